@@ -248,8 +248,10 @@ pub struct StoredLabels<'a>(&'a [u8]);
 impl<'a> StoredLabels<'a> {
     pub fn iter(self) -> impl Iterator<Item = (&'a str, &'a str)> {
         let mut rest = Reader(self.0);
-        // Every one was read when this was made.
-        std::iter::from_fn(move || rest.text().ok().zip(rest.text().ok()))
+        // Every one was read when this was made. The end is looked for, since an error has a text of its own to be made.
+        std::iter::from_fn(
+            move || if rest.is_empty() { None } else { rest.text().ok().zip(rest.text().ok()) },
+        )
     }
 
     pub fn get(self, key: &str) -> Option<&'a str> {

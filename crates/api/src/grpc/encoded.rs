@@ -11,7 +11,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use bytes::BufMut;
+use bytes::BufMut as _;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use tonic::Status;
@@ -92,8 +92,8 @@ impl Fields<'_> {
     pub fn bytes(&mut self, number: u32, bytes: &[u8]) {
         if !bytes.is_empty() {
             encode_key(number, WireType::LengthDelimited, self.0);
-            encode_varint(bytes.len() as u64, self.0);
-            self.0.put_slice(bytes);
+            varint(bytes.len() as u64, self.0);
+            self.0.extend_from_slice(bytes);
         }
     }
 
@@ -101,7 +101,7 @@ impl Fields<'_> {
     pub fn integer(&mut self, number: u32, value: i64) {
         if value != 0 {
             encode_key(number, WireType::Varint, self.0);
-            encode_varint(value as u64, self.0);
+            varint(value as u64, self.0);
         }
     }
 
@@ -113,6 +113,10 @@ impl Fields<'_> {
         self.0.push(0);
         write(&mut Fields(self.0));
         let len = self.0.len() - start - 1;
+        if let Ok(short @ ..0x80) = u8::try_from(len) {
+            self.0[start] = short;
+            return;
+        }
         let mut prefix = [0; 10];
         encode_varint(len as u64, &mut &mut prefix[..]);
         self.0.splice(start..=start, prefix[..encoded_len_varint(len as u64)].iter().copied());
@@ -124,6 +128,14 @@ impl Fields<'_> {
             entry.text(1, key);
             entry.text(2, value);
         });
+    }
+}
+
+/// Most numbers are short, and a list has a million of them.
+fn varint(value: u64, to: &mut Vec<u8>) {
+    match u8::try_from(value) {
+        Ok(short @ ..0x80) => to.push(short),
+        _ => encode_varint(value, to),
     }
 }
 
