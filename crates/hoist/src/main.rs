@@ -15,6 +15,8 @@
 //! ```
 //!
 //! The choice is made before any thread starts: the OCI runtime clones and must be alone.
+//!
+//! `cargo xtask build` links the C library into it, so that the one file runs on every distribution.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -23,6 +25,9 @@ use std::process::ExitCode;
 mod embedded;
 
 fn main() -> ExitCode {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    linux::names::resolve_without_plugins();
+
     let mut args: Vec<OsString> = std::env::args_os().collect();
     let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_owned();
     let first_word = args.get(1).cloned().unwrap_or_default();

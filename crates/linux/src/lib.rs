@@ -11,6 +11,7 @@
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
 //! - [`release()`]: the kernel's version.
+//! - `names`: how the C library looks for hosts.
 
 pub mod beneath;
 pub mod cap;
@@ -24,6 +25,8 @@ pub mod idmap;
 pub mod loopdev;
 pub mod memory;
 pub mod mount;
+#[cfg(target_env = "gnu")]
+pub mod names;
 pub mod netlink;
 pub mod nft;
 pub mod ns;

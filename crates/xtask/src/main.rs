@@ -85,8 +85,12 @@ fn build() -> Outcome<PathBuf> {
     step("build the shim and hello", &mut small)?;
 
     let built = target_dir().join(target).join("shim");
-    let mut hoist = cargo("build");
-    hoist.args(["--release", "--package", "hoist"]);
+    let mut hoist = cargo("rustc");
+    hoist.args(["--release", "--package", "hoist", "--bin", "hoist"]);
+    if has_static_libc() {
+        // With the C library inside: one file that runs on every distribution, and starts without a loader.
+        hoist.args(["--", "-C", "target-feature=+crt-static"]);
+    }
     hoist
         .env("HOIST_SHIM", built.join("containerd-shim-hoist-v2"))
         .env("HOIST_HELLO", built.join("hoist-hello"));
@@ -105,6 +109,13 @@ fn static_target() -> &'static str {
     // Not an error if this fails: without rustup, or without network, glibc does.
     let _ = Command::new("rustup").args(["target", "add", MUSL]).status();
     if installed() { MUSL } else { "x86_64-unknown-linux-gnu" }
+}
+
+/// Whether the C library can be linked in: Debian has `libc.a` with its headers, Fedora in a package of its own.
+fn has_static_libc() -> bool {
+    let found = Command::new("cc").arg("-print-file-name=libc.a").output();
+    // What is not found is printed as it was asked for.
+    found.is_ok_and(|found| String::from_utf8_lossy(&found.stdout).contains('/'))
 }
 
 fn run(words: &[String]) -> Outcome {

@@ -73,7 +73,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     ),
     (7, "cli", &["client", "api", "cdi", "image", "linux", "registry", "diff"]),
     (8, "hello", &["linux"]),
-    (8, "hoist", &["cli", "daemon", "runtime"]),
+    (8, "hoist", &["cli", "daemon", "linux", "runtime"]),
     (
         9,
         "fuzzed",

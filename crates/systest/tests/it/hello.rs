@@ -51,6 +51,20 @@ fn the_command_line_starts_a_daemon_when_none_listens() {
     assert_eq!(told.len(), 1, "one line says that a daemon was started\n{finished}");
 }
 
+/// A system that has nothing, not even a C library, runs it: what is copied there is one file.
+#[test]
+fn the_program_needs_no_other_file() {
+    let program = hoist_program();
+    if program.parent().and_then(|dir| dir.file_name()).is_none_or(|dir| dir != "release") {
+        println!("skipped: the C library is inside what `cargo xtask build` makes; try: cargo xtask test");
+        return;
+    }
+    let system = tempfile::TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
+    fs::copy(program, system.path().join("hoist")).expect("room for the program");
+    let finished = run(Command::new("chroot").arg(system.path()).args(["/hoist", "--version"])).ok();
+    assert!(finished.stdout.starts_with("hoist "), "{finished}");
+}
+
 #[test]
 fn a_run_tells_where_its_time_went() {
     let daemon = Daemon::start();
