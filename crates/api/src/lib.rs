@@ -3,6 +3,7 @@
 //! - [`engine`]: our own service, for people.
 //! - [`grpc`]: containerd's API, served by the daemon.
 //! - [`otlp`]: spans for a collector of traces.
+//! - [`pprof`]: profiles for `go tool pprof`.
 //! - [`shim`]: what containerd and its shims say to each other.
 //! - [`services`]: the table of gRPC services and their calls.
 //!
@@ -13,5 +14,6 @@
 pub mod engine;
 pub mod grpc;
 pub mod otlp;
+pub mod pprof;
 pub mod services;
 pub mod shim;

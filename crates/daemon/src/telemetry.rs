@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! metrics.address (TCP)   GET /v1/metrics
-//! debug.address (socket)  GET /v1/metrics, /debug/vars, /debug/threads
+//! debug.address (socket)  GET /v1/metrics, /debug/vars, /debug/threads, /debug/pprof/profile
 //! ```
 //!
 //! Names are containerd's, and those of Go's Prometheus middleware for gRPC; both are off without an address.
-//! There are no profiles as Go's: a profiler from outside (`perf`) sees as much of a program in Rust.
+//! Of Go's profiles there is that of the processors; the others are of its own runtime.
 //!
 //! - `calls`: counts of gRPC calls.
 //! - `ends`: when a call ends.
@@ -14,6 +14,7 @@
 //! - `http`: the server.
 //! - `passed`: messages of calls.
 //! - `process`: the daemon as the kernel sees it.
+//! - `profile`: where it spends processor time.
 //! - `text`: the exposition format.
 //! - `times`: how long something took, in classes.
 
@@ -23,6 +24,7 @@ pub(crate) mod ends;
 mod http;
 mod passed;
 mod process;
+mod profile;
 mod text;
 mod times;
 

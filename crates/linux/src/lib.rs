@@ -6,6 +6,7 @@
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`], [`passing`],
 //!   [`pipe`]: processes, what they may do, and what they hand each other.
+//! - [`sampling`]: where this process spends its time.
 //! - [`device`]: device nodes.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
@@ -40,6 +41,7 @@ pub mod procfs;
 pub mod recipe;
 mod release;
 pub mod removal;
+pub mod sampling;
 pub mod sealed;
 pub mod search;
 pub mod seccomp;

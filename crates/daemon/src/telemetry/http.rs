@@ -12,9 +12,9 @@ use hyper::rt::{Read, Write};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
-use types::{Context, Result};
+use types::{Context, Error, ErrorKind, Result};
 
-use super::{Sources, process};
+use super::{Sources, process, profile};
 use crate::config::{Config, DebugSocket};
 use crate::listen;
 
@@ -92,22 +92,46 @@ async fn answer<B>(request: &Request<B>, door: Door, sources: &Sources) -> Respo
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
     const JSON: &str = "application/json; charset=utf-8";
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is served here\n".to_owned());
+        return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is served here\n");
     }
     match (request.uri().path(), door) {
         ("/v1/metrics", _) => page(StatusCode::OK, TEXT, sources.metrics().await),
         ("/debug/vars", Door::Debug) => page(StatusCode::OK, JSON, process::variables().to_string()),
         ("/debug/threads", Door::Debug) => page(StatusCode::OK, JSON, process::threads().to_string()),
-        (_, Door::Metrics) => page(StatusCode::NOT_FOUND, TEXT, "try /v1/metrics\n".to_owned()),
+        ("/debug/pprof/profile", Door::Debug) => match processors(request.uri().query()).await {
+            Ok(profile) => page(StatusCode::OK, "application/octet-stream", profile),
+            Err(error) => page(refusal(&error), TEXT, format!("{error}\n")),
+        },
+        (_, Door::Metrics) => page(StatusCode::NOT_FOUND, TEXT, "try /v1/metrics\n"),
         (_, Door::Debug) => {
-            let pages = "try /v1/metrics, /debug/vars, /debug/threads\n";
-            page(StatusCode::NOT_FOUND, TEXT, pages.to_owned())
+            let pages = "try /v1/metrics, /debug/vars, /debug/threads, /debug/pprof/profile?seconds=30\n";
+            page(StatusCode::NOT_FOUND, TEXT, pages)
         }
     }
 }
 
-fn page(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+/// A profile of so many seconds as the query says.
+async fn processors(query: Option<&str>) -> Result<Vec<u8>> {
+    let asked = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("seconds="));
+    let seconds = asked.map_or(Ok(profile::SECONDS), str::parse);
+    let seconds =
+        seconds.ok().filter(|seconds| (1..=profile::SECONDS_MAX).contains(seconds)).ok_or_else(|| {
+            let (asked, max) = (asked.unwrap_or_default(), profile::SECONDS_MAX);
+            Error::invalid_argument(format!("seconds={asked}: it must be a number from 1 to {max}"))
+        })?;
+    profile::of_processors(seconds, profile::turn()?).await
+}
+
+fn refusal(error: &Error) -> StatusCode {
+    match error.kind() {
+        ErrorKind::InvalidArgument => StatusCode::BAD_REQUEST,
+        ErrorKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn page(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
     response

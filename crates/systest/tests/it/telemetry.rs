@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use api::pprof::Profile;
+use prost::Message as _;
 use serde_json::Value;
 use testkit::{Containerd, Daemon, eventually, images, run};
 
@@ -13,8 +17,9 @@ use crate::cgroups::HIERARCHIES;
 fn ask(mut stream: impl Read + Write, path: &str) -> (u16, String) {
     // In this version answers are whole, and not in pieces with their lengths between them.
     write!(stream, "GET {path} HTTP/1.0\r\nHost: daemon\r\n\r\n").expect("the daemon listens");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("the daemon answers");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the daemon answers");
+    let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
     (status, body.to_owned())
@@ -173,6 +178,70 @@ fn the_debug_socket_shows_threads_and_memory_to_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt;
     let mode = std::fs::metadata(&socket).expect("the socket is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
+    drop(daemon);
+    std::fs::remove_file(&socket).expect("the socket's file is left, as the API's is");
+}
+
+/// As Debian's `ctr` asks, while the daemon has something to do.
+#[test]
+fn a_profile_shows_where_the_daemon_spends_its_time() {
+    let socket = std::path::PathBuf::from(format!("/tmp/ht-profile-{}.sock", std::process::id()));
+    let daemon = Daemon::start_with(&[], &format!("[debug]\naddress = {socket:?}\n"));
+    let get = |path: &str| ask(UnixStream::connect(&socket).expect("the daemon listens"), path);
+    for refused in ["seconds=0", "seconds=301", "seconds=soon", "seconds="] {
+        let (status, why) = get(&format!("/debug/pprof/profile?{refused}"));
+        assert_eq!(status, 400, "{refused}: {why}");
+        assert!(why.contains("from 1 to 300"), "{why}");
+    }
+    // Somebody who leaves takes nothing along.
+    let mut left = UnixStream::connect(&socket).expect("the daemon listens");
+    left.write_all(b"GET /debug/pprof/profile?seconds=300 HTTP/1.1\r\nhost: x\r\n\r\n").expect("a request");
+    let status = || get("/debug/pprof/profile?seconds=1").0;
+    eventually("one profile is made at a time", || (status() == 503).then_some(()));
+    drop(left);
+    eventually("it is given up", || (status() == 200).then_some(()));
+
+    let stop = AtomicBool::new(false);
+    let profile = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                get("/v1/metrics");
+            }
+        });
+        let words =
+            ["pprof", "--debug-socket", socket.to_str().expect("a path in UTF-8"), "profile", "-s", "2s"];
+        let output = Command::new("ctr").args(words).output().expect("ctr is installed");
+        stop.store(true, Ordering::Relaxed);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Profile::decode(&*output.stdout).expect("a profile")
+    });
+    let text = |number: i64| profile.string_table[number as usize].as_str();
+    assert_eq!(
+        (text(profile.sample_type[1].r#type), text(profile.sample_type[1].unit)),
+        ("cpu", "nanoseconds")
+    );
+    assert_eq!((profile.period, profile.duration_nanos), (10_000_000, 2_000_000_000));
+    let program = testkit::hoist_program();
+    let of_program: Vec<u64> = profile
+        .mapping
+        .iter()
+        .filter(|mapping| std::path::Path::new(text(mapping.filename)) == program)
+        .map(|mapping| mapping.id)
+        .collect();
+    let is_in_program = |id: u64| {
+        let location = &profile.location[id as usize - 1];
+        of_program.contains(&location.mapping_id)
+    };
+    let in_program: i64 = profile
+        .sample
+        .iter()
+        .filter(|sample| sample.location_id.iter().all(|id| is_in_program(*id)))
+        .map(|sample| sample.value[0])
+        .sum();
+    assert!(in_program > 0, "{profile:?}");
+    let threads: BTreeSet<&str> =
+        profile.sample.iter().flat_map(|sample| &sample.label).map(|label| text(label.str)).collect();
+    assert!(threads.iter().any(|name| name.starts_with("tokio")), "{threads:?}");
     drop(daemon);
     std::fs::remove_file(&socket).expect("the socket's file is left, as the API's is");
 }
