@@ -90,6 +90,15 @@ impl NsKind {
     }
 }
 
+/// Whether `file` is the namespace of this kind that the calling process is in.
+pub fn is_current(file: BorrowedFd<'_>, kind: NsKind) -> Result<bool> {
+    let path = format!("/proc/self/ns/{}", kind.file_name());
+    let current = rustix::fs::stat(&path).map_err(io::Error::from).context(|| path)?;
+    let file = rustix::fs::fstat(file).map_err(io::Error::from).context(|| "look at a namespace")?;
+    // ioctl_ns(2): the two numbers together name a namespace.
+    Ok((file.st_dev, file.st_ino) == (current.st_dev, current.st_ino))
+}
+
 /// Moves the calling thread into the namespace that `file` is. A pid namespace is entered by children only.
 pub fn join(file: BorrowedFd<'_>, kind: NsKind) -> Result<()> {
     let link_type = match kind {

@@ -272,7 +272,7 @@ impl<'a> Maker<'a> {
         let rootfs = rootfs_path(&spec, &bundle)?;
         let none = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&none);
-        let namespaces = Namespaces::of(&linux.namespaces)?;
+        let namespaces = Namespaces::of(&spec)?;
         let scope =
             if options.systemd_cgroup { Some(Scope::parse(&linux.cgroups_path, options.id)?) } else { None };
         let cgroup = match &scope {

@@ -4,8 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use linux::ns::NsKind;
-use types::spec::runtime::{Hooks, LinuxNamespace, LinuxSeccomp, Spec};
+use linux::ns::{self, NsKind};
+use types::spec::runtime::{Hooks, LinuxNamespace, LinuxSeccomp, Process, Spec};
 use types::{Context, Error, Result};
 
 use crate::{hooks, net_devices};
@@ -29,10 +29,11 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    pub(crate) fn of(spec: &[LinuxNamespace]) -> Result<Namespaces> {
+    /// Opens those that are joined, and refuses what the spec would set in one that the caller is in too.
+    pub(crate) fn of(spec: &Spec) -> Result<Namespaces> {
         let mut namespaces = Namespaces { new: Vec::new(), joined: Vec::new() };
         let mut seen = Vec::new();
-        for namespace in spec {
+        for namespace in spec.linux.iter().flat_map(|linux| &linux.namespaces) {
             let kind = NsKind::from_name(&namespace.kind)?;
             if seen.contains(&kind) {
                 return Err(Error::invalid_argument(format!("namespace {} is listed twice", kind.name())));
@@ -46,7 +47,19 @@ impl Namespaces {
         }
         // The user namespace owns the others, so it is entered first.
         namespaces.joined.sort_by_key(|(kind, _)| *kind);
+        check_settings(spec, &namespaces.own()?)?;
         Ok(namespaces)
+    }
+
+    /// Those that the caller is not in. One that is joined may be the caller's, whatever its path.
+    fn own(&self) -> Result<Vec<NsKind>> {
+        let mut own = self.new.clone();
+        for (kind, file) in &self.joined {
+            if !ns::is_current(file.as_fd(), *kind)? {
+                own.push(*kind);
+            }
+        }
+        Ok(own)
     }
 
     pub(crate) fn is_new(&self, kind: NsKind) -> bool {
@@ -145,38 +158,50 @@ fn check(spec: &Spec) -> Result<()> {
     }
     let Some(process) = &spec.process else { return bad("process is missing".into()) };
     check_process(process)?;
-    let has = |kind: &str| spec.namespace(kind).is_some();
-    if !has("mount") {
+    if spec.namespace("mount").is_none() {
         return bad("a container needs a mount namespace of its own".into());
     }
-    if !spec.hostname.is_empty() && !has("uts") {
-        return bad("hostname needs a uts namespace".into());
-    }
-    let linux = spec.linux.as_ref();
-    if linux.is_some_and(|linux| !linux.uid_mappings.is_empty()) && !has("user") {
-        return bad("uidMappings need a user namespace".into());
+    if let Some(linux) = &spec.linux {
+        if !linux.uid_mappings.is_empty() && spec.namespace("user").is_none() {
+            return bad("uidMappings need a user namespace".into());
+        }
+        net_devices::check(&linux.net_devices)?;
     }
     for mount in &spec.mounts {
         if mount.destination.is_empty() {
             return bad(format!("a mount of {:?} has no destination", mount.source));
         }
     }
-    for key in linux.iter().flat_map(|linux| linux.sysctl.keys()) {
-        check_sysctl(key, &has)?;
-    }
     if let Some(hooks) = &spec.hooks {
         hooks::check(hooks)?;
-    }
-    if let Some(devices) = linux.map(|linux| &linux.net_devices).filter(|devices| !devices.is_empty()) {
-        if !has("network") {
-            return bad("netDevices need a network namespace".into());
-        }
-        net_devices::check(devices)?;
     }
     Ok(())
 }
 
-pub(crate) fn check_process(process: &types::spec::runtime::Process) -> Result<()> {
+/// Refuses names, sysctls and devices for namespaces that are not the container's own.
+fn check_settings(spec: &Spec, own: &[NsKind]) -> Result<()> {
+    let need = |what: &str, kind: NsKind| {
+        if own.contains(&kind) {
+            return Ok(());
+        }
+        let kind = kind.name();
+        Err(Error::invalid_argument(format!("{what} needs a {kind} namespace of the container's own")))
+    };
+    if !spec.hostname.is_empty() {
+        need("hostname", NsKind::Uts)?;
+    }
+    if !spec.domainname.is_empty() {
+        need("domainname", NsKind::Uts)?;
+    }
+    let Some(linux) = &spec.linux else { return Ok(()) };
+    if !linux.net_devices.is_empty() {
+        need("netDevices", NsKind::Network)?;
+    }
+    let has = |name: &str| own.iter().any(|kind| kind.name() == name);
+    linux.sysctl.keys().try_for_each(|key| check_sysctl(key, &has))
+}
+
+pub(crate) fn check_process(process: &Process) -> Result<()> {
     let bad = |why: &str| Err(Error::invalid_argument(why));
     if process.args.is_empty() {
         return bad("process.args is empty: there is nothing to run");

@@ -105,8 +105,7 @@ impl<'a> Restore<'a> {
         bundle: PathBuf,
     ) -> Result<Restore<'a>> {
         let rootfs = rootfs_path(&spec, &bundle)?;
-        let linux = spec.linux.clone().unwrap_or_default();
-        let namespaces = Namespaces::of(&linux.namespaces)?;
+        let namespaces = Namespaces::of(&spec)?;
         if namespaces.joined(NsKind::Cgroup).is_some() {
             return Err(Error::unimplemented("criu cannot join a cgroup namespace"));
         }

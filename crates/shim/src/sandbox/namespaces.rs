@@ -51,14 +51,15 @@ impl Namespaces {
     fn enter_all(&mut self, spec: &Spec, netns: &str, place: &Path) -> Result<()> {
         let wanted = Wanted::of(spec, netns)?;
         let has = |name: &str| wanted.new.iter().any(|kind| kind.name() == name);
-        let sysctls = spec.linux.as_ref().map(|linux| &linux.sysctl);
-        for key in sysctls.iter().flat_map(|sysctls| sysctls.keys()) {
-            // The network may have been made for this pod by somebody else.
-            runtime::check_sysctl(key, &|name| has(name) || name == "network" && !netns.is_empty())?;
-        }
         // Before a user namespace is made, from which they could not be joined.
         for (kind, path) in &wanted.joined {
             self.enter_one(*kind, Some(path))?;
+        }
+        // The network may have been made for this pod by somebody else, or be the host's.
+        let has_network = !netns.is_empty() && self.has_left(NsKind::Network)?;
+        let sysctls = spec.linux.as_ref().map(|linux| &linux.sysctl);
+        for key in sysctls.iter().flat_map(|sysctls| sysctls.keys()) {
+            runtime::check_sysctl(key, &|name| has(name) || name == "network" && has_network)?;
         }
         let settle = || {
             if has("uts") && !spec.hostname.is_empty() {
@@ -96,6 +97,12 @@ impl Namespaces {
 
     pub(super) fn holder(&self) -> Option<&Holder> {
         self.holder.as_ref()
+    }
+
+    /// Whether the shim is in another namespace of this kind than it was.
+    fn has_left(&self, kind: NsKind) -> Result<bool> {
+        let Some(moved) = self.moved.iter().find(|moved| moved.kind == kind) else { return Ok(false) };
+        ns::is_current(moved.host.as_fd(), kind).map(|is_home| !is_home)
     }
 
     fn enter_one(&mut self, kind: NsKind, path: Option<&str>) -> Result<()> {

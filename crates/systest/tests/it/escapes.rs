@@ -165,7 +165,7 @@ fn descriptors_of_the_host_lead_nowhere() {
     }
 }
 
-/// Runs with a directory of the host open under every number that a careless runtime could pass on.
+/// Runs a bundle with a directory of the host open under every number that a careless runtime could pass on.
 fn with_leaked_directory(runtime: &Runtime, bundle: &TempDir, host: &Path) -> Finished {
     let path = bundle.path().display().to_string();
     let ours = runtime.command(&["run", "--bundle", &path, &runtime.id("leak")]);
@@ -821,6 +821,77 @@ fn sysctls_of_the_host_are_refused() {
         script(spec, attack);
     });
     assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
+}
+
+/// Names and sysctls of a namespace that is the caller's own, unlisted or by its path. The caller has namespaces that
+/// are not the machine's, in case they are set after all.
+#[test]
+fn namespaces_of_the_caller_are_not_the_containers_to_set() {
+    type Change = fn(&mut Value);
+    let rows: [(&str, &str, Change, &str); 7] = [
+        (
+            "network",
+            "/proc/self/ns/net",
+            |spec| spec["linux"]["sysctl"] = json!({"net.ipv4.ip_default_ttl": "11"}),
+            "sysctl net.ipv4.ip_default_ttl needs a network namespace",
+        ),
+        (
+            "ipc",
+            "/proc/self/ns/ipc",
+            |spec| spec["linux"]["sysctl"] = json!({"kernel.msgmax": "11"}),
+            "sysctl kernel.msgmax needs a ipc namespace",
+        ),
+        (
+            "uts",
+            "/proc/self/ns/uts",
+            |spec| spec["linux"]["sysctl"] = json!({"kernel.domainname": "evil"}),
+            "sysctl kernel.domainname needs a uts namespace",
+        ),
+        (
+            "user",
+            "/proc/self/ns/user",
+            |spec| spec["linux"]["sysctl"] = json!({"user.max_time_namespaces": "11"}),
+            "sysctl user.max_time_namespaces needs a user namespace",
+        ),
+        (
+            "uts",
+            "/proc/self/ns/uts",
+            |spec| spec["hostname"] = json!("evil"),
+            "hostname needs a uts namespace",
+        ),
+        (
+            "uts",
+            "/proc/self/ns/uts",
+            |spec| spec["domainname"] = json!("evil"),
+            "domainname needs a uts namespace",
+        ),
+        ("uts", "", |spec| spec["domainname"] = json!("evil"), "domainname needs a uts namespace"),
+    ];
+    let runtime = Runtime::ours();
+    for (kind, path, change, words) in rows {
+        let bundle = bundle(|spec| {
+            spec["hostname"] = json!("");
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            namespaces.retain(|namespace| namespace["type"] != kind);
+            if !path.is_empty() {
+                namespaces.push(json!({"type": kind, "path": path}));
+            }
+            change(spec);
+            script(spec, "true");
+        });
+        let bundle_path = bundle.path().display().to_string();
+        let ours = runtime.command(&["run", "--bundle", &bundle_path, &runtime.id("caller")]);
+        let look = "cat /proc/sys/net/ipv4/ip_default_ttl /proc/sys/kernel/msgmax /proc/sys/kernel/hostname \
+                    /proc/sys/kernel/domainname; ";
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "--ipc", "--uts", "sh", "-c"]);
+        unshare.arg(format!("{look} \"$@\"; code=$?; echo ---; {look} exit $code")).arg("sh");
+        unshare.arg(ours.get_program()).args(ours.get_args()).stdin(Stdio::null());
+        let done = run(&mut unshare).expect_code(1).expect_stderr(words);
+        let (before, after) = done.stdout.split_once("---\n").expect("both looks");
+        assert_eq!(before, after, "{kind} {path:?}");
+        assert!(before.starts_with("64\n"), "{before}");
+    }
 }
 
 /// CVE-2018-10892 (`/proc/acpi`), CVE-2019-14891, the keys of others, thermal data: what `/proc` and `/sys`

@@ -631,6 +631,15 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
                 Code::InvalidArgument,
                 with(&|asked| asked.sandbox = linux(json!({ "sysctl": { "net.ipv4.ip_forward": "1" } }))),
             ),
+            // The host's network, by a path: it is as it is.
+            (
+                Code::InvalidArgument,
+                with(&|asked| {
+                    asked.netns_path = "/proc/self/ns/net".into();
+                    let as_it_is = fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+                    asked.sandbox = linux(json!({ "sysctl": { "net.ipv4.ip_forward": as_it_is.trim() } }));
+                }),
+            ),
             (Code::InvalidArgument, with(&|asked| asked.sandbox = linux(json!({ "cgroupsPath": "a:b:c" })))),
             // Debian's shim has no sandboxes.
             (Code::Unimplemented, with(&|asked| asked.sandbox = runtime("io.containerd.runc.v2"))),
