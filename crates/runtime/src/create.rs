@@ -31,7 +31,7 @@ use crate::channel::{Channel, Message};
 use crate::container::Container;
 use crate::fork::Fork;
 use crate::labels::{Labels, MountLabel};
-use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
+use crate::plan::{Namespaces, Stdio, doubts, read_spec, real_path, rootfs_path};
 use crate::program::{self, Outfit};
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
@@ -284,7 +284,8 @@ impl<'a> Maker<'a> {
         }
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let process = spec.process.as_ref().expect("checked when the spec was read");
-        let (labels, warnings) = Labels::of(process);
+        let (labels, mut warnings) = Labels::of(process);
+        warnings.extend(doubts(&spec));
         let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
         let (personality, memory_policy) = (linux.personality.clone(), linux.memory_policy.clone());
         Ok(Plan {

@@ -34,7 +34,7 @@ use crate::channel::{Channel, Message};
 use crate::container::Container;
 use crate::entering::{self, Plan};
 use crate::labels::Labels;
-use crate::plan::{Stdio, check_process};
+use crate::plan::{Stdio, check_process, unknown_capabilities};
 use crate::program::{self, Filter, Outfit};
 use crate::scheduling;
 use crate::state::{FILTER, Status};
@@ -133,7 +133,8 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     if init.has_ended() {
         return Err(Error::not_found("process already finished"));
     }
-    let (labels, warnings) = Labels::of(process);
+    let (labels, mut warnings) = Labels::of(process);
+    warnings.extend(unknown_capabilities(process));
     let plan = Plan {
         process,
         kinds,

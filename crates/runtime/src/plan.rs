@@ -1,14 +1,16 @@
 //! What is decided before the clone, so that the child has only to act: the checked spec, opened
 //! descriptors, compiled filters.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use linux::cap;
 use linux::ns::{self, NsKind};
 use types::spec::runtime::{Hooks, LinuxNamespace, LinuxSeccomp, Process, Spec};
 use types::{Context, Error, Result};
 
-use crate::{hooks, net_devices};
+use crate::{hooks, net_devices, scheduling};
 
 /// Standard input, output and error of a process.
 pub enum Stdio {
@@ -162,8 +164,16 @@ fn check(spec: &Spec) -> Result<()> {
         return bad("a container needs a mount namespace of its own".into());
     }
     if let Some(linux) = &spec.linux {
-        if !linux.uid_mappings.is_empty() && spec.namespace("user").is_none() {
-            return bad("uidMappings need a user namespace".into());
+        let is_new = |kind: &str| spec.namespace(kind).is_some_and(|namespace| namespace.path.is_empty());
+        let is_mapped = !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty();
+        if is_mapped && spec.namespace("user").is_none() {
+            return bad("uidMappings and gidMappings need a user namespace".into());
+        }
+        if is_new("user") && (linux.uid_mappings.is_empty() || linux.gid_mappings.is_empty()) {
+            return bad("a user namespace needs uidMappings and gidMappings".into());
+        }
+        if !is_new("time") && !linux.time_offsets.is_empty() {
+            return bad("timeOffsets need a time namespace of the container's own".into());
         }
         net_devices::check(&linux.net_devices)?;
     }
@@ -201,6 +211,26 @@ fn check_settings(spec: &Spec, own: &[NsKind]) -> Result<()> {
     linux.sysctl.keys().try_for_each(|key| check_sysctl(key, &has))
 }
 
+/// What is done although it is likely not meant.
+pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
+    let relative = spec.mounts.iter().filter(|mount| !Path::new(&mount.destination).is_absolute());
+    let relative = relative.map(|mount| {
+        format!("mount destination {} is not absolute; it is taken from the root", mount.destination)
+    });
+    let unknown = spec.process.as_ref().and_then(unknown_capabilities);
+    relative.chain(unknown).collect()
+}
+
+/// A warning of capabilities that this version does not know.
+pub(crate) fn unknown_capabilities(process: &Process) -> Option<String> {
+    let all = process.capabilities.as_ref()?;
+    let sets = [&all.bounding, &all.effective, &all.inheritable, &all.permitted, &all.ambient];
+    let names = sets.into_iter().flatten().map(String::as_str);
+    let unknown: BTreeSet<&str> = names.filter(|name| cap::number(name).is_none()).collect();
+    let unknown: Vec<&str> = unknown.into_iter().collect();
+    (!unknown.is_empty()).then(|| format!("unknown capabilities are left out: {}", unknown.join(" ")))
+}
+
 pub(crate) fn check_process(process: &Process) -> Result<()> {
     let bad = |why: &str| Err(Error::invalid_argument(why));
     if process.args.is_empty() {
@@ -221,7 +251,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     if let Some(entry) = process.env.iter().find(|entry| matches!(entry.find('='), None | Some(0))) {
         return bad(&format!("process.env has {entry:?}, which is not NAME=VALUE"));
     }
-    Ok(())
+    scheduling::check(process)
 }
 
 /// Only what a namespace of the container separates may be set; the rest is the host's.

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use types::spec::runtime::{IoPriority, MemoryPolicy, Personality, Scheduler};
+use types::spec::runtime::{IoPriority, MemoryPolicy, Personality, Process, Scheduler};
 use types::{Context, Error, Result};
 
 /// Most processors and memory nodes that a list may name.
@@ -52,6 +52,31 @@ pub(crate) const MEMORY_FLAGS: [(&str, u32); 3] = [
     ("MPOL_F_RELATIVE_NODES", 1 << 14),
     ("MPOL_F_STATIC_NODES", 1 << 15),
 ];
+
+/// Refuses numbers that the kernel would cut down or pass over (sched_setattr(2), ioprio_set(2)).
+pub(crate) fn check(process: &Process) -> Result<()> {
+    let bad = |why: String| Err(Error::invalid_argument(why));
+    if let Some(scheduler) = &process.scheduler {
+        let Scheduler { policy, nice, priority, runtime, deadline, period, .. } = scheduler;
+        let is = |policies: &[&str]| policies.contains(&policy.as_str());
+        if is(&["SCHED_OTHER", "SCHED_BATCH"]) && !(-20..=19).contains(nice) {
+            return bad(format!("scheduler.nice {nice} is not from -20 to 19"));
+        }
+        if *priority != 0 && !is(&["SCHED_FIFO", "SCHED_RR"]) {
+            return bad(format!("scheduler.priority is for SCHED_FIFO and SCHED_RR, not for {policy}"));
+        }
+        if (*runtime, *deadline, *period) != (0, 0, 0) && !is(&["SCHED_DEADLINE"]) {
+            let why = "scheduler.runtime, deadline and period are for SCHED_DEADLINE";
+            return bad(format!("{why}, not for {policy}"));
+        }
+    }
+    match &process.io_priority {
+        Some(IoPriority { priority, .. }) if !(0..=7).contains(priority) => {
+            bad(format!("ioPriority {priority} is not from 0 to 7"))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// The value of a word of the specification.
 fn value<T: Copy>(words: &[(&str, T)], word: &str, what: &str) -> Result<T> {

@@ -150,6 +150,10 @@ fn verdict(action: &str, errno: Option<u32>) -> Result<u32> {
     }
     match ACTIONS.iter().find(|(known, _)| *known == action) {
         Some((_, verdict @ (ERRNO | TRACE))) => Ok(verdict | number),
+        // `config-linux.md`, "Seccomp": it is an error.
+        Some(_) if errno.is_some() => {
+            Err(Error::invalid_argument(format!("seccomp action {action} has no errnoRet")))
+        }
         Some((_, verdict)) => Ok(*verdict),
         None => Err(Error::invalid_argument(format!("seccomp action {action:?}"))),
     }
@@ -190,6 +194,12 @@ struct Rule {
 impl Rule {
     fn read(rule: &SeccompRule) -> Result<Rule> {
         let verdict = verdict(&rule.action, rule.errno_ret)?;
+        if rule.names.is_empty() || rule.names.iter().any(String::is_empty) {
+            return Err(Error::invalid_argument(format!(
+                "a seccomp rule of {} names no system call",
+                rule.action
+            )));
+        }
         if verdict == NOTIFY && rule.names.iter().any(|name| name == "write") {
             // Telling the supervisor's descriptor to anyone takes a write.
             return Err(Error::invalid_argument("seccomp action SCMP_ACT_NOTIFY cannot be for write"));

@@ -1,11 +1,12 @@
 //! `/dev`: the devices that every container has, those of the spec, and links.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use linux::mount;
-use rustix::fs::{FileType, Mode, makedev, mknodat, symlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, makedev, mknodat, statat, symlinkat};
 use types::spec::runtime::{LinuxDevice, Spec};
 use types::{Context, Error, Result};
 
@@ -56,11 +57,13 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
         gid: None,
     });
     let extra = spec.linux.as_ref().map_or(&[][..], |linux| &linux.devices);
-    let wanted =
-        standard.iter().filter(|device| !extra.iter().any(|other| other.path == device.path)).chain(extra);
+    let standard = standard.iter().filter(|device| !extra.iter().any(|other| other.path == device.path));
+    let wanted = standard
+        .map(|device| (device, IfThere::Keep))
+        .chain(extra.iter().map(|device| (device, IfThere::Compare)));
     let dev = root.inside.make_dirs(Path::new("/dev"), 0o755)?;
-    for device in wanted {
-        make_device(root, dev.as_fd(), device, in_user_namespace)
+    for (device, if_there) in wanted {
+        make_device(root, dev.as_fd(), device, if_there, in_user_namespace)
             .map_err(|error| error.context(format!("make device {}", device.path)))?;
     }
     // As runc does, where the kernel has such a file at all; it is masked.
@@ -74,11 +77,21 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
     Ok(())
 }
 
+/// What is done with a file that is where a device would be.
+#[derive(Clone, Copy)]
+enum IfThere {
+    /// The image has a `/dev` of its own.
+    Keep,
+    /// `config-linux.md`, "Devices": it is the device, or else an error.
+    Compare,
+}
+
 /// Makes a device, most of which are in `/dev`, which is open.
 fn make_device(
     root: &Root,
     dev: BorrowedFd<'_>,
     device: &LinuxDevice,
+    if_there: IfThere,
     in_user_namespace: bool,
 ) -> Result<()> {
     let path = Path::new(&device.path);
@@ -109,18 +122,31 @@ fn make_device(
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
     match mknodat(dir, name, kind, mode, number) {
         Ok(()) => {}
-        Err(rustix::io::Errno::EXIST) => return Ok(()),
+        Err(rustix::io::Errno::EXIST) => {
+            return match if_there {
+                IfThere::Compare if !is_device(dir, name, kind, number)? => {
+                    Err(Error::failed_precondition("something else is there"))
+                }
+                _ => Ok(()),
+            };
+        }
         Err(rustix::io::Errno::PERM) => return bind_device(root, device),
         Err(errno) => return Err(io::Error::from(errno)).context(|| "mknod"),
     }
     let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     if (uid, gid) != (0, 0) {
         let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-        rustix::fs::chownat(dir, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(io::Error::from)
             .context(|| "chown")?;
     }
     Ok(())
+}
+
+fn is_device(dir: BorrowedFd<'_>, name: &OsStr, kind: FileType, number: u64) -> Result<bool> {
+    let there = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from).context(|| "stat")?;
+    let is_kind = FileType::from_raw_mode(there.st_mode) == kind;
+    Ok(is_kind && (kind == FileType::Fifo || there.st_rdev == number))
 }
 
 /// Where no node may be made, the host's is shown.

@@ -1,8 +1,11 @@
 //! Nodes that the spec asks for (`linux.devices`), beside Debian's runc.
 
-use serde_json::{Value, json};
+use std::process::Command;
 
-use crate::runtime_bundle::{Runtime, bundle, same};
+use serde_json::{Value, json};
+use testkit::run;
+
+use crate::runtime_bundle::{Runtime, bundle, same, script};
 
 /// Mode, owner, number and kind of each path, in its order.
 fn look(paths: &[&str]) -> String {
@@ -63,6 +66,44 @@ fn devices_are_the_hosts_in_a_user_namespace() {
             json!([{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o600, "uid": 0}]);
     });
     assert!(said.contains("/dev/kmsg") && said.contains(" 1:b ") && said.contains("65534"), "{said}");
+}
+
+/// `config-linux.md`, "Devices": what is there already is the device, or else an error. Debian's runc leaves it there.
+#[test]
+fn what_is_in_the_place_of_a_device_is_that_device_or_an_error() {
+    let device = |kind: &str, major: u32, minor: u32| json!({"path": "/place", "type": kind, "major": major, "minor": minor});
+    let null = ["c", "1", "3"];
+    let rows: [(&str, Option<[&str; 3]>, Value, bool); 7] = [
+        ("the same", Some(null), device("c", 1, 3), true),
+        ("the same, unbuffered", Some(null), device("u", 1, 3), true),
+        ("a fifo", Some(["p", "", ""]), json!({"path": "/place", "type": "p"}), true),
+        ("other numbers", Some(["c", "1", "5"]), device("c", 1, 3), false),
+        ("another kind", Some(["b", "1", "3"]), device("c", 1, 3), false),
+        ("no fifo", Some(null), json!({"path": "/place", "type": "p"}), false),
+        ("a directory", None, device("c", 1, 3), false),
+    ];
+    for (what, there, device, is_taken) in rows {
+        let bundle = bundle(|spec| {
+            spec["linux"]["devices"] = json!([device]);
+            script(spec, "test -e /place && echo ran");
+        });
+        let place = bundle.path().join("rootfs/place");
+        match there {
+            Some(words) => {
+                let words = words.iter().filter(|word| !word.is_empty());
+                run(Command::new("mknod").arg(&place).args(words)).ok();
+            }
+            None => std::fs::create_dir(&place).unwrap(),
+        }
+        let path = bundle.path().display().to_string();
+        let runtime = Runtime::ours();
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("place")]);
+        if is_taken {
+            assert_eq!(done.ok().text(), "ran", "{what}");
+        } else {
+            done.expect_code(1).expect_stderr("make device /place: something else is there");
+        }
+    }
 }
 
 #[test]
