@@ -174,7 +174,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         "resume" => cli.load(args)?.resume(),
         "update" => cli.update(args),
         "events" => cli.events(args),
-        "spec" => spec(args),
+        "spec" => spec(args, called_runc),
         "features" => args.end().and_then(|()| print_json(&features())),
         "checkpoint" => cli.checkpoint(args),
         "restore" => return cli.restore(args),
@@ -300,7 +300,7 @@ impl Cli<'_> {
     }
 }
 
-fn spec(args: &mut Args) -> Result<()> {
+fn spec(args: &mut Args, called_runc: bool) -> Result<()> {
     let folder = args.bundle();
     let rootless = args.flag(&["--rootless"]);
     args.end()?;
@@ -308,7 +308,8 @@ fn spec(args: &mut Args) -> Result<()> {
     if path.exists() {
         return Err(Error::already_exists(format!("{} exists; remove it first", path.display())));
     }
-    let spec = if rootless { document::rootless_spec() } else { document::default_spec() };
+    let hostname = if called_runc { "runc" } else { "hoist" };
+    let spec = if rootless { document::rootless_spec(hostname) } else { document::default_spec(hostname) };
     let text = serde_json::to_string_pretty(&spec).expect("a spec has only strings and numbers");
     fs::write(&path, text).context(|| format!("write {}", path.display()))
 }

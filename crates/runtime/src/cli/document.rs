@@ -3,8 +3,8 @@
 use linux::cgroup::{Cpuset, Limited, Memory, Pressure, Stall, Stats};
 use serde_json::{Map, Value, json};
 use types::spec::runtime::{
-    Capabilities, CpuResources, IdMapping, Linux, LinuxNamespace, LinuxResources, Mount, Process, Rlimit,
-    Root, Spec, VERSION,
+    Capabilities, CpuResources, DeviceRule, IdMapping, Linux, LinuxNamespace, LinuxResources, Mount, Process,
+    Rlimit, Root, Spec, VERSION,
 };
 use types::{Error, Result};
 
@@ -205,18 +205,20 @@ fn size(args: &mut Args, names: &[&str]) -> Result<Option<i64>> {
     whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(part)).map(Some).ok_or_else(bad)
 }
 
-/// A bundle to begin with, as `spec` writes it.
-pub(super) fn default_spec() -> Spec {
+/// A bundle to begin with, as `spec` writes it: runc's, with a cgroup namespace on hosts of version 1 too, and what the
+/// power takes masked (CVE-2020-8694).
+pub(super) fn default_spec(hostname: &str) -> Spec {
     let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
     let mount = |destination: &str, kind: &str, options: &[&str]| Mount {
         destination: destination.into(),
         kind: kind.into(),
-        source: kind.into(),
+        source: if destination == "/dev/shm" { "shm" } else { kind }.into(),
         options: strings(options),
         ..Mount::default()
     };
     let capabilities = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
     let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
+    let no_device = DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() };
     Spec {
         oci_version: VERSION.into(),
         process: Some(Process {
@@ -238,7 +240,7 @@ pub(super) fn default_spec() -> Spec {
             ..Process::default()
         }),
         root: Some(Root { path: "rootfs".into(), readonly: true }),
-        hostname: "hoist".into(),
+        hostname: hostname.into(),
         mounts: vec![
             mount("/proc", "proc", &[]),
             mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -253,6 +255,7 @@ pub(super) fn default_spec() -> Spec {
             mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
         ],
         linux: Some(Linux {
+            resources: Some(LinuxResources { devices: vec![no_device], ..LinuxResources::default() }),
             namespaces: namespaces
                 .iter()
                 .map(|kind| LinuxNamespace { kind: (*kind).into(), path: String::new() })
@@ -284,12 +287,13 @@ pub(super) fn default_spec() -> Spec {
 }
 
 /// What differs for a caller without privileges: a user namespace in which it is root, no network of its
-/// own, no device group, the host's `/sys`.
-pub(super) fn rootless_spec() -> Spec {
-    let mut spec = default_spec();
+/// own, no device group, no limits, the host's `/sys`, which has the host's cgroups.
+pub(super) fn rootless_spec(hostname: &str) -> Spec {
+    let mut spec = default_spec(hostname);
     let own = |host_id: u32| vec![IdMapping { container_id: 0, host_id, size: 1 }];
     if let Some(linux) = &mut spec.linux {
         linux.namespaces.retain(|namespace| namespace.kind != "network");
+        linux.resources = None;
         linux.namespaces.push(LinuxNamespace { kind: "user".into(), path: String::new() });
         linux.uid_mappings = own(rustix::process::geteuid().as_raw());
         linux.gid_mappings = own(rustix::process::getegid().as_raw());

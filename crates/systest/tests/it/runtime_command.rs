@@ -1,6 +1,7 @@
 //! The command line of the runtime, as the programs that drive runc use it: flags by which descriptors and
 //! numbers are handed on, logs, events; and those programs themselves, podman and Debian's containerd.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Containerd, Finished, Registry, eventually, images, run};
 
-use crate::cgroups::HIERARCHIES;
+use crate::cgroups::{HIERARCHIES, is_v2};
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
 
 /// Takes the one descriptor that comes to a socket, and the bytes beside it.
@@ -436,6 +437,77 @@ fn a_user_without_privileges_runs_containers() {
 }
 
 /// Where nobody names a directory, programs that look into runc's find what they look for.
+/// By values, under runc's name and with what is otherwise on purpose.
+#[test]
+fn what_spec_writes_is_runcs() {
+    fn differences(path: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
+        match (ours, theirs) {
+            (Value::Object(ours), Value::Object(theirs)) => {
+                let keys: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+                for key in keys {
+                    let side =
+                        |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+                    differences(&format!("{path}/{key}"), &side(ours), &side(theirs), found);
+                }
+            }
+            // In the order of neither: of a set of words, or of mounts by their place.
+            (Value::Array(ours), Value::Array(theirs)) => {
+                for (has, other, name) in [(ours, theirs, "ours"), (theirs, ours, "runc")] {
+                    let more = has.iter().filter(|word| !other.contains(word));
+                    found.extend(more.map(|word| format!("{path}: {name} {}", name_of(word))));
+                }
+            }
+            _ if ours == theirs => {}
+            _ => found.push(format!("{path}: {ours} {theirs}")),
+        }
+    }
+    /// A mount by its place, anything else as it is.
+    fn name_of(value: &Value) -> String {
+        value["destination"].as_str().map_or_else(|| value.to_string(), str::to_owned)
+    }
+    // Options of a mount in one order.
+    let sorted = |mut spec: Value| {
+        for mount in spec["mounts"].as_array_mut().expect("mounts") {
+            if let Some(options) = mount["options"].as_array_mut() {
+                options.sort_by_key(ToString::to_string);
+            }
+        }
+        spec
+    };
+    let (_programs, called_runc) = called_runc();
+    let write = |program: &Path, words: &[&str]| {
+        let dir = TempDir::new().expect("a temporary directory");
+        run(Command::new(program).args(words).current_dir(dir.path())).ok();
+        sorted(crate::runtime_bundle::read_spec(dir.path()))
+    };
+    // What newer runcs have left out; power that is told to nobody; a view of the own cgroup on hosts of version 1.
+    let mut on_purpose = vec![
+        "/linux/maskedPaths: ours \"/sys/devices/virtual/powercap\"",
+        "/linux/namespaces: ours {\"type\":\"cgroup\"}",
+        "/ociVersion: \"1.3.0\" \"1.0.2-dev\"",
+        "/process/capabilities/ambient: null [\"CAP_AUDIT_WRITE\",\"CAP_KILL\",\"CAP_NET_BIND_SERVICE\"]",
+    ];
+    if is_v2() {
+        on_purpose.retain(|words| !words.contains("cgroup"));
+    }
+    for rootless in [&["spec"][..], &["spec", "--rootless"]] {
+        let theirs = write(Path::new("runc"), rootless);
+        let mut found = Vec::new();
+        differences("", &write(&called_runc, rootless), &theirs, &mut found);
+        let mut expected = on_purpose.clone();
+        if rootless.len() == 2 {
+            // In the host's `/sys` it is there already.
+            expected.insert(2, "/mounts: runc /sys/fs/cgroup");
+        }
+        assert_eq!(found, expected, "{rootless:?}");
+        let hoist = testkit::hoist_program();
+        let mut own = write(&hoist, &[&["runtime"], rootless].concat());
+        assert_eq!(own["hostname"], "hoist");
+        own["hostname"] = json!("runc");
+        assert_eq!(own, write(&called_runc, rootless));
+    }
+}
+
 #[test]
 fn states_are_where_runc_has_them_under_its_name() {
     let (_programs, runc) = called_runc();
