@@ -256,10 +256,10 @@ impl Container {
                 schemata: Vec::new(),
                 ..before.unwrap_or_default()
             };
-            let class = resctrl::Class::prepare(&root, self.id(), &wanted)?;
             if has_class {
-                return Ok(());
+                return resctrl::change(&root, self.id(), &wanted);
             }
+            let class = resctrl::Class::prepare(&root, self.id(), &wanted)?;
             // First, so that it goes with the container.
             self.dir.write(&State { resctrl: class.own.clone(), ..(*self.state).clone() })?;
             self.pids()?.into_iter().try_for_each(|pid| class.add(pid))

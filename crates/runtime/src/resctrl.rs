@@ -47,10 +47,18 @@ fn directory(root: &Path, id: &str, wanted: &IntelRdt) -> Result<PathBuf> {
 }
 
 impl Class {
-    /// Makes the class with its shares, or joins the one that `closID` names.
+    /// Makes the class with its shares, or joins the one that `closID` names. That may have others in it: it is joined
+    /// only if its shares are those that are wanted, or none are.
+    ///
+    /// `FailedPrecondition` if they are not, or if there is no such class and nothing to make it with.
     pub(crate) fn prepare(root: &Path, id: &str, wanted: &IntelRdt) -> Result<Class> {
         let named = !wanted.clos_id.is_empty();
         let dir = directory(root, id, wanted)?;
+        let schemata = schemata(wanted);
+        if named && schemata.is_empty() && !dir.is_dir() {
+            let why = "there is no such class, and no schema to make it with";
+            return Err(Error::failed_precondition(format!("closID {}: {why}", wanted.clos_id)));
+        }
         let made = match fs::create_dir(&dir) {
             Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
@@ -58,7 +66,8 @@ impl Class {
         };
         let own = (made && !named).then(|| dir.clone());
         let class = Class { own, monitored: None, dir: dir.clone() };
-        class.fill(id, wanted).inspect_err(|_| {
+        let filled = if named && !made { compare(root, &dir, &schemata) } else { write(&dir, &schemata) };
+        filled.and_then(|()| class.monitor(id, wanted)).inspect_err(|_| {
             if made {
                 // The error that counts is the first one.
                 let _ = fs::remove_dir(dir);
@@ -66,14 +75,7 @@ impl Class {
         })
     }
 
-    fn fill(mut self, id: &str, wanted: &IntelRdt) -> Result<Class> {
-        let shares = [&wanted.l3_cache_schema, &wanted.mem_bw_schema];
-        let lines = shares.into_iter().chain(&wanted.schemata).flat_map(|text| text.lines());
-        for line in lines.filter(|line| !line.trim().is_empty()) {
-            let file = self.dir.join("schemata");
-            fs::write(&file, format!("{line}\n"))
-                .context(|| format!("write {line:?} to {}", file.display()))?;
-        }
+    fn monitor(mut self, id: &str, wanted: &IntelRdt) -> Result<Class> {
         if wanted.enable_monitoring {
             let group = self.dir.join("mon_groups").join(id);
             match fs::create_dir(&group) {
@@ -97,6 +99,86 @@ impl Class {
         }
         Ok(())
     }
+}
+
+/// Gives the class of a container other shares, and with it all that are in it.
+pub(crate) fn change(root: &Path, id: &str, wanted: &IntelRdt) -> Result<()> {
+    write(&directory(root, id, wanted)?, &schemata(wanted))
+}
+
+/// The lines of a class, in the order in which they are written: of two for one resource the last counts. `memBwSchema`
+/// stands for all lines of memory bandwidth in `l3CacheSchema`.
+fn schemata(wanted: &IntelRdt) -> String {
+    let IntelRdt { l3_cache_schema, mem_bw_schema, schemata, .. } = wanted;
+    let is_replaced = |line: &&str| !mem_bw_schema.is_empty() && line.trim_start().starts_with("MB:");
+    let lines = l3_cache_schema.lines().filter(|line| !is_replaced(line));
+    let lines = lines.chain(mem_bw_schema.lines()).chain(schemata.iter().flat_map(|text| text.lines()));
+    lines.filter(|line| !line.trim().is_empty()).flat_map(|line| [line, "\n"]).collect()
+}
+
+/// In one step: the kernel takes all lines or, if it cannot read one, none.
+fn write(dir: &Path, schemata: &str) -> Result<()> {
+    if schemata.is_empty() {
+        return Ok(());
+    }
+    let file = dir.join("schemata");
+    fs::write(&file, schemata).context(|| format!("write {schemata:?} to {}", file.display()))
+}
+
+/// Whether a class has shares that are wanted, as far as they are given.
+fn compare(root: &Path, dir: &Path, wanted: &str) -> Result<()> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let file = dir.join("schemata");
+    let text = fs::read_to_string(&file).context(|| format!("read {}", file.display()))?;
+    let step = fs::read_to_string(root.join("info/MB/bandwidth_gran")).ok();
+    let step = step.and_then(|step| step.trim().parse().ok()).unwrap_or(1);
+    let has = shares(&text);
+    let is_there =
+        |(place, share): (&Place<'_>, &Share)| has.get(place).is_some_and(|own| own.is(share, step));
+    if shares(wanted).iter().all(is_there) {
+        return Ok(());
+    }
+    let has = text.lines().map(str::trim).collect::<Vec<_>>().join(", ");
+    let wanted = wanted.trim_end().replace('\n', ", ");
+    Err(Error::failed_precondition(format!("class {} has {has}, and not {wanted}", dir.display())))
+}
+
+/// A resource (`L3`, `MB`), and which of its parts.
+type Place<'a> = (&'a str, &'a str);
+
+/// The text of a number, which is one of bits unless it is a bandwidth.
+enum Share {
+    Bits(Option<u64>),
+    Bandwidth(Option<u64>),
+}
+
+impl Share {
+    /// The kernel raises a percentage to the next step of the hardware.
+    fn is(&self, wanted: &Share, step: u64) -> bool {
+        match (self, wanted) {
+            (Share::Bandwidth(Some(own)), Share::Bandwidth(Some(wanted))) => {
+                own == wanted || wanted.checked_next_multiple_of(step) == Some(*own)
+            }
+            (Share::Bits(Some(own)), Share::Bits(Some(wanted))) => own == wanted,
+            _ => false,
+        }
+    }
+}
+
+fn shares(schemata: &str) -> BTreeMap<Place<'_>, Share> {
+    let lines = schemata.lines().filter_map(|line| line.split_once(':'));
+    let parts = lines.flat_map(|(resource, parts)| parts.split(';').map(move |part| (resource.trim(), part)));
+    let shares = parts.map(|(resource, part)| {
+        let (id, text) = part.split_once('=').unwrap_or((part, ""));
+        let share = match resource {
+            "MB" | "SMBA" => Share::Bandwidth(text.trim().parse().ok()),
+            _ => Share::Bits(u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()),
+        };
+        ((resource, id.trim()), share)
+    });
+    shares.collect()
 }
 
 /// What the class of a container may use of caches and memory bandwidth, and uses.
@@ -204,21 +286,114 @@ mod tests {
         let class = Class::prepare(root.path(), "id", &wanted).unwrap();
         class.add(7).unwrap();
         let read = |name: &str| fs::read_to_string(root.path().join("id").join(name)).unwrap();
-        // A plain file keeps the last line only; the kernel's takes one after another.
-        assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("MB:0=50\n", "7"));
+        assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=f\nMB:0=50\n", "7"));
         assert_eq!(class.own.as_deref(), Some(root.path().join("id").as_path()));
         // Once more, for other shares.
         let changed = IntelRdt { l3_cache_schema: "L3:0=3".into(), ..IntelRdt::default() };
         assert_eq!(Class::prepare(root.path(), "id", &changed).unwrap().own, None, "it was there");
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=3\n", "7"));
 
-        let shared = IntelRdt { clos_id: "shared".into(), ..IntelRdt::default() };
-        assert_eq!(Class::prepare(root.path(), "id2", &shared).unwrap().own, None);
-        assert!(root.path().join("shared").is_dir());
         for wrong in ["..", "a/b"] {
             let wanted = IntelRdt { clos_id: wrong.into(), ..IntelRdt::default() };
             assert!(Class::prepare(root.path(), "id3", &wanted).is_err(), "{wrong}");
         }
+    }
+
+    /// `config-linux.md`, "IntelRdt": which lines are written.
+    #[test]
+    fn lines_are_those_of_the_specification() {
+        let root = tempfile::TempDir::new().unwrap();
+        let check = |l3: &str, bandwidth: &str, schemata: &[&str], expected: Option<&str>| {
+            let wanted = IntelRdt {
+                l3_cache_schema: l3.into(),
+                mem_bw_schema: bandwidth.into(),
+                schemata: schemata.iter().map(ToString::to_string).collect(),
+                ..IntelRdt::default()
+            };
+            let class = Class::prepare(root.path(), "id", &wanted).unwrap();
+            let written = fs::read_to_string(root.path().join("id/schemata")).ok();
+            assert_eq!(written.as_deref(), expected, "{wanted:?}");
+            fs::remove_dir_all(class.own.unwrap()).unwrap();
+        };
+        check("", "", &[], None);
+        check("L3:0=f", "", &[], Some("L3:0=f\n"));
+        check("", "MB:0=50", &[], Some("MB:0=50\n"));
+        check("L3:0=f\nMB:0=20", "", &[], Some("L3:0=f\nMB:0=20\n"));
+        check("L3:0=f\nMB:0=20\n", "MB:0=50", &[], Some("L3:0=f\nMB:0=50\n"));
+        check("MB:0=20", "MB:0=50", &[], Some("MB:0=50\n"));
+        // What is listed comes last.
+        check("L3:0=f", "MB:0=50", &["L2:0=3", "MB:0=70\n"], Some("L3:0=f\nMB:0=50\nL2:0=3\nMB:0=70\n"));
+        check("", "", &["L3:0=f;1=f"], Some("L3:0=f;1=f\n"));
+    }
+
+    /// What others may be in is joined or refused, and stays as it is.
+    #[test]
+    fn a_class_of_others_is_not_changed() {
+        let root = tempfile::TempDir::new().unwrap();
+        let wanted = |l3: &str, bandwidth: &str| IntelRdt {
+            clos_id: "shared".into(),
+            l3_cache_schema: l3.into(),
+            mem_bw_schema: bandwidth.into(),
+            ..IntelRdt::default()
+        };
+        let missing = Class::prepare(root.path(), "id", &wanted("", "")).map(|_| ()).unwrap_err();
+        assert!(missing.is(types::ErrorKind::FailedPrecondition) && !root.path().join("shared").exists());
+        // The one that makes it does not take it along.
+        assert_eq!(Class::prepare(root.path(), "id", &wanted("L3:0=f", "")).unwrap().own, None);
+        let file = root.path().join("shared/schemata");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "L3:0=f\n");
+
+        // As the kernel writes it.
+        let before = "    MB:0= 50;1=100\n    L3:0=0000f;1=fffff\n";
+        fs::write(&file, before).unwrap();
+        fs::create_dir_all(root.path().join("info/MB")).unwrap();
+        fs::write(root.path().join("info/MB/bandwidth_gran"), "10\n").unwrap();
+        for (l3, bandwidth, is_same) in [
+            ("", "", true),
+            ("L3:0=f", "", true),
+            ("L3:1=FFFFF;0=00f", "MB:0=50", true),
+            ("L3:0=f\nMB:0=20", "MB:0=50", true),
+            ("", "MB:0=41", true),
+            ("", "MB:0=40", false),
+            ("", "MB:0=51", false),
+            ("L3:0=7", "", false),
+            ("L3:0=f;2=f", "", false),
+            ("L3:0=f", "MB:1=50", false),
+            ("L2:0=f", "", false),
+            ("L3:0=word", "", false),
+        ] {
+            let joined = Class::prepare(root.path(), "id", &wanted(l3, bandwidth)).map(|class| class.own);
+            match joined {
+                Ok(own) => assert!(is_same && own.is_none(), "{l3} {bandwidth}"),
+                Err(error) => assert!(!is_same && error.is(types::ErrorKind::FailedPrecondition), "{error}"),
+            }
+            assert_eq!(fs::read_to_string(&file).unwrap(), before, "{l3} {bandwidth}");
+        }
+        // Who asks for that has it changed.
+        change(root.path(), "id", &wanted("L3:0=3", "MB:0=20")).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "L3:0=3\nMB:0=20\n");
+        let gone = IntelRdt { clos_id: "gone".into(), ..wanted("L3:0=3", "") };
+        assert!(change(root.path(), "id", &gone).is_err() && !root.path().join("gone").exists());
+    }
+
+    /// With `enableMonitoring` a container is counted by itself, also in a class that it shares.
+    #[test]
+    fn a_container_is_monitored_in_a_group_of_its_own() {
+        let root = tempfile::TempDir::new().unwrap();
+        fs::create_dir_all(root.path().join("shared/mon_groups")).unwrap();
+        let wanted = IntelRdt { clos_id: "shared".into(), enable_monitoring: true, ..IntelRdt::default() };
+        let class = Class::prepare(root.path(), "id", &wanted).unwrap();
+        class.add(7).unwrap();
+        let group = root.path().join("shared/mon_groups/id");
+        for dir in [&root.path().join("shared"), &group] {
+            assert_eq!(fs::read_to_string(dir.join("tasks")).unwrap(), "7", "{}", dir.display());
+        }
+        assert_eq!(class.own, Some(group.clone()));
+        // The kernel's directories are removed with the files that they have.
+        fs::remove_file(group.join("tasks")).unwrap();
+        remove(&group).unwrap();
+        remove(&group).unwrap();
+        assert!(root.path().join("shared").exists());
     }
 
     /// The kernel's files, as a processor with all of it has them.
