@@ -168,7 +168,11 @@ fn descriptors_of_the_host_lead_nowhere() {
 /// Runs a bundle with a directory of the host open under every number that a careless runtime could pass on.
 fn with_leaked_directory(runtime: &Runtime, bundle: &TempDir, host: &Path) -> Finished {
     let path = bundle.path().display().to_string();
-    let ours = runtime.command(&["run", "--bundle", &path, &runtime.id("leak")]);
+    leak_to(&runtime.command(&["run", "--bundle", &path, &runtime.id("leak")]), host)
+}
+
+/// The same with any command of the runtime.
+fn leak_to(ours: &Command, host: &Path) -> Finished {
     let words: Vec<String> = std::iter::once(ours.get_program())
         .chain(ours.get_args())
         .map(|word| format!("'{}'", word.to_string_lossy()))
@@ -183,16 +187,26 @@ fn an_exec_gets_no_descriptor_of_the_host_either() {
     let runtime = Runtime::ours();
     let bundle = bundle(|spec| script(spec, "sleep 1000"));
     symlink("/proc/self/fd/7", bundle.path().join("rootfs/link")).expect("a writable root");
+    let host = TempDir::new().expect("a temporary directory");
+    fs::write(host.path().join("secret"), "of the host").expect("writable");
+    fs::copy("/bin/busybox", host.path().join("cat")).expect("busybox is installed");
     let running = Running::start(&runtime, &bundle);
+    let leak = |flags: &[&str], words: &[&str]| {
+        leak_to(&runtime.command(&[&["exec"], flags, &[&running.id], words].concat()), host.path())
+    };
     for fd in 3..24 {
-        let done = running.exec_with(&["--cwd", &format!("/proc/self/fd/{fd}")], &["ls", "../.."]);
-        assert!(done.code != 0 && done.stdout.is_empty(), "fd {fd}: {done}");
-        let program = format!("/proc/self/fd/{fd}/../../../../../../../bin/busybox");
-        let done = running.exec(&[&program, "true"]);
-        assert_ne!(done.code, 0, "fd {fd}: {done}");
+        let cwd = ["--cwd", &format!("/proc/self/fd/{fd}")];
+        for words in [&["ls", "../.."][..], &["cat", "secret", "../../../etc/hostname"]] {
+            let done = leak(&cwd, words);
+            assert!(done.code != 0 && done.stdout.is_empty(), "fd {fd}: {done}");
+        }
+        for program in ["cat", "../../../../../../../bin/busybox"] {
+            let done = leak(&[], &[&format!("/proc/self/fd/{fd}/{program}"), "/proc/self/cmdline"]);
+            assert!(done.code != 0 && done.stdout.is_empty(), "program by fd {fd}: {done}");
+        }
     }
-    assert_ne!(running.exec_with(&["--cwd", "/link"], &["true"]).code, 0);
-    let open = running.exec(&["ls", "/proc/self/fd"]).ok();
+    assert_ne!(leak(&["--cwd", "/link"], &["true"]).code, 0);
+    let open = leak(&[], &["ls", "/proc/self/fd"]).ok();
     // The fourth is the directory that ls reads.
     assert_eq!(open.text().split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
 }

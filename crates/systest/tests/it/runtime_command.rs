@@ -118,37 +118,71 @@ fn a_pidfd_is_handed_over() {
     let dir = TempDir::new().expect("a temporary directory");
     let socket = dir.path().join("pidfd");
     let listener = UnixListener::bind(&socket).expect("a free name");
+    let socket = socket.to_str().expect("UTF-8");
+    let pid_file = dir.path().join("pid");
+    let pid_path = pid_file.to_str().expect("UTF-8");
     let bundle = bundle(|spec| script(spec, "sleep 1000"));
     let path = bundle.path().display().to_string();
-    let id = runtime.id("pidfd");
-    let words = ["run", "-d", "--bundle", &path, "--pidfd-socket", socket.to_str().expect("UTF-8"), &id];
-    let mut started = runtime.command(&words).stdout(Stdio::null()).spawn().expect("it runs");
-    let (_, pidfd) = receive(&listener);
-    assert!(started.wait().expect("a child of ours").success());
-    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&pidfd)));
-    let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
-    assert!(told.expect("it is open").contains(&format!("Pid:\t{}\n", state["pid"])));
-    rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).expect("it runs");
-    eventually("the container has ended", || {
-        runtime.run(&["state", &id]).ok().stdout.contains("stopped").then_some(())
-    });
-    runtime.run(&["delete", &id]).ok();
+    // Runs a command that hands over the pidfd of the process in its pid file.
+    let take = |words: &[&str]| {
+        let mut started = runtime.command(words).stdout(Stdio::null()).spawn().expect("it runs");
+        let (_, pidfd) = receive(&listener);
+        assert!(started.wait().expect("a child of ours").success(), "{words:?}");
+        let number = std::os::fd::AsRawFd::as_raw_fd(&pidfd);
+        let told = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).expect("it is open");
+        let pid = read_text(&pid_file);
+        assert!(told.contains(&format!("Pid:\t{pid}\n")), "{words:?}: {pid} {told}");
+        (pidfd, pid)
+    };
+    for command in [&["run", "-d"][..], &["create"]] {
+        let id = runtime.id("pidfd");
+        let flags = ["--bundle", &path, "--pid-file", pid_path, "--pidfd-socket", socket, &id];
+        let (pidfd, pid) = take(&[command, &flags].concat());
+        let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
+        assert_eq!(state["pid"].to_string(), pid);
+        if command == ["create"] {
+            runtime.run(&["start", &id]).ok();
+        }
+        let enter = ["exec", "-d", "--pid-file", pid_path, "--pidfd-socket", socket, &id, "sleep", "1000"];
+        let (entered, entered_pid) = take(&enter);
+        assert_ne!(entered_pid, pid);
+        let poll = |pidfd: &OwnedFd| {
+            let mut polled = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut polled, None).expect("a pidfd");
+        };
+        rustix::process::pidfd_send_signal(&entered, rustix::process::Signal::KILL).expect("it runs");
+        poll(&entered);
+        rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).expect("it runs");
+        eventually("the container has ended", || {
+            runtime.run(&["state", &id]).ok().stdout.contains("stopped").then_some(())
+        });
+        runtime.run(&["delete", &id]).ok();
+    }
 }
 
 #[test]
 fn descriptors_are_passed_on_when_asked() {
     for runtime in Runtime::both() {
-        let bundle = bundle(|spec| script(spec, "cat <&4; ls /proc/self/fd | busybox tr '\\n' ' '"));
+        let look = "cat <&4; ls /proc/self/fd | busybox tr '\\n' ' '";
+        let bundle = bundle(|spec| script(spec, look));
         let path = bundle.path().display().to_string();
         fs::write(bundle.path().join("passed"), "through the fourth\n").expect("writable");
-        let ours = runtime.command(&["run", "--preserve-fds", "2", "--bundle", &path, &runtime.id("fds")]);
-        let words: Vec<String> = std::iter::once(ours.get_program())
-            .chain(ours.get_args())
-            .map(|word| format!("'{}'", word.to_string_lossy()))
-            .collect();
-        let open = format!("exec 3</dev/null 4<'{path}/passed' 5</etc; exec {}", words.join(" "));
-        let done = run(Command::new("bash").args(["-c", &open]).stdin(Stdio::null())).ok();
-        assert_eq!(done.text(), "through the fourth\n0 1 2 3 4 5", "{}: 5 is what ls reads", runtime.name);
+        let check = |words: &[&str]| {
+            let mut open = Command::new("bash");
+            open.args(["-c", "exec 3</dev/null 4<\"$0/passed\" 5</etc; exec \"$@\"", &path]);
+            let command = runtime.command(words);
+            let done =
+                run(open.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null())).ok();
+            let expected = "through the fourth\n0 1 2 3 4 5";
+            assert_eq!(done.text(), expected, "{} {words:?}: 5 is what ls reads", runtime.name);
+        };
+        check(&["run", "--preserve-fds", "2", "--bundle", &path, &runtime.id("fds")]);
+        let long = crate::runtime_bundle::bundle(|spec| script(spec, "exec sleep 1000"));
+        let (long, id) = (long.path().display().to_string(), runtime.id("long"));
+        let mut start = runtime.command(&["run", "-d", "--bundle", &long, &id]);
+        assert!(start.stdout(Stdio::null()).status().expect("it runs").success());
+        check(&["exec", "--preserve-fds", "2", &id, "sh", "-c", look]);
+        runtime.run(&["delete", "--force", &id]).ok();
     }
 }
 

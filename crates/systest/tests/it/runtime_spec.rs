@@ -421,6 +421,27 @@ fn namespaces_are_joined() {
     }
 }
 
+/// `config-linux.md`, "Namespaces": it is an error, and nothing of the container is made in another one.
+#[test]
+fn a_namespace_of_another_kind_is_not_joined() {
+    let kinds = ["network", "ipc", "uts", "pid", "user", "mount", "cgroup", "time"];
+    for kind in kinds {
+        let other = if kind == "network" { "ipc" } else { "net" };
+        for path in [format!("/proc/self/ns/{other}"), "/etc/hostname".to_owned()] {
+            let bundle = bundle(|spec| {
+                script(spec, "echo ran");
+                add_namespace(spec, json!({"type": kind, "path": path}));
+            });
+            let bundle_path = bundle.path().display().to_string();
+            let runtime = Runtime::ours();
+            let refused = runtime.run(&["run", "--bundle", &bundle_path, &runtime.id("kind")]);
+            assert_eq!((refused.code, refused.text()), (1, ""), "{kind} {path}: {refused}");
+            refused.expect_stderr(&format!("join {kind} namespace"));
+            assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
+        }
+    }
+}
+
 #[test]
 fn a_new_network_has_its_loopback() {
     let new = json!({"type": "network"});
@@ -468,6 +489,24 @@ fn personality_scheduler_and_priorities_are_set() {
         },
     );
     assert_eq!(said, "5 3\nidle\nnamed\nexample.org");
+    // Priority and policy, by the numbers of sched(7).
+    for (scheduler, expected) in [
+        (json!({"policy": "SCHED_OTHER"}), "0 0"),
+        (json!({"policy": "SCHED_FIFO", "priority": 7}), "7 1"),
+        (json!({"policy": "SCHED_RR", "priority": 8}), "8 2"),
+        (json!({"policy": "SCHED_BATCH"}), "0 3"),
+        (json!({"policy": "SCHED_IDLE"}), "0 5"),
+    ] {
+        let said = ours("busybox cut -d' ' -f40,41 /proc/self/stat", |spec| {
+            spec["process"]["scheduler"] = scheduler.clone();
+            // Some kernels give groups of version 1 no such time by themselves.
+            if Path::new("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists() {
+                spec["linux"]["resources"]["cpu"] =
+                    json!({"realtimePeriod": 1_000_000, "realtimeRuntime": 1000});
+            }
+        });
+        assert_eq!(said, expected, "{scheduler}");
+    }
     for (class, priority, expected) in
         [("IOPRIO_CLASS_BE", 3, "best-effort: prio 3"), ("IOPRIO_CLASS_RT", 2, "realtime: prio 2")]
     {
@@ -506,6 +545,7 @@ fn memory_comes_from_the_nodes_of_the_policy() {
     shows(policy("MPOL_PREFERRED", "0", ""), "prefer:0");
     shows(policy("MPOL_BIND", "0", "MPOL_F_STATIC_NODES"), "bind=static:0");
     shows(policy("MPOL_BIND", "0", "MPOL_F_RELATIVE_NODES"), "bind=relative:0");
+    shows(policy("MPOL_BIND", "0", "MPOL_F_NUMA_BALANCING"), "bind=balancing:0");
     shows(policy("MPOL_INTERLEAVE", "0", ""), "interleave:0");
     shows(policy("MPOL_LOCAL", "", ""), "local");
     shows(policy("MPOL_PREFERRED_MANY", "0", ""), "prefer (many):0");

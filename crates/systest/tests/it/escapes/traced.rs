@@ -17,11 +17,11 @@ use super::{Runtime, add_mount, bundle, read_text};
 struct Traced {
     /// Of its first process, until it executes the program.
     first: Vec<String>,
-    /// Of all that make, start and delete it.
+    /// Of all that make, start, enter and delete it.
     others: Vec<String>,
 }
 
-/// Creates, starts and deletes a container.
+/// Creates, starts, enters and deletes a container, whose program goes on.
 fn trace(bundle: &TempDir) -> Traced {
     let (runtime, traces) = (Runtime::ours(), TempDir::new().expect("a temporary directory"));
     let (id, path) = (runtime.id("traced"), bundle.path().display().to_string());
@@ -34,7 +34,8 @@ fn trace(bundle: &TempDir) -> Traced {
     let mut strace = Command::new("strace");
     strace.args(["-ff", "-y", "-qq", "-s", "4096", "-o"]).arg(files.path().join("calls"));
     strace.args(["sh", "-ec", "for words; do eval \"$words\"; done", "sh"]);
-    for words in [&create[..], &["start", &id], &["delete", "--force", &id]] {
+    let enter = ["exec", &id, "/bin/true"];
+    for words in [&create[..], &["start", &id], &enter, &["delete", "--force", &id]] {
         let command = runtime.command(words);
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let quoted = words.map(|word| format!("'{}'", word.to_str().expect("UTF-8")));
@@ -117,18 +118,34 @@ fn faults_of_calls_are_seen() {
 
 #[test]
 fn no_path_of_the_root_is_opened_by_name() {
+    for is_mapped in [false, true] {
+        check_paths(is_mapped);
+    }
+}
+
+/// `is_mapped`: with a user namespace.
+fn check_paths(is_mapped: bool) {
     let outside = TempDir::new().expect("a temporary directory");
     fs::write(outside.path().join("file"), "").expect("a writable directory");
     let source = |name: &str| outside.path().join(name).display().to_string();
     let bundle = bundle(|spec| {
         spec["process"]["terminal"] = json!(true);
-        spec["process"]["args"] = json!(["/bin/true"]);
+        spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
         spec["root"]["readonly"] = json!(true);
         let mount = |destination: &str, kind: &str, source: String, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
         add_mount(spec, mount("/new/deep/dir", "bind", source(""), &["rbind", "rro"]));
         add_mount(spec, mount("/new/file", "bind", source("file"), &["bind", "ro"]));
         add_mount(spec, mount("/bin", "tmpfs", "tmpfs".to_owned(), &["tmpcopyup"]));
-        spec["linux"]["devices"] = json!([{ "path": "/dev/sub/own", "type": "c", "major": 1, "minor": 7 }]);
+        // In a user namespace the host's are shown.
+        let own = if is_mapped { "/dev/full" } else { "/dev/sub/own" };
+        spec["linux"]["devices"] = json!([{ "path": own, "type": "c", "major": 1, "minor": 7 }]);
+        if is_mapped {
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            namespaces.push(json!({ "type": "user" }));
+            for kind in ["uidMappings", "gidMappings"] {
+                spec["linux"][kind] = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+            }
+        }
         spec["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/acpi", "/new/file", "/new/deep"]);
         spec["linux"]["readonlyPaths"] = json!(["/proc/sys", "/bin"]);
     });
@@ -144,6 +161,24 @@ fn no_path_of_the_root_is_opened_by_name() {
     assert_eq!(all.iter().filter(|line| line.starts_with(&opened)).count(), 1, "once, by its path");
     let beneath = all.iter().filter(|line| line.contains(&format!("<{rootfs}")));
     assert!(beneath.count() > 50, "the root is built");
+}
+
+/// Nobody moves a process that already runs, which would take a lock that all of the machine's forks wait for, and leave
+/// what it did before to another's account.
+#[test]
+fn processes_are_born_in_their_cgroup() {
+    let trees = ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"];
+    if !trees.iter().any(|tree| Path::new(tree).exists()) {
+        println!("skipped: this host has no cgroups of version 2");
+        return;
+    }
+    let traced = trace(&bundle(|spec| {
+        spec["process"]["terminal"] = json!(true);
+        spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+    }));
+    let births = traced.others.iter().filter(|line| line.starts_with("clone3("));
+    let births: Vec<&String> = births.filter(|line| line.contains("CLONE_INTO_CGROUP")).collect();
+    assert_eq!(births.len(), 2, "the first process, and the one on the way in: {births:?}");
 }
 
 /// A row of the table in `docs/design/init.md`, and the beginnings of the calls that make it up, in their order.
@@ -198,7 +233,7 @@ const CALLS: &str = "
 fn the_first_process_does_what_its_page_lists() {
     let bundle = bundle(|spec| {
         spec["process"]["terminal"] = json!(true);
-        spec["process"]["args"] = json!(["/bin/true"]);
+        spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
         spec["process"]["user"] = json!({ "uid": 7, "gid": 7, "additionalGids": [8] });
         spec["hostname"] = json!("traced");
         spec["domainname"] = json!("example");
