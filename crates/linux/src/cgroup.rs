@@ -34,6 +34,7 @@ mod pressure;
 mod remove;
 mod stats;
 mod systemd;
+mod unit_properties;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -28,12 +28,16 @@ const SIGNALS_MAX: usize = 256;
 pub(crate) enum Value {
     Text(String),
     Bool(bool),
+    I32(i32),
+    U32(u32),
+    I64(i64),
     U64(u64),
+    Texts(Vec<String>),
     U32s(Vec<u32>),
     Bytes(Vec<u8>),
     Pairs(Vec<(String, String)>),
     /// `a(sv)`
-    Properties(Vec<(&'static str, Value)>),
+    Properties(Vec<(String, Value)>),
     /// `a(sa(sv))`, always empty: the further units of `StartTransientUnit`.
     NoUnits,
 }
@@ -43,7 +47,11 @@ impl Value {
         match self {
             Value::Text(_) => "s",
             Value::Bool(_) => "b",
+            Value::I32(_) => "i",
+            Value::U32(_) => "u",
+            Value::I64(_) => "x",
             Value::U64(_) => "t",
+            Value::Texts(_) => "as",
             Value::U32s(_) => "au",
             Value::Bytes(_) => "ay",
             Value::Pairs(_) => "a(ss)",
@@ -234,13 +242,14 @@ impl Connection {
 }
 
 impl Message {
-    /// The texts and object paths of a body that has nothing else but 32-bit numbers.
+    /// The texts and object paths of a body that has nothing else but 32-bit numbers. A text may be a variant.
     pub(crate) fn texts(&self) -> Result<Vec<String>> {
         let mut reader = Reader { bytes: &self.body, at: 0 };
         let mut texts = Vec::new();
         for kind in self.signature.bytes() {
             match kind {
                 b's' | b'o' => texts.push(reader.text()?),
+                b'v' if reader.signature()? == "s" => texts.push(reader.text()?),
                 b'u' => drop(reader.u32()?),
                 _ => return Err(malformed()),
             }
@@ -283,6 +292,11 @@ impl Writer {
         self.0.extend(number.to_le_bytes());
     }
 
+    fn u64(&mut self, number: u64) {
+        self.align(8);
+        self.0.extend(number.to_le_bytes());
+    }
+
     fn len(&mut self, len: usize) {
         self.u32(u32::try_from(len).expect("our messages are short"));
     }
@@ -314,9 +328,17 @@ impl Writer {
         match value {
             Value::Text(text) => self.text(text),
             Value::Bool(yes) => self.u32(u32::from(*yes)),
-            Value::U64(number) => {
-                self.align(8);
-                self.0.extend(number.to_le_bytes());
+            Value::I32(number) => self.u32(number.cast_unsigned()),
+            Value::U32(number) => self.u32(*number),
+            Value::I64(number) => self.u64(number.cast_unsigned()),
+            Value::U64(number) => self.u64(*number),
+            Value::Texts(texts) => {
+                self.array(4, |writer| {
+                    for text in texts {
+                        writer.align(4);
+                        writer.text(text);
+                    }
+                });
             }
             Value::U32s(numbers) => {
                 self.array(4, |writer| numbers.iter().for_each(|number| writer.u32(*number)));
@@ -516,10 +538,32 @@ mod tests {
     #[test]
     fn properties_are_aligned() {
         let mut writer = Writer::default();
-        writer.value(&Value::Properties(vec![("A", Value::U64(5)), ("B", Value::U32s(vec![6]))]));
+        writer
+            .value(&Value::Properties(vec![("A".into(), Value::U64(5)), ("B".into(), Value::U32s(vec![6]))]));
         let expected = b"\x2c\0\0\0\0\0\0\0\x01\0\0\0A\0\x01t\0\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x01\0\0\0B\0\x02au\0\0\0\
                          \x04\0\0\0\x06\0\0\0";
         assert_eq!(writer.0, expected);
+    }
+
+    #[test]
+    fn texts_of_a_list_are_aligned() {
+        let mut writer = Writer::default();
+        let texts = Value::Texts(vec!["ab".into(), "c".into()]);
+        writer.variant(&texts);
+        writer.variant(&Value::I32(-2));
+        let expected = b"\x02as\0\x0e\0\0\0\x02\0\0\0ab\0\0\x01\0\0\0c\0\x01i\0\0\0\0\xfe\xff\xff\xff";
+        assert_eq!(writer.0, expected);
+    }
+
+    #[test]
+    fn a_text_may_be_a_variant() {
+        let mut body = Writer::default();
+        body.variant(&Value::Text("252".into()));
+        let message = Message { signature: "v".into(), body: body.0, ..Message::default() };
+        assert_eq!(message.texts().unwrap(), ["252"]);
+        let mut body = Writer::default();
+        body.variant(&Value::U32(252));
+        assert!(Message { body: body.0, ..message }.texts().is_err());
     }
 
     #[test]

@@ -376,7 +376,7 @@ impl<'a> Maker<'a> {
         let found = place.trees()?.having(&place.path).context(|| place.what())?;
         CgroupNote { path: place.path.clone(), found }.plan(self.dir)?;
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
-        self.keep_cgroup(&place, scope.start(&resources, first))?;
+        self.keep_cgroup(&place, scope.start(&resources, &spec.annotations, first))?;
         CgroupNote::own(self.dir)?;
         self.scope = Some(scope.name().to_owned());
         self.delegate(spec, namespaces)

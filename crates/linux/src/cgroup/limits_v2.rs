@@ -232,7 +232,7 @@ fn apply_block_io(member: &Member, io: &BlockIoResources) -> Result<()> {
 }
 
 /// Weight 10..=1000 of version 1 as 1..=10000.
-fn io_weight(weight: u16) -> u64 {
+pub(super) fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight).saturating_sub(10) * 9999 / 990
 }
 

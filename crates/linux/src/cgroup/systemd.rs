@@ -12,14 +12,15 @@
 //!
 //! A scope begins with a process in it: the container's first, which waits until it is there.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use types::spec::runtime::{CpuResources, DeviceRule, LinuxResources};
 use types::{Error, ErrorKind, Result};
 
-use super::limits_v2::{swap_max, weight_of_shares};
-use super::{Cgroup, Hierarchies, Version, devices};
+use super::limits_v2::{io_weight, swap_max, weight_of_shares};
+use super::{Cgroup, Hierarchies, Version, devices, unit_properties};
 use crate::dbus::{Connection, Object, Value};
 
 /// systemd's own door, for root; and the bus, for those who see no more than that.
@@ -31,6 +32,8 @@ const SYSTEMD: Object = Object {
     path: "/org/freedesktop/systemd1",
     interface: "org.freedesktop.systemd1.Manager",
 };
+
+const PROPERTIES: Object = Object { interface: "org.freedesktop.DBus.Properties", ..SYSTEMD };
 
 /// Bytes of a unit's name (systemd.unit(5)).
 const NAME_MAX: usize = 255;
@@ -69,16 +72,24 @@ impl Scope {
         &self.name
     }
 
-    /// Starts the scope with the process `first` in it, and sets all limits and rules for devices.
+    /// Starts the scope with the process `first` in it, and sets all limits and rules for devices, and the properties
+    /// that annotations name (`org.systemd.property.…`).
     ///
     /// `FailedPrecondition` if systemd does not run, `AlreadyExists` if there is a scope of this name.
-    pub fn start(&self, resources: &LinuxResources, first: u32) -> Result<Cgroup> {
+    pub fn start(
+        &self,
+        resources: &LinuxResources,
+        annotations: &BTreeMap<String, String>,
+        first: u32,
+    ) -> Result<Cgroup> {
+        let annotated = unit_properties::properties(annotations)?;
         let hierarchies = Hierarchies::detect()?;
         let mut systemd = Systemd::connect()?;
         let mut properties = self.properties(hierarchies.version(), first);
         properties.extend(limits(resources, hierarchies.version())?);
         properties.extend(device_rules(&resources.devices)?);
-        systemd.start(&self.name, properties)?;
+        systemd.leave_out_unknown(&mut properties)?;
+        systemd.start(&self.name, named(properties).chain(annotated).collect())?;
         let made = self.complete(&hierarchies, resources, first);
         if made.is_err() {
             // The error that counts is the first one.
@@ -124,11 +135,13 @@ impl Scope {
 
 /// Tells systemd of the changed limits of a scope. Those that it does not know are for [`Cgroup::update`].
 pub fn update_scope(name: &str, resources: &LinuxResources) -> Result<()> {
-    let properties = limits(resources, Hierarchies::detect()?.version())?;
+    let mut properties = limits(resources, Hierarchies::detect()?.version())?;
     if properties.is_empty() {
         return Ok(());
     }
-    Systemd::connect()?.set(name, properties)
+    let mut systemd = Systemd::connect()?;
+    systemd.leave_out_unknown(&mut properties)?;
+    systemd.set(name, named(properties).collect())
 }
 
 /// Ends what is left in a scope, and the scope. No error if it is gone, as it is when its last process has
@@ -138,6 +151,15 @@ pub fn stop_scope(name: &str) -> Result<()> {
 }
 
 type Properties = Vec<(&'static str, Value)>;
+
+/// Behind all others: a later value of a property replaces an earlier one.
+fn named(properties: Properties) -> impl Iterator<Item = (String, Value)> {
+    properties.into_iter().map(|(name, value)| (name.to_owned(), value))
+}
+
+/// What is `cpu.idle` in the kernel, since systemd 252.
+const IDLE: (&str, Value) = ("CPUWeight", Value::U64(0));
+const IDLE_SINCE: u32 = 252;
 
 /// The directory of a slice: `a-b.slice` is below `a.slice` (systemd.slice(5)). None if it is no slice.
 fn slice_path(slice: &str) -> Option<PathBuf> {
@@ -182,6 +204,9 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
                 ("CPUShares", Value::U64(shares))
             });
         }
+        if is_v2 && cpu.idle == Some(1) {
+            properties.push(IDLE);
+        }
         properties.extend(quota(cpu));
         // systemd leaves cpusets of version 1 alone, and before 244 it refuses a scope for words that it does not know.
         let lists = [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)];
@@ -190,14 +215,55 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
         }
     }
     let weight = resources.block_io.as_ref().and_then(|block_io| block_io.weight);
-    if let Some(weight) = weight.filter(|weight| *weight != 0 && !is_v2) {
-        properties.push(("BlockIOWeight", Value::U64(weight.into())));
+    if let Some(weight) = weight.filter(|weight| *weight != 0) {
+        properties.push(if is_v2 {
+            ("IOWeight", Value::U64(io_weight(weight)))
+        } else {
+            ("BlockIOWeight", Value::U64(weight.into()))
+        });
     }
     if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
         // None at all would keep the first process out.
         properties.push(("TasksMax", or_infinity(if limit == 0 { 1 } else { limit })));
     }
+    if is_v2 {
+        // Behind the others, as the files are written behind theirs.
+        properties.extend(unified(&resources.unified));
+    }
     Ok(properties)
+}
+
+/// Files of version 2 that systemd has properties for. What is no number there is for the kernel to judge.
+fn unified(files: &BTreeMap<String, String>) -> Properties {
+    let is_idle = files.get("cpu.idle").is_some_and(|value| value.trim() == "1");
+    let mut properties = Properties::new();
+    for (name, value) in files {
+        let value = value.trim();
+        let number = || if value == "max" { Some(u64::MAX) } else { value.parse().ok() };
+        let one = |name: &'static str, number: Option<u64>| number.map(|number| (name, Value::U64(number)));
+        let list = |name: &'static str| bits(value).ok().map(|bits| (name, Value::Bytes(bits)));
+        properties.extend(match name.as_str() {
+            "cpu.idle" if is_idle => Some(IDLE),
+            // An idle cgroup has no weight.
+            "cpu.weight" if !is_idle => one("CPUWeight", value.parse().ok()),
+            "cpuset.cpus" => list("AllowedCPUs"),
+            "cpuset.mems" => list("AllowedMemoryNodes"),
+            "io.weight" => one("IOWeight", value.strip_prefix("default ").unwrap_or(value).parse().ok()),
+            "memory.high" => one("MemoryHigh", number()),
+            "memory.low" => one("MemoryLow", number()),
+            "memory.max" => one("MemoryMax", number()),
+            "memory.min" => one("MemoryMin", number()),
+            "memory.swap.max" => one("MemorySwapMax", number()),
+            "pids.max" => one("TasksMax", number().map(|most| most.max(1))),
+            _ => None,
+        });
+        if name == "cpu.max" {
+            let (most, period) = value.split_once(' ').unwrap_or((value, "100000"));
+            let (most, period) = (most.parse().unwrap_or(-1), period.trim().parse().ok());
+            properties.extend(quota(&CpuResources { quota: Some(most), period, ..CpuResources::default() }));
+        }
+    }
+    properties
 }
 
 fn or_infinity(limit: i64) -> Value {
@@ -312,7 +378,24 @@ impl Systemd {
         Ok(Systemd(connection))
     }
 
-    fn start(&mut self, unit: &str, properties: Properties) -> Result<()> {
+    /// Leaves out what this systemd would refuse the whole unit for.
+    fn leave_out_unknown(&mut self, properties: &mut Properties) -> Result<()> {
+        if properties.contains(&IDLE) && self.version()? < IDLE_SINCE {
+            properties.retain(|property| *property != IDLE);
+        }
+        Ok(())
+    }
+
+    /// `252` of `252.30-1~deb12u2`.
+    fn version(&mut self) -> Result<u32> {
+        let words = [SYSTEMD.interface, "Version"].map(|word| Value::Text(word.to_owned()));
+        let texts = self.0.call(PROPERTIES.method("Get"), &words)?.texts()?;
+        let text = texts.first().map_or("", |text| text.trim_start_matches('v'));
+        let digits = text.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
+        digits.parse().map_err(|_| Error::internal(format!("systemd says that its version is {text:?}")))
+    }
+
+    fn start(&mut self, unit: &str, properties: Vec<(String, Value)>) -> Result<()> {
         let text = |text: &str| Value::Text(text.to_owned());
         let arguments = [text(unit), text("fail"), Value::Properties(properties), Value::NoUnits];
         let mut answer = self.0.call(SYSTEMD.method("StartTransientUnit"), &arguments);
@@ -324,7 +407,7 @@ impl Systemd {
         self.wait(unit, &answer?.texts()?)
     }
 
-    fn set(&mut self, unit: &str, properties: Properties) -> Result<()> {
+    fn set(&mut self, unit: &str, properties: Vec<(String, Value)>) -> Result<()> {
         let unit = Value::Text(unit.to_owned());
         let arguments = [unit, Value::Bool(true), Value::Properties(properties)];
         self.0.call(SYSTEMD.method("SetUnitProperties"), &arguments).map(drop)
@@ -414,6 +497,7 @@ mod tests {
             ("CPUQuotaPerSecUSec", Value::U64(20_000)),
             ("CPUQuotaPeriodUSec", Value::U64(100_000)),
             ("AllowedCPUs", Value::Bytes(vec![0b111, 0b10])),
+            ("IOWeight", Value::U64(io_weight(300))),
             ("TasksMax", Value::U64(u64::MAX)),
         ];
         assert_eq!(limits(&resources, Version::V2).unwrap(), expected);
@@ -430,6 +514,48 @@ mod tests {
                 "TasksMax"
             ]
         );
+    }
+
+    #[test]
+    fn files_become_properties() {
+        let check = |name: &str, value: &str, expected: &[(&'static str, Value)]| {
+            let files = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            let resources = LinuxResources { unified: files, ..LinuxResources::default() };
+            assert_eq!(limits(&resources, Version::V2).unwrap(), expected, "{name} {value}");
+            assert_eq!(limits(&resources, Version::V1).unwrap(), [], "they are none of version 1");
+        };
+        for (name, property) in [
+            ("memory.high", "MemoryHigh"),
+            ("memory.low", "MemoryLow"),
+            ("memory.max", "MemoryMax"),
+            ("memory.min", "MemoryMin"),
+            ("memory.swap.max", "MemorySwapMax"),
+            ("pids.max", "TasksMax"),
+        ] {
+            check(name, "4096", &[(property, Value::U64(4096))]);
+            check(name, " max\n", &[(property, Value::U64(u64::MAX))]);
+            check(name, "words", &[]);
+        }
+        check("pids.max", "0", &[("TasksMax", Value::U64(1))]);
+        check("cpu.weight", "50", &[("CPUWeight", Value::U64(50))]);
+        check("cpu.idle", "1", &[IDLE]);
+        check("cpu.idle", "0", &[]);
+        check("io.weight", "200", &[("IOWeight", Value::U64(200))]);
+        check("io.weight", "default 200", &[("IOWeight", Value::U64(200))]);
+        check("io.weight", "8:0 200", &[]);
+        check("cpuset.cpus", "0,3", &[("AllowedCPUs", Value::Bytes(vec![0b1001]))]);
+        check("cpuset.mems", "0", &[("AllowedMemoryNodes", Value::Bytes(vec![1]))]);
+        let quota = |per_second: u64, period: u64| {
+            [("CPUQuotaPerSecUSec", Value::U64(per_second)), ("CPUQuotaPeriodUSec", Value::U64(period))]
+        };
+        check("cpu.max", "50000 200000", &quota(250_000, 200_000));
+        check("cpu.max", "50000", &quota(500_000, 100_000));
+        check("cpu.max", "max 50000", &quota(u64::MAX, 50_000));
+        check("memory.oom.group", "1", &[]);
+        // Who is idle has no weight.
+        let idle = CpuResources { idle: Some(1), shares: Some(512), ..CpuResources::default() };
+        let resources = LinuxResources { cpu: Some(idle), ..LinuxResources::default() };
+        assert_eq!(limits(&resources, Version::V2).unwrap(), [IDLE]);
     }
 
     #[test]

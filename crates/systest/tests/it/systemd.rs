@@ -108,7 +108,14 @@ fn a_scope_lives_as_long_as_its_container() {
                 "memory": {"limit": 64 << 20, "reservation": 32 << 20, "swap": 64 << 20},
                 "cpu": {"shares": 512, "quota": 15_500, "period": 100_000, "cpus": "0"},
                 "pids": {"limit": 30},
-            }));
+                "unified": if is_v2() { json!({"memory.high": "50331648", "memory.min": "4194304"}) } else { json!({}) },
+            }))
+            .change(|spec| {
+                spec["annotations"] = json!({
+                    "org.systemd.property.CollectMode": "'inactive-or-failed'",
+                    "org.systemd.property.TimeoutStopSec": "uint64 123",
+                });
+            });
     let unit = format!("box-{}.scope", bundle.id());
     bundle.start();
     eventually("the container is up", || bundle.rootfs().join("up").exists().then_some(()));
@@ -118,9 +125,24 @@ fn a_scope_lives_as_long_as_its_container() {
     let is_ours = |line: &&str| is_v2() || !line.contains(":misc:") && !line.contains(":rdma:");
     assert!(own.lines().filter(is_ours).all(|line| line.ends_with(&place)), "{own}");
     // 15.5 % is 16 % to systemd, and exact in the kernel.
-    let common = ["ActiveState=active", "CPUQuotaPerSecUSec=160ms", "Delegate=yes", "DevicePolicy=strict"];
+    let common = [
+        "ActiveState=active",
+        "CPUQuotaPerSecUSec=160ms",
+        "CollectMode=inactive-or-failed",
+        "Delegate=yes",
+        "DevicePolicy=strict",
+        "TimeoutStopUSec=2min 3s",
+    ];
     let limits: &[&str] = if is_v2() {
-        &["AllowedCPUs=0", "CPUWeight=59", "MemoryLow=33554432", "MemoryMax=67108864", "MemorySwapMax=0"]
+        &[
+            "AllowedCPUs=0",
+            "CPUWeight=59",
+            "MemoryHigh=50331648",
+            "MemoryLow=33554432",
+            "MemoryMax=67108864",
+            "MemoryMin=4194304",
+            "MemorySwapMax=0",
+        ]
     } else {
         &["CPUShares=512", "MemoryLimit=67108864"]
     };
@@ -151,6 +173,18 @@ fn a_scope_lives_as_long_as_its_container() {
     assert_eq!(show(&unit, &[property, "TasksMax"]), [format!("{property}=134217728"), "TasksMax=40".into()]);
     run(Command::new("systemctl").arg("daemon-reload")).ok();
     assert_eq!([read(pid, file), read(pid, "pids.max")], ["134217728", "40"], "they outlive a reload");
+    if is_v2() {
+        assert_eq!([read(pid, "memory.high"), read(pid, "memory.min")], ["50331648", "4194304"]);
+        // The weight that systemd was given for it is 0.
+        let resources = bundle.path().join("resources.json");
+        fs::write(&resources, json!({"cpu": {"idle": 1}}).to_string()).expect("writable");
+        bundle.run(&["update", "--resources", resources.to_str().expect("UTF-8")]).ok();
+        run(Command::new("systemctl").arg("daemon-reload")).ok();
+        assert_eq!(
+            (show(&unit, &["CPUWeight"]), read(pid, "cpu.idle")),
+            (vec!["CPUWeight=idle".into()], "1".into())
+        );
+    }
     let exec = bundle.exec(
         "cut -d: -f3 /proc/self/cgroup | sort -u; cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null; true",
     );
