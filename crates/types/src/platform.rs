@@ -1,10 +1,14 @@
 //! Platforms: reading their names, and which of several fits.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
 use crate::spec::image::Platform;
 use crate::{Error, Result};
+
+/// Features of an operating system beyond these make an image no better.
+const FEATURES_COUNTED: u32 = 64;
 
 impl Platform {
     /// What this program was built for, in the names of images.
@@ -25,8 +29,23 @@ impl Platform {
         }
     }
 
-    /// How well an image for `other` runs here: 0 not at all, more is better.
+    /// How well an image for `other` runs here: 0 not at all, more is better. It has no feature of the operating system
+    /// that is not ours too; of two that differ in nothing else, the better has more of them. Versions of the operating
+    /// system matter for Windows only, as in containerd's package `platforms`.
     pub fn fit(&self, other: &Platform) -> u32 {
+        let features: BTreeSet<&String> = other.os_features.iter().collect();
+        if !features.iter().all(|feature| self.os_features.contains(feature)) || !self.takes_version_of(other)
+        {
+            return 0;
+        }
+        match self.machine_fit(other) {
+            0 => 0,
+            fit => fit * FEATURES_COUNTED + (features.len() as u32).min(FEATURES_COUNTED - 1),
+        }
+    }
+
+    /// The same, by the machine alone.
+    fn machine_fit(&self, other: &Platform) -> u32 {
         let (ours, theirs) = (self.clone().normal(), other.clone().normal());
         if ours.os != theirs.os {
             return 0;
@@ -44,6 +63,27 @@ impl Platform {
             _ if theirs.variant.is_empty() => 15,
             _ => 0,
         }
+    }
+
+    /// Whether the operating system runs images for that of `other`, as far as both say which they are. Windows does so
+    /// for its own build, and from Server 2022 on for those down to that (Microsoft: "Windows container version
+    /// compatibility").
+    fn takes_version_of(&self, other: &Platform) -> bool {
+        const SERVER_2022: u16 = 20348;
+        let build = |version: &str| -> Option<(u8, u8, u16)> {
+            let mut numbers = version.split('.');
+            let mut next = || numbers.next();
+            Some((next()?.parse().ok()?, next()?.parse().ok()?, next()?.parse().ok()?))
+        };
+        if self.os != "windows" || other.os_version.is_empty() {
+            return true;
+        }
+        let Some((major, minor, ours)) = build(&self.os_version) else { return true };
+        build(&other.os_version).is_some_and(|(their_major, their_minor, theirs)| {
+            let is_taken =
+                if ours < SERVER_2022 { theirs == ours } else { (SERVER_2022..=ours).contains(&theirs) };
+            (major, minor) == (their_major, their_minor) && is_taken
+        })
     }
 
     /// Other spellings of the same.
@@ -70,33 +110,51 @@ impl FromStr for Platform {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Platform> {
-        let parts: Vec<&str> = text.split('/').collect();
-        let known = parts.iter().all(|part| {
+        let invalid = || {
+            Error::invalid_argument(format!(
+                "invalid platform {text:?}: expected OS[(VERSION+FEATURE)]/ARCHITECTURE[/VARIANT], like linux/arm64"
+            ))
+        };
+        let is_known = |part: &&str| {
             !part.is_empty()
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-        });
-        let (os, architecture, variant) = match parts[..] {
-            [os, architecture] if known => (os, architecture, ""),
-            [os, architecture, variant] if known => (os, architecture, variant),
-            _ => {
-                return Err(Error::invalid_argument(format!(
-                    "invalid platform {text:?}: expected OS/ARCHITECTURE[/VARIANT], like linux/arm64"
-                )));
-            }
         };
+        let (os, rest) = text.split_once('/').ok_or_else(invalid)?;
+        let (os, options) = match os.split_once('(') {
+            Some((os, options)) => (os, options.strip_suffix(')').ok_or_else(invalid)?),
+            None => (os, ""),
+        };
+        let mut options = options.split('+');
+        let version = options.next().unwrap_or_default();
+        let features: Vec<&str> = options.collect();
+        let (architecture, variant) =
+            rest.split_once('/').map_or((rest, None), |(all, more)| (all, Some(more)));
+        let parts = [os, architecture].into_iter().chain(variant).chain(features.iter().copied());
+        if !parts.chain(Some(version).filter(|version| !version.is_empty())).all(|part| is_known(&part)) {
+            return Err(invalid());
+        }
         let platform = Platform {
             architecture: architecture.into(),
             os: os.into(),
-            variant: variant.into(),
-            ..Platform::default()
+            variant: variant.unwrap_or_default().into(),
+            os_version: version.into(),
+            os_features: features.into_iter().map(str::to_owned).collect(),
         };
         Ok(platform.normal())
     }
 }
 
+/// As it is read, and as containerd's package `platforms` writes all of it.
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
+        f.write_str(&self.os)?;
+        if !self.os_version.is_empty() || !self.os_features.is_empty() {
+            let features: BTreeSet<&String> = self.os_features.iter().collect();
+            write!(f, "({}", self.os_version)?;
+            features.into_iter().try_for_each(|feature| write!(f, "+{feature}"))?;
+            f.write_str(")")?;
+        }
+        write!(f, "/{}", self.architecture)?;
         if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
     }
 }
@@ -114,6 +172,57 @@ mod tests {
         assert!(fit("linux/arm64", "linux/arm64/v8") > 0);
         assert!(fit("linux/arm/v7", "linux/arm/v7") > fit("linux/arm/v7", "linux/arm/v6"));
         assert_eq!(fit("linux/arm/v6", "linux/arm/v7"), 0);
-        assert!("linux".parse::<Platform>().is_err());
+    }
+
+    #[test]
+    fn an_image_has_no_feature_that_was_not_asked_for() {
+        let fit = |ours: &str, theirs: &str| ours.parse::<Platform>().unwrap().fit(&theirs.parse().unwrap());
+        assert_eq!(fit("linux/amd64", "linux(+erofs)/amd64"), 0);
+        assert_eq!(fit("linux(+other)/amd64", "linux(+erofs)/amd64"), 0);
+        assert!(
+            fit("linux(+erofs)/amd64", "linux(+erofs)/amd64") > fit("linux(+erofs)/amd64", "linux/amd64")
+        );
+        assert!(fit("linux(+erofs)/amd64", "linux/amd64") > 0);
+        assert!(fit("linux(+a+b)/amd64", "linux(+a+b)/amd64") > fit("linux(+a+b)/amd64", "linux(+b)/amd64"));
+        // The machine counts first.
+        assert!(fit("linux(+a)/amd64", "linux/amd64") > fit("linux(+a)/amd64", "linux(+a)/386"));
+        assert_eq!(fit("linux(+a)/amd64", "linux(+a)/arm64"), 0);
+    }
+
+    #[test]
+    fn versions_matter_for_windows_alone() {
+        let fits = |ours: &str, theirs: &str| {
+            let read = |version: &str| format!("windows({version})/amd64").parse::<Platform>().unwrap();
+            read(ours).fit(&read(theirs)) > 0
+        };
+        for (ours, theirs, expected) in [
+            ("10.0.17763.1", "10.0.17763.9", true),
+            ("10.0.17763", "10.0.20348", false),
+            ("10.0.20348", "10.0.17763", false),
+            ("10.0.26100", "10.0.20348", true),
+            ("10.0.20348", "10.0.26100", false),
+            ("10.0.20348", "11.0.20348", false),
+            ("", "10.0.20348", true),
+            ("10.0.20348", "", true),
+            ("10.0.20348", "new", false),
+        ] {
+            assert_eq!(fits(ours, theirs), expected, "{ours} for {theirs}");
+        }
+        let [ours, theirs] =
+            ["linux(6.1)/amd64", "linux(5.4)/amd64"].map(|text| text.parse::<Platform>().unwrap());
+        assert!(ours.fit(&theirs) > 0);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for text in
+            ["linux/amd64", "linux/arm/v6", "windows(10.0.17763+win32k)/amd64", "linux(+a+b)/arm64/v8"]
+        {
+            assert_eq!(text.parse::<Platform>().unwrap().to_string(), text);
+        }
+        for text in ["linux", "linux/", "/amd64", "linux(a/amd64", "linux(+)/amd64", "linux/a/b/c", "linux/*"]
+        {
+            assert!(text.parse::<Platform>().is_err(), "{text}");
+        }
     }
 }

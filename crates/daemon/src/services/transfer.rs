@@ -418,7 +418,8 @@ fn own_platforms(platforms: Vec<wire::Platform>) -> Result<Vec<Platform>> {
 fn own_platform(platform: wire::Platform) -> Result<Platform> {
     let text = [&platform.os, &platform.architecture, &platform.variant];
     let text: Vec<&str> = text.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-    text.join("/").parse()
+    let named: Platform = text.join("/").parse()?;
+    Ok(Platform { os_version: platform.os_version, os_features: platform.os_features, ..named })
 }
 
 /// Makes a call that blocks, off the workers.

@@ -155,6 +155,45 @@ fn several_platforms_are_pulled_and_unpacked_at_once() {
     });
 }
 
+/// As those of images whose layers are EROFS are marked.
+#[test]
+fn a_variant_with_features_comes_to_those_who_ask_for_them() {
+    if !is_root("unpacking") {
+        return;
+    }
+    let layout = Layout::new();
+    let image = |name: &str| layout.image_of("amd64", &[tar_of(&[("file", name)])], &json!({}));
+    let (mut marked, plain) = (image("marked"), image("plain"));
+    marked["platform"]["os.features"] = json!(["erofs"]);
+    layout.tag(&layout.index(&[marked.clone(), plain.clone()]), "two:1");
+    let from = Registry::start();
+    let reference = from.push(layout.path(), "two:1", "two:1");
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        for (features, expected) in [(&[][..], &plain), (&["erofs"], &marked), (&["other"], &plain)] {
+            let os_features = features.iter().map(ToString::to_string).collect();
+            let platform = Platform { os_features, ..platform("amd64") };
+            let unpack = UnpackConfiguration { platform: Some(platform.clone()), snapshotter: String::new() };
+            let store = ImageStore {
+                name: "here:1".into(),
+                platforms: vec![platform],
+                unpacks: vec![unpack],
+                ..ImageStore::default()
+            };
+            transfer(&channel, registry(&reference), pack(&store)).await.unwrap();
+            for image in [&marked, &plain] {
+                let is_expected = image == expected;
+                assert_eq!(is_here(&channel, &digest_of(image)).await, is_expected, "{features:?}");
+            }
+            assert_eq!(trees(&channel).await, 1);
+            remove_all(&channel).await;
+        }
+    });
+    let pull = |platform: &str| daemon.hoist(["pull", "--platform", platform, &reference]);
+    pull("linux(+erofs)/amd64").ok();
+    pull("linux(+erofs)/arm64").expect_code(1).expect_stderr("there is linux(+erofs)/amd64, linux/amd64");
+}
+
 #[test]
 fn pulled_blobs_are_told_with_their_types() {
     let (layout, ..) = three();
