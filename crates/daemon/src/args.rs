@@ -18,6 +18,7 @@ Commands:
   config migrate   Print what the configuration files say, those of containerd too, as one file of today
   config check     Check the configuration files
   import-containerd DIR  Take over images and blobs of the containerd whose root is DIR, while no daemon runs
+  unmount          Take down what is mounted below the root and state directories, while no daemon and no container runs
   shim DIR         Write containerd-shim-hoist-v2 to DIR, for use under another containerd
   publish          Have an event told that is on standard input, with --topic and --namespace
   oci-hook PROGRAM [ARGUMENT...]  Run a container's hook, with {{id}} and the like filled in
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     ConfigCheck,
     /// Takes over what the containerd has whose root this is.
     Import(PathBuf),
+    /// Takes down what the last daemon left mounted.
+    Unmount,
     /// Writes the shim to this directory.
     Shim(PathBuf),
     /// Has an event told.
@@ -142,6 +145,7 @@ impl Args {
                 (["config", "check"], _) => Command::ConfigCheck,
                 (["import-containerd", root], _) => Command::Import(root.into()),
                 (["publish"], _) => Command::Publish { namespace, topic },
+                (["unmount"], _) => Command::Unmount,
                 (["shim", dir], _) => Command::Shim(dir.into()),
                 (words, _) => {
                     return Err(Error::invalid_argument(format!(
@@ -189,6 +193,7 @@ mod tests {
             let hook = ["x", "--root", "{{id}}"].map(OsString::from);
             assert_eq!(parse(line).unwrap().command, Command::OciHook(hook.into()), "{line}");
         }
+        assert_eq!(parse("unmount --root /r").unwrap().command, Command::Unmount);
         for bad in ["import-containerd", "--rot /x", "--root", "serve", "config", "shim", "--log-level loud"]
         {
             assert!(parse(bad).is_err(), "{bad}");

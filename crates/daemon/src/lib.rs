@@ -54,6 +54,7 @@ mod services;
 mod streams;
 mod telemetry;
 mod traces;
+mod unmount;
 mod wiring;
 
 pub use programs::{Embedded, Programs};

@@ -21,7 +21,8 @@ use crate::server::Listener;
 use crate::telemetry::{self, Calls};
 use crate::traces::Exporter;
 use crate::{
-    events, identity, import, listen, log, notify, oci_hook, programs, publish, server, services, wiring,
+    events, identity, import, listen, log, notify, oci_hook, programs, publish, server, services, unmount,
+    wiring,
 };
 
 /// Images and volumes hold setuid programs and secrets: nobody but the daemon's user enters.
@@ -76,6 +77,7 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
         }
         Command::OciHook(ref words) => return oci_hook::run(words),
         Command::Import(ref root) => return take_over(&args, root, programs),
+        Command::Unmount => return take_down(&args),
         Command::Serve => return serve(&args, programs),
     }
     Ok(())
@@ -144,6 +146,22 @@ fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
             Err(Error::data_loss(format!("{count} records of {} could not be taken over", root.display())))
         }
     }
+}
+
+/// Takes down what the last daemon left mounted.
+fn take_down(args: &Args) -> Result<()> {
+    let config = &Config::load(args)?;
+    log::start(config);
+    if !config.root.exists() {
+        return Err(Error::not_found(format!("there is no root directory {}", config.root.display())));
+    }
+    let _root = Lock::take(&config.root, ROOT_MODE)?;
+    let _state = Lock::take(&config.state, STATE_MODE)?;
+    match unmount::unmount(config)? {
+        0 => println!("nothing was mounted"),
+        count => println!("unmounted {count}"),
+    }
+    Ok(())
 }
 
 fn executor() -> Result<tokio::runtime::Runtime> {

@@ -8,7 +8,7 @@
 //! ctr                     ─▶ containerd's command line
 //! hoist daemon …          ─▶ daemon
 //! hoist --address SOCKET publish …  ─▶ daemon, whose program shims know by its path alone
-//! hoist system import-containerd …  ─▶ daemon, since no other runs then
+//! hoist system import-containerd …, hoist system unmount …  ─▶ daemon, since no other runs then
 //! hoist runtime …         ─▶ OCI runtime
 //! hoist ctr …             ─▶ containerd's command line
 //! hoist …                 ─▶ command line
@@ -42,7 +42,9 @@ fn main() -> ExitCode {
             args.remove(1);
             Part::Daemon
         }
-        (_, Some("system")) if args.get(2).is_some_and(|word| word == "import-containerd") => {
+        (_, Some("system"))
+            if args.get(2).is_some_and(|word| word == "import-containerd" || word == "unmount") =>
+        {
             args.remove(1);
             Part::Daemon
         }

@@ -44,5 +44,5 @@ pub use sandbox::{
     CreateSandbox, Endpoint, SandboxExit, SandboxMetrics, SandboxStart, SandboxStatus, Sandboxes,
 };
 pub use shims::{Config, Ended, Shims};
-pub use strays::Stray;
+pub use strays::{Stray, shims_of};
 pub use task::Task;

@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use types::{Context, Result};
 
 use crate::Shims;
-use crate::task::ends_soon;
+use crate::task::end_soon;
 
 /// A shim of this daemon: one that no task knows, or one that does not say who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,16 +40,39 @@ impl Stray {
     pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
+
+    /// The container that it was started for.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// The shims that run of a daemon, which need not: it has this address, and its shims listen below this directory. Blocks.
+pub fn shims_of(address: &Path, sockets: &Path) -> Result<Vec<Stray>> {
+    let mut shims = running(address)?;
+    shims.retain(|shim| shim.socket.starts_with(sockets));
+    Ok(shims)
+}
+
+fn running(address: &Path) -> Result<Vec<Stray>> {
+    let home = namespaces("self").context(|| "read our own namespaces")?;
+    let mut shims = Vec::new();
+    for entry in fs::read_dir("/proc").context(|| "read /proc")? {
+        let name = entry.context(|| "read /proc")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        shims.extend(read(pid, &home, address));
+    }
+    Ok(shims)
 }
 
 impl Shims {
-    /// Blocks, for a second if one of them is about to end by itself.
+    /// Blocks, for a second if one of them is about to end by itself, however many there are.
     pub fn strays(&self) -> Result<Vec<Stray>> {
         let config = self.config();
-        let mut strays = self.running()?;
+        let running = running(&config.grpc_address)?;
         // Looked at second: a shim that came in between has its task by then.
         let in_use: BTreeSet<PathBuf> = self.sockets();
-        strays.retain(|stray| {
+        let is_stray = |stray: &Stray| {
             let has_no_bundle = |bundles: &PathBuf| {
                 let bundle = bundles.join(&stray.namespace).join(&stray.id);
                 bundle.try_exists().is_ok_and(|is_there| !is_there)
@@ -58,25 +81,18 @@ impl Shims {
                 && !in_use.contains(&stray.socket)
                 && has_no_bundle(&config.bundles)
                 && has_no_bundle(&config.sandboxes)
-                && self.open(stray).is_some_and(|fd| !ends_soon(&fd))
-        });
-        Ok(strays)
+        };
+        let strays = running.into_iter().filter(is_stray);
+        let (strays, pidfds): (Vec<Stray>, Vec<OwnedFd>) =
+            strays.filter_map(|stray| self.open(&stray).map(|pidfd| (stray, pidfd))).unzip();
+        let ended = end_soon(&pidfds);
+        Ok(strays.into_iter().zip(ended).filter_map(|(stray, ended)| (!ended).then_some(stray)).collect())
     }
 
     /// The shim that listens there.
     pub(crate) fn shim_at(&self, socket: &Path) -> Result<Option<Stray>> {
-        Ok(self.running()?.into_iter().find(|shim| shim.socket == socket))
-    }
-
-    fn running(&self) -> Result<Vec<Stray>> {
-        let home = namespaces("self").context(|| "read our own namespaces")?;
-        let mut shims = Vec::new();
-        for entry in fs::read_dir("/proc").context(|| "read /proc")? {
-            let name = entry.context(|| "read /proc")?.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            shims.extend(read(pid, &home, &self.config().grpc_address));
-        }
-        Ok(shims)
+        let running = running(&self.config().grpc_address)?;
+        Ok(running.into_iter().find(|shim| shim.socket == socket))
     }
 
     /// Kills a stray shim. One that is gone is no error.

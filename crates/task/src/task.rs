@@ -1,16 +1,17 @@
 //! One task: calls to its shim.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::shim::attach::{self, AttachRequest};
 use api::shim::events::topic;
 use api::shim::task as wire;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use stdx::{TRACE, traced};
 use tokio::sync::watch;
@@ -406,6 +407,27 @@ fn text(exec: Option<&ExecId>) -> String {
 
 /// Whether the process behind a pidfd is dead or dies now. Blocks.
 pub(crate) fn ends_soon(pidfd: &OwnedFd) -> bool {
-    let limit = Timespec::try_from(DEATH_LIMIT).expect("a second fits");
-    matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit)), Ok(1..))
+    end_soon(&[pidfd]) == [true]
+}
+
+/// The same of each of several, which are waited for together.
+pub(crate) fn end_soon(pidfds: &[impl AsFd]) -> Vec<bool> {
+    let begun = Instant::now();
+    let mut ended = vec![false; pidfds.len()];
+    while ended.contains(&false) {
+        let waited: Vec<usize> = (0..ended.len()).filter(|at| !ended[*at]).collect();
+        let left = DEATH_LIMIT.saturating_sub(begun.elapsed());
+        let left = Timespec::try_from(left).expect("a second fits");
+        let mut polled: Vec<_> = waited.iter().map(|at| PollFd::new(&pidfds[*at], PollFlags::IN)).collect();
+        match poll(&mut polled, Some(&left)) {
+            Err(Errno::INTR) => {}
+            Ok(1..) => {
+                for (at, polled) in waited.into_iter().zip(&polled) {
+                    ended[at] = !polled.revents().is_empty();
+                }
+            }
+            _ => break,
+        }
+    }
+    ended
 }

@@ -64,6 +64,8 @@ pub(crate) enum Noun {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Take down what a daemon left mounted, while none runs, so that its root directory can be deleted
+    Unmount,
 }
 
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
@@ -78,6 +80,9 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         // It stands here to be found; whoever calls us leads it past the daemon that we are connected to.
         Command::System(Noun::ImportContainerd { .. }) => {
             Err(Error::failed_precondition("stop the daemon first, and call: hoist system import-containerd"))
+        }
+        Command::System(Noun::Unmount) => {
+            Err(Error::failed_precondition("stop the daemon first, and call: hoist system unmount"))
         }
         Command::Version { format } => version(client, format.as_deref()).await,
     }

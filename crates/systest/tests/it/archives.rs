@@ -407,3 +407,49 @@ fn topmost(daemon: &Daemon) -> String {
     let is_parent = |key: &str| rows.iter().any(|row| row[1] == key);
     rows.iter().map(|row| row[0]).find(|key| !is_parent(key)).expect("a chain").to_owned()
 }
+
+fn unmount(daemon: &Daemon) -> testkit::Finished {
+    let mut command = daemon.command(["system", "unmount"]);
+    command.args(["--root".as_ref(), daemon.root().as_os_str()]);
+    command.args(["--state".as_ref(), daemon.state().as_os_str()]);
+    command.args(["--address".as_ref(), daemon.socket().as_os_str()]);
+    run(command.args(["--config".as_ref(), daemon.dir().join("config.toml").as_os_str()]))
+}
+
+#[test]
+fn a_root_can_be_deleted_once_its_daemon_and_containers_are_gone() {
+    for (more, devices) in [("", 0), ("loop_devices = true\n", 2)] {
+        let mut daemon = Daemon::start_with(&[], &format!("{ARCHIVES}{more}"));
+        daemon.load(&images::busybox_archive());
+        let id = daemon.hoist(["run", "-d", "--network", "none", "busybox", "sleep", "1000"]).ok();
+        unmount(&daemon).expect_code(1).expect_stderr("in use by a running daemon");
+        daemon.terminate();
+        unmount(&daemon).expect_code(1).expect_stderr(id.text());
+        daemon.start_again();
+        daemon.hoist(["rm", "-f", id.text()]).ok();
+        let elsewhere = daemon.dir().join("elsewhere");
+        fs::create_dir(&elsewhere).expect("a writable directory");
+        let at = elsewhere.display().to_string();
+        daemon.hoist(["image", "mount", "busybox", &at]).ok();
+        daemon.terminate();
+        unmount(&daemon).expect_code(1).expect_stderr(&at);
+        run(Command::new("umount").arg(&elsewhere)).ok();
+        assert!(!mounted(&daemon).is_empty() && loop_devices(&daemon) >= devices, "{more}");
+        let held =
+            fs::File::open(Path::new(&mounted(&daemon)[0]).join("bin/busybox")).expect("a file of a layer");
+        unmount(&daemon).expect_code(1).expect_stderr("in use");
+        drop(held);
+        unmount(&daemon).ok();
+        assert_eq!(mounted(&daemon).len(), 0, "{more}");
+        // The kernel lets go of them a moment after it has unmounted what they show.
+        eventually("no device shows a file", || (loop_devices(&daemon) == 0).then_some(()));
+        assert_eq!(unmount(&daemon).ok().text(), "nothing was mounted");
+        // The next daemon does with it what it did before.
+        daemon.start_again();
+        let said = daemon.hoist(["run", "--rm", "--network", "none", "busybox", "echo", "again"]).ok();
+        assert_eq!(said.text(), "again");
+        daemon.terminate();
+        unmount(&daemon).ok();
+        fs::remove_dir_all(daemon.root()).expect("nothing is mounted in it");
+    }
+}

@@ -2,8 +2,10 @@
 //! start of a daemon.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::snapshots::{Info, PrepareSnapshotRequest, UpdateSnapshotRequest};
@@ -64,6 +66,38 @@ fn is_mounted(path: &Path) -> bool {
     mounts.contains(&format!(" {} ", path.display()))
 }
 
+/// A shim that nobody calls is told by its words alone.
+fn start_stray(daemon: &Daemon, id: &str) -> Child {
+    Command::new("sh")
+        .args(["-c", "read nothing", "containerd-shim-hoist-v2", "-namespace", "default", "-id", id])
+        .arg("-socket")
+        .arg(daemon.state().join("s").join(id))
+        .arg("-address")
+        .arg(daemon.socket())
+        .arg("serve")
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("a shell starts")
+}
+
+/// Each may be about to end, and has a second for it.
+#[test]
+fn strays_are_waited_for_together_when_a_daemon_starts() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    daemon.kill();
+    let mut strays: Vec<Child> = (0..20).map(|at| start_stray(&daemon, &format!("stray-{at}"))).collect();
+    let begun = Instant::now();
+    daemon.start_again();
+    let waited = begun.elapsed();
+    for stray in &mut strays {
+        assert_eq!(stray.wait().expect("a child of ours").signal(), Some(9));
+    }
+    assert!(waited < Duration::from_secs(10), "twenty seconds if one after the other: {waited:?}");
+}
+
 /// What a cut-off call may leave is made by hand, of a container that never was.
 #[test]
 fn system_check_repairs_every_kind_of_leftover() {
@@ -101,18 +135,7 @@ fn system_check_repairs_every_kind_of_leftover() {
     for folder in &folders {
         fs::create_dir(folder).expect("a writable hierarchy");
     }
-    // A shim that nobody calls is told by its words alone.
-    let address = daemon.socket();
-    let mut stray = Command::new("sh")
-        .args(["-c", "read nothing", "containerd-shim-hoist-v2", "-namespace", "default", "-id", "nobody"])
-        .arg("-socket")
-        .arg(daemon.state().join("s/nobody"))
-        .arg("-address")
-        .arg(&address)
-        .arg("serve")
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("a shell starts");
+    let mut stray = start_stray(&daemon, "nobody");
 
     let found = daemon.hoist(["system", "check"]).expect_code(1);
     let kinds = [

@@ -1,0 +1,61 @@
+//! What a daemon leaves mounted when it ends, for the next one to find, taken down: so that its root directory can be
+//! deleted, or the disk that this is on be taken away.
+//!
+//! Layers lie mounted below the root directory, and what clients had activated below that of the state. Loop devices and
+//! tables of the device mapper go with what is mounted from them.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use linux::mount::{self, MountPoint};
+use mounts::Places;
+use types::{Context, Error, Result};
+
+use crate::config::Config;
+
+/// Takes down all of it, and says how many mounts that were. `FailedPrecondition` names what uses it: a container that
+/// runs, or an image that is mounted elsewhere. No daemon may have the directories.
+pub(crate) fn unmount(config: &Config) -> Result<usize> {
+    let shims = task::shims_of(&config.address, &config.state.join("s"))?;
+    if let Some(shim) = shims.first() {
+        return Err(Error::failed_precondition(format!(
+            "{shim}, has a container; start the daemon and stop it, as by: hoist stop {}",
+            shim.id()
+        )));
+    }
+    let canonical = |path: &Path| path.canonicalize().context(|| format!("open {}", path.display()));
+    let (root, state) = (canonical(&config.root)?, canonical(&config.state)?);
+    let (trees, activations, tasks) = (root.join("snapshots"), state.join("mounts"), state.join("tasks"));
+    let is_ours = |point: &MountPoint| point.path.starts_with(&trees) || point.path.starts_with(&tasks);
+    let points = mount::mount_points()?;
+    let shown: HashSet<&str> =
+        points.iter().filter(|point| is_ours(point)).map(|point| &*point.source).collect();
+    // What the trees are in their own file system.
+    let holder = mount::mount_point_of(&trees)?;
+    let inside = holder.and_then(|holder| {
+        let below = trees.strip_prefix(&holder.path).ok()?;
+        Some((holder.source, holder.root.join(below)))
+    });
+    let uses_ours = |point: &MountPoint| match point.kind.as_str() {
+        "overlay" => point.superblock_options.contains(&*trees.to_string_lossy()),
+        "erofs" => shown.contains(&*point.source),
+        _ => inside
+            .as_ref()
+            .is_some_and(|(source, path)| point.source == *source && point.root.starts_with(path)),
+    };
+    let is_elsewhere = |point: &&MountPoint| !is_ours(point) && !point.path.starts_with(&activations);
+    if let Some(point) = points.iter().filter(is_elsewhere).find(|point| uses_ours(point)) {
+        return Err(Error::failed_precondition(format!(
+            "files of {} are mounted on {}; unmount that first",
+            root.display(),
+            point.path.display()
+        )));
+    }
+    let mut count = points.iter().filter(|point| point.path.starts_with(&activations)).count();
+    // They are made of the others.
+    Places::open(&activations)?.sweep(&|| Ok(HashSet::new()))?;
+    for point in points.iter().rev().filter(|point| is_ours(point)) {
+        count += usize::from(mount::unmount_one(&point.path)?);
+    }
+    Ok(count)
+}
