@@ -335,6 +335,12 @@ pub struct Extras {
     pub health: Option<Health>,
     /// Groups that its user is in as well: names that the image knows, or numbers.
     pub groups: Vec<String>,
+    /// Ports that it has for others, beside those of its image: `80`, `80/udp`, `8000-8010/tcp`.
+    pub exposed: Vec<String>,
+    /// Seconds that it has to stop in, where nobody says otherwise; below zero is for ever, none Docker's 10.
+    pub stop_timeout: Option<i64>,
+    /// Containers whose volumes, and paths of the machine, it has too: `NAME[:ro|:rw]`.
+    pub volumes_from: Vec<String>,
 }
 
 impl Extras {

@@ -58,6 +58,24 @@ pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
     Ok((number * 1000.0) as u64)
 }
 
+/// Labels of a file, as Docker reads it: blanks before a key do not count, those of a value do, and a key alone is none.
+pub(crate) fn labels(content: &str) -> Result<Vec<(String, String)>> {
+    let content = content.strip_prefix('\u{feff}').unwrap_or(content);
+    let lines =
+        content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let mut labels = Vec::new();
+    for line in lines {
+        let (key, value) = line.split_once('=').map_or((line, None), |(key, value)| (key, Some(value)));
+        if key.is_empty() || key.contains([' ', '\t']) {
+            return Err(Error::invalid_argument(format!(
+                "line {line:?}: a key has no blanks, and is not empty"
+            )));
+        }
+        labels.extend(value.map(|value| (key.to_owned(), value.to_owned())));
+    }
+    Ok(labels)
+}
+
 /// Seconds to wait; as with Docker, any below zero are no end of waiting.
 pub(crate) fn seconds(text: &str) -> std::result::Result<u64, std::num::ParseIntError> {
     // More than a machine is up.

@@ -46,6 +46,8 @@ const OWN_EXPIRE_LABEL: &str = "hoist.engine/expire";
 pub(crate) const ROOT_LABEL: &str = "containerd.io/gc.root";
 /// From the stop signal to SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Seconds: more than a machine is up.
+const WITHOUT_END: u64 = i32::MAX as u64;
 /// How long a container may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long the end of a container whose shim does not answer may take to be seen.
@@ -325,6 +327,9 @@ impl Engine {
             .await?;
         self.0.restarts.call_off(id.as_str());
         let signal = signal.unwrap_or_else(|| stop_signal_number(&extension.stop_signal));
+        let own =
+            || extension.create.extras.stop_timeout.map(|own| u64::try_from(own).unwrap_or(WITHOUT_END));
+        let seconds = seconds.or_else(own);
         let limit = seconds.map_or(STOP_TIMEOUT, Duration::from_secs);
         let mut task = self.task_of(&id)?;
         if task.is_none() {

@@ -57,6 +57,30 @@ impl Engine {
         .await
     }
 
+    /// Adds what the containers of `--volumes-from` have mounted, where nothing else was asked for: volumes and paths of the
+    /// machine. What is read-only there stays so. Of several that have the same place, the last counts. Returns the volumes
+    /// without a name, which go with the last container that has them.
+    pub(crate) fn take_volumes(&self, create: &mut Create) -> Result<Vec<String>> {
+        let mut nameless = Vec::new();
+        for text in create.extras.volumes_from.iter().rev() {
+            let (name, mode) = text.rsplit_once(':').unwrap_or((text, "rw"));
+            if !matches!(mode, "ro" | "rw") {
+                let message = format!("--volumes-from {text}: invalid mode {mode:?}, there are ro and rw");
+                return Err(Error::invalid_argument(message));
+            }
+            let container = self.find(name).map_err(|error| error.context("--volumes-from"))?;
+            let Extension { create: theirs, own_volumes, .. } = Extension::of(&container)?;
+            for mount in theirs.mounts {
+                let is_covered = create.mounts.iter().any(|own| same_place(&own.target, &mount.target));
+                if mount.kind != "tmpfs" && !is_covered {
+                    nameless.extend(own_volumes.iter().find(|own| **own == mount.source).cloned());
+                    create.mounts.push(Mount { read_only: mount.read_only || mode == "ro", ..mount });
+                }
+            }
+        }
+        Ok(nameless)
+    }
+
     /// Gives names to volumes that have none, and adds those that the image asks for where nothing is mounted.
     /// Returns the names, of which nothing is made yet.
     pub(crate) fn name_volumes(

@@ -54,6 +54,9 @@ pub(crate) enum Command {
         /// Seconds before they are killed; -1 is never
         #[arg(long, short = 't', alias = "time", allow_negative_numbers = true, value_parser = parse::seconds)]
         timeout: Option<u64>,
+        /// What asks them to stop
+        #[arg(long, short = 's')]
+        signal: Option<String>,
         #[arg(required = true)]
         containers: Vec<String>,
     },
@@ -153,9 +156,10 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             };
             each(&containers, stop).await
         }
-        Command::Restart { timeout, containers } => {
+        Command::Restart { timeout, signal, containers } => {
             let restart = async |id: String| {
-                client.call(&Call::Stop { id: id.clone(), timeout_seconds: timeout, signal: None }).await?;
+                let (signal, timeout_seconds) = (signal.clone(), timeout);
+                client.call(&Call::Stop { id: id.clone(), timeout_seconds, signal }).await?;
                 client.call(&Call::Start { id, streams: Streams::default() }).await
             };
             each(&containers, restart).await

@@ -42,11 +42,12 @@ fn config_row(extension: &Extension, image: &ExecConfig) -> Value {
         .exposed_ports
         .keys()
         .cloned()
+        .chain(create.extras.exposed.iter().cloned())
         .chain(create.ports.iter().map(port))
         .map(|port| (port, json!({})))
         .collect();
     let or_image = |own: &Option<String>, image: &String| own.clone().unwrap_or_else(|| image.clone());
-    json!({
+    let mut row = json!({
         "Hostname": create.hostname,
         "Domainname": "",
         "Image": familiar(&extension.image),
@@ -63,7 +64,12 @@ fn config_row(extension: &Extension, image: &ExecConfig) -> Value {
         "StopSignal": extension.stop_signal,
         "ExposedPorts": exposed,
         "OnBuild": null,
-    })
+    });
+    // Docker leaves it out where it is not said.
+    if let Some(seconds) = create.extras.stop_timeout {
+        row["StopTimeout"] = json!(seconds);
+    }
+    row
 }
 
 /// Docker's word for no words.

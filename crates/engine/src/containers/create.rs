@@ -13,10 +13,10 @@ use stdx::Laps;
 use task::OUR_RUNTIME;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::Mount;
-use types::{ContainerId, Context, Error, ErrorKind, Opaque, Platform, Result, Timestamp};
+use types::{ContainerId, Context, Error, ErrorKind, Labels, Opaque, Platform, Result, Timestamp, label};
 
 use super::binds::look_for_sources;
-use super::exposed::publish_all;
+use super::exposed::{expose, publish_all};
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, signal_number};
 use crate::leftovers::TREE_LABEL;
 use crate::networks::check_network;
@@ -29,6 +29,8 @@ use crate::{Engine, etc, health, random_hex, remove_folder, users};
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Where the first process of a container with `--init` is in it.
 const INIT: &str = "/sbin/hoist-init";
+/// Labels with a meaning for the daemon begin so.
+const RESERVED: [&str; 2] = ["containerd.io/", "hoist.engine/"];
 /// How long a tree is kept without the record that will need it.
 const TREE_GRACE: Duration = Duration::from_secs(600);
 
@@ -83,7 +85,9 @@ impl Engine {
         laps.lap("find the image");
         let id = ContainerId::new(random_hex(32)?)?;
         let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
-        let own_volumes = self.name_volumes(&mut create, &declared.unwrap_or_default())?;
+        let shared = self.take_volumes(&mut create)?;
+        let mut own_volumes = self.name_volumes(&mut create, &declared.unwrap_or_default())?;
+        own_volumes.extend(shared);
         let held = self.hold_volumes(&create.mounts)?;
         let reserve = || {
             self.make_anonymous(&own_volumes)?;
@@ -144,8 +148,10 @@ impl Engine {
         if has_init {
             mounts.push(init_mount(&(parts.init)().map_err(|error| error.context("--init"))?));
         }
+        create.extras.exposed = expose(&create.extras.exposed)?;
         if create.publish_all {
-            publish_all(&mut create.ports, exec_config.exposed_ports.keys())?;
+            let exposed = exec_config.exposed_ports.keys().chain(&create.extras.exposed);
+            publish_all(&mut create.ports, exposed)?;
         }
         if create.network.is_empty() {
             create.network = "bridge".into();
@@ -177,6 +183,7 @@ impl Engine {
         laps.lap("find the user, write the spec");
         create.hostname = Some(hostname);
         create.streams = Streams::default();
+        let labels = with_labels_of(&exec_config, &mut create.labels);
         let extension = Extension {
             name: name.to_owned(),
             image: image.name.clone(),
@@ -198,7 +205,7 @@ impl Engine {
         let now = Timestamp::now();
         let container = Container {
             id: id.clone(),
-            labels: extension.create.labels.clone(),
+            labels,
             image: image.name.clone(),
             runtime: Runtime { name: OUR_RUNTIME.into(), options: None },
             spec: Some(Opaque {
@@ -274,6 +281,23 @@ fn init_mount(program: &Path) -> Mount {
         options: ["rbind", "rprivate", "ro", "nosuid", "nodev"].map(str::to_owned).to_vec(),
         ..Mount::default()
     }
+}
+
+/// Adds the labels of the image to those that were asked for. Returns those of the record: without labels of the image that
+/// no record can have, or that would tell the daemon what to do with it.
+fn with_labels_of(image: &ExecConfig, own: &mut Labels) -> Labels {
+    let mut recorded = own.clone();
+    for (key, value) in &image.labels {
+        if own.contains_key(key) {
+            continue;
+        }
+        let label = Labels::from([(key.clone(), value.clone())]);
+        if label::check(&label).is_ok() && !RESERVED.iter().any(|reserved| key.starts_with(reserved)) {
+            recorded.extend(label.clone());
+        }
+        own.extend(label);
+    }
+    recorded
 }
 
 /// What a person asks for is a signal; what an image asks for may be none, and then it is not taken.

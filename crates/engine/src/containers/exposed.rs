@@ -1,4 +1,7 @@
-//! Ports that an image exposes: `80/tcp`, `53/udp`, or a range of them.
+//! Ports that an image or a container exposes: `80/tcp`, `53/udp`, or a range of them.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use api::engine::Port;
 use types::{Error, Result};
@@ -13,16 +16,12 @@ pub(super) fn publish_all<'a>(
     exposed: impl IntoIterator<Item = &'a String>,
 ) -> Result<()> {
     for text in exposed {
-        let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        let protocol = protocol.to_ascii_lowercase();
-        let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
-        let range = first.parse::<u16>().ok().zip(last.parse::<u16>().ok());
-        let (first, last) = range.filter(|(first, last)| *first > 0 && first <= last).ok_or_else(|| {
+        let (range, protocol) = read(text).ok_or_else(|| {
             Error::invalid_argument(format!(
                 "the image exposes {text:?}, which is no port; publish those that there are by -p"
             ))
         })?;
-        for container_port in first..=last {
+        for container_port in range {
             if ports.iter().any(|port| {
                 port.container_port == container_port
                     && (port.protocol == protocol || port.protocol.is_empty() && protocol == "tcp")
@@ -39,6 +38,30 @@ pub(super) fn publish_all<'a>(
         }
     }
     Ok(())
+}
+
+/// What was asked for, port by port.
+pub(super) fn expose(asked: &[String]) -> Result<Vec<String>> {
+    let mut exposed = BTreeSet::new();
+    for text in asked {
+        let known = |protocol: &str| matches!(protocol, "tcp" | "udp" | "sctp");
+        let (range, protocol) = read(text).filter(|(_, protocol)| known(protocol)).ok_or_else(|| {
+            Error::invalid_argument(format!("--expose {text}: expected PORT[-PORT][/tcp|/udp|/sctp]"))
+        })?;
+        exposed.extend(range.map(|port| (protocol.clone(), port)));
+    }
+    if exposed.len() > PORTS_MAX {
+        return Err(Error::resource_exhausted(format!("--expose: more than {PORTS_MAX} ports")));
+    }
+    Ok(exposed.into_iter().map(|(protocol, port)| format!("{port}/{protocol}")).collect())
+}
+
+/// Numbers and protocol; none if it is no port.
+fn read(text: &str) -> Option<(RangeInclusive<u16>, String)> {
+    let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+    let (first, last) = (first.parse::<u16>().ok()?, last.parse::<u16>().ok()?);
+    (first > 0 && first <= last).then(|| (first..=last, protocol.to_ascii_lowercase()))
 }
 
 #[cfg(test)]

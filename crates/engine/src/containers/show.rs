@@ -255,6 +255,7 @@ fn host_config(create: &Create) -> Value {
         "MemoryReservation": extras.memory_reservation.unwrap_or(0),
         "MemorySwap": memory_and_swap(create).unwrap_or(0),
         "PublishAllPorts": create.publish_all,
+        "VolumesFrom": Some(&extras.volumes_from).filter(|from| !from.is_empty()),
         "Init": extras.init,
         "GroupAdd": extras.groups,
         "OomScoreAdj": extras.oom_score_adj.unwrap_or(0),

@@ -1,11 +1,15 @@
 //! Flags of `run` that few containers need, by what the container sees.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
-use serde_json::Value;
-use testkit::Daemon;
+use serde_json::{Value, json};
+use testkit::{Daemon, Layout, digest_of, eventually};
+
+use crate::archives::shell_layer;
 
 /// As Docker's users type them.
 #[test]
@@ -297,6 +301,129 @@ fn images_are_fetched_when_asked_and_ids_are_written() {
     missing.expect_stderr("No such image");
 }
 
+fn inspected(daemon: &Daemon, name: &str) -> Value {
+    let shown: Value = serde_json::from_str(&daemon.hoist(["inspect", name]).ok().stdout).expect("JSON");
+    shown[0].clone()
+}
+
+/// The labels of its image are the container's too; what was asked for comes first, and of that what stands on the command
+/// line.
+#[test]
+fn labels_come_from_images_and_files() {
+    let layout = Layout::new();
+    let labels = json!({
+        "of": "image", "image": "image", "file": "image", "containerd.io/gc.bref.container": "x", "long": "x".repeat(5000),
+    });
+    let config = json!({"Cmd": ["sh"], "Labels": labels});
+    let layer = layout.blob("application/vnd.oci.image.layer.v1.tar", &shell_layer());
+    let rootfs = json!({"type": "layers", "diff_ids": [digest_of(&layer)]});
+    layout.tag(&layout.image_of_blobs(&[layer], &json!({"config": config, "rootfs": rootfs})), "labelled:1");
+    let daemon = Daemon::start();
+    daemon.load(layout.path());
+    let file = daemon.dir().join("labels");
+    fs::write(&file, "\u{feff}# none\n\n  file=file = x \nboth=file\nalone\n").expect("a writable directory");
+    let file = file.display().to_string();
+    let create =
+        ["create", "--name", "box", "--label-file", &file, "--label", "both=line", "--label", "image="];
+    daemon.hoist(create.iter().chain(&["labelled:1"])).ok();
+    let shown = inspected(&daemon, "box")["Config"]["Labels"].clone();
+    let expected = [("of", "image"), ("image", ""), ("file", "file = x "), ("both", "line")];
+    for (key, value) in expected {
+        assert_eq!(shown[key], value, "{key}: {shown}");
+    }
+    assert!(shown.get("alone").is_none() && shown["long"].as_str().is_some_and(|text| text.len() == 5000));
+    let listed = |label: &str| {
+        let filter = format!("label={label}");
+        daemon.hoist(["ps", "-a", "--format", "{{.Names}}", "--filter", &filter]).ok().text() == "box"
+    };
+    assert!(["of=image", "of", "image=", "both=line"].iter().all(|label| listed(label)));
+    assert!(!["of=x", "image=image", "both=file", "alone"].iter().any(|label| listed(label)));
+    // The record that clients of containerd see has those that one can have, and none that say when it goes.
+    let record = daemon.ctr(["containers", "info", "box"]);
+    let record = if record.code == 0 {
+        record
+    } else {
+        daemon.ctr(["containers", "info", &id_of(&daemon, "box")]).ok()
+    };
+    assert!(record.stdout.contains("\"of\": \"image\""), "{record}");
+    assert!(!record.stdout.contains("gc.bref") && !record.stdout.contains("\"long\""), "{record}");
+    fs::write(&file, "a key=1\n").expect("a writable directory");
+    daemon.hoist(["create", "--label-file", &file, "labelled:1"]).expect_code(125).expect_stderr("a key=1");
+}
+
+fn id_of(daemon: &Daemon, name: &str) -> String {
+    inspected(daemon, name)["Id"].as_str().expect("an id").to_owned()
+}
+
+#[test]
+fn ports_are_exposed_as_asked() {
+    let daemon = Daemon::with_busybox();
+    let expose = ["--expose", "80", "--expose", "90-91/udp", "--expose", "80/tcp"];
+    daemon.hoist(["create", "--name", "box"].iter().chain(&expose).chain(&["busybox"])).ok();
+    let shown = inspected(&daemon, "box");
+    assert_eq!(shown["Config"]["ExposedPorts"], json!({"80/tcp": {}, "90/udp": {}, "91/udp": {}}));
+    let run = ["run", "-d", "--name", "all", "-P"].iter().chain(&expose);
+    daemon.hoist(run.chain(&["busybox", "sleep", "1000"])).ok();
+    let ports = daemon.hoist(["port", "all"]).ok();
+    let ports: BTreeSet<&str> = ports.stdout.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(ports, BTreeSet::from(["80/tcp", "90/udp", "91/udp"]));
+}
+
+/// In place of the ten seconds that are usual, and of whatever else when it is stopped or begins anew.
+#[test]
+fn a_container_says_how_long_it_may_take_to_stop() {
+    let daemon = Daemon::with_busybox();
+    let deaf = "trap '' TERM; trap 'echo told; exit 7' USR1; echo up; while :; do sleep 1000 & wait $!; done";
+    let run = ["run", "-d", "--name", "deaf", "--network", "none", "--stop-timeout", "1", "busybox"];
+    daemon.hoist(run.iter().chain(&["sh", "-c", deaf])).ok();
+    assert_eq!(inspected(&daemon, "deaf")["Config"]["StopTimeout"], 1);
+    let said = |count: usize, word: &str| {
+        eventually("it says so", || {
+            (daemon.hoist(["logs", "deaf"]).ok().stdout.matches(word).count() == count).then_some(())
+        });
+    };
+    said(1, "up");
+    let begun = Instant::now();
+    daemon.hoist(["stop", "deaf"]).ok();
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_eq!(inspected(&daemon, "deaf")["State"]["ExitCode"], 137);
+    daemon.hoist(["start", "deaf"]).ok();
+    said(2, "up");
+    daemon.hoist(["restart", "-t", "-1", "--signal", "USR1", "deaf"]).ok();
+    said(1, "told");
+    said(3, "up");
+    assert_eq!(inspected(&daemon, "deaf")["State"]["Running"], true);
+}
+
+#[test]
+fn what_another_container_has_mounted_is_mounted_too() {
+    let daemon = Daemon::with_busybox();
+    let (folder, other) = (daemon.dir().join("folder"), daemon.dir().join("other"));
+    for (path, text) in [(&folder, "folder"), (&other, "other")] {
+        fs::create_dir(path).expect("a writable directory");
+        fs::write(path.join("file"), text).expect("a writable directory");
+    }
+    let bound = |path: &Path, rest: &str| format!("{}:{rest}", path.display());
+    let (read_only, over) = (bound(&folder, "/folder:ro"), bound(&other, "/folder"));
+    let first = ["-v", "named:/named", "-v", "/nameless", "-v", &read_only, "--tmpfs", "/memory"];
+    let run = ["run", "--name", "first", "--network", "none"].iter().chain(&first);
+    daemon.hoist(run.chain(&["busybox", "sh", "-c", "echo a > /named/a; echo b > /nameless/b"])).ok();
+    let look = |flags: &[&str], script: &str| says(&daemon, flags, script);
+    let from = ["--volumes-from", "first"];
+    assert_eq!(look(&from, "cat /named/a /nameless/b /folder/file"), "a\nb\nfolder");
+    assert_eq!(look(&from, "touch /named/c /nameless/c && touch /folder/c || echo no"), "no");
+    assert_eq!(look(&["--volumes-from", "first:ro"], "touch /named/d || ls /named"), "a\nc");
+    assert_eq!(look(&["--volumes-from", "first", "-v", &over], "cat /folder/file; cat /named/a"), "othera");
+    assert_eq!(look(&from, "test -e /memory || echo none"), "none");
+    // A volume without a name goes with the last container that has it.
+    daemon.hoist(["create", "--name", "second"].iter().chain(&from).chain(&["busybox"])).ok();
+    daemon.hoist(["rm", "-v", "first"]).ok();
+    assert_eq!(look(&["--volumes-from", "second"], "cat /nameless/b"), "b");
+    daemon.hoist(["rm", "-v", "second"]).ok();
+    assert_eq!(daemon.hoist(["volume", "ls", "-q"]).ok().text(), "named");
+    daemon.hoist(["create", "--volumes-from", "nosuch", "busybox"]).expect_code(125).expect_stderr("nosuch");
+}
+
 #[test]
 fn what_cannot_be_is_refused_by_its_flag() {
     let daemon = Daemon::with_busybox();
@@ -324,6 +451,9 @@ fn what_cannot_be_is_refused_by_its_flag() {
         (["-m=1g", "--memory-swap=512m"], "not less"),
         (["--memory-swap", "-2"], "invalid size"),
         (["--rm", "--restart=always"], "conflicting options"),
+        (["--expose", "x"], "--expose x"),
+        (["--expose", "80/icmp"], "--expose 80/icmp"),
+        (["--volumes-from", "x:rx"], "invalid mode"),
     ] {
         let refused = daemon.hoist([&["run"], &flags[..], &["busybox", "true"]].concat());
         assert_ne!(refused.code, 0);

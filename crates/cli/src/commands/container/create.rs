@@ -1,5 +1,6 @@
 //! `run` and `create`: flags to a question, and the image fetched if it is not here.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
@@ -77,6 +78,9 @@ pub(crate) struct Flags {
     /// KEY=VALUE
     #[arg(long, short)]
     pub(crate) label: Vec<String>,
+    /// A file with such lines; those with a # before them are left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) label_file: Vec<String>,
     /// Nothing but its volumes can be written to
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -294,7 +298,13 @@ fn create(flags: Flags, image: String) -> Result<Create> {
     for text in &flags.publish {
         ports.extend(parse::ports(text)?);
     }
-    let labels = flags.label.iter().map(|label| label.split_once('=').unwrap_or((label, "")));
+    let mut labels = BTreeMap::new();
+    for file in &flags.label_file {
+        let content = std::fs::read_to_string(file).context(|| format!("read {file}"))?;
+        labels.extend(parse::labels(&content).map_err(|error| error.context(format!("read {file}")))?);
+    }
+    let own = flags.label.iter().map(|label| label.split_once('=').unwrap_or((label, "")));
+    labels.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
     Ok(Create {
         image,
         platform: flags.platform,
@@ -324,7 +334,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         publish_all: flags.publish_all,
         extras: flags.extras.read()?,
         restart: parse::restart(&flags.restart)?,
-        labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        labels,
         start: false,
         streams: Streams::default(),
         called_at,

@@ -89,6 +89,15 @@ pub(crate) struct ExtraFlags {
     /// What asks it to stop, in place of what the image says
     #[arg(long)]
     stop_signal: Option<String>,
+    /// Seconds that it has to stop in before it is killed; -1 is for ever
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS")]
+    stop_timeout: Option<i64>,
+    /// PORT[-PORT][/udp] that it has for others, beside those of the image
+    #[arg(long)]
+    expose: Vec<String>,
+    /// CONTAINER[:ro]: what is mounted there is mounted in this one too
+    #[arg(long, value_name = "CONTAINER")]
+    volumes_from: Vec<String>,
     /// NAME:ADDRESS, for its /etc/hosts; host-gateway is the address of this machine
     #[arg(long)]
     add_host: Vec<String>,
@@ -139,6 +148,9 @@ impl ExtraFlags {
             init: self.init,
             health: (health != Health::default()).then_some(health),
             groups: self.group_add,
+            exposed: self.expose,
+            stop_timeout: self.stop_timeout,
+            volumes_from: self.volumes_from,
         })
     }
 }
