@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use metadata::{LayerSource, StreamProcessors};
 use prost::Message;
 use prost_types::Any;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -45,8 +46,6 @@ const LOG_LEN_MAX: usize = 4 << 10;
 const PIPE_LEN: usize = 64 << 10;
 const MEDIA_TYPE_VARIABLE: &str = "STREAM_PROCESSOR_MEDIATYPE";
 
-type Source = Box<dyn Read + Send>;
-
 #[derive(Clone)]
 pub(crate) struct Processors {
     programs: Arc<[StreamProcessor]>,
@@ -60,22 +59,17 @@ impl Processors {
 
     /// A layer as one that can be unpacked. `payloads` are for the programs, by their names. `Unimplemented` if
     /// nobody knows the media type.
-    pub(crate) fn open(
+    pub(crate) fn open_with(
         &self,
         media_type: &str,
-        source: Source,
+        source: LayerSource,
         payloads: &BTreeMap<String, Any>,
-    ) -> Result<Source> {
+    ) -> Result<LayerSource> {
         self.chain(media_type)?.into_iter().try_fold(source, |source, (processor, media_type)| {
             let payload = payloads.get(&processor.id).map(Message::encode_to_vec);
             let stage = Stage::start(processor, &media_type, source, payload, self.stall_limit);
-            Ok(Box::new(stage.context(|| format!("stream processor {}", processor.id))?) as Source)
+            Ok(Box::new(stage.context(|| format!("stream processor {}", processor.id))?) as LayerSource)
         })
-    }
-
-    /// Whether a program makes something else of layers of a media type.
-    pub(crate) fn take(&self, media_type: &str) -> bool {
-        self.programs.iter().any(|known| known.accepts.iter().any(|accepted| accepted == media_type))
     }
 
     /// The programs that a layer goes through, each with the media type that it is given.
@@ -92,12 +86,29 @@ impl Processors {
             let next = processor.returns.clone();
             chain.push((processor, std::mem::replace(&mut reached, next)));
         }
-        if media_type::is_layer(&reached) && !reached.ends_with("+encrypted") {
+        if media_type::is_layer(&reached) && !media_type::is_encrypted(&reached) {
             return Ok(chain);
         }
         Err(Error::unimplemented(format!(
             "media type {reached:?}: no stream processor of the configuration accepts it"
         )))
+    }
+}
+
+impl StreamProcessors for Processors {
+    fn names(&self, media_type: &str) -> Option<String> {
+        let accepts = |known: &&StreamProcessor| known.accepts.iter().any(|accepted| accepted == media_type);
+        let first = self.programs.iter().find(accepts)?.id.clone();
+        // Where they lead nowhere, it is the first that nobody can follow.
+        let chain = self.chain(media_type);
+        let names =
+            chain.map(|chain| chain.iter().map(|(program, _)| program.id.as_str()).collect::<Vec<_>>());
+        Some(names.map_or(first, |names| names.join(", ")))
+    }
+
+    /// Nobody has a payload for them: that is the client's who unpacks by itself.
+    fn open(&self, media_type: &str, blob: LayerSource) -> Result<LayerSource> {
+        self.open_with(media_type, blob, &BTreeMap::new())
     }
 }
 
@@ -126,7 +137,7 @@ impl Stage {
     fn start(
         processor: &StreamProcessor,
         media_type: &str,
-        source: Source,
+        source: LayerSource,
         payload: Option<Vec<u8>>,
         stall_limit: Duration,
     ) -> Result<Stage> {
@@ -290,7 +301,7 @@ fn wait_for(
 }
 
 fn feed(
-    mut source: Source,
+    mut source: LayerSource,
     mut input: ChildStdin,
     payload: Option<(io::PipeWriter, Vec<u8>)>,
     told: &io::PipeReader,
@@ -386,7 +397,7 @@ mod tests {
         let payload = Any { type_url: "key".into(), value: Vec::new() };
         let payloads = BTreeMap::from([("keyed".to_owned(), payload)]);
         let source = Box::new(io::Cursor::new(input.to_vec()));
-        let mut opened = Processors::new(processors).open("x", source, &payloads)?;
+        let mut opened = Processors::new(processors).open_with("x", source, &payloads)?;
         let mut output = Vec::new();
         opened.read_to_end(&mut output).context(|| "read")?;
         Ok(output)
@@ -430,7 +441,7 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let children = shell("children", "x", PLAIN, "sleep 1000 & sleep 1000");
-            let opened = Processors::new(&[children]).open("x", Box::new(io::empty()), &BTreeMap::new());
+            let opened = Processors::new(&[children]).open("x", Box::new(io::empty()));
             drop(opened.unwrap());
             // Also where it ends by itself, and they keep what it complains to.
             let leaves = shell("leaves", "x", PLAIN, "sleep 1000 >&- & echo layer");
@@ -453,7 +464,7 @@ mod tests {
                 Processors { stall_limit: Duration::from_millis(200), ..Processors::new(&programs) };
             let open = |media_type: &str| {
                 let source = Box::new(io::Cursor::new(b"layer".to_vec()));
-                processors.open(media_type, source, &BTreeMap::new()).unwrap()
+                processors.open(media_type, source).unwrap()
             };
             let mut output = Vec::new();
             let error = open("x").read_to_end(&mut output).unwrap_err();
@@ -492,7 +503,7 @@ mod tests {
             std::thread::spawn(move || {
                 // More than a pipe takes.
                 let source = Box::new(io::Cursor::new(vec![0; 1 << 20]));
-                let mut opened = processors.open("x", source, &BTreeMap::new()).unwrap();
+                let mut opened = processors.open("x", source).unwrap();
                 let mut output = Vec::new();
                 let read = opened.read_to_end(&mut output);
                 drop(opened);
@@ -519,7 +530,7 @@ mod tests {
     fn a_program_that_nobody_reads_is_ended() {
         let endless = shell("endless", "x", PLAIN, "exec cat /dev/zero");
         let processors = Processors::new(&[endless]);
-        let mut opened = processors.open("x", Box::new(io::empty()), &BTreeMap::new()).unwrap();
+        let mut opened = processors.open("x", Box::new(io::empty())).unwrap();
         opened.read_exact(&mut [0; 10]).unwrap();
         // Joins its threads and waits for the program.
         drop(opened);

@@ -153,6 +153,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
     };
     let streams = Streams::default();
+    let processors = Processors::new(&plugins.processors);
     let (look, end) = (streams.clone(), streams.clone());
     let options = metadata::Options {
         sink,
@@ -164,6 +165,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         leased_streams: Box::new(move || look.leased()),
         end_stream: Box::new(move |stream| end.end(stream)),
         isolates_content: config.sharing == Sharing::Isolated,
+        processors: Box::new(processors.clone()),
         ..metadata::Options::default()
     };
     let metadata = Metadata::open(db, content, snapshotters, options)?;
@@ -232,7 +234,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         streams,
         admission,
         snapshotter,
-        processors: Processors::new(&plugins.processors),
+        processors,
         differs: plugins.differs.clone(),
         proxies,
         other_snapshotter_name: (form == LayerForm::Archives).then_some(Overlay::OTHER_NAME),

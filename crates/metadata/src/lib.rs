@@ -30,6 +30,7 @@ mod lease;
 mod mask;
 mod namespace;
 mod outbox;
+mod processor;
 mod sandbox;
 mod sequence;
 mod snapshot;
@@ -45,6 +46,7 @@ pub use image::{Image, Images, StoredImage};
 pub use lease::{Lease, Leases, Resource};
 pub use namespace::Namespaces;
 pub use outbox::Hearing;
+pub use processor::{LayerSource, NoProcessors, StreamProcessors};
 pub use sandbox::{Sandbox, Sandboxes};
 pub use snapshot::{Snapshot, Snapshots};
 pub use store::{

@@ -17,6 +17,7 @@ use crate::gc::{self, Collected};
 use crate::lease::{self, Resource};
 use crate::namespace::{self, Namespaces};
 use crate::outbox::{Hearing, Outbox, Place};
+use crate::processor::{NoProcessors, StreamProcessors};
 use crate::sequence::Sequence;
 use crate::{Activations, Containers, Content, Images, Leases, Sandboxes, Snapshots};
 
@@ -37,6 +38,8 @@ pub struct Options {
     /// Whether a namespace must bring the bytes of a blob that another has, unless that one is labelled
     /// `containerd.io/namespace.shareable=true`.
     pub isolates_content: bool,
+    /// Of layers that nobody here can read.
+    pub processors: Box<dyn StreamProcessors>,
 }
 
 /// Asked before a name comes to stand for an image. An error keeps it out.
@@ -83,7 +86,8 @@ pub enum Notice {
 pub type NoticeSink = Box<dyn Fn(Notice) + Send + Sync>;
 
 impl Default for Options {
-    /// The wall clock, events and notices into the void, a gate that is open, nothing mounted, no streams, and blobs shared.
+    /// The wall clock, events and notices into the void, a gate that is open, nothing mounted, no streams, blobs shared, and
+    /// layers as they are.
     fn default() -> Options {
         Options {
             now: Box::new(Timestamp::now),
@@ -96,6 +100,7 @@ impl Default for Options {
             leased_streams: Box::new(Vec::new),
             end_stream: Box::new(|_| ()),
             isolates_content: false,
+            processors: Box::new(NoProcessors),
         }
     }
 }
@@ -176,6 +181,7 @@ pub(crate) struct Inner {
     pub(crate) leased_streams: StreamLook,
     pub(crate) end_stream: StreamEnd,
     pub(crate) isolates_content: bool,
+    processors: Box<dyn StreamProcessors>,
     mutations: AtomicU64,
 }
 
@@ -203,6 +209,7 @@ impl Metadata {
             leased_streams: options.leased_streams,
             end_stream: options.end_stream,
             isolates_content: options.isolates_content,
+            processors: options.processors,
             mutations: AtomicU64::new(0),
         })))
     }
@@ -254,6 +261,10 @@ impl Metadata {
             }
         }
         Ok(None)
+    }
+
+    pub fn processors(&self) -> &dyn StreamProcessors {
+        &*self.0.processors
     }
 
     pub fn snapshotters(&self) -> impl Iterator<Item = &str> {

@@ -14,7 +14,7 @@ use types::descriptor::media_type;
 use types::spec::image::{ImageConfig, Manifest};
 use types::{Descriptor, Digest, Error, ErrorKind, Platform, Result};
 
-use crate::unpack::read;
+use crate::unpack::{artifact_type, read};
 
 /// Blobs of one image: many more than anybody makes.
 const PARTS_MAX: usize = 1 << 16;
@@ -40,6 +40,7 @@ pub struct Variant {
     pub summary: Option<Summary>,
     /// Blobs that are named and not here.
     pub missing: Vec<Digest>,
+    pub(crate) artifact_type: Option<String>,
 }
 
 /// What is kept of a config beside what it describes; [`config`] reads the rest, which may be large.
@@ -57,7 +58,7 @@ impl Variant {
 
     /// The type of an artifact, which cannot be run.
     pub fn artifact_type(&self) -> Option<&str> {
-        self.manifest.as_ref().and_then(image::artifact_type)
+        self.artifact_type.as_deref()
     }
 
     /// Bytes of the blobs that the manifest names; 0 if it is not here.
@@ -201,11 +202,13 @@ impl Walk<'_> {
             manifest: None,
             summary: None,
             missing: Vec::new(),
+            artifact_type: None,
         };
         if is_here {
             let image::Node::Manifest(manifest) = self.node(descriptor)? else {
                 unreachable!("an index was led elsewhere, and a document is what its type says");
             };
+            variant.artifact_type = artifact_type(self.metadata, &manifest).map(str::to_owned);
             self.leaves(&manifest, &mut variant)?;
             variant.manifest = Some(*manifest);
         }
@@ -222,7 +225,7 @@ impl Walk<'_> {
             }
         }
         let has_config = !variant.missing.contains(&manifest.config.digest);
-        if has_config && image::artifact_type(manifest).is_none() {
+        if has_config && variant.artifact_type.is_none() {
             self.count(&manifest.config)?;
             // Whether its layers are those of the manifest is asked by whoever unpacks them.
             let config = image::read_config(&read(self.metadata, self.caller, &manifest.config.digest)?)?;

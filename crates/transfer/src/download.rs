@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody. What could not be extracted on
-//! the way, because it was taken up in the middle or its window had no room, is extracted from the store.
+//! the way, because it was taken up in the middle, its window had no room, or a program reads it, is extracted from the store.
 
 use std::io::{self, Read};
 use std::pin::pin;
@@ -27,7 +27,7 @@ use crate::place::{Place, listening};
 use crate::pull::Pull;
 use crate::unpack::Trees;
 use crate::window::{Room, Window};
-use crate::{Progress, blocking, tell};
+use crate::{Progress, blocking, tell, with_client};
 
 /// Chunks of a layer that wait, which bounds what small ones cost.
 const CHUNKS_WAITING: usize = 256;
@@ -111,7 +111,13 @@ impl Download {
             match outcome {
                 Outcome::Committed { is_extracted } => {
                     fetched?;
-                    return if is_extracted { Ok(()) } else { self.extract_from_store().await };
+                    if is_extracted {
+                        return Ok(());
+                    }
+                    if self.is_processed() {
+                        course.place.leave();
+                    }
+                    return self.extract_from_store().await;
                 }
                 Outcome::Short { begun: open, missing } => {
                     let short = || Error::unavailable(format!("{missing} bytes are missing"));
@@ -183,7 +189,13 @@ impl Download {
         let digest = self.layer.digest.clone();
         let Some((at, trees)) = self.extract.clone() else { return Ok(()) };
         tell(self.pull.report.as_ref(), Progress::Extracting { digest: digest.clone() });
-        blocking(move || trees.extract_stored(at, &digest).map(drop)).await
+        let extract = move || trees.extract_stored(at, &digest).map(drop);
+        // Programs decide how fast that goes.
+        if self.is_processed() { with_client(extract).await } else { blocking(extract).await }
+    }
+
+    fn is_processed(&self) -> bool {
+        self.extract.as_ref().is_some_and(|(at, trees)| trees.is_processed(*at))
     }
 
     /// Asks some hosts for what is missing of the blob.
@@ -204,7 +216,7 @@ impl Download {
             expected: Expected::new(self.layer.digest.clone(), self.layer.size),
             labels: self.pull.source().label(),
             begun_at,
-            extract: self.extract.clone().filter(|_| begun_at == 0),
+            extract: self.extract.clone().filter(|(at, trees)| begun_at == 0 && !trees.is_processed(*at)),
         };
         // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
         // channel does, and the flight with it.

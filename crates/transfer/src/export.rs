@@ -284,7 +284,8 @@ fn part(variant: &Variant) -> Chosen {
 }
 
 fn runnable(variant: &Variant) -> Option<Manifest> {
-    variant.manifest.clone().filter(|_| variant.artifact_type().is_none())
+    // Docker reads layers by itself.
+    variant.manifest.clone().filter(|manifest| image::artifact_type(manifest, |_| false).is_none())
 }
 
 /// The manifest for a platform, of which everything is here.

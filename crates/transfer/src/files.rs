@@ -13,6 +13,8 @@ use metadata::{Caller, Metadata};
 use types::spec::image::Manifest;
 use types::{Context, Error, Result};
 
+use crate::unpack::open_layer;
+
 /// Names in an image. A distribution has a few hundred thousand.
 const FILES_MAX: usize = 1 << 22;
 /// Bytes of all names and of where links lead. A distribution has some tens of millions.
@@ -40,9 +42,8 @@ pub struct ImageFile {
 pub fn files(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<Vec<ImageFile>> {
     let mut tree = Tree::default();
     for (at, layer) in manifest.layers.iter().enumerate() {
-        image::check_layer(layer)?;
         let what = || format!("read layer {}", layer.digest);
-        let blob = metadata.content(caller).reader(&layer.digest).map_err(|error| error.context(what()))?;
+        let blob = open_layer(metadata, caller, layer).map_err(|error| error.context(what()))?;
         let mut archive = Reader::new(BufReader::new(Decoder::new(blob).context(what)?));
         while let Some(entry) = archive.next_entry().context(what)? {
             tree.apply(at, &entry);

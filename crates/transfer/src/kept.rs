@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use bytes::Bytes;
 use diff::spans::{Record, Spans};
 use diff::{Limits, Origin, reread, store};
-use metadata::{Caller, Metadata};
+use metadata::{Caller, LayerSource, Metadata};
 use registry::Remote;
 use snapshot::LayerFiles;
 use tokio::sync::mpsc;
@@ -19,7 +19,7 @@ use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Hasher, Result};
 
 use crate::blocking;
-use crate::unpack::read;
+use crate::unpack::{artifact_type, open_layer, read};
 
 /// Chunks of a layer that wait for the disk.
 const CHUNKS_WAITING: usize = 16;
@@ -58,7 +58,7 @@ pub(crate) enum Found {
 
 /// The layers of an image that are unpacked, by snapshotter and lowest first; none if its config is not here.
 pub(crate) fn unpacked(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<Vec<Unpacked>> {
-    if image::artifact_type(manifest).is_some() {
+    if artifact_type(metadata, manifest).is_some() {
         return Ok(Vec::new());
     }
     let bytes = match read(metadata, caller, &manifest.config.digest) {
@@ -157,20 +157,24 @@ impl Kept {
     }
 
     /// Stores the layer anew from its blob, which is here.
-    pub(crate) fn replace(&self, digest: &Digest, blob: impl Read + Send) -> Result<()> {
-        self.replace_from(digest, blob, Origin::Stored)
+    pub(crate) fn replace(&self, blob: &Descriptor) -> Result<()> {
+        let source = open_layer(&self.metadata, &self.caller, blob)?;
+        let is_processed = self.metadata.processors().names(&blob.media_type).is_some();
+        let origin = if is_processed { Origin::Coming } else { Origin::Stored };
+        self.replace_from(&blob.digest, source, origin)
     }
 
-    fn replace_from(&self, digest: &Digest, blob: impl Read + Send, origin: Origin) -> Result<()> {
+    /// `source` may be the blob, or what stream processors make of it.
+    fn replace_from(&self, digest: &Digest, source: LayerSource, origin: Origin) -> Result<()> {
         let limits = Limits { origin, ..Limits::default() };
         self.files.replace(|new| {
             let record = new.record.map(|to| Record { blob: digest, to });
-            let mut blob = Hashed { blob, hasher: Hasher::new(digest.algorithm()) };
-            let stored = store(&mut blob, limits, new.data, record)?;
+            let mut source = Hashed { blob: source, hasher: Hasher::new(digest.algorithm()) };
+            let stored = store(&mut source, limits, new.data, record)?;
             if let Some(record) = new.record
-                && blob.finish()? != *digest
+                && source.finish()? != *digest
             {
-                // The same archive, compressed otherwise: its spans are not those of the blob.
+                // The same archive, compressed otherwise or not at all: its spans are not those of the blob.
                 record.set_len(0).context(|| "drop the record of its spans")?;
             }
             if stored.diff_id != self.diff_id {
@@ -188,9 +192,12 @@ impl Kept {
         let mut stream = remote.blob(blob, 0).await?;
         let (send, receive) = mpsc::channel(CHUNKS_WAITING);
         let kept = self.clone();
-        let digest = blob.digest.clone();
+        let wanted = blob.clone();
         let chunks = Chunks { receive, current: Bytes::new() };
-        let stored = tokio::spawn(blocking(move || kept.replace_from(&digest, chunks, Origin::Coming)));
+        let stored = tokio::spawn(blocking(move || {
+            let source = kept.metadata.processors().open(&wanted.media_type, Box::new(chunks))?;
+            kept.replace_from(&wanted.digest, source, Origin::Coming)
+        }));
         let mut fetched = Ok(());
         loop {
             match stream.next().await {
@@ -312,7 +319,8 @@ mod tests {
 
         // One that is there already stays what it is.
         for (bytes, has_record) in [(&other, false), (&blob, true), (&other, true)] {
-            kept.replace(&digest, &bytes[..]).unwrap();
+            let source = Box::new(io::Cursor::new(bytes.clone()));
+            kept.replace_from(&digest, source, Origin::Stored).unwrap();
             assert!(matches!(kept.check().unwrap(), Found::Good));
             assert_eq!(kept.files().open_record().unwrap().is_some(), has_record);
             assert!(kept.is_record_right().unwrap());

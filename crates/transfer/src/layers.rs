@@ -34,6 +34,10 @@ impl Layers {
         Layers { layers: self.layers.clone(), image: Some((name.to_owned(), manifest.clone())) }
     }
 
+    pub(crate) fn layer(&self, at: usize) -> &Descriptor {
+        &self.layers[at]
+    }
+
     /// Of the tree of a layer.
     pub(crate) fn labels(&self, at: usize) -> Labels {
         let layer = &self.layers[at];

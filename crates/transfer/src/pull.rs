@@ -25,7 +25,7 @@ use crate::kept::Kept;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
-use crate::{Lease, Progress, Report, add_labels, blocking, plain, tell};
+use crate::{Lease, Progress, Report, add_labels, blocking, plain, tell, with_client};
 
 /// Layers of a pull that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
@@ -521,9 +521,10 @@ impl Pull {
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.to_vec());
         let report = self.report.clone();
         let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
-        let committing = blocking(move || {
+        let are_processed = !trees.can_rebase() && trees.are_processed(first..count);
+        let commit = move || {
             for (at, kept) in damaged {
-                kept.replace(&digests[at].digest, trees.reader(&digests[at].digest)?)?;
+                kept.replace(&digests[at])?;
             }
             let done =
                 |at: usize| tell(report.as_ref(), Progress::Done { digest: digests[at].digest.clone() });
@@ -535,8 +536,12 @@ impl Pull {
                 trees.extract_stored(at, &digests[at].digest)
             };
             trees.make(first..count, extract, done)
-        });
-        traced(span, committing).await
+        };
+        match are_processed {
+            // Programs decide how fast that goes.
+            true => traced(span, with_client(commit)).await,
+            false => traced(span, blocking(commit)).await,
+        }
     }
 
     /// Fetches the blobs that are wanted, some at once. Those from a place on are extracted.

@@ -15,7 +15,7 @@ use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
 use linux::beneath::Root;
 use linux::mount::open_recipe;
-use metadata::{Caller, Metadata, Snapshots};
+use metadata::{Caller, LayerSource, Metadata, Snapshots};
 use rustix::fs::{
     Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
     fsetxattr, fstat, futimens,
@@ -84,7 +84,7 @@ pub fn describe(
     platform: &Platform,
 ) -> Result<Described> {
     let manifest = find_manifest(metadata, caller, target, platform)?;
-    if let Some(kind) = image::artifact_type(&manifest) {
+    if let Some(kind) = artifact_type(metadata, &manifest) {
         return Err(Error::failed_precondition(format!(
             "it is an artifact of type {kind}, not an image to run"
         )));
@@ -93,6 +93,22 @@ pub fn describe(
     let config = image::parse_config(&bytes, manifest.layers.len())?;
     let top = image::chain_ids(&config.rootfs.diff_ids).last().map(ToString::to_string);
     Ok(Described { manifest, config, top })
+}
+
+/// What a manifest is if it is no image to run.
+pub(crate) fn artifact_type<'m>(metadata: &Metadata, manifest: &'m Manifest) -> Option<&'m str> {
+    image::artifact_type(manifest, |kind| is_processed(metadata, kind))
+}
+
+/// Whether layers of a media type go through stream processors.
+fn is_processed(metadata: &Metadata, media_type: &str) -> bool {
+    metadata.processors().names(media_type).is_some()
+}
+
+/// The bytes of a layer whose blob is here, as they are to be unpacked.
+pub(crate) fn open_layer(metadata: &Metadata, caller: &Caller, layer: &Descriptor) -> Result<LayerSource> {
+    let blob = metadata.content(caller).reader(&layer.digest)?;
+    metadata.processors().open(&layer.media_type, Box::new(blob))
 }
 
 /// Follows an index to the image for a platform.
@@ -163,7 +179,8 @@ impl Trees {
         snapshotter: &str,
         manifest: &Manifest,
     ) -> Result<Trees> {
-        manifest.layers.iter().try_for_each(image::check_layer)?;
+        let check = |layer| image::check_layer(layer, |kind| is_processed(metadata, kind));
+        manifest.layers.iter().try_for_each(check)?;
         let bytes = read(metadata, caller, &manifest.config.digest)?;
         let config = image::parse_config(&bytes, manifest.layers.len())?;
         let chain = image::chain_ids(&config.rootfs.diff_ids);
@@ -246,8 +263,20 @@ impl Trees {
         Ok(damaged)
     }
 
-    pub(crate) fn reader(&self, digest: &Digest) -> Result<Box<dyn content::BlobReader>> {
-        self.metadata.content(&self.caller).reader(digest)
+    /// The bytes of a layer whose blob is here, as they are to be unpacked.
+    pub(crate) fn open(&self, at: usize) -> Result<LayerSource> {
+        open_layer(&self.metadata, &self.caller, self.layers.layer(at))
+    }
+
+    /// Whether a layer goes through stream processors. It is extracted from the store then: they get no bytes before
+    /// those were found right, and no host waits for them.
+    pub(crate) fn is_processed(&self, at: usize) -> bool {
+        is_processed(&self.metadata, &self.layers.layer(at).media_type)
+    }
+
+    /// Whether one of some layers does.
+    pub(crate) fn are_processed(&self, mut layers: Range<usize>) -> bool {
+        layers.any(|at| self.is_processed(at))
     }
 
     /// Whether layers may be extracted side by side.
@@ -341,7 +370,16 @@ impl Trees {
 
     /// Extracts a layer whose blob is there.
     pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<Extracted> {
-        let extracted = self.extract_from(at, digest, || self.reader(digest), Origin::Stored)?;
+        let kind = &self.layers.layer(at).media_type;
+        let extracted = match self.metadata.processors().names(kind) {
+            None => self.extract_from(at, digest, || self.open(at), Origin::Stored)?,
+            // They may keep it waiting as a host may, and what they make of it is what they are to answer for.
+            Some(names) => {
+                self.extract_from(at, digest, || self.open(at), Origin::Coming).map_err(|error| {
+                    error.context(format!("layer of type {kind}, by stream processor {names}"))
+                })?
+            }
+        };
         if extracted == Extracted::Taken {
             return Ok(extracted);
         }
@@ -366,7 +404,9 @@ impl Trees {
     /// Keeps a layer as it came. Directories without an entry of their own are the snapshotter's care.
     fn store_into(&self, at: usize, blob: Blob<'_, impl Read + Send>, files: &LayerFiles) -> Result<()> {
         files.write(|new| {
-            let record = new.record.map(|to| Record { blob: blob.digest, to });
+            // What a program makes of it has other spans than the blob.
+            let record = new.record.filter(|_| !self.is_processed(at));
+            let record = record.map(|to| Record { blob: blob.digest, to });
             let stored = store(blob.source, blob.limits, new.data, record)?;
             self.check_diff_id(at, &stored.diff_id)?;
             let (bytes, helped) = (stored.size, stored.helped_len);

@@ -268,15 +268,13 @@ impl Verifier {
         kept: &Kept,
         remote: &Remotes,
     ) -> Result<Verdict> {
-        let (looked, metadata, caller) = (kept.clone(), self.metadata.clone(), self.caller.clone());
-        let digest = blob.digest.clone();
+        let (looked, layer) = (kept.clone(), blob.clone());
         let found = blocking(move || match looked.check()? {
             Found::Good if !looked.is_record_right()? => {
                 // The layer is right without it, and gets another one if its blob is here.
                 looked.files().remove_record()?;
-                let blob = metadata.content(&caller).reader(&digest);
                 let without = "its archive, without the record of its spans";
-                let failure = match blob.and_then(|blob| looked.replace(&digest, blob)) {
+                let failure = match looked.replace(&layer) {
                     Ok(()) => return Ok(Ok(Verdict::Mended("its blob".to_owned()))),
                     Err(failure) if failure.is(ErrorKind::NotFound) => {
                         return Ok(Ok(Verdict::Mended(without.to_owned())));
@@ -295,19 +293,13 @@ impl Verifier {
             Found::Good if !looked.mend_derived()? => Ok(Ok(Verdict::Good)),
             Found::Good => Ok(Ok(Verdict::Mended("the layers of the image".to_owned()))),
             Found::Mended => Ok(Ok(Verdict::Mended("its archive".to_owned()))),
-            Found::Lost(error) => {
-                let from_blob =
-                    metadata.content(&caller).reader(&digest).and_then(|blob| looked.replace(&digest, blob));
-                Ok(match from_blob {
-                    Ok(()) => Ok(Verdict::Mended("its blob".to_owned())),
-                    Err(failure) if failure.is(ErrorKind::NotFound) => {
-                        Err(vec![error.chain(), "its blob is not kept".to_owned()])
-                    }
-                    Err(failure) => {
-                        Err(vec![error.chain(), failure.context("store it from its blob").chain()])
-                    }
-                })
-            }
+            Found::Lost(error) => Ok(match looked.replace(&layer) {
+                Ok(()) => Ok(Verdict::Mended("its blob".to_owned())),
+                Err(failure) if failure.is(ErrorKind::NotFound) => {
+                    Err(vec![error.chain(), "its blob is not kept".to_owned()])
+                }
+                Err(failure) => Err(vec![error.chain(), failure.context("store it from its blob").chain()]),
+            }),
         });
         let mut failures = match found.await? {
             Ok(verdict) => return Ok(verdict),

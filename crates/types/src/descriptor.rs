@@ -97,4 +97,9 @@ pub mod media_type {
         media_type.starts_with("application/vnd.oci.image.layer.")
             || media_type.starts_with("application/vnd.docker.image.rootfs.")
     }
+
+    /// A layer that only those can read who have the key (the media types of ocicrypt).
+    pub fn is_encrypted(media_type: &str) -> bool {
+        is_layer(media_type) && media_type.ends_with("+encrypted")
+    }
 }

@@ -12,7 +12,7 @@ use api::grpc::diff::diff_server::Diff;
 use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
 use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Trees, Whiteouts};
-use metadata::{Caller, Metadata};
+use metadata::{Caller, Metadata, StreamProcessors};
 use mounts::{Mounts, Options};
 use rustix::fs::syncfs;
 use snapshot::{LayerFiles, Target};
@@ -60,13 +60,13 @@ impl Service {
         let (trees, metadata, caller) = (self.trees(caller, false), self.metadata.clone(), caller.clone());
         let (processors, payloads) = (self.processors.clone(), request.payloads);
         let recipe = convert::own_mounts(request.mounts);
-        let is_processed = processors.take(&layer.media_type);
+        let is_processed = processors.names(&layer.media_type).is_some();
         let apply = move || {
             let source = metadata.content(&caller).reader(&layer.digest);
             // What a program makes of it has other spans than the blob.
             let blob = (!is_processed).then_some(&layer.digest);
             source
-                .and_then(|source| processors.open(&layer.media_type, Box::new(source), &payloads))
+                .and_then(|source| processors.open_with(&layer.media_type, Box::new(source), &payloads))
                 .and_then(|source| trees.with(&recipe, |recipe| apply(&metadata, blob, source, recipe)))
                 .context(|| format!("apply layer {}", layer.digest))
         };

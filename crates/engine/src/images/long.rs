@@ -62,7 +62,8 @@ impl Engine {
 
     async fn image_files(&self, name: String, to: &mpsc::Sender<ImageStep>) -> Result<Value> {
         let files = self
-            .blocking(move |engine| {
+            // The programs that read its layers may take their time.
+            .with_client(move |engine| {
                 let image = engine.find_image(&name)?;
                 let parts = engine.parts();
                 let described =

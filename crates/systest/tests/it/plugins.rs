@@ -29,17 +29,22 @@ use api::grpc::sandbox::controller::{
 };
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::snapshots::{PrepareSnapshotRequest, StatSnapshotRequest};
+use api::grpc::transfer::transfer_client::TransferClient;
+use api::grpc::transfer::{ImageStore, OciRegistry, TransferRequest, UnpackConfiguration};
 use api::grpc::types::{Any, Descriptor, Mount};
+use api::shim::pack;
 use hyper::body::Incoming;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
+use testkit::layout::tar_of;
 use testkit::{Daemon, Fault, FaultProxy, Layout, Registry, digest_of, eventually, images, is_root, run};
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use types::Digest;
 
+use crate::archives::shell_layer;
 use crate::typed::{ask, code, events, on, topic};
 
 #[path = "../../plugins/serve.rs"]
@@ -858,4 +863,134 @@ fn layers_of_foreign_kinds_go_through_stream_processors() {
         assert_eq!(unknown.code(), Code::Unimplemented);
         assert!(unknown.message().contains("application/vnd.example.none"), "{unknown}");
     });
+}
+
+/// Programs that turn letters, and such that go wrong in one way or the other.
+fn turning() -> String {
+    let stage = |name: &str, script: &str| {
+        format!(
+            "[stream_processors.{name}]\naccepts = [\"application/vnd.example.{name}\"]\nreturns = \"{PLAIN_LAYER}\"\n\
+             path = \"sh\"\nargs = [\"-c\", \"{script}\"]\n"
+        )
+    };
+    let turn = "LC_ALL=C tr A-Za-z N-ZA-Mn-za-m";
+    let more = format!("{turn}; head -c 512 /dev/zero");
+    let stages = [("rot", turn), ("fails", "echo no key >&2; exit 3"), ("lies", &more)];
+    stages.map(|(name, script)| stage(name, script)).concat() + "\n"
+}
+
+/// An image of a shell and, on top of it, a layer of a foreign kind, which changes it and takes a file away. What a
+/// registry or an archive has of the upper one is turned.
+fn foreign_image(layout: &Layout, kind: &str) {
+    let lower = shell_layer();
+    let upper = tar_of(&[("etc/base", "turned"), ("etc/.wh.gone", "")]);
+    let diff_ids = [&lower, &upper].map(|layer| Digest::of(layer).to_string());
+    let layers = [layout.blob(PLAIN_LAYER, &lower), layout.blob(kind, &turned(&upper))];
+    let image = layout.image_of_blobs(&layers, &json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}));
+    layout.tag(&image, "foreign");
+}
+
+/// Names of the trees of an image of ours that were made.
+fn committed(daemon: &Daemon) -> usize {
+    daemon.ctr(["snapshots", "ls"]).ok().stdout.matches("Committed").count()
+}
+
+fn pull_by_transfer(daemon: &Daemon, reference: &str) -> Result<(), Status> {
+    on(daemon, async |channel| {
+        let source = pack(&OciRegistry { reference: reference.into(), resolver: None });
+        let unpacks = vec![UnpackConfiguration::default()];
+        let store = ImageStore { name: reference.into(), unpacks, ..ImageStore::default() };
+        let (source, destination) = (Some(source), Some(pack(&store)));
+        let request = TransferRequest { source, destination, options: None };
+        TransferClient::new(channel).transfer(ask(request)).await.map(drop)
+    })
+}
+
+/// The same trees, in either form, whichever way the image came in.
+#[test]
+fn images_with_layers_of_foreign_kinds_are_pulled_loaded_and_run() {
+    if !is_root("containers") {
+        return;
+    }
+    let (registry, layout) = (Registry::start(), Layout::new());
+    foreign_image(&layout, "application/vnd.example.rot");
+    let reference = registry.push(layout.path(), "foreign", "foreign:1");
+    for form in ["archives", "directories"] {
+        let config = format!("[snapshots]\nlayers = \"{form}\"\n\n{}", turning());
+        let check = |take: &dyn Fn(&Daemon) -> String| {
+            let daemon = Daemon::start_with(&[], &config);
+            let name = take(&daemon);
+            assert_eq!(committed(&daemon), 2, "{form}: made when it came in");
+            let run = [
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                &name,
+                "sh",
+                "-c",
+                "cat /etc/base; ls /etc/gone || echo -gone",
+            ];
+            assert_eq!(daemon.hoist(run).ok().stdout, "turned-gone\n", "{form}");
+            let files = daemon.hoist(["image", "ls-files", &name]).ok();
+            assert!(files.stdout.contains("etc/base") && !files.stdout.contains("etc/gone"), "{files}");
+            let verified = daemon.hoist(["image", "verify", &name]).ok();
+            assert!(!verified.stdout.contains("roken"), "{verified}");
+        };
+        check(&|daemon| {
+            daemon.hoist(["pull", &reference]).ok();
+            reference.clone()
+        });
+        check(&|daemon| {
+            pull_by_transfer(daemon, &reference).expect("a pull");
+            reference.clone()
+        });
+        check(&|daemon| {
+            let loaded = daemon.hoist([Path::new("load"), Path::new("-i"), layout.path()]).ok();
+            loaded.text().rsplit(": ").next().expect("a name").to_owned()
+        });
+    }
+}
+
+#[test]
+fn a_program_that_makes_no_layer_of_an_image_is_named_and_leaves_no_tree() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let registry = Registry::start();
+    let cases = [
+        ("fails", &["stream processor fails", "no key"][..]),
+        ("lies", &["stream processor lies", "unpacks to"]),
+        ("none", &["application/vnd.example.none"]),
+    ];
+    for (kind, words) in cases {
+        let layout = Layout::new();
+        foreign_image(&layout, &format!("application/vnd.example.{kind}"));
+        let reference = registry.push(layout.path(), "foreign", &format!("{kind}:1"));
+        for form in ["archives", "directories"] {
+            let config = format!("[snapshots]\nlayers = \"{form}\"\n\n{}", turning());
+            let daemon = Daemon::start_with(&[], &config);
+            let pulled = daemon.hoist(["pull", &reference]).expect_code(1);
+            assert!(words.iter().all(|word| pulled.stderr.contains(word)), "{form}: {pulled}");
+            let refused = pull_by_transfer(&daemon, &reference).unwrap_err();
+            assert!(words.iter().all(|word| refused.message().contains(word)), "{form}: {refused}");
+            assert_eq!((committed(&daemon), daemon.hoist(["images", "-q"]).ok().text()), (0, ""), "{form}");
+            daemon.hoist(["system", "prune", "-f"]).ok();
+            let listed = daemon.ctr(["snapshots", "ls"]).ok();
+            assert_eq!(listed.stdout.lines().count(), 1, "{form}: {listed}");
+        }
+    }
+}
+
+/// Nobody can read it, and that is what is said: not that its bytes are wrong.
+#[test]
+fn an_encrypted_layer_without_its_program_is_told_as_such() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let (registry, layout) = (Registry::start(), Layout::new());
+    foreign_image(&layout, "application/vnd.oci.image.layer.v1.tar+encrypted");
+    let reference = registry.push(layout.path(), "foreign", "encrypted:1");
+    let daemon = Daemon::start();
+    daemon.hoist(["pull", &reference]).expect_code(1).expect_stderr("stream processor");
 }
