@@ -30,6 +30,7 @@
 mod args;
 mod collector;
 pub mod config;
+mod differs;
 mod events;
 mod identity;
 mod import;

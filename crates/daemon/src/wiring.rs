@@ -21,6 +21,7 @@ use types::{Context, Descriptor, Error, Result};
 
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, ProxyKind, Sharing};
+use crate::differs;
 use crate::probes::{self, Probes};
 use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
@@ -154,6 +155,8 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     };
     let streams = Streams::default();
     let processors = Processors::new(&plugins.processors);
+    let differs =
+        plugins.differs.iter().map(|name| find_proxy(&proxies, ProxyKind::Diff, name).cloned()).collect();
     let (look, end) = (streams.clone(), streams.clone());
     let options = metadata::Options {
         sink,
@@ -166,6 +169,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         end_stream: Box::new(move |stream| end.end(stream)),
         isolates_content: config.sharing == Sharing::Isolated,
         processors: Box::new(processors.clone()),
+        differs: Box::new(differs::Chain { differs, processors: processors.clone() }),
         ..metadata::Options::default()
     };
     let metadata = Metadata::open(db, content, snapshotters, options)?;

@@ -23,6 +23,7 @@
 mod activation;
 mod container;
 mod content;
+mod differ;
 mod event;
 mod gc;
 mod image;
@@ -39,6 +40,7 @@ mod store;
 pub use activation::{Activation, Activations, ActiveMount};
 pub use container::{Container, Containers, Runtime, StoredContainer};
 pub use content::{Blob, Content, ContentWriter, Mending};
+pub use differ::{Applied, Differs, NoDiffers};
 pub use event::{Event, Sink};
 pub use gc::graph;
 pub use gc::{Collected, Turns};

@@ -11,6 +11,7 @@ use kv::{Db, Driver, ReadTxn, WriteTxn};
 use stdx::Wanted;
 use types::{Descriptor, Error, ErrorKind, LeaseId, Mount, Namespace, Result, Timestamp};
 
+use crate::differ::{Differs, NoDiffers};
 use crate::event::{Event, Events, Sink};
 use crate::gc::graph::Node;
 use crate::gc::{self, Collected};
@@ -40,6 +41,8 @@ pub struct Options {
     pub isolates_content: bool,
     /// Of layers that nobody here can read.
     pub processors: Box<dyn StreamProcessors>,
+    /// Who is asked before layers are unpacked here.
+    pub differs: Box<dyn Differs>,
 }
 
 /// Asked before a name comes to stand for an image. An error keeps it out.
@@ -101,6 +104,7 @@ impl Default for Options {
             end_stream: Box::new(|_| ()),
             isolates_content: false,
             processors: Box::new(NoProcessors),
+            differs: Box::new(NoDiffers),
         }
     }
 }
@@ -182,6 +186,7 @@ pub(crate) struct Inner {
     pub(crate) end_stream: StreamEnd,
     pub(crate) isolates_content: bool,
     processors: Box<dyn StreamProcessors>,
+    differs: Box<dyn Differs>,
     mutations: AtomicU64,
 }
 
@@ -210,6 +215,7 @@ impl Metadata {
             end_stream: options.end_stream,
             isolates_content: options.isolates_content,
             processors: options.processors,
+            differs: options.differs,
             mutations: AtomicU64::new(0),
         })))
     }
@@ -261,6 +267,10 @@ impl Metadata {
             }
         }
         Ok(None)
+    }
+
+    pub fn differs(&self) -> &dyn Differs {
+        &*self.0.differs
     }
 
     pub fn processors(&self) -> &dyn StreamProcessors {

@@ -521,7 +521,7 @@ impl Pull {
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.to_vec());
         let report = self.report.clone();
         let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
-        let are_processed = !trees.can_rebase() && trees.are_processed(first..count);
+        let wait_for_others = !trees.can_rebase() && trees.wait_for_others(first..count);
         let commit = move || {
             for (at, kept) in damaged {
                 kept.replace(&digests[at])?;
@@ -537,8 +537,7 @@ impl Pull {
             };
             trees.make(first..count, extract, done)
         };
-        match are_processed {
-            // Programs decide how fast that goes.
+        match wait_for_others {
             true => traced(span, with_client(commit)).await,
             false => traced(span, blocking(commit)).await,
         }

@@ -97,12 +97,17 @@ pub fn describe(
 
 /// What a manifest is if it is no image to run.
 pub(crate) fn artifact_type<'m>(metadata: &Metadata, manifest: &'m Manifest) -> Option<&'m str> {
-    image::artifact_type(manifest, |kind| is_processed(metadata, kind))
+    image::artifact_type(manifest, |kind| is_known(metadata, kind))
 }
 
 /// Whether layers of a media type go through stream processors.
 fn is_processed(metadata: &Metadata, media_type: &str) -> bool {
     metadata.processors().names(media_type).is_some()
+}
+
+/// Whether somebody else makes file systems of layers of a media type.
+fn is_known(metadata: &Metadata, media_type: &str) -> bool {
+    is_processed(metadata, media_type) || metadata.differs().are_asked(media_type)
 }
 
 /// The bytes of a layer whose blob is here, as they are to be unpacked.
@@ -159,6 +164,8 @@ pub(crate) struct Trees {
     /// Another program has them, which may have layers that nobody gave it.
     is_elsewhere: bool,
     layers: Arc<Layers>,
+    /// Others are asked for its layers, who have to see those below.
+    has_differs: bool,
     diff_ids: Vec<Digest>,
     pub(crate) chain: Vec<Digest>,
     /// Distinguishes the work of this call from others on the same layers.
@@ -179,7 +186,7 @@ impl Trees {
         snapshotter: &str,
         manifest: &Manifest,
     ) -> Result<Trees> {
-        let check = |layer| image::check_layer(layer, |kind| is_processed(metadata, kind));
+        let check = |layer| image::check_layer(layer, |kind| is_known(metadata, kind));
         manifest.layers.iter().try_for_each(check)?;
         let bytes = read(metadata, caller, &manifest.config.digest)?;
         let config = image::parse_config(&bytes, manifest.layers.len())?;
@@ -195,6 +202,7 @@ impl Trees {
             barriers: Arc::default(),
             snapshotter,
             layers: Arc::new(Layers::of(manifest)),
+            has_differs: manifest.layers.iter().any(|layer| metadata.differs().are_asked(&layer.media_type)),
             diff_ids: config.rootfs.diff_ids,
             chain,
             nonce,
@@ -274,14 +282,14 @@ impl Trees {
         is_processed(&self.metadata, &self.layers.layer(at).media_type)
     }
 
-    /// Whether one of some layers does.
-    pub(crate) fn are_processed(&self, mut layers: Range<usize>) -> bool {
-        layers.any(|at| self.is_processed(at))
+    /// Whether others decide how fast some layers are made.
+    pub(crate) fn wait_for_others(&self, mut layers: Range<usize>) -> bool {
+        self.has_differs || layers.any(|at| self.is_processed(at))
     }
 
     /// Whether layers may be extracted side by side.
     pub(crate) fn can_rebase(&self) -> bool {
-        self.snapshotter == snapshot::Overlay::NAME
+        self.snapshotter == snapshot::Overlay::NAME && !self.has_differs
     }
 
     fn key(&self, at: usize) -> String {
@@ -348,13 +356,31 @@ impl Trees {
             self.barriers().insert(at, barrier_of(&mounts)?);
         }
         let limits = Limits { origin, ..Limits::default() };
-        let extracted =
-            source().and_then(|source| self.extract_to(at, Blob { digest, source, limits }, &mounts));
+        let extracted = self.apply_elsewhere(at, &mounts).and_then(|is_applied| match is_applied {
+            true => Ok(()),
+            false => {
+                source().and_then(|source| self.extract_to(at, Blob { digest, source, limits }, &mounts))
+            }
+        });
         if extracted.is_err() {
             // The error that counts is the first; the lease lets go of it otherwise.
             let _ = self.discard(at);
         }
         extracted.map(|()| Extracted::Here)
+    }
+
+    /// Has a layer applied by a differ of others, if one knows how.
+    fn apply_elsewhere(&self, at: usize, mounts: &[Mount]) -> Result<bool> {
+        if !self.has_differs {
+            return Ok(false);
+        }
+        match self.metadata.differs().apply(&self.caller, self.layers.layer(at), mounts)? {
+            Some(applied) => {
+                let checked = self.check_diff_id(at, &applied.diff_id);
+                checked.map(|()| true).map_err(|error| error.context(format!("differ {}", applied.by)))
+            }
+            None => Ok(false),
+        }
     }
 
     fn extract_to(&self, at: usize, blob: Blob<'_, impl Read + Send>, mounts: &[Mount]) -> Result<()> {
