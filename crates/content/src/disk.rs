@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use linux::removal;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use types::{Algorithm, Context as _, Digest, Error, IngestRef, Result, Timestamp};
 
@@ -42,6 +43,8 @@ pub(crate) struct Disk {
     blobs: [Dir; Algorithm::ALL.len()],
     recipes: [Dir; Algorithm::ALL.len()],
     ingests: Dir,
+    /// What is removed, but not gone.
+    removed: OwnedFd,
     watch: Option<Watch>,
     /// Who changes in which form a blob is there.
     forms: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
@@ -138,6 +141,7 @@ impl Disk {
             blobs: open_by_algorithm(&root, "blobs")?,
             recipes: open_by_algorithm(&root, "recipes")?,
             ingests: Dir::new("ingest".to_owned(), open_dir(&root, "ingest")?)?,
+            removed: open_dir(&root, "removed")?,
             watch,
             forms: Mutex::default(),
         };
@@ -274,6 +278,30 @@ impl Disk {
             Err(rustix::io::Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// As [`Disk::unlink`], but what takes long to free is only taken out of the way, for [`Disk::reclaim`].
+    pub(crate) fn set_aside(&self, name: &Name) -> io::Result<bool> {
+        let large =
+            self.stat(name)?.filter(|stat| u64::try_from(stat.st_size).unwrap_or(0) > removal::PIECE_LEN);
+        let Some(stat) = large else { return self.unlink(name) };
+        self.step(|| Step::Unlink(self.label(name)))?;
+        // No two files have the same number. A disk that is full has no room for another name either.
+        match rustix::fs::renameat(
+            &self.dir(name).fd,
+            name.file_name(),
+            &self.removed,
+            stat.st_ino.to_string(),
+        ) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(_) => self.unlink(name),
+        }
+    }
+
+    /// Deletes what was taken out of the way, until `go_on` says no. Whether all is gone.
+    pub(crate) fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
+        removal::empty(self.removed.as_fd(), go_on)
     }
 
     pub(crate) fn list_blobs(&self) -> io::Result<Vec<Digest>> {

@@ -4,6 +4,7 @@
 //! blobs/<algorithm>/<hex>         complete, mode 0444
 //! recipes/<algorithm>/<hex>.*     how a blob is made again that is not there itself (see `recipe`)
 //! ingest/<sha256 of ref>.{ref,data}
+//! removed/<number of its inode>   what is still to be freed, whatever it was
 //! ```
 
 use std::collections::BTreeSet;
@@ -121,11 +122,15 @@ impl Store for LocalStore {
     fn delete(&self, digest: &Digest) -> Result<()> {
         let form = self.disk.form(digest);
         let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = self.disk.unlink(&Name::Blob(digest.clone()));
+        let found = self.disk.set_aside(&Name::Blob(digest.clone()));
         let is_whole = found.context(|| format!("delete blob {digest}"))?;
         let has_recipe = recipe::delete(&self.disk, digest).context(|| format!("delete blob {digest}"))?;
         self.rebuilt.forget(digest);
         if is_whole || has_recipe { Ok(()) } else { Err(not_found(digest)) }
+    }
+
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        self.disk.reclaim(go_on).context(|| "delete what was removed from the content store")
     }
 
     fn form(&self, digest: &Digest) -> Result<Form> {

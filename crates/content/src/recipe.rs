@@ -111,7 +111,7 @@ pub(crate) fn list(disk: &Disk) -> Result<Vec<Digest>> {
 /// Says whether there was one.
 pub(crate) fn delete(disk: &Disk, digest: &Digest) -> io::Result<bool> {
     let was_there = disk.unlink(&Name::Recipe(digest.clone()))?;
-    disk.unlink(&Name::Plain(digest.clone()))?;
+    disk.set_aside(&Name::Plain(digest.clone()))?;
     Ok(was_there)
 }
 

@@ -17,8 +17,16 @@ pub trait Store: Send + Sync {
     /// All blobs, in no order, but those that are seen to be lost.
     fn list(&self) -> Result<Vec<Blob>>;
 
-    /// Removes a blob at once. `NotFound` if there is no such blob.
+    /// Removes a blob at once, though the room of a large one may come with [`Store::reclaim`]. `NotFound` if there is no
+    /// such blob.
     fn delete(&self, digest: &Digest) -> Result<()>;
+
+    /// Gives back the room of what was removed, until `go_on`, which is asked after each step, says no. Whether there is
+    /// no more of it.
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        let _ = go_on;
+        Ok(true)
+    }
 
     /// How the bytes of a blob are kept. `NotFound` if there is no such blob, `DataLoss` if it is seen to be lost.
     fn form(&self, digest: &Digest) -> Result<Form> {

@@ -169,7 +169,7 @@ impl Collector {
         loop {
             let metadata = self.metadata.clone();
             if let Err(error) = in_turns(move |go_on| metadata.reclaim(go_on)).await {
-                tracing::warn!("delete the files of removed snapshots: {}", error.chain());
+                tracing::warn!("delete the files of what was removed: {}", error.chain());
             }
             self.trigger.0.set_aside.notified().await;
         }

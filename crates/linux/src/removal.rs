@@ -3,15 +3,18 @@
 //! Taking a snapshot out of the way is a rename; deleting its files takes as long as there are many. Whoever
 //! asks for that is asked after each one whether to go on, so that it can leave the disk to others in between.
 //!
+//! A large file is deleted from its end, a piece at a time, if it has no other name and nobody has it open: as
+//! one step it takes as long as it is large. One that somebody reads stays whole for him, and goes at once.
+//!
 //! Trees are somebody else's work, and may still be in use: nothing is reached through a link, and a tree may be
 //! deeper than there are descriptors. What is too deep is moved to the top and deleted from there.
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, renameat, unlinkat};
 use rustix::io::Errno;
 use types::{Context, Result};
 
@@ -19,6 +22,9 @@ use crate::tree::open_directory;
 
 /// Directories that are open at once.
 const DEPTH_MAX: usize = 32;
+
+/// Bytes of a file that are freed in one step.
+pub const PIECE_LEN: u64 = 64 << 20;
 
 /// Deletes a directory with all that is in it, until `go_on` says no. Whether it is gone.
 pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
@@ -42,6 +48,11 @@ pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     delete().map_err(io::Error::from).context(|| format!("delete {}", path.display()))
 }
 
+/// Deletes all that is in a directory, until `go_on` says no. Whether all is gone.
+pub fn empty(directory: BorrowedFd<'_>, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
+    Ok(Removal { top: directory, moved: 0, go_on }.empty(directory, 0)?)
+}
+
 struct Removal<'a> {
     top: BorrowedFd<'a>,
     /// Directories that were too deep.
@@ -58,11 +69,27 @@ impl Removal<'_> {
             if name == c"." || name == c".." {
                 continue;
             }
+            if !self.shorten(directory, name)? {
+                return Ok(false);
+            }
             let is_gone = match unlinkat(directory, name, AtFlags::empty()) {
                 Err(Errno::ISDIR) => self.delete_directory(directory, name, depth)?,
                 deleted => gone(deleted).map(|()| true)?,
             };
             if !is_gone || !(self.go_on)() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Leaves no more of a large file than goes in one step. Whether it came to the end.
+    fn shorten(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
+        let Some((file, mut len, step)) = large(directory, name) else { return Ok(true) };
+        while len > step {
+            len -= step;
+            rustix::fs::ftruncate(&file, len)?;
+            if !(self.go_on)() {
                 return Ok(false);
             }
         }
@@ -90,6 +117,36 @@ impl Removal<'_> {
                 moved => return gone(moved),
             }
         }
+    }
+}
+
+/// A file that takes more than a piece of room and is nobody else's, its length, and that of a piece: holes count for what
+/// is around them. What is not known to be so is deleted as a whole.
+fn large(directory: BorrowedFd<'_>, name: &CStr) -> Option<(OwnedFd, u64, u64)> {
+    let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let pieces = u64::try_from(stat.st_blocks).ok()? * 512 / PIECE_LEN;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink != 1 || pieces == 0 {
+        return None;
+    }
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
+    let len = u64::try_from(stat.st_size).ok()?;
+    is_open_here_alone(&file).then(|| (file, len, (len / pieces).max(PIECE_LEN)))
+}
+
+/// Whether nobody but the caller has a file open, or mapped, as the kernel looks into before it grants a lease for writing
+/// (fcntl(2), "Leases").
+#[expect(unsafe_code, reason = "rustix has no leases")]
+fn is_open_here_alone(file: &OwnedFd) -> bool {
+    /// `linux/fcntl.h`, which libc has not.
+    const F_SETSIG: libc::c_int = 10;
+    // The lease is given back at once; if somebody opens the file in between, the signal is one that is ignored.
+    // SAFETY: these commands of fcntl read no memory, and the descriptor is open.
+    unsafe {
+        let set = |command, value: libc::c_int| libc::fcntl(file.as_raw_fd(), command, value) == 0;
+        set(F_SETSIG, libc::SIGURG)
+            && set(libc::F_SETLEASE, libc::F_WRLCK)
+            && set(libc::F_SETLEASE, libc::F_UNLCK)
     }
 }
 
@@ -136,6 +193,51 @@ mod tests {
         symlink(&kept, &tree).unwrap();
         delete(&tree, &|| true).unwrap();
         assert!(kept.join("file").exists());
+    }
+
+    /// A file of three pieces, each of which takes a turn.
+    fn three_pieces(path: &Path) -> fs::File {
+        let file = fs::File::create(path).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 3 * PIECE_LEN).unwrap();
+        file
+    }
+
+    fn turns(tree: &Path) -> usize {
+        let mut turns = 1;
+        while !delete(tree, &|| false).unwrap() {
+            turns += 1;
+        }
+        turns
+    }
+
+    #[test]
+    fn large_files_go_piece_by_piece_unless_somebody_has_them() {
+        let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+        let (tree, kept) = (dir.path().join("tree"), dir.path().join("kept"));
+        let begin = || {
+            fs::create_dir(&tree).unwrap();
+            three_pieces(&tree.join("file"))
+        };
+        drop(begin());
+        assert_eq!(turns(&tree), 4, "two pieces, the file, the directory");
+
+        // Who reads it goes on to read it.
+        let file = begin();
+        let reader = fs::File::open(tree.join("file")).unwrap();
+        drop(file);
+        assert_eq!(turns(&tree), 2);
+        assert_eq!(reader.metadata().unwrap().len(), 3 * PIECE_LEN);
+
+        // It is somebody else's too.
+        drop(begin());
+        fs::hard_link(tree.join("file"), &kept).unwrap();
+        assert_eq!(turns(&tree), 2);
+        assert_eq!(kept.metadata().unwrap().len(), 3 * PIECE_LEN);
+
+        // Holes take few turns, however long they are.
+        begin().set_len(1 << 40).unwrap();
+        let turns = turns(&tree);
+        assert!((3..64).contains(&turns), "{turns}");
     }
 
     /// As deep as containers can make them, which is deeper than there are descriptors or room on a stack.

@@ -287,9 +287,12 @@ impl Metadata {
         gc::collect(&self.0)
     }
 
-    /// Deletes the files of removed snapshots that were taken out of the way, until `go_on`, which is asked
-    /// after each, says no. Whether all are gone.
+    /// Deletes the files of removed blobs and snapshots that were taken out of the way, until `go_on`, which is asked
+    /// after each step, says no. Whether all are gone.
     pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        if !self.0.content.reclaim(go_on)? {
+            return Ok(false);
+        }
         for backend in self.0.snapshotters.values() {
             if !backend.reclaim(go_on)? {
                 return Ok(false);

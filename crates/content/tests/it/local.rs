@@ -56,6 +56,39 @@ fn a_blob_is_a_read_only_file_named_by_its_digest() {
     assert_eq!(files(&dir.path().join("ingest")), [""; 0]);
 }
 
+/// What takes long to free is taken out of the way, also of a store that is opened again, and goes step by step.
+#[test]
+fn large_blobs_are_set_aside_and_go_in_pieces() {
+    const LEN: usize = 130 << 20;
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let removed = || files(&dir.path().join("removed")).len();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let commit = |bytes: &[u8]| {
+        let mut writer = store.begin(&reference("r"), Expected::default()).unwrap();
+        writer.write(bytes).unwrap();
+        writer.commit(Expected::default()).unwrap().digest
+    };
+    let (small, large) = (commit(b"small"), commit(&vec![7; LEN]));
+    let mut reader = store.reader(&large).unwrap();
+    for digest in [&small, &large] {
+        store.delete(digest).unwrap();
+        assert_eq!(store.info(digest).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    assert_eq!(removed(), 1, "the large one");
+    drop(store);
+
+    let store = LocalStore::open(dir.path()).unwrap();
+    assert!(store.list().unwrap().is_empty() && store.statuses().unwrap().is_empty());
+    // Whoever has it open reads it to its end.
+    assert_eq!(std::io::copy(&mut reader, &mut std::io::sink()).unwrap(), LEN as u64);
+    drop(reader);
+    let mut steps = 1;
+    while !store.reclaim(&|| false).unwrap() {
+        steps += 1;
+    }
+    assert_eq!((removed(), steps), (0, 3), "a piece, the rest, and a look that finds none");
+}
+
 #[test]
 fn what_is_committed_again_takes_the_place_of_what_rotted() {
     let dir = tempfile::tempdir().unwrap();

@@ -97,6 +97,7 @@ fn sweep_blobs(store: &Inner, orphans: HashSet<Digest>, compare: bool, collected
             return;
         }
     }
+    let swept_before = collected.blobs_swept;
     for digest in candidates {
         match store.gc.blobs.remove(&digest, || store.content.delete(&digest)) {
             Some(Ok(())) => collected.blobs_swept += 1,
@@ -108,6 +109,9 @@ fn sweep_blobs(store: &Inner, orphans: HashSet<Digest>, compare: bool, collected
             // Somebody is about to record it; if they do not, it is looked at again.
             None => store.gc.orphan(&digest),
         }
+    }
+    if collected.blobs_swept > swept_before {
+        (store.notice)(Notice::SetAside);
     }
 }
 

@@ -386,8 +386,8 @@ fn what_frees_and_what_expires_is_noticed() {
     fixture.pass(Duration::from_secs(100_000));
     let collected = fixture.store.collect().unwrap();
     assert_eq!((collected.content, collected.ingests), (0, 1));
-    // The first one looks at both snapshotters.
-    check(&[Notice::SetAside, Notice::SetAside]);
+    // Of the blobs, and of both snapshotters, at which the first one looks.
+    check(&[Notice::SetAside; 3]);
 }
 
 fn leased_again(fixture: &Fixture) -> Caller {
