@@ -31,6 +31,18 @@ pub(crate) struct Probes<'a> {
     /// Where layers are, and what is tried.
     trees: PathBuf,
     last: Found,
+    /// The kernel's.
+    release: (u32, u32, u32),
+    /// Tries it. `Unimplemented` if the kernel cannot.
+    probe: fn(&Path, Ability) -> Result<()>,
+}
+
+/// What a kernel can or cannot do in the directory of trees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ability {
+    Archives(Backing),
+    Verity,
+    Overlays,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,18 +69,25 @@ pub(crate) struct Wanted<'a> {
 impl<'a> Probes<'a> {
     pub(crate) fn new(root: &'a Path) -> Probes<'a> {
         let text = fs::read_to_string(root.join(FILE)).unwrap_or_default();
-        Probes { root, trees: root.join("snapshots").join(Overlay::NAME), last: Found::parse(&text) }
+        Probes {
+            root,
+            trees: root.join("snapshots").join(Overlay::NAME),
+            last: Found::parse(&text),
+            release: linux::release(),
+            probe,
+        }
     }
 
     /// As the configuration says, or as the kernel can.
     pub(crate) fn choose(&self, wanted: &Wanted<'_>) -> Result<Choice> {
-        let form = self.form(wanted)?;
+        let backing = self.backing(wanted.backing);
+        let form = self.form(wanted.layers, backing)?;
+        self.check(wanted, form)?;
         let snapshotter = match wanted.snapshotter {
             AUTO => self.snapshotter(),
             name => name.to_owned(),
         };
-        let options = snapshot::Options { form, verity: wanted.verity, backing: wanted.backing };
-        self.check(options)?;
+        let options = snapshot::Options { form, verity: wanted.verity, backing };
         let mut found = self.last.clone();
         if wanted.layers == Layers::Auto {
             found.form = Some(form);
@@ -84,14 +103,31 @@ impl<'a> Probes<'a> {
         Ok(Choice { options, snapshotter })
     }
 
-    fn form(&self, wanted: &Wanted<'_>) -> Result<LayerForm> {
+    /// What is wanted, where the kernel does it soundly or nothing else was asked for.
+    fn backing(&self, wanted: Backing) -> Backing {
+        let backing = wanted.on(self.release);
+        if backing != wanted {
+            tracing::info!(
+                "layers are shown as loop devices: this kernel is not known to read files of images soundly"
+            );
+        }
+        if backing == Backing::FilesDirectly && !snapshot::reads_files_soundly(self.release) {
+            tracing::warn!(
+                "snapshots.direct_reads: this kernel may use memory after it was freed when it reads files directly \
+                 (CVE-2026-23224)"
+            );
+        }
+        backing
+    }
+
+    fn form(&self, layers: Layers, backing: Backing) -> Result<LayerForm> {
         // Whether archives can be read past the memory of files is asked of those who want it.
-        let backing = match wanted.backing {
+        let backing = match backing {
             Backing::LoopDevices => Backing::LoopDevices,
             Backing::Files | Backing::FilesThroughMemory | Backing::FilesDirectly => Backing::Files,
         };
-        let probe = || snapshot::probe(&self.trees, backing);
-        match wanted.layers {
+        let probe = || self.probe(Ability::Archives(backing));
+        match layers {
             Layers::Directories => Ok(LayerForm::Directories),
             Layers::Archives => {
                 unless_unknown(probe())
@@ -117,7 +153,7 @@ impl<'a> Probes<'a> {
 
     /// After another answer than at the last start images are unpacked once more, and containers stay with whom they have.
     fn snapshotter(&self) -> String {
-        match snapshot::probe_overlay(&self.trees) {
+        match self.probe(Ability::Overlays) {
             Ok(()) => Overlay::NAME.into(),
             Err(error) if error.is(ErrorKind::Unimplemented) => {
                 tracing::warn!("each container gets a full copy of its image: {}", error.chain());
@@ -132,30 +168,51 @@ impl<'a> Probes<'a> {
     }
 
     /// Whoever wants layers to be watched over, or to be read directly, does not get them otherwise.
-    fn check(&self, options: snapshot::Options) -> Result<()> {
-        let snapshot::Options { form, verity, backing } = options;
+    fn check(&self, wanted: &Wanted<'_>, form: LayerForm) -> Result<()> {
+        let Wanted { verity, backing, .. } = *wanted;
         let directly = backing == Backing::FilesDirectly;
-        let wanted = [
+        let wishes = [
             (verity, "verity"),
             (directly, "direct_reads"),
             (backing == Backing::LoopDevices, "loop_devices"),
         ];
-        for (is_wanted, key) in wanted {
+        for (is_wanted, key) in wishes {
             if is_wanted && form == LayerForm::Directories {
-                let message =
-                    format!("configuration: snapshots.{key}: it takes layers that are kept as archives");
+                let why = match wanted.layers {
+                    Layers::Directories => {
+                        "snapshots.layers has them unpacked: try \"auto\" there, or leave this out"
+                    }
+                    Layers::Auto | Layers::Archives => "this kernel mounts none: leave it out",
+                };
+                let message = format!(
+                    "configuration: snapshots.{key} takes layers that are kept as archives, and {why}"
+                );
                 return Err(Error::failed_precondition(message));
             }
         }
         if verity {
-            unless_unknown(snapshot::probe_verity(&self.trees))
-                .context(|| "configuration: snapshots.verity")?;
+            unless_unknown(self.probe(Ability::Verity)).context(|| {
+                "configuration: snapshots.verity: leave it out, or have the root directory on a file system that \
+                 was made for it"
+            })?;
         }
         if directly {
-            unless_unknown(snapshot::probe(&self.trees, backing))
-                .context(|| "configuration: snapshots.direct_reads")?;
+            unless_unknown(self.probe(Ability::Archives(backing)))
+                .context(|| "configuration: snapshots.direct_reads: try \"auto\" or \"never\"")?;
         }
         Ok(())
+    }
+
+    fn probe(&self, ability: Ability) -> Result<()> {
+        (self.probe)(&self.trees, ability)
+    }
+}
+
+fn probe(trees: &Path, ability: Ability) -> Result<()> {
+    match ability {
+        Ability::Archives(backing) => snapshot::probe(trees, backing),
+        Ability::Verity => snapshot::probe_verity(trees),
+        Ability::Overlays => snapshot::probe_overlay(trees),
     }
 }
 
@@ -256,5 +313,93 @@ mod tests {
         let forced = choose(Layers::Archives, Backing::LoopDevices, false);
         assert_eq!(forced.options.form, LayerForm::Archives);
         assert_eq!(Probes::new(root.path()).last, before);
+    }
+
+    /// Of a daemon with this kernel, which can all but one thing.
+    fn choose(
+        release: (u32, u32, u32),
+        probe: fn(&Path, Ability) -> Result<()>,
+        wanted: (Layers, Backing, bool),
+    ) -> Result<snapshot::Options> {
+        let root = tempfile::TempDir::new().unwrap();
+        let (layers, backing, verity) = wanted;
+        let wanted = Wanted { layers, backing, verity, snapshotter: AUTO };
+        Probes { release, probe, ..Probes::new(root.path()) }.choose(&wanted).map(|choice| choice.options)
+    }
+
+    fn all(_: &Path, _: Ability) -> Result<()> {
+        Ok(())
+    }
+
+    fn unless(cannot: bool) -> Result<()> {
+        if cannot { Err(Error::unimplemented("not this kernel")) } else { Ok(()) }
+    }
+
+    fn no_archives(_: &Path, ability: Ability) -> Result<()> {
+        unless(matches!(ability, Ability::Archives(_)))
+    }
+
+    fn no_direct_reads(_: &Path, ability: Ability) -> Result<()> {
+        unless(ability == Ability::Archives(Backing::FilesDirectly))
+    }
+
+    fn no_verity(_: &Path, ability: Ability) -> Result<()> {
+        unless(ability == Ability::Verity)
+    }
+
+    fn no_loop_devices(_: &Path, ability: Ability) -> Result<()> {
+        unless(ability == Ability::Archives(Backing::LoopDevices))
+    }
+
+    const SOUND: (u32, u32, u32) = (7, 0, 0);
+    const UNSOUND: (u32, u32, u32) = (6, 12, 43);
+
+    #[test]
+    fn refusals_name_the_way_out() {
+        use Backing::{Files, FilesDirectly, LoopDevices};
+        for (probe, wanted, expected) in [
+            (
+                no_archives as fn(&Path, Ability) -> Result<()>,
+                (Layers::Archives, Files, false),
+                "snapshots.layers: try \"auto\" or \"directories\"",
+            ),
+            (no_archives, (Layers::Auto, Files, true), "snapshots.verity takes layers"),
+            (no_archives, (Layers::Auto, Files, true), "this kernel mounts none: leave it out"),
+            (no_archives, (Layers::Auto, FilesDirectly, false), "snapshots.direct_reads takes layers"),
+            (no_archives, (Layers::Auto, LoopDevices, false), "snapshots.loop_devices takes layers"),
+            (no_loop_devices, (Layers::Auto, LoopDevices, false), "this kernel mounts none: leave it out"),
+            (all, (Layers::Directories, Files, true), "snapshots.verity takes layers"),
+            (all, (Layers::Directories, FilesDirectly, false), "snapshots.direct_reads takes layers"),
+            (all, (Layers::Directories, LoopDevices, false), "try \"auto\" there, or leave this out"),
+            (no_verity, (Layers::Auto, Files, true), "snapshots.verity: leave it out, or have the root"),
+            (
+                no_direct_reads,
+                (Layers::Auto, FilesDirectly, false),
+                "direct_reads: try \"auto\" or \"never\"",
+            ),
+        ] {
+            let refused = choose(SOUND, probe, wanted).map(|_| ()).unwrap_err().chain().to_string();
+            assert!(
+                refused.contains("configuration: ") && refused.contains(expected),
+                "{wanted:?}: {refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn kernels_that_read_files_unsoundly_get_loop_devices_or_directories() {
+        use Backing::{Files, FilesDirectly, FilesThroughMemory, LoopDevices};
+        use LayerForm::{Archives, Directories};
+        for (release, probe, backing, expected) in [
+            (SOUND, all as fn(&Path, Ability) -> Result<()>, Files, (Archives, Files)),
+            (SOUND, no_loop_devices, FilesThroughMemory, (Archives, FilesThroughMemory)),
+            (UNSOUND, all, Files, (Archives, LoopDevices)),
+            (UNSOUND, all, FilesThroughMemory, (Archives, LoopDevices)),
+            (UNSOUND, all, FilesDirectly, (Archives, FilesDirectly)),
+            (UNSOUND, no_loop_devices, Files, (Directories, LoopDevices)),
+        ] {
+            let options = choose(release, probe, (Layers::Auto, backing, false)).unwrap();
+            assert_eq!((options.form, options.backing), expected, "{release:?} {backing:?}");
+        }
     }
 }

@@ -29,17 +29,17 @@ const DATA_MAX: usize = 4095;
 /// Whether this kernel takes layers one by one (`lowerdir+`). The way of the others works on all; kernels between the
 /// first of the new options (6.5) and this one do not know this word.
 pub(crate) fn takes_layers() -> bool {
-    release() >= (6, 8)
+    release() >= (6, 8, 0)
 }
 
 /// Whether this kernel's overlayfs takes layers whose owners are mapped.
 pub fn maps_owners() -> bool {
-    release() >= (5, 19)
+    release() >= (5, 19, 0)
 }
 
 /// Whether this kernel's overlayfs can be told that nothing need be kept.
 pub(crate) fn may_be_volatile() -> bool {
-    release() >= (5, 10)
+    release() >= (5, 10, 0)
 }
 
 /// Makes a mount that is mounted nowhere. `layers` are the lower ones, the uppermost first; `words` all

@@ -39,7 +39,7 @@ pub use self::files::{LayerFiles, NewLayer};
 use self::files::{Lens, compare_len, replace_image};
 pub(crate) use self::files::{damaged, remove_if_there};
 use self::mounting::detached;
-pub use self::mounting::{Backing, probe};
+pub use self::mounting::{Backing, probe, reads_files_soundly};
 use self::reading::Reading;
 pub(crate) use self::stack::is_stack_right;
 use self::stack::stacked;

@@ -23,7 +23,7 @@ mod records;
 mod verity;
 
 pub use barrier::Barrier;
-pub use layer::{Backing, LayerFiles, NewLayer, probe};
+pub use layer::{Backing, LayerFiles, NewLayer, probe, reads_files_soundly};
 pub use native::Native;
 pub use overlay::{LayerForm, Options, Overlay, probe as probe_overlay};
 pub use verity::probe as probe_verity;

@@ -41,8 +41,11 @@ pub struct RecordedDisk {
 struct Shared {
     content: Vec<u8>,
     operations: Vec<Operation>,
-    /// What each write takes.
+    /// What each write takes, and what each read does.
     write_time: Duration,
+    read_time: Duration,
+    /// How many there were.
+    reads: usize,
 }
 
 /// What was written to a disk, in order.
@@ -64,6 +67,8 @@ impl RecordedDisk {
             content: empty.clone(),
             operations: Vec::new(),
             write_time: Duration::ZERO,
+            read_time: Duration::ZERO,
+            reads: 0,
         }));
         let mut disk = RecordedDisk { dir, shared, server: None, empty };
         disk.serve();
@@ -80,6 +85,22 @@ impl RecordedDisk {
     /// Has each write take so long from now on. One has at most 128 KiB.
     pub fn slow_down(&self, write_time: Duration) {
         lock(&self.shared).write_time = write_time;
+    }
+
+    /// Has each read take so long from now on, and forgets what the kernel remembers of the disk. One has at most 128 KiB.
+    pub fn slow_down_reads(&self, read_time: Duration) {
+        lock(&self.shared).read_time = read_time;
+        self.forget();
+    }
+
+    /// Has the kernel read again what is read again.
+    pub fn forget(&self) {
+        forget(&self.dir.path().join("fuse/disk"));
+    }
+
+    /// How many reads were begun so far.
+    pub fn reads(&self) -> usize {
+        lock(&self.shared).reads
     }
 
     /// How many writes and flushes there were so far.
@@ -154,6 +175,14 @@ impl Recording {
     }
 }
 
+/// Takes a file out of the kernel's memory of files, where nobody else has it mapped.
+pub fn forget(path: &Path) {
+    let file = File::open(path).expect("a file that is there");
+    // Files that nobody writes to have nothing to be written out.
+    let _ = file.sync_all();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("a file with pages");
+}
+
 /// Mounts the file system in a file, as after a power cut: its journal is replayed.
 pub fn mount_image(image: &Path, at: &Path) {
     run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(at)).ok();
@@ -205,6 +234,14 @@ impl Server {
     }
 
     fn read(&self, body: &[u8]) -> Vec<u8> {
+        let read_time = {
+            let mut shared = lock(&self.shared);
+            shared.reads += 1;
+            shared.read_time
+        };
+        if !read_time.is_zero() {
+            wait_for(read_time);
+        }
         let shared = lock(&self.shared);
         let at = usize::try_from(u64_at(body, 8)).expect("a small disk").min(shared.content.len());
         let end = (at + u32_at(body, 16) as usize).min(shared.content.len());

@@ -217,10 +217,10 @@ pub struct Snapshots {
     pub verity: bool,
     /// Whether archives are read past the kernel's memory of files (Linux 6.13): what containers read is then in memory
     /// once and not twice, and single pages come from the disk as fast as from directories. `auto` is once they are not
-    /// in that memory, where a pull has just written them.
+    /// in that memory, where a pull has just written them, on kernels that are known to do it soundly.
     pub direct_reads: DirectReads,
-    /// Whether the kernel is shown archives as loop devices, as it is before Linux 6.12, also where it mounts files
-    /// themselves.
+    /// Whether the kernel is shown archives as loop devices, as it is before Linux 6.12 and by releases that are not known
+    /// to read files soundly (docs/operate.md), also where it mounts files themselves.
     pub loop_devices: bool,
 }
 

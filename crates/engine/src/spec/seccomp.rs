@@ -55,13 +55,15 @@ struct Condition {
 struct Subject<'a> {
     capabilities: &'a [String],
     architecture: &'a str,
+    /// Its first two numbers.
     release: (u32, u32),
 }
 
 /// Reads a profile for a container with these capabilities. `InvalidArgument` for what is none, or could not be loaded.
 pub(super) fn read(text: &str, capabilities: &[String]) -> Result<LinuxSeccomp> {
     let platform = Platform::host();
-    let subject = Subject { capabilities, architecture: &platform.architecture, release: release() };
+    let (major, minor, _) = release();
+    let subject = Subject { capabilities, architecture: &platform.architecture, release: (major, minor) };
     let profile = read_for(text, &subject);
     let checked = profile.and_then(|profile| linux::seccomp::compile(&profile).map(|_| profile));
     checked.map_err(|error| error.context("--security-opt seccomp: the filter of system calls"))

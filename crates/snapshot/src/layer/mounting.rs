@@ -35,6 +35,33 @@ pub enum Backing {
     LoopDevices,
 }
 
+/// The first releases of Linux, of each branch that is cared for, that read the files of a mounted image soundly. Before
+/// them, a reader that was killed while the kernel waited for a file left zeros in the memory of files, which everybody
+/// else was given from then on (eade54040384, "erofs: set fileio bio failed in short read case"); and in releases not
+/// much older, reading past that memory used what had been freed (1caf50ce4af0, CVE-2026-23224).
+const SOUND: [(u32, u32, u32); 4] = [(6, 12, 80), (6, 18, 21), (6, 19, 11), (7, 0, 0)];
+
+/// Whether a kernel of this release is known to read the files of a mounted image soundly. Distributors mend older
+/// kernels under numbers of their own, which this does not know.
+pub fn reads_files_soundly(release: (u32, u32, u32)) -> bool {
+    let (major, minor, _) = release;
+    let of_branch = SOUND.iter().find(|sound| (sound.0, sound.1) == (major, minor));
+    release >= *of_branch.unwrap_or(&SOUND[SOUND.len() - 1])
+}
+
+impl Backing {
+    /// What to do in its place on a kernel of this release. What reads past the memory of files leaves no zeros there, and
+    /// was asked for.
+    pub fn on(self, release: (u32, u32, u32)) -> Backing {
+        match self {
+            Backing::Files | Backing::FilesThroughMemory if !reads_files_soundly(release) => {
+                Backing::LoopDevices
+            }
+            other => other,
+        }
+    }
+}
+
 /// The option of a mount whose files are read past the memory of files.
 const DIRECTLY: &str = "directio";
 
@@ -201,6 +228,36 @@ mod tests {
         let mount = or_from_loop_devices(refused, &files.image, std::slice::from_ref(&files.data)).unwrap();
         let file = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty()).unwrap();
         assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
+    }
+
+    #[test]
+    fn kernels_that_read_files_unsoundly_are_shown_loop_devices() {
+        for (release, is_sound) in [
+            ((5, 10, 0), false),
+            ((6, 12, 0), false),
+            ((6, 12, 79), false),
+            ((6, 12, 80), true),
+            ((6, 13, 12), false),
+            ((6, 17, 99), false),
+            ((6, 18, 11), false),
+            ((6, 18, 20), false),
+            ((6, 18, 21), true),
+            ((6, 18, 44), true),
+            ((6, 19, 10), false),
+            ((6, 19, 11), true),
+            ((7, 0, 0), true),
+            ((7, 1, 2), true),
+            ((8, 0, 0), true),
+        ] {
+            assert_eq!(reads_files_soundly(release), is_sound, "{release:?}");
+            for backing in [Backing::Files, Backing::FilesThroughMemory] {
+                let expected = if is_sound { backing } else { Backing::LoopDevices };
+                assert_eq!(backing.on(release), expected, "{release:?}");
+            }
+            for backing in [Backing::FilesDirectly, Backing::LoopDevices] {
+                assert_eq!(backing.on(release), backing, "{release:?}: as it was asked for");
+            }
+        }
     }
 
     #[test]

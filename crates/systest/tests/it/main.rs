@@ -39,6 +39,7 @@ mod health;
 mod hello;
 mod images;
 mod import_containerd;
+mod killed_readers;
 mod labels;
 mod leftovers;
 mod lifecycle;

@@ -549,7 +549,7 @@ fn memory_comes_from_the_nodes_of_the_policy() {
     shows(policy("MPOL_INTERLEAVE", "0", ""), "interleave:0");
     shows(policy("MPOL_LOCAL", "", ""), "local");
     shows(policy("MPOL_PREFERRED_MANY", "0", ""), "prefer (many):0");
-    if linux::release() >= (6, 9) {
+    if linux::release() >= (6, 9, 0) {
         shows(policy("MPOL_WEIGHTED_INTERLEAVE", "0", ""), "weighted interleave:0");
     }
 }
