@@ -21,12 +21,14 @@ pub(crate) struct Retainer {
     settled: Arc<Notify>,
     retentions: Retentions,
     stopping: Arc<AtomicBool>,
+    /// That recipes are wanted of layers of which none can be made was said.
+    warned: Arc<AtomicBool>,
 }
 
 impl Retainer {
     /// `settled` is told whenever an image or a layer came to be.
     pub(crate) fn new(metadata: Metadata, settled: Arc<Notify>, retentions: Retentions) -> Retainer {
-        Retainer { metadata, settled, retentions, stopping: Arc::default() }
+        Retainer { metadata, settled, retentions, stopping: Arc::default(), warned: Arc::default() }
     }
 
     pub(crate) fn retentions(&self) -> Retentions {
@@ -64,9 +66,16 @@ impl Retainer {
             let go_on = || !self.stopping.load(Ordering::Relaxed);
             let caller = Caller::new(namespace.clone());
             match transfer::retain(&self.metadata, &caller, &self.retentions, &go_on) {
-                Ok(Retained { dropped: 0, recipes: 0 }) => {}
-                Ok(Retained { dropped, recipes }) => {
-                    tracing::info!(%namespace, dropped, recipes, "blobs of unpacked layers");
+                Ok(Retained { dropped, recipes, without_archive }) => {
+                    if dropped + recipes > 0 {
+                        tracing::info!(%namespace, dropped, recipes, "blobs of unpacked layers");
+                    }
+                    if without_archive > 0 && !self.warned.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            "content.unpacked: recipes are made of layers that are kept as archives \
+                             (snapshots.layers): the blobs of those that are directories are kept"
+                        );
+                    }
                 }
                 // One namespace's trouble is not that of the others.
                 Err(error) => drop(

@@ -96,6 +96,8 @@ impl Retentions {
 pub struct Retained {
     pub dropped: u64,
     pub recipes: u64,
+    /// Blobs that are kept whole for want of an archive: their layers are directories.
+    pub without_archive: u64,
 }
 
 /// Does with the blobs of a namespace's unpacked layers what its retention says, until `go_on`, which is asked before
@@ -146,6 +148,10 @@ pub fn retain(
                 (Some(_), Ok(Form::Whole)) if is_wanted_whole(&others, &digest)? => Ok(()),
                 (Some(kept), Ok(Form::Whole)) => {
                     keep_recipe(&content, &digest, kept).map(|is_kept| retained.recipes += u64::from(is_kept))
+                }
+                (None, Ok(Form::Whole)) => {
+                    retained.without_archive += 1;
+                    Ok(())
                 }
                 (_, form) => form.map(drop),
             },

@@ -142,6 +142,34 @@ fn disk_usage_tells_blobs_recipes_and_trees_apart() {
     }
 }
 
+/// Without an archive nothing can be made again, which is said, and nothing lost; dropping needs none.
+#[test]
+fn blobs_of_directories_are_kept_or_dropped_and_have_no_recipes() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "directories");
+    for policy in ["recipe", "drop"] {
+        let config = config(policy).replace("archives", "directories");
+        let mut daemon = Daemon::start_with(&[], &config);
+        daemon.hoist(["pull", "-q", &reference]).ok();
+        let (digest, size) = layer(&daemon, &reference);
+        let warnings = |daemon: &Daemon| daemon.log().matches("those that are directories are kept").count();
+        match policy {
+            "drop" => {
+                until_gone(&blob(&daemon, &digest));
+                assert_eq!(warnings(&daemon), 0, "{}", daemon.log());
+            }
+            _ => {
+                eventually("it is said", || (warnings(&daemon) > 0).then_some(()));
+                daemon.terminate();
+                assert_eq!(warnings(&daemon), 1, "once: {}", daemon.log());
+                assert_eq!(fs::metadata(blob(&daemon, &digest)).expect("a blob").len(), size);
+                daemon.start_again();
+            }
+        }
+        daemon.hoist(["run", "--rm", &reference, "true"]).ok();
+    }
+}
+
 /// A layer and its recipe rot together, for they share the file.
 #[test]
 fn a_blob_that_cannot_be_made_again_is_fetched_anew() {

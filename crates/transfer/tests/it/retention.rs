@@ -38,7 +38,8 @@ fn drop_while(stores: &Stores, happens: impl Fn()) -> u64 {
         once.get_or_init(&happens);
         true
     };
-    let Retained { dropped, recipes: 0 } = retained(stores, &stores.caller(), Retention::Drop, &go_on) else {
+    let Retained { dropped, recipes: 0, .. } = retained(stores, &stores.caller(), Retention::Drop, &go_on)
+    else {
         panic!("no recipes are wanted")
     };
     assert!(once.get().is_some(), "there is something to drop");
@@ -122,7 +123,7 @@ fn a_blob_that_another_namespace_keeps_gets_no_recipe() {
     assert!(is_whole(), "a lease of the other namespace holds it");
     leases.delete(&lease).unwrap();
 
-    assert_eq!(pass(&stores.caller()), Retained { dropped: 0, recipes: 1 });
+    assert_eq!(pass(&stores.caller()), Retained { recipes: 1, ..Retained::default() });
     assert!(!is_whole());
     let mut bytes = Vec::new();
     stores.metadata.content(&keeping).reader(&layer).unwrap().read_to_end(&mut bytes).unwrap();
@@ -143,7 +144,7 @@ async fn who_keeps_blobs_reads_those_that_have_a_recipe_already() {
     let layer: Digest = testkit::digest_of(&layer).parse().unwrap();
     stores.pull(&name).await.unwrap();
     let own = retained(&stores, &stores.caller(), Retention::Recipe, &|| true);
-    assert_eq!(own, Retained { dropped: 0, recipes: 1 });
+    assert_eq!(own, Retained { recipes: 1, ..Retained::default() });
 
     let keeping = Caller::new(Namespace::new("keeping").unwrap());
     stores.pull_for(keeping.clone(), &name).await.unwrap();
@@ -175,7 +176,7 @@ fn a_blob_that_one_namespace_drops_is_there_for_another() {
     let keeping = another(&stores, "keep");
     let pass = |caller: &Caller| retained(&stores, caller, Retention::Drop, &|| true);
     assert_eq!(pass(&keeping), Retained::default());
-    assert_eq!(pass(&stores.caller()), Retained { dropped: 1, recipes: 0 });
+    assert_eq!(pass(&stores.caller()), Retained { dropped: 1, ..Retained::default() });
     stores.metadata.collect().unwrap();
     let gone = stores.metadata.content(stores.caller()).info(&layer).unwrap_err();
     assert!(gone.is(ErrorKind::NotFound), "{gone}");
