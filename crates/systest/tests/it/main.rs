@@ -56,6 +56,7 @@ mod power;
 mod reaper;
 mod reflection;
 mod registry;
+mod removal;
 mod restart;
 mod restart_monitor;
 mod retention;

@@ -1,6 +1,7 @@
 //! What the daemon holds in memory while it works.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
@@ -51,6 +52,35 @@ fn check(registry: &Registry, shape: Shape, part: u64) {
         println!("{shape:?} in parts of {part}: {own} bytes by {}", command[0]);
         assert!(own < OWN_MAX, "{shape:?} in parts of {part}: {own} bytes by {}", command[0]);
     }
+}
+
+/// A blob and what it unpacks to are written once, and neither is read: what the kernel counts as read is of other files.
+#[test]
+fn a_pull_moves_each_byte_once() {
+    let registry = Registry::start();
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let shape = Shape { len: 60 * MB, files: 30, compression };
+        let bulk = Bulk::make_in_parts(shape, WHOLE);
+        let kept = bulk.compressed_len + bulk.plain_len;
+        let image = push(&registry, &bulk);
+        let daemon = Daemon::start();
+        let before = moved(&daemon);
+        daemon.hoist(["pull", "-q", &image]).ok();
+        let after = moved(&daemon);
+        let [read, written] = [0, 1].map(|at| after[at] - before[at]);
+        println!("{shape:?}: {read} bytes read, {written} written, {kept} kept");
+        assert!(read < bulk.compressed_len / 4, "{shape:?}: {read} bytes read");
+        assert!((kept..kept + kept / 20).contains(&written), "{shape:?}: {written} written of {kept}");
+    }
+}
+
+/// Bytes that a daemon had the kernel read and write for it, but for what it receives and sends (proc_pid_io(5)).
+fn moved(daemon: &Daemon) -> [u64; 2] {
+    let text = fs::read_to_string(format!("/proc/{}/io", daemon.pid())).expect("the daemon runs");
+    ["rchar: ", "wchar: "].map(|key| {
+        let value = text.lines().find_map(|line| line.strip_prefix(key));
+        value.and_then(|value| value.parse().ok()).expect("a number")
+    })
 }
 
 /// Sends an image to a registry by means that guests have too.

@@ -1,0 +1,58 @@
+//! Removing images: whoever asks does not wait for the disk.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use testkit::layout::{archive_of, tar_entry};
+use testkit::{Daemon, Layout, eventually};
+use types::Digest;
+use types::descriptor::media_type;
+
+const NAME: &str = "localhost/large:latest";
+const LAYERS: usize = 10;
+const FILES: usize = 10_000;
+/// More than is freed in one step.
+const LARGE_LEN: usize = 150 << 20;
+/// What may be waited for on a machine that runs many tests at once; alone it is a tenth.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// 100,000 files and a large one.
+fn load(daemon: &Daemon) {
+    let layout = Layout::new();
+    let files = |layer: usize| {
+        let file = |file: usize| tar_entry(&format!("{layer}/{}/{file}", file / 100), b'0', "", &[]);
+        archive_of(&(0..FILES).map(file).collect::<Vec<_>>())
+    };
+    let mut layers: Vec<Vec<u8>> = (0..LAYERS).map(files).collect();
+    layers.push(archive_of(&[tar_entry("large", b'0', "", &vec![7; LARGE_LEN])]));
+    let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
+    let blobs: Vec<_> = layers.iter().map(|layer| layout.blob(media_type::OCI_LAYER, layer)).collect();
+    let config = json!({"config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    layout.tag(&layout.image_of_blobs(&blobs, &config), NAME);
+    let archive = daemon.dir().join("image.tar");
+    layout.archive(&archive);
+    daemon.load(&archive);
+}
+
+fn is_empty(directory: &Path) -> bool {
+    fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
+}
+
+#[test]
+fn removing_many_files_and_large_ones_is_quick_and_all_of_it_goes() {
+    for form in ["archives", "directories"] {
+        let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
+        load(&daemon);
+        let begun = Instant::now();
+        daemon.hoist(["rmi", NAME]).ok();
+        daemon.hoist(["system", "prune", "--force"]).ok();
+        let waited = begun.elapsed();
+        println!("{form}: {waited:?} were waited for");
+        assert!(waited < WAIT_MAX, "{form}: {waited:?}");
+        for aside in ["content/removed", "content/blobs/sha256", "snapshots/overlayfs/removed"] {
+            eventually(aside, || is_empty(&daemon.root().join(aside)).then_some(()));
+        }
+    }
+}
