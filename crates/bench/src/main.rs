@@ -11,11 +11,13 @@
 //!
 //! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
 //! machine that slows down slows both. Each row prints the median of each side and their ratio;
-//! without `containerd` and `ctr` in PATH the peer's column stays empty. Nothing here judges: the
-//! marks and the figures of a known machine stand in `bench/README.md`.
+//! without `containerd` and `ctr` in PATH the peer's column stays empty. `read`, `remove`, `layers` and
+//! `pull` print whether their marks are met; with `--check` a mark that is missed makes the exit code 1. All marks, and the
+//! figures of a known machine, stand in `bench/README.md`.
 #![forbid(unsafe_code)]
 
 mod lists;
+mod marks;
 mod memory;
 mod peer;
 mod podman;
@@ -43,8 +45,15 @@ use side::{Hoist, Side};
 static HEAP: DenseHeap = DenseHeap;
 
 fn main() -> ExitCode {
-    let wanted: Vec<String> = std::env::args().skip(1).collect();
-    if let [first, words @ ..] = &wanted[..]
+    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    let checks = wanted.iter().position(|word| word == "--check").map(|at| wanted.remove(at)).is_some();
+    let code = bench(&wanted);
+    if checks && !marks::are_met() { ExitCode::FAILURE } else { code }
+}
+
+/// What some words choose.
+fn bench(wanted: &[String]) -> ExitCode {
+    if let [first, words @ ..] = wanted
         && first == "soak"
     {
         return match soak::soak(words) {
@@ -60,7 +69,7 @@ fn main() -> ExitCode {
         start::start();
         return ExitCode::SUCCESS;
     }
-    if let [first, words @ ..] = &wanted[..]
+    if let [first, words @ ..] = wanted
         && first == "read"
     {
         return match read::read(words) {
@@ -75,7 +84,7 @@ fn main() -> ExitCode {
         remove::remove();
         return ExitCode::SUCCESS;
     }
-    measure(&wanted);
+    measure(wanted);
     ExitCode::SUCCESS
 }
 

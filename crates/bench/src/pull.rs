@@ -14,6 +14,9 @@
 //! pass of inflate, and as many bytes as are kept written and on disk. Nobody is faster than the slowest of them: `x limit`
 //! is how many times longer a side took. `x pull` and `x remove` are how many times longer it took than ours. Then what
 //! the record of spans adds to storing the layers.
+//!
+//! Below each image stand its marks: times the limit, the daemon's memory, bytes written, what records add; and of those of
+//! 240 MB what part of containerd's time and CPU.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -25,6 +28,7 @@ use diff::{Decoder, Limits};
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Registry, images, run};
 
+use crate::marks::at_most;
 use crate::podman::Podman;
 use crate::side::Side;
 use crate::work::{Cost, cost, cost_of_command, forget_files};
@@ -37,6 +41,16 @@ const SMALL_FILES: u64 = 100_000;
 const LARGE_FILES: u64 = 30;
 /// Plain bytes of a member or frame, where there are many.
 const PART_LEN: u64 = 4 << 20;
+
+/// Of times the slowest stage of the limit; MB of memory; times the bytes that are kept; times storing without a record.
+const LIMIT_MARK: f64 = 1.3;
+const PEAK_MARK_MB: f64 = 64.0;
+const WRITTEN_MARK: f64 = 1.05;
+const RECORDS_MARK: f64 = 1.1;
+/// Parts of containerd's, on images of so many MB.
+const PEER_MB: u64 = 240;
+const PEER_WALL_MARK: f64 = 0.25;
+const PEER_CPU_MARK: f64 = 0.5;
 
 pub(crate) fn is_selected(wanted: &[String]) -> bool {
     wanted.is_empty() || wanted.iter().any(|word| word.starts_with("pull"))
@@ -87,7 +101,7 @@ pub(crate) fn pull(sides: &[(&str, Puller<'_>)], registry: &Registry, wanted: &[
             let image = Bulk::make_in_parts(shape, part_len);
             let what = format!("{megabytes} MB, {what}, {compression:?}").to_lowercase();
             let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/{name}:1"));
-            measure(sides, &image, &what, &reference, runs);
+            measure(sides, &image, &what, &reference, runs, megabytes == PEER_MB);
         }
     };
     for (name, megabytes, runs) in SIZES.into_iter().filter(|(name, ..)| is_selected(name)) {
@@ -100,7 +114,14 @@ pub(crate) fn pull(sides: &[(&str, Puller<'_>)], registry: &Registry, wanted: &[
     }
 }
 
-fn measure(sides: &[(&str, Puller<'_>)], image: &Bulk, what: &str, reference: &str, runs: usize) {
+fn measure(
+    sides: &[(&str, Puller<'_>)],
+    image: &Bulk,
+    what: &str,
+    reference: &str,
+    runs: usize,
+    is_compared: bool,
+) {
     println!(
         "{what}: {} MB to fetch, {} MB of archives",
         image.compressed_len / 1_000_000,
@@ -121,25 +142,50 @@ fn measure(sides: &[(&str, Puller<'_>)], image: &Bulk, what: &str, reference: &s
     let limit = Limit::median(&limits);
     let kept_mb = (image.compressed_len + image.plain_len) as f64 / 1e6;
     let mut ours = None;
+    let mut theirs = None;
     for ((side, _), figures) in sides.iter().zip(figures) {
         let median = |of: fn(&(Cost, f64)) -> f64| crate::median(figures.iter().map(of).collect());
         let (wall_ms, written_mb) = (median(|(pull, _)| pull.wall_ms), median(|(pull, _)| pull.written_mb));
         let remove_ms = median(|(_, remove)| *remove);
-        let (our_wall_ms, our_remove_ms) = *ours.get_or_insert((wall_ms, remove_ms));
+        let (cpu_s, peak_mb) = (median(|(pull, _)| pull.cpu_s), median(|(pull, _)| pull.peak_mb));
+        let own = Medians { wall_ms, cpu_s, peak_mb, written_mb, remove_ms };
+        let Medians { wall_ms: our_wall_ms, remove_ms: our_remove_ms, .. } = *ours.get_or_insert(own);
+        if *side == "containerd" {
+            theirs = Some(own);
+        }
         println!(
             "{:<44} {wall_ms:>9.0} {:>8.2} {:>9.1} {written_mb:>11.1} {:>7.2} {remove_ms:>10.0} {:>8.2} {:>7.1}x {:>8.1}x",
             format!("  {side}"),
-            median(|(pull, _)| pull.cpu_s),
-            median(|(pull, _)| pull.peak_mb),
+            cpu_s,
+            peak_mb,
             written_mb / kept_mb,
             wall_ms / limit.slowest(),
             wall_ms / our_wall_ms,
             remove_ms / our_remove_ms,
         );
     }
+    if let Some(ours) = ours {
+        at_most("times the slowest stage", ours.wall_ms / limit.slowest(), LIMIT_MARK);
+        at_most("MB of the daemon's memory", ours.peak_mb, PEAK_MARK_MB);
+        at_most("times the bytes that are kept", ours.written_mb / kept_mb, WRITTEN_MARK);
+        if let Some(theirs) = theirs.filter(|_| is_compared) {
+            at_most("of containerd's wall time", ours.wall_ms / theirs.wall_ms, PEER_WALL_MARK);
+            at_most("of containerd's CPU time", ours.cpu_s / theirs.cpu_s, PEER_CPU_MARK);
+        }
+    }
     let Limit { wire, inflate, write } = limit;
     println!("{:<44} curl | sha256sum {wire:.0} ms, inflate {inflate:.0} ms, write {write:.0} ms", "  limit");
     records(image);
+}
+
+/// Of the pulls of one side.
+#[derive(Clone, Copy)]
+struct Medians {
+    wall_ms: f64,
+    cpu_s: f64,
+    peak_mb: f64,
+    written_mb: f64,
+    remove_ms: f64,
 }
 
 /// The stages that nobody can leave out, each alone. Milliseconds.
@@ -241,6 +287,7 @@ fn records(image: &Bulk) {
         kept as f64 / 1e6,
         kept as f64 / image.compressed_len as f64
     );
+    at_most("times storing without records", with / without, RECORDS_MARK);
 }
 
 /// Of this process, all threads.

@@ -13,7 +13,7 @@
 //! Two daemons have the same images, one in either form, and a container of each. Its root is read from here, in
 //! turn, first with nothing in memory, as when a container starts long after its image was pulled, and then again with
 //! all of it. A disk that others have too is not the same from one moment to the next: beside the ratio of the medians
-//! stand the quartiles of the ratios of one round each.
+//! stand the quartiles of the ratios of one round each. The mark is that of the medians.
 
 use std::env;
 use std::fs::{self, File};
@@ -25,9 +25,11 @@ use std::time::Instant;
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Daemon, Registry, images};
 
-use crate::median;
 use crate::work::forget_files;
+use crate::{marks, median};
 
+/// How many times as long as plain overlayfs archives may take.
+const MARK: f64 = 1.05;
 /// If nobody says how many.
 const ROUNDS: usize = 5;
 /// Files that are opened, read and closed; reads at 4 KiB.
@@ -131,6 +133,7 @@ fn compare(what: &str, sides: &Sides<'_>, work: fn(&[PathBuf])) {
             archives / directories,
             format!("{low:.2} to {high:.2}")
         );
+        marks::at_most("times as long as directories", archives / directories, MARK);
     }
 }
 

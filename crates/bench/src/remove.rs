@@ -17,8 +17,12 @@ use serde_json::json;
 use testkit::layout::{archive_of, tar_entry};
 use testkit::{Daemon, Layout, Registry, images};
 
+use crate::marks;
+
 const LAYERS: usize = 100;
 const FILES: usize = 10_000;
+/// What may be waited for.
+const MARK_MS: f64 = 1000.0;
 /// Between two looks at what is left.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -45,6 +49,7 @@ pub(crate) fn remove() {
             waited.as_millis(),
             (start.elapsed() - waited).as_millis(),
         );
+        marks::at_most("milliseconds that are waited for", waited.as_secs_f64() * 1000.0, MARK_MS);
     }
 }
 

@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::side::{Side, time};
-use crate::{median, row};
+use crate::{marks, median, row};
 
 const RUNS: usize = 20;
+/// How many times as long a start on a hundred layers may take as one on a single layer, which is to be as long: runs differ by
+/// more than less.
+const LAYERS_MARK: f64 = 1.1;
 
 /// Whole `run --rm IMAGE true`.
 pub(crate) fn run(sides: &[&dyn Side], image: &str) {
@@ -35,6 +38,7 @@ pub(crate) fn layers(sides: &[&dyn Side], one: &str, many: &str) {
     let shares: Vec<String> =
         of_many.iter().zip(&of_one).map(|(many, one)| format!("{:>12.2}", many / one)).collect();
     println!("{:<44} {}", "a hundred layers over one", shares.join(" "));
+    marks::at_most("a hundred layers over one", of_many[0] / of_one[0], LAYERS_MARK);
 }
 
 /// Whole `exec CONTAINER true`.

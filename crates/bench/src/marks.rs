@@ -1,0 +1,18 @@
+//! Marks: what a figure is to be at most. Each is printed below the row of its figure, as met or missed, and counted.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static MISSED: AtomicUsize = AtomicUsize::new(0);
+
+/// Prints whether a figure is within its mark. One that was not measured is missed.
+pub(crate) fn at_most(what: &str, figure: f64, mark: f64) {
+    let is_met = figure <= mark;
+    MISSED.fetch_add(usize::from(!is_met), Ordering::Relaxed);
+    let judged = if is_met { "met" } else { "MISSED" };
+    println!("{:<44} {figure:.2} of at most {mark:.2}: {judged}", format!("  mark: {what}"));
+}
+
+/// Whether all that were printed are met.
+pub(crate) fn are_met() -> bool {
+    MISSED.load(Ordering::Relaxed) == 0
+}
