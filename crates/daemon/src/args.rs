@@ -114,7 +114,7 @@ impl Args {
                 "--root" => parsed.root = Some(value()?.into()),
                 "--state" => parsed.state = Some(value()?.into()),
                 "-a" | "--address" => parsed.address = Some(value()?.into()),
-                "-l" | "--log-level" => parsed.log_level = Some(text_of(&value()?).parse()?),
+                "-l" | "--log-level" => parsed.log_level = Some(Level::of_logrus(&text_of(&value()?))?),
                 "--log-format" => parsed.log_format = Some(text_of(&value()?).parse()?),
                 "--namespace" => namespace = text_of(&value()?),
                 "--topic" => topic = text_of(&value()?),
@@ -194,6 +194,20 @@ mod tests {
             assert_eq!(parse(line).unwrap().command, Command::OciHook(hook.into()), "{line}");
         }
         assert_eq!(parse("unmount --root /r").unwrap().command, Command::Unmount);
+        for (word, level) in [
+            ("trace", Level::Trace),
+            ("debug", Level::Debug),
+            ("INFO", Level::Info),
+            ("warn", Level::Warn),
+            ("warning", Level::Warn),
+            ("Warning", Level::Warn),
+            ("error", Level::Error),
+            ("fatal", Level::Error),
+            ("panic", Level::Error),
+        ] {
+            let parsed = parse(&format!("-l {word}")).map(|args| args.log_level);
+            assert_eq!(parsed.ok(), Some(Some(level)), "{word}");
+        }
         for bad in ["import-containerd", "--rot /x", "--root", "serve", "config", "shim", "--log-level loud"]
         {
             assert!(parse(bad).is_err(), "{bad}");

@@ -181,6 +181,18 @@ words!(
     LogFormat, "log format", { Text => "text", Json => "json" }
 );
 
+impl Level {
+    /// A level in logrus's words (`ParseLevel`), which containerd takes: in any case, `warning` for `warn`, and two
+    /// that are worse than an error, which nothing of ours is.
+    pub(crate) fn of_logrus(text: &str) -> Result<Level> {
+        match text.to_lowercase().as_str() {
+            "panic" | "fatal" => Ok(Level::Error),
+            "warning" => Ok(Level::Warn),
+            word => word.parse(),
+        }
+    }
+}
+
 impl From<Unpacked> for transfer::Retention {
     fn from(unpacked: Unpacked) -> transfer::Retention {
         match unpacked {

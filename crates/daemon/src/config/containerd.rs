@@ -14,6 +14,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 use types::{Error, Result};
 
+use super::Level;
 use super::files::merge;
 use super::raw::Raw;
 use super::suggest;
@@ -326,9 +327,8 @@ pub(super) fn translate(theirs: &Table, path: &Path) -> Result<Translated> {
 
 /// A value as we write it.
 fn spoken(our_key: &[&str], value: &Value) -> Value {
-    match (our_key, value.as_str()) {
-        // Nothing of ours is worse than an error.
-        (["log", "level"], Some("fatal" | "panic")) => "error".into(),
+    match (our_key, value.as_str().map(Level::of_logrus)) {
+        (["log", "level"], Some(Ok(level))) => String::from(level).into(),
         _ => value.clone(),
     }
 }
@@ -531,6 +531,25 @@ mod tests {
                 " [plugins.\"io.containerd.gc.v1.scheduler\"] has no effect here: pause_treshold",
             ],
         );
+    }
+
+    #[test]
+    fn levels_of_the_log_are_in_the_words_of_logrus() {
+        for (word, level) in [
+            ("trace", "trace"),
+            ("Debug", "debug"),
+            ("INFO", "info"),
+            ("warn", "warn"),
+            ("warning", "warn"),
+            ("WARNING", "warn"),
+            ("error", "error"),
+            ("fatal", "error"),
+            ("panic", "error"),
+        ] {
+            let file = translated(&format!("version = 2\n[debug]\nlevel = {word:?}"));
+            let ours = file.map(|file| find(&file.ours, &["log", "level"]).cloned());
+            assert_eq!(ours.ok(), Some(Some(level.into())), "{word}");
+        }
     }
 
     #[test]
