@@ -25,6 +25,15 @@ pub mod transfer;
 pub mod types;
 pub mod version;
 
+/// The version that `Version` answers, and that programs under containerd's names print: the level of containerd's API that
+/// is served, which is what clients decide on, with our own version as build metadata, which semantic versioning lets them
+/// ignore. nerdctl, for one, pulls through the daemon only from 2.0 on.
+pub const VERSION: &str = concat!("2.3.4+hoist.", env!("CARGO_PKG_VERSION"));
+
+/// The module whose API is served at [`VERSION`]: the second word of what containerd's programs say with `--version`, of
+/// which scripts take the third.
+pub const MODULE: &str = "github.com/containerd/containerd/v2";
+
 /// `google.protobuf.Empty`
 pub type Empty = ();
 

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use types::{Context, Error, Result};
 
 use crate::args::{self, Args, Command};
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, Flavor, Loaded};
 use crate::lock::Lock;
 use crate::programs::Programs;
 use crate::rest::Rest;
@@ -51,7 +51,7 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
     let args = Args::parse(args)?;
     match args.command {
         Command::Help => print!("{}", args::help(args.flavor)),
-        Command::Version => println!("hoist {} (API {})", identity::OWN_VERSION, identity::VERSION),
+        Command::Version => println!("{}", version(args.flavor)),
         Command::ConfigDefault => print!("{}", config::defaults(args.flavor)),
         Command::ConfigDump => print!("{}", loaded(&args)?.dump()),
         Command::ConfigMigrate => print!("{}", loaded(&args)?.migrate()),
@@ -84,6 +84,16 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
 }
 
 /// The files, for a command that prints them.
+/// As scripts take it apart that know the program by the name it was called by.
+fn version(flavor: Flavor) -> String {
+    match flavor {
+        Flavor::Hoist => format!("hoist {} (API {})", identity::OWN_VERSION, identity::VERSION),
+        Flavor::Containerd => {
+            format!("containerd {} {} {}", api::grpc::MODULE, identity::VERSION, identity::OWN_VERSION)
+        }
+    }
+}
+
 fn loaded(args: &Args) -> Result<Loaded> {
     let loaded = Loaded::read(args)?;
     warn(&loaded.warnings);

@@ -44,6 +44,11 @@ fn major() -> Option<u32> {
 }
 
 impl Containerd {
+    /// Whether there is one to compare with.
+    pub fn is_installed() -> bool {
+        major().is_some()
+    }
+
     /// None when containerd or ctr is neither in PATH nor where `HOIST_TEST_CONTAINERD` says.
     pub fn start() -> Option<Containerd> {
         Containerd::start_with_programs(None)

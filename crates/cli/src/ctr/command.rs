@@ -7,6 +7,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
+use api::grpc::{MODULE, VERSION};
 use types::{Error, Result};
 
 use super::connection::Connection;
@@ -125,7 +126,7 @@ pub(super) fn parse(root: &'static Command, words: Vec<String>) -> Result<Parsed
             _ if is_open && word == "--" => only_words = true,
             (Some("help" | "h"), _) if is_open => return Ok(Parsed::Help(command.help(&path))),
             (Some("version" | "v"), What::Group(_)) if path == root.names => {
-                return Ok(Parsed::Help(format!("ctr hoist {}\n", env!("CARGO_PKG_VERSION"))));
+                return Ok(Parsed::Help(format!("ctr {MODULE} {VERSION}\n")));
             }
             (Some(flag), _) if is_open => {
                 let (name, inline) =

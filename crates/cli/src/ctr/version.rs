@@ -13,8 +13,8 @@ pub(super) const COMMAND: Command =
 
 async fn version(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
-    let own = env!("CARGO_PKG_VERSION");
-    lines(["Client:", &format!("  Version:  {own}"), &format!("  Revision: {own}"), "", "Server:"]);
+    let revision = format!("  Revision: {}", env!("CARGO_PKG_VERSION"));
+    lines(["Client:", &format!("  Version:  {}", api::grpc::VERSION), &revision, "", "Server:"]);
     let server = service!(connection, version::version_client::VersionClient).version(()).await.answer()?;
     let identity = service!(connection, introspection::introspection_client::IntrospectionClient);
     let identity = { identity }.server(()).await.answer()?;

@@ -1,6 +1,7 @@
 //! Debian's `ctr` against our daemon: nothing of its own shows it that this is not containerd.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use linux::cgroup::Cgroup;
@@ -271,6 +272,25 @@ fn the_program_answers_to_its_other_names() {
         std::os::unix::fs::symlink(testkit::hoist_program(), &link).expect("a writable directory");
         let said = run(Command::new(&link).arg("--version")).ok();
         assert!(said.stdout.contains(if name == "runc" { "runc version 1." } else { "2.3.4" }), "{said}");
+    }
+    // Of what containerd's own say, scripts take the third word for the version.
+    let said = |program: &Path| {
+        let said = run(Command::new(program).arg("--version")).ok().text().to_owned();
+        said.split(' ').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let is_version = |word: &str| {
+        let core = word.trim_start_matches('v').split(['+', '-', '~']).next().unwrap_or_default();
+        core.split('.').count() == 3 && core.split('.').all(|number| number.parse::<u64>().is_ok())
+    };
+    std::os::unix::fs::symlink(testkit::hoist_program(), folder.path().join("ctr"))
+        .expect("a directory of ours");
+    for (name, count) in [("containerd", 4), ("ctr", 3)] {
+        let ours = said(&folder.path().join(name));
+        assert!(ours.len() == count && ours[0] == name && is_version(&ours[2]), "{ours:?}");
+        if Containerd::is_installed() {
+            let theirs = said(Path::new(name));
+            assert!(theirs.len() == count && theirs[0] == name && is_version(&theirs[2]), "{theirs:?}");
+        }
     }
     let config = run(Command::new(folder.path().join("containerd")).args(["config", "default"])).ok();
     assert!(config.stdout.contains("version = 4"), "{config}");

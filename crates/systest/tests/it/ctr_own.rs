@@ -121,6 +121,12 @@ fn what_is_listed_is_listed_alike() {
     if ours.len() != 6 || !theirs.starts_with(&ours) {
         differences.push(format!("{}\n{}", version.0, version.1));
     }
+    // Scripts compare what both sides say.
+    let told: Vec<&str> =
+        version.0.stdout.lines().filter(|line| line.trim_start().starts_with("Version:")).collect();
+    if told.len() != 2 || told[0] != told[1] {
+        differences.push(version.0.to_string());
+    }
     let metrics = ["tasks", "metrics", "own-listed"];
     let metrics = (daemon.own_ctr(metrics).ok(), daemon.ctr(metrics).ok());
     let names = |text: &str| words(text).into_iter().map(|line| line[0].clone()).collect::<Vec<_>>();
