@@ -26,7 +26,7 @@ pub(crate) fn print() -> Result<()> {
         features: Some(Any { type_url: FEATURES.to_owned(), value: features }),
         annotations: HashMap::from([(
             "containerd.io/log-uri-schemes".to_owned(),
-            "fifo,file,binary,json-file".to_owned(),
+            "fifo,file,binary,binary-v2,json-file".to_owned(),
         )]),
     };
     std::io::stdout().write_all(&info.encode_to_vec()).context(|| "print the answer")

@@ -1,7 +1,8 @@
 //! Log drivers: programs named by `binary://` that take a container's output.
 //!
 //! The program gets stdout and stderr to read as descriptors 3 and 4, and closes (or writes to) 5
-//! when it is ready; the container does not start before that.
+//! when it is ready; the container does not start before that. One of `binary-v2://` must write a byte: the end of the
+//! pipe alone is its death.
 //!
 //! ```text
 //! start ──▶ running ──streams end──▶ leaving ──12 s──▶ SIGTERM ──12 s──▶ SIGKILL
@@ -20,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use types::{Context, Error, Result};
 
 use crate::stdio::open::Owner;
+use crate::stdio::target::Ready;
 
 /// How long a driver may take to get ready.
 const READY_MAX: Duration = Duration::from_secs(10);
@@ -64,7 +66,12 @@ pub(crate) struct DriverPipes {
 
 impl Driver {
     /// Starts the program and waits until it is ready.
-    pub(crate) fn start(program: &Path, args: &[String], owner: Owner<'_>) -> Result<(Driver, DriverPipes)> {
+    pub(crate) fn start(
+        program: &Path,
+        args: &[String],
+        ready_by: Ready,
+        owner: Owner<'_>,
+    ) -> Result<(Driver, DriverPipes)> {
         let about = || format!("start log driver {}", program.display());
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from).context(about);
         let (stdout_theirs, stdout) = pipe()?;
@@ -87,7 +94,7 @@ impl Driver {
             .map_err(std::io::Error::from)
             .context(about)?;
         let driver = Driver { process: Process(process) };
-        if let Err(error) = wait_ready(ready) {
+        if let Err(error) = wait_ready(ready, ready_by) {
             driver.process.signal(Signal::KILL);
             return Err(error).context(about);
         }
@@ -128,15 +135,19 @@ fn has_ended(process: std::os::fd::BorrowedFd<'_>) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
 }
 
-fn wait_ready(ready: OwnedFd) -> Result<()> {
+fn wait_ready(ready: OwnedFd, ready_by: Ready) -> Result<()> {
     let mut fds = [PollFd::new(&ready, PollFlags::IN)];
     let timeout = Timespec { tv_sec: READY_MAX.as_secs() as i64, tv_nsec: 0 };
     match rustix::event::poll(&mut fds, Some(&timeout)) {
         Ok(0) => Err(Error::deadline_exceeded(format!("not ready after {READY_MAX:?}"))),
         Ok(_) => {
-            // A byte or the end of the pipe: both say ready.
-            let _ready = std::fs::File::from(ready).read(&mut [0]).context(|| "read the ready pipe")?;
-            Ok(())
+            let len = std::fs::File::from(ready).read(&mut [0]).context(|| "read the ready pipe")?;
+            match (ready_by, len) {
+                (Ready::Writes, 0) => {
+                    Err(Error::unavailable("it did not say that it is ready, and closed the pipe or ended"))
+                }
+                _ => Ok(()),
+            }
         }
         Err(error) => Err(std::io::Error::from(error)).context(|| "wait for the ready pipe"),
     }

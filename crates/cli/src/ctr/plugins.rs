@@ -49,7 +49,8 @@ fn describe(plugin: &Plugin) {
     let mut lines =
         vec![format!("Type:          {}", plugin.r#type), format!("ID:            {}", plugin.id)];
     if !plugin.requires.is_empty() {
-        lines.push(format!("Requires:      {}", plugin.requires.join(", ")));
+        lines.push("Requires:".to_owned());
+        lines.extend(plugin.requires.iter().map(|kind| format!("               {kind}")));
     }
     if !plugin.platforms.is_empty() {
         lines.push(format!("Platforms:     {}", platforms(plugin)));

@@ -71,6 +71,56 @@ const PLUGINS: &[(&str, &[&str])] = &[
 const REBASE: &str = "rebase";
 const REMAP: &str = "remap-ids";
 
+/// What containerd 2.3's plugins of these names build on, by type. Those that are not named build on nothing.
+const REQUIRES: &[(&str, &[&str], &[&str])] = &[
+    ("io.containerd.differ.v1", &["walking"], &[METADATA, MOUNT_MANAGER]),
+    ("io.containerd.gc.v1", &["scheduler"], &[METADATA]),
+    (RESTART.0, &[RESTART.1], &[EVENT, SERVICE]),
+    ("io.containerd.lease.v1", &["manager"], &[METADATA, "io.containerd.gc.v1"]),
+    (MOUNT_MANAGER, &["bolt"], &[METADATA, "io.containerd.mount-handler.v1"]),
+    (RUNTIMES.0, &[RUNTIMES.1], &[SHIM, MOUNT_MANAGER, WARNING]),
+    (SANDBOX_CONTROLLER, &[super::controller::SHIM], &[SHIM, EVENT]),
+    (SANDBOX_STORE, &["local"], &[METADATA]),
+    (STREAMING, &["manager"], &[METADATA]),
+    (
+        TRANSFER,
+        &["local"],
+        &[
+            "io.containerd.lease.v1",
+            METADATA,
+            "io.containerd.differ.v1",
+            "io.containerd.image-verifier.v1",
+            SNAPSHOTTER,
+        ],
+    ),
+    (
+        GRPC,
+        &["containers", "content", "diff", "images", "introspection", "namespaces", "snapshots", "tasks"],
+        &[SERVICE],
+    ),
+    (GRPC, &["events"], &[EVENT]),
+    (GRPC, &["leases"], &["io.containerd.lease.v1"]),
+    (GRPC, &["mounts"], &[MOUNT_MANAGER]),
+    (GRPC, &["sandboxes"], &[SANDBOX_STORE]),
+    (GRPC, &["sandbox-controllers"], &["io.containerd.podsandbox.controller.v1", SANDBOX_CONTROLLER, EVENT]),
+    (GRPC, &["streaming"], &[STREAMING]),
+    (GRPC, &["transfer"], &[TRANSFER, STREAMING]),
+];
+const EVENT: &str = "io.containerd.event.v1";
+const GRPC: &str = "io.containerd.grpc.v1";
+const METADATA: &str = "io.containerd.metadata.v1";
+const MOUNT_MANAGER: &str = "io.containerd.mount-manager.v1";
+const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
+const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
+const SERVICE: &str = "io.containerd.service.v1";
+const SHIM: &str = "io.containerd.shim.v1";
+const STREAMING: &str = "io.containerd.streaming.v1";
+const TRANSFER: &str = "io.containerd.transfer.v1";
+const WARNING: &str = "io.containerd.warning.v1";
+
+/// Where shims send output, which containerd 2.3 tells with its runtime. Our shim has one more.
+const LOG_SCHEMES: (&str, &str) = ("log-uri-schemes", "fifo,binary,binary-v2,file");
+
 /// Types whose plugins run or hold programs, which are made for a platform.
 const WITH_PLATFORM: [&str; 4] =
     ["io.containerd.differ.v1", "io.containerd.mount-handler.v1", "io.containerd.runtime.v2", SNAPSHOTTER];
@@ -109,6 +159,11 @@ impl Service {
                 let remap = linux::mount::maps_owners().then_some(REMAP);
                 plugin.capabilities.extend([REBASE].into_iter().chain(remap).map(str::to_owned));
             }
+        }
+        for runtime in
+            plugins.iter_mut().filter(|plugin| (plugin.r#type.as_str(), plugin.id.as_str()) == RUNTIMES)
+        {
+            runtime.exports.insert(LOG_SCHEMES.0.to_owned(), LOG_SCHEMES.1.to_owned());
         }
         for restart in
             plugins.iter_mut().filter(|plugin| (plugin.r#type.as_str(), plugin.id.as_str()) == RESTART)
@@ -221,7 +276,9 @@ fn wire_error(error: Error) -> RpcStatus {
 fn plugin((kind, id): (&str, String)) -> Plugin {
     let platforms =
         if WITH_PLATFORM.contains(&kind) { vec![convert::platform(Platform::host())] } else { vec![] };
-    Plugin { r#type: kind.to_owned(), id, platforms, ..Plugin::default() }
+    let required = REQUIRES.iter().find(|(of, ids, _)| *of == kind && ids.contains(&id.as_str()));
+    let requires = required.into_iter().flat_map(|(.., types)| *types).map(ToString::to_string).collect();
+    Plugin { r#type: kind.to_owned(), id, platforms, requires, ..Plugin::default() }
 }
 
 /// A plugin as filters see it.

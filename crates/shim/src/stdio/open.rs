@@ -150,8 +150,8 @@ impl Outside {
         let stdout = Target::parse(&config.stdout)?;
         let stderr = if config.terminal { Target::Null } else { Target::parse(&config.stderr)? };
         let mut outside = Outside { stdin, stdout: None, stderr: None, driver: None, unread: Vec::new() };
-        if let Target::Driver { program, args } = &stdout {
-            let (driver, pipes) = Driver::start(program, args, owner)?;
+        if let Target::Driver { program, args, ready } = &stdout {
+            let (driver, pipes) = Driver::start(program, args, *ready, owner)?;
             outside.driver = Some(driver);
             outside.take_driver_pipes(pipes, &stderr);
         } else {

@@ -7,6 +7,7 @@
 //! | `fifo:///path?once` | of a client who does not come again: its end is the end of the input, and nobody waits for a reader who left; ours |
 //! | `file:///path` | raw bytes appended to a file, made if it is not there, with the directories above it |
 //! | `binary:///path?key=value` | a log driver program |
+//! | `binary-v2:///path?key=value` | one that writes a byte when it is ready, so that its death is not taken for that |
 //! | `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; ours |
 
 use std::path::PathBuf;
@@ -24,8 +25,18 @@ pub(crate) enum Target {
     Driver {
         program: PathBuf,
         args: Vec<String>,
+        ready: Ready,
     },
     JsonFile(JsonFile),
+}
+
+/// What a log driver does on its third pipe once it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// It closes it, also by ending.
+    Closes,
+    /// It writes a byte.
+    Writes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,9 +59,10 @@ impl Target {
             return absolute(text, text).map(Target::Path);
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        if !["fifo", "file", "binary", "json-file"].contains(&scheme) {
+        if !["fifo", "file", "binary", "binary-v2", "json-file"].contains(&scheme) {
             return Err(Error::unimplemented(format!(
-                "log URI {text:?}: scheme {scheme:?} is not supported; use fifo, file, binary or json-file"
+                "log URI {text:?}: scheme {scheme:?} is not supported; use fifo, file, binary, binary-v2 or \
+                 json-file"
             )));
         }
         let path = absolute(text, &percent_decoded(path))?;
@@ -58,7 +70,10 @@ impl Target {
             "fifo" if query == "once" => Ok(Target::Once(path)),
             "fifo" => Ok(Target::Path(path)),
             "file" => Ok(Target::File(path)),
-            "binary" => Ok(Target::Driver { program: path, args: driver_args(query) }),
+            "binary" => Ok(Target::Driver { program: path, args: driver_args(query), ready: Ready::Closes }),
+            "binary-v2" => {
+                Ok(Target::Driver { program: path, args: driver_args(query), ready: Ready::Writes })
+            }
             _ => JsonFile::parse(text, path, query).map(Target::JsonFile),
         }
     }
@@ -144,9 +159,10 @@ mod tests {
     #[test]
     fn the_uris_of_the_field_are_read() {
         let path = |text: &str| PathBuf::from(text);
-        let driver = Target::Driver {
+        let driver = |ready| Target::Driver {
             program: path("/bin/logger"),
             args: vec!["--tag".into(), "a b".into(), "-v".into()],
+            ready,
         };
         let json = JsonFile {
             path: path("/var/log/x.json"),
@@ -161,7 +177,8 @@ mod tests {
             ("fifo:///run/fifo", Target::Path(path("/run/fifo"))),
             ("fifo:///run/fifo?once", Target::Once(path("/run/fifo"))),
             ("file:///tmp/a%20b", Target::File(path("/tmp/a b"))),
-            ("binary:///bin/logger?--tag=a%20b&-v", driver),
+            ("binary:///bin/logger?--tag=a%20b&-v", driver(Ready::Closes)),
+            ("binary-v2:///bin/logger?--tag=a%20b&-v", driver(Ready::Writes)),
             ("json-file:///var/log/x.json?max-size=10m&max-file=3&attach=/run/f+1", Target::JsonFile(json)),
             ("json-file:///l?max-size=0", Target::JsonFile(plain)),
         ] {

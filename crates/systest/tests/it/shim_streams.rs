@@ -138,6 +138,20 @@ fn a_log_driver_that_does_not_start_is_an_error_and_leaves_nothing() {
     let missing =
         host.container("missing", "true").stdout("binary:///nowhere/driver").try_create().unwrap_err();
     assert!(missing.message().contains("/nowhere/driver"), "{missing:?}");
+    // One that ends is ready by the first scheme, and not by the second.
+    let said = "binary-v2:///bin/sh?-c=printf+x+>%265;+exec+5>%26-;+cat+<%263+>/dev/null";
+    for (uri, is_ready) in [("binary:///bin/true", true), ("binary-v2:///bin/true", false), (said, true)] {
+        let task = host.container("driven", "true").stdout(uri).try_create();
+        assert_eq!(task.is_ok(), is_ready, "{uri}");
+        match task {
+            Ok(task) => {
+                task.kill("", 9).unwrap();
+                task.wait("");
+                task.delete("").unwrap();
+            }
+            Err(error) => assert!(error.chain().contains("did not say that it is ready"), "{error:?}"),
+        }
+    }
 }
 
 #[test]

@@ -223,6 +223,30 @@ fn introspection_walked() {
             let policies = ["no", "always", "on-failure", "unless-stopped"];
             side.is("those of nerdctl", restart[0].capabilities.clone(), policies);
         }
+        // Whom a plugin builds on is the same in all versions for these.
+        for (filter, requires) in [
+            ("type==io.containerd.gc.v1,id==scheduler", &["io.containerd.metadata.v1"][..]),
+            ("type==io.containerd.grpc.v1,id==images", &["io.containerd.service.v1"]),
+            ("type==io.containerd.grpc.v1,id==version", &[]),
+        ] {
+            let found = plugins(&[filter]).await;
+            side.is(
+                "what it requires",
+                (filter, found[0].requires.clone()),
+                (filter, requires.iter().map(ToString::to_string).collect()),
+            );
+        }
+        if side.is_modern() {
+            // nerdctl chooses how it logs by the first, BuildKit how it commits by the second.
+            let runtime = plugins(&["type==io.containerd.runtime.v2,id==task"]).await;
+            let schemes = runtime[0].exports.get("log-uri-schemes").cloned().unwrap_or_default();
+            side.is("a runtime says how it logs", &*schemes, "fifo,binary,binary-v2,file");
+            let requires =
+                ["io.containerd.shim.v1", "io.containerd.mount-manager.v1", "io.containerd.warning.v1"];
+            side.is("and what it requires", runtime[0].requires.clone(), requires);
+            let can = trees[0].capabilities.iter().any(|can| can == "rebase");
+            side.is("a snapshot may have its parent when it is committed", can, true);
+        }
         let chosen = plugins(&["type==io.containerd.snapshotter.v1,id==native"]).await;
         side.is("filters choose", chosen.len(), 1);
         let chosen = plugins(&["id==native", "id==overlayfs"]).await;
