@@ -267,7 +267,7 @@ impl Tree {
 
 async fn check(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
-    let snapshotter = snapshots::named(&call);
+    let snapshotter = snapshots::of_images(&call, &connection).await?;
     let mut rows = Vec::new();
     for image in listed(&call, &connection).await? {
         let target = image.target.clone().unwrap_or_default();
@@ -411,7 +411,7 @@ async fn mount(call: Call) -> Result<u8> {
     let parent = tree.chain_id.ok_or_else(|| {
         Error::failed_precondition(format!("image {name} has no files for this platform; pull it first"))
     })?;
-    let snapshotter = snapshots::named(&call);
+    let snapshotter = snapshots::of_images(&call, &connection).await?;
     let (key, labels) = (target.to_owned(), snapshots::root_label());
     let mounts = if call.is("rw") {
         let request =
@@ -448,7 +448,8 @@ async fn unmount(call: Call) -> Result<u8> {
     let target = call.word(0, "target")?;
     linux::mount::unmount_all(Path::new(target))?;
     if call.is("rm") {
-        let request = RemoveSnapshotRequest { snapshotter: snapshots::named(&call), key: target.to_owned() };
+        let snapshotter = snapshots::of_images(&call, &connection).await?;
+        let request = RemoveSnapshotRequest { snapshotter, key: target.to_owned() };
         let removed = snapshots::client(&connection).remove(connection.request(request)?).await.answer();
         removed.context(|| format!("remove the snapshot {target}"))?;
     }

@@ -148,8 +148,9 @@ pub(super) async fn unpack(call: Call) -> Result<u8> {
     let target = found.into_iter().filter_map(|image| image.target).find(|target| target.digest == digest);
     let target = target
         .ok_or_else(|| Error::not_found(format!("no image has the digest {digest}: manifest not found")))?;
+    let snapshotter = snapshots::of_images(&call, &connection).await?;
     let (held, lease) = leases::hold(&connection).await?;
-    let unpacked = unpack_target(&held, &snapshots::named(&call), &target).await;
+    let unpacked = unpack_target(&held, &snapshotter, &target).await;
     leases::release(&connection, lease).await?;
     table::lines(unpacked?);
     Ok(0)

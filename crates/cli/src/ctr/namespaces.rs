@@ -1,15 +1,18 @@
 //! `ctr namespaces`.
 
+use std::collections::BTreeMap;
+
 use api::grpc::namespaces::namespaces_client::NamespacesClient;
 use api::grpc::namespaces::{
-    CreateNamespaceRequest, DeleteNamespaceRequest, ListNamespacesRequest, Namespace, UpdateNamespaceRequest,
+    CreateNamespaceRequest, DeleteNamespaceRequest, GetNamespaceRequest, ListNamespacesRequest, Namespace,
+    UpdateNamespaceRequest,
 };
 use client::Channel;
 use prost_types::FieldMask;
 use types::{ErrorKind, Result};
 
 use super::command::{Call, Command, Flag, shown};
-use super::connection::{Answer, service};
+use super::connection::{Answer, Connection, service};
 use super::table;
 
 pub(super) const VERBS: &[Command] = &[
@@ -38,6 +41,17 @@ pub(super) const VERBS: &[Command] = &[
 async fn client(call: &Call) -> Result<NamespacesClient<Channel>> {
     let connection = call.connect().await?;
     Ok(service!(connection, namespaces::namespaces_client::NamespacesClient))
+}
+
+/// The labels of the connection's namespace; none of one that nobody made.
+pub(super) async fn labels(connection: &Connection) -> Result<BTreeMap<String, String>> {
+    let mut client = service!(connection, namespaces::namespaces_client::NamespacesClient);
+    let request = GetNamespaceRequest { name: connection.namespace.clone() };
+    match client.get(request).await.answer() {
+        Ok(found) => Ok(found.namespace.unwrap_or_default().labels),
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(BTreeMap::new()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn create(call: Call) -> Result<u8> {

@@ -141,7 +141,7 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
     }
     let (image, id) = (call.word(0, "image or rootfs")?, call.word(1, "container id")?.to_owned());
     let is_folder = call.is("rootfs");
-    let snapshotter = if is_folder { String::new() } else { snapshots::named(call) };
+    let snapshotter = if is_folder { String::new() } else { snapshots::of_images(call, connection).await? };
     let mut labels = Call::labels(call.values("label"));
     let mut config = ExecConfig::default();
     let mut parent = String::new();

@@ -15,10 +15,12 @@ use types::{Context, Result};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, all, present, service};
-use super::{layers, table};
+use super::{layers, namespaces, table};
 
 /// The one that is used where nobody names one. Not the daemon's default: clients of containerd choose it.
 const DEFAULT: &str = "overlayfs";
+/// The label of a namespace that chooses another (containerd's `defaults.DefaultSnapshotterNSLabel`).
+const DEFAULT_LABEL: &str = "containerd.io/defaults/snapshotter";
 
 pub(super) const GROUP_FLAGS: &[Flag] =
     &[Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]")];
@@ -75,12 +77,27 @@ pub(super) const VERBS: &[Command] = &[
     }),
 ];
 
-/// The snapshotter that a command line names.
+/// The snapshotter that a command about snapshots is for. Labels of the namespace are not asked, as containerd's client
+/// asks them only for images.
 pub(super) fn named(call: &Call) -> String {
-    let named = call.value("snapshotter").filter(|name| !name.is_empty()).map(str::to_owned);
-    let named =
-        named.or_else(|| std::env::var("CONTAINERD_SNAPSHOTTER").ok().filter(|name| !name.is_empty()));
-    named.unwrap_or_else(|| DEFAULT.to_owned())
+    said(call).unwrap_or_else(|| DEFAULT.to_owned())
+}
+
+/// The snapshotter for the trees of images: the one that the command line names, or the namespace's label, as with
+/// containerd's client.
+pub(super) async fn of_images(call: &Call, connection: &Connection) -> Result<String> {
+    if let Some(said) = said(call) {
+        return Ok(said);
+    }
+    let labels = namespaces::labels(connection).await?;
+    let label = labels.get(DEFAULT_LABEL).filter(|name| !name.is_empty());
+    Ok(label.cloned().unwrap_or_else(|| DEFAULT.to_owned()))
+}
+
+/// The one that the command line names, or its environment.
+fn said(call: &Call) -> Option<String> {
+    let said = call.value("snapshotter").filter(|name| !name.is_empty()).map(str::to_owned);
+    said.or_else(|| std::env::var("CONTAINERD_SNAPSHOTTER").ok().filter(|name| !name.is_empty()))
 }
 
 pub(super) fn client(connection: &Connection) -> SnapshotsClient<Channel> {

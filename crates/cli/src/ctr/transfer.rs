@@ -247,7 +247,7 @@ pub(super) async fn pull(call: Call) -> Result<u8> {
         all_metadata: call.is("all-metadata"),
         unpacks: vec![UnpackConfiguration {
             platform: Some(wire(platform.clone())),
-            snapshotter: snapshots::named(&call),
+            snapshotter: snapshots::of_images(&call, &connection).await?,
         }],
         ..ImageStore::default()
     };
@@ -388,7 +388,7 @@ pub(super) async fn import(call: Call) -> Result<u8> {
     };
     let unpack = UnpackConfiguration {
         platform: Some(wire(images::platform(&call)?)),
-        snapshotter: snapshots::named(&call),
+        snapshotter: snapshots::of_images(&call, &connection).await?,
     };
     let store = ImageStore {
         name: call.value("index-name").unwrap_or_default().to_owned(),

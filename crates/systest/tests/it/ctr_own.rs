@@ -160,6 +160,43 @@ fn what_is_changed_is_changed_alike() {
     alike(&daemon, &theirs, &ours, ("overlayfs/2/", "overlayfs/3/"));
 }
 
+/// Trees of a namespace whose label chooses the snapshotter are made, looked for and run there by both.
+#[test]
+fn a_namespace_chooses_its_snapshotter() {
+    let _hierarchies = HIERARCHIES.read();
+    let (daemon, _registry, image) = daemon();
+    let label = "containerd.io/defaults/snapshotter=native";
+    let mut found = Vec::new();
+    for is_ours in [false, true] {
+        let name = if is_ours { "ours" } else { "theirs" };
+        let ctr = |words: &[&str]| {
+            let words = [&["-n", name], words].concat();
+            if is_ours { daemon.own_ctr(words) } else { daemon.ctr(words) }
+        };
+        ctr(&["namespaces", "create", name, label]).ok();
+        ctr(&["images", "pull", "--plain-http", &image]).ok();
+        let trees = ctr(&["snapshots", "--snapshotter", "native", "ls"]).ok().stdout.lines().count();
+        // Those that list snapshots ask no label.
+        let others = ctr(&["snapshots", "ls"]).ok().stdout.lines().count();
+        let checked = ctr(&["images", "check"]).ok().stdout;
+        ctr(&["containers", "create", "--runtime", OUR_RUNTIME, &image, "box", "true"]).ok();
+        let container = ctr(&["containers", "info", "box"]).ok().stdout;
+        let container: serde_json::Value = serde_json::from_str(&container).expect("JSON");
+        ctr(&["containers", "rm", "box"]).ok();
+        let archive = daemon.dir().join(name).display().to_string();
+        ctr(&["images", "export", &archive, &image]).ok();
+        ctr(&["images", "rm", "--sync", &image]).ok();
+        ctr(&["images", "import", &archive]).ok();
+        let again = ctr(&["snapshots", "--snapshotter", "native", "ls"]).ok().stdout.lines().count();
+        let is_unpacked = checked.lines().nth(1).is_some_and(|line| line.trim_end().ends_with("true"));
+        found.push((trees, others, again, is_unpacked, container["Snapshotter"].clone()));
+        ctr(&["run", "--rm", "--runtime", OUR_RUNTIME, &image, "box", "true"]).ok();
+    }
+    assert_eq!(found[1], found[0]);
+    assert_eq!(found[0].4, "native");
+    assert!(found[0].0 > 1 && found[0].1 == 1, "{found:?}");
+}
+
 /// A container's whole life by our `ctr`, with Debian's looking on.
 #[test]
 fn containers_live_and_die() {
