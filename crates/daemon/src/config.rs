@@ -9,6 +9,7 @@
 
 mod containerd;
 mod files;
+mod glob;
 mod otlp;
 mod plugins;
 mod policy;

@@ -12,8 +12,8 @@ use super::{DirectReads, Layers, Level, LogFormat, ProxyKind, Sharing, Unpacked}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
-    /// Further files, whose values count before those here: paths, from this file's folder, with `*` and `?` in
-    /// the name. Without it, those of `conf.d/` beside the default file.
+    /// Further files, whose values count before those here: paths, from this file's folder, with `*`, `?` and
+    /// `[a-z]` in their names. Without it, those of `conf.d/` beside the default file.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub imports: Vec<String>,
     /// Images, containers, volumes: what outlives a reboot.
