@@ -13,7 +13,7 @@
 //! - It may be broken off and begun again: what is here is passed over, what is half here goes on.
 //!
 //! Trees are made anew from the blobs, by the first pull or run. Containers stay where they are: what they wrote
-//! is in trees that are not taken over.
+//! is in trees that are not taken over. So do the snapshots and ingests that leases hold; how many is told.
 
 mod records;
 
@@ -22,7 +22,7 @@ use std::io::{ErrorKind as IoErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use content::Expected;
-use metadata::{Caller, Image, Metadata};
+use metadata::{Caller, Image, Lease, Metadata};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use types::{Context, Digest, Error, ErrorKind, IngestRef, Labels, Namespace, Result, Timestamp};
@@ -52,6 +52,8 @@ pub(crate) struct Outcome {
     pub(crate) failures: Vec<String>,
     /// Records of kinds that are not taken over.
     pub(crate) containers_left: usize,
+    /// What leases hold and is of such a kind: snapshots and ingests.
+    pub(crate) resources_left: usize,
 }
 
 /// Another containerd's root, opened for reading.
@@ -111,10 +113,12 @@ pub(crate) fn describe(source: &Source) -> Result<Vec<String>> {
         let NamespaceRecords { name, images, blobs, leases, containers, .. } = &namespace;
         let bytes: u64 = blobs.iter().map(|blob| blob.size).sum();
         lines.push(format!(
-            "namespace {name}: {} images, {} blobs of {bytes} bytes, {} leases; {containers} containers stay",
+            "namespace {name}: {} images, {} blobs of {bytes} bytes, {} leases; {containers} containers stay, and {} \
+             snapshots and ingests that leases hold",
             images.len(),
             blobs.len(),
-            leases.len()
+            leases.len(),
+            leases.iter().map(|lease| lease.left).sum::<usize>()
         ));
         lines.extend(images.iter().map(|image| format!("  {} ({})", image.name, image.target.digest)));
     }
@@ -167,6 +171,7 @@ fn import_namespace(
         })?;
     }
     for lease in leases {
+        outcome.resources_left += lease.left;
         let what = format!("lease {}", lease.id);
         note(outcome, &name, &what, import_lease(metadata, &name, lease), |outcome, ()| {
             outcome.leases += 1;
@@ -201,14 +206,14 @@ fn import_blob(
     caller: &Caller,
     blob: BlobRecord,
 ) -> Result<Option<u64>> {
-    let BlobRecord { digest, size, labels } = blob;
+    let BlobRecord { digest, size, labels, times } = blob;
     let content = metadata.content(caller);
     if content.info(&digest).is_ok() {
         return Ok(None);
     }
     let reference = IngestRef::new(format!("import-{digest}"))?;
     let expected = Expected::new(digest.clone(), size);
-    let mut writer = content.begin(&reference, expected.clone())?;
+    let mut writer = content.begin(&reference, expected.clone())?.dated(times.created, times.updated);
     if !writer.is_shared() {
         if writer.offset() > 0 {
             // Half of it came in an earlier attempt: from the start, so that the hash is of one reading.
@@ -242,7 +247,7 @@ fn import_blob(
 }
 
 fn import_image(metadata: &Metadata, caller: &Caller, image: ImageRecord) -> Result<Option<()>> {
-    let ImageRecord { name, labels, target, created } = image;
+    let ImageRecord { name, labels, target, times } = image;
     // An image may be here in part, as after a pull for one platform; without its target it is none.
     metadata.content(caller).info(&target.digest).context(|| "its target was not taken over")?;
     let images = metadata.images(caller);
@@ -254,21 +259,17 @@ fn import_image(metadata: &Metadata, caller: &Caller, image: ImageRecord) -> Res
         Err(error) if error.is(ErrorKind::NotFound) => {}
         Err(error) => return Err(error),
     }
-    let image = Image { name, labels, target, created, updated: created };
-    images.create(image, Some(created)).map(|_| Some(()))
+    let image = Image { name, labels, target, created: times.created, updated: times.updated };
+    images.take_over(image).map(|_| Some(()))
 }
 
 fn import_lease(metadata: &Metadata, namespace: &Namespace, lease: LeaseRecord) -> Result<Option<()>> {
-    let LeaseRecord { id, labels, resources } = lease;
-    let leases = metadata.leases(namespace);
-    if leases.get(&id).is_ok() || is_over(&labels) {
+    let LeaseRecord { id, labels, created, resources, .. } = lease;
+    if is_over(&labels) {
         return Ok(None);
     }
-    leases.create(&id, labels)?;
-    for resource in resources {
-        leases.add_resource(&id, &resource)?;
-    }
-    Ok(Some(()))
+    let taken = metadata.leases(namespace).take_over(Lease { id, labels, created }, &resources)?;
+    Ok(taken.then_some(()))
 }
 
 fn is_over(labels: &Labels) -> bool {

@@ -142,7 +142,8 @@ fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
     let _inside = runtime.enter();
     let parts = wiring::build(config, programs)?;
     let outcome = import::import(&source, &parts.metadata)?;
-    let import::Outcome { images, blobs, bytes, leases, present, failures, containers_left } = outcome;
+    let import::Outcome { images, blobs, bytes, leases, present, failures, containers_left, resources_left } =
+        outcome;
     println!(
         "took over {images} images, {blobs} blobs of {bytes} bytes, {leases} leases; {present} were here"
     );
@@ -153,6 +154,9 @@ fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
     match failures.len() {
         0 => Ok(()),
         count => {
+    if resources_left > 0 {
+        println!("left {resources_left} snapshots and ingests that leases hold: trees are made anew");
+    }
             Err(Error::data_loss(format!("{count} records of {} could not be taken over", root.display())))
         }
     }

@@ -292,6 +292,7 @@ impl Content {
         }
         Ok(ContentWriter {
             media_type: String::new(),
+            times: None,
             store: self.store.clone(),
             caller: self.caller.clone(),
             reference: reference.clone(),
@@ -534,6 +535,8 @@ pub struct ContentWriter {
     backend: IngestRef,
     /// What is told of the blob. Empty if nobody said.
     media_type: String,
+    /// When the blob was made and last changed; none for the moment in which it is recorded.
+    times: Option<(Timestamp, Timestamp)>,
     inner: Inner,
 }
 
@@ -548,6 +551,12 @@ enum Inner {
 }
 
 impl ContentWriter {
+    /// Says when the blob was made and last changed, for one that another store had.
+    #[must_use]
+    pub fn dated(self, created: Timestamp, updated: Timestamp) -> ContentWriter {
+        ContentWriter { times: Some((created, updated)), ..self }
+    }
+
     /// Says of what type the blob is, for those who hear of it.
     #[must_use]
     pub fn of_type(mut self, media_type: &str) -> ContentWriter {
@@ -649,7 +658,7 @@ impl ContentWriter {
     pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
         label::check(&labels).map_err(|error| error.context("info.Labels"))?;
         let labels = mask::without_empty(labels);
-        let ContentWriter { store, caller, reference, media_type, inner, backend } = self;
+        let ContentWriter { store, caller, reference, media_type, times, inner, backend } = self;
         let is_shared = matches!(inner, Inner::Shared { .. });
         // Held until the record is there.
         let (pin, size) = inner.complete(&store, &backend, expected)?;
@@ -673,8 +682,8 @@ impl ContentWriter {
                     format!("ingest {reference} was dropped meanwhile"),
                 ));
             }
-            let blob =
-                Blob { digest: digest.clone(), size, labels, created: change.now, updated: change.now };
+            let (created, updated) = times.unwrap_or((change.now, change.now));
+            let blob = Blob { digest: digest.clone(), size, labels, created, updated };
             put(change, &caller.namespace, &blob)?;
             let event = Event::ContentCreated { digest: digest.clone(), size, media_type };
             change.emit(&caller.namespace, event);

@@ -182,7 +182,15 @@ impl Images {
             return Err(taken(&image.name));
         }
         (self.store.0.gate)(&image.name, &image.target)?;
-        self.store.0.change(|change| self.create_in(change, image, source_date_epoch))
+        self.store.0.change(|change| self.create_in(change, image, source_date_epoch.map(both)))
+    }
+
+    /// As [`Images::create`], of an image that another store had: it keeps its times.
+    pub fn take_over(&self, image: Image) -> Result<Image> {
+        let image = checked(image)?;
+        (self.store.0.gate)(&image.name, &image.target)?;
+        let times = (image.created, image.updated);
+        self.store.0.change(|change| self.create_in(change, image, Some(times)))
     }
 
     /// Gives an image its name: adds it, or gives a name that is taken this target and these labels in the place of its
@@ -208,14 +216,16 @@ impl Images {
         if !(self.store.0.gate_is_open)(&image.name).await {
             return Ok(None);
         }
-        Ok(Some(Ready::new(&self.store, move |change| images.create_in(change, image, source_date_epoch))))
+        Ok(Some(Ready::new(&self.store, move |change| {
+            images.create_in(change, image, source_date_epoch.map(both))
+        })))
     }
 
     fn create_in(
         &self,
         change: &mut Change<'_, '_>,
         image: Image,
-        source_date_epoch: Option<Timestamp>,
+        times: Option<(Timestamp, Timestamp)>,
     ) -> Result<Image> {
         let namespace = &self.caller.namespace;
         if IMAGES.contains(change.tx, (namespace, &image.name))? {
@@ -223,8 +233,8 @@ impl Images {
         }
         let expires = image.labels.contains_key(gc_label::EXPIRE);
         change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))?;
-        let time = source_date_epoch.unwrap_or(change.now);
-        let image = self.put(change.tx, Image { created: time, updated: time, ..image })?;
+        let (created, updated) = times.unwrap_or(both(change.now));
+        let image = self.put(change.tx, Image { created, updated, ..image })?;
         change.expires(gc_label::expiry(&image.labels));
         change.touch(namespace, Node::Image(image.name.clone()));
         change.settle();
@@ -327,6 +337,11 @@ impl Images {
         IMAGES.put(tx, (&self.caller.namespace, &name), &record)?;
         Ok(record.named(name))
     }
+}
+
+/// When something is made that was not changed since.
+fn both(time: Timestamp) -> (Timestamp, Timestamp) {
+    (time, time)
 }
 
 /// The first image that is not among `known`, which have these targets.

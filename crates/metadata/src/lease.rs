@@ -250,6 +250,32 @@ impl Leases {
         }))
     }
 
+    /// Makes a lease that another store had, at its time, with all that it holds: what it alone holds is never without
+    /// it. One that is here already, as after an attempt that was broken off, gets what it lacks; gives back whether
+    /// there was anything to do.
+    pub fn take_over(&self, lease: Lease, resources: &[Resource]) -> Result<bool> {
+        let Lease { id, labels, created } = lease;
+        label::check(&labels)?;
+        let record = Record { labels: mask::without_empty(labels), created };
+        self.store.0.change(|change| {
+            let mut is_new = !LEASES.contains(change.tx, (&self.namespace, &id))?;
+            if is_new {
+                change.admit(&Caller::new(self.namespace.clone()), None)?;
+                change.expires(gc_label::expiry(&record.labels));
+                LEASES.put(change.tx, (&self.namespace, &id), &record)?;
+                change.touch(&self.namespace, Node::Lease(id.clone()));
+            }
+            for resource in resources {
+                let key = (&self.namespace, &id, resource.kind(), resource.id());
+                if !LEASE_RESOURCES.contains(change.tx, key)? {
+                    is_new = true;
+                    add(change, &self.namespace, &id, resource)?;
+                }
+            }
+            Ok(is_new)
+        })
+    }
+
     /// Ends a lease. What it held alone is collected next time.
     pub fn delete(&self, id: &LeaseId) -> Result<()> {
         self.ready_delete(id.clone()).make()

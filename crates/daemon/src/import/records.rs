@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! v1/<namespace>/labels/<key>                                      text
-//! v1/<namespace>/images/<name>/{createdat, labels/, annotations/, target/{digest, mediatype, size}}
-//! v1/<namespace>/content/blob/<digest>/{size, labels/}
-//! v1/<namespace>/leases/<id>/{labels/, content/<digest>, images/<name>}
+//! v1/<namespace>/images/<name>/{createdat, updatedat, labels/, annotations/, target/{digest, mediatype, size}}
+//! v1/<namespace>/content/blob/<digest>/{createdat, updatedat, size, labels/}
+//! v1/<namespace>/leases/<id>/{createdat, labels/, content/<digest>, images/<name>}
+//! v1/<namespace>/leases/<id>/{snapshots/<snapshotter>/<key>, ingests/<ref>}  counted
 //! v1/<namespace>/containers/<id>                                   counted
 //! ```
 //!
@@ -36,19 +37,30 @@ pub(super) struct ImageRecord {
     pub(super) name: String,
     pub(super) labels: Labels,
     pub(super) target: Descriptor,
+    pub(super) times: Times,
+}
+
+/// When a record was made and last changed.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
     pub(super) created: Timestamp,
+    pub(super) updated: Timestamp,
 }
 
 pub(super) struct BlobRecord {
     pub(super) digest: Digest,
     pub(super) size: u64,
     pub(super) labels: Labels,
+    pub(super) times: Times,
 }
 
 pub(super) struct LeaseRecord {
     pub(super) id: LeaseId,
     pub(super) labels: Labels,
+    pub(super) created: Timestamp,
     pub(super) resources: Vec<Resource>,
+    /// How many snapshots, ingests and whatever else it holds that is not taken over.
+    pub(super) left: usize,
 }
 
 /// Reads all namespaces. `FailedPrecondition` for a database of another make.
@@ -114,23 +126,42 @@ fn image(name: &str, bucket: Bucket<'_>) -> Result<ImageRecord> {
     let digest = text(part("digest")?)?.parse()?;
     let mut descriptor = Descriptor::new(text(part("mediatype")?)?, digest, size(part("size")?)?);
     descriptor.annotations = labels(bucket, "annotations")?;
-    let created = bucket.value("createdat")?.map(time).transpose()?.unwrap_or_default();
-    Ok(ImageRecord { name: name.to_owned(), labels: labels(bucket, "labels")?, target: descriptor, created })
+    let (labels, times) = (labels(bucket, "labels")?, times(bucket)?);
+    Ok(ImageRecord { name: name.to_owned(), labels, target: descriptor, times })
 }
 
 fn blob(digest: &str, bucket: Bucket<'_>) -> Result<BlobRecord> {
     let size = size(bucket.value("size")?.ok_or_else(|| missing("size"))?)?;
-    Ok(BlobRecord { digest: digest.parse()?, size, labels: labels(bucket, "labels")? })
+    Ok(BlobRecord { digest: digest.parse()?, size, labels: labels(bucket, "labels")?, times: times(bucket)? })
 }
 
 fn lease(id: &str, bucket: Bucket<'_>) -> Result<LeaseRecord> {
-    let mut resources = Vec::new();
-    for kind in ["content", "images"] {
-        for (key, _) in bucket.bucket(kind)?.map(Bucket::values).transpose()?.unwrap_or_default() {
-            resources.push(Resource::parse(kind, text(key)?)?);
+    let (mut resources, mut left) = (Vec::new(), 0);
+    for (kind, held) in bucket.buckets()? {
+        match text(kind)? {
+            "labels" => {}
+            kind @ ("content" | "images") => {
+                for (key, _) in held.values()? {
+                    resources.push(Resource::parse(kind, text(key)?)?);
+                }
+            }
+            _ => {
+                left += held.values()?.len();
+                for (_, of_snapshotter) in held.buckets()? {
+                    left += of_snapshotter.values()?.len();
+                }
+            }
         }
     }
-    Ok(LeaseRecord { id: LeaseId::new(id)?, labels: labels(bucket, "labels")?, resources })
+    let (labels, created) = (labels(bucket, "labels")?, times(bucket)?.created);
+    Ok(LeaseRecord { id: LeaseId::new(id)?, labels, created, resources, left })
+}
+
+/// What has no time of a change was not changed since it was made.
+fn times(bucket: Bucket<'_>) -> Result<Times> {
+    let at = |key: &str| bucket.value(key)?.map(time).transpose();
+    let created = at("createdat")?.unwrap_or_default();
+    Ok(Times { created, updated: at("updatedat")?.unwrap_or(created) })
 }
 
 fn labels(bucket: Bucket<'_>, name: &str) -> Result<Labels> {
