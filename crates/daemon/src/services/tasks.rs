@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
 use super::checkpoint::{self, Checkpoints};
-use super::{Answer, blocking, caller, container_id, convert, required, status};
+use super::{Answer, blocking, caller, container_id, convert, known, required, status};
 use crate::root_mounts::RootMounts;
 
 pub(super) struct Service {
@@ -89,6 +89,13 @@ impl Service {
         let descriptor = convert::own_descriptor(descriptor).map_err(status)?;
         let (checkpoints, caller, id) = (self.checkpoints.clone(), caller.clone(), id.clone());
         blocking(move || checkpoints.bring(&caller, &id, descriptor)).await.map(Some)
+    }
+
+    async fn delete_task(&self, task: &Task) -> Result<Exit, Status> {
+        let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
+        self.root_mounts.deactivate(task.namespace(), task.id()).await;
+        self.forget_checkpoint(task.namespace(), task.id()).await;
+        Ok(exit)
     }
 
     async fn forget_checkpoint(&self, namespace: &Namespace, id: &ContainerId) {
@@ -171,16 +178,17 @@ impl Tasks for Service {
 
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
         let (task, request) = self.task(request, |request| &request.container_id).await?;
-        let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
-        self.root_mounts.deactivate(task.namespace(), task.id()).await;
-        self.forget_checkpoint(task.namespace(), task.id()).await;
+        let exit = self.delete_task(&task).await?;
         Ok(Response::new(deleted(request.container_id, exit)))
     }
 
     async fn delete_process(&self, request: Request<DeleteProcessRequest>) -> Answer<DeleteResponse> {
         let (task, request) = self.task(request, |request| &request.container_id).await?;
-        let id = ExecId::new(&request.exec_id).map_err(status)?;
-        let exit = task.delete_exec(&id).await.map_err(status)?;
+        let exit = match exec(&request.exec_id)? {
+            Some(id) => task.delete_exec(&id).await.map_err(status)?,
+            // The first process goes with its task alone, and has the task's answer while it runs.
+            None => self.delete_task(&task).await?,
+        };
         Ok(Response::new(deleted(request.exec_id, exit)))
     }
 
@@ -318,9 +326,12 @@ impl Tasks for Service {
     }
 }
 
-/// `None` is the container's first process.
+/// A process that should be there. `None` is the container's first.
 fn exec(id: &str) -> Result<Option<ExecId>, Status> {
-    if id.is_empty() { Ok(None) } else { ExecId::new(id).map(Some).map_err(status) }
+    if id.is_empty() {
+        return Ok(None);
+    }
+    known(ExecId::new(id), || format!("process does not exist {id}")).map(Some)
 }
 
 fn deleted(id: String, exit: Exit) -> DeleteResponse {

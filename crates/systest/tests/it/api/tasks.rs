@@ -36,6 +36,11 @@ const DIFFERENCES: &[Difference] = &[
     differs("start what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("delete what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("delete a process that runs", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs(
+        "delete the first process while it runs",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
     differs("pause what is paused", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("resume what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("start what has ended", There::Code(Code::Unknown), "the same refusal, without a class"),
@@ -294,6 +299,7 @@ async fn processes_come_and_go(side: &Side<'_>) {
         let answer = tasks.exec(ask(exec("web", id, "true")));
         side.refused("an exec id that is none", answer, Code::InvalidArgument, "").await;
     }
+    no_process_can_be_called_so(side).await;
     side.ok("exec", tasks.exec(ask(exec("web", "one", "sleep 1000")))).await;
     let answer = tasks.exec(ask(exec("web", "one", "true")));
     side.refused("an exec id that is taken", answer, Code::AlreadyExists, "one").await;
@@ -349,6 +355,46 @@ async fn processes_come_and_go(side: &Side<'_>) {
     side.refused("wait for no process", tasks.wait(ask(wait("web", "none"))), Code::NotFound, "").await;
     side.refused("start no process", tasks.start(ask(start("web", "none"))), Code::NotFound, "").await;
     side.refused("kill no process", tasks.kill(ask(kill("web", "none"))), Code::NotFound, "").await;
+}
+
+/// What cannot be the id of a process is that of none, and no id at all that of the first.
+async fn no_process_can_be_called_so(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    let container_id = || "web".to_owned();
+    for id in ["a/b", "-a", &"x".repeat(77)] {
+        let exec_id = || id.to_owned();
+        macro_rules! none {
+            ($case:literal, $method:ident, $request:expr) => {
+                side.refused($case, tasks.$method(ask($request)), Code::NotFound, "").await;
+            };
+        }
+        none!("start what cannot be", start, start("web", id));
+        none!("get what cannot be", get, get("web", id));
+        none!("kill what cannot be", kill, kill("web", id));
+        none!("wait for what cannot be", wait, wait("web", id));
+        none!(
+            "resize what cannot be",
+            resize_pty,
+            ResizePtyRequest {
+                container_id: container_id(),
+                exec_id: exec_id(),
+                ..ResizePtyRequest::default()
+            }
+        );
+        none!(
+            "close streams of what cannot be",
+            close_io,
+            CloseIORequest { container_id: container_id(), exec_id: exec_id(), stdin: true }
+        );
+        none!(
+            "delete what cannot be",
+            delete_process,
+            DeleteProcessRequest { container_id: container_id(), exec_id: exec_id() }
+        );
+    }
+    let first = DeleteProcessRequest { container_id: container_id(), exec_id: String::new() };
+    let answer = tasks.delete_process(ask(first));
+    side.refused("delete the first process while it runs", answer, Code::FailedPrecondition, "").await;
 }
 
 /// The end of input comes when a client says so, and not when it says that another stream is meant.
