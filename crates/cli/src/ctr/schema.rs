@@ -59,7 +59,7 @@ const MESSAGES: &[(&str, Fields)] = &[
         &[(1, "id", Text), (2, "image", Text), (3, "labels", Labels), (4, "snapshot_key", Text)],
     ),
     ("ContainerDelete", &[(1, "id", Text)]),
-    ("ContentCreate", &[(1, "digest", Text), (2, "size", Number)]),
+    ("ContentCreate", &[(1, "digest", Text), (2, "size", Number), (3, "media_type", Text)]),
     ("ContentDelete", &[(1, "digest", Text)]),
     ("SnapshotPrepare", &[(1, "key", Text), (2, "parent", Text), (5, "snapshotter", Text)]),
     ("SnapshotCommit", &[(1, "key", Text), (2, "name", Text), (5, "snapshotter", Text)]),
@@ -351,9 +351,10 @@ pub(super) fn map_or_null(map: &BTreeMap<String, Value>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::grpc::event::ContainerCreate;
-    use api::shim::events::{TaskCreate, TaskExit, TaskIo};
+    use api::grpc::event::*;
+    use api::shim::events::*;
     use api::shim::pack;
+    use api::shim::types::Mount;
     use prost::Message as _;
 
     #[test]
@@ -379,6 +380,103 @@ mod tests {
         assert_eq!(any(&spec), json!({"a": 1}));
         let unknown = Any { type_url: "x.Y".into(), value: b"abc".to_vec() };
         assert_eq!(any(&unknown), json!({"type_url": "x.Y", "value": "YWJj"}));
+    }
+
+    /// Every message with every field that it has: one that is new does not compile until it is here.
+    #[test]
+    fn the_table_has_all_that_events_say() {
+        fn text() -> (String, Value) {
+            ("text".into(), json!("text"))
+        }
+        fn number<N: From<u8>>() -> (N, Value) {
+            (7.into(), json!(7))
+        }
+        fn labels() -> (BTreeMap<String, String>, Value) {
+            ([("a".into(), "b".into())].into(), json!({"a": "b"}))
+        }
+        fn time() -> (Option<prost_types::Timestamp>, Value) {
+            let at = prost_types::Timestamp { seconds: 1_800_000_000, nanos: 0 };
+            (Some(at), json!("2027-01-15T08:00:00Z"))
+        }
+        macro_rules! whole {
+            ($name:ident { $($field:ident: $part:expr),* $(,)? }) => {{
+                let mut shown = Map::new();
+                let message = $name {
+                    $($field: {
+                        let (value, json) = $part;
+                        shown.insert(stringify!($field).to_owned(), json);
+                        value
+                    }),*
+                };
+                (pack(&message), Value::Object(shown))
+            }};
+        }
+        let runtime = ContainerRuntime { name: "r".into(), options: None };
+        let mount = Mount {
+            r#type: "bind".into(),
+            source: "/a".into(),
+            target: "/b".into(),
+            options: vec!["ro".into()],
+        };
+        let shown = json!([{"type": "bind", "source": "/a", "target": "/b", "options": ["ro"]}]);
+        let io = TaskIo { stdin: "0".into(), stdout: "1".into(), stderr: "2".into(), terminal: true };
+        let streams = json!({"stdin": "0", "stdout": "1", "stderr": "2", "terminal": true});
+        let cases = [
+            whole!(NamespaceCreate { name: text(), labels: labels() }),
+            whole!(NamespaceUpdate { name: text(), labels: labels() }),
+            whole!(NamespaceDelete { name: text() }),
+            whole!(ImageCreate { name: text(), labels: labels() }),
+            whole!(ImageUpdate { name: text(), labels: labels() }),
+            whole!(ImageDelete { name: text() }),
+            whole!(ContainerCreate {
+                id: text(),
+                image: text(),
+                runtime: (Some(runtime), json!({"name": "r"}))
+            }),
+            whole!(ContainerUpdate { id: text(), image: text(), labels: labels(), snapshot_key: text() }),
+            whole!(ContainerDelete { id: text() }),
+            whole!(ContentCreate { digest: text(), size: number(), media_type: text() }),
+            whole!(ContentDelete { digest: text() }),
+            whole!(SnapshotPrepare { key: text(), parent: text(), snapshotter: text() }),
+            whole!(SnapshotCommit { key: text(), name: text(), snapshotter: text() }),
+            whole!(SnapshotRemove { key: text(), snapshotter: text() }),
+            whole!(TaskCreate {
+                container_id: text(),
+                bundle: text(),
+                rootfs: (vec![mount], shown),
+                io: (Some(io), streams),
+                checkpoint: text(),
+                pid: number(),
+            }),
+            whole!(TaskStart { container_id: text(), pid: number() }),
+            whole!(TaskDelete {
+                container_id: text(),
+                pid: number(),
+                exit_status: number(),
+                exited_at: time(),
+                id: text()
+            }),
+            whole!(TaskExit {
+                container_id: text(),
+                id: text(),
+                pid: number(),
+                exit_status: number(),
+                exited_at: time()
+            }),
+            whole!(TaskOom { container_id: text() }),
+            whole!(TaskExecAdded { container_id: text(), exec_id: text() }),
+            whole!(TaskExecStarted { container_id: text(), exec_id: text(), pid: number() }),
+            whole!(TaskPaused { container_id: text() }),
+            whole!(TaskResumed { container_id: text() }),
+            whole!(TaskCheckpointed { container_id: text(), checkpoint: text() }),
+            whole!(SandboxCreate { sandbox_id: text() }),
+            whole!(SandboxStart { sandbox_id: text() }),
+            whole!(SandboxExit { sandbox_id: text(), exit_status: number(), exited_at: time() }),
+        ];
+        for (message, shown) in &cases {
+            assert_eq!(any(message), *shown, "{}", message.type_url);
+        }
+        assert_eq!(cases.len(), MESSAGES.len());
     }
 
     #[test]
