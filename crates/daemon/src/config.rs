@@ -52,6 +52,8 @@ pub struct Config {
     pub tcp: Option<tcp::Tcp>,
     /// For the kernel's choice when memory is short; 0 leaves it as it is.
     pub oom_score: i32,
+    /// Where the daemon's own process is to be.
+    pub cgroup: Option<String>,
     pub metrics: Metrics,
     pub debug: Option<DebugSocket>,
     /// Who takes traces, if anybody.
@@ -221,6 +223,7 @@ impl Config {
             ("state", places.1),
             ("grpc", places.2 || owner(self) != owner(new) || self.tcp != new.tcp),
             ("oom_score", self.oom_score != new.oom_score),
+            ("cgroup", self.cgroup != new.cgroup),
             ("metrics", self.metrics != new.metrics),
             ("debug", self.debug != new.debug),
             ("otlp", self.otlp != new.otlp),
@@ -368,6 +371,7 @@ impl Raw {
             socket_gid: self.grpc.gid,
             tcp,
             oom_score: oom_score(self.oom_score)?,
+            cgroup: cgroup(self.cgroup)?,
             metrics: Metrics {
                 address: metrics_address(&self.metrics.address)?,
                 grpc_histogram: self.metrics.grpc_histogram,
@@ -467,6 +471,19 @@ fn oom_score(score: i32) -> Result<i32> {
     match score {
         -1000..=1000 => Ok(score),
         _ => Err(invalid("oom_score", "must be from -1000 to 1000")),
+    }
+}
+
+/// Empty is none, as containerd has it.
+fn cgroup(path: Option<String>) -> Result<Option<String>> {
+    let Some(path) = path.filter(|path| !path.is_empty()) else { return Ok(None) };
+    let is_plain = |name: &str| !matches!(name, "" | "." | "..");
+    match path.strip_prefix('/') {
+        Some(names) if names.split('/').all(is_plain) => Ok(Some(path)),
+        _ => Err(invalid(
+            "cgroup",
+            &format!("{path:?} is no path from the root of cgroups such as /system/hoist"),
+        )),
     }
 }
 
@@ -592,6 +609,9 @@ mod tests {
             "[debug]\naddress = \"debug.sock\"",
             "[restart]\ninterval = \"0\"",
             "oom_score = 1001",
+            "cgroup = \"relative\"",
+            "cgroup = \"/\"",
+            "cgroup = \"/a/../b\"",
             "[proxy_plugins.x]\ntype = \"snapshot\"",
             "[proxy_plugins.x]\ntype = \"snapshots\"\naddress = \"/x.sock\"",
             "[proxy_plugins.x]\ntype = \"snapshot\"\naddress = \"x.sock\"",

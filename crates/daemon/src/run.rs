@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use linux::cgroup::Cgroup;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -83,7 +84,6 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
     Ok(())
 }
 
-/// The files, for a command that prints them.
 /// As scripts take it apart that know the program by the name it was called by.
 fn version(flavor: Flavor) -> String {
     match flavor {
@@ -94,6 +94,7 @@ fn version(flavor: Flavor) -> String {
     }
 }
 
+/// The files, for a command that prints them.
 fn loaded(args: &Args) -> Result<Loaded> {
     let loaded = Loaded::read(args)?;
     warn(&loaded.warnings);
@@ -110,6 +111,9 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     let exporter = log::start(config);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     set_oom_score(config.oom_score)?;
+    if let Some(path) = &config.cgroup {
+        enter_cgroup(path)?;
+    }
     let _root = Lock::take(&config.root, ROOT_MODE)?;
     let _state = Lock::take(&config.state, STATE_MODE)?;
     let pid_file = config.state.join("daemon.pid");
@@ -150,13 +154,13 @@ fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
     if containers_left > 0 {
         println!("left {containers_left} containers where they are");
     }
+    if resources_left > 0 {
+        println!("left {resources_left} snapshots and ingests that leases hold: trees are made anew");
+    }
     failures.iter().for_each(|failure| eprintln!("not taken over: {failure}"));
     match failures.len() {
         0 => Ok(()),
         count => {
-    if resources_left > 0 {
-        println!("left {resources_left} snapshots and ingests that leases hold: trees are made anew");
-    }
             Err(Error::data_loss(format!("{count} records of {} could not be taken over", root.display())))
         }
     }
@@ -195,6 +199,12 @@ fn set_oom_score(score: i32) -> Result<()> {
     }
     let file = "/proc/self/oom_score_adj";
     std::fs::write(file, score.to_string()).context(|| format!("configuration: oom_score: write {file}"))
+}
+
+/// Moves us, before there are threads or children. Nothing of a cgroup that others share is set.
+fn enter_cgroup(path: &str) -> Result<()> {
+    let entered = Cgroup::share(path).and_then(|cgroup| cgroup.add(std::process::id()));
+    entered.map_err(|error| error.context(format!("configuration: cgroup: enter {path}")))
 }
 
 async fn run_parts(

@@ -44,6 +44,7 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["root"], &["root"]),
     (&["state"], &["state"]),
     (&["oom_score"], &["oom_score"]),
+    (&["cgroup", "path"], &["cgroup"]),
     (&["debug", "level"], &["log", "level"]),
     (&["debug", "format"], &["log", "format"]),
     (&["plugins", GRPC, "address"], &["grpc", "address"]),
@@ -510,7 +511,7 @@ mod tests {
             assert_eq!(warnings, expected, "{text}");
         };
         check("version = 2\ntemp = \"\"\n[cgroup]\npath = \"\"\n", &[]);
-        check("version = 2\n[cgroup]\npath = \"/x\"\n", &[" [cgroup] has no effect here: path"]);
+        check("version = 2\n[cgroup]\npath = \"/x\"\n", &[]);
         check("version = 2\ntemp = \"/t\"\n", &[" has no effect here: temp"]);
         check("version = 2\n[proxy_plugins.x]\ntype = \"snapshot\"\naddress = \"/x.sock\"", &[]);
         check("version = 2\ndisabled_plugins = [\"cri\"]", &[]);

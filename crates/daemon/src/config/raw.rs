@@ -23,6 +23,10 @@ pub struct Raw {
     /// How likely the kernel is to kill the daemon for want of memory: from -1000, never, to 1000; 0 leaves it as
     /// it is.
     pub oom_score: i32,
+    /// The cgroup that the daemon moves to at its start, from the root of cgroups: `/system/hoist`. It is made if it is not
+    /// there, and stays. Without it the daemon stays where it was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// The snapshotter for calls that name none: `overlayfs`, `native` (full copies) or the name of a proxy plugin. `auto` is
     /// `overlayfs` where the kernel makes overlays on the root's file system, and `native` elsewhere.
     pub snapshotter: String,
@@ -283,6 +287,7 @@ impl Default for Raw {
             root: "/var/lib/hoist".into(),
             state: "/run/hoist".into(),
             oom_score: 0,
+            cgroup: None,
             snapshotter: super::plugins::AUTO.into(),
             snapshots: Snapshots::default(),
             policy: None,

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use testkit::{Daemon, Finished, Registry, eventually, hoist_program, images, run};
 use tonic::Code;
 
-use crate::cgroups::HIERARCHIES;
+use crate::cgroups::{HIERARCHIES, is_v2};
 use crate::retention;
 use crate::typed::on;
 
@@ -96,6 +96,35 @@ fn under_containerds_name_configurations_are_containerds() {
     assert!(ours.stderr.contains("pinned_images.sandbox"), "{ours}");
     fs::write(dir.path().join("ours.toml"), &ours.stdout).expect("a writable directory");
     config(dir.path(), "hoist", &dir.path().join("ours.toml"), "check").ok();
+}
+
+/// Of version 1 in every tree, as containerd's.
+#[test]
+fn a_daemon_moves_to_the_cgroup_that_its_file_names() {
+    if !testkit::is_root("cgroups") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let path = format!("/hoist-test-{}/daemon", std::process::id());
+    let mut daemon = Daemon::start_as("containerd", |places| {
+        format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n[cgroup]\npath = {path:?}\n",
+            places.root, places.state, places.socket
+        )
+    });
+    assert!(!daemon.log().contains("has no effect"), "{}", daemon.log());
+    let trees = fs::read_to_string(format!("/proc/{}/cgroup", daemon.pid())).expect("it runs");
+    let has_moved = |line: &&str| line.ends_with(&format!(":{path}"));
+    let controllers = ["memory", "cpu", "pids"];
+    let expected = if is_v2() { 1 } else { controllers.len() };
+    let found = trees.lines().filter(has_moved);
+    let found =
+        found.filter(|line| is_v2() || controllers.iter().any(|controller| line.contains(controller)));
+    assert!(found.count() >= expected, "{trees}");
+    daemon.terminate();
+    for path in [path.as_str(), path.trim_end_matches("/daemon")] {
+        linux::cgroup::Cgroup::open(path).and_then(|cgroup| cgroup.delete()).expect("nobody is in it");
+    }
 }
 
 /// Tenants that containerd keeps apart are kept apart by the same file.
