@@ -132,6 +132,7 @@ fn content_walked() {
         namespaces_are_asked_for(side).await;
         an_ingest_goes_by_its_protocol(side).await;
         what_is_not_known_is_below_zero(side).await;
+        a_message_may_be_large(side).await;
         mistakes_leave_the_ingest(side).await;
         what_is_there_is_not_written_again(side).await;
         ingests_are_listed_and_dropped(side).await;
@@ -229,6 +230,17 @@ async fn what_is_not_known_is_below_zero(side: &Side<'_>) {
     let answer = side.ok("write on", ingest.say(write(-1, "known"))).await;
     side.is("a write at no offset goes on", (answer.offset, answer.digest), (7, digest("unknown")));
     side.ok("commit", ingest.say(commit_of(-1, -1, &digest("unknown")))).await;
+}
+
+/// Both sides take 16 MiB with what is around the bytes; tonic by itself a quarter of it.
+async fn a_message_may_be_large(side: &Side<'_>) {
+    let text = "x".repeat(15 << 20);
+    let len = i64::try_from(text.len()).expect("it fits");
+    let (mut ingest, _) = Conversation::open(side, stat("large")).await.expect("a new ingest");
+    let answer = side.ok("write much at once", ingest.say(write(0, &text))).await;
+    side.is("all of it is there", (answer.offset, answer.digest), (len, digest(&text)));
+    side.ok("commit what is large", ingest.say(commit_of(len, len, &digest(&text)))).await;
+    ingest.close().await;
 }
 
 async fn mistakes_leave_the_ingest(side: &Side<'_>) {
