@@ -34,6 +34,7 @@ const OTLP: &str = "io.containerd.tracing.processor.v1.otlp";
 const TRACING: &str = "io.containerd.internal.v1.tracing";
 const METRICS: &str = "io.containerd.server.v1.metrics";
 const DEBUG: &str = "io.containerd.server.v1.debug";
+const TRANSFER: &str = "io.containerd.transfer.v1.local";
 const VERIFIERS: &str = "io.containerd.image-verifier.v1.bindir";
 
 /// A key by its tables.
@@ -78,7 +79,7 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["plugins", VERIFIERS, "max_verifiers"], &["image_verifiers", "max_verifiers"]),
     (&["plugins", VERIFIERS, "per_verifier_timeout"], &["image_verifiers", "per_verifier_timeout"]),
     (&["plugins", "io.containerd.cri.v1.images", "registry", "config_path"], &["registry", "config_path"]),
-    (&["plugins", "io.containerd.transfer.v1.local", "config_path"], &["registry", "config_path"]),
+    (&["plugins", TRANSFER, "config_path"], &["registry", "config_path"]),
     (&["plugins", "io.containerd.service.v1.diff-service", "default"], &["diff", "default"]),
     (&["proxy_plugins"], &["proxy_plugins"]),
     (&["stream_processors"], &["stream_processors"]),
@@ -98,7 +99,14 @@ const SAME: &[(Path_, &str)] = &[
     (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "true"),
     (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "false"),
     (&["plugins", "io.containerd.snapshotter.v1.overlayfs", "upperdir_label"], "false"),
+    (&["plugins", "io.containerd.snapshotter.v1.overlayfs", "slow_chown"], "false"),
+    (&["plugins", TRANSFER, "max_concurrent_downloads"], "3"),
+    (&["plugins", TRANSFER, "max_concurrent_uploaded_layers"], "3"),
     (&["timeouts", "io.containerd.timeout.bolt.open"], "\"0s\""),
+    (&["timeouts", "io.containerd.timeout.metrics.shimstats"], "\"2s\""),
+    (&["timeouts", "io.containerd.timeout.shim.load"], "\"5s\""),
+    (&["timeouts", "io.containerd.timeout.shim.shutdown"], "\"3s\""),
+    (&["timeouts", "io.containerd.timeout.task.state"], "\"2s\""),
 ];
 
 /// What stands at the top of files of all versions. Tables are looked at by what uses them.
@@ -551,6 +559,136 @@ mod tests {
             let ours = file.map(|file| find(&file.ours, &["log", "level"]).cloned());
             assert_eq!(ours.ok(), Some(Some(level.into())), "{word}");
         }
+    }
+
+    /// Whoever has the file that `containerd config default` of 2.x writes is told once of what is not here, and of
+    /// nothing that is so anyway.
+    #[test]
+    fn the_default_file_of_containerd_2_has_these_keys_without_effect() {
+        let file = r#"
+            version = 3
+            root = "/var/lib/containerd"
+            state = "/run/containerd"
+            temp = ""
+            disabled_plugins = []
+            required_plugins = []
+            oom_score = 0
+            imports = []
+            [grpc]
+            address = "/run/containerd/containerd.sock"
+            tcp_address = ""
+            tcp_tls_ca = ""
+            tcp_tls_cert = ""
+            tcp_tls_key = ""
+            uid = 0
+            gid = 0
+            max_recv_message_size = 16777216
+            max_send_message_size = 16777216
+            tcp_tls_common_name = ""
+            [ttrpc]
+            address = ""
+            uid = 0
+            gid = 0
+            [debug]
+            address = ""
+            uid = 0
+            gid = 0
+            level = ""
+            format = ""
+            [metrics]
+            address = ""
+            grpc_histogram = false
+            [plugins."io.containerd.cri.v1.images"]
+            snapshotter = "overlayfs"
+            max_concurrent_downloads = 3
+            pinned_images = { sandbox = "registry.k8s.io/pause:3.10" }
+            registry = { config_path = "" }
+            [plugins."io.containerd.cri.v1.runtime"]
+            enable_selinux = false
+            containerd = { default_runtime_name = "runc", ignore_blockio_not_enabled_errors = false }
+            [plugins."io.containerd.gc.v1.scheduler"]
+            pause_threshold = 0.02
+            deletion_threshold = 0
+            mutation_threshold = 100
+            schedule_delay = "0s"
+            startup_delay = "100ms"
+            [plugins."io.containerd.image-verifier.v1.bindir"]
+            bin_dir = "/opt/containerd/image-verifier/bin"
+            max_verifiers = 10
+            per_verifier_timeout = "10s"
+            [plugins."io.containerd.internal.v1.opt"]
+            path = "/opt/containerd"
+            [plugins."io.containerd.internal.v1.tracing"]
+            [plugins."io.containerd.metadata.v1.bolt"]
+            content_sharing_policy = "shared"
+            no_sync = false
+            [plugins."io.containerd.monitor.container.v1.restart"]
+            interval = "10s"
+            [plugins."io.containerd.monitor.task.v1.cgroups"]
+            no_prometheus = false
+            [plugins."io.containerd.nri.v1.nri"]
+            disable = false
+            socket_path = "/var/run/nri/nri.sock"
+            [plugins."io.containerd.runtime.v2.task"]
+            platforms = ["linux/HOST"]
+            [plugins."io.containerd.service.v1.diff-service"]
+            default = ["walking"]
+            sync_fs = false
+            [plugins."io.containerd.service.v1.tasks-service"]
+            blockio_config_file = ""
+            rdt_config_file = ""
+            [plugins."io.containerd.shim.v1.manager"]
+            env = []
+            [plugins."io.containerd.snapshotter.v1.btrfs"]
+            root_path = ""
+            [plugins."io.containerd.snapshotter.v1.native"]
+            root_path = ""
+            [plugins."io.containerd.snapshotter.v1.overlayfs"]
+            root_path = ""
+            upperdir_label = false
+            slow_chown = false
+            mount_options = []
+            [plugins."io.containerd.tracing.processor.v1.otlp"]
+            [plugins."io.containerd.transfer.v1.local"]
+            max_concurrent_downloads = 3
+            concurrent_layer_fetch_buffer = 0
+            max_concurrent_uploaded_layers = 3
+            check_platform_supported = false
+            config_path = ""
+            [cgroup]
+            path = ""
+            [timeouts]
+            "io.containerd.timeout.bolt.open" = "0s"
+            "io.containerd.timeout.cri.defercleanup" = "1m0s"
+            "io.containerd.timeout.metrics.shimstats" = "2s"
+            "io.containerd.timeout.shim.cleanup" = "5s"
+            "io.containerd.timeout.shim.load" = "5s"
+            "io.containerd.timeout.shim.shutdown" = "3s"
+            "io.containerd.timeout.task.state" = "2s"
+            [stream_processors."io.containerd.ocicrypt.decoder.v1.tar"]
+            accepts = ["application/vnd.oci.image.layer.v1.tar+encrypted"]
+            returns = "application/vnd.oci.image.layer.v1.tar"
+            path = "ctd-decoder"
+            args = ["--decryption-keys-path", "/etc/containerd/ocicrypt/keys"]
+            env = ["OCICRYPT_KEYPROVIDER_CONFIG=/etc/containerd/ocicrypt/ocicrypt_keyprovider.conf"]
+        "#;
+        let file = file.replace("HOST", &types::Platform::host().architecture);
+        let mut warnings = translated(&file).unwrap().warnings;
+        warnings.sort();
+        let expected = [
+            " [plugins.\"io.containerd.cri.v1.images\"] has no effect here: max_concurrent_downloads, \
+             pinned_images.sandbox, snapshotter",
+            " [plugins.\"io.containerd.cri.v1.runtime\"] has no effect here: containerd.default_runtime_name, \
+             containerd.ignore_blockio_not_enabled_errors, enable_selinux",
+            " [plugins.\"io.containerd.internal.v1.opt\"] has no effect here: path",
+            " [plugins.\"io.containerd.nri.v1.nri\"] has no effect here: disable, socket_path",
+            " [plugins.\"io.containerd.transfer.v1.local\"] has no effect here: check_platform_supported, \
+             concurrent_layer_fetch_buffer",
+            " [timeouts] has no effect here: \"io.containerd.timeout.cri.defercleanup\", \
+             \"io.containerd.timeout.shim.cleanup\"",
+        ];
+        let expected = expected.map(|words| format!("/etc/containerd/config.toml:{words}"));
+        assert_eq!(warnings, expected);
     }
 
     #[test]
