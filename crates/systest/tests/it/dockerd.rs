@@ -141,9 +141,10 @@ fn docker_runs_containers(shim: Shim) {
     docker.docker(["rm", "--force", "life"]).ok();
 
     // containerd's shim says nothing of it once the container is gone, nor if it happens before it watches: so the container
-    // goes on until docker has heard it.
-    let eats =
-        "until test -e /heard; do dd if=/dev/zero of=/dev/null bs=100M count=1; sleep 0.05; done; exit 3";
+    // goes on until docker has heard it. The kernel is told whom to kill: it may take the shell else.
+    let eats = "until test -e /heard; do \
+                (echo 1000 > /proc/self/oom_score_adj; exec dd if=/dev/zero of=/dev/null bs=100M count=1); \
+                sleep 0.05; done; exit 3";
     stage.run(&["-d", "--name", "eats", "--memory", "16m"], &["sh", "-c", eats]).ok();
     eventually("docker hears that memory is short", || {
         let told = docker.docker(["events", "--since", "1h", "--until", "0s", "--filter", "event=oom"]).ok();
