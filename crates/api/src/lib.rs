@@ -3,7 +3,7 @@
 //! - [`engine`]: our own service, for people.
 //! - [`grpc`]: containerd's API, served by the daemon.
 //! - [`otlp`]: spans for a collector of traces.
-//! - [`pprof`]: profiles for `go tool pprof`.
+//! - [`pprof`]: profiles for `pprof`.
 //! - [`shim`]: what containerd and its shims say to each other.
 //! - [`services`]: the table of gRPC services and their calls.
 //!

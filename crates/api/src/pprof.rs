@@ -1,4 +1,4 @@
-//! `perftools.profiles.Profile`: what `go tool pprof` reads
+//! `perftools.profiles.Profile`: what `pprof` reads
 //! (<https://github.com/google/pprof/blob/main/proto/profile.proto>), as far as we say anything in it.
 //!
 //! Texts are numbers of [`Profile::string_table`], whose first is empty. Ids begin at 1.

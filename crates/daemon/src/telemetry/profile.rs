@@ -1,4 +1,4 @@
-//! Where the daemon spends processor time, in the form that `go tool pprof` reads, as `ctr pprof profile` asks for it.
+//! Where the daemon spends processor time, in the form that `pprof` reads, as `ctr pprof profile` asks for it.
 //!
 //! ```text
 //! linux::sampling ──▶ (address, thread) counted for some seconds ──▶ api::pprof
