@@ -120,7 +120,6 @@ impl Name {
 }
 
 impl Disk {
-    /// Opens the directories below `root`, which is made if it is missing.
     /// To be locked by whoever changes in which form a blob is there, itself or as a recipe: for the renames and
     /// deletions alone, which would take away each other's work.
     pub(crate) fn form(&self, digest: &Digest) -> Arc<Mutex<()>> {
@@ -134,6 +133,7 @@ impl Disk {
         form
     }
 
+    /// Opens the directories below `root`, which is made if it is missing.
     pub(crate) fn open(root: &Path, watch: Option<Watch>) -> io::Result<Disk> {
         std::fs::create_dir_all(root)?;
         let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
