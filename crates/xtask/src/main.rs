@@ -18,6 +18,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
 
 mod api;
 #[cfg(test)]
@@ -33,6 +34,8 @@ mod walls;
 /// The libc of the static programs. Musl when its target is installed; otherwise the host's glibc,
 /// linked statically, which works the same and is larger.
 const MUSL: &str = "x86_64-unknown-linux-musl";
+
+const WORTH_TELLING: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -212,6 +215,16 @@ fn cargo_test() -> Command {
 }
 
 fn step(what: &str, command: &mut Command) -> Outcome {
+    let begun = Instant::now();
     let status = command.status().map_err(|error| format!("{what}: cannot start {command:?}: {error}"))?;
+    tell_time(what, begun);
     if status.success() { Ok(()) } else { Err(format!("{what}: {status}")) }
+}
+
+/// Says how long a step took that took long: whoever wants all of them to be faster begins there.
+fn tell_time(what: &str, begun: Instant) {
+    let took = begun.elapsed();
+    if took >= WORTH_TELLING {
+        eprintln!("==== {what}: {} s", took.as_secs());
+    }
 }

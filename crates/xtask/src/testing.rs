@@ -12,9 +12,9 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Outcome;
+use super::{Outcome, tell_time};
 
 /// Flags of `cargo test` whose value is the next word, if it is not joined to them.
 const HAVE_VALUES: &[&str] = &[
@@ -134,6 +134,7 @@ pub(crate) fn selection<'a>(words: &[&'a str]) -> Vec<&'a str> {
 
 /// Whether the command succeeded, and what its output says. That is passed on as it comes.
 fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
+    let begun = Instant::now();
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -154,6 +155,7 @@ fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
     });
     let status = child.wait().map_err(|error| format!("{what}: {error}"))?;
     let _ = end.recv_timeout(REST);
+    tell_time(what, begun);
     let report = std::mem::take(&mut *report.lock().unwrap_or_else(PoisonError::into_inner));
     Ok((status.success(), report))
 }
