@@ -28,6 +28,7 @@ mod commit;
 mod db;
 mod error;
 mod reserve;
+mod scan;
 mod table;
 mod transaction;
 

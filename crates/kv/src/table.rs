@@ -7,6 +7,7 @@ use types::Result;
 
 use crate::codec::{Reader, Value, Writer};
 use crate::key::{Key, KeyOf, KeyReader, PrefixOf};
+use crate::scan;
 use crate::transaction::{Read, WriteTxn};
 
 /// A named table. Declare it as a `const`; it comes into being with the first `put`.
@@ -72,19 +73,23 @@ impl<K: Key, V: Value> Table<K, V> {
         prefix: impl PrefixOf<K>,
         mut visit: impl FnMut(K, V) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        self.scan_stored(tx, prefix, |mut key, mut value| visit(K::read(&mut key)?, V::decode(&mut value)?))
+        tx.scan_bytes(self.name, &encode_prefix(&prefix), &mut |key, value| {
+            visit(K::read(&mut KeyReader::new(key))?, V::decode(&mut Reader::new(value))?)
+        })
     }
 
-    /// As [`Table::scan`], with keys and values as they are stored: for a look at many of which few are wanted.
+    /// Calls `visit` with the records below `prefix` in key order, until it fails, as they are stored: for a look at many, of
+    /// which few may be wanted. Where there are many, `visit` is called on another thread, while the engine reads on.
     pub fn scan_stored(
         &self,
         tx: &impl Read,
         prefix: impl PrefixOf<K>,
-        mut visit: impl FnMut(KeyReader<'_>, Reader<'_>) -> Result<ControlFlow<()>>,
+        mut visit: impl FnMut(KeyReader<'_>, Reader<'_>) -> Result<()> + Send,
     ) -> Result<()> {
-        tx.scan_bytes(self.name, &encode_prefix(&prefix), &mut |key, value| {
-            visit(KeyReader::new(key), Reader::new(value))
-        })
+        scan::visit_all(
+            |each| tx.scan_bytes(self.name, &encode_prefix(&prefix), each),
+            |key, value| visit(KeyReader::new(key), Reader::new(value)),
+        )
     }
 
     /// Calls `visit` with the keys below `prefix`, in order. Cheaper than [`Table::scan`]: no value

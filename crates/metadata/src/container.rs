@@ -209,15 +209,12 @@ impl Containers {
     pub fn visit(
         &self,
         filters: &Filters,
-        mut visit: impl FnMut(StoredContainer<'_>) -> Result<()>,
+        mut visit: impl FnMut(StoredContainer<'_>) -> Result<()> + Send,
     ) -> Result<()> {
         self.store.0.read(|tx| {
             CONTAINERS.scan_stored(tx, (&self.caller.namespace,), |_, mut value| {
                 let container = StoredContainer::read(&mut value)?;
-                if filters.matches(&container) {
-                    visit(container)?;
-                }
-                Ok(ControlFlow::Continue(()))
+                if filters.matches(&container) { visit(container) } else { Ok(()) }
             })
         })
     }

@@ -157,16 +157,13 @@ impl Images {
     pub fn visit(
         &self,
         filters: &Filters,
-        mut visit: impl FnMut(StoredImage<'_>) -> Result<()>,
+        mut visit: impl FnMut(StoredImage<'_>) -> Result<()> + Send,
     ) -> Result<()> {
         self.store.0.read(|tx| {
             IMAGES.scan_stored(tx, (&self.caller.namespace,), |mut key, mut value| {
                 key.text()?; // the namespace
                 let image = StoredImage::read(key.text()?, &mut value)?;
-                if filters.matches(&image) {
-                    visit(image)?;
-                }
-                Ok(ControlFlow::Continue(()))
+                if filters.matches(&image) { visit(image) } else { Ok(()) }
             })
         })
     }

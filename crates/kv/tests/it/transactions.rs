@@ -200,3 +200,56 @@ fn a_copy_holds_what_was_committed_when_it_began() {
     assert_eq!(counts, (0..1000).map(|number| (number, number)).collect::<Vec<_>>());
     assert!(!dir.path().join("copy.partial").exists());
 }
+
+/// Where there are many of them another thread looks at records: in their order, once each, and until it fails.
+#[test]
+fn stored_records_are_visited_in_order_whoever_does_it() {
+    let (_dir, db) = temporary();
+    let caller = std::thread::current().id();
+    let value = |number: u64| "v".repeat(usize::try_from(number % 300).unwrap());
+    // Keys, and whether this thread saw any of them, and any other thread.
+    let visit = |until: usize| {
+        let (mut keys, mut here, mut elsewhere) = (Vec::new(), false, false);
+        let visited = db.read(|tx| {
+            WORDS.scan_stored(tx, (&namespace("a"),), |mut key, mut stored| {
+                key.text()?;
+                let number = key.text()?.parse().unwrap();
+                assert_eq!(stored.text()?, value(number), "{number}");
+                if keys.len() == until {
+                    return Err(Error::aborted("on purpose"));
+                }
+                keys.push(number);
+                let is_here = std::thread::current().id() == caller;
+                (here, elsewhere) = (here | is_here, elsewhere | !is_here);
+                Ok(())
+            })
+        });
+        (visited, keys, here, elsewhere)
+    };
+    let fill = |from: u64, to: u64| {
+        db.write(|tx| {
+            (from..to).try_for_each(|n| WORDS.put(tx, (&namespace("a"), &format!("{n:06}")), &value(n)))
+        })
+        .unwrap();
+    };
+    // Of another namespace, behind all others.
+    db.write(|tx| WORDS.put(tx, (&namespace("b"), "none"), &"v".to_owned())).unwrap();
+    assert_eq!(visit(usize::MAX).1, [0; 0]);
+    fill(0, 100);
+    let (visited, keys, here, elsewhere) = visit(usize::MAX);
+    assert_eq!((visited.is_ok(), here, elsewhere), (true, true, false));
+    assert_eq!(keys, (0..100).collect::<Vec<_>>());
+    fill(100, 10_000);
+    let (visited, keys, _, elsewhere) = visit(usize::MAX);
+    assert_eq!((visited.is_ok(), elsewhere), (true, true));
+    assert_eq!(keys, (0..10_000).collect::<Vec<_>>());
+    for until in [0, 1, 5_000, 9_999] {
+        let (visited, keys, ..) = visit(until);
+        assert_eq!(visited.unwrap_err().kind(), ErrorKind::Aborted);
+        assert_eq!(keys.len(), until);
+    }
+    let broken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        db.read(|tx| WORDS.scan_stored(tx, (&namespace("a"),), |_, _| panic!("on purpose")))
+    }));
+    assert!(broken.is_err(), "a panic is the caller's");
+}
