@@ -245,10 +245,8 @@ mod tests {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let (mut inside, mut kib) = (false, 0);
         for line in smaps.lines() {
-            if let Some(start) =
-                line.split_once('-').and_then(|(start, _)| usize::from_str_radix(start, 16).ok())
-            {
-                inside = (begin..begin + REGION_LEN).contains(&start);
+            if let Some(mapping) = crate::mapping::Mapping::of_line(line) {
+                inside = (begin..begin + REGION_LEN).contains(&(mapping.addresses.start as usize));
             } else if let Some(len) = line.strip_prefix("Rss:").filter(|_| inside) {
                 kib += len.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap();
             }

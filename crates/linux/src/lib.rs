@@ -4,7 +4,7 @@
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
-//! - [`process`], [`memory`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`], [`passing`],
+//! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`], [`passing`],
 //!   [`pipe`]: processes, what they may do, and what they hand each other.
 //! - [`sampling`]: where this process spends its time.
 //! - [`device`]: device nodes.
@@ -24,6 +24,7 @@ pub mod devmapper;
 pub mod heap;
 pub mod idmap;
 pub mod loopdev;
+pub mod mapping;
 pub mod memory;
 pub mod mount;
 #[cfg(target_env = "gnu")]

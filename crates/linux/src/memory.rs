@@ -2,9 +2,12 @@
 
 use std::ffi::c_void;
 use std::fs;
+use std::ops::Range;
 
 use rustix::mm::{Advice, madvise};
 use types::{Context, Result};
+
+use crate::mapping::Mapping;
 
 /// Gives the free pages of the heap back to the kernel: of a [`DenseHeap`](crate::heap::DenseHeap), and of that of the C
 /// library where it has such a call (malloc_trim(3)).
@@ -61,8 +64,9 @@ pub fn release_program() -> Result<u64> {
     Ok(released)
 }
 
+/// A mapping that is as its file is.
 #[derive(Debug, PartialEq)]
-struct Mapping {
+struct Clean {
     start: usize,
     len: usize,
     /// Bytes that are mapped.
@@ -70,12 +74,13 @@ struct Mapping {
 }
 
 /// The mappings of a file that are as the file is and stay so (proc_pid_smaps(5)).
-fn clean_mappings(smaps: &str, path: &str) -> Vec<Mapping> {
+fn clean_mappings(smaps: &str, path: &str) -> Vec<Clean> {
     let mut mappings = Vec::new();
     let mut current = None;
     for line in smaps.lines() {
-        if let Some(range) = heading(line, path) {
-            current = range;
+        if let Some(mapping) = Mapping::of_line(line) {
+            let is_wanted = !mapping.rights.contains('w') && mapping.file == path;
+            current = is_wanted.then(|| Clean::of(mapping.addresses)).flatten();
         }
         let Some(mapping) = &mut current else { continue };
         if let Some(resident) = figure(line, "Rss:") {
@@ -92,15 +97,11 @@ fn clean_mappings(smaps: &str, path: &str) -> Vec<Mapping> {
     mappings
 }
 
-/// What a block begins with: `Some(None)` for a mapping that is not wanted, `None` for another line.
-fn heading(line: &str, path: &str) -> Option<Option<Mapping>> {
-    let mut words = line.splitn(6, ' ');
-    let (start, end) = words.next()?.split_once('-')?;
-    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
-    let may_be_written = words.next()?.contains('w');
-    let file = words.nth(3)?.trim_start();
-    let wanted = !may_be_written && file == path;
-    Some(wanted.then(|| Mapping { start, len: end.saturating_sub(start), resident: 0 }))
+impl Clean {
+    fn of(addresses: Range<u64>) -> Option<Clean> {
+        let (start, end) = (usize::try_from(addresses.start).ok()?, usize::try_from(addresses.end).ok()?);
+        Some(Clean { start, len: end.checked_sub(start)?, resident: 0 })
+    }
 }
 
 /// Bytes of a line `KEY:   N kB`.
@@ -142,8 +143,8 @@ Anonymous:             4 kB
     #[test]
     fn only_what_is_as_the_file_is_and_stays_so_is_let_go() {
         let expected = [
-            Mapping { start: 0x55a0, len: 0x10, resident: 40 << 10 },
-            Mapping { start: 0x55b0, len: 0x40, resident: 128 << 10 },
+            Clean { start: 0x55a0, len: 0x10, resident: 40 << 10 },
+            Clean { start: 0x55b0, len: 0x40, resident: 128 << 10 },
         ];
         assert_eq!(clean_mappings(SMAPS, "/usr/bin/a tool"), expected);
         assert_eq!(clean_mappings(SMAPS, "/usr/bin/other"), []);
@@ -154,7 +155,7 @@ Anonymous:             4 kB
         let released = release_program().unwrap();
         assert!(released > 0);
         // Code and constants are used again, in this thread and another one.
-        let text = std::thread::spawn(|| format!("{:?}", heading("nothing", "x"))).join().unwrap();
+        let text = std::thread::spawn(|| format!("{:?}", figure("nothing", "x"))).join().unwrap();
         assert_eq!(text, "None");
         assert!(release_program().unwrap() < released);
     }

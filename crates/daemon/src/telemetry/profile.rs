@@ -13,6 +13,7 @@ use std::fs;
 use std::time::Duration;
 
 use api::pprof::{Function, Label, Line, Location, Mapping, Profile, Sample, ValueType};
+use linux::mapping;
 use linux::sampling::{self, Sampler};
 use prost::Message as _;
 use tokio::sync::{Mutex, MutexGuard};
@@ -50,8 +51,8 @@ pub(super) async fn of_processors(seconds: u64, _turn: MutexGuard<'static, ()>) 
         }
     }
     drop(sampler);
-    let code = code(&fs::read_to_string("/proc/self/maps").context(|| "read /proc/self/maps")?);
-    Ok(found.into_profile(&code, begun, Duration::from_secs(seconds)).encode_to_vec())
+    let maps = fs::read_to_string("/proc/self/maps").context(|| "read /proc/self/maps")?;
+    Ok(found.into_profile(&code(&maps), begun, Duration::from_secs(seconds)).encode_to_vec())
 }
 
 /// Samples by place and thread, counted.
@@ -75,7 +76,7 @@ impl Found {
         }
     }
 
-    fn into_profile(self, code: &[Code], begun: Timestamp, duration: Duration) -> Profile {
+    fn into_profile(self, code: &[mapping::Mapping<'_>], begun: Timestamp, duration: Duration) -> Profile {
         let mut texts = Texts::default();
         let nanos = |duration: Duration| i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         let samples = ValueType { r#type: texts.add("samples"), unit: texts.add("count") };
@@ -91,17 +92,22 @@ impl Found {
         let kernel = Function { id: 1, name: texts.add("[kernel]") };
         profile.function.push(kernel);
         for (code, id) in code.iter().zip(1..) {
-            let Code { start, end, offset, file } = code;
-            let filename = texts.add(file);
-            let (memory_start, memory_limit, file_offset) = (*start, *end, *offset);
-            profile.mapping.push(Mapping { id, memory_start, memory_limit, file_offset, filename });
+            profile.mapping.push(Mapping {
+                id,
+                memory_start: code.addresses.start,
+                memory_limit: code.addresses.end,
+                file_offset: code.offset,
+                filename: texts.add(code.file),
+            });
         }
         let thread_key = texts.add("thread");
         let mut locations = HashMap::new();
         for ((place, thread), count) in self.counts {
             let id = *locations.entry(place).or_insert_with(|| {
                 let id = profile.location.len() as u64 + 1;
-                let found = code.iter().zip(1..).find(|(code, _)| place.is_some_and(|place| code.has(place)));
+                let has =
+                    |code: &mapping::Mapping<'_>| place.is_some_and(|place| code.addresses.contains(&place));
+                let found = code.iter().zip(1..).find(|(code, _)| has(code));
                 profile.location.push(Location {
                     id,
                     mapping_id: found.map_or(0, |(_, id)| id),
@@ -145,34 +151,10 @@ impl Texts {
     }
 }
 
-/// A part of a file that lies in memory to be run.
-#[derive(Debug, PartialEq)]
-struct Code {
-    start: u64,
-    end: u64,
-    offset: u64,
-    file: String,
-}
-
-impl Code {
-    fn has(&self, address: u64) -> bool {
-        (self.start..self.end).contains(&address)
-    }
-}
-
-/// What can be run of `/proc/PID/maps` (proc_pid_maps(5)), in its order.
-fn code(maps: &str) -> Vec<Code> {
-    let line = |line: &str| {
-        let mut words = line.split_ascii_whitespace();
-        let (start, end) = words.next()?.split_once('-')?;
-        words.next().filter(|rights| rights.contains('x'))?;
-        let number = |text| u64::from_str_radix(text, 16).ok();
-        let (start, end, offset) = (number(start)?, number(end)?, number(words.next()?)?);
-        // After the device and the inode, with spaces if it has some.
-        let file = line.splitn(6, ' ').nth(5).unwrap_or_default().trim().to_owned();
-        Some(Code { start, end, offset, file })
-    };
-    maps.lines().filter_map(line).collect()
+/// What can be run of `/proc/PID/maps`, in its order.
+fn code(maps: &str) -> Vec<mapping::Mapping<'_>> {
+    let mappings = maps.lines().filter_map(mapping::Mapping::of_line);
+    mappings.filter(|mapping| mapping.rights.contains('x')).collect()
 }
 
 #[cfg(test)]
@@ -188,10 +170,8 @@ mod tests {
 
     #[test]
     fn what_can_be_run_is_found() {
-        let own =
-            Code { start: 0x40_1000, end: 0x50_0000, offset: 0x1000, file: "/usr/bin/a program".to_owned() };
-        let kernels = Code { start: 0x90_0000, end: 0x90_1000, offset: 0, file: "[vdso]".to_owned() };
-        assert_eq!(code(MAPS), [own, kernels]);
+        let found: Vec<_> = code(MAPS).into_iter().map(|code| (code.addresses.start, code.file)).collect();
+        assert_eq!(found, [(0x40_1000, "/usr/bin/a program"), (0x90_0000, "[vdso]")]);
     }
 
     #[test]
