@@ -28,27 +28,18 @@ pub(crate) fn check_list(wanted: &str, available: &str) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
-    let Some(ranges) = ranges(wanted) else {
+    let Some(ranges) = stdx::ranges(wanted) else {
         return Err(Error::invalid_argument(format!("cpuset {wanted:?}: expected something like 0-2,4")));
     };
     // A list that the kernel writes in another way is for the kernel to judge by.
-    let Some(own) = self::ranges(available) else { return Ok(()) };
-    let is_there = |cpu: u32| own.iter().any(|(first, last)| (*first..=*last).contains(&cpu));
-    if ranges.iter().all(|(first, last)| is_there(*first) && is_there(*last)) {
+    let Some(own) = stdx::ranges(available) else { return Ok(()) };
+    let is_there = |cpu: &u32| own.iter().any(|range| range.contains(cpu));
+    if ranges.iter().all(|range| is_there(range.start()) && is_there(range.end())) {
         return Ok(());
     }
     Err(Error::invalid_argument(format!(
         "cpuset {wanted}: requested CPUs are not available: there are {available}"
     )))
-}
-
-fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
-    let range = |text: &str| {
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        (first <= last).then_some((first, last))
-    };
-    list.split(',').map(range).collect()
 }
 
 #[cfg(test)]

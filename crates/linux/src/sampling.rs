@@ -75,8 +75,10 @@ impl Sampler {
     /// A sample of each processor whenever it has worked for another `period`. `PermissionDenied` without
     /// `CAP_PERFMON` in the first user namespace.
     pub fn start(period: Duration) -> io::Result<Sampler> {
-        let online = processors(&fs::read_to_string(ONLINE)?);
-        let rings = online.into_iter().map(|cpu| Ring::open(cpu, period)).collect::<io::Result<_>>()?;
+        let online = stdx::ranges(&fs::read_to_string(ONLINE)?)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{ONLINE} is no list")))?;
+        let processors = online.into_iter().flatten();
+        let rings = processors.map(|cpu| Ring::open(cpu, period)).collect::<io::Result<_>>()?;
         Ok(Sampler { rings })
     }
 
@@ -208,28 +210,12 @@ fn sample(record: &[u8]) -> Option<(u32, Sample)> {
     Some((number(HEADER_LEN + 8)?, Sample { thread: number(HEADER_LEN + 12)?, address }))
 }
 
-/// The numbers of a list as the kernel writes them, `0-3,5`.
-fn processors(list: &str) -> Vec<u32> {
-    let ranges = list.trim().split(',').filter_map(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(first.parse().ok()?..=last.parse().ok()?)
-    });
-    ranges.flatten().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::hint::black_box;
     use std::time::Instant;
 
     use super::*;
-
-    #[test]
-    fn lists_of_processors_are_read() {
-        assert_eq!(processors("0-2,5,7-8\n"), [0, 1, 2, 5, 7, 8]);
-        assert_eq!(processors("0\n"), [0]);
-        assert_eq!(processors(""), [0; 0]);
-    }
 
     fn record(kind: u32, flags: u16, address: u64, process: u32, thread: u32) -> Vec<u8> {
         let mut record = kind.to_ne_bytes().to_vec();
@@ -279,11 +265,8 @@ mod tests {
         assert!(found.len() >= 20, "{found:?}");
         let code = fs::read_to_string("/proc/self/maps").unwrap();
         let is_code = |address: u64| {
-            code.lines().filter(|line| line.contains(" r-xp ")).any(|line| {
-                let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
-                let number = |text| u64::from_str_radix(text, 16).unwrap();
-                (number(start)..number(end)).contains(&address)
-            })
+            let mut mappings = code.lines().filter_map(crate::mapping::Mapping::of_line);
+            mappings.any(|mapping| mapping.rights == "r-xp" && mapping.addresses.contains(&address))
         };
         let at: Vec<u64> = found.iter().filter_map(|sample| sample.address).collect();
         assert!(!at.is_empty() && at.iter().all(|address| is_code(*address)), "{found:?}\n{code}");

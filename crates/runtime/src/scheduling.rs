@@ -7,7 +7,7 @@ use types::spec::runtime::{IoPriority, MemoryPolicy, Personality, Process, Sched
 use types::{Context, Error, Result};
 
 /// Most processors and memory nodes that a list may name.
-const NUMBER_MAX: usize = 8192;
+const NUMBER_MAX: u32 = 8192;
 
 /// `IOPRIO_CLASS_*` (ioprio_set(2)).
 const IO_CLASSES: [(&str, i32); 3] =
@@ -172,18 +172,14 @@ pub(crate) fn set_personality(personality: &Personality) -> Result<()> {
 /// `0-2,5` as words of bits.
 fn mask(list: &str) -> Result<Vec<u64>> {
     let bad = || Error::invalid_argument(format!("{list:?} is no list of numbers like 0-2,5"));
+    let ranges = stdx::ranges(list).filter(|ranges| ranges.iter().all(|range| *range.end() < NUMBER_MAX));
     let mut words = Vec::new();
-    for part in list.split(',').filter(|part| !part.trim().is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.trim().parse::<usize>().map_err(|_| bad());
-        let (first, last) = (number(first)?, number(last)?);
-        if first > last || last >= NUMBER_MAX {
-            return Err(bad());
+    for number in ranges.ok_or_else(bad)?.into_iter().flatten() {
+        let (word, bit) = ((number / 64) as usize, number % 64);
+        if words.len() <= word {
+            words.resize(word + 1, 0);
         }
-        if words.len() <= last / 64 {
-            words.resize(last / 64 + 1, 0);
-        }
-        (first..=last).for_each(|number| words[number / 64] |= 1 << (number % 64));
+        words[word] |= 1 << bit;
     }
     Ok(words)
 }

@@ -4,6 +4,7 @@
 mod duration;
 mod laps;
 mod nearest;
+mod ranges;
 #[cfg(feature = "trace")]
 mod traced;
 mod wanted;
@@ -11,6 +12,7 @@ mod wanted;
 pub use duration::duration;
 pub use laps::Laps;
 pub use nearest::nearest;
+pub use ranges::ranges;
 #[cfg(feature = "trace")]
 pub use traced::{TRACE, traced};
 pub use wanted::{Asker, Unwanted, Wanted};

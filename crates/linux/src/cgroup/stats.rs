@@ -196,7 +196,9 @@ pub(super) fn cpuset(cgroup: &Cgroup) -> Result<Cpuset> {
     let Some(member) = in_v1.or_else(|| cgroup.unified()) else { return Ok(Cpuset::default()) };
     let (suffix, flags) = if in_v1.is_some() { ("", &CPUSET_FLAGS[..]) } else { (".effective", &[][..]) };
     let list = |name: &str| -> Result<Vec<u16>> {
-        Ok(number_list(&member.read_optional(&format!("cpuset.{name}{suffix}"))?.unwrap_or_default()))
+        let text = member.read_optional(&format!("cpuset.{name}{suffix}"))?.unwrap_or_default();
+        let numbers = stdx::ranges(&text).into_iter().flatten().flatten();
+        Ok(numbers.map_while(|number| u16::try_from(number).ok()).collect())
     };
     let mut read = Vec::with_capacity(flags.len());
     for name in flags {
@@ -216,15 +218,6 @@ const CPUSET_FLAGS: [&str; 9] = [
     "sched_load_balance",
     "sched_relax_domain_level",
 ];
-
-/// `0-2,5`
-fn number_list(text: &str) -> Vec<u16> {
-    let range = |part: &str| -> Option<std::ops::RangeInclusive<u16>> {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        Some(from.parse().ok()?..=to.parse().ok()?)
-    };
-    text.split(',').filter_map(range).flatten().collect()
-}
 
 fn counters(member: &Member, name: &str) -> Result<Counters> {
     Ok(member.read_optional(name)?.map(|text| Counters::parse(&text)).unwrap_or_default())
@@ -511,12 +504,6 @@ mod tests {
     #[test]
     fn processors_are_counted_by_user_and_system() {
         assert_eq!(per_cpu("cpu user system\n0 10 20\n1 0 5\n"), [(10, 20), (0, 5)]);
-    }
-
-    #[test]
-    fn lists_of_processors_have_ranges() {
-        assert_eq!(number_list("0-2,5"), [0, 1, 2, 5]);
-        assert_eq!(number_list(""), [0_u16; 0]);
     }
 
     #[test]

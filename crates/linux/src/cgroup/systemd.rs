@@ -294,19 +294,16 @@ fn quota(cpu: &CpuResources) -> Properties {
 
 /// `0-2,5` as bits, the lowest first.
 fn bits(list: &str) -> Result<Vec<u8>> {
-    const HIGHEST: usize = 8191;
+    const HIGHEST: u32 = 8191;
     let bad = || Error::invalid_argument(format!("{list:?} is not a list of processors or memory nodes"));
+    let ranges = stdx::ranges(list).filter(|ranges| ranges.iter().all(|range| *range.end() <= HIGHEST));
     let mut bytes = Vec::new();
-    for part in list.split(',') {
-        let (from, to) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
-        let number =
-            |text: &str| text.parse::<usize>().ok().filter(|number| *number <= HIGHEST).ok_or_else(bad);
-        for number in number(from)?..=number(to)? {
-            if bytes.len() <= number / 8 {
-                bytes.resize(number / 8 + 1, 0);
-            }
-            bytes[number / 8] |= 1 << (number % 8);
+    for number in ranges.ok_or_else(bad)?.into_iter().flatten() {
+        let (byte, bit) = ((number / 8) as usize, number % 8);
+        if bytes.len() <= byte {
+            bytes.resize(byte + 1, 0);
         }
+        bytes[byte] |= 1 << bit;
     }
     Ok(bytes)
 }
