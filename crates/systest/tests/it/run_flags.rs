@@ -347,8 +347,11 @@ fn labels_come_from_images_and_files() {
     };
     assert!(record.stdout.contains("\"of\": \"image\""), "{record}");
     assert!(!record.stdout.contains("gc.bref") && !record.stdout.contains("\"long\""), "{record}");
-    fs::write(&file, "a key=1\n").expect("a writable directory");
-    daemon.hoist(["create", "--label-file", &file, "labelled:1"]).expect_code(125).expect_stderr("a key=1");
+    for (flag, wrong) in [("--label-file", "a key=1"), ("--env-file", "=1")] {
+        fs::write(&file, wrong).expect("a writable directory");
+        let refused = daemon.hoist(["create", flag, &file, "labelled:1"]).expect_code(125);
+        refused.expect_stderr(flag).expect_stderr(wrong);
+    }
 }
 
 fn id_of(daemon: &Daemon, name: &str) -> String {

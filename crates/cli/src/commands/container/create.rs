@@ -278,10 +278,11 @@ fn create(flags: Flags, image: String) -> Result<Create> {
     let called_at = if image == EMBEDDED { called_at() } else { None };
     let mut env = Vec::new();
     for file in &flags.env_file {
-        let content = std::fs::read_to_string(file).context(|| format!("read {file}"))?;
+        let about = || format!("--env-file: read {file}");
+        let content = std::fs::read_to_string(file).context(about)?;
         let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {
-            env.extend(parse::env(line).map_err(|error| error.context(format!("read {file}")))?);
+            env.extend(parse::env(line).map_err(|error| error.context(about()))?);
         }
     }
     for entry in &flags.env {
@@ -300,8 +301,9 @@ fn create(flags: Flags, image: String) -> Result<Create> {
     }
     let mut labels = BTreeMap::new();
     for file in &flags.label_file {
-        let content = std::fs::read_to_string(file).context(|| format!("read {file}"))?;
-        labels.extend(parse::labels(&content).map_err(|error| error.context(format!("read {file}")))?);
+        let about = || format!("--label-file: read {file}");
+        let content = std::fs::read_to_string(file).context(about)?;
+        labels.extend(parse::labels(&content).map_err(|error| error.context(about()))?);
     }
     let own = flags.label.iter().map(|label| label.split_once('=').unwrap_or((label, "")));
     labels.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
