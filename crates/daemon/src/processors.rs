@@ -31,8 +31,9 @@ use prost::Message;
 use prost_types::Any;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use serde::Serialize;
 use types::descriptor::media_type;
-use types::{Context, Error, Result};
+use types::{Context, Descriptor, Error, Result};
 
 use crate::config::StreamProcessor;
 
@@ -106,10 +107,41 @@ impl StreamProcessors for Processors {
         Some(names.map_or(first, |names| names.join(", ")))
     }
 
-    /// Nobody has a payload for them: that is the client's who unpacks by itself.
-    fn open(&self, media_type: &str, blob: LayerSource) -> Result<LayerSource> {
-        self.open_with(media_type, blob, &BTreeMap::new())
+    fn open(&self, layer: &Descriptor, blob: LayerSource) -> Result<LayerSource> {
+        self.open_with(&layer.media_type, blob, &payloads(layer))
     }
+}
+
+/// The payloads for a layer that no client unpacks. The decoders of imgcrypt want the descriptor, in whose annotations
+/// are the wrapped keys; what opens those they find by their arguments and variables, as in pulls by CRI. Other
+/// programs have none.
+fn payloads(layer: &Descriptor) -> BTreeMap<String, Any> {
+    let payload =
+        Payload { decrypt_config: DecryptConfig { parameters: BTreeMap::new() }, descriptor: layer };
+    let value = serde_json::to_vec(&payload).expect("strings and numbers have a JSON form");
+    let payload = Any { type_url: PAYLOAD_TYPE.to_owned(), value };
+    DECODERS.map(|id| (id.to_owned(), payload.clone())).into()
+}
+
+/// Those of imgcrypt, by the names that its clients send payloads to (`PayloadToolIDs`).
+const DECODERS: [&str; 2] =
+    ["io.containerd.ocicrypt.decoder.v1.tar", "io.containerd.ocicrypt.decoder.v1.tar.gzip"];
+/// imgcrypt's `PayloadURI`.
+const PAYLOAD_TYPE: &str = "io.containerd.ocicrypt.v1.Payload";
+
+/// imgcrypt's `Payload`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Payload<'a> {
+    decrypt_config: DecryptConfig,
+    descriptor: &'a Descriptor,
+}
+
+/// Keys, in base64, by the kind of their wrapping: ocicrypt's `DecryptConfig`.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DecryptConfig {
+    parameters: BTreeMap<String, Vec<String>>,
 }
 
 /// A program at work.
@@ -392,6 +424,10 @@ mod tests {
         }
     }
 
+    fn layer(media_type: &str) -> Descriptor {
+        Descriptor::new(media_type, types::Digest::of(b"layer"), 5)
+    }
+
     /// What comes out of `processors` for `input` of the type `x`.
     fn run(processors: &[StreamProcessor], input: &[u8]) -> Result<Vec<u8>> {
         let payload = Any { type_url: "key".into(), value: Vec::new() };
@@ -419,6 +455,33 @@ mod tests {
         assert_eq!(run(&[keyed], b"layer").unwrap(), b"\n\x03keylayer");
     }
 
+    /// What they find in it, they find for the layer at hand.
+    #[test]
+    fn decoders_of_imgcrypt_are_told_of_the_layer_and_others_of_nothing() {
+        let mut layer = layer("x");
+        let (key, wrapped) = ("org.opencontainers.image.enc.keys.jwe", "c2VjcmV0");
+        layer.annotations.insert(key.into(), wrapped.into());
+        let given = |id: &str, script: &str| {
+            let processors = Processors::new(&[shell(id, "x", PLAIN, script)]);
+            let mut opened = processors.open(&layer, Box::new(io::empty())).unwrap();
+            let mut output = Vec::new();
+            opened.read_to_end(&mut output).map(|_| output)
+        };
+        for id in ["io.containerd.ocicrypt.decoder.v1.tar", "io.containerd.ocicrypt.decoder.v1.tar.gzip"] {
+            let payload = Any::decode(&given(id, "cat <&3").unwrap()[..]).unwrap();
+            assert_eq!(payload.type_url, "io.containerd.ocicrypt.v1.Payload");
+            let told: serde_json::Value = serde_json::from_slice(&payload.value).unwrap();
+            let expected = serde_json::json!({
+                "DecryptConfig": {"Parameters": {}},
+                "Descriptor": {
+                    "mediaType": "x", "digest": layer.digest.to_string(), "size": 5, "annotations": {key: wrapped},
+                },
+            });
+            assert_eq!(told, expected);
+        }
+        assert_eq!(given("other", "[ -e /dev/fd/3 ] || echo nothing").unwrap(), b"nothing\n");
+    }
+
     #[test]
     fn a_program_that_fails_makes_no_layer() {
         let check = |processors: &[StreamProcessor], words: &[&str]| {
@@ -441,7 +504,7 @@ mod tests {
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let children = shell("children", "x", PLAIN, "sleep 1000 & sleep 1000");
-            let opened = Processors::new(&[children]).open("x", Box::new(io::empty()));
+            let opened = Processors::new(&[children]).open(&layer("x"), Box::new(io::empty()));
             drop(opened.unwrap());
             // Also where it ends by itself, and they keep what it complains to.
             let leaves = shell("leaves", "x", PLAIN, "sleep 1000 >&- & echo layer");
@@ -464,7 +527,7 @@ mod tests {
                 Processors { stall_limit: Duration::from_millis(200), ..Processors::new(&programs) };
             let open = |media_type: &str| {
                 let source = Box::new(io::Cursor::new(b"layer".to_vec()));
-                processors.open(media_type, source).unwrap()
+                processors.open(&layer(media_type), source).unwrap()
             };
             let mut output = Vec::new();
             let error = open("x").read_to_end(&mut output).unwrap_err();
@@ -503,7 +566,7 @@ mod tests {
             std::thread::spawn(move || {
                 // More than a pipe takes.
                 let source = Box::new(io::Cursor::new(vec![0; 1 << 20]));
-                let mut opened = processors.open("x", source).unwrap();
+                let mut opened = processors.open(&layer("x"), source).unwrap();
                 let mut output = Vec::new();
                 let read = opened.read_to_end(&mut output);
                 drop(opened);
@@ -530,7 +593,7 @@ mod tests {
     fn a_program_that_nobody_reads_is_ended() {
         let endless = shell("endless", "x", PLAIN, "exec cat /dev/zero");
         let processors = Processors::new(&[endless]);
-        let mut opened = processors.open("x", Box::new(io::empty())).unwrap();
+        let mut opened = processors.open(&layer("x"), Box::new(io::empty())).unwrap();
         opened.read_exact(&mut [0; 10]).unwrap();
         // Joins its threads and waits for the program.
         drop(opened);

@@ -3,7 +3,7 @@
 
 use std::io::Read;
 
-use types::Result;
+use types::{Descriptor, Result};
 
 /// The bytes of a layer on their way.
 pub type LayerSource = Box<dyn Read + Send>;
@@ -15,7 +15,7 @@ pub trait StreamProcessors: Send + Sync {
 
     /// A layer as one that can be unpacked. Errors while it is read name who is to blame. `Unimplemented` if what comes
     /// out is nothing that anybody knows.
-    fn open(&self, media_type: &str, blob: LayerSource) -> Result<LayerSource>;
+    fn open(&self, layer: &Descriptor, blob: LayerSource) -> Result<LayerSource>;
 }
 
 /// Layers are what they are.
@@ -26,7 +26,7 @@ impl StreamProcessors for NoProcessors {
         None
     }
 
-    fn open(&self, _: &str, blob: LayerSource) -> Result<LayerSource> {
+    fn open(&self, _: &Descriptor, blob: LayerSource) -> Result<LayerSource> {
         Ok(blob)
     }
 }

@@ -195,7 +195,7 @@ impl Kept {
         let wanted = blob.clone();
         let chunks = Chunks { receive, current: Bytes::new() };
         let stored = tokio::spawn(blocking(move || {
-            let source = kept.metadata.processors().open(&wanted.media_type, Box::new(chunks))?;
+            let source = kept.metadata.processors().open(&wanted, Box::new(chunks))?;
             kept.replace_from(&wanted.digest, source, Origin::Coming)
         }));
         let mut fetched = Ok(());

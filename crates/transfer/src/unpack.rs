@@ -113,7 +113,7 @@ fn is_known(metadata: &Metadata, media_type: &str) -> bool {
 /// The bytes of a layer whose blob is here, as they are to be unpacked.
 pub(crate) fn open_layer(metadata: &Metadata, caller: &Caller, layer: &Descriptor) -> Result<LayerSource> {
     let blob = metadata.content(caller).reader(&layer.digest)?;
-    metadata.processors().open(&layer.media_type, Box::new(blob))
+    metadata.processors().open(layer, Box::new(blob))
 }
 
 /// Follows an index to the image for a platform.

@@ -997,6 +997,37 @@ fn an_encrypted_layer_without_its_program_is_told_as_such() {
     daemon.hoist(["pull", &reference]).expect_code(1).expect_stderr("stream processor");
 }
 
+/// As imgcrypt's decoder has it: what wraps the key is an annotation of the layer, of which the program is told.
+#[test]
+fn the_decoder_of_encrypted_layers_is_told_of_each_layer() {
+    const KIND: &str = "application/vnd.oci.image.layer.v1.tar+encrypted";
+    if !is_root("the daemon") {
+        return;
+    }
+    let (registry, layout) = (Registry::start(), Layout::new());
+    let (lower, upper) = (shell_layer(), tar_of(&[("etc/base", "decrypted")]));
+    let diff_ids = [&lower, &upper].map(|layer| Digest::of(layer).to_string());
+    let mut encrypted = layout.blob(KIND, &turned(&upper));
+    encrypted["annotations"] = json!({ "org.opencontainers.image.enc.keys.jwe": "wrapped-key" });
+    let layers = [layout.blob(PLAIN_LAYER, &lower), encrypted];
+    let config = json!({ "rootfs": { "type": "layers", "diff_ids": diff_ids } });
+    layout.tag(&layout.image_of_blobs(&layers, &config), "encrypted");
+    let reference = registry.push(layout.path(), "encrypted", "encrypted:2");
+    let config = format!(
+        "[stream_processors.\"io.containerd.ocicrypt.decoder.v1.tar\"]\naccepts = [\"{KIND}\"]\n\
+         returns = \"{PLAIN_LAYER}\"\npath = \"sh\"\n\
+         args = [\"-c\", \"grep -q wrapped-key <&3 || exit 4; LC_ALL=C tr A-Za-z N-ZA-Mn-za-m\"]\n\n"
+    );
+    let daemon = Daemon::start_with(&[], &config);
+    daemon.hoist(["pull", &reference]).ok();
+    let shown =
+        daemon.hoist(["run", "--rm", "--network", "none", &reference, "sh", "-c", "cat /etc/base"]).ok();
+    assert_eq!(shown.stdout, "decrypted");
+    daemon.hoist(["rmi", &reference]).ok();
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    pull_by_transfer(&daemon, &reference).expect("a pull");
+}
+
 /// The lowest layer is a note, which the example knows; the others are ours, whoever is asked before.
 #[test]
 fn layers_of_pulls_and_loads_go_to_differs_too() {
