@@ -40,6 +40,7 @@ mod log;
 mod mended;
 mod notify;
 mod oci_hook;
+mod oversized;
 mod probes;
 mod processors;
 mod programs;

@@ -27,6 +27,7 @@ use tonic::server::NamedService;
 use tower_service::Service;
 
 use crate::mended::Mended;
+use crate::oversized::reworded;
 use crate::rest::Rest;
 use crate::telemetry::Calls;
 use crate::traces;
@@ -69,7 +70,7 @@ impl Router {
             let answer = service.clone().call(request);
             Box::pin(async move {
                 match answer.await {
-                    Ok(response) => response,
+                    Ok(response) => reworded(response),
                     Err(never) => match never {},
                 }
             })

@@ -241,6 +241,16 @@ async fn a_message_may_be_large(side: &Side<'_>) {
     side.is("all of it is there", (answer.offset, answer.digest), (len, digest(&text)));
     side.ok("commit what is large", ingest.say(commit_of(len, len, &digest(&text)))).await;
     ingest.close().await;
+    let (mut ingest, _) = Conversation::open(side, stat("too large")).await.expect("a new ingest");
+    let answer = ingest.say(write(0, &"x".repeat(17 << 20)));
+    side.refused(
+        "write too much at once",
+        answer,
+        Code::ResourceExhausted,
+        "received message larger than max",
+    )
+    .await;
+    ingest.close().await;
 }
 
 async fn mistakes_leave_the_ingest(side: &Side<'_>) {
