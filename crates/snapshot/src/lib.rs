@@ -201,7 +201,8 @@ pub trait Snapshotter: Send + Sync {
     /// Takes a snapshot out of the records. `FailedPrecondition` if others are made on it.
     fn remove(&self, key: &str) -> Result<()>;
 
-    /// For an active snapshot counted now, for a committed one when it was committed.
+    /// What du(1) counts of its tree: of an active snapshot now, of a committed one when it was committed. A view holds
+    /// nothing.
     fn usage(&self, key: &str) -> Result<Usage>;
 
     /// Counts what a committed snapshot holds by now, if its files are there one by one. None for every other.

@@ -6,7 +6,7 @@ use std::path::Path;
 use kv::Db;
 use types::{Context, Error, Labels, Mount, Result};
 
-use crate::records::{Chain, Records, count};
+use crate::records::{Chain, Records, count, with_top};
 use crate::{Barrier, CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Usage};
 
 /// The copying snapshotter, which containerd calls `native`.
@@ -91,16 +91,19 @@ impl Snapshotter for Native {
 
     fn usage(&self, key: &str) -> Result<Usage> {
         let record = self.records.get(key)?;
+        let tree = self.records.directory(record.id);
         match record.kind {
-            Kind::Committed => Ok(record.usage),
-            _ => count(&self.records.directory(record.id)),
+            Kind::Committed => with_top(&tree, record.usage),
+            Kind::Active => with_top(&tree, count(&tree)?),
+            Kind::View => Ok(Usage::default()),
         }
     }
 
     fn recount(&self, key: &str) -> Result<Option<Usage>> {
         let record = self.records.get(key)?;
         let is_committed = record.kind == Kind::Committed;
-        is_committed.then(|| count(&self.records.directory(record.id))).transpose()
+        let tree = self.records.directory(record.id);
+        is_committed.then(|| with_top(&tree, count(&tree)?)).transpose()
     }
 
     fn list(&self) -> Result<Vec<Snapshot>> {

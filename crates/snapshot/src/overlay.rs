@@ -27,7 +27,7 @@ use linux::idmap::Owners;
 use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, Archive, Backing, LayerFiles, Mounted};
-use crate::records::{Chain, Records, count};
+use crate::records::{Chain, Records, count, with_top};
 use crate::{Barrier, CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity};
 
 pub use self::probe::probe;
@@ -500,16 +500,22 @@ impl Snapshotter for Overlay {
 
     fn usage(&self, key: &str) -> Result<Usage> {
         let record = self.records.get(key)?;
-        match record.kind {
-            Kind::Committed => Ok(record.usage),
-            _ => self.count(record.id),
+        let inside = match record.kind {
+            Kind::Committed => record.usage,
+            Kind::Active => self.count(record.id)?,
+            Kind::View => return Ok(Usage::default()),
+        };
+        if layer::was_archive(&self.records.directory(record.id)) {
+            // Its image has the top.
+            return Ok(inside);
         }
+        with_top(&self.tree(record.id), inside)
     }
 
     fn recount(&self, key: &str) -> Result<Option<Usage>> {
         let record = self.records.get(key)?;
         let is_tree = record.kind == Kind::Committed && matches!(self.form(record.id)?, Form::Tree);
-        is_tree.then(|| self.count(record.id)).transpose()
+        is_tree.then(|| with_top(&self.tree(record.id), self.count(record.id)?)).transpose()
     }
 
     fn list(&self) -> Result<Vec<Snapshot>> {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -469,8 +470,19 @@ fn numbered(folder: &Path) -> impl Iterator<Item = Result<(u64, PathBuf)>> {
     failed.into_iter().chain(entries)
 }
 
-/// What a tree holds on disk. Hard links are counted once.
+/// What is in a tree, on disk. Hard links are counted once.
 pub(crate) fn count(tree: &Path) -> Result<Usage> {
     let counted = linux::tree::usage(tree).context(|| format!("measure {}", tree.display()))?;
     Ok(Usage { bytes: counted.bytes, inodes: counted.inodes })
+}
+
+/// The same with the top of the tree, as whoever asks is told. Records are of what is in it.
+pub(crate) fn with_top(tree: &Path, inside: Usage) -> Result<Usage> {
+    match fs::symlink_metadata(tree) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(inside),
+        top => {
+            let top = top.context(|| format!("measure {}", tree.display()))?;
+            Ok(Usage { bytes: inside.bytes + top.blocks() * 512, inodes: inside.inodes + 1 })
+        }
+    }
 }

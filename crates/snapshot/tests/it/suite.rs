@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use snapshot::{CommitOptions, Kind, LayerFiles, NewLayer, Snapshotter};
+use snapshot::{CommitOptions, Kind, LayerFiles, NewLayer, Snapshotter, Usage};
 use tempfile::TempDir;
 use types::{ErrorKind, Labels, Mount};
 
@@ -191,15 +191,21 @@ fn views_are_read_only(snapshotter: &dyn Snapshotter) {
 fn usage_counts_what_was_added(snapshotter: &dyn Snapshotter) {
     prepare_with(snapshotter, "empty", None, |_| {});
     snapshotter.commit("nothing", "empty", CommitOptions::default()).unwrap();
-    assert!(snapshotter.usage("nothing").unwrap().bytes < 50_000);
+    let nothing = snapshotter.usage("nothing").unwrap();
+    assert!(nothing.bytes < 50_000 && nothing.inodes == 1, "the top is one: {nothing:?}");
+    snapshotter.view("view", Some("nothing"), Labels::new()).unwrap();
+    assert_eq!(snapshotter.usage("view").unwrap(), Usage::default());
     prepare_with(snapshotter, "layer", None, |tree| fs::write(tree.join("big"), vec![1; 100_000]).unwrap());
     snapshotter.commit("committed", "layer", CommitOptions::default()).unwrap();
     let committed = snapshotter.usage("committed").unwrap();
-    assert!(committed.bytes >= 100_000 && committed.bytes < 150_000, "{committed:?}");
+    assert!(
+        committed.bytes >= 100_000 && committed.bytes < 150_000 && committed.inodes == 2,
+        "{committed:?}"
+    );
     let mounts = snapshotter.prepare("one", Some("nothing"), Labels::new()).unwrap();
     with_mounted(&mounts, |tree| fs::write(tree.join("big"), vec![1; 100_000]).unwrap());
     let active = snapshotter.usage("one").unwrap();
-    assert!(active.bytes >= 100_000 && active.inodes == 1, "{active:?}");
+    assert!(active.bytes >= 100_000 && active.inodes == 2, "{active:?}");
     snapshotter.commit("base", "one", CommitOptions::default()).unwrap();
     assert_eq!(snapshotter.usage("base").unwrap(), active);
 }

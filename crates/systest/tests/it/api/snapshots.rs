@@ -1,6 +1,7 @@
 //! `containerd.services.snapshots.v1`, and `containerd.services.diff.v1`, which fills them and compares them.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use api::grpc::content::content_client::ContentClient;
@@ -144,12 +145,13 @@ async fn snapshots_stand_on_each_other(side: &Side<'_>) {
     let made = side.ok("prepare", snapshots.prepare(ask(prepare("one", "", &[("a", "1")])))).await.mounts;
     side.is("a snapshot without parent is one mount", made.len(), 1);
     let again = side.ok("mounts", snapshots.mounts(ask(mounts("one")))).await.mounts;
-    side.is("mounts are told again", again, made);
+    side.is("mounts are told again", &again, &made);
     let info = side.ok("stat", snapshots.stat(ask(stat("one")))).await.info.unwrap_or_default();
     side.is("an active snapshot", (info.name.as_str(), info.kind()), ("one", Kind::Active));
     side.is("with its times", info.created_at.is_some() && info.updated_at.is_some(), true);
     let found = side.ok("usage", snapshots.usage(ask(usage("one")))).await;
-    side.is("a new snapshot is small", found.size < 100_000 && found.inodes < 10, true);
+    let top = fs::metadata(&made[0].source).map_or(0, |top| i64::try_from(top.blocks() * 512).unwrap_or(0));
+    side.is("a new snapshot is the top of its tree", (found.size, found.inodes), (top, 1));
 
     let answer = snapshots.prepare(ask(prepare("two", "one", &[])));
     side.refused("a parent that is not committed", answer, Code::InvalidArgument, "").await;
@@ -183,6 +185,10 @@ async fn snapshots_stand_on_each_other(side: &Side<'_>) {
     side.ok("view it", snapshots.view(ask(view("look", "base")))).await;
     let info = side.ok("stat", snapshots.stat(ask(stat("look")))).await.info.unwrap_or_default();
     side.is("a view", (info.kind(), info.parent.as_str()), (Kind::View, "base"));
+    for (key, expected) in [("base", (top, 1)), ("two", (top, 1)), ("look", (0, 0))] {
+        let found = side.ok("usage", snapshots.usage(ask(usage(key)))).await;
+        side.is("what a snapshot holds", (key, (found.size, found.inodes)), (key, expected));
+    }
     let answer = snapshots.commit(ask(commit("other", "look")));
     side.refused("commit a view", answer, Code::FailedPrecondition, "").await;
     let answer = snapshots.view(ask(view("look", "base")));
