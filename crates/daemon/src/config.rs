@@ -18,6 +18,7 @@ mod suggest;
 pub(crate) mod tcp;
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -25,7 +26,9 @@ use std::time::Duration;
 use ::policy::{Policy, Verifiers};
 use serde::Deserialize;
 use snapshot::Backing;
+use task::Limits;
 use toml::{Table, Value};
+use transfer::AtOnce;
 use types::{Error, Result};
 
 pub use files::Flavor;
@@ -45,6 +48,10 @@ pub struct Config {
     pub root: PathBuf,
     pub state: PathBuf,
     pub address: PathBuf,
+    /// Where shims say what happens, and whose that socket is.
+    pub ttrpc_address: PathBuf,
+    pub ttrpc_owner: (Option<u32>, Option<u32>),
+    pub message_limits: MessageLimits,
     pub socket_mode: u32,
     pub socket_uid: Option<u32>,
     pub socket_gid: Option<u32>,
@@ -63,16 +70,23 @@ pub struct Config {
     pub log_level: Level,
     pub log_format: LogFormat,
     pub plugins: Plugins,
+    /// Without which it is not to start, by type and id.
+    pub required_plugins: Vec<String>,
     pub layers: Layers,
     /// Whether the spans of the blobs of layers are recorded.
     pub spans: bool,
     pub verity: bool,
     pub backing: Backing,
+    /// Of overlays, besides those that they need.
+    pub mount_options: Vec<String>,
     pub unpacked: Unpacked,
     pub sharing: Sharing,
     pub cache_bytes: usize,
     pub network: network::Config,
     pub registry: Registry,
+    pub at_once: AtOnce,
+    pub shim_env: Vec<(String, String)>,
+    pub shim_limits: Limits,
     pub collector: Collector,
     pub policy: Policy,
     pub image_verifiers: Option<Verifiers>,
@@ -86,6 +100,13 @@ pub struct Metrics {
     pub address: Option<SocketAddr>,
     /// Whether calls are timed.
     pub grpc_histogram: bool,
+}
+
+/// Bytes of the longest messages of calls.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MessageLimits {
+    pub received: usize,
+    pub sent: usize,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -221,7 +242,20 @@ impl Config {
         [
             ("root", places.0),
             ("state", places.1),
-            ("grpc", places.2 || owner(self) != owner(new) || self.tcp != new.tcp),
+            (
+                "grpc",
+                places.2
+                    || owner(self) != owner(new)
+                    || self.tcp != new.tcp
+                    || self.message_limits != new.message_limits,
+            ),
+            (
+                "ttrpc",
+                (&self.ttrpc_address, self.ttrpc_owner) != (&new.ttrpc_address, new.ttrpc_owner) && !places.2,
+            ),
+            ("required_plugins", self.required_plugins != new.required_plugins),
+            ("transfer", self.at_once != new.at_once),
+            ("shims", (&self.shim_env, self.shim_limits) != (&new.shim_env, new.shim_limits)),
             ("oom_score", self.oom_score != new.oom_score),
             ("cgroup", self.cgroup != new.cgroup),
             ("metrics", self.metrics != new.metrics),
@@ -236,8 +270,8 @@ impl Config {
             ("diff", self.plugins.differs != new.plugins.differs),
             (
                 "snapshots",
-                (self.layers, self.verity, self.backing, self.spans)
-                    != (new.layers, new.verity, new.backing, new.spans),
+                (self.layers, self.verity, self.backing, self.spans, &self.mount_options)
+                    != (new.layers, new.verity, new.backing, new.spans, &new.mount_options),
             ),
             ("metadata", self.cache_bytes != new.cache_bytes),
             ("network", self.network != new.network),
@@ -362,10 +396,23 @@ impl Raw {
         let tcp = tcp::check(&self.grpc)?;
         let address = self.grpc.address.unwrap_or_else(|| state.join("hoist.sock"));
         let address = socket("grpc.address", &address)?;
+        let ttrpc_address = match self.ttrpc.address.filter(|path| !path.as_os_str().is_empty()) {
+            Some(path) => socket("ttrpc.address", &path)?,
+            None => with_end(&address, ".ttrpc"),
+        };
+        if ttrpc_address == address {
+            return Err(invalid("ttrpc.address", "is that of calls too"));
+        }
         Ok(Config {
             root,
             state,
             address,
+            ttrpc_address,
+            ttrpc_owner: (self.ttrpc.uid, self.ttrpc.gid),
+            message_limits: MessageLimits {
+                received: message_limit("grpc.max_recv_message_size", self.grpc.max_recv_message_size)?,
+                sent: message_limit("grpc.max_send_message_size", self.grpc.max_send_message_size)?,
+            },
             socket_mode: mode(&self.grpc.mode)?,
             socket_uid: self.grpc.uid,
             socket_gid: self.grpc.gid,
@@ -382,10 +429,12 @@ impl Raw {
             log_level: self.log.level,
             log_format: self.log.format,
             plugins,
+            required_plugins: self.required_plugins,
             layers: self.snapshots.layers,
             spans: self.snapshots.spans,
             verity: self.snapshots.verity,
             backing,
+            mount_options: mount_options(self.snapshots.mount_options)?,
             unpacked: self.content.unpacked,
             sharing: self.content.sharing,
             cache_bytes: cache(self.metadata.cache_mib)?,
@@ -399,6 +448,15 @@ impl Raw {
                 // The environment is the daemon's, as it is for every program of the machine.
                 proxies: registry::Proxies::from_variables(|name| std::env::var(name).ok())?,
                 mirror_timeout: duration("registry.mirror_timeout", &self.registry.mirror_timeout)?,
+            },
+            at_once: at_once(&self.transfer),
+            shim_env: environment("shims.env", &self.shims.env)?,
+            shim_limits: Limits {
+                load: limit("shims.load_timeout", &self.shims.load_timeout)?,
+                state: limit("shims.state_timeout", &self.shims.state_timeout)?,
+                stats: limit("shims.stats_timeout", &self.shims.stats_timeout)?,
+                shutdown: limit("shims.shutdown_timeout", &self.shims.shutdown_timeout)?,
+                cleanup: limit("shims.cleanup_timeout", &self.shims.cleanup_timeout)?,
             },
             collector: Collector {
                 startup_delay: duration("gc.startup_delay", &self.gc.startup_delay)?,
@@ -446,6 +504,60 @@ fn socket(key: &str, path: &Path) -> Result<PathBuf> {
         return Err(invalid(key, &format!("longer than {SOCKET_PATH_LEN_MAX} bytes")));
     }
     Ok(path)
+}
+
+/// A path beside another, of the same name with something at its end.
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+/// What is above is a message that no client can have made in earnest, and memory for each call.
+fn message_limit(key: &str, bytes: u32) -> Result<usize> {
+    const GIB: u32 = 1 << 30;
+    match bytes {
+        1..=GIB => Ok(bytes as usize),
+        _ => Err(invalid(key, &format!("must be from 1 to {GIB}"))),
+    }
+}
+
+/// 0 is as many as the daemon fetches, as it is no bound in containerd.
+fn at_once(raw: &raw::Transfer) -> AtOnce {
+    let all = NonZeroUsize::new(transfer::layers_at_once()).unwrap_or(NonZeroUsize::MIN);
+    let count = |count: u32| usize::try_from(count).ok().and_then(NonZeroUsize::new).unwrap_or(all);
+    AtOnce {
+        downloads: count(raw.max_concurrent_downloads),
+        uploads: count(raw.max_concurrent_uploaded_layers),
+    }
+}
+
+/// 0 is no limit, as containerd has it: what is here is longer than a machine is up.
+fn limit(key: &str, text: &str) -> Result<Duration> {
+    const NONE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+    Ok(Some(duration(key, text)?).filter(|limit| !limit.is_zero()).unwrap_or(NONE))
+}
+
+fn environment(key: &str, list: &[String]) -> Result<Vec<(String, String)>> {
+    let pair = |entry: &String| match entry.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(invalid(key, &format!("{entry:?} is not NAME=VALUE"))),
+    };
+    list.iter().map(pair).collect()
+}
+
+/// Where an overlay's parts are is not for others to say.
+fn mount_options(options: Vec<String>) -> Result<Vec<String>> {
+    let is_place = |option: &String| {
+        let name = option.split_once('=').map_or(option.as_str(), |(name, _)| name).trim_end_matches('+');
+        matches!(name, "" | "lowerdir" | "upperdir" | "workdir" | "datadir")
+    };
+    match options.iter().find(|option| is_place(option)) {
+        Some(bad) => {
+            Err(invalid("snapshots.mount_options", &format!("{bad:?} is for the snapshotter to say")))
+        }
+        None => Ok(options),
+    }
 }
 
 fn debug_socket(raw: raw::Debug) -> Result<Option<DebugSocket>> {
@@ -584,6 +696,12 @@ mod tests {
             "root = \"/run/hoist/below\"",
             "snapshotter = \"zfs\"",
             "[snapshots]\nlayers = \"squashfs\"",
+            "[snapshots]\nmount_options = [\"upperdir=/x\"]",
+            "[grpc]\nmax_recv_message_size = 0",
+            "[ttrpc]\naddress = \"/run/hoist/hoist.sock\"",
+            "[transfer]\nmax_concurrent_downloads = -1",
+            "[shims]\nenv = [\"NAME\"]",
+            "[shims]\nstate_timeout = \"soon\"",
             "[snapshots]\nverity = true\ndirect_reads = \"always\"",
             "[snapshots]\nloop_devices = true\ndirect_reads = \"always\"",
             "[content]\nunpacked = \"burn\"",

@@ -24,9 +24,9 @@ pub(crate) fn listen(config: &Config) -> Result<UnixListener> {
     bind(&config.address, config.socket_mode, (config.socket_uid, config.socket_gid))
 }
 
-/// Listens for what shims publish. Root's alone.
-pub(crate) fn listen_for_events(address: &Path) -> Result<UnixListener> {
-    bind(address, 0o600, (None, None))
+/// Listens for what shims publish. Its owner's alone.
+pub(crate) fn listen_for_events(config: &Config) -> Result<UnixListener> {
+    bind(&config.ttrpc_address, 0o600, config.ttrpc_owner)
 }
 
 /// Listens for those who debug the daemon.

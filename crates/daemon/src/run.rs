@@ -216,7 +216,7 @@ async fn run_parts(
     let (stop, stopping) = watch::channel(false);
     let (silence, silenced) = oneshot::channel();
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(silenced)));
-    let of_shims = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
+    let of_shims = listen::listen_for_events(config)?;
     let of_shims = UnixListener::from_std(of_shims).context(|| "listen for events")?;
     // Before anything happens that somebody may ask about.
     let (history, recorder) = services::History::new(&parts.exchange, parts.engine.clone());
@@ -238,7 +238,7 @@ async fn run_parts(
         shims: parts.shims.clone(),
     };
     telemetry::serve(config, &sources).await?;
-    let router = services::router(parts, history).counted(sources.calls);
+    let router = services::router(parts, history, config)?.counted(sources.calls);
 
     // Before anybody can know that it is here: a signal that nobody waits for ends it at once, SIGHUP too.
     let signals = Signals::new()?;

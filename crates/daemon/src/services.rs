@@ -32,13 +32,14 @@ use std::str::FromStr;
 
 use ::metadata::{Caller, Ready};
 use api::grpc::encoded::TooLong;
-use api::grpc::{LEASE_KEY, MESSAGE_BYTES_MAX, NAMESPACE_KEY};
+use api::grpc::{LEASE_KEY, NAMESPACE_KEY};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Status};
 use types::{ContainerId, Error, ErrorKind, LeaseId, Result};
 
+use crate::config::Config;
 use crate::server::Router;
 use crate::wiring::Parts;
 
@@ -48,18 +49,23 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// Records in one message of a stream, as many as containerd sends.
 const BATCH_LEN: usize = 100;
 
-macro_rules! sized {
-    ($server:path, $service:expr) => {{
-        use $server as Server;
-        Server::new($service)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)
-    }};
+/// Whether there is a plugin of a type and an id, `io.containerd.grpc.v1.tasks`, whatever the configuration says.
+pub(crate) fn has_plugin(name: &str) -> bool {
+    introspection::is_built_in(name)
 }
 
-/// Everything that is served.
-pub(crate) fn router(parts: &Parts, history: History) -> Router {
+/// Everything that is served. `FailedPrecondition` if a plugin is not here that the configuration requires.
+pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Result<Router> {
     use api::grpc;
+    let limits = config.message_limits;
+    macro_rules! sized {
+        ($server:path, $service:expr) => {{
+            use $server as Server;
+            Server::new($service)
+                .max_decoding_message_size(limits.received)
+                .max_encoding_message_size(limits.sent)
+        }};
+    }
     let metadata = || parts.metadata.clone();
     let checkpoints = checkpoint::Checkpoints::new(metadata(), &parts.root);
     if let Err(error) = checkpoints.sweep(&parts.shims) {
@@ -67,15 +73,18 @@ pub(crate) fn router(parts: &Parts, history: History) -> Router {
     }
     let (shims, root_mounts) = (parts.shims.clone(), parts.root_mounts.clone());
     let tasks = tasks::Service { metadata: metadata(), shims, root_mounts, checkpoints };
-    let containers = containers::Service { metadata: metadata(), engine: parts.engine.clone() };
+    let list_limit = limits.sent;
+    let containers = containers::Service { metadata: metadata(), engine: parts.engine.clone(), list_limit };
     let controller = controller::Service::new(parts);
     let diff = diff::Service::new(parts);
     let introspection = introspection::Service::new(parts);
+    introspection.check_required(&config.required_plugins)?;
     let transfer = transfer::Service {
         metadata: metadata(),
         streams: parts.streams.clone(),
         connections: parts.connections.clone(),
         flights: parts.flights.clone(),
+        at_once: parts.at_once,
         retentions: parts.retainer.retentions(),
         admission: parts.admission.clone(),
         snapshotter: parts.snapshotter.clone(),
@@ -86,7 +95,10 @@ pub(crate) fn router(parts: &Parts, history: History) -> Router {
         .add(sized!(grpc::diff::diff_server::DiffServer, diff))
         .add(sized!(grpc::events::events_server::EventsServer, events::Service(parts.exchange.clone())))
         .add(sized!(grpc::health::health_server::HealthServer, health::Service))
-        .add(sized!(grpc::images::images_server::ImagesServer, images::Service(metadata())))
+        .add(sized!(
+            grpc::images::images_server::ImagesServer,
+            images::Service { metadata: metadata(), list_limit }
+        ))
         .add(sized!(grpc::introspection::introspection_server::IntrospectionServer, introspection))
         .add(sized!(grpc::leases::leases_server::LeasesServer, leases::Service(metadata())))
         .add(sized!(grpc::mounts::mounts_server::MountsServer, mounts::Service(parts.mounts.clone())))
@@ -108,9 +120,9 @@ pub(crate) fn router(parts: &Parts, history: History) -> Router {
     let reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
     let served = router.names().chain(reflections).map(str::to_owned);
     let reflection = reflection::Service::new(served);
-    router
+    Ok(router
         .add(sized!(grpc::reflection::server_reflection_server::ServerReflectionServer, reflection.clone()))
-        .add(sized!(grpc::reflection::v1alpha::server_reflection_server::ServerReflectionServer, reflection))
+        .add(sized!(grpc::reflection::v1alpha::server_reflection_server::ServerReflectionServer, reflection)))
 }
 
 /// An error on the wire. The one place where kinds become codes; they share their numbers.

@@ -16,7 +16,7 @@ use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use tokio::sync::Notify;
-use transfer::{Admission, Flights, Retentions};
+use transfer::{Admission, AtOnce, Flights, Retentions};
 use types::{Context, Descriptor, Error, Result};
 
 use crate::collector::{Collector, Trigger};
@@ -55,6 +55,7 @@ pub(crate) struct Parts {
     /// To registries, shared by all who speak to them.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
+    pub(crate) at_once: AtOnce,
     /// Of clients.
     pub(crate) streams: Streams,
     /// Which images may come in.
@@ -110,6 +111,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let probes::Choice { options, snapshotter } = Probes::new(root).choose(&wanted)?;
     let form = options.form;
     let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
+    let overlay = overlay.with_mount_options(config.mount_options.clone());
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let native = Native::open(&root.join("snapshots/native"), db.clone())?;
     snapshotters.insert(Native::NAME.into(), Arc::new(native));
@@ -184,10 +186,12 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
             sandboxes: state.join("sandboxes"),
             sockets: state.join("s"),
             grpc_address: config.address.clone(),
-            ttrpc_address: ttrpc_address(&config.address),
+            ttrpc_address: config.ttrpc_address.clone(),
             publisher: std::env::current_exe().context(|| "find our own program")?,
             shim: program(root, SHIM, embedded.shim)?,
             version: crate::identity::VERSION.into(),
+            env: config.shim_env.clone(),
+            limits: config.shim_limits,
             debug: false,
         },
         exchange.clone(),
@@ -198,6 +202,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange: exchange.clone(),
         connections: connections.clone(),
         flights: flights.clone(),
+        at_once: config.at_once,
         admission: admission.clone(),
         retentions: retentions.clone(),
         shims: shims.clone(),
@@ -235,6 +240,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         retainer,
         connections,
         flights,
+        at_once: config.at_once,
         streams,
         admission,
         snapshotter,
@@ -247,13 +253,6 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
 
 fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<&'a Plugin> {
     proxies.iter().find(|plugin| plugin.config().kind == kind && plugin.config().name == name)
-}
-
-/// Where shims send their events.
-pub(crate) fn ttrpc_address(address: &Path) -> PathBuf {
-    let mut name = address.as_os_str().to_owned();
-    name.push(".ttrpc");
-    name.into()
 }
 
 /// The program of `hello` by the name by which it is init. Containers have it mounted, and nobody else executes it.

@@ -56,7 +56,7 @@ use stdx::Asker;
 use task::Shims;
 use tokio::sync::{Notify, RwLock, RwLockWriteGuard};
 use tokio::task::spawn_blocking;
-use transfer::{Admission, Flights, Retentions};
+use transfer::{Admission, AtOnce, Flights, Retentions};
 use types::{Error, Namespace, Result};
 
 pub use crate::filter::FilterWord;
@@ -79,6 +79,7 @@ pub struct Parts {
     pub connections: Connections,
     /// Blobs on their way from them.
     pub flights: Flights,
+    pub at_once: AtOnce,
     /// Which images may come in.
     pub admission: Admission,
     /// What becomes of blobs of layers that are unpacked.

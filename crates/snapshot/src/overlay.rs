@@ -69,6 +69,8 @@ pub struct Overlay {
     /// Whether this kernel's overlayfs knows `index`, which then must be off: a layer is used by many.
     has_index: bool,
     options: Options,
+    /// Of every overlay, besides ours.
+    mount_options: Vec<String>,
     records_spans: bool,
     mounted: Mounted,
     known: Known,
@@ -143,12 +145,19 @@ impl Overlay {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
         let mounted = Mounted::new(root, options)?;
-        Ok(Overlay { records, has_index, options, records_spans: false, mounted, known: Known::default() })
+        let (mount_options, known) = (Vec::new(), Known::default());
+        Ok(Overlay { records, has_index, options, mount_options, records_spans: false, mounted, known })
     }
 
     /// Has a record kept of the spans of the blob of each layer that is stored as an archive.
     pub fn recording_spans(self, records_spans: bool) -> Overlay {
         Overlay { records_spans, ..self }
+    }
+
+    /// Has every overlay mounted with these too, such as `volatile`.
+    pub fn with_mount_options(self, mount_options: Vec<String>) -> Overlay {
+        let has_index = self.has_index && !mount_options.iter().any(|option| option.starts_with("index="));
+        Overlay { mount_options, has_index, ..self }
     }
 
     fn tree(&self, id: u64) -> PathBuf {
@@ -309,6 +318,7 @@ impl Overlay {
             }
             (kind, lower) => {
                 let mut options = owner_words(&chain.labels);
+                options.extend_from_slice(&self.mount_options);
                 if self.has_index {
                     options.push("index=off".to_owned());
                 }

@@ -28,8 +28,6 @@ use crate::{Config, Endpoint, Exit, RuntimeInfo, convert};
 
 /// How long `start` may take. Generous: it is the time of two execs.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// How long `delete` may take.
-const DELETE_LIMIT: Duration = Duration::from_secs(10);
 /// More than any result has.
 const OUTPUT_LEN_MAX: usize = 1 << 20;
 
@@ -153,7 +151,7 @@ pub(crate) fn delete(
 ) -> Result<Exit> {
     let mut command = command(config, program, bundle, (namespace, id));
     command.arg("-bundle").arg(&bundle.path).arg("delete");
-    let output = run(command, &[], DELETE_LIMIT)?;
+    let output = run(command, &[], config.limits.cleanup)?;
     let response = DeleteResponse::decode(output.as_slice())
         .map_err(|error| Error::unknown("the shim's delete printed what is no result").with_source(error))?;
     Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
@@ -219,7 +217,8 @@ fn command(
         .env("NAMESPACE", namespace.as_str())
         .env("MAX_SHIM_VERSION", "2")
         .env("GOMAXPROCS", "2")
-        .env_remove("NOTIFY_SOCKET");
+        .env_remove("NOTIFY_SOCKET")
+        .envs(config.env.iter().map(|(name, value)| (name, value)));
     if config.debug {
         command.arg("-debug");
     }
@@ -438,6 +437,8 @@ mod tests {
             publisher: "/bin/false".into(),
             shim: None,
             version: "2.3.4".into(),
+            env: Vec::new(),
+            limits: crate::Limits::default(),
             debug: false,
         };
         let install = |script: &str| {

@@ -1,6 +1,5 @@
 //! A connection to one shim, which is made again when it breaks and the shim lives.
 
-use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,20 +11,24 @@ use ttrpc::asynchronous::AsyncClient;
 use ttrpc::{NAMESPACE_KEY, Request};
 use types::{Error, ErrorKind, Namespace, Result};
 
+use crate::Limits;
 use crate::bootstrap::Bootstrap;
-
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Connection {
     bootstrap: Bootstrap,
     namespace: Namespace,
+    limits: Limits,
     client: Mutex<Option<AsyncClient>>,
 }
 
 impl Connection {
     /// Connects at the first call.
-    pub(crate) fn new(bootstrap: Bootstrap, namespace: Namespace) -> Connection {
-        Connection { bootstrap, namespace, client: Mutex::new(None) }
+    pub(crate) fn new(bootstrap: Bootstrap, namespace: Namespace, limits: Limits) -> Connection {
+        Connection { bootstrap, namespace, limits, client: Mutex::new(None) }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     pub(crate) fn bootstrap(&self) -> &Bootstrap {
@@ -69,8 +72,11 @@ impl Connection {
         if let Some(client) = self.lock().as_ref().filter(|client| !client.is_closed()) {
             return Ok(client.clone());
         }
-        let connecting = limited("connect to the shim", AsyncClient::connect(&self.bootstrap.address));
-        let client = connecting.await.map_err(|error| match error.kind() {
+        let limit = self.limits.load;
+        let connecting = timeout(limit, AsyncClient::connect(&self.bootstrap.address)).await;
+        let late =
+            |_| Err(Error::deadline_exceeded(format!("connect to the shim: took longer than {limit:?}")));
+        let client = connecting.unwrap_or_else(late).map_err(|error| match error.kind() {
             // No socket is no shim; to a caller it is not the task that is missing.
             ErrorKind::NotFound => error.with_kind(ErrorKind::Unavailable),
             _ => error,
@@ -89,12 +95,5 @@ impl Connection {
 
     fn lock(&self) -> MutexGuard<'_, Option<AsyncClient>> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn limited<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout(CONNECT_LIMIT, work).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Error::deadline_exceeded(format!("{what}: took longer than {CONNECT_LIMIT:?}"))),
     }
 }

@@ -43,6 +43,6 @@ pub use program::OUR_RUNTIME;
 pub use sandbox::{
     CreateSandbox, Endpoint, SandboxExit, SandboxMetrics, SandboxStart, SandboxStatus, Sandboxes,
 };
-pub use shims::{Config, Ended, Shims};
+pub use shims::{Config, Ended, Limits, Shims};
 pub use strays::{Stray, shims_of};
 pub use task::Task;

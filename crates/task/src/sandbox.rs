@@ -35,8 +35,7 @@ use crate::bundle::{self, Bundle, UNKNOWN_EXIT};
 use crate::connection::Connection;
 use crate::program::Program;
 use crate::shims::{RETRY_PAUSE, blocking, follow_log, recorded, unbroken};
-use crate::task::{SHUTDOWN_LIMIT, STATE_LIMIT, STATS_LIMIT};
-use crate::{Shims, convert};
+use crate::{Limits, Shims, convert};
 
 /// How much longer than it was given a stop may take.
 const STOP_SLACK: Duration = Duration::from_secs(30);
@@ -135,15 +134,19 @@ impl Drop for Inner {
 }
 
 impl Sandbox {
-    fn new(key: Key, bundle: Bundle, program: Program, bootstrap: Bootstrap) -> Sandbox {
+    fn new(key: Key, bundle: Bundle, program: Program, bootstrap: Bootstrap, limits: Limits) -> Sandbox {
         let log = follow_log((&key.0, key.1.as_str()), &bundle);
-        let connection = Connection::new(bootstrap, key.0.clone());
+        let connection = Connection::new(bootstrap, key.0.clone(), limits);
         let (ended, leaving) = (watch::Sender::new(None), AtomicBool::new(false));
         Sandbox(Arc::new(Inner { key, bundle, program, connection, ended, leaving, log }))
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.0.connection.socket()
+    }
+
+    fn limits(&self) -> &Limits {
+        self.0.connection.limits()
     }
 
     fn endpoint(&self) -> Endpoint {
@@ -202,7 +205,7 @@ impl Sandboxes {
                 return Err(error);
             }
         };
-        let sandbox = Sandbox::new(key.clone(), bundle.clone(), program, bootstrap);
+        let sandbox = Sandbox::new(key.clone(), bundle.clone(), program, bootstrap, self.0.config().limits);
         if let Some(exit) = read_exit(&bundle) {
             sandbox.0.ended.send_replace(Some(exit));
             reservation.fill(sandbox);
@@ -210,7 +213,7 @@ impl Sandboxes {
         }
         let request = wire::SandboxStatusRequest { sandbox_id: sandbox.id(), verbose: false };
         let status: Result<wire::SandboxStatusResponse> =
-            sandbox.call("SandboxStatus", &request, Some(STATE_LIMIT)).await;
+            sandbox.call("SandboxStatus", &request, Some(sandbox.limits().state)).await;
         match status {
             Err(error) if error.is(ErrorKind::NotFound) => {
                 // Cut off before there was a sandbox in the shim: it has nothing to stay for.
@@ -274,7 +277,7 @@ impl Sandboxes {
             })
             .await?
         };
-        let sandbox = Sandbox::new(key.clone(), bundle.clone(), program, bootstrap);
+        let sandbox = Sandbox::new(key.clone(), bundle.clone(), program, bootstrap, self.0.config().limits);
         let request = wire::CreateSandboxRequest {
             sandbox_id: sandbox.id(),
             bundle_path: bundle.path.display().to_string(),
@@ -328,7 +331,8 @@ impl Sandboxes {
     pub async fn platform(&self, namespace: &Namespace, id: &SandboxId) -> Result<Platform> {
         let sandbox = self.find(namespace, id)?;
         let request = wire::PlatformRequest { sandbox_id: sandbox.id() };
-        let answer: wire::PlatformResponse = sandbox.call("Platform", &request, Some(STATE_LIMIT)).await?;
+        let answer: wire::PlatformResponse =
+            sandbox.call("Platform", &request, Some(sandbox.limits().state)).await?;
         let platform = answer.platform.unwrap_or_default();
         Ok(Platform {
             os: platform.os,
@@ -374,7 +378,7 @@ impl Sandboxes {
         let sandbox = self.find(namespace, id)?;
         let request = wire::SandboxStatusRequest { sandbox_id: sandbox.id(), verbose };
         let status: Result<wire::SandboxStatusResponse> =
-            sandbox.call("SandboxStatus", &request, Some(STATE_LIMIT)).await;
+            sandbox.call("SandboxStatus", &request, Some(sandbox.limits().state)).await;
         let (status, exit) = match (status, sandbox.exit()) {
             (Ok(status), exit) => (status, exit),
             // Its shim is gone, and how it ended is known.
@@ -399,7 +403,7 @@ impl Sandboxes {
         let sandbox = self.find(namespace, id)?;
         let request = wire::SandboxMetricsRequest { sandbox_id: sandbox.id() };
         let answer: wire::SandboxMetricsResponse =
-            sandbox.call("SandboxMetrics", &request, Some(STATS_LIMIT)).await?;
+            sandbox.call("SandboxMetrics", &request, Some(sandbox.limits().stats)).await?;
         let metrics = answer.metrics.unwrap_or_default();
         Ok(SandboxMetrics {
             at: metrics.timestamp.map_or_else(Timestamp::now, convert::timestamp),
@@ -437,7 +441,7 @@ impl Sandboxes {
                     error.context(format!("shut down sandbox {}: end what its dead shim left", key.1))
                 );
             }
-        } else if timeout(SHUTDOWN_LIMIT, sandbox.0.connection.closed()).await.is_err() {
+        } else if timeout(sandbox.limits().shutdown, sandbox.0.connection.closed()).await.is_err() {
             tracing::debug!(namespace = %key.0, id = %key.1, "the shim does not go");
         }
         if sandbox.exit().is_none() {
@@ -566,16 +570,17 @@ impl Sandboxes {
 async fn dismiss(sandbox: &Sandbox) {
     let request = wire::ShutdownSandboxRequest { sandbox_id: sandbox.id() };
     let asked: Result<wire::ShutdownSandboxResponse> =
-        sandbox.call("ShutdownSandbox", &request, Some(SHUTDOWN_LIMIT)).await;
+        sandbox.call("ShutdownSandbox", &request, Some(sandbox.limits().shutdown)).await;
     if asked.is_err() {
         // It knows no sandboxes, or not this one; then it is a shim without containers.
         let request = ShutdownRequest { id: sandbox.id(), now: true };
-        let asked: Result<()> = sandbox.0.connection.call("Shutdown", &request, Some(SHUTDOWN_LIMIT)).await;
+        let asked: Result<()> =
+            sandbox.0.connection.call("Shutdown", &request, Some(sandbox.limits().shutdown)).await;
         if asked.is_err() {
             return;
         }
     }
-    if timeout(SHUTDOWN_LIMIT, sandbox.0.connection.closed()).await.is_err() {
+    if timeout(sandbox.limits().shutdown, sandbox.0.connection.closed()).await.is_err() {
         tracing::debug!(id = sandbox.id(), "the shim does not go");
     }
 }

@@ -59,8 +59,37 @@ pub struct Config {
     pub shim: Option<PathBuf>,
     /// The version that shims are told.
     pub version: String,
+    /// `NAME=VALUE` that shims have besides the daemon's own.
+    pub env: Vec<(String, String)>,
+    pub limits: Limits,
     /// Whether shims log what they do.
     pub debug: bool,
+}
+
+/// How long shims are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Until one takes a connection, as when a daemon finds it again.
+    pub load: Duration,
+    /// For what it knows already.
+    pub state: Duration,
+    pub stats: Duration,
+    /// Until one goes that is needed no more.
+    pub shutdown: Duration,
+    /// For the program that ends what a dead one left.
+    pub cleanup: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            load: Duration::from_secs(5),
+            state: Duration::from_secs(2),
+            stats: Duration::from_secs(2),
+            shutdown: Duration::from_secs(3),
+            cleanup: Duration::from_secs(10),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -76,6 +105,8 @@ impl Config {
             publisher: PathBuf::new(),
             shim: None,
             version: String::new(),
+            env: Vec::new(),
+            limits: Limits::default(),
             debug: false,
         }
     }
@@ -178,7 +209,7 @@ impl Shims {
             }
         };
         let log = follow_log((&key.0, key.1.as_str()), &bundle);
-        let connection = Connection::new(bootstrap, key.0.clone());
+        let connection = Connection::new(bootstrap, key.0.clone(), self.0.config.limits);
         let task = Task::new(key.clone(), (bundle, program), connection, log);
         match self.look(&task).await {
             Found::Alive => {
@@ -387,7 +418,7 @@ impl Shims {
             None => traced(span, self.start_shim(key, bundle, program, create.options)).await?,
         };
         create.laps.lap("start the shim");
-        let connection = Connection::new(bootstrap, key.0.clone());
+        let connection = Connection::new(bootstrap, key.0.clone(), self.0.config.limits);
         let task = Task::new(key.clone(), (bundle.clone(), program.clone()), connection, log);
         let span = info_span!(target: TRACE, "task.make", error = Empty);
         let made = async {

@@ -24,12 +24,8 @@ use types::{ContainerId, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, T
 use crate::bundle::Bundle;
 use crate::connection::Connection;
 use crate::program::Program;
-use crate::{Exec, Exit, Process, ProcessId, Status, convert};
+use crate::{Exec, Exit, Limits, Process, ProcessId, Status, convert};
 
-/// How long a shim may think about what it knows already.
-pub(crate) const STATE_LIMIT: Duration = Duration::from_secs(2);
-pub(crate) const STATS_LIMIT: Duration = Duration::from_secs(2);
-pub(crate) const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
 /// How long a shim takes to die after its socket closed.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
 
@@ -114,6 +110,10 @@ impl Task {
         self.0.connection.socket()
     }
 
+    fn limits(&self) -> &Limits {
+        self.0.connection.limits()
+    }
+
     pub(crate) fn bundle_and_program(&self) -> (&Bundle, &Program) {
         (&self.0.bundle, &self.0.program)
     }
@@ -127,10 +127,10 @@ impl Task {
         Ok(response.pid)
     }
 
-    /// What the shim says, within two seconds.
+    /// What the shim says, if it does in time.
     pub async fn state(&self, exec: Option<&ExecId>) -> Result<Process> {
         let request = wire::StateRequest { id: self.id_text(), exec_id: text(exec) };
-        let response = self.call("State", &request, Some(STATE_LIMIT)).await?;
+        let response = self.call("State", &request, Some(self.limits().state)).await?;
         Ok(convert::process(self.id(), exec, response))
     }
 
@@ -267,10 +267,10 @@ impl Task {
         self.call("Update", &request, None).await
     }
 
-    /// The cgroup's metrics as the shim packs them, within two seconds.
+    /// The cgroup's metrics as the shim packs them, if it does in time.
     pub async fn stats(&self) -> Result<Option<Opaque>> {
         let request = wire::StatsRequest { id: self.id_text() };
-        let response: wire::StatsResponse = self.call("Stats", &request, Some(STATS_LIMIT)).await?;
+        let response: wire::StatsResponse = self.call("Stats", &request, Some(self.limits().stats)).await?;
         Ok(response.stats.map(convert::opaque))
     }
 
@@ -294,7 +294,8 @@ impl Task {
             return Ok(());
         }
         let request = wire::ConnectRequest { id: self.id_text() };
-        let response: wire::ConnectResponse = self.call("Connect", &request, Some(STATE_LIMIT)).await?;
+        let response: wire::ConnectResponse =
+            self.call("Connect", &request, Some(self.limits().state)).await?;
         let pid = i32::try_from(response.shim_pid).ok().and_then(Pid::from_raw);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         if let Some(pidfd) = pidfd {
@@ -341,10 +342,10 @@ impl Task {
     pub(crate) async fn dismiss(&self, has_others: bool) {
         self.0.leaving.store(true, Ordering::Release);
         let request = wire::ShutdownRequest { id: self.id_text(), now: false };
-        let asked: Result<()> = self.call("Shutdown", &request, Some(SHUTDOWN_LIMIT)).await;
+        let asked: Result<()> = self.call("Shutdown", &request, Some(self.limits().shutdown)).await;
         let hung_up = match asked {
             Ok(()) if has_others => return,
-            Ok(()) => timeout(SHUTDOWN_LIMIT, self.disconnected()).await.is_ok(),
+            Ok(()) => timeout(self.limits().shutdown, self.disconnected()).await.is_ok(),
             Err(error) => error.is(ErrorKind::Unavailable),
         };
         if !hung_up {

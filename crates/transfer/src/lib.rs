@@ -63,11 +63,28 @@ pub use retention::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
 pub use unpack::{Described, describe, unpack};
 pub use verify::{Checked, Damaged, Remotes, Verdict, What, damaged, verify};
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use metadata::{Caller, Metadata};
 use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
+
+/// How much of one pull or push goes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtOnce {
+    /// Layers that a pull fetches, of those for which the daemon has places ([`layers_at_once`]).
+    pub downloads: NonZeroUsize,
+    /// Blobs that a push sends.
+    pub uploads: NonZeroUsize,
+}
+
+impl Default for AtOnce {
+    fn default() -> AtOnce {
+        const THREE: NonZeroUsize = NonZeroUsize::new(3).expect("it is not 0");
+        AtOnce { downloads: THREE, uploads: THREE }
+    }
+}
 
 /// How long what an unfinished workflow made is kept.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);

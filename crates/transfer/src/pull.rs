@@ -25,10 +25,7 @@ use crate::kept::Kept;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
-use crate::{Lease, Progress, Report, add_labels, blocking, plain, tell, with_client};
-
-/// Layers of a pull that are fetched at once.
-const LAYERS_AT_ONCE: usize = 3;
+use crate::{AtOnce, Lease, Progress, Report, add_labels, blocking, plain, tell, with_client};
 
 /// Documents of a pull that are looked at, and blobs that indexes name themselves.
 const DOCUMENTS_MAX: usize = 2 * image::CHILDREN_MAX;
@@ -48,6 +45,7 @@ pub struct PullRequest {
     pub labels: Labels,
     pub caller: Caller,
     pub remote: Remote,
+    pub at_once: AtOnce,
     /// What other pulls of this daemon are fetching.
     pub flights: Flights,
     /// Who decides whether the image may come in.
@@ -550,7 +548,7 @@ impl Pull {
         extract: Option<(&Trees, usize)>,
         is_wanted: impl Fn(usize) -> bool,
     ) -> Result<()> {
-        let slots = Arc::new(Semaphore::new(LAYERS_AT_ONCE));
+        let slots = Arc::new(Semaphore::new(self.request.at_once.downloads.get()));
         let mut working = JoinSet::new();
         for (at, layer) in layers.iter().enumerate().filter(|(at, _)| is_wanted(*at)) {
             let (pull, layer, slots) = (self.clone(), layer.clone(), slots.clone());

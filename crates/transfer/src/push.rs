@@ -27,10 +27,8 @@ use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
 use crate::reading::open_blob;
 use crate::source::Source;
 use crate::unpack::read;
-use crate::{Lease, blocking, plain};
+use crate::{AtOnce, Lease, blocking, plain};
 
-/// Blobs that are sent at once.
-const BLOBS_AT_ONCE: usize = 3;
 /// Bytes that are read at once, and how many such pieces wait for the network.
 const PIECE_LEN: usize = 256 << 10;
 const PIECES_WAITING: usize = 4;
@@ -56,6 +54,7 @@ pub struct PushRequest {
     pub scope: Scope,
     /// The images of the store that refer to what is pushed: signatures and the like.
     pub referrers: bool,
+    pub at_once: AtOnce,
     pub caller: Caller,
     pub remote: Remote,
 }
@@ -123,8 +122,8 @@ async fn run(
         let (stores, target, scope) = (stores.clone(), request.target.clone(), request.scope.clone());
         blocking(move || stores.plan(&target, &scope)).await?
     };
-    let courier =
-        Courier { stores: stores.clone(), push: Push::new(&request.remote)?, report, to: request.reference };
+    let (push, at_once) = (Push::new(&request.remote)?, request.at_once);
+    let courier = Courier { stores: stores.clone(), push, report, to: request.reference, at_once };
     for what in &plan.left_out {
         courier.tell(PushProgress::LeftOut { what: what.clone() });
     }
@@ -500,6 +499,7 @@ struct Courier {
     push: Push,
     report: Option<mpsc::Sender<PushProgress>>,
     to: Reference,
+    at_once: AtOnce,
 }
 
 impl Courier {
@@ -523,7 +523,7 @@ impl Courier {
     async fn send_blobs(&self, blobs: &[Descriptor]) -> Result<()> {
         let mut seen = BTreeSet::new();
         let blobs: Vec<&Descriptor> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
-        let slots = Arc::new(Semaphore::new(BLOBS_AT_ONCE));
+        let slots = Arc::new(Semaphore::new(self.at_once.uploads.get()));
         let mut working = JoinSet::new();
         for blob in blobs {
             let (courier, blob, slots) = (self.clone(), blob.clone(), slots.clone());

@@ -26,21 +26,27 @@ const CHUNK_LEN: usize = 1 << 20;
 /// A message `M` in the encoding of the wire.
 pub struct Encoded<M> {
     chunks: Vec<Vec<u8>>,
+    limit: usize,
     message: PhantomData<fn() -> M>,
 }
 
 impl<M> Default for Encoded<M> {
     fn default() -> Encoded<M> {
-        Encoded { chunks: Vec::new(), message: PhantomData }
+        Encoded::up_to(MESSAGE_BYTES_MAX)
     }
 }
 
 impl<M> Encoded<M> {
+    /// Of so many bytes at most.
+    pub fn up_to(limit: usize) -> Encoded<M> {
+        Encoded { chunks: Vec::new(), limit, message: PhantomData }
+    }
+
     /// Adds to the repeated field `number` a message whose fields `write` writes.
     pub fn push(&mut self, number: u32, write: impl FnOnce(&mut Fields<'_>)) -> Result<(), TooLong> {
         let is_full = self.chunks.last().is_none_or(|chunk| chunk.len() >= CHUNK_LEN);
-        if is_full && self.len() > MESSAGE_BYTES_MAX {
-            return Err(TooLong);
+        if is_full && self.len() > self.limit {
+            return Err(TooLong { limit: self.limit });
         }
         if is_full {
             // Most answers are short: the first chunk grows.
@@ -70,11 +76,13 @@ impl<M> Encoded<M> {
 
 /// An answer that nobody would take, found before all of it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooLong;
+pub struct TooLong {
+    limit: usize,
+}
 
 impl fmt::Display for TooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the answer is longer than the {MESSAGE_BYTES_MAX} bytes that a message may have")
+        write!(f, "the answer is longer than the {} bytes that a message may have", self.limit)
     }
 }
 

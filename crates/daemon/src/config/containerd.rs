@@ -16,8 +16,10 @@ use types::{Error, Result};
 
 use super::Level;
 use super::files::merge;
+use super::plugins::WALKING;
 use super::raw::Raw;
 use super::suggest;
+use crate::services;
 
 /// The version that is written.
 const VERSION: i64 = 4;
@@ -30,6 +32,8 @@ const ADDRESS: &str = "/run/containerd/containerd.sock";
 const SCHEDULER: &str = "io.containerd.gc.v1.scheduler";
 const TCP: &str = "io.containerd.server.v1.grpc-tcp";
 const GRPC: &str = "io.containerd.server.v1.grpc";
+const TTRPC: &str = "io.containerd.server.v1.ttrpc";
+const OVERLAYFS: &str = "io.containerd.snapshotter.v1.overlayfs";
 const OTLP: &str = "io.containerd.tracing.processor.v1.otlp";
 const TRACING: &str = "io.containerd.internal.v1.tracing";
 const METRICS: &str = "io.containerd.server.v1.metrics";
@@ -51,6 +55,11 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["plugins", GRPC, "address"], &["grpc", "address"]),
     (&["plugins", GRPC, "uid"], &["grpc", "uid"]),
     (&["plugins", GRPC, "gid"], &["grpc", "gid"]),
+    (&["plugins", GRPC, "max_recv_message_size"], &["grpc", "max_recv_message_size"]),
+    (&["plugins", GRPC, "max_send_message_size"], &["grpc", "max_send_message_size"]),
+    (&["plugins", TTRPC, "address"], &["ttrpc", "address"]),
+    (&["plugins", TTRPC, "uid"], &["ttrpc", "uid"]),
+    (&["plugins", TTRPC, "gid"], &["ttrpc", "gid"]),
     (&["plugins", TCP, "address"], &["grpc", "tcp_address"]),
     (&["plugins", TCP, "tls_cert"], &["grpc", "tcp_tls_cert"]),
     (&["plugins", TCP, "tls_key"], &["grpc", "tcp_tls_key"]),
@@ -80,6 +89,19 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["plugins", VERIFIERS, "per_verifier_timeout"], &["image_verifiers", "per_verifier_timeout"]),
     (&["plugins", "io.containerd.cri.v1.images", "registry", "config_path"], &["registry", "config_path"]),
     (&["plugins", TRANSFER, "config_path"], &["registry", "config_path"]),
+    (&["plugins", TRANSFER, "max_concurrent_downloads"], &["transfer", "max_concurrent_downloads"]),
+    (
+        &["plugins", TRANSFER, "max_concurrent_uploaded_layers"],
+        &["transfer", "max_concurrent_uploaded_layers"],
+    ),
+    (&["plugins", "io.containerd.shim.v1.manager", "env"], &["shims", "env"]),
+    (&["plugins", OVERLAYFS, "mount_options"], &["snapshots", "mount_options"]),
+    (&["timeouts", "io.containerd.timeout.shim.load"], &["shims", "load_timeout"]),
+    (&["timeouts", "io.containerd.timeout.shim.cleanup"], &["shims", "cleanup_timeout"]),
+    (&["timeouts", "io.containerd.timeout.shim.shutdown"], &["shims", "shutdown_timeout"]),
+    (&["timeouts", "io.containerd.timeout.task.state"], &["shims", "state_timeout"]),
+    (&["timeouts", "io.containerd.timeout.metrics.shimstats"], &["shims", "stats_timeout"]),
+    (&["required_plugins"], &["required_plugins"]),
     (&["plugins", "io.containerd.service.v1.diff-service", "default"], &["diff", "default"]),
     (&["proxy_plugins"], &["proxy_plugins"]),
     (&["stream_processors"], &["stream_processors"]),
@@ -88,25 +110,18 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
 /// Keys of version 4 that say what is so here whoever says it; with the value, in TOML, for which that is true.
 const SAME: &[(Path_, &str)] = &[
     (&["version"], "4"),
-    (&["plugins", GRPC, "max_recv_message_size"], "16777216"),
-    (&["plugins", GRPC, "max_send_message_size"], "16777216"),
+    (&["plugins", GRPC, "max_recv_message_size"], "0"),
+    (&["plugins", GRPC, "max_send_message_size"], "0"),
     (&["plugins", TCP, "max_recv_message_size"], "16777216"),
     (&["plugins", TCP, "max_send_message_size"], "16777216"),
-    (&["plugins", "io.containerd.server.v1.ttrpc", "uid"], "0"),
-    (&["plugins", "io.containerd.server.v1.ttrpc", "gid"], "0"),
     (&["plugins", "io.containerd.metadata.v1.bolt", "no_sync"], "false"),
     (&["plugins", "io.containerd.monitor.task.v1.cgroups", "no_prometheus"], "false"),
     (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "true"),
     (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "false"),
-    (&["plugins", "io.containerd.snapshotter.v1.overlayfs", "upperdir_label"], "false"),
-    (&["plugins", "io.containerd.snapshotter.v1.overlayfs", "slow_chown"], "false"),
-    (&["plugins", TRANSFER, "max_concurrent_downloads"], "3"),
-    (&["plugins", TRANSFER, "max_concurrent_uploaded_layers"], "3"),
+    (&["plugins", OVERLAYFS, "upperdir_label"], "false"),
+    (&["plugins", OVERLAYFS, "slow_chown"], "false"),
+    (&["plugins", OVERLAYFS, "slow_chown"], "true"),
     (&["timeouts", "io.containerd.timeout.bolt.open"], "\"0s\""),
-    (&["timeouts", "io.containerd.timeout.metrics.shimstats"], "\"2s\""),
-    (&["timeouts", "io.containerd.timeout.shim.load"], "\"5s\""),
-    (&["timeouts", "io.containerd.timeout.shim.shutdown"], "\"3s\""),
-    (&["timeouts", "io.containerd.timeout.task.state"], "\"2s\""),
 ];
 
 /// What stands at the top of files of all versions. Tables are looked at by what uses them.
@@ -321,7 +336,8 @@ pub(super) struct Translated {
 pub(super) fn translate(theirs: &Table, path: &Path) -> Result<Translated> {
     let mut ours = Table::new();
     for (their_key, our_key) in COUNTERPARTS {
-        let Some(value) = find(theirs, their_key).filter(|value| !is_empty(value)) else { continue };
+        let asks = |value: &&Value| !is_empty(value) && !is_same(their_key, value);
+        let Some(value) = find(theirs, their_key).filter(asks) else { continue };
         let single = nested(our_key, spoken(our_key, value));
         // One by one, so that what does not fit is told by the name that the file has for it.
         if let Err(error) = Raw::deserialize(Value::Table(single.clone())) {
@@ -388,14 +404,23 @@ impl Unmatched {
 
 /// Whether a key means something here, asks for what is so anyway, or for nothing.
 fn has_effect(path: &[&str], value: &Value) -> bool {
-    let same = |text: &str| value.to_string() == text;
     match path {
         // Followed and merged before.
         ["imports"] => return true,
         ["disabled_plugins"] => {
-            // It is not here to be disabled.
-            let cri = |id: &Value| id.as_str().is_some_and(|id| id.contains(".cri") || id == "cri");
-            return value.as_array().is_some_and(|ids| ids.iter().all(cri));
+            // What is not here is disabled as it is.
+            let is_absent = |id: &Value| id.as_str().is_some_and(|id| !services::has_plugin(id));
+            return value.as_array().is_some_and(|ids| ids.iter().all(is_absent));
+        }
+        ["plugins", TRANSFER, "unpack_config"] => {
+            // Whichever snapshotter a client names gets its trees, from our differ.
+            let is = |entry: &Value, key: &str, own: &str| {
+                entry.get(key).is_none_or(
+                    |value| matches!(value.as_str(), Some(text) if text.is_empty() || text == own),
+                )
+            };
+            let is_so = |entry: &Value| is(entry, "snapshotter", "overlayfs") && is(entry, "differ", WALKING);
+            return value.as_array().is_some_and(|entries| entries.iter().all(is_so));
         }
         ["plugins", "io.containerd.runtime.v2.task", "platforms"] => {
             let host = format!("linux/{}", types::Platform::host().architecture);
@@ -405,7 +430,11 @@ fn has_effect(path: &[&str], value: &Value) -> bool {
         }
         _ => {}
     }
-    is_empty(value) || is_counterpart(path) || SAME.iter().any(|(known, text)| *known == path && same(text))
+    is_empty(value) || is_counterpart(path) || is_same(path, value)
+}
+
+fn is_same(path: &[&str], value: &Value) -> bool {
+    SAME.iter().any(|(known, text)| *known == path && value.to_string() == *text)
 }
 
 fn is_counterpart(path: &[&str]) -> bool {
@@ -527,9 +556,20 @@ mod tests {
             "version = 2\n[plugins.\"io.containerd.metadata.v1.bolt\"]\ncontent_sharing_policy = \"isolated\"",
             &[],
         );
+        check("version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.zfs\"]", &[]);
+        check("version = 1\ndisabled_plugins = [\"zfs\", \"linux\"]", &[]);
+        for here in ["snapshotter.v1.overlayfs", "grpc.v1.tasks", "monitor.container.v1.restart"] {
+            check(
+                &format!("version = 3\ndisabled_plugins = [\"io.containerd.{here}\"]"),
+                &[" has no effect here: disabled_plugins"],
+            );
+        }
+        let unpack = "version = 3\n[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+                      platform = \"linux/amd64\"\nsnapshotter = \"overlayfs\"\n";
+        check(unpack, &[]);
         check(
-            "version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.zfs\"]",
-            &[" has no effect here: disabled_plugins"],
+            &format!("{unpack}differ = \"other\"\n"),
+            &[" [plugins.\"io.containerd.transfer.v1.local\"] has no effect here: unpack_config"],
         );
         check(
             "version = 3\n[plugins.\"io.containerd.cri.v1.runtime\"]\nenable_selinux = true\n\
@@ -540,6 +580,43 @@ mod tests {
                 " [plugins.\"io.containerd.gc.v1.scheduler\"] has no effect here: pause_treshold",
             ],
         );
+    }
+
+    #[test]
+    fn limits_are_taken_over_unless_they_ask_for_what_is_so() {
+        let text = r#"
+            version = 2
+            [grpc]
+            max_recv_message_size = 1000
+            max_send_message_size = 0
+            [ttrpc]
+            address = "/x.sock"
+            [timeouts]
+            "io.containerd.timeout.shim.load" = "1s"
+            "io.containerd.timeout.shim.cleanup" = "2s"
+            "io.containerd.timeout.shim.shutdown" = "3m"
+            "io.containerd.timeout.task.state" = "4ms"
+            "io.containerd.timeout.metrics.shimstats" = "0s"
+            [plugins."io.containerd.transfer.v1.local"]
+            max_concurrent_downloads = 7
+            max_concurrent_uploaded_layers = 0
+        "#;
+        let Translated { ours, warnings } = translated(text).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let raw = Raw::deserialize(Value::Table(ours)).unwrap();
+        assert_eq!((raw.grpc.max_recv_message_size, raw.grpc.max_send_message_size), (1000, 16 << 20));
+        assert_eq!(raw.ttrpc.address.as_deref(), Some(Path::new("/x.sock")));
+        let shims = &raw.shims;
+        let limits =
+            [&shims.load_timeout, &shims.cleanup_timeout, &shims.shutdown_timeout, &shims.state_timeout];
+        assert_eq!(limits, ["1s", "2s", "3m", "4ms"]);
+        assert_eq!(
+            (raw.transfer.max_concurrent_downloads, raw.transfer.max_concurrent_uploaded_layers),
+            (7, 0)
+        );
+        let config = raw.check().unwrap();
+        assert!(config.shim_limits.stats > config.shim_limits.shutdown, "0 is no limit");
+        assert_eq!(config.at_once.uploads.get(), transfer::layers_at_once());
     }
 
     #[test]
@@ -684,8 +761,7 @@ mod tests {
             " [plugins.\"io.containerd.nri.v1.nri\"] has no effect here: disable, socket_path",
             " [plugins.\"io.containerd.transfer.v1.local\"] has no effect here: check_platform_supported, \
              concurrent_layer_fetch_buffer",
-            " [timeouts] has no effect here: \"io.containerd.timeout.cri.defercleanup\", \
-             \"io.containerd.timeout.shim.cleanup\"",
+            " [timeouts] has no effect here: \"io.containerd.timeout.cri.defercleanup\"",
         ];
         let expected = expected.map(|words| format!("/etc/containerd/config.toml:{words}"));
         assert_eq!(warnings, expected);

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use api::grpc::MESSAGE_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::plugins::{LOCAL_STORE, WALKING};
@@ -33,8 +34,12 @@ pub struct Raw {
     /// A file of rules about which images may come in; without it all may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PathBuf>,
+    /// Plugins without which the daemon is not to start, as `ctr plugins ls` shows them: `io.containerd.snapshotter.v1.zfs`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub required_plugins: Vec<String>,
     pub snapshots: Snapshots,
     pub grpc: Grpc,
+    pub ttrpc: Ttrpc,
     pub metrics: Metrics,
     pub debug: Debug,
     pub otlp: Otlp,
@@ -42,6 +47,8 @@ pub struct Raw {
     pub metadata: Metadata,
     pub network: Network,
     pub registry: Registry,
+    pub transfer: Transfer,
+    pub shims: Shims,
     pub gc: Gc,
     pub restart: Restart,
     pub image_verifiers: ImageVerifiers,
@@ -158,6 +165,51 @@ pub struct Grpc {
     /// A name that clients' certificates must have. It is not looked at, so whoever gives one is refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tcp_tls_common_name: String,
+    /// Bytes of the longest message that is taken, and of the longest that is sent.
+    pub max_recv_message_size: u32,
+    pub max_send_message_size: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ttrpc {
+    /// The socket on which shims say what happens; without it that of calls, with `.ttrpc` at its end. Shims that an earlier
+    /// daemon left speak to the one that they were started with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<PathBuf>,
+    /// The socket's owner; without it the daemon's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Transfer {
+    /// Layers that one pull fetches at once; 0 for as many as the daemon does in all, which is 8 for each processor and at
+    /// most 16.
+    pub max_concurrent_downloads: u32,
+    /// Blobs that one push sends at once; 0 for as many.
+    pub max_concurrent_uploaded_layers: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shims {
+    /// `NAME=VALUE`, besides the daemon's own: variables of shims that are started from then on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// How long a shim is waited for, or 0 for as long as it takes: until it takes a connection,
+    pub load_timeout: String,
+    /// until it says how a process is,
+    pub state_timeout: String,
+    /// and how its container's resources are used,
+    pub stats_timeout: String,
+    /// and until it goes when it is needed no more.
+    pub shutdown_timeout: String,
+    /// How long a shim's program may take to end what a dead shim left.
+    pub cleanup_timeout: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -226,6 +278,9 @@ pub struct Snapshots {
     /// Whether the kernel is shown archives as loop devices, as it is before Linux 6.12 and by releases that are not known
     /// to read files soundly (docs/operate.md), also where it mounts files themselves.
     pub loop_devices: bool,
+    /// What overlays of containers are mounted with besides, such as `volatile`, for the overlay snapshotter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mount_options: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -289,9 +344,11 @@ impl Default for Raw {
             oom_score: 0,
             cgroup: None,
             snapshotter: super::plugins::AUTO.into(),
+            required_plugins: Vec::new(),
             snapshots: Snapshots::default(),
             policy: None,
             grpc: Grpc::default(),
+            ttrpc: Ttrpc::default(),
             metrics: Metrics::default(),
             debug: Debug::default(),
             otlp: Otlp::default(),
@@ -299,6 +356,8 @@ impl Default for Raw {
             metadata: Metadata::default(),
             network: Network::default(),
             registry: Registry::default(),
+            transfer: Transfer::default(),
+            shims: Shims::default(),
             gc: Gc::default(),
             restart: Restart::default(),
             image_verifiers: ImageVerifiers::default(),
@@ -334,6 +393,27 @@ impl Default for Grpc {
             tcp_tls_key: String::new(),
             tcp_tls_ca: String::new(),
             tcp_tls_common_name: String::new(),
+            max_recv_message_size: MESSAGE_BYTES_MAX as u32,
+            max_send_message_size: MESSAGE_BYTES_MAX as u32,
+        }
+    }
+}
+
+impl Default for Transfer {
+    fn default() -> Transfer {
+        Transfer { max_concurrent_downloads: 3, max_concurrent_uploaded_layers: 3 }
+    }
+}
+
+impl Default for Shims {
+    fn default() -> Shims {
+        Shims {
+            env: Vec::new(),
+            load_timeout: "5s".into(),
+            state_timeout: "2s".into(),
+            stats_timeout: "2s".into(),
+            shutdown_timeout: "3s".into(),
+            cleanup_timeout: "10s".into(),
         }
     }
 }
@@ -364,6 +444,7 @@ impl Default for Snapshots {
             verity: false,
             direct_reads: DirectReads::Auto,
             loop_devices: false,
+            mount_options: Vec::new(),
         }
     }
 }

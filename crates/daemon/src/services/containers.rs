@@ -21,6 +21,8 @@ pub(super) struct Service {
     pub(super) metadata: Metadata,
     /// Some are its own, and have more than their records.
     pub(super) engine: Engine,
+    /// Bytes of the longest list.
+    pub(super) list_limit: usize,
 }
 
 #[tonic::async_trait]
@@ -36,8 +38,9 @@ impl Containers for Service {
     async fn list(&self, request: Request<ListContainersRequest>) -> Answer<Encoded<ListContainersResponse>> {
         let containers = self.metadata.containers(caller(&request)?);
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let limit = self.list_limit;
         let found = blocking(move || {
-            let mut found = Encoded::default();
+            let mut found = Encoded::up_to(limit);
             containers
                 .visit(&filters, |container| found.push(1, |to| encode(&container, to)).map_err(too_long))?;
             Ok(found)

@@ -12,21 +12,26 @@ use types::{Filters, Timestamp};
 
 use super::{Answer, blocking, caller, changed, convert, required, status, too_long};
 
-pub(super) struct Service(pub(super) Metadata);
+pub(super) struct Service {
+    pub(super) metadata: Metadata,
+    /// Bytes of the longest list.
+    pub(super) list_limit: usize,
+}
 
 #[tonic::async_trait]
 impl Images for Service {
     async fn get(&self, request: Request<GetImageRequest>) -> Answer<GetImageResponse> {
-        let images = self.0.images(caller(&request)?);
+        let images = self.metadata.images(caller(&request)?);
         let image = blocking(move || images.get(&request.into_inner().name)).await?;
         Ok(Response::new(GetImageResponse { image: Some(wire(image)) }))
     }
 
     async fn list(&self, request: Request<ListImagesRequest>) -> Answer<Encoded<ListImagesResponse>> {
-        let images = self.0.images(caller(&request)?);
+        let images = self.metadata.images(caller(&request)?);
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let limit = self.list_limit;
         let found = blocking(move || {
-            let mut found = Encoded::default();
+            let mut found = Encoded::up_to(limit);
             images.visit(&filters, |image| found.push(1, |to| encode(&image, to)).map_err(too_long))?;
             Ok(found)
         });
@@ -34,7 +39,7 @@ impl Images for Service {
     }
 
     async fn create(&self, request: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
-        let images = self.0.images(caller(&request)?);
+        let images = self.metadata.images(caller(&request)?);
         let request = request.into_inner();
         let image = own(named(request.image)?)?;
         let epoch = request.source_date_epoch.map(convert::own_timestamp);
@@ -47,7 +52,7 @@ impl Images for Service {
 
     async fn update(&self, request: Request<UpdateImageRequest>) -> Answer<UpdateImageResponse> {
         let caller = caller(&request)?;
-        let images = self.0.images(&caller);
+        let images = self.metadata.images(&caller);
         let request = request.into_inner();
         let paths = convert::paths(request.update_mask);
         let epoch = request.source_date_epoch.map(convert::own_timestamp);
@@ -58,7 +63,7 @@ impl Images for Service {
         } else {
             // A mask of labels comes without a target, one of annotations with nothing else in it.
             let current = {
-                let (images, name) = (self.0.images(&caller), asked.name.clone());
+                let (images, name) = (self.metadata.images(&caller), asked.name.clone());
                 blocking(move || images.get(&name)).await?
             };
             let annotations = asked.target.take().map(|target| target.annotations).unwrap_or_default();
@@ -71,12 +76,12 @@ impl Images for Service {
     }
 
     async fn delete(&self, request: Request<DeleteImageRequest>) -> Answer<()> {
-        let images = self.0.images(caller(&request)?);
+        let images = self.metadata.images(caller(&request)?);
         let request = request.into_inner();
         let target = request.target.map(|target| target.digest.parse()).transpose().map_err(status)?;
         changed(images.ready_delete(request.name, target)).await?;
         if request.sync {
-            let metadata = self.0.clone();
+            let metadata = self.metadata.clone();
             blocking(move || metadata.collect()).await?;
         }
         Ok(Response::new(()))

@@ -180,7 +180,33 @@ impl Service {
     }
 }
 
+/// Whether a plugin, by type and id, is one of ours.
+pub(super) fn is_built_in(name: &str) -> bool {
+    let is_listed = |(kind, id): (&str, &str)| match kind {
+        SNAPSHOTTER => {
+            snapshot::canonical_name(id) == snapshot::Overlay::NAME || id == snapshot::Native::NAME
+        }
+        _ => PLUGINS.iter().any(|(known, ids)| *known == kind && ids.contains(&id)),
+    };
+    name.rsplit_once('.').is_some_and(is_listed)
+}
+
 impl Service {
+    /// `FailedPrecondition` if one of these is not here. What is stuck by now may be well later.
+    pub(super) fn check_required(&self, names: &[String]) -> types::Result<()> {
+        let is_here = |name: &str| {
+            self.plugins
+                .iter()
+                .any(|Listed { plugin, .. }| name == format!("{}.{}", plugin.r#type, plugin.id))
+        };
+        match names.iter().find(|name| !is_here(name)) {
+            Some(missing) => Err(Error::failed_precondition(format!(
+                "configuration: required_plugins: required plugin {missing} not included"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// What a runtime says of itself.
     async fn runtime_info(&self, options: &Any) -> Result<Any, Status> {
         let Some(asked) = api::shim::unpack::<RuntimeRequest>(options) else {

@@ -45,6 +45,7 @@ impl Engine {
             reference,
             scope,
             referrers,
+            at_once: self.parts().at_once,
             caller: self.0.caller.clone(),
             remote,
         };

@@ -9,14 +9,22 @@ use std::process::{Command, Stdio};
 
 use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{WriteAction, WriteContentRequest};
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{CreateImageRequest, Image, ListImagesRequest};
+use api::grpc::types::Descriptor;
+use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use testkit::{Daemon, Finished, Registry, eventually, hoist_program, images, run};
+use testkit::{
+    Daemon, Fault, FaultProxy, Finished, Gate, Layout, Registry, digest_of, eventually, hoist_program,
+    images, run,
+};
 use tonic::Code;
+use types::Digest;
 
 use crate::cgroups::{HIERARCHIES, is_v2};
 use crate::retention;
-use crate::typed::on;
+use crate::typed::{ask, on};
 
 /// The program under a name of its choice.
 fn called(dir: &Path, name: &str) -> Command {
@@ -53,11 +61,8 @@ fn the_default_file_of_debians_containerd_starts_a_daemon() {
     });
     assert!(daemon.ctr(["version"]).ok().stdout.contains("2.3.4+hoist."));
     let log = daemon.log();
-    for named in ["io.containerd.grpc.v1.cri\"] has no effect here: enable_selinux", "timeouts"] {
-        let named = named.replace("grpc.v1.cri\"] has no effect here: enable_selinux", "cri.v1.runtime");
-        assert!(log.contains(&named), "{named} is not named in\n{log}");
-    }
-    for known in ["gc.v1.scheduler", "stream_processors"] {
+    assert!(log.contains("io.containerd.cri.v1.runtime"), "it is not named in\n{log}");
+    for known in ["gc.v1.scheduler", "stream_processors", "timeouts"] {
         assert!(!log.contains(known), "what has a counterpart is not warned of\n{log}");
     }
     assert!(daemon.root().join("meta.db").exists(), "the root is the one that the file names");
@@ -127,6 +132,157 @@ fn a_daemon_moves_to_the_cgroup_that_its_file_names() {
     }
 }
 
+/// A daemon by a file of containerd's, with all that it needs and these keys.
+fn with_keys(keys: &str) -> Daemon {
+    let daemon = Daemon::start_as("containerd", |places| {
+        format!(
+            "version = 4\nroot = {:?}\nstate = {:?}\n{keys}\n[plugins.\"io.containerd.server.v1.grpc\"]\naddress = {:?}\n",
+            places.root, places.state, places.socket
+        )
+    });
+    assert!(!daemon.log().contains("has no effect"), "{}", daemon.log());
+    daemon
+}
+
+#[test]
+fn messages_are_as_long_as_the_file_of_containerd_lets_them_be() {
+    let limits = "max_recv_message_size = 33554432\nmax_send_message_size = 20000";
+    let daemon = Daemon::start_as("containerd", |places| {
+        format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n{limits}\n",
+            places.root, places.state, places.socket
+        )
+    });
+    assert!(!daemon.log().contains("has no effect"), "{}", daemon.log());
+    on(&daemon, async |channel| {
+        let mut content = ContentClient::new(channel.clone());
+        let mut write = async |mib: usize| {
+            let data = Bytes::from(vec![0; mib << 20]);
+            let total = i64::try_from(data.len()).expect("a number");
+            let (action, r#ref) = (WriteAction::Write.into(), format!("of-{mib}"));
+            let message = WriteContentRequest { action, r#ref, total, data, ..Default::default() };
+            let mut answers = content.write(ask(tokio_stream::iter([message]))).await?.into_inner();
+            answers.message().await
+        };
+        assert_eq!(write(20).await.unwrap().unwrap().offset, 20 << 20);
+        let refused = write(33).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        assert!(refused.message().contains("received message larger than max"), "{refused}");
+
+        let mut images = ImagesClient::new(channel);
+        for number in 0..200 {
+            let digest = Digest::of(b"a target").to_string();
+            let target = Some(Descriptor { media_type: "x".into(), digest, size: 8, ..Default::default() });
+            let image = Some(Image { name: format!("image-{number}"), target, ..Default::default() });
+            images.create(ask(CreateImageRequest { image, ..Default::default() })).await.unwrap();
+        }
+        let refused = images.list(ask(ListImagesRequest::default())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+        let some = ListImagesRequest { filters: vec!["name==image-1".into()] };
+        assert_eq!(images.list(ask(some)).await.unwrap().into_inner().images.len(), 1);
+    });
+}
+
+#[test]
+fn a_daemon_starts_only_with_the_plugins_that_its_file_requires() {
+    let here = r#"required_plugins = ["io.containerd.snapshotter.v1.native", "io.containerd.grpc.v1.tasks"]"#;
+    with_keys(here).ctr(["version"]).ok();
+    let dir = TempDir::new().expect("a temporary directory");
+    let (file, place) = (dir.path().join("config.toml"), |name: &str| dir.path().join(name));
+    let text = format!(
+        "version = 2\nroot = {:?}\nstate = {:?}\nrequired_plugins = [\"io.containerd.snapshotter.v1.zfs\"]\n\
+         [grpc]\naddress = {:?}\n",
+        place("root"),
+        place("state"),
+        place("socket")
+    );
+    fs::write(&file, text).expect("a writable directory");
+    let refused = run(called(dir.path(), "containerd").arg("--config").arg(&file)).expect_code(1);
+    refused.expect_stderr("required plugin io.containerd.snapshotter.v1.zfs not included");
+    assert!(!place("socket").exists(), "nobody was served");
+}
+
+#[test]
+fn shims_and_overlays_are_as_the_file_of_containerd_says() {
+    if !testkit::is_root("containers") {
+        return;
+    }
+    let sockets = TempDir::new().expect("a temporary directory");
+    let socket = sockets.path().join("events.sock");
+    let daemon = with_keys(&format!(
+        "[plugins.\"io.containerd.shim.v1.manager\"]\nenv = [\"OF_SHIMS=a=b\", \"GOMAXPROCS=7\"]\n\
+         [plugins.\"io.containerd.server.v1.ttrpc\"]\naddress = {socket:?}\nuid = 0\ngid = 0\n\
+         [plugins.\"io.containerd.snapshotter.v1.overlayfs\"]\nmount_options = [\"volatile\"]\nslow_chown = true\n\
+         [timeouts]\n\"io.containerd.timeout.shim.cleanup\" = \"7s\"\n\"io.containerd.timeout.task.state\" = \"1s\"\n"
+    ));
+    daemon.load(&images::busybox_archive());
+    daemon.hoist(["run", "-d", "--name", "box", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "box"]).ok().text().to_owned();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("it has one").trim();
+    let env = fs::read(format!("/proc/{shim}/environ")).expect("it runs");
+    let env: Vec<String> =
+        env.split(|byte| *byte == 0).map(|entry| String::from_utf8_lossy(entry).into_owned()).collect();
+    for expected in ["OF_SHIMS=a=b", "GOMAXPROCS=7", &format!("TTRPC_ADDRESS={}", socket.display())] {
+        assert!(env.iter().any(|entry| entry == expected), "{expected}: {env:?}");
+    }
+    let beside = format!("{}.ttrpc", daemon.socket().display());
+    assert!(socket.exists() && !Path::new(&beside).exists(), "there is one socket for events");
+    let mounts = daemon.hoist(["exec", "box", "cat", "/proc/self/mounts"]).ok();
+    let root = mounts.stdout.lines().find(|line| line.starts_with("overlay / ")).expect("a root");
+    assert!(root.contains("volatile"), "{root}");
+    // One that does not answer is waited for as long as the file says.
+    let shim = shim.parse().ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(shim, Signal::STOP).expect("it runs");
+    let listed = daemon.ctr(["tasks", "ls"]).ok();
+    kill_process(shim, Signal::CONT).expect("it runs");
+    assert!(listed.stdout.contains("UNKNOWN"), "{listed}");
+    assert!(daemon.log().contains("took longer than 1s"), "{}", daemon.log());
+    // What a shim tells comes over that socket.
+    daemon.hoist(["kill", "box"]).ok();
+    assert_eq!(daemon.hoist(["wait", "box"]).ok().text(), "137");
+}
+
+/// More than are fetched or sent at once without the keys.
+#[test]
+fn pulls_and_pushes_have_as_much_at_once_as_the_file_of_containerd_says() {
+    if !testkit::is_root("unpacking layers") {
+        return;
+    }
+    let (layout, registry) = (Layout::new(), Registry::start());
+    let layers: Vec<_> = (0..6).map(|at| layout.layer(&format!("layer-{at}"), 1000)).collect();
+    layout.tag(&layout.image("amd64", &layers), "many");
+    let reference = registry.push(layout.path(), "many", "many:1");
+    let digests: Vec<String> = layers.iter().map(|layer| digest_of(layer).to_string()).collect();
+    let (pulled, pushed) = (Gate::default(), Gate::default());
+    let (down, up) = (pulled.clone(), pushed.clone());
+    let proxy = FaultProxy::start(&registry, move |asked| {
+        let is_layer = asked.blob().is_some_and(|blob| digests.iter().any(|digest| digest == blob));
+        match asked.method.as_str() {
+            "GET" if is_layer => vec![Fault::Wait(down.clone())],
+            "POST" if asked.is_upload() => vec![Fault::Wait(up.clone())],
+            _ => Vec::new(),
+        }
+    });
+    let daemon = with_keys(
+        "[plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_downloads = 5\n\
+         max_concurrent_uploaded_layers = 4\n",
+    );
+    let (daemon, from) = (&daemon, &proxy.through(&reference));
+    let to = &format!("{}/other:1", proxy.host());
+    std::thread::scope(|scope| {
+        let pull = scope.spawn(|| daemon.hoist(["pull", "--platform", "linux/amd64", from]));
+        pulled.arrivals(5);
+        pulled.open();
+        pull.join().expect("it does not panic").ok();
+        daemon.hoist(["tag", from, to]).ok();
+        let push = scope.spawn(|| daemon.hoist(["push", to]));
+        pushed.arrivals(4);
+        pushed.open();
+        push.join().expect("it does not panic").ok();
+    });
+}
+
 /// Tenants that containerd keeps apart are kept apart by the same file.
 #[test]
 fn isolated_content_is_brought_by_each_namespace_unless_its_owner_shares_it() {
@@ -138,7 +294,7 @@ fn isolated_content_is_brought_by_each_namespace_unless_its_owner_shares_it() {
         )
     });
     assert!(!daemon.log().contains("has no effect"), "{}", daemon.log());
-    let blob = types::Digest::of(b"hello").to_string();
+    let blob = Digest::of(b"hello").to_string();
     let message = |reference: &str, action: WriteAction, offset, data: &'static [u8]| WriteContentRequest {
         action: action.into(),
         r#ref: reference.into(),
@@ -328,7 +484,7 @@ fn what_is_read_again_counts_for_garbage_blobs_and_verifiers() {
     let daemon = Daemon::start_with(&[], "[gc]\nstartup_delay = \"1h\"\n[content]\nunpacked = \"keep\"\n");
     daemon.hoist(["pull", "-q", &image]).ok();
     let layer = retention::blob(&daemon, &retention::layer(&daemon, &image).0);
-    let stray = types::Digest::of(b"stray");
+    let stray = Digest::of(b"stray");
     let mut ingest = daemon.own_ctr_command(["content", "ingest", "stray"]);
     let text = daemon.dir().join("stray");
     fs::write(&text, "stray").expect("a writable directory");

@@ -34,6 +34,8 @@ impl Fixture {
             publisher: "/bin/false".into(),
             shim: None,
             version: "2.3.4".into(),
+            env: Vec::new(),
+            limits: task::Limits::default(),
             debug: false,
         };
         let events = exchange.subscribe(Filters::all());

@@ -9,7 +9,7 @@ use metadata::{Caller, Event, Image, Metadata};
 use registry::Remote;
 use snapshot::{LayerForm, Options, Overlay, Snapshotter};
 use tempfile::TempDir;
-use transfer::{Admission, Flights, PullRequest, Retentions, Unpack, Wanted};
+use transfer::{Admission, AtOnce, Flights, PullRequest, Retentions, Unpack, Wanted};
 use types::filter::Filters;
 use types::{Labels, Namespace, Platform, Result};
 
@@ -92,6 +92,7 @@ impl Stores {
             all_metadata: false,
             labels: Labels::new(),
             caller,
+            at_once: AtOnce::default(),
             flights: self.flights.clone(),
             admission: Admission::default(),
             retentions: Retentions::default(),
