@@ -6,7 +6,7 @@
 //!
 //! begin    .ref ▶ .data          started = time of .ref, updated = time of .data, or started if that is later
 //! commit   fsync .data ▶ rename to blobs/ ▶ fsync blobs/ ▶ unlink .ref
-//! abort    unlink .data ▶ unlink .ref
+//! abort    unlink .data, or take it out of the way if it is large ▶ unlink .ref
 //! ```
 //!
 //! An ingest is there when both files are. One file alone, or with a ref that was cut short, is what a crash left: opening
@@ -134,7 +134,7 @@ fn read_status(disk: &Disk, writers: &Writers, hash: &RefHash) -> io::Result<Opt
 
 /// Removes both files; says whether there was an ingest.
 pub(crate) fn remove(disk: &Disk, hash: &RefHash) -> io::Result<bool> {
-    let had_data = disk.unlink(&Name::Data(hash.clone()))?;
+    let had_data = disk.set_aside(&Name::Data(hash.clone()))?;
     let had_ref = disk.unlink(&Name::Ref(hash.clone()))?;
     Ok(had_data && had_ref)
 }
@@ -143,7 +143,9 @@ pub(crate) fn remove(disk: &Disk, hash: &RefHash) -> io::Result<bool> {
 pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
     for name in disk.list_ingests()? {
         match &name {
-            Name::Data(hash) if disk.stat(&Name::Ref(hash.clone()))?.is_none() => drop(disk.unlink(&name)?),
+            Name::Data(hash) if disk.stat(&Name::Ref(hash.clone()))?.is_none() => {
+                disk.set_aside(&name)?;
+            }
             Name::Ref(hash)
                 if disk.stat(&Name::Data(hash.clone()))?.is_none()
                     || Header::read(disk, hash).is_ok_and(|header| header.is_none()) =>

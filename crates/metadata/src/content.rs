@@ -344,7 +344,7 @@ impl Content {
             remove_ingest(change, &self.caller, reference)?;
             Ok(record.backend)
         })?;
-        match self.store.0.content.abort(&backend) {
+        match self.store.0.abort_ingest(&backend) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
             // Its writer has it. The collection takes it when that one has let go.
             Err(error) if error.is(ErrorKind::Unavailable) => {
@@ -641,7 +641,7 @@ impl ContentWriter {
             }
         })?;
         drop(inner);
-        match store.0.content.abort(&backend) {
+        match store.0.abort_ingest(&backend) {
             Err(error) if !error.is(ErrorKind::NotFound) => {
                 store.0.gc.orphan_ingest(backend);
                 Err(error)
@@ -809,7 +809,7 @@ impl Drop for Mending {
         if let Some(writer) = self.writer.take() {
             drop(writer);
             // What is left of it is in nobody's way: the next mending of the blob begins with it.
-            let _ = self.store.0.content.abort(&self.backend);
+            let _ = self.store.0.abort_ingest(&self.backend);
         }
     }
 }

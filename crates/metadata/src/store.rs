@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ::snapshot::{Snapshotter, Target};
 use kv::{Db, Driver, ReadTxn, WriteTxn};
 use stdx::Wanted;
-use types::{Descriptor, Error, ErrorKind, LeaseId, Mount, Namespace, Result, Timestamp};
+use types::{Descriptor, Error, ErrorKind, IngestRef, LeaseId, Mount, Namespace, Result, Timestamp};
 
 use crate::differ::{Differs, NoDiffers};
 use crate::event::{Event, Events, Sink};
@@ -337,6 +337,13 @@ impl Inner {
 
     pub(crate) fn read<T>(&self, body: impl FnOnce(&ReadTxn) -> Result<T>) -> Result<T> {
         self.db.read(body)
+    }
+
+    /// Takes the bytes of an ingest away, or out of the way.
+    pub(crate) fn abort_ingest(&self, backend: &IngestRef) -> Result<()> {
+        self.content.abort(backend)?;
+        (self.notice)(Notice::SetAside);
+        Ok(())
     }
 
     /// Waits until every change that was answered is on disk, and its events are out.

@@ -89,6 +89,38 @@ fn large_blobs_are_set_aside_and_go_in_pieces() {
     assert_eq!((removed(), steps), (0, 3), "a piece, the rest, and a look that finds none");
 }
 
+/// What a download had until it was given up is as large as a blob. So is what a crash left of one.
+#[test]
+fn large_ingests_are_set_aside_and_go_in_pieces() {
+    const LEN: usize = 130 << 20;
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let removed = || files(&dir.path().join("removed")).len();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let begin = |store: &LocalStore, name: &str, bytes: &[u8]| {
+        store.begin(&reference(name), Expected::default()).unwrap().write(bytes).unwrap();
+    };
+    begin(&store, "small", b"small");
+    begin(&store, "large", &vec![7; LEN]);
+    for name in ["small", "large"] {
+        store.abort(&reference(name)).unwrap();
+        assert_eq!(store.status(&reference(name)).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    assert_eq!((removed(), files(&dir.path().join("ingest"))), (1, Vec::new()), "the large one");
+
+    begin(&store, "cut", &vec![7; LEN]);
+    drop(store);
+    let ingest = dir.path().join("ingest");
+    let half = files(&ingest).into_iter().find(|name| name.ends_with(".ref")).unwrap();
+    std::fs::remove_file(ingest.join(half)).unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    assert_eq!((removed(), files(&ingest)), (2, Vec::new()), "half of one");
+    let mut steps = 1;
+    while !store.reclaim(&|| false).unwrap() {
+        steps += 1;
+    }
+    assert_eq!((removed(), steps), (0, 5), "a piece and the rest of each, and a look that finds none");
+}
+
 #[test]
 fn what_is_committed_again_takes_the_place_of_what_rotted() {
     let dir = tempfile::tempdir().unwrap();

@@ -140,7 +140,7 @@ fn sweep_ingests(store: &Inner, orphans: HashSet<IngestRef>, compare: bool, coll
         }
     }
     for reference in candidates {
-        match store.content.abort(&reference) {
+        match store.abort_ingest(&reference) {
             Ok(()) => {}
             Err(error) if error.is(ErrorKind::NotFound) => {}
             // Somebody writes it still, for nobody.

@@ -362,6 +362,9 @@ fn what_frees_and_what_expires_is_noticed() {
     let day =
         Timestamp { seconds: fixture.clock.load(std::sync::atomic::Ordering::SeqCst) + 86_400, nanos: 0 };
     check(&[Notice::Expires(day)]);
+    drop(content.begin(&"given up".parse().unwrap(), Expected::default()).unwrap());
+    content.abort(&"given up".parse().unwrap()).unwrap();
+    check(&[Notice::Expires(day), Notice::SetAside]);
     fixture.store.containers(default()).create(container("c", &[], "")).unwrap();
     check(&[]);
 
@@ -386,8 +389,8 @@ fn what_frees_and_what_expires_is_noticed() {
     fixture.pass(Duration::from_secs(100_000));
     let collected = fixture.store.collect().unwrap();
     assert_eq!((collected.content, collected.ingests), (0, 1));
-    // Of the blobs, and of both snapshotters, at which the first one looks.
-    check(&[Notice::SetAside; 3]);
+    // Of the blobs, of the ingest, and of both snapshotters, at which the first one looks.
+    check(&[Notice::SetAside; 4]);
 }
 
 fn leased_again(fixture: &Fixture) -> Caller {

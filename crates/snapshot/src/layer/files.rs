@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use erofs::Tree;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use types::{Context, Error, Result};
+use types::{Context, Error, ErrorKind, Result};
 
 use super::{DATA, PACKED_IMAGE, SPANS, image_name};
 use crate::{packed, verity};
+
+/// Of the name of an archive that was not stored to its end.
+const FAILED: &str = "failed";
 
 /// Where an active snapshot takes a layer as it came, instead of its files one by one.
 #[derive(Clone, Debug)]
@@ -55,7 +58,7 @@ impl LayerFiles {
     }
 
     /// Stores a layer: `store` fills the archive and says what is where in it. `Unavailable` while somebody
-    /// else does.
+    /// else does. What a failed attempt has written goes with its snapshot.
     ///
     /// Nothing is synced: whoever commits syncs all layers of an image at once, and a snapshot that was not
     /// committed is not looked at again.
@@ -98,7 +101,7 @@ impl LayerFiles {
     pub fn is_as_recorded(&self) -> Result<bool> {
         let directory = self.data.parent().unwrap_or(Path::new("."));
         match verity::compare(directory) {
-            Err(error) if error.is(types::ErrorKind::DataLoss) => Ok(false),
+            Err(error) if error.is(ErrorKind::DataLoss) => Ok(false),
             compared => compared.map(|()| true),
         }
     }
@@ -129,7 +132,10 @@ impl LayerFiles {
             self.replace_image(&tree)
         });
         if replaced.is_err() {
-            new.remove_new();
+            for path in [&new.data, &new.record] {
+                // Only tidiness: the next writer truncates it.
+                let _ = fs::remove_file(path);
+            }
         }
         replaced
     }
@@ -157,10 +163,22 @@ impl LayerFiles {
         let stored = self
             .store_in(&data, store, is_durable)
             .and_then(|tree| replace_image(&tree, &self.image, is_durable));
-        if stored.is_err() {
-            self.remove_new();
+        if let Err(error) = &stored {
+            self.take_back(error);
         }
         stored
+    }
+
+    /// Makes what an attempt has written no part of a layer. Its archive may be large, and whoever waits for the error is
+    /// not to wait until the disk has freed it.
+    fn take_back(&self, why: &Error) {
+        // Only tidiness: the next writer truncates them.
+        let _ = fs::remove_file(&self.record);
+        let _ = match why.is(ErrorKind::ResourceExhausted) {
+            // What is to be written to a full disk next needs the room.
+            true => fs::remove_file(&self.data),
+            false => fs::rename(&self.data, self.data.with_extension(FAILED)),
+        };
     }
 
     /// Has the archive and the record written, if one is wanted.
@@ -185,14 +203,6 @@ impl LayerFiles {
             record.sync_all().context(what)?;
         }
         Ok(tree)
-    }
-
-    /// Takes back what an attempt has written.
-    fn remove_new(&self) {
-        for path in [&self.data, &self.record] {
-            // Only tidiness: the next writer truncates it.
-            let _ = fs::remove_file(path);
-        }
     }
 
     /// The archive, empty, for one writer alone.
@@ -408,7 +418,7 @@ mod tests {
         }
         for name in [IMAGE, PACKED_IMAGE, STACK] {
             let error = replace_image(&tree, &directory.join(name), false).unwrap_err();
-            assert_eq!(error.kind(), types::ErrorKind::ResourceExhausted, "{}", error.chain());
+            assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.chain());
             assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "{name}");
         }
     }

@@ -547,9 +547,11 @@ fn two_layers_for_one_snapshot_at_once_are_one_too_many() {
     });
     assert_eq!(first.unwrap_err().kind(), ErrorKind::DataLoss);
     assert_eq!(second.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
-    // And nothing of the first is left in the way of the next.
+    // And what is left of the first is in nobody's way.
     assert!(!files.data.exists() && !files.image.exists());
-    assert!(snapshotter.layer_files("one").unwrap().is_some());
+    let files = snapshotter.layer_files("one").unwrap().unwrap();
+    store(&files, |tree| fs::write(tree.join("file"), "second").unwrap());
+    files.look().unwrap();
 }
 
 /// Layers applied on each other, and files written by hand, in one snapshot.

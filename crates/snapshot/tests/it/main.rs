@@ -7,6 +7,7 @@ mod suite;
 mod verity;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -129,6 +130,34 @@ fn stored_layers_are_deleted_in_turns() {
         left = still;
     }
     assert!(left <= 1 && !aside.exists(), "{left}");
+}
+
+/// An archive that was not stored to its end may be as large as one that was. Nobody waits for the disk to free it.
+#[test]
+fn what_a_failed_attempt_has_stored_is_deleted_with_its_snapshot() {
+    const LEN: usize = 130 << 20;
+    let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+    let snapshotter = open_archives(dir.path());
+    snapshotter.prepare("extract", None, Default::default()).unwrap();
+    let files = snapshotter.layer_files("extract").unwrap().unwrap();
+    for len in [10, LEN] {
+        let failed = files.write(|mut new| {
+            new.data.write_all(&vec![7; len]).unwrap();
+            Err(types::Error::data_loss("it ends here"))
+        });
+        assert_eq!(failed.unwrap_err().kind(), types::ErrorKind::DataLoss);
+        assert!(!files.data.exists(), "no part of a layer");
+    }
+    snapshotter.remove("extract").unwrap();
+    snapshotter.cleanup().unwrap();
+    let aside = dir.path().join("overlay/removed/1/data.failed");
+    assert_eq!(fs::metadata(&aside).unwrap().len(), LEN as u64, "nothing was deleted yet");
+    let mut lens = Vec::new();
+    while !snapshotter.reclaim(&|| false).unwrap() {
+        lens.extend(fs::metadata(&aside).map(|archive| archive.len()));
+    }
+    assert!(lens.iter().any(|len| *len < LEN as u64), "a piece goes in a turn: {lens:?}");
+    assert!(!aside.exists());
 }
 
 /// Or deletion would fall behind, and the further the slower it is.
