@@ -98,6 +98,13 @@ impl Names {
         }
     }
 
+    pub(crate) fn retain(&mut self, stays: impl Fn(Id) -> bool) {
+        for chunk in &mut self.chunks {
+            chunk.retain(|(_, id)| stays(*id));
+        }
+        self.chunks.retain(|chunk| !chunk.is_empty());
+    }
+
     pub(crate) fn clear(&mut self) {
         self.chunks.clear();
     }

@@ -2,8 +2,6 @@
 //! disk may have done to one is found where it would lead outside of the image; everything else is the
 //! checksum's business of whoever keeps it.
 
-use std::collections::HashMap;
-
 use types::{Error, Result};
 
 use crate::attribute::{Attribute, OPAQUE};
@@ -53,6 +51,14 @@ impl Head {
 
 struct Damaged(&'static str);
 
+/// Of an inode that was not met yet.
+const UNKNOWN: Id = Id::MAX;
+
+fn place_in(known: &mut [Id], number: u64) -> Result<&mut Id, Damaged> {
+    let index = usize::try_from(number).ok();
+    index.and_then(|index| known.get_mut(index)).ok_or(Damaged("an inode is outside"))
+}
+
 fn damaged(Damaged(why): Damaged) -> Error {
     Error::data_loss(format!("the metadata image is damaged: {why}"))
 }
@@ -93,7 +99,9 @@ impl<'a> Image<'a> {
             let len = u64::from(Image { bytes: slot }.u32(64)?) * BLOCK as u64;
             tree.devices.push(Device { tag, len });
         }
-        let mut known = HashMap::from([(root, ROOT)]);
+        // By slot, of which an inode takes two at least: a map takes several times as much.
+        let mut known = vec![UNKNOWN; self.bytes.len() / INODE_SLOT_LEN as usize];
+        *place_in(&mut known, root)? = ROOT;
         tree.inodes[ROOT as usize] = match self.inode(&mut tree, root, shared_at)? {
             inode if matches!(inode.content, Content::Directory(_)) => inode,
             _ => return Err(Damaged("the root is no directory")),
@@ -101,24 +109,23 @@ impl<'a> Image<'a> {
         let mut waiting = vec![Waiting { id: ROOT, number: root }];
         while let Some(Waiting { id, number }) = waiting.pop() {
             for (name, number) in self.names(number)? {
-                let child = match known.get(&number) {
-                    Some(child) if tree.is_directory(*child) => {
-                        return Err(Damaged("a directory has two names"));
-                    }
-                    Some(child) => *child,
-                    None => {
+                let place = place_in(&mut known, number)?;
+                let child = match *place {
+                    UNKNOWN => {
                         let inode = self.inode(&mut tree, number, shared_at)?;
                         let is_directory = matches!(inode.content, Content::Directory(_));
                         let child = match tree.push(inode) {
                             Ok(child) => child,
                             Err(error) => return Ok(Err(error)),
                         };
-                        known.insert(number, child);
+                        *place = child;
                         if is_directory {
                             waiting.push(Waiting { id: child, number });
                         }
                         child
                     }
+                    child if tree.is_directory(child) => return Err(Damaged("a directory has two names")),
+                    child => child,
                 };
                 if let Err(error) = tree.link(id, name, child) {
                     return Ok(Err(error));

@@ -21,11 +21,31 @@ pub enum Ground {
 impl Tree {
     /// Layers as one tree, the lowest first. The bytes of the first one's files are on the first device.
     pub fn stack(layers: impl IntoIterator<Item = Result<Tree>>, ground: Ground) -> Result<Tree> {
-        let mut stacked = Tree::empty();
+        let mut layers = layers.into_iter();
+        let mut stacked = match layers.next().transpose()? {
+            // What is nearly all of most images is not made a second time.
+            Some(lowest) => lowest.on(ground),
+            None => Tree::empty(),
+        };
         for layer in layers {
             stacked.cover(layer?, ground)?;
         }
         Ok(stacked)
+    }
+
+    /// A layer that lies on a ground. What it deletes of nothing is not there.
+    fn on(mut self, ground: Ground) -> Tree {
+        if ground == Ground::Nothing {
+            let is_whiteout: Vec<bool> =
+                self.inodes.iter().map(|inode| matches!(inode.content, Content::Whiteout)).collect();
+            for inode in &mut self.inodes {
+                if let Content::Directory(directory) = &mut inode.content {
+                    directory.opaque = false;
+                    directory.names.retain(|id| !is_whiteout[id as usize]);
+                }
+            }
+        }
+        self
     }
 
     fn cover(&mut self, upper: Tree, ground: Ground) -> Result<()> {

@@ -184,14 +184,12 @@ impl Tree {
 
     /// Makes what an entry of the archive says.
     pub fn add(&mut self, entry: &Entry<'_>) -> Result<()> {
-        let mut path = clean(entry.path)?;
-        let Some(name) = path.pop() else {
+        let Some((parent, name)) = self.place_of(entry.path)? else {
             let EntryKind::Directory = entry.kind else {
                 return Err(Error::invalid_argument("the root can only be a directory"));
             };
             return self.dress(ROOT, &entry.looks);
         };
-        let parent = self.make_parent(&path)?;
         match entry.kind {
             EntryKind::Directory => {
                 let id = match self.child(parent, name) {
@@ -494,6 +492,24 @@ impl Tree {
         match &mut self.inodes[id as usize].content {
             Content::Directory(directory) => directory,
             _ => unreachable!("names are made in directories"),
+        }
+    }
+
+    /// The directory that an entry goes to, made where it is missing, and its name there. None for the root.
+    fn place_of<'p>(&mut self, path: &'p [u8]) -> Result<Option<(Id, &'p [u8])>> {
+        // Most are where the one before was.
+        if let Some((recent, id)) = &self.recent
+            && let Some(name) = path.strip_prefix(&recent[..]).and_then(|rest| rest.strip_prefix(b"/"))
+            && path.len() <= PATH_LEN_MAX
+            && !matches!(name, b"" | b"." | b"..")
+            && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+        {
+            return Ok(Some((*id, name)));
+        }
+        let mut path = clean(path)?;
+        match path.pop() {
+            Some(name) => Ok(Some((self.make_parent(&path)?, name))),
+            None => Ok(None),
         }
     }
 

@@ -42,6 +42,8 @@ struct Plan {
     order: Vec<Id>,
     /// By inode.
     places: Vec<Place>,
+    /// Of the inodes that have one, in their order.
+    extents: Vec<Extent>,
     /// By attribute: where it stands among the shared ones, in bytes; none if its inode keeps it.
     shared: Vec<Option<u64>>,
     /// How overlayfs is told that a directory hides those below.
@@ -52,24 +54,25 @@ struct Plan {
     len: u64,
 }
 
+/// There is one for each file of a layer, so it has nothing that files have not.
 #[derive(Clone, Default)]
 struct Place {
     /// In slots; 0 for an inode that has no name any more.
     number: u32,
-    /// Of a directory.
-    parent: Id,
     links: u32,
-    attributes_len: u32,
-    /// Bytes of names or of a link's target.
-    data_len: u32,
+}
+
+/// The names in a directory, or the target of a link.
+struct Extent {
+    /// The directory that it is in; of a link, one of them.
+    parent: Id,
+    /// Bytes.
+    len: u32,
     data: Data,
 }
 
-/// Where the bytes of a directory or link are.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Data {
-    #[default]
-    None,
     Inline,
     /// The first of its blocks, counted from where the data begins.
     Blocks(u32),
@@ -80,6 +83,7 @@ impl Plan {
         let mut plan = Plan {
             order: Vec::new(),
             places: vec![Place::default(); tree.inodes.len()],
+            extents: Vec::new(),
             shared: vec![None; tree.attributes.len()],
             opaque: Attribute { prefix: OPAQUE.0, name: OPAQUE.1.to_vec(), value: b"y".to_vec() },
             shared_at: 0,
@@ -96,21 +100,23 @@ impl Plan {
     /// Finds the inodes that have a name, level by level, and counts their links.
     fn walk(&mut self, tree: &Tree) {
         self.order.push(ROOT);
+        self.extents.push(Extent::of_child(ROOT));
         self.places[ROOT as usize].links = 2;
         let mut next = 0;
         while let Some(id) = self.order.get(next).copied() {
             next += 1;
             let Content::Directory(directory) = &tree.inodes[id as usize].content else { continue };
             for child in directory.names.ids() {
+                let content = &tree.inodes[child as usize].content;
                 let place = &mut self.places[child as usize];
                 if place.links == 0 {
                     self.order.push(child);
+                    self.extents.extend(has_extent(content).then(|| Extent::of_child(id)));
                 }
                 place.links += 1;
-                if matches!(tree.inodes[child as usize].content, Content::Directory(_)) {
+                if matches!(content, Content::Directory(_)) {
                     // Its own entry for itself, and the one for its parent.
                     place.links += 1;
-                    place.parent = id;
                     self.places[id as usize].links += 1;
                 }
             }
@@ -135,45 +141,41 @@ impl Plan {
 
     fn place(&mut self, tree: &Tree) -> Result<()> {
         let mut at = (DEVICE_SLOTS_AT + tree.devices.len() * DEVICE_SLOT_LEN) as u64;
-        let mut blocks = 0;
-        for id in &self.order {
-            let inode = &tree.inodes[*id as usize];
-            let (own, shared) = self.split(tree, inode);
-            let attributes_len = attributes_len(own.len() + shared.len(), &own, shared.len());
+        let (mut blocks, mut extents) = (0, 0..);
+        for index in 0..self.order.len() {
+            let id = self.order[index];
+            let inode = &tree.inodes[id as usize];
+            let attributes_len = attributes_len(&self.split(tree, inode));
             if attributes_len / 4 > ATTRIBUTES_UNITS_MAX {
                 return Err(Error::resource_exhausted("a file has more attributes than an image can hold"));
             }
-            let data_len = match &inode.content {
+            let before_data = (INODE_LEN + attributes_len) as u64;
+            at = at.next_multiple_of(INODE_SLOT_LEN);
+            let len = match &inode.content {
                 Content::Directory(directory) => packed_len(directory, &tree.text),
                 Content::Symlink(target) => target.len() as u64,
                 _ => 0,
             };
-            let before_data = (INODE_LEN + attributes_len) as u64;
-            at = at.next_multiple_of(INODE_SLOT_LEN);
-            let data = match data_len {
-                0 => Data::None,
-                len if len <= INLINE_LEN_MAX as u64 => {
-                    while (at + before_data) % BLOCK_LEN + len > BLOCK_LEN {
-                        at += INODE_SLOT_LEN;
-                    }
-                    Data::Inline
-                }
-                len => {
-                    blocks += len.div_ceil(BLOCK_LEN);
-                    Data::Blocks(narrow(blocks - len.div_ceil(BLOCK_LEN))?)
-                }
-            };
-            let place = &mut self.places[*id as usize];
-            place.number = narrow(at / INODE_SLOT_LEN)?;
-            place.attributes_len = narrow(attributes_len as u64)?;
-            place.data_len = narrow(data_len)?;
-            place.data = data;
+            let is_inline = len <= INLINE_LEN_MAX as u64;
+            while is_inline && (at + before_data) % BLOCK_LEN + len > BLOCK_LEN {
+                at += INODE_SLOT_LEN;
+            }
+            self.places[id as usize].number = narrow(at / INODE_SLOT_LEN)?;
             at += before_data;
             match &inode.content {
                 Content::File { len, .. } if *len > 0 => {
                     at = at.next_multiple_of(CHUNK_INDEX_LEN as u64) + CHUNK_INDEX_LEN as u64;
                 }
-                _ if data == Data::Inline => at += data_len,
+                content if has_extent(content) => {
+                    let extent = &mut self.extents[extents.next().expect("it has no end")];
+                    extent.len = narrow(len)?;
+                    if is_inline {
+                        at += len;
+                    } else {
+                        extent.data = Data::Blocks(narrow(blocks)?);
+                        blocks += len.div_ceil(BLOCK_LEN);
+                    }
+                }
                 _ => {}
             }
         }
@@ -191,6 +193,15 @@ impl Plan {
 
     fn number(&self, id: Id) -> u64 {
         u64::from(self.places[id as usize].number)
+    }
+
+    /// The inodes as they stand in the image, each with its extent.
+    fn inodes<'a>(&'a self, tree: &'a Tree) -> impl Iterator<Item = (Id, Option<&'a Extent>)> {
+        let mut extents = self.extents.iter();
+        self.order.iter().map(move |id| {
+            let has_extent = has_extent(&tree.inodes[*id as usize].content);
+            (*id, has_extent.then(|| extents.next().expect("one for each")))
+        })
     }
 
     /// The attributes that an inode keeps, and the places of those that it shares.
@@ -229,38 +240,45 @@ impl<W: Write> Image<'_, W> {
             slot[64..68].copy_from_slice(&low(device.len.div_ceil(BLOCK_LEN)).to_le_bytes());
             self.put(&slot)?;
         }
-        for (index, id) in plan.order.iter().enumerate() {
-            self.inode(tree, plan, *id, index)?;
+        for (index, (id, extent)) in plan.inodes(tree).enumerate() {
+            self.inode(tree, plan, index, id, extent)?;
         }
         self.pad_to(plan.shared_at)?;
         self.shared(tree, plan)?;
         self.pad_to(plan.data_at)?;
-        for id in &plan.order {
-            let Data::Blocks(first) = plan.places[*id as usize].data else { continue };
-            self.pad_to(plan.data_at + u64::from(first) * BLOCK_LEN)?;
-            self.data(tree, plan, *id)?;
+        for (id, extent) in plan.inodes(tree) {
+            let Some(Extent { parent, data: Data::Blocks(first), .. }) = extent else { continue };
+            self.pad_to(plan.data_at + u64::from(*first) * BLOCK_LEN)?;
+            self.data(tree, plan, id, *parent)?;
         }
         self.pad_to(plan.len)?;
         self.to.flush()
     }
 
-    fn inode(&mut self, tree: &Tree, plan: &Plan, id: Id, index: usize) -> io::Result<()> {
-        let (inode, place) = (&tree.inodes[id as usize], &plan.places[id as usize]);
+    fn inode(
+        &mut self,
+        tree: &Tree,
+        plan: &Plan,
+        index: usize,
+        id: Id,
+        extent: Option<&Extent>,
+    ) -> io::Result<()> {
+        let inode = &tree.inodes[id as usize];
         self.pad_to(plan.number(id) * INODE_SLOT_LEN)?;
-        let data_len = u64::from(place.data_len);
-        let (layout, size, word) = match (&inode.content, place.data) {
+        let (layout, size, word) = match (&inode.content, extent) {
             (Content::File { len: 0, .. }, _) => (FLAT_PLAIN, 0, NO_BLOCK),
             (Content::File { len, .. }, _) => (CHUNK_BASED, *len, CHUNK_FORMAT),
             (Content::Device(number), _) => (FLAT_PLAIN, 0, *number),
-            (_, Data::Blocks(first)) => {
-                (FLAT_PLAIN, data_len, low(plan.data_at / BLOCK_LEN + u64::from(first)))
+            (_, Some(Extent { len, data: Data::Blocks(first), .. })) => {
+                (FLAT_PLAIN, u64::from(*len), low(plan.data_at / BLOCK_LEN + u64::from(*first)))
             }
-            (_, Data::Inline) => (FLAT_INLINE, data_len, 0),
-            (_, Data::None) => (FLAT_PLAIN, 0, 0),
+            (_, Some(Extent { len, data: Data::Inline, .. })) => (FLAT_INLINE, u64::from(*len), 0),
+            (_, None) => (FLAT_PLAIN, 0, 0),
         };
-        let units = match place.attributes_len {
+        let split = plan.split(tree, inode);
+        let units = match attributes_len(&split) {
             0 => 0,
-            len => 1 + (len as usize - ATTRIBUTES_HEADER_LEN) / 4,
+            len => 1 + (len - ATTRIBUTES_HEADER_LEN) / 4,
         };
         let mut bytes = [0; INODE_LEN];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
@@ -274,13 +292,13 @@ impl<W: Write> Image<'_, W> {
         put(28, &inode.gid.to_le_bytes());
         put(32, &inode.mtime.to_le_bytes());
         put(40, &inode.mtime_nanos.to_le_bytes());
-        put(44, &place.links.to_le_bytes());
+        put(44, &plan.places[id as usize].links.to_le_bytes());
         if matches!(&inode.content, Content::Directory(directory) if directory.implied) {
             put(IMPLIED_AT, &[IMPLIED]);
         }
         self.put(&bytes)?;
-        let (own, shared) = plan.split(tree, inode);
-        if place.attributes_len > 0 {
+        let (own, shared) = split;
+        if units > 0 {
             let mut header = [0; ATTRIBUTES_HEADER_LEN];
             header[4] = u8::try_from(shared.len()).expect("no more than are shared");
             self.put(&header)?;
@@ -291,30 +309,30 @@ impl<W: Write> Image<'_, W> {
                 self.attribute(attribute)?;
             }
         }
-        match &inode.content {
-            Content::File { len, device, block } if *len > 0 => {
+        match (&inode.content, extent) {
+            (Content::File { len, device, block }, _) if *len > 0 => {
                 self.pad_to(self.at.next_multiple_of(CHUNK_INDEX_LEN as u64))?;
                 self.put(&0_u16.to_le_bytes())?;
                 // Device 0 is the image itself.
                 self.put(&(device + 1).to_le_bytes())?;
                 self.put(&block.to_le_bytes())
             }
-            _ if place.data == Data::Inline => self.data(tree, plan, id),
+            (_, Some(Extent { parent, data: Data::Inline, .. })) => self.data(tree, plan, id, *parent),
             _ => Ok(()),
         }
     }
 
-    fn data(&mut self, tree: &Tree, plan: &Plan, id: Id) -> io::Result<()> {
+    fn data(&mut self, tree: &Tree, plan: &Plan, id: Id, parent: Id) -> io::Result<()> {
         match &tree.inodes[id as usize].content {
-            Content::Directory(directory) => self.directory(tree, plan, id, directory),
+            Content::Directory(directory) => {
+                self.directory(tree, plan, listed(directory, &tree.text, id, parent).collect())
+            }
             Content::Symlink(target) => self.put(tree.text.of(*target)),
             _ => Ok(()),
         }
     }
 
-    fn directory(&mut self, tree: &Tree, plan: &Plan, id: Id, directory: &Directory) -> io::Result<()> {
-        let parent = plan.places[id as usize].parent;
-        let names: Vec<(&[u8], Id)> = listed(directory, &tree.text, id, parent).collect();
+    fn directory(&mut self, tree: &Tree, plan: &Plan, names: Vec<(&[u8], Id)>) -> io::Result<()> {
         let mut blocks = Blocks::of(&names).peekable();
         while let Some(block) = blocks.next() {
             let mut bytes = Vec::with_capacity(BLOCK);
@@ -404,9 +422,24 @@ fn attribute_len(attribute: &Attribute) -> usize {
     (ATTRIBUTE_HEADER_LEN + attribute.name.len() + attribute.value.len()).next_multiple_of(4)
 }
 
-fn attributes_len(count: usize, own: &[&Attribute], shared: usize) -> usize {
+/// Of an inode's own attributes, and of the places of those that it shares.
+fn attributes_len((own, shared): &(Vec<&Attribute>, Vec<u32>)) -> usize {
+    if own.is_empty() && shared.is_empty() {
+        return 0;
+    }
     let own: usize = own.iter().map(|attribute| attribute_len(attribute)).sum();
-    if count == 0 { 0 } else { ATTRIBUTES_HEADER_LEN + 4 * shared + own }
+    ATTRIBUTES_HEADER_LEN + 4 * shared.len() + own
+}
+
+fn has_extent(content: &Content) -> bool {
+    matches!(content, Content::Directory(_) | Content::Symlink(_))
+}
+
+impl Extent {
+    /// Of what is in a directory, before it has its place.
+    fn of_child(parent: Id) -> Extent {
+        Extent { parent, len: 0, data: Data::Inline }
+    }
 }
 
 /// All names in a directory, itself and its parent among them, in the order of their bytes: names such as "-" stand
