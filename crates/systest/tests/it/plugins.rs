@@ -14,9 +14,9 @@ use std::sync::mpsc::Sender;
 use std::task::{Context, Poll};
 
 use api::grpc::content::content_client::ContentClient;
-use api::grpc::content::{WriteAction, WriteContentRequest, WriteContentResponse};
+use api::grpc::content::{InfoRequest, WriteAction, WriteContentRequest, WriteContentResponse};
 use api::grpc::diff::diff_client::DiffClient;
-use api::grpc::diff::{ApplyRequest, ApplyResponse};
+use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest};
 use api::grpc::images::ListImagesRequest;
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::introspection::PluginsRequest;
@@ -718,6 +718,27 @@ fn a_differ_of_others_is_asked_first_and_ours_for_what_it_does_not_know() {
         let applied = apply(&channel, request.clone()).await.unwrap().applied.unwrap();
         assert_eq!(applied.digest, note.digest);
         assert_eq!(fs::read_to_string(root.join("NOTE")).unwrap(), "remember");
+
+        // And back: what it knows it makes, in the caller's namespace, and ours makes the rest.
+        fs::write(root.join("NOTE"), "another").unwrap();
+        let (differ, empty) = (DiffClient::new(channel.clone()), tree(&channel, "empty").await);
+        let compare = async |media_type: &str| {
+            let (left, right) = (empty.clone(), request.mounts.clone());
+            let labels = kept();
+            let (media_type, r#ref) = (media_type.to_owned(), String::new());
+            let asked = DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch: None };
+            differ.clone().diff(ask(asked)).await.map(|made| made.into_inner().diff.unwrap_or_default())
+        };
+        let made = compare("application/vnd.example.note").await.unwrap();
+        assert_eq!((made.media_type.as_str(), made.size), ("application/vnd.example.note", 7));
+        assert_eq!(made.digest, Digest::of(b"another").to_string());
+        let info = InfoRequest { digest: made.digest };
+        ContentClient::new(channel.clone()).info(ask(info)).await.expect("the blob is the caller's");
+        assert_eq!(compare(PLAIN_LAYER).await.unwrap().media_type, PLAIN_LAYER);
+        fs::remove_file(root.join("NOTE")).unwrap();
+        let refused = compare("application/vnd.example.note").await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "what it knows and cannot do nobody else is asked");
+        assert!(refused.message().contains("a tree without a note"), "{refused}");
 
         let plain = layer(&channel, PLAIN_LAYER, &archive(notes.dir.path())).await;
         let request = ApplyRequest { diff: Some(plain.clone()), ..request };
