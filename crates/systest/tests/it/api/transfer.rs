@@ -125,8 +125,11 @@ fn told_of_parts(
     image: &str,
     manifest: &str,
 ) -> BTreeMap<String, String> {
-    let mut ends = BTreeMap::new();
+    let (mut ends, mut counts) = (BTreeMap::new(), BTreeMap::new());
     for step in told.iter().filter(|step| step.name.contains("-sha256:")) {
+        let before = counts.insert(&step.name, step.progress).unwrap_or(0);
+        let grows = (before..=step.total).contains(&step.progress);
+        side.is("what is there of a part grows, up to all of it", (&step.event, grows), (&step.event, true));
         let (kind, digest) = step.name.split_once('-').unwrap_or_default();
         let desc = step.desc.clone().unwrap_or_default();
         side.is("a part says what it is", (desc.digest.as_str(), desc.size), (digest, step.total));
