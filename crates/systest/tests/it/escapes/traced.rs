@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::run;
 
@@ -19,7 +19,13 @@ struct Traced {
     first: Vec<String>,
     /// Of all that make, start, enter and delete it.
     others: Vec<String>,
+    /// Of those, the calls of the go-between that enters, and of the process that it brings in, until that executes
+    /// the program.
+    entering: [Vec<String>; 2],
 }
+
+/// What who enters becomes.
+const ENTERED: &str = r#"execve("/bin/true", ["/bin/true", "entered"]"#;
 
 /// Creates, starts, enters and deletes a container, whose program goes on.
 fn trace(bundle: &TempDir) -> Traced {
@@ -34,7 +40,7 @@ fn trace(bundle: &TempDir) -> Traced {
     let mut strace = Command::new("strace");
     strace.args(["-ff", "-y", "-qq", "-s", "4096", "-o"]).arg(files.path().join("calls"));
     strace.args(["sh", "-ec", "for words; do eval \"$words\"; done", "sh"]);
-    let enter = ["exec", &id, "/bin/true"];
+    let enter = ["exec", &id, "/bin/true", "entered"];
     for words in [&create[..], &["start", &id], &enter, &["delete", "--force", &id]] {
         let command = runtime.command(words);
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -42,18 +48,24 @@ fn trace(bundle: &TempDir) -> Traced {
         strace.arg(quoted.collect::<Vec<_>>().join(" "));
     }
     run(strace.stdin(Stdio::null())).ok();
-    let mut traced = Traced { first: Vec::new(), others: Vec::new() };
+    let mut traced = Traced { first: Vec::new(), others: Vec::new(), entering: Default::default() };
     for file in fs::read_dir(files.path()).expect("it is there") {
         let text = read_text(&file.expect("it is there").path());
         let lines = text.lines().map(str::to_owned);
         if text.contains("\npivot_root(") {
             let end = text.lines().position(|line| line.starts_with("execve("));
             traced.first = lines.take(end.expect("it gets to its program") + 1).collect();
-        } else {
-            traced.others.extend(lines);
+            continue;
         }
+        if text.contains("\nclone(child_stack=NULL, flags=CLONE_PARENT") {
+            traced.entering[0] = lines.clone().collect();
+        } else if let Some(end) = text.lines().position(|line| line.starts_with(ENTERED)) {
+            traced.entering[1] = lines.clone().take(end + 1).collect();
+        }
+        traced.others.extend(lines);
     }
-    assert!(!traced.first.is_empty() && !traced.others.is_empty(), "somebody changed the root");
+    let all = [&traced.first, &traced.others, &traced.entering[0], &traced.entering[1]];
+    assert!(all.iter().all(|calls| !calls.is_empty()), "somebody changed the root, somebody entered it");
     traced
 }
 
@@ -140,18 +152,14 @@ fn check_paths(is_mapped: bool) {
         let own = if is_mapped { "/dev/full" } else { "/dev/sub/own" };
         spec["linux"]["devices"] = json!([{ "path": own, "type": "c", "major": 1, "minor": 7 }]);
         if is_mapped {
-            let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
-            namespaces.push(json!({ "type": "user" }));
-            for kind in ["uidMappings", "gidMappings"] {
-                spec["linux"][kind] = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
-            }
+            map(spec);
         }
         spec["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/acpi", "/new/file", "/new/deep"]);
         spec["linux"]["readonlyPaths"] = json!(["/proc/sys", "/bin"]);
     });
     let rootfs = fs::canonicalize(bundle.path().join("rootfs")).expect("it is there");
     let rootfs = rootfs.to_str().expect("UTF-8");
-    let Traced { first, others } = trace(&bundle);
+    let Traced { first, others, .. } = trace(&bundle);
     // Behind that the root is its own.
     let before = first.iter().take_while(|line| !line.starts_with("pivot_root("));
     let all: Vec<&String> = others.iter().chain(before).collect();
@@ -172,9 +180,18 @@ fn processes_are_born_in_their_cgroup() {
         println!("skipped: this host has no cgroups of version 2");
         return;
     }
+    for is_mapped in [false, true] {
+        check_births(is_mapped);
+    }
+}
+
+fn check_births(is_mapped: bool) {
     let traced = trace(&bundle(|spec| {
         spec["process"]["terminal"] = json!(true);
         spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+        if is_mapped {
+            map(spec);
+        }
     }));
     let births = traced.others.iter().filter(|line| line.starts_with("clone3("));
     let births: Vec<&String> = births.filter(|line| line.contains("CLONE_INTO_CGROUP")).collect();
@@ -182,9 +199,11 @@ fn processes_are_born_in_their_cgroup() {
 }
 
 /// A row of the table in `docs/design/init.md`, and the beginnings of the calls that make it up, in their order.
-const STEPS: [(&str, &[&str]); 19] = [
+type Step = (&'static str, &'static [&'static str]);
+
+const STEPS: [Step; 19] = [
     ("1", &["prctl(PR_SET_PDEATHSIG, SIGKILL"]),
-    // Only with a user namespace, in which the rest would be another.
+    // Only with a user namespace: see `MAPPED`.
     ("2", &[]),
     ("3", &["setns(", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE"]),
     ("4", &["setsid(", "keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
@@ -217,9 +236,42 @@ const STEPS: [(&str, &[&str]); 19] = [
     ("18", &["execve("]),
 ];
 
-/// What these take, with memory for it. Whoever adds one says in the page what for.
+/// Those that are others in a user namespace. The network is a new one, since the caller's is not to be joined from there.
+const MAPPED: [Step; 3] = [
+    ("2", &["read("]),
+    ("3", &["setresuid(0, 0, 0", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE"]),
+    // The host's devices are shown.
+    ("5", &["move_mount(", "symlinkat("]),
+];
+
+/// Those of a go-between that enters.
+const BETWEEN: [Step; 4] = [
+    ("3", &["prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE", "recvmsg(", "setns("]),
+    ("4", &["keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
+    ("12", &["openat2(", "dup2(", "close_range("]),
+    (
+        "13",
+        &[
+            "prlimit64(",
+            "prctl(PR_SET_NO_NEW_PRIVS",
+            "setgroups(",
+            "setresuid(",
+            "capset(",
+            "chdir(",
+            "seccomp(",
+            "clone(",
+            "exit_group(",
+        ],
+    ),
+];
+
+/// Those of the process that it brings in.
+const ENTERS: [Step; 2] = [("14", &["read(", "setsid(", "rt_sigaction("]), ("18", &[ENTERED])];
+
+/// What these take, with memory for it, and the time where the kernel must be asked for it (vdso(7)). Whoever adds one says
+/// in the page what for.
 const CALLS: &str = "
-    brk madvise mmap mprotect mremap munmap close fcntl fstat getpid getppid getuid umask
+    brk madvise mmap mprotect mremap munmap clock_gettime close fcntl fstat getpid getppid getuid umask
     prctl recvmsg sendto setns setsid keyctl
     open openat openat2 stat newfstatat readlink readlinkat statfs fstatfs open_tree fsopen fsconfig fsmount move_mount mount_setattr
     mkdirat mknodat symlinkat fchown fchmod read write unshare ioctl sendmsg
@@ -229,40 +281,115 @@ const CALLS: &str = "
     faccessat2 rt_sigaction accept4 execve
 ";
 
+/// And to bring up the loopback of a new network.
+const CALLS_OF_NETWORK: &str = "socket bind setsockopt recvfrom";
+
+/// Of a go-between and of whom it brings in: nothing that makes, mounts or waits for anything.
+const CALLS_OF_ENTERING: &str = "
+    brk madvise mmap mprotect mremap munmap clock_gettime close fcntl fstat umask
+    prctl recvmsg read write setns setsid keyctl open openat2 stat
+    dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp
+    faccessat2 clone exit_group rt_sigaction rt_sigprocmask execve
+";
+
 #[test]
 fn the_first_process_does_what_its_page_lists() {
-    let bundle = bundle(|spec| {
-        spec["process"]["terminal"] = json!(true);
-        spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
-        spec["process"]["user"] = json!({ "uid": 7, "gid": 7, "additionalGids": [8] });
-        spec["hostname"] = json!("traced");
-        spec["domainname"] = json!("example");
+    let Traced { first, .. } = trace(&bundle(|spec| {
+        a_bit_of_everything(spec);
         let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
-        namespaces.retain(|namespace| namespace["type"] != "network" && namespace["type"] != "cgroup");
+        namespaces.retain(|namespace| namespace["type"] != "network");
         namespaces.push(json!({ "type": "network", "path": "/proc/self/ns/net" }));
-        namespaces.push(json!({ "type": "cgroup" }));
-        let hook = json!([{ "path": "/bin/true" }]);
-        spec["hooks"] = json!({ "createRuntime": hook, "createContainer": hook, "startContainer": hook });
-        let rule = json!({ "names": ["acct"], "action": "SCMP_ACT_ERRNO" });
-        spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
-    });
-    let Traced { first, .. } = trace(&bundle);
-    let mut at = 0;
-    for (step, calls) in STEPS {
-        for call in calls {
-            let found = first[at..].iter().position(|line| line.starts_with(call));
-            let found = found
-                .unwrap_or_else(|| panic!("step {step}: no {call} behind call {at}: {}", first.join("\n")));
-            at += found + 1;
-        }
-    }
-    let names: BTreeSet<&str> = first.iter().filter_map(|line| Some(parts(line)?.0)).collect();
-    let known: BTreeSet<&str> = CALLS.split_whitespace().collect();
-    assert_eq!(names.difference(&known).collect::<Vec<_>>(), [&""; 0]);
+    }));
+    check_calls(&first, &STEPS, &[CALLS]);
 
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/design/init.md");
-    let page = read_text(&page);
+    // As it was when this was built: where the tests run there may be no sources.
+    let page = include_str!("../../../../../docs/design/init.md");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |"));
     let rows = rows.map(|(number, _)| number).filter(|number| number.parse::<u8>().is_ok());
     assert_eq!(rows.collect::<BTreeSet<_>>(), STEPS.map(|(number, _)| number).into());
+}
+
+#[test]
+fn in_a_user_namespace_the_first_process_does_what_its_page_lists() {
+    let Traced { first, .. } = trace(&bundle(|spec| {
+        a_bit_of_everything(spec);
+        map(spec);
+    }));
+    let [second, third, fifth] = MAPPED;
+    // The fifth comes twice, and differs where the devices are.
+    let mut steps = STEPS;
+    for step in &mut steps {
+        match step.0 {
+            "2" => *step = second,
+            "3" => *step = third,
+            "5" if step.1.len() > 1 => *step = fifth,
+            _ => {}
+        }
+    }
+    check_calls(&first, &steps, &[CALLS, CALLS_OF_NETWORK]);
+}
+
+/// Neither the one on the way in nor the one that comes of it does more, with mapped users or without.
+#[test]
+fn who_enters_does_what_its_page_lists() {
+    for is_mapped in [false, true] {
+        let Traced { entering: [between, enters], .. } = trace(&bundle(|spec| {
+            a_bit_of_everything(spec);
+            if is_mapped {
+                map(spec);
+            }
+        }));
+        check_calls(&between, &BETWEEN, &[CALLS_OF_ENTERING]);
+        check_calls(&enters, &ENTERS, &[CALLS_OF_ENTERING]);
+        // By its name it finds nothing but its place, and what it is to execute, in a root that is the container's by then.
+        let setns = between.iter().position(|line| line.starts_with("setns(")).expect("it joins");
+        let named = |line: &&String| parts(line).is_some_and(|(name, _)| NAMED.contains(&name));
+        assert_eq!(between[..setns].iter().find(named), None, "mapped: {is_mapped}");
+    }
+}
+
+/// Calls that look for a path.
+const NAMED: [&str; 8] =
+    ["open", "openat", "openat2", "stat", "newfstatat", "readlink", "readlinkat", "faccessat2"];
+
+/// The steps are there, one behind the other, and no calls but these.
+#[track_caller]
+fn check_calls(made: &[String], steps: &[Step], known: &[&str]) {
+    let mut at = 0;
+    for (step, calls) in steps {
+        for call in *calls {
+            let found = made[at..].iter().position(|line| line.starts_with(call));
+            let found = found
+                .unwrap_or_else(|| panic!("step {step}: no {call} behind call {at}: {}", made.join("\n")));
+            at += found + 1;
+        }
+    }
+    let names: BTreeSet<&str> = made.iter().filter_map(|line| Some(parts(line)?.0)).collect();
+    let known: BTreeSet<&str> = known.iter().flat_map(|calls| calls.split_whitespace()).collect();
+    assert_eq!(names.difference(&known).collect::<Vec<_>>(), [&""; 0]);
+}
+
+/// What the steps are for.
+fn a_bit_of_everything(spec: &mut Value) {
+    spec["process"]["terminal"] = json!(true);
+    spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+    spec["process"]["user"] = json!({ "uid": 7, "gid": 7, "additionalGids": [8] });
+    spec["hostname"] = json!("traced");
+    spec["domainname"] = json!("example");
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    namespaces.push(json!({ "type": "cgroup" }));
+    let hook = json!([{ "path": "/bin/true" }]);
+    spec["hooks"] = json!({ "createRuntime": hook, "createContainer": hook, "startContainer": hook });
+    let rule = json!({ "names": ["acct"], "action": "SCMP_ACT_ERRNO" });
+    spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+}
+
+/// With a user namespace, whose root is a user of the host that has no rights.
+fn map(spec: &mut Value) {
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+    namespaces.push(json!({ "type": "user" }));
+    for kind in ["uidMappings", "gidMappings"] {
+        spec["linux"][kind] = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+    }
 }
