@@ -188,7 +188,8 @@ impl Container {
     pub fn kill(&self, signal: u32, all: bool) -> Result<()> {
         let what = || format!("kill container {}", self.id());
         if all && signal == SIGKILL {
-            return self.cgroup()?.kill().map_err(|error| error.context(what()));
+            let killed = self.cgroup()?.kill().and_then(|()| self.kill_init());
+            return killed.map_err(|error| error.context(what()));
         }
         if all {
             return self.cgroup()?.signal(signal).map_err(|error| error.context(what()));
@@ -199,6 +200,14 @@ impl Container {
             let _ = self.cgroup().and_then(|cgroup| cgroup.let_killed_end());
         }
         Ok(())
+    }
+
+    /// It may have gone to another cgroup than those that are killed with the container's. No error if it has ended.
+    fn kill_init(&self) -> Result<()> {
+        match self.open_init().and_then(|init| init.kill()) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            killed => killed,
+        }
     }
 
     pub fn pause(&self) -> Result<()> {
@@ -383,9 +392,10 @@ impl Container {
                 let _ = cgroup.thaw();
             }
             // One that was made without privileges has none, and ends with its first process.
-            Err(error) if error.is(ErrorKind::NotFound) => init.kill()?,
+            Err(error) if error.is(ErrorKind::NotFound) => {}
             Err(error) => return Err(error),
         }
+        self.kill_init()?;
         let mut ended = [rustix::event::PollFd::new(&init, rustix::event::PollFlags::IN)];
         let deadline = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
         let count = rustix::event::poll(&mut ended, Some(&deadline)).map_err(std::io::Error::from);

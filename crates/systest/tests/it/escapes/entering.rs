@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use linux::cgroup::Cgroup;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{ShimHost, eventually, is_root};
 
@@ -12,6 +14,7 @@ use super::{
     Race, Running, Runtime, add_capabilities, add_mount, attempt, bundle, compile, read_text, script,
     what_an_attacker_sees,
 };
+use crate::cgroups;
 
 /// A link in `/dev` through `/proc` leads wherever a process of the container, or the one that enters, has
 /// something open.
@@ -291,4 +294,87 @@ fn a_first_process_that_does_not_stay_leads_nobody_out() {
     }
     // It may lack a /proc of its own pid namespace at the wrong moment; not always.
     assert!(entered > 0, "nobody came in at all");
+}
+
+/// A container whose first process is in a cgroup of somebody else's.
+struct Astray<'a> {
+    running: Running<'a>,
+    first: u32,
+    elsewhere: Cgroup,
+    /// Where those who enter find what to do.
+    _bundle: TempDir,
+}
+
+impl<'a> Astray<'a> {
+    fn start(runtime: &'a Runtime) -> Astray<'a> {
+        let bundle = bundle(|spec| {
+            script(spec, "exec busybox sleep 1000");
+            // As seen from the host.
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        });
+        let running = Running::start(runtime, &bundle);
+        let state: Value =
+            serde_json::from_str(&runtime.run(&["state", &running.id]).ok().stdout).expect("JSON");
+        let first = u32::try_from(state["pid"].as_u64().expect("a pid")).expect("a pid");
+        let elsewhere = Cgroup::share(&format!("/elsewhere-{}", running.id)).expect("root may make cgroups");
+        elsewhere.add(first).expect("root may move");
+        let own = Cgroup::open(&format!("/{}", running.id)).expect("it is the container's");
+        assert_eq!(own.processes().unwrap(), [0; 0], "it has left");
+        Astray { running, first, elsewhere, _bundle: bundle }
+    }
+}
+
+/// Whatever the test's outcome, nobody is left there.
+impl Drop for Astray<'_> {
+    fn drop(&mut self) {
+        let _ = self.elsewhere.kill();
+        let deleted = || self.elsewhere.delete().ok();
+        eventually("its processes end", deleted);
+    }
+}
+
+/// Who enters goes where the container's cgroup is, wherever its first process went, and not at all where only that could
+/// show the way: outside nobody's limits would hold.
+#[test]
+fn a_first_process_that_left_its_cgroup_leads_nobody_out() {
+    let runtime = Runtime::ours();
+    let astray = Astray::start(&runtime);
+    let id = &astray.running.id;
+    let look = || astray.running.exec(&["cat", "/proc/self/cgroup"]);
+    let said = look().ok();
+    assert!(said.text().contains(&format!("/{id}")) && !said.text().contains("elsewhere"), "{said}");
+    let tree = cgroups::named(id).into_iter().find(|tree| tree.join("pids.max").exists());
+    let Some(tree) = tree.filter(|tree| tree.join("cgroup.subtree_control").exists()) else {
+        println!("skipped: cgroups of version 1 are entered though they are divided");
+        return;
+    };
+    let leaf = tree.join("leaf");
+    fs::create_dir(&leaf).expect("root may make cgroups");
+    fs::write(tree.join("cgroup.subtree_control"), "+pids").expect("nobody is in it");
+    look().expect_code(255).expect_stderr("left cgroup");
+    fs::write(leaf.join("cgroup.procs"), astray.first.to_string()).expect("root may move");
+    let said = look().ok();
+    assert!(said.text().contains(&format!("/{id}/leaf")), "{said}");
+    // It has stopped itself there, and not the container: nobody waits for it for ever.
+    fs::write(leaf.join("cgroup.freeze"), "1").expect("root may");
+    let refused = look();
+    assert_ne!(refused.code, 0, "{refused}");
+}
+
+#[test]
+fn a_first_process_that_left_its_cgroup_is_killed_all_the_same() {
+    let runtime = Runtime::ours();
+    for (command, signal) in [(["delete", "--force"], None), (["kill", "--all"], Some("KILL"))] {
+        let astray = Astray::start(&runtime);
+        let id = &astray.running.id;
+        let words: Vec<&str> = command.into_iter().chain([id.as_str()]).chain(signal).collect();
+        runtime.run(&words).ok();
+        eventually("it has stopped", || {
+            let state = runtime.run(&["state", id]);
+            (state.code != 0 || state.stdout.contains("\"stopped\"")).then_some(())
+        });
+        runtime.run(&["delete", "--force", id]).ok();
+        assert_eq!(cgroups::named(id), Vec::<PathBuf>::new(), "nothing is left");
+    }
 }
