@@ -93,6 +93,25 @@ pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
     made.map(OwnedFd::from)
 }
 
+/// The maps of the user namespace that a process is in, as its owners are seen from the caller's.
+pub fn of(pid: u32) -> Result<Owners> {
+    let read = |file: &str| -> Result<Vec<IdMapping>> {
+        let path = format!("/proc/{pid}/{file}");
+        let text = fs::read_to_string(&path).context(|| format!("read {path}"))?;
+        text.lines()
+            .map(|line| parse_line(line).ok_or_else(|| Error::internal(format!("{path} has {line:?}"))))
+            .collect()
+    };
+    Ok(Owners { uids: read("uid_map")?, gids: read("gid_map")? })
+}
+
+/// A line of a map, as [`lines`] has it.
+fn parse_line(line: &str) -> Option<IdMapping> {
+    let mut numbers = line.split_whitespace().map(|number| number.parse().ok());
+    let mut next = || numbers.next().flatten();
+    Some(IdMapping { container_id: next()?, host_id: next()?, size: next()? })
+}
+
 /// Writes the maps of a process that is alone in a new user namespace.
 pub fn write(pid: u32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
     write_one(pid, "uid_map", "newuidmap", uids)?;
@@ -172,6 +191,15 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn ones_own_map_is_read() {
+        let own = of(std::process::id()).unwrap();
+        let written = fs::read_to_string("/proc/self/uid_map").unwrap();
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(words(&lines(&own.uids)), words(&written));
+        assert!(!own.gids.is_empty());
     }
 
     #[test]

@@ -23,7 +23,7 @@ use linux::idmap;
 use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd};
 use linux::procfs::Proc;
-use types::spec::runtime::{IntelRdt, Linux, Mount, Spec};
+use types::spec::runtime::{IdMapping, IntelRdt, Linux, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::cgroup_note::{CgroupNote, PLANNED_CGROUP};
@@ -457,12 +457,15 @@ impl<'a> Maker<'a> {
     }
 
     /// Answers the child until it is ready.
-    fn raise(&mut self, plan: Plan, channel: &Channel, pid: u32, pidfd: &PidFd) -> Result<Raised> {
+    fn raise(&mut self, mut plan: Plan, channel: &Channel, pid: u32, pidfd: &PidFd) -> Result<Raised> {
         let mut raised = Raised {
             console: None,
             warnings: plan.warnings.clone(),
             state: State::new(&plan.id, pid, &plan.bundle, &plan.rootfs),
         };
+        if plan.namespaces.joined(NsKind::User).is_some() {
+            take_maps(&mut plan.spec, pid)?;
+        }
         self.equip(&plan, pid, &mut raised)?;
         if plan.begins_with_go() {
             channel.send(&Message::Go)?;
@@ -582,6 +585,30 @@ struct Raised {
     console: Option<OwnedFd>,
     warnings: Vec<String>,
     state: State,
+}
+
+/// Takes the maps of the user namespace that the process has joined for those of the container. `InvalidArgument` if the
+/// spec has maps that say something else: whoever wrote them would have files of the wrong owners.
+fn take_maps(spec: &mut Spec, pid: u32) -> Result<()> {
+    let Some(linux) = &mut spec.linux else { return Ok(()) };
+    let sorted = |maps: &[IdMapping]| {
+        let mut maps = maps.to_vec();
+        maps.sort_by_key(|map| map.container_id);
+        maps
+    };
+    let found = idmap::of(pid)?;
+    let says_nothing = linux.uid_mappings.is_empty() && linux.gid_mappings.is_empty();
+    let says_the_same = || {
+        sorted(&linux.uid_mappings) == sorted(&found.uids)
+            && sorted(&linux.gid_mappings) == sorted(&found.gids)
+    };
+    if !says_nothing && !says_the_same() {
+        return Err(Error::invalid_argument(
+            "uidMappings and gidMappings are other maps than the user namespace that is joined has: leave them out",
+        ));
+    }
+    (linux.uid_mappings, linux.gid_mappings) = (found.uids, found.gids);
+    Ok(())
 }
 
 /// The host's number for the container's user, if it can reach its cgroup and may write there.

@@ -99,8 +99,13 @@ pub(crate) fn bundle(change: impl Fn(&mut Value)) -> TempDir {
 
 /// Makes the bundle's root file system that of a user, who is root in some user namespace.
 pub(crate) fn give(bundle: &TempDir, user: u32) {
-    fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o755)).expect("ours");
-    let rootfs = bundle.path().join("rootfs");
+    give_to(bundle.path(), user);
+}
+
+/// The same by the bundle's path.
+pub(crate) fn give_to(bundle: &Path, user: u32) {
+    fs::set_permissions(bundle, fs::Permissions::from_mode(0o755)).expect("ours");
+    let rootfs = bundle.join("rootfs");
     run(Command::new("chown").args(["-hR", &format!("{user}:{user}")]).arg(rootfs)).ok();
 }
 

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use testkit::run;
+use testkit::{Bundle, run};
 
-use crate::runtime_bundle::{Runtime, add_mount, bundle, same, script};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, give, give_to, same, script};
 
 /// A process with namespaces of its own, until it is dropped.
 struct Apart(Child);
@@ -108,6 +110,84 @@ fn cgroup_and_time_namespaces_are_joined() {
             join(spec, apart.namespace("cgroup", "cgroup"));
         });
     assert!(said.ends_with("/sys/fs/cgroup\n"), "{said}");
+}
+
+fn maps(spec: &mut Value, uids: (u32, u32, u32), gids: (u32, u32, u32)) {
+    let map = |(inside, outside, size)| json!([{"containerID": inside, "hostID": outside, "size": size}]);
+    spec["linux"]["uidMappings"] = map(uids);
+    spec["linux"]["gidMappings"] = map(gids);
+}
+
+/// What is joined has maps already. Those of a bundle may say the same again, as containerd has it, and nothing else.
+#[test]
+fn a_user_namespace_is_joined_with_the_maps_that_it_has() {
+    const MAP: (u32, u32, u32) = (0, 100_000, 1000);
+    let first = Bundle::new("exec sleep 1000").change(|spec| {
+        maps(spec, MAP, MAP);
+        join(spec, json!({"type": "user"}));
+    });
+    give_to(first.path(), MAP.1);
+    first.start();
+    let user = json!({"type": "user", "path": format!("/proc/{}/ns/user", first.pid())});
+    let runtime = Runtime::ours();
+    let attempt = |change: &dyn Fn(&mut Value)| {
+        let bundle = bundle(|spec| {
+            script(spec, "id -u; cat /proc/self/uid_map");
+            join(spec, user.clone());
+            change(spec);
+        });
+        give(&bundle, MAP.1);
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &runtime.id("maps")])
+    };
+    for change in [&|_: &mut Value| {}, &|spec: &mut Value| maps(spec, MAP, MAP)] as [&dyn Fn(&mut Value); 2]
+    {
+        let said = attempt(change).ok();
+        assert_eq!(said.text().split_whitespace().collect::<Vec<_>>(), ["0", "0", "100000", "1000"]);
+    }
+    let one_only = |spec: &mut Value| {
+        maps(spec, MAP, MAP);
+        spec["linux"]["gidMappings"] = json!([]);
+    };
+    let others: [&dyn Fn(&mut Value); 4] = [
+        &|spec| maps(spec, (0, 200_000, 1000), MAP),
+        &|spec| maps(spec, MAP, (0, 100_000, 999)),
+        &|spec| maps(spec, MAP, (1, 100_000, 1000)),
+        &one_only,
+    ];
+    for change in others {
+        attempt(change).expect_code(1).expect_stderr("other maps than the user namespace that is joined");
+        assert_eq!(run(&mut runtime.command(&["list", "-q"])).ok().text(), "", "nothing is left");
+    }
+}
+
+/// Its cgroup is its user's, by the number that this user has on the host, also where the maps are those that are found.
+#[test]
+fn who_joins_a_user_namespace_owns_its_cgroup_by_the_maps_of_that() {
+    if !fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap_or(false) {
+        println!("skipped: cgroups are given to users on hosts with version 2 only");
+        return;
+    }
+    let first = Bundle::new("exec sleep 1000").change(|spec| {
+        maps(spec, (0, 100_000, 1000), (0, 100_000, 1000));
+        join(spec, json!({"type": "user"}));
+    });
+    give_to(first.path(), 100_000);
+    first.start();
+    let second = Bundle::new("exec sleep 1000").change(|spec| {
+        join(spec, json!({"type": "user", "path": format!("/proc/{}/ns/user", first.pid())}));
+        join(spec, json!({"type": "cgroup"}));
+        let list = spec["mounts"].as_array_mut().expect("mounts");
+        list.retain(|mount| mount["type"] != "cgroup");
+        list.push(
+            json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"]}),
+        );
+        spec["process"]["user"] = json!({"uid": 7, "gid": 7});
+    });
+    give_to(second.path(), 100_000);
+    second.start();
+    let cgroup = Path::new("/sys/fs/cgroup").join(second.id());
+    assert_eq!(fs::metadata(cgroup).expect("it is there").uid(), 100_007);
 }
 
 /// A second entry for the same place changes what the first has mounted.
