@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The processor is emulated, so that it works wherever QEMU does. The root file system is memory: a
-//! guest leaves nothing, and one that hangs is ended by [`LIFE_S`].
+//! guest leaves nothing, and one that hangs is ended by [`GuestKind::life_s`].
 
 use std::fs;
 use std::io::Write;
@@ -21,11 +21,8 @@ use tempfile::TempDir;
 
 use crate::{cache_dir, hoist_program, images, run};
 
-/// Seconds after which a guest is ended, done or not.
-const LIFE_S: &str = "600";
-
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-8";
+const BASE: &str = "guest-9";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
@@ -51,6 +48,28 @@ const PACKAGES: &[&str] = &[
     "e2fsprogs",
 ];
 
+/// What the whole of the tests calls besides: runtimes and daemons of others, a compiler, and Debian's own tools in place
+/// of busybox's.
+const PEERS: &[&str] = &[
+    "bash",
+    "containerd",
+    "coreutils",
+    "crun",
+    "docker-registry",
+    "findutils",
+    "gcc",
+    "grep",
+    "hostname",
+    "libc6-dev",
+    "openssl",
+    "podman",
+    "procps",
+    "sed",
+    "skopeo",
+    "uidmap",
+    "umoci",
+];
+
 /// The kernel as Debian names it, whichever version that is.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -69,6 +88,7 @@ const MODULES: &[&str] = &[
     "drivers/net/veth.ko",
     "drivers/virtio",
     "fs/erofs",
+    "fs/fuse",
     "fs/overlayfs",
     "lib",
     "mm",
@@ -101,13 +121,15 @@ pub enum GuestKind {
     CgroupsV1,
     /// The usual one with a kernel that mounts EROFS images from files, and with many processors.
     Younger,
+    /// The usual one with [`PEERS`], and with the time that the whole of the tests takes.
+    Furnished,
 }
 
 impl GuestKind {
     /// The value of `HOIST_GUEST` in the guest.
     fn name(self) -> &'static str {
         match self {
-            GuestKind::Usual => "apparmor",
+            GuestKind::Usual | GuestKind::Furnished => "apparmor",
             GuestKind::SeLinux => "selinux",
             GuestKind::CgroupsV1 => "v1",
             GuestKind::Younger => "younger",
@@ -130,10 +152,41 @@ impl GuestKind {
         }
     }
 
+    /// MiB of memory, of which files take up to a half.
+    fn memory_mib(self) -> &'static str {
+        match self {
+            GuestKind::Furnished => "6144",
+            _ => "2048",
+        }
+    }
+
+    /// Seconds after which a guest is ended, done or not.
+    fn life_s(self) -> &'static str {
+        match self {
+            GuestKind::Furnished => "5400",
+            _ => "600",
+        }
+    }
+
+    /// What is installed.
+    fn packages(self) -> Vec<&'static str> {
+        let peers = if self == GuestKind::Furnished { PEERS } else { &[] };
+        [PACKAGES, peers].concat()
+    }
+
+    /// The name of what is kept between runs. Several kinds have the same.
+    fn base_name(self) -> String {
+        match self {
+            GuestKind::Younger => format!("{BASE}-younger"),
+            GuestKind::Furnished => format!("{BASE}-furnished"),
+            _ => BASE.to_owned(),
+        }
+    }
+
     /// More words for the kernel.
     fn words(self) -> &'static str {
         match self {
-            GuestKind::Usual | GuestKind::Younger => "",
+            GuestKind::Usual | GuestKind::Younger | GuestKind::Furnished => "",
             GuestKind::SeLinux => " security=selinux",
             GuestKind::CgroupsV1 => " systemd.unified_cgroup_hierarchy=0",
         }
@@ -145,7 +198,7 @@ pub struct Guest<'a> {
     pub kind: GuestKind,
     pub program: &'a Path,
     pub arguments: &'a [&'a str],
-    /// Programs of this machine that the test program calls, beside those of [`PACKAGES`].
+    /// Programs of this machine that the test program calls, beside those of the guest's packages.
     pub programs: &'a [PathBuf],
     /// Files and folders made by [`images`], which the program finds in the guest as it does here.
     pub images: &'a [PathBuf],
@@ -173,7 +226,7 @@ impl Guest<'_> {
         fs::File::create(&disk).and_then(|file| file.set_len(64 << 20)).expect("a sparse file");
         let serial = |name: &str| format!("file:{}", work.path().join(name).display());
         let mut machine = Command::new("timeout");
-        machine.args(["--kill-after=5", LIFE_S, "qemu-system-x86_64"]);
+        machine.args(["--kill-after=5", self.kind.life_s(), "qemu-system-x86_64"]);
         machine.args([
             "-machine",
             "q35",
@@ -184,7 +237,7 @@ impl Guest<'_> {
             "-smp",
             self.kind.processors(),
             "-m",
-            "2048",
+            self.kind.memory_mib(),
         ]);
         machine.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         machine.arg("-kernel").arg(base.join("vmlinuz")).arg("-initrd").arg(&initrd);
@@ -228,7 +281,7 @@ impl Guest<'_> {
              export HOIST_GUEST={}\n\
              export PATH=/usr/bin:/usr/sbin TMPDIR=/tmp\ncd /root\n\
              # Nobody else loads what is asked for by device.\n\
-             modprobe -a loop dm_verity\ntest-program{arguments}\necho \"{EXIT}$?\"\n",
+             modprobe -a loop dm_verity fuse\ntest-program{arguments}\necho \"{EXIT}$?\"\n",
             self.kind.name()
         );
         fs::write(root.join("run-tests"), script).expect("a writable directory");
@@ -241,13 +294,11 @@ const EXIT: &str = "guest: the program's exit code is ";
 
 /// Kernel (`vmlinuz`) and common root file system (`base.cpio`), made once.
 fn base(kind: GuestKind) -> PathBuf {
-    let is_younger = kind == GuestKind::Younger;
-    let name = if is_younger { format!("{BASE}-younger") } else { BASE.to_owned() };
-    images::once(&cache_dir().join("guests"), &name, |base, work| {
+    images::once(&cache_dir().join("guests"), &kind.base_name(), |base, work| {
         let root = work.join("root");
         fs::create_dir_all(base).expect("a writable target directory");
         fs::create_dir(&root).expect("a writable directory");
-        images::unpack_packages(work, &root, PACKAGES);
+        images::unpack_packages(work, &root, &kind.packages());
         for folder in ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/x86_64-linux-gnu/gconv"]
         {
             run(Command::new("rm").arg("-rf").arg(root.join(folder))).ok();
@@ -260,8 +311,15 @@ fn base(kind: GuestKind) -> PathBuf {
         for name in ["iptables-restore", "ip6tables-restore"] {
             symlink("xtables-nft-multi", root.join("usr/sbin").join(name)).expect("a writable root");
         }
+        if kind == GuestKind::Furnished {
+            symlink("gcc", root.join("usr/bin/cc")).expect("a writable root");
+            for grants in ["etc/subuid", "etc/subgid"] {
+                fs::write(root.join(grants), "").expect("a writable root");
+            }
+        }
         fs::create_dir_all(root.join("var/tmp")).expect("a writable root");
-        install_kernel(work, &root, base, &if is_younger { backports(work) } else { Vec::new() });
+        let words = if kind == GuestKind::Younger { backports(work) } else { Vec::new() };
+        install_kernel(work, &root, base, &words);
         install_services(&root);
         append_archive(&root, &base.join("base.cpio"));
     })

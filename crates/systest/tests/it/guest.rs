@@ -65,6 +65,32 @@ fn shims_and_who_enters_are_no_different_with_version_2_only() {
     );
 }
 
+/// What [`TESTS`] and the next choose from: all that has to do with the runtime, ways out of containers, and shims.
+const ALL: &[&str] = &[
+    "births::",
+    "cgroups::",
+    "escapes::",
+    "labels::",
+    "lifecycle::",
+    "runtime::",
+    "runtime_",
+    "shim::",
+    "shim_",
+    "systemd::",
+    "terminals::",
+];
+
+/// For whoever asks for it, as it takes an hour: `HOIST_GUEST_TESTS=all`. Other words choose tests, in a guest that has what
+/// they call. What a test misses there it says, under its name in what is printed.
+#[test]
+fn all_of_runtime_and_shim_is_no_different_with_version_2_only() {
+    match chosen().as_deref() {
+        Some("all") => pass(GuestKind::Furnished, &[&["--show-output"], ALL].concat()),
+        Some(words) => pass(GuestKind::Furnished, &words.split_whitespace().collect::<Vec<_>>()),
+        None => println!("skipped: HOIST_GUEST_TESTS=all asks for it"),
+    }
+}
+
 /// In a guest of their own: criu has the emulated processor busy for minutes.
 #[test]
 fn a_kernel_that_criu_knows_has_checkpoints() {
@@ -107,14 +133,25 @@ fn helpers_of_a_pull_share_its_bounded_memory() {
     pass_in(GuestKind::Younger, &["memory::a_pull_that_is_helped_takes_bounded_memory"]);
 }
 
+/// What somebody asks for instead of what runs in CI.
+fn chosen() -> Option<String> {
+    std::env::var("HOIST_GUEST_TESTS").ok().filter(|words| !words.trim().is_empty())
+}
+
+/// These, or those that somebody has chosen.
 fn pass_in(kind: GuestKind, tests: &[&str]) {
+    match chosen().as_deref() {
+        Some("all") => println!("skipped: all of them are run in one guest"),
+        Some(words) => pass(kind, &words.split_whitespace().collect::<Vec<_>>()),
+        None => pass(kind, tests),
+    }
+}
+
+fn pass(kind: GuestKind, tests: &[&str]) {
     // An emulated processor is slow enough with a whole one to itself.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = std::env::current_exe().expect("the test program has a path");
-    let chosen = std::env::var("HOIST_GUEST_TESTS").ok();
-    let chosen: Vec<&str> = chosen.iter().flat_map(|words| words.split_whitespace()).collect();
-    let tests = if chosen.is_empty() { tests } else { &chosen };
     let arguments: Vec<&str> = ["--test-threads=2"].iter().chain(tests).copied().collect();
     let guest = Guest {
         kind,
