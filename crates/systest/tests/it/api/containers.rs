@@ -76,7 +76,7 @@ fn containers_walked() {
 /// What does not fit into one message comes in many.
 #[test]
 fn a_list_that_is_longer_than_a_message_is_refused_and_streamed() {
-    covers(&["Containers.List", "Containers.ListStream"]).walk(SAME, async |side| {
+    covers(&["Containers.List", "Containers.ListStream"]).well().walk(SAME, async |side| {
         let client = || {
             // Larger than the daemon may send.
             ContainersClient::new(side.channel()).max_decoding_message_size(64 << 20)

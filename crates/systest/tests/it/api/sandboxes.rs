@@ -188,7 +188,7 @@ const DIFFERENCES_OF_UPDATES: &[Difference] = &[differs_in(
 /// What each mask makes of each field, also where the update says nothing of it.
 #[test]
 fn sandbox_updates_walked() {
-    covers(&["Store.Create", "Store.Update", "Store.Get"]).walk_since(
+    covers(&["Store.Create", "Store.Update", "Store.Get"]).well().walk_since(
         2,
         DIFFERENCES_OF_UPDATES,
         async |side| {

@@ -515,7 +515,7 @@ fn options_of_a_task_come_before_those_of_its_record() {
         return;
     }
     let _hierarchies = HIERARCHIES.read();
-    covers(&["Tasks.Create"]).walk(&[], async |side| {
+    covers(&["Tasks.Create"]).well().walk(&[], async |side| {
         let options = |name: &str| {
             let program = side.dir().join(name);
             let script = format!("#!/bin/sh\n: > {}.called\nexec /usr/sbin/runc \"$@\"\n", program.display());
@@ -618,7 +618,7 @@ fn a_signal_is_for_one_process_or_for_all() {
         return;
     }
     let _hierarchies = HIERARCHIES.read();
-    covers(&["Tasks.Kill"]).walk(&[], async |side| {
+    covers(&["Tasks.Kill"]).well().walk(&[], async |side| {
         let mut tasks = TasksClient::new(side.channel());
         let script = format!("({}) & {}", listener("second"), listener("first"));
         record_within(side, "all", &script, json!([{ "type": "mount" }]), json!({})).await;

@@ -242,7 +242,7 @@ fn what_is_done_is_told_in_its_order() {
         return;
     }
     let _hierarchies = HIERARCHIES.read();
-    covers(&["Events.Subscribe"]).walk(DIFFERENCES, async |side| {
+    covers(&["Events.Subscribe"]).well().walk(DIFFERENCES, async |side| {
         let stream = listen(&EventsClient::new(side.channel()), &[]).await;
         let mut listener = Listener { side, stream };
         namespaces_and_leases(&mut listener).await;
@@ -454,7 +454,7 @@ fn what_a_pull_makes_is_told_in_its_order() {
     let registry = Registry::start();
     registry.push(&images::four_layers(), images::TAG, "pulled");
     let image = format!("{}/pulled:latest", registry.host());
-    covers(&["Events.Subscribe"]).walk(DIFFERENCES_OF_A_PULL, async |side| {
+    covers(&["Events.Subscribe"]).well().walk(DIFFERENCES_OF_A_PULL, async |side| {
         let stream = listen(&EventsClient::new(side.channel()), &[]).await;
         let mut listener = Listener { side, stream };
         let socket = side.dir().join(if side.is_ours() { "hoist.sock" } else { "c.sock" });
@@ -491,7 +491,7 @@ fn what_our_own_pull_makes_is_told_in_its_order() {
     registry.push(&images::four_layers(), images::TAG, "pulled");
     let image = format!("{}/pulled:latest", registry.host());
     let daemon = Daemon::start();
-    covers(&["Events.Subscribe"]).alone(&daemon, &async |side: &Side<'_>| {
+    covers(&["Events.Subscribe"]).well().alone(&daemon, &async |side: &Side<'_>| {
         let stream = listen(&EventsClient::new(side.channel()), &[]).await;
         let mut listener = Listener { side, stream };
         let mut pull = daemon.command(["pull", &image]);

@@ -78,7 +78,7 @@ fn transfers_walked() {
     }
     let (registry, other) = (Registry::start(), Registry::start());
     let reference = registry.push(&images::busybox(), images::TAG, "busybox:1");
-    covers(&["Streaming.Stream", "Transfer.Transfer", "Snapshots.List"]).walk_since(
+    covers(&["Streaming.Stream", "Transfer.Transfer", "Snapshots.List"]).well().walk_since(
         2,
         DIFFERENCES,
         async |side| {
@@ -292,7 +292,7 @@ fn labels_of_pulls_walked() {
     let references = [pushed(&registries[0], "some/second:1"), pushed(&registries[1], "first:1")];
     let host = registries[0].host();
     let host = host.rsplit_once(':').expect("a port").0;
-    covers(&["Transfer.Transfer", "Images.Get", "Content.Info"]).walk_since(
+    covers(&["Transfer.Transfer", "Images.Get", "Content.Info"]).well().walk_since(
         2,
         DIFFERENCES_OF_LABELS,
         async |side| {
@@ -467,7 +467,7 @@ fn names_of_archives_walked() {
         ("the index and its images", "index:1", vec![base(BASE)], and(&["index:1"])),
         ("a further name for the index", "", vec![extra], texts(&["extra:1"])),
     ];
-    covers(&["Streaming.Stream", "Transfer.Transfer", "Images.List", "Images.Delete"]).walk_since(
+    covers(&["Streaming.Stream", "Transfer.Transfer", "Images.List", "Images.Delete"]).well().walk_since(
         2,
         DIFFERENCES_OF_NAMES,
         async |side| {

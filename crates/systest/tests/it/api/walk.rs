@@ -8,7 +8,8 @@
 //!                └ marks: `cargo xtask api` makes the table of docs/api.md of them
 //! ```
 //!
-//! A walk fails if a method of its marks was not called, or never answered well; if an answer is not the expected one;
+//! A walk fails if a method of its marks was not called, never answered well, or never refused anything, and is not one of
+//! [`NEVER_REFUSED`]; if an answer is not the expected one;
 //! if containerd answers otherwise where no difference is noted, or as we do where one is; and if what containerd says to
 //! what it refuses is not in what we say, as programs look for its words, and [`OTHER_WORDS`] has no reason.
 
@@ -90,17 +91,35 @@ const OTHER_WORDS: &[(&str, &str)] = &[
     ("failed to create snapshot", "ours names the snapshot"),
 ];
 
+/// Methods that no walk sees refuse anything, and why.
+const NEVER_REFUSED: &[(&str, &str)] = &[
+    ("Health.Watch", "a service that nobody knows is told of as unknown, in a stream that goes on"),
+    ("Introspection.Server", "it asks for nothing, and is of no namespace"),
+    ("Namespaces.Get", "a namespace that is not there is answered as one without labels, as containerd does"),
+    ("Version.Version", "it asks for nothing, and is of no namespace"),
+];
+
 /// No case of the walk differs.
 pub(crate) const SAME: &[Difference] = &[];
 
 /// The methods that a test is a test of, `Service.Method`.
 pub(crate) fn covers(methods: &'static [&'static str]) -> Covers {
-    Covers(methods)
+    Covers { methods, refuse: true }
 }
 
-pub(crate) struct Covers(&'static [&'static str]);
+#[derive(Clone, Copy)]
+pub(crate) struct Covers {
+    methods: &'static [&'static str],
+    /// Whether what they refuse is walked too.
+    refuse: bool,
+}
 
 impl Covers {
+    /// What these methods refuse is what another walk is about.
+    pub(crate) fn well(self) -> Covers {
+        Covers { refuse: false, ..self }
+    }
+
     /// On our daemon, then on containerd, if it is there; what both have to say is said at once.
     pub(crate) fn walk(self, differences: &[Difference], cases: impl AsyncFn(&Side<'_>)) {
         self.walk_since(1, differences, cases);
@@ -110,7 +129,7 @@ impl Covers {
     pub(crate) fn walk_since(self, major: u32, differences: &[Difference], cases: impl AsyncFn(&Side<'_>)) {
         let daemon = Daemon::start();
         let ours = Side::new(daemon.dir(), None, SAME);
-        let mut failures = run(&ours, &daemon.socket(), &cases, Some(self.0));
+        let mut failures = run(&ours, &daemon.socket(), &cases, Some(self));
         // With our shim at hand, for what containerd's own does not serve.
         match Containerd::start_with_programs(testkit::shim_program().parent()) {
             Some(containerd) if containerd.major() < major => {
@@ -128,18 +147,13 @@ impl Covers {
 
     /// On our daemon only: what is walked is not in containerd.
     pub(crate) fn alone(self, daemon: &Daemon, cases: &impl AsyncFn(&Side<'_>)) {
-        let failures = run(&Side::new(daemon.dir(), None, SAME), &daemon.socket(), cases, Some(self.0));
+        let failures = run(&Side::new(daemon.dir(), None, SAME), &daemon.socket(), cases, Some(self));
         assert!(failures.is_empty(), "{failures}");
     }
 }
 
 /// What was not as it should be; empty for nothing.
-fn run(
-    side: &Side<'_>,
-    socket: &Path,
-    cases: &impl AsyncFn(&Side<'_>),
-    marks: Option<&'static [&'static str]>,
-) -> String {
+fn run(side: &Side<'_>, socket: &Path, cases: &impl AsyncFn(&Side<'_>), marks: Option<Covers>) -> String {
     let walking = AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
@@ -211,6 +225,8 @@ pub(crate) struct Side<'a> {
     differences: Vec<&'a Difference>,
     /// By `Service.Method`.
     seen: Arc<Mutex<BTreeMap<String, Answers>>>,
+    /// The method that was called last.
+    called: Arc<Mutex<String>>,
     failures: RefCell<Vec<String>>,
     /// Cases in which a difference was noted.
     met: RefCell<BTreeSet<&'static str>>,
@@ -228,6 +244,7 @@ impl<'a> Side<'a> {
             channel: RefCell::default(),
             differences: differences.iter().filter(of_all).collect(),
             seen: Arc::default(),
+            called: Arc::default(),
             failures: RefCell::default(),
             met: RefCell::default(),
             last: Cell::new("none"),
@@ -244,11 +261,24 @@ impl<'a> Side<'a> {
     }
 
     /// Marks that nothing was done for, and differences that were not met.
-    fn missing(&self, marks: Option<&'static [&'static str]>) -> Vec<String> {
+    fn missing(&self, covers: Option<Covers>) -> Vec<String> {
         let (mut missing, seen) = (Vec::new(), self.seen.lock().expect("no panic under the lock"));
+        let marks = covers.map(|covers| covers.methods);
+        let must_refuse = covers.is_some_and(|covers| covers.refuse);
         for mark in marks.into_iter().flatten() {
-            if !seen.get(*mark).is_some_and(|answers| answers.well) {
+            let answers = seen.get(*mark).copied().unwrap_or_default();
+            if !answers.well {
                 missing.push(format!("{mark} is marked, and never answered well"));
+            }
+            let is_excused = NEVER_REFUSED.iter().any(|(name, _)| name == mark);
+            match answers.refused {
+                false if must_refuse && !is_excused => {
+                    missing.push(format!("{mark} is marked, and never refused anything"));
+                }
+                true if is_excused => {
+                    missing.push(format!("{mark} refuses, and is listed as one that does not"));
+                }
+                _ => {}
             }
         }
         let is_unmarked = |name: &str| marks.is_some_and(|marks| !marks.contains(&name));
@@ -282,7 +312,7 @@ impl<'a> Side<'a> {
     /// For a client of a service.
     pub(crate) fn channel(&self) -> Watched {
         let channel = self.channel.borrow().clone().expect("the walk has begun");
-        Watched { channel, seen: self.seen.clone() }
+        Watched { channel, seen: self.seen.clone(), called: self.called.clone() }
     }
 
     /// The answer of a call that must not be refused.
@@ -317,6 +347,12 @@ impl<'a> Side<'a> {
             Ok(_) => (Code::Ok, String::new()),
             Err(status) => (status.code(), status.message().to_owned()),
         };
+        if found != Code::Ok {
+            // In a stream that was open, it came behind the answer.
+            let called = self.called.lock().expect("no panic under the lock").clone();
+            let mut seen = self.seen.lock().expect("no panic under the lock");
+            seen.entry(called).or_default().refused = true;
+        }
         self.said.borrow_mut().entry(case).or_default().push(message.clone());
         let difference = self.difference(case);
         let expected = match difference {
@@ -370,6 +406,7 @@ impl<'a> Side<'a> {
 pub(crate) struct Watched {
     channel: Channel,
     seen: Arc<Mutex<BTreeMap<String, Answers>>>,
+    called: Arc<Mutex<String>>,
 }
 
 impl tower_service::Service<http::Request<Body>> for Watched {
@@ -383,6 +420,7 @@ impl tower_service::Service<http::Request<Body>> for Watched {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let name = short_name(request.uri().path());
+        self.called.lock().expect("no panic under the lock").clone_from(&name);
         let (seen, answer) = (self.seen.clone(), self.channel.call(request));
         Box::pin(async move {
             let answer = answer.await?;
