@@ -14,8 +14,8 @@ const LAYERS: u64 = 10;
 
 /// Bytes of a layer of a million files until its image is written, and of as many while they are merged (transfer.md,
 /// "Memory").
-const STORED_MAX: u64 = 128 << 20;
-const MERGED_MAX: u64 = 160 << 20;
+const STORED_MAX: u64 = 104 << 20;
+const MERGED_MAX: u64 = 104 << 20;
 /// The same of what a layer's tree may take, with what its pipeline does.
 const HOSTILE_MAX: u64 = (512 + 64) << 20;
 
