@@ -53,6 +53,7 @@ mod platforms;
 mod plugins;
 mod policy;
 mod power;
+mod real_tree;
 mod reaper;
 mod reflection;
 mod registry;
