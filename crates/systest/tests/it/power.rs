@@ -1,14 +1,15 @@
 //! The power goes, at any write: what was answered is there afterwards, and no file is another than it was.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
 use tempfile::{NamedTempFile, TempDir};
 use testkit::disk::{RecordedDisk, Recording, mount_image};
-use testkit::layout::{archive_of, tar_entry};
-use testkit::{Daemon, Layout, Registry, images, noise, run, unmount_below};
+use testkit::layout::{archive_of, digest_of, tar_entry};
+use testkit::{Daemon, Layout, Registry, eventually, images, noise, run, unmount_below};
 use types::Digest;
 use types::descriptor::media_type;
 
@@ -21,6 +22,10 @@ const LOOK: &str = "cd /data && find . -type f | sort | xargs sha256sum";
 struct Image {
     pushed: String,
     archive: PathBuf,
+    /// Of its layers.
+    blobs: Vec<Digest>,
+    /// What [`LOOK`] prints in it.
+    listing: String,
     _kept: (Registry, TempDir),
 }
 
@@ -39,10 +44,7 @@ fn image() -> Image {
     }
     let tar = Command::new("tar").arg("-C").arg(shell.path()).args(["-cf", "-", "."]).output();
     let files = |layer: &str, numbers: std::ops::Range<usize>| {
-        let entry = |number: usize| {
-            let name = format!("data/{number}");
-            tar_entry(&name, b'0', "", &noise(&format!("{layer} {name}"), number * 100))
-        };
+        let entry = |number: usize| tar_entry(&format!("data/{number}"), b'0', "", &file(layer, number));
         archive_of(&numbers.map(entry).collect::<Vec<_>>())
     };
     let layers = [tar.expect("tar is part of Debian").stdout, files("one", 0..100), files("two", 50..120)];
@@ -58,13 +60,30 @@ fn image() -> Image {
         layout.blob(media_type::OCI_LAYER_GZIP, &gzip(&two)),
     ];
     let image = layout.image_of_blobs(&blobs, &config);
+    let blobs = blobs.iter().map(|blob| digest_of(blob).parse().expect("a digest")).collect();
     let dir = TempDir::new().expect("a temporary directory");
     let archive = dir.path().join("image.tar");
     layout.tag(&image, LOADED);
     layout.archive(&archive);
     layout.tag(&image, images::TAG);
     let pushed = registry.push(layout.path(), images::TAG, "power") + ":latest";
-    Image { pushed, archive, _kept: (registry, dir) }
+    let listing = listing((0..120).map(|number| {
+        let layer = if number < 50 { "one" } else { "two" };
+        (number.to_string(), file(layer, number))
+    }));
+    Image { pushed, archive, blobs, listing, _kept: (registry, dir) }
+}
+
+/// The bytes of a file of a layer.
+fn file(layer: &str, number: usize) -> Vec<u8> {
+    noise(&format!("{layer} data/{number}"), number * 100)
+}
+
+/// What [`LOOK`] prints of these files.
+fn listing(files: impl Iterator<Item = (String, Vec<u8>)>) -> String {
+    let mut files: Vec<(String, Vec<u8>)> = files.collect();
+    files.sort();
+    files.iter().map(|(name, bytes)| format!("{}  ./{name}\n", Digest::of(bytes).hex())).collect()
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -114,19 +133,30 @@ fn load(daemon: &Daemon, image: &Image) -> String {
 #[derive(Clone, Copy)]
 enum Cuts {
     /// Before each flush, with nothing of what came since the one before, which is what there was right after that, and
-    /// with half of it: what the disk was made to keep changes there and nowhere else.
-    AtFlushes,
+    /// with half of it: what the disk was made to keep changes there and nowhere else. At so many of them, in even
+    /// distances, if there are more.
+    AtFlushes(usize),
     /// After so many writes, in even distances.
     Some(usize),
 }
 
+const EACH_FLUSH: Cuts = Cuts::AtFlushes(usize::MAX);
+/// Of what takes long to look at.
+const SOME_FLUSHES: Cuts = Cuts::AtFlushes(5);
+
 impl Cuts {
     /// After how many operations, and with what loss. `HOIST_TEST_CUTS`, a number or `all`, for whoever has the hours,
     /// tries so many writes with every loss.
-    fn places(self, recording: &Recording, begun: usize, answered: usize) -> Vec<(usize, usize)> {
-        let writes = answered - begun;
+    fn places(
+        self,
+        recording: &Recording,
+        begun: usize,
+        answered: usize,
+        rested: usize,
+    ) -> Vec<(usize, usize)> {
+        let writes = rested - begun;
         let even = |count: usize| (0..count).map(move |cut| begun + writes * cut / count);
-        let ends = [answered, answered, recording.len()];
+        let ends = [answered, answered, rested];
         let wanted = match std::env::var("HOIST_TEST_CUTS").as_deref() {
             Ok("all") => Some(writes),
             Ok(count) => Some(count.parse().expect("a number of cuts, or \"all\"")),
@@ -137,61 +167,115 @@ impl Cuts {
                 even(count).chain(ends).flat_map(|cut| (0..LOSSES).map(move |loss| (cut, loss))).collect()
             }
             (None, Cuts::Some(count)) => even(count).chain(ends).zip((0..LOSSES).cycle()).collect(),
-            (None, Cuts::AtFlushes) => {
-                let between = recording.flushes().filter(|flush| (begun..answered).contains(flush));
-                let around = between.flat_map(|flush| [(flush, 0), (flush, 2)]);
+            (None, Cuts::AtFlushes(count)) => {
+                let flushes: Vec<usize> =
+                    recording.flushes().filter(|flush| (begun..rested).contains(flush)).collect();
+                let count = count.min(flushes.len());
+                let wanted = (0..count).map(|at| flushes[at * flushes.len() / count]);
+                let around = wanted.flat_map(|flush| [(flush, 0), (flush, 2)]);
                 around.chain(ends.into_iter().zip(0..LOSSES)).collect()
             }
         }
     }
 }
 
+/// What is done while writes are recorded, and what is looked at when the power is back.
+struct Scene<'a> {
+    config: &'a str,
+    cuts: Cuts,
+    /// Done before, and on the disk.
+    prepare: &'a dyn Fn(&Daemon, &Image),
+    /// At whose writes the power goes. Answered when it returns.
+    act: &'a dyn Fn(&Daemon, &Image),
+    /// Returns when what the daemon does about it on its own is done, at whose writes the power goes too.
+    rest: &'a dyn Fn(&Daemon, &Image),
+    /// What is to be so afterwards, first thing.
+    look: &'a dyn Fn(&Daemon, &Image, &Cut),
+}
+
+/// Where the power went.
+struct Cut {
+    /// Whether the act had been answered.
+    is_answered: bool,
+    shown: String,
+}
+
+fn nothing(_: &Daemon, _: &Image) {}
+
+impl Scene<'_> {
+    fn play(&self) {
+        let image = image();
+        let mut daemon = Daemon::start_with(&[], self.config);
+        daemon.terminate();
+        let _mounts = Mounts(daemon.root());
+
+        let disk = RecordedDisk::new(DISK_LEN);
+        run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
+        daemon.start_again();
+        (self.prepare)(&daemon, &image);
+        run(Command::new("sync").arg("--file-system").arg(disk.path())).ok();
+        let begun = disk.now();
+        (self.act)(&daemon, &image);
+        let answered = disk.now();
+        (self.rest)(&daemon, &image);
+        let rested = disk.now();
+        lose_power(&mut daemon);
+        let recording = disk.end();
+        let cuts = self.cuts.places(&recording, begun, answered, rested);
+        println!("{}: {} cuts from {begun} to {answered} and {rested}", self.config.trim_end(), cuts.len());
+        for (number, (at, loss)) in cuts.into_iter().enumerate() {
+            // Each its own: what still ends of the one before may write to its disk a little longer.
+            let left = daemon.dir().join(format!("disk-{number}"));
+            cut_at(&recording, at, loss, &left);
+            mount_image(&left, &daemon.root());
+            daemon.start_again();
+            let shown = format!("{}, {at} of {begun} to {answered} and {rested}, loss {loss}", self.config);
+            (self.look)(&daemon, &image, &Cut { is_answered: at >= answered, shown });
+            lose_power(&mut daemon);
+            fs::remove_file(&left).expect("a file of ours");
+        }
+    }
+}
+
+/// Whether there is an image of this name.
+fn is_there(daemon: &Daemon, reference: &str) -> bool {
+    let listed = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
+    listed.stdout.lines().any(|name| name == reference)
+}
+
+/// Every file is as it was, every blob and layer what its digest says, and every record and file in its place.
+fn check_whole(daemon: &Daemon, reference: &str, listing: &str, what: &str) {
+    assert_eq!(look(daemon, reference), listing, "{what}");
+    let verified = daemon.hoist(["image", "verify"]).ok();
+    assert!(verified.stdout.contains("0 mended, 0 broken"), "{what}: {verified}");
+    daemon.hoist(["system", "check"]).ok();
+}
+
 /// Cuts the power at writes of what brings an image, and looks at what is left each time: at every file of the image, and
 /// at every blob and layer by its digest.
 fn check(form: &str, cuts: Cuts, bring: impl Fn(&Daemon, &Image) -> String) {
-    let image = image();
-    let mut daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
-    daemon.terminate();
-    let _mounts = Mounts(daemon.root());
-
-    let disk = RecordedDisk::new(DISK_LEN);
-    run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
-    daemon.start_again();
-    let begun = disk.now();
-    let reference = bring(&daemon, &image);
-    let answered = disk.now();
-    let expected = look(&daemon, &reference);
-    assert_eq!(expected.lines().count(), 120, "{expected}");
-    lose_power(&mut daemon);
-    let recording = disk.end();
-    let cuts = cuts.places(&recording, begun, answered);
-    assert!(answered - begun >= 100, "{begun} to {answered}: a pull is many writes");
-    println!("{form}: {} cuts from {begun} to {answered}", cuts.len());
-    for (number, (cut, loss)) in cuts.into_iter().enumerate() {
-        // Each its own: what still ends of the one before may write to its disk a little longer.
-        let left = daemon.dir().join(format!("disk-{number}"));
-        cut_at(&recording, cut, loss, &left);
-        mount_image(&left, &daemon.root());
-        daemon.start_again();
-        let listed = daemon.hoist(["images", "-q"]).ok();
-        let what = format!("{form}, {cut} of {begun} to {answered}, loss {loss}");
-        assert!(cut < answered || !listed.text().is_empty(), "{what}: the pull was answered");
-        if !listed.text().is_empty() {
-            assert_eq!(look(&daemon, &reference), expected, "{what}: as it was left");
-        }
-        bring(&daemon, &image);
-        assert_eq!(look(&daemon, &reference), expected, "{what}: pulled again");
-        let verified = daemon.hoist(["image", "verify"]).ok();
-        assert!(verified.stdout.contains("0 mended, 0 broken"), "{what}: {verified}");
-        daemon.hoist(["system", "check"]).ok();
-        lose_power(&mut daemon);
-        fs::remove_file(&left).expect("a file of ours");
+    Scene {
+        config: &format!("[snapshots]\nlayers = {form:?}\n"),
+        cuts,
+        prepare: &nothing,
+        act: &|daemon, image| drop(bring(daemon, image)),
+        rest: &nothing,
+        look: &|daemon, image, cut| {
+            let listed = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
+            assert!(!cut.is_answered || !listed.text().is_empty(), "{}: the pull was answered", cut.shown);
+            for reference in listed.stdout.lines() {
+                assert_eq!(look(daemon, reference), image.listing, "{}: as it was left", cut.shown);
+            }
+            let reference = bring(daemon, image);
+            check_whole(daemon, &reference, &image.listing, &cut.shown);
+        },
     }
+    .play();
 }
 
 #[test]
 fn a_power_cut_at_any_write_of_a_pull_leaves_no_wrong_file() {
-    check("archives", Cuts::AtFlushes, pull);
+    check("archives", EACH_FLUSH, pull);
 }
 
 #[test]
@@ -207,7 +291,162 @@ fn a_power_cut_at_any_write_of_a_clients_pull_leaves_no_wrong_file() {
 
 #[test]
 fn a_power_cut_at_any_write_of_a_load_leaves_no_wrong_file() {
-    check("archives", Cuts::AtFlushes, load);
+    check("archives", EACH_FLUSH, load);
+}
+
+/// Where an image was and is to be no more: it comes back whole if its removal was not answered, and never after that. What
+/// a removal left is deleted, also what the one before the cut had taken out of the way.
+#[test]
+fn a_power_cut_at_any_write_of_a_removal_brings_back_all_or_nothing() {
+    for form in ["archives", "directories"] {
+        let is_empty = |daemon: &Daemon| {
+            let trees = daemon.root().join("snapshots/overlayfs");
+            let mut left = fs::read_dir(&trees).expect("a directory of trees").flatten();
+            let count = |at: PathBuf| fs::read_dir(at).map_or(0, Iterator::count);
+            left.all(|tree| tree.file_name() == "removed")
+                && count(trees.join("removed")) + count(daemon.root().join("content/removed")) == 0
+                && count(daemon.root().join("content/blobs/sha256")) == 0
+        };
+        let remove = |daemon: &Daemon, image: &Image| {
+            daemon.hoist(["rmi", &image.pushed]).ok();
+            daemon.hoist(["system", "prune", "--force"]).ok();
+        };
+        let until_empty = |daemon: &Daemon, _: &Image| {
+            eventually("all is deleted", || is_empty(daemon).then_some(()));
+        };
+        Scene {
+            config: &format!("[snapshots]\nlayers = {form:?}\n"),
+            cuts: if form == "archives" { SOME_FLUSHES } else { Cuts::Some(3) },
+            prepare: &|daemon, image| drop(pull(daemon, image)),
+            act: &remove,
+            rest: &until_empty,
+            look: &|daemon, image, cut| {
+                let is_there = is_there(daemon, &image.pushed);
+                assert!(!cut.is_answered || !is_there, "{}: the removal was answered", cut.shown);
+                if is_there {
+                    check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
+                }
+                pull(daemon, image);
+                check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
+                remove(daemon, image);
+                until_empty(daemon, image);
+            },
+        }
+        .play();
+    }
+}
+
+/// The image of a container is there whole if it was answered, and the container is there to be made one again.
+#[test]
+fn a_power_cut_at_any_write_of_a_commit_leaves_no_half_of_an_image() {
+    const MADE: &str = "localhost/made:latest";
+    let commit = |daemon: &Daemon, _: &Image| drop(daemon.hoist(["commit", "made", MADE]).ok());
+    let prepare = |daemon: &Daemon, image: &Image| {
+        pull(daemon, image);
+        let program = "cd /data; rm 7 60; cat 9 8 > own; sync";
+        let words = ["run", "--network", "none", "--name", "made", &image.pushed, "sh", "-c", program];
+        daemon.hoist(words).ok();
+    };
+    let files = (0..120).filter(|number| ![7, 60].contains(number)).map(|number| {
+        let layer = if number < 50 { "one" } else { "two" };
+        (number.to_string(), file(layer, number))
+    });
+    let own = ("own".to_owned(), [file("one", 9), file("one", 8)].concat());
+    let expected = listing(files.chain([own]));
+    Scene {
+        config: "[snapshots]\nlayers = \"archives\"\n",
+        cuts: SOME_FLUSHES,
+        prepare: &prepare,
+        act: &commit,
+        rest: &nothing,
+        look: &|daemon, image, cut| {
+            let is_made = is_there(daemon, MADE);
+            assert!(!cut.is_answered || is_made, "{}: the commit was answered", cut.shown);
+            if is_made {
+                check_whole(daemon, MADE, &expected, &cut.shown);
+            }
+            commit(daemon, image);
+            check_whole(daemon, MADE, &expected, &cut.shown);
+            assert_eq!(look(daemon, &image.pushed), image.listing, "{}: what it was made of", cut.shown);
+        },
+    }
+    .play();
+}
+
+/// What rotted is as it was or mended, and is mended by whoever looks next.
+#[test]
+fn a_power_cut_at_any_write_of_a_mend_leaves_what_can_be_mended() {
+    let prepare = |daemon: &Daemon, image: &Image| {
+        pull(daemon, image);
+        let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
+        let archives: Vec<PathBuf> =
+            trees.map(|tree| tree.expect("an entry").path().join("data.tar")).collect();
+        let archives = archives.into_iter().filter(|archive| archive.exists());
+        let rotted = archives.map(|archive| {
+            let file = fs::File::options().read(true).write(true).open(archive).expect("a file of ours");
+            let at = file.metadata().expect("a file").len() / 2;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).expect("a byte");
+            file.write_all_at(&[byte[0] ^ 1], at).expect("a writable file");
+        });
+        assert_eq!(rotted.count(), image.blobs.len());
+    };
+    Scene {
+        config: "[snapshots]\nlayers = \"archives\"\n",
+        cuts: SOME_FLUSHES,
+        prepare: &prepare,
+        act: &|daemon, _| drop(daemon.hoist(["image", "verify"]).ok()),
+        rest: &nothing,
+        look: &|daemon, image, cut| {
+            let verified = daemon.hoist(["image", "verify"]).ok();
+            let is_mended = verified.stdout.contains("0 mended, 0 broken");
+            assert!(!cut.is_answered || is_mended, "{}: it was answered: {verified}", cut.shown);
+            check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
+        },
+    }
+    .play();
+}
+
+/// The blobs of an image in which they are made of its layers are those of its digests, whatever form they were in.
+#[test]
+fn a_power_cut_at_any_write_of_a_recipe_loses_no_blob() {
+    let recipes = |daemon: &Daemon, image: &Image| {
+        let blob = |blob: &Digest| daemon.root().join("content/blobs/sha256").join(blob.hex());
+        eventually("recipes stand for the blobs", || {
+            image.blobs.iter().all(|digest| !blob(digest).exists()).then_some(())
+        });
+    };
+    let check_blobs = |daemon: &Daemon, image: &Image, what: &str| {
+        for digest in &image.blobs {
+            let read =
+                daemon.ctr_command(["content", "get", &digest.to_string()]).output().expect("ctr runs");
+            assert_eq!(
+                Digest::of(&read.stdout),
+                *digest,
+                "{what}: {}",
+                String::from_utf8_lossy(&read.stderr)
+            );
+        }
+    };
+    Scene {
+        config: "[content]\nunpacked = \"recipe\"\n[snapshots]\nlayers = \"archives\"\n",
+        cuts: SOME_FLUSHES,
+        prepare: &nothing,
+        act: &|daemon, image| drop(pull(daemon, image)),
+        rest: &recipes,
+        look: &|daemon, image, cut| {
+            let is_there = is_there(daemon, &image.pushed);
+            assert!(!cut.is_answered || is_there, "{}: the pull was answered", cut.shown);
+            if is_there {
+                check_blobs(daemon, image, &cut.shown);
+                assert_eq!(look(daemon, &image.pushed), image.listing, "{}: as it was left", cut.shown);
+            }
+            pull(daemon, image);
+            check_blobs(daemon, image, &cut.shown);
+            check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
+        },
+    }
+    .play();
 }
 
 /// What of the writes that the disk had not been made to keep is there: none, all, or every other.
