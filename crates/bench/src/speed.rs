@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::side::{Side, time};
+use crate::work::forget_files;
 use crate::{marks, median, row};
 
 const RUNS: usize = 20;
+/// Of starts for which more has to be made ready than is measured.
+const FIRST_RUNS: usize = 7;
 /// How many times as long a start on a hundred layers may take as one on a single layer, which is to be as long: runs differ by
 /// more than less.
 const LAYERS_MARK: f64 = 1.1;
@@ -17,28 +20,48 @@ pub(crate) fn run(sides: &[&dyn Side], image: &str) {
     row("run --rm IMAGE true (ms)", &figures);
 }
 
-/// Whole `run --rm IMAGE true` of an image of a hundred layers, and beside it of one of a single layer.
+/// Whole `run --rm IMAGE true` of an image of a hundred layers, and beside it of one of a single layer: the first after its
+/// pull, one with nothing in memory, as long after it, and one after others.
 pub(crate) fn layers(sides: &[&dyn Side], one: &str, many: &str) {
-    for side in sides {
-        // What is made when an image is first used is not what later starts cost.
-        time(side.run_rm(many, "first", &["true"]));
-    }
+    let pulled = |side: &dyn Side, image: &str| {
+        side.remove(image);
+        side.pull(image);
+    };
+    compare(sides, one, many, ", the first", FIRST_RUNS, pulled);
+    compare(sides, one, many, ", cold", FIRST_RUNS, |_, _| forget_files());
+    compare(sides, one, many, "", RUNS, |_, _| ());
+}
+
+/// Two rows, and how many times as long the second takes. `before` is done before each and not counted.
+fn compare(
+    sides: &[&dyn Side],
+    one: &str,
+    many: &str,
+    how: &str,
+    runs: usize,
+    before: impl Fn(&dyn Side, &str),
+) {
     // In turn, so that both see the same machine.
     let (mut of_one, mut of_many) = (vec![Vec::new(); sides.len()], vec![Vec::new(); sides.len()]);
-    for n in 0..RUNS {
+    for n in 0..=runs {
         for (at, side) in sides.iter().enumerate() {
-            of_one[at].push(time(side.run_rm(one, &format!("one{n}"), &["true"])));
-            of_many[at].push(time(side.run_rm(many, &format!("many{n}"), &["true"])));
+            for (image, figures) in [(one, &mut of_one[at]), (many, &mut of_many[at])] {
+                before(*side, image);
+                let figure = time(side.run_rm(image, &format!("start{n}"), &["true"]));
+                // The first is for what is the same for all images.
+                figures.extend((n > 0).then_some(figure));
+            }
         }
     }
     let medians = |figures: Vec<Vec<f64>>| figures.into_iter().map(median).collect::<Vec<_>>();
     let (of_one, of_many) = (medians(of_one), medians(of_many));
-    row("run --rm, an image of one layer (ms)", &of_one);
-    row("run --rm, an image of a hundred layers (ms)", &of_many);
+    row(&format!("run --rm{how}, of one layer (ms)"), &of_one);
+    row(&format!("run --rm{how}, of a hundred layers (ms)"), &of_many);
     let shares: Vec<String> =
         of_many.iter().zip(&of_one).map(|(many, one)| format!("{:>12.2}", many / one)).collect();
-    println!("{:<44} {}", "a hundred layers over one", shares.join(" "));
-    marks::at_most("a hundred layers over one", of_many[0] / of_one[0], LAYERS_MARK);
+    let what = format!("a hundred layers over one{how}");
+    println!("{what:<44} {}", shares.join(" "));
+    marks::at_most(&what, of_many[0] / of_one[0], LAYERS_MARK);
 }
 
 /// Whole `exec CONTAINER true`.
