@@ -201,7 +201,8 @@ impl Service {
         };
         match names.iter().find(|name| !is_here(name)) {
             Some(missing) => Err(Error::failed_precondition(format!(
-                "configuration: required_plugins: required plugin {missing} not included"
+                "configuration: required_plugins: required plugin {missing} not included: name one as `ctr plugins ls` \
+                 does, TYPE.ID, or leave it out"
             ))),
             None => Ok(()),
         }
