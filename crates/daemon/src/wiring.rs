@@ -32,9 +32,9 @@ use crate::root_mounts::RootMounts;
 use crate::streams::Streams;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
+pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
 /// What `hello` goes by where it is init.
 const INIT: &str = "hoist-init";
-pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
 
 /// The parts, put together and not yet running.
 pub(crate) struct Parts {
