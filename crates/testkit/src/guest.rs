@@ -164,7 +164,7 @@ impl GuestKind {
     fn life_s(self) -> &'static str {
         match self {
             GuestKind::Furnished => "5400",
-            _ => "600",
+            _ => "900",
         }
     }
 

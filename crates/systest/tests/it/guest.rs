@@ -5,10 +5,15 @@ use std::sync::{Mutex, PoisonError};
 
 use testkit::{Guest, GuestKind, images};
 
-/// What runs in the usual guest: modules and tests of this program. Each passes on this host too, where other
-/// files say the same, or says what it misses.
+/// What runs in the usual guest: modules and tests of this program that have to do with cgroups, systemd and AppArmor. Each
+/// passes on this host too, where other files say the same, or says what it misses.
 const TESTS: &[&str] = &[
     "cgroups::",
+    "escapes::cgroups_are_not_written_from_inside",
+    "escapes::devices_of_the_host_are_not_opened",
+    "escapes::places::a_cgroup_with_others_below_it_is_not_taken",
+    "escapes::places::of_the_hosts_cgroups_a_container_sees_its_own",
+    "escapes::who_enters_is_in_every_namespace_and_cgroup_of_the_container",
     "labels::",
     "lifecycle::a_container_goes_through_its_states",
     "lifecycle::a_container_that_eats_too_much_is_killed_and_says_so",
@@ -19,6 +24,27 @@ const TESTS: &[&str] = &[
     "runtime::a_container_meets_its_limits",
     "runtime::a_life_from_create_to_delete_is_runcs",
     "runtime::file_systems_are_runcs",
+    "runtime_command::a_user_without_privileges_runs_containers",
+    "runtime_command::events_come_until_the_container_ends",
+    "runtime_exec::a_cgroup_that_is_not_there_is_entered_by_nobody",
+    "runtime_exec::a_paused_container_is_entered_on_demand_only",
+    "runtime_exec::who_enters_is_in_the_cgroups_that_are_named",
+    "runtime_flags::a_signal_for_all_reaches_all",
+    "runtime_joins::",
+    "runtime_leftovers::",
+    "runtime_spec::a_hook_in_the_container_is_in_its_cgroup",
+    "runtime_spec::user_namespaces_have_several_ranges",
+    "runtime_spec::what_a_tmpfs_copies_is_the_containers_memory",
+    "sandboxes::a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers",
+    "shim::a_container_in_the_pid_namespace_of_another_ends_whole",
+    "shim::a_creation_that_fails_late_leaves_no_container",
+    "shim::a_host_of_shims_takes_its_cgroups_along",
+    "shim::a_shim_of_a_user_without_privileges_runs_containers",
+    "shim::bursts_of_version_2_are_counted",
+    "shim::lost_memory_is_told_and_counted_in_the_exit_record",
+    "shim::metrics_are_those_of_the_hosts_cgroup_version",
+    "shim::options_reach_the_shim_and_the_runtime",
+    "shim::shims_that_start_together_share_a_cgroup",
     "systemd::",
     "telemetry::figures_have_the_names_that_dashboards_for_containerd_know",
 ];
@@ -28,44 +54,7 @@ fn a_host_with_version_2_only_is_no_different() {
     pass_in(GuestKind::Usual, TESTS);
 }
 
-/// What is further down than the containers of [`TESTS`], as far as it has to do with cgroups: ways out of containers, who
-/// enters, shims. In a guest of their own for the time that they take.
-#[test]
-fn shims_and_who_enters_are_no_different_with_version_2_only() {
-    pass_in(
-        GuestKind::Usual,
-        &[
-            "escapes::cgroups_are_not_written_from_inside",
-            "escapes::devices_of_the_host_are_not_opened",
-            "escapes::places::a_cgroup_with_others_below_it_is_not_taken",
-            "escapes::places::of_the_hosts_cgroups_a_container_sees_its_own",
-            "escapes::who_enters_is_in_every_namespace_and_cgroup_of_the_container",
-            "runtime_command::a_user_without_privileges_runs_containers",
-            "runtime_command::events_come_until_the_container_ends",
-            "runtime_exec::a_cgroup_that_is_not_there_is_entered_by_nobody",
-            "runtime_exec::a_paused_container_is_entered_on_demand_only",
-            "runtime_exec::who_enters_is_in_the_cgroups_that_are_named",
-            "runtime_flags::a_signal_for_all_reaches_all",
-            "runtime_joins::",
-            "runtime_leftovers::",
-            "runtime_spec::a_hook_in_the_container_is_in_its_cgroup",
-            "runtime_spec::user_namespaces_have_several_ranges",
-            "runtime_spec::what_a_tmpfs_copies_is_the_containers_memory",
-            "sandboxes::a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers",
-            "shim::a_container_in_the_pid_namespace_of_another_ends_whole",
-            "shim::a_creation_that_fails_late_leaves_no_container",
-            "shim::a_host_of_shims_takes_its_cgroups_along",
-            "shim::a_shim_of_a_user_without_privileges_runs_containers",
-            "shim::bursts_of_version_2_are_counted",
-            "shim::lost_memory_is_told_and_counted_in_the_exit_record",
-            "shim::metrics_are_those_of_the_hosts_cgroup_version",
-            "shim::options_reach_the_shim_and_the_runtime",
-            "shim::shims_that_start_together_share_a_cgroup",
-        ],
-    );
-}
-
-/// What [`TESTS`] and the next choose from: all that has to do with the runtime, ways out of containers, and shims.
+/// What [`TESTS`] choose from: all that has to do with the runtime, ways out of containers, and shims.
 const ALL: &[&str] = &[
     "births::",
     "cgroups::",
@@ -94,12 +83,7 @@ fn all_of_runtime_and_shim_is_no_different_with_version_2_only() {
 /// In a guest of their own: criu has the emulated processor busy for minutes.
 #[test]
 fn a_kernel_that_criu_knows_has_checkpoints() {
-    pass_in(GuestKind::Usual, &["checkpoint::", "checkpoint_options::"]);
-}
-
-#[test]
-fn a_kernel_that_criu_knows_has_checkpoints_as_images() {
-    pass_in(GuestKind::Usual, &["checkpoint_images::ctr_"]);
+    pass_in(GuestKind::Usual, &["checkpoint::", "checkpoint_images::ctr_", "checkpoint_options::"]);
 }
 
 #[test]
