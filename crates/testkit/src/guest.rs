@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use crate::{cache_dir, hoist_program, images, run};
 
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-9";
+const BASE: &str = "guest-10";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
@@ -318,6 +318,8 @@ fn base(kind: GuestKind) -> PathBuf {
             }
         }
         fs::create_dir_all(root.join("var/tmp")).expect("a writable root");
+        // As hosts have it: a file that containers are given.
+        fs::write(root.join("etc/hostname"), "guest\n").expect("a writable root");
         let words = if kind == GuestKind::Younger { backports(work) } else { Vec::new() };
         install_kernel(work, &root, base, &words);
         install_services(&root);
