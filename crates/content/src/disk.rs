@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use linux::removal;
-use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat, renameat_with};
 use types::{Algorithm, Context as _, Digest, Error, IngestRef, Result, Timestamp};
 
 /// A system call about to be made. Names are relative to the store.
@@ -233,9 +233,28 @@ impl Disk {
         Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(file, bytes, offset))?)
     }
 
-    pub(crate) fn truncate(&self, name: &Name, file: &File) -> io::Result<()> {
+    /// Empties a file that is open. What takes long to free is only taken out of the way, for [`Disk::reclaim`]: then
+    /// `file` is another one, in its place.
+    pub(crate) fn truncate(&self, name: &Name, file: &mut File) -> io::Result<()> {
         self.step(|| Step::Truncate(self.label(name)))?;
+        let stat = rustix::fs::fstat(&*file)?;
+        if u64::try_from(stat.st_size).unwrap_or(0) > removal::PIECE_LEN
+            // A disk that is full has no room for another file, and some file systems exchange none.
+            && let Ok(empty) = self.exchange(name, &stat)
+        {
+            *file = empty;
+            return Ok(());
+        }
         file.set_len(0)
+    }
+
+    /// Has a file and an empty one, which is to be removed, change places.
+    fn exchange(&self, name: &Name, stat: &Stat) -> rustix::io::Result<File> {
+        let (dir, aside) = (&self.dir(name).fd, stat.st_ino.to_string());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let empty = rustix::fs::openat(&self.removed, &aside, flags, Mode::from(0o600))?;
+        renameat_with(&self.removed, &aside, dir, name.file_name(), RenameFlags::EXCHANGE)?;
+        Ok(empty.into())
     }
 
     /// Makes the file read-only for all, and its bytes durable.

@@ -7,6 +7,7 @@
 //! begin    .ref ▶ .data          started = time of .ref, updated = time of .data, or started if that is later
 //! commit   fsync .data ▶ rename to blobs/ ▶ fsync blobs/ ▶ unlink .ref
 //! abort    unlink .data, or take it out of the way if it is large ▶ unlink .ref
+//! truncate .data, or have it and an empty file change places if it is large
 //! ```
 //!
 //! An ingest is there when both files are. One file alone, or with a ref that was cut short, is what a crash left: opening
@@ -285,9 +286,8 @@ impl IngestWriter for LocalWriter {
     }
 
     fn truncate(&mut self) -> Result<()> {
-        self.disk
-            .truncate(&self.data(), &self.file)
-            .context(|| format!("empty ingest {}", self.reference))?;
+        let data = self.data();
+        self.disk.truncate(&data, &mut self.file).context(|| format!("empty ingest {}", self.reference))?;
         self.hasher = Hasher::new(self.algorithm);
         self.offset = 0;
         Ok(())

@@ -12,6 +12,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, renameat, unlinkat};
@@ -26,12 +27,16 @@ const DEPTH_MAX: usize = 32;
 /// Bytes of a file that are freed in one step.
 pub const PIECE_LEN: u64 = 64 << 20;
 
-/// Deletes a directory with all that is in it, until `go_on` says no. Whether it is gone.
+/// Deletes a directory with all that is in it, or a file, until `go_on` says no. Whether it is gone.
 pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     let delete = || {
         let Some(top) = open_directory(CWD, path)? else {
-            // A link or a file in its place, if anything.
-            return gone(unlinkat(CWD, path, AtFlags::empty())).map(|()| true);
+            // A link or a file, if anything.
+            let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
+            return match shorten(CWD, &name, go_on)? {
+                true => gone(unlinkat(CWD, path, AtFlags::empty())).map(|()| true),
+                false => Ok(false),
+            };
         };
         let mut removal = Removal { top: top.as_fd(), moved: 0, go_on };
         loop {
@@ -69,7 +74,7 @@ impl Removal<'_> {
             if name == c"." || name == c".." {
                 continue;
             }
-            if !self.shorten(directory, name)? {
+            if !shorten(directory, name, self.go_on)? {
                 return Ok(false);
             }
             let is_gone = match unlinkat(directory, name, AtFlags::empty()) {
@@ -77,19 +82,6 @@ impl Removal<'_> {
                 deleted => gone(deleted).map(|()| true)?,
             };
             if !is_gone || !(self.go_on)() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Leaves no more of a large file than goes in one step. Whether it came to the end.
-    fn shorten(&self, directory: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
-        let Some((file, mut len, step)) = large(directory, name) else { return Ok(true) };
-        while len > step {
-            len -= step;
-            rustix::fs::ftruncate(&file, len)?;
-            if !(self.go_on)() {
                 return Ok(false);
             }
         }
@@ -118,6 +110,19 @@ impl Removal<'_> {
             }
         }
     }
+}
+
+/// Leaves no more of a large file than goes in one step. Whether it came to the end.
+fn shorten(directory: BorrowedFd<'_>, name: &CStr, go_on: &dyn Fn() -> bool) -> Result<bool, Errno> {
+    let Some((file, mut len, step)) = large(directory, name) else { return Ok(true) };
+    while len > step {
+        len -= step;
+        rustix::fs::ftruncate(&file, len)?;
+        if !go_on() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A file that takes more than a piece of room and is nobody else's, its length, and that of a piece: holes count for what

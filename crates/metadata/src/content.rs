@@ -27,7 +27,7 @@ use crate::image;
 use crate::lease::{self, Resource};
 use crate::mask;
 use crate::namespace;
-use crate::store::{Caller, Change, Metadata};
+use crate::store::{Caller, Change, Metadata, Notice};
 
 pub(crate) const BLOBS: Table<(Namespace, Digest), BlobRecord> = Table::new("blobs");
 pub(crate) const INGESTS: Table<(Namespace, IngestRef), IngestRecord> = Table::new("ingests");
@@ -617,6 +617,7 @@ impl ContentWriter {
     /// Starts anew with no bytes. A writer that shared another namespace's blob takes its own bytes
     /// from then on.
     pub fn truncate(&mut self) -> Result<()> {
+        let had_bytes = self.offset() > 0;
         if let Inner::Shared { size, .. } = &self.inner {
             let expected = Expected { size: Some(*size), digest: None };
             self.inner = Inner::Own(self.store.0.content.begin(&self.backend, expected)?);
@@ -624,9 +625,13 @@ impl ContentWriter {
             content.join_ingest(&self.reference, &self.backend, None)?;
         }
         match &mut self.inner {
-            Inner::Own(writer) => writer.truncate(),
+            Inner::Own(writer) => writer.truncate()?,
             Inner::Shared { .. } => unreachable!("made an own writer above"),
         }
+        if had_bytes {
+            (self.store.0.notice)(Notice::SetAside);
+        }
+        Ok(())
     }
 
     /// Drops the ingest, while nobody else can have it open.
@@ -797,7 +802,7 @@ impl Mending {
         // Between the two, a crash leaves a record without bytes, which is as bad as wrong ones and no worse.
         match self.store.0.content.delete(&digest) {
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
-            _ => {}
+            _ => (self.store.0.notice)(Notice::SetAside),
         }
         let writer = self.writer.take().expect("taken here alone");
         writer.commit(Expected::new(digest, self.size)).map(drop)

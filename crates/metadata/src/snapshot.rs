@@ -241,7 +241,14 @@ impl Snapshots {
     /// Says that wrong files of a layer were replaced.
     pub fn layer_mended(&self, key: &str) -> Result<()> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;
-        self.backend.layer_mended(&record.backend)
+        self.backend.layer_mended(&record.backend)?;
+        self.set_aside();
+        Ok(())
+    }
+
+    /// Says that there are files which nobody needs any more.
+    pub fn set_aside(&self) {
+        (self.store.0.notice)(Notice::SetAside);
     }
 
     /// Drops what was made of a snapshot and those below, if it is wrong; see [`::snapshot::Snapshotter`].
@@ -404,7 +411,7 @@ impl Snapshots {
     /// Lets the snapshotter remove what it has put aside.
     pub fn cleanup(&self) -> Result<()> {
         let cleaned = self.backend.cleanup();
-        (self.store.0.notice)(Notice::SetAside);
+        self.set_aside();
         cleaned
     }
 

@@ -19,8 +19,8 @@ use types::{Context, Error, Labels, Result, Timestamp};
 
 use crate::{Barrier, CommitOptions, Kind, Snapshot, Usage};
 
-/// Where directories go whose snapshots are no more, below the root.
-const REMOVED: &str = "removed";
+/// Where directories go whose snapshots are no more, and archives that are no part of theirs, below the root.
+pub(crate) const REMOVED: &str = "removed";
 /// Chains that are remembered, before all are forgotten: more than a machine uses at a time.
 const CHAINS_MAX: usize = 256;
 
@@ -354,8 +354,8 @@ impl Records {
         let _alone = self.reclaiming.lock().unwrap_or_else(PoisonError::into_inner);
         let mut first_error = None;
         // Read as far as it comes: there may be any number of them, and a turn is short.
-        for found in numbered(&self.root.join(REMOVED)) {
-            match removal::delete(&found?.1, go_on) {
+        for found in entries(&self.root.join(REMOVED)) {
+            match removal::delete(&found?, go_on) {
                 Ok(true) if go_on() => {}
                 Ok(_) => return Ok(false),
                 Err(error) => drop(first_error.get_or_insert(error)),
@@ -454,19 +454,24 @@ impl Records {
 
 /// Directories whose names are ids, in no order. None if the folder is not there.
 fn numbered(folder: &Path) -> impl Iterator<Item = Result<(u64, PathBuf)>> {
+    entries(folder).filter_map(|entry| match entry {
+        Ok(path) => {
+            let id = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+            id.map(|id| Ok((id, path)))
+        }
+        Err(error) => Some(Err(error)),
+    })
+}
+
+/// What is in a folder, which need not be there.
+fn entries(folder: &Path) -> impl Iterator<Item = Result<PathBuf>> {
     let what = || format!("read {}", folder.display());
     let (read, failed) = match fs::read_dir(folder) {
         Ok(read) => (Some(read), None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
         Err(error) => (None, Some(Err(error).context(what))),
     };
-    let entries = read.into_iter().flatten().filter_map(move |entry| match entry.context(what) {
-        Ok(entry) => {
-            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            id.map(|id| Ok((id, entry.path())))
-        }
-        Err(error) => Some(Err(error)),
-    });
+    let entries = read.into_iter().flatten().map(move |entry| entry.map(|entry| entry.path()).context(what));
     failed.into_iter().chain(entries)
 }
 

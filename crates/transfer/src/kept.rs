@@ -167,7 +167,7 @@ impl Kept {
     /// `source` may be the blob, or what stream processors make of it.
     fn replace_from(&self, digest: &Digest, source: LayerSource, origin: Origin) -> Result<()> {
         let limits = Limits { origin, ..Limits::default() };
-        self.files.replace(|new| {
+        let replaced = self.files.replace(|new| {
             let record = new.record.map(|to| Record { blob: digest, to });
             let mut source = Hashed { blob: source, hasher: Hasher::new(digest.algorithm()) };
             let stored = store(&mut source, limits, new.data, record)?;
@@ -183,7 +183,11 @@ impl Kept {
                 return Err(Error::data_loss(message));
             }
             Ok(stored.tree)
-        })?;
+        });
+        if replaced.is_err() {
+            self.metadata.snapshots(&self.caller, &self.snapshotter)?.set_aside();
+        }
+        replaced?;
         self.mended()
     }
 

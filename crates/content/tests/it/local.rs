@@ -121,6 +121,35 @@ fn large_ingests_are_set_aside_and_go_in_pieces() {
     assert_eq!((removed(), steps), (0, 5), "a piece and the rest of each, and a look that finds none");
 }
 
+/// So is what a download had that begins anew, which waits for none of it.
+#[test]
+fn large_ingests_that_begin_anew_are_set_aside_and_go_in_pieces() {
+    const LEN: usize = 130 << 20;
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let removed = || {
+        let files = files(&dir.path().join("removed"));
+        files.iter().map(|name| dir.path().join("removed").join(name).metadata().unwrap().len()).sum::<u64>()
+    };
+    let store = LocalStore::open(dir.path()).unwrap();
+    let mut writer = store.begin(&reference("r"), Expected::default()).unwrap();
+    for (bytes, aside) in [(&b"small"[..], 0), (&vec![7; LEN], LEN), (b"small", LEN)] {
+        writer.write(bytes).unwrap();
+        assert_eq!(writer.status().unwrap().offset, bytes.len() as u64);
+        writer.truncate().unwrap();
+        assert_eq!((writer.offset(), writer.status().unwrap().offset), (0, 0));
+        assert_eq!(removed(), aside as u64, "after {} bytes", bytes.len());
+    }
+    let mut steps = 1;
+    while !store.reclaim(&|| false).unwrap() {
+        steps += 1;
+    }
+    assert_eq!((removed(), steps), (0, 3), "a piece, the rest, and a look that finds none");
+    writer.write(b"hello").unwrap();
+    let blob = writer.commit(Expected::default()).unwrap();
+    assert_eq!(std::fs::read(dir.path().join("blobs/sha256").join(blob.digest.hex())).unwrap(), b"hello");
+    assert_eq!(files(&dir.path().join("ingest")), [""; 0]);
+}
+
 #[test]
 fn what_is_committed_again_takes_the_place_of_what_rotted() {
     let dir = tempfile::tempdir().unwrap();

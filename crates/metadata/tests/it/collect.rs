@@ -365,6 +365,14 @@ fn what_frees_and_what_expires_is_noticed() {
     drop(content.begin(&"given up".parse().unwrap(), Expected::default()).unwrap());
     content.abort(&"given up".parse().unwrap()).unwrap();
     check(&[Notice::Expires(day), Notice::SetAside]);
+    let mut writer = content.begin(&"r".parse().unwrap(), Expected::default()).unwrap();
+    check(&[Notice::Expires(day)]);
+    for (bytes, expected) in [("", &[][..]), ("begun", &[Notice::SetAside])] {
+        writer.write(bytes.as_bytes()).unwrap();
+        writer.truncate().unwrap();
+        check(expected);
+    }
+    drop(writer);
     fixture.store.containers(default()).create(container("c", &[], "")).unwrap();
     check(&[]);
 

@@ -2,19 +2,23 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use erofs::Tree;
+use linux::removal;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use types::{Context, Error, ErrorKind, Result};
 
 use super::{DATA, PACKED_IMAGE, SPANS, image_name};
+use crate::records::REMOVED;
 use crate::{packed, verity};
 
 /// Of the name of an archive that was not stored to its end.
 const FAILED: &str = "failed";
+/// The same of one that is to be the layer's.
+const MENDED: &str = "mended";
 
 /// Where an active snapshot takes a layer as it came, instead of its files one by one.
 #[derive(Clone, Debug)]
@@ -113,15 +117,17 @@ impl LayerFiles {
 
     /// Puts a layer in the place of one whose files are wrong. All is on disk when this returns; a crash before
     /// leaves wrong files, or right ones, or the new archive with the old image. Whoever calls tells the
-    /// snapshotter ([`crate::Snapshotter::layer_mended`]).
+    /// snapshotter ([`crate::Snapshotter::layer_mended`]). Archives that are no part of the layer afterwards are left to
+    /// [`crate::Snapshotter::reclaim`].
     pub fn replace(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
         let new = LayerFiles {
-            data: self.data.with_extension("mended"),
-            record: self.record.with_extension("mended"),
+            data: self.data.with_extension(MENDED),
+            record: self.record.with_extension(MENDED),
             ..self.clone()
         };
         let data = new.own_data()?;
         let replaced = new.store_in(&data, store, true).and_then(|tree| {
+            set_aside(&self.data);
             for (from, to) in [(&new.record, &self.record), (&new.data, &self.data)] {
                 match fs::rename(from, to) {
                     // There is none of it.
@@ -131,7 +137,11 @@ impl LayerFiles {
             }
             self.replace_image(&tree)
         });
-        if replaced.is_err() {
+        if let Err(error) = &replaced {
+            // What is to be written to a full disk next needs the room.
+            if !error.is(ErrorKind::ResourceExhausted) {
+                set_aside(&new.data);
+            }
             for path in [&new.data, &new.record] {
                 // Only tidiness: the next writer truncates it.
                 let _ = fs::remove_file(path);
@@ -219,6 +229,20 @@ impl LayerFiles {
         }
         data.set_len(0).context(what)?;
         Ok(data)
+    }
+}
+
+/// Gives a large archive another name, among what is deleted beside all else: whoever takes its own away does not wait until
+/// the disk has freed it. If that cannot be, he does.
+fn set_aside(archive: &Path) {
+    let directory =
+        archive.parent().and_then(|directory| Some((directory.parent()?, directory.file_name()?)));
+    let stat = fs::metadata(archive).ok().filter(|stat| stat.len() > removal::PIECE_LEN);
+    if let (Some((root, id)), Some(stat)) = (directory, stat) {
+        let removed = root.join(REMOVED);
+        // No two files have the same number, and a directory that was taken out of the way has no such name.
+        let name = format!("{}.{}", id.display(), stat.ino());
+        let _ = fs::create_dir_all(&removed).and_then(|()| fs::hard_link(archive, removed.join(name)));
     }
 }
 

@@ -160,6 +160,49 @@ fn what_a_failed_attempt_has_stored_is_deleted_with_its_snapshot() {
     assert!(!aside.exists());
 }
 
+/// So may be what a mend that failed has stored, and what one that did not has replaced.
+#[test]
+fn archives_that_a_mend_gives_up_are_deleted_in_turns() {
+    const LEN: usize = 130 << 20;
+    let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+    let snapshotter = open_archives(dir.path());
+    snapshotter.prepare("extract", None, Default::default()).unwrap();
+    let files = snapshotter.layer_files("extract").unwrap().unwrap();
+    suite::store(&files, |tree| fs::write(tree.join("file"), vec![7; LEN]).unwrap());
+    snapshotter.commit("layer", "extract", Default::default()).unwrap();
+    let files = snapshotter.kept_layer("layer").unwrap().unwrap();
+    let stored = fs::metadata(&files.data).unwrap().len();
+    let aside = || -> u64 {
+        let found = fs::read_dir(dir.path().join("overlay/removed")).into_iter().flatten().flatten();
+        found.map(|archive| archive.metadata().unwrap().len()).sum()
+    };
+    for (kind, given_up) in
+        [(types::ErrorKind::DataLoss, LEN as u64), (types::ErrorKind::ResourceExhausted, 0)]
+    {
+        let failed = files.replace(|mut new| {
+            new.data.write_all(&vec![7; LEN]).unwrap();
+            Err(types::Error::new(kind, "it ends here"))
+        });
+        assert_eq!((failed.unwrap_err().kind(), aside()), (kind, given_up));
+        while !snapshotter.reclaim(&|| false).unwrap() {
+            assert!(aside() < given_up, "a piece goes in a turn");
+        }
+        assert_eq!(aside(), 0);
+    }
+    let replaced = files.replace(|new| {
+        let old = fs::File::open(&files.data).unwrap();
+        diff::store(old, diff::Limits::default(), new.data, None).map(|stored| stored.tree)
+    });
+    replaced.unwrap();
+    assert_eq!(aside(), stored, "nothing was deleted yet");
+    let mut turns = 1;
+    while !snapshotter.reclaim(&|| false).unwrap() {
+        turns += 1;
+    }
+    assert_eq!((aside(), turns), (0, 3), "a piece, the rest, and a look that finds none");
+    files.look().unwrap();
+}
+
 /// Or deletion would fall behind, and the further the slower it is.
 #[test]
 fn what_a_turn_of_deletion_costs_is_not_up_to_how_much_there_is() {
