@@ -221,7 +221,7 @@ impl Content {
     ) -> Result<bool> {
         let namespace = self.namespace();
         let is_discarded = self.store.0.change(|change| {
-            if gc::leased(change.tx, namespace)?.contains(&Node::Content(digest.clone())) {
+            if gc::leased(&self.store.0, change.tx, namespace)?.contains(&Node::Content(digest.clone())) {
                 return Ok(false);
             }
             if let Some(name) = image::first_beside(change.tx, namespace, images)? {

@@ -1,8 +1,9 @@
 //! Leases: what a client holds on to while nothing else refers to it yet.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{
@@ -14,13 +15,17 @@ use crate::gc;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::mask;
-use crate::store::{Caller, Change, Metadata, OnDisk, Ready};
+use crate::store::{Caller, Change, Inner, Metadata, Notice, OnDisk, Ready};
 
 pub(crate) const LEASES: Table<(Namespace, LeaseId), Record> = Table::new("leases");
 /// Key: namespace, lease, kind, id; kind and id as [`Resource`] writes them.
 pub(crate) const LEASE_RESOURCES: Table<(Namespace, LeaseId, String, String), ()> =
     Table::new("lease_resources");
 const VERSION: u8 = 1;
+
+/// On a lease: whose it is, if it is that of a workflow of the daemon's own.
+const HOLDER: &str = "hoist.lease/holder";
+const DAEMON: &str = "daemon";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lease {
@@ -45,6 +50,34 @@ impl Value for Record {
         from.version(VERSION)?;
         Ok(Record { created: from.timestamp()?, labels: from.labels()? })
     }
+}
+
+/// The leases of workflows that go on.
+pub(crate) type Workflows = Mutex<HashSet<(Namespace, LeaseId)>>;
+
+/// A workflow of the daemon's own goes on, until dropped. If it was not ended, its lease keeps what it made from the
+/// collection, for the next one to go on with, but nobody works with that.
+pub struct Workflow {
+    store: Metadata,
+    lease: (Namespace, LeaseId),
+}
+
+impl Drop for Workflow {
+    fn drop(&mut self) {
+        lock(&self.store.0.workflows).remove(&self.lease);
+        (self.store.0.notice)(Notice::Settled);
+    }
+}
+
+fn lock(workflows: &Workflows) -> MutexGuard<'_, HashSet<(Namespace, LeaseId)>> {
+    // Changes are single steps; a panic elsewhere leaves them whole.
+    workflows.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether somebody may be working with what a lease holds. Who the clients are that have leases is not known.
+pub(crate) fn is_in_use(store: &Inner, namespace: &Namespace, id: &LeaseId, record: &Record) -> bool {
+    record.labels.get(HOLDER).is_none_or(|holder| holder != DAEMON)
+        || lock(&store.workflows).contains(&(namespace.clone(), id.clone()))
 }
 
 /// Something a lease can hold. It need not exist.
@@ -172,6 +205,7 @@ pub(crate) fn delete(change: &mut Change<'_, '_>, namespace: &Namespace, lease: 
         LEASE_RESOURCES.delete(change.tx, key)?;
     }
     change.free();
+    change.settle();
     LEASES.delete(change.tx, (namespace, lease))
 }
 
@@ -199,9 +233,10 @@ impl Leases {
         Ok(Lease { id: id.clone(), labels, created })
     }
 
-    /// The blobs that leases keep, directly or by what refers to them.
+    /// The blobs that leases keep, directly or by what refers to them, for somebody who may be working with them: not for
+    /// workflows that are no more.
     pub fn content(&self) -> Result<BTreeSet<Digest>> {
-        let held = self.store.0.read(|tx| gc::leased(tx, &self.namespace))?;
+        let held = self.store.0.read(|tx| gc::leased(&self.store.0, tx, &self.namespace))?;
         let digests = held.into_iter().filter_map(|node| match node {
             Node::Content(digest) => Some(digest),
             _ => None,
@@ -230,6 +265,15 @@ impl Leases {
     /// holds its resources but not what they refer to.
     pub fn create(&self, id: &LeaseId, labels: Labels) -> Result<Lease> {
         self.ready_create(id.clone(), labels)?.make_on_disk(self.on_disk)
+    }
+
+    /// As [`Leases::create`], for a workflow of the daemon's own.
+    pub fn create_for_workflow(&self, id: &LeaseId, mut labels: Labels) -> Result<Workflow> {
+        labels.insert(HOLDER.to_owned(), DAEMON.to_owned());
+        let lease = (self.namespace.clone(), id.clone());
+        lock(&self.store.0.workflows).insert(lease.clone());
+        let workflow = Workflow { store: self.store.clone(), lease };
+        self.create(id, labels).map(|_| workflow)
     }
 
     /// As [`Leases::create`], but ready to be queued.
@@ -316,6 +360,7 @@ impl Leases {
             }
             let key = (&namespace, &id, resource.kind(), resource.id());
             change.free();
+            change.settle();
             LEASE_RESOURCES.delete(change.tx, key).map(drop)
         })
     }

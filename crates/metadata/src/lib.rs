@@ -45,7 +45,7 @@ pub use event::{Event, Sink};
 pub use gc::graph;
 pub use gc::{Collected, Turns};
 pub use image::{Image, Images, StoredImage};
-pub use lease::{Lease, Leases, Resource};
+pub use lease::{Lease, Leases, Resource, Workflow};
 pub use namespace::Namespaces;
 pub use outbox::Hearing;
 pub use processor::{LayerSource, NoProcessors, StreamProcessors};

@@ -15,7 +15,7 @@ use crate::differ::{Differs, NoDiffers};
 use crate::event::{Event, Events, Sink};
 use crate::gc::graph::Node;
 use crate::gc::{self, Collected};
-use crate::lease::{self, Resource};
+use crate::lease::{self, Resource, Workflows};
 use crate::namespace::{self, Namespaces};
 use crate::outbox::{Hearing, Outbox, Place};
 use crate::processor::{NoProcessors, StreamProcessors};
@@ -176,6 +176,7 @@ pub(crate) struct Inner {
     pub(crate) snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
     pub(crate) sequence: Sequence,
     pub(crate) gc: gc::State,
+    pub(crate) workflows: Workflows,
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     outbox: Outbox,
     pub(crate) gate: Gate,
@@ -205,6 +206,7 @@ impl Metadata {
             snapshotters,
             sequence,
             gc: gc::State::default(),
+            workflows: Workflows::default(),
             now: options.now,
             outbox: Outbox::new(options.sink, options.is_heard),
             gate: options.gate,
@@ -519,7 +521,7 @@ impl Change<'_, '_> {
         }
     }
 
-    /// Says that an image or a layer is there, or is wanted otherwise.
+    /// Says that an image or a layer is there, is wanted otherwise, or may be wanted by fewer.
     pub(crate) fn settle(&mut self) {
         if !self.notices.contains(&Notice::Settled) {
             self.notices.push(Notice::Settled);
@@ -531,9 +533,9 @@ impl Change<'_, '_> {
         self.notices.extend(expiry.map(Notice::Expires));
     }
 
-    /// Keeps the change from being noticed: it is the collector's own.
+    /// Keeps the change from being a reason to collect: it is the collector's own.
     pub(crate) fn be_unnoticed(&mut self) {
-        self.notices.clear();
+        self.notices.retain(|notice| *notice == Notice::Settled);
     }
 
     pub(crate) fn emit(&mut self, namespace: &Namespace, event: Event) {

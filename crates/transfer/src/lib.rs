@@ -66,7 +66,7 @@ pub use verify::{Checked, Damaged, Remotes, Verdict, What, damaged, verify};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use metadata::{Caller, Metadata};
+use metadata::{Caller, Metadata, Workflow};
 use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
 
@@ -163,6 +163,7 @@ struct Lease {
     metadata: Metadata,
     caller: Caller,
     id: LeaseId,
+    _workflow: Workflow,
 }
 
 impl Lease {
@@ -171,8 +172,9 @@ impl Lease {
         let expiry = Timestamp::now().plus(LEASE_LIFE).to_string();
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
         let caller = caller.clone().relaxed();
-        metadata.leases(&caller).create(&id, labels)?;
-        Ok(Lease { metadata: metadata.clone(), caller: caller.with_lease(id.clone()), id })
+        let workflow = metadata.leases(&caller).create_for_workflow(&id, labels)?;
+        let caller = caller.with_lease(id.clone());
+        Ok(Lease { metadata: metadata.clone(), caller, id, _workflow: workflow })
     }
 
     /// Works under a lease that ends with the work. What was made and is not needed goes with it, and so does

@@ -18,7 +18,7 @@ use crate::lease::{self, LEASES};
 use crate::namespace::NAMESPACES;
 use crate::sandbox::SANDBOXES;
 use crate::snapshot::{self, SNAPSHOTS};
-use crate::store::{Change, LeasedStream};
+use crate::store::{Change, Inner, LeasedStream};
 
 const NEXT: Result<ControlFlow<()>> = Ok(ControlFlow::Continue(()));
 
@@ -272,13 +272,15 @@ fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<V
     })
 }
 
-/// Whatever leases of a namespace keep, directly or by what refers to it.
-pub(crate) fn leased(tx: &impl Read, namespace: &Namespace) -> Result<HashSet<Node>> {
+/// Whatever leases of a namespace that are in use keep, directly or by what refers to it.
+pub(crate) fn leased(store: &Inner, tx: &impl Read, namespace: &Namespace) -> Result<HashSet<Node>> {
     let (mut held, mut flat) = (HashSet::new(), HashSet::new());
     let mut pending = Vec::new();
-    for (_, id) in LEASES.keys(tx, (namespace,))? {
-        let record = LEASES.get(tx, (namespace, &id))?;
-        if record.is_some_and(|record| record.labels.contains_key(label::FLAT)) {
+    for ((_, id), record) in LEASES.list(tx, (namespace,))? {
+        if !lease::is_in_use(store, namespace, &id, &record) {
+            continue;
+        }
+        if record.labels.contains_key(label::FLAT) {
             flat.extend(lease::resources(tx, namespace, &id)?.iter().map(lease::Resource::node));
         } else {
             pending.push(Node::Lease(id));

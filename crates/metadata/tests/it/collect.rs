@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use content::{Expected, Store as _};
 use kv::testing::{Fault, Storage};
 use metadata::{Caller, Container, Event, Notice, Resource, Runtime, Sandbox};
-use types::{Digest, Filters, Namespace, Opaque, Timestamp};
+use types::{Digest, Filters, LeaseId, Namespace, Opaque, Timestamp};
 
 use crate::fixture::{Fixture, caller, default, image, labels, paths};
 
@@ -327,6 +327,47 @@ fn a_condition_keeps_a_snapshot_by_when_it_was_used() {
     fixture.pass(Duration::from_secs(29));
     fixture.store.collect().unwrap();
     assert!(!has("young") && has("old"));
+}
+
+/// What a workflow made that broke off is kept, but nobody works with it.
+#[test]
+fn a_workflow_that_is_no_more_keeps_blobs_but_uses_none() {
+    let fixture = Fixture::new();
+    let leases = fixture.store.leases(default());
+    let id: LeaseId = "transfer".parse().unwrap();
+    let workflow = leases.create_for_workflow(&id, labels(&[])).unwrap();
+    let made = fixture.blob(&caller().with_lease(id), "made", labels(&[]));
+    let client = fixture.blob(&fixture.lease("client", labels(&[])), "client", labels(&[]));
+    assert_eq!(leases.content().unwrap(), [made.clone(), client.clone()].into());
+    fixture.take_notices();
+    drop(workflow);
+    assert_eq!(fixture.take_notices(), [Notice::Settled]);
+    assert_eq!(leases.content().unwrap(), [client.clone()].into());
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&made) && fixture.has_blob(&client));
+}
+
+/// Who looks after blobs of unpacked layers hears of every lease that wants one no more: also of one that expires.
+#[test]
+fn what_leases_let_go_of_is_noticed() {
+    let fixture = Fixture::new();
+    let settled = || fixture.take_notices().contains(&Notice::Settled);
+    let expires = fixture.in_seconds(60);
+    let leased = fixture.lease("resource", labels(&[]));
+    let blob = fixture.blob(&leased, "blob", labels(&[]));
+    fixture.lease("whole", labels(&[]));
+    fixture.lease("expiring", labels(&[("containerd.io/gc.expire", expires.as_str())]));
+    let leases = fixture.store.leases(default());
+    assert!(!settled());
+    leases.delete_resource(&"resource".parse().unwrap(), &Resource::Content(blob)).unwrap();
+    assert!(settled(), "a resource");
+    leases.delete(&"whole".parse().unwrap()).unwrap();
+    assert!(settled(), "a lease");
+    fixture.store.collect().unwrap();
+    assert!(!settled(), "a collection");
+    fixture.pass(Duration::from_secs(61));
+    assert_eq!(fixture.store.collect().unwrap().leases, 1);
+    assert!(settled(), "a lease that expires");
 }
 
 /// Who decides when to collect hears of all that can make garbage, and of every end that is set.
