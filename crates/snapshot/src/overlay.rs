@@ -183,19 +183,7 @@ impl Overlay {
         let owners = owners(&labels)?;
         let chain = self.records.create(key, parent, kind, labels, |directory, chain| {
             lower = self.lower(&chain.parents)?;
-            let make = || -> std::io::Result<()> {
-                fs::create_dir(directory)?;
-                fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
-                let tree = directory.join("fs");
-                fs::create_dir(&tree)?;
-                fs::set_permissions(&tree, fs::Permissions::from_mode(0o755))?;
-                if kind == Kind::Active {
-                    fs::create_dir(directory.join("work"))?;
-                }
-                // The root of the new tree covers its parent's, so it must look like it.
-                look_like(&tree, lower.first(), owners.as_ref())
-            };
-            make().context(|| format!("make {}", directory.display()))
+            furnish(directory, kind, &lower, owners.as_ref())
         })?;
         Ok(self.recipe(&chain, &lower))
     }
@@ -364,6 +352,33 @@ fn is_empty(directory: &Path) -> Result<bool> {
     }
 }
 
+/// Makes the directories of a snapshot that are not there.
+fn furnish(directory: &Path, kind: Kind, lower: &[PathBuf], owners: Option<&Owners>) -> Result<()> {
+    let make = || -> std::io::Result<()> {
+        make_directory(directory, 0o700)?;
+        let tree = directory.join("fs");
+        if make_directory(&tree, 0o755)? {
+            // It covers its parent's, so it must look like it.
+            look_like(&tree, lower.first(), owners)?;
+        }
+        if kind == Kind::Active {
+            make_directory(&directory.join("work"), 0o755)?;
+        }
+        Ok(())
+    };
+    make().context(|| format!("make {}", directory.display()))
+}
+
+/// Whether it was not there.
+fn make_directory(path: &Path, mode: u32) -> std::io::Result<bool> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        made => {
+            made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode))).map(|()| true)
+        }
+    }
+}
+
 /// Gives a tree's root the mode of what it covers, and the owner that it is shown with there.
 fn look_like(tree: &Path, other: Option<&PathBuf>, owners: Option<&Owners>) -> std::io::Result<()> {
     let covered = other.map(fs::metadata).transpose()?;
@@ -405,7 +420,16 @@ impl Snapshotter for Overlay {
 
     fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let chain = self.records.chain(key)?;
-        Ok(self.recipe(&chain, &self.lower_of(&chain)?))
+        let lower = self.lower_of(&chain)?;
+        let directory = self.records.directory(chain.id);
+        // Nobody waits for the disk to have the directories of a new snapshot, as its record is waited for. Where the power
+        // went before, nothing that was written to them is on disk either.
+        if !directory.join("fs").exists() || (chain.kind == Kind::Active && !directory.join("work").exists())
+        {
+            tracing::warn!(snapshot = key, "its directories are not there: they are made anew, empty");
+            furnish(&directory, chain.kind, &lower, owners(&chain.labels)?.as_ref())?;
+        }
+        Ok(self.recipe(&chain, &lower))
     }
 
     fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {

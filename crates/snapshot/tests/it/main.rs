@@ -8,6 +8,7 @@ mod verity;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -201,6 +202,30 @@ fn archives_that_a_mend_gives_up_are_deleted_in_turns() {
     }
     assert_eq!((aside(), turns), (0, 3), "a piece, the rest, and a look that finds none");
     files.look().unwrap();
+}
+
+/// Its record is on disk when it is answered, and its directories some time later. It is as it was then, for whoever asks.
+#[test]
+fn a_snapshot_whose_directories_the_power_took_is_as_it_was_made() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let snapshotter = open_overlay(dir.path());
+    snapshotter.prepare("base", None, Default::default()).unwrap();
+    let base = dir.path().join("overlay/1");
+    fs::set_permissions(base.join("fs"), fs::Permissions::from_mode(0o711)).unwrap();
+    snapshotter.commit("done", "base", Default::default()).unwrap();
+    for (key, id, lost) in [("whole", 2, ""), ("tree", 3, "fs"), ("work", 4, "work")] {
+        let mounts = snapshotter.prepare(key, Some("done"), Default::default()).unwrap();
+        let directory = dir.path().join(format!("overlay/{id}"));
+        fs::remove_dir_all(directory.join(lost)).unwrap();
+        assert_eq!(snapshotter.mounts(key).unwrap(), mounts, "{key}");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode(&directory), mode(&directory.join("fs"))), (0o700, 0o711), "{key}");
+        assert!(directory.join("work").is_dir(), "{key}");
+    }
+    // What was committed is not made up.
+    fs::remove_dir_all(&base).unwrap();
+    snapshotter.mounts("whole").unwrap();
+    assert!(!base.exists());
 }
 
 /// Or deletion would fall behind, and the further the slower it is.
