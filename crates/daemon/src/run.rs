@@ -124,6 +124,8 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
         let _inside = runtime.enter();
         wiring::build(config, programs)?
     };
+    // Before anything listens or runs that would have to be taken back.
+    services::check_required(&parts, &config.required_plugins)?;
     runtime.block_on(run_parts(args, config, &parts, exporter))?;
     // Waits for containers stand on blocking threads; they end with the process.
     runtime.shutdown_background();
@@ -238,7 +240,7 @@ async fn run_parts(
         shims: parts.shims.clone(),
     };
     telemetry::serve(config, &sources).await?;
-    let router = services::router(parts, history, config)?.counted(sources.calls);
+    let router = services::router(parts, history, config).counted(sources.calls);
 
     // Before anybody can know that it is here: a signal that nobody waits for ends it at once, SIGHUP too.
     let signals = Signals::new()?;

@@ -54,8 +54,13 @@ pub(crate) fn has_plugin(name: &str) -> bool {
     introspection::is_built_in(name)
 }
 
-/// Everything that is served. `FailedPrecondition` if a plugin is not here that the configuration requires.
-pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Result<Router> {
+/// `FailedPrecondition` if one of these plugins, by types and ids, is not here.
+pub(crate) fn check_required(parts: &Parts, plugins: &[String]) -> Result<()> {
+    introspection::Service::new(parts).check_required(plugins)
+}
+
+/// Everything that is served.
+pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router {
     use api::grpc;
     let limits = config.message_limits;
     macro_rules! sized {
@@ -78,7 +83,6 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Result
     let controller = controller::Service::new(parts);
     let diff = diff::Service::new(parts);
     let introspection = introspection::Service::new(parts);
-    introspection.check_required(&config.required_plugins)?;
     let transfer = transfer::Service {
         metadata: metadata(),
         streams: parts.streams.clone(),
@@ -120,9 +124,9 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Result
     let reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
     let served = router.names().chain(reflections).map(str::to_owned);
     let reflection = reflection::Service::new(served);
-    Ok(router
+    router
         .add(sized!(grpc::reflection::server_reflection_server::ServerReflectionServer, reflection.clone()))
-        .add(sized!(grpc::reflection::v1alpha::server_reflection_server::ServerReflectionServer, reflection)))
+        .add(sized!(grpc::reflection::v1alpha::server_reflection_server::ServerReflectionServer, reflection))
 }
 
 /// An error on the wire. The one place where kinds become codes; they share their numbers.

@@ -198,8 +198,11 @@ fn a_daemon_starts_only_with_the_plugins_that_its_file_requires() {
     );
     fs::write(&file, text).expect("a writable directory");
     let refused = run(called(dir.path(), "containerd").arg("--config").arg(&file)).expect_code(1);
-    refused.expect_stderr("required plugin io.containerd.snapshotter.v1.zfs not included");
-    assert!(!place("socket").exists(), "nobody was served");
+    let refused = refused.expect_stderr("required plugin io.containerd.snapshotter.v1.zfs not included");
+    assert!(!refused.stderr.contains("ERROR"), "nothing had begun that broke off: {refused}");
+    for socket in ["socket", "socket.ttrpc"] {
+        assert!(!place(socket).exists(), "nobody was served by {socket}");
+    }
 }
 
 #[test]
