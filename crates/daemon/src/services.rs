@@ -88,7 +88,7 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router
         streams: parts.streams.clone(),
         connections: parts.connections.clone(),
         flights: parts.flights.clone(),
-        at_once: parts.at_once,
+        slots: parts.slots.clone(),
         retentions: parts.retainer.retentions(),
         admission: parts.admission.clone(),
         snapshotter: parts.snapshotter.clone(),

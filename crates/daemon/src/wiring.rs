@@ -16,7 +16,7 @@ use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use tokio::sync::Notify;
-use transfer::{Admission, AtOnce, Flights, Retentions};
+use transfer::{Admission, Flights, Retentions, Slots};
 use types::{Context, Descriptor, Error, Result};
 
 use crate::collector::{Collector, Trigger};
@@ -55,7 +55,7 @@ pub(crate) struct Parts {
     /// To registries, shared by all who speak to them.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
-    pub(crate) at_once: AtOnce,
+    pub(crate) slots: Slots,
     /// Of clients.
     pub(crate) streams: Streams,
     /// Which images may come in.
@@ -132,7 +132,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         proxies: config.registry.proxies.clone(),
         mirror_timeout: config.registry.mirror_timeout,
     });
-    let flights = Flights::default();
+    let (flights, slots) = (Flights::default(), Slots::new(config.at_once));
     let retentions = Retentions::new(config.unpacked.into());
     let admission =
         Admission::new(config.policy.clone(), config.image_verifiers.clone(), connections.clone());
@@ -202,7 +202,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange: exchange.clone(),
         connections: connections.clone(),
         flights: flights.clone(),
-        at_once: config.at_once,
+        slots: slots.clone(),
         admission: admission.clone(),
         retentions: retentions.clone(),
         shims: shims.clone(),
@@ -240,7 +240,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         retainer,
         connections,
         flights,
-        at_once: config.at_once,
+        slots,
         streams,
         admission,
         snapshotter,

@@ -56,7 +56,7 @@ use stdx::Asker;
 use task::Shims;
 use tokio::sync::{Notify, RwLock, RwLockWriteGuard};
 use tokio::task::spawn_blocking;
-use transfer::{Admission, AtOnce, Flights, Retentions};
+use transfer::{Admission, Flights, Retentions, Slots};
 use types::{Error, Namespace, Result};
 
 pub use crate::filter::FilterWord;
@@ -79,7 +79,8 @@ pub struct Parts {
     pub connections: Connections,
     /// Blobs on their way from them.
     pub flights: Flights,
-    pub at_once: AtOnce,
+    /// What goes from and to them at once.
+    pub slots: Slots,
     /// Which images may come in.
     pub admission: Admission,
     /// What becomes of blobs of layers that are unpacked.

@@ -87,7 +87,7 @@ impl Download {
     pub(crate) async fn run(self) -> Result<()> {
         let boarded = self.board().await;
         // Not before: whoever has a place waits for nobody.
-        let place = Place::take().await;
+        let place = self.pull.request.slots.layers.take().await;
         let Some(mut begun) = self.begin(boarded).await? else { return self.extract_from_store().await };
         let mut sources = Sources::new(self.pull.request.remote.clone());
         let mut course = Course { place, begun_at: 0, first_at: 0, givers: Vec::new() };

@@ -1,7 +1,7 @@
 //! Workflows that move images: from a registry or an archive into the stores, and on to trees.
 //!
 //! ```text
-//! pull    lease ─▶ resolve ─▶ documents ─▶ layers, three at a time:
+//! pull    lease ─▶ resolve ─▶ documents ─▶ layers, some at a time:
 //!            network ─▶ content (hash) ─┬─▶ blob
 //!                                       └─▶ inflate ─▶ hash ─▶ tree without a parent
 //!         ─▶ trees get their parents, lowest first ─▶ image record ─▶ lease dropped
@@ -64,18 +64,21 @@ pub use unpack::{Described, describe, unpack};
 pub use verify::{Checked, Damaged, Remotes, Verdict, What, damaged, verify};
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use metadata::{Caller, Metadata, Workflow};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
 
-/// How much of one pull or push goes at once.
+use self::place::Places;
+
+/// How much goes at once, of all pulls and pushes of a daemon together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtOnce {
-    /// Layers that a pull fetches, of those for which the daemon has places ([`layers_at_once`]).
+    /// Layers that are fetched; [`layers_at_once`] at most.
     pub downloads: NonZeroUsize,
-    /// Blobs that a push sends.
+    /// Blobs that are sent.
     pub uploads: NonZeroUsize,
 }
 
@@ -83,6 +86,28 @@ impl Default for AtOnce {
     fn default() -> AtOnce {
         const THREE: NonZeroUsize = NonZeroUsize::new(3).expect("it is not 0");
         AtOnce { downloads: THREE, uploads: THREE }
+    }
+}
+
+/// The slots of [`AtOnce`], which are given in the order of arrival. Clones share them.
+#[derive(Clone)]
+pub struct Slots {
+    layers: Places,
+    blobs: Arc<Semaphore>,
+}
+
+impl Slots {
+    pub fn new(at_once: AtOnce) -> Slots {
+        Slots {
+            layers: Places::new(at_once.downloads.get().min(layers_at_once())),
+            blobs: Arc::new(Semaphore::new(at_once.uploads.get())),
+        }
+    }
+}
+
+impl Default for Slots {
+    fn default() -> Slots {
+        Slots::new(AtOnce::default())
     }
 }
 

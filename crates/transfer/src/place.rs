@@ -1,5 +1,5 @@
-//! Places: how many layers of all pulls of the daemon are in flight at once, since each takes memory for its files, and
-//! processors to be hashed and inflated.
+//! Places: how many layers of all pulls of the daemon are in flight at once, as its configuration says, and never more than
+//! suit the machine, since each takes memory for its files, and processors to be hashed and inflated.
 //!
 //! They are given in the order of arrival. Whoever has one keeps it while its host brings something, or while nobody
 //! else waits; else it gives way, keeps what came, and goes on behind those who wait. So no host that is slow or silent
@@ -8,22 +8,20 @@
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::LazyLock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use registry::Pace;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
-
-static LAYERS: LazyLock<Places> = LazyLock::new(|| Places::new(layers_at_once()));
 
 /// Layers of a daemon, however many processors it has: what they take of memory is bounded too.
 const LAYERS_MAX: usize = 16;
 /// Layers for each processor: most wait for their hosts.
 const LAYERS_A_PROCESSOR: usize = 8;
 
-/// How many layers of all pulls of a process are in flight at once.
+/// How many layers of all pulls of a daemon are in flight at most.
 pub fn layers_at_once() -> usize {
     layers_with(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
 }
@@ -41,8 +39,13 @@ const TURN_MAX: Duration = Duration::from_secs(32);
 /// Bytes in each second of a turn with which a host keeps its place.
 const ENOUGH: u64 = 128 << 10;
 
-struct Places {
-    free: Semaphore,
+/// Clones share them.
+#[derive(Clone)]
+pub(crate) struct Places(Arc<Shared>);
+
+struct Shared {
+    count: usize,
+    free: Arc<Semaphore>,
     /// How many want one.
     waiting: AtomicUsize,
     /// How many give way to them and have not left yet.
@@ -52,8 +55,8 @@ struct Places {
 /// The right of a layer to be in flight, until dropped.
 pub(crate) struct Place {
     /// None only while another is waited for.
-    permit: Option<SemaphorePermit<'static>>,
-    places: &'static Places,
+    permit: Option<OwnedSemaphorePermit>,
+    places: Places,
     turn: Duration,
     /// Of the turn at hand: how long the host was waited for, and the bytes that it brought.
     waited: Duration,
@@ -64,18 +67,28 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    fn new(count: usize) -> Places {
+    pub(crate) fn new(count: usize) -> Places {
         let (waiting, leaving) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Places { free: Semaphore::new(count), waiting, leaving }
+        Places(Arc::new(Shared { count, free: Arc::new(Semaphore::new(count)), waiting, leaving }))
     }
 
-    async fn take(&'static self, turn: Duration) -> Place {
-        let _waiting = Waiting::on(self);
-        let permit = self.free.acquire().await.expect("nobody closes it");
+    /// Free or not.
+    pub(crate) fn count(&self) -> usize {
+        self.0.count
+    }
+
+    /// Waits for a place, behind all who wait.
+    pub(crate) async fn take(&self) -> Place {
+        self.take_for(TURN).await
+    }
+
+    async fn take_for(&self, turn: Duration) -> Place {
+        let _waiting = Waiting::on(&self.0);
+        let permit = self.0.free.clone().acquire_owned().await.expect("nobody closes it");
         let (waited, brought) = (Duration::ZERO, 0);
         Place {
             permit: Some(permit),
-            places: self,
+            places: self.clone(),
             turn,
             waited,
             brought,
@@ -86,35 +99,32 @@ impl Places {
 
     /// Whether one more is to leave: as many do as wait.
     fn calls(&self) -> bool {
-        let is_called = self.leaving.fetch_add(1, Ordering::Relaxed) < self.waiting.load(Ordering::Relaxed);
+        let Shared { waiting, leaving, .. } = &*self.0;
+        let is_called = leaving.fetch_add(1, Ordering::Relaxed) < waiting.load(Ordering::Relaxed);
         if !is_called {
-            self.leaving.fetch_sub(1, Ordering::Relaxed);
+            leaving.fetch_sub(1, Ordering::Relaxed);
         }
         is_called
     }
 }
 
 /// Counted as long as it lives, also if whoever waits gives up.
-struct Waiting(&'static Places);
+struct Waiting<'a>(&'a Shared);
 
-impl Waiting {
-    fn on(places: &'static Places) -> Waiting {
+impl Waiting<'_> {
+    fn on(places: &Shared) -> Waiting<'_> {
         places.waiting.fetch_add(1, Ordering::Relaxed);
         Waiting(places)
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Place {
-    pub(crate) async fn take() -> Place {
-        LAYERS.take(TURN).await
-    }
-
     /// Waits for the host. None if it brings too little while others wait for a place, or for the layer, of which
     /// `is_called` is asked with whether next to nothing comes: then it is time to give way.
     pub(crate) async fn wait_for<T>(
@@ -155,17 +165,17 @@ impl Place {
 
     /// Waits for another place, behind all who wait.
     pub(crate) async fn give_way(&mut self) {
-        let (places, longer) = (self.places, self.turn.saturating_mul(2));
+        let (places, longer) = (self.places.clone(), self.turn.saturating_mul(2));
         let turn = if self.kept_pace { longer.min(TURN_MAX) } else { longer };
         self.leave();
-        *self = places.take(turn).await;
+        *self = places.take_for(turn).await;
     }
 
     /// For whoever waits for something else before.
     pub(crate) fn leave(&mut self) {
         self.permit = None;
         if std::mem::take(&mut self.is_leaving) {
-            self.places.leaving.fetch_sub(1, Ordering::Relaxed);
+            self.places.0.leaving.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -214,23 +224,23 @@ mod tests {
         let places = places(layers_with(1));
         let mut held = Vec::new();
         for _ in 0..8 {
-            held.push(places.take(TURN).await);
+            held.push(places.take().await);
         }
-        let next = timeout(100 * TURN, places.take(TURN)).await;
+        let next = timeout(100 * TURN, places.take()).await;
         assert!(next.is_err(), "a ninth waits until one of the eight has ended");
         held.pop();
-        drop(timeout(TURN, places.take(TURN)).await.expect("there is a place"));
+        drop(timeout(TURN, places.take()).await.expect("there is a place"));
     }
 
     /// Time passes as soon as all wait for it.
     #[tokio::test(start_paused = true)]
     async fn whoever_brings_nothing_gives_way_to_those_who_wait() {
         let places = places(1);
-        let mut silent = places.take(TURN).await;
+        let mut silent = places.take().await;
         let long = timeout(100 * TURN, silent.wait_for(pending::<()>(), NOBODY)).await;
         assert!(long.is_err(), "nobody else wants the place");
 
-        let next = tokio::spawn(places.take(TURN));
+        let next = tokio::spawn(places.take());
         assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
         let again = tokio::spawn(async move {
             silent.give_way().await;
@@ -245,8 +255,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_host_is_listened_to_while_others_go_first() {
         let places = places(1);
-        let mut silent = places.take(TURN).await;
-        let next = tokio::spawn(places.take(TURN));
+        let mut silent = places.take().await;
+        let next = tokio::spawn(places.take());
         let (answer, mut answers) = tokio::sync::mpsc::channel(1);
         let mut host = pin!(async {
             tokio::time::sleep(3 * TURN).await;
@@ -265,8 +275,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_brings_something_stays() {
         let places = places(1);
-        let mut busy = places.take(TURN).await;
-        let waiting = tokio::spawn(places.take(TURN));
+        let mut busy = places.take().await;
+        let waiting = tokio::spawn(places.take());
         for _ in 0..20 {
             let came = async {
                 tokio::time::sleep(TURN / 3).await;
@@ -286,8 +296,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_more_give_way_than_wait() {
         let places = places(3);
-        let mut silent = [places.take(TURN).await, places.take(TURN).await, places.take(TURN).await];
-        let next = tokio::spawn(places.take(TURN));
+        let mut silent = [places.take().await, places.take().await, places.take().await];
+        let next = tokio::spawn(places.take());
         let [first, second, third] = &mut silent;
         let gave_way = tokio::select! {
             () = async { assert!(first.wait_for(pending::<()>(), NOBODY).await.is_none()) } => 0,
@@ -304,9 +314,9 @@ mod tests {
     /// The turn of a host that brought so many bytes in each second of seven turns, and gave way after each.
     async fn turn_after(each_second: u64) -> Duration {
         let places = places(1);
-        let mut slow = places.take(TURN).await;
+        let mut slow = places.take().await;
         for _ in 0..7 {
-            let next = tokio::spawn(async { drop(places.take(TURN).await) });
+            let next = tokio::spawn(async { drop(places.take().await) });
             slow.brought((each_second * slow.turn.as_secs()) as usize);
             assert!(slow.wait_for(pending::<()>(), NOBODY).await.is_none());
             slow.give_way().await;
@@ -325,26 +335,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_is_to_leave_and_waits_again_is_counted_once() {
         let places = places(1);
-        let mut silent = places.take(TURN).await;
-        let waiting = [Waiting::on(places), Waiting::on(places)];
+        let mut silent = places.take().await;
+        let waiting = [Waiting::on(&places.0), Waiting::on(&places.0)];
         assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
         assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
         drop(silent);
         drop(waiting);
-        assert_eq!(places.leaving.load(Ordering::Relaxed), 0);
+        assert_eq!(places.0.leaving.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_gives_up_does_not_wait_any_more() {
         let places = places(1);
-        let mut silent = places.take(TURN).await;
-        assert!(timeout(TURN, places.take(TURN)).await.is_err());
+        let mut silent = places.take().await;
+        assert!(timeout(TURN, places.take()).await.is_err());
         assert!(timeout(10 * TURN, silent.wait_for(pending::<()>(), NOBODY)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_brings_little_gives_way_to_those_who_want_the_layer() {
-        let mut place = places(1).take(TURN).await;
+        let mut place = places(1).take().await;
         let stalled = |is_stalled| is_stalled;
         place.brought(64 << 10);
         let long = timeout(TURN * 3 / 2, place.wait_for(pending::<()>(), stalled)).await;

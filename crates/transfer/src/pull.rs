@@ -25,7 +25,7 @@ use crate::kept::Kept;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
-use crate::{AtOnce, Lease, Progress, Report, add_labels, blocking, plain, tell, with_client};
+use crate::{Lease, Progress, Report, Slots, add_labels, blocking, plain, tell, with_client};
 
 /// Documents of a pull that are looked at, and blobs that indexes name themselves.
 const DOCUMENTS_MAX: usize = 2 * image::CHILDREN_MAX;
@@ -45,7 +45,8 @@ pub struct PullRequest {
     pub labels: Labels,
     pub caller: Caller,
     pub remote: Remote,
-    pub at_once: AtOnce,
+    /// What pulls of this daemon may fetch at once.
+    pub slots: Slots,
     /// What other pulls of this daemon are fetching.
     pub flights: Flights,
     /// Who decides whether the image may come in.
@@ -541,14 +542,15 @@ impl Pull {
         }
     }
 
-    /// Fetches the blobs that are wanted, some at once. Those from a place on are extracted.
+    /// Fetches the blobs that are wanted, and has begun no more than could be on their way. Those from a place on are
+    /// extracted.
     async fn fetch_beside(
         &self,
         layers: &[Descriptor],
         extract: Option<(&Trees, usize)>,
         is_wanted: impl Fn(usize) -> bool,
     ) -> Result<()> {
-        let slots = Arc::new(Semaphore::new(self.request.at_once.downloads.get()));
+        let slots = Arc::new(Semaphore::new(self.request.slots.layers.count()));
         let mut working = JoinSet::new();
         for (at, layer) in layers.iter().enumerate().filter(|(at, _)| is_wanted(*at)) {
             let (pull, layer, slots) = (self.clone(), layer.clone(), slots.clone());

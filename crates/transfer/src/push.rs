@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! plan    documents from the target down, each with all below it here ─▶ or left out, or an error
-//! send    blobs, three at a time ─▶ documents, children first ─▶ the name ─▶ what refers to them
+//! send    blobs, some at a time ─▶ documents, children first ─▶ the name ─▶ what refers to them
 //! ```
 //!
 //! An index of which some platforms are not here is pushed with those that are, under a digest of its own; one
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use metadata::{Caller, Metadata, Resource};
 use registry::{Push, Ranges, Remote, Sent};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use types::descriptor::media_type;
 use types::filter::Filters;
@@ -27,7 +27,7 @@ use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
 use crate::reading::open_blob;
 use crate::source::Source;
 use crate::unpack::read;
-use crate::{AtOnce, Lease, blocking, plain};
+use crate::{Lease, Slots, blocking, plain};
 
 /// Bytes that are read at once, and how many such pieces wait for the network.
 const PIECE_LEN: usize = 256 << 10;
@@ -54,7 +54,8 @@ pub struct PushRequest {
     pub scope: Scope,
     /// The images of the store that refer to what is pushed: signatures and the like.
     pub referrers: bool,
-    pub at_once: AtOnce,
+    /// What pushes of this daemon may send at once.
+    pub slots: Slots,
     pub caller: Caller,
     pub remote: Remote,
 }
@@ -122,8 +123,8 @@ async fn run(
         let (stores, target, scope) = (stores.clone(), request.target.clone(), request.scope.clone());
         blocking(move || stores.plan(&target, &scope)).await?
     };
-    let (push, at_once) = (Push::new(&request.remote)?, request.at_once);
-    let courier = Courier { stores: stores.clone(), push, report, to: request.reference, at_once };
+    let (push, slots) = (Push::new(&request.remote)?, request.slots);
+    let courier = Courier { stores: stores.clone(), push, report, to: request.reference, slots };
     for what in &plan.left_out {
         courier.tell(PushProgress::LeftOut { what: what.clone() });
     }
@@ -499,7 +500,7 @@ struct Courier {
     push: Push,
     report: Option<mpsc::Sender<PushProgress>>,
     to: Reference,
-    at_once: AtOnce,
+    slots: Slots,
 }
 
 impl Courier {
@@ -523,10 +524,9 @@ impl Courier {
     async fn send_blobs(&self, blobs: &[Descriptor]) -> Result<()> {
         let mut seen = BTreeSet::new();
         let blobs: Vec<&Descriptor> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
-        let slots = Arc::new(Semaphore::new(self.at_once.uploads.get()));
         let mut working = JoinSet::new();
         for blob in blobs {
-            let (courier, blob, slots) = (self.clone(), blob.clone(), slots.clone());
+            let (courier, blob, slots) = (self.clone(), blob.clone(), self.slots.blobs.clone());
             working.spawn(async move {
                 let _slot = slots.acquire_owned().await.expect("nobody closes it");
                 courier.send_blob(&blob).await

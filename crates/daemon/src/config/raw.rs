@@ -187,10 +187,10 @@ pub struct Ttrpc {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Transfer {
-    /// Layers that one pull fetches at once; 0 for as many as the daemon does in all, which is 8 for each processor and at
-    /// most 16.
+    /// Layers that all pulls together fetch at once; 0 for as many as there may be, which is 8 for each processor and 16 at
+    /// most.
     pub max_concurrent_downloads: u32,
-    /// Blobs that one push sends at once; 0 for as many.
+    /// Blobs that all pushes together send at once; 0 for as many.
     pub max_concurrent_uploaded_layers: u32,
 }
 

@@ -30,8 +30,8 @@ use registry::{Connections, Keyring, Manner, Remote, Scheme};
 use tokio::runtime::Handle;
 use tonic::{Request, Response};
 use transfer::{
-    Admission, AtOnce, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms,
-    PullRequest, PushRequest, Retentions, Scope, Unpack, Wanted,
+    Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms,
+    PullRequest, PushRequest, Retentions, Scope, Slots, Unpack, Wanted,
 };
 use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
@@ -44,7 +44,7 @@ pub(super) struct Service {
     pub(super) streams: Streams,
     pub(super) connections: Connections,
     pub(super) flights: Flights,
-    pub(super) at_once: AtOnce,
+    pub(super) slots: Slots,
     pub(super) retentions: Retentions,
     pub(super) admission: Admission,
     /// Used where a client names none.
@@ -112,7 +112,7 @@ impl Service {
             caller: caller.clone(),
             remote,
             reference,
-            at_once: self.at_once,
+            slots: self.slots.clone(),
             flights: self.flights.clone(),
             admission: self.admission.clone(),
             retentions: self.retentions.clone(),
@@ -156,7 +156,7 @@ impl Service {
             reference,
             scope: if platforms.is_empty() { Scope::Present } else { Scope::Only(platforms) },
             referrers: false,
-            at_once: self.at_once,
+            slots: self.slots.clone(),
             caller: caller.clone(),
             remote,
         };

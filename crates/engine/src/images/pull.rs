@@ -33,7 +33,7 @@ impl Engine {
             labels: Labels::new(),
             caller: self.0.caller.clone(),
             remote,
-            at_once: self.parts().at_once,
+            slots: self.parts().slots.clone(),
             flights: self.parts().flights.clone(),
             admission: self.parts().admission.clone(),
             retentions: self.parts().retentions.clone(),

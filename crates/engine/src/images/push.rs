@@ -45,7 +45,7 @@ impl Engine {
             reference,
             scope,
             referrers,
-            at_once: self.parts().at_once,
+            slots: self.parts().slots.clone(),
             caller: self.0.caller.clone(),
             remote,
         };

@@ -1,11 +1,14 @@
 //! The configuration, through the program's door: containerd's files, imports, drop-ins, and what a daemon that
 //! runs takes up.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{WriteAction, WriteContentRequest};
@@ -246,43 +249,87 @@ fn shims_and_overlays_are_as_the_file_of_containerd_says() {
     assert_eq!(daemon.hoist(["wait", "box"]).ok().text(), "137");
 }
 
-/// More than are fetched or sent at once without the keys.
+/// Requests that wait for the test, and how many of them there were at once.
+#[derive(Clone, Default)]
+struct Held {
+    gates: Arc<Mutex<VecDeque<Gate>>>,
+    waiting: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+impl Held {
+    /// One more comes.
+    fn hold(&self) -> Vec<Fault> {
+        let gate = Gate::default();
+        self.gates.lock().expect("no panic").push_back(gate.clone());
+        self.most.fetch_max(self.waiting.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        vec![Fault::Wait(gate)]
+    }
+
+    /// Lets `all` go, each when as many wait as may be at once. As many as ever waited at once.
+    fn let_go(&self, all: usize, at_once: usize) -> usize {
+        for gone in 0..all {
+            let wanted = at_once.min(all - gone);
+            eventually("as many as may be at once", || {
+                (self.waiting.load(Ordering::SeqCst) >= wanted).then_some(())
+            });
+            let gate = self.gates.lock().expect("no panic").pop_front();
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            gate.expect("it waits").open();
+        }
+        self.most.load(Ordering::SeqCst)
+    }
+}
+
+/// Neither as many as without the keys, nor as many for each of them.
 #[test]
-fn pulls_and_pushes_have_as_much_at_once_as_the_file_of_containerd_says() {
+fn pulls_and_pushes_have_together_as_much_at_once_as_the_file_of_containerd_says() {
+    const IMAGES: usize = 2;
+    const LAYERS: usize = 6;
     if !testkit::is_root("unpacking layers") {
         return;
     }
     let (layout, registry) = (Layout::new(), Registry::start());
-    let layers: Vec<_> = (0..6).map(|at| layout.layer(&format!("layer-{at}"), 1000)).collect();
-    layout.tag(&layout.image("amd64", &layers), "many");
-    let reference = registry.push(layout.path(), "many", "many:1");
-    let digests: Vec<String> = layers.iter().map(|layer| digest_of(layer).to_string()).collect();
-    let (pulled, pushed) = (Gate::default(), Gate::default());
-    let (down, up) = (pulled.clone(), pushed.clone());
-    let proxy = FaultProxy::start(&registry, move |asked| {
-        let is_layer = asked.blob().is_some_and(|blob| digests.iter().any(|digest| digest == blob));
-        match asked.method.as_str() {
-            "GET" if is_layer => vec![Fault::Wait(down.clone())],
-            "POST" if asked.is_upload() => vec![Fault::Wait(up.clone())],
-            _ => Vec::new(),
-        }
+    let (mut layers, mut configs, mut references) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    for name in ["first", "second"] {
+        let own: Vec<_> = (0..LAYERS).map(|at| layout.layer(&format!("{name}-{at}"), 1000)).collect();
+        let manifest = layout.image("amd64", &own);
+        layout.tag(&manifest, name);
+        layers.extend(own.iter().map(|layer| digest_of(layer).to_string()));
+        let read = fs::read(layout.blob_path(&manifest)).expect("it was written");
+        let read: serde_json::Value = serde_json::from_slice(&read).expect("a manifest");
+        configs.insert(digest_of(&read["config"]).to_string());
+        references.push(registry.push(layout.path(), name, &format!("{name}:1")));
+    }
+    // Layers are asked for when the configs are here: those of both at the same moment.
+    let (pulled, pushed, begun) = (Held::default(), Held::default(), Gate::default());
+    let (down, up, both) = (pulled.clone(), pushed.clone(), begun.clone());
+    let proxy = FaultProxy::start(&registry, move |asked| match (asked.method.as_str(), asked.blob()) {
+        ("GET", Some(blob)) if layers.contains(blob) => down.hold(),
+        ("GET", Some(blob)) if configs.contains(blob) => vec![Fault::Wait(both.clone())],
+        ("POST", _) if asked.is_upload() => up.hold(),
+        _ => Vec::new(),
     });
-    let daemon = with_keys(
+    let daemon = &with_keys(
         "[plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_downloads = 5\n\
          max_concurrent_uploaded_layers = 4\n",
     );
-    let (daemon, from) = (&daemon, &proxy.through(&reference));
-    let to = &format!("{}/other:1", proxy.host());
+    let from: Vec<String> = references.iter().map(|reference| proxy.through(reference)).collect();
+    let to: Vec<String> = (0..IMAGES).map(|at| format!("{}/other-{at}:1", proxy.host())).collect();
     std::thread::scope(|scope| {
-        let pull = scope.spawn(|| daemon.hoist(["pull", "--platform", "linux/amd64", from]));
-        pulled.arrivals(5);
-        pulled.open();
-        pull.join().expect("it does not panic").ok();
-        daemon.hoist(["tag", from, to]).ok();
-        let push = scope.spawn(|| daemon.hoist(["push", to]));
-        pushed.arrivals(4);
-        pushed.open();
-        push.join().expect("it does not panic").ok();
+        let pull = |from| move || daemon.hoist(["pull", "--platform", "linux/amd64", from]);
+        let pulls: Vec<_> = from.iter().map(|from| scope.spawn(pull(from))).collect();
+        begun.arrivals(IMAGES);
+        begun.open();
+        assert_eq!(pulled.let_go(IMAGES * LAYERS, 5), 5);
+        pulls.into_iter().for_each(|pull| drop(pull.join().expect("it does not panic").ok()));
+        for (from, to) in from.iter().zip(&to) {
+            daemon.hoist(["tag", from, to]).ok();
+        }
+        let push = |to| move || daemon.hoist(["push", to]);
+        let pushes: Vec<_> = to.iter().map(|to| scope.spawn(push(to))).collect();
+        assert_eq!(pushed.let_go(IMAGES * (LAYERS + 1), 4), 4);
+        pushes.into_iter().for_each(|push| drop(push.join().expect("it does not panic").ok()));
     });
 }
 

@@ -1,6 +1,7 @@
 //! Stores of their own for a test, and pulls into them.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use content::{LocalStore, Watch};
@@ -9,7 +10,7 @@ use metadata::{Caller, Event, Image, Metadata};
 use registry::Remote;
 use snapshot::{LayerForm, Options, Overlay, Snapshotter};
 use tempfile::TempDir;
-use transfer::{Admission, AtOnce, Flights, PullRequest, Retentions, Unpack, Wanted};
+use transfer::{Admission, AtOnce, Flights, PullRequest, Retentions, Slots, Unpack, Wanted};
 use types::filter::Filters;
 use types::{Labels, Namespace, Platform, Result};
 
@@ -17,6 +18,7 @@ pub(crate) struct Stores {
     dir: TempDir,
     pub(crate) metadata: Metadata,
     pub(crate) flights: Flights,
+    pub(crate) slots: Slots,
     /// What was told of records so far.
     told: Arc<Mutex<Vec<Event>>>,
 }
@@ -51,7 +53,10 @@ impl Stores {
         let sink = Box::new(move |_: &Namespace, event| telling.lock().expect("no panic").push(event));
         let options = metadata::Options { sink, ..metadata::Options::default() };
         let metadata = Metadata::open(db, Arc::new(store), snapshotters, options).expect("the stores open");
-        Some(Stores { dir, metadata, flights: Flights::default(), told })
+        // As many as there may be: what a test is about is not how few a daemon was told to have.
+        let all = NonZeroUsize::new(transfer::layers_at_once()).expect("some");
+        let slots = Slots::new(AtOnce { downloads: all, uploads: all });
+        Some(Stores { dir, metadata, flights: Flights::default(), slots, told })
     }
 
     pub(crate) fn caller(&self) -> Caller {
@@ -92,7 +97,7 @@ impl Stores {
             all_metadata: false,
             labels: Labels::new(),
             caller,
-            at_once: AtOnce::default(),
+            slots: self.slots.clone(),
             flights: self.flights.clone(),
             admission: Admission::default(),
             retentions: Retentions::default(),

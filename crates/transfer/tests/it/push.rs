@@ -7,7 +7,7 @@ use registry::{Credentials, Remote};
 use serde_json::{Value, json};
 use snapshot::Overlay;
 use testkit::{Asked, Fault, FaultProxy, Layout, Registry, digest_of};
-use transfer::{AtOnce, Progress, PushProgress, PushRequest, Scope, Wanted};
+use transfer::{Progress, PushProgress, PushRequest, Scope, Wanted};
 use types::descriptor::media_type;
 use types::{Descriptor, Error, ErrorKind, Reference, Result};
 
@@ -29,7 +29,7 @@ async fn push(
         reference,
         scope,
         referrers: true,
-        at_once: AtOnce::default(),
+        slots: stores.slots.clone(),
         caller: stores.caller(),
     };
     let pushed = transfer::push(&stores.metadata, request, Some(report)).await?;
