@@ -327,7 +327,7 @@ pub(crate) async fn send_all((send, mut incoming): (mpsc::Sender<Any>, Streaming
     while let Ok(Some(_)) = incoming.message().await {}
 }
 
-async fn take_all((send, mut incoming): (mpsc::Sender<Any>, Streaming<Any>)) -> Vec<u8> {
+pub(crate) async fn take_all((send, mut incoming): (mpsc::Sender<Any>, Streaming<Any>)) -> Vec<u8> {
     let mut bytes = Vec::new();
     send.send(pack(&WindowUpdate { update: 1 << 24 })).await.unwrap();
     while let Ok(Some(message)) = incoming.message().await {

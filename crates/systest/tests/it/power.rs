@@ -98,7 +98,7 @@ fn look(daemon: &Daemon, reference: &str) -> String {
 }
 
 /// Takes what is mounted on and below the daemon's root away again, also from a test that failed.
-struct Mounts(PathBuf);
+pub(crate) struct Mounts(pub(crate) PathBuf);
 
 impl Drop for Mounts {
     fn drop(&mut self) {
@@ -107,7 +107,7 @@ impl Drop for Mounts {
 }
 
 /// Ends the daemon as a power cut does, as far as the machine is concerned on which it ran.
-fn lose_power(daemon: &mut Daemon) {
+pub(crate) fn lose_power(daemon: &mut Daemon) {
     daemon.kill();
     unmount_below(&daemon.root());
     let _ = fs::remove_dir_all(daemon.state());

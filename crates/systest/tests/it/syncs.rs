@@ -1,14 +1,21 @@
-//! How often a pull waits for the disk, and in which order.
+//! How often a pull, and changes of many clients, wait for the disk, and in which order.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::leases::{CreateRequest, ListRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use testkit::disk::{RecordedDisk, mount_image};
 use testkit::layout::{archive_of, tar_entry};
-use testkit::{Daemon, Layout, Registry, images, noise};
+use testkit::{Daemon, Layout, Registry, images, noise, run};
+use tokio::task::JoinSet;
+
+use crate::power::{Mounts, lose_power};
+use crate::typed::{ask, on};
 
 /// One call that waits for the disk.
 #[derive(Debug)]
@@ -121,4 +128,53 @@ fn the_files_of_a_pull_are_on_disk_by_one_barrier_before_their_records() {
             }
         }
     }
+}
+
+/// Of what many clients change at the same time much is on disk by one wait, and each of them is answered after the one
+/// that its change is in: when the power goes after the last answer, all is there.
+#[test]
+fn changes_of_many_clients_share_their_waits_and_outlive_the_power_once_they_are_answered() {
+    const CLIENTS: usize = 64;
+    const CHANGES: usize = 20;
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    let _mounts = Mounts(daemon.root());
+    let disk = RecordedDisk::new(256 << 20);
+    run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
+    daemon.start_again();
+    let mut answered = 0;
+    let found = syncs(&daemon, || {
+        on(&daemon, async |channel| {
+            let mut clients = JoinSet::new();
+            for client in 0..CLIENTS {
+                let mut leases = LeasesClient::new(channel.clone());
+                clients.spawn(async move {
+                    for change in 0..CHANGES {
+                        let id = format!("{client}-{change}");
+                        let request = ask(CreateRequest { id, ..CreateRequest::default() });
+                        leases.create(request).await.expect("a new lease");
+                    }
+                });
+            }
+            clients.join_all().await;
+        });
+        // Of what the daemon does afterwards nothing is to help.
+        answered = disk.now();
+    });
+    let of_records = found.iter().filter(|sync| sync.is_of("/meta.db")).count();
+    println!("{} changes by {of_records} waits", CLIENTS * CHANGES);
+    assert!((1..CLIENTS * CHANGES / 2).contains(&of_records), "{of_records}");
+
+    lose_power(&mut daemon);
+    let left = daemon.dir().join("left");
+    disk.end().after_cut(answered, |_| false, &left);
+    mount_image(&left, &daemon.root());
+    daemon.start_again();
+    on(&daemon, async |channel| {
+        let listed = LeasesClient::new(channel).list(ask(ListRequest::default())).await.expect("a list");
+        let there = listed.into_inner().leases.into_iter().map(|lease| lease.id);
+        let made =
+            |id: &String| id.split_once('-').is_some_and(|(client, _)| client.parse::<usize>().is_ok());
+        assert_eq!(there.filter(made).count(), CLIENTS * CHANGES);
+    });
 }

@@ -15,8 +15,8 @@ use api::grpc::streaming::StreamInit;
 use api::grpc::streaming::streaming_client::StreamingClient;
 use api::grpc::transfer::transfer_client::TransferClient;
 use api::grpc::transfer::{
-    Data, ImageImportStream, ImageReference, ImageStore, OciRegistry, Progress, TransferOptions,
-    TransferRequest, UnpackConfiguration,
+    Data, ImageExportStream, ImageImportStream, ImageReference, ImageStore, OciRegistry, Progress,
+    TransferOptions, TransferRequest, UnpackConfiguration,
 };
 use api::grpc::types::Any;
 use api::shim::{pack, unpack};
@@ -27,7 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::store;
-use crate::platforms::{platform, send_all};
+use crate::platforms::{platform, send_all, take_all};
 
 use super::walk::{Difference, Side, There, Watched, all, ask, covers, differs_in, map, within};
 
@@ -249,8 +249,11 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
         let ends = ["Pushing", "Completed push"].map(|what| format!("{what} to OCI Registry ({copy})"));
         side.is("of all", of_all.collect::<Vec<_>>(), ends.to_vec());
         let parts = told.iter().filter(|step| !step.name.is_empty() && step.name != reference);
-        let mut ends = BTreeMap::new();
+        let (mut ends, mut counts) = (BTreeMap::new(), BTreeMap::new());
         for step in parts {
+            let before = counts.insert(&step.name, step.progress).unwrap_or(0);
+            let grows = (before..=step.total).contains(&step.progress);
+            side.is("what went of a part grows, up to all of it", (&step.event, grows), (&step.event, true));
             let (kind, digest) = step.name.split_once('-').unwrap_or_default();
             side.is("a part says what it is", step.desc.clone().unwrap_or_default().digest, digest);
             let first = ends.entry(kind.to_owned()).or_insert((step.event.clone(), String::new()));
@@ -262,10 +265,49 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
         side.is("its manifest", has_manifest, true);
         let expected = ["config", "layer"].map(|kind| (kind.to_owned(), end(blobs)));
         side.is("its parts", ends, BTreeMap::from(expected));
+        let is_moving = |step: &Progress| step.event == "uploading" && step.progress > 0;
+        if side.is_ours() && name == "first" {
+            // containerd looks now and then, and may have missed it.
+            side.is("of a layer it is told how far it is", told.iter().any(is_moving), true);
+        }
     }
+    archives_are_told(side, &client, reference).await;
     let inspect = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{copy}")];
     let found = run(std::process::Command::new("skopeo").args(inspect)).ok();
     side.is("it is there", found.text(), pulled.target.unwrap_or_default().digest.as_str());
+}
+
+/// An export and an import are told as a whole, and an import of what it names.
+async fn archives_are_told(side: &Side<'_>, client: &TransferClient<Watched>, reference: &str) {
+    let (send, told) = open(side, Some("default"), named("told of an export")).await.expect("a stream");
+    let archive = open(side, Some("default"), named("exported")).await.expect("a stream");
+    let to = ImageExportStream { stream: "exported".into(), ..ImageExportStream::default() };
+    let exporting = async {
+        let answer = transfer(client.clone(), store(reference), pack(&to), "told of an export");
+        side.ok("export", answer).await;
+        drop(send);
+    };
+    let ((), archive, told) = tokio::join!(exporting, take_all(archive), steps(told));
+    let events: Vec<&str> = told.iter().map(|step| step.event.as_str()).collect();
+    side.is("what is told of an export", events, vec!["Exporting", "Completed export"]);
+
+    let (send, told) = open(side, Some("default"), named("told of an import")).await.expect("a stream");
+    let stream = open(side, Some("default"), named("imported")).await.expect("a stream");
+    let from = ImageImportStream { stream: "imported".into(), ..ImageImportStream::default() };
+    let importing = async {
+        let answer = transfer(client.clone(), pack(&from), store("index:1"), "told of an import");
+        side.ok("import what was exported", answer).await;
+        drop(send);
+    };
+    let ((), (), told) = tokio::join!(importing, send_all(stream, archive), steps(told));
+    let events: Vec<_> = told.iter().map(|step| (step.event.as_str(), step.name.as_str())).collect();
+    let expected = vec![("Importing", ""), ("saved", "index:1"), ("Completed import", "")];
+    side.is("what is told of an import", events, expected);
+    let saved = told.iter().find_map(|step| step.desc.clone()).unwrap_or_default();
+    let get = ask(GetImageRequest { name: "index:1".into() });
+    let found = side.ok("get what was saved", ImagesClient::new(side.channel()).get(get)).await;
+    let found = found.image.unwrap_or_default().target.unwrap_or_default();
+    side.is("and what it is", (saved.digest, saved.size), (found.digest, found.size));
 }
 
 const DIFFERENCES_OF_LABELS: &[Difference] = &[differs_in(
