@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -83,11 +84,15 @@ fn moved(daemon: &Daemon) -> [u64; 2] {
     })
 }
 
-/// Sends an image to a registry by means that guests have too.
 fn push(registry: &Registry, image: &Bulk) -> String {
+    push_layout(registry, image.layout.path())
+}
+
+/// Sends the image of a layout to a registry by means that guests have too.
+pub(crate) fn push_layout(registry: &Registry, layout: &Path) -> String {
     let (daemon, name) = (Daemon::start(), format!("{}/image", registry.host()));
     let archive = daemon.dir().join("image.tar");
-    run(Command::new("tar").arg("-C").arg(image.layout.path()).arg("-cf").arg(&archive).arg(".")).ok();
+    run(Command::new("tar").arg("-C").arg(layout).arg("-cf").arg(&archive).arg(".")).ok();
     let import = ["images", "import", "--no-unpack", "--base-name", &name].map(OsStr::new);
     daemon.own_ctr(import.into_iter().chain([archive.as_os_str()])).ok();
     let name = format!("{name}:{}", images::TAG);
