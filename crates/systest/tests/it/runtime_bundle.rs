@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Finished, run};
 
-const CRUN: &str = "umount --lazy /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && \
+const CRUN: &str = "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && \
                     exec crun --cgroup-manager=disabled \"$@\"";
 
 /// One of the runtimes, on a root of its own.
