@@ -236,7 +236,7 @@ impl Place {
                 bundle: &bundle,
                 state_root: self.states.path(),
                 stdio: runtime::Stdio::Pipes { stdin: null(), stdout: null(), stderr: null() },
-                systemd_cgroup: false,
+                systemd: None,
                 no_pivot: false,
                 no_new_keyring: false,
                 preserve_fds: 0,

@@ -52,7 +52,7 @@ pub use self::stats::{
     Counters, Cpu, Cpuset, Hugetlb, Io, IoEntry, Limited, Memory, MemoryEvents, Pids, Rdma, RdmaEntry, Stats,
     Throttling,
 };
-pub use self::systemd::{Scope, stop_scope, update_scope};
+pub use self::systemd::{Instance, Scope, stop_scope, update_scope};
 
 /// Whether the caller is the host's root, and not that of a user namespace: whom the kernel refuses nothing of cgroups.
 fn is_privileged() -> bool {

@@ -126,29 +126,35 @@ impl Connection {
         Ok(connection)
     }
 
-    /// `EXTERNAL`: the kernel vouches for who we are.
+    /// `EXTERNAL`: the kernel vouches for who we are. Nobody is named, since the number of a user that is in a user
+    /// namespace is another on the other side. `AUTH` is answered by `DATA`, or by `OK` at once by a systemd before 247,
+    /// and `DATA` by `OK`.
     ///
-    /// `BEGIN` goes with it and not after the answer, as in systemd's own clients: systemd overlooks a call
+    /// `BEGIN` goes with them and not after the answer, as in systemd's own clients: systemd overlooks a call
     /// that it reads together with a `BEGIN`.
     fn authenticate(&mut self) -> Result<()> {
-        let uid = rustix::process::geteuid().as_raw().to_string();
-        let uid: String = uid.bytes().map(|digit| format!("{digit:02x}")).collect();
-        let words = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n");
-        self.socket.write_all(words.as_bytes()).context(|| "authenticate")?;
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n") {
+        self.socket.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n").context(|| "authenticate")?;
+        for expected in [&["DATA\r\n", "OK "][..], &["OK "]] {
+            let answer = String::from_utf8_lossy(&self.read_line()?).into_owned();
+            if !expected.iter().any(|word| answer.starts_with(word)) {
+                let answer = answer.trim();
+                return Err(Error::permission_denied(format!("authenticate: refused: {answer:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_line(&mut self) -> Result<Vec<u8>> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
             let mut byte = [0];
             self.socket.read_exact(&mut byte).context(|| "authenticate")?;
-            answer.push(byte[0]);
-            if answer.len() > 512 {
+            line.push(byte[0]);
+            if line.len() > 512 {
                 return Err(Error::internal("authenticate: the answer has no end"));
             }
         }
-        if !answer.starts_with(b"OK ") {
-            let answer = String::from_utf8_lossy(&answer).trim().to_owned();
-            return Err(Error::permission_denied(format!("authenticate: refused: {answer:?}")));
-        }
-        Ok(())
+        Ok(line)
     }
 
     /// Calls a method and waits for its answer.
@@ -504,12 +510,16 @@ mod tests {
 
     /// A connection to a peer that says `answers` once it was spoken to, and hangs up.
     fn peer(answers: Vec<u8>) -> Result<Connection> {
+        peer_that_welcomes(b"DATA\r\nOK 0123\r\n", answers)
+    }
+
+    fn peer_that_welcomes(welcome: &'static [u8], answers: Vec<u8>) -> Result<Connection> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let thread = std::thread::spawn(move || {
             let mut asked = [0; 1024];
             let len = theirs.read(&mut asked).unwrap();
-            assert!(asked[..len].starts_with(b"\0AUTH EXTERNAL 3"), "{:?}", &asked[..len]);
-            theirs.write_all(b"OK 0123\r\n").unwrap();
+            assert_eq!(&asked[..len], b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n");
+            theirs.write_all(welcome).unwrap();
             theirs.write_all(&answers).unwrap();
             // Reads what is asked, so that asking does not fail.
             let mut rest = Vec::new();
@@ -519,6 +529,19 @@ mod tests {
         let connection = Connection::over(ours, false);
         drop(thread);
         connection
+    }
+
+    #[test]
+    fn who_is_welcome_is_told_so_twice() {
+        let answer = || message(METHOD_RETURN, 1, "", &["yes"]);
+        for welcome in [&b"DATA\r\nOK 0123\r\n"[..], b"OK 0123\r\nOK 0123\r\n"] {
+            let mut connection = peer_that_welcomes(welcome, answer()).unwrap();
+            assert_eq!(connection.call(OBJECT.method("M"), &[]).unwrap().texts().unwrap(), ["yes"]);
+        }
+        for refusal in [&b"REJECTED EXTERNAL\r\n"[..], b"DATA\r\nREJECTED\r\n", b"DATA\r\nDATA\r\n"] {
+            let error = peer_that_welcomes(refusal, answer()).err().unwrap();
+            assert!(error.is(ErrorKind::PermissionDenied), "{error:?}");
+        }
     }
 
     #[test]

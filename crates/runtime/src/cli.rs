@@ -20,6 +20,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use linux::cgroup::Instance;
 use linux::process::ExitStatus;
 use linux::sealed;
 use types::spec::runtime::LinuxResources;
@@ -213,6 +214,12 @@ struct Cli<'a> {
 }
 
 impl Cli<'_> {
+    /// Whom to ask for cgroups, with `--systemd-cgroup`.
+    fn systemd(&self) -> Result<Option<Instance>> {
+        let ask = || Instance::of_caller(|variable| std::env::var_os(variable));
+        self.systemd_cgroup.then(ask).transpose()
+    }
+
     /// How many descriptors go on to the container's program: those that the caller names, beside `sockets`. All are
     /// the caller's, or one of ours would go there under the number of one that is missing (CVE-2024-21626).
     fn preserve(&self, named: u32, sockets: u32) -> Result<u32> {

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use linux::cgroup::{self, Cgroup, Stats};
+use linux::cgroup::{self, Cgroup, Instance, Stats};
 use linux::process::PidFd;
 use rustix::fs::{Mode, OFlags};
 use types::spec::runtime::{Hooks, IntelRdt, LinuxResources, Process, Spec};
@@ -245,7 +245,7 @@ impl Container {
                 return Err(Error::failed_precondition("it has stopped: container not running"));
             }
             if let Some(scope) = &self.state.systemd_scope {
-                cgroup::update_scope(scope, resources)?;
+                cgroup::update_scope(&self.systemd(), scope, resources)?;
             }
             self.cgroup()?.update(resources)
         };
@@ -364,7 +364,8 @@ impl Container {
                     cgroup.kill()?;
                 }
                 if let Some(scope) = &self.state.systemd_scope {
-                    cgroup::stop_scope(scope).map_err(|error| error.context(what.clone()))?;
+                    cgroup::stop_scope(&self.systemd(), scope)
+                        .map_err(|error| error.context(what.clone()))?;
                 }
                 cgroup.delete().map_err(|error| error.context(what.clone()))?;
             }
@@ -376,6 +377,11 @@ impl Container {
             resctrl::remove(class).map_err(|error| error.context(what))?;
         }
         self.dir.remove()
+    }
+
+    /// Who made its scope, if it has one.
+    fn systemd(&self) -> Instance {
+        Instance::at(&self.state.systemd_sockets)
     }
 
     /// Kills everything and waits for the first process.

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use linux::cgroup::{self, Cgroup, Entry, Hierarchies, Scope};
+use linux::cgroup::{self, Cgroup, Entry, Hierarchies, Instance, Scope};
 use linux::idmap;
 use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd};
@@ -46,8 +46,8 @@ pub struct CreateOptions<'a> {
     /// Where the states of containers are kept.
     pub state_root: &'a Path,
     pub stdio: Stdio,
-    /// Cgroups by systemd's D-Bus interface instead of by the file system.
-    pub systemd_cgroup: bool,
+    /// Whom to ask for cgroups, instead of making them by the file system.
+    pub systemd: Option<Instance>,
     /// Moves the root instead of pivoting, for roots on a ramdisk.
     pub no_pivot: bool,
     pub no_new_keyring: bool,
@@ -222,8 +222,8 @@ pub(crate) struct Maker<'a> {
     cgroup: Option<Cgroup>,
     /// Whether directories of it that were found may have limits of this container.
     is_limited: bool,
-    /// The unit's name, once systemd has started it.
-    scope: Option<String>,
+    /// Once systemd has started it.
+    scope: Option<Scope>,
     resctrl: Option<PathBuf>,
 }
 
@@ -255,7 +255,7 @@ impl<'a> Maker<'a> {
             // Nobody was in it before.
             let _ = cgroup.kill();
             let _ = match &self.scope {
-                Some(scope) => cgroup::stop_scope(scope).and_then(|()| cgroup.delete()),
+                Some(scope) => scope.stop().and_then(|()| cgroup.delete()),
                 None => cgroup.delete_new(),
             };
             // Whoever has it next would be limited as this container.
@@ -273,8 +273,8 @@ impl<'a> Maker<'a> {
         let none = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&none);
         let namespaces = Namespaces::of(&spec)?;
-        let scope =
-            if options.systemd_cgroup { Some(Scope::parse(&linux.cgroups_path, options.id)?) } else { None };
+        let scope = options.systemd.map(|instance| Scope::parse(&linux.cgroups_path, options.id, instance));
+        let scope = scope.transpose()?;
         let cgroup = match &scope {
             Some(scope) => CgroupPlace::of_scope(scope)?,
             None => CgroupPlace::of(&spec, options.id)?,
@@ -378,7 +378,7 @@ impl<'a> Maker<'a> {
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         self.keep_cgroup(&place, scope.start(&resources, &spec.annotations, first))?;
         CgroupNote::own(self.dir)?;
-        self.scope = Some(scope.name().to_owned());
+        self.scope = Some(scope.clone());
         self.delegate(spec, namespaces)
     }
 
@@ -567,7 +567,11 @@ impl<'a> Maker<'a> {
     /// Writes into the state what was made for the container, and what each process of it gets.
     pub(crate) fn note(&self, state: &mut State, spec: &Spec) {
         state.cgroups = self.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
-        state.systemd_scope.clone_from(&self.scope);
+        state.systemd_scope = self.scope.as_ref().map(|scope| scope.name().to_owned());
+        state.systemd_sockets = match &self.scope {
+            Some(scope) => scope.instance().sockets().to_vec(),
+            None => Vec::new(),
+        };
         state.resctrl.clone_from(&self.resctrl);
         state.note(spec);
     }

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linux::beneath;
-use linux::cgroup::{Cgroup, Entry, Scope};
+use linux::cgroup::{Cgroup, Entry, Instance, Scope};
 use linux::mount::{self, Propagation};
 use linux::ns::NsKind;
 use linux::process::PidFd;
@@ -47,8 +47,8 @@ pub struct RestoreOptions<'a> {
     pub state_root: &'a Path,
     /// [`Stdio::Terminal`] if the first process had one.
     pub stdio: Stdio,
-    /// Cgroups by systemd's D-Bus interface instead of by the file system.
-    pub systemd_cgroup: bool,
+    /// Whom to ask for cgroups, instead of making them by the file system.
+    pub systemd: Option<Instance>,
     pub criu: CriuOptions,
     /// The program may say that it is ready, as with [`crate::CreateOptions::takes_notices`]. It may in any case where
     /// it could before.
@@ -110,7 +110,7 @@ impl<'a> Restore<'a> {
             return Err(Error::unimplemented("criu cannot join a cgroup namespace"));
         }
         compile_filter(maker.dir(), &spec)?;
-        let entry = if options.systemd_cgroup {
+        let entry = if options.systemd.is_some() {
             None
         } else {
             let place = CgroupPlace::of(&spec, options.id)?;
@@ -125,7 +125,7 @@ impl<'a> Restore<'a> {
         };
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let mut warnings = Vec::new();
-        if !options.systemd_cgroup && maker.cgroup().is_none() {
+        if options.systemd.is_none() && maker.cgroup().is_none() {
             warnings.push(NO_CGROUP.to_owned());
         }
         let keyring = program::keyring_name(options.id)?;
@@ -236,9 +236,9 @@ impl<'a> Restore<'a> {
 
     /// What criu, and thereby all that it restores, is given from outside.
     fn equip(&self, maker: &mut Maker<'_>, pid: u32, state: &mut State) -> Result<()> {
-        if self.options.systemd_cgroup {
+        if let Some(instance) = &self.options.systemd {
             let path = self.spec.linux.as_ref().map_or("", |linux| &linux.cgroups_path);
-            let scope = Scope::parse(path, self.options.id)?;
+            let scope = Scope::parse(path, self.options.id, instance.clone())?;
             maker.start_scope(&scope, &self.spec, &self.namespaces, pid)?;
         }
         let wanted = self.spec.linux.as_ref().and_then(|linux| linux.intel_rdt.as_ref());

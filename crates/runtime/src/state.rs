@@ -82,6 +82,9 @@ pub struct State {
     /// The unit that systemd made for it, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub systemd_scope: Option<String>,
+    /// Where that systemd may listen, if it is a user's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub systemd_sockets: Vec<PathBuf>,
     pub annotations: BTreeMap<String, String>,
     /// Those of the creation: what becomes of the bundle later changes nothing (`runtime.md`, "Lifecycle"). None of
     /// earlier versions, which read them anew.
@@ -300,6 +303,7 @@ impl State {
             owner_uid: rustix::process::getuid().as_raw(),
             cgroups: BTreeMap::new(),
             systemd_scope: None,
+            systemd_sockets: Vec::new(),
             annotations: BTreeMap::new(),
             hooks: None,
             personality: None,

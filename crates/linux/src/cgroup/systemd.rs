@@ -11,10 +11,14 @@
 //! ```
 //!
 //! A scope begins with a process in it: the container's first, which waits until it is there.
+//!
+//! Whom systemd lets start nothing, because he is not root, has one of his own where he is logged in, with a part of the tree
+//! of version 2 for what he starts: `user@UID.service`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use types::spec::runtime::{CpuResources, DeviceRule, LinuxResources};
 use types::{Error, ErrorKind, Result};
@@ -26,6 +30,9 @@ use crate::dbus::{Connection, Object, Value};
 /// systemd's own door, for root; and the bus, for those who see no more than that.
 const PRIVATE: &str = "/run/systemd/private";
 const BUS: &str = "/run/dbus/system_bus_socket";
+/// The same of a user, below his directory for what runs (`XDG_RUNTIME_DIR`).
+const PRIVATE_OF_USER: &str = "systemd/private";
+const BUS_OF_USER: &str = "bus";
 
 const SYSTEMD: Object = Object {
     destination: "org.freedesktop.systemd1",
@@ -38,33 +45,159 @@ const PROPERTIES: Object = Object { interface: "org.freedesktop.DBus.Properties"
 /// Bytes of a unit's name (systemd.unit(5)).
 const NAME_MAX: usize = 255;
 
-/// Where a container without a place of its own goes.
-const SLICE: &str = "system.slice";
+/// A systemd that can be asked: there are as many as there are users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Instance {
+    /// The host's first process.
+    Host,
+    /// A user's own, by the sockets at which it may listen, in the order in which they are tried.
+    User(Vec<PathBuf>),
+}
+
+impl Instance {
+    /// Whom the caller may ask, by its variables of the environment: the host's if it is the host's root, or that of a
+    /// user namespace in which the host's first process is too; else its own, which is below `XDG_RUNTIME_DIR` or on the bus
+    /// of `DBUS_SESSION_BUS_ADDRESS`. `FailedPrecondition` if neither is set.
+    pub fn of_caller(variable: impl Fn(&str) -> Option<OsString>) -> Result<Instance> {
+        // Root of a user namespace sees the owner of what is outside of it as nobody.
+        let is_owner = |socket: rustix::fs::Stat| socket.st_uid == rustix::process::geteuid().as_raw();
+        if super::is_privileged() || rustix::fs::stat(PRIVATE).is_ok_and(is_owner) {
+            return Ok(Instance::Host);
+        }
+        Instance::of_user(variable)
+    }
+
+    fn of_user(variable: impl Fn(&str) -> Option<OsString>) -> Result<Instance> {
+        let mut sockets = Vec::new();
+        if let Some(dir) = variable("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute()) {
+            sockets.extend([PRIVATE_OF_USER, BUS_OF_USER].map(|socket| dir.join(socket)));
+        }
+        if let Some(address) = variable("DBUS_SESSION_BUS_ADDRESS") {
+            sockets.extend(paths_of_bus(&address.to_string_lossy()));
+        }
+        if sockets.is_empty() {
+            return Err(Error::failed_precondition(
+                "who is not root asks its own systemd for cgroups, which is found by XDG_RUNTIME_DIR or \
+                 DBUS_SESSION_BUS_ADDRESS: neither is set",
+            ));
+        }
+        Ok(Instance::User(sockets))
+    }
+
+    /// That of a user, at one of its sockets; the host's without any.
+    pub fn at(sockets: &[PathBuf]) -> Instance {
+        if sockets.is_empty() { Instance::Host } else { Instance::User(sockets.to_vec()) }
+    }
+
+    /// The sockets of a user's; none for the host's.
+    pub fn sockets(&self) -> &[PathBuf] {
+        match self {
+            Instance::Host => &[],
+            Instance::User(sockets) => sockets,
+        }
+    }
+
+    /// Where a container without a place of its own goes.
+    fn slice(&self) -> &'static str {
+        match self {
+            Instance::Host => "system.slice",
+            Instance::User(_) => "user.slice",
+        }
+    }
+
+    /// The cgroup below which it has all of its own, from the root of the tree: empty is the root.
+    fn cgroup(&self) -> Result<String> {
+        if *self == Instance::Host {
+            return Ok(String::new());
+        }
+        if Hierarchies::detect()?.version() != Version::V2 {
+            return Err(Error::failed_precondition(
+                "a user's own systemd has cgroups for containers on hosts with version 2 only",
+            ));
+        }
+        let cgroup = Systemd::connect(self)?.property("ControlGroup")?;
+        let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+        if !Path::new(&cgroup).components().all(is_plain) {
+            return Err(Error::internal(format!("systemd says that its cgroup is {cgroup:?}")));
+        }
+        Ok(cgroup)
+    }
+
+    /// Connects at the first of its sockets that lets the caller in.
+    fn connect(&self) -> Result<Connection> {
+        let of_host = [PRIVATE, BUS].map(PathBuf::from);
+        let sockets = match self {
+            Instance::Host => &of_host[..],
+            Instance::User(sockets) => sockets,
+        };
+        let mut absent = Error::not_found("it has no socket");
+        for socket in sockets {
+            let is_bus = !socket.ends_with(PRIVATE_OF_USER);
+            match Connection::open(socket, is_bus) {
+                Ok(mut connection) => {
+                    if is_bus {
+                        connection.add_match(
+                            "type='signal',sender='org.freedesktop.systemd1',\
+                             interface='org.freedesktop.systemd1.Manager',member='JobRemoved'",
+                        )?;
+                    }
+                    return Ok(connection);
+                }
+                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::PermissionDenied) => {
+                    absent = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(absent)
+    }
+}
+
+/// The sockets of an address of a bus (D-Bus specification, "Server Addresses") that are files.
+fn paths_of_bus(address: &str) -> impl Iterator<Item = PathBuf> {
+    let keys = address.split(';').filter_map(|one| one.strip_prefix("unix:")).flat_map(|one| one.split(','));
+    keys.filter_map(|key| key.strip_prefix("path=")).map(PathBuf::from)
+}
 
 /// A scope of systemd, by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
+    instance: Instance,
+    /// The cgroup below which that has all of its own, from the root of the tree.
+    top: String,
     slice: String,
     name: String,
 }
 
 impl Scope {
     /// Reads `slice:prefix:name`, the form of `cgroupsPath` under this driver. An empty text is a scope of
-    /// `id` in `system.slice`.
-    pub fn parse(path: &str, id: &str) -> Result<Scope> {
+    /// `id` in `system.slice`, or in a user's `user.slice`. A user's systemd is asked where in the tree it is.
+    pub fn parse(path: &str, id: &str, instance: Instance) -> Result<Scope> {
+        let mut scope = Scope::named(path, id, instance)?;
+        scope.top = scope.instance.cgroup()?;
+        Ok(scope)
+    }
+
+    fn named(path: &str, id: &str, instance: Instance) -> Result<Scope> {
         let bad = |why: &str| Error::invalid_argument(format!("cgroupsPath {path:?}: {why}"));
-        let parts = if path.is_empty() { vec![SLICE, "hoist", id] } else { path.split(':').collect() };
+        let parts =
+            if path.is_empty() { vec![instance.slice(), "hoist", id] } else { path.split(':').collect() };
         let [slice, prefix, name] = parts[..] else {
             return Err(bad("under systemd it has the form slice:prefix:name"));
         };
-        let slice = if slice.is_empty() { SLICE } else { slice };
+        let slice = if slice.is_empty() { instance.slice() } else { slice };
         slice_path(slice).ok_or_else(|| bad("its first part is not the name of a slice"))?;
         let name = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
         let is_valid = |character: char| character.is_ascii_alphanumeric() || ":-_.\\@".contains(character);
         if name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(is_valid) {
             return Err(bad("its parts do not make the name of a unit"));
         }
-        Ok(Scope { slice: slice.to_owned(), name })
+        Ok(Scope { slice: slice.to_owned(), name, top: String::new(), instance })
+    }
+
+    /// Whose it is.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
     }
 
     /// Unit name: `libpod-abc.scope`.
@@ -84,7 +217,7 @@ impl Scope {
     ) -> Result<Cgroup> {
         let annotated = unit_properties::properties(annotations)?;
         let hierarchies = Hierarchies::detect()?;
-        let mut systemd = Systemd::connect()?;
+        let mut systemd = Systemd::connect(&self.instance)?;
         let mut properties = self.properties(hierarchies.version(), first);
         properties.extend(limits(resources, hierarchies.version())?);
         properties.extend(device_rules(&resources.devices)?);
@@ -114,7 +247,13 @@ impl Scope {
     /// The path of its cgroup in each tree.
     pub fn path(&self) -> String {
         let slice = slice_path(&self.slice).expect("checked when it was read");
-        Path::new("/").join(slice).join(&self.name).display().to_string()
+        let top = Path::new("/").join(self.top.trim_start_matches('/'));
+        top.join(slice).join(&self.name).display().to_string()
+    }
+
+    /// Ends what is left in it, and it. No error if it is gone, as it is when its last process has ended.
+    pub fn stop(&self) -> Result<()> {
+        stop_scope(&self.instance, &self.name)
     }
 
     fn properties(&self, version: Version, first: u32) -> Properties {
@@ -134,20 +273,20 @@ impl Scope {
 }
 
 /// Tells systemd of the changed limits of a scope. Those that it does not know are for [`Cgroup::update`].
-pub fn update_scope(name: &str, resources: &LinuxResources) -> Result<()> {
+pub fn update_scope(instance: &Instance, name: &str, resources: &LinuxResources) -> Result<()> {
     let mut properties = limits(resources, Hierarchies::detect()?.version())?;
     if properties.is_empty() {
         return Ok(());
     }
-    let mut systemd = Systemd::connect()?;
+    let mut systemd = Systemd::connect(instance)?;
     systemd.leave_out_unknown(&mut properties)?;
     systemd.set(name, named(properties).collect())
 }
 
 /// Ends what is left in a scope, and the scope. No error if it is gone, as it is when its last process has
 /// ended.
-pub fn stop_scope(name: &str) -> Result<()> {
-    Systemd::connect()?.stop(name)
+pub fn stop_scope(instance: &Instance, name: &str) -> Result<()> {
+    Systemd::connect(instance)?.stop(name)
 }
 
 type Properties = Vec<(&'static str, Value)>;
@@ -352,24 +491,17 @@ fn group(devices: &str, is_block: bool, major: u32) -> Option<&str> {
 struct Systemd(Connection);
 
 impl Systemd {
-    fn connect() -> Result<Systemd> {
-        let absent = |error: Error| {
-            let words =
-                "systemd does not answer on this host; use the cgroupfs driver instead of the systemd one";
-            Error::failed_precondition(words).with_source(error)
+    fn connect(instance: &Instance) -> Result<Systemd> {
+        let whose = match instance {
+            Instance::Host => "on this host",
+            Instance::User(_) => "for this user",
         };
-        let mut connection = match Connection::open(Path::new(PRIVATE), false) {
-            Ok(connection) => connection,
-            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::PermissionDenied) => {
-                let mut bus = Connection::open(Path::new(BUS), true).map_err(absent)?;
-                bus.add_match(
-                    "type='signal',sender='org.freedesktop.systemd1',\
-                     interface='org.freedesktop.systemd1.Manager',member='JobRemoved'",
-                )?;
-                bus
-            }
-            Err(error) => return Err(absent(error)),
-        };
+        let mut connection = instance.connect().map_err(|error| {
+            Error::failed_precondition(format!(
+                "systemd does not answer {whose}; use the cgroupfs driver instead of the systemd one"
+            ))
+            .with_source(error)
+        })?;
         // Without a subscriber systemd tells nobody of jobs.
         connection.call(SYSTEMD.method("Subscribe"), &[])?;
         Ok(Systemd(connection))
@@ -385,11 +517,17 @@ impl Systemd {
 
     /// `252` of `252.30-1~deb12u2`.
     fn version(&mut self) -> Result<u32> {
-        let words = [SYSTEMD.interface, "Version"].map(|word| Value::Text(word.to_owned()));
-        let texts = self.0.call(PROPERTIES.method("Get"), &words)?.texts()?;
-        let text = texts.first().map_or("", |text| text.trim_start_matches('v'));
-        let digits = text.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
+        let text = self.property("Version")?;
+        let number = text.trim_start_matches('v').split(|letter: char| !letter.is_ascii_digit()).next();
+        let digits = number.unwrap_or_default();
         digits.parse().map_err(|_| Error::internal(format!("systemd says that its version is {text:?}")))
+    }
+
+    /// A property of its own that is a text.
+    fn property(&mut self, name: &str) -> Result<String> {
+        let words = [SYSTEMD.interface, name].map(|word| Value::Text(word.to_owned()));
+        let texts = self.0.call(PROPERTIES.method("Get"), &words)?.texts()?;
+        texts.into_iter().next().ok_or_else(|| Error::internal(format!("systemd has no {name}")))
     }
 
     fn start(&mut self, unit: &str, properties: Vec<(String, Value)>) -> Result<()> {
@@ -450,7 +588,8 @@ mod tests {
 
     #[test]
     fn paths_name_a_slice_and_a_scope() {
-        let scope = |path: &str| Scope::parse(path, "id").map(|scope| (scope.slice, scope.name));
+        let scope =
+            |path: &str| Scope::named(path, "id", Instance::Host).map(|scope| (scope.slice, scope.name));
         let ok = |slice: &str, name: &str| (slice.to_owned(), name.to_owned());
         assert_eq!(scope("machine.slice:libpod:abc").unwrap(), ok("machine.slice", "libpod-abc.scope"));
         assert_eq!(scope(":docker:abc").unwrap(), ok("system.slice", "docker-abc.scope"));
@@ -460,6 +599,34 @@ mod tests {
             ["/hoist/abc", "a:b", "a:b:c", "a.slice:b:c:d", "a/b.slice:b:c", "a.slice:b:../c", "-a.slice:b:c"]
         {
             assert!(scope(bad).is_err(), "{bad}");
+        }
+        for path in ["", ":hoist:id"] {
+            let user = Instance::User(vec!["/run/user/7/bus".into()]);
+            let of_user = Scope { top: "/a/b".into(), ..Scope::named(path, "id", user).unwrap() };
+            assert_eq!(of_user.path(), "/a/b/user.slice/hoist-id.scope");
+        }
+    }
+
+    #[test]
+    fn each_user_has_a_systemd_of_its_own() {
+        let of_user = |variables: &[(&str, &str)]| {
+            Instance::of_user(|name| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+            })
+        };
+        let at = |sockets: &[&str]| Instance::User(sockets.iter().map(PathBuf::from).collect());
+        let below = ["/run/user/7/systemd/private", "/run/user/7/bus"];
+        let dir = ("XDG_RUNTIME_DIR", "/run/user/7");
+        let bus = ("DBUS_SESSION_BUS_ADDRESS", "tcp:host=a,port=1;unix:guid=0,path=/a/b;unix:abstract=/c");
+        assert_eq!(of_user(&[dir]).unwrap(), at(&below));
+        assert_eq!(of_user(&[bus]).unwrap(), at(&["/a/b"]));
+        assert_eq!(of_user(&[bus, dir]).unwrap(), at(&[below[0], below[1], "/a/b"]));
+        for nowhere in [&[][..], &[("XDG_RUNTIME_DIR", "")], &[("XDG_RUNTIME_DIR", "run")]] {
+            let error = of_user(nowhere).unwrap_err();
+            assert!(error.is(ErrorKind::FailedPrecondition), "{nowhere:?}: {error:?}");
+        }
+        for instance in [Instance::Host, at(&below)] {
+            assert_eq!(Instance::at(instance.sockets()), instance);
         }
     }
 

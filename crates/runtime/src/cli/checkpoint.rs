@@ -61,7 +61,7 @@ impl Cli<'_> {
             bundle: &bundle,
             state_root: &self.root,
             stdio: if terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit },
-            systemd_cgroup: self.systemd_cgroup,
+            systemd: self.systemd()?,
             criu,
             takes_notices: is_awaited(),
             lsm_profile,

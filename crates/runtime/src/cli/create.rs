@@ -161,7 +161,7 @@ impl Cli<'_> {
             bundle: &birth.bundle,
             state_root: &self.root,
             stdio: if terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit },
-            systemd_cgroup: self.systemd_cgroup,
+            systemd: self.systemd()?,
             no_pivot: birth.no_pivot,
             no_new_keyring: birth.no_new_keyring,
             preserve_fds,

@@ -6,8 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use api::shim::runc::CheckpointOptions;
-use linux::cgroup::Cgroup;
+use api::shim::runc::{CheckpointOptions, Options};
+use linux::cgroup::{Cgroup, Instance};
 use linux::signal::Signal;
 use runtime::{Container, CreateOptions, CriuOptions, ExecOptions, RestoreOptions};
 use types::spec::runtime::{LinuxResources, Process};
@@ -28,7 +28,7 @@ impl EmbeddedRuntime {
             bundle: create.bundle,
             state_root: create.root,
             stdio: streams(stdio),
-            systemd_cgroup: create.options.systemd_cgroup,
+            systemd: systemd(create.options)?,
             no_pivot: create.options.no_pivot_root,
             no_new_keyring: create.options.no_new_keyring,
             preserve_fds: 0,
@@ -52,7 +52,7 @@ impl EmbeddedRuntime {
             bundle: create.bundle,
             state_root: create.root,
             stdio: streams(stdio),
-            systemd_cgroup: create.options.systemd_cgroup,
+            systemd: systemd(create.options)?,
             criu,
             takes_notices: false,
             lsm_profile: None,
@@ -167,6 +167,12 @@ impl EmbeddedRuntime {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whom to ask for cgroups, where that is asked for.
+fn systemd(options: &Options) -> Result<Option<Instance>> {
+    let ask = || Instance::of_caller(|variable| std::env::var_os(variable));
+    options.systemd_cgroup.then(ask).transpose()
 }
 
 fn streams(stdio: Stdio) -> runtime::Stdio {

@@ -2,13 +2,16 @@
 //! refused; with it, in the guest of `guest.rs`, all the rest.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::json;
+use tempfile::TempDir;
 use testkit::{Bundle, Finished, ShimHost, eventually, run};
 
 use crate::cgroups::{is_v2, named, read};
+use crate::runtime_bundle::read_spec;
 
 /// Whether the first process is systemd (sd_booted(3)).
 fn is_booted() -> bool {
@@ -314,4 +317,197 @@ fn a_scope_belongs_to_one_container() {
     let second = bundle("true", "").change(|spec| spec["linux"]["cgroupsPath"] = json!(path));
     second.run(&["run"]).expect_code(1).expect_stderr("already");
     assert_eq!(first.state()["status"], "running", "the first one does not notice");
+}
+
+/// A user without privileges, with a bundle and a program of its own.
+struct User {
+    home: TempDir,
+    id: String,
+}
+
+impl User {
+    const NUMBER: u32 = 4545;
+
+    /// The program that makes a process of root one of this user. By its path: busybox has one of the same name.
+    fn become_it() -> String {
+        format!("/usr/bin/setpriv --reuid {0} --regid {0} --clear-groups --", User::NUMBER)
+    }
+
+    fn new(script: &str) -> User {
+        let user = User {
+            home: TempDir::new().expect("a temporary directory"),
+            id: Bundle::new("true").id().to_owned(),
+        };
+        let bin = user.bundle().join("rootfs/bin");
+        fs::create_dir_all(&bin).expect("writable");
+        fs::copy(testkit::hoist_program(), user.program()).expect("writable");
+        fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox is installed");
+        for applet in ["sh", "cat", "sleep"] {
+            symlink("busybox", bin.join(applet)).expect("writable");
+        }
+        fs::create_dir(user.runtime_dir()).expect("writable");
+        user.own_all();
+        user.call(&[], &["spec", "--rootless"]).ok();
+        let config = user.bundle().join("config.json");
+        let mut spec = read_spec(&user.bundle());
+        spec["process"]["terminal"] = json!(false);
+        spec["process"]["args"] = json!(["sh", "-c", script]);
+        spec["linux"]["cgroupsPath"] = json!(format!(":box:{}", user.id));
+        spec["linux"]["resources"] = json!({"pids": {"limit": 30}, "memory": {"limit": 64 << 20}});
+        fs::write(&config, spec.to_string()).expect("writable");
+        user
+    }
+
+    fn own_all(&self) {
+        let owner = format!("{0}:{0}", User::NUMBER);
+        run(Command::new("chown").args(["-R", &owner]).arg(self.home.path())).ok();
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.home.path().join("bundle")
+    }
+
+    fn program(&self) -> PathBuf {
+        self.home.path().join("hoist")
+    }
+
+    fn runtime_dir(&self) -> PathBuf {
+        self.home.path().join("run")
+    }
+
+    fn unit(&self) -> String {
+        format!("box-{}.scope", self.id)
+    }
+
+    /// The service of its systemd, if that runs.
+    fn service(&self) -> String {
+        format!("systemd-of-{}.service", self.id)
+    }
+
+    /// `WORDS` as this user, who knows where its systemd is, and is in that part of the tree, from where it may move
+    /// processes.
+    fn command(&self, words: &[&str]) -> Command {
+        let script = format!(
+            "cd /sys/fs/cgroup/user.slice/{}/init.scope 2>/dev/null && echo $$ >cgroup.procs\n\
+             cd {}\n\
+             exec {} \"$@\"",
+            self.service(),
+            self.bundle().display(),
+            User::become_it()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh"]).args(words);
+        command.env("XDG_RUNTIME_DIR", self.runtime_dir()).stdin(Stdio::null());
+        command
+    }
+
+    /// `BEFORE hoist runtime --systemd-cgroup WORDS`.
+    fn runtime(&self, before: &[&str], words: &[&str]) -> Command {
+        let mut command = self.command(before);
+        command.arg(self.program()).args(["runtime", "--systemd-cgroup", "--root"]);
+        command.arg(self.home.path().join("state")).args(words);
+        command
+    }
+
+    fn call(&self, before: &[&str], words: &[&str]) -> Finished {
+        run(&mut self.runtime(before, words))
+    }
+}
+
+/// A systemd of this user, which ends with it.
+struct OwnSystemd<'a>(&'a User);
+
+impl OwnSystemd<'_> {
+    fn start(user: &User) -> OwnSystemd<'_> {
+        let own = OwnSystemd(user);
+        let script = user.home.path().join("start");
+        // As systemd would by itself for a user that the host has.
+        let lines = format!(
+            "cd /sys/fs/cgroup$(sed s/0::// /proc/self/cgroup)\n\
+             chown {0}:{0} . cgroup.procs cgroup.subtree_control cgroup.threads\n\
+             cd /\n\
+             exec {1} /lib/systemd/systemd --user\n",
+            User::NUMBER,
+            User::become_it()
+        );
+        fs::write(&script, lines).expect("writable");
+        let mut start = Command::new("systemd-run");
+        start.args(["--quiet", &format!("--unit={}", user.service()), "--slice=user.slice"]);
+        // With what others depend on, a file system would come along over /tmp.
+        let properties = ["Type=notify", "Delegate=yes", "DefaultDependencies=no"];
+        start.args(properties.map(|property| format!("--property={property}")));
+        start.arg(format!("--setenv=XDG_RUNTIME_DIR={}", user.runtime_dir().display()));
+        start.args(["--setenv=HOME=/", "/bin/sh", "-e"]).arg(script);
+        run(&mut start).ok();
+        own
+    }
+
+    fn show(&self, property: &str) -> String {
+        let words = ["systemctl", "--user", "show", &self.0.unit(), &format!("--property={property}")];
+        run(&mut self.0.command(&words)).ok().text().to_owned()
+    }
+}
+
+impl Drop for OwnSystemd<'_> {
+    fn drop(&mut self) {
+        run(Command::new("systemctl").args(["stop", &self.0.service()]));
+    }
+}
+
+/// As with podman, which has it so unless it is told otherwise.
+#[test]
+fn who_is_not_root_has_scopes_of_its_own_systemd() {
+    if !is_booted() || !is_v2() {
+        return who_is_not_root_is_told_which_systemd_is_missing();
+    }
+    let user = User::new("exec sleep 1000");
+    let systemd = OwnSystemd::start(&user);
+    let mut start = user.runtime(&[], &["run", "--detach", &user.id]);
+    let log = user.home.path().join("log");
+    start.stdout(Stdio::null()).stderr(fs::File::create(&log).expect("writable"));
+    let status = start.status().expect("it runs");
+    assert!(status.success(), "{}", fs::read_to_string(&log).unwrap_or_default());
+    let state = user.call(&[], &["state", &user.id]).ok();
+    let state: serde_json::Value = serde_json::from_str(&state.stdout).expect("JSON");
+    let pid = state["pid"].as_u64().expect("a pid");
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it lives");
+    let place = format!("/user.slice/{}/user.slice/{}", user.service(), user.unit());
+    assert_eq!(own.trim(), format!("0::{place}"));
+    assert_eq!((systemd.show("TasksMax"), read(pid, "pids.max")), ("TasksMax=30".into(), "30".into()));
+    assert_eq!(read(pid, "memory.max"), (64 << 20).to_string());
+    let place = Path::new("/sys/fs/cgroup").join(&place[1..]);
+    let members = || fs::read_to_string(place.join("cgroup.procs")).expect("it is there").lines().count();
+    let mut entering = user.runtime(&[], &["exec", &user.id, "sleep", "1000"]).spawn().expect("it runs");
+    eventually("who enters is in it", || (members() == 2).then_some(()));
+    user.call(&[], &["update", "--pids-limit", "40", &user.id]).ok();
+    assert_eq!((systemd.show("TasksMax"), read(pid, "pids.max")), ("TasksMax=40".into(), "40".into()));
+    user.call(&[], &["kill", &user.id, "KILL"]).ok();
+    entering.wait().expect("a child of ours");
+    eventually("it has ended", || {
+        user.call(&[], &["state", &user.id]).ok().stdout.contains("stopped").then_some(())
+    });
+    user.call(&[], &["delete", &user.id]).ok();
+    eventually("the scope is gone", || (systemd.show("LoadState") == "LoadState=not-found").then_some(()));
+    assert_eq!(named(&user.unit()), Vec::<PathBuf>::new());
+    // As root of a user namespace, which this user is to the runtime that podman calls.
+    let mut spec = read_spec(&user.bundle());
+    spec["process"]["args"] = json!(["sh", "-c", "cat /proc/self/cgroup"]);
+    for ids in ["uidMappings", "gidMappings"] {
+        spec["linux"][ids][0]["hostID"] = json!(0);
+    }
+    fs::write(user.bundle().join("config.json"), spec.to_string()).expect("writable");
+    let said = user.call(&["/usr/bin/unshare", "--user", "--map-root-user"], &["run", &user.id]).ok();
+    assert!(said.text().contains("0::/"), "{said}");
+    eventually("the scope is gone", || (systemd.show("LoadState") == "LoadState=not-found").then_some(()));
+}
+
+#[test]
+fn who_is_not_root_is_told_which_systemd_is_missing() {
+    let user = User::new("true");
+    let hidden = user
+        .call(&["env", "--unset=XDG_RUNTIME_DIR", "--unset=DBUS_SESSION_BUS_ADDRESS"], &["run", &user.id]);
+    hidden.expect_code(1).expect_stderr("XDG_RUNTIME_DIR");
+    let words = if is_v2() { "systemd does not answer for this user" } else { "version 2 only" };
+    user.call(&[], &["run", &user.id]).expect_code(1).expect_stderr(words);
+    assert_eq!(user.call(&[], &["list", "--quiet"]).ok().text(), "", "nothing is left");
 }
