@@ -242,6 +242,7 @@ impl Place {
                 preserve_fds: 0,
                 environment: Vec::new(),
                 takes_notices: false,
+                steps: runtime::Steps::default(),
             })
             .expect("a container");
             created.container.start().expect("it starts");

@@ -128,7 +128,6 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
     let root = args.value(&["--root"]).map_or_else(|| default_root(called_runc), PathBuf::from);
     let systemd_cgroup = args.flag(&["--systemd-cgroup"]);
     // Accepted for runc's sake: rootless mode is found out by itself, and criu looked up in PATH.
-    args.flag(&["--debug"]);
     args.value(&["--rootless"]);
     args.value(&["--criu"]);
     if args.flag(&["-v", "--version"]) {
@@ -235,7 +234,7 @@ impl Cli<'_> {
     }
 
     fn load(&self, args: &mut Args) -> Result<Container> {
-        Container::load(&self.root, &args.id()?)
+        Container::load(&self.root, &args.id()?).map(|container| container.with_steps(self.log.steps()))
     }
 
     fn start(&self, args: &mut Args) -> Result<()> {
@@ -268,7 +267,7 @@ impl Cli<'_> {
         let id = args.id()?;
         args.end()?;
         match Container::load(&self.root, &id) {
-            Ok(container) => self.delete_and_warn(container, force),
+            Ok(container) => self.delete_and_warn(container.with_steps(self.log.steps()), force),
             Err(error) if error.is(ErrorKind::NotFound) && force => Ok(()),
             Err(error) if error.is(ErrorKind::FailedPrecondition) => {
                 Container::remove_unfinished(&self.root, &id)

@@ -18,6 +18,7 @@ use crate::exec::{self, Exec, ExecOptions};
 use crate::plan::read_spec;
 use crate::restore::{self, RestoreOptions};
 use crate::state::{PAUSED, START, State, StateDir, Status, check_id};
+use crate::steps::Steps;
 use crate::{cgroup_note, hooks, resctrl};
 
 const SIGKILL: u32 = 9;
@@ -29,6 +30,7 @@ const EXECUTE_MAX: Duration = Duration::from_secs(5);
 pub struct Container {
     dir: StateDir,
     state: Box<State>,
+    steps: Steps,
 }
 
 impl Container {
@@ -48,7 +50,7 @@ impl Container {
         let state = state.ok_or_else(|| {
             Error::failed_precondition(format!("container {id} was never finished; delete it"))
         })?;
-        Ok(Container { dir, state: Box::new(state) })
+        Ok(Container::from_parts(dir, state))
     }
 
     /// Removes what a creation that was killed half way has left. `NotFound` if there is nothing.
@@ -84,7 +86,13 @@ impl Container {
     }
 
     pub(crate) fn from_parts(dir: StateDir, state: State) -> Container {
-        Container { dir, state: Box::new(state) }
+        Container { dir, state: Box::new(state), steps: Steps::default() }
+    }
+
+    /// The same, whose steps from here on are told.
+    #[must_use]
+    pub fn with_steps(self, steps: Steps) -> Container {
+        Container { steps, ..self }
     }
 
     pub fn id(&self) -> &str {
@@ -138,6 +146,7 @@ impl Container {
         let hooks = self.state.hooks()?;
         // Before the container runs: one of which it is not known that it does would be deleted without force.
         std::fs::remove_file(self.dir.path(START)).context(what)?;
+        self.steps.tell(format_args!("{}: process {} goes on to its program", what(), self.state.pid));
         let mut socket = UnixStream::connect(linux::beneath::proc_path(door.as_fd())).context(what)?;
         if hooks.start_container.is_empty() {
             socket.set_read_timeout(Some(EXECUTE_MAX)).context(what)?;
@@ -158,6 +167,7 @@ impl Container {
             let kind = code.parse().map_or(ErrorKind::Unknown, ErrorKind::from_code);
             return Err(Error::new(kind, words.to_owned()).context(what()));
         }
+        self.steps.tell(format_args!("{}: the program is executed", what()));
         self.run_poststart_hooks(&hooks)
     }
 
@@ -172,7 +182,7 @@ impl Container {
             return Ok(());
         }
         let document = self.state.document(Status::Running);
-        let run = hooks::run("poststart", &hooks.poststart, &self.state.bundle, &document);
+        let run = hooks::run("poststart", &hooks.poststart, &self.state.bundle, &document, &self.steps);
         run.inspect_err(|_| {
             // A container whose hook fails is stopped (`runtime.md`, "Lifecycle"). It may have ended already.
             let _ = self.kill(SIGKILL, false);
@@ -187,6 +197,8 @@ impl Container {
     /// Sends a signal to the first process, or to every process of the container. `NotFound` if it has ended.
     pub fn kill(&self, signal: u32, all: bool) -> Result<()> {
         let what = || format!("kill container {}", self.id());
+        let whom = if all { "all its processes" } else { "its first process" };
+        self.steps.tell(format_args!("{}: signal {signal} to {whom}", what()));
         if all && signal == SIGKILL {
             let killed = self.cgroup()?.kill().and_then(|()| self.kill_init());
             return killed.map_err(|error| error.context(what()));
@@ -333,7 +345,7 @@ impl Container {
             [] => Vec::new(),
             poststop => {
                 let document = self.state.document(Status::Stopped);
-                hooks::run_all("poststop", poststop, &self.state.bundle, &document)
+                hooks::run_all("poststop", poststop, &self.state.bundle, &document, &self.steps)
             }
         })
     }
@@ -345,7 +357,9 @@ impl Container {
 
     fn remove(&self, force: bool) -> Result<()> {
         let what = format!("delete container {}", self.id());
-        match self.status()? {
+        let status = self.status()?;
+        self.steps.tell(format_args!("{what}: it is {}", status.name()));
+        match status {
             Status::Stopped => {}
             // A container that was never started has nothing to lose.
             Status::Created => self.end()?,
@@ -368,6 +382,7 @@ impl Container {
                         .map_err(|error| error.context(what.clone()))?;
                 }
                 cgroup.delete().map_err(|error| error.context(what.clone()))?;
+                self.steps.tell(format_args!("{what}: its cgroup is gone"));
             }
             // systemd removes the cgroup of a scope by itself when it is empty.
             Err(error) if error.is(ErrorKind::NotFound) => {}

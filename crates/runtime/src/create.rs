@@ -35,6 +35,7 @@ use crate::plan::{Namespaces, Stdio, doubts, read_spec, real_path, rootfs_path};
 use crate::program::{self, Outfit};
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
+use crate::steps::Steps;
 use crate::supervisor::Supervisor;
 use crate::{hooks, init, net_devices, resctrl};
 
@@ -57,6 +58,7 @@ pub struct CreateOptions<'a> {
     pub environment: Vec<String>,
     /// The program may say that it is ready: see [`Container::listen_for_notices`].
     pub takes_notices: bool,
+    pub steps: Steps,
 }
 
 /// A container whose first process waits to be started.
@@ -225,11 +227,13 @@ pub(crate) struct Maker<'a> {
     /// Once systemd has started it.
     scope: Option<Scope>,
     resctrl: Option<PathBuf>,
+    steps: Steps,
 }
 
 impl<'a> Maker<'a> {
     pub(crate) fn new(dir: &'a StateDir) -> Maker<'a> {
-        Maker { dir, cgroup: None, is_limited: false, scope: None, resctrl: None }
+        let steps = Steps::default();
+        Maker { dir, cgroup: None, is_limited: false, scope: None, resctrl: None, steps }
     }
 
     pub(crate) fn dir(&self) -> &'a StateDir {
@@ -242,6 +246,7 @@ impl<'a> Maker<'a> {
     }
 
     fn make(mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Created> {
+        self.steps = options.steps.clone();
         let made = self.plan(options, spec, bundle).and_then(|plan| self.give_birth(plan));
         if made.is_err() {
             self.undo();
@@ -279,6 +284,7 @@ impl<'a> Maker<'a> {
             Some(scope) => CgroupPlace::of_scope(scope)?,
             None => CgroupPlace::of(&spec, options.id)?,
         };
+        self.tell_places(&namespaces, &cgroup, scope.as_ref());
         if scope.is_none() {
             self.begin_cgroup(&cgroup)?;
         }
@@ -307,6 +313,16 @@ impl<'a> Maker<'a> {
             spec,
             bundle,
         })
+    }
+
+    fn tell_places(&self, namespaces: &Namespaces, cgroup: &CgroupPlace, scope: Option<&Scope>) {
+        let new: Vec<_> = namespaces.new.iter().map(|kind| kind.name()).collect();
+        let joined: Vec<_> = namespaces.joined.iter().map(|(kind, _)| kind.name()).collect();
+        self.steps.tell(format_args!("namespaces: new {new:?}, joined {joined:?}"));
+        match scope {
+            Some(scope) => self.steps.tell(format_args!("cgroup {} of scope {}", cgroup.path, scope.name())),
+            None => self.steps.tell(format_args!("cgroup {}", cgroup.path)),
+        }
     }
 
     /// Makes the cgroup whole, with its limits. None for a caller without privileges that finds no tree that it may
@@ -441,11 +457,12 @@ impl<'a> Maker<'a> {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(theirs);
+        self.steps.tell(format_args!("the first process is {pid}"));
         // In a pid namespace that is not its own others may have taken the channel from it.
         ours.listen_only_to(pid);
         match self.raise(plan, &ours, pid, &pidfd) {
             Ok(Raised { console, warnings, state }) => {
-                let container = Container::from_parts(self.dir.clone(), state);
+                let container = Container::from_parts(self.dir.clone(), state).with_steps(self.steps.clone());
                 Ok(Created { container, pid, pidfd, console, warnings })
             }
             Err(error) => {
@@ -486,7 +503,7 @@ impl<'a> Maker<'a> {
         loop {
             match channel.receive()? {
                 Some(Message::RunHooks) => {
-                    run_host_hooks(&raised.state)?;
+                    run_host_hooks(&raised.state, &self.steps)?;
                     channel.send(&Message::Go)?;
                 }
                 Some(Message::Console(master)) => raised.console = Some(master),
@@ -520,6 +537,7 @@ impl<'a> Maker<'a> {
             }
         }
         self.dir.publish_state()?;
+        self.steps.tell(format_args!("process {pid} waits to be started"));
         Ok(raised)
     }
 
@@ -662,14 +680,14 @@ fn clone_flags(namespaces: &Namespaces) -> u64 {
 }
 
 /// Hooks that run in the host's namespaces, with the container's mounts in place.
-pub(crate) fn run_host_hooks(state: &State) -> Result<()> {
+pub(crate) fn run_host_hooks(state: &State, steps: &Steps) -> Result<()> {
     let all = state.hooks()?;
     if all.prestart.is_empty() && all.create_runtime.is_empty() {
         return Ok(());
     }
     let document = state.document(Status::Creating);
-    hooks::run("prestart", &all.prestart, &state.bundle, &document)?;
-    hooks::run("createRuntime", &all.create_runtime, &state.bundle, &document)
+    hooks::run("prestart", &all.prestart, &state.bundle, &document, steps)?;
+    hooks::run("createRuntime", &all.create_runtime, &state.bundle, &document, steps)
 }
 
 #[cfg(test)]

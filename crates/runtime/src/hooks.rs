@@ -17,6 +17,8 @@ use rustix::io::Errno;
 use types::spec::runtime::{Hook, Hooks};
 use types::{Context, Error, Result};
 
+use crate::steps::Steps;
+
 /// In the order in which they come (`config.md`).
 pub(crate) const NAMES: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
@@ -48,18 +50,35 @@ pub(crate) fn check(hooks: &Hooks) -> Result<()> {
 }
 
 /// Runs hooks one after another in a directory; the first that fails ends it.
-pub(crate) fn run(name: &str, hooks: &[Hook], at: &Path, state: &serde_json::Value) -> Result<()> {
+pub(crate) fn run(
+    name: &str,
+    hooks: &[Hook],
+    at: &Path,
+    state: &serde_json::Value,
+    steps: &Steps,
+) -> Result<()> {
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, at, state).context(|| format!("run hook {name} #{index} ({})", hook.path))?;
+        let what = || format!("run hook {name} #{index} ({})", hook.path);
+        steps.tell(format_args!("{}", what()));
+        run_one(hook, at, state).context(what)?;
+        steps.tell(format_args!("hook {name} #{index} has succeeded"));
     }
     Ok(())
 }
 
 /// Runs all hooks, whatever becomes of each, and returns what failed. A directory that is gone by then is done without.
-pub(crate) fn run_all(name: &str, hooks: &[Hook], at: &Path, state: &serde_json::Value) -> Vec<Error> {
+pub(crate) fn run_all(
+    name: &str,
+    hooks: &[Hook],
+    at: &Path,
+    state: &serde_json::Value,
+    steps: &Steps,
+) -> Vec<Error> {
     let at = if at.is_dir() { at } else { Path::new("/") };
     let failed = hooks.iter().filter_map(|hook| {
-        run_one(hook, at, state).err().map(|error| error.context(format!("run hook {name} ({})", hook.path)))
+        let what = format!("run hook {name} ({})", hook.path);
+        steps.tell(format_args!("{what}"));
+        run_one(hook, at, state).err().map(|error| error.context(what))
     });
     failed.collect()
 }
@@ -189,11 +208,15 @@ mod tests {
         }
     }
 
+    fn run_here(name: &str, hook: Hook) -> Result<()> {
+        run(name, &[hook], Path::new("/"), &serde_json::Value::Null, &Steps::default())
+    }
+
     /// More than a pipe holds: it is read to the end, and its beginning is told.
     #[test]
     fn of_what_a_hook_says_the_beginning_is_kept() {
         let hook = shell("echo first >&2; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
-        let error = run("prestart", &[hook], Path::new("/"), &serde_json::Value::Null).unwrap_err().chain();
+        let error = run_here("prestart", hook).unwrap_err().chain();
         assert!(
             error.contains("prestart #0 (/bin/sh)") && error.contains("exit status: 3: first"),
             "{error}"
@@ -207,7 +230,7 @@ mod tests {
     fn a_hook_ends_before_what_it_leaves() {
         let pid = tempfile::NamedTempFile::new().unwrap();
         let hook = shell(&format!("sleep 1000 & echo $! > {}", pid.path().display()));
-        run("poststart", &[hook], Path::new("/"), &serde_json::Value::Null).unwrap();
+        run_here("poststart", hook).unwrap();
         let left = std::fs::read_to_string(pid.path()).unwrap();
         PidFd::open(left.trim().parse().unwrap()).unwrap().kill().unwrap();
     }

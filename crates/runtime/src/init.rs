@@ -21,6 +21,7 @@ use crate::create::{Plan, Remains};
 use crate::plan::Stdio;
 use crate::program::{Execution, Outfit};
 use crate::state::{State, Status};
+use crate::steps::Steps;
 use crate::supplies::{Supplies, parent_went_away};
 use crate::{hooks, program, rootfs, scheduling};
 
@@ -122,7 +123,9 @@ impl StartHooks {
             return Ok(());
         }
         process::ignore_broken_pipes();
-        hooks::run("startContainer", &self.hooks, std::path::Path::new("/"), &self.state)?;
+        // The log's path would be looked up in the container here.
+        let unheard = Steps::default();
+        hooks::run("startContainer", &self.hooks, std::path::Path::new("/"), &self.state, &unheard)?;
         process::reset_signals();
         Ok(())
     }
@@ -185,7 +188,7 @@ fn run_hooks_before_pivot(plan: &Plan, channel: &Channel, supplies: &Supplies<'_
     }
     if !all.create_container.is_empty() {
         let document = document(plan, Status::Creating);
-        hooks::run("createContainer", &all.create_container, &plan.rootfs, &document)?;
+        hooks::run("createContainer", &all.create_container, &plan.rootfs, &document, &Steps::default())?;
     }
     Ok(())
 }

@@ -38,6 +38,7 @@ mod restore;
 mod rootfs;
 mod scheduling;
 mod state;
+mod steps;
 mod supervisor;
 mod supplies;
 
@@ -49,4 +50,5 @@ pub use exec::{Exec, ExecOptions, SubCgroup};
 pub use plan::{Stdio, check_sysctl, waits_for_others};
 pub use restore::RestoreOptions;
 pub use state::{State, Status};
+pub use steps::Steps;
 pub use supervisor::Supervisor;

@@ -34,6 +34,7 @@ use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program;
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{NOTICES, State, StateDir};
+use crate::steps::Steps;
 use crate::supervisor::Supervisor;
 
 const LOG: &str = "restore.log";
@@ -212,7 +213,7 @@ impl<'a> Restore<'a> {
         let asked = criu.ask(&request, |notice| match notice.step.as_str() {
             "setup-namespaces" => {
                 state.pid = notice.pid;
-                run_host_hooks(&state)
+                run_host_hooks(&state, &Steps::default())
             }
             // It is there and does not run yet.
             "post-restore" => {

@@ -144,6 +144,9 @@ impl Cli<'_> {
             return Ok(ExitCode::SUCCESS);
         };
         let status = foreground::attend(&signals, created.console, readiness, &created.pidfd);
+        if let Ok(status) = &status {
+            self.log.debug(&format!("process {} has ended: {status:?}", created.pid));
+        }
         if !keep || status.is_err() {
             self.take_down(created.container)?;
         }
@@ -167,6 +170,7 @@ impl Cli<'_> {
             preserve_fds,
             environment,
             takes_notices: is_awaited(),
+            steps: self.log.steps(),
         })?;
         created.warnings.iter().for_each(|words| self.log.warning(words));
         let console = created.console.as_ref().map(AsFd::as_fd);

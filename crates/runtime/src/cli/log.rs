@@ -7,9 +7,13 @@ use std::io::{self, Write};
 use types::{Context, Error, Result, Timestamp};
 
 use super::args::Args;
+use crate::steps::Steps;
 
+#[derive(Clone)]
 pub(super) struct Log {
     path: Option<String>,
+    /// Whether each step is a line.
+    is_detailed: bool,
     /// None: nobody asked, and sentences without a frame read best.
     format: Option<Format>,
 }
@@ -21,7 +25,7 @@ enum Format {
 }
 
 impl Log {
-    /// Takes `--log` and `--log-format`. An error if nothing can be written there: who reads it would wait in vain.
+    /// Takes `--log`, `--log-format` and `--debug`. An error if nothing can be written there: who reads it would wait in vain.
     pub(super) fn read(args: &mut Args) -> Result<Log> {
         let path = args.value(&["--log"]).filter(|path| !path.is_empty());
         let format = match args.value(&["--log-format"]).as_deref() {
@@ -37,7 +41,7 @@ impl Log {
         if let Some(path) = &path {
             open(path).context(|| format!("open log {path}"))?;
         }
-        Ok(Log { path, format })
+        Ok(Log { path, format, is_detailed: args.flag(&["--debug"]) })
     }
 
     /// The error that ends the program. It also goes to standard error, as it is.
@@ -53,6 +57,24 @@ impl Log {
             report(&format!("warning: {words}"));
         }
         self.line("warning", words);
+    }
+
+    /// A step. Without a path and a format it has the frame of lines all the same: it is none of the program's own words.
+    pub(super) fn debug(&self, words: &str) {
+        match (&self.path, self.format) {
+            _ if !self.is_detailed => {}
+            (None, None) => report(&line(Format::Text, &Timestamp::now().to_string(), "debug", words)),
+            _ => self.line("debug", words),
+        }
+    }
+
+    /// Steps of the runtime, each a line.
+    pub(super) fn steps(&self) -> Steps {
+        if !self.is_detailed {
+            return Steps::default();
+        }
+        let log = self.clone();
+        Steps::told_to(move |words| log.debug(words))
     }
 
     fn line(&self, level: &str, words: &str) {

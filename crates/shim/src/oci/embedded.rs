@@ -34,6 +34,7 @@ impl EmbeddedRuntime {
             preserve_fds: 0,
             environment: Vec::new(),
             takes_notices: false,
+            steps: runtime::Steps::default(),
         })?;
         Self::created(create, made)
     }

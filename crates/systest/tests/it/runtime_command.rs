@@ -317,6 +317,50 @@ fn errors_are_where_drivers_look_for_them() {
     }
 }
 
+/// With `--debug`: what is made, which hooks run, and how it ends.
+#[test]
+fn steps_are_told_on_demand() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(spec, "exit 3");
+        spec["hooks"] =
+            json!({"createRuntime": [{"path": "/bin/true"}], "poststop": [{"path": "/bin/false"}]});
+    });
+    let bundle = bundle.path().display().to_string();
+    let told = |flags: &[&str]| {
+        let log = dir.path().join("log");
+        let path = log.to_str().expect("UTF-8");
+        let run = ["--log", path, "run", "--bundle", &bundle, &runtime.id("told")];
+        runtime.run(&[flags, &run].concat()).expect_code(3);
+        let text = read_text(&log);
+        fs::remove_file(&log).expect("just written");
+        text
+    };
+    let json = told(&["--debug", "--log-format", "json"]);
+    let lines = json.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let steps: Vec<Value> = lines.filter(|line| line["level"] == "debug").collect();
+    let mut words = steps.iter().map(|step| step["msg"].as_str().expect("words"));
+    for expected in [
+        "namespaces: new",
+        "cgroup ",
+        "the first process is ",
+        "run hook createRuntime #0 (/bin/true)",
+        "hook createRuntime #0 has succeeded",
+        "waits to be started",
+        "the program is executed",
+        "has ended: Code(3)",
+        "its cgroup is gone",
+        "run hook poststop (/bin/false)",
+    ] {
+        assert!(words.any(|words| words.contains(expected)), "no {expected:?} at its place\n{json}");
+    }
+    let text = told(&["--debug", "--log-format", "text"]);
+    assert_eq!(text.matches("level=debug msg=").count(), steps.len(), "{text}");
+    let few = told(&[]);
+    assert!(!few.contains("debug") && few.contains("level=warning"), "{few}");
+}
+
 /// Who has no use for the number names the null device.
 #[test]
 fn a_device_as_pid_file_is_written_to() {
