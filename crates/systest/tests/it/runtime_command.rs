@@ -18,6 +18,7 @@ use testkit::{Containerd, Finished, Registry, eventually, images, run};
 
 use crate::cgroups::{HIERARCHIES, is_v2};
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
+use crate::systemd::is_booted;
 
 /// Takes the one descriptor that comes to a socket, and the bytes beside it.
 pub(crate) fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
@@ -671,13 +672,28 @@ impl NotedRunc {
 struct Podman {
     dir: TempDir,
     runtime: PathBuf,
+    cgroup_manager: &'static str,
 }
 
 impl Podman {
+    fn new(runtime: PathBuf, cgroup_manager: &'static str) -> Podman {
+        Podman { dir: TempDir::new().expect("a temporary directory"), runtime, cgroup_manager }
+    }
+
+    /// Makes `image:1`, with busybox in it.
+    fn import_image(&self) {
+        let tree = bundle(|_| {});
+        let archive = self.dir.path().join("root.tar");
+        let root = tree.path().join("rootfs");
+        run(Command::new("tar").arg("-C").arg(root).arg("-cf").arg(&archive).arg(".")).ok();
+        self.run(&["import", archive.to_str().expect("UTF-8"), "image:1"]).ok();
+    }
+
     fn run(&self, words: &[&str]) -> Finished {
         let mut podman = Command::new("podman");
         let place = |name: &str| self.dir.path().join(name);
-        podman.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+        podman.args(["--storage-driver", "vfs", "--events-backend", "file"]);
+        podman.args(["--cgroup-manager", self.cgroup_manager]);
         podman.arg("--root").arg(place("root")).arg("--runroot").arg(place("runroot"));
         podman.arg("--tmpdir").arg(place("tmp")).arg("--runtime").arg(&self.runtime).args(words);
         run(podman.stdin(Stdio::null()))
@@ -694,11 +710,8 @@ impl Drop for Podman {
 #[test]
 fn podman_runs_containers() {
     let (_programs, runtime) = called_runc();
-    let podman = Podman { dir: TempDir::new().expect("a temporary directory"), runtime };
-    let tree = bundle(|_| {});
-    let archive = podman.dir.path().join("root.tar");
-    run(Command::new("tar").arg("-C").arg(tree.path().join("rootfs")).arg("-cf").arg(&archive).arg(".")).ok();
-    podman.run(&["import", archive.to_str().expect("UTF-8"), "image:1"]).ok();
+    let podman = Podman::new(runtime, "cgroupfs");
+    podman.import_image();
     let start = |words: &[&str]| podman.run(&[&["run", "--network", "none"], words].concat());
 
     let said = start(&["--rm", "image:1", "sh", "-c", "echo out; echo err >&2; exit 7"]).expect_code(7);
@@ -750,6 +763,42 @@ fn podman_runs_containers() {
     let terminal = start(&["--rm", "-t", "image:1", "sh", "-c", "test -t 1 && echo terminal"]).ok();
     assert_eq!(terminal.text(), "terminal");
     assert_eq!(podman.run(&["ps", "--all", "--quiet"]).ok().text(), "");
+}
+
+/// As podman has it where systemd is the first process.
+#[test]
+fn podman_has_its_cgroups_from_systemd() {
+    if !is_booted() {
+        println!("skipped: the first process is not systemd");
+        return;
+    }
+    if !Path::new("/usr/bin/podman").exists() {
+        println!("skipped: podman is not installed");
+        return;
+    }
+    let (_programs, runtime) = called_runc();
+    let podman = Podman::new(runtime, "systemd");
+    podman.import_image();
+    let life = ["run", "--network", "none", "-d", "--name", "life", "--pids-limit", "50", "image:1"];
+    let id = podman.run(&[&life[..], &["sleep", "1000"]].concat()).ok().text().to_owned();
+    let unit = format!("libpod-{id}.scope");
+    let pid = podman.run(&["inspect", "--format", "{{.State.Pid}}", "life"]).ok().text().to_owned();
+    let own = read_text(&Path::new("/proc").join(&pid).join("cgroup"));
+    assert!(own.lines().all(|line| line.contains("/machine.slice/") && line.contains(&unit)), "{own}");
+    let told = |property: &str| {
+        let words = ["show", &unit, &format!("--property={property}")];
+        run(Command::new("systemctl").args(words)).ok().text().to_owned()
+    };
+    assert_eq!(told("TasksMax"), "TasksMax=50");
+    let entered = podman.run(&["exec", "life", "cat", "/proc/1/cgroup", "/proc/self/cgroup"]).ok();
+    let mut lines: Vec<&str> = entered.text().lines().collect();
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), own.lines().count(), "who enters is where the first process is\n{entered}");
+    podman.run(&["update", "--memory", "32m", "life"]).ok();
+    assert_eq!(told("MemoryMax"), format!("MemoryMax={}", 32 << 20));
+    podman.run(&["rm", "--force", "--time", "0", "life"]).ok();
+    eventually("the scope is gone", || (told("LoadState") == "LoadState=not-found").then_some(()));
 }
 
 /// Debian's containerd and its shim, with ours as the `runc` that they find in PATH.

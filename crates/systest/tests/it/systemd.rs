@@ -14,7 +14,7 @@ use crate::cgroups::{is_v2, named, read};
 use crate::runtime_bundle::read_spec;
 
 /// Whether the first process is systemd (sd_booted(3)).
-fn is_booted() -> bool {
+pub(crate) fn is_booted() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
