@@ -1,7 +1,4 @@
-//! Extended attributes: which an image can hold, and each kept once however many inodes have it.
-
-use std::collections::HashMap;
-use std::sync::Arc;
+//! Extended attributes: which an image can hold.
 
 use types::{Error, Result};
 
@@ -100,32 +97,4 @@ impl Attribute {
 /// Linux refuses to run a file whose capabilities it does not understand, and to set such ones.
 fn are_capabilities(value: &[u8]) -> bool {
     matches!((value.len(), value.get(3)), (20, Some(2)) | (24, Some(3)))
-}
-
-/// All attributes of a tree, by number.
-#[derive(Default)]
-pub(crate) struct Attributes {
-    all: Vec<Arc<Attribute>>,
-    numbers: HashMap<Arc<Attribute>, u32>,
-}
-
-impl Attributes {
-    pub(crate) fn number(&mut self, attribute: Attribute) -> u32 {
-        let attribute = Arc::new(attribute);
-        if let Some(number) = self.numbers.get(&attribute) {
-            return *number;
-        }
-        let number = u32::try_from(self.all.len()).expect("fewer attributes than bytes of metadata");
-        self.all.push(Arc::clone(&attribute));
-        self.numbers.insert(attribute, number);
-        number
-    }
-
-    pub(crate) fn find(&self, number: u32) -> &Attribute {
-        &self.all[number as usize]
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.all.len()
-    }
 }

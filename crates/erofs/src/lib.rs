@@ -23,6 +23,7 @@
 mod acl;
 mod attribute;
 mod format;
+mod interned;
 mod names;
 mod reader;
 mod stack;

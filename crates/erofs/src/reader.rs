@@ -11,7 +11,7 @@ use crate::format::{
     FLAT_INLINE, IMPLIED, IMPLIED_AT, INCOMPATIBLE, INODE_LEN, INODE_SLOT_LEN, MAGIC, REGULAR, SUPERBLOCK_AT,
     SUPERBLOCK_LEN, SYMLINK, TYPE_MASK,
 };
-use crate::tree::{Content, Device, Directory, Id, Inode, PATH_LEN_MAX, ROOT, Tree};
+use crate::tree::{Common, Content, Device, Directory, Id, Inode, PATH_LEN_MAX, ROOT, Tree};
 
 impl Tree {
     /// Reads an image that [`Tree::write`] wrote. `DataLoss` if it cannot be one.
@@ -103,8 +103,9 @@ impl<'a> Image<'a> {
         let mut known = vec![UNKNOWN; self.bytes.len() / INODE_SLOT_LEN as usize];
         *place_in(&mut known, root)? = ROOT;
         tree.inodes[ROOT as usize] = match self.inode(&mut tree, root, shared_at)? {
-            inode if matches!(inode.content, Content::Directory(_)) => inode,
-            _ => return Err(Damaged("the root is no directory")),
+            Ok(inode) if matches!(inode.content, Content::Directory(_)) => inode,
+            Ok(_) => return Err(Damaged("the root is no directory")),
+            Err(error) => return Ok(Err(error)),
         };
         let mut waiting = vec![Waiting { id: ROOT, number: root }];
         while let Some(Waiting { id, number }) = waiting.pop() {
@@ -113,13 +114,12 @@ impl<'a> Image<'a> {
                 let child = match *place {
                     UNKNOWN => {
                         let inode = self.inode(&mut tree, number, shared_at)?;
-                        let is_directory = matches!(inode.content, Content::Directory(_));
-                        let child = match tree.push(inode) {
+                        let child = match inode.and_then(|inode| tree.push(inode)) {
                             Ok(child) => child,
                             Err(error) => return Ok(Err(error)),
                         };
                         *place = child;
-                        if is_directory {
+                        if tree.is_directory(child) {
                             waiting.push(Waiting { id: child, number });
                         }
                         child
@@ -135,7 +135,7 @@ impl<'a> Image<'a> {
         Ok(Ok(tree))
     }
 
-    fn inode(self, tree: &mut Tree, number: u64, shared_at: u64) -> Result<Inode, Damaged> {
+    fn inode(self, tree: &mut Tree, number: u64, shared_at: u64) -> Result<Result<Inode>, Damaged> {
         let at = number.checked_mul(INODE_SLOT_LEN).ok_or(Damaged("an inode is outside"))?;
         let own = Image { bytes: self.slice(at, INODE_LEN)? };
         if own.u16(0)? & 1 != EXTENDED {
@@ -173,7 +173,8 @@ impl<'a> Image<'a> {
         };
         let (mtime, mtime_nanos) = (own.u64(32)?.cast_signed(), own.u32(40)?);
         let (uid, gid) = (own.u32(24)?, own.u32(28)?);
-        Ok(Inode { mode, uid, gid, mtime, mtime_nanos, attributes: attributes.into(), content })
+        let common = tree.common_number(Common { mode, uid, gid, attributes: attributes.into() });
+        Ok(common.map(|common| Inode { common, mtime, mtime_nanos, content }))
     }
 
     fn file(self, number: u64) -> Result<Content, Damaged> {

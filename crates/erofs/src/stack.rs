@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use types::{Error, Result};
 
-use crate::attribute::Attributes;
+use crate::attribute::Attribute;
+use crate::interned::Interned;
 use crate::names::Text;
-use crate::tree::{Content, Id, Inode, ROOT, Tree};
+use crate::tree::{Common, Content, Id, Inode, ROOT, Tree};
 
 /// What lies under a stack of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +54,15 @@ impl Tree {
             .ok()
             .filter(|before| usize::from(*before) + upper.devices.len() < usize::from(u16::MAX))
             .ok_or_else(|| Error::resource_exhausted("a stack of more layers than an image can have"))?;
-        let Tree { inodes, text, attributes, devices, .. } = upper;
+        let Tree { inodes, text, attributes, commons, devices, .. } = upper;
         self.devices.extend(devices);
         let mut cover = Cover {
             lower: self,
             upper: inodes.into_iter().map(Some).collect(),
             text: &text,
             attributes,
+            commons,
+            known: HashMap::new(),
             moved: HashMap::new(),
             devices_before,
             ground,
@@ -77,7 +80,10 @@ struct Cover<'a> {
     /// Inodes of the upper layer that have not been moved.
     upper: Vec<Option<Inode>>,
     text: &'a Text,
-    attributes: Attributes,
+    attributes: Interned<Attribute>,
+    commons: Interned<Common>,
+    /// Numbers of what inodes above have in common, and what they became below.
+    known: HashMap<u32, u32>,
     /// Numbers of inodes above, and what they became below: files may have several names.
     moved: HashMap<Id, Id>,
     devices_before: u16,
@@ -131,11 +137,10 @@ impl Cover<'_> {
 
     /// Looks of the upper directory, names of the lower.
     fn dress(&mut self, below: Id, from: &Inode) -> Result<()> {
-        let attributes = self.renumber(&from.attributes)?;
+        let common = self.renumber(from.common)?;
         let to = &mut self.lower.inodes[below as usize];
-        (to.mode, to.uid, to.gid) = (from.mode, from.uid, from.gid);
+        to.common = common;
         (to.mtime, to.mtime_nanos) = (from.mtime, from.mtime_nanos);
-        to.attributes = attributes;
         if let Content::Directory(directory) = &mut to.content {
             directory.implied = false;
         }
@@ -147,7 +152,7 @@ impl Cover<'_> {
             return Ok(*id);
         }
         let mut inode = self.upper[above as usize].take().expect("moved once");
-        inode.attributes = self.renumber(&inode.attributes)?;
+        inode.common = self.renumber(inode.common)?;
         match &mut inode.content {
             Content::File { device, .. } => *device += self.devices_before,
             Content::Symlink(target) => {
@@ -161,7 +166,16 @@ impl Cover<'_> {
         Ok(id)
     }
 
-    fn renumber(&mut self, attributes: &[u32]) -> Result<Box<[u32]>> {
-        attributes.iter().map(|number| self.lower.number(self.attributes.find(*number).clone())).collect()
+    fn renumber(&mut self, above: u32) -> Result<u32> {
+        if let Some(number) = self.known.get(&above) {
+            return Ok(*number);
+        }
+        let mut common = self.commons.find(above).clone();
+        for number in &mut common.attributes {
+            *number = self.lower.number(self.attributes.find(*number).clone())?;
+        }
+        let number = self.lower.common_number(common)?;
+        self.known.insert(above, number);
+        Ok(number)
     }
 }

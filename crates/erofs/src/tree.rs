@@ -12,10 +12,11 @@ use std::collections::BTreeMap;
 
 use types::{Error, Result};
 
-use crate::attribute::{Attribute, Attributes};
+use crate::attribute::Attribute;
 use crate::format::{
     BLOCK_DEVICE, BLOCK_LEN, CHARACTER_DEVICE, DIRECTORY, FIFO, FILE_LEN_MAX, REGULAR, SYMLINK, encode_device,
 };
+use crate::interned::Interned;
 use crate::names::{Names, Span, Text};
 
 /// Bytes, of a name and of a path (limits.h), and links followed on the way (path_resolution(7)).
@@ -30,11 +31,13 @@ const DETOURS_LEN_MAX: u64 = 1 << 22;
 /// Bytes of memory that one tree takes until its image is written, so that an archive of empty files cannot fill it all.
 const MEMORY_MAX: u64 = 512 << 20;
 /// What each thing takes of them beside its text, with what lists have in reserve and what the allocator adds: an inode and
-/// its place in the image, a directory of few names, a name in one, an attribute that no inode had before.
-const INODE_COST: usize = 96;
+/// its place in the image, a directory of few names, a name in one, and what no inode had before: an attribute, or what it
+/// has in common with others.
+const INODE_COST: usize = 72;
 const DIRECTORY_COST: usize = 224;
 const NAME_COST: usize = 24;
 const ATTRIBUTE_COST: usize = 160;
+const COMMON_COST: usize = 144;
 
 /// Where the bytes of a layer's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,16 +97,23 @@ pub(crate) const ROOT: Id = 0;
 
 /// There are as many as a layer has files, so it is small.
 pub(crate) struct Inode {
+    /// The number of its [`Common`].
+    pub(crate) common: u32,
+    /// Seconds since 1970, and nanoseconds.
+    pub(crate) mtime_nanos: u32,
+    pub(crate) mtime: i64,
+    pub(crate) content: Content,
+}
+
+/// What inodes have in common with others: a layer has few that differ.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Common {
     /// Permissions and type.
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Seconds since 1970, and nanoseconds.
-    pub(crate) mtime: i64,
-    pub(crate) mtime_nanos: u32,
     /// Sorted by what they are, not by number.
     pub(crate) attributes: Box<[u32]>,
-    pub(crate) content: Content,
 }
 
 pub(crate) enum Content {
@@ -147,7 +157,8 @@ pub struct Tree {
     pub(crate) inodes: Vec<Inode>,
     /// Names and targets of links.
     pub(crate) text: Text,
-    pub(crate) attributes: Attributes,
+    pub(crate) attributes: Interned<Attribute>,
+    pub(crate) commons: Interned<Common>,
     pub(crate) devices: Vec<Device>,
     /// The directory that the last entry was made in: most are made where the one before was.
     recent: Option<(Vec<u8>, Id)>,
@@ -166,10 +177,16 @@ impl Tree {
     }
 
     pub(crate) fn empty() -> Tree {
+        let mut commons = Interned::default();
+        for (number, mode) in [(Inode::IMPLIED, DIRECTORY | 0o755), (Inode::WHITEOUT, CHARACTER_DEVICE)] {
+            let common = Common { mode, uid: 0, gid: 0, attributes: Box::default() };
+            assert_eq!(commons.number(common), number);
+        }
         Tree {
             inodes: vec![Inode::implied_directory()],
             text: Text::default(),
-            attributes: Attributes::default(),
+            attributes: Interned::default(),
+            commons,
             devices: Vec::new(),
             recent: None,
             memory: 0,
@@ -339,7 +356,8 @@ impl Tree {
         let mode = kind | if kind == SYMLINK { 0o777 } else { looks.mode & 0o7777 };
         let attributes = self.attributes_of(&[], mode, looks)?;
         let Looks { uid, gid, mtime: (mtime, mtime_nanos), .. } = *looks;
-        let inode = Inode { mode, uid, gid, mtime, mtime_nanos, attributes, content };
+        let common = self.common_number(Common { mode, uid, gid, attributes })?;
+        let inode = Inode { common, mtime, mtime_nanos, content };
         self.link_new(parent, name, inode).map(drop)
     }
 
@@ -411,7 +429,7 @@ impl Tree {
 
     pub(crate) fn push(&mut self, inode: Inode) -> Result<Id> {
         let directory = if matches!(inode.content, Content::Directory(_)) { DIRECTORY_COST } else { 0 };
-        self.account(INODE_COST + directory + size_of_val(&*inode.attributes))?;
+        self.account(INODE_COST + directory)?;
         let id = Id::try_from(self.inodes.len())
             .map_err(|_| Error::resource_exhausted("a layer of more than four billion files"))?;
         self.inodes.push(inode);
@@ -439,19 +457,33 @@ impl Tree {
         Ok(number)
     }
 
+    /// What an inode has in common with others.
+    pub(crate) fn common(&self, inode: &Inode) -> &Common {
+        self.commons.find(inode.common)
+    }
+
+    /// The number of what an inode has in common with others.
+    pub(crate) fn common_number(&mut self, common: Common) -> Result<u32> {
+        let (attributes_len, known) = (size_of_val(&*common.attributes), self.commons.len());
+        let number = self.commons.number(common);
+        if self.commons.len() > known {
+            self.account(COMMON_COST + attributes_len)?;
+        }
+        Ok(number)
+    }
+
     /// Gives an inode looks. Attributes that `looks` does not name go, but not labels, and not those of the
     /// root, which is there whether a layer describes it or not.
     fn dress(&mut self, id: Id, looks: &Looks<'_>) -> Result<()> {
-        let inode = &self.inodes[id as usize];
-        let mode = inode.mode & !0o7777 | looks.mode & 0o7777;
+        let before = self.common(&self.inodes[id as usize]);
+        let mode = before.mode & !0o7777 | looks.mode & 0o7777;
         let stays = |number: &u32| id == ROOT || self.attributes.find(*number).is_label();
-        let before: Vec<u32> = inode.attributes.iter().copied().filter(stays).collect();
+        let before: Vec<u32> = before.attributes.iter().copied().filter(stays).collect();
         let attributes = self.attributes_of(&before, mode, looks)?;
-        self.account(size_of_val(&*attributes))?;
+        let common = self.common_number(Common { mode, uid: looks.uid, gid: looks.gid, attributes })?;
         let inode = &mut self.inodes[id as usize];
-        (inode.mode, inode.uid, inode.gid) = (mode, looks.uid, looks.gid);
+        inode.common = common;
         (inode.mtime, inode.mtime_nanos) = looks.mtime;
-        inode.attributes = attributes;
         if let Content::Directory(directory) = &mut inode.content {
             directory.implied = false;
         }
@@ -584,28 +616,22 @@ impl Tree {
 }
 
 impl Inode {
+    /// What implied directories have in common in every tree, and what whiteouts do.
+    const IMPLIED: u32 = 0;
+    const WHITEOUT: u32 = 1;
+
     pub(crate) fn implied_directory() -> Inode {
+        let directory = Directory { implied: true, ..Directory::default() };
         Inode {
-            mode: DIRECTORY | 0o755,
-            uid: 0,
-            gid: 0,
+            common: Inode::IMPLIED,
             mtime: 0,
             mtime_nanos: 0,
-            attributes: Box::default(),
-            content: Content::Directory(Box::new(Directory { implied: true, ..Directory::default() })),
+            content: Content::Directory(Box::new(directory)),
         }
     }
 
     pub(crate) fn whiteout() -> Inode {
-        Inode {
-            mode: CHARACTER_DEVICE,
-            uid: 0,
-            gid: 0,
-            mtime: 0,
-            mtime_nanos: 0,
-            attributes: Box::default(),
-            content: Content::Whiteout,
-        }
+        Inode { common: Inode::WHITEOUT, mtime: 0, mtime_nanos: 0, content: Content::Whiteout }
     }
 }
 
@@ -641,6 +667,6 @@ mod tests {
     /// A tree is in memory as a whole, and what it takes is nearly all this and names.
     #[test]
     fn an_inode_is_small() {
-        assert!(size_of::<Inode>() <= 56, "{}", size_of::<Inode>());
+        assert!(size_of::<Inode>() <= 32, "{}", size_of::<Inode>());
     }
 }

@@ -126,11 +126,15 @@ impl Plan {
     /// Attributes of several inodes stand in one place for all of them.
     fn share(&mut self, tree: &Tree) {
         let mut users = vec![0_u32; tree.attributes.len()];
-        for number in self.order.iter().flat_map(|id| tree.inodes[*id as usize].attributes.iter()) {
+        for number in
+            self.order.iter().flat_map(|id| tree.common(&tree.inodes[*id as usize]).attributes.iter())
+        {
             users[*number as usize] += 1;
         }
         // In the order in which inodes name them, which does not depend on how the tree came to be.
-        for number in self.order.iter().flat_map(|id| tree.inodes[*id as usize].attributes.iter()) {
+        for number in
+            self.order.iter().flat_map(|id| tree.common(&tree.inodes[*id as usize]).attributes.iter())
+        {
             let shared = &mut self.shared[*number as usize];
             if users[*number as usize] > 1 && shared.is_none() {
                 *shared = Some(self.shared_len);
@@ -207,7 +211,7 @@ impl Plan {
     /// The attributes that an inode keeps, and the places of those that it shares.
     fn split<'a>(&'a self, tree: &'a Tree, inode: &Inode) -> (Vec<&'a Attribute>, Vec<u32>) {
         let (mut own, mut shared) = (Vec::new(), Vec::new());
-        for number in &inode.attributes {
+        for number in &tree.common(inode).attributes {
             match self.shared[*number as usize] {
                 Some(at) if shared.len() < SHARED_MAX && at / 4 <= u64::from(u32::MAX) => {
                     shared.push(u32::try_from(at / 4).expect("just compared"));
@@ -264,6 +268,7 @@ impl<W: Write> Image<'_, W> {
         extent: Option<&Extent>,
     ) -> io::Result<()> {
         let inode = &tree.inodes[id as usize];
+        let common = tree.common(inode);
         self.pad_to(plan.number(id) * INODE_SLOT_LEN)?;
         let (layout, size, word) = match (&inode.content, extent) {
             (Content::File { len: 0, .. }, _) => (FLAT_PLAIN, 0, NO_BLOCK),
@@ -284,12 +289,12 @@ impl<W: Write> Image<'_, W> {
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &(EXTENDED | layout << 1).to_le_bytes());
         put(2, &u16::try_from(units).expect("checked when it was placed").to_le_bytes());
-        put(4, &inode.mode.to_le_bytes());
+        put(4, &common.mode.to_le_bytes());
         put(8, &size.to_le_bytes());
         put(16, &word.to_le_bytes());
         put(20, &low(index as u64 + 1).to_le_bytes());
-        put(24, &inode.uid.to_le_bytes());
-        put(28, &inode.gid.to_le_bytes());
+        put(24, &common.uid.to_le_bytes());
+        put(28, &common.gid.to_le_bytes());
         put(32, &inode.mtime.to_le_bytes());
         put(40, &inode.mtime_nanos.to_le_bytes());
         put(44, &plan.places[id as usize].links.to_le_bytes());
@@ -340,7 +345,7 @@ impl<W: Write> Image<'_, W> {
             for (name, id) in block {
                 bytes.extend_from_slice(&plan.number(*id).to_le_bytes());
                 bytes.extend_from_slice(&u16::try_from(name_at).expect("within a block").to_le_bytes());
-                bytes.extend_from_slice(&[entry_type(tree.inodes[*id as usize].mode), 0]);
+                bytes.extend_from_slice(&[entry_type(tree.common(&tree.inodes[*id as usize]).mode), 0]);
                 name_at += name.len();
             }
             block.iter().for_each(|(name, _)| bytes.extend_from_slice(name));
