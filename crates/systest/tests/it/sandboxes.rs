@@ -115,7 +115,18 @@ impl Pod {
         self.run_process(dir, id, &testkit::process(script), linux).await
     }
 
-    async fn run_process(&self, dir: &Path, id: &str, process: &Value, linux: Value) -> Result<u32, Status> {
+    async fn run_process(
+        &self,
+        dir: &Path,
+        id: &str,
+        process: &Value,
+        mut linux: Value,
+    ) -> Result<u32, Status> {
+        // Containers of other daemons may have the same id.
+        if linux.get("cgroupsPath").is_none() {
+            let daemon = dir.file_name().expect("a directory of its own").display();
+            linux["cgroupsPath"] = json!(format!("/{daemon}-{id}"));
+        }
         let document = json!({
             "ociVersion": "1.1.0",
             "process": process,
