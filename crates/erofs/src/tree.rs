@@ -458,8 +458,8 @@ impl Tree {
     }
 
     /// What an inode has in common with others.
-    pub(crate) fn common(&self, inode: &Inode) -> &Common {
-        self.commons.find(inode.common)
+    pub(crate) fn common(&self, id: Id) -> &Common {
+        self.commons.find(self.inodes[id as usize].common)
     }
 
     /// The number of what an inode has in common with others.
@@ -475,7 +475,7 @@ impl Tree {
     /// Gives an inode looks. Attributes that `looks` does not name go, but not labels, and not those of the
     /// root, which is there whether a layer describes it or not.
     fn dress(&mut self, id: Id, looks: &Looks<'_>) -> Result<()> {
-        let before = self.common(&self.inodes[id as usize]);
+        let before = self.common(id);
         let mode = before.mode & !0o7777 | looks.mode & 0o7777;
         let stays = |number: &u32| id == ROOT || self.attributes.find(*number).is_label();
         let before: Vec<u32> = before.attributes.iter().copied().filter(stays).collect();

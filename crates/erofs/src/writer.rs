@@ -13,7 +13,7 @@ use crate::format::{
     ROOT_NUMBER_MAX, SUPERBLOCK_AT, SUPERBLOCK_LEN, entry_type,
 };
 use crate::names::Text;
-use crate::tree::{Content, Directory, Id, Inode, ROOT, Tree};
+use crate::tree::{Content, Directory, Id, ROOT, Tree};
 
 /// Bytes. Names and link targets up to this stand with their inode; they must lie within one block.
 const INLINE_LEN_MAX: usize = 384;
@@ -126,15 +126,11 @@ impl Plan {
     /// Attributes of several inodes stand in one place for all of them.
     fn share(&mut self, tree: &Tree) {
         let mut users = vec![0_u32; tree.attributes.len()];
-        for number in
-            self.order.iter().flat_map(|id| tree.common(&tree.inodes[*id as usize]).attributes.iter())
-        {
+        for number in self.order.iter().flat_map(|id| &tree.common(*id).attributes) {
             users[*number as usize] += 1;
         }
         // In the order in which inodes name them, which does not depend on how the tree came to be.
-        for number in
-            self.order.iter().flat_map(|id| tree.common(&tree.inodes[*id as usize]).attributes.iter())
-        {
+        for number in self.order.iter().flat_map(|id| &tree.common(*id).attributes) {
             let shared = &mut self.shared[*number as usize];
             if users[*number as usize] > 1 && shared.is_none() {
                 *shared = Some(self.shared_len);
@@ -149,7 +145,7 @@ impl Plan {
         for index in 0..self.order.len() {
             let id = self.order[index];
             let inode = &tree.inodes[id as usize];
-            let attributes_len = attributes_len(&self.split(tree, inode));
+            let attributes_len = attributes_len(&self.split(tree, id));
             if attributes_len / 4 > ATTRIBUTES_UNITS_MAX {
                 return Err(Error::resource_exhausted("a file has more attributes than an image can hold"));
             }
@@ -209,9 +205,9 @@ impl Plan {
     }
 
     /// The attributes that an inode keeps, and the places of those that it shares.
-    fn split<'a>(&'a self, tree: &'a Tree, inode: &Inode) -> (Vec<&'a Attribute>, Vec<u32>) {
+    fn split<'a>(&'a self, tree: &'a Tree, id: Id) -> (Vec<&'a Attribute>, Vec<u32>) {
         let (mut own, mut shared) = (Vec::new(), Vec::new());
-        for number in &tree.common(inode).attributes {
+        for number in &tree.common(id).attributes {
             match self.shared[*number as usize] {
                 Some(at) if shared.len() < SHARED_MAX && at / 4 <= u64::from(u32::MAX) => {
                     shared.push(u32::try_from(at / 4).expect("just compared"));
@@ -219,7 +215,7 @@ impl Plan {
                 _ => own.push(tree.attributes.find(*number)),
             }
         }
-        if matches!(&inode.content, Content::Directory(directory) if directory.opaque) {
+        if matches!(&tree.inodes[id as usize].content, Content::Directory(directory) if directory.opaque) {
             own.push(&self.opaque);
         }
         (own, shared)
@@ -268,7 +264,7 @@ impl<W: Write> Image<'_, W> {
         extent: Option<&Extent>,
     ) -> io::Result<()> {
         let inode = &tree.inodes[id as usize];
-        let common = tree.common(inode);
+        let common = tree.common(id);
         self.pad_to(plan.number(id) * INODE_SLOT_LEN)?;
         let (layout, size, word) = match (&inode.content, extent) {
             (Content::File { len: 0, .. }, _) => (FLAT_PLAIN, 0, NO_BLOCK),
@@ -280,7 +276,7 @@ impl<W: Write> Image<'_, W> {
             (_, Some(Extent { len, data: Data::Inline, .. })) => (FLAT_INLINE, u64::from(*len), 0),
             (_, None) => (FLAT_PLAIN, 0, 0),
         };
-        let split = plan.split(tree, inode);
+        let split = plan.split(tree, id);
         let units = match attributes_len(&split) {
             0 => 0,
             len => 1 + (len - ATTRIBUTES_HEADER_LEN) / 4,
@@ -345,7 +341,7 @@ impl<W: Write> Image<'_, W> {
             for (name, id) in block {
                 bytes.extend_from_slice(&plan.number(*id).to_le_bytes());
                 bytes.extend_from_slice(&u16::try_from(name_at).expect("within a block").to_le_bytes());
-                bytes.extend_from_slice(&[entry_type(tree.common(&tree.inodes[*id as usize]).mode), 0]);
+                bytes.extend_from_slice(&[entry_type(tree.common(*id).mode), 0]);
                 name_at += name.len();
             }
             block.iter().for_each(|(name, _)| bytes.extend_from_slice(name));
