@@ -216,7 +216,7 @@ impl Cli<'_> {
     /// Whom to ask for cgroups, with `--systemd-cgroup`.
     fn systemd(&self) -> Result<Option<Instance>> {
         let ask = || Instance::of_caller(|variable| std::env::var_os(variable));
-        self.systemd_cgroup.then(ask).transpose()
+        self.systemd_cgroup.then(ask).transpose().context(|| "--systemd-cgroup")
     }
 
     /// How many descriptors go on to the container's program: those that the caller names, beside `sockets`. All are

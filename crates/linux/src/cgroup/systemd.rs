@@ -78,7 +78,7 @@ impl Instance {
         if sockets.is_empty() {
             return Err(Error::failed_precondition(
                 "who is not root asks its own systemd for cgroups, which is found by XDG_RUNTIME_DIR or \
-                 DBUS_SESSION_BUS_ADDRESS: neither is set",
+                 DBUS_SESSION_BUS_ADDRESS: neither is set; log in, or use the cgroupfs driver",
             ));
         }
         Ok(Instance::User(sockets))
