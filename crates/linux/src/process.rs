@@ -66,7 +66,11 @@ impl PidFd {
         let number = number.ok_or_else(|| Error::invalid_argument(what()))?;
         match pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => Ok(PidFd(fd)),
-            Err(Errno::SRCH) => Err(Error::not_found(format!("process {pid} is gone"))),
+            // A process that is being reaped, and a thread, are no processes: the kernel calls them invalid, since
+            // Linux 6.16 not there.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => {
+                Err(Error::not_found(format!("process {pid} is gone")))
+            }
             Err(errno) => Err(io::Error::from(errno)).context(what),
         }
     }
@@ -578,6 +582,12 @@ mod tests {
         assert_eq!(pidfd.wait().unwrap(), ExitStatus::Signal(15));
         assert_eq!(pidfd.signal(15).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(pidfd.has_ended());
+    }
+
+    #[test]
+    fn a_thread_is_no_process() {
+        let opened = std::thread::spawn(|| PidFd::open(rustix::thread::gettid().as_raw_pid().unsigned_abs()));
+        assert_eq!(opened.join().unwrap().unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     /// A shell that has made two sessions, one below the other, and a program in its own group whose parent has ended.
