@@ -399,7 +399,14 @@ pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation, recursiv
 pub fn set_idmap(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
     let userns_fd = u64::try_from(user_namespace.as_raw_fd()).expect("an open fd");
     let change = MountAttr { attr_set: ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
-    mount_setattr(mount, &change, recursive).context(|| "map the owners of a mount")
+    let what = "map the owners of a mount";
+    match mount_setattr(mount, &change, recursive) {
+        // All else that the kernel calls invalid is ours to get right.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(Error::failed_precondition(format!(
+            "{what}: this kernel cannot do that for its file system (overlayfs: Linux 5.19, tmpfs: 6.3)"
+        ))),
+        other => other.context(|| what),
+    }
 }
 
 #[repr(C)]

@@ -146,8 +146,9 @@ pub(crate) fn bind_root(path: &Path, host: Propagation) -> Result<Root> {
     let what = || format!("bind root file system {}", path.display());
     let target = beneath::Root::open(path)?;
     let tree = mount::clone_tree(target.as_fd(), Path::new(""), true).context(what)?;
-    // pivot_root refuses a root that is shared with others.
-    mount::set_propagation(tree.as_fd(), Propagation::Private, true).context(what)?;
+    // pivot_root refuses a root that is shared with others. One that hears of what the host mounts in it is not.
+    let own = if host == Propagation::Slave { Propagation::Slave } else { Propagation::Private };
+    mount::set_propagation(tree.as_fd(), own, true).context(what)?;
     // Only then can it still be shared: see `isolate_host_tree`.
     if host == Propagation::Shared {
         make_parent_private(path)?;

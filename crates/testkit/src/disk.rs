@@ -30,6 +30,33 @@ enum Operation {
     Flush,
 }
 
+/// An ext4 on a loop device, mounted until it is dropped, for what the file system of temporary files may not do.
+pub struct Disk(TempDir);
+
+impl Disk {
+    /// An empty one of this many bytes.
+    pub fn new(len: u64) -> Disk {
+        let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
+        let image = dir.path().join("image");
+        make_ext4(&image, len);
+        let disk = Disk(dir);
+        fs::create_dir(disk.path()).expect("a directory of ours");
+        mount_image(&image, &disk.path());
+        disk
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("mounted")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("--recursive").arg(self.path()));
+    }
+}
+
 /// A file system on a disk that is recorded, mounted.
 pub struct RecordedDisk {
     dir: TempDir,
@@ -59,8 +86,7 @@ impl RecordedDisk {
     pub fn new(len: u64) -> RecordedDisk {
         let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
         let plain = dir.path().join("plain");
-        File::create(&plain).and_then(|file| file.set_len(len)).expect("room for a sparse file");
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(&plain)).ok();
+        make_ext4(&plain, len);
         let empty = fs::read(&plain).expect("a file of ours");
         fs::remove_file(&plain).expect("a file of ours");
         let shared = Arc::new(Mutex::new(Shared {
@@ -181,6 +207,12 @@ pub fn forget(path: &Path) {
     // Files that nobody writes to have nothing to be written out.
     let _ = file.sync_all();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("a file with pages");
+}
+
+/// Makes a file that is an empty ext4.
+fn make_ext4(image: &Path, len: u64) {
+    File::create(image).and_then(|file| file.set_len(len)).expect("room for a sparse file");
+    run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(image)).ok();
 }
 
 /// Mounts the file system in a file, as after a power cut: its journal is replayed.

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::disk::Disk;
 use testkit::{eventually, run};
 
 use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, give, missing, read_text, same, script};
@@ -38,6 +39,14 @@ fn map_users(spec: &mut Value, ranges: &[(u32, u32, u32)]) {
     let maps = Value::Array(maps.collect());
     spec["linux"]["uidMappings"] = maps.clone();
     spec["linux"]["gidMappings"] = maps;
+}
+
+/// A file system whose owners can be mapped, which kernels before 6.3 cannot with one in memory. Everybody may pass through.
+fn mappable_disk() -> Disk {
+    let disk = Disk::new(16 << 20);
+    let parent = disk.path().parent().expect("a path below").to_owned();
+    fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).expect("ours");
+    disk
 }
 
 /// A directory that everybody may pass through.
@@ -175,12 +184,34 @@ fn options_of_mounts_are_runcs() {
 #[test]
 fn the_root_has_the_propagation_that_is_asked_for() {
     let look = "busybox awk '$5 == \"/\" { gsub(\"[0-9]\", \"\", $7); print $7 }' /proc/self/mountinfo";
-    for propagation in ["", "private", "rprivate", "slave", "rslave"] {
-        assert_eq!(
-            same(look, |spec| spec["linux"]["rootfsPropagation"] = json!(propagation)),
-            "-\n",
-            "{propagation}"
-        );
+    // On mounts that are shared, as systemd has them, and on those that are not.
+    for (propagation, shared, expected) in [
+        ("", "make-private", "-\n"),
+        ("slave", "make-private", "-\n"),
+        ("", "make-shared", "master:\n"),
+        ("private", "make-shared", "-\n"),
+        ("rprivate", "make-shared", "-\n"),
+        ("slave", "make-shared", "master:\n"),
+        ("rslave", "make-shared", "master:\n"),
+    ] {
+        let bundle = bundle(|spec| {
+            script(spec, look);
+            spec["linux"]["rootfsPropagation"] = json!(propagation);
+        });
+        let path = bundle.path().display().to_string();
+        run(Command::new("mount").args(["--bind", &path, &path, &format!("--{shared}")])).ok();
+        let said = Runtime::both().map(|runtime| {
+            let ended = runtime.run(&["run", "--bundle", &path, &runtime.id("root")]);
+            (runtime.name, ended.ok().stdout)
+        });
+        run(Command::new("umount").arg(&path)).ok();
+        for (name, said) in said {
+            // Debian's runc then asks it of the host's root alone, and the mount that the root lies in is made private.
+            if name == "runc" && (propagation, shared) == ("slave", "make-shared") {
+                continue;
+            }
+            assert_eq!(said, expected, "{name}: {propagation:?}, {shared}");
+        }
     }
     // Debian's runc leaves it private, or fails.
     for (propagation, expected) in [
@@ -293,11 +324,11 @@ fn a_hook_in_the_container_is_in_its_cgroup() {
 
 #[test]
 fn owners_of_a_mount_are_mapped() {
-    let host = open_dir();
+    let host = mappable_disk();
     let file = host.path().join("file");
     fs::write(&file, "").expect("writable");
     chown(&file, 5000);
-    chown(host.path(), 5000);
+    chown(&host.path(), 5000);
     let volume = |options: &[&str]| json!({"destination": "/v", "type": "bind", "source": host.path(), "options": options});
     // By maps of the mount itself, in a container without a user namespace.
     let said = ours("stat -c %u /v/file; touch /v/made", |spec| {
@@ -312,12 +343,14 @@ fn owners_of_a_mount_are_mapped() {
     fs::remove_file(host.path().join("made")).expect("ours");
     // By those of the container's user namespace, one mount and a tree of them.
     chown(&file, 3);
-    chown(host.path(), 0);
-    let (further, below) = (open_dir(), host.path().join("below"));
-    fs::write(further.path().join("file"), "").expect("writable");
-    chown(&further.path().join("file"), 4);
-    fs::create_dir(&below).expect("writable");
-    run(Command::new("mount").arg("--bind").arg(further.path()).arg(&below)).ok();
+    chown(&host.path(), 0);
+    let (further, below) = (host.path().join("further"), host.path().join("below"));
+    for dir in [&further, &below] {
+        fs::create_dir(dir).expect("writable");
+    }
+    fs::write(further.join("file"), "").expect("writable");
+    chown(&further.join("file"), 4);
+    run(Command::new("mount").arg("--bind").arg(&further).arg(&below)).ok();
     let rows = [("idmap", "65534"), ("ridmap", "4")].map(|(option, owner_below)| {
         let look = "stat -c %u /v/file; touch /v/made; stat -c %u /v/made /v/below/file";
         let said = ours(look, |spec| {
@@ -1066,7 +1099,7 @@ fn features_are_true() {
     assert_eq!(said, format!("CapEff:\t{all}\nCapBnd:\t{all}"));
     // Each option is one that a mount takes.
     let options = words(&ours, "/mountOptions");
-    let host = open_dir();
+    let host = mappable_disk();
     let said = self::ours("busybox grep -c ' /m' /proc/self/mountinfo", |spec| {
         for (number, option) in options.iter().enumerate() {
             let mut mount = json!({"destination": format!("/m{number}"), "type": "bind", "source": host.path(), "options": ["bind", option]});
