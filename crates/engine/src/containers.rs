@@ -34,6 +34,7 @@ use types::{ContainerId, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 use crate::names::short;
 use crate::record::{EXTENSION, ExitRecord, Extension};
 use crate::turns::{Copies, Turn};
+use crate::watch::is_watched;
 use crate::{Engine, etc, random_hex, remove_folder, spec, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
@@ -455,8 +456,8 @@ impl Engine {
                     }
                 }
                 // What could not be deleted after its end is found by the check.
-                Some(task) if has_waited && !is_running(&task).await? => {}
-                // Somebody was first, and has started it again.
+                Some(task) if has_waited && !is_watched(id) && !is_running(&task).await? => {}
+                // Somebody was first, and has started it again. It may have ended since, and nobody have settled that yet.
                 Some(_) => {
                     has_waited = false;
                     continue;

@@ -181,8 +181,7 @@ impl Engine {
 
     /// Begins to watch a container, unless somebody does.
     pub(crate) fn watch_once(&self, id: &ContainerId) {
-        let is_watched = watched().get(id.as_str()).is_some_and(|exit| exit.borrow().is_none());
-        if !is_watched {
+        if !is_watched(id) {
             self.watch(id.clone());
         }
     }
@@ -458,6 +457,11 @@ impl Engine {
             Error::failed_precondition(format!("container {} was never started", extension.name))
         })
     }
+}
+
+/// Whether somebody waits for the end of a container, or has not settled it yet.
+pub(crate) fn is_watched(id: &ContainerId) -> bool {
+    watched().get(id.as_str()).is_some_and(|exit| exit.borrow().is_none())
 }
 
 /// Whoever is told by this watches the container, and nobody before him any more.
