@@ -586,17 +586,15 @@ fn oom_score(score: i32) -> Result<i32> {
     }
 }
 
-/// Empty is none, as containerd has it.
+/// From the root, with a slash at its beginning or without. Empty is none, as containerd has it.
 fn cgroup(path: Option<String>) -> Result<Option<String>> {
     let Some(path) = path.filter(|path| !path.is_empty()) else { return Ok(None) };
     let is_plain = |name: &str| !matches!(name, "" | "." | "..");
-    match path.strip_prefix('/') {
-        Some(names) if names.split('/').all(is_plain) => Ok(Some(path)),
-        _ => Err(invalid(
-            "cgroup",
-            &format!("{path:?} is no path from the root of cgroups such as /system/hoist"),
-        )),
+    let names = path.strip_prefix('/').unwrap_or(&path);
+    if names.split('/').all(is_plain) {
+        return Ok(Some(format!("/{names}")));
     }
+    Err(invalid("cgroup", &format!("{path:?} is no path from the root of cgroups such as /system/hoist")))
 }
 
 fn interval(key: &str, text: &str) -> Result<Duration> {

@@ -182,7 +182,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     }
     let shims = Shims::new(
         task::Config {
-            bundles: state.join("tasks"),
+            bundles: task_folder(state)?,
             sandboxes: state.join("sandboxes"),
             sockets: state.join("s"),
             grpc_address: config.address.clone(),
@@ -249,6 +249,17 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         proxies,
         other_snapshotter_name: (form == LayerForm::Archives).then_some(Overlay::OTHER_NAME),
     })
+}
+
+/// Where bundles are. Programs look for them in containerd's state, by a name that leads here.
+fn task_folder(state: &Path) -> Result<PathBuf> {
+    let known = state.join("io.containerd.runtime.v2.task");
+    match std::os::unix::fs::symlink("tasks", &known) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            Err(error).context(|| format!("make {}", known.display()))
+        }
+        _ => Ok(state.join("tasks")),
+    }
 }
 
 fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<&'a Plugin> {

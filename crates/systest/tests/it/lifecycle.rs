@@ -13,6 +13,9 @@ fn a_container_goes_through_its_states() {
     let id = daemon.hoist(["run", "-d", "--name", "life", "busybox", "sleep", "1000"]).ok();
     let state = || daemon.hoist(["inspect", "-f", "{{.State.Status}}", "life"]).ok().text().to_owned();
     assert_eq!(state(), "running");
+    // Where programs look for it that know containerd's state.
+    let bundle = daemon.state().join("io.containerd.runtime.v2.task/default").join(id.text());
+    assert!(bundle.join("config.json").is_file(), "{}", bundle.display());
     daemon.hoist(["pause", "life"]).ok();
     assert_eq!(state(), "paused");
     daemon.hoist(["unpause", "life"]).ok();
