@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use crate::{cache_dir, hoist_program, images, run};
 
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-10";
+const BASE: &str = "guest-11";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
@@ -163,7 +163,7 @@ impl GuestKind {
     /// Seconds after which a guest is ended, done or not.
     fn life_s(self) -> &'static str {
         match self {
-            GuestKind::Furnished => "5400",
+            GuestKind::Furnished => "2700",
             _ => "900",
         }
     }
@@ -308,7 +308,7 @@ fn base(kind: GuestKind) -> PathBuf {
             images::link_applet(&root, applet);
         }
         // As the scripts of the package would.
-        for name in ["iptables-restore", "ip6tables-restore"] {
+        for name in ["iptables", "ip6tables", "iptables-restore", "ip6tables-restore"] {
             symlink("xtables-nft-multi", root.join("usr/sbin").join(name)).expect("a writable root");
         }
         if kind == GuestKind::Furnished {

@@ -426,7 +426,7 @@ fn what_cannot_be_saved_goes_on_and_what_cannot_be_restored_leaves_nothing() {
     runtime.run(&["delete", "--force", &id]).ok();
 }
 
-fn packed(options: &CheckpointOptions) -> Option<Any> {
+pub(crate) fn packed(options: &CheckpointOptions) -> Option<Any> {
     Some(Any { type_url: CheckpointOptions::TYPE_URL.to_owned(), value: options.encode_to_vec() })
 }
 

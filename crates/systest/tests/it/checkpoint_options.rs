@@ -8,13 +8,17 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use api::shim::runc::CheckpointOptions;
+use api::shim::task;
+use api::shim::types::Status;
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{eventually, run};
+use testkit::{ShimHost, eventually, run};
+use types::ErrorKind;
 
 use crate::activation::Supervisor;
-use crate::checkpoint::{Counter, End, criu_works, limit_of_pids, logs, quiet, state};
+use crate::checkpoint::{Counter, End, criu_works, limit_of_pids, logs, packed, quiet, state};
 use crate::labels::{Profile, has_apparmor};
 use crate::runtime_bundle::{Runtime, add_mount, bundle, script};
 
@@ -565,4 +569,90 @@ fn a_restored_container_is_in_its_cgroup_and_in_an_empty_network() {
         assert_eq!(devices.text(), "lo", "{mode}");
         runtime.run(&["delete", "--force", &id]).ok();
     }
+}
+
+/// Perl that has a lock, a connection and a socket that leads outside, and says so.
+fn with_ties(outside: &Path) -> String {
+    format!(
+        "use Socket; $| = 1; open LOCK, '>', '/tmp/lock'; flock LOCK, 2; \
+         socket LOG, PF_UNIX, SOCK_DGRAM, 0; connect LOG, pack_sockaddr_un('{}') or die $!; \
+         socket NEAR, PF_INET, SOCK_STREAM, 0; bind NEAR, sockaddr_in(0, INADDR_LOOPBACK); listen NEAR, 1; \
+         socket FAR, PF_INET, SOCK_STREAM, 0; connect FAR, getsockname NEAR or die $!; accept HERE, NEAR; \
+         print \"ready\\n\"; sleep 1 while 1",
+        outside.display()
+    )
+}
+
+/// As flags do it for `checkpoint`, the options of the shim's call do it with the runtime that is built in: each lets one
+/// thing pass, and without it the container goes on.
+#[test]
+fn options_of_the_call_let_pass_what_flags_do() {
+    if !criu_works() {
+        return;
+    }
+    let host = ShimHost::new();
+    let said = host.dir().join("said");
+    let socket = host.dir().join("log");
+    let _heard = UnixDatagram::bind(&socket).expect("a free name");
+    let task = host
+        .container("tied", "")
+        .stdout(format!("file://{}", said.display()))
+        .with(|container| {
+            container.spec["process"]["args"] = json!(["/usr/bin/perl", "-e", with_ties(&socket)]);
+            container.spec["root"]["readonly"] = false.into();
+            for path in [Path::new("/usr"), Path::new("/lib"), Path::new("/lib64"), host.dir()] {
+                let shown =
+                    json!({"destination": path, "type": "bind", "source": path, "options": ["rbind"]});
+                add_mount(&mut container.spec, shown);
+            }
+        })
+        .run();
+    eventually("it has all of them", || {
+        fs::read_to_string(&said).is_ok_and(|text| text == "ready\n").then_some(())
+    });
+    let work = host.dir().join("work");
+    let all = CheckpointOptions {
+        open_tcp: true,
+        external_unix_sockets: true,
+        terminal: true,
+        file_locks: true,
+        empty_namespaces: vec!["network".into()],
+        cgroups_mode: "soft".into(),
+        work_path: work.display().to_string(),
+        ..CheckpointOptions::default()
+    };
+    let images = host.dir().join("images");
+    let checkpoint = |options: &CheckpointOptions| {
+        let path = images.display().to_string();
+        let request = task::CheckpointTaskRequest { id: task.id.clone(), path, options: packed(options) };
+        task.call::<()>("Checkpoint", &request)
+    };
+    let log = || fs::read_to_string(work.join("dump.log")).unwrap_or_default();
+    for (options, refusal) in [
+        (CheckpointOptions { open_tcp: false, ..all.clone() }, "Connected TCP socket"),
+        (CheckpointOptions { external_unix_sockets: false, ..all.clone() }, "socket"),
+        (CheckpointOptions { file_locks: false, ..all.clone() }, "lock"),
+    ] {
+        let refused = checkpoint(&options).unwrap_err().chain();
+        assert!(refused.contains("dump.log") && log().contains(refusal), "{options:?}: {refused}\n{}", log());
+        assert_eq!(task.status(""), Status::Running, "{options:?}");
+    }
+    for (options, name) in [
+        (CheckpointOptions { cgroups_mode: "hard".into(), ..all.clone() }, "hard"),
+        (CheckpointOptions { empty_namespaces: vec!["pid".into()], ..all.clone() }, "pid"),
+    ] {
+        let refused = checkpoint(&options).unwrap_err();
+        assert!(
+            refused.is(ErrorKind::InvalidArgument) && refused.chain().contains(name),
+            "{}",
+            refused.chain()
+        );
+    }
+    checkpoint(&all).unwrap_or_else(|error| panic!("{}\n{}", error.chain(), log()));
+    assert!(has_pages(&images));
+    assert_eq!(task.status(""), Status::Running, "`exit` was not asked for");
+    checkpoint(&CheckpointOptions { exit: true, ..all })
+        .unwrap_or_else(|error| panic!("{}\n{}", error.chain(), log()));
+    assert_eq!(task.wait(""), 137, "criu has ended it");
+    task.delete("").expect("it has ended");
 }

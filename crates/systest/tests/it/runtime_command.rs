@@ -447,7 +447,7 @@ fn a_user_without_privileges_runs_containers() {
     }
     run(Command::new("chown").args(["-R", "4242:4242"]).arg(home.path())).ok();
     let as_user = |words: &[&str]| -> Finished {
-        let mut command = Command::new("setpriv");
+        let mut command = Command::new("/usr/bin/setpriv");
         command
             .args(["--reuid", "4242", "--regid", "4242", "--clear-groups", "--"])
             .arg(&program)
@@ -480,7 +480,7 @@ fn a_user_without_privileges_runs_containers() {
     // A life in several commands.
     script(&mut spec, "sleep 1000");
     fs::write(bundle.join("config.json"), spec.to_string()).expect("writable");
-    let mut detached = Command::new("setpriv");
+    let mut detached = Command::new("/usr/bin/setpriv");
     detached
         .args(["--reuid", "4242", "--regid", "4242", "--clear-groups", "--"])
         .arg(&program)
@@ -611,7 +611,7 @@ fn states_are_where_runc_has_them_under_its_name() {
         run(&mut command(&["delete", "--force", &id])).ok();
         // Of a user.
         let home = TempDir::new().expect("a temporary directory");
-        let mut list = Command::new("setpriv");
+        let mut list = Command::new("/usr/bin/setpriv");
         list.args([
             "--reuid",
             "4242",

@@ -15,7 +15,8 @@ use crate::runtime_bundle::{Runtime, bundle, read_text, script};
 
 /// The command by root without some of its rights.
 fn without(capabilities: &str, command: &Command) -> Command {
-    let mut less = Command::new("setpriv");
+    // Busybox's shell has a `setpriv` of its own.
+    let mut less = Command::new("/usr/bin/setpriv");
     let dropped: Vec<String> = capabilities.split(',').map(|name| format!("-{name}")).collect();
     less.args(["--inh-caps", &dropped.join(","), "--bounding-set", &dropped.join(",")]);
     less.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
@@ -107,7 +108,7 @@ fn a_group_that_keeps_a_user_out_stays() {
     });
     run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
     let call = |words: &[&str]| {
-        let mut user = Command::new("setpriv");
+        let mut user = Command::new("/usr/bin/setpriv");
         user.args([
             "--reuid",
             &USER.to_string(),
@@ -133,8 +134,9 @@ fn a_group_that_keeps_a_user_out_stays() {
     assert!(exec.code != 0 && exec.stderr.contains("denied"), "{exec}");
     run(&mut call(&["delete", "--force", &id])).ok();
     // Others read it.
-    let other =
-        run(Command::new("setpriv").args(["--reuid", &USER.to_string(), "--clear-groups", "cat"]).arg(&file));
+    let other = run(Command::new("/usr/bin/setpriv")
+        .args(["--reuid", &USER.to_string(), "--clear-groups", "cat"])
+        .arg(&file));
     assert_eq!(other.ok().stdout, "for all but a group");
 }
 
@@ -173,7 +175,7 @@ fn a_user_without_privileges_maps_the_ids_it_is_granted() {
     // What the host grants, in a mount namespace that has it so.
     let prepare = format!(
         "mount --bind {grants} /etc/subuid && mount --bind {grants} /etc/subgid && mount --bind {users} /etc/passwd && \
-         exec setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"",
+         exec /usr/bin/setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"",
         grants = grants.display(),
         users = users.display()
     );

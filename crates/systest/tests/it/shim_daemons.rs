@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use testkit::{Containerd, Daemon, eventually, images, run};
 
+use crate::checkpoint::criu_works;
+
 const RUNTIME: &str = "io.containerd.hoist.v2";
 const IMAGE: &str = "docker.io/library/busybox:latest";
 
@@ -53,8 +55,12 @@ fn every_task_command_of_ctr_works_under_containerd() {
     containerd.ctr(["tasks", "resume", "cd-life"]).ok();
     status("cd-life", "RUNNING").expect("it goes on");
     let checkpoint = containerd.ctr(["tasks", "checkpoint", "cd-life"]);
-    assert!(checkpoint.code != 0 && checkpoint.stderr.contains("checkpoint"), "{checkpoint}");
-    status("cd-life", "RUNNING").expect("what cannot be done does no harm");
+    if criu_works() {
+        checkpoint.ok();
+    } else {
+        assert!(checkpoint.code != 0 && checkpoint.stderr.contains("checkpoint"), "{checkpoint}");
+    }
+    status("cd-life", "RUNNING").expect("it goes on, and what cannot be done does no harm");
 
     // kill, delete
     let running = containerd.ctr(["tasks", "delete", "cd-life"]);

@@ -35,7 +35,7 @@ fn users_of_the_host_reach_nothing_that_the_daemon_keeps() {
     assert!(all.lines().any(|path| path.contains("/rootfs/evil")), "the root file system is mounted\n{all}");
     // Nobody may enter the root; in the state there is the socket, for a group that may have been given it.
     let look = "while read -r path; do test -e \"$path\" && echo \"$path\"; done; exit 0";
-    let mut nobody = Command::new("setpriv");
+    let mut nobody = Command::new("/usr/bin/setpriv");
     nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", look]);
     let mut nobody = nobody.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("setpriv is there");
     let mut stdin = nobody.stdin.take().expect("piped");
