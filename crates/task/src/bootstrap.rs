@@ -3,10 +3,11 @@
 //!
 //! Result and log are kept apart: standard output is the result, standard error goes to our log.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -101,45 +102,70 @@ pub(crate) fn start(
     (namespace, id): (&Namespace, &str),
     options: Option<Opaque>,
 ) -> Result<Bootstrap> {
-    let start = |params: &[u8]| {
-        let mut command = command(config, program, bundle, (namespace, id));
-        command.arg("start");
-        run(command, params, START_LIMIT)
+    let input = match program.is_runc_shim().then(|| age(program)) {
+        None | Some(Age::Young) => start_params(config, (namespace, id), options).encode_to_vec(),
+        Some(Age::Old) => options.map(|options| convert::any(options).encode_to_vec()).unwrap_or_default(),
+        Some(Age::Unknown) => Vec::new(),
     };
-    let params = || start_params(config, (namespace, id), options).encode_to_vec();
-    // containerd's own shims before 2.0 take standard input for options alone and stumble over anything else. Those of
-    // 2.0 to 2.2 take the arguments and the environment where it is empty, and later ones refuse that.
-    let output = if program.is_runc_shim() && !wants_params(program) {
-        match start(&[]) {
-            Err(error) if error.message().contains(WANTS_PARAMS) => {
-                new_shims().insert(program.path.clone());
-                start(&params())?
-            }
-            started => started?,
-        }
-    } else {
-        let started = start(&params());
-        if started.is_err() {
-            // It may be another program by now.
-            new_shims().remove(&program.path);
-        }
-        started?
-    };
-    Bootstrap::from_output(&output)
+    let mut command = command(config, program, bundle, (namespace, id));
+    command.arg("start");
+    Bootstrap::from_output(&run(command, &input, START_LIMIT)?)
 }
 
-/// Of what containerd's own shims say from 2.3 on where standard input is empty.
-const WANTS_PARAMS: &str = "started through the deprecated API";
-
-/// Programs of containerd's own that have said so.
-static NEW_SHIMS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-fn new_shims() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    NEW_SHIMS.lock().unwrap_or_else(PoisonError::into_inner)
+/// What `start` of containerd's own shims takes on standard input, which no answer of theirs tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// Before 2.3: the options alone, or nothing. The rest is in arguments and environment.
+    Old,
+    /// Bootstrap parameters with the options in them.
+    Young,
+    /// It does not say. Nothing is right for all of them, and loses the options that `start` reads.
+    Unknown,
 }
 
-fn wants_params(program: &Program) -> bool {
-    new_shims().contains(&program.path)
+/// Which file a program was: device, inode, and the time and nanoseconds of its last change.
+type Identity = (u64, u64, i64, i64);
+
+/// Of programs that were asked.
+static AGES: Mutex<BTreeMap<PathBuf, (Identity, Age)>> = Mutex::new(BTreeMap::new());
+
+fn ages() -> MutexGuard<'static, BTreeMap<PathBuf, (Identity, Age)>> {
+    AGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks a program for its version, once for as long as it is the same file. Blocks.
+fn age(program: &Program) -> Age {
+    // Who starts it says what is wrong with it.
+    let Ok(file) = std::fs::metadata(&program.path) else { return Age::Unknown };
+    let identity = (file.dev(), file.ino(), file.ctime(), file.ctime_nsec());
+    if let Some((of, age)) = ages().get(&program.path)
+        && *of == identity
+    {
+        return *age;
+    }
+    let mut command = Command::new(&program.path);
+    command.arg("-v").env_remove("NOTIFY_SOCKET");
+    let age = match run(command, &[], START_LIMIT) {
+        Ok(output) => age_of(&String::from_utf8_lossy(&output)),
+        Err(error) => {
+            tracing::warn!("ask {} for its version: {}", program.path.display(), error.chain());
+            Age::Unknown
+        }
+    };
+    ages().insert(program.path.clone(), (identity, age));
+    age
+}
+
+/// By what `-v` prints: a line `Version:  v2.3.4`, or as distributions have it, `1.6.20~ds1`.
+fn age_of(text: &str) -> Age {
+    let version = text.lines().find_map(|line| line.trim().strip_prefix("Version:"));
+    let version = version.map_or("", |version| version.trim().trim_start_matches('v'));
+    let mut numbers = version.split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (2, 3) => Age::Young,
+        (Some(Ok(_)), Some(Ok(_))) => Age::Old,
+        _ => Age::Unknown,
+    }
 }
 
 /// Runs `delete`, which ends what is left of the container. Blocks.
@@ -422,7 +448,7 @@ mod tests {
         }
     }
 
-    /// containerd's own shims, of one name: those before 2.3 want standard input empty, later ones refuse that.
+    /// containerd's own shims, of one name: those before 2.3 want the options alone on standard input, later ones parameters.
     #[test]
     fn own_shims_of_every_age_are_started() {
         let dir = tempfile::tempdir().unwrap();
@@ -441,34 +467,43 @@ mod tests {
             limits: crate::Limits::default(),
             debug: false,
         };
-        let install = |script: &str| {
+        let install = |version: &str| {
             let new = dir.path().join("new");
-            std::fs::write(&new, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
+            let script = format!(
+                "#!/bin/sh\ncd {}\nif [ \"$1\" = -v ]; then\necho x >> asked\nprintf 'shim:\\n  Version:  {version}\\n'\nexit\nfi\n\
+                 cat > heard\necho unix:///s\n",
+                dir.path().display()
+            );
+            std::fs::write(&new, script).unwrap();
             std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
             std::fs::rename(new, &program.path).unwrap();
         };
         let namespace = Namespace::new("n").unwrap();
-        let begin = || start(&config, &program, &bundle, (&namespace, "c1"), None);
-        let asked = || std::fs::read(dir.path().join("asked")).unwrap();
-
-        let old = "cat > asked; [ -s asked ] && exit 1; echo unix:///s";
-        install(old);
-        assert_eq!(begin().unwrap().address, "unix:///s");
-        install(
-            "echo x >> starts; cat > asked; [ -s asked ] && echo unix:///s && exit; \
-             echo 'shim was started through the deprecated API but was built against the new API' >&2; exit 1",
-        );
-        for _ in 0..2 {
-            assert_eq!(begin().unwrap().address, "unix:///s");
-            let params = BootstrapParams::decode(asked().as_slice()).unwrap();
-            assert_eq!((params.instance_id.as_str(), params.namespace.as_str()), ("c1", "n"));
-            assert_eq!(params.socket_dir, Some(dir.path().display().to_string()));
+        let heard = |options: Option<&Opaque>| {
+            let begun = start(&config, &program, &bundle, (&namespace, "c1"), options.cloned());
+            assert_eq!(begun.unwrap().address, "unix:///s");
+            std::fs::read(dir.path().join("heard")).unwrap()
+        };
+        let options = Opaque { type_url: "options".into(), value: vec![1, 2] };
+        let alone = convert::any(options.clone()).encode_to_vec();
+        for version in ["1.6.20~ds1", "v2.0.0", "2.2.7-rc.1+unknown"] {
+            install(version);
+            assert_eq!(heard(Some(&options)), alone, "{version}");
+            assert!(heard(None).is_empty(), "{version}");
         }
-        let starts = std::fs::read_to_string(dir.path().join("starts")).unwrap();
-        assert_eq!(starts.lines().count(), 3, "it is remembered");
-        install(old);
-        begin().unwrap_err();
-        assert_eq!(begin().unwrap().address, "unix:///s", "not for ever");
+        for version in ["v2.3.4", "2.4.0-beta+unknown", "10.0"] {
+            install(version);
+            let params = BootstrapParams::decode(heard(Some(&options)).as_slice()).unwrap();
+            assert_eq!((params.instance_id.as_str(), params.namespace.as_str()), ("c1", "n"), "{version}");
+            assert_eq!(params.socket_dir, Some(dir.path().display().to_string()), "{version}");
+            assert_eq!(params.extensions.len(), 1, "{version}");
+        }
+        for version in ["", "unknown", "v2"] {
+            install(version);
+            assert!(heard(Some(&options)).is_empty(), "{version}");
+        }
+        let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap();
+        assert_eq!(asked.lines().count(), 9, "once for each");
     }
 
     /// `sun_path` has 108 bytes, the last of which is zero.

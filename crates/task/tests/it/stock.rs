@@ -3,6 +3,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use api::shim::events::{TaskExit, topic};
+use api::shim::runc::Options;
+use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange, Received, Subscription};
 use prost::Message;
 use task::{Config, Create, Shims, Status};
@@ -122,6 +124,37 @@ async fn a_task_lives_and_ends_and_leaves_nothing() {
     }
     assert_eq!(fixture.shims.task(&namespace, &id).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(fs::read_dir(fixture.dir.path().join("tasks/test")).unwrap().count(), 0);
+}
+
+/// Its `start` reads that, and the call that creates the container is too late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shim_goes_to_the_cgroup_that_its_options_name() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (namespace, id) = key("placed");
+    let path = format!("/hoist-shims-{}", std::process::id());
+    let trees = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new);
+    let tree = trees.into_iter().find(|tree| tree.join("cgroup.procs").exists()).expect("a tree of cgroups");
+    let cgroup = tree.join(&path[1..]);
+    fs::create_dir(&cgroup).unwrap();
+    let options = Options { shim_cgroup: path.clone(), ..Options::default() };
+    let create = Create {
+        options: Some(Opaque { type_url: Options::TYPE_URL.into(), value: options.encode_to_vec() }),
+        ..fixture.create(&id, "exec sleep 1000")
+    };
+    let created = fixture.shims.create(&namespace, &id, create).await;
+    let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+    if created.is_ok() {
+        fixture.shims.task(&namespace, &id).unwrap().kill(None, 9, true).await.unwrap();
+        fixture.shims.delete(&namespace, &id).await.unwrap();
+    }
+    let deadline = std::time::Instant::now() + DEADLINE;
+    // The shim ends after its answer.
+    while let Err(error) = fs::remove_dir(&cgroup) {
+        assert!(std::time::Instant::now() < deadline, "{}: {error}", cgroup.display());
+        tokio::task::yield_now().await;
+    }
+    created.unwrap();
+    assert_ne!(members, "", "nobody is in {}", cgroup.display());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
