@@ -16,7 +16,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use linux::writeback::Writeback;
 use rustix::fs::{Timespec, Timestamps, futimens};
@@ -32,22 +32,36 @@ const HASH_CHUNK: usize = 256 << 10;
 
 /// Which ingests have a writer, and what it said it expects.
 #[derive(Clone, Default)]
-pub(crate) struct Writers(Arc<Mutex<HashMap<RefHash, Expected>>>);
+pub(crate) struct Writers(Arc<Mutex<HashMap<RefHash, Open>>>);
+
+/// What a writer that is open knows.
+#[derive(Debug, Default)]
+struct Open {
+    expected: Expected,
+    /// Of its last write. The kernel's time of the file is that of its last tick, which may lie before the call.
+    written: Option<Timestamp>,
+}
 
 impl Writers {
     /// `Unavailable` if somebody else has it.
     pub(crate) fn enter(&self, reference: &IngestRef, expected: Expected) -> Result<Writing> {
         let hash = RefHash::of(reference);
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.lock();
         if open.contains_key(&hash) {
             return Err(Error::unavailable(format!("ref {reference} locked by another writer")));
         }
-        open.insert(hash.clone(), expected);
+        open.insert(hash.clone(), Open { expected, written: None });
         Ok(Writing { writers: self.clone(), hash })
     }
 
-    fn expected(&self, hash: &RefHash) -> Option<Expected> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    /// What is expected of an ingest, and when it was written to last, as far as a writer knows that has it open.
+    fn known(&self, hash: &RefHash) -> (Expected, Option<Timestamp>) {
+        let open = self.lock();
+        open.get(hash).map(|open| (open.expected.clone(), open.written)).unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RefHash, Open>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -57,9 +71,17 @@ pub(crate) struct Writing {
     hash: RefHash,
 }
 
+impl Writing {
+    fn note_write(&self) {
+        if let Some(open) = self.writers.lock().get_mut(&self.hash) {
+            open.written = Some(Timestamp::now());
+        }
+    }
+}
+
 impl Drop for Writing {
     fn drop(&mut self) {
-        self.writers.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.hash);
+        self.writers.lock().remove(&self.hash);
     }
 }
 
@@ -122,14 +144,15 @@ fn read_status(disk: &Disk, writers: &Writers, hash: &RefHash) -> io::Result<Opt
     else {
         return Ok(None);
     };
-    let expected = writers.expected(hash).unwrap_or_default();
+    let (expected, written) = writers.known(hash);
+    let changed = disk::modified(&data).max(disk::modified(&begun));
     Ok(Some(IngestStatus {
         reference: header.reference,
         offset: u64::try_from(data.st_size).unwrap_or(0),
         total: header.total.or(expected.size),
         expected: expected.digest,
         started: disk::modified(&begun),
-        updated: disk::modified(&data).max(disk::modified(&begun)),
+        updated: written.map_or(changed, |written| changed.max(written)),
     }))
 }
 
@@ -268,6 +291,7 @@ impl IngestWriter for LocalWriter {
             self.offset += written as u64;
             bytes = &bytes[written..];
         }
+        self.writing.note_write();
         self.writeback.advance(&self.file, self.offset);
         Ok(())
     }
@@ -288,6 +312,7 @@ impl IngestWriter for LocalWriter {
     fn truncate(&mut self) -> Result<()> {
         let data = self.data();
         self.disk.truncate(&data, &mut self.file).context(|| format!("empty ingest {}", self.reference))?;
+        self.writing.note_write();
         self.hasher = Hasher::new(self.algorithm);
         self.offset = 0;
         Ok(())
