@@ -161,7 +161,7 @@ fn attempt(kind: GuestKind, tests: &[&str]) -> Result<(), String> {
     // A filter that hits nothing passes too.
     let passed =
         outcome.output.lines().filter(|line| line.starts_with("test ") && line.ends_with("... ok")).count();
-    if passed < tests.len() {
+    if passed < tests.iter().filter(|word| !word.starts_with("--")).count() {
         return Err(format!("only {passed} tests ran\n{}", outcome.output));
     }
     Ok(())
