@@ -725,7 +725,7 @@ mod tests {
             "[debug]\naddress = \"debug.sock\"",
             "[restart]\ninterval = \"0\"",
             "oom_score = 1001",
-            "cgroup = \"relative\"",
+            "cgroup = \"a//b\"",
             "cgroup = \"/\"",
             "cgroup = \"/a/../b\"",
             "[proxy_plugins.x]\ntype = \"snapshot\"",
@@ -745,6 +745,9 @@ mod tests {
         }
         let config = parsed("[grpc]\naddress = \"unix:///x/y.sock\"\n[gc]\nschedule_delay = \"2m\"").unwrap();
         assert_eq!(config.address, Path::new("/x/y.sock"));
+        for path in ["/a/b", "a/b"] {
+            assert_eq!(parsed(&format!("cgroup = {path:?}")).unwrap().cgroup.as_deref(), Some("/a/b"));
+        }
         assert_eq!(config.collector.schedule_delay, Duration::from_secs(120));
         for list in ["\"/a:/b\"", "[\"/a\", \"/b\"]"] {
             let config = parsed(&format!("[registry]\nconfig_path = {list}")).unwrap();
