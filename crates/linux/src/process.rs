@@ -66,8 +66,7 @@ impl PidFd {
         let number = number.ok_or_else(|| Error::invalid_argument(what()))?;
         match pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => Ok(PidFd(fd)),
-            // A process that is being reaped, and a thread, are no processes: the kernel calls them invalid, since
-            // Linux 6.16 not there.
+            // A process that is being reaped, and a thread, are no processes: kernels call them invalid or not there.
             Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => {
                 Err(Error::not_found(format!("process {pid} is gone")))
             }

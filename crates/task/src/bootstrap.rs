@@ -147,9 +147,10 @@ fn age(program: &Program) -> Age {
     command.arg("-v").env_remove("NOTIFY_SOCKET");
     let age = match run(command, &[], START_LIMIT) {
         Ok(output) => age_of(&String::from_utf8_lossy(&output)),
+        // Asked again the next time: it may be the machine's fault.
         Err(error) => {
             tracing::warn!("ask {} for its version: {}", program.path.display(), error.chain());
-            Age::Unknown
+            return Age::Unknown;
         }
     };
     ages().insert(program.path.clone(), (identity, age));
