@@ -127,6 +127,7 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     // Before anything listens or runs that would have to be taken back.
     services::check_required(&parts, &config.required_plugins)?;
     runtime.block_on(run_parts(args, config, &parts, exporter))?;
+    unmount::unless_used(config, &parts.metadata);
     // Waits for containers stand on blocking threads; they end with the process.
     runtime.shutdown_background();
     Ok(())

@@ -1,17 +1,63 @@
-//! What a daemon leaves mounted when it ends, for the next one to find, taken down: so that its root directory can be
-//! deleted, or the disk that this is on be taken away.
+//! What a daemon has mounted, taken down once it has ended: so that its root directory can be deleted, or the disk that
+//! this is on be taken away.
+//!
+//! ```text
+//! the daemon ends ──▶ may anybody use a layer? ──no──▶ taken down
+//!                              │yes
+//!                              ▼
+//!                        left for the next daemon, or for `hoist system unmount`
+//! ```
 //!
 //! Layers lie mounted below the root directory, and what clients had activated below that of the state. Loop devices and
-//! tables of the device mapper go with what is mounted from them.
+//! tables of the device mapper go with what is mounted from them. The next daemon mounts what it needs.
+//!
+//! A client that was told what to mount, and has not yet done it, would find empty directories. So a daemon that ends
+//! leaves everything where it is while there is a snapshot that has mounts, or an activation, whosever it is.
 
 use std::collections::HashSet;
 use std::path::Path;
 
 use linux::mount::{self, MountPoint};
+use metadata::Metadata;
 use mounts::Places;
-use types::{Context, Error, Result};
+use types::{Context, Error, Filters, Result};
 
 use crate::config::Config;
+
+/// Takes down all of it at the end of a daemon, unless somebody may use it. That it cannot be done is no failure of the
+/// daemon's end.
+pub(crate) fn unless_used(config: &Config, metadata: &Metadata) {
+    let unmounted = match user(metadata) {
+        Ok(Some(user)) => return tracing::info!("layers stay mounted for {user}"),
+        Ok(None) => unmount(config),
+        Err(error) => Err(error),
+    };
+    match unmounted {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(count, "unmounted layers that nobody uses"),
+        Err(error) => tracing::info!("layers stay mounted: {}", error.chain()),
+    }
+}
+
+/// What may be mounted, or is to be.
+fn user(metadata: &Metadata) -> Result<Option<String>> {
+    let with_mounts = Filters::parse(&["kind!=committed"])?;
+    for (namespace, _) in metadata.namespaces().list()? {
+        if let Some((activation, _)) = metadata.activations(&namespace).all()?.first() {
+            return Ok(Some(format!("the activation {} of namespace {namespace}", activation.name)));
+        }
+        for snapshotter in metadata.snapshotters() {
+            let snapshots = metadata.snapshots(&namespace, snapshotter)?;
+            if snapshots.is_elsewhere() {
+                continue;
+            }
+            if let Some(snapshot) = snapshots.list(&with_mounts)?.first() {
+                return Ok(Some(format!("the snapshot {} of namespace {namespace}", snapshot.key)));
+            }
+        }
+    }
+    Ok(None)
+}
 
 /// Takes down all of it, and says how many mounts that were. `FailedPrecondition` names what uses it: a container that
 /// runs, or an image that is mounted elsewhere. No daemon may have the directories.

@@ -449,7 +449,39 @@ fn a_root_can_be_deleted_once_its_daemon_and_containers_are_gone() {
         let said = daemon.hoist(["run", "--rm", "--network", "none", "busybox", "echo", "again"]).ok();
         assert_eq!(said.text(), "again");
         daemon.terminate();
-        unmount(&daemon).ok();
         fs::remove_dir_all(daemon.root()).expect("nothing is mounted in it");
     }
+}
+
+#[test]
+fn a_daemon_that_ends_takes_down_layers_that_nobody_may_use() {
+    let mut daemon = Daemon::start_with(&[], ARCHIVES);
+    daemon.load(&images::busybox_archive());
+    let run_once = ["run", "--rm", "--network", "none", "busybox", "true"];
+    daemon.hoist(run_once).ok();
+    assert!(!mounted(&daemon).is_empty(), "what the container was made of");
+    daemon.terminate();
+    assert_eq!(mounted(&daemon), [] as [String; 0]);
+
+    // A container that is there has a snapshot, if it runs or not, and so has a client that was told what to mount.
+    daemon.start_again();
+    daemon.hoist(["create", "--name", "kept", "--network", "none", "busybox", "true"]).ok();
+    daemon.terminate();
+    assert!(!mounted(&daemon).is_empty());
+    daemon.start_again();
+    daemon.hoist(["start", "kept"]).ok();
+    daemon.hoist(["rm", "-f", "kept"]).ok();
+    let topmost = topmost(&daemon);
+    daemon.ctr(["snapshots", "view", "seen", &topmost]).ok();
+    daemon.terminate();
+    assert!(!mounted(&daemon).is_empty());
+    daemon.start_again();
+    daemon.ctr(["snapshots", "rm", "seen"]).ok();
+    daemon.hoist(run_once).ok();
+
+    // As it was killed, it could not.
+    daemon.kill();
+    daemon.start_again();
+    daemon.terminate();
+    assert_eq!(mounted(&daemon), [] as [String; 0], "what the one before had mounted");
 }
