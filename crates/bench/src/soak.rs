@@ -120,8 +120,8 @@ fn soak_shim(amounts: &Amounts) -> bool {
     exec_many(&task, 100);
     let first_mb = amounts.log_mb.min(PIECE_MB);
     write_log(&host, &task, first_mb);
-    let before = settled(shim, usize::MAX);
-    before.print(&format!("after 100, and {first_mb} MB of log"));
+    Held::by(shim).print(&format!("after 100, and {first_mb} MB of log"));
+    let before = at_rest(shim, usize::MAX);
 
     let start = Instant::now();
     exec_many(&task, amounts.execs);
@@ -130,17 +130,22 @@ fn soak_shim(amounts: &Amounts) -> bool {
     write_log(&host, &task, amounts.log_mb);
     rate("MB of log", amounts.log_mb, start.elapsed());
 
-    let after = settled(shim, before.descriptors);
-    after.print("after all");
-    // A shim at rest lets go of its program's pages.
-    std::thread::park_timeout(Duration::from_secs(3));
-    Held::by(shim).print("at rest");
+    Held::by(shim).print("after all");
+    let after = at_rest(shim, before.descriptors);
     task.end();
     let grew = after.grew_from(&before);
     if grew {
         println!("  IT GREW");
     }
     !grew
+}
+
+/// What stays once there is nothing to do: a shim gives back what is free of its heap, and its program's pages, then.
+fn at_rest(shim: u32, descriptors_max: usize) -> Held {
+    std::thread::park_timeout(Duration::from_secs(3));
+    let held = settled(shim, descriptors_max);
+    held.print("at rest");
+    held
 }
 
 /// Waits a moment for connections of finished calls to be closed.
