@@ -178,6 +178,23 @@ impl Options {
         }
     }
 
+    /// Attributes of a bind mount. As with runc, one that names any has no others, whatever what it shows has: `ro` alone
+    /// lets programs be executed from a mount that is `noexec` elsewhere. Access times that are not named stay, and in a
+    /// user namespace (`keeps_locked`) what the kernel locks for it (mount_namespaces(7)).
+    pub fn of_bind(&self, keeps_locked: bool) -> Attributes {
+        let lockable = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
+        let all = ATTR_NOSYMFOLLOW | if keeps_locked { 0 } else { lockable };
+        let Attributes { set, mut clear } = self.attributes;
+        if self.attributes.is_empty() {
+            return self.attributes;
+        }
+        if set & ATTR_NODIRATIME != 0 || clear & ATTR_ATIME != 0 {
+            clear |= ATTR_ATIME | ATTR_NODIRATIME;
+        }
+        // What is set must not be cleared, but for the field of access times, which must (mount_setattr(2)).
+        Attributes { set, clear: (clear | all) & !(set & !ATTR_ATIME) }
+    }
+
     /// The first word that a bind mount has no use for. Those for the file system as a whole, which is
     /// mounted already, are passed over.
     pub fn foreign_to_bind(&self) -> Option<&str> {
@@ -688,6 +705,18 @@ mod tests {
         assert_eq!((last_wins.attributes.set, last_wins.superblock_read_only), (0, false));
         let times = parse("strictatime");
         assert_eq!(times.attributes, Attributes { set: ATTR_STRICTATIME, clear: ATTR_ATIME });
+        assert_eq!(Options::default().of_bind(false), Attributes::default());
+        let bind = times.of_bind(false);
+        assert_eq!(bind.set, ATTR_STRICTATIME);
+        assert_eq!(
+            bind.clear & (ATTR_ATIME | ATTR_RDONLY | ATTR_NOEXEC),
+            ATTR_ATIME | ATTR_RDONLY | ATTR_NOEXEC
+        );
+        let read_only = Options { attributes: Attributes::READ_ONLY, ..Options::default() };
+        assert_eq!(read_only.of_bind(true), Attributes { set: ATTR_RDONLY, clear: ATTR_NOSYMFOLLOW });
+        let read_only = read_only.of_bind(false);
+        assert_eq!(read_only.set, ATTR_RDONLY);
+        assert_eq!(read_only.clear & (ATTR_RDONLY | ATTR_ATIME | ATTR_NODEV), ATTR_NODEV);
         assert_eq!(parse("rro,rnosuid").recursive.set, ATTR_RDONLY | ATTR_NOSUID);
         assert_eq!(parse("rbind,rslave").propagation, [(Propagation::Slave, true)]);
         assert_eq!(parse("relatime").data, Vec::<String>::new());

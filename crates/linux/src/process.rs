@@ -547,6 +547,21 @@ pub fn reset_signals() {
     }
 }
 
+/// Has the signals by which programs are asked to end do so, for who waits as the first process of a pid namespace, to
+/// which they would do nothing (pid_namespaces(7)). As a shell does, the exit code is 128 and the signal's number. A
+/// program that is executed gets them back as they were.
+#[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
+pub fn end_when_asked() {
+    extern "C" fn end(number: libc::c_int) {
+        // SAFETY: _exit may be called from a handler (signal-safety(7)).
+        unsafe { libc::_exit(128 + number) }
+    }
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        // SAFETY: the handler calls what handlers may.
+        unsafe { libc::signal(signal, end as *const () as libc::sighandler_t) };
+    }
+}
+
 /// Has a write to a pipe that nobody reads fail instead of ending the process.
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
 pub fn ignore_broken_pipes() {

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::termios::Winsize;
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr};
 use types::{Context, Error, Result};
 
 /// The magic number of devpts (`linux/magic.h`).
@@ -57,6 +57,16 @@ fn number(master: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: TIOCGPTN writes one unsigned int, which lives across the call.
     let result = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(number) }
+}
+
+/// Has a terminal leave ends of lines as they are written (`ONLCR` of termios(3)).
+pub fn keep_line_ends(terminal: BorrowedFd<'_>) -> Result<()> {
+    let change = || -> io::Result<()> {
+        let mut modes = tcgetattr(terminal)?;
+        modes.output_modes.remove(OutputModes::ONLCR);
+        Ok(tcsetattr(terminal, OptionalActions::Now, &modes)?)
+    };
+    change().context(|| "set up the terminal")
 }
 
 /// Sets the size of a terminal in characters.

@@ -238,14 +238,15 @@ impl Checkpoint<'_> {
         let Some(parent) = &self.options.parent else { return Ok(()) };
         if parent.is_absolute() {
             return Err(Error::invalid_argument(
-                "the path of the parent's images must be relative to the images",
+                "--parent-path: the path of the parent's images must be relative to the images",
             ));
         }
         let path = self.options.criu.images.join(parent);
         match fs::metadata(&path) {
             Ok(found) if found.is_dir() => Ok(()),
             Ok(_) => Err(Error::invalid_argument(format!("{} is not a directory", path.display()))),
-            Err(error) => Err(error).context(|| format!("look at the parent's images {}", path.display())),
+            Err(error) => Err(error)
+                .context(|| format!("--parent-path: look at the parent's images {}", path.display())),
         }
     }
 

@@ -11,6 +11,7 @@ mod document;
 mod exec;
 mod features;
 mod foreground;
+mod help;
 mod log;
 mod query;
 
@@ -30,34 +31,9 @@ pub use self::features::features;
 
 use self::activation::Readiness;
 use self::args::Args;
+use self::help::Help;
 use self::log::{Log, report};
 use crate::Container;
-
-const USAGE: &str = "\
-usage: runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgroup] COMMAND
-
-  create [-b BUNDLE] [--console-socket PATH] [--pidfd-socket PATH] [--pid-file PATH] [--no-pivot] [--no-new-keyring]
-         [--preserve-fds N] ID
-  run    [-d] [--keep] and the flags of create, ID
-  start ID
-  exec   [-d] [-t] [-p PROCESS.JSON] [-u UID[:GID]] [-g GID] [-e K=V] [--cwd DIR] [-c CAP] [--no-new-privs]
-         [--apparmor PROFILE] [--process-label LABEL] [--cgroup [CONTROLLER:]PATH]… [--ignore-paused]
-         [--console-socket PATH] [--pidfd-socket PATH] [--pid-file PATH] [--preserve-fds N] ID COMMAND…
-  kill   [-a] ID [SIGNAL]
-  delete [-f] ID
-  state ID | list [-q] [-f json|table] | ps [-f json|table] ID [PS OPTIONS]
-  pause ID | resume ID
-  update [-r RESOURCES.JSON|-] [--memory N] [--memory-swap N] [--memory-reservation N] [--cpu-quota N] [--cpu-period N]
-         [--cpu-burst N] [--cpu-share N] [--cpu-idle N] [--cpu-rt-period N] [--cpu-rt-runtime N] [--cpuset-cpus LIST]
-         [--cpuset-mems LIST] [--blkio-weight N] [--pids-limit N] [--l3-cache-schema TEXT] [--mem-bw-schema TEXT] ID
-  events [--interval 5s] [--stats] ID
-  checkpoint [--image-path DIR] [--work-path DIR] [--parent-path DIR] [--leave-running] [--pre-dump]
-         [--page-server ADDRESS:PORT] [--status-fd N] [--link-remap] [--tcp-skip-in-flight] and the flags of both, ID
-  restore [-d] [-b BUNDLE] [--image-path DIR] [--work-path DIR] [--console-socket PATH] [--pidfd-socket PATH]
-         [--pid-file PATH] [--lsm-profile TYPE:NAME] [--lsm-mount-context LABEL] and the flags of both, ID
-         both: [--tcp-established] [--ext-unix-sk] [--shell-job] [--file-locks] [--lazy-pages] [--auto-dedup]
-         [--manage-cgroups-mode soft|full|strict|ignore] [--empty-ns network]
-  spec [-b BUNDLE] [--rootless] | features | --version";
 
 const SIGPIPE: i32 = 13;
 
@@ -125,7 +101,7 @@ fn inherited_descriptors() -> u32 {
 }
 
 fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<ExitCode> {
-    let root = args.value(&["--root"]).map_or_else(|| default_root(called_runc), PathBuf::from);
+    let named_root = args.value(&["--root"]).map(PathBuf::from);
     let systemd_cgroup = args.flag(&["--systemd-cgroup"]);
     // Accepted for runc's sake: rootless mode is found out by itself, and criu looked up in PATH.
     args.value(&["--rootless"]);
@@ -134,27 +110,29 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         print_version(called_runc)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.flag(&["-h", "--help"]) {
-        print_line(USAGE)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let Some(command) = args.word() else {
-        print_line(USAGE)?;
+    let help = Help { program: if called_runc { "runc" } else { "hoist runtime" } };
+    let wants_help = args.flag(&["-h", "--help"]);
+    let Some(command) = args.word().filter(|word| word != "help") else {
+        // `help exec` is as `exec --help`.
+        let text = args.word().map_or_else(|| Ok(help.all()), |command| help_of(&help, &command))?;
+        print_line(&text)?;
         return Ok(ExitCode::SUCCESS);
     };
     // What stands behind the container in these is for other programs.
     if !matches!(command.as_str(), "exec" | "ps") {
         args.look_anywhere();
     }
-    if args.flag(&["-h", "--help"]) {
-        print_line(USAGE)?;
+    if wants_help | args.flag(&["-h", "--help"]) {
+        print_line(&help_of(&help, &command)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     // Whoever enters a container must not be a file that the container could write to.
     if sealed::is_marked() || matches!(command.as_str(), "create" | "run" | "exec") {
         sealed::ensure()?;
     }
-    let cli = Cli { root, systemd_cgroup, log, inherited };
+    let names_root = named_root.is_some();
+    let root = named_root.unwrap_or_else(|| default_root(called_runc));
+    let cli = Cli { root, names_root, systemd_cgroup, log, inherited };
     let outcome = match command.as_str() {
         "create" => cli.create(args),
         "run" => return cli.run(args),
@@ -178,17 +156,24 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         "features" => args.end().and_then(|()| print_json(&features())),
         "checkpoint" => cli.checkpoint(args),
         "restore" => return cli.restore(args),
-        "help" => print_line(USAGE),
-        other => Err(Error::invalid_argument(format!("unknown command {other:?}\n{USAGE}"))),
+        other => {
+            Err(Error::invalid_argument(format!("unknown command {other:?}; see {} --help", help.program)))
+        }
     };
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn help_of(help: &Help<'_>, command: &str) -> Result<String> {
+    let no_topic =
+        || Error::invalid_argument(format!("No help topic for '{command}'; see {} --help", help.program));
+    help.of(command).ok_or_else(no_topic)
 }
 
 fn print_version(called_runc: bool) -> Result<()> {
     let (own, spec) = (env!("CARGO_PKG_VERSION"), types::spec::runtime::VERSION);
     // Programs that drive runc read its version from this line: the one whose behaviour is ours.
     let name = if called_runc {
-        format!("runc version {RUNC_LEVEL}+hoist.{own}")
+        format!("runc version {RUNC_LEVEL}+hoist.{own}\ncommit: hoist-{own}")
     } else {
         format!("hoist runtime {own}")
     };
@@ -206,6 +191,8 @@ fn default_root(called_runc: bool) -> PathBuf {
 
 struct Cli<'a> {
     root: PathBuf,
+    /// The caller has said where it is.
+    names_root: bool,
     systemd_cgroup: bool,
     log: &'a Log,
     /// Descriptors that the caller has left open, from 3 on.

@@ -197,7 +197,7 @@ impl Container {
     /// Sends a signal to the first process, or to every process of the container. `NotFound` if it has ended.
     pub fn kill(&self, signal: u32, all: bool) -> Result<()> {
         let what = || format!("kill container {}", self.id());
-        let whom = if all { "all its processes" } else { "its first process" };
+        let whom = if all || signal == SIGKILL { "all its processes" } else { "its first process" };
         self.steps.tell(format_args!("{}: signal {signal} to {whom}", what()));
         if all && signal == SIGKILL {
             let killed = self.cgroup()?.kill().and_then(|()| self.kill_init());
@@ -206,12 +206,33 @@ impl Container {
         if all {
             return self.cgroup()?.signal(signal).map_err(|error| error.context(what()));
         }
-        self.open_init()?.signal(signal).map_err(|error| error.context(what()))?;
         if signal == SIGKILL {
-            // It is on its way; that the freezer could not be asked is no failure.
-            let _ = self.cgroup().and_then(|cgroup| cgroup.let_killed_end());
+            return self.kill_with_others().map_err(|error| error.context(what()));
         }
-        Ok(())
+        self.open_init()?.signal(signal).map_err(|error| error.context(what()))
+    }
+
+    /// As runc does: where the container has no pid namespace of its own, the others would outlive the first process.
+    /// `NotFound` if there is nobody.
+    fn kill_with_others(&self) -> Result<()> {
+        let first = self.open_init().and_then(|init| init.kill());
+        let others = self.cgroup().and_then(|cgroup| {
+            let are_there = !cgroup.processes()?.is_empty();
+            cgroup.kill()?;
+            // They are on their way; that the freezer could not be asked is no failure.
+            let _ = cgroup.let_killed_end();
+            Ok(are_there)
+        });
+        match (first, others) {
+            (Err(error), Ok(true)) if error.is(ErrorKind::NotFound) => Ok(()),
+            // Without a cgroup, or one that is not its user's, there is the first process alone.
+            (Ok(()), Err(error))
+                if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::PermissionDenied) =>
+            {
+                Err(error)
+            }
+            (first, _) => first,
+        }
     }
 
     /// It may have gone to another cgroup than those that are killed with the container's. No error if it has ended.

@@ -73,6 +73,10 @@ pub struct Created {
     pub warnings: Vec<String>,
 }
 
+/// Who drives runc knows how it begins.
+const FROZEN: &str =
+    "container's cgroup unexpectedly frozen: who enters would be, as it is, or one above it; thaw that first";
+
 /// Directory in the container of the socket for [`CreateOptions::takes_notices`], where runc has it.
 pub(crate) const NOTICES_INSIDE: &str = "/run/notify";
 
@@ -359,15 +363,16 @@ impl<'a> Maker<'a> {
         }
         others.extend(trees.having(&place.path).context(|| place.what())?);
         CgroupNote { path: place.path.clone(), found: others }.plan(self.dir)?;
-        let made = trees.create(&place.path);
-        let is_frozen = made.as_ref().map_or(Ok(false), Cgroup::stops_who_enters);
+        let made = trees.create(&place.path).and_then(|made| match made.stops_who_enters() {
+            Ok(false) => Ok(made),
+            // Nor is it the container's to be thawed.
+            frozen => {
+                let _ = made.delete_new();
+                frozen.and_then(|_| Err(Error::failed_precondition(FROZEN)))
+            }
+        });
         self.keep_cgroup(place, made)?;
-        CgroupNote::own(self.dir)?;
-        if is_frozen? {
-            let why = "who enters would be frozen, as it is, or one above it; thaw that first";
-            return Err(Error::failed_precondition(format!("{}: {why}", place.what())));
-        }
-        Ok(())
+        CgroupNote::own(self.dir)
     }
 
     fn limit_cgroup(&mut self, place: &CgroupPlace, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
@@ -441,6 +446,7 @@ impl<'a> Maker<'a> {
         let fork = Fork {
             user: plan.namespaces.joined(NsKind::User),
             pid: plan.namespaces.joined(NsKind::Pid),
+            joined: &plan.namespaces.joined,
             new: clone_flags(&plan.namespaces),
             cgroup: self.cgroup.as_ref().and_then(Cgroup::unified_dir),
         };

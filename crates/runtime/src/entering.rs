@@ -149,7 +149,11 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
         Some(entry) => entry.enter().context(|| "enter the cgroup"),
         None => Ok(()),
     };
-    let Some(affinity) = &plan.process.exec_cpu_affinity else { return enter() };
+    let Some(affinity) = &plan.process.exec_cpu_affinity else {
+        enter()?;
+        scheduling::leave_callers_processors();
+        return Ok(());
+    };
     scheduling::set_processors(&affinity.initial)?;
     enter()?;
     if let Some(entry) = &plan.entry {
@@ -160,12 +164,15 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
 
 fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()> {
     match stdio {
-        Stdio::Terminal { size } => {
+        Stdio::Terminal { size, is_relayed } => {
             // The container's processes may have put a link there.
             let root = Root::open(Path::new("/"))?;
             let pts = root.open_at(Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY)?;
             let pty = Pty::open(pts.as_fd(), "ptmx")?;
             channel.send(&Message::Console(pty.master))?;
+            if is_relayed {
+                tty::keep_line_ends(pty.slave.as_fd())?;
+            }
             program::set_terminal(&pty.slave, process, size)
         }
         Stdio::Pipes { stdin, stdout, stderr } => {

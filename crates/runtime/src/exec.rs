@@ -34,7 +34,7 @@ use crate::channel::{Channel, Message};
 use crate::container::Container;
 use crate::entering::{self, Plan};
 use crate::labels::Labels;
-use crate::plan::{Stdio, check_process, unknown_capabilities};
+use crate::plan::{Stdio, capabilities_left_out, check_process};
 use crate::program::{self, Filter, Outfit};
 use crate::scheduling;
 use crate::state::{FILTER, Status};
@@ -45,6 +45,9 @@ const RAISE_MAX: Duration = Duration::from_secs(10);
 
 /// Words of a process that is born: of its filter's listener, and of its failure.
 const WORDS_MAX: usize = 2;
+
+/// Who drives runc knows its words.
+const PAUSED: &str = "cannot exec in a paused container; resume it first, or use --ignore-paused";
 
 /// What a further process is started with, beside its description.
 pub struct ExecOptions {
@@ -80,7 +83,8 @@ impl FromStr for SubCgroup {
             Some((controllers, path)) => (controllers.split(',').map(str::to_owned).collect(), path),
             None => (Vec::new(), text),
         };
-        let wrong = |why: &str| Err(Error::invalid_argument(format!("cgroup {text:?} {why}")));
+        let wrong =
+            |why: &str| Err(Error::invalid_argument(format!("bad sub cgroup path {text:?}: it {why}")));
         if controllers.iter().any(String::is_empty) {
             return wrong("has a controller without a name");
         }
@@ -117,7 +121,7 @@ pub(crate) fn exec(container: &Container, process: &Process, options: ExecOption
     match container.status()? {
         Status::Running | Status::Created => {}
         Status::Paused if options.ignore_paused => {}
-        Status::Paused => return Err(Error::failed_precondition("it is paused")),
+        Status::Paused => return Err(Error::failed_precondition(PAUSED)),
         _ => return Err(Error::failed_precondition("cannot exec in a stopped container")),
     }
     start(container, process, options)
@@ -134,7 +138,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         return Err(Error::not_found("process already finished"));
     }
     let (labels, mut warnings) = Labels::of(process);
-    warnings.extend(unknown_capabilities(process));
+    warnings.extend(capabilities_left_out(process));
     let plan = Plan {
         process,
         kinds,

@@ -4,14 +4,17 @@
 //! user namespace it is in. So both are joined before the clone: by the parent, which goes back, or, since
 //! there is no way back out of a user namespace, by a go-between.
 //!
+//! Namespaces to join need not belong to the user namespace of the container: those that may be joined only from outside
+//! of it are joined by the go-between before. What is left is joined by the newborn.
+//!
 //! ```text
-//! parent ─ join pid ─ clone ─ go back          parent ─ clone ─▶ go-between ─ join user, pid ─ clone sibling
-//!             └─▶ child                           ▲                  └─ its pid, then ends         └─▶ child
+//! parent ─ join pid ─ clone ─ go back          parent ─ clone ─▶ go-between ─ join others, user, pid ─ clone sibling
+//!             └─▶ child                           ▲                  └─ its pid, then ends               └─▶ child
 //!                                                 └─────────────────────────┘
 //! ```
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use linux::ns::{self, NsKind};
@@ -29,6 +32,8 @@ pub(crate) struct Fork<'a> {
     pub(crate) user: Option<BorrowedFd<'a>>,
     /// A pid namespace to join, likewise.
     pub(crate) pid: Option<BorrowedFd<'a>>,
+    /// All namespaces that the child is to be in, of which it joins what it is not born into.
+    pub(crate) joined: &'a [(NsKind, OwnedFd)],
     /// Namespaces to make (`CLONE_NEW…`).
     pub(crate) new: u64,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
@@ -43,10 +48,21 @@ impl Fork<'_> {
         // SAFETY: the caller promises what is asked for.
         unsafe {
             match self.user {
-                Some(user) => self.clone_by_go_between(user),
-                None => self.clone_directly(),
+                None if !self.leaves_others_outside() => self.clone_directly(),
+                user => self.clone_by_go_between(user),
             }
         }
+    }
+
+    /// Whether the child is born into a user namespace of its own from which it might not join the others.
+    fn leaves_others_outside(&self) -> bool {
+        self.new & NsKind::User.clone_flag() != 0 && self.others().next().is_some()
+    }
+
+    fn others(&self) -> impl Iterator<Item = &(NsKind, OwnedFd)> {
+        // The way to files goes through the mounts of the host until the container has its own.
+        let is_other = |kind: NsKind| !matches!(kind, NsKind::User | NsKind::Pid | NsKind::Mount);
+        self.joined.iter().filter(move |(kind, _)| is_other(*kind))
     }
 
     /// # Safety
@@ -75,7 +91,7 @@ impl Fork<'_> {
     ///
     /// As for [`clone_process`].
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
-    unsafe fn clone_by_go_between(&self, user: BorrowedFd<'_>) -> Result<Cloned> {
+    unsafe fn clone_by_go_between(&self, user: Option<BorrowedFd<'_>>) -> Result<Cloned> {
         let (mut ours, theirs) = Channel::pair()?;
         // SAFETY: the caller promises to have a single thread; the go-between ends below, or is the parent
         // of the child, which never returns.
@@ -117,9 +133,18 @@ impl Fork<'_> {
     ///
     /// As for [`clone_process`].
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
-    unsafe fn join_and_clone(&self, user: BorrowedFd<'_>) -> Result<Option<u32>> {
+    unsafe fn join_and_clone(&self, user: Option<BorrowedFd<'_>>) -> Result<Option<u32>> {
         process::forbid_tracing()?;
-        ns::join(user, NsKind::User)?;
+        for (kind, file) in self.others() {
+            match ns::join(file.as_fd(), *kind) {
+                // It belongs to the container's user namespace, or to one in it.
+                Err(error) if error.is(ErrorKind::PermissionDenied) => {}
+                other => other?,
+            }
+        }
+        if let Some(user) = user {
+            ns::join(user, NsKind::User)?;
+        }
         if let Some(pid) = self.pid {
             ns::join(pid, NsKind::Pid)?;
         }

@@ -2,7 +2,8 @@
 //! "POSIX-platform Hooks"). Each gets the state document on its standard input.
 //!
 //! The specification does not say in which directory. Who writes hooks tries them with runc, where it is the bundle, or
-//! the root file system for those that run in the container's namespaces.
+//! the root file system for those that run in the container's namespaces. Nor does it say what a hook without `env` has:
+//! there it is the environment of who runs it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -58,8 +59,8 @@ pub(crate) fn run(
     steps: &Steps,
 ) -> Result<()> {
     for (index, hook) in hooks.iter().enumerate() {
-        let what = || format!("run hook {name} #{index} ({})", hook.path);
-        steps.tell(format_args!("{}", what()));
+        let what = || format!("error running {name} hook #{index}: {}", hook.path);
+        steps.tell(format_args!("run hook {name} #{index} ({})", hook.path));
         run_one(hook, at, state).context(what)?;
         steps.tell(format_args!("hook {name} #{index} has succeeded"));
     }
@@ -89,8 +90,10 @@ fn run_one(hook: &Hook, at: &Path, state: &serde_json::Value) -> Result<()> {
     if let [first, rest @ ..] = &hook.args[..] {
         command.arg0(first).args(rest);
     }
-    let environment = hook.env.iter().map(|entry| entry.split_once('=').unwrap_or((entry, "")));
-    command.env_clear().envs(environment);
+    if !hook.env.is_empty() {
+        let environment = hook.env.iter().map(|entry| entry.split_once('=').unwrap_or((entry, "")));
+        command.env_clear().envs(environment);
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().context(|| "start it")?;
     let process = PidFd::open(child.id())?;
@@ -218,7 +221,7 @@ mod tests {
         let hook = shell("echo first >&2; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
         let error = run_here("prestart", hook).unwrap_err().chain();
         assert!(
-            error.contains("prestart #0 (/bin/sh)") && error.contains("exit status: 3: first"),
+            error.contains("prestart hook #0: /bin/sh") && error.contains("exit status: 3: first"),
             "{error}"
         );
         let said = error.matches('x').count();

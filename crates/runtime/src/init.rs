@@ -63,6 +63,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     set_names(&plan.spec)?;
     rootfs::restrict(&plan.spec, plan.mount_label.as_ref())?;
     supplies.enter_cgroup()?;
+    scheduling::leave_callers_processors();
 
     let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");
@@ -83,6 +84,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     program::become_user(container_process, outfit, channel)?;
     let program = program::find(container_process)?;
     process::reset_signals();
+    process::end_when_asked();
     // A container outlives whoever made it.
     process::die_with_parent(false)?;
     channel.send(&Message::Ready)?;
@@ -91,7 +93,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
 
     // From here on the one who starts us is told how it went.
     let (mut starter, _) = start.accept().context(|| "wait to be started")?;
-    let ready = start_hooks.run().and_then(|()| program::lower_file_limit(container_process));
+    let ready = start_hooks.run(&execution).and_then(|()| program::lower_file_limit(container_process));
     let error = match ready {
         Ok(()) => execution.begin(),
         Err(error) => error,
@@ -118,15 +120,20 @@ fn start_hooks(plan: &Plan) -> StartHooks {
 }
 
 impl StartHooks {
-    fn run(&self) -> Result<()> {
+    /// One without an environment of its own has the program's.
+    fn run(mut self, execution: &Execution) -> Result<()> {
         if self.hooks.is_empty() {
             return Ok(());
+        }
+        for hook in self.hooks.iter_mut().filter(|hook| hook.env.is_empty()) {
+            hook.env = execution.environment();
         }
         process::ignore_broken_pipes();
         // The log's path would be looked up in the container here.
         let unheard = Steps::default();
         hooks::run("startContainer", &self.hooks, std::path::Path::new("/"), &self.state, &unheard)?;
         process::reset_signals();
+        process::end_when_asked();
         Ok(())
     }
 }
@@ -141,8 +148,10 @@ fn document(plan: &Plan, status: Status) -> Value {
 /// Joins what exists and makes what clone could not, but for the cgroup namespace: see [`Supplies`].
 fn join_namespaces(plan: &Plan) -> Result<()> {
     for (kind, file) in &plan.namespaces.joined {
-        // These two we were born into.
-        if !matches!(kind, NsKind::Pid | NsKind::User) {
+        // These two we were born into, and into others with a user namespace: see `fork`.
+        let is_in = matches!(kind, NsKind::Pid | NsKind::User)
+            || plan.namespaces.has(NsKind::User) && ns::is_current(file.as_fd(), *kind)?;
+        if !is_in {
             ns::join(file.as_fd(), *kind)?;
         }
     }
@@ -209,8 +218,11 @@ fn set_names(spec: &Spec) -> Result<()> {
 
 fn set_streams(stdio: Stdio, terminal: Option<OwnedFd>, container_process: &Process) -> Result<()> {
     match (stdio, terminal) {
-        (Stdio::Terminal { size }, Some(slave)) => {
+        (Stdio::Terminal { size, is_relayed }, Some(slave)) => {
             linux::tty::control(slave.as_fd())?;
+            if is_relayed {
+                linux::tty::keep_line_ends(slave.as_fd())?;
+            }
             program::set_terminal(&slave, container_process, size)
         }
         (Stdio::Pipes { stdin, stdout, stderr }, _) => {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use linux::cap;
 use linux::ns::{self, NsKind};
-use types::spec::runtime::{Hooks, LinuxNamespace, LinuxSeccomp, Process, Spec};
+use types::spec::runtime::{Capabilities, Hooks, LinuxNamespace, LinuxSeccomp, Process, Spec};
 use types::{Context, Error, Result};
 
 use crate::{hooks, net_devices, scheduling};
@@ -17,7 +17,10 @@ pub enum Stdio {
     /// These descriptors, as they are.
     Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
     /// A new terminal of the container, of this size if given. Its master is returned.
-    Terminal { size: Option<(u16, u16)> },
+    ///
+    /// `is_relayed`: who has that passes on what comes from it to a terminal of its own, or to a pipe. So ends of lines
+    /// stay as they are written: the other terminal makes of them what it needs, and a pipe gets no carriage returns.
+    Terminal { size: Option<(u16, u16)>, is_relayed: bool },
     /// The caller's own.
     Inherit,
 }
@@ -217,13 +220,25 @@ pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
     let relative = relative.map(|mount| {
         format!("mount destination {} is not absolute; it is taken from the root", mount.destination)
     });
-    let unknown = spec.process.as_ref().and_then(unknown_capabilities);
-    relative.chain(unknown).collect()
+    relative.chain(spec.process.iter().flat_map(capabilities_left_out)).collect()
 }
 
-/// A warning of capabilities that this version does not know.
-pub(crate) fn unknown_capabilities(process: &Process) -> Option<String> {
-    let all = process.capabilities.as_ref()?;
+/// Warnings of capabilities that the process will not have: unknown ones, and ambient ones that cannot be
+/// (capabilities(7)).
+pub(crate) fn capabilities_left_out(process: &Process) -> Vec<String> {
+    let Some(all) = &process.capabilities else { return Vec::new() };
+    let has = |names: &[String], cap: u32| names.iter().any(|name| cap::number(name) == Some(cap));
+    let cannot_be = all.ambient.iter().filter(|name| {
+        cap::number(name).is_some_and(|cap| !has(&all.permitted, cap) || !has(&all.inheritable, cap))
+    });
+    let cannot_be: Vec<&str> = cannot_be.map(String::as_str).collect();
+    let warning = (!cannot_be.is_empty()).then(|| {
+        format!("can't raise ambient capability {}: not both permitted and inheritable", cannot_be.join(" "))
+    });
+    unknown_capabilities(all).into_iter().chain(warning).collect()
+}
+
+fn unknown_capabilities(all: &Capabilities) -> Option<String> {
     let sets = [&all.bounding, &all.effective, &all.inheritable, &all.permitted, &all.ambient];
     let names = sets.into_iter().flatten().map(String::as_str);
     let unknown: BTreeSet<&str> = names.filter(|name| cap::number(name).is_none()).collect();

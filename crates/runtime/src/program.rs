@@ -182,17 +182,23 @@ pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) 
     }
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
+    set_groups(&process.user.additional_gids, &outfit.proc)?;
+    // The last directory of the host that was open: none may be there when paths of the container are
+    // looked up.
+    drop(outfit.proc);
+    // As with runc, the user may be put into a directory that it may not enter by itself.
+    let is_there = try_directory(&process.cwd)?;
     cap::limit_bounding(CapSet::from_names(&capabilities.bounding))?;
     cap::keep_over_setuid(true)?;
-    set_ids(process, &outfit.proc)?;
+    set_ids(process)?;
     cap::keep_over_setuid(false)?;
     cap::apply(capabilities)?;
     let umask = process.user.umask.unwrap_or(UMASK_DEFAULT);
     rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-    // The last directory of the host that was open: none may be there when paths of the container are
-    // looked up.
-    drop(outfit.proc);
-    enter_directory(&process.cwd)?;
+    if !is_there {
+        enter_directory(&process.cwd)?;
+    }
+    check_directory(&process.cwd)?;
     if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
         filter.load(channel)?;
     }
@@ -301,20 +307,25 @@ pub(crate) fn set_oom_score(pid: u32, process: &Process) -> Result<Option<String
     }
 }
 
-#[expect(unsafe_code, reason = "the raw system calls, which change this thread only: there is no other")]
-fn set_ids(process: &Process, proc: &Proc) -> Result<()> {
-    let user = &process.user;
-    // SAFETY: pointer and length describe a slice that lives across the call; the others take numbers.
-    unsafe {
-        let groups = &user.additional_gids;
-        if libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) < 0 {
-            let error = io::Error::last_os_error();
-            // A user namespace whose setgroups is denied has no groups to drop either.
-            let denied = proc.read("self/setgroups").is_ok_and(|text| text.trim() == "deny");
-            if !(denied && groups.is_empty()) {
-                return Err(error).context(|| format!("set groups {groups:?}"));
-            }
+#[expect(unsafe_code, reason = "the raw system call, which changes this thread only: there is no other")]
+fn set_groups(groups: &[u32], proc: &Proc) -> Result<()> {
+    // SAFETY: pointer and length describe a slice that lives across the call.
+    if unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } < 0 {
+        let error = io::Error::last_os_error();
+        // A user namespace whose setgroups is denied has no groups to drop either.
+        let denied = proc.read("self/setgroups").is_ok_and(|text| text.trim() == "deny");
+        if !(denied && groups.is_empty()) {
+            return Err(error).context(|| format!("set groups {groups:?}"));
         }
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "the raw system calls, which change this thread only: there is no other")]
+fn set_ids(process: &Process) -> Result<()> {
+    let user = &process.user;
+    // SAFETY: numbers only.
+    unsafe {
         if libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) < 0 {
             return Err(io::Error::last_os_error()).context(|| format!("become group {}", user.gid));
         }
@@ -325,12 +336,23 @@ fn set_ids(process: &Process, proc: &Proc) -> Result<()> {
     Ok(())
 }
 
-/// Enters the working directory as the user, and makes sure that it is inside the container: a directory
-/// reached through a leaked descriptor would not be (CVE-2024-21626).
 fn enter_directory(cwd: &str) -> Result<()> {
-    rustix::process::chdir(cwd)
-        .map_err(io::Error::from)
-        .context(|| format!("enter working directory {cwd}"))?;
+    rustix::process::chdir(cwd).map_err(io::Error::from).context(|| format!("enter working directory {cwd}"))
+}
+
+/// Enters the working directory, and says whether that was permitted: a file system of another host's may refuse what
+/// root asks for, and not the user.
+fn try_directory(cwd: &str) -> Result<bool> {
+    match enter_directory(cwd) {
+        Ok(()) => Ok(true),
+        Err(error) if error.is(ErrorKind::PermissionDenied) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes sure that the working directory is inside the container: one reached through a leaked descriptor would not be
+/// (CVE-2024-21626).
+fn check_directory(cwd: &str) -> Result<()> {
     match rustix::process::getcwd(Vec::new()) {
         Ok(path) if path.as_bytes().first() == Some(&b'/') => Ok(()),
         _ => Err(Error::permission_denied(format!("working directory {cwd} is outside of the container"))),
@@ -404,12 +426,18 @@ impl Execution {
             checked.collect()
         };
         let mut environment = strings(&variables(&process.env));
-        // Nobody asks for it in a spec, and everybody relies on runc for it.
-        if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
+        // Nobody asks for it in a spec, and everybody relies on runc for it, also instead of an empty one.
+        environment.retain(|entry| entry.as_bytes() != b"HOME=");
+        if !environment.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
             let home = format!("HOME={}", home(process.user.uid));
             environment.push(CString::new(home).expect("homes with zero bytes are none"));
         }
         Execution { program, arguments: strings(&process.args), environment }
+    }
+
+    /// As entries of a specification.
+    pub(crate) fn environment(&self) -> Vec<String> {
+        self.environment.iter().map(|entry| entry.to_string_lossy().into_owned()).collect()
     }
 
     /// Executes the program. Returns only on failure.
@@ -420,8 +448,10 @@ impl Execution {
             Some(libc::ENOEXEC) => Error::permission_denied(format!(
                 "exec: {name:?}: exec format error: the file is made for another architecture, or a script without #!"
             )),
+            // Drivers of runc look for these words, and make 127 of them.
             Some(libc::ENOENT) => Error::not_found(format!(
-                "exec: {name:?}: the file is there, but the interpreter or loader that it names is not in the image"
+                "exec {name}: no such file or directory: the file is there, but the interpreter or loader that it names \
+                 is not in the image"
             )),
             _ => Error::new(error.kind().into(), format!("exec: {name:?}")).with_source(error),
         }

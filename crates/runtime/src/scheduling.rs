@@ -140,6 +140,17 @@ pub(crate) fn set_processors(list: &str) -> Result<()> {
         .context(|| format!("run on processors {list}"))
 }
 
+/// Lets the calling process run wherever its cgroup does, as with runc: who starts containers may be tied to fewer
+/// processors (taskset(1), `CPUAffinity=` of systemd), and since Linux 6.2 who enters a cgroup stays tied. The kernel
+/// takes away what is not there, or not in the cgroup's set (sched_setaffinity(2)).
+pub(crate) fn leave_callers_processors() {
+    let all = [u64::MAX; NUMBER_MAX as usize / 64];
+    let size = size_of_val(&all);
+    // A process that may not leave them, as by a filter of the host's, runs where its caller does.
+    // SAFETY: size and pointer describe an array that lives across the call; 0 is the caller.
+    unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, all.as_ptr()) };
+}
+
 pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> Result<()> {
     let mut mode = value(&MEMORY_MODES, &policy.mode, "memoryPolicy mode")?;
     for flag in &policy.flags {

@@ -43,6 +43,12 @@ impl Bundle {
             spec["process"]["terminal"] = json!(false);
             spec["process"]["args"] = json!(["sh", "-c", script]);
             spec["root"]["readonly"] = json!(false);
+            // On hosts of version 1 it is not in a new spec.
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+            let own_cgroups = json!({"type": "cgroup"});
+            if !namespaces.contains(&own_cgroups) {
+                namespaces.push(own_cgroups);
+            }
         })
     }
 

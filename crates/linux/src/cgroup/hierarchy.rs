@@ -300,7 +300,9 @@ impl Hierarchy {
             file::processes(member.dir.as_fd(), &member.path, &mut pids)?;
             if !pids.is_empty() {
                 let path = member.path.display();
-                return Err(Error::failed_precondition(format!("cgroup {path} has processes already")));
+                return Err(Error::failed_precondition(format!(
+                    "container's cgroup is not empty: {path} has processes already"
+                )));
             }
         }
         Ok(member)

@@ -14,7 +14,7 @@ use super::{Cgroup, Member, file, limits_v2};
 pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     if let Some((key, _)) = resources.unified.first_key_value() {
         return Err(Error::failed_precondition(format!(
-            "cgroup limit {key}: limits by file name are for hosts whose controllers are in version 2"
+            "invalid configuration: cgroup limit {key}: limits by file name are for hosts whose controllers are in version 2"
         )));
     }
     if let Some(cpu) = &resources.cpu {
@@ -58,11 +58,17 @@ fn member<'a>(cgroup: &'a Cgroup, controller: &str, name: &str, value: &str) -> 
 fn apply_cpu(cgroup: &Cgroup, cpu: &CpuResources) -> Result<()> {
     let set = |name: &str, value: &str| set(cgroup, "cpu", name, value);
     // Realtime budgets come first: without one the cgroup takes no realtime process.
-    if let Some(period) = cpu.realtime_period.filter(|period| *period != 0) {
-        set("cpu.rt_period_us", &period.to_string())?;
-    }
+    let period = cpu.realtime_period.filter(|period| *period != 0);
+    let set_period = || period.map_or(Ok(()), |period| set("cpu.rt_period_us", &period.to_string()));
+    // A period that the runtime of before does not fit into is refused: then the runtime goes first.
+    let early = set_period();
     if let Some(runtime) = cpu.realtime_runtime.filter(|runtime| *runtime != 0) {
         set("cpu.rt_runtime_us", &runtime.to_string())?;
+        if early.is_err() {
+            set_period()?;
+        }
+    } else {
+        early?;
     }
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
         set("cpu.shares", &shares.to_string())?;

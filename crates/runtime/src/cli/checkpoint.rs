@@ -11,7 +11,7 @@ use super::activation::{Readiness, is_awaited};
 use super::args::Args;
 use super::create::{HandOver, read_terminal};
 use super::{Cli, exit_code, foreground};
-use crate::{CheckpointOptions, Container, CriuOptions, RestoreOptions, Stdio, check_empty_namespace};
+use crate::{CheckpointOptions, Container, CriuOptions, RestoreOptions, check_empty_namespace};
 
 /// Where images are if nobody says, below the working directory.
 const IMAGES_DEFAULT: &str = "checkpoint";
@@ -60,7 +60,7 @@ impl Cli<'_> {
             id: &id,
             bundle: &bundle,
             state_root: &self.root,
-            stdio: if terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit },
+            stdio: hand_over.stdio(terminal, detach),
             systemd: self.systemd()?,
             criu,
             takes_notices: is_awaited(),

@@ -61,6 +61,12 @@ impl HandOver {
         self.pid_file.as_ref().map_or(Ok(()), |path| write_pid(path, pid))
     }
 
+    /// Streams of a process with a terminal or without; who is not detached passes on what comes from it.
+    pub(super) fn stdio(&self, has_terminal: bool, is_detached: bool) -> Stdio {
+        let is_relayed = !is_detached && !self.gives_console_away();
+        if has_terminal { Stdio::Terminal { size: None, is_relayed } } else { Stdio::Inherit }
+    }
+
     /// Whether the terminal is somebody else's by now.
     pub(super) fn gives_console_away(&self) -> bool {
         self.console_socket.is_some()
@@ -163,7 +169,7 @@ impl Cli<'_> {
             id: &birth.id,
             bundle: &birth.bundle,
             state_root: &self.root,
-            stdio: if terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit },
+            stdio: birth.hand_over.stdio(terminal, detach),
             systemd: self.systemd()?,
             no_pivot: birth.no_pivot,
             no_new_keyring: birth.no_new_keyring,

@@ -1,6 +1,6 @@
 //! Documents that the command line prints and reads: runc's JSON.
 
-use linux::cgroup::{Cpuset, Limited, Memory, Pressure, Stall, Stats};
+use linux::cgroup::{Cpuset, Hierarchies, Limited, Memory, Pressure, Stall, Stats, Version};
 use serde_json::{Map, Value, json};
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, IdMapping, Linux, LinuxNamespace, LinuxResources, Mount, Process,
@@ -11,8 +11,33 @@ use types::{Error, Result};
 use super::args::Args;
 use crate::resctrl::Figures;
 
-/// What `events --stats` prints.
-pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
+/// Whether a document is for people or for programs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spacing {
+    None,
+    Wide,
+}
+
+/// A state, its fields in runc's order: some who read it look for its beginning.
+pub(super) fn state(document: &Value, spacing: Spacing) -> String {
+    const FIRST: [&str; 7] = ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created"];
+    let fields = document.as_object().into_iter().flatten();
+    let is_first = |name: &str| FIRST.contains(&name);
+    let first = FIRST.iter().filter_map(|name| Some((*name, document.get(*name)?)));
+    let rest = fields.map(|(name, value)| (name.as_str(), value)).filter(|(name, _)| !is_first(name));
+    let written = first.chain(rest).map(|(name, value)| match spacing {
+        Spacing::None => format!("\"{name}\":{value}"),
+        Spacing::Wide => {
+            let value = serde_json::to_string_pretty(value).expect("values can be written");
+            format!("\n  \"{name}\": {}", value.replace('\n', "\n  "))
+        }
+    });
+    let written = written.collect::<Vec<_>>().join(",");
+    format!("{{{written}{}}}", if spacing == Spacing::Wide { "\n" } else { "" })
+}
+
+/// The data of what `events --stats` prints.
+pub(super) fn stats(stats: &Stats, cpuset: &Cpuset) -> Value {
     let limited = |value: &Limited| json!({"usage": value.usage, "limit": value.limit, "max": value.peak, "failcnt": value.failures});
     let raw: Map<String, Value> =
         stats.memory.stat.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -38,7 +63,7 @@ pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
         // The kernel's "no value of its own" is -1.
         set[name] = value.cast_signed().into();
     }
-    let mut event = json!({"type": "stats", "id": id, "data": {
+    let mut data = json!({
         "cpu": {
             "usage": {
                 "total": stats.cpu.usage_ns,
@@ -71,16 +96,16 @@ pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
         "cpuset": set,
         "intel_rdt": {},
         "network_interfaces": null,
-    }});
+    });
     // Absent where the kernel does not tell, as with runc.
     let resources =
         [("cpu", stats.cpu.pressure), ("memory", stats.memory.pressure), ("blkio", stats.io.pressure)];
     for (resource, pressure) in resources {
         if let Some(Pressure { some, full }) = pressure {
-            event["data"][resource]["psi"] = json!({"some": stall(some), "full": stall(full)});
+            data[resource]["psi"] = json!({"some": stall(some), "full": stall(full)});
         }
     }
-    event
+    data
 }
 
 /// `intel_rdt` of a container with a class.
@@ -217,7 +242,10 @@ pub(super) fn default_spec(hostname: &str) -> Spec {
         ..Mount::default()
     };
     let capabilities = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
-    let namespaces = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
+    // As runc has it: with version 1 a container sees the host's paths of its cgroups.
+    let has_own_cgroups = Hierarchies::detect().is_ok_and(|all| all.version() == Version::V2);
+    let namespaces =
+        ["pid", "network", "ipc", "uts", "mount"].into_iter().chain(has_own_cgroups.then_some("cgroup"));
     let no_device = DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() };
     Spec {
         oci_version: VERSION.into(),
@@ -257,8 +285,7 @@ pub(super) fn default_spec(hostname: &str) -> Spec {
         linux: Some(Linux {
             resources: Some(LinuxResources { devices: vec![no_device], ..LinuxResources::default() }),
             namespaces: namespaces
-                .iter()
-                .map(|kind| LinuxNamespace { kind: (*kind).into(), path: String::new() })
+                .map(|kind| LinuxNamespace { kind: kind.into(), path: String::new() })
                 .collect(),
             masked_paths: strings(&[
                 "/proc/acpi",
@@ -330,6 +357,18 @@ mod tests {
         for wrong in ["m", "1x", "99999999999t"] {
             assert_eq!(bytes(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn states_have_runcs_order() {
+        let document =
+            json!({"annotations": {"a": "b\nc"}, "bundle": "/b", "id": "i", "ociVersion": "1.3.0", "pid": 7});
+        let line = r#"{"ociVersion":"1.3.0","id":"i","pid":7,"bundle":"/b","annotations":{"a":"b\nc"}}"#;
+        assert_eq!(state(&document, Spacing::None), line);
+        let wide = state(&document, Spacing::Wide);
+        assert!(wide.starts_with("{\n  \"ociVersion\": \"1.3.0\",\n  \"id\": \"i\","), "{wide}");
+        assert!(wide.ends_with("  \"annotations\": {\n    \"a\": \"b\\nc\"\n  }\n}"), "{wide}");
+        assert_eq!(serde_json::from_str::<Value>(&wide).unwrap(), document);
     }
 
     #[test]

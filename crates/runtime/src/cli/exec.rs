@@ -10,7 +10,7 @@ use types::{Context, Error, Result};
 use super::args::Args;
 use super::create::HandOver;
 use super::{Cli, exit_code, foreground};
-use crate::{ExecOptions, Stdio};
+use crate::ExecOptions;
 
 impl Cli<'_> {
     pub(super) fn exec(&self, args: &mut Args) -> Result<ExitCode> {
@@ -29,13 +29,18 @@ impl Cli<'_> {
         };
         process.terminal |= tty;
         hand_over.check(process.terminal, detach)?;
-        let stdio = if process.terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit };
+        let stdio = hand_over.stdio(process.terminal, detach);
         let signals = (!detach).then(foreground::Signals::take).transpose()?;
         let options = ExecOptions { stdio, preserve_fds, ignore_paused, cgroups };
         let exec = container
             .exec(&process, options)
             .map_err(|error| error.context(format!("exec in container {}", container.id())))?;
         exec.warnings.iter().for_each(|words| self.log.warning(words));
+        self.log.debug(&format!(
+            "exec in container {}: process {} has gone on to its program",
+            container.id(),
+            exec.pid
+        ));
         let handed =
             hand_over.carry_out(exec.console.as_ref().map(AsFd::as_fd), exec.pidfd.as_fd(), exec.pid);
         if let Err(error) = handed {

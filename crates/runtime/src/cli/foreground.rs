@@ -8,7 +8,7 @@ use linux::process::{ExitStatus, PidFd};
 use linux::signal;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use types::{Context, ErrorKind, Result};
 
 use super::activation::Readiness;
@@ -186,7 +186,7 @@ fn pass_on(signals: &Signals, master: Option<&OwnedFd>, pidfd: &PidFd) -> io::Re
     Ok(())
 }
 
-/// Our own terminal in raw mode, until dropped.
+/// Our own terminal in raw mode, but for ends of lines, until dropped.
 struct Raw {
     before: Option<Termios>,
 }
@@ -201,6 +201,8 @@ impl Raw {
             let before = tcgetattr(&stdin)?;
             let mut raw = before.clone();
             raw.make_raw();
+            // The container's leaves ends of lines as they are: see `Stdio::Terminal`.
+            raw.output_modes.insert(OutputModes::OPOST);
             tcsetattr(&stdin, OptionalActions::Now, &raw)?;
             Ok(before)
         };

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use types::{Context, Error, ErrorKind, Result};
 
 use super::args::Args;
-use super::{Cli, document, print_json, print_line};
+use super::document::Spacing;
+use super::{Cli, document, print_line};
 use crate::{Container, Status};
 
 /// Between two looks at the counters, if nobody says otherwise.
@@ -21,13 +22,19 @@ impl Cli<'_> {
     pub(super) fn state(&self, args: &mut Args) -> Result<()> {
         let container = self.load(args)?;
         args.end()?;
-        print_json(&container.state().document(container.status()?))
+        print_line(&document::state(&container.state().document(container.status()?), Spacing::Wide))
     }
 
     pub(super) fn list(&self, args: &mut Args) -> Result<()> {
         let quiet = args.flag(&["-q", "--quiet"]);
         let format = Format::read(args)?;
         args.end()?;
+        if self.names_root && !self.root.exists() {
+            return Err(Error::not_found(format!(
+                "--root {}: no such file or directory",
+                self.root.display()
+            )));
+        }
         let ids = Container::list(&self.root)?;
         if quiet {
             return ids.iter().try_for_each(|id| print_line(id));
@@ -45,7 +52,10 @@ impl Cli<'_> {
             }
         }
         match format {
-            Format::Json => print_json(&Value::Array(documents)),
+            Format::Json => {
+                let states = documents.iter().map(|state| document::state(state, Spacing::None));
+                print_line(&format!("[{}]", states.collect::<Vec<_>>().join(",")))
+            }
             Format::Table => print_table(&documents),
         }
     }
@@ -55,7 +65,7 @@ impl Cli<'_> {
         let container = self.load(args)?;
         let pids = container.pids()?;
         match format {
-            Format::Json => print_json(&json!(pids)),
+            Format::Json => print_line(&json!(pids).to_string()),
             Format::Table => print_processes(&pids, &args.rest()),
         }
     }
@@ -104,7 +114,7 @@ fn follow(container: &Container, init: &PidFd, mut oom: Option<OomWatch>, interv
         if let Some(oom) = &mut oom {
             let happened = oom.take()?;
             for _ in 0..happened.events {
-                print_line(&json!({"type": "oom", "id": container.id()}).to_string())?;
+                print_line(&event("oom", container, None))?;
             }
         }
         if ended {
@@ -119,11 +129,18 @@ fn follow(container: &Container, init: &PidFd, mut oom: Option<OomWatch>, interv
 
 fn print_stats(container: &Container) -> Result<()> {
     let cpuset = container.cgroup()?.cpuset()?;
-    let mut event = document::stats(container.id(), &container.stats()?, &cpuset);
+    let mut data = document::stats(&container.stats()?, &cpuset);
     if let Some(shares) = container.shares()? {
-        event["data"]["intel_rdt"] = document::shares(&shares);
+        data["intel_rdt"] = document::shares(&shares);
     }
-    print_line(&event.to_string())
+    print_line(&event("stats", container, Some(&data)))
+}
+
+/// A line of `events`, in runc's order: some look for its beginning.
+fn event(kind: &str, container: &Container, data: Option<&Value>) -> String {
+    let (kind, id) = (json!(kind), json!(container.id()));
+    let data = data.map(|data| format!(",\"data\":{data}")).unwrap_or_default();
+    format!("{{\"type\":{kind},\"id\":{id}{data}}}")
 }
 
 enum Format {

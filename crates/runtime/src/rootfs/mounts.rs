@@ -66,7 +66,8 @@ pub(super) fn mount_one(
     check_target(root, target.as_fd(), mount, source.as_ref())?;
     let fd = match source {
         Some(source) => {
-            mount::set_attributes(source.as_fd(), mount.options.attributes, false)?;
+            let attributes = mount.options.of_bind(plan.namespaces.has(NsKind::User));
+            mount::set_attributes(source.as_fd(), attributes, false)?;
             source
         }
         None if spec.kind == "mqueue" || spec.kind == "sysfs" || spec.kind == "proc" => {
@@ -129,8 +130,9 @@ fn new_with_mode(
         options.data.push(format!("mode={mode:o}"));
     }
     if mount.spec.kind == "tmpfs" {
-        // Read-only for the file system would keep us from filling it.
+        // Read-only it could not be filled, nor could further mounts be made in it: see `restrict`.
         options.superblock_read_only = false;
+        options.attributes.set &= !Attributes::READ_ONLY.set;
     }
     mount::new_filesystem(&mount.spec.kind, &mount.spec.source, &options)
 }
@@ -142,9 +144,12 @@ fn refuse_link(root: &Root, destination: &Path) -> Result<()> {
         return Ok(());
     }
     match statat(&root.inside, relative, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => Err(
-            Error::permission_denied(format!("{} in the image is not a directory", destination.display())),
-        ),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => {
+            Err(Error::permission_denied(format!(
+                "{} in the image is not a directory: it must be mounted on ordinary directory",
+                destination.display()
+            )))
+        }
         _ => Ok(()),
     }
 }

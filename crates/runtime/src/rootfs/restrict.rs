@@ -50,7 +50,11 @@ fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {
 /// Directories are covered by an empty file system, files by the null device.
 fn mask(root: &beneath::Root, paths: &[String], label: Option<&MountLabel>) -> Result<()> {
     let mut cover = Cover { root, label, empty: None, null: None };
-    for path in paths {
+    for (index, path) in paths.iter().enumerate() {
+        // A second cover would do no more.
+        if paths[..index].contains(path) {
+            continue;
+        }
         let what = || format!("mask {path}");
         let Some(target) = root.find(Path::new(path), OFlags::PATH).map_err(|error| error.context(what()))?
         else {

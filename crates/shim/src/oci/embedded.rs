@@ -181,7 +181,7 @@ fn streams(stdio: Stdio) -> runtime::Stdio {
         Stdio::Pipes(ends) => {
             runtime::Stdio::Pipes { stdin: ends.stdin, stdout: ends.stdout, stderr: ends.stderr }
         }
-        Stdio::Terminal => runtime::Stdio::Terminal { size: None },
+        Stdio::Terminal => runtime::Stdio::Terminal { size: None, is_relayed: false },
     }
 }
 

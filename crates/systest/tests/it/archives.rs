@@ -472,7 +472,7 @@ fn a_daemon_that_ends_takes_down_layers_that_nobody_may_use() {
     daemon.hoist(["start", "kept"]).ok();
     daemon.hoist(["rm", "-f", "kept"]).ok();
     let topmost = topmost(&daemon);
-    daemon.ctr(["snapshots", "view", "seen", &topmost]).ok();
+    daemon.ctr(["snapshots", "prepare", "seen", &topmost]).ok();
     daemon.terminate();
     assert!(!mounted(&daemon).is_empty());
     daemon.start_again();

@@ -72,6 +72,7 @@ mod runtime_devices;
 mod runtime_exec;
 mod runtime_filters;
 mod runtime_flags;
+mod runtime_habits;
 mod runtime_joins;
 mod runtime_leftovers;
 mod runtime_rights;

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Containerd, Finished, Registry, eventually, images, run};
 
-use crate::cgroups::{HIERARCHIES, is_v2};
+use crate::cgroups::HIERARCHIES;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
 use crate::systemd::is_booted;
 
@@ -559,21 +559,17 @@ fn what_spec_writes_is_runcs() {
         run(Command::new(program).args(words).current_dir(dir.path())).ok();
         sorted(crate::runtime_bundle::read_spec(dir.path()))
     };
-    // What newer runcs have left out; power that is told to nobody; a view of the own cgroup on hosts of version 1.
-    let mut on_purpose = vec![
+    // What newer runcs have left out; power that is told to nobody.
+    let on_purpose = [
         "/linux/maskedPaths: ours \"/sys/devices/virtual/powercap\"",
-        "/linux/namespaces: ours {\"type\":\"cgroup\"}",
         "/ociVersion: \"1.3.0\" \"1.0.2-dev\"",
         "/process/capabilities/ambient: null [\"CAP_AUDIT_WRITE\",\"CAP_KILL\",\"CAP_NET_BIND_SERVICE\"]",
     ];
-    if is_v2() {
-        on_purpose.retain(|words| !words.contains("cgroup"));
-    }
     for rootless in [&["spec"][..], &["spec", "--rootless"]] {
         let theirs = write(Path::new("runc"), rootless);
         let mut found = Vec::new();
         differences("", &write(&called_runc, rootless), &theirs, &mut found);
-        let mut expected = on_purpose.clone();
+        let mut expected = on_purpose.to_vec();
         if rootless.len() == 2 {
             // In the host's `/sys` it is there already.
             expected.push("/mounts: runc /sys/fs/cgroup");

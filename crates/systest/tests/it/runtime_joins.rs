@@ -12,10 +12,10 @@ use testkit::{Bundle, run};
 use crate::runtime_bundle::{Runtime, add_mount, bundle, give, give_to, same, script};
 
 /// A process with namespaces of its own, until it is dropped.
-struct Apart(Child);
+pub(crate) struct Apart(Child);
 
 impl Apart {
-    fn start(flags: &[&str]) -> Apart {
+    pub(crate) fn start(flags: &[&str]) -> Apart {
         let mut unshare = Command::new("unshare");
         unshare.args(flags).args(["sh", "-c", "echo here; exec sleep 1000"]);
         let mut child = unshare.stdout(Stdio::piped()).spawn().expect("unshare is part of Debian");
@@ -26,11 +26,11 @@ impl Apart {
     }
 
     /// The namespace by its name in `/proc/PID/ns`, for a spec.
-    fn namespace(&self, kind: &str, file: &str) -> Value {
+    pub(crate) fn namespace(&self, kind: &str, file: &str) -> Value {
         json!({"type": kind, "path": format!("/proc/{}/ns/{file}", self.0.id())})
     }
 
-    fn link(&self, file: &str) -> String {
+    pub(crate) fn link(&self, file: &str) -> String {
         let link = fs::read_link(format!("/proc/{}/ns/{file}", self.0.id())).expect("it lives");
         link.display().to_string()
     }
@@ -42,7 +42,7 @@ impl Drop for Apart {
     }
 }
 
-fn join(spec: &mut Value, namespace: Value) {
+pub(crate) fn join(spec: &mut Value, namespace: Value) {
     let list = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
     list.retain(|other| other["type"] != namespace["type"]);
     list.push(namespace);

@@ -151,6 +151,12 @@ fn options_of_mounts_are_runcs() {
             "rbind,rstrictatime",
             "rbind,rdiratime",
             "rbind,rdev,rexec,rsuid,rrw",
+            "bind,ro",
+            "rbind,ro,nosuid",
+            "bind,noexec,rprivate",
+            "bind,relatime",
+            "bind,strictatime",
+            "bind,nodiratime",
         ];
         let all = sets
             .iter()
@@ -1134,7 +1140,14 @@ fn features_are_true() {
 #[test]
 fn what_could_not_be_meant_is_refused() {
     type Change = fn(&mut Value);
-    let rows: [(Change, &str); 15] = [
+    let rows: [(Change, &str); 16] = [
+        (
+            |spec| {
+                let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+                namespaces.retain(|namespace| namespace["type"] != "mount");
+            },
+            "a container needs a mount namespace of its own",
+        ),
         (
             |spec| spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 5}}),
             "timeOffsets need a time namespace of the container's own",

@@ -216,16 +216,16 @@ const STEPS: [Step; 19] = [
     ("9", &["pivot_root(", "umount2("]),
     ("10", &["sethostname(", "setdomainname("]),
     ("11", &["mount_setattr(", "move_mount("]),
-    ("12", &["dup2(", "close_range("]),
+    ("12", &["sched_setaffinity(", "dup2(", "close_range("]),
     (
         "13",
         &[
             "prlimit64(",
             "prctl(PR_SET_NO_NEW_PRIVS",
             "setgroups(",
+            "chdir(",
             "setresuid(",
             "capset(",
-            "chdir(",
             "seccomp(",
         ],
     ),
@@ -246,7 +246,7 @@ const MAPPED: [Step; 3] = [
 
 /// Those of a go-between that enters.
 const BETWEEN: [Step; 4] = [
-    ("3", &["prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE", "recvmsg(", "setns("]),
+    ("3", &["prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE", "recvmsg(", "sched_setaffinity(", "setns("]),
     ("4", &["keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
     ("12", &["openat2(", "dup2(", "close_range("]),
     (
@@ -255,9 +255,9 @@ const BETWEEN: [Step; 4] = [
             "prlimit64(",
             "prctl(PR_SET_NO_NEW_PRIVS",
             "setgroups(",
+            "chdir(",
             "setresuid(",
             "capset(",
-            "chdir(",
             "seccomp(",
             "clone(",
             "exit_group(",
@@ -277,7 +277,7 @@ const CALLS: &str = "
     mkdirat mknodat symlinkat fchown fchmod read write unshare ioctl sendmsg
     clone pipe2 pidfd_open ppoll wait4 rt_sigprocmask
     fchdir pivot_root umount2 sethostname setdomainname
-    dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp
+    dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp sched_setaffinity
     faccessat2 rt_sigaction accept4 execve
 ";
 
@@ -288,7 +288,7 @@ const CALLS_OF_NETWORK: &str = "socket bind setsockopt recvfrom";
 const CALLS_OF_ENTERING: &str = "
     brk madvise mmap mprotect mremap munmap clock_gettime close fcntl fstat umask
     prctl recvmsg read write setns setsid keyctl open openat2 stat
-    dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp
+    dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp sched_setaffinity
     faccessat2 clone exit_group rt_sigaction rt_sigprocmask execve
 ";
 
