@@ -199,17 +199,28 @@ impl Container {
         let what = || format!("kill container {}", self.id());
         let whom = if all || signal == SIGKILL { "all its processes" } else { "its first process" };
         self.steps.tell(format_args!("{}: signal {signal} to {whom}", what()));
-        if all && signal == SIGKILL {
-            let killed = self.cgroup()?.kill().and_then(|()| self.kill_init());
-            return killed.map_err(|error| error.context(what()));
-        }
         if all {
-            return self.cgroup()?.signal(signal).map_err(|error| error.context(what()));
+            return self.signal_all(signal).map_err(|error| error.context(what()));
         }
         if signal == SIGKILL {
             return self.kill_with_others().map_err(|error| error.context(what()));
         }
         self.open_init()?.signal(signal).map_err(|error| error.context(what()))
+    }
+
+    fn signal_all(&self, signal: u32) -> Result<()> {
+        match self.cgroup() {
+            Ok(cgroup) if signal == SIGKILL => cgroup.kill().and_then(|()| self.kill_init()),
+            Ok(cgroup) => cgroup.signal(signal),
+            // One that was made without privileges has none; then there is the first process alone, or nobody.
+            Err(error) if error.is(ErrorKind::NotFound) => {
+                match self.open_init().and_then(|init| init.signal(signal)) {
+                    Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+                    signalled => signalled,
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// As runc does: where the container has no pid namespace of its own, the others would outlive the first process.

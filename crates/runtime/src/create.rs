@@ -23,7 +23,7 @@ use linux::idmap;
 use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd};
 use linux::procfs::Proc;
-use types::spec::runtime::{IdMapping, IntelRdt, Linux, Mount, Spec};
+use types::spec::runtime::{IdMapping, IntelRdt, Linux, LinuxResources, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::cgroup_note::{CgroupNote, PLANNED_CGROUP};
@@ -80,8 +80,44 @@ const FROZEN: &str =
 /// Directory in the container of the socket for [`CreateOptions::takes_notices`], where runc has it.
 pub(crate) const NOTICES_INSIDE: &str = "/run/notify";
 
-/// A warning.
-pub(crate) const NO_CGROUP: &str = "no cgroup may be made here: limits are not applied";
+/// What follows from that no cgroup may be made: nothing for who asks for none, else a warning, and an error for a user
+/// without privileges who asks for limits, as with runc.
+pub(crate) fn without_cgroup(spec: &Spec) -> Result<Option<String>> {
+    let none = Linux::default();
+    let linux = spec.linux.as_ref().unwrap_or(&none);
+    let path = &linux.cgroups_path;
+    match linux.resources.as_ref().is_some_and(asks_for_limits) {
+        true if rustix::process::geteuid().is_root() => {
+            Ok(Some("no cgroup may be made here: limits are not applied".to_owned()))
+        }
+        true => Err(Error::permission_denied(
+            "linux.resources asks for limits, and this user may make no cgroup for them; name one that is its own as \
+             cgroupsPath, or ask for none",
+        )),
+        false if path.is_empty() => Ok(None),
+        false => Ok(Some(format!("no cgroup may be made at {path}: the container has none of its own"))),
+    }
+}
+
+/// Rules for devices go without saying.
+fn asks_for_limits(resources: &LinuxResources) -> bool {
+    fn says<T: Default + PartialEq>(part: Option<&T>) -> bool {
+        part.is_some_and(|part| *part != T::default())
+    }
+    let LinuxResources { devices: _, memory, cpu, pids, block_io, hugepage_limits, network, rdma, unified } =
+        resources;
+    let parts = [
+        says(memory.as_ref()),
+        says(cpu.as_ref()),
+        says(pids.as_ref()),
+        says(block_io.as_ref()),
+        says(network.as_ref()),
+        !hugepage_limits.is_empty(),
+        !rdma.is_empty(),
+        !unified.is_empty(),
+    ];
+    parts.contains(&true)
+}
 
 /// All that the child needs, made before it is born.
 pub(crate) struct Plan {
@@ -583,7 +619,7 @@ impl<'a> Maker<'a> {
             }
         };
         if self.cgroup.is_none() {
-            raised.warnings.push(NO_CGROUP.to_owned());
+            raised.warnings.extend(without_cgroup(&plan.spec)?);
         }
         channel.send_to_whoever_is_there(&Message::Cgroup(doors))
     }

@@ -24,7 +24,7 @@ use types::{Context, Error, Result};
 use crate::checkpoint::{CriuOptions, DESCRIPTORS, external_name, joined_namespaces, outside_of, resolved};
 use crate::container::Container;
 use crate::create::{
-    CgroupPlace, Created, Maker, NO_CGROUP, compile_filter, mount_of_notices, run_host_hooks,
+    CgroupPlace, Created, Maker, compile_filter, mount_of_notices, run_host_hooks, without_cgroup,
 };
 use crate::criu::{
     Birth, CgroupMode, CgroupRoot, Criu, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind,
@@ -127,7 +127,7 @@ impl<'a> Restore<'a> {
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let mut warnings = Vec::new();
         if options.systemd.is_none() && maker.cgroup().is_none() {
-            warnings.push(NO_CGROUP.to_owned());
+            warnings.extend(without_cgroup(&spec)?);
         }
         let keyring = program::keyring_name(options.id)?;
         Ok(Restore { options, spec, bundle, rootfs, namespaces, mounts, entry, keyring, warnings })

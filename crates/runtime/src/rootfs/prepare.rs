@@ -85,7 +85,7 @@ impl Prepare<'_> {
         let path = self.bundle.join(&spec.source);
         let recursive = options.bind == Bind::Recursive;
         let source = match mount::clone_path(&path, recursive) {
-            Err(error) if error.is(ErrorKind::PermissionDenied) && self.namespaces.is_new(NsKind::User) => {
+            Err(error) if error.is(ErrorKind::PermissionDenied) && self.namespaces.has(NsKind::User) => {
                 Source::Path { path, recursive }
             }
             other => Source::Tree(other.context(what)?),

@@ -18,6 +18,7 @@ use testkit::{Containerd, Finished, Registry, eventually, images, run};
 
 use crate::cgroups::HIERARCHIES;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
+use crate::runtime_joins::join;
 use crate::systemd::is_booted;
 
 /// Takes the one descriptor that comes to a socket, and the bytes beside it.
@@ -442,7 +443,7 @@ fn a_user_without_privileges_runs_containers() {
     let bundle = home.path().join("bundle");
     fs::create_dir_all(bundle.join("rootfs/bin")).expect("writable");
     fs::copy("/bin/busybox", bundle.join("rootfs/bin/busybox")).expect("busybox is installed");
-    for applet in ["sh", "id", "cat", "sleep", "touch"] {
+    for applet in ["sh", "id", "cat", "ls", "sleep", "touch"] {
         symlink("busybox", bundle.join("rootfs/bin").join(applet)).expect("writable");
     }
     run(Command::new("chown").args(["-R", "4242:4242"]).arg(home.path())).ok();
@@ -475,6 +476,7 @@ fn a_user_without_privileges_runs_containers() {
     let said = as_user(&["run", &id]).ok();
     let words: Vec<&str> = said.text().split_whitespace().collect();
     assert_eq!(words, ["0", "0", "4242", "1", "of", "the", "user", "1"], "{said}");
+    assert_eq!(said.stderr, "", "that it has no cgroup is nothing to who asked for no limits");
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(bundle.join("rootfs/made")).expect("made").uid(), 4242);
     // A life in several commands.
@@ -491,9 +493,23 @@ fn a_user_without_privileges_runs_containers() {
     assert_eq!(as_user(&["exec", &id, "id", "-u"]).ok().text(), "0");
     let state: Value = serde_json::from_str(&as_user(&["state", &id]).ok().stdout).expect("JSON");
     assert_eq!((&state["status"], &state["owner"]), (&json!("running"), &json!("#4242")));
-    as_user(&["kill", &id, "KILL"]).ok();
+    // Another in its user namespace, which may not mount the host's `/sys` from outside.
+    let mut joins = spec.clone();
+    script(&mut joins, "id -u; ls /sys/class >/dev/null && echo seen");
+    join(&mut joins, json!({"type": "user", "path": format!("/proc/{}/ns/user", state["pid"])}));
+    for maps in ["uidMappings", "gidMappings"] {
+        joins["linux"].as_object_mut().expect("an object").remove(maps);
+    }
+    fs::write(bundle.join("config.json"), joins.to_string()).expect("writable");
+    assert_eq!(as_user(&["run", &format!("{id}-joins")]).ok().text(), "0\nseen");
+    as_user(&["kill", "--all", &id, "KILL"]).ok();
     eventually("it has ended", || as_user(&["state", &id]).ok().stdout.contains("stopped").then_some(()));
+    as_user(&["kill", "--all", &id, "KILL"]).ok();
     as_user(&["delete", &id]).ok();
+    let mut limited = spec.clone();
+    limited["linux"]["resources"] = json!({"pids": {"limit": 100}});
+    fs::write(bundle.join("config.json"), limited.to_string()).expect("writable");
+    as_user(&["run", &id]).expect_code(1).expect_stderr("asks for limits").expect_stderr("cgroupsPath");
     // A cgroup that is there and is root's is done without, as by runc, which writes to no other either.
     let name = format!("/{id}-others");
     linux::cgroup::Cgroup::share(&name).expect("root makes cgroups");
