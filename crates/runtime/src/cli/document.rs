@@ -333,7 +333,6 @@ pub(super) fn rootless_spec(hostname: &str) -> Spec {
             mount.options.push("rbind".into());
         }
     }
-    spec.mounts.retain(|mount| mount.destination != "/sys/fs/cgroup");
     spec
 }
 

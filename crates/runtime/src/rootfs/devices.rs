@@ -29,8 +29,12 @@ const LINKS: [(&str, &str); 5] = [
 /// The paths of all devices, those of every container included.
 pub(crate) fn devices(spec: &Spec) -> Vec<String> {
     let standard = DEVICES.map(|(name, ..)| format!("/dev/{name}"));
-    let further = spec.linux.iter().flat_map(|linux| &linux.devices).map(|device| device.path.clone());
-    standard.into_iter().chain(further).collect()
+    standard.into_iter().chain(further(spec).map(|device| device.path.clone())).collect()
+}
+
+/// Devices of the spec. `/dev/ptmx` is that of the container's own terminals, whatever a spec says, as with runc.
+fn further(spec: &Spec) -> impl Iterator<Item = &LinuxDevice> + Clone {
+    spec.linux.iter().flat_map(|linux| &linux.devices).filter(|device| device.path != "/dev/ptmx")
 }
 
 /// Devices are made unless the whole of `/dev` is the host's.
@@ -56,11 +60,11 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
         uid: None,
         gid: None,
     });
-    let extra = spec.linux.as_ref().map_or(&[][..], |linux| &linux.devices);
-    let standard = standard.iter().filter(|device| !extra.iter().any(|other| other.path == device.path));
+    let extra = further(spec);
+    let standard = standard.iter().filter(|device| !extra.clone().any(|other| other.path == device.path));
     let wanted = standard
         .map(|device| (device, IfThere::Keep))
-        .chain(extra.iter().map(|device| (device, IfThere::Compare)));
+        .chain(extra.clone().map(|device| (device, IfThere::Compare)));
     let dev = root.inside.make_dirs(Path::new("/dev"), 0o755)?;
     for (device, if_there) in wanted {
         make_device(root, dev.as_fd(), device, if_there, in_user_namespace)

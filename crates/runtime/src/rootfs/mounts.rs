@@ -195,7 +195,7 @@ fn is_proc(fd: BorrowedFd<'_>) -> bool {
 /// tree of version 2 alone.
 fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supplies<'_>) -> Result<()> {
     supplies.enter_cgroup()?;
-    let Some(cgroup) = plan.cgroup.open()? else { return Ok(()) };
+    let Some(cgroup) = plan.cgroup.open()? else { return cover_hosts_cgroups(root, mount) };
     let destination = Path::new(&mount.spec.destination);
     let own_namespace = plan.namespaces.is_new(NsKind::Cgroup);
     let target = root.inside.make_dirs(destination, 0o755)?;
@@ -237,6 +237,17 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supp
             mount::attach(fd.as_fd(), target.as_fd())
         }
     }
+}
+
+/// Where the container has no cgroup of its own, what is in sight is the host's, with what is mounted in it: read-only, if
+/// that was asked for, or who has a cgroup there could write to it from inside.
+fn cover_hosts_cgroups(root: &Root, mount: &PreparedMount) -> Result<()> {
+    let Some(target) = root.inside.find(Path::new(&mount.spec.destination), OFlags::PATH)? else {
+        return Ok(());
+    };
+    let tree = mount::clone_tree(target.as_fd(), Path::new(""), true)?;
+    mount::set_attributes(tree.as_fd(), mount.options.attributes, true)?;
+    mount::attach(tree.as_fd(), target.as_fd())
 }
 
 /// One hierarchy: a new mount shows the namespace's own root; a shared namespace needs a bind mount. So does a
