@@ -147,14 +147,17 @@ fn document(plan: &Plan, status: Status) -> Value {
 
 /// Joins what exists and makes what clone could not, but for the cgroup namespace: see [`Supplies`].
 fn join_namespaces(plan: &Plan) -> Result<()> {
+    let mut left = Vec::new();
+    // Before a mount namespace is joined, in which `/proc` may tell anything.
     for (kind, file) in &plan.namespaces.joined {
         // These two we were born into, and into others with a user namespace: see `fork`.
         let is_in = matches!(kind, NsKind::Pid | NsKind::User)
             || plan.namespaces.has(NsKind::User) && ns::is_current(file.as_fd(), *kind)?;
         if !is_in {
-            ns::join(file.as_fd(), *kind)?;
+            left.push((kind, file));
         }
     }
+    left.into_iter().try_for_each(|(kind, file)| ns::join(file.as_fd(), *kind))?;
     if plan.namespaces.is_new(NsKind::Network) {
         // The specification is silent; programs reach themselves at 127.0.0.1 under every runtime.
         Route::open()?.set_up(LOOPBACK).context(|| "bring up the loopback of the new network")?;
