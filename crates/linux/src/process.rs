@@ -475,6 +475,11 @@ pub fn forbid_tracing() -> Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0).context(|| "prctl(PR_SET_DUMPABLE)")
 }
 
+/// Takes [`forbid_tracing`] back: who has the same user, or the user namespace, may trace this process, as it may others.
+pub fn allow_tracing() -> Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 1).context(|| "prctl(PR_SET_DUMPABLE)")
+}
+
 /// No program that this process executes gains privileges (`no_new_privs`).
 pub fn forbid_new_privileges() -> Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context(|| "prctl(PR_SET_NO_NEW_PRIVS)")

@@ -333,7 +333,14 @@ impl<'a> Maker<'a> {
         let (labels, mut warnings) = Labels::of(process);
         warnings.extend(doubts(&spec));
         let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
-        let (personality, memory_policy) = (linux.personality.clone(), linux.memory_policy.clone());
+        let outfit = Outfit {
+            proc: Proc::open()?,
+            labels,
+            filter: None,
+            shows_listener: namespaces.is_new(NsKind::Pid) && !rustix::process::geteuid().is_root(),
+            personality: linux.personality.clone(),
+            memory_policy: linux.memory_policy.clone(),
+        };
         Ok(Plan {
             id: options.id.to_owned(),
             rootfs,
@@ -341,7 +348,7 @@ impl<'a> Maker<'a> {
             mounts,
             cgroup,
             scope,
-            outfit: Outfit { proc: Proc::open()?, labels, filter: None, personality, memory_policy },
+            outfit,
             mount_label: MountLabel::of(&spec),
             supervisor,
             warnings,

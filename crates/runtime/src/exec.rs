@@ -148,6 +148,8 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
             proc: Proc::open()?,
             labels,
             filter: read_filter(container)?,
+            // The container's processes see it.
+            shows_listener: false,
             personality: state.personality.clone(),
             memory_policy: state.memory_policy.clone(),
         },

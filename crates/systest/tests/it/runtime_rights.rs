@@ -2,16 +2,18 @@
 //! container can run without it, and an error that says what is missing where it cannot.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Finished, eventually, run};
 
 use crate::runtime_bundle::{Runtime, bundle, read_text, script};
+use crate::runtime_command::receive;
 
 /// The command by root without some of its rights.
 fn without(capabilities: &str, command: &Command) -> Command {
@@ -73,6 +75,53 @@ fn a_supervisor_needs_the_right_to_trace() {
     let refused = run(&mut without("sys_ptrace", &command));
     refused.expect_code(1).expect_stderr("seccomp listener").expect_stderr("not permitted");
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
+}
+
+/// It may look into what is its user's, while nobody else is in the container. Those who enter are seen by others.
+#[test]
+fn a_user_without_privileges_has_supervisors() {
+    const USER: u32 = 4346;
+    let home = TempDir::new().expect("a temporary directory");
+    let program = home.path().join("hoist");
+    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    let socket = home.path().join("supervisor");
+    let listener = UnixListener::bind(&socket).expect("a free name");
+    let bundle = bundle(|spec| {
+        script(spec, "sleep 1000");
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+        let map = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
+        spec["linux"]["uidMappings"] = map.clone();
+        spec["linux"]["gidMappings"] = map;
+        spec["linux"]["namespaces"].as_array_mut().expect("a list").push(json!({"type": "user"}));
+        let mounts = spec["mounts"].as_array_mut().expect("a list");
+        // The group of terminals is not mapped.
+        mounts.retain(|mount| mount["type"] != "cgroup" && mount["type"] != "devpts");
+        spec["linux"]["resources"] = json!({});
+    });
+    run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
+    let call = |words: &[&str]| {
+        let mut user = Command::new("/usr/bin/setpriv");
+        user.args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups", "--"]);
+        user.arg(&program).arg("runtime").arg("--root").arg(home.path().join("state")).args(words);
+        user.stdin(Stdio::null());
+        user
+    };
+    let path = bundle.path().display().to_string();
+    let mut create = call(&["run", "-d", "--bundle", &path, "notify"]);
+    let created = std::thread::scope(|scope| {
+        let created = scope.spawn(|| create.stdout(Stdio::null()).status().expect("it runs"));
+        let (state, descriptor) = receive(&listener);
+        let state: Value = serde_json::from_slice(&state).expect("JSON");
+        assert_eq!(state["state"]["id"], "notify");
+        let link = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        let link = fs::read_link(link).expect("it is open").display().to_string();
+        assert!(link.contains("seccomp"), "{link}");
+        created.join().expect("no panic")
+    });
+    assert!(created.success());
+    run(&mut call(&["exec", "notify", "true"])).expect_code(255).expect_stderr("seccomp listener");
+    run(&mut call(&["delete", "--force", "notify"])).ok();
 }
 
 /// CVE-2014-8989, CVE-2018-7169: a group that keeps its members out of a file does so in a user namespace that they make, too.
