@@ -21,6 +21,7 @@ use tokio::task::spawn_blocking;
 use types::{Error, Result, Timestamp};
 
 use crate::config;
+use crate::rest::Rest;
 use crate::telemetry::Times;
 
 /// How often deletions and changes are counted. Nothing else happens in an idle daemon, and rarely this.
@@ -136,8 +137,8 @@ impl Collector {
         *self.config.borrow()
     }
 
-    /// Collects from time to time until dropped.
-    pub(crate) async fn run(self) {
+    /// Collects from time to time until dropped. Disturbs the rest by it: nobody else may be there who would.
+    pub(crate) async fn run(self, rest: Rest) {
         self.pause(|config| config.startup_delay).await;
         let mut seen = self.metadata.mutations();
         loop {
@@ -145,20 +146,19 @@ impl Collector {
             // What is made from here on and seen by the mark is noted once too often, and never too seldom.
             self.trigger.forget();
             let collected = self.collect().await;
-            // What other programs took of it was no work of ours.
-            let elsewhere = collected.as_ref().map_or(Duration::ZERO, |collected| collected.elsewhere);
-            let time = begun.elapsed().saturating_sub(elsewhere);
-            let next_expiry = match collected {
+            let (time, next_expiry) = match collected {
+                // What removing took does not count: who waits longer for it has more to remove, and waits longer still.
                 Ok(collected) => {
-                    self.figures.times().add(time);
-                    collected.next_expiry
+                    self.figures.times().add(collected.looking);
+                    (collected.looking, collected.next_expiry)
                 }
                 Err(error) => {
                     self.figures.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::error!("collect garbage: {}", error.chain());
-                    None
+                    (begun.elapsed(), None)
                 }
             };
+            rest.disturb();
             self.pause(|config| time.div_f64(config.pause_threshold)).await;
             self.wait(&mut seen, next_expiry).await;
         }
@@ -301,7 +301,7 @@ mod tests {
             let options = Options { notice: trigger.notices(), ..Options::default() };
             let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
             let collector = Collector::new(metadata.clone(), trigger, config);
-            tokio::spawn(collector.clone().run());
+            tokio::spawn(collector.clone().run(Rest::default()));
             Stage { metadata, collector, leases: 0, _dir: dir }
         }
 

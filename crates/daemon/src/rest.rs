@@ -2,8 +2,8 @@
 //! bridge that no container has, once, and sleeps.
 //!
 //! ```text
-//! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ give back ──▶ wait for a call, or a container's end
-//!                        ▲                │yes                                 │
+//! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ give back ──▶ wait for a call, a collection,
+//!                        ▲                │yes                                 │ or a container's end
 //!                        └────────────────┴────────────────────────────────────┘
 //! ```
 //!
@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_secs(2);
 /// Below that many bytes the file of the records keeps what is free in it, for the next.
 const DATABASE_LEAST: u64 = 4 << 20;
 
-/// Told of every call. Clones are the same.
+/// Told of every call, and of collections. Clones are the same.
 #[derive(Clone, Default)]
 pub(crate) struct Rest(Arc<Notify>);
 

@@ -227,7 +227,8 @@ async fn run_parts(
     tokio::spawn(task::serve_events(of_shims, parts.shims.clone()));
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
-    tokio::spawn(parts.collector.clone().run());
+    let rest = Rest::default();
+    tokio::spawn(parts.collector.clone().run(rest.clone()));
     tokio::spawn(parts.collector.clone().reclaim());
     tokio::spawn(parts.restarts.clone().run());
     tokio::spawn(parts.retainer.clone().run());
@@ -252,7 +253,6 @@ async fn run_parts(
     }
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
-    let rest = Rest::default();
     tokio::spawn(rest.clone().run(parts.metadata.clone(), parts.engine.clone()));
     let router = Arc::new(router.disturbing(rest));
     let serve = |listener| server::serve(listener, router.clone(), stopping.clone());

@@ -55,8 +55,10 @@ pub struct Collected {
     /// What could not be removed from the stores below. It is tried again next time.
     pub failures: Vec<Error>,
     pub turns: Turns,
-    /// Time in which other programs were waited for, who keep snapshots.
-    pub elsewhere: Duration,
+    /// Time for what there was to look at, in the records and in our own stores: what each collection costs, whatever
+    /// it finds. Removing is not in it, which costs the same in one collection or in many, nor is what other programs
+    /// took who keep snapshots.
+    pub looking: Duration,
 }
 
 /// Turns of writing, for which other writers waited.
@@ -206,7 +208,9 @@ fn mark_and_remove(store: &Inner, removed: &mut Todo, collected: &mut Collected)
     // A change that had its turn before the noting began may not be readable yet.
     store.db.flush()?;
     let now = store.now();
+    let begun = Instant::now();
     let mut marks = store.read(|tx| mark::mark(tx, now, streams))?;
+    collected.looking += begun.elapsed();
     collected.next_expiry = marks.next_expiry;
     for turn in marks.dead().chunks(REMOVALS_PER_TURN) {
         let mut looks = 0;

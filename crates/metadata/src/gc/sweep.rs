@@ -49,7 +49,6 @@ pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
     let (elsewhere, own): (Vec<_>, Vec<_>) = known.partition(|(_, backend)| backend.is_elsewhere());
     // Ours are not to wait for other programs.
     for (name, backend) in own.into_iter().chain(elsewhere) {
-        let begun = Instant::now();
         store.gc.snapshots.start_log();
         let swept = sweep_snapshots(store, &name, &**backend, collected);
         store.gc.snapshots.stop_log();
@@ -57,9 +56,6 @@ pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
             store.gc.orphan_snapshot(&name);
         }
         note(swept, collected);
-        if backend.is_elsewhere() {
-            collected.elsewhere += begun.elapsed();
-        }
     }
 }
 
@@ -159,6 +155,7 @@ fn sweep_snapshots(
     backend: &dyn Snapshotter,
     collected: &mut Collected,
 ) -> Result<()> {
+    let begun = Instant::now();
     let parents: HashMap<String, Option<String>> =
         backend.list_for_collection()?.into_iter().map(|snapshot| (snapshot.key, snapshot.parent)).collect();
     let mut dead: HashSet<&String> = parents.keys().collect();
@@ -167,7 +164,11 @@ fn sweep_snapshots(
             dead.remove(&record.backend);
         }
     }
-    for key in children_first(&parents, dead) {
+    let dead = children_first(&parents, dead);
+    if !backend.is_elsewhere() {
+        collected.looking += begun.elapsed();
+    }
+    for key in dead {
         let pin = (name.to_owned(), key.clone());
         match store.gc.snapshots.remove(&pin, || backend.remove(&key)) {
             Some(Ok(())) => collected.snapshots_swept += 1,

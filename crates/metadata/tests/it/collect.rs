@@ -642,23 +642,46 @@ fn what_a_collection_that_fails_gave_up_is_swept_by_the_next() {
 }
 
 #[test]
-fn snapshotters_of_other_programs_are_swept_last_and_their_time_is_not_ours() {
-    const SLOW: Duration = Duration::from_millis(20);
-    let fixture = Fixture::new();
-    assert_eq!(fixture.store.collect().unwrap().elsewhere, Duration::ZERO);
+fn snapshotters_of_other_programs_are_swept_last() {
     for _ in 0..8 {
+        let fixture = Fixture::new();
         garbage(&fixture, "gone");
         let second = Arc::clone(&fixture.second);
-        fixture.snapshotter.move_elsewhere(move || {
+        fixture.snapshotter.move_elsewhere();
+        fixture.snapshotter.meanwhile("list_for_collection", move || {
             assert!(second.keys().is_empty(), "ours is swept already");
+        });
+        let collected = fixture.store.collect().unwrap();
+        assert!(collected.failures.is_empty(), "{:?}", collected.failures);
+        assert!(fixture.snapshotter.keys().is_empty());
+    }
+}
+
+/// Who waits longer the longer it took to remove has more to remove the next time: garbage would grow without end.
+#[test]
+fn what_counts_of_a_collection_is_looking_and_neither_removing_nor_other_programs() {
+    const SLOW: Duration = Duration::from_millis(250);
+    for (call, is_elsewhere, counts) in [
+        ("list_for_collection", false, true),
+        ("list_for_collection", true, false),
+        ("remove", false, false),
+        ("cleanup", false, false),
+    ] {
+        let fixture = Fixture::new();
+        garbage(&fixture, "gone");
+        if is_elsewhere {
+            fixture.snapshotter.move_elsewhere();
+        }
+        fixture.snapshotter.meanwhile(call, || {
             let begun = Instant::now();
             while begun.elapsed() < SLOW {
                 std::thread::yield_now();
             }
         });
-        let collected = fixture.store.collect().unwrap();
-        assert!(collected.failures.is_empty(), "{:?}", collected.failures);
-        assert!(collected.elsewhere >= SLOW, "{:?}", collected.elsewhere);
+        let (begun, collected) = (Instant::now(), fixture.store.collect().unwrap());
+        assert!(begun.elapsed() >= SLOW, "{call}: it was called");
+        let looking = collected.looking;
+        assert_eq!(looking >= SLOW, counts, "{call}, elsewhere: {is_elsewhere}: {looking:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -223,7 +223,8 @@ pub(crate) struct Remembering {
     snapshots: Mutex<BTreeMap<String, Snapshot>>,
     remote: Mutex<Vec<String>>,
     broken: Mutex<Option<&'static str>>,
-    elsewhere: Mutex<Option<Box<dyn Fn() + Send>>>,
+    meanwhile: Mutex<Option<(&'static str, Box<dyn Fn() + Send>)>>,
+    elsewhere: AtomicBool,
 }
 
 impl Remembering {
@@ -246,12 +247,21 @@ impl Remembering {
         *self.broken.lock().unwrap() = call;
     }
 
-    /// From now on another program keeps the snapshots, and this is done while they are listed.
-    pub(crate) fn move_elsewhere(&self, listed: impl Fn() + Send + 'static) {
-        *self.elsewhere.lock().unwrap() = Some(Box::new(listed));
+    /// From now on this is done in each such call.
+    pub(crate) fn meanwhile(&self, call: &'static str, done: impl Fn() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some((call, Box::new(done)));
+    }
+
+    /// From now on another program keeps the snapshots.
+    pub(crate) fn move_elsewhere(&self) {
+        self.elsewhere.store(true, Ordering::Relaxed);
     }
 
     fn works(&self, call: &str) -> Result<()> {
+        match &*self.meanwhile.lock().unwrap() {
+            Some((slow, done)) if *slow == call => done(),
+            _ => {}
+        }
         match *self.broken.lock().unwrap() {
             Some(broken) if broken == call => Err(Error::internal(format!("{call} is out of order"))),
             _ => Ok(()),
@@ -351,14 +361,11 @@ impl Snapshotter for Remembering {
     }
 
     fn is_elsewhere(&self) -> bool {
-        self.elsewhere.lock().unwrap().is_some()
+        self.elsewhere.load(Ordering::Relaxed)
     }
 
     fn list(&self) -> Result<Vec<Snapshot>> {
         self.works("list")?;
-        if let Some(listed) = &*self.elsewhere.lock().unwrap() {
-            listed();
-        }
         Ok(self.snapshots.lock().unwrap().values().cloned().collect())
     }
 

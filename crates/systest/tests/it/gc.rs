@@ -67,6 +67,25 @@ fn a_blob_goes_when_its_label_says() {
     eventually("the blob is collected", || (!has(&daemon, &digest)).then_some(()));
 }
 
+/// What a collection frees is given back though nobody calls.
+#[test]
+fn a_daemon_comes_to_rest_after_a_collection() {
+    let config = "[gc]\nschedule_delay = \"5s\"\n[log]\nlevel = \"debug\"\n";
+    let daemon = Daemon::start_with(&[], config);
+    eventually("the collection of the start is over", || {
+        daemon.log().contains("collected garbage").then_some(())
+    });
+    let digest = blob(&daemon, "freed while nobody is there");
+    daemon.ctr(["content", "rm", &digest]).ok();
+    let log = eventually("the blob is collected", || {
+        let log = daemon.log();
+        log.contains("blobs_swept=1").then_some(log)
+    });
+    let before = log.find("blobs_swept=1").expect("it is there");
+    assert!(log[..before].contains("at rest:"), "it was at rest before\n{log}");
+    eventually("it is at rest again", || daemon.log()[before..].contains("at rest:").then_some(()));
+}
+
 /// Waits for the end of a stream.
 async fn all<T>(mut answers: Streaming<T>) -> Result<(), Status> {
     while answers.message().await?.is_some() {}
