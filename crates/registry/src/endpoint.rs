@@ -82,6 +82,14 @@ impl Answer {
         &self.reply.address
     }
 
+    /// An address that the answer names, whole: relative ones are meant from where it came from (RFC 9110, 10.2.2).
+    pub(crate) fn names(&self, address: &str) -> Result<String> {
+        let whole = resolve(self.address(), address);
+        let whole =
+            whole.map_err(|error| error.context(format!("{} led to {address:?}", self.endpoint.name())))?;
+        Ok(whole.to_string())
+    }
+
     /// Who said it: whatever follows from the answer goes there.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
@@ -231,7 +239,10 @@ impl Endpoint {
             self.transport.tokens.drop(refused);
         }
         self.identity.learn(&self.host.authority, &asked).await?;
-        *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
+        // What it asks for where another repository is read as well holds for that only.
+        if request.reads.is_empty() {
+            *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
+        }
         let fresh = self.answer_to(&challenge, request, patience).await?;
         // What was refused once is refused again.
         if fresh.header.is_none() || fresh.header == shown.header {

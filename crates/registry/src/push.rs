@@ -5,6 +5,7 @@
 //!   └404─▶ POST uploads?mount&from ──201──▶ mounted from another repository
 //!            └202 Location─▶ PUT whole ──201──▶ sent
 //!                              ├ broke ─▶ GET Location: how far? ─▶ PATCH the rest ─▶ PUT
+//!                              │            └404─▶ HEAD blob: is it there? ─▶ POST again
 //!                              └ 413 ───▶ PATCH chunk by chunk ─▶ PUT
 //! ```
 //!
@@ -155,7 +156,13 @@ impl Push {
         let path = format!("blobs/uploads/?mount={digest}&from={source}");
         let mut request = Request::new(Method::POST, path, Capability::Push);
         request.reads.push(source.to_owned());
-        let answer = self.endpoint.send(&request).await?;
+        let answer = match self.endpoint.send(&request).await {
+            // Some give no token at all to whoever may not read the source, instead of one for less.
+            Err(error) if error.is(ErrorKind::Unauthenticated) || error.is(ErrorKind::PermissionDenied) => {
+                return Ok(Mount::Refused);
+            }
+            answer => answer?,
+        };
         match answer.status() {
             StatusCode::CREATED => Ok(Mount::Done),
             StatusCode::ACCEPTED => Begun::of(&answer).map(Mount::Begun),
@@ -183,7 +190,9 @@ impl Push {
             }
             tokio::time::sleep(pause(failures)).await;
             failures += 1;
-            self.recover(&mut upload).await?;
+            if let Recovered::Stored = self.recover(&mut upload).await? {
+                return Ok(());
+            }
             if upload.offset > furthest {
                 (furthest, failures) = (upload.offset, 0);
             }
@@ -208,8 +217,10 @@ impl Push {
             if answer.status() == StatusCode::PAYLOAD_TOO_LARGE && size > CHUNK_LEN.max(upload.chunk_len_min)
             {
                 upload.chunk_len = Some(CHUNK_LEN.max(upload.chunk_len_min));
-                self.recover(upload).await?;
-                return Ok(Step::InChunks);
+                return Ok(match self.recover(upload).await? {
+                    Recovered::Stored => Step::Done,
+                    Recovered::Upload => Step::InChunks,
+                });
             }
             self.accepted(answer).await?;
             return Ok(Step::Done);
@@ -237,8 +248,9 @@ impl Push {
         Ok(Step::Sent)
     }
 
-    /// Asks how far an upload came; begins another one if the registry cannot say.
-    async fn recover(&self, upload: &mut Upload<'_>) -> Result<()> {
+    /// Asks how far an upload came; begins another one if the registry cannot say, unless it has the blob: what broke
+    /// off may have been its answer.
+    async fn recover(&self, upload: &mut Upload<'_>) -> Result<Recovered> {
         let request = Request::at(Method::GET, upload.location.clone(), Capability::Push);
         let answer = self.endpoint.send(&request).await?;
         if answer.status().is_success()
@@ -247,11 +259,14 @@ impl Push {
             upload.offset = offset;
             // Some registries leave it out where it does not change.
             upload.location = location(&answer).unwrap_or_else(|_| upload.location.clone());
-            return Ok(());
+            return Ok(Recovered::Upload);
+        }
+        if self.has(&format!("blobs/{}", upload.descriptor.digest)).await? {
+            return Ok(Recovered::Stored);
         }
         upload.location = self.begin().await?.location;
         upload.offset = 0;
-        Ok(())
+        Ok(Recovered::Upload)
     }
 
     /// An upload that the registry does not know any more, or that is not where we think, may be begun anew.
@@ -291,6 +306,14 @@ enum Step {
     Sent,
     /// It was too large: chunks come next.
     InChunks,
+}
+
+/// What a registry has after an upload broke.
+enum Recovered {
+    /// The whole blob.
+    Stored,
+    /// As much of it as the upload says now.
+    Upload,
 }
 
 enum Mount {
@@ -335,13 +358,13 @@ fn stream(bytes: &Ranges, range: Range<u64>) -> Body {
 
 /// Where the upload goes on.
 fn location(answer: &Answer) -> Result<String> {
-    let location = text(answer.headers(), &LOCATION);
-    location.map(str::to_owned).ok_or_else(|| {
+    let location = text(answer.headers(), &LOCATION).ok_or_else(|| {
         Error::unavailable(format!(
             "{} began an upload and did not say where: no Location",
             answer.endpoint().name()
         ))
-    })
+    })?;
+    answer.names(location)
 }
 
 /// How many bytes the registry has: `Range: 0-N`. None at all and one byte look the same; then it is none.

@@ -4,13 +4,16 @@
 //! Registries with the referrers API keep the list by themselves. Under others it is an index with the tag
 //! `sha256-HEX`, which whoever pushes a referrer adds to: two who do so at once may lose one of the two.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use http::header::{ACCEPT, CONTENT_TYPE, LINK};
 use http::{HeaderValue, StatusCode};
 use types::descriptor::media_type;
 use types::spec::image::Index;
 use types::{Descriptor, Digest, Error, ErrorKind, Result};
 
-use crate::endpoint::Answer;
+use crate::endpoint::{Answer, Endpoint};
 use crate::host::Capability;
 use crate::push::Push;
 use crate::remote::Remote;
@@ -21,56 +24,38 @@ use crate::transport::read_body;
 const PAGE_LEN_MAX: usize = 4 << 20;
 /// Pages that are read.
 const PAGES_MAX: usize = 64;
+/// Descriptors of a list. Nobody has so many signatures; a registry may say so to take the memory of whoever asks.
+const REFERRERS_MAX: usize = 4096;
+/// For all pages.
+const LIST_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Remote {
     /// The manifests that have `subject` as theirs, of one artifact type or of all.
     pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>> {
         let listed = async {
-            let mut found = match self.list_referrers(subject, artifact_type).await? {
-                Some(found) => found,
-                None => self.fallback(subject).await?.map_or_else(Vec::new, |index| index.manifests),
-            };
-            // Registries may leave the filter to us.
-            found.retain(|referrer| {
-                artifact_type.is_none_or(|wanted| referrer.artifact_type.as_deref() == Some(wanted))
-            });
-            Ok(found)
+            if let Some(found) = self.list_referrers(subject, artifact_type).await? {
+                return Ok(found);
+            }
+            let index = self.fallback(subject).await?;
+            Ok(index.map_or_else(Vec::new, |index| of_type(index, artifact_type).collect()))
         };
         listed.await.map_err(|error: Error| error.context(format!("list what refers to {subject}")))
     }
 
-    /// By the API; none if the registry has none.
+    /// By the API; none if the registry has none. A mirror may have none, or not what the registry behind it has: the
+    /// next is asked as long as nothing is found, and what the last says holds.
     async fn list_referrers(&self, subject: &Digest, kind: Option<&str>) -> Result<Option<Vec<Descriptor>>> {
-        let Some(endpoint) = self.endpoints(Capability::Referrers).into_iter().next() else {
-            return Ok(None);
-        };
-        let query = kind.map_or_else(String::new, |kind| format!("?artifactType={}", escape(kind)));
-        let mut request = Request::get(format!("referrers/{subject}{query}"), Capability::Referrers);
-        let mut found = Vec::new();
-        for _ in 0..PAGES_MAX {
-            let request_page =
-                request.clone().header(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
-            let answer = endpoint.send(&request_page).await?;
-            let is_list = answer.headers().get(CONTENT_TYPE).is_some_and(|kind| {
-                kind.to_str().is_ok_and(|kind| kind.split(';').next() == Some(media_type::OCI_INDEX))
+        let mut last = Ok(None);
+        for endpoint in self.endpoints(Capability::Referrers) {
+            let listing = list(&endpoint, subject, kind);
+            last = tokio::time::timeout(LIST_TIMEOUT, listing).await.unwrap_or_else(|_| {
+                Err(Error::deadline_exceeded(format!("{} took more than {LIST_TIMEOUT:?}", endpoint.name())))
             });
-            match answer.status() {
-                // Registries that do not know the path say so in all these ways.
-                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
-                    return Ok(None);
-                }
-                status if status.is_success() && !is_list => return Ok(None),
-                _ => {}
-            }
-            let answer = answer.checked().await?;
-            let next = next_page(&answer);
-            found.extend(parse(&read_body(answer.into_body(), PAGE_LEN_MAX).await?)?.manifests);
-            match next {
-                Some(location) => request = Request::at(http::Method::GET, location, Capability::Referrers),
-                None => return Ok(Some(found)),
+            if last.as_ref().is_ok_and(|found| found.as_ref().is_some_and(|found| !found.is_empty())) {
+                break;
             }
         }
-        Err(Error::resource_exhausted(format!("the list has more than {PAGES_MAX} pages")))
+        last
     }
 
     /// The index under the tag that stands in for the API; none if nobody wrote it.
@@ -86,6 +71,44 @@ impl Remote {
             }
         }
     }
+}
+
+/// What one host lists; none if it has no such API.
+async fn list(
+    endpoint: &Arc<Endpoint>,
+    subject: &Digest,
+    kind: Option<&str>,
+) -> Result<Option<Vec<Descriptor>>> {
+    let query = kind.map_or_else(String::new, |kind| format!("?artifactType={}", escape(kind)));
+    let mut request = Request::get(format!("referrers/{subject}{query}"), Capability::Referrers);
+    let mut found = Vec::new();
+    for _ in 0..PAGES_MAX {
+        let request_page = request.clone().header(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
+        let answer = endpoint.send(&request_page).await?;
+        let is_list = answer.headers().get(CONTENT_TYPE).is_some_and(|kind| {
+            kind.to_str().is_ok_and(|kind| kind.split(';').next() == Some(media_type::OCI_INDEX))
+        });
+        match answer.status() {
+            // Registries that do not know the path say so in all these ways.
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
+                return Ok(None);
+            }
+            status if status.is_success() && !is_list => return Ok(None),
+            _ => {}
+        }
+        let answer = answer.checked().await?;
+        let next = next_page(&answer).map(|address| answer.names(address)).transpose()?;
+        let page = parse(&read_body(answer.into_body(), PAGE_LEN_MAX).await?)?;
+        found.extend(of_type(page, kind));
+        if found.len() > REFERRERS_MAX {
+            return Err(Error::resource_exhausted(format!("the list has more than {REFERRERS_MAX} entries")));
+        }
+        match next {
+            Some(location) => request = Request::at(http::Method::GET, location, Capability::Referrers),
+            None => return Ok(Some(found)),
+        }
+    }
+    Err(Error::resource_exhausted(format!("the list has more than {PAGES_MAX} pages")))
 }
 
 impl Push {
@@ -112,6 +135,14 @@ impl Push {
     }
 }
 
+/// Registries may leave the filter to us.
+fn of_type(index: Index, artifact_type: Option<&str>) -> impl Iterator<Item = Descriptor> {
+    let is_wanted = move |referrer: &Descriptor| {
+        artifact_type.is_none_or(|wanted| referrer.artifact_type.as_deref() == Some(wanted))
+    };
+    index.manifests.into_iter().filter(is_wanted)
+}
+
 fn parse(bytes: &[u8]) -> Result<Index> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::data_loss("the list of referrers cannot be read").with_source(error))
@@ -124,12 +155,12 @@ fn fallback_tag(subject: &Digest) -> String {
 }
 
 /// Where the list goes on (RFC 8288: `<ADDRESS>; rel="next"`).
-fn next_page(answer: &Answer) -> Option<String> {
+fn next_page(answer: &Answer) -> Option<&str> {
     let links = answer.headers().get_all(LINK).iter().filter_map(|link| link.to_str().ok());
     links.flat_map(|link| link.split(',')).find_map(|link| {
         let (address, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
         let is_next = rest.split(';').any(|part| matches!(part.trim(), r#"rel="next""# | "rel=next"));
-        is_next.then(|| address.to_owned())
+        is_next.then_some(address)
     })
 }
 

@@ -37,7 +37,7 @@ pub enum Target {
     Registry,
     /// Below the repository: `blobs/sha256:…`.
     Repository(String),
-    /// What a `Location` header said, absolute or not. Only the host that said it can be asked.
+    /// What a `Location` header said. Only the host that said it can be asked.
     Location(String),
 }
 
@@ -113,22 +113,40 @@ impl fmt::Debug for Body {
 }
 
 impl Body {
-    /// The body as it is sent once, and a flag that is set whenever a part of it was taken.
-    pub(crate) fn open(&self) -> (Sending, Arc<AtomicBool>) {
-        let moved = Arc::new(AtomicBool::new(false));
+    /// The body as it is sent once, and how far that is.
+    pub(crate) fn open(&self) -> (Sending, Sent) {
         let source = match self {
             Body::Empty => Source::Whole(None),
             Body::Bytes(bytes) => Source::Whole(Some(bytes.clone()).filter(|bytes| !bytes.is_empty())),
             Body::Stream { len, open } => Source::Parts { receive: open(), left: *len },
         };
-        (Sending { source, moved: moved.clone() }, moved)
+        let sent = Sent::default();
+        (Sending { source, sent: sent.clone() }, sent)
+    }
+}
+
+/// How far a body was taken by who sends it. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Sent {
+    moved: Arc<AtomicBool>,
+    whole: Arc<AtomicBool>,
+}
+
+impl Sent {
+    /// Whether a part of it was taken since the last time that this was asked.
+    pub(crate) fn has_moved(&self) -> bool {
+        self.moved.swap(false, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
     }
 }
 
 /// A body on its way out.
 pub(crate) struct Sending {
     source: Source,
-    moved: Arc<AtomicBool>,
+    sent: Sent,
 }
 
 enum Source {
@@ -157,7 +175,10 @@ impl hyper::body::Body for Sending {
                 None => Some(Err(io::Error::other("there are fewer bytes than were announced"))),
             },
         };
-        self.moved.store(true, Ordering::Relaxed);
+        self.sent.moved.store(true, Ordering::Relaxed);
+        if self.is_end_stream() {
+            self.sent.whole.store(true, Ordering::Relaxed);
+        }
         Poll::Ready(part.map(|part| part.map(Frame::data)))
     }
 

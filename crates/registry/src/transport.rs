@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +32,9 @@ pub(crate) const ATTEMPTS_MAX: u32 = 6;
 /// For a host of this machine to say whether it speaks TLS.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const REDIRECTS_MAX: usize = 10;
+/// For a registry to answer once it has all of what it is to store: some copy it from one place to another then, and hash
+/// it again.
+const STORE_TIMEOUT: Duration = Duration::from_secs(900);
 /// A server that asks for more patience than this is down.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Bytes of a connection that are read at a time, and kept in memory for it.
@@ -77,6 +79,8 @@ pub(crate) struct Patience {
     connect_attempts_max: u32,
     /// From the request to the answer's headers, or between two parts of the request's body.
     answer_timeout: Duration,
+    /// From the end of what is to be stored to the answer: registries hash and copy large blobs before they give it.
+    store_timeout: Duration,
     /// Whether a host that asks for time gets it.
     waits: bool,
 }
@@ -87,12 +91,22 @@ impl Patience {
         attempts_max: ATTEMPTS_MAX,
         connect_attempts_max: 3,
         answer_timeout: Duration::from_secs(60),
+        store_timeout: STORE_TIMEOUT,
         waits: true,
     };
 
     /// The next host is asked instead.
     fn mirror(answer_timeout: Duration) -> Patience {
-        Patience { attempts_max: 2, connect_attempts_max: 1, answer_timeout, waits: false }
+        let store_timeout = STORE_TIMEOUT;
+        Patience { attempts_max: 2, connect_attempts_max: 1, answer_timeout, store_timeout, waits: false }
+    }
+
+    /// How long nothing may happen on either side.
+    fn timeout(&self, method: &Method, is_sent: bool) -> Duration {
+        match is_sent && matches!(*method, Method::PUT | Method::PATCH) {
+            true => self.store_timeout,
+            false => self.answer_timeout,
+        }
     }
 
     /// What is said at once is what is wanted.
@@ -319,7 +333,7 @@ impl Transport {
         if request.patience.waits {
             self.wait_for(at).await;
         }
-        let (body, moved) = request.body.open();
+        let (body, sent) = request.body.open();
         let mut message = Request::new(body);
         *message.method_mut() = method.clone();
         *message.uri_mut() = at.clone();
@@ -354,22 +368,22 @@ impl Transport {
             answer
         });
         tokio::pin!(sending);
-        let timeout = request.patience.answer_timeout;
-        let sent = loop {
+        let answer = loop {
+            let timeout = request.patience.timeout(method, sent.is_whole());
             match tokio::time::timeout(timeout, &mut sending).await {
-                Ok(sent) => break sent,
+                Ok(answer) => break answer,
                 // A large body takes its time, but it moves.
-                Err(_) if moved.swap(false, Ordering::Relaxed) => {}
+                Err(_) if sent.has_moved() => {}
                 Err(_) => {
                     let words = format!("{method} {at}: no answer within {timeout:?}");
                     return Err(Error::deadline_exceeded(words).into());
                 }
             }
         };
-        if let (Some(witness), Ok(answer)) = (request.witness, &sent) {
+        if let (Some(witness), Ok(answer)) = (request.witness, &answer) {
             witness.answer(answer.version(), answer.status(), answer.headers());
         }
-        sent.map_err(|error| Failure::of(&error, at))
+        answer.map_err(|error| Failure::of(&error, at))
     }
 }
 
@@ -632,6 +646,58 @@ mod tests {
         assert_eq!(to("/up?back=http://b.example/").unwrap(), "https://a.example/up?back=http://b.example/");
         assert!(to("http://b.example/q").is_err());
         assert!(to("file:///etc/passwd").is_err());
+    }
+
+    /// Registries have more to do for what they are given than for what they are asked.
+    #[tokio::test]
+    async fn who_has_all_of_what_it_is_to_store_may_take_its_time() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url: Uri = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let slow = Duration::from_millis(400);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut chunk) = (0, [0; 4096]);
+                    // The head of a request is shorter than its body here, if it has any.
+                    while read < 1000 && !chunk.starts_with(b"GET") {
+                        read += tokio::io::AsyncReadExt::read(&mut stream, &mut chunk).await.unwrap();
+                    }
+                    tokio::time::sleep(slow).await;
+                    let answer = b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n";
+                    drop(tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await);
+                });
+            }
+        });
+        let transport = Transport::new(Proxies::default(), slow);
+        let body = Body::Bytes(vec![0; 1000].into());
+        let patience = Patience { answer_timeout: slow / 4, ..Patience::once() };
+        for (method, body, is_answered) in
+            [(Method::PUT, &body, true), (Method::POST, &body, false), (Method::GET, &Body::Empty, false)]
+        {
+            let outgoing = Outgoing {
+                method: &method,
+                url: &url,
+                headers: &HeaderMap::new(),
+                private: &HeaderMap::new(),
+                origin: String::new(),
+                body,
+                is_body_private: false,
+                is_repeatable: false,
+                tls: &Tls::default(),
+                dial_timeout: PROBE_TIMEOUT,
+                patience,
+                witness: None,
+            };
+            let answered = transport.send(&outgoing).await.map(|reply| reply.response.status());
+            match answered {
+                Ok(status) => assert!(is_answered && status == 201, "{method}: {status}"),
+                Err(error) => assert!(
+                    !is_answered && error.is(ErrorKind::DeadlineExceeded),
+                    "{method}: {}",
+                    error.chain()
+                ),
+            }
+        }
     }
 
     #[test]

@@ -47,6 +47,8 @@ pub enum Fault {
     Body(Vec<u8>),
     /// The connection breaks after so many bytes of the body.
     Cut(u64),
+    /// The connection breaks once the registry has answered, and the client does not hear it.
+    CutAnswer,
     /// The connection breaks after so many bytes of the request's body went on to the registry.
     CutUpload(u64),
     /// The byte at this place of the blob is another.
@@ -405,6 +407,10 @@ fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
     if was_cut {
         registry.shutdown(Shutdown::Write)?;
         // The registry has seen the end when it hangs up in its turn.
+        io::copy(&mut &registry, &mut io::sink())?;
+        return client.shutdown(Shutdown::Both);
+    }
+    if faults.iter().any(|fault| matches!(fault, Fault::CutAnswer)) {
         io::copy(&mut &registry, &mut io::sink())?;
         return client.shutdown(Shutdown::Both);
     }

@@ -5,6 +5,7 @@ mod blobs;
 mod hosts;
 mod proxies;
 mod push;
+mod referrers;
 mod secured;
 mod server;
 mod sources;

@@ -116,6 +116,10 @@ fn serve(stream: &TcpStream, kept: &Mutex<Kept>) -> std::io::Result<()> {
 }
 
 async fn push(host: &str, blob: &[u8], digest: Digest) -> Result<Sent> {
+    push_from(host, blob, digest, &[]).await
+}
+
+async fn push_from(host: &str, blob: &[u8], digest: Digest, sources: &[String]) -> Result<Sent> {
     let remote = Remote::new(&format!("{host}/some/image:1").parse().unwrap(), None);
     let whole = Bytes::copy_from_slice(blob);
     let ranges: Ranges = Arc::new(move |range| {
@@ -132,7 +136,7 @@ async fn push(host: &str, blob: &[u8], digest: Digest) -> Result<Sent> {
         receive
     });
     let descriptor = Descriptor::new(media_type::OCI_LAYER, digest, blob.len() as u64);
-    Push::new(&remote)?.blob(&descriptor, &[], &ranges).await
+    Push::new(&remote)?.blob(&descriptor, sources, &ranges).await
 }
 
 #[tokio::test]
@@ -173,6 +177,67 @@ async fn what_the_registry_refuses_is_not_sent_again_and_again() {
     let error = push(&denied.host(), &blob, Digest::of(&blob)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     assert_eq!(denied.requests(|asked| asked.method == "POST").len(), 1);
+}
+
+/// The registry stores the blob, and whoever waits for its answer is cut off: a proxy before it, or our patience.
+#[tokio::test]
+async fn a_blob_that_is_there_after_all_is_not_sent_again() {
+    let blob = noise("blob", 300_000);
+    let keeper = Keeper::start();
+    let proxy = FaultProxy::start_at(keeper.address, |asked| match asked.method.as_str() {
+        "PUT" => vec![Fault::CutAnswer],
+        _ => Vec::new(),
+    });
+    assert_eq!(push(&proxy.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Uploaded);
+    assert_eq!(proxy.requests(|asked| asked.method == "PUT").len(), 1);
+    assert!(keeper.blob(&Digest::of(&blob)).unwrap() == blob);
+}
+
+/// As registries do whose tokens are all or nothing.
+#[tokio::test]
+async fn who_gets_no_token_for_the_source_of_a_mount_pushes_all_the_same() {
+    let server = Server::start(|request, _| {
+        if request.path.starts_with("/token") {
+            let is_refused = request.path.contains("repository:team/base:");
+            return Reply::new(if is_refused { 401 } else { 200 }, r#"{"token":"t"}"#);
+        }
+        if request.header("authorization").is_none() {
+            let scope =
+                if request.path.contains("mount=") { ",scope=\"repository:team/base:pull\"" } else { "" };
+            let realm = format!("http://{}/token", request.header("host").unwrap());
+            let asked = format!("Bearer realm=\"{realm}\",service=\"here\"{scope}");
+            return Reply::new(401, "").header("WWW-Authenticate", asked);
+        }
+        match request.method.as_str() {
+            "HEAD" => Reply::new(404, ""),
+            "POST" => Reply::new(202, "").header("Location", "/up/1"),
+            _ => Reply::new(201, ""),
+        }
+    });
+    let (blob, sources) = (noise("blob", 1000), ["team/base".to_owned()]);
+    let sent = push_from(&server.host(), &blob, Digest::of(&blob), &sources).await.unwrap();
+    assert_eq!(sent, Sent::Uploaded);
+    assert!(server.seen().iter().any(|seen| seen.path.contains("team/base")), "it was tried");
+}
+
+/// A registry that hands uploads on to another: what that names is meant from there.
+#[tokio::test]
+async fn an_upload_goes_on_where_its_beginning_led() {
+    let storage = Server::start(|request, _| match (request.method.as_str(), request.path.as_str()) {
+        ("POST", "/v2/some/image/blobs/uploads/") => Reply::new(202, "").header("Location", "1?state=x"),
+        ("PUT", path) if path.starts_with("/v2/some/image/blobs/uploads/1?state=x&digest=") => {
+            Reply::new(201, "")
+        }
+        _ => Reply::new(404, ""),
+    });
+    let host = storage.host();
+    let registry = Server::start(move |request, _| match request.method.as_str() {
+        "POST" => Reply::new(307, "").header("Location", format!("http://{host}{}", request.path)),
+        _ => Reply::new(404, ""),
+    });
+    let blob = noise("blob", 1000);
+    assert_eq!(push(&registry.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Uploaded);
+    assert_eq!(storage.seen().last().unwrap().body, blob);
 }
 
 /// A registry that wants chunks, and says of each that it has such a range then.
