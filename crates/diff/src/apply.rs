@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 use linux::beneath::{Root, proc_path};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev,
-    mkdirat, mknodat, openat, seek, setxattr, statat, statx, symlinkat, unlinkat, utimensat,
+    XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr,
+    makedev, mkdirat, mknodat, openat, seek, setxattr, statat, statx, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
@@ -119,6 +119,7 @@ pub(crate) fn extract(
         open: HashMap::new(),
         times: BTreeMap::new(),
         made: BTreeSet::new(),
+        emptied: BTreeSet::new(),
         implied: BTreeSet::new(),
         buffer: vec![0; WRITE_LEN],
         bytes: 0,
@@ -153,6 +154,8 @@ pub(crate) struct Tree {
     times: BTreeMap<PathBuf, (i64, u32)>,
     /// What this layer made, where whiteouts delete: they mean lower layers only.
     made: BTreeSet<PathBuf>,
+    /// Directories that this layer emptied, by device and inode: once is enough, however many ways lead there.
+    emptied: BTreeSet<(u64, u64)>,
     /// The places of directories that were made for what is in them.
     implied: BTreeSet<PathBuf>,
     buffer: Vec<u8>,
@@ -460,6 +463,10 @@ impl Tree {
     /// Deletes what lower layers had in a directory.
     fn empty_directory(&mut self, path: &Path) -> Result<()> {
         let Some(folder) = self.root.find(path, OFlags::RDONLY | OFlags::DIRECTORY)? else { return Ok(()) };
+        let found = fstat(&folder).map_err(io::Error::from).context(|| "look at a directory")?;
+        if !self.emptied.insert((found.st_dev, found.st_ino)) {
+            return Ok(());
+        }
         for name in names(&folder)? {
             let inside = path.join(&name);
             let is_ours =

@@ -34,3 +34,4 @@ pub use format::BLOCK_LEN;
 pub use reader::{HEAD_LEN, Head};
 pub use stack::Ground;
 pub use tree::{Device, Entry, EntryKind, Looks, Placed, Tree};
+pub use writer::IMAGE_LEN_MAX;

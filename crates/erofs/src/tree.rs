@@ -29,7 +29,7 @@ const DETOUR_FROM: usize = 64;
 const DETOURS_LEN_MAX: u64 = 1 << 22;
 
 /// Bytes of memory that one tree takes until its image is written, so that an archive of empty files cannot fill it all.
-const MEMORY_MAX: u64 = 512 << 20;
+pub(crate) const MEMORY_MAX: u64 = 512 << 20;
 /// What each thing takes of them beside its text, with what lists have in reserve and what the allocator adds: an inode and
 /// its place in the image, a directory of few names, a name in one, and what no inode had before: an attribute, or what it
 /// has in common with others.

@@ -13,7 +13,7 @@ use crate::format::{
     ROOT_NUMBER_MAX, SUPERBLOCK_AT, SUPERBLOCK_LEN, entry_type,
 };
 use crate::names::Text;
-use crate::tree::{Content, Directory, Id, ROOT, Tree};
+use crate::tree::{Content, Directory, Id, MEMORY_MAX, ROOT, Tree};
 
 /// Bytes. Names and link targets up to this stand with their inode; they must lie within one block.
 const INLINE_LEN_MAX: usize = 384;
@@ -21,6 +21,9 @@ const INLINE_LEN_MAX: usize = 384;
 const SHARED_MAX: usize = u8::MAX as usize;
 /// Units of four bytes that an inode's attributes may take.
 const ATTRIBUTES_UNITS_MAX: usize = u16::MAX as usize;
+/// Bytes of an image. Whoever stacks layers reads it whole. What a tree may have in memory is shorter on the disk, but for
+/// attributes: above 255 of an inode they are written for each, and are counted once in memory.
+pub const IMAGE_LEN_MAX: u64 = MEMORY_MAX + MEMORY_MAX / 2;
 
 const BLOCK_LEN: u64 = BLOCK as u64;
 
@@ -185,8 +188,12 @@ impl Plan {
         self.shared_at = at.next_multiple_of(BLOCK_LEN);
         self.data_at = (self.shared_at + self.shared_len).next_multiple_of(BLOCK_LEN);
         self.len = self.data_at + blocks * BLOCK_LEN;
-        if self.len / BLOCK_LEN >= u64::from(NO_BLOCK) {
-            return Err(too_large());
+        if self.len > IMAGE_LEN_MAX {
+            return Err(Error::resource_exhausted(format!(
+                "its metadata takes {} bytes, more than the {IMAGE_LEN_MAX} that an image may have: it needs fewer files, \
+                 or fewer attributes on each",
+                self.len
+            )));
         }
         Ok(())
     }

@@ -58,13 +58,18 @@ pub(crate) fn open(mut file: File) -> io::Result<(impl Read, u64)> {
     Ok((image, len))
 }
 
-/// All of an image that is longer than this is none.
-const LEN_MAX: u64 = 2 << 30;
+/// The bytes of an image, which has a limit.
+pub(crate) fn whole(image: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    image.take(erofs::IMAGE_LEN_MAX + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > erofs::IMAGE_LEN_MAX {
+        true => Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than an image may be")),
+        false => Ok(bytes),
+    }
+}
 
 /// The bytes of the image in a packed file.
 pub fn read(file: File) -> io::Result<Vec<u8>> {
     let (image, _) = open(file)?;
-    let mut bytes = Vec::new();
-    image.take(LEN_MAX).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    whole(image)
 }

@@ -3,7 +3,7 @@
 //! Layers are read from the lowest to the topmost into one tree of names; whiteouts (image-spec `layer.md`)
 //! take away what lower layers brought.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufReader;
 use std::ops::Bound;
 
@@ -44,6 +44,7 @@ pub fn files(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Resul
     for (at, layer) in manifest.layers.iter().enumerate() {
         let what = || format!("read layer {}", layer.digest);
         let blob = open_layer(metadata, caller, layer).map_err(|error| error.context(what()))?;
+        tree.begin();
         let mut archive = Reader::new(BufReader::new(Decoder::new(blob).context(what)?));
         while let Some(entry) = archive.next_entry().context(what)? {
             tree.apply(at, &entry);
@@ -63,6 +64,9 @@ struct Tree {
     names: BTreeMap<Vec<u8>, ImageFile>,
     /// Bytes of the names, and of where links lead.
     text_len: usize,
+    /// Folders below which nothing is left that is older than the layer at hand. A layer may say so again and again, and to
+    /// look again would cost all names each time.
+    emptied: BTreeSet<Vec<u8>>,
 }
 
 impl Tree {
@@ -96,7 +100,7 @@ impl Tree {
             None => (&path[..0], &path[..]),
         };
         if name == OPAQUE {
-            return self.remove_below(folder, layer);
+            return self.empty(folder, layer);
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             let mut gone = folder.to_vec();
@@ -107,7 +111,7 @@ impl Tree {
             if self.names.get(&gone).is_some_and(|file| file.layer < layer) {
                 self.remove(&gone);
             }
-            return self.remove_below(&gone, layer);
+            return self.empty(&gone, layer);
         }
         if path.is_empty() {
             return; // the root
@@ -132,6 +136,20 @@ impl Tree {
         // Another name of a file is that file.
         let file = linked.map_or(own, |target| ImageFile { layer, ..target });
         self.insert(path, file);
+    }
+
+    /// Takes away what layers below `layer`, which is the one at hand, brought beneath a folder.
+    fn empty(&mut self, folder: &[u8], layer: usize) {
+        if self.emptied.insert(folder.to_vec()) {
+            self.text_len += folder.len();
+            self.remove_below(folder, layer);
+        }
+    }
+
+    /// The next layer comes.
+    fn begin(&mut self) {
+        self.text_len -= self.emptied.iter().map(Vec::len).sum::<usize>();
+        self.emptied.clear();
     }
 
     /// Takes away what layers below `layer` brought beneath a folder.
@@ -176,6 +194,33 @@ mod tests {
     use testkit::layout::tar_of;
 
     use super::*;
+
+    /// A marker costs the names below its folder, and a layer of few bytes has room for millions of markers.
+    #[test]
+    fn a_folder_is_emptied_once_however_often_a_layer_says_so() {
+        const NAMES: usize = 10_000;
+        let paths: Vec<String> = (0..NAMES).map(|at| format!("d/{at}")).collect();
+        let own = paths.iter().map(String::as_str);
+        let markers = ["d/.wh..wh..opq", ".wh.d"].into_iter().cycle().take(NAMES);
+        let files: Vec<(&str, &str)> = own.chain(markers).map(|path| (path, "")).collect();
+        let layers = [tar_of(&[("d/below", "")]), tar_of(&files)];
+        let mut tree = Tree::default();
+        let begun = std::time::Instant::now();
+        for (layer, archive) in layers.iter().enumerate() {
+            tree.begin();
+            let mut entries = Reader::new(&archive[..]);
+            while let Some(entry) = entries.next_entry().unwrap() {
+                tree.apply(layer, &entry);
+            }
+        }
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+        assert!(tree.names.len() == NAMES && !tree.names.contains_key(&b"d/below"[..]));
+        // What one layer took away another may bring, for a third to take away.
+        tree.begin();
+        let marker = tar_of(&[("d/.wh..wh..opq", "")]);
+        tree.apply(2, &Reader::new(&marker[..]).next_entry().unwrap().unwrap());
+        assert_eq!(tree.names.len(), 0);
+    }
 
     #[test]
     fn names_have_a_bound_together() {

@@ -71,6 +71,27 @@ fn names_with_dots_and_slashes_stay_inside() {
     }
 }
 
+/// A marker costs the names of its folder, and a layer of few bytes has room for millions of markers.
+#[test]
+fn a_folder_is_emptied_once_however_often_a_layer_says_so() {
+    const NAMES: usize = 5000;
+    let dir = TempDir::new().unwrap();
+    fs::create_dir_all(dir.path().join("d")).unwrap();
+    fs::write(dir.path().join("d/below"), "").unwrap();
+    let own = (0..NAMES).map(|at| entry(&format!("d/{at}"), b'0', "", b""));
+    let link = entry("link", b'2', "d", b"");
+    let markers = ["d/.wh..wh..opq", "link/.wh..wh..opq"].map(|path| entry(path, b'0', "", b""));
+    let layer: Vec<u8> = own.chain([link]).chain(markers.into_iter().cycle().take(NAMES)).flatten().collect();
+    let begun = std::time::Instant::now();
+    apply_to(dir.path(), &layer, Whiteouts::Remove).unwrap();
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    assert_eq!(
+        fs::read_dir(dir.path().join("d")).unwrap().count(),
+        NAMES,
+        "its own stay, and the other went"
+    );
+}
+
 #[test]
 fn links_lead_to_places_inside_only() {
     let outside = |link: &str| [entry("link", b'2', link, b""), entry("link/outside", b'0', "", b"x")];

@@ -141,6 +141,28 @@ fn attributes_that_files_share_are_counted_once() {
     Tree::stack((0..2).map(layer), Ground::Nothing).unwrap();
 }
 
+/// An image has room for 255 that an inode shares with others; what is above is written with each inode.
+#[test]
+fn attributes_that_cannot_be_shared_have_a_limit_on_the_disk() {
+    let value = vec![7; 60_000];
+    let mut attributes: BTreeMap<String, Vec<u8>> =
+        (0..255).map(|at| (format!("user.{at:03}"), vec![1])).collect();
+    attributes.insert("user.zzz".to_owned(), value);
+    let written = |files: u32| {
+        let mut tree = Tree::new(device());
+        for at in 0..files {
+            let looks = Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
+            let (name, kind) = (at.to_string(), EntryKind::File { len: 0, at: 0 });
+            tree.add(&Entry { path: name.as_bytes(), kind, looks }).unwrap();
+        }
+        tree.write(&mut std::io::sink())
+    };
+    assert!(written(100).unwrap() > 6_000_000, "each has its own");
+    let error = written(14_000).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.chain());
+    assert!(error.chain().contains("fewer attributes"), "{}", error.chain());
+}
+
 /// What each of some layers may take, all of them together may not.
 #[test]
 fn layers_on_each_other_have_the_limit_of_one() {

@@ -285,7 +285,7 @@ fn unreadable(path: &Path, error: io::Error) -> Error {
 pub(super) fn read_image(path: &Path) -> Result<Vec<u8>> {
     let read = match packed::is_packed(path) {
         true => open_kept(path).map(packed::read)?,
-        false => fs::read(path),
+        false => open_kept(path).map(packed::whole)?,
     };
     read.map_err(|error| unreadable(path, error))
 }
