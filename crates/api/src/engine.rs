@@ -427,6 +427,8 @@ pub struct Mount {
     pub read_only: bool,
     /// Beside those that its kind has: of a tmpfs as mount(8) knows them, of a bind how it propagates.
     pub options: Vec<String>,
+    /// Of a bind: a directory is made where there is nothing.
+    pub make_source: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

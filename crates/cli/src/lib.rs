@@ -46,7 +46,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         }
     }
     let runs = is_run(&args);
-    let parsed = match args::Cli::try_parse_from(&args) {
+    let (args, parsed) = parse_words(args);
+    let parsed = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
             let error = match error.kind() {
@@ -77,6 +78,38 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             ExitCode::from(if runs { run_code(&error) } else { 1 })
         }
     }
+}
+
+/// The words, and what they mean: `--rm=true` is `--rm`, and `--rm=false` is nothing, as to programs written in Go.
+fn parse_words(mut args: Vec<OsString>) -> (Vec<OsString>, clap::error::Result<args::Cli>) {
+    loop {
+        let parsed = args::Cli::try_parse_from(&args);
+        let Some((at, word)) = parsed.as_ref().err().and_then(|error| switch(error, &args)) else {
+            return (args, parsed);
+        };
+        args.splice(at..=at, word);
+    }
+}
+
+/// The word that gives a switch a value, as clap complains of it, and what is to stand in its place.
+fn switch(error: &clap::Error, args: &[OsString]) -> Option<(usize, Option<OsString>)> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if error.kind() != ErrorKind::TooManyValues {
+        return None;
+    }
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (flag, value) = (context(ContextKind::InvalidArg)?, context(ContextKind::InvalidValue)?);
+    let word = match value {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(flag.into()),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => None,
+        _ => return None,
+    };
+    // The first is the one: what is the container's own comes after.
+    let at = args.iter().position(|arg| *arg == *format!("{flag}={value}"))?;
+    Some((at, word))
 }
 
 /// What a command is told that is none by itself: what there is below it, as Docker tells it.

@@ -159,7 +159,8 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => read_only = true,
-            "rw" | "z" | "Z" => {}
+            // How files of a Mac come to it is nothing that matters here.
+            "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
             propagation if is_path && PROPAGATIONS.contains(&propagation) => {
                 further.push(propagation.to_owned());
             }
@@ -177,6 +178,7 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
         target: target.into(),
         read_only,
         options: further,
+        make_source: is_path,
     })
 }
 
@@ -341,7 +343,8 @@ mod tests {
                 source: "/a".into(),
                 target: "/b".into(),
                 read_only: true,
-                options: Vec::new()
+                options: Vec::new(),
+                make_source: true,
             }
         );
         assert_eq!(volume("/a:/b:rslave").unwrap().options, ["rslave"]);
@@ -354,8 +357,9 @@ mod tests {
         assert!(volume("a").is_err() && volume("/a:/b:odd").is_err());
         assert!(volume(":/b").is_err() && volume(":/b:ro").is_err() && volume("").is_err());
         assert_eq!(mount("type=tmpfs,target=/t").unwrap().kind, "tmpfs");
-        assert_eq!(mount("type=bind,source=/a,target=/b,readonly").unwrap(), volume("/a:/b:ro").unwrap());
-        assert_eq!(mount("type=bind,src=/a,dst=/b,ro=false").unwrap(), volume("/a:/b").unwrap());
+        let of_volume = |text: &str| Mount { make_source: false, ..volume(text).unwrap() };
+        assert_eq!(mount("type=bind,source=/a,target=/b,readonly").unwrap(), of_volume("/a:/b:ro"));
+        assert_eq!(mount("type=bind,src=/a,dst=/b,ro=false").unwrap(), of_volume("/a:/b"));
         assert_eq!(mount("src=name,destination=/b").unwrap(), volume("name:/b").unwrap());
         let tmpfs = mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=0700").unwrap();
         assert_eq!(tmpfs.options, ["size=1048576", "mode=0700"]);

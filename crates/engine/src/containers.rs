@@ -53,6 +53,8 @@ const WITHOUT_END: u64 = i32::MAX as u64;
 const KILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long the end of a container whose shim does not answer may take to be seen.
 const DOUBT_LIMIT: Duration = Duration::from_secs(2);
+const SIGINT: u32 = 2;
+const SIGQUIT: u32 = 3;
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 
@@ -296,8 +298,11 @@ impl Engine {
     /// Gives the container its network.
     fn connect(&self, container: &Container, extension: &Extension) -> Result<()> {
         let create = &extension.create;
-        if matches!(create.network.as_str(), "host" | "none") {
-            return Ok(());
+        match create.network.as_str() {
+            // As the machine knows others now.
+            "host" => return etc::write_hosts_of_host(&self.files(container.id.as_str()), create),
+            "none" => return Ok(()),
+            _ => {}
         }
         let network = &self.parts().network;
         let id = container.id.as_str();
@@ -363,7 +368,11 @@ impl Engine {
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let signal = signal_number(signal)?;
         let task = self.running(&container.id)?;
-        if signal == SIGKILL {
+        // Whoever asks it to end does not want it back.
+        let stops = |extension: &Extension| {
+            [SIGKILL, SIGINT, SIGQUIT, SIGTERM, stop_signal_number(&extension.stop_signal)].contains(&signal)
+        };
+        if stops(&Extension::of(&container)?) {
             let id = container.id.clone();
             self.blocking(move |engine| {
                 engine.change(&id, |extension| extension.stopped_by_hand = true).map(drop)
@@ -625,6 +634,9 @@ impl Engine {
             .env
             .retain(|entry| !exec.env.iter().any(|own| own.split('=').next() == entry.split('=').next()));
         process.env.extend(exec.env.iter().filter(|entry| entry.contains('=')).cloned());
+        if exec.tty && !process.env.iter().any(|entry| entry.starts_with("TERM=")) {
+            process.env.push("TERM=xterm".to_owned());
+        }
         if let Some(workdir) = exec.workdir.as_ref().filter(|workdir| !workdir.is_empty()) {
             spec::check_working_directory(workdir)?;
             process.cwd.clone_from(workdir);

@@ -40,7 +40,10 @@ const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// Writes the files of a container that has no network yet.
 pub(crate) fn write(files: &Path, hostname: &str, create: &Create, resolv_conf: &str) -> Result<()> {
     write_one(files, "hostname", &format!("{hostname}\n"))?;
-    write_hosts(files, "127.0.1.1", hostname, &create.extras.hosts, "127.0.0.1")?;
+    match create.network.as_str() {
+        "host" => write_hosts_of_host(files, create)?,
+        _ => write_hosts(files, "127.0.1.1", hostname, &create.extras.hosts, "127.0.0.1")?,
+    }
     write_one(files, RESOLV_CONF, resolv_conf)
 }
 
@@ -128,11 +131,25 @@ pub(crate) fn write_hosts(
     gateway: &str,
 ) -> Result<()> {
     let mut text = format!("{HOSTS}{address}\t{hostname}\n");
+    add_hosts(&mut text, others, gateway);
+    write_one(files, "hosts", &text)
+}
+
+/// With the machine's network a container knows whom the machine knows, and those that it is told of.
+pub(crate) fn write_hosts_of_host(files: &Path, create: &Create) -> Result<()> {
+    let mut text = fs::read_to_string("/etc/hosts").unwrap_or_else(|_| HOSTS.to_owned());
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    add_hosts(&mut text, &create.extras.hosts, "127.0.0.1");
+    write_one(files, "hosts", &text)
+}
+
+fn add_hosts(text: &mut String, others: &[(String, String)], gateway: &str) {
     for (name, address) in others {
         let address = if address == HOST_GATEWAY { gateway } else { address };
         text.push_str(&format!("{address}\t{name}\n"));
     }
-    write_one(files, "hosts", &text)
 }
 
 /// Whole or not at all: half a file would be taken for one that others have changed. Of a container that does not run.

@@ -21,6 +21,7 @@ impl Engine {
                 let find = |name: String| engine.find(&name).map(|container| (name, container));
                 names.into_iter().map(find).collect::<Result<_>>()?
             };
+            let machine = crate::info::memory_bytes().unwrap_or(u64::MAX);
             let mut rows = Vec::new();
             for (called, container) in wanted {
                 let Ok(extension) = Extension::of(&container) else { continue };
@@ -42,7 +43,8 @@ impl Engine {
                     "Name": extension.name,
                     "CpuNanos": stats.cpu.usage_ns,
                     "MemoryBytes": stats.memory.working_set(stats.is_v2),
-                    "MemoryLimit": stats.memory.usage.limit,
+                    // One that has none has what the machine has.
+                    "MemoryLimit": stats.memory.usage.limit.min(machine),
                     "PIDs": stats.pids.current,
                     "NetReceived": received,
                     "NetSent": sent,

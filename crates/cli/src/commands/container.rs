@@ -22,7 +22,7 @@ pub(super) use self::list::show;
 use api::engine::{Call, Streams};
 use clap::Subcommand;
 use client::Client;
-use types::Result;
+use types::{Error, Result};
 
 use super::{each, each_that_may_be_gone, inspect, system};
 use crate::interrupt::unless_interrupted;
@@ -32,10 +32,10 @@ use crate::parse;
 #[command(defer = true)]
 pub(crate) enum Command {
     /// Create a container and start it
-    #[command(disable_help_flag = true)]
+    #[command(disable_help_flag = true, override_usage = "hoist run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
     Run(Box<create::Flags>),
     /// Create a container
-    #[command(disable_help_flag = true)]
+    #[command(disable_help_flag = true, override_usage = "hoist create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
     Create(Box<create::Flags>),
     /// Start containers
     Start(start::Flags),
@@ -159,6 +159,13 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Restart { timeout, signal, containers } => {
             let restart = async |id: String| {
                 let (signal, timeout_seconds) = (signal.clone(), timeout);
+                let found = client.call(&Call::Inspect { id: id.clone() }).await?;
+                if found["HostConfig"]["AutoRemove"] == true {
+                    return Err(Error::failed_precondition(format!(
+                        "container {id} was made with --rm, so that to stop it is to remove it: `hoist stop {id}`, and \
+                         run it anew"
+                    )));
+                }
                 client.call(&Call::Stop { id: id.clone(), timeout_seconds, signal }).await?;
                 client.call(&Call::Start { id, streams: Streams::default() }).await
             };

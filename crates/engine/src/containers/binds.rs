@@ -27,10 +27,11 @@ pub(super) async fn look_for_sources(create: &Create) -> Result<()> {
     let is_bind = |mount: &&Mount| !matches!(mount.kind.as_str(), "tmpfs" | VOLUME);
     for mount in create.mounts.iter().filter(is_bind) {
         let (source, follows) = (PathBuf::from(&mount.source), propagation(mount).is_some());
+        let makes = mount.make_source;
         let look = async {
             let place = LOOKS.acquire().await.expect("it is never closed");
             let looked = spawn_blocking(move || {
-                let found = look(&source, follows);
+                let found = look(&source, makes, follows);
                 drop(place);
                 found
             });
@@ -62,9 +63,13 @@ struct Found {
     place: Option<MountPoint>,
 }
 
-fn look(source: &Path, follows: bool) -> Result<Option<Found>> {
-    if !source.try_exists().context(|| "look")? {
-        return Ok(None);
+fn look(source: &Path, makes: bool, follows: bool) -> Result<Option<Found>> {
+    match source.try_exists().context(|| "look")? {
+        true => {}
+        false if makes => {
+            std::fs::create_dir_all(source).context(|| "make a directory, as there is nothing")?
+        }
+        false => return Ok(None),
     }
     let place = match follows {
         true => linux::mount::mount_point_of(&source.canonicalize().context(|| "follow its links")?)?,

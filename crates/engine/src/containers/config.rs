@@ -47,7 +47,7 @@ fn config_row(extension: &Extension, image: &ExecConfig) -> Value {
         .map(|port| (port, json!({})))
         .collect();
     let or_image = |own: &Option<String>, image: &String| own.clone().unwrap_or_else(|| image.clone());
-    let mut row = json!({
+    json!({
         "Hostname": create.hostname,
         "Domainname": "",
         "Image": familiar(&extension.image),
@@ -63,13 +63,9 @@ fn config_row(extension: &Extension, image: &ExecConfig) -> Value {
         "Volumes": if image.volumes.is_empty() { Value::Null } else { json!(image.volumes) },
         "StopSignal": extension.stop_signal,
         "ExposedPorts": exposed,
+        "StopTimeout": create.extras.stop_timeout,
         "OnBuild": null,
-    });
-    // Docker leaves it out where it is not said.
-    if let Some(seconds) = create.extras.stop_timeout {
-        row["StopTimeout"] = json!(seconds);
-    }
-    row
+    })
 }
 
 /// Docker's word for no words.

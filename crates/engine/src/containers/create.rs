@@ -136,7 +136,10 @@ impl Engine {
         laps.lap("prepare the tree");
 
         let exec_config = described.config.config.clone().unwrap_or_default();
-        let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
+        let hostname = create.hostname.clone().unwrap_or_else(|| match create.network.as_str() {
+            "host" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            _ => id.as_str()[..12].to_owned(),
+        });
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
         let (user, home) =
             users::resolve(&wanted_user, &create.extras.groups, || linux::mount::open_to_read(&tree))?;

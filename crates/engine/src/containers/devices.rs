@@ -2,6 +2,9 @@
 //! mistake is told at once, and put into its spec whenever it starts. Numbers of devices and paths of drivers are other ones
 //! after a reboot, and the files with them.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use api::engine::Create;
 use cdi::{Catalog, Edits};
 use metadata::Container;
@@ -9,6 +12,7 @@ use types::spec::runtime::{Process, Spec};
 use types::{Error, Result};
 
 use crate::Engine;
+use crate::spec::extras;
 
 impl Engine {
     /// Whether the devices are there that a container asks for.
@@ -20,10 +24,18 @@ impl Engine {
     /// A container's spec, as it is run.
     pub(super) fn spec_with_devices(&self, container: &Container, create: &Create) -> Result<Vec<u8>> {
         let stored = container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default();
-        let Some(edits) = self.edits(create)? else { return Ok(stored) };
+        let edits = self.edits(create)?;
+        if edits.is_none() && !create.privileged {
+            return Ok(stored);
+        }
         let mut spec: Spec = serde_json::from_slice(&stored)
             .map_err(|error| Error::data_loss("the container's spec cannot be read").with_source(error))?;
-        edits.apply(&mut spec).map_err(about)?;
+        if create.privileged {
+            give_all(&mut spec).map_err(|error| error.context("--privileged"))?;
+        }
+        if let Some(edits) = edits {
+            edits.apply(&mut spec).map_err(about)?;
+        }
         Ok(serde_json::to_vec(&spec).expect("plain data"))
     }
 
@@ -41,6 +53,18 @@ impl Engine {
         }
         Catalog::read(&self.parts().cdi).edits(names).map(Some).map_err(about)
     }
+}
+
+/// Has a container find the machine's devices where the machine has them, but for those that it has there already.
+fn give_all(spec: &mut Spec) -> Result<()> {
+    let linux = spec.linux.get_or_insert_default();
+    let known: BTreeSet<String> = linux.devices.iter().map(|device| device.path.clone()).collect();
+    let all = linux::device::nodes(Path::new("/dev"))?.into_iter().map(|node| {
+        let path = Path::new("/dev").join(&node.below).display().to_string();
+        extras::device(node, path)
+    });
+    linux.devices.extend(all.filter(|device| !known.contains(&device.path)));
+    Ok(())
 }
 
 fn about(error: Error) -> Error {

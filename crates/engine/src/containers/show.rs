@@ -202,11 +202,9 @@ impl Engine {
                 },
             },
         });
-        // Of one that nobody looks after, Docker has neither.
-        if let Some(check) = &extension.health {
-            shown["Config"]["Healthcheck"] = json!(check);
-            shown["State"]["Health"] = health.map(|health| health.shown()).unwrap_or_default();
-        }
+        // Templates ask whether somebody looks after it: in Docker's they are there, and nothing.
+        shown["Config"]["Healthcheck"] = json!(extension.health);
+        shown["State"]["Health"] = json!(extension.health.as_ref().and(health).map(|health| health.shown()));
         Ok(shown)
     }
 

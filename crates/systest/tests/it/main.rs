@@ -28,6 +28,7 @@ mod ctr_registry;
 mod dead_shims;
 mod deaf_shims;
 mod deleted;
+mod docker_habits;
 mod dockerd;
 mod ends;
 mod escapes;

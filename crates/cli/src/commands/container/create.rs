@@ -120,23 +120,40 @@ pub(crate) struct Flags {
     /// When to fetch the image: always, missing or never
     #[arg(long, default_value = "missing", hide_possible_values = true)]
     pub(crate) pull: Pull,
+    /// Without the progress of a pull
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
     /// OS/ARCHITECTURE[/VARIANT]: which of an image's platforms, in place of this machine's
     #[arg(long)]
     pub(crate) platform: Option<String>,
     /// A new file, for the container's id
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<PathBuf>,
+    /// Where what it writes is kept: json-file is what there is
+    #[arg(long = "log-driver", value_name = "NAME", value_parser = ["json-file"])]
+    _log_driver: Option<String>,
+    /// Whose cgroups it sees: its own, which is private
+    #[arg(long = "cgroupns", value_name = "MODE", value_parser = ["private"])]
+    _cgroupns: Option<String>,
+    /// Whose users it has: the machine's, which is host
+    #[arg(long = "userns", value_name = "MODE", value_parser = ["host"])]
+    _userns: Option<String>,
     #[command(flatten)]
     pub(crate) extras: ExtraFlags,
     #[command(flatten)]
     pub(crate) leaving: Leaving,
     #[command(flatten)]
     pub(crate) passing: Passing,
-    /// A name, an archive of an image, or oci:DIRECTORY
-    pub(crate) image: String,
-    /// Program and arguments, in place of the command of the image
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
+    /// A name, an archive of an image, or oci:DIRECTORY; and program and arguments in place of the image's command
+    // One list: what comes after the image is the container's, whatever it looks like.
+    #[arg(id = "image", required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
+    pub(crate) words: Vec<String>,
+}
+
+impl Flags {
+    fn image(&self) -> &str {
+        self.words.first().expect("clap asks for one")
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -146,22 +163,29 @@ pub(crate) enum Pull {
     Never,
 }
 
+/// When an image is fetched, and whether that is shown.
+#[derive(Clone, Copy)]
+struct Fetching {
+    when: Pull,
+    quiet: bool,
+}
+
 pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8> {
     let (laps, timing) = (Laps::start(), flags.timing);
     let (detach, interactive, tty) = (flags.detach || !start, flags.interactive, flags.tty);
     if tty && interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
-    let pull = flags.pull;
+    let fetching = Fetching { when: flags.pull, quiet: flags.quiet };
     // Made first: a container whose id cannot be told is not made.
     let id_file = flags.cidfile.clone().map(IdFile::make).transpose()?;
-    let image = find_source(client, &flags.image).await?;
+    let image = find_source(client, flags.image()).await?;
     let attached = (!detach).then(|| Attached::prepare(interactive, tty)).transpose()?;
     let (detach_keys, takes_signals) = (flags.leaving.detach_keys.clone(), flags.passing.sig_proxy);
     let mut create = create(flags, image)?;
     create.start = start;
     create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();
-    let created = match create_or_pull(client, create, pull, &laps).await {
+    let created = match create_or_pull(client, create, fetching, &laps).await {
         Ok(created) => created,
         Err(error) => {
             if let Some(attached) = attached {
@@ -228,22 +252,24 @@ impl Drop for IdFile {
 }
 
 /// Creates the container; pulls its image, or takes the embedded one, if it is not here, or in any case.
-async fn create_or_pull(client: &Client, create: Create, pull: Pull, laps: &Laps) -> Result<Created> {
+async fn create_or_pull(client: &Client, create: Create, fetching: Fetching, laps: &Laps) -> Result<Created> {
     let call = Call::Create(Box::new(create.clone()));
     laps.lap(timing::PIPES);
-    if pull == Pull::Always && create.image != EMBEDDED {
-        registry::pull::pull(client, &create.image, create.platform.clone(), false).await?;
+    if fetching.when == Pull::Always && create.image != EMBEDDED {
+        registry::pull::pull(client, &create.image, create.platform.clone(), fetching.quiet).await?;
         laps.lap(timing::FETCH);
     }
     let is_missing = |error: &Error| error.is(ErrorKind::NotFound) && error.chain().contains("No such image");
     let answer = match client.call(&call).await {
-        Err(error) if pull == Pull::Missing && is_missing(&error) => {
+        Err(error) if fetching.when == Pull::Missing && is_missing(&error) => {
             if create.image == EMBEDDED {
                 let embedded = Some(EMBEDDED.into());
                 outcome(client, ImageFollow::Load { path: String::new(), embedded, fallback: None }).await?;
             } else {
-                eprintln!("Unable to find image '{}' locally", create.image);
-                registry::pull::pull(client, &create.image, create.platform.clone(), false).await?;
+                if !fetching.quiet {
+                    eprintln!("Unable to find image '{}' locally", create.image);
+                }
+                registry::pull::pull(client, &create.image, create.platform.clone(), fetching.quiet).await?;
             }
             laps.lap(timing::FETCH);
             client.call(&call).await?
@@ -280,7 +306,9 @@ fn create(flags: Flags, image: String) -> Result<Create> {
     for file in &flags.env_file {
         let about = || format!("--env-file: read {file}");
         let content = std::fs::read_to_string(file).context(about)?;
-        let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        // Blanks at the end belong to the value.
+        let lines =
+            content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {
             env.extend(parse::env(line).map_err(|error| error.context(about()))?);
         }
@@ -311,7 +339,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         image,
         platform: flags.platform,
         name: flags.name,
-        command: flags.command,
+        command: flags.words.into_iter().skip(1).collect(),
         entrypoint: flags.entrypoint,
         env,
         workdir: flags.workdir,
@@ -331,7 +359,8 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         milli_cpus: flags.cpus.as_deref().map(parse::milli_cpus).transpose()?,
         pids_limit: flags.pids_limit,
         mounts,
-        network: flags.network,
+        // Docker's word for the one that there is without a word.
+        network: if flags.network == "default" { "bridge".into() } else { flags.network },
         ports,
         publish_all: flags.publish_all,
         extras: flags.extras.read()?,

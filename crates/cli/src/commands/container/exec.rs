@@ -31,9 +31,10 @@ pub(crate) struct Flags {
     pub(crate) privileged: bool,
     #[command(flatten)]
     pub(crate) leaving: Leaving,
-    pub(crate) container: String,
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) command: Vec<String>,
+    /// And the program with its arguments
+    // One list: what comes after the container is the program's, whatever it looks like.
+    #[arg(id = "container", num_args = 2.., required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"])]
+    pub(crate) words: Vec<String>,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
@@ -42,9 +43,10 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     }
     let env = flags.env.iter().filter_map(|entry| parse::env(entry).transpose()).collect::<Result<_>>()?;
     let attached = (!flags.detach).then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
+    let mut words = flags.words.into_iter();
     let call = Call::Exec(Box::new(api::engine::Exec {
-        id: flags.container,
-        command: flags.command,
+        id: words.next().expect("clap asks for one"),
+        command: words.collect(),
         env,
         workdir: flags.workdir,
         user: flags.user,

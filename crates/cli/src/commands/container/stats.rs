@@ -50,12 +50,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             let block = format!("{} / {}", size(number("BlockRead")), size(number("BlockWrite")));
             let net = format!("{} / {}", size(number("NetReceived")), size(number("NetSent")));
             row["CPUPerc"] = format!("{percent:.2}%").into();
-            row["MemUsage"] = format!(
-                "{} / {}",
-                memory(usage),
-                if limit > 1 << 60 { "no limit".into() } else { memory(limit) }
-            )
-            .into();
+            row["MemUsage"] = format!("{} / {}", memory(usage), memory(limit)).into();
             row["MemPerc"] = format!("{share:.2}%").into();
             (row["BlockIO"], row["NetIO"]) = (block.into(), net.into());
             if row["Container"] == row["ID"] {

@@ -1,0 +1,199 @@
+//! What scripts that were written for Docker rely on without a thought.
+
+use std::fs;
+use std::path::Path;
+
+use testkit::{Daemon, eventually};
+
+use crate::run_flags::make_device;
+
+/// A container without network that sleeps.
+fn sleeper(daemon: &Daemon, name: &str, flags: &[&str]) {
+    let words = ["run", "-d", "--network", "none", "--name", name];
+    let program = ["busybox", "sh", "-c", "trap 'exit 3' TERM INT HUP; while :; do sleep 0.1; done"];
+    daemon.hoist([&words[..], flags, &program].concat()).ok();
+}
+
+fn shown(daemon: &Daemon, name: &str, template: &str) -> String {
+    daemon.hoist(["inspect", "-f", template, name]).ok().text().to_owned()
+}
+
+#[test]
+fn what_comes_after_the_image_is_the_containers() {
+    let daemon = Daemon::with_busybox();
+    let words =
+        ["-c", "x=1", "--help", "-i", "in.mp4", "-H", "X: y", "--rm", "--name=n", "-e", "E", "--", "-v"];
+    let run = ["run", "--rm", "--network", "none", "--entrypoint", "echo", "busybox"];
+    let said = daemon.hoist([&run[..], &words].concat()).ok();
+    assert_eq!(said.text(), words.join(" "));
+    sleeper(&daemon, "up", &[]);
+    let said = daemon.hoist([&["exec", "-e", "A=1", "up", "echo"][..], &words].concat()).ok();
+    assert_eq!(said.text(), words.join(" "));
+    for (words, missing) in [(&["run"][..], "IMAGE"), (&["exec", "up"], "COMMAND")] {
+        let refused = daemon.hoist(words);
+        assert!(refused.code != 0 && refused.stderr.contains(missing), "{refused}");
+    }
+    let help = daemon.hoist(["run", "--help"]).ok();
+    assert!(help.stdout.contains("run [OPTIONS] IMAGE [COMMAND] [ARG...]"), "{help}");
+}
+
+/// As programs in Go take them.
+#[test]
+fn switches_may_have_values() {
+    let daemon = Daemon::with_busybox();
+    let run =
+        ["run", "--rm=true", "--tty=false", "--privileged=1", "--network", "none", "--entrypoint", "echo"];
+    let said = daemon.hoist([&run[..], &["busybox", "--rm=true", "--tty=false"]].concat()).ok();
+    assert_eq!(said.text(), "--rm=true --tty=false");
+    assert_eq!(daemon.hoist(["ps", "--all=true", "--quiet=true"]).ok().stdout, "");
+    let refused = daemon.hoist(["run", "--rm=perhaps", "busybox"]).expect_code(125);
+    assert!(refused.stderr.contains("perhaps"), "{refused}");
+    let refused =
+        daemon.hoist(["run", "--name=true=false", "--rm=t", "--nosuch=true", "busybox"]).expect_code(125);
+    assert!(refused.stderr.contains("--nosuch"), "{refused}");
+}
+
+#[test]
+fn a_privileged_container_has_the_machines_devices() {
+    let daemon = Daemon::with_busybox();
+    let device = format!("/dev/hoist-{}/null", std::process::id());
+    let (path, look) = (Path::new(&device), format!("echo x > {device} && stat -c %t,%T {device}"));
+    let run = |flags: &[&str]| {
+        let words = ["run", "--rm", "--network", "none"];
+        daemon.hoist([&words[..], flags, &["busybox", "sh", "-c", &look]].concat())
+    };
+    // Not there yet when the container is made.
+    daemon
+        .hoist(["create", "--name", "late", "--privileged", "--network", "none", "busybox", "stat", &device])
+        .ok();
+    make_device(path, 3);
+    let (seen, late, without) = (run(&["--privileged"]), daemon.hoist(["start", "-a", "late"]), run(&[]));
+    fs::remove_file(path).and_then(|()| fs::remove_dir(path.parent().unwrap())).expect("the test made it");
+    assert_eq!(seen.ok().text(), "1,3");
+    late.ok();
+    assert_ne!(without.code, 0, "{without}");
+}
+
+#[test]
+fn a_directory_of_the_machine_is_made_for_a_volume_and_not_for_a_mount() {
+    let daemon = Daemon::with_busybox();
+    let missing = daemon.dir().join("data/of/it");
+    let run = ["run", "--rm", "--network", "none"];
+    let mount = format!("type=bind,source={},target=/x", missing.display());
+    let refused = daemon.hoist([&run[..], &["--mount", &mount, "busybox", "true"]].concat()).expect_code(125);
+    assert!(refused.stderr.contains("does not exist on this machine") && !missing.exists(), "{refused}");
+    let volume = format!("{}:/x:cached", missing.display());
+    daemon.hoist([&run[..], &["-v", &volume, "busybox", "touch", "/x/f"]].concat()).ok();
+    assert!(missing.join("f").exists());
+}
+
+#[test]
+fn a_command_on_a_terminal_knows_its_kind() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "up", &[]);
+    let term = |flags: &[&str]| {
+        let said = daemon.hoist([&["exec"], flags, &["up", "sh", "-c", "echo ${TERM-none}"]].concat()).ok();
+        said.text().to_owned()
+    };
+    assert_eq!(term(&[]), "none");
+    assert_eq!(term(&["-t"]), "xterm");
+    assert_eq!(term(&["-t", "-e", "TERM=vt100"]), "vt100");
+}
+
+#[test]
+fn with_the_machines_network_a_container_has_its_name_and_knows_its_hosts() {
+    let daemon = Daemon::with_busybox();
+    let run = |flags: &[&str], script: &str| {
+        let words = ["run", "--rm", "--network", "host"];
+        daemon.hoist([&words[..], flags, &["busybox", "sh", "-c", script]].concat()).ok().text().to_owned()
+    };
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    assert_eq!(run(&[], "hostname; cat /etc/hostname"), format!("{host}\n{host}"));
+    assert_eq!(run(&["-h", "named"], "hostname"), "named");
+    let hosts = fs::read_to_string("/etc/hosts").unwrap_or_default();
+    assert_eq!(run(&[], "cat /etc/hosts"), hosts.trim());
+    let more = run(&["--add-host", "other:192.0.2.1"], "cat /etc/hosts");
+    assert!(more.starts_with(hosts.trim()) && more.ends_with("192.0.2.1\tother"), "{more}");
+    let bridge =
+        daemon.hoist(["run", "--rm", "--network", "default", "busybox", "ls", "/sys/class/net"]).ok();
+    assert!(bridge.stdout.contains("eth0"), "{bridge}");
+}
+
+/// The idiom of whoever waits until a container is healthy, if somebody looks after it.
+#[test]
+fn templates_may_ask_for_what_is_not_said() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "up", &[]);
+    let idiom = "{{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}}";
+    assert_eq!(shown(&daemon, "up", idiom), "none");
+    assert_eq!(
+        shown(&daemon, "up", "{{if .Config.Healthcheck}}a{{end}}{{if .Config.StopTimeout}}b{{end}}"),
+        ""
+    );
+}
+
+#[test]
+fn who_is_asked_to_end_does_not_come_back() {
+    let daemon = Daemon::with_busybox();
+    let start = |name: &str| {
+        sleeper(&daemon, name, &["--restart", "always"]);
+        eventually("it hears signals", || {
+            let top = daemon.hoist(["exec", name, "ps"]);
+            top.stdout.contains("sleep 0.1").then_some(())
+        });
+    };
+    for (signal, name) in [("TERM", "asked"), ("2", "interrupted")] {
+        start(name);
+        daemon.hoist(["kill", "-s", signal, name]).ok();
+        assert_eq!(daemon.hoist(["wait", name]).ok().text(), "3");
+        assert_eq!(shown(&daemon, name, "{{.State.Status}} {{.RestartCount}}"), "exited 0");
+    }
+    // Who ends by itself does, as who is told to read its files again would.
+    start("crashed");
+    daemon.hoist(["kill", "-s", "HUP", "crashed"]).ok();
+    eventually("it is up again", || (shown(&daemon, "crashed", "{{.RestartCount}}") != "0").then_some(()));
+}
+
+#[test]
+fn what_goes_when_it_stops_is_not_restarted() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "once", &["--rm"]);
+    let refused = daemon.hoist(["restart", "-t", "0", "once"]);
+    assert!(refused.code != 0 && refused.stderr.contains("--rm"), "{refused}");
+    assert_eq!(shown(&daemon, "once", "{{.State.Running}}"), "true");
+}
+
+#[test]
+fn who_has_no_limit_has_the_machines_memory() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "free", &[]);
+    sleeper(&daemon, "bound", &["-m", "64m"]);
+    let usage = |name: &str| {
+        let stats =
+            daemon.hoist(["stats", "--no-stream", "--format", "{{.MemUsage}} {{.MemPerc}}", name]).ok();
+        stats.text().to_owned()
+    };
+    let (free, bound) = (usage("free"), usage("bound"));
+    let total = fs::read_to_string("/proc/meminfo").expect("the kernel's file");
+    let kib: f64 = total.split_whitespace().nth(1).expect("it is the first line").parse().expect("a number");
+    let limit: f64 = free.split(['/', 'G']).nth(1).expect("USED / LIMIT").trim().parse().expect("GiB");
+    assert!((limit - kib / f64::from(1 << 20)).abs() < 0.1, "{free} of {kib} KiB");
+    assert!(bound.contains("/ 64MiB"), "{bound}");
+}
+
+/// What says what is so anyway.
+#[test]
+fn words_that_change_nothing_are_taken() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "--rm", "-q", "--log-driver", "json-file", "--cgroupns", "private", "--userns=host"];
+    daemon.hoist([&run[..], &["--network", "none", "busybox", "true"]].concat()).ok();
+    for (flag, value) in [("--log-driver", "syslog"), ("--cgroupns", "host"), ("--userns", "private")] {
+        let refused = daemon.hoist(["run", "--rm", flag, value, "busybox", "true"]).expect_code(125);
+        assert!(refused.stderr.contains(flag) && refused.stderr.contains("possible values"), "{refused}");
+    }
+    let file = daemon.dir().join("env");
+    fs::write(&file, "  A=blank at the end \n# not this\n").expect("a writable directory");
+    let (file, run) = (file.display().to_string(), ["run", "--rm", "--network", "none", "--env-file"]);
+    let said = daemon.hoist([&run[..], &[&file, "busybox", "sh", "-c", "echo \"[$A]\""]].concat()).ok();
+    assert_eq!(said.text(), "[blank at the end ]");
+}
