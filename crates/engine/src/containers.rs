@@ -35,7 +35,7 @@ use crate::names::short;
 use crate::record::{EXTENSION, ExitRecord, Extension};
 use crate::turns::{Copies, Turn};
 use crate::watch::is_watched;
-use crate::{Engine, etc, random_hex, remove_folder, spec, users};
+use crate::{Engine, etc, networks, random_hex, remove_folder, spec, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
 pub(crate) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -298,6 +298,10 @@ impl Engine {
     /// Gives the container its network.
     fn connect(&self, container: &Container, extension: &Extension) -> Result<()> {
         let create = &extension.create;
+        if let Some(other) = networks::joined(&create.network) {
+            let running = ContainerId::new(other).and_then(|other| self.running(&other));
+            return running.map(drop).map_err(|error| error.context("join its network"));
+        }
         match create.network.as_str() {
             // As the machine knows others now.
             "host" => return etc::write_hosts_of_host(&self.files(container.id.as_str()), create),

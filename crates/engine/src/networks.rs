@@ -1,9 +1,10 @@
 //! The networks that there are, in Docker's shapes. Three, always: the bridge, the machine's own, and none.
 
+use api::engine::{Create, Dns};
 use metadata::Container;
 use network::Subnet;
 use serde_json::{Map, Value, json};
-use types::{Digest, Error, Result};
+use types::{ContainerId, Digest, Error, Result};
 
 use crate::Engine;
 use crate::record::Extension;
@@ -102,7 +103,49 @@ impl Engine {
 }
 
 fn unknown(name: &str) -> Error {
-    Error::not_found(format!("network {name} does not exist; there are bridge, host and none"))
+    Error::not_found(format!(
+        "network {name} does not exist; there are bridge, host, none, and {OF_CONTAINER}NAME for that of a container"
+    ))
+}
+
+/// Before the container whose network another has.
+const OF_CONTAINER: &str = "container:";
+
+/// The container whose network one has that has no own.
+pub(crate) fn joined(network: &str) -> Option<&str> {
+    network.strip_prefix(OF_CONTAINER)
+}
+
+impl Engine {
+    /// Finds the container whose network another is to have, which is named by its id from then on. It has its own, or the
+    /// machine's.
+    pub(crate) fn join(&self, create: &mut Create) -> Result<Option<(ContainerId, Extension)>> {
+        let Some(text) = joined(&create.network) else { return Ok(None) };
+        let said = [
+            ("-h", create.hostname.is_some()),
+            ("-p", !create.ports.is_empty() || create.publish_all),
+            ("--add-host", !create.extras.hosts.is_empty()),
+            ("--dns", create.extras.dns != Dns::default()),
+        ];
+        if let Some((flag, _)) = said.iter().find(|(_, is_said)| *is_said) {
+            return Err(Error::invalid_argument(format!(
+                "conflicting options: {flag} and --network {}; it is said of the container whose network it is",
+                create.network
+            )));
+        }
+        let mut container = self.find(text)?;
+        let mut extension = Extension::of(&container)?;
+        // One that has it of a third.
+        if let Some(third) = joined(&extension.create.network) {
+            container = self.find(third)?;
+            extension = Extension::of(&container)?;
+        }
+        if extension.create.network == "none" {
+            return Err(Error::failed_precondition(format!("container {text} has no network to share")));
+        }
+        create.network = format!("{OF_CONTAINER}{}", container.id);
+        Ok(Some((container.id, extension)))
+    }
 }
 
 /// For who names one in the place of a container's.

@@ -67,7 +67,7 @@ fn look(source: &Path, makes: bool, follows: bool) -> Result<Option<Found>> {
     match source.try_exists().context(|| "look")? {
         true => {}
         false if makes => {
-            std::fs::create_dir_all(source).context(|| "make a directory, as there is nothing")?
+            std::fs::create_dir_all(source).context(|| "make a directory, as there is nothing")?;
         }
         false => return Ok(None),
     }

@@ -136,7 +136,10 @@ impl Engine {
         laps.lap("prepare the tree");
 
         let exec_config = described.config.config.clone().unwrap_or_default();
-        let hostname = create.hostname.clone().unwrap_or_else(|| match create.network.as_str() {
+        let joined = self.join(&mut create)?;
+        let hostname = joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
+        let hostname = hostname.or(create.hostname.as_ref()).cloned();
+        let hostname = hostname.unwrap_or_else(|| match create.network.as_str() {
             "host" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
             _ => id.as_str()[..12].to_owned(),
         });
@@ -159,20 +162,28 @@ impl Engine {
         if create.network.is_empty() {
             create.network = "bridge".into();
         }
-        check_network(&create.network)?;
-        let namespace = parts.network.namespace_path(id.as_str());
+        if joined.is_none() {
+            check_network(&create.network)?;
+        }
+        // Whose network it is knows the names in it.
+        let known = joined.as_ref().map_or_else(|| files.clone(), |(other, _)| self.files(other.as_str()));
+        let (owner, network) = match &joined {
+            Some((other, extension)) => (other, &extension.create.network),
+            None => (id, &create.network),
+        };
+        let namespace = parts.network.namespace_path(owner.as_str());
         let mut spec = spec::build(Inputs {
             create: &create,
             image: &exec_config,
             hostname: &hostname,
             user,
             home: &home,
-            network: match create.network.as_str() {
+            network: match network.as_str() {
                 "host" => spec::Network::Host,
                 "none" => spec::Network::Alone,
                 _ => spec::Network::At(&namespace),
             },
-            files: &files,
+            files: &known,
             cgroup: format!("{}/{id}", self.cgroup_parent()),
             mounts,
         })?;

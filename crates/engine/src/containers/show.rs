@@ -13,6 +13,7 @@ use super::State;
 use super::config::ports_asked_for;
 use super::filter::{Filter, KNOWN, KNOWN_TO_PRUNE};
 use crate::Engine;
+use crate::networks::joined;
 use crate::record::Extension;
 use crate::spec::memory_and_swap;
 use crate::volumes::VOLUME;
@@ -111,7 +112,7 @@ impl Engine {
             "Ports": self.ports_text(container.id.as_str()),
             "Names": extension.name,
             "Labels": create.labels,
-            "Networks": create.network,
+            "Networks": joined(&create.network).map_or(create.network.as_str(), |_| ""),
             "Mounts": create.mounts.iter().map(|mount| &mount.source).collect::<Vec<_>>(),
             "LocalVolumes": create.mounts.iter().filter(|mount| mount.kind == VOLUME).count(),
             "Pid": state.pid,
@@ -202,6 +203,9 @@ impl Engine {
                 },
             },
         });
+        if joined(&create.network).is_some() {
+            shown["NetworkSettings"]["Networks"] = json!({});
+        }
         // Templates ask whether somebody looks after it: in Docker's they are there, and nothing.
         shown["Config"]["Healthcheck"] = json!(extension.health);
         shown["State"]["Health"] = json!(extension.health.as_ref().and(health).map(|health| health.shown()));

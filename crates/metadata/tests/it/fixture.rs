@@ -217,13 +217,16 @@ pub(crate) fn kind<T>(result: Result<T>) -> ErrorKind {
     result.err().expect("an error").kind()
 }
 
+/// A call, and what is done in it.
+type Meanwhile = (&'static str, Box<dyn Fn() + Send>);
+
 /// A snapshotter without files. It can be told to have a snapshot already, as remote ones do, and to be out of order.
 #[derive(Default)]
 pub(crate) struct Remembering {
     snapshots: Mutex<BTreeMap<String, Snapshot>>,
     remote: Mutex<Vec<String>>,
     broken: Mutex<Option<&'static str>>,
-    meanwhile: Mutex<Option<(&'static str, Box<dyn Fn() + Send>)>>,
+    meanwhile: Mutex<Option<Meanwhile>>,
     elsewhere: AtomicBool,
 }
 

@@ -181,6 +181,54 @@ fn who_has_no_limit_has_the_machines_memory() {
     assert!(bound.contains("/ 64MiB"), "{bound}");
 }
 
+/// To look into the network of one with the tools of another.
+#[test]
+fn containers_share_the_network_of_one() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "-d", "--name"];
+    daemon.hoist([&run[..], &["web", "-h", "web.test", "busybox", "sleep", "1000"]].concat()).ok();
+    let look = "readlink /proc/self/ns/net; hostname; cat /etc/hosts /etc/resolv.conf; ip -o addr show eth0";
+    let own = daemon.hoist(["exec", "web", "sh", "-c", look]).ok();
+    daemon
+        .hoist([&run[..], &["beside", "--network", "container:web", "busybox", "sleep", "1000"]].concat())
+        .ok();
+    // By way of one that has it of another, too.
+    for name in ["web", "beside"] {
+        let network = format!("container:{name}");
+        let seen = daemon.hoist(["run", "--rm", "--network", &network, "busybox", "sh", "-c", look]).ok();
+        assert_eq!(seen.stdout, own.stdout, "{name}");
+    }
+    let (web, beside) =
+        (shown(&daemon, "web", "{{.Id}}"), shown(&daemon, "beside", "{{.HostConfig.NetworkMode}}"));
+    assert_eq!(beside, format!("container:{web}"));
+    for flags in [&["-p", "80:80"][..], &["-h", "x"], &["--add-host", "a:192.0.2.1"], &["--dns", "192.0.2.1"]]
+    {
+        let words = [&["run", "--network", "container:web"], flags, &["busybox", "true"]].concat();
+        let refused = daemon.hoist(words).expect_code(125);
+        assert!(
+            refused.stderr.contains("conflicting options") && refused.stderr.contains(flags[0]),
+            "{refused}"
+        );
+    }
+    daemon.hoist(["run", "-d", "--name", "alone", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    for (other, why) in [("alone", "no network to share"), ("nosuch", "nosuch")] {
+        let network = format!("container:{other}");
+        let refused = daemon.hoist(["run", "--network", &network, "busybox", "true"]).expect_code(125);
+        assert!(refused.stderr.contains(why), "{refused}");
+    }
+    daemon.hoist(["run", "-d", "--name", "hosts", "--network", "host", "busybox", "sleep", "1000"]).ok();
+    let join = ["run", "--rm", "--network", "container:hosts", "busybox", "sh", "-c"];
+    let seen = daemon.hoist([&join[..], &["readlink /proc/self/ns/net"]].concat());
+    let host = fs::read_link("/proc/self/ns/net").expect("the kernel's link");
+    assert_eq!(seen.ok().text(), host.display().to_string());
+    daemon.hoist(["stop", "-t", "0", "web", "beside"]).ok();
+    let refused = daemon.hoist(["start", "beside"]);
+    assert!(refused.code != 0 && refused.stderr.contains("is not running"), "{refused}");
+    daemon.hoist(["start", "web", "beside"]).ok();
+    let seen = daemon.hoist(["exec", "beside", "ip", "-o", "addr", "show", "eth0"]).ok();
+    assert!(seen.stdout.contains("inet "), "{seen}");
+}
+
 /// What says what is so anyway.
 #[test]
 fn words_that_change_nothing_are_taken() {

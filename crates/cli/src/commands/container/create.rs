@@ -105,7 +105,7 @@ pub(crate) struct Flags {
     /// How many processes it may have; -1 is no limit
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) pids_limit: Option<i64>,
-    /// bridge, host or none
+    /// bridge, host, none, or container:NAME for that of another
     #[arg(long, alias = "net", default_value = "bridge")]
     pub(crate) network: String,
     /// [[IP:]HOST-PORT:]PORT[/udp]
