@@ -14,10 +14,14 @@
 //! each interval, and at the start ─▶ compare all ────────────┴▶ delete the task ▶ count ▶ create ▶ start
 //! ```
 //!
+//! Containers are compared beside each other: one that does not come up, because of a hook or a disk that hangs, keeps
+//! nobody else down.
+//!
 //! A container without a task that was not there at the last look is left alone until the next one: its client
 //! may be about to make the task. A task of which nobody knows how it is doing is left alone altogether.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::shim::events::{TaskExit, topic};
@@ -25,7 +29,7 @@ use events::{Envelope, Exchange, Received};
 use metadata::{Caller, Container, Metadata};
 use prost::Message;
 use task::{Create, Exit, Io, Shims, Status};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId};
@@ -43,6 +47,9 @@ const LOG_PATH: &str = "containerd.io/restart.logpath";
 /// Before the first restart; doubled for each that follows, up to the interval.
 const PAUSE: Duration = Duration::from_millis(100);
 const KILL: u32 = 9;
+/// Containers that are compared at once. One that takes long counts no more after a while.
+const COMPARED_AT_ONCE: usize = 16;
+const COUNTED_LIMIT: Duration = Duration::from_secs(10);
 /// How long a container that should be stopped may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -127,6 +134,33 @@ pub(crate) struct Restarts {
     root_mounts: RootMounts,
     exchange: Exchange,
     interval: watch::Sender<Duration>,
+    compared: Arc<Compared>,
+}
+
+/// Containers that are compared now.
+struct Compared {
+    keys: Mutex<BTreeSet<Key>>,
+    places: Semaphore,
+}
+
+impl Compared {
+    /// None while it is compared already.
+    fn begin(self: &Arc<Compared>, key: &Key) -> Option<Comparison> {
+        let is_new = self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        is_new.then(|| Comparison { all: self.clone(), key: key.clone() })
+    }
+}
+
+/// Of one container; over when it is dropped.
+struct Comparison {
+    all: Arc<Compared>,
+    key: Key,
+}
+
+impl Drop for Comparison {
+    fn drop(&mut self) {
+        self.all.keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
 }
 
 impl Restarts {
@@ -137,7 +171,9 @@ impl Restarts {
         exchange: Exchange,
         interval: Duration,
     ) -> Restarts {
-        Restarts { metadata, shims, root_mounts, exchange, interval: watch::Sender::new(interval) }
+        let compared = Compared { keys: Mutex::default(), places: Semaphore::new(COMPARED_AT_ONCE) };
+        let (interval, compared) = (watch::Sender::new(interval), Arc::new(compared));
+        Restarts { metadata, shims, root_mounts, exchange, interval, compared }
     }
 
     /// Looks after another time from now on.
@@ -179,7 +215,7 @@ impl Restarts {
                     let ripe: Vec<Key> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
                     for key in ripe {
                         due.remove(&key);
-                        self.compare_logged(&key).await;
+                        self.begin_to_compare(&key);
                     }
                 }
             }
@@ -211,9 +247,24 @@ impl Restarts {
                     continue;
                 }
             }
-            self.compare_logged(&key).await;
+            self.begin_to_compare(&key);
         }
         without_task
+    }
+
+    /// One that is being compared is looked at the next time.
+    fn begin_to_compare(&self, key: &Key) {
+        let Some(comparison) = self.compared.begin(key) else { return };
+        let restarts = self.clone();
+        tokio::spawn(async move {
+            let place = restarts.compared.places.acquire().await.expect("it is never closed");
+            let comparing = restarts.compare_logged(&comparison.key);
+            tokio::pin!(comparing);
+            if tokio::time::timeout(COUNTED_LIMIT, &mut comparing).await.is_err() {
+                drop(place);
+                comparing.await;
+            }
+        });
     }
 
     async fn compare_logged(&self, key: &Key) {

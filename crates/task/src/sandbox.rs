@@ -23,7 +23,7 @@ use api::shim::task::ShutdownRequest;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use types::{
     ContainerId, Context, Error, ErrorKind, Labels, Mount, Namespace, Opaque, Platform, Result, SandboxId,
@@ -34,7 +34,7 @@ use crate::bootstrap::{self, Bootstrap};
 use crate::bundle::{self, Bundle, UNKNOWN_EXIT};
 use crate::connection::Connection;
 use crate::program::Program;
-use crate::shims::{RETRY_PAUSE, blocking, follow_log, recorded, unbroken};
+use crate::shims::{LOADS_MAX, RETRY_PAUSE, blocking, follow_log, recorded, unbroken};
 use crate::{Limits, Shims, convert};
 
 /// How much longer than it was given a stop may take.
@@ -180,14 +180,26 @@ impl Sandboxes {
     /// Finds the sandboxes that an earlier daemon left.
     pub(crate) async fn load(&self) -> Result<()> {
         let bundles = self.0.config().sandboxes.clone();
-        let keys = blocking(move || bundle::list(&bundles)).await?;
-        for (namespace, id) in keys {
-            let key = (namespace, SandboxId::new(id.as_str())?);
-            if let Err(error) = self.load_one(&key).await {
-                tracing::error!(namespace = %key.0, id = %key.1, "find a sandbox again: {}", error.chain());
+        let mut keys = blocking(move || bundle::list(&bundles)).await?.into_iter();
+        // Each may be stuck for as long as it may take to answer.
+        let mut loads = JoinSet::new();
+        loop {
+            while loads.len() < LOADS_MAX
+                && let Some((namespace, id)) = keys.next()
+            {
+                let (sandboxes, key) = (self.clone(), (namespace, SandboxId::new(id.as_str())?));
+                loads.spawn(async move {
+                    if let Err(error) = sandboxes.load_one(&key).await {
+                        tracing::error!(namespace = %key.0, id = %key.1, "find a sandbox again: {}", error.chain());
+                    }
+                });
+            }
+            match loads.join_next().await {
+                None => return Ok(()),
+                Some(Ok(())) => {}
+                Some(Err(panic)) => return Err(Error::internal("find a sandbox again").with_source(panic)),
             }
         }
-        Ok(())
     }
 
     async fn load_one(&self, key: &Key) -> Result<()> {

@@ -28,7 +28,7 @@ use crate::unborn::SIGKILL;
 use crate::{Create, Exit, Process, RuntimeInfo, Task, convert};
 
 /// How many shims are looked for at once when the daemon starts.
-const LOADS_MAX: usize = 16;
+pub(crate) const LOADS_MAX: usize = 16;
 /// How long to wait before a shim that lives but does not answer is tried again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How many shims are asked for the state of a task at once.
@@ -537,7 +537,8 @@ impl Shims {
         // If it does not say who it is, its death shows as a socket that nobody listens on.
         let _ = task.meet().await;
         loop {
-            task.disconnected().await;
+            // A shim that has others stays, and what was for this one is to go nevertheless.
+            task.disconnected_or_leaving().await;
             if task.is_leaving() {
                 return;
             }

@@ -43,8 +43,8 @@ struct Inner {
     shim: OnceLock<Arc<OwnedFd>>,
     /// Set when the shim is dead and cleaned up after.
     ended: watch::Sender<Option<Exit>>,
-    /// The task was deleted in order: its shim may hang up.
-    leaving: AtomicBool,
+    /// The task was deleted in order: its shim may hang up, or stay for others.
+    leaving: watch::Sender<bool>,
     /// The shim itself has told the exit, and the delete.
     exit_told: AtomicBool,
     delete_told: AtomicBool,
@@ -77,7 +77,7 @@ impl Task {
             connection,
             shim: OnceLock::new(),
             ended: watch::Sender::new(None),
-            leaving: AtomicBool::new(false),
+            leaving: watch::Sender::new(false),
             exit_told: AtomicBool::new(false),
             delete_told: AtomicBool::new(false),
             has_owner: AtomicBool::new(false),
@@ -340,7 +340,7 @@ impl Task {
 
     /// Asks the shim to go, and sees it off unless it has other containers to stay for.
     pub(crate) async fn dismiss(&self, has_others: bool) {
-        self.0.leaving.store(true, Ordering::Release);
+        self.0.leaving.send_replace(true);
         let request = wire::ShutdownRequest { id: self.id_text(), now: false };
         let asked: Result<()> = self.call("Shutdown", &request, Some(self.limits().shutdown)).await;
         let hung_up = match asked {
@@ -364,7 +364,17 @@ impl Task {
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
-        self.0.leaving.load(Ordering::Acquire)
+        *self.0.leaving.borrow()
+    }
+
+    /// Ends when the connection does, or nobody needs it any more.
+    pub(crate) async fn disconnected_or_leaving(&self) {
+        let mut leaving = self.0.leaving.subscribe();
+        tokio::select! {
+            () = self.disconnected() => {}
+            // The other end is in this task.
+            _ = leaving.wait_for(|leaving| *leaving) => {}
+        }
     }
 
     /// Tells whoever waits how all this ended.

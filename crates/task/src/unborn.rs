@@ -18,12 +18,19 @@ use crate::{Exit, Shims, Task, cgroup};
 pub(crate) const SIGKILL: u32 = 9;
 /// How long a shim may take to hear that a creation is to end.
 const HEAR_LIMIT: Duration = Duration::from_secs(5);
+/// Before it is asked again whether it hears.
+const HEAR_PAUSE: Duration = Duration::from_millis(20);
 /// How long it may take to kill what it has.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// How long it may take to find the process of one that hears nothing.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How long a creation that was killed takes to be undone.
 const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether a shim does not read what it is told: it has not answered, or has so much unread that no more goes in.
+fn is_deafness(error: &Error) -> bool {
+    error.is(ErrorKind::DeadlineExceeded) || error.is(ErrorKind::ResourceExhausted)
+}
 
 impl Shims {
     /// Sends a signal to the task's first process, to all of them, or to a further one. SIGKILL ends a creation, and is
@@ -34,7 +41,7 @@ impl Shims {
         }
         let limit = if self.is_unborn(task).await { HEAR_LIMIT } else { KILL_LIMIT };
         match task.kill_within(Some(limit), None, signal, all).await {
-            Err(error) if error.is(ErrorKind::DeadlineExceeded) => self.kill_deaf_shim(task, error).await,
+            Err(error) if is_deafness(&error) => self.kill_deaf_shim(task, error).await,
             outcome => outcome,
         }
     }
@@ -95,8 +102,11 @@ impl Shims {
         killed.unwrap_or_else(|_| Err(Error::deadline_exceeded("kill its processes")))?;
         let hears = async {
             while let Err(error) = task.state(None).await
-                && error.is(ErrorKind::DeadlineExceeded)
-            {}
+                && is_deafness(&error)
+            {
+                // Where it has no room for a question that is said at once.
+                tokio::time::sleep(HEAR_PAUSE).await;
+            }
         };
         timeout(HEAR_LIMIT, hears).await.map_err(|_| Error::deadline_exceeded("its processes were killed"))
     }

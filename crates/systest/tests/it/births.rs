@@ -312,8 +312,8 @@ fn a_source_on_a_disk_that_does_not_answer_holds_up_few() {
     let silent = daemon.dir().join("silent");
     fs::create_dir(&silent).expect("a writable directory");
     let disk = SilentDisk::over(&silent);
-    let bind = format!("{}:/data", silent.join("source").display());
-    let words = ["create", "--network", "none", "-v", &bind, "busybox", "true"];
+    let bind = format!("type=bind,source={},target=/data", silent.join("source").display());
+    let words = ["create", "--network", "none", "--mount", &bind, "busybox", "true"];
     let mut creating = daemon.command(words);
     let mut creating = creating.stderr(Stdio::piped()).spawn().expect("hoist starts");
     disk.is_asked();

@@ -2,9 +2,12 @@
 
 use std::fs;
 
-use testkit::{Daemon, Registry, eventually, images};
+use serde_json::json;
+use testkit::{Daemon, Registry, eventually, images, is_root};
 
+use crate::births::spec;
 use crate::cgroups::HIERARCHIES;
+use crate::shim_waits::Waiter;
 
 const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 
@@ -74,6 +77,37 @@ fn a_container_that_should_run_is_started_again_and_counted() {
     daemon.start_again();
     eventually("it runs for the third time", || pid(&daemon, "rm-kept").filter(|pid| *pid != second));
     remove(&daemon, "rm-kept");
+}
+
+/// One whose creation waits for a hook, and one that is looked at after it.
+#[test]
+fn one_that_does_not_come_up_keeps_nobody_down() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start_with(&[], "[restart]\ninterval = \"1s\"\n");
+    let waiter = Waiter::below(daemon.dir(), "hook");
+    let hooked = spec(&daemon, "rm-a", |spec| spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
+    let plain = spec(&daemon, "rm-b", |_| {});
+    for (id, spec) in [("rm-a", hooked), ("rm-b", plain)] {
+        let (config, label) = (spec.to_str().expect("plain"), "containerd.io/restart.status=running");
+        let words =
+            ["containers", "create", "--runtime", OUR_RUNTIME, "--label", label, "--config", config, id];
+        daemon.own_ctr(words).ok();
+    }
+    waiter.is_there();
+    eventually("the other runs", || {
+        let tasks = daemon.own_ctr(["tasks", "ls"]).ok().stdout;
+        tasks.lines().any(|line| line.starts_with("rm-b") && line.contains("RUNNING")).then_some(())
+    });
+    daemon.own_ctr(["containers", "label", "rm-a", "containerd.io/restart.status="]).ok();
+    daemon.own_ctr(["tasks", "kill", "-s", "KILL", "rm-a"]).ok();
+    waiter.goes();
+    for id in ["rm-a", "rm-b"] {
+        daemon.own_ctr(["containers", "label", id, "containerd.io/restart.status="]).ok();
+        daemon.own_ctr(["tasks", "rm", "--force", id]);
+        daemon.own_ctr(["containers", "rm", id]).ok();
+    }
 }
 
 #[test]

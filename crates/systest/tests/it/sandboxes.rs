@@ -208,6 +208,42 @@ fn bundles(daemon: &Daemon) -> Vec<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+/// A container that crashes again and again in a pod that lives for months: each has connections and watchers of its own,
+/// in the shim too.
+#[test]
+fn nothing_is_left_of_containers_that_were_deleted_from_a_pod() {
+    if !is_root("a pod") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let dir = daemon.dir();
+    on(&daemon, async |channel| {
+        let mut pod = Pod::new(&channel);
+        pod.create(creation(&json!({}))).await.unwrap();
+        pod.start().await.unwrap();
+        let stays = pod.run(dir, "stays", "exec sleep 1000").await.unwrap();
+        let open = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        let held = || [daemon.pid(), parent_of(stays)].map(open);
+        let round = async |pod: &Pod, number: usize| {
+            let id = format!("crashes-{number}");
+            pod.run(dir, &id, "exit 7").await.unwrap();
+            assert_eq!(pod.wait_for(&id).await, 7);
+            pod.delete(&id).await;
+        };
+        round(&pod, 0).await;
+        let before = held();
+        for number in 1..20 {
+            round(&pod, number).await;
+        }
+        eventually("there are no more descriptors than before", || {
+            held().iter().zip(before).all(|(now, before)| *now <= before + 2).then_some(())
+        });
+        pod.stop(0).await.unwrap();
+        pod.delete("stays").await;
+        pod.shutdown().await.unwrap();
+    });
+}
+
 #[test]
 fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
     covers(&[
