@@ -1,9 +1,10 @@
 //! One task: calls to its shim.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::shim::attach::{self, AttachRequest};
@@ -19,7 +20,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
 use tracing::field::Empty;
 use tracing::info_span;
-use types::{ContainerId, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
+use types::{ContainerId, Error, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
 
 use crate::bundle::Bundle;
 use crate::connection::Connection;
@@ -28,6 +29,9 @@ use crate::{Exec, Exit, Limits, Process, ProcessId, Status, convert};
 
 /// How long a shim takes to die after its socket closed.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
+
+/// What a shim said of an end, to be told to several.
+type Answered = Option<Result<Exit, (ErrorKind, String)>>;
 
 /// A container that runs, or waits to be started or deleted. Clones are the same task.
 #[derive(Clone)]
@@ -50,6 +54,8 @@ struct Inner {
     delete_told: AtomicBool,
     /// See [`Task::will_be_deleted`].
     has_owner: AtomicBool,
+    /// The ends that the shim is asked for, each once.
+    waits: Mutex<BTreeMap<Option<ExecId>, watch::Receiver<Answered>>>,
     log: Option<AbortHandle>,
 }
 
@@ -81,6 +87,7 @@ impl Task {
             exit_told: AtomicBool::new(false),
             delete_told: AtomicBool::new(false),
             has_owner: AtomicBool::new(false),
+            waits: Mutex::default(),
             log,
         }))
     }
@@ -154,16 +161,15 @@ impl Task {
 
     /// Waits for the end of the process, or of a creation that fails. Safe to cancel.
     pub async fn wait(&self, exec: Option<&ExecId>) -> Result<Exit> {
-        let request = wire::WaitRequest { id: self.id_text(), exec_id: text(exec) };
         loop {
-            let outcome: Result<wire::WaitResponse> = tokio::select! {
+            let outcome = tokio::select! {
                 biased;
                 // Then there may be another task of this id, with a shim at the same place.
                 exit = self.ended() => return Ok(exit),
-                outcome = self.call("Wait", &request, None) => outcome,
+                outcome = self.ask_for_end(exec) => outcome,
             };
             match outcome {
-                Ok(response) => return Ok(convert::exit(0, response.exit_status, response.exited_at)),
+                Ok(exit) => return Ok(exit),
                 Err(error) if !error.is(ErrorKind::Unavailable) => return Err(error),
                 // Either the shim is dead, and the one who watches it finds out how all this ended,
                 // or the connection is made again.
@@ -172,6 +178,35 @@ impl Task {
                     Err(_) => continue,
                 },
             }
+        }
+    }
+
+    /// A shim keeps a call until the process ends, also if nobody waits for it any more, and takes so many at most: all who
+    /// wait share one.
+    async fn ask_for_end(&self, exec: Option<&ExecId>) -> Result<Exit> {
+        let mut answered = {
+            let mut waits = self.0.waits.lock().unwrap_or_else(PoisonError::into_inner);
+            let ask = || {
+                let (tell, answered) = watch::channel(None);
+                let (task, exec) = (self.clone(), exec.cloned());
+                tokio::spawn(async move {
+                    let request = wire::WaitRequest { id: task.id_text(), exec_id: text(exec.as_ref()) };
+                    let outcome: Result<wire::WaitResponse> = task.call("Wait", &request, None).await;
+                    // Whoever comes now asks anew.
+                    task.0.waits.lock().unwrap_or_else(PoisonError::into_inner).remove(&exec);
+                    let exit = outcome
+                        .map(|response| convert::exit(0, response.exit_status, response.exited_at))
+                        .map_err(|error| (error.kind(), error.chain()));
+                    tell.send_replace(Some(exit));
+                });
+                answered
+            };
+            waits.entry(exec.cloned()).or_insert_with(ask).clone()
+        };
+        let answer = answered.wait_for(Option::is_some).await.map(|answer| answer.clone());
+        match answer {
+            Ok(Some(exit)) => exit.map_err(|(kind, words)| Error::new(kind, words)),
+            Ok(None) | Err(_) => Err(Error::internal("nobody asks the shim for the end any more")),
         }
     }
 

@@ -6,7 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{self, GetRequest, WaitRequest};
+use api::grpc::types::Status as WireStatus;
 use api::shim::runc::Options;
 use api::shim::task::{
     ConnectRequest, CreateTaskRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse,
@@ -16,8 +20,16 @@ use api::shim::types::{PROCESS_SPEC_URL, Status};
 use prost_types::Any;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use testkit::{SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, SilentDisk, eventually, is_root, run};
+use testkit::{
+    Daemon, SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, SilentDisk, eventually, is_root, run,
+};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::transport::Channel;
 use types::ErrorKind;
+
+use crate::births::{run_spec, spec};
+use crate::typed::{ask, on};
 
 const GROUP: &str = "io.containerd.runc.v2.group";
 
@@ -773,4 +785,39 @@ fn an_exit_is_recorded_on_a_full_disk() {
     task.kill_shim();
     let deleted = host.delete_orphan("full");
     assert_eq!(deleted.exit_status, 7);
+}
+
+/// As a client does that asks again and again with a deadline: a shim keeps a wait until the process ends, and takes four
+/// thousand questions at a time.
+#[test]
+fn waits_that_were_given_up_use_up_nothing() {
+    const AT_ONCE: usize = 100;
+    const ROUNDS: usize = 50;
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start();
+    run_spec(&daemon, "long", &spec(&daemon, "long", |_| {}), &[]).ok();
+    on(&daemon, async |channel| {
+        let tasks = TasksClient::new(channel);
+        let wait = async |mut tasks: TasksClient<Channel>| {
+            let wait = WaitRequest { container_id: "long".into(), ..WaitRequest::default() };
+            tasks.wait(ask(wait)).await.map(|exit| exit.into_inner().exit_status)
+        };
+        for _ in 0..ROUNDS {
+            let mut waits: JoinSet<_> =
+                (0..AT_ONCE).map(|_| timeout(Duration::from_millis(50), wait(tasks.clone()))).collect();
+            while let Some(given_up) = waits.join_next().await {
+                given_up.expect("no panic").expect_err("it does not end");
+            }
+        }
+        let ended = tokio::spawn(wait(tasks.clone()));
+        let get = GetRequest { container_id: "long".into(), ..GetRequest::default() };
+        let found = tasks.clone().get(ask(get)).await.expect("it is answered").into_inner();
+        assert_eq!(found.process.expect("there is one").status(), WireStatus::Running);
+        let kill = tasks::KillRequest { container_id: "long".into(), signal: 9, ..Default::default() };
+        tasks.clone().kill(ask(kill)).await.expect("it is killed");
+        assert_eq!(ended.await.expect("no panic").expect("it is told"), 137);
+    });
+    daemon.own_ctr(["tasks", "rm", "long"]).ok();
 }
