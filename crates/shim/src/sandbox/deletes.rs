@@ -15,6 +15,7 @@ use crate::publisher::{JournalKey, wire_time};
 use crate::record::{self, RuntimeRecord};
 use crate::rootfs;
 use crate::service::{Outcome, ReplyTo, answer};
+use crate::stdio::copy::Copy;
 use crate::stdio::open::Inside;
 use crate::worker::{Answer, Done, Worker};
 
@@ -181,7 +182,8 @@ impl Sandbox {
 
     /// Closes a process's streams. Its log driver gets time to write what it has.
     pub(super) fn let_go(&mut self, process: Process) {
-        let Inside { copies, stdin_held, console, driver } = process.stdio;
+        let Inside { mut copies, stdin_held, console, driver } = process.stdio;
+        copies.iter_mut().flatten().for_each(Copy::leave);
         drop((copies, stdin_held, console));
         self.drivers.extend(driver.map(Driver::leave));
     }

@@ -29,6 +29,8 @@ use super::readers::Readers;
 
 /// Bytes moved before others get their turn.
 const TURN: usize = 1 << 20;
+/// Of the last words, in one read.
+const LAST_LEN: usize = 4 << 10;
 /// Asked of one `splice`: a pipe's usual capacity.
 const SPLICE_LEN: usize = 64 << 10;
 
@@ -228,6 +230,17 @@ impl Copy {
         self.sink = Sink::Nowhere;
     }
 
+    /// What is there of a log's output is written to it, however little those take who look at it: nobody waits for them
+    /// any more.
+    pub(crate) fn leave(&mut self) {
+        let Some(readers) = self.readers() else { return };
+        *readers = Readers::default();
+        let _wants = self.advance(false, &mut [0; LAST_LEN]);
+        if !self.ended {
+            self.end();
+        }
+    }
+
     /// Closes both ends, after the last words are written.
     fn end(&mut self) {
         if let Sink::Json(json) = &mut self.sink {
@@ -377,6 +390,30 @@ mod tests {
             *seen += read(reader).len();
         }
         assert_eq!(seen, [said; 2]);
+    }
+
+    /// A terminal that was stopped, say, takes nobody's last words along.
+    #[test]
+    fn a_reader_that_takes_nothing_costs_the_log_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (mut copy, mut writer) = json_copy(&path);
+        let (_reader, end) = pipe();
+        copy.readers().unwrap().add(end);
+        let line = format!("{}\n", "x".repeat(4095));
+        let mut wants = Wants::Source;
+        while wants == Wants::Source {
+            writer.write_all(line.as_bytes()).unwrap();
+            wants = advance(&mut copy);
+        }
+        assert_eq!(wants, Wants::Sink);
+        writer.write_all(b"the last\nwords").unwrap();
+        assert_eq!(advance(&mut copy), Wants::Sink, "it is waited for");
+        copy.leave();
+        let text = std::fs::read_to_string(path).unwrap();
+        let last: Vec<&str> = text.lines().rev().take(2).collect();
+        assert!(last[0].contains("words") && last[1].contains("the last"), "{last:?}");
+        copy.leave();
     }
 
     #[test]
