@@ -121,6 +121,8 @@ impl Body {
             Body::Stream { len, open } => Source::Parts { receive: open(), left: *len },
         };
         let sent = Sent::default();
+        // Nobody asks for the parts of what has none.
+        sent.whole.store(matches!(source, Source::Whole(None)), Ordering::Relaxed);
         (Sending { source, sent: sent.clone() }, sent)
     }
 }
