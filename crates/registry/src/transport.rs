@@ -79,8 +79,6 @@ pub(crate) struct Patience {
     connect_attempts_max: u32,
     /// From the request to the answer's headers, or between two parts of the request's body.
     answer_timeout: Duration,
-    /// From the end of what is to be stored to the answer: registries hash and copy large blobs before they give it.
-    store_timeout: Duration,
     /// Whether a host that asks for time gets it.
     waits: bool,
 }
@@ -91,20 +89,18 @@ impl Patience {
         attempts_max: ATTEMPTS_MAX,
         connect_attempts_max: 3,
         answer_timeout: Duration::from_secs(60),
-        store_timeout: STORE_TIMEOUT,
         waits: true,
     };
 
     /// The next host is asked instead.
     fn mirror(answer_timeout: Duration) -> Patience {
-        let store_timeout = STORE_TIMEOUT;
-        Patience { attempts_max: 2, connect_attempts_max: 1, answer_timeout, store_timeout, waits: false }
+        Patience { attempts_max: 2, connect_attempts_max: 1, answer_timeout, waits: false }
     }
 
     /// How long nothing may happen on either side.
     fn timeout(&self, method: &Method, is_sent: bool) -> Duration {
         match is_sent && matches!(*method, Method::PUT | Method::PATCH) {
-            true => self.store_timeout,
+            true => STORE_TIMEOUT,
             false => self.answer_timeout,
         }
     }
