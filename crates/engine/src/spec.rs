@@ -1,6 +1,6 @@
 //! From an image's config and a person's wishes to `config.json`, with Docker's defaults.
 
-pub(crate) mod extras;
+mod extras;
 mod seccomp;
 
 use std::path::Path;

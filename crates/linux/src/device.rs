@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{major, minor};
+use types::spec::runtime::LinuxDevice;
 use types::{Context, Error, Result};
 
 /// A character or block device.
@@ -21,6 +22,26 @@ pub struct Node {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+}
+
+impl Node {
+    /// As a container is given it (runtime-spec `config-linux.md`, "Devices"): what was asked for is at `place` there.
+    pub fn placed(self, place: &Path) -> LinuxDevice {
+        // Without a slash at the end where it is the device itself.
+        let path = match self.below.as_os_str().is_empty() {
+            true => place.to_owned(),
+            false => place.join(&self.below),
+        };
+        LinuxDevice {
+            path: path.display().to_string(),
+            kind: self.kind.into(),
+            major: self.major.into(),
+            minor: self.minor.into(),
+            file_mode: Some(self.mode),
+            uid: Some(self.uid),
+            gid: Some(self.gid),
+        }
+    }
 }
 
 /// What containerd and Docker leave out of directories of devices: what every container has of its own, and what other

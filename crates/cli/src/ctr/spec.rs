@@ -373,22 +373,7 @@ fn devices(call: &Call) -> Result<Vec<LinuxDevice>> {
     let mut devices = Vec::new();
     for path in call.values("device").iter().filter(|device| !cdi::is_qualified(device)) {
         let nodes = linux::device::nodes(Path::new(path)).context(|| format!("--device {path}"))?;
-        devices.extend(nodes.into_iter().map(|node| {
-            let at = if node.below.as_os_str().is_empty() {
-                path.into()
-            } else {
-                Path::new(path).join(&node.below)
-            };
-            LinuxDevice {
-                path: at.display().to_string(),
-                kind: node.kind.into(),
-                major: node.major.into(),
-                minor: node.minor.into(),
-                file_mode: Some(node.mode),
-                uid: Some(node.uid),
-                gid: Some(node.gid),
-            }
-        }));
+        devices.extend(nodes.into_iter().map(|node| node.placed(Path::new(path))));
     }
     Ok(devices)
 }

@@ -12,7 +12,6 @@ use types::spec::runtime::{Process, Spec};
 use types::{Error, Result};
 
 use crate::Engine;
-use crate::spec::extras;
 
 impl Engine {
     /// Whether the devices are there that a container asks for.
@@ -59,10 +58,8 @@ impl Engine {
 fn give_all(spec: &mut Spec) -> Result<()> {
     let linux = spec.linux.get_or_insert_default();
     let known: BTreeSet<String> = linux.devices.iter().map(|device| device.path.clone()).collect();
-    let all = linux::device::nodes(Path::new("/dev"))?.into_iter().map(|node| {
-        let path = Path::new("/dev").join(&node.below).display().to_string();
-        extras::device(node, path)
-    });
+    let place = Path::new("/dev");
+    let all = linux::device::nodes(place)?.into_iter().map(|node| node.placed(place));
     linux.devices.extend(all.filter(|device| !known.contains(&device.path)));
     Ok(())
 }

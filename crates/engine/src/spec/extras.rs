@@ -113,29 +113,11 @@ fn devices(wanted: &Device) -> Result<Vec<(LinuxDevice, DeviceRule)>> {
         return Err(bad("there are no devices in it"));
     }
     let each = |node: Node| {
-        // Without a slash at the end where it is the device itself.
-        let path = match node.below.as_os_str().is_empty() {
-            true => target.clone(),
-            false => Path::new(target).join(&node.below).display().to_string(),
-        };
-        let device = device(node, path);
+        let device = node.placed(Path::new(target));
         let (kind, major, minor) = (device.kind.clone(), Some(device.major), Some(device.minor));
         (device, DeviceRule { allow: true, kind, major, minor, access: access.clone() })
     };
     Ok(nodes.into_iter().map(each).collect())
-}
-
-/// A device of the machine's in the place that it has in the container.
-pub(crate) fn device(node: Node, path: String) -> LinuxDevice {
-    LinuxDevice {
-        path,
-        kind: node.kind.into(),
-        major: node.major.into(),
-        minor: node.minor.into(),
-        file_mode: Some(node.mode),
-        uid: Some(node.uid),
-        gid: Some(node.gid),
-    }
 }
 
 fn secure(options: &[String], process: &mut Process, linux: &mut Linux) -> Result<()> {
