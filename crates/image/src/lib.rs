@@ -134,27 +134,138 @@ fn is_there<'de, D: Deserializer<'de>>(field: D) -> Result<bool, D::Error> {
     Option::<IgnoredAny>::deserialize(field).map(|field| field.is_some())
 }
 
-/// The image of an index that runs best on a platform. `NotFound` names what there is.
-pub fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descriptor> {
-    // Attestations come as manifests for a platform that does not exist. Blobs are no images, whatever platform they
-    // are for: they are parts of what the index is, as those of a checkpoint.
-    let is_real = |child: &&Descriptor| media_type::is_document(&child.media_type) && !is_attestation(child);
-    let real = || index.manifests.iter().filter(is_real);
-    let fit = |child: &&Descriptor| match &child.platform {
-        Some(own) => platform.fit(own),
-        // Without a platform there is nothing to choose by: it is taken if nothing is better.
-        None => 1,
+/// The image of an index that runs best on a platform. `NotFound` names what there is. `told` is what those images are
+/// for whose descriptors do not say it.
+pub fn choose<'a>(index: &'a Index, platform: &Platform, told: &Told) -> Result<&'a Descriptor> {
+    let fit = |child: &&Descriptor| match told.platforms(child) {
+        // Nothing to choose by: it is taken if nothing is better.
+        [] => 1,
+        platforms => platforms.iter().map(|own| platform.fit(own)).max().unwrap_or(0),
     };
     // The first of equals, as the author ordered them.
-    let best = real().filter(|child| fit(child) > 0).rev().max_by_key(|child| fit(child));
+    let best = images(index).filter(|child| fit(child) > 0).rev().max_by_key(|child| fit(child));
     best.ok_or_else(|| {
         let there: Vec<String> =
-            real().filter_map(|child| child.platform.as_ref().map(ToString::to_string)).collect();
+            images(index).flat_map(|child| told.platforms(child)).map(ToString::to_string).collect();
         match there.as_slice() {
             [] => Error::not_found(format!("no image for {platform}; there is none in the index")),
             _ => Error::not_found(format!("no image for {platform}; there is {}", there.join(", "))),
         }
     })
+}
+
+/// The images of an index. Attestations come as manifests for a platform that does not exist. Blobs are no images,
+/// whatever platform they are for: they are parts of what the index is, as those of a checkpoint.
+fn images(index: &Index) -> impl DoubleEndedIterator<Item = &Descriptor> {
+    let is_image = |child: &&Descriptor| media_type::is_document(&child.media_type) && !is_attestation(child);
+    index.manifests.iter().filter(is_image)
+}
+
+/// What images are for whose descriptors do not say it: their configs do, or what is below, for an index in an index.
+/// The platform of a descriptor is optional (image-spec `image-index.md`).
+#[derive(Clone, Debug, Default)]
+pub struct Told(BTreeMap<Digest, Vec<Platform>>);
+
+impl Told {
+    /// Documents that are asked, and platforms of each. What comes after them says nothing.
+    const ASKED_MAX: usize = 256;
+    /// Bytes of documents that are gathered before they are read.
+    const GATHERED_MAX: u64 = 2 * DOCUMENT_LEN_MAX;
+
+    /// Those images of an index that have to be asked: without a platform, and others to choose from.
+    fn asked(index: &Index) -> impl Iterator<Item = &Descriptor> {
+        let is_choice = images(index).nth(1).is_some();
+        images(index).filter(move |child| is_choice && child.platform.is_none())
+    }
+
+    /// Asks the images of an index. `look` gives the bytes of a document, and nothing for one that is not there: such an
+    /// image could be for every platform, as one whose config says nothing.
+    pub fn ask(index: &Index, mut look: impl FnMut(&Descriptor) -> Option<Vec<u8>>) -> Told {
+        let mut told = Told::default();
+        for child in Told::asked(index) {
+            told.visit(child, 1, &mut look);
+        }
+        told
+    }
+
+    /// The same where documents come from afar: `fetch` is asked for each once, and for none if nothing has to be asked.
+    pub async fn gather<F, E>(index: &Index, mut fetch: impl FnMut(Descriptor) -> F) -> Result<Told, E>
+    where
+        F: Future<Output = Result<Option<Vec<u8>>, E>>,
+    {
+        let mut documents: BTreeMap<Digest, Option<Vec<u8>>> = BTreeMap::new();
+        let mut room = Told::GATHERED_MAX;
+        loop {
+            let mut missing = BTreeMap::new();
+            let told = Told::ask(index, |descriptor| match documents.get(&descriptor.digest) {
+                Some(bytes) => bytes.clone(),
+                None => {
+                    missing.insert(descriptor.digest.clone(), descriptor.clone());
+                    None
+                }
+            });
+            if missing.is_empty() {
+                return Ok(told);
+            }
+            for (digest, descriptor) in missing {
+                let document = match room.checked_sub(descriptor.size) {
+                    Some(rest) => {
+                        room = rest;
+                        fetch(descriptor).await?
+                    }
+                    None => None,
+                };
+                documents.insert(digest, document);
+            }
+        }
+    }
+
+    fn visit(
+        &mut self,
+        descriptor: &Descriptor,
+        depth: usize,
+        look: &mut impl FnMut(&Descriptor) -> Option<Vec<u8>>,
+    ) {
+        // A document may be named by many, and each is read once.
+        if depth > INDEX_DEPTH_MAX
+            || self.0.len() >= Told::ASKED_MAX
+            || self.0.contains_key(&descriptor.digest)
+        {
+            return;
+        }
+        self.0.insert(descriptor.digest.clone(), Vec::new());
+        let document = look(descriptor).and_then(|bytes| Node::parse(&descriptor.media_type, &bytes).ok());
+        let mut found: Vec<Platform> = Vec::new();
+        match document {
+            Some(Node::Manifest(manifest)) if media_type::is_config(&manifest.config.media_type) => {
+                let config = look(&manifest.config).and_then(|bytes| read_config(&bytes).ok());
+                let platform = config.map(|config| config.platform);
+                found.extend(platform.filter(|own| !own.os.is_empty() && !own.architecture.is_empty()));
+            }
+            Some(Node::Index(index)) => {
+                for child in images(&index) {
+                    if child.platform.is_none() {
+                        self.visit(child, depth + 1, look);
+                    }
+                    for platform in self.platforms(child) {
+                        if found.len() < Told::ASKED_MAX && !found.contains(platform) {
+                            found.push(platform.clone());
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.0.insert(descriptor.digest.clone(), found);
+    }
+
+    /// All that is known of what an image is for.
+    fn platforms<'a>(&'a self, child: &'a Descriptor) -> &'a [Platform] {
+        match &child.platform {
+            Some(own) => std::slice::from_ref(own),
+            None => self.0.get(&child.digest).map_or(&[], Vec::as_slice),
+        }
+    }
 }
 
 /// Whether an entry of an index is a blob and nothing more.
@@ -166,8 +277,7 @@ pub fn is_blob(child: &Descriptor) -> bool {
 /// and each is needed; of images in it there may be a part or none. In other indexes the images are what counts.
 pub fn is_made_of_blobs(index: &Index) -> bool {
     const CONTAINER: &str = "application/vnd.containerd.container.";
-    let is_image = |child: &Descriptor| media_type::is_document(&child.media_type) && !is_attestation(child);
-    let has_image = index.manifests.iter().any(is_image);
+    let has_image = images(index).next().is_some();
     index
         .manifests
         .iter()
@@ -394,12 +504,84 @@ mod tests {
             subject: None,
             annotations: Default::default(),
         };
-        let chosen =
-            |platform: &str| choose(&index, &platform.parse().unwrap()).map(|found| found.digest.clone());
+        let chosen = |platform: &str| {
+            choose(&index, &platform.parse().unwrap(), &Told::default()).map(|found| found.digest.clone())
+        };
         assert_eq!(chosen("linux/amd64").unwrap(), digest("b"), "the first of equals");
         assert_eq!(chosen("linux/arm64").unwrap(), digest("d"));
         let error = chosen("linux/s390x").unwrap_err();
         assert!(error.to_string().contains("linux/arm64"), "{error}");
+    }
+
+    #[test]
+    fn images_that_do_not_say_what_they_are_for_are_asked() {
+        let mut store: BTreeMap<Digest, Vec<u8>> = BTreeMap::new();
+        let mut keep = |kind: &str, document: serde_json::Value| {
+            let bytes = document.to_string().into_bytes();
+            let descriptor = Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64);
+            store.insert(descriptor.digest.clone(), bytes);
+            descriptor
+        };
+        let mut image = |platform: &str| {
+            let (os, architecture) = platform.split_once('/').unwrap();
+            let config = serde_json::json!({
+                "os": os, "architecture": architecture, "rootfs": {"type": "layers", "diff_ids": []},
+            });
+            let config = keep(media_type::OCI_CONFIG, config);
+            let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": []});
+            keep(media_type::OCI_MANIFEST, manifest)
+        };
+        let (arm, s390x, amd, silent) =
+            (image("linux/arm64"), image("linux/s390x"), image("linux/amd64"), image("/"));
+        let index = |children: &[&Descriptor]| serde_json::json!({"schemaVersion": 2, "manifests": children});
+        let inner = keep(media_type::OCI_INDEX, index(&[&s390x, &amd]));
+        let lost = Descriptor::new(media_type::OCI_MANIFEST, digest("f"), 1);
+        let look = |child: &Descriptor| store.get(&child.digest).cloned();
+        let chosen = |children: &[&Descriptor], platform: &str| {
+            let index: Index = serde_json::from_value(index(children)).unwrap();
+            let gathered = Told::gather(&index, |child| std::future::ready(Ok::<_, ()>(look(&child))));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let std::task::Poll::Ready(Ok(gathered)) = std::pin::pin!(gathered).poll(&mut context) else {
+                panic!("nothing has to be waited for")
+            };
+            let told = Told::ask(&index, look);
+            let found = choose(&index, &platform.parse().unwrap(), &told).cloned();
+            let platform = platform.parse().unwrap();
+            assert_eq!(choose(&index, &platform, &gathered).ok(), found.as_ref().ok());
+            found.map_err(|error| error.to_string())
+        };
+        assert_eq!(chosen(&[&arm, &inner], "linux/amd64").as_ref(), Ok(&inner));
+        assert_eq!(chosen(&[&s390x, &amd], "linux/amd64").as_ref(), Ok(&amd));
+        assert_eq!(chosen(&[&arm, &inner], "linux/arm64").as_ref(), Ok(&arm));
+        let error = chosen(&[&arm, &inner], "linux/riscv64").unwrap_err();
+        assert!(error.contains("there is linux/arm64, linux/s390x, linux/amd64"), "{error}");
+        // What says nothing may be for anything, if nothing else is.
+        for unknown in [&silent, &lost] {
+            assert_eq!(chosen(&[unknown, &amd], "linux/amd64").as_ref(), Ok(&amd));
+            assert_eq!(chosen(&[unknown, &amd], "linux/arm64").as_ref(), Ok(unknown));
+        }
+        // There is nothing to choose.
+        assert_eq!(chosen(&[&arm], "linux/amd64").as_ref(), Ok(&arm));
+    }
+
+    #[test]
+    fn what_is_asked_of_a_hostile_index_has_an_end() {
+        // Each document is any other's, and names itself as well.
+        let bytes = |of: usize| {
+            let child = |n: usize| {
+                let hex = format!("{n:064x}");
+                serde_json::json!({"mediaType": media_type::OCI_INDEX, "digest": format!("sha256:{hex}"), "size": 1})
+            };
+            let children: Vec<_> = (0..of).map(child).collect();
+            serde_json::json!({"schemaVersion": 2, "manifests": children}).to_string().into_bytes()
+        };
+        let index: Index = serde_json::from_slice(&bytes(1000)).unwrap();
+        let mut looks = 0;
+        let told = Told::ask(&index, |_| {
+            looks += 1;
+            Some(bytes(1000))
+        });
+        assert_eq!((looks, told.0.len()), (Told::ASKED_MAX, Told::ASKED_MAX));
     }
 
     #[test]
@@ -417,10 +599,10 @@ mod tests {
             subject: None,
             annotations: Default::default(),
         };
-        let error = choose(&index, &Platform::host()).unwrap_err();
+        let error = choose(&index, &Platform::host(), &Told::default()).unwrap_err();
         assert!(error.to_string().contains("none in the index"), "{error}");
         index.manifests.push(entry(media_type::OCI_MANIFEST, "c"));
-        assert_eq!(choose(&index, &Platform::host()).unwrap().digest, digest("c"));
+        assert_eq!(choose(&index, &Platform::host(), &Told::default()).unwrap().digest, digest("c"));
     }
 
     #[test]

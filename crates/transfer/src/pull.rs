@@ -322,7 +322,11 @@ impl Pull {
                     }
                 }
                 image::Node::Index(index) => {
-                    let below = self.children(&index, wish.as_ref())?;
+                    let told = match wish {
+                        Some(_) => image::Told::gather(&index, |child| self.look(child)).await?,
+                        None => image::Told::default(),
+                    };
+                    let below = self.children(&index, wish.as_ref(), &told)?;
                     if let Some(wish) = &wish {
                         let blobs = index.manifests.iter().filter(|child| image::is_blob(child)).cloned();
                         let of = |blobs| Named { index: itself.clone(), blobs };
@@ -346,7 +350,12 @@ impl Pull {
     }
 
     /// Which manifests of an index are fetched, and what is wanted of each: nothing, if only its documents are.
-    fn children(&self, index: &Index, wish: Option<&Wish>) -> Result<Vec<(Descriptor, Option<Wish>)>> {
+    fn children(
+        &self,
+        index: &Index,
+        wish: Option<&Wish>,
+        told: &image::Told,
+    ) -> Result<Vec<(Descriptor, Option<Wish>)>> {
         let mut wishes: BTreeMap<Digest, Wish> = BTreeMap::new();
         let mut missing = None;
         if let Some(Wish { platforms, unpacks, may_lack }) = wish {
@@ -361,7 +370,7 @@ impl Pull {
                 }
                 Wanted::Each(platforms) => {
                     for platform in platforms {
-                        match image::choose(index, platform) {
+                        match image::choose(index, platform, told) {
                             Ok(child) => wish_of(&mut wishes, child).add(platform),
                             Err(error) => missing = Some(error),
                         }
@@ -369,7 +378,7 @@ impl Pull {
                 }
             }
             for unpack in unpacks {
-                match image::choose(index, &unpack.platform) {
+                match image::choose(index, &unpack.platform, told) {
                     Ok(child) => {
                         let wish = wish_of(&mut wishes, child);
                         wish.add(&unpack.platform);
@@ -416,6 +425,15 @@ impl Pull {
         };
         self.store(descriptor, bytes.clone(), labels).await?;
         Ok(bytes)
+    }
+
+    /// A document that says what an image is for; nothing if its registry does not have it, which need not be the image
+    /// that is wanted.
+    async fn look(&self, descriptor: Descriptor) -> Result<Option<Vec<u8>>> {
+        match self.obtain(&descriptor).await {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            obtained => obtained.map(Some),
+        }
     }
 
     async fn stored(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {

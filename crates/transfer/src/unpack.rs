@@ -22,7 +22,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use snapshot::{Barrier, LayerFiles};
-use types::spec::image::Manifest;
+use types::spec::image::{Index, Manifest};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
 
 use crate::kept::Kept;
@@ -128,10 +128,18 @@ pub(crate) fn find_manifest(
         let bytes = read(metadata, caller, &descriptor.digest)?;
         match image::Node::parse(&descriptor.media_type, &bytes)? {
             image::Node::Manifest(manifest) => return Ok(*manifest),
-            image::Node::Index(index) => descriptor = image::choose(&index, platform)?.clone(),
+            image::Node::Index(index) => {
+                let told = told(metadata, caller, &index);
+                descriptor = image::choose(&index, platform, &told)?.clone();
+            }
         }
     }
     Err(Error::invalid_argument(format!("{}: indexes inside indexes, too deep", target.digest)))
+}
+
+/// What images of an index are for that do not say it there, as far as they are here.
+pub(crate) fn told(metadata: &Metadata, caller: &Caller, index: &Index) -> image::Told {
+    image::Told::ask(index, |child| read(metadata, caller, &child.digest).ok())
 }
 
 /// A small blob.

@@ -14,10 +14,10 @@ use api::grpc::snapshots::{
 };
 use api::grpc::types::Descriptor as Wire;
 use client::{Channel, parts};
-use image::Node;
+use image::{Node, Told};
 use prost_types::FieldMask;
 use types::descriptor::media_type::{is_index, is_manifest};
-use types::spec::image::{ExecConfig, Manifest};
+use types::spec::image::{ExecConfig, Index, Manifest};
 use types::{Context, Descriptor, Error, ErrorKind, Platform, Result};
 
 use super::command::{Call, Command, Flag, shown};
@@ -204,7 +204,8 @@ impl Tree {
                 Node::Index(index) => {
                     let images = index.manifests.iter().filter(|entry| !image::is_attestation(entry));
                     tree.platforms.extend(images.filter_map(|entry| entry.platform.clone()));
-                    next = image::choose(&index, platform).ok().cloned();
+                    let told = told(connection, &index).await?;
+                    next = image::choose(&index, platform, &told).ok().cloned();
                 }
                 Node::Manifest(manifest) => {
                     tree.take_manifest(connection, &manifest).await?;
@@ -455,4 +456,13 @@ async fn unmount(call: Call) -> Result<u8> {
     }
     table::lines([target]);
     Ok(0)
+}
+
+/// What images of an index are for that do not say it there, as far as they are here.
+pub(super) async fn told(connection: &Connection, index: &Index) -> Result<Told> {
+    let look = async |digest: String| match content::read(connection, &digest).await {
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+        read => read.map(Some),
+    };
+    Told::gather(index, |child| look(child.digest.to_string())).await
 }

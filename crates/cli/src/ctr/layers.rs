@@ -234,7 +234,8 @@ async fn manifest_of(connection: &Connection, target: &Wire) -> Result<Manifest>
         match Node::parse(&kind, &content::read(connection, &digest).await?)? {
             Node::Manifest(manifest) => return Ok(*manifest),
             Node::Index(index) => {
-                let chosen = image::choose(&index, &Platform::host())?;
+                let told = images::told(connection, &index).await?;
+                let chosen = image::choose(&index, &Platform::host(), &told)?;
                 (kind, digest) = (chosen.media_type.clone(), chosen.digest.to_string());
             }
         }

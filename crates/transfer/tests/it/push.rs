@@ -143,6 +143,29 @@ fn three_platforms() -> (Layout, Value, Vec<Value>) {
     (layout, index, images)
 }
 
+/// The platform of a descriptor is optional, that of a config is not.
+#[test]
+fn images_of_an_index_that_says_no_platforms_are_told_by_their_configs() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, (layout, _, mut images)) = (runtime(), three_platforms());
+    for image in &mut images {
+        image.as_object_mut().unwrap().remove("platform").expect("it says it");
+    }
+    layout.tag(&layout.index(&images), "silent");
+    let (source, target) = (Registry::start(), Registry::start());
+    let name = source.push(layout.path(), "silent", "silent:1");
+    let pull = |platform| runtime.block_on(stores.pull_platform(&name, platform));
+
+    let none = pull("linux/riscv64").unwrap_err();
+    assert!(none.chain().contains("there is linux/amd64, linux/arm64, linux/s390x"), "{}", none.chain());
+    pull("linux/s390x").unwrap();
+    let is_here = |file: &str| stores.unpacked(file) == 100_000;
+    assert!(is_here("s390x") && !is_here("amd64"));
+    let to = format!("{}/silent:1", target.host());
+    runtime.block_on(push(&stores, &name, &to, Scope::Only(vec!["linux/s390x".parse().unwrap()]))).unwrap();
+    assert_eq!(digest_in(&to), digest_of(&images[2]));
+}
+
 #[test]
 fn of_several_platforms_those_that_are_here_go() {
     let Some(stores) = Stores::open() else { return };
