@@ -37,6 +37,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Status};
+use tracing::Instrument;
 use types::{ContainerId, Error, ErrorKind, LeaseId, Result};
 
 use crate::config::Config;
@@ -206,6 +207,16 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T, Status> {
     match spawn_blocking(work).await {
         Ok(done) => done.map_err(status),
+        Err(panic) => Err(Status::internal(format!("the call broke down: {panic}"))),
+    }
+}
+
+/// A change of several steps. It goes on if the caller goes away: nobody else would make those that are left.
+async fn unbroken<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(work.in_current_span()).await {
+        Ok(done) => done,
         Err(panic) => Err(Status::internal(format!("the call broke down: {panic}"))),
     }
 }

@@ -13,16 +13,18 @@ use api::grpc::tasks::{
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use api::grpc::types::{Metric, Process as WireProcess, ProcessInfo, Status as WireStatus};
-use metadata::{Caller, Metadata};
+use metadata::{Caller, Container, Metadata};
 use task::{Create, Endpoint, Exec, Exit, Io, Process, Shims, Task};
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
 use super::checkpoint::{self, Checkpoints};
-use super::{Answer, blocking, caller, container_id, convert, known, required, status};
+use super::{Answer, blocking, caller, container_id, convert, known, required, status, unbroken};
 use crate::root_mounts::RootMounts;
 
+/// Clones are the same.
+#[derive(Clone)]
 pub(super) struct Service {
     pub(super) metadata: Metadata,
     pub(super) shims: Shims,
@@ -91,45 +93,14 @@ impl Service {
         blocking(move || checkpoints.bring(&caller, &id, descriptor)).await.map(Some)
     }
 
-    async fn delete_task(&self, task: &Task) -> Result<Exit, Status> {
-        let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
-        self.root_mounts.deactivate(task.namespace(), task.id()).await;
-        self.forget_checkpoint(task.namespace(), task.id()).await;
-        Ok(exit)
-    }
-
-    async fn forget_checkpoint(&self, namespace: &Namespace, id: &ContainerId) {
-        let (checkpoints, own, task) = (self.checkpoints.clone(), namespace.clone(), id.clone());
-        if let Err(error) = blocking(move || checkpoints.forget(&own, &task)).await {
-            tracing::warn!(%namespace, %id, "remove the checkpoint of a task: {}", error.message());
-        }
-    }
-}
-
-/// Where a task is to be created, and by which version: by fields of the request, and by options of runc for clients of
-/// before containerd 2.3. Empty where nobody says.
-fn task_api(request: &CreateTaskRequest) -> (String, u32) {
-    if !request.task_api_address.is_empty() {
-        return (request.task_api_address.clone(), request.task_api_version);
-    }
-    match request.options.as_ref().and_then(api::shim::unpack::<api::shim::runc::Options>) {
-        Some(Ok(options)) => (options.task_api_address, options.task_api_version),
-        // Whoever takes them says what is wrong with them.
-        Some(Err(_)) | None => Default::default(),
-    }
-}
-
-#[tonic::async_trait]
-impl Tasks for Service {
-    async fn create(&self, request: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
-        let caller = caller(&request)?;
-        let mut request = request.into_inner();
-        let id = container_id(&caller, &request.container_id)?;
-        let containers = self.metadata.containers(&caller);
-        let container = {
-            let id = id.clone();
-            blocking(move || containers.get(&id)).await?
-        };
+    /// A task of a container, with the mounts and the checkpoint that it needs. Where it fails those go again.
+    async fn create_task(
+        self,
+        caller: Caller,
+        id: ContainerId,
+        container: Container,
+        mut request: CreateTaskRequest,
+    ) -> Result<u32, Status> {
         let shim = self.shim_of(&caller.namespace, &container.sandbox_id, &request)?;
         let spec = required(container.spec, "container spec")?.value;
         let checkpoint = self.restored(&caller, &id, &mut request).await?;
@@ -166,7 +137,53 @@ impl Tasks for Service {
                 self.forget_checkpoint(&caller.namespace, &id).await;
             }
         }
-        let pid = created.map_err(status)?;
+        created.map_err(status)
+    }
+
+    async fn delete_task(&self, task: Task) -> Result<Exit, Status> {
+        let service = self.clone();
+        unbroken(async move {
+            let exit = service.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
+            service.root_mounts.deactivate(task.namespace(), task.id()).await;
+            service.forget_checkpoint(task.namespace(), task.id()).await;
+            Ok(exit)
+        })
+        .await
+    }
+
+    async fn forget_checkpoint(&self, namespace: &Namespace, id: &ContainerId) {
+        let (checkpoints, own, task) = (self.checkpoints.clone(), namespace.clone(), id.clone());
+        if let Err(error) = blocking(move || checkpoints.forget(&own, &task)).await {
+            tracing::warn!(%namespace, %id, "remove the checkpoint of a task: {}", error.message());
+        }
+    }
+}
+
+/// Where a task is to be created, and by which version: by fields of the request, and by options of runc for clients of
+/// before containerd 2.3. Empty where nobody says.
+fn task_api(request: &CreateTaskRequest) -> (String, u32) {
+    if !request.task_api_address.is_empty() {
+        return (request.task_api_address.clone(), request.task_api_version);
+    }
+    match request.options.as_ref().and_then(api::shim::unpack::<api::shim::runc::Options>) {
+        Some(Ok(options)) => (options.task_api_address, options.task_api_version),
+        // Whoever takes them says what is wrong with them.
+        Some(Err(_)) | None => Default::default(),
+    }
+}
+
+#[tonic::async_trait]
+impl Tasks for Service {
+    async fn create(&self, request: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let id = container_id(&caller, &request.container_id)?;
+        let containers = self.metadata.containers(&caller);
+        let container = {
+            let id = id.clone();
+            blocking(move || containers.get(&id)).await?
+        };
+        let pid = unbroken(self.clone().create_task(caller, id.clone(), container, request)).await?;
         Ok(Response::new(CreateTaskResponse { container_id: id.into(), pid }))
     }
 
@@ -178,7 +195,7 @@ impl Tasks for Service {
 
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
         let (task, request) = self.task(request, |request| &request.container_id).await?;
-        let exit = self.delete_task(&task).await?;
+        let exit = self.delete_task(task).await?;
         Ok(Response::new(deleted(request.container_id, exit)))
     }
 
@@ -187,7 +204,7 @@ impl Tasks for Service {
         let exit = match exec(&request.exec_id)? {
             Some(id) => task.delete_exec(&id).await.map_err(status)?,
             // The first process goes with its task alone, and has the task's answer while it runs.
-            None => self.delete_task(&task).await?,
+            None => self.delete_task(task).await?,
         };
         Ok(Response::new(deleted(request.exec_id, exit)))
     }

@@ -21,13 +21,15 @@ use api::grpc::mounts::{ActivateRequest, DeactivateRequest, InfoRequest, ListReq
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
 use api::grpc::types::{ActivationInfo, Any, Descriptor, Mount};
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::layout::tar_of;
 use testkit::{Daemon, eventually, is_root, run as command};
+use tokio::task::spawn_blocking;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::api::walk::covers;
+use crate::shim_waits::Waiter;
 use crate::typed::{ask, code, on};
 
 const RUNTIME: &str = "io.containerd.hoist.v2";
@@ -199,21 +201,7 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
     let daemon = Daemon::start();
     let lower = busybox_root(&daemon);
     let disk = daemon.root().join("disk.img").display().to_string();
-    let rootfs = [
-        mount("mkfs/loop", &disk, &["X-containerd.mkfs.size=16MiB"]),
-        mount("format/ext4", "{{ mount 0 }}", &[]),
-        mount(
-            "format/mkdir/overlay",
-            "overlay",
-            &[
-                "X-containerd.mkdir.path={{ mount 1 }}/upper:0755",
-                "X-containerd.mkdir.path={{ mount 1 }}/work:0700",
-                &format!("lowerdir={}", lower.display()),
-                "upperdir={{ mount 1 }}/upper",
-                "workdir={{ mount 1 }}/work",
-            ],
-        ),
-    ];
+    let rootfs = above_on_a_disk(&disk, &lower);
     on(&daemon, async |channel| {
         let mut mounts = Mounts::new(&channel);
         let first = "echo written > /kept; cat /kept";
@@ -241,6 +229,64 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
         leases.delete(ask(DeleteRequest { id: "x".into(), sync: true })).await.unwrap();
         assert_eq!(mounts.list(&[]).await, Vec::<String>::new());
     });
+}
+
+/// A client whose patience ends takes nothing away from what is done.
+#[test]
+fn what_was_mounted_for_a_task_goes_also_if_nobody_waits_for_its_deletion() {
+    if !is_root("mounts") {
+        return;
+    }
+    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
+        println!("skipped: mkfs.ext4 is not installed");
+        return;
+    }
+    let daemon = Daemon::start();
+    let (lower, waiter) = (busybox_root(&daemon), Waiter::below(daemon.dir(), "after"));
+    let rootfs = above_on_a_disk(&daemon.root().join("disk.img").display().to_string(), &lower);
+    on(&daemon, async |channel| {
+        let mut mounts = Mounts::new(&channel);
+        let hooks = json!({ "poststop": waiter.hook() });
+        create_with(&channel, "slow", &["/bin/busybox", "true"], &hooks).await;
+        create_task(&channel, "slow", &rootfs).await.expect("a task");
+        let mut tasks = TasksClient::new(channel.clone());
+        let id = || "slow".to_owned();
+        tasks.start(ask(StartRequest { container_id: id(), ..StartRequest::default() })).await.unwrap();
+        tasks.wait(ask(WaitRequest { container_id: id(), ..WaitRequest::default() })).await.unwrap();
+        let waits = {
+            let waiter = waiter.clone();
+            spawn_blocking(move || waiter.is_there())
+        };
+        tokio::select! {
+            deleted = tasks.delete(ask(DeleteTaskRequest { container_id: id() })) => panic!("{deleted:?}"),
+            waits = waits => waits.expect("it waits"),
+        }
+        // The cancellation goes out before this.
+        assert_eq!(mounts.list(&[]).await, ["slow"]);
+        waiter.open_door();
+        let points = || fs::read_dir(daemon.state().join("mounts")).expect("it is there").count();
+        eventually("what was mounted for it is gone", || (points() == 0).then_some(()));
+        assert_eq!(mounts.list(&[]).await, Vec::<String>::new());
+    });
+}
+
+/// A root file system of which what is written goes to a disk that is made for it.
+fn above_on_a_disk(disk: &str, lower: &Path) -> [Mount; 3] {
+    [
+        mount("mkfs/loop", disk, &["X-containerd.mkfs.size=16MiB"]),
+        mount("format/ext4", "{{ mount 0 }}", &[]),
+        mount(
+            "format/mkdir/overlay",
+            "overlay",
+            &[
+                "X-containerd.mkdir.path={{ mount 1 }}/upper:0755",
+                "X-containerd.mkdir.path={{ mount 1 }}/work:0700",
+                &format!("lowerdir={}", lower.display()),
+                "upperdir={{ mount 1 }}/upper",
+                "workdir={{ mount 1 }}/work",
+            ],
+        ),
+    ]
 }
 
 /// A disk that is made, a file system on it, and directories in that: the topmost is a tree.
@@ -458,7 +504,7 @@ fn an_image_is_checked_while_it_is_read() {
         // Nor is anything, by another root hash.
         let other = daemon.dir().join("other.dmverity").display().to_string();
         let len = fs::metadata(format!("{}-tree/file", image.display())).unwrap().len();
-        let said: serde_json::Value =
+        let said: Value =
             serde_json::from_slice(&fs::read(format!("{}.dmverity", image.display())).unwrap()).unwrap();
         assert!(said["hashoffset"].as_u64().unwrap() > len);
         fs::write(
@@ -473,6 +519,10 @@ fn an_image_is_checked_while_it_is_read() {
 }
 
 async fn create(channel: &Channel, id: &str, args: &[&str]) {
+    create_with(channel, id, args, &json!({})).await;
+}
+
+async fn create_with(channel: &Channel, id: &str, args: &[&str], hooks: &Value) {
     let mut process = testkit::process("");
     process["args"] = json!(args);
     let document = json!({
@@ -481,6 +531,7 @@ async fn create(channel: &Channel, id: &str, args: &[&str]) {
         "root": { "path": "rootfs" },
         "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
         "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }, { "type": "ipc" }] },
+        "hooks": hooks,
     });
     let spec = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),

@@ -33,7 +33,8 @@ use crate::typed::{ask, on};
 
 const GROUP: &str = "io.containerd.runc.v2.group";
 
-/// A program that makes a file, `note`, and goes on once somebody writes into `door`.
+/// A program that makes a file, `note`, and goes on once somebody writes into `door`. Clones are the same.
+#[derive(Clone)]
 pub(crate) struct Waiter {
     note: PathBuf,
     door: PathBuf,
@@ -88,7 +89,7 @@ impl Waiter {
         rustix::process::getpgid(self.reader()).expect("it waits")
     }
 
-    fn open_door(&self) {
+    pub(crate) fn open_door(&self) {
         drop(std::fs::OpenOptions::new().write(true).open(&self.door).expect("it reads"));
     }
 }
