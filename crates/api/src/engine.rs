@@ -151,10 +151,17 @@ pub enum RegistryCall {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "about-volume", rename_all = "kebab-case")]
 pub enum VolumeCall {
+    /// One that is there already is left as it is.
     Create {
         name: Option<String>,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
     },
-    List,
+    List {
+        /// `KEY=VALUE`: dangling, driver, label, `label!`, name.
+        #[serde(default)]
+        filters: Vec<String>,
+    },
     Inspect {
         name: String,
     },
@@ -166,6 +173,9 @@ pub enum VolumeCall {
     /// Those that no container uses: without a name, or all.
     Prune {
         all: bool,
+        /// `KEY=VALUE`: label, `label!`.
+        #[serde(default)]
+        filters: Vec<String>,
     },
 }
 

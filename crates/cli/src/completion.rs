@@ -153,7 +153,7 @@ async fn ask(address: &str, kind: Kind) -> Result<Vec<String>> {
         names.extend(list(&images).iter().map(name).filter(|name| !name.contains('<')));
     }
     if matches!(kind, Kind::Volume) {
-        let volumes = client.call(&Call::Volume(VolumeCall::List)).await?;
+        let volumes = client.call(&Call::Volume(VolumeCall::List { filters: Vec::new() })).await?;
         names.extend(list(&volumes).iter().map(|row| text(row, "Name")));
     }
     if matches!(kind, Kind::Network) {

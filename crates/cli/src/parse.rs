@@ -58,6 +58,12 @@ pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
     Ok((number * 1000.0) as u64)
 }
 
+/// Labels of a command line: `KEY=VALUE`, or a key alone.
+pub(crate) fn label_words(words: &[String]) -> impl Iterator<Item = (String, String)> {
+    let pairs = words.iter().map(|word| word.split_once('=').unwrap_or((word, "")));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned()))
+}
+
 /// Labels of a file, as Docker reads it: blanks before a key do not count, those of a value do, and a key alone is none.
 pub(crate) fn labels(content: &str) -> Result<Vec<(String, String)>> {
     let content = content.strip_prefix('\u{feff}').unwrap_or(content);
@@ -161,6 +167,7 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
             "ro" => read_only = true,
             // How files of a Mac come to it is nothing that matters here.
             "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
+            "nocopy" if !is_path => further.push("nocopy".to_owned()),
             propagation if is_path && PROPAGATIONS.contains(&propagation) => {
                 further.push(propagation.to_owned());
             }
@@ -224,6 +231,11 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
                 return Err(Error::invalid_argument(format!(
                     "invalid mount {text:?}: {value:?} is no value of {key}"
                 )));
+            }
+            "volume-nocopy" => {
+                if value != "false" && value != "0" {
+                    mount.options.push("nocopy".to_owned());
+                }
             }
             // Of machines whose files are on another.
             "consistency" => {}

@@ -1,5 +1,7 @@
 //! One filter as Docker's users write it, `KEY=VALUE`, of the keys that a call knows. What a value means is the call's.
 
+use std::collections::BTreeMap;
+
 use types::{Error, Result, Timestamp};
 
 use crate::moment::moment;
@@ -30,17 +32,50 @@ impl<'a> FilterWord<'a> {
         Error::invalid_argument(format!("invalid filter {:?}: {why}", self.text))
     }
 
-    /// Of a value that is `LABEL` or `LABEL=VALUE`: the label, and the value if one is asked for.
-    pub(crate) fn label(&self) -> (String, Option<String>) {
-        match self.value.split_once('=') {
-            Some((label, wanted)) => (label.to_owned(), Some(wanted.to_owned())),
-            None => (self.value.to_owned(), None),
-        }
-    }
-
     /// Of a value that is a time, or a duration before now.
     pub(crate) fn time(&self) -> Result<Timestamp> {
         moment(self.value)
             .ok_or_else(|| self.bad("expected a duration like 24h, or a time like 2026-01-02T03:04:05Z"))
+    }
+}
+
+/// Labels that must be there, of `label`, and that must not, of `label!`: `LABEL`, or `LABEL=VALUE`.
+#[derive(Default)]
+pub(crate) struct LabelFilter(Vec<(String, Option<String>, bool)>);
+
+impl LabelFilter {
+    pub(crate) fn add(&mut self, word: &FilterWord<'_>) {
+        let (label, wanted) = match word.value.split_once('=') {
+            Some((label, wanted)) => (label, Some(wanted.to_owned())),
+            None => (word.value, None),
+        };
+        self.0.push((label.to_owned(), wanted, word.key == "label!"));
+    }
+
+    /// Whether all hold.
+    pub(crate) fn fits(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.0.iter().all(|(label, wanted, absent)| {
+            let own = labels.get(label);
+            own.is_some_and(|own| wanted.as_ref().is_none_or(|wanted| wanted == own)) != *absent
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_must_all_be_there_or_must_not() {
+        let labels =
+            BTreeMap::from([("tier".to_owned(), "db=1".to_owned()), ("empty".to_owned(), String::new())]);
+        let fits = |texts: &[&str]| {
+            let mut filter = LabelFilter::default();
+            texts.iter().for_each(|text| filter.add(&FilterWord::read(text, &["label", "label!"]).unwrap()));
+            filter.fits(&labels)
+        };
+        assert!(fits(&[]) && fits(&["label=tier"]) && fits(&["label=tier=db=1", "label=empty="]));
+        assert!(!fits(&["label=tier=db"]) && !fits(&["label=tier", "label=other"]));
+        assert!(fits(&["label!=other", "label!=tier=web"]) && !fits(&["label!=tier"]));
     }
 }

@@ -4,16 +4,19 @@
 //! ROOT/volumes/NAME/_data        what containers see
 //! ROOT/volumes/NAME/.draft       being filled, and .ready: see `fill`
 //! ROOT/volumes/NAME/anonymous    there if nobody gave the name
+//! ROOT/volumes/NAME/labels.json  what `create --label` said, if it did: an object of texts
 //! ```
 //!
 //! A new volume is filled from the image: with what stands at the place where it is mounted first, and with that
 //! directory's owner and mode, so that a program which is not root can write there. `_data` appears whole, by a
 //! rename, and a directory without it counts as one without a name. Which containers use a volume is in their records
-//! alone (of one that runs without a record, beside its log), and so is which volumes were made for a container, and go with it: who writes down the name of a volume, be it
-//! of 64 digits, keeps it.
+//! alone (of one that runs without a record, beside its log), and so is which volumes were made for a container, and go
+//! with it: who writes down the name of a volume, be it of 64 digits, keeps it. Labels are there before `_data` is, and
+//! stay as they are.
 
 mod fill;
 mod holds;
+mod labels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,6 +33,7 @@ use types::{ContainerId, Context, Error, ErrorKind, Result, Timestamp};
 use self::fill::{end_filling, fill, sync_directory, wants_filling};
 pub(crate) use self::holds::Holds;
 use self::holds::{Filling, Held};
+use self::labels::{Filter, VolumeLabels};
 use crate::names::short;
 use crate::record::Extension;
 use crate::usage::Kind;
@@ -48,11 +52,11 @@ const IMAGE_VOLUMES_MAX: usize = 128;
 impl Engine {
     pub(crate) async fn answer_about_volumes(&self, call: VolumeCall) -> Result<Value> {
         self.blocking(move |engine| match call {
-            VolumeCall::Create { name } => engine.create_volume(name),
-            VolumeCall::List => engine.list_volumes(),
+            VolumeCall::Create { name, labels } => engine.create_volume(name, &labels),
+            VolumeCall::List { filters } => engine.list_volumes(&filters),
             VolumeCall::Inspect { name } => engine.inspect_volume(&name),
             VolumeCall::Remove { name, force } => engine.remove_volume(&name, force),
-            VolumeCall::Prune { all } => engine.prune_volumes(all),
+            VolumeCall::Prune { all, filters } => engine.prune_volumes(all, &filters),
         })
         .await
     }
@@ -129,12 +133,13 @@ impl Engine {
         self.0.volumes.hold(wanted.map(|mount| mount.source.clone()).collect(), false)
     }
 
-    /// The directory of a volume that a container mounts at `target`; made and filled if it is new.
+    /// The directory of a volume that a container mounts at `target`; made if it is new, and filled from a tree if there is
+    /// one.
     pub(crate) fn open_volume(
         &self,
         name: &str,
         target: &str,
-        tree: impl FnOnce() -> Result<OwnedFd>,
+        tree: impl FnOnce() -> Result<Option<OwnedFd>>,
     ) -> Result<PathBuf> {
         let directory = self.volume(name)?;
         let _filling = self.0.volumes.fill(name)?;
@@ -145,8 +150,8 @@ impl Engine {
             if !wants_filling(&directory)? {
                 return Ok(());
             }
-            let root = Root::from_fd(tree()?, Path::new("the image's root"));
-            fill(&root, target, &directory, &may_pour)
+            let root = tree()?.map(|tree| Root::from_fd(tree, Path::new("the image's root")));
+            fill(root.as_ref(), target, &directory, &may_pour)
         };
         fill().map_err(|error| error.context(format!("fill volume {name}")))?;
         Ok(directory.join(DATA))
@@ -204,14 +209,19 @@ impl Engine {
         Ok(users)
     }
 
-    fn create_volume(&self, name: Option<String>) -> Result<Value> {
+    fn create_volume(&self, name: Option<String>, labels: &VolumeLabels) -> Result<Value> {
+        labels::check(labels)?;
         let is_anonymous = name.is_none();
         let name = name.map_or_else(|| random_hex(32), Ok)?;
         let directory = self.volume(&name)?;
         let _held = self.0.volumes.hold(vec![name.clone()], false)?;
         let _filling = self.0.volumes.fill(&name)?;
         let make = || -> io::Result<()> {
-            fs::create_dir_all(directory.join(DATA))?;
+            fs::create_dir_all(&directory)?;
+            if !directory.join(DATA).try_exists()? {
+                labels::write(&directory, labels)?;
+                fs::create_dir(directory.join(DATA))?;
+            }
             if is_anonymous { fs::write(directory.join(ANONYMOUS), b"") } else { Ok(()) }
         };
         make().context(|| format!("create {}", directory.display()))?;
@@ -220,9 +230,14 @@ impl Engine {
         Ok(json!({"Name": name}))
     }
 
-    fn list_volumes(&self) -> Result<Value> {
-        let (names, users) = (self.volume_names()?, self.volume_users()?);
-        let rows = names.iter().map(|name| self.row_of_volume(name, &users)).collect::<Result<Vec<_>>>()?;
+    fn list_volumes(&self, filters: &[String]) -> Result<Value> {
+        let filter = Filter::parse(filters, Filter::OF_A_LIST)?;
+        let (mut rows, users) = (Vec::new(), self.volume_users()?);
+        for name in self.volume_names()? {
+            if filter.fits(&name, &labels::read(&self.volume(&name)?)?, users.contains_key(&name)) {
+                rows.push(self.row_of_volume(&name, &users)?);
+            }
+        }
         Ok(Value::Array(rows))
     }
 
@@ -241,6 +256,8 @@ impl Engine {
             "Scope": "local",
             "Mountpoint": directory.join(DATA),
             "CreatedAt": created.map(|created| created.to_string()),
+            "Labels": labels::read(&directory)?,
+            "Options": {},
             "Anonymous": is_anonymous(&directory),
             "UsedBy": users.get(name).unwrap_or(&Vec::new()),
         }))
@@ -262,11 +279,13 @@ impl Engine {
     }
 
     /// Removes volumes that no container uses: those without a name, or all.
-    fn prune_volumes(&self, all: bool) -> Result<Value> {
+    fn prune_volumes(&self, all: bool, filters: &[String]) -> Result<Value> {
+        let filter = Filter::parse(filters, Filter::OF_A_PRUNE)?;
         let (mut removed, mut bytes) = (Vec::new(), 0);
         for name in self.volume_names()? {
             let directory = self.volume(&name)?;
-            if !all && !is_anonymous(&directory) {
+            // Who uses it is asked where it is removed.
+            if (!all && !is_anonymous(&directory)) || !filter.fits(&name, &labels::read(&directory)?, false) {
                 continue;
             }
             let size = size_of(&directory)?;

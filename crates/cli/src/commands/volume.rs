@@ -4,20 +4,29 @@ use api::engine::{Call, VolumeCall};
 use clap::Subcommand;
 use client::Client;
 use serde_json::Value;
-use types::{Error, Result};
+use types::Result;
 
 use super::{confirm, each, inspect, list};
 use crate::output::{self, rows, size, text};
+use crate::parse;
 
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
     /// Make a volume
-    Create { name: Option<String> },
+    Create {
+        name: Option<String>,
+        /// `local`, which all are
+        #[arg(long, short, value_parser = ["local"], default_value = "local")]
+        driver: String,
+        /// KEY=VALUE
+        #[arg(long)]
+        label: Vec<String>,
+    },
     /// List volumes
     #[command(alias = "list")]
     Ls {
-        /// dangling=true|false, name=TEXT
+        /// dangling=true|false, driver=local, label=KEY[=VALUE], label!=KEY[=VALUE], name=TEXT
         #[arg(long, short)]
         filter: Vec<String>,
         #[arg(long)]
@@ -48,6 +57,9 @@ pub(crate) enum Command {
         /// Those with names too
         #[arg(long, short)]
         all: bool,
+        /// label=KEY[=VALUE], label!=KEY[=VALUE]
+        #[arg(long)]
+        filter: Vec<String>,
         /// Without asking
         #[arg(long, short)]
         force: bool,
@@ -57,16 +69,14 @@ pub(crate) enum Command {
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
     let ask = async |call: VolumeCall| client.call(&Call::Volume(call)).await;
     match command {
-        Command::Create { name } => {
-            println!("{}", text(&ask(VolumeCall::Create { name }).await?, "Name"));
+        Command::Create { name, driver: _, label } => {
+            let labels = parse::label_words(&label).collect();
+            println!("{}", text(&ask(VolumeCall::Create { name, labels }).await?, "Name"));
             Ok(0)
         }
         Command::Ls { filter, format, quiet } => {
-            let filters = filter.iter().map(|text| Filter::parse(text)).collect::<Result<Vec<_>>>()?;
-            let answer = ask(VolumeCall::List).await?;
-            let wanted: Vec<Value> =
-                list(&answer).iter().filter(|row| filters.iter().all(|one| one.fits(row))).cloned().collect();
-            print(&wanted, format.as_deref(), quiet)
+            let answer = ask(VolumeCall::List { filters: filter }).await?;
+            print(list(&answer), format.as_deref(), quiet)
         }
         Command::Inspect { format, volumes } => {
             let find = async |name: &str| ask(VolumeCall::Inspect { name: name.to_owned() }).await;
@@ -75,13 +85,15 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Rm { force, volumes } => {
             each(&volumes, async |name| ask(VolumeCall::Remove { name, force }).await).await
         }
-        Command::Prune { all, force } => {
+        Command::Prune { all, filter, force } => {
             let which = if all { "all volumes" } else { "all volumes without a name" };
-            let warning = format!("This removes {which} that no container uses.");
+            let only =
+                if filter.is_empty() { String::new() } else { format!(" (with {})", filter.join(", ")) };
+            let warning = format!("This removes {which} that no container uses{only}.");
             if !force && !confirm(&warning)? {
                 return Ok(1);
             }
-            let answer = ask(VolumeCall::Prune { all }).await?;
+            let answer = ask(VolumeCall::Prune { all, filters: filter }).await?;
             for name in list(&answer["VolumesDeleted"]) {
                 println!("{}", name.as_str().unwrap_or_default());
             }
@@ -100,49 +112,4 @@ fn print(volumes: &[Value], format: Option<&str>, quiet: bool) -> Result<u8> {
         &[("DRIVER", |row| text(row, "Driver")), ("VOLUME NAME", |row| text(row, "Name"))];
     rows(volumes, columns, format)?;
     Ok(0)
-}
-
-#[derive(Debug, PartialEq)]
-enum Filter {
-    Dangling(bool),
-    Name(String),
-}
-
-impl Filter {
-    fn parse(filter: &str) -> Result<Filter> {
-        match filter.split_once('=') {
-            Some(("dangling", "true" | "1")) => Ok(Filter::Dangling(true)),
-            Some(("dangling", "false" | "0")) => Ok(Filter::Dangling(false)),
-            Some(("name", name)) => Ok(Filter::Name(name.to_owned())),
-            _ => Err(Error::invalid_argument(format!(
-                "invalid filter {filter:?}: dangling=true, dangling=false or name=TEXT"
-            ))),
-        }
-    }
-
-    fn fits(&self, volume: &Value) -> bool {
-        match self {
-            Filter::Dangling(wanted) => list(&volume["UsedBy"]).is_empty() == *wanted,
-            Filter::Name(part) => text(volume, "Name").contains(part),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn filters_look_at_names_and_at_users() {
-        let (used, free) = (json!({"Name": "data", "UsedBy": ["web"]}), json!({"Name": "old", "UsedBy": []}));
-        let fits = |filter: &str| {
-            let filter = Filter::parse(filter).unwrap();
-            (filter.fits(&used), filter.fits(&free))
-        };
-        assert_eq!(fits("dangling=true"), (false, true));
-        assert_eq!(fits("dangling=false"), (true, false));
-        assert_eq!(fits("name=at"), (true, false));
-        assert!(Filter::parse("driver=x").is_err() && Filter::parse("dangling").is_err());
-    }
 }

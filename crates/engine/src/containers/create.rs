@@ -265,7 +265,8 @@ impl Engine {
                     ("tmpfs", "tmpfs".to_owned(), options)
                 }
                 VOLUME => {
-                    let tree = || linux::mount::open_to_read(tree);
+                    let copies = !wanted.options.iter().any(|option| option == NO_COPY);
+                    let tree = || copies.then(|| linux::mount::open_to_read(tree)).transpose();
                     let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
                     ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
                 }
@@ -274,7 +275,7 @@ impl Engine {
                 _ => ("bind", wanted.source.clone(), vec!["rbind", "rprivate"]),
             };
             options.push(access);
-            options.extend(wanted.options.iter().map(String::as_str));
+            options.extend(wanted.options.iter().map(String::as_str).filter(|option| *option != NO_COPY));
             mounts.push(Mount {
                 destination: wanted.target.clone(),
                 kind: kind.into(),
@@ -286,6 +287,9 @@ impl Engine {
         Ok(mounts)
     }
 }
+
+/// An option of a volume: it is not filled from the image.
+const NO_COPY: &str = "nocopy";
 
 fn init_mount(program: &Path) -> Mount {
     Mount {

@@ -10,7 +10,7 @@ use types::{Error, ErrorKind, Result, Timestamp};
 
 use super::State;
 use crate::Engine;
-use crate::filter::FilterWord;
+use crate::filter::{FilterWord, LabelFilter};
 use crate::health;
 use crate::record::Extension;
 
@@ -30,8 +30,7 @@ const STATES: &[&str] =
 pub(crate) struct Filter {
     ids: Vec<Regex>,
     names: Vec<Regex>,
-    /// Key, value if one is asked for, and whether it must be absent.
-    labels: Vec<(String, Option<String>, bool)>,
+    labels: LabelFilter,
     until: Option<Timestamp>,
     states: Vec<String>,
     exited: Vec<u32>,
@@ -65,11 +64,6 @@ impl Filter {
         let any = |patterns: &[Regex], text: &str| {
             patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(text))
         };
-        let has_label = |(key, value, absent): &(String, Option<String>, bool)| {
-            let has =
-                create.labels.get(key).is_some_and(|own| value.as_ref().is_none_or(|value| value == own));
-            has != *absent
-        };
         let has_volume = |wanted: &String| {
             create.mounts.iter().any(|mount| mount.source == *wanted || mount.target == *wanted)
         };
@@ -83,7 +77,7 @@ impl Filter {
         let code = state.exit.filter(|_| !state.is_alive).map(|exit| exit.code);
         any(&self.ids, container.id.as_str())
             && (any(&self.names, &extension.name) || any(&self.names, &format!("/{}", extension.name)))
-            && self.labels.iter().all(has_label)
+            && self.labels.fits(&create.labels)
             && (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state.name))
             && (self.healths.is_empty()
                 || self
@@ -113,10 +107,7 @@ impl Engine {
             match word.key {
                 "id" => filter.ids.push(regex()?),
                 "name" => filter.names.push(regex()?),
-                "label" | "label!" => {
-                    let (label, wanted) = word.label();
-                    filter.labels.push((label, wanted, word.key == "label!"));
-                }
+                "label" | "label!" => filter.labels.add(&word),
                 "until" => {
                     let time = word.time()?;
                     filter.until = Some(filter.until.map_or(time, |other| other.min(time)));

@@ -2,18 +2,19 @@
 //!
 //! Values of one key are alternatives, but labels must all be there; different keys must all hold.
 
+use std::collections::BTreeMap;
+
 use types::{Error, Reference, Result, Timestamp};
 
 use super::found::Found;
 use crate::containers::familiar;
-use crate::filter::FilterWord;
+use crate::filter::{FilterWord, LabelFilter};
 
 /// The filters of one call, checked.
 #[derive(Default)]
 pub(crate) struct Filter {
     pub(crate) dangling: Option<bool>,
-    /// Key, value if one is asked for, and whether it must be absent.
-    labels: Vec<(String, Option<String>, bool)>,
+    labels: LabelFilter,
     references: Vec<String>,
     /// Made before or after another image, or a time.
     before: Option<Timestamp>,
@@ -39,10 +40,7 @@ impl Filter {
                         _ => return Err(bad("expected true or false")),
                     });
                 }
-                "label" | "label!" => {
-                    let (label, wanted) = word.label();
-                    filter.labels.push((label, wanted, word.key == "label!"));
-                }
+                "label" | "label!" => filter.labels.add(&word),
                 "reference" => filter.references.push(value.to_owned()),
                 "before" => filter.before = Some(earliest(filter.before, created(value)?)),
                 "since" => {
@@ -58,22 +56,18 @@ impl Filter {
 
     pub(crate) fn fits(&self, found: &Found) -> bool {
         let created = found.created().unwrap_or_default();
+        let none = BTreeMap::new();
+        let labels = found.summary().map_or(&none, |summary| &summary.labels);
         self.dangling.is_none_or(|dangling| dangling == found.is_dangling())
             && self.before.is_none_or(|before| created < before)
             && self.since.is_none_or(|since| created > since)
-            && self.labels.iter().all(|label| has_label(found, label))
+            && self.labels.fits(labels)
             && (self.references.is_empty() || self.references.iter().any(|pattern| named(found, pattern)))
     }
 }
 
 fn earliest(known: Option<Timestamp>, time: Timestamp) -> Timestamp {
     known.map_or(time, |known| known.min(time))
-}
-
-fn has_label(found: &Found, (label, wanted, absent): &(String, Option<String>, bool)) -> bool {
-    let value = found.summary().and_then(|summary| summary.labels.get(label));
-    let fits = value.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| wanted == value));
-    fits != *absent
 }
 
 /// Docker matches what people see, with and without the tag; the full name is matched too.

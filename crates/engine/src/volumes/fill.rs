@@ -57,13 +57,19 @@ pub(super) fn wants_filling(directory: &Path) -> Result<bool> {
     }
 }
 
-/// Fills a volume that wants it with what is at `target` in the image: nothing, if there is no directory. One that is
-/// there already is left alone while others work in it.
-pub(super) fn fill<G>(root: &Root, target: &str, directory: &Path, may_pour: MayPour<'_, G>) -> Result<()> {
+/// Fills a volume that wants it with what is at `target` in the image: nothing, if there is no directory, or no image that
+/// it is to be filled from. One that is there already is left alone while others work in it.
+pub(super) fn fill<G>(
+    root: Option<&Root>,
+    target: &str,
+    directory: &Path,
+    may_pour: MayPour<'_, G>,
+) -> Result<()> {
     let (draft, data) = (directory.join(DRAFT), directory.join(DATA));
     let about = || format!("make {}", data.display());
     let is_new = !data.try_exists().context(about)?;
-    let source = root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let find = |root: &Root| root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY);
+    let source = root.map(find).transpose()?.flatten();
     // What is not ready yet goes into the draft: nobody is held up while it is made.
     if !is_new && (source.is_none() || may_pour()?.is_none()) {
         return Ok(());
@@ -174,7 +180,7 @@ mod tests {
         // What an interrupted copy left does not end in the volume.
         fs::create_dir_all(volume.join(DRAFT).join("rest")).unwrap();
         assert!(wants_filling(&volume).unwrap());
-        fill::<()>(&root(&image), "/data", &volume, &|| unreachable!("nobody can have it")).unwrap();
+        fill::<()>(Some(&root(&image)), "/data", &volume, &|| unreachable!("nobody can have it")).unwrap();
         let data = volume.join(DATA);
         assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
         assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
@@ -190,16 +196,16 @@ mod tests {
         fs::create_dir_all(&data).unwrap();
         let bound = File::open(&data).unwrap();
         for (target, may_pour) in [("/nowhere", Some(())), ("/data", None)] {
-            fill(&root(&image), target, &volume, &|| Ok(may_pour)).unwrap();
+            fill(Some(&root(&image)), target, &volume, &|| Ok(may_pour)).unwrap();
             assert!(wants_filling(&volume).unwrap());
         }
         // Somebody begins to use it while the draft is made.
         let asked = std::cell::Cell::new(0);
         let only_at_first = || Ok((asked.replace(asked.get() + 1) == 0).then_some(()));
-        fill(&root(&image), "/data", &volume, &only_at_first).unwrap();
+        fill(Some(&root(&image)), "/data", &volume, &only_at_first).unwrap();
         assert!(asked.get() == 2 && wants_filling(&volume).unwrap());
         assert_eq!(names_in(&volume).unwrap(), [DATA]);
-        fill(&root(&image), "/data", &volume, &idle).unwrap();
+        fill(Some(&root(&image)), "/data", &volume, &idle).unwrap();
         assert_eq!(bound.metadata().unwrap().ino(), fs::metadata(&data).unwrap().ino());
         assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
         assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
@@ -210,7 +216,7 @@ mod tests {
     fn what_a_crash_cut_off_is_ended_and_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (image, volume) = image(dir.path());
-        fill(&root(&image), "/data", &volume, &idle).unwrap();
+        fill(Some(&root(&image)), "/data", &volume, &idle).unwrap();
         // The link had been moved, and somebody else wrote the file.
         fs::rename(volume.join(DATA), volume.join(READY)).unwrap();
         fs::create_dir_all(volume.join(DATA).join("deep")).unwrap();
@@ -242,7 +248,7 @@ mod tests {
         fs::create_dir_all(volume.join(READY)).unwrap();
         end_filling(&volume, &idle).unwrap();
         assert!(wants_filling(&volume).unwrap());
-        fill(&root(&image), "/data", &volume, &idle).unwrap();
+        fill(Some(&root(&image)), "/data", &volume, &idle).unwrap();
         assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
         assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
         assert_eq!(fs::read_dir(&data).unwrap().count(), 2, "the link and what it leads to");
@@ -259,7 +265,7 @@ mod tests {
         symlink("../secrets", image.join("up")).unwrap();
         symlink(dir.path().join("secrets"), image.join("away")).unwrap();
         for target in ["/up", "/away", "/nowhere"] {
-            fill(&root(&image), target, &volume, &idle).unwrap();
+            fill(Some(&root(&image)), target, &volume, &idle).unwrap();
             assert_eq!(fs::read_dir(volume.join(DATA)).unwrap().count(), 0, "{target}");
         }
     }

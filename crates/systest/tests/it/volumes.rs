@@ -76,6 +76,60 @@ fn a_volume_is_filled_once_and_outlives_its_containers() {
 }
 
 #[test]
+fn labels_of_volumes_choose_what_is_listed_and_pruned() {
+    let daemon = Daemon::start();
+    let create =
+        |words: &[&str]| daemon.hoist(["volume", "create"].iter().chain(words)).ok().text().to_owned();
+    create(&["-d", "local", "--label", "tier=db", "--label", "keep", "data"]);
+    let nameless = create(&["--label", "tier=db"]);
+    create(&["plain"]);
+    assert_eq!(names(&daemon, &["-f", "label=keep"]), ["data"]);
+    assert_eq!(names(&daemon, &["-f", "label=tier=db", "-f", "name=data"]), ["data"]);
+    assert_eq!(names(&daemon, &["-f", "label!=tier"]), ["plain"]);
+    // What is there keeps the labels that it has.
+    create(&["--label", "tier=web", "data"]);
+    let shown = daemon.hoist(["volume", "inspect", "-f", "{{json .Labels}} {{.Driver}}", "data"]).ok();
+    assert_eq!(shown.text(), r#"{"keep":"","tier":"db"} local"#);
+    daemon.hoist(["volume", "ls", "-f", "size=1"]).expect_code(1).expect_stderr("dangling, driver, label");
+    daemon.hoist(["volume", "create", "-d", "nfs"]).expect_code(1).expect_stderr("local");
+
+    daemon.hoist(["volume", "prune", "-f", "--filter", "label=tier=web"]).ok();
+    assert_eq!(names(&daemon, &[]).len(), 3);
+    daemon.hoist(["volume", "prune", "-f", "-a", "--filter", "label!=keep", "--filter", "label!=none"]).ok();
+    assert_eq!(names(&daemon, &[]), ["data"]);
+    assert!(nameless.len() == 64);
+    daemon.hoist(["system", "prune", "-f", "--volumes", "--filter", "label=none"]).ok();
+    daemon.hoist(["volume", "prune", "-f", "-a", "--filter", "label=tier=db"]).ok();
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+}
+
+#[test]
+fn a_volume_is_not_filled_if_that_is_not_wanted() {
+    let (_registry, daemon) = seeded();
+    for (name, words) in [
+        ("short", ["-v", "short:/data:nocopy"]),
+        ("long", ["--mount", "type=volume,src=long,dst=/data,volume-nocopy"]),
+    ] {
+        let looked = daemon.hoist([
+            "run",
+            "--rm",
+            words[0],
+            words[1],
+            "seeded",
+            "sh",
+            "-c",
+            "ls /data; stat -c %u /data",
+        ]);
+        assert_eq!(looked.ok().text(), "0", "{name}");
+    }
+    // It can be filled later, by who wants that.
+    assert_eq!(
+        daemon.hoist(["run", "--rm", "-v", "short:/data", "seeded", "cat", "/data/link"]).ok().text(),
+        "grain"
+    );
+}
+
+#[test]
 fn volumes_without_a_name_go_with_their_container() {
     let (_registry, daemon) = seeded();
     // Declared by the image, and by the command line.

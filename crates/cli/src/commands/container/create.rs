@@ -333,8 +333,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         let content = std::fs::read_to_string(file).context(about)?;
         labels.extend(parse::labels(&content).map_err(|error| error.context(about()))?);
     }
-    let own = flags.label.iter().map(|label| label.split_once('=').unwrap_or((label, "")));
-    labels.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    labels.extend(parse::label_words(&flags.label));
     Ok(Create {
         image,
         platform: flags.platform,

@@ -78,9 +78,9 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         Err(error) => eprintln!("hoist: {}", error.chain()),
     };
     note(client.call(&Call::Prune { filters: filter.clone() }).await, show_containers);
-    // A volume has no labels, and so none that is asked for.
-    if volumes && !has(&["label"]) {
-        note(client.call(&Call::Volume(VolumeCall::Prune { all: false })).await, show_volumes);
+    if volumes {
+        let prune = VolumeCall::Prune { all: false, filters: filter.clone() };
+        note(client.call(&Call::Volume(prune)).await, show_volumes);
     }
     note(client.call(&ImageCall::Prune { all, filters: filter }.into()).await, show_images);
     print_reclaimed(bytes);

@@ -1,0 +1,136 @@
+//! Labels of volumes, and what lists of volumes are filtered by.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind as IoErrorKind, Write};
+use std::path::Path;
+
+use types::{Context, Error, Result};
+
+use super::read_json;
+use crate::filter::{FilterWord, LabelFilter};
+
+/// Beside the data.
+const LABELS: &str = "labels.json";
+const LABELS_DRAFT: &str = ".labels.json";
+
+/// Bytes of the labels of one volume.
+const LABELS_LEN_MAX: usize = 64 << 10;
+
+pub(super) type VolumeLabels = BTreeMap<String, String>;
+
+/// Labels that somebody wants a volume to have.
+pub(super) fn check(labels: &VolumeLabels) -> Result<()> {
+    let len: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if len > LABELS_LEN_MAX {
+        return Err(Error::invalid_argument(format!(
+            "labels of {len} bytes are too many for a volume, which may have {LABELS_LEN_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+/// Writes the labels of a volume that has no data yet; whoever makes it syncs its directory.
+pub(super) fn write(directory: &Path, labels: &VolumeLabels) -> io::Result<()> {
+    let path = directory.join(LABELS);
+    if labels.is_empty() {
+        // Of a volume whose making was cut off.
+        return match fs::remove_file(path) {
+            Err(error) if error.kind() != IoErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    }
+    let draft = directory.join(LABELS_DRAFT);
+    let mut file = File::create(&draft)?;
+    file.write_all(&serde_json::to_vec(labels).expect("plain data"))?;
+    file.sync_all()?;
+    fs::rename(draft, path)
+}
+
+pub(super) fn read(directory: &Path) -> Result<VolumeLabels> {
+    let path = directory.join(LABELS);
+    match path.try_exists().context(|| format!("look for {}", path.display()))? {
+        true => read_json(&path),
+        false => Ok(VolumeLabels::new()),
+    }
+}
+
+/// The filters of one call, checked. Values of one key are alternatives, but labels must all hold.
+#[derive(Default)]
+pub(super) struct Filter {
+    dangling: Option<bool>,
+    drivers: Vec<String>,
+    labels: LabelFilter,
+    names: Vec<String>,
+}
+
+impl Filter {
+    pub(super) const OF_A_LIST: &[&str] = &["dangling", "driver", "label", "label!", "name"];
+    pub(super) const OF_A_PRUNE: &[&str] = &["label", "label!"];
+
+    pub(super) fn parse(texts: &[String], known: &[&str]) -> Result<Filter> {
+        let mut filter = Filter::default();
+        for text in texts {
+            let word = FilterWord::read(text, known)?;
+            match (word.key, word.value) {
+                ("dangling", "true" | "1") => filter.dangling = Some(true),
+                ("dangling", "false" | "0") => filter.dangling = Some(false),
+                ("dangling", _) => return Err(word.bad("expected true or false")),
+                ("driver", name) => filter.drivers.push(name.to_owned()),
+                ("name", part) => filter.names.push(part.to_owned()),
+                _ => filter.labels.add(&word),
+            }
+        }
+        Ok(filter)
+    }
+
+    pub(super) fn fits(&self, name: &str, labels: &VolumeLabels, is_used: bool) -> bool {
+        self.dangling.is_none_or(|wanted| wanted != is_used)
+            && (self.drivers.is_empty() || self.drivers.iter().any(|driver| driver == "local"))
+            && (self.names.is_empty() || self.names.iter().any(|part| name.contains(part.as_str())))
+            && self.labels.fits(labels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(pairs: &[(&str, &str)]) -> VolumeLabels {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn filters_look_at_names_labels_and_users() {
+        let fits = |filters: &[&str]| {
+            let filters: Vec<String> = filters.iter().map(ToString::to_string).collect();
+            let filter = Filter::parse(&filters, Filter::OF_A_LIST).unwrap();
+            (filter.fits("data", &labels(&[("tier", "db")]), true), filter.fits("old", &labels(&[]), false))
+        };
+        assert_eq!(fits(&["dangling=true"]), (false, true));
+        assert_eq!(fits(&["dangling=false"]), (true, false));
+        assert_eq!(fits(&["name=at"]), (true, false));
+        assert_eq!(fits(&["name=at", "name=ol"]), (true, true));
+        assert_eq!(fits(&["label=tier"]), (true, false));
+        assert_eq!(fits(&["label!=tier=db"]), (false, true));
+        assert_eq!(fits(&["driver=local"]), (true, true));
+        assert_eq!(fits(&["driver=nfs"]), (false, false));
+        for bad in ["size=1", "dangling", "dangling=x"] {
+            assert!(Filter::parse(&[bad.to_owned()], Filter::OF_A_LIST).is_err(), "{bad}");
+        }
+        assert!(Filter::parse(&["name=x".to_owned()], Filter::OF_A_PRUNE).is_err());
+    }
+
+    #[test]
+    fn labels_are_kept_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), labels(&[]));
+        let some = labels(&[("tier", "db"), ("quoted", "a \"b\"")]);
+        write(dir.path(), &some).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), some);
+        write(dir.path(), &labels(&[])).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        check(&some).unwrap();
+        assert!(check(&labels(&[("large", &"x".repeat(LABELS_LEN_MAX))])).is_err());
+    }
+}
