@@ -14,7 +14,9 @@
 //!
 //! Invariants
 //! - No call waits for a silent plugin longer than [`PULSE_PAUSE`] and [`PULSE_LIMIT`].
-//! - A plugin holds at most [`CALLS_MAX`] of our threads.
+//! - A plugin holds at most [`CALLS_MAX`] of our threads. Who waits for something to happen, as for the end of a sandbox,
+//!   holds none, and takes no slot.
+//! - However many wait for it, a plugin is asked for its health once in [`PULSE_PAUSE`].
 //! - What a plugin does or does not do changes nothing for those who do not use it.
 
 mod breaker;
@@ -59,6 +61,8 @@ struct Inner {
     handle: Handle,
     breaker: Mutex<Breaker>,
     slots: Semaphore,
+    /// When it was asked last whether it is there, and whether it was.
+    heard: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
 /// Builds the client of a service with the limits that are ours.
@@ -81,6 +85,7 @@ impl Plugin {
             handle: Handle::current(),
             breaker: Mutex::new(Breaker::default()),
             slots: Semaphore::new(CALLS_MAX),
+            heard: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -104,26 +109,43 @@ impl Plugin {
         limit: Duration,
         ask: impl Future<Output = Result<T, Status>>,
     ) -> Result<T> {
-        self.guarded(limit, ask).await.map_err(|error| error.context(self.title()))
+        self.guarded(Some(limit), ask).await.map_err(|error| error.context(self.title()))
     }
 
-    async fn guarded<T>(&self, limit: Duration, ask: impl Future<Output = Result<T, Status>>) -> Result<T> {
+    /// As [`Plugin::call`], for what may be answered on any day.
+    pub(crate) async fn wait<T>(&self, ask: impl Future<Output = Result<T, Status>>) -> Result<T> {
+        self.guarded(None, ask).await.map_err(|error| error.context(self.title()))
+    }
+
+    async fn guarded<T>(
+        &self,
+        limit: Option<Duration>,
+        ask: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T> {
         let pass = self.pass()?;
-        let Ok(_slot) = self.0.slots.try_acquire() else {
-            return Err(Error::unavailable(format!("{CALLS_MAX} calls wait for it already")));
-        };
+        let slot = limit.map(|_| self.0.slots.try_acquire()).transpose();
+        let _slot = slot.map_err(|_| Error::unavailable(format!("{CALLS_MAX} calls wait for it already")))?;
         if pass.is_trial {
             self.pulse().await.inspect_err(|_| pass.stuck())?;
         }
+        let over = async {
+            match limit {
+                Some(limit) => {
+                    sleep(limit).await;
+                    Error::deadline_exceeded(format!("no answer within {limit:?}"))
+                }
+                None => std::future::pending().await,
+            }
+        };
         let answer = tokio::select! {
             answer = ask => answer,
             stuck = self.silence() => {
                 pass.stuck();
                 return Err(stuck);
             }
-            () = sleep(limit) => {
+            late = over => {
                 pass.stuck();
-                return Err(Error::deadline_exceeded(format!("no answer within {limit:?}")));
+                return Err(late);
             }
         };
         pass.answered();
@@ -146,13 +168,27 @@ impl Plugin {
             .map_err(|_| Error::unavailable(format!("{}: the daemon is stopping", self.title())))?
     }
 
-    /// Ends when the plugin gives no sign of life any more.
+    /// Ends when the plugin gives no sign of life any more. One of those who wait asks it, and all go by the answer.
     async fn silence(&self) -> Error {
+        let mut pause = PULSE_PAUSE;
         loop {
-            sleep(PULSE_PAUSE).await;
-            if let Err(error) = self.pulse().await {
+            sleep(pause).await;
+            let mut heard = self.0.heard.lock().await;
+            let since = heard.map(|(at, is_alive)| (at.elapsed(), is_alive));
+            match since {
+                Some((ago, true)) if ago < PULSE_PAUSE => {
+                    pause = PULSE_PAUSE - ago;
+                    continue;
+                }
+                Some((ago, false)) if ago < PULSE_PAUSE => return silent(),
+                _ => {}
+            }
+            let pulse = self.pulse().await;
+            *heard = Some((Instant::now(), pulse.is_ok()));
+            if let Err(error) = pulse {
                 return error;
             }
+            pause = PULSE_PAUSE;
         }
     }
 
@@ -162,7 +198,7 @@ impl Plugin {
         let asked = client.check(Request::new(HealthCheckRequest::default()));
         match timeout(PULSE_LIMIT, asked).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::deadline_exceeded("it is there and says nothing; is it stopped?")),
+            Err(_) => Err(silent()),
         }
     }
 
@@ -188,6 +224,10 @@ impl Plugin {
     fn breaker<T>(&self, look: impl FnOnce(&mut Breaker) -> T) -> T {
         look(&mut self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn silent() -> Error {
+    Error::deadline_exceeded("it is there and says nothing; is it stopped?")
 }
 
 fn refusal(left: Duration) -> Error {

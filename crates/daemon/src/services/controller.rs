@@ -3,6 +3,8 @@
 
 mod shim;
 
+use std::time::{Duration, Instant};
+
 use api::grpc::event::{self, topic};
 use api::grpc::sandbox::controller::controller_client::ControllerClient;
 use api::grpc::sandbox::controller::controller_server::Controller;
@@ -17,8 +19,9 @@ use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange};
 use metadata::Caller;
 use prost::Message;
+use tokio::time::sleep;
 use tonic::{Request, Status};
-use types::{Namespace, Opaque, Timestamp};
+use types::{ErrorKind, Namespace, Opaque, Timestamp};
 
 use self::shim::Shim;
 use super::{Answer, caller, status};
@@ -28,6 +31,10 @@ use crate::wiring::Parts;
 
 /// The name of the one that is built in.
 pub(super) const SHIM: &str = "shim";
+
+/// How soon a plugin that went away is asked for the end of a sandbox again, and how long it may be away.
+const ASKED_AGAIN: Duration = Duration::from_secs(5);
+const AWAY_MAX: Duration = Duration::from_secs(60 * 60);
 
 pub(super) struct Service {
     shim: Shim,
@@ -81,20 +88,33 @@ impl Service {
     }
 }
 
-/// Tells the end of a plugin's sandbox, once, whoever else waits for it.
+/// Tells the end of a plugin's sandbox, once, whoever else waits for it. A plugin that is started again is asked again.
 async fn tell_end(exchange: Exchange, plugin: Plugin, caller: Caller, id: String) {
     let sandboxer = plugin.config().name.clone();
     let message = ControllerWaitRequest { sandbox_id: id.clone(), sandboxer };
-    let mut client = proxy::client!(ControllerClient, plugin.channel());
-    match plugin.call(LONG, client.wait(proxy::request_of(&caller, message))).await {
-        Ok(exit) => {
-            let ControllerWaitResponse { exit_status, exited_at } = exit.into_inner();
-            let event = event::SandboxExit { sandbox_id: id, exit_status, exited_at };
-            publish(&exchange, caller.namespace, topic::SANDBOX_EXIT, &event);
+    let mut away_since = None;
+    loop {
+        let mut client = proxy::client!(ControllerClient, plugin.channel());
+        let asked = Instant::now();
+        let error = match plugin.wait(client.wait(proxy::request_of(&caller, message.clone()))).await {
+            Ok(exit) => {
+                let ControllerWaitResponse { exit_status, exited_at } = exit.into_inner();
+                let event = event::SandboxExit { sandbox_id: id, exit_status, exited_at };
+                publish(&exchange, caller.namespace, topic::SANDBOX_EXIT, &event);
+                return;
+            }
+            Err(error) => error,
+        };
+        // It waited for long, so the plugin was there in between.
+        if asked.elapsed() > 2 * ASKED_AGAIN {
+            away_since = None;
         }
-        Err(error) => {
+        let is_away = error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded);
+        if !is_away || away_since.get_or_insert(asked).elapsed() > AWAY_MAX {
             tracing::warn!(namespace = %caller.namespace, id, "the end of a sandbox: {}", error.chain());
+            return;
         }
+        sleep(ASKED_AGAIN).await;
     }
 }
 
@@ -103,13 +123,16 @@ fn publish<M: Message + TypeUrl>(exchange: &Exchange, namespace: Namespace, topi
     exchange.publish(Envelope { timestamp: Timestamp::now(), namespace, topic: topic.to_owned(), event });
 }
 
-/// What looks something up is answered in a short time, or not at all.
-macro_rules! limit {
-    (short, $plugin:expr) => {
-        $plugin.short()
+/// What looks something up is answered in a short time, or not at all; what ends with a sandbox, when that does.
+macro_rules! ask {
+    (short, $plugin:expr, $asked:expr) => {
+        $plugin.call($plugin.short(), $asked)
     };
-    (long, $plugin:expr) => {
-        LONG
+    (long, $plugin:expr, $asked:expr) => {
+        $plugin.call(LONG, $asked)
+    };
+    (endless, $plugin:expr, $asked:expr) => {
+        $plugin.wait($asked)
     };
 }
 
@@ -127,7 +150,7 @@ macro_rules! dispatch {
                     let id = message.sandbox_id.clone();
                     let mut client = proxy::client!(ControllerClient, plugin.channel());
                     let asked = client.$method(proxy::request_of(&caller, message));
-                    let answer = plugin.call(limit!($limit, plugin), asked).await.map_err(status)?;
+                    let answer = ask!($limit, plugin, asked).await.map_err(status)?;
                     self.tell(plugin, caller, stringify!($method), id);
                     Ok(answer)
                 }
@@ -141,7 +164,7 @@ dispatch! {
     long start(ControllerStartRequest) -> ControllerStartResponse;
     short platform(ControllerPlatformRequest) -> ControllerPlatformResponse;
     long stop(ControllerStopRequest) -> ControllerStopResponse;
-    long wait(ControllerWaitRequest) -> ControllerWaitResponse;
+    endless wait(ControllerWaitRequest) -> ControllerWaitResponse;
     short status(ControllerStatusRequest) -> ControllerStatusResponse;
     long shutdown(ControllerShutdownRequest) -> ControllerShutdownResponse;
     short metrics(ControllerMetricsRequest) -> ControllerMetricsResponse;

@@ -801,6 +801,39 @@ fn a_controller_of_others_runs_sandboxes() {
     });
 }
 
+/// Who waits for the end of a sandbox keeps nobody from using the plugin, as many as they are.
+#[test]
+fn a_controller_of_others_has_more_sandboxes_than_calls_may_wait() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let mut records = Example::new(env!("CARGO_BIN_EXE_example-sandboxer"));
+    records.start(&[]);
+    let daemon = Daemon::start_with(&[], &records.config("records", "sandbox"));
+    on(&daemon, async |channel| {
+        let mut told = events(&channel, &["/sandboxes/exit"]).await;
+        let mut controller = ControllerClient::new(channel.clone());
+        let name = || "records".to_owned();
+        let ids: Vec<String> = (0..70).map(|n| format!("pod{n}")).collect();
+        for id in &ids {
+            let create = ControllerCreateRequest {
+                sandbox_id: id.clone(),
+                sandboxer: name(),
+                sandbox: Some(Sandbox::default()),
+                ..ControllerCreateRequest::default()
+            };
+            controller.create(ask(create)).await.unwrap();
+            let start = ControllerStartRequest { sandbox_id: id.clone(), sandboxer: name() };
+            controller.start(ask(start)).await.unwrap();
+        }
+        for id in &ids {
+            let stop = ControllerStopRequest { sandbox_id: id.clone(), sandboxer: name(), timeout_secs: 1 };
+            controller.stop(ask(stop)).await.unwrap();
+            assert_eq!(topic(&mut told).await, "/sandboxes/exit");
+        }
+    });
+}
+
 /// The indented lines of the page for those who write one, behind a line that ends so.
 fn page_of_stream_processors(behind: &str) -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/extend/stream-processor.md");
