@@ -476,6 +476,15 @@ mod tests {
         });
         let read = parse_config(config.to_string().as_bytes(), 0).unwrap();
         assert_eq!((read.platform.os.as_str(), read.platform.architecture.as_str()), ("linux", ""));
+        let left_out = parse_config(br#"{"rootfs": {}}"#, 0).unwrap();
+        assert_eq!(left_out, ImageConfig::default());
+        let index = serde_json::json!({
+            "schemaVersion": 2, "manifests": [
+                {"mediaType": media_type::OCI_MANIFEST, "digest": digest("a"), "size": 1, "platform": {"os": "linux"}},
+            ],
+        });
+        let index = parse(media_type::OCI_INDEX, index);
+        assert_eq!(index.children()[0].platform.as_ref().unwrap().os, "linux");
         let config = serde_json::json!({
             "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest("a")]},
             "config": {"User": null, "Env": null, "Labels": null, "ExposedPorts": null},

@@ -12,9 +12,9 @@ use crate::{Descriptor, Digest};
 /// What a binary needs to run on (image-spec `image-index.md`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub architecture: String,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub os: String,
     #[serde(
         rename = "os.version",
@@ -80,6 +80,7 @@ pub struct ImageConfig {
     pub platform: Platform,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<ExecConfig>,
+    #[serde(default)]
     pub rootfs: RootFs,
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<History>,
@@ -139,9 +140,9 @@ fn is_zero(number: &i64) -> bool {
 /// The chain of layers, by the digests of their uncompressed tars, lowest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootFs {
-    #[serde(rename = "type", deserialize_with = "null_as_default")]
+    #[serde(rename = "type", default, deserialize_with = "null_as_default")]
     pub kind: String,
-    #[serde(deserialize_with = "null_as_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub diff_ids: Vec<Digest>,
 }
 
