@@ -226,7 +226,8 @@ fn uses(metadata: &Metadata, caller: &Caller, images: &[Image]) -> Result<(BTree
         let contents = match contents(metadata, caller, &image.target) {
             // What is wrong with it is told when it is used.
             Err(error) => {
-                if error.is(ErrorKind::DataLoss) || error.is(ErrorKind::InvalidArgument) {
+                let is_none = error.is(ErrorKind::InvalidArgument) || error.is(ErrorKind::Unimplemented);
+                if is_none || error.is(ErrorKind::DataLoss) {
                     all_are_known &= !error.is(ErrorKind::DataLoss);
                     continue;
                 }

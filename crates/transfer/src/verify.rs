@@ -74,7 +74,13 @@ pub fn damaged(
     let content = metadata.content(caller);
     let (mut seen, mut blobs, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     for (image, target) in images {
-        let contents = contents(metadata, caller, target).map_err(|error| error.context(image.clone()))?;
+        let contents = match contents(metadata, caller, target) {
+            // It is no image, and has no layers to look at.
+            Err(error) if error.is(ErrorKind::Unimplemented) || error.is(ErrorKind::InvalidArgument) => {
+                continue;
+            }
+            contents => contents.map_err(|error| error.context(image.clone()))?,
+        };
         let manifests = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
         for manifest in manifests {
             for layer in &manifest.layers {

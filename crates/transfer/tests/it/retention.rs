@@ -9,7 +9,8 @@ use metadata::{Caller, Image, Resource};
 use snapshot::{LayerForm, Overlay};
 use testkit::{Layout, Registry};
 use transfer::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
-use types::{Digest, ErrorKind, Labels, LeaseId, Namespace};
+use types::descriptor::media_type;
+use types::{Digest, ErrorKind, Filters, Labels, LeaseId, Namespace};
 
 use crate::fixture::Stores;
 
@@ -167,6 +168,24 @@ async fn who_keeps_blobs_reads_those_that_have_a_recipe_already() {
     let bringing = Caller::new(Namespace::new("bringing").unwrap());
     transfer::import(&stores.metadata, &bringing, Overlay::NAME, layout.path(), None).unwrap();
     assert_eq!(content.form(&layer).unwrap(), Form::Whole);
+}
+
+/// A record may name what is no image; what the others need is known nevertheless.
+#[test]
+fn a_record_of_what_is_no_image_keeps_nothing_and_stops_nothing() {
+    let Some(stores) = Stores::open_with(LayerForm::Archives) else { return };
+    let (image, _) = unpacked(&stores);
+    for (name, kind) in [("odd", "application/vnd.x"), ("old", media_type::DOCKER_SCHEMA1_SIGNED)] {
+        let mut odd = image.clone().renamed(name.into());
+        odd.target.media_type = kind.into();
+        stores.metadata.images(stores.caller()).create(odd, None).unwrap();
+    }
+    let images = stores.metadata.images(stores.caller()).list(&Filters::default()).unwrap();
+    let images: Vec<_> = images.into_iter().map(|image| (image.name, image.target)).collect();
+    assert_eq!(images.len(), 3);
+    assert!(transfer::damaged(&stores.metadata, &stores.caller(), &images).unwrap().is_empty());
+    let pass = retained(&stores, &stores.caller(), Retention::Drop, &|| true);
+    assert_eq!(pass, Retained { dropped: 1, ..Retained::default() });
 }
 
 #[test]
