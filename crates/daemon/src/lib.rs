@@ -16,7 +16,7 @@
 //! - `collector`: when garbage is collected.
 //! - `rest`: memory that is given back when nobody asks for anything.
 //! - `restart`: containers of other clients that are started again.
-//! - `root_mounts`: what is mounted for a task before its shim mounts the rest.
+//! - `belongings`: what a task has beside its shim: mounts of its root, and images of a checkpoint (`checkpoint`).
 //!
 //! Invariants
 //! - The daemon may be killed at any instruction. What it holds in memory alone is what can be had
@@ -28,6 +28,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod belongings;
+mod checkpoint;
 mod collector;
 pub mod config;
 mod differs;
@@ -49,7 +51,6 @@ mod publish;
 mod rest;
 mod restart;
 mod retainer;
-mod root_mounts;
 mod run;
 mod server;
 mod services;

@@ -18,23 +18,27 @@
 //! nobody else down.
 //!
 //! A container without a task that was not there at the last look is left alone until the next one: its client
-//! may be about to make the task. A task of which nobody knows how it is doing is left alone altogether.
+//! may be about to make the task. One whose task its client has deleted is left to the looks too, as that may be about to
+//! remove it; what was started for one that is removed meanwhile is ended. A task of which nobody knows how it is doing is left alone altogether.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::grpc::event::ContainerDelete;
+use api::grpc::event::topic::CONTAINER_DELETE;
 use api::shim::events::{TaskExit, topic};
 use events::{Envelope, Exchange, Received};
 use metadata::{Caller, Container, Metadata};
 use prost::Message;
-use task::{Create, Exit, Io, Shims, Status};
+use serde::Deserialize;
+use task::{Create, Exit, Io, Shims, Status, Task};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId};
 
-use crate::root_mounts::RootMounts;
+use crate::belongings::Belongings;
 
 const STATUS: &str = "containerd.io/restart.status";
 const POLICY: &str = "containerd.io/restart.policy";
@@ -50,6 +54,8 @@ const KILL: u32 = 9;
 /// Containers that are compared at once. One that takes long counts no more after a while.
 const COMPARED_AT_ONCE: usize = 16;
 const COUNTED_LIMIT: Duration = Duration::from_secs(10);
+/// How long somebody who removes a container may take from its task to its record.
+const REMOVED_LIMIT: Duration = Duration::from_secs(60);
 /// How long a container that should be stopped may take to end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -131,10 +137,28 @@ fn count(labels: &Labels) -> u64 {
 pub(crate) struct Restarts {
     metadata: Metadata,
     shims: Shims,
-    root_mounts: RootMounts,
+    belongings: Belongings,
     exchange: Exchange,
     interval: watch::Sender<Duration>,
     compared: Arc<Compared>,
+    begun: Arc<Begun>,
+}
+
+/// Tasks that the monitor started a moment ago, of containers that somebody may be removing.
+#[derive(Default)]
+struct Begun(Mutex<BTreeMap<Key, (Instant, Task)>>);
+
+impl Begun {
+    fn note(&self, key: &Key, task: &Task) {
+        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.retain(|_, (at, _)| at.elapsed() < REMOVED_LIMIT);
+        begun.insert(key.clone(), (Instant::now(), task.clone()));
+    }
+
+    fn take(&self, key: &Key) -> Option<Task> {
+        let (at, task) = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key)?;
+        (at.elapsed() < REMOVED_LIMIT).then_some(task)
+    }
 }
 
 /// Containers that are compared now.
@@ -167,13 +191,13 @@ impl Restarts {
     pub(crate) fn new(
         metadata: Metadata,
         shims: Shims,
-        root_mounts: RootMounts,
+        belongings: Belongings,
         exchange: Exchange,
         interval: Duration,
     ) -> Restarts {
         let compared = Compared { keys: Mutex::default(), places: Semaphore::new(COMPARED_AT_ONCE) };
         let (interval, compared) = (watch::Sender::new(interval), Arc::new(compared));
-        Restarts { metadata, shims, root_mounts, exchange, interval, compared }
+        Restarts { metadata, shims, belongings, exchange, interval, compared, begun: Arc::default() }
     }
 
     /// Looks after another time from now on.
@@ -184,6 +208,7 @@ impl Restarts {
     /// Keeps containers until dropped. `Shims::load` has to be done: what runs must not be started twice.
     pub(crate) async fn run(self) {
         let mut exits = self.exchange.subscribe_topic(topic::EXIT);
+        let mut removals = self.exchange.subscribe_topic(CONTAINER_DELETE);
         let mut interval = self.interval.subscribe();
         let mut due: BTreeMap<Key, Instant> = BTreeMap::new();
         // Nobody is making tasks yet: what is down at the start is down.
@@ -205,6 +230,13 @@ impl Restarts {
                     Some(Received::Lagged(_)) => {}
                     None => return,
                 },
+                received = removals.receive() => {
+                    if let Some(Received::Event(envelope)) = received
+                        && let Some(key) = removed(&envelope)
+                    {
+                        self.end_begun(key);
+                    }
+                }
                 _ = interval.changed() => next_look = Instant::now() + *interval.borrow_and_update(),
                 () = tokio::time::sleep_until(wake) => {
                     let now = Instant::now();
@@ -215,7 +247,10 @@ impl Restarts {
                     let ripe: Vec<Key> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
                     for key in ripe {
                         due.remove(&key);
-                        self.begin_to_compare(&key);
+                        // Whoever has deleted its task since may be about to remove it: then it is left to the looks.
+                        if self.shims.has(&key.0, &key.1) {
+                            self.begin_to_compare(&key);
+                        }
                     }
                 }
             }
@@ -303,41 +338,80 @@ impl Restarts {
 
     /// Kills a task and deletes it.
     async fn stop(&self, key: &Key) -> Result<()> {
-        let task = self.shims.task(&key.0, &key.1)?;
-        self.shims.kill(&task, None, KILL, true).await.context(|| "stop it")?;
+        self.stop_task(key, &self.shims.task(&key.0, &key.1)?).await
+    }
+
+    async fn stop_task(&self, key: &Key, task: &Task) -> Result<()> {
+        self.shims.kill(task, None, KILL, true).await.context(|| "stop it")?;
         match tokio::time::timeout(KILL_LIMIT, task.wait(None)).await {
             Ok(ended) => ended.context(|| "wait for its end")?,
             Err(_) => return Err(Error::deadline_exceeded("it was killed and does not end")),
         };
         self.shims.delete(&key.0, &key.1).await?;
-        self.root_mounts.deactivate(&key.0, &key.1).await;
+        self.belongings.let_go(&key.0, &key.1).await;
         Ok(())
     }
 
     async fn start(&self, key: &Key, container: Container) -> Result<()> {
         match self.shims.delete(&key.0, &key.1).await {
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
-            _ => {}
+            _ => self.belongings.forget_checkpoint(&key.0, &key.1).await,
         }
         let caller = Caller::new(key.0.clone());
         let mut create = self.recreate(&caller, container).await?;
         let (runtime, rootfs) = (create.runtime.clone(), std::mem::take(&mut create.rootfs));
-        let (rootfs, is_activated) = self.root_mounts.activate(&caller, &key.1, &runtime, rootfs).await?;
+        let (rootfs, is_activated) = self.belongings.activate(&caller, &key.1, &runtime, rootfs).await?;
         create.rootfs = rootfs;
         if let Err(error) = self.shims.create(&key.0, &key.1, create).await {
             if is_activated {
-                self.root_mounts.deactivate(&key.0, &key.1).await;
+                self.belongings.deactivate(&key.0, &key.1).await;
             }
             return Err(error);
         }
         let task = self.shims.task(&key.0, &key.1)?;
-        if let Err(error) = task.start(None).await {
+        self.begun.note(key, &task);
+        // It may have been removed meanwhile; whoever removes it from now on is heard.
+        let started = match self.is_recorded(key).await {
+            Ok(true) => task.start(None).await.map(drop),
+            Ok(false) => Err(Error::not_found("the container was removed while it was started again")),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = started {
             // It is made anew the next time, as one that ended is.
             let _ = self.shims.delete(&key.0, &key.1).await;
-            self.root_mounts.deactivate(&key.0, &key.1).await;
+            self.belongings.let_go(&key.0, &key.1).await;
             return Err(error);
         }
         Ok(())
+    }
+
+    async fn is_recorded(&self, key: &Key) -> Result<bool> {
+        match self.container(key).await {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
+            found => found.map(|_| true),
+        }
+    }
+
+    /// Ends a task that was started a moment ago for a container that is removed now. Who removes one looks for its task
+    /// first, and there was none then.
+    fn end_begun(&self, key: Key) {
+        let Some(task) = self.begun.take(&key) else { return };
+        let restarts = self.clone();
+        tokio::spawn(async move {
+            let ended = async {
+                // Another may have been made of that name.
+                if restarts.is_recorded(&key).await? {
+                    return Ok(());
+                }
+                restarts.stop_task(&key, &task).await
+            };
+            match ended.await {
+                Err(error) if !error.is(ErrorKind::NotFound) => {
+                    tracing::warn!(namespace = %key.0, id = %key.1, "end what was removed: {}", error.chain());
+                }
+                _ => {}
+            }
+        });
     }
 
     /// Counts one more start, and says what it is to be made of.
@@ -357,10 +431,11 @@ impl Restarts {
                 key => metadata.snapshots(&caller, &container.snapshotter)?.mounts(key)?,
             };
             let spec = container.spec.ok_or_else(|| Error::failed_precondition("it has no spec"))?;
+            let terminal = has_terminal(&spec.value);
             Ok(Create {
                 spec: spec.value,
                 rootfs,
-                io: Io { stdout: log.clone(), stderr: log, ..Io::default() },
+                io: Io { stdout: log.clone(), stderr: log, terminal, ..Io::default() },
                 runtime: container.runtime.name,
                 options: container.runtime.options,
                 shim,
@@ -399,12 +474,32 @@ fn ended(envelope: &Envelope) -> Option<Key> {
     is_first.then_some((envelope.namespace.clone(), exit.container_id.parse().ok()?))
 }
 
+fn removed(envelope: &Envelope) -> Option<Key> {
+    let removed = ContainerDelete::decode(&*envelope.event.value).ok()?;
+    Some((envelope.namespace.clone(), removed.id.parse().ok()?))
+}
+
 fn log_uri(labels: &Labels) -> String {
     match (labels.get(LOG_URI), labels.get(LOG_PATH)) {
         (Some(uri), _) => uri.clone(),
         (None, Some(path)) => format!("file://{path}"),
         (None, None) => String::new(),
     }
+}
+
+/// Whether the first process wants a terminal. What is no spec is refused by the shim.
+fn has_terminal(spec: &[u8]) -> bool {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Spec {
+        process: Process,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Process {
+        terminal: bool,
+    }
+    serde_json::from_slice(spec).is_ok_and(|Spec { process }| process.terminal)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -3,7 +3,6 @@
 //! What they share is here: who calls ([`caller`]), errors on the wire ([`status`]), where calls that block are made
 //! ([`blocking`]), and how changes of records wait for the disk ([`changed`]). Words of the wire and ours: [`convert`].
 
-mod checkpoint;
 mod containers;
 mod content;
 mod controller;
@@ -73,12 +72,11 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router
         }};
     }
     let metadata = || parts.metadata.clone();
-    let checkpoints = checkpoint::Checkpoints::new(metadata(), &parts.root);
-    if let Err(error) = checkpoints.sweep(&parts.shims) {
+    if let Err(error) = parts.belongings.checkpoints().sweep(&parts.shims) {
         tracing::warn!("remove checkpoints that are needed no more: {}", error.chain());
     }
-    let (shims, root_mounts) = (parts.shims.clone(), parts.root_mounts.clone());
-    let tasks = tasks::Service { metadata: metadata(), shims, root_mounts, checkpoints };
+    let (shims, belongings) = (parts.shims.clone(), parts.belongings.clone());
+    let tasks = tasks::Service { metadata: metadata(), shims, belongings };
     let list_limit = limits.sent;
     let containers = containers::Service { metadata: metadata(), engine: parts.engine.clone(), list_limit };
     let controller = controller::Service::new(parts);

@@ -136,40 +136,42 @@ impl Channel {
 
     /// Bytes of the client, for a thread that may block.
     pub(crate) fn into_reader(self, handle: Handle) -> Reader {
-        Reader { channel: self.patient(handle), pending: bytes::Bytes::new(), window: 0 }
+        Reader { channel: self.patient(), handle, pending: bytes::Bytes::new(), window: 0 }
     }
 
     /// Bytes for the client, from a thread that may block.
     pub(crate) fn into_writer(self, handle: Handle) -> Writer {
-        Writer { channel: self.patient(handle), window: 0 }
+        Writer { sender: self.into_sender(), handle }
     }
 
-    fn patient(self, handle: Handle) -> Patient {
-        Patient { channel: self, handle, silence_max: SILENCE_MAX }
+    /// Bytes for the client.
+    pub(crate) fn into_sender(self) -> Sender {
+        Sender { channel: self.patient(), window: 0 }
+    }
+
+    fn patient(self) -> Patient {
+        Patient { channel: self, silence_max: SILENCE_MAX }
     }
 }
 
-/// A channel for a thread that may block, but not for a client that does nothing.
+/// A channel that waits, but not for a client that does nothing.
 struct Patient {
     channel: Channel,
-    handle: Handle,
     silence_max: Duration,
 }
 
 impl Patient {
-    fn send(&self, message: Any) -> io::Result<()> {
-        wait(&self.handle, self.silence_max, self.channel.send(message))
+    async fn send(&self, message: Any) -> io::Result<()> {
+        patiently(self.silence_max, self.channel.send(message)).await
     }
 
-    fn receive(&mut self) -> io::Result<Option<Any>> {
-        wait(&self.handle, self.silence_max, self.channel.receive())
+    async fn receive(&mut self) -> io::Result<Option<Any>> {
+        patiently(self.silence_max, self.channel.receive()).await
     }
 }
 
-fn wait<T>(handle: &Handle, silence_max: Duration, step: impl Future<Output = Result<T>>) -> io::Result<T> {
-    // A timer is made inside of the runtime.
-    let done = handle.block_on(async { timeout(silence_max, step).await });
-    done.map_err(|_| silent(silence_max))?.map_err(io::Error::other)
+async fn patiently<T>(silence_max: Duration, step: impl Future<Output = Result<T>>) -> io::Result<T> {
+    timeout(silence_max, step).await.map_err(|_| silent(silence_max))?.map_err(io::Error::other)
 }
 
 /// Bytes that a client may have on the way to us.
@@ -178,6 +180,7 @@ const WINDOW: usize = 1 << 20;
 /// Reads what a client writes, from a thread that may block.
 pub(crate) struct Reader {
     channel: Patient,
+    handle: Handle,
     /// What came and was not read yet.
     pending: bytes::Bytes,
     /// Bytes that the client may still send.
@@ -190,10 +193,10 @@ impl io::Read for Reader {
             if self.window < WINDOW / 2 {
                 let update = i32::try_from(WINDOW - self.window).unwrap_or(i32::MAX);
                 let message = pack(&WindowUpdate { update });
-                self.channel.send(message)?;
+                self.handle.block_on(self.channel.send(message))?;
                 self.window = WINDOW;
             }
-            let Some(message) = self.channel.receive()? else { return Ok(0) };
+            let Some(message) = self.handle.block_on(self.channel.receive())? else { return Ok(0) };
             let Some(data) = unpack::<Data>(&message) else {
                 return Err(io::Error::other(format!("a writer of bytes sends a {}", message.type_url)));
             };
@@ -236,38 +239,51 @@ impl Drop for Outgoing {
     }
 }
 
-/// Writes what a client reads.
-pub(crate) struct Writer {
+/// Sends what a client reads, as fast as it takes it.
+pub(crate) struct Sender {
     channel: Patient,
     /// Bytes that the client takes.
     window: usize,
 }
 
-impl Writer {
-    /// Waits until the client takes more.
-    fn wait(&mut self) -> io::Result<()> {
+impl Sender {
+    pub(crate) async fn send_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let sent = self.send(bytes).await?;
+            bytes = &bytes[sent..];
+        }
+        Ok(())
+    }
+
+    /// Sends what the client takes of these bytes, once it takes some.
+    async fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
         while self.window == 0 {
-            let message = self.channel.receive()?.ok_or(io::ErrorKind::BrokenPipe)?;
+            let message = self.channel.receive().await?.ok_or(io::ErrorKind::BrokenPipe)?;
             let Some(update) = unpack::<WindowUpdate>(&message) else {
                 return Err(io::Error::other(format!("a reader of bytes sends a {}", message.type_url)));
             };
             self.window = usize::try_from(update.map_err(io::Error::other)?.update).unwrap_or(0);
         }
-        Ok(())
+        let len = bytes.len().min(self.window).min(CHUNK_LEN_MAX);
+        let data = Data { data: bytes::Bytes::copy_from_slice(&bytes[..len]) };
+        self.channel.send(pack(&data)).await?;
+        self.window -= len;
+        Ok(len)
     }
+}
+
+/// A sender, for a thread that may block.
+pub(crate) struct Writer {
+    sender: Sender,
+    handle: Handle,
 }
 
 impl io::Write for Writer {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        self.wait()?;
-        let len = buffer.len().min(self.window).min(CHUNK_LEN_MAX);
-        let data = Data { data: bytes::Bytes::copy_from_slice(&buffer[..len]) };
-        self.channel.send(pack(&data))?;
-        self.window -= len;
-        Ok(len)
+        self.handle.block_on(self.sender.send(buffer))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -290,7 +306,7 @@ mod tests {
         let (outgoing, receive) = mpsc::channel(1);
         let channel = Channel { incoming, outgoing };
         let silence_max = Duration::from_millis(1);
-        (Patient { channel, handle: Handle::current(), silence_max }, receive)
+        (Patient { channel, silence_max }, receive)
     }
 
     async fn given_up(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
@@ -302,14 +318,16 @@ mod tests {
     async fn a_client_that_neither_sends_nor_takes_is_given_up() {
         let (channel, _asked) = opened();
         given_up(move || {
-            let mut reader = Reader { channel, pending: bytes::Bytes::new(), window: 0 };
+            let handle = Handle::current();
+            let mut reader = Reader { channel, handle, pending: bytes::Bytes::new(), window: 0 };
             reader.read(&mut [0]).map(drop)
         })
         .await;
         // It never says that it takes something, or it says so and takes nothing.
         for window in [0, usize::MAX] {
             let (channel, _taken) = opened();
-            given_up(move || Writer { channel, window }.write_all(&[0; 2 * CHUNK_LEN_MAX])).await;
+            let writer = |sender| Writer { sender, handle: Handle::current() };
+            given_up(move || writer(Sender { channel, window }).write_all(&[0; 2 * CHUNK_LEN_MAX])).await;
         }
     }
 }

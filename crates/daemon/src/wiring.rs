@@ -19,6 +19,8 @@ use tokio::sync::Notify;
 use transfer::{Admission, Flights, Retentions, Slots};
 use types::{Context, Descriptor, Error, Result};
 
+use crate::belongings::Belongings;
+use crate::checkpoint::Checkpoints;
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, ProxyKind, Sharing};
 use crate::differs;
@@ -28,7 +30,6 @@ use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
 use crate::restart::Restarts;
 use crate::retainer::Retainer;
-use crate::root_mounts::RootMounts;
 use crate::streams::Streams;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
@@ -47,7 +48,7 @@ pub(crate) struct Parts {
     pub(crate) held: Arc<Notify>,
     pub(crate) shims: Shims,
     pub(crate) mounts: Mounts,
-    pub(crate) root_mounts: RootMounts,
+    pub(crate) belongings: Belongings,
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
     pub(crate) restarts: Restarts,
@@ -216,11 +217,12 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     })?;
     let retainer = Retainer::new(metadata.clone(), trigger.settled(), retentions);
     let collector = Collector::new(metadata.clone(), trigger, config.collector);
-    let root_mounts = RootMounts::new(shims.clone(), mounts.clone());
+    let checkpoints = Checkpoints::new(metadata.clone(), root);
+    let belongings = Belongings::new(shims.clone(), mounts.clone(), checkpoints);
     let restarts = Restarts::new(
         metadata.clone(),
         shims.clone(),
-        root_mounts.clone(),
+        belongings.clone(),
         exchange.clone(),
         config.restart_interval,
     );
@@ -233,7 +235,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         held,
         shims,
         mounts,
-        root_mounts,
+        belongings,
         engine,
         collector,
         restarts,

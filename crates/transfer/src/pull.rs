@@ -205,7 +205,12 @@ impl Pull {
         let name = self.request.reference.to_string();
         let target = Box::new(resolved.descriptor.clone());
         tell(self.report.as_ref(), Progress::Resolved { name: name.clone(), target });
-        self.request.admission.check_ahead(&name, &resolved.descriptor, &self.request.remote).await?;
+        let (admission, remote) = (&self.request.admission, &self.request.remote);
+        admission.check_ahead(&name, &resolved.descriptor, remote).await?;
+        if self.request.name != name {
+            // It is recorded under this one.
+            admission.check_ahead(&self.request.name, &resolved.descriptor, remote).await?;
+        }
         let span = info_span!(target: TRACE, "pull.documents", error = Empty);
         let below = traced(span, self.fetch_documents(&resolved.descriptor, resolved.bytes)).await?;
         Ok((resolved.descriptor, below))

@@ -78,7 +78,12 @@ impl Images for Service {
     async fn delete(&self, request: Request<DeleteImageRequest>) -> Answer<()> {
         let images = self.metadata.images(caller(&request)?);
         let request = request.into_inner();
-        let target = request.target.map(|target| target.digest.parse()).transpose().map_err(status)?;
+        // Without a digest it is the name alone that counts.
+        let digest = request.target.map(|target| target.digest).filter(|digest| !digest.is_empty());
+        let Ok(target) = digest.map(|digest| digest.parse()).transpose() else {
+            let message = format!("image {:?}: it has no target of that digest: not found", request.name);
+            return Err(Status::not_found(message));
+        };
         changed(images.ready_delete(request.name, target)).await?;
         if request.sync {
             let metadata = self.metadata.clone();

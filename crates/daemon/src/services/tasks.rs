@@ -16,20 +16,19 @@ use api::grpc::types::{Metric, Process as WireProcess, ProcessInfo, Status as Wi
 use metadata::{Caller, Container, Metadata};
 use task::{Create, Endpoint, Exec, Exit, Io, Process, Shims, Task};
 use tokio::task::JoinSet;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
-use super::checkpoint::{self, Checkpoints};
 use super::{Answer, blocking, caller, container_id, convert, known, required, status, unbroken};
-use crate::root_mounts::RootMounts;
+use crate::belongings::Belongings;
+use crate::checkpoint;
 
 /// Clones are the same.
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) metadata: Metadata,
     pub(super) shims: Shims,
-    pub(super) root_mounts: RootMounts,
-    pub(super) checkpoints: Checkpoints,
+    pub(super) belongings: Belongings,
 }
 
 impl Service {
@@ -89,8 +88,8 @@ impl Service {
             return Err(Status::already_exists(format!("task {id}: already exists")));
         }
         let descriptor = convert::own_descriptor(descriptor).map_err(status)?;
-        let (checkpoints, caller, id) = (self.checkpoints.clone(), caller.clone(), id.clone());
-        blocking(move || checkpoints.bring(&caller, &id, descriptor)).await.map(Some)
+        let (belongings, caller, id) = (self.belongings.clone(), caller.clone(), id.clone());
+        blocking(move || belongings.checkpoints().bring(&caller, &id, descriptor)).await.map(Some)
     }
 
     /// A task of a container, with the mounts and the checkpoint that it needs. Where it fails those go again.
@@ -109,7 +108,7 @@ impl Service {
         let runtime =
             if request.runtime_path.is_empty() { &container.runtime.name } else { &request.runtime_path };
         let (rootfs, is_activated) =
-            self.root_mounts.activate(&caller, &id, runtime, rootfs).await.map_err(status)?;
+            self.belongings.activate(&caller, &id, runtime, rootfs).await.map_err(status)?;
         let is_restored = checkpoint.is_some();
         let create = Create {
             spec,
@@ -130,11 +129,11 @@ impl Service {
         let created = self.shims.create(&caller.namespace, &id, create).await;
         if let Err(error) = &created {
             if is_activated {
-                self.root_mounts.deactivate(&caller.namespace, &id).await;
+                self.belongings.deactivate(&caller.namespace, &id).await;
             }
             // What is there of that name may need its images.
             if is_restored && !error.is(ErrorKind::AlreadyExists) {
-                self.forget_checkpoint(&caller.namespace, &id).await;
+                self.belongings.forget_checkpoint(&caller.namespace, &id).await;
             }
         }
         created.map_err(status)
@@ -144,18 +143,10 @@ impl Service {
         let service = self.clone();
         unbroken(async move {
             let exit = service.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
-            service.root_mounts.deactivate(task.namespace(), task.id()).await;
-            service.forget_checkpoint(task.namespace(), task.id()).await;
+            service.belongings.let_go(task.namespace(), task.id()).await;
             Ok(exit)
         })
         .await
-    }
-
-    async fn forget_checkpoint(&self, namespace: &Namespace, id: &ContainerId) {
-        let (checkpoints, own, task) = (self.checkpoints.clone(), namespace.clone(), id.clone());
-        if let Err(error) = blocking(move || checkpoints.forget(&own, &task)).await {
-            tracing::warn!(%namespace, %id, "remove the checkpoint of a task: {}", error.message());
-        }
     }
 }
 
@@ -194,7 +185,16 @@ impl Tasks for Service {
     }
 
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
-        let (task, request) = self.task(request, |request| &request.container_id).await?;
+        let (caller, id) = (caller(&request)?, request.get_ref().container_id.clone());
+        let found = self.task(request, |request| &request.container_id).await;
+        if found.as_ref().is_err_and(|error| error.code() == Code::NotFound)
+            && let Ok(id) = container_id(&caller, &id)
+            && !self.shims.has(&caller.namespace, &id)
+        {
+            // Of a task that went with its shim.
+            self.belongings.forget_checkpoint(&caller.namespace, &id).await;
+        }
+        let (task, request) = found?;
         let exit = self.delete_task(task).await?;
         Ok(Response::new(deleted(request.container_id, exit)))
     }
@@ -292,11 +292,11 @@ impl Tasks for Service {
             return Ok(Response::new(CheckpointTaskResponse::default()));
         }
         let (containers, id) = (self.metadata.containers(&caller), task.id().clone());
-        let checkpoints = self.checkpoints.clone();
+        let checkpoints = self.belongings.checkpoints().clone();
         let (spec, folder) = blocking(move || Ok((containers.get(&id)?.spec, checkpoints.folder()?))).await?;
         let spec = required(spec, "container spec")?;
         task.checkpoint(folder.path(), options).await.map_err(status)?;
-        let checkpoints = self.checkpoints.clone();
+        let checkpoints = self.belongings.checkpoints().clone();
         let stored = blocking(move || checkpoints.store(&caller, folder.path(), spec)).await?;
         let descriptors = stored.iter().map(convert::descriptor).collect();
         Ok(Response::new(CheckpointTaskResponse { descriptors }))

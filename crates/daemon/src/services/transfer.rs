@@ -110,7 +110,7 @@ impl Service {
             name,
             labels: to.labels.clone(),
             caller: caller.clone(),
-            remote,
+            remote: remote.clone(),
             reference,
             slots: self.slots.clone(),
             flights: self.flights.clone(),
@@ -124,6 +124,8 @@ impl Service {
         let image = pulled?;
         let mut images = vec![image.clone()];
         for name in extra.into_iter().map(|extra| extra.name(&image.target.digest)) {
+            // The same registry is asked, by who may ask it.
+            self.admission.check_ahead(&name, &image.target, &remote).await?;
             let image = Image { name, labels: beside(&to.labels, &image.name), ..image.clone() };
             self.name(caller, image.clone()).await?;
             images.push(image);
@@ -305,10 +307,14 @@ impl Service {
             without_docker: to.skip_compatibility_manifest,
             without_foreign: to.skip_non_distributable,
         };
-        let names: Vec<String> = match from.name.is_empty() {
-            true => from.extra_references.into_iter().map(|reference| reference.name).collect(),
-            false => vec![from.name],
-        };
+        let mut names = Vec::from_iter(Some(from.name).filter(|name| !name.is_empty()));
+        for reference in from.extra_references {
+            if reference.is_prefix {
+                let message = format!("export what begins with {:?}: only whole names are", reference.name);
+                return Err(Error::unimplemented(message));
+            }
+            names.push(reference.name);
+        }
         let (metadata, caller) = (self.metadata.clone(), caller.clone());
         transfer::with_client(move || {
             let images = metadata.images(&caller);

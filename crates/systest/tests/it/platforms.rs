@@ -337,8 +337,13 @@ pub(crate) async fn take_all((send, mut incoming): (mpsc::Sender<Any>, Streaming
 }
 
 async fn export(channel: &Channel, to: ImageExportStream) -> Result<Vec<u8>, Status> {
+    let store = ImageStore { name: "three:1".into(), ..ImageStore::default() };
+    export_from(channel, store, to).await
+}
+
+async fn export_from(channel: &Channel, from: ImageStore, to: ImageExportStream) -> Result<Vec<u8>, Status> {
     let stream = open(channel, "export").await;
-    let store = pack(&ImageStore { name: "three:1".into(), ..ImageStore::default() });
+    let store = pack(&from);
     let to = pack(&ImageExportStream { stream: "export".into(), ..to });
     let (moved, bytes) = tokio::join!(transfer(channel, store, to), take_all(stream));
     moved.map(|()| bytes)
@@ -398,6 +403,27 @@ fn several_platforms_are_exported_and_imported() {
             ..ImageExportStream::default()
         };
         assert_eq!(code(export(&channel, none)).await, Code::NotFound);
+
+        // All that is named goes, and what is no name is refused.
+        let second = ImageStore { name: "second:1".into(), ..ImageStore::default() };
+        transfer(&channel, pack(&all), pack(&second)).await.unwrap();
+        let beside = |is_prefix| ImageStore {
+            extra_references: vec![ImageReference {
+                name: "second:1".into(),
+                is_prefix,
+                ..ImageReference::default()
+            }],
+            ..all.clone()
+        };
+        let to = || ImageExportStream { all_platforms: true, ..ImageExportStream::default() };
+        let both = export_from(&channel, beside(false), to()).await.unwrap();
+        std::fs::write(daemon.dir().join("both.tar"), both).unwrap();
+        let listed = run(std::process::Command::new("tar")
+            .args(["-xOf", "both.tar", "index.json"])
+            .current_dir(daemon.dir()));
+        let listed = listed.ok().stdout;
+        assert!(listed.contains("three:1") && listed.contains("second:1"), "{listed}");
+        assert_eq!(code(export_from(&channel, beside(true), to())).await, Code::Unimplemented);
 
         // Back, under two rules and a name for the whole, for two platforms.
         remove_all(&channel).await;

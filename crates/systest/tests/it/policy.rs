@@ -9,10 +9,13 @@ use std::process::Command;
 
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{CreateImageRequest, Image, ListImagesRequest};
+use api::grpc::transfer::transfer_client::TransferClient;
+use api::grpc::transfer::{ImageReference, ImageStore, OciRegistry, RegistryResolver, TransferRequest};
 use api::grpc::types::Descriptor;
+use api::shim::pack;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Daemon, Registry, SilentDisk, images, is_root, run};
+use testkit::{Daemon, Fault, FaultProxy, Registry, SilentDisk, images, is_root, run};
 use tokio::task::JoinSet;
 use tonic::Code;
 use types::Digest;
@@ -217,6 +220,40 @@ fn only_the_right_signature_lets_an_image_in() {
     let archive = archive.display().to_string();
     let loaded = daemon.hoist(["load", "-i", &archive]);
     assert!(loaded.code == 0 || loaded.stderr.contains(&rule), "{loaded}");
+}
+
+/// Each name under which a pull records an image is judged by what its registry shows to who pulls.
+#[test]
+fn signatures_for_all_names_of_a_pull_are_asked_for_by_who_pulls() {
+    let (registry, digest) = registry_with(&["team/app"]);
+    let proxy = FaultProxy::start(&registry, |asked| match asked.header("x-pass") {
+        Some("open") => Vec::new(),
+        _ => vec![Fault::answer(403)],
+    });
+    let (signer, folder) = (Signer::new(), TempDir::new().expect("a temporary directory"));
+    let name = format!("{}/team/app", proxy.host());
+    let policy = format!("[[rule]]\nscope = {name:?}\naction = \"signed\"\nkeys = [{:?}]\n", signer.public());
+    let daemon = daemon(folder.path(), &policy);
+    let right = payload(&name, &digest);
+    attach(&registry, "team/app", &signature_tag(&digest), &[(right.clone(), signer.sign(&right))]);
+    on(&daemon, async |channel| {
+        let resolver = RegistryResolver {
+            headers: [("x-pass".into(), "open".into())].into(),
+            ..RegistryResolver::default()
+        };
+        let from = OciRegistry { reference: format!("{name}:latest"), resolver: Some(resolver) };
+        let beside = ImageReference { name: format!("{name}:beside"), ..ImageReference::default() };
+        let to = ImageStore {
+            name: format!("{name}:own"),
+            extra_references: vec![beside],
+            ..ImageStore::default()
+        };
+        let request =
+            TransferRequest { source: Some(pack(&from)), destination: Some(pack(&to)), options: None };
+        TransferClient::new(channel).transfer(typed::ask(request)).await.expect("it is signed");
+    });
+    let names = daemon.ctr(["images", "ls", "-q"]).ok();
+    assert_eq!(names.text(), format!("{name}:beside\n{name}:own"));
 }
 
 #[test]

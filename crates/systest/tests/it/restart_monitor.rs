@@ -2,12 +2,15 @@
 
 use std::fs;
 
+use api::grpc::containers::DeleteContainerRequest;
+use api::grpc::containers::containers_client::ContainersClient;
 use serde_json::json;
 use testkit::{Daemon, Registry, eventually, images, is_root};
 
 use crate::births::spec;
 use crate::cgroups::HIERARCHIES;
 use crate::shim_waits::Waiter;
+use crate::typed::{ask, on};
 
 const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 
@@ -87,14 +90,8 @@ fn one_that_does_not_come_up_keeps_nobody_down() {
     }
     let daemon = Daemon::start_with(&[], "[restart]\ninterval = \"1s\"\n");
     let waiter = Waiter::below(daemon.dir(), "hook");
-    let hooked = spec(&daemon, "rm-a", |spec| spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
-    let plain = spec(&daemon, "rm-b", |_| {});
-    for (id, spec) in [("rm-a", hooked), ("rm-b", plain)] {
-        let (config, label) = (spec.to_str().expect("plain"), "containerd.io/restart.status=running");
-        let words =
-            ["containers", "create", "--runtime", OUR_RUNTIME, "--label", label, "--config", config, id];
-        daemon.own_ctr(words).ok();
-    }
+    create(&daemon, "rm-a", |spec| spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
+    create(&daemon, "rm-b", |_| {});
     waiter.is_there();
     eventually("the other runs", || {
         let tasks = daemon.own_ctr(["tasks", "ls"]).ok().stdout;
@@ -108,6 +105,57 @@ fn one_that_does_not_come_up_keeps_nobody_down() {
         daemon.own_ctr(["tasks", "rm", "--force", id]);
         daemon.own_ctr(["containers", "rm", id]).ok();
     }
+}
+
+/// Makes a container without a task, which the monitor is to start.
+fn create(daemon: &Daemon, id: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let config = spec(daemon, id, change);
+    let (config, label) = (config.to_str().expect("plain"), "containerd.io/restart.status=running");
+    daemon
+        .own_ctr(["containers", "create", "--runtime", OUR_RUNTIME, "--label", label, "--config", config, id])
+        .ok();
+}
+
+/// Who removes one has looked for its task, and there was none.
+#[test]
+fn one_that_is_removed_while_it_comes_up_does_not_run() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start_with(&[], "[restart]\ninterval = \"1s\"\n");
+    let waiter = Waiter::below(daemon.dir(), "hook");
+    create(&daemon, "rm-going", |spec| spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
+    waiter.is_there();
+    on(&daemon, async |channel| {
+        let delete = DeleteContainerRequest { id: "rm-going".into() };
+        ContainersClient::new(channel).delete(ask(delete)).await.unwrap();
+    });
+    waiter.open_door();
+    let bundle = daemon.state().join("tasks/default/rm-going");
+    eventually("nothing is left of its task", || (!bundle.exists()).then_some(()));
+    assert_eq!(daemon.own_ctr(["tasks", "ls", "-q"]).ok().text(), "");
+}
+
+#[test]
+fn one_with_a_terminal_has_it_again() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start_with(&[], "[restart]\ninterval = \"1s\"\n");
+    create(&daemon, "rm-tty", |spec| {
+        spec["process"] = testkit::process("test -t 0 && test -t 1 && : > /data/had-one; exec sleep 1000");
+        spec["process"]["terminal"] = json!(true);
+        let more = [
+            json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] }),
+            json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"] }),
+        ];
+        spec["mounts"].as_array_mut().expect("mounts").extend(more);
+    });
+    let note = daemon.dir().join("root/data/had-one");
+    eventually("it has a terminal", || note.exists().then_some(()));
+    daemon.own_ctr(["containers", "label", "rm-tty", "containerd.io/restart.status="]).ok();
+    daemon.own_ctr(["tasks", "rm", "--force", "rm-tty"]).ok();
+    daemon.own_ctr(["containers", "rm", "rm-tty"]).ok();
 }
 
 #[test]

@@ -2,11 +2,8 @@
 //!
 //! The words end when nothing speaks to the registry for the transfer any more, and the stream with them.
 
-use std::io::Write;
-
 use api::grpc::transfer::HttpDebug;
 use registry::{Seen, Witness};
-use tokio::runtime::Handle;
 use types::{Error, Result};
 
 use crate::streams::Channel;
@@ -29,11 +26,11 @@ pub(super) fn witness(seen: Seen, stream: Option<Channel>, reference: String) ->
     let (witness, mut texts) = Witness::new(seen);
     match stream {
         Some(stream) => {
-            let mut writer = stream.into_writer(Handle::current());
+            let mut sender = stream.into_sender();
             // It ends with the words, or with a client that does not take them.
-            tokio::task::spawn_blocking(move || {
-                while let Some(text) = texts.blocking_recv() {
-                    if writer.write_all(text.as_bytes()).is_err() {
+            tokio::spawn(async move {
+                while let Some(text) = texts.recv().await {
+                    if sender.send_all(text.as_bytes()).await.is_err() {
                         return;
                     }
                 }

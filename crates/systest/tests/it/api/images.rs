@@ -253,8 +253,16 @@ async fn what_is_deleted_is_gone(side: &Side<'_>) {
     let aimed = |number| DeleteImageRequest { target: Some(target(number)), ..delete("aimed") };
     let answer = images.delete(ask(aimed(3)));
     side.refused("delete with another target", answer, Code::NotFound, "image \"aimed\"").await;
+    let nameless = |digest: &str| DeleteImageRequest {
+        target: Some(Descriptor { digest: digest.into(), ..target(1) }),
+        ..delete("aimed")
+    };
     if side.is_modern() {
+        let answer = images.delete(ask(nameless("no digest")));
+        side.refused("delete with a target that is none", answer, Code::NotFound, "image \"aimed\"").await;
         side.ok("delete with its target", images.delete(ask(aimed(1)))).await;
+        side.ok("create once more", images.create(ask(create(image("aimed"))))).await;
+        side.ok("delete with a target without a digest", images.delete(ask(nameless("")))).await;
     }
     let answer = images.get(ask(get("aimed")));
     side.refused("get what was deleted", answer, Code::NotFound, "image \"aimed\"").await;

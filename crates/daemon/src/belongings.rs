@@ -1,11 +1,14 @@
-//! Root file systems of tasks with mounts that no shim makes: those are made here before the task, and taken down behind
-//! it. For whoever makes tasks: clients, and the restart monitor.
+//! What belongs to a task beside its shim, and goes with it: mounts of its root file system that no shim makes, which are
+//! made before the task, and the images of the checkpoint that it was restored from. For whoever makes tasks: clients, and
+//! the restart monitor.
 
 use metadata::Caller;
 use mounts::{Mounts, Options};
 use task::Shims;
 use tokio::task::spawn_blocking;
 use types::{ContainerId, Error, ErrorKind, Labels, Mount, Namespace, Result};
+
+use crate::checkpoint::Checkpoints;
 
 /// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
 const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
@@ -14,14 +17,19 @@ const OF_CONTAINER: &str = "containerd.io/gc.bref.container";
 
 /// Clones are the same.
 #[derive(Clone)]
-pub(crate) struct RootMounts {
+pub(crate) struct Belongings {
     shims: Shims,
     mounts: Mounts,
+    checkpoints: Checkpoints,
 }
 
-impl RootMounts {
-    pub(crate) fn new(shims: Shims, mounts: Mounts) -> RootMounts {
-        RootMounts { shims, mounts }
+impl Belongings {
+    pub(crate) fn new(shims: Shims, mounts: Mounts, checkpoints: Checkpoints) -> Belongings {
+        Belongings { shims, mounts, checkpoints }
+    }
+
+    pub(crate) fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
     }
 
     /// Makes those mounts of a root file system that the shim cannot make. Gives what is left for it, and whether
@@ -57,7 +65,21 @@ impl RootMounts {
         .await
     }
 
-    /// Takes down what was made for a task, which is gone. What cannot be is found by the check.
+    /// Lets go of all that a task had, which is gone.
+    pub(crate) async fn let_go(&self, namespace: &Namespace, id: &ContainerId) {
+        self.deactivate(namespace, id).await;
+        self.forget_checkpoint(namespace, id).await;
+    }
+
+    /// Removes the images that a task was restored from.
+    pub(crate) async fn forget_checkpoint(&self, namespace: &Namespace, id: &ContainerId) {
+        let (checkpoints, own, task) = (self.checkpoints.clone(), namespace.clone(), id.clone());
+        if let Err(error) = blocking(move || checkpoints.forget(&own, &task)).await {
+            tracing::warn!(%namespace, %id, "remove the checkpoint of a task: {}", error.chain());
+        }
+    }
+
+    /// Takes down what was mounted for a task, which is gone. What cannot be is found by the check.
     pub(crate) async fn deactivate(&self, namespace: &Namespace, id: &ContainerId) {
         let (mounts, caller, name) = (self.mounts.clone(), Caller::new(namespace.clone()), id.to_string());
         match blocking(move || mounts.deactivate(&caller, &name)).await {
@@ -72,5 +94,5 @@ impl RootMounts {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     spawn_blocking(work)
         .await
-        .map_err(|panic| Error::internal("the mounts of a task broke down").with_source(panic))?
+        .map_err(|panic| Error::internal("what belongs to a task broke down").with_source(panic))?
 }

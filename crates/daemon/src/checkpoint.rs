@@ -28,7 +28,6 @@ use types::{
     Result,
 };
 
-use super::convert;
 use crate::identity;
 
 /// What criu wrote, in a plain tar.
@@ -39,17 +38,17 @@ const SPEC: &str = media_type::CHECKPOINT_CONFIG;
 const FROM_PATH: &str = "RestoreFromPath";
 
 #[derive(Clone)]
-pub(super) struct Checkpoints {
+pub(crate) struct Checkpoints {
     metadata: Metadata,
     /// `ROOT/checkpoints`
     root: PathBuf,
 }
 
 /// A directory that goes when this is dropped.
-pub(super) struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -63,12 +62,12 @@ impl Drop for Folder {
 }
 
 impl Checkpoints {
-    pub(super) fn new(metadata: Metadata, root: &Path) -> Checkpoints {
+    pub(crate) fn new(metadata: Metadata, root: &Path) -> Checkpoints {
         Checkpoints { metadata, root: root.join("checkpoints") }
     }
 
     /// Removes what no task needs: what a crash left. Before any call is served.
-    pub(super) fn sweep(&self, shims: &Shims) -> Result<()> {
+    pub(crate) fn sweep(&self, shims: &Shims) -> Result<()> {
         remove(&self.root.join("taken"))?;
         let restored = self.root.join("restored");
         for namespace in names(&restored)? {
@@ -84,14 +83,14 @@ impl Checkpoints {
     }
 
     /// An empty directory for a checkpoint.
-    pub(super) fn folder(&self) -> Result<Folder> {
+    pub(crate) fn folder(&self) -> Result<Folder> {
         let path = self.root.join("taken").join(identity::random_uuid()?);
         create(&path)?;
         Ok(Folder(path))
     }
 
     /// Stores the images in a directory, and the spec beside them.
-    pub(super) fn store(&self, caller: &Caller, images: &Path, spec: Opaque) -> Result<Vec<Descriptor>> {
+    pub(crate) fn store(&self, caller: &Caller, images: &Path, spec: Opaque) -> Result<Vec<Descriptor>> {
         let bind = Mount {
             kind: "bind".into(),
             source: images.display().to_string(),
@@ -107,7 +106,7 @@ impl Checkpoints {
         let tar = Trees::open(&[], &[bind])
             .and_then(|trees| store_layer(&self.metadata, caller, &trees, request))
             .context(|| "store the images of the checkpoint")?;
-        let spec = convert::any(spec).encode_to_vec();
+        let spec = Any { type_url: spec.type_url, value: spec.value }.encode_to_vec();
         let spec = self.store_bytes(caller, &spec).context(|| "store the spec of the checkpoint")?;
         Ok(vec![Descriptor { media_type: IMAGES.into(), ..tar.descriptor }, spec])
     }
@@ -129,7 +128,7 @@ impl Checkpoints {
     }
 
     /// Where the images are that a task is restored from: in a directory that somebody names, or unpacked here.
-    pub(super) fn bring(&self, caller: &Caller, id: &ContainerId, descriptor: Descriptor) -> Result<PathBuf> {
+    pub(crate) fn bring(&self, caller: &Caller, id: &ContainerId, descriptor: Descriptor) -> Result<PathBuf> {
         if let Some(path) = descriptor.annotations.get(FROM_PATH) {
             return Ok(path.into());
         }
@@ -157,7 +156,7 @@ impl Checkpoints {
     }
 
     /// Removes the images that a task was restored from, if it was.
-    pub(super) fn forget(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+    pub(crate) fn forget(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
         remove(&self.restored(namespace, id))
     }
 
@@ -167,7 +166,7 @@ impl Checkpoints {
 }
 
 /// Where a client wants the images of a checkpoint. None is into the content store.
-pub(super) fn image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
+pub(crate) fn image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
     let Some(options) = options.filter(|options| !options.type_url.is_empty()) else { return Ok(None) };
     match unpack::<CheckpointOptions>(options) {
         Some(Ok(options)) => absolute(options.image_path),
@@ -178,7 +177,7 @@ pub(super) fn image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
 }
 
 /// Where the images are that a client wants restored, by the options of a runtime like runc.
-pub(super) fn criu_image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
+pub(crate) fn criu_image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
     match options.and_then(unpack::<Options>) {
         Some(Ok(options)) => absolute(options.criu_image_path),
         // Whoever takes them says what is wrong with them.
