@@ -18,11 +18,13 @@
 //! different devices.
 
 use std::fs;
+use std::io::{self, Read};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use api::engine::{Create, Dns};
+use rustix::fs::OFlags;
 use types::{Context, Digest, Result};
 
 use crate::spec::HOST_GATEWAY;
@@ -30,6 +32,9 @@ use crate::spec::HOST_GATEWAY;
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 const RESOLV_CONF: &str = "resolv.conf";
+
+/// Bytes of a `resolv.conf` that may be ours.
+const RESOLV_CONF_LEN_MAX: u64 = 64 << 10;
 
 /// The names in `/etc`.
 pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", RESOLV_CONF];
@@ -79,7 +84,9 @@ fn with_own(text: &str, own: &Dns) -> String {
 /// the digest. Returns whether another digest is to be noted.
 pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Result<bool> {
     let path = files.join(RESOLV_CONF);
-    let before = fs::read(&path).context(|| format!("read {}", path.display()))?;
+    let Some(before) = read_written(&path).context(|| format!("read {}", path.display()))? else {
+        return Ok(false);
+    };
     if before == text.as_bytes() {
         // Also of a daemon that died before it had noted so.
         return Ok(digest(&before) != written);
@@ -88,6 +95,19 @@ pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Resu
         return Ok(false);
     }
     write_one(files, RESOLV_CONF, text).map(|()| true)
+}
+
+/// What a file says that we have written, or none if it cannot be: the container may have made it as large as a disk.
+fn read_written(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    // Without waiting: it may be a pipe.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = fs::File::options().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    let len = file.take(RESOLV_CONF_LEN_MAX + 1).read_to_end(&mut bytes)?;
+    Ok((len as u64 <= RESOLV_CONF_LEN_MAX).then_some(bytes))
 }
 
 /// By which a text of ours is known again.
@@ -238,6 +258,24 @@ mod tests {
         assert!(!renew_resolv_conf(dir.path(), &digest(new.as_bytes()), old).unwrap());
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
         assert_eq!(left.len(), 3, "no draft: {left:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_ours_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n");
+        write(dir.path(), "box", &Create::default(), old).unwrap();
+        let path = dir.path().join(RESOLV_CONF);
+        let renew = || renew_resolv_conf(dir.path(), &digest(old.as_bytes()), new).unwrap();
+        // More than there is memory, and next to nothing on the disk.
+        let len = 1 << 42;
+        fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+        assert!(!renew());
+        assert_eq!(fs::metadata(&path).unwrap().len(), len);
+        fs::remove_file(&path).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert!(!renew());
     }
 
     #[test]
