@@ -23,14 +23,11 @@ pub(crate) fn resolve(
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
     let number = |text: &str| text.parse::<u32>().ok();
     let is_root = text.is_empty() || text == "0" || text == "root";
-    // The common cases need no look into the tree.
-    if let Some(additional_gids) = further.iter().map(|group| number(group)).collect::<Option<Vec<u32>>>() {
-        if is_root {
-            return Ok((User { additional_gids, ..User::default() }, "/root".into()));
-        }
-        if let (Some(uid), Some(Some(gid))) = (number(user), group.map(number)) {
-            return Ok((User { uid, gid, additional_gids, ..User::default() }, "/".into()));
-        }
+    // The common case needs no look into the tree.
+    if is_root
+        && let Some(additional_gids) = further.iter().map(|group| number(group)).collect::<Option<Vec<u32>>>()
+    {
+        return Ok((User { additional_gids, ..User::default() }, "/root".into()));
     }
     let root = Root::from_fd(tree()?, Path::new("the container's root"));
     let (passwd, groups) = (read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?);
@@ -74,16 +71,16 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
             let broken =
                 || Error::invalid_argument(format!("/etc/passwd of the image has no number for {user}"));
             let id = |at: usize| fields[at].parse::<u32>().map_err(|_| broken());
-            (id(2)?, id(3)?, fields[5].to_owned())
+            (id(2)?, id(3), fields[5].to_owned())
         }
-        (None, Some(uid)) => (uid, 0, "/".to_owned()),
+        (None, Some(uid)) => (uid, Ok(0), if uid == 0 { "/root" } else { "/" }.to_owned()),
         (None, None) => {
             return Err(Error::not_found(format!(
                 "unable to find user {user}: no matching entry in /etc/passwd of the image"
             )));
         }
     };
-    let gid = group.map_or(Ok(own_gid), |group| group_number(group, groups))?;
+    let gid = group.map_or(own_gid, |group| group_number(group, groups))?;
     let name = row.map_or("", |fields| fields[0]);
     let additional_gids = group_rows(groups)
         .filter(|fields| {
@@ -123,6 +120,31 @@ mod tests {
         assert_eq!(find("1234", None).unwrap().0.uid, 1234);
         assert!(find("nosuch", None).unwrap_err().to_string().contains("nosuch"));
         assert!(find("redis", Some("nosuch")).is_err());
+    }
+
+    #[test]
+    fn a_home_is_that_of_the_user_whatever_the_group_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = |text: &str| {
+            let (user, home) = resolve(text, &[], || Ok(File::open(dir.path()).unwrap().into())).unwrap();
+            format!("{}:{} {home}", user.uid, user.gid)
+        };
+        // Without a file.
+        assert_eq!(home("0:0"), "0:0 /root");
+        assert_eq!(home("1000:1000"), "1000:1000 /");
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        let rows = "root:x:0:0::/superuser:\nweb:x:1000:33::/home/web:\nodd:x:7:none::/home/odd:\n";
+        std::fs::write(dir.path().join("etc/passwd"), rows).unwrap();
+        for (text, expected) in [
+            ("0:5", "0:5 /superuser"),
+            ("1000:1000", "1000:1000 /home/web"),
+            ("1000", "1000:33 /home/web"),
+            ("web:0", "1000:0 /home/web"),
+            ("7:7", "7:7 /home/odd"),
+            ("8:8", "8:8 /"),
+        ] {
+            assert_eq!(home(text), expected, "{text}");
+        }
     }
 
     #[test]
