@@ -7,7 +7,7 @@
 //! - `commands`: a room for each noun; `parse` reads what stands in the values of flags.
 //! - `completion`: what shells offer while somebody types;
 //! - `credentials`: who the user is to registries;
-//! - `streams`: pipes and terminals of containers; `keys`: how to leave them.
+//! - `streams`: pipes and terminals of containers; `keys`: how to leave them; `signals`: which are theirs.
 //! - `ctr`: the same for scripts that know containerd's.
 //! - `output`: tables; `template`: the formats that people write.
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ mod lost_output;
 mod output;
 mod parse;
 mod progress;
+mod signals;
 mod streams;
 mod template;
 

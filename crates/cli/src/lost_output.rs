@@ -26,11 +26,11 @@ pub(crate) fn end_without_panic(program: &'static str) {
 }
 
 /// The exit code where bytes for a stream of ours could not be written, which is said unless nobody reads them.
-pub(crate) fn code_of(error: &io::Error, stream: &str) -> u8 {
+pub(crate) fn code_of(program: &str, error: &io::Error, stream: &str) -> u8 {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return EXIT_CODE;
     }
-    eprintln!("hoist: write to {stream}: {error}");
+    eprintln!("{program}: write to {stream}: {error}");
     1
 }
 
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn whoever_is_not_read_ends_as_by_the_signal() {
-        assert_eq!(code_of(&Errno::PIPE.into(), "standard output"), 141);
-        assert_eq!(code_of(&Errno::NOSPC.into(), "standard output"), 1);
+        assert_eq!(code_of("hoist", &Errno::PIPE.into(), "standard output"), 141);
+        assert_eq!(code_of("hoist", &Errno::NOSPC.into(), "standard output"), 1);
     }
 }

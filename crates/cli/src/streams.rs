@@ -5,16 +5,17 @@
 //!                                                └▶ pipe ─▶ our stderr
 //! ```
 //!
-//! The pipes lie in a folder that only we can enter, and go with us.
+//! The pipes lie in a folder that only we can enter, and go with us. Those of one who has gone can be joined by others.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use api::engine::Streams;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -73,10 +74,28 @@ pub(crate) fn wait_for_writer(pipe: &File) -> Result<()> {
     poll(&mut fds, None).map_err(io::Error::from).context(|| "wait for the daemon").map(drop)
 }
 
-/// The pipe for our input. Both its ends are ours until somebody reads it: to the shim it has a writer when it looks.
-struct Input {
-    path: PathBuf,
-    ends: File,
+/// The pipe for our input.
+enum Input {
+    /// Both its ends are ours until somebody reads it: to the shim it has a writer when it looks.
+    Own {
+        path: PathBuf,
+        ends: File,
+    },
+    Joined(pipe::Sender),
+}
+
+impl Input {
+    /// The writing end alone: what we write is refused from when nobody else reads it.
+    fn writer(self) -> io::Result<pipe::Sender> {
+        match self {
+            Input::Own { path, ends } => {
+                let to = pipe::OpenOptions::new().open_sender(path)?;
+                drop(ends);
+                Ok(to)
+            }
+            Input::Joined(to) => Ok(to),
+        }
+    }
 }
 
 /// How our input came to its end.
@@ -89,13 +108,12 @@ pub(crate) enum Fed {
     Refused,
 }
 
-/// Pipes that are waiting for the shim.
+/// Pipes to a process and from it.
 pub(crate) struct Attached {
-    /// Deleted when we are done with it.
-    _folder: PrivateFolder,
+    /// Of pipes that we made; deleted when we are done with it.
+    folder: Option<PrivateFolder>,
     stdin: Option<Input>,
-    stdout: JoinHandle<()>,
-    stderr: Option<JoinHandle<()>>,
+    outputs: Vec<JoinHandle<()>>,
     /// The first of our outputs that takes no more, and why.
     lost: watch::Receiver<Option<Lost>>,
     pub(crate) streams: Streams,
@@ -109,13 +127,18 @@ pub(crate) struct Lost {
 }
 
 impl Lost {
+    /// Whoever read it has left.
+    pub(crate) fn is_unread(self) -> bool {
+        self.errno == Errno::PIPE.raw_os_error()
+    }
+
     /// See [`lost_output::code_of`].
-    pub(crate) fn code(self) -> u8 {
+    pub(crate) fn code(self, program: &str) -> u8 {
         let stream = match self.to {
             Out::Stdout => "standard output",
             Out::Stderr => "standard error",
         };
-        lost_output::code_of(&io::Error::from_raw_os_error(self.errno), stream)
+        lost_output::code_of(program, &io::Error::from_raw_os_error(self.errno), stream)
     }
 }
 
@@ -136,13 +159,32 @@ impl Attached {
         let streams =
             Streams { stdin: show(&stdin), stdout: stdout.display().to_string(), stderr: show(&stderr) };
         let (tell, lost) = watch::channel(None);
-        let to_stdout = tokio::spawn(copy_out(reader(&stdout)?, Out::Stdout, tell.clone()));
-        let to_stderr = match &stderr {
-            Some(path) => Some(tokio::spawn(copy_out(reader(path)?, Out::Stderr, tell))),
-            None => None,
+        let mut outputs = vec![tokio::spawn(copy_out(reader(&stdout)?, Out::Stdout, tell.clone()))];
+        if let Some(path) = &stderr {
+            outputs.push(tokio::spawn(copy_out(reader(path)?, Out::Stderr, tell)));
+        }
+        let stdin = stdin.zip(ends).map(|(path, ends)| Input::Own { path, ends });
+        Ok(Attached { folder: Some(folder), stdin, outputs, lost, streams })
+    }
+
+    /// Joins the pipes that another made. What is no pipe, or has nobody at its other end, is left out.
+    pub(crate) fn join(streams: Streams) -> Attached {
+        let (tell, lost) = watch::channel(None);
+        let copy = |path: &str, to: Out| {
+            let from = open_pipe(Path::new(path), OFlags::RDONLY).ok()?;
+            let tell = tell.clone();
+            // On a thread that waits: a pipe that is watched would not tell that its writer had gone before we came.
+            Some(tokio::task::spawn_blocking(move || copy_joined(from, to, &tell)))
         };
-        let stdin = stdin.zip(ends).map(|(path, ends)| Input { path, ends });
-        Ok(Attached { _folder: folder, stdin, stdout: to_stdout, stderr: to_stderr, lost, streams })
+        let outputs = [copy(&streams.stdout, Out::Stdout), copy(&streams.stderr, Out::Stderr)];
+        let outputs = outputs.into_iter().flatten().collect();
+        let stdin = pipe::OpenOptions::new().open_sender(&streams.stdin).ok().map(Input::Joined);
+        Attached { folder: None, stdin, outputs, lost, streams }
+    }
+
+    /// Whether we made the pipes.
+    pub(crate) fn is_own(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// Sends our standard input in, until it ends or the keys are typed, once somebody reads it.
@@ -154,9 +196,8 @@ impl Attached {
     /// Waits until everything that was written has been shown, or cannot be.
     pub(crate) async fn drain(self) -> Option<Lost> {
         // A copy that broke down has shown what it could.
-        let _ = self.stdout.await;
-        if let Some(stderr) = self.stderr {
-            let _ = stderr.await;
+        for output in self.outputs {
+            let _ = output.await;
         }
         *self.lost.borrow()
     }
@@ -180,10 +221,7 @@ impl Attached {
 
     /// Gives up waiting for somebody at the other ends.
     pub(crate) fn stop(&self) {
-        self.stdout.abort();
-        if let Some(stderr) = &self.stderr {
-            stderr.abort();
-        }
+        self.outputs.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -196,25 +234,38 @@ enum Out {
 async fn copy_out(mut from: pipe::Receiver, to: Out, tell: watch::Sender<Option<Lost>>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(len @ 1..) = from.read(&mut buffer).await {
-        let written = match to {
-            Out::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(&buffer[..len]).and_then(|()| stdout.flush())
-            }
-            Out::Stderr => io::stderr().lock().write_all(&buffer[..len]),
-        };
-        if let Err(error) = written {
-            let lost = Lost { errno: error.raw_os_error().unwrap_or_default(), to };
-            tell.send_if_modified(|first| first.replace(lost).is_none());
+        if !is_shown(&buffer[..len], to, &tell) {
             return;
         }
     }
 }
 
-async fn copy_in(Input { path, ends }: Input, keys: Option<DetachKeys>) -> io::Result<Fed> {
-    // The writing end alone: what we write is refused from when nobody else reads it.
-    let mut to = pipe::OpenOptions::new().open_sender(path)?;
-    drop(ends);
+fn copy_joined(mut from: File, to: Out, tell: &watch::Sender<Option<Lost>>) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(len @ 1..) = from.read(&mut buffer) {
+        if !is_shown(&buffer[..len], to, tell) {
+            return;
+        }
+    }
+}
+
+/// Whether an output of ours took the bytes. Else it is told why not.
+fn is_shown(bytes: &[u8], to: Out, tell: &watch::Sender<Option<Lost>>) -> bool {
+    let written = match to {
+        Out::Stdout => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes).and_then(|()| stdout.flush())
+        }
+        Out::Stderr => io::stderr().lock().write_all(bytes),
+    };
+    let Err(error) = written else { return true };
+    let lost = Lost { errno: error.raw_os_error().unwrap_or_default(), to };
+    tell.send_if_modified(|first| first.replace(lost).is_none());
+    false
+}
+
+async fn copy_in(input: Input, keys: Option<DetachKeys>) -> io::Result<Fed> {
+    let mut to = input.writer()?;
     let mut sieve = keys.map(Sieve::new);
     let mut from = tokio::io::stdin();
     let mut buffer = vec![0; 32 * 1024];

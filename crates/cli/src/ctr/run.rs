@@ -16,6 +16,7 @@ use types::{Context, Error, Result};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, service};
+use super::tasks::Stayed;
 use super::{cni, containers, images, leases, snapshots, spec, tasks};
 
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -119,11 +120,11 @@ async fn run(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let id = make(&call, &connection).await?;
     let ran = tasks::start_new(&call, &connection, &id).await;
-    if remove {
+    if remove && !matches!(ran, Ok(Stayed::NotSoFar(_))) {
         let removed = containers::remove(&connection, &id, false).await;
-        return ran.and_then(|code| removed.map(|()| code));
+        return ran.and_then(|stayed| removed.map(|()| stayed.code()));
     }
-    ran
+    ran.map(Stayed::code)
 }
 
 /// Makes the record and the tree; gives back the id.

@@ -1,23 +1,20 @@
 //! Tables and sizes, as containerd's command line prints them, and JSON as Go indents it.
 
-use std::io::Write;
-
 use prost_types::Timestamp as Wire;
 use serde::Serialize;
 use serde_json::Value;
 use types::Timestamp;
 
-/// Prints rows below their headings. What nobody reads any more is no error.
+/// Prints rows below their headings.
 pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
     let width = |at: usize| {
         let cells = rows.iter().map(|row| row[at].chars().count());
         cells.chain([headings[at].chars().count()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-    let mut out = std::io::stdout().lock();
-    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
         let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let _ = writeln!(out, "{}", padded.collect::<Vec<_>>().join(" ").trim_end());
+        println!("{}", padded.collect::<Vec<_>>().join(" ").trim_end());
     };
     line(&mut headings.iter().copied());
     rows.iter().for_each(|row| line(&mut row.iter().map(String::as_str)));
@@ -25,9 +22,8 @@ pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
 
 /// Prints one word a line.
 pub(super) fn lines<T: AsRef<str>>(words: impl IntoIterator<Item = T>) {
-    let mut out = std::io::stdout().lock();
     for word in words {
-        let _ = writeln!(out, "{}", word.as_ref());
+        println!("{}", word.as_ref());
     }
 }
 

@@ -14,6 +14,7 @@ use api::grpc::types::{Descriptor, Process, Status};
 use client::Channel;
 use linux::beneath::Root as Tree;
 use prost_types::Any;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use types::spec::runtime::{Process as SpecProcess, Spec, User};
@@ -22,15 +23,16 @@ use types::{Context, Error, ErrorKind, Result};
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
 use super::{checkpoint, cni, containers, events, run, schema, spec, table};
+use crate::signals::{Signals, TO_A_TERMINAL, TO_PIPES};
 use crate::streams::{self, Attached, Raw};
 
 const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 const KILL: u32 = 9;
-const INTERRUPT: u32 = 2;
-const TERMINATE: u32 = 15;
 
 pub(super) const VERBS: &[Command] = &[
-    Command::new("attach", "CONTAINER", "show what a container writes", &[], |call| Box::pin(attach(call))),
+    Command::new("attach", "CONTAINER", "show what a container writes, and type into it", &[], |call| {
+        Box::pin(attach(call))
+    }),
     Command::new(
         "checkpoint",
         "[flags] CONTAINER",
@@ -300,11 +302,26 @@ fn spec_of(container: &Container) -> Result<Spec> {
 async fn start(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let id = id(&call)?;
-    start_new(&call, &connection, &id).await
+    start_new(&call, &connection, &id).await.map(Stayed::code)
+}
+
+/// How far we stayed with a process, and our exit code for it.
+pub(super) enum Stayed {
+    ToItsEnd(u8),
+    /// It goes on.
+    NotSoFar(u8),
+}
+
+impl Stayed {
+    pub(super) fn code(self) -> u8 {
+        match self {
+            Stayed::ToItsEnd(code) | Stayed::NotSoFar(code) => code,
+        }
+    }
 }
 
 /// Makes and starts the task of a container, and stays with it unless told otherwise.
-pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<u8> {
+pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<Stayed> {
     let detach = call.is("detach");
     launch(call, connection, id, None, |_| detach).await
 }
@@ -316,7 +333,7 @@ pub(super) async fn start_again(
     id: &str,
     processes: Option<Descriptor>,
 ) -> Result<u8> {
-    launch(call, connection, id, processes, |terminal| !terminal).await
+    launch(call, connection, id, processes, |terminal| !terminal).await.map(Stayed::code)
 }
 
 async fn launch(
@@ -325,7 +342,7 @@ async fn launch(
     id: &str,
     checkpoint: Option<Descriptor>,
     detaches: impl FnOnce(bool) -> bool,
-) -> Result<u8> {
+) -> Result<Stayed> {
     let container = containers::get(connection, id).await?;
     let spec = spec_of(&container)?;
     let terminal = spec.process.is_some_and(|process| process.terminal);
@@ -360,9 +377,9 @@ async fn launch(
     let ran = start_created(connection, id, terminal, detach, streams).await;
     match network {
         // One that runs on has it until it is killed.
-        Some(network) if !detach || ran.is_err() => {
+        Some(network) if !matches!(ran, Ok(Stayed::NotSoFar(_))) => {
             let removed = network.remove(&cni::container_id(&connection.namespace, id), "");
-            ran.and_then(|code| removed.map(|()| code))
+            ran.and_then(|stayed| removed.map(|()| stayed))
         }
         _ => ran,
     }
@@ -390,7 +407,7 @@ async fn start_created(
     terminal: bool,
     detach: bool,
     streams: Streams,
-) -> Result<u8> {
+) -> Result<Stayed> {
     let waiting = wait(connection, id, "").await?;
     let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
     let started = client(connection).start(connection.request(request)?).await.answer();
@@ -402,11 +419,9 @@ async fn start_created(
     }
     if detach {
         waiting.abort();
-        return Ok(0);
+        return Ok(Stayed::NotSoFar(0));
     }
-    let code = attend(connection, (id, ""), terminal, streams, waiting).await?;
-    delete_one(connection, id, "", false).await?;
-    Ok(u8::try_from(code).unwrap_or(255))
+    attend(connection, (id, ""), terminal, streams, waiting).await
 }
 
 async fn exec(call: Call) -> Result<u8> {
@@ -456,9 +471,7 @@ async fn exec(call: Call) -> Result<u8> {
         waiting.abort();
         return Ok(0);
     }
-    let code = attend(&connection, (&id, &exec_id), terminal, streams, waiting).await?;
-    delete_one(&connection, &id, &exec_id, false).await?;
-    Ok(u8::try_from(code).unwrap_or(255))
+    attend(&connection, (&id, &exec_id), terminal, streams, waiting).await.map(Stayed::code)
 }
 
 /// The user that `USER[:GROUP]` is in a container that runs, by the files that it has by now.
@@ -522,27 +535,37 @@ impl Streams {
     }
 }
 
-/// Stays with a process until it ends: bytes, signals, the size of the terminal.
+/// Stays with a process until it ends, and deletes it: bytes, signals, the size of the terminal.
 async fn attend(
     connection: &Connection,
     (id, exec_id): (&str, &str),
     terminal: bool,
     streams: Streams,
     mut waiting: Waiting,
-) -> Result<u32> {
-    let raw = if terminal { Some(Raw::enter()?) } else { None };
+) -> Result<Stayed> {
     let mut attached = match streams {
         Streams::Attached(attached) => Some(attached),
         Streams::Elsewhere(_) => None,
     };
     let mut feeding = attached.as_mut().and_then(|attached| attached.feed(None));
+    // Whose keys go nowhere wants those for signals.
+    let raw = if terminal && feeding.is_some() { Some(Raw::enter()?) } else { None };
     if terminal {
         resize(connection, id, exec_id).await;
     }
-    let what = || "wait for signals";
-    let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
-    let mut terminate = signal(SignalKind::terminate()).context(what)?;
-    let mut window = signal(SignalKind::window_change()).context(what)?;
+    let mut signals = Signals::listen(if terminal { &TO_A_TERMINAL } else { &TO_PIPES })?;
+    let mut window = signal(SignalKind::window_change()).context(|| "wait for signals")?;
+    // Others may come to type into what another made.
+    let ends_input = attached.as_ref().is_some_and(Attached::is_own);
+    let losing = attached.as_ref().map(Attached::lost);
+    let losing = async {
+        match losing {
+            Some(losing) => losing.await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut losing = std::pin::pin!(losing);
+    let mut failed = None;
     let code = loop {
         let typed = async {
             match &mut feeding {
@@ -551,31 +574,68 @@ async fn attend(
             }
         };
         tokio::select! {
+            // One that has ended is put away, whatever else there is.
+            biased;
             ended = &mut waiting => {
                 break code_of(ended)?;
             }
+            // Who is not read any more leaves, as by the signal that ends containerd's. A full disk ends nothing.
+            lost = &mut losing, if failed.is_none() => {
+                let code = lost.code("ctr");
+                if lost.is_unread() {
+                    waiting.abort();
+                    return Ok(Stayed::NotSoFar(code));
+                }
+                failed = Some(code);
+            }
             () = typed => {
                 feeding = None;
-                // The end of our input is the end of its; it may have ended by now.
-                let request = CloseIORequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), stdin: true };
-                let _ = client(connection).close_io(connection.request(request)?).await;
+                if ends_input {
+                    // The end of our input is the end of its; it may have ended by now.
+                    let (container_id, exec_id) = (id.to_owned(), exec_id.to_owned());
+                    let request = connection.request(CloseIORequest { container_id, exec_id, stdin: true })?;
+                    let _ = client(connection).close_io(request).await;
+                }
             }
             _ = window.recv(), if terminal => resize(connection, id, exec_id).await,
-            _ = interrupt.recv() => pass_on(connection, id, exec_id, INTERRUPT).await,
-            _ = terminate.recv() => pass_on(connection, id, exec_id, TERMINATE).await,
+            signal = signals.next() => pass_on(connection, id, exec_id, signal).await,
         }
     };
-    if let Some(attached) = attached {
-        // What it wrote last is still on its way.
-        let _lost = attached.drain().await;
-    }
+    // What it wrote last is still on its way.
+    let draining = async {
+        match attached {
+            Some(attached) => attached.drain().await,
+            None => None,
+        }
+    };
+    let deleting = delete_one(connection, id, exec_id, false);
+    let ending = async {
+        match exec_id {
+            // All others of a container end with its first.
+            "" => (draining.await, deleting.await),
+            // What it has left running may keep its output. From the deletion on the shim waits for a while alone.
+            _ => tokio::join!(draining, deleting),
+        }
+    };
+    let lost = tokio::select! {
+        (lost, deleted) = ending => deleted.map(|_| lost)?,
+        // There is nobody to pass it on to.
+        signal = signals.next() => {
+            return Ok(Stayed::ToItsEnd(u8::try_from(128 + signal.as_raw()).unwrap_or(255)));
+        }
+    };
     drop(raw);
-    Ok(code)
+    let failed = failed.or_else(|| lost.map(|lost| lost.code("ctr")));
+    Ok(Stayed::ToItsEnd(failed.unwrap_or_else(|| u8::try_from(code).unwrap_or(255))))
 }
 
-async fn pass_on(connection: &Connection, id: &str, exec_id: &str, signal: u32) {
-    let request =
-        KillRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), signal, all: false };
+async fn pass_on(connection: &Connection, id: &str, exec_id: &str, signal: Signal) {
+    let request = KillRequest {
+        container_id: id.to_owned(),
+        exec_id: exec_id.to_owned(),
+        signal: signal.as_raw().unsigned_abs(),
+        all: false,
+    };
     if let Ok(request) = connection.request(request) {
         // It may have ended by now.
         let _ = client(connection).kill(request).await;
@@ -595,30 +655,16 @@ async fn resize(connection: &Connection, id: &str, exec_id: &str) {
     }
 }
 
-/// Waits for the end of a container whose pipes another made, and shows what is left in them.
+/// Stays with a container whose pipes another made.
 async fn attach(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let id = id(&call)?;
     let request = connection.request(GetRequest { container_id: id.clone(), exec_id: String::new() })?;
     let process = present(client(&connection).get(request).await.answer()?.process, "process")?;
-    let copies = [(process.stdout, false), (process.stderr, true)].map(|(path, to_stderr)| {
-        tokio::task::spawn_blocking(move || {
-            // A URI is the shim's; nowhere is nothing to read.
-            let Ok(mut from) = std::fs::File::open(&path) else { return };
-            let _ = match to_stderr {
-                true => std::io::copy(&mut from, &mut std::io::stderr()),
-                false => std::io::copy(&mut from, &mut std::io::stdout()),
-            };
-        })
-    });
-    let streams = Streams::Elsewhere(String::new());
+    let Process { stdin, stdout, stderr, terminal, .. } = process;
+    let streams = Streams::Attached(Attached::join(api::engine::Streams { stdin, stdout, stderr }));
     let waiting = wait(&connection, &id, "").await?;
-    let code = attend(&connection, (&id, ""), process.terminal, streams, waiting).await?;
-    for copy in copies {
-        let _ = copy.await;
-    }
-    delete_one(&connection, &id, "", false).await?;
-    Ok(u8::try_from(code).unwrap_or(255))
+    attend(&connection, (&id, ""), terminal, streams, waiting).await.map(Stayed::code)
 }
 
 async fn metrics(call: Call) -> Result<u8> {

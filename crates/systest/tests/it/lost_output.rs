@@ -10,6 +10,10 @@ use std::process::{Child, Command, Stdio};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use testkit::{Daemon, eventually};
 
+use crate::cgroups::HIERARCHIES;
+
+const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
+
 /// A client whose output we read.
 fn piped(daemon: &Daemon, words: &[&str]) -> Child {
     let mut command: Command = daemon.command(words);
@@ -118,6 +122,53 @@ fn whoever_ran_a_container_and_reads_no_more_leaves_it_running() {
     assert_eq!(client.wait().expect("a child of ours").code(), Some(141));
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Status}}", "it"]).ok().text(), "running");
     daemon.hoist(["kill", "it"]).ok();
+}
+
+#[test]
+fn events_end_once_nobody_reads_them() {
+    let daemon = Daemon::start();
+    let mut events = daemon.own_ctr_command(["events"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    drop(events.stdout.take());
+    let mut round = 0;
+    let code = eventually("ctr ends", || {
+        daemon.own_ctr(["namespaces", "create", &format!("n{round}")]).ok();
+        round += 1;
+        events.try_wait().expect("a child of ours").map(|ended| ended.code())
+    });
+    assert_eq!(code, Some(141));
+}
+
+#[test]
+fn what_ctr_runs_outlives_its_reader_and_no_full_disk() {
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::with_busybox();
+    let image = daemon.own_ctr(["images", "ls", "-q"]).ok().text().to_owned();
+    let run = |id: &str, script: &str| {
+        daemon.own_ctr_command(["run", "--rm", "--runtime", OUR_RUNTIME, &image, id, "sh", "-c", script])
+    };
+    let state = || daemon.own_ctr(["tasks", "ls"]).ok().stdout;
+
+    let mut client = run("lost-read", "while :; do echo line; done");
+    let mut client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut first = [0; 4];
+    client.stdout.take().expect("piped").read_exact(&mut first).expect("it writes");
+    let ended = client.wait_with_output().expect("a child of ours");
+    assert_eq!((ended.status.code(), ended.stderr), (Some(141), Vec::new()), "as by SIGPIPE");
+    assert!(state().contains("RUNNING"), "it goes on\n{}", state());
+    daemon.own_ctr(["tasks", "rm", "-f", "lost-read"]).ok();
+    daemon.own_ctr(["containers", "rm", "lost-read"]).ok();
+
+    let device = full_device(daemon.dir());
+    let run = run("lost-full", "echo hi; exit 3");
+    for mut command in [run, daemon.own_ctr_command(["images", "ls"]), daemon.own_ctr_command(["version"])] {
+        let full = File::options().write(true).open(&device).expect("a device");
+        let output = command.stdout(full).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(said.contains("ctr: write to standard output: No space left"), "{command:?}: {said}");
+        assert!(!said.contains("panicked"), "{command:?}: {said}");
+    }
+    assert_eq!(daemon.own_ctr(["containers", "ls", "-q"]).ok().text(), "", "what was to go has gone");
 }
 
 /// `exited` is told with how, from the first moment on.

@@ -25,6 +25,7 @@ mod ctr_flags;
 mod ctr_networks;
 mod ctr_own;
 mod ctr_registry;
+mod ctr_streams;
 mod dead_shims;
 mod deaf_shims;
 mod deleted;

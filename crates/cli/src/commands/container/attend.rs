@@ -1,17 +1,16 @@
 //! Staying with a process until it ends: bytes, signals, the size of the terminal.
 
-use std::future::poll_fn;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use api::engine::{Call, Exited, Follow};
 use clap::Args;
 use client::Client;
 use rustix::process::Signal;
-use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::keys::DetachKeys;
+use crate::signals::{Signals, TO_A_TERMINAL, TO_PIPES};
 use crate::streams::{self, Attached, Fed, Raw};
 
 /// How long a daemon that has gone is waited for: the process and its streams go on without.
@@ -35,31 +34,6 @@ pub(crate) struct Passing {
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL")]
     pub(crate) sig_proxy: bool,
-}
-
-/// Signals that are for the process, as Docker has it.
-const TO_PIPES: [Signal; 6] =
-    [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
-/// The keys of a terminal are the process's own, and the end of the terminal is ours alone.
-const TO_A_TERMINAL: [Signal; 2] = [Signal::INT, Signal::TERM];
-
-struct Signals(Vec<(Signal, Listener)>);
-
-impl Signals {
-    fn listen(all: &[Signal]) -> Result<Signals> {
-        let listen = |one: &Signal| Ok((*one, signal(SignalKind::from_raw(one.as_raw()))?));
-        let listeners = all.iter().map(listen).collect::<std::io::Result<_>>();
-        listeners.map(Signals).context(|| "wait for signals")
-    }
-
-    async fn next(&mut self) -> Signal {
-        poll_fn(|context| {
-            let mut all = self.0.iter_mut();
-            let came = all.find_map(|(one, listener)| listener.poll_recv(context).is_ready().then_some(*one));
-            came.map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
-    }
 }
 
 /// A process that we stay with.
@@ -102,7 +76,7 @@ impl Process<'_> {
                 lost = &mut lost => {
                     drop(raw);
                     attached.abandon();
-                    return Ok(lost.code());
+                    return Ok(lost.code("hoist"));
                 }
                 fed = typed => {
                     feeding = None;
@@ -134,7 +108,7 @@ impl Process<'_> {
         let lost = attached.drain().await;
         drop(raw);
         match lost {
-            Some(lost) => Ok(lost.code()),
+            Some(lost) => Ok(lost.code("hoist")),
             None => Ok(u8::try_from(code).unwrap_or(255)),
         }
     }
