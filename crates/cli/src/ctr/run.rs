@@ -64,6 +64,12 @@ macro_rules! flags {
             Flag::value("cpu-period", "microseconds"),
             Flag::value("rootfs-propagation", "how mounts of the root file system spread"),
             Flag::value("user,u", "the user, as NAME|UID[:NAME|GID]; without it the image's"),
+            Flag::value("hostname", "its host name"),
+            Flag::value("cgroup", "its cgroup"),
+            Flag::value("platform", "the image for this platform"),
+            Flag::value("runc-binary", "the OCI runtime to call"),
+            Flag::value("runc-root", "that runtime's state directory"),
+            Flag::switch("runc-systemd-cgroup", "cgroups by systemd"),
         ]
     };
 }
@@ -82,12 +88,7 @@ pub(super) const COMMAND: Command = Command {
             Flag::value("log-uri", "where output goes, as file:///… or binary:///…"),
             Flag::switch("detach,d", "do not wait for its end"),
             Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
-            Flag::value("cgroup", "its cgroup"),
             Flag::switch("cni", "the network of this machine that CNI's plugins make"),
-            Flag::value("platform", "the image for this platform"),
-            Flag::value("runc-binary", "the OCI runtime to call"),
-            Flag::value("runc-root", "that runtime's state directory"),
-            Flag::switch("runc-systemd-cgroup", "cgroups by systemd"),
             Flag::value("uidmap", "a user namespace with these ids, as INSIDE:OUTSIDE:COUNT; with --gidmap"),
             Flag::value("gidmap", "the same of groups"),
             Flag::switch(

@@ -73,6 +73,7 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
             path: inputs.rootfs.unwrap_or("rootfs").to_owned(),
             readonly: call.is("read-only"),
         }),
+        hostname: call.value("hostname").unwrap_or_default().to_owned(),
         mounts: mounts(call, is_privileged)?,
         annotations: Call::labels(call.values("annotation")),
         linux: Some(Linux {
@@ -197,18 +198,20 @@ fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<
     })
 }
 
-/// The image's variables under those of files under those of flags. A name without a value has ours.
+/// The image's variables under those of files under those of flags. As containerd's: a name without a value takes back
+/// what files and flags said before it, and nothing of the image's; a line is taken as it is.
 fn environment(call: &Call, image: &ExecConfig) -> Result<Vec<String>> {
+    let mut own = Vec::new();
+    for path in call.values("env-file") {
+        let text = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
+        text.lines().filter(|line| !line.starts_with('#')).for_each(|line| set(&mut own, line));
+    }
+    call.values("env").iter().for_each(|entry| set(&mut own, entry));
     let mut env = if image.env.is_empty() { vec![PATH.to_owned()] } else { image.env.clone() };
     if call.is("tty") {
         set(&mut env, "TERM=xterm");
     }
-    for path in call.values("env-file") {
-        let text = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        lines.for_each(|line| set(&mut env, line));
-    }
-    call.values("env").iter().for_each(|entry| set(&mut env, entry));
+    own.iter().for_each(|entry| set(&mut env, entry));
     Ok(env)
 }
 
@@ -218,8 +221,6 @@ fn set(env: &mut Vec<String>, entry: &str) {
     env.retain(|other| !is_same(other));
     if entry.contains('=') {
         env.push(entry.to_owned());
-    } else if let Ok(value) = std::env::var(name) {
-        env.push(format!("{name}={value}"));
     }
 }
 
@@ -430,6 +431,23 @@ fn read(tree: &Tree, path: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ctr::{ROOT, command};
+
+    #[test]
+    fn a_name_alone_takes_back_what_was_said_of_a_variable() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("env");
+        std::fs::write(&file, "# of=ours\nA=1\nB=2\nC= spaces \nB\nHOME\n\n").unwrap();
+        let flags =
+            ["--env", "D=4", "--env", "A", "--env", "E=5", "--env", "OWN", "--env", "PATH", "--env", "E"];
+        let file = ["run", "--env-file", file.to_str().unwrap()];
+        let words = file.iter().chain(&flags).chain(&["image", "id"]).map(ToString::to_string);
+        let Ok(command::Parsed::Call(call)) = command::parse(&ROOT, words.collect()) else {
+            panic!("a call")
+        };
+        let image = ExecConfig { env: vec!["PATH=/bin".into(), "OWN=image".into()], ..ExecConfig::default() };
+        assert_eq!(environment(&call, &image).unwrap(), ["PATH=/bin", "OWN=image", "C= spaces ", "D=4"]);
+    }
 
     #[test]
     fn mounts_are_read() {

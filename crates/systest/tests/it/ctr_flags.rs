@@ -159,6 +159,31 @@ fn what_runtimes_are_told_is_in_the_record() {
 }
 
 #[test]
+fn variables_and_names_are_those_of_debians() {
+    let (daemon, _registry, image) = daemon();
+    let file = daemon.dir().join("env");
+    fs::write(&file, "A=1\nB= spaces \nC=3\nB\n\nC\nC=4\nOWN\n").expect("a writable directory");
+    let flags = ["--env-file", file.to_str().expect("UTF-8"), "--env", "D=5", "--env", "A", "--env", "OWN"];
+    let flags = [&["containers", "create"][..], &flags, &["--env", "PATH", "--env", "E=", &image]].concat();
+    let env = |id: &str| {
+        let env = spec(&daemon, id)["process"]["env"].as_array().expect("a list").clone();
+        env.iter().map(|entry| entry.as_str().expect("text").to_owned()).collect::<BTreeSet<_>>()
+    };
+    let mut ours = daemon.own_ctr_command([&flags[..], &["ours", "true"]].concat());
+    testkit::run(ours.env("OWN", "of the caller")).ok();
+    let mut debians = daemon.ctr_command([&flags[..], &["debians", "true"]].concat());
+    testkit::run(debians.env("OWN", "of the caller")).ok();
+    assert_eq!(env("ours"), env("debians"));
+    assert!(env("ours").contains("C=4") && !env("ours").iter().any(|entry| entry.starts_with("OWN")));
+
+    let flags = ["--hostname", "named", "--cgroup", "/own/path", "--platform", "linux", &image];
+    daemon.own_ctr([&["containers", "create"][..], &flags, &["named", "true"]].concat()).ok();
+    let spec = spec(&daemon, "named");
+    assert_eq!(spec["hostname"], "named");
+    assert_eq!(spec["linux"]["cgroupsPath"], "/own/path");
+}
+
+#[test]
 fn a_directory_of_devices_is_all_of_them() {
     let (daemon, _registry, image) = daemon();
     let folder = tempfile::tempdir().expect("a temporary directory");
