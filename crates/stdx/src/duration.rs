@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// `100ms`, `2s`, `1m`, `1h30m`, `1.5s`, or plain `0`. None for what is no duration, as one below zero.
+/// `500us`, `100ms`, `2s`, `1m`, `1h30m`, `1.5s`, or plain `0`. None for what is no duration, as one below zero.
 pub fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -16,7 +16,7 @@ pub fn duration(text: &str) -> Option<Duration> {
         let (unit, tail) = tail.split_at(unit_len);
         let seconds = match unit {
             "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
+            "us" | "µs" | "μs" => 1e-6,
             "ms" => 1e-3,
             "s" => 1.0,
             "m" => 60.0,
@@ -38,6 +38,10 @@ mod tests {
     fn durations_are_read_as_go_writes_them() {
         for (text, millis) in [("0", 0), ("0s", 0), ("100ms", 100), ("1.5s", 1500), ("4h0m0s", 14_400_000)] {
             assert_eq!(duration(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        // Either of the two letters that look like it.
+        for text in ["500us", "500\u{b5}s", "500\u{3bc}s"] {
+            assert_eq!(duration(text), Some(Duration::from_micros(500)), "{text}");
         }
         for text in ["", "5", "s", "1.2.3s", "-1s", "1d", "1s5", "99999999999999999999h"] {
             assert_eq!(duration(text), None, "{text}");

@@ -229,13 +229,8 @@ impl Call {
 
     pub(super) fn duration(&self, flag: &str) -> Result<Option<Duration>> {
         let parse = |text: &str| {
-            let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
-            let found = units.iter().find_map(|(unit, factor)| {
-                let number: f64 = text.strip_suffix(unit)?.parse().ok()?;
-                Duration::try_from_secs_f64(number * factor).ok()
-            });
-            found.ok_or_else(|| {
-                Error::invalid_argument(format!("--{flag} {text}: expected a time such as 30s"))
+            stdx::duration(text).ok_or_else(|| {
+                Error::invalid_argument(format!("--{flag} {text}: expected a time such as 30s or 1h30m"))
             })
         };
         self.value(flag).map(parse).transpose()
@@ -300,10 +295,20 @@ mod tests {
         assert_eq!(run.words(), ["image", "id", "sh", "-c", "--rm=false"]);
         assert!(run.is("rm"));
         assert_eq!(call("snapshots --snapshotter native rm -- -x").unwrap().words(), ["-x"]);
-        assert_eq!(
-            call("--timeout 1.5s version").unwrap().duration("timeout").unwrap(),
-            Some(Duration::from_millis(1500))
-        );
+    }
+
+    #[test]
+    fn durations_are_gos() {
+        let timeout =
+            |text: &str| call(&format!("--timeout {text} version")).unwrap().duration("timeout").ok();
+        for (text, micros) in
+            [("1.5s", 1_500_000), ("1h30m", 5_400_000_000), ("500us", 500), ("500μs", 500), ("0", 0)]
+        {
+            assert_eq!(timeout(text), Some(Some(Duration::from_micros(micros))), "{text}");
+        }
+        for text in ["5", "1.5", "s", "inf", "1e3s", "1d"] {
+            assert_eq!(timeout(text), None, "{text}");
+        }
     }
 
     #[test]
