@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use linux::beneath::{Root as Tree, stat};
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags};
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, IdMapping, IntelRdt, Linux, LinuxDevice, LinuxNamespace,
@@ -414,10 +414,15 @@ pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<Us
 }
 
 fn read(tree: &Tree, path: &str) -> Result<String> {
-    let Some(file) = tree.find(Path::new(path), OFlags::RDONLY)? else { return Ok(String::new()) };
+    // Without waiting: the image may have made it a pipe.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let Some(file) = tree.find(Path::new(path), flags)? else { return Ok(String::new()) };
     let what = || format!("read {path} of the image");
-    let size = stat(std::os::fd::AsFd::as_fd(&file)).context(what)?.st_size;
-    if u64::try_from(size).unwrap_or(u64::MAX) > FILE_LEN_MAX {
+    let found = stat(std::os::fd::AsFd::as_fd(&file)).context(what)?;
+    if !FileType::from_raw_mode(found.st_mode).is_file() {
+        return Err(Error::failed_precondition(format!("{path} of the image is no regular file")));
+    }
+    if u64::try_from(found.st_size).unwrap_or(u64::MAX) > FILE_LEN_MAX {
         return Err(Error::failed_precondition(format!(
             "{path} of the image is larger than such a file may be"
         )));
@@ -447,6 +452,17 @@ mod tests {
         };
         let image = ExecConfig { env: vec!["PATH=/bin".into(), "OWN=image".into()], ..ExecConfig::default() };
         assert_eq!(environment(&call, &image).unwrap(), ["PATH=/bin", "OWN=image", "C= spaces ", "D=4"]);
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_a_file_of_users_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let path = dir.path().join("etc/passwd");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        let refused = user("web", || Tree::open(dir.path())).unwrap_err();
+        assert!(refused.message().contains("/etc/passwd of the image is no regular file"), "{refused:?}");
     }
 
     #[test]
