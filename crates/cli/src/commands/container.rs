@@ -24,7 +24,7 @@ use clap::Subcommand;
 use client::Client;
 use types::{Error, Result};
 
-use super::{each, each_that_may_be_gone, inspect, system};
+use super::{complain, each, each_that_may_be_gone, inspect, system};
 use crate::interrupt::unless_interrupted;
 use crate::parse;
 
@@ -196,10 +196,17 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Attach(flags) => attach::run(client, flags).await,
         Command::Exec(flags) => exec::run(client, flags).await,
         Command::Wait { containers } => {
+            let mut code = 0;
             for id in containers {
-                println!("{}", attend::wait(client, id, None).await?);
+                match attend::wait(client, id.clone(), None).await {
+                    Ok(ended) => println!("{ended}"),
+                    Err(error) => {
+                        complain(&id, &error);
+                        code = 1;
+                    }
+                }
             }
-            Ok(0)
+            Ok(code)
         }
         Command::Stats(flags) => stats::run(client, flags).await,
         Command::Cp(flags) => unless_interrupted(copy::run(client, flags)).await,

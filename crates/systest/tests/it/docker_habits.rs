@@ -133,6 +133,19 @@ fn templates_may_ask_for_what_is_not_said() {
 }
 
 #[test]
+fn who_waits_for_several_hears_of_all() {
+    let daemon = Daemon::with_busybox();
+    for (name, code) in [("first", 3), ("last", 4)] {
+        let run =
+            ["run", "--name", name, "--network", "none", "busybox", "sh", "-c", &format!("exit {code}")];
+        daemon.hoist(run).expect_code(code);
+    }
+    let waited = daemon.hoist(["wait", "first", "nosuch", "last"]).expect_code(1);
+    assert_eq!(waited.stdout, "3\n4\n");
+    waited.expect_stderr("nosuch");
+}
+
+#[test]
 fn who_is_asked_to_end_does_not_come_back() {
     let daemon = Daemon::with_busybox();
     let start = |name: &str| {
