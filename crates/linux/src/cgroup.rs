@@ -35,7 +35,9 @@ mod remove;
 mod stats;
 mod systemd;
 mod unit_properties;
+mod update;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -75,6 +77,8 @@ struct Member {
     dir: OwnedFd,
     /// Made by [`Cgroup::create`], where there was none.
     is_new: bool,
+    /// What was written to its files, while there is a change that would be undone.
+    written: RefCell<Option<Vec<update::Written>>>,
 }
 
 impl Cgroup {
@@ -134,11 +138,25 @@ impl Cgroup {
     /// nodes) come last, whatever the list says; so an empty list leaves just them.
     pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
         devices::restrict(self, resources)?;
-        self.update(resources)
+        self.set_limits(resources)
     }
 
-    /// Sets the limits that are given and leaves others, and devices, as they are.
+    /// Sets the limits that are given and leaves others, and devices, as they are. If one is refused, all stay.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        update::all_or_nothing(self, || self.set_limits(resources))
+    }
+
+    /// The limits of an update, with what it leaves unsaid of those that belong together: quota and period, memory and
+    /// its total with swap. `made_with` are the limits that the cgroup began with.
+    pub fn completed(
+        &self,
+        resources: &LinuxResources,
+        made_with: &LinuxResources,
+    ) -> Result<LinuxResources> {
+        update::completed(self, resources, made_with)
+    }
+
+    fn set_limits(&self, resources: &LinuxResources) -> Result<()> {
         match self.version() {
             Version::V2 => limits_v2::apply(self, resources),
             Version::V1 | Version::Hybrid => limits_v1::apply(self, resources),
@@ -366,7 +384,7 @@ impl Member {
         let dir = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(io::Error::from)
             .context(|| format!("open cgroup {}", path.display()))?;
-        Ok(Member { kind, path, dir, is_new: false })
+        Ok(Member { kind, path, dir, is_new: false, written: RefCell::default() })
     }
 
     fn open_file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
@@ -405,7 +423,13 @@ impl Member {
     }
 
     fn try_write(&self, name: &str, value: &str) -> io::Result<()> {
-        file::write(self.dir.as_fd(), name, value)
+        let is_noted = self.written.borrow().is_some();
+        let note = is_noted.then(|| update::Written::note(self, name, value)).flatten();
+        file::write(self.dir.as_fd(), name, value)?;
+        if let Some(written) = &mut *self.written.borrow_mut() {
+            written.extend(note);
+        }
+        Ok(())
     }
 
     fn cannot_write(&self, name: &str, value: &str) -> String {

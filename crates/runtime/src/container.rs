@@ -282,16 +282,20 @@ impl Container {
         }
     }
 
-    /// Changes limits. What is not given stays. `FailedPrecondition` if it has stopped.
+    /// Changes limits. What is not given stays, and so does all if one is refused. `FailedPrecondition` if it has stopped.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         let update = || {
             if self.status()? == Status::Stopped {
                 return Err(Error::failed_precondition("it has stopped: container not running"));
             }
-            if let Some(scope) = &self.state.systemd_scope {
-                cgroup::update_scope(&self.systemd(), scope, resources)?;
+            let cgroup = self.cgroup()?;
+            // A bundle may be changed, or gone, once its container is made.
+            let made_with = self.spec().ok().and_then(|spec| spec.linux?.resources).unwrap_or_default();
+            let resources = cgroup.completed(resources, &made_with)?;
+            match &self.state.systemd_scope {
+                Some(scope) => cgroup::update_scope(&self.systemd(), scope, &cgroup, &resources),
+                None => cgroup.update(&resources),
             }
-            self.cgroup()?.update(resources)
         };
         update().map_err(|error| error.context(format!("update container {}", self.id())))
     }

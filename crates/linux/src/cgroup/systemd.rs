@@ -24,7 +24,7 @@ use types::spec::runtime::{CpuResources, DeviceRule, LinuxResources};
 use types::{Error, ErrorKind, Result};
 
 use super::limits_v2::{io_weight, swap_max, weight_of_shares};
-use super::{Cgroup, Hierarchies, Version, devices, unit_properties};
+use super::{Cgroup, Hierarchies, Version, devices, unit_properties, update};
 use crate::dbus::{Connection, Object, Value};
 
 /// systemd's own door, for root; and the bus, for those who see no more than that.
@@ -272,15 +272,31 @@ impl Scope {
     }
 }
 
-/// Tells systemd of the changed limits of a scope. Those that it does not know are for [`Cgroup::update`].
-pub fn update_scope(instance: &Instance, name: &str, resources: &LinuxResources) -> Result<()> {
+/// As [`Cgroup::update`], of the cgroup of a scope: systemd is told too.
+///
+/// The kernel comes first. It is the one that refuses limits, and then systemd has never heard of them.
+pub fn update_scope(
+    instance: &Instance,
+    name: &str,
+    cgroup: &Cgroup,
+    resources: &LinuxResources,
+) -> Result<()> {
     let mut properties = limits(resources, Hierarchies::detect()?.version())?;
     if properties.is_empty() {
-        return Ok(());
+        return cgroup.update(resources);
     }
     let mut systemd = Systemd::connect(instance)?;
     systemd.leave_out_unknown(&mut properties)?;
-    systemd.set(name, named(properties).collect())
+    update::all_or_nothing(cgroup, || {
+        cgroup.set_limits(resources)?;
+        systemd.set(name, named(properties).collect())?;
+        // systemd writes what it knows of a controller by its own measure: a quota in its steps.
+        let mut again = resources.clone();
+        if let Some(memory) = &mut again.memory {
+            memory.check_before_update = None;
+        }
+        cgroup.set_limits(&again)
+    })
 }
 
 /// Ends what is left in a scope, and the scope. No error if it is gone, as it is when its last process has
@@ -331,7 +347,7 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
         if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0 && is_v2) {
             properties.push(("MemoryLow", or_infinity(reservation)));
         }
-        if let Some(swap) = swap_max(memory)?.filter(|_| is_v2) {
+        if is_v2 && let Some(swap) = swap_max(memory)? {
             properties.push(("MemorySwapMax", Value::U64(swap.parse().unwrap_or(u64::MAX))));
         }
     }

@@ -201,6 +201,42 @@ fn a_scope_lives_as_long_as_its_container() {
     assert_eq!(named(&unit), Vec::<PathBuf>::new(), "in no tree");
 }
 
+#[test]
+fn a_scope_keeps_what_an_update_leaves_unsaid_and_all_if_it_fails() {
+    if !is_booted() {
+        return without_systemd_the_error_says_what_to_do();
+    }
+    let bundle = bundle("sleep 1000", "test.slice").with_resources(json!({
+        "memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000, "period": 100_000},
+    }));
+    bundle.start();
+    let unit = format!("box-{}.scope", bundle.id());
+    let pid = bundle.pid();
+    let quota = || {
+        let files: &[&str] = if is_v2() { &["cpu.max"] } else { &["cpu.cfs_quota_us", "cpu.cfs_period_us"] };
+        let known = show(&unit, &["CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec"]);
+        (files.iter().map(|file| read(pid, file)).collect::<Vec<_>>().join(" "), known)
+    };
+    let known = |quota: &str, period: &str| {
+        vec![format!("CPUQuotaPerSecUSec={quota}"), format!("CPUQuotaPeriodUSec={period}")]
+    };
+    bundle.run(&["update", "--cpu-period", "200000"]).ok();
+    assert_eq!(quota(), ("50000 200000".to_owned(), known("250ms", "200ms")));
+    bundle.run(&["update", "--cpu-quota", "20000"]).ok();
+    assert_eq!(quota(), ("20000 200000".to_owned(), known("100ms", "200ms")));
+
+    let (property, file) =
+        if is_v2() { ("MemoryMax", "memory.max") } else { ("MemoryLimit", "memory.limit_in_bytes") };
+    let memory = || (read(pid, file), show(&unit, &[property, "TasksMax"]));
+    let before = memory();
+    let flags = ["--memory", "48m", "--pids-limit", "9", "--cpuset-cpus", "4000"];
+    bundle.run(&[&["update"], &flags[..]].concat()).expect_code(1).expect_stderr("cpuset.cpus");
+    assert_eq!(memory(), before);
+    bundle.run(&[&["update"], &flags[..4]].concat()).ok();
+    let after = vec![format!("{property}=50331648"), "TasksMax=9".to_owned()];
+    assert_eq!(memory(), ("50331648".to_owned(), after));
+}
+
 /// What systemd knows of the scope is what it knows of runc's.
 #[test]
 fn scopes_are_runcs() {

@@ -1,7 +1,8 @@
 //! Limits that few ask for: those of version 1 alone, and each by its flag of `update`.
 
+use std::fs;
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use testkit::Bundle;
@@ -30,7 +31,7 @@ fn limits_of_version_1_alone() {
     // A kernel may have been built without them.
     let has_realtime = ["/sys/fs/cgroup/cpu/cpu.rt_period_us", "/sys/fs/cgroup/cpu,cpuacct/cpu.rt_period_us"]
         .iter()
-        .any(|file| std::fs::exists(file).unwrap_or(false));
+        .any(|file| fs::exists(file).unwrap_or(false));
     let cpu = if has_realtime { realtime } else { json!({}) };
     let bundle = at_the_top("sleep 1000", &json!({"memory": memory, "cpu": cpu}));
     bundle.start();
@@ -125,10 +126,122 @@ fn every_flag_of_update_changes_its_limit() {
         Some(file) => assert!(done.ok().code == 0 && read(pid, file).contains('5'), "{file}"),
         None => drop(done.expect_code(1).expect_stderr("weight")),
     }
-    let has_resctrl = std::fs::read_to_string("/proc/self/mounts").expect("proc").contains(" resctrl ");
+    let has_resctrl = fs::read_to_string("/proc/self/mounts").expect("proc").contains(" resctrl ");
     for flag in ["--l3-cache-schema", "--mem-bw-schema"] {
         if !has_resctrl {
             bundle.run(&["update", flag, "L3:0=f"]).expect_code(1).expect_stderr("resctrl");
         }
     }
+}
+
+/// A container of ours or of runc's is updated: whether that was done, and what is in the files then. None if the kernel
+/// does not have them all.
+fn updated(is_runcs: bool, resources: &Value, flags: &[&str], files: &[&str]) -> Option<(bool, Vec<String>)> {
+    let bundle = at_the_top("sleep 1000", resources);
+    let [root, pid] = ["runc", "pid"].map(|name| bundle.path().join(name));
+    let runc = |words: &[&str]| {
+        let mut runc = Command::new("runc");
+        runc.arg("--root").arg(&root).args(words).arg(bundle.id()).current_dir(bundle.path());
+        let done = runc.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        done.expect("try: apt-get install runc").success()
+    };
+    let pid = if is_runcs {
+        assert!(runc(&["run", "-d", "--pid-file", pid.to_str().expect("UTF-8")]), "{resources}");
+        fs::read_to_string(pid).expect("runc wrote it").parse().expect("a number")
+    } else {
+        bundle.start();
+        bundle.pid()
+    };
+    let controller = files[0].split('.').next().expect("a first part");
+    let has_all = files.iter().all(|file| directory(pid, controller).join(file).exists());
+    let words = [&["update"], flags].concat();
+    let is_done = if is_runcs { runc(&words) } else { bundle.run(&words).code == 0 };
+    let after = has_all.then(|| (is_done, files.iter().map(|file| read(pid, file)).collect()));
+    if is_runcs {
+        assert!(runc(&["delete", "--force"]));
+    }
+    after
+}
+
+#[test]
+fn what_an_update_leaves_unsaid_stays_as_it_is() {
+    const M64: u32 = 64 << 20;
+    let v2 = is_v2();
+    let pair = |one: &'static str, other: &'static str| vec![one.to_owned(), other.to_owned()];
+    let memory = if v2 {
+        ["memory.max", "memory.swap.max"]
+    } else {
+        ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    };
+    let both = json!({"memory": {"limit": M64, "swap": M64}});
+    let check_memory = |resources: &Value, flags: &[&str], expected: (bool, Vec<String>)| {
+        let Some(ours) = updated(false, resources, flags, &memory) else {
+            return println!("skipped: this kernel counts no swap");
+        };
+        assert_eq!(ours, expected, "{resources} {flags:?}");
+        // Debian's runc has another way of it on version 2, which newer ones have not.
+        if !v2 {
+            assert_eq!(updated(true, resources, flags, &memory), Some(ours), "{resources} {flags:?}");
+        }
+    };
+    let less = if v2 { pair("33554432", "33554432") } else { pair("33554432", "67108864") };
+    check_memory(&both, &["--memory", "32m"], (true, less));
+    let same = if v2 { pair("67108864", "0") } else { pair("67108864", "67108864") };
+    check_memory(&both, &["--memory", "128m"], (false, same));
+    let swap = if v2 { pair("67108864", "33554432") } else { pair("67108864", "100663296") };
+    check_memory(&json!({"memory": {"limit": M64}}), &["--memory-swap", "96m"], (true, swap));
+    if v2 {
+        let by_file = json!({"memory": {"limit": M64}, "unified": {"memory.swap.max": "0"}});
+        check_memory(&by_file, &["--memory", "128m"], (true, pair("134217728", "0")));
+    }
+
+    let cpu: &[&str] = if v2 { &["cpu.max"] } else { &["cpu.cfs_quota_us", "cpu.cfs_period_us"] };
+    let resources = json!({"cpu": {"quota": 50_000, "period": 200_000}});
+    let check_quota = |flags: &[&str], quota: &str, period: &str| {
+        let [ours, theirs] = [false, true].map(|is_runcs| updated(is_runcs, &resources, flags, cpu));
+        let expected =
+            if v2 { vec![format!("{quota} {period}")] } else { vec![quota.to_owned(), period.to_owned()] };
+        assert_eq!(ours, Some((true, expected)), "{flags:?}");
+        assert_eq!(ours, theirs, "{flags:?}");
+    };
+    check_quota(&["--cpu-period", "100000"], "50000", "100000");
+    check_quota(&["--cpu-quota", "20000"], "20000", "200000");
+}
+
+#[test]
+fn an_update_that_fails_changes_nothing() {
+    let bundle = at_the_top(
+        "sleep 1000",
+        &json!({"memory": {"limit": 64 << 20}, "cpu": {"shares": 1024, "quota": 50_000, "period": 100_000}}),
+    );
+    bundle.start();
+    let pid = bundle.pid();
+    let files: &[&str] = if is_v2() {
+        &["cpu.weight", "cpu.max", "memory.max", "pids.max"]
+    } else {
+        &["cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "memory.limit_in_bytes", "pids.max"]
+    };
+    let all = || files.iter().map(|file| read(pid, file)).collect::<Vec<_>>();
+    let before = all();
+    let path = bundle.path().join("resources.json");
+    let update = |wrong: Value| {
+        let mut resources = json!({
+            "memory": {"limit": 48 << 20},
+            "cpu": {"shares": 512, "quota": 20_000, "period": 40_000},
+            "pids": {"limit": 9},
+        });
+        for (name, value) in wrong.as_object().expect("an object") {
+            resources[name] = value.clone();
+        }
+        fs::write(&path, resources.to_string()).expect("writable");
+        bundle.run(&["update", "--resources", path.to_str().expect("UTF-8")])
+    };
+    update(json!({"cpu": {"shares": 512, "cpus": "4000"}})).expect_code(1).expect_stderr("cpuset.cpus");
+    assert_eq!(all(), before);
+    update(json!({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}))
+        .expect_code(1)
+        .expect_stderr("hugetlb");
+    assert_eq!(all(), before);
+    update(json!({})).ok();
+    assert!(all().iter().zip(&before).all(|(after, before)| after != before), "each of them can be changed");
 }

@@ -1,0 +1,253 @@
+//! Changes of limits while a cgroup is in use.
+//!
+//! A change may name one half of what belongs together: a quota without its period, memory without the total of memory
+//! and swap. The other half is then what the kernel has. A change that fails is undone: either all of it holds or nothing.
+
+use std::os::fd::AsFd as _;
+
+use types::Result;
+use types::spec::runtime::{CpuResources, LinuxResources, MemoryResources};
+
+use super::{Cgroup, Member, Version, file};
+
+const SWAP_MAX: &str = "memory.swap.max";
+
+/// A text that was written to a file of a cgroup.
+pub(super) struct Written {
+    name: String,
+    value: String,
+    /// What the file held.
+    before: String,
+}
+
+/// Adds the missing halves.
+pub(super) fn completed(
+    cgroup: &Cgroup,
+    resources: &LinuxResources,
+    made_with: &LinuxResources,
+) -> Result<LinuxResources> {
+    let mut whole = resources.clone();
+    if let Some(cpu) = &mut whole.cpu {
+        complete_quota(cgroup, cpu)?;
+    }
+    // Who limits swap by the name of its file means swap alone: then there is no total that could stay.
+    let is_swap_apart = [resources, made_with].iter().any(|limits| limits.unified.contains_key(SWAP_MAX));
+    if let (Version::V2, Some(member), Some(memory)) = (cgroup.version(), cgroup.unified(), &mut whole.memory)
+    {
+        complete_memory(member, memory, is_swap_apart)?;
+    }
+    Ok(whole)
+}
+
+fn complete_quota(cgroup: &Cgroup, cpu: &mut CpuResources) -> Result<()> {
+    let (quota, period) = (cpu.quota.filter(|quota| *quota != 0), cpu.period.filter(|period| *period != 0));
+    if quota.is_some() == period.is_some() {
+        return Ok(());
+    }
+    let text = match (cgroup.controller("cpu"), cgroup.unified()) {
+        (Some(member), _) => {
+            let read = |name| Ok(member.read_optional(name)?.unwrap_or_default());
+            format!("{} {}", read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?)
+        }
+        (None, Some(member)) => member.read_optional("cpu.max")?.unwrap_or_default(),
+        (None, None) => String::new(),
+    };
+    // Without these files it is the writing that fails, and says why.
+    if let Some((current_quota, current_period)) = text.split_once(' ') {
+        cpu.quota = quota.or(Some(current_quota.parse().unwrap_or(-1)));
+        cpu.period = period.or(current_period.parse().ok());
+    }
+    Ok(())
+}
+
+fn complete_memory(member: &Member, memory: &mut MemoryResources, is_swap_apart: bool) -> Result<()> {
+    // None is no limit.
+    let current =
+        |name| -> Result<Option<i64>> { Ok(member.read_optional(name)?.and_then(|text| text.parse().ok())) };
+    match (memory.limit.unwrap_or(0), memory.swap.unwrap_or(0)) {
+        (1.., 0) if !is_swap_apart => {
+            if let (Some(limit), Some(swap)) = (current("memory.max")?, current(SWAP_MAX)?) {
+                memory.swap = Some(limit.saturating_add(swap));
+            }
+        }
+        (0, 1..) => memory.limit = current("memory.max")?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Makes a change. If it fails, the files that it has written get back what they held, the last first.
+pub(super) fn all_or_nothing(cgroup: &Cgroup, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    for member in &cgroup.members {
+        member.written.replace(Some(Vec::new()));
+    }
+    let changed = change();
+    for member in &cgroup.members {
+        let written = member.written.take().unwrap_or_default();
+        if changed.is_err() {
+            written.iter().rev().for_each(|written| written.undo(member));
+        }
+    }
+    changed
+}
+
+impl Written {
+    /// Before it is written. None of a file that cannot be read: what is written there is a command, and no limit.
+    pub(super) fn note(member: &Member, name: &str, value: &str) -> Option<Written> {
+        let before = file::read(member.dir.as_fd(), name).ok()?;
+        Some(Written { name: name.to_owned(), value: value.to_owned(), before })
+    }
+
+    fn undo(&self, member: &Member) {
+        for line in self.lines_back() {
+            // The error that counts is that of the change. An empty text needs the end of its line to be written at all.
+            let _ = member.try_write(&self.name, &format!("{line}\n"));
+        }
+    }
+
+    /// What makes the file hold again what it held, each a write of its own.
+    fn lines_back(&self) -> Vec<String> {
+        let key = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+        let written = key(&self.value);
+        let mut lines = self.before.split('\n');
+        if self.name == "memory.oom_control" {
+            // `oom_kill_disable 0`, and lines that nobody writes.
+            return lines
+                .next()
+                .and_then(|line| line.split(' ').nth(1))
+                .map(str::to_owned)
+                .into_iter()
+                .collect();
+        }
+        match lines.clone().find(|line| key(line) == written) {
+            Some(line) => vec![line.to_owned()],
+            // A device that had no line is not to have a limit.
+            None if written.contains(':') => {
+                let unlimited = match &*self.name {
+                    "io.max" => "rbps=max wbps=max riops=max wiops=max",
+                    name if name.starts_with("blkio.throttle.") => "0",
+                    _ => "default",
+                };
+                vec![format!("{written} {unlimited}")]
+            }
+            None => lines.map(str::to_owned).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use super::*;
+    use tempfile::TempDir;
+
+    /// A directory with files of version 2, which is as good as a cgroup to whoever reads and writes them.
+    fn cgroup(files: &[(&str, &str)]) -> (TempDir, Cgroup) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+        let cgroup = Cgroup::open_locations(&[(String::new(), dir.path().to_owned())].into()).unwrap();
+        (dir, cgroup)
+    }
+
+    fn memory(limit: i64, swap: i64) -> LinuxResources {
+        let some = |bytes: i64| Some(bytes).filter(|bytes| *bytes != 0);
+        let memory = MemoryResources { limit: some(limit), swap: some(swap), ..MemoryResources::default() };
+        LinuxResources { memory: Some(memory), ..LinuxResources::default() }
+    }
+
+    #[test]
+    fn half_a_quota_is_completed_from_the_file() {
+        let (dir, cgroup) = cgroup(&[("cpu.max", "50000 200000\n")]);
+        let check = |quota, period, expected| {
+            let cpu = CpuResources { quota, period, ..CpuResources::default() };
+            let resources = LinuxResources { cpu: Some(cpu), ..LinuxResources::default() };
+            let whole = cgroup.completed(&resources, &LinuxResources::default()).unwrap().cpu.unwrap();
+            assert_eq!((whole.quota, whole.period), expected);
+        };
+        check(None, Some(100_000), (Some(50_000), Some(100_000)));
+        check(Some(20_000), None, (Some(20_000), Some(200_000)));
+        check(Some(-1), Some(0), (Some(-1), Some(200_000)));
+        check(Some(1000), Some(2000), (Some(1000), Some(2000)));
+        check(None, None, (None, None));
+        fs::write(dir.path().join("cpu.max"), "max 100000\n").unwrap();
+        check(None, Some(50_000), (Some(-1), Some(50_000)));
+    }
+
+    #[test]
+    fn memory_and_the_total_with_swap_complete_each_other() {
+        let check = |max: &str, swap_max: &str, given: (i64, i64), expected: (Option<i64>, Option<i64>)| {
+            let (_dir, cgroup) = cgroup(&[("memory.max", max), ("memory.swap.max", swap_max)]);
+            let whole = cgroup.completed(&memory(given.0, given.1), &LinuxResources::default()).unwrap();
+            let whole = whole.memory.unwrap();
+            assert_eq!((whole.limit, whole.swap), expected, "{max} {swap_max} {given:?}");
+        };
+        check("64\n", "0\n", (32, 0), (Some(32), Some(64)));
+        check("64\n", "32\n", (80, 0), (Some(80), Some(96)));
+        check("64\n", "max\n", (32, 0), (Some(32), None));
+        check("max\n", "32\n", (32, 0), (Some(32), None));
+        check("64\n", "0\n", (-1, 0), (Some(-1), None));
+        check("64\n", "max\n", (0, 96), (Some(64), Some(96)));
+        check("64\n", "0\n", (0, -1), (None, Some(-1)));
+        check("max\n", "max\n", (0, 96), (None, Some(96)));
+        check("64\n", "0\n", (32, 48), (Some(32), Some(48)));
+    }
+
+    #[test]
+    fn swap_that_was_limited_by_its_file_is_no_part_of_a_total() {
+        let (_dir, cgroup) = cgroup(&[("memory.max", "64\n"), ("memory.swap.max", "0\n")]);
+        let by_file = BTreeMap::from([(SWAP_MAX.to_owned(), "0".to_owned())]);
+        let made_with = LinuxResources { unified: by_file, ..LinuxResources::default() };
+        let whole = cgroup.completed(&memory(128, 0), &made_with).unwrap();
+        assert_eq!(whole, memory(128, 0));
+    }
+
+    #[test]
+    fn a_change_that_fails_leaves_every_file_as_it_was() {
+        let files = [("cpu.weight", "200\n"), ("cpu.max", "900000 900000\n"), ("memory.max", "64\n")];
+        let (dir, cgroup) = cgroup(&files);
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        let cpu = CpuResources {
+            shares: Some(1024),
+            quota: Some(100_000),
+            period: Some(100_000),
+            mems: "0".into(),
+            ..CpuResources::default()
+        };
+        let resources = LinuxResources { cpu: Some(cpu), ..memory(32, 0) };
+        cgroup.update(&resources).unwrap_err();
+        for (name, text) in files {
+            assert_eq!(read(name), text, "{name}");
+        }
+        fs::write(dir.path().join("cpuset.mems"), "1\n").unwrap();
+        cgroup.update(&resources).unwrap();
+        let written = files.map(|(name, _)| read(name));
+        assert_eq!(
+            written,
+            ["100\n", "100000 100000\n", "32\n"],
+            "they are what is written if nothing fails"
+        );
+    }
+
+    #[test]
+    fn devices_get_back_their_own_lines() {
+        let check = |name: &str, value: &str, before: &str, expected: &[&str]| {
+            let written = Written { name: name.into(), value: value.into(), before: before.into() };
+            assert_eq!(written.lines_back(), expected, "{name} {value:?}");
+        };
+        let before = "8:0 rbps=1 wbps=max riops=max wiops=max\n8:16 rbps=2 wbps=3 riops=4 wiops=5";
+        check("io.max", "8:16 rbps=9", before, &["8:16 rbps=2 wbps=3 riops=4 wiops=5"]);
+        check("io.max", "8:1 rbps=9", before, &["8:1 rbps=max wbps=max riops=max wiops=max"]);
+        check("io.weight", "50", "default 100\n8:0 200", &["default 100", "8:0 200"]);
+        check("io.weight", "8:0 50", "default 100", &["8:0 default"]);
+        check("blkio.throttle.read_bps_device", "8:0 50", "", &["8:0 0"]);
+        check("net_prio.ifpriomap", "eth0 5", "lo 0\neth0 1", &["eth0 1"]);
+        check("rdma.max", "a hca_handle=1", "a hca_handle=max\nb hca_handle=2", &["a hca_handle=max"]);
+        check("cpu.max", "1000 2000", "max 100000", &["max 100000"]);
+        check("cpuset.cpus", "0", "", &[""]);
+        check("memory.oom_control", "1", "oom_kill_disable 0\nunder_oom 0\noom_kill 0", &["0"]);
+    }
+}
