@@ -199,29 +199,35 @@ fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<
 }
 
 /// The image's variables under those of files under those of flags. As containerd's: a name without a value takes back
-/// what files and flags said before it, and nothing of the image's; a line is taken as it is.
+/// what earlier files said, or all files if a flag does, and nothing of the image's; a line is taken as it is.
 fn environment(call: &Call, image: &ExecConfig) -> Result<Vec<String>> {
     let mut own = Vec::new();
     for path in call.values("env-file") {
         let text = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
-        text.lines().filter(|line| !line.starts_with('#')).for_each(|line| set(&mut own, line));
+        say(&mut own, text.lines().filter(|line| !line.starts_with('#')));
     }
-    call.values("env").iter().for_each(|entry| set(&mut own, entry));
+    say(&mut own, call.values("env").iter().map(|entry| &**entry));
     let mut env = if image.env.is_empty() { vec![PATH.to_owned()] } else { image.env.clone() };
     if call.is("tty") {
-        set(&mut env, "TERM=xterm");
+        say(&mut env, ["TERM=xterm"]);
     }
-    own.iter().for_each(|entry| set(&mut env, entry));
+    say(&mut env, own.iter().map(String::as_str));
     Ok(env)
 }
 
-fn set(env: &mut Vec<String>, entry: &str) {
-    let name = entry.split('=').next().unwrap_or_default();
-    let is_same = |other: &String| other.split('=').next() == Some(name);
-    env.retain(|other| !is_same(other));
-    if entry.contains('=') {
-        env.push(entry.to_owned());
+/// What is said at once takes the place of what was said before. It does not see itself: of one name said twice both stay.
+fn say<'a>(env: &mut Vec<String>, said: impl IntoIterator<Item = &'a str>) {
+    let before = env.len();
+    for entry in said {
+        let (name, has_value) = entry.split_once('=').map_or((entry, false), |(name, _)| (name, true));
+        let is_same = |other: &String| other.split('=').next() == Some(name);
+        let value = if has_value { entry } else { "" };
+        match env[..before].iter().rposition(is_same) {
+            Some(at) => value.clone_into(&mut env[at]),
+            None => env.push(value.to_owned()),
+        }
     }
+    env.retain(|entry| !entry.is_empty());
 }
 
 fn capabilities(call: &Call, is_privileged: bool) -> Result<Vec<String>> {
@@ -439,7 +445,7 @@ mod tests {
     use crate::ctr::{ROOT, command};
 
     #[test]
-    fn a_name_alone_takes_back_what_was_said_of_a_variable() {
+    fn a_name_alone_takes_back_what_was_said_before_of_a_variable() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         std::fs::write(&file, "# of=ours\nA=1\nB=2\nC= spaces \nB\nHOME\n\n").unwrap();
@@ -451,7 +457,8 @@ mod tests {
             panic!("a call")
         };
         let image = ExecConfig { env: vec!["PATH=/bin".into(), "OWN=image".into()], ..ExecConfig::default() };
-        assert_eq!(environment(&call, &image).unwrap(), ["PATH=/bin", "OWN=image", "C= spaces ", "D=4"]);
+        let expected = ["PATH=/bin", "OWN=image", "B=2", "C= spaces ", "D=4", "E=5"];
+        assert_eq!(environment(&call, &image).unwrap(), expected);
     }
 
     #[test]

@@ -409,19 +409,19 @@ async fn start_created(
     streams: Streams,
 ) -> Result<Stayed> {
     let waiting = wait(connection, id, "").await?;
-    let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
-    let started = client(connection).start(connection.request(request)?).await.answer();
+    let mut signals = (!detach).then(|| listen(terminal)).transpose()?;
+    let started = start_it(connection, (id, ""), signals.as_mut()).await;
     if let Err(error) = streams.unless_failed(started) {
         waiting.abort();
         // A task that did not start is of no use.
         let _ = delete_one(connection, id, "", false).await;
         return Err(error);
     }
-    if detach {
+    let Some(signals) = signals else {
         waiting.abort();
         return Ok(Stayed::NotSoFar(0));
-    }
-    attend(connection, (id, ""), terminal, streams, waiting).await
+    };
+    attend(connection, (id, ""), terminal, streams, waiting, signals).await
 }
 
 async fn exec(call: Call) -> Result<u8> {
@@ -460,18 +460,18 @@ async fn exec(call: Call) -> Result<u8> {
     let added = client(&connection).exec(connection.request(request)?).await.answer();
     streams.unless_failed(added)?;
     let waiting = wait(&connection, &id, &exec_id).await?;
-    let request = StartRequest { container_id: id.clone(), exec_id: exec_id.clone() };
-    let started = client(&connection).start(connection.request(request)?).await.answer();
+    let mut signals = (!detach).then(|| listen(terminal)).transpose()?;
+    let started = start_it(&connection, (&id, &exec_id), signals.as_mut()).await;
     if let Err(error) = streams.unless_failed(started) {
         waiting.abort();
         let _ = delete_one(&connection, &id, &exec_id, false).await;
         return Err(error);
     }
-    if detach {
+    let Some(signals) = signals else {
         waiting.abort();
         return Ok(0);
-    }
-    attend(&connection, (&id, &exec_id), terminal, streams, waiting).await.map(Stayed::code)
+    };
+    attend(&connection, (&id, &exec_id), terminal, streams, waiting, signals).await.map(Stayed::code)
 }
 
 /// The user that `USER[:GROUP]` is in a container that runs, by the files that it has by now.
@@ -542,6 +542,7 @@ async fn attend(
     terminal: bool,
     streams: Streams,
     mut waiting: Waiting,
+    mut signals: Signals,
 ) -> Result<Stayed> {
     let mut attached = match streams {
         Streams::Attached(attached) => Some(attached),
@@ -553,7 +554,6 @@ async fn attend(
     if terminal {
         resize(connection, id, exec_id).await;
     }
-    let mut signals = Signals::listen(if terminal { &TO_A_TERMINAL } else { &TO_PIPES })?;
     let mut window = signal(SignalKind::window_change()).context(|| "wait for signals")?;
     // Others may come to type into what another made.
     let ends_input = attached.as_ref().is_some_and(Attached::is_own);
@@ -629,6 +629,33 @@ async fn attend(
     Ok(Stayed::ToItsEnd(failed.unwrap_or_else(|| u8::try_from(code).unwrap_or(255))))
 }
 
+fn listen(terminal: bool) -> Result<Signals> {
+    Signals::listen(if terminal { &TO_A_TERMINAL } else { &TO_PIPES })
+}
+
+/// Starts a process. Signals for it are passed on from the first moment on: it may be ended while it does not come up.
+async fn start_it(
+    connection: &Connection,
+    (id, exec_id): (&str, &str),
+    signals: Option<&mut Signals>,
+) -> Result<()> {
+    let request = StartRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
+    let (mut client, request) = (client(connection), connection.request(request)?);
+    let starting = client.start(request);
+    let passing = async {
+        let Some(signals) = signals else { std::future::pending().await };
+        loop {
+            let signal = signals.next().await;
+            pass_on(connection, id, exec_id, signal).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        started = starting => started.answer().map(drop),
+        never = passing => never,
+    }
+}
+
 async fn pass_on(connection: &Connection, id: &str, exec_id: &str, signal: Signal) {
     let request = KillRequest {
         container_id: id.to_owned(),
@@ -664,7 +691,7 @@ async fn attach(call: Call) -> Result<u8> {
     let Process { stdin, stdout, stderr, terminal, .. } = process;
     let streams = Streams::Attached(Attached::join(api::engine::Streams { stdin, stdout, stderr }));
     let waiting = wait(&connection, &id, "").await?;
-    attend(&connection, (&id, ""), terminal, streams, waiting).await.map(Stayed::code)
+    attend(&connection, (&id, ""), terminal, streams, waiting, listen(terminal)?).await.map(Stayed::code)
 }
 
 async fn metrics(call: Call) -> Result<u8> {

@@ -176,7 +176,8 @@ fn variables_and_names_are_those_of_debians() {
     assert_eq!(env("ours"), env("debians"));
     assert!(env("ours").contains("C=4") && !env("ours").iter().any(|entry| entry.starts_with("OWN")));
 
-    let flags = ["--hostname", "named", "--cgroup", "/own/path", "--platform", "linux", &image];
+    let platform = types::Platform::host().to_string();
+    let flags = ["--hostname", "named", "--cgroup", "/own/path", "--platform", &platform, &image];
     daemon.own_ctr([&["containers", "create"][..], &flags, &["named", "true"]].concat()).ok();
     let spec = spec(&daemon, "named");
     assert_eq!(spec["hostname"], "named");

@@ -50,7 +50,7 @@ fn signals_are_for_the_process() {
     let _hierarchies = HIERARCHIES.read();
     let (daemon, image) = daemon();
     let script = "for signal in HUP INT QUIT TERM USR1 USR2; do trap 'exit 6' $signal; done
-        echo ready; while read word; do echo $word; done";
+        echo ready; while :; do sleep 0.1; done";
     let run = ["run", "--rm", "--runtime", OUR_RUNTIME, &image, "signalled", "sh", "-c", script];
     let exec = ["tasks", "exec", "--exec-id", "one", "beside", "sh", "-c", script];
     daemon.own_ctr(["run", "-d", "--runtime", OUR_RUNTIME, &image, "beside", "sleep", "1000"]).ok();
