@@ -5,7 +5,8 @@
 //! deletion_threshold deletions ──▶ schedule_delay ──┐
 //! fewer of them, at the next look ──────────────────┤
 //! mutation_threshold changes, at the next look ─────┼──▶ not before the pause after the last one ──▶ collect ─┐
-//! next expiry ──────────────────────────────────────┘                     whoever asks for it ──▶ collect ─┴─▶ reclaim
+//! next expiry ──────────────────────────────────────┤                     whoever asks for it ──▶ collect ─┴─▶ reclaim
+//! some time after one that failed ──────────────────┘
 //! ```
 //!
 //! Collecting takes files out of the way, which is quick, and is waited for. Deleting them is not: it goes on
@@ -26,6 +27,11 @@ use crate::telemetry::Times;
 
 /// How often deletions and changes are counted. Nothing else happens in an idle daemon, and rarely this.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long after a collection that failed there is another: twice as long after each that follows. What it was to collect
+/// is there still, and nothing else may happen that would be a reason.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// How long files are deleted at a time, before as long a pause.
 const RECLAIM_TURN: Duration = Duration::from_millis(20);
@@ -89,8 +95,9 @@ impl Trigger {
         known.into_iter().chain(noted).min()
     }
 
-    fn forget(&self) {
-        *self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Forgets the ends that were noted; gives back the earliest.
+    fn forget(&self) -> Option<Timestamp> {
+        self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -141,26 +148,32 @@ impl Collector {
     pub(crate) async fn run(self, rest: Rest) {
         self.pause(|config| config.startup_delay).await;
         let mut seen = self.metadata.mutations();
+        let (mut next_expiry, mut failed) = (None, 0);
         loop {
             let begun = Instant::now();
             // What is made from here on and seen by the mark is noted once too often, and never too seldom.
-            self.trigger.forget();
-            let collected = self.collect().await;
-            let (time, next_expiry) = match collected {
+            let noted = self.trigger.forget();
+            let (time, is_whole) = match self.collect().await {
                 // What removing took does not count: who waits longer for it has more to remove, and waits longer still.
                 Ok(collected) => {
                     self.figures.times().add(collected.looking);
-                    (collected.looking, collected.next_expiry)
+                    next_expiry = collected.next_expiry;
+                    (collected.looking, collected.failures.is_empty())
                 }
                 Err(error) => {
                     self.figures.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::error!("collect garbage: {}", error.chain());
-                    (begun.elapsed(), None)
+                    // What has ended already is for the retry, which does not come at once.
+                    let now = Timestamp::now();
+                    next_expiry = next_expiry.into_iter().chain(noted).filter(|expiry| *expiry > now).min();
+                    (begun.elapsed(), false)
                 }
             };
+            failed = if is_whole { 0 } else { failed + 1 };
+            let retry = (failed > 0).then(|| tokio::time::Instant::now() + back_off(failed));
             rest.disturb();
             self.pause(|config| time.div_f64(config.pause_threshold)).await;
-            self.wait(&mut seen, next_expiry).await;
+            self.wait(&mut seen, next_expiry, retry).await;
         }
     }
 
@@ -176,7 +189,12 @@ impl Collector {
     }
 
     /// Waits for a reason to collect.
-    async fn wait(&self, seen: &mut u64, next_expiry: Option<Timestamp>) {
+    async fn wait(
+        &self,
+        seen: &mut u64,
+        next_expiry: Option<Timestamp>,
+        retry: Option<tokio::time::Instant>,
+    ) {
         let mut look = tokio::time::Instant::now() + LOOK_INTERVAL;
         let mut changes = self.config.subscribe();
         loop {
@@ -194,6 +212,7 @@ impl Collector {
                     look += LOOK_INTERVAL;
                 }
                 () = tokio::time::sleep(left) => {}
+                () = tokio::time::sleep_until(retry.unwrap_or(look)), if retry.is_some() => break,
             }
             if deletions() >= self.config().deletion_threshold.max(1) {
                 self.pause(|config| config.schedule_delay).await;
@@ -249,6 +268,11 @@ impl Collector {
     }
 }
 
+/// How long to wait after so many collections, one or more, that failed one after another.
+fn back_off(failed: u32) -> Duration {
+    RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failed - 1)).min(RETRY_MAX)
+}
+
 /// Has work done in turns, with as long a pause after each, until it says that it is done. It asks after each small step
 /// whether to go on.
 async fn in_turns(work: impl Fn(&dyn Fn() -> bool) -> Result<bool> + Clone + Send + 'static) -> Result<()> {
@@ -267,10 +291,11 @@ async fn in_turns(work: impl Fn(&dyn Fn() -> bool) -> Result<bool> + Clone + Sen
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, HashSet};
 
     use content::LocalStore;
     use kv::Db;
+    use kv::testing::{Fault, Storage};
     use metadata::Options;
     use tokio::time;
     use types::{Labels, Namespace};
@@ -294,11 +319,22 @@ mod tests {
 
     impl Stage {
         fn new(config: config::Collector) -> Stage {
+            Stage::with(config, Storage::default(), |_| Ok(()))
+        }
+
+        /// One whose records are on this storage, and whose mounts are swept so.
+        fn with(
+            config: config::Collector,
+            storage: Storage,
+            sweep_mounts: impl Fn(&dyn Fn() -> Result<HashSet<u64>>) -> Result<()> + Send + Sync + 'static,
+        ) -> Stage {
             let dir = tempfile::tempdir().unwrap();
             let trigger = Trigger::default();
-            let db = Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+            let options = kv::Options { cache_bytes: 0, ..kv::Options::default() };
+            let db = Db::open_on(move || Ok(storage.clone()), options).unwrap();
             let content = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
-            let options = Options { notice: trigger.notices(), ..Options::default() };
+            let sweep_mounts = Box::new(sweep_mounts);
+            let options = Options { notice: trigger.notices(), sweep_mounts, ..Options::default() };
             let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
             let collector = Collector::new(metadata.clone(), trigger, config);
             tokio::spawn(collector.clone().run(Rest::default()));
@@ -310,6 +346,10 @@ mod tests {
             let stage = Stage::new(config);
             stage.collected(1, config.startup_delay + STEP).await.expect("it collects after the start");
             stage
+        }
+
+        fn failures(&self) -> u64 {
+            self.collector.figures.failures.load(Ordering::Relaxed)
         }
 
         fn change(&mut self) {
@@ -462,5 +502,45 @@ mod tests {
             let found = stage.collected(2, pause + SLACK).await.expect("it collects");
             assert!(found + SLACK >= pause, "{found:?} of {pause:?}");
         }
+    }
+
+    /// Nothing else happens: it is not a deletion, a change or an end that brings the next.
+    #[tokio::test(start_paused = true)]
+    async fn a_collection_that_leaves_something_is_tried_again_until_it_does_not() {
+        let broken = Arc::new(AtomicU64::new(3));
+        let left = Arc::clone(&broken);
+        let sweep = move |_: &dyn Fn() -> Result<HashSet<u64>>| {
+            let is_broken = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            is_broken.map_or(Ok(()), |_| Err(Error::internal("it is out of order")))
+        };
+        let stage = Stage::with(PROMPT, Storage::default(), sweep);
+        stage.collected(1, STEP).await.expect("it collects after the start");
+        for (collections, back_off) in [(2, SECOND), (3, 2 * SECOND), (4, 4 * SECOND)] {
+            let found = stage.collected(collections, back_off + SLACK).await.expect("it tries again");
+            assert!(found + SLACK >= back_off, "{found:?} of {back_off:?}");
+        }
+        assert_eq!(broken.load(Ordering::SeqCst), 0);
+        assert_eq!(stage.collected(5, 3 * LOOK_INTERVAL).await, None, "nothing is left to try again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_collection_that_fails_is_tried_again_and_less_and_less_often() {
+        let storage = Storage::default();
+        let stage =
+            Stage::with(config::Collector { startup_delay: SECOND, ..PROMPT }, storage.clone(), |_| Ok(()));
+        storage.fail(Fault::From(0));
+        assert_eq!(stage.collected(1, 10 * SECOND).await, None, "the records cannot be read");
+        // After one second, and 1, 2 and 4 more.
+        assert_eq!(stage.failures(), 4);
+        storage.heal();
+        stage.collected(1, 8 * SECOND).await.expect("it tries again");
+        assert_eq!(stage.collected(2, 3 * LOOK_INTERVAL).await, None, "there is no reason for another");
+        assert_eq!(stage.failures(), 4);
+    }
+
+    #[test]
+    fn the_time_before_a_retry_has_a_limit() {
+        assert_eq!([1, 2, 3].map(back_off), [SECOND, 2 * SECOND, 4 * SECOND]);
+        assert_eq!([20, u32::MAX].map(back_off), [RETRY_MAX; 2]);
     }
 }
