@@ -310,22 +310,31 @@ impl Tree {
 
     /// Directories of which no entry said how they look, those above first. Where the layer lies on others,
     /// theirs is how they should look.
-    pub fn implied(&self) -> Vec<Vec<u8>> {
-        let mut found = Vec::new();
-        let mut left = vec![(Vec::new(), ROOT)];
-        while let Some((path, id)) = left.pop() {
-            let Content::Directory(directory) = &self.inodes[id as usize].content else { continue };
-            for (name, child) in directory.names.iter(&self.text).rev() {
-                if self.is_directory(child) {
-                    let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                    left.push(([&path, separator, name].concat(), child));
-                }
+    ///
+    /// `ResourceExhausted` if their paths and the tree take more memory than a tree may: a few names on each other, and many
+    /// in the lowest, make paths without end.
+    pub fn implied(&self) -> Result<Vec<Vec<u8>>> {
+        let (mut found, mut memory) = (Vec::new(), self.memory);
+        // Of the directory at hand; each of those that are left has how much of it is the way to its parent.
+        let mut path = Vec::new();
+        let mut left: Vec<(usize, &[u8], Id)> = vec![(0, b"", ROOT)];
+        while let Some((way_len, name, id)) = left.pop() {
+            path.truncate(way_len);
+            if way_len > 0 {
+                path.push(b'/');
             }
+            path.extend_from_slice(name);
+            let Content::Directory(directory) = &self.inodes[id as usize].content else { continue };
+            let children = directory.names.iter(&self.text).rev();
+            let children = children.filter(|(_, child)| self.is_directory(*child));
+            left.extend(children.map(|(name, child)| (path.len(), name, child)));
             if directory.implied {
-                found.push(path);
+                memory += (size_of_val(&path) + path.len()) as u64;
+                check_memory(memory)?;
+                found.push(path.clone());
             }
         }
-        found
+        Ok(found)
     }
 
     /// Says how a directory that was implied looks. One that was not, or is not there, stays as it is.
@@ -438,13 +447,7 @@ impl Tree {
 
     pub(crate) fn account(&mut self, len: usize) -> Result<()> {
         self.memory += len as u64;
-        if self.memory > MEMORY_MAX {
-            return Err(Error::resource_exhausted(format!(
-                "its names, inodes and attributes take more than the {MEMORY_MAX} bytes of memory that those of a layer, \
-                 and of an image's layers together, may take: it needs fewer files"
-            )));
-        }
-        Ok(())
+        check_memory(self.memory)
     }
 
     /// The number of an attribute that an inode has.
@@ -635,6 +638,16 @@ impl Inode {
     }
 }
 
+fn check_memory(memory: u64) -> Result<()> {
+    if memory > MEMORY_MAX {
+        return Err(Error::resource_exhausted(format!(
+            "its names, inodes and attributes take more than the {MEMORY_MAX} bytes of memory that those of a layer, \
+             and of an image's layers together, may take: it needs fewer files"
+        )));
+    }
+    Ok(())
+}
+
 /// The names of a path as an entry writes it: `..` ends at the root, and takes away what stands before it.
 fn clean(path: &[u8]) -> Result<Vec<&[u8]>> {
     if path.len() > PATH_LEN_MAX {
@@ -662,7 +675,63 @@ fn device_number(major: u32, minor: u32) -> Result<u32> {
 
 #[cfg(test)]
 mod tests {
+    use types::ErrorKind;
+
     use super::*;
+
+    /// Directories in each other, and many next to each other in the lowest.
+    fn hostile(depth: usize, width: usize) -> Tree {
+        let mut tree = Tree::empty();
+        let mut lowest = ROOT;
+        for _ in 0..depth {
+            lowest = tree.make_directory(lowest, &[b'd'; NAME_LEN_MAX], None).unwrap();
+        }
+        for name in 0..width {
+            let name = format!("{name:06}");
+            tree.make_directory(lowest, name.as_bytes(), None).unwrap();
+        }
+        tree
+    }
+
+    #[test]
+    fn paths_of_implied_directories_count_as_memory() {
+        let (depth, width) = (15, 1000);
+        let mut tree = hostile(depth, width);
+        let paths = tree.implied().unwrap();
+        assert_eq!(paths.len(), 1 + depth + width);
+        assert!(paths.is_sorted(), "as a walk by name comes to them");
+        let text: usize = paths.iter().map(Vec::len).sum();
+        assert!(text > 3_800 * width, "{text}");
+        for (left, fits) in [(text / 2, false), (text + 24 * paths.len(), true)] {
+            tree.memory = MEMORY_MAX - left as u64;
+            let found = tree.implied();
+            assert_eq!(found.is_ok(), fits, "{left} of {text}");
+            assert!(found.is_ok_and(|again| again == paths) == fits);
+        }
+        tree.memory = MEMORY_MAX;
+        assert_eq!(tree.implied().unwrap_err().kind(), ErrorKind::ResourceExhausted);
+    }
+
+    /// A thousand directories that are a megabyte of names down would be a gigabyte, each with its path.
+    #[test]
+    fn directories_that_are_passed_take_no_paths() {
+        let mut tree = hostile(4000, 1000);
+        for inode in &mut tree.inodes {
+            if let Content::Directory(directory) = &mut inode.content {
+                directory.implied = false;
+            }
+        }
+        // The most that this program ever had, in KiB (proc(5)).
+        let most = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
+        };
+        let before = most();
+        assert!(tree.implied().unwrap().is_empty());
+        let grown = most() - before;
+        assert!(grown < 200 << 10, "{grown} KiB");
+    }
 
     /// A tree is in memory as a whole, and what it takes is nearly all this and names.
     #[test]

@@ -210,7 +210,7 @@ fn check(archive: &[u8]) -> bool {
 
     mount_all(&[recipe(&image, &[&data])], &mounted).unwrap();
     let unsaid: Vec<PathBuf> =
-        stored.tree.implied().iter().map(|path| PathBuf::from(OsStr::from_bytes(path))).collect();
+        stored.tree.implied().unwrap().iter().map(|path| PathBuf::from(OsStr::from_bytes(path))).collect();
     // Unpacking is always into a root that is there.
     let below_root: Vec<&PathBuf> = unsaid.iter().filter(|path| **path != PathBuf::new()).collect();
     assert_eq!(applied.implied.iter().collect::<Vec<_>>(), below_root);
@@ -749,7 +749,9 @@ fn check_stack(layers: &[Vec<Operation>]) {
             return;
         }
         let stored = store(&archive[..], Limits::default(), &fs::File::create(data).unwrap(), None).unwrap();
-        unsaid.extend(stored.tree.implied().into_iter().map(|path| PathBuf::from(OsStr::from_bytes(&path))));
+        unsaid.extend(
+            stored.tree.implied().unwrap().into_iter().map(|path| PathBuf::from(OsStr::from_bytes(&path))),
+        );
         archives.push(archive);
     }
     let image = |name: &str, from: Range<usize>, ground: Ground| {

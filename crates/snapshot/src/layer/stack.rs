@@ -49,7 +49,7 @@ pub(super) fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
 
 /// Gives directories that no entry of the layers names the looks that they have below.
 fn dress(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
-    let implied = tree.implied();
+    let implied = tree.implied()?;
     if implied.is_empty() {
         return Ok(());
     }
