@@ -28,7 +28,10 @@ impl Native {
             match chain.parents.first() {
                 // A view needs no copy of its own: nobody writes to it.
                 Some(nearest) if kind == Kind::Active => {
-                    linux::tree::copy(&self.records.directory(*nearest), directory).context(what)
+                    // Its record is waited for, and must not outlive a part of the copy.
+                    let barrier = self.records.barrier()?;
+                    linux::tree::copy(&self.records.directory(*nearest), directory).context(what)?;
+                    barrier.wait()
                 }
                 _ => fs::create_dir(directory).context(what),
             }
@@ -58,7 +61,15 @@ impl Snapshotter for Native {
     }
 
     fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
-        Ok(self.recipe(&self.records.chain(key)?))
+        let chain = self.records.chain(key)?;
+        let directory = self.records.directory(chain.id);
+        // Nobody waits for the disk to have the empty directory of a new snapshot, as its record is waited for. Where the power
+        // went before, nothing that was written to it is on disk either.
+        if chain.parents.is_empty() && !directory.exists() {
+            tracing::warn!(snapshot = key, "its directory is not there: it is made anew, empty");
+            fs::create_dir(&directory).context(|| format!("make {}", directory.display()))?;
+        }
+        Ok(self.recipe(&chain))
     }
 
     fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {

@@ -228,6 +228,24 @@ fn a_snapshot_whose_directories_the_power_took_is_as_it_was_made() {
     assert!(!base.exists());
 }
 
+/// What a copy held is not made up.
+#[test]
+fn an_empty_copy_that_the_power_took_is_made_anew() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let snapshotter = open_native(dir.path());
+    snapshotter.prepare("base", None, Default::default()).unwrap();
+    snapshotter.commit("done", "base", Default::default()).unwrap();
+    snapshotter.prepare("empty", None, Default::default()).unwrap();
+    snapshotter.view("nothing", None, Default::default()).unwrap();
+    snapshotter.prepare("copy", Some("done"), Default::default()).unwrap();
+    for (key, id, comes_back) in [("empty", 2, true), ("nothing", 3, true), ("copy", 4, false)] {
+        let directory = dir.path().join(format!("native/{id}"));
+        fs::remove_dir(&directory).unwrap();
+        snapshotter.mounts(key).unwrap();
+        assert_eq!(directory.is_dir(), comes_back, "{key}");
+    }
+}
+
 /// Or deletion would fall behind, and the further the slower it is.
 #[test]
 fn what_a_turn_of_deletion_costs_is_not_up_to_how_much_there_is() {
