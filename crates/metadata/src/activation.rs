@@ -257,17 +257,19 @@ impl Activations {
     /// taken down by the next collection if not by the caller.
     pub fn remove(&self, name: &str) -> Result<Activation> {
         let namespace = &self.caller.namespace;
-        self.store.0.change(|change| {
+        let removed = self.store.0.change(|change| {
             let Record { activation, lease, .. } = self.find(change.tx, name)?;
             ACTIVATIONS.delete(change.tx, (namespace, name))?;
             if let Some(lease) = lease {
                 let resource = Resource::Mount(name.to_owned());
                 LEASE_RESOURCES.delete(change.tx, (namespace, &lease, resource.kind(), resource.id()))?;
             }
-            self.store.0.gc.orphan_mounts();
             change.free();
             Ok(activation)
-        })
+        })?;
+        // A sweep before the commit would find it recorded still.
+        self.store.0.gc.orphan_mounts();
+        Ok(removed)
     }
 
     fn put(&self, change: &mut Change<'_, '_>, record: &Record) -> Result<()> {

@@ -95,7 +95,12 @@ pub(crate) struct IngestRecord {
 
 impl IngestRecord {
     pub(crate) fn references(&self) -> Vec<Node> {
-        self.expected.iter().cloned().map(Node::Content).collect()
+        self.ground().into_iter().collect()
+    }
+
+    /// What a flat lease keeps with it.
+    pub(crate) fn ground(&self) -> Option<Node> {
+        self.expected.clone().map(Node::Content)
     }
 }
 
@@ -450,9 +455,24 @@ impl Content {
     }
 
     /// Takes an ingest that is another's from the caller's lease.
+    ///
+    /// That one may have the same lease, which does not tell the two apart: an ingest that a lease holds is kept as one
+    /// without from here on, so that its writer does not lose it.
     fn leave_ingest(&self, reference: &IngestRef) -> Result<()> {
+        if self.caller.lease.is_none() {
+            return Ok(());
+        }
         self.store.0.change_relaxed(|change| {
-            lease::remove(change, &self.caller, &Resource::Ingest(reference.clone()))
+            lease::remove(change, &self.caller, &Resource::Ingest(reference.clone()))?;
+            let Some(record) = INGESTS.get(change.tx, (self.namespace(), reference))? else { return Ok(()) };
+            if record.expires.is_none() {
+                let expires = Some(change.now.plus(INGEST_LIFE));
+                let record = IngestRecord { expires, ..record };
+                INGESTS.put(change.tx, (self.namespace(), reference), &record)?;
+                change.expires(expires);
+                change.touch(self.namespace(), Node::Ingest(reference.clone()));
+            }
+            Ok(())
         })
     }
 

@@ -13,7 +13,7 @@ use types::{
 use crate::event::Event;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
-use crate::lease::Resource;
+use crate::lease::{self, Resource};
 use crate::mask;
 use crate::store::{Caller, Change, Metadata, Ready};
 
@@ -105,8 +105,13 @@ impl<'a> StoredImage<'a> {
 impl Record {
     pub(crate) fn references(&self) -> Vec<Node> {
         let mut nodes = gc_label::references(&self.labels);
-        nodes.push(Node::Content(self.target.digest.clone()));
+        nodes.push(self.ground());
         nodes
+    }
+
+    /// What a flat lease keeps with it.
+    pub(crate) fn ground(&self) -> Node {
+        Node::Content(self.target.digest.clone())
     }
 
     fn named(self, name: String) -> Image {
@@ -228,8 +233,7 @@ impl Images {
         if IMAGES.contains(change.tx, (namespace, &image.name))? {
             return Err(taken(&image.name));
         }
-        let expires = image.labels.contains_key(gc_label::EXPIRE);
-        change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))?;
+        self.admit(change, &image)?;
         let (created, updated) = times.unwrap_or(both(change.now));
         let image = self.put(change.tx, Image { created, updated, ..image })?;
         change.expires(gc_label::expiry(&image.labels));
@@ -242,7 +246,7 @@ impl Images {
 
     /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `target`, `annotations`,
     /// `annotations.<key>`), or all without paths; another target, if the gate lets it in. Gives back the image
-    /// as it is then.
+    /// as it is then. One that expires joins the caller's lease.
     pub fn update(
         &self,
         update: &Image,
@@ -281,6 +285,7 @@ impl Images {
         }
         let updated = source_date_epoch.unwrap_or(change.now);
         let image = checked(Image { created: current.created, updated, ..image })?;
+        self.admit(change, &image)?;
         let image = self.put(change.tx, image)?;
         change.expires(gc_label::expiry(&image.labels));
         if image.target.digest != current.target.digest {
@@ -316,9 +321,16 @@ impl Images {
             )));
         }
         IMAGES.delete(change.tx, (namespace, name))?;
+        lease::remove(change, &self.caller, &Resource::Image(name.to_owned()))?;
         change.free();
         change.emit(namespace, Event::ImageDeleted { name: name.to_owned() });
         Ok(())
+    }
+
+    /// Only an image that expires needs the caller's lease.
+    fn admit(&self, change: &mut Change<'_, '_>, image: &Image) -> Result<()> {
+        let expires = image.labels.contains_key(gc_label::EXPIRE);
+        change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))
     }
 
     fn find(&self, tx: &impl Read, name: &str) -> Result<Image> {

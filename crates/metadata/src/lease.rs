@@ -261,8 +261,8 @@ impl Leases {
 
     /// Makes a lease. `AlreadyExists` if the id is taken.
     ///
-    /// With label `containerd.io/gc.expire` it ends at that time; with `containerd.io/gc.flat` it
-    /// holds its resources but not what they refer to.
+    /// With label `containerd.io/gc.expire` it ends at that time; with `containerd.io/gc.flat` it holds its resources with
+    /// targets of images and parents of snapshots, but not what their labels refer to.
     pub fn create(&self, id: &LeaseId, labels: Labels) -> Result<Lease> {
         self.ready_create(id.clone(), labels)?.make_on_disk(self.on_disk)
     }

@@ -101,7 +101,7 @@ impl Namespaces {
     /// Deletes a namespace with its leases, sandbox records, activations of mounts and ingests. `FailedPrecondition` while
     /// it has images, blobs, containers or snapshots.
     pub fn delete(&self, namespace: &Namespace) -> Result<()> {
-        let ingests = self.store.0.change(|change| {
+        let (has_mounts, ingests) = self.store.0.change(|change| {
             if !NAMESPACES.contains(change.tx, namespace)? {
                 return Err(not_found(namespace));
             }
@@ -114,15 +114,16 @@ impl Namespaces {
             }
             lease::delete_all(change, namespace)?;
             sandbox::delete_all(change, namespace)?;
-            if activation::delete_all(change, namespace)? {
-                self.store.0.gc.orphan_mounts();
-            }
+            let has_mounts = activation::delete_all(change, namespace)?;
             let ingests = content::delete_all_ingests(change, namespace)?;
             NAMESPACES.delete(change.tx, namespace)?;
             change.free();
             change.emit(namespace, Event::NamespaceDeleted);
-            Ok(ingests)
+            Ok((has_mounts, ingests))
         })?;
+        if has_mounts {
+            self.store.0.gc.orphan_mounts();
+        }
         ingests.into_iter().for_each(|backend| self.store.0.gc.orphan_ingest(backend));
         Ok(())
     }

@@ -61,10 +61,13 @@ pub(crate) struct Record {
 impl Record {
     pub(crate) fn references(&self, snapshotter: &str) -> Vec<Node> {
         let mut nodes = gc_label::references(&self.labels);
-        if !self.parent.is_empty() {
-            nodes.push(Node::Snapshot(snapshotter.to_owned(), self.parent.clone()));
-        }
+        nodes.extend(self.ground(snapshotter));
         nodes
+    }
+
+    /// What a flat lease keeps with it.
+    pub(crate) fn ground(&self, snapshotter: &str) -> Option<Node> {
+        (!self.parent.is_empty()).then(|| Node::Snapshot(snapshotter.to_owned(), self.parent.clone()))
     }
 
     fn named(self, key: String) -> Snapshot {
@@ -282,8 +285,8 @@ impl Snapshots {
 
     /// Makes an active snapshot on `parent`, a committed one, and gives back its mounts.
     ///
-    /// `AlreadyExists` if the key is taken, or if the snapshot that `containerd.io/snapshot.ref`
-    /// names is there.
+    /// `AlreadyExists` if the key is taken, or if the snapshot that `containerd.io/snapshot.ref` names is there: what has
+    /// the name joins the caller's lease.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
         self.create(key, parent, labels, Kind::Active, self.caller.on_disk)
     }
@@ -310,7 +313,7 @@ impl Snapshots {
             return Err(Error::invalid_argument("snapshot name must not be empty"));
         }
         // Before the key is looked for: whoever commits once more, not knowing of an answer, has no key any more.
-        self.refuse_committed(name)?;
+        self.refuse_joining(name)?;
         let active = self.store.0.read(|tx| self.find(tx, key))?;
         let parent = match parent.filter(|parent| !parent.is_empty()) {
             Some(parent) if !active.parent.is_empty() && active.parent != parent => {
@@ -432,7 +435,7 @@ impl Snapshots {
         if let Some(target) = labels.get(TARGET) {
             self.refuse_target(target)?;
         }
-        self.refuse_taken(key)?;
+        self.refuse_joining(key)?;
         let parent_below = if parent.is_empty() { None } else { Some(self.backend_of(parent)?) };
 
         let backend = self.new_backend_key(key)?;
@@ -455,7 +458,9 @@ impl Snapshots {
         };
         let recorded = self.store.0.change_on_disk(on_disk, |change| {
             self.require_parent(change.tx, parent)?;
-            self.admit_new(change, key, &record(change.now))?;
+            if !self.admit_new(change, key, &record(change.now))? {
+                return Ok(false);
+            }
             if kind == Kind::Active {
                 let event = Event::SnapshotPrepared {
                     snapshotter: self.snapshotter.clone(),
@@ -464,12 +469,12 @@ impl Snapshots {
                 };
                 change.emit(self.namespace(), event);
             }
-            Ok(())
+            Ok(true)
         });
-        if recorded.is_err() {
+        if !matches!(recorded, Ok(true)) {
             self.store.0.gc.orphan_snapshot(&self.snapshotter);
         }
-        recorded.map(|()| mounts)
+        if recorded? { Ok(mounts) } else { Err(self.refusal(already_exists(key))) }
     }
 
     fn create_below(
@@ -485,7 +490,7 @@ impl Snapshots {
         }
     }
 
-    /// Records the committed snapshot that the snapshotter has made by itself for `target`.
+    /// Records the committed snapshot that the snapshotter has made by itself for `target`, unless another was quicker.
     fn adopt(&self, target: &str, parent: &str, parent_below: Option<&str>, labels: &Labels) -> Result<()> {
         let found = self.backend.list()?.into_iter().find(|snapshot| {
             snapshot.kind == Kind::Committed
@@ -507,16 +512,17 @@ impl Snapshots {
                 created: change.now,
                 updated: change.now,
             };
-            self.admit_new(change, target, &record)
+            self.admit_new(change, target, &record).map(drop)
         })
     }
 
-    fn admit_new(&self, change: &mut Change<'_, '_>, key: &str, record: &Record) -> Result<()> {
-        if SNAPSHOTS.contains(change.tx, self.key(key))? {
-            return Err(already_exists(key));
+    /// Records a snapshot, in the caller's lease. Not done, and false, if its name is taken: what has it joins the lease.
+    fn admit_new(&self, change: &mut Change<'_, '_>, key: &str, record: &Record) -> Result<bool> {
+        if self.join_lease_in(change, key)? {
+            return Ok(false);
         }
         change.admit(&self.caller, Some(self.resource(key)))?;
-        self.put(change, key, record)
+        self.put(change, key, record).map(|()| true)
     }
 
     fn put(&self, change: &mut Change<'_, '_>, key: &str, record: &Record) -> Result<()> {
@@ -568,7 +574,7 @@ impl Snapshots {
     }
 
     /// As [`Snapshots::refuse_taken`], but what has the name joins the caller's lease.
-    fn refuse_committed(&self, name: &str) -> Result<()> {
+    fn refuse_joining(&self, name: &str) -> Result<()> {
         match self.refuse_taken(name) {
             // Unless a collection took it just now.
             Err(error) if error.is(ErrorKind::AlreadyExists) && !self.join_lease(name)? => Ok(()),

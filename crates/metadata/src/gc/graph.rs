@@ -5,7 +5,8 @@
 //!              mounts in the making
 //! edges        image ▶ target · object ▶ what its gc.ref labels name · snapshot ▶ parent · container ▶ snapshot
 //!              ingest ▶ expected blob · lease ▶ resources · object named by a gc.bref label ▶ its bearer
-//! flat roots   what flat leases list: kept, but their edges do not count
+//! flat roots   what flat leases list: kept, with the one each stands on, but their other edges do not count
+//! stands on    image ▶ target · snapshot ▶ parent · ingest ▶ expected blob
 //! dead         there, and neither root nor reached
 //! ```
 
@@ -53,6 +54,8 @@ struct Object {
     there: bool,
     /// The last of its edges that was said, by its place among all.
     last_edge: Option<u32>,
+    /// What it is nothing without.
+    ground: Option<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -77,6 +80,12 @@ impl Graph {
         self.edges.push(Edge { to, before });
     }
 
+    /// Says that of those that `node` keeps, it stands on `ground`: where it is kept flat, that one is too.
+    pub fn stands_on(&mut self, node: &Node, ground: &Node) {
+        let (node, ground) = (self.number(node), self.number(ground));
+        self.objects[node as usize].ground = Some(ground);
+    }
+
     pub fn root(&mut self, node: &Node) {
         let number = self.number(node);
         self.roots.push(number);
@@ -91,8 +100,12 @@ impl Graph {
         let mut live = Live(vec![Mark::Dead; self.names.len()]);
         self.reach(&mut live, self.roots.clone());
         for number in &self.flat_roots {
-            let mark = &mut live.0[*number as usize];
-            *mark = (*mark).max(Mark::Kept);
+            let mut next = Some(*number);
+            // Below one that is kept already, all is.
+            while let Some(number) = next.filter(|number| live.0[*number as usize] == Mark::Dead) {
+                live.0[number as usize] = Mark::Kept;
+                next = self.objects[number as usize].ground;
+            }
         }
         live
     }
@@ -166,10 +179,10 @@ impl Graph {
 /// Which objects of a graph are kept.
 pub struct Live(Vec<Mark>);
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Mark {
     Dead,
-    /// Kept alone.
+    /// Kept with what it stands on.
     Kept,
     /// Kept with all it refers to.
     Reached,

@@ -10,7 +10,7 @@
 //! | `containerd.io/gc.ref.stream[.x or /x]` | anything | keeps the stream of this name open, when its lease is over |
 //! | `containerd.io/gc.bref.{container,content,image}[.x or /x]`, `….snapshot.<snapshotter>[/x]` | content, snapshots, images, mounts | is kept by that object |
 //! | `containerd.io/gc.expire` | leases, images, content, snapshots, mounts | RFC 3339; until then it is a root, afterwards it is not |
-//! | `containerd.io/gc.flat` | leases | keeps what it lists, not what that refers to |
+//! | `containerd.io/gc.flat` | leases | keeps what it lists with targets and parents, not what labels of that refer to |
 //! | `containerd.io/gc.cond.…` | content, images, snapshots | see [`super::condition`] |
 
 use types::{ContainerId, Digest, Labels, Timestamp};

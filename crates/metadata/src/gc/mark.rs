@@ -94,6 +94,7 @@ impl Builder {
         IMAGES.scan(tx, (namespace,), |(_, name), record| {
             let node = Node::Image(name);
             self.add(&node, &record.references());
+            self.add_ground(&node, Some(record.ground()));
             self.add_back_references(&node, &record.labels);
             self.add_conditions(&node, &record.labels);
             if !self.is_over(label::expiry(&record.labels)) {
@@ -124,6 +125,7 @@ impl Builder {
         INGESTS.scan(tx, (namespace,), |(_, reference), record| {
             let node = Node::Ingest(reference);
             self.add(&node, &record.references());
+            self.add_ground(&node, record.ground());
             if record.expires.is_some() && !self.is_over(record.expires) {
                 self.graph.root(&node);
             }
@@ -136,8 +138,9 @@ impl Builder {
             NEXT
         })?;
         SNAPSHOTS.scan(tx, (namespace,), |(_, snapshotter, key), record| {
-            let references = record.references(&snapshotter);
+            let (references, ground) = (record.references(&snapshotter), record.ground(&snapshotter));
             let node = Node::Snapshot(snapshotter, key);
+            self.add_ground(&node, ground);
             if let Some(used) = condition::used_at(&record.labels) {
                 self.used.insert(node.clone(), used);
             }
@@ -197,6 +200,12 @@ impl Builder {
         self.graph.add(node);
         for reference in references {
             self.graph.edge(node, reference);
+        }
+    }
+
+    fn add_ground(&mut self, node: &Node, ground: Option<Node>) {
+        if let Some(ground) = ground {
+            self.graph.stands_on(node, &ground);
         }
     }
 
@@ -272,6 +281,21 @@ fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<V
     })
 }
 
+/// What the record of a node stands on, if it is there and stands on anything.
+fn current_ground(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<Option<Node>> {
+    Ok(match node {
+        Node::Snapshot(snapshotter, key) => {
+            let record = SNAPSHOTS.get(tx, (namespace, snapshotter.as_str(), key.as_str()))?;
+            record.and_then(|record| record.ground(snapshotter))
+        }
+        Node::Image(name) => IMAGES.get(tx, (namespace, name))?.map(|record| record.ground()),
+        Node::Ingest(reference) => {
+            INGESTS.get(tx, (namespace, reference))?.and_then(|record| record.ground())
+        }
+        _ => None,
+    })
+}
+
 /// Whatever leases of a namespace that are in use keep, directly or by what refers to it.
 pub(crate) fn leased(store: &Inner, tx: &impl Read, namespace: &Namespace) -> Result<HashSet<Node>> {
     let (mut held, mut flat) = (HashSet::new(), HashSet::new());
@@ -281,7 +305,13 @@ pub(crate) fn leased(store: &Inner, tx: &impl Read, namespace: &Namespace) -> Re
             continue;
         }
         if record.labels.contains_key(label::FLAT) {
-            flat.extend(lease::resources(tx, namespace, &id)?.iter().map(lease::Resource::node));
+            for resource in lease::resources(tx, namespace, &id)? {
+                let mut next = Some(resource.node());
+                while let Some(node) = next.filter(|node| !flat.contains(node)) {
+                    next = current_ground(tx, namespace, &node)?;
+                    flat.insert(node);
+                }
+            }
         } else {
             pending.push(Node::Lease(id));
         }

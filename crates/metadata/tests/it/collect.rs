@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use content::{Expected, Store as _};
 use kv::testing::{Fault, Storage};
 use metadata::{Caller, Container, Event, Notice, Resource, Runtime, Sandbox};
-use types::{Digest, Filters, LeaseId, Namespace, Opaque, Timestamp};
+use types::{Digest, ErrorKind, Filters, LeaseId, Namespace, Opaque, Timestamp};
 
-use crate::fixture::{Fixture, caller, default, image, labels, paths};
+use crate::fixture::{Fixture, caller, default, image, kind, labels, paths};
 
 const ROOT: (&str, &str) = ("containerd.io/gc.root", "yes");
 
@@ -188,6 +188,33 @@ fn a_flat_lease_keeps_only_what_it_lists() {
     assert!(!fixture.has_blob(&inner) && fixture.has_blob(&outer));
 }
 
+/// A snapshot is nothing without its parents, nor an image without its target. Their labels do not count.
+#[test]
+fn a_flat_lease_keeps_what_its_snapshots_and_images_stand_on() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("flat", labels(&[("containerd.io/gc.flat", "yes")]));
+    let named = fixture.blob(&caller(), "named", labels(&[]));
+    let names = labels(&[("containerd.io/gc.ref.content", &named.to_string())]);
+    let own = fixture.store.snapshots(default(), "remembering").unwrap();
+    own.prepare("a", None, labels(&[])).unwrap();
+    own.commit("base", "a", names.clone(), None).unwrap();
+    own.prepare("b", Some("base"), labels(&[])).unwrap();
+    own.commit("middle", "b", names.clone(), None).unwrap();
+    let holding = fixture.store.snapshots(&leased, "remembering").unwrap();
+    holding.prepare("top", Some("middle"), names.clone()).unwrap();
+
+    let target = fixture.blob(&caller(), "target", names.clone());
+    let expired = ("containerd.io/gc.expire".to_owned(), fixture.in_seconds(60));
+    fixture.image(&leased, "redis", &target, names.into_iter().chain([expired]).collect());
+    fixture.pass(Duration::from_secs(61));
+    assert_eq!(fixture.store.leases(default()).content().unwrap(), [target.clone()].into());
+
+    fixture.store.collect().unwrap();
+    assert!(["base", "middle", "top"].iter().all(|key| fixture.has_snapshot(key)));
+    fixture.store.images(default()).get("redis").unwrap();
+    assert!(fixture.has_blob(&target) && !fixture.has_blob(&named));
+}
+
 #[test]
 fn roots_and_expiring_objects_stay_until_their_time() {
     let fixture = Fixture::new();
@@ -234,6 +261,36 @@ fn an_expired_image_lives_while_something_names_it() {
     fixture.store.leases(default()).delete(&"l".parse().unwrap()).unwrap();
     assert_eq!(fixture.store.collect().unwrap().images, 1);
     assert!(!fixture.has_blob(&target));
+}
+
+#[test]
+fn an_image_that_comes_to_expire_joins_the_lease_until_it_is_deleted() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("l", labels(&[]));
+    let target = fixture.blob(&caller(), "target", labels(&[]));
+    let images = fixture.store.images(&leased);
+    let held = || fixture.store.leases(default()).resources(leased.lease.as_ref().unwrap()).unwrap();
+    let mut redis = fixture.image(&leased, "redis", &target, labels(&[]));
+    images.update(&redis, &paths(&["labels"]), None).unwrap();
+    assert!(held().is_empty(), "it stays without");
+    redis.labels = labels(&[("containerd.io/gc.expire", &fixture.in_seconds(60))]);
+    images.update(&redis, &paths(&["labels"]), None).unwrap();
+    assert_eq!(held(), [Resource::Image("redis".to_owned())]);
+    fixture.pass(Duration::from_secs(61));
+    fixture.store.collect().unwrap();
+    images.get("redis").expect("the lease keeps it");
+
+    images.delete("redis", None).unwrap();
+    assert!(held().is_empty());
+    // Another by its name is not kept for its sake.
+    fixture.image(
+        &caller(),
+        "redis",
+        &target,
+        labels(&[("containerd.io/gc.expire", &fixture.in_seconds(0))]),
+    );
+    fixture.store.collect().unwrap();
+    assert_eq!(kind(images.get("redis")), ErrorKind::NotFound);
 }
 
 #[test]

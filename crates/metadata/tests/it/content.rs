@@ -274,6 +274,29 @@ fn what_is_dropped_with_a_lease_is_not_what_another_writes() {
     assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
 }
 
+/// A lease does not say which of its users holds what.
+#[test]
+fn who_leaves_an_ingest_does_not_take_it_from_a_writer_with_the_same_lease() {
+    let fixture = Fixture::new();
+    let content = fixture.store.content(fixture.lease("l", labels(&[])));
+    let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    writer.write(b"hel").unwrap();
+    content.abort_unwritten(&reference("r")).unwrap();
+    fixture.store.collect().unwrap();
+    writer.write(b"lo").unwrap();
+    writer.commit(Expected::default(), labels(&[])).unwrap();
+    assert!(fixture.has_blob(&Digest::of(b"hello")));
+
+    // One that is never finished is not kept for ever.
+    drop(content.begin(&reference("r"), Expected::default()).unwrap());
+    let writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    content.abort_unwritten(&reference("r")).unwrap();
+    drop(writer);
+    fixture.pass(Duration::from_secs(25 * 60 * 60));
+    fixture.store.collect().unwrap();
+    assert_eq!(kind(content.status(&reference("r"))), ErrorKind::NotFound);
+}
+
 #[test]
 fn what_a_commit_that_is_refused_has_stored_is_swept() {
     let fixture = Fixture::new();

@@ -320,6 +320,7 @@ impl Snapshotter for Remembering {
     }
 
     fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.works("prepare")?;
         let target = labels.get("containerd.io/snapshot.ref").cloned();
         if let Some(target) = target.filter(|target| self.remote.lock().unwrap().contains(target)) {
             self.add(&format!("remote/{target}"), parent, Kind::Committed, labels)?;

@@ -17,6 +17,8 @@ struct Case {
     edges: BTreeSet<(usize, usize)>,
     roots: BTreeSet<usize>,
     flat_roots: BTreeSet<usize>,
+    /// Each stands on the first of those that it keeps.
+    standing: BTreeSet<usize>,
     revived: BTreeSet<usize>,
 }
 
@@ -24,13 +26,16 @@ fn case() -> impl Strategy<Value = Case> {
     let number = 0..NODES;
     let set = |len| proptest::collection::btree_set(number.clone(), 0..len);
     let edges = proptest::collection::btree_set((number.clone(), number.clone()), 0..24);
-    (set(NODES), edges, set(3), set(3), set(3)).prop_map(|(there, edges, roots, flat_roots, revived)| Case {
-        there,
-        edges,
-        roots,
-        flat_roots,
-        revived,
-    })
+    (set(NODES), edges, set(3), set(3), set(NODES), set(3)).prop_map(
+        |(there, edges, roots, flat_roots, standing, revived)| Case {
+            there,
+            edges,
+            roots,
+            flat_roots,
+            standing,
+            revived,
+        },
+    )
 }
 
 /// Everything that the seeds reach, by going over all edges until nothing changes.
@@ -55,6 +60,10 @@ proptest! {
         case.edges.iter().for_each(|(from, to)| graph.edge(&node(*from), &node(*to)));
         case.roots.iter().for_each(|number| graph.root(&node(*number)));
         case.flat_roots.iter().for_each(|number| graph.flat_root(&node(*number)));
+        let ground = |from: &usize| case.edges.range((*from, 0)..(from + 1, 0)).next().copied();
+        let grounds: BTreeSet<_> = case.standing.iter().filter_map(ground).collect();
+        grounds.iter().for_each(|(from, to)| graph.stands_on(&node(*from), &node(*to)));
+        let flat = closure(&case.flat_roots, &grounds);
 
         let mut live = graph.mark();
         let dead = |kept: &BTreeSet<usize>| -> BTreeSet<Node> {
@@ -62,7 +71,7 @@ proptest! {
             dead.map(|number| node(*number)).collect()
         };
         let reached = closure(&case.roots, &case.edges);
-        let kept = &reached | &case.flat_roots;
+        let kept = &reached | &flat;
         prop_assert_eq!(graph.dead(&live).into_iter().collect::<BTreeSet<_>>(), dead(&kept));
 
         // Who is removed in this order never takes from one that is left, but where they keep each other.
@@ -78,7 +87,7 @@ proptest! {
         for number in &case.revived {
             graph.revive(&mut live, &node(*number));
         }
-        let kept = &closure(&(&case.roots | &case.revived), &case.edges) | &case.flat_roots;
+        let kept = &closure(&(&case.roots | &case.revived), &case.edges) | &flat;
         prop_assert_eq!(graph.dead(&live).into_iter().collect::<BTreeSet<_>>(), dead(&kept));
     }
 }

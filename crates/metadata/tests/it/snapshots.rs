@@ -176,6 +176,49 @@ fn what_has_the_name_of_a_commit_already_joins_the_lease() {
     assert!(fixture.has_snapshot("base"));
 }
 
+#[test]
+fn what_has_a_key_already_joins_the_lease() {
+    let fixture = Fixture::new();
+    let own = fixture.store.snapshots(default(), "remembering").unwrap();
+    let leased = fixture.lease("l", labels(&[]));
+    let late = fixture.store.snapshots(&leased, "remembering").unwrap();
+    own.prepare("a", None, labels(&[])).unwrap();
+    own.prepare("b", None, labels(&[])).unwrap();
+    assert_eq!(kind(late.prepare("a", None, labels(&[]))), ErrorKind::AlreadyExists);
+    assert_eq!(kind(late.view("b", None, labels(&[]))), ErrorKind::AlreadyExists);
+    // Another takes it while the snapshotter is asked.
+    let store = fixture.store.clone();
+    fixture.snapshotter.meanwhile("prepare", move || {
+        store.snapshots(default(), "remembering").unwrap().view("c", None, labels(&[])).unwrap();
+    });
+    assert_eq!(kind(late.prepare("c", None, labels(&[]))), ErrorKind::AlreadyExists);
+    assert_eq!(own.stat("c").unwrap().kind, Kind::View, "the other's");
+    fixture.store.collect().unwrap();
+    assert!(["a", "b", "c"].iter().all(|key| fixture.has_snapshot(key)));
+    assert_eq!(fixture.snapshotter.keys().len(), 3, "what came too late is swept");
+}
+
+#[test]
+fn a_target_that_another_records_first_joins_the_lease() {
+    let fixture = Fixture::new();
+    let own = fixture.store.snapshots(default(), "remembering").unwrap();
+    own.prepare("others", None, labels(&[])).unwrap();
+    let leased = fixture.lease("l", labels(&[]));
+    let late = fixture.store.snapshots(&leased, "remembering").unwrap();
+    fixture.snapshotter.provide("sha256:chain");
+    // While it is asked which one it has made.
+    let store = fixture.store.clone();
+    fixture.snapshotter.meanwhile("list", move || {
+        let own = store.snapshots(default(), "remembering").unwrap();
+        own.commit("sha256:chain", "others", labels(&[]), None).unwrap();
+    });
+    let target = labels(&[("containerd.io/snapshot.ref", "sha256:chain")]);
+    assert_eq!(kind(late.prepare("extract", None, target)), ErrorKind::AlreadyExists);
+    fixture.snapshotter.meanwhile("nothing", || ());
+    fixture.store.collect().unwrap();
+    assert_eq!(own.stat("sha256:chain").unwrap().kind, Kind::Committed);
+}
+
 /// Commits with a lease that is gone, and then without.
 fn refuse_a_commit(store: &Metadata, snapshotter: &str) {
     let own = store.snapshots(default(), snapshotter).unwrap();
