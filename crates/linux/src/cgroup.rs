@@ -68,6 +68,9 @@ pub struct Cgroup {
     members: Vec<Member>,
 }
 
+/// Device and number of a directory.
+pub type Inode = (u64, u64);
+
 /// The directory of a cgroup in one hierarchy.
 struct Member {
     kind: Kind,
@@ -120,6 +123,24 @@ impl Cgroup {
     /// needs to find this cgroup again.
     pub fn locations(&self) -> BTreeMap<String, PathBuf> {
         self.members.iter().map(|member| (member.kind.name(), member.path.clone())).collect()
+    }
+
+    /// What tells each directory from another that is made later in its place, by the names of [`Cgroup::locations`].
+    pub fn inodes(&self) -> Result<BTreeMap<String, Inode>> {
+        self.members.iter().map(|member| Ok((member.kind.name(), member.inode()?))).collect()
+    }
+
+    /// Without directories that are others than those whose [`Cgroup::inodes`] these are. One of which nothing is known
+    /// stays. `NotFound` if there are none left.
+    pub fn only(self, inodes: &BTreeMap<String, Inode>) -> Result<Cgroup> {
+        let mut kept = Vec::with_capacity(self.members.len());
+        for member in self.members {
+            let own = member.inode()?;
+            if inodes.get(&member.kind.name()).is_none_or(|known| *known == own) {
+                kept.push(member);
+            }
+        }
+        found(kept, "of the container")
     }
 
     /// Version 2 only, version 1 only, or both.
@@ -224,6 +245,11 @@ impl Cgroup {
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
+    }
+
+    /// Whether nobody is in it, or below it; waits, for two seconds at most, for processes that are about to end.
+    pub fn empties(&self) -> Result<bool> {
+        remove::empties(self)
     }
 
     /// Stops every process until [`Cgroup::thaw`]. Returns when all have stopped, and fails, with
@@ -385,6 +411,11 @@ impl Member {
             .map_err(io::Error::from)
             .context(|| format!("open cgroup {}", path.display()))?;
         Ok(Member { kind, path, dir, is_new: false, written: RefCell::default() })
+    }
+
+    fn inode(&self) -> Result<Inode> {
+        let stat = rustix::fs::fstat(&self.dir).map_err(io::Error::from);
+        stat.map(|stat| (stat.st_dev, stat.st_ino)).context(|| format!("look at {}", self.path.display()))
     }
 
     fn open_file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {

@@ -27,10 +27,13 @@ const LEN_MAX: u64 = 16 << 20;
 
 /// A file of `/proc` of which nobody else decides what it is: of a number, not of a container's view. In one read
 /// where it is short; the standard library, which sees a length of 0, takes seven for a page.
+///
+/// Names in it are whoever's: bytes that are no text are replaced, so that the rest can be read.
 pub fn read_own(path: &str) -> std::io::Result<String> {
-    let mut text = String::with_capacity(4096);
-    File::open(path)?.take(LEN_MAX).read_to_string(&mut text)?;
-    Ok(text)
+    let mut bytes = Vec::with_capacity(4096);
+    File::open(path)?.take(LEN_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 /// An open proc file system.

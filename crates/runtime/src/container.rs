@@ -1,14 +1,11 @@
 //! A container that exists: what can be asked of it and done to it.
 
-use std::io::Read;
-use std::os::fd::AsFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
 use linux::cgroup::{self, Cgroup, Instance, Stats};
 use linux::process::PidFd;
-use rustix::fs::{Mode, OFlags};
 use types::spec::runtime::{Hooks, IntelRdt, LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
@@ -17,7 +14,8 @@ use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
 use crate::plan::read_spec;
 use crate::restore::{self, RestoreOptions};
-use crate::state::{PAUSED, START, State, StateDir, Status, check_id};
+use crate::start::{START, Starter};
+use crate::state::{PAUSED, State, StateDir, Status, check_id};
 use crate::steps::Steps;
 use crate::{cgroup_note, hooks, resctrl};
 
@@ -140,29 +138,14 @@ impl Container {
                 return Err(Error::failed_precondition(format!("{}: {why}", what())));
             }
         }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let door = rustix::fs::open(self.dir.path(START), flags, Mode::empty()).map_err(std::io::Error::from);
-        let door = door.context(what)?;
+        let starter = Starter::open(&self.dir).map_err(|error| error.context(what()))?;
         let hooks = self.state.hooks()?;
         // Before the container runs: one of which it is not known that it does would be deleted without force.
-        std::fs::remove_file(self.dir.path(START)).context(what)?;
+        starter.take(&self.dir).context(what)?;
         self.steps.tell(format_args!("{}: process {} goes on to its program", what(), self.state.pid));
-        let mut socket = UnixStream::connect(linux::beneath::proc_path(door.as_fd())).context(what)?;
-        if hooks.start_container.is_empty() {
-            socket.set_read_timeout(Some(EXECUTE_MAX)).context(what)?;
-        }
-        // To connect is to start. The end without a word is the program's beginning: exec closes the socket.
-        let mut answer = String::new();
-        match socket.read_to_string(&mut answer) {
-            // It is on its way. Should it not get there it ends, as a program that fails.
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
-                let why = "its first process was ended before its program began";
-                return Err(Error::failed_precondition(format!("{}: {why}", what())));
-            }
-            Err(error) => return Err(error).context(what),
-            Ok(_) => {}
-        }
+        // Should it not have got there in time, it ends as a program that fails.
+        let patience = hooks.start_container.is_empty().then_some(EXECUTE_MAX);
+        let answer = starter.go(patience).map_err(|error| error.context(what()))?;
         if let Some((code, words)) = answer.split_once(':') {
             let kind = code.parse().map_or(ErrorKind::Unknown, ErrorKind::from_code);
             return Err(Error::new(kind, words.to_owned()).context(what()));
@@ -209,6 +192,9 @@ impl Container {
     }
 
     fn signal_all(&self, signal: u32) -> Result<()> {
+        if self.has_left_its_cgroup()? {
+            return Ok(());
+        }
         match self.cgroup() {
             Ok(cgroup) if signal == SIGKILL => cgroup.kill().and_then(|()| self.kill_init()),
             Ok(cgroup) => cgroup.signal(signal),
@@ -226,6 +212,9 @@ impl Container {
     /// As runc does: where the container has no pid namespace of its own, the others would outlive the first process.
     /// `NotFound` if there is nobody.
     fn kill_with_others(&self) -> Result<()> {
+        if self.has_left_its_cgroup()? {
+            return self.open_init().map(drop);
+        }
         let first = self.open_init().and_then(|init| init.kill());
         let others = self.cgroup().and_then(|cgroup| {
             let are_there = !cgroup.processes()?.is_empty();
@@ -246,6 +235,12 @@ impl Container {
         }
     }
 
+    /// Whether nobody of it can be in its cgroup, which may be another container's by now: where it has a pid namespace of
+    /// its own, all have ended with the first process (pid_namespaces(7)).
+    fn has_left_its_cgroup(&self) -> Result<bool> {
+        Ok(self.state.has_own_pids == Some(true) && !self.state.is_alive()?)
+    }
+
     /// It may have gone to another cgroup than those that are killed with the container's. No error if it has ended.
     fn kill_init(&self) -> Result<()> {
         match self.open_init().and_then(|init| init.kill()) {
@@ -259,8 +254,7 @@ impl Container {
             Status::Running => self.cgroup()?.freeze(),
             // As runc does. Its start has to wait until it is resumed.
             Status::Created => {
-                let note = self.dir.path(PAUSED);
-                std::fs::write(&note, "").context(|| format!("write {}", note.display()))?;
+                self.dir.write_file(PAUSED, b"")?;
                 self.cgroup()?.freeze()
             }
             Status::Paused => {
@@ -361,8 +355,9 @@ impl Container {
         self.cgroup()?.processes()
     }
 
+    /// `NotFound` if it is gone: one that was made later in its place is another's.
     pub fn cgroup(&self) -> Result<Cgroup> {
-        Cgroup::open_locations(&self.state.cgroups)
+        Cgroup::open_locations(&self.state.cgroups)?.only(&self.state.cgroup_inodes)
     }
 
     /// The spec that the container was made with, as the bundle has it.
@@ -408,6 +403,10 @@ impl Container {
             _ => self.end()?,
         }
         match self.cgroup() {
+            // Whoever stays has come later: another container was given the same cgroup.
+            Ok(cgroup) if self.has_left_its_cgroup()? && !cgroup.empties()? => {
+                self.steps.tell(format_args!("{what}: its cgroup is left to others, who are in it"));
+            }
             Ok(cgroup) => {
                 // Processes that outlived the first one, where it had no pid namespace of its own.
                 if !cgroup.processes()?.is_empty() {

@@ -13,9 +13,9 @@
 //!
 //! If any step fails the child is killed and everything made so far is removed.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use linux::cgroup::{self, Cgroup, Entry, Hierarchies, Instance, Scope};
@@ -34,7 +34,8 @@ use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, doubts, read_spec, real_path, rootfs_path};
 use crate::program::{self, Outfit};
 use crate::rootfs::{self, PreparedMount};
-use crate::state::{FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
+use crate::start::Start;
+use crate::state::{FILTER, NOTICES_SOCKET, State, StateDir, Status};
 use crate::steps::Steps;
 use crate::supervisor::Supervisor;
 use crate::{hooks, init, net_devices, resctrl};
@@ -135,7 +136,7 @@ pub(crate) struct Plan {
     pub(crate) warnings: Vec<String>,
     /// What systemd is asked for once the child is there, which is in it when it may go on.
     pub(crate) scope: Option<Scope>,
-    pub(crate) start: UnixListener,
+    pub(crate) start: Start,
     pub(crate) stdio: Stdio,
     pub(crate) no_pivot: bool,
     /// Name of its session keyring; without one it keeps the caller's.
@@ -193,7 +194,7 @@ impl CgroupPlace {
 pub(crate) struct Remains {
     pub(crate) spec: Spec,
     pub(crate) stdio: Stdio,
-    pub(crate) start: UnixListener,
+    pub(crate) start: Start,
     pub(crate) outfit: Outfit,
     pub(crate) preserve_fds: u32,
 }
@@ -352,7 +353,7 @@ impl<'a> Maker<'a> {
             mount_label: MountLabel::of(&spec),
             supervisor,
             warnings,
-            start: listen(self.dir)?,
+            start: Start::make(self.dir)?,
             stdio: options.stdio,
             no_pivot: options.no_pivot,
             keyring: (!options.no_new_keyring).then(|| program::keyring_name(options.id)).transpose()?,
@@ -544,7 +545,7 @@ impl<'a> Maker<'a> {
         raised.state.supervisor.clone_from(&plan.supervisor);
         raised.state.no_new_keyring = plan.keyring.is_none();
         raised.state.keyring_name.clone_from(&plan.keyring);
-        self.note(&mut raised.state, &plan.spec);
+        self.note(&mut raised.state, &plan.spec, &plan.namespaces)?;
         self.dir.draft(&raised.state)?;
         let tight = program::tight_limits(&plan.spec);
         // While the child is busy.
@@ -599,6 +600,7 @@ impl<'a> Maker<'a> {
         }
         let process = plan.spec.process.as_ref().expect("checked when the spec was read");
         raised.warnings.extend(program::set_oom_score(pid, process)?);
+        program::make_room_for_limits(pid, process, 0);
         if let Some(wanted) = &linux.intel_rdt {
             self.enter_class(&plan.id, wanted, pid)?;
         }
@@ -632,8 +634,10 @@ impl<'a> Maker<'a> {
     }
 
     /// Writes into the state what was made for the container, and what each process of it gets.
-    pub(crate) fn note(&self, state: &mut State, spec: &Spec) {
+    pub(crate) fn note(&self, state: &mut State, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
         state.cgroups = self.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
+        state.cgroup_inodes = self.cgroup.as_ref().map_or_else(|| Ok(BTreeMap::new()), Cgroup::inodes)?;
+        state.has_own_pids = Some(namespaces.is_new(NsKind::Pid));
         state.systemd_scope = self.scope.as_ref().map(|scope| scope.name().to_owned());
         state.systemd_sockets = match &self.scope {
             Some(scope) => scope.instance().sockets().to_vec(),
@@ -641,6 +645,7 @@ impl<'a> Maker<'a> {
         };
         state.resctrl.clone_from(&self.resctrl);
         state.note(spec);
+        Ok(())
     }
 
     /// Puts the process into its class of cache and bandwidth, made where it is missing.
@@ -710,15 +715,6 @@ pub(crate) fn compile_filter(dir: &StateDir, spec: &Spec) -> Result<Option<Owned
     let path = dir.path(FILTER);
     let file = fs::File::open(&path).context(|| format!("open {}", path.display()))?;
     Ok(Some(file.into()))
-}
-
-/// The socket on which the first process waits to be started. Bound through the directory's descriptor,
-/// since the path may be longer than a socket's address.
-fn listen(dir: &StateDir) -> Result<UnixListener> {
-    let path = dir.path(START);
-    let folder = fs::File::open(dir.path("")).context(|| format!("open {}", dir.path("").display()))?;
-    let short = linux::beneath::proc_path(folder.as_fd()).join(START);
-    UnixListener::bind(short).context(|| format!("listen on {}", path.display()))
 }
 
 /// Namespaces that clone makes. The cgroup namespace is made by the child, once it is in its cgroup; the

@@ -34,6 +34,9 @@ use crate::plan::Stdio;
 use crate::program::{self, Execution, Filter, Outfit};
 use crate::scheduling;
 
+/// Processes that the go-between makes.
+pub(crate) const NEWBORN: u64 = 1;
+
 /// All that is needed on the way, opened and found out before it begins.
 pub(crate) struct Plan<'a> {
     pub(crate) process: &'a Process,
@@ -60,12 +63,13 @@ pub(crate) fn main(plan: Plan<'_>, channel: &Channel) -> ! {
 }
 
 fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
-    // Those of the container who see the process must not look into it.
-    process::forbid_tracing()?;
     match channel.receive()? {
         Some(Message::Go) => {}
         _ => return Err(Error::aborted("the parent went away")),
     }
+    // Those of the container who see the process must not look into it. Not before: of who may not be traced even its own
+    // user may not set the oom score.
+    process::forbid_tracing()?;
     enter_cgroup(&plan)?;
     if !plan.kinds.is_empty() {
         ns::join_process(plan.init.as_fd(), &plan.kinds)?;
@@ -89,16 +93,14 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
     unsafe {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
-    program::set_limits(process, 1, channel)?;
+    program::set_limits(process, NEWBORN, channel)?;
     let program = if outfit.filter.as_ref().is_none_or(|filter| lets_begin(filter, process)) {
-        program::become_user(process, outfit, channel)?;
-        let program = program::find(process)?;
+        let program = program::become_user(process, outfit, channel, || program::find(process))?;
         be_born(process, channel, has_terminal)?;
         program
     } else {
         be_born(process, channel, has_terminal)?;
-        program::become_user(process, outfit, channel)?;
-        program::find(process)?
+        program::become_user(process, outfit, channel, || program::find(process))?
     };
     process::reset_signals();
     let execution = Execution::prepare(program, process);

@@ -192,6 +192,7 @@ fn raise(
     mut warnings: Vec<String>,
 ) -> Result<Exec> {
     warnings.extend(program::set_oom_score(go_between.pid, process)?);
+    program::make_room_for_limits(go_between.pid, process, entering::NEWBORN);
     channel.listen_only_to(go_between.pid);
     channel.send(&Message::Go)?;
     let mut console = None;

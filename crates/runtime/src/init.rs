@@ -6,7 +6,7 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use linux::netlink::{LOOPBACK, Route};
@@ -30,7 +30,8 @@ pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
     let outcome = run(plan, channel);
     let Err(error) = outcome;
     // Nobody listens any more if the failure came after Ready; then it went through the start socket.
-    let _ = channel.send(&Message::Failed(error.kind(), error.chain()));
+    // Behind a filter there may be no other call for it.
+    let _ = channel.say(&Message::Failed(error.kind(), error.chain()));
     process::exit_now(1)
 }
 
@@ -68,7 +69,8 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");
     set_streams(stdio, terminal, container_process)?;
-    let kept = [channel.as_fd(), start.as_fd(), outfit.proc.as_fd()];
+    let [start_go, start_answer] = start.descriptors();
+    let kept = [channel.as_fd(), start_go, start_answer, outfit.proc.as_fd()];
     // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
     #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
     unsafe {
@@ -76,29 +78,32 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     }
     // Before limits, which may leave no room for it.
     let outfit = Outfit { filter: supplies.into_filter()?, ..outfit };
-    // The listener outlives the change of user: whoever may reach its path may start the container.
+    // The doors stay open over the change of user: whoever may write to them by their path may start the container.
     program::set_limits(container_process, 0, channel)?;
     if let Some(scheduler) = &container_process.scheduler {
         scheduling::set_scheduler(0, scheduler)?;
     }
-    program::become_user(container_process, outfit, channel)?;
-    let program = program::find(container_process)?;
-    process::reset_signals();
-    process::end_when_asked();
-    // A container outlives whoever made it.
-    process::die_with_parent(false)?;
-    channel.send(&Message::Ready)?;
+    let program = program::become_user(container_process, outfit, channel, || {
+        let program = program::find(container_process)?;
+        process::reset_signals();
+        process::end_when_asked();
+        // A container outlives whoever made it.
+        process::die_with_parent(false)?;
+        Ok(program)
+    })?;
+    // From here on there is nothing but what each filter allows that a program can be executed behind.
+    channel.say(&Message::Ready).context(|| "tell the parent")?;
     // While the parent writes down that it is there.
     let execution = Execution::prepare(program, container_process);
 
-    // From here on the one who starts us is told how it went.
-    let (mut starter, _) = start.accept().context(|| "wait to be started")?;
+    start.wait().context(|| "wait to be started")?;
+    // The one who starts us is told how it went.
     let ready = start_hooks.run(&execution).and_then(|()| program::lower_file_limit(container_process));
     let error = match ready {
         Ok(()) => execution.begin(),
         Err(error) => error,
     };
-    let _ = write!(starter, "{}:{}", error.kind().code(), error.chain());
+    start.answer(&format!("{}:{}", error.kind().code(), error.chain()));
     process::exit_now(match error.kind() {
         ErrorKind::NotFound => 127,
         ErrorKind::PermissionDenied => 126,

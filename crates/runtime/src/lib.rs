@@ -37,6 +37,7 @@ mod resctrl;
 mod restore;
 mod rootfs;
 mod scheduling;
+mod start;
 mod state;
 mod steps;
 mod supervisor;

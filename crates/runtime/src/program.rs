@@ -15,7 +15,8 @@ use linux::cap::{self, CapSet};
 use linux::process;
 use linux::procfs::Proc;
 use linux::seccomp;
-use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, accessat, makedev};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, Stat, accessat, makedev};
+use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 use types::spec::runtime::{Capabilities, MemoryPolicy, Personality, Process, Rlimit, Spec};
 use types::{Context, Error, ErrorKind, Result};
@@ -45,15 +46,33 @@ pub(crate) fn set_streams(
     set().context(|| "set standard streams")
 }
 
+/// Makes the standard streams the user's, who would else not open them by name (`/dev/stdout`) where they are pipes of
+/// root. What may not be given away stays as it is, as with runc.
+fn give_streams(uid: u32) -> Result<()> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        let what = || format!("give a standard stream to user {uid}");
+        let stat = rustix::fs::fstat(stream).map_err(io::Error::from).context(what)?;
+        if stat.st_uid == uid || is_null(&stat) {
+            continue;
+        }
+        match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>) {
+            // Its owner, or the user, is not in the map of the user namespace, or its file system is read-only.
+            Err(Errno::PERM | Errno::ROFS | Errno::INVAL) => {}
+            other => other.map_err(io::Error::from).context(what)?,
+        }
+    }
+    Ok(())
+}
+
+fn is_null(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3)
+}
+
 /// Puts the container's null device in place of the host's, which is the same device in a file system that is
 /// none of the container's: what is open there holds that file system, and cannot be restored from a checkpoint.
 pub(crate) fn take_null_from_inside() -> Result<()> {
-    let is_null = |fd: BorrowedFd<'_>| {
-        rustix::fs::fstat(fd).is_ok_and(|stat| {
-            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-                && stat.st_rdev == makedev(1, 3)
-        })
-    };
+    let is_null = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).is_ok_and(|stat| is_null(&stat));
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()].map(is_null);
     if !streams.contains(&true) {
@@ -122,14 +141,33 @@ pub(crate) fn set_limits(process: &Process, more: u64, channel: &Channel) -> Res
                 limit.kind, limit.soft, limit.hard
             )));
         }
-        let (soft, hard) = match limit.kind.as_str() {
-            PROCESSES => (limit.soft.saturating_add(more), limit.hard.saturating_add(more)),
-            FILES => (limit.soft.max(OWN_FILES), limit.hard.max(OWN_FILES)),
-            _ => (limit.soft, limit.hard),
-        };
-        set_limit(&Rlimit { soft, hard, ..limit.clone() }, channel)?;
+        set_limit(&until_execution(limit, more), channel)?;
     }
     Ok(())
+}
+
+/// A limit as it is until the program is executed.
+fn until_execution(limit: &Rlimit, more: u64) -> Rlimit {
+    let (soft, hard) = match limit.kind.as_str() {
+        PROCESSES => (limit.soft.saturating_add(more), limit.hard.saturating_add(more)),
+        FILES => (limit.soft.max(OWN_FILES), limit.hard.max(OWN_FILES)),
+        _ => (limit.soft, limit.hard),
+    };
+    Rlimit { soft, hard, ..limit.clone() }
+}
+
+/// Raises hard limits of a process of ours for its [`set_limits`] of as many `more`: in a user namespace it has no right
+/// to. What cannot be raised is that function's to tell.
+pub(crate) fn make_room_for_limits(pid: u32, process: &Process, more: u64) {
+    for limit in &process.rlimits {
+        let Ok(resource) = resource(&limit.kind) else { continue };
+        let wanted = until_execution(limit, more).hard;
+        if let Ok((soft, hard)) = rlimit(pid, resource)
+            && hard < wanted
+        {
+            let _ = set_rlimit(pid, resource, soft, wanted);
+        }
+    }
 }
 
 /// Sets the limit of open files as it is in the spec, for which no privilege is needed, if it leaves no room for what
@@ -149,8 +187,8 @@ pub(crate) fn lower_process_limit(process: &Process) -> Result<()> {
 fn lower(limit: &Rlimit) -> Result<()> {
     let resource = resource(&limit.kind)?;
     let what = || format!("set {} to {} and {}", limit.kind, limit.soft, limit.hard);
-    let (_, hard) = rlimit(resource).context(what)?;
-    set_rlimit(resource, limit.soft.min(hard), limit.hard.min(hard)).context(what)
+    let (_, hard) = rlimit(OWN, resource).context(what)?;
+    set_rlimit(OWN, resource, limit.soft.min(hard), limit.hard.min(hard)).context(what)
 }
 
 /// Limits of the spec that may leave no room for what is done before its program is executed, as words; none if there
@@ -183,7 +221,14 @@ const OWN_FILES: u64 = 64;
 const OWN_MEMORY: u64 = 64 << 20;
 
 /// Becomes the user of the spec, with its restrictions, in its working directory. What is left is to execute.
-pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) -> Result<()> {
+///
+/// `last` is what the user does by itself before that; with `noNewPrivileges` the filter has no say in it yet.
+pub(crate) fn become_user<T>(
+    process: &Process,
+    outfit: Outfit,
+    channel: &Channel,
+    last: impl FnOnce() -> Result<T>,
+) -> Result<T> {
     set_scheduling(process, &outfit)?;
     outfit.labels.apply(&outfit.proc)?;
     let filter = outfit.filter.as_ref();
@@ -194,6 +239,7 @@ pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) 
     }
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
+    give_streams(process.user.uid)?;
     set_groups(&process.user.additional_gids, &outfit.proc)?;
     // The last directory of the host that was open: none may be there when paths of the container are
     // looked up.
@@ -211,10 +257,11 @@ pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) 
         enter_directory(&process.cwd)?;
     }
     check_directory(&process.cwd)?;
+    let done = last()?;
     if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
         filter.load(channel, outfit.shows_listener)?;
     }
-    Ok(())
+    Ok(done)
 }
 
 fn set_scheduling(process: &Process, outfit: &Outfit) -> Result<()> {
@@ -246,15 +293,15 @@ pub(crate) fn become_root_of_user_namespace() -> Result<()> {
 fn set_limit(limit: &Rlimit, channel: &Channel) -> Result<()> {
     let Rlimit { kind, soft, hard } = limit;
     let resource = resource(kind)?;
-    match set_rlimit(resource, *soft, *hard) {
+    match set_rlimit(OWN, resource, *soft, *hard) {
         // Without CAP_SYS_RESOURCE a hard limit cannot be raised: take what there is.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            let (_, most) = rlimit(resource).context(|| format!("read {kind}"))?;
+            let (_, most) = rlimit(OWN, resource).context(|| format!("read {kind}"))?;
             if *hard > most {
                 let words = format!("{kind} {hard} is above this host's hard limit; {most} is used");
                 channel.send(&Message::Warning(words))?;
             }
-            set_rlimit(resource, *soft.min(&most), *hard.min(&most)).context(|| format!("set {kind}"))
+            set_rlimit(OWN, resource, *soft.min(&most), *hard.min(&most)).context(|| format!("set {kind}"))
         }
         other => other.context(|| format!("set {kind} to {soft} and {hard}")),
     }
@@ -287,21 +334,25 @@ fn resource(name: &str) -> Result<u32> {
         .ok_or_else(|| Error::invalid_argument(format!("unknown resource limit {name:?}")))
 }
 
+/// The calling process, to prlimit(2).
+const OWN: u32 = 0;
+
 #[expect(unsafe_code, reason = "prlimit with numbers that rustix does not name")]
-fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+fn set_rlimit(pid: u32, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the kernel reads one structure, which lives across the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, std::ptr::null::<u8>()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, std::ptr::null::<u8>())
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[expect(unsafe_code, reason = "prlimit with numbers that rustix does not name")]
-fn rlimit(resource: u32) -> io::Result<(u64, u64)> {
+fn rlimit(pid: u32, resource: u32) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one structure, which lives across the call.
     let result =
-        unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<u8>(), &raw mut limit) };
+        unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, std::ptr::null::<u8>(), &raw mut limit) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok((limit.rlim_cur, limit.rlim_max)) }
 }
 
@@ -474,17 +525,22 @@ impl Execution {
 ///
 /// The file is the image's: it may be anything, so that nothing is waited for and not much is read.
 fn home(uid: u32) -> String {
-    let read = || -> io::Result<String> {
+    let read = || -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let file = fs::File::from(rustix::fs::open("/etc/passwd", flags, Mode::empty())?);
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         if file.metadata()?.is_file() {
-            file.take(PASSWD_LEN_MAX).read_to_string(&mut text)?;
+            file.take(PASSWD_LEN_MAX).read_to_end(&mut bytes)?;
         }
-        Ok(text)
+        Ok(bytes)
     };
-    let text = read().unwrap_or_default();
-    let home = text.lines().find_map(|line| {
+    home_in(&read().unwrap_or_default(), uid)
+}
+
+/// By a list of users, in which other lines may hold bytes that are no text.
+fn home_in(users: &[u8], uid: u32) -> String {
+    let users = String::from_utf8_lossy(users);
+    let home = users.lines().find_map(|line| {
         let mut fields = line.split(':').skip(2);
         let own = fields.next()?.parse() == Ok(uid);
         fields.nth(2).filter(|home| own && home.starts_with('/') && !home.contains('\0'))
@@ -588,6 +644,13 @@ mod tests {
     fn the_last_value_of_a_variable_counts() {
         let all = ["A=1", "PATH=/bin", "AB=2", "A=", "PATH=/sbin", "A=b=c"].map(str::to_owned);
         assert_eq!(variables(&all), ["AB=2", "PATH=/sbin", "A=b=c"]);
+    }
+
+    #[test]
+    fn homes_are_found_among_names_that_are_no_text() {
+        let users = b"\xff:x:7:7::/seven:\nuser:x:8:8:u\xffr:/home/user:/bin/sh\n";
+        assert_eq!(home_in(users, 8), "/home/user");
+        assert_eq!(home_in(users, 9), "/");
     }
 
     #[test]

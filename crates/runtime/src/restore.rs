@@ -246,8 +246,7 @@ impl<'a> Restore<'a> {
         if let Some(wanted) = wanted {
             maker.enter_class(self.options.id, wanted, pid)?;
         }
-        maker.note(state, &self.spec);
-        Ok(())
+        maker.note(state, &self.spec, &self.namespaces)
     }
 
     fn request(&self, maker: &Maker<'_>, places: &Places, criu: u32) -> Result<Options> {

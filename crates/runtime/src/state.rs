@@ -7,7 +7,7 @@
 //! ├── seccomp.bpf    the compiled filter, for exec
 //! ├── notify/        if somebody waits for the program to be ready: its socket (sd_notify(3))
 //! ├── paused         of one that was paused before its start
-//! └── start.sock     there until the container is started; its first process waits on it
+//! └── start, start.answer   there until the container is started; its first process waits on them (start.rs)
 //! ```
 //!
 //! Whether a container runs is never read from a file: it is asked of the kernel.
@@ -17,11 +17,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use linux::beneath::proc_path;
+use linux::cgroup::Inode;
 use serde::{Deserialize, Serialize};
 use types::spec::runtime::{Capabilities, Hooks, MemoryPolicy, Personality, Process, Spec};
 use types::{Context, Error, ErrorKind, Result, Timestamp};
@@ -34,7 +35,6 @@ const VERSION: u32 = 1;
 
 const STATE: &str = "state.json";
 pub(crate) const FILTER: &str = "seccomp.bpf";
-pub(crate) const START: &str = "start.sock";
 /// Of a container that was paused before its start: whether it is now, its cgroup tells.
 pub(crate) const PAUSED: &str = "paused";
 pub(crate) const NOTICES: &str = "notify";
@@ -79,6 +79,12 @@ pub struct State {
     pub owner_uid: u32,
     /// Directory of the cgroup by hierarchy.
     pub cgroups: BTreeMap<String, PathBuf>,
+    /// Device and number of each of these: another in its place is another's. Empty of earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cgroup_inodes: BTreeMap<String, Inode>,
+    /// Whether all its processes are in a pid namespace of its own. None of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has_own_pids: Option<bool>,
     /// The unit that systemd made for it, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub systemd_scope: Option<String>,
@@ -150,11 +156,15 @@ pub(crate) struct StateDir(PathBuf);
 
 impl StateDir {
     /// Makes the directory. `AlreadyExists` if the id is taken.
+    ///
+    /// What is in it is for its owner alone, whatever the caller's umask. A root that is there stays as it is.
     pub(crate) fn create(root: &Path, id: &str) -> Result<StateDir> {
         check_id(id)?;
-        fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700);
+        builder.recursive(true).create(root).context(|| format!("create {}", root.display()))?;
         let dir = root.join(id);
-        match fs::create_dir(&dir) {
+        match builder.recursive(false).create(&dir) {
             Ok(()) => Ok(StateDir(dir)),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(Error::already_exists(
                 format!("container with id {id} already exists ({})", dir.display()),
@@ -234,7 +244,9 @@ impl StateDir {
 
     fn write_draft(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let draft = self.path(&draft(name));
-        let write = || fs::File::create(&draft)?.write_all(bytes);
+        let mut options = fs::File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let write = || options.open(&draft)?.write_all(bytes);
         write().context(|| format!("write {}", draft.display()))
     }
 
@@ -302,6 +314,8 @@ impl State {
             created: Timestamp::now(),
             owner_uid: rustix::process::getuid().as_raw(),
             cgroups: BTreeMap::new(),
+            cgroup_inodes: BTreeMap::new(),
+            has_own_pids: None,
             systemd_scope: None,
             systemd_sockets: Vec::new(),
             annotations: BTreeMap::new(),
@@ -380,7 +394,12 @@ impl State {
 
 /// The name that this host gives a user, or `#UID`.
 fn owner(uid: u32) -> String {
-    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    owner_in(&fs::read("/etc/passwd").unwrap_or_default(), uid)
+}
+
+/// By a list of users (passwd(5)), in which other lines may hold bytes that are no text.
+fn owner_in(users: &[u8], uid: u32) -> String {
+    let users = String::from_utf8_lossy(users);
     let name = users.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
@@ -422,6 +441,32 @@ mod tests {
         for id in ["", ".", "..", "a/b", "a b", "a\n", "\u{e4}", "a:b", "a\0"] {
             assert!(check_id(id).unwrap_err().is(ErrorKind::InvalidArgument), "{id:?}");
         }
+    }
+
+    #[test]
+    fn a_process_may_have_any_name() {
+        use std::io::Read as _;
+        use std::process::{Command, Stdio};
+
+        let script = r"printf '\377) Z \377' > /proc/$$/comm && echo named && read -r line";
+        let mut process = Command::new("sh");
+        process.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = process.spawn().unwrap();
+        process.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let stat = fs::read(format!("/proc/{}/stat", process.id())).unwrap();
+        let began = started_at_ticks(process.id());
+        drop(process.stdin.take());
+        process.wait().unwrap();
+        assert!(stat.contains(&0xff), "it has that name");
+        assert!(began.unwrap().is_some_and(|ticks| ticks > 0));
+        assert_eq!(started_at_ticks(process.id()).unwrap(), None);
+    }
+
+    #[test]
+    fn owners_are_found_among_names_that_are_no_text() {
+        let users = b"\xff:x:7:7:::\nroot:x:0:0:r\xfft:/root:\n";
+        assert_eq!(owner_in(users, 0), "root");
+        assert_eq!(owner_in(users, 8), "#8");
     }
 
     #[test]

@@ -91,11 +91,28 @@ fn remove_member(cgroup: &Cgroup, member: &Member, deadline: Instant) -> Result<
             let message = format!("remove cgroup {path}: it still has processes {pids:?}");
             return Err(Error::failed_precondition(message).with_source(error));
         }
-        let events =
-            cgroup.unified().and_then(|unified| unified.open_file("cgroup.events", OFlags::RDONLY).ok());
-        wait_for_change(events.as_ref().map(|events| events.as_fd()), step_ms);
-        step_ms = (step_ms * 2).min(20);
+        step_ms = wait_for_fewer(cgroup, step_ms);
     }
+}
+
+/// See [`Cgroup::empties`].
+pub(super) fn empties(cgroup: &Cgroup) -> Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut step_ms = 1;
+    while !cgroup.processes()?.is_empty() {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        step_ms = wait_for_fewer(cgroup, step_ms);
+    }
+    Ok(true)
+}
+
+/// Waits so long, or until the kernel says that processes are gone. How long to wait the next time.
+fn wait_for_fewer(cgroup: &Cgroup, step_ms: i64) -> i64 {
+    let events = cgroup.unified().and_then(|unified| unified.open_file("cgroup.events", OFlags::RDONLY).ok());
+    wait_for_change(events.as_ref().map(|events| events.as_fd()), step_ms);
+    (step_ms * 2).min(20)
 }
 
 /// Removes a cgroup and those below it.
