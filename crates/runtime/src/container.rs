@@ -468,3 +468,75 @@ impl Container {
         if self.state.is_alive()? { Ok(init) } else { Err(Error::not_found("process already finished")) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// Somebody who lives in a cgroup; none where no cgroup can be made.
+    fn live_in(path: &str) -> Option<(Cgroup, Child)> {
+        let Ok(cgroup) = Cgroup::create(path) else {
+            eprintln!("skipped: no rights to make cgroups");
+            return None;
+        };
+        let process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        cgroup.add(process.id()).unwrap();
+        Some((cgroup, process))
+    }
+
+    /// A container that has ended, as its state tells of it.
+    fn ended(root: &Path, tell: impl FnOnce(&mut State)) -> Container {
+        let mut process = Command::new("true").spawn().unwrap();
+        process.wait().unwrap();
+        let mut state = State::new("one", process.id(), root, root);
+        tell(&mut state);
+        Container::from_parts(StateDir::create(root, "one").unwrap(), state)
+    }
+
+    #[track_caller]
+    fn check_alive(cgroup: &Cgroup, mut process: Child) {
+        assert_eq!(cgroup.processes().unwrap(), [process.id()]);
+        drop(process.stdin.take());
+        assert_eq!(process.wait().unwrap().code(), Some(0), "it ends of itself");
+        cgroup.delete().unwrap();
+    }
+
+    #[test]
+    fn who_came_after_the_end_lives() {
+        let path = format!("/hoist-after-{}", std::process::id());
+        let Some((cgroup, process)) = live_in(&path) else { return };
+        let root = tempfile::tempdir().unwrap();
+        let container = ended(root.path(), |state| {
+            state.has_own_pids = Some(true);
+            (state.cgroups, state.cgroup_inodes) = (cgroup.locations(), cgroup.inodes().unwrap());
+        });
+        assert!(container.kill(SIGKILL, false).unwrap_err().is(ErrorKind::NotFound));
+        container.kill(SIGKILL, true).unwrap();
+        container.take_down().unwrap();
+        assert!(StateDir::open(root.path(), "one").unwrap_err().is(ErrorKind::NotFound));
+        check_alive(&cgroup, process);
+    }
+
+    #[test]
+    fn who_is_in_a_cgroup_that_was_made_later_lives() {
+        let path = format!("/hoist-later-{}", std::process::id());
+        let Ok(first) = Cgroup::create(&path) else {
+            eprintln!("skipped: no rights to make cgroups");
+            return;
+        };
+        let (cgroups, inodes) = (first.locations(), first.inodes().unwrap());
+        first.delete().unwrap();
+        let Some((cgroup, process)) = live_in(&path) else { return };
+        let root = tempfile::tempdir().unwrap();
+        let container = ended(root.path(), |state| {
+            state.has_own_pids = Some(false);
+            (state.cgroups, state.cgroup_inodes) = (cgroups, inodes);
+        });
+        assert!(container.cgroup().err().is_some_and(|error| error.is(ErrorKind::NotFound)));
+        container.kill(SIGKILL, true).unwrap();
+        container.take_down().unwrap();
+        check_alive(&cgroup, process);
+    }
+}

@@ -463,6 +463,19 @@ mod tests {
     }
 
     #[test]
+    fn states_are_for_their_owner() {
+        let parent = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let root = parent.path().join("root");
+        let dir = StateDir::create(&root, "one").unwrap();
+        dir.write_file("file", b"").unwrap();
+        assert_eq!([mode(&root), mode(&dir.path("")), mode(&dir.path("file"))], [0o700, 0o700, 0o600]);
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o711)).unwrap();
+        StateDir::create(&root, "two").unwrap();
+        assert_eq!(mode(&root), 0o711, "one that is there stays as it is");
+    }
+
+    #[test]
     fn owners_are_found_among_names_that_are_no_text() {
         let users = b"\xff:x:7:7:::\nroot:x:0:0:r\xfft:/root:\n";
         assert_eq!(owner_in(users, 0), "root");

@@ -428,7 +428,7 @@ fn a_start_of_what_is_killed_meanwhile_fails() {
         let signal = |name: &str| run(std::process::Command::new("kill").args([name, &pid])).ok();
         signal("-STOP");
         let mut start = runtime.command(&["start", &id]).spawn().expect("it runs");
-        let door = runtime.root().join(&id).join("start.sock");
+        let door = runtime.root().join(&id).join("start");
         if runtime.name == "hoist" {
             eventually("it waits", || (!door.exists()).then_some(()));
         }

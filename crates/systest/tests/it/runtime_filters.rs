@@ -252,3 +252,29 @@ fn an_empty_filter_is_none() {
     let status = same("grep Seccomp: /proc/self/status", |spec| spec["linux"]["seccomp"] = json!({}));
     assert_eq!(status, "Seccomp:\t0\n");
 }
+
+/// None of these is anything that a program needs to be executed.
+#[test]
+fn sockets_may_be_forbidden() {
+    let runtime = Runtime::ours();
+    for forbids_privileges in [false, true] {
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!(["sh", "-c", "echo started"]);
+            spec["process"]["noNewPrivileges"] = json!(forbids_privileges);
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{
+                "names": ["accept", "accept4", "sendto", "sendmsg", "recvfrom", "recvmsg"],
+                "action": "SCMP_ACT_ERRNO"}]});
+        });
+        let (path, id) = (bundle.path().display().to_string(), runtime.id("sockets"));
+        assert_eq!(runtime.run(&["run", "--bundle", &path, &id]).ok().text(), "started");
+        // By two programs.
+        let output = bundle.path().join("output");
+        let mut create = runtime.command(&["create", "--bundle", &path, &id]);
+        let file = fs::File::create(&output).expect("a writable bundle");
+        assert!(create.stdout(file).stderr(Stdio::null()).status().expect("it runs").success());
+        runtime.run(&["start", &id]).ok();
+        let said = || Some(read_text(&output)).filter(|text| !text.is_empty());
+        assert_eq!(eventually("it says something", said), "started");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}

@@ -418,3 +418,53 @@ fn a_capability_that_cannot_be_ambient_is_a_warning() {
     assert_eq!(done.text(), "CapAmb:\t0000000000000020");
     done.expect_stderr("can't raise ambient capability CAP_CHOWN: ");
 }
+
+/// They are pipes of root, which nobody else could open by their names.
+#[test]
+fn standard_streams_are_the_users() {
+    let user = |spec: &mut Value| spec["process"]["user"] = json!({"uid": USER, "gid": USER});
+    let look = "echo one > /dev/stdout; echo two > /proc/self/fd/1; stat -Lc %u /proc/self/fd/1";
+    assert_eq!(same(look, user), format!("one\ntwo\n{USER}\n"));
+    let bundle = bundle(|spec| {
+        script(spec, "sleep 1000");
+        user(spec);
+    });
+    let path = bundle.path().display().to_string();
+    for runtime in Runtime::both() {
+        let id = runtime.id("streams");
+        let mut started = runtime.command(&["run", "-d", "--bundle", &path, &id]);
+        assert!(started.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+        let said = runtime.run(&["exec", &id, "sh", "-c", "echo one > /dev/stdout"]);
+        runtime.run(&["delete", "--force", &id]).ok();
+        assert_eq!(said.ok().text(), "one", "{}", runtime.name);
+    }
+}
+
+/// Whatever the umask, but a root that is there.
+#[test]
+fn states_are_for_their_owner() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let root = dir.path().join("root");
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let runtime = Runtime::ours();
+    let id = runtime.id("modes");
+    let call = |words: &[&str]| {
+        let mut call = Command::new("sh");
+        call.args(["-c", "umask 0; exec \"$@\"", "sh"]).arg(testkit::hoist_program()).arg("runtime");
+        call.arg("--root").arg(&root).args(words).stdin(Stdio::null());
+        call
+    };
+    let mut created = call(&["create", "--bundle", &bundle.path().display().to_string(), &id]);
+    assert!(created.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    let own = root.join(&id);
+    assert_eq!([mode(&root), mode(&own)], [0o700, 0o700]);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(&own).expect("it is there") {
+        let entry = entry.expect("it is there");
+        assert_eq!(mode(&entry.path()), 0o600, "{entry:?}");
+        names.push(entry.file_name());
+    }
+    run(&mut call(&["delete", "--force", &id])).ok();
+    assert!(names.contains(&"state.json".into()) && names.contains(&"start".into()), "{names:?}");
+}

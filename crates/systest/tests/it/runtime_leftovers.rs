@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use linux::cgroup::Cgroup;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{is_root, run};
+use testkit::{eventually, is_root, run};
 
 use crate::cgroups::named;
 use crate::runtime_bundle::{Runtime, bundle};
@@ -118,4 +118,35 @@ fn a_creation_that_is_cut_off_leaves_the_cgroup_of_another_container() {
     assert_eq!(theirs.processes().expect("it is there"), [process.id()]);
     process.kill().and_then(|()| process.wait()).expect("a child of ours");
     theirs.delete().expect("nobody is in it");
+}
+
+/// Its cgroup was empty, so that another one could have it.
+#[test]
+fn a_container_that_has_ended_leaves_its_cgroup_to_another() {
+    if !is_root("cgroups") {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let name = runtime.id("shared");
+    let start = |program: &str| {
+        let bundle = bundle_in(&name, program);
+        let (path, id) = (bundle.path().display().to_string(), runtime.id(program));
+        let mut started = runtime.command(&["run", "-d", "--bundle", &path, &id]);
+        started.stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(started.status().expect("it runs").success(), "{program}");
+        (id, bundle)
+    };
+    let status = |id: &str| -> Value {
+        let state: Value = serde_json::from_str(&runtime.run(&["state", id]).ok().stdout).expect("JSON");
+        state["status"].clone()
+    };
+    let (first, _kept) = start("true");
+    eventually("the first has ended", || (status(&first) == "stopped").then_some(()));
+    let (second, _kept) = start("sleep");
+    runtime.run(&["kill", &first, "KILL"]).expect_code(1).expect_stderr("container not running");
+    runtime.run(&["kill", "--all", &first, "KILL"]).ok();
+    runtime.run(&["delete", &first]).ok();
+    assert_eq!(status(&second), "running");
+    runtime.run(&["delete", "--force", &second]).ok();
+    assert!(Cgroup::open(&format!("/{name}")).is_err(), "it goes with the last");
 }

@@ -58,6 +58,42 @@ fn limits_that_the_host_forbids_are_a_warning() {
     said.ok().expect_stderr("oomScoreAdj -500");
 }
 
+/// In a user namespace nobody may raise a hard limit, so that it is done from outside.
+#[test]
+fn limits_are_raised_in_a_user_namespace_too() {
+    let limits = json!([{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 3000}]);
+    let bundle = bundle(|spec| {
+        script(spec, "ulimit -Hn; ulimit -Sn; sleep 1000");
+        spec["process"]["rlimits"] = limits.clone();
+        spec["linux"]["namespaces"].as_array_mut().expect("a list").push(json!({"type": "user"}));
+        for kind in ["uidMappings", "gidMappings"] {
+            spec["linux"][kind] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        }
+    });
+    let (path, output) = (bundle.path().display().to_string(), bundle.path().join("output"));
+    let runtime = Runtime::ours();
+    let id = runtime.id("raised");
+    let limited = |words: &[&str]| {
+        let command = runtime.command(words);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n 2000 && exec \"$@\"", "sh"]).arg(command.get_program());
+        limited.args(command.get_args()).stdin(Stdio::null());
+        limited
+    };
+    let file = || fs::File::create(&output).expect("a writable bundle");
+    let mut started = limited(&["run", "-d", "--bundle", &path, &id]);
+    assert!(started.stdout(file()).stderr(Stdio::null()).status().expect("it runs").success());
+    let said = || Some(read_text(&output)).filter(|text| text.lines().count() == 2);
+    assert_eq!(eventually("it says its limits", said), "4096\n3000");
+    let process = bundle.path().join("process.json");
+    let description = json!({"args": ["sh", "-c", "ulimit -Hn; ulimit -Sn"], "cwd": "/", "env": ["PATH=/bin"],
+        "rlimits": limits});
+    fs::write(&process, description.to_string()).expect("writable");
+    let said = run(&mut limited(&["exec", "--process", &process.display().to_string(), &id]));
+    runtime.run(&["delete", "--force", &id]).ok();
+    assert_eq!(said.ok().text(), "4096\n3000");
+}
+
 /// The listener is taken out of the new process, which asks for the right to trace it.
 #[test]
 fn a_supervisor_needs_the_right_to_trace() {

@@ -201,7 +201,7 @@ fn check_births(is_mapped: bool) {
 /// A row of the table in `docs/design/init.md`, and the beginnings of the calls that make it up, in their order.
 type Step = (&'static str, &'static [&'static str]);
 
-const STEPS: [Step; 19] = [
+const STEPS: [Step; 20] = [
     ("1", &["prctl(PR_SET_PDEATHSIG, SIGKILL"]),
     // Only with a user namespace: see `MAPPED`.
     ("2", &[]),
@@ -217,21 +217,12 @@ const STEPS: [Step; 19] = [
     ("10", &["sethostname(", "setdomainname("]),
     ("11", &["mount_setattr(", "move_mount("]),
     ("12", &["sched_setaffinity(", "dup2(", "close_range("]),
-    (
-        "13",
-        &[
-            "prlimit64(",
-            "prctl(PR_SET_NO_NEW_PRIVS",
-            "setgroups(",
-            "chdir(",
-            "setresuid(",
-            "capset(",
-            "seccomp(",
-        ],
-    ),
-    ("14", &["rt_sigaction(", "prctl(PR_SET_PDEATHSIG, 0"]),
-    ("15", &["sendto("]),
-    ("16", &["accept4("]),
+    ("13", &["prlimit64(", "prctl(PR_SET_NO_NEW_PRIVS", "setgroups(", "chdir(", "setresuid(", "capset("]),
+    ("14", &["faccessat2(", "rt_sigaction(", "prctl(PR_SET_PDEATHSIG, 0"]),
+    // With `noNewPrivileges` it comes last.
+    ("13", &["seccomp("]),
+    ("15", &["write("]),
+    ("16", &["read("]),
     ("17", &["wait4("]),
     ("18", &["execve("]),
 ];
@@ -246,7 +237,7 @@ const MAPPED: [Step; 3] = [
 
 /// Those of a go-between that enters.
 const BETWEEN: [Step; 4] = [
-    ("3", &["prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE", "recvmsg(", "sched_setaffinity(", "setns("]),
+    ("3", &["recvmsg(", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE", "sched_setaffinity(", "setns("]),
     ("4", &["keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
     ("12", &["openat2(", "dup2(", "close_range("]),
     (
@@ -278,7 +269,7 @@ const CALLS: &str = "
     clone pipe2 pidfd_open ppoll wait4 rt_sigprocmask
     fchdir pivot_root umount2 sethostname setdomainname
     dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp sched_setaffinity
-    faccessat2 rt_sigaction accept4 execve
+    faccessat2 rt_sigaction execve
 ";
 
 /// And to bring up the loopback of a new network.
@@ -286,7 +277,7 @@ const CALLS_OF_NETWORK: &str = "socket bind setsockopt recvfrom";
 
 /// Of a go-between and of whom it brings in: nothing that makes, mounts or waits for anything.
 const CALLS_OF_ENTERING: &str = "
-    brk madvise mmap mprotect mremap munmap clock_gettime close fcntl fstat umask
+    brk madvise mmap mprotect mremap munmap clock_gettime close fcntl fstat fchown umask
     prctl recvmsg read write setns setsid keyctl open openat2 stat
     dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp sched_setaffinity
     faccessat2 clone exit_group rt_sigaction rt_sigprocmask execve
