@@ -482,7 +482,7 @@ fn output_that_nobody_reads_any_more_ends_a_command_quietly() {
         (&["runtime", "spec", "--help"], 141),
         (&["runtime", "features"], 141),
         (&["--help"], 0),
-        (&["ctr", "images", "ls"], 0),
+        (&["ctr", "images", "ls"], 141),
     ];
     for (words, code) in commands {
         let (reader, writer) = std::io::pipe().expect("a pipe");

@@ -618,6 +618,7 @@ fn pipes_belong_to_whom_the_options_name() {
     }
     let host = ShimHost::new();
     let (first, further) = (host.dir().join("first"), host.dir().join("further"));
+    // The user of the container, which is root, gets them last, as with runc; their group stays.
     let tell = "stat -L -c %u:%g /proc/self/fd/1";
     let task = host
         .container("owner", &format!("{tell}; exec sleep 1000"))
@@ -627,13 +628,13 @@ fn pipes_belong_to_whom_the_options_name() {
         })
         .run();
     eventually("the container says who owns its output", || {
-        std::fs::read_to_string(&first).is_ok_and(|text| text == "1234:2345\n").then_some(())
+        std::fs::read_to_string(&first).is_ok_and(|text| text == "0:2345\n").then_some(())
     });
     task.exec("e", tell, |exec| exec.stdout = format!("file://{}", further.display())).unwrap();
     task.start("e");
     assert_eq!(task.wait("e"), 0);
     task.delete("e").unwrap();
-    assert_eq!(std::fs::read_to_string(&further).unwrap(), "1234:2345\n");
+    assert_eq!(std::fs::read_to_string(&further).unwrap(), "0:2345\n");
 }
 
 #[test]
