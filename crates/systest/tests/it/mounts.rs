@@ -191,11 +191,7 @@ fn activations_outlive_the_daemon_and_go_with_their_lease() {
 
 #[test]
 fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
-    if !is_root("mounts") {
-        return;
-    }
-    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
-        println!("skipped: mkfs.ext4 is not installed");
+    if !can_make_disks() {
         return;
     }
     let daemon = Daemon::start();
@@ -234,11 +230,7 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
 /// A client whose patience ends takes nothing away from what is done.
 #[test]
 fn what_was_mounted_for_a_task_goes_also_if_nobody_waits_for_its_deletion() {
-    if !is_root("mounts") {
-        return;
-    }
-    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
-        println!("skipped: mkfs.ext4 is not installed");
+    if !can_make_disks() {
         return;
     }
     let daemon = Daemon::start();
@@ -268,6 +260,15 @@ fn what_was_mounted_for_a_task_goes_also_if_nobody_waits_for_its_deletion() {
         eventually("what was mounted for it is gone", || (points() == 0).then_some(()));
         assert_eq!(mounts.list(&[]).await, Vec::<String>::new());
     });
+}
+
+/// Says what is missing if there is anything.
+fn can_make_disks() -> bool {
+    let has_program = Command::new("mkfs.ext4").arg("-V").output().is_ok();
+    if !has_program {
+        println!("skipped: mkfs.ext4 is not installed");
+    }
+    has_program && is_root("mounts")
 }
 
 /// A root file system of which what is written goes to a disk that is made for it.
@@ -304,11 +305,7 @@ fn on_a_disk(disk: &str) -> Vec<Mount> {
 
 #[test]
 fn layers_are_applied_to_trees_that_need_mounts_before_and_read_from_them() {
-    if !is_root("mounts") {
-        return;
-    }
-    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
-        println!("skipped: mkfs.ext4 is not installed");
+    if !can_make_disks() {
         return;
     }
     let daemon = Daemon::start();

@@ -752,6 +752,15 @@ fn a_differ_of_others_is_asked_first_and_ours_for_what_it_does_not_know() {
     });
 }
 
+fn new_sandbox(id: &str, sandboxer: &str) -> ControllerCreateRequest {
+    ControllerCreateRequest {
+        sandbox_id: id.to_owned(),
+        sandboxer: sandboxer.to_owned(),
+        sandbox: Some(Sandbox::default()),
+        ..ControllerCreateRequest::default()
+    }
+}
+
 #[test]
 fn a_controller_of_others_runs_sandboxes() {
     if !is_root("the daemon") {
@@ -764,12 +773,7 @@ fn a_controller_of_others_runs_sandboxes() {
         let mut told = events(&channel, &["/sandboxes"]).await;
         let mut controller = ControllerClient::new(channel.clone());
         let (id, name) = ("pod".to_owned(), "records".to_owned());
-        let create = ControllerCreateRequest {
-            sandbox_id: id.clone(),
-            sandboxer: name.clone(),
-            sandbox: Some(Sandbox::default()),
-            ..ControllerCreateRequest::default()
-        };
+        let create = new_sandbox(&id, &name);
         controller.create(ask(create.clone())).await.unwrap();
         assert_eq!(code(controller.create(ask(create))).await, Code::AlreadyExists);
         assert_eq!(topic(&mut told).await, "/sandboxes/create");
@@ -816,13 +820,7 @@ fn a_controller_of_others_has_more_sandboxes_than_calls_may_wait() {
         let name = || "records".to_owned();
         let ids: Vec<String> = (0..70).map(|n| format!("pod{n}")).collect();
         for id in &ids {
-            let create = ControllerCreateRequest {
-                sandbox_id: id.clone(),
-                sandboxer: name(),
-                sandbox: Some(Sandbox::default()),
-                ..ControllerCreateRequest::default()
-            };
-            controller.create(ask(create)).await.unwrap();
+            controller.create(ask(new_sandbox(id, "records"))).await.unwrap();
             let start = ControllerStartRequest { sandbox_id: id.clone(), sandboxer: name() };
             controller.start(ask(start)).await.unwrap();
         }
