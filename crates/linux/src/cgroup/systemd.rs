@@ -312,9 +312,19 @@ fn named(properties: Properties) -> impl Iterator<Item = (String, Value)> {
     properties.into_iter().map(|(name, value)| (name.to_owned(), value))
 }
 
-/// What is `cpu.idle` in the kernel, since systemd 252.
+/// What is `cpu.idle` in the kernel.
 const IDLE: (&str, Value) = ("CPUWeight", Value::U64(0));
-const IDLE_SINCE: u32 = 252;
+
+/// The version of systemd that brought a property, if hosts may have an older one (its NEWS). An unknown property fails the
+/// whole call; its limit is in the files in any case.
+fn since(property: &(&str, Value)) -> Option<u32> {
+    match property.0 {
+        "CPUQuotaPeriodUSec" => Some(242),
+        "AllowedCPUs" | "AllowedMemoryNodes" => Some(244),
+        _ if *property == IDLE => Some(252),
+        _ => None,
+    }
+}
 
 /// The directory of a slice: `a-b.slice` is below `a.slice` (systemd.slice(5)). None if it is no slice.
 fn slice_path(slice: &str) -> Option<PathBuf> {
@@ -525,8 +535,9 @@ impl Systemd {
 
     /// Leaves out what this systemd would refuse the whole unit for.
     fn leave_out_unknown(&mut self, properties: &mut Properties) -> Result<()> {
-        if properties.contains(&IDLE) && self.version()? < IDLE_SINCE {
-            properties.retain(|property| *property != IDLE);
+        if properties.iter().any(|property| since(property).is_some()) {
+            let version = self.version()?;
+            properties.retain(|property| since(property).is_none_or(|since| since <= version));
         }
         Ok(())
     }
@@ -736,6 +747,29 @@ mod tests {
         let idle = CpuResources { idle: Some(1), shares: Some(512), ..CpuResources::default() };
         let resources = LinuxResources { cpu: Some(idle), ..LinuxResources::default() };
         assert_eq!(limits(&resources, Version::V2).unwrap(), [IDLE]);
+    }
+
+    #[test]
+    fn old_versions_are_not_asked_for_what_they_do_not_know() {
+        let cpu = CpuResources {
+            quota: Some(1500),
+            period: Some(1000),
+            cpus: "0".into(),
+            mems: "0".into(),
+            ..CpuResources::default()
+        };
+        let busy = LinuxResources { cpu: Some(cpu), ..LinuxResources::default() };
+        let needed = |resources: &LinuxResources| -> Vec<(&'static str, u32)> {
+            let properties = limits(resources, Version::V2).unwrap();
+            properties.iter().filter_map(|property| Some((property.0, since(property)?))).collect()
+        };
+        let since = [("CPUQuotaPeriodUSec", 242), ("AllowedCPUs", 244), ("AllowedMemoryNodes", 244)];
+        assert_eq!(needed(&busy), since);
+        let weighed = |cpu| LinuxResources { cpu: Some(cpu), ..LinuxResources::default() };
+        let idle = CpuResources { idle: Some(1), ..CpuResources::default() };
+        assert_eq!(needed(&weighed(idle)), [("CPUWeight", 252)]);
+        let shares = CpuResources { shares: Some(512), ..CpuResources::default() };
+        assert_eq!(needed(&weighed(shares)), [], "all versions know weights");
     }
 
     #[test]
