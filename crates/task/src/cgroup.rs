@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use linux::cgroup::Cgroup;
+use linux::cgroup::{Cgroup, Inode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use types::{Context, Error, Result};
@@ -27,10 +27,13 @@ struct RuntimeRecord {
 struct State {
     version: u32,
     cgroups: BTreeMap<String, PathBuf>,
+    #[serde(default)]
+    cgroup_inodes: BTreeMap<String, Inode>,
 }
 
 /// Sends SIGKILL to all processes of a container that its shim has finished. Only those count that are in a cgroup which
-/// was made for it: who was there before, or shares it, is nobody's to kill. Blocks.
+/// was made for it, and not in one that was made later in its place: who was there before, or shares it, is nobody's to
+/// kill. Blocks.
 pub(crate) fn kill(bundle: &Bundle, id: &str) -> Result<()> {
     let about = || format!("end the processes of container {id}");
     let RuntimeRecord { binary, root } = read(&bundle.path.join("runtime.json")).context(about)?;
@@ -38,11 +41,12 @@ pub(crate) fn kill(bundle: &Bundle, id: &str) -> Result<()> {
         return Err(Error::failed_precondition(format!("{}: {binary} made it", about())));
     }
     let dir = root.join(id);
-    let State { version, cgroups } = read(&dir.join("state.json")).context(about)?;
+    let State { version, cgroups, cgroup_inodes } = read(&dir.join("state.json")).context(about)?;
     if version != 1 {
         return Err(Error::unimplemented(format!("{}: its state has version {version}", about())));
     }
     Cgroup::open_locations(&cgroups)
+        .and_then(|cgroup| cgroup.only(&cgroup_inodes))
         .context(about)?
         .without(&found(&dir).context(about)?)
         .kill()
@@ -95,8 +99,16 @@ mod tests {
         write("runtime.json", &record("/usr/sbin/runc"));
         write("one/cgroup", &all[0]);
         assert!(kill(&bundle, "one").is_err(), "its runtime is another");
-        assert!(process.try_wait().unwrap().is_none(), "it lives");
         write("runtime.json", &record(""));
+        let state = |inodes| {
+            json!({ "version": 1, "cgroups": cgroup.locations(), "cgroup_inodes": inodes }).to_string()
+        };
+        let inodes = cgroup.inodes().unwrap();
+        let others = inodes.iter().map(|(kind, (device, number))| (kind.clone(), (*device, number + 1)));
+        write("one/state.json", &state(others.collect()));
+        assert!(kill(&bundle, "one").is_err(), "its cgroup is gone, and another in its place");
+        assert!(process.try_wait().unwrap().is_none(), "it lives");
+        write("one/state.json", &state(inodes));
         kill(&bundle, "one").unwrap();
         assert!(!process.wait().unwrap().success(), "it was killed");
         cgroup.delete().unwrap();
