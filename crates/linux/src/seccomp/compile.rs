@@ -45,7 +45,7 @@ fn compile_for(profile: &LinuxSeccomp, architectures: &[Architecture]) -> Result
             (*architecture, table.write(&mut assembler, *architecture))
         })
         .collect();
-    let entry = dispatch(&mut assembler, &sections);
+    let entry = dispatch(&mut assembler, &sections, default);
     let instructions = assembler.finish(entry)?;
     Ok(Program { instructions, flags: flags(profile)? })
 }
@@ -409,8 +409,11 @@ fn condition(arg: &SeccompArg) -> Result<Condition> {
     }
 }
 
+/// What a tracer writes in place of a call's number so that it is not made (ptrace(2)): no call of x32, though it has its bit.
+const SKIPPED: u32 = u32::MAX;
+
 /// Finds the section of the architecture that a call comes from. Calls of others are killed.
-fn dispatch(assembler: &mut Assembler, sections: &[(Architecture, Label)]) -> Label {
+fn dispatch(assembler: &mut Assembler, sections: &[(Architecture, Label)], default: u32) -> Label {
     let section =
         |wanted| sections.iter().find(|(architecture, _)| *architecture == wanted).map(|(_, label)| *label);
     let mut next = assembler.verdict(KILL_THREAD);
@@ -421,7 +424,10 @@ fn dispatch(assembler: &mut Assembler, sections: &[(Architecture, Label)]) -> La
             Architecture::X86_64 => {
                 let wide = match section(Architecture::X32) {
                     Some(label) => label,
-                    None => assembler.verdict(KILL_THREAD),
+                    None => {
+                        let (skipped, killed) = (assembler.verdict(default), assembler.verdict(KILL_THREAD));
+                        assembler.branch(Test::Equal, SKIPPED, skipped, killed)
+                    }
                 };
                 assembler.branch(Test::GreaterOrEqual, X32_BIT, wide, *label)
             }
@@ -473,6 +479,21 @@ mod tests {
         let program = compile_for(profile, &[Architecture::X86_64]).unwrap();
         let number = numbers::number(name, Architecture::X86_64).expect("a call of this architecture");
         judge(&program.instructions, 0xc000_003e, number, args)
+    }
+
+    #[test]
+    fn a_call_that_a_tracer_skips_is_no_call_of_x32() {
+        for architectures in [&[Architecture::X86_64][..], &[Architecture::X86_64, Architecture::X32]] {
+            for (default, expected) in [("SCMP_ACT_ALLOW", ALLOW), ("SCMP_ACT_ERRNO", ERRNO | 1)] {
+                let program = compile_for(&profile(default, vec![]), architectures).unwrap();
+                let verdict = |number| judge(&program.instructions, 0xc000_003e, number, [0; 6]);
+                assert_ne!(verdict(u32::MAX), KILL_THREAD, "{default} {architectures:?}");
+                if architectures.len() == 1 {
+                    assert_eq!(verdict(u32::MAX), expected, "{default}");
+                    assert_eq!((verdict(X32_BIT), verdict(u32::MAX - 1)), (KILL_THREAD, KILL_THREAD));
+                }
+            }
+        }
     }
 
     #[test]
