@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use linux::beneath;
 use linux::cgroup::{Cgroup, Entry, Instance, Scope};
 use linux::mount::{self, Propagation};
+use linux::netlink::{LOOPBACK, Route};
 use linux::ns::NsKind;
 use linux::process::PidFd;
 use types::spec::runtime::Spec;
@@ -213,6 +214,7 @@ impl<'a> Restore<'a> {
         let asked = criu.ask(&request, |notice| match notice.step.as_str() {
             "setup-namespaces" => {
                 state.pid = notice.pid;
+                self.bring_loopback_up(notice.pid)?;
                 run_host_hooks(&state, &Steps::default())
             }
             // It is there and does not run yet.
@@ -233,6 +235,18 @@ impl<'a> Restore<'a> {
             return Err(Error::internal("criu told of no process"));
         }
         Ok((state, console))
+    }
+
+    /// A new network is empty, and sockets that listen at 127.0.0.1 are restored in it before the container runs.
+    fn bring_loopback_up(&self, pid: u32) -> Result<()> {
+        if !self.namespaces.is_new(NsKind::Network) {
+            return Ok(());
+        }
+        let path = format!("/proc/{pid}/ns/net");
+        let network = fs::File::open(&path).context(|| format!("open {path}"))?;
+        Route::open_in(network.as_fd())?
+            .set_up(LOOPBACK)
+            .context(|| "bring up the loopback of the restored network")
     }
 
     /// What criu, and thereby all that it restores, is given from outside.

@@ -84,9 +84,10 @@ impl Cli<'_> {
         }
         let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
         let console = restored.console.filter(|_| !hand_over.gives_console_away());
-        let status = foreground::attend(&signals, console, None, &restored.pidfd)?;
+        let status = foreground::attend(&signals, console, None, &restored.pidfd);
+        // Whom nobody attends to is not left behind.
         self.take_down(restored.container)?;
-        Ok(exit_code(status))
+        Ok(exit_code(status?))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,6 +12,7 @@ use api::shim::runc::{CheckpointOptions, Options};
 use api::shim::task;
 use api::shim::types::{Status, TypeUrl};
 use linux::cgroup::Cgroup;
+use linux::netlink::Route;
 use prost::Message;
 use prost_types::Any;
 use serde_json::{Value, json};
@@ -131,6 +133,7 @@ fn a_container_goes_on_where_it_was() {
             add_mount(spec, json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"}));
             spec["annotations"] = json!({"org.example": "kept"});
             spec["linux"]["resources"]["pids"] = json!({"limit": 77});
+            spec["linux"]["namespaces"].as_array_mut().expect("a list").push(json!({"type": "network"}));
         });
         let id = saver.id("saved");
         let _end = End(&saver, &id);
@@ -175,8 +178,13 @@ fn a_container_goes_on_where_it_was() {
                 "cat /scratch/file; ls /data/deep/passwd; cat /proc/1/comm",
             ]);
             assert_eq!(seen.ok().text(), "kept\n/data/deep/passwd\nsh", "{name}");
-            // runc 1.1 leaves it in a cgroup of the name that it had.
+            // runc 1.1 leaves it in a cgroup of the name that it had, and does not bring its network up.
             if restorer.name == "hoist" {
+                let pid = told["pid"].as_u64().expect("a number");
+                let network = File::open(format!("/proc/{pid}/ns/net")).expect("it lives");
+                let links =
+                    Route::open_in(network.as_fd()).and_then(|mut route| route.links()).expect("links");
+                assert!(links.iter().any(|link| link.name == "lo" && link.is_up), "{name}: {links:?}");
                 let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", told["pid"])).expect("it lives");
                 assert!(cgroup.contains(&id), "{name}: {cgroup}");
                 assert_eq!(limit_of_pids(&cgroup), "77", "{name}");
