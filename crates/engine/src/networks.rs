@@ -2,7 +2,7 @@
 
 use api::engine::{Create, Dns};
 use metadata::Container;
-use network::Subnet;
+use network::Range;
 use serde_json::{Map, Value, json};
 use types::{ContainerId, Digest, Error, Result};
 
@@ -86,10 +86,10 @@ impl Engine {
     /// Its range, once there is one, and what is configured.
     async fn bridge_facts(&self) -> Result<(Vec<Value>, Map<String, Value>)> {
         let range =
-            |subnet: Subnet| json!({"Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string()});
+            |range: Range| json!({"Subnet": range.subnet.to_string(), "Gateway": range.gateway.to_string()});
         self.blocking(move |engine| {
             let network = &engine.parts().network;
-            let ranges = network.subnet()?.into_iter().map(range).collect();
+            let ranges = network.range()?.into_iter().map(range).collect();
             let config = network.config();
             let mut options = Map::new();
             options.insert("com.docker.network.bridge.name".into(), config.bridge.as_str().into());

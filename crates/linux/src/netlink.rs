@@ -14,6 +14,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::netlink as wire;
 use rustix::net::{
@@ -23,6 +24,12 @@ use types::{Context, Error, Result};
 
 /// Bytes. The kernel never sends more in one datagram than the page-rounded 32 KiB of a dump.
 const ANSWER_LEN_MAX: usize = 64 * 1024;
+
+/// Bytes. Some thousands of rules.
+const SEND_BUFFER_LEN: usize = 4 << 20;
+
+/// The kernel answers at once, but for the locks that it waits for itself.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// How often something is listed that always changes before its end is read.
 const DUMPS_MAX: usize = 100;
@@ -119,6 +126,13 @@ impl Message {
         self.bytes.resize(len, 0);
     }
 
+    /// Returns all that are set then.
+    fn add_flags(&mut self, more: u16) -> u16 {
+        let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | more;
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        flags
+    }
+
     /// The finished message, numbered.
     fn seal(mut self, sequence: u32) -> Vec<u8> {
         let len = u32::try_from(self.bytes.len()).expect("messages are written by this crate and are small");
@@ -160,8 +174,11 @@ impl Socket {
         let open = || -> io::Result<OwnedFd> {
             let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
             rustix::net::bind(&fd, &wire::SocketAddrNetlink::new(0, 0))?;
-            // A transaction of many rules must fit into one datagram.
-            sockopt::set_socket_send_buffer_size(&fd, 4 << 20)?;
+            // A transaction of many rules must fit into one datagram, whatever the machine's limit for others is.
+            if sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER_LEN).is_err() {
+                sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_LEN)?;
+            }
+            sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(ANSWER_LIMIT))?;
             set_extended_acknowledgement(&fd)?;
             Ok(fd)
         };
@@ -172,9 +189,7 @@ impl Socket {
     /// that of one moment: it is asked for again if it changed while it was read.
     pub fn request(&mut self, what: &str, message: Message) -> Result<Vec<Vec<u8>>> {
         let mut message = message;
-        let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | NLM_F_ACK;
-        message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
+        let is_dump = message.add_flags(NLM_F_ACK) & NLM_F_DUMP == NLM_F_DUMP;
         for _ in 0..DUMPS_MAX {
             self.sequence += 1;
             let sequence = self.sequence;
@@ -188,36 +203,28 @@ impl Socket {
         )))
     }
 
-    /// Sends several messages as one datagram (an nfnetlink batch) and waits for the answer to each that
-    /// asked for one. `first` and `last` frame the batch and are not acknowledged.
+    /// Sends several messages as one datagram (an nfnetlink batch) and waits until all are carried out, or none. `first`
+    /// and `last` frame the batch.
+    ///
+    /// The last of `inner` alone is acknowledged: each acknowledgement takes room in the socket, which has some for 250. What
+    /// fails is answered in any case, in the name of the message; what fails of the batch as a whole in that of `first`.
     pub(crate) fn transaction(
         &mut self,
         what: &str,
         first: Message,
-        inner: Vec<Message>,
+        mut inner: Vec<Message>,
         last: Message,
     ) -> Result<()> {
+        let Some(acknowledged) = inner.last_mut() else { return Ok(()) };
+        acknowledged.add_flags(NLM_F_ACK);
+        let head = self.sequence + 1;
         let mut datagram = Vec::new();
-        let mut next = || {
+        for message in [first].into_iter().chain(inner).chain([last]) {
             self.sequence += 1;
-            self.sequence
-        };
-        datagram.extend_from_slice(&first.seal(next()));
-        let mut asked = Vec::with_capacity(inner.len());
-        for mut message in inner {
-            let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | NLM_F_ACK;
-            message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-            let sequence = next();
-            asked.push(sequence);
-            datagram.extend_from_slice(&message.seal(sequence));
+            datagram.extend_from_slice(&message.seal(self.sequence));
         }
-        datagram.extend_from_slice(&last.seal(next()));
         self.send(what, &datagram)?;
-        // One failing message undoes the whole batch, and is answered instead of the others.
-        for sequence in asked {
-            self.receive(what, sequence..=self.sequence, false)?;
-        }
-        Ok(())
+        self.receive(what, head..=self.sequence, false).map(drop)
     }
 
     fn send(&self, what: &str, bytes: &[u8]) -> Result<()> {
@@ -248,12 +255,16 @@ impl Socket {
                 }
                 is_whole &= !is_dump || header.flags & NLM_F_DUMP_INTR == 0;
                 match header.kind {
-                    NLMSG_ERROR => match error(what, header.flags, body) {
+                    NLMSG_ERROR => match error(what, body, behind_request(header.flags, body)) {
                         Some(error) => return Err(error),
                         None if is_dump => {}
                         None => return Ok(Some(answers)),
                     },
-                    NLMSG_DONE => return Ok(is_whole.then_some(answers)),
+                    // A dump that fails on its way says so at its end.
+                    NLMSG_DONE => match error(what, body, body.get(4..)) {
+                        Some(error) => return Err(error),
+                        None => return Ok(is_whole.then_some(answers)),
+                    },
                     _ => {
                         answers.push(body.to_vec());
                         if header.flags & NLM_F_MULTI == 0 && is_dump {
@@ -290,26 +301,33 @@ fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     Some((header, body, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// The error in an `NLMSG_ERROR`, or none for an acknowledgement.
-fn error(what: &str, flags: u16, body: &[u8]) -> Option<Error> {
+/// The error whose number a body begins with, or none if that is 0, with the kernel's words if `attributes` have some.
+fn error(what: &str, body: &[u8], attributes: Option<&[u8]>) -> Option<Error> {
     let number = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
     if number == 0 {
         return None;
     }
     let cause = io::Error::from_raw_os_error(-number);
     let mut message = what.to_owned();
-    if flags & NLM_F_ACK_TLVS != 0 {
-        let request_len = if flags & NLM_F_CAPPED != 0 {
-            16
-        } else {
-            body.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(16, u32::from_ne_bytes)
-        };
-        let words = usize::try_from(request_len).ok().and_then(|len| body.get(4 + len.next_multiple_of(4)..));
-        if let Some(words) = words.and_then(|rest| attribute(rest, NLMSGERR_ATTR_MSG)) {
-            message = format!("{what}: the kernel says {:?}", text(words));
-        }
+    if let Some(words) = attributes.and_then(|attributes| attribute(attributes, NLMSGERR_ATTR_MSG)) {
+        message = format!("{what}: the kernel says {:?}", text(words));
     }
     Some(Error::new(cause.kind().into(), message).with_source(cause))
+}
+
+/// The attributes of an `NLMSG_ERROR`, which are behind the request that failed, or behind its header.
+fn behind_request(flags: u16, body: &[u8]) -> Option<&[u8]> {
+    if flags & NLM_F_ACK_TLVS == 0 {
+        return None;
+    }
+    let header_len = 16;
+    let request_len = if flags & NLM_F_CAPPED != 0 {
+        header_len
+    } else {
+        body.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(header_len, u32::from_ne_bytes)
+    };
+    let request_len = usize::try_from(request_len).ok()?.checked_next_multiple_of(4)?;
+    body.get(request_len.checked_add(4)?..)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -358,6 +376,8 @@ const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
+const IFA_F_PERMANENT: u8 = 0x80;
+const RT_SCOPE_UNIVERSE: u8 = 0;
 const RTA_DST: u16 = 1;
 const RTA_GATEWAY: u16 = 5;
 const IFF_UP: u32 = 1;
@@ -397,6 +417,16 @@ pub struct Veth<'a> {
     pub peer_namespace: BorrowedFd<'a>,
     pub peer_address: Option<[u8; 6]>,
     pub mtu: Option<u32>,
+}
+
+/// An address of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The link's index.
+    pub link: u32,
+    pub prefix: Prefix,
+    /// Whether it is for good and good everywhere: neither lent for a time, nor for one link or machine only.
+    pub is_lasting: bool,
 }
 
 /// The index of loopback, which is the first link of every namespace.
@@ -535,8 +565,8 @@ impl Route {
         self.0.request(&what, message).map(drop)
     }
 
-    /// Every address of the namespace, with its prefix.
-    pub fn addresses(&mut self) -> Result<Vec<(u32, Prefix)>> {
+    /// Every address of the namespace.
+    pub fn addresses(&mut self) -> Result<Vec<Address>> {
         let message = Message::new(RTM_GETADDR, NLM_F_DUMP).with(&[0; 8]);
         let answers = self.0.request("list network addresses", message)?;
         Ok(answers.iter().filter_map(|answer| address(answer)).collect())
@@ -581,12 +611,13 @@ fn link(answer: &[u8]) -> Option<Link> {
     })
 }
 
-fn address(answer: &[u8]) -> Option<(u32, Prefix)> {
-    let len = *answer.get(1)?;
-    let index = u32::from_ne_bytes(answer.get(4..8)?.try_into().ok()?);
+fn address(answer: &[u8]) -> Option<Address> {
+    let [_, len, flags, scope] = *answer.first_chunk()?;
+    let link = u32::from_ne_bytes(answer.get(4..8)?.try_into().ok()?);
     let rest = answer.get(8..)?;
     let bytes = attribute(rest, IFA_LOCAL).or_else(|| attribute(rest, IFA_ADDRESS))?;
-    Some((index, Prefix { address: ip(bytes)?, len }))
+    let is_lasting = flags & IFA_F_PERMANENT != 0 && scope == RT_SCOPE_UNIVERSE;
+    Some(Address { link, prefix: Prefix { address: ip(bytes)?, len }, is_lasting })
 }
 
 fn destination(answer: &[u8]) -> Option<Prefix> {
@@ -639,13 +670,15 @@ pub fn enter_new_namespace() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
     use rustix::net::socketpair;
     use types::ErrorKind;
 
     use super::*;
 
-    /// A socket whose other end answers the dumps that it is asked for: `interrupted` of them are cut by a change.
-    fn kernel(interrupted: usize) -> (Socket, std::thread::JoinHandle<usize>) {
+    /// A socket whose other end answers the dumps that it is asked for: `interrupted` of them are cut by a change. They
+    /// end with `end`.
+    fn kernel(interrupted: usize, end: Vec<u8>) -> (Socket, std::thread::JoinHandle<usize>) {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let thread = std::thread::spawn(move || {
@@ -666,7 +699,7 @@ mod tests {
                     datagram.extend(answer(RTM_NEWLINK, 0, b"two."));
                 }
                 send(&theirs, &datagram, SendFlags::empty()).unwrap();
-                send(&theirs, &answer(NLMSG_DONE, 0, &[0; 4]), SendFlags::empty()).unwrap();
+                send(&theirs, &answer(NLMSG_DONE, NLM_F_ACK_TLVS, &end), SendFlags::empty()).unwrap();
                 asked += 1;
             }
             asked
@@ -676,7 +709,7 @@ mod tests {
 
     #[test]
     fn a_list_that_changed_while_it_was_read_is_read_again() {
-        let (mut socket, kernel) = kernel(2);
+        let (mut socket, kernel) = kernel(2, vec![0; 4]);
         let answers = socket.request("list", Message::new(RTM_GETLINK, NLM_F_DUMP)).unwrap();
         assert_eq!(answers, [b"one.", b"two."]);
         drop(socket);
@@ -684,8 +717,53 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_fails_on_its_way_is_no_list() {
+        let mut end = Message { bytes: (-Errno::NOBUFS.raw_os_error()).to_ne_bytes().to_vec() };
+        end.put_str(NLMSGERR_ATTR_MSG, "no room");
+        let (mut socket, kernel) = kernel(0, end.bytes);
+        let error =
+            socket.request("list links", Message::new(RTM_GETLINK, NLM_F_DUMP)).unwrap_err().to_string();
+        assert!(error.contains("list links") && error.contains("no room"), "{error}");
+        drop(socket);
+        assert_eq!(kernel.join().unwrap(), 1);
+    }
+
+    /// As the kernel does for a subsystem that it has not, and if it cannot commit what it has read.
+    #[test]
+    fn what_fails_of_a_whole_batch_is_answered_in_the_name_of_its_first_message() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let mut socket = Socket { fd: ours, sequence: 6 };
+        let answer = |number: Errno, sequence| {
+            let number = (-number.raw_os_error()).to_ne_bytes();
+            let message = Message::new(NLMSG_ERROR, 0).with(&number).seal(sequence);
+            send(&theirs, &message, SendFlags::empty()).unwrap();
+        };
+        let mut batch = || {
+            let message = |kind| Message::new(kind, 0);
+            socket.transaction("make rules", message(16), vec![message(20), message(20)], message(17))
+        };
+        answer(Errno::OPNOTSUPP, 7);
+        let error = batch().unwrap_err().to_string();
+        assert!(error.contains("make rules"), "{error}");
+        // The second, in the name of a message within; and what is left of the one before is nobody's.
+        answer(Errno::NOENT, 9);
+        answer(Errno::NOENT, 12);
+        assert_eq!(batch().unwrap_err().kind(), ErrorKind::NotFound);
+        let flags = |sent: &[u8]| {
+            let mut rest = sent;
+            let next = || split(rest).map(|(header, _, next)| (rest = next, header.flags).1);
+            std::iter::from_fn(next).collect::<Vec<u16>>()
+        };
+        let mut buffer = [0; 256];
+        let (len, _) = recv(&theirs, &mut buffer[..], RecvFlags::empty()).unwrap();
+        let asked: Vec<bool> = flags(&buffer[..len]).iter().map(|flags| flags & NLM_F_ACK != 0).collect();
+        assert_eq!(asked, [false, false, true, false], "one answer for all");
+    }
+
+    #[test]
     fn a_list_that_always_changes_is_given_up() {
-        let (mut socket, kernel) = kernel(usize::MAX);
+        let (mut socket, kernel) = kernel(usize::MAX, vec![0; 4]);
         let error = socket.request("list links", Message::new(RTM_GETLINK, NLM_F_DUMP)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.to_string().contains("list links"), "{error}");

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use types::id::check_identifier;
 use types::{Context, Digest, Error, Result};
 
-use crate::bridge::{self, Bridge, Config, Subnet};
+use crate::bridge::{self, Bridge, Config, Range};
 use crate::mark::Marks;
 use crate::namespace;
 use crate::ports::{self, PortRequest, PublishedPort, Reservation, protocol_name, reserve};
@@ -125,8 +125,8 @@ impl Network {
     }
 
     /// The range of its addresses: that of the bridge, or without one the one that is configured.
-    pub fn subnet(&self) -> Result<Option<Subnet>> {
-        bridge::subnet(&self.config)
+    pub fn range(&self) -> Result<Option<Range>> {
+        bridge::range(&self.config)
     }
 
     /// Makes a network namespace for a container and returns the file that it is pinned to.
@@ -155,7 +155,7 @@ impl Network {
         let what = || format!("attach {id} to bridge {}", self.config.bridge);
         check_identifier("container id", id)?;
         let bridge = self.bridge().context(what)?;
-        let attachment = self.claim(id, bridge.subnet, request).context(what)?;
+        let attachment = self.claim(id, &bridge, request).context(what)?;
         match self.connect(id, &bridge, &attachment) {
             Ok(()) => Ok(attachment),
             Err(error) => {
@@ -314,7 +314,7 @@ impl Network {
     }
 
     /// Finds an address and ports that nobody has, and enters them under this id.
-    fn claim(&self, id: &str, subnet: Subnet, request: &Request) -> Result<Attachment> {
+    fn claim(&self, id: &str, bridge: &Bridge, request: &Request) -> Result<Attachment> {
         let reservations = request.ports.iter().map(|port| self.reserve(port)).collect::<Result<Vec<_>>>()?;
         let ports: Vec<PublishedPort> =
             request.ports.iter().zip(&reservations).map(|(port, held)| published(port, held.port)).collect();
@@ -328,12 +328,12 @@ impl Network {
                 return Err(taken(port, owner));
             }
         }
-        let address = free_address(&claims, subnet)?;
+        let address = free_address(&claims, bridge)?;
         let [_, second, third, fourth] = address.octets();
         let attachment = Attachment {
             address,
-            prefix_len: subnet.len,
-            gateway: subnet.gateway(),
+            prefix_len: bridge.range.subnet.len,
+            gateway: bridge.range.gateway,
             // Locally administered, and unique as long as the address is.
             mac: [0x02, 0x48, address.octets()[0], second, third, fourth],
             link: link_name(id),
@@ -436,9 +436,10 @@ fn link_name(id: &str) -> String {
     format!("hv{}", Digest::of(id.as_bytes()).short())
 }
 
-fn free_address(claims: &Claims, subnet: Subnet) -> Result<Ipv4Addr> {
-    let used: BTreeSet<u32> =
-        claims.attachments.values().map(|attachment| u32::from(attachment.address)).collect();
+fn free_address(claims: &Claims, bridge: &Bridge) -> Result<Ipv4Addr> {
+    let subnet = bridge.range.subnet;
+    let of_containers = claims.attachments.values().map(|attachment| attachment.address);
+    let used: BTreeSet<u32> = of_containers.chain(bridge.own.iter().copied()).map(u32::from).collect();
     let hosts = subnet.hosts();
     let begin = if hosts.contains(&claims.last) { claims.last + 1 } else { hosts.start };
     let mut candidates = (begin..hosts.end).chain(hosts.start..begin);

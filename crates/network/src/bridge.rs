@@ -1,5 +1,6 @@
 //! The bridge and its subnet.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -7,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::str::FromStr;
 
-use linux::netlink::{Link, Prefix, Route};
+use linux::netlink::{Address, Link, Prefix, Route};
 use linux::nft::Batch;
 use types::{Context, Error, ErrorKind, Result};
 
@@ -59,13 +60,21 @@ pub struct Subnet {
     pub len: u8,
 }
 
+/// A subnet and the way out of it, which is the bridge's own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    pub subnet: Subnet,
+    pub gateway: Ipv4Addr,
+}
+
 impl Subnet {
-    /// The first address, which the bridge has.
-    pub fn gateway(self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.network) + 1)
+    /// With the first address for the bridge.
+    fn with_first(self) -> Range {
+        Range { subnet: self, gateway: Ipv4Addr::from(u32::from(self.network) + 1) }
     }
 
-    /// The addresses that containers may have.
+    /// The addresses that containers may have, if nobody else has them. The first is a gateway's by custom, though on a
+    /// bridge of others it need not be.
     pub(crate) fn hosts(self) -> std::ops::Range<u32> {
         let first = u32::from(self.network);
         let size = 1_u32 << (32 - u32::from(self.len));
@@ -74,6 +83,10 @@ impl Subnet {
 
     fn containing(address: Ipv4Addr, len: u8) -> Subnet {
         Subnet { network: Ipv4Addr::from(u32::from(address) & bits(len)), len }
+    }
+
+    fn contains(self, address: Ipv4Addr) -> bool {
+        u32::from(address) & bits(self.len) == u32::from(self.network)
     }
 
     fn overlaps(self, other: &Prefix) -> bool {
@@ -108,29 +121,39 @@ impl fmt::Display for Subnet {
 }
 
 /// A bridge that is up and has its address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bridge {
     pub(crate) index: u32,
-    pub(crate) subnet: Subnet,
+    pub(crate) range: Range,
+    /// The addresses in its subnet that this machine has itself.
+    pub(crate) own: BTreeSet<Ipv4Addr>,
+}
+
+impl Bridge {
+    fn new(link: &Link, range: Range, addresses: &[Address]) -> Bridge {
+        let own = addresses.iter().filter_map(ipv4).filter(|address| range.subnet.contains(*address));
+        Bridge { index: link.index, range, own: own.chain([range.gateway]).collect() }
+    }
 }
 
 /// The bridge, if it is there and nothing of it or its rules is missing.
 pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
     let mut route = Route::open()?;
     let Some(link) = link(&mut route, config)? else { return Ok(None) };
-    let Some(subnet) = subnet_of(&mut route, &link)? else { return Ok(None) };
+    let addresses = route.addresses()?;
+    let Some(range) = range_of(&link, &addresses) else { return Ok(None) };
     silence_ipv6(&config.bridge)?;
-    Ok(rules::are_there(&config.bridge)?.then_some(Bridge { index: link.index, subnet }))
+    Ok(rules::are_there(&config.bridge)?.then(|| Bridge::new(&link, range, &addresses)))
 }
 
 /// The range of the bridge that is there, or of the one that is to be made, if that is known.
-pub(crate) fn subnet(config: &Config) -> Result<Option<Subnet>> {
+pub(crate) fn range(config: &Config) -> Result<Option<Range>> {
     let mut route = Route::open()?;
     let of_bridge = match link(&mut route, config)? {
-        Some(link) => subnet_of(&mut route, &link)?,
+        Some(link) => range_of(&link, &route.addresses()?),
         None => None,
     };
-    Ok(of_bridge.or(config.subnet))
+    Ok(of_bridge.or(config.subnet.map(Subnet::with_first)))
 }
 
 /// Makes what is missing of the bridge, and all rules: the common ones, and those that `publish` adds. Only one
@@ -147,17 +170,22 @@ pub(crate) fn make(config: &Config, marks: &Marks, publish: impl FnOnce(&mut Bat
             link.ok_or_else(|| Error::aborted(format!("bridge {name} went away")))?
         }
     };
-    let own = subnet_of(&mut route, &link)?;
-    let subnet = own.or(config.subnet).map_or_else(|| free_subnet(&mut route), Ok)?;
+    let addresses = route.addresses()?;
+    let own = range_of(&link, &addresses);
+    let range = match (own, config.subnet) {
+        (Some(own), _) => own,
+        (None, Some(subnet)) => subnet.with_first(),
+        (None, None) => free_subnet(&mut route, &addresses)?.with_first(),
+    };
     silence_ipv6(name)?;
     allow_forwarding(name)?;
-    rules::make(name, subnet, publish)?;
+    rules::make(name, range.subnet, publish)?;
     route.set_up(link.index)?;
     // The address comes last: a bridge that has one is complete.
     if own.is_none() {
-        route.add_address(link.index, Prefix { address: subnet.gateway().into(), len: subnet.len })?;
+        route.add_address(link.index, Prefix { address: range.gateway.into(), len: range.subnet.len })?;
     }
-    Ok(Bridge { index: link.index, subnet })
+    Ok(Bridge::new(&link, range, &addresses))
 }
 
 /// Whether an earlier version made this bridge, which noted name and number in a file. A number is not given twice while a
@@ -206,17 +234,23 @@ fn link(route: &mut Route, config: &Config) -> Result<Option<Link>> {
     Ok(link)
 }
 
-fn subnet_of(route: &mut Route, link: &Link) -> Result<Option<Subnet>> {
-    let addresses = route.addresses()?;
-    Ok(addresses.iter().find_map(|(index, prefix)| match prefix.address {
-        IpAddr::V4(address) if *index == link.index => Some(Subnet::containing(address, prefix.len)),
-        _ => None,
-    }))
+fn range_of(link: &Link, addresses: &[Address]) -> Option<Range> {
+    addresses.iter().filter(|address| address.link == link.index).find_map(|address| {
+        let gateway = ipv4(address)?;
+        Some(Range { subnet: Subnet::containing(gateway, address.prefix.len), gateway })
+    })
 }
 
-fn free_subnet(route: &mut Route) -> Result<Subnet> {
+fn ipv4(address: &Address) -> Option<Ipv4Addr> {
+    match address.prefix.address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+fn free_subnet(route: &mut Route, addresses: &[Address]) -> Result<Subnet> {
     let mut taken = route.routes()?;
-    taken.extend(route.addresses()?.into_iter().map(|(_, prefix)| prefix));
+    taken.extend(addresses.iter().map(|address| address.prefix));
     let candidates = SUBNETS.map(|(a, b)| Subnet { network: Ipv4Addr::new(a, b, 0, 0), len: 16 });
     candidates.into_iter().find(|subnet| !taken.iter().any(|prefix| subnet.overlaps(prefix))).ok_or_else(|| {
         Error::resource_exhausted(
@@ -264,7 +298,7 @@ mod tests {
     fn subnets_are_read_and_have_a_gateway() {
         let subnet: Subnet = "172.30.9.9/16".parse().unwrap();
         assert_eq!(subnet.to_string(), "172.30.0.0/16");
-        assert_eq!(subnet.gateway(), Ipv4Addr::new(172, 30, 0, 1));
+        assert_eq!(subnet.with_first().gateway, Ipv4Addr::new(172, 30, 0, 1));
         assert_eq!("10.0.0.0/29".parse::<Subnet>().unwrap().hosts().len(), 5);
         for bad in ["", "10.0.0.0", "10.0.0.0/31", "10.0.0/8", "10.0.0.0/x", "::/8"] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");

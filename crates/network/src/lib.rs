@@ -28,6 +28,6 @@ mod records;
 mod rules;
 
 pub use attachment::{Attachment, Leftover, Network, Request};
-pub use bridge::{Config, Subnet};
+pub use bridge::{Config, Range, Subnet};
 pub use linux::nft::Transport;
 pub use ports::{PortRequest, PublishedPort};

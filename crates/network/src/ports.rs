@@ -104,7 +104,7 @@ pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Res
     }
     let addresses = Route::open()?.addresses()?;
     let is_ours = |address: Ipv4Addr| {
-        address.is_loopback() || addresses.iter().any(|(_, prefix)| prefix.address == IpAddr::V4(address))
+        address.is_loopback() || addresses.iter().any(|own| own.prefix.address == IpAddr::V4(address))
     };
     let mut conntrack = Conntrack::open()?;
     for port in datagrams {

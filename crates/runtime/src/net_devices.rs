@@ -1,6 +1,7 @@
 //! Network devices of the host that move into the container (`config-linux.md`, "Network Devices").
 //!
-//! A device keeps its addresses, which the kernel drops on the way, and is up when it arrives. When the
+//! A device keeps those of its addresses that are its own for good, which the kernel drops on the way, and is up when it
+//! arrives. When the
 //! namespace ends the kernel gives hardware back to the host; a device of software ends with it.
 
 use std::collections::BTreeMap;
@@ -54,12 +55,9 @@ pub(crate) fn give(devices: &BTreeMap<String, NetDevice>, pid: u32) -> Result<()
         let addresses = host.addresses()?;
         host.give_link(link.index, namespace.as_fd(), to).context(what)?;
         let arrived = inside_route.link(to)?.ok_or_else(|| Error::not_found(what()))?;
-        for (_, prefix) in addresses.iter().filter(|(index, _)| *index == link.index) {
-            // The kernel makes the link-local address anew.
-            let is_local = matches!(prefix.address, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
-            if !is_local {
-                inside_route.add_address(arrived.index, *prefix).context(what)?;
-            }
+        // What is lent would never be given back, and the kernel makes the link-local one anew.
+        for address in addresses.iter().filter(|address| address.link == link.index && address.is_lasting) {
+            inside_route.add_address(arrived.index, address.prefix).context(what)?;
         }
         inside_route.set_up(arrived.index).context(what)?;
     }

@@ -83,7 +83,7 @@ fn a_veth_pair_connects_a_bridge_with_another_namespace() {
                 .unwrap()
                 .contains(&Prefix { address: Ipv4Addr::new(10, 7, 0, 0).into(), len: 16 })
         );
-        assert!(here.addresses().unwrap().iter().any(|(_, prefix)| prefix.address == IpAddr::from(gateway)));
+        assert!(here.addresses().unwrap().iter().any(|own| own.prefix.address == IpAddr::from(gateway)));
 
         assert!(here.delete_link("v0").unwrap());
         assert!(!here.delete_link("v0").unwrap(), "gone is not an error");

@@ -116,6 +116,25 @@ fn a_published_port_is_reached_from_everywhere() {
     });
 }
 
+/// The kernel answers once for each rule that is asked about, and has no room for hundreds of answers.
+#[test]
+fn hundreds_of_ports_are_published_and_taken_back() {
+    on_a_machine(|state| {
+        let network = open(state);
+        let ports: Vec<PortRequest> = (20_000..20_600).map(|port| tcp(Some(port), port)).collect();
+        let (web, attachment) = attach(&network, "web", &ports);
+        let server = serve(&web, 20_599, 2);
+        call(attachment.gateway, 20_599).unwrap();
+        // All rules at once, as after somebody flushed them.
+        assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
+        network.restore().unwrap();
+        call(attachment.gateway, 20_599).unwrap();
+        server.join().unwrap();
+        network.detach("web").unwrap();
+        assert!(!ruleset().contains("20599"), "{}", ruleset());
+    });
+}
+
 #[test]
 fn loopback_of_the_machine_is_closed_to_containers() {
     on_a_machine(|state| {

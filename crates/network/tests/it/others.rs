@@ -75,6 +75,30 @@ fn a_bridge_of_others_keeps_its_address_too() {
     });
 }
 
+/// A bridge that the machine itself is on the network with: its own address is the way out, and is nobody else's.
+#[test]
+fn on_a_bridge_of_others_its_own_address_is_the_gateway() {
+    on_a_machine(|state| {
+        ip("link add hoist0 type bridge");
+        ip("address add 10.77.0.3/29 dev hoist0");
+        ip("address add 10.77.0.4/32 dev lo");
+        let network = open(state);
+        let mut addresses = BTreeSet::new();
+        for id in ["c2", "c5", "c6"] {
+            let (namespace, attachment) = attach(&network, id, &[]);
+            assert_eq!(attachment.gateway, Ipv4Addr::new(10, 77, 0, 3));
+            addresses.insert(attachment.address.octets()[3]);
+            let server = serve(&namespace, 80, 1);
+            assert_eq!(call(attachment.address, 80).unwrap(), "10.77.0.3");
+            server.join().unwrap();
+        }
+        assert_eq!(addresses, BTreeSet::from([2, 5, 6]), "the machine has 3 and 4");
+        network.create_namespace("c7").unwrap();
+        let error = network.attach("c7", &Request::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error:?}");
+    });
+}
+
 /// Making the bridge is several steps; after the first it is a link without anything.
 #[test]
 fn a_bridge_that_a_crash_left_half_made_goes() {
