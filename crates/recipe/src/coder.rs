@@ -74,9 +74,15 @@ impl Writer {
         Writer { low: 0, range: u32::MAX, cache: 0, waiting: 0, is_first: true, bytes: Vec::new() }
     }
 
-    /// Bytes so far.
+    /// One that has written so many bytes.
+    #[cfg(test)]
+    pub(crate) fn of_len(len: usize) -> Writer {
+        Writer { bytes: vec![0; len], ..Writer::new() }
+    }
+
+    /// Bytes so far, with those that a carry may still change.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len().saturating_add(usize::try_from(self.waiting).unwrap_or(usize::MAX))
     }
 
     pub(crate) fn finish(mut self) -> Vec<u8> {

@@ -11,8 +11,9 @@ use crate::text::Plain;
 
 /// Tokens that are in memory at once.
 const RUN_LEN_MAX: usize = 1 << 16;
-/// Tokens by which the habits of the compressor are found out.
+/// Tokens by which the habits of the compressor are found out, and blocks: these may be empty.
 const SAMPLE_LEN: usize = 1 << 15;
+const SAMPLE_BLOCKS_MAX: usize = 256;
 /// Plain bytes after which a piece ends with the block.
 const PIECE_LEN: u64 = 1 << 20;
 /// Bytes of one piece: far more than what its blocks were compressed to.
@@ -500,9 +501,6 @@ pub(crate) fn dissect<R: Read>(
             if ends {
                 break;
             }
-            if coder.len() > PIECE_CODE_LEN_MAX as usize {
-                return Err(damaged("a stream that cannot be predicted at all"));
-            }
         }
         if is_last {
             let (_, padding) = parser.bits.align()?;
@@ -530,6 +528,7 @@ fn code_block<R: Read, P: Read>(
     };
     let (is_last, stored) = (block.is_last, stored_len(&block));
     models.block(coder, block)?;
+    check_len(coder)?;
     if let Some(len) = stored {
         parser.skip(len)?;
         advance_stored(predictor, len)?;
@@ -551,9 +550,19 @@ fn code_block<R: Read, P: Read>(
             models.token(coder, predictor, token)?;
             predictor.advance(token.len())?;
         }
+        check_len(coder)?;
         if ended {
             return Ok(is_last);
         }
+    }
+}
+
+/// Whether a piece may go on. Asked after each block's head and each run of tokens, which add a bounded number of
+/// bytes: a block may have as many tokens as the stream.
+fn check_len(coder: &coder::Writer) -> io::Result<()> {
+    match coder.len() > PIECE_CODE_LEN_MAX as usize {
+        true => Err(damaged("a stream that cannot be predicted at all")),
+        false => Ok(()),
     }
 }
 
@@ -570,28 +579,23 @@ fn advance_stored<P: Read>(predictor: &mut Predictor<P>, len: u32) -> io::Result
     predictor.advance(len)
 }
 
-/// The beginning of a stream.
+/// The beginning of a stream: whole blocks, and of a long one the first run of tokens.
 fn sample<R: Read>(parser: &mut Parser<R>) -> io::Result<Vec<Sampled>> {
+    const { assert!(RUN_LEN_MAX >= SAMPLE_LEN, "a run that does not end its block is enough") };
     let (mut read, mut count) = (Vec::new(), 0);
-    while count < SAMPLE_LEN {
+    for _ in 0..SAMPLE_BLOCKS_MAX {
         let block = parser.block()?;
-        let is_last = block.is_last;
-        if stored_len(&block).is_some() {
-            // Nothing to be learnt from, and its bytes come next.
-            read.push(Sampled::Block(block));
-            return Ok(read);
-        }
+        let (is_last, is_stored) = (block.is_last, stored_len(&block).is_some());
         read.push(Sampled::Block(block));
-        loop {
-            let mut tokens = Vec::new();
-            let ended = parser.tokens(&mut tokens)?;
-            count += tokens.len();
-            read.push(Sampled::Tokens { tokens, ended });
-            if ended {
-                break;
-            }
+        if is_stored {
+            // Nothing to be learnt from, and its bytes come next.
+            break;
         }
-        if is_last {
+        let mut tokens = Vec::new();
+        let ended = parser.tokens(&mut tokens)?;
+        count += tokens.len();
+        read.push(Sampled::Tokens { tokens, ended });
+        if is_last || !ended || count >= SAMPLE_LEN {
             break;
         }
     }
@@ -687,5 +691,58 @@ fn compose_block<P: Read, W: Write>(
         if coder.is_beyond_end() {
             return Err(damaged("a block that does not end"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Far more than a sample takes.
+    const STREAM_LEN: u64 = 1 << 20;
+    /// One block that begins and does not end: all further bits are those of literals of the fixed code.
+    const LONG_BLOCK: [u8; 1] = [0xFA];
+    /// Four empty blocks of the fixed code, of ten bits each.
+    const EMPTY_BLOCKS: [u8; 5] = [0x02, 0x08, 0x20, 0x80, 0x00];
+
+    fn long_block() -> impl Read {
+        LONG_BLOCK.chain(io::repeat(0xFF)).take(STREAM_LEN)
+    }
+
+    #[test]
+    fn a_sample_ends_within_a_block_and_among_empty_ones() {
+        let empty_blocks = EMPTY_BLOCKS.repeat(usize::try_from(STREAM_LEN).unwrap() / EMPTY_BLOCKS.len());
+        let streams: [(&str, Box<dyn Read>); 2] =
+            [("long block", Box::new(long_block())), ("empty blocks", Box::new(&empty_blocks[..]))];
+        for (what, stream) in streams {
+            let sample = sample(&mut Parser::new(stream)).unwrap();
+            let tokens: usize = sample
+                .iter()
+                .map(|read| match read {
+                    Sampled::Block(_) => 0,
+                    Sampled::Tokens { tokens, .. } => tokens.len(),
+                })
+                .sum();
+            assert!(sample.len() <= 2 * SAMPLE_BLOCKS_MAX, "{what}: {}", sample.len());
+            assert!(tokens < SAMPLE_LEN + RUN_LEN_MAX, "{what}: {tokens}");
+        }
+    }
+
+    #[test]
+    fn a_piece_that_grows_too_long_ends_within_a_block() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(STREAM_LEN).unwrap();
+        let plain = Plain::new(&file, STREAM_LEN);
+        let mut coder = coder::Writer::of_len(PIECE_CODE_LEN_MAX as usize - 16);
+        let coded = code_block(
+            &mut Parser::new(long_block()),
+            &mut std::iter::empty(),
+            &mut coder,
+            &mut Models::new(),
+            &mut Predictor::new(plain, HABITS[0]),
+        );
+        // And not for want of more of the stream.
+        assert_eq!(coded.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(coder.len() < PIECE_CODE_LEN_MAX as usize + RUN_LEN_MAX, "{}", coder.len());
     }
 }

@@ -184,6 +184,19 @@ fn streams_of_unusual_form_are_made_again() {
     check("plain", &plain, &plain, 0.01);
 }
 
+/// Longer, or of more blocks, than the sample by which the compressor is known.
+#[test]
+fn blocks_of_unusual_length_are_made_again() {
+    const HEADER: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\0";
+    // One block of the fixed code: its head, so many literals of nine bits each, and its end.
+    let literals = 80_005;
+    let block = [&[0xFB][..], &vec![0xFF; literals * 9 / 8], &[0]].concat();
+    check("one block", &[HEADER, &block, b"checksum"].concat(), &vec![0xFF; literals], f64::MAX);
+    // Empty ones of ten bits each, and the last.
+    let blocks = [&[0x02, 0x08, 0x20, 0x80, 0][..]; 500].concat();
+    check("empty blocks", &[HEADER, &blocks, &[3, 0], b"checksum"].concat(), b"", f64::MAX);
+}
+
 #[test]
 fn zstd_of_the_library_is_made_again() {
     for len in [0, 1000, 3_000_000] {
