@@ -6,7 +6,7 @@ use crate::bits::{BitReader, BitWriter};
 use crate::coder::{self, Coder, Model};
 use crate::damaged;
 use crate::huffman::{Code, Table, codes, fixed};
-use crate::predictor::{DISTANCE_MAX, HABITS, Habits, MATCH_LEN_MIN, Predictor, Token};
+use crate::predictor::{DISTANCE_MAX, HABITS, MATCH_LEN_MIN, Predictor, Token};
 use crate::text::Plain;
 
 /// Tokens that are in memory at once.
@@ -14,6 +14,9 @@ const RUN_LEN_MAX: usize = 1 << 16;
 /// Tokens by which the habits of the compressor are found out, and blocks: these may be empty.
 const SAMPLE_LEN: usize = 1 << 15;
 const SAMPLE_BLOCKS_MAX: usize = 256;
+/// With fewer tokens the habits that were found before do, if it was by as many: there is little to be learnt, and
+/// little to be lost.
+const SEARCH_LEN_MIN: usize = 512;
 /// Plain bytes after which a piece ends with the block.
 const PIECE_LEN: u64 = 1 << 20;
 /// Bytes of one piece: far more than what its blocks were compressed to.
@@ -473,44 +476,73 @@ enum Sampled {
     Tokens { tokens: Vec<Token>, ended: bool },
 }
 
-/// Reads a stream to its end and writes what it takes to make it again from `plain`; returns how much of that it
-/// unpacks to.
-pub(crate) fn dissect<R: Read>(
-    parser: &mut Parser<R>,
-    plain: &Plain<'_>,
-    to: &mut impl Write,
-) -> io::Result<u64> {
-    let sample = sample(parser)?;
-    let (mut number, mut least) = (0, usize::MAX);
-    for (tried, habits) in HABITS.iter().enumerate() {
-        if let Some(cost) = cost(&sample, plain, *habits, least) {
-            (number, least) = (tried, cost);
-        }
+/// Takes streams apart, one after another.
+pub(crate) struct Dissector<'a> {
+    predictor: Predictor<Plain<'a>>,
+    /// The habits that were found last, by their place in [`HABITS`], and the most tokens by which any were found.
+    number: usize,
+    learnt: usize,
+}
+
+impl<'a> Dissector<'a> {
+    pub(crate) fn new(plain: Plain<'a>) -> Dissector<'a> {
+        Dissector { predictor: Predictor::new(plain, HABITS[0]), number: 0, learnt: 0 }
     }
-    to.write_all(&[u8::try_from(number).expect("few")])?;
-    let mut predictor = Predictor::new(plain.clone(), HABITS[number]);
-    let mut models = Models::new();
-    let mut waiting = sample.into_iter();
-    let mut is_last = false;
-    while !is_last {
-        let (mut coder, begin) = (coder::Writer::new(), predictor.at());
-        loop {
-            is_last = code_block(parser, &mut waiting, &mut coder, &mut models, &mut predictor)?;
-            let ends = is_last || predictor.at() - begin >= PIECE_LEN;
-            coder.even_bit(ends);
-            if ends {
-                break;
+
+    /// Reads a stream to its end and writes what it takes to make it again from `plain`; returns how much of that it
+    /// unpacks to.
+    pub(crate) fn dissect<R: Read>(
+        &mut self,
+        parser: &mut Parser<R>,
+        plain: &Plain<'a>,
+        to: &mut impl Write,
+    ) -> io::Result<u64> {
+        let sample = sample(parser)?;
+        let number = self.habits(&sample, plain);
+        to.write_all(&[u8::try_from(number).expect("few")])?;
+        let predictor = &mut self.predictor;
+        predictor.restart(plain.clone(), HABITS[number]);
+        let mut models = Models::new();
+        let mut waiting = sample.into_iter();
+        let mut is_last = false;
+        while !is_last {
+            let (mut coder, begin) = (coder::Writer::new(), predictor.at());
+            loop {
+                is_last = code_block(parser, &mut waiting, &mut coder, &mut models, predictor)?;
+                let ends = is_last || predictor.at() - begin >= PIECE_LEN;
+                coder.even_bit(ends);
+                if ends {
+                    break;
+                }
+            }
+            if is_last {
+                let (_, padding) = parser.bits.align()?;
+                coder.raw(7, padding);
+            }
+            let code = coder.finish();
+            to.write_all(&u32::try_from(code.len()).map_err(io::Error::other)?.to_le_bytes())?;
+            to.write_all(&code)?;
+        }
+        Ok(predictor.at())
+    }
+
+    /// The habits by which the sample takes the fewest bytes. Those that were found last come first: the streams of
+    /// a file are mostly of one compressor, and the others are left as soon as they are no better.
+    fn habits(&mut self, sample: &[Sampled], plain: &Plain<'a>) -> usize {
+        let len = tokens(sample).count();
+        if len < SEARCH_LEN_MIN && len <= self.learnt {
+            return self.number;
+        }
+        let (last, mut least) = (self.number, usize::MAX);
+        for tried in std::iter::once(last).chain((0..HABITS.len()).filter(|tried| *tried != last)) {
+            self.predictor.restart(plain.clone(), HABITS[tried]);
+            if let Some(cost) = cost(sample, &mut self.predictor, least) {
+                (self.number, least) = (tried, cost);
             }
         }
-        if is_last {
-            let (_, padding) = parser.bits.align()?;
-            coder.raw(7, padding);
-        }
-        let code = coder.finish();
-        to.write_all(&u32::try_from(code.len()).map_err(io::Error::other)?.to_le_bytes())?;
-        to.write_all(&code)?;
+        self.learnt = self.learnt.max(len);
+        self.number
     }
-    Ok(predictor.at())
 }
 
 /// Codes one block; whether it is the last.
@@ -602,17 +634,21 @@ fn sample<R: Read>(parser: &mut Parser<R>) -> io::Result<Vec<Sampled>> {
     Ok(read)
 }
 
-/// Bytes that it takes to say the sample's tokens with these habits; none as soon as it is clear that they are not
-/// less than others take.
-fn cost(sample: &[Sampled], plain: &Plain<'_>, habits: Habits, others: usize) -> Option<usize> {
-    let mut predictor = Predictor::new(plain.clone(), habits);
-    let (mut models, mut coder) = (Models::new(), coder::Writer::new());
+/// Those of the sample that count.
+fn tokens(sample: &[Sampled]) -> impl Iterator<Item = Token> {
     let tokens = sample.iter().filter_map(|read| match read {
         Sampled::Tokens { tokens, .. } => Some(tokens),
         Sampled::Block(_) => None,
     });
-    for token in tokens.flatten().take(SAMPLE_LEN) {
-        let coded = models.token(&mut coder, &mut predictor, *token);
+    tokens.flatten().copied().take(SAMPLE_LEN)
+}
+
+/// Bytes that it takes to say the sample's tokens with the predictor's habits; none as soon as it is clear that they
+/// are not less than others take.
+fn cost<P: Read>(sample: &[Sampled], predictor: &mut Predictor<P>, others: usize) -> Option<usize> {
+    let (mut models, mut coder) = (Models::new(), coder::Writer::new());
+    for token in tokens(sample) {
+        let coded = models.token(&mut coder, predictor, token);
         if coded.and_then(|_| predictor.advance(token.len())).is_err() || coder.len() >= others {
             return None;
         }
@@ -620,12 +656,18 @@ fn cost(sample: &[Sampled], plain: &Plain<'_>, habits: Habits, others: usize) ->
     Some(coder.len())
 }
 
-/// Makes a stream again, from what [`dissect`] wrote of it; returns how much of `plain` was used.
-pub(crate) fn compose(from: &mut impl Read, plain: &Plain<'_>, to: &mut impl Write) -> io::Result<u64> {
+/// Makes a stream again, from what [`Dissector::dissect`] wrote of it; returns how much of `plain` was used. The
+/// predictor is anyone's, whatever it predicted before.
+pub(crate) fn compose<'a>(
+    from: &mut impl Read,
+    plain: &Plain<'a>,
+    predictor: &mut Predictor<Plain<'a>>,
+    to: &mut impl Write,
+) -> io::Result<u64> {
     let mut number = [0];
     from.read_exact(&mut number)?;
     let habits = HABITS.get(usize::from(number[0])).ok_or_else(|| damaged("habits that nobody has"))?;
-    let mut predictor = Predictor::new(plain.clone(), *habits);
+    predictor.restart(plain.clone(), *habits);
     let mut models = Models::new();
     let mut composer = Composer { bits: BitWriter::new(to), codes: None };
     let mut is_last = false;
@@ -640,7 +682,7 @@ pub(crate) fn compose(from: &mut impl Read, plain: &Plain<'_>, to: &mut impl Wri
         from.by_ref().take(u64::from(len)).read_to_end(&mut code)?;
         let mut coder = coder::Reader::new(&code);
         loop {
-            is_last = compose_block(&mut coder, &mut models, &mut predictor, &mut composer)?;
+            is_last = compose_block(&mut coder, &mut models, predictor, &mut composer)?;
             if coder.is_beyond_end() {
                 return Err(damaged("a piece that ends too early"));
             }

@@ -35,7 +35,8 @@ pub use text::Plain;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
-use deflate::{Parser, compose, dissect};
+use deflate::{Dissector, Parser, compose};
+use predictor::{HABITS, Predictor};
 
 const MAGIC: &[u8; 9] = b"hoistrcp\x01";
 const END: u8 = 0;
@@ -99,6 +100,7 @@ fn write(mut blob: impl BufRead, plain: &Plain<'_>, to: &mut impl Write) -> io::
 fn gzip(blob: impl BufRead, plain: &Plain<'_>, to: &mut impl Write) -> io::Result<()> {
     let mut parser = Parser::new(blob);
     let mut plain = plain.clone();
+    let mut dissector = Dissector::new(plain.clone());
     let mut bytes = Vec::new();
     let mut wanted = header(&mut parser, &mut bytes)?;
     loop {
@@ -108,7 +110,7 @@ fn gzip(blob: impl BufRead, plain: &Plain<'_>, to: &mut impl Write) -> io::Resul
         put_bytes(to, &bytes)?;
         bytes.clear();
         to.write_all(&[DEFLATE])?;
-        plain.skip(dissect(&mut parser, &plain, to)?);
+        plain.skip(dissector.dissect(&mut parser, &plain, to)?);
         for _ in 0..GZIP_TRAILER_LEN {
             bytes.extend(parser.byte()?);
         }
@@ -179,6 +181,7 @@ fn put_bytes(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
 pub fn rebuild(recipe: impl Read, plain: &Plain<'_>, to: &mut impl Write) -> io::Result<()> {
     let mut recipe = BufReader::with_capacity(COPY_LEN, recipe);
     let mut plain = plain.clone();
+    let mut predictor = Predictor::new(plain.clone(), HABITS[0]);
     let mut magic = [0; MAGIC.len()];
     recipe.read_exact(&mut magic)?;
     if magic != *MAGIC {
@@ -195,7 +198,7 @@ pub fn rebuild(recipe: impl Read, plain: &Plain<'_>, to: &mut impl Write) -> io:
                 let len = read_number(&mut recipe)?;
                 copy(&mut plain, len, to)?;
             }
-            DEFLATE => plain.skip(compose(&mut recipe, &plain, to)?),
+            DEFLATE => plain.skip(compose(&mut recipe, &plain, &mut predictor, to)?),
             ZSTD => zstd_frame::Frame::read(&mut recipe)?.rebuild(&mut plain, to)?,
             _ => return Err(damaged("a piece of a kind that there is not")),
         }

@@ -16,6 +16,8 @@ pub(crate) const MATCH_LEN_MIN: usize = 3;
 
 const CHAIN_LEN: usize = 32 * 1024;
 const HASH_BITS: u32 = 16;
+/// A table of which no more was used than this is emptied place by place.
+const FORGOTTEN_SINGLY_MAX: u64 = 4096;
 /// Matches of three bytes from further away cost more than they save.
 const SHORT_DISTANCE_MAX: u32 = 4096;
 /// Places that are looked at to name one of them.
@@ -120,6 +122,22 @@ impl<R: Read> Predictor<R> {
             known_to: 0,
             found: None,
         }
+    }
+
+    /// Begins anew with another text and other habits, in the same memory: as a new one, but sooner.
+    pub(crate) fn restart(&mut self, source: R, habits: Habits) {
+        // `before` is only asked about places that `last` led to, and they were entered since.
+        if self.known_to <= FORGOTTEN_SINGLY_MAX {
+            for at in 0..self.known_to {
+                if let Some(hash) = self.hash(at) {
+                    self.last[hash] = 0;
+                }
+            }
+        } else {
+            self.last.fill(0);
+        }
+        self.text.restart(source);
+        (self.habits, self.known_to, self.found) = (habits, 0, None);
     }
 
     pub(crate) fn at(&self) -> u64 {

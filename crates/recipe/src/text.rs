@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 
 use crate::damaged;
 
-/// Bytes that are read at a time.
-const FILL_LEN: usize = 1 << 20;
+/// Bytes that are read at a time: few at first, since many texts are short, and twice as many each time.
+const FILL_LEN_MIN: usize = 16 * 1024;
+const FILL_LEN_MAX: usize = 1 << 20;
 /// Bytes behind the place that are kept: as far as deflate looks back, and one more.
 pub(crate) const BEHIND_LEN: usize = 32 * 1024 + 1;
 /// Bytes ahead of the place that are there, but at the end.
@@ -49,11 +50,19 @@ pub(crate) struct Text<R> {
     begin: u64,
     at: u64,
     ended: bool,
+    fill_len: usize,
 }
 
 impl<R: Read> Text<R> {
     pub(crate) fn new(source: R) -> Text<R> {
-        Text { source, bytes: Vec::new(), begin: 0, at: 0, ended: false }
+        Text { source, bytes: Vec::new(), begin: 0, at: 0, ended: false, fill_len: FILL_LEN_MIN }
+    }
+
+    /// Begins anew with another text, in the same memory.
+    pub(crate) fn restart(&mut self, source: R) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        *self = Text { bytes, ..Text::new(source) };
     }
 
     pub(crate) fn at(&self) -> u64 {
@@ -71,7 +80,8 @@ impl<R: Read> Text<R> {
         self.bytes.drain(..dropped);
         self.begin += dropped as u64;
         let had = self.bytes.len();
-        self.bytes.resize(had + FILL_LEN.max(wanted), 0);
+        self.bytes.resize(had + self.fill_len.max(wanted), 0);
+        self.fill_len = FILL_LEN_MAX.min(self.fill_len * 2);
         let mut filled = had;
         while filled < self.bytes.len() {
             match self.source.read(&mut self.bytes[filled..]) {

@@ -184,6 +184,41 @@ fn streams_of_unusual_form_are_made_again() {
     check("plain", &plain, &plain, 0.01);
 }
 
+/// Members of a file, each of up to so many bytes and by another level, and what they unpack to.
+fn members(count: usize, len_max: usize) -> (Vec<u8>, Vec<u8>) {
+    let mut plain = text(count * len_max / 2);
+    let mut seed = 99_u64;
+    let (mut at, mut blob) = (0, Vec::new());
+    for number in 0..count {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let len = usize::try_from(seed >> 40).unwrap() % len_max;
+        let end = plain.len().min(at + len);
+        blob.extend(gzip(&plain[at..end], [6, 9, 1, 3][number % 4]));
+        at = end;
+    }
+    plain.truncate(at);
+    (blob, plain)
+}
+
+/// Short ones by the habits of those before, long ones by their own, in tables that all of them use.
+#[test]
+fn many_members_are_made_again() {
+    for (count, len_max, share) in [(2000, 300, 0.6), (500, 3000, 0.15), (50, 130_000, 0.15)] {
+        let (blob, plain) = members(count, len_max);
+        check(&format!("{count} members"), &blob, &plain, share);
+    }
+}
+
+/// Its blob is gone where it was made.
+#[test]
+fn a_recipe_of_an_earlier_version_gives_the_same_blob() {
+    const RECIPE: &[u8] = include_bytes!("../data/members.recipe");
+    const BLOB: &str = "sha256:cd617c9fe2af6e51b4f4d7467cbd98b5415b77f4fc45da14af041780c23457c1";
+    let (_, plain) = members(24, 12_000);
+    let blob = again(RECIPE, &file(&plain)).unwrap();
+    assert_eq!(types::Digest::of(&blob).to_string(), BLOB);
+}
+
 /// Longer, or of more blocks, than the sample by which the compressor is known.
 #[test]
 fn blocks_of_unusual_length_are_made_again() {
