@@ -3,7 +3,7 @@
 use types::{Error, Result};
 
 use crate::Database;
-use crate::page::{HEADER_LEN, Page, u64_at};
+use crate::page::{ELEMENT_LEN, HEADER_LEN, Page, u64_at};
 
 /// Branches above a leaf. A tree of this depth has more entries than any disk.
 const DEPTH_MAX: usize = 32;
@@ -22,6 +22,15 @@ enum Root<'a> {
     Page(u64),
     /// A small bucket lies in its own value.
     Inline(&'a [u8]),
+}
+
+impl<'a> Root<'a> {
+    fn page(self, database: Database<'a>) -> Result<Page<'a>> {
+        match self {
+            Root::Inline(bytes) => Page::parse(0, bytes),
+            Root::Page(id) => database.page(id),
+        }
+    }
 }
 
 /// What a key stands for.
@@ -50,32 +59,53 @@ impl<'a> Bucket<'a> {
 
     /// Calls `each` with the entries, in the order of their keys, until it fails.
     pub fn each(self, mut each: impl FnMut(&'a [u8], Entry<'a>) -> Result<()>) -> Result<()> {
-        let mut visits_left = self.database.pages();
-        match self.root {
-            Root::Inline(bytes) => self.visit(&Page::parse(0, bytes)?, 0, &mut visits_left, &mut each),
-            Root::Page(id) => self.visit(&self.database.page(id)?, 0, &mut visits_left, &mut each),
-        }
+        self.visit(&self.root.page(self.database)?, 0, &mut each)
     }
 
     fn visit(
         self,
         page: &Page<'a>,
         depth: usize,
-        visits_left: &mut usize,
         each: &mut impl FnMut(&'a [u8], Entry<'a>) -> Result<()>,
     ) -> Result<()> {
-        *visits_left = visits_left
-            .checked_sub(1)
-            .filter(|_| depth <= DEPTH_MAX)
-            .ok_or_else(|| Error::data_loss("pages of the database refer to each other in a circle"))?;
+        if depth > DEPTH_MAX {
+            return Err(Error::data_loss("pages of the database refer to each other without an end"));
+        }
         for element in page.elements() {
             let element = element?;
             if page.is_branch {
-                self.visit(&self.database.page(element.page)?, depth + 1, visits_left, each)?;
+                self.visit(&self.database.page(element.page)?, depth + 1, each)?;
             } else if element.is_bucket {
                 each(element.key, Entry::Bucket(Bucket::of_value(self.database, element.value)?))?;
             } else {
                 each(element.key, Entry::Value(element.value))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes through this bucket and all in it, and sees to it that what they have takes no more than `room` bytes:
+    /// `DataLoss` else. What is broken is passed over, and told to whoever comes to it.
+    pub(crate) fn check_room(self, mut room: usize) -> Result<()> {
+        let mut pending = vec![self.root];
+        while let Some(root) = pending.pop() {
+            let Ok(page) = root.page(self.database) else { continue };
+            for element in page.elements() {
+                let len = element.as_ref().map_or(0, |element| match element.is_bucket {
+                    true => element.key.len(),
+                    false => element.key.len() + element.value.len(),
+                });
+                room = room.checked_sub(ELEMENT_LEN + len).ok_or_else(|| {
+                    Error::data_loss("parts of the database are named again and again: it is no whole one")
+                })?;
+                let Ok(element) = element else { continue };
+                if page.is_branch {
+                    pending.push(Root::Page(element.page));
+                } else if element.is_bucket
+                    && let Ok(bucket) = Bucket::of_value(self.database, element.value)
+                {
+                    pending.push(bucket.root);
+                }
             }
         }
         Ok(())

@@ -13,8 +13,9 @@
 //! All numbers are little-endian, as on the machines that wrote them.
 //!
 //! Invariants
-//! - The bytes are anybody's: nothing is read outside of its page, pages are visited a bounded number of times,
-//!   buckets and branches nest to a bounded depth. What breaks a rule is `DataLoss`, with the page.
+//! - The bytes are anybody's: nothing is read outside of its page, branches nest to a bounded depth, and all that is
+//!   there, in all buckets together, takes no more room than the file: a page or a value that is named again and again
+//!   is found out when the file is opened. What breaks a rule is `DataLoss`, with the page.
 //! - Nothing is copied: keys and values are slices of the file.
 #![forbid(unsafe_code)]
 
@@ -42,8 +43,8 @@ pub struct Database<'a> {
 }
 
 impl<'a> Database<'a> {
-    /// Looks at the beginning of a file. `InvalidArgument` if it is not bbolt's, `DataLoss` if neither of its two
-    /// metas is whole.
+    /// Looks at a file. `InvalidArgument` if it is not bbolt's, `DataLoss` if neither of its two metas is whole, or if
+    /// it has more in it than it has room for.
     pub fn open(bytes: &'a [u8]) -> Result<Database<'a>> {
         let newest = metas(bytes).into_iter().max_by_key(|meta| meta.transaction);
         let Some(meta) = newest else {
@@ -52,7 +53,9 @@ impl<'a> Database<'a> {
                 _ => Error::invalid_argument("this is no database of bbolt's"),
             });
         };
-        Ok(Database { bytes, page_size: meta.page_size, root: meta.root })
+        let database = Database { bytes, page_size: meta.page_size, root: meta.root };
+        database.root().check_room(bytes.len())?;
+        Ok(database)
     }
 
     /// The bucket that holds all others.
@@ -75,11 +78,6 @@ impl<'a> Database<'a> {
         let end = len.and_then(|len| start.checked_add(len)).filter(|end| *end <= self.bytes.len());
         let end = end.ok_or_else(|| broken("flows over the end of the file"))?;
         Page::parse(id, &self.bytes[start..end])
-    }
-
-    /// How many pages there are: no walk visits more.
-    fn pages(self) -> usize {
-        self.bytes.len() / self.page_size
     }
 }
 
@@ -171,16 +169,45 @@ mod tests {
         let check = |at: usize, value: &[u8], words: &str| {
             let mut bytes = BRANCH.to_vec();
             bytes[at..at + value.len()].copy_from_slice(value);
-            let message = Database::open(&bytes).unwrap().root().values().unwrap_err().chain();
+            let read = Database::open(&bytes).and_then(|database| database.root().values());
+            let message = read.unwrap_err().chain();
             assert!(message.contains(words), "{message:?} has no {words:?}");
         };
         let root = 3 * PAGE_SIZE;
-        check(root + HEADER_LEN + 8, &[3], "in a circle");
+        check(root + HEADER_LEN + 8, &[3], "again and again");
         check(root + HEADER_LEN + 8, &[200], "page 200 of the database is not in the file");
         check(root + 8, &[0], "neither branch nor leaf");
         check(root, &[9], "page 3 of the database is another page");
         check(root + 10, &[0xff, 0xff], "more elements");
         check(root + 12, &[0xff, 0xff], "flows over the end");
         check(4 * PAGE_SIZE + HEADER_LEN + 8, &[0xff, 0xff, 0xff, 0xff], "element 0 of page 4");
+    }
+
+    /// What is read is kept, and a file of some megabytes must not come to many gigabytes.
+    #[test]
+    fn what_is_named_again_and_again_is_refused() {
+        /// A leaf on the root's page and the next, all of whose elements have the same bytes for key and value.
+        fn leaf(count: u16, flags: u32, key: &[u8], value: &[u8]) -> Vec<u8> {
+            let mut page = [&3_u64.to_le_bytes()[..], &[2, 0], &count.to_le_bytes(), &[1, 0, 0, 0]].concat();
+            for at in 0..u32::from(count) {
+                let pos = (u32::from(count) - at) * 16;
+                let (key_len, value_len) = (key.len().try_into().unwrap(), value.len().try_into().unwrap());
+                page.extend([flags, pos, key_len, value_len].map(u32::to_le_bytes).concat());
+            }
+            let mut bytes = BRANCH.to_vec();
+            let page = [&page[..], key, value].concat();
+            bytes[3 * PAGE_SIZE..3 * PAGE_SIZE + page.len()].copy_from_slice(&page);
+            bytes
+        }
+        let check = |bytes: &[u8], expected: Option<usize>| {
+            let found = Database::open(bytes).map(|database| database.root().values().unwrap().len());
+            assert_eq!(found.map_err(|error| error.kind()), expected.ok_or(ErrorKind::DataLoss));
+        };
+        check(&leaf(2, 0, &[b'k'; 100], &[b'v'; 100]), Some(2));
+        check(&leaf(16, 0, &[b'k'; 700], b""), None);
+        check(&leaf(16, 0, b"k", &[b'v'; 700]), None);
+        // A bucket that is in itself.
+        let root = [&3_u64.to_le_bytes()[..], &[0; 8]].concat();
+        check(&leaf(1, 1, b"k", &root), None);
     }
 }

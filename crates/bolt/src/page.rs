@@ -3,7 +3,7 @@
 use types::{Error, Result};
 
 pub(crate) const HEADER_LEN: usize = 16;
-const ELEMENT_LEN: usize = 16;
+pub(crate) const ELEMENT_LEN: usize = 16;
 const BRANCH_FLAG: u16 = 0x01;
 const LEAF_FLAG: u16 = 0x02;
 pub(crate) const META_FLAG: u16 = 0x04;
