@@ -8,8 +8,8 @@
 //!
 //! Invariants
 //! - Nothing of the other root is written, not even a lock file: bbolt's own lock is asked whether it is held.
-//! - A blob is recorded only if its bytes have its digest, and an image only if its target was taken over. What is
-//!   broken is told and left, and the rest goes on.
+//! - A blob is recorded only if its bytes have its digest, and an image only if its target was taken over, and no blob
+//!   that it needs failed to be. What is broken is told and left, and the rest goes on.
 //! - It may be broken off and begun again: what is here is passed over, what is half here goes on.
 //!
 //! Trees are made anew from the blobs, by the first pull or run. Containers stay where they are: what they wrote
@@ -17,6 +17,7 @@
 
 mod records;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind as IoErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ const BLOBS: &str = "io.containerd.content.v1.content/blobs";
 /// A larger database than this is not read into memory.
 const RECORDS_LEN_MAX: u64 = 8 << 30;
 const CHUNK_LEN: usize = 1 << 20;
+/// Labels about blobs that a blob needs.
+const NEED_LABELS: &str = "containerd.io/gc.ref.content";
 /// Labels about trees, which are made anew.
 const TREE_LABELS: &str = "containerd.io/gc.ref.snapshot.";
 const EXPIRE: &str = "containerd.io/gc.expire";
@@ -95,7 +98,8 @@ impl Source {
         Ok(Source { root: root.to_owned(), _database: file, bytes })
     }
 
-    fn records(&self) -> Result<Vec<NamespaceRecords>> {
+    /// All that can be read, and what cannot.
+    fn records(&self) -> Result<(Vec<NamespaceRecords>, Vec<String>)> {
         let database = bolt::Database::open(&self.bytes);
         let what = || format!("read {}", self.root.join(RECORDS).display());
         records::read(database.context(what)?).context(what)
@@ -109,9 +113,11 @@ impl Source {
 /// What would be taken over, in words.
 pub(crate) fn describe(source: &Source) -> Result<Vec<String>> {
     let mut lines = Vec::new();
-    for namespace in source.records()? {
-        let NamespaceRecords { name, images, blobs, leases, containers, .. } = &namespace;
-        let bytes: u64 = blobs.iter().map(|blob| blob.size).sum();
+    let (namespaces, broken) = source.records()?;
+    for namespace in namespaces {
+        let NamespaceRecords { name, images, blobs, leases, containers, broken, .. } = &namespace;
+        // Sizes are what the other's records say.
+        let bytes = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         lines.push(format!(
             "namespace {name}: {} images, {} blobs of {bytes} bytes, {} leases; {containers} containers stay, and {} \
              snapshots and ingests that leases hold",
@@ -121,14 +127,17 @@ pub(crate) fn describe(source: &Source) -> Result<Vec<String>> {
             leases.iter().map(|lease| lease.left).sum::<usize>()
         ));
         lines.extend(images.iter().map(|image| format!("  {} ({})", image.name, image.target.digest)));
+        lines.extend(broken.iter().map(|what| format!("  cannot be read: {what}")));
     }
+    lines.extend(broken.iter().map(|what| format!("cannot be read: {what}")));
     Ok(lines)
 }
 
 /// Takes over everything. An error is one that keeps the rest from being taken over too.
 pub(crate) fn import(source: &Source, metadata: &Metadata) -> Result<Outcome> {
-    let mut outcome = Outcome::default();
-    for namespace in source.records()? {
+    let (namespaces, broken) = source.records()?;
+    let mut outcome = Outcome { failures: broken, ..Outcome::default() };
+    for namespace in namespaces {
         let name = namespace.name.clone();
         import_namespace(source, metadata, namespace, &mut outcome)
             .context(|| format!("take over namespace {name}"))?;
@@ -143,7 +152,7 @@ fn import_namespace(
     records: NamespaceRecords,
     outcome: &mut Outcome,
 ) -> Result<()> {
-    let NamespaceRecords { name, labels, images, blobs, leases, containers, broken } = records;
+    let NamespaceRecords { name, labels, images, blobs, leases, containers, broken, lost } = records;
     outcome.containers_left += containers;
     outcome.failures.extend(broken.into_iter().map(|what| format!("{name}: {what}")));
     match metadata.namespaces().create(&name, labels) {
@@ -151,8 +160,12 @@ fn import_namespace(
         _ => {}
     }
     let caller = Caller::new(name.clone());
+    let mut needs = Needs::default();
+    let mut failed = lost;
     for blob in blobs {
         let digest = blob.digest.clone();
+        needs.add(&digest, &blob.labels);
+        let failures = outcome.failures.len();
         note(
             outcome,
             &name,
@@ -163,10 +176,14 @@ fn import_namespace(
                 outcome.bytes += size;
             },
         )?;
+        if outcome.failures.len() > failures {
+            failed.push(digest);
+        }
     }
+    let lacking = needs.lacking(&failed);
     for image in images {
         let what = format!("image {}", image.name);
-        note(outcome, &name, &what, import_image(metadata, &caller, image), |outcome, ()| {
+        note(outcome, &name, &what, import_image(metadata, &caller, image, &lacking), |outcome, ()| {
             outcome.images += 1;
         })?;
     }
@@ -199,6 +216,31 @@ fn note<T>(
     Ok(())
 }
 
+/// Which blobs need which, by the labels that containerd's collection goes by: all that an image has here.
+#[derive(Default)]
+struct Needs(BTreeMap<Digest, Vec<Digest>>);
+
+impl Needs {
+    fn add(&mut self, digest: &Digest, labels: &Labels) {
+        let needed = labels.iter().filter(|(key, _)| key.starts_with(NEED_LABELS));
+        for needed in needed.filter_map(|(_, value)| value.parse().ok()) {
+            self.0.entry(needed).or_default().push(digest.clone());
+        }
+    }
+
+    /// The blobs that failed and all that need them, each with one that failed.
+    fn lacking(&self, failed: &[Digest]) -> BTreeMap<Digest, Digest> {
+        let mut lacking = BTreeMap::new();
+        let mut pending: Vec<_> = failed.iter().map(|failed| (failed, failed)).collect();
+        while let Some((digest, lost)) = pending.pop() {
+            if lacking.insert(digest.clone(), lost.clone()).is_none() {
+                pending.extend(self.0.get(digest).into_iter().flatten().map(|needing| (needing, lost)));
+            }
+        }
+        lacking
+    }
+}
+
 /// Copies a blob and hashes it on the way. None if it is here.
 fn import_blob(
     source: &Source,
@@ -211,6 +253,7 @@ fn import_blob(
     if content.info(&digest).is_ok() {
         return Ok(None);
     }
+    let mut file = open_blob(source, &digest, size)?;
     let reference = IngestRef::new(format!("import-{digest}"))?;
     let expected = Expected::new(digest.clone(), size);
     let mut writer = content.begin(&reference, expected.clone())?.dated(times.created, times.updated);
@@ -219,18 +262,17 @@ fn import_blob(
             // Half of it came in an earlier attempt: from the start, so that the hash is of one reading.
             writer.truncate()?;
         }
-        let path = source.blob(&digest);
-        let what = || format!("read {}", path.display());
-        let mut file = File::open(&path).map_err(|error| match error.kind() {
-            IoErrorKind::NotFound => Error::data_loss(format!("its bytes are missing: {}", path.display())),
-            _ => Error::unavailable(format!("open {}", path.display())).with_source(error),
-        })?;
         let mut buffer = vec![0; CHUNK_LEN];
         loop {
-            let len = file.read(&mut buffer).context(what)?;
-            if len == 0 {
-                break;
-            }
+            let len = match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(len) => len,
+                Err(error) => {
+                    // It would be kept for a day otherwise.
+                    writer.abort()?;
+                    return Err(unreadable("read", &source.blob(&digest), error));
+                }
+            };
             writer.write(&buffer[..len])?;
         }
     }
@@ -246,7 +288,33 @@ fn import_blob(
     }
 }
 
-fn import_image(metadata: &Metadata, caller: &Caller, image: ImageRecord) -> Result<Option<()>> {
+/// Opens a blob's file. `DataLoss` if there is none, or one of another size than its record says.
+fn open_blob(source: &Source, digest: &Digest, size: u64) -> Result<File> {
+    let path = source.blob(digest);
+    let file = File::open(&path).map_err(|error| match error.kind() {
+        IoErrorKind::NotFound => Error::data_loss(format!("its bytes are missing: {}", path.display())),
+        _ => unreadable("open", &path, error),
+    })?;
+    let len = file.metadata().map_err(|error| unreadable("look at", &path, error))?.len();
+    match len == size {
+        true => Ok(file),
+        false => {
+            Err(Error::data_loss(format!("{} has {len} bytes, and its record says {size}", path.display())))
+        }
+    }
+}
+
+/// Of the other's disk, whatever it is: ours is not to blame.
+fn unreadable(what: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::unavailable(format!("{what} {}", path.display())).with_source(error)
+}
+
+fn import_image(
+    metadata: &Metadata,
+    caller: &Caller,
+    image: ImageRecord,
+    lacking: &BTreeMap<Digest, Digest>,
+) -> Result<Option<()>> {
     let ImageRecord { name, labels, target, times } = image;
     // An image may be here in part, as after a pull for one platform; without its target it is none.
     metadata.content(caller).info(&target.digest).context(|| "its target was not taken over")?;
@@ -258,6 +326,11 @@ fn import_image(metadata: &Metadata, caller: &Caller, image: ImageRecord) -> Res
         }
         Err(error) if error.is(ErrorKind::NotFound) => {}
         Err(error) => return Err(error),
+    }
+    if let Some(lost) = lacking.get(&target.digest) {
+        return Err(Error::data_loss(format!(
+            "it lacks blob {lost}, which was not taken over: pull it here, or pull it there anew and call this again"
+        )));
     }
     let image = Image { name, labels, target, created: times.created, updated: times.updated };
     images.take_over(image).map(|_| Some(()))
@@ -275,4 +348,28 @@ fn import_lease(metadata: &Metadata, namespace: &Namespace, lease: LeaseRecord) 
 fn is_over(labels: &Labels) -> bool {
     let expiry: Option<Timestamp> = labels.get(EXPIRE).and_then(|text| text.parse().ok());
     expiry.is_some_and(|expiry| expiry <= Timestamp::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_a_blob_that_failed_lacks_it() {
+        let [index, whole, broken, layer, other] =
+            ["index", "whole", "broken", "layer", "other"].map(|name| Digest::of(name.as_bytes()));
+        let mut needs = Needs::default();
+        let mut add = |digest: &Digest, needed: &[&Digest]| {
+            let label = |(at, needed): (usize, &&Digest)| (format!("{NEED_LABELS}.{at}"), needed.to_string());
+            needs.add(digest, &needed.iter().enumerate().map(label).collect());
+        };
+        // Not as any image is, but as anybody may say: the index is in itself.
+        add(&index, &[&whole, &broken, &index]);
+        add(&whole, &[&other]);
+        add(&broken, &[&layer, &other]);
+        let lacking = needs.lacking(std::slice::from_ref(&layer));
+        let expected = [&index, &broken, &layer].map(|digest| (digest.clone(), layer.clone()));
+        assert_eq!(lacking, BTreeMap::from(expected));
+        assert!(needs.lacking(&[]).is_empty());
+    }
 }

@@ -9,9 +9,10 @@
 //! v1/<namespace>/containers/<id>                                   counted
 //! ```
 //!
-//! Times are Go's binary form, numbers are signed varints. A record that cannot be read is named and left.
+//! Times are Go's binary form, numbers are signed varints. What cannot be read is named and left: a record, what
+//! comes behind a broken page of one kind of records, or a namespace.
 
-use bolt::{Bucket, Database};
+use bolt::{Bucket, Database, Entry};
 use metadata::Resource;
 use types::{Context, Descriptor, Digest, Error, Labels, LeaseId, Namespace, Result, Timestamp};
 
@@ -31,6 +32,8 @@ pub(super) struct NamespaceRecords {
     pub(super) containers: usize,
     /// What could not be read, and why.
     pub(super) broken: Vec<String>,
+    /// Blobs among that.
+    pub(super) lost: Vec<Digest>,
 }
 
 pub(super) struct ImageRecord {
@@ -63,44 +66,69 @@ pub(super) struct LeaseRecord {
     pub(super) left: usize,
 }
 
-/// Reads all namespaces. `FailedPrecondition` for a database of another make.
-pub(super) fn read(database: Database<'_>) -> Result<Vec<NamespaceRecords>> {
+/// Reads all namespaces; what keeps one from being read stands beside them. `FailedPrecondition` for a database of
+/// another make.
+pub(super) fn read(database: Database<'_>) -> Result<(Vec<NamespaceRecords>, Vec<String>)> {
     let Some(root) = database.root().bucket(SCHEMA)? else {
         return Err(Error::failed_precondition("the database is not containerd's: it has no schema v1"));
     };
-    root.buckets()?.into_iter().map(|(name, bucket)| namespace(text(name)?, bucket)).collect()
+    let mut broken = Vec::new();
+    let buckets = named(root, "namespace", &mut broken);
+    Ok((whole(buckets, "namespace", &mut broken, namespace), broken))
 }
 
 fn namespace(name: &str, bucket: Bucket<'_>) -> Result<NamespaceRecords> {
-    let mut broken = Vec::new();
-    let mut each = |path: &[&str], what: &str| -> Result<Vec<(String, Bucket<'_>)>> {
-        let mut found = Some(bucket);
-        for part in path {
-            found = found.map(|bucket| bucket.bucket(part)).transpose()?.flatten();
-        }
-        let entries = found.map(Bucket::buckets).transpose()?.unwrap_or_default();
-        let mut named = Vec::new();
-        for (key, record) in entries {
-            match text(key) {
-                Ok(key) => named.push((key.to_owned(), record)),
-                Err(error) => broken.push(format!("{what}: {}", error.chain())),
+    let name = Namespace::new(name)?;
+    let (mut broken, mut lost) = (Vec::new(), Vec::new());
+    let mut each = |path: &[&str], what: &str| {
+        let found = path.iter().try_fold(Some(bucket), |found, part| {
+            Ok::<_, Error>(found.map(|bucket| bucket.bucket(part)).transpose()?.flatten())
+        });
+        match found {
+            Ok(found) => found.map(|bucket| named(bucket, what, &mut broken)).unwrap_or_default(),
+            Err(error) => {
+                broken.push(format!("all of kind {what}: {}", error.chain()));
+                Vec::new()
             }
         }
-        Ok(named)
     };
-    let images = each(&["images"], "image")?;
-    let blobs = each(&["content", "blob"], "blob")?;
-    let leases = each(&["leases"], "lease")?;
-    let containers = each(&["containers"], "container")?.len();
+    let images = each(&["images"], "image");
+    let blobs = each(&["content", "blob"], "blob");
+    let leases = each(&["leases"], "lease");
+    let containers = each(&["containers"], "container").len();
+    let labels = labels(bucket, "labels").unwrap_or_else(|error| {
+        broken.push(error.chain());
+        Labels::new()
+    });
     Ok(NamespaceRecords {
-        name: Namespace::new(name)?,
-        labels: labels(bucket, "labels")?,
+        name,
+        labels,
         images: whole(images, "image", &mut broken, image),
-        blobs: whole(blobs, "blob", &mut broken, blob),
+        blobs: whole(blobs, "blob", &mut broken, |digest, bucket| {
+            blob(digest, bucket).inspect_err(|_| lost.extend(digest.parse::<Digest>()))
+        }),
         leases: whole(leases, "lease", &mut broken, lease),
         containers,
         broken,
+        lost,
     })
+}
+
+/// The buckets in one, up to a page that is broken; what is left out is named.
+fn named<'a>(bucket: Bucket<'a>, what: &str, broken: &mut Vec<String>) -> Vec<(String, Bucket<'a>)> {
+    let mut found = Vec::new();
+    let walked = bucket.each(|key, entry| {
+        let Entry::Bucket(record) = entry else { return Ok(()) };
+        match text(key) {
+            Ok(key) => found.push((key.to_owned(), record)),
+            Err(error) => broken.push(format!("{what}: {}", error.chain())),
+        }
+        Ok(())
+    });
+    if let Err(error) = walked {
+        broken.push(format!("all of kind {what} behind the first {}: {}", found.len(), error.chain()));
+    }
+    found
 }
 
 /// The records that can be read; the others are named.
@@ -108,7 +136,7 @@ fn whole<T>(
     records: Vec<(String, Bucket<'_>)>,
     what: &str,
     broken: &mut Vec<String>,
-    read: fn(&str, Bucket<'_>) -> Result<T>,
+    mut read: impl FnMut(&str, Bucket<'_>) -> Result<T>,
 ) -> Vec<T> {
     let mut found = Vec::new();
     for (name, bucket) in records {
@@ -229,5 +257,79 @@ mod tests {
         for len in 0..13 {
             assert!(time(&bytes[..len]).is_err(), "{len}");
         }
+    }
+
+    /// A bucket that lies in its value.
+    fn inline(entries: &[Pair]) -> Vec<u8> {
+        [&[0; 16][..], &leaf(0, entries)].concat()
+    }
+
+    /// Key, and value or bucket.
+    type Pair = (&'static [u8], Vec<u8>, bool);
+
+    fn leaf(id: u64, entries: &[Pair]) -> Vec<u8> {
+        let count = u16::try_from(entries.len()).unwrap();
+        let mut page = [&id.to_le_bytes()[..], &[2, 0], &count.to_le_bytes(), &[0; 4]].concat();
+        let mut pos = entries.len() * 16;
+        for (key, value, is_bucket) in entries {
+            let numbers = [usize::from(*is_bucket), pos, key.len(), value.len()];
+            page.extend(numbers.map(|number| u32::try_from(number).unwrap().to_le_bytes()).concat());
+            pos += key.len() + value.len() - 16;
+        }
+        entries.iter().for_each(|(key, value, _)| page.extend([*key, &value[..]].concat()));
+        page
+    }
+
+    /// With one meta, and everything on one page.
+    fn file(entries: &[Pair]) -> Vec<u8> {
+        const PAGE_SIZE: usize = 4096;
+        let mut meta = [0xED0C_DAED_u32, 2, 4096, 0].map(u32::to_le_bytes).concat();
+        meta.extend([1_u64, 0, 0, 2, 1].map(u64::to_le_bytes).concat());
+        let sum = meta.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let mut file = [&[0; 8][..], &[4, 0], &[0; 6], &meta, &sum.to_le_bytes()].concat();
+        file.resize(PAGE_SIZE, 0);
+        file.extend(leaf(1, entries));
+        file.resize(2 * PAGE_SIZE, 0);
+        file
+    }
+
+    #[test]
+    fn what_is_broken_is_named_and_the_rest_is_read() {
+        let nowhere = || [&77_u64.to_le_bytes()[..], &[0; 8]].concat();
+        let lease = || inline(&[(b"held", inline(&[]), true)]);
+        let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000001";
+        let blobs = inline(&[(digest.as_bytes(), inline(&[(b"size", vec![0x80], false)]), true)]);
+        let labels = inline(&[(b"key", vec![0xff], false)]);
+        let one = inline(&[
+            (b"content", inline(&[(b"blob", blobs, true)]), true),
+            (b"labels", labels, true),
+            (b"leases", lease(), true),
+        ]);
+        let two = inline(&[(b"images", nowhere(), true), (b"leases", lease(), true)]);
+        let namespaces = inline(&[
+            (b"a page that is not there", nowhere(), true),
+            (b"not a name!", inline(&[]), true),
+            (b"one", one, true),
+            (b"two", two, true),
+            (b"\xff", inline(&[]), true),
+        ]);
+        let file = file(&[(b"v1", namespaces, true)]);
+        let (read, broken) = read(Database::open(&file).unwrap()).unwrap();
+
+        let words = |broken: &[String], expected: &[&str]| {
+            assert_eq!(broken.len(), expected.len(), "{broken:?}");
+            let has =
+                |(told, word): (&String, &&str)| assert!(told.contains(*word), "{told:?} has no {word:?}");
+            broken.iter().zip(expected).for_each(has);
+        };
+        words(&broken, &["[255] is no text", "namespace a page", "namespace not a name!"]);
+        let names: Vec<_> = read.iter().map(|namespace| namespace.name.to_string()).collect();
+        assert_eq!(names, ["one", "two"]);
+        assert!(read.iter().all(|namespace| namespace.leases.len() == 1));
+        words(&read[0].broken, &["labels", &format!("blob {digest}: its size is cut off")]);
+        assert_eq!(read[0].lost, [digest.parse().unwrap()]);
+        words(&read[1].broken, &["all of kind image behind the first 0: page 77 of the database"]);
     }
 }

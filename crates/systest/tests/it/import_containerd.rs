@@ -245,3 +245,47 @@ fn what_is_broken_is_told_and_the_rest_is_taken_over() {
     let nothing = import(&daemon, Path::new("/var/tmp"), &[]).expect_code(1);
     assert!(nothing.stderr.contains("/var/tmp is no root of containerd's"), "{nothing}");
 }
+
+/// One by the other's missing bytes, the other by too few of them.
+#[test]
+fn an_image_that_lacks_a_blob_is_left() {
+    for is_missing in [true, false] {
+        let Some(mut theirs) = Containerd::start() else {
+            println!("skipped: containerd is not installed");
+            return;
+        };
+        theirs.ctr(["images", "import", &images::busybox_archive().display().to_string()]).ok();
+        let name = theirs.ctr(["images", "ls", "-q"]).ok().text().to_owned();
+        theirs.stop();
+        let blobs = theirs.root().join("io.containerd.content.v1.content/blobs/sha256");
+        let files =
+            fs::read_dir(&blobs).expect("a folder of ours").map(|entry| entry.expect("a file").path());
+        let layer = files.max_by_key(|path| fs::metadata(path).expect("it is there").len()).expect("a layer");
+        let bytes = fs::read(&layer).expect("the blob is there");
+        fs::remove_file(&layer).expect("a folder of ours");
+        if !is_missing {
+            fs::write(&layer, &bytes[..100]).expect("a folder of ours");
+        }
+
+        let mut daemon = Daemon::start();
+        daemon.terminate();
+        let imported = import(&daemon, &theirs.root(), &[]).expect_code(1);
+        let digest = layer.file_name().expect("a digest").display();
+        for words in [
+            &*format!("image {name}: it lacks blob sha256:{digest}, which was not taken over"),
+            if is_missing { "its bytes are missing" } else { "has 100 bytes, and its record says" },
+            "2 records of",
+        ] {
+            assert!(imported.stderr.contains(words), "{words}\n{imported}");
+        }
+        assert!(imported.stdout.contains("took over 0 images"), "{imported}");
+        daemon.start_again();
+        assert!(daemon.ctr(["content", "active"]).ok().text().lines().count() <= 1, "nothing half is left");
+        daemon.terminate();
+
+        // Once it is whole there, the image comes too.
+        fs::write(&layer, &bytes).expect("a folder of ours");
+        let imported = import(&daemon, &theirs.root(), &[]).ok();
+        assert!(imported.stdout.contains("took over 1 images, 1 blobs"), "{imported}");
+    }
+}
