@@ -630,13 +630,8 @@ fn verifiers(raw: raw::ImageVerifiers) -> Result<Option<Verifiers>> {
     if raw.bin_dir.as_os_str().is_empty() {
         return Ok(None);
     }
-    let count_max = match raw.max_verifiers {
-        -1 => None,
-        count => Some(
-            usize::try_from(count)
-                .map_err(|_| invalid("image_verifiers.max_verifiers", "must be a number, or -1 for all"))?,
-        ),
-    };
+    // Any number below 0 is no limit, as with containerd.
+    let count_max = usize::try_from(raw.max_verifiers).ok();
     let timeout = duration("image_verifiers.per_verifier_timeout", &raw.per_verifier_timeout)?;
     Ok(Some(Verifiers { directory: absolute("image_verifiers.bin_dir", &raw.bin_dir)?, count_max, timeout }))
 }
@@ -719,7 +714,6 @@ mod tests {
             "[registry]\nmirror_timeout = \"soon\"",
             "policy = \"/nosuch/policy.toml\"",
             "[image_verifiers]\nbin_dir = \"relative\"",
-            "[image_verifiers]\nmax_verifiers = -2",
             "[image_verifiers]\nper_verifier_timeout = \"soon\"",
             "[metrics]\naddress = \"everywhere\"",
             "[debug]\naddress = \"debug.sock\"",
@@ -754,6 +748,10 @@ mod tests {
             assert_eq!(config.registry.directories, [Path::new("/a"), Path::new("/b")], "{list}");
         }
         assert!(parsed("[registry]\nconfig_path = \"\"").unwrap().registry.directories.is_empty());
+        for (number, count_max) in [(3, Some(3)), (0, Some(0)), (-1, None), (-2, None)] {
+            let config = parsed(&format!("[image_verifiers]\nmax_verifiers = {number}")).unwrap();
+            assert_eq!(config.image_verifiers.unwrap().count_max, count_max, "{number}");
+        }
         let proxy = "[proxy_plugins.x]\ntype = \"snapshot\"\naddress = \"unix:///x.sock\"\n";
         let plugins = parsed(&format!("snapshotter = \"x\"\n{proxy}")).unwrap().plugins;
         assert_eq!(plugins.snapshotter, "x");

@@ -314,7 +314,7 @@ pub struct Network {
 pub struct ImageVerifiers {
     /// Programs that are asked about every image, by containerd's protocol; empty for none.
     pub bin_dir: PathBuf,
-    /// How many of them are asked at most; -1 for all.
+    /// How many of them are asked at most; below 0 for all.
     pub max_verifiers: i64,
     /// How long each may take; one that takes longer rejects the image.
     pub per_verifier_timeout: String,
