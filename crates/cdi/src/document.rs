@@ -5,7 +5,7 @@ use types::{Error, Result};
 
 use crate::yaml;
 
-/// Versions of the specification that are read.
+/// Versions of the specification that are read, also with a `v` before them, as the interface's own library does.
 const VERSIONS: [&str; 8] = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"];
 /// Names of hooks of the OCI runtime spec.
 const HOOKS: [&str; 6] =
@@ -174,7 +174,8 @@ impl Document {
 
     fn check(&self) -> Result<()> {
         let bad = |why: String| Err(Error::invalid_argument(why));
-        if !VERSIONS.contains(&self.cdi_version.as_str()) {
+        let version = self.cdi_version.strip_prefix('v').unwrap_or(&self.cdi_version);
+        if !VERSIONS.contains(&version) {
             return bad(format!(
                 "cdiVersion {:?} is none that is known here: {}",
                 self.cdi_version,
@@ -321,6 +322,16 @@ mod tests {
         let document = Document::parse(yaml.as_bytes(), Form::Yaml).unwrap();
         assert_eq!(document, Document::parse(json.as_bytes(), Form::Json).unwrap());
         assert_eq!(document.names().collect::<Vec<_>>(), ["a.com/b=0"]);
+    }
+
+    #[test]
+    fn a_version_may_begin_with_a_letter() {
+        let is_known = |version: &str| {
+            let text = format!(r#"{{"cdiVersion": "{version}", "kind": "a.com/b"}}"#);
+            Document::parse(text.as_bytes(), Form::Json).is_ok()
+        };
+        assert!(is_known("0.6.0") && is_known("v0.6.0"));
+        assert!(!is_known("vv0.6.0") && !is_known("V0.6.0") && !is_known("v9.0.0") && !is_known("v"));
     }
 
     #[test]
