@@ -105,6 +105,7 @@ impl EventLoop {
             self.sandbox.take_turns();
             self.sandbox.finish_deletes();
             self.sandbox.finish_stops();
+            self.sandbox.finish_waits();
             self.sandbox.send_drivers_away();
             self.send_replies();
             self.publish();
@@ -226,7 +227,8 @@ impl EventLoop {
         while let Some(call) =
             self.connections.get_mut(&id).and_then(|connection| connection.server.next_call())
         {
-            self.call(&call.request, ReplyTo { connection: id, stream: call.stream });
+            let until = call.request.timeout().map(|timeout| Instant::now() + timeout);
+            self.call(&call.request, ReplyTo { connection: id, stream: call.stream, until });
             // An answer does not wait for what the next call waits for.
             self.send(id);
         }

@@ -20,6 +20,7 @@ mod namespaces;
 mod pod;
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use api::shim::attach::AttachRequest;
 use api::shim::events::{self, topic};
@@ -50,6 +51,9 @@ use self::pod::Pod;
 
 /// The loop's buffer for copies that the kernel cannot do alone.
 const BUFFER_LEN: usize = 16 << 10;
+
+/// Calls that wait for an end. More are refused: what ends processes must find a place beside them.
+const WAITS_MAX: usize = ttrpc::CALLS_MAX / 2;
 
 pub(crate) struct Sandbox {
     namespace: String,
@@ -112,11 +116,45 @@ impl Sandbox {
 
     /// Nobody waits for these answers any more.
     pub(crate) fn forget(&mut self, connection: u32) {
-        for process in self.processes.values_mut() {
-            process.waiting.retain(|reply| reply.connection != connection);
+        for waiting in self.waiting_mut() {
+            waiting.retain(|reply| reply.connection != connection);
         }
         self.line.retain(|(_, reply)| reply.connection != connection);
-        self.forget_pod_calls(connection);
+    }
+
+    /// Answers those who wait for an end and whose time is over.
+    pub(crate) fn finish_waits(&mut self) {
+        let now = Instant::now();
+        let is_over = |reply: &mut ReplyTo| reply.until.is_some_and(|until| until <= now);
+        let late: Vec<ReplyTo> =
+            self.waiting_mut().flat_map(|waiting| waiting.extract_if(.., is_over)).collect();
+        let over = || Err(Error::deadline_exceeded("it did not end in the time that the caller gave"));
+        self.replies.extend(late.into_iter().map(|reply| (reply, over())));
+    }
+
+    /// When [`Sandbox::finish_waits`] has something to do even if nothing happens.
+    fn wait_deadline(&self) -> Option<Instant> {
+        self.waiting().flatten().filter_map(|reply| reply.until).min()
+    }
+
+    /// Who waits for an end.
+    fn waiting(&self) -> impl Iterator<Item = &Vec<ReplyTo>> {
+        let of_processes = self.processes.values().map(|process| &process.waiting);
+        of_processes.chain(self.pod.iter().map(|pod| &pod.waiting))
+    }
+
+    fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Vec<ReplyTo>> {
+        let of_processes = self.processes.values_mut().map(|process| &mut process.waiting);
+        of_processes.chain(self.pod.iter_mut().map(|pod| &mut pod.waiting))
+    }
+
+    fn check_takes_wait(&self) -> Result<()> {
+        match self.waiting().map(Vec::len).sum::<usize>() < WAITS_MAX {
+            true => Ok(()),
+            false => Err(Error::resource_exhausted(format!(
+                "{WAITS_MAX} calls wait already; close the connection to forget those that nobody needs"
+            ))),
+        }
     }
 
     fn publish<M: Message + TypeUrl>(&mut self, container: u32, topic: &str, event: &M) {
@@ -162,14 +200,12 @@ impl Sandbox {
     pub(crate) fn wait(&mut self, request: &task::WaitRequest, reply: ReplyTo) -> Result<Outcome> {
         let key = self.find(&request.id, &request.exec_id)?;
         let held = request.exec_id.is_empty() && self.container(&request.id)?.exit_held;
-        let process = self.process_mut(key)?;
-        match process.exit() {
-            Some(exit) if !held => Ok(Outcome::Now(wait_response(exit).encode_to_vec())),
-            _ => {
-                process.waiting.push(reply);
-                Ok(Outcome::Later)
-            }
+        if let Some(exit) = self.process(key)?.exit().filter(|_| !held) {
+            return Ok(Outcome::Now(wait_response(exit).encode_to_vec()));
         }
+        self.check_takes_wait()?;
+        self.process_mut(key)?.waiting.push(reply);
+        Ok(Outcome::Later)
     }
 
     pub(crate) fn kill(&mut self, request: &task::KillRequest) -> Result<()> {

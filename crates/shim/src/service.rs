@@ -1,6 +1,8 @@
 //! The task API, the sandbox API and a call of our own: which method does what. Version 2 and 3 of the task API differ in
 //! the service's name only.
 
+use std::time::Instant;
+
 use api::shim::task::{SERVICE_V2, SERVICE_V3};
 use api::shim::{attach, sandbox};
 use prost::Message;
@@ -14,6 +16,8 @@ use crate::sandbox::Sandbox;
 pub(crate) struct ReplyTo {
     pub connection: u32,
     pub stream: StreamId,
+    /// When the caller has given up.
+    pub until: Option<Instant>,
 }
 
 /// An answer, now or later. Those that come later are in [`Sandbox::take_replies`].

@@ -13,7 +13,7 @@ pub struct Request {
     pub method: String,
     #[prost(bytes = "vec", tag = "3")]
     pub payload: Vec<u8>,
-    /// How long the caller waits; zero or less is for ever.
+    /// How long the caller waits; zero is for ever, and less is over already.
     #[prost(int64, tag = "4")]
     pub timeout_nano: i64,
     #[prost(message, repeated, tag = "5")]
@@ -44,7 +44,8 @@ impl Request {
     }
 
     pub fn timeout(&self) -> Option<Duration> {
-        u64::try_from(self.timeout_nano).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos)
+        let nanos = u64::try_from(self.timeout_nano).unwrap_or(0);
+        (self.timeout_nano != 0).then(|| Duration::from_nanos(nanos))
     }
 
     /// The first value under `key`.
@@ -144,5 +145,8 @@ mod tests {
         assert_eq!(request.timeout_nano, 2_000_000);
         assert_eq!(request.timeout(), Some(Duration::from_millis(2)));
         assert_eq!(Request::new("s", "m", &()).timeout(), None);
+        // As Go writes a deadline that has passed.
+        let late = Request { timeout_nano: -5, ..Request::new("s", "m", &()) };
+        assert_eq!(late.timeout(), Some(Duration::ZERO));
     }
 }

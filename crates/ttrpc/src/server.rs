@@ -20,8 +20,9 @@ use types::{Error, Result};
 use crate::frame::{CONTENT_LEN_MAX, Inbox, Kind, Outbox, StreamId};
 use crate::message::{Request, Response};
 
-/// Calls open at once on one connection. A daemon has one waiting call per process and a few more.
-pub const CALLS_MAX: usize = 4096;
+/// Calls open at once on one connection. Some of them may wait for what never happens, for callers that are long gone:
+/// the protocol has no word for that. Whoever serves takes no more than half of these to wait for the end of something.
+pub const CALLS_MAX: usize = 8192;
 /// Bytes that may wait for a peer that does not read.
 pub const PENDING_MAX: usize = 1 << 20;
 

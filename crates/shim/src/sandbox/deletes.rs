@@ -65,13 +65,14 @@ impl Sandbox {
         }
     }
 
-    /// When [`Sandbox::finish_deletes`] has something to do even if nothing happens.
+    /// When deletes, stops or waits have something to do even if nothing happens.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let over = |delete: &&PendingDelete| {
             self.processes.get(&delete.process).is_none_or(|process| self.is_over(process))
         };
         let deletes = self.deletes.iter().filter(over).map(|delete| delete.deadline);
-        deletes.chain(self.drivers.iter().map(Leaving::deadline)).chain(self.stop_deadline()).min()
+        let drivers = self.drivers.iter().map(Leaving::deadline);
+        deletes.chain(drivers).chain(self.stop_deadline()).chain(self.wait_deadline()).min()
     }
 
     /// Whether the process does not run, its end, if it had one, was told, and nothing is under way with its container.

@@ -40,7 +40,7 @@ pub(super) struct Pod {
     namespaces: Namespaces,
     cgroup: Option<Cgroup>,
     /// Who waits for the end.
-    waiting: Vec<ReplyTo>,
+    pub(super) waiting: Vec<ReplyTo>,
     stops: Vec<PendingStop>,
     /// The holder of its namespaces has ended.
     is_lost: bool,
@@ -153,11 +153,11 @@ impl Sandbox {
     }
 
     pub(crate) fn wait_pod(&mut self, request: &wire::WaitSandboxRequest, reply: ReplyTo) -> Result<Outcome> {
-        let pod = self.pod_mut(&request.sandbox_id)?;
-        if let Some(at) = pod.stopped_at() {
+        if let Some(at) = self.pod(&request.sandbox_id)?.stopped_at() {
             return Ok(Outcome::Now(Pod::wait_response(at)));
         }
-        pod.waiting.push(reply);
+        self.check_takes_wait()?;
+        self.pod_mut(&request.sandbox_id)?.waiting.push(reply);
         Ok(Outcome::Later)
     }
 
@@ -308,12 +308,6 @@ impl Sandbox {
     /// When [`Sandbox::finish_stops`] has something to do even if nothing happens.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.pod.iter().flat_map(|pod| &pod.stops).filter_map(|stop| stop.kill_at).min()
-    }
-
-    pub(super) fn forget_pod_calls(&mut self, connection: u32) {
-        if let Some(pod) = &mut self.pod {
-            pod.waiting.retain(|reply| reply.connection != connection);
-        }
     }
 
     fn signal_all(&mut self, signal: Signal) {

@@ -13,7 +13,7 @@ use api::grpc::tasks::{self, GetRequest, WaitRequest};
 use api::grpc::types::Status as WireStatus;
 use api::shim::runc::Options;
 use api::shim::task::{
-    ConnectRequest, CreateTaskRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse,
+    self, ConnectRequest, CreateTaskRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse,
     StartRequest, StateRequest,
 };
 use api::shim::types::{PROCESS_SPEC_URL, Status};
@@ -821,4 +821,42 @@ fn waits_that_were_given_up_use_up_nothing() {
         assert_eq!(ended.await.expect("no panic").expect("it is told"), 137);
     });
     daemon.own_ctr(["tasks", "rm", "long"]).ok();
+}
+
+/// As from a daemon whose one connection carries the waits of clients that are gone: the protocol has no word for that.
+#[test]
+fn waits_that_nobody_needs_lock_nobody_out() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("long", "exec sleep 1000").run();
+    let message = task::WaitRequest { id: task.id.clone(), exec_id: String::new() };
+    let wait = |timeout_nano| ttrpc::Request { timeout_nano, ..task.request("Wait", &message) };
+    let mut stream = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
+    let mut client = ttrpc::Client::new();
+
+    // Those that have a time for it go when it is over.
+    for timeout_nano in [-1, 1, 50_000_000] {
+        send(&mut client, &mut stream, &wait(timeout_nano));
+        let late = next_answer(&mut client, &mut stream).unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::DeadlineExceeded, "{timeout_nano}: {}", late.chain());
+    }
+
+    const KEPT: usize = ttrpc::CALLS_MAX / 2;
+    for _ in 0..KEPT {
+        send(&mut client, &mut stream, &wait(0));
+    }
+    send(&mut client, &mut stream, &wait(0));
+    let refused = next_answer(&mut client, &mut stream).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ResourceExhausted, "{}", refused.chain());
+
+    // The others get in, and the end is told to all who wait.
+    let kill = KillRequest { id: task.id.clone(), signal: 9, ..KillRequest::default() };
+    send(&mut client, &mut stream, &task.request("Kill", &kill));
+    for _ in 0..=KEPT {
+        next_answer(&mut client, &mut stream).unwrap();
+    }
+    assert_eq!(task.wait(""), 137);
+    task.end();
 }
