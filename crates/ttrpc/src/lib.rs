@@ -10,7 +10,7 @@
 //! - [`Blocking`]: a client for programs that wait: one call at a time over a unix socket.
 //! - `asynchronous`, behind the feature `tokio`: client and server for the daemon.
 //!
-//! Only unary calls: containerd's shim API has no others. A stream's data frame is refused.
+//! Only unary calls: containerd's shim API has no others. A stream's data frame is passed over.
 #![forbid(unsafe_code)]
 
 pub mod frame;
