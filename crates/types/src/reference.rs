@@ -87,7 +87,11 @@ impl FromStr for Reference {
                 ));
             }
         }
-        let is_host = |part: &str| part.contains(['.', ':']) || part == "localhost";
+        // Repositories have no uppercase letters.
+        let is_host = |part: &str| {
+            let has_uppercase = part.chars().any(|letter| letter.is_ascii_uppercase());
+            part.contains(['.', ':']) || part == "localhost" || has_uppercase
+        };
         let (host, repository) = match name.split_once('/') {
             Some((first, rest)) if is_host(first) => (first, rest.to_owned()),
             _ if name.contains('/') => ("docker.io", name.to_owned()),
@@ -177,6 +181,7 @@ mod tests {
             ("localhost/x", "localhost/x:latest"),
             ("localhost:5000/x:y", "localhost:5000/x:y"),
             ("127.0.0.1:1/a__b/c-d:T_1", "127.0.0.1:1/a__b/c-d:T_1"),
+            ("MYHOST/app", "MYHOST/app:latest"),
             ("[::1]:5000/x", "[::1]:5000/x:latest"),
             (&format!("ghcr.io/x@{digest}"), &format!("ghcr.io/x@{digest}")),
             (&format!("x:1@{digest}"), &format!("docker.io/library/x:1@{digest}")),
@@ -192,7 +197,9 @@ mod tests {
     fn what_is_no_name_is_refused_with_the_reason() {
         for text in [
             "",
-            "UPPER/case",
+            "UPPER",
+            "user/UPPER",
+            "UPPER_/case",
             "a//b",
             "-a",
             "a:",
