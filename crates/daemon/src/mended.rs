@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use authority::Mender;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 /// Bytes that are read at a time while others are held.
 const PIECE_LEN: usize = 256;
@@ -22,6 +22,17 @@ pub(crate) struct Mended<S> {
 impl<S> Mended<S> {
     pub(crate) fn new(stream: S) -> Mended<S> {
         Mended { stream, mender: Mender::default(), held: Vec::new(), ready: 0 }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Mended<S> {
+    /// Waits for the first bytes, or the end.
+    pub(crate) async fn begin(&mut self) -> Result<(), Error> {
+        let mut first = [0; PIECE_LEN];
+        let len = self.stream.read(&mut first).await?;
+        self.held.extend_from_slice(&first[..len]);
+        self.ready = self.mender.pass(&mut self.held);
+        Ok(())
     }
 }
 
@@ -155,11 +166,14 @@ mod tests {
         [&[0, 0, len, 0x1, 0x5, 0, 0, 0, stream], &block[..]].concat()
     }
 
-    /// Reads all that is sent, with this much room at a time.
-    fn read(sent: Sent, room: usize) -> Vec<u8> {
+    /// Reads all that is sent, with this much room at a time, and whether or not the beginning was waited for.
+    fn read(sent: Sent, room: usize, begin: bool) -> Vec<u8> {
         let (mut mended, mut read) = (Mended::new(sent), Vec::new());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
+            if begin {
+                mended.begin().await.unwrap();
+            }
             loop {
                 let mut bytes = vec![0; room];
                 let mut into = ReadBuf::new(&mut bytes);
@@ -178,8 +192,11 @@ mod tests {
         let (sent, expected) = (whole(b"\x41\x04/a/b"), whole(b"\x41\x04-a-b"));
         for piece_len in 1..sent.len() {
             for room in [1, 2, 7, 8192] {
-                let pieces = sent.chunks(piece_len).map(<[u8]>::to_vec).collect();
-                assert_eq!(read(Sent { pieces, has_ended: true }, room), expected, "{piece_len}, {room}");
+                for begin in [false, true] {
+                    let pieces = sent.chunks(piece_len).map(<[u8]>::to_vec).collect();
+                    let read = read(Sent { pieces, has_ended: true }, room, begin);
+                    assert_eq!(read, expected, "{piece_len}, {room}, {begin}");
+                }
             }
         }
     }
@@ -189,8 +206,11 @@ mod tests {
         let sent = [PREFACE, &request(1, b"\x41\x04/a/b")].concat();
         for len in 0..sent.len() {
             let sent = sent[..len].to_vec();
-            let pieces = if sent.is_empty() { Vec::new() } else { vec![sent.clone()] };
-            assert_eq!(read(Sent { pieces, has_ended: true }, 8192), sent, "{len} bytes");
+            for begin in [false, true] {
+                let pieces = if sent.is_empty() { Vec::new() } else { vec![sent.clone()] };
+                let read = read(Sent { pieces, has_ended: true }, 8192, begin);
+                assert_eq!(read, sent, "{len} bytes, {begin}");
+            }
         }
     }
 

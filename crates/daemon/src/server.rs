@@ -41,6 +41,9 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// How long a client may take to say who it is.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// A peer over TCP may vanish without a word: it is asked for a sign of life so often, and has so long to give it.
+const SIGN_INTERVAL: Duration = Duration::from_secs(60);
+const SIGN_LIMIT: Duration = Duration::from_secs(20);
 /// How long to wait when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -171,11 +174,11 @@ pub(crate) async fn serve(listener: Listener, router: Arc<Router>, mut stopping:
 
 async fn connection(accepted: Accepted, router: Arc<Router>, stopping: watch::Receiver<bool>) {
     match accepted {
-        Accepted::Unix(stream) => speak(stream, router, stopping).await,
-        Accepted::Tcp(stream, None) => speak(stream, router, stopping).await,
+        Accepted::Unix(stream) => speak(Mended::new(stream), router, stopping, None).await,
+        Accepted::Tcp(stream, None) => begin(stream, router, stopping).await,
         Accepted::Tcp(stream, Some(tls)) => {
             match tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
-                Ok(Ok(stream)) => speak(stream, router, stopping).await,
+                Ok(Ok(stream)) => begin(stream, router, stopping).await,
                 Ok(Err(error)) => tracing::debug!("a client was refused: {error}"),
                 Err(_) => tracing::debug!("a client did not say who it is"),
             }
@@ -183,8 +186,29 @@ async fn connection(accepted: Accepted, router: Arc<Router>, stopping: watch::Re
     }
 }
 
-async fn speak<S>(stream: S, router: Arc<Router>, mut stopping: watch::Receiver<bool>)
+/// Speaks over TCP, with whoever begins in time, for as long as he is there.
+async fn begin<S>(stream: S, router: Arc<Router>, mut stopping: watch::Receiver<bool>)
 where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut stream = Mended::new(stream);
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(HANDSHAKE_LIMIT, stream.begin()) => begun,
+        () = stopped(&mut stopping) => return,
+    };
+    match begun {
+        Ok(Ok(())) => speak(stream, router, stopping, Some(SIGN_INTERVAL)).await,
+        Ok(Err(error)) => tracing::debug!("a connection ended: {error}"),
+        Err(_) => tracing::debug!("a client said nothing"),
+    }
+}
+
+async fn speak<S>(
+    stream: Mended<S>,
+    router: Arc<Router>,
+    mut stopping: watch::Receiver<bool>,
+    sign_interval: Option<Duration>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = hyper::service::service_fn(move |request| {
@@ -197,7 +221,9 @@ where
         .max_header_list_size(METADATA_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .serve_connection(TokioIo::new(Mended::new(stream)), service);
+        .keep_alive_interval(sign_interval)
+        .keep_alive_timeout(SIGN_LIMIT)
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -214,4 +240,47 @@ where
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     // An error means that nobody is left who could say it, which is the same.
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// How long a peer is kept that sends this and no more.
+    async fn kept(sent: &[u8]) -> Duration {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let (_running, stopping) = watch::channel(false);
+        let begun = Instant::now();
+        let serving = tokio::spawn(begin(server, Arc::new(Router::default()), stopping));
+        client.write_all(sent).await.unwrap();
+        let mut answers = Vec::new();
+        client.read_to_end(&mut answers).await.unwrap();
+        serving.await.unwrap();
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peers_that_vanish_are_let_go() {
+        assert!((HANDSHAKE_LIMIT..HANDSHAKE_LIMIT * 2).contains(&kept(b"").await));
+        let silent = kept(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+        let limit = SIGN_INTERVAL + SIGN_LIMIT;
+        assert!((limit..limit * 2).contains(&silent), "{silent:?}");
+    }
+
+    /// Who gives signs of life may be silent otherwise.
+    #[tokio::test(start_paused = true)]
+    async fn peers_that_are_there_are_kept() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (_running, stopping) = watch::channel(false);
+        let serving = tokio::spawn(begin(server, Arc::new(Router::default()), stopping));
+        let client =
+            hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), TokioIo::new(client));
+        let (_calls, connection) = client.await.unwrap();
+        tokio::time::timeout((SIGN_INTERVAL + SIGN_LIMIT) * 10, connection).await.unwrap_err();
+        assert!(!serving.is_finished());
+        serving.abort();
+    }
 }
