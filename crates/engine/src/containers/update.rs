@@ -68,14 +68,30 @@ impl Engine {
             let mut document: Spec = serde_json::from_slice(&spec.value)
                 .map_err(|error| Error::data_loss("its spec cannot be read").with_source(error))?;
             let own = document.linux.get_or_insert_default().resources.get_or_insert_default();
-            own.memory = limits.memory.or(own.memory.take());
-            own.cpu = limits.cpu.or(own.cpu.take());
-            own.pids = limits.pids.or(own.pids.take());
+            merge(own, limits);
             spec.value = serde_json::to_vec(&document).expect("plain data");
             Ok(())
         });
         changed.map(drop)
     }
+}
+
+/// Puts what `update` says in the place of what was said of the same: a share of processors leaves alone on which of them it
+/// is had.
+fn merge(own: &mut LinuxResources, update: LinuxResources) {
+    if let Some(update) = update.memory {
+        let memory = own.memory.get_or_insert_default();
+        memory.limit = update.limit.or(memory.limit);
+        memory.reservation = update.reservation.or(memory.reservation);
+        memory.swap = update.swap.or(memory.swap);
+    }
+    if let Some(update) = update.cpu {
+        let cpu = own.cpu.get_or_insert_default();
+        cpu.period = update.period.or(cpu.period);
+        cpu.quota = update.quota.or(cpu.quota);
+    }
+    // A limit is all that there is of it.
+    own.pids = update.pids.or(own.pids.take());
 }
 
 /// None if no limit changes. The limits of memory are checked and written together, so what is not said of them is as it
@@ -95,4 +111,35 @@ fn limits(update: &Update, own: &Create) -> Result<Option<LinuxResources>> {
     let limits = resources(&Create { memory, milli_cpus, pids_limit, extras, ..Create::default() })?;
     // Which devices it may use stays as it is.
     Ok(Some(LinuxResources { devices: Vec::new(), ..limits }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_leaves_alone_what_it_does_not_speak_of() {
+        let extras = Extras {
+            cpu_shares: Some(512),
+            cpuset: "0".into(),
+            memory_reservation: Some(32 << 20),
+            ..Extras::default()
+        };
+        let own = Create { memory: Some(64 << 20), pids_limit: Some(7), extras, ..Create::default() };
+        let mut stored = resources(&own).unwrap();
+        stored.memory.as_mut().unwrap().swappiness = Some(10);
+        let update = |change: Update, stored: &mut LinuxResources| {
+            merge(stored, limits(&change, &own).unwrap().expect("a limit changes"));
+        };
+        update(Update { milli_cpus: Some(500), ..Update::default() }, &mut stored);
+        let cpu = stored.cpu.clone().unwrap();
+        assert_eq!((cpu.period, cpu.quota), (Some(100_000), Some(50_000)));
+        assert_eq!((cpu.shares, cpu.cpus.as_str()), (Some(512), "0"));
+        update(Update { memory: Some(128 << 20), ..Update::default() }, &mut stored);
+        let memory = stored.memory.clone().unwrap();
+        assert_eq!((memory.limit, memory.swap), (Some(128 << 20), Some(256 << 20)));
+        assert_eq!((memory.reservation, memory.swappiness), (Some(32 << 20), Some(10)));
+        assert_eq!((stored.cpu, stored.pids.unwrap().limit), (Some(cpu), Some(7)));
+        assert!(!stored.devices.is_empty());
+    }
 }
