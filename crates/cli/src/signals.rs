@@ -1,6 +1,7 @@
-//! Signals that whoever stays with a process passes on to it.
+//! Signals that whoever stays with a process passes on to it, and that break off what comes before.
 
 use std::future::poll_fn;
+use std::ops::ControlFlow;
 use std::task::Poll;
 
 use rustix::process::Signal;
@@ -31,4 +32,19 @@ impl Signals {
         })
         .await
     }
+
+    /// Works until it is done or a signal comes. Then the work is dropped, and the exit code is a shell's for the signal. One
+    /// that comes as the work is done is kept for [`Signals::next`].
+    pub(crate) async fn unless_one_comes<T>(&mut self, work: impl Future<Output = T>) -> ControlFlow<u8, T> {
+        tokio::select! {
+            biased;
+            done = work => ControlFlow::Continue(done),
+            signal = self.next() => ControlFlow::Break(exit_code(signal)),
+        }
+    }
+}
+
+/// A shell's for whom a signal has ended.
+pub(crate) fn exit_code(signal: Signal) -> u8 {
+    u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)
 }

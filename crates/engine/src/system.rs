@@ -9,11 +9,11 @@ use types::{Digest, ErrorKind, Result};
 use crate::Engine;
 
 impl Engine {
-    /// Answers one question.
-    pub async fn answer(&self, call: Call) -> Result<Value> {
+    /// Answers one question. `gone` is when nobody waits for the answer any more.
+    pub async fn answer(&self, call: Call, gone: impl Future<Output = ()> + Send) -> Result<Value> {
         match call {
             Call::Info => self.info().await,
-            Call::Create(create) => Box::pin(self.create(*create)).await,
+            Call::Create(create) => Box::pin(self.create(*create, gone)).await,
             Call::Start { id, streams } => self.start(&id, &streams, &Laps::start()).await,
             Call::Stop { id, timeout_seconds, signal } => {
                 self.stop_container(&id, timeout_seconds, signal.as_deref()).await

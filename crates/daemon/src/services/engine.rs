@@ -12,7 +12,7 @@ use api::engine::{
 use engine::Engine;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -35,8 +35,13 @@ impl EngineService for Service {
     async fn call(&self, request: Request<Document>) -> Answer<Document> {
         let call: Call = parse(&request.into_inner())?;
         let engine = self.0.clone();
+        // Dropped with this call, as it is when its caller goes away.
+        let (_is_here, is_gone) = oneshot::channel::<()>();
+        let gone = async {
+            let _ = is_gone.await;
+        };
         // In a task of its own: a caller that goes away does not stop what it began half way.
-        let answering = async move { Box::pin(engine.answer(call)).await };
+        let answering = async move { Box::pin(engine.answer(call, gone)).await };
         let answered = tokio::spawn(answering.in_current_span()).await;
         let answer = answered.map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?;
         Ok(Response::new(document(&answer.map_err(|error| plain_status(&error))?)))

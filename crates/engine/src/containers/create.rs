@@ -1,6 +1,7 @@
 //! Making containers: name, tree, volumes, spec, and the record that binds them.
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 use std::{fs, io};
 
@@ -17,7 +18,7 @@ use types::{ContainerId, Context, Error, ErrorKind, Labels, Opaque, Platform, Re
 
 use super::binds::look_for_sources;
 use super::exposed::{expose, publish_all};
-use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, signal_number};
+use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, Starter, signal_number};
 use crate::leftovers::TREE_LABEL;
 use crate::networks::check_network;
 use crate::record::{EXTENSION, Extension};
@@ -35,13 +36,14 @@ const RESERVED: [&str; 2] = ["containerd.io/", "hoist.engine/"];
 const TREE_GRACE: Duration = Duration::from_secs(600);
 
 impl Engine {
-    /// Makes a container, and starts it if asked to. `NotFound` if the image is not here.
-    pub async fn create(&self, create: Create) -> Result<Value> {
+    /// Makes a container, and starts it if asked to, unless the caller is `gone` before it runs. `NotFound` if the image is not
+    /// here.
+    pub async fn create(&self, create: Create, gone: impl Future<Output = ()> + Send) -> Result<Value> {
         let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
         let clock = laps.clone();
         look_for_sources(&create).await?;
         let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
-        if start && let Err(error) = self.start(id.as_str(), &streams, &laps).await {
+        if start && let Err(error) = self.start_made(&id, &streams, &laps, gone).await {
             // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
             if let Err(second) = self.discard_unstarted(&id).await {
                 tracing::warn!(%id, "keep a container that could not be started: {}", second.chain());
@@ -49,6 +51,40 @@ impl Engine {
             return Err(error);
         }
         Ok(json!(Created { id: id.to_string(), laps: wire(&laps) }))
+    }
+
+    /// Starts a container that was just made. A caller who goes before it runs does not want it any more, as if he had stopped
+    /// it by hand.
+    async fn start_made(
+        &self,
+        id: &ContainerId,
+        streams: &Streams,
+        laps: &Laps,
+        gone: impl Future<Output = ()> + Send,
+    ) -> Result<()> {
+        // As a policy's, this start gives way to who stops the container.
+        let mut starting = pin!(self.start_for(Starter::Policy, id.as_str(), streams, laps));
+        let is_gone = tokio::select! {
+            biased;
+            () = gone => true,
+            started = &mut starting => {
+                // Somebody else may have been first.
+                if started? || self.task_of(id)?.is_some() {
+                    return Ok(());
+                }
+                false
+            }
+        };
+        if is_gone {
+            let own = id.clone();
+            let stop = |extension: &mut Extension| extension.stopped_by_hand = true;
+            self.blocking(move |engine| engine.change(&own, stop).map(drop)).await?;
+            if starting.await? {
+                // It was too late for that.
+                return self.stop_container(id.as_str(), Some(0), None).await.map(drop);
+            }
+        }
+        Err(Error::new(ErrorKind::Cancelled, "it was stopped before it was started"))
     }
 
     async fn discard_unstarted(&self, id: &ContainerId) -> Result<()> {

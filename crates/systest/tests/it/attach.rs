@@ -262,3 +262,36 @@ fn what_cannot_be_attached_to_is_said() {
     daemon.ctr(["containers", "create", "docker.io/library/busybox:latest", "foreign", "true"]).ok();
     refused(&["foreign"], "foreign");
 }
+
+/// Whoever breaks a `run` off leaves nothing behind: no container that runs without him, no file without an id, no pipes.
+#[test]
+fn a_run_that_is_broken_off_leaves_nothing_that_runs() {
+    let daemon = Daemon::with_busybox();
+    let file = daemon.dir().join("cid");
+    let script = "trap 'exit 130' INT; while :; do sleep 0.05; done";
+    for round in 0..8 {
+        let words = ["run", "--rm", "--network", "none", "--cidfile"];
+        let mut command = daemon.command(words);
+        command.arg(&file).args(["busybox", "sh", "-c", script]);
+        let mut child = command.stdout(Stdio::null()).spawn().expect("it starts");
+        let pid = rustix::process::Pid::from_child(&child);
+        // From then on it asks for the container.
+        eventually("it has begun", || file.exists().then_some(()));
+        let code = eventually("it ends", || {
+            rustix::process::kill_process(pid, Signal::INT).expect("it is there");
+            child.try_wait().expect("a child of ours").map(|ended| ended.code())
+        });
+        assert_eq!(code, Some(130), "round {round}");
+        let id = std::fs::read_to_string(&file).ok();
+        assert!(id.as_ref().is_none_or(|id| id.len() == 64), "round {round}: {id:?}");
+        let _ = std::fs::remove_file(&file);
+        eventually("nothing is left of it", || {
+            daemon.hoist(["ps", "-aq"]).ok().text().is_empty().then_some(())
+        });
+        let socket = daemon.socket();
+        let beside =
+            std::fs::read_dir(socket.parent().expect("it is in a directory")).expect("its directory");
+        let names = beside.map(|entry| entry.expect("readable").file_name().into_string().expect("text"));
+        assert!(!names.into_iter().any(|name| name.starts_with("hoist-")), "round {round}");
+    }
+}

@@ -1,6 +1,7 @@
 //! `attach`: beside a container that runs, as many as like.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 
 use api::engine::Call;
 use clap::Args;
@@ -8,7 +9,7 @@ use client::Client;
 use serde_json::Value;
 use types::{Error, Result};
 
-use super::attend::{Leaving, Passing, Process};
+use super::attend::{self, Leaving, Passing, Process};
 use crate::output::text;
 use crate::streams::{self, Attached};
 
@@ -43,11 +44,16 @@ pub(super) async fn join(
     if tty && types && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; use --no-stdin to look on"));
     }
+    let mut signals = attend::listen(tty)?;
     let attached = Attached::prepare(types, tty)?;
     let call = Call::Attach { id: id.clone(), streams: attached.streams.clone() };
-    if let Err(error) = client.call(&call).await {
-        attached.abandon();
-        return Err(error);
+    match signals.unless_one_comes(client.call(&call)).await {
+        ControlFlow::Break(code) => return Ok(code),
+        ControlFlow::Continue(Ok(_)) => {}
+        ControlFlow::Continue(Err(error)) => {
+            attached.abandon();
+            return Err(error);
+        }
     }
     if tty && let Some((rows, columns)) = streams::size() {
         // A program that draws does so again when the size changes, and only then.
@@ -62,5 +68,5 @@ pub(super) async fn join(
         detach_keys: leaving.detach_keys,
         takes_signals: passing.sig_proxy && !tty,
     };
-    process.attend(client, attached).await
+    process.attend(client, attached, signals).await
 }

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::keys::DetachKeys;
-use crate::signals::{Signals, TO_A_TERMINAL, TO_PIPES};
+use crate::signals::{Signals, TO_PIPES, exit_code};
 use crate::streams::{self, Attached, Fed, Raw};
 
 /// How long a daemon that has gone is waited for: the process and its streams go on without.
@@ -36,6 +36,12 @@ pub(crate) struct Passing {
     pub(crate) sig_proxy: bool,
 }
 
+/// The signals that concern who stays with a process. To be listened for before the process is asked for: until it is there
+/// they break that off, and from then on [`Process::attend`] has them.
+pub(super) fn listen(tty: bool) -> Result<Signals> {
+    Signals::listen(if tty { &[Signal::HUP, Signal::INT, Signal::TERM] } else { &TO_PIPES })
+}
+
 /// A process that we stay with.
 pub(super) struct Process<'a> {
     pub(super) container: &'a str,
@@ -50,7 +56,12 @@ pub(super) struct Process<'a> {
 
 impl Process<'_> {
     /// Until it ends, with its exit code, or until somebody leaves it.
-    pub(super) async fn attend(self, client: &Client, mut attached: Attached) -> Result<u8> {
+    pub(super) async fn attend(
+        self,
+        client: &Client,
+        mut attached: Attached,
+        mut signals: Signals,
+    ) -> Result<u8> {
         let keys = self.tty.then(|| self.detach_keys.clone().unwrap_or_default());
         let mut feeding = attached.feed(keys);
         // Whose keys go nowhere wants those for signals.
@@ -58,7 +69,6 @@ impl Process<'_> {
         if self.tty {
             self.resize(client).await;
         }
-        let mut signals = Signals::listen(if self.tty { &TO_A_TERMINAL } else { &TO_PIPES })?;
         let mut window = signal(SignalKind::window_change()).context(|| "wait for signals")?;
         let mut waiting = std::pin::pin!(self.wait_for_end(client));
         let mut lost = std::pin::pin!(attached.lost());
@@ -95,11 +105,14 @@ impl Process<'_> {
                 came = signals.next() => signal = Some(came),
             }
             match signal {
-                Some(signal) if self.takes_signals => self.pass_on(client, signal).await,
+                // The end of our terminal is not one of its.
+                Some(signal) if self.takes_signals && !(self.tty && signal == Signal::HUP) => {
+                    self.pass_on(client, signal).await;
+                }
                 Some(signal) => {
                     drop(raw);
                     attached.abandon();
-                    return Ok(u8::try_from(128 + signal.as_raw()).unwrap_or(255));
+                    return Ok(exit_code(signal));
                 }
                 None => {}
             }

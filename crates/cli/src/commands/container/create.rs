@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IsTerminal, Write as _};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,7 +13,7 @@ use client::Client;
 use stdx::Laps;
 use types::{Context, Error, ErrorKind, Result};
 
-use super::attend::{Leaving, Passing, Process};
+use super::attend::{self, Leaving, Passing, Process};
 use super::extras::ExtraFlags;
 use super::timing;
 use crate::commands::image::long::outcome;
@@ -176,27 +177,12 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     if tty && interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
-    let fetching = Fetching { when: flags.pull, quiet: flags.quiet };
-    // Made first: a container whose id cannot be told is not made.
-    let id_file = flags.cidfile.clone().map(IdFile::make).transpose()?;
-    let image = find_source(client, flags.image()).await?;
-    let attached = (!detach).then(|| Attached::prepare(interactive, tty)).transpose()?;
     let (detach_keys, takes_signals) = (flags.leaving.detach_keys.clone(), flags.passing.sig_proxy);
-    let mut create = create(flags, image)?;
-    create.start = start;
-    create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();
-    let created = match create_or_pull(client, create, fetching, &laps).await {
-        Ok(created) => created,
-        Err(error) => {
-            if let Some(attached) = attached {
-                attached.abandon();
-            }
-            return Err(error);
-        }
+    let mut signals = attend::listen(tty)?;
+    let (created, attached) = match signals.unless_one_comes(make(client, flags, start, &laps)).await {
+        ControlFlow::Break(code) => return Ok(code),
+        ControlFlow::Continue(made) => made?,
     };
-    if let Some(file) = id_file {
-        file.write(&created.id)?;
-    }
     let code = match attached {
         Some(attached) => {
             let process = Process {
@@ -207,7 +193,7 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
                 detach_keys,
                 takes_signals,
             };
-            let code = process.attend(client, attached).await?;
+            let code = process.attend(client, attached, signals).await?;
             laps.lap(timing::RUN);
             code
         }
@@ -220,6 +206,38 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
         timing::print(&laps, &created);
     }
     Ok(code)
+}
+
+/// Makes the container; of one that is started to be stayed with, the streams too. If that is broken off, the daemon starts
+/// nothing, and neither the pipes nor the file for the id stay.
+async fn make(
+    client: &Client,
+    flags: Flags,
+    start: bool,
+    laps: &Laps,
+) -> Result<(Created, Option<Attached>)> {
+    let fetching = Fetching { when: flags.pull, quiet: flags.quiet };
+    // Made first: a container whose id cannot be told is not made.
+    let id_file = flags.cidfile.clone().map(IdFile::make).transpose()?;
+    let image = find_source(client, flags.image()).await?;
+    let stays = start && !flags.detach;
+    let attached = stays.then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
+    let mut create = create(flags, image)?;
+    create.start = start;
+    create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();
+    let created = match create_or_pull(client, create, fetching, laps).await {
+        Ok(created) => created,
+        Err(error) => {
+            if let Some(attached) = attached {
+                attached.abandon();
+            }
+            return Err(error);
+        }
+    };
+    if let Some(file) = id_file {
+        file.write(&created.id)?;
+    }
+    Ok((created, attached))
 }
 
 /// A file for the id of a container, which goes if there will be none.

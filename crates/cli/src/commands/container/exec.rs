@@ -1,13 +1,14 @@
 //! `exec`: a command in a container that runs.
 
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 
 use api::engine::Call;
 use clap::Args;
 use client::Client;
 use types::{Error, Result};
 
-use super::attend::{Leaving, Process};
+use super::attend::{self, Leaving, Process};
 use crate::output::text;
 use crate::parse;
 use crate::streams::Attached;
@@ -42,6 +43,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
     let env = flags.env.iter().filter_map(|entry| parse::env(entry).transpose()).collect::<Result<_>>()?;
+    let mut signals = attend::listen(flags.tty)?;
     let attached = (!flags.detach).then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
     let mut words = flags.words.into_iter();
     let call = Call::Exec(Box::new(api::engine::Exec {
@@ -55,9 +57,10 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         detach: flags.detach,
         streams: attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default(),
     }));
-    let answer = match client.call(&call).await {
-        Ok(answer) => answer,
-        Err(error) => {
+    let answer = match signals.unless_one_comes(client.call(&call)).await {
+        ControlFlow::Break(code) => return Ok(code),
+        ControlFlow::Continue(Ok(answer)) => answer,
+        ControlFlow::Continue(Err(error)) => {
             if let Some(attached) = attached {
                 attached.abandon();
             }
@@ -79,5 +82,5 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         // As `docker exec` does: it ends, and the process goes on.
         takes_signals: false,
     };
-    process.attend(client, attached).await
+    process.attend(client, attached, signals).await
 }

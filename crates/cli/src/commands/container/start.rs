@@ -1,11 +1,13 @@
 //! `start`: containers that are there, in the background or with our streams.
 
+use std::ops::ControlFlow;
+
 use api::engine::{Call, Streams};
 use clap::Args;
 use client::Client;
 use types::{Error, Result};
 
-use super::attend::{Leaving, Passing, Process};
+use super::attend::{self, Leaving, Passing, Process};
 use crate::commands::each;
 use crate::output::text;
 use crate::streams::Attached;
@@ -40,11 +42,16 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         return super::attach::join(client, &container, interactive, leaving, passing).await;
     }
     let (id, tty) = (text(&container, "Id"), container["Config"]["Tty"] == true);
+    let mut signals = attend::listen(tty)?;
     let attached = Attached::prepare(interactive, tty)?;
-    let started = client.call(&Call::Start { id: id.clone(), streams: attached.streams.clone() }).await;
-    if let Err(error) = started {
-        attached.abandon();
-        return Err(error);
+    let start = Call::Start { id: id.clone(), streams: attached.streams.clone() };
+    match signals.unless_one_comes(client.call(&start)).await {
+        ControlFlow::Break(code) => return Ok(code),
+        ControlFlow::Continue(Ok(_)) => {}
+        ControlFlow::Continue(Err(error)) => {
+            attached.abandon();
+            return Err(error);
+        }
     }
     let process = Process {
         container: &id,
@@ -54,5 +61,5 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         detach_keys: leaving.detach_keys,
         takes_signals: passing.sig_proxy,
     };
-    process.attend(client, attached).await
+    process.attend(client, attached, signals).await
 }
