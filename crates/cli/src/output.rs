@@ -1,5 +1,7 @@
 //! Tables, sizes and ages, as Docker prints them.
 
+use std::borrow::Cow;
+use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -74,19 +76,66 @@ fn table(rows: &[Value], columns: &[Column]) {
 
 /// Prints rows of cells below their headings.
 pub(crate) fn grid(headings: &[&str], cells: &[Vec<String>]) {
+    // A row is a line, whatever others have named things.
+    let cells: Vec<Vec<Cow<'_, str>>> =
+        cells.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |at: usize| {
         let widest = cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
         widest.max(headings[at].len())
     };
     let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-    let line = |cells: &[&str]| {
+    let line = |cells: &[Cow<'_, str>]| {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         println!("{}", padded.collect::<Vec<_>>().join("   ").trim_end());
     };
-    line(headings);
-    for row in cells {
-        line(&row.iter().map(String::as_str).collect::<Vec<_>>());
+    line(&headings.iter().map(|heading| Cow::Borrowed(*heading)).collect::<Vec<_>>());
+    cells.iter().for_each(|row| line(row));
+}
+
+/// A text of others on one line and without power over a terminal: control characters as `\x1b`, or `\u{85}` beyond ASCII.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
     }
+    let mut shown = String::with_capacity(text.len() + 8);
+    for letter in text.chars() {
+        match u32::from(letter) {
+            code @ 0..0x80 if letter.is_control() => write!(shown, "\\x{code:02x}"),
+            code if letter.is_control() => write!(shown, "\\u{{{code:x}}}"),
+            _ => shown.write_char(letter),
+        }
+        .expect("a string takes it");
+    }
+    shown.into()
+}
+
+/// A text in quotes, as `strconv.Quote` of Go writes it.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len() + 2);
+    shown.push('"');
+    for letter in text.chars() {
+        let known = ['\x07', '\x08', '\x0c', '\n', '\r', '\t', '\x0b', '\\', '"'];
+        if let Some(at) = known.iter().position(|one| *one == letter) {
+            shown.extend(['\\', ['a', 'b', 'f', 'n', 'r', 't', 'v', '\\', '"'][at]]);
+            continue;
+        }
+        match u32::from(letter) {
+            _ if !is_invisible(letter) => shown.write_char(letter),
+            code @ 0..0x80 => write!(shown, "\\x{code:02x}"),
+            code @ 0x80..0x10000 => write!(shown, "\\u{code:04x}"),
+            code => write!(shown, "\\U{code:08x}"),
+        }
+        .expect("a string takes it");
+    }
+    shown.push('"');
+    shown
+}
+
+/// Control characters, blanks other than the one of ASCII, and those that only change how others are set.
+fn is_invisible(letter: char) -> bool {
+    let sets_others = matches!(letter, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
+    letter.is_control() || (letter.is_whitespace() && letter != ' ') || sets_others
 }
 
 /// A bar of bytes on a terminal, of so many or of nobody knows how many; nothing elsewhere.
@@ -214,6 +263,15 @@ mod tests {
             assert_eq!(heading(field, columns), expected);
         }
         assert_eq!(heading("ID", &[]), "ID");
+    }
+
+    #[test]
+    fn texts_of_others_stay_on_their_line() {
+        assert_eq!(printable("/usr/lüb"), "/usr/lüb");
+        assert_eq!(printable("a\nb\x1b[2J\u{9b}c\t\x7f"), r"a\x0ab\x1b[2J\u{9b}c\x09\x7f");
+        assert_eq!(quoted("sh -c 'ü'"), r#""sh -c 'ü'""#);
+        let hostile = "a\n\"b\"\\\x07\x1b[1m\u{85}\u{202e}\u{e0001}…";
+        assert_eq!(quoted(hostile), r#""a\n\"b\"\\\a\x1b[1m\u0085\u202e\U000e0001…""#);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use client::Client;
 use serde_json::Value;
 use types::Result;
 
-use crate::output::{self, size, text};
+use crate::output::{self, printable, size, text};
 
 #[derive(Args)]
 pub(crate) struct OfContainer {
@@ -31,7 +31,10 @@ pub(crate) struct OfImages {
 pub(super) async fn of_container(client: &Client, flags: OfContainer) -> Result<u8> {
     let rows = collect(client, Changes::Container { id: flags.container }).await?;
     match flags.format.filter(|format| !format.is_empty()) {
-        None => rows.iter().for_each(|row| println!("{} {}", text(row, "Kind"), text(row, "Path"))),
+        None => {
+            let line = |row| println!("{} {}", text(row, "Kind"), printable(&text(row, "Path")));
+            rows.iter().for_each(line);
+        }
         Some(format) => output::rows(&rows, &[], Some(&format))?,
     }
     Ok(0)

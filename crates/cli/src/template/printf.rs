@@ -96,7 +96,7 @@ impl Place {
                 Some(len) => show(value).chars().take(len).collect(),
                 None => show(value),
             },
-            'q' => Value::String(show(value)).to_string(),
+            'q' => crate::output::quoted(&show(value)),
             't' => value.as_bool().ok_or_else(wrong)?.to_string(),
             'd' => format!("{sign}{}", whole.ok_or_else(wrong)?),
             'o' => format!("{:o}", whole.ok_or_else(wrong)?),

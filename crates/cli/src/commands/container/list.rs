@@ -67,7 +67,7 @@ pub(crate) fn show(row: &mut Value, listing: &Listing) {
     row["CreatedAt"] = output::created_at(row).into();
     row["LocalVolumes"] = text(row, "LocalVolumes").into();
     row["ID"] = listing.id(text(row, "ID")).into();
-    row["Command"] = format!("\"{}\"", listing.cut(text(row, "Command"), COMMAND_LEN)).into();
+    row["Command"] = output::quoted(&listing.cut(text(row, "Command"), COMMAND_LEN)).into();
     // For `{{.Label "KEY"}}`.
     row["Label"] = row["Labels"].clone();
     let labels = row["Labels"].as_object().into_iter().flatten();

@@ -8,7 +8,7 @@ use client::Client;
 use serde_json::Value;
 use types::{Context, Error, Result};
 
-use crate::output::{size, text};
+use crate::output::{printable, size, text};
 use crate::template;
 
 #[derive(Args)]
@@ -64,7 +64,7 @@ fn shown(row: &Value, flags: &Flags) -> Result<String> {
     let target = row["Target"].as_str().map(|target| format!(" -> {target}")).unwrap_or_default();
     let owner = format!("{}:{}", text(row, "Uid"), text(row, "Gid"));
     let path = format!("{}{target}", text(row, "Path"));
-    Ok(line(&text(row, "Mode"), &owner, &bytes, &text(row, "Layer"), &path))
+    Ok(line(&text(row, "Mode"), &owner, &bytes, &text(row, "Layer"), &printable(&path)))
 }
 
 /// Columns of a fixed width, since the rows come one by one.

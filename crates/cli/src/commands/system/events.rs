@@ -5,6 +5,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Result, Timestamp};
 
+use crate::output::printable;
 use crate::template;
 
 #[derive(Args)]
@@ -48,5 +49,6 @@ fn line(happened: &Happened) -> String {
     let attributes = happened.actor.attributes.iter();
     let attributes: Vec<String> = attributes.map(|(key, value)| format!("{key}={value}")).collect();
     let (kind, action, id) = (&happened.kind, &happened.action, &happened.actor.id);
-    format!("{time} {kind} {action} {id} ({})", attributes.join(", "))
+    let line = format!("{time} {kind} {action} {id} ({})", attributes.join(", "));
+    printable(&line).into_owned()
 }
