@@ -255,6 +255,10 @@ pub struct Logs {
     pub until: Option<String>,
 }
 
+/// How the names of folders begin in which clients have their pipes, where those lie beside the daemon's socket. Who has made
+/// one holds its lock (flock(2)) for as long as it is in use.
+pub const PIPES_PREFIX: &str = "hoist-";
+
 /// Pipes of the caller, by absolute path. Empty is nowhere.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -6,15 +6,18 @@
 //! ```
 //!
 //! The pipes lie in a folder that only we can enter, and go with us. Those of one who has gone can be joined by others.
+//!
+//! The folder is beside the daemon's socket, where we may make one: that is a place which we and the daemon see alike, also from
+//! a service that has a `/tmp` of its own.
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use api::engine::Streams;
+use api::engine::{PIPES_PREFIX, Streams};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, flock, mknodat};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -27,24 +30,40 @@ use crate::keys::{DetachKeys, Sieve};
 use crate::lost_output;
 
 /// A folder that only we can enter, deleted with all in it when dropped.
-pub(crate) struct PrivateFolder(PathBuf);
+pub(crate) struct PrivateFolder {
+    path: PathBuf,
+    /// Held, so that the daemon takes away what is left of those who were killed, and of nobody else.
+    _lock: File,
+}
 
 impl PrivateFolder {
-    pub(crate) fn create() -> Result<PrivateFolder> {
+    /// Makes it beside the socket of a daemon, or if we may not, where temporary files are.
+    pub(crate) fn create(socket: &Path) -> Result<PrivateFolder> {
+        let beside = socket.parent().and_then(|folder| std::path::absolute(folder).ok());
+        match beside.map(|folder| PrivateFolder::create_in(&folder)) {
+            Some(Ok(made)) => Ok(made),
+            _ => PrivateFolder::create_in(&std::env::temp_dir()),
+        }
+    }
+
+    pub(crate) fn create_in(place: &Path) -> Result<PrivateFolder> {
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
             .map_err(io::Error::from)
             .context(|| "random bytes")?;
-        let folder = std::env::temp_dir().join(format!("hoist-{:016x}", u64::from_ne_bytes(random)));
+        let path = place.join(format!("{PIPES_PREFIX}{:016x}", u64::from_ne_bytes(random)));
+        let about = || format!("create {}", path.display());
         let mut builder = fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&folder).context(|| format!("create {}", folder.display()))?;
-        Ok(PrivateFolder(folder))
+        builder.create(&path).context(about)?;
+        let lock = File::open(&path).context(about)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).context(about)?;
+        Ok(PrivateFolder { path, _lock: lock })
     }
 
     /// Makes a named pipe in it.
     pub(crate) fn pipe(&self, name: &str) -> Result<PathBuf> {
-        let path = self.0.join(name);
+        let path = self.path.join(name);
         mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
             .map_err(io::Error::from)
             .context(|| format!("make a pipe at {}", path.display()))?;
@@ -54,7 +73,7 @@ impl PrivateFolder {
 
 impl Drop for PrivateFolder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.path);
     }
 }
 
@@ -143,9 +162,8 @@ impl Lost {
 }
 
 impl Attached {
-    /// Makes the pipes and opens our ends.
-    pub(crate) fn prepare(interactive: bool, tty: bool) -> Result<Attached> {
-        let folder = PrivateFolder::create()?;
+    /// Makes the pipes in a folder and opens our ends.
+    pub(crate) fn prepare(folder: PrivateFolder, interactive: bool, tty: bool) -> Result<Attached> {
         let reader = |path: &PathBuf| {
             let opened = pipe::OpenOptions::new().open_receiver(path);
             opened.context(|| format!("open {}", path.display()))

@@ -26,28 +26,36 @@ const FRAME_LEN_MAX: u32 = 256 << 10;
 
 /// A connection to a daemon.
 #[derive(Clone)]
-pub struct Client(EngineClient<Channel>);
+pub struct Client {
+    engine: EngineClient<Channel>,
+    address: PathBuf,
+}
 
 impl Client {
     /// Connects. `NotFound` or `Unavailable` if no daemon listens.
     pub async fn connect(address: &Path) -> Result<Client> {
-        let client = EngineClient::new(channel(address).await?);
-        Ok(Client(
-            client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
-        ))
+        let engine = EngineClient::new(channel(address).await?);
+        let engine =
+            engine.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Ok(Client { engine, address: address.to_owned() })
+    }
+
+    /// The socket.
+    pub fn address(&self) -> &Path {
+        &self.address
     }
 
     /// Asks a question.
     pub async fn call(&self, call: &Call) -> Result<Value> {
         let document = Document { json: serde_json::to_vec(call).expect("questions can be written") };
-        let answer = self.0.clone().call(document).await.map_err(|status| error(&status))?;
+        let answer = self.engine.clone().call(document).await.map_err(|status| error(&status))?;
         parse(&answer.into_inner().json)
     }
 
     /// Asks a question whose answers come one by one.
     pub async fn follow(&self, follow: &Follow) -> Result<Answers> {
         let document = Document { json: serde_json::to_vec(follow).expect("questions can be written") };
-        let answers = self.0.clone().follow(document).await.map_err(|status| error(&status))?;
+        let answers = self.engine.clone().follow(document).await.map_err(|status| error(&status))?;
         Ok(Answers(answers.into_inner()))
     }
 }

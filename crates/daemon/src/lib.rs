@@ -16,6 +16,7 @@
 //! - `collector`: when garbage is collected.
 //! - `rest`: memory that is given back when nobody asks for anything.
 //! - `restart`: containers of other clients that are started again.
+//! - `pipes`: what clients that were killed left beside the socket.
 //! - `belongings`: what a task has beside its shim: mounts of its root, and images of a checkpoint (`checkpoint`).
 //!
 //! Invariants
@@ -43,6 +44,7 @@ mod mended;
 mod notify;
 mod oci_hook;
 mod oversized;
+mod pipes;
 mod probes;
 mod processors;
 mod programs;

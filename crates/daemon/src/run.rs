@@ -22,8 +22,8 @@ use crate::server::Listener;
 use crate::telemetry::{self, Calls};
 use crate::traces::Exporter;
 use crate::{
-    events, identity, import, listen, log, notify, oci_hook, programs, publish, server, services, unmount,
-    wiring,
+    events, identity, import, listen, log, notify, oci_hook, pipes, programs, publish, server, services,
+    unmount, wiring,
 };
 
 /// Images and volumes hold setuid programs and secrets: nobody but the daemon's user enters.
@@ -246,6 +246,10 @@ async fn run_parts(
 
     // Before anybody can know that it is here: a signal that nobody waits for ends it at once, SIGHUP too.
     let signals = Signals::new()?;
+    // Nobody makes new ones as long as nobody listens.
+    if let Some(folder) = config.address.parent() {
+        pipes::sweep(folder);
+    }
     let listener = listen::listen(config)?;
     let mut listeners = vec![Listener::Unix(UnixListener::from_std(listener).context(|| "listen")?)];
     if let Some(tcp) = &config.tcp {

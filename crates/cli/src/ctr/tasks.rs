@@ -24,7 +24,7 @@ use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
 use super::{checkpoint, cni, containers, events, run, schema, spec, table};
 use crate::signals::{Signals, TO_A_TERMINAL, TO_PIPES};
-use crate::streams::{self, Attached, Raw};
+use crate::streams::{self, Attached, PrivateFolder, Raw};
 
 const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 const KILL: u32 = 9;
@@ -512,7 +512,11 @@ impl Streams {
             Some(uri) => Ok(Streams::Elsewhere(uri.to_owned())),
             // Who goes away reads nothing: pipes that nobody reads would stop the container.
             None if detach || call.is("null-io") => Ok(Streams::Elsewhere(String::new())),
-            None => Attached::prepare(true, terminal).map(Streams::Attached),
+            None => {
+                // Not beside the socket: they stay for others to join, when we go.
+                let folder = PrivateFolder::create_in(&std::env::temp_dir())?;
+                Attached::prepare(folder, true, terminal).map(Streams::Attached)
+            }
         }
     }
 

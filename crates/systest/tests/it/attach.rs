@@ -295,3 +295,19 @@ fn a_run_that_is_broken_off_leaves_nothing_that_runs() {
         assert!(!names.into_iter().any(|name| name.starts_with("hoist-")), "round {round}");
     }
 }
+
+/// A client who sees another `/tmp` than the daemon, as a service with one of its own does.
+#[test]
+fn streams_need_no_common_tmp() {
+    let daemon = Daemon::with_busybox();
+    let run = daemon.command(["run", "--rm", "--network", "none", "busybox", "echo", "heard"]);
+    let mut apart = Command::new("unshare");
+    apart.args(["-m", "sh", "-c", "mount -t tmpfs none /tmp && exec \"$@\"", "sh"]);
+    apart.arg(run.get_program()).args(run.get_args()).env("TMPDIR", "/tmp");
+    for (key, value) in run.get_envs() {
+        if let Some(value) = value {
+            apart.env(key, value);
+        }
+    }
+    assert_eq!(testkit::run(&mut apart).ok().text(), "heard");
+}

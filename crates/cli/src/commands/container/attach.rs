@@ -11,7 +11,7 @@ use types::{Error, Result};
 
 use super::attend::{self, Leaving, Passing, Process};
 use crate::output::text;
-use crate::streams::{self, Attached};
+use crate::streams::{self, Attached, PrivateFolder};
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -45,7 +45,7 @@ pub(super) async fn join(
         return Err(Error::invalid_argument("the input device is not a terminal; use --no-stdin to look on"));
     }
     let mut signals = attend::listen(tty)?;
-    let attached = Attached::prepare(types, tty)?;
+    let attached = Attached::prepare(PrivateFolder::create(client.address())?, types, tty)?;
     let call = Call::Attach { id: id.clone(), streams: attached.streams.clone() };
     match signals.unless_one_comes(client.call(&call)).await {
         ControlFlow::Break(code) => return Ok(code),

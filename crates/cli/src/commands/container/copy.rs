@@ -208,7 +208,7 @@ impl Copying<'_> {
         ask: impl AsyncFnOnce(String) -> Result<()>,
         take: impl FnOnce(Box<dyn Read + Send>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let folder = PrivateFolder::create()?;
+        let folder = PrivateFolder::create(self.client.address())?;
         let path = folder.pipe("archive")?;
         let pipe = open_pipe(&path, OFlags::RDONLY)?;
         let bar = bytes_bar("Copying", None, self.quiet);
@@ -241,7 +241,7 @@ impl Copying<'_> {
         container_folder: &str,
         write: impl FnOnce(&mut dyn Write) -> Result<u64> + Send + 'static,
     ) -> Result<u64> {
-        let folder = PrivateFolder::create()?;
+        let folder = PrivateFolder::create(self.client.address())?;
         let path = folder.pipe("archive")?;
         let bar = bytes_bar("Copying", None, self.quiet);
         let failure = Arc::new(OnceLock::new());

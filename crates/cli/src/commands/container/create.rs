@@ -20,7 +20,7 @@ use crate::commands::image::long::outcome;
 use crate::commands::{list, registry};
 use crate::output::text;
 use crate::parse;
-use crate::streams::Attached;
+use crate::streams::{Attached, PrivateFolder};
 
 /// The image that comes with the program.
 const EMBEDDED: &str = "hello";
@@ -221,7 +221,9 @@ async fn make(
     let id_file = flags.cidfile.clone().map(IdFile::make).transpose()?;
     let image = find_source(client, flags.image()).await?;
     let stays = start && !flags.detach;
-    let attached = stays.then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
+    let prepare =
+        || Attached::prepare(PrivateFolder::create(client.address())?, flags.interactive, flags.tty);
+    let attached = stays.then(prepare).transpose()?;
     let mut create = create(flags, image)?;
     create.start = start;
     create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();

@@ -11,7 +11,7 @@ use types::{Error, Result};
 use super::attend::{self, Leaving, Process};
 use crate::output::text;
 use crate::parse;
-use crate::streams::Attached;
+use crate::streams::{Attached, PrivateFolder};
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -44,7 +44,9 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     }
     let env = flags.env.iter().filter_map(|entry| parse::env(entry).transpose()).collect::<Result<_>>()?;
     let mut signals = attend::listen(flags.tty)?;
-    let attached = (!flags.detach).then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
+    let prepare =
+        || Attached::prepare(PrivateFolder::create(client.address())?, flags.interactive, flags.tty);
+    let attached = (!flags.detach).then(prepare).transpose()?;
     let mut words = flags.words.into_iter();
     let call = Call::Exec(Box::new(api::engine::Exec {
         id: words.next().expect("clap asks for one"),

@@ -28,5 +28,5 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         let done = answers.next::<Value>().await?;
         done.map(drop).ok_or_else(|| Error::unavailable("the daemon stopped in the middle of the archive"))
     };
-    receive("Exporting", output, ask).await
+    receive(client, "Exporting", output, ask).await
 }

@@ -10,7 +10,7 @@ use types::{Error, Result};
 use super::attend::{self, Leaving, Passing, Process};
 use crate::commands::each;
 use crate::output::text;
-use crate::streams::Attached;
+use crate::streams::{Attached, PrivateFolder};
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -43,7 +43,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     }
     let (id, tty) = (text(&container, "Id"), container["Config"]["Tty"] == true);
     let mut signals = attend::listen(tty)?;
-    let attached = Attached::prepare(interactive, tty)?;
+    let attached = Attached::prepare(PrivateFolder::create(client.address())?, interactive, tty)?;
     let start = Call::Start { id: id.clone(), streams: attached.streams.clone() };
     match signals.unless_one_comes(client.call(&start)).await {
         ControlFlow::Break(code) => return Ok(code),

@@ -74,7 +74,7 @@ pub(super) async fn load(client: &Client, flags: Load) -> Result<u8> {
     let fallback = Path::new(input).file_stem().and_then(std::ffi::OsStr::to_str).filter(|_| input != "-");
     let fallback = fallback.map(str::to_owned);
     let ask = async |path| outcome(client, ImageFollow::Load { path, embedded: None, fallback }).await;
-    let loaded = source.hand_over("Loading", flags.quiet, ask).await?;
+    let loaded = source.hand_over(client, ("Loading", flags.quiet), ask).await?;
     for image in list(&loaded) {
         println!("Loaded image: {}", text(image, "Name"));
     }
@@ -86,7 +86,7 @@ pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
     let source = Source::of(&file)?;
     let comment = if message.is_empty() { format!("Imported from {file}") } else { message };
     let ask = async |path| outcome(client, ImageFollow::Import { path, name, comment, platform }).await;
-    let imported = source.hand_over("Importing", false, ask).await?;
+    let imported = source.hand_over(client, ("Importing", false), ask).await?;
     println!("{}", text(&imported, "Digest"));
     Ok(0)
 }
@@ -97,12 +97,13 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
         let follow = ImageFollow::Save { names, pipe, platforms, all_platforms };
         outcome(client, follow).await.map(drop)
     };
-    receive("Saving", output, ask).await
+    receive(client, "Saving", output, ask).await
 }
 
 /// Writes an archive that the daemon sends, to standard output or whole or not at all to a file. `ask` is given the pipe on
 /// which it is to come.
 pub(in crate::commands) async fn receive(
+    client: &Client,
     what: &'static str,
     output: Option<PathBuf>,
     ask: impl AsyncFnOnce(String) -> Result<()>,
@@ -112,7 +113,7 @@ pub(in crate::commands) async fn receive(
             "an archive is nothing for a terminal: name a file (-o FILE), or send the output elsewhere",
         ));
     }
-    let folder = PrivateFolder::create()?;
+    let folder = PrivateFolder::create(client.address())?;
     let path = folder.pipe("archive")?;
     let from = open_pipe(&path, OFlags::RDONLY)?;
     let bar = output::bytes_bar(what, None, output.is_none());
@@ -175,15 +176,15 @@ impl Source {
     /// Gives it to the daemon, by a path, and waits for the answer to `ask`.
     async fn hand_over(
         self,
-        what: &'static str,
-        quiet: bool,
+        client: &Client,
+        (what, quiet): (&'static str, bool),
         ask: impl AsyncFnOnce(String) -> Result<Value>,
     ) -> Result<Value> {
         let (mut from, len, name) = match self {
             Source::Folder(path) => return ask(path.display().to_string()).await,
             Source::Stream { from, len, name } => (from, len, name),
         };
-        let folder = PrivateFolder::create()?;
+        let folder = PrivateFolder::create(client.address())?;
         let path = folder.pipe("archive")?;
         let bar = output::bytes_bar(what, len, quiet);
         let (to, seen) = (path.clone(), bar.clone());
