@@ -53,14 +53,20 @@ pub(crate) enum Command {
 
 /// Runs a command; the answer is the exit code.
 pub(crate) async fn run(cli: Cli) -> Result<u8> {
-    let client: Client = match &cli.command {
+    // What needs no daemon, or says something without one too.
+    let command = match cli.command {
         Command::Completion { shell } => {
-            print!("{}", String::from_utf8_lossy(&completion::script(*shell)?));
+            print!("{}", String::from_utf8_lossy(&completion::script(shell)?));
             return Ok(0);
         }
-        _ => connect(&cli.address).await?,
+        Command::Registry(registry::Command::Logout(flags)) => return registry::logout::run(flags).await,
+        Command::System(system::Command::Version { format }) => {
+            return system::version(connect(&cli.address).await, format.as_deref()).await;
+        }
+        command => command,
     };
-    match cli.command {
+    let client: Client = connect(&cli.address).await?;
+    match command {
         Command::Container(command) => container::run(&client, command).await,
         Command::Containers(command) => container::run_noun(&client, command).await,
         Command::Image(command) => image::run(&client, command).await,

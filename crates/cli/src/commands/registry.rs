@@ -2,7 +2,7 @@
 
 mod explain;
 mod login;
-mod logout;
+pub(super) mod logout;
 pub(crate) mod pull;
 pub(crate) mod push;
 

@@ -84,35 +84,43 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::System(Noun::Unmount) => {
             Err(Error::failed_precondition("stop the daemon first, and call: hoist system unmount"))
         }
-        Command::Version { format } => version(client, format.as_deref()).await,
+        Command::Version { format } => version(Ok(client.clone()), format.as_deref()).await,
     }
 }
 
-async fn version(client: &Client, format: Option<&str>) -> Result<u8> {
-    let info = client.call(&Call::Info).await?;
-    let version = json!({
+/// Of the command line also where no daemon is, which is an error after that.
+pub(super) async fn version(daemon: Result<Client>, format: Option<&str>) -> Result<u8> {
+    let info = match daemon {
+        Ok(client) => client.call(&Call::Info).await,
+        Err(error) => Err(error),
+    };
+    let mut version = json!({
         "Client": {
             "Version": env!("CARGO_PKG_VERSION"),
             "Os": std::env::consts::OS,
             "Arch": types::Platform::host().architecture,
         },
-        "Server": {
+        "Server": null,
+    });
+    if let Ok(info) = &info {
+        version["Server"] = json!({
             "Version": info["ServerVersion"],
             "Os": std::env::consts::OS,
             "Arch": types::Platform::host().architecture,
             "KernelVersion": info["KernelVersion"],
-        },
-    });
+        });
+    }
     match format {
         Some("json") => println!("{version}"),
         Some(format) if !format.is_empty() => println!("{}", template::render(format, &version)?),
-        _ => println!(
-            "Client: hoist {}\nServer: hoist {}",
-            text(&version["Client"], "Version"),
-            text(&version["Server"], "Version")
-        ),
+        _ => {
+            println!("Client: hoist {}", text(&version["Client"], "Version"));
+            if info.is_ok() {
+                println!("Server: hoist {}", text(&version["Server"], "Version"));
+            }
+        }
     }
-    Ok(0)
+    info.map(|_| 0)
 }
 
 async fn info(client: &Client, format: Option<&str>) -> Result<u8> {

@@ -12,7 +12,7 @@ pub(crate) struct Flags {
     server: Option<String>,
 }
 
-pub(super) async fn run(flags: Flags) -> Result<u8> {
+pub(in crate::commands) async fn run(flags: Flags) -> Result<u8> {
     let registry = credentials::registry_name(flags.server.as_deref())?;
     let mut config = DockerConfig::read(&credentials::docker_file()?)?;
     if config.erase(&registry).await? {
