@@ -1,9 +1,10 @@
 //! Finding the daemon, and starting one where none listens.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use client::Client;
@@ -13,6 +14,11 @@ use crate::args::ADDRESS_DEFAULT;
 
 /// How long a new daemon may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// The most of a new daemon's log that is read for what it said.
+const LOG_LEN_MAX: u64 = 1 << 20;
+/// What a daemon says where there is another.
+const GIVES_WAY: &str = "is in use by a running daemon";
 
 /// Set to keep us from starting one.
 const NO_AUTOSTART: &str = "HOIST_NO_AUTOSTART";
@@ -34,8 +40,7 @@ pub(crate) async fn connect(address: &str) -> Result<Client> {
             if let Some(why) = why_not_start(path) {
                 return Err(error.context(why));
             }
-            start(path)?;
-            wait(path).await
+            wait(path, start(path)?).await
         }
         other => other,
     }
@@ -63,17 +68,43 @@ fn is_absent(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable)
 }
 
-fn start(address: &Path) -> Result<()> {
+/// A daemon that was started, and where its log was when it was.
+struct Started {
+    daemon: Child,
+    log: File,
+    /// Where what it says begins.
+    log_begin: u64,
+}
+
+impl Started {
+    /// What it said last, if it has failed. One that gives way to another, which was started at the same time, has not.
+    fn failure(&mut self) -> Option<String> {
+        match self.daemon.try_wait() {
+            Ok(Some(ended)) if !ended.success() => {}
+            _ => return None,
+        }
+        let mut said = Vec::new();
+        // What cannot be read says nothing.
+        let _ = self.log.seek(SeekFrom::Start(self.log_begin));
+        let _ = (&mut self.log).take(LOG_LEN_MAX).read_to_end(&mut said);
+        let said = String::from_utf8_lossy(&said);
+        if said.contains(GIVES_WAY) {
+            return None;
+        }
+        Some(said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned())
+    }
+}
+
+fn start(address: &Path) -> Result<Started> {
     let what = || "start a daemon";
     let program = std::env::current_exe().context(what)?;
     let folder = address.parent().unwrap_or(Path::new("/run"));
     std::fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
     let log_path = folder.join("daemon.log");
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(&log_path)
-        .context(|| format!("open {}", log_path.display()))?;
+    let about = || format!("open {}", log_path.display());
+    let log = File::options().create(true).append(true).open(&log_path).context(about)?;
+    let mut said = File::open(&log_path).context(about)?;
+    let log_begin = said.seek(SeekFrom::End(0)).context(about)?;
     eprintln!(
         "no daemon listens at {}: started one, which logs to {}",
         address.display(),
@@ -93,20 +124,25 @@ fn start(address: &Path) -> Result<()> {
         .current_dir("/");
     // It outlives us, and must not hold what was left open to us: a pipe whose end somebody waits for, a lock.
     linux::process::keep_from_programs(3)?;
-    command.spawn().context(what).map(drop)
+    Ok(Started { daemon: command.spawn().context(what)?, log: said, log_begin })
 }
 
-async fn wait(address: &Path) -> Result<Client> {
+async fn wait(address: &Path, mut started: Started) -> Result<Client> {
     let begun = Instant::now();
     loop {
-        match Client::connect(address).await {
-            Err(error) if is_absent(&error) && begun.elapsed() < START_LIMIT => {
+        // Looked at first: whoever listens by then is found.
+        let failure = started.failure();
+        match (Client::connect(address).await, failure) {
+            (Err(error), Some(said)) if is_absent(&error) => {
+                return Err(error.context(format!("the daemon that was started has failed: {said}")));
+            }
+            (Err(error), _) if is_absent(&error) && begun.elapsed() < START_LIMIT => {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            Err(error) => {
+            (Err(error), _) => {
                 return Err(error.context("the daemon that was started does not listen; its log says why"));
             }
-            Ok(client) => return Ok(client),
+            (Ok(client), _) => return Ok(client),
         }
     }
 }

@@ -104,3 +104,4 @@ mod typed;
 mod unpack;
 mod verity;
 mod volumes;
+mod without_daemon;

@@ -1,0 +1,46 @@
+//! Commands where no daemon is, or none comes up.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use testkit::{Finished, hoist_program, run};
+
+/// A command for a daemon below this directory, started by a configuration if there is one.
+fn called(dir: &TempDir, config: Option<&str>, words: &[&str]) -> Finished {
+    let mut command = Command::new(hoist_program());
+    command.arg("-H").arg(dir.path().join("hoist.sock")).args(words);
+    command.env("HOME", dir.path()).env_remove("DOCKER_CONFIG").env_remove("HOIST_NO_AUTOSTART");
+    match config {
+        Some(text) => {
+            let file = dir.path().join("config.toml");
+            fs::write(&file, text).expect("a writable directory");
+            command.env("HOIST_CONFIG", file);
+        }
+        None => {
+            command.env_remove("HOIST_CONFIG");
+        }
+    }
+    run(&mut command)
+}
+
+#[test]
+fn what_needs_no_daemon_is_had_without() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let left = called(&dir, None, &["logout", "localhost:5000"]).ok();
+    assert_eq!(left.text(), "Not logged in to localhost:5000");
+    let version = called(&dir, None, &["version"]).expect_code(1);
+    version.expect_stderr("hoist daemon at");
+    let version = called(&dir, None, &["version", "-f", "{{.Client.Os}}"]).expect_code(1);
+    assert_eq!(version.text(), "linux");
+}
+
+#[test]
+fn a_daemon_that_does_not_come_up_is_not_waited_for() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let begun = Instant::now();
+    let failed = called(&dir, Some("nonsense = true"), &["ps"]).expect_code(1);
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    failed.expect_stderr("has failed").expect_stderr("nonsense");
+}
