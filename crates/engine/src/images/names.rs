@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use metadata::Image;
 use serde_json::{Value, json};
 use types::filter::Filters;
-use types::{Error, Reference, Result};
+use types::{Error, Platform, Reference, Result};
 
 use super::filter::{self, Filter};
 use super::found::{Known, Meant};
@@ -127,8 +128,19 @@ impl Engine {
         let (name, id) = (&named.image.name, named.id.to_string());
         let extensions = self.all()?;
         let extensions = extensions.iter().filter_map(|container| Extension::of(container).ok());
-        let from = |extension: &Extension| extension.image == *name || extension.image_digest == id;
+        let from = |extension: &Extension| {
+            extension.image_digest == id
+                || (extension.image == *name && self.may_be_of(extension, &named.image))
+        };
         Ok(extensions.filter(from).map(|extension| extension.name).collect())
+    }
+
+    /// Whether a container that was made by an image's name is of what that means now: of another of its platforms than this
+    /// machine's, or of one that cannot be read any more.
+    fn may_be_of(&self, extension: &Extension, image: &Image) -> bool {
+        let Ok(platform) = extension.platform.parse::<Platform>() else { return true };
+        let described = transfer::describe(&self.parts().metadata, &self.0.caller, &image.target, &platform);
+        described.map_or(true, |own| own.manifest.config.digest.to_string() == extension.image_digest)
     }
 
     /// Bytes of blobs and of trees.

@@ -391,3 +391,13 @@ fn a_tag_is_another_name_and_moves() {
     daemon.hoist(["tag", "first:1", "third"]).expect_code(1).expect_stderr("first:1");
     daemon.hoist(["tag", "second", "UPPER"]).expect_code(1).expect_stderr("UPPER");
 }
+
+/// What a container was made from is its image, whatever the name means since.
+#[test]
+fn an_image_is_not_used_by_containers_of_what_had_its_name_before() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["create", "--name", "one", "--network", "none", "busybox", "true"]).ok();
+    daemon.hoist(["rmi", "busybox"]).expect_code(1).expect_stderr("is used by container one");
+    daemon.hoist(["commit", "one", "busybox"]).ok();
+    daemon.hoist(["rmi", "busybox"]).ok();
+}
