@@ -52,7 +52,7 @@ impl Engine {
     }
 
     /// The same for as long as the root directory is there.
-    fn network_id(&self, name: &str) -> String {
+    pub(crate) fn network_id(&self, name: &str) -> String {
         Digest::of(format!("{name} of {}", self.parts().root.display()).as_bytes()).hex().to_owned()
     }
 

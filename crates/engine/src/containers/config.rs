@@ -20,7 +20,8 @@ impl Engine {
         config_row(extension, &image.unwrap_or_default())
     }
 
-    fn image_config(&self, digest: &str) -> Result<ExecConfig> {
+    /// What the image of a container says. `NotFound` if it is not here any more.
+    pub(super) fn image_config(&self, digest: &str) -> Result<ExecConfig> {
         let digest: Digest = digest.parse()?;
         let content = self.parts().metadata.content(&self.0.caller);
         let bytes = content.reader(&digest)?.read_all(image::DOCUMENT_LEN_MAX)?;

@@ -1,8 +1,8 @@
 //! Containers as lists and documents show them, in Docker's shapes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use api::engine::{Create, Device, Restart, Ulimit};
+use api::engine::{Device, Restart, Ulimit};
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
@@ -59,7 +59,11 @@ impl Engine {
         }
         found.sort_by_key(|(container, ..)| std::cmp::Reverse(container.created));
         found.truncate(last.map_or(usize::MAX, |last| usize::try_from(last).unwrap_or(usize::MAX)));
-        let rows = found.iter().map(|(container, extension, state)| self.row(container, extension, state));
+        let running = found.iter().filter(|(.., state)| state.is_alive);
+        let exposed =
+            self.exposed_by(running.map(|(_, extension, _)| extension.image_digest.clone())).await?;
+        let rows =
+            found.iter().map(|(container, extension, state)| self.row(container, extension, state, &exposed));
         let mut rows: Vec<Value> = rows.collect();
         if sizes {
             let containers: Vec<Container> = found.into_iter().map(|(container, ..)| container).collect();
@@ -96,7 +100,31 @@ impl Engine {
         Ok((own, below))
     }
 
-    fn row(&self, container: &Container, extension: &Extension, state: &State) -> Value {
+    /// The ports that images expose, of those that are here.
+    async fn exposed_by(
+        &self,
+        images: impl Iterator<Item = String>,
+    ) -> Result<BTreeMap<String, BTreeSet<String>>> {
+        let images: BTreeSet<String> = images.collect();
+        self.blocking(move |engine| {
+            let exposed = |image: &String| {
+                let config = engine.image_config(image).unwrap_or_default();
+                config.exposed_ports.into_keys().collect()
+            };
+            Ok(images.into_iter().map(|image| (image.clone(), exposed(&image))).collect())
+        })
+        .await
+    }
+
+    fn row(
+        &self,
+        container: &Container,
+        extension: &Extension,
+        state: &State,
+        exposed: &BTreeMap<String, BTreeSet<String>>,
+    ) -> Value {
+        let exposed = exposed.get(&extension.image_digest).into_iter().flatten();
+        let exposed = exposed.chain(&extension.create.extras.exposed);
         let create = &extension.create;
         json!({
             "ID": container.id.as_str(),
@@ -109,7 +137,7 @@ impl Engine {
             "ExitCode": state.exit.map(|exit| exit.code),
             "StartedAt": extension.started.map(|time| time.to_string()),
             "FinishedAt": state.exit.map(|exit| exit.at.to_string()),
-            "Ports": self.ports_text(container.id.as_str()),
+            "Ports": self.ports_text(container.id.as_str(), exposed),
             "Names": extension.name,
             "Labels": create.labels,
             "Networks": joined(&create.network).map_or(create.network.as_str(), |_| ""),
@@ -138,14 +166,18 @@ impl Engine {
         }
     }
 
-    fn ports_text(&self, id: &str) -> String {
-        let attachment = self.parts().network.attachment(id);
-        let ports = attachment.iter().flat_map(|attachment| &attachment.ports);
-        let each = ports.map(|port| {
+    /// First what is exposed alone, then what is published where; nothing of one that has no network of its own.
+    fn ports_text<'a>(&self, id: &str, exposed: impl Iterator<Item = &'a String>) -> String {
+        let Some(attachment) = self.parts().network.attachment(id) else { return String::new() };
+        let published = port_bindings(&attachment);
+        let alone: BTreeSet<&String> = exposed.filter(|port| !published.contains_key(*port)).collect();
+        let mut alone: Vec<&String> = alone.into_iter().collect();
+        alone.sort_by_key(|port| port.split('/').next().and_then(|number| number.parse::<u16>().ok()));
+        let published = attachment.ports.iter().map(|port| {
             let protocol = protocol(port.transport);
             format!("{}:{}->{}/{protocol}", port.host_address, port.host_port, port.container_port)
         });
-        each.collect::<Vec<_>>().join(", ")
+        alone.into_iter().cloned().chain(published).collect::<Vec<_>>().join(", ")
     }
 
     /// A container in Docker's shape.
@@ -182,11 +214,11 @@ impl Engine {
                 "Pid": state.pid,
                 "ExitCode": state.exit.map_or(0, |exit| exit.code),
                 "OOMKilled": state.exit.is_some_and(|exit| exit.oom_killed),
-                "StartedAt": extension.started.map(|time| time.to_string()),
-                "FinishedAt": state.exit.map(|exit| exit.at.to_string()),
+                "StartedAt": extension.started.map_or(NEVER.to_owned(), |time| time.to_string()),
+                "FinishedAt": state.exit.map_or(NEVER.to_owned(), |exit| exit.at.to_string()),
             },
             "Config": self.config_of_container(&extension).await,
-            "HostConfig": host_config(create),
+            "HostConfig": host_config(&extension),
             "Mounts": create.mounts.iter().map(|mount| self.mount_row(mount)).collect::<Vec<_>>(),
             "NetworkSettings": {
                 "IPAddress": address,
@@ -195,6 +227,9 @@ impl Engine {
                 "Ports": attachment.as_ref().map(port_bindings).unwrap_or_default(),
                 "Networks": {
                     (create.network.as_str()): {
+                        "NetworkID": self.network_id(&create.network),
+                        "EndpointID": attachment.as_ref().map_or("", |_| container.id.as_str()),
+                        "Aliases": null,
                         "IPAddress": address,
                         "IPPrefixLen": attachment.as_ref().map_or(0, |one| one.prefix_len),
                         "Gateway": gateway,
@@ -203,6 +238,14 @@ impl Engine {
                 },
             },
         });
+        if attachment.is_some() {
+            // What it has for others and is published nowhere.
+            let exposed = shown["Config"]["ExposedPorts"].as_object().cloned().unwrap_or_default();
+            for port in exposed.into_iter().map(|(port, _)| port) {
+                let ports = shown["NetworkSettings"]["Ports"].as_object_mut().expect("made so");
+                ports.entry(port).or_insert(Value::Null);
+            }
+        }
         if joined(&create.network).is_some() {
             shown["NetworkSettings"]["Networks"] = json!({});
         }
@@ -229,8 +272,15 @@ impl Engine {
     }
 }
 
+/// Docker's time of what has not been.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
 /// What was asked for of the machine's.
-fn host_config(create: &Create) -> Value {
+fn host_config(extension: &Extension) -> Value {
+    let create = &extension.create;
+    // Those that were made for it alone, or are another's, are not what it was asked for with a name.
+    let own = &extension.own_volumes;
+    let is_named = |mount: &&api::engine::Mount| !(mount.kind == VOLUME && own.contains(&mount.source));
     let extras = &create.extras;
     let (restart, retries) = match create.restart {
         Restart::No => ("no", 0),
@@ -240,7 +290,7 @@ fn host_config(create: &Create) -> Value {
     };
     json!({
         "NetworkMode": create.network,
-        "Binds": create.mounts.iter().filter_map(bind_text).collect::<Vec<_>>(),
+        "Binds": create.mounts.iter().filter(is_named).filter_map(bind_text).collect::<Vec<_>>(),
         "PortBindings": ports_asked_for(&create.ports),
         "LogConfig": {"Type": "json-file", "Config": {}},
         "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},

@@ -392,3 +392,15 @@ fn the_whole_is_counted() {
         "{machine}"
     );
 }
+
+#[test]
+fn what_has_not_been_and_what_has_no_name_is_shown_as_docker_shows_it() {
+    let daemon = Daemon::with_busybox();
+    let flags = ["-v", "/anonymous", "-v", "named:/named", "--expose", "80", "--network", "none"];
+    daemon.hoist(["create", "--name", "one"].iter().chain(&flags).chain(&["busybox", "sleep", "1000"])).ok();
+    let shown = |format: &str| daemon.hoist(["inspect", "-f", format, "one"]).ok().text().to_owned();
+    let never = "0001-01-01T00:00:00Z";
+    assert_eq!(shown("{{.State.StartedAt}} {{.State.FinishedAt}}"), format!("{never} {never}"));
+    assert_eq!(shown("{{json .HostConfig.Binds}}"), r#"["named:/named"]"#);
+    assert_eq!(shown("{{len .NetworkSettings.Networks.none.NetworkID}}"), "64");
+}
