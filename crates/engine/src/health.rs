@@ -197,11 +197,14 @@ pub(crate) fn check(
     match check.test.first().map(String::as_str) {
         None | Some("" | "NONE") => Ok(None),
         Some("CMD" | "CMD-SHELL") if check.test.len() > 1 => Ok(Some(check)),
-        Some(_) => Err(Error::invalid_argument(format!(
-            "the image's health check {:?} is none: it is CMD or CMD-SHELL, and what is to be run; leave it out with \
-             --no-healthcheck, or give another with --health-cmd",
-            check.test
-        ))),
+        // Only an image can say that, and it is no reason not to run it.
+        Some(_) => {
+            tracing::warn!(
+                "the image's health check {:?} is left out: it is not CMD or CMD-SHELL, and what is to be run",
+                check.test
+            );
+            Ok(None)
+        }
     }
 }
 
@@ -469,7 +472,16 @@ mod tests {
         assert!(
             check(None, None).unwrap().is_none() && check(None, Some(&image(&["NONE"]))).unwrap().is_none()
         );
-        let odd = check(None, Some(&image(&["a", "b"]))).unwrap_err();
-        assert!(odd.message().contains("--no-healthcheck"), "{odd}");
+    }
+
+    #[test]
+    fn what_an_image_says_that_is_no_check_is_left_out() {
+        for test in [&["curl", "-f", "x"][..], &["CMD"], &["CMD-SHELL"]] {
+            let test = test.iter().map(ToString::to_string).collect();
+            let image = Healthcheck { test, ..Healthcheck::default() };
+            assert!(check(None, Some(&image)).unwrap().is_none());
+            let own = api::engine::Health { command: Some("x".into()), ..Default::default() };
+            assert!(check(Some(&own), Some(&image)).unwrap().is_some());
+        }
     }
 }
