@@ -109,8 +109,20 @@ fn switch(error: &clap::Error, args: &[OsString]) -> Option<(usize, Option<OsStr
         _ => return None,
     };
     // The first is the one: what is the container's own comes after.
-    let at = args.iter().position(|arg| *arg == *format!("{flag}={value}"))?;
-    Some((at, word))
+    if let Some(at) = args.iter().position(|arg| *arg == *format!("{flag}={value}")) {
+        return Some((at, word));
+    }
+    // By its letter, which begins its name: `-d=false`, and behind others as in `-it=true`.
+    let letter = flag.strip_prefix("--")?.chars().next()?;
+    let suffix = format!("={value}");
+    let (at, letters) = args.iter().enumerate().find_map(|(at, arg)| {
+        let letters = arg.to_str()?.strip_suffix(&suffix)?.strip_prefix('-')?;
+        let is_it = letters.chars().all(char::is_alphabetic)
+            && letters.chars().next_back()?.eq_ignore_ascii_case(&letter);
+        is_it.then_some((at, letters))
+    })?;
+    let kept = if word.is_some() { letters } else { &letters[..letters.len() - 1] };
+    Some((at, Some(kept).filter(|kept| !kept.is_empty()).map(|kept| format!("-{kept}").into())))
 }
 
 /// What a command is told that is none by itself: what there is below it, as Docker tells it.
@@ -172,6 +184,23 @@ fn print(error: &Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn switches_have_values_by_their_letters_too() {
+        for (given, meant) in [
+            ("run --rm=true -d=true x -d=true", "run --rm -d x -d=true"),
+            ("run -it=false x", "run -i x"),
+            ("run -e=true -d=0 x", "run -e=true x"),
+            ("exec -i=1 x y", "exec -i x y"),
+        ] {
+            let words =
+                |text: &str| format!("hoist {text}").split(' ').map(OsString::from).collect::<Vec<_>>();
+            let (found, parsed) = parse_words(words(given));
+            assert!(parsed.is_ok(), "{given}");
+            assert_eq!(found, words(meant), "{given}");
+        }
+        assert!(parse_words(["hoist", "run", "-d=maybe", "x"].map(OsString::from).to_vec()).1.is_err());
+    }
 
     #[test]
     fn a_run_is_known_behind_the_address_too() {

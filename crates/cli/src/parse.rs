@@ -111,6 +111,7 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
     let bad =
         || Error::invalid_argument(format!("invalid port {text:?}: expected [[IP:]HOST-PORT:]PORT[/udp]"));
     let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = protocol.to_ascii_lowercase();
     let (front, inside) = rest.rsplit_once(':').map_or((None, rest), |(front, inside)| (Some(front), inside));
     let (host_ip, outside) = match front {
         None => ("", ""),
@@ -121,7 +122,7 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
     if !host_ip.is_empty() && host_ip.parse::<std::net::Ipv4Addr>().is_err() {
         return Err(unfit(format!("{host_ip:?} is not an IPv4 address")));
     }
-    if !matches!(protocol, "tcp" | "udp") {
+    if !matches!(protocol.as_str(), "tcp" | "udp") {
         return Err(unfit(format!("protocol {protocol:?} is neither tcp nor udp")));
     }
     let range = |text: &str| -> Result<(u16, u16)> {
@@ -141,7 +142,7 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
         host_ip: host_ip.to_owned(),
         host_port: outside.map(|(first, _)| first + u16::try_from(at).expect("within the range")),
         container_port,
-        protocol: protocol.to_owned(),
+        protocol: protocol.clone(),
     });
     Ok(each.collect())
 }
@@ -160,7 +161,8 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
             )));
         }
     };
-    let is_path = source.starts_with(['/', '.', '~']);
+    // What a shell makes of `~` it has made by now: left over, as in `--volume=~/x`, it is no name either.
+    let is_path = source.starts_with(['/', '.']);
     let (mut read_only, mut further) = (false, Vec::new());
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
@@ -272,14 +274,16 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
     Ok(mount)
 }
 
-/// `KEY` alone takes our own value, if there is one.
-pub(crate) fn env(entry: &str) -> Result<Option<String>> {
+/// `KEY` alone takes our own value. Without one it stays as it is: what the image says of it does not count then.
+pub(crate) fn env(entry: &str) -> Result<String> {
     match entry.split_once('=') {
         Some(("", _)) => {
             Err(Error::invalid_argument(format!("invalid environment variable {entry:?}: it has no name")))
         }
-        Some(_) => Ok(Some(entry.to_owned())),
-        None => Ok(std::env::var(entry).ok().map(|value| format!("{entry}={value}"))),
+        Some(_) => Ok(entry.to_owned()),
+        None => {
+            Ok(std::env::var(entry).map_or_else(|_| entry.to_owned(), |value| format!("{entry}={value}")))
+        }
     }
 }
 
@@ -329,6 +333,7 @@ mod tests {
         assert_eq!(ports("127.0.0.1::80").unwrap(), [port("127.0.0.1", None, 80, "tcp")]);
         assert_eq!(ports("1-2:3-4").unwrap(), [port("", Some(1), 3, "tcp"), port("", Some(2), 4, "tcp")]);
         assert_eq!(ports("0:80").unwrap(), [port("", None, 80, "tcp")]);
+        assert_eq!(ports("53:53/UDP").unwrap(), [port("", Some(53), 53, "udp")]);
         for bad in [
             "",
             "x",
@@ -366,6 +371,7 @@ mod tests {
             (volume("/b").unwrap().kind, volume("/b").unwrap().source),
             ("volume".into(), String::new())
         );
+        assert_eq!(volume("~/a:/b").unwrap().source, "~/a", "a name, which no volume has");
         assert!(volume("a").is_err() && volume("/a:/b:odd").is_err());
         assert!(volume(":/b").is_err() && volume(":/b:ro").is_err() && volume("").is_err());
         assert_eq!(mount("type=tmpfs,target=/t").unwrap().kind, "tmpfs");
@@ -396,8 +402,8 @@ mod tests {
 
     #[test]
     fn variables() {
-        assert_eq!(env("A=").unwrap().as_deref(), Some("A="));
-        assert_eq!(env("THIS_IS_NOT_SET").unwrap(), None);
+        assert_eq!(env("A=").unwrap(), "A=");
+        assert_eq!(env("THIS_IS_NOT_SET").unwrap(), "THIS_IS_NOT_SET");
         assert!(env("=C").is_err());
     }
 

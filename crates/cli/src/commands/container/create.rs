@@ -330,11 +330,13 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         let lines =
             content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {
-            env.extend(parse::env(line).map_err(|error| error.context(about()))?);
+            let entry = parse::env(line).map_err(|error| error.context(about()))?;
+            // One that has no value here is passed over in a file.
+            env.extend(Some(entry).filter(|entry| entry.contains('=')));
         }
     }
     for entry in &flags.env {
-        env.extend(parse::env(entry)?);
+        env.push(parse::env(entry)?);
     }
     let mut mounts = flags.volume.iter().map(|text| parse::volume(text)).collect::<Result<Vec<_>>>()?;
     for text in &flags.mount {

@@ -42,7 +42,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     if flags.tty && flags.interactive && !flags.detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
-    let env = flags.env.iter().filter_map(|entry| parse::env(entry).transpose()).collect::<Result<_>>()?;
+    let env = flags.env.iter().map(|entry| parse::env(entry)).collect::<Result<_>>()?;
     let mut signals = attend::listen(flags.tty)?;
     let prepare =
         || Attached::prepare(PrivateFolder::create(client.address())?, flags.interactive, flags.tty);

@@ -25,7 +25,8 @@ pub(crate) struct Flags {
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { all, force, filter } = flags;
     let what = if all { "every image that no container was made from" } else { "every image without a name" };
-    if !force && !confirm(&format!("This removes {what}."))? {
+    let of_them = if filter.is_empty() { String::new() } else { format!(" that fits {}", filter.join(", ")) };
+    if !force && !confirm(&format!("This removes {what}{of_them}."))? {
         return Ok(1);
     }
     let removed = client.call(&ImageCall::Prune { all, filters: filter }.into()).await?;
