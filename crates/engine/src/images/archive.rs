@@ -64,7 +64,9 @@ impl Engine {
                 )
             })
             .await?;
-        Ok(json!({"Name": image.name, "Digest": image.target.digest.to_string()}))
+        let (name, digest) = (image.name.clone(), image.target.digest.to_string());
+        let id = self.blocking(move |engine| Ok(engine.found(image).id().to_string())).await?;
+        Ok(json!({"Id": id, "Name": name, "Digest": digest}))
     }
 
     /// Writes images to a pipe of the caller.

@@ -87,7 +87,7 @@ pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
     let comment = if message.is_empty() { format!("Imported from {file}") } else { message };
     let ask = async |path| outcome(client, ImageFollow::Import { path, name, comment, platform }).await;
     let imported = source.hand_over(client, ("Importing", false), ask).await?;
-    println!("{}", text(&imported, "Digest"));
+    println!("{}", text(&imported, "Id"));
     Ok(0)
 }
 

@@ -19,21 +19,41 @@ pub(crate) struct Flags {
 
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { quiet, platform, image } = flags;
-    let (name, digest) = pull(client, &image, platform, quiet).await?;
+    let Pulled { name, digest, is_newer } = pull(client, &image, platform, quiet).await?;
     if !quiet {
         println!("Digest: {digest}");
+        let what = if is_newer { "Downloaded newer image" } else { "Image is up to date" };
+        println!("Status: {what} for {}", familiar(&name));
     }
     println!("{name}");
     Ok(0)
 }
 
-/// Pulls an image and returns its name and digest.
+/// What a pull came to.
+pub(crate) struct Pulled {
+    name: String,
+    digest: String,
+    /// Some of its layers were not here.
+    is_newer: bool,
+}
+
+/// As people write it: without what goes without saying, but with the tag.
+fn familiar(name: &str) -> String {
+    let Ok(reference) = name.parse::<Reference>() else { return name.to_owned() };
+    match (reference.tag(), reference.digest()) {
+        (Some(tag), None) => format!("{}:{tag}", reference.familiar_name()),
+        (_, Some(digest)) => format!("{}@{digest}", reference.familiar_name()),
+        (None, None) => reference.familiar_name(),
+    }
+}
+
+/// Pulls an image.
 pub(crate) async fn pull(
     client: &Client,
     reference: &str,
     platform: Option<String>,
     quiet: bool,
-) -> Result<(String, String)> {
+) -> Result<Pulled> {
     // A name that is none is refused by the daemon, like any other mistake in it.
     let credentials = match reference.parse::<Reference>() {
         Ok(parsed) => credentials::for_pull(client, &parsed).await?.keyring,
@@ -42,10 +62,12 @@ pub(crate) async fn pull(
     let question = Follow::Pull { reference: reference.to_owned(), platform, credentials };
     let mut answers = client.follow(&question).await?;
     let mut progress = Progress::new(quiet);
+    let mut is_newer = false;
     while let Some(step) = answers.next::<PullStep>().await? {
         if let PullStep::Done { name, digest } = step {
-            return Ok((name, digest));
+            return Ok(Pulled { name, digest, is_newer });
         }
+        is_newer |= matches!(step, PullStep::LayerDone { .. });
         show(&mut progress, step);
     }
     Err(Error::unavailable("the daemon stopped telling how the pull goes; pull again to take it up"))
