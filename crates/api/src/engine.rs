@@ -355,6 +355,17 @@ pub struct Extras {
     pub stop_timeout: Option<i64>,
     /// Containers whose volumes, and paths of the machine, it has too: `NAME[:ro|:rw]`.
     pub volumes_from: Vec<String>,
+    pub log: Log,
+}
+
+/// What becomes of a container's output.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    /// `json-file`, `local` or `none`; empty is the first.
+    pub driver: String,
+    /// `max-size` and `max-file`, in Docker's words.
+    pub options: BTreeMap<String, String>,
 }
 
 impl Extras {

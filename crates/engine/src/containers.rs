@@ -7,6 +7,7 @@ mod deleted;
 mod devices;
 mod exposed;
 mod filter;
+mod log_driver;
 mod show;
 mod state;
 mod streams;
@@ -14,6 +15,7 @@ mod top;
 mod update;
 
 use self::binds::look_for_sources;
+pub(crate) use self::log_driver::NONE;
 pub(crate) use self::show::{attributes, familiar};
 pub(crate) use self::state::{Ends, State};
 pub(crate) use self::streams::once;

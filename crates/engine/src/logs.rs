@@ -1,7 +1,7 @@
 //! Reading what the shim logged: Docker's `json-file` lines, over rotated files, and on as they come.
 //!
 //! ```text
-//! json.log.1 (the one before) ──end──▶ json.log (the one that grows) ──rotated──▶ the new json.log
+//! json.log.2 ──end──▶ json.log.1 (the one before) ──end──▶ json.log (the one that grows) ──rotated──▶ the new json.log
 //! ```
 //!
 //! Invariants
@@ -17,13 +17,14 @@ use std::time::Duration;
 
 use api::engine::{LogLine, Logs};
 use tokio::sync::mpsc;
-use types::{Context, Result, Timestamp};
+use types::{Context, Error, Result, Timestamp};
 
 use crate::Engine;
+use crate::containers::NONE;
 use crate::moment::time;
 
-/// The files of a log in a container's folder, the one before and the one that grows.
-pub(crate) const LOG_FILES: [&str; 2] = ["json.log.1", "json.log"];
+/// In a container's folder, the file of its log that grows.
+pub(crate) const LOG_FILE: &str = "json.log";
 
 /// How often a log that is followed is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -36,7 +37,14 @@ impl Engine {
         let Logs { id, follow, tail, since, until } = logs;
         let (since, until) = (time("since", since)?, time("until", until)?);
         let (container, extension) = self.find_own(&id).await?;
-        let path = self.files(container.id.as_str()).join("json.log");
+        if extension.create.extras.log.driver == NONE {
+            return Err(Error::unimplemented(format!(
+                "container {}: configured logging driver does not support reading: it was made with --log-driver {NONE}, \
+                 which keeps nothing of what it writes; `hoist attach` shows what comes",
+                extension.name
+            )));
+        }
+        let path = self.files(container.id.as_str()).join(LOG_FILE);
         let mut log = self.blocking(move |_| Log::open(&path, tail, follow)).await?;
         let mut has_ended = !follow;
         loop {
@@ -86,27 +94,32 @@ struct Log {
 impl Log {
     /// At the first line, or so many lines before the end.
     fn open(path: &Path, tail: Option<u64>, follow: bool) -> Result<Log> {
-        let what = || format!("read log {}", path.display());
-        let (old, new) = (open(&rotated(path)).context(what)?, open(path).context(what)?);
-        let len =
-            |file: &Option<File>| file.as_ref().map_or(Ok(0), |file| file.metadata().map(|meta| meta.len()));
-        let total = len(&old).context(what)? + len(&new).context(what)?;
-        let log = |file, at, skipped| Log {
-            path: path.to_owned(),
-            file,
-            at,
-            left: (!follow).then(|| total - skipped),
-        };
-        let Some(tail) = tail else { return Ok(if old.is_some() { log(old, 0, 0) } else { log(new, 0, 0) }) };
-        let old_len = len(&old).context(what)?;
-        let (at, found) = new.as_ref().map_or(Ok((0, 0)), |file| before_end(file, tail)).context(what)?;
-        match &old {
-            Some(file) if found < tail => {
-                let (at, _) = before_end(file, tail - found).context(what)?;
-                Ok(log(old, at, at))
+        let mut log = Log { path: path.to_owned(), file: None, at: 0, left: None };
+        log.begin(tail, follow).context(|| format!("read log {}", path.display()))?;
+        Ok(log)
+    }
+
+    fn begin(&mut self, tail: Option<u64>, follow: bool) -> io::Result<()> {
+        let (mut wanted, mut left) = (tail, 0);
+        for file in files(&self.path) {
+            let file = file?;
+            if let Some(newer) = &self.file
+                && is_same(&file, newer)?
+            {
+                // It was rotated in between.
+                continue;
             }
-            _ => Ok(log(new, at, old_len + at)),
+            let len = file.metadata()?.len();
+            let (at, found) = wanted.map_or(Ok((0, 0)), |lines| before_end(&file, lines))?;
+            left += len - at;
+            (self.file, self.at) = (Some(file), at);
+            wanted = wanted.map(|lines| lines - found);
+            if at > 0 || wanted == Some(0) {
+                break;
+            }
         }
+        self.left = (!follow).then_some(left);
+        Ok(())
     }
 
     /// The next lines, a piece of the log at most; none at its end, for now.
@@ -156,40 +169,49 @@ impl Log {
 
     /// The file that comes after this one, if there is one by now.
     fn successor(&self) -> io::Result<Option<File>> {
-        let Some(own) = &self.file else { return open(&self.path) };
-        let is_own = |file: &Option<File>| -> io::Result<bool> {
-            let Some(file) = file else { return Ok(false) };
-            let (file, own) = (file.metadata()?, own.metadata()?);
-            Ok((file.dev(), file.ino()) == (own.dev(), own.ino()))
-        };
-        loop {
-            let old = open(&rotated(&self.path))?;
-            let new = open(&self.path)?;
-            if is_own(&new)? {
-                return Ok(None);
+        let mut newer = None;
+        for file in files(&self.path) {
+            let file = file?;
+            if let Some(own) = &self.file
+                && is_same(&file, own)?
+            {
+                return Ok(newer);
             }
-            if !is_own(&old)? {
-                // It was rotated more than once since, and is gone.
-                return Ok(old.or(new));
-            }
-            // Unless that was rotated in between.
-            if is_own(&open(&rotated(&self.path))?)? {
-                return Ok(new);
+            newer = Some(file);
+        }
+        // It is gone, and the oldest of the others goes on where it ended.
+        Ok(newer)
+    }
+}
+
+/// The files of a log, from the one that grows to the oldest. Whatever is rotated meanwhile goes the same way, so that one
+/// may come twice, and none is passed by.
+pub(crate) fn files(path: &Path) -> impl Iterator<Item = io::Result<File>> {
+    let (mut age, mut gap) = (0, 0);
+    std::iter::from_fn(move || {
+        // One is missing for a moment while it is rotated; two are where the log ends.
+        while gap < 2 {
+            let name = if age == 0 { path.to_owned() } else { rotated(path, age) };
+            age += 1;
+            match File::open(name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => gap += 1,
+                opened => {
+                    gap = 0;
+                    return Some(opened);
+                }
             }
         }
-    }
+        None
+    })
 }
 
-fn rotated(path: &Path) -> PathBuf {
-    PathBuf::from(format!("{}.1", path.display()))
+fn rotated(path: &Path, age: u32) -> PathBuf {
+    PathBuf::from(format!("{}.{age}", path.display()))
 }
 
-fn open(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// Where so many lines before the end of a file begin, and how many there are, if they are fewer.
@@ -230,8 +252,16 @@ mod tests {
         }
     }
 
+    /// As the shim does it, of a log of so many files.
+    fn rotate_of(path: &Path, files_max: u32) {
+        for age in (1..files_max - 1).rev() {
+            let _none_yet = fs::rename(rotated(path, age), rotated(path, age + 1));
+        }
+        fs::rename(path, rotated(path, 1)).unwrap();
+    }
+
     fn rotate(path: &Path) {
-        fs::rename(path, rotated(path)).unwrap();
+        rotate_of(path, 2);
     }
 
     fn rest(log: &mut Log) -> Vec<usize> {
@@ -280,6 +310,32 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         add(&path, 14..15);
         assert_eq!(rest(&mut log), [14]);
+    }
+
+    #[test]
+    fn a_log_may_have_many_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        let mut followed = Log::open(&path, None, true).unwrap();
+        for file in 0..4 {
+            add(&path, file * 10..file * 10 + 10);
+            if file < 3 {
+                rotate_of(&path, 4);
+            }
+        }
+        for (tail, first) in [(None, 0), (Some(0), 40), (Some(10), 30), (Some(11), 29), (Some(35), 5)] {
+            let lines = rest(&mut Log::open(&path, tail, false).unwrap());
+            assert_eq!(lines, (first..40).collect::<Vec<_>>(), "{tail:?}");
+        }
+        assert_eq!(rest(&mut followed), (0..40).collect::<Vec<_>>());
+        rotate_of(&path, 4);
+        add(&path, 40..41);
+        rotate_of(&path, 4);
+        add(&path, 41..42);
+        assert_eq!(rest(&mut followed), [40, 41]);
+        // In the middle of a rotation.
+        fs::rename(rotated(&path, 2), rotated(&path, 3)).unwrap();
+        assert_eq!(rest(&mut Log::open(&path, None, false).unwrap()), (20..42).collect::<Vec<_>>());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use types::{Digest, ErrorKind, Result};
 
 use crate::Engine;
 use crate::images::Found;
-use crate::logs::LOG_FILES;
+use crate::logs::{self, LOG_FILE};
 use crate::record::Extension;
 
 /// Things of a kind: a row.
@@ -176,7 +176,8 @@ impl Engine {
     fn logs_usage(&self, containers: &[Container], alive: &BTreeSet<String>) -> Kind {
         let mut logs = Kind::default();
         for id in containers.iter().map(|container| container.id.as_str()) {
-            let files = LOG_FILES.iter().filter_map(|name| self.files(id).join(name).metadata().ok());
+            let files =
+                logs::files(&self.files(id).join(LOG_FILE)).filter_map(|file| file.ok()?.metadata().ok());
             let sizes: Vec<u64> = files.map(|file| file.blocks() * 512).collect();
             if !sizes.is_empty() {
                 logs.add(sizes.iter().sum(), alive.contains(id));

@@ -19,6 +19,7 @@ use types::{ContainerId, Context, Error, ErrorKind, Labels, Opaque, Platform, Re
 use super::binds::look_for_sources;
 use super::exposed::{expose, publish_all};
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, Starter, signal_number};
+use super::log_driver;
 use crate::leftovers::TREE_LABEL;
 use crate::networks::check_network;
 use crate::record::{EXTENSION, Extension};
@@ -103,6 +104,7 @@ impl Engine {
                 "conflicting options: --rm and --restart; what goes when it ends cannot be started again by itself",
             ));
         }
+        log_driver::limits(&create.extras.log)?;
         let image = self.find_image(&create.image)?;
         let snapshotter = self.snapshotter_for(&create).to_owned();
         let described = match &create.platform {

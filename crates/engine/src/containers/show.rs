@@ -12,7 +12,9 @@ use types::{ContainerId, ErrorKind, Namespace, Result};
 use super::State;
 use super::config::ports_asked_for;
 use super::filter::{Filter, KNOWN, KNOWN_TO_PRUNE};
+use super::log_driver::{self, NONE};
 use crate::Engine;
+use crate::logs::LOG_FILE;
 use crate::networks::joined;
 use crate::record::Extension;
 use crate::spec::memory_and_swap;
@@ -190,6 +192,8 @@ impl Engine {
         let address = attachment.as_ref().map(|one| one.address.to_string()).unwrap_or_default();
         let gateway = attachment.as_ref().map(|one| one.gateway.to_string()).unwrap_or_default();
         let mac = attachment.as_ref().map(network::Attachment::mac_text).unwrap_or_default();
+        let log_path =
+            (create.extras.log.driver != NONE).then(|| self.files(container.id.as_str()).join(LOG_FILE));
         let mut shown = json!({
             "Id": container.id.as_str(),
             "Name": format!("/{}", extension.name),
@@ -200,7 +204,7 @@ impl Engine {
             "RestartCount": extension.restarts,
             "Driver": container.snapshotter,
             "Platform": "linux",
-            "LogPath": self.files(container.id.as_str()).join("json.log"),
+            "LogPath": log_path.unwrap_or_default(),
             "ResolvConfPath": self.files(container.id.as_str()).join("resolv.conf"),
             "HostnamePath": self.files(container.id.as_str()).join("hostname"),
             "HostsPath": self.files(container.id.as_str()).join("hosts"),
@@ -292,7 +296,7 @@ fn host_config(extension: &Extension) -> Value {
         "NetworkMode": create.network,
         "Binds": create.mounts.iter().filter(is_named).filter_map(bind_text).collect::<Vec<_>>(),
         "PortBindings": ports_asked_for(&create.ports),
-        "LogConfig": {"Type": "json-file", "Config": {}},
+        "LogConfig": {"Type": log_driver::driver(&extras.log), "Config": extras.log.options},
         "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},
         "AutoRemove": create.auto_remove,
         "Privileged": create.privileged,

@@ -19,20 +19,25 @@ use serde_json::{Value, json};
 use task::Io;
 use types::{Context, Error, ErrorKind, Result};
 
+use super::log_driver::{self, Limits};
 use crate::Engine;
+use crate::logs::LOG_FILE;
 use crate::record::Extension;
-
-/// Bytes of a log before it is rotated, and how many are kept.
-const LOG_LIMITS: &str = "max-size=100m&max-file=2";
 
 impl Engine {
     /// Where the streams of a container that starts go.
     pub(super) fn io(&self, id: &str, extension: &Extension, streams: &Streams) -> Result<Io> {
-        let log = self.files(id).join("json.log");
+        // What is not kept goes to those who look alone.
+        let (log, limits) = match log_driver::limits(&extension.create.extras.log)? {
+            Some(Limits { size, files }) => {
+                (self.files(id).join(LOG_FILE), format!("max-size={size}&max-file={files}"))
+            }
+            None => ("/dev/null".into(), String::new()),
+        };
         let target = |attach: &str| {
             let attach =
                 if attach.is_empty() { String::new() } else { format!("&attach={}", percent_encode(attach)) };
-            format!("json-file://{}?{LOG_LIMITS}{attach}", log.display())
+            format!("json-file://{}?{limits}{attach}", log.display())
         };
         let terminal = extension.create.tty;
         let stdin = if streams.stdin.is_empty() && extension.create.interactive {

@@ -29,6 +29,7 @@ mod ctr_streams;
 mod dead_shims;
 mod deaf_shims;
 mod deleted;
+mod docker_flags;
 mod docker_habits;
 mod dockerd;
 mod ends;

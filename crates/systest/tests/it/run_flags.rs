@@ -61,7 +61,7 @@ pub(crate) fn make_device(path: &Path, minor: u32) {
 }
 
 /// What a program of a container says.
-fn says(daemon: &Daemon, flags: &[&str], script: &str) -> String {
+pub(crate) fn says(daemon: &Daemon, flags: &[&str], script: &str) -> String {
     let rest = ["--network", "none", "busybox", "sh", "-c", script];
     daemon.hoist([&["run", "--rm"], flags, &rest].concat()).ok().text().to_owned()
 }

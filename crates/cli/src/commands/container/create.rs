@@ -130,9 +130,6 @@ pub(crate) struct Flags {
     /// A new file, for the container's id
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<PathBuf>,
-    /// Where what it writes is kept: json-file is what there is
-    #[arg(long = "log-driver", value_name = "NAME", value_parser = ["json-file"])]
-    _log_driver: Option<String>,
     /// Whose cgroups it sees: its own, which is private
     #[arg(long = "cgroupns", value_name = "MODE", value_parser = ["private"])]
     _cgroupns: Option<String>,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::time::Duration;
 
-use api::engine::{Device, Dns, Extras, Health, Ulimit};
+use api::engine::{Device, Dns, Extras, Health, Log, Ulimit};
 use clap::Args;
 use types::{Context as _, Error, Result};
 
@@ -110,6 +110,12 @@ pub(crate) struct ExtraFlags {
     /// As in resolv.conf: ndots:2
     #[arg(long, alias = "dns-opt")]
     dns_option: Vec<String>,
+    /// Where what it writes is kept: json-file, local, or none
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    log_driver: String,
+    /// max-size=10m and max-file=3: how large a file of its log becomes, and how many are kept
+    #[arg(long, value_name = "KEY=VALUE")]
+    log_opt: Vec<String>,
 }
 
 impl ExtraFlags {
@@ -151,6 +157,7 @@ impl ExtraFlags {
             exposed: self.expose,
             stop_timeout: self.stop_timeout,
             volumes_from: self.volumes_from,
+            log: Log { driver: self.log_driver, options: parse::label_words(&self.log_opt).collect() },
         })
     }
 }

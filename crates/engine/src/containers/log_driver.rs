@@ -1,0 +1,138 @@
+//! What becomes of the output of a container: Docker's log drivers, as far as there are some here.
+
+use api::engine::Log;
+use types::{Error, Result};
+
+/// Keeps nothing. Who is attached sees what comes.
+pub(crate) const NONE: &str = "none";
+/// Docker's words for one and the same here: lines of JSON in files that are rotated. They differ in what is kept of one
+/// who does not say.
+pub(super) const JSON_FILE: &str = "json-file";
+const LOCAL: &str = "local";
+
+const SIZE: &str = "max-size";
+const FILES: &str = "max-file";
+
+/// Bytes of a file of a log before the next is begun, and how many are kept, the one that grows with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) size: u64,
+    pub(super) files: u32,
+}
+
+/// The driver of a container that has none of its own is Docker's first.
+pub(super) fn driver(log: &Log) -> &str {
+    if log.driver.is_empty() { JSON_FILE } else { &log.driver }
+}
+
+/// None of a log that is not kept. `InvalidArgument` for a driver, an option or a value that is none.
+pub(super) fn limits(log: &Log) -> Result<Option<Limits>> {
+    let driver = driver(log);
+    let default = match driver {
+        // Without an end, and so of one file, in Docker's: a disk that is full of them serves nobody.
+        JSON_FILE if !log.options.contains_key(SIZE) => Limits { size: 100_000_000, files: 2 },
+        JSON_FILE => Limits { size: 100_000_000, files: 1 },
+        LOCAL => Limits { size: 20_000_000, files: 5 },
+        NONE if log.options.is_empty() => return Ok(None),
+        NONE => {
+            return Err(Error::invalid_argument(format!(
+                "--log-opt: invalid logging opts for driver {NONE}"
+            )));
+        }
+        other => {
+            return Err(Error::invalid_argument(format!(
+                "--log-driver {other:?}: there are {JSON_FILE}, {LOCAL} and {NONE}; who sends logs elsewhere reads \
+                 `hoist logs --follow`, or the file that `hoist inspect` names as LogPath"
+            )));
+        }
+    };
+    let mut limits = default;
+    for (key, value) in &log.options {
+        let bad = |why: &str| Error::invalid_argument(format!("--log-opt {key}={value}: {why}"));
+        match key.as_str() {
+            SIZE => {
+                let bytes = bytes(value).filter(|bytes| *bytes > 0);
+                limits.size = bytes.ok_or_else(|| bad("it is a size such as 10m, and more than nothing"))?;
+            }
+            FILES => {
+                let files = value.parse().ok().filter(|files| *files > 0);
+                limits.files = files.ok_or_else(|| bad("it is how many files are kept, and 1 at least"))?;
+            }
+            // What is so anyway.
+            "mode" if value == "blocking" => {}
+            "compress" if value == "false" => {}
+            "mode" => return Err(bad("there is blocking, in which nothing is lost")),
+            "compress" => return Err(bad("files that were rotated stay as they are")),
+            _ => {
+                return Err(Error::invalid_argument(format!(
+                    "unknown log opt '{key}' for {driver} log driver: there are {SIZE} and {FILES}"
+                )));
+            }
+        }
+    }
+    Ok(Some(limits))
+}
+
+/// Sizes of logs as Docker reads them: `10m` is ten million bytes, `1.5k` is 1500.
+fn bytes(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let factor = match &lower[number.len()..] {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1_000,
+        "m" | "mb" | "mib" => 1_000_000,
+        "g" | "gb" | "gib" => 1_000_000_000,
+        "t" | "tb" | "tib" => 1_000_000_000_000_u64,
+        _ => return None,
+    };
+    let number: f64 = number.trim_end().parse().ok().filter(|number| *number >= 0.0)?;
+    let bytes = number * factor as f64;
+    (bytes < i64::MAX as f64).then_some(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use types::ErrorKind;
+
+    use super::*;
+
+    fn found(driver: &str, options: &[(&str, &str)]) -> Result<Option<Limits>> {
+        let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        limits(&Log { driver: driver.into(), options })
+    }
+
+    #[test]
+    fn options_are_dockers() {
+        let check = |driver: &str, options: &[(&str, &str)], size, files| {
+            assert_eq!(found(driver, options).unwrap(), Some(Limits { size, files }), "{driver} {options:?}");
+        };
+        check("", &[], 100_000_000, 2);
+        check("json-file", &[("max-size", "10m")], 10_000_000, 1);
+        check("json-file", &[("max-size", "1.5KB"), ("max-file", "3")], 1500, 3);
+        check("", &[("max-file", "7"), ("mode", "blocking"), ("compress", "false")], 100_000_000, 7);
+        check("local", &[], 20_000_000, 5);
+        check("local", &[("max-size", "1g")], 1_000_000_000, 5);
+        assert_eq!(found("none", &[]).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_name() {
+        for (driver, options, words) in [
+            ("syslog", &[][..], "json-file, local and none"),
+            ("none", &[("max-size", "1m")], "driver none"),
+            (
+                "",
+                &[("labels", "a")],
+                "unknown log opt 'labels' for json-file log driver: there are max-size and max-file",
+            ),
+            ("local", &[("max-size", "0")], "max-size=0"),
+            ("", &[("max-size", "ten")], "max-size=ten"),
+            ("", &[("max-file", "0")], "max-file=0"),
+            ("", &[("mode", "non-blocking")], "there is blocking"),
+            ("", &[("compress", "true")], "stay as they are"),
+        ] {
+            let refused = found(driver, options).unwrap_err();
+            assert!(refused.is(ErrorKind::InvalidArgument) && refused.message().contains(words), "{refused}");
+        }
+    }
+}
