@@ -333,8 +333,15 @@ pub struct Extras {
     pub security: Vec<String>,
     pub oom_score_adj: Option<i32>,
     pub cpu_shares: Option<u64>,
+    /// Microseconds, of each of which it may use `cpu_quota`; below zero is no limit.
+    pub cpu_period: Option<u64>,
+    pub cpu_quota: Option<i64>,
     /// Processors, as `0-2,7`.
     pub cpuset: String,
+    /// Memory of processors, by the numbers of its nodes.
+    pub cpuset_mems: String,
+    /// Its part where disks are busy, from 10 to 1000.
+    pub blkio_weight: Option<u16>,
     /// Bytes that it keeps where memory is short.
     pub memory_reservation: Option<i64>,
     /// Bytes of memory and swap together; -1 is no limit, none twice those of memory.
@@ -494,15 +501,22 @@ pub struct Exec {
     pub streams: Streams,
 }
 
-/// What becomes other than it was; none leaves it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What becomes other than it was; none leaves it, and so do zero and the empty word.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Update {
     pub memory: Option<i64>,
     /// Memory and swap together; -1 is no limit.
     pub memory_swap: Option<i64>,
+    pub memory_reservation: Option<i64>,
     /// Thousandths of a processor.
     pub milli_cpus: Option<u64>,
+    pub cpu_shares: Option<u64>,
+    pub cpu_period: Option<u64>,
+    pub cpu_quota: Option<i64>,
+    pub cpuset: String,
+    pub cpuset_mems: String,
+    pub blkio_weight: Option<u16>,
     pub pids_limit: Option<i64>,
     pub restart: Option<Restart>,
 }

@@ -1,6 +1,13 @@
-//! How many processors a container may have: not more than there are, as with Docker.
+//! How many processors a container may have, and how much of their time: not more than there is, as with Docker.
 
+use std::ops::RangeInclusive;
+
+use api::engine::Create;
 use types::{Error, Result};
+
+/// Microseconds: what the kernel takes (Documentation/scheduler/sched-bwc.rst).
+const PERIODS: RangeInclusive<u64> = 1_000..=1_000_000;
+const QUOTA_MIN: i64 = 1_000;
 
 /// Those that this process may run on, whatever share of their time it has.
 pub(crate) fn count() -> usize {
@@ -22,9 +29,35 @@ pub(crate) fn check_share(milli_cpus: u64, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// `InvalidArgument` for a list of processors (cpuset(7), "List format") that is none, or that has some beyond those
-/// of another list. An empty one is no wish.
-pub(crate) fn check_list(wanted: &str, available: &str) -> Result<()> {
+/// `InvalidArgument` for times that the kernel does not take, or that are said in two ways.
+pub(crate) fn check_times(create: &Create) -> Result<()> {
+    let (period, quota) = (create.extras.cpu_period, create.extras.cpu_quota);
+    let said = [("--cpu-period", period.is_some()), ("--cpu-quota", quota.is_some())];
+    if create.milli_cpus.is_some_and(|milli| milli != 0)
+        && let Some((flag, _)) = said.iter().find(|(_, is_said)| *is_said)
+    {
+        return Err(Error::invalid_argument(format!(
+            "conflicting options: --cpus and {flag}; --cpus is a quota of 100000 us for each processor, in each 100000 us"
+        )));
+    }
+    if let Some(period) = period.filter(|period| !PERIODS.contains(period)) {
+        return Err(Error::invalid_argument(format!(
+            "--cpu-period {period}: CPU cfs period can not be less than 1ms (i.e. {}) or larger than 1s (i.e. {})",
+            PERIODS.start(),
+            PERIODS.end()
+        )));
+    }
+    match quota.filter(|quota| (0..QUOTA_MIN).contains(quota)) {
+        Some(quota) => Err(Error::invalid_argument(format!(
+            "--cpu-quota {quota}: CPU cfs quota can not be less than 1ms (i.e. {QUOTA_MIN}); -1 is no limit"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// `InvalidArgument` for a list of processors, or of their memory (cpuset(7), "List format"), that is none, or that has
+/// some beyond those of another list. An empty one is no wish.
+pub(crate) fn check_list(what: &str, wanted: &str, available: &str) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
@@ -38,7 +71,7 @@ pub(crate) fn check_list(wanted: &str, available: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid_argument(format!(
-        "cpuset {wanted}: requested CPUs are not available: there are {available}"
+        "cpuset {wanted}: requested {what} are not available: there are {available}"
     )))
 }
 
@@ -55,8 +88,9 @@ mod tests {
 
     #[test]
     fn lists_name_processors_that_are_there() {
-        let check =
-            |wanted: &str, is_fine: bool| assert_eq!(check_list(wanted, "0-3").is_ok(), is_fine, "{wanted}");
+        let check = |wanted: &str, is_fine: bool| {
+            assert_eq!(check_list("CPUs", wanted, "0-3").is_ok(), is_fine, "{wanted}")
+        };
         check("", true);
         check("0", true);
         check("0-2,3", true);
@@ -66,6 +100,28 @@ mod tests {
         check("a", false);
         check("-1", false);
         check("1,", false);
-        assert!(check_list("7", "in other words").is_ok());
+        assert!(check_list("CPUs", "7", "in other words").is_ok());
+    }
+
+    #[test]
+    fn times_are_the_kernels_and_said_once() {
+        let check = |milli_cpus, cpu_period, cpu_quota, words: &str| {
+            let extras = api::engine::Extras { cpu_period, cpu_quota, ..Default::default() };
+            let checked = check_times(&Create { milli_cpus, extras, ..Create::default() });
+            match words {
+                "" => checked.unwrap(),
+                _ => assert!(
+                    checked.as_ref().is_err_and(|error| error.message().contains(words)),
+                    "{checked:?}"
+                ),
+            }
+        };
+        check(None, Some(1_000), Some(-1), "");
+        check(Some(0), Some(1_000_000), Some(1_000), "");
+        check(Some(500), None, None, "");
+        check(Some(500), Some(50_000), None, "--cpus and --cpu-period");
+        check(Some(500), None, Some(50_000), "--cpus and --cpu-quota");
+        check(None, Some(999), None, "--cpu-period 999");
+        check(None, None, Some(999), "--cpu-quota 999");
     }
 }

@@ -9,8 +9,8 @@ use crate::{etc, processors};
 use api::engine::Create;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
-    Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources, MemoryResources, Mount,
-    PidsResources, Process, Root, Spec, User, VERSION,
+    BlockIoResources, Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources,
+    MemoryResources, Mount, PidsResources, Process, Root, Spec, User, VERSION,
 };
 use types::{Context, Error, Result};
 
@@ -285,10 +285,20 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
     if let Some(milli) = milli_cpus {
         processors::check_share(milli, processors::count())?;
     }
+    processors::check_times(create)?;
     if !create.extras.cpuset.is_empty() {
         let path = "/sys/devices/system/cpu/online";
         let online = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
-        processors::check_list(&create.extras.cpuset, online.trim())?;
+        processors::check_list("CPUs", &create.extras.cpuset, online.trim())?;
+    }
+    if !create.extras.cpuset_mems.is_empty() {
+        // A kernel without such nodes has all memory in one.
+        let online = std::fs::read_to_string("/sys/devices/system/node/online");
+        processors::check_list(
+            "memory nodes",
+            &create.extras.cpuset_mems,
+            online.as_deref().unwrap_or("0").trim(),
+        )?;
     }
     let reservation = create.extras.memory_reservation.filter(|reservation| *reservation != 0);
     if let (Some(limit), Some(reservation)) = (memory, reservation)
@@ -316,18 +326,26 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
     check_swap(create)?;
     let swap = memory_and_swap(create);
     let memory = MemoryResources { limit: memory, reservation, swap, ..MemoryResources::default() };
+    let of_share = milli_cpus.map(|milli| i64::try_from(milli * 100).unwrap_or(i64::MAX));
     let cpu = CpuResources {
-        period: milli_cpus.map(|_| 100_000),
-        quota: milli_cpus.map(|milli| i64::try_from(milli * 100).unwrap_or(i64::MAX)),
+        period: milli_cpus.map(|_| 100_000).or(create.extras.cpu_period),
+        quota: of_share.or(create.extras.cpu_quota),
         shares: create.extras.cpu_shares,
         cpus: create.extras.cpuset.clone(),
+        mems: create.extras.cpuset_mems.clone(),
         ..CpuResources::default()
     };
+    let weight = create.extras.blkio_weight;
+    if let Some(weight) = weight.filter(|weight| !(10..=1000).contains(weight)) {
+        return Err(Error::invalid_argument(format!("--blkio-weight {weight}: it is from 10 to 1000")));
+    }
     Ok(LinuxResources {
         devices,
         memory: (memory != MemoryResources::default()).then_some(memory),
         cpu: (cpu != CpuResources::default()).then_some(cpu),
         pids: create.pids_limit.map(|limit| PidsResources { limit: Some(limit) }),
+        block_io: weight
+            .map(|weight| BlockIoResources { weight: Some(weight), ..BlockIoResources::default() }),
         ..LinuxResources::default()
     })
 }

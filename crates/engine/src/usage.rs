@@ -176,8 +176,8 @@ impl Engine {
     fn logs_usage(&self, containers: &[Container], alive: &BTreeSet<String>) -> Kind {
         let mut logs = Kind::default();
         for id in containers.iter().map(|container| container.id.as_str()) {
-            let files =
-                logs::files(&self.files(id).join(LOG_FILE)).filter_map(|file| file.ok()?.metadata().ok());
+            let log = self.files(id).join(LOG_FILE);
+            let files = logs::files(&log).filter_map(|file| file.ok()?.metadata().ok());
             let sizes: Vec<u64> = files.map(|file| file.blocks() * 512).collect();
             if !sizes.is_empty() {
                 logs.add(sizes.iter().sum(), alive.contains(id));

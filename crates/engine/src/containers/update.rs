@@ -1,6 +1,6 @@
 //! `update`: other limits, and another restart policy, also for a container that runs.
 
-use api::engine::{Create, Extras, Restart, Update};
+use api::engine::{Create, Restart, Update};
 use metadata::Container;
 use serde_json::{Value, json};
 use task::Status;
@@ -21,7 +21,12 @@ impl Engine {
         // Zero leaves a limit as it is, with Docker too.
         update.memory = update.memory.filter(|limit| *limit != 0);
         update.memory_swap = update.memory_swap.filter(|limit| *limit != 0);
+        update.memory_reservation = update.memory_reservation.filter(|limit| *limit != 0);
         update.milli_cpus = update.milli_cpus.filter(|limit| *limit != 0);
+        update.cpu_shares = update.cpu_shares.filter(|shares| *shares != 0);
+        update.cpu_period = update.cpu_period.filter(|period| *period != 0);
+        update.cpu_quota = update.cpu_quota.filter(|quota| *quota != 0);
+        update.blkio_weight = update.blkio_weight.filter(|weight| *weight != 0);
         let (Container { id, .. }, extension) = self.find_own(text).await?;
         let about = |error: Error| error.context(format!("update container {}", extension.name));
         let _turn = self.0.turns.take_from(id.as_str(), Copies::Wait).await.map_err(about)?;
@@ -57,12 +62,7 @@ impl Engine {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let changed = containers.change(id, |container| {
             let mut extension = Extension::of(container)?;
-            let create = &mut extension.create;
-            create.memory = update.memory.or(create.memory);
-            create.extras.memory_swap = update.memory_swap.or(create.extras.memory_swap);
-            create.milli_cpus = update.milli_cpus.or(create.milli_cpus);
-            create.pids_limit = update.pids_limit.or(create.pids_limit);
-            create.restart = update.restart.unwrap_or(create.restart);
+            apply(update, &mut extension.create);
             container.extensions.insert(EXTENSION.to_owned(), extension.to_opaque());
             let (Some(limits), Some(spec)) = (limits, &mut container.spec) else { return Ok(()) };
             let mut document: Spec = serde_json::from_slice(&spec.value)
@@ -87,35 +87,109 @@ fn merge(own: &mut LinuxResources, update: LinuxResources) {
     }
     if let Some(update) = update.cpu {
         let cpu = own.cpu.get_or_insert_default();
+        cpu.shares = update.shares.or(cpu.shares);
         cpu.period = update.period.or(cpu.period);
         cpu.quota = update.quota.or(cpu.quota);
+        for (own, update) in [(&mut cpu.cpus, update.cpus), (&mut cpu.mems, update.mems)] {
+            if !update.is_empty() {
+                *own = update;
+            }
+        }
+    }
+    if let Some(update) = update.block_io {
+        let block_io = own.block_io.get_or_insert_default();
+        block_io.weight = update.weight.or(block_io.weight);
     }
     // A limit is all that there is of it.
     own.pids = update.pids.or(own.pids.take());
 }
 
-/// None if no limit changes. The limits of memory are checked and written together, so what is not said of them is as it
-/// was.
+fn apply(update: &Update, create: &mut Create) {
+    let is_said = |text: &&String| !text.is_empty();
+    create.memory = update.memory.or(create.memory);
+    create.milli_cpus = update.milli_cpus.or(create.milli_cpus);
+    create.pids_limit = update.pids_limit.or(create.pids_limit);
+    create.restart = update.restart.unwrap_or(create.restart);
+    let extras = &mut create.extras;
+    extras.memory_swap = update.memory_swap.or(extras.memory_swap);
+    extras.memory_reservation = update.memory_reservation.or(extras.memory_reservation);
+    extras.cpu_shares = update.cpu_shares.or(extras.cpu_shares);
+    extras.cpu_period = update.cpu_period.or(extras.cpu_period);
+    extras.cpu_quota = update.cpu_quota.or(extras.cpu_quota);
+    extras.blkio_weight = update.blkio_weight.or(extras.blkio_weight);
+    if let Some(cpuset) = Some(&update.cpuset).filter(is_said) {
+        extras.cpuset.clone_from(cpuset);
+    }
+    if let Some(mems) = Some(&update.cpuset_mems).filter(is_said) {
+        extras.cpuset_mems.clone_from(mems);
+    }
+}
+
+/// None if no limit changes. Those of memory, and those of processors, are checked and written together, so what is not said
+/// of them is as it was.
 fn limits(update: &Update, own: &Create) -> Result<Option<LinuxResources>> {
-    let Update { mut memory, mut memory_swap, milli_cpus, pids_limit, .. } = *update;
-    if memory.is_none() && memory_swap.is_none() && milli_cpus.is_none() && pids_limit.is_none() {
+    let mut all = own.clone();
+    apply(update, &mut all);
+    let changes = Update { restart: None, ..update.clone() };
+    let mut changed = Create::default();
+    let extras = &mut changed.extras;
+    if changes.memory.is_some() || changes.memory_swap.is_some() || changes.memory_reservation.is_some() {
+        changed.memory = all.memory;
+        extras.memory_swap = all.extras.memory_swap;
+        extras.memory_reservation = all.extras.memory_reservation;
+    }
+    let of_processors = Update {
+        memory: None,
+        memory_swap: None,
+        memory_reservation: None,
+        blkio_weight: None,
+        pids_limit: None,
+        ..changes.clone()
+    };
+    if of_processors != Update::default() {
+        changed.milli_cpus = all.milli_cpus;
+        extras.cpu_shares = all.extras.cpu_shares;
+        extras.cpu_period = all.extras.cpu_period;
+        extras.cpu_quota = all.extras.cpu_quota;
+        extras.cpuset = all.extras.cpuset;
+        extras.cpuset_mems = all.extras.cpuset_mems;
+    }
+    extras.blkio_weight = changes.blkio_weight;
+    changed.pids_limit = changes.pids_limit;
+    if changes == Update::default() {
         return Ok(None);
     }
-    let mut memory_reservation = None;
-    if memory.is_some() || memory_swap.is_some() {
-        memory_reservation = own.extras.memory_reservation;
-        memory = memory.or(own.memory);
-        memory_swap = memory_swap.or(own.extras.memory_swap);
-    }
-    let extras = Extras { memory_swap, memory_reservation, ..Extras::default() };
-    let limits = resources(&Create { memory, milli_cpus, pids_limit, extras, ..Create::default() })?;
     // Which devices it may use stays as it is.
-    Ok(Some(LinuxResources { devices: Vec::new(), ..limits }))
+    Ok(Some(LinuxResources { devices: Vec::new(), ..resources(&changed)? }))
 }
 
 #[cfg(test)]
 mod tests {
+    use api::engine::Extras;
+
     use super::*;
+
+    #[test]
+    fn what_is_not_said_of_a_kind_stays_with_what_is() {
+        let extras = Extras {
+            cpu_shares: Some(7),
+            cpu_quota: Some(2000),
+            memory_reservation: Some(8 << 20),
+            ..Extras::default()
+        };
+        let own = Create { memory: Some(16 << 20), pids_limit: Some(9), extras, ..Create::default() };
+        let found = |update: Update| limits(&update, &own).unwrap();
+        assert_eq!(found(Update::default()), None);
+        assert_eq!(found(Update { restart: Some(Restart::Always), ..Update::default() }), None);
+        let limits = found(Update { cpu_period: Some(5000), ..Update::default() }).unwrap();
+        let cpu = limits.cpu.unwrap();
+        assert_eq!((cpu.period, cpu.quota, cpu.shares), (Some(5000), Some(2000), Some(7)));
+        assert_eq!((limits.memory, limits.pids), (None, None));
+        let limits = found(Update { memory_reservation: Some(9 << 20), ..Update::default() }).unwrap();
+        let memory = limits.memory.unwrap();
+        assert_eq!((memory.limit, memory.reservation), (Some(16 << 20), Some(9 << 20)));
+        assert_eq!(limits.cpu, None);
+    }
 
     #[test]
     fn an_update_leaves_alone_what_it_does_not_speak_of() {

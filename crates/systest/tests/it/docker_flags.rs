@@ -74,3 +74,45 @@ fn drivers_and_options_of_logs_that_are_not_there_are_named() {
     }
     assert_eq!(daemon.hoist(["ps", "-aq"]).ok().stdout, "", "nothing is left");
 }
+
+#[test]
+fn times_and_shares_of_processors_are_limited_and_updated() {
+    let daemon = Daemon::with_busybox();
+    let flags = [
+        "--cpu-period",
+        "50000",
+        "--cpu-quota",
+        "20000",
+        "-c",
+        "512",
+        "--cpuset-cpus",
+        "0",
+        "--cpuset-mems",
+        "0",
+    ];
+    sleeper(&daemon, "box", &flags);
+    // As version 2 of cgroups has it, or version 1.
+    let inside = "cd /sys/fs/cgroup; cat cpu.max 2>/dev/null || echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us)";
+    let times = || daemon.hoist(["exec", "box", "sh", "-c", inside]).ok().text().to_owned();
+    assert_eq!(times(), "20000 50000");
+    let template = "{{.HostConfig.CpuPeriod}} {{.HostConfig.CpuQuota}} {{.HostConfig.CpuShares}} \
+                    {{.HostConfig.CpusetCpus}} {{.HostConfig.CpusetMems}} {{.HostConfig.MemoryReservation}}";
+    let changed = ["update", "--cpu-quota", "30000", "-c", "256", "--memory-reservation", "8m", "box"];
+    daemon.hoist(changed).ok();
+    assert_eq!(times(), "30000 50000");
+    assert_eq!(shown(&daemon, "box", template), "50000 30000 256 0 0 8388608");
+    // What was not said of then is as it was, also at the next start.
+    daemon.hoist(["stop", "-t", "0", "box"]).ok();
+    daemon.hoist(["update", "--cpu-period", "100000", "box"]).ok();
+    daemon.hoist(["start", "box"]).ok();
+    assert_eq!(times(), "30000 100000");
+    for (flags, words) in [
+        (&["--cpus", "0.5"][..], "--cpus and --cpu-period"),
+        (&["--cpuset-mems", "99"], "memory nodes are not available"),
+        (&["--cpu-quota", "10"], "--cpu-quota 10"),
+        (&["--blkio-weight", "7"], "from 10 to 1000"),
+    ] {
+        let refused = daemon.hoist([&["update"], flags, &["box"]].concat()).expect_code(1);
+        assert!(refused.stderr.contains(words), "{refused}");
+    }
+}

@@ -50,9 +50,21 @@ pub(crate) struct ExtraFlags {
     /// Its part where processors are short; others have 1024
     #[arg(long, short)]
     cpu_shares: Option<u64>,
+    /// Microseconds of processor time that it may use in each period; -1 is no limit
+    #[arg(long, allow_negative_numbers = true)]
+    cpu_quota: Option<i64>,
+    /// Microseconds of such a period, from 1000 to 1000000; otherwise 100000
+    #[arg(long)]
+    cpu_period: Option<u64>,
     /// Processors that it may use: 0-2,7
     #[arg(long, default_value = "", hide_default_value = true)]
     cpuset_cpus: String,
+    /// Memory that it may use, by the numbers of its nodes: 0,1
+    #[arg(long, default_value = "", hide_default_value = true)]
+    cpuset_mems: String,
+    /// Its part where disks are busy, from 10 to 1000
+    #[arg(long)]
+    blkio_weight: Option<u16>,
     /// What it keeps where memory is short
     #[arg(long)]
     memory_reservation: Option<String>,
@@ -145,7 +157,11 @@ impl ExtraFlags {
             security: self.security_opt.into_iter().map(security).collect::<Result<_>>()?,
             oom_score_adj: self.oom_score_adj,
             cpu_shares: self.cpu_shares.filter(|shares| *shares != 0),
+            cpu_period: self.cpu_period.filter(|period| *period != 0),
+            cpu_quota: self.cpu_quota.filter(|quota| *quota != 0),
             cpuset: self.cpuset_cpus,
+            cpuset_mems: self.cpuset_mems,
+            blkio_weight: self.blkio_weight.filter(|weight| *weight != 0),
             memory_reservation: self.memory_reservation.as_deref().map(parse::bytes).transpose()?,
             memory_swap: self.memory_swap.as_deref().map(parse::swap).transpose()?,
             stop_signal: self.stop_signal,
