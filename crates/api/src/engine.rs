@@ -324,13 +324,30 @@ pub struct Extras {
     pub devices: Vec<Device>,
     /// Devices by what their makers say of them (Container Device Interface): `VENDOR/CLASS=NAME`.
     pub cdi: Vec<String>,
-    /// Whose processes it sees: `host`, or its own.
+    /// Whose processes it sees: `host`, `container:ID`, or its own.
     pub pid: String,
     /// Whose shared memory and queues it has: `host`, or its own.
     pub ipc: String,
     /// In Docker's words: `no-new-privileges`, `seccomp=unconfined`, `seccomp={…}` with a profile as JSON,
     /// `apparmor=PROFILE`, `systempaths=unconfined`.
     pub security: Vec<String>,
+    /// Whose names of host and domain it has: `host`, or its own.
+    pub uts: String,
+    pub domainname: String,
+    /// For runtimes and hooks, in its spec.
+    pub annotations: BTreeMap<String, String>,
+    /// The cgroup in which its own is, from the hierarchies' roots; the engine's choice if it is empty.
+    pub cgroup_parent: String,
+    /// What it may do with devices that it makes itself: `c 1:3 rwm`, `b *:* r`.
+    pub device_rules: Vec<String>,
+    /// From 0 to 100: how readily its memory goes to swap. Cgroups of version 1 alone.
+    pub swappiness: Option<u64>,
+    /// It waits for memory and is not killed for want of it. Cgroups of version 1 alone.
+    pub oom_kill_disable: bool,
+    /// Of its interface on the bridge, as `02:00:00:00:00:01`.
+    pub mac_address: String,
+    /// The shim, by its name as a runtime of containerd.
+    pub runtime: String,
     pub oom_score_adj: Option<i32>,
     pub cpu_shares: Option<u64>,
     /// Microseconds, of each of which it may use `cpu_quota`; below zero is no limit.
@@ -440,6 +457,9 @@ pub struct Created {
     /// Where the daemon's time went, in order; with all of it.
     #[serde(rename = "Laps", default)]
     pub laps: Vec<Lap>,
+    /// What was asked for and has no effect on this machine.
+    #[serde(rename = "Warnings", default)]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

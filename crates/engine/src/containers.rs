@@ -7,6 +7,7 @@ mod deleted;
 mod devices;
 mod exposed;
 mod filter;
+mod joins;
 mod log_driver;
 mod show;
 mod state;
@@ -21,6 +22,7 @@ pub(crate) use self::state::{Ends, State};
 pub(crate) use self::streams::once;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::engine::{Exec, Port, Streams};
@@ -253,8 +255,9 @@ impl Engine {
         let _busy = self.0.starting.read().await;
         // Until it has a task, by which others see that it works in its volumes.
         let starting = self.0.volumes.start(container.id.as_str());
+        let joined = Arc::new(self.open_joined(&extension.create).await?);
         let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
-        let streams = streams.clone();
+        let (streams, namespaces) = (streams.clone(), joined.clone());
         let (io, rootfs, spec) = self
             .blocking(move |engine| {
                 engine.settle_volumes(&record.id, &own.create.mounts)?;
@@ -264,7 +267,7 @@ impl Engine {
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
                 let tree = grounded(snapshots.mounts(record.id.as_str())?, &engine.0.ground);
                 let tree = if own.create.auto_remove { throwaway(tree)? } else { tree };
-                let spec = engine.spec_with_devices(&record, &own.create)?;
+                let spec = engine.spec_to_run(&record, &own.create, &namespaces)?;
                 Ok((engine.io(record.id.as_str(), &own, &streams)?, tree, spec))
             })
             .await?;
@@ -278,7 +281,7 @@ impl Engine {
         };
         let namespace = &self.0.caller.namespace;
         self.parts().shims.create(namespace, &container.id, create).await?;
-        drop(starting);
+        drop((starting, joined));
         // Who stopped it until now may have found nothing to stop.
         let own = container.id.clone();
         let (_, wanted) = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
@@ -320,10 +323,11 @@ impl Engine {
         network.detach(id)?;
         network.create_namespace(id)?;
         let ports = create.ports.iter().map(port_request).collect::<Result<Vec<_>>>()?;
-        let attachment = network.attach(id, &Request { ports })?;
+        let mac = networks::mac_address(create)?;
+        let attachment = network.attach(id, &Request { ports, mac })?;
         let hostname = create.hostname.as_deref().unwrap_or_default();
         let (address, gateway) = (attachment.address.to_string(), attachment.gateway.to_string());
-        etc::write_hosts(&self.files(id), &address, hostname, &create.extras.hosts, &gateway)
+        etc::write_hosts(&self.files(id), &address, hostname, create, &gateway)
     }
 
     /// Asks a container to stop, and makes it stop when its time is over.

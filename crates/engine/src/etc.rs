@@ -47,7 +47,7 @@ pub(crate) fn write(files: &Path, hostname: &str, create: &Create, resolv_conf: 
     write_one(files, "hostname", &format!("{hostname}\n"))?;
     match create.network.as_str() {
         "host" => write_hosts_of_host(files, create)?,
-        _ => write_hosts(files, "127.0.1.1", hostname, &create.extras.hosts, "127.0.0.1")?,
+        _ => write_hosts(files, "127.0.1.1", hostname, create, "127.0.0.1")?,
     }
     write_one(files, RESOLV_CONF, resolv_conf)
 }
@@ -147,11 +147,15 @@ pub(crate) fn write_hosts(
     files: &Path,
     address: &str,
     hostname: &str,
-    others: &[(String, String)],
+    create: &Create,
     gateway: &str,
 ) -> Result<()> {
-    let mut text = format!("{HOSTS}{address}\t{hostname}\n");
-    add_hosts(&mut text, others, gateway);
+    let names = match create.extras.domainname.as_str() {
+        "" => hostname.to_owned(),
+        domain => format!("{hostname}.{domain} {hostname}"),
+    };
+    let mut text = format!("{HOSTS}{address}\t{names}\n");
+    add_hosts(&mut text, &create.extras.hosts, gateway);
     write_one(files, "hosts", &text)
 }
 

@@ -49,7 +49,7 @@ impl Engine {
 }
 
 /// Docker knows two: where version 1 has a controller, containers are limited by it.
-fn cgroup_version() -> Option<&'static str> {
+pub(crate) fn cgroup_version() -> Option<&'static str> {
     Some(match Hierarchies::detect().ok()?.version() {
         Version::V2 => "2",
         Version::V1 | Version::Hybrid => "1",

@@ -8,6 +8,7 @@ use types::{ContainerId, Digest, Error, Result};
 
 use crate::Engine;
 use crate::record::Extension;
+use crate::spec::OF_CONTAINER;
 
 /// Names, which `run --network` takes, and what Docker calls their drivers.
 pub(crate) const NETWORKS: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
@@ -108,9 +109,6 @@ fn unknown(name: &str) -> Error {
     ))
 }
 
-/// Before the container whose network another has.
-const OF_CONTAINER: &str = "container:";
-
 /// The container whose network one has that has no own.
 pub(crate) fn joined(network: &str) -> Option<&str> {
     network.strip_prefix(OF_CONTAINER)
@@ -123,6 +121,7 @@ impl Engine {
         let Some(text) = joined(&create.network) else { return Ok(None) };
         let said = [
             ("-h", create.hostname.is_some()),
+            ("--domainname", !create.extras.domainname.is_empty()),
             ("-p", !create.ports.is_empty() || create.publish_all),
             ("--add-host", !create.extras.hosts.is_empty()),
             ("--dns", create.extras.dns != Dns::default()),
@@ -152,4 +151,58 @@ impl Engine {
 pub(crate) fn check_network(name: &str) -> Result<()> {
     let is_known = NETWORKS.iter().any(|(known, _)| *known == name);
     if is_known { Ok(()) } else { Err(unknown(name)) }
+}
+
+/// The address that a container's interface is to have, if one was said: `02:42:ac:11:00:02`, also with `-` between.
+/// `InvalidArgument` for what is none of a single interface, or where there is no interface to have it.
+pub(crate) fn mac_address(create: &Create) -> Result<Option<[u8; 6]>> {
+    let text = &create.extras.mac_address;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if create.network != "bridge" {
+        return Err(Error::invalid_argument(format!(
+            "conflicting options: --mac-address and --network {}; it is of an interface on the bridge",
+            create.network
+        )));
+    }
+    let byte = |text: &str| u8::from_str_radix(text, 16).ok().filter(|_| text.len() == 2);
+    let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
+    let address = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+    // The lowest bit of the first is for those that mean many.
+    let address = address.filter(|address| address[0] & 1 == 0 && *address != [0; 6]);
+    address.map(Some).ok_or_else(|| {
+        Error::invalid_argument(format!(
+            "--mac-address {text:?}: it is the hardware address of one interface, such as 02:42:ac:11:00:02"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use api::engine::Extras;
+
+    use super::*;
+
+    #[test]
+    fn hardware_addresses_are_of_one_interface_on_the_bridge() {
+        let found = |text: &str, network: &str| {
+            let extras = Extras { mac_address: text.into(), ..Extras::default() };
+            mac_address(&Create { network: network.into(), extras, ..Create::default() })
+        };
+        assert_eq!(found("", "host").unwrap(), None);
+        assert_eq!(found("02:42:AC:11:00:02", "bridge").unwrap(), Some([2, 0x42, 0xac, 0x11, 0, 2]));
+        assert_eq!(found("02-42-ac-11-00-02", "bridge").unwrap(), Some([2, 0x42, 0xac, 0x11, 0, 2]));
+        for bad in [
+            "02:42",
+            "02:42:ac:11:00:02:03",
+            "03:42:ac:11:00:02",
+            "0:0:0:0:0:0",
+            "00:00:00:00:00:00",
+            "+2:42:ac:11:00:02",
+        ] {
+            assert!(found(bad, "bridge").is_err(), "{bad}");
+        }
+        assert!(found("02:42:ac:11:00:02", "none").unwrap_err().message().contains("--network none"));
+    }
 }

@@ -52,6 +52,8 @@ const MEMORY_MIN: i64 = 6 << 20;
 pub(crate) const HOST_GATEWAY: &str = "host-gateway";
 /// For namespaces: the machine's.
 pub(crate) const HOST: &str = "host";
+/// For namespaces: those of the container that is named.
+pub(crate) const OF_CONTAINER: &str = "container:";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whose network a container has.
@@ -325,7 +327,19 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
     };
     check_swap(create)?;
     let swap = memory_and_swap(create);
-    let memory = MemoryResources { limit: memory, reservation, swap, ..MemoryResources::default() };
+    if let Some(swappiness) = create.extras.swappiness.filter(|swappiness| *swappiness > 100) {
+        return Err(Error::invalid_argument(format!(
+            "--memory-swappiness {swappiness}: valid memory swappiness range is 0-100, and -1 is the machine's"
+        )));
+    }
+    let memory = MemoryResources {
+        limit: memory,
+        reservation,
+        swap,
+        swappiness: create.extras.swappiness,
+        disable_oom_killer: create.extras.oom_kill_disable.then_some(true),
+        ..MemoryResources::default()
+    };
     let of_share = milli_cpus.map(|milli| i64::try_from(milli * 100).unwrap_or(i64::MAX));
     let cpu = CpuResources {
         period: milli_cpus.map(|_| 100_000).or(create.extras.cpu_period),

@@ -12,7 +12,6 @@ use crate::record::Extension;
 impl Engine {
     /// One sample for each running container, for all, or for those named. Those that do not run use nothing.
     pub(crate) async fn stats(&self, names: Vec<String>, all: bool) -> Result<Value> {
-        let parent = self.cgroup_parent();
         self.blocking(move |engine| {
             let shows_idle = all || !names.is_empty();
             let wanted: Vec<(String, Container)> = if names.is_empty() {
@@ -25,12 +24,13 @@ impl Engine {
             let mut rows = Vec::new();
             for (called, container) in wanted {
                 let Ok(extension) = Extension::of(&container) else { continue };
-                let sample = Cgroup::open(&format!("{parent}/{}", container.id)).and_then(|cgroup| {
-                    let stats = cgroup.stats()?;
-                    // The host's traffic is not a container's.
-                    let is_own = extension.create.network != "host";
-                    Ok((stats, if is_own { traffic_of(&cgroup)? } else { (0, 0) }))
-                });
+                let sample = Cgroup::open(&engine.cgroup_of(container.id.as_str(), &extension.create.extras))
+                    .and_then(|cgroup| {
+                        let stats = cgroup.stats()?;
+                        // The host's traffic is not a container's.
+                        let is_own = extension.create.network != "host";
+                        Ok((stats, if is_own { traffic_of(&cgroup)? } else { (0, 0) }))
+                    });
                 let (stats, (received, sent)) = match sample {
                     Ok(sample) => sample,
                     Err(error) if error.is(ErrorKind::NotFound) && shows_idle => Default::default(),

@@ -1,6 +1,6 @@
 //! The whole: each question of the API led to its answer, and what nobody needs removed.
 
-use api::engine::{Call, NetworkCall};
+use api::engine::{Call, Extras, NetworkCall};
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
 use stdx::Laps;
@@ -51,6 +51,14 @@ impl Engine {
     pub(crate) fn cgroup_parent(&self) -> String {
         let root = self.parts().root.as_os_str().as_encoded_bytes();
         format!("/hoist/{}", Digest::of(root).short())
+    }
+
+    /// The cgroup of a container, below the hierarchies' roots.
+    pub(crate) fn cgroup_of(&self, id: &str, extras: &Extras) -> String {
+        match extras.cgroup_parent.trim_matches('/') {
+            "" => format!("{}/{id}", self.cgroup_parent()),
+            parent => format!("/{parent}/{id}"),
+        }
     }
 
     /// Takes that one away, unless something is in it.

@@ -149,6 +149,16 @@ impl Engine {
 
     /// The first process of a container, and its root as it sees it. None unless it runs.
     pub(crate) async fn root_of_task(&self, task: &Task, name: &str) -> Result<Option<(PidFd, OwnedFd)>> {
+        self.open_of_task(task, name, open_root).await
+    }
+
+    /// Opens something of the first process of a container, by its number; none of one that does not run.
+    pub(crate) async fn open_of_task(
+        &self,
+        task: &Task,
+        name: &str,
+        open: fn(u32) -> Result<OwnedFd>,
+    ) -> Result<Option<(PidFd, OwnedFd)>> {
         let runs = |status| matches!(status, Status::Running | Status::Paused | Status::Pausing);
         let before = task.state_or_unknown().await?;
         if before.status == Status::Unknown {
@@ -161,7 +171,7 @@ impl Engine {
         let opened = self
             .blocking(move |_| {
                 let process = PidFd::open(pid)?;
-                Ok((process, open_root(pid)?))
+                Ok((process, open(pid)?))
             })
             .await;
         let after = task.state_or_unknown().await?;

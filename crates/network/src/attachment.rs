@@ -33,6 +33,8 @@ const INSIDE: &str = "eth0";
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     pub ports: Vec<PortRequest>,
+    /// The hardware address inside; without, one that follows from the address.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// What a container has of the network.
@@ -335,7 +337,7 @@ impl Network {
             prefix_len: bridge.range.subnet.len,
             gateway: bridge.range.gateway,
             // Locally administered, and unique as long as the address is.
-            mac: [0x02, 0x48, address.octets()[0], second, third, fourth],
+            mac: request.mac.unwrap_or([0x02, 0x48, address.octets()[0], second, third, fourth]),
             link: link_name(id),
             ports,
         };

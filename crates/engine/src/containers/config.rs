@@ -50,7 +50,7 @@ fn config_row(extension: &Extension, image: &ExecConfig) -> Value {
     let or_image = |own: &Option<String>, image: &String| own.clone().unwrap_or_else(|| image.clone());
     json!({
         "Hostname": create.hostname,
-        "Domainname": "",
+        "Domainname": create.extras.domainname,
         "Image": familiar(&extension.image),
         "Env": env,
         "Cmd": or_null(command),

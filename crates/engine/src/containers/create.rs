@@ -21,11 +21,11 @@ use super::exposed::{expose, publish_all};
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, Starter, signal_number};
 use super::log_driver;
 use crate::leftovers::TREE_LABEL;
-use crate::networks::check_network;
+use crate::networks::{check_network, mac_address};
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
-use crate::{Engine, etc, health, random_hex, remove_folder, users};
+use crate::{Engine, etc, health, info, random_hex, remove_folder, users};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -41,6 +41,7 @@ impl Engine {
     /// here.
     pub async fn create(&self, create: Create, gone: impl Future<Output = ()> + Send) -> Result<Value> {
         let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
+        let warnings = warnings(&create);
         let clock = laps.clone();
         look_for_sources(&create).await?;
         let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
@@ -51,7 +52,7 @@ impl Engine {
             }
             return Err(error);
         }
-        Ok(json!(Created { id: id.to_string(), laps: wire(&laps) }))
+        Ok(json!(Created { id: id.to_string(), laps: wire(&laps), warnings }))
     }
 
     /// Starts a container that was just made. A caller who goes before it runs does not want it any more, as if he had stopped
@@ -104,7 +105,8 @@ impl Engine {
                 "conflicting options: --rm and --restart; what goes when it ends cannot be started again by itself",
             ));
         }
-        log_driver::limits(&create.extras.log)?;
+        check_flags(&mut create)?;
+        self.name_joined(&mut create)?;
         let image = self.find_image(&create.image)?;
         let snapshotter = self.snapshotter_for(&create).to_owned();
         let described = match &create.platform {
@@ -177,9 +179,10 @@ impl Engine {
         let joined = self.join(&mut create)?;
         let hostname = joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
         let hostname = hostname.or(create.hostname.as_ref()).cloned();
-        let hostname = hostname.unwrap_or_else(|| match create.network.as_str() {
-            "host" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            _ => id.as_str()[..12].to_owned(),
+        let has_names_of_host = create.network == "host" || create.extras.uts == spec::HOST;
+        let hostname = hostname.unwrap_or_else(|| match has_names_of_host {
+            true => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            false => id.as_str()[..12].to_owned(),
         });
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
         let (user, home) =
@@ -187,8 +190,8 @@ impl Engine {
         let files = self.files(id.as_str());
         make_files(&files)?;
         let mut mounts = self.mounts(&create, &tree)?;
-        // The machine has one already for whom all its processes are there.
-        let has_init = create.extras.init && create.extras.pid != spec::HOST;
+        // Where there are processes of others is one already.
+        let has_init = create.extras.init && matches!(create.extras.pid.as_str(), "" | "private");
         if has_init {
             mounts.push(init_mount(&(parts.init)().map_err(|error| error.context("--init"))?));
         }
@@ -203,6 +206,7 @@ impl Engine {
         if joined.is_none() {
             check_network(&create.network)?;
         }
+        mac_address(&create)?;
         // Whose network it is knows the names in it.
         let known = joined.as_ref().map_or_else(|| files.clone(), |(other, _)| self.files(other.as_str()));
         let (owner, network) = match &joined {
@@ -222,7 +226,7 @@ impl Engine {
                 _ => spec::Network::At(&namespace),
             },
             files: &known,
-            cgroup: format!("{}/{id}", self.cgroup_parent()),
+            cgroup: self.cgroup_of(id.as_str(), &create.extras),
             mounts,
         })?;
         let command = spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default();
@@ -325,6 +329,53 @@ impl Engine {
         Ok(mounts)
     }
 }
+
+/// `InvalidArgument` for flags that cannot be, whatever the image.
+fn check_flags(create: &mut Create) -> Result<()> {
+    log_driver::limits(&create.extras.log)?;
+    let extras = &mut create.extras;
+    if extras.uts == spec::HOST && create.hostname.is_some() {
+        return Err(Error::invalid_argument(
+            "conflicting options: hostname and the UTS mode; with --uts host its name is the machine's",
+        ));
+    }
+    if extras.cgroup_parent.split('/').any(|name| name == "." || name == "..") {
+        return Err(Error::invalid_argument(format!(
+            "--cgroup-parent {:?}: it is a path from the root of the cgroups, without . and ..",
+            extras.cgroup_parent
+        )));
+    }
+    match extras.runtime.as_str() {
+        // What Docker calls its first: the shim does what runc does.
+        "" | "runc" | RUNC_RUNTIME | OUR_RUNTIME => {}
+        other => {
+            return Err(Error::invalid_argument(format!(
+                "--runtime {other:?}: it is {OUR_RUNTIME}, whose shim keeps the logs and streams of these containers; others \
+                 are for `hoist ctr run --runtime`"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What has no effect where cgroups are of version 2, in Docker's words.
+fn warnings(create: &Create) -> Vec<String> {
+    let extras = &create.extras;
+    if info::cgroup_version() == Some("1") {
+        return Vec::new();
+    }
+    let asked = [
+        (extras.swappiness.is_some(), "memory swappiness", "Memory swappiness"),
+        (extras.oom_kill_disable, "OomKillDisable", "OomKillDisable"),
+    ];
+    let lost = asked.iter().filter(|(is_said, ..)| *is_said).map(|(_, what, name)| {
+        format!("Your kernel does not support {what} with cgroups of version 2. {name} discarded.")
+    });
+    lost.collect()
+}
+
+/// containerd's name of runc's shim.
+const RUNC_RUNTIME: &str = "io.containerd.runc.v2";
 
 /// An option of a volume: it is not filled from the image.
 const NO_COPY: &str = "nocopy";

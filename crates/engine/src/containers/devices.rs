@@ -11,6 +11,7 @@ use metadata::Container;
 use types::spec::runtime::{Process, Spec};
 use types::{Error, Result};
 
+use super::joins::Joined;
 use crate::Engine;
 
 impl Engine {
@@ -20,11 +21,16 @@ impl Engine {
         edits.apply(&mut spec.clone()).map_err(about)
     }
 
-    /// A container's spec, as it is run.
-    pub(super) fn spec_with_devices(&self, container: &Container, create: &Create) -> Result<Vec<u8>> {
+    /// A container's spec, as it is run: with what is other than it was when the container was made.
+    pub(super) fn spec_to_run(
+        &self,
+        container: &Container,
+        create: &Create,
+        joined: &Joined,
+    ) -> Result<Vec<u8>> {
         let stored = container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default();
         let edits = self.edits(create)?;
-        if edits.is_none() && !create.privileged {
+        if edits.is_none() && !create.privileged && joined.is_none() {
             return Ok(stored);
         }
         let mut spec: Spec = serde_json::from_slice(&stored)
@@ -35,6 +41,7 @@ impl Engine {
         if let Some(edits) = edits {
             edits.apply(&mut spec).map_err(about)?;
         }
+        joined.apply(&mut spec);
         Ok(serde_json::to_vec(&spec).expect("plain data"))
     }
 

@@ -6,7 +6,7 @@ use api::engine::{Device, Restart, Ulimit};
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
-use task::Process;
+use task::{OUR_RUNTIME, Process};
 use types::{ContainerId, ErrorKind, Namespace, Result};
 
 use super::State;
@@ -321,6 +321,13 @@ fn host_config(extension: &Extension) -> Value {
         "OomScoreAdj": extras.oom_score_adj.unwrap_or(0),
         "ShmSize": extras.shm_bytes.unwrap_or(64 << 20),
         "PidMode": extras.pid,
+        "UTSMode": extras.uts,
+        "Annotations": extras.annotations,
+        "CgroupParent": extras.cgroup_parent,
+        "DeviceCgroupRules": Some(&extras.device_rules).filter(|rules| !rules.is_empty()),
+        "MemorySwappiness": extras.swappiness,
+        "OomKillDisable": extras.oom_kill_disable,
+        "Runtime": if extras.runtime.is_empty() { OUR_RUNTIME } else { &extras.runtime },
         "IpcMode": if extras.ipc.is_empty() { "private" } else { &extras.ipc },
         "SecurityOpt": extras.security,
         "Sysctls": extras.sysctls,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::HOST;
+use super::{HOST, OF_CONTAINER};
 use api::engine::{Create, Device, Extras, Ulimit};
 use linux::device::Node;
 use types::spec::runtime::{DeviceRule, Linux, LinuxDevice, Mount, Process, Rlimit, Spec};
@@ -50,12 +50,20 @@ pub(super) fn apply(create: &Create, spec: &mut Spec) -> Result<()> {
             }
         }
     }
-    if shares("pid", &extras.pid)? {
-        linux.namespaces.retain(|namespace| namespace.kind != "pid");
+    if !create.privileged {
+        let rules = extras.device_rules.iter().map(|text| device_rule(text)).collect::<Result<Vec<_>>>()?;
+        linux.resources.get_or_insert_default().devices.extend(rules);
     }
-    if shares("ipc", &extras.ipc)? {
-        linux.namespaces.retain(|namespace| namespace.kind != "ipc");
+    for (kind, mode) in [("pid", &extras.pid), ("ipc", &extras.ipc), ("uts", &extras.uts)] {
+        if shares(kind, mode)? {
+            linux.namespaces.retain(|namespace| namespace.kind != kind);
+        }
     }
+    spec.annotations.extend(extras.annotations.clone());
+    if let Some(key) = extras.annotations.keys().find(|key| key.is_empty()) {
+        return Err(Error::invalid_argument(format!("--annotation {key:?}: it has no key")));
+    }
+    name_domain(extras, spec)?;
     if let Some(shm) =
         spec.mounts.iter_mut().find(|mount| mount.destination == "/dev/shm" && mount.kind == "tmpfs")
     {
@@ -76,14 +84,67 @@ fn size_shm(shm: &mut Mount, extras: &Extras) {
     }
 }
 
-/// Whether a namespace is the machine's.
+/// Whether a namespace is the machine's. That of another container is known when it starts.
 fn shares(flag: &str, mode: &str) -> Result<bool> {
     match mode {
         HOST => Ok(true),
         "" | "private" => Ok(false),
         "shareable" if flag == "ipc" => Ok(false),
-        other => Err(Error::invalid_argument(format!("--{flag} {other:?}: it is host or private"))),
+        other if flag == "pid" && other.starts_with(OF_CONTAINER) => Ok(false),
+        other if flag == "ipc" && other.starts_with(OF_CONTAINER) => Err(Error::invalid_argument(format!(
+            "--ipc {other}: the shared memory of a container is its own; use --ipc host for both, or a volume that both mount"
+        ))),
+        other => {
+            let of_others = if flag == "pid" { ", or container:NAME" } else { "" };
+            Err(Error::invalid_argument(format!("--{flag} {other:?}: it is host or private{of_others}")))
+        }
     }
+}
+
+/// With the machine's names there is none of its own.
+fn name_domain(extras: &Extras, spec: &mut Spec) -> Result<()> {
+    let domain = &extras.domainname;
+    // Before the kernel refuses it (setdomainname(2)), and as a word of a file.
+    if domain.len() > 64 || domain.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
+        return Err(Error::invalid_argument(format!(
+            "--domainname {domain:?} is not a domain of at most 64 bytes"
+        )));
+    }
+    if extras.uts != HOST {
+        spec.domainname.clone_from(domain);
+        return Ok(());
+    }
+    spec.hostname.clear();
+    if domain.is_empty() {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(
+        "conflicting options: --domainname and --uts host; the machine's domain is not changed",
+    ))
+}
+
+/// `c 1:3 rwm`, with `a` for all kinds and `*` for all numbers.
+fn device_rule(text: &str) -> Result<DeviceRule> {
+    let read = || {
+        let [kind, numbers, access] = text.split(' ').collect::<Vec<_>>()[..] else { return None };
+        let (major, minor) = numbers.split_once(':')?;
+        let number = |text: &str| if text == "*" { Some(None) } else { text.parse::<u32>().ok().map(Some) };
+        let (major, minor) = (number(major)?.map(i64::from), number(minor)?.map(i64::from));
+        let is_access =
+            (1..=3).contains(&access.len()) && access.chars().all(|letter| "rwm".contains(letter));
+        (["a", "b", "c"].contains(&kind) && is_access).then(|| DeviceRule {
+            allow: true,
+            kind: kind.to_owned(),
+            major,
+            minor,
+            access: access.to_owned(),
+        })
+    };
+    read().ok_or_else(|| {
+        Error::invalid_argument(format!(
+            "--device-cgroup-rule {text:?}: invalid device cgroup format; expected something like \"c 1:3 rwm\", \"b *:* r\""
+        ))
+    })
 }
 
 fn rlimit(wanted: &Ulimit) -> Result<Rlimit> {
@@ -210,6 +271,22 @@ mod tests {
     }
 
     #[test]
+    fn names_rules_and_notes_are_put_in() {
+        let extras = Extras {
+            device_rules: vec!["c 1:* rm".into(), "a *:* rwm".into()],
+            annotations: [("key".to_owned(), "value".to_owned())].into(),
+            domainname: "example.org".into(),
+            pid: "container:x".into(),
+            ..Extras::default()
+        };
+        let spec = applied(extras).unwrap();
+        assert_eq!((spec.domainname.as_str(), spec.annotations["key"].as_str()), ("example.org", "value"));
+        let rules = spec.linux.unwrap().resources.unwrap().devices;
+        assert_eq!((rules[0].kind.as_str(), rules[0].major, rules[0].minor), ("c", Some(1), None));
+        assert_eq!((rules[1].kind.as_str(), rules[1].access.as_str()), ("a", "rwm"));
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_by_its_flag() {
         let check = |extras: Extras, words: &str| {
             let refused = applied(extras).unwrap_err();
@@ -229,7 +306,14 @@ mod tests {
             "is not a device",
         );
         check(Extras { devices: vec![device("/dev/null", "x")], ..Extras::default() }, "--device /dev/null");
-        check(Extras { pid: "container:x".into(), ..Extras::default() }, "--pid");
+        check(Extras { pid: "else".into(), ..Extras::default() }, "--pid");
+        check(Extras { ipc: "container:x".into(), ..Extras::default() }, "--ipc");
+        check(Extras { uts: "container:x".into(), ..Extras::default() }, "--uts");
+        check(Extras { domainname: "a b".into(), ..Extras::default() }, "--domainname");
+        check(Extras { uts: "host".into(), domainname: "a".into(), ..Extras::default() }, "--uts host");
+        for rule in ["c 1:3", "d 1:3 r", "c 1 r", "c 1:3 x", "c 1:3 rwmr", "c -1:3 r", "c  1:3 r"] {
+            check(Extras { device_rules: vec![rule.into()], ..Extras::default() }, "--device-cgroup-rule");
+        }
         check(Extras { ipc: "none".into(), ..Extras::default() }, "--ipc");
         check(Extras { security: vec!["seccomp=/x".into()], ..Extras::default() }, "--security-opt");
         check(Extras { hosts: vec![("a b".into(), "::1".into())], ..Extras::default() }, "--add-host");

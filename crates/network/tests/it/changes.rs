@@ -18,7 +18,7 @@ fn the_first_containers_may_start_at_once() {
             let gateways: BTreeSet<Ipv4Addr> = std::thread::scope(|scope| {
                 let attach = |port: u16| {
                     all_are_here.wait();
-                    let request = Request { ports: vec![tcp(Some(port), 80)] };
+                    let request = Request { ports: vec![tcp(Some(port), 80)], mac: None };
                     network.attach(&format!("c{port}"), &request).unwrap().gateway
                 };
                 let threads: Vec<_> = ports.iter().map(|port| scope.spawn(move || attach(*port))).collect();

@@ -79,7 +79,7 @@ fn call(address: impl Into<IpAddr>, port: u16) -> std::io::Result<String> {
 
 fn attach(network: &Network, id: &str, ports: &[PortRequest]) -> (PathBuf, network::Attachment) {
     let path = network.create_namespace(id).unwrap();
-    let attachment = network.attach(id, &Request { ports: ports.to_vec() }).unwrap();
+    let attachment = network.attach(id, &Request { ports: ports.to_vec(), mac: None }).unwrap();
     (path, attachment)
 }
 
@@ -189,14 +189,16 @@ fn a_port_belongs_to_one_container() {
         let network = open(state);
         attach(&network, "first", &[tcp(Some(8080), 80)]);
         network.create_namespace("second").unwrap();
-        let error = network.attach("second", &Request { ports: vec![tcp(Some(8080), 80)] }).unwrap_err();
+        let error =
+            network.attach("second", &Request { ports: vec![tcp(Some(8080), 80)], mac: None }).unwrap_err();
         assert!(error.chain().contains("container first"), "{error:?}");
         let theirs = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = theirs.local_addr().unwrap().port();
-        let error = network.attach("second", &Request { ports: vec![tcp(Some(port), 80)] }).unwrap_err();
+        let error =
+            network.attach("second", &Request { ports: vec![tcp(Some(port), 80)], mac: None }).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
         assert!(error.chain().contains("in use"), "{error:?}");
-        let chosen = network.attach("second", &Request { ports: vec![tcp(None, 80)] }).unwrap();
+        let chosen = network.attach("second", &Request { ports: vec![tcp(None, 80)], mac: None }).unwrap();
         assert_ne!(chosen.ports[0].host_port, 0);
         assert_eq!(
             network.attach("second", &Request::default()).unwrap_err().kind(),
@@ -212,13 +214,13 @@ fn a_failed_attachment_leaves_nothing() {
         attach(&network, "alive", &[]);
         let before = ruleset();
         // The namespace is missing, so it fails behind the record; the next one fails after the link is there.
-        network.attach("dead", &Request { ports: vec![tcp(Some(8080), 80)] }).unwrap_err();
+        network.attach("dead", &Request { ports: vec![tcp(Some(8080), 80)], mac: None }).unwrap_err();
         let path = network.create_namespace("dead").unwrap();
         inside(&path, || {
             let dummy = ["link", "add", "eth0", "type", "bridge"];
             assert!(Command::new("ip").args(dummy).status().unwrap().success());
         });
-        network.attach("dead", &Request { ports: vec![tcp(Some(8080), 80)] }).unwrap_err();
+        network.attach("dead", &Request { ports: vec![tcp(Some(8080), 80)], mac: None }).unwrap_err();
         network.remove_namespace("dead").unwrap();
         assert_eq!(network.check(&BTreeSet::from(["alive".to_owned()])).unwrap(), []);
         assert_eq!(ruleset(), before);

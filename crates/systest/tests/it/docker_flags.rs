@@ -1,5 +1,6 @@
 //! Flags that Docker has and that few type: what each does, and what is said of those that have nothing to do here.
 
+use std::fs;
 use std::path::PathBuf;
 
 use testkit::Daemon;
@@ -114,5 +115,107 @@ fn times_and_shares_of_processors_are_limited_and_updated() {
     ] {
         let refused = daemon.hoist([&["update"], flags, &["box"]].concat()).expect_code(1);
         assert!(refused.stderr.contains(words), "{refused}");
+    }
+}
+
+#[test]
+fn names_of_host_and_domain_are_as_asked() {
+    let daemon = Daemon::with_busybox();
+    let flags = ["-h", "named", "--domainname", "example.org", "--annotation", "a.b=c=d"];
+    let said = run_to_end(
+        &daemon,
+        "named",
+        &flags,
+        "cat /proc/sys/kernel/domainname; hostname; grep named /etc/hosts",
+    );
+    assert_eq!(said, "example.org\nnamed\n127.0.1.1\tnamed.example.org named\n");
+    assert_eq!(shown(&daemon, "named", "{{.Config.Hostname}} {{.Config.Domainname}}"), "named example.org");
+    assert_eq!(shown(&daemon, "named", "{{json .HostConfig.Annotations}}"), r#"{"a.b":"c=d"}"#);
+    let own = fs::read_link("/proc/self/ns/uts").expect("a namespace").display().to_string();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    assert_eq!(
+        says(&daemon, &["--uts", "host"], "readlink /proc/self/ns/uts; hostname"),
+        format!("{own}\n{host}")
+    );
+    for (flags, words) in [
+        (["--uts=host", "-hname"], "hostname and the UTS mode"),
+        (["--uts=host", "--domainname=x"], "--domainname and --uts host"),
+        (["--annotation", "nothing"], "KEY=VALUE"),
+    ] {
+        let refused =
+            daemon.hoist([&["run", "--rm"], &flags[..], &["busybox", "true"]].concat()).expect_code(125);
+        assert!(refused.stderr.contains(words), "{refused}");
+    }
+}
+
+#[test]
+fn processes_of_another_container_are_seen() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "first", &[]);
+    let inside = "readlink /proc/self/ns/pid; pidof sleep";
+    let first = daemon.hoist(["exec", "first", "sh", "-c", inside]).ok().text().to_owned();
+    assert!(first.ends_with("\n1"), "{first}");
+    assert_eq!(says(&daemon, &["--pid", "container:first", "--init"], inside), first);
+    sleeper(&daemon, "second", &["--pid", "container:first"]);
+    let id = shown(&daemon, "first", "{{.Id}}");
+    assert_eq!(shown(&daemon, "second", "{{.HostConfig.PidMode}}"), format!("container:{id}"));
+    // The kernel ends all of it with its first process.
+    daemon.hoist(["kill", "first"]).ok();
+    assert_eq!(daemon.hoist(["wait", "second"]).ok().text(), "137");
+    let refused = daemon.hoist(["start", "second"]).expect_code(1);
+    assert!(
+        refused.stderr.contains("join its processes") && refused.stderr.contains("not running"),
+        "{refused}"
+    );
+    daemon.hoist(["start", "first", "second"]).ok();
+    let nosuch =
+        daemon.hoist(["run", "--rm", "--pid", "container:nosuch", "busybox", "true"]).expect_code(125);
+    assert!(nosuch.stderr.contains("nosuch"), "{nosuch}");
+}
+
+#[test]
+fn cgroups_devices_and_shims_are_as_asked() {
+    let daemon = Daemon::with_busybox();
+    let parent = format!("{}/inner", daemon.cgroup());
+    sleeper(&daemon, "box", &["--cgroup-parent", &parent]);
+    let (pid, id) = (shown(&daemon, "box", "{{.State.Pid}}"), shown(&daemon, "box", "{{.Id}}"));
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it runs");
+    assert!(groups.contains(&format!(":{parent}/{id}\n")), "{groups}");
+    let used = daemon.hoist(["stats", "--no-stream", "--format", "{{.PIDs}}", "box"]).ok();
+    assert_eq!(used.text(), "1");
+
+    let script = "mknod /it c 10 237; true < /it && echo read; true > /it || echo refused";
+    assert_eq!(says(&daemon, &["--device-cgroup-rule", "c 10:* mr"], script), "read\nrefused");
+    for (flags, words) in [
+        (["--device-cgroup-rule", "c 10 r"], "invalid device cgroup format"),
+        (["--cgroup-parent", "/a/../b"], "--cgroup-parent"),
+        (["--runtime", "io.containerd.kata.v2"], "io.containerd.hoist.v2"),
+        (["--memory-swappiness", "101"], "101"),
+    ] {
+        let refused =
+            daemon.hoist([&["run", "--rm"], &flags[..], &["busybox", "true"]].concat()).expect_code(125);
+        assert!(refused.stderr.contains(words), "{refused}");
+    }
+    let flags = ["--memory-swappiness", "17", "--oom-kill-disable", "--runtime", "runc", "-m", "64m"];
+    let rest = ["--name", "swaps", "--network", "none", "busybox", "sh", "-c"];
+    let script = "cat /sys/fs/cgroup/memory/memory.swappiness 2>/dev/null || echo machine";
+    let ran = daemon.hoist([&["run"], &flags[..], &rest, &[script]].concat()).ok();
+    match ran.text() {
+        "machine" => assert_eq!(ran.stderr.matches("WARNING: ").count(), 2, "{ran}"),
+        own => assert_eq!((own, ran.stderr.as_str()), ("17", "")),
+    }
+    let template = "{{.HostConfig.MemorySwappiness}} {{.HostConfig.OomKillDisable}} {{.HostConfig.Runtime}}";
+    assert_eq!(shown(&daemon, "swaps", template), "17 true runc");
+}
+
+#[test]
+fn an_interface_has_the_address_that_was_said() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "--name", "box", "--mac-address", "02:42:AC:11:00:09", "busybox"];
+    let said = daemon.hoist([&run[..], &["cat", "/sys/class/net/eth0/address"]].concat()).ok();
+    assert_eq!(said.text(), "02:42:ac:11:00:09");
+    for (network, address) in [("bridge", "01:00:00:00:00:01"), ("none", "02:00:00:00:00:01")] {
+        let words = ["run", "--rm", "--network", network, "--mac-address", address, "busybox", "true"];
+        daemon.hoist(words).expect_code(125).expect_stderr("--mac-address");
     }
 }

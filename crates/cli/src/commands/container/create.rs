@@ -180,6 +180,7 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
         ControlFlow::Break(code) => return Ok(code),
         ControlFlow::Continue(made) => made?,
     };
+    created.warnings.iter().for_each(|warning| eprintln!("WARNING: {warning}"));
     let code = match attached {
         Some(attached) => {
             let process = Process {

@@ -35,7 +35,7 @@ pub(crate) struct ExtraFlags {
     /// Graphics processors of nvidia.com/gpu: all, how many, or device=NAME,…
     #[arg(long)]
     gpus: Option<String>,
-    /// host or private: whose processes it sees
+    /// host, private, or container:NAME: whose processes it sees
     #[arg(long, default_value = "", hide_default_value = true)]
     pid: String,
     /// host or private: whose shared memory it has
@@ -44,6 +44,33 @@ pub(crate) struct ExtraFlags {
     /// no-new-privileges, seccomp=unconfined|FILE, apparmor=PROFILE, systempaths=unconfined
     #[arg(long)]
     security_opt: Vec<String>,
+    /// host or private: whose names of host and domain it has
+    #[arg(long, default_value = "", hide_default_value = true)]
+    uts: String,
+    /// Its domain for itself
+    #[arg(long, default_value = "", hide_default_value = true)]
+    domainname: String,
+    /// KEY=VALUE, for hooks and others who read its spec
+    #[arg(long)]
+    annotation: Vec<String>,
+    /// The cgroup in which its own is, from the root of the cgroups
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "PATH")]
+    cgroup_parent: String,
+    /// What it may do with devices that it makes itself: "c 189:* rwm"
+    #[arg(long, value_name = "RULE")]
+    device_cgroup_rule: Vec<String>,
+    /// The hardware address of its interface on the bridge
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    mac_address: String,
+    /// Its shim, by its name as a runtime: io.containerd.hoist.v2
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    runtime: String,
+    /// From 0 to 100: how readily its memory goes to swap; -1 is the machine's. Where cgroups are of version 1
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=100))]
+    memory_swappiness: Option<i64>,
+    /// It waits for memory and is not killed for want of it. Where cgroups are of version 1
+    #[arg(long)]
+    oom_kill_disable: bool,
     /// From -1000, never killed for want of memory, to 1000
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     oom_score_adj: Option<i32>,
@@ -155,6 +182,15 @@ impl ExtraFlags {
             pid: self.pid,
             ipc: self.ipc,
             security: self.security_opt.into_iter().map(security).collect::<Result<_>>()?,
+            uts: self.uts,
+            domainname: self.domainname,
+            annotations: self.annotation.iter().map(|text| annotation(text)).collect::<Result<_>>()?,
+            cgroup_parent: self.cgroup_parent,
+            device_rules: self.device_cgroup_rule,
+            mac_address: self.mac_address,
+            runtime: self.runtime,
+            swappiness: self.memory_swappiness.and_then(|swappiness| u64::try_from(swappiness).ok()),
+            oom_kill_disable: self.oom_kill_disable,
             oom_score_adj: self.oom_score_adj,
             cpu_shares: self.cpu_shares.filter(|shares| *shares != 0),
             cpu_period: self.cpu_period.filter(|period| *period != 0),
@@ -210,6 +246,13 @@ fn ulimit(text: &str) -> Result<Ulimit> {
         number => number.parse().map(Some).map_err(|_| bad()),
     };
     Ok(Ulimit { name: name.to_owned(), soft: limit(soft)?, hard: limit(hard)? })
+}
+
+fn annotation(text: &str) -> Result<(String, String)> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let pair = pair
+        .ok_or_else(|| Error::invalid_argument(format!("invalid annotation {text:?}: expected KEY=VALUE")))?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
 fn sysctl(text: &str) -> Result<(String, String)> {

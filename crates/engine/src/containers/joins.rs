@@ -1,0 +1,65 @@
+//! Namespaces of another container that one has instead of its own: of processes (`--pid container:NAME`). That of a network
+//! has a file of its own, which outlives processes.
+//!
+//! The other has to run. Its namespace is opened while it is known to, and stays open until the container has it: the number
+//! of a process that has ended may be that of any other by then.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use api::engine::Create;
+use linux::ns::NsKind;
+use types::spec::runtime::Spec;
+use types::{Error, Result};
+
+use crate::Engine;
+use crate::names::short;
+use crate::spec::OF_CONTAINER;
+
+/// None if it has all of its own.
+#[derive(Default)]
+pub(super) struct Joined(Option<OwnedFd>);
+
+impl Joined {
+    pub(super) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Puts it into a spec, for as long as this is held.
+    pub(super) fn apply(&self, spec: &mut Spec) {
+        let Some(file) = &self.0 else { return };
+        let namespaces = &mut spec.linux.get_or_insert_default().namespaces;
+        let own = namespaces.iter_mut().filter(|namespace| namespace.kind == NsKind::Pid.name());
+        own.for_each(|namespace| {
+            namespace.path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        });
+    }
+}
+
+impl Engine {
+    /// Finds the container whose processes another is to see, which is named by its id from then on.
+    pub(super) fn name_joined(&self, create: &mut Create) -> Result<()> {
+        if let Some(text) = create.extras.pid.strip_prefix(OF_CONTAINER) {
+            let other =
+                self.find(text).map_err(|error| error.context(format!("--pid {}", create.extras.pid)))?;
+            create.extras.pid = format!("{OF_CONTAINER}{}", other.id);
+        }
+        Ok(())
+    }
+
+    /// `FailedPrecondition` if the other does not run.
+    pub(super) async fn open_joined(&self, create: &Create) -> Result<Joined> {
+        let Some(other) = create.extras.pid.strip_prefix(OF_CONTAINER) else { return Ok(Joined::default()) };
+        let about = |error: Error| error.context("join its processes");
+        let text = other.to_owned();
+        let other = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await.map_err(about)?;
+        let task = self.running(&other).map_err(about)?;
+        let ended =
+            || about(Error::failed_precondition(format!("container {} is not running", short(&other))));
+        let open = |pid| NsKind::Pid.open(format!("/proc/{pid}/ns/{}", NsKind::Pid.file_name()).as_ref());
+        let opened = self.open_of_task(&task, short(&other), open).await.map_err(about)?;
+        let (_process, file) = opened.ok_or_else(|| {
+            about(Error::failed_precondition(format!("container {} is not running", short(&other))))
+        })?;
+        Ok(Joined(Some(file)))
+    }
+}
