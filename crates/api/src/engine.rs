@@ -488,6 +488,9 @@ pub struct Mount {
 pub struct Port {
     pub host_ip: String,
     pub host_port: Option<u16>,
+    /// Of those from `host_port` to this one any that is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_port_last: Option<u16>,
     pub container_port: u16,
     /// `tcp` or `udp`.
     pub protocol: String,

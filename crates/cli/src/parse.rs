@@ -106,7 +106,7 @@ pub(crate) fn restart(text: &str) -> Result<Restart> {
     }
 }
 
-/// `[[IP:]HOST:]PORT[/PROTOCOL]`, each port possibly a range.
+/// `[[IP:]HOST:]PORT[/PROTOCOL]`, each port possibly a range; one of several may be asked for.
 pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
     let bad =
         || Error::invalid_argument(format!("invalid port {text:?}: expected [[IP:]HOST-PORT:]PORT[/udp]"));
@@ -133,7 +133,9 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
     let inside = range(inside)?;
     // Zero is any port that is free, as for who binds a socket.
     let outside = if matches!(outside, "" | "0") { None } else { Some(range(outside)?) };
-    if outside.is_some_and(|outside| outside.1 - outside.0 != inside.1 - inside.0) {
+    // Several for one inside: any of them that is free.
+    let last = outside.map(|(_, last)| last).filter(|_| inside.0 == inside.1);
+    if last.is_none() && outside.is_some_and(|outside| outside.1 - outside.0 != inside.1 - inside.0) {
         return Err(Error::invalid_argument(format!(
             "invalid port {text:?}: the ranges have different lengths"
         )));
@@ -141,6 +143,7 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
     let each = (inside.0..=inside.1).enumerate().map(|(at, container_port)| Port {
         host_ip: host_ip.to_owned(),
         host_port: outside.map(|(first, _)| first + u16::try_from(at).expect("within the range")),
+        host_port_last: last.filter(|last| outside.is_some_and(|(first, _)| first < *last)),
         container_port,
         protocol: protocol.clone(),
     });
@@ -324,6 +327,7 @@ mod tests {
         let port = |host_ip: &str, host_port, container_port, protocol: &str| Port {
             host_ip: host_ip.into(),
             host_port,
+            host_port_last: None,
             container_port,
             protocol: protocol.into(),
         };
@@ -334,12 +338,18 @@ mod tests {
         assert_eq!(ports("1-2:3-4").unwrap(), [port("", Some(1), 3, "tcp"), port("", Some(2), 4, "tcp")]);
         assert_eq!(ports("0:80").unwrap(), [port("", None, 80, "tcp")]);
         assert_eq!(ports("53:53/UDP").unwrap(), [port("", Some(53), 53, "udp")]);
+        assert_eq!(
+            ports("8000-8010:80").unwrap(),
+            [Port { host_port_last: Some(8010), ..port("", Some(8000), 80, "tcp") }]
+        );
+        assert_eq!(ports("7-7:80").unwrap(), [port("", Some(7), 80, "tcp")]);
         for bad in [
             "",
             "x",
             "1:2:3:4:x",
             "0",
-            "1-2:3",
+            "1-2:3-5",
+            "2-1:3",
             "70000",
             "80:80:80:80",
             "[::1]:1:2",

@@ -717,7 +717,7 @@ fn port_request(port: &Port) -> Result<PortRequest> {
     };
     Ok(PortRequest {
         host_address,
-        host_port: port.host_port,
+        host_ports: port.host_port.map(|first| (first, port.host_port_last.unwrap_or(first))),
         container_port: port.container_port,
         transport,
     })

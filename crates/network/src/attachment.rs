@@ -18,7 +18,7 @@ use linux::netlink::{Prefix, Route, Veth};
 use linux::nft::{Batch, Nft};
 use serde::{Deserialize, Serialize};
 use types::id::check_identifier;
-use types::{Context, Digest, Error, Result};
+use types::{Context, Digest, Error, ErrorKind, Result};
 
 use crate::bridge::{self, Bridge, Config, Range};
 use crate::mark::Marks;
@@ -113,7 +113,10 @@ impl Network {
         // A port that somebody took while no daemon was there still leads to the container, so a failure
         // to take it again is nobody's concern.
         let reservations = attachments.iter().map(|(id, attachment)| {
-            let again = attachment.ports.iter().filter_map(|port| reserve(&request_of(port)).ok());
+            let again = attachment
+                .ports
+                .iter()
+                .filter_map(|port| reserve(&request_of(port), Some(port.host_port)).ok());
             (id.clone(), again.collect())
         });
         let reservations = reservations.collect();
@@ -347,16 +350,30 @@ impl Network {
         Ok(attachment)
     }
 
-    /// Takes a port of the machine, and names the container that has it if one does.
+    /// Takes a port of the machine, the first that is free of several.
     fn reserve(&self, request: &PortRequest) -> Result<Reservation> {
-        let wanted = request.host_port.map(|host_port| published(request, host_port));
-        if let Some(port) = wanted {
-            let claims = self.claims();
-            if let Some(owner) = owner_of(&claims, &port) {
-                return Err(taken(&port, owner));
+        let Some((first, last)) = request.host_ports else { return reserve(request, None) };
+        let mut taken = None;
+        for host_port in first..=last {
+            match self.reserve_one(request, host_port) {
+                Err(error) if error.is(ErrorKind::FailedPrecondition) => {
+                    taken.get_or_insert(error);
+                }
+                other => return other,
             }
         }
-        reserve(request)
+        let taken =
+            taken.unwrap_or_else(|| Error::invalid_argument(format!("ports {first}-{last} are none")));
+        Err(if first < last { taken.context(format!("no port of {first}-{last} is free")) } else { taken })
+    }
+
+    /// Names the container that has it if one does.
+    fn reserve_one(&self, request: &PortRequest, host_port: u16) -> Result<Reservation> {
+        let wanted = published(request, host_port);
+        if let Some(owner) = owner_of(&self.claims(), &wanted) {
+            return Err(taken(&wanted, owner));
+        }
+        reserve(request, Some(host_port))
     }
 
     fn release(&self, id: &str) {
@@ -480,7 +497,7 @@ fn published(request: &PortRequest, host_port: u16) -> PublishedPort {
 fn request_of(port: &PublishedPort) -> PortRequest {
     PortRequest {
         host_address: port.host_address,
-        host_port: Some(port.host_port),
+        host_ports: Some((port.host_port, port.host_port)),
         container_port: port.container_port,
         transport: port.transport,
     }

@@ -15,8 +15,8 @@ use crate::rules::{OUTPUT, PREROUTING};
 pub struct PortRequest {
     /// Only on this address of the machine; `0.0.0.0` is all of them.
     pub host_address: Ipv4Addr,
-    /// None: a free one is chosen.
-    pub host_port: Option<u16>,
+    /// The first and the last of those of which the first that is free is chosen. None: any that is free.
+    pub host_ports: Option<(u16, u16)>,
     pub container_port: u16,
     pub transport: Transport,
 }
@@ -68,8 +68,8 @@ enum Socket {
 }
 
 /// Takes a port of this machine. With none asked for, the kernel chooses.
-pub(crate) fn reserve(request: &PortRequest) -> Result<Reservation> {
-    let wanted = SocketAddr::new(IpAddr::V4(request.host_address), request.host_port.unwrap_or(0));
+pub(crate) fn reserve(request: &PortRequest, host_port: Option<u16>) -> Result<Reservation> {
+    let wanted = SocketAddr::new(IpAddr::V4(request.host_address), host_port.unwrap_or(0));
     let bound = match request.transport {
         Transport::Tcp => TcpListener::bind(wanted)
             .and_then(|held| Ok((held.local_addr()?.port(), Socket::Tcp { _held: held }))),

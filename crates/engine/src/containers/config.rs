@@ -83,7 +83,11 @@ fn port(port: &Port) -> String {
 pub(super) fn ports_asked_for(ports: &[Port]) -> BTreeMap<String, Vec<Value>> {
     let mut asked: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for one in ports {
-        let number = one.host_port.map(|number| number.to_string()).unwrap_or_default();
+        let number = match (one.host_port, one.host_port_last) {
+            (None, _) => String::new(),
+            (Some(first), Some(last)) if first != last => format!("{first}-{last}"),
+            (Some(number), _) => number.to_string(),
+        };
         asked.entry(port(one)).or_default().push(json!({"HostIp": one.host_ip, "HostPort": number}));
     }
     asked

@@ -34,7 +34,7 @@ pub(super) fn publish_all<'a>(
                 )));
             }
             let protocol = protocol.clone();
-            ports.push(Port { host_ip: String::new(), host_port: None, container_port, protocol });
+            ports.push(Port { container_port, protocol, ..Port::default() });
         }
     }
     Ok(())

@@ -43,7 +43,8 @@ fn open(state: &Path) -> Network {
 }
 
 fn tcp(host_port: Option<u16>, container_port: u16) -> PortRequest {
-    PortRequest { host_address: Ipv4Addr::UNSPECIFIED, host_port, container_port, transport: Transport::Tcp }
+    let host_ports = host_port.map(|port| (port, port));
+    PortRequest { host_address: Ipv4Addr::UNSPECIFIED, host_ports, container_port, transport: Transport::Tcp }
 }
 
 /// Runs `work` in the namespace that is pinned to `path`.
@@ -200,6 +201,16 @@ fn a_port_belongs_to_one_container() {
         assert!(error.chain().contains("in use"), "{error:?}");
         let chosen = network.attach("second", &Request { ports: vec![tcp(None, 80)], mac: None }).unwrap();
         assert_ne!(chosen.ports[0].host_port, 0);
+        // Of several the first that is free.
+        network.create_namespace("third").unwrap();
+        let one_of = |first, last| {
+            let port = PortRequest { host_ports: Some((first, last)), ..tcp(None, 80) };
+            network.attach("third", &Request { ports: vec![port, port], mac: None })
+        };
+        let none = one_of(8080, 8081).unwrap_err();
+        assert!(none.chain().contains("no port of 8080-8081 is free"), "{none:?}");
+        let given = one_of(8080, 8082).unwrap();
+        assert_eq!(given.ports.iter().map(|port| port.host_port).collect::<Vec<_>>(), [8081, 8082]);
         assert_eq!(
             network.attach("second", &Request::default()).unwrap_err().kind(),
             ErrorKind::AlreadyExists

@@ -1,5 +1,6 @@
 //! Flags that Docker has and that few type: what each does, and what is said of those that have nothing to do here.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -218,4 +219,21 @@ fn an_interface_has_the_address_that_was_said() {
         let words = ["run", "--rm", "--network", network, "--mac-address", address, "busybox", "true"];
         daemon.hoist(words).expect_code(125).expect_stderr("--mac-address");
     }
+}
+
+#[test]
+fn one_port_of_several_is_published() {
+    let daemon = Daemon::with_busybox();
+    let mut published = BTreeSet::new();
+    for name in ["one", "two"] {
+        let run = ["run", "-d", "--name", name, "-p", "127.0.0.1:28100-28120:80", "busybox", "sleep", "1000"];
+        daemon.hoist(run).ok();
+        let port = daemon.hoist(["port", name, "80"]).ok().text().to_owned();
+        let number: u16 = port.strip_prefix("127.0.0.1:").and_then(|port| port.parse().ok()).expect("a port");
+        assert!((28100..=28120).contains(&number), "{port}");
+        published.insert(number);
+    }
+    assert_eq!(published.len(), 2);
+    let asked = shown(&daemon, "one", "{{json .HostConfig.PortBindings}}");
+    assert_eq!(asked, r#"{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"28100-28120"}]}"#);
 }

@@ -109,7 +109,7 @@ pub(crate) struct Flags {
     /// bridge, host, none, or container:NAME for that of another
     #[arg(long, alias = "net", default_value = "bridge")]
     pub(crate) network: String,
-    /// [[IP:]HOST-PORT:]PORT[/udp]
+    /// [[IP:]HOST-PORT:]PORT[/udp]; 8000-8010:80 is any of these that is free, 8000-8010:8000-8010 each of them
     #[arg(long, short)]
     pub(crate) publish: Vec<String>,
     /// Each port that the image exposes, on one of this machine that is free
