@@ -258,9 +258,9 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
     }
     let foreign = text
         .split(',')
-        .filter_map(|pair| pair.split_once('='))
-        .find(|(key, _)| key.split_once('-').is_some_and(|(kind, _)| kind != mount.kind));
-    if let Some((key, _)) = foreign {
+        .map(|pair| pair.split_once('=').map_or(pair, |(key, _)| key))
+        .find(|key| key.split_once('-').is_some_and(|(kind, _)| kind != mount.kind));
+    if let Some(key) = foreign {
         return Err(Error::invalid_argument(format!(
             "invalid mount {text:?}: {key} is nothing that a {} has",
             mount.kind
@@ -394,6 +394,10 @@ mod tests {
         let bind =
             mount("type=bind,source=/a,target=/b,bind-propagation=rshared,consistency=cached").unwrap();
         assert_eq!(bind.options, ["rshared"]);
+        for wrong in ["type=bind,source=/s", "type=tmpfs"] {
+            let refused = mount(&format!("{wrong},target=/t,volume-nocopy")).unwrap_err();
+            assert!(refused.message().contains("volume-nocopy is nothing that a"), "{refused}");
+        }
         for wrong in ["tmpfs-mode=9", "tmpfs-size=x", "bind-propagation=rprivate"] {
             assert!(mount(&format!("type=tmpfs,target=/t,{wrong}")).is_err(), "{wrong}");
         }
