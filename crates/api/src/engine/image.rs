@@ -141,6 +141,9 @@ pub enum ImageFollow {
         /// Named by its digest without.
         name: Option<String>,
         comment: String,
+        /// Instructions of a Dockerfile, such as `CMD ["sh"]`.
+        #[serde(default)]
+        changes: Vec<String>,
         #[serde(default)]
         platform: Option<String>,
     },

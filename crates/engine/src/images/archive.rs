@@ -4,10 +4,11 @@ use std::io::BufWriter;
 use std::path::PathBuf;
 
 use linux::pipe::Pipe;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use transfer::TreeConfig;
-use types::{Reference, Result};
+use types::{Error, Reference, Result};
 
+use super::instruction;
 use crate::Engine;
 
 /// Bytes on their way into an archive.
@@ -45,12 +46,17 @@ impl Engine {
         path: &str,
         name: Option<&str>,
         comment: String,
+        changes: &[String],
         platform: Option<&str>,
     ) -> Result<Value> {
         let path = PathBuf::from(path);
         let name: Option<Reference> = name.map(str::parse).transpose()?;
         let platform = platform.map(str::parse).transpose()?;
-        let tree = TreeConfig { comment, platform, ..TreeConfig::default() };
+        let mut config = Map::new();
+        changes.iter().try_for_each(|line| instruction::apply(&mut config, line))?;
+        let exec = serde_json::from_value(config.into())
+            .map_err(|error| Error::invalid_argument("apply the changes").with_source(error))?;
+        let tree = TreeConfig { comment, platform, exec };
         let image = self
             .with_asker(move |engine, caller| {
                 let parts = engine.parts();

@@ -48,8 +48,8 @@ impl Engine {
             ImageFollow::Load { path, embedded, fallback } => {
                 self.load(&path, embedded.as_deref(), fallback.as_deref()).await?
             }
-            ImageFollow::Import { path, name, comment, platform } => {
-                self.import_tree(&path, name.as_deref(), comment, platform.as_deref()).await?
+            ImageFollow::Import { path, name, comment, changes, platform } => {
+                self.import_tree(&path, name.as_deref(), comment, &changes, platform.as_deref()).await?
             }
             ImageFollow::Save { names, pipe, platforms, all_platforms } => {
                 self.save(names, &pipe, &platforms, all_platforms).await?

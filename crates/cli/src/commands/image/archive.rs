@@ -44,6 +44,9 @@ pub(crate) struct Import {
     /// Say how it came to be
     #[arg(long, short, default_value = "")]
     message: String,
+    /// An instruction of a Dockerfile to apply, such as 'CMD ["sh"]'
+    #[arg(long, short)]
+    change: Vec<String>,
     /// What it runs on, if not on this machine
     #[arg(long)]
     platform: Option<String>,
@@ -82,10 +85,11 @@ pub(super) async fn load(client: &Client, flags: Load) -> Result<u8> {
 }
 
 pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
-    let Import { message, platform, file, name } = flags;
+    let Import { message, change: changes, platform, file, name } = flags;
     let source = Source::of(&file)?;
     let comment = if message.is_empty() { format!("Imported from {file}") } else { message };
-    let ask = async |path| outcome(client, ImageFollow::Import { path, name, comment, platform }).await;
+    let ask =
+        async |path| outcome(client, ImageFollow::Import { path, name, comment, changes, platform }).await;
     let imported = source.hand_over(client, ("Importing", false), ask).await?;
     println!("{}", text(&imported, "Id"));
     Ok(0)
