@@ -85,6 +85,9 @@ pub enum Call {
     },
     Inspect {
         id: String,
+        /// With what its tree takes.
+        #[serde(default)]
+        sizes: bool,
     },
     /// Lets somebody look at a container that runs, and type, through pipes whose other ends they have open.
     Attach {

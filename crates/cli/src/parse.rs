@@ -1,7 +1,7 @@
 //! What stands in the values of flags.
 
 use api::engine::{Mount, Port, Restart};
-use types::{Error, Result};
+use types::{Context as _, Error, Result};
 
 /// How a bind propagates (mount(8)).
 const PROPAGATIONS: [&str; 6] = ["rprivate", "private", "rshared", "shared", "rslave", "slave"];
@@ -80,6 +80,13 @@ pub(crate) fn labels(content: &str) -> Result<Vec<(String, String)>> {
         labels.extend(value.map(|value| (key.to_owned(), value.to_owned())));
     }
     Ok(labels)
+}
+
+/// For flags of Docker's that have nothing to do here: whatever is said with one is refused, for this reason.
+pub(crate) fn refused(
+    why: &'static str,
+) -> impl Fn(&str) -> std::result::Result<String, &'static str> + Clone {
+    move |_| Err(why)
 }
 
 /// Seconds to wait; as with Docker, any below zero are no end of waiting.
@@ -275,6 +282,18 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
         mount.source = absolute(&mount.source)?;
     }
     Ok(mount)
+}
+
+/// A file of `KEY=VALUE`, or of keys that have the values that they have here: one that has none is passed over. `flag` is for
+/// messages.
+pub(crate) fn env_file(flag: &str, file: &str) -> Result<Vec<String>> {
+    let about = || format!("{flag}: read {file}");
+    let content = std::fs::read_to_string(file).context(about)?;
+    // Blanks at the end belong to the value.
+    let lines =
+        content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let entries = lines.map(|line| env(line).map_err(|error| error.context(about())));
+    Ok(entries.collect::<Result<Vec<_>>>()?.into_iter().filter(|entry| entry.contains('=')).collect())
 }
 
 /// `KEY` alone takes our own value. Without one it stays as it is: what the image says of it does not count then.

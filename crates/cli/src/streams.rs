@@ -164,22 +164,33 @@ impl Lost {
 impl Attached {
     /// Makes the pipes in a folder and opens our ends.
     pub(crate) fn prepare(folder: PrivateFolder, interactive: bool, tty: bool) -> Result<Attached> {
+        Attached::prepare_some(folder, interactive, tty, [true, true])
+    }
+
+    /// The same, of standard output and standard error those that are to be shown. A terminal has one for both.
+    pub(crate) fn prepare_some(
+        folder: PrivateFolder,
+        interactive: bool,
+        tty: bool,
+        shown: [bool; 2],
+    ) -> Result<Attached> {
         let reader = |path: &PathBuf| {
             let opened = pipe::OpenOptions::new().open_receiver(path);
             opened.context(|| format!("open {}", path.display()))
         };
         let stdin = interactive.then(|| folder.pipe("stdin")).transpose()?;
         let ends = stdin.as_ref().map(|path| open_pipe(path, OFlags::RDWR)).transpose()?;
-        let stdout = folder.pipe("stdout")?;
-        let stderr = (!tty).then(|| folder.pipe("stderr")).transpose()?;
+        let stdout = (shown[0] || tty).then(|| folder.pipe("stdout")).transpose()?;
+        let stderr = (shown[1] && !tty).then(|| folder.pipe("stderr")).transpose()?;
         let show =
             |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        let streams =
-            Streams { stdin: show(&stdin), stdout: stdout.display().to_string(), stderr: show(&stderr) };
+        let streams = Streams { stdin: show(&stdin), stdout: show(&stdout), stderr: show(&stderr) };
         let (tell, lost) = watch::channel(None);
-        let mut outputs = vec![tokio::spawn(copy_out(reader(&stdout)?, Out::Stdout, tell.clone()))];
-        if let Some(path) = &stderr {
-            outputs.push(tokio::spawn(copy_out(reader(path)?, Out::Stderr, tell)));
+        let mut outputs = Vec::new();
+        for (path, to) in [(&stdout, Out::Stdout), (&stderr, Out::Stderr)] {
+            if let Some(path) = path {
+                outputs.push(tokio::spawn(copy_out(reader(path)?, to, tell.clone())));
+            }
         }
         let stdin = stdin.zip(ends).map(|(path, ends)| Input::Own { path, ends });
         Ok(Attached { folder: Some(folder), stdin, outputs, lost, streams })

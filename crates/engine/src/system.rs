@@ -26,7 +26,7 @@ impl Engine {
             Call::Pause { id } => self.pause(&id, true).await,
             Call::Unpause { id } => self.pause(&id, false).await,
             Call::List { all, filters, last, sizes } => self.list(all, filters, last, sizes).await,
-            Call::Inspect { id } => self.inspect(&id).await,
+            Call::Inspect { id, sizes } => self.inspect(&id, sizes).await,
             Call::Attach { id, streams } => self.attach(&id, streams).await,
             Call::Exec(exec) => self.exec(*exec).await,
             Call::StatFile { id, path } => self.stat_file(&id, path).await,

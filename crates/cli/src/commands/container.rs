@@ -11,6 +11,7 @@ mod extras;
 mod list;
 mod logs;
 mod port;
+mod refused;
 mod start;
 mod stats;
 mod timing;
@@ -20,7 +21,7 @@ mod update;
 pub(super) use self::list::show;
 
 use api::engine::{Call, Streams};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use client::Client;
 use types::{Error, Result};
 
@@ -68,16 +69,7 @@ pub(crate) enum Command {
         containers: Vec<String>,
     },
     /// Remove containers
-    Rm {
-        /// Kill those that run
-        #[arg(long, short)]
-        force: bool,
-        /// With their volumes that have no name
-        #[arg(long, short)]
-        volumes: bool,
-        #[arg(required = true)]
-        containers: Vec<String>,
-    },
+    Rm(Rm),
     /// List containers
     Ps(list::Flags),
     /// Show what a container wrote
@@ -121,6 +113,18 @@ pub(crate) enum Command {
     Diff(super::changes::OfContainer),
 }
 
+#[derive(Args)]
+pub(crate) struct Rm {
+    /// Kill those that run
+    #[arg(long, short)]
+    force: bool,
+    /// With their volumes that have no name
+    #[arg(long, short)]
+    volumes: bool,
+    #[arg(required = true)]
+    containers: Vec<String>,
+}
+
 /// The same below their noun, and what is only there.
 #[derive(Subcommand)]
 #[command(defer = true)]
@@ -129,9 +133,12 @@ pub(crate) enum Noun {
     #[command(alias = "list")]
     Ls(list::Flags),
     /// Show everything about containers
-    Inspect(inspect::Flags),
+    Inspect(inspect::ContainerFlags),
     /// Remove containers that do not run
     Prune(system::PruneContainers),
+    /// Remove containers
+    #[command(hide = true)]
+    Remove(Rm),
     #[command(flatten)]
     Plain(Command),
 }
@@ -141,6 +148,7 @@ pub(super) async fn run_noun(client: &Client, command: Noun) -> Result<u8> {
         Noun::Ls(flags) => list::run(client, flags).await,
         Noun::Inspect(flags) => inspect::containers(client, flags).await,
         Noun::Prune(flags) => system::prune_containers(client, flags).await,
+        Noun::Remove(flags) => run(client, Command::Rm(flags)).await,
         Noun::Plain(command) => run(client, command).await,
     }
 }
@@ -159,7 +167,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Restart { timeout, signal, containers } => {
             let restart = async |id: String| {
                 let (signal, timeout_seconds) = (signal.clone(), timeout);
-                let found = client.call(&Call::Inspect { id: id.clone() }).await?;
+                let found = client.call(&Call::Inspect { id: id.clone(), sizes: false }).await?;
                 if found["HostConfig"]["AutoRemove"] == true {
                     return Err(Error::failed_precondition(format!(
                         "container {id} was made with --rm, so that to stop it is to remove it: `hoist stop {id}`, and \
@@ -174,7 +182,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Kill { signal, containers } => {
             each(&containers, async |id| client.call(&Call::Kill { id, signal: signal.clone() }).await).await
         }
-        Command::Rm { force, volumes, containers } => {
+        Command::Rm(Rm { force, volumes, containers }) => {
             let remove = async |id| client.call(&Call::Remove { id, force, volumes }).await;
             each_that_may_be_gone(&containers, force, remove).await
         }

@@ -19,12 +19,21 @@ pub(crate) struct Flags {
 }
 
 #[derive(Args)]
+pub(crate) struct ContainerFlags {
+    /// With what the files of a container take: SizeRw what it wrote, SizeRootFs all
+    #[arg(long, short)]
+    size: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Args)]
 pub(crate) struct AnyFlags {
     /// Only what is of this kind
     #[arg(long = "type", value_name = "KIND")]
     kind: Option<Kind>,
     #[command(flatten)]
-    flags: Flags,
+    flags: ContainerFlags,
 }
 
 /// In the order in which they are looked for, which is Docker's.
@@ -38,6 +47,7 @@ enum Kind {
 
 /// Of a name that is of several kinds the first.
 pub(super) async fn run(client: &Client, AnyFlags { kind, flags }: AnyFlags) -> Result<u8> {
+    let ContainerFlags { size, flags } = flags;
     let kinds = match &kind {
         None => Kind::value_variants(),
         Some(kind) => std::slice::from_ref(kind),
@@ -45,7 +55,7 @@ pub(super) async fn run(client: &Client, AnyFlags { kind, flags }: AnyFlags) -> 
     let find = async |name: &str| {
         let mut told = None;
         for kind in kinds {
-            match of_kind(client, *kind, name).await {
+            match of_kind(client, *kind, name, size).await {
                 // What cannot be a name of one kind may be one of another.
                 Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::InvalidArgument) => {
                     // The first says most: that a name means several containers, more than that it is no volume.
@@ -66,9 +76,9 @@ pub(super) async fn run(client: &Client, AnyFlags { kind, flags }: AnyFlags) -> 
     show(&flags.names, flags.format.as_deref(), what, find).await
 }
 
-async fn of_kind(client: &Client, kind: Kind, name: &str) -> Result<Value> {
+async fn of_kind(client: &Client, kind: Kind, name: &str, sizes: bool) -> Result<Value> {
     match kind {
-        Kind::Container => client.call(&Call::Inspect { id: name.to_owned() }).await,
+        Kind::Container => client.call(&Call::Inspect { id: name.to_owned(), sizes }).await,
         Kind::Image => image(client, name).await,
         Kind::Network => network::one(client, name).await,
         Kind::Volume => client.call(&Call::Volume(VolumeCall::Inspect { name: name.to_owned() })).await,
@@ -79,8 +89,9 @@ pub(super) async fn images(client: &Client, flags: Flags) -> Result<u8> {
     show(&flags.names, flags.format.as_deref(), "image", async |name: &str| image(client, name).await).await
 }
 
-pub(super) async fn containers(client: &Client, flags: Flags) -> Result<u8> {
-    let find = async |name: &str| client.call(&Call::Inspect { id: name.to_owned() }).await;
+pub(super) async fn containers(client: &Client, flags: ContainerFlags) -> Result<u8> {
+    let ContainerFlags { size: sizes, flags } = flags;
+    let find = async |name: &str| client.call(&Call::Inspect { id: name.to_owned(), sizes }).await;
     show(&flags.names, flags.format.as_deref(), "container", find).await
 }
 

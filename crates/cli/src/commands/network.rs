@@ -1,10 +1,10 @@
-//! Networks: listed and shown. There are three, and none can be made or removed.
+//! Networks: listed and shown. There are three, and none can be made or removed, which those say who ask for it.
 
 use api::engine::{Call, NetworkCall};
 use clap::{Args, Subcommand};
 use client::Client;
 use serde_json::Value;
-use types::Result;
+use types::{Error, Result};
 
 use super::{inspect, list};
 use crate::listing::Listing;
@@ -24,6 +24,29 @@ pub(crate) enum Command {
         #[arg(required = true)]
         networks: Vec<String>,
     },
+    /// Remove networks that no container uses, of which there are never any
+    Prune {
+        #[arg(long)]
+        filter: Vec<String>,
+        /// Without asking
+        #[arg(long, short)]
+        force: bool,
+    },
+    #[command(hide = true)]
+    Create(Words),
+    #[command(hide = true, alias = "remove")]
+    Rm(Words),
+    #[command(hide = true)]
+    Connect(Words),
+    #[command(hide = true)]
+    Disconnect(Words),
+}
+
+/// Whatever is said: the answer is the same.
+#[derive(Args)]
+pub(crate) struct Words {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _words: Vec<String>,
 }
 
 #[derive(Args)]
@@ -49,11 +72,26 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             listing.print(list(&answer), columns)?;
             Ok(0)
         }
+        // As Docker's with nothing to remove, which it does not say.
+        Command::Prune { .. } => Ok(0),
+        Command::Create(_) => Err(fixed("made", CONTAINERS_REACH)),
+        Command::Rm(_) => Err(fixed("removed", "the bridge goes with the last container on it")),
+        Command::Connect(_) => Err(fixed("joined later", CONTAINERS_REACH)),
+        Command::Disconnect(_) => {
+            Err(fixed("left", "a container on none is made by `hoist run --network none`"))
+        }
         Command::Inspect { format, networks } => {
             let find = async |name: &str| one(client, name).await;
             inspect::show(&networks, format.as_deref(), "network", find).await
         }
     }
+}
+
+const CONTAINERS_REACH: &str = "containers on the bridge reach each other by address (`hoist run --add-host NAME:ADDRESS`), \
+                                and `hoist run --network container:NAME` shares the network of one";
+
+fn fixed(done: &str, instead: &str) -> Error {
+    Error::unimplemented(format!("networks cannot be {done}: there are bridge, host and none; {instead}"))
 }
 
 /// A network, as `inspect` shows it.

@@ -16,6 +16,15 @@ pub(crate) enum Command {
     /// Make a volume
     Create {
         name: Option<String>,
+        /// The same, as it was said once
+        #[arg(long = "name", value_name = "NAME", hide = true, conflicts_with = "name")]
+        named: Option<String>,
+        /// Of the driver: it has none here
+        #[arg(long = "opt", short = 'o', hide = true, value_parser = parse::refused(
+            "a volume is a directory of this machine and takes no options: mount what it is to be there with mount(8), and \
+             name that by -v PATH:TARGET, or ask for memory by --tmpfs",
+        ))]
+        _opt: Vec<String>,
         /// `local`, which all are
         #[arg(long, short, value_parser = ["local"], default_value = "local")]
         driver: String,
@@ -69,7 +78,8 @@ pub(crate) enum Command {
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
     let ask = async |call: VolumeCall| client.call(&Call::Volume(call)).await;
     match command {
-        Command::Create { name, driver: _, label } => {
+        Command::Create { name, named, driver: _, label, _opt: _ } => {
+            let name = name.or(named);
             let labels = parse::label_words(&label).collect();
             println!("{}", text(&ask(VolumeCall::Create { name, labels }).await?, "Name"));
             Ok(0)

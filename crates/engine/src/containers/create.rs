@@ -18,8 +18,8 @@ use types::{ContainerId, Context, Error, ErrorKind, Labels, Opaque, Platform, Re
 
 use super::binds::look_for_sources;
 use super::exposed::{expose, publish_all};
-use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, Starter, signal_number};
 use super::log_driver;
+use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, Starter, signal_number};
 use crate::leftovers::TREE_LABEL;
 use crate::networks::{check_network, mac_address};
 use crate::record::{EXTENSION, Extension};

@@ -182,8 +182,8 @@ impl Engine {
         alone.into_iter().cloned().chain(published).collect::<Vec<_>>().join(", ")
     }
 
-    /// A container in Docker's shape.
-    pub async fn inspect(&self, text: &str) -> Result<Value> {
+    /// A container in Docker's shape; with `sizes` what its tree takes too.
+    pub async fn inspect(&self, text: &str, sizes: bool) -> Result<Value> {
         let (container, extension) = self.find_own(text).await?;
         let state = self.state_of(&container.id, &extension).await;
         let health = self.health(&container.id, &extension).await;
@@ -256,6 +256,11 @@ impl Engine {
         // Templates ask whether somebody looks after it: in Docker's they are there, and nothing.
         shown["Config"]["Healthcheck"] = json!(extension.health);
         shown["State"]["Health"] = json!(extension.health.as_ref().and(health).map(|health| health.shown()));
+        if sizes {
+            let (own, below) = self.blocking(move |engine| engine.sizes(&container)).await?;
+            shown["SizeRw"] = json!(own);
+            shown["SizeRootFs"] = json!(own + below);
+        }
         Ok(shown)
     }
 

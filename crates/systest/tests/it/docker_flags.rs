@@ -237,3 +237,80 @@ fn one_port_of_several_is_published() {
     let asked = shown(&daemon, "one", "{{json .HostConfig.PortBindings}}");
     assert_eq!(asked, r#"{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"28100-28120"}]}"#);
 }
+
+#[test]
+fn streams_that_nobody_attaches_are_not_shown() {
+    let daemon = Daemon::with_busybox();
+    let run = |flags: &[&str]| {
+        let rest = ["--network", "none", "busybox", "sh", "-c", "echo out; echo err >&2; cat"];
+        daemon.hoist([&["run", "--rm"], flags, &rest].concat())
+    };
+    let both = |flags: &[&str]| {
+        let ran = run(flags).ok();
+        (ran.stdout, ran.stderr)
+    };
+    assert_eq!(both(&["-a", "stdout"]), ("out\n".to_owned(), String::new()));
+    assert_eq!(both(&["-a", "STDERR"]), (String::new(), "err\n".to_owned()));
+    assert_eq!(both(&["-a", "stdout", "-a", "stderr"]), ("out\n".to_owned(), "err\n".to_owned()));
+    for (flags, words) in [(&["-d", "-a", "stdout"][..], "--attach"), (&["-a", "stdin"], "-a stdin alone")] {
+        run(flags).expect_code(125).expect_stderr(words);
+    }
+}
+
+#[test]
+fn small_flags_are_dockers() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "box", &[]);
+    let file = daemon.dir().join("env");
+    fs::write(&file, "# none\nA=1\nB=2\n").expect("a writable directory");
+    let file = file.display().to_string();
+    let exec = ["exec", "--env-file", &file, "-e", "B=3", "box", "sh", "-c", "echo $A $B"];
+    assert_eq!(daemon.hoist(exec).ok().text(), "1 3");
+    let sizes = daemon.hoist(["inspect", "-s", "-f", "{{.SizeRw}} {{.SizeRootFs}}", "box"]).ok();
+    let [own, all] =
+        sizes.text().split(' ').map(|size| size.parse::<u64>().expect("bytes")).collect::<Vec<_>>()[..]
+    else {
+        panic!("{sizes}")
+    };
+    assert!(own < all, "{sizes}");
+    assert!(!daemon.hoist(["inspect", "box"]).ok().stdout.contains("SizeRw"));
+    run_to_end(&daemon, "said", &[], "echo it");
+    assert_eq!(daemon.hoist(["logs", "--details", "said"]).ok().stdout, " it\n");
+    assert_eq!(daemon.hoist(["volume", "create", "--name", "named"]).ok().text(), "named");
+    assert_eq!(daemon.hoist(["container", "remove", "said"]).ok().text(), "said");
+    daemon.hoist(["network", "prune", "-f"]).ok();
+    for (words, said) in [
+        (&["network", "create", "--driver", "bridge", "own"][..], "--network container:NAME"),
+        (&["network", "rm", "bridge"], "there are bridge, host and none"),
+        (&["network", "connect", "bridge", "box"], "there are bridge, host and none"),
+        (&["network", "disconnect", "-f", "bridge", "box"], "--network none"),
+        (&["pull", "-a", "127.0.0.1:1/busybox"], "one by one"),
+        (&["push", "-a", "127.0.0.1:1/busybox:latest"], "tag can't be used"),
+        (&["push", "-a", "127.0.0.1:1/nosuch"], "127.0.0.1:1/nosuch"),
+        (&["volume", "create", "-o", "type=nfs", "it"], "mount(8)"),
+        (&["run", "--ip", "172.30.0.9", "busybox"], "which `hoist inspect` shows"),
+        (&["run", "--network-alias", "a", "busybox"], "--add-host"),
+        (&["run", "--link=a:b", "busybox"], "--add-host"),
+        (&["run", "--storage-opt", "size=1g", "busybox"], "--tmpfs"),
+    ] {
+        let refused = daemon.hoist(words);
+        assert!(refused.code != 0 && refused.stderr.contains(said), "{refused}");
+    }
+}
+
+#[test]
+fn an_imported_image_has_the_changes_that_were_said() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "box", &[]);
+    let tar = daemon.dir().join("tree.tar").display().to_string();
+    daemon.hoist(["export", "-o", &tar, "box"]).ok();
+    let changes = ["-c", "CMD [\"echo\", \"$A\"]", "--change", "ENV A=1", "-m", "by hand"];
+    daemon.hoist([&["import"], &changes[..], &[tar.as_str(), "imported"]].concat()).ok();
+    let config = daemon
+        .hoist(["image", "inspect", "-f", "{{json .Config.Cmd}} {{json .Config.Env}}", "imported"])
+        .ok();
+    assert_eq!(config.text(), r#"["echo","$A"] ["A=1"]"#);
+    assert!(daemon.hoist(["history", "imported"]).ok().stdout.contains("by hand"));
+    let refused = daemon.hoist(["import", "-c", "RUN true", &tar, "other"]);
+    assert!(refused.code != 0 && refused.stderr.contains("RUN"), "{refused}");
+}

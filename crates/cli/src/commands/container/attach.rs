@@ -26,7 +26,7 @@ pub(crate) struct Flags {
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let container = client.call(&Call::Inspect { id: flags.container }).await?;
+    let container = client.call(&Call::Inspect { id: flags.container, sizes: false }).await?;
     join(client, &container, !flags.no_stdin, flags.leaving, flags.passing).await
 }
 

@@ -15,6 +15,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::attend::{self, Leaving, Passing, Process};
 use super::extras::ExtraFlags;
+use super::refused::Refused;
 use super::timing;
 use crate::commands::image::long::outcome;
 use crate::commands::{list, registry};
@@ -34,6 +35,16 @@ pub(crate) struct Flags {
     /// In the background
     #[arg(long, short)]
     pub(crate) detach: bool,
+    /// stdin, stdout or stderr, and no other stream; otherwise all
+    #[arg(
+        long,
+        short,
+        value_name = "STREAM",
+        ignore_case = true,
+        hide_possible_values = true,
+        conflicts_with = "detach"
+    )]
+    pub(crate) attach: Vec<Stream>,
     /// Keep standard input open
     #[arg(long, short)]
     pub(crate) interactive: bool,
@@ -139,6 +150,8 @@ pub(crate) struct Flags {
     #[command(flatten)]
     pub(crate) extras: ExtraFlags,
     #[command(flatten)]
+    _refused: Refused,
+    #[command(flatten)]
     pub(crate) leaving: Leaving,
     #[command(flatten)]
     pub(crate) passing: Passing,
@@ -148,7 +161,23 @@ pub(crate) struct Flags {
     pub(crate) words: Vec<String>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Stream {
+    Stdin,
+    Stdout,
+    Stderr,
+}
+
 impl Flags {
+    fn attaches(&self, stream: Stream) -> bool {
+        self.attach.is_empty() || self.attach.contains(&stream)
+    }
+
+    /// Whether standard output and standard error are.
+    fn shown(&self) -> [bool; 2] {
+        [Stream::Stdout, Stream::Stderr].map(|stream| self.attaches(stream))
+    }
+
     fn image(&self) -> &str {
         self.words.first().expect("clap asks for one")
     }
@@ -170,9 +199,15 @@ struct Fetching {
 
 pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8> {
     let (laps, timing) = (Laps::start(), flags.timing);
-    let (detach, interactive, tty) = (flags.detach || !start, flags.interactive, flags.tty);
-    if tty && interactive && !detach && !std::io::stdin().is_terminal() {
+    let (detach, tty) = (flags.detach || !start, flags.tty);
+    if tty && flags.interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
+    }
+    if !detach && flags.shown() == [false, false] {
+        return Err(Error::invalid_argument(
+            "-a stdin alone: add -a stdout or -a stderr; to leave a container to itself once it has its input, use -di, and \
+             `hoist attach`",
+        ));
     }
     let (detach_keys, takes_signals) = (flags.leaving.detach_keys.clone(), flags.passing.sig_proxy);
     let mut signals = attend::listen(tty)?;
@@ -219,8 +254,9 @@ async fn make(
     let id_file = flags.cidfile.clone().map(IdFile::make).transpose()?;
     let image = find_source(client, flags.image()).await?;
     let stays = start && !flags.detach;
+    let types = flags.interactive && flags.attaches(Stream::Stdin);
     let prepare =
-        || Attached::prepare(PrivateFolder::create(client.address())?, flags.interactive, flags.tty);
+        || Attached::prepare_some(PrivateFolder::create(client.address())?, types, flags.tty, flags.shown());
     let attached = stays.then(prepare).transpose()?;
     let mut create = create(flags, image)?;
     create.start = start;
@@ -320,18 +356,11 @@ fn create(flags: Flags, image: String) -> Result<Create> {
     // The embedded image tells how long its start took.
     let called_at = || u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok();
     let called_at = if image == EMBEDDED { called_at() } else { None };
+    // Who starts it in the background has nothing to say to it.
+    let stdin_once = flags.interactive && !flags.detach && flags.attaches(Stream::Stdin);
     let mut env = Vec::new();
     for file in &flags.env_file {
-        let about = || format!("--env-file: read {file}");
-        let content = std::fs::read_to_string(file).context(about)?;
-        // Blanks at the end belong to the value.
-        let lines =
-            content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        for line in lines {
-            let entry = parse::env(line).map_err(|error| error.context(about()))?;
-            // One that has no value here is passed over in a file.
-            env.extend(Some(entry).filter(|entry| entry.contains('=')));
-        }
+        env.extend(parse::env_file("--env-file", file)?);
     }
     for entry in &flags.env {
         env.push(parse::env(entry)?);
@@ -366,8 +395,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         hostname: flags.hostname,
         tty: flags.tty,
         interactive: flags.interactive,
-        // Who starts it in the background has nothing to say to it.
-        stdin_once: flags.interactive && !flags.detach,
+        stdin_once,
         auto_remove: flags.rm,
         read_only: flags.read_only,
         snapshotter: flags.snapshotter,

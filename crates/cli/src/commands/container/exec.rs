@@ -22,8 +22,12 @@ pub(crate) struct Flags {
     pub(crate) interactive: bool,
     #[arg(long, short)]
     pub(crate) tty: bool,
+    /// KEY=VALUE, or KEY for the value that it has here
     #[arg(long, short)]
     pub(crate) env: Vec<String>,
+    /// A file with such lines
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<String>,
     #[arg(long, short)]
     pub(crate) workdir: Option<String>,
     #[arg(long, short)]
@@ -42,7 +46,13 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     if flags.tty && flags.interactive && !flags.detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
-    let env = flags.env.iter().map(|entry| parse::env(entry)).collect::<Result<_>>()?;
+    let mut env = Vec::new();
+    for file in &flags.env_file {
+        env.extend(parse::env_file("--env-file", file)?);
+    }
+    for entry in &flags.env {
+        env.push(parse::env(entry)?);
+    }
     let mut signals = attend::listen(flags.tty)?;
     let prepare =
         || Attached::prepare(PrivateFolder::create(client.address())?, flags.interactive, flags.tty);

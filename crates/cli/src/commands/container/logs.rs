@@ -23,11 +23,14 @@ pub(crate) struct Flags {
     /// Not what was written after
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
+    /// With what its log has beside each line, which is nothing: a blank, as in Docker's
+    #[arg(long)]
+    details: bool,
     container: String,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { follow, tail, timestamps, since, until, container: id } = flags;
+    let Flags { follow, tail, timestamps, since, until, details, container: id } = flags;
     let tail = match tail.as_deref() {
         None | Some("all") => None,
         // As Docker's: less than none is all.
@@ -38,7 +41,8 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     };
     let mut answers = client.follow(&Follow::Logs(Logs { id, follow, tail, since, until })).await?;
     while let Some(line) = answers.next::<LogLine>().await? {
-        let shown = if timestamps { format!("{} {}", line.time, line.log) } else { line.log };
+        let log = if details { format!(" {}", line.log) } else { line.log };
+        let shown = if timestamps { format!("{} {log}", line.time) } else { log };
         let written = match line.stream.as_str() {
             "stderr" => std::io::stderr().write_all(shown.as_bytes()),
             _ => std::io::stdout().write_all(shown.as_bytes()),

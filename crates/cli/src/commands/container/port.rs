@@ -17,7 +17,7 @@ pub(crate) struct Flags {
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let answer = client.call(&Call::Inspect { id: flags.container.clone() }).await?;
+    let answer = client.call(&Call::Inspect { id: flags.container.clone(), sizes: false }).await?;
     let ports = answer["NetworkSettings"]["Ports"].as_object().cloned().unwrap_or_default();
     let Some(wanted) = flags.port else {
         let mut lines: Vec<String> = ports

@@ -37,7 +37,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let [name] = &containers[..] else {
         return Err(Error::invalid_argument("you cannot start and attach multiple containers at once"));
     };
-    let container = client.call(&Call::Inspect { id: name.clone() }).await?;
+    let container = client.call(&Call::Inspect { id: name.clone(), sizes: false }).await?;
     if container["State"]["Running"] == true {
         return super::attach::join(client, &container, interactive, leaving, passing).await;
     }

@@ -14,11 +14,19 @@ pub(crate) struct Flags {
     quiet: bool,
     #[arg(long)]
     platform: Option<String>,
+    /// Every tag of the repository
+    #[arg(long, short, hide = true)]
+    all_tags: bool,
     image: String,
 }
 
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { quiet, platform, image } = flags;
+    let Flags { quiet, platform, all_tags, image } = flags;
+    if all_tags {
+        return Err(Error::unimplemented(
+            "pull -a: the tags of a repository are not listed here; name those that are wanted, one by one",
+        ));
+    }
     let Pulled { name, digest, is_newer } = pull(client, &image, platform, quiet).await?;
     if !quiet {
         println!("Digest: {digest}");

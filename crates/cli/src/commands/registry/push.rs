@@ -1,11 +1,13 @@
 //! Pushing, and how its blobs go along.
 
-use api::engine::{Follow, PushStep};
+use api::engine::{Follow, ImageCall, PushStep};
 use clap::Args;
 use client::Client;
 use types::{Error, Reference, Result};
 
+use crate::commands::list;
 use crate::credentials;
+use crate::output::text;
 use crate::progress::Progress;
 
 #[derive(Args)]
@@ -16,6 +18,9 @@ pub(crate) struct Flags {
     /// The images here that refer to it too: signatures, lists of contents
     #[arg(long)]
     referrers: bool,
+    /// Every tag that the repository, which is named without one, has here
+    #[arg(long, short)]
+    all_tags: bool,
     #[arg(long, short)]
     quiet: bool,
     /// A name with the registry in it; `hoist tag` gives an image one
@@ -23,7 +28,47 @@ pub(crate) struct Flags {
 }
 
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { all_platforms, referrers, quiet, image } = flags;
+    let Flags { all_platforms, referrers, all_tags, quiet, image } = flags;
+    if !all_tags {
+        return push(client, image, all_platforms, referrers, quiet).await;
+    }
+    for image in tagged(client, &image).await? {
+        push(client, image, all_platforms, referrers, quiet).await?;
+    }
+    Ok(0)
+}
+
+/// The names of a repository's images here. `NotFound` if there are none.
+async fn tagged(client: &Client, repository: &str) -> Result<Vec<String>> {
+    let reference: Reference = repository.parse()?;
+    // Where nobody gave a tag there is none behind the last name.
+    if repository.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
+        return Err(Error::invalid_argument("tag can't be used with --all-tags/-a"));
+    }
+    let call = ImageCall::List { filters: Vec::new(), all: false, tree: false, sizes: false };
+    let rows = client.call(&call.into()).await?;
+    let names = list(&rows).iter().map(|row| format!("{}:{}", text(row, "Repository"), text(row, "Tag")));
+    let is_of = |name: &String| {
+        let found = name.parse::<Reference>();
+        found.is_ok_and(|found| found.tag().is_some() && found.familiar_name() == reference.familiar_name())
+    };
+    let names: Vec<String> = names.filter(is_of).collect();
+    if names.is_empty() {
+        return Err(Error::not_found(format!(
+            "An image does not exist locally with the tag: {}; `hoist tag` gives one its name",
+            reference.familiar_name()
+        )));
+    }
+    Ok(names)
+}
+
+async fn push(
+    client: &Client,
+    image: String,
+    all_platforms: bool,
+    referrers: bool,
+    quiet: bool,
+) -> Result<u8> {
     let reference: Reference = image.parse()?;
     let credentials = credentials::for_pull(client, &reference).await?.keyring;
     let question = Follow::Push { reference: image, all_platforms, referrers, credentials };

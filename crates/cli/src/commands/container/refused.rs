@@ -1,0 +1,54 @@
+//! Flags of Docker's `run` and `create` that have nothing to do here: each says why, and what to use instead.
+
+use clap::Args;
+
+use crate::parse::refused;
+
+const ALIAS: &str = "network-scoped alias is supported only for containers in user defined networks, of which there are none; \
+                     name others by --add-host NAME:ADDRESS";
+const ADDRESS: &str = "user specified IP address is supported on user defined networks only, of which there are none; a container on \
+                       the bridge has one that is free at each start, which `hoist inspect` shows";
+const REALTIME: &str = "real-time budgets are those of cgroups of version 1 alone; use --cpu-quota, --cpu-shares, or --ulimit rtprio";
+const THROTTLE: &str = "single disks are not throttled; --blkio-weight is a container's part of all";
+
+// Of a group of flags a doc comment would become the help of each command that has it.
+#[derive(Args)]
+pub(super) struct Refused {
+    #[arg(long = "network-alias", alias = "net-alias", hide = true, value_parser = refused(ALIAS))]
+    _network_alias: Vec<String>,
+    #[arg(long = "ip", hide = true, value_parser = refused(ADDRESS))]
+    _ip: Option<String>,
+    #[arg(long = "ip6", hide = true, value_parser = refused(ADDRESS))]
+    _ip6: Option<String>,
+    #[arg(long = "link-local-ip", hide = true, value_parser = refused(ADDRESS))]
+    _link_local_ip: Vec<String>,
+    #[arg(long = "link", hide = true, value_parser = refused(
+        "containers are not linked; name others by --add-host NAME:ADDRESS, or share a network by --network container:NAME",
+    ))]
+    _link: Vec<String>,
+    #[arg(long = "cpu-rt-period", hide = true, value_parser = refused(REALTIME))]
+    _cpu_rt_period: Option<String>,
+    #[arg(long = "cpu-rt-runtime", hide = true, value_parser = refused(REALTIME))]
+    _cpu_rt_runtime: Option<String>,
+    #[arg(long = "kernel-memory", hide = true, value_parser = refused(
+        "the kernel's memory is not limited by itself; -m counts it with the rest",
+    ))]
+    _kernel_memory: Option<String>,
+    #[arg(long = "storage-opt", hide = true, value_parser = refused(
+        "the tree of a container has no size of its own; give what must not grow a tmpfs (--tmpfs PATH:size=64m), or a volume on \
+         a disk of its own",
+    ))]
+    _storage_opt: Vec<String>,
+    #[arg(long = "volume-driver", hide = true, value_parser = ["local"])]
+    _volume_driver: Option<String>,
+    #[arg(long = "device-read-bps", hide = true, value_parser = refused(THROTTLE))]
+    _device_read_bps: Vec<String>,
+    #[arg(long = "device-write-bps", hide = true, value_parser = refused(THROTTLE))]
+    _device_write_bps: Vec<String>,
+    #[arg(long = "device-read-iops", hide = true, value_parser = refused(THROTTLE))]
+    _device_read_iops: Vec<String>,
+    #[arg(long = "device-write-iops", hide = true, value_parser = refused(THROTTLE))]
+    _device_write_iops: Vec<String>,
+    #[arg(long = "blkio-weight-device", hide = true, value_parser = refused(THROTTLE))]
+    _blkio_weight_device: Vec<String>,
+}
