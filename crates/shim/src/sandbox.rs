@@ -116,45 +116,42 @@ impl Sandbox {
 
     /// Nobody waits for these answers any more.
     pub(crate) fn forget(&mut self, connection: u32) {
-        for waiting in self.waiting_mut() {
-            waiting.retain(|reply| reply.connection != connection);
-        }
+        self.each_waiting(&mut |waiting| waiting.retain(|reply| reply.connection != connection));
         self.line.retain(|(_, reply)| reply.connection != connection);
     }
 
     /// Answers those who wait for an end and whose time is over.
     pub(crate) fn finish_waits(&mut self) {
-        let now = Instant::now();
-        let is_over = |reply: &mut ReplyTo| reply.until.is_some_and(|until| until <= now);
-        let late: Vec<ReplyTo> =
-            self.waiting_mut().flat_map(|waiting| waiting.extract_if(.., is_over)).collect();
+        let (now, mut late) = (Instant::now(), Vec::new());
+        self.each_waiting(&mut |waiting| {
+            late.extend(waiting.extract_if(.., |reply| reply.until.is_some_and(|until| until <= now)));
+        });
         let over = || Err(Error::deadline_exceeded("it did not end in the time that the caller gave"));
         self.replies.extend(late.into_iter().map(|reply| (reply, over())));
     }
 
-    /// When [`Sandbox::finish_waits`] has something to do even if nothing happens.
-    fn wait_deadline(&self) -> Option<Instant> {
-        self.waiting().flatten().filter_map(|reply| reply.until).min()
-    }
-
-    /// Who waits for an end.
-    fn waiting(&self) -> impl Iterator<Item = &Vec<ReplyTo>> {
+    /// How many wait for an end, and when [`Sandbox::finish_waits`] has something to do even if nothing happens.
+    fn waits(&self) -> (usize, Option<Instant>) {
+        let (mut count, mut first) = (0, None);
         let of_processes = self.processes.values().map(|process| &process.waiting);
-        of_processes.chain(self.pod.iter().map(|pod| &pod.waiting))
+        for reply in of_processes.chain(self.pod.iter().map(|pod| &pod.waiting)).flatten() {
+            count += 1;
+            first = first.into_iter().chain(reply.until).min();
+        }
+        (count, first)
     }
 
-    fn waiting_mut(&mut self) -> impl Iterator<Item = &mut Vec<ReplyTo>> {
-        let of_processes = self.processes.values_mut().map(|process| &mut process.waiting);
-        of_processes.chain(self.pod.iter_mut().map(|pod| &mut pod.waiting))
+    /// Visits all who wait for an end.
+    fn each_waiting(&mut self, visit: &mut dyn FnMut(&mut Vec<ReplyTo>)) {
+        self.processes.values_mut().for_each(|process| visit(&mut process.waiting));
+        self.pod.iter_mut().for_each(|pod| visit(&mut pod.waiting));
     }
 
     fn check_takes_wait(&self) -> Result<()> {
-        match self.waiting().map(Vec::len).sum::<usize>() < WAITS_MAX {
-            true => Ok(()),
-            false => Err(Error::resource_exhausted(format!(
-                "{WAITS_MAX} calls wait already; close the connection to forget those that nobody needs"
-            ))),
+        if self.waits().0 < WAITS_MAX {
+            return Ok(());
         }
+        Err(Error::resource_exhausted("too many calls wait already; close the connection to forget them"))
     }
 
     fn publish<M: Message + TypeUrl>(&mut self, container: u32, topic: &str, event: &M) {

@@ -57,9 +57,7 @@ impl Engine {
             || about(Error::failed_precondition(format!("container {} is not running", short(&other))));
         let open = |pid| NsKind::Pid.open(format!("/proc/{pid}/ns/{}", NsKind::Pid.file_name()).as_ref());
         let opened = self.open_of_task(&task, short(&other), open).await.map_err(about)?;
-        let (_process, file) = opened.ok_or_else(|| {
-            about(Error::failed_precondition(format!("container {} is not running", short(&other))))
-        })?;
+        let (_process, file) = opened.ok_or_else(ended)?;
         Ok(Joined(Some(file)))
     }
 }

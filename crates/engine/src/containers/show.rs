@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::engine::{Device, Restart, Ulimit};
+use api::engine::{Create, Device, Restart, Ulimit};
 use metadata::Container;
 use network::Transport;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use task::{OUR_RUNTIME, Process};
 use types::{ContainerId, ErrorKind, Namespace, Result};
 
@@ -297,20 +297,53 @@ fn host_config(extension: &Extension) -> Value {
         Restart::UnlessStopped => ("unless-stopped", 0),
         Restart::OnFailure(max) => ("on-failure", max),
     };
-    json!({
+    let binds: Vec<_> = create.mounts.iter().filter(is_named).filter_map(bind_text).collect();
+    let hosts: Vec<_> = extras.hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect();
+    let ulimits: Vec<_> = extras.ulimits.iter().map(ulimit_row).collect();
+    let devices: Vec<_> = extras.devices.iter().map(device_row).collect();
+    let mut config = json!({
         "NetworkMode": create.network,
-        "Binds": create.mounts.iter().filter(is_named).filter_map(bind_text).collect::<Vec<_>>(),
+        "Binds": binds,
         "PortBindings": ports_asked_for(&create.ports),
         "LogConfig": {"Type": log_driver::driver(&extras.log), "Config": extras.log.options},
         "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},
         "AutoRemove": create.auto_remove,
         "Privileged": create.privileged,
         "ReadonlyRootfs": create.read_only,
+        "CapAdd": create.cap_add,
+        "CapDrop": create.cap_drop,
+        "PublishAllPorts": create.publish_all,
+        "VolumesFrom": Some(&extras.volumes_from).filter(|from| !from.is_empty()),
+        "Init": extras.init,
+        "GroupAdd": extras.groups,
+        "PidMode": extras.pid,
+        "UTSMode": extras.uts,
+        "Annotations": extras.annotations,
+        "CgroupParent": extras.cgroup_parent,
+        "DeviceCgroupRules": Some(&extras.device_rules).filter(|rules| !rules.is_empty()),
+        "Runtime": if extras.runtime.is_empty() { OUR_RUNTIME } else { &extras.runtime },
+        "IpcMode": if extras.ipc.is_empty() { "private" } else { &extras.ipc },
+        "SecurityOpt": extras.security,
+        "Sysctls": extras.sysctls,
+        "Ulimits": ulimits,
+        "Devices": devices,
+        "DeviceRequests": device_requests(&extras.cdi),
+        "ExtraHosts": hosts,
+        "Dns": extras.dns.servers,
+        "DnsSearch": extras.dns.search,
+        "DnsOptions": extras.dns.options,
+    });
+    config.as_object_mut().expect("an object").extend(limits(create));
+    config
+}
+
+/// How much it may use.
+fn limits(create: &Create) -> Map<String, Value> {
+    let extras = &create.extras;
+    let all = json!({
         "Memory": create.memory.unwrap_or(0),
         "NanoCpus": create.milli_cpus.unwrap_or(0) * 1_000_000,
         "PidsLimit": create.pids_limit,
-        "CapAdd": create.cap_add,
-        "CapDrop": create.cap_drop,
         "CpuShares": extras.cpu_shares.unwrap_or(0),
         "CpuPeriod": extras.cpu_period.unwrap_or(0),
         "CpuQuota": extras.cpu_quota.unwrap_or(0),
@@ -319,31 +352,13 @@ fn host_config(extension: &Extension) -> Value {
         "BlkioWeight": extras.blkio_weight.unwrap_or(0),
         "MemoryReservation": extras.memory_reservation.unwrap_or(0),
         "MemorySwap": memory_and_swap(create).unwrap_or(0),
-        "PublishAllPorts": create.publish_all,
-        "VolumesFrom": Some(&extras.volumes_from).filter(|from| !from.is_empty()),
-        "Init": extras.init,
-        "GroupAdd": extras.groups,
         "OomScoreAdj": extras.oom_score_adj.unwrap_or(0),
         "ShmSize": extras.shm_bytes.unwrap_or(64 << 20),
-        "PidMode": extras.pid,
-        "UTSMode": extras.uts,
-        "Annotations": extras.annotations,
-        "CgroupParent": extras.cgroup_parent,
-        "DeviceCgroupRules": Some(&extras.device_rules).filter(|rules| !rules.is_empty()),
         "MemorySwappiness": extras.swappiness,
         "OomKillDisable": extras.oom_kill_disable,
-        "Runtime": if extras.runtime.is_empty() { OUR_RUNTIME } else { &extras.runtime },
-        "IpcMode": if extras.ipc.is_empty() { "private" } else { &extras.ipc },
-        "SecurityOpt": extras.security,
-        "Sysctls": extras.sysctls,
-        "Ulimits": extras.ulimits.iter().map(ulimit_row).collect::<Vec<_>>(),
-        "Devices": extras.devices.iter().map(device_row).collect::<Vec<_>>(),
-        "DeviceRequests": device_requests(&extras.cdi),
-        "ExtraHosts": extras.hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
-        "Dns": extras.dns.servers,
-        "DnsSearch": extras.dns.search,
-        "DnsOptions": extras.dns.options,
-    })
+    });
+    let Value::Object(all) = all else { unreachable!("it is written as one") };
+    all
 }
 
 /// As `-v` takes it, of what has a source.
@@ -383,8 +398,8 @@ pub(crate) fn attributes(extension: &Extension) -> BTreeMap<String, String> {
 }
 
 /// By port inside, where each is published.
-fn port_bindings(attachment: &network::Attachment) -> serde_json::Map<String, Value> {
-    let mut bindings = serde_json::Map::new();
+fn port_bindings(attachment: &network::Attachment) -> Map<String, Value> {
+    let mut bindings = Map::new();
     for port in &attachment.ports {
         let inside = format!("{}/{}", port.container_port, protocol(port.transport));
         let all = bindings.entry(inside).or_insert_with(|| json!([]));

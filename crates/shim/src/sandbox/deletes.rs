@@ -72,7 +72,7 @@ impl Sandbox {
         };
         let deletes = self.deletes.iter().filter(over).map(|delete| delete.deadline);
         let drivers = self.drivers.iter().map(Leaving::deadline);
-        deletes.chain(drivers).chain(self.stop_deadline()).chain(self.wait_deadline()).min()
+        deletes.chain(drivers).chain(self.stop_deadline()).chain(self.waits().1).min()
     }
 
     /// Whether the process does not run, its end, if it had one, was told, and nothing is under way with its container.
