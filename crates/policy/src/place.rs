@@ -5,7 +5,8 @@
 //! registry-1.docker.io/library/redis  docker.io:443/redis docker.io/library/redis
 //! ```
 //!
-//! A rule must not be got round by another spelling of a host, which DNS and the port of HTTPS allow.
+//! A rule must not be got round by another spelling of a host, which DNS and the port of HTTPS allow. What is signed is
+//! known by any of them, too: to cosign, Docker's registry is `index.docker.io`.
 
 use std::net::Ipv6Addr;
 
@@ -16,10 +17,14 @@ const DOCKER_ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "r
 
 /// Host and repository.
 pub(crate) fn of(reference: &Reference) -> String {
-    let host = host(reference.host());
-    match reference.repository() {
-        alone if host == "docker.io" && !alone.contains('/') => format!("{host}/library/{alone}"),
-        repository => format!("{host}/{repository}"),
+    full(format!("{}/{}", host(reference.host()), reference.repository()))
+}
+
+/// A place with the folder that names of Docker's own images may leave out.
+pub(crate) fn full(place: String) -> String {
+    match place.strip_prefix("docker.io/") {
+        Some(alone) if !alone.contains('/') => format!("docker.io/library/{alone}"),
+        _ => place,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::place;
 /// Rules, and what happens to an image that none is about.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// With the places that they are about.
+    /// With the places that they are about; identities are places, too.
     rules: Vec<(String, Rule)>,
     default_rejects: bool,
 }
@@ -50,22 +50,22 @@ impl Policy {
     /// `InvalidArgument` if a scope is none, or stands in two rules, or if a rule has no keys.
     pub fn new(rules: Vec<Rule>, default_rejects: bool) -> Result<Policy> {
         let mut known: Vec<(String, Rule)> = Vec::new();
-        for rule in rules {
-            let wrong = |why: &str| Error::invalid_argument(format!("rule for {:?}: {why}", rule.scope));
-            let scope =
-                place::of_scope(&rule.scope).map_err(|error| wrong("its scope").with_source(error))?;
+        for Rule { scope: written, mut action } in rules {
+            let wrong = |why: &str| Error::invalid_argument(format!("rule for {written:?}: {why}"));
+            let scope = place::of_scope(&written).map_err(|error| wrong("its scope").with_source(error))?;
             if known.iter().any(|(other, _)| *other == scope) {
                 return Err(wrong("there are two of them"));
             }
-            if let Action::Signed { keys, identity } = &rule.action {
+            if let Action::Signed { keys, identity } = &mut action {
                 if keys.is_empty() {
                     return Err(wrong("signatures are asked for, and no keys are given"));
                 }
                 if let Some(identity) = identity {
-                    place::of_scope(identity).map_err(|error| wrong("its identity").with_source(error))?;
+                    *identity = place::of_scope(identity)
+                        .map_err(|error| wrong("its identity").with_source(error))?;
                 }
             }
-            known.push((scope, rule));
+            known.push((scope, Rule { scope: written, action }));
         }
         Ok(Policy { rules: known, default_rejects })
     }
@@ -93,7 +93,7 @@ impl Policy {
             Action::Signed { keys, identity } => {
                 let repository = repository.expect("a rule is about it");
                 let rest = rest_of(&repository, scope).expect("within its scope");
-                let repository = format!("{}{rest}", identity.as_deref().unwrap_or(scope));
+                let repository = place::full(format!("{}{rest}", identity.as_deref().unwrap_or(scope)));
                 Ok(Verdict::Signed { rule, keys, repository })
             }
         }
@@ -194,6 +194,20 @@ mod tests {
         local.verdict("localhost:80/app").unwrap_err();
         let six = Policy::new(vec![rule("[::1]:5000", Action::Reject)], false).unwrap();
         six.verdict("[0:0:0:0:0:0:0:1]:5000/app").unwrap_err();
+    }
+
+    #[test]
+    fn an_identity_is_known_however_it_is_written() {
+        for (identity, name, expected) in [
+            ("index.docker.io/team", "quay.io/copies/app", "docker.io/team/app"),
+            ("QUAY.IO:443/team", "quay.io/copies/app", "quay.io/team/app"),
+            ("docker.io/redis", "quay.io/copies", "docker.io/library/redis"),
+        ] {
+            let action = Action::Signed { keys: vec![key()], identity: Some(identity.into()) };
+            let policy = Policy::new(vec![rule("quay.io/copies", action)], false).unwrap();
+            let Verdict::Signed { repository, .. } = policy.verdict(name).unwrap() else { panic!("{name}") };
+            assert_eq!(repository, expected, "{identity}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use types::{Digest, Error, Reference, Result};
 
-use crate::PublicKey;
+use crate::{PublicKey, place};
 
 /// The media type of a payload, which is a layer of the signatures' manifest.
 pub const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -29,7 +29,7 @@ const KINDS: [&str; 2] = ["cosign container image signature", "atomic container 
 /// What a payload says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedImage {
-    /// With its registry, without tag and digest.
+    /// With its registry, without tag and digest, by the one name that it has for the policy.
     pub repository: String,
     pub digest: Digest,
 }
@@ -114,5 +114,35 @@ pub fn parse_payload(bytes: &[u8]) -> Result<SignedImage> {
         .map_err(|error| broken("it names no repository").with_source(error))?;
     let digest: Digest =
         critical.image.digest.parse().map_err(|error| broken("it names no digest").with_source(error))?;
-    Ok(SignedImage { repository: reference.name(), digest })
+    Ok(SignedImage { repository: place::of(&reference), digest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_known_however_the_payload_writes_it() {
+        let image = Digest::of(b"image");
+        for (written, expected) in [
+            ("index.docker.io/team/app", "docker.io/team/app"),
+            ("index.docker.io/library/redis:7", "docker.io/library/redis"),
+            ("redis", "docker.io/library/redis"),
+            ("quay.io:443/team/app", "quay.io/team/app"),
+            ("QUAY.IO/team/app", "quay.io/team/app"),
+            ("quay.io:444/team/app", "quay.io:444/team/app"),
+        ] {
+            let payload = serde_json::json!({"critical": {
+                "identity": {"docker-reference": written},
+                "image": {"docker-manifest-digest": image.to_string()},
+                "type": KINDS[0],
+            }});
+            let signed = parse_payload(payload.to_string().as_bytes()).unwrap();
+            assert_eq!(
+                signed,
+                SignedImage { repository: expected.into(), digest: image.clone() },
+                "{written}"
+            );
+        }
+    }
 }
