@@ -74,17 +74,10 @@ impl Verifiers {
             .process_group(0)
             .kill_on_drop(true)
             .spawn();
-        let mut child = child.map_err(|error| denied("it cannot be started".into()).with_source(error))?;
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let child = child.map_err(|error| denied("it cannot be started".into()).with_source(error))?;
+        let mut group = Group(child);
         let descriptor = serde_json::to_vec(image).expect("plain data");
-        let answered = tokio::time::timeout(self.timeout, converse(&mut child, &descriptor)).await;
-        if answered.is_err()
-            && let Some(group) = group
-        {
-            // With whatever it started. It may have ended meanwhile; it was not waited for, so its number is
-            // still its own.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+        let answered = tokio::time::timeout(self.timeout, converse(&mut group, &descriptor)).await;
         let (status, reason) = answered
             .map_err(|_| denied(format!("it gave no answer within {:?}", self.timeout)))?
             .map_err(|error| denied("it cannot be spoken to".into()).with_source(error))?;
@@ -96,8 +89,23 @@ impl Verifiers {
     }
 }
 
+/// A program that leads a group of processes. All of it is killed if nobody waits for the program any more.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // None once it was waited for. It may have ended meanwhile; until then its number is its own.
+        if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
 /// Writes the descriptor, and reads to the end of the program and of what it says.
-async fn converse(child: &mut Child, descriptor: &[u8]) -> io::Result<(std::process::ExitStatus, Vec<u8>)> {
+async fn converse(
+    Group(child): &mut Group,
+    descriptor: &[u8],
+) -> io::Result<(std::process::ExitStatus, Vec<u8>)> {
     let mut stdin = child.stdin.take().expect("piped");
     let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
     let feed = async {
@@ -131,6 +139,8 @@ async fn read_some(mut from: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader};
     use std::os::unix::fs::PermissionsExt;
 
     use tempfile::TempDir;
@@ -207,6 +217,40 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         let error = ask(slow.path(), Duration::from_millis(200)).unwrap_err();
         assert!(error.message().contains("no answer within 200ms"), "{error:?}");
+    }
+
+    #[test]
+    fn who_goes_away_leaves_nothing_of_a_program_behind() {
+        let dir = TempDir::new().unwrap();
+        let (program, alive) = (dir.path().join("verify"), dir.path().join("alive"));
+        assert!(std::process::Command::new("mkfifo").arg(&alive).status().unwrap().success());
+        let script = format!(
+            "#!/bin/sh\nsh -c 'echo started; exec sleep 1000' > {} 2> /dev/null &\nsleep 1000\n",
+            alive.display()
+        );
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let verifiers =
+            Verifiers { directory: dir.path().into(), count_max: None, timeout: Duration::from_secs(60) };
+        let image = Descriptor::new("application/x", Digest::of(b"image"), 5);
+        // What it started in the background holds the other end of the pipe as long as it lives.
+        let (say_started, started) = tokio::sync::oneshot::channel();
+        let (say_ended, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut lines = BufReader::new(File::open(alive).unwrap()).lines();
+            assert_eq!(lines.next().unwrap().unwrap(), "started");
+            say_started.send(()).unwrap();
+            assert!(lines.next().is_none());
+            say_ended.send(()).unwrap();
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            tokio::select! {
+                answered = verifiers.ask(&program, NAME, &image) => panic!("{answered:?}"),
+                started = started => started.unwrap(),
+            }
+        });
+        ended.recv_timeout(Duration::from_secs(20)).expect("all of it is killed");
     }
 
     #[test]
