@@ -465,7 +465,10 @@ impl Raw {
                 mutation_threshold: self.gc.mutation_threshold,
                 pause_threshold: pause_threshold(self.gc.pause_threshold)?,
             },
-            policy: self.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::read)?,
+            policy: match &self.policy {
+                Some(path) => policy::read(&absolute("policy", path)?)?,
+                None => Policy::default(),
+            },
             image_verifiers: verifiers(self.image_verifiers)?,
             warnings: Vec::new(),
         })
@@ -737,6 +740,9 @@ mod tests {
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }
+        // Where a daemon is started from means nothing.
+        let error = parsed("policy = \"policy.toml\"").unwrap_err();
+        assert!(error.message().starts_with("configuration: policy: "), "{error:?}");
         let config = parsed("[grpc]\naddress = \"unix:///x/y.sock\"\n[gc]\nschedule_delay = \"2m\"").unwrap();
         assert_eq!(config.address, Path::new("/x/y.sock"));
         for path in ["/a/b", "a/b"] {

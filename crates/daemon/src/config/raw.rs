@@ -31,7 +31,7 @@ pub struct Raw {
     /// The snapshotter for calls that name none: `overlayfs`, `native` (full copies) or the name of a proxy plugin. `auto` is
     /// `overlayfs` where the kernel makes overlays on the root's file system, and `native` elsewhere.
     pub snapshotter: String,
-    /// A file of rules about which images may come in; without it all may.
+    /// The absolute path of a file of rules about which images may come in; without it all may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PathBuf>,
     /// Plugins without which the daemon is not to start, as `ctr plugins ls` shows them: `io.containerd.snapshotter.v1.zfs`.
