@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use policy::{
     PAYLOAD_LEN_MAX, PAYLOAD_TYPE, Policy, PublicKey, Reader, SIGNATURE_ANNOTATION, SIGNATURE_ARTIFACT_TYPE,
@@ -21,12 +22,14 @@ use policy::{
 };
 use registry::{Connections, Keyring, Remote};
 use tokio::sync::Semaphore;
-use types::{Context, Descriptor, Digest, Error, ErrorKind, Reference, Result};
+use types::{Descriptor, Digest, Error, ErrorKind, Reference, Result};
 
 /// Manifests of signatures that are looked at, beside the one under the tag.
 const REFERRERS_MAX: usize = 16;
 /// Signatures of one image that are looked at.
 const SIGNATURES_MAX: usize = 64;
+/// For all of them: a registry may be silent about each.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Answers that wait for their records.
 const AHEAD_MAX: usize = 64;
@@ -178,7 +181,8 @@ impl Admission {
             let refused = |error: Error| {
                 rule.refusal(name, &format!("{} must be signed", image.digest)).with_source(error)
             };
-            check_signatures(remote, keys, &repository, &image.digest).await.map_err(refused)?;
+            let search = Search::new(remote, keys, &repository, &image.digest);
+            search.run().await.map_err(refused)?;
         }
         match &judges.verifiers {
             Some(verifiers) => verifiers.check(&programs, name, image).await,
@@ -193,58 +197,121 @@ fn too_many(name: &str) -> Error {
     ))
 }
 
-/// Finds a signature of one of the keys. The error says why none of those that there are counts.
-async fn check_signatures(
-    remote: &Remote,
-    keys: &[PublicKey],
-    repository: &str,
-    image: &Digest,
-) -> Result<()> {
-    let tag = tag_of_signatures(image);
-    let mut failure =
-        Error::not_found(format!("there is no signature, neither under the tag {tag} nor as a referrer"));
-    for layer in signatures(remote, image, &tag).await?.iter().take(SIGNATURES_MAX) {
-        let checked = match fetch(remote, layer).await {
-            Ok((payload, signature)) => policy::check(&payload, &signature, keys, repository, image),
-            Err(error) => Err(error),
-        };
-        match checked {
-            Ok(()) => return Ok(()),
-            Err(error) => failure = error,
+/// A look for a signature by one of the keys that says that an image is of a repository.
+struct Search<'a> {
+    remote: &'a Remote,
+    keys: &'a [PublicKey],
+    repository: &'a str,
+    image: &'a Digest,
+    /// The tag that cosign gives signatures.
+    tag: String,
+    /// Signatures that were looked at.
+    looked: usize,
+    /// Why the last of them does not count.
+    wrong: Option<Error>,
+    /// Why the first thing that could not be looked at could not be.
+    unseen: Option<Error>,
+}
+
+impl<'a> Search<'a> {
+    fn new(remote: &'a Remote, keys: &'a [PublicKey], repository: &'a str, image: &'a Digest) -> Search<'a> {
+        let tag = tag_of_signatures(image);
+        Search { remote, keys, repository, image, tag, looked: 0, wrong: None, unseen: None }
+    }
+
+    /// Looks everywhere until one is found. The error says why none of those that there are counts.
+    async fn run(mut self) -> Result<()> {
+        match tokio::time::timeout(SEARCH_TIMEOUT, self.find()).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.failure()),
+            Err(_) => {
+                self.note(Error::deadline_exceeded(format!("it took more than {SEARCH_TIMEOUT:?}")));
+                Err(self.failure())
+            }
         }
     }
-    Err(failure)
-}
 
-/// The signatures that a registry has of an image: layers of the manifest under the tag, and of referrers.
-async fn signatures(remote: &Remote, image: &Digest, tag: &str) -> Result<Vec<Descriptor>> {
-    let what = || format!("look for signatures of {image}");
-    let mut found = match remote.resolve_tag(tag).await {
-        Ok(found) => layers(&found.descriptor.media_type, &found.bytes).context(what)?,
-        Err(error) if is_absence(&error) => Vec::new(),
-        Err(error) => return Err(error.context(what())),
-    };
-    let referrers = match remote.referrers(image, Some(SIGNATURE_ARTIFACT_TYPE)).await {
-        Err(error) if is_absence(&error) => Vec::new(),
-        referrers => referrers.context(what)?,
-    };
-    for referrer in referrers.iter().take(REFERRERS_MAX) {
-        let bytes = remote.manifest(referrer).await.context(what)?;
-        found.append(&mut layers(&referrer.media_type, &bytes).context(what)?);
+    /// In the manifest under the tag, and in those of referrers. Trouble with one place hides no signature in another.
+    async fn find(&mut self) -> bool {
+        match self.remote.resolve_tag(&self.tag).await {
+            Ok(tagged) if self.is_in(&tagged.descriptor.media_type, &tagged.bytes).await => return true,
+            Ok(_) => {}
+            Err(error) => self.note(error),
+        }
+        let referrers = match self.remote.referrers(self.image, Some(SIGNATURE_ARTIFACT_TYPE)).await {
+            Ok(referrers) => referrers,
+            Err(error) => {
+                self.note(error);
+                return false;
+            }
+        };
+        for referrer in referrers.iter().take(REFERRERS_MAX) {
+            match self.remote.manifest(referrer).await {
+                Ok(bytes) if self.is_in(&referrer.media_type, &bytes).await => return true,
+                Ok(_) => {}
+                Err(error) => self.note(error),
+            }
+        }
+        false
     }
-    Ok(found)
-}
 
-/// Some registries say of what is not there that it may not be seen.
-fn is_absence(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied)
+    /// Whether a layer of a manifest is a signature that counts.
+    async fn is_in(&mut self, media_type: &str, bytes: &[u8]) -> bool {
+        let layers = match layers(media_type, bytes) {
+            Ok(layers) => layers,
+            Err(error) => {
+                self.note(error);
+                return false;
+            }
+        };
+        for layer in layers.iter().take(SIGNATURES_MAX - self.looked) {
+            self.looked += 1;
+            let checked = match fetch(self.remote, layer).await {
+                Ok((payload, signature)) => {
+                    policy::check(&payload, &signature, self.keys, self.repository, self.image)
+                }
+                Err(error) => Err(error),
+            };
+            match checked {
+                Ok(()) => return true,
+                Err(error) => self.wrong = Some(error),
+            }
+        }
+        false
+    }
+
+    /// Keeps why something could not be looked at, unless it is not there.
+    fn note(&mut self, error: Error) {
+        if !error.is(ErrorKind::NotFound) {
+            self.unseen.get_or_insert(error);
+        }
+    }
+
+    fn failure(self) -> Error {
+        let Search { tag, wrong, unseen, .. } = self;
+        match (wrong, unseen) {
+            (Some(wrong), None) => wrong,
+            (Some(wrong), Some(unseen)) => Error::permission_denied(format!(
+                "{}; and not all signatures could be looked at: {}",
+                wrong.chain(),
+                unseen.chain()
+            )),
+            (None, None) => Error::not_found(format!(
+                "there is no signature, neither under the tag {tag} nor as a referrer"
+            )),
+            // Some registries say of what is not there that it may not be seen.
+            (None, Some(unseen)) => unseen.context(format!(
+                "there is no signature that the registry shows, neither under the tag {tag} nor as a referrer"
+            )),
+        }
+    }
 }
 
 fn layers(media_type: &str, bytes: &[u8]) -> Result<Vec<Descriptor>> {
     match image::Node::parse(media_type, bytes)? {
         image::Node::Manifest(manifest) => Ok(manifest.layers),
         image::Node::Index(_) => {
-            Err(Error::permission_denied("signatures are in an index, not in a manifest"))
+            Err(Error::invalid_argument("signatures are in an index, not in a manifest"))
         }
     }
 }
@@ -267,7 +334,6 @@ async fn fetch(remote: &Remote, layer: &Descriptor) -> Result<(Vec<u8>, String)>
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
-    use std::time::Duration;
 
     use super::*;
 

@@ -269,16 +269,66 @@ fn signatures_are_found_as_referrers_and_under_another_identity() {
     let daemon = daemon(folder.path(), &policy);
     let name = format!("{host}/{repository}");
     let signed = payload("quay.io/team/app:1", &digest);
-    let mut referrer = attach(&registry, repository, "signatures", &[(signed.clone(), signer.sign(&signed))]);
+    let referrer = attach(&registry, repository, "signatures", &[(signed.clone(), signer.sign(&signed))]);
     refused(&daemon, &["pull", &name], &["there is no signature"]);
-    // The registry has no referrers API, so the list is a tag (distribution-spec, "Referrers Tag Schema").
-    referrer["artifactType"] = "application/vnd.dev.cosign.artifact.sig.v1+json".into();
-    let kind = "application/vnd.oci.image.index.v1+json";
-    let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": [referrer]});
-    let bytes = serde_json::to_vec(&index).expect("plain data");
-    let tag = digest.replace(':', "-");
-    ask(&registry, "PUT", &format!("/v2/{repository}/manifests/{tag}"), kind, &bytes);
+    list_referrers(&registry, repository, &digest, vec![referrer]);
     daemon.hoist(["pull", "-q", &name]).ok();
+}
+
+/// Names a document as a referrer to an image, where a registry without the referrers API has it
+/// (distribution-spec 1.1, "Referrers Tag Schema").
+fn list_referrers(registry: &Registry, repository: &str, image: &str, mut referrers: Vec<Value>) {
+    for referrer in &mut referrers {
+        referrer["artifactType"] = "application/vnd.dev.cosign.artifact.sig.v1+json".into();
+    }
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": referrers});
+    let bytes = serde_json::to_vec(&index).expect("plain data");
+    let tag = image.replace(':', "-");
+    ask(registry, "PUT", &format!("/v2/{repository}/manifests/{tag}"), kind, &bytes);
+}
+
+#[test]
+fn trouble_with_one_place_hides_no_signature_in_another() {
+    let (registry, digest) = registry_with(&["team/tagged", "team/referred", "team/other"]);
+    let gone = attach(&registry, "team/referred", "gone", &[]);
+    let gone_digest = gone["digest"].as_str().expect("text").to_owned();
+    let proxy = FaultProxy::start(&registry, move |asked| {
+        if asked.manifest() == Some(&gone_digest) {
+            vec![Fault::answer(404)]
+        } else if asked.path.contains("/referrers/") && !asked.path.contains("/referred/") {
+            vec![Fault::answer(501)]
+        } else {
+            Vec::new()
+        }
+    });
+    let (signer, stranger) = (Signer::new(), Signer::new());
+    let folder = TempDir::new().expect("a temporary directory");
+    let scope = format!("{}/team", proxy.host());
+    let policy =
+        format!("[[rule]]\nscope = {scope:?}\naction = \"signed\"\nkeys = [{:?}]\n", signer.public());
+    let daemon = daemon(folder.path(), &policy);
+    let signed = |by: &Signer, name: &str| {
+        let payload = payload(&format!("{scope}/{name}"), &digest);
+        (payload.clone(), by.sign(&payload))
+    };
+
+    attach(&registry, "team/tagged", &signature_tag(&digest), &[signed(&signer, "tagged")]);
+    daemon.hoist(["pull", "-q", &format!("{scope}/tagged")]).ok();
+    // One that is gone, one that is no manifest, one by somebody else.
+    let other = attach(&registry, "team/referred", "other", &[signed(&stranger, "referred")]);
+    let right = attach(&registry, "team/referred", "right", &[signed(&signer, "referred")]);
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let empty = serde_json::to_vec(&json!({"schemaVersion": 2, "mediaType": kind, "manifests": []}));
+    let empty = empty.expect("plain data");
+    ask(&registry, "PUT", "/v2/team/referred/manifests/index", kind, &empty);
+    let index = json!({"mediaType": kind, "digest": Digest::of(&empty).to_string(), "size": empty.len()});
+    list_referrers(&registry, "team/referred", &digest, vec![gone, index, other, right]);
+    daemon.hoist(["pull", "-q", &format!("{scope}/referred")]).ok();
+
+    // What is wrong with what could be seen, and that there may be more.
+    attach(&registry, "team/other", &signature_tag(&digest), &[signed(&stranger, "other")]);
+    refused(&daemon, &["pull", &format!("{scope}/other")], &["by none of the keys", "and not all", "501"]);
 }
 
 /// More images than there are threads that serve calls.
