@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use types::{Descriptor, Digest, Error, ErrorKind, Reference, Result};
 
 /// Manifests of signatures that are looked at, beside the one under the tag.
-const REFERRERS_MAX: usize = 16;
+const REFERRERS_MAX: usize = 64;
 /// Signatures of one image that are looked at.
 const SIGNATURES_MAX: usize = 64;
 /// For all of them: a registry may be silent about each.
@@ -205,18 +205,25 @@ struct Search<'a> {
     image: &'a Digest,
     /// The tag that cosign gives signatures.
     tag: String,
-    /// Signatures that were looked at.
-    looked: usize,
-    /// Why the last of them does not count.
+    signatures: Count,
+    manifests: Count,
+    /// Why the last signature does not count.
     wrong: Option<Error>,
     /// Why the first thing that could not be looked at could not be.
     unseen: Option<Error>,
 }
 
+/// How many of how many were looked at.
+#[derive(Default)]
+struct Count {
+    looked: usize,
+    there: usize,
+}
+
 impl<'a> Search<'a> {
     fn new(remote: &'a Remote, keys: &'a [PublicKey], repository: &'a str, image: &'a Digest) -> Search<'a> {
-        let tag = tag_of_signatures(image);
-        Search { remote, keys, repository, image, tag, looked: 0, wrong: None, unseen: None }
+        let (tag, signatures, manifests) = (tag_of_signatures(image), Count::default(), Count::default());
+        Search { remote, keys, repository, image, tag, signatures, manifests, wrong: None, unseen: None }
     }
 
     /// Looks everywhere until one is found. The error says why none of those that there are counts.
@@ -234,8 +241,12 @@ impl<'a> Search<'a> {
     /// In the manifest under the tag, and in those of referrers. Trouble with one place hides no signature in another.
     async fn find(&mut self) -> bool {
         match self.remote.resolve_tag(&self.tag).await {
-            Ok(tagged) if self.is_in(&tagged.descriptor.media_type, &tagged.bytes).await => return true,
-            Ok(_) => {}
+            Ok(tagged) => {
+                self.manifests = Count { looked: 1, there: 1 };
+                if self.is_in(&tagged.descriptor.media_type, &tagged.bytes).await {
+                    return true;
+                }
+            }
             Err(error) => self.note(error),
         }
         let referrers = match self.remote.referrers(self.image, Some(SIGNATURE_ARTIFACT_TYPE)).await {
@@ -245,7 +256,12 @@ impl<'a> Search<'a> {
                 return false;
             }
         };
+        self.manifests.there += referrers.len();
         for referrer in referrers.iter().take(REFERRERS_MAX) {
+            if self.signatures.looked == SIGNATURES_MAX {
+                return false;
+            }
+            self.manifests.looked += 1;
             match self.remote.manifest(referrer).await {
                 Ok(bytes) if self.is_in(&referrer.media_type, &bytes).await => return true,
                 Ok(_) => {}
@@ -264,8 +280,9 @@ impl<'a> Search<'a> {
                 return false;
             }
         };
-        for layer in layers.iter().take(SIGNATURES_MAX - self.looked) {
-            self.looked += 1;
+        self.signatures.there += layers.len();
+        for layer in layers.iter().take(SIGNATURES_MAX - self.signatures.looked) {
+            self.signatures.looked += 1;
             let checked = match fetch(self.remote, layer).await {
                 Ok((payload, signature)) => {
                     policy::check(&payload, &signature, self.keys, self.repository, self.image)
@@ -288,8 +305,8 @@ impl<'a> Search<'a> {
     }
 
     fn failure(self) -> Error {
-        let Search { tag, wrong, unseen, .. } = self;
-        match (wrong, unseen) {
+        let Search { tag, signatures, manifests, wrong, unseen, .. } = self;
+        let failure = match (wrong, unseen) {
             (Some(wrong), None) => wrong,
             (Some(wrong), Some(unseen)) => Error::permission_denied(format!(
                 "{}; and not all signatures could be looked at: {}",
@@ -303,7 +320,14 @@ impl<'a> Search<'a> {
             (None, Some(unseen)) => unseen.context(format!(
                 "there is no signature that the registry shows, neither under the tag {tag} nor as a referrer"
             )),
+        };
+        if signatures.looked == signatures.there && manifests.looked == manifests.there {
+            return failure;
         }
+        failure.context(format!(
+            "{} of {} signatures were looked at, in {} of {} manifests; remove from the registry those that count no more",
+            signatures.looked, signatures.there, manifests.looked, manifests.there
+        ))
     }
 }
 

@@ -331,6 +331,30 @@ fn trouble_with_one_place_hides_no_signature_in_another() {
     refused(&daemon, &["pull", &format!("{scope}/other")], &["by none of the keys", "and not all", "501"]);
 }
 
+#[test]
+fn as_many_signatures_as_the_manual_says_are_looked_at() {
+    let (registry, digest) = registry_with(&["team/few", "team/many"]);
+    let (signer, stranger) = (Signer::new(), Signer::new());
+    let folder = TempDir::new().expect("a temporary directory");
+    let scope = format!("{}/team", registry.host());
+    let policy =
+        format!("[[rule]]\nscope = {scope:?}\naction = \"signed\"\nkeys = [{:?}]\n", signer.public());
+    let daemon = daemon(folder.path(), &policy);
+    for (name, before, is_found) in [("few", 63, true), ("many", 64, false)] {
+        let (repository, image) = (format!("team/{name}"), format!("{scope}/{name}"));
+        let payload = payload(&image, &digest);
+        let other = attach(&registry, &repository, "other", &[(payload.clone(), stranger.sign(&payload))]);
+        let right = attach(&registry, &repository, "right", &[(payload.clone(), signer.sign(&payload))]);
+        let mut referrers = vec![other; before];
+        referrers.push(right);
+        list_referrers(&registry, &repository, &digest, referrers);
+        match is_found {
+            true => drop(daemon.hoist(["pull", "-q", &image]).ok()),
+            false => refused(&daemon, &["pull", &image], &["in 64 of 65 manifests", "by none of the keys"]),
+        }
+    }
+}
+
 /// More images than there are threads that serve calls.
 #[test]
 fn verifiers_on_a_disk_that_is_silent_keep_images_out_and_nobody_else_waiting() {
