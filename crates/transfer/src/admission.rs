@@ -9,7 +9,8 @@
 //! when nothing of the image is stored but what it is called; that answer then counts for its record.
 //!
 //! Signatures are where cosign puts them, in the repository that the name says: under a tag that follows from
-//! the digest, or as referrers.
+//! the digest, or as referrers. A pull looks for them with its credentials; nobody else brings any. So that an image
+//! of a private registry can have further names, a signature that was found once counts for all of its repository.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -33,6 +34,9 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Answers that wait for their records.
 const AHEAD_MAX: usize = 64;
+
+/// Signatures that are remembered.
+const PROVEN_MAX: usize = 256;
 
 /// Records that wait for an answer, each on a thread of the pool that all calls have theirs from.
 const CHECKS_MAX: usize = 32;
@@ -64,9 +68,36 @@ struct Judges {
     policy: Policy,
     verifiers: Option<Verifiers>,
     reader: Reader,
+    /// What was found to be signed, oldest first.
+    proven: Mutex<VecDeque<Proven>>,
+}
+
+/// That a key of a rule signed an image as one of a repository: that stays so.
+#[derive(PartialEq)]
+struct Proven {
+    scope: String,
+    repository: String,
+    image: Digest,
 }
 
 impl Judges {
+    fn new(policy: Policy, verifiers: Option<Verifiers>) -> Arc<Judges> {
+        Arc::new(Judges { policy, verifiers, ..Judges::default() })
+    }
+
+    fn is_proven(&self, what: &Proven) -> bool {
+        self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(what)
+    }
+
+    fn prove(&self, what: Proven) {
+        let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        proven.retain(|known| *known != what);
+        if proven.len() == PROVEN_MAX {
+            proven.pop_front();
+        }
+        proven.push_back(what);
+    }
+
     /// Whether nobody could be asked about an image under this name.
     fn lets_all_in(&self, name: &str) -> Result<bool> {
         Ok(self.verifiers.is_none() && self.policy.verdict(name)? == Verdict::Accept)
@@ -81,15 +112,14 @@ struct Asked {
 
 impl Admission {
     pub fn new(policy: Policy, verifiers: Option<Verifiers>, connections: Connections) -> Admission {
-        let judges = Mutex::new(Arc::new(Judges { policy, verifiers, reader: Reader::default() }));
+        let judges = Mutex::new(Judges::new(policy, verifiers));
         Admission(Arc::new(Inner { judges, connections, ahead: Mutex::default() }))
     }
 
     /// Goes by another policy and other programs from now on. What pulls were told ahead is forgotten: their
     /// records are asked about anew.
     pub fn reconfigure(&self, policy: Policy, verifiers: Option<Verifiers>) {
-        *self.0.judges.lock().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(Judges { policy, verifiers, reader: Reader::default() });
+        *self.0.judges.lock().unwrap_or_else(PoisonError::into_inner) = Judges::new(policy, verifiers);
         self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -169,20 +199,20 @@ impl Admission {
         remote: Option<&Remote>,
     ) -> Result<()> {
         if let Verdict::Signed { rule, keys, repository } = judges.policy.verdict(name)? {
-            let own;
-            let remote = match remote {
-                Some(remote) => remote,
+            let proven = Proven { scope: rule.scope.clone(), repository, image: image.digest.clone() };
+            let searched = match remote {
+                Some(remote) => Search::new(remote, keys, &proven).run().await,
+                None if judges.is_proven(&proven) => Ok(()),
                 None => {
                     let reference: Reference = name.parse()?;
-                    own = self.0.connections.remote(&reference, &Keyring::default())?;
-                    &own
+                    let remote = self.0.connections.remote(&reference, &Keyring::default())?;
+                    Search { is_anonymous: true, ..Search::new(&remote, keys, &proven) }.run().await
                 }
             };
-            let refused = |error: Error| {
+            searched.map_err(|error| {
                 rule.refusal(name, &format!("{} must be signed", image.digest)).with_source(error)
-            };
-            let search = Search::new(remote, keys, &repository, &image.digest);
-            search.run().await.map_err(refused)?;
+            })?;
+            judges.prove(proven);
         }
         match &judges.verifiers {
             Some(verifiers) => verifiers.check(&programs, name, image).await,
@@ -200,6 +230,8 @@ fn too_many(name: &str) -> Error {
 /// A look for a signature by one of the keys that says that an image is of a repository.
 struct Search<'a> {
     remote: &'a Remote,
+    /// Whether nobody brought credentials.
+    is_anonymous: bool,
     keys: &'a [PublicKey],
     repository: &'a str,
     image: &'a Digest,
@@ -221,9 +253,20 @@ struct Count {
 }
 
 impl<'a> Search<'a> {
-    fn new(remote: &'a Remote, keys: &'a [PublicKey], repository: &'a str, image: &'a Digest) -> Search<'a> {
-        let (tag, signatures, manifests) = (tag_of_signatures(image), Count::default(), Count::default());
-        Search { remote, keys, repository, image, tag, signatures, manifests, wrong: None, unseen: None }
+    fn new(remote: &'a Remote, keys: &'a [PublicKey], wanted: &'a Proven) -> Search<'a> {
+        let Proven { repository, image, .. } = wanted;
+        Search {
+            remote,
+            is_anonymous: false,
+            keys,
+            repository,
+            image,
+            tag: tag_of_signatures(image),
+            signatures: Count::default(),
+            manifests: Count::default(),
+            wrong: None,
+            unseen: None,
+        }
     }
 
     /// Looks everywhere until one is found. The error says why none of those that there are counts.
@@ -299,9 +342,19 @@ impl<'a> Search<'a> {
 
     /// Keeps why something could not be looked at, unless it is not there.
     fn note(&mut self, error: Error) {
-        if !error.is(ErrorKind::NotFound) {
-            self.unseen.get_or_insert(error);
-        }
+        let error = match error.kind() {
+            ErrorKind::NotFound => return,
+            ErrorKind::PermissionDenied | ErrorKind::Unauthenticated if self.is_anonymous => {
+                error.context(format!(
+                    "the registry was asked without credentials, which only a pull brings; after \
+                     `hoist pull {}@{}` the image can have other names of this repository",
+                    self.remote.reference().name(),
+                    self.image
+                ))
+            }
+            _ => error,
+        };
+        self.unseen.get_or_insert(error);
     }
 
     fn failure(self) -> Error {

@@ -236,6 +236,15 @@ fn signatures_for_all_names_of_a_pull_are_asked_for_by_who_pulls() {
     let daemon = daemon(folder.path(), &policy);
     let right = payload(&name, &digest);
     attach(&registry, "team/app", &signature_tag(&digest), &[(right.clone(), signer.sign(&right))]);
+    // Another name of it is another matter for who does not pull, until a pull found the signature.
+    let open = format!("{}/team/app:latest", registry.host());
+    daemon.hoist(["pull", "-q", &open]).ok();
+    let (stable, pull) = (format!("{name}:stable"), format!("hoist pull {name}@{digest}"));
+    refused(
+        &daemon,
+        &["tag", &open, &stable],
+        &["that the registry shows", "without credentials", &pull, "403"],
+    );
     on(&daemon, async |channel| {
         let resolver = RegistryResolver {
             headers: [("x-pass".into(), "open".into())].into(),
@@ -252,8 +261,11 @@ fn signatures_for_all_names_of_a_pull_are_asked_for_by_who_pulls() {
             TransferRequest { source: Some(pack(&from)), destination: Some(pack(&to)), options: None };
         TransferClient::new(channel).transfer(typed::ask(request)).await.expect("it is signed");
     });
+    daemon.hoist(["tag", &open, &stable]).ok();
+    refused(&daemon, &["tag", &open, &format!("{name}/below")], &["without credentials"]);
+    daemon.hoist(["rmi", &open]).ok();
     let names = daemon.ctr(["images", "ls", "-q"]).ok();
-    assert_eq!(names.text(), format!("{name}:beside\n{name}:own"));
+    assert_eq!(names.text(), format!("{name}:beside\n{name}:own\n{name}:stable"));
 }
 
 #[test]
