@@ -64,21 +64,21 @@ pub use unpack::{Described, describe, unpack};
 pub use verify::{Checked, Damaged, Remotes, Verdict, What, damaged, verify};
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::Duration;
 
 use metadata::{Caller, Metadata, Workflow};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
 
 use self::place::Places;
+use self::push::Uploads;
 
-/// How much goes at once, of all pulls and pushes of a daemon together.
+/// How much goes at once, of all pulls or pushes of a daemon together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtOnce {
     /// Layers that are fetched; [`layers_at_once`] at most.
     pub downloads: NonZeroUsize,
-    /// Blobs that are sent.
+    /// Blobs that are sent to one registry.
     pub uploads: NonZeroUsize,
 }
 
@@ -93,14 +93,14 @@ impl Default for AtOnce {
 #[derive(Clone)]
 pub struct Slots {
     layers: Places,
-    blobs: Arc<Semaphore>,
+    uploads: Uploads,
 }
 
 impl Slots {
     pub fn new(at_once: AtOnce) -> Slots {
         Slots {
             layers: Places::new(at_once.downloads.get().min(layers_at_once())),
-            blobs: Arc::new(Semaphore::new(at_once.uploads.get())),
+            uploads: Uploads::new(at_once.uploads.get()),
         }
     }
 }

@@ -12,12 +12,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use metadata::{Caller, Metadata, Resource};
 use registry::{Push, Ranges, Remote, Sent};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use types::descriptor::media_type;
 use types::filter::Filters;
@@ -54,7 +54,7 @@ pub struct PushRequest {
     pub scope: Scope,
     /// The images of the store that refer to what is pushed: signatures and the like.
     pub referrers: bool,
-    /// What pushes of this daemon may send at once.
+    /// What pushes of this daemon may send to one registry at once.
     pub slots: Slots,
     pub caller: Caller,
     pub remote: Remote,
@@ -494,6 +494,33 @@ impl Planner<'_> {
     }
 }
 
+/// Blobs that are sent at once, for each registry by itself: one that takes nothing keeps its slots for as long as it is
+/// borne with, and no push to another waits for it.
+#[derive(Clone)]
+pub(crate) struct Uploads {
+    at_once: usize,
+    /// Of registries that somebody sends to, or is about to.
+    registries: Arc<Mutex<BTreeMap<String, Weak<Semaphore>>>>,
+}
+
+impl Uploads {
+    pub(crate) fn new(at_once: usize) -> Uploads {
+        Uploads { at_once, registries: Arc::default() }
+    }
+
+    /// The slots of a registry.
+    fn to(&self, registry: &str) -> Arc<Semaphore> {
+        let mut registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slots) = registries.get(registry).and_then(Weak::upgrade) {
+            return slots;
+        }
+        registries.retain(|_, slots| slots.strong_count() > 0);
+        let slots = Arc::new(Semaphore::new(self.at_once));
+        registries.insert(registry.to_owned(), Arc::downgrade(&slots));
+        slots
+    }
+}
+
 /// Brings plans to a repository.
 #[derive(Clone)]
 struct Courier {
@@ -527,7 +554,8 @@ impl Courier {
         let blobs: Vec<&Descriptor> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
         let mut working = JoinSet::new();
         for blob in blobs {
-            let (courier, blob, slots) = (self.clone(), blob.clone(), self.slots.blobs.clone());
+            let (courier, blob) = (self.clone(), blob.clone());
+            let slots = self.slots.uploads.to(self.push.host());
             working.spawn(async move {
                 let _slot = slots.acquire_owned().await.expect("nobody closes it");
                 courier.send_blob(&blob).await
@@ -665,6 +693,19 @@ mod tests {
         writer.write(bytes).unwrap();
         writer.commit(expected, Labels::new()).unwrap();
         (Stores { metadata, caller }, blob)
+    }
+
+    #[test]
+    fn a_registry_that_keeps_its_slots_keeps_none_of_another() {
+        let uploads = Uploads::new(2);
+        let silent = [uploads.to("silent.example"), uploads.clone().to("silent.example")];
+        let kept = silent.map(|slots| slots.try_acquire_owned().unwrap());
+        uploads.to("silent.example").try_acquire_owned().unwrap_err();
+        uploads.to("other.example").try_acquire_owned().unwrap();
+        drop(kept);
+        uploads.to("silent.example").try_acquire_owned().unwrap();
+        uploads.to("third.example").try_acquire_owned().unwrap();
+        assert_eq!(uploads.registries.lock().unwrap().len(), 1, "those that nobody sends to are forgotten");
     }
 
     #[test]

@@ -190,7 +190,7 @@ pub struct Transfer {
     /// Layers that all pulls together fetch at once; 0 for as many as there may be, which is 8 for each processor and 16 at
     /// most.
     pub max_concurrent_downloads: u32,
-    /// Blobs that all pushes together send at once; 0 for as many.
+    /// Blobs that all pushes together send to one registry at once; 0 for as many.
     pub max_concurrent_uploaded_layers: u32,
 }
 
