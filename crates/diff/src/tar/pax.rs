@@ -2,24 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 
 use super::header::bad;
 
 const ATTRIBUTE: &str = "SCHILY.xattr.";
 
-/// The last value of each key; none where it was taken away.
-pub(super) type Values = BTreeMap<String, Option<Vec<u8>>>;
-
-/// What is said of an entry: by its own records, and where they are silent, by those of the whole archive.
-pub(super) struct Records {
-    pub(super) own: Values,
-    pub(super) global: Arc<Values>,
-}
+/// What is said of an entry: the last value of each key.
+#[derive(Default)]
+pub(super) struct Records(BTreeMap<String, Vec<u8>>);
 
 impl Records {
     pub(super) fn get(&self, key: &str) -> Option<&[u8]> {
-        self.own.get(key).or_else(|| self.global.get(key))?.as_deref()
+        self.0.get(key).map(Vec::as_slice)
     }
 
     pub(super) fn number(&self, key: &str) -> io::Result<Option<u64>> {
@@ -52,28 +46,20 @@ impl Records {
     /// base 64; where both are there they are the same).
     pub(super) fn attributes(&self) -> io::Result<BTreeMap<String, Vec<u8>>> {
         let mut found = BTreeMap::new();
-        for values in [&*self.global, &self.own] {
-            for (key, value) in values.range(ATTRIBUTE.to_owned()..) {
-                let Some(name) = key.strip_prefix(ATTRIBUTE) else { break };
-                let value = value.clone().unwrap_or_default();
-                if name.is_empty() || name.len() > 255 || value.len() > 64 * 1024 {
-                    return Err(bad("an extended attribute is too large"));
-                }
-                found.insert(name.to_owned(), value);
+        for (key, value) in self.0.range(ATTRIBUTE.to_owned()..) {
+            let Some(name) = key.strip_prefix(ATTRIBUTE) else { break };
+            if name.is_empty() || name.len() > 255 || value.len() > 64 * 1024 {
+                return Err(bad("an extended attribute is too large"));
             }
+            found.insert(name.to_owned(), value.clone());
         }
         Ok(found)
     }
 }
 
-/// Bytes that are kept.
-pub(super) fn len(values: &Values) -> usize {
-    values.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum()
-}
-
 /// Adds the records of a block to those that are there. An empty value takes a key away; but extended
 /// attributes may well be empty.
-pub(super) fn parse(mut bytes: &[u8], values: &mut Values) -> io::Result<()> {
+pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Result<()> {
     while !bytes.is_empty() {
         let blank = bytes.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
         let digits = std::str::from_utf8(&bytes[..blank]).map_err(|_| malformed())?;
@@ -95,14 +81,15 @@ pub(super) fn parse(mut bytes: &[u8], values: &mut Values) -> io::Result<()> {
         }
         // The offsets of sparse form 0.0 come as one key again and again.
         if key == "GNU.sparse.offset" || key == "GNU.sparse.numbytes" {
-            let map = values.entry("GNU.sparse.map".into()).or_default().get_or_insert_default();
+            let map = values.entry("GNU.sparse.map".into()).or_default();
             if !map.is_empty() {
                 map.push(b',');
             }
             map.extend_from_slice(value);
+        } else if value.is_empty() && !key.starts_with(ATTRIBUTE) {
+            values.remove(key);
         } else {
-            let is_taken_away = value.is_empty() && !key.starts_with(ATTRIBUTE);
-            values.insert(key.to_owned(), (!is_taken_away).then(|| value.to_vec()));
+            values.insert(key.to_owned(), value.to_vec());
         }
         bytes = &bytes[len..];
     }

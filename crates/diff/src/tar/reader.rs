@@ -2,17 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
-use std::sync::Arc;
 
 use super::BLOCK;
 use super::header::{Header, bad, sparse_regions};
-use super::pax::{self, Records, Values};
+use super::pax::{self, Records};
 
 /// Bytes before an entry, in all: long names and links, and PAX blocks, with their own headers.
 const EXTENSIONS_LEN_MAX: u64 = 1 << 20;
-
-/// Bytes of PAX records for the whole archive, which are looked through at each entry.
-const GLOBAL_LEN_MAX: usize = 16 << 10;
 
 /// Regions of a sparse file.
 const SPARSE_REGIONS_MAX: usize = 1 << 16;
@@ -79,13 +75,12 @@ pub struct Reader<R> {
     /// Data of the entry at hand that was not read, and the padding behind it.
     unread: u64,
     padding: u64,
-    global: Arc<Values>,
     finished: bool,
 }
 
 impl<R: BufRead> Reader<R> {
     pub fn new(source: R) -> Reader<R> {
-        Reader { source, offset: 0, unread: 0, padding: 0, global: Arc::default(), finished: false }
+        Reader { source, offset: 0, unread: 0, padding: 0, finished: false }
     }
 
     /// The next entry; none at the end. Data of the last one that was not read is passed over.
@@ -136,7 +131,7 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn read_entry(&mut self) -> io::Result<Option<Entry>> {
-        let mut own = Values::new();
+        let mut records = Records::default();
         let (mut long_name, mut long_link) = (None, None);
         let mut room = EXTENSIONS_LEN_MAX;
         loop {
@@ -149,23 +144,13 @@ impl<R: BufRead> Reader<R> {
             }
             header.check()?;
             match header.typeflag() {
-                b'x' => pax::parse(&self.extension(&header, &mut room)?, &mut own)?,
-                b'g' => {
-                    let bytes = self.extension(&header, &mut room)?;
-                    let global = Arc::make_mut(&mut self.global);
-                    pax::parse(&bytes, global)?;
-                    if pax::len(global) > GLOBAL_LEN_MAX {
-                        let why =
-                            format!("more than {GLOBAL_LEN_MAX} bytes of records for the whole archive");
-                        return Err(bad(&why));
-                    }
-                }
+                b'x' => pax::parse(&self.extension(&header, &mut room)?, &mut records)?,
+                // What is said of the whole archive counts for nothing, against POSIX: so it is with the programs that
+                // images are made and tried with, those in Go.
+                b'g' => pax::parse(&self.extension(&header, &mut room)?, &mut Records::default())?,
                 b'L' => long_name = Some(self.long_name(&header, &mut room)?),
                 b'K' => long_link = Some(self.long_name(&header, &mut room)?),
-                _ => {
-                    let records = Records { own, global: Arc::clone(&self.global) };
-                    return self.entry(&header, &records, long_name, long_link).map(Some);
-                }
+                _ => return self.entry(&header, &records, long_name, long_link).map(Some),
             }
         }
     }

@@ -205,39 +205,34 @@ fn headers_before_an_entry_are_bounded_together() {
     applied.unwrap_err();
 }
 
+/// Go's package does not carry them over, and containerd passes over them.
 #[test]
-fn records_of_the_whole_archive_are_few() {
-    let group = |at: usize| {
-        [entry("g", b'g', "", &record(&format!("key{at}"), &[b'v'; 1000])), entry("x", b'0', "", b"")]
-    };
-    let (_dir, applied) = attack(&(0..100).flat_map(group).collect::<Vec<_>>());
-    let error = applied.unwrap_err().chain();
-    assert!(error.contains("whole archive"), "{error}");
-    // The same key again takes the place of the one before.
-    let (_dir, applied) = attack(&(0..100).flat_map(|_| group(0)).collect::<Vec<_>>());
-    applied.unwrap();
-}
-
-#[test]
-fn an_entrys_own_records_count_before_those_of_the_whole_archive() {
-    let global = [record("uid", b"5"), record("mtime", b"9"), record("gid", b"6")].concat();
-    let own = [record("uid", b"8"), record("mtime", b"")].concat();
+fn records_of_the_whole_archive_count_for_nothing() {
+    let global =
+        [record("uid", b"5"), record("path", b"other"), record("SCHILY.xattr.user.own", b"1")].concat();
+    let own = record("gid", b"6");
     let (dir, applied) = attack(&[
         entry("g", b'g', "", &global),
         entry("first", b'0', "", b""),
         entry("h", b'x', "", &own),
+        entry("g", b'g', "", &global),
         entry("second", b'0', "", b""),
         entry("third", b'0', "", b""),
     ]);
     applied.unwrap();
+    let root = dir.path().join("root");
+    assert_eq!(fs::read_dir(&root).unwrap().count(), 3);
     let look = |name: &str| {
-        let stat = fs::metadata(dir.path().join("root").join(name)).unwrap();
-        (stat.uid(), stat.gid(), stat.mtime())
+        let stat = fs::metadata(root.join(name)).unwrap();
+        (stat.uid(), stat.gid())
     };
-    assert_eq!(look("first"), (5, 6, 9));
-    // What it takes away is as its header says.
-    assert_eq!(look("second"), (8, 6, 7));
-    assert_eq!(look("third"), (5, 6, 9));
+    assert_eq!((look("first"), look("second"), look("third")), ((0, 0), (0, 6), (0, 0)));
+    let mut names = [0; 64];
+    let len = rustix::fs::listxattr(root.join("first"), &mut names).unwrap();
+    assert!(!names[..len].starts_with(b"user.own"));
+    // They are records nevertheless.
+    let (_dir, applied) = attack(&[entry("g", b'g', "", b"10 path=xx"), entry("x", b'0', "", b"")]);
+    applied.unwrap_err();
 }
 
 #[test]
