@@ -177,13 +177,10 @@ impl<R: BufRead> Reader<R> {
                 records.number("SCHILY.devminor")?.unwrap_or(minor),
             ))
         };
-        let mut has_data = false;
         let kind = match header.typeflag() {
-            b'0' | 0 | b'7' | b'S' if path.last() == Some(&b'/') => Kind::Directory,
-            b'0' | 0 | b'7' | b'S' => {
-                has_data = true;
-                Kind::File
-            }
+            // As directories were written before they had a type.
+            0 if path.last() == Some(&b'/') => Kind::Directory,
+            b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink(link),
             b'2' => Kind::Symlink(link),
             b'3' => device().map(|(major, minor)| Kind::CharacterDevice { major, minor })?,
@@ -198,14 +195,9 @@ impl<R: BufRead> Reader<R> {
                 )));
             }
         };
-        // Only files have data that counts; some writers give links the size of what they link to.
-        let stored_here = if has_data {
-            stored
-        } else if matches!(kind, Kind::HardLink(_) | Kind::Symlink(_)) {
-            0
-        } else {
-            stored
-        };
+        // The others have no data, whatever size they are given, so that the next header follows: as Go's package reads.
+        let has_data = kind == Kind::File;
+        let stored_here = if has_data { stored } else { 0 };
         let id = |key: &str, own: u64| -> io::Result<u32> {
             let value = records.number(key)?.unwrap_or(own);
             u32::try_from(value).map_err(|_| bad(&format!("{key} {value} is too large")))
@@ -217,7 +209,7 @@ impl<R: BufRead> Reader<R> {
             uid: id("uid", header.uid()?)?,
             gid: id("gid", header.gid()?)?,
             mtime: records.time("mtime")?.map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
-            size: if has_data { stored_here } else { 0 },
+            size: stored_here,
             attributes: records.attributes()?,
             sparse: None,
         };

@@ -164,12 +164,9 @@ fn damaged_archives_are_refused() {
 #[test]
 fn a_pax_size_bounds_its_entry() {
     let hidden = entry("hidden", b'0', "", b"x");
-    let mut carrier = entry("carrier", b'0', "", &hidden);
+    let carrier = entry("carrier", b'0', "", &hidden);
     // The header says there is nothing; the record says how much there is.
-    carrier[124..136].copy_from_slice(b"00000000000\0");
-    carrier[148..156].copy_from_slice(b"        ");
-    let sum: u32 = carrier[..512].iter().map(|byte| u32::from(*byte)).sum();
-    carrier[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let carrier = with_size(carrier, 0);
     let record = format!("13 size={}\n", hidden.len());
     let (dir, applied) = attack(&[entry("p", b'x', "", record.as_bytes()), carrier]);
     applied.unwrap();
@@ -235,6 +232,40 @@ fn records_of_the_whole_archive_count_for_nothing() {
     applied.unwrap_err();
 }
 
+/// Says of a header how many bytes follow.
+fn with_size(mut entry: Vec<u8>, size: usize) -> Vec<u8> {
+    entry[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    summed(entry)
+}
+
+fn summed(mut entry: Vec<u8>) -> Vec<u8> {
+    entry[148..156].copy_from_slice(b"        ");
+    let sum: u32 = entry[..512].iter().map(|byte| u32::from(*byte)).sum();
+    entry[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    entry
+}
+
+/// Go's package reads it so, and whoever looks an image through with others must not see more than is unpacked.
+#[test]
+fn only_files_hide_what_follows() {
+    let root = |dir: &TempDir, name: &str| fs::symlink_metadata(dir.path().join("root").join(name));
+    for typeflag in *b"123456" {
+        let sized = with_size(entry("sized", typeflag, "target", b""), 512);
+        let entries = [entry("target", b'0', "", b""), sized, entry("next", b'0', "", b"")];
+        let (dir, applied) = attack(&entries);
+        applied.unwrap();
+        assert!(root(&dir, "sized").is_ok() && root(&dir, "next").is_ok(), "{}", char::from(typeflag));
+    }
+    // A slash at a name's end makes a directory of what has no type at all.
+    for (typeflag, is_directory) in [(0, true), (b'0', false)] {
+        let sized = with_size(entry("sized/", typeflag, "", b""), 512);
+        let (dir, applied) = attack(&[sized, entry("next", b'0', "", b"")]);
+        applied.unwrap();
+        assert_eq!(root(&dir, "sized").unwrap().is_dir(), is_directory);
+        assert_eq!(root(&dir, "next").is_ok(), is_directory);
+    }
+}
+
 #[test]
 fn a_sparse_map_without_an_end_is_refused_at_once() {
     let records = [
@@ -268,11 +299,7 @@ fn bombs_hit_a_limit() {
     std::io::copy(&mut std::io::Read::take(std::io::repeat(0), 64 << 20), &mut encoder).unwrap();
     let bomb = encoder.finish().unwrap();
     assert!(bomb.len() < 100_000);
-    let mut inside = entry("zeros", b'0', "", b"");
-    inside[124..136].copy_from_slice(b"00200000000\0");
-    inside[148..156].copy_from_slice(b"        ");
-    let sum: u32 = inside.iter().map(|byte| u32::from(*byte)).sum();
-    inside[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let inside = with_size(entry("zeros", b'0', "", b""), 32 << 20);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut encoder, &inside).unwrap();
     let first = encoder.finish().unwrap();
