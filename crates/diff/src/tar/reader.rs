@@ -10,6 +10,9 @@ use super::pax::{self, Records};
 /// Bytes before an entry, in all: long names and links, and PAX blocks, with their own headers.
 const EXTENSIONS_LEN_MAX: u64 = 1 << 20;
 
+/// Bytes of a file.
+const SIZE_MAX: u64 = i64::MAX as u64;
+
 /// Regions of a sparse file.
 const SPARSE_REGIONS_MAX: usize = 1 << 16;
 
@@ -164,6 +167,9 @@ impl<R: BufRead> Reader<R> {
     ) -> io::Result<Entry> {
         let take = |key: &str| records.get(key).map(<[u8]>::to_vec);
         let stored = records.number("size")?.map_or_else(|| header.size(), Ok)?;
+        if stored > SIZE_MAX {
+            return Err(bad(&format!("size {stored} is too large")));
+        }
         let path =
             take("GNU.sparse.name").or_else(|| take("path")).or(long_name).unwrap_or_else(|| header.name());
         let link = take("linkpath").or(long_link).unwrap_or_else(|| header.link_name());
@@ -251,10 +257,11 @@ impl<R: BufRead> Reader<R> {
             return Ok(());
         };
         check_regions(&regions)?;
-        let data: u64 = regions.iter().map(|(_, len)| len).sum();
         let end = regions.iter().map(|(at, len)| at + len).max().unwrap_or(0);
         let ordered = regions.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
-        if !ordered || end > real_size || data != self.unread {
+        // A sum that fits, as none of them lie over each other.
+        let data = || regions.iter().map(|(_, len)| len).sum::<u64>();
+        if !ordered || end > real_size || data() != self.unread {
             return Err(bad("a sparse map does not fit its file"));
         }
         entry.size = real_size;

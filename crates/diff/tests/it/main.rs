@@ -267,6 +267,24 @@ fn only_files_hide_what_follows() {
 }
 
 #[test]
+fn sizes_end_where_numbers_do() {
+    for size in ["9223372036854775808", "18446744073709551615"] {
+        for typeflag in [b'0', b'5'] {
+            let records = record("size", size.as_bytes());
+            let (_dir, applied) = attack(&[entry("p", b'x', "", &records), entry("x", typeflag, "", b"")]);
+            let error = applied.unwrap_err().chain();
+            assert!(error.contains("too large"), "{error}");
+        }
+    }
+    // Regions that lie over each other, and are more than any number together.
+    let map: String = (0..8).map(|_| format!("0,{},", (1_u64 << 62) - 1)).collect();
+    let records =
+        [record("GNU.sparse.map", map.trim_end_matches(',').as_bytes()), record("GNU.sparse.size", b"1")];
+    let (_dir, applied) = attack(&[entry("p", b'x', "", &records.concat()), entry("x", b'0', "", b"")]);
+    assert!(applied.unwrap_err().chain().contains("sparse map"));
+}
+
+#[test]
 fn a_sparse_map_without_an_end_is_refused_at_once() {
     let records = [
         record("GNU.sparse.major", b"1"),
