@@ -143,7 +143,13 @@ impl<R: BufRead> Reader<R> {
             let header = Header(&block);
             if header.is_end() {
                 self.finished = true;
-                return Ok(None);
+                // Some writers leave out the second of the two blocks that end an archive.
+                return match self.raw_block()? {
+                    Some(block) if !Header(&block).is_end() => {
+                        Err(bad("a block of zeros stands before it, which only ends an archive"))
+                    }
+                    _ => Ok(None),
+                };
             }
             header.check()?;
             match header.typeflag() {

@@ -285,6 +285,20 @@ fn sizes_end_where_numbers_do() {
 }
 
 #[test]
+fn an_archive_ends_with_two_blocks_of_zeros_or_with_its_bytes() {
+    let (first, second, zeros) = (entry("x", b'0', "", b"1"), entry("y", b'0', "", b"2"), vec![0; 512]);
+    for end in [&[][..], std::slice::from_ref(&zeros), &[zeros.clone(), zeros.clone(), second.clone()]] {
+        let (dir, applied) = attack(&[std::slice::from_ref(&first), end].concat());
+        applied.unwrap();
+        assert!(!dir.path().join("root/y").exists());
+    }
+    for more in [second, b"rubbish".to_vec()] {
+        let (_dir, applied) = attack(&[first.clone(), zeros.clone(), more]);
+        applied.unwrap_err();
+    }
+}
+
+#[test]
 fn a_sparse_map_without_an_end_is_refused_at_once() {
     let records = [
         record("GNU.sparse.major", b"1"),
