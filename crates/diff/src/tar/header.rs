@@ -20,9 +20,14 @@ impl<'a> Header<'a> {
 
     pub(super) fn name(&self) -> Vec<u8> {
         let name = text(&self.0[..100]);
-        let prefix = text(&self.0[345..500]);
-        // GNU uses the prefix's place for other things.
-        if prefix.is_empty() || self.is_gnu() {
+        // GNU uses the prefix's place for other things, star what is behind its first bytes, and before POSIX it had no
+        // meaning.
+        let prefix = match (&self.0[257..263], &self.0[508..]) {
+            (b"ustar\0", b"tar\0") => text(&self.0[345..476]),
+            (b"ustar\0", _) => text(&self.0[345..500]),
+            _ => b"",
+        };
+        if prefix.is_empty() {
             return name.to_vec();
         }
         [prefix, b"/", name].concat()
@@ -30,10 +35,6 @@ impl<'a> Header<'a> {
 
     pub(super) fn link_name(&self) -> Vec<u8> {
         text(&self.0[157..257]).to_vec()
-    }
-
-    pub(super) fn is_gnu(&self) -> bool {
-        &self.0[257..265] == b"ustar  \0"
     }
 
     pub(super) fn mode(&self) -> io::Result<u64> {

@@ -299,6 +299,32 @@ fn an_archive_ends_with_two_blocks_of_zeros_or_with_its_bytes() {
 }
 
 #[test]
+fn a_names_prefix_is_where_its_format_has_it() {
+    let named = |magic: &[u8; 8], trailer: &[u8]| {
+        let mut bytes = entry("name", b'0', "", b"");
+        bytes[257..265].copy_from_slice(magic);
+        bytes[345..351].copy_from_slice(b"prefix");
+        // Times, as star has them behind its prefix.
+        bytes[476..500].copy_from_slice(b"00000000007 00000000007 ");
+        bytes[508..508 + trailer.len()].copy_from_slice(trailer);
+        summed(bytes)
+    };
+    for (magic, trailer, name) in
+        [(b"ustar\x0000", &b"tar\0"[..], "prefix/name"), (b"ustar  \0", b"", "name"), (&[0; 8], b"", "name")]
+    {
+        let (dir, applied) = attack(&[named(magic, trailer)]);
+        applied.unwrap();
+        assert!(dir.path().join("root").join(name).is_file(), "{name}");
+    }
+    let whole = entry("name", b'0', "", b"");
+    let long = "p".repeat(155);
+    let bytes = [&whole[..345], long.as_bytes(), &whole[500..]].concat();
+    let (dir, applied) = attack(&[summed(bytes)]);
+    applied.unwrap();
+    assert!(dir.path().join("root").join(long).join("name").is_file());
+}
+
+#[test]
 fn a_sparse_map_without_an_end_is_refused_at_once() {
     let records = [
         record("GNU.sparse.major", b"1"),
