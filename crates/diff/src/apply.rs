@@ -658,7 +658,11 @@ fn set_metadata_at(entry: &Entry, parent: &OwnedFd, name: &OsStr, makers: bool) 
         } else {
             setxattr(&path, attribute, value, XattrFlags::empty())
         };
-        set.or_else(|errno| ignorable(attribute, errno))?;
+        match set {
+            // Only files and directories have users' attributes (xattr(7)).
+            Err(Errno::PERM) if entry.kind != Kind::Directory && attribute.starts_with("user.") => {}
+            set => set.or_else(|errno| ignorable(attribute, errno))?,
+        }
     }
     Ok(())
 }

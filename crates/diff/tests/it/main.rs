@@ -419,6 +419,17 @@ fn whiteouts_delete_what_lower_layers_had() {
     apply_to(dir.path(), &bytes[3], Whiteouts::Remove).unwrap_err();
 }
 
+/// The kernel allows users' attributes on files and directories only; an image that has them elsewhere is unpacked without.
+#[test]
+fn users_attributes_of_what_is_no_file_are_left_out() {
+    for typeflag in *b"2346" {
+        let records = record("SCHILY.xattr.user.own", b"1");
+        let (dir, applied) = attack(&[entry("p", b'x', "", &records), entry("x", typeflag, "target", b"")]);
+        applied.unwrap();
+        assert!(fs::symlink_metadata(dir.path().join("root/x")).is_ok(), "{}", char::from(typeflag));
+    }
+}
+
 /// Whatever GNU tar writes of a tree with everything in it, in each of its formats.
 #[test]
 fn trees_written_by_gnu_tar_arrive_as_they_were() {
