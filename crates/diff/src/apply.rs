@@ -446,11 +446,12 @@ impl Tree {
                 self.put_back(parent_path.to_owned(), parent);
                 made
             }
-            (Whiteouts::Remove, true) => self.empty_directory(parent_path),
+            (Whiteouts::Remove, true) => self.empty_directory(parent_path, OFlags::empty()),
             (Whiteouts::Remove, false) => {
                 let name = checked_name(name)?;
-                if self.made.contains(&parent_path.join(name)) {
-                    return Ok(());
+                let path = parent_path.join(name);
+                if self.is_ours(&path) {
+                    return self.empty_directory(&path, OFlags::NOFOLLOW);
                 }
                 match self.root.find(parent_path, OFlags::PATH | OFlags::DIRECTORY)? {
                     Some(parent) => self.remove(&parent, name),
@@ -460,19 +461,31 @@ impl Tree {
         }
     }
 
-    /// Deletes what lower layers had in a directory.
-    fn empty_directory(&mut self, path: &Path) -> Result<()> {
-        let Some(folder) = self.root.find(path, OFlags::RDONLY | OFlags::DIRECTORY)? else { return Ok(()) };
-        let found = fstat(&folder).map_err(io::Error::from).context(|| "look at a directory")?;
-        if !self.emptied.insert((found.st_dev, found.st_ino)) {
-            return Ok(());
-        }
-        for name in names(&folder)? {
-            let inside = path.join(&name);
-            let is_ours =
-                self.made.range(inside.clone()..).next().is_some_and(|made| made.starts_with(&inside));
-            if !is_ours {
-                self.remove(&folder, &name)?;
+    /// Whether this layer made something of this path, or below it.
+    fn is_ours(&self, path: &Path) -> bool {
+        self.made.range(path.to_owned()..).next().is_some_and(|made| made.starts_with(path))
+    }
+
+    /// Deletes what lower layers had in a directory, and in those below that this layer has as well. What is no directory
+    /// has nothing of them.
+    fn empty_directory(&mut self, path: &Path, mut links: OFlags) -> Result<()> {
+        let mut left = vec![path.to_owned()];
+        while let Some(path) = left.pop() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | links;
+            // Whatever a link further down leads to is not in this directory.
+            links = OFlags::NOFOLLOW;
+            let Some(folder) = self.root.find(&path, flags)? else { continue };
+            let found = fstat(&folder).map_err(io::Error::from).context(|| "look at a directory")?;
+            if !self.emptied.insert((found.st_dev, found.st_ino)) {
+                continue;
+            }
+            for name in names(&folder)? {
+                let inside = path.join(&name);
+                if !self.is_ours(&inside) {
+                    self.remove(&folder, &name)?;
+                } else if self.is_directory(&folder, &name)? {
+                    left.push(inside);
+                }
             }
         }
         Ok(())

@@ -419,6 +419,29 @@ fn whiteouts_delete_what_lower_layers_had() {
     apply_to(dir.path(), &bytes[3], Whiteouts::Remove).unwrap_err();
 }
 
+/// As they are found in a layer when it is laid on others, in whichever order its entries come.
+#[test]
+fn whiteouts_reach_into_directories_that_the_layer_has_as_well() {
+    let made = [entry("a/b/", b'5', "", b""), entry("a/b/new", b'0', "", b"")].concat();
+    let link = [entry("a/link", b'2', "../kept", b""), entry("a/c/d/new", b'0', "", b"")].concat();
+    for marker in ["a/.wh..wh..opq", ".wh.a"] {
+        let dir = TempDir::new().unwrap();
+        for name in ["a/old", "a/b/old", "a/b/old directory/file", "a/c/d/old", "a/c/old", "kept/file"] {
+            fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let markers = [marker, "a/.wh.link"].map(|path| entry(path, b'0', "", b"")).concat();
+        let layer = [made.clone(), link.clone(), markers].concat();
+        apply_to(dir.path(), &layer, Whiteouts::Remove).unwrap();
+        let find = Command::new("find").arg(dir.path()).args(["-mindepth", "1", "-printf", "%P\n"]).output();
+        let mut left: Vec<_> =
+            String::from_utf8(find.unwrap().stdout).unwrap().lines().map(str::to_owned).collect();
+        left.sort();
+        let expected = ["a", "a/b", "a/b/new", "a/c", "a/c/d", "a/c/d/new", "a/link", "kept", "kept/file"];
+        assert_eq!(left, expected);
+    }
+}
+
 /// The kernel allows users' attributes on files and directories only; an image that has them elsewhere is unpacked without.
 #[test]
 fn users_attributes_of_what_is_no_file_are_left_out() {
