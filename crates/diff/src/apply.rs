@@ -22,6 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use linux::beneath::{Root, proc_path};
+use linux::removal;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid,
     XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr,
@@ -497,7 +498,8 @@ impl Tree {
         if let Some(place) = self.place(parent) {
             self.forget(&place.join(name));
         }
-        remove_at(parent.as_fd(), name).context(|| format!("replace {}", Path::new(name).display()))
+        remove_at(parent, name)
+            .map_err(|error| error.context(format!("replace {}", Path::new(name).display())))
     }
 
     /// What is made at this place later is not what was said of the directories that were here.
@@ -772,59 +774,17 @@ fn write_all(file: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Deletes a name with everything below, by descriptors, following nothing. Depth is bounded by an explicit
-/// stack of names, not by ours.
-fn remove_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+/// Deletes a name with everything below, following nothing, however deep it is.
+fn remove_at(parent: &OwnedFd, name: &OsStr) -> Result<()> {
     match unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(errno) => return Err(errno.into()),
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => removal::delete(&proc_path(parent.as_fd()).join(name), &|| true).map(drop),
+        Err(errno) => Err(io::Error::from(errno)).context(|| "delete"),
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = |parent: BorrowedFd<'_>, name: std::ffi::OsString| -> io::Result<Leaving> {
-        let folder = openat(parent, &name, flags, Mode::empty())?;
-        let mut below = Vec::new();
-        for entry in names(&folder).map_err(|error| io::Error::other(error.chain()))? {
-            match unlinkat(&folder, &entry, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM) => below.push(entry),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(Leaving { folder, name, below })
-    };
-    let mut stack = vec![open(parent, name.to_owned())?];
-    while let Some(top) = stack.last_mut() {
-        if let Some(entry) = top.below.pop() {
-            let next = open(top.folder.as_fd(), entry)?;
-            stack.push(next);
-            continue;
-        }
-        let name = stack.pop().expect("looked at above").name;
-        let above = stack.last().map_or(parent, |leaving| leaving.folder.as_fd());
-        unlinkat(above, &name, AtFlags::REMOVEDIR)?;
-    }
-    Ok(())
-}
-
-/// A directory that is being deleted.
-struct Leaving {
-    folder: OwnedFd,
-    /// By which it is known to the one above.
-    name: std::ffi::OsString,
-    /// The directories that are left in it.
-    below: Vec<std::ffi::OsString>,
-}
-
-#[cfg(test)]
-thread_local! {
-    static LISTINGS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
 /// The names in a directory, in no order.
 pub(crate) fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
-    #[cfg(test)]
-    LISTINGS.set(LISTINGS.get() + 1);
     let read = || -> io::Result<Vec<std::ffi::OsString>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(folder)? {
@@ -837,23 +797,4 @@ pub(crate) fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
         Ok(names)
     };
     read().context(|| "read directory")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_directory_is_listed_once_however_many_are_in_it() {
-        let dir = tempfile::tempdir().unwrap();
-        for at in 0..200 {
-            std::fs::create_dir_all(dir.path().join(format!("gone/{at}/below"))).unwrap();
-            std::fs::write(dir.path().join(format!("gone/{at}/file")), "").unwrap();
-        }
-        let root = std::fs::File::open(dir.path()).unwrap();
-        LISTINGS.set(0);
-        remove_at(root.as_fd(), OsStr::new("gone")).unwrap();
-        assert!(!dir.path().join("gone").exists());
-        assert_eq!(LISTINGS.get(), 1 + 200 + 200);
-    }
 }

@@ -92,6 +92,37 @@ fn a_folder_is_emptied_once_however_often_a_layer_says_so() {
     );
 }
 
+/// Makes directories in each other, more of them than a path may name.
+fn deep(dir: &Path, levels: usize) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let open = |parent: std::os::fd::BorrowedFd<'_>, name: &Path| {
+        openat(parent, name, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    };
+    let mut at = open(CWD, dir);
+    for _ in 0..levels {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = open(at.as_fd(), Path::new("d"));
+    }
+}
+
+/// Deeper than there are descriptors.
+#[test]
+fn a_deep_directory_is_replaced() {
+    let dir = TempDir::new().unwrap();
+    for (whiteouts, layer) in [
+        (Whiteouts::Overlay, entry("top", b'0', "", b"a file now")),
+        (Whiteouts::Remove, entry("top", b'0', "", b"a file now")),
+        (Whiteouts::Remove, entry(".wh.top", b'0', "", b"")),
+    ] {
+        let top = dir.path().join("top");
+        fs::create_dir(&top).unwrap();
+        deep(&top, 2000);
+        apply_to(dir.path(), &layer, whiteouts).unwrap();
+        assert!(!top.is_dir());
+        let _made = fs::remove_file(&top);
+    }
+}
+
 #[test]
 fn links_lead_to_places_inside_only() {
     let outside = |link: &str| [entry("link", b'2', link, b""), entry("link/outside", b'0', "", b"x")];
