@@ -95,34 +95,48 @@ fn parse_words(mut args: Vec<OsString>) -> (Vec<OsString>, clap::error::Result<a
 /// The word that gives a switch a value, as clap complains of it, and what is to stand in its place.
 fn switch(error: &clap::Error, args: &[OsString]) -> Option<(usize, Option<OsString>)> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
-    if error.kind() != ErrorKind::TooManyValues {
-        return None;
-    }
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
-    let (flag, value) = (context(ContextKind::InvalidArg)?, context(ContextKind::InvalidValue)?);
-    let word = match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(flag.into()),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => None,
-        _ => return None,
-    };
-    // The first is the one: what is the container's own comes after.
-    if let Some(at) = args.iter().position(|arg| *arg == *format!("{flag}={value}")) {
-        return Some((at, word));
+    let flag = context(ContextKind::InvalidArg)?;
+    match error.kind() {
+        ErrorKind::TooManyValues => {
+            let value = context(ContextKind::InvalidValue)?;
+            let word = is_on(value)?.then(|| flag.into());
+            // The first is the one: what is the container's own comes after.
+            let at = args.iter().position(|arg| *arg == *format!("{flag}={value}"))?;
+            Some((at, word))
+        }
+        // After the letter of a switch nothing is known that begins with `=`.
+        ErrorKind::UnknownArgument if flag == "-=" => letters(args),
+        _ => None,
     }
-    // By its letter, which begins its name: `-d=false`, and behind others as in `-it=true`.
-    let letter = flag.strip_prefix("--")?.chars().next()?;
-    let suffix = format!("={value}");
-    let (at, letters) = args.iter().enumerate().find_map(|(at, arg)| {
-        let letters = arg.to_str()?.strip_suffix(&suffix)?.strip_prefix('-')?;
-        let is_it = letters.chars().all(char::is_alphabetic)
-            && letters.chars().next_back()?.eq_ignore_ascii_case(&letter);
-        is_it.then_some((at, letters))
-    })?;
-    let kept = if word.is_some() { letters } else { &letters[..letters.len() - 1] };
-    Some((at, Some(kept).filter(|kept| !kept.is_empty()).map(|kept| format!("-{kept}").into())))
+}
+
+/// The same of switches by their letters: `-d=false`, and of the last of `-it=true`.
+fn letters(args: &[OsString]) -> Option<(usize, Option<OsString>)> {
+    args.iter().enumerate().find_map(|(at, arg)| {
+        let (letters, value) = arg.to_str()?.split_once('=')?;
+        let (others, _) = letters.char_indices().next_back().map(|(at, _)| letters.split_at(at))?;
+        let is_on = is_on(value)?;
+        // What comes before has no such word, and so it is this one: `-e=true` gives a variable its name.
+        let error = args::Cli::try_parse_from(&args[..=at]).err()?;
+        if error.kind() != clap::error::ErrorKind::UnknownArgument {
+            return None;
+        }
+        let kept = if is_on { letters } else { others };
+        Some((at, Some(kept).filter(|kept| *kept != "-").map(OsString::from)))
+    })
+}
+
+/// What Go takes for true and false.
+fn is_on(value: &str) -> Option<bool> {
+    match value {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
 }
 
 /// What a command is told that is none by itself: what there is below it, as Docker tells it.
