@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn lists_name_processors_that_are_there() {
         let check = |wanted: &str, is_fine: bool| {
-            assert_eq!(check_list("CPUs", wanted, "0-3").is_ok(), is_fine, "{wanted}")
+            assert_eq!(check_list("CPUs", wanted, "0-3").is_ok(), is_fine, "{wanted}");
         };
         check("", true);
         check("0", true);

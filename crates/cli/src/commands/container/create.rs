@@ -211,7 +211,9 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     }
     let (detach_keys, takes_signals) = (flags.leaving.detach_keys.clone(), flags.passing.sig_proxy);
     let mut signals = attend::listen(tty)?;
-    let (created, attached) = match signals.unless_one_comes(make(client, flags, start, &laps)).await {
+    // On the heap: it holds all that was said of the container.
+    let making = Box::pin(make(client, flags, start, &laps));
+    let (created, attached) = match signals.unless_one_comes(making).await {
         ControlFlow::Break(code) => return Ok(code),
         ControlFlow::Continue(made) => made?,
     };

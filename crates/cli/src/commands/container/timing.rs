@@ -56,6 +56,7 @@ mod tests {
         let created = Created {
             id: "x".into(),
             laps: vec![lap("find the image", 1_500), lap("start the shim", 6_500)],
+            warnings: Vec::new(),
         };
         let expected = "     0.20 ms  prepare the pipes
      2.00 ms  ask the daemon
