@@ -56,6 +56,13 @@ pub(super) fn expose(asked: &[String]) -> Result<Vec<String>> {
     Ok(exposed.into_iter().map(|(protocol, port)| format!("{port}/{protocol}")).collect())
 }
 
+/// The ports that texts say, by number. What is no port is passed over, and of too many the rest.
+pub(super) fn each<'a>(exposed: impl IntoIterator<Item = &'a String>) -> BTreeSet<(u16, String)> {
+    let ranges = exposed.into_iter().filter_map(|text| read(text));
+    let ports = ranges.flat_map(|(range, protocol)| range.map(move |port| (port, protocol.clone())));
+    ports.take(PORTS_MAX).collect()
+}
+
 /// Numbers and protocol; none if it is no port.
 fn read(text: &str) -> Option<(RangeInclusive<u16>, String)> {
     let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));

@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 use task::{OUR_RUNTIME, Process};
 use types::{ContainerId, ErrorKind, Namespace, Result};
 
-use super::State;
 use super::config::ports_asked_for;
 use super::filter::{Filter, KNOWN, KNOWN_TO_PRUNE};
 use super::log_driver::{self, NONE};
+use super::{State, exposed};
 use crate::Engine;
 use crate::logs::LOG_FILE;
 use crate::networks::joined;
@@ -172,14 +172,12 @@ impl Engine {
     fn ports_text<'a>(&self, id: &str, exposed: impl Iterator<Item = &'a String>) -> String {
         let Some(attachment) = self.parts().network.attachment(id) else { return String::new() };
         let published = port_bindings(&attachment);
-        let alone: BTreeSet<&String> = exposed.filter(|port| !published.contains_key(*port)).collect();
-        let mut alone: Vec<&String> = alone.into_iter().collect();
-        alone.sort_by_key(|port| port.split('/').next().and_then(|number| number.parse::<u16>().ok()));
+        let alone = exposed_ports(exposed).filter(|port| !published.contains_key(port));
         let published = attachment.ports.iter().map(|port| {
             let protocol = protocol(port.transport);
             format!("{}:{}->{}/{protocol}", port.host_address, port.host_port, port.container_port)
         });
-        alone.into_iter().cloned().chain(published).collect::<Vec<_>>().join(", ")
+        alone.chain(published).collect::<Vec<_>>().join(", ")
     }
 
     /// A container in Docker's shape; with `sizes` what its tree takes too.
@@ -245,8 +243,8 @@ impl Engine {
         if attachment.is_some() {
             // What it has for others and is published nowhere.
             let exposed = shown["Config"]["ExposedPorts"].as_object().cloned().unwrap_or_default();
-            for port in exposed.into_iter().map(|(port, _)| port) {
-                let ports = shown["NetworkSettings"]["Ports"].as_object_mut().expect("made so");
+            let ports = shown["NetworkSettings"]["Ports"].as_object_mut().expect("made so");
+            for port in exposed_ports(exposed.keys()) {
                 ports.entry(port).or_insert(Value::Null);
             }
         }
@@ -408,6 +406,11 @@ fn port_bindings(attachment: &network::Attachment) -> Map<String, Value> {
         all.as_array_mut().expect("made so").push(binding);
     }
     bindings
+}
+
+/// Each by itself, as Docker writes it.
+fn exposed_ports<'a>(exposed: impl Iterator<Item = &'a String>) -> impl Iterator<Item = String> {
+    exposed::each(exposed).into_iter().map(|(number, protocol)| format!("{number}/{protocol}"))
 }
 
 fn protocol(transport: Transport) -> &'static str {
