@@ -185,7 +185,8 @@ mod tests {
         while let Some(room) = rooms.pop() {
             let positionals = room.get_positionals().filter(|arg| kind(room.get_name(), arg).is_none());
             unknown.extend(positionals.map(|arg| format!("{} {}", room.get_name(), arg.get_id())));
-            rooms.extend(room.get_subcommands().cloned());
+            // Those that are hidden are completed by nobody.
+            rooms.extend(room.get_subcommands().filter(|room| !room.is_hide_set()).cloned());
         }
         unknown.sort();
         unknown.dedup();

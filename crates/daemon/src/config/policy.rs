@@ -137,7 +137,7 @@ mod tests {
         check(signed, &["policy.toml", "quay.io", "no keys"]);
         check(&format!("{signed}keys = [\"nosuch.pub\"]"), &["quay.io", "nosuch.pub"]);
         check(&format!("{signed}keys = [\"policy.toml\"]"), &["quay.io", "no public key"]);
-        check("[[rule]]\nscope = \"Quay\"\naction = \"accept\"", &["policy.toml", "Quay"]);
+        check("[[rule]]\nscope = \"quay.io/Team\"\naction = \"accept\"", &["policy.toml", "quay.io/Team"]);
         check("[[rule]]\nscope = \"quay.io\"\naction = \"accept\"\nkeys = [\"team.pub\"]", &["belong to"]);
     }
 }

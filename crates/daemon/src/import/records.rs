@@ -274,7 +274,7 @@ mod tests {
         for (key, value, is_bucket) in entries {
             let numbers = [usize::from(*is_bucket), pos, key.len(), value.len()];
             page.extend(numbers.map(|number| u32::try_from(number).unwrap().to_le_bytes()).concat());
-            pos += key.len() + value.len() - 16;
+            pos = pos + key.len() + value.len() - 16;
         }
         entries.iter().for_each(|(key, value, _)| page.extend([*key, &value[..]].concat()));
         page
