@@ -166,7 +166,8 @@ pub(crate) fn mac_address(create: &Create) -> Result<Option<[u8; 6]>> {
             create.network
         )));
     }
-    let byte = |text: &str| u8::from_str_radix(text, 16).ok().filter(|_| text.len() == 2);
+    let is_byte = |text: &&str| text.len() == 2 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let byte = |text: &str| Some(text).filter(is_byte).and_then(|text| u8::from_str_radix(text, 16).ok());
     let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
     let address = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
     // The lowest bit of the first is for those that mean many.
