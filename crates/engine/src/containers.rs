@@ -15,7 +15,6 @@ mod streams;
 mod top;
 mod update;
 
-use self::binds::look_for_sources;
 pub(crate) use self::log_driver::NONE;
 pub(crate) use self::show::{attributes, familiar};
 pub(crate) use self::state::{Ends, State};
@@ -247,10 +246,6 @@ impl Engine {
         streams: &Streams,
         laps: &Laps,
     ) -> Result<()> {
-        if extension.create.mounts.iter().any(|mount| mount.make_source) {
-            // Somebody may have removed a directory since it was made.
-            look_for_sources(&extension.create).await?;
-        }
         // Nothing is taken for left over between its making and its use.
         let _busy = self.0.starting.read().await;
         // Until it has a task, by which others see that it works in its volumes.

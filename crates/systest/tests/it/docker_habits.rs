@@ -258,17 +258,3 @@ fn words_that_change_nothing_are_taken() {
     let said = daemon.hoist([&run[..], &[&file, "busybox", "sh", "-c", "echo \"[$A]\""]].concat()).ok();
     assert_eq!(said.text(), "[blank at the end ]");
 }
-
-/// As at the first start: a directory of the machine that is not there is made.
-#[test]
-fn a_directory_that_was_removed_is_made_for_the_next_start() {
-    let daemon = Daemon::with_busybox();
-    let made = daemon.dir().join("made");
-    let volume = format!("{}:/made", made.display());
-    let words =
-        ["run", "--name", "one", "--network", "none", "-v", &volume, "busybox", "touch", "/made/here"];
-    daemon.hoist(words).ok();
-    fs::remove_dir_all(&made).expect("it was made");
-    daemon.hoist(["start", "-a", "one"]).ok();
-    assert!(made.join("here").exists());
-}
