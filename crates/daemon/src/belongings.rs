@@ -5,7 +5,6 @@
 use metadata::Caller;
 use mounts::{Mounts, Options};
 use task::Shims;
-use tokio::task::spawn_blocking;
 use types::{ContainerId, Error, ErrorKind, Labels, Mount, Namespace, Result};
 
 use crate::checkpoint::Checkpoints;
@@ -92,7 +91,7 @@ impl Belongings {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    spawn_blocking(work)
+    stdx::blocking(work)
         .await
         .map_err(|panic| Error::internal("what belongs to a task broke down").with_source(panic))?
 }

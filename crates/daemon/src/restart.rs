@@ -34,7 +34,6 @@ use prost::Message;
 use serde::Deserialize;
 use task::{Create, Exit, Io, Shims, Status, Task};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId};
 
@@ -503,7 +502,7 @@ fn has_terminal(spec: &[u8]) -> bool {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    spawn_blocking(work)
+    stdx::blocking(work)
         .await
         .map_err(|panic| Error::internal("the restart monitor broke down").with_source(panic))?
 }

@@ -203,7 +203,7 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
 
 /// Makes a call that blocks, off the workers. It goes on if the caller goes away.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T, Status> {
-    match spawn_blocking(work).await {
+    match stdx::blocking(work).await {
         Ok(done) => done.map_err(status),
         Err(panic) => Err(Status::internal(format!("the call broke down: {panic}"))),
     }
@@ -213,7 +213,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 async fn unbroken<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
-    match tokio::spawn(work.in_current_span()).await {
+    match stdx::unbroken(work.in_current_span()).await {
         Ok(done) => done,
         Err(panic) => Err(Status::internal(format!("the call broke down: {panic}"))),
     }

@@ -55,7 +55,6 @@ use registry::Connections;
 use stdx::Asker;
 use task::Shims;
 use tokio::sync::{Notify, RwLock, RwLockWriteGuard};
-use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions, Slots};
 use types::{Error, Namespace, Result};
 
@@ -214,7 +213,7 @@ impl Engine {
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let engine = self.clone();
-        let joined = spawn_blocking(move || work(&engine)).await;
+        let joined = stdx::blocking(move || work(&engine)).await;
         joined.unwrap_or_else(|panic| Err(Error::internal("a call broke down").with_source(panic)))
     }
 

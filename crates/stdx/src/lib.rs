@@ -1,6 +1,8 @@
 //! What the standard library lacks for us. No word of the container domain may appear here.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "aside")]
+mod aside;
 mod duration;
 mod laps;
 mod nearest;
@@ -9,6 +11,8 @@ mod ranges;
 mod traced;
 mod wanted;
 
+#[cfg(feature = "aside")]
+pub use aside::{blocking, unbroken};
 pub use duration::duration;
 pub use laps::Laps;
 pub use nearest::nearest;

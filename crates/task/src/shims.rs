@@ -13,7 +13,7 @@ use prost::Message;
 use stdx::{TRACE, traced};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::field::Empty;
 use tracing::info_span;
 use tracing::instrument::Instrument;
@@ -836,7 +836,7 @@ pub(crate) fn follow_log((namespace, id): (&Namespace, &str), bundle: &Bundle) -
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match spawn_blocking(work).await {
+    match stdx::blocking(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::internal("a worker thread broke down").with_source(error)),
     }
@@ -846,7 +846,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 pub(crate) async fn unbroken<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    match tokio::spawn(work.in_current_span()).await {
+    match stdx::unbroken(work.in_current_span()).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::internal("a task broke down").with_source(error)),
     }

@@ -251,7 +251,7 @@ fn random_name(kind: &str) -> Result<String> {
 
 /// Runs what blocks on a thread for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let joined = tokio::task::spawn_blocking(work).await;
+    let joined = stdx::blocking(work).await;
     joined.unwrap_or_else(|panic| Err(Error::internal("a transfer broke down").with_source(panic)))
 }
 

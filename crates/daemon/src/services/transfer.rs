@@ -433,6 +433,6 @@ fn own_platform(platform: wire::Platform) -> Result<Platform> {
 
 /// Makes a call that blocks, off the workers.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let joined = tokio::task::spawn_blocking(work).await;
+    let joined = stdx::blocking(work).await;
     joined.unwrap_or_else(|panic| Err(Error::internal("the transfer broke down").with_source(panic)))
 }

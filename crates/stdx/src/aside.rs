@@ -1,0 +1,59 @@
+//! Work beside an asynchronous caller.
+//!
+//! An executor is compiled once for each type of work that it is given: its machinery was a sixth of the daemon's code. Here
+//! all work has one type, which costs an allocation.
+
+use std::any::Any;
+use std::pin::Pin;
+
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+
+/// Runs what blocks on a thread for it. It goes on if the caller goes away.
+///
+/// # Errors
+/// The panic of the work.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    type Done = Box<dyn Any + Send>;
+    let work: Box<dyn FnOnce() -> Done + Send> = Box::new(move || Box::new(work()));
+    let done = spawn_blocking(work).await?;
+    Ok(*done.downcast().expect("it is what the work returned"))
+}
+
+/// Begins work that must not stop half way: it goes on if nobody waits for it any more. Its error is its panic.
+pub fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    let work: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(work);
+    tokio::spawn(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_made_comes_back_and_a_panic_is_an_error() {
+        assert_eq!(blocking(|| vec![1, 2]).await.unwrap(), [1, 2]);
+        assert_eq!(unbroken(async { "done".to_owned() }).await.unwrap(), "done");
+        assert!(blocking(|| -> u8 { panic!("on purpose") }).await.unwrap_err().is_panic());
+        assert!(unbroken(async { panic!("on purpose") }).await.unwrap_err().is_panic());
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_without_its_caller() {
+        let (tell, told) = mpsc::channel();
+        let (go, gone) = mpsc::channel::<()>();
+        let mut asked = Box::pin(blocking(move || {
+            let _ = gone.recv();
+            tell.send("done").unwrap();
+        }));
+        tokio::select! {
+            biased;
+            _ = &mut asked => unreachable!("it waits"),
+            () = std::future::ready(()) => {}
+        }
+        drop(asked);
+        drop(go);
+        assert_eq!(told.recv(), Ok("done"));
+    }
+}
