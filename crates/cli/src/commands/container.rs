@@ -8,6 +8,7 @@ mod create;
 mod exec;
 mod export;
 mod extras;
+mod limits;
 mod list;
 mod logs;
 mod port;

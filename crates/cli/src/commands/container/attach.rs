@@ -1,7 +1,6 @@
 //! `attach`: beside a container that runs, as many as like.
 
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
 
 use api::engine::Call;
 use clap::Args;
@@ -9,9 +8,9 @@ use client::Client;
 use serde_json::Value;
 use types::{Error, Result};
 
-use super::attend::{self, Leaving, Passing, Process};
+use super::attend::{Leaving, Passing, Process};
 use crate::output::text;
-use crate::streams::{self, Attached, PrivateFolder};
+use crate::streams;
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -44,19 +43,8 @@ pub(super) async fn join(
     if tty && types && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; use --no-stdin to look on"));
     }
-    let mut signals = attend::listen(tty)?;
-    let attached = Attached::prepare(PrivateFolder::create(client.address())?, types, tty)?;
-    let call = Call::Attach { id: id.clone(), streams: attached.streams.clone() };
-    match signals.unless_one_comes(client.call(&call)).await {
-        ControlFlow::Break(code) => return Ok(code),
-        ControlFlow::Continue(Ok(_)) => {}
-        ControlFlow::Continue(Err(error)) => {
-            attached.abandon();
-            return Err(error);
-        }
-    }
     if tty && let Some((rows, columns)) = streams::size() {
-        // A program that draws does so again when the size changes, and only then.
+        // A program that draws does so again when the size changes, and only then: to what ours is, once we look on.
         let (rows, columns) = (rows.saturating_add(1), columns.saturating_add(1));
         let _ = client.call(&Call::Resize { id: id.clone(), exec: None, rows, columns }).await;
     }
@@ -68,5 +56,5 @@ pub(super) async fn join(
         detach_keys: leaving.detach_keys,
         takes_signals: passing.sig_proxy && !tty,
     };
-    process.attend(client, attached, signals).await
+    process.begin(client, types, |streams| Call::Attach { id: id.clone(), streams }).await
 }

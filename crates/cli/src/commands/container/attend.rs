@@ -1,8 +1,9 @@
 //! Staying with a process until it ends: bytes, signals, the size of the terminal.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use api::engine::{Call, Exited, Follow};
+use api::engine::{Call, Exited, Follow, Streams};
 use clap::Args;
 use client::Client;
 use rustix::process::Signal;
@@ -11,7 +12,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::keys::DetachKeys;
 use crate::signals::{Signals, TO_PIPES, exit_code};
-use crate::streams::{self, Attached, Fed, Raw};
+use crate::streams::{self, Attached, Fed, PrivateFolder, Raw};
 
 /// How long a daemon that has gone is waited for: the process and its streams go on without.
 const DAEMON_LIMIT: Duration = Duration::from_secs(30);
@@ -55,6 +56,27 @@ pub(super) struct Process<'a> {
 }
 
 impl Process<'_> {
+    /// Makes pipes, asks for the process to be started or joined with them, and stays with it. A signal that comes before the
+    /// answer breaks that off.
+    pub(super) async fn begin(
+        self,
+        client: &Client,
+        types: bool,
+        call: impl FnOnce(Streams) -> Call,
+    ) -> Result<u8> {
+        let mut signals = listen(self.tty)?;
+        let attached = Attached::prepare(PrivateFolder::create(client.address())?, types, self.tty)?;
+        let call = call(attached.streams.clone());
+        match signals.unless_one_comes(client.call(&call)).await {
+            ControlFlow::Break(code) => Ok(code),
+            ControlFlow::Continue(Ok(_)) => self.attend(client, attached, signals).await,
+            ControlFlow::Continue(Err(error)) => {
+                attached.abandon();
+                Err(error)
+            }
+        }
+    }
+
     /// Until it ends, with its exit code, or until somebody leaves it.
     pub(super) async fn attend(
         self,

@@ -15,6 +15,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::attend::{self, Leaving, Passing, Process};
 use super::extras::ExtraFlags;
+use super::limits::LimitFlags;
 use super::refused::Refused;
 use super::timing;
 use crate::commands::image::long::outcome;
@@ -108,15 +109,6 @@ pub(crate) struct Flags {
     /// Nearly all that the machine's root may do
     #[arg(long)]
     pub(crate) privileged: bool,
-    /// Bytes, or with k, m, g behind
-    #[arg(long, short)]
-    pub(crate) memory: Option<String>,
-    /// As 1.5: processor time that it may use
-    #[arg(long)]
-    pub(crate) cpus: Option<String>,
-    /// How many processes it may have; -1 is no limit
-    #[arg(long, allow_negative_numbers = true)]
-    pub(crate) pids_limit: Option<i64>,
     /// bridge, host, none, or container:NAME for that of another
     #[arg(long, alias = "net", default_value = "bridge")]
     pub(crate) network: String,
@@ -147,6 +139,8 @@ pub(crate) struct Flags {
     /// Whose users it has: the machine's, which is host
     #[arg(long = "userns", value_name = "MODE", value_parser = ["host"])]
     _userns: Option<String>,
+    #[command(flatten)]
+    pub(crate) limits: LimitFlags,
     #[command(flatten)]
     pub(crate) extras: ExtraFlags,
     #[command(flatten)]
@@ -385,6 +379,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         labels.extend(parse::labels(&content).map_err(|error| error.context(about()))?);
     }
     labels.extend(parse::label_words(&flags.label));
+    let limits = flags.limits.read()?;
     Ok(Create {
         image,
         platform: flags.platform,
@@ -404,15 +399,15 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         privileged: flags.privileged,
         cap_add: flags.cap_add,
         cap_drop: flags.cap_drop,
-        memory: flags.memory.as_deref().map(parse::bytes).transpose()?,
-        milli_cpus: flags.cpus.as_deref().map(parse::milli_cpus).transpose()?,
-        pids_limit: flags.pids_limit,
+        memory: limits.memory,
+        milli_cpus: limits.milli_cpus,
+        pids_limit: limits.pids_limit,
         mounts,
         // Docker's word for the one that there is without a word.
         network: if flags.network == "default" { "bridge".into() } else { flags.network },
         ports,
         publish_all: flags.publish_all,
-        extras: flags.extras.read()?,
+        extras: flags.extras.read(&limits)?,
         restart: parse::restart(&flags.restart)?,
         labels,
         start: false,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::time::Duration;
 
-use api::engine::{Device, Dns, Extras, Health, Log, Ulimit};
+use api::engine::{Device, Dns, Extras, Health, Log, Ulimit, Update};
 use clap::Args;
 use types::{Context as _, Error, Result};
 
@@ -74,30 +74,6 @@ pub(crate) struct ExtraFlags {
     /// From -1000, never killed for want of memory, to 1000
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     oom_score_adj: Option<i32>,
-    /// Its part where processors are short; others have 1024
-    #[arg(long, short)]
-    cpu_shares: Option<u64>,
-    /// Microseconds of processor time that it may use in each period; -1 is no limit
-    #[arg(long, allow_negative_numbers = true)]
-    cpu_quota: Option<i64>,
-    /// Microseconds of such a period, from 1000 to 1000000; otherwise 100000
-    #[arg(long)]
-    cpu_period: Option<u64>,
-    /// Processors that it may use: 0-2,7
-    #[arg(long, default_value = "", hide_default_value = true)]
-    cpuset_cpus: String,
-    /// Memory that it may use, by the numbers of its nodes: 0,1
-    #[arg(long, default_value = "", hide_default_value = true)]
-    cpuset_mems: String,
-    /// Its part where disks are busy, from 10 to 1000
-    #[arg(long)]
-    blkio_weight: Option<u16>,
-    /// What it keeps where memory is short
-    #[arg(long)]
-    memory_reservation: Option<String>,
-    /// Memory and swap together, above -m; -1 is no limit. Otherwise twice as much as -m
-    #[arg(long, allow_hyphen_values = true)]
-    memory_swap: Option<String>,
     /// Its first process reaps what ends and passes signals on
     #[arg(long)]
     init: bool,
@@ -158,7 +134,8 @@ pub(crate) struct ExtraFlags {
 }
 
 impl ExtraFlags {
-    pub(crate) fn read(self) -> Result<Extras> {
+    /// With those limits that few containers have.
+    pub(crate) fn read(self, limits: &Update) -> Result<Extras> {
         let time =
             |flag: &str, text: &Option<String>| text.as_deref().map_or(Ok(0), |text| nanoseconds(flag, text));
         let health = Health {
@@ -192,14 +169,14 @@ impl ExtraFlags {
             swappiness: self.memory_swappiness.and_then(|swappiness| u64::try_from(swappiness).ok()),
             oom_kill_disable: self.oom_kill_disable,
             oom_score_adj: self.oom_score_adj,
-            cpu_shares: self.cpu_shares.filter(|shares| *shares != 0),
-            cpu_period: self.cpu_period.filter(|period| *period != 0),
-            cpu_quota: self.cpu_quota.filter(|quota| *quota != 0),
-            cpuset: self.cpuset_cpus,
-            cpuset_mems: self.cpuset_mems,
-            blkio_weight: self.blkio_weight.filter(|weight| *weight != 0),
-            memory_reservation: self.memory_reservation.as_deref().map(parse::bytes).transpose()?,
-            memory_swap: self.memory_swap.as_deref().map(parse::swap).transpose()?,
+            cpu_shares: limits.cpu_shares.filter(|shares| *shares != 0),
+            cpu_period: limits.cpu_period.filter(|period| *period != 0),
+            cpu_quota: limits.cpu_quota.filter(|quota| *quota != 0),
+            cpuset: limits.cpuset.clone(),
+            cpuset_mems: limits.cpuset_mems.clone(),
+            blkio_weight: limits.blkio_weight.filter(|weight| *weight != 0),
+            memory_reservation: limits.memory_reservation,
+            memory_swap: limits.memory_swap,
             stop_signal: self.stop_signal,
             hosts: self.add_host.iter().map(|text| host(text)).collect::<Result<_>>()?,
             dns: Dns { servers: self.dns, search: self.dns_search, options: self.dns_option },

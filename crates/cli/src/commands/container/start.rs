@@ -1,16 +1,13 @@
 //! `start`: containers that are there, in the background or with our streams.
 
-use std::ops::ControlFlow;
-
 use api::engine::{Call, Streams};
 use clap::Args;
 use client::Client;
 use types::{Error, Result};
 
-use super::attend::{self, Leaving, Passing, Process};
+use super::attend::{Leaving, Passing, Process};
 use crate::commands::each;
 use crate::output::text;
-use crate::streams::{Attached, PrivateFolder};
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -42,17 +39,6 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         return super::attach::join(client, &container, interactive, leaving, passing).await;
     }
     let (id, tty) = (text(&container, "Id"), container["Config"]["Tty"] == true);
-    let mut signals = attend::listen(tty)?;
-    let attached = Attached::prepare(PrivateFolder::create(client.address())?, interactive, tty)?;
-    let start = Call::Start { id: id.clone(), streams: attached.streams.clone() };
-    match signals.unless_one_comes(client.call(&start)).await {
-        ControlFlow::Break(code) => return Ok(code),
-        ControlFlow::Continue(Ok(_)) => {}
-        ControlFlow::Continue(Err(error)) => {
-            attached.abandon();
-            return Err(error);
-        }
-    }
     let process = Process {
         container: &id,
         exec: None,
@@ -61,5 +47,5 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         detach_keys: leaving.detach_keys,
         takes_signals: passing.sig_proxy,
     };
-    process.attend(client, attached, signals).await
+    process.begin(client, interactive, |streams| Call::Start { id: id.clone(), streams }).await
 }
