@@ -12,9 +12,7 @@ use crate::transaction::{Read, WriteTxn};
 
 /// A named table. Declare it as a `const`; it comes into being with the first `put`.
 ///
-/// ```
-/// # use kv::Table;
-/// # use types::Namespace;
+/// ```text
 /// const VOLUMES: Table<(Namespace, String), u64> = Table::new("volumes");
 /// ```
 pub struct Table<K, V> {

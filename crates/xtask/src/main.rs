@@ -5,7 +5,7 @@
 //! run      build, then `hoist run --rm hello` (or the words that follow)
 //! test     all tests: unit, contract and system, as root; those about layers on both forms of layers
 //! check    what needs no root: format, lints, walls
-//! ci       check, then test
+//! ci       check and test
 //! bench    build, then measure side by side with the peers in PATH
 //! soak     build, then work much and see that nothing grows (containers=N execs=N log=MB together=N)
 //! api      write docs/api.md: every call and its tests (see `api`)
@@ -35,6 +35,9 @@ mod walls;
 /// linked statically, which works the same and is larger.
 const MUSL: &str = "x86_64-unknown-linux-musl";
 
+/// How many tests run at once, if somebody says so (`rustc --test`).
+const THREADS: &str = "RUST_TEST_THREADS";
+
 const WORTH_TELLING: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -48,7 +51,7 @@ fn main() -> ExitCode {
         "run" => run(rest),
         "test" => test(rest),
         "check" => check(),
-        "ci" => check().and_then(|()| test(rest)),
+        "ci" => check_style().and_then(|()| test(rest)),
         "bench" => bench(rest),
         "soak" => bench(&[&["soak".to_owned()], rest].concat()),
         "api" => api::write(),
@@ -139,6 +142,10 @@ fn test(filter: &[String]) -> Outcome {
         if !testing::names_packages(words) {
             tests.arg("--workspace");
         }
+        if !testing::names_targets(words) {
+            // No tests in documentation: there are none, and looking for them takes a minute.
+            tests.arg("--all-targets");
+        }
         tests.arg("--no-fail-fast").args(words).env("HOIST_BIN", &hoist);
         tests
     };
@@ -174,6 +181,12 @@ fn test_directories(hoist: &Path) -> Outcome<testing::Unsteady> {
 }
 
 fn check() -> Outcome {
+    check_style()?;
+    step("check the walls", cargo("test").args(["--package", "xtask"]))
+}
+
+/// Without the walls, which are among the tests of all packages too.
+fn check_style() -> Outcome {
     step("check the format", cargo("fmt").args(["--all", "--check"]))?;
     step("lint", cargo("clippy").args(["--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     if packages::in_path("cargo-deny") {
@@ -186,7 +199,7 @@ fn check() -> Outcome {
     } else {
         println!("skipped: cargo-deny is not installed (cargo install cargo-deny)");
     }
-    step("check the walls", cargo("test").args(["--package", "xtask"]))
+    Ok(())
 }
 
 fn bench(args: &[String]) -> Outcome {
@@ -212,6 +225,11 @@ fn cargo_test() -> Command {
         .arg(cargo.get_program())
         .args(cargo.get_args())
         .current_dir(workspace_root());
+    if env::var_os(THREADS).is_none() {
+        // System tests wait for disks and processes for half of their time.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        command.env(THREADS, (2 * processors).to_string());
+    }
     command
 }
 

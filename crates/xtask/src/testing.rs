@@ -33,6 +33,10 @@ const HAVE_VALUES: &[&str] = &[
     "--jobs",
 ];
 
+/// Flags of `cargo test` that say which targets.
+const TARGETS: &[&str] =
+    &["all-targets", "bench", "benches", "bin", "bins", "doc", "example", "examples", "lib", "test", "tests"];
+
 /// With more of them something is broken, and not by chance.
 const TRIED_AGAIN_MAX: usize = 3;
 
@@ -101,8 +105,16 @@ pub(crate) fn run(
 
 /// The words after `cargo test` for these tests, one after another: of what was selected by these words, or of all.
 pub(crate) fn alone<'a>(selection: &[&'a str], tests: &[&'a str]) -> Vec<&'a str> {
-    let all: &[&str] = if selection.is_empty() { &["--all-targets"] } else { selection };
-    [all, &["--", "--exact", "--test-threads=1"], tests].concat()
+    [selection, &["--", "--exact", "--test-threads=1"], tests].concat()
+}
+
+/// Whether words for `cargo test` say which targets: with `--all-targets` beside them, cargo would test all.
+pub(crate) fn names_targets(words: &[&str]) -> bool {
+    let is_target = |word: &&str| {
+        let name = word.strip_prefix("--").map(|flag| flag.split('=').next().unwrap_or(flag));
+        name.is_some_and(|name| TARGETS.contains(&name))
+    };
+    words.iter().take_while(|word| **word != "--").any(is_target)
 }
 
 /// Whether words for `cargo test` say which packages: with `--workspace` beside them, cargo would test all.
@@ -304,7 +316,11 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
         let exact = ["--", "--exact", "--test-threads=1", "gc::one"];
         assert_eq!(alone(&selected, &["gc::one"]), [&selected[..], &exact].concat());
         assert_eq!(selection(&["gc::", "--"]), [""; 0], "all packages");
-        assert_eq!(alone(&[], &["gc::one"]), [&["--all-targets"][..], &exact].concat());
+        assert_eq!(alone(&[], &["gc::one"]), exact);
+        assert!(names_targets(&selected) && names_targets(&["--doc"]));
+        for words in [&["gc::"][..], &["--release", "lib"], &["--", "--test"], &["--test-threads=2"]] {
+            assert!(!names_targets(words), "{words:?}");
+        }
     }
 
     #[test]

@@ -102,6 +102,24 @@ fn no_test_is_ignored() {
     assert!(found.is_empty(), "{found:?}");
 }
 
+/// Examples in documentation are looked at by nobody's compiler: the tests are run without them, which takes a minute less.
+#[test]
+fn documentation_has_no_code_that_would_have_to_be_run() {
+    let found = sources(|_, text| {
+        let mut is_inside = false;
+        let mut fences = text.lines().filter_map(|line| {
+            let line = line.trim_start();
+            let line = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))?;
+            line.trim_start().strip_prefix("```")
+        });
+        fences.any(|language| {
+            is_inside = !is_inside;
+            is_inside && ["", "rust", "should_panic", "no_run"].contains(&language)
+        })
+    });
+    assert!(found.is_empty(), "say what it is (```text): {found:?}");
+}
+
 #[test]
 fn no_file_is_too_large() {
     let mut found = Vec::new();
