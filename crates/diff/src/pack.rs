@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -18,11 +18,6 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::names;
 use crate::tar::{Entry, Kind, Writer};
 use crate::tree::{Node, Tree, open_file};
-
-/// File systems of which the kernel makes up what is in them (statfs(2)): procfs, sysfs, cgroups of both versions,
-/// debugfs, tracefs, securityfs, bpf.
-const MADE_UP: [i64; 8] =
-    [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
 
 /// Writes what is at a name of a directory. In the archive it is called `called`; the names below follow. A directory that is
 /// called nothing is not there itself, and the names in it are the first. Of what the
@@ -176,6 +171,5 @@ fn is_made_up(folder: &OwnedFd, name: &OsStr, node: &Node) -> Result<bool> {
 }
 
 fn made_up(fd: &OwnedFd) -> Result<bool> {
-    let kind = rustix::fs::fstatfs(fd).map_err(io::Error::from).context(|| "look at the file system")?.f_type;
-    Ok(MADE_UP.contains(&kind))
+    linux::beneath::is_made_up(fd.as_fd()).context(|| "look at the file system")
 }

@@ -118,6 +118,7 @@ struct Inner {
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
+    users: users::Known,
     /// Told when a container has given its network back.
     unused: Notify,
     /// See [`etc`].
@@ -139,6 +140,7 @@ impl Engine {
             caller,
             names: Mutex::default(),
             turns: Turns::default(),
+            users: users::Known::default(),
             copies: Turns::default(),
             restarts: Restarts::default(),
             ends: Ends::default(),

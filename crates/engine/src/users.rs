@@ -1,12 +1,16 @@
 //! Users by name: `/etc/passwd` and `/etc/group` of the container's tree, read beneath its root.
+//!
+//! The first group of a user is among the further ones too: a process that takes another by a set-group-id program still
+//! counts as in it, so that what is closed to the group stays closed (CVE-2023-25173).
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use linux::beneath::Root;
-use rustix::fs::OFlags;
 use types::spec::runtime::User;
 use types::{Context, Error, Result};
 
@@ -21,18 +25,14 @@ pub(crate) fn resolve(
     tree: impl FnOnce() -> Result<OwnedFd>,
 ) -> Result<(User, String)> {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
-    let number = |text: &str| text.parse::<u32>().ok();
-    let is_root = text.is_empty() || text == "0" || text == "root";
-    // The common case needs no look into the tree.
-    if is_root
-        && let Some(additional_gids) = further.iter().map(|group| number(group)).collect::<Option<Vec<u32>>>()
-    {
-        return Ok((User { additional_gids, ..User::default() }, "/root".into()));
-    }
+    // Root is there whether or not the image knows that name.
+    let user = if user.is_empty() || user == "root" { "0" } else { user };
     let root = Root::from_fd(tree()?, Path::new("the container's root"));
     let (passwd, groups) = (read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?);
-    let (mut found, home) =
-        if is_root { (User::default(), "/root".to_owned()) } else { lookup(user, group, &passwd, &groups)? };
+    let (mut found, home) = lookup(user, group, &passwd, &groups)?;
+    if !found.additional_gids.contains(&found.gid) {
+        found.additional_gids.insert(0, found.gid);
+    }
     for name in further {
         let gid = group_number(name, &groups)?;
         if !found.additional_gids.contains(&gid) {
@@ -40,6 +40,42 @@ pub(crate) fn resolve(
         }
     }
     Ok((found, home))
+}
+
+/// Users that were resolved in the trees of images, which never change: a container of an image that had one before is made
+/// without a look into its tree.
+#[derive(Default)]
+pub(crate) struct Known(Mutex<HashMap<Asked, (User, String)>>);
+
+/// The name of the topmost layer, which says all that is below, with the user and the further groups.
+type Asked = (String, String, Vec<String>);
+
+/// Users that are kept. Then it begins anew.
+const KNOWN_MAX: usize = 1024;
+
+impl Known {
+    /// See [`resolve`]; `top` is none of a tree that is no image's.
+    pub(crate) fn resolve(
+        &self,
+        top: Option<&str>,
+        text: &str,
+        further: &[String],
+        tree: impl FnOnce() -> Result<OwnedFd>,
+    ) -> Result<(User, String)> {
+        let Some(top) = top else { return resolve(text, further, tree) };
+        let asked = (top.to_owned(), text.to_owned(), further.to_vec());
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known().get(&asked) {
+            return Ok(found.clone());
+        }
+        let found = resolve(text, further, tree)?;
+        let mut known = known();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(asked, found.clone());
+        Ok(found)
+    }
 }
 
 fn group_rows(groups: &str) -> impl Iterator<Item = Vec<&str>> {
@@ -92,10 +128,7 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
 }
 
 fn read_file(root: &Root, path: &str) -> Result<String> {
-    // Without waiting: the image may have made it a pipe.
-    let Some(fd) = root.find(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK)? else {
-        return Ok(String::new());
-    };
+    let Some(fd) = root.find_file(Path::new(path))? else { return Ok(String::new()) };
     let mut bytes = Vec::new();
     File::from(fd)
         .take(FILE_LEN_MAX)
@@ -130,12 +163,16 @@ mod tests {
             format!("{}:{} {home}", user.uid, user.gid)
         };
         // Without a file.
+        assert_eq!(home(""), "0:0 /root");
+        assert_eq!(home("root"), "0:0 /root");
         assert_eq!(home("0:0"), "0:0 /root");
         assert_eq!(home("1000:1000"), "1000:1000 /");
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         let rows = "root:x:0:0::/superuser:\nweb:x:1000:33::/home/web:\nodd:x:7:none::/home/odd:\n";
         std::fs::write(dir.path().join("etc/passwd"), rows).unwrap();
         for (text, expected) in [
+            ("", "0:0 /superuser"),
+            ("root", "0:0 /superuser"),
             ("0:5", "0:5 /superuser"),
             ("1000:1000", "1000:1000 /home/web"),
             ("1000", "1000:33 /home/web"),
@@ -158,10 +195,10 @@ mod tests {
             let found = resolve(user, &groups, || Ok(File::open(dir.path()).unwrap().into()));
             assert_eq!(found.unwrap().0.additional_gids, expected, "{user} {groups:?}");
         };
-        check("", &["7", "8"], &[7, 8]);
-        check("", &["video", "7"], &[44, 7]);
-        check("5:6", &["render"], &[107]);
-        check("web", &["render", "video"], &[44, 107]);
+        check("", &["7", "8"], &[0, 7, 8]);
+        check("", &["video", "7"], &[0, 44, 7]);
+        check("5:6", &["render"], &[6, 107]);
+        check("web", &["render", "video"], &[33, 44, 107]);
         let refused = resolve("", &["nosuch".into()], || Ok(File::open(dir.path()).unwrap().into()));
         assert!(refused.unwrap_err().message().contains("group nosuch"));
     }

@@ -9,7 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2, readlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, fstatfs, mkdirat, open, openat, openat2, readlinkat,
+};
 use rustix::io::Errno;
 use types::{Context, Error, Result};
 
@@ -18,6 +20,11 @@ const RACES_MAX: usize = 128;
 
 /// As many symlinks as the kernel follows (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
+
+/// File systems of which the kernel makes up what is in them (statfs(2)): procfs, sysfs, cgroups of both versions,
+/// debugfs, tracefs, securityfs, bpf.
+const MADE_UP: [i64; 8] =
+    [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
 
 /// A directory that paths are resolved beneath.
 #[derive(Debug)]
@@ -58,6 +65,22 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(errno) => Err(io::Error::from(errno)).context(|| self.what("open", path)),
         }
+    }
+
+    /// Opens a regular file to read it, or none if nothing is at `path`. What else is there is not opened: of some devices that
+    /// alone does something, and what the kernel makes up it may tell us alone.
+    pub fn find_file(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        let Some(found) = self.find(path, OFlags::PATH)? else { return Ok(None) };
+        let about = || self.what("read", path);
+        let kind = FileType::from_raw_mode(stat(found.as_fd()).context(about)?.st_mode);
+        if !kind.is_file() || is_made_up(found.as_fd()).context(about)? {
+            return Err(
+                Error::failed_precondition(format!("{} is no regular file", path.display())).context(about())
+            );
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let opened = open(proc_path(found.as_fd()), flags, Mode::empty()).map_err(io::Error::from);
+        opened.context(about).map(Some)
     }
 
     /// Opens what is at `path` if no name in it is a symlink, or none.
@@ -221,6 +244,11 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
+/// Whether the kernel makes up what an open file holds, `O_PATH` ones included.
+pub fn is_made_up(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(MADE_UP.contains(&fstatfs(fd)?.f_type))
+}
+
 /// Type, permissions and owner of an open file, `O_PATH` ones included.
 pub fn stat(fd: BorrowedFd<'_>) -> io::Result<rustix::fs::Stat> {
     Ok(rustix::fs::statat(fd, "", AtFlags::EMPTY_PATH)?)
@@ -232,6 +260,22 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn only_files_are_opened_to_be_read() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        fs::write(dir.path().join("file"), "text").unwrap();
+        assert!(root.find_file(Path::new("/file")).unwrap().is_some());
+        assert!(root.find_file(Path::new("/nosuch")).unwrap().is_none());
+        rustix::fs::mknodat(&root, "pipe", FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        for wrong in ["/", "/pipe"] {
+            let refused = root.find_file(Path::new(wrong)).unwrap_err();
+            assert!(refused.chain().contains("no regular file"), "{wrong}: {refused}");
+        }
+        let made_up = Root::open(Path::new("/proc")).unwrap().find_file(Path::new("/version")).unwrap_err();
+        assert!(made_up.chain().contains("no regular file"), "{made_up}");
+    }
 
     fn check(links: &[(&str, &str)], path: &str, expected: &str) {
         let dir = tempfile::TempDir::new().unwrap();

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use linux::beneath::{Root as Tree, stat};
-use rustix::fs::{FileType, OFlags};
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, IdMapping, IntelRdt, Linux, LinuxDevice, LinuxNamespace,
@@ -396,7 +395,7 @@ pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<Us
         return Ok(User { additional_gids: vec![0], ..User::default() });
     }
     if let (Ok(uid), Some(Ok(gid))) = (user.parse(), group.map(str::parse)) {
-        return Ok(User { uid, gid, ..User::default() });
+        return Ok(User { uid, gid, additional_gids: vec![gid], ..User::default() });
     }
     let tree = open()?;
     let (passwd, groups) = (read(&tree, "/etc/passwd")?, read(&tree, "/etc/group")?);
@@ -420,14 +419,9 @@ pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<Us
 }
 
 fn read(tree: &Tree, path: &str) -> Result<String> {
-    // Without waiting: the image may have made it a pipe.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-    let Some(file) = tree.find(Path::new(path), flags)? else { return Ok(String::new()) };
+    let Some(file) = tree.find_file(Path::new(path))? else { return Ok(String::new()) };
     let what = || format!("read {path} of the image");
     let found = stat(std::os::fd::AsFd::as_fd(&file)).context(what)?;
-    if !FileType::from_raw_mode(found.st_mode).is_file() {
-        return Err(Error::failed_precondition(format!("{path} of the image is no regular file")));
-    }
     if u64::try_from(found.st_size).unwrap_or(u64::MAX) > FILE_LEN_MAX {
         return Err(Error::failed_precondition(format!(
             "{path} of the image is larger than such a file may be"
@@ -467,9 +461,9 @@ mod tests {
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         let path = dir.path().join("etc/passwd");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         let refused = user("web", || Tree::open(dir.path())).unwrap_err();
-        assert!(refused.message().contains("/etc/passwd of the image is no regular file"), "{refused:?}");
+        assert!(refused.chain().contains("/etc/passwd is no regular file"), "{refused:?}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::networks::{check_network, mac_address};
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
-use crate::{Engine, etc, health, info, random_hex, remove_folder, users};
+use crate::{Engine, etc, health, info, random_hex, remove_folder};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -186,7 +186,9 @@ impl Engine {
         });
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
         let (user, home) =
-            users::resolve(&wanted_user, &create.extras.groups, || linux::mount::open_to_read(&tree))?;
+            self.0.users.resolve(described.top.as_deref(), &wanted_user, &create.extras.groups, || {
+                linux::mount::open_to_read(&tree)
+            })?;
         let files = self.files(id.as_str());
         make_files(&files)?;
         let mut mounts = self.mounts(&create, &tree)?;

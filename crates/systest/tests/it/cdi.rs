@@ -61,7 +61,7 @@ fn a_container_gets_what_a_device_needs() {
     let script = "echo $KIND $WHICH; cat /lib/driver; echo; grep Groups: /proc/self/status | cut -f2; id -u
         true < /dev/given && echo read; true > /dev/given || echo refused; stat -c %u /dev/given";
     let said = run(&["-u", "7:8"], script).ok().text().to_owned();
-    assert_eq!(said, "one all\nof the driver\n77 \n7\nread\nrefused\n7");
+    assert_eq!(said, "one all\nof the driver\n8 77 \n7\nread\nrefused\n7");
     assert_eq!(fs::read_to_string(&mark).unwrap(), "hooked\n");
 
     // Numbers of devices are others after a reboot: what counts is the file at the start.
@@ -74,7 +74,7 @@ fn a_container_gets_what_a_device_needs() {
     daemon.hoist(["start", "box"]).ok();
     let exec = |script: &str| daemon.hoist(["exec", "box", "sh", "-c", script]).ok().text().to_owned();
     assert_eq!(exec("stat -c %t:%T /dev/given; echo $WHICH"), "1:5\nall");
-    assert_eq!(exec("grep Groups: /proc/self/status | cut -f2").trim(), "77");
+    assert_eq!(exec("grep Groups: /proc/self/status | cut -f2").trim(), "0 77");
     let other = daemon
         .hoist([
             "exec",
@@ -86,7 +86,7 @@ fn a_container_gets_what_a_device_needs() {
             "grep Groups: /proc/self/status | cut -f2; echo $WHICH",
         ])
         .ok();
-    assert_eq!(other.text().lines().map(str::trim).collect::<Vec<_>>(), ["77", "all"], "whoever it is");
+    assert_eq!(other.text().lines().map(str::trim).collect::<Vec<_>>(), ["6 77", "all"], "whoever it is");
     daemon.hoist(["rm", "-f", "box"]).ok();
 
     fs::write(&file.0, document("/dev/nosuch")).unwrap();

@@ -76,6 +76,28 @@ fn nothing_of_ours_listens_under_an_abstract_name() {
     assert!(abstract_names.is_empty(), "{abstract_names:#?}");
 }
 
+/// Whoever opens some devices has done something to the machine. The daemon looks for users where a container may have put one, and
+/// the group of a user is among the further ones, so that what is closed to it stays closed (CVE-2023-25173).
+#[test]
+fn files_of_users_are_files() {
+    if !is_root("a daemon") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "-d", "--name", "up", "--network", "none", "-u", "0:5", "busybox", "sleep", "1000"];
+    daemon.hoist(run).ok();
+    assert_eq!(daemon.hoist(["exec", "up", "id", "-G"]).ok().text(), "5");
+    for place in ["mknod /etc/passwd c 10 130", "ln -s /proc/kmsg /etc/passwd", "mkfifo /etc/passwd"] {
+        let change = format!("rm -f /etc/passwd && {place}");
+        daemon.hoist(["exec", "-u", "0:0", "up", "sh", "-c", &change]).ok();
+        let refused = daemon.hoist(["exec", "-u", "web", "up", "true"]);
+        assert_ne!(refused.code, 0, "{place}: {refused}");
+        refused.expect_stderr("/etc/passwd is no regular file");
+        daemon.hoist(["exec", "up", "rm", "/etc/passwd"]).ok();
+    }
+    daemon.hoist(["rm", "-f", "up"]).ok();
+}
+
 /// CVE-2024-40635: a number of a user that does not fit becomes another, 0 for one.
 #[test]
 fn a_user_whose_number_does_not_fit_is_not_root() {
