@@ -186,8 +186,14 @@ pub enum VolumeCall {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "about-network", rename_all = "kebab-case")]
 pub enum NetworkCall {
-    List,
-    Inspect { name: String },
+    List {
+        /// `KEY=VALUE`: driver, id, name (patterns), scope, type, dangling, label.
+        #[serde(default)]
+        filters: Vec<String>,
+    },
+    Inspect {
+        name: String,
+    },
 }
 
 /// Credentials by host.

@@ -157,7 +157,7 @@ async fn ask(address: &str, kind: Kind) -> Result<Vec<String>> {
         names.extend(list(&volumes).iter().map(|row| text(row, "Name")));
     }
     if matches!(kind, Kind::Network) {
-        let networks = client.call(&Call::Network(NetworkCall::List)).await?;
+        let networks = client.call(&Call::Network(NetworkCall::List { filters: Vec::new() })).await?;
         names.extend(list(&networks).iter().map(|row| text(row, "Name")));
     }
     Ok(names)

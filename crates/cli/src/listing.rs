@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 use types::Result;
 
-use crate::output::{Column, rows, short, text};
+use crate::output::{self, Column, rows, short, text};
 
 #[derive(Args, Default)]
 pub(crate) struct Listing {
@@ -23,6 +23,11 @@ impl Listing {
     /// Nothing was said of how it is to look.
     pub(crate) fn is_plain(&self) -> bool {
         !self.quiet && !self.no_trunc && self.format.as_deref().is_none_or(str::is_empty)
+    }
+
+    /// Whether a template was given, and has this field.
+    pub(crate) fn asks_for(&self, field: &str) -> bool {
+        self.format.as_deref().is_some_and(|format| output::names_field(format, field))
     }
 
     /// An id as it is shown.

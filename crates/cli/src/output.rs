@@ -1,6 +1,7 @@
 //! Tables, sizes and ages, as Docker prints them.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -13,6 +14,15 @@ use crate::template::Template;
 
 /// A column: its heading and how a row fills it.
 pub(crate) type Column = (&'static str, fn(&Value) -> String);
+
+/// Makes of the labels of a row what Docker's templates know: `{{.Labels}}` on one line, and `{{.Label "KEY"}}`.
+pub(crate) fn show_labels(row: &mut Value) {
+    let labels = row["Labels"].as_object().into_iter().flatten();
+    let labels: Vec<String> =
+        labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    row["Label"] = row["Labels"].take();
+    row["Labels"] = labels.join(",").into();
+}
 
 /// Prints rows by a format: a table of columns without one, `json`, `table TEMPLATE` or a template.
 pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> Result<()> {
@@ -31,6 +41,17 @@ pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> 
         }
     }
     Ok(())
+}
+
+/// Whether a format is a template with a field. What is wrong with it is told when it is filled.
+pub(crate) fn names_field(format: &str, field: &str) -> bool {
+    let is_named = Cell::new(false);
+    let note = |name: &str| {
+        is_named.set(is_named.get() || name == field);
+        String::new()
+    };
+    let template = Template::parse(format);
+    template.is_ok_and(|template| template.headings(&note).is_ok()) && is_named.get()
 }
 
 /// A table whose lines a template makes, with tabs between the cells.
@@ -52,6 +73,7 @@ fn table_of(rows: &[Value], template: &Template, columns: &[Column]) -> Result<(
 fn heading(field: &str, columns: &[Column]) -> String {
     let own = match field {
         "ID" => columns.iter().map(|(own, _)| *own).find(|own| own.ends_with(" ID")).unwrap_or("ID"),
+        "Name" => columns.iter().map(|(own, _)| *own).find(|own| own.ends_with("NAME")).unwrap_or("NAME"),
         "RunningFor" | "CreatedSince" => "CREATED",
         "CreatedAt" => "CREATED AT",
         "CreatedBy" => "CREATED BY",

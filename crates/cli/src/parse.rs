@@ -289,10 +289,17 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
 pub(crate) fn env_file(flag: &str, file: &str) -> Result<Vec<String>> {
     let about = || format!("{flag}: read {file}");
     let content = std::fs::read_to_string(file).context(about)?;
+    let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
     // Blanks at the end belong to the value.
     let lines =
         content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let entries = lines.map(|line| env(line).map_err(|error| error.context(about())));
+    let entry = |line: &str| match line.split('=').next() {
+        Some(name) if name.contains([' ', '\t']) => Err(Error::invalid_argument(format!(
+            "variable {name:?} contains whitespaces; it is no shell that reads this: leave out `export`, and write NAME=VALUE"
+        ))),
+        _ => env(line),
+    };
+    let entries = lines.map(|line| entry(line).map_err(|error| error.context(about())));
     Ok(entries.collect::<Result<Vec<_>>>()?.into_iter().filter(|entry| entry.contains('=')).collect())
 }
 

@@ -79,6 +79,7 @@ mod tests {
             ("plain", "plain"),
             ("{{.A.B}}", "x"),
             ("a {{ .N }} b", "a 3 b"),
+            ("{{.a.B}} {{.NAME}}", "x /web-1"),
             ("{{(index .L 1) | upper}}", "Q"),
             (r#"{{(index (index .M "80/tcp") 0).Port}}"#, "8080"),
             ("{{$.A.B}}", "x"),

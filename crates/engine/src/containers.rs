@@ -357,6 +357,7 @@ impl Engine {
         // A shim that does not hear uses up the time as a program does that does not end.
         let end = async {
             self.signal(&task, signal, false).await?;
+            self.tell(&id, "kill", &[("signal", signal.to_string())]);
             // A frozen process cannot hear.
             let _ = task.resume().await;
             // Whether it is known how it ended makes no difference here.
@@ -367,9 +368,11 @@ impl Engine {
             Ok(asked) => asked?,
             Err(_) => {
                 self.signal(&task, SIGKILL, true).await?;
+                self.tell(&id, "kill", &[("signal", SIGKILL.to_string())]);
                 self.wait_until_killed(&id).await?;
             }
         }
+        self.tell(&id, "stop", &[]);
         Ok(json!({}))
     }
 
@@ -390,6 +393,7 @@ impl Engine {
             .await?;
         }
         self.parts().shims.kill(&task, None, signal, false).await?;
+        self.tell(&container.id, "kill", &[("signal", signal.to_string())]);
         Ok(json!({}))
     }
 
@@ -412,7 +416,9 @@ impl Engine {
         // Nobody removes it meanwhile.
         let _turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
         let (id, name) = (container.id, name.trim_start_matches('/').to_owned());
-        self.blocking(move |engine| engine.rename_record(&id, &name)).await?;
+        let own = id.clone();
+        let before = self.blocking(move |engine| engine.rename_record(&own, &name)).await?;
+        self.tell(&id, "rename", &[("oldName", format!("/{before}"))]);
         Ok(json!({}))
     }
 
@@ -628,7 +634,7 @@ impl Engine {
         process.args.clone_from(&exec.command);
         process.terminal = exec.tty;
         let create = Extension::of(container)?.create;
-        if let Some(user) = &exec.user {
+        if let Some(user) = exec.user.as_ref().filter(|user| !user.is_empty()) {
             let root = || root.ok_or_else(|| Error::failed_precondition("the container does not run"));
             let (user, home) = users::resolve(user, &create.extras.groups, root)?;
             process.user = user;

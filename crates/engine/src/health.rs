@@ -15,7 +15,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::engine::Exec;
-use events::Envelope;
 use linux::process::{PidFd, kill_tree};
 use metadata::Container;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -34,10 +33,6 @@ use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Time
 use crate::Engine;
 use crate::containers::{PROCESS_TYPE, once};
 use crate::record::Extension;
-
-/// On this it is told that the health of a container has changed: a [`Changed`], as JSON.
-pub const TOPIC: &str = "/health/changed";
-const CHANGED_TYPE: &str = "hoist.engine.v1.HealthChanged";
 
 /// What `--filter health=` takes.
 pub(crate) const STATES: &[&str] = &["starting", HEALTHY, UNHEALTHY, NONE];
@@ -61,13 +56,6 @@ const EXEC: &str = "hoist-health";
 /// How long a probe may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 const SIGKILL: u32 = 9;
-
-/// The health of a container has changed.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Changed {
-    pub id: String,
-    pub status: String,
-}
 
 /// What was found out about a container since its start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -256,7 +244,7 @@ impl Engine {
                     tracing::warn!(%id, "keep a container's health: {}", error.chain());
                 }
                 if health.status != before {
-                    self.tell_health(&id, &health.status);
+                    self.tell(&id, &format!("health_status: {}", health.status), &[]);
                 }
             }
         };
@@ -353,17 +341,6 @@ impl Engine {
             std::fs::rename(&draft, &path).context(|| format!("rename {}", draft.display()))
         })
         .await
-    }
-
-    fn tell_health(&self, id: &ContainerId, status: &str) {
-        let changed = Changed { id: id.to_string(), status: status.to_owned() };
-        let value = serde_json::to_vec(&changed).expect("plain data");
-        let event = Opaque { type_url: CHANGED_TYPE.into(), value };
-        let namespace = self.0.caller.namespace.clone();
-        match Envelope::new(Timestamp::now(), namespace, TOPIC, event) {
-            Ok(envelope) => self.parts().exchange.publish(envelope),
-            Err(error) => tracing::warn!(%id, "tell of a container's health: {}", error.chain()),
-        }
     }
 }
 

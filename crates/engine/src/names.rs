@@ -66,7 +66,8 @@ impl Engine {
     }
 
     /// Writes another name into a container's record, and sets the old one free.
-    pub(crate) fn rename_record(&self, id: &ContainerId, name: &str) -> Result<()> {
+    /// Returns the name of before.
+    pub(crate) fn rename_record(&self, id: &ContainerId, name: &str) -> Result<String> {
         let before = Extension::of(&self.parts().metadata.containers(&self.0.caller).get(id)?)?.name;
         if before == name {
             return Err(Error::invalid_argument(format!("container {name} has this name already")));
@@ -74,7 +75,10 @@ impl Engine {
         let name = self.reserve_name(Some(name), id.as_str())?;
         let changed = self.change(id, |extension| extension.name.clone_from(&name));
         self.release_name(if changed.is_ok() { &before } else { &name }, id.as_str());
-        changed.map(drop).map_err(|error| error.context(format!("rename container {before}")))
+        match changed {
+            Ok(_) => Ok(before),
+            Err(error) => Err(error.context(format!("rename container {before}"))),
+        }
     }
 
     fn is_taken(&self, name: &str) -> bool {

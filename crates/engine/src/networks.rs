@@ -3,19 +3,51 @@
 use api::engine::{Create, Dns};
 use metadata::Container;
 use network::Range;
+use regex_lite::Regex;
 use serde_json::{Map, Value, json};
 use types::{ContainerId, Digest, Error, Result};
 
 use crate::Engine;
+use crate::filter::FilterWord;
 use crate::record::Extension;
 use crate::spec::OF_CONTAINER;
 
 /// Names, which `run --network` takes, and what Docker calls their drivers.
 pub(crate) const NETWORKS: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
 
+const FILTERS: &[&str] = &["driver", "id", "name", "scope", "type", "dangling", "label"];
+
+type Fits = Box<dyn Fn(&Value) -> bool>;
+
+/// What a filter asks of a row. These three are there without anybody's making them, have no labels, and stay.
+fn fits(word: &FilterWord<'_>) -> Result<Fits> {
+    let value = word.value.to_owned();
+    let pattern = || Regex::new(word.value).map_err(|error| word.bad("it is no pattern").with_source(error));
+    let matches = |pattern: &Regex, text: &Value| text.as_str().is_some_and(|text| pattern.is_match(text));
+    Ok(match (word.key, word.value) {
+        ("type", "builtin") | ("dangling", "false" | "0") => Box::new(|_| true),
+        ("type", "custom") | ("dangling", "true" | "1") | ("label", _) => Box::new(|_| false),
+        ("type", _) => return Err(word.bad("expected builtin or custom")),
+        ("dangling", _) => return Err(word.bad("expected true or false")),
+        ("driver", _) => Box::new(move |row| row["Driver"] == value),
+        ("scope", _) => Box::new(move |row| row["Scope"] == value),
+        ("id", _) => pattern().map(|id| Box::new(move |row: &Value| matches(&id, &row["ID"])))?,
+        (_, _) => pattern().map(|name| Box::new(move |row: &Value| matches(&name, &row["Name"])))?,
+    })
+}
+
 impl Engine {
-    pub(crate) fn list_networks(&self) -> Value {
-        NETWORKS.iter().map(|(name, driver)| self.network_row(name, driver)).collect()
+    pub(crate) fn list_networks(&self, filters: &[String]) -> Result<Value> {
+        let mut rows: Vec<Value> =
+            NETWORKS.iter().map(|(name, driver)| self.network_row(name, driver)).collect();
+        // Those of one key are alternatives.
+        let words = filters.iter().map(|text| FilterWord::read(text, FILTERS)).collect::<Result<Vec<_>>>()?;
+        for key in FILTERS {
+            let own: Vec<_> = words.iter().filter(|word| word.key == *key).collect();
+            let fits = own.iter().map(|word| fits(word)).collect::<Result<Vec<_>>>()?;
+            rows.retain(|row| fits.is_empty() || fits.iter().any(|fits| fits(row)));
+        }
+        Ok(rows.into())
     }
 
     /// One of them, by name, id, or the beginning of that, with the containers that are on it.

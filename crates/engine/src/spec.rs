@@ -357,7 +357,10 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
         devices,
         memory: (memory != MemoryResources::default()).then_some(memory),
         cpu: (cpu != CpuResources::default()).then_some(cpu),
-        pids: create.pids_limit.map(|limit| PidsResources { limit: Some(limit) }),
+        // None at all is Docker's word for no limit. For runtimes it is so little as there can be.
+        pids: create
+            .pids_limit
+            .map(|limit| PidsResources { limit: Some(if limit <= 0 { -1 } else { limit }) }),
         block_io: weight
             .map(|weight| BlockIoResources { weight: Some(weight), ..BlockIoResources::default() }),
         ..LinuxResources::default()

@@ -39,7 +39,7 @@ impl Engine {
             Call::Image(call) => self.answer_about_images(call).await,
             Call::Registry(call) => self.answer_about_registries(call).await,
             Call::Volume(call) => self.answer_about_volumes(call).await,
-            Call::Network(NetworkCall::List) => Ok(self.list_networks()),
+            Call::Network(NetworkCall::List { filters }) => self.list_networks(&filters),
             Call::Network(NetworkCall::Inspect { name }) => self.inspect_network(&name).await,
             Call::Prune { filters } => self.prune(filters).await,
             Call::DiskUsage { verbose } => self.disk_usage(verbose).await,

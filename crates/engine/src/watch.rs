@@ -452,10 +452,8 @@ impl Engine {
             return Ok(code);
         }
         let (_, extension) = self.find_own(id.as_str()).await?;
-        let exit = extension.exit.map(|exit| exit.code);
-        exit.ok_or_else(|| {
-            Error::failed_precondition(format!("container {} was never started", extension.name))
-        })
+        // One that was never started does not run either, as Docker has it.
+        Ok(extension.exit.map_or(0, |exit| exit.code))
     }
 }
 

@@ -51,6 +51,9 @@ pub(crate) struct Words {
 
 #[derive(Args)]
 pub(crate) struct Flags {
+    /// driver, id, name (patterns), scope, type=builtin|custom, dangling=true|false
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
     #[command(flatten)]
     listing: Listing,
 }
@@ -58,8 +61,8 @@ pub(crate) struct Flags {
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
     let ask = async |call: NetworkCall| client.call(&Call::Network(call)).await;
     match command {
-        Command::Ls(Flags { listing }) => {
-            let mut answer = ask(NetworkCall::List).await?;
+        Command::Ls(Flags { filter, listing }) => {
+            let mut answer = ask(NetworkCall::List { filters: filter }).await?;
             for row in answer.as_array_mut().into_iter().flatten() {
                 row["ID"] = listing.id(text(row, "ID")).into();
             }

@@ -2,7 +2,7 @@
 
 mod disk;
 mod events;
-mod prune;
+pub(super) mod prune;
 
 use api::engine::Call;
 use clap::Subcommand;

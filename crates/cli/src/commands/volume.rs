@@ -6,8 +6,9 @@ use client::Client;
 use serde_json::Value;
 use types::Result;
 
+use super::system::prune;
 use super::{confirm, each, inspect, list};
-use crate::output::{self, rows, size, text};
+use crate::output::{self, rows, text};
 use crate::parse;
 
 #[derive(Subcommand)]
@@ -85,7 +86,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Ls { filter, format, quiet } => {
-            let answer = ask(VolumeCall::List { filters: filter }).await?;
+            let mut answer = ask(VolumeCall::List { filters: filter }).await?;
+            answer.as_array_mut().into_iter().flatten().for_each(output::show_labels);
             print(list(&answer), format.as_deref(), quiet)
         }
         Command::Inspect { format, volumes } => {
@@ -104,10 +106,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
                 return Ok(1);
             }
             let answer = ask(VolumeCall::Prune { all, filters: filter }).await?;
-            for name in list(&answer["VolumesDeleted"]) {
-                println!("{}", name.as_str().unwrap_or_default());
-            }
-            println!("Total reclaimed space: {}", size(answer["SpaceReclaimed"].as_u64().unwrap_or(0)));
+            prune::show_volumes(&answer);
+            prune::print_reclaimed(prune::reclaimed(&answer));
             Ok(0)
         }
     }

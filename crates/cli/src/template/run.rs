@@ -3,7 +3,7 @@
 //! Headings are made by the same walk over no document at all: there, each field of nothing is its heading, which every
 //! further field and function leaves as it is.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::parse::{Assignment, Base, Block, Kind, Node, Operand, Pipeline};
 use super::value::{is_true, show};
@@ -198,7 +198,8 @@ impl<'a> Run<'a> {
             (Value::Null, Some(heading)) => Ok(heading(name).into()),
             (heading, Some(_)) => Ok(heading),
             (Value::Object(mut map), None) => {
-                map.remove(name).or_else(|| map.remove(&as_in_json(name))).ok_or_else(|| {
+                let found = map.remove(name).or_else(|| map.remove(&as_in_go(name, &map)?));
+                found.ok_or_else(|| {
                     let known: Vec<&str> = map.keys().map(String::as_str).collect();
                     format!("there is no field {name}; there are {}", known.join(", "))
                 })
@@ -209,10 +210,11 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What Docker's users write as Go has it, such as `TimeNano`, and documents say as JSON has it.
-fn as_in_json(name: &str) -> String {
-    let mut letters = name.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+/// What Docker's users write as Go has it, such as `ID`, `TimeNano` or `CPUShares`, and documents say as JSON has it: the one
+/// field of this name in other letters.
+fn as_in_go(name: &str, map: &Map<String, Value>) -> Option<String> {
+    let mut same = map.keys().filter(|field| field.eq_ignore_ascii_case(name));
+    same.next().filter(|_| same.next().is_none()).cloned()
 }
 
 /// The first that is true for `or`, the first that is not for `and`; the last if there is none. What comes behind it is

@@ -39,7 +39,8 @@ const TREE_GRACE: Duration = Duration::from_secs(600);
 impl Engine {
     /// Makes a container, and starts it if asked to, unless the caller is `gone` before it runs. `NotFound` if the image is not
     /// here.
-    pub async fn create(&self, create: Create, gone: impl Future<Output = ()> + Send) -> Result<Value> {
+    pub async fn create(&self, mut create: Create, gone: impl Future<Output = ()> + Send) -> Result<Value> {
+        forget_empty(&mut create);
         let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
         let warnings = warnings(&create);
         let clock = laps.clone();
@@ -363,17 +364,37 @@ fn check_flags(create: &mut Create) -> Result<()> {
 /// What has no effect where cgroups are of version 2, in Docker's words.
 fn warnings(create: &Create) -> Vec<String> {
     let extras = &create.extras;
-    if info::cgroup_version() == Some("1") {
-        return Vec::new();
+    let mut warnings = Vec::new();
+    if create.network == spec::HOST && (create.publish_all || !create.ports.is_empty()) {
+        warnings.push("Published ports are discarded when using host network mode".to_owned());
     }
-    let asked = [
-        (extras.swappiness.is_some(), "memory swappiness", "Memory swappiness"),
-        (extras.oom_kill_disable, "OomKillDisable", "OomKillDisable"),
+    if info::cgroup_version() != Some("1") {
+        let asked = [
+            (extras.swappiness.is_some(), "memory swappiness", "Memory swappiness"),
+            (extras.oom_kill_disable, "OomKillDisable", "OomKillDisable"),
+        ];
+        let lost = asked.iter().filter(|(is_said, ..)| *is_said).map(|(_, what, name)| {
+            format!("Your kernel does not support {what} with cgroups of version 2. {name} discarded.")
+        });
+        warnings.extend(lost);
+    }
+    warnings
+}
+
+/// As with Docker, what is empty was not said: scripts write `-u "$RUN_AS"`.
+fn forget_empty(create: &mut Create) {
+    let said = [
+        &mut create.user,
+        &mut create.hostname,
+        &mut create.workdir,
+        &mut create.platform,
+        &mut create.name,
+        &mut create.snapshotter,
+        &mut create.extras.stop_signal,
     ];
-    let lost = asked.iter().filter(|(is_said, ..)| *is_said).map(|(_, what, name)| {
-        format!("Your kernel does not support {what} with cgroups of version 2. {name} discarded.")
-    });
-    lost.collect()
+    for text in said {
+        text.take_if(|text| text.is_empty());
+    }
 }
 
 /// containerd's name of runc's shim.

@@ -190,6 +190,9 @@ impl Engine {
         let address = attachment.as_ref().map(|one| one.address.to_string()).unwrap_or_default();
         let gateway = attachment.as_ref().map(|one| one.gateway.to_string()).unwrap_or_default();
         let mac = attachment.as_ref().map(network::Attachment::mac_text).unwrap_or_default();
+        let prefix_len = attachment.as_ref().map_or(0, |one| one.prefix_len);
+        let sandbox = attachment.as_ref().map(|_| self.parts().network.namespace_path(container.id.as_str()));
+        let sandbox = sandbox.unwrap_or_default();
         let log_path =
             (create.extras.log.driver != NONE).then(|| self.files(container.id.as_str()).join(LOG_FILE));
         let mut shown = json!({
@@ -202,6 +205,7 @@ impl Engine {
             "RestartCount": extension.restarts,
             "Driver": container.snapshotter,
             "Platform": "linux",
+            "ExecIDs": null,
             "LogPath": log_path.unwrap_or_default(),
             "ResolvConfPath": self.files(container.id.as_str()).join("resolv.conf"),
             "HostnamePath": self.files(container.id.as_str()).join("hostname"),
@@ -223,7 +227,9 @@ impl Engine {
             "HostConfig": host_config(&extension),
             "Mounts": create.mounts.iter().map(|mount| self.mount_row(mount)).collect::<Vec<_>>(),
             "NetworkSettings": {
+                "SandboxKey": sandbox,
                 "IPAddress": address,
+                "IPPrefixLen": prefix_len,
                 "Gateway": gateway,
                 "MacAddress": mac,
                 "Ports": attachment.as_ref().map(port_bindings).unwrap_or_default(),
@@ -233,8 +239,9 @@ impl Engine {
                         "EndpointID": attachment.as_ref().map_or("", |_| container.id.as_str()),
                         "Aliases": null,
                         "IPAddress": address,
-                        "IPPrefixLen": attachment.as_ref().map_or(0, |one| one.prefix_len),
+                        "IPPrefixLen": prefix_len,
                         "Gateway": gateway,
+                        "GlobalIPv6Address": "",
                         "MacAddress": mac,
                     },
                 },
@@ -296,12 +303,16 @@ fn host_config(extension: &Extension) -> Value {
         Restart::OnFailure(max) => ("on-failure", max),
     };
     let binds: Vec<_> = create.mounts.iter().filter(is_named).filter_map(bind_text).collect();
+    let tmpfs = create.mounts.iter().filter(|mount| mount.kind == "tmpfs");
+    let tmpfs: Map<String, Value> =
+        tmpfs.map(|mount| (mount.target.clone(), mount.options.join(",").into())).collect();
     let hosts: Vec<_> = extras.hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect();
     let ulimits: Vec<_> = extras.ulimits.iter().map(ulimit_row).collect();
     let devices: Vec<_> = extras.devices.iter().map(device_row).collect();
     let mut config = json!({
         "NetworkMode": create.network,
         "Binds": binds,
+        "Tmpfs": Some(tmpfs).filter(|tmpfs| !tmpfs.is_empty()),
         "PortBindings": ports_asked_for(&create.ports),
         "LogConfig": {"Type": log_driver::driver(&extras.log), "Config": extras.log.options},
         "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},

@@ -78,6 +78,9 @@ impl Engine {
         }
         let Streams { stdin, stdout, stderr } = streams;
         let attached = self.running(&container.id)?.attach(stdin, stdout, stderr).await;
+        if attached.is_ok() {
+            self.tell(&container.id, "attach", &[]);
+        }
         attached.map(|()| json!({})).map_err(|error| {
             let error = match error.kind() {
                 ErrorKind::Unimplemented => {

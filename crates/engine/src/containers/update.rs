@@ -54,6 +54,7 @@ impl Engine {
         if extension.exit.is_some_and(|exit| !extension.wants_restart(exit.code)) {
             self.0.restarts.call_off(id.as_str());
         }
+        self.tell(&id, "update", &[]);
         Ok(json!({}))
     }
 

@@ -1,5 +1,7 @@
 //! What images there are.
 
+use std::cmp::Reverse;
+
 use serde_json::{Value, json};
 use transfer::Variant;
 use types::{ErrorKind, Reference, Result};
@@ -25,7 +27,10 @@ impl Engine {
             let filter = Filter::parse(&filters, FILTERS, created)?;
             let hides_dangling = !all && filter.dangling.is_none();
             let fits = |found: &Found| filter.fits(found) && !(hides_dangling && found.is_dangling());
-            let rows = engine.all_found()?.filter(fits).map(|found| {
+            let mut listed: Vec<Found> = engine.all_found()?.filter(fits).collect();
+            // As with Docker, the newest first; and those that are made together by name.
+            listed.sort_by_cached_key(|found| Reverse(found.created()));
+            let rows = listed.into_iter().map(|found| {
                 let mut row = found.row(tree);
                 row["InUse"] = origins.include(&found).into();
                 if sizes {

@@ -21,6 +21,7 @@ impl Engine {
         to: mpsc::Sender<PullStep>,
     ) -> Result<Image> {
         let reference: Reference = reference.parse()?;
+        let platform = platform.filter(|platform| !platform.is_empty());
         let platform = platform.map_or_else(|| Ok(Platform::host()), str::parse)?;
         let remote = self.remote(&reference, credentials).await?;
         let (send, mut receive) = mpsc::channel(STEPS_WAITING);

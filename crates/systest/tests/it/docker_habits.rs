@@ -258,3 +258,127 @@ fn words_that_change_nothing_are_taken() {
     let said = daemon.hoist([&run[..], &[&file, "busybox", "sh", "-c", "echo \"[$A]\""]].concat()).ok();
     assert_eq!(said.text(), "[blank at the end ]");
 }
+
+/// As of `-u "$RUN_AS"` where the variable has nothing.
+#[test]
+fn what_is_empty_was_not_said() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["create", "--name", "maker", "--network", "none", "busybox"]).ok();
+    daemon.hoist(["commit", "-c", "USER nobody", "maker", "nobodys"]).ok();
+    let empty = ["-u", "", "-w", "", "-h", "", "--platform", "", "--stop-signal", "", "--cidfile", ""];
+    let run = ["run", "-d", "--name", "up", "--network", "none"];
+    daemon.hoist([&run[..], &empty, &["nobodys", "sleep", "1000"]].concat()).ok();
+    let exec = |user: &str| daemon.hoist(["exec", "-u", user, "up", "id", "-u"]).ok().text().to_owned();
+    assert_eq!((exec("").as_str(), exec("0").as_str()), ("65534", "0"));
+    let id = shown(&daemon, "up", "{{.ID}}");
+    assert_eq!(daemon.hoist(["exec", "up", "hostname"]).ok().text(), &id[..12]);
+    assert_eq!(shown(&daemon, "up", "{{.Config.User}}"), "nobody");
+    assert_eq!(
+        daemon.hoist(["run", "--rm", "--name", "", "--network", "none", "busybox", "true"]).ok().stdout,
+        ""
+    );
+    daemon.hoist(["rm", "-f", "up"]).ok();
+}
+
+#[test]
+fn no_number_of_processes_is_no_limit() {
+    let daemon = Daemon::with_busybox();
+    for none in ["0", "-1"] {
+        let run = ["run", "--rm", "--network", "none", "--pids-limit", none, "busybox", "sh", "-c"];
+        let said = daemon.hoist([&run[..], &["true & wait; (echo further)"]].concat()).ok();
+        assert_eq!(said.text(), "further", "{none}");
+    }
+}
+
+#[test]
+fn whoever_did_not_start_has_not_failed() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["create", "--name", "made", "--network", "none", "busybox"]).ok();
+    assert_eq!(daemon.hoist(["wait", "made"]).ok().text(), "0");
+}
+
+#[test]
+fn a_port_that_is_exposed_is_not_published() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "-d", "--name", "web", "--expose", "8000-8001", "--expose", "53/udp", "busybox"];
+    daemon.hoist([&run[..], &["sleep", "1000"]].concat()).ok();
+    daemon.hoist(["port", "web", "8000"]).expect_code(1).expect_stderr("no public port '8000/tcp'");
+    assert_eq!(daemon.hoist(["ps", "--format", "{{.Ports}}"]).ok().text(), "53/udp, 8000/tcp, 8001/tcp");
+    assert_eq!(
+        shown(&daemon, "web", "{{json .NetworkSettings.Ports}}"),
+        r#"{"53/udp":null,"8000/tcp":null,"8001/tcp":null}"#
+    );
+    let place = shown(&daemon, "web", "{{.NetworkSettings.SandboxKey}}");
+    assert!(Path::new(&place).exists(), "{place}");
+    daemon.hoist(["rm", "-f", "web"]).ok();
+    let lost = daemon.hoist(["create", "--network", "host", "-p", "8080:80", "busybox"]).ok();
+    assert!(lost.stderr.contains("WARNING: Published ports are discarded"), "{lost}");
+}
+
+#[test]
+fn networks_are_looked_for() {
+    let daemon = Daemon::with_busybox();
+    let names = |filters: &[&str]| {
+        let filters = filters.iter().flat_map(|filter| ["--filter", filter]);
+        let words: Vec<&str> =
+            ["network", "ls", "--format", "{{.Name}}"].into_iter().chain(filters).collect();
+        daemon.hoist(words).ok().text().replace('\n', " ")
+    };
+    assert_eq!(names(&["name=^web$"]), "");
+    assert_eq!(names(&["name=o"]), "host none");
+    assert_eq!(names(&["driver=bridge", "driver=host", "type=builtin"]), "bridge host");
+    assert_eq!(names(&["type=custom"]), "");
+    for wrong in ["nosuch=1", "type=nosuch", "name=(", "dangling=perhaps"] {
+        daemon.hoist(["network", "ls", "-f", wrong]).expect_code(1).expect_stderr(wrong);
+    }
+}
+
+#[test]
+fn lists_tell_what_their_templates_ask_for() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "big", &[]);
+    daemon.hoist(["exec", "big", "sh", "-c", "head -c 3000000 /dev/zero > /file"]).ok();
+    let size = daemon.hoist(["ps", "--format", "{{.Names}} {{.Size}}"]).ok();
+    assert!(size.text().starts_with("big 3MB (virtual "), "{size}");
+    for image in ["older", "newer"] {
+        daemon.hoist(["commit", "big", image]).ok();
+    }
+    daemon.hoist(["rm", "-f", "big"]).ok();
+    let images = daemon.hoist(["images", "--format", "{{.Repository}}"]).ok();
+    assert_eq!(images.text().lines().take(2).collect::<Vec<_>>(), ["newer", "older"]);
+    daemon.hoist(["volume", "create", "--label", "tier=front", "data"]).ok();
+    let volumes = |format: &str| daemon.hoist(["volume", "ls", "--format", format]).ok().text().to_owned();
+    assert_eq!(volumes(r#"{{.Name}} {{.Labels}} {{.Label "tier"}}"#), "data tier=front front");
+    assert_eq!(volumes(r"table {{.Name}}\t{{.Driver}}"), "VOLUME NAME   DRIVER\ndata          local");
+}
+
+#[test]
+fn a_file_of_variables_is_no_script() {
+    let daemon = Daemon::with_busybox();
+    let file = daemon.dir().join("variables");
+    let path = file.display().to_string();
+    let run = ["run", "--rm", "--network", "none", "--env-file", &path, "busybox", "env"];
+    fs::write(&file, "export A=1\n").expect("the test's folder");
+    let refused = daemon.hoist(run).expect_code(125);
+    assert!(refused.stderr.contains("\"export A\" contains whitespaces"), "{refused}");
+    fs::write(&file, "\u{feff}A=1\n").expect("the test's folder");
+    assert!(daemon.hoist(run).ok().stdout.lines().any(|line| line == "A=1"));
+}
+
+#[test]
+fn what_people_do_is_told_as_it_happens() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "box", &[]);
+    daemon.hoist(["kill", "-s", "USR1", "box"]).expect_code(0);
+    daemon.hoist(["rename", "box", "other"]).ok();
+    daemon.hoist(["update", "--pids-limit", "50", "other"]).ok();
+    daemon.hoist(["stop", "other"]).ok();
+    let wanted = ["kill", "rename", "update", "stop"];
+    let events = daemon.hoist(["events", "--since", "1h", "--until", "0s", "--format", "json"]).ok();
+    for action in wanted {
+        let status = format!("\"status\":\"{action}\"");
+        assert!(events.stdout.lines().any(|line| line.contains(&status)), "{action}: {events}");
+    }
+    assert!(events.stdout.contains(r#""oldName":"/box""#), "{events}");
+    daemon.hoist(["rm", "-f", "other"]).ok();
+}

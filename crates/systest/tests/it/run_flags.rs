@@ -195,16 +195,16 @@ fn its_user_is_in_further_groups() {
         let flags = [flags, &["--group-add", "nogroup", "--group-add", "77"]].concat();
         says(&daemon, &flags, "grep Groups: /proc/self/status | cut -f2").trim().to_owned()
     };
-    assert_eq!(groups(&[]), "77 65534");
-    assert_eq!(groups(&["-u", "7:8"]), "77 65534");
+    assert_eq!(groups(&[]), "0 77 65534");
+    assert_eq!(groups(&["-u", "7:8"]), "8 77 65534");
     let nosuch = ["run", "--rm", "--group-add", "nosuch", "busybox", "true"];
     daemon.hoist(nosuch).expect_code(125).expect_stderr("unable to find group nosuch");
     let run = ["run", "-d", "--name", "box", "--network", "none", "--group-add", "nogroup", "busybox"];
     daemon.hoist([&run[..], &["sleep", "1000"]].concat()).ok();
     let script = "grep Groups: /proc/self/status | cut -f2";
-    for user in [&[][..], &["-u", "nobody"]] {
+    for (user, expected) in [(&[][..], "0 65534"), (&["-u", ""], "0 65534"), (&["-u", "nobody"], "65534")] {
         let exec = daemon.hoist([&["exec"], user, &["box", "sh", "-c", script]].concat()).ok();
-        assert_eq!(exec.text().trim(), "65534", "{user:?}");
+        assert_eq!(exec.text().trim(), expected, "{user:?}");
     }
     daemon.hoist(["rm", "-f", "box"]).ok();
 }

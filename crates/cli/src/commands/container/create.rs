@@ -143,6 +143,9 @@ pub(crate) struct Flags {
     pub(crate) limits: LimitFlags,
     #[command(flatten)]
     pub(crate) extras: ExtraFlags,
+    /// Nothing: nobody looks for signatures of that kind here. `[policy]` of the daemon does
+    #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    _disable_content_trust: Option<bool>,
     #[command(flatten)]
     _refused: Refused,
     #[command(flatten)]
@@ -247,7 +250,8 @@ async fn make(
 ) -> Result<(Created, Option<Attached>)> {
     let fetching = Fetching { when: flags.pull, quiet: flags.quiet };
     // Made first: a container whose id cannot be told is not made.
-    let id_file = flags.cidfile.clone().map(IdFile::make).transpose()?;
+    let id_file = flags.cidfile.clone().filter(|path| !path.as_os_str().is_empty());
+    let id_file = id_file.map(IdFile::make).transpose()?;
     let image = find_source(client, flags.image()).await?;
     let stays = start && !flags.detach;
     let types = flags.interactive && flags.attaches(Stream::Stdin);

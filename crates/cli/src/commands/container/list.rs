@@ -38,9 +38,10 @@ pub(crate) struct Flags {
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { all, filter, last, latest, size, listing } = flags;
+    let sizes = size || listing.asks_for("Size");
     // Docker's own default is -1, for as many as there are.
     let last = if latest { Some(1) } else { last.and_then(|last| u64::try_from(last).ok()) };
-    let mut answer = client.call(&Call::List { all, filters: filter, last, sizes: size }).await?;
+    let mut answer = client.call(&Call::List { all, filters: filter, last, sizes }).await?;
     for row in answer.as_array_mut().into_iter().flatten() {
         show(row, &listing);
     }
@@ -68,12 +69,7 @@ pub(crate) fn show(row: &mut Value, listing: &Listing) {
     row["LocalVolumes"] = text(row, "LocalVolumes").into();
     row["ID"] = listing.id(text(row, "ID")).into();
     row["Command"] = output::quoted(&listing.cut(text(row, "Command"), COMMAND_LEN)).into();
-    // For `{{.Label "KEY"}}`.
-    row["Label"] = row["Labels"].clone();
-    let labels = row["Labels"].as_object().into_iter().flatten();
-    let labels: Vec<String> =
-        labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
-    row["Labels"] = labels.join(",").into();
+    output::show_labels(row);
     let mounts: Vec<String> = list(&row["Mounts"])
         .iter()
         .map(|mount| listing.cut(mount.as_str().unwrap_or_default().to_owned(), MOUNT_LEN))

@@ -35,7 +35,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     if number.parse::<u16>().is_err() || !["tcp", "udp"].contains(&protocol) {
         return Err(Error::invalid_argument(format!("invalid port {wanted:?}: expected PORT[/udp]")));
     }
-    let Some(bindings) = ports.get(&inside) else {
+    let Some(bindings) = ports.get(&inside).filter(|bindings| !list(bindings).is_empty()) else {
         return Err(Error::not_found(format!("no public port '{inside}' published for {}", flags.container)));
     };
     list(bindings).iter().for_each(|binding| println!("{}", outside(binding)));

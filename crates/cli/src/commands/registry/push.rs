@@ -23,12 +23,15 @@ pub(crate) struct Flags {
     all_tags: bool,
     #[arg(long, short)]
     quiet: bool,
+    /// Nothing: nobody signs so here
+    #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    _disable_content_trust: Option<bool>,
     /// A name with the registry in it; `hoist tag` gives an image one
     image: String,
 }
 
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { all_platforms, referrers, all_tags, quiet, image } = flags;
+    let Flags { all_platforms, referrers, all_tags, quiet, _disable_content_trust, image } = flags;
     if !all_tags {
         return push(client, image, all_platforms, referrers, quiet).await;
     }

@@ -3,6 +3,7 @@
 use api::engine::{Events, Follow, Happened};
 use clap::Args;
 use client::Client;
+use serde_json::Value;
 use types::{Error, Result, Timestamp};
 
 use crate::output::printable;
@@ -32,14 +33,21 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     while let Some(happened) = answers.next::<Happened>().await? {
         match flags.format.as_deref() {
             None | Some("") => println!("{}", line(&happened)),
-            Some("json") => println!("{}", serde_json::to_string(&happened).expect("plain data")),
-            Some(format) => {
-                let document = serde_json::to_value(&happened).expect("plain data");
-                println!("{}", template::render(format, &document)?);
-            }
+            Some("json") => println!("{}", document(&happened)),
+            Some(format) => println!("{}", template::render(format, &document(&happened))?),
         }
     }
     if is_bounded { Ok(0) } else { Err(Error::unavailable("the daemon stopped")) }
+}
+
+/// With the fields of an older time, which Docker still has.
+fn document(happened: &Happened) -> Value {
+    let mut document = serde_json::to_value(happened).expect("plain data");
+    let Happened { action, actor, .. } = happened;
+    document["status"] = action.as_str().into();
+    document["id"] = actor.id.as_str().into();
+    document["from"] = actor.attributes.get("image").cloned().unwrap_or_default().into();
+    document
 }
 
 /// As Docker writes it.

@@ -96,7 +96,7 @@ fn show_containers(answer: &Value) {
     show("Deleted Containers:", &answer["ContainersDeleted"]);
 }
 
-fn show_volumes(answer: &Value) {
+pub(in super::super) fn show_volumes(answer: &Value) {
     show("Deleted Volumes:", &answer["VolumesDeleted"]);
 }
 
@@ -116,10 +116,10 @@ fn show(title: &str, names: &Value) {
     }
 }
 
-fn reclaimed(answer: &Value) -> u64 {
+pub(in super::super) fn reclaimed(answer: &Value) -> u64 {
     answer["SpaceReclaimed"].as_u64().unwrap_or(0)
 }
 
-fn print_reclaimed(bytes: u64) {
+pub(in super::super) fn print_reclaimed(bytes: u64) {
     println!("Total reclaimed space: {}", size(bytes));
 }

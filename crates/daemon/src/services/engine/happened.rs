@@ -7,14 +7,14 @@ use api::grpc::event::{ContainerCreate, ContainerDelete, ImageCreate, ImageDelet
 use api::shim::events::{
     TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart, topic,
 };
-use engine::health;
+use engine::told::{self, Told};
 use events::Envelope;
 use prost::Message;
 
 /// None of what Docker has no event for.
 pub(super) fn read(envelope: &Envelope) -> Option<Happened> {
     let bytes = envelope.event.value.as_slice();
-    let mut attributes = BTreeMap::new();
+    let (mut attributes, mut done) = (BTreeMap::new(), None);
     let mut note = |key: &str, value: String| drop(attributes.insert(key.to_owned(), value));
     let (kind, action, id) = match envelope.topic.as_str() {
         "/containers/create" => ("container", "create", ContainerCreate::decode(bytes).ok()?.id),
@@ -46,16 +46,15 @@ pub(super) fn read(envelope: &Envelope) -> Option<Happened> {
             note("execID", started.exec_id);
             ("container", "exec_start", started.container_id)
         }
-        health::TOPIC => {
-            let changed: health::Changed = serde_json::from_slice(bytes).ok()?;
-            note("health", changed.status);
-            ("container", "health_status", changed.id)
+        told::TOPIC => {
+            let told: Told = serde_json::from_slice(bytes).ok()?;
+            attributes = told.attributes;
+            done = Some(told.action);
+            ("container", "", told.id)
         }
         _ => return None,
     };
-    // Docker says in the action itself what became of it.
-    let action =
-        attributes.remove("health").map_or_else(|| action.to_owned(), |status| format!("{action}: {status}"));
+    let action = done.unwrap_or_else(|| action.to_owned());
     let mut note = |key: &str, value: String| drop(attributes.insert(key.to_owned(), value));
     if kind == "image" {
         note("name", id.clone());
