@@ -148,7 +148,7 @@ impl DockerConfig {
         }
         if let Some(Value::Object(auths)) = self.document.get_mut("auths") {
             let before = auths.len();
-            auths.retain(|key, _| host_of(key) != registry);
+            auths.retain(|key, _| !is_for_all_of(key, registry));
             if auths.len() < before {
                 was_there = true;
                 self.write()?;
@@ -160,7 +160,7 @@ impl DockerConfig {
     fn entry(&self, name: &str) -> Option<(&str, &Value)> {
         let auths = self.document.get("auths")?.as_object()?;
         let exact = auths.get_key_value(name).or_else(|| auths.get_key_value(key(name)));
-        let found = exact.or_else(|| auths.iter().find(|(key, _)| host_of(key) == name));
+        let found = exact.or_else(|| auths.iter().find(|(key, _)| is_for_all_of(key, name)));
         found.map(|(key, entry)| (key.as_str(), entry))
     }
 
@@ -243,6 +243,13 @@ fn host_of(key: &str) -> &str {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",
         host => host,
     }
+}
+
+/// Whether a key of the file is for a whole registry: its name or address, and not a part of it as podman has them.
+fn is_for_all_of(key: &str, registry: &str) -> bool {
+    let is_address = key.starts_with("https://") || key.starts_with("http://");
+    let path = key.split_once('/').map_or("", |(_, path)| path.trim_end_matches('/'));
+    host_of(key) == registry && (is_address || matches!(path, "" | "v1" | "v2"))
 }
 
 /// `docker-credential-NAME`.
@@ -348,6 +355,8 @@ mod tests {
             "podman.example": {"auth": "dTpw"},
             "podman.example/team": {"auth": "dDp0"},
             "podman.example/team/app": {"auth": "YTph"},
+            "part.example/team": {"auth": "dDp0"},
+            "bare.example/v1/": {"auth": "dTpw"},
             "empty.example": {}
         }, "HttpHeaders": {"a": "b"}}"#;
         for (registry, repository, expected) in [
@@ -361,6 +370,9 @@ mod tests {
             ("podman.example", "other/app", Some(password("u", "p"))),
             ("podman.example", "team/other", Some(password("t", "t"))),
             ("podman.example", "team/app", Some(password("a", "a"))),
+            ("part.example", "team/app", Some(password("t", "t"))),
+            ("part.example", "other/app", None),
+            ("bare.example", "x", Some(password("u", "p"))),
             ("empty.example", "x", None),
             ("unknown.example", "x", None),
         ] {
@@ -396,7 +408,8 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&file), mode(file.parent().unwrap())), (0o600, 0o700));
 
-        let text = r#"{"auths": {"o.example": {"auth": "dTpw", "email": "e"}}, "psFormat": "x", "plugins": {"a": {}}}"#;
+        let text = r#"{"auths": {"o.example": {"auth": "dTpw", "email": "e"}, "r.example/team": {"auth": "dDp0"}},
+            "psFormat": "x", "plugins": {"a": {}}}"#;
         fs::write(&file, text).unwrap();
         let mut config = DockerConfig::read(&file).unwrap();
         assert_eq!(config.store("r.example", &password("u", "q")).await.unwrap(), KeptIn::File(file.clone()));
@@ -408,6 +421,7 @@ mod tests {
                 "auths": {
                     "o.example": {"auth": "dTpw", "email": "e"},
                     "r.example": {"auth": "dTpx"},
+                    "r.example/team": {"auth": "dDp0"},
                     "https://index.docker.io/v1/": {"identitytoken": "id"},
                 },
                 "psFormat": "x",
@@ -418,7 +432,8 @@ mod tests {
         assert!(config.erase("docker.io").await.unwrap() && config.erase("r.example").await.unwrap());
         assert!(!config.erase("r.example").await.unwrap());
         let written: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-        assert_eq!(written["auths"], json!({"o.example": {"auth": "dTpw", "email": "e"}}));
+        let left = json!({"o.example": {"auth": "dTpw", "email": "e"}, "r.example/team": {"auth": "dDp0"}});
+        assert_eq!(written["auths"], left, "the part of a registry is another entry");
         let left = fs::read_dir(file.parent().unwrap()).unwrap().count();
         assert_eq!(left, 1, "nothing is left beside the file");
     }
