@@ -110,7 +110,11 @@ pub async fn push(
     };
     let stores = Stores { metadata: metadata.clone(), caller: lease.caller.clone() };
     let pushed = run(stores, request, report).await;
-    blocking(move || lease.end()).await?;
+    match blocking(move || lease.end()).await {
+        // Why it was not pushed is what counts: a disk that is full, say, fails both.
+        Err(error) if pushed.is_err() => tracing::warn!("end a push: {}", error.chain()),
+        ended => ended?,
+    }
     pushed.map_err(|error| error.context(format!("push {name}")))
 }
 
