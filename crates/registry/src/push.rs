@@ -47,7 +47,6 @@ pub type Ranges = Arc<dyn Fn(Range<u64>) -> mpsc::Receiver<io::Result<Bytes>> + 
 #[derive(Clone)]
 pub struct Push {
     endpoint: Arc<Endpoint>,
-    remote: Remote,
 }
 
 /// How a blob came to be in the repository.
@@ -77,7 +76,7 @@ impl Push {
             let name = remote.reference().name();
             Error::failed_precondition(format!("no host of {name} has the capability push in its hosts.toml"))
         })?;
-        Ok(Push { endpoint, remote: remote.clone() })
+        Ok(Push { endpoint })
     }
 
     /// The registry, as people know it.
@@ -85,8 +84,8 @@ impl Push {
         self.endpoint.name()
     }
 
-    pub(crate) fn remote(&self) -> &Remote {
-        &self.remote
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
     }
 
     /// Sees to it that the repository has a blob. `sources` are other repositories of the registry that have

@@ -60,16 +60,21 @@ impl Remote {
 
     /// The index under the tag that stands in for the API; none if nobody wrote it.
     async fn fallback(&self, subject: &Digest) -> Result<Option<Index>> {
-        let tag = fallback_tag(subject);
-        let request = Request::get(format!("manifests/{tag}"), Capability::Resolve)
-            .header(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
-        match self.send(&request).await {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            answer => {
-                let bytes = read_body(answer?.into_body(), PAGE_LEN_MAX).await?;
-                parse(&bytes).map(Some)
-            }
-        }
+        read_index(self.send(&fallback_request(subject, Capability::Resolve)).await).await
+    }
+}
+
+/// Asks for the index under the tag that stands in for the API.
+fn fallback_request(subject: &Digest, capability: Capability) -> Request {
+    Request::get(format!("manifests/{}", fallback_tag(subject)), capability)
+        .header(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX))
+}
+
+/// The index that was asked for; none if there is none.
+async fn read_index(answer: Result<Answer>) -> Result<Option<Index>> {
+    match answer {
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+        answer => parse(&read_body(answer?.into_body(), PAGE_LEN_MAX).await?).map(Some),
     }
 }
 
@@ -115,7 +120,9 @@ impl Push {
     /// Adds a manifest to the list of its subject, for a registry that did not do so itself.
     pub async fn note_referrer(&self, subject: &Digest, referrer: Descriptor) -> Result<()> {
         let noted = async {
-            let found = self.remote().fallback(subject).await?;
+            // As the host has it that is written to: with what a mirror has, entries would be lost.
+            let request = fallback_request(subject, Capability::Push);
+            let found = read_index(self.endpoint().ask(&request).await).await?;
             let mut index = found.unwrap_or_else(|| Index {
                 schema_version: 2,
                 media_type: Some(media_type::OCI_INDEX.to_owned()),
@@ -148,10 +155,10 @@ fn parse(bytes: &[u8]) -> Result<Index> {
         .map_err(|error| Error::data_loss("the list of referrers cannot be read").with_source(error))
 }
 
-/// `sha256-HEX`: a tag has no colon, and at most 128 characters.
+/// `sha256-HEX`: a tag has no colon, and at most 32 characters of the algorithm and 64 of the rest
+/// (distribution-spec 1.1, "Referrers Tag Schema").
 fn fallback_tag(subject: &Digest) -> String {
-    let tag = subject.to_string().replace(':', "-");
-    tag[..tag.len().min(128)].to_owned()
+    format!("{:.32}-{:.64}", subject.algorithm().name(), subject.hex())
 }
 
 /// Where the list goes on (RFC 8288: `<ADDRESS>; rel="next"`).
@@ -179,8 +186,8 @@ mod tests {
     fn tags_stand_for_digests() {
         let digest = Digest::of(b"x");
         assert_eq!(fallback_tag(&digest), format!("sha256-{}", digest.hex()));
-        let long: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
-        assert_eq!(fallback_tag(&long).len(), 128);
+        let long: Digest = format!("sha512:{}{}", "a".repeat(64), "b".repeat(64)).parse().unwrap();
+        assert_eq!(fallback_tag(&long), format!("sha512-{}", "a".repeat(64)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Lists of what refers to a manifest: from mirrors that have none, in pages, and without end.
 
+use registry::Push;
 use types::descriptor::media_type;
-use types::{Digest, ErrorKind};
+use types::{Descriptor, Digest, ErrorKind};
 
 use crate::hosts::Configured;
 use crate::server::{Reply, Server};
@@ -64,6 +65,27 @@ async fn what_a_registry_lists_without_end_is_refused() {
     let error = remote.referrers(&subject, Some("dust")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.chain());
     assert_eq!(registry.seen().len(), 15);
+}
+
+/// A mirror may lag behind, and what it lacks would be lost.
+#[tokio::test]
+async fn what_is_added_to_a_list_is_added_to_the_one_of_the_registry() {
+    let mirror = Server::start(|_, _| page(0, 1, "signature"));
+    let own = Server::start(|request, _| match request.method.as_str() {
+        "GET" => page(1, 2, "signature"),
+        _ => Reply::new(201, ""),
+    });
+    let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", own.host(), mirror.host());
+    let configured = Configured::new(&format!("{text}\ncapabilities = [\"pull\", \"resolve\"]"));
+    let referrer = Descriptor::new(media_type::OCI_MANIFEST, Digest::of(b"referrer"), 1);
+    let push = Push::new(&configured.remote()).unwrap();
+    push.note_referrer(&Digest::of(b"subject"), referrer.clone()).await.unwrap();
+    let written = String::from_utf8(own.seen().last().unwrap().body.clone()).unwrap();
+    let known = [1_usize, 2].map(|at| Digest::of(&at.to_le_bytes()));
+    for digest in [&known[0], &known[1], &referrer.digest] {
+        assert!(written.contains(&digest.to_string()), "{digest}: {written}");
+    }
+    assert_eq!(mirror.seen().len(), 0);
 }
 
 /// `Link: <?last=a>` is relative to the list, and `<b>` to its folder.
