@@ -230,7 +230,7 @@ impl BlobStream {
             None if self.next_at >= self.descriptor.size => self.front = Front::Nothing,
             None => {
                 let next = if self.is_stretch { self.first_part() } else { self.stretch() };
-                self.ask(next).await?;
+                self.ask_in_time(next).await?;
             }
         }
         Ok(())
@@ -275,7 +275,7 @@ impl BlobStream {
             tokio::time::sleep(pause(self.failures)).await;
         }
         let missing = self.offset..end;
-        self.ask(missing).await
+        self.ask_in_time(missing).await
     }
 
     /// A host is not asked again.
@@ -288,6 +288,21 @@ impl BlobStream {
 
     fn place_of(&self, host: &Arc<Endpoint>) -> Option<usize> {
         self.hosts.iter().position(|known| Arc::ptr_eq(known, host))
+    }
+
+    /// Opens the front for a range. Hosts may all be away for a while: each time that they are counts as a failure.
+    async fn ask_in_time(&mut self, range: Range<u64>) -> Result<()> {
+        loop {
+            let is_borne = self.failures + 1 < self.pace.failures_max;
+            match self.ask(range.clone()).await {
+                Err(error) if is_borne && may_pass(&error) && !self.hosts.is_empty() => {
+                    self.failures += 1;
+                    self.since_failure = 0;
+                    tokio::time::sleep(pause(self.failures)).await;
+                }
+                asked => return asked.map_err(|error| self.context(error)),
+            }
+        }
     }
 
     /// Opens the front for a range, at the first host that gives it.

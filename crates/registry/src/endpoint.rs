@@ -181,7 +181,9 @@ impl Endpoint {
     /// Sends a request to this host, with whatever authorization it wants. Any answer is an answer: see
     /// [`Answer::checked`].
     pub async fn send(self: &Arc<Endpoint>, request: &Request) -> Result<Answer> {
-        let is_followed = self.followed.contains(&request.capability);
+        // Nobody else is asked to take what is pushed, even if another may.
+        let is_followed =
+            request.capability != Capability::Push && self.followed.contains(&request.capability);
         let patience = if is_followed { self.transport.mirror_patience() } else { Patience::LAST };
         self.send_with(request, patience).await
     }
@@ -292,7 +294,9 @@ impl Endpoint {
                 Scheme::Http => true,
                 Scheme::Either => !self.transport.speaks_tls(authority, &self.host.tls).await,
             };
-            format!("{}://{authority}", if plain { "http" } else { "https" })
+            let address = format!("{}://{authority}", if plain { "http" } else { "https" });
+            // In the form in which it is compared with where answers come from.
+            parse(&address).map_or(address, |address| origin(&address))
         };
         self.origin.get_or_init(|| find).await
     }

@@ -28,6 +28,16 @@ pub enum Scheme {
     Either,
 }
 
+impl Scheme {
+    /// Name and port in the form that is the same for all that mean the same host: in small letters, and without the
+    /// port that is meant where none is written.
+    pub(crate) fn plain_authority(self, authority: &str) -> String {
+        let usual = if self == Scheme::Http { ":80" } else { ":443" };
+        let small = authority.to_ascii_lowercase();
+        small.strip_suffix(usual).unwrap_or(&small).to_owned()
+    }
+}
+
 /// What a host may be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {

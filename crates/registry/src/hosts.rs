@@ -75,7 +75,9 @@ fn host(entry: &Entry, registry: &str, file: &Path, is_mirror: bool) -> Result<H
         host.scheme = address.scheme;
         host.authority = address.authority.clone();
         // The registry's own address may stand among the mirrors.
-        host.is_mirror = is_mirror && address.authority != upstream && address.authority != registry;
+        let plain = |authority: &str| address.scheme.plain_authority(authority);
+        let own = plain(&address.authority);
+        host.is_mirror = is_mirror && own != plain(&upstream) && own != plain(registry);
         if address.authority == "docker.io" {
             host.authority = upstream;
         }
@@ -204,6 +206,14 @@ mod tests {
         )
         .unwrap();
         assert_eq!(hosts.iter().map(|host| host.is_mirror).collect::<Vec<_>>(), [true, false]);
+        let is_mirror = |address: &str| {
+            let text = format!("[host.\"{address}\"]");
+            found(&[("c/r.example/hosts.toml", &text)], &["c"], "r.example").unwrap()[0].is_mirror
+        };
+        for own in ["https://r.example", "https://R.example:443", "http://r.example:80"] {
+            assert!(!is_mirror(own), "{own}");
+        }
+        assert!(is_mirror("https://r.example:80") && is_mirror("https://m.example"));
     }
 
     #[test]

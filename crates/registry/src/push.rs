@@ -189,7 +189,7 @@ impl Push {
             }
             tokio::time::sleep(pause(failures)).await;
             failures += 1;
-            if let Recovered::Stored = self.recover(&mut upload).await? {
+            if let Recovered::Stored = self.recover_in_time(&mut upload, &mut failures).await? {
                 return Ok(());
             }
             if upload.offset > furthest {
@@ -245,6 +245,19 @@ impl Push {
         }
         upload.offset = offset;
         Ok(Step::Sent)
+    }
+
+    /// The same as `recover`, of a registry that may be away for a while: each time that it is counts as a failure.
+    async fn recover_in_time(&self, upload: &mut Upload<'_>, failures: &mut u32) -> Result<Recovered> {
+        loop {
+            match self.recover(upload).await {
+                Err(error) if may_pass(&error) && *failures < FAILURES_MAX => {
+                    tokio::time::sleep(pause(*failures)).await;
+                    *failures += 1;
+                }
+                recovered => return recovered,
+            }
+        }
     }
 
     /// Asks how far an upload came; begins another one if the registry cannot say, unless it has the blob: what broke

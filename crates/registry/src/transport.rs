@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{HeaderValue, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_LENGTH, HeaderValue, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -63,7 +63,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) body: &'a Body,
     /// Whether a redirect away from `origin` is refused, and not followed with the body.
     pub(crate) is_body_private: bool,
-    /// Whether a broken connection is a reason to send it again.
+    /// Whether a broken connection, or an answer that may be another later, is a reason to send it again.
     pub(crate) is_repeatable: bool,
     pub(crate) tls: &'a Tls,
     pub(crate) dial_timeout: Duration,
@@ -236,7 +236,8 @@ impl Transport {
 
     /// Sends a request, follows redirects, and tries again what may pass by itself.
     ///
-    /// Answers other than 429 and 5xx are returned whatever they say; those too if patience ends.
+    /// Answers other than 408, 429 and 5xx are returned whatever they say; those too if patience ends, or if the
+    /// request is not to be sent again.
     pub(crate) async fn send(&self, request: &Outgoing<'_>) -> Result<Reply> {
         let patience = request.patience;
         let mut attempt = 0;
@@ -249,13 +250,11 @@ impl Transport {
                     if let Some(wait) = asked.filter(|_| is_patient) {
                         self.leave_alone(&reply.address, wait);
                     }
-                    if attempt >= patience.attempts_max || !is_patient {
+                    // Of an upload it is asked first how far it came.
+                    if attempt >= patience.attempts_max || !is_patient || !request.is_repeatable {
                         return Ok(reply);
                     }
-                    // What it asked for, whoever asks it next waits for.
-                    if asked.is_some() {
-                        continue;
-                    }
+                    // What it asked for, whoever asks it next waits for; it may have asked for nothing.
                     pause(attempt)
                 }
                 Ok(reply) => return Ok(reply),
@@ -330,6 +329,7 @@ impl Transport {
             self.wait_for(at).await;
         }
         let (body, sent) = request.body.open();
+        let has_no_bytes = hyper::body::Body::is_end_stream(&body);
         let mut message = Request::new(body);
         *message.method_mut() = method.clone();
         *message.uri_mut() = at.clone();
@@ -337,6 +337,10 @@ impl Transport {
         headers.extend(request.headers.clone());
         let agent = concat!("hoist/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        // The HTTP library says nothing of an empty body, and some servers refuse one of no length (RFC 9110, 8.6).
+        if has_no_bytes && matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         let client = if origin(at) == request.origin {
             headers.extend(request.private.clone());
             self.client(request.tls, request.dial_timeout)?
@@ -468,9 +472,16 @@ pub(crate) fn host_of(address: &Uri) -> &str {
     address.authority().map_or("", http::uri::Authority::as_str)
 }
 
-/// `https://host`: scheme and authority of an address.
+/// `https://host`: scheme, name and port of an address. It is the same for all that mean the same host: in small
+/// letters, and without the port that is meant where none is written (RFC 9110, section 4.2.3).
 pub(crate) fn origin(address: &Uri) -> String {
-    format!("{}://{}", address.scheme_str().unwrap_or("https"), host_of(address))
+    let scheme = address.scheme_str().unwrap_or("https");
+    let name = address.host().unwrap_or_default().to_ascii_lowercase();
+    let usual = if scheme == "http" { 80 } else { 443 };
+    match address.port_u16().filter(|port| *port != usual) {
+        Some(port) => format!("{scheme}://{name}:{port}"),
+        None => format!("{scheme}://{name}"),
+    }
 }
 
 /// An address relative to another (RFC 3986, section 5.2).
@@ -642,6 +653,21 @@ mod tests {
         assert_eq!(to("/up?back=http://b.example/").unwrap(), "https://a.example/up?back=http://b.example/");
         assert!(to("http://b.example/q").is_err());
         assert!(to("file:///etc/passwd").is_err());
+    }
+
+    #[test]
+    fn a_host_is_the_same_however_it_is_written() {
+        for (address, expected) in [
+            ("https://r.example/v2/", "https://r.example"),
+            ("https://R.Example:443/up", "https://r.example"),
+            ("http://r.example:80/up", "http://r.example"),
+            ("HTTPS://r.example:80/up", "https://r.example:80"),
+            ("http://r.example:443", "http://r.example:443"),
+            ("https://[::1]:443/up", "https://[::1]"),
+            ("http://[::1]:5000/up", "http://[::1]:5000"),
+        ] {
+            assert_eq!(origin(&address.parse().unwrap()), expected, "{address}");
+        }
     }
 
     /// Registries have more to do for what they are given than for what they are asked.

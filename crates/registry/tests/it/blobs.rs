@@ -159,6 +159,20 @@ async fn a_host_that_trickles_or_falls_silent_is_left() {
     assert_eq!(starts, [None, Some(100_000)], "what came is not fetched again");
 }
 
+#[tokio::test]
+async fn a_host_that_is_away_after_a_break_is_asked_again() {
+    let blob = noise("small", 100_000);
+    let whole = blob.clone();
+    let server = Server::start(move |request, before| match before {
+        0 => give(&whole, request).cut_after(50_000),
+        // Longer than any request waits, so that it is given up at once.
+        1 => Reply::new(503, "").header("Retry-After", "60"),
+        _ => give(&whole, request),
+    });
+    assert!(fetch(&server.host(), &blob, 0, Pace::default()).await.unwrap() == blob);
+    assert_eq!(server.seen().len(), 3);
+}
+
 /// A blob from a mirror and the registry behind it.
 async fn from_two(mirror: &str, own: &str, blob: &[u8]) -> Result<Vec<u8>> {
     let hosts = Configured::new(&format!("server = 'http://{own}'\n[host.'http://{mirror}']\n"));

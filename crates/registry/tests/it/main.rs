@@ -95,9 +95,11 @@ async fn what_passes_by_itself_is_tried_again() {
         1 => Reply::new(429, "slow down").header("Retry-After", "0"),
         _ => Reply::new(200, r#"{"schemaVersion":2}"#).header("Content-Type", media_type::OCI_MANIFEST),
     });
+    let since = Instant::now();
     let resolved = remote(&server, None).resolve().await.unwrap();
     assert_eq!(resolved.descriptor.media_type, media_type::OCI_MANIFEST);
     assert_eq!(server.seen().len(), 3);
+    assert!(since.elapsed() >= Duration::from_millis(200 + 400), "whoever wants no pause gets ours");
 
     let down = Server::start(|_, _| Reply::new(503, "out of order").header("Retry-After", "86400"));
     let error = remote(&down, None).resolve().await.unwrap_err();

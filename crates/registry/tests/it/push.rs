@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use types::descriptor::media_type;
 use types::{Descriptor, Digest, ErrorKind, Result};
 
+use crate::hosts::Configured;
 use crate::server::{Reply, Server};
 
 /// Uploads by number, and blobs by digest.
@@ -183,14 +184,50 @@ async fn what_the_registry_refuses_is_not_sent_again_and_again() {
 #[tokio::test]
 async fn a_blob_that_is_there_after_all_is_not_sent_again() {
     let blob = noise("blob", 300_000);
+    for fault in [Fault::CutAnswer, Fault::Status(502)] {
+        let keeper = Keeper::start();
+        let proxy = FaultProxy::start_at(keeper.address, move |asked| match asked.method.as_str() {
+            "PUT" => vec![fault.clone()],
+            _ => Vec::new(),
+        });
+        assert_eq!(push(&proxy.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Uploaded);
+        assert_eq!(proxy.requests(|asked| asked.method == "PUT").len(), 1);
+        assert!(keeper.blob(&Digest::of(&blob)).unwrap() == blob);
+    }
+}
+
+/// It is restarted, say: what broke off finds nobody there for a moment.
+#[tokio::test]
+async fn a_registry_that_is_away_after_a_break_is_asked_again() {
+    let blob = noise("blob", 300_000);
     let keeper = Keeper::start();
-    let proxy = FaultProxy::start_at(keeper.address, |asked| match asked.method.as_str() {
-        "PUT" => vec![Fault::CutAnswer],
+    let proxy = FaultProxy::start_at(keeper.address, |asked| match (asked.method.as_str(), asked.before) {
+        ("PUT", 0) => vec![Fault::CutUpload(100_000)],
+        // Neither how far it came nor whether the blob is there is said. It is longer than any request waits, so that
+        // each is given up at once.
+        ("GET", 0) | ("HEAD", 1) => {
+            let headers = vec![("Retry-After", "60".to_owned())];
+            vec![Fault::Answer { status: 503, headers, body: Vec::new() }]
+        }
         _ => Vec::new(),
     });
     assert_eq!(push(&proxy.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Uploaded);
-    assert_eq!(proxy.requests(|asked| asked.method == "PUT").len(), 1);
-    assert!(keeper.blob(&Digest::of(&blob)).unwrap() == blob);
+    let sent: u64 = proxy.log().iter().map(|served| served.received).sum();
+    assert_eq!(sent, 300_000, "it went on where it was");
+}
+
+/// Mirrors are left soon because others are asked after them: not so where something is pushed.
+#[tokio::test]
+async fn a_mirror_that_is_pushed_to_is_borne_with() {
+    let mirror = Server::start(|_, before| match before {
+        0 => Reply::new(429, "").header("Retry-After", "0"),
+        _ => Reply::new(201, ""),
+    });
+    let own = Server::start(|_, _| Reply::new(201, ""));
+    let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]", own.host(), mirror.host());
+    let push = Push::new(&Configured::new(&text).remote()).unwrap();
+    push.document("1", media_type::OCI_MANIFEST, b"{}".to_vec()).await.unwrap();
+    assert_eq!((mirror.seen().len(), own.seen().len()), (2, 0));
 }
 
 /// As registries do whose tokens are all or nothing.

@@ -126,7 +126,10 @@ fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::
         log.push(request.clone());
         log.len() - 1
     };
-    let reply = handler(&request, before);
+    // Such requests are refused by many proxies, and by some registries.
+    let is_without_length = matches!(request.method.as_str(), "POST" | "PUT" | "PATCH")
+        && request.header("content-length").is_none();
+    let reply = if is_without_length { Reply::new(411, "") } else { handler(&request, before) };
     let mut stream = stream;
     write!(stream, "HTTP/1.1 {} Said\r\nConnection: close\r\n", reply.status)?;
     for (name, value) in &reply.headers {
