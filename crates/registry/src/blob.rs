@@ -293,9 +293,10 @@ impl BlobStream {
     /// Opens the front for a range. Hosts may all be away for a while: each time that they are counts as a failure.
     async fn ask_in_time(&mut self, range: Range<u64>) -> Result<()> {
         loop {
-            let is_borne = self.failures + 1 < self.pace.failures_max;
+            let is_borne = self.failures + 1 < self.pace.failures_max && !self.hosts.is_empty();
             match self.ask(range.clone()).await {
-                Err(error) if is_borne && may_pass(&error) && !self.hosts.is_empty() => {
+                // One that was silent has been waited for long enough.
+                Err(error) if is_borne && may_pass(&error) && !error.is(ErrorKind::DeadlineExceeded) => {
                     self.failures += 1;
                     self.since_failure = 0;
                     tokio::time::sleep(pause(self.failures)).await;

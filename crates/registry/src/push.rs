@@ -251,7 +251,12 @@ impl Push {
     async fn recover_in_time(&self, upload: &mut Upload<'_>, failures: &mut u32) -> Result<Recovered> {
         loop {
             match self.recover(upload).await {
-                Err(error) if may_pass(&error) && *failures < FAILURES_MAX => {
+                // One that was silent has been waited for long enough.
+                Err(error)
+                    if may_pass(&error)
+                        && !error.is(ErrorKind::DeadlineExceeded)
+                        && *failures < FAILURES_MAX =>
+                {
                     tokio::time::sleep(pause(*failures)).await;
                     *failures += 1;
                 }
