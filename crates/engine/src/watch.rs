@@ -26,7 +26,7 @@ use crate::Engine;
 use crate::containers::Starter;
 use crate::names::short;
 use crate::record::{ExitRecord, Extension, RESTART_PAUSE_MAX};
-use crate::turns::Turn;
+use crate::turns::{Copies, Turn};
 
 /// Before a shim that did not answer is asked again, and an end that could not be settled is settled; that is doubled
 /// each time, up to the second.
@@ -378,21 +378,23 @@ impl Engine {
 
     /// Whether the kernel killed something in a container that has ended, as far as is known.
     pub(crate) async fn was_short_of_memory(&self, id: &ContainerId) -> bool {
-        match self.task_of(id) {
-            Ok(Some(task)) => self.blocking(move |_| Ok(task.oom_killed())).await.unwrap_or(false),
-            _ => false,
-        }
+        let id = id.clone();
+        let recorded = self.blocking(move |engine| {
+            let namespace = &engine.0.caller.namespace;
+            Ok(engine.parts().shims.oom_killed(namespace, &id))
+        });
+        recorded.await.unwrap_or(false)
     }
 
     /// Starts a container that does not run as the daemon begins, if its policy says so.
-    async fn start_at_boot(&self, id: &ContainerId, extension: Extension) -> Result<()> {
+    async fn start_at_boot(&self, id: &ContainerId, mut extension: Extension) -> Result<()> {
         if !extension.wants_start_at_boot() {
             return Ok(());
         }
         if extension.stopped_by_hand {
             // From here on only who stops it again has it stopped.
             let own = id.clone();
-            self.blocking(move |engine| engine.change(&own, Extension::begin_anew).map(drop)).await?;
+            extension = self.blocking(move |engine| engine.change(&own, Extension::begin_anew)).await?;
         }
         self.plan_restart(id, extension.restart_pause());
         Ok(())
@@ -424,6 +426,8 @@ impl Engine {
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<()> {
+        // Behind copies of files for as long as they take: nobody would start it later.
+        while self.0.turns.take_from(id.as_str(), Copies::End).await.is_err() {}
         if !self.start_for(Starter::Policy, id.as_str(), &Streams::default(), &Laps::start()).await? {
             return Ok(());
         }

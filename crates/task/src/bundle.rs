@@ -141,6 +141,12 @@ impl Bundle {
         Some(Exit { pid, status, at: exited_at })
     }
 
+    /// See [`Shims::oom_killed`](crate::Shims::oom_killed).
+    pub(crate) fn oom_killed(&self) -> bool {
+        let record: serde_json::Value = serde_json::from_slice(&self.read("exit.json")).unwrap_or_default();
+        record["oom_killed"] == true
+    }
+
     fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path.join(name)).unwrap_or_default()
     }

@@ -281,6 +281,12 @@ impl Shims {
         }
     }
 
+    /// Whether the kernel killed something in a container for want of memory, as our shim recorded when it ended. It is
+    /// known until the task is deleted, also if the shim is dead; shims of others record nothing. Blocks.
+    pub fn oom_killed(&self, namespace: &Namespace, id: &ContainerId) -> bool {
+        Bundle::at(&self.0.config.bundles, namespace, id).oom_killed()
+    }
+
     /// Whether there is a task, or one is being created or cleared away.
     pub fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         self.0.places().contains_key(&(namespace.clone(), id.clone()))

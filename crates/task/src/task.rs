@@ -105,14 +105,6 @@ impl Task {
         &self.0.bundle.path
     }
 
-    /// Whether the kernel killed something in the container for want of memory, as our shim recorded when it
-    /// ended. Shims of others record nothing. Blocks.
-    pub fn oom_killed(&self) -> bool {
-        let record = std::fs::read(self.bundle().join("exit.json")).unwrap_or_default();
-        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
-        record["oom_killed"] == true
-    }
-
     pub(crate) fn socket(&self) -> std::path::PathBuf {
         self.0.connection.socket()
     }
