@@ -17,11 +17,12 @@ use std::time::Duration;
 
 use api::engine::{LogLine, Logs};
 use tokio::sync::mpsc;
-use types::{Context, Error, Result, Timestamp};
+use types::{ContainerId, Context, Error, Result, Timestamp};
 
 use crate::Engine;
 use crate::containers::NONE;
 use crate::moment::time;
+use crate::record::Extension;
 
 /// In a container's folder, the file of its log that grows.
 pub(crate) const LOG_FILE: &str = "json.log";
@@ -70,13 +71,21 @@ impl Engine {
                 None if has_ended => return Ok(()),
                 None => {
                     // Asked before the last look.
-                    has_ended = !self.state_of(&container.id, &extension).await.is_alive;
+                    has_ended = self.is_logged(&container.id, &extension).await;
                     if !has_ended {
                         tokio::time::sleep(LOOK_PAUSE).await;
                     }
                 }
             }
         }
+    }
+
+    /// Whether nothing more comes into a container's log. Its shim writes what it has yet until the task is gone.
+    async fn is_logged(&self, id: &ContainerId, extension: &Extension) -> bool {
+        let state = self.state_of(id, extension).await;
+        // Nobody waits for a start.
+        let never_ran = state.name == "created";
+        !state.is_alive && (never_ran || !matches!(self.task_of(id), Ok(Some(_))))
     }
 }
 

@@ -56,6 +56,22 @@ fn a_log_is_followed_to_the_end_of_its_container() {
     assert_eq!(ended.rest(), ("three\nfour\n".to_owned(), Some(0)));
 }
 
+/// Which may be in the pipe yet when the container has ended.
+#[test]
+fn who_follows_a_log_gets_all_that_is_said_at_the_end() {
+    let daemon = Daemon::with_busybox();
+    let program = "echo begun; until test -e /go; do usleep 10000; done; exec seq 10000";
+    daemon.hoist(["run", "-d", "--name", "says", "--network", "none", "busybox", "sh", "-c", program]).ok();
+    let mut all = Following::start(&daemon, &["logs", "-f", "says"]);
+    assert_eq!(all.next(), "begun\n");
+    daemon.hoist(["exec", "says", "touch", "/go"]).ok();
+    let (rest, code) = all.rest();
+    assert_eq!((rest.lines().count(), rest.lines().last(), code), (10_000, Some("10000"), Some(0)));
+    // Of one that was never started there is nothing to wait for.
+    daemon.hoist(["create", "--name", "silent", "--network", "none", "busybox", "true"]).ok();
+    assert_eq!(Following::start(&daemon, &["logs", "-f", "silent"]).rest(), (String::new(), Some(0)));
+}
+
 #[test]
 fn a_log_is_shown_from_a_time_to_a_time() {
     let daemon = Daemon::with_busybox();
