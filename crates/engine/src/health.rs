@@ -374,8 +374,11 @@ async fn end(task: &Task, exec: &ExecId) {
     {
         let _ = spawn_blocking(move || kill_tree(found, process)).await;
     }
-    let _ = task.kill(Some(exec), SIGKILL, false).await;
-    let _ = timeout(KILL_LIMIT, task.wait(Some(exec))).await;
+    let killed = task.kill(Some(exec), SIGKILL, false).await;
+    // One that was never started has no end to wait for.
+    if !killed.is_err_and(|error| error.is(ErrorKind::FailedPrecondition)) {
+        let _ = timeout(KILL_LIMIT, task.wait(Some(exec))).await;
+    }
 }
 
 #[cfg(test)]

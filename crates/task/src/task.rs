@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::shim::attach::{self, AttachRequest};
@@ -55,8 +55,14 @@ struct Inner {
     /// See [`Task::will_be_deleted`].
     has_owner: AtomicBool,
     /// The ends that the shim is asked for, each once.
-    waits: Mutex<BTreeMap<Option<ExecId>, watch::Receiver<Answered>>>,
+    waits: Mutex<BTreeMap<Option<ExecId>, Asking>>,
     log: Option<AbortHandle>,
+}
+
+/// An end that the shim is asked for.
+struct Asking {
+    tell: Arc<watch::Sender<Answered>>,
+    asker: AbortHandle,
 }
 
 impl Drop for Inner {
@@ -177,23 +183,23 @@ impl Task {
     /// wait share one.
     async fn ask_for_end(&self, exec: Option<&ExecId>) -> Result<Exit> {
         let mut answered = {
-            let mut waits = self.0.waits.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waits = self.waits();
             let ask = || {
-                let (tell, answered) = watch::channel(None);
-                let (task, exec) = (self.clone(), exec.cloned());
-                tokio::spawn(async move {
+                let tell = Arc::new(watch::Sender::new(None));
+                let (task, exec, own) = (self.clone(), exec.cloned(), tell.clone());
+                let asker = tokio::spawn(async move {
                     let request = wire::WaitRequest { id: task.id_text(), exec_id: text(exec.as_ref()) };
                     let outcome: Result<wire::WaitResponse> = task.call("Wait", &request, None).await;
-                    // Whoever comes now asks anew.
-                    task.0.waits.lock().unwrap_or_else(PoisonError::into_inner).remove(&exec);
+                    // Whoever comes now asks anew. Of a process that was deleted meanwhile, another may be asked for.
+                    task.waits().retain(|id, asking| *id != exec || !Arc::ptr_eq(&asking.tell, &own));
                     let exit = outcome
                         .map(|response| convert::exit(0, response.exit_status, response.exited_at))
                         .map_err(|error| (error.kind(), error.chain()));
-                    tell.send_replace(Some(exit));
+                    own.send_replace(Some(exit));
                 });
-                answered
+                Asking { tell, asker: asker.abort_handle() }
             };
-            waits.entry(exec.cloned()).or_insert_with(ask).clone()
+            waits.entry(exec.cloned()).or_insert_with(ask).tell.subscribe()
         };
         let answer = answered.wait_for(Option::is_some).await.map(|answer| answer.clone());
         match answer {
@@ -233,7 +239,23 @@ impl Task {
 
     /// Forgets a process that was added and has ended or never ran.
     pub async fn delete_exec(&self, exec: &ExecId) -> Result<Exit> {
-        self.delete_process(exec.to_string(), None).await
+        let exit = self.delete_process(exec.to_string(), None).await?;
+        self.end_waits(exec, exit);
+        Ok(exit)
+    }
+
+    /// Tells who waits for the end of a process that is deleted: shims of before never answer if it was not started.
+    fn end_waits(&self, exec: &ExecId, exit: Exit) {
+        let asking = self.waits().remove(&Some(exec.clone()));
+        let Some(Asking { tell, asker }) = asking else { return };
+        asker.abort();
+        let never = || (ErrorKind::NotFound, "the process was deleted".to_owned());
+        let has_ended = exit.at.seconds > 0;
+        tell.send_replace(Some(has_ended.then_some(Exit { pid: 0, ..exit }).ok_or_else(never)));
+    }
+
+    fn waits(&self) -> MutexGuard<'_, BTreeMap<Option<ExecId>, Asking>> {
+        self.0.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Deletes the container from its shim.

@@ -101,9 +101,7 @@ impl Sandbox {
         if exec_id.is_empty() {
             return self.delete_container(&id, response, reply);
         }
-        if let Some(process) = self.processes.remove(&key) {
-            self.let_go(process);
-        }
+        self.forget_process(key);
         if let Some(container) = self.containers.get_mut(&id) {
             container.execs.remove(&exec_id);
         }
@@ -153,12 +151,7 @@ impl Sandbox {
         }
         let Some(container) = self.containers.remove(id) else { return response };
         for key in container.processes() {
-            if let Some(mut process) = self.processes.remove(&key) {
-                let gone = || Err(Error::not_found(format!("container {id} was deleted")));
-                let waiting = std::mem::take(&mut process.waiting);
-                self.replies.extend(waiting.into_iter().map(|reply| (reply, gone())));
-                self.let_go(process);
-            }
+            self.forget_process(key);
         }
         if container.rootfs_mounted
             && let Err(error) = rootfs::unmount(&container.bundle)
@@ -181,8 +174,12 @@ impl Sandbox {
         response
     }
 
-    /// Closes a process's streams. Its log driver gets time to write what it has.
-    pub(super) fn let_go(&mut self, process: Process) {
+    /// Closes a deleted process's streams. Its log driver gets time to write what it has; who waits for an end that will
+    /// not be, as of one that never started, hears so.
+    fn forget_process(&mut self, key: ProcessKey) {
+        let Some(process) = self.processes.remove(&key) else { return };
+        let gone = || Err(Error::not_found("the process was deleted"));
+        self.replies.extend(process.waiting.into_iter().map(|reply| (reply, gone())));
         let Inside { mut copies, stdin_held, console, driver } = process.stdio;
         copies.iter_mut().flatten().for_each(Copy::leave);
         drop((copies, stdin_held, console));

@@ -860,3 +860,23 @@ fn waits_that_nobody_needs_lock_nobody_out() {
     assert_eq!(task.wait(""), 137);
     task.end();
 }
+
+/// Nor may its id, once it is used again, be that of an end which nobody tells.
+#[test]
+fn who_waits_for_a_process_that_is_deleted_before_its_start_is_told() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("waits", "exec sleep 1000").run();
+    task.exec("never", "true", |_| {}).unwrap();
+    let (id, exec_id) = (task.id.clone(), "never".to_owned());
+    let wait = task::WaitRequest { id: id.clone(), exec_id: exec_id.clone() };
+    let delete = task::DeleteRequest { id, exec_id };
+    let mut answers = answers(&task, &[task.request("Wait", &wait), task.request("Delete", &delete)]);
+    answers.sort_by_key(|(place, _)| *place);
+    assert_eq!(answers[0].1.as_ref().unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(answers[1].1.is_ok());
+    assert_eq!(task.run_exec("never", "exit 6"), 6);
+    task.end();
+}
