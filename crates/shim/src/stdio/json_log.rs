@@ -97,12 +97,18 @@ impl JsonLog {
         if len > self.size { self.file.set_len(self.size) } else { Ok(()) }
     }
 
-    /// `x.log.1` becomes `x.log.2`, and so on; `x.log` becomes `x.log.1` and begins anew.
+    /// `x.log.1` becomes `x.log.2`, and so on; `x.log` becomes `x.log.1` and begins anew. Where that fails the log goes
+    /// on in the file that it has.
     fn rotate(&mut self) -> io::Result<()> {
-        self.size = 0;
         if self.config.files_max == 1 {
-            return self.file.set_len(0);
+            self.file.set_len(0)?;
+            self.size = 0;
+            return Ok(());
         }
+        // Before anything moves: on a full disk it cannot be made.
+        let mut new = self.config.path.clone().into_os_string();
+        new.push(".new");
+        let file = append(Path::new(&new))?;
         // As many as there are, and not as many as there may be.
         let is_free = |age: &u32| std::fs::symlink_metadata(self.aged(*age)).is_err();
         let oldest = (1..self.config.files_max - 1).find(is_free).unwrap_or(self.config.files_max - 1);
@@ -112,7 +118,8 @@ impl JsonLog {
                 _ => {}
             }
         }
-        self.file = append(&self.config.path)?;
+        std::fs::rename(&new, &self.config.path)?;
+        (self.file, self.size) = (file, 0);
         Ok(())
     }
 
@@ -280,6 +287,22 @@ mod tests {
         }
         let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
         assert!(read("c.log").contains("line 3") && read("c.log.3").contains("line 0"));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_rotated_goes_on_and_loses_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = log(directory.path(), Some(100), 2);
+        write(&mut log, b"first\n");
+        std::fs::create_dir(directory.path().join("c.log.1")).unwrap();
+        let second = std::iter::once(&b"second\n"[..]);
+        log.write(Stream::Stdout, Timestamp { seconds: 0, nanos: 1 }, second).unwrap_err();
+        let text = std::fs::read_to_string(directory.path().join("c.log")).unwrap();
+        assert!(text.contains("first") && text.contains("second"), "{text}");
+        assert_eq!(log.size, text.len() as u64);
+        std::fs::remove_dir(directory.path().join("c.log.1")).unwrap();
+        write(&mut log, b"third\n");
+        assert_eq!(std::fs::read_to_string(directory.path().join("c.log.1")).unwrap(), text);
     }
 
     #[test]
