@@ -25,6 +25,7 @@ use rustix::io::Errno;
 use ttrpc::{Request, Server};
 use types::{Context, Result};
 
+use crate::log_driver;
 use crate::poll::{Interest, Poll, Source};
 use crate::publisher::LinkChange;
 use crate::sandbox::Sandbox;
@@ -89,7 +90,7 @@ impl EventLoop {
         })
     }
 
-    /// Serves until a daemon asked for `Shutdown` and the last events are out.
+    /// Serves until a daemon asked for `Shutdown` and the last events are out, and then waits for log drivers.
     pub(crate) fn run(mut self) -> Result<()> {
         let mut ready = Vec::new();
         loop {
@@ -111,6 +112,11 @@ impl EventLoop {
             self.publish();
             if self.farewell.is_some_and(|until| self.sandbox.publisher.is_idle() || Instant::now() >= until)
             {
+                // The daemon sees the shim go. It stays for the log drivers alone, which have their time to write what
+                // they have.
+                let drivers = self.sandbox.take_drivers();
+                drop(self);
+                log_driver::see_off(drivers);
                 return Ok(());
             }
         }

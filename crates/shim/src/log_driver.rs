@@ -129,6 +129,18 @@ impl Leaving {
     }
 }
 
+/// Waits until all have ended, and signals those whose time is up.
+pub(crate) fn see_off(mut drivers: Vec<Leaving>) {
+    while let Some(deadline) = drivers.iter().map(Leaving::deadline).min() {
+        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
+        let mut fds: Vec<_> =
+            drivers.iter().map(|driver| PollFd::new(&driver.process.0, PollFlags::IN)).collect();
+        // Whatever it says, they are looked at.
+        let _ready = rustix::event::poll(&mut fds, left.as_ref());
+        drivers.retain_mut(Leaving::is_still_here);
+    }
+}
+
 /// A pidfd is readable once its process has ended.
 fn has_ended(process: std::os::fd::BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];

@@ -90,6 +90,11 @@ impl Sandbox {
         self.drivers.retain_mut(Leaving::is_still_here);
     }
 
+    /// Log drivers that write what they have, for who sees them off when the shim ends.
+    pub(crate) fn take_drivers(&mut self) -> Vec<Leaving> {
+        std::mem::take(&mut self.drivers)
+    }
+
     fn delete_now(&mut self, key: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
         let process = self.processes.get(&key).ok_or_else(|| Error::not_found("the process was deleted"))?;
         let response = task::DeleteResponse {

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use api::shim::task;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
@@ -152,6 +154,35 @@ fn a_log_driver_that_does_not_start_is_an_error_and_leaves_nothing() {
             Err(error) => assert!(error.chain().contains("did not say that it is ready"), "{error:?}"),
         }
     }
+}
+
+/// One that is slow, as with a server far away: the daemon sees the shim go, and no line is lost.
+#[test]
+fn a_log_driver_writes_what_it_has_when_its_shim_was_told_to_go() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let _events = host.listen();
+    let (driver, written, door) =
+        (host.dir().join("driver"), host.dir().join("written"), fifo(&host, "door"));
+    let script = format!(
+        "#!/bin/busybox sh\nexec 5>&-\ntext=$(cat <&3)\ncat {}\necho \"$text\" > {}\n",
+        door.display(),
+        written.display()
+    );
+    std::fs::write(&driver, script).unwrap();
+    std::fs::set_permissions(&driver, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let task = host.container("slow", "echo hello").stdout(format!("binary://{}", driver.display())).run();
+    assert_eq!(task.wait(""), 0);
+    task.delete("").unwrap();
+    let mut open = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
+    task.shutdown().unwrap();
+    open.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert!(matches!(open.read(&mut [0]), Ok(0)), "it hangs up");
+    let access = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    drop(eventually("the driver goes on", || rustix::fs::open(&door, access, Mode::empty()).ok()));
+    eventually("it wrote what it had", || (text(&written) == "hello\n").then_some(()));
 }
 
 #[test]
