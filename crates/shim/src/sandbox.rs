@@ -251,10 +251,12 @@ impl Sandbox {
 
     pub(crate) fn pids(&self, request: &task::PidsRequest) -> Result<task::PidsResponse> {
         let container = self.container(&request.id)?;
+        // The number of one that has ended may be another's by now.
+        let alive = |key: &ProcessKey| self.processes.get(key).filter(|process| process.is_alive());
         let execs: BTreeMap<u32, &str> = container
             .execs
             .iter()
-            .filter_map(|(id, key)| Some((self.processes.get(key)?.pid_number(), id.as_str())))
+            .filter_map(|(id, key)| Some((alive(key)?.pid_number(), id.as_str())))
             .collect();
         let processes = container
             .oci
