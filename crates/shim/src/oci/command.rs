@@ -38,7 +38,8 @@ pub(crate) struct CommandRuntime {
     criu_work: PathBuf,
     id: String,
     bundle: PathBuf,
-    pid: Option<Pid>,
+    /// Where the runtime put the first process. Noted as it is born: once it has ended, its number may be another's.
+    cgroup: Option<String>,
 }
 
 impl CommandRuntime {
@@ -51,13 +52,13 @@ impl CommandRuntime {
             criu_work: bundle.join("criu-work"),
             id: id.to_owned(),
             bundle: bundle.to_owned(),
-            pid: None,
+            cgroup: None,
         }
     }
 
     /// A container that was made by a worker.
     pub(crate) fn find(create: Create<'_>, pid: Pid) -> CommandRuntime {
-        CommandRuntime { pid: Some(pid), ..CommandRuntime::new(create) }
+        CommandRuntime { cgroup: cgroup_of(pid), ..CommandRuntime::new(create) }
     }
 
     /// `NotFound` if there is no such program. What it makes could not be taken down without it either, so this comes before
@@ -99,7 +100,7 @@ impl CommandRuntime {
             criu_work: criu_work(create.options, create.bundle),
             id: create.id.to_owned(),
             bundle: create.bundle.to_owned(),
-            pid: None,
+            cgroup: None,
         }
     }
 
@@ -121,7 +122,7 @@ impl CommandRuntime {
                 let _best_effort = self.delete(true);
             }
         })?;
-        self.pid = Some(pid);
+        self.cgroup = cgroup_of(pid);
         let owns_pids = owns_pids(pid);
         Ok(Created { oci: Oci::Command(self), pid, console, warnings: Vec::new(), owns_pids })
     }
@@ -257,20 +258,8 @@ impl CommandRuntime {
 
     /// The cgroup that the runtime put the first process into.
     pub(crate) fn cgroup(&self) -> Result<Cgroup> {
-        let pid = self.pid.ok_or_else(|| Error::failed_precondition("the container has no process"))?;
-        let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
-        let text = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
-        let line = |wanted: fn(&str) -> bool| {
-            text.lines().find_map(|line| {
-                let mut parts = line.splitn(3, ':').skip(1);
-                let controllers = parts.next()?;
-                wanted(controllers).then(|| parts.next()).flatten()
-            })
-        };
-        let path = line(|controllers| controllers.split(',').any(|name| name == "memory"))
-            .or_else(|| line(str::is_empty))
-            .ok_or_else(|| Error::not_found("the container has no cgroup"))?;
-        Cgroup::open(path)
+        let path = self.cgroup.as_deref();
+        Cgroup::open(path.ok_or_else(|| Error::not_found("the container has no cgroup"))?)
     }
 
     /// By the loop, or by a worker, which waits for it.
@@ -429,6 +418,20 @@ fn says_there_is_none(message: &str, id: &str) -> bool {
         format!("/{id}': No such file or directory"),
     ];
     sentences.iter().any(|sentence| message.ends_with(sentence))
+}
+
+/// The path of a process's cgroup: of memory, in version 1.
+fn cgroup_of(pid: Pid) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).ok()?;
+    let line = |wanted: fn(&str) -> bool| {
+        text.lines().find_map(|line| {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let controllers = parts.next()?;
+            wanted(controllers).then(|| parts.next()).flatten()
+        })
+    };
+    let path = line(|controllers| controllers.split(',').any(|name| name == "memory"));
+    path.or_else(|| line(str::is_empty)).map(str::to_owned)
 }
 
 fn read_pid(file: &Path) -> Result<Pid> {
