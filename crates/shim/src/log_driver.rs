@@ -117,7 +117,7 @@ impl Leaving {
     /// Whether it has not ended. Signals it when its time is up.
     pub(crate) fn is_still_here(&mut self) -> bool {
         let now = Instant::now();
-        if has_ended(self.process.0.as_fd()) {
+        if has_ended(self.process.0.as_fd(), 0) {
             return false;
         }
         if now >= self.deadline {
@@ -131,20 +131,17 @@ impl Leaving {
 
 /// Waits until all have ended, and signals those whose time is up.
 pub(crate) fn see_off(mut drivers: Vec<Leaving>) {
-    while let Some(deadline) = drivers.iter().map(Leaving::deadline).min() {
-        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-        let mut fds: Vec<_> =
-            drivers.iter().map(|driver| PollFd::new(&driver.process.0, PollFlags::IN)).collect();
-        // Whatever it says, they are looked at.
-        let _ready = rustix::event::poll(&mut fds, left.as_ref());
+    while let Some(driver) = drivers.first() {
+        // In turns of a second: each has a time of its own.
+        has_ended(driver.process.0.as_fd(), 1);
         drivers.retain_mut(Leaving::is_still_here);
     }
 }
 
-/// A pidfd is readable once its process has ended.
-fn has_ended(process: std::os::fd::BorrowedFd<'_>) -> bool {
+/// A pidfd is readable once its process has ended. It is waited for so many seconds.
+fn has_ended(process: std::os::fd::BorrowedFd<'_>, seconds: i64) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];
-    matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
+    matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })), Ok(1..))
 }
 
 fn wait_ready(ready: OwnedFd, ready_by: Ready) -> Result<()> {
