@@ -132,7 +132,7 @@ pub(crate) struct Flags {
     pub(crate) platform: Option<String>,
     /// A new file, for the container's id
     #[arg(long, value_name = "FILE")]
-    pub(crate) cidfile: Option<PathBuf>,
+    pub(crate) cidfile: Option<String>,
     /// Whose cgroups it sees: its own, which is private
     #[arg(long = "cgroupns", value_name = "MODE", value_parser = ["private"])]
     _cgroupns: Option<String>,
@@ -250,8 +250,8 @@ async fn make(
 ) -> Result<(Created, Option<Attached>)> {
     let fetching = Fetching { when: flags.pull, quiet: flags.quiet };
     // Made first: a container whose id cannot be told is not made.
-    let id_file = flags.cidfile.clone().filter(|path| !path.as_os_str().is_empty());
-    let id_file = id_file.map(IdFile::make).transpose()?;
+    let id_file = flags.cidfile.clone().filter(|path| !path.is_empty());
+    let id_file = id_file.map(|path| IdFile::make(path.into())).transpose()?;
     let image = find_source(client, flags.image()).await?;
     let stays = start && !flags.detach;
     let types = flags.interactive && flags.attaches(Stream::Stdin);
