@@ -583,10 +583,10 @@ impl Engine {
         let task = self.running(&container.id)?;
         let wanted = exec.clone();
         let record = container.clone();
-        let process = match &exec.user {
+        let process = match exec.user.as_deref() {
+            None | Some("") => None,
             // As the container sees itself: its tree is mounted there, and must not be a second time.
             Some(_) => self.root_of_task(&task, short(&container.id)).await?,
-            None => None,
         };
         let (process, root) = process.unzip();
         let described = self.blocking(move |engine| engine.exec_process(&record, root, &wanted)).await?;
