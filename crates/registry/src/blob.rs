@@ -30,7 +30,7 @@ use crate::endpoint::Endpoint;
 use crate::host::Capability;
 use crate::remote::Remote;
 use crate::request::Request;
-use crate::transport::{ATTEMPTS_MAX, pause};
+use crate::transport::{ATTEMPTS_MAX, is_absence, may_pass, pause};
 
 /// Bytes of a blob that are worth several connections.
 const LARGE_LEN: u64 = 16 << 20;
@@ -295,8 +295,7 @@ impl BlobStream {
         loop {
             let is_borne = self.failures + 1 < self.pace.failures_max && !self.hosts.is_empty();
             match self.ask(range.clone()).await {
-                // One that was silent has been waited for long enough.
-                Err(error) if is_borne && may_pass(&error) && !error.is(ErrorKind::DeadlineExceeded) => {
+                Err(error) if is_borne && is_absence(&error) => {
                     self.failures += 1;
                     self.since_failure = 0;
                     tokio::time::sleep(pause(self.failures)).await;
@@ -360,14 +359,6 @@ impl BlobStream {
             self.next_at = end;
         }
     }
-}
-
-/// Whether a host that refused may give it later.
-fn may_pass(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::ResourceExhausted
-    )
 }
 
 /// Reads a part into a channel that has room for all of it.

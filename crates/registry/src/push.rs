@@ -26,7 +26,7 @@ use crate::endpoint::{Answer, Endpoint};
 use crate::host::Capability;
 use crate::remote::Remote;
 use crate::request::{Body, Opener, Request};
-use crate::transport::pause;
+use crate::transport::{is_absence, may_be_asked_again, may_pass, pause};
 
 /// Bytes of a chunk, for registries that do not take a blob in one request. Those in front of which a proxy
 /// stands refuse 100 MB; none is known that refuses this.
@@ -251,12 +251,7 @@ impl Push {
     async fn recover_in_time(&self, upload: &mut Upload<'_>, failures: &mut u32) -> Result<Recovered> {
         loop {
             match self.recover(upload).await {
-                // One that was silent has been waited for long enough.
-                Err(error)
-                    if may_pass(&error)
-                        && !error.is(ErrorKind::DeadlineExceeded)
-                        && *failures < FAILURES_MAX =>
-                {
+                Err(error) if is_absence(&error) && *failures < FAILURES_MAX => {
                     tokio::time::sleep(pause(*failures)).await;
                     *failures += 1;
                 }
@@ -265,11 +260,14 @@ impl Push {
         }
     }
 
-    /// Asks how far an upload came; begins another one if the registry cannot say, unless it has the blob: what broke
-    /// off may have been its answer.
+    /// Asks how far an upload came; begins another one if the registry does not know, unless it has the blob: what
+    /// broke off may have been its answer.
     async fn recover(&self, upload: &mut Upload<'_>) -> Result<Recovered> {
         let request = Request::at(Method::GET, upload.location.clone(), Capability::Push);
-        let answer = self.endpoint.send(&request).await?;
+        let mut answer = self.endpoint.send(&request).await?;
+        if may_be_asked_again(answer.status()) {
+            answer = answer.checked().await?;
+        }
         if answer.status().is_success()
             && let Some(offset) = received(&answer).filter(|offset| *offset <= upload.descriptor.size)
         {
@@ -351,13 +349,6 @@ impl Begun {
         let chunk_len_min = number(answer.headers(), &CHUNK_LEN_MIN).unwrap_or(0).min(CHUNK_LEN_MAX);
         Ok(Begun { location: location(answer)?, chunk_len_min })
     }
-}
-
-fn may_pass(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::ResourceExhausted
-    )
 }
 
 fn octets(request: Request) -> Request {

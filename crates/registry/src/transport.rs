@@ -244,7 +244,7 @@ impl Transport {
         loop {
             attempt += 1;
             let wait = match self.follow(request).await {
-                Ok(reply) if should_retry(reply.response.status()) => {
+                Ok(reply) if may_be_asked_again(reply.response.status()) => {
                     let asked = retry_after(reply.response.headers());
                     let is_patient = asked.is_none_or(|wait| patience.waits && wait <= WAIT_MAX);
                     if let Some(wait) = asked.filter(|_| is_patient) {
@@ -533,8 +533,19 @@ fn without_dots(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-fn should_retry(status: StatusCode) -> bool {
+/// Whether a host that answers so may have another answer in a moment.
+pub(crate) fn may_be_asked_again(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// Whether a host that refused may give it later.
+pub(crate) fn may_pass(error: &Error) -> bool {
+    is_absence(error) || error.is(ErrorKind::DeadlineExceeded)
+}
+
+/// Whether a host is away for now. One that was there and silent has been waited for long enough.
+pub(crate) fn is_absence(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ResourceExhausted)
 }
 
 /// How long a host wants to be left alone.

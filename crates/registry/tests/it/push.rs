@@ -199,21 +199,24 @@ async fn a_blob_that_is_there_after_all_is_not_sent_again() {
 /// It is restarted, say: what broke off finds nobody there for a moment.
 #[tokio::test]
 async fn a_registry_that_is_away_after_a_break_is_asked_again() {
-    let blob = noise("blob", 300_000);
-    let keeper = Keeper::start();
-    let proxy = FaultProxy::start_at(keeper.address, |asked| match (asked.method.as_str(), asked.before) {
-        ("PUT", 0) => vec![Fault::CutUpload(100_000)],
-        // Neither how far it came nor whether the blob is there is said. It is longer than any request waits, so that
-        // each is given up at once.
-        ("GET", 0) | ("HEAD", 1) => {
-            let headers = vec![("Retry-After", "60".to_owned())];
-            vec![Fault::Answer { status: 503, headers, body: Vec::new() }]
-        }
-        _ => Vec::new(),
-    });
-    assert_eq!(push(&proxy.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Uploaded);
-    let sent: u64 = proxy.log().iter().map(|served| served.received).sum();
-    assert_eq!(sent, 300_000, "it went on where it was");
+    // It cannot say how far the upload came; or it does not know, and cannot say whether the blob is there.
+    // It is longer than any request waits, so that each is given up at once.
+    let headers = || vec![("Retry-After", "60".to_owned())];
+    let away = move |status| vec![Fault::Answer { status, headers: headers(), body: Vec::new() }];
+    for (of_upload, of_blob) in [(503, 404), (404, 503)] {
+        let blob = noise("blob", 300_000);
+        let keeper = Keeper::start();
+        let proxy =
+            FaultProxy::start_at(keeper.address, move |asked| match (asked.method.as_str(), asked.before) {
+                ("PUT", 0) => vec![Fault::CutUpload(100_000)],
+                ("GET", 0) => away(of_upload),
+                ("HEAD", 1) => away(of_blob),
+                _ => Vec::new(),
+            });
+        assert_eq!(push(&proxy.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Uploaded);
+        let sent: u64 = proxy.log().iter().map(|served| served.received).sum();
+        assert_eq!(sent, 300_000, "it went on where it was");
+    }
 }
 
 /// Mirrors are left soon because others are asked after them: not so where something is pushed.
