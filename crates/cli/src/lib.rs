@@ -46,6 +46,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
+    let args = without_help_command(args);
     let runs = is_run(&args);
     let (args, parsed) = parse_words(args);
     let parsed = match parsed {
@@ -137,6 +138,15 @@ fn is_on(value: &str) -> Option<bool> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
     }
+}
+
+/// `hoist help WORDS` is `hoist WORDS --help`, as Docker's users know it.
+fn without_help_command(mut args: Vec<OsString>) -> Vec<OsString> {
+    if args.get(1).is_some_and(|word| word == "help") {
+        args.remove(1);
+        args.push("--help".into());
+    }
+    args
 }
 
 /// What a command is told that is none by itself: what there is below it, as Docker tells it.

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Fields, variables, pipelines, `if`, `with`, `range`, `break`, comments and trim marks mean what they mean in Go's
-//! `text/template`, and values look as Go prints them. Two things are ours: a field that is not there is always an
-//! error, which names those that are, and `define`, `block` and `template` are not known.
+//! `text/template`, and values look as Go prints them. Two things are ours: a field that is not there is an error, which
+//! names those that are, unless names are data as those of labels are; and `define`, `block` and `template` are not known.
 
 mod functions;
 mod parse;
@@ -61,7 +61,7 @@ mod tests {
     fn data() -> Value {
         serde_json::json!({
             "A": {"B": "x"}, "L": ["p", "q"], "N": 3, "F": 2.5, "E": "", "T": true, "Z": null, "Name": "/web-1",
-            "M": {"80/tcp": [{"Port": "8080"}], "81/tcp": []}, "Label": {"tier": "front"}, "Objects": [{"K": 1}, {"K": 2}],
+            "M": {"80/tcp": [{"Port": "8080"}], "81/tcp": []}, "Label": {"tier": "front"}, "Labels": {"tier": "front"}, "Attributes": null, "Objects": [{"K": 1}, {"K": 2}],
         })
     }
 
@@ -87,6 +87,7 @@ mod tests {
             ("{{$x := 1}}{{if .T}}{{$x = 2}}{{end}}{{$x}}", "2"),
             ("{{$x := 1}}{{if .T}}{{$x := 2}}{{end}}{{$x}}", "1"),
             (r#"{{.Label "tier"}}-{{.Label "nosuch"}}"#, "front-"),
+            ("{{.Labels.tier}}-{{.Labels.nosuch}}{{.Attributes.any}}", "front-"),
             ("{{/* nobody }} sees it */}}x", "x"),
             ("a  {{- .N -}}  b", "a3b"),
             ("{{-3}}", "-3"),

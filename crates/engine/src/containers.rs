@@ -15,7 +15,7 @@ mod streams;
 mod top;
 mod update;
 
-pub(crate) use self::log_driver::NONE;
+pub(crate) use self::log_driver::{LOG_DRIVERS, NONE};
 pub(crate) use self::show::{attributes, familiar};
 pub(crate) use self::state::{Ends, State};
 pub(crate) use self::streams::once;
@@ -258,11 +258,13 @@ impl Engine {
                 engine.settle_volumes(&record.id, &own.create.mounts)?;
                 engine.renew_resolvers(&record.id, &own)?;
                 engine.connect(&record, &own)?;
+                engine.tell_network(&record.id, "connect", &own.create.network);
                 clock.lap("connect to the network");
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
                 let tree = grounded(snapshots.mounts(record.id.as_str())?, &engine.0.ground);
                 let tree = if own.create.auto_remove { throwaway(tree)? } else { tree };
                 let spec = engine.spec_to_run(&record, &own.create, &namespaces)?;
+                engine.tell_mounts(&record.id, "mount", &own.create.mounts);
                 Ok((engine.io(record.id.as_str(), &own, &streams)?, tree, spec))
             })
             .await?;

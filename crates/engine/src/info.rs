@@ -7,6 +7,8 @@ use types::filter::Filters;
 use types::{Result, Timestamp};
 
 use crate::Engine;
+use crate::containers::LOG_DRIVERS;
+use crate::networks::NETWORKS;
 
 impl Engine {
     pub(crate) async fn info(&self) -> Result<Value> {
@@ -33,6 +35,13 @@ impl Engine {
             "CgroupVersion": cgroup_version(),
             "SecurityOptions": security_options(),
             "DefaultRuntime": "hoist",
+            "LiveRestoreEnabled": true,
+            "Plugins": {
+                "Volume": ["local"],
+                "Network": NETWORKS.map(|(_, driver)| driver),
+                "Log": LOG_DRIVERS,
+            },
+            "Swarm": {"LocalNodeState": "inactive", "ControlAvailable": false},
             "RootDir": self.parts().root,
             "DockerRootDir": self.parts().root,
             "StateDir": self.parts().state,

@@ -7,6 +7,7 @@ use stdx::Laps;
 use types::{Digest, ErrorKind, Result};
 
 use crate::Engine;
+use crate::told::Subject;
 
 impl Engine {
     /// Answers one question. `gone` is when nobody waits for the answer any more.
@@ -106,6 +107,7 @@ impl Engine {
         if let Some(error) = first_error {
             return Err(error);
         }
+        self.tell_prune(Subject::Container, bytes);
         Ok(json!({"ContainersDeleted": removed, "SpaceReclaimed": bytes}))
     }
 }

@@ -1,36 +1,115 @@
-//! What is told of containers besides what containerd's events say: what people did to them, and how they are.
+//! What is told besides what containerd's events say: what people did to containers, how those are, and what becomes of
+//! images, volumes and networks.
 
 use std::collections::BTreeMap;
 
+use api::engine::Mount;
 use events::Envelope;
 use serde::{Deserialize, Serialize};
-use types::{ContainerId, Opaque, Timestamp};
+use types::{ContainerId, Digest, Opaque, Reference, Timestamp};
 
 use crate::Engine;
+use crate::containers::familiar;
+use crate::networks::joined;
+use crate::volumes::VOLUME;
 
 /// On this a [`Told`] is told, as JSON.
-pub const TOPIC: &str = "/hoist/container";
+pub const TOPIC: &str = "/hoist/told";
 const TYPE: &str = "hoist.engine.v1.Told";
 
-/// What happened to a container, in Docker's words.
+/// What happened, in Docker's words.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Told {
+    pub subject: Subject,
+    /// Of a container or network its id, of a volume its name, of an image its digest, or the name that it is known by in
+    /// a registry.
     pub id: String,
     /// As `stop`, or `health_status: healthy`.
     pub action: String,
     pub attributes: BTreeMap<String, String>,
 }
 
+/// To what something happened.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Subject {
+    Container,
+    Image,
+    Network,
+    Volume,
+}
+
+impl Subject {
+    /// Docker's `Type`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Subject::Container => "container",
+            Subject::Image => "image",
+            Subject::Network => "network",
+            Subject::Volume => "volume",
+        }
+    }
+}
+
 impl Engine {
     pub(crate) fn tell(&self, id: &ContainerId, action: &str, attributes: &[(&str, String)]) {
+        self.tell_of(Subject::Container, id.as_str(), action, attributes);
+    }
+
+    /// Of an image of that full name. Without a digest the name is its id: of what goes to registries and comes from there.
+    pub(crate) fn tell_image(&self, digest: Option<&Digest>, action: &str, name: &str) {
+        let reference: Option<Reference> = name.parse().ok();
+        let tagged = reference.and_then(|own| Some(format!("{}:{}", own.familiar_name(), own.tag()?)));
+        let name = tagged.unwrap_or_else(|| familiar(name));
+        let id = digest.map_or_else(|| name.clone(), ToString::to_string);
+        self.tell_of(Subject::Image, &id, action, &[("name", name)]);
+    }
+
+    /// That one was made, or is gone.
+    pub(crate) fn tell_volume(&self, name: &str, action: &str) {
+        self.tell_of(Subject::Volume, name, action, &[("driver", "local".to_owned())]);
+    }
+
+    /// That a container works in its volumes from here on (`mount`), or no more (`unmount`).
+    pub(crate) fn tell_mounts(&self, id: &ContainerId, action: &str, mounts: &[Mount]) {
+        for mount in mounts.iter().filter(|mount| mount.kind == VOLUME) {
+            let attributes = [
+                ("container", id.to_string()),
+                ("destination", mount.target.clone()),
+                ("driver", "local".to_owned()),
+                ("read/write", (!mount.read_only).to_string()),
+            ];
+            self.tell_of(Subject::Volume, &mount.source, action, &attributes);
+        }
+    }
+
+    /// That a container has its network from here on (`connect`), or no more (`disconnect`). Of another's it has none of
+    /// its own.
+    pub(crate) fn tell_network(&self, id: &ContainerId, action: &str, network: &str) {
+        if joined(network).is_some() {
+            return;
+        }
+        let kind = if network == "none" { "null" } else { network };
+        let attributes =
+            [("container", id.to_string()), ("name", network.to_owned()), ("type", kind.to_owned())];
+        self.tell_of(Subject::Network, &self.network_id(network), action, &attributes);
+    }
+
+    /// That what nobody needed was removed.
+    pub(crate) fn tell_prune(&self, subject: Subject, bytes: u64) {
+        self.tell_of(subject, "", "prune", &[("reclaimed", bytes.to_string())]);
+    }
+
+    fn tell_of(&self, subject: Subject, id: &str, action: &str, attributes: &[(&str, String)]) {
         let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
-        let told = Told { id: id.to_string(), action: action.to_owned(), attributes: attributes.collect() };
+        let told =
+            Told { subject, id: id.to_owned(), action: action.to_owned(), attributes: attributes.collect() };
         let value = serde_json::to_vec(&told).expect("plain data");
         let event = Opaque { type_url: TYPE.into(), value };
         let namespace = self.0.caller.namespace.clone();
         match Envelope::new(Timestamp::now(), namespace, TOPIC, event) {
             Ok(envelope) => self.parts().exchange.publish(envelope),
-            Err(error) => tracing::warn!(%id, "tell of a container's {action}: {}", error.chain()),
+            Err(error) => tracing::warn!(id, "tell of {}'s {action}: {}", subject.name(), error.chain()),
         }
     }
 }

@@ -36,6 +36,7 @@ use self::holds::{Filling, Held};
 use self::labels::{Filter, VolumeLabels};
 use crate::names::short;
 use crate::record::Extension;
+use crate::told::Subject;
 use crate::usage::Kind;
 use crate::{Engine, random_hex, remove_folder};
 
@@ -143,6 +144,7 @@ impl Engine {
     ) -> Result<PathBuf> {
         let directory = self.volume(name)?;
         let _filling = self.0.volumes.fill(name)?;
+        let is_new = !directory.join(DATA).exists();
         // One that is empty is filled too, as by Docker: it was created by name and used by nobody yet.
         let may_pour = || self.may_pour(name, None);
         let fill = || -> Result<()> {
@@ -154,6 +156,9 @@ impl Engine {
             fill(root.as_ref(), target, &directory, &may_pour)
         };
         fill().map_err(|error| error.context(format!("fill volume {name}")))?;
+        if is_new {
+            self.tell_volume(name, "create");
+        }
         Ok(directory.join(DATA))
     }
 
@@ -204,7 +209,12 @@ impl Engine {
         let mut users = self.volume_users()?.remove(name).unwrap_or_default();
         users.extend(self.unrecorded_users()?.remove(name).unwrap_or_default());
         if users.is_empty() {
-            remove_folder(&self.volume(name)?)?;
+            let directory = self.volume(name)?;
+            let was_there = directory.join(DATA).exists();
+            remove_folder(&directory)?;
+            if was_there {
+                self.tell_volume(name, "destroy");
+            }
         }
         Ok(users)
     }
@@ -216,9 +226,10 @@ impl Engine {
         let directory = self.volume(&name)?;
         let _held = self.0.volumes.hold(vec![name.clone()], false)?;
         let _filling = self.0.volumes.fill(&name)?;
+        let is_new = !directory.join(DATA).exists();
         let make = || -> io::Result<()> {
             fs::create_dir_all(&directory)?;
-            if !directory.join(DATA).try_exists()? {
+            if is_new {
                 labels::write(&directory, labels)?;
                 fs::create_dir(directory.join(DATA))?;
             }
@@ -227,6 +238,9 @@ impl Engine {
         make().context(|| format!("create {}", directory.display()))?;
         sync_directory(&directory)?;
         sync_directory(&self.volumes())?;
+        if is_new {
+            self.tell_volume(&name, "create");
+        }
         Ok(json!({"Name": name}))
     }
 
@@ -300,6 +314,7 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+        self.tell_prune(Subject::Volume, bytes);
         Ok(json!({"VolumesDeleted": removed, "SpaceReclaimed": bytes}))
     }
 

@@ -334,6 +334,10 @@ impl Engine {
         let own = id.clone();
         self.blocking(move |engine| {
             engine.parts().network.unpublish(own.as_str())?;
+            if let Some(extension) = &extension {
+                engine.tell_network(&own, "disconnect", &extension.create.network);
+                engine.tell_mounts(&own, "unmount", &extension.create.mounts);
+            }
             match extension {
                 Some(extension) if !extension.create.auto_remove => Ok(()),
                 Some(_) => engine.forget(&own, true),

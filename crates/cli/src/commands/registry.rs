@@ -6,9 +6,17 @@ pub(super) mod logout;
 pub(crate) mod pull;
 pub(crate) mod push;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use client::Client;
 use types::Result;
+
+/// A flag of Docker's that says what is so here: nobody looks for signatures of that kind, nor signs so. `[policy]` of the
+/// daemon does.
+#[derive(Args)]
+pub(crate) struct TrustFlag {
+    #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    _disable_content_trust: Option<bool>,
+}
 
 #[derive(Subcommand)]
 #[command(defer = true)]

@@ -26,7 +26,7 @@ pub(crate) enum Command {
         #[arg(long, short)]
         format: Option<String>,
     },
-    /// Show what happens to containers and images, as it happens
+    /// Show what happens to containers, images, volumes and networks, as it happens
     Events(events::Flags),
     /// Show the versions of the command line and the daemon
     Version {
@@ -48,7 +48,7 @@ pub(crate) enum Noun {
     Df(disk::Flags),
     /// Remove containers that do not run, images without a name, and what nothing needs
     Prune(prune::Flags),
-    /// Show what happens to containers and images, as it happens
+    /// Show what happens to containers, images, volumes and networks, as it happens
     Events(events::Flags),
     /// Compare records with disk and kernel
     Check {

@@ -187,27 +187,39 @@ impl<'a> Run<'a> {
             Base::Literal(value) => value.clone(),
             Base::Group(pipeline) => self.pipeline(pipeline, dot)?,
         };
+        let mut before = None;
         for field in &operand.fields {
-            value = self.field(value, field)?;
+            value = self.field(value, field, before.is_some_and(is_open))?;
+            before = Some(field.as_str());
         }
         Ok(value)
     }
 
-    fn field(&self, of: Value, name: &str) -> Why<Value> {
+    /// Of one that is open, what is not there is nothing.
+    fn field(&self, of: Value, name: &str, is_open: bool) -> Why<Value> {
         match (of, self.heading) {
             (Value::Null, Some(heading)) => Ok(heading(name).into()),
             (heading, Some(_)) => Ok(heading),
             (Value::Object(mut map), None) => {
                 let found = map.remove(name).or_else(|| map.remove(&as_in_go(name, &map)?));
+                let found = found.or(is_open.then_some(Value::Null));
                 found.ok_or_else(|| {
                     let known: Vec<&str> = map.keys().map(String::as_str).collect();
                     format!("there is no field {name}; there are {}", known.join(", "))
                 })
             }
+            (Value::Null, None) if is_open => Ok(Value::Null),
             (Value::Null, None) => Err(format!("nothing is there, and so no field {name} of it")),
             (other, None) => Err(format!("{:?} has no field {name}", show(&other))),
         }
     }
+}
+
+/// Whether the names in a field are data, such as labels: who asks for one that is not there makes no mistake.
+fn is_open(field: &str) -> bool {
+    const OPEN: [&str; 7] =
+        ["Annotations", "Attributes", "Labels", "Networks", "Options", "Ports", "Sysctls"];
+    OPEN.iter().any(|open| field.eq_ignore_ascii_case(open))
 }
 
 /// What Docker's users write as Go has it, such as `ID`, `TimeNano` or `CPUShares`, and documents say as JSON has it: the one

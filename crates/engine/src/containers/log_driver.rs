@@ -9,6 +9,7 @@ pub(crate) const NONE: &str = "none";
 /// who does not say.
 pub(super) const JSON_FILE: &str = "json-file";
 const LOCAL: &str = "local";
+pub(crate) const LOG_DRIVERS: [&str; 3] = [JSON_FILE, LOCAL, NONE];
 
 const SIZE: &str = "max-size";
 const FILES: &str = "max-file";

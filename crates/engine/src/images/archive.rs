@@ -34,6 +34,9 @@ impl Engine {
                 }
             })
             .await?;
+        for image in &images {
+            self.tell_image(Some(&image.target.digest), "load", &image.name);
+        }
         Ok(images
             .iter()
             .map(|image| json!({"Name": image.name, "Digest": image.target.digest.to_string()}))
@@ -70,6 +73,7 @@ impl Engine {
                 )
             })
             .await?;
+        self.tell_image(Some(&image.target.digest), "import", &image.name);
         let (name, digest) = (image.name.clone(), image.target.digest.to_string());
         let id = self.blocking(move |engine| Ok(engine.found(image).id().to_string())).await?;
         Ok(json!({"Id": id, "Name": name, "Digest": digest}))
@@ -89,7 +93,11 @@ impl Engine {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
             let pipe = Pipe::open_target(&pipe, caller.wanted.clone())?;
             let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, pipe);
-            transfer::export(&engine.parts().metadata, caller, &images, &platforms.into(), to)
+            transfer::export(&engine.parts().metadata, caller, &images, &platforms.into(), to)?;
+            for image in &images {
+                engine.tell_image(Some(&image.target.digest), "save", &image.name);
+            }
+            Ok(())
         })
         .await?;
         Ok(json!({}))

@@ -12,6 +12,7 @@ use super::found::{Known, Meant};
 use crate::Engine;
 use crate::containers::familiar;
 use crate::record::Extension;
+use crate::told::Subject;
 
 const PRUNE_FILTERS: &[&str] = &["dangling", "until", "label", "label!"];
 
@@ -29,6 +30,7 @@ impl Engine {
             let images = engine.parts().metadata.images(&engine.0.caller);
             let image = engine.find_image(&source)?.renamed(target.to_string());
             let tagged = images.assign(image)?;
+            engine.tell_image(Some(&tagged.target.digest), "tag", &tagged.name);
             Ok(json!({"Name": familiar(&tagged.name)}))
         })
         .await
@@ -85,8 +87,10 @@ impl Engine {
             }
             let before = engine.bytes_held()?;
             engine.parts().metadata.collect()?;
+            let bytes = before.saturating_sub(engine.bytes_held()?);
+            engine.tell_prune(Subject::Image, bytes);
             let mut answer = removed.answer();
-            answer["SpaceReclaimed"] = before.saturating_sub(engine.bytes_held()?).into();
+            answer["SpaceReclaimed"] = bytes.into();
             Ok(answer)
         })
         .await
@@ -114,6 +118,7 @@ impl Engine {
         }
         let images = self.parts().metadata.images(&self.0.caller);
         images.delete(&named.image.name, Some(&named.image.target.digest))?;
+        self.tell_image(Some(&named.image.target.digest), "untag", &named.image.name);
         removed.names.insert(named.image.name.clone());
         removed.untagged.push(familiar(&named.image.name));
         if others.is_empty() {

@@ -50,6 +50,9 @@ impl Engine {
         let pulled = transfer::pull(&self.parts().metadata, request, Some(send)).await;
         // All steps are told before the outcome is.
         let _ = steps.await;
+        if let Ok(image) = &pulled {
+            self.tell_image(None, "pull", &image.name);
+        }
         pulled
     }
 }

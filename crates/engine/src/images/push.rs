@@ -27,6 +27,7 @@ impl Engine {
     ) -> Result<Descriptor> {
         let reference: Reference = reference.parse()?;
         let name = reference.to_string();
+        let pushed_name = name.clone();
         let image = self
             .blocking(move |engine| {
                 let images = engine.parts().metadata.images(&engine.0.caller);
@@ -60,6 +61,9 @@ impl Engine {
         let pushed = transfer::push(&self.parts().metadata, request, Some(send)).await;
         // All steps are told before the outcome is.
         let _ = steps.await;
+        if pushed.is_ok() {
+            self.tell_image(None, "push", &pushed_name);
+        }
         pushed
     }
 

@@ -382,3 +382,37 @@ fn what_people_do_is_told_as_it_happens() {
     assert!(events.stdout.contains(r#""oldName":"/box""#), "{events}");
     daemon.hoist(["rm", "-f", "other"]).ok();
 }
+
+#[test]
+fn what_becomes_of_images_volumes_and_networks_is_told() {
+    let daemon = Daemon::with_busybox();
+    let told = |filter: &str, format: &str| {
+        let words = ["events", "--since", "1h", "--until", "0s", "--filter", filter, "--format", format];
+        daemon.hoist(words).ok().stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let archive = daemon.dir().join("other.tar").display().to_string();
+    daemon.hoist(["tag", "busybox", "other"]).ok();
+    daemon.hoist(["save", "-o", &archive, "other"]).ok();
+    daemon.hoist(["rmi", "other"]).ok();
+    daemon.hoist(["load", "-i", &archive]).ok();
+    let of_images = told("image=other:latest", "{{.Action}}");
+    for action in ["tag", "save", "untag", "load"] {
+        assert!(of_images.iter().any(|told| told == action), "{action}: {of_images:?}");
+    }
+
+    daemon.hoist(["volume", "create", "data"]).ok();
+    daemon.hoist(["volume", "create", "data"]).ok();
+    let run = ["run", "--rm", "--network", "none", "-v", "data:/data:ro", "-v", "/own", "busybox", "true"];
+    daemon.hoist(run).ok();
+    daemon.hoist(["volume", "rm", "data"]).ok();
+    daemon.hoist(["volume", "prune", "--force"]).ok();
+    let format = r#"{{.Action}} {{index .Actor.Attributes "read/write"}} {{.Actor.Attributes.destination}}"#;
+    let lines = told("volume=data", format);
+    let lines: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
+    assert_eq!(lines, ["create", "mount false /data", "unmount false /data", "destroy"]);
+    let all = told("type=volume", "{{.Action}}");
+    let others = ["create", "create", "mount", "mount", "unmount", "unmount", "destroy", "destroy", "prune"];
+    assert_eq!(all, others, "the nameless one goes with its container");
+    let of_networks = told("network=none", "{{.Type}} {{.Action}} {{.Actor.Attributes.type}}");
+    assert_eq!(of_networks, ["network connect null", "network disconnect null"]);
+}

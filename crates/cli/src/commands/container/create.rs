@@ -19,6 +19,7 @@ use super::limits::LimitFlags;
 use super::refused::Refused;
 use super::timing;
 use crate::commands::image::long::outcome;
+use crate::commands::registry::TrustFlag;
 use crate::commands::{list, registry};
 use crate::output::text;
 use crate::parse;
@@ -143,9 +144,8 @@ pub(crate) struct Flags {
     pub(crate) limits: LimitFlags,
     #[command(flatten)]
     pub(crate) extras: ExtraFlags,
-    /// Nothing: nobody looks for signatures of that kind here. `[policy]` of the daemon does
-    #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
-    _disable_content_trust: Option<bool>,
+    #[command(flatten)]
+    _trust: TrustFlag,
     #[command(flatten)]
     _refused: Refused,
     #[command(flatten)]

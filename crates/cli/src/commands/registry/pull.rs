@@ -5,6 +5,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Reference, Result};
 
+use super::TrustFlag;
 use crate::credentials;
 use crate::progress::Progress;
 
@@ -17,14 +18,13 @@ pub(crate) struct Flags {
     /// Every tag of the repository
     #[arg(long, short, hide = true)]
     all_tags: bool,
-    /// Nothing: nobody looks for signatures of that kind here
-    #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    _disable_content_trust: Option<bool>,
+    #[command(flatten)]
+    _trust: TrustFlag,
     image: String,
 }
 
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { quiet, platform, all_tags, _disable_content_trust, image } = flags;
+    let Flags { quiet, platform, all_tags, _trust, image } = flags;
     if all_tags {
         return Err(Error::unimplemented(
             "pull -a: the tags of a repository are not listed here; name those that are wanted, one by one",

@@ -5,6 +5,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Reference, Result};
 
+use super::TrustFlag;
 use crate::commands::list;
 use crate::credentials;
 use crate::output::text;
@@ -23,15 +24,14 @@ pub(crate) struct Flags {
     all_tags: bool,
     #[arg(long, short)]
     quiet: bool,
-    /// Nothing: nobody signs so here
-    #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    _disable_content_trust: Option<bool>,
+    #[command(flatten)]
+    _trust: TrustFlag,
     /// A name with the registry in it; `hoist tag` gives an image one
     image: String,
 }
 
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { all_platforms, referrers, all_tags, quiet, _disable_content_trust, image } = flags;
+    let Flags { all_platforms, referrers, all_tags, quiet, _trust, image } = flags;
     if !all_tags {
         return push(client, image, all_platforms, referrers, quiet).await;
     }

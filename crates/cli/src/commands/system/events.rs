@@ -11,7 +11,7 @@ use crate::template;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// container=, event=, image=, label=KEY[=VALUE], type=container|image
+    /// container=, event=, image=, label=KEY[=VALUE], network=, volume=, type=container|image|network|volume
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// Also what happened since: a duration such as 10m, a time, or seconds since 1970

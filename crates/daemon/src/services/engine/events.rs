@@ -10,7 +10,7 @@ use types::{Error, Result, Timestamp};
 use super::history::History;
 use super::{Sender, document};
 
-const KNOWN: &[&str] = &["container", "event", "image", "label", "type"];
+const KNOWN: &[&str] = &["container", "event", "image", "label", "network", "type", "volume"];
 
 /// Tells what happens until nobody listens, or the time has come.
 pub(super) async fn follow(history: &History, wanted: Events, send: &Sender) -> Result<()> {
@@ -74,20 +74,22 @@ impl Filters {
     pub(super) fn fit(&self, happened: &Happened) -> bool {
         let Actor { id, attributes } = &happened.actor;
         let is = |key: &str, value: &String| attributes.get(key) == Some(value);
-        let is_container = happened.kind == "container";
+        let is_it = |kind: &str, value: &String| {
+            happened.kind == kind && (is("name", value) || id.starts_with(value))
+        };
         self.0.iter().all(|(key, values)| {
             let mut values = values.iter();
             match key.as_str() {
-                "container" => {
-                    values.any(|value| is_container && (is("name", value) || id.starts_with(value)))
-                }
+                "container" | "network" | "volume" => values.any(|value| is_it(key, value)),
                 "event" => values.any(|value| {
                     happened
                         .action
                         .strip_prefix(value.as_str())
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with(": "))
                 }),
-                "image" => values.any(|value| is("image", value) || !is_container && is("name", value)),
+                "image" => {
+                    values.any(|value| is("image", value) || happened.kind == "image" && is("name", value))
+                }
                 "label" => values.all(|value| match value.split_once('=') {
                     Some((label, wanted)) => attributes.get(label).is_some_and(|own| own == wanted),
                     None => attributes.contains_key(value),

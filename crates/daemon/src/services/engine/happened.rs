@@ -50,19 +50,18 @@ pub(super) fn read(envelope: &Envelope) -> Option<Happened> {
             let told: Told = serde_json::from_slice(bytes).ok()?;
             attributes = told.attributes;
             done = Some(told.action);
-            ("container", "", told.id)
+            (told.subject.name(), "", told.id)
         }
         _ => return None,
     };
-    let action = done.unwrap_or_else(|| action.to_owned());
     let mut note = |key: &str, value: String| drop(attributes.insert(key.to_owned(), value));
-    if kind == "image" {
+    if kind == "image" && done.is_none() {
         note("name", id.clone());
     }
     let time = envelope.timestamp;
     Some(Happened {
         kind: kind.to_owned(),
-        action,
+        action: done.unwrap_or_else(|| action.to_owned()),
         actor: Actor { id, attributes },
         scope: "local".to_owned(),
         time: time.seconds,

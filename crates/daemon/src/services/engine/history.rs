@@ -1,4 +1,4 @@
-//! What happened to containers and images: the last of it kept in memory, and told on to those who listen.
+//! What happened to containers, images, volumes and networks: the last of it kept in memory, and told on to those who listen.
 //!
 //! ```text
 //! exchange ─▶ record: who is it? ─┬▶ past: [`PAST_LEN_MAX`] events, [`PAST_BYTES_MAX`]
@@ -95,7 +95,8 @@ impl Recorder {
 
     async fn note(&mut self, envelope: &Envelope) {
         let Some(mut happened) = read(envelope) else { return };
-        if happened.kind == "container" {
+        // An id is missing where it is of none alone.
+        if happened.kind == "container" && !happened.actor.id.is_empty() {
             let id = &happened.actor.id;
             let known = match happened.action.as_str() {
                 "destroy" => self.engine.last_words(id),
