@@ -77,6 +77,11 @@ impl Writing {
             open.written = Some(Timestamp::now());
         }
     }
+
+    /// The time of the last write, for whoever keeps it from here on.
+    fn take_written(&self) -> Option<Timestamp> {
+        self.writers.lock().get_mut(&self.hash)?.written.take()
+    }
 }
 
 impl Drop for Writing {
@@ -327,6 +332,8 @@ impl IngestWriter for LocalWriter {
                 .context(|| format!("give ingest {} the time of its blob", self.reference))?;
         }
         self.seal()?;
+        // The file is a blob's from here on, and has its time.
+        self.writing.take_written();
         let form = self.disk.form(&digest);
         let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
         // Also where it is there: these bytes are right, and a disk may have changed those, or what a recipe needs.
@@ -338,6 +345,15 @@ impl IngestWriter for LocalWriter {
         let stat = rustix::fs::fstat(&self.file).map_err(io::Error::from).context(|| "stat blob")?;
         let time = disk::modified(&stat);
         Ok(Blob { digest, size: self.offset, created: time, updated: time })
+    }
+}
+
+impl Drop for LocalWriter {
+    fn drop(&mut self) {
+        // Who asks later finds the time of the last write in the file. Without it, it is the kernel's, of a tick before.
+        if let Some(written) = self.writing.take_written() {
+            let _inexact = set_times(&self.file, written);
+        }
     }
 }
 

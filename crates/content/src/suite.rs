@@ -190,6 +190,9 @@ fn statuses_tell(store: &dyn Store) {
         store.statuses().expect("statuses").iter().map(|status| status.reference.to_string()).collect();
     names.sort();
     assert_eq!(names, ["a", "b"]);
+    let written = writer.status().expect("status").updated;
+    drop(writer);
+    assert_eq!(store.status(&reference("a")).expect("status").updated, written, "also once nobody writes");
 }
 
 fn delete_leaves_readers(store: &dyn Store) {

@@ -8,7 +8,7 @@ use std::io::{Read, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio as Streams};
+use std::process::{Command, ExitStatus, Stdio as Streams};
 use std::time::Duration;
 
 use api::shim::runc::CheckpointOptions;
@@ -70,7 +70,7 @@ impl CommandRuntime {
             // Where the system looks then is its own to know.
             None => true,
         };
-        let missing = || Error::not_found(format!("no runtime {name}, which the container's options name"));
+        let missing = || Error::not_found(format!("no runtime {name:?}, which the container's options name"));
         if is_there { Ok(()) } else { Err(missing()) }
     }
 
@@ -114,7 +114,7 @@ impl CommandRuntime {
         // One of an earlier life would be taken for the new one.
         let _absent = std::fs::remove_file(&pid_file);
         let made = self
-            .run_with(command, stdio, &[create.id])
+            .run_with(command, stdio, &[create.id], &self.log())
             .and_then(|console| Ok((read_pid(&pid_file)?, console)));
         let (pid, console) = made.inspect_err(|_| {
             // It was made if it has a pid; if it has none, its name may be another's.
@@ -134,16 +134,16 @@ impl CommandRuntime {
     }
 
     pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
-        let [spec_file, pid_file] = self.exec_files(exec.exec_id);
+        let [spec_file, pid_file, log] = self.exec_files(exec.exec_id);
         // One of an earlier life would be taken for the new one.
         let _absent = std::fs::remove_file(&pid_file);
         let spec = terminal_as_asked(exec.spec, matches!(stdio, Stdio::Terminal))?;
         std::fs::write(&spec_file, spec).context(|| format!("write {}", spec_file.display()))?;
-        let mut command = self.command("exec");
+        let mut command = self.command_with_log("exec", &log);
         command.arg("--process").arg(&spec_file).arg("--pid-file").arg(&pid_file).arg("--detach");
         let id = self.id.clone();
         let outcome = self
-            .run_with(command, stdio, &[&id])
+            .run_with(command, stdio, &[&id], &log)
             .and_then(|console| Ok(Executed { pid: read_pid(&pid_file)?, console, warnings: Vec::new() }));
         match &outcome {
             Ok(_) => self.forget_exec(exec.exec_id),
@@ -155,7 +155,7 @@ impl CommandRuntime {
 
     /// Ends a further process that nobody will know of, if it has got so far, and removes the files of its start.
     pub(crate) fn end_exec(&self, exec_id: &str) -> Result<()> {
-        let [_, pid_file] = self.exec_files(exec_id);
+        let [_, pid_file, _] = self.exec_files(exec_id);
         let ended = match read_pid(&pid_file) {
             Ok(pid) => self.end_process(super::pid_number(pid)),
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
@@ -171,9 +171,9 @@ impl CommandRuntime {
         if self.cgroup()?.processes()?.contains(&pid) { process.kill() } else { Ok(()) }
     }
 
-    /// Files of a further process on its way: its description, and where the runtime notes its number.
-    fn exec_files(&self, exec_id: &str) -> [PathBuf; 2] {
-        ["json", "pid"].map(|kind| self.bundle.join(format!(".{exec_id}.{kind}")))
+    /// Files of a further process on its way: its description, where the runtime notes its number, and what it says.
+    fn exec_files(&self, exec_id: &str) -> [PathBuf; 3] {
+        ["json", "pid", "log"].map(|kind| self.bundle.join(format!(".{exec_id}.{kind}")))
     }
 
     fn forget_exec(&self, exec_id: &str) {
@@ -308,10 +308,14 @@ impl CommandRuntime {
     }
 
     fn command(&self, verb: &str) -> Command {
+        self.command_with_log(verb, &self.log())
+    }
+
+    fn command_with_log(&self, verb: &str, log: &Path) -> Command {
         let mut command = Command::new(&self.program);
         // The daemon's own: a runtime would wait for the container to say that it is ready.
         command.env_remove("NOTIFY_SOCKET");
-        command.arg("--root").arg(&self.root).arg("--log").arg(self.log()).args(["--log-format", "json"]);
+        command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
         }
@@ -324,29 +328,35 @@ impl CommandRuntime {
     }
 
     /// Runs a command that starts a process with the given streams. Answers with its console.
-    fn run_with(&self, mut command: Command, stdio: Stdio, args: &[&str]) -> Result<Option<OwnedFd>> {
+    fn run_with(
+        &self,
+        mut command: Command,
+        stdio: Stdio,
+        args: &[&str],
+        log: &Path,
+    ) -> Result<Option<OwnedFd>> {
         match stdio {
             Stdio::Pipes(ends) => {
                 command.args(args).stdin(ends.stdin).stdout(ends.stdout).stderr(ends.stderr);
-                self.run_quiet(command)?;
+                self.run_quiet(command, log)?;
                 Ok(None)
             }
             Stdio::Terminal => {
                 let socket = ConsoleSocket::new(&self.bundle)?;
                 command.arg("--console-socket").arg(&socket.path).args(args);
                 command.stdin(Streams::null()).stdout(Streams::null()).stderr(Streams::null());
-                self.run_quiet(command)?;
+                self.run_quiet(command, log)?;
                 socket.receive().map(Some)
             }
         }
     }
 
     /// Runs a command whose streams belong to the container: its words are in the log file alone.
-    fn run_quiet(&self, mut command: Command) -> Result<()> {
+    fn run_quiet(&self, mut command: Command, log: &Path) -> Result<()> {
         // An old complaint must not be taken for a new one.
-        let _absent = std::fs::remove_file(self.log());
+        let _absent = std::fs::remove_file(log);
         let status = command.status().context(|| format!("run {}", self.program.display()))?;
-        if status.success() { Ok(()) } else { Err(self.failure("")) }
+        if status.success() { Ok(()) } else { Err(self.failure(log, "", status)) }
     }
 
     /// Runs a command and answers with what it printed. One that takes too long is killed.
@@ -373,17 +383,24 @@ impl CommandRuntime {
             )));
         }
         let status = child.wait().context(about)?;
-        if status.success() { text_of(&mut printed) } else { Err(self.failure(&text_of(&mut said)?)) }
+        if status.success() {
+            return text_of(&mut printed);
+        }
+        Err(self.failure(&self.log(), &text_of(&mut said)?, status))
     }
 
-    /// The last error in the runtime's log, or what it printed.
-    fn failure(&self, printed: &str) -> Error {
-        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+    /// The last error in the runtime's log, or what it printed, or how it ended.
+    fn failure(&self, log: &Path, printed: &str, status: ExitStatus) -> Error {
+        let log = std::fs::read_to_string(log).unwrap_or_default();
         let logged = log.lines().rev().find_map(|line| {
             let entry: serde_json::Value = serde_json::from_slice(line.as_bytes()).ok()?;
-            (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned))?
+            let is_complaint = ["error", "fatal", "panic"].iter().any(|level| entry["level"] == *level);
+            is_complaint.then(|| entry["msg"].as_str().map(str::to_owned))?
         });
-        let message = logged.unwrap_or_else(|| printed.trim().to_owned());
+        let mut message = logged.unwrap_or_else(|| printed.trim().to_owned());
+        if message.is_empty() {
+            message = format!("it ended with {status} and said nothing");
+        }
         let kind = if is_gone(&message) || message.contains("no such file or directory") {
             ErrorKind::NotFound
         } else {
@@ -461,11 +478,14 @@ struct ConsoleSocket {
 impl ConsoleSocket {
     fn new(bundle: &Path) -> Result<ConsoleSocket> {
         let about = || format!("make a console socket in {}", bundle.display());
-        let file = bundle.join(CONSOLE);
+        // Of several workers each has its own.
+        let own = std::process::id();
+        let name = format!("{CONSOLE}.{own}");
+        let file = bundle.join(&name);
         // One is left if a shim died while it waited.
         let _absent = std::fs::remove_file(&file);
         let bundle = File::open(bundle).context(about)?;
-        let path = PathBuf::from(format!("/proc/{}/fd/{}/{CONSOLE}", std::process::id(), bundle.as_raw_fd()));
+        let path = PathBuf::from(format!("/proc/{own}/fd/{}/{name}", bundle.as_raw_fd()));
         let listener = UnixListener::bind(&path).context(about)?;
         Ok(ConsoleSocket { listener, file, path, _bundle: bundle })
     }

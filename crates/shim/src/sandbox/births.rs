@@ -461,8 +461,11 @@ impl Sandbox {
         let ended =
             self.container_mut(&request.id).and_then(|container| container.oci.end_exec(&request.exec_id));
         self.note_late_kill(&request.id, ended);
-        let ended = self.end_strangers(&request.id);
-        self.note_late_kill(&request.id, ended);
+        // What another brings into the world is a stranger too, until that one tells of it.
+        if !self.is_busy(&request.id) {
+            let ended = self.end_strangers(&request.id);
+            self.note_late_kill(&request.id, ended);
+        }
     }
 
     /// Ends children of the shim in a container that it does not know of. Where the container has process numbers of its
@@ -528,8 +531,11 @@ impl Sandbox {
 
     pub(crate) fn exec(&mut self, request: task::ExecProcessRequest) -> Result<()> {
         types::ExecId::new(&request.exec_id)?;
-        self.check_init_lives(&request.id, "exec")?;
         let container = self.container(&request.id)?;
+        // As long as an end is not told it has not happened: what is added then is refused when it is to start.
+        if !container.exit_held {
+            self.check_init_lives(&request.id, "exec")?;
+        }
         if container.execs.contains_key(&request.exec_id) {
             return Err(Error::already_exists(format!("container {}: id {}", request.id, request.exec_id)));
         }

@@ -75,9 +75,9 @@ impl Sandbox {
         deletes.chain(drivers).chain(self.stop_deadline()).chain(self.waits().1).min()
     }
 
-    /// Whether the process does not run, its end, if it had one, was told, and nothing is under way with its container.
+    /// Whether the process does not run, its end, if it had one, was told, and nothing is under way with it.
     pub(super) fn is_over(&self, process: &Process) -> bool {
-        if self.is_busy(&process.container) {
+        if self.has_job_in_the_way(&process.container, &process.exec_id) {
             return false;
         }
         let container = self.containers.get(&process.container);

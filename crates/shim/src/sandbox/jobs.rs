@@ -1,7 +1,8 @@
 //! Jobs: calls that a [`Worker`] carries out, since they wait for others, and what is done in the meantime.
 //!
-//! A container has one job at a time. What is asked about it is answered meanwhile, and it can be killed; calls that
-//! change it wait in line, so that nothing comes in between that would not without workers. SIGKILL ends the job too.
+//! A container has one job at a time, or starts of further processes side by side, as one that hangs must not keep others
+//! out. What is asked about a container is answered meanwhile, and it can be killed; calls that change it wait in line, so
+//! that nothing comes in between that would not without workers. SIGKILL ends its jobs too.
 
 use api::shim::task;
 use linux::signal::Signal;
@@ -108,6 +109,14 @@ impl Sandbox {
         self.jobs.iter().any(|job| job.container == container)
     }
 
+    /// Whether a job is in the way of what is to be done with a container, or with a further process of it alone.
+    pub(super) fn has_job_in_the_way(&self, container: &str, exec_id: &str) -> bool {
+        let is_of_another =
+            |exec: ProcessKey| self.processes.get(&exec).is_some_and(|process| process.exec_id != exec_id);
+        let is_beside = |job: &Job| !exec_id.is_empty() && job.exec.is_some_and(is_of_another);
+        self.jobs.iter().any(|job| job.container == container && !is_beside(job))
+    }
+
     /// Whether a call has to wait until a job of its container is over. Then it is kept, and comes up again in
     /// [`Sandbox::take_line`].
     pub(crate) fn puts_off(&mut self, request: &Request, reply: ReplyTo) -> bool {
@@ -118,8 +127,9 @@ impl Sandbox {
         }
         // Nobody gets in before those who wait.
         let has_line =
-            |id: &str| self.line.iter().any(|(other, _)| container_of(other).as_deref() == Some(id));
-        let waits = container_of(request).is_some_and(|id| self.is_busy(&id) || has_line(&id));
+            |id: &str| self.line.iter().any(|(other, _)| subject(other).is_some_and(|own| own.id == id));
+        let waits = subject(request)
+            .is_some_and(|of| self.has_job_in_the_way(&of.id, &of.exec_id) || has_line(&of.id));
         if waits {
             self.line.push((request.clone(), reply));
         }
@@ -251,12 +261,23 @@ impl Sandbox {
     }
 }
 
-/// Every request about a container begins with its id.
-fn container_of(request: &Request) -> Option<String> {
-    #[derive(Clone, PartialEq, Message)]
-    struct About {
-        #[prost(string, tag = "1")]
-        id: String,
+/// What a call changes: a container, or a further process of it alone.
+#[derive(Clone, PartialEq, Message)]
+struct Subject {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, tag = "2")]
+    exec_id: String,
+}
+
+/// Every request about a container begins with its id. Those about one process of it go on with that one's.
+fn subject(request: &Request) -> Option<Subject> {
+    let payload = request.payload.as_slice();
+    match request.method.as_str() {
+        "Exec" | "Start" | "Delete" => Subject::decode(payload).ok(),
+        _ => {
+            let id = task::ConnectRequest::decode(payload).ok()?.id;
+            Some(Subject { id, exec_id: String::new() })
+        }
     }
-    About::decode(request.payload.as_slice()).ok().map(|about| about.id)
 }

@@ -301,6 +301,48 @@ fn a_named_runtime_that_hangs_holds_up_its_own_container_alone() {
     neighbour.end();
 }
 
+/// One that hangs holds up no other process of its container, nor the container itself.
+#[test]
+fn an_exec_that_hangs_holds_up_no_other() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let waiter = Waiter::new(&host, "exec");
+    let (note, script) = (waiter.note.display(), waiter.script());
+    let first = format!("case \"$* \" in *' exec '*) [ -e {note} ] || ( {script} );; esac");
+    let program = program(&host, "hangs", &first);
+    let task = host
+        .container("hung", "exec sleep 1000")
+        .with(|container| {
+            container.options.binary_name = program.display().to_string();
+            container.options.root = host.dir().join("state").display().to_string();
+        })
+        .run();
+    task.exec("hangs", "true", |_| {}).unwrap();
+    std::thread::scope(|scope| {
+        let hung = scope.spawn(|| task.try_start("hangs").unwrap_err());
+        waiter.is_there();
+        assert_eq!(task.run_exec("e1", "exit 3"), 3, "it runs, and is deleted");
+
+        // The first process ends by itself: its end is told when nothing is under way with its container any more.
+        let first = task.state("").unwrap().pid.cast_signed();
+        kill_process(Pid::from_raw(first).expect("a process"), Signal::KILL).expect("it lives");
+        let mut tries = 0;
+        eventually("the end is known", || {
+            tries += 1;
+            let late = format!("late{tries}");
+            // What is not told has not happened: it is added, and cannot be started.
+            task.exec(&late, "true", |_| {}).unwrap();
+            task.try_start(&late).unwrap_err().is(ErrorKind::FailedPrecondition).then_some(())
+        });
+        waiter.open_door();
+        assert!(!hung.join().unwrap().chain().is_empty());
+    });
+    assert_eq!(task.wait(""), 137);
+    task.delete("").unwrap();
+}
+
 /// The process is there, and whoever was to tell of it is not.
 #[test]
 fn an_exec_of_a_named_runtime_that_gets_lost_leaves_nothing() {
