@@ -604,7 +604,7 @@ impl<'a> Maker<'a> {
         if let Some(wanted) = &linux.intel_rdt {
             self.enter_class(&plan.id, wanted, pid)?;
         }
-        net_devices::give(&linux.net_devices, pid)
+        net_devices::give(&linux.net_devices, &plan.namespaces, pid)
     }
 
     /// Makes the rest of the cgroup, sets limits, and hands its doors to the new process.

@@ -6,11 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use linux::netlink::Route;
+use linux::ns::NsKind;
 use types::spec::runtime::NetDevice;
 use types::{Context, Error, Result};
+
+use crate::plan::Namespaces;
 
 /// Bytes of a name that the kernel takes (`IFNAMSIZ`, without the final zero).
 const NAME_LEN_MAX: usize = 15;
@@ -38,22 +41,31 @@ pub(crate) fn check(devices: &BTreeMap<String, NetDevice>) -> Result<()> {
     Ok(())
 }
 
-/// Moves the devices into the network namespace of a process.
-pub(crate) fn give(devices: &BTreeMap<String, NetDevice>, pid: u32) -> Result<()> {
+/// Moves the devices into the network of the container that a process is the first of. `NotFound` if the host has none of
+/// this name.
+pub(crate) fn give(devices: &BTreeMap<String, NetDevice>, namespaces: &Namespaces, pid: u32) -> Result<()> {
     if devices.is_empty() {
         return Ok(());
     }
+    // The process joins that by itself, and nobody knows when: until then its own is the host's.
+    if let Some(joined) = namespaces.joined(NsKind::Network) {
+        return give_into(devices, joined);
+    }
     let path = format!("/proc/{pid}/ns/net");
     let namespace = File::open(&path).context(|| format!("open {path}"))?;
+    give_into(devices, namespace.as_fd())
+}
+
+fn give_into(devices: &BTreeMap<String, NetDevice>, namespace: BorrowedFd<'_>) -> Result<()> {
     let mut host = Route::open()?;
-    let mut inside_route = Route::open_in(namespace.as_fd())?;
+    let mut inside_route = Route::open_in(namespace)?;
     for (from, device) in devices {
         let to = inside(from, device);
         let what = || format!("move network device {from} into the container as {to}");
         let link =
             host.link(from)?.ok_or_else(|| Error::not_found(format!("{}: it is not there", what())))?;
         let addresses = host.addresses()?;
-        host.give_link(link.index, namespace.as_fd(), to).context(what)?;
+        host.give_link(link.index, namespace, to).context(what)?;
         let arrived = inside_route.link(to)?.ok_or_else(|| Error::not_found(what()))?;
         // What is lent would never be given back, and the kernel makes the link-local one anew.
         for address in addresses.iter().filter(|address| address.link == link.index && address.is_lasting) {

@@ -77,6 +77,40 @@ fn a_mount_namespace_is_joined() {
     }
 }
 
+/// The container's first process joins its network while the host's devices are given away: they are to end there, however
+/// soon or late it does.
+#[test]
+fn devices_move_into_a_network_that_is_joined() {
+    let ip = |words: &[&str]| run(Command::new("ip").args(words));
+    for turn in 0..8 {
+        let apart = Apart::start(&["--net"]);
+        let (device, peer) = (format!("hj{}", std::process::id()), format!("hk{}", std::process::id()));
+        ip(&["link", "add", &device, "type", "veth", "peer", "name", &peer]).ok();
+        let bundle = bundle(|spec| {
+            script(spec, "readlink /proc/self/ns/net; ls /sys/class/net");
+            join(spec, apart.namespace("network", "net"));
+            spec["linux"]["netDevices"] = json!({device.as_str(): {"name": "eth7"}});
+        });
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        let said = runtime.run(&["run", "--bundle", &path, &runtime.id("moves")]);
+        let stays = ip(&["link", "show", &device]).code == 0;
+        // With one end goes the other, wherever it is.
+        ip(&["link", "delete", &peer]).ok();
+        assert_eq!(said.ok().text(), format!("{}\neth7\nlo", apart.link("net")), "turn {turn}");
+        assert!(!stays, "turn {turn}: it is on the host still");
+    }
+    // The host's own, by whatever path.
+    let bundle = bundle(|spec| {
+        join(spec, json!({"type": "network", "path": format!("/proc/{}/ns/net", std::process::id())}));
+        spec["linux"]["netDevices"] = json!({"lo": {"name": "eth7"}});
+    });
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("moves")]);
+    refused.expect_code(1).expect_stderr("netDevices needs a network namespace of the container's own");
+}
+
 /// One that enters is told to be in it too.
 #[test]
 fn cgroup_and_time_namespaces_are_joined() {
