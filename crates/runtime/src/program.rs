@@ -231,16 +231,18 @@ pub(crate) fn become_user<T>(
 ) -> Result<T> {
     set_scheduling(process, &outfit)?;
     outfit.labels.apply(&outfit.proc)?;
-    let filter = outfit.filter.as_ref();
     if process.no_new_privileges {
         process::forbid_new_privileges()?;
-    } else if let Some(filter) = filter {
+    }
+    // Before any filter, which may refuse the question whether there are groups to drop.
+    set_groups(&process.user.additional_gids, &outfit.proc)?;
+    let filter = outfit.filter.as_ref();
+    if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
         filter.load(channel, outfit.shows_listener)?;
     }
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
     give_streams(process.user.uid)?;
-    set_groups(&process.user.additional_gids, &outfit.proc)?;
     // The last directory of the host that was open: none may be there when paths of the container are
     // looked up.
     drop(outfit.proc);
@@ -460,8 +462,14 @@ fn executable(path: &str) -> Result<()> {
         // Both words: drivers of runc look for those of one version or another, and make 126 of them.
         return Err(Error::permission_denied(format!("exec: {path:?}: is a directory: permission denied")));
     }
-    accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
-        .map_err(|_| Error::permission_denied(format!("exec: {path:?}: permission denied")))
+    let is_allowed = |flags| accessat(rustix::fs::CWD, path, Access::EXEC_OK, flags);
+    let allowed = match is_allowed(AtFlags::EACCESS) {
+        // So answers a filter that does not know the newer call. The older one asks for the real user, who is the
+        // effective one by now.
+        Err(Errno::PERM) => is_allowed(AtFlags::empty()),
+        other => other,
+    };
+    allowed.map_err(|_| Error::permission_denied(format!("exec: {path:?}: permission denied")))
 }
 
 /// Each variable once, with the value that it is given last: getenv(3) would find the first.

@@ -25,6 +25,27 @@ fn without(capabilities: &str, command: &Command) -> Command {
     less
 }
 
+/// What a user runs that has no rights: in its own user namespace, with no limits and no cgroup.
+fn map_own(spec: &mut Value, user: u32) {
+    let map = json!([{"containerID": 0, "hostID": user, "size": 1}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    spec["linux"]["namespaces"].as_array_mut().expect("a list").push(json!({"type": "user"}));
+    let mounts = spec["mounts"].as_array_mut().expect("a list");
+    // The group of terminals is not mapped.
+    mounts.retain(|mount| mount["type"] != "cgroup" && mount["type"] != "devpts");
+    spec["linux"]["resources"] = json!({});
+}
+
+/// The command by a user, to whom `home` belongs, with a copy of the program.
+fn by_user(user: u32, home: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new("/usr/bin/setpriv");
+    command.args(["--reuid", &user.to_string(), "--regid", &user.to_string(), "--clear-groups", "--"]);
+    command.arg(home.join("hoist")).arg("runtime").arg("--root").arg(home.join("state")).args(words);
+    command.stdin(Stdio::null());
+    command
+}
+
 #[test]
 fn limits_that_the_host_forbids_are_a_warning() {
     let bundle = bundle(|spec| {
@@ -169,6 +190,28 @@ fn a_user_without_privileges_has_supervisors() {
     assert!(created.success());
     run(&mut call(&["exec", "notify", "true"])).expect_code(255).expect_stderr("seccomp listener");
     run(&mut call(&["delete", "--force", "notify"])).ok();
+}
+
+/// Until its program is executed a process asks for nothing by calls that a filter may refuse, and old ones do.
+#[test]
+fn a_user_without_privileges_is_under_filters_that_know_no_new_calls() {
+    const USER: u32 = 4347;
+    let home = TempDir::new().expect("a temporary directory");
+    let program = home.path().join("hoist");
+    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    for no_new_privileges in [false, true] {
+        let bundle = bundle(|spec| {
+            script(spec, "grep Seccomp: /proc/self/status");
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["openat2", "faccessat2", "statx"], "action": "SCMP_ACT_ERRNO"}]});
+            map_own(spec, USER);
+        });
+        run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
+        let path = bundle.path().display().to_string();
+        let said = run(&mut by_user(USER, home.path(), &["run", "--bundle", &path, "old"])).ok();
+        assert_eq!(said.text(), "Seccomp:\t2", "with noNewPrivileges: {no_new_privileges}");
+    }
 }
 
 /// CVE-2014-8989, CVE-2018-7169: a group that keeps its members out of a file does so in a user namespace that they make, too.
