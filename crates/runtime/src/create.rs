@@ -338,7 +338,7 @@ impl<'a> Maker<'a> {
             proc: Proc::open()?,
             labels,
             filter: None,
-            shows_listener: namespaces.is_new(NsKind::Pid) && !rustix::process::geteuid().is_root(),
+            is_shown: namespaces.is_new(NsKind::Pid) && !rustix::process::geteuid().is_root(),
             personality: linux.personality.clone(),
             memory_policy: linux.memory_policy.clone(),
         };

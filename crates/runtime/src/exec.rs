@@ -149,7 +149,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
             labels,
             filter: read_filter(container)?,
             // The container's processes see it.
-            shows_listener: false,
+            is_shown: false,
             personality: state.personality.clone(),
             memory_policy: state.memory_policy.clone(),
         },

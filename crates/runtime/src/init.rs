@@ -83,12 +83,17 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     if let Some(scheduler) = &container_process.scheduler {
         scheduling::set_scheduler(0, scheduler)?;
     }
+    let is_shown = outfit.is_shown;
     let program = program::become_user(container_process, outfit, channel, || {
         let program = program::find(container_process)?;
         process::reset_signals();
         process::end_when_asked();
         // A container outlives whoever made it.
         process::die_with_parent(false)?;
+        if is_shown {
+            // The change of user took that back, if it was allowed before.
+            process::allow_tracing()?;
+        }
         Ok(program)
     })?;
     // From here on there is nothing but what each filter allows that a program can be executed behind.

@@ -101,19 +101,13 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// Loads the filter. The parent is told of its listener, and hands it on, before anything else is done.
-    fn load(&self, channel: &Channel, shows_listener: bool) -> Result<()> {
-        let shows_listener = shows_listener && self.program.has_listener();
-        if shows_listener {
+    fn load(&self, channel: &Channel, is_shown: bool) -> Result<()> {
+        if is_shown && self.program.has_listener() {
             process::allow_tracing()?;
         }
         let listener = seccomp::load(&self.program).context(|| "load the seccomp filter")?;
         if let Some(listener) = listener {
             channel.announce_listener(listener.as_fd()).context(|| "announce the seccomp listener")?;
-        }
-        // If the filter has nothing against it: there is nobody beside it in the container yet.
-        let forbids = [libc::PR_SET_DUMPABLE.cast_unsigned().into(), 0, 0, 0, 0, 0];
-        if shows_listener && self.program.allows(libc::SYS_prctl, forbids) {
-            process::forbid_tracing()?;
         }
         Ok(())
     }
@@ -124,9 +118,10 @@ pub(crate) struct Outfit {
     pub(crate) proc: Proc,
     pub(crate) labels: Labels,
     pub(crate) filter: Option<Filter>,
-    /// Its parent has no right to look into it but that of its user, and must take the filter's listener out of it. So it
-    /// may be traced for that moment, if nobody else of the container can see it.
-    pub(crate) shows_listener: bool,
+    /// Its parent, and who executes others beside it, have no right to look into it but that of its user, and must: for
+    /// the filter's listener, and for its namespaces. So it may be traced in the end, if nobody else of the container
+    /// can see it.
+    pub(crate) is_shown: bool,
     pub(crate) personality: Option<Personality>,
     pub(crate) memory_policy: Option<MemoryPolicy>,
 }
@@ -238,7 +233,7 @@ pub(crate) fn become_user<T>(
     set_groups(&process.user.additional_gids, &outfit.proc)?;
     let filter = outfit.filter.as_ref();
     if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
-        filter.load(channel, outfit.shows_listener)?;
+        filter.load(channel, outfit.is_shown)?;
     }
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
@@ -261,7 +256,7 @@ pub(crate) fn become_user<T>(
     check_directory(&process.cwd)?;
     let done = last()?;
     if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
-        filter.load(channel, outfit.shows_listener)?;
+        filter.load(channel, outfit.is_shown)?;
     }
     Ok(done)
 }

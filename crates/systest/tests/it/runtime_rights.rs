@@ -214,6 +214,30 @@ fn a_user_without_privileges_is_under_filters_that_know_no_new_calls() {
     }
 }
 
+/// The namespaces of the first process are to be found before its program begins, by a user who may look only into what may
+/// be traced; in a pid namespace that is not new nobody may.
+#[test]
+fn a_user_without_privileges_enters_what_is_not_started() {
+    const USER: u32 = 4348;
+    let home = TempDir::new().expect("a temporary directory");
+    let program = home.path().join("hoist");
+    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
+    for filter in [json!(null), json!({"defaultAction": "SCMP_ACT_ALLOW"})] {
+        let bundle = bundle(|spec| {
+            script(spec, "sleep 1000");
+            spec["linux"]["seccomp"] = filter.clone();
+            map_own(spec, USER);
+        });
+        let path = bundle.path().display().to_string();
+        let mut create = by_user(USER, home.path(), &["create", "--bundle", &path, "waits"]);
+        assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+        let entered = run(&mut by_user(USER, home.path(), &["exec", "waits", "id", "-u"]));
+        run(&mut by_user(USER, home.path(), &["delete", "--force", "waits"])).ok();
+        assert_eq!(entered.ok().text(), "0", "{filter}");
+    }
+}
+
 /// CVE-2014-8989, CVE-2018-7169: a group that keeps its members out of a file does so in a user namespace that they make, too.
 #[test]
 fn a_group_that_keeps_a_user_out_stays() {
