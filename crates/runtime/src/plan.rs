@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use linux::cap;
 use linux::ns::{self, NsKind};
-use types::spec::runtime::{Capabilities, Hooks, LinuxNamespace, LinuxSeccomp, Process, Spec};
+use types::spec::runtime::{Capabilities, DeviceRule, Hooks, LinuxNamespace, LinuxSeccomp, Process, Spec};
 use types::{Context, Error, Result};
 
 use crate::{hooks, net_devices, scheduling};
@@ -220,7 +220,21 @@ pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
     let relative = relative.map(|mount| {
         format!("mount destination {} is not absolute; it is taken from the root", mount.destination)
     });
-    relative.chain(spec.process.iter().flat_map(capabilities_left_out)).collect()
+    let unknown = device_rules(spec).filter(|rule| rule.access.contains(|letter| !"rwm".contains(letter)));
+    let unknown = unknown.map(|rule| {
+        format!(
+            "linux.resources.devices has access {:?}: letters other than r, w and m are left out",
+            rule.access
+        )
+    });
+    relative.chain(unknown).chain(spec.process.iter().flat_map(capabilities_left_out)).collect()
+}
+
+/// Those of which the access is looked at: one for all devices is for every access.
+fn device_rules(spec: &Spec) -> impl Iterator<Item = &DeviceRule> {
+    let resources = spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let rules = resources.into_iter().flat_map(|resources| &resources.devices);
+    rules.filter(|rule| !matches!(rule.kind.as_str(), "" | "a"))
 }
 
 /// Warnings of capabilities that the process will not have: unknown ones, and ambient ones that cannot be
@@ -334,6 +348,19 @@ mod tests {
         std::os::unix::fs::symlink(&odd, &link).unwrap();
         assert!(real_path(&link, "bundle").unwrap_err().is(types::ErrorKind::InvalidArgument));
         assert_eq!(real_path(dir.path(), "bundle").unwrap(), dir.path().canonicalize().unwrap());
+    }
+
+    #[test]
+    fn letters_of_an_access_that_mean_nothing_are_told() {
+        let check = |kind: &str, access: &str, is_told: bool| {
+            let rule = serde_json::json!({"allow": true, "type": kind, "access": access});
+            let document = serde_json::json!({"linux": {"resources": {"devices": [rule]}}});
+            let told = doubts(&serde_json::from_value(document).unwrap());
+            assert_eq!(told.iter().any(|words| words.contains("left out")), is_told, "{kind} {access}");
+        };
+        check("c", "rwa", true);
+        check("b", "rwm", false);
+        check("a", "all", false);
     }
 
     #[test]

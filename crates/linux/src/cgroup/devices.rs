@@ -174,17 +174,19 @@ fn parse(rule: &DeviceRule) -> Result<Option<Exception>> {
             .map(Some)
             .map_err(|_| Error::invalid_argument(format!("device number {number} in a device rule"))),
     };
-    let mut access = 0;
-    for letter in rule.access.chars() {
-        access |= match letter {
-            'r' => READ,
-            'w' => WRITE,
-            'm' => MAKE,
-            letter => return Err(Error::invalid_argument(format!("device rule with access {letter:?}"))),
-        };
-    }
+    // Other letters mean nothing, as with runc; the runtime warns of them.
+    let bits = rule.access.chars().map(|letter| match letter {
+        'r' => READ,
+        'w' => WRITE,
+        'm' => MAKE,
+        _ => 0,
+    });
+    let access = bits.fold(0, |access, bit| access | bit);
     if access == 0 {
-        return Err(Error::invalid_argument("device rule without access"));
+        return Err(Error::invalid_argument(format!(
+            "device rule with access {:?}, which has none of r, w and m",
+            rule.access
+        )));
     }
     Ok(Some(Exception { kind, major: number(rule.major)?, minor: number(rule.minor)?, access }))
 }
@@ -460,6 +462,18 @@ mod tests {
         ];
         let error = Policy::new(&rules).unwrap_err();
         assert_eq!(error.message().matches("c 10:").count(), 2, "{error}");
+    }
+
+    #[test]
+    fn of_the_letters_of_an_access_the_known_ones_count() {
+        for (access, expected) in [("rwa", "c 1:3 rw"), ("rx", "c 1:3 r"), ("mmR", "c 1:3 m")] {
+            let exception = parse(&rule(true, "c", Some((1, 3)), access)).unwrap().unwrap();
+            assert_eq!(exception.line(), expected, "{access}");
+        }
+        for access in ["", "x"] {
+            let error = parse(&rule(true, "c", Some((1, 3)), access)).unwrap_err();
+            assert!(error.message().contains("none of r, w and m"), "{error}");
+        }
     }
 
     #[test]

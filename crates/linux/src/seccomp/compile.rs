@@ -177,6 +177,9 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32> {
         if flags & flag::TSYNC != 0 {
             flags |= flag::TSYNC_ESRCH;
         }
+    } else {
+        // The kernel takes it for an error where nobody is waited for.
+        flags &= !flag::WAIT_KILLABLE_RECV;
     }
     Ok(flags)
 }
@@ -587,6 +590,19 @@ mod tests {
         assert!(!default.allows(libc::SYS_clone, [0x1000_0000, 0, 0, 0, 0, 0]));
         assert!(!default.allows(libc::SYS_clone3, [0; 6]));
         assert!(!default.allows(-1, [0; 6]));
+    }
+
+    #[test]
+    fn who_asks_nobody_waits_for_nobody() {
+        for (action, expected) in [
+            ("SCMP_ACT_ERRNO", flag::LOG),
+            ("SCMP_ACT_NOTIFY", flag::LOG | flag::NEW_LISTENER | flag::WAIT_KILLABLE_RECV),
+        ] {
+            let mut profile = profile("SCMP_ACT_ALLOW", vec![rule(&["mkdir"], action, &[])]);
+            let names = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"];
+            profile.flags = names.map(str::to_owned).to_vec();
+            assert_eq!(compile(&profile).unwrap().flags, expected, "{action}");
+        }
     }
 
     #[test]

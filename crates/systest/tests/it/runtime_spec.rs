@@ -1274,6 +1274,20 @@ fn what_is_likely_not_meant_is_a_warning() {
             words.iter().fold(done, |done, word| done.expect_stderr(word));
         }
     }
+    // Debian's runc says nothing of letters that no access has.
+    let letters = self::bundle(|spec| {
+        script(spec, "echo ran");
+        spec["linux"]["resources"]["devices"] =
+            json!([{"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwa"}]);
+    });
+    let path = letters.path().display().to_string();
+    for runtime in Runtime::both() {
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("likely")]).ok();
+        assert_eq!(done.text(), "ran", "{}", runtime.name);
+        if runtime.name == "hoist" {
+            done.expect_stderr("\"rwa\"").expect_stderr("left out");
+        }
+    }
     // Who enters is told as well.
     let bundle = bundle(|spec| script(spec, "sleep 1000"));
     let path = bundle.path().display().to_string();
