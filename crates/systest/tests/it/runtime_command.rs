@@ -515,8 +515,26 @@ fn a_user_without_privileges_runs_containers() {
     let mut limited = spec.clone();
     limited["linux"]["resources"] = json!({"pids": {"limit": 100}});
     fs::write(bundle.join("config.json"), limited.to_string()).expect("writable");
-    as_user(&["run", &id]).expect_code(1).expect_stderr("asks for limits").expect_stderr("cgroupsPath");
-    // A cgroup that is there and is root's is done without, as by runc, which writes to no other either.
+    let refused = as_user(&["run", &id]).expect_code(1);
+    refused
+        .expect_stderr("cannot set pids limit: container could not join or create cgroup")
+        .expect_stderr("cgroupsPath");
+    // Without a cgroup its processes are found by their pid namespace alone.
+    let mut shared = spec.clone();
+    script(&mut shared, "echo ran");
+    shared["linux"]["namespaces"]
+        .as_array_mut()
+        .expect("a list")
+        .retain(|namespace| namespace["type"] != "pid");
+    // Of the host's processes nobody without privileges mounts a new proc.
+    for mount in shared["mounts"].as_array_mut().expect("a list") {
+        if mount["type"] == "proc" {
+            *mount = json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]});
+        }
+    }
+    fs::write(bundle.join("config.json"), shared.to_string()).expect("writable");
+    as_user(&["run", &id]).ok().expect_stderr("no cgroup and no private pid namespace");
+    // A cgroup that is there and is root's is not to be had, as with runc.
     let name = format!("/{id}-others");
     linux::cgroup::Cgroup::share(&name).expect("root makes cgroups");
     script(&mut spec, "echo ran");
@@ -530,7 +548,8 @@ fn a_user_without_privileges_runs_containers() {
         (as_user(&["run", &id]), path)
     });
     linux::cgroup::Cgroup::open(&name).and_then(|cgroup| cgroup.delete()).expect("it is empty");
-    assert_eq!(without.ok().text(), "ran");
+    let refused = without.expect_code(1).expect_stderr("unable to apply cgroup configuration");
+    refused.expect_stderr("permission denied").expect_stderr(&name);
     if let Some((apart, path)) = apart {
         let words = format!("cgroup {}", path.display());
         assert!(apart.code != 0 && apart.stderr.contains(&words), "{apart}");
