@@ -222,7 +222,7 @@ fn raise(
 fn release(container: &Container, process: &Process, channel: &mut Channel, exec: &Exec) -> Result<()> {
     // A clone may take it away (`SCHED_FLAG_RESET_ON_FORK`), or be refused for it (`SCHED_DEADLINE`).
     if let Some(scheduler) = &process.scheduler {
-        scheduling::set_scheduler(exec.pid, scheduler)?;
+        scheduling::set_scheduler(exec.pid, scheduler, "")?;
     }
     channel.send(&Message::Go)?;
     for _ in 0..WORDS_MAX {
@@ -270,8 +270,10 @@ fn check_named(locations: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Re
         let may_lack = |sub: &SubCgroup| tree.is_empty() && locations.len() > 1 && sub.controllers.is_empty();
         let is_named = below.iter().any(|sub| sub.is_in(tree) && !may_lack(sub));
         if is_named && !place.is_dir() {
+            // It begins as programs that drive runc know it.
             return Err(Error::not_found(format!(
-                "cgroup {}: the container has none of this name in the tree {tree:?}",
+                "error adding pid of the new process to cgroup {}: no such file or directory: the container has none of \
+                 this name in the tree {tree:?}; make it, or name another with --cgroup",
                 place.display()
             )));
         }
@@ -284,7 +286,7 @@ fn locations(own: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<BTr
     for controller in below.iter().flat_map(|sub| &sub.controllers) {
         if !own.keys().any(|tree| tree.split(',').any(|name| name == controller)) {
             return Err(Error::invalid_argument(format!(
-                "the container has no cgroup of the controller {controller:?}; it has {:?}",
+                "unknown controller {controller:?}: the container has no cgroup of it; it has {:?}",
                 own.keys().collect::<Vec<_>>()
             )));
         }
@@ -363,7 +365,7 @@ mod tests {
             (&["cpu:a/../.."], "has a part"),
             (&[":a"], "without a name"),
             (&["cpu,:a"], "without a name"),
-            (&["nosuch:a"], "no cgroup of the controller"),
+            (&["nosuch:a"], "unknown controller \"nosuch\""),
             (&["a", "b"], "more than one"),
             (&["a", "cpu:b"], "more than one"),
             (&["cpu:a", "cpuacct:b"], "more than one"),

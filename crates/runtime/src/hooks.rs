@@ -7,9 +7,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use linux::process::PidFd;
@@ -141,7 +141,52 @@ fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>) -> Res
         return Ok(());
     }
     let words = String::from_utf8_lossy(&words.kept);
-    Err(Error::failed_precondition(format!("it ended with {status}: {}", words.trim())))
+    Err(Error::failed_precondition(format!("it ended with {}: {}", how(status), words.trim())))
+}
+
+/// How a program ended, in the words that runc has for it, and the number of a signal beside them.
+fn how(status: ExitStatus) -> String {
+    /// Of signals from 1 on (Go's package `syscall`).
+    const SIGNALS: [&str; 31] = [
+        "hangup",
+        "interrupt",
+        "quit",
+        "illegal instruction",
+        "trace/breakpoint trap",
+        "aborted",
+        "bus error",
+        "floating point exception",
+        "killed",
+        "user defined signal 1",
+        "segmentation fault",
+        "user defined signal 2",
+        "broken pipe",
+        "alarm clock",
+        "terminated",
+        "stack fault",
+        "child exited",
+        "continued",
+        "stopped (signal)",
+        "stopped",
+        "stopped (tty input)",
+        "stopped (tty output)",
+        "urgent I/O condition",
+        "CPU time limit exceeded",
+        "file size limit exceeded",
+        "virtual timer expired",
+        "profiling timer expired",
+        "window changed",
+        "I/O possible",
+        "power failure",
+        "bad system call",
+    ];
+    let Some(number) = status.signal() else { return status.to_string() };
+    let name = usize::try_from(number - 1).ok().and_then(|at| SIGNALS.get(at));
+    let core = if status.core_dumped() { " (core dumped)" } else { "" };
+    match name {
+        Some(name) => format!("signal: {name} ({number}){core}"),
+        None => format!("signal: signal {number}{core}"),
+    }
 }
 
 /// What a hook complains about: all is read, so that nobody waits for it, and the beginning kept.
@@ -226,6 +271,17 @@ mod tests {
         );
         let said = error.matches('x').count();
         assert!((2000..=Words::KEPT_MAX + 10).contains(&said), "{said}");
+    }
+
+    #[test]
+    fn a_signal_that_ends_a_hook_has_its_name() {
+        for (number, name) in [(1, "hangup"), (9, "killed"), (15, "terminated"), (31, "bad system call")] {
+            let error =
+                run_here("prestart", shell(&format!("ulimit -c 0; kill -{number} $$"))).unwrap_err().chain();
+            assert!(error.contains(&format!("it ended with signal: {name} ({number}): ")), "{error}");
+        }
+        assert_eq!(how(ExitStatus::from_raw(34)), "signal: signal 34");
+        assert_eq!(how(ExitStatus::from_raw(0x80 | 11)), "signal: segmentation fault (11) (core dumped)");
     }
 
     /// Who is left behind with its standard error is not waited for.

@@ -81,7 +81,9 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     // The doors stay open over the change of user: whoever may write to them by their path may start the container.
     program::set_limits(container_process, 0, channel)?;
     if let Some(scheduler) = &container_process.scheduler {
-        scheduling::set_scheduler(0, scheduler)?;
+        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+        let processors = resources.and_then(|resources| resources.cpu.as_ref()).map_or("", |cpu| &cpu.cpus);
+        scheduling::set_scheduler(0, scheduler, processors)?;
     }
     let is_shown = outfit.is_shown;
     let program = program::become_user(container_process, outfit, channel, || {

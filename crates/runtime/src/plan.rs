@@ -179,6 +179,7 @@ fn check(spec: &Spec) -> Result<()> {
             return bad("timeOffsets need a time namespace of the container's own".into());
         }
         net_devices::check(&linux.net_devices)?;
+        linux.memory_policy.as_ref().map_or(Ok(()), scheduling::check_memory_policy)?;
     }
     for mount in &spec.mounts {
         if mount.destination.is_empty() {

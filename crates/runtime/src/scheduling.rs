@@ -96,8 +96,9 @@ pub(crate) fn set_io_priority(priority: &IoPriority) -> Result<()> {
         .context(|| format!("set ioPriority {} {}", priority.class, priority.priority))
 }
 
-/// Of a process; 0 is the caller.
-pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler) -> Result<()> {
+/// Of a process; 0 is the caller. `processors` are those of its cgroup, as a list; empty if it is not limited to any, or if
+/// that is not known.
+pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -> Result<()> {
     #[repr(C)]
     struct SchedAttr {
         size: u32,
@@ -125,7 +126,24 @@ pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler) -> Result<()> {
     };
     // SAFETY: the kernel reads `size` bytes of a structure of that size.
     done(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) })
-        .context(|| format!("set scheduler {}", scheduler.policy))
+        .map_err(|error| not_scheduled(scheduler, processors, error))
+}
+
+/// A deadline is kept on all processors that are scheduled together, or refused (sched-deadline.rst, "Deadline
+/// scheduling with CPU affinity"). Who drives runc knows its words.
+fn not_scheduled(scheduler: &Scheduler, processors: &str, error: io::Error) -> Error {
+    let is_bound = scheduler.policy == "SCHED_DEADLINE"
+        && !processors.is_empty()
+        && error.raw_os_error() == Some(libc::EPERM);
+    let words = match is_bound {
+        true => format!(
+            "process scheduler can't be used together with AllowedCPUs: set scheduler {} on processors {processors}; leave \
+             out one of process.scheduler and linux.resources.cpu.cpus",
+            scheduler.policy
+        ),
+        false => format!("set scheduler {}", scheduler.policy),
+    };
+    Error::new(error.kind().into(), words).with_source(error)
 }
 
 /// Ties the calling process to processors, listed as in cpuset(7). An empty list leaves it as it is.
@@ -151,12 +169,49 @@ pub(crate) fn leave_callers_processors() {
     unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, all.as_ptr()) };
 }
 
-pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> Result<()> {
-    let mut mode = value(&MEMORY_MODES, &policy.mode, "memoryPolicy mode")?;
-    for flag in &policy.flags {
-        mode |= value(&MEMORY_FLAGS, flag, "memoryPolicy flag")?;
+/// Refuses what is no memory policy, in the words of runc.
+pub(crate) fn check_memory_policy(policy: &MemoryPolicy) -> Result<()> {
+    read_memory_policy(policy).map(|_| ())
+}
+
+/// The mode with its flags, and the nodes as bits.
+fn read_memory_policy(policy: &MemoryPolicy) -> Result<(u32, Vec<u64>)> {
+    let bad = |why: String| Err(Error::invalid_argument(why));
+    let Some((_, mode)) = MEMORY_MODES.iter().find(|(known, _)| *known == policy.mode) else {
+        let known = MEMORY_MODES.map(|(mode, _)| mode).join(", ");
+        return bad(format!("invalid memory policy mode {:?}: it is none of {known}", policy.mode));
+    };
+    let nodes = mask(&policy.nodes).context(|| format!("invalid memory policy nodes {:?}", policy.nodes))?;
+    let count: u32 = nodes.iter().map(|word| word.count_ones()).sum();
+    match policy.mode.as_str() {
+        "MPOL_DEFAULT" | "MPOL_LOCAL" if count > 0 => {
+            return bad(format!(
+                "memory policy mode requires 0 nodes but got {count}: {} has none, leave out linux.memoryPolicy.nodes",
+                policy.mode
+            ));
+        }
+        "MPOL_DEFAULT" | "MPOL_LOCAL" | "MPOL_PREFERRED" => {}
+        other if count == 0 => {
+            return bad(format!(
+                "memory policy mode requires at least one node but got 0: name those of {other} in \
+                 linux.memoryPolicy.nodes"
+            ));
+        }
+        _ => {}
     }
-    let nodes = mask(&policy.nodes)?;
+    let mut mode = *mode;
+    for flag in &policy.flags {
+        let Some((_, bit)) = MEMORY_FLAGS.iter().find(|(known, _)| known == flag) else {
+            let known = MEMORY_FLAGS.map(|(flag, _)| flag).join(", ");
+            return bad(format!("invalid memory policy flag {flag:?}: it is none of {known}"));
+        };
+        mode |= bit;
+    }
+    Ok((mode, nodes))
+}
+
+pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> Result<()> {
+    let (mode, nodes) = read_memory_policy(policy)?;
     let (pointer, bits) = match nodes.len() {
         0 => (std::ptr::null(), 0),
         // The kernel reads one bit less than it is told of.
@@ -198,6 +253,41 @@ fn mask(list: &str) -> Result<Vec<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_memory_policy_that_cannot_be_is_told_in_runcs_words() {
+        let check = |mode: &str, nodes: &str, flag: &str, expected: &str| {
+            let flags = if flag.is_empty() { Vec::new() } else { vec![flag.to_owned()] };
+            let policy = MemoryPolicy { mode: mode.into(), nodes: nodes.into(), flags };
+            let told = check_memory_policy(&policy).map_or_else(|error| error.chain(), |()| String::new());
+            assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{policy:?}: {told}");
+        };
+        check("MPOL_DEFAULT", "", "", "");
+        check("MPOL_PREFERRED", "", "", "");
+        check("MPOL_BIND", "0-1", "MPOL_F_STATIC_NODES", "");
+        check("", "", "", "invalid memory policy");
+        check("", "0-7", "", "invalid memory policy mode");
+        check("INTERLEAVE", "0", "", "invalid memory policy mode");
+        check("MPOL_PREFERRED", "0", "badflag", "invalid memory policy flag");
+        check("MPOL_BIND", "0-9876543210", "", "invalid memory policy node");
+        check("MPOL_DEFAULT", "0-7", "", "mode requires 0 nodes but got 8");
+        check("MPOL_LOCAL", "70", "", "mode requires 0 nodes but got 1");
+        check("MPOL_BIND", "", "", "mode requires at least one node but got 0");
+    }
+
+    #[test]
+    fn a_deadline_on_some_processors_says_what_is_in_the_way() {
+        let check = |policy: &str, processors: &str, number: i32, expected: bool| {
+            let scheduler = Scheduler { policy: policy.into(), ..Scheduler::default() };
+            let error = not_scheduled(&scheduler, processors, io::Error::from_raw_os_error(number));
+            let is_told = error.chain().contains("process scheduler can't be used together with AllowedCPUs");
+            assert_eq!(is_told, expected, "{policy} {processors:?} {number}: {}", error.chain());
+        };
+        check("SCHED_DEADLINE", "0", libc::EPERM, true);
+        check("SCHED_DEADLINE", "", libc::EPERM, false);
+        check("SCHED_DEADLINE", "0", libc::EBUSY, false);
+        check("SCHED_FIFO", "0", libc::EPERM, false);
+    }
 
     #[test]
     fn lists_become_bits() {

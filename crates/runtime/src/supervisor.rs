@@ -54,7 +54,10 @@ impl Supervisor {
             "metadata": self.metadata,
             "state": state,
         });
-        let stream = UnixStream::connect(&self.path).context(what)?;
+        // Who drives runc knows its words.
+        let stream = UnixStream::connect(&self.path)
+            .context(|| "failed to connect with seccomp agent specified in the seccomp profile")
+            .context(what)?;
         send_with_fd(stream.as_fd(), message.to_string().as_bytes(), listener.as_fd()).context(what)
     }
 }

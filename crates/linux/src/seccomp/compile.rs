@@ -205,7 +205,9 @@ impl Rule {
         }
         if verdict == NOTIFY && rule.names.iter().any(|name| name == "write") {
             // Telling the supervisor's descriptor to anyone takes a write.
-            return Err(Error::invalid_argument("seccomp action SCMP_ACT_NOTIFY cannot be for write"));
+            return Err(Error::invalid_argument(
+                "SCMP_ACT_NOTIFY cannot be used for the write syscall: without it nobody is told whom to ask",
+            ));
         }
         let calls = rule.names.iter().filter_map(|name| numbers::find(name)).collect();
         Ok(Rule { verdict, tests: conditions(&rule.args)?, calls })
@@ -590,6 +592,15 @@ mod tests {
         assert!(!default.allows(libc::SYS_clone, [0x1000_0000, 0, 0, 0, 0, 0]));
         assert!(!default.allows(libc::SYS_clone3, [0; 6]));
         assert!(!default.allows(-1, [0; 6]));
+    }
+
+    #[test]
+    fn nobody_is_asked_about_writing() {
+        let asks =
+            |name: &str| compile(&profile("SCMP_ACT_ALLOW", vec![rule(&[name], "SCMP_ACT_NOTIFY", &[])]));
+        let words = "SCMP_ACT_NOTIFY cannot be used for the write syscall";
+        assert!(asks("write").unwrap_err().message().contains(words));
+        asks("writev").unwrap();
     }
 
     #[test]
