@@ -221,7 +221,8 @@ pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
     let relative = relative.map(|mount| {
         format!("mount destination {} is not absolute; it is taken from the root", mount.destination)
     });
-    let unknown = device_rules(spec).filter(|rule| rule.access.contains(|letter| !"rwm".contains(letter)));
+    let unknown =
+        device_rules(spec).filter(|rule| rule.access.contains(|letter: char| !"rwm".contains(letter)));
     let unknown = unknown.map(|rule| {
         format!(
             "linux.resources.devices has access {:?}: letters other than r, w and m are left out",

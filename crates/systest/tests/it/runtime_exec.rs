@@ -154,7 +154,12 @@ fn a_cgroup_that_is_not_there_is_entered_by_nobody() {
         let refused = sleeping.exec(&["--cgroup", cgroup], "echo ran");
         assert!(refused.code != 0 && refused.stdout.is_empty(), "{cgroup}: {refused}");
         assert!(refused.stderr.contains("/nosuch"), "{cgroup}: {refused}");
+        // In runc's words.
+        refused.expect_stderr(" adding pid ").expect_stderr("no such file or directory");
     }
+    let refused = sleeping.exec(&["--cgroup", "nosuch:/"], "echo ran");
+    assert!(refused.code != 0 && refused.stdout.is_empty(), "{refused}");
+    refused.expect_stderr("unknown controller \"nosuch\"");
 }
 
 /// Into cgroups that somebody made below the container's: in all trees, or in those of some controllers.

@@ -1140,7 +1140,7 @@ fn features_are_true() {
 #[test]
 fn what_could_not_be_meant_is_refused() {
     type Change = fn(&mut Value);
-    let rows: [(Change, &str); 16] = [
+    let rows: [(Change, &str); 21] = [
         (
             |spec| {
                 let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
@@ -1204,6 +1204,34 @@ fn what_could_not_be_meant_is_refused() {
         (
             |spec| spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": -1}),
             "ioPriority -1 is not from 0 to 7",
+        ),
+        // In the words of newer runcs.
+        (|spec| spec["linux"]["memoryPolicy"] = json!({}), "invalid memory policy mode"),
+        (
+            |spec| {
+                let flags = ["MPOL_F_RELATIVE_NODES", "badflag"];
+                spec["linux"]["memoryPolicy"] =
+                    json!({"mode": "MPOL_PREFERRED", "nodes": "0", "flags": flags});
+            },
+            "invalid memory policy flag",
+        ),
+        (
+            |spec| spec["linux"]["memoryPolicy"] = json!({"mode": "MPOL_DEFAULT", "nodes": "0-7"}),
+            "mode requires 0 nodes but got 8",
+        ),
+        (
+            |spec| {
+                filter(spec, json!({"names": ["write"], "action": "SCMP_ACT_NOTIFY"}));
+                spec["linux"]["seccomp"]["listenerPath"] = json!("/nosuch");
+            },
+            "SCMP_ACT_NOTIFY cannot be used for the write syscall",
+        ),
+        (
+            |spec| {
+                filter(spec, json!({"action": "SCMP_ACT_NOTIFY"}));
+                spec["linux"]["seccomp"]["listenerPath"] = json!("/nosuch");
+            },
+            "failed to connect with seccomp agent",
         ),
     ];
     let runtime = Runtime::ours();
