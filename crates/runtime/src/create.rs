@@ -81,9 +81,9 @@ const FROZEN: &str =
 /// Directory in the container of the socket for [`CreateOptions::takes_notices`], where runc has it.
 pub(crate) const NOTICES_INSIDE: &str = "/run/notify";
 
-/// What follows from that no cgroup may be made, as with runc: for root a warning, and for a user without privileges an
-/// error if it asks for limits or names a cgroup; else nothing, but a warning if its processes can then not be found.
-/// Errors, all `PermissionDenied`, begin with words that programs know from runc.
+/// What follows from that no cgroup may be made, as with runc: for root a warning, and for a user without
+/// privileges an error if it asks for limits or names a cgroup; else nothing, but a warning if its processes
+/// can then not be found. Errors, all `PermissionDenied`, begin with words that programs know from runc.
 pub(crate) fn without_cgroup(spec: &Spec) -> Result<Option<String>> {
     what_follows(spec, rustix::process::geteuid().is_root())
 }
@@ -121,7 +121,8 @@ fn what_follows(spec: &Spec, is_root: bool) -> Result<Option<String>> {
     }))
 }
 
-/// The first limit that is asked for, by the name that runc has for it, in its order. Rules for devices go without saying.
+/// The first limit that is asked for, by the name that runc has for it, in its order. Rules for devices go
+/// without saying.
 fn first_limit(resources: &LinuxResources) -> Option<&'static str> {
     fn says<T: Default + PartialEq>(part: Option<&T>) -> bool {
         part.is_some_and(|part| *part != T::default())

@@ -41,8 +41,8 @@ pub(crate) fn check(devices: &BTreeMap<String, NetDevice>) -> Result<()> {
     Ok(())
 }
 
-/// Moves the devices into the network of the container that a process is the first of. `NotFound` if the host has none of
-/// this name.
+/// Moves the devices into the network of the container that a process is the first of. `NotFound` if the host
+/// has none of this name.
 pub(crate) fn give(devices: &BTreeMap<String, NetDevice>, namespaces: &Namespaces, pid: u32) -> Result<()> {
     if devices.is_empty() {
         return Ok(());

@@ -118,9 +118,9 @@ pub(crate) struct Outfit {
     pub(crate) proc: Proc,
     pub(crate) labels: Labels,
     pub(crate) filter: Option<Filter>,
-    /// Its parent, and who executes others beside it, have no right to look into it but that of its user, and must: for
-    /// the filter's listener, and for its namespaces. So it may be traced in the end, if nobody else of the container
-    /// can see it.
+    /// Its parent, and who executes others beside it, have no right to look into it but that of its user, and
+    /// must: for the filter's listener, and for its namespaces. So it may be traced in the end, if nobody
+    /// else of the container can see it.
     pub(crate) is_shown: bool,
     pub(crate) personality: Option<Personality>,
     pub(crate) memory_policy: Option<MemoryPolicy>,
@@ -459,8 +459,8 @@ fn executable(path: &str) -> Result<()> {
     }
     let is_allowed = |flags| accessat(rustix::fs::CWD, path, Access::EXEC_OK, flags);
     let allowed = match is_allowed(AtFlags::EACCESS) {
-        // So answers a filter that does not know the newer call. The older one asks for the real user, who is the
-        // effective one by now.
+        // So answers a filter that does not know the newer call. The older one asks for the real user, who is
+        // the effective one by now.
         Err(Errno::PERM) => is_allowed(AtFlags::empty()),
         other => other,
     };

@@ -96,8 +96,8 @@ pub(crate) fn set_io_priority(priority: &IoPriority) -> Result<()> {
         .context(|| format!("set ioPriority {} {}", priority.class, priority.priority))
 }
 
-/// Of a process; 0 is the caller. `processors` are those of its cgroup, as a list; empty if it is not limited to any, or if
-/// that is not known.
+/// Of a process; 0 is the caller. `processors` are those of its cgroup, as a list; empty if it is not limited
+/// to any, or if that is not known.
 pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -> Result<()> {
     #[repr(C)]
     struct SchedAttr {
@@ -129,8 +129,8 @@ pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -
         .map_err(|error| not_scheduled(scheduler, processors, error))
 }
 
-/// A deadline is kept on all processors that are scheduled together, or refused (sched-deadline.rst, "Deadline
-/// scheduling with CPU affinity"). Who drives runc knows its words.
+/// A deadline is kept on all processors that are scheduled together, or refused (sched-deadline.rst,
+/// "Deadline scheduling with CPU affinity"). Who drives runc knows its words.
 fn not_scheduled(scheduler: &Scheduler, processors: &str, error: io::Error) -> Error {
     let is_bound = scheduler.policy == "SCHED_DEADLINE"
         && !processors.is_empty()

@@ -77,8 +77,8 @@ fn a_mount_namespace_is_joined() {
     }
 }
 
-/// The container's first process joins its network while the host's devices are given away: they are to end there, however
-/// soon or late it does.
+/// The container's first process joins its network while the host's devices are given away: they are to end
+/// there, however soon or late it does.
 #[test]
 fn devices_move_into_a_network_that_is_joined() {
     let ip = |words: &[&str]| run(Command::new("ip").args(words));
