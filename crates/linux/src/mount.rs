@@ -36,6 +36,8 @@ const ATTR_ATIME: u64 = libc::MOUNT_ATTR__ATIME;
 const ATTR_NOATIME: u64 = libc::MOUNT_ATTR_NOATIME;
 const ATTR_STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
 const ATTR_NODIRATIME: u64 = libc::MOUNT_ATTR_NODIRATIME;
+/// All that says which accesses are written down.
+const ATTR_TIMES: u64 = ATTR_ATIME | ATTR_NODIRATIME;
 const ATTR_NOSYMFOLLOW: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
 const ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP;
 
@@ -128,6 +130,8 @@ pub struct Options {
     pub attributes: Attributes,
     /// For the mount and all below it (`rro`, `rnosuid`, …).
     pub recursive: Attributes,
+    /// The access times that a word sets, and no later one takes back: 0 for `relatime`.
+    named_times: Option<u64>,
     pub propagation: Vec<(Propagation, bool)>,
     /// Read-only for the file system itself, beside the mount.
     pub superblock_read_only: bool,
@@ -159,6 +163,15 @@ impl Options {
             match word {
                 "ro" => self.superblock_read_only = true,
                 "rw" => self.superblock_read_only = false,
+                "relatime" => self.named_times = Some(0),
+                "noatime" => self.named_times = Some(ATTR_NOATIME),
+                "strictatime" => self.named_times = Some(ATTR_STRICTATIME),
+                // Each takes back its own word alone.
+                "norelatime" => self.named_times = self.named_times.filter(|times| *times != 0),
+                "atime" => self.named_times = self.named_times.filter(|times| *times != ATTR_NOATIME),
+                "nostrictatime" => {
+                    self.named_times = self.named_times.filter(|times| *times != ATTR_STRICTATIME);
+                }
                 _ => {}
             }
         } else if let Some(change) = word.strip_prefix('r').and_then(change) {
@@ -179,18 +192,18 @@ impl Options {
     }
 
     /// Attributes of a bind mount. As with runc, one that names any has no others, whatever what it shows has: `ro` alone
-    /// lets programs be executed from a mount that is `noexec` elsewhere. Access times that are not named stay, and in a
-    /// user namespace (`keeps_locked`) what the kernel locks for it (mount_namespaces(7)).
+    /// lets programs be executed from a mount that is `noexec` elsewhere. Access times that are not named stay, also where
+    /// they are negated (`atime`, `norelatime`, `nostrictatime`, `diratime`), and in a user namespace (`keeps_locked`) what
+    /// the kernel locks for it (mount_namespaces(7)).
     pub fn of_bind(&self, keeps_locked: bool) -> Attributes {
         let lockable = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
         let all = ATTR_NOSYMFOLLOW | if keeps_locked { 0 } else { lockable };
-        let Attributes { set, mut clear } = self.attributes;
         if self.attributes.is_empty() {
             return self.attributes;
         }
-        if set & ATTR_NODIRATIME != 0 || clear & ATTR_ATIME != 0 {
-            clear |= ATTR_ATIME | ATTR_NODIRATIME;
-        }
+        let set = self.attributes.set & !ATTR_ATIME | self.named_times.unwrap_or(0);
+        let names_times = self.named_times.is_some() || set & ATTR_NODIRATIME != 0;
+        let clear = self.attributes.clear & !ATTR_TIMES | if names_times { ATTR_TIMES } else { 0 };
         // What is set must not be cleared, but for the field of access times, which must (mount_setattr(2)).
         Attributes { set, clear: (clear | all) & !(set & !ATTR_ATIME) }
     }
@@ -720,6 +733,26 @@ mod tests {
         assert_eq!(parse("rro,rnosuid").recursive.set, ATTR_RDONLY | ATTR_NOSUID);
         assert_eq!(parse("rbind,rslave").propagation, [(Propagation::Slave, true)]);
         assert_eq!(parse("relatime").data, Vec::<String>::new());
+    }
+
+    #[test]
+    fn access_times_that_are_only_negated_stay() {
+        let times = |words: &str| {
+            let Attributes { set, clear } = parse(words).of_bind(false);
+            (set & ATTR_TIMES, clear & ATTR_TIMES)
+        };
+        let negations =
+            ["atime", "norelatime", "nostrictatime", "diratime", "noatime,atime", "relatime,norelatime"];
+        for words in negations.into_iter().chain(["ro", "nodiratime,diratime"]) {
+            assert_eq!(times(words), (0, 0), "{words}");
+            assert_ne!(parse(words).of_bind(false).clear & ATTR_NODEV, 0, "{words}: others are not had");
+        }
+        assert_eq!(times("relatime"), (0, ATTR_TIMES));
+        assert_eq!(times("noatime,norelatime"), (ATTR_NOATIME, ATTR_TIMES));
+        assert_eq!(times("strictatime,atime"), (ATTR_STRICTATIME, ATTR_TIMES));
+        let kept = ATTR_TIMES & !ATTR_NODIRATIME;
+        assert_eq!(times("nodiratime,norelatime"), (ATTR_NODIRATIME, kept));
+        assert_eq!(times("nodiratime,strictatime"), (ATTR_NODIRATIME | ATTR_STRICTATIME, kept));
     }
 
     #[test]
