@@ -6,7 +6,7 @@ use std::path::Path;
 
 use linux::beneath::{self, proc_path};
 use linux::cgroup::ContainerMounts;
-use linux::mount::{self, Attributes, Options, Propagation};
+use linux::mount::{self, Attributes, Locked, Options, Propagation};
 use linux::ns::NsKind;
 use rustix::fs::{FileType, OFlags, statat, symlinkat};
 use types::{Context, Error, ErrorKind, Result};
@@ -64,9 +64,14 @@ pub(super) fn mount_one(
         root.inside.make_dirs_and_tell(destination, 0o755, |_| was_there = false)?
     };
     check_target(root, target.as_fd(), mount, source.as_ref())?;
+    let in_user_namespace = plan.namespaces.has(NsKind::User);
+    let is_bound = source.is_some();
     let fd = match source {
         Some(source) => {
-            let attributes = mount.options.of_bind(plan.namespaces.has(NsKind::User));
+            let attributes = mount.options.of_bind(in_user_namespace);
+            if in_user_namespace {
+                keep_locked(source.as_fd(), &[attributes, mount.options.recursive])?;
+            }
             mount::set_attributes(source.as_fd(), attributes, false)?;
             source
         }
@@ -87,7 +92,35 @@ pub(super) fn mount_one(
         copy_up(target.as_fd(), fd.as_fd())?;
     }
     mount::attach(fd.as_fd(), target.as_fd())?;
+    if is_bound && in_user_namespace {
+        keep_locked_below(fd.as_fd(), mount.options.recursive)?;
+    }
     change_trees(fd.as_fd(), &mount.options)
+}
+
+/// Refuses to take away what the source of a bind mount has, in a user namespace. The kernel locks that where it copies the
+/// caller's mounts for such a namespace, but most sources were cloned by the caller, of whom it locks nothing.
+fn keep_locked(source: BorrowedFd<'_>, changes: &[Attributes]) -> Result<()> {
+    // A file system that does not answer is asked only if it must be.
+    if changes.iter().all(|change| change.is_empty()) {
+        return Ok(());
+    }
+    let locked = Locked::of(source)?;
+    changes.iter().try_for_each(|change| locked.check(*change))
+}
+
+/// The same for the mounts below one that is attached, by where they are.
+fn keep_locked_below(mount: BorrowedFd<'_>, change: Attributes) -> Result<()> {
+    if change.is_empty() {
+        return Ok(());
+    }
+    let place = std::fs::read_link(proc_path(mount)).context(|| "find where the mount is")?;
+    let points = mount::mount_points()?;
+    let below = points.iter().filter(|point| point.path != place && point.path.starts_with(&place));
+    below.into_iter().try_for_each(|point| {
+        let about = || format!("below it, at {}", point.path.display());
+        Locked::of_point(point).check(change).map_err(|error| error.context(about()))
+    })
 }
 
 /// Changes a mount and what is mounted in it.

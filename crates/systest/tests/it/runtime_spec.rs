@@ -380,6 +380,67 @@ fn owners_of_a_mount_are_mapped() {
     refused.expect_code(1).expect_stderr("uidMappings");
 }
 
+/// A user namespace takes nothing away that is locked for it, and says so: what is not named stays. Debian's runc 1.1 keeps
+/// silent about some of it.
+#[test]
+fn what_a_source_has_is_locked_in_a_user_namespace() {
+    let host = open_dir();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "tmpfs"]).arg(host.path())).ok();
+    let below = host.path().join("below");
+    fs::create_dir(&below).expect("writable");
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "tmpfs"]).arg(&below)).ok();
+    // Of the mount alone: a file system that is read-only as a whole stays so anyway.
+    let remount = |at: &Path, flags: &str| {
+        let flags = format!("remount,bind,suid,dev,exec,{flags}");
+        run(Command::new("mount").args(["-o", &flags]).arg(at)).ok();
+    };
+    let source = host.path().display().to_string();
+    let attempt = |options: &str, with_user: bool| {
+        let options: Vec<&str> = options.split(',').collect();
+        let bundle = bundle(|spec| {
+            script(spec, "busybox awk '$5 == \"/m\" { print $6 }' /proc/self/mountinfo");
+            if with_user {
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+            add_mount(
+                spec,
+                json!({"destination": "/m", "type": "bind", "source": source, "options": options}),
+            );
+        });
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &runtime.id("locked")])
+    };
+    let mut all = Vec::new();
+    for (flags, options) in [
+        ("ro,relatime", "bind,rw,nosuid,nodev,rprivate"),
+        ("rw,nodev,relatime", "bind,dev"),
+        ("rw,nosuid,relatime", "bind,suid"),
+        ("rw,noexec,relatime", "bind,exec"),
+        ("rw,noatime", "bind,strictatime"),
+        ("rw,relatime", "bind,nodiratime"),
+        ("ro,relatime", "rbind,rrw"),
+    ] {
+        remount(host.path(), flags);
+        all.push((flags, options, attempt(options, true), attempt(options, false)));
+    }
+    remount(host.path(), "rw,relatime");
+    remount(&below, "ro,relatime");
+    all.push(("rw, ro below", "rbind,rrw", attempt("rbind,rrw", true), attempt("rbind,rrw", false)));
+    remount(host.path(), "ro,noexec,noatime");
+    let kept = [attempt("bind,nosuid,rprivate", true), attempt("bind,atime,symfollow", true)];
+    run(Command::new("umount").arg("--recursive").arg(host.path())).ok();
+    for (flags, options, refused, taken) in all {
+        let text = format!("{flags}: {options}: {refused}");
+        assert_eq!(refused.code, 1, "{text}");
+        assert!(refused.stderr.contains("operation not permitted"), "{text}");
+        assert!(refused.stderr.contains("to \"/m\""), "{text}");
+        assert_eq!(taken.code, 0, "{flags}: {options}: {taken}");
+    }
+    let kept = kept.map(|done| done.ok().text().to_owned());
+    assert_eq!(kept, ["ro,nosuid,noexec,noatime", "ro,noexec,noatime"]);
+}
+
 #[test]
 fn user_namespaces_have_several_ranges() {
     let said = same("cat /proc/self/uid_map /proc/self/gid_map; id -u; stat -c %u /proc/1", |spec| {
