@@ -173,21 +173,35 @@ impl Root {
     }
 
     /// Opens a file by path only, made empty with its parents where it is missing. For mount points.
+    ///
+    /// A symlink that leads nowhere is followed, inside the root, to the place of what it names. `PermissionDenied` if that
+    /// link is one that the kernel makes up, as those in `/proc/PID/fd`: they name things of the host.
     pub fn make_file(&self, path: &Path, mode: u32) -> Result<OwnedFd> {
-        if let Some(fd) = self.find(path, OFlags::PATH)? {
-            return Ok(fd);
-        }
         let what = || self.what("create file", path);
-        let name = path.file_name().ok_or_else(|| Error::invalid_argument(what()))?;
-        let parent = self.make_dirs(path.parent().unwrap_or(Path::new("")), 0o755)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-        match openat(&parent, name, flags, Mode::from_raw_mode(mode)) {
-            Ok(_) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(io::Error::from(errno)).context(what),
+        let mut place = path.to_owned();
+        for _ in 0..=SYMLINKS_MAX {
+            if let Some(fd) = self.find(&place, OFlags::PATH)? {
+                return Ok(fd);
+            }
+            let name = place.file_name().ok_or_else(|| Error::invalid_argument(what()))?;
+            let above = place.parent().unwrap_or(Path::new(""));
+            let parent = self.make_dirs(above, 0o755)?;
+            let file = make_or_open(parent.as_fd(), name, mode).map_err(io::Error::from).context(what)?;
+            if !FileType::from_raw_mode(stat(file.as_fd()).context(what)?.st_mode).is_symlink() {
+                return Ok(file);
+            }
+            if is_made_up(file.as_fd()).context(what)? {
+                return Err(Error::permission_denied(format!(
+                    "{}: {} is a link that the kernel makes up; name a place outside of its file systems",
+                    what(),
+                    place.display()
+                )));
+            }
+            let target = readlinkat(&file, "", Vec::new()).map_err(io::Error::from).context(what)?;
+            // What is absolute takes the place of all before it, and is beneath the root as every path here.
+            place = above.join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()));
         }
-        openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-            .map_err(io::Error::from)
-            .context(what)
+        Err(io::Error::from(Errno::LOOP)).context(what)
     }
 
     /// Whether `outer` is `inner`, a directory in this root, or one of those that it lies in.
@@ -226,6 +240,16 @@ impl Root {
     fn what(&self, verb: &str, path: &Path) -> String {
         format!("{verb} {} in {}", path.display(), self.name.display())
     }
+}
+
+/// Opens what has a name in a directory, by path only and no link followed; where nothing is, it is a file, made empty.
+fn make_or_open(parent: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+    match openat(parent, name, flags, Mode::from_raw_mode(mode)) {
+        Ok(_) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The names of a path, with `..` but without `/` and `.`.
@@ -339,6 +363,53 @@ mod tests {
         assert!(root.make_dirs(Path::new("a/x"), 0o755).is_err());
         assert!(root.open_at(Path::new("a"), OFlags::PATH).is_err());
         assert!(root.find(Path::new("a"), OFlags::PATH).unwrap().is_none());
+    }
+
+    #[test]
+    fn files_are_made_where_links_lead_inside_the_root() {
+        let check = |links: &[(&str, &str)], expected: &str| {
+            let dir = tempfile::TempDir::new().unwrap();
+            let inside = dir.path().join("root");
+            fs::create_dir_all(inside.join("etc")).unwrap();
+            for (name, target) in links {
+                symlink(target, inside.join(name)).unwrap();
+            }
+            let root = Root::open(&inside).unwrap();
+            for _ in 0..2 {
+                let made = root.make_file(Path::new("/etc/hosts"), 0o644).unwrap();
+                assert_eq!(
+                    fs::read_link(proc_path(made.as_fd())).unwrap(),
+                    inside.join(expected),
+                    "{links:?}"
+                );
+                assert!(fs::symlink_metadata(inside.join(expected)).unwrap().is_file(), "{links:?}");
+            }
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing outside the root: {links:?}");
+        };
+        check(&[("etc/hosts", "/tmp/hosts")], "tmp/hosts");
+        check(&[("etc/hosts", "hosts.real")], "etc/hosts.real");
+        check(&[("etc/hosts", "/jump/baz/hosts"), ("jump", "/tmp/foo/bar")], "tmp/foo/bar/baz/hosts");
+        check(&[("etc/hosts", "../one"), ("one", "two"), ("two", "/three/four")], "three/four");
+        check(&[("etc/hosts", "../../../../out/hosts")], "out/hosts");
+        check(&[("etc/hosts", "/up/../hosts"), ("up", "../../../out")], "hosts");
+    }
+
+    #[test]
+    fn files_are_not_made_where_links_lead_in_circles() {
+        let dir = tempfile::TempDir::new().unwrap();
+        symlink("b", dir.path().join("a")).unwrap();
+        symlink("a", dir.path().join("b")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let refused = root.make_file(Path::new("a"), 0o644).unwrap_err();
+        assert!(refused.chain().contains("create file a"), "{refused}");
+        let links: u32 = fs::read_dir(dir.path()).unwrap().map(|_| 1).sum();
+        assert_eq!(links, 2, "nothing is made");
+        // A descriptor is a link whose text is a path of the host.
+        let held = fs::File::open("/dev/null").unwrap();
+        let proc = Root::open(Path::new("/proc")).unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&held);
+        let refused = proc.make_file(Path::new(&format!("self/fd/{number}")), 0o644).unwrap_err();
+        assert!(refused.chain().contains("the kernel makes up"), "{refused}");
     }
 
     #[test]

@@ -380,6 +380,39 @@ fn owners_of_a_mount_are_mapped() {
     refused.expect_code(1).expect_stderr("uidMappings");
 }
 
+/// Its place is made inside the root, with those above it, and the link stays.
+#[test]
+fn a_file_is_mounted_where_a_link_to_nothing_leads() {
+    let host = open_dir();
+    let file = host.path().join("file");
+    fs::write(&file, "of the host").expect("writable");
+    let out = host.path().join("out");
+    let outside = out.display().to_string();
+    for (links, place) in [
+        (&[("hosts", "/tmp/hosts")][..], "/tmp/hosts"),
+        (&[("hosts", "/jump/baz/hosts"), ("jump", "/tmp/foo/bar")], "/tmp/foo/bar/baz/hosts"),
+        (&[("hosts", &outside)], &outside),
+    ] {
+        let bundle = bundle(|spec| {
+            let look = format!("cat /hosts {place}; busybox awk '{{ print $5 }}' /proc/self/mountinfo");
+            script(spec, &look);
+            add_mount(
+                spec,
+                json!({"destination": "/hosts", "type": "bind", "source": file, "options": ["bind"]}),
+            );
+        });
+        for (name, target) in links {
+            std::os::unix::fs::symlink(target, bundle.path().join("rootfs").join(name)).expect("writable");
+        }
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("links")]).ok();
+        assert!(done.stdout.starts_with("of the hostof the host"), "{links:?}: {done}");
+        assert!(done.stdout.lines().any(|line| line == place), "{links:?}: {done}");
+        assert!(!out.exists(), "made on the host");
+    }
+}
+
 /// A user namespace takes nothing away that is locked for it, and says so: what is not named stays. Debian's runc 1.1 keeps
 /// silent about some of it.
 #[test]
