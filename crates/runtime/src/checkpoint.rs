@@ -287,11 +287,14 @@ impl Checkpoint<'_> {
 
     /// Mounts that show something of the host. By names that restore knows too.
     fn external_mounts(&self, spec: &Spec) -> Result<Vec<ExternalMount>> {
-        let root = PathBuf::from(format!("/proc/{}/root", self.container.state().pid));
+        let state = self.container.state();
+        let root = PathBuf::from(format!("/proc/{}/root", state.pid));
         let root = beneath::Root::open(&root)?;
         let cgroup = self.container.cgroup().ok();
+        let mut spec = spec.clone();
+        rootfs::strip_root(&mut spec, &state.bundle, &state.rootfs);
         let mut found: Vec<ExternalMount> =
-            outside_of(spec, cgroup.map(|cgroup| cgroup.mounts_for_container()))
+            outside_of(&spec, cgroup.map(|cgroup| cgroup.mounts_for_container()))
                 .into_iter()
                 .map(|(target, _)| {
                     let target = resolved(&root, &target);

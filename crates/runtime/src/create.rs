@@ -338,8 +338,9 @@ impl<'a> Maker<'a> {
         }
     }
 
-    fn plan(&mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Plan> {
+    fn plan(&mut self, options: CreateOptions<'_>, mut spec: Spec, bundle: PathBuf) -> Result<Plan> {
         let rootfs = rootfs_path(&spec, &bundle)?;
+        rootfs::strip_root(&mut spec, &bundle, &rootfs);
         let none = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&none);
         let namespaces = Namespaces::of(&spec)?;

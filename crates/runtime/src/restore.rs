@@ -103,10 +103,11 @@ impl<'a> Restore<'a> {
     fn plan(
         maker: &mut Maker<'_>,
         options: RestoreOptions<'a>,
-        spec: Spec,
+        mut spec: Spec,
         bundle: PathBuf,
     ) -> Result<Restore<'a>> {
         let rootfs = rootfs_path(&spec, &bundle)?;
+        rootfs::strip_root(&mut spec, &bundle, &rootfs);
         let namespaces = Namespaces::of(&spec)?;
         if namespaces.joined(NsKind::Cgroup).is_some() {
             return Err(Error::unimplemented("criu cannot join a cgroup namespace"));

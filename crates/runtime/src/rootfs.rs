@@ -38,7 +38,7 @@ mod restrict;
 
 pub(crate) use devices::devices;
 pub(crate) use enter::enter;
-pub(crate) use prepare::{PreparedMount, prepare};
+pub(crate) use prepare::{PreparedMount, prepare, strip_root};
 pub(crate) use restrict::restrict;
 
 /// The root of the container, before it is everybody's root.

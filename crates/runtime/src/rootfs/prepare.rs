@@ -1,7 +1,7 @@
 //! What only the parent can do for the mounts of a container: it reads their options and opens what they show.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use linux::idmap::Owners;
 use linux::mount::{self, Bind, Options, Propagation};
@@ -48,6 +48,48 @@ pub(crate) fn prepare(spec: &Spec, bundle: &Path, namespaces: &Namespaces) -> Re
     let host_propagation = host_propagation(spec)?;
     let prepare = Prepare { bundle, namespaces, linux: spec.linux.as_ref(), host_propagation };
     spec.mounts.iter().map(|mount| prepare.one(mount)).collect()
+}
+
+/// Takes destinations that begin with the path which the root has on the host from the root, as runc does: there are
+/// callers that write them so. Others stay as they are.
+pub(crate) fn strip_root(spec: &mut Spec, bundle: &Path, rootfs: &Path) {
+    let roots = root_paths(spec, bundle, rootfs);
+    for mount in &mut spec.mounts {
+        if let Some(inside) = inside_root(&roots, Path::new(&mount.destination)) {
+            mount.destination = inside.display().to_string();
+        }
+    }
+}
+
+/// The paths of the root on the host: without links, and as the bundle names it.
+fn root_paths(spec: &Spec, bundle: &Path, rootfs: &Path) -> [PathBuf; 2] {
+    let named = spec.root.as_ref().map_or(Path::new(""), |root| Path::new(&root.path));
+    [clean(rootfs), clean(&bundle.join(named))]
+}
+
+/// The same place seen from the root, for an absolute path of the host that lies in it by its names. None in the root of
+/// the host: nothing could be told apart there.
+fn inside_root(roots: &[PathBuf], path: &Path) -> Option<PathBuf> {
+    if !path.is_absolute() {
+        return None;
+    }
+    let path = clean(path);
+    let roots = roots.iter().filter(|root| root.parent().is_some());
+    let rest = roots.filter_map(|root| path.strip_prefix(root).ok()).next()?;
+    Some(Path::new("/").join(rest))
+}
+
+/// An absolute path without `.` and `..`, by its names alone.
+fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            _ => {}
+        }
+    }
+    cleaned
 }
 
 struct Prepare<'a> {
@@ -127,4 +169,41 @@ impl Prepare<'_> {
 
 fn user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
     linux::idmap::namespace(&Owners { uids: uids.to_vec(), gids: gids.to_vec() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_the_host_are_taken_from_the_root() {
+        let roots = [PathBuf::from("/b/rootfs"), PathBuf::from("/link/rootfs")];
+        let inside = |path: &str| inside_root(&roots, Path::new(path)).map(|path| path.display().to_string());
+        for (path, expected) in [
+            ("/b/rootfs", Some("/")),
+            ("/b//rootfs/./mnt/", Some("/mnt")),
+            ("/b/rootfs/a/../c", Some("/c")),
+            ("/x/../../b/rootfs/c", Some("/c")),
+            ("/link/rootfs/c/d", Some("/c/d")),
+            ("/b/rootfs/../c", None),
+            ("/b/rootfs2/c", None),
+            ("/b", None),
+            ("b/rootfs/c", None),
+        ] {
+            assert_eq!(inside(path).as_deref(), expected, "{path}");
+        }
+        assert_eq!(inside_root(&["/".into(), "/".into()], Path::new("/c")), None);
+    }
+
+    #[test]
+    fn destinations_outside_of_the_root_stay_as_they_are() {
+        let mount = |destination: &str| Mount { destination: destination.into(), ..Mount::default() };
+        let mut spec = Spec {
+            mounts: ["/b/rootfs/mnt", "/b/rootfs", "/b/rootfs/..", "mnt//x", "/b/../mnt"].map(mount).to_vec(),
+            ..Spec::default()
+        };
+        strip_root(&mut spec, Path::new("/b"), Path::new("/b/rootfs"));
+        let said: Vec<&str> = spec.mounts.iter().map(|mount| mount.destination.as_str()).collect();
+        assert_eq!(said, ["/mnt", "/", "/b/rootfs/..", "mnt//x", "/b/../mnt"]);
+    }
 }

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 use testkit::disk::Disk;
 use testkit::{eventually, run};
 
-use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, give, missing, read_text, same, script};
+use crate::runtime_bundle::{
+    Runtime, add_mount, bundle, compile, give, missing, read_spec, read_text, same, script,
+};
 
 /// What a script says in a container of ours.
 #[track_caller]
@@ -411,6 +413,33 @@ fn a_file_is_mounted_where_a_link_to_nothing_leads() {
         assert!(done.stdout.lines().any(|line| line == place), "{links:?}: {done}");
         assert!(!out.exists(), "made on the host");
     }
+}
+
+/// As runc takes them: there are callers that write the path which the root has on the host.
+#[test]
+fn destinations_with_the_path_of_the_root_are_in_the_root() {
+    let host = open_dir();
+    fs::write(host.path().join("file"), "of the host\n").expect("writable");
+    let bundle = bundle(|spec| {
+        script(spec, "cat /m/file; busybox awk '$5 ~ \"^/m\" { print $5, $6 }' /proc/self/mountinfo")
+    });
+    let rootfs = bundle.path().join("rootfs");
+    let mut spec = read_spec(bundle.path());
+    for (at, mount) in [
+        ("m", json!({"type": "bind", "source": host.path(), "options": ["bind", "ro"]})),
+        ("x/..//mt", json!({"type": "tmpfs", "source": "tmpfs", "options": ["ro"]})),
+    ] {
+        let mut mount = mount;
+        mount["destination"] = json!(rootfs.join(at));
+        add_mount(&mut spec, mount);
+    }
+    fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &runtime.id("strip")]).ok();
+    let said: Vec<&str> = done.text().lines().map(|line| line.split(',').next().unwrap_or(line)).collect();
+    assert_eq!(said, ["of the host", "/m ro", "/mt ro"]);
+    assert!(!rootfs.join(&path[1..]).exists(), "a path of the host is made in the root");
 }
 
 /// A user namespace takes nothing away that is locked for it, and says so: what is not named stays. Debian's runc 1.1 keeps
