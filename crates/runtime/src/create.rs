@@ -354,7 +354,7 @@ impl<'a> Maker<'a> {
         if scope.is_none() {
             self.begin_cgroup(&cgroup)?;
         }
-        let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
+        let mounts = rootfs::prepare(&spec, &bundle, &rootfs, &namespaces)?;
         let process = spec.process.as_ref().expect("checked when the spec was read");
         let (labels, mut warnings) = Labels::of(process);
         warnings.extend(doubts(&spec));

@@ -126,7 +126,7 @@ impl<'a> Restore<'a> {
             }
             maker.make_cgroup(&place, &spec, &namespaces)?
         };
-        let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
+        let mounts = rootfs::prepare(&spec, &bundle, &rootfs, &namespaces)?;
         let mut warnings = Vec::new();
         if options.systemd.is_none() && maker.cgroup().is_none() {
             warnings.extend(without_cgroup(&spec)?);

@@ -181,16 +181,15 @@ pub(crate) fn make_mount_point(root: &Root, mount: &PreparedMount, spec: &Spec) 
         let place = Path::new(&other.destination);
         place != destination && destination.starts_with(place) && !is_bind(other)
     };
-    let Some(source) = mount.open_source()? else {
-        return match mount.spec.kind.as_str() {
-            "cgroup" | "cgroup2" => Ok(()),
-            _ if spec.mounts.iter().any(is_inside) => Ok(()),
-            _ => root.inside.make_dirs(destination, 0o755).map(drop),
-        };
-    };
     if spec.mounts.iter().any(is_inside) {
         return Ok(());
     }
+    let Some(source) = mount.open_source(root)? else {
+        return match mount.spec.kind.as_str() {
+            "cgroup" | "cgroup2" => Ok(()),
+            _ => root.inside.make_dirs(destination, 0o755).map(drop),
+        };
+    };
     let target = if is_directory(&source)? {
         root.inside.make_dirs(destination, 0o755)?
     } else {

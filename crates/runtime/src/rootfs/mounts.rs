@@ -52,7 +52,7 @@ pub(super) fn mount_one(
     if mount.takes_what_is_limited() {
         supplies.enter_cgroup()?;
     }
-    let source = mount.open_source()?;
+    let source = mount.open_source(root)?;
     let is_file = match &source {
         Some(source) => file_type(source.as_fd())? != FileType::Directory,
         None => false,

@@ -3,13 +3,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use linux::beneath;
 use linux::idmap::Owners;
 use linux::mount::{self, Bind, Options, Propagation};
 use linux::ns::NsKind;
+use rustix::fs::OFlags;
 use types::spec::runtime::{IdMapping, Linux, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
-use super::host_propagation;
+use super::{Root, host_propagation};
 use crate::plan::Namespaces;
 
 /// A mount of the spec, with what only the parent could make.
@@ -25,6 +27,36 @@ pub(super) enum Source {
     Tree(OwnedFd),
     /// For a caller who may not mount: cloned by the child, who may, in its copy of the caller's tree.
     Path { path: PathBuf, recursive: bool },
+    /// What lies in the root is cloned by the child when its turn comes: mounts of the container before it may lie there.
+    Inside(Inside),
+}
+
+/// A source in the container's root.
+pub(super) struct Inside {
+    /// As seen from the root.
+    path: PathBuf,
+    recursive: bool,
+    /// The user namespace that maps its owners, and whether it maps those of all mounts below too.
+    owners: Option<(OwnedFd, bool)>,
+    /// What the caller saw there, for a child of a user namespace that may not look there itself.
+    seen_before: Option<OwnedFd>,
+}
+
+impl Inside {
+    /// Clones what is there now, beneath the root: a link leads to a place in it, or nowhere.
+    fn open(&self, root: &Root) -> Result<OwnedFd> {
+        let found = match (root.inside.open_at(&self.path, OFlags::PATH), &self.seen_before) {
+            (Err(error), Some(seen)) if error.is(ErrorKind::PermissionDenied) => {
+                return seen.try_clone().context(|| "keep the source");
+            }
+            (found, _) => found?,
+        };
+        let tree = mount::clone_tree(found.as_fd(), Path::new(""), self.recursive)?;
+        if let Some((owners, recursive)) = &self.owners {
+            mount::set_idmap(tree.as_fd(), owners.as_fd(), *recursive)?;
+        }
+        Ok(tree)
+    }
 }
 
 impl PreparedMount {
@@ -34,19 +66,28 @@ impl PreparedMount {
         self.options.copy_up || self.source.is_none() && !is_kernels
     }
 
-    pub(crate) fn open_source(&self) -> Result<Option<OwnedFd>> {
+    /// Opens what a bind mount shows, mounted nowhere yet; none for other mounts. `root` is the container's, as far as it is
+    /// built.
+    pub(super) fn open_source(&self, root: &Root) -> Result<Option<OwnedFd>> {
         match &self.source {
             None => Ok(None),
             Some(Source::Tree(tree)) => tree.try_clone().context(|| "keep the source").map(Some),
             Some(Source::Path { path, recursive }) => mount::clone_path(path, *recursive).map(Some),
+            Some(Source::Inside(inside)) => inside.open(root).map(Some),
         }
     }
 }
 
-/// Opens the sources of bind mounts, in the parent, and reads all options.
-pub(crate) fn prepare(spec: &Spec, bundle: &Path, namespaces: &Namespaces) -> Result<Vec<PreparedMount>> {
+/// Opens the sources of bind mounts, in the parent, but for those in the root, and reads all options.
+pub(crate) fn prepare(
+    spec: &Spec,
+    bundle: &Path,
+    rootfs: &Path,
+    namespaces: &Namespaces,
+) -> Result<Vec<PreparedMount>> {
     let host_propagation = host_propagation(spec)?;
-    let prepare = Prepare { bundle, namespaces, linux: spec.linux.as_ref(), host_propagation };
+    let roots = root_paths(spec, bundle, rootfs);
+    let prepare = Prepare { bundle, roots, namespaces, linux: spec.linux.as_ref(), host_propagation };
     spec.mounts.iter().map(|mount| prepare.one(mount)).collect()
 }
 
@@ -94,6 +135,7 @@ fn clean(path: &Path) -> PathBuf {
 
 struct Prepare<'a> {
     bundle: &'a Path,
+    roots: [PathBuf; 2],
     namespaces: &'a Namespaces,
     linux: Option<&'a Linux>,
     host_propagation: Propagation,
@@ -126,8 +168,25 @@ impl Prepare<'_> {
         }
         let path = self.bundle.join(&spec.source);
         let recursive = options.bind == Bind::Recursive;
-        let source = match mount::clone_path(&path, recursive) {
-            Err(error) if error.is(ErrorKind::PermissionDenied) && self.namespaces.has(NsKind::User) => {
+        let in_user_namespace = self.namespaces.has(NsKind::User);
+        let inside = inside_root(&self.roots, &path);
+        // To map owners the caller is needed where the child has a user namespace.
+        if let Some(inside) = &inside
+            && !(is_mapped && in_user_namespace)
+        {
+            let owners = is_mapped.then(|| self.owner_maps(spec)).transpose().context(what)?;
+            let owners = owners.map(|owners| (owners, options.idmap == Some(true)));
+            // The child says what is wrong if it needs what could not be seen.
+            let seen = if in_user_namespace { self.clone_inside(inside, recursive).ok() } else { None };
+            let inside = Inside { path: inside.clone(), recursive, owners, seen_before: seen };
+            return Ok(PreparedMount { spec: spec.clone(), options, source: Some(Source::Inside(inside)) });
+        }
+        let cloned = match &inside {
+            Some(inside) => self.clone_inside(inside, recursive),
+            None => mount::clone_path(&path, recursive),
+        };
+        let source = match cloned {
+            Err(error) if error.is(ErrorKind::PermissionDenied) && in_user_namespace => {
                 Source::Path { path, recursive }
             }
             other => Source::Tree(other.context(what)?),
@@ -148,6 +207,14 @@ impl Prepare<'_> {
             _ => {}
         }
         Ok(PreparedMount { spec: spec.clone(), options, source: Some(source) })
+    }
+
+    /// What the caller sees in the root, with none of the container's mounts. Links of the image do not lead out of it.
+    fn clone_inside(&self, inside: &Path, recursive: bool) -> Result<OwnedFd> {
+        let found = beneath::Root::open(&self.roots[0])?.open_at(inside, OFlags::PATH)?;
+        let tree = mount::clone_tree(found.as_fd(), Path::new(""), recursive)?;
+        mount::set_propagation(tree.as_fd(), self.host_propagation, true)?;
+        Ok(tree)
     }
 
     /// A user namespace with the maps of a mount: its own, or else those of the container.

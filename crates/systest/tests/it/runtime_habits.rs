@@ -167,7 +167,7 @@ fn a_bind_mount_has_the_attributes_that_it_names() {
     let said: Vec<String> = done.ok().text().lines().map(str::to_owned).collect();
     // Access times are not taken away by their negation: another word has to be named for them.
     let times = ["rw,noatime"; 4];
-    let all = [&["ro,nosuid,nodev,noexec,noatime"], &times[..], &["rw,nodiratime,relatime"]].concat();
+    let all = [&["ro,nosuid,nodev,noexec,noatime"][..], &times[..], &["rw,nodiratime,relatime"][..]].concat();
     assert_eq!(said, all);
 }
 

@@ -392,8 +392,8 @@ fn a_file_is_mounted_where_a_link_to_nothing_leads() {
     let outside = out.display().to_string();
     for (links, place) in [
         (&[("hosts", "/tmp/hosts")][..], "/tmp/hosts"),
-        (&[("hosts", "/jump/baz/hosts"), ("jump", "/tmp/foo/bar")], "/tmp/foo/bar/baz/hosts"),
-        (&[("hosts", &outside)], &outside),
+        (&[("hosts", "/jump/baz/hosts"), ("jump", "/tmp/foo/bar")][..], "/tmp/foo/bar/baz/hosts"),
+        (&[("hosts", outside.as_str())][..], outside.as_str()),
     ] {
         let bundle = bundle(|spec| {
             let look = format!("cat /hosts {place}; busybox awk '{{ print $5 }}' /proc/self/mountinfo");
@@ -440,6 +440,71 @@ fn destinations_with_the_path_of_the_root_are_in_the_root() {
     let said: Vec<&str> = done.text().lines().map(|line| line.split(',').next().unwrap_or(line)).collect();
     assert_eq!(said, ["of the host", "/m ro", "/mt ro"]);
     assert!(!rootfs.join(&path[1..]).exists(), "a path of the host is made in the root");
+}
+
+/// What a bind mount shows of the root has the mounts before it, as with runc, which looks for each when its turn comes; also
+/// in places that are there by such a mount alone. The links in it do not lead out.
+#[test]
+fn sources_in_the_root_have_the_mounts_before_them() {
+    let disk = mappable_disk();
+    let attempt = |options: &[&str], with_user: bool, mapped: bool| {
+        let bundle = bundle(|spec| {
+            script(spec, "cat /final/x/y/file /again/file; ls /shown/kept; ls /shown/secret");
+            if with_user {
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+        });
+        let rootfs = bundle.path().join("rootfs");
+        let runtime = Runtime::ours();
+        let id = runtime.id("order");
+        let host = disk.path().join(&id);
+        for (dir, below) in [("a", "x"), ("b", "y"), ("c", "z"), ("kept", "kept")] {
+            fs::create_dir_all(host.join(dir).join(below)).expect("writable");
+            fs::write(host.join(dir).join("file"), format!("{dir}\n")).expect("writable");
+        }
+        // On the host it leads to something else than in the container.
+        fs::create_dir_all(host.join("out/secret")).expect("writable");
+        std::os::unix::fs::symlink(host.join("out"), rootfs.join("link")).expect("writable");
+        let led = rootfs.join(&host.display().to_string()[1..]).join("out");
+        fs::create_dir_all(led.join("kept")).expect("writable");
+        let mut spec = read_spec(bundle.path());
+        for (source, destination) in [
+            (host.join("a"), "/mnt"),
+            (host.join("b"), "/mnt/x"),
+            (host.join("c"), "/mnt/x/y"),
+            (rootfs.join("mnt"), "/final"),
+            (rootfs.join("final/./x/z/../y"), "/again"),
+            (rootfs.join("link"), "/shown"),
+        ] {
+            let is_inside = source.starts_with(&rootfs) && !source.ends_with("link");
+            let options = if is_inside { options } else { &["rbind", "rprivate"][..] };
+            let mut mount = json!({
+                "destination": destination,
+                "type": "bind",
+                "source": source,
+                "options": options,
+            });
+            if mapped && is_inside {
+                for kind in ["uidMappings", "gidMappings"] {
+                    mount[kind] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+                }
+            }
+            add_mount(&mut spec, mount);
+        }
+        fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &id])
+    };
+    for with_user in [false, true] {
+        let done = attempt(&["rbind", "rprivate"], with_user, false);
+        assert_eq!(done.stdout, "c\nc\n", "{with_user}: {done}");
+        assert!(done.code != 0 && done.stderr.contains("secret"), "{with_user}: {done}");
+    }
+    let done = attempt(&["rbind", "idmap"], false, true);
+    assert_eq!(done.stdout, "c\nc\n", "{done}");
+    // One mount alone, of which the mounts below are not shown.
+    let done = attempt(&["bind"], false, false);
+    done.expect_code(1).expect_stderr("/final/x/y");
 }
 
 /// A user namespace takes nothing away that is locked for it, and says so: what is not named stays. Debian's runc 1.1 keeps
