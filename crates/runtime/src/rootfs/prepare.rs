@@ -104,8 +104,8 @@ pub(crate) fn strip_root(spec: &mut Spec, bundle: &Path, rootfs: &Path) {
 
 /// The paths of the root on the host: without links, and as the bundle names it.
 fn root_paths(spec: &Spec, bundle: &Path, rootfs: &Path) -> [PathBuf; 2] {
-    let named = spec.root.as_ref().map_or(Path::new(""), |root| Path::new(&root.path));
-    [clean(rootfs), clean(&bundle.join(named))]
+    let named = spec.root.as_ref().map(|root| bundle.join(&root.path));
+    [clean(rootfs), clean(named.as_deref().unwrap_or(rootfs))]
 }
 
 /// The same place seen from the root, for an absolute path of the host that lies in it by its names. None in the root of
