@@ -34,6 +34,14 @@ impl Tree {
         Ok(stacked)
     }
 
+    /// Whether names of what lies below are deleted by it, if something does.
+    pub fn deletes(&self) -> bool {
+        self.inodes.iter().any(|inode| match &inode.content {
+            Content::Directory(directory) => directory.opaque,
+            content => matches!(content, Content::Whiteout),
+        })
+    }
+
     /// A layer that lies on a ground. What it deletes of nothing is not there.
     fn on(mut self, ground: Ground) -> Tree {
         if ground == Ground::Nothing {

@@ -112,7 +112,16 @@ impl LayerFiles {
 
     /// Whether the image is, byte for byte, that of this tree.
     pub fn is_image_of(&self, tree: &Tree) -> Result<bool> {
-        is_image_of(tree, &self.image)
+        Ok(self.image_of(tree) == self.image && is_image_of(tree, &self.image)?)
+    }
+
+    /// Where the image of a layer goes. What is shown by itself lies on nothing, and one that deletes something would show
+    /// what it has for that: it is merged, with others or with none.
+    fn image_of(&self, tree: &Tree) -> PathBuf {
+        match tree.deletes() {
+            true => self.image.with_file_name(PACKED_IMAGE),
+            false => self.image.clone(),
+        }
     }
 
     /// Puts a layer in the place of one whose files are wrong. All is on disk when this returns; a crash before
@@ -165,14 +174,16 @@ impl LayerFiles {
 
     /// Puts the image of the layer's archive in the place of one that is wrong, as [`LayerFiles::replace`].
     pub fn replace_image(&self, tree: &Tree) -> Result<()> {
-        replace_image(tree, &self.image, true)
+        let image = self.image_of(tree);
+        replace_image(tree, &image, true)?;
+        if image == self.image { Ok(()) } else { remove_if_there(&self.image) }
     }
 
     fn write_with(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>, is_durable: bool) -> Result<()> {
         let data = self.own_data()?;
         let stored = self
             .store_in(&data, store, is_durable)
-            .and_then(|tree| replace_image(&tree, &self.image, is_durable));
+            .and_then(|tree| replace_image(&tree, &self.image_of(&tree), is_durable));
         if let Err(error) = &stored {
             self.take_back(error);
         }

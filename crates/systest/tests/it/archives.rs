@@ -67,16 +67,18 @@ fn layer(fill: impl FnOnce(&Path)) -> Vec<u8> {
 }
 
 pub(crate) fn shell_layer() -> Vec<u8> {
-    layer(|root| {
-        fs::create_dir(root.join("bin")).unwrap();
-        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for tool in ["sh", "cat", "ls", "stat", "true", "sleep", "touch", "rm", "wc"] {
-            symlink("busybox", root.join("bin").join(tool)).unwrap();
-        }
-        fs::create_dir(root.join("etc")).unwrap();
-        fs::write(root.join("etc/base"), "base").unwrap();
-        fs::write(root.join("etc/gone"), "gone").unwrap();
-    })
+    layer(shell)
+}
+
+fn shell(root: &Path) {
+    fs::create_dir(root.join("bin")).unwrap();
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for tool in ["sh", "cat", "ls", "stat", "true", "sleep", "touch", "rm", "wc"] {
+        symlink("busybox", root.join("bin").join(tool)).unwrap();
+    }
+    fs::create_dir(root.join("etc")).unwrap();
+    fs::write(root.join("etc/base"), "base").unwrap();
+    fs::write(root.join("etc/gone"), "gone").unwrap();
 }
 
 fn upper_layer() -> Vec<u8> {
@@ -95,6 +97,47 @@ fn push(registry: &Registry, layers: &[Vec<u8>], name: &str) -> String {
     let image = layout.image_of(architecture, layers, &config);
     layout.tag(&image, images::TAG);
     registry.push(layout.path(), images::TAG, name) + ":latest"
+}
+
+/// What the lowest layer deletes was never there. It is the only one, and is shown by its own image.
+#[test]
+fn what_the_only_layer_deletes_is_not_shown() {
+    let only = layer(|root| {
+        shell(root);
+        fs::write(root.join(".wh.top"), "").unwrap();
+        for directory in ["dir", "opaque"] {
+            fs::create_dir(root.join(directory)).unwrap();
+            fs::write(root.join(directory).join("here"), "").unwrap();
+        }
+        fs::write(root.join("dir/.wh.gone"), "").unwrap();
+        fs::write(root.join("opaque/.wh..wh..opq"), "").unwrap();
+    });
+    let registry = Registry::start();
+    let reference = push(&registry, &[only], "only");
+    let daemon = Daemon::start_with(&[], ARCHIVES);
+    daemon.hoist(["pull", &reference]).ok();
+    let shown = daemon.dir().join("shown").display().to_string();
+    fs::create_dir(&shown).unwrap();
+    daemon.hoist(["image", "mount", &reference, &shown]).ok();
+    let names = |of: &str| {
+        let entries = fs::read_dir(Path::new(&shown).join(of)).expect("a directory");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(
+        [names("."), names("dir"), names("opaque")],
+        [
+            ["bin", "dir", "etc", "opaque"].map(String::from).to_vec(),
+            vec!["here".to_owned()],
+            vec!["here".to_owned()],
+        ]
+    );
+    daemon.hoist(["image", "unmount", &shown]).ok();
+    let look = ["run", "--rm", "--network", "none", &reference, "sh", "-c", "ls /dir /opaque && rm -r /dir"];
+    assert_eq!(daemon.hoist(look).ok().text(), "/dir:\nhere\n\n/opaque:\nhere");
+    daemon.hoist(["image", "verify", &reference]).ok();
 }
 
 #[test]

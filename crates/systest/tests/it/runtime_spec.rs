@@ -318,7 +318,7 @@ fn a_hook_in_the_container_is_in_its_cgroup() {
             .retain(|kind| kind["type"] != "cgroup");
         spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["type"] != "cgroup");
     });
-    let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+    let mut spec = read_spec(bundle.path());
     let seen = bundle.path().join("rootfs/seen");
     let text = format!("cat /proc/self/cgroup > {}", seen.display());
     spec["hooks"]["createContainer"] =
@@ -387,7 +387,7 @@ fn owners_of_a_mount_are_mapped() {
 fn a_file_is_mounted_where_a_link_to_nothing_leads() {
     let host = open_dir();
     let file = host.path().join("file");
-    fs::write(&file, "of the host").expect("writable");
+    fs::write(&file, "of the host\n").expect("writable");
     let out = host.path().join("out");
     let outside = out.display().to_string();
     for (links, place) in [
@@ -409,7 +409,7 @@ fn a_file_is_mounted_where_a_link_to_nothing_leads() {
         let runtime = Runtime::ours();
         let path = bundle.path().display().to_string();
         let done = runtime.run(&["run", "--bundle", &path, &runtime.id("links")]).ok();
-        assert!(done.stdout.starts_with("of the hostof the host"), "{links:?}: {done}");
+        assert!(done.stdout.starts_with("of the host\nof the host\n"), "{links:?}: {done}");
         assert!(done.stdout.lines().any(|line| line == place), "{links:?}: {done}");
         assert!(!out.exists(), "made on the host");
     }
@@ -421,7 +421,7 @@ fn destinations_with_the_path_of_the_root_are_in_the_root() {
     let host = open_dir();
     fs::write(host.path().join("file"), "of the host\n").expect("writable");
     let bundle = bundle(|spec| {
-        script(spec, "cat /m/file; busybox awk '$5 ~ \"^/m\" { print $5, $6 }' /proc/self/mountinfo")
+        script(spec, "cat /m/file; busybox awk '$5 ~ \"^/m\" { print $5, $6 }' /proc/self/mountinfo");
     });
     let rootfs = bundle.path().join("rootfs");
     let mut spec = read_spec(bundle.path());
@@ -853,7 +853,7 @@ fn hooks_run_in_the_bundle_or_in_the_root() {
         let root = bundle.path().join("rootfs").canonicalize().expect("a root");
         let at_bundle = root.parent().expect("a bundle").display().to_string();
         let at_root = root.display().to_string();
-        let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+        let mut spec = read_spec(bundle.path());
         let mut expected = vec!["program".to_owned()];
         for (name, log, at) in [
             ("prestart", root.join("log"), at_bundle.as_str()),
@@ -895,7 +895,7 @@ fn hooks_run_in_their_order_and_place() {
             spec["annotations"] = json!({"org.example": "kept"});
         });
         let root = bundle.path().join("rootfs");
-        let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+        let mut spec = read_spec(bundle.path());
         for name in HOOKS {
             // In the container's root there is another path to the log, and one program with many names.
             let (log, tr) = match name {
@@ -965,7 +965,7 @@ fn hooks_are_those_of_the_creation() {
     for runtime in Runtime::both() {
         let bundle = bundle(|spec| script(spec, "echo program >> /log"));
         let root = bundle.path().join("rootfs");
-        let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+        let mut spec = read_spec(bundle.path());
         let config = bundle.path().join("config.json");
         let mut write = |words: &str| {
             for name in ["startContainer", "poststart", "poststop"] {
@@ -1030,7 +1030,7 @@ fn a_last_hook_that_fails_or_lingers_is_a_warning() {
             [("exit 3", 0, "exit status: 3"), ("echo > $0; exec sleep 1000", 1, "timeout of 1 s")]
         {
             let bundle = bundle(|spec| script(spec, "exit 4"));
-            let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+            let mut spec = read_spec(bundle.path());
             let begun = bundle.path().join("begun").display().to_string();
             let hook = |text: &str| json!({"path": "/bin/sh", "args": ["sh", "-c", text, begun], "env": ["PATH=/bin:/usr/bin"]});
             spec["hooks"]["poststop"] = json!([hook(text), hook("echo > $0.next")]);
@@ -1491,7 +1491,7 @@ fn what_is_likely_not_meant_is_a_warning() {
         }
     }
     // Debian's runc says nothing of letters that no access has.
-    let letters = self::bundle(|spec| {
+    let letters = bundle(|spec| {
         script(spec, "echo ran");
         spec["linux"]["resources"]["devices"] =
             json!([{"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwa"}]);
