@@ -180,7 +180,7 @@ mod tests {
     fn what_is_wrong_is_said() {
         let data = data();
         for (wrong, why) in [
-            ("{{.Nosuch}}", "no field Nosuch; there are A, E, "),
+            ("{{.Nosuch}}", "no field Nosuch; there are A, Attributes, E, "),
             ("{{.A.B.C}}", "has no field C"),
             ("{{.Z.C}}", "nothing"),
             ("{{", "}} is missing"),

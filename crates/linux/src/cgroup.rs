@@ -47,6 +47,8 @@ use rustix::fs::{Mode, OFlags};
 use types::spec::runtime::LinuxResources;
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::idmap;
+
 pub use self::hierarchy::{Hierarchies, Hierarchy, Kind, Rest, Version};
 pub use self::oom::{Oom, OomWatch};
 pub use self::pressure::{Pressure, Stall};
@@ -58,9 +60,7 @@ pub use self::systemd::{Instance, Scope, stop_scope, update_scope};
 
 /// Whether the caller is the host's root, and not that of a user namespace: whom the kernel refuses nothing of cgroups.
 fn is_privileged() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let is_in_user_namespace = !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"]);
-    rustix::process::geteuid().is_root() && !is_in_user_namespace
+    rustix::process::geteuid().is_root() && !idmap::in_user_namespace()
 }
 
 /// A cgroup: the directories of one name in every hierarchy of the host.

@@ -93,6 +93,13 @@ pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
     made.map(OwnedFd::from)
 }
 
+/// Whether the caller is in a user namespace that somebody made, and not in the host's: as root it has no rights outside.
+pub fn in_user_namespace() -> bool {
+    // A kernel without user namespaces has no such file.
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// The maps of the user namespace that a process is in, as its owners are seen from the caller's.
 pub fn of(pid: u32) -> Result<Owners> {
     let read = |file: &str| -> Result<Vec<IdMapping>> {

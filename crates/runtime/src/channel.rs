@@ -228,6 +228,8 @@ fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
 mod tests {
     use std::process::Command;
 
+    use rustix::event::{PollFd, PollFlags};
+
     use super::*;
 
     #[test]
@@ -245,8 +247,16 @@ mod tests {
         let doors = vec![rustix::io::dup(io::stdout()).unwrap(), rustix::io::dup(io::stdout()).unwrap()];
         one.send(&Message::Cgroup(doors)).unwrap();
         assert!(matches!(other.receive().unwrap(), Some(Message::Cgroup(doors)) if doors.len() == 2));
-        drop(one);
+        drop_for_all(one, &other);
         assert!(other.receive().unwrap().is_none());
+    }
+
+    /// Waits until nobody has the other end: what other tests start has a copy of it until it executes its program.
+    fn drop_for_all(other: Channel, one: &Channel) {
+        drop(other);
+        let mut end = [PollFd::new(&one.socket, PollFlags::empty())];
+        rustix::event::poll(&mut end, None).unwrap();
+        assert!(end[0].revents().contains(PollFlags::HUP));
     }
 
     #[test]
@@ -264,7 +274,7 @@ mod tests {
         let door = rustix::io::dup(io::stdout()).unwrap();
         let too_many = Message::Cgroup((0..64).map(|_| door.try_clone().unwrap()).collect());
         assert_eq!(one.send_to_whoever_is_there(&too_many).unwrap_err().kind(), ErrorKind::InvalidArgument);
-        drop(other);
+        drop_for_all(other, &one);
         one.send_to_whoever_is_there(&Message::Cgroup(vec![door])).unwrap();
         assert!(one.send(&Message::Go).is_err());
     }
@@ -316,7 +326,7 @@ mod tests {
     fn a_side_that_failed_early_is_heard_before_the_error_of_speaking_to_it() {
         let (one, other) = Channel::pair().unwrap();
         other.send(&Message::Failed(ErrorKind::PermissionDenied, "no rights".into())).unwrap();
-        drop(other);
+        drop_for_all(other, &one);
         let error = one.send(&Message::Go).unwrap_err();
         assert!(error.chain().contains("send to the other side"), "{}", error.chain());
         let error = one.explain(error);

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use linux::cgroup::Instance;
+use linux::idmap;
 use linux::process::ExitStatus;
 use linux::sealed;
 use types::spec::runtime::LinuxResources;
@@ -180,12 +181,17 @@ fn print_version(called_runc: bool) -> Result<()> {
     print_line(&format!("{name}\nspec: {spec}"))
 }
 
-/// Where states are kept if nobody says: in memory, and below the user's own directory if that is not root. Under runc's
-/// name where runc has them.
+/// Where states are kept if nobody says: in memory, and below the user's own directory if that is not the host's root. The
+/// root of a user namespace is no other than the user who made it, as rootless podman's, unless it says so (`USER`). Under
+/// runc's name where runc has them.
 fn default_root(called_runc: bool) -> PathBuf {
     let name = if called_runc { "runc" } else { "hoist/runtime" };
     let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-    let own = own.filter(|_| !rustix::process::geteuid().is_root());
+    let is_user = || {
+        !rustix::process::geteuid().is_root()
+            || idmap::in_user_namespace() && std::env::var_os("USER").is_none_or(|user| user != "root")
+    };
+    let own = own.filter(|_| is_user());
     own.map_or_else(|| PathBuf::from("/run"), PathBuf::from).join(name)
 }
 

@@ -426,7 +426,6 @@ impl Pipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
     use types::ErrorKind;
 
     #[test]
@@ -475,8 +474,11 @@ mod tests {
                  cat > heard\necho unix:///s\n",
                 dir.path().display()
             );
-            std::fs::write(&new, script).unwrap();
-            std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+            // By another process: what is open here for writing is so in children that other tests start at that moment too,
+            // and the kernel executes no such file (ETXTBSY, execve(2)).
+            let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
+            let written = Command::new("sh").args(["-c", write]).arg(&new).arg(script).status();
+            assert!(written.unwrap().success());
             std::fs::rename(new, &program.path).unwrap();
         };
         let namespace = Namespace::new("n").unwrap();

@@ -10,8 +10,8 @@ use clap::{Args, Subcommand};
 use client::Client;
 use types::Result;
 
-/// A flag of Docker's that says what is so here: nobody looks for signatures of that kind, nor signs so. `[policy]` of the
-/// daemon does.
+// A flag of Docker's that says what is so here: nobody looks for signatures of that kind, nor signs so. `[policy]` of the
+// daemon does. A doc comment would become the help of each command that has it.
 #[derive(Args)]
 pub(crate) struct TrustFlag {
     #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]

@@ -99,7 +99,7 @@ pub(super) fn mount_one(
 }
 
 /// Refuses to take away what the source of a bind mount has, in a user namespace. The kernel locks that where it copies the
-/// caller's mounts for such a namespace, but most sources were cloned by the caller, of whom it locks nothing.
+/// caller's mounts for such a namespace, but some sources were cloned by the caller, of whom it locks nothing.
 fn keep_locked(source: BorrowedFd<'_>, changes: &[Attributes]) -> Result<()> {
     // A file system that does not answer is asked only if it must be.
     if changes.iter().all(|change| change.is_empty()) {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Between two pipes the kernel moves the pages (`splice`); everything else goes through the loop's
-//! buffer. What was read and could not be written stays in `pending`, or with the reader who did not take it, and no
+//! buffer: a console gives some lines at a time, and each would have a page of the pipe for itself. What was read and could not be written stays in `pending`, or with the reader who did not take it, and no
 //! more is read until it is gone.
 //!
 //! Those who type into an input beside its source come and go. It ends with its source, which is asked last.
@@ -75,6 +75,11 @@ impl Copy {
     pub(crate) fn new(source: OwnedFd, sink: Sink) -> Copy {
         let spliced = matches!(sink, Sink::Pipe(_));
         Copy { source, typists: Vec::new(), sink, pending: Vec::new(), spliced, ended: false }
+    }
+
+    /// The output of a console, of which the same is asked.
+    pub(crate) fn of_console(console: OwnedFd, sink: Sink) -> Copy {
+        Copy { spliced: false, ..Copy::new(console, sink) }
     }
 
     /// The descriptors that [`Wants::Source`] is about.
@@ -286,7 +291,9 @@ mod tests {
     use std::io::Read;
     use std::path::Path;
 
+    use rustix::event::{PollFd, PollFlags};
     use rustix::pipe::{PipeFlags, pipe_with};
+    use rustix::pty::{self, OpenptFlags};
 
     use super::super::target::JsonFile;
     use super::*;
@@ -294,6 +301,19 @@ mod tests {
     fn pipe() -> (File, OwnedFd) {
         let (reader, writer) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap();
         (reader.into(), writer)
+    }
+
+    /// Waits until nobody has the other end of a pipe: what other tests start has a copy of it until it executes its program.
+    fn wait_for_the_last(end: BorrowedFd<'_>) {
+        let mut end = [PollFd::from_borrowed_fd(end, PollFlags::empty())];
+        rustix::event::poll(&mut end, None).unwrap();
+        assert!(end[0].revents().intersects(PollFlags::HUP | PollFlags::ERR));
+    }
+
+    /// The same of who writes to where it comes from.
+    fn drop_for_all(writer: impl Into<OwnedFd>, copy: &Copy) {
+        drop(writer.into());
+        wait_for_the_last(copy.sources().next().unwrap());
     }
 
     fn advance(copy: &mut Copy) -> Wants {
@@ -306,11 +326,30 @@ mod tests {
             let (source, writer) = pipe();
             let (reader, sink) = pipe();
             drop(reader);
+            wait_for_the_last(sink.as_fd());
             let mut copy = Copy::new(source.into(), Sink::Pipe(sink));
             File::from(writer.try_clone().unwrap()).write_all(b"hello").unwrap();
             let wants = copy.advance(is_input, &mut [0; 100]);
             assert_eq!(wants, if is_input { Wants::Nothing } else { Wants::Source });
         }
+    }
+
+    /// Nobody reads yet: a pipe holds 16 pages, and many more lines.
+    #[test]
+    fn the_lines_of_a_console_fill_no_page_each() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let console = pty::openpt(flags).unwrap();
+        pty::unlockpt(&console).unwrap();
+        let name = pty::ptsname(&console, Vec::new()).unwrap();
+        let mut program = File::options().write(true).open(name.to_str().unwrap()).unwrap();
+        rustix::io::ioctl_fionbio(&console, true).unwrap();
+        let (mut reader, sink) = pipe();
+        let mut copy = Copy::of_console(console, Sink::Pipe(sink));
+        for _ in 0..200 {
+            program.write_all(b"line\n").unwrap();
+            assert_eq!(advance(&mut copy), Wants::Source);
+        }
+        assert_eq!(read(&mut reader), "line\r\n".repeat(200));
     }
 
     fn json_copy(path: &Path) -> (Copy, File) {
@@ -354,7 +393,7 @@ mod tests {
         drop(second);
         say("after", &mut copy);
         assert_eq!(copy.readers().unwrap().count(), 0);
-        drop(writer);
+        drop_for_all(writer, &copy);
         assert_eq!(advance(&mut copy), Wants::Nothing);
 
         let text = std::fs::read_to_string(path).unwrap();
@@ -435,10 +474,11 @@ mod tests {
         assert_eq!(advance(&mut copy), Wants::Source);
         assert_eq!((read(&mut reader), copy.typists()), ("second own".to_owned(), 1));
         first.write_all(b" last").unwrap();
-        drop(writer);
+        drop_for_all(writer, &copy);
         assert_eq!(advance(&mut copy), Wants::Nothing, "its source has ended, after what was typed");
         assert_eq!(read(&mut reader), " last");
         drop(copy);
+        wait_for_the_last(reader.as_fd());
         assert_eq!(read(&mut reader), "", "and so has the input");
     }
 }

@@ -302,7 +302,7 @@ impl Outside {
         }
         // Someone has to read, or the container blocks as soon as the terminal's buffer is full.
         let sink = self.stdout.unwrap_or(Sink::Nowhere);
-        inside.copies[1] = Some(Copy::new(another()?, sink));
+        inside.copies[1] = Some(Copy::of_console(another()?, sink));
         inside.console = Some(Console(console));
         Ok(inside)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use testkit::{Daemon, eventually, run};
+use testkit::{Daemon, Finished, eventually, run};
 use types::Timestamp;
 
 /// `ps -a` with filters: the names, in their order.
@@ -146,9 +146,9 @@ fn processes_are_shown_without_a_ps_in_the_image() {
     let program = "rm -f /bin/ps /usr/bin/ps; sleep 1111 & exec sleep 2222";
     daemon.hoist(["run", "-d", "--name", "busy", "--network", "none", "busybox", "sh", "-c", program]).ok();
     let commands = || daemon.hoist(["top", "busy", "-eo", "pid,ppid,args"]).ok();
-    let listed =
-        eventually("both run", || Some(commands()).filter(|listed| listed.stdout.lines().count() == 3));
-    assert!(listed.stdout.contains("sleep 1111") && listed.stdout.contains("sleep 2222"), "{listed}");
+    // Each is there before it is what it becomes.
+    let both = |listed: &Finished| ["sleep 1111", "sleep 2222"].iter().all(|one| listed.stdout.contains(one));
+    let listed = eventually("both run", || Some(commands()).filter(both));
     let rows: Vec<Vec<&str>> = listed.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!((rows.len(), rows[0].as_slice()), (3, &["PID", "PPID", "COMMAND"][..]));
     let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "busy"]).ok().text().to_owned();

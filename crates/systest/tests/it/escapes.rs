@@ -32,7 +32,7 @@ fn attempt(runtime: &Runtime, bundle: &TempDir) -> Finished {
     done
 }
 
-fn add_capabilities(spec: &mut Value, names: &[&str]) {
+pub(crate) fn add_capabilities(spec: &mut Value, names: &[&str]) {
     for set in ["bounding", "effective", "permitted"] {
         let list = spec["process"]["capabilities"][set].as_array_mut().expect("capabilities");
         list.extend(names.iter().map(|name| json!(name)));

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Containerd, Finished, Registry, eventually, images, run};
@@ -152,9 +153,9 @@ fn a_pidfd_is_handed_over() {
             let mut polled = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
             rustix::event::poll(&mut polled, None).expect("a pidfd");
         };
-        rustix::process::pidfd_send_signal(&entered, rustix::process::Signal::KILL).expect("it runs");
+        rustix::process::pidfd_send_signal(&entered, Signal::KILL).expect("it runs");
         poll(&entered);
-        rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).expect("it runs");
+        rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).expect("it runs");
         eventually("the container has ended", || {
             runtime.run(&["state", &id]).ok().stdout.contains("stopped").then_some(())
         });
@@ -704,11 +705,49 @@ struct Podman {
     dir: TempDir,
     runtime: PathBuf,
     cgroup_manager: &'static str,
+    /// Whose it is, if not root's.
+    user: Option<u32>,
 }
 
 impl Podman {
     fn new(runtime: PathBuf, cgroup_manager: &'static str) -> Podman {
-        Podman { dir: TempDir::new().expect("a temporary directory"), runtime, cgroup_manager }
+        let dir = TempDir::new().expect("a temporary directory");
+        Podman { dir, runtime, cgroup_manager, user: None }
+    }
+
+    /// That of a user who has no rights but ranges of others' numbers, and is known in its own mount namespaces alone. Its
+    /// runtime is a copy of ours, called `runc`.
+    fn of_user(user: u32) -> Podman {
+        let dir = TempDir::new().expect("a temporary directory");
+        let place = |name: &str| dir.path().join(name);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+        fs::create_dir(place("home")).expect("writable");
+        fs::create_dir(place("session")).expect("writable");
+        fs::copy(testkit::hoist_program(), place("runc")).expect("writable");
+        for (file, line) in [
+            ("passwd", format!("podder:x:{user}:{user}::{}:/bin/sh\n", place("home").display())),
+            ("group", format!("podder:x:{user}:\n")),
+            ("subuid", "podder:500000:65536\n".to_owned()),
+            ("subgid", "podder:500000:65536\n".to_owned()),
+        ] {
+            let known =
+                fs::read_to_string(Path::new("/etc").join(file)).expect("try: apt-get install uidmap");
+            fs::write(place(file), known + &line).expect("writable");
+        }
+        run(Command::new("chown").args(["-R", &format!("{user}:{user}")]).arg(dir.path())).ok();
+        Podman { runtime: place("runc"), dir, cgroup_manager: "cgroupfs", user: Some(user) }
+    }
+
+    fn program(&self) -> Command {
+        let Some(user) = self.user else { return Command::new("podman") };
+        let as_user = format!(
+            "for file in passwd group subuid subgid; do mount --bind $0/$file /etc/$file; done; cd $0
+             exec setpriv --reuid {user} --regid {user} --clear-groups \
+                 env -u USER HOME=$0/home XDG_RUNTIME_DIR=$0/session podman \"$@\""
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", &as_user]).arg(self.dir.path());
+        command
     }
 
     /// Makes `image:1`, with busybox in it.
@@ -721,7 +760,7 @@ impl Podman {
     }
 
     fn run(&self, words: &[&str]) -> Finished {
-        let mut podman = Command::new("podman");
+        let mut podman = self.program();
         let place = |name: &str| self.dir.path().join(name);
         podman.args(["--storage-driver", "vfs", "--events-backend", "file"]);
         podman.args(["--cgroup-manager", self.cgroup_manager]);
@@ -734,6 +773,11 @@ impl Podman {
 impl Drop for Podman {
     fn drop(&mut self) {
         self.run(&["rm", "--force", "--all", "--time", "0"]);
+        // That of a user leaves a process that holds its user namespace.
+        let holder = fs::read_to_string(self.dir.path().join("tmp/pause.pid")).unwrap_or_default();
+        if let Some(holder) = holder.trim().parse().ok().and_then(Pid::from_raw) {
+            let _gone = kill_process(holder, Signal::KILL);
+        }
     }
 }
 
@@ -794,6 +838,29 @@ fn podman_runs_containers() {
     let terminal = start(&["--rm", "-t", "image:1", "sh", "-c", "test -t 1 && echo terminal"]).ok();
     assert_eq!(terminal.text(), "terminal");
     assert_eq!(podman.run(&["ps", "--all", "--quiet"]).ok().text(), "");
+}
+
+/// Its user is root of a user namespace, and of nothing else.
+#[test]
+fn podman_of_a_user_runs_containers() {
+    let podman = Podman::of_user(23_456);
+    podman.import_image();
+    let data = TempDir::new().expect("a temporary directory");
+    fs::set_permissions(data.path(), fs::Permissions::from_mode(0o777)).expect("ours");
+    fs::write(data.path().join("file"), "of the host\n").expect("writable");
+    let volume = format!("{}:/data:ro", data.path().display());
+    let look = "id; cat /proc/self/uid_map /data/file; touch /data/new 2>/dev/null || echo read-only";
+    let start = |words: &[&str]| podman.run(&[&["run", "--network", "none"], words].concat());
+    let said = start(&["--rm", "-v", &volume, "image:1", "sh", "-c", look]).ok();
+    let words = said.text().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words, "uid=0 gid=0 0 23456 1 1 500000 65536 of the host read-only", "{said}");
+    let id = start(&["-d", "--name", "life", "image:1", "sleep", "1000"]).ok().text().to_owned();
+    assert!(podman.dir.path().join("session/runc").join(&id).exists(), "states are the user's");
+    podman.run(&["exec", "life", "sh", "-c", "exit 3"]).expect_code(3);
+    assert_eq!(podman.run(&["exec", "-u", "5:6", "life", "id"]).ok().text(), "uid=5 gid=6");
+    podman.run(&["stop", "--time", "0", "life"]).ok();
+    podman.run(&["rm", "life"]).ok();
+    assert!(!podman.dir.path().join("session/runc").join(&id).exists());
 }
 
 /// As podman has it where systemd is the first process.

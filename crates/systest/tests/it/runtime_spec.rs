@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use testkit::disk::Disk;
 use testkit::{eventually, run};
 
+use crate::escapes::add_capabilities;
 use crate::runtime_bundle::{
     Runtime, add_mount, bundle, compile, give, missing, read_spec, read_text, same, script,
 };
@@ -538,6 +539,29 @@ fn what_a_source_has_is_locked_in_a_user_namespace() {
         let path = bundle.path().display().to_string();
         runtime.run(&["run", "--bundle", &path, &runtime.id("locked")])
     };
+    // Nor by a program that may mount there, or by a mount of the spec that changes the one before.
+    remount(host.path(), "ro,relatime");
+    let later = |change: &dyn Fn(&mut Value)| {
+        let bundle = bundle(|spec| {
+            map_users(spec, &[(0, 100_000, 65_536)]);
+            add_capabilities(spec, &["CAP_SYS_ADMIN"]);
+            add_mount(
+                spec,
+                json!({"destination": "/m", "type": "bind", "source": source, "options": ["rbind"]}),
+            );
+            change(spec);
+        });
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &runtime.id("later")])
+    };
+    let look =
+        "busybox mount -o remount,bind,nosuid /m && ! busybox mount -o remount,bind,rw /m && ! touch /m/new";
+    let by_program = later(&|spec| script(spec, look));
+    let by_spec = later(&|spec| {
+        script(spec, "true");
+        add_mount(spec, json!({"destination": "/m", "type": "bind", "options": ["bind", "remount", "rw"]}));
+    });
     let mut all = Vec::new();
     for (flags, options) in [
         ("ro,relatime", "bind,rw,nosuid,nodev,rprivate"),
@@ -557,6 +581,8 @@ fn what_a_source_has_is_locked_in_a_user_namespace() {
     remount(host.path(), "ro,noexec,noatime");
     let kept = [attempt("bind,nosuid,rprivate", true), attempt("bind,atime,symfollow", true)];
     run(Command::new("umount").arg("--recursive").arg(host.path())).ok();
+    assert_eq!(by_program.code, 0, "{by_program}");
+    assert_ne!(by_spec.code, 0, "{by_spec}");
     for (flags, options, refused, taken) in all {
         let text = format!("{flags}: {options}: {refused}");
         assert_eq!(refused.code, 1, "{text}");

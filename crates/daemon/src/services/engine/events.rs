@@ -88,7 +88,11 @@ impl Filters {
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with(": "))
                 }),
                 "image" => {
-                    values.any(|value| is("image", value) || happened.kind == "image" && is("name", value))
+                    let named = if happened.kind == "image" { "name" } else { "image" };
+                    let name = attributes.get(named).map(String::as_str);
+                    values.any(|value| {
+                        id == value || name == Some(value) || name.map(without_tag) == Some(value.as_str())
+                    })
                 }
                 "label" => values.all(|value| match value.split_once('=') {
                     Some((label, wanted)) => attributes.get(label).is_some_and(|own| own == wanted),
@@ -97,6 +101,16 @@ impl Filters {
                 _ => values.any(|value| *value == happened.kind),
             }
         })
+    }
+}
+
+/// A name with any tag or digest means all of them.
+fn without_tag(name: &str) -> &str {
+    let name = name.split('@').next().unwrap_or(name);
+    match name.rsplit_once(':') {
+        // A port of a registry is no tag.
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
     }
 }
 
@@ -118,6 +132,11 @@ mod tests {
         assert!(
             !check(&["event=start"]) && !check(&["event=die", "container=other"]) && !check(&["image=web"])
         );
+        happened.actor.attributes.insert("image".into(), "host:5000/web:1.2".into());
+        for (image, fits) in [("host:5000/web:1.2", true), ("host:5000/web", true), ("host", false)] {
+            let filter = Filters::parse(&[format!("image={image}")]).unwrap();
+            assert_eq!(filter.fit(&happened), fits, "{image}");
+        }
         let unknown = Filters::parse(&["nosuch=1".to_owned()]).map(drop).unwrap_err();
         assert!(unknown.to_string().contains("known are container"), "{unknown}");
     }

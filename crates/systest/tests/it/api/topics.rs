@@ -497,6 +497,8 @@ fn what_our_own_pull_makes_is_told_in_its_order() {
         let mut pull = daemon.command(["pull", &image]);
         tokio::task::spawn_blocking(move || testkit::run(&mut pull).ok()).await.expect("hoist pulls");
         let mut heard = listener.heard().await;
+        let pulled = heard.pop().unwrap_or_default();
+        side.is("what people did is told after it", pulled.contains(" /hoist/told "), true);
         side.is(
             "the image is told last",
             heard.pop(),
