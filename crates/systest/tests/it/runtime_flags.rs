@@ -217,12 +217,13 @@ fn child_of(runtime: &Runtime, id: &str) -> String {
     let state: serde_json::Value =
         serde_json::from_str(&runtime.run(&["state", id]).ok().stdout).expect("state is JSON");
     let pid = state["pid"].to_string();
-    let pids: Vec<u32> =
-        serde_json::from_str(&runtime.run(&["ps", "-f", "json", id]).ok().stdout).expect("a list of numbers");
     let is_shell =
         |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sh");
-    let children = pids.iter().map(u32::to_string).filter(|other| *other != pid).find(is_shell);
-    children.expect("it has a child")
+    eventually("it has a child", || {
+        let listed = runtime.run(&["ps", "-f", "json", id]).ok().stdout;
+        let pids: Vec<u32> = serde_json::from_str(&listed).expect("a list of numbers");
+        pids.iter().map(u32::to_string).filter(|other| *other != pid).find(is_shell)
+    })
 }
 
 /// Whether a process is there and no zombie.
