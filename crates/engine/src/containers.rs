@@ -258,13 +258,11 @@ impl Engine {
                 engine.settle_volumes(&record.id, &own.create.mounts)?;
                 engine.renew_resolvers(&record.id, &own)?;
                 engine.connect(&record, &own)?;
-                engine.tell_network(&record.id, "connect", &own.create.network);
                 clock.lap("connect to the network");
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
                 let tree = grounded(snapshots.mounts(record.id.as_str())?, &engine.0.ground);
                 let tree = if own.create.auto_remove { throwaway(tree)? } else { tree };
                 let spec = engine.spec_to_run(&record, &own.create, &namespaces)?;
-                engine.tell_mounts(&record.id, "mount", &own.create.mounts);
                 Ok((engine.io(record.id.as_str(), &own, &streams)?, tree, spec))
             })
             .await?;
@@ -278,6 +276,8 @@ impl Engine {
         };
         let namespace = &self.0.caller.namespace;
         self.parts().shims.create(namespace, &container.id, create).await?;
+        self.tell_network(&container.id, "connect", &extension.create.network);
+        self.tell_mounts(&container.id, "mount", &extension.create.mounts);
         drop((starting, joined));
         // Who stopped it until now may have found nothing to stop.
         let own = container.id.clone();

@@ -226,7 +226,8 @@ impl Engine {
         let directory = self.volume(&name)?;
         let _held = self.0.volumes.hold(vec![name.clone()], false)?;
         let _filling = self.0.volumes.fill(&name)?;
-        let is_new = !directory.join(DATA).exists();
+        let data = directory.join(DATA);
+        let is_new = !data.try_exists().context(|| format!("look for {}", data.display()))?;
         let make = || -> io::Result<()> {
             fs::create_dir_all(&directory)?;
             if is_new {
