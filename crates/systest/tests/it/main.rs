@@ -69,6 +69,7 @@ mod run_flags;
 mod run_images;
 mod run_init;
 mod runtime;
+mod runtime_binds;
 mod runtime_bundle;
 mod runtime_command;
 mod runtime_devices;

@@ -1,0 +1,277 @@
+//! Bind mounts of the runtime spec: whose their files are, where they are put, what they show, and what may not be taken
+//! away from them.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use testkit::run;
+
+use crate::escapes::add_capabilities;
+use crate::runtime_bundle::{Runtime, add_mount, bundle, read_spec, script};
+use crate::runtime_spec::{chown, map_users, mappable_disk, open_dir, ours};
+
+#[test]
+fn owners_of_a_mount_are_mapped() {
+    let host = mappable_disk();
+    let file = host.path().join("file");
+    fs::write(&file, "").expect("writable");
+    chown(&file, 5000);
+    chown(&host.path(), 5000);
+    let volume = |options: &[&str]| json!({"destination": "/v", "type": "bind", "source": host.path(), "options": options});
+    // By maps of the mount itself, in a container without a user namespace.
+    let said = ours("stat -c %u /v/file; touch /v/made", |spec| {
+        let mut mount = volume(&["rbind"]);
+        for kind in ["uidMappings", "gidMappings"] {
+            mount[kind] = json!([{"containerID": 5000, "hostID": 0, "size": 1}]);
+        }
+        add_mount(spec, mount);
+    });
+    assert_eq!(said, "0");
+    assert_eq!(fs::metadata(host.path().join("made")).expect("made").uid(), 5000);
+    fs::remove_file(host.path().join("made")).expect("ours");
+    // By those of the container's user namespace, one mount and a tree of them.
+    chown(&file, 3);
+    chown(&host.path(), 0);
+    let (further, below) = (host.path().join("further"), host.path().join("below"));
+    for dir in [&further, &below] {
+        fs::create_dir(dir).expect("writable");
+    }
+    fs::write(further.join("file"), "").expect("writable");
+    chown(&further.join("file"), 4);
+    run(Command::new("mount").arg("--bind").arg(&further).arg(&below)).ok();
+    let rows = [("idmap", "65534"), ("ridmap", "4")].map(|(option, owner_below)| {
+        let look = "stat -c %u /v/file; touch /v/made; stat -c %u /v/made /v/below/file";
+        let said = ours(look, |spec| {
+            map_users(spec, &[(0, 100_000, 1000)]);
+            add_mount(spec, volume(&["rbind", option]));
+        });
+        let made = host.path().join("made");
+        assert_eq!(fs::metadata(&made).expect("made").uid(), 0, "{option}: on disk it is root's");
+        fs::remove_file(made).expect("ours");
+        (option, said, owner_below)
+    });
+    run(Command::new("umount").arg(&below)).ok();
+    for (option, said, owner_below) in rows {
+        assert_eq!(said, format!("3\n0\n{owner_below}"), "{option}");
+    }
+    // Without a word about maps there is nothing to map by.
+    let bundle = bundle(|spec| add_mount(spec, volume(&["rbind", "idmap"])));
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("idmap")]);
+    refused.expect_code(1).expect_stderr("uidMappings");
+}
+
+/// Its place is made inside the root, with those above it, and the link stays.
+#[test]
+fn a_file_is_mounted_where_a_link_to_nothing_leads() {
+    let host = open_dir();
+    let file = host.path().join("file");
+    fs::write(&file, "of the host\n").expect("writable");
+    let out = host.path().join("out");
+    let outside = out.display().to_string();
+    for (links, place) in [
+        (&[("hosts", "/tmp/hosts")][..], "/tmp/hosts"),
+        (&[("hosts", "/jump/baz/hosts"), ("jump", "/tmp/foo/bar")][..], "/tmp/foo/bar/baz/hosts"),
+        (&[("hosts", outside.as_str())][..], outside.as_str()),
+    ] {
+        let bundle = bundle(|spec| {
+            let look = format!("cat /hosts {place}; busybox awk '{{ print $5 }}' /proc/self/mountinfo");
+            script(spec, &look);
+            add_mount(
+                spec,
+                json!({"destination": "/hosts", "type": "bind", "source": file, "options": ["bind"]}),
+            );
+        });
+        for (name, target) in links {
+            std::os::unix::fs::symlink(target, bundle.path().join("rootfs").join(name)).expect("writable");
+        }
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("links")]).ok();
+        assert!(done.stdout.starts_with("of the host\nof the host\n"), "{links:?}: {done}");
+        assert!(done.stdout.lines().any(|line| line == place), "{links:?}: {done}");
+        assert!(!out.exists(), "made on the host");
+    }
+}
+
+/// As runc takes them: there are callers that write the path which the root has on the host.
+#[test]
+fn destinations_with_the_path_of_the_root_are_in_the_root() {
+    let host = open_dir();
+    fs::write(host.path().join("file"), "of the host\n").expect("writable");
+    let bundle = bundle(|spec| {
+        script(spec, "cat /m/file; busybox awk '$5 ~ \"^/m\" { print $5, $6 }' /proc/self/mountinfo");
+    });
+    let rootfs = bundle.path().join("rootfs");
+    let mut spec = read_spec(bundle.path());
+    for (at, mount) in [
+        ("m", json!({"type": "bind", "source": host.path(), "options": ["bind", "ro"]})),
+        ("x/..//mt", json!({"type": "tmpfs", "source": "tmpfs", "options": ["ro"]})),
+    ] {
+        let mut mount = mount;
+        mount["destination"] = json!(rootfs.join(at));
+        add_mount(&mut spec, mount);
+    }
+    fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &runtime.id("strip")]).ok();
+    let said: Vec<&str> = done.text().lines().map(|line| line.split(',').next().unwrap_or(line)).collect();
+    assert_eq!(said, ["of the host", "/m ro", "/mt ro"]);
+    assert!(!rootfs.join(&path[1..]).exists(), "a path of the host is made in the root");
+}
+
+/// What a bind mount shows of the root has the mounts before it, as with runc, which looks for each when its turn comes; also
+/// in places that are there by such a mount alone. The links in it do not lead out.
+#[test]
+fn sources_in_the_root_have_the_mounts_before_them() {
+    let disk = mappable_disk();
+    let attempt = |options: &[&str], with_user: bool, mapped: bool| {
+        let bundle = bundle(|spec| {
+            script(spec, "cat /final/x/y/file /again/file; ls /shown/kept; ls /shown/secret");
+            if with_user {
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+        });
+        let rootfs = bundle.path().join("rootfs");
+        let runtime = Runtime::ours();
+        let id = runtime.id("order");
+        let host = disk.path().join(&id);
+        for (dir, below) in [("a", "x"), ("b", "y"), ("c", "z"), ("kept", "kept")] {
+            fs::create_dir_all(host.join(dir).join(below)).expect("writable");
+            fs::write(host.join(dir).join("file"), format!("{dir}\n")).expect("writable");
+        }
+        // On the host it leads to something else than in the container.
+        fs::create_dir_all(host.join("out/secret")).expect("writable");
+        std::os::unix::fs::symlink(host.join("out"), rootfs.join("link")).expect("writable");
+        let led = rootfs.join(&host.display().to_string()[1..]).join("out");
+        fs::create_dir_all(led.join("kept")).expect("writable");
+        let mut spec = read_spec(bundle.path());
+        for (source, destination) in [
+            (host.join("a"), "/mnt"),
+            (host.join("b"), "/mnt/x"),
+            (host.join("c"), "/mnt/x/y"),
+            (rootfs.join("mnt"), "/final"),
+            (rootfs.join("final/./x/z/../y"), "/again"),
+            (rootfs.join("link"), "/shown"),
+        ] {
+            let is_inside = source.starts_with(&rootfs) && !source.ends_with("link");
+            let options = if is_inside { options } else { &["rbind", "rprivate"][..] };
+            let mut mount = json!({
+                "destination": destination,
+                "type": "bind",
+                "source": source,
+                "options": options,
+            });
+            if mapped && is_inside {
+                for kind in ["uidMappings", "gidMappings"] {
+                    mount[kind] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+                }
+            }
+            add_mount(&mut spec, mount);
+        }
+        fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &id])
+    };
+    for with_user in [false, true] {
+        let done = attempt(&["rbind", "rprivate"], with_user, false);
+        assert_eq!(done.stdout, "c\nc\n", "{with_user}: {done}");
+        assert!(done.code != 0 && done.stderr.contains("secret"), "{with_user}: {done}");
+    }
+    let done = attempt(&["rbind", "idmap"], false, true);
+    assert_eq!(done.stdout, "c\nc\n", "{done}");
+    // One mount alone, of which the mounts below are not shown.
+    let done = attempt(&["bind"], false, false);
+    done.expect_code(1).expect_stderr("/final/x/y");
+}
+
+/// A user namespace takes nothing away that is locked for it, and says so: what is not named stays. Debian's runc 1.1 keeps
+/// silent about some of it.
+#[test]
+fn what_a_source_has_is_locked_in_a_user_namespace() {
+    let host = open_dir();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "tmpfs"]).arg(host.path())).ok();
+    let below = host.path().join("below");
+    fs::create_dir(&below).expect("writable");
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "tmpfs"]).arg(&below)).ok();
+    // Of the mount alone: a file system that is read-only as a whole stays so anyway.
+    let remount = |at: &Path, flags: &str| {
+        let flags = format!("remount,bind,suid,dev,exec,{flags}");
+        run(Command::new("mount").args(["-o", &flags]).arg(at)).ok();
+    };
+    let source = host.path().display().to_string();
+    let attempt = |options: &str, with_user: bool| {
+        let options: Vec<&str> = options.split(',').collect();
+        let bundle = bundle(|spec| {
+            script(spec, "busybox awk '$5 == \"/m\" { print $6 }' /proc/self/mountinfo");
+            if with_user {
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+            add_mount(
+                spec,
+                json!({"destination": "/m", "type": "bind", "source": source, "options": options}),
+            );
+        });
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &runtime.id("locked")])
+    };
+    // Nor by a program that may mount there, or by a mount of the spec that changes the one before.
+    remount(host.path(), "ro,relatime");
+    let later = |change: &dyn Fn(&mut Value)| {
+        let bundle = bundle(|spec| {
+            map_users(spec, &[(0, 100_000, 65_536)]);
+            add_capabilities(spec, &["CAP_SYS_ADMIN"]);
+            add_mount(
+                spec,
+                json!({"destination": "/m", "type": "bind", "source": source, "options": ["rbind"]}),
+            );
+            change(spec);
+        });
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &runtime.id("later")])
+    };
+    let look =
+        "busybox mount -o remount,bind,nosuid /m && ! busybox mount -o remount,bind,rw /m && ! touch /m/new";
+    let by_program = later(&|spec| script(spec, look));
+    let by_spec = later(&|spec| {
+        script(spec, "true");
+        add_mount(spec, json!({"destination": "/m", "type": "bind", "options": ["bind", "remount", "rw"]}));
+    });
+    let mut all = Vec::new();
+    for (flags, options) in [
+        ("ro,relatime", "bind,rw,nosuid,nodev,rprivate"),
+        ("rw,nodev,relatime", "bind,dev"),
+        ("rw,nosuid,relatime", "bind,suid"),
+        ("rw,noexec,relatime", "bind,exec"),
+        ("rw,noatime", "bind,strictatime"),
+        ("rw,relatime", "bind,nodiratime"),
+        ("ro,relatime", "rbind,rrw"),
+    ] {
+        remount(host.path(), flags);
+        all.push((flags, options, attempt(options, true), attempt(options, false)));
+    }
+    remount(host.path(), "rw,relatime");
+    remount(&below, "ro,relatime");
+    all.push(("rw, ro below", "rbind,rrw", attempt("rbind,rrw", true), attempt("rbind,rrw", false)));
+    remount(host.path(), "ro,noexec,noatime");
+    let kept = [attempt("bind,nosuid,rprivate", true), attempt("bind,atime,symfollow", true)];
+    run(Command::new("umount").arg("--recursive").arg(host.path())).ok();
+    assert_eq!(by_program.code, 0, "{by_program}");
+    assert_ne!(by_spec.code, 0, "{by_spec}");
+    for (flags, options, refused, taken) in all {
+        let text = format!("{flags}: {options}: {refused}");
+        assert_eq!(refused.code, 1, "{text}");
+        assert!(refused.stderr.contains("operation not permitted"), "{text}");
+        assert!(refused.stderr.contains("to \"/m\""), "{text}");
+        assert_eq!(taken.code, 0, "{flags}: {options}: {taken}");
+    }
+    let kept = kept.map(|done| done.ok().text().to_owned());
+    assert_eq!(kept, ["ro,nosuid,noexec,noatime", "ro,noexec,noatime"]);
+}
