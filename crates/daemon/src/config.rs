@@ -38,6 +38,7 @@ pub use plugins::{Plugins, ProxyPlugin, StreamProcessor};
 pub use raw::Raw;
 
 use crate::args::Args;
+use crate::services;
 
 /// The longest path that a unix socket can have, with room for what is hung on it (`.ttrpc`).
 const SOCKET_PATH_LEN_MAX: usize = 100;
@@ -72,6 +73,8 @@ pub struct Config {
     pub plugins: Plugins,
     /// Without which it is not to start, by type and id.
     pub required_plugins: Vec<String>,
+    /// Without which it is to be, of those that can go ([`services::LeftOut`]).
+    pub disabled_plugins: Vec<String>,
     pub layers: Layers,
     /// Whether the spans of the blobs of layers are recorded.
     pub spans: bool,
@@ -231,7 +234,11 @@ impl Config {
     /// The files and the command line, the latter first.
     pub(crate) fn load(args: &Args) -> Result<Config> {
         let Loaded { raw, warnings, .. } = Loaded::read(args)?;
-        Ok(Config { warnings, ..raw.check()? })
+        let config = raw.check()?;
+        let is_needed = |name: &&String| services::has_plugin(name) && !services::is_separable(name);
+        let needed = config.disabled_plugins.iter().filter(is_needed);
+        let stays = |name| format!("disabled_plugins: {name} stays: other parts of the daemon need it");
+        Ok(Config { warnings: warnings.into_iter().chain(needed.map(stays)).collect(), ..config })
     }
 
     /// The keys, of those that differ, that a running daemon cannot take up. The others it can:
@@ -254,6 +261,7 @@ impl Config {
                 (&self.ttrpc_address, self.ttrpc_owner) != (&new.ttrpc_address, new.ttrpc_owner) && !places.2,
             ),
             ("required_plugins", self.required_plugins != new.required_plugins),
+            ("disabled_plugins", self.disabled_plugins != new.disabled_plugins),
             ("transfer", self.at_once != new.at_once),
             ("shims", (&self.shim_env, self.shim_limits) != (&new.shim_env, new.shim_limits)),
             ("oom_score", self.oom_score != new.oom_score),
@@ -430,6 +438,7 @@ impl Raw {
             log_format: self.log.format,
             plugins,
             required_plugins: self.required_plugins,
+            disabled_plugins: self.disabled_plugins,
             layers: self.snapshots.layers,
             spans: self.snapshots.spans,
             verity: self.snapshots.verity,

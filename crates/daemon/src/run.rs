@@ -230,7 +230,9 @@ async fn run_parts(
     let rest = Rest::default();
     tokio::spawn(parts.collector.clone().run(rest.clone()));
     tokio::spawn(parts.collector.clone().reclaim());
-    tokio::spawn(parts.restarts.clone().run());
+    if !parts.left_out.restart_monitor() {
+        tokio::spawn(parts.restarts.clone().run());
+    }
     tokio::spawn(parts.retainer.clone().run());
     tokio::spawn(events::tell_held(parts.metadata.clone(), parts.held.clone()));
 

@@ -82,6 +82,12 @@ impl Router {
         self
     }
 
+    /// No longer serves what is called so.
+    pub(crate) fn without(mut self, name: &str) -> Router {
+        self.routes.remove(name);
+        self
+    }
+
     /// The full names of what is served.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
         self.routes.keys().copied()

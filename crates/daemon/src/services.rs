@@ -14,6 +14,7 @@ mod health;
 mod images;
 mod introspection;
 mod leases;
+mod left_out;
 mod mounts;
 mod namespaces;
 mod reflection;
@@ -25,6 +26,7 @@ mod transfer;
 mod version;
 
 pub(crate) use self::engine::History;
+pub(crate) use self::left_out::{LeftOut, is_separable};
 
 use std::pin::Pin;
 use std::str::FromStr;
@@ -120,6 +122,7 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router
             api::engine::engine_server::EngineServer,
             engine::Service(parts.engine.clone(), history)
         ));
+    let router = parts.left_out.services().fold(router, Router::without);
     let reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
     let served = router.names().chain(reflections).map(str::to_owned);
     let reflection = reflection::Service::new(served);

@@ -30,6 +30,7 @@ use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
 use crate::restart::Restarts;
 use crate::retainer::Retainer;
+use crate::services::LeftOut;
 use crate::streams::Streams;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
@@ -70,6 +71,8 @@ pub(crate) struct Parts {
     pub(crate) processors: Processors,
     /// A further name of a snapshotter, where it is what that name says.
     pub(crate) other_snapshotter_name: Option<&'static str>,
+    /// Plugins that the configuration leaves out.
+    pub(crate) left_out: LeftOut,
 }
 
 impl Parts {
@@ -114,8 +117,16 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
     let overlay = overlay.with_mount_options(config.mount_options.clone());
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
-    let native = Native::open(&root.join("snapshots/native"), db.clone())?;
-    snapshotters.insert(Native::NAME.into(), Arc::new(native));
+    let left_out = LeftOut::of(&config.disabled_plugins);
+    if !left_out.native_snapshotter() {
+        let native = Native::open(&root.join("snapshots/native"), db.clone())?;
+        snapshotters.insert(Native::NAME.into(), Arc::new(native));
+    } else if snapshotter == Native::NAME {
+        return Err(Error::failed_precondition(
+            "configuration: disabled_plugins leaves out the snapshotter native, which is the one for calls that name none \
+             here: take it out of that list, or name another with `snapshotter`",
+        ));
+    }
     for plugin in proxies.iter().filter(|plugin| plugin.config().kind == ProxyKind::Snapshot) {
         let proxy = ProxySnapshotter::new(plugin.clone());
         snapshotters.insert(plugin.config().name.clone(), Arc::new(proxy));
@@ -249,6 +260,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         processors,
         differs: plugins.differs.clone(),
         proxies,
+        left_out,
         other_snapshotter_name: (form == LayerForm::Archives).then_some(Overlay::OTHER_NAME),
     })
 }

@@ -19,7 +19,6 @@ use super::files::merge;
 use super::plugins::WALKING;
 use super::raw::Raw;
 use super::suggest;
-use crate::services;
 
 /// The version that is written.
 const VERSION: i64 = 4;
@@ -102,6 +101,7 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["timeouts", "io.containerd.timeout.task.state"], &["shims", "state_timeout"]),
     (&["timeouts", "io.containerd.timeout.metrics.shimstats"], &["shims", "stats_timeout"]),
     (&["required_plugins"], &["required_plugins"]),
+    (&["disabled_plugins"], &["disabled_plugins"]),
     (&["plugins", "io.containerd.service.v1.diff-service", "default"], &["diff", "default"]),
     (&["proxy_plugins"], &["proxy_plugins"]),
     (&["stream_processors"], &["stream_processors"]),
@@ -407,11 +407,6 @@ fn has_effect(path: &[&str], value: &Value) -> bool {
     match path {
         // Followed and merged before.
         ["imports"] => return true,
-        ["disabled_plugins"] => {
-            // What is not here is disabled as it is.
-            let is_absent = |id: &Value| id.as_str().is_some_and(|id| !services::has_plugin(id));
-            return value.as_array().is_some_and(|ids| ids.iter().all(is_absent));
-        }
         ["plugins", TRANSFER, "unpack_config"] => {
             // Whichever snapshotter a client names gets its trees, from our differ.
             let is = |entry: &Value, key: &str, own: &str| {
@@ -558,12 +553,6 @@ mod tests {
         );
         check("version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.zfs\"]", &[]);
         check("version = 1\ndisabled_plugins = [\"zfs\", \"linux\"]", &[]);
-        for here in ["snapshotter.v1.overlayfs", "grpc.v1.tasks", "monitor.container.v1.restart"] {
-            check(
-                &format!("version = 3\ndisabled_plugins = [\"io.containerd.{here}\"]"),
-                &[" has no effect here: disabled_plugins"],
-            );
-        }
         let unpack = "version = 3\n[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
                       platform = \"linux/amd64\"\nsnapshotter = \"overlayfs\"\n";
         check(unpack, &[]);

@@ -37,6 +37,12 @@ pub struct Raw {
     /// Plugins without which the daemon is not to start, as `ctr plugins ls` shows them: `io.containerd.snapshotter.v1.zfs`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub required_plugins: Vec<String>,
+    /// Plugins that the daemon is to do without, by the same names: services of the API (`io.containerd.grpc.v1.tasks`) and
+    /// what only they stand on (`…transfer.v1.local`, `…streaming.v1.manager`, `…sandbox.store.v1.local`),
+    /// `io.containerd.monitor.container.v1.restart`, `io.containerd.snapshotter.v1.native`. The others are needed, which a
+    /// warning says.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disabled_plugins: Vec<String>,
     pub snapshots: Snapshots,
     pub grpc: Grpc,
     pub ttrpc: Ttrpc,
@@ -345,6 +351,7 @@ impl Default for Raw {
             cgroup: None,
             snapshotter: super::plugins::AUTO.into(),
             required_plugins: Vec::new(),
+            disabled_plugins: Vec::new(),
             snapshots: Snapshots::default(),
             policy: None,
             grpc: Grpc::default(),

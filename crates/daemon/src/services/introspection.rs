@@ -22,13 +22,13 @@ use crate::wiring::Parts;
 
 /// Whoever asks for this plugin can ask for one runtime too.
 const RUNTIMES: (&str, &str) = ("io.containerd.runtime.v2", "task");
-const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+pub(super) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 /// What starts containers again whose labels ask for it. nerdctl refuses policies that it does not find here.
-const RESTART: (&str, &str) = ("io.containerd.monitor.container.v1", "restart");
+pub(super) const RESTART: (&str, &str) = ("io.containerd.monitor.container.v1", "restart");
 const POLICIES: [&str; 4] = ["no", "always", "on-failure", "unless-stopped"];
 
 /// What is served besides snapshotters, by type and id. A plugin that is listed answers; of the differ, `Apply`.
-const PLUGINS: &[(&str, &[&str])] = &[
+pub(super) const PLUGINS: &[(&str, &[&str])] = &[
     ("io.containerd.content.v1", &["content"]),
     ("io.containerd.differ.v1", &["walking"]),
     ("io.containerd.event.v1", &["exchange"]),
@@ -72,7 +72,7 @@ const REBASE: &str = "rebase";
 const REMAP: &str = "remap-ids";
 
 /// What containerd 2.3's plugins of these names build on, by type. Those that are not named build on nothing.
-const REQUIRES: &[(&str, &[&str], &[&str])] = &[
+pub(super) const REQUIRES: &[(&str, &[&str], &[&str])] = &[
     ("io.containerd.differ.v1", &["walking"], &[METADATA, MOUNT_MANAGER]),
     ("io.containerd.gc.v1", &["scheduler"], &[METADATA]),
     (RESTART.0, &[RESTART.1], &[EVENT, SERVICE]),
@@ -107,15 +107,15 @@ const REQUIRES: &[(&str, &[&str], &[&str])] = &[
     (GRPC, &["transfer"], &[TRANSFER, STREAMING]),
 ];
 const EVENT: &str = "io.containerd.event.v1";
-const GRPC: &str = "io.containerd.grpc.v1";
+pub(super) const GRPC: &str = "io.containerd.grpc.v1";
 const METADATA: &str = "io.containerd.metadata.v1";
 const MOUNT_MANAGER: &str = "io.containerd.mount-manager.v1";
 const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
-const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
+pub(super) const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
 const SERVICE: &str = "io.containerd.service.v1";
 const SHIM: &str = "io.containerd.shim.v1";
-const STREAMING: &str = "io.containerd.streaming.v1";
-const TRANSFER: &str = "io.containerd.transfer.v1";
+pub(super) const STREAMING: &str = "io.containerd.streaming.v1";
+pub(super) const TRANSFER: &str = "io.containerd.transfer.v1";
 const WARNING: &str = "io.containerd.warning.v1";
 
 /// Where shims send output, which containerd 2.3 tells with its runtime. Our shim has one more.
@@ -151,6 +151,7 @@ impl Service {
         let is_ours = |name: &&str| parts.proxy(ProxyKind::Snapshot, name).is_none();
         let snapshotters = parts.metadata.snapshotters().filter(is_ours).chain(parts.other_snapshotter_name);
         let snapshotters = snapshotters.map(|name| (SNAPSHOTTER, name.to_owned()));
+        let listed = listed.filter(|(kind, id)| !parts.left_out.has(kind, id));
         let mut plugins: Vec<Plugin> = listed.chain(snapshotters).map(plugin).collect();
         for plugin in plugins.iter_mut().filter(|plugin| plugin.r#type == SNAPSHOTTER) {
             let root = parts.root.join("snapshots").join(snapshot::canonical_name(&plugin.id));

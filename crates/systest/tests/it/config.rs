@@ -211,6 +211,52 @@ fn a_daemon_starts_only_with_the_plugins_that_its_file_requires() {
 }
 
 #[test]
+fn plugins_that_the_file_disables_are_not_there_and_what_others_need_stays() {
+    let disabled = |ids: &str| with_keys(&format!("disabled_plugins = [{ids}]\n"));
+    let daemon = disabled(
+        r#""io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.native", "io.containerd.grpc.v1.tasks",
+           "io.containerd.monitor.container.v1.restart", "io.containerd.streaming.v1.manager",
+           "io.containerd.content.v1.content""#,
+    );
+    let warned = "io.containerd.content.v1.content stays: other parts of the daemon need it";
+    let warnings = daemon.log().lines().filter(|line| line.contains("disabled_plugins")).count();
+    assert!(daemon.log().contains(warned) && warnings == 1, "{}", daemon.log());
+    let listed = daemon.ctr(["plugins", "ls"]).ok();
+    let is_listed = |kind: &str, id: &str| {
+        listed.stdout.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.next() == Some(kind) && words.next() == Some(id)
+        })
+    };
+    let gone = [
+        ("io.containerd.snapshotter.v1", "native"),
+        ("io.containerd.grpc.v1", "tasks"),
+        ("io.containerd.monitor.container.v1", "restart"),
+        ("io.containerd.streaming.v1", "manager"),
+        ("io.containerd.grpc.v1", "streaming"),
+        ("io.containerd.grpc.v1", "transfer"),
+    ];
+    for (kind, id) in gone {
+        assert!(!is_listed(kind, id), "{kind}.{id}: {listed}");
+    }
+    for (kind, id) in [("io.containerd.content.v1", "content"), ("io.containerd.snapshotter.v1", "overlayfs")]
+    {
+        assert!(is_listed(kind, id), "{kind}.{id}: {listed}");
+    }
+    daemon
+        .ctr(["tasks", "ls"])
+        .expect_code(1)
+        .expect_stderr("unknown service containerd.services.tasks.v1.Tasks");
+    daemon.ctr(["snapshots", "--snapshotter", "native", "ls"]).expect_code(1).expect_stderr("native");
+    // Who names no snapshotter has the other, and our own commands do not come by these services.
+    daemon.load(&images::busybox_archive());
+    if testkit::is_root("containers") {
+        let said = daemon.hoist(["run", "--rm", "--network", "none", "busybox", "echo", "here"]).ok();
+        assert_eq!(said.text(), "here");
+    }
+}
+
+#[test]
 fn shims_and_overlays_are_as_the_file_of_containerd_says() {
     if !testkit::is_root("containers") {
         return;
