@@ -34,6 +34,16 @@ impl<K: Key, V: Value> Table<K, V> {
         Ok(value)
     }
 
+    /// Calls `visit` with a record as it is stored, if it is there.
+    pub fn get_stored(
+        &self,
+        tx: &impl Read,
+        key: impl KeyOf<K>,
+        mut visit: impl FnMut(Reader<'_>) -> Result<()>,
+    ) -> Result<()> {
+        tx.get_bytes(self.name, &encode_key(&key), &mut |bytes| visit(Reader::new(bytes)))
+    }
+
     pub fn contains(&self, tx: &impl Read, key: impl KeyOf<K>) -> Result<bool> {
         let mut found = false;
         tx.get_bytes(self.name, &encode_key(&key), &mut |_| {

@@ -211,11 +211,18 @@ impl Containers {
         filters: &Filters,
         mut visit: impl FnMut(StoredContainer<'_>) -> Result<()> + Send,
     ) -> Result<()> {
-        self.store.0.read(|tx| {
-            CONTAINERS.scan_stored(tx, (&self.caller.namespace,), |_, mut value| {
-                let container = StoredContainer::read(&mut value)?;
-                if filters.matches(&container) { visit(container) } else { Ok(()) }
-            })
+        let namespace = &self.caller.namespace;
+        let mut look = |mut value: Reader<'_>| {
+            let container = StoredContainer::read(&mut value)?;
+            if filters.matches(&container) { visit(container) } else { Ok(()) }
+        };
+        self.store.0.read(|tx| match filters.values_of("id") {
+            // What cannot be an id is nobody's.
+            Some(ids) => ids
+                .into_iter()
+                .filter_map(|id| ContainerId::new(id).ok())
+                .try_for_each(|id| CONTAINERS.get_stored(tx, (namespace, &id), &mut look)),
+            None => CONTAINERS.scan_stored(tx, (namespace,), |_, value| look(value)),
         })
     }
 

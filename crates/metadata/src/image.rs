@@ -164,12 +164,19 @@ impl Images {
         filters: &Filters,
         mut visit: impl FnMut(StoredImage<'_>) -> Result<()> + Send,
     ) -> Result<()> {
-        self.store.0.read(|tx| {
-            IMAGES.scan_stored(tx, (&self.caller.namespace,), |mut key, mut value| {
+        let namespace = &self.caller.namespace;
+        let mut look = |name: Cow<'_, str>, mut value: Reader<'_>| {
+            let image = StoredImage::read(name, &mut value)?;
+            if filters.matches(&image) { visit(image) } else { Ok(()) }
+        };
+        self.store.0.read(|tx| match filters.values_of("name") {
+            Some(names) => names.into_iter().try_for_each(|name| {
+                IMAGES.get_stored(tx, (namespace, name), |value| look(name.into(), value))
+            }),
+            None => IMAGES.scan_stored(tx, (namespace,), |mut key, value| {
                 key.text()?; // the namespace
-                let image = StoredImage::read(key.text()?, &mut value)?;
-                if filters.matches(&image) { visit(image) } else { Ok(()) }
-            })
+                look(key.text()?, value)
+            }),
         })
     }
 

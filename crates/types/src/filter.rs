@@ -16,6 +16,7 @@
 //! is equal to nothing. Expressions are Go's: see [`expression`].
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::str::FromStr;
 
 use regex_lite::Regex;
@@ -75,6 +76,12 @@ impl Filters {
         self.0.is_empty() || self.0.iter().any(|filter| filter.matches(record))
     }
 
+    /// The values of a field of which every record that matches has one, in order; none where others may match too. Who keeps
+    /// records by that field need not look at the rest.
+    pub fn values_of(&self, field: &str) -> Option<BTreeSet<&str>> {
+        if self.0.is_empty() { None } else { self.0.iter().map(|filter| filter.value_of(field)).collect() }
+    }
+
     /// Whether this matches everything without a look.
     pub fn is_all(&self) -> bool {
         self.0.is_empty() || self.0.iter().any(|filter| filter.0.is_empty())
@@ -88,6 +95,11 @@ pub struct Filter(Vec<Selector>);
 impl Filter {
     pub fn matches(&self, record: &impl Fields) -> bool {
         self.0.iter().all(|selector| selector.matches(record))
+    }
+
+    /// What a field must be equal to.
+    fn value_of(&self, field: &str) -> Option<&str> {
+        self.0.iter().find_map(|selector| selector.value_of(field))
     }
 }
 
@@ -119,6 +131,13 @@ enum Test {
 }
 
 impl Selector {
+    fn value_of(&self, field: &str) -> Option<&str> {
+        match &self.test {
+            Test::Equal(value) if self.path.head() == field && self.path.rest().is_empty() => Some(value),
+            _ => None,
+        }
+    }
+
     fn matches(&self, record: &impl Fields) -> bool {
         let field = record.field(&self.path);
         match &self.test {
@@ -414,6 +433,22 @@ mod tests {
         let found: Vec<&str> =
             records.iter().filter(|record| parsed.matches(*record)).map(|record| record.name).collect();
         assert_eq!(found, expected, "{filters:?}");
+    }
+
+    #[test]
+    fn the_values_of_a_field_are_known_where_nothing_else_matches() {
+        let check = |filters: &[&str], expected: Option<&[&str]>| {
+            let filters = Filters::parse(filters).unwrap();
+            let values: Option<Vec<_>> = filters.values_of("name").map(|values| values.into_iter().collect());
+            assert_eq!(values.as_deref(), expected, "{filters:?}");
+        };
+        check(&["name==b", "labels.a==1,name==a", "name==b,name!=a"], Some(&["a", "b"]));
+        check(&["name==a,name==b"], Some(&["a"]));
+        for open in [&[][..], &[""], &["name!=a"], &["name"], &["name~=^a$"], &["name==a", "labels.a"]] {
+            check(open, None);
+        }
+        check(&["name.of==a"], None);
+        check(&["labels.name==a"], None);
     }
 
     #[test]

@@ -48,6 +48,13 @@ fn images_are_created_listed_and_deleted() {
     assert_eq!(names(&images.list(&filters).unwrap()), ["redis"]);
     let filters = Filters::parse(&[format!("target.digest=={digest},name~=^n")]).unwrap();
     assert_eq!(names(&images.list(&filters).unwrap()), ["nginx"]);
+    for (filters, found) in [
+        (&["name==redis", "name==nginx", "name==none"][..], &["nginx", "redis"][..]),
+        (&["name==redis,labels.a==1", "name==nginx,labels.a==1"], &["redis"]),
+        (&["name==redis,name==nginx"], &[]),
+    ] {
+        assert_eq!(names(&images.list(&Filters::parse(filters).unwrap()).unwrap()), found, "{filters:?}");
+    }
     assert_eq!(kind(images.delete("redis", Some(&Digest::of(b"other")))), ErrorKind::NotFound);
     images.delete("redis", Some(&digest)).unwrap();
     assert_eq!(kind(images.delete("redis", None)), ErrorKind::NotFound);
@@ -151,9 +158,15 @@ fn containers_are_checked_updated_and_filtered() {
     update.runtime.name = "other".to_owned();
     assert_eq!(kind(containers.update(&update, &[])), ErrorKind::InvalidArgument);
 
-    for (filter, count) in
-        [("id==c1", 1), ("runtime.name~=hoist", 1), ("image==redis", 1), ("labels.b", 1), ("id==c2", 0)]
-    {
+    for (filter, count) in [
+        ("id==c1", 1),
+        ("id==c1,labels.none", 0),
+        ("id==\"/\"", 0),
+        ("runtime.name~=hoist", 1),
+        ("image==redis", 1),
+        ("labels.b", 1),
+        ("id==c2", 0),
+    ] {
         let found = containers.list(&Filters::parse(&[filter]).unwrap()).unwrap();
         assert_eq!(found.len(), count, "{filter}");
     }
