@@ -83,8 +83,6 @@ fn mount_within(mount: &Mount, point: &Path, limit: Duration) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use types::ErrorKind;
 
     use super::*;
@@ -93,8 +91,7 @@ mod tests {
     fn mounted_by(script: &str, target: &str) -> Result<()> {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&program, &format!("#!/bin/sh\n{script}\n"));
         let mount = Mount {
             kind: format!("fuse.{}", program.display()),
             source: "source".into(),

@@ -141,7 +141,6 @@ async fn read_some(mut from: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
 mod tests {
     use std::fs::File;
     use std::io::{BufRead, BufReader};
-    use std::os::unix::fs::PermissionsExt;
 
     use tempfile::TempDir;
     use types::{Digest, ErrorKind};
@@ -154,8 +153,7 @@ mod tests {
         let dir = TempDir::new().unwrap();
         for (name, script) in programs {
             let path = dir.path().join(name);
-            std::fs::write(&path, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            testkit::executable(&path, &format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display()));
         }
         let verifiers =
             Verifiers { directory: dir.path().into(), count_max, timeout: Duration::from_secs(20) };
@@ -212,9 +210,7 @@ mod tests {
         ask(&dir.path().join("nosuch"), timeout).unwrap();
 
         let slow = TempDir::new().unwrap();
-        let path = slow.path().join("slow");
-        std::fs::write(&path, "#!/bin/sh\nsleep 1000 & sleep 1000\n").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&slow.path().join("slow"), "#!/bin/sh\nsleep 1000 & sleep 1000\n");
         let error = ask(slow.path(), Duration::from_millis(200)).unwrap_err();
         assert!(error.message().contains("no answer within 200ms"), "{error:?}");
     }
@@ -228,8 +224,7 @@ mod tests {
             "#!/bin/sh\nsh -c 'echo started; exec sleep 1000' > {} 2> /dev/null &\nsleep 1000\n",
             alive.display()
         );
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&program, &script);
         let verifiers =
             Verifiers { directory: dir.path().into(), count_max: None, timeout: Duration::from_secs(60) };
         let image = Descriptor::new("application/x", Digest::of(b"image"), 5);

@@ -440,10 +440,8 @@ mod tests {
 
     /// A helper that runs this script.
     fn helper(dir: &TempDir, script: &str) -> Helper {
-        use std::os::unix::fs::PermissionsExt;
         let program = dir.path().join("docker-credential-of-test");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&program, &format!("#!/bin/sh\n{script}\n"));
         Helper { program: program.display().to_string() }
     }
 

@@ -474,11 +474,7 @@ mod tests {
                  cat > heard\necho unix:///s\n",
                 dir.path().display()
             );
-            // By another process: what is open here for writing is so in children that other tests start at that moment too,
-            // and the kernel executes no such file (ETXTBSY, execve(2)).
-            let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
-            let written = Command::new("sh").args(["-c", write]).arg(&new).arg(script).status();
-            assert!(written.unwrap().success());
+            testkit::executable(&new, &script);
             std::fs::rename(new, &program.path).unwrap();
         };
         let namespace = Namespace::new("n").unwrap();

@@ -13,6 +13,7 @@
 //! - [`bulk`]: images of any size.
 //! - [`Layout`]: images put together by hand, byte by byte.
 //! - [`Terminal`]: a terminal with somebody at it.
+//! - [`executable`]: programs that are written and executed at once.
 //! - [`eventually`]: waiting for something that has no event to wait for.
 //!
 //! Everything made here is taken down when its guard drops, whatever the test's outcome.
@@ -24,6 +25,7 @@ mod containerd;
 mod daemon;
 pub mod disk;
 mod docker;
+mod executable;
 mod fault_proxy;
 mod fuse;
 mod guest;
@@ -41,6 +43,7 @@ pub use bundle::Bundle;
 pub use containerd::Containerd;
 pub use daemon::{Daemon, Places, clean_up, unmount_below};
 pub use docker::Docker;
+pub use executable::{executable, executable_copy};
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
 pub use fuse::SilentDisk;
 pub use guest::{Guest, GuestKind, Outcome};

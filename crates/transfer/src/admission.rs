@@ -409,16 +409,13 @@ async fn fetch(remote: &Remote, layer: &Descriptor) -> Result<(Vec<u8>, String)>
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
     use super::*;
 
     fn verifiers(dir: &Path, script: &str) -> Option<Verifiers> {
         std::fs::create_dir(dir).unwrap();
-        let program = dir.join("verify");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&dir.join("verify"), &format!("#!/bin/sh\n{script}\n"));
         Some(Verifiers { directory: dir.into(), count_max: None, timeout: Duration::from_secs(60) })
     }
 

@@ -508,8 +508,6 @@ impl Drop for ConsoleSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     /// A runtime that notes its deletes, and answers to them and to `state` as a script says.
@@ -519,8 +517,7 @@ mod tests {
             "#!/bin/sh\nfor verb in \"$@\"; do case $verb in delete) echo >> {0}/deleted;; esac; done\n{answers}\n",
             dir.display()
         );
-        std::fs::write(&binary, script).unwrap();
-        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&binary, &script);
         let record = RuntimeRecord {
             version: 1,
             binary: binary.display().to_string(),

@@ -2,7 +2,6 @@
 //! may be too new for criu, so a stand-in for the runtime takes that one call.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use api::grpc::containers::containers_client::ContainersClient;
@@ -57,8 +56,7 @@ fn runtime(dir: &Path) -> String {
          exec /usr/sbin/runc \"$@\"\n",
         dir = dir.display()
     );
-    fs::write(&program, script).expect("a writable directory");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of ours");
+    testkit::executable(&program, &script);
     program.display().to_string()
 }
 

@@ -1,7 +1,6 @@
 //! Devices by their makers' files (Container Device Interface), for `run` and for `ctr`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -36,8 +35,7 @@ fn kind(of: &str) -> String {
 fn a_container_gets_what_a_device_needs() {
     let daemon = Daemon::with_busybox();
     let (kind, hook, mark) = (kind("run"), daemon.dir().join("hook"), daemon.dir().join("mark"));
-    fs::write(&hook, format!("#!/bin/sh\necho $MARK > {}\n", mark.display())).unwrap();
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+    testkit::executable(&hook, &format!("#!/bin/sh\necho $MARK > {}\n", mark.display()));
     fs::write(daemon.dir().join("library"), "of the driver").unwrap();
     let document = |path: &str| {
         json!({

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -592,8 +591,7 @@ fn what_is_read_again_counts_for_garbage_blobs_and_verifiers() {
 
     let verifiers = daemon.dir().join("verifiers");
     fs::create_dir(&verifiers).expect("a writable directory");
-    fs::write(verifiers.join("door"), "#!/bin/sh\necho closed today\nexit 1\n").expect("a new directory");
-    fs::set_permissions(verifiers.join("door"), fs::Permissions::from_mode(0o755)).expect("a file of ours");
+    testkit::executable(&verifiers.join("door"), "#!/bin/sh\necho closed today\nexit 1\n");
     let file = daemon.dir().join("config.toml");
     let before = fs::read_to_string(&file).expect("the daemon has a file");
     let after = before.replace("\"1h\"", "\"0s\"").replace("\"keep\"", "\"drop\"");

@@ -82,7 +82,7 @@ fn the_runtimes_program_is_not_written_through_proc() {
     let dir = TempDir::new().expect("a temporary directory");
     // A copy that nobody else runs: a program that runs cannot be written to by anyone.
     let program = dir.path().join("hoist");
-    fs::copy(testkit::hoist_program(), &program).expect("a writable directory");
+    testkit::executable_copy(&testkit::hoist_program(), &program);
     let sum = || run(Command::new("sha256sum").arg(&program)).ok().stdout;
     let before = sum();
     let runtime = Runtime::at(program.clone());

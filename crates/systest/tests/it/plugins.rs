@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -849,8 +848,7 @@ fn the_stream_processor_of_the_manual_is_one() {
     }
     let dir = TempDir::new().expect("a temporary directory");
     let program = dir.path().join("rot");
-    fs::write(&program, page_of_stream_processors("This is a whole one:")).expect("writable");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    testkit::executable(&program, &page_of_stream_processors("This is a whole one:"));
     let table = page_of_stream_processors("# A stream processor");
     let table = table.replace("/usr/local/bin/rot", &program.display().to_string());
     assert!(table.contains("/rot\"") && !table.contains("/usr/local"), "{table}");

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -422,8 +421,7 @@ fn verifiers_of_others_are_asked_once_for_each_way_in() {
         "#!/bin/sh\necho \"$2 $4\" >> {0}/asked\ntest ! -e {0}/closed || {{ echo closed today; exit 1; }}\n",
         folder.path().display()
     );
-    fs::write(bin.join("door"), script).expect("a writable directory");
-    fs::set_permissions(bin.join("door"), fs::Permissions::from_mode(0o755)).expect("a file of ours");
+    testkit::executable(&bin.join("door"), &script);
     let daemon = Daemon::start_with(&[], &format!("[image_verifiers]\nbin_dir = {bin:?}\n"));
     let asked = || fs::read_to_string(folder.path().join("asked")).unwrap_or_default();
 

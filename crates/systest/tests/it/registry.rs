@@ -300,8 +300,7 @@ fn a_credential_helper_keeps_logins_where_one_is_set() {
     site.login(&host, Registry::PASSWORD)
         .expect_code(1)
         .expect_stderr("docker-credential-of-test is not in PATH");
-    fs::write(&helper, HELPER).expect("a writable directory");
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).expect("our own file");
+    testkit::executable(&helper, HELPER);
 
     site.hoist(&["pull", &reference]).expect_code(1).expect_stderr("hoist login");
     site.login(&host, Registry::PASSWORD).ok();
@@ -312,7 +311,7 @@ fn a_credential_helper_keeps_logins_where_one_is_set() {
     assert!(!site.directories.path().join("kept").exists());
     site.hoist(&["pull", &reference]).expect_code(1);
 
-    fs::write(&helper, "#!/bin/sh\necho the keychain is locked\nexit 1\n").expect("a writable directory");
+    testkit::executable(&helper, "#!/bin/sh\necho the keychain is locked\nexit 1\n");
     site.hoist(&["pull", &reference])
         .expect_code(1)
         .expect_stderr("docker-credential-of-test get: the keychain is locked");

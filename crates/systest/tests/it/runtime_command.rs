@@ -440,7 +440,7 @@ fn a_user_without_privileges_runs_containers() {
     let home = TempDir::new().expect("a temporary directory");
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let program = home.path().join("hoist");
-    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    testkit::executable_copy(&testkit::hoist_program(), &program);
     let bundle = home.path().join("bundle");
     fs::create_dir_all(bundle.join("rootfs/bin")).expect("writable");
     fs::copy("/bin/busybox", bundle.join("rootfs/bin/busybox")).expect("busybox is installed");
@@ -681,8 +681,7 @@ impl NotedRunc {
         symlink(testkit::hoist_program(), dir.path().join("own/runc")).expect("writable");
         let text = "#!/bin/sh\necho \"$@\" >> DIR/notes\nexec DIR/own/runc \"$@\"\n";
         let program = dir.path().join("runc");
-        fs::write(&program, text.replace("DIR", &dir.path().display().to_string())).expect("writable");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("ours");
+        testkit::executable(&program, &text.replace("DIR", &dir.path().display().to_string()));
         NotedRunc { dir }
     }
 
@@ -723,7 +722,7 @@ impl Podman {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("ours");
         fs::create_dir(place("home")).expect("writable");
         fs::create_dir(place("session")).expect("writable");
-        fs::copy(testkit::hoist_program(), place("runc")).expect("writable");
+        testkit::executable_copy(&testkit::hoist_program(), &place("runc"));
         for (file, line) in [
             ("passwd", format!("podder:x:{user}:{user}::{}:/bin/sh\n", place("home").display())),
             ("group", format!("podder:x:{user}:\n")),

@@ -151,7 +151,7 @@ fn a_user_without_privileges_has_supervisors() {
     const USER: u32 = 4346;
     let home = TempDir::new().expect("a temporary directory");
     let program = home.path().join("hoist");
-    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    testkit::executable_copy(&testkit::hoist_program(), &program);
     let socket = home.path().join("supervisor");
     let listener = UnixListener::bind(&socket).expect("a free name");
     let bundle = bundle(|spec| {
@@ -198,7 +198,7 @@ fn a_user_without_privileges_is_under_filters_that_know_no_new_calls() {
     const USER: u32 = 4347;
     let home = TempDir::new().expect("a temporary directory");
     let program = home.path().join("hoist");
-    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    testkit::executable_copy(&testkit::hoist_program(), &program);
     for no_new_privileges in [false, true] {
         let bundle = bundle(|spec| {
             script(spec, "grep Seccomp: /proc/self/status");
@@ -221,7 +221,7 @@ fn a_user_without_privileges_enters_what_is_not_started() {
     const USER: u32 = 4348;
     let home = TempDir::new().expect("a temporary directory");
     let program = home.path().join("hoist");
-    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    testkit::executable_copy(&testkit::hoist_program(), &program);
     run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
     for filter in [json!(null), json!({"defaultAction": "SCMP_ACT_ALLOW"})] {
         let bundle = bundle(|spec| {
@@ -245,7 +245,7 @@ fn a_group_that_keeps_a_user_out_stays() {
     const GROUP: u32 = 4345;
     let home = TempDir::new().expect("a temporary directory");
     let program = home.path().join("hoist");
-    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    testkit::executable_copy(&testkit::hoist_program(), &program);
     let kept = TempDir::new().expect("a temporary directory");
     let file = kept.path().join("file");
     fs::write(&file, "for all but a group").expect("writable");
@@ -313,7 +313,7 @@ fn a_user_without_privileges_maps_the_ids_it_is_granted() {
     }
     let home = TempDir::new().expect("a temporary directory");
     let program = home.path().join("hoist");
-    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    testkit::executable_copy(&testkit::hoist_program(), &program);
     let bundle = bundle(|spec| {
         script(spec, "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -G; touch /made");
         let maps = json!([

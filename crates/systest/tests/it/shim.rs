@@ -414,8 +414,7 @@ fn options_reach_the_shim_and_the_runtime() {
         "#!/bin/sh\necho \"$@\" notices:$NOTIFY_SOCKET >> {}\nexec /usr/sbin/runc \"$@\"\n",
         notes.display()
     );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    testkit::executable(&program, &script);
     let shim_cgroup = format!("{}/shim", host.cgroup());
     let task = host
         .container("options", "exec sleep 1000")
@@ -571,8 +570,7 @@ fn a_checkpoint_is_made_by_a_runtime_that_can() {
         "#!/bin/sh\ncase \"$*\" in *' checkpoint --image-path '*) echo \"$@\" >> {}; exit 0;; esac\nexec /usr/sbin/runc \"$@\"\n",
         notes.display()
     );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    testkit::executable(&program, &script);
     let task = host
         .container("frozen", "exec sleep 1000")
         .with(|container| {
@@ -767,15 +765,14 @@ fn a_shim_of_a_user_without_privileges_runs_containers() {
     let dir = tempfile::TempDir::new().unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let (shim, program) = (dir.path().join("shim"), dir.path().join("as-user"));
-    std::fs::copy(testkit::shim_program(), &shim).unwrap();
+    testkit::executable_copy(&testkit::shim_program(), &shim);
     // Busybox's shell has a `setpriv` of its own. What the daemon makes, which would be the user's, too, becomes the user's.
     let script = format!(
         "#!/bin/sh\nchown -R {USER}:{USER} ../..\nexec /usr/bin/setpriv --reuid {USER} --regid {USER} --clear-groups \
          /usr/bin/unshare --user --map-root-user --mount {} \"$@\"\n",
         shim.display()
     );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    testkit::executable(&program, &script);
     let host = ShimHost::with_program(program);
     std::fs::set_permissions(host.dir(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     // Whether a cgroup is asked for by name or not.

@@ -43,8 +43,7 @@ fn every_kind_of_log_gets_the_output() {
         at("driven.err").display(),
         at("driven").display()
     );
-    std::fs::write(&driver, script).unwrap();
-    std::fs::set_permissions(&driver, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    testkit::executable(&driver, &script);
     let streams = ["out", "err"];
     for (id, scheme, query) in [
         ("plain", "", ""),
@@ -171,8 +170,7 @@ fn a_log_driver_writes_what_it_has_when_its_shim_was_told_to_go() {
         door.display(),
         written.display()
     );
-    std::fs::write(&driver, script).unwrap();
-    std::fs::set_permissions(&driver, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    testkit::executable(&driver, &script);
     let task = host.container("slow", "echo hello").stdout(format!("binary://{}", driver.display())).run();
     assert_eq!(task.wait(""), 0);
     task.delete("").unwrap();

@@ -2,7 +2,6 @@
 //! waits for them can be killed.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -780,8 +779,7 @@ fn take_answer(client: &mut ttrpc::Client, stream: &mut UnixStream) -> ttrpc::An
 /// A runtime that does something else first.
 fn program(host: &ShimHost, name: &str, first: &str) -> PathBuf {
     let program = host.dir().join(name);
-    std::fs::write(&program, format!("#!/bin/sh\n{first}\nexec /usr/sbin/runc \"$@\"\n")).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    testkit::executable(&program, &format!("#!/bin/sh\n{first}\nexec /usr/sbin/runc \"$@\"\n"));
     program
 }
 

@@ -376,7 +376,7 @@ impl User {
         };
         let bin = user.bundle().join("rootfs/bin");
         fs::create_dir_all(&bin).expect("writable");
-        fs::copy(testkit::hoist_program(), user.program()).expect("writable");
+        testkit::executable_copy(&testkit::hoist_program(), &user.program());
         fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox is installed");
         for applet in ["sh", "cat", "sleep"] {
             symlink("busybox", bin.join(applet)).expect("writable");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::future::ready;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use api::grpc::containers::containers_client::ContainersClient;
@@ -519,8 +519,7 @@ fn options_of_a_task_come_before_those_of_its_record() {
         let options = |name: &str| {
             let program = side.dir().join(name);
             let script = format!("#!/bin/sh\n: > {}.called\nexec /usr/sbin/runc \"$@\"\n", program.display());
-            fs::write(&program, script).expect("a writable directory");
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of ours");
+            testkit::executable(&program, &script);
             Some(pack(&Options { binary_name: program.display().to_string(), ..Options::default() }))
         };
         let called = |name: &str| side.dir().join(format!("{name}.called")).exists();

@@ -16,7 +16,7 @@ use super::{Runtime, attempt, bundle, script};
 /// A copy that nobody else runs: a program that runs cannot be written to by anyone.
 fn copy_of_the_shim(dir: &TempDir) -> PathBuf {
     let program = dir.path().join("containerd-shim-hoist-v2");
-    fs::copy(testkit::shim_program(), &program).expect("a writable directory");
+    testkit::executable_copy(&testkit::shim_program(), &program);
     program
 }
 
