@@ -71,6 +71,13 @@ pub(crate) enum Starter {
     Policy,
 }
 
+/// A start that failed.
+struct Failed {
+    error: Error,
+    /// Its task was made, and it was told that it has its network and volumes.
+    had_task: bool,
+}
+
 /// Whether a task's first process has not ended.
 async fn is_running(task: &task::Task) -> Result<bool> {
     match task.state_or_unknown().await {
@@ -164,8 +171,8 @@ impl Engine {
             self.record_start(&id, Some(Timestamp::now()), None),
         );
         let why = |error: Error| error.context(format!("start container {}", extension.name));
-        if let Err(error) = started {
-            self.take_back(&id, &extension).await;
+        if let Err(Failed { error, had_task }) = started {
+            self.take_back(&id, &extension, had_task).await;
             return Err(why(error));
         }
         if let Err(error) = recorded {
@@ -197,10 +204,10 @@ impl Engine {
     }
 
     /// Takes back what a start has reached that failed. What cannot be taken back is found by the check.
-    async fn take_back(&self, id: &ContainerId, before: &Extension) {
+    async fn take_back(&self, id: &ContainerId, before: &Extension, had_task: bool) {
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             Err(error) if !error.is(ErrorKind::NotFound) => {
-                // There is something left of it, which keeps its network until it ends.
+                // There is something left of it, which keeps its network until it ends. Who watches it tells that, too.
                 tracing::warn!(%id, "take back a start: {}", error.chain());
                 self.watch(id.clone());
                 return;
@@ -210,6 +217,10 @@ impl Engine {
         let own = id.clone();
         let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
         self.0.unused.notify_one();
+        if had_task {
+            self.tell_network(id, "disconnect", &before.create.network);
+            self.tell_mounts(id, "unmount", &before.create.mounts);
+        }
         let _ = self.record_start(id, before.started, before.exit).await;
     }
 
@@ -245,9 +256,22 @@ impl Engine {
         extension: &Extension,
         streams: &Streams,
         laps: &Laps,
-    ) -> Result<()> {
+    ) -> Result<(), Failed> {
         // Nothing is taken for left over between its making and its use.
         let _busy = self.0.starting.read().await;
+        let failed = |had_task| move |error| Failed { error, had_task };
+        self.make_task(container, extension, streams, laps).await.map_err(failed(false))?;
+        self.start_made(&container.id, laps).await.map_err(failed(true))
+    }
+
+    /// Makes a container's task, and tells what it has from then on.
+    async fn make_task(
+        &self,
+        container: &Container,
+        extension: &Extension,
+        streams: &Streams,
+        laps: &Laps,
+    ) -> Result<()> {
         // Until it has a task, by which others see that it works in its volumes.
         let starting = self.0.volumes.start(container.id.as_str());
         let joined = Arc::new(self.open_joined(&extension.create).await?);
@@ -274,18 +298,22 @@ impl Engine {
             laps: laps.clone(),
             ..task::Create::default()
         };
-        let namespace = &self.0.caller.namespace;
-        self.parts().shims.create(namespace, &container.id, create).await?;
+        self.parts().shims.create(&self.0.caller.namespace, &container.id, create).await?;
         self.tell_network(&container.id, "connect", &extension.create.network);
         self.tell_mounts(&container.id, "mount", &extension.create.mounts);
         drop((starting, joined));
+        Ok(())
+    }
+
+    /// Has a task that was made run its program.
+    async fn start_made(&self, id: &ContainerId, laps: &Laps) -> Result<()> {
         // Who stopped it until now may have found nothing to stop.
-        let own = container.id.clone();
+        let own = id.clone();
         let (_, wanted) = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
         if wanted.stopped_by_hand {
             return Err(Error::failed_precondition("it was stopped while it came up"));
         }
-        self.parts().shims.task(namespace, &container.id)?.start(None).await?;
+        self.parts().shims.task(&self.0.caller.namespace, id)?.start(None).await?;
         laps.lap("start its program");
         Ok(())
     }

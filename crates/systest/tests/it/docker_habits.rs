@@ -416,3 +416,24 @@ fn what_becomes_of_images_volumes_and_networks_is_told() {
     let of_networks = told("network=none", "{{.Type}} {{.Action}} {{.Actor.Attributes.type}}");
     assert_eq!(of_networks, ["network connect null", "network disconnect null"]);
 }
+
+/// What it had for a moment, it has no more.
+#[test]
+fn a_start_that_fails_tells_the_ends_of_what_it_told() {
+    let daemon = Daemon::with_busybox();
+    let program = daemon.dir().join("program");
+    testkit::executable(&program, "neither a program nor a script\n");
+    let mounted = format!("{}:/program", program.display());
+    let create = ["create", "--name", "box", "--network", "none", "-v", "data:/data", "-v", &mounted];
+    daemon.hoist(create.iter().chain(&["busybox", "/program"])).ok();
+    for _ in 0..2 {
+        daemon.hoist(["start", "box"]).expect_code(1).expect_stderr("exec format error");
+    }
+    let told = |filter: &str| {
+        let words =
+            ["events", "--since", "1h", "--until", "0s", "--filter", filter, "--format", "{{.Action}}"];
+        daemon.hoist(words).ok().stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(told("volume=data"), ["create", "mount", "unmount", "mount", "unmount"]);
+    assert_eq!(told("network=none"), ["connect", "disconnect", "connect", "disconnect"]);
+}
