@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use api::engine::Mount;
 use events::Envelope;
 use serde::{Deserialize, Serialize};
-use types::{ContainerId, Digest, Opaque, Reference, Timestamp};
+use types::{ContainerId, Digest, Opaque, Timestamp};
 
 use crate::Engine;
-use crate::containers::familiar;
+use crate::containers::familiar_with_tag;
 use crate::networks::joined;
 use crate::volumes::VOLUME;
 
@@ -58,9 +58,7 @@ impl Engine {
 
     /// Of an image of that full name. Without a digest the name is its id: of what goes to registries and comes from there.
     pub(crate) fn tell_image(&self, digest: Option<&Digest>, action: &str, name: &str) {
-        let reference: Option<Reference> = name.parse().ok();
-        let tagged = reference.and_then(|own| Some(format!("{}:{}", own.familiar_name(), own.tag()?)));
-        let name = tagged.unwrap_or_else(|| familiar(name));
+        let name = familiar_with_tag(name);
         let id = digest.map_or_else(|| name.clone(), ToString::to_string);
         self.tell_of(Subject::Image, &id, action, &[("name", name)]);
     }

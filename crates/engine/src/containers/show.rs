@@ -428,6 +428,13 @@ fn protocol(transport: Transport) -> &'static str {
     if transport == Transport::Tcp { "tcp" } else { "udp" }
 }
 
+/// [`familiar`] with the tag, also if that is `latest`.
+pub(crate) fn familiar_with_tag(name: &str) -> String {
+    let reference: Option<types::Reference> = name.parse().ok();
+    let tagged = reference.and_then(|own| Some(format!("{}:{}", own.familiar_name(), own.tag()?)));
+    tagged.unwrap_or_else(|| familiar(name))
+}
+
 pub(crate) fn familiar(name: &str) -> String {
     let Ok(reference) = name.parse::<types::Reference>() else { return name.to_owned() };
     match (reference.tag(), reference.digest()) {

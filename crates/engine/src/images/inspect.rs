@@ -6,7 +6,7 @@ use types::{Error, Result};
 
 use super::found::Found;
 use crate::Engine;
-use crate::containers::familiar;
+use crate::containers::{familiar, familiar_with_tag};
 
 impl Engine {
     /// Docker's document. There is no `GraphDriver`: how trees lie on disk is nobody's to rely on.
@@ -24,7 +24,7 @@ impl Engine {
                     continue;
                 };
                 if reference.tag().is_some() {
-                    tags.push(familiar_with_tag(&other));
+                    tags.push(familiar_with_tag(&other.image.name));
                 }
                 digests.push(format!("{}@{}", reference.familiar_name(), other.image.target.digest));
             }
@@ -111,12 +111,6 @@ impl Engine {
             .map_err(|error| error.context(format!("read image {}", image.name)))?;
         Ok(Found { reference: image.name.parse().ok(), image, contents })
     }
-}
-
-fn familiar_with_tag(found: &Found) -> String {
-    let reference = found.reference.as_ref();
-    let tagged = reference.and_then(|name| Some(format!("{}:{}", name.familiar_name(), name.tag()?)));
-    tagged.unwrap_or_else(|| found.image.name.clone())
 }
 
 fn history_row(step: &History, size: u64) -> Value {
