@@ -1,10 +1,11 @@
 //! Trees of files, copied with all that the kernel keeps of them, and measured.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -17,44 +18,163 @@ use rustix::io::Errno;
 /// Copies a directory to a path where nothing is, with owners, modes, times, extended attributes, devices and
 /// hard links. Sockets, which belong to processes, are left out.
 ///
-/// No link inside `from` is followed, but nobody may change either tree meanwhile.
+/// A tree may be deeper than a path is long or than there are descriptors. No link inside `from` is followed, but
+/// nobody may change either tree meanwhile.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(from)?;
     fs::create_dir(to)?;
-    let mut links = BTreeMap::new();
-    copy_into(from, to, &mut links)?;
-    copy_metadata(from, to, &fs::metadata(from)?)
+    let open = |path: &Path| openat(CWD, path, PLACE, Mode::empty());
+    let mut copying = Copying { top: open(to)?, places: vec![(0, OsString::new())], links: BTreeMap::new() };
+    let mut at = Pair { from: open(from)?, to: open(to)? };
+    let mut level = copying.directory(&at, 0, metadata)?;
+    let mut above = Vec::new();
+    loop {
+        if let Some(name) = level.unseen.pop() {
+            let (source, target) = at.entry(&name);
+            let metadata = fs::symlink_metadata(source)?;
+            fs::create_dir(target)?;
+            at = at.inner(&name)?;
+            let place = copying.places.len();
+            copying.places.push((level.place, name));
+            let inner = copying.directory(&at, place, metadata)?;
+            above.push(mem::replace(&mut level, inner));
+            continue;
+        }
+        let Some(outer) = above.pop() else { break };
+        at = at.outer(&outer.ids)?;
+        // Only now that nothing is added to it any more, which would change its times.
+        let done = mem::replace(&mut level, outer);
+        let (source, target) = at.entry(&copying.places[done.place].1);
+        copy_metadata(&source, &target, &done.metadata)?;
+    }
+    copy_metadata(from, to, &level.metadata)
 }
 
-fn copy_into(from: &Path, to: &Path, links: &mut BTreeMap<(u64, u64), PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let metadata = entry.metadata()?;
-        if !metadata.is_dir() && metadata.nlink() > 1 {
-            if let Some(first) = links.get(&(metadata.dev(), metadata.ino())) {
-                fs::hard_link(first, &target)?;
+/// How directories are opened that are no more than places to start from.
+const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Bytes of a path, to which one more name may be added.
+const PATH_LEN: usize = 2048;
+
+/// A directory, and the one that is to be its copy.
+struct Pair {
+    from: OwnedFd,
+    to: OwnedFd,
+}
+
+impl Pair {
+    /// Short paths to an entry of both, however deep they lie.
+    fn entry(&self, name: &OsStr) -> (PathBuf, PathBuf) {
+        (within(&self.from, name), within(&self.to, name))
+    }
+
+    fn inner(&self, name: &OsStr) -> Result<Pair, Errno> {
+        let open = |parent: &OwnedFd| openat(parent, name, PLACE | OFlags::NOFOLLOW, Mode::empty());
+        Ok(Pair { from: open(&self.from)?, to: open(&self.to)? })
+    }
+
+    /// The pair that this one is in, which must be that of these numbers.
+    fn outer(&self, ids: &[(u64, u64); 2]) -> io::Result<Pair> {
+        let outer = self.inner(OsStr::new(".."))?;
+        if outer.ids()? != *ids {
+            return Err(io::Error::other("a directory was moved while its tree was copied"));
+        }
+        Ok(outer)
+    }
+
+    /// Devices and inodes.
+    fn ids(&self) -> Result<[(u64, u64); 2], Errno> {
+        let id = |directory: &OwnedFd| fstat(directory).map(|found| (found.st_dev, found.st_ino));
+        Ok([id(&self.from)?, id(&self.to)?])
+    }
+}
+
+fn within(directory: &OwnedFd, name: &OsStr) -> PathBuf {
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
+}
+
+/// A directory that is being copied, on the way from the top to where the walk is.
+struct CopyLevel {
+    ids: [(u64, u64); 2],
+    /// Its number among the places.
+    place: usize,
+    /// What the copy is given in the end.
+    metadata: fs::Metadata,
+    /// Directories in it.
+    unseen: Vec<OsString>,
+}
+
+struct Copying {
+    top: OwnedFd,
+    /// Directories of the copy: the number of the one that each is in, and its name. The first is the top.
+    places: Vec<(usize, OsString)>,
+    /// Where the first name of a file is that has several.
+    links: BTreeMap<(u64, u64), (usize, OsString)>,
+}
+
+impl Copying {
+    /// Copies what is in a directory but directories, which are left for later.
+    fn directory(&mut self, at: &Pair, place: usize, metadata: fs::Metadata) -> io::Result<CopyLevel> {
+        let mut level = CopyLevel { ids: at.ids()?, place, metadata, unseen: Vec::new() };
+        for entry in fs::read_dir(within(&at.from, OsStr::new(".")))? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.is_dir() {
+                level.unseen.push(entry.file_name());
                 continue;
             }
-            links.insert((metadata.dev(), metadata.ino()), target.clone());
+            let (source, target) = at.entry(&entry.file_name());
+            if metadata.nlink() > 1 {
+                let id = (metadata.dev(), metadata.ino());
+                if let Some((first, name)) = self.links.get(&id) {
+                    fs::hard_link(within(&self.open(*first)?, name), &target)?;
+                    continue;
+                }
+                self.links.insert(id, (place, entry.file_name()));
+            }
+            if copy_entry(&source, &target, &metadata)? {
+                copy_metadata(&source, &target, &metadata)?;
+            }
         }
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            fs::create_dir(&target)?;
-            copy_into(&source, &target, links)?;
-        } else if kind.is_symlink() {
-            symlink(fs::read_link(&source)?, &target)?;
-        } else if kind.is_file() {
-            // copy_file_range or reflink, where the file system has it.
-            fs::copy(&source, &target)?;
-        } else if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
-            let kind = FileType::from_raw_mode(metadata.mode());
-            mknodat(CWD, &target, kind, Mode::from_raw_mode(metadata.mode() & 0o7777), metadata.rdev())?;
-        } else {
-            continue; // a socket belongs to a process, not to a tree
-        }
-        copy_metadata(&source, &target, &metadata)?;
+        Ok(level)
     }
-    Ok(())
+
+    /// Opens a directory of the copy again, in as many steps as its path is too long for one.
+    fn open(&self, mut place: usize) -> Result<OwnedFd, Errno> {
+        let mut names = Vec::new();
+        while place != 0 {
+            let (outer, name) = &self.places[place];
+            names.push(name);
+            place = *outer;
+        }
+        let mut at = openat(&self.top, ".", PLACE, Mode::empty())?;
+        let mut path = PathBuf::from(".");
+        for name in names.into_iter().rev() {
+            path.push(name);
+            if path.as_os_str().len() > PATH_LEN {
+                at = openat(&at, &path, PLACE, Mode::empty())?;
+                path = PathBuf::from(".");
+            }
+        }
+        openat(&at, &path, PLACE, Mode::empty())
+    }
+}
+
+/// Copies what is no directory, without what is known about it. Whether it is of a kind that is copied.
+fn copy_entry(source: &Path, target: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
+    let kind = metadata.file_type();
+    if kind.is_symlink() {
+        symlink(fs::read_link(source)?, target)?;
+    } else if kind.is_file() {
+        // copy_file_range or reflink, where the file system has it.
+        fs::copy(source, target)?;
+    } else if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() {
+        let kind = FileType::from_raw_mode(metadata.mode());
+        mknodat(CWD, target, kind, Mode::from_raw_mode(metadata.mode() & 0o7777), metadata.rdev())?;
+    } else {
+        return Ok(false); // a socket belongs to a process, not to a tree
+    }
+    Ok(true)
 }
 
 /// Gives a file the owner, mode, attributes and times of another.
@@ -180,9 +300,19 @@ pub(crate) fn open_directory(
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::mkdirat;
+    use rustix::fs::{linkat, mkdirat};
 
     use super::*;
+
+    /// Makes a directory in it, and one in that, so many times; the last one.
+    fn deepen(directory: &Path, depth: u64) -> OwnedFd {
+        let mut at = open_directory(CWD, directory).unwrap().unwrap();
+        for _ in 0..depth {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = open_directory(&at, "d").unwrap().unwrap();
+        }
+        at
+    }
 
     #[test]
     fn what_is_linked_counts_once_and_what_is_linked_to_does_not() {
@@ -207,14 +337,39 @@ mod tests {
     fn a_tree_that_is_deeper_than_a_path_is_long_has_its_measure() {
         const DEPTH: u64 = 5000;
         let dir = tempfile::TempDir::new().unwrap();
-        let mut at = open_directory(CWD, dir.path()).unwrap().unwrap();
-        for _ in 0..DEPTH {
-            mkdirat(&at, "d", Mode::RWXU).unwrap();
-            at = open_directory(&at, "d").unwrap().unwrap();
-        }
-        drop(at);
+        drop(deepen(dir.path(), DEPTH));
         fs::create_dir(dir.path().join("last")).unwrap();
         assert_eq!(usage(dir.path()).unwrap().inodes, DEPTH + 1);
+        assert!(crate::removal::delete(dir.path(), &|| true).unwrap());
+    }
+
+    #[test]
+    fn a_tree_that_is_deeper_than_a_path_is_long_is_copied() {
+        const DEPTH: u64 = 5000;
+        let dir = tempfile::TempDir::new().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        let bottom = deepen(&from, DEPTH);
+        let time = Timespec { tv_sec: 1_000_000_000, tv_nsec: 5 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        // One file, and its other name in another directory: whichever comes first, the way to it is long.
+        for name in ["x", "y"] {
+            mkdirat(&bottom, name, Mode::RWXU).unwrap();
+        }
+        fs::write(within(&bottom, OsStr::new("x/file")), "deep").unwrap();
+        linkat(&bottom, "x/file", &bottom, "y/file", AtFlags::empty()).unwrap();
+        utimensat(&bottom, "x", &times, AtFlags::empty()).unwrap();
+        drop(bottom);
+        copy(&from, &to).unwrap();
+        assert_eq!(usage(&to).unwrap().inodes, DEPTH + 3, "two names count as one file");
+        let mut at = open_directory(CWD, &to).unwrap().unwrap();
+        for _ in 0..DEPTH {
+            at = open_directory(&at, "d").unwrap().unwrap();
+        }
+        assert_eq!(fs::read_to_string(within(&at, OsStr::new("y/file"))).unwrap(), "deep");
+        let copied = statat(&at, "x", AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        assert_eq!((copied.st_mtime, copied.st_mode & 0o777), (1_000_000_000, 0o700));
+        drop(at);
         assert!(crate::removal::delete(dir.path(), &|| true).unwrap());
     }
 }
