@@ -148,6 +148,8 @@ pub enum RegistryCall {
     CheckLogin { registry: String, credentials: Credentials },
     /// What each host says when it is asked for an image.
     Explain { reference: String, credentials: Keyring },
+    /// The tags of a repository: a list.
+    Tags { reference: String, credentials: Keyring },
 }
 
 /// Questions about volumes.

@@ -33,6 +33,11 @@ impl Engine {
                 let remote = self.remote(&reference, credentials).await?;
                 Ok(remote.explain().await.iter().map(explained).collect())
             }
+            RegistryCall::Tags { reference, credentials } => {
+                let reference: Reference = reference.parse()?;
+                let remote = self.remote(&reference, credentials).await?;
+                Ok(json!(remote.tags().await?))
+            }
         }
     }
 

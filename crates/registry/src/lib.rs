@@ -5,6 +5,7 @@
 //!        ├▶ blob(descriptor, offset) ─▶ chunks; a body that breaks off is taken up where it ended
 //!        │    └ Sources: whom else to ask when the bytes were wrong
 //!        ├▶ referrers(digest) ─▶ descriptors
+//!        ├▶ tags() ─▶ tags
 //!        └▶ send(Request) ─▶ Endpoints in order, each a Host with tokens ─▶ Answer, and who gave it
 //! Push   ─▶ blob(descriptor, bytes), document(name, bytes)
 //! ```
@@ -30,6 +31,7 @@ mod referrers;
 mod remote;
 mod request;
 mod sources;
+mod tags;
 mod tls;
 mod token;
 mod transport;

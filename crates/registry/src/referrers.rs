@@ -162,7 +162,7 @@ fn fallback_tag(subject: &Digest) -> String {
 }
 
 /// Where the list goes on (RFC 8288: `<ADDRESS>; rel="next"`).
-fn next_page(answer: &Answer) -> Option<&str> {
+pub(crate) fn next_page(answer: &Answer) -> Option<&str> {
     let links = answer.headers().get_all(LINK).iter().filter_map(|link| link.to_str().ok());
     links.flat_map(|link| link.split(',')).find_map(|link| {
         let (address, rest) = link.trim().strip_prefix('<')?.split_once('>')?;

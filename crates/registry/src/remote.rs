@@ -237,7 +237,11 @@ impl Remote {
     }
 
     /// What the registry itself said counts most; the mirrors' words are told before it.
-    fn all_failed(&self, mut failures: Vec<(Arc<Endpoint>, Error)>, capability: Capability) -> Error {
+    pub(crate) fn all_failed(
+        &self,
+        mut failures: Vec<(Arc<Endpoint>, Error)>,
+        capability: Capability,
+    ) -> Error {
         let own = failures.iter().position(|(endpoint, _)| !endpoint.host().is_mirror);
         let main = own.or(failures.len().checked_sub(1)).map(|at| failures.remove(at).1);
         let Some(main) = main else {

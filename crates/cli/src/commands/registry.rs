@@ -8,7 +8,7 @@ pub(crate) mod push;
 
 use clap::{Args, Subcommand};
 use client::Client;
-use types::Result;
+use types::{Error, Reference, Result};
 
 // A flag of Docker's that says what is so here: nobody looks for signatures of that kind, nor signs so. `[policy]` of the
 // daemon does. A doc comment would become the help of each command that has it.
@@ -16,6 +16,16 @@ use types::Result;
 pub(crate) struct TrustFlag {
     #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     _disable_content_trust: Option<bool>,
+}
+
+/// A repository as `--all-tags` wants it named: without a tag.
+fn repository(name: &str) -> Result<Reference> {
+    let reference: Reference = name.parse()?;
+    // Where nobody gave a tag there is none behind the last name.
+    if name.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
+        return Err(Error::invalid_argument("tag can't be used with --all-tags/-a"));
+    }
+    Ok(reference)
 }
 
 #[derive(Subcommand)]

@@ -9,6 +9,7 @@ mod referrers;
 mod secured;
 mod server;
 mod sources;
+mod tags;
 mod tls;
 
 use std::time::{Duration, Instant};

@@ -318,6 +318,26 @@ fn a_credential_helper_keeps_logins_where_one_is_set() {
 }
 
 #[test]
+fn every_tag_of_a_repository_is_pulled() {
+    let registry = Registry::start();
+    let repository = format!("{}/some/busybox", registry.host());
+    let daemon = Daemon::start();
+    daemon.hoist(["pull", "-a", &repository]).expect_code(1).expect_stderr("list the tags of");
+    for tag in ["1", "2"] {
+        registry.push(&images::busybox(), images::TAG, &format!("some/busybox:{tag}"));
+    }
+    let pulled = daemon.hoist(["pull", "-a", &repository]).ok();
+    for line in ["1: Digest: sha256:", "2: Digest: sha256:", "Status: Downloaded newer image for "] {
+        assert!(pulled.stdout.contains(line), "{line}: {pulled}");
+    }
+    assert_eq!(daemon.hoist(["pull", "-q", "-a", &repository]).ok().text(), repository);
+    let listed = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
+    let mut names: Vec<&str> = listed.text().lines().collect();
+    names.sort_unstable();
+    assert_eq!(names, [format!("{repository}:1"), format!("{repository}:2")]);
+}
+
+#[test]
 fn tokens_are_got_by_nobody_by_password_and_by_identity() {
     let registry = Registry::start_with_tokens();
     let layout = images::busybox();

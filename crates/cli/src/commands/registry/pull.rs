@@ -1,11 +1,12 @@
 //! Pulling, and how its layers come along.
 
-use api::engine::{Follow, Keyring, PullStep};
+use api::engine::{Call, Follow, Keyring, PullStep, RegistryCall};
 use clap::Args;
 use client::Client;
 use types::{Error, Reference, Result};
 
-use super::TrustFlag;
+use super::{TrustFlag, repository};
+use crate::commands::complain;
 use crate::credentials;
 use crate::progress::Progress;
 
@@ -15,8 +16,8 @@ pub(crate) struct Flags {
     quiet: bool,
     #[arg(long)]
     platform: Option<String>,
-    /// Every tag of the repository
-    #[arg(long, short, hide = true)]
+    /// Every tag that the repository, which is named without one, has in its registry
+    #[arg(long, short)]
     all_tags: bool,
     #[command(flatten)]
     _trust: TrustFlag,
@@ -26,18 +27,58 @@ pub(crate) struct Flags {
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { quiet, platform, all_tags, _trust, image } = flags;
     if all_tags {
-        return Err(Error::unimplemented(
-            "pull -a: the tags of a repository are not listed here; name those that are wanted, one by one",
-        ));
+        return pull_all(client, &image, platform, quiet).await;
     }
     let Pulled { name, digest, is_newer } = pull(client, &image, platform, quiet).await?;
     if !quiet {
         println!("Digest: {digest}");
+    }
+    print_end(&name, &familiar(&name), is_newer, quiet);
+    Ok(0)
+}
+
+/// What all of it came to, in Docker's words.
+fn print_end(name: &str, shown: &str, is_newer: bool, quiet: bool) {
+    if !quiet {
         let what = if is_newer { "Downloaded newer image" } else { "Image is up to date" };
-        println!("Status: {what} for {}", familiar(&name));
+        println!("Status: {what} for {shown}");
     }
     println!("{name}");
-    Ok(0)
+}
+
+/// Pulls every tag of a repository. Goes on after an error, as some tags need not be those of images for this machine.
+async fn pull_all(client: &Client, name: &str, platform: Option<String>, quiet: bool) -> Result<u8> {
+    let reference = repository(name)?;
+    let credentials = credentials::for_pull(client, &reference).await?.keyring;
+    let question = RegistryCall::Tags { reference: name.to_owned(), credentials: credentials.clone() };
+    let tags = client.call(&Call::Registry(question)).await?;
+    let tags: Vec<String> = serde_json::from_value(tags)
+        .map_err(|error| Error::internal("the daemon's list of tags is not understood").with_source(error))?;
+    let name = reference.name();
+    if tags.is_empty() {
+        return Err(Error::not_found(format!("{name} has no tags in its registry")));
+    }
+    let (mut pulled_any, mut is_newer, mut code) = (false, false, 0);
+    for tag in tags {
+        let image = format!("{name}:{tag}");
+        match pull_with(client, &image, platform.clone(), credentials.clone(), quiet).await {
+            Ok(pulled) => {
+                pulled_any = true;
+                is_newer |= pulled.is_newer;
+                if !quiet {
+                    println!("{tag}: Digest: {}", pulled.digest);
+                }
+            }
+            Err(error) => {
+                complain(&image, &error);
+                code = 1;
+            }
+        }
+    }
+    if pulled_any {
+        print_end(&name, &reference.familiar_name(), is_newer, quiet);
+    }
+    Ok(code)
 }
 
 /// What a pull came to.
@@ -70,6 +111,16 @@ pub(crate) async fn pull(
         Ok(parsed) => credentials::for_pull(client, &parsed).await?.keyring,
         Err(_) => Keyring::new(),
     };
+    pull_with(client, reference, platform, credentials, quiet).await
+}
+
+async fn pull_with(
+    client: &Client,
+    reference: &str,
+    platform: Option<String>,
+    credentials: Keyring,
+    quiet: bool,
+) -> Result<Pulled> {
     let question = Follow::Pull { reference: reference.to_owned(), platform, credentials };
     let mut answers = client.follow(&question).await?;
     let mut progress = Progress::new(quiet);

@@ -5,7 +5,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Reference, Result};
 
-use super::TrustFlag;
+use super::{TrustFlag, repository};
 use crate::commands::list;
 use crate::credentials;
 use crate::output::text;
@@ -42,12 +42,8 @@ pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
 }
 
 /// The names of a repository's images here. `NotFound` if there are none.
-async fn tagged(client: &Client, repository: &str) -> Result<Vec<String>> {
-    let reference: Reference = repository.parse()?;
-    // Where nobody gave a tag there is none behind the last name.
-    if repository.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
-        return Err(Error::invalid_argument("tag can't be used with --all-tags/-a"));
-    }
+async fn tagged(client: &Client, name: &str) -> Result<Vec<String>> {
+    let reference = repository(name)?;
     let call = ImageCall::List { filters: Vec::new(), all: false, tree: false, sizes: false };
     let rows = client.call(&call.into()).await?;
     let names = list(&rows).iter().map(|row| format!("{}:{}", text(row, "Repository"), text(row, "Tag")));
