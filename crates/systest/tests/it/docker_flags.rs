@@ -279,6 +279,8 @@ fn small_flags_are_dockers() {
     assert_eq!(daemon.hoist(["volume", "create", "--name", "named"]).ok().text(), "named");
     assert_eq!(daemon.hoist(["container", "remove", "said"]).ok().text(), "said");
     daemon.hoist(["network", "prune", "-f"]).ok();
+    daemon.hoist(["tag", "busybox", "other"]).ok();
+    assert_eq!(daemon.hoist(["rmi", "--no-prune", "other"]).ok().text(), "Untagged: other");
     for (words, said) in [
         (&["network", "create", "--driver", "bridge", "own"][..], "--network container:NAME"),
         (&["network", "rm", "bridge"], "there are bridge, host and none"),

@@ -13,6 +13,9 @@ pub(crate) struct Flags {
     /// All names of an id, and though containers were made from it
     #[arg(long, short)]
     force: bool,
+    // A flag of Docker's that says what is so here: no image is another's parent, which would go along.
+    #[arg(long = "no-prune", hide = true)]
+    _no_prune: bool,
     /// Names, digests or ids
     #[arg(required = true)]
     images: Vec<String>,
