@@ -8,6 +8,7 @@
 //!        ├▶ tags() ─▶ tags
 //!        └▶ send(Request) ─▶ Endpoints in order, each a Host with tokens ─▶ Answer, and who gave it
 //! Push   ─▶ blob(descriptor, bytes), document(name, bytes)
+//! Connections ─▶ download(address) ─▶ the bytes of a file that is no registry's
 //! ```
 //!
 //! It streams and does not store: whoever takes the bytes checks their digest. Documents and small blobs are
@@ -19,6 +20,7 @@ mod challenge;
 mod credentials;
 mod dial;
 mod docker_config;
+mod download;
 mod endpoint;
 mod explain;
 mod host;
@@ -40,6 +42,7 @@ mod witness;
 pub use blob::{BlobStream, Pace};
 pub use credentials::{Credentials, Keyring};
 pub use docker_config::{DockerConfig, Found, KeptIn};
+pub use download::Download;
 pub use endpoint::{Answer, Endpoint};
 pub use explain::{Explained, Said, Wanted};
 pub use host::{Capability, Host, Scheme};

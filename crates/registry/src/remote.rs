@@ -114,6 +114,10 @@ impl Connections {
         Connections(Arc::new(Common { directories: Mutex::new(directories), transport }))
     }
 
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.0.transport
+    }
+
     /// The hosts that a registry stands for, in order, as configuration has it at this moment.
     pub fn hosts(&self, registry: &str) -> Result<Vec<Host>> {
         let directories = self.0.directories.lock().unwrap_or_else(PoisonError::into_inner).clone();

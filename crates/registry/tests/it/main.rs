@@ -2,6 +2,7 @@
 
 mod authorization;
 mod blobs;
+mod downloads;
 mod hosts;
 mod proxies;
 mod push;

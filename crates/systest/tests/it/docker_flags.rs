@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::PathBuf;
 
 use testkit::Daemon;
@@ -316,4 +318,33 @@ fn an_imported_image_has_the_changes_that_were_said() {
     assert!(daemon.hoist(["history", "imported"]).ok().stdout.contains("by hand"));
     let refused = daemon.hoist(["import", "-c", "RUN true", &tar, "other"]);
     assert!(refused.code != 0 && refused.stderr.contains("RUN"), "{refused}");
+}
+
+#[test]
+fn an_archive_is_imported_by_its_address() {
+    let daemon = Daemon::with_busybox();
+    sleeper(&daemon, "box", &[]);
+    let tar = daemon.dir().join("tree.tar");
+    daemon.hoist(["export", "-o", &tar.display().to_string(), "box"]).ok();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+    let address = format!("http://{}/tree.tar", listener.local_addr().expect("it is bound"));
+    let bytes = fs::read(&tar).expect("it was written");
+    // Whole, and then cut off in the middle.
+    let server = std::thread::spawn(move || {
+        for len in [bytes.len(), bytes.len() / 2] {
+            let (mut stream, _) = listener.accept().expect("somebody asks");
+            assert!(stream.read(&mut [0; 4096]).expect("a request") > 0);
+            write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", bytes.len())
+                .and_then(|()| stream.write_all(&bytes[..len]))
+                .expect("it is read");
+        }
+    });
+    daemon.hoist(["import", &address, "fetched"]).ok();
+    let comment = daemon.hoist(["image", "inspect", "-f", "{{.Comment}}", "fetched"]).ok();
+    assert_eq!(comment.text(), format!("Imported from {address}"));
+    let said = daemon.hoist(["run", "--rm", "--network", "none", "fetched", "echo", "here"]).ok();
+    assert_eq!(said.text(), "here");
+    daemon.hoist(["import", &address, "half"]).expect_code(1).expect_stderr("broke off");
+    server.join().expect("no panic");
+    daemon.hoist(["image", "inspect", "half"]).expect_code(1);
 }

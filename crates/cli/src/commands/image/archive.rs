@@ -1,14 +1,15 @@
 //! Images as files: `load`, `import` and `save`.
 //!
 //! ```text
-//! file or standard input ─▶ pipe ─▶ daemon ─▶ pipe ─▶ file, folder or standard output
+//! file, address or standard input ─▶ pipe ─▶ daemon ─▶ pipe ─▶ file, folder or standard output
 //! ```
 //!
-//! Files are read and written by whoever asked for it, and what moves can be counted. Folders alone are named
+//! Files are read, fetched and written by whoever asked for it, and what moves can be counted. Folders alone are named
 //! to the daemon.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, IsTerminal, Read, Write};
+use std::io::{self, BufReader, IsTerminal, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use api::engine::ImageFollow;
@@ -16,6 +17,7 @@ use clap::Args;
 use client::Client;
 use diff::tar::{Kind, Reader};
 use indicatif::ProgressBar;
+use registry::{Connections, Options, Proxies};
 use rustix::fs::OFlags;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
@@ -28,6 +30,8 @@ use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
 
 /// Bytes that are copied at once.
 const COPY_LEN: usize = 256 * 1024;
+/// Bytes of an archive that is fetched by its address.
+const DOWNLOAD_LEN_MAX: u64 = 64 << 30;
 
 #[derive(Args)]
 pub(crate) struct Load {
@@ -50,7 +54,7 @@ pub(crate) struct Import {
     /// What it runs on, if not on this machine
     #[arg(long)]
     platform: Option<String>,
-    /// A folder, or a tar, plain or in gzip or zstd; `-` is standard input
+    /// A folder, or a tar, plain or in gzip or zstd: a file, its address (`https://…`), or `-` for standard input
     file: String,
     /// NAME[:TAG]
     name: Option<String>,
@@ -86,7 +90,8 @@ pub(super) async fn load(client: &Client, flags: Load) -> Result<u8> {
 
 pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
     let Import { message, change: changes, platform, file, name } = flags;
-    let source = Source::of(&file)?;
+    let is_address = ["http://", "https://"].iter().any(|scheme| file.starts_with(scheme));
+    let source = if is_address { Source::download(&file).await? } else { Source::of(&file)? };
     let comment = if message.is_empty() { format!("Imported from {file}") } else { message };
     let ask =
         async |path| outcome(client, ImageFollow::Import { path, name, comment, changes, platform }).await;
@@ -171,6 +176,35 @@ impl Source {
         Source::stream(File::open(path).context(|| format!("open {file}"))?, file)
     }
 
+    /// What is at an address. The daemon is given it once it is here: half an archive would be half an image.
+    async fn download(address: &str) -> Result<Source> {
+        let proxies = Proxies::from_variables(|name| std::env::var(name).ok())?;
+        let connections = Connections::new(Options { proxies, ..Options::default() });
+        let mut download = connections.download(address).await?;
+        let what = || format!("keep {address} until it is here");
+        let mut to = nameless_file()?;
+        let bar = output::bytes_bar("Downloading", download.size(), false);
+        let fetch = async {
+            let mut len = 0;
+            while let Some(bytes) = download.next().await? {
+                len += bytes.len() as u64;
+                if len > DOWNLOAD_LEN_MAX {
+                    return Err(Error::resource_exhausted(format!(
+                        "{address} is larger than {DOWNLOAD_LEN_MAX} bytes; fetch it by other means and import the file"
+                    )));
+                }
+                to.write_all(&bytes).context(what)?;
+                bar.set_position(len);
+            }
+            Ok(())
+        };
+        let fetched: Result<()> = fetch.await;
+        bar.finish_and_clear();
+        fetched?;
+        to.rewind().context(what)?;
+        Source::stream(to, address)
+    }
+
     fn stream(from: File, name: &str) -> Result<Source> {
         let metadata = from.metadata().context(|| "stat the archive")?;
         let len = metadata.is_file().then_some(metadata.len());
@@ -212,6 +246,15 @@ impl Source {
             answered => answered,
         }
     }
+}
+
+/// A file that goes with this process, where large ones may be.
+fn nameless_file() -> Result<File> {
+    let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    let folder = folder.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let path = folder.join(format!("hoist-import-{}", std::process::id()));
+    let made = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
+    made.and_then(|file| fs::remove_file(&path).map(|()| file)).context(|| format!("make {}", path.display()))
 }
 
 /// To the end, or until the reader has enough.
