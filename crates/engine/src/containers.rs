@@ -261,7 +261,7 @@ impl Engine {
         let _busy = self.0.starting.read().await;
         let failed = |had_task| move |error| Failed { error, had_task };
         self.make_task(container, extension, streams, laps).await.map_err(failed(false))?;
-        self.start_made(&container.id, laps).await.map_err(failed(true))
+        self.run_task(&container.id, laps).await.map_err(failed(true))
     }
 
     /// Makes a container's task, and tells what it has from then on.
@@ -306,7 +306,7 @@ impl Engine {
     }
 
     /// Has a task that was made run its program.
-    async fn start_made(&self, id: &ContainerId, laps: &Laps) -> Result<()> {
+    async fn run_task(&self, id: &ContainerId, laps: &Laps) -> Result<()> {
         // Who stopped it until now may have found nothing to stop.
         let own = id.clone();
         let (_, wanted) = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
