@@ -18,10 +18,13 @@ use tokio::runtime::Runtime;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use crate::marks::at_least;
 use crate::side::Side;
 
 /// Clients, and changes that each makes.
 const LOADS: [(usize, usize); 2] = [(1, 600), (64, 180)];
+/// How many times the rate of one the many are to reach.
+const GAIN_MARK: f64 = 10.0;
 /// A kind of record after the other, made and deleted.
 const CHANGES_A_STEP: usize = 6;
 
@@ -38,6 +41,7 @@ pub(crate) fn rate(sides: &[&dyn Side]) {
         } else {
             let gained: Vec<f64> = rates.iter().zip(&alone).map(|(many, one)| many / one).collect();
             crate::rates(&format!("  times the rate of one, {clients} clients"), &gained);
+            at_least("times the rate of one client", gained[0], GAIN_MARK);
         }
     }
 }
