@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! hoistd, containerd      ─▶ daemon
-//! runc                    ─▶ OCI runtime
+//! runc, hoist-runtime     ─▶ OCI runtime
 //! ctr                     ─▶ containerd's command line
 //! hoist daemon …          ─▶ daemon
 //! hoist --address SOCKET publish …  ─▶ daemon, whose program shims know by its path alone
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 
     let part = match (called.to_str(), first_word.to_str()) {
         (Some("hoistd" | "containerd"), _) => Part::Daemon,
-        (Some("runc"), _) => Part::Runtime,
+        _ if runtime::cli::is_called(&args) => Part::Runtime,
         (Some("ctr"), _) => Part::Ctr,
         // So it is called by shims, who know the daemon's program by its path alone.
         (_, Some("--address")) if args.get(3).is_some_and(|word| word == "publish") => Part::Daemon,

@@ -623,12 +623,15 @@ fn what_spec_writes_is_runcs() {
 #[test]
 fn states_are_where_runc_has_them_under_its_name() {
     let (_programs, runc) = called_runc();
+    let (_others, by_name) = called("hoist-runtime");
     let bundle = bundle(|spec| script(spec, "sleep 1000"));
     let path = bundle.path().display().to_string();
     let hoist = testkit::hoist_program();
-    for (program, first, root) in
-        [(&runc, &[][..], "/run/runc"), (&hoist, &["runtime"], "/run/hoist/runtime")]
-    {
+    for (program, first, root) in [
+        (&runc, &[][..], "/run/runc"),
+        (&hoist, &["runtime"], "/run/hoist/runtime"),
+        (&by_name, &[][..], "/run/hoist/runtime"),
+    ] {
         let id = format!("root-{}-{}", root.len(), std::process::id());
         let command = |words: &[&str]| {
             let mut command = Command::new(program);
@@ -663,8 +666,12 @@ fn states_are_where_runc_has_them_under_its_name() {
 
 /// Ours under the name `runc`, in a directory that may be put before others in PATH.
 fn called_runc() -> (TempDir, PathBuf) {
+    called("runc")
+}
+
+fn called(name: &str) -> (TempDir, PathBuf) {
     let dir = TempDir::new().expect("a temporary directory");
-    let program = dir.path().join("runc");
+    let program = dir.path().join(name);
     symlink(testkit::hoist_program(), &program).expect("writable");
     (dir, program)
 }
