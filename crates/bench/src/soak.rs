@@ -4,7 +4,7 @@
 //! soak [containers=N] [execs=N] [log=MB] [together=N]
 //! ```
 //!
-//! - `execs` and `log`: one shim, called directly; what it holds before and after.
+//! - `execs` and `log`: one shim, called directly; what it holds before and after, and the machine for it.
 //! - `containers`: `hoist run --rm`, four at a time; what the daemon and the machine hold before and after.
 //! - `together`: as many containers at the same time start, are listed, and are removed.
 //!
@@ -26,6 +26,8 @@ const DATABASE_SLACK: u64 = 4 << 20;
 /// What is not deleted by then has been left behind.
 const DELETION_MAX: Duration = Duration::from_secs(300);
 const AT_ONCE: usize = 4;
+/// The container of the one shim.
+const SOAKED: &str = "soak";
 /// Of a log, in one call.
 const PIECE_MB: usize = 20;
 const DATABASE: &str = "meta.db";
@@ -69,7 +71,7 @@ pub(crate) fn soak(words: &[String]) -> Result<bool, String> {
     Ok(sound)
 }
 
-/// What one shim holds.
+/// What one shim holds, and what is held for it.
 #[derive(Clone, Copy)]
 struct Held {
     pss: u64,
@@ -77,10 +79,17 @@ struct Held {
     private: u64,
     descriptors: usize,
     children: usize,
+    mounts: usize,
+    /// In all trees, those that nobody is in, too.
+    cgroups: usize,
+    /// Of its container's bundle.
+    bundle_bytes: u64,
 }
 
 impl Held {
-    fn by(shim: u32) -> Held {
+    fn by(host: &ShimHost, shim: u32) -> Held {
+        let trees = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+        let cgroups = trees.map(|tree| directories(&tree.path().join(host.cgroup().trim_start_matches('/'))));
         let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
         Held {
             pss: rollup(shim, "Pss"),
@@ -88,17 +97,24 @@ impl Held {
             private: rollup(shim, "Private_Dirty"),
             descriptors: descriptors(shim),
             children: children.unwrap_or_default().split_whitespace().count(),
+            mounts: mounts_in(&[host.dir().display().to_string()]),
+            cgroups: cgroups.sum(),
+            bundle_bytes: bytes_below(&host.bundle(SOAKED)),
         }
     }
 
     fn print(&self, when: &str) {
         println!(
-            "  {when:<28} PSS {:>5} KiB   RSS {:>5} KiB   private {:>4} KiB   {:>3} descriptors   {} children",
+            "  {when:<28} PSS {:>5} KiB   RSS {:>5} KiB   private {:>4} KiB   {:>3} descriptors   {} children   \
+             {} mounts   {} cgroups   {} bytes of its bundle",
             self.pss >> 10,
             self.rss >> 10,
             self.private >> 10,
             self.descriptors,
-            self.children
+            self.children,
+            self.mounts,
+            self.cgroups,
+            self.bundle_bytes
         );
     }
 
@@ -106,6 +122,9 @@ impl Held {
         self.private > before.private + SLACK
             || self.descriptors > before.descriptors
             || self.children > before.children
+            || self.mounts > before.mounts
+            || self.cgroups > before.cgroups
+            || self.bundle_bytes > before.bundle_bytes
     }
 }
 
@@ -113,15 +132,15 @@ fn soak_shim(amounts: &Amounts) -> bool {
     println!("one shim, {} processes one after the other, {} MB of log", amounts.execs, amounts.log_mb);
     let host = ShimHost::new();
     let _events = host.listen();
-    let task = host.container("soak", "exec sleep 1000000").run();
+    let task = host.container(SOAKED, "exec sleep 1000000").run();
     let shim = task.shim_pid();
-    Held::by(shim).print("at first");
+    Held::by(&host, shim).print("at first");
     // The heap has its size once each kind of work was done.
     exec_many(&task, 100);
     let first_mb = amounts.log_mb.min(PIECE_MB);
     write_log(&host, &task, first_mb);
-    Held::by(shim).print(&format!("after 100, and {first_mb} MB of log"));
-    let before = at_rest(shim, usize::MAX);
+    Held::by(&host, shim).print(&format!("after 100, and {first_mb} MB of log"));
+    let before = at_rest(&host, shim, usize::MAX);
 
     let start = Instant::now();
     exec_many(&task, amounts.execs);
@@ -130,8 +149,8 @@ fn soak_shim(amounts: &Amounts) -> bool {
     write_log(&host, &task, amounts.log_mb);
     rate("MB of log", amounts.log_mb, start.elapsed());
 
-    Held::by(shim).print("after all");
-    let after = at_rest(shim, before.descriptors);
+    Held::by(&host, shim).print("after all");
+    let after = at_rest(&host, shim, before.descriptors);
     task.end();
     let grew = after.grew_from(&before);
     if grew {
@@ -141,18 +160,18 @@ fn soak_shim(amounts: &Amounts) -> bool {
 }
 
 /// What stays once there is nothing to do: a shim gives back what is free of its heap, and its program's pages, then.
-fn at_rest(shim: u32, descriptors_max: usize) -> Held {
+fn at_rest(host: &ShimHost, shim: u32, descriptors_max: usize) -> Held {
     std::thread::park_timeout(Duration::from_secs(3));
-    let held = settled(shim, descriptors_max);
+    let held = settled(host, shim, descriptors_max);
     held.print("at rest");
     held
 }
 
 /// Waits a moment for connections of finished calls to be closed.
-fn settled(shim: u32, descriptors_max: usize) -> Held {
+fn settled(host: &ShimHost, shim: u32, descriptors_max: usize) -> Held {
     let until = Instant::now() + Duration::from_secs(5);
     loop {
-        let held = Held::by(shim);
+        let held = Held::by(host, shim);
         if held.descriptors <= descriptors_max || Instant::now() > until {
             return held;
         }
@@ -205,14 +224,13 @@ impl Census {
         let shims: Vec<u32> = processes.iter().filter(is_shim).map(|process| process.pid).collect();
         let parents = || shims.iter().copied().chain([daemon.pid()]);
         let is_left = |process: &&Process| parents().any(|parent| process.is_zombie_of(parent));
-        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("the kernel's file");
         let dirs = [daemon.root().display().to_string(), daemon.state().display().to_string()];
         Census {
             descriptors: descriptors(daemon.pid()),
             rss: rollup(daemon.pid(), "Rss"),
             shims: shims.len(),
             zombies: processes.iter().filter(is_left).count(),
-            mounts: mounts.lines().filter(|line| dirs.iter().any(|dir| line.contains(dir))).count(),
+            mounts: mounts_in(&dirs),
             cgroups: empty_cgroups(Path::new("/sys/fs/cgroup")),
             state_bytes: bytes_below(&daemon.state()),
             root_bytes: bytes_below(&daemon.root()),
@@ -297,6 +315,19 @@ fn soak_daemon(amounts: &Amounts) -> bool {
         println!("  IT GREW");
     }
     !grew
+}
+
+/// Mounts in any of these directories.
+fn mounts_in(dirs: &[String]) -> usize {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").expect("the kernel's file");
+    mounts.lines().filter(|line| dirs.iter().any(|dir| line.contains(dir))).count()
+}
+
+/// A directory and those below it; none if it is not there.
+fn directories(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let is_dir = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    1 + entries.flatten().filter(is_dir).map(|entry| directories(&entry.path())).sum::<usize>()
 }
 
 /// Cgroups below a directory with no process and no other cgroup in them. One that is gone meanwhile was somebody's.
