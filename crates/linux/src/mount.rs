@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
@@ -538,10 +538,23 @@ fn mount_setattr(mount: BorrowedFd<'_>, change: &MountAttr, recursive: bool) -> 
 /// Attaches a detached mount on top of what `target` is open on.
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, "", target, "", flags).map_err(io::Error::from).context(|| {
+    let attached = move_mount(mount, "", target, "", flags);
+    attached.map_err(|errno| io::Error::from(told_apart(errno, mount, target))).context(|| {
         let target = std::fs::read_link(proc_path(target)).unwrap_or_default();
         format!("attach mount to {}", target.display())
     })
+}
+
+/// A file on a directory, or the reverse, is "invalid" to `move_mount`, as much else is. `mount` calls it "not a
+/// directory", and callers that help their users wait for that.
+fn told_apart(errno: Errno, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Errno {
+    let is_dir = |fd: BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+    };
+    match (is_dir(mount), is_dir(target)) {
+        (Ok(mount), Ok(target)) if errno == Errno::INVAL && mount != target => Errno::NOTDIR,
+        _ => errno,
+    }
 }
 
 /// Carries out the recipes of a snapshotter on a directory, in order. Each recipe's target is below it.

@@ -65,6 +65,29 @@ fn owners_of_a_mount_are_mapped() {
     refused.expect_code(1).expect_stderr("uidMappings");
 }
 
+/// In the words of `mount`: dockerd looks for them, and tells its users which of the two is wrong.
+#[test]
+fn a_file_and_a_directory_are_not_mounted_on_one_another() {
+    let host = open_dir();
+    let file = host.path().join("file");
+    fs::write(&file, "").expect("writable");
+    for (source, destination) in [(file.as_path(), "/tmp/dir"), (host.path(), "/tmp/plain")] {
+        let bundle = bundle(|spec| {
+            script(spec, "true");
+            add_mount(
+                spec,
+                json!({"destination": destination, "type": "bind", "source": source, "options": ["bind"]}),
+            );
+        });
+        fs::create_dir_all(bundle.path().join("rootfs/tmp/dir")).expect("writable");
+        fs::write(bundle.path().join("rootfs/tmp/plain"), "").expect("writable");
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("kinds")]);
+        refused.expect_code(1).expect_stderr("Not a directory");
+    }
+}
+
 /// Its place is made inside the root, with those above it, and the link stays.
 #[test]
 fn a_file_is_mounted_where_a_link_to_nothing_leads() {
