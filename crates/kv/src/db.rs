@@ -371,7 +371,7 @@ fn used(database: &Database) -> Result<u64> {
 /// Why a change is not made that would add to the records.
 fn no_room(name: &str) -> Error {
     Error::resource_exhausted(format!(
-        "No space left on device: {name} takes removals, and nothing new before there is room"
+        "no space left on device: {name} takes removals, and nothing new before there is room"
     ))
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Invariants
 //! - `Display` never repeats the source; [`Error::chain`] is the one place that prints the chain.
+//! - What the kernel says is told in the words that every other program of this field has for it ([`words`]).
 //! - Context is added where it is known; an error is logged once, by whoever does not return it.
 
 use std::error::Error as StdError;
@@ -182,12 +183,46 @@ impl Error {
         let mut next = self.source();
         while let Some(cause) = next {
             line.push_str(": ");
-            line.push_str(&cause.to_string());
+            line.push_str(&words(cause.to_string()));
             next = cause.source();
         }
         line
     }
 }
+
+/// What a cause says, with an error of the kernel's as Go's programs spell it, whatever the C library calls it: Docker and
+/// others read `no such file or directory` and `permission denied` in the text of an error, in these letters.
+fn words(text: String) -> String {
+    let numbered = text.strip_suffix(')').and_then(|text| text.rsplit_once(" (os error "));
+    let Some((said, number)) = numbered else { return text };
+    let at = said.rfind(": ").map_or(0, |at| at + 2);
+    let (before, own) = said.split_at(at);
+    let known = number.parse().ok().and_then(|number| SPELLED.iter().find(|(known, _)| *known == number));
+    let own = match known {
+        Some((_, words)) => (*words).to_owned(),
+        None => {
+            let mut letters = own.chars();
+            letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect()
+        }
+    };
+    format!("{before}{own}")
+}
+
+/// Errors of the kernel's (errno(3)) for which C libraries have different words.
+const SPELLED: &[(i32, &str)] = &[
+    (5, "input/output error"),
+    (12, "cannot allocate memory"),
+    (16, "device or resource busy"),
+    (18, "invalid cross-device link"),
+    (23, "too many open files in system"),
+    (24, "too many open files"),
+    (36, "file name too long"),
+    (40, "too many levels of symbolic links"),
+    (95, "operation not supported"),
+    (107, "transport endpoint is not connected"),
+    (110, "connection timed out"),
+    (122, "disk quota exceeded"),
+];
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -253,6 +288,28 @@ mod tests {
         assert_eq!(told.context("create container a").chain(), "create container a: no such file");
         let other = Error::not_found("create container ab").context("create container a");
         assert_eq!(other.chain(), "create container a: create container ab");
+    }
+
+    #[test]
+    fn errors_of_the_kernel_are_told_in_the_words_of_others() {
+        let chain = |error: io::Error| Err::<(), _>(error).context(|| "open /x").unwrap_err().chain();
+        for (number, words) in [
+            (1, "operation not permitted"),
+            (2, "no such file or directory"),
+            (13, "permission denied"),
+            (16, "device or resource busy"),
+            (20, "not a directory"),
+            (24, "too many open files"),
+            (28, "no space left on device"),
+            (40, "too many levels of symbolic links"),
+        ] {
+            assert_eq!(chain(io::Error::from_raw_os_error(number)), format!("open /x: {words}"));
+        }
+        assert_eq!(chain(io::Error::other("It is (so)")), "open /x: It is (so)");
+        let nested = io::Error::other("read a: No such file or directory (os error 2)");
+        assert_eq!(chain(nested), "open /x: read a: no such file or directory");
+        assert_eq!(words("Ü (os error 99999)".to_owned()), "Ü");
+        assert_eq!(words(" (os error 2)".to_owned()), "");
     }
 
     #[test]

@@ -208,7 +208,7 @@ mod tests {
         check(
             &[("main.toml", "imports = [\"gone.toml\"]")],
             false,
-            "read /gone.toml: No such file or directory (os error 2)",
+            "read /gone.toml: no such file or directory",
         );
         check(
             &[("main.toml", "imports = \"x\"")],

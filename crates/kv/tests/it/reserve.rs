@@ -85,7 +85,7 @@ fn add_until_full(db: &Db) -> u64 {
     let refused = (0..).map(|key| (key, add(db, key))).find(|(_, added)| added.is_err());
     let (key, Err(error)) = refused.expect("a disk has an end") else { unreachable!() };
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.chain());
-    assert!(error.chain().contains("No space left on device"), "{}", error.chain());
+    assert!(error.chain().contains("no space left on device"), "{}", error.chain());
     key
 }
 

@@ -236,7 +236,7 @@ fn what_cannot_be_copied_is_said_and_leaves_nothing() {
     refused(&["runs:/a", "made:/b"], "between containers");
     refused(&[&here("file"), &here("tree")], "CONTAINER:PATH");
     refused(&["runs:/proc/cpuinfo", &here("x")], "made up by the kernel");
-    refused(&[&here("file"), "shut:/etc/x"], "Read-only file system");
+    refused(&[&here("file"), "shut:/etc/x"], "read-only file system");
     // A directory and a file do not take each other's place.
     fs::create_dir(dir.join("passwd")).expect("a writable directory");
     refused(&[&here("passwd"), "runs:/etc/"], "cannot take the place");

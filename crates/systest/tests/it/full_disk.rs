@@ -37,7 +37,7 @@ fn a_pull_onto_a_full_disk_says_so_and_ends_well_when_there_is_room() {
         daemon.start_again();
 
         let failed = daemon.hoist(["pull", "-q", &reference]).expect_code(1);
-        assert!(failed.stderr.contains("No space left on device"), "{room_mb} MB: {failed}");
+        assert!(failed.stderr.contains("no space left on device"), "{room_mb} MB: {failed}");
         assert!(failed.stderr.contains("sha256:") && failed.stderr.trim().lines().count() == 1, "{failed}");
         assert_eq!(daemon.hoist(["images", "-q"]).ok().text(), "");
         // It still works, and so does what makes room.
@@ -147,7 +147,7 @@ fn a_full_disk_is_emptied_by_removing_containers() {
         fill(round);
         let created = daemon.hoist(["create", "--network", "none", "--name", "more", "hello"]);
         if created.code != 0 {
-            created.expect_stderr("No space left on device");
+            created.expect_stderr("no space left on device");
         }
         let forced = daemon.hoist(["rm", "-f", "more"]);
         assert_eq!(forced.code, 0, "round {round}: {forced}");

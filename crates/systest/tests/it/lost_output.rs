@@ -46,7 +46,7 @@ fn an_archive_for_a_device_leaves_the_device_as_it_is() {
         daemon.own_ctr(["-n", "default", "images", "export", &path, &image]),
     ] {
         assert_ne!(failed.code, 0);
-        failed.expect_stderr("No space left");
+        failed.expect_stderr("no space left");
         assert!(is_device(), "{path} is what it was");
     }
     let link = daemon.dir().join("link");
@@ -105,7 +105,7 @@ fn output_that_cannot_be_written_is_an_error() {
         let output = daemon.command(words).stdout(full()).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
-        assert!(said.contains("write to standard output: No space left"), "{words:?}: {said}");
+        assert!(said.contains("write to standard output: no space left"), "{words:?}: {said}");
         assert!(!said.contains("panicked"), "{words:?}: {said}");
     }
     assert_eq!(daemon.hoist(["ps", "-aq"]).ok().stdout.lines().count(), 1, "what was to go has gone");
@@ -165,7 +165,7 @@ fn what_ctr_runs_outlives_its_reader_and_no_full_disk() {
         let output = command.stdout(full).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
-        assert!(said.contains("ctr: write to standard output: No space left"), "{command:?}: {said}");
+        assert!(said.contains("ctr: write to standard output: no space left"), "{command:?}: {said}");
         assert!(!said.contains("panicked"), "{command:?}: {said}");
     }
     assert_eq!(daemon.own_ctr(["containers", "ls", "-q"]).ok().text(), "", "what was to go has gone");

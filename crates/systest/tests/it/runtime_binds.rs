@@ -84,7 +84,7 @@ fn a_file_and_a_directory_are_not_mounted_on_one_another() {
         let runtime = Runtime::ours();
         let path = bundle.path().display().to_string();
         let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("kinds")]);
-        refused.expect_code(1).expect_stderr("Not a directory");
+        refused.expect_code(1).expect_stderr("not a directory");
     }
 }
 

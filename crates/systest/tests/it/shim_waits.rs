@@ -471,7 +471,7 @@ fn the_last_hook_of_a_creation_that_fails_late_holds_up_nobody() {
         assert_eq!(neighbour.run_exec("e", "exit 3"), 3, "the neighbour is served");
         task.kill("", 9).unwrap();
         let refused = creation.join().unwrap();
-        assert!(refused.chain().contains("No space left"), "{}", refused.chain());
+        assert!(refused.chain().contains("no space left"), "{}", refused.chain());
     });
     waiter.goes();
     assert!(task.state("").unwrap_err().is(ErrorKind::NotFound));
@@ -597,7 +597,7 @@ fn a_kill_that_finds_the_work_done_is_for_what_comes_of_it() {
     });
     let task = ShimTask::at("late", &container.start_shim());
     let refused = create_and_kill_late(&task, &container.request, &waiter).unwrap_err();
-    assert!(refused.chain().contains("No space left"), "{}", refused.chain());
+    assert!(refused.chain().contains("no space left"), "{}", refused.chain());
     last.goes();
     assert!(task.state("").unwrap_err().is(ErrorKind::NotFound));
     task.shutdown().unwrap();
