@@ -877,12 +877,14 @@ fn turned(plain: &[u8]) -> Vec<u8> {
 
 #[test]
 fn layers_of_foreign_kinds_go_through_stream_processors() {
+    /// The letters of a payload of the type `key` with `secret` in it: its other bytes are numbers of the encoding.
+    const KEYED: &str = "[ $(tr -cd a-z <&3) = keysecret ] || exit 4";
     if !is_root("the daemon") {
         return;
     }
     let config = format!(
         "[stream_processors.rot]\naccepts = [\"application/vnd.example.rot\"]\nreturns = \"{PLAIN_LAYER}\"\n\
-         path = \"sh\"\nargs = [\"-c\", \"cat <&3 >&2; LC_ALL=C tr A-Za-z N-ZA-Mn-za-m\"]\n\
+         path = \"sh\"\nargs = [\"-c\", \"{KEYED}; LC_ALL=C tr A-Za-z N-ZA-Mn-za-m\"]\n\
          [stream_processors.fails]\naccepts = [\"application/vnd.example.fails\"]\nreturns = \"{PLAIN_LAYER}\"\n\
          path = \"sh\"\nargs = [\"-c\", \"echo no key >&2; exit 3\"]\n\n"
     );
@@ -906,6 +908,10 @@ fn layers_of_foreign_kinds_go_through_stream_processors() {
             (Digest::of(&plain).to_string(), PLAIN_LAYER)
         );
         assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "in a layer");
+
+        let keyless = ApplyRequest { payloads: BTreeMap::new(), ..request.clone() };
+        let failed = apply(&channel, keyless).await.unwrap_err();
+        assert!(failed.message().contains("stream processor rot: exit status: 4"), "{failed}");
 
         let fails = Descriptor { media_type: "application/vnd.example.fails".into(), ..rot.clone() };
         let failed =
