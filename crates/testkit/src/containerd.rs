@@ -44,24 +44,38 @@ fn major() -> Option<u32> {
 }
 
 impl Containerd {
-    /// Whether there is one to compare with.
+    /// Whether there is one to compare with: containerd and ctr in PATH, or where `HOIST_TEST_CONTAINERD` says. Says so
+    /// if there is not.
+    #[track_caller]
     pub fn is_installed() -> bool {
-        major().is_some()
+        let is_there = major().is_some() && Command::new(program("ctr")).arg("--version").output().is_ok();
+        if !is_there {
+            let place = std::env::var_os(PEER).map_or("PATH".to_owned(), |dir| dir.display().to_string());
+            crate::skip(&format!(
+                "no containerd and ctr in {place} to compare with; try: apt-get install containerd"
+            ));
+        }
+        is_there
     }
 
-    /// None when containerd or ctr is neither in PATH nor where `HOIST_TEST_CONTAINERD` says.
+    /// None when there is none ([`Containerd::is_installed`]).
+    #[track_caller]
     pub fn start() -> Option<Containerd> {
         Containerd::start_with_programs(None)
     }
 
     /// Looks for shims in this directory first.
+    #[track_caller]
     pub fn start_with_programs(programs: Option<&Path>) -> Option<Containerd> {
         Containerd::start_with(programs, "")
     }
 
     /// With more tables of its configuration.
+    #[track_caller]
     pub fn start_with(programs: Option<&Path>, tables: &str) -> Option<Containerd> {
-        Command::new(program("ctr")).arg("--version").output().ok()?;
+        if !Containerd::is_installed() {
+            return None;
+        }
         let major = major()?;
         let dir = TempDir::with_prefix_in("cd-", "/var/tmp").expect("a temporary directory");
         let state = crate::memory_dir();

@@ -28,7 +28,7 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// None when the package `docker.io` is not there.
+    /// None when the package `docker.io` is not there, which it says.
     pub fn start() -> Option<Docker> {
         Docker::prepare(None, None)
     }
@@ -45,7 +45,7 @@ impl Docker {
 
     fn prepare(containerd: Option<PathBuf>, programs: Option<PathBuf>) -> Option<Docker> {
         if !Path::new(DOCKERD).exists() || !Path::new(DOCKER).exists() {
-            println!("skipped: dockerd is not there; try: apt-get install docker.io");
+            crate::skip("dockerd is not there; try: apt-get install docker.io");
             return None;
         }
         let dir = TempDir::with_prefix_in("dk-", "/var/tmp").expect("a temporary directory");

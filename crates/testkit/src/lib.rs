@@ -87,11 +87,26 @@ pub fn hoist_program() -> PathBuf {
     built
 }
 
+/// With it in the environment, a test fails that would be skipped for want of root or of a daemon to compare with:
+/// `cargo xtask test` has seen to both. What kernels may lack is skipped all the same.
+const NO_SKIP: &str = "HOIST_TEST_NO_SKIP";
+
 /// True when the tests run as root. Says what is skipped otherwise.
+#[track_caller]
 pub fn is_root(what: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        println!("skipped: {what} needs root");
+        skip(&format!("{what} needs root"));
     }
     root
+}
+
+/// Says why a test, or a part of it, is skipped.
+#[track_caller]
+fn skip(why: &str) {
+    assert!(
+        std::env::var_os(NO_SKIP).is_none(),
+        "{why}, and {NO_SKIP} says that nothing is skipped for that"
+    );
+    println!("skipped: {why}");
 }
