@@ -120,10 +120,15 @@ async fn record_of(
             "resources": resources,
         },
     });
+    record_as(side, id, &document, options).await;
+}
+
+/// Makes the record of a container that is as its specification says.
+async fn record_as(side: &Side<'_>, id: &str, document: &Value, options: Option<Any>) {
     let container = Container {
         id: id.into(),
         runtime: Some(Runtime { name: runtime(side).into(), options }),
-        spec: json_of(SPEC_URL, &document),
+        spec: json_of(SPEC_URL, document),
         ..Container::default()
     };
     let create = CreateContainerRequest { container: Some(container) };
@@ -506,6 +511,87 @@ async fn a_task_ends(side: &Side<'_>) {
     side.is("it says how it ended", (gone.exit_status, gone.exited_at.is_some()), (128 + KILL, true));
     side.refused("delete what is gone", tasks.delete(delete()), Code::NotFound, "web").await;
     side.refused("get what is gone", tasks.get(ask(get("web", ""))), Code::NotFound, "web").await;
+}
+
+/// A process on a terminal that notes in a file of this name, again and again, how large the terminal is.
+fn sized(name: &str) -> Value {
+    let mut process = testkit::process(&format!("while :; do stty size >> /{name}; sleep 0.1; done"));
+    process["terminal"] = true.into();
+    process
+}
+
+/// A fifo for what a terminal shows, and its other end, which is open before a shim may wait for it.
+fn shown(dir: &Path, name: &str) -> (String, fs::File) {
+    let fifo = dir.join(name);
+    mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).expect("a writable directory");
+    let end = fs::File::options().read(true).write(true).open(&fifo).expect("a fifo of ours");
+    (fifo.display().to_string(), end)
+}
+
+/// The first process and another have a terminal each.
+#[test]
+fn a_terminal_is_as_large_as_its_client_says_and_no_other_is() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    covers(&["Tasks.ResizePty"]).well().walk(&[], async |side| {
+        let mut tasks = TasksClient::new(side.channel());
+        let document = json!({
+            "ociVersion": "1.0.2",
+            "process": sized("first"),
+            "root": { "path": "rootfs" },
+            "mounts": [
+                { "destination": "/proc", "type": "proc", "source": "proc" },
+                { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] },
+                { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                  "options": ["newinstance", "ptmxmode=0666", "mode=0620"] },
+            ],
+            "linux": {
+                "namespaces": [{ "type": "pid" }, { "type": "mount" }],
+                "cgroupsPath": format!("/walk-{}-sized", std::process::id()),
+            },
+        });
+        record_as(side, "sized", &document, None).await;
+        let (stdout, _first) = shown(side.dir(), "shown-first");
+        let create = CreateTaskRequest { terminal: true, stdout, ..create("sized", root(side.dir())) };
+        side.ok("create", tasks.create(ask(create))).await;
+        side.ok("start", tasks.start(ask(start("sized", "")))).await;
+        let (stdout, _other) = shown(side.dir(), "shown-other");
+        let spec = json_of(PROCESS_SPEC_URL, &sized("other"));
+        let exec = ExecProcessRequest { terminal: true, stdout, spec, ..exec("sized", "one", "") };
+        side.ok("exec", tasks.exec(ask(exec))).await;
+        side.ok("start a process", tasks.start(ask(start("sized", "one")))).await;
+
+        let sizes = |name: &str| -> Vec<String> {
+            let noted = fs::read_to_string(side.dir().join("busybox-root").join(name));
+            noted.unwrap_or_default().lines().map(ToOwned::to_owned).collect()
+        };
+        let has = |name: &str, size: &str| sizes(name).iter().any(|noted| noted == size);
+        let looks_again = |name: &str| {
+            let before = sizes(name).len();
+            eventually("it looks again", || (sizes(name).len() >= before + 2).then_some(()));
+        };
+        let resize = |exec_id: &str, width, height| {
+            let (container_id, exec_id) = ("sized".to_owned(), exec_id.to_owned());
+            ask(ResizePtyRequest { container_id, exec_id, width, height })
+        };
+        side.ok("resize a process", tasks.resize_pty(resize("one", 91, 37))).await;
+        eventually("the process sees it", || has("other", "37 91").then_some(()));
+        looks_again("first");
+        side.is("and the first does not", has("first", "37 91"), false);
+        side.ok("resize the first", tasks.resize_pty(resize("", 66, 20))).await;
+        eventually("the first sees it", || has("first", "20 66").then_some(()));
+        looks_again("other");
+        side.is("and the other does not", has("other", "20 66"), false);
+
+        side.ok("kill", tasks.kill(ask(kill("sized", "")))).await;
+        side.ok("wait", tasks.wait(ask(wait("sized", "")))).await;
+        side.ok("wait for the process", tasks.wait(ask(wait("sized", "one")))).await;
+        let delete = DeleteProcessRequest { container_id: "sized".into(), exec_id: "one".into() };
+        side.ok("delete a process", tasks.delete_process(ask(delete))).await;
+        side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "sized".into() }))).await;
+    });
 }
 
 /// What `Tasks.Create` says of the runtime counts before what the record says.
