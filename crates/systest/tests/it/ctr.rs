@@ -11,6 +11,17 @@ use crate::cgroups::HIERARCHIES;
 
 const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 
+/// The file name of containerd's own shim.
+pub(crate) const STOCK_SHIM: &str = "containerd-shim-runc-v2";
+
+/// The file name of the program whose child the first process of a container is: of its shim's.
+pub(crate) fn shim_of(pid: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the container runs");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("the kernel's format");
+    let program = std::fs::read_link(format!("/proc/{}/exe", parent.trim())).expect("its shim runs");
+    program.file_name().expect("a program has a name").display().to_string()
+}
+
 /// A daemon whose namespace `default` has busybox, pulled by `ctr`.
 fn daemon() -> (Daemon, Registry, String) {
     let registry = Registry::start();
@@ -86,7 +97,10 @@ fn a_runtime_that_is_not_there_keeps_no_name() {
 fn containers_run_under_our_shim_and_under_containerds() {
     let _hierarchies = HIERARCHIES.read();
     let (daemon, _registry, image) = daemon();
-    for runtime in [OUR_RUNTIME, "io.containerd.runc.v2"] {
+    let by_path = format!("/usr/bin/{STOCK_SHIM}");
+    for (runtime, is_stock) in
+        [(OUR_RUNTIME, false), ("io.containerd.runc.v2", true), (by_path.as_str(), true)]
+    {
         let program = "echo out; echo err >&2; exit 7";
         let once = ["run", "--rm", "--runtime", runtime, &image, "once", "sh", "-c", program];
         let once = daemon.ctr(once).expect_code(7);
@@ -98,6 +112,9 @@ fn containers_run_under_our_shim_and_under_containerds() {
         assert!(containers.stdout.contains("life") && containers.stdout.contains(runtime), "{containers}");
         let tasks = daemon.ctr(["tasks", "ls"]).ok();
         assert!(tasks.stdout.contains("life") && tasks.stdout.contains("RUNNING"), "{tasks}");
+        let line = tasks.stdout.lines().find(|line| line.starts_with("life")).expect("it is listed");
+        let shim = shim_of(line.split_whitespace().nth(1).expect("a task has a process"));
+        assert_eq!(shim == STOCK_SHIM, is_stock, "{runtime} is {shim}");
         let second = daemon.ctr(["run", "-d", &image, "life", "true"]);
         assert!(second.code != 0 && second.stderr.contains("already exists"), "{second}");
 

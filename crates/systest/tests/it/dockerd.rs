@@ -9,6 +9,7 @@ use testkit::{Daemon, Docker, Finished, eventually, images, is_root, run};
 use types::spec::runtime::Spec;
 
 use crate::cgroups::HIERARCHIES;
+use crate::ctr::{STOCK_SHIM, shim_of};
 use crate::runtime_command::NotedRunc;
 
 /// The namespace of dockerd's containers.
@@ -109,6 +110,8 @@ fn docker_runs_containers(shim: Shim) {
 
     let script = "echo begun; trap 'echo told; exit 5' TERM; while true; do sleep 0.1; done";
     stage.run(&["-d", "--name", "life", "--memory", "64m"], &["sh", "-c", script]).ok();
+    let program = shim_of(&stage.inspect("life", "{{.State.Pid}}"));
+    assert_eq!(program == STOCK_SHIM, matches!(shim, Shim::Stock), "{program}");
     assert_eq!(docker.docker(["exec", "life", "echo", "inside"]).ok().text(), "inside");
     docker.docker(["exec", "life", "sh", "-c", "exit 3"]).expect_code(3);
     assert!(stage.on_a_terminal(&["exec", "-t", "life", "tty"]).contains("/dev/"));
