@@ -2,7 +2,7 @@
 //! may be too new for criu, so a stand-in for the runtime takes that one call.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{Container, CreateContainerRequest, Runtime};
@@ -15,7 +15,7 @@ use api::grpc::tasks::{
     CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest,
 };
 use api::grpc::types::{Any, Descriptor};
-use api::shim::events::TaskCreate;
+use api::shim::events::{TaskCheckpointed, TaskCreate};
 use api::shim::runc::{CheckpointOptions, Options};
 use api::shim::{pack, unpack};
 use prost::Message;
@@ -148,7 +148,18 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
             .await
             .unwrap();
 
+        let mut told = events(&channel, &["/tasks/checkpointed"]).await;
+        let mut taken = async || {
+            let told = told.message().await.unwrap().unwrap();
+            assert_eq!((told.namespace.as_str(), told.topic.as_str()), ("default", "/tasks/checkpointed"));
+            let taken = unpack::<TaskCheckpointed>(&told.event.unwrap()).unwrap().unwrap();
+            assert_eq!(taken.container_id, "frozen-one");
+            taken.checkpoint
+        };
         let stored = checkpoint(&channel, "frozen-one", "").await.unwrap();
+        // Of where the images were before they were stored.
+        let place = PathBuf::from(taken().await);
+        assert_eq!(place.parent(), Some(&*daemon.root().join("checkpoints/taken")));
         let [images, spec] = &stored[..] else { panic!("{stored:?}") };
         assert_eq!(images.media_type, IMAGES);
         let tar = daemon.dir().join("images.tar");
@@ -160,6 +171,7 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
 
         let own = daemon.dir().join("images").display().to_string();
         assert_eq!(checkpoint(&channel, "frozen-one", &own).await.unwrap(), []);
+        assert_eq!(taken().await, own);
         assert_eq!(fs::read_to_string(Path::new(&own).join("deeper/core.img")).unwrap(), "state\n");
         assert_eq!(code(checkpoint(&channel, "frozen-one", "images")).await, Code::InvalidArgument);
         assert_eq!(code(checkpoint(&channel, "none", "")).await, Code::NotFound);
