@@ -183,9 +183,10 @@ fn tests_of(module: &str, text: &str) -> Vec<Test> {
         let list = if is_here { after } else { before.rsplit_once("&[").map_or("", |(_, list)| list) };
         let list = list.split(']').next().unwrap_or_default();
         let covers: Vec<String> = strings(list);
-        // A walk may say that it sees what is answered well alone.
+        // A walk may say that it sees what is answered well alone, or what is refused.
         let walk = after.split_once(')').map(|(_, rest)| rest.trim_start());
-        let compared = match walk.map(|rest| rest.strip_prefix(".well()").unwrap_or(rest).trim_start()) {
+        let part = |rest| [".well()", ".refusals()"].iter().find_map(|part| str::strip_prefix(rest, part));
+        let compared = match walk.map(|rest| part(rest).unwrap_or(rest).trim_start()) {
             Some(rest) if rest.starts_with(".walk(") => Compared::Yes,
             Some(rest) if rest.starts_with(".walk_since(") => Compared::Since2,
             _ => Compared::No,
@@ -268,6 +269,10 @@ mod tests {
         );
         let since = tests_of("m", &text.replace(".walk(", ".walk_since(2, "));
         assert_eq!(since[0], test("a_walk", &["S.A", "S.B"], Compared::Since2));
+        for part in [".well()", ".refusals()"] {
+            let of_part = tests_of("m", &text.replace(".walk(", &format!("{part}.walk(")));
+            assert_eq!(of_part[0], test("a_walk", &["S.A", "S.B"], Compared::Yes));
+        }
         let text = "differs(\n    \"a case\",\n    There::Code(Code::Ok),\n    \"a reason\",\n),\n";
         let found = differences_of("m", text);
         assert_eq!(

@@ -29,7 +29,7 @@ use tonic::Code;
 
 use super::walk::{BAD_FILTERS, Difference, Side, There, Watched, covers, differs, map, within};
 use crate::cgroups::HIERARCHIES;
-use crate::typed::{ask, code, on};
+use crate::typed::{ask, on};
 
 const DIFFERENCES: &[Difference] = &[
     differs("metrics without a namespace", There::Code(Code::Unknown), "the same refusal, without a class"),
@@ -681,12 +681,20 @@ fn an_update_reaches_the_shim_with_its_annotations() {
 /// Checkpoints themselves take criu, which kernels and hosts often lack.
 #[test]
 fn checkpoints_are_of_tasks() {
-    covers(&["Tasks.Checkpoint"]);
-    let daemon = Daemon::start();
-    on(&daemon, async |channel| {
-        let request =
-            CheckpointTaskRequest { container_id: "none".into(), ..CheckpointTaskRequest::default() };
-        assert_eq!(code(TasksClient::new(channel).checkpoint(ask(request))).await, Code::NotFound);
+    covers(&["Tasks.Checkpoint"]).refusals().walk(&[], async |side| {
+        let mut tasks = TasksClient::new(side.channel());
+        let checkpoint =
+            |id: &str| CheckpointTaskRequest { container_id: id.into(), ..CheckpointTaskRequest::default() };
+        let (code, words) = (Code::FailedPrecondition, "namespace is required");
+        let answer = tasks.checkpoint(within(None, checkpoint("none")));
+        side.refused("checkpoint without a namespace", answer, code, words).await;
+        let answer = tasks.checkpoint(ask(checkpoint("none")));
+        side.refused("checkpoint no container", answer, Code::NotFound, "none").await;
+        record(side, "bare", "true").await;
+        let answer = tasks.checkpoint(ask(checkpoint("bare")));
+        side.refused("checkpoint no task", answer, Code::NotFound, "bare").await;
+        let answer = tasks.checkpoint(within(Some("other"), checkpoint("bare")));
+        side.refused("checkpoint in another namespace", answer, Code::NotFound, "bare").await;
     });
 }
 

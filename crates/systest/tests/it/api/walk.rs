@@ -104,13 +104,15 @@ pub(crate) const SAME: &[Difference] = &[];
 
 /// The methods that a test is a test of, `Service.Method`.
 pub(crate) fn covers(methods: &'static [&'static str]) -> Covers {
-    Covers { methods, refuse: true }
+    Covers { methods, answer: true, refuse: true }
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Covers {
     methods: &'static [&'static str],
-    /// Whether what they refuse is walked too.
+    /// Whether what they answer well is walked.
+    answer: bool,
+    /// Whether what they refuse is walked.
     refuse: bool,
 }
 
@@ -118,6 +120,11 @@ impl Covers {
     /// What these methods refuse is what another walk is about.
     pub(crate) fn well(self) -> Covers {
         Covers { refuse: false, ..self }
+    }
+
+    /// What these methods answer well is what another test is about.
+    pub(crate) fn refusals(self) -> Covers {
+        Covers { answer: false, ..self }
     }
 
     /// On our daemon, then on containerd, if it is there; what both have to say is said at once.
@@ -265,10 +272,11 @@ impl<'a> Side<'a> {
     fn missing(&self, covers: Option<Covers>) -> Vec<String> {
         let (mut missing, seen) = (Vec::new(), self.seen.lock().expect("no panic under the lock"));
         let marks = covers.map(|covers| covers.methods);
+        let must_answer = covers.is_some_and(|covers| covers.answer);
         let must_refuse = covers.is_some_and(|covers| covers.refuse);
         for mark in marks.into_iter().flatten() {
             let answers = seen.get(*mark).copied().unwrap_or_default();
-            if !answers.well {
+            if must_answer && !answers.well {
                 missing.push(format!("{mark} is marked, and never answered well"));
             }
             let is_excused = NEVER_REFUSED.iter().any(|(name, _)| name == mark);
