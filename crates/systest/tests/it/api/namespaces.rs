@@ -1,5 +1,9 @@
 //! `containerd.services.namespaces.v1`: tenants. The one service whose calls are in no namespace.
 
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{CreateContainerRequest, DeleteContainerRequest};
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{DeleteContentRequest, WriteAction, WriteContentRequest};
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{CreateImageRequest, DeleteImageRequest, Image};
 use api::grpc::namespaces::namespaces_client::NamespacesClient;
@@ -7,10 +11,14 @@ use api::grpc::namespaces::{
     CreateNamespaceRequest, DeleteNamespaceRequest, GetNamespaceRequest, ListNamespacesRequest, Namespace,
     UpdateNamespaceRequest,
 };
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
 use api::grpc::types::Descriptor;
 use tonic::{Code, Request};
+use types::Digest;
 
-use super::walk::{BAD_FILTERS, Difference, LabelStep, Side, There, covers, differs, map, mask, within};
+use super::containers::container;
+use super::walk::{BAD_FILTERS, Difference, LabelStep, Side, There, all, covers, differs, map, mask, within};
 
 const DIFFERENCES: &[Difference] = &[
     differs("filters choose", There::Value("second"), "it does not look at the filter"),
@@ -140,7 +148,51 @@ async fn namespaces_go_when_they_are_empty(side: &Side<'_>) {
     side.refused("delete what has images", answer, Code::FailedPrecondition, "must be empty").await;
     let remove = DeleteImageRequest { name: "left".into(), ..DeleteImageRequest::default() };
     side.ok("delete the image", images.delete(within(Some("tenant"), remove))).await;
+    a_namespace_with_anything_else_stays(side).await;
     side.ok("delete what is empty", namespaces.delete(delete("tenant"))).await;
     let answer = namespaces.delete(delete("tenant"));
     side.refused("delete what is not there", answer, Code::NotFound, "tenant").await;
+}
+
+/// Of each kind by itself.
+async fn a_namespace_with_anything_else_stays(side: &Side<'_>) {
+    let mut namespaces = NamespacesClient::new(side.channel());
+    let code = Code::FailedPrecondition;
+    // No lease of this namespace holds what is made in it.
+    let labels = || map(&[("containerd.io/gc.root", "now")]);
+
+    let mut content = ContentClient::new(side.channel());
+    let (text, digest) = ("left", Digest::of(b"left").to_string());
+    let write = WriteContentRequest {
+        action: WriteAction::Commit.into(),
+        r#ref: "left".into(),
+        total: text.len() as i64,
+        expected: digest.clone(),
+        data: text.into(),
+        labels: labels(),
+        ..WriteContentRequest::default()
+    };
+    let write = within(Some("tenant"), tokio_stream::iter([write]));
+    side.ok("write a blob", all(content.write(write))).await;
+    side.refused("delete what has blobs", namespaces.delete(delete("tenant")), code, "has blobs").await;
+    let remove = within(Some("tenant"), DeleteContentRequest { digest });
+    side.ok("delete the blob", content.delete(remove)).await;
+
+    let mut containers = ContainersClient::new(side.channel());
+    let create = CreateContainerRequest { container: Some(container("left")) };
+    side.ok("make a container", containers.create(within(Some("tenant"), create))).await;
+    let answer = namespaces.delete(delete("tenant"));
+    side.refused("delete what has containers", answer, code, "has containers").await;
+    let remove = within(Some("tenant"), DeleteContainerRequest { id: "left".into() });
+    side.ok("delete the container", containers.delete(remove)).await;
+
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let (snapshotter, key) = (|| "native".to_owned(), || "left".to_owned());
+    let (parent, labels) = (String::new(), labels());
+    let prepare = PrepareSnapshotRequest { snapshotter: snapshotter(), key: key(), parent, labels };
+    side.ok("make a snapshot", snapshots.prepare(within(Some("tenant"), prepare))).await;
+    let answer = namespaces.delete(delete("tenant"));
+    side.refused("delete what has snapshots", answer, code, "has snapshots on \"native\"").await;
+    let remove = RemoveSnapshotRequest { snapshotter: snapshotter(), key: key() };
+    side.ok("delete the snapshot", snapshots.remove(within(Some("tenant"), remove))).await;
 }
