@@ -449,19 +449,29 @@ fn imports_and_flags_count_in_their_order() {
         "version = 4\n[plugins.\"io.containerd.server.v1.grpc\"]\naddress = \"/c.sock\"\n",
     );
     let file = dir.path().join("config.toml");
-    let mut dump = called(dir.path(), "hoist");
-    dump.args(["daemon", "--config"]).arg(&file).args(["--state", "/flag", "-l", "debug", "config", "dump"]);
-    let dump = run(&mut dump).ok();
-    for line in [
-        "root = \"/b\"",
-        "state = \"/flag\"",
-        "startup_delay = \"7s\"",
-        "address = \"/c.sock\"",
-        "level = \"debug\"",
-        "schedule_delay = \"1s\"",
-    ] {
-        assert!(dump.stdout.lines().any(|found| found == line), "{line}\n{dump}");
-    }
+    let check = |name: &str, words: &[&str], of_its_own: &[&str]| {
+        let mut dump = called(dir.path(), name);
+        dump.args(words).arg("--config").arg(&file);
+        let dump = run(dump.args(["--state", "/flag", "-l", "debug", "config", "dump"])).ok();
+        let of_both = [
+            "root = \"/b\"",
+            "state = \"/flag\"",
+            "startup_delay = \"7s\"",
+            "address = \"/c.sock\"",
+            "level = \"debug\"",
+        ];
+        for line in of_both.iter().chain(of_its_own) {
+            assert!(dump.stdout.lines().any(|found| found == *line), "{line}\n{dump}");
+        }
+    };
+    check("hoist", &["daemon"], &["[gc]", "schedule_delay = \"1s\""]);
+    // Under containerd's name in its words.
+    let of_theirs = [
+        "version = 4",
+        "[plugins.\"io.containerd.gc.v1.scheduler\"]",
+        "[plugins.\"io.containerd.server.v1.grpc\"]",
+    ];
+    check("containerd", &[], &of_theirs);
     write("conf.d/3.toml", "version = 4\n\nrot = \"/x\"\n");
     let wrong = config(dir.path(), "hoist", &file, "check").expect_code(1);
     assert!(
