@@ -62,9 +62,11 @@ fn page() -> Outcome<String> {
         "# The API, call by call\n\n\
          <!-- Written by `cargo xtask api` from crates/api/src/services.rs and the marks of the system tests. -->\n\n\
          Every call that the daemon serves, and the system tests (`cargo test -p systest NAME`) that make it. A test\n\
-         that ends in `_walked` goes through all that its service refuses; where the last column says so, the same is\n\
-         asked of containerd and the answers are compared: Debian's 1.6, or one of 2.x where `HOIST_TEST_CONTAINERD` names\n\
-         the directory of its programs. \"since\" is the version of containerd that brought the call.\n",
+         that ends in `_walked` goes through all that its service refuses, and fails where it does not make a call that\n\
+         it is listed for; of the others the list is what they say of themselves. Where the last column says so, the\n\
+         same is asked of containerd and the answers are compared: Debian's 1.6, or one of 2.x where\n\
+         `HOIST_TEST_CONTAINERD` names the directory of its programs. \"since\"\n\
+         is the version of containerd that brought the call.\n",
     );
     let mut untested = Vec::new();
     for (package, service, _, rows) in SERVICES {
@@ -178,9 +180,14 @@ fn tests_of(module: &str, text: &str) -> Vec<Test> {
         let name =
             body.trim_start().strip_prefix("fn ").and_then(|rest| rest.split('(').next()).unwrap_or_default();
         let Some((before, after)) = body.split_once("covers(") else { continue };
-        // The list stands in the call, or in a variable before it.
-        let is_here = after.starts_with("&[");
-        let list = if is_here { after } else { before.rsplit_once("&[").map_or("", |(_, list)| list) };
+        // The list stands in the call, in a constant of several tests, or in a variable before it.
+        let constant = after.split(')').next().map(|name| format!("const {name}: &[&str] = &["));
+        let constant = constant.and_then(|beginning| text.split_once(&beginning));
+        let list = match constant {
+            _ if after.starts_with("&[") => after,
+            Some((_, list)) => list,
+            None => before.rsplit_once("&[").map_or("", |(_, list)| list),
+        };
         let list = list.split(']').next().unwrap_or_default();
         let covers: Vec<String> = strings(list);
         // A walk may say that it sees what is answered well alone, or what is refused.
@@ -269,6 +276,9 @@ mod tests {
         );
         let since = tests_of("m", &text.replace(".walk(", ".walk_since(2, "));
         assert_eq!(since[0], test("a_walk", &["S.A", "S.B"], Compared::Since2));
+        let constant = format!("const LIST: &[&str] = &[\n    \"S.D\",\n];\n{text}");
+        let of_constant = tests_of("m", &constant.replace("covers(methods)", "covers(LIST)"));
+        assert_eq!(of_constant[0], test("a_walk", &["S.D"], Compared::Yes));
         for part in [".well()", ".refusals()"] {
             let of_part = tests_of("m", &text.replace(".walk(", &format!("{part}.walk(")));
             assert_eq!(of_part[0], test("a_walk", &["S.A", "S.B"], Compared::Yes));
