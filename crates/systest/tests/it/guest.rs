@@ -1,9 +1,11 @@
 //! The tests that depend on what the host has, once more on hosts of other kinds.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use testkit::{Guest, GuestKind, images};
+use testkit::{Guest, GuestKind, images, run};
 
 /// What runs in the usual guest: modules and tests of this program that have to do with cgroups, systemd and AppArmor. Each
 /// passes on this host too, where other files say the same, or says what it misses.
@@ -58,11 +60,79 @@ fn a_host_with_version_2_only_is_no_different() {
 /// so that none of them is large.
 const ALL: &[&[&str]] = &[
     &["births::", "cgroups::", "escapes::", "labels::", "lifecycle::"],
-    &["runtime::", "runtime_command::", "runtime_devices::", "runtime_exec::", "runtime_filters::"],
-    &["runtime_flags::", "runtime_joins::", "runtime_leftovers::", "runtime_rights::", "runtime_spec::"],
+    &[
+        "runtime::",
+        "runtime_binds::",
+        "runtime_command::",
+        "runtime_devices::",
+        "runtime_exec::",
+        "runtime_filters::",
+    ],
+    &[
+        "runtime_flags::",
+        "runtime_habits::",
+        "runtime_joins::",
+        "runtime_leftovers::",
+        "runtime_rights::",
+        "runtime_spec::",
+    ],
     &["shim::", "shim_daemons::", "shim_events::", "shim_small::", "shim_streams::", "shim_waits::"],
-    &["systemd::", "terminals::"],
+    &[
+        "activation::",
+        "attach::",
+        "dead_shims::",
+        "deaf_shims::",
+        "reaper::",
+        "sandboxes::",
+        "systemd::",
+        "terminals::",
+    ],
 ];
+
+/// Modules that have to do with it and are not in [`ALL`].
+const ELSEWHERE: &[&str] = &[
+    // The runtime of others that they run is a program beside the tests', and guests have only what Debian has.
+    "runtimes",
+];
+
+/// Whether the tests of a module have to do with the runtime, ways out of containers, or shims, by its name.
+fn is_of_runtime_or_shim(module: &str) -> bool {
+    let others = [
+        "births",
+        "cgroups",
+        "escapes",
+        "labels",
+        "lifecycle",
+        "reaper",
+        "sandboxes",
+        "systemd",
+        "terminals",
+    ];
+    module.starts_with("runtime")
+        || module.starts_with("shim")
+        || module.ends_with("_shims")
+        || others.contains(&module)
+}
+
+/// A module that is new, or a test that has another name now, is not left out of the guests.
+#[test]
+fn guests_run_what_there_is() {
+    let program = std::env::current_exe().expect("the test program has a path");
+    let list = run(Command::new(program).arg("--list")).ok();
+    let there: Vec<&str> = list.stdout.lines().filter_map(|line| line.strip_suffix(": test")).collect();
+    let all = ALL.concat();
+    let missing = |word: &&&str| !there.iter().any(|test| test.starts_with(**word));
+    let stale: Vec<&&str> = TESTS.iter().chain(&all).filter(missing).collect();
+    assert!(stale.is_empty(), "no test has such a name: {stale:?}");
+    let modules: BTreeSet<&str> = there.iter().filter_map(|test| Some(test.split_once("::")?.0)).collect();
+    let is_left_out = |module: &&str| {
+        is_of_runtime_or_shim(module)
+            && !ELSEWHERE.contains(module)
+            && !all.iter().any(|word| word.strip_suffix("::") == Some(*module))
+    };
+    let left_out: Vec<&str> = modules.into_iter().filter(is_left_out).collect();
+    assert!(left_out.is_empty(), "in none of the guests of ALL, nor in ELSEWHERE: {left_out:?}");
+}
 
 /// For whoever asks for it: `HOIST_GUEST_TESTS=all`. Other words choose tests, in a guest that has what they call. What a
 /// test misses there it says, under its name in what is printed.
