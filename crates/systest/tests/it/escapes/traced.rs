@@ -17,7 +17,7 @@ use super::{Runtime, add_mount, bundle, read_text};
 struct Traced {
     /// Of its first process, until it executes the program.
     first: Vec<String>,
-    /// Of all that make, start, enter and delete it.
+    /// Of all that make, start, enter, signal and delete it.
     others: Vec<String>,
     /// Of those, the calls of the go-between that enters, and of the process that it brings in, until that executes
     /// the program.
@@ -27,7 +27,8 @@ struct Traced {
 /// What who enters becomes.
 const ENTERED: &str = r#"execve("/bin/true", ["/bin/true", "entered"]"#;
 
-/// Creates, starts, enters and deletes a container, whose program goes on.
+/// Creates, starts, enters, signals and deletes a container, whose program goes on: it is the first of its pid namespace, and
+/// handles no signal.
 fn trace(bundle: &TempDir) -> Traced {
     let (runtime, traces) = (Runtime::ours(), TempDir::new().expect("a temporary directory"));
     let (id, path) = (runtime.id("traced"), bundle.path().display().to_string());
@@ -41,7 +42,8 @@ fn trace(bundle: &TempDir) -> Traced {
     strace.args(["-ff", "-y", "-qq", "-s", "4096", "-o"]).arg(files.path().join("calls"));
     strace.args(["sh", "-ec", "for words; do eval \"$words\"; done", "sh"]);
     let enter = ["exec", &id, "/bin/true", "entered"];
-    for words in [&create[..], &["start", &id], &enter, &["delete", "--force", &id]] {
+    let (one, all) = (["kill", &id, "TERM"], ["kill", "--all", &id, "CONT"]);
+    for words in [&create[..], &["start", &id], &enter, &one, &all, &["delete", "--force", &id]] {
         let command = runtime.command(words);
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let quoted = words.map(|word| format!("'{}'", word.to_str().expect("UTF-8")));
@@ -196,6 +198,23 @@ fn check_births(is_mapped: bool) {
     let births = traced.others.iter().filter(|line| line.starts_with("clone3("));
     let births: Vec<&String> = births.filter(|line| line.contains("CLONE_INTO_CGROUP")).collect();
     assert_eq!(births.len(), 2, "the first process, and the one on the way in: {births:?}");
+}
+
+/// Calls that send a signal to whoever has a number, which may be another's since it was read.
+const TO_NUMBERS: [&str; 5] = ["kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"];
+
+#[test]
+fn signals_go_to_descriptors_of_processes() {
+    let Traced { first, others, .. } = trace(&bundle(|spec| {
+        spec["process"]["terminal"] = json!(true);
+        spec["process"]["args"] = json!(["/bin/sleep", "1000"]);
+    }));
+    let by_number = |line: &&String| parts(line).is_some_and(|(name, _)| TO_NUMBERS.contains(&name));
+    assert_eq!(first.iter().chain(&others).find(by_number), None);
+    for signal in ["SIGTERM", "SIGCONT", "SIGKILL"] {
+        let is_sent = |line: &String| line.starts_with("pidfd_send_signal(") && line.contains(signal);
+        assert!(others.iter().any(is_sent), "{signal} is sent");
+    }
 }
 
 /// A row of the table in `docs/design/init.md`, and the beginnings of the calls that make it up, in their order.
