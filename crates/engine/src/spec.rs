@@ -45,6 +45,8 @@ const MASKED: [&str; 12] = [
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
+/// Where the kernel tells of its processors.
+const PROCESSORS: &str = "/sys/devices/system/cpu";
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Bytes. Less is not enough for what makes a container; as Docker has it.
 const MEMORY_MIN: i64 = 6 << 20;
@@ -147,7 +149,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
             cgroups_path: inputs.cgroup,
             namespaces,
             seccomp,
-            masked_paths: if create.privileged { Vec::new() } else { strings(&MASKED) },
+            masked_paths: if create.privileged { Vec::new() } else { masked(Path::new(PROCESSORS)) },
             readonly_paths: if create.privileged { Vec::new() } else { strings(&READ_ONLY) },
             rootfs_propagation: root_propagation(&inputs.mounts).to_owned(),
             ..Linux::default()
@@ -156,6 +158,16 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
     };
     extras::apply(create, &mut spec)?;
     Ok(spec)
+}
+
+/// What nobody sees: [`MASKED`], and how hot each of these processors has been, which tells what others do with it. Not
+/// all machines count that.
+fn masked(processors: &Path) -> Vec<String> {
+    let each = std::fs::read_dir(processors).into_iter().flatten().flatten();
+    let counters = each.map(|entry| entry.path().join("thermal_throttle")).filter(|path| path.is_dir());
+    let mut heat: Vec<String> = counters.map(|path| path.display().to_string()).collect();
+    heat.sort();
+    MASKED.map(str::to_owned).into_iter().chain(heat).collect()
 }
 
 fn capabilities(create: &Create) -> Result<Vec<String>> {
@@ -466,6 +478,19 @@ mod tests {
             let refused = swap(memory, Some(both)).unwrap_err();
             assert!(refused.is(ErrorKind::InvalidArgument) && refused.message().contains(words), "{refused}");
         }
+    }
+
+    #[test]
+    fn how_hot_processors_are_is_masked_where_that_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(masked(dir.path()), MASKED);
+        assert_eq!(masked(&dir.path().join("missing")), MASKED);
+        for name in ["cpu1/thermal_throttle", "cpu0/thermal_throttle", "cpu2/topology", "cpufreq"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        std::fs::write(dir.path().join("possible"), "0-2\n").unwrap();
+        let heat = [0, 1].map(|cpu| format!("{}/cpu{cpu}/thermal_throttle", dir.path().display()));
+        assert_eq!(masked(dir.path())[MASKED.len()..], heat);
     }
 
     #[test]

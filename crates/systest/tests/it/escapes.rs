@@ -19,8 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Finished, eventually, run};
+use testkit::{Daemon, Finished, eventually, run};
 
+use crate::run_flags::says;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_text, script};
 
 /// Runs a bundle once, with a deadline, and returns what it said.
@@ -927,6 +928,25 @@ fn masked_paths_tell_nothing_and_stay_masked() {
         script(spec, attack);
     });
     assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
+}
+
+/// What Docker keeps from containers, and `hoist run` with it, as far as the host has it: directories are empty, files
+/// read as if they were.
+#[test]
+fn what_docker_masks_is_masked() {
+    let processors = fs::read_dir("/sys/devices/system/cpu").expect("sysfs").flatten();
+    let heat = processors.map(|entry| entry.path().join("thermal_throttle").display().to_string());
+    let masked = "/proc/acpi /proc/asound /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats \
+                  /proc/sched_debug /proc/scsi /proc/timer_list /proc/timer_stats /sys/devices/virtual/powercap \
+                  /sys/firmware";
+    let masked = masked.split_whitespace().map(str::to_owned).chain(heat);
+    let paths: Vec<String> = masked.filter(|path| Path::new(path).exists()).collect();
+    let look = "if test -d $p; then ls -A $p; else head -c 1 $p; fi 2>/dev/null | wc -c";
+    let look = format!("for p in {}; do test $({look}) = 0 || echo $p; done; echo done", paths.join(" "));
+    let daemon = Daemon::with_busybox();
+    assert_eq!(says(&daemon, &[], &look), "done");
+    let open = says(&daemon, &["--security-opt", "systempaths=unconfined"], &look);
+    assert!(open.contains("/proc/interrupts\n"), "who asks for it sees them: {open}");
 }
 
 /// What youki and early runcs forgot: the filter of the container is on those who enter too.
