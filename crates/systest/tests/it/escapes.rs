@@ -22,7 +22,8 @@ use tempfile::TempDir;
 use testkit::{Daemon, Finished, eventually, run};
 
 use crate::run_flags::says;
-use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_text, script};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_spec, read_text, script};
+use crate::runtime_spec::map_users;
 
 /// Runs a bundle once, with a deadline, and returns what it said.
 #[track_caller]
@@ -506,6 +507,51 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
     race.stop();
 }
 
+/// The same with what a bind mount shows of the root: a link leads to nothing there.
+#[test]
+fn a_source_in_the_root_that_is_swapped_during_create_shows_nothing_of_the_host() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    fs::write(host.path().join("secret"), "of the host").expect("writable");
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    for with_user in [false, true] {
+        let bundle = bundle(|spec| {
+            if with_user {
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+            script(spec, "cat /shown/*");
+        });
+        let shared = bundle.path().join("rootfs/shared");
+        let (dir, link) = (shared.join("dir"), shared.join("link"));
+        fs::create_dir_all(&dir).expect("a writable root");
+        fs::write(dir.join("file"), "of the image").expect("a writable root");
+        symlink(host.path(), &link).expect("a writable root");
+        let mut spec = read_spec(bundle.path());
+        let source = dir.display().to_string();
+        add_mount(
+            &mut spec,
+            json!({"destination": "/shown", "type": "bind", "source": source, "options": ["rbind"]}),
+        );
+        fs::write(bundle.path().join("config.json"), spec.to_string()).expect("a writable bundle");
+        let race = Race::start(move || {
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            let _ = rustix::fs::renameat_with(rustix::fs::CWD, &dir, rustix::fs::CWD, &link, exchange);
+        });
+        until_met(40, || {
+            let done = attempt(&runtime, &bundle);
+            match done.code {
+                0 => assert_eq!(done.stdout, "of the image", "{with_user}: {done}"),
+                _ => assert!(
+                    done.stdout.is_empty() && done.stderr.contains("/shared/dir"),
+                    "{with_user}: {done}"
+                ),
+            }
+            done.code != 0
+        });
+        race.stop();
+    }
+}
+
 /// What a container mounts on a volume is not mounted on the host, wherever the volume comes from.
 #[test]
 fn mounts_made_inside_are_not_seen_on_the_host() {
@@ -573,16 +619,49 @@ fn a_hostile_first_process_does_not_look_into_who_enters() {
     assert!(seen.is_empty(), "{seen:?}");
 }
 
+/// The kinds of namespaces: as a spec has them, and as the kernel does.
+const NAMESPACES: [(&str, &str); 8] = [
+    ("mount", "mnt"),
+    ("pid", "pid"),
+    ("network", "net"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("cgroup", "cgroup"),
+    ("user", "user"),
+    ("time", "time"),
+];
+
 #[test]
 fn who_enters_is_in_every_namespace_and_cgroup_of_the_container() {
     let runtime = Runtime::ours();
-    let bundle = bundle(|spec| script(spec, "sleep 1000"));
-    let running = Running::start(&runtime, &bundle);
-    let look = "for n in mnt pid net ipc uts cgroup; do readlink /proc/$P/ns/$n; done; cat /proc/$P/cgroup; \
-                grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/$P/status";
-    let first = running.exec(&["sh", "-c", &look.replace("$P", "1")]).ok();
-    let own = running.exec(&["sh", "-c", &look.replace("$P", "self")]).ok();
-    assert_eq!(first.stdout, own.stdout);
+    // With those that a spec has without a wish, whose cgroups are seen by their names, and with all.
+    for with_all in [false, true] {
+        let bundle = bundle(|spec| {
+            if with_all {
+                let all = NAMESPACES.map(|(kind, _)| json!({"type": kind}));
+                spec["linux"]["namespaces"] = json!(all);
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+            script(spec, "sleep 1000");
+        });
+        let running = Running::start(&runtime, &bundle);
+        let look = |process: &str| {
+            let links = NAMESPACES.map(|(_, name)| format!("/proc/{process}/ns/{name}")).join(" ");
+            let look = format!(
+                "for n in {links}; do readlink $n; done; cat /proc/{process}/cgroup; \
+                 grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/{process}/status"
+            );
+            running.exec(&["sh", "-c", &look]).ok().stdout
+        };
+        let own = look("self");
+        assert_eq!(look("1"), own);
+        for (_, name) in NAMESPACES {
+            let link =
+                fs::read_link(format!("/proc/self/ns/{name}")).expect("the kernel has such namespaces");
+            let is_hosts = own.lines().any(|line| Path::new(line) == link);
+            assert!(!(with_all && is_hosts), "{name} is the host's: {own}");
+        }
+    }
 }
 
 /// CVE-2016-3697 and many others: a file that gives its user more than the user has.

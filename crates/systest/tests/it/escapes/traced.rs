@@ -27,8 +27,8 @@ struct Traced {
 /// What who enters becomes.
 const ENTERED: &str = r#"execve("/bin/true", ["/bin/true", "entered"]"#;
 
-/// Creates, starts, enters, signals and deletes a container, whose program goes on: it is the first of its pid namespace, and
-/// handles no signal.
+/// Creates, starts, enters, signals and deletes a container, whose program goes on: it is the first of its pid
+/// namespace, and handles no signal.
 fn trace(bundle: &TempDir) -> Traced {
     let (runtime, traces) = (Runtime::ours(), TempDir::new().expect("a temporary directory"));
     let (id, path) = (runtime.id("traced"), bundle.path().display().to_string());
