@@ -311,15 +311,16 @@ const ATTRIBUTES: [(&str, Change); 18] = [
     ("nostrictatime", Change::AccessTime(0)),
 ];
 
-/// Words that name what is so anyway, or that only mount(8) acts on.
+/// Words that name what is so anyway, that the kernel sets aside in mount(2) and refuses in fsconfig(2), or that only
+/// mount(8) acts on.
 const WITHOUT_EFFECT: [&str; 15] = [
     "defaults",
-    "async",
     "loud",
     "silent",
-    "nomand",
     "iversion",
     "noiversion",
+    "acl",
+    "noacl",
     "auto",
     "noauto",
     "user",
@@ -331,7 +332,7 @@ const WITHOUT_EFFECT: [&str; 15] = [
 ];
 
 /// Words that the kernel takes for a file system of any kind.
-const FILE_SYSTEM: [&str; 7] = ["sync", "dirsync", "mand", "lazytime", "nolazytime", "acl", "noacl"];
+const FILE_SYSTEM: [&str; 7] = ["sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"];
 
 const PROPAGATIONS: [&str; 4] = ["shared", "slave", "private", "unbindable"];
 

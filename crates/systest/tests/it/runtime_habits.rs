@@ -151,7 +151,13 @@ fn a_bind_mount_has_the_attributes_that_it_names() {
             &["bind", "exec"],
             &["bind", "atime"],
             &["bind", "norelatime"],
+            &["bind", "diratime"],
+            &["bind", "symfollow"],
             &["bind", "nodiratime", "norelatime"],
+            // In a tree, access times are relative then, and all else stays.
+            &["rbind", "ratime"],
+            &["rbind", "rnorelatime"],
+            &["rbind", "rnostrictatime"],
         ];
         for (number, options) in all.iter().enumerate() {
             add_mount(
@@ -166,8 +172,10 @@ fn a_bind_mount_has_the_attributes_that_it_names() {
     run(Command::new("umount").arg(host.path())).ok();
     let said: Vec<String> = done.ok().text().lines().map(str::to_owned).collect();
     // Access times are not taken away by their negation: another word has to be named for them.
-    let times = ["rw,noatime"; 4];
-    let all = [&["ro,nosuid,nodev,noexec,noatime"][..], &times[..], &["rw,nodiratime,relatime"][..]].concat();
+    let times = ["rw,noatime"; 6];
+    let of_trees = ["ro,nosuid,nodev,noexec,relatime"; 3];
+    let all =
+        [&["ro,nosuid,nodev,noexec,noatime"][..], &times, &["rw,nodiratime,relatime"], &of_trees].concat();
     assert_eq!(said, all);
 }
 

@@ -104,8 +104,10 @@ fn null_says_nothing() {
 
 #[test]
 fn options_of_mounts_are_runcs() {
-    // What each mount below /m is told by the kernel, without the numbers of peer groups.
-    let look = "busybox awk '$5 ~ \"^/m\" { gsub(\"[0-9]\", \"\", $7); print $5, $6, $7 }' /proc/self/mountinfo | sort";
+    // What each mount below /m is told by the kernel, and its file system, without the numbers of peer groups, and without
+    // the mode that is a tmpfs's anyway.
+    let look = "busybox awk '$5 ~ \"^/m\" { gsub(\"[0-9]\", \"\", $7); sub(\",mode=755\", \"\", $NF); \
+                                         print $5, $6, $7, $NF }' /proc/self/mountinfo | sort";
     let host = open_dir();
     fs::create_dir(host.path().join("below")).expect("writable");
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(host.path().join("below"))).ok();
@@ -142,6 +144,11 @@ fn options_of_mounts_are_runcs() {
             "bind,private",
             "bind,unbindable",
             "rbind,runbindable",
+            "rbind,rnosymfollow",
+            "rbind,rnodiratime",
+            "rbind,rnoatime",
+            "rbind,rstrictatime",
+            "bind,mand,acl,iversion,silent,defaults",
         ];
         let clearing = [
             "bind",
@@ -172,9 +179,24 @@ fn options_of_mounts_are_runcs() {
                 json!({"destination": destination, "type": "bind", "source": source, "options": options}),
             );
         }
-        for (number, options) in
-            ["strictatime,mode=711", "ro,size=4k", "dirsync,sync", "lazytime"].iter().enumerate()
-        {
+        let in_memory = [
+            "strictatime,mode=711",
+            "ro,size=4k",
+            "dirsync,sync",
+            "sync,async",
+            "lazytime",
+            "lazytime,nolazytime",
+            "mand",
+            "mand,nomand",
+            // Without effect.
+            "acl",
+            "noacl",
+            "iversion",
+            "noiversion",
+            "silent",
+            "loud",
+        ];
+        for (number, options) in in_memory.iter().enumerate() {
             let options: Vec<&str> = options.split(',').collect();
             let destination = format!("/mt{number}");
             add_mount(
