@@ -500,6 +500,12 @@ fn a_user_without_privileges_runs_containers() {
     assert_eq!(as_user(&["exec", &id, "id", "-u"]).ok().text(), "0");
     let state: Value = serde_json::from_str(&as_user(&["state", &id]).ok().stdout).expect("JSON");
     assert_eq!((&state["status"], &state["owner"]), (&json!("running"), &json!("#4242")));
+    // What is done by the cgroup is refused, and disturbs nobody.
+    for words in [&["pause", &id][..], &["ps", &id], &["events", "--stats", &id]] {
+        as_user(words).expect_code(1).expect_stderr("cgroup");
+    }
+    as_user(&["resume", &id]).expect_code(1).expect_stderr("is not paused");
+    assert_eq!(as_user(&["exec", &id, "id", "-u"]).ok().text(), "0");
     // Another in its user namespace, which may not mount the host's `/sys` from outside.
     let mut joins = spec.clone();
     script(&mut joins, "id -u; ls /sys/class >/dev/null && echo seen");

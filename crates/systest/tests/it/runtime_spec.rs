@@ -518,6 +518,17 @@ fn personality_scheduler_and_priorities_are_set() {
         });
         assert_eq!(said, expected, "{scheduler}");
     }
+    // Nice and policy, as the shell itself reads them: who has a deadline makes no process, unless that begins without.
+    let own = "read -r line < /proc/self/stat; set -- $line; echo ${19} ${41}";
+    let with_deadline = |look: &str, flags: &[&str]| {
+        ours(look, |spec| {
+            spec["process"]["scheduler"] = json!({"policy": "SCHED_DEADLINE", "runtime": 10_000_000,
+                "deadline": 100_000_000, "period": 100_000_000, "flags": flags});
+        })
+    };
+    assert_eq!(with_deadline(own, &[]), "0 6");
+    let both = format!("{own}; ({own}); true");
+    assert_eq!(with_deadline(&both, &["SCHED_FLAG_RESET_ON_FORK"]), "0 6\n0 0");
     for (class, priority, expected) in
         [("IOPRIO_CLASS_BE", 3, "best-effort: prio 3"), ("IOPRIO_CLASS_RT", 2, "realtime: prio 2")]
     {
