@@ -11,9 +11,9 @@
 //!
 //! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
 //! machine that slows down slows both. Each row prints the median of each side and their ratio;
-//! without `containerd` and `ctr` in PATH the peer's column stays empty. `read`, `remove`, `layers`, `lists` and
-//! `pull` print whether their marks are met; with `--check` a mark that is missed makes the exit code 1. All marks, and the
-//! figures of a known machine, stand in `bench/README.md`.
+//! without `containerd` and `ctr` in PATH the peer's column stays empty. `start`, `read`, `remove`, `layers`, `lists`
+//! and `pull` print whether their marks are met; with `--check` a mark that is missed makes the exit code 1. All marks,
+//! and the figures of a known machine, stand in `bench/README.md`.
 #![forbid(unsafe_code)]
 
 mod lists;

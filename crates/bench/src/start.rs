@@ -9,6 +9,7 @@
 //! usual      the same by our library, with what an engine asks for besides: limits, capabilities, a filter
 //! usual, v2  the same where there is one tree of cgroups, of version 2
 //! whole      the command line: ours, runc's, crun's
+//! task API   an exec by the calls that a daemon makes, until it is told of the end
 //! ```
 //!
 //! The library clones the calling process, which must have one thread: this runs before anything else.
@@ -17,19 +18,29 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Instant;
 
+use api::shim::events::topic;
 use runtime::{Container, CreateOptions};
+use serde_json::json;
 use tempfile::TempDir;
+use testkit::{DEADLINE, ShimHost, eventually};
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources, MemoryResources,
     PidsResources, Process, Root, Spec,
 };
 use types::{Context as _, Mount};
 
+use crate::marks::at_most;
 use crate::median;
 
 const ROUNDS: usize = 60;
+
+/// What a usual start takes at most, in floors of the same mounts.
+const FLOORS_MARK: f64 = 2.0;
+/// Milliseconds of an exec by the command of the small program.
+const EXEC_MARK_MS: f64 = 3.0;
 
 /// What is compared is measured in turn, a few at a time: the speed of a machine changes within a second.
 const AT_A_TIME: usize = 15;
@@ -64,17 +75,26 @@ pub(crate) fn start() {
     print("usual: our library, with all that is usual", usual_start);
     let ratio = |figures: [f64; 2], floor: [f64; 2]| [figures[0] / floor[0], figures[1] / floor[1]];
     print("bare, in floors", ratio(bare, floor));
-    print("usual, in floors of the same mounts", ratio(usual_start, masked));
+    let floors = ratio(usual_start, masked);
+    print("usual, in floors of the same mounts", floors);
+    at_most("floors without net", floors[0], FLOORS_MARK);
+    at_most("floors with net", floors[1], FLOORS_MARK);
     print("usual, in floors that hide nothing", ratio(usual_start, floor));
     println!("\n{:<44} {:>12} {:>12}", "whole command", "run (ms)", "exec (ms)");
     let hoist = testkit::hoist_program().display().to_string();
     let small = place.small_runtime(&hoist);
-    let print = |name: &str, words: &[&str]| match place.commands(words) {
-        Some((run, exec)) => println!("{name:<44} {run:>12.2} {exec:>12.2}"),
-        None => println!("{name:<44} {:>12} {:>12}", "-", "-"),
+    let print = |name: &str, words: &[&str]| {
+        let figures = place.commands(words);
+        match figures {
+            Some((run, exec)) => println!("{name:<44} {run:>12.2} {exec:>12.2}"),
+            None => println!("{name:<44} {:>12} {:>12}", "-", "-"),
+        }
+        figures
     };
     print("hoist runtime", &[&hoist, "runtime"]);
-    print("our shim, called runc", &[&small]);
+    let figures = print("our shim, called runc", &[&small]);
+    at_most("milliseconds of an exec", figures.map_or(f64::NAN, |(_, exec)| exec), EXEC_MARK_MS);
+    println!("{:<44} {:>12} {:>12.2}", "our shim, by its task API", "-", place.task_api());
     print("runc", &["runc"]);
     // crun 1.8 does not run where both versions of cgroups are. The last, as this process stays where it goes.
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
@@ -304,6 +324,54 @@ impl Place {
         succeeds(&["delete", "--force", &id]);
         Some((run, exec??))
     }
+
+    /// Milliseconds of an exec by the calls to a shim, from the first of them to the event of its end.
+    fn task_api(&self) -> f64 {
+        let mut spec = usual(self.spec(true));
+        spec.root = Some(Root { path: self.path("lower").display().to_string(), readonly: false });
+        let host = ShimHost::new();
+        let (tell, ends) = mpsc::channel();
+        let events = host.listen_with(move |event| {
+            if event.envelope.topic == topic::EXIT {
+                // The last is nobody's: that of the container.
+                let _taken = tell.send(Instant::now());
+            }
+        });
+        let container = host.container("exec", "").with(|container| {
+            container.spec = serde_json::to_value(&spec).expect("a spec");
+            container.spec["process"]["args"] = json!(["/pause"]);
+            container.spec["linux"]["cgroupsPath"] = json!(format!("{}/exec", host.cgroup()));
+        });
+        let process = serde_json::to_vec(&spec.process).expect("a process");
+        let task = container.run();
+        let mut figures = Vec::with_capacity(ROUNDS);
+        for round in 0..=ROUNDS {
+            let id = format!("exec{round}");
+            let begin = Instant::now();
+            let exec = task.exec(&id, "", |exec| {
+                if let Some(spec) = &mut exec.spec {
+                    spec.value.clone_from(&process);
+                }
+            });
+            exec.expect("an exec is taken");
+            task.start(&id);
+            let end = ends.recv_timeout(DEADLINE).expect("the shim tells of the end");
+            if round > 0 {
+                figures.push((end - begin).as_secs_f64() * 1000.0);
+            }
+            task.delete(&id).expect("it has ended");
+        }
+        task.end();
+        drop((events, host));
+        // What comes behind this clones the process.
+        eventually("the listeners for events end", || is_alone().then_some(()));
+        median(figures)
+    }
+}
+
+/// Whether this process has one thread, as it began.
+fn is_alone() -> bool {
+    fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
 }
 
 /// The same as the floor is told it.
