@@ -16,7 +16,7 @@ use std::thread;
 use types::Result;
 
 /// Bytes of a batch that takes no more.
-const BATCH_LEN: usize = 64 << 10;
+const BATCH_LEN: usize = 256 << 10;
 /// Batches that wait to be looked at.
 const WAITING_MAX: usize = 4;
 

@@ -197,7 +197,8 @@ fn words(text: String) -> String {
     let Some((said, number)) = numbered else { return text };
     let at = said.rfind(": ").map_or(0, |at| at + 2);
     let (before, own) = said.split_at(at);
-    let known = number.parse().ok().and_then(|number| SPELLED.iter().find(|(known, _)| *known == number));
+    let number: Option<i32> = number.parse().ok();
+    let known = SPELLED.iter().find(|(known, _)| Some(*known) == number);
     let own = match known {
         Some((_, words)) => (*words).to_owned(),
         None => {

@@ -24,7 +24,7 @@ use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::types::{Any, Descriptor};
 use api::grpc::{LEASE_KEY, NAMESPACE_KEY};
 use testkit::Daemon;
-use tokio::runtime::Runtime;
+use tokio::runtime::Runtime as Executor;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -135,7 +135,7 @@ fn kills_under_load_lose_no_answered_write() {
 }
 
 /// Deletes all records there are, and sees that one collection leaves no file, of theirs or of calls without an answer.
-fn nothing_stays(daemon: &Daemon, runtime: &Runtime, there: BTreeSet<(Kind, String)>) {
+fn nothing_stays(daemon: &Daemon, runtime: &Executor, there: BTreeSet<(Kind, String)>) {
     let check = daemon.hoist(["system", "check"]).ok();
     assert!(check.stdout.contains("nothing is left over"), "{check}");
     assert_ne!(files(daemon), [0; 3], "leases keep blobs, ingests and trees");
