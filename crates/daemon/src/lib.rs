@@ -40,6 +40,7 @@ mod import;
 mod listen;
 mod lock;
 mod log;
+mod long_answers;
 mod mended;
 mod notify;
 mod oci_hook;

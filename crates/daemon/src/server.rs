@@ -26,6 +26,7 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
 
+use crate::long_answers::in_pieces;
 use crate::mended::Mended;
 use crate::oversized::reworded;
 use crate::rest::Rest;
@@ -73,7 +74,7 @@ impl Router {
             let answer = service.clone().call(request);
             Box::pin(async move {
                 match answer.await {
-                    Ok(response) => reworded(response),
+                    Ok(response) => reworded(in_pieces(response)),
                     Err(never) => match never {},
                 }
             })

@@ -2,7 +2,8 @@
 //! records is large, and each copy of it costs time and memory.
 //!
 //! ```text
-//! record ──▶ Fields ──▶ chunks ──▶ the buffer of the answer, chunk by chunk
+//! record ──▶ Fields ──▶ chunk  ──▶ codec ──▶ answer
+//!                   └─▶ chunks ───(Chunks)─▶ answer: what is long goes past the codec, which would make one piece of it
 //! ```
 //!
 //! The encoding is that of <https://protobuf.dev/programming-guides/encoding/>, as `prost` writes it: fields in the
@@ -11,11 +12,11 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use bytes::BufMut as _;
+use bytes::{BufMut as _, Bytes};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
-use tonic::Status;
 use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic::{Response, Status};
 use tonic_prost::ProstDecoder;
 
 use super::MESSAGE_BYTES_MAX;
@@ -68,9 +69,41 @@ impl<M> Encoded<M> {
         self.len() == 0
     }
 
+    /// The answer of a server. If it is long, what the codec sees of it is an empty message, and the answer's extensions
+    /// have its [`Chunks`]: whoever sends it puts them in the place of the body.
+    pub fn into_response(self) -> Result<Response<Encoded<M>>, TooLong> {
+        if self.chunks.len() < 2 {
+            return Ok(Response::new(self));
+        }
+        let too_long = TooLong { limit: self.limit };
+        let len = u32::try_from(self.len()).map_err(|_| too_long)?;
+        if self.len() > self.limit {
+            return Err(too_long);
+        }
+        let chunks = Chunks { len, bytes: self.chunks.into_iter().map(Bytes::from).collect() };
+        let mut response = Response::new(Encoded::up_to(self.limit));
+        response.extensions_mut().insert(chunks);
+        Ok(response)
+    }
+
     /// In one piece.
     pub fn into_bytes(self) -> Vec<u8> {
         self.chunks.concat()
+    }
+}
+
+/// A long message, encoded, in pieces.
+#[derive(Clone, Debug)]
+pub struct Chunks {
+    len: u32,
+    bytes: Vec<Bytes>,
+}
+
+impl Chunks {
+    /// The frames of HTTP that carry it: what gRPC has before a message, which is not compressed, and the pieces.
+    pub fn into_frames(self) -> impl Iterator<Item = Bytes> {
+        let [a, b, c, d] = self.len.to_be_bytes();
+        std::iter::once(Bytes::from(vec![0, a, b, c, d])).chain(self.bytes)
     }
 }
 
@@ -171,7 +204,7 @@ impl<M: 'static, U: Message + Default + 'static> Codec for EncodedCodec<M, U> {
     }
 }
 
-/// Moves the chunks into the buffer of the answer, which has room for all of them and becomes memory with each.
+/// Moves what there is into the buffer of the answer.
 pub struct EncodedEncoder<M>(PhantomData<fn() -> M>);
 
 impl<M> Encoder for EncodedEncoder<M> {
@@ -201,6 +234,27 @@ mod tests {
         }
         assert!(encoded.chunks.len() > 2, "chunks are used");
         assert_eq!(encoded.into_bytes(), ListImagesResponse { images }.encode_to_vec());
+    }
+
+    #[test]
+    fn a_long_answer_goes_past_the_codec() {
+        let encoded = |texts: &[&str], limit: usize| {
+            let mut encoded = Encoded::<ListImagesResponse>::up_to(limit);
+            texts.iter().for_each(|text| encoded.push(1, |image| image.text(1, text)).unwrap());
+            encoded
+        };
+        let short = encoded(&["n"], 100).into_response().unwrap();
+        assert!(short.extensions().get::<Chunks>().is_none() && !short.get_ref().is_empty());
+        let text = "x".repeat(CHUNK_LEN);
+        let (texts, limit) = ([text.as_str(), "y", &text], 4 * CHUNK_LEN);
+        let whole = encoded(&texts, limit).into_bytes();
+        let mut long = encoded(&texts, limit).into_response().unwrap();
+        assert!(long.get_ref().is_empty());
+        let frames: Vec<Bytes> = long.extensions_mut().remove::<Chunks>().unwrap().into_frames().collect();
+        let prefix = [&[0][..], &u32::try_from(whole.len()).unwrap().to_be_bytes()].concat();
+        assert_eq!(frames.concat(), [prefix, whole.clone()].concat());
+        assert!(encoded(&texts, whole.len()).into_response().is_ok());
+        assert!(encoded(&texts, whole.len() - 1).into_response().is_err());
     }
 
     #[test]

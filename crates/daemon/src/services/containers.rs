@@ -45,7 +45,7 @@ impl Containers for Service {
                 .visit(&filters, |container| found.push(1, |to| encode(&container, to)).map_err(too_long))?;
             Ok(found)
         });
-        found.await.map(Response::new)
+        found.await?.into_response().map_err(|error| status(too_long(error)))
     }
 
     type ListStreamStream = Answers<ListContainerMessage>;

@@ -35,7 +35,7 @@ impl Images for Service {
             images.visit(&filters, |image| found.push(1, |to| encode(&image, to)).map_err(too_long))?;
             Ok(found)
         });
-        found.await.map(Response::new)
+        found.await?.into_response().map_err(|error| status(too_long(error)))
     }
 
     async fn create(&self, request: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {

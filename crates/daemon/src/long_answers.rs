@@ -1,0 +1,19 @@
+//! Long answers, which are sent as they were made, piece by piece. The codec of gRPC would copy them into one piece first: of 14
+//! MB that is an eighth of the time until they are with the client.
+
+use std::convert::Infallible;
+
+use api::grpc::encoded::Chunks;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use tonic::body::Body;
+
+/// An answer, with its pieces in the place of the empty message that stands for them.
+pub(crate) fn in_pieces(mut response: Response<Body>) -> Response<Body> {
+    let Some(chunks) = response.extensions_mut().remove::<Chunks>() else { return response };
+    let well =
+        HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    let frames = chunks.into_frames().map(Frame::data).chain([Frame::trailers(well)]);
+    response.map(|_| Body::new(StreamBody::new(tokio_stream::iter(frames.map(Ok::<_, Infallible>)))))
+}
