@@ -8,6 +8,7 @@ use std::any::Any;
 use std::{io, panic, process};
 
 use rustix::io::Errno;
+use types::spelled;
 
 /// The exit code of a program that SIGPIPE ended, as shells tell it: what was asked for is perhaps not done.
 const EXIT_CODE: u8 = 128 + 13;
@@ -18,7 +19,7 @@ pub(crate) fn end_without_panic(program: &'static str) {
     panic::set_hook(Box::new(move |panic| match lost(panic.payload()) {
         Some(why) if why == io::Error::from(Errno::PIPE).to_string() => process::exit(EXIT_CODE.into()),
         Some(why) => {
-            eprintln!("{program}: write to standard output: {why}");
+            eprintln!("{program}: write to standard output: {}", spelled(why.to_owned()));
             process::exit(1);
         }
         None => usual(panic),
@@ -30,7 +31,7 @@ pub(crate) fn code_of(program: &str, error: &io::Error, stream: &str) -> u8 {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return EXIT_CODE;
     }
-    eprintln!("{program}: write to {stream}: {error}");
+    eprintln!("{program}: write to {stream}: {}", spelled(error.to_string()));
     1
 }
 

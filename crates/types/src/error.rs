@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - `Display` never repeats the source; [`Error::chain`] is the one place that prints the chain.
-//! - What the kernel says is told in the words that every other program of this field has for it ([`words`]).
+//! - What the kernel says is told in the words that every other program of this field has for it ([`spelled`]).
 //! - Context is added where it is known; an error is logged once, by whoever does not return it.
 
 use std::error::Error as StdError;
@@ -183,7 +183,7 @@ impl Error {
         let mut next = self.source();
         while let Some(cause) = next {
             line.push_str(": ");
-            line.push_str(&words(cause.to_string()));
+            line.push_str(&spelled(cause.to_string()));
             next = cause.source();
         }
         line
@@ -192,7 +192,7 @@ impl Error {
 
 /// What a cause says, with an error of the kernel's as Go's programs spell it, whatever the C library calls it: Docker and
 /// others read `no such file or directory` and `permission denied` in the text of an error, in these letters.
-fn words(text: String) -> String {
+pub fn spelled(text: String) -> String {
     let numbered = text.strip_suffix(')').and_then(|text| text.rsplit_once(" (os error "));
     let Some((said, number)) = numbered else { return text };
     let at = said.rfind(": ").map_or(0, |at| at + 2);
@@ -309,8 +309,8 @@ mod tests {
         assert_eq!(chain(io::Error::other("It is (so)")), "open /x: It is (so)");
         let nested = io::Error::other("read a: No such file or directory (os error 2)");
         assert_eq!(chain(nested), "open /x: read a: no such file or directory");
-        assert_eq!(words("Ü (os error 99999)".to_owned()), "Ü");
-        assert_eq!(words(" (os error 2)".to_owned()), "");
+        assert_eq!(spelled("Ü (os error 99999)".to_owned()), "Ü");
+        assert_eq!(spelled(" (os error 2)".to_owned()), "");
     }
 
     #[test]

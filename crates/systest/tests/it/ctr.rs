@@ -14,12 +14,13 @@ const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 /// The file name of containerd's own shim.
 pub(crate) const STOCK_SHIM: &str = "containerd-shim-runc-v2";
 
-/// The file name of the program whose child the first process of a container is: of its shim's.
+/// The file name of the program whose child the first process of a container is: of its shim's. Ours has none, as its program
+/// is no longer where it was mounted.
 pub(crate) fn shim_of(pid: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the container runs");
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("the kernel's format");
     let program = std::fs::read_link(format!("/proc/{}/exe", parent.trim())).expect("its shim runs");
-    program.file_name().expect("a program has a name").display().to_string()
+    program.file_name().unwrap_or_default().display().to_string()
 }
 
 /// A daemon whose namespace `default` has busybox, pulled by `ctr`.

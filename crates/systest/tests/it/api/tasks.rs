@@ -515,7 +515,8 @@ async fn a_task_ends(side: &Side<'_>) {
 
 /// A process on a terminal that notes in a file of this name, again and again, how large the terminal is.
 fn sized(name: &str) -> Value {
-    let mut process = testkit::process(&format!("while :; do stty size >> /{name}; sleep 0.1; done"));
+    let mut process =
+        testkit::process(&format!("while :; do busybox stty size >> /{name}; busybox sleep 0.1; done"));
     process["terminal"] = true.into();
     process
 }
