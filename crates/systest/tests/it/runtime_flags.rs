@@ -208,6 +208,8 @@ fn a_signal_for_all_reaches_all() {
         runtime.run(&["kill", "-a", &id, "KILL"]).ok();
         let ended = || !is_running(&child);
         eventually("the child has ended too", || ended().then_some(()));
+        let is_stopped = || runtime.run(&["state", &id]).ok().stdout.contains("stopped");
+        eventually("the first has, too", || is_stopped().then_some(()));
         runtime.run(&["delete", &id]).ok();
     }
 }

@@ -84,7 +84,7 @@ fn a_creation_that_lacks_descriptors_leaves_nothing() {
         let done = run(limited.stdin(Stdio::null()));
         assert_eq!(named(&name), Vec::<PathBuf>::new(), "{limit} files: {done}");
         assert_eq!(runtime.run(&["list", "--quiet"]).ok().text(), "", "{limit} files: {done}");
-        failed += u32::from(done.stderr.contains("descriptors") && done.stderr.contains(&id));
+        failed += u32::from(done.stderr.contains("too many open files") && done.stderr.contains(&id));
         done.code == 0
     });
     assert!(done.is_some() && failed > 5, "{done:?}, {failed}");
