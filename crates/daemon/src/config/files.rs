@@ -253,9 +253,9 @@ mod tests {
             &[("main.toml", "imports = [\"b.toml\"]"), ("b.toml", "\n\nrot = \"/x\"")],
             false,
             "/b.toml:3: unknown field `rot`, expected one of `imports`, `root`, `state`, `oom_score`, `cgroup`, `snapshotter`, \
-             `policy`, `required_plugins`, `snapshots`, `grpc`, `ttrpc`, `metrics`, `debug`, `otlp`, `log`, `metadata`, \
-             `network`, `registry`, `transfer`, `shims`, `gc`, `restart`, `image_verifiers`, `content`, `diff`, \
-             `proxy_plugins`, `stream_processors`; did you mean `root`?",
+             `policy`, `required_plugins`, `disabled_plugins`, `snapshots`, `grpc`, `ttrpc`, `metrics`, `debug`, \
+             `otlp`, `log`, `metadata`, `network`, `registry`, `transfer`, `shims`, `gc`, `restart`, \
+             `image_verifiers`, `content`, `diff`, `proxy_plugins`, `stream_processors`; did you mean `root`?",
         );
     }
 
