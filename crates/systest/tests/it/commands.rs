@@ -146,8 +146,11 @@ fn processes_are_shown_without_a_ps_in_the_image() {
     let program = "rm -f /bin/ps /usr/bin/ps; sleep 1111 & exec sleep 2222";
     daemon.hoist(["run", "-d", "--name", "busy", "--network", "none", "busybox", "sh", "-c", program]).ok();
     let commands = || daemon.hoist(["top", "busy", "-eo", "pid,ppid,args"]).ok();
-    // Each is there before it is what it becomes.
-    let both = |listed: &Finished| ["sleep 1111", "sleep 2222"].iter().all(|one| listed.stdout.contains(one));
+    // Each is there before it is what it becomes: the shell, whose words have both.
+    let is_there = |listed: &Finished, wanted: [&str; 2]| {
+        listed.stdout.lines().any(|line| line.split_whitespace().skip(2).eq(wanted))
+    };
+    let both = |listed: &Finished| ["1111", "2222"].iter().all(|time| is_there(listed, ["sleep", time]));
     let listed = eventually("both run", || Some(commands()).filter(both));
     let rows: Vec<Vec<&str>> = listed.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!((rows.len(), rows[0].as_slice()), (3, &["PID", "PPID", "COMMAND"][..]));
