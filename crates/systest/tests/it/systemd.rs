@@ -305,6 +305,10 @@ fn scopes_are_runcs() {
         assert_eq!(take(&mut ours), "CPUWeight=35");
         take(&mut theirs);
     }
+    // runc leaves out what the host has no node of, as of this one where no module made it; systemd goes by its numbers.
+    for properties in [&mut ours, &mut theirs] {
+        properties.retain(|property| property != "DeviceAllow=/dev/char/10:200 rwm");
+    }
     assert_eq!(ours, theirs);
 }
 
