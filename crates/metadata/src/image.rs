@@ -307,20 +307,21 @@ impl Images {
 
     /// Drops an image. `NotFound` if there is none of that name, or if it does not have `target`.
     pub fn delete(&self, name: &str, target: Option<&Digest>) -> Result<()> {
-        self.store.0.change(|change| self.delete_in(change, name, target))
+        let target = target.map(Digest::to_string);
+        self.store.0.change(|change| self.delete_in(change, name, target.as_deref()))
     }
 
-    /// As [`Images::delete`], but ready to be queued.
-    pub fn ready_delete(&self, name: String, target: Option<Digest>) -> Ready<()> {
+    /// As [`Images::delete`], but ready to be queued, and the target as a client wrote it: what is no digest is no image's target.
+    pub fn ready_delete(&self, name: String, target: Option<String>) -> Ready<()> {
         let images = self.clone();
-        Ready::new(&self.store, move |change| images.delete_in(change, &name, target.as_ref()))
+        Ready::new(&self.store, move |change| images.delete_in(change, &name, target.as_deref()))
     }
 
-    fn delete_in(&self, change: &mut Change<'_, '_>, name: &str, target: Option<&Digest>) -> Result<()> {
+    fn delete_in(&self, change: &mut Change<'_, '_>, name: &str, target: Option<&str>) -> Result<()> {
         let namespace = &self.caller.namespace;
         let image = self.find(change.tx, name)?;
         if let Some(target) = target
-            && *target != image.target.digest
+            && target != image.target.digest.to_string()
         {
             return Err(Error::not_found(format!(
                 "image {name:?} has target {}, not {target}",

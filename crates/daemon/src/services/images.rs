@@ -79,11 +79,7 @@ impl Images for Service {
         let images = self.metadata.images(caller(&request)?);
         let request = request.into_inner();
         // Without a digest it is the name alone that counts.
-        let digest = request.target.map(|target| target.digest).filter(|digest| !digest.is_empty());
-        let Ok(target) = digest.map(|digest| digest.parse()).transpose() else {
-            let message = format!("image {:?}: it has no target of that digest: not found", request.name);
-            return Err(Status::not_found(message));
-        };
+        let target = request.target.map(|target| target.digest).filter(|digest| !digest.is_empty());
         changed(images.ready_delete(request.name, target)).await?;
         if request.sync {
             let metadata = self.metadata.clone();

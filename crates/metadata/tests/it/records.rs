@@ -385,7 +385,7 @@ fn what_is_queued_is_as_if_it_was_made_at_once() {
     assert_eq!(containers.get(&made.id).unwrap(), made);
     queued(containers.ready_delete(made.id.clone())).unwrap();
     assert_eq!(kind(queued(containers.ready_delete(made.id))), ErrorKind::NotFound);
-    let wrong = images.ready_delete("redis".to_owned(), Some(Digest::of(b"other")));
+    let wrong = images.ready_delete("redis".to_owned(), Some(Digest::of(b"other").to_string()));
     assert_eq!(kind(queued(wrong)), ErrorKind::NotFound);
     queued(images.ready_delete("redis".to_owned(), None)).unwrap();
     let events: Vec<Event> = fixture.take_events().into_iter().map(|(_, event)| event).collect();

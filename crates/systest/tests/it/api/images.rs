@@ -259,7 +259,8 @@ async fn what_is_deleted_is_gone(side: &Side<'_>) {
     };
     if side.is_modern() {
         let answer = images.delete(ask(nameless("no digest")));
-        side.refused("delete with a target that is none", answer, Code::NotFound, "image \"aimed\"").await;
+        let words = "image \"aimed\" has target sha256:0000000000000000000000000000000000000000000000000000000000000001, not no digest";
+        side.refused("delete with a target that is none", answer, Code::NotFound, words).await;
         side.ok("delete with its target", images.delete(ask(aimed(1)))).await;
         side.ok("create once more", images.create(ask(create(image("aimed"))))).await;
         side.ok("delete with a target without a digest", images.delete(ask(nameless("")))).await;

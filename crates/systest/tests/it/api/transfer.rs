@@ -16,18 +16,18 @@ use api::grpc::streaming::streaming_client::StreamingClient;
 use api::grpc::transfer::transfer_client::TransferClient;
 use api::grpc::transfer::{
     Data, ImageExportStream, ImageImportStream, ImageReference, ImageStore, OciRegistry, Progress,
-    TransferOptions, TransferRequest, UnpackConfiguration,
+    TransferOptions, TransferRequest, UnpackConfiguration, WindowUpdate,
 };
 use api::grpc::types::Any;
 use api::shim::{pack, unpack};
 use serde_json::{Value, json};
 use testkit::{Layout, Registry, digest_of, images, is_root, run};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::store;
-use crate::platforms::{platform, send_all, take_all};
+use crate::platforms::{platform, send_all};
 
 use super::walk::{Difference, Side, There, Watched, all, ask, covers, differs_in, map, within};
 
@@ -277,17 +277,39 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     side.is("it is there", found.text(), pulled.target.unwrap_or_default().digest.as_str());
 }
 
+/// An archive, until its stream ends; containerd leaves that open, so that what is `exported` ends where an archive does.
+async fn take_archive(
+    (send, mut incoming): (mpsc::Sender<Any>, Streaming<Any>),
+    mut exported: oneshot::Receiver<()>,
+) -> Vec<u8> {
+    const END: [u8; 1024] = [0; 1024];
+    let mut archive = Vec::new();
+    let mut is_exported = false;
+    send.send(pack(&WindowUpdate { update: 1 << 24 })).await.expect("the stream is open");
+    while !(is_exported && archive.ends_with(&END)) {
+        tokio::select! {
+            message = incoming.message() => match message {
+                Ok(Some(message)) => archive.extend(unpack::<Data>(&message).unwrap().unwrap().data),
+                Ok(None) | Err(_) => break,
+            },
+            _ = &mut exported, if !is_exported => is_exported = true,
+        }
+    }
+    archive
+}
+
 /// An export and an import are told as a whole, and an import of what it names.
 async fn archives_are_told(side: &Side<'_>, client: &TransferClient<Watched>, reference: &str) {
     let (send, told) = open(side, Some("default"), named("told of an export")).await.expect("a stream");
     let archive = open(side, Some("default"), named("exported")).await.expect("a stream");
     let to = ImageExportStream { stream: "exported".into(), ..ImageExportStream::default() };
+    let (exported, is_exported) = oneshot::channel();
     let exporting = async {
         let answer = transfer(client.clone(), store(reference), pack(&to), "told of an export");
         side.ok("export", answer).await;
-        drop(send);
+        drop((send, exported));
     };
-    let ((), archive, told) = tokio::join!(exporting, take_all(archive), steps(told));
+    let ((), archive, told) = tokio::join!(exporting, take_archive(archive, is_exported), steps(told));
     let events: Vec<&str> = told.iter().map(|step| step.event.as_str()).collect();
     side.is("what is told of an export", events, vec!["Exporting", "Completed export"]);
 
