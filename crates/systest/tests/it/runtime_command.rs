@@ -923,7 +923,9 @@ fn containerds_own_shim_runs_containers() {
     let once =
         containerd.ctr(["run", "--rm", &image, "own-once", "sh", "-c", "echo out; echo err >&2; exit 7"]);
     let once = once.expect_code(7);
-    assert_eq!((once.stdout.as_str(), once.stderr.as_str()), ("out\n", "err\n"));
+    // The ctr of 2.x warns of hosts with version 1 of cgroups.
+    let told: Vec<&str> = once.stderr.lines().filter(|line| !line.contains("DEPRECATION")).collect();
+    assert_eq!((once.stdout.as_str(), told), ("out\n", vec!["err"]));
     containerd.ctr(["run", "-d", &image, "own-life", "sleep", "1000"]).ok();
     let exec =
         containerd.ctr(["tasks", "exec", "--exec-id", "one", "own-life", "sh", "-c", "echo inside; exit 3"]);

@@ -156,7 +156,9 @@ fn families_of_figures_are_containerds() {
     let theirs =
         of(&containerd.socket(), "their-figures", "io.containerd.runc.v2", &format!("127.0.0.1:{port}"));
     let ours = of(&daemon.socket(), "our-figures", "io.containerd.hoist.v2", &address_of(&daemon));
-    let missing: Vec<_> = theirs.difference(&ours).collect();
+    // Hoist has no NRI.
+    let missing: Vec<_> =
+        theirs.difference(&ours).filter(|one| !one.starts_with("containerd_nri_")).collect();
     assert!(missing.is_empty(), "missing: {missing:#?}\nours: {ours:#?}");
 }
 

@@ -76,41 +76,53 @@ struct Listener<'s, 'd> {
 }
 
 impl Listener<'_, '_> {
+    /// The next event, which is no mark; nor the deletion of a task, where that may be lost.
+    async fn next(&mut self, case: &'static str) -> Envelope {
+        loop {
+            match self.stream.message().await {
+                Ok(Some(event)) if event.topic.starts_with("/mark/") || self.may_lose(&event.topic) => {}
+                Ok(Some(event)) => return event,
+                other => panic!("{case}: {other:?}"),
+            }
+        }
+    }
+
+    /// The shim of containerd 2.x may end before it has told of a deletion.
+    fn may_lose(&self, topic: &str) -> bool {
+        !self.side.is_ours() && self.side.is_modern() && topic == "/tasks/delete"
+    }
+
     /// What was told since the last time: this, in this order. Shims tell in their own time, so it is waited for.
     async fn hears(&mut self, case: &'static str, expected: &str) {
-        let heard = tokio::time::timeout(testkit::DEADLINE, async {
-            loop {
-                match self.stream.message().await {
-                    Ok(Some(event)) if event.topic.starts_with("/mark/") => {}
-                    Ok(Some(event)) => break shown(&event),
-                    other => panic!("{case}: {other:?}"),
-                }
-            }
-        });
-        self.side.is(case, heard.await.unwrap_or_default(), expected.to_owned());
+        let side = self.side;
+        let heard = tokio::time::timeout(testkit::DEADLINE, async { shown(&self.next(case).await) });
+        side.is(case, heard.await.unwrap_or_default(), expected.to_owned());
+    }
+
+    /// The same of the deletion of a task.
+    async fn hears_of_deletion(&mut self, case: &'static str, expected: &str) {
+        if !self.may_lose("/tasks/delete") {
+            self.hears(case, expected).await;
+        }
     }
 
     /// The same of several, until one of each of these topics was told. What is told again and again in a row counts
     /// once.
     async fn hears_all(&mut self, case: &'static str, topics: &[&str], expected: &[&str]) {
+        let side = self.side;
         let mut missing = topics.to_vec();
         let heard = tokio::time::timeout(testkit::DEADLINE, async {
             let mut heard = Vec::new();
             while !missing.is_empty() {
-                match self.stream.message().await {
-                    Ok(Some(event)) if event.topic.starts_with("/mark/") => {}
-                    Ok(Some(event)) => {
-                        missing.retain(|topic| *topic != event.topic);
-                        heard.push(shown(&event));
-                    }
-                    other => panic!("{case}: {other:?}"),
-                }
+                let event = self.next(case).await;
+                missing.retain(|topic| *topic != event.topic);
+                heard.push(shown(&event));
             }
             heard.dedup();
             heard
         });
         let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
-        self.side.is(case, heard.await.unwrap_or_default(), expected);
+        side.is(case, heard.await.unwrap_or_default(), expected);
     }
 
     /// The same of what the daemon tells by itself, before it answers.
@@ -128,6 +140,7 @@ impl Listener<'_, '_> {
             match event.topic.as_str() {
                 "/mark/end" => break,
                 "/mark/begin" => {}
+                topic if self.may_lose(topic) => {}
                 _ => heard.push(shown(&event)),
             }
         }
@@ -409,7 +422,7 @@ async fn a_container(listener: &mut Listener<'_, '_>) {
     side.ok("kill", tasks.kill(ask(kill("told", "")))).await;
     listener.hears("ended", "default /tasks/exit \"told\" \"told\" true 137 true").await;
     side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "told".into() }))).await;
-    listener.hears("deleted", "default /tasks/delete \"told\" \"\" true 137 true").await;
+    listener.hears_of_deletion("deleted", "default /tasks/delete \"told\" \"\" true 137 true").await;
     let delete = DeleteContainerRequest { id: "told".into() };
     side.ok("delete a container", containers.delete(ask(delete))).await;
     listener.hears("the record goes", "default /containers/delete \"told\"").await;
@@ -432,7 +445,9 @@ async fn out_of_memory(listener: &mut Listener<'_, '_>) {
     ];
     listener.hears_all("out of memory", &["/tasks/oom", "/tasks/exit"], &told).await;
     side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "full".into() }))).await;
-    listener.hears("nothing is told again", "default /tasks/delete \"full\" \"\" true 137 true").await;
+    listener
+        .hears_of_deletion("nothing is told again", "default /tasks/delete \"full\" \"\" true 137 true")
+        .await;
 }
 
 /// What is told of a new task, by the name of its container and its streams.
