@@ -73,7 +73,11 @@ pub(crate) fn need_root(to_do: &str) -> Result<(), String> {
     // The owner of our own /proc entry is our effective user.
     use std::os::unix::fs::MetadataExt;
     let uid = Path::new("/proc/self").metadata().map_err(|error| format!("/proc/self: {error}"))?.uid();
-    if uid == 0 { Ok(()) } else { Err(format!("root is needed to {to_do}; try: sudo -E cargo xtask …")) }
+    if uid == 0 {
+        return Ok(());
+    }
+    // sudo has a PATH of its own, in which there is no cargo of rustup's.
+    Err(format!("root is needed to {to_do}; try: sudo -E env \"PATH=$PATH\" cargo xtask …"))
 }
 
 #[cfg(test)]
