@@ -416,8 +416,10 @@ impl Failure {
         let tls = tls_error(error);
         let error_said = match tls {
             Some(rustls::Error::InvalidCertificate(why)) => Error::failed_precondition(format!(
-                "nobody known here vouches for the certificate of {host} ({why:?}); add its CA to the system's, or as \
-                 ca.crt to the directory {host} of certs.d"
+                "nobody known here vouches for the certificate of {host} ({why:?}); put its authority into \
+                 /etc/hoist/certs.d/{host}/ca.crt (of a mirror, into the directory of the registry that it stands for), or, \
+                 where that directory has a hosts.toml, name it there (ca = \"ca.crt\"); one added to the system's counts \
+                 once the daemon is restarted"
             )),
             Some(rustls::Error::InvalidMessage(_)) => Error::failed_precondition(format!(
                 "{host} does not speak TLS; if it is meant to be spoken to without, write server = \"http://{host}\" \
