@@ -41,10 +41,10 @@ impl Lock {
             Err(Errno::WOULDBLOCK) => {
                 let mut owner = String::new();
                 file.read_to_string(&mut owner).context(about)?;
+                let (dir, owner) = (dir.display(), owner.trim());
                 return Err(Error::failed_precondition(format!(
-                    "{} is in use by a running daemon (pid {}); stop it or choose another directory",
-                    dir.display(),
-                    owner.trim()
+                    "{dir} is in use by a running daemon (pid {owner}); stop it by systemctl stop hoist, or by kill {owner} if \
+                     it is no service (containers go on), or choose another directory"
                 )));
             }
             Err(error) => {
@@ -80,7 +80,8 @@ mod tests {
         let first = Lock::take(&root, 0o700).unwrap();
         let error = Lock::take(&root, 0o700).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
-        assert!(error.chain().contains(&std::process::id().to_string()), "{error:?}");
+        let way_out = format!("kill {} if it is no service (containers go on)", std::process::id());
+        assert!(error.chain().contains(&way_out), "{error:?}");
         drop(first);
         Lock::take(&root, 0o700).unwrap();
     }
