@@ -17,6 +17,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// The most of a new daemon's log that is read for what it said.
 const LOG_LEN_MAX: u64 = 1 << 20;
+/// A log of more bytes begins anew with the next daemon. Nobody rotates it, and `/run` is in memory.
+const OLD_LOG_LEN_MAX: u64 = 1 << 20;
 /// What a daemon says where there is another.
 const GIVES_WAY: &str = "is in use by a running daemon";
 
@@ -102,7 +104,7 @@ fn start(address: &Path) -> Result<Started> {
     std::fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
     let log_path = folder.join("daemon.log");
     let about = || format!("open {}", log_path.display());
-    let log = File::options().create(true).append(true).open(&log_path).context(about)?;
+    let log = open_log(&log_path).context(about)?;
     let mut said = File::open(&log_path).context(about)?;
     let log_begin = said.seek(SeekFrom::End(0)).context(about)?;
     eprintln!(
@@ -127,6 +129,16 @@ fn start(address: &Path) -> Result<Started> {
     Ok(Started { daemon: command.spawn().context(what)?, log: said, log_begin })
 }
 
+/// The log to append to, emptied if it became long. A daemon that another command has just started appends to it too,
+/// and so goes on behind what is left.
+fn open_log(path: &Path) -> std::io::Result<File> {
+    let log = File::options().create(true).append(true).open(path)?;
+    if log.metadata()?.len() > OLD_LOG_LEN_MAX {
+        log.set_len(0)?;
+    }
+    Ok(log)
+}
+
 async fn wait(address: &Path, mut started: Started) -> Result<Client> {
     let begun = Instant::now();
     loop {
@@ -144,5 +156,24 @@ async fn wait(address: &Path, mut started: Started) -> Result<Client> {
             }
             (Ok(client), _) => return Ok(client),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_became_long_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("daemon.log");
+        for (before, after) in [(0, 0), (OLD_LOG_LEN_MAX, OLD_LOG_LEN_MAX), (OLD_LOG_LEN_MAX + 1, 0)] {
+            File::create(&path).unwrap().set_len(before).unwrap();
+            let log = open_log(&path).unwrap();
+            assert_eq!(log.metadata().unwrap().len(), after, "{before}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        open_log(&path).unwrap();
+        assert!(path.is_file(), "one that is not there is made");
     }
 }
