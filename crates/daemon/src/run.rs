@@ -36,6 +36,8 @@ const WORKERS: usize = 2;
 const BLOCKING_THREADS_MAX: usize = 128;
 /// Idle threads give their stacks back soon: a daemon mostly waits.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// The first kernel with all that containers are made with (mount_setattr(2)), by the numbers of its release.
+const KERNEL_MIN: (u32, u32, u32) = (5, 12, 0);
 
 /// Runs the daemon, or one of its small commands. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>, programs: Programs) -> ExitCode {
@@ -110,6 +112,9 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     let config = &Config::load(args)?;
     let exporter = log::start(config);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    if let Some(warning) = kernel_warning(linux::release()) {
+        tracing::warn!("{warning}");
+    }
     set_oom_score(config.oom_score)?;
     if let Some(path) = &config.cgroup {
         enter_cgroup(path)?;
@@ -193,6 +198,18 @@ fn executor() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context(|| "start the executor")
+}
+
+/// What there is to say of a kernel that is too old. It is no reason not to start: distributors take over what newer
+/// ones have.
+fn kernel_warning(release: (u32, u32, u32)) -> Option<String> {
+    let ((major, minor, _), (first_major, first_minor, _)) = (release, KERNEL_MIN);
+    (release < KERNEL_MIN).then(|| {
+        format!(
+            "this kernel is Linux {major}.{minor}, and containers may not start: Linux {first_major}.{first_minor} or newer \
+             is needed"
+        )
+    })
 }
 
 /// How likely the kernel is to kill us for want of memory (proc_pid_oom_score_adj(5)).
@@ -342,5 +359,25 @@ trait ContextJoin {
 impl ContextJoin for std::result::Result<(), tokio::task::JoinError> {
     fn context_join(self) -> Result<()> {
         self.map_err(|panic| Error::internal("the server broke down").with_source(panic))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_kernel_that_is_too_old_is_warned_of() {
+        for (release, is_old) in [
+            ((4, 18, 0), true),
+            ((5, 11, 22), true),
+            ((5, 12, 0), false),
+            ((5, 14, 0), false),
+            ((6, 1, 0), false),
+        ] {
+            assert_eq!(kernel_warning(release).is_some(), is_old, "{release:?}");
+        }
+        let warning = kernel_warning((5, 4, 210)).unwrap();
+        assert!(warning.contains("Linux 5.4,") && warning.contains("Linux 5.12 or newer"), "{warning}");
     }
 }
