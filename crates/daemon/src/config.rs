@@ -11,6 +11,8 @@ mod containerd;
 mod files;
 mod glob;
 mod otlp;
+#[cfg(test)]
+mod page;
 mod plugins;
 mod policy;
 mod raw;

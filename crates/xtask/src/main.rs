@@ -9,6 +9,7 @@
 //! bench    build, then measure side by side with the peers in PATH
 //! soak     build, then work much and see that nothing grows (containers=N execs=N log=MB together=N)
 //! api      write docs/api.md: every call and its tests (see `api`)
+//! config   write docs/config.md: every key of the daemon's configuration
 //! fuzz     feed the parsers of foreign bytes with what nobody wrote (see `fuzz`)
 //! ```
 //!
@@ -58,9 +59,10 @@ fn main() -> ExitCode {
         "bench" => bench(rest),
         "soak" => bench(&[&["soak".to_owned()], rest].concat()),
         "api" => api::write(),
+        "config" => config(),
         "fuzz" => fuzz::fuzz(rest),
         _ => Err("usage: cargo xtask build | run [HOIST ARGS] | test [CARGO TEST ARGS] | check | ci | bench | soak | \
-                  api | fuzz [seconds=N] [TARGET…]"
+                  api | config | fuzz [seconds=N] [TARGET…]"
             .into()),
     };
     match outcome {
@@ -203,6 +205,13 @@ fn check_style() -> Outcome {
         println!("skipped: cargo-deny is not installed (cargo install cargo-deny)");
     }
     Ok(())
+}
+
+/// The daemon knows its keys and their defaults: the test that compares the page writes it before.
+fn config() -> Outcome {
+    let mut test = cargo("test");
+    test.args(["--package", "daemon", "--lib", "config::page::"]).env("HOIST_WRITE_PAGE", "1");
+    step("write docs/config.md", &mut test)
 }
 
 fn bench(args: &[String]) -> Outcome {

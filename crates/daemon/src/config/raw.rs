@@ -1,5 +1,5 @@
 //! The configuration as written. The names here are the keys of the file, their defaults are the
-//! defaults of the daemon, and their comments are its manual.
+//! defaults of the daemon, and their comments are its manual, of which `cargo xtask config` makes `docs/config.md`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ pub struct ProxyPlugin {
     #[serde(default)]
     pub capabilities: Vec<String>,
     /// How long it may take to look something up or to note something. What takes long by nature has no such limit;
-    /// but a plugin that gives no sign of life is not waited for.
+    /// but a plugin that gives no sign of life is not waited for. Without it `30s`.
     #[serde(default = "thirty_seconds")]
     pub timeout: String,
 }
@@ -125,6 +125,7 @@ pub struct StreamProcessor {
     pub returns: String,
     /// The program.
     pub path: PathBuf,
+    /// What it is called with.
     pub args: Vec<String>,
     /// `NAME=VALUE`, besides the daemon's own.
     pub env: Vec<String>,
@@ -155,24 +156,27 @@ pub struct Grpc {
     pub address: Option<PathBuf>,
     /// The socket's mode, in octal.
     pub mode: String,
-    /// The socket's owner; without it the daemon's.
+    /// The socket's owner, by its number; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
+    /// The socket's group, by its number; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
     /// Where calls are served besides, such as `127.0.0.1:2375`; empty for nowhere. Whoever reaches it is root here, so
     /// an address that others reach needs `tcp_tls_ca`.
     pub tcp_address: String,
-    /// The certificate that is shown there, and its key.
+    /// A file with the certificate that is shown there; without it there is no TLS.
     pub tcp_tls_cert: String,
+    /// A file with the key of that certificate.
     pub tcp_tls_key: String,
-    /// The authorities of which a client's certificate must be.
+    /// A file with the authorities of which a client's certificate must be; without it clients need none.
     pub tcp_tls_ca: String,
     /// A name that clients' certificates must have. It is not looked at, so whoever gives one is refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tcp_tls_common_name: String,
-    /// Bytes of the longest message that is taken, and of the longest that is sent.
+    /// Bytes of the longest message that is taken.
     pub max_recv_message_size: u32,
+    /// Bytes of the longest message that is sent.
     pub max_send_message_size: u32,
 }
 
@@ -183,9 +187,10 @@ pub struct Ttrpc {
     /// daemon left speak to the one that they were started with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<PathBuf>,
-    /// The socket's owner; without it the daemon's.
+    /// The socket's owner, by its number; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
+    /// The socket's group, by its number; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
 }
@@ -206,13 +211,13 @@ pub struct Shims {
     /// `NAME=VALUE`, besides the daemon's own: variables of shims that are started from then on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
-    /// How long a shim is waited for, or 0 for as long as it takes: until it takes a connection,
+    /// How long a shim is waited for until it takes a connection; 0 for as long as it takes.
     pub load_timeout: String,
-    /// until it says how a process is,
+    /// The same until it says how a process is.
     pub state_timeout: String,
-    /// and how its container's resources are used,
+    /// The same until it says how its container's resources are used.
     pub stats_timeout: String,
-    /// and until it goes when it is needed no more.
+    /// The same until it goes when it is needed no more.
     pub shutdown_timeout: String,
     /// How long a shim's program may take to end what a dead shim left.
     pub cleanup_timeout: String,
@@ -233,9 +238,10 @@ pub struct Debug {
     /// A socket that tells what the daemon's threads do and what memory they use; without it there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<PathBuf>,
-    /// The socket's owner; without it the daemon's.
+    /// The socket's owner, by its number; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
+    /// The socket's group, by its number; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
 }
@@ -292,14 +298,16 @@ pub struct Snapshots {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
+    /// How much is told: `trace`, `debug`, `info`, `warn` or `error`.
     pub level: Level,
+    /// How lines are written: `text` or `json`.
     pub format: LogFormat,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metadata {
-    /// Memory for pages of the database.
+    /// MiB of memory for pages of the database.
     pub cache_mib: u32,
 }
 
@@ -308,9 +316,11 @@ pub struct Metadata {
 pub struct Network {
     /// Name of the bridge of the default network.
     pub bridge: String,
-    /// Its range; without it the first free one of a list.
+    /// Its range, such as `10.88.0.0/16`; without it the first of 172.30, 172.29, 172.28, 10.201, 10.202 and 10.203, each
+    /// /16, that the machine has no address in and no route to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subnet: Option<String>,
+    /// Bytes of the longest packet of containers' interfaces; without it the kernel's 1500.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
 }
