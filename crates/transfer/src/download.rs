@@ -6,6 +6,9 @@
 //!     └ brings next to nothing, and others wait for the layer or the place: goes on behind them where it, or they, stopped
 //! ```
 //!
+//! Hosts that break off, and those that take over, are one [`BlobStream`], and so one extraction. It ends with the
+//! stream: a layer that gave way to others holds no inflater and no window while it waits, since any number may wait.
+//!
 //! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody. What could not be extracted on
 //! the way, because it was taken up in the middle, its window had no room, or a program reads it, is extracted from the store.
 

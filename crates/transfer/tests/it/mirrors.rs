@@ -11,17 +11,18 @@ use types::Result;
 use crate::fixture::Stores;
 
 /// An image of two layers, in a registry that is reached by two hosts: a mirror with faults, and its own.
-struct Site {
-    layers: Vec<String>,
+pub(crate) struct Site {
+    /// Their digests.
+    pub(crate) layers: Vec<String>,
     config: String,
-    mirror: FaultProxy,
-    own: FaultProxy,
+    pub(crate) mirror: FaultProxy,
+    pub(crate) own: FaultProxy,
     directory: TempDir,
     _registry: Registry,
 }
 
 impl Site {
-    fn new(
+    pub(crate) fn new(
         at_mirror: impl Fn(&Asked) -> Vec<Fault> + Send + Sync + 'static,
         at_own: impl Fn(&Asked) -> Vec<Fault> + Send + Sync + 'static,
     ) -> Site {
@@ -56,12 +57,12 @@ impl Site {
         connections.remote(&reference, &Keyring::new()).expect("a file that can be read")
     }
 
-    async fn pull(&self, stores: &Stores) -> Result<Image> {
+    pub(crate) async fn pull(&self, stores: &Stores) -> Result<Image> {
         stores.pull_from(self.remote(), stores.caller(), "linux/amd64").await
     }
 
     /// Reads of a blob at the mirror and at the registry's own host.
-    fn reads(&self, blob: &str) -> (usize, usize) {
+    pub(crate) fn reads(&self, blob: &str) -> (usize, usize) {
         (self.mirror.reads(blob).len(), self.own.reads(blob).len())
     }
 }
