@@ -1,6 +1,8 @@
 //! Stores of their own for a test, and pulls into them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
@@ -8,6 +10,7 @@ use content::{LocalStore, Watch};
 use kv::Db;
 use metadata::{Caller, Event, Image, Metadata};
 use registry::Remote;
+use rustix::fs::{Mode, OFlags};
 use snapshot::{LayerForm, Options, Overlay, Snapshotter};
 use tempfile::TempDir;
 use transfer::{Admission, AtOnce, Flights, PullRequest, Retentions, Slots, Unpack, Wanted};
@@ -109,6 +112,20 @@ impl Stores {
         let trees = std::fs::read_dir(self.dir.path().join("snapshots")).expect("a snapshotter");
         let sizes = trees.filter_map(|tree| tree.ok()?.path().join("fs").join(file).metadata().ok());
         sizes.map(|found| found.len()).max().unwrap_or_default()
+    }
+
+    /// A file as whoever mounts a tree sees it.
+    pub(crate) fn look(&self, tree: &str, file: &str) -> Vec<u8> {
+        let snapshots = self.metadata.snapshots(self.caller(), Overlay::NAME).expect("a snapshotter");
+        let recipe = snapshots.view("look", Some(tree), Labels::new()).expect("the tree is there");
+        let root = linux::mount::open_recipe(&recipe).expect("it can be mounted");
+        let file = rustix::fs::openat(&root, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let mut found = Vec::new();
+        File::from(file.expect("a file of the tree")).read_to_end(&mut found).expect("a file of the tree");
+        snapshots.remove("look").expect("nobody else has it");
+        // The snapshotter goes on with what it has mounted, until a daemon ends.
+        testkit::unmount_below(self.dir.path());
+        found
     }
 
     /// The names of trees that were told of as committed, in that order.

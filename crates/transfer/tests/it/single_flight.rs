@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metadata::Caller;
+use registry::Remote;
 use serde_json::Value;
+use snapshot::LayerForm;
 use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use transfer::Flights;
-use types::Namespace;
+use transfer::{Flights, Progress};
+use types::descriptor::media_type;
+use types::{Digest, Namespace};
 
 use crate::fixture::Stores;
 
@@ -147,6 +151,46 @@ async fn a_blob_of_another_namespace_is_not_fetched_again() {
     assert_eq!(one.unwrap().target, two.unwrap().target);
     let layer = digest_of(&layout.layer("only", 100_000));
     assert_eq!(proxy.reads(&layer).len(), 1, "the layer came once");
+}
+
+/// A layer may stand in an image several times, and say nothing, be it without even the end of an archive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_of_an_image_that_has_it_three_times_comes_once() {
+    let (layout, registry) = (Layout::new(), Registry::start());
+    let same = layout.layer("only", 50_000);
+    let nothing = layout.blob(media_type::OCI_LAYER, b"");
+    let end = layout.blob(media_type::OCI_LAYER, &[0; 1024]);
+    let layers = [&same, &nothing, &same, &end, &same].map(Value::clone);
+    layout.tag(&layout.image("amd64", &layers), "thrice");
+    let reference = registry.push(layout.path(), "thrice", "thrice:1");
+    let digests = layers.each_ref().map(digest_of);
+    let diff_ids = digests.each_ref().map(|digest| digest.parse::<Digest>().expect("a digest"));
+    let chain: Vec<String> = image::chain_ids(&diff_ids).iter().map(Digest::to_string).collect();
+    for form in [LayerForm::Archives, LayerForm::Directories] {
+        let Some(stores) = Stores::open_with(form) else { return };
+        let proxy = FaultProxy::start(&registry, |_| Vec::new());
+        let remote = Remote::new(&proxy.through(&reference).parse().expect("a reference"), None);
+        let platform = "linux/amd64".parse().expect("a platform");
+        let request = stores.request(remote, stores.caller(), platform);
+        let (report, mut told) = mpsc::channel(1000);
+        transfer::pull(&stores.metadata, request, Some(report)).await.expect("an image");
+        for (layer, reads) in [(&same, 1), (&nothing, 0), (&end, 1)] {
+            assert_eq!(proxy.reads(&digest_of(layer)).len(), reads, "{form:?}: {layer}");
+        }
+        let mut extracted = Vec::new();
+        while let Ok(progress) = told.try_recv() {
+            if let Progress::Extracting { digest } = progress {
+                extracted.push(digest.to_string());
+            }
+        }
+        extracted.sort();
+        let mut expected = digests.to_vec();
+        expected.sort();
+        assert_eq!(extracted, expected, "{form:?}: each tree is made once");
+        assert_eq!(stores.committed(), chain, "{form:?}");
+        let top = chain.last().expect("five trees");
+        assert!(stores.look(top, "only") == testkit::noise("only", 50_000), "{form:?}");
+    }
 }
 
 /// A registry may name the document of another and hand it out without end.
