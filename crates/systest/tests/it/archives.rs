@@ -207,6 +207,31 @@ fn layers_are_shown_by_loop_devices_where_that_is_wanted() {
     assert_eq!(mounted(&daemon), Vec::<String>::new());
 }
 
+/// The same layer twice, one without a byte, and one with nothing but the end of an archive.
+#[test]
+fn layers_that_say_nothing_and_one_that_comes_twice_are_used_like_others() {
+    let registry = Registry::start();
+    let shell = shell_layer();
+    let reference = push(&registry, &[shell.clone(), Vec::new(), shell, vec![0; 1024]], "odd-layers");
+    let directories = "[snapshots]\nlayers = \"directories\"\n".to_owned();
+    let by_loop = format!("{ARCHIVES}loop_devices = true\n");
+    for (config, archives) in [(ARCHIVES.to_owned(), 4), (by_loop, 4), (directories, 0)] {
+        let mut daemon = Daemon::start_with(&[], &config);
+        daemon.hoist(["pull", &reference]).ok();
+        assert_eq!(count(&daemon, "data.tar"), archives, "{config}");
+        let look = ["run", "--rm", "--network", "none", &reference, "sh", "-c", "cat /etc/base; touch /own"];
+        assert_eq!(daemon.hoist(look).ok().stdout, "base", "{config}");
+        daemon.hoist(["image", "verify", &reference]).ok();
+        reboot(&mut daemon);
+        daemon.start_again();
+        assert_eq!(daemon.hoist(look).ok().stdout, "base", "{config}");
+        daemon.hoist(["rmi", &reference]).ok();
+        daemon.hoist(["system", "prune", "--force"]).ok();
+        assert_eq!((mounted(&daemon), count(&daemon, "data.tar")), (Vec::new(), 0), "{config}");
+        eventually("no device shows a file", || (loop_devices(&daemon) == 0).then_some(()));
+    }
+}
+
 /// `Prepare`, `Apply` and `Commit` by a client give what a pull of ours gives, under either name.
 #[test]
 fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
