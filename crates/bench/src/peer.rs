@@ -8,6 +8,14 @@ use testkit::Containerd;
 use crate::side::Side;
 
 impl Side for Containerd {
+    fn version(&self) -> String {
+        let said = self.ctr(["version"]).ok();
+        // Of the daemon: what stands above is the client's.
+        let mut of_server = said.stdout.lines().skip_while(|line| !line.starts_with("Server"));
+        let version = of_server.find_map(|line| line.trim().strip_prefix("Version:"));
+        version.unwrap_or_else(|| panic!("no version of the server in {said}")).trim().to_owned()
+    }
+
     fn daemon_pid(&self) -> u32 {
         self.pid()
     }

@@ -27,6 +27,12 @@ impl Podman {
         command
     }
 
+    /// Which one it is.
+    pub(crate) fn version(&self) -> String {
+        let said = run(Command::new("podman").arg("--version")).ok();
+        said.text().trim_start_matches("podman version ").to_owned()
+    }
+
     pub(crate) fn pull(&self, image: &str) -> Command {
         self.command(&["pull", "--quiet", "--tls-verify=false", image])
     }

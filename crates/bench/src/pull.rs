@@ -63,6 +63,13 @@ pub(crate) enum Puller<'a> {
 }
 
 impl Puller<'_> {
+    fn version(&self) -> String {
+        match self {
+            Puller::Daemon(side) => side.version(),
+            Puller::Podman(podman) => podman.version(),
+        }
+    }
+
     fn pull(&self, image: &str) -> Cost {
         match self {
             Puller::Daemon(side) => cost(side.daemon_pid(), || side.pull(image)),
@@ -80,6 +87,9 @@ impl Puller<'_> {
 
 /// The first of `sides` is ours.
 pub(crate) fn pull(sides: &[(&str, Puller<'_>)], registry: &Registry, wanted: &[String]) {
+    let versions: Vec<String> =
+        sides.iter().map(|(name, side)| format!("{name} {}", side.version())).collect();
+    println!("{}", versions.join(", "));
     println!(
         "{:<44} {:>9} {:>8} {:>9} {:>11} {:>7} {:>10} {:>8} {:>8} {:>9}",
         "",

@@ -7,6 +7,9 @@ use testkit::{Daemon, run};
 
 /// A daemon with a command line. All commands are whole processes, as a user starts them.
 pub(crate) trait Side {
+    /// Which one it is, as it says itself.
+    fn version(&self) -> String;
+
     fn daemon_pid(&self) -> u32;
 
     /// Where containerd's API is served.
@@ -46,6 +49,11 @@ impl Hoist {
 }
 
 impl Side for Hoist {
+    fn version(&self) -> String {
+        let said = self.0.hoist(["--version"]).ok();
+        said.text().trim_start_matches("hoist ").to_owned()
+    }
+
     fn daemon_pid(&self) -> u32 {
         self.0.pid()
     }
