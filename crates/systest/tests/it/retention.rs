@@ -344,6 +344,41 @@ fn layers_that_others_compressed_are_made_again() {
     }
 }
 
+/// What Go programs write as zstd (skopeo here, by klauspost/compress) is nothing that the library gives again: such a blob
+/// is kept as it came, which is noted, and goes on as it came.
+#[test]
+fn zstd_of_another_writer_is_kept_as_it_came() {
+    let plain = image_of(&plain_layer());
+    let compressed = TempDir::new().expect("a temporary directory");
+    let mut copy = Command::new("skopeo");
+    copy.args(["--insecure-policy", "copy", "--quiet", "--dest-compress-format", "zstd"]);
+    copy.arg(format!("oci:{}:{}", plain.path().display(), images::TAG));
+    run(copy.arg(format!("oci:{}:{}", compressed.path().display(), images::TAG))).ok();
+    let registry = Registry::start();
+    let reference = registry.push(compressed.path(), images::TAG, "zstd-by-skopeo:1");
+    let daemon = Daemon::start_with(&[], &config("recipe"));
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let (digest, size) = layer(&daemon, &reference);
+    eventually("it is noted that no recipe is worth it", || {
+        let listed = daemon.ctr(["content", "ls"]).ok().stdout;
+        let line = listed.lines().find(|line| line.contains(&digest.to_string()))?;
+        line.contains("hoist.content/recipe=none").then_some(())
+    });
+    assert!(!recipe(&daemon, &digest).exists());
+    let kept = fs::read(blob(&daemon, &digest)).expect("a blob");
+    assert_eq!(diff::Compression::detect(&kept), diff::Compression::Zstd);
+    assert_eq!((kept.len() as u64, Digest::of(&kept)), (size, digest.clone()));
+    daemon.hoist(["run", "--rm", "--network", "none", &reference, "/busybox", "true"]).ok();
+
+    let copy = format!("{}/zstd-copied:1", registry.host());
+    daemon.hoist(["tag", &reference, &copy]).ok();
+    daemon.hoist(["push", &copy]).ok();
+    let other = Daemon::start();
+    other.hoist(["pull", "-q", &copy]).ok();
+    assert_eq!(layer(&other, &copy), (digest.clone(), size));
+    assert_eq!(Digest::of(&read(&other, &digest)), digest);
+}
+
 /// Namespaces that share a layer, of which one keeps its blobs: there is no recipe in its place until that one wants it too.
 #[test]
 fn a_namespace_keeps_its_blobs_whatever_others_do() {
