@@ -15,8 +15,10 @@ const LAYERS: usize = 10;
 const FILES: usize = 10_000;
 /// More than is freed in one step.
 const LARGE_LEN: usize = 150 << 20;
-/// What may be waited for on a machine that runs many tests at once; alone it is a tenth.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+/// What may be waited for.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+/// A machine that runs many tests at once holds up one removal, or two, but not all of them.
+const TRIES: usize = 3;
 
 /// 100,000 files and a large one.
 fn load(daemon: &Daemon) {
@@ -44,15 +46,18 @@ fn is_empty(directory: &Path) -> bool {
 fn removing_many_files_and_large_ones_is_quick_and_all_of_it_goes() {
     for form in ["archives", "directories"] {
         let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
-        load(&daemon);
-        let begun = Instant::now();
-        daemon.hoist(["rmi", NAME]).ok();
-        daemon.hoist(["system", "prune", "--force"]).ok();
-        let waited = begun.elapsed();
-        println!("{form}: {waited:?} were waited for");
-        assert!(waited < WAIT_MAX, "{form}: {waited:?}");
-        for aside in ["content/removed", "content/blobs/sha256", "snapshots/overlayfs/removed"] {
-            eventually(aside, || is_empty(&daemon.root().join(aside)).then_some(()));
+        let mut waits: Vec<Duration> = Vec::new();
+        while waits.len() < TRIES && waits.iter().all(|waited| *waited >= WAIT_MAX) {
+            load(&daemon);
+            let begun = Instant::now();
+            daemon.hoist(["rmi", NAME]).ok();
+            daemon.hoist(["system", "prune", "--force"]).ok();
+            waits.push(begun.elapsed());
+            for aside in ["content/removed", "content/blobs/sha256", "snapshots/overlayfs/removed"] {
+                eventually(aside, || is_empty(&daemon.root().join(aside)).then_some(()));
+            }
         }
+        println!("{form}: {waits:?} were waited for");
+        assert!(waits.iter().any(|waited| *waited < WAIT_MAX), "{form}: {waits:?}");
     }
 }
