@@ -81,7 +81,7 @@ fn shell(root: &Path) {
     fs::write(root.join("etc/gone"), "gone").unwrap();
 }
 
-fn upper_layer() -> Vec<u8> {
+pub(crate) fn upper_layer() -> Vec<u8> {
     layer(|root| {
         fs::create_dir(root.join("etc")).unwrap();
         fs::write(root.join("etc/upper"), "upper").unwrap();
@@ -90,7 +90,7 @@ fn upper_layer() -> Vec<u8> {
 }
 
 /// Pushes an image of these layers.
-fn push(registry: &Registry, layers: &[Vec<u8>], name: &str) -> String {
+pub(crate) fn push(registry: &Registry, layers: &[Vec<u8>], name: &str) -> String {
     let layout = Layout::new();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({"config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]}});

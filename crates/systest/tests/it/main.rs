@@ -95,6 +95,7 @@ mod shim_streams;
 mod shim_waits;
 mod shown;
 mod small_commands;
+mod stacked_tree;
 mod syncs;
 mod systemd;
 mod tcp;

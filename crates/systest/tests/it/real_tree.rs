@@ -204,21 +204,21 @@ fn unpack(archive: &Path, to: &Path) {
 
 /// All that can be seen of a file but its bytes.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    mode: u32,
+pub(crate) struct Seen {
+    pub(crate) mode: u32,
     owner: (u32, u32),
     device: u64,
-    mtime: (i64, i64),
-    links: u64,
+    pub(crate) mtime: (i64, i64),
+    pub(crate) links: u64,
     /// The first path of the same file.
     first: PathBuf,
     /// Of a file; that of a directory is up to the file system.
-    len: Option<u64>,
+    pub(crate) len: Option<u64>,
     target: Option<PathBuf>,
     attributes: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-fn see(root: &Path) -> BTreeMap<PathBuf, Seen> {
+pub(crate) fn see(root: &Path) -> BTreeMap<PathBuf, Seen> {
     let mut seen = BTreeMap::new();
     let mut firsts = HashMap::new();
     let mut left = vec![PathBuf::new()];
