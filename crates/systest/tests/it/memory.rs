@@ -2,17 +2,29 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::json;
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::disk::RecordedDisk;
-use testkit::{Daemon, Fault, FaultProxy, Registry, images, memory, run, unmount_below};
+use testkit::layout::tar_header;
+use testkit::{Daemon, Fault, FaultProxy, Layout, Registry, images, memory, run, unmount_below};
+use types::descriptor::media_type;
+use types::{Algorithm, Hasher};
 
 /// Bytes that the daemon may hold in memory while it pulls, of which its program takes some 20 MB: pages of its file, as
 /// many again without optimization, which is why those that are of no file are looked at.
 const OWN_MAX: u64 = 64_000_000 - 20_000_000;
+
+/// Bytes that the trees of all layers that are being read may take together, beside those that each has for itself.
+const TREES_MAX: u64 = 256 << 20;
+const TREE_MAX: u64 = 16 << 20;
+/// Files of a layer for which its tree takes some 100 MB, so that three of them do not fit into that. The plain archive
+/// takes 512 MB of the disk.
+const MANY_FILES: u32 = 1_000_000;
 
 const MB: u64 = 1_000_000;
 /// Plain bytes of a part that is all of its layer; of the largest that are inflated ahead; of one in BGZF.
@@ -157,4 +169,52 @@ fn pulls_at_once_share_what_they_may_take() {
     }
     println!("{owned:?}");
     assert!(owned.iter().all(|(_, bytes)| *bytes < OWN_MAX), "{owned:?}");
+}
+
+/// Layers of which there is nothing but metadata: trees that are made at once share what they may take.
+#[test]
+fn layers_of_a_million_files_take_bounded_memory() {
+    let layers = std::thread::scope(|scope| {
+        let making = ['a', 'b', 'c'].map(|name| scope.spawn(move || empty_files(name, MANY_FILES)));
+        making.map(|layer| layer.join().expect("memory takes all"))
+    });
+    let layout = Layout::new();
+    let blobs = layers.each_ref().map(|(blob, _)| layout.blob(media_type::OCI_LAYER_ZSTD, blob));
+    let diff_ids = layers.each_ref().map(|(_, diff_id)| diff_id.as_str());
+    let config = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    layout.tag(&layout.image_of_blobs(&blobs, &config), images::TAG);
+    let registry = Registry::start();
+    let image = registry.push(layout.path(), images::TAG, "many-files:1");
+    // Of directories the disk has the metadata.
+    let daemon = Daemon::start_with(&[], "[snapshots]\nlayers = \"archives\"\n");
+    let own = memory::own_peak_while(daemon.pid(), || drop(daemon.hoist(["pull", "-q", &image]).ok()));
+    let own_max = OWN_MAX + TREES_MAX + layers.len() as u64 * TREE_MAX;
+    println!("{} layers of {MANY_FILES} files: {own} bytes of {own_max}", layers.len());
+    assert!(own < own_max, "{own} bytes, and {own_max} are allowed");
+}
+
+/// A layer of empty files, a thousand in each directory below the one of this name, in zstd, and its diff id.
+fn empty_files(name: char, count: u32) -> (Vec<u8>, String) {
+    // Of a header only digits of the path change, and the sum over its bytes.
+    let mut header = tar_header(&format!("{name}/0000/000"), b'0', "", 0);
+    let (digits, sum_at) = ((2..6).chain(7..10), 148..154);
+    let sum = std::str::from_utf8(&header[sum_at.clone()]).expect("digits");
+    let sum = u32::from_str_radix(sum, 8).expect("a number");
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut to = diff::Encoder::new(Compression::Zstd, Vec::new()).expect("memory takes all");
+    let mut put = |bytes: &[u8]| {
+        hasher.update(bytes);
+        to.write_all(bytes).expect("memory takes all");
+    };
+    for number in 0..count {
+        let text = format!("{number:07}");
+        for (at, digit) in digits.clone().zip(text.bytes()) {
+            header[at] = digit;
+        }
+        let more: u32 = text.bytes().map(|digit| u32::from(digit - b'0')).sum();
+        header[sum_at.clone()].copy_from_slice(format!("{:06o}", sum + more).as_bytes());
+        put(&header);
+    }
+    put(&[0; 1024]);
+    (to.finish().expect("memory takes all"), hasher.finish().to_string())
 }
