@@ -33,6 +33,7 @@ use types::{Context, Digest, Error, Result};
 
 use crate::decoder::{Helpers, Origin};
 use crate::lay::{LayOptions, Owners};
+use crate::memory::Memory;
 use crate::pipeline::{Chunks, bad_input, read_plain};
 use crate::tar::{Entry, Kind, Reader};
 use crate::tree;
@@ -42,6 +43,9 @@ const WRITE_LEN: usize = 256 * 1024;
 
 /// Directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
+
+/// Bytes that a path takes beside its text: in a list, with what that has in reserve, and of the allocator.
+const PATH_COST: u64 = 96;
 
 /// How deletions of a lower layer's files are written (image-spec `layer.md`, "Whiteouts").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +62,8 @@ pub struct Limits {
     pub entries: u64,
     /// Of the plain stream, and of the files in it with their holes filled.
     pub bytes: u64,
-    /// Of the paths that have to be remembered to the end of the stream: of directories, and of all that is made where
-    /// whiteouts delete.
+    /// What the paths take that have to be remembered to the end of the stream: of directories, and of all that is made
+    /// where whiteouts delete.
     pub paths: u64,
     pub origin: Origin,
     pub helpers: Helpers,
@@ -96,7 +100,7 @@ pub struct Applied {
 /// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
 /// After an error the tree is half done; its owner discards it.
 pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Applied> {
-    let extract = |chunks| extract(chunks, options, None, root);
+    let extract = |chunks, memory| extract(chunks, memory, options, None, root);
     let (plain, tree) = read_plain(source, options.limits, None, extract)?;
     // In the order of paths a directory comes before what is in it.
     let implied = tree.implied.into_iter().collect();
@@ -106,6 +110,7 @@ pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'
 /// Returns the tree with what is noted of it.
 pub(crate) fn extract(
     chunks: Chunks,
+    memory: Memory,
     options: ApplyOptions,
     laying: Option<LayOptions>,
     root: BorrowedFd<'_>,
@@ -125,6 +130,7 @@ pub(crate) fn extract(
         buffer: vec![0; WRITE_LEN],
         bytes: 0,
         paths: 0,
+        memory,
     };
     let mut entries = 0;
     while let Some(entry) = archive.next_entry().map_err(bad_input).context(|| "read layer")? {
@@ -161,8 +167,9 @@ pub(crate) struct Tree {
     implied: BTreeSet<PathBuf>,
     buffer: Vec<u8>,
     bytes: u64,
-    /// Bytes of the paths that were ever remembered.
+    /// Bytes that the paths take that were ever remembered.
     paths: u64,
+    memory: Memory,
 }
 
 impl Tree {
@@ -289,9 +296,9 @@ impl Tree {
     }
 
     fn remember(&mut self, path: &Path) -> Result<()> {
-        self.paths += path.as_os_str().len() as u64;
+        self.paths += PATH_COST + path.as_os_str().len() as u64;
         match self.paths <= self.options.limits.paths {
-            true => Ok(()),
+            true => self.memory.grow_to(self.paths),
             false => Err(Error::resource_exhausted(format!(
                 "its paths exceed the {} bytes that a layer may have of them",
                 self.options.limits.paths

@@ -19,8 +19,8 @@ use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 use self::ahead::Ahead;
 pub use self::ahead::Helpers;
 use self::border::{HEADER_LEN_MAX as PREFIX_LEN, window_len};
-use crate::apply::Limits;
 use crate::compression::Compression;
+use crate::memory;
 use crate::room::{Room, Taken};
 use crate::spans::{Place, Recorder};
 
@@ -32,26 +32,25 @@ const BUFFER_LEN: usize = 128 * 1024;
 static COMING: Room = Room::new(16 << 20);
 static STORED: Room = Room::new(8 << 20);
 
-/// Where the bytes of a layer come from, and so what its windows wait for.
+/// Where the bytes of a layer come from, and so what it waits for: room for its windows, and memory beyond its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// The disk, which does not keep anybody waiting: windows wait for those of others like it.
+    /// The disk, which does not keep anybody waiting: it waits for others like it.
     #[default]
     Stored,
     /// A host, for as long as it likes; but the layer can be read from the disk later. `Unavailable` if there is no
-    /// room for a window.
+    /// room for a window, or no memory.
     Passing,
-    /// A host or a program alone. Windows wait for those of all others that come from one.
+    /// A host or a program alone. It waits for all others that come from one.
     Coming,
 }
 
 impl Origin {
-    /// Room for so many bytes, as soon as there is or at once.
-    fn room(self, len: u64) -> Option<Taken<'static>> {
+    /// What there is for windows of all layers of this origin.
+    pub(crate) fn windows(self) -> &'static Room {
         match self {
-            Origin::Stored => Some(STORED.take(len)),
-            Origin::Passing => COMING.try_take(len),
-            Origin::Coming => Some(COMING.take(len)),
+            Origin::Stored => &STORED,
+            Origin::Passing | Origin::Coming => &COMING,
         }
     }
 }
@@ -111,10 +110,9 @@ impl<R: Read> Decoder<R> {
 
     /// The same, but each window has room beside those of others before its frame begins. For whoever has no other
     /// decoder open.
-    pub(crate) fn within_room(source: R, limits: &Limits) -> io::Result<Decoder<R>> {
-        let origin = limits.origin;
-        let windows = Windows { take: Box::new(move |len| origin.room(len)), len: 0, taken: None };
-        Decoder::open(source, Some(windows), limits.helpers)
+    pub(crate) fn within_room(source: R, room: memory::Windows, helpers: Helpers) -> io::Result<Decoder<R>> {
+        let windows = Windows { take: Box::new(move |len| room.take(len)), len: 0, taken: None };
+        Decoder::open(source, Some(windows), helpers)
     }
 
     fn open(source: R, windows: Option<Windows>, helpers: Helpers) -> io::Result<Decoder<R>> {
@@ -522,9 +520,10 @@ mod tests {
 
     #[test]
     fn whoever_is_read_from_the_disk_does_not_wait_for_whoever_comes_from_a_host() {
-        let all = Origin::Coming.room(u64::MAX);
-        assert!(Origin::Passing.room(1).is_none());
-        assert!(Origin::Stored.room(1 << 20).is_some());
+        let take = |origin, len| memory::Windows::of(origin).take(len);
+        let all = take(Origin::Coming, u64::MAX);
+        assert!(take(Origin::Passing, 1).is_none());
+        assert!(take(Origin::Stored, 1 << 20).is_some());
         drop(all);
     }
 

@@ -75,7 +75,7 @@ pub fn lay_down(source: impl Read + Send, options: LayOptions, root: BorrowedFd<
         ..Limits::default()
     };
     let apply = ApplyOptions { whiteouts: Whiteouts::Remove, limits };
-    let lay = |chunks| extract(chunks, apply, Some(options), root);
+    let lay = |chunks, memory| extract(chunks, memory, apply, Some(options), root);
     let (plain, tree) = read_plain(source, limits, None, lay)?;
     Ok(Laid { size: plain.size, left_out: tree.left_out })
 }

@@ -18,6 +18,7 @@ mod compare;
 mod compression;
 mod decoder;
 mod lay;
+mod memory;
 mod pack;
 mod pipeline;
 mod recipes;

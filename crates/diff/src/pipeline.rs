@@ -17,6 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use types::{Algorithm, Digest, Error, Hasher, Result};
 
 use crate::apply::Limits;
+use crate::memory::{Memory, Windows};
 use crate::room::{Room, Taken};
 use crate::spans::Recorder;
 use crate::{Compression, Decoder};
@@ -40,23 +41,26 @@ pub(crate) struct Plain {
     pub(crate) recorded: Option<(Recorder, Compression)>,
 }
 
-/// Has `read` read the plain bytes of a layer of any compression, and `recorder` see its own. It must read all of them.
+/// Has `read` read the plain bytes of a layer of any compression, and `recorder` see its own. It must read all of them, and
+/// says in its [`Memory`] what it holds of them.
 pub(crate) fn read_plain<T>(
     source: impl Read + Send,
     limits: Limits,
     recorder: Option<Recorder>,
-    read: impl FnOnce(Chunks) -> Result<T>,
+    read: impl FnOnce(Chunks, Memory) -> Result<T>,
 ) -> Result<(Plain, T)> {
     let (give_back, used) = channel();
     let (send_inflated, inflated) = sync_channel(CHUNKS);
     let (send_hashed, hashed) = sync_channel(CHUNKS);
+    let windows = Windows::of(limits.origin);
+    let memory = Memory::of(windows.clone());
     std::thread::scope(|scope| {
         let decoder = scope.spawn(move || {
             let to = Inflated { used, made: 0, send: send_inflated };
-            decode(source, limits, recorder, to)
+            decode(source, limits, windows, recorder, to)
         });
         let hasher = scope.spawn(move || hash(&inflated, &send_hashed));
-        let read = read(Chunks { receive: hashed, give_back, current: None });
+        let read = read(Chunks { receive: hashed, give_back, current: None }, memory);
         let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
         let diff_id = hasher.join().map_err(|_| Error::internal("the hasher panicked"))?;
         let (Decoded { size, helped_len, recorded }, read) = both(decoded, read)?;
@@ -130,11 +134,12 @@ struct Decoded {
 fn decode(
     source: impl Read,
     limits: Limits,
+    windows: Windows,
     recorder: Option<Recorder>,
     mut to: Inflated,
 ) -> Result<Decoded> {
     let unread = || Error::aborted("decompress layer: nobody takes the bytes");
-    let mut decoder = Decoder::within_room(source, &limits).map_err(undecoded)?;
+    let mut decoder = Decoder::within_room(source, windows, limits.helpers).map_err(undecoded)?;
     if let Some(recorder) = recorder {
         decoder.record(recorder);
     }
@@ -268,7 +273,7 @@ mod tests {
     fn who_takes_nothing_holds_up_the_source() {
         let given = AtomicU64::new(0);
         let source = Zeros { left: 32 << 20, given: &given };
-        let (plain, most) = read_plain(source, Limits::default(), None, |mut chunks| {
+        let (plain, most) = read_plain(source, Limits::default(), None, |mut chunks, _| {
             let (mut taken, mut most) = (0, 0);
             loop {
                 let len = chunks.next_chunk().len() as u64;

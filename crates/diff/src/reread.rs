@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use types::{Context, Digest, Error, Hasher, Result};
 
 use crate::apply::Limits;
+use crate::memory::{Memory, Windows};
 use crate::store::{HOLES_AT, Layer};
 use crate::tar::Reader;
 
@@ -49,15 +50,15 @@ fn read(data: &File, diff_id: &Digest) -> Result<Tree> {
         buffer: Vec::new(),
         taken: 0,
     };
-    let mut layer = Layer::new(data, Limits::default(), true);
+    let limits = Limits::default();
+    let memory = Memory::of(Windows::of(limits.origin));
+    let mut layer = Layer::new(data, limits, memory, true);
     layer.read_archive(&mut Reader::new(&mut archive))?;
     let Archive { hasher, tail, .. } = archive;
     if !ends_within(hasher, &tail, diff_id) {
         return Err(Error::data_loss(format!("its archive is not {diff_id} any more")));
     }
-    let mut tree = layer.tree;
-    tree.set_device(Device { tag: diff_id.hex().to_owned(), len });
-    Ok(tree)
+    Ok(layer.into_tree(Device { tag: diff_id.hex().to_owned(), len }))
 }
 
 /// Where the last bytes before `limit` end that are no hole.

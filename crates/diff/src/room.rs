@@ -1,6 +1,7 @@
 //! A number of bytes that several share: whoever wants some waits until there are enough, behind those who came before,
 //! so that whoever wants much is not passed by again and again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 pub(crate) struct Room {
@@ -38,17 +39,33 @@ impl Room {
 
     /// Waits for so many bytes, or for all there are if that is less.
     pub(crate) fn take(&self, len: u64) -> Taken<'_> {
+        self.take_unless(len, &AtomicBool::new(false))
+    }
+
+    /// The same, until it is needless: then it is no bytes. Whoever says so has everybody [`Room::look_again`].
+    ///
+    /// Whoever leaves so counts as let through, so that one of those behind may pass one of those before, once.
+    pub(crate) fn take_unless(&self, len: u64, is_needless: &AtomicBool) -> Taken<'_> {
         let len = len.min(self.len);
         let mut state = self.lock();
         let turn = state.came;
         state.came += 1;
-        let is_early = |state: &mut State| state.let_through < turn || state.free < len;
-        let mut state = self.changed.wait_while(state, is_early).unwrap_or_else(PoisonError::into_inner);
+        let is_early = |state: &State| state.let_through < turn || state.free < len;
+        let waits = |state: &mut State| is_early(state) && !is_needless.load(Ordering::SeqCst);
+        let mut state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        let len = if is_early(&state) { 0 } else { len };
         state.let_through += 1;
         state.free -= len;
         drop(state);
         self.changed.notify_all();
         Taken { room: self, len }
+    }
+
+    /// Has everybody who waits look whether that is needless by now.
+    pub(crate) fn look_again(&self) {
+        // Nobody is between looking and waiting then.
+        drop(self.lock());
+        self.changed.notify_all();
     }
 
     /// The same without waiting; none if there are not enough beside what others wait for.
@@ -126,6 +143,22 @@ mod tests {
         assert!(!small.is_finished(), "two are not enough");
         drop(large);
         drop(small.join().unwrap());
+        assert_eq!(ROOM.lock().free, 10);
+    }
+
+    #[test]
+    fn whoever_need_not_wait_any_more_takes_nothing() {
+        static ROOM: Room = Room::new(10);
+        static IS_NEEDLESS: AtomicBool = AtomicBool::new(false);
+        let part = ROOM.take(4);
+        let leaving = std::thread::spawn(|| ROOM.take_unless(8, &IS_NEEDLESS));
+        assert_eq!(ROOM.free_while_waited_for(), 6);
+        IS_NEEDLESS.store(true, Ordering::SeqCst);
+        ROOM.look_again();
+        let nothing = leaving.join().unwrap();
+        assert_eq!(nothing.len(), 0);
+        let rest = ROOM.try_take(6).expect("nobody waits");
+        drop((part, nothing, rest));
         assert_eq!(ROOM.lock().free, 10);
     }
 

@@ -20,6 +20,7 @@ use linux::writeback::Writeback;
 use types::{Context, Digest, Error, Result};
 
 use crate::apply::{Limits, checked_name, clean};
+use crate::memory::Memory;
 use crate::pipeline::{Chunks, Plain, bad_input, read_plain};
 use crate::spans::{About, Pieces, Record, Recorder};
 use crate::tar::{self, Kind, Reader};
@@ -58,8 +59,8 @@ pub fn store(
     let limits = Limits { bytes: limits.bytes.min(HOLES_AT - PAGE_LEN), ..limits };
     let recorder = record.as_ref().map(|record| Recorder::new(record.to)).transpose();
     let recorder = recorder.context(|| "record the spans of a layer")?;
-    let (mut plain, mut layer) = read_plain(source, limits, recorder, |chunks| {
-        let mut layer = Layer::new(data, limits, false);
+    let (mut plain, mut layer) = read_plain(source, limits, recorder, |chunks, memory| {
+        let mut layer = Layer::new(data, limits, memory, false);
         layer.read(chunks).map(|()| layer)
     })?;
     if let (Some(record), Some((recorder, compression))) = (record, plain.recorded.take()) {
@@ -87,7 +88,8 @@ pub(crate) struct Layer<'a> {
     data: &'a File,
     /// Whether the data file is there already, and is compared with the archive instead of written.
     is_there: bool,
-    pub(crate) tree: Tree,
+    tree: Tree,
+    memory: Memory,
     limits: Limits,
     entries: u64,
     /// Of files, their holes filled.
@@ -97,12 +99,13 @@ pub(crate) struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    pub(crate) fn new(data: &'a File, limits: Limits, is_there: bool) -> Layer<'a> {
+    pub(crate) fn new(data: &'a File, limits: Limits, memory: Memory, is_there: bool) -> Layer<'a> {
         let tree = Tree::new(Device { tag: String::new(), len: 0 });
         Layer {
             data,
             is_there,
             tree,
+            memory,
             limits,
             entries: 0,
             bytes: 0,
@@ -122,7 +125,9 @@ impl<'a> Layer<'a> {
         while let Some(entry) = archive.next_entry().map_err(bad_input).context(what)? {
             self.check(&entry)?;
             let shown = || format!("unpack {}", String::from_utf8_lossy(&entry.path));
-            self.entry(&entry, archive).map_err(|error| error.context(shown()))?;
+            let added = self.entry(&entry, archive);
+            let added = added.and_then(|()| self.memory.grow_to(self.tree.memory()));
+            added.map_err(|error| error.context(shown()))?;
         }
         archive.drain().map_err(bad_input).context(what)
     }
@@ -220,13 +225,21 @@ impl<'a> Layer<'a> {
         Ok(begin)
     }
 
-    fn finish(mut self, Plain { diff_id, size, helped_len, .. }: Plain) -> Result<Stored> {
+    /// The tree, which has its part of the memory of all layers until it is dropped.
+    pub(crate) fn into_tree(self, device: Device) -> Tree {
+        let mut tree = self.tree;
+        tree.set_device(device);
+        tree.keep(self.memory);
+        tree
+    }
+
+    fn finish(self, Plain { diff_id, size, helped_len, .. }: Plain) -> Result<Stored> {
         let end = if self.holes_end > HOLES_AT { self.holes_end } else { size };
         let len = end.next_multiple_of(BLOCK_LEN);
         // Some archives end before the padding of their last file.
         self.data.set_len(len).context(|| "set the length of a layer's file")?;
-        self.tree.set_device(Device { tag: diff_id.hex().to_owned(), len });
-        Ok(Stored { diff_id, size, helped_len, tree: self.tree })
+        let tree = self.into_tree(Device { tag: diff_id.hex().to_owned(), len });
+        Ok(Stored { diff_id, size, helped_len, tree })
     }
 }
 

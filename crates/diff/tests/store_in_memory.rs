@@ -16,8 +16,10 @@ const LAYERS: u64 = 10;
 /// "Memory").
 const STORED_MAX: u64 = 80 << 20;
 const MERGED_MAX: u64 = 80 << 20;
-/// The same of what a layer's tree may take, with what its pipeline does.
+/// The same of what a layer's tree may take, with what its pipeline does, and of what all others may take together.
 const HOSTILE_MAX: u64 = (512 + 64) << 20;
+const SHARED_MAX: u64 = 256 << 20;
+const HOSTILE_LAYERS: usize = 3;
 
 /// Gives an archive entry by entry: it is never in memory as a whole.
 struct Archive<P> {
@@ -93,6 +95,7 @@ fn what_trees_take_is_bounded() {
     // Files that have nothing in common.
     let owned = |entry: u64| Entry { uid: u32::try_from(entry).unwrap(), ..file(entry) };
     check_hostile("owned", Archive::new(4 * ENTRIES, owned));
+    check_hostile_together(|| Archive::new(20_000, deep));
 }
 
 /// It is refused before it takes more than a tree may.
@@ -102,6 +105,27 @@ fn check_hostile(what: &str, layer: impl Read + Send) {
     let hostile = growth(|| refused = store(layer, Limits::default(), &data, None).err());
     println!("{what}: {hostile} bytes");
     assert!(hostile < HOSTILE_MAX, "{what}: {hostile} bytes for a hostile layer");
+    check_refused(what, refused);
+}
+
+/// Several that come at once go on one by one.
+fn check_hostile_together<L: Read + Send>(layer: impl Fn() -> L + Sync) {
+    let what = "several that are deep";
+    let mut refused = Vec::new();
+    let hostile = growth(|| {
+        std::thread::scope(|scope| {
+            let store = || store(layer(), Limits::default(), &tempfile::tempfile().unwrap(), None).err();
+            let stored: Vec<_> = (0..HOSTILE_LAYERS).map(|_| scope.spawn(store)).collect();
+            refused.extend(stored.into_iter().map(|stored| stored.join().unwrap()));
+        });
+    });
+    println!("{what}: {hostile} bytes");
+    let most = HOSTILE_MAX + SHARED_MAX;
+    assert!(hostile < most, "{what}: {hostile} bytes for {HOSTILE_LAYERS} hostile layers");
+    refused.into_iter().for_each(|refused| check_refused(what, refused));
+}
+
+fn check_refused(what: &str, refused: Option<types::Error>) {
     let refused = refused.expect("a layer that takes any memory is refused");
     assert!(refused.is(ErrorKind::ResourceExhausted), "{what}: {refused}");
     assert!(format!("{refused:?}{refused}").contains("more than the 536870912 bytes of memory"), "{refused}");

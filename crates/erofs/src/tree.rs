@@ -166,6 +166,8 @@ pub struct Tree {
     memory: u64,
     /// What was gone of the long ways that links lead.
     detour_len: u64,
+    /// What somebody wants kept until the tree goes.
+    _kept: Option<Box<dyn Send + Sync>>,
 }
 
 impl Tree {
@@ -191,12 +193,23 @@ impl Tree {
             recent: None,
             memory: 0,
             detour_len: 0,
+            _kept: None,
         }
     }
 
     /// Says how long the archive was and what it is called, once it has been read to its end.
     pub fn set_device(&mut self, device: Device) {
         self.devices = vec![device];
+    }
+
+    /// Bytes of memory that it takes, at most, until its image is written.
+    pub fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    /// Keeps something until the tree is dropped: what it takes of a memory that others share.
+    pub fn keep(&mut self, kept: impl Send + Sync + 'static) {
+        self._kept = Some(Box::new(kept));
     }
 
     /// Makes what an entry of the archive says.

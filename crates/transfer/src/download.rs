@@ -10,7 +10,8 @@
 //! stream: a layer that gave way to others holds no inflater and no window while it waits, since any number may wait.
 //!
 //! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody. What could not be extracted on
-//! the way, because it was taken up in the middle, its window had no room, or a program reads it, is extracted from the store.
+//! the way, because it was taken up in the middle, its window or its names had no room, or a program reads it, is extracted
+//! from the store.
 
 use std::io::{self, Read};
 use std::pin::pin;
