@@ -15,7 +15,7 @@
 //!   to containers that run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -26,7 +26,8 @@ use linux::removal;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid,
     XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr,
-    makedev, mkdirat, mknodat, openat, seek, setxattr, statat, statx, symlinkat, unlinkat, utimensat,
+    makedev, mkdirat, mknodat, openat, readlinkat, seek, setxattr, statat, statx, symlinkat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
@@ -40,6 +41,9 @@ use crate::tree;
 
 /// Bytes of a file that are written at a time.
 const WRITE_LEN: usize = 256 * 1024;
+
+/// Links followed on the way to a directory (path_resolution(7)).
+const SYMLINKS_MAX: usize = 40;
 
 /// Directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
@@ -548,13 +552,68 @@ impl Tree {
 
     /// Makes what is missing of a directory and those above it.
     fn make_directory(&mut self, path: &Path) -> Result<OwnedFd> {
-        let mut made_now = Vec::new();
-        let directory = self.root.make_dirs_and_tell(path, 0o755, |made| made_now.push(made.to_owned()))?;
-        for made in made_now {
-            self.remember(&made)?;
-            self.implied.insert(made);
+        loop {
+            let mut made_now = Vec::new();
+            let made = self.root.make_dirs_and_tell(path, 0o755, |made| made_now.push(made.to_owned()));
+            for made in made_now {
+                self.remember(&made)?;
+                self.implied.insert(made);
+            }
+            match made {
+                Err(_) if self.replace_whiteouts(path)? => {}
+                made => return made,
+            }
         }
-        Ok(directory)
+    }
+
+    /// Makes directories of the names on the way of a path that this layer deletes from those below; whether there are some.
+    fn replace_whiteouts(&mut self, path: &Path) -> Result<bool> {
+        if self.options.whiteouts != Whiteouts::Overlay {
+            return Ok(false);
+        }
+        let (mut place, mut links, mut are_some) = (PathBuf::new(), 0, false);
+        let mut left: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
+        while let Some(name) = left.pop() {
+            match name.as_bytes() {
+                b"/" => place.clear(),
+                b"." => {}
+                b".." => {
+                    place.pop();
+                }
+                _ => {
+                    let parent = self.root.find(&place, OFlags::PATH | OFlags::DIRECTORY)?;
+                    let Some(parent) = parent else { return Ok(are_some) };
+                    if let Ok(target) = readlinkat(&parent, &name, Vec::new()) {
+                        links += 1;
+                        if links > SYMLINKS_MAX {
+                            return Ok(are_some);
+                        }
+                        let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+                        left.extend(target.iter().rev().map(OsStr::to_owned));
+                        continue;
+                    }
+                    place.push(&name);
+                    match self.is_whiteout(&parent, &name) {
+                        Ok(true) => self.replace_whiteout(&parent, &name, &place)?,
+                        Ok(false) => continue,
+                        // From here on nothing is there.
+                        Err(_) => return Ok(are_some),
+                    }
+                    are_some = true;
+                }
+            }
+        }
+        Ok(are_some)
+    }
+
+    fn replace_whiteout(&mut self, parent: &OwnedFd, name: &OsStr, place: &Path) -> Result<()> {
+        self.remove(parent, name)?;
+        mkdirat(parent, name, Mode::from_raw_mode(0o755)).map_err(io::Error::from).context(|| "mkdir")?;
+        // Deleted below and made here: nothing of below shows through.
+        make_opaque(&proc_path(parent.as_fd()).join(name))?;
+        self.remember(place)?;
+        self.implied.insert(place.to_owned());
+        Ok(())
     }
 
     /// The path of a directory without links: those on the way of an entry may be gone when its time is set,

@@ -620,6 +620,8 @@ impl Tree {
                         )));
                     }
                 }
+                // Deleted below, and this layer has something in it.
+                Content::Whiteout if make => way.push(self.make_directory(here, &name, Some(child))?),
                 _ if make => {
                     let name = String::from_utf8_lossy(&name).into_owned();
                     return Err(Error::failed_precondition(format!("{name} is not a directory")));

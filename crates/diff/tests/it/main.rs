@@ -419,14 +419,20 @@ fn whiteouts_become_what_overlayfs_reads() {
         entry("d/.wh.gone", b'0', "", b""),
         entry("o/.wh..wh..opq", b'0', "", b""),
         entry("o/new", b'0', "", b""),
+        entry("c/.wh.d", b'0', "", b""),
+        entry("c/d/e/f", b'0', "", b""),
     ];
-    apply_to(dir.path(), &bytes.concat(), Whiteouts::Overlay).unwrap();
+    let applied = apply_to(dir.path(), &bytes.concat(), Whiteouts::Overlay).unwrap();
     let gone = fs::symlink_metadata(dir.path().join("d/gone")).unwrap();
     assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
-    let mut value = [0; 8];
-    let len = rustix::fs::getxattr(dir.path().join("o"), c"trusted.overlay.opaque", &mut value).unwrap();
-    assert_eq!(&value[..len], b"y");
-    assert!(dir.path().join("o/new").exists());
+    for (opaque, made) in [("o", "o/new"), ("c/d", "c/d/e/f")] {
+        let mut value = [0; 8];
+        let opaque = dir.path().join(opaque);
+        let len = rustix::fs::getxattr(&opaque, c"trusted.overlay.opaque", &mut value).unwrap();
+        assert_eq!(&value[..len], b"y");
+        assert!(dir.path().join(made).exists());
+    }
+    assert_eq!(applied.implied, ["c", "c/d", "c/d/e", "d", "o"].map(Path::new));
 }
 
 #[test]

@@ -356,6 +356,26 @@ fn a_link_to_what_it_replaces_is_refused_and_replaces_nothing() {
     refused("d/e", "/a/b");
 }
 
+/// Whiteouts mean the layers below alone, wherever they stand.
+#[test]
+fn what_a_layer_has_below_a_name_that_it_deletes_is_there() {
+    if !is_root() {
+        return;
+    }
+    for (whiteout, link, file) in [
+        ("c/.wh.d", "c/d", "c/d/e/f"),
+        (".wh.c", "c/d", "link/e"),
+        (".wh.c", "/c/../d", "link/e"),
+        (".wh.c", "c", "link/.wh.x"),
+    ] {
+        let mut archive = Archive::default();
+        archive.add(b'2', "link", link, b"", &[]);
+        archive.add(b'0', whiteout, "", b"", &[]);
+        archive.add(b'0', file, "", b"there", &[]);
+        assert!(check(&archive.0), "{whiteout}, {file} and a link to {link}");
+    }
+}
+
 /// As some writers do: without the padding of the last file and the blocks of the end. What is cut off in the
 /// data is no layer.
 #[test]
