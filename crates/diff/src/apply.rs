@@ -45,6 +45,10 @@ const WRITE_LEN: usize = 256 * 1024;
 /// Links followed on the way to a directory (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
 
+/// What aufs has in the root of a layer for itself begins so. Old layers have it, and hard links to files in it, so it is
+/// there until all was read.
+pub(crate) const AUFS: &[u8] = b".wh..wh.";
+
 /// Directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
 
@@ -135,6 +139,7 @@ pub(crate) fn extract(
         bytes: 0,
         paths: 0,
         memory,
+        has_aufs: false,
     };
     let mut entries = 0;
     while let Some(entry) = archive.next_entry().map_err(bad_input).context(|| "read layer")? {
@@ -148,6 +153,7 @@ pub(crate) fn extract(
         tree.apply(&entry, &mut archive).map_err(|error| error.context(shown()))?;
     }
     archive.drain().map_err(bad_input).context(|| "read layer")?;
+    tree.remove_aufs()?;
     tree.set_directory_times()?;
     Ok(tree)
 }
@@ -174,6 +180,8 @@ pub(crate) struct Tree {
     /// Bytes that the paths take that were ever remembered.
     paths: u64,
     memory: Memory,
+    /// Whether there may be something of aufs.
+    has_aufs: bool,
 }
 
 impl Tree {
@@ -187,6 +195,7 @@ impl Tree {
         if self.laying.is_some() {
             return self.lay(entry, path, archive);
         }
+        self.has_aufs |= path.as_os_str().as_bytes().starts_with(AUFS);
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             return self.apply_root(entry);
         };
@@ -635,6 +644,19 @@ impl Tree {
         std::fs::set_permissions(&path, mode).context(|| "chmod")?;
         for (name, value) in attributes(entry) {
             setxattr(&path, name, value, XattrFlags::empty()).or_else(|errno| ignorable(name, errno))?;
+        }
+        Ok(())
+    }
+
+    fn remove_aufs(&mut self) -> Result<()> {
+        if !self.has_aufs {
+            return Ok(());
+        }
+        let Some(root) = self.root.find(Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY)? else {
+            return Ok(());
+        };
+        for name in names(&root)?.iter().filter(|name| name.as_bytes().starts_with(AUFS)) {
+            self.remove(&root, name)?;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use erofs::{BLOCK_LEN, Device, Entry, EntryKind, Looks, Tree};
 use linux::writeback::Writeback;
 use types::{Context, Digest, Error, Result};
 
-use crate::apply::{Limits, checked_name, clean};
+use crate::apply::{AUFS, Limits, checked_name, clean};
 use crate::memory::Memory;
 use crate::pipeline::{Chunks, Plain, bad_input, read_plain};
 use crate::spans::{About, Pieces, Record, Recorder};
@@ -129,6 +129,7 @@ impl<'a> Layer<'a> {
             let added = added.and_then(|()| self.memory.grow_to(self.tree.memory()));
             added.map_err(|error| error.context(shown()))?;
         }
+        self.tree.remove_from_root(AUFS);
         archive.drain().map_err(bad_input).context(what)
     }
 

@@ -282,6 +282,18 @@ impl Tree {
         Ok(())
     }
 
+    /// Takes away the names in the root that begin so. What else has names for the same files keeps them.
+    pub fn remove_from_root(&mut self, beginning: &[u8]) {
+        let Content::Directory(root) = &self.inodes[ROOT as usize].content else { return };
+        let names = root.names.iter(&self.text).map(|(name, _)| name);
+        let removed: Vec<Vec<u8>> =
+            names.filter(|name| name.starts_with(beginning)).map(<[u8]>::to_vec).collect();
+        for name in removed {
+            self.unlink(ROOT, &name);
+        }
+        self.recent = None;
+    }
+
     /// Files, directories and everything else that has a name.
     pub fn inode_count(&self) -> u64 {
         let mut seen = vec![false; self.inodes.len()];

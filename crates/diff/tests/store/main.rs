@@ -356,6 +356,28 @@ fn a_link_to_what_it_replaces_is_refused_and_replaces_nothing() {
     refused("d/e", "/a/b");
 }
 
+/// Its own names go, and files that are linked to from there stay.
+#[test]
+fn what_aufs_noted_for_itself_is_left_out() {
+    if !is_root() {
+        return;
+    }
+    let mut archive = Archive::default();
+    archive.add(b'0', ".wh..wh.aufs", "", b"", &[]);
+    archive.add(b'5', ".wh..wh.plnk", "", b"", &[]);
+    archive.add(b'0', ".wh..wh.plnk/88.1", "", b"linked", &[]);
+    archive.add(b'5', ".wh..wh.orph/deep", "", b"", &[]);
+    archive.add(b'1', "d/link", ".wh..wh.plnk/88.1", b"", &[]);
+    assert!(check(&archive.0));
+    let dir = TempDir::new().unwrap();
+    let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };
+    let applied = apply(&archive.0[..], options, fs::File::open(dir.path()).unwrap().as_fd()).unwrap();
+    assert_eq!(applied.implied, [Path::new("d")]);
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["d"]);
+    assert_eq!(fs::read(dir.path().join("d/link")).unwrap(), b"linked");
+}
+
 /// Whiteouts mean the layers below alone, wherever they stand.
 #[test]
 fn what_a_layer_has_below_a_name_that_it_deletes_is_there() {
