@@ -52,6 +52,9 @@ const SPANS: &str = "layer.spans";
 pub(crate) const STACK: &str = "stack.erofs";
 const MOUNTED: &str = "lower";
 
+/// Bytes of an archive: one with holes has its files with holes behind them (`docs/design/erofs.md`).
+const HOLES_AT: u64 = 1 << 40;
+
 /// A layer of a chain. Clones share its path: a chain of a hundred is put together at each start of a container.
 #[derive(Clone, Debug)]
 pub(crate) struct Archive {
@@ -79,6 +82,14 @@ impl Archive {
     /// Refuses a layer that is visibly damaged.
     pub(crate) fn look(&self) -> Result<()> {
         self.lens.compare(&self.files())
+    }
+
+    /// Bytes of the archive without its holes. Where it has none nothing is looked for.
+    fn len_on_disk(&self) -> u64 {
+        match self.lens.data {
+            ..=HOLES_AT => self.lens.data,
+            _ => fs::metadata(self.files().data).map_or(0, |data| data.blocks() * 512),
+        }
     }
 
     /// The same of what is used of it where an image of several layers shows it. `root` is the directory of all
@@ -262,7 +273,7 @@ fn is_stack(layers: &[Archive], below: &[PathBuf]) -> bool {
 
 /// The archive that has the most of what a container may read, to ask of one where there may be a hundred.
 fn largest(layers: &[Archive]) -> PathBuf {
-    let largest = layers.iter().max_by_key(|layer| layer.lens.data);
+    let largest = layers.iter().max_by_key(|layer| layer.len_on_disk());
     largest.map(|layer| layer.files().data).unwrap_or_default()
 }
 
@@ -311,6 +322,27 @@ mod tests {
         let archive = Archive { directory: dir.path().into(), lens, is_packed: false };
         let stacked = stacked(&[archive.clone(), archive], &[]).err().unwrap();
         assert_eq!(stacked.kind(), types::ErrorKind::DataLoss, "{}", stacked.chain());
+    }
+
+    #[test]
+    fn the_largest_archive_is_the_one_that_has_the_most_on_the_disk() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let archive = |name: &str, written: usize, len: u64| {
+            let directory = dir.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            let mut data = File::create(directory.join(DATA)).unwrap();
+            data.write_all(&vec![7; written]).unwrap();
+            data.set_len(len).unwrap();
+            let lens = Lens { data: len, image: 0, inodes: 0 };
+            Archive { directory: directory.into(), lens, is_packed: false }
+        };
+        let with_holes = archive("with holes", 10_000, HOLES_AT + 4096);
+        let others = [archive("large", 1_000_000, 1_000_000), archive("small", 10, 512)];
+        assert_eq!(
+            largest(&[with_holes.clone(), others[0].clone(), others[1].clone()]),
+            others[0].files().data
+        );
+        assert_eq!(largest(&[others[1].clone(), with_holes.clone()]), with_holes.files().data);
     }
 
     /// Of a layer that the kernel watches over, the image that merges it is believed only as it was recorded.

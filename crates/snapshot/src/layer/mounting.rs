@@ -135,11 +135,12 @@ pub(super) fn read_directly(at: &Path) -> Result<()> {
     mount::reconfigure(opened.as_fd(), &options).context(|| format!("change the mount at {}", at.display()))
 }
 
-/// Whether most of a file is in the kernel's memory of files. So it is for all we know where the kernel does not tell.
+/// Whether most of a file, its holes aside, is in the kernel's memory of files. So it is for all we know where the kernel does not tell.
 pub(super) fn is_in_memory(path: &Path) -> Result<bool> {
     let what = || format!("look at {}", path.display());
     let file = File::open(path).context(what)?;
-    let half = file.metadata().context(what)?.len() / 2;
+    let metadata = file.metadata().context(what)?;
+    let half = metadata.len().min(metadata.blocks() * 512) / 2;
     Ok(page_cache::cached_len(file.as_fd()).map_or(true, |cached| cached >= half))
 }
 
@@ -228,6 +229,22 @@ mod tests {
         let mount = or_from_loop_devices(refused, &files.image, std::slice::from_ref(&files.data)).unwrap();
         let file = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty()).unwrap();
         assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
+    }
+
+    /// One is longer than a terabyte, whatever is in it.
+    #[test]
+    fn an_archive_with_holes_is_in_memory_if_what_there_is_of_it_is() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("data");
+        fs::write(&path, vec![7; 100_000]).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len((1 << 40) + 4096).unwrap();
+        file.sync_all().unwrap();
+        assert!(is_in_memory(&path).unwrap());
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        // Not every file system lets go of it.
+        let is_gone = page_cache::cached_len(file.as_fd()).is_ok_and(|cached| cached == 0);
+        assert_eq!(is_in_memory(&path).unwrap(), !is_gone);
     }
 
     #[test]
