@@ -12,10 +12,11 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// By the first bytes (RFC 1952 section 2.3.1, RFC 8878 section 3.1).
+    /// By the first bytes (RFC 1952 section 2.3.1, RFC 8878 section 3.1). In gzip there is one method only; without it they
+    /// may begin a name in an archive.
     pub fn detect(prefix: &[u8]) -> Compression {
         match prefix {
-            [0x1f, 0x8b, ..] => Compression::Gzip,
+            [0x1f, 0x8b, 8, ..] => Compression::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
             // A skippable frame, as zstd:chunked begins with.
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,

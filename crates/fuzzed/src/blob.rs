@@ -30,7 +30,7 @@ pub(crate) fn recipe(bytes: &[u8]) {
 
 /// What zlib refuses is refused, and what it takes gives the same bytes.
 pub(crate) fn gzip(bytes: &[u8]) {
-    if !bytes.starts_with(&[0x1f, 0x8b]) {
+    if Compression::detect(bytes) != Compression::Gzip {
         return;
     }
     let (mut ours, mut zlibs) = (Vec::new(), Vec::new());

@@ -585,6 +585,17 @@ fn every_compression_is_found_out() {
 }
 
 #[test]
+fn a_name_may_begin_as_gzip_does() {
+    let mut plain = entry("..name", b'0', "", b"data");
+    plain[..2].copy_from_slice(&[0x1f, 0x8b]);
+    let dir = TempDir::new().unwrap();
+    let applied = apply_to(dir.path(), &summed(plain.clone()), Whiteouts::Overlay).unwrap();
+    assert_eq!(applied.diff_id, Digest::of(&summed(plain)));
+    let name: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"\x1f\x8bname");
+    assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"data");
+}
+
+#[test]
 fn directories_without_an_entry_are_told() {
     let dir = TempDir::new().unwrap();
     let bytes = [
