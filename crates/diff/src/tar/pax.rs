@@ -69,12 +69,14 @@ pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Resu
         let len: usize = digits.parse().map_err(|_| malformed())?;
         let record =
             bytes.get(blank + 1..len).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
+        bytes = &bytes[len..];
         let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
-        let key = std::str::from_utf8(&record[..equals]).map_err(|_| malformed())?;
-        let value = &record[equals + 1..];
+        let (key, value) = (&record[..equals], &record[equals + 1..]);
         if key.is_empty() {
             return Err(malformed());
         }
+        // Keys are UTF-8, but GNU tar writes names of attributes as they are: such a key is none that is known here.
+        let Ok(key) = std::str::from_utf8(key) else { continue };
         // Attributes may hold any bytes; names that end at a zero byte would be seen differently by others.
         if value.contains(&0) && (key == "path" || key == "linkpath") {
             return Err(bad("a PAX name contains a zero byte"));
@@ -91,7 +93,6 @@ pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Resu
         } else {
             values.insert(key.to_owned(), value.to_vec());
         }
-        bytes = &bytes[len..];
     }
     Ok(())
 }

@@ -263,6 +263,22 @@ fn records_of_the_whole_archive_count_for_nothing() {
     applied.unwrap_err();
 }
 
+/// GNU tar writes the names of attributes as the file system has them.
+#[test]
+fn records_whose_keys_are_no_text_are_passed_over() {
+    let mut odd = record("SCHILY.xattr.user.?", b"1");
+    let last = odd.iter().position(|byte| *byte == b'?').unwrap();
+    odd[last] = 0xe9;
+    let records = [odd, record("SCHILY.xattr.user.own", b"2"), record("gid", b"6")].concat();
+    let (dir, applied) = attack(&[entry("p", b'x', "", &records), entry("x", b'0', "", b"data")]);
+    applied.unwrap();
+    let path = dir.path().join("root/x");
+    assert_eq!((fs::read(&path).unwrap(), fs::metadata(&path).unwrap().gid()), (b"data".to_vec(), 6));
+    let mut names = [0; 64];
+    let len = rustix::fs::listxattr(&path, &mut names).unwrap();
+    assert!(names[..len].starts_with(b"user.own\0") && !names[..len].contains(&0xe9));
+}
+
 /// Says of a header how many bytes follow.
 fn with_size(mut entry: Vec<u8>, size: usize) -> Vec<u8> {
     entry[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
