@@ -75,9 +75,9 @@ impl Tree {
             devices_before,
             ground,
         };
-        let mut left = vec![(ROOT, ROOT)];
-        while let Some((below, above)) = left.pop() {
-            cover.directory(below, above, &mut left)?;
+        let mut left = vec![(ROOT, ROOT, false)];
+        while let Some((below, above, is_cut_off)) = left.pop() {
+            cover.directory(below, above, is_cut_off, &mut left)?;
         }
         Ok(())
     }
@@ -99,8 +99,17 @@ struct Cover<'a> {
 }
 
 impl Cover<'_> {
-    /// Lays the directory `above` on `below`; directories that have to be laid on each other go to `left`.
-    fn directory(&mut self, below: Id, above: Id, left: &mut Vec<(Id, Id)>) -> Result<()> {
+    /// Lays the directory `above` on `below`; directories that have to be laid on each other go to `left`. `is_cut_off`: a
+    /// layer between has deleted what the ground has around it.
+    fn directory(
+        &mut self,
+        below: Id,
+        above: Id,
+        is_cut_off: bool,
+        left: &mut Vec<(Id, Id, bool)>,
+    ) -> Result<()> {
+        let is_cut_off =
+            is_cut_off || self.ground == Ground::Layers && self.lower.directory_mut(below).opaque;
         let mut inode = self.upper[above as usize].take().expect("a directory has one name");
         let Content::Directory(directory) = &mut inode.content else {
             unreachable!("only directories are laid on each other")
@@ -123,13 +132,15 @@ impl Cover<'_> {
                         Some(id) if self.lower.is_directory(id) => id,
                         _ => {
                             let id = self.lower.link_new(below, name, Inode::implied_directory())?;
+                            let made = self.lower.directory_mut(id);
                             // What was there hides what lies below it, and so does what replaces it.
-                            self.lower.directory_mut(id).opaque =
-                                existing.is_some() && self.ground == Ground::Layers;
+                            made.opaque = existing.is_some() && self.ground == Ground::Layers;
+                            // What the ground has of this name was deleted, and is not how it should look.
+                            made.implied = !made.opaque && !is_cut_off;
                             id
                         }
                     };
-                    left.push((id, above));
+                    left.push((id, above, is_cut_off));
                 }
                 Some(Content::Whiteout) if self.ground == Ground::Nothing => {
                     self.lower.unlink(below, name);
@@ -185,5 +196,38 @@ impl Cover<'_> {
         let number = self.lower.common_number(common)?;
         self.known.insert(above, number);
         Ok(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::tree::{Device, Entry, EntryKind, Looks};
+
+    fn layer(deleted: &[&str], file: &str) -> Tree {
+        let mut tree = Tree::new(Device { tag: String::new(), len: 0 });
+        deleted.iter().for_each(|path| tree.white_out(path.as_bytes()).unwrap());
+        let looks = Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+        let entry = Entry { path: file.as_bytes(), kind: EntryKind::Fifo, looks };
+        tree.add(&entry).unwrap();
+        tree
+    }
+
+    /// Of directories that a layer deletes, those that others make there look as new ones.
+    #[test]
+    fn what_was_deleted_between_says_not_how_a_directory_looks() {
+        let implied = |deleted: &[&str], ground| {
+            let layers = [layer(deleted, "other"), layer(&[], "a/d/file")];
+            let stacked = Tree::stack(layers.map(Ok), ground).unwrap();
+            let paths = stacked.implied().unwrap();
+            paths.into_iter().map(|path| String::from_utf8(path).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(implied(&[], Ground::Layers), ["", "a", "a/d"]);
+        assert_eq!(implied(&["b"], Ground::Layers), ["", "a", "a/d"]);
+        assert_eq!(implied(&["a"], Ground::Layers), [""]);
+        assert_eq!(implied(&["a/d"], Ground::Layers), ["", "a"]);
+        assert_eq!(implied(&["a"], Ground::Nothing), ["", "a", "a/d"]);
     }
 }
