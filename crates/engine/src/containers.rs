@@ -17,7 +17,7 @@ mod update;
 
 pub(crate) use self::log_driver::{LOG_DRIVERS, NONE};
 pub(crate) use self::show::{attributes, familiar, familiar_with_tag};
-pub(crate) use self::state::{Ends, State};
+pub(crate) use self::state::{Ends, Phase, State};
 pub(crate) use self::streams::once;
 
 use std::os::fd::OwnedFd;

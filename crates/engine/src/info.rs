@@ -7,15 +7,14 @@ use types::filter::Filters;
 use types::{Result, Timestamp};
 
 use crate::Engine;
-use crate::containers::LOG_DRIVERS;
+use crate::containers::{LOG_DRIVERS, Phase};
 use crate::networks::NETWORKS;
 
 impl Engine {
     pub(crate) async fn info(&self) -> Result<Value> {
-        let rows = self.list(true, Vec::new(), None, false).await?;
-        let rows = rows.as_array().cloned().unwrap_or_default();
-        let count = |state: &str| rows.iter().filter(|row| row["State"] == state).count();
-        let (running, paused) = (count("running"), count("paused"));
+        let listed = self.list_all().await?;
+        let count = |phase: Phase| listed.iter().filter(|one| one.state.phase == phase).count();
+        let (running, paused) = (count(Phase::Running), count(Phase::Paused));
         let images = self
             .blocking(|engine| {
                 Ok(engine.parts().metadata.images(&engine.0.caller).list(&Filters::all())?.len())
@@ -24,10 +23,10 @@ impl Engine {
         let kernel = rustix::system::uname();
         Ok(json!({
             "ServerVersion": env!("CARGO_PKG_VERSION"),
-            "Containers": rows.len(),
+            "Containers": listed.len(),
             "ContainersRunning": running,
             "ContainersPaused": paused,
-            "ContainersStopped": rows.len() - running - paused,
+            "ContainersStopped": listed.len() - running - paused,
             "Images": images,
             "Driver": self.parts().snapshotter,
             "LoggingDriver": "json-file",

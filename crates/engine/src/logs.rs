@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use types::{ContainerId, Context, Error, Result, Timestamp};
 
 use crate::Engine;
-use crate::containers::NONE;
+use crate::containers::{NONE, Phase};
 use crate::moment::time;
 use crate::record::Extension;
 
@@ -84,8 +84,8 @@ impl Engine {
     async fn is_logged(&self, id: &ContainerId, extension: &Extension) -> bool {
         let state = self.state_of(id, extension).await;
         // Nobody waits for a start.
-        let never_ran = state.name == "created";
-        !state.is_alive && (never_ran || !matches!(self.task_of(id), Ok(Some(_))))
+        let never_ran = state.phase == Phase::Created;
+        !state.is_alive() && (never_ran || !matches!(self.task_of(id), Ok(Some(_))))
     }
 }
 

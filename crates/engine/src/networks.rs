@@ -57,7 +57,7 @@ impl Engine {
         let mut network = self.network_row(name, driver);
         let mut on_it = Map::new();
         for (container, extension) in self.with_network(name).await? {
-            if self.state_of(&container.id, &extension).await.is_alive {
+            if self.state_of(&container.id, &extension).await.is_alive() {
                 on_it.insert(container.id.to_string(), self.endpoint(&container, &extension));
             }
         }

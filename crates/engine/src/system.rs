@@ -74,27 +74,27 @@ impl Engine {
 
     /// Removes containers that do not run, and collects.
     async fn prune(&self, filters: Vec<String>) -> Result<Value> {
-        let rows = self.list_to_prune(filters).await?;
+        let listed = self.list_to_prune(filters).await?;
         let (mut removed, mut first_error, mut bytes) = (Vec::new(), None, 0);
-        for row in rows.as_array().into_iter().flatten() {
-            if row["State"] == "exited" || row["State"] == "created" {
-                let id = row["ID"].as_str().unwrap_or_default();
-                match self.remove(id, false, false).await {
-                    Ok(_) => {
-                        bytes += row["SizeRw"].as_u64().unwrap_or(0);
-                        removed.push(id.to_owned());
-                    }
-                    // Somebody has removed it meanwhile, or started it.
-                    Err(error)
-                        if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
-                    // Something of it may be running.
-                    Err(error) if error.is(ErrorKind::Unavailable) => {
-                        tracing::warn!("prune passes over a container: {}", error.chain());
-                    }
-                    // That is no reason to keep the others.
-                    Err(error) => {
-                        first_error.get_or_insert(error.context(format!("remove container {id}")));
-                    }
+        for one in &listed {
+            if one.state.is_alive() {
+                continue;
+            }
+            let id = one.container.id.as_str();
+            match self.remove(id, false, false).await {
+                Ok(_) => {
+                    bytes += one.sizes.map_or(0, |sizes| sizes.written);
+                    removed.push(id.to_owned());
+                }
+                // Somebody has removed it meanwhile, or started it.
+                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
+                // Something of it may be running.
+                Err(error) if error.is(ErrorKind::Unavailable) => {
+                    tracing::warn!("prune passes over a container: {}", error.chain());
+                }
+                // That is no reason to keep the others.
+                Err(error) => {
+                    first_error.get_or_insert(error.context(format!("remove container {id}")));
                 }
             }
         }

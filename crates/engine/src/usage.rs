@@ -76,10 +76,9 @@ impl Engine {
         if verbose {
             return self.each_usage().await;
         }
-        let rows = self.list(true, Vec::new(), None, false).await?;
-        let rows = rows.as_array().into_iter().flatten();
-        let alive = rows.filter(|row| row["State"] != "created" && row["State"] != "exited");
-        let alive: BTreeSet<String> = alive.filter_map(|row| row["ID"].as_str()).map(str::to_owned).collect();
+        let listed = self.list_all().await?;
+        let alive = listed.iter().filter(|one| one.state.is_alive());
+        let alive: BTreeSet<String> = alive.map(|one| one.container.id.to_string()).collect();
         self.blocking(move |engine| {
             let containers = engine.all()?;
             let (images, blobs_in_use) = engine.images_in_use(&containers)?;

@@ -74,11 +74,11 @@ impl Filter {
                     && protocol.as_ref().is_none_or(|protocol| protocol == own)
             })
         };
-        let code = state.exit.filter(|_| !state.is_alive).map(|exit| exit.code);
+        let code = state.exit.filter(|_| !state.is_alive()).map(|exit| exit.code);
         any(&self.ids, container.id.as_str())
             && (any(&self.names, &extension.name) || any(&self.names, &format!("/{}", extension.name)))
             && self.labels.fits(&create.labels)
-            && (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state.name))
+            && (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state.phase.name()))
             && (self.healths.is_empty()
                 || self
                     .healths

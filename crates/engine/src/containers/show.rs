@@ -12,13 +12,39 @@ use types::{ContainerId, ErrorKind, Namespace, Result};
 use super::config::ports_asked_for;
 use super::filter::{Filter, KNOWN, KNOWN_TO_PRUNE};
 use super::log_driver::{self, NONE};
-use super::{State, exposed};
+use super::{Phase, State, exposed};
 use crate::Engine;
 use crate::logs::LOG_FILE;
 use crate::networks::joined;
 use crate::record::Extension;
 use crate::spec::memory_and_swap;
 use crate::volumes::VOLUME;
+
+/// A container of a list, with what was found out about it.
+pub(crate) struct Listed {
+    pub(crate) container: Container,
+    pub(crate) extension: Extension,
+    pub(crate) state: State,
+    /// None if nobody asked for them, or its tree has gone meanwhile.
+    pub(crate) sizes: Option<Sizes>,
+}
+
+/// Bytes that the tree of a container takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// What the container wrote.
+    pub(crate) written: u64,
+    /// The image below, which others may have too.
+    pub(crate) below: u64,
+}
+
+impl Sizes {
+    /// Adds them to a container's row or document, as Docker has them.
+    fn show_in(self, shown: &mut Value) {
+        shown["SizeRw"] = json!(self.written);
+        shown["SizeRootFs"] = json!(self.written + self.below);
+    }
+}
 
 impl Engine {
     /// Containers as `ps` wants them: those that run, or all of a choice.
@@ -30,16 +56,28 @@ impl Engine {
         sizes: bool,
     ) -> Result<Value> {
         let filter = self.blocking(move |engine| engine.container_filter(&filters, KNOWN)).await?;
-        self.list_fitting(filter, all, last, sizes).await
+        let listed = self.list_fitting(filter, all, last, sizes).await?;
+        self.rows(&listed).await
     }
 
-    /// All of which a prune may think that they are to go, with what their trees take.
-    pub(crate) async fn list_to_prune(&self, filters: Vec<String>) -> Result<Value> {
+    /// All that there are, whether they run or not.
+    pub(crate) async fn list_all(&self) -> Result<Vec<Listed>> {
+        self.list_fitting(Filter::default(), true, None, false).await
+    }
+
+    /// All that these filters of a prune mean, whether they run or not, with what their trees take.
+    pub(crate) async fn list_to_prune(&self, filters: Vec<String>) -> Result<Vec<Listed>> {
         let filter = self.blocking(move |engine| engine.container_filter(&filters, KNOWN_TO_PRUNE)).await?;
         self.list_fitting(filter, true, None, true).await
     }
 
-    async fn list_fitting(&self, filter: Filter, all: bool, last: Option<u64>, sizes: bool) -> Result<Value> {
+    async fn list_fitting(
+        &self,
+        filter: Filter,
+        all: bool,
+        last: Option<u64>,
+        sizes: bool,
+    ) -> Result<Vec<Listed>> {
         let takes_all = all || last.is_some() || filter.means_all();
         // All at once: a shim that does not hear is waited for once. Before the records, which say how they ended since.
         let states = self.parts().shims.states(Some(&self.0.caller.namespace)).await;
@@ -55,51 +93,48 @@ impl Engine {
                 None => self.state_of(&container.id, &extension).await,
             };
             let health = self.0.healths.status(&container.id, &extension);
-            if (takes_all || state.is_alive) && filter.fits(&container, &extension, &state, health) {
-                found.push((container, extension, state));
+            if (takes_all || state.is_alive()) && filter.fits(&container, &extension, &state, health) {
+                found.push(Listed { container, extension, state, sizes: None });
             }
         }
-        found.sort_by_key(|(container, ..)| std::cmp::Reverse(container.created));
+        found.sort_by_key(|one| std::cmp::Reverse(one.container.created));
         found.truncate(last.map_or(usize::MAX, |last| usize::try_from(last).unwrap_or(usize::MAX)));
-        let running = found.iter().filter(|(.., state)| state.is_alive);
-        let exposed =
-            self.exposed_by(running.map(|(_, extension, _)| extension.image_digest.clone())).await?;
-        let rows =
-            found.iter().map(|(container, extension, state)| self.row(container, extension, state, &exposed));
-        let mut rows: Vec<Value> = rows.collect();
-        if sizes {
-            let containers: Vec<Container> = found.into_iter().map(|(container, ..)| container).collect();
-            let sizes = self.blocking(move |engine| {
-                containers.iter().map(|one| engine.sizes_if_there(one)).collect::<Result<Vec<_>>>()
-            });
-            for (row, sizes) in rows.iter_mut().zip(sizes.await?) {
-                if let Some((own, below)) = sizes {
-                    row["SizeRw"] = json!(own);
-                    row["SizeRootFs"] = json!(own + below);
-                }
-            }
+        if !sizes {
+            return Ok(found);
         }
-        Ok(Value::Array(rows))
+        self.blocking(move |engine| {
+            for one in &mut found {
+                one.sizes = engine.sizes_if_there(&one.container)?;
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// How `ps` shows them.
+    async fn rows(&self, listed: &[Listed]) -> Result<Value> {
+        let alive = listed.iter().filter(|one| one.state.is_alive());
+        let exposed = self.exposed_by(alive.map(|one| one.extension.image_digest.clone())).await?;
+        Ok(listed.iter().map(|one| self.row(one, &exposed)).collect())
     }
 
     /// None of one that has gone meanwhile.
-    fn sizes_if_there(&self, container: &Container) -> Result<Option<(u64, u64)>> {
+    fn sizes_if_there(&self, container: &Container) -> Result<Option<Sizes>> {
         match self.sizes(container) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
             sizes => sizes.map(Some),
         }
     }
 
-    /// Bytes of what a container wrote, and of the image below.
-    fn sizes(&self, container: &Container) -> Result<(u64, u64)> {
+    fn sizes(&self, container: &Container) -> Result<Sizes> {
         let snapshots = self.parts().metadata.snapshots(&self.0.caller, &container.snapshotter)?;
-        let own = snapshots.usage(&container.snapshot_key)?.bytes;
+        let written = snapshots.usage(&container.snapshot_key)?.bytes;
         let (mut below, mut parent) = (0, snapshots.stat(&container.snapshot_key)?.parent);
         while !parent.is_empty() {
             below += snapshots.usage(&parent)?.bytes;
             parent = snapshots.stat(&parent)?.parent;
         }
-        Ok((own, below))
+        Ok(Sizes { written, below })
     }
 
     /// The ports that images expose, of those that are here.
@@ -118,24 +153,19 @@ impl Engine {
         .await
     }
 
-    fn row(
-        &self,
-        container: &Container,
-        extension: &Extension,
-        state: &State,
-        exposed: &BTreeMap<String, BTreeSet<String>>,
-    ) -> Value {
+    fn row(&self, listed: &Listed, exposed: &BTreeMap<String, BTreeSet<String>>) -> Value {
+        let Listed { container, extension, state, sizes } = listed;
         let exposed = exposed.get(&extension.image_digest).into_iter().flatten();
         let exposed = exposed.chain(&extension.create.extras.exposed);
         let create = &extension.create;
-        json!({
+        let mut row = json!({
             "ID": container.id.as_str(),
             "Image": familiar(&extension.image),
             "Command": extension.command.join(" "),
             "CreatedAt": container.created.to_string(),
             "Platform": extension.platform,
-            "State": state.name,
-            "HealthStatus": if state.is_alive { self.0.healths.status(&container.id, extension) } else { "" },
+            "State": state.phase.name(),
+            "HealthStatus": if state.is_alive() { self.0.healths.status(&container.id, extension) } else { "" },
             "ExitCode": state.exit.map(|exit| exit.code),
             "StartedAt": extension.started.map(|time| time.to_string()),
             "FinishedAt": state.exit.map(|exit| exit.at.to_string()),
@@ -146,7 +176,11 @@ impl Engine {
             "Mounts": create.mounts.iter().map(|mount| &mount.source).collect::<Vec<_>>(),
             "LocalVolumes": create.mounts.iter().filter(|mount| mount.kind == VOLUME).count(),
             "Pid": state.pid,
-        })
+        });
+        if let Some(sizes) = sizes {
+            sizes.show_in(&mut row);
+        }
+        row
     }
 
     /// Whose containers these are.
@@ -211,10 +245,10 @@ impl Engine {
             "HostnamePath": self.files(container.id.as_str()).join("hostname"),
             "HostsPath": self.files(container.id.as_str()).join("hosts"),
             "State": {
-                "Status": state.name,
-                "Running": state.is_alive,
-                "Paused": state.name == "paused",
-                "Restarting": state.name == "restarting",
+                "Status": state.phase.name(),
+                "Running": state.is_alive(),
+                "Paused": state.phase == Phase::Paused,
+                "Restarting": state.phase == Phase::Restarting,
                 "Dead": false,
                 "Error": "",
                 "Pid": state.pid,
@@ -262,9 +296,8 @@ impl Engine {
         shown["Config"]["Healthcheck"] = json!(extension.health);
         shown["State"]["Health"] = json!(extension.health.as_ref().and(health).map(|health| health.shown()));
         if sizes {
-            let (own, below) = self.blocking(move |engine| engine.sizes(&container)).await?;
-            shown["SizeRw"] = json!(own);
-            shown["SizeRootFs"] = json!(own + below);
+            let sizes = self.blocking(move |engine| engine.sizes(&container)).await?;
+            sizes.show_in(&mut shown);
         }
         Ok(shown)
     }

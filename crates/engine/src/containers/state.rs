@@ -43,27 +43,59 @@ impl Ends {
     }
 }
 
+/// What of its life a container is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// It has not run, or runs in a moment.
+    Created,
+    Running,
+    Paused,
+    /// It has ended, and its policy starts it again.
+    Restarting,
+    Exited,
+    /// Its shim does not answer, or it cannot be asked: it may be running.
+    Unknown,
+}
+
+impl Phase {
+    /// Docker's word for it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Phase::Created => "created",
+            Phase::Running => "running",
+            Phase::Paused => "paused",
+            Phase::Restarting => "restarting",
+            Phase::Exited => "exited",
+            Phase::Unknown => "unknown",
+        }
+    }
+
+    /// Whether it runs, may be running, or will run by itself. The others are those that `prune` removes.
+    pub(crate) const fn is_alive(self) -> bool {
+        !matches!(self, Phase::Created | Phase::Exited)
+    }
+}
+
 #[derive(Debug, PartialEq)]
 pub(crate) struct State {
-    pub(crate) name: &'static str,
-    pub(crate) is_alive: bool,
+    pub(crate) phase: Phase,
+    /// 0 of one that has no process.
     pub(crate) pid: u32,
     /// How its last run ended. Of one that runs there is none.
     pub(crate) exit: Option<ExitRecord>,
 }
 
 impl State {
-    const fn alive(name: &'static str, pid: u32) -> State {
-        State { name, is_alive: true, pid, exit: None }
+    const fn of_run(phase: Phase, pid: u32) -> State {
+        State { phase, pid, exit: None }
     }
 
-    const fn created(pid: u32) -> State {
-        State { name: "created", is_alive: false, pid, exit: None }
+    pub(crate) const fn is_alive(&self) -> bool {
+        self.phase.is_alive()
     }
 }
 
-/// Its shim does not answer, or it cannot be asked.
-const UNKNOWN: State = State::alive("unknown", 0);
+const UNKNOWN: State = State::of_run(Phase::Unknown, 0);
 
 impl Engine {
     /// The record may be of before: where the state is not what it says, it is read again.
@@ -93,9 +125,9 @@ impl Engine {
         }
         let Some(process) = process else { return self.state_by_record(id, extension).await };
         match process.status {
-            Status::Running => State::alive("running", process.pid),
-            Status::Paused | Status::Pausing => State::alive("paused", process.pid),
-            Status::Created => State::created(process.pid),
+            Status::Running => State::of_run(Phase::Running, process.pid),
+            Status::Paused | Status::Pausing => State::of_run(Phase::Paused, process.pid),
+            Status::Created => State::of_run(Phase::Created, process.pid),
             Status::Stopped => {
                 let oom_killed = self.was_short_of_memory(id).await;
                 let exit = process.exit.map(|exit| ExitRecord { code: exit.status, at: exit.at, oom_killed });
@@ -113,16 +145,14 @@ impl Engine {
         let now = if extension.exit.is_none() { self.extension(id).await.ok() } else { None };
         let extension = now.as_ref().unwrap_or(extension);
         match extension.started {
-            None => State::created(0),
+            None => State::of_run(Phase::Created, 0),
             Some(_) => self.ended(id, extension.exit),
         }
     }
 
     fn ended(&self, id: &ContainerId, exit: Option<ExitRecord>) -> State {
-        match self.0.restarts.are_planned(id.as_str()) {
-            true => State { name: "restarting", is_alive: true, pid: 0, exit },
-            false => State { name: "exited", is_alive: false, pid: 0, exit },
-        }
+        let is_planned = self.0.restarts.are_planned(id.as_str());
+        State { phase: if is_planned { Phase::Restarting } else { Phase::Exited }, pid: 0, exit }
     }
 }
 
@@ -131,6 +161,20 @@ mod tests {
     use types::Timestamp;
 
     use super::*;
+
+    #[test]
+    fn what_is_alive_is_not_pruned_and_every_phase_has_dockers_name() {
+        let check = |phase: Phase, name: &str, is_alive| {
+            assert_eq!((phase.name(), phase.is_alive()), (name, is_alive));
+            assert_eq!(State::of_run(phase, 0).is_alive(), is_alive, "{name}");
+        };
+        check(Phase::Created, "created", false);
+        check(Phase::Running, "running", true);
+        check(Phase::Paused, "paused", true);
+        check(Phase::Restarting, "restarting", true);
+        check(Phase::Exited, "exited", false);
+        check(Phase::Unknown, "unknown", true);
+    }
 
     #[test]
     fn an_end_is_over_when_it_is_settled_and_not_when_an_earlier_one_is() {

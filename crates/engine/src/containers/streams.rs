@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use task::Io;
 use types::{Context, Error, ErrorKind, Result};
 
+use super::Phase;
 use super::log_driver::{self, Limits};
 use crate::Engine;
 use crate::logs::LOG_FILE;
@@ -70,11 +71,13 @@ impl Engine {
         let name = &extension.name;
         let refused =
             |why: &str, what: &str| Error::failed_precondition(format!("container {name} {why}: {what}"));
-        match self.state_of(&container.id, &extension).await.name {
-            "running" | "unknown" => {}
-            "paused" => return Err(refused("is paused", "unpause it before attaching to it")),
-            "restarting" => return Err(refused("is being started again", "attach to it when it runs")),
-            _ => return Err(refused("does not run", "start it, or use `hoist start -a`")),
+        match self.state_of(&container.id, &extension).await.phase {
+            Phase::Running | Phase::Unknown => {}
+            Phase::Paused => return Err(refused("is paused", "unpause it before attaching to it")),
+            Phase::Restarting => return Err(refused("is being started again", "attach to it when it runs")),
+            Phase::Created | Phase::Exited => {
+                return Err(refused("does not run", "start it, or use `hoist start -a`"));
+            }
         }
         let Streams { stdin, stdout, stderr } = streams;
         let attached = self.running(&container.id)?.attach(stdin, stdout, stderr).await;
