@@ -36,10 +36,11 @@ use types::spec::runtime::Spec;
 use types::{ContainerId, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
 use crate::names::short;
+use crate::networks::{NetworkMode, mac_address};
 use crate::record::{EXTENSION, ExitRecord, Extension};
 use crate::turns::{Copies, Turn};
 use crate::watch::is_watched;
-use crate::{Engine, etc, networks, random_hex, remove_folder, spec, users};
+use crate::{Engine, etc, random_hex, remove_folder, spec, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
 pub(crate) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -218,7 +219,7 @@ impl Engine {
         let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
         self.0.unused.notify_one();
         if had_task {
-            self.tell_network(id, "disconnect", &before.create.network);
+            self.tell_network(id, "disconnect", &before.create);
             self.tell_mounts(id, "unmount", &before.create.mounts);
         }
         let _ = self.record_start(id, before.started, before.exit).await;
@@ -299,7 +300,7 @@ impl Engine {
             ..task::Create::default()
         };
         self.parts().shims.create(&self.0.caller.namespace, &container.id, create).await?;
-        self.tell_network(&container.id, "connect", &extension.create.network);
+        self.tell_network(&container.id, "connect", &extension.create);
         self.tell_mounts(&container.id, "mount", &extension.create.mounts);
         drop((starting, joined));
         Ok(())
@@ -321,7 +322,7 @@ impl Engine {
     /// Tells the container who resolves names for the machine now.
     fn renew_resolvers(&self, id: &ContainerId, extension: &Extension) -> Result<()> {
         let text = etc::resolv_conf(&extension.create);
-        if extension.create.network == "bridge" && !etc::names_resolver(&text) {
+        if NetworkMode::of(&extension.create) == NetworkMode::Bridge && !etc::names_resolver(&text) {
             tracing::warn!(%id, "/etc/resolv.conf names no resolver that a container on the bridge reaches");
         }
         if etc::renew_resolv_conf(&self.files(id.as_str()), &extension.resolv_conf, &text)? {
@@ -333,22 +334,22 @@ impl Engine {
     /// Gives the container its network.
     fn connect(&self, container: &Container, extension: &Extension) -> Result<()> {
         let create = &extension.create;
-        if let Some(other) = networks::joined(&create.network) {
-            let running = ContainerId::new(other).and_then(|other| self.running(&other));
-            return running.map(drop).map_err(|error| error.context("join its network"));
-        }
-        match create.network.as_str() {
+        match NetworkMode::of(create) {
+            NetworkMode::Bridge => {}
             // As the machine knows others now.
-            "host" => return etc::write_hosts_of_host(&self.files(container.id.as_str()), create),
-            "none" => return Ok(()),
-            _ => {}
+            NetworkMode::Host => return etc::write_hosts_of_host(&self.files(container.id.as_str()), create),
+            NetworkMode::None => return Ok(()),
+            NetworkMode::Of(other) => {
+                let running = ContainerId::new(other).and_then(|other| self.running(&other));
+                return running.map(drop).map_err(|error| error.context("join its network"));
+            }
         }
         let network = &self.parts().network;
         let id = container.id.as_str();
         network.detach(id)?;
         network.create_namespace(id)?;
         let ports = create.ports.iter().map(port_request).collect::<Result<Vec<_>>>()?;
-        let mac = networks::mac_address(create)?;
+        let mac = mac_address(create)?;
         let attachment = network.attach(id, &Request { ports, mac })?;
         let hostname = create.hostname.as_deref().unwrap_or_default();
         let (address, gateway) = (attachment.address.to_string(), attachment.gateway.to_string());

@@ -27,6 +27,7 @@ use api::engine::{Create, Dns};
 use rustix::fs::OFlags;
 use types::{Context, Digest, Result};
 
+use crate::networks::NetworkMode;
 use crate::spec::HOST_GATEWAY;
 
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
@@ -45,8 +46,8 @@ const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// Writes the files of a container that has no network yet.
 pub(crate) fn write(files: &Path, hostname: &str, create: &Create, resolv_conf: &str) -> Result<()> {
     write_one(files, "hostname", &format!("{hostname}\n"))?;
-    match create.network.as_str() {
-        "host" => write_hosts_of_host(files, create)?,
+    match NetworkMode::of(create) {
+        NetworkMode::Host => write_hosts_of_host(files, create)?,
         _ => write_hosts(files, "127.0.1.1", hostname, create, "127.0.0.1")?,
     }
     write_one(files, RESOLV_CONF, resolv_conf)
@@ -56,8 +57,8 @@ pub(crate) fn write(files: &Path, hostname: &str, create: &Create, resolv_conf: 
 pub(crate) fn resolv_conf(create: &Create) -> String {
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     // With the machine's network it reaches whom the machine does.
-    let text = match create.network.as_str() {
-        "host" => host,
+    let text = match NetworkMode::of(create) {
+        NetworkMode::Host => host,
         _ => reachable(&host, || fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default()),
     };
     with_own(&text, &create.extras.dns)

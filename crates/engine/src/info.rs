@@ -37,7 +37,7 @@ impl Engine {
             "LiveRestoreEnabled": true,
             "Plugins": {
                 "Volume": ["local"],
-                "Network": NETWORKS.map(|(_, driver)| driver),
+                "Network": NETWORKS.map(|network| network.driver()),
                 "Log": LOG_DRIVERS,
             },
             "Swarm": {"LocalNodeState": "inactive", "ControlAvailable": false},

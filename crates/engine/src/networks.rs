@@ -1,4 +1,8 @@
-//! The networks that there are, in Docker's shapes. Three, always: the bridge, the machine's own, and none.
+//! Whose network a container has, and the networks that there are, in Docker's shapes. Three, always: the bridge, the
+//! machine's own, and none.
+
+use std::fmt;
+use std::str::FromStr;
 
 use api::engine::{Create, Dns};
 use metadata::Container;
@@ -12,8 +16,67 @@ use crate::filter::FilterWord;
 use crate::record::Extension;
 use crate::spec::OF_CONTAINER;
 
-/// Names, which `run --network` takes, and what Docker calls their drivers.
-pub(crate) const NETWORKS: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
+/// The networks that are there without anybody's making them.
+pub(crate) const NETWORKS: [NetworkMode; 3] = [NetworkMode::Bridge, NetworkMode::Host, NetworkMode::None];
+
+/// Whose network a container has. The text of it is what `run --network` takes and what a record keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NetworkMode {
+    /// One of its own, with an interface on the bridge.
+    Bridge,
+    /// The machine's.
+    Host,
+    /// One of its own, which reaches nobody.
+    None,
+    /// That of another container: by whatever people call it when they ask, by its id in a record.
+    Of(String),
+}
+
+impl NetworkMode {
+    /// That of a container which was checked when it was made. What is no mode counts as the bridge, on which a container
+    /// is that does not say.
+    pub(crate) fn of(create: &Create) -> NetworkMode {
+        create.network.parse().unwrap_or(NetworkMode::Bridge)
+    }
+
+    /// What Docker calls the driver of the network; none of another container's, which is no network by itself.
+    pub(crate) const fn driver(&self) -> Option<&'static str> {
+        match self {
+            NetworkMode::Bridge => Some("bridge"),
+            NetworkMode::Host => Some("host"),
+            NetworkMode::None => Some("null"),
+            NetworkMode::Of(_) => None,
+        }
+    }
+}
+
+impl FromStr for NetworkMode {
+    type Err = Error;
+
+    /// Nothing is the bridge. `NotFound` for a network that there is not.
+    fn from_str(text: &str) -> Result<NetworkMode> {
+        match text {
+            "" | "bridge" => Ok(NetworkMode::Bridge),
+            "host" => Ok(NetworkMode::Host),
+            "none" => Ok(NetworkMode::None),
+            other => {
+                let other = other.strip_prefix(OF_CONTAINER).ok_or_else(|| unknown(text))?;
+                Ok(NetworkMode::Of(other.to_owned()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetworkMode::Bridge => f.write_str("bridge"),
+            NetworkMode::Host => f.write_str("host"),
+            NetworkMode::None => f.write_str("none"),
+            NetworkMode::Of(other) => write!(f, "{OF_CONTAINER}{other}"),
+        }
+    }
+}
 
 const FILTERS: &[&str] = &["driver", "id", "name", "scope", "type", "dangling", "label"];
 
@@ -38,8 +101,7 @@ fn fits(word: &FilterWord<'_>) -> Result<Fits> {
 
 impl Engine {
     pub(crate) fn list_networks(&self, filters: &[String]) -> Result<Value> {
-        let mut rows: Vec<Value> =
-            NETWORKS.iter().map(|(name, driver)| self.network_row(name, driver)).collect();
+        let mut rows: Vec<Value> = NETWORKS.iter().map(|network| self.network_row(network)).collect();
         // Those of one key are alternatives.
         let words = filters.iter().map(|text| FilterWord::read(text, FILTERS)).collect::<Result<Vec<_>>>()?;
         for key in FILTERS {
@@ -52,29 +114,32 @@ impl Engine {
 
     /// One of them, by name, id, or the beginning of that, with the containers that are on it.
     pub(crate) async fn inspect_network(&self, text: &str) -> Result<Value> {
-        let found = NETWORKS.into_iter().find(|(name, _)| *name == text || self.is_network_id(name, text));
-        let (name, driver) = found.ok_or_else(|| unknown(text))?;
-        let mut network = self.network_row(name, driver);
+        let is_meant =
+            |network: &NetworkMode| network.to_string() == text || self.is_network_id(network, text);
+        let network = NETWORKS.into_iter().find(is_meant).ok_or_else(|| unknown(text))?;
+        let mut shown = self.network_row(&network);
         let mut on_it = Map::new();
-        for (container, extension) in self.with_network(name).await? {
+        for (container, extension) in self.with_network(&network).await? {
             if self.state_of(&container.id, &extension).await.is_alive() {
                 on_it.insert(container.id.to_string(), self.endpoint(&container, &extension));
             }
         }
-        let (ranges, options) =
-            if name == "bridge" { self.bridge_facts().await? } else { Default::default() };
-        network["IPAM"] = json!({"Driver": "default", "Options": null, "Config": ranges});
-        network["Containers"] = on_it.into();
-        network["Options"] = options.into();
-        network["Labels"] = json!({});
-        Ok(network)
+        let (ranges, options) = match network {
+            NetworkMode::Bridge => self.bridge_facts().await?,
+            _ => Default::default(),
+        };
+        shown["IPAM"] = json!({"Driver": "default", "Options": null, "Config": ranges});
+        shown["Containers"] = on_it.into();
+        shown["Options"] = options.into();
+        shown["Labels"] = json!({});
+        Ok(shown)
     }
 
-    fn network_row(&self, name: &str, driver: &str) -> Value {
+    fn network_row(&self, network: &NetworkMode) -> Value {
         json!({
-            "ID": self.network_id(name),
-            "Name": name,
-            "Driver": driver,
+            "ID": self.network_id(network),
+            "Name": network.to_string(),
+            "Driver": network.driver(),
             "Scope": "local",
             "EnableIPv4": true,
             "EnableIPv6": false,
@@ -85,22 +150,23 @@ impl Engine {
     }
 
     /// The same for as long as the root directory is there.
-    pub(crate) fn network_id(&self, name: &str) -> String {
-        Digest::of(format!("{name} of {}", self.parts().root.display()).as_bytes()).hex().to_owned()
+    pub(crate) fn network_id(&self, network: &NetworkMode) -> String {
+        Digest::of(format!("{network} of {}", self.parts().root.display()).as_bytes()).hex().to_owned()
     }
 
-    fn is_network_id(&self, name: &str, text: &str) -> bool {
-        text.len() >= 4 && self.network_id(name).starts_with(text)
+    fn is_network_id(&self, network: &NetworkMode, text: &str) -> bool {
+        text.len() >= 4 && self.network_id(network).starts_with(text)
     }
 
-    async fn with_network(&self, name: &'static str) -> Result<Vec<(Container, Extension)>> {
+    async fn with_network(&self, network: &NetworkMode) -> Result<Vec<(Container, Extension)>> {
+        let network = network.clone();
         self.blocking(move |engine| {
             let all = engine.all()?.into_iter();
             let own = all.filter_map(|container| {
                 let extension = Extension::of(&container).ok()?;
                 Some((container, extension))
             });
-            Ok(own.filter(|(_, extension)| extension.create.network == name).collect())
+            Ok(own.filter(|(_, extension)| NetworkMode::of(&extension.create) == network).collect())
         })
         .await
     }
@@ -141,16 +207,11 @@ fn unknown(name: &str) -> Error {
     ))
 }
 
-/// The container whose network one has that has no own.
-pub(crate) fn joined(network: &str) -> Option<&str> {
-    network.strip_prefix(OF_CONTAINER)
-}
-
 impl Engine {
     /// Finds the container whose network another is to have, which is named by its id from then on. It has its own, or the
     /// machine's.
     pub(crate) fn join(&self, create: &mut Create) -> Result<Option<(ContainerId, Extension)>> {
-        let Some(text) = joined(&create.network) else { return Ok(None) };
+        let NetworkMode::Of(text) = NetworkMode::of(create) else { return Ok(None) };
         let said = [
             ("-h", create.hostname.is_some()),
             ("--domainname", !create.extras.domainname.is_empty()),
@@ -164,25 +225,19 @@ impl Engine {
                 create.network
             )));
         }
-        let mut container = self.find(text)?;
+        let mut container = self.find(&text)?;
         let mut extension = Extension::of(&container)?;
         // One that has it of a third.
-        if let Some(third) = joined(&extension.create.network) {
-            container = self.find(third)?;
+        if let NetworkMode::Of(third) = NetworkMode::of(&extension.create) {
+            container = self.find(&third)?;
             extension = Extension::of(&container)?;
         }
-        if extension.create.network == "none" {
+        if NetworkMode::of(&extension.create) == NetworkMode::None {
             return Err(Error::failed_precondition(format!("container {text} has no network to share")));
         }
-        create.network = format!("{OF_CONTAINER}{}", container.id);
+        create.network = NetworkMode::Of(container.id.to_string()).to_string();
         Ok(Some((container.id, extension)))
     }
-}
-
-/// For who names one in the place of a container's.
-pub(crate) fn check_network(name: &str) -> Result<()> {
-    let is_known = NETWORKS.iter().any(|(known, _)| *known == name);
-    if is_known { Ok(()) } else { Err(unknown(name)) }
 }
 
 /// The address that a container's interface is to have, if one was said: `02:42:ac:11:00:02`, also with `-` between.
@@ -192,7 +247,7 @@ pub(crate) fn mac_address(create: &Create) -> Result<Option<[u8; 6]>> {
     if text.is_empty() {
         return Ok(None);
     }
-    if create.network != "bridge" {
+    if NetworkMode::of(create) != NetworkMode::Bridge {
         return Err(Error::invalid_argument(format!(
             "conflicting options: --mac-address and --network {}; it is of an interface on the bridge",
             create.network
@@ -216,6 +271,29 @@ mod tests {
     use api::engine::Extras;
 
     use super::*;
+
+    #[test]
+    fn modes_are_read_as_they_are_written_and_others_are_unknown() {
+        let of = |text: &str| text.parse::<NetworkMode>();
+        for network in NETWORKS.into_iter().chain([NetworkMode::Of("web".into())]) {
+            assert_eq!(of(&network.to_string()).unwrap(), network);
+        }
+        assert_eq!(of("").unwrap(), NetworkMode::Bridge);
+        assert_eq!(of("container:web").unwrap(), NetworkMode::Of("web".to_owned()));
+        for wrong in ["web", "Bridge", "host ", "container", "null"] {
+            let refused = of(wrong).unwrap_err();
+            assert!(refused.is(types::ErrorKind::NotFound), "{refused}");
+            assert!(refused.message().contains(wrong), "{refused}");
+        }
+    }
+
+    #[test]
+    fn networks_have_dockers_names_and_drivers() {
+        let found = NETWORKS.map(|network| (network.to_string(), network.driver()));
+        let expected = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
+        assert_eq!(found, expected.map(|(name, driver)| (name.to_owned(), Some(driver))));
+        assert_eq!(NetworkMode::Of("web".into()).driver(), None);
+    }
 
     #[test]
     fn hardware_addresses_are_of_one_interface_on_the_bridge() {

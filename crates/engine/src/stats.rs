@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use types::{ErrorKind, Result};
 
 use crate::Engine;
+use crate::networks::NetworkMode;
 use crate::record::Extension;
 
 impl Engine {
@@ -28,7 +29,7 @@ impl Engine {
                     .and_then(|cgroup| {
                         let stats = cgroup.stats()?;
                         // The host's traffic is not a container's.
-                        let is_own = extension.create.network != "host";
+                        let is_own = NetworkMode::of(&extension.create) != NetworkMode::Host;
                         Ok((stats, if is_own { traffic_of(&cgroup)? } else { (0, 0) }))
                     });
                 let (stats, (received, sent)) = match sample {

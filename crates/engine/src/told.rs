@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use api::engine::Mount;
+use api::engine::{Create, Mount};
 use events::Envelope;
 use serde::{Deserialize, Serialize};
 use types::{ContainerId, Digest, Opaque, Timestamp};
 
 use crate::Engine;
 use crate::containers::familiar_with_tag;
-use crate::networks::joined;
+use crate::networks::NetworkMode;
 use crate::volumes::VOLUME;
 
 /// On this a [`Told`] is told, as JSON.
@@ -83,14 +83,12 @@ impl Engine {
 
     /// That a container has its network from here on (`connect`), or no more (`disconnect`). Of another's it has none of
     /// its own.
-    pub(crate) fn tell_network(&self, id: &ContainerId, action: &str, network: &str) {
-        if joined(network).is_some() {
-            return;
-        }
-        let kind = if network == "none" { "null" } else { network };
+    pub(crate) fn tell_network(&self, id: &ContainerId, action: &str, create: &Create) {
+        let network = NetworkMode::of(create);
+        let Some(driver) = network.driver() else { return };
         let attributes =
-            [("container", id.to_string()), ("name", network.to_owned()), ("type", kind.to_owned())];
-        self.tell_of(Subject::Network, &self.network_id(network), action, &attributes);
+            [("container", id.to_string()), ("name", network.to_string()), ("type", driver.to_owned())];
+        self.tell_of(Subject::Network, &self.network_id(&network), action, &attributes);
     }
 
     /// That what nobody needed was removed.

@@ -335,7 +335,7 @@ impl Engine {
         self.blocking(move |engine| {
             engine.parts().network.unpublish(own.as_str())?;
             if let Some(extension) = &extension {
-                engine.tell_network(&own, "disconnect", &extension.create.network);
+                engine.tell_network(&own, "disconnect", &extension.create);
                 engine.tell_mounts(&own, "unmount", &extension.create.mounts);
             }
             match extension {

@@ -21,7 +21,7 @@ use super::exposed::{expose, publish_all};
 use super::log_driver;
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, Starter, signal_number};
 use crate::leftovers::TREE_LABEL;
-use crate::networks::{check_network, mac_address};
+use crate::networks::{NetworkMode, mac_address};
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
@@ -180,7 +180,8 @@ impl Engine {
         let joined = self.join(&mut create)?;
         let hostname = joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
         let hostname = hostname.or(create.hostname.as_ref()).cloned();
-        let has_names_of_host = create.network == "host" || create.extras.uts == spec::HOST;
+        let has_names_of_host =
+            NetworkMode::of(&create) == NetworkMode::Host || create.extras.uts == spec::HOST;
         let hostname = hostname.unwrap_or_else(|| match has_names_of_host {
             true => rustix::system::uname().nodename().to_string_lossy().into_owned(),
             false => id.as_str()[..12].to_owned(),
@@ -203,18 +204,11 @@ impl Engine {
             let exposed = exec_config.exposed_ports.keys().chain(&create.extras.exposed);
             publish_all(&mut create.ports, exposed)?;
         }
-        if create.network.is_empty() {
-            create.network = "bridge".into();
-        }
-        if joined.is_none() {
-            check_network(&create.network)?;
-        }
-        mac_address(&create)?;
         // Whose network it is knows the names in it.
         let known = joined.as_ref().map_or_else(|| files.clone(), |(other, _)| self.files(other.as_str()));
         let (owner, network) = match &joined {
-            Some((other, extension)) => (other, &extension.create.network),
-            None => (id, &create.network),
+            Some((other, extension)) => (other, NetworkMode::of(&extension.create)),
+            None => (id, NetworkMode::of(&create)),
         };
         let namespace = parts.network.namespace_path(owner.as_str());
         let mut spec = spec::build(Inputs {
@@ -223,10 +217,10 @@ impl Engine {
             hostname: &hostname,
             user,
             home: &home,
-            network: match network.as_str() {
-                "host" => spec::Network::Host,
-                "none" => spec::Network::Alone,
-                _ => spec::Network::At(&namespace),
+            network: match network {
+                NetworkMode::Host => spec::Network::Host,
+                NetworkMode::None => spec::Network::Alone,
+                NetworkMode::Bridge | NetworkMode::Of(_) => spec::Network::At(&namespace),
             },
             files: &known,
             cgroup: self.cgroup_of(id.as_str(), &create.extras),
@@ -336,6 +330,8 @@ impl Engine {
 /// `InvalidArgument` for flags that cannot be, whatever the image.
 fn check_flags(create: &mut Create) -> Result<()> {
     log_driver::limits(&create.extras.log)?;
+    create.network = create.network.parse::<NetworkMode>()?.to_string();
+    mac_address(create)?;
     let extras = &mut create.extras;
     if extras.uts == spec::HOST && create.hostname.is_some() {
         return Err(Error::invalid_argument(
@@ -365,7 +361,7 @@ fn check_flags(create: &mut Create) -> Result<()> {
 fn warnings(create: &Create) -> Vec<String> {
     let extras = &create.extras;
     let mut warnings = Vec::new();
-    if create.network == spec::HOST && (create.publish_all || !create.ports.is_empty()) {
+    if NetworkMode::of(create) == NetworkMode::Host && (create.publish_all || !create.ports.is_empty()) {
         warnings.push("Published ports are discarded when using host network mode".to_owned());
     }
     if info::cgroup_version() != Some("1") {

@@ -15,7 +15,7 @@ use super::log_driver::{self, NONE};
 use super::{Phase, State, exposed};
 use crate::Engine;
 use crate::logs::LOG_FILE;
-use crate::networks::joined;
+use crate::networks::NetworkMode;
 use crate::record::Extension;
 use crate::spec::memory_and_swap;
 use crate::volumes::VOLUME;
@@ -158,6 +158,7 @@ impl Engine {
         let exposed = exposed.get(&extension.image_digest).into_iter().flatten();
         let exposed = exposed.chain(&extension.create.extras.exposed);
         let create = &extension.create;
+        let network = NetworkMode::of(create);
         let mut row = json!({
             "ID": container.id.as_str(),
             "Image": familiar(&extension.image),
@@ -172,7 +173,7 @@ impl Engine {
             "Ports": self.ports_text(container.id.as_str(), exposed),
             "Names": extension.name,
             "Labels": create.labels,
-            "Networks": joined(&create.network).map_or(create.network.as_str(), |_| ""),
+            "Networks": network.driver().map_or_else(String::new, |_| network.to_string()),
             "Mounts": create.mounts.iter().map(|mount| &mount.source).collect::<Vec<_>>(),
             "LocalVolumes": create.mounts.iter().filter(|mount| mount.kind == VOLUME).count(),
             "Pid": state.pid,
@@ -220,6 +221,7 @@ impl Engine {
         let state = self.state_of(&container.id, &extension).await;
         let health = self.health(&container.id, &extension).await;
         let create = &extension.create;
+        let network = NetworkMode::of(create);
         let attachment = self.parts().network.attachment(container.id.as_str());
         let address = attachment.as_ref().map(|one| one.address.to_string()).unwrap_or_default();
         let gateway = attachment.as_ref().map(|one| one.gateway.to_string()).unwrap_or_default();
@@ -268,8 +270,8 @@ impl Engine {
                 "MacAddress": mac,
                 "Ports": attachment.as_ref().map(port_bindings).unwrap_or_default(),
                 "Networks": {
-                    (create.network.as_str()): {
-                        "NetworkID": self.network_id(&create.network),
+                    (network.to_string()): {
+                        "NetworkID": self.network_id(&network),
                         "EndpointID": attachment.as_ref().map_or("", |_| container.id.as_str()),
                         "Aliases": null,
                         "IPAddress": address,
@@ -289,7 +291,7 @@ impl Engine {
                 ports.entry(port).or_insert(Value::Null);
             }
         }
-        if joined(&create.network).is_some() {
+        if matches!(network, NetworkMode::Of(_)) {
             shown["NetworkSettings"]["Networks"] = json!({});
         }
         // Templates ask whether somebody looks after it: in Docker's they are there, and nothing.
