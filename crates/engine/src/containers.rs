@@ -39,7 +39,6 @@ use crate::names::short;
 use crate::networks::{NetworkMode, mac_address};
 use crate::record::{EXTENSION, ExitRecord, Extension};
 use crate::turns::{Copies, Turn};
-use crate::watch::is_watched;
 use crate::{Engine, etc, random_hex, remove_folder, spec, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
@@ -512,7 +511,7 @@ impl Engine {
                     }
                 }
                 // What could not be deleted after its end is found by the check.
-                Some(task) if has_waited && !is_watched(id) && !is_running(&task).await? => {}
+                Some(task) if has_waited && !self.0.watched.has(id) && !is_running(&task).await? => {}
                 // Somebody was first, and has started it again. It may have ended since, and nobody have settled that yet.
                 Some(_) => {
                     has_waited = false;

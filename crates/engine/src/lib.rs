@@ -68,6 +68,7 @@ use crate::last_words::LastWords;
 use crate::restarts::Restarts;
 use crate::turns::Turns;
 use crate::volumes::Holds;
+use crate::watch::Watched;
 
 /// The parts that the engine works with.
 pub struct Parts {
@@ -115,6 +116,7 @@ struct Inner {
     restarts: Restarts,
     ends: Ends,
     healths: Healths,
+    watched: Watched,
     last_words: LastWords,
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
@@ -146,6 +148,7 @@ impl Engine {
             restarts: Restarts::default(),
             ends: Ends::default(),
             healths: Healths::default(),
+            watched: Watched::default(),
             last_words: LastWords::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),

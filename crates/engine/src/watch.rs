@@ -13,7 +13,7 @@
 //! know what is left over.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::engine::Streams;
@@ -40,8 +40,40 @@ const ANSWER_KEPT: Duration = Duration::from_secs(10);
 /// The exit code of a container whose end nobody saw.
 const UNKNOWN_EXIT: u32 = 255;
 
-/// Those who run, and how to hear of their end.
-static WATCHED: Mutex<BTreeMap<String, watch::Receiver<Option<u32>>>> = Mutex::new(BTreeMap::new());
+/// Those who run, and how to hear of their exit codes, by container.
+#[derive(Default)]
+pub(crate) struct Watched(Mutex<BTreeMap<String, watch::Receiver<Option<u32>>>>);
+
+impl Watched {
+    /// Whether somebody waits for the end of a container, or has not settled it yet.
+    pub(crate) fn has(&self, id: &ContainerId) -> bool {
+        self.lock().get(id.as_str()).is_some_and(|exit| exit.borrow().is_none())
+    }
+
+    /// Whoever tells the end by what is returned watches the container, and nobody before him any more.
+    fn begin(&self, id: &ContainerId) -> watch::Sender<Option<u32>> {
+        let (send, receive) = watch::channel(None);
+        self.lock().insert(id.to_string(), receive);
+        send
+    }
+
+    /// Whether the container has no other watcher since.
+    fn is_by(&self, id: &ContainerId, own: &watch::Receiver<Option<u32>>) -> bool {
+        self.lock().get(id.as_str()).is_some_and(|current| current.same_channel(own))
+    }
+
+    fn get(&self, id: &str) -> Option<watch::Receiver<Option<u32>>> {
+        self.lock().get(id).cloned()
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        self.lock().remove(id.as_str());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, watch::Receiver<Option<u32>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Engine {
     /// Takes up what an earlier daemon left. `ended` are tasks that had ended with their shims.
@@ -82,7 +114,7 @@ impl Engine {
             }
             let exit =
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
-            let send = begin_to_watch(&id);
+            let send = self.0.watched.begin(&id);
             tokio::spawn(self.clone().see_off(id.clone(), exit, send));
             // Until that is done, or has failed for the first time.
             self.wait_for_watched(id.as_str()).await;
@@ -181,14 +213,14 @@ impl Engine {
 
     /// Begins to watch a container, unless somebody does.
     pub(crate) fn watch_once(&self, id: &ContainerId) {
-        if !is_watched(id) {
+        if !self.0.watched.has(id) {
             self.watch(id.clone());
         }
     }
 
     /// Begins to watch a container.
     pub(crate) fn watch(&self, id: ContainerId) {
-        let send = begin_to_watch(&id);
+        let send = self.0.watched.begin(&id);
         tokio::spawn(self.clone().look_after(id.clone(), send.subscribe()));
         let engine = self.clone();
         tokio::spawn(async move {
@@ -201,7 +233,7 @@ impl Engine {
     /// cannot be settled, as on a full disk, is tried again until it can, or until the container has another watcher.
     async fn see_off(self, id: ContainerId, exit: Exit, send: watch::Sender<Option<u32>>) {
         let own = send.subscribe();
-        let is_ours = || watched().get(id.as_str()).is_some_and(|current| current.same_channel(&own));
+        let is_ours = || self.0.watched.is_by(&id, &own);
         // Nobody may be waiting yet: a short container ends before its caller asks, and is gone by then if it was to
         // be removed.
         let tell = || {
@@ -239,13 +271,13 @@ impl Engine {
         tell();
         tokio::time::sleep(ANSWER_KEPT).await;
         if is_ours() {
-            watched().remove(id.as_str());
+            self.0.watched.forget(&id);
         }
     }
 
     /// The exit code of a container that ended a moment ago, even if it is gone.
     pub(crate) async fn wait_for_watched(&self, id: &str) -> Option<u32> {
-        let mut receiver = watched().get(id).cloned()?;
+        let mut receiver = self.0.watched.get(id)?;
         receiver.wait_for(Option::is_some).await.ok().and_then(|code| *code)
     }
 
@@ -465,18 +497,24 @@ impl Engine {
     }
 }
 
-/// Whether somebody waits for the end of a container, or has not settled it yet.
-pub(crate) fn is_watched(id: &ContainerId) -> bool {
-    watched().get(id.as_str()).is_some_and(|exit| exit.borrow().is_none())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Whoever is told by this watches the container, and nobody before him any more.
-fn begin_to_watch(id: &ContainerId) -> watch::Sender<Option<u32>> {
-    let (send, receive) = watch::channel(None);
-    watched().insert(id.to_string(), receive);
-    send
-}
-
-fn watched() -> std::sync::MutexGuard<'static, BTreeMap<String, watch::Receiver<Option<u32>>>> {
-    WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
+    #[test]
+    fn the_last_watcher_counts_until_the_end_is_told() {
+        let (watched, id) = (Watched::default(), ContainerId::new("a").unwrap());
+        assert!(!watched.has(&id) && watched.get("a").is_none());
+        let first = watched.begin(&id);
+        let second = watched.begin(&id);
+        assert!(!watched.is_by(&id, &first.subscribe()) && watched.is_by(&id, &second.subscribe()));
+        first.send_replace(Some(1));
+        assert!(watched.has(&id), "nobody hears the first any more");
+        second.send_replace(Some(2));
+        assert!(!watched.has(&id));
+        assert_eq!(*watched.get("a").unwrap().borrow(), Some(2), "who asks late is told");
+        assert!(!Watched::default().has(&id), "each engine watches its own");
+        watched.forget(&id);
+        assert!(watched.get("a").is_none());
+    }
 }
