@@ -41,7 +41,7 @@ impl Rest {
             if disturbed {
                 continue;
             }
-            if let Err(error) = engine.rest().await {
+            if let Err(error) = engine.release_idle().await {
                 tracing::warn!("at rest: {}", error.chain());
             }
             // It costs memory if this fails, and nothing else.
@@ -53,7 +53,7 @@ impl Rest {
             }
             tokio::select! {
                 () = self.0.notified() => {}
-                () = engine.unused() => {}
+                () = engine.network_released() => {}
             }
         }
     }

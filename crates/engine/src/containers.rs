@@ -216,7 +216,7 @@ impl Engine {
         }
         let own = id.clone();
         let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
-        self.0.unused.notify_one();
+        self.0.network_released.notify_one();
         if had_task {
             self.tell_network(id, "disconnect", &before.create);
             self.tell_mounts(id, "unmount", &before.create.mounts);

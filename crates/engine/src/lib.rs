@@ -123,7 +123,7 @@ struct Inner {
     volumes: Holds,
     users: users::Known,
     /// Told when a container has given its network back.
-    unused: Notify,
+    network_released: Notify,
     /// See [`etc`].
     ground: PathBuf,
 }
@@ -152,7 +152,7 @@ impl Engine {
             last_words: LastWords::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),
-            unused: Notify::default(),
+            network_released: Notify::default(),
         }));
         engine.take_names()?;
         Ok(engine)
@@ -172,14 +172,14 @@ impl Engine {
 
     /// As [`Engine::stop`], of what a daemon that goes on makes again with the next container: the bridge and its rules.
     /// Who starts or ends a container just now is not waited for.
-    pub async fn rest(&self) -> Result<()> {
+    pub async fn release_idle(&self) -> Result<()> {
         let Ok(_nobody_starts_or_ends) = self.0.starting.try_write() else { return Ok(()) };
         self.blocking(|engine| engine.parts().network.remove_if_unused(false).map(drop)).await
     }
 
     /// Waits until a container has given its network back.
-    pub async fn unused(&self) {
-        self.0.unused.notified().await;
+    pub async fn network_released(&self) {
+        self.0.network_released.notified().await;
     }
 
     /// Waits until no container is being started and no end of one is being settled, which holds until the guard is

@@ -337,7 +337,7 @@ impl Engine {
         settled?;
         let own = id.clone();
         self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await?;
-        self.0.unused.notify_one();
+        self.0.network_released.notify_one();
         match self.extension(id).await {
             Ok(extension) if extension.wants_restart(exit.code) => {
                 self.plan_restart(id, extension.restart_pause());

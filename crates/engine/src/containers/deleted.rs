@@ -75,7 +75,7 @@ impl Engine {
             engine.remove_volumes(&volumes)
         });
         let outcome = let_go.await;
-        self.0.unused.notify_one();
+        self.0.network_released.notify_one();
         outcome
     }
 
