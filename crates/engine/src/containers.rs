@@ -15,7 +15,7 @@ mod streams;
 mod top;
 mod update;
 
-pub(crate) use self::log_driver::{LOG_DRIVERS, NONE};
+pub(crate) use self::log_driver::{LOG_DRIVERS, NO_LOG};
 pub(crate) use self::show::{attributes, familiar, familiar_with_tag};
 pub(crate) use self::state::{Ends, Phase, State};
 pub(crate) use self::streams::once;

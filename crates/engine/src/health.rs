@@ -35,8 +35,9 @@ use crate::containers::{PROCESS_TYPE, once};
 use crate::record::Extension;
 
 /// What `--filter health=` takes.
-pub(crate) const STATES: &[&str] = &["starting", HEALTHY, UNHEALTHY, NONE];
-pub(crate) const NONE: &str = "none";
+pub(crate) const STATES: &[&str] = &[STARTING, HEALTHY, UNHEALTHY, NOT_LOOKED_AFTER];
+/// The filter's word for a container whose health nobody looks after.
+pub(crate) const NOT_LOOKED_AFTER: &str = "none";
 const STARTING: &str = "starting";
 const HEALTHY: &str = "healthy";
 const UNHEALTHY: &str = "unhealthy";

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use types::{ContainerId, Context, Error, Result, Timestamp};
 
 use crate::Engine;
-use crate::containers::{NONE, Phase};
+use crate::containers::{NO_LOG, Phase};
 use crate::moment::time;
 use crate::record::Extension;
 
@@ -38,9 +38,9 @@ impl Engine {
         let Logs { id, follow, tail, since, until } = logs;
         let (since, until) = (time("since", since)?, time("until", until)?);
         let (container, extension) = self.find_own(&id).await?;
-        if extension.create.extras.log.driver == NONE {
+        if extension.create.extras.log.driver == NO_LOG {
             return Err(Error::unimplemented(format!(
-                "container {}: configured logging driver does not support reading: it was made with --log-driver {NONE}, \
+                "container {}: configured logging driver does not support reading: it was made with --log-driver {NO_LOG}, \
                  which keeps nothing of what it writes; `hoist attach` shows what comes",
                 extension.name
             )));

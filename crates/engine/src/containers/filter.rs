@@ -52,7 +52,7 @@ impl Filter {
         !self.states.is_empty()
     }
 
-    /// `health` is [`health::NONE`] of one that nobody looks after.
+    /// `health` is empty of a container that nobody looks after, which a filter calls [`health::NOT_LOOKED_AFTER`].
     pub(super) fn fits(
         &self,
         container: &Container,
@@ -80,10 +80,9 @@ impl Filter {
             && self.labels.fits(&create.labels)
             && (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state.phase.name()))
             && (self.healths.is_empty()
-                || self
-                    .healths
-                    .iter()
-                    .any(|wanted| if health.is_empty() { wanted == health::NONE } else { wanted == health }))
+                || self.healths.iter().any(|wanted| {
+                    if health.is_empty() { wanted == health::NOT_LOOKED_AFTER } else { wanted == health }
+                }))
             && (self.exited.is_empty() || code.is_some_and(|code| self.exited.contains(&code)))
             && (self.volumes.is_empty() || self.volumes.iter().any(has_volume))
             && (self.networks.is_empty() || self.networks.contains(&create.network))

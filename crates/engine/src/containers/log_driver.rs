@@ -3,13 +3,13 @@
 use api::engine::Log;
 use types::{Error, Result};
 
-/// Keeps nothing. Who is attached sees what comes.
-pub(crate) const NONE: &str = "none";
+/// The driver that keeps nothing: whoever is attached sees what comes.
+pub(crate) const NO_LOG: &str = "none";
 /// Docker's words for one and the same here: lines of JSON in files that are rotated. They differ in what is kept of one
 /// who does not say.
 pub(super) const JSON_FILE: &str = "json-file";
 const LOCAL: &str = "local";
-pub(crate) const LOG_DRIVERS: [&str; 3] = [JSON_FILE, LOCAL, NONE];
+pub(crate) const LOG_DRIVERS: [&str; 3] = [JSON_FILE, LOCAL, NO_LOG];
 
 const SIZE: &str = "max-size";
 const FILES: &str = "max-file";
@@ -34,15 +34,15 @@ pub(super) fn limits(log: &Log) -> Result<Option<Limits>> {
         JSON_FILE if !log.options.contains_key(SIZE) => Limits { size: 100_000_000, files: 2 },
         JSON_FILE => Limits { size: 100_000_000, files: 1 },
         LOCAL => Limits { size: 20_000_000, files: 5 },
-        NONE if log.options.is_empty() => return Ok(None),
-        NONE => {
+        NO_LOG if log.options.is_empty() => return Ok(None),
+        NO_LOG => {
             return Err(Error::invalid_argument(format!(
-                "--log-opt: invalid logging opts for driver {NONE}"
+                "--log-opt: invalid logging opts for driver {NO_LOG}"
             )));
         }
         other => {
             return Err(Error::invalid_argument(format!(
-                "--log-driver {other:?}: there are {JSON_FILE}, {LOCAL} and {NONE}; who sends logs elsewhere reads \
+                "--log-driver {other:?}: there are {JSON_FILE}, {LOCAL} and {NO_LOG}; who sends logs elsewhere reads \
                  `hoist logs --follow`, or the file that `hoist inspect` names as LogPath"
             )));
         }

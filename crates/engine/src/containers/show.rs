@@ -11,7 +11,7 @@ use types::{ContainerId, ErrorKind, Namespace, Result};
 
 use super::config::ports_asked_for;
 use super::filter::{Filter, KNOWN, KNOWN_TO_PRUNE};
-use super::log_driver::{self, NONE};
+use super::log_driver::{self, NO_LOG};
 use super::{Phase, State, exposed};
 use crate::Engine;
 use crate::logs::LOG_FILE;
@@ -230,7 +230,7 @@ impl Engine {
         let sandbox = attachment.as_ref().map(|_| self.parts().network.namespace_path(container.id.as_str()));
         let sandbox = sandbox.unwrap_or_default();
         let log_path =
-            (create.extras.log.driver != NONE).then(|| self.files(container.id.as_str()).join(LOG_FILE));
+            (create.extras.log.driver != NO_LOG).then(|| self.files(container.id.as_str()).join(LOG_FILE));
         let mut shown = json!({
             "Id": container.id.as_str(),
             "Name": format!("/{}", extension.name),
