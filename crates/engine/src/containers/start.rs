@@ -1,0 +1,388 @@
+//! Starting a container.
+//!
+//! ```text
+//! turn on the container ─▶ what its last run left is settled ─▶ network, tree, task ─▶ its program runs ─▶ watched
+//!                                                              └▶ start recorded ─┘
+//! ```
+//!
+//! A start that fails takes back what it has made. Who stops the container meanwhile is heard once more before its
+//! program runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::engine::{Port, Streams};
+use linux::recipe::{grounded, throwaway};
+use metadata::Container;
+use network::{PortRequest, Request, Transport};
+use serde_json::{Value, json};
+use stdx::Laps;
+use task::{OUR_RUNTIME, Status};
+use tokio::time::timeout;
+use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
+
+use super::SIGKILL;
+use crate::names::short;
+use crate::networks::{NetworkMode, mac_address};
+use crate::record::{ExitRecord, Extension};
+use crate::turns::{Copies, Turn};
+use crate::{Engine, etc};
+
+/// How long the end of a container whose shim does not answer may take to be seen.
+const DOUBT_LIMIT: Duration = Duration::from_secs(2);
+
+/// Who has a container started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Starter {
+    /// A call.
+    Hand,
+    /// Its restart policy, which gives way to who stops it by hand.
+    Policy,
+}
+
+/// What a start finds of the container's last run.
+enum LastRun {
+    /// Nothing: it can be started.
+    Settled,
+    /// It runs.
+    GoesOn,
+    Unsettled(Unsettled),
+}
+
+/// What is to be waited for before a container can be started.
+#[derive(Clone, Copy)]
+enum Unsettled {
+    /// Its shim is dead, or just being sent away: what is left of it is being cleared away.
+    Left,
+    /// Its end is being settled.
+    Ended,
+    /// It was made and never ran its program, and is being ended.
+    CutOff,
+    /// Its shim does not answer. It may have died this moment.
+    InDoubt,
+}
+
+/// A start that failed.
+struct Failed {
+    error: Error,
+    /// Its task was made, and it was told that it has its network and volumes.
+    had_task: bool,
+}
+
+impl Engine {
+    /// Starts a container that does not run.
+    pub async fn start(&self, text: &str, streams: &Streams, laps: &Laps) -> Result<Value> {
+        self.start_for(Starter::Hand, text, streams, laps).await.map(|_| json!({}))
+    }
+
+    /// Starts a container that does not run, and returns whether it was started: it may run already, or have been stopped
+    /// by hand.
+    pub(crate) async fn start_for(
+        &self,
+        starter: Starter,
+        text: &str,
+        streams: &Streams,
+        laps: &Laps,
+    ) -> Result<bool> {
+        let text = text.to_owned();
+        let id = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await?;
+        match self.turn_to_start(&id).await? {
+            Some(turn) => self.start_in_turn(starter, id, turn, streams, laps).await,
+            // It runs already, which is what was asked for.
+            None => Ok(false),
+        }
+    }
+
+    /// The turn on a container that does not run and of whose last run nothing is left; none if it runs. What is to be
+    /// settled first is waited for: each kind once, as what is not done by then needs somebody who looks into it.
+    async fn turn_to_start(&self, id: &ContainerId) -> Result<Option<Turn>> {
+        let (mut has_waited, mut has_doubted) = (false, false);
+        loop {
+            let turn = self.0.turns.take_from(id.as_str(), Copies::End).await?;
+            let unsettled = match self.last_run(id).await? {
+                LastRun::Settled => return Ok(Some(turn)),
+                LastRun::GoesOn => return Ok(None),
+                LastRun::Unsettled(what) => what,
+            };
+            match unsettled {
+                Unsettled::Left if has_waited => {
+                    return self.check_nothing_is_left(id).map(|()| Some(turn));
+                }
+                Unsettled::Ended if has_waited => {
+                    return Err(Error::unavailable(format!(
+                        "what the last start of container {} left cannot be cleared away yet: see the daemon's log, \
+                         and try again",
+                        short(id)
+                    )));
+                }
+                Unsettled::InDoubt if has_doubted => {
+                    return Err(Error::unavailable(format!(
+                        "container {} may be running: its shim does not answer; try again, or kill the container",
+                        short(id)
+                    )));
+                }
+                Unsettled::Left | Unsettled::Ended => has_waited = true,
+                Unsettled::InDoubt => has_doubted = true,
+                Unsettled::CutOff => {}
+            }
+            // Who settles an end needs the turn for that.
+            drop(turn);
+            match unsettled {
+                Unsettled::Left => self.wait_until_settled(id).await,
+                Unsettled::Ended | Unsettled::CutOff => {
+                    self.wait_for_end(id).await?;
+                }
+                Unsettled::InDoubt => {
+                    let _ended = timeout(DOUBT_LIMIT, self.wait_for_watched(id.as_str())).await;
+                }
+            }
+        }
+    }
+
+    /// What has become of the last run of a container, whose turn the caller has. A start that was cut off is ended.
+    async fn last_run(&self, id: &ContainerId) -> Result<LastRun> {
+        let Some(task) = self.task_of(id)? else {
+            let is_left = self.is_left(id);
+            return Ok(if is_left { LastRun::Unsettled(Unsettled::Left) } else { LastRun::Settled });
+        };
+        Ok(match task.state_or_unknown().await?.status {
+            Status::Stopped => LastRun::Unsettled(Unsettled::Ended),
+            Status::Created => {
+                self.end_unstarted(id, &task).await?;
+                LastRun::Unsettled(Unsettled::CutOff)
+            }
+            Status::Unknown => LastRun::Unsettled(Unsettled::InDoubt),
+            _ => LastRun::GoesOn,
+        })
+    }
+
+    /// Starts a container that does not run, whose turn is held until it runs.
+    async fn start_in_turn(
+        &self,
+        starter: Starter,
+        id: ContainerId,
+        turn: Turn,
+        streams: &Streams,
+        laps: &Laps,
+    ) -> Result<bool> {
+        if starter == Starter::Hand {
+            self.0.restarts.call_off(id.as_str());
+        }
+        let own = id.clone();
+        // As it is now that nobody else changes it.
+        let (container, extension) = self.blocking(move |engine| engine.wish(&own, starter)).await?;
+        if extension.stopped_by_hand {
+            return Ok(false);
+        }
+        // The disk writes while the shim works. Whichever a crash leaves undone, the next daemon makes up for it.
+        let (started, recorded) = tokio::join!(
+            self.start_task(&container, &extension, streams, laps),
+            self.record_start(&id, Some(Timestamp::now()), None),
+        );
+        let why = |error: Error| error.context(format!("start container {}", extension.name));
+        if let Err(Failed { error, had_task }) = started {
+            self.take_back(&id, &extension, had_task).await;
+            return Err(why(error));
+        }
+        if let Err(error) = recorded {
+            // It runs, and no later daemon would know of it.
+            if let Ok(Some(task)) = self.task_of(&id) {
+                let _ended_or_watched = self.parts().shims.kill(&task, None, SIGKILL, true).await;
+            }
+            self.watch(id);
+            return Err(why(error));
+        }
+        laps.lap("record the start");
+        self.watch(container.id.clone());
+        drop(turn);
+        Ok(true)
+    }
+
+    /// What is wanted of a container as its start begins: who starts it by hand takes back that it was stopped so, and
+    /// what was counted since. Who stops it from here on is not forgotten.
+    fn wish(&self, id: &ContainerId, starter: Starter) -> Result<(Container, Extension)> {
+        let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
+        let extension = Extension::of(&container)?;
+        match starter {
+            Starter::Hand if extension.stopped_by_hand || extension.restarts > 0 => {
+                let extension = self.change(id, Extension::begin_anew)?;
+                Ok((container, extension))
+            }
+            _ => Ok((container, extension)),
+        }
+    }
+
+    /// Takes back what a start has reached that failed. What cannot be taken back is found by the check.
+    async fn take_back(&self, id: &ContainerId, before: &Extension, had_task: bool) {
+        match self.parts().shims.delete(&self.0.caller.namespace, id).await {
+            Err(error) if !error.is(ErrorKind::NotFound) => {
+                // There is something left of it, which keeps its network until it ends. Who watches it tells that, too.
+                tracing::warn!(%id, "take back a start: {}", error.chain());
+                self.watch(id.clone());
+                return;
+            }
+            _ => {}
+        }
+        let own = id.clone();
+        let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
+        self.0.network_released.notify_one();
+        if had_task {
+            self.tell_network(id, "disconnect", &before.create);
+            self.tell_mounts(id, "unmount", &before.create.mounts);
+        }
+        let _ = self.record_start(id, before.started, before.exit).await;
+    }
+
+    /// Ends a container whose start was cut off between making it and running its program. Who watches it settles the
+    /// rest.
+    pub(crate) async fn end_unstarted(&self, id: &ContainerId, task: &task::Task) -> Result<()> {
+        self.watch_once(id);
+        let killed = self.signal(task, SIGKILL, true).await;
+        killed.map_err(|error| error.context("end a start that was cut off"))
+    }
+
+    /// Records what is known of a container's last start.
+    pub(crate) async fn record_start(
+        &self,
+        id: &ContainerId,
+        started: Option<Timestamp>,
+        exit: Option<ExitRecord>,
+    ) -> Result<()> {
+        let id = id.clone();
+        self.blocking(move |engine| {
+            let change = |extension: &mut Extension| {
+                extension.started = started;
+                extension.exit = exit;
+            };
+            engine.change(&id, change).map(drop)
+        })
+        .await
+    }
+
+    async fn start_task(
+        &self,
+        container: &Container,
+        extension: &Extension,
+        streams: &Streams,
+        laps: &Laps,
+    ) -> Result<(), Failed> {
+        // Nothing is taken for left over between its making and its use.
+        let _busy = self.0.starting.read().await;
+        let failed = |had_task| move |error| Failed { error, had_task };
+        self.make_task(container, extension, streams, laps).await.map_err(failed(false))?;
+        self.run_task(&container.id, laps).await.map_err(failed(true))
+    }
+
+    /// Makes a container's task, and tells what it has from then on.
+    async fn make_task(
+        &self,
+        container: &Container,
+        extension: &Extension,
+        streams: &Streams,
+        laps: &Laps,
+    ) -> Result<()> {
+        // Until it has a task, by which others see that it works in its volumes.
+        let starting = self.0.volumes.start(container.id.as_str());
+        let joined = Arc::new(self.open_joined(&extension.create).await?);
+        let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
+        let (streams, namespaces) = (streams.clone(), joined.clone());
+        let (io, rootfs, spec) = self
+            .blocking(move |engine| {
+                engine.settle_volumes(&record.id, &own.create.mounts)?;
+                engine.renew_resolvers(&record.id, &own)?;
+                engine.connect(&record, &own)?;
+                clock.lap("connect to the network");
+                let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
+                let tree = grounded(snapshots.mounts(record.id.as_str())?, &engine.0.ground);
+                let tree = if own.create.auto_remove { throwaway(tree)? } else { tree };
+                let spec = engine.spec_to_run(&record, &own.create, &namespaces)?;
+                Ok((engine.io(record.id.as_str(), &own, &streams)?, tree, spec))
+            })
+            .await?;
+        let create = task::Create {
+            spec,
+            rootfs,
+            io,
+            runtime: OUR_RUNTIME.into(),
+            laps: laps.clone(),
+            ..task::Create::default()
+        };
+        self.parts().shims.create(&self.0.caller.namespace, &container.id, create).await?;
+        self.tell_network(&container.id, "connect", &extension.create);
+        self.tell_mounts(&container.id, "mount", &extension.create.mounts);
+        drop((starting, joined));
+        Ok(())
+    }
+
+    /// Has a task that was made run its program.
+    async fn run_task(&self, id: &ContainerId, laps: &Laps) -> Result<()> {
+        // A stop that came before the task existed only set `stopped_by_hand`: it is honoured here.
+        let own = id.clone();
+        let (_, wanted) = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
+        if wanted.stopped_by_hand {
+            return Err(Error::failed_precondition("it was stopped while it came up"));
+        }
+        self.parts().shims.task(&self.0.caller.namespace, id)?.start(None).await?;
+        laps.lap("start its program");
+        Ok(())
+    }
+
+    /// Tells the container who resolves names for the machine now.
+    fn renew_resolvers(&self, id: &ContainerId, extension: &Extension) -> Result<()> {
+        let text = etc::resolv_conf(&extension.create);
+        if NetworkMode::of(&extension.create) == NetworkMode::Bridge && !etc::names_resolver(&text) {
+            tracing::warn!(%id, "/etc/resolv.conf names no resolver that a container on the bridge reaches");
+        }
+        if etc::renew_resolv_conf(&self.files(id.as_str()), &extension.resolv_conf, &text)? {
+            self.change(id, |extension| extension.resolv_conf = etc::digest(text.as_bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the container its network.
+    fn connect(&self, container: &Container, extension: &Extension) -> Result<()> {
+        let create = &extension.create;
+        match NetworkMode::of(create) {
+            NetworkMode::Bridge => {}
+            // As the machine knows others now.
+            NetworkMode::Host => return etc::write_hosts_of_host(&self.files(container.id.as_str()), create),
+            NetworkMode::None => return Ok(()),
+            NetworkMode::Of(other) => {
+                let running = ContainerId::new(other).and_then(|other| self.running(&other));
+                return running.map(drop).map_err(|error| error.context("join its network"));
+            }
+        }
+        let network = &self.parts().network;
+        let id = container.id.as_str();
+        network.detach(id)?;
+        network.create_namespace(id)?;
+        let ports = create.ports.iter().map(port_request).collect::<Result<Vec<_>>>()?;
+        let mac = mac_address(create)?;
+        let attachment = network.attach(id, &Request { ports, mac })?;
+        let hostname = create.hostname.as_deref().unwrap_or_default();
+        let (address, gateway) = (attachment.address.to_string(), attachment.gateway.to_string());
+        etc::write_hosts(&self.files(id), &address, hostname, create, &gateway)
+    }
+}
+
+fn port_request(port: &Port) -> Result<PortRequest> {
+    let address = if port.host_ip.is_empty() { "0.0.0.0" } else { port.host_ip.as_str() };
+    let host_address = address
+        .parse()
+        .map_err(|_| Error::invalid_argument(format!("publish port: {address:?} is not an IPv4 address")))?;
+    let transport = match port.protocol.as_str() {
+        "" | "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        other => {
+            return Err(Error::invalid_argument(format!(
+                "publish port: protocol {other:?} is neither tcp nor udp"
+            )));
+        }
+    };
+    Ok(PortRequest {
+        host_address,
+        host_ports: port.host_port.map(|first| (first, port.host_port_last.unwrap_or(first))),
+        container_port: port.container_port,
+        transport,
+    })
+}
