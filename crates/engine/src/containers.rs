@@ -11,6 +11,7 @@ mod exposed;
 mod filter;
 mod joins;
 mod log_driver;
+mod prune;
 mod show;
 mod start;
 mod state;

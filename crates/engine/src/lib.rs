@@ -15,6 +15,8 @@
 //! - Every running container has one watcher, which waits for its end and does what follows from it.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod cgroups;
 mod containers;
 mod copy;
 mod embedded;
@@ -35,7 +37,6 @@ mod registries;
 mod restarts;
 mod spec;
 mod stats;
-mod system;
 pub mod told;
 mod turns;
 mod usage;
