@@ -7,13 +7,14 @@ use std::{fs, io};
 
 use api::engine::{Create, Created, Lap, Restart, Streams};
 use linux::beneath::Root;
-use metadata::{Container, Runtime};
+use metadata::{Container, Image, Runtime};
 use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use stdx::Laps;
 use task::OUR_RUNTIME;
-use types::spec::image::ExecConfig;
-use types::spec::runtime::Mount;
+use transfer::Described;
+use types::spec::image::{ExecConfig, Healthcheck};
+use types::spec::runtime::{Mount, Spec};
 use types::{ContainerId, Context, Error, ErrorKind, Labels, Opaque, Platform, Result, Timestamp, label};
 
 use super::binds::look_for_sources;
@@ -35,6 +36,43 @@ const INIT: &str = "/sbin/hoist-init";
 const RESERVED: [&str; 2] = ["containerd.io/", "hoist.engine/"];
 /// How long a tree is kept without the record that will need it.
 const TREE_GRACE: Duration = Duration::from_secs(600);
+
+/// A container that is to be made: what was asked for, checked, and what its image says.
+struct Making {
+    id: ContainerId,
+    create: Create,
+    image: Image,
+    described: Described,
+    /// How the image says that it runs.
+    config: ExecConfig,
+    /// The container whose network it has, if that is another's.
+    joined: Option<(ContainerId, Extension)>,
+    snapshotter: String,
+    /// The whole command line, without what `--init` puts before it.
+    command: Vec<String>,
+    stop_signal: String,
+    health: Option<Healthcheck>,
+}
+
+impl Making {
+    /// That of the container whose network it has, or what was asked for; otherwise the machine's, if it has that of the
+    /// machine, or one that is made of its id.
+    fn hostname(&self) -> String {
+        let joined = self.joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
+        if let Some(asked) = joined.or(self.create.hostname.as_ref()) {
+            return asked.clone();
+        }
+        if NetworkMode::of(&self.create) == NetworkMode::Host || self.create.extras.uts == spec::HOST {
+            return rustix::system::uname().nodename().to_string_lossy().into_owned();
+        }
+        self.id.as_str()[..12].to_owned()
+    }
+
+    /// Whether its first process is one of ours. Where it sees the processes of others, one is there already.
+    fn has_init(&self) -> bool {
+        self.create.extras.init && matches!(self.create.extras.pid.as_str(), "" | "private")
+    }
+}
 
 impl Engine {
     /// Makes a container, and starts it if asked to, unless the caller is `gone` before it runs. `NotFound` if the image is not
@@ -100,39 +138,17 @@ impl Engine {
         self.blocking(move |engine| engine.discard(&own, true)).await
     }
 
-    fn create_record(&self, mut create: Create, laps: &Laps) -> Result<ContainerId> {
-        if create.auto_remove && create.restart != Restart::No {
-            return Err(Error::invalid_argument(
-                "conflicting options: --rm and --restart; what goes when it ends cannot be started again by itself",
-            ));
-        }
-        check_flags(&mut create)?;
-        self.name_joined(&mut create)?;
-        let image = self.find_image(&create.image)?;
-        let snapshotter = self.snapshotter_for(&create).to_owned();
-        let described = match &create.platform {
-            Some(platform) => {
-                let platform = platform.parse().map_err(|error: Error| error.context("--platform"))?;
-                self.described_as(&image, &snapshotter, &platform)?
-            }
-            None => match self.described_for(&image, &snapshotter, &Platform::host()) {
-                // Another platform of it may be here, and this one be had.
-                Err(error) if error.is(ErrorKind::NotFound) => {
-                    self.described_as(&image, &snapshotter, &Platform::host())?
-                }
-                described => described?,
-            },
-        };
+    fn create_record(&self, create: Create, laps: &Laps) -> Result<ContainerId> {
+        let mut making = self.plan(create)?;
         laps.lap("find the image");
-        let id = ContainerId::new(random_hex(32)?)?;
-        let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
-        let shared = self.take_volumes(&mut create)?;
-        let mut own_volumes = self.name_volumes(&mut create, &declared.unwrap_or_default())?;
+        let shared = self.take_volumes(&mut making.create)?;
+        let mut own_volumes = self.name_volumes(&mut making.create, &making.config.volumes)?;
         own_volumes.extend(shared);
-        let held = self.hold_volumes(&create.mounts)?;
+        let held = self.hold_volumes(&making.create.mounts)?;
+        let id = &making.id;
         let reserve = || {
             self.make_anonymous(&own_volumes)?;
-            self.reserve_name(create.name.as_deref(), id.as_str())
+            self.reserve_name(making.create.name.as_deref(), id.as_str())
         };
         let name = match reserve() {
             Ok(name) => name,
@@ -142,109 +158,90 @@ impl Engine {
                 return Err(error);
             }
         };
-        let made = self.make((&id, &name), (create, &own_volumes), (&image, &described), laps);
+        let made = self.make(&making, &name, &own_volumes, laps);
         drop(held);
-        if made.is_err() {
+        if let Err(error) = made {
             self.release_name(&name, id.as_str());
             let _ = self.remove_volumes(&own_volumes);
             // The error that counts is the first.
-            let _ = self.remove_tree(&id, &snapshotter);
+            let _ = self.remove_tree(id, &making.snapshotter);
             let _ = remove_folder(&self.files(id.as_str()));
+            return Err(error);
         }
-        made.map(|()| id)
+        Ok(making.id)
     }
 
-    fn snapshotter_for<'a>(&'a self, create: &'a Create) -> &'a str {
-        create.snapshotter.as_deref().unwrap_or(&self.parts().snapshotter)
-    }
-
-    fn make(
-        &self,
-        (id, name): (&ContainerId, &str),
-        (mut create, own_volumes): (Create, &[String]),
-        (image, described): (&metadata::Image, &transfer::Described),
-        laps: &Laps,
-    ) -> Result<()> {
-        let parts = self.parts();
-        let snapshotter = self.snapshotter_for(&create).to_owned();
-        let snapshots = parts.metadata.snapshots(&self.0.caller, &snapshotter)?;
-        let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
-        let labels =
-            [(EXPIRE_LABEL, expiry.clone()), (OWN_EXPIRE_LABEL, expiry), (TREE_LABEL, id.to_string())];
-        let labels = labels.map(|(name, value)| (name.to_owned(), value)).into();
-        // On disk with the container's record, or not at all.
-        let tree = snapshots.prepare_relaxed(id.as_str(), described.top.as_deref(), labels)?;
-        laps.lap("prepare the tree");
-
-        let exec_config = described.config.config.clone().unwrap_or_default();
+    /// Checks what was asked for as far as that needs nothing of the container, and finds its image.
+    fn plan(&self, mut create: Create) -> Result<Making> {
+        check_flags(&mut create)?;
+        self.name_joined(&mut create)?;
+        let image = self.find_image(&create.image)?;
+        let snapshotter = create.snapshotter.clone().unwrap_or_else(|| self.parts().snapshotter.clone());
+        let described = self.described_to_run(&image, &snapshotter, create.platform.as_deref())?;
+        let config = described.config.config.clone().unwrap_or_default();
         let joined = self.join(&mut create)?;
-        let hostname = joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
-        let hostname = hostname.or(create.hostname.as_ref()).cloned();
-        let has_names_of_host =
-            NetworkMode::of(&create) == NetworkMode::Host || create.extras.uts == spec::HOST;
-        let hostname = hostname.unwrap_or_else(|| match has_names_of_host {
-            true => rustix::system::uname().nodename().to_string_lossy().into_owned(),
-            false => id.as_str()[..12].to_owned(),
-        });
-        let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
-        let (user, home) =
-            self.0.users.resolve(described.top.as_deref(), &wanted_user, &create.extras.groups, || {
-                linux::mount::open_to_read(&tree)
-            })?;
-        let files = self.files(id.as_str());
-        make_files(&files)?;
-        let mut mounts = self.mounts(&create, &tree)?;
-        // Where there are processes of others is one already.
-        let has_init = create.extras.init && matches!(create.extras.pid.as_str(), "" | "private");
-        if has_init {
-            mounts.push(init_mount(&(parts.init)().map_err(|error| error.context("--init"))?));
-        }
-        create.extras.exposed = expose(&create.extras.exposed)?;
         if create.publish_all {
-            let exposed = exec_config.exposed_ports.keys().chain(&create.extras.exposed);
+            let exposed = config.exposed_ports.keys().chain(&create.extras.exposed);
             publish_all(&mut create.ports, exposed)?;
         }
-        // Whose network it is knows the names in it.
-        let known = joined.as_ref().map_or_else(|| files.clone(), |(other, _)| self.files(other.as_str()));
-        let (owner, network) = match &joined {
-            Some((other, extension)) => (other, NetworkMode::of(&extension.create)),
-            None => (id, NetworkMode::of(&create)),
-        };
-        let namespace = parts.network.namespace_path(owner.as_str());
-        let mut spec = spec::build(Inputs {
-            create: &create,
-            image: &exec_config,
-            hostname: &hostname,
-            user,
-            home: &home,
-            network: match network {
-                NetworkMode::Host => spec::Network::Host,
-                NetworkMode::None => spec::Network::Alone,
-                NetworkMode::Bridge | NetworkMode::Of(_) => spec::Network::At(&namespace),
-            },
-            files: &known,
-            cgroup: self.cgroup_of(id.as_str(), &create.extras),
-            mounts,
-        })?;
-        let command = spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default();
-        if has_init && let Some(process) = &mut spec.process {
-            process.args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
+        Ok(Making {
+            id: ContainerId::new(random_hex(32)?)?,
+            command: spec::command(&create, &config)?,
+            stop_signal: stop_signal(&create, &config)?,
+            health: health::check(create.extras.health.as_ref(), config.healthcheck.as_ref())?,
+            create,
+            image,
+            described,
+            config,
+            joined,
+            snapshotter,
+        })
+    }
+
+    /// What an image says for the platform that a container is to be of: this machine's, unless another was asked for.
+    fn described_to_run(
+        &self,
+        image: &Image,
+        snapshotter: &str,
+        platform: Option<&str>,
+    ) -> Result<Described> {
+        if let Some(platform) = platform {
+            let platform = platform.parse().map_err(|error: Error| error.context("--platform"))?;
+            return self.described_as(image, snapshotter, &platform);
         }
-        self.check_devices(&create, &spec)?;
-        let resolv_conf = etc::resolv_conf(&create);
-        etc::write(&files, &hostname, &create, &resolv_conf)?;
+        match self.described_for(image, snapshotter, &Platform::host()) {
+            // Another platform of it may be here, and this one be had.
+            Err(error) if error.is(ErrorKind::NotFound) => {
+                self.described_as(image, snapshotter, &Platform::host())
+            }
+            described => described,
+        }
+    }
+
+    /// Makes a container's tree, its files and its record, in this order. What is there when a step fails is for the caller
+    /// to take away.
+    fn make(&self, making: &Making, name: &str, own_volumes: &[String], laps: &Laps) -> Result<()> {
+        let tree = self.prepare_tree(making)?;
+        laps.lap("prepare the tree");
+        let hostname = making.hostname();
+        let files = self.files(making.id.as_str());
+        make_files(&files)?;
+        let spec = self.spec_to_record(making, &hostname, &files, &tree)?;
+        let resolv_conf = etc::resolv_conf(&making.create);
+        etc::write(&files, &hostname, &making.create, &resolv_conf)?;
         laps.lap("find the user, write the spec");
+        let mut create = making.create.clone();
         create.hostname = Some(hostname);
         create.streams = Streams::default();
-        let labels = with_labels_of(&exec_config, &mut create.labels);
+        let labels = with_labels_of(&making.config, &mut create.labels);
         let extension = Extension {
             name: name.to_owned(),
-            image: image.name.clone(),
-            image_digest: described.manifest.config.digest.to_string(),
-            platform: described.config.platform.to_string(),
-            command,
-            stop_signal: stop_signal(&create, &exec_config)?,
-            health: health::check(create.extras.health.as_ref(), exec_config.healthcheck.as_ref())?,
+            image: making.image.name.clone(),
+            image_digest: making.described.manifest.config.digest.to_string(),
+            platform: making.described.config.platform.to_string(),
+            command: making.command.clone(),
+            stop_signal: making.stop_signal.clone(),
+            health: making.health.clone(),
             started: None,
             exit: None,
             restarts: 0,
@@ -257,24 +254,84 @@ impl Engine {
         };
         let now = Timestamp::now();
         let container = Container {
-            id: id.clone(),
+            id: making.id.clone(),
             labels,
-            image: image.name.clone(),
+            image: making.image.name.clone(),
             runtime: Runtime { name: OUR_RUNTIME.into(), options: None },
             spec: Some(Opaque {
                 type_url: SPEC_TYPE.into(),
                 value: serde_json::to_vec(&spec).expect("plain data"),
             }),
-            snapshotter,
-            snapshot_key: id.to_string(),
+            snapshotter: making.snapshotter.clone(),
+            snapshot_key: making.id.to_string(),
             sandbox_id: String::new(),
             extensions: [(EXTENSION.to_owned(), extension.to_opaque())].into(),
             created: now,
             updated: now,
         };
-        parts.metadata.containers(&self.0.caller).create(container)?;
+        self.parts().metadata.containers(&self.0.caller).create(container)?;
         laps.lap("record the container");
         Ok(())
+    }
+
+    /// Makes the tree of a container, which the collector leaves alone until the record is there, and for a while only.
+    fn prepare_tree(&self, making: &Making) -> Result<Vec<types::Mount>> {
+        let snapshots = self.parts().metadata.snapshots(&self.0.caller, &making.snapshotter)?;
+        let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
+        let labels =
+            [(EXPIRE_LABEL, expiry.clone()), (OWN_EXPIRE_LABEL, expiry), (TREE_LABEL, making.id.to_string())];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value)).into();
+        // On disk with the container's record, or not at all.
+        snapshots.prepare_relaxed(making.id.as_str(), making.described.top.as_deref(), labels)
+    }
+
+    /// The spec of a container whose tree is there. Volumes are made on the way, and filled from the tree.
+    fn spec_to_record(
+        &self,
+        making: &Making,
+        hostname: &str,
+        files: &Path,
+        tree: &[types::Mount],
+    ) -> Result<Spec> {
+        let Making { id, create, config, .. } = making;
+        let user = create.user.as_ref().unwrap_or(&config.user);
+        let open = || linux::mount::open_to_read(tree);
+        let top = making.described.top.as_deref();
+        let (user, home) = self.0.users.resolve(top, user, &create.extras.groups, open)?;
+        let mut mounts = self.mounts(create, tree)?;
+        if making.has_init() {
+            mounts.push(init_mount(&(self.parts().init)().map_err(|error| error.context("--init"))?));
+        }
+        // The container whose network it is, and whose hosts know the names in it.
+        let (owner, network, files) = match &making.joined {
+            Some((other, extension)) => {
+                (other, NetworkMode::of(&extension.create), self.files(other.as_str()))
+            }
+            None => (id, NetworkMode::of(create), files.to_owned()),
+        };
+        let namespace = self.parts().network.namespace_path(owner.as_str());
+        let mut spec = spec::build(Inputs {
+            create,
+            image: config,
+            hostname,
+            user,
+            home: &home,
+            network: match network {
+                NetworkMode::Host => spec::Network::Host,
+                NetworkMode::None => spec::Network::Alone,
+                NetworkMode::Bridge | NetworkMode::Of(_) => spec::Network::At(&namespace),
+            },
+            files: &files,
+            cgroup: self.cgroup_of(id.as_str(), &create.extras),
+            mounts,
+        })?;
+        if making.has_init()
+            && let Some(process) = &mut spec.process
+        {
+            process.args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
+        }
+        self.check_devices(create, &spec)?;
+        Ok(spec)
     }
 
     /// Mounts that people asked for. Volumes are made, and filled from the tree.
@@ -327,11 +384,18 @@ impl Engine {
     }
 }
 
-/// `InvalidArgument` for flags that cannot be, whatever the image.
+/// `InvalidArgument` for flags that cannot be, whatever the image, and `NotFound` for a network that there is not. Those that
+/// can be said in several ways are written in one.
 fn check_flags(create: &mut Create) -> Result<()> {
+    if create.auto_remove && create.restart != Restart::No {
+        return Err(Error::invalid_argument(
+            "conflicting options: --rm and --restart; what goes when it ends cannot be started again by itself",
+        ));
+    }
     log_driver::limits(&create.extras.log)?;
     create.network = create.network.parse::<NetworkMode>()?.to_string();
     mac_address(create)?;
+    create.extras.exposed = expose(&create.extras.exposed)?;
     let extras = &mut create.extras;
     if extras.uts == spec::HOST && create.hostname.is_some() {
         return Err(Error::invalid_argument(
