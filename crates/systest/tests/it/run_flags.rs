@@ -457,10 +457,14 @@ fn what_cannot_be_is_refused_by_its_flag() {
         (["--expose", "x"], "--expose x"),
         (["--expose", "80/icmp"], "--expose 80/icmp"),
         (["--volumes-from", "x:rx"], "invalid mode"),
+        (["--network", "nosuch"], "network nosuch does not exist"),
     ] {
         let refused = daemon.hoist([&["run"], &flags[..], &["busybox", "true"]].concat());
         assert_ne!(refused.code, 0);
         refused.expect_stderr(words);
         assert_eq!(daemon.hoist(["ps", "-aq"]).ok().stdout, "", "nothing is left: {flags:?}");
     }
+    // Before the image is looked for.
+    let absent = ["create", "--pull", "never", "--network", "nosuch", "absent:1", "true"];
+    daemon.hoist(absent).expect_code(125).expect_stderr("network nosuch does not exist");
 }

@@ -239,6 +239,8 @@ fn a_volume_that_is_called_by_its_digits_stays() {
     daemon.hoist(["run", "--name", "../up", "-v", &mount, "seeded"]).expect_code(125);
     daemon.hoist(["run", "-v", &mount, "--entrypoint", "/nosuch", "seeded"]).expect_code(127);
     daemon.hoist(["run", "-v", &mount, "--network", "nosuch", "seeded", "true"]).expect_code(125);
+    // Found out when its tree is there.
+    daemon.hoist(["run", "-v", &mount, "-u", "nosuch", "seeded", "true"]).expect_code(125);
     assert_eq!(names(&daemon, &[]), [made.as_str()]);
     let read = daemon.hoist(["run", "--rm", "-v", &mount, "seeded", "cat", "/kept/file"]).ok();
     assert_eq!(read.text(), "mine");
