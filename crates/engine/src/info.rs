@@ -49,7 +49,7 @@ impl Engine {
             "OperatingSystem": operating_system(),
             "OSType": std::env::consts::OS,
             "Architecture": kernel.machine().to_string_lossy(),
-            "NCPU": crate::processors::count(),
+            "NCPU": crate::cpus::count(),
             "MemTotal": memory_bytes(),
             "SystemTime": Timestamp::now().to_string(),
         }))

@@ -5,7 +5,7 @@ mod seccomp;
 
 use std::path::Path;
 
-use crate::{etc, processors};
+use crate::{cpus, etc};
 use api::engine::Create;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
@@ -162,6 +162,8 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
 
 /// What nobody sees: [`MASKED`], and how hot each of these processors has been, which tells what others do with it. Not
 /// all machines count that.
+///
+/// Looked at for each container: processors may come while the daemon runs.
 fn masked(processors: &Path) -> Vec<String> {
     let each = std::fs::read_dir(processors).into_iter().flatten().flatten();
     let counters = each.map(|entry| entry.path().join("thermal_throttle")).filter(|path| path.is_dir());
@@ -297,18 +299,18 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
     }
     let milli_cpus = create.milli_cpus.filter(|milli| *milli != 0);
     if let Some(milli) = milli_cpus {
-        processors::check_share(milli, processors::count())?;
+        cpus::check_share(milli, cpus::count())?;
     }
-    processors::check_times(create)?;
+    cpus::check_times(create)?;
     if !create.extras.cpuset.is_empty() {
         let path = "/sys/devices/system/cpu/online";
         let online = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
-        processors::check_list("CPUs", &create.extras.cpuset, online.trim())?;
+        cpus::check_list("CPUs", &create.extras.cpuset, online.trim())?;
     }
     if !create.extras.cpuset_mems.is_empty() {
         // A kernel without such nodes has all memory in one.
         let online = std::fs::read_to_string("/sys/devices/system/node/online");
-        processors::check_list(
+        cpus::check_list(
             "memory nodes",
             &create.extras.cpuset_mems,
             online.as_deref().unwrap_or("0").trim(),

@@ -34,9 +34,9 @@ use self::fill::{end_filling, fill, sync_directory, wants_filling};
 pub(crate) use self::holds::Holds;
 use self::holds::{Filling, Held};
 use self::labels::{Filter, VolumeLabels};
+use crate::docker_events::Subject;
 use crate::names::short;
 use crate::record::Extension;
-use crate::told::Subject;
 use crate::usage::Kind;
 use crate::{Engine, random_hex, remove_folder};
 

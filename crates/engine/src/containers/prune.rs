@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use types::{ErrorKind, Result};
 
 use crate::Engine;
-use crate::told::Subject;
+use crate::docker_events::Subject;
 
 impl Engine {
     /// Removes containers that do not run, and collects.

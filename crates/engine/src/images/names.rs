@@ -11,8 +11,8 @@ use super::filter::{self, Filter};
 use super::found::{Known, Meant};
 use crate::Engine;
 use crate::containers::familiar;
+use crate::docker_events::Subject;
 use crate::record::Extension;
-use crate::told::Subject;
 
 const PRUNE_FILTERS: &[&str] = &["dangling", "until", "label", "label!"];
 

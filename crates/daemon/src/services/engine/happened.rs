@@ -7,7 +7,7 @@ use api::grpc::event::{ContainerCreate, ContainerDelete, ImageCreate, ImageDelet
 use api::shim::events::{
     TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart, topic,
 };
-use engine::told::{self, Told};
+use engine::docker_events::{self, DockerEvent};
 use events::Envelope;
 use prost::Message;
 
@@ -46,11 +46,11 @@ pub(super) fn read(envelope: &Envelope) -> Option<Happened> {
             note("execID", started.exec_id);
             ("container", "exec_start", started.container_id)
         }
-        told::TOPIC => {
-            let told: Told = serde_json::from_slice(bytes).ok()?;
-            attributes = told.attributes;
-            done = Some(told.action);
-            (told.subject.name(), "", told.id)
+        docker_events::TOPIC => {
+            let event: DockerEvent = serde_json::from_slice(bytes).ok()?;
+            attributes = event.attributes;
+            done = Some(event.action);
+            (event.subject.name(), "", event.id)
         }
         _ => return None,
     };

@@ -1,5 +1,5 @@
-//! What is told besides what containerd's events say: what people did to containers, how those are, and what becomes of
-//! images, volumes and networks.
+//! Events in Docker's words that containerd has none for: what people did to containers, how those are, and what becomes
+//! of images, volumes and networks.
 
 use std::collections::BTreeMap;
 
@@ -13,13 +13,14 @@ use crate::containers::familiar_with_tag;
 use crate::networks::NetworkMode;
 use crate::volumes::VOLUME;
 
-/// On this a [`Told`] is told, as JSON.
+/// On this topic of the daemon's exchange a [`DockerEvent`] is told, as JSON. Clients of containerd's events know it and the
+/// type by these names.
 pub const TOPIC: &str = "/hoist/told";
 const TYPE: &str = "hoist.engine.v1.Told";
 
 /// What happened, in Docker's words.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Told {
+pub struct DockerEvent {
     pub subject: Subject,
     /// Of a container or network its id, of a volume its name, of an image its digest, or the name that it is known by in
     /// a registry.
@@ -98,9 +99,13 @@ impl Engine {
 
     fn tell_of(&self, subject: Subject, id: &str, action: &str, attributes: &[(&str, String)]) {
         let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
-        let told =
-            Told { subject, id: id.to_owned(), action: action.to_owned(), attributes: attributes.collect() };
-        let value = serde_json::to_vec(&told).expect("plain data");
+        let event = DockerEvent {
+            subject,
+            id: id.to_owned(),
+            action: action.to_owned(),
+            attributes: attributes.collect(),
+        };
+        let value = serde_json::to_vec(&event).expect("plain data");
         let event = Opaque { type_url: TYPE.into(), value };
         let namespace = self.0.caller.namespace.clone();
         match Envelope::new(Timestamp::now(), namespace, TOPIC, event) {
