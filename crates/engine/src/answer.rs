@@ -3,6 +3,7 @@
 use api::engine::{Call, NetworkCall};
 use serde_json::Value;
 use stdx::Laps;
+use task::TerminalSize;
 use types::Result;
 
 use crate::Engine;
@@ -31,7 +32,8 @@ impl Engine {
             Call::StatFile { id, path } => self.stat_file(&id, path).await,
             Call::Commit(commit) => self.commit(*commit).await,
             Call::Resize { id, exec, rows, columns } => {
-                self.resize(&id, exec.as_deref(), rows, columns).await
+                let size = TerminalSize { rows: rows.into(), columns: columns.into() };
+                self.resize(&id, exec.as_deref(), size).await
             }
             Call::CloseStdin { id, exec } => self.close_stdin(&id, exec.as_deref()).await,
             Call::Stats { ids, all } => self.stats(ids, all).await,

@@ -38,7 +38,7 @@ mod task;
 mod unborn;
 
 pub use forward::serve as serve_events;
-pub use process::{Create, Exec, Exit, Io, Process, ProcessId, RuntimeInfo, Status};
+pub use process::{Create, Exec, Exit, Io, Process, ProcessId, RuntimeInfo, Status, TerminalSize};
 pub use program::OUR_RUNTIME;
 pub use sandbox::{
     CreateSandbox, Endpoint, SandboxExit, SandboxMetrics, SandboxStart, SandboxStatus, Sandboxes,

@@ -38,6 +38,13 @@ pub struct Io {
     pub terminal: bool,
 }
 
+/// How large a terminal is, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub rows: u32,
+    pub columns: u32,
+}
+
 /// A further process in a running container.
 #[derive(Clone, Debug, Default)]
 pub struct Exec {

@@ -25,7 +25,7 @@ use types::{ContainerId, Error, ErrorKind, ExecId, Labels, Namespace, Opaque, Re
 use crate::bundle::Bundle;
 use crate::connection::Connection;
 use crate::program::Program;
-use crate::{Exec, Exit, Limits, Process, ProcessId, Status, convert};
+use crate::{Exec, Exit, Limits, Process, ProcessId, Status, TerminalSize, convert};
 
 /// How long a shim takes to die after its socket closed.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
@@ -269,7 +269,9 @@ impl Task {
         Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
     }
 
-    pub async fn resize(&self, exec: Option<&ExecId>, width: u32, height: u32) -> Result<()> {
+    /// Sets the size of the terminal of the first process, or of a further one.
+    pub async fn resize(&self, exec: Option<&ExecId>, size: TerminalSize) -> Result<()> {
+        let TerminalSize { rows: height, columns: width } = size;
         let request = wire::ResizePtyRequest { id: self.id_text(), exec_id: text(exec), width, height };
         self.call("ResizePty", &request, None).await
     }

@@ -14,7 +14,7 @@ use api::grpc::tasks::{
 };
 use api::grpc::types::{Metric, Process as WireProcess, ProcessInfo, Status as WireStatus};
 use metadata::{Caller, Container, Metadata};
-use task::{Create, Endpoint, Exec, Exit, Io, Process, Shims, Task};
+use task::{Create, Endpoint, Exec, Exit, Io, Process, Shims, Task, TerminalSize};
 use tokio::task::JoinSet;
 use tonic::{Code, Request, Response, Status};
 use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
@@ -252,7 +252,8 @@ impl Tasks for Service {
     async fn resize_pty(&self, request: Request<ResizePtyRequest>) -> Answer<()> {
         let (task, request) = self.task(request, |request| &request.container_id).await?;
         let exec = exec(&request.exec_id)?;
-        task.resize(exec.as_ref(), request.width, request.height).await.map(Response::new).map_err(status)
+        let size = TerminalSize { rows: request.height, columns: request.width };
+        task.resize(exec.as_ref(), size).await.map(Response::new).map_err(status)
     }
 
     async fn close_io(&self, request: Request<CloseIORequest>) -> Answer<()> {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use api::engine::Exec;
 use metadata::Container;
 use serde_json::{Value, json};
-use task::Io;
+use task::{Io, TerminalSize};
 use types::spec::runtime::{Process, Spec};
 use types::{Error, ExecId, Opaque, Result};
 
@@ -109,11 +109,12 @@ impl Engine {
         Ok(process)
     }
 
-    pub async fn resize(&self, text: &str, exec: Option<&str>, rows: u16, columns: u16) -> Result<Value> {
+    /// Sets the size of the terminal of a container, or of a further process of it.
+    pub async fn resize(&self, text: &str, exec: Option<&str>, size: TerminalSize) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let exec = exec.map(ExecId::new).transpose()?;
-        self.running(&container.id)?.resize(exec.as_ref(), columns.into(), rows.into()).await?;
+        self.running(&container.id)?.resize(exec.as_ref(), size).await?;
         Ok(json!({}))
     }
 
