@@ -39,15 +39,15 @@ use crate::record::{EXTENSION, Extension};
 use crate::turns::{Copies, Turn};
 use crate::{Engine, remove_folder};
 
-/// containerd's label: until when something is kept that nothing refers to.
+/// containerd's label: the time until which the collector keeps an object that nothing refers to.
 const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 /// The value of that label which we have set: any other is a client's.
 const OWN_EXPIRE_LABEL: &str = "hoist.engine/expire";
 /// The label by which containerd's collector never removes an object.
 pub(crate) const ROOT_LABEL: &str = "containerd.io/gc.root";
-/// From the stop signal to SIGKILL.
+/// How long a container has from the stop signal to SIGKILL, where nobody says otherwise.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// Seconds: more than a machine is up.
+/// In seconds: a time to stop in that has no end, as it is longer than a machine is up.
 const WITHOUT_END: u64 = i32::MAX as u64;
 /// How long a container may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
@@ -99,7 +99,7 @@ impl Engine {
         let limit = seconds.map_or(STOP_TIMEOUT, Duration::from_secs);
         let mut task = self.task_of(&id)?;
         if task.is_none() {
-            // It may be on its way, and have nothing yet that can be stopped.
+            // A container that is being started may have no task yet: the start has the turn until there is one.
             let _ = timeout(limit, self.0.turns.take(id.as_str())).await;
             task = self.task_of(&id)?;
         }
@@ -108,9 +108,9 @@ impl Engine {
         let end = async {
             self.signal(&task, signal, false).await?;
             self.tell(&id, "kill", &[("signal", signal.to_string())]);
-            // A frozen process cannot hear.
+            // A paused process takes no signal until it is resumed.
             let _ = task.resume().await;
-            // Whether it is known how it ended makes no difference here.
+            // An error says that the exit code is not known, which does not matter here.
             let _ = self.wait_until_idle(&id).await;
             Ok(())
         };
@@ -131,7 +131,7 @@ impl Engine {
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let signal = signal_number(signal)?;
         let task = self.running(&container.id)?;
-        // Whoever asks it to end does not want it back.
+        // Whoever sends a signal that ends a container does not want its policy to start it again.
         let stops = |extension: &Extension| {
             [SIGKILL, SIGINT, SIGQUIT, SIGTERM, stop_signal_number(&extension.stop_signal)].contains(&signal)
         };
@@ -163,7 +163,7 @@ impl Engine {
     pub async fn rename(&self, text: &str, name: &str) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
-        // Nobody removes it meanwhile.
+        // With the turn, nobody removes the container meanwhile.
         let _turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
         let (id, name) = (container.id, name.trim_start_matches('/').to_owned());
         let own = id.clone();
@@ -181,7 +181,7 @@ impl Engine {
     async fn signal(&self, task: &task::Task, signal: u32, all: bool) -> Result<()> {
         match self.parts().shims.kill(task, None, signal, all).await {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            // Its shim is just being sent away, since it has ended.
+            // The container has ended, and its shim was just sent away.
             Err(_) if matches!(self.task_of(task.id()), Ok(None)) => Ok(()),
             sent => sent,
         }
@@ -208,7 +208,7 @@ impl Engine {
         };
         let mut has_waited = false;
         loop {
-            // Who starts it has the turn as long as that takes, and can be stopped without.
+            // A start holds the turn as long as it takes: the container is stopped before the turn is waited for.
             if !has_waited && let Some(task) = self.task_of(id)? {
                 if !force && is_running(&task).await? {
                     return Err(refused("is running"));
@@ -224,13 +224,13 @@ impl Engine {
             let turn = self.0.turns.take_from(id.as_str(), copies).await?;
             match self.task_of(id)? {
                 None => {
-                    // One that ended with its shim, and has not been settled.
+                    // What is left of a container that ended with its shim and whose end nobody has settled.
                     match self.parts().shims.delete(&self.0.caller.namespace, id).await {
                         Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
                         _ => self.check_nothing_is_left(id)?,
                     }
                 }
-                // What could not be deleted after its end is found by the check.
+                // A task that could not be deleted after its end: `system check` finds what is left of it.
                 Some(task) if has_waited && !self.0.watched.has(id) && !is_running(&task).await? => {}
                 // Somebody was first, and has started it again. It may have ended since, and nobody have settled that yet.
                 Some(_) => {
@@ -277,7 +277,7 @@ impl Engine {
         self.forget(id, volumes)
     }
 
-    /// The same, all but the network.
+    /// As [`Engine::discard`], of everything but the network.
     pub(crate) fn forget(&self, id: &ContainerId, volumes: bool) -> Result<()> {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let gone = |outcome: Result<()>| match outcome {
@@ -292,7 +292,7 @@ impl Engine {
         if let Some(extension) = &extension {
             self.note_last_words(id, extension);
         }
-        // The two go to the disk together, with the second.
+        // The record's deletion is a relaxed write: it reaches the disk together with the removal of the tree.
         gone(containers.delete_relaxed(id))?;
         if let Some(extension) = &extension {
             self.release_name(&extension.name, id.as_str());
@@ -339,7 +339,7 @@ impl Engine {
             let exec = ExecId::new(exec)?;
             let task = self.running(&container.id)?;
             let exit = task.wait(Some(&exec)).await?;
-            // Nobody asks for it again.
+            // The exit code of a further process is asked for once.
             let _ = task.delete_exec(&exec).await;
             return Ok(exit.status);
         }

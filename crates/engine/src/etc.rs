@@ -89,7 +89,7 @@ pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Resu
         return Ok(false);
     };
     if before == text.as_bytes() {
-        // Also of a daemon that died before it had noted so.
+        // The digest may differ nevertheless: a daemon may have died after it wrote the file and before it noted that.
         return Ok(digest(&before) != written);
     }
     if digest(&before) != written {
@@ -111,7 +111,7 @@ fn read_written(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok((len as u64 <= RESOLV_CONF_LEN_MAX).then_some(bytes))
 }
 
-/// By which a text of ours is known again.
+/// The digest by which a text that we wrote is known again.
 pub(crate) fn digest(text: &[u8]) -> String {
     Digest::of(text).to_string()
 }

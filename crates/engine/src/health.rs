@@ -130,7 +130,7 @@ fn or(nanoseconds: i64, otherwise: Duration) -> Duration {
     u64::try_from(nanoseconds).ok().filter(|time| *time > 0).map_or(otherwise, Duration::from_nanos)
 }
 
-/// Of those that run.
+/// What was found out about the containers that run, by id.
 #[derive(Default)]
 pub(crate) struct Healths(Mutex<BTreeMap<String, Health>>);
 
@@ -231,7 +231,7 @@ impl Engine {
                 let probe = match self.probe(&container, &check).await {
                     Ok(Some(probe)) => probe,
                     Ok(None) => continue,
-                    // It is going, or its shim does not answer.
+                    // The container is ending, or its shim does not answer.
                     Err(error) if error.is(ErrorKind::NotFound) => continue,
                     Err(error) => {
                         let (now, output) = (Timestamp::now(), error.chain());

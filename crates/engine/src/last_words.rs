@@ -9,7 +9,7 @@ use crate::Engine;
 use crate::containers::attributes;
 use crate::record::Extension;
 
-/// Nobody may come for some of them. Who does comes within milliseconds.
+/// How many are kept: some are never asked for, and the others within milliseconds.
 const LEN_MAX: usize = 256;
 
 /// Labels, name and image, by id, the oldest first.

@@ -77,11 +77,11 @@ pub struct Parts {
     pub exchange: Exchange,
     pub shims: Shims,
     pub network: Arc<Network>,
-    /// To registries.
+    /// Connections to registries.
     pub connections: Connections,
-    /// Blobs on their way from them.
+    /// Blobs that are being fetched from registries.
     pub flights: Flights,
-    /// What goes from and to them at once.
+    /// How many blobs may go from and to registries at once.
     pub slots: Slots,
     /// Which images may come in.
     pub admission: Admission,
@@ -108,7 +108,7 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     parts: Parts,
     caller: Caller,
-    /// Names that are taken, by name.
+    /// The ids of containers by their names, which are taken.
     names: Mutex<BTreeMap<String, String>>,
     /// Whoever starts a container or settles its end does so alone.
     turns: Turns,
@@ -125,7 +125,7 @@ struct Inner {
     users: users::Known,
     /// Told when a container has given its network back.
     network_released: Notify,
-    /// See [`etc`].
+    /// The lowest layer of every container's tree: see [`etc`].
     ground: PathBuf,
 }
 

@@ -63,11 +63,11 @@ pub(crate) enum Network<'a> {
     Host,
     /// Its own, which ends with it and reaches nobody.
     Alone,
-    /// That of a file.
+    /// The one that a file holds.
     At(&'a Path),
 }
 
-/// Everything that was found out before.
+/// Everything that a spec is built from.
 pub(crate) struct Inputs<'a> {
     pub(crate) create: &'a Create,
     pub(crate) image: &'a ExecConfig,
@@ -173,7 +173,7 @@ fn masked(processors: &Path) -> Vec<String> {
 }
 
 fn capabilities(create: &Create) -> Result<Vec<String>> {
-    // What we may not have ourselves cannot be given on.
+    // The daemon cannot give a container a capability that it may not have itself.
     let all = linux::cap::CapSet::bounding().names();
     if create.privileged {
         return Ok(all);

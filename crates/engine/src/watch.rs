@@ -28,8 +28,8 @@ use crate::names::short;
 use crate::record::{ExitRecord, Extension, RESTART_PAUSE_MAX};
 use crate::turns::{Copies, Turn};
 
-/// Before a shim that did not answer is asked again, and an end that could not be settled is settled; that is doubled
-/// each time, up to the second.
+/// The pause before a shim that did not answer is asked again, and before an end that could not be settled is tried again.
+/// It is doubled each time, up to the second of the two.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
 /// How long who wants a container waits for what nobody watches of its last run to be cleared away, and between two looks.
@@ -91,7 +91,7 @@ impl Engine {
                 }
             };
             if task.is_some() {
-                // Free: nobody has begun anything with it yet.
+                // Taken at once: the daemon is starting, and nobody has begun anything with the container yet.
                 let turn = self.0.turns.take(id.as_str()).await;
                 self.watch(id.clone());
                 // Its shim may not answer; nobody waits for that but who would change something of it.
@@ -116,10 +116,10 @@ impl Engine {
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
             let send = self.0.watched.begin(&id);
             tokio::spawn(self.clone().see_off(id.clone(), exit, send));
-            // Until that is done, or has failed for the first time.
+            // Returns when the end is settled, or when settling it has failed for the first time.
             self.wait_for_watched(id.as_str()).await;
         }
-        // Nothing is to be recorded of these.
+        // The rest are tasks of no container of ours: their ends are recorded nowhere.
         for one in others {
             if let Err(error) = self.parts().shims.delete(&one.namespace, &one.id).await
                 && !error.is(ErrorKind::NotFound)
@@ -129,7 +129,7 @@ impl Engine {
         }
         let unrecorded = self.blocking(|engine| {
             let unrecorded = engine.unrecorded()?;
-            // Not for want of the one may the others be lost.
+            // A tree that cannot be held is no reason not to watch the containers.
             if !unrecorded.is_empty()
                 && let Err(error) = engine.hold_trees(&unrecorded)
             {
@@ -296,7 +296,7 @@ impl Engine {
             match waited {
                 Ok(exit) => return exit,
                 Err(error) if error.is(ErrorKind::NotFound) => return unknown,
-                // An error is not an end.
+                // An error does not say that the container has ended: it is asked again.
                 Err(error) => {
                     tracing::warn!(%id, "wait for a container: {}", error.chain());
                     tokio::time::sleep(pause).await;
@@ -312,7 +312,7 @@ impl Engine {
         match self.extension(id).await {
             Ok(extension) if !extension.wants_restart(code) => None,
             Err(error) if error.is(ErrorKind::NotFound) => None,
-            // What cannot be read may want it.
+            // A record that cannot be read may want a restart.
             _ => Some(self.0.restarts.plan(id.as_str())),
         }
     }
@@ -329,11 +329,11 @@ impl Engine {
         let _nobody_sweeps = self.0.starting.read().await;
         let settled = self.settle_all_but_network(id, exit).await;
         if settled.is_ok() {
-            // Whoever has the turn next may start it.
+            // Whoever has the turn next may start the container, and its state must not be the old end then.
             self.0.ends.over(id, &exit);
         }
         tell();
-        // Of what is not settled there may be processes yet, which have the network.
+        // Processes of a container whose end is not settled may still use the network.
         settled?;
         let own = id.clone();
         self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await?;
@@ -343,7 +343,7 @@ impl Engine {
                 self.plan_restart(id, extension.restart_pause());
                 Ok(())
             }
-            // It was to be removed.
+            // The container was removed with its end (`--rm`), or by a client.
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
             read => read.map(drop),
         }
@@ -361,7 +361,7 @@ impl Engine {
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
             _ => {}
         }
-        // As long as it may be there, nothing of it is taken away.
+        // As long as processes of the container may be there, nothing of it is taken away.
         self.check_nothing_is_left(id)?;
         let own = id.clone();
         self.blocking(move |engine| {
@@ -373,7 +373,7 @@ impl Engine {
             match extension {
                 Some(extension) if !extension.create.auto_remove => Ok(()),
                 Some(_) => engine.forget(&own, true),
-                // Of one that has no record any more, what a removal could not take along is left.
+                // The record is gone: what its deletion could not take along while the container ran goes now.
                 None => engine.forget_unrecorded(&own),
             }
         })
@@ -385,7 +385,7 @@ impl Engine {
         let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
         let extension = Extension::of(&container)?;
         if extension.create.auto_remove {
-            // How it ended is told to those who wait; a record of it would go at once.
+            // The record goes with the container at once: those who wait are told how it ended.
             return Ok(extension);
         }
         self.change(id, |extension| extension.end(exit))
@@ -428,7 +428,7 @@ impl Engine {
             return Ok(());
         }
         if extension.stopped_by_hand {
-            // From here on only who stops it again has it stopped.
+            // The policy `always` overrides an earlier stop by hand; a later one counts.
             let own = id.clone();
             extension = self.blocking(move |engine| engine.change(&own, Extension::begin_anew)).await?;
         }
@@ -462,13 +462,13 @@ impl Engine {
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<()> {
-        // Behind copies of files for as long as they take: nobody would start it later.
+        // A restart waits for copies of files as long as they take: nobody else would start the container later.
         while self.0.turns.take_from(id.as_str(), Copies::End).await.is_err() {}
         if !self.start_for(Starter::Policy, id.as_str(), &Streams::default(), &Laps::start()).await? {
             return Ok(());
         }
         let own = id.clone();
-        // Counted once it runs: who sees the number can see what it did.
+        // Counted when the container runs, so that whoever sees the number finds it running.
         let count = |extension: &mut Extension| {
             extension.restarts += 1;
             extension.short_runs = extension.short_runs.saturating_add(1);
@@ -478,7 +478,7 @@ impl Engine {
 
     /// Waits until a container neither runs nor is being started.
     pub(crate) async fn wait_until_idle(&self, id: &ContainerId) -> Result<()> {
-        // A start that was cut off takes back what it had made.
+        // A start has the turn: once that is free the container runs, or the start has taken back what it made.
         drop(self.0.turns.take(id.as_str()).await);
         match self.task_of(id)? {
             Some(_) => self.wait_for_end(id).await.map(drop),

@@ -30,9 +30,9 @@ use crate::{Engine, etc, health, info, random_hex, remove_folder};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
-/// Where the first process of a container with `--init` is in it.
+/// The path in a container with `--init` of the program that is its first process.
 const INIT: &str = "/sbin/hoist-init";
-/// Labels with a meaning for the daemon begin so.
+/// How labels begin that have a meaning for the daemon.
 const RESERVED: [&str; 2] = ["containerd.io/", "hoist.engine/"];
 /// How long a tree is kept without the record that will need it.
 const TREE_GRACE: Duration = Duration::from_secs(600);
@@ -85,7 +85,7 @@ impl Engine {
         look_for_sources(&create).await?;
         let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
         if start && let Err(error) = self.start_made(&id, &streams, &laps, gone).await {
-            // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
+            // A container that never ran is not kept: it would hold its name, and `run` under that name be refused.
             if let Err(second) = self.discard_unstarted(&id).await {
                 tracing::warn!(%id, "keep a container that could not be started: {}", second.chain());
             }
@@ -354,7 +354,7 @@ impl Engine {
             let (kind, source, mut options) = match wanted.kind.as_str() {
                 "tmpfs" => {
                     let mut options = vec!["noexec", "nosuid", "nodev"];
-                    // Also of one that is started again, whose directory has been made.
+                    // The mode is in the spec: at later starts the directory is there, made by the first.
                     if !has_mode(&wanted.options) && !is_there(tree, &wanted.target)? {
                         options.push("mode=1777");
                     }
@@ -366,7 +366,7 @@ impl Engine {
                     let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
                     ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
                 }
-                // What is private first has no master any more that it could follow.
+                // A mount that is made private first has no master any more that it could follow.
                 _ if !wanted.options.is_empty() => ("bind", wanted.source.clone(), vec!["rbind"]),
                 _ => ("bind", wanted.source.clone(), vec!["rbind", "rprivate"]),
             };
@@ -409,7 +409,7 @@ fn check_flags(create: &mut Create) -> Result<()> {
         )));
     }
     match extras.runtime.as_str() {
-        // What Docker calls its first: the shim does what runc does.
+        // runc is Docker's default, and the shim does what runc does.
         "" | "runc" | RUNC_RUNTIME | OUR_RUNTIME => {}
         other => {
             return Err(Error::invalid_argument(format!(

@@ -53,7 +53,7 @@ impl Engine {
                 Ok(thrown_away.map(|extension| extension.own_volumes).unwrap_or_default())
             })
             .await?;
-        // The record is gone, whatever becomes of the rest: that is found by the check.
+        // The record is gone, whatever becomes of the rest: `system check` finds what is left.
         if let Err(error) = self.let_go(&id, volumes).await {
             tracing::error!(%id, "let go of a container whose record was deleted: {}", error.chain());
         }

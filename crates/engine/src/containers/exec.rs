@@ -52,7 +52,7 @@ impl Engine {
         }
         if exec.detach {
             let own = id.clone();
-            // Nobody will ask how it ended, and its shim keeps that until it is told so.
+            // Nobody will ask how the process ended, and the shim keeps its exit code until the process is deleted.
             tokio::spawn(async move {
                 if task.wait(Some(&own)).await.is_ok() {
                     let _ = task.delete_exec(&own).await;
@@ -88,7 +88,7 @@ impl Engine {
                 process.env.push(format!("HOME={home}"));
             }
         }
-        // Whoever it is: the groups of devices are those of all users of the container.
+        // After the user is resolved: groups that devices bring are added to those of any user.
         self.give_devices(&create, &mut process);
         process
             .env

@@ -23,11 +23,11 @@ impl Engine {
                 }
                 // Somebody has removed it meanwhile, or started it.
                 Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
-                // Something of it may be running.
+                // Something of the container may be running.
                 Err(error) if error.is(ErrorKind::Unavailable) => {
                     tracing::warn!("prune passes over a container: {}", error.chain());
                 }
-                // That is no reason to keep the others.
+                // One that cannot be removed is no reason to keep the others.
                 Err(error) => {
                     first_error.get_or_insert(error.context(format!("remove container {id}")));
                 }

@@ -118,7 +118,7 @@ impl Engine {
         Ok(listed.iter().map(|one| self.row(one, &exposed)).collect())
     }
 
-    /// None of one that has gone meanwhile.
+    /// The sizes of a container's tree; none if the tree has gone meanwhile.
     fn sizes_if_there(&self, container: &Container) -> Result<Option<Sizes>> {
         match self.sizes(container) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
@@ -321,10 +321,10 @@ impl Engine {
     }
 }
 
-/// Docker's time of what has not been.
+/// The time by which Docker says that something never happened.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// What was asked for of the machine's.
+/// `HostConfig`: what was asked for that is the machine's.
 fn host_config(extension: &Extension) -> Value {
     let create = &extension.create;
     // Those that were made for it alone, or are another's, are not what it was asked for with a name.
@@ -381,7 +381,7 @@ fn host_config(extension: &Extension) -> Value {
     config
 }
 
-/// How much it may use.
+/// The limits in `HostConfig`: how much a container may use.
 fn limits(create: &Create) -> Map<String, Value> {
     let extras = &create.extras;
     let all = json!({

@@ -169,12 +169,12 @@ impl Engine {
             self.0.restarts.call_off(id.as_str());
         }
         let own = id.clone();
-        // As it is now that nobody else changes it.
+        // The record is read again: with the turn, nobody else changes it.
         let (container, extension) = self.blocking(move |engine| engine.wish(&own, starter)).await?;
         if extension.stopped_by_hand {
             return Ok(false);
         }
-        // The disk writes while the shim works. Whichever a crash leaves undone, the next daemon makes up for it.
+        // The start is recorded while the shim works. A crash may leave either undone: the next daemon makes up for it.
         let (started, recorded) = tokio::join!(
             self.start_task(&container, &extension, streams, laps),
             self.record_start(&id, Some(Timestamp::now()), None),
@@ -185,7 +185,7 @@ impl Engine {
             return Err(why(error));
         }
         if let Err(error) = recorded {
-            // It runs, and no later daemon would know of it.
+            // The container runs, and its record does not say so: a later daemon would take it for one that never ran.
             if let Ok(Some(task)) = self.task_of(&id) {
                 let _ended_or_watched = self.parts().shims.kill(&task, None, SIGKILL, true).await;
             }
@@ -212,11 +212,11 @@ impl Engine {
         }
     }
 
-    /// Takes back what a start has reached that failed. What cannot be taken back is found by the check.
+    /// Takes back what a start has made that failed. What cannot be taken back is found by `system check`.
     async fn take_back(&self, id: &ContainerId, before: &Extension, had_task: bool) {
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             Err(error) if !error.is(ErrorKind::NotFound) => {
-                // There is something left of it, which keeps its network until it ends. Who watches it tells that, too.
+                // Something of the container is left, which keeps its network until it ends. Its watcher tells that, too.
                 tracing::warn!(%id, "take back a start: {}", error.chain());
                 self.watch(id.clone());
                 return;
@@ -266,7 +266,7 @@ impl Engine {
         streams: &Streams,
         laps: &Laps,
     ) -> Result<(), Failed> {
-        // Nothing is taken for left over between its making and its use.
+        // While this is held, nobody takes what is made here and not used yet for left over.
         let _busy = self.0.starting.read().await;
         let failed = |had_task| move |error| Failed { error, had_task };
         self.make_task(container, extension, streams, laps).await.map_err(failed(false))?;
@@ -281,7 +281,7 @@ impl Engine {
         streams: &Streams,
         laps: &Laps,
     ) -> Result<()> {
-        // Until it has a task, by which others see that it works in its volumes.
+        // Held until the container has a task, by which others see that it works in its volumes.
         let starting = self.0.volumes.start(container.id.as_str());
         let joined = Arc::new(self.open_joined(&extension.create).await?);
         let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
