@@ -12,7 +12,8 @@ use types::{Digest, ErrorKind, Result};
 use crate::Engine;
 
 impl Engine {
-    /// The cgroup above those of containers, below the hierarchies' roots. Two daemons on one machine have different ones.
+    /// The cgroup above those of containers, below the hierarchies' roots. Two daemons on one machine have different
+    /// ones.
     pub(crate) fn cgroup_parent(&self) -> String {
         let root = self.parts().root.as_os_str().as_encoded_bytes();
         format!("/hoist/{}", Digest::of(root).short())

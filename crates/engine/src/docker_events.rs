@@ -1,5 +1,5 @@
-//! Events in Docker's words that containerd has none for: what people did to containers, how those are, and what becomes
-//! of images, volumes and networks.
+//! Events in Docker's words that containerd has none for: what people did to containers, how those are, and what
+//! becomes of images, volumes and networks.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use crate::containers::familiar_with_tag;
 use crate::networks::NetworkMode;
 use crate::volumes::VOLUME;
 
-/// On this topic of the daemon's exchange a [`DockerEvent`] is told, as JSON. Clients of containerd's events know it and the
-/// type by these names.
+/// On this topic of the daemon's exchange a [`DockerEvent`] is told, as JSON. Clients of containerd's events know it and
+/// the type by these names.
 pub const TOPIC: &str = "/hoist/told";
 const TYPE: &str = "hoist.engine.v1.Told";
 

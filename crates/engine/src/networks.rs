@@ -33,8 +33,8 @@ pub(crate) enum NetworkMode {
 }
 
 impl NetworkMode {
-    /// That of a container which was checked when it was made. What is no mode counts as the bridge, on which a container
-    /// is that does not say.
+    /// That of a container, which was checked when the container was made. What is no mode counts as the bridge, which a
+    /// container has that does not say.
     pub(crate) fn of(create: &Create) -> NetworkMode {
         create.network.parse().unwrap_or(NetworkMode::Bridge)
     }

@@ -1,10 +1,7 @@
 //! What the engine keeps of a container beside the fields of its record.
 //!
-//! What people asked for is kept as they asked for it: [`Create`], a message of the API. That is the one message which is
+//! What people asked for is kept as they asked for it: [`Create`], a message of the API. It is the only message that is
 //! stored, and its names are those of a format on disk, held by the tests in `stored`.
-
-#[cfg(test)]
-mod stored;
 
 use std::time::Duration;
 
@@ -125,6 +122,9 @@ impl Extension {
         }
     }
 }
+
+#[cfg(test)]
+mod stored;
 
 #[cfg(test)]
 mod tests {

@@ -28,8 +28,8 @@ use crate::names::short;
 use crate::record::{ExitRecord, Extension, RESTART_PAUSE_MAX};
 use crate::turns::{Copies, Turn};
 
-/// The pause before a shim that did not answer is asked again, and before an end that could not be settled is tried again.
-/// It is doubled each time, up to the second of the two.
+/// The pause before a shim that did not answer is asked again, and before an end that could not be settled is tried
+/// again. It is doubled each time, up to the second of the two.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
 /// How long who wants a container waits for what nobody watches of its last run to be cleared away, and between two looks.

@@ -55,8 +55,8 @@ struct Making {
 }
 
 impl Making {
-    /// That of the container whose network it has, or what was asked for; otherwise the machine's, if it has that of the
-    /// machine, or one that is made of its id.
+    /// The name of the container whose network it has, or what was asked for; otherwise the machine's where it shares the
+    /// machine's network or names, or the beginning of its id.
     fn hostname(&self) -> String {
         let joined = self.joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
         if let Some(asked) = joined.or(self.create.hostname.as_ref()) {
@@ -218,8 +218,8 @@ impl Engine {
         }
     }
 
-    /// Makes a container's tree, its files and its record, in this order. What is there when a step fails is for the caller
-    /// to take away.
+    /// Makes a container's tree, its files and its record, in this order. What is there when a step fails is for the
+    /// caller to take away.
     fn make(&self, making: &Making, name: &str, own_volumes: &[String], laps: &Laps) -> Result<()> {
         let tree = self.prepare_tree(making)?;
         laps.lap("prepare the tree");
@@ -384,8 +384,8 @@ impl Engine {
     }
 }
 
-/// `InvalidArgument` for flags that cannot be, whatever the image, and `NotFound` for a network that there is not. Those that
-/// can be said in several ways are written in one.
+/// `InvalidArgument` for flags that cannot be, whatever the image, and `NotFound` for a network that there is not. Those
+/// that can be said in several ways are written in one.
 fn check_flags(create: &mut Create) -> Result<()> {
     if create.auto_remove && create.restart != Restart::No {
         return Err(Error::invalid_argument(

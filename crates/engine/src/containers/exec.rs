@@ -62,8 +62,8 @@ impl Engine {
         Ok(json!({"Id": container.id.as_str(), "ExecId": id.as_str()}))
     }
 
-    /// The process as a spec describes it: that of the container with what is asked for. `root` is the container's, in which
-    /// users are looked up; without one no user may be asked for.
+    /// The process as a spec describes it: that of the container with what is asked for. `root` is the container's, in
+    /// which users are looked up; without one no user may be asked for.
     pub(crate) fn exec_process(
         &self,
         container: &Container,

@@ -75,8 +75,8 @@ impl Engine {
         self.start_for(Starter::Hand, text, streams, laps).await.map(|_| json!({}))
     }
 
-    /// Starts a container that does not run, and returns whether it was started: it may run already, or have been stopped
-    /// by hand.
+    /// Starts a container that does not run, and returns whether it was started: it may run already, or have been
+    /// stopped by hand.
     pub(crate) async fn start_for(
         &self,
         starter: Starter,
@@ -216,7 +216,7 @@ impl Engine {
     async fn take_back(&self, id: &ContainerId, before: &Extension, had_task: bool) {
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             Err(error) if !error.is(ErrorKind::NotFound) => {
-                // Something of the container is left, which keeps its network until it ends. Its watcher tells that, too.
+                // Something of the container is left, which keeps its network until it ends. Its watcher tells that.
                 tracing::warn!(%id, "take back a start: {}", error.chain());
                 self.watch(id.clone());
                 return;

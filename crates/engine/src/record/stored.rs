@@ -1,6 +1,6 @@
-//! The format of the extension, held to `tests/data/record.json`: what one version has written, the next reads. That covers
-//! what people asked for, [`Create`], which is a message of the API too: a field of it that gets another name is lost to all
-//! containers that there are.
+//! The format of the extension, held to `tests/data/record.json`: what one version has written, the next reads. That
+//! covers what people asked for, [`Create`], which is a message of the API too: a field of it that gets another name is
+//! lost to all containers that there are.
 //!
 //! A new field goes into the file as well, has a default, and stays what it is from then on.
 
