@@ -13,6 +13,7 @@
 //! - `traces`: what calls consisted of, for a collector.
 //! - `import`: what another containerd has.
 //! - `publish`, `oci_hook`: small commands of containerd's that are no daemon.
+//! - `background`: tasks that go on as long as the daemon, which ends if one of them breaks down.
 //! - `collector`: when garbage is collected.
 //! - `rest`: memory that is given back when nobody asks for anything.
 //! - `restart`: containers of other clients that are started again.
@@ -29,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod background;
 mod belongings;
 mod checkpoint;
 mod collector;

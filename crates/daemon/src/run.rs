@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use types::{Context, Error, Result};
 
 use crate::args::{self, Args, Command};
+use crate::background::Background;
 use crate::config::{self, Config, Flavor, Loaded};
 use crate::lock::Lock;
 use crate::programs::Programs;
@@ -131,11 +132,14 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     };
     // Before anything listens or runs that would have to be taken back.
     services::check_required(&parts, &config.required_plugins)?;
-    runtime.block_on(run_parts(args, config, &parts, exporter))?;
-    unmount::unless_used(config, &parts.metadata);
-    // Waits for containers stand on blocking threads; they end with the process.
+    let ended = runtime.block_on(run_parts(args, config, &parts, exporter));
+    if ended.is_ok() {
+        unmount::unless_used(config, &parts.metadata);
+    }
+    // Waits for containers stand on blocking threads; they end with the process. To drop the executor would be to wait for
+    // them.
     runtime.shutdown_background();
-    Ok(())
+    ended
 }
 
 /// Takes over what another containerd has, or says what it would.
@@ -240,18 +244,19 @@ async fn run_parts(
     let of_shims = UnixListener::from_std(of_shims).context(|| "listen for events")?;
     // Before anything happens that somebody may ask about.
     let (history, recorder) = services::History::new(&parts.exchange, parts.engine.clone());
-    tokio::spawn(recorder.run());
-    tokio::spawn(task::serve_events(of_shims, parts.shims.clone()));
+    let mut background = Background::default();
+    background.spawn("record events", recorder.run());
+    background.spawn("hear shims", task::serve_events(of_shims, parts.shims.clone()));
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
     let rest = Rest::default();
-    tokio::spawn(parts.collector.clone().run(rest.clone()));
-    tokio::spawn(parts.collector.clone().reclaim());
+    background.spawn("collect garbage", parts.collector.clone().run(rest.clone()));
+    background.spawn("delete the files of what was removed", parts.collector.clone().reclaim());
     if !parts.left_out.restart_monitor() {
-        tokio::spawn(parts.restarts.clone().run());
+        background.spawn("restart monitor", parts.restarts.clone().run());
     }
-    tokio::spawn(parts.retainer.clone().run());
-    tokio::spawn(events::tell_held(parts.metadata.clone(), parts.held.clone()));
+    background.spawn("drop blobs of unpacked layers", parts.retainer.clone().run());
+    background.spawn("tell held events", events::tell_held(parts.metadata.clone(), parts.held.clone()));
 
     let is_counted = config.metrics.address.is_some() || config.debug.is_some();
     let sources = telemetry::Sources {
@@ -260,7 +265,7 @@ async fn run_parts(
         metadata: parts.metadata.clone(),
         shims: parts.shims.clone(),
     };
-    telemetry::serve(config, &sources).await?;
+    telemetry::serve(config, &sources, &mut background).await?;
     let router = services::router(parts, history, config).counted(sources.calls);
 
     // Before anybody can know that it is here: a signal that nobody waits for ends it at once, SIGHUP too.
@@ -276,11 +281,12 @@ async fn run_parts(
     }
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
-    tokio::spawn(rest.clone().run(parts.metadata.clone(), parts.engine.clone()));
+    background
+        .spawn("give back what is unused", rest.clone().run(parts.metadata.clone(), parts.engine.clone()));
     let router = Arc::new(router.disturbing(rest));
     let serve = |listener| server::serve(listener, router.clone(), stopping.clone());
     let mut serving: JoinSet<()> = listeners.into_iter().map(serve).collect();
-    wait_for_end(signals, args, config, parts).await?;
+    let ended = wait_for_end(signals, &mut background, args, config, parts).await;
     notify::notify(notify::STOPPING);
     tracing::info!("stopping; containers go on");
     parts.retainer.stop();
@@ -297,7 +303,8 @@ async fn run_parts(
     // kernel's goes nevertheless.
     let synced = parts.metadata.sync();
     let stopped = parts.engine.stop().await;
-    synced.and(stopped)
+    background.stop().await;
+    ended.and(synced).and(stopped)
 }
 
 /// What the daemon is told by signals. Those that come before somebody looks are kept.
@@ -318,9 +325,11 @@ impl Signals {
     }
 }
 
-/// Waits until somebody wants the daemon to end; takes up a changed configuration until then.
+/// Waits until somebody wants the daemon to end; takes up a changed configuration until then. An error if it has to end
+/// because a task broke down.
 async fn wait_for_end(
     mut signals: Signals,
+    background: &mut Background,
     args: &Args,
     config: &Config,
     parts: &wiring::Parts,
@@ -330,6 +339,7 @@ async fn wait_for_end(
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.hangup.recv() => reload(args, config, parts),
+            error = background.broken() => return Err(error),
         }
     }
 }

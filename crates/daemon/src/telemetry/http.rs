@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 use types::{Context, Error, ErrorKind, Result};
 
 use super::{Sources, process, profile};
+use crate::background::Background;
 use crate::config::{Config, DebugSocket};
 use crate::listen;
 
@@ -30,13 +31,13 @@ enum Door {
     Debug,
 }
 
-/// Listens where the configuration says, and answers for ever, on tasks of its own.
-pub(crate) async fn serve(config: &Config, sources: &Sources) -> Result<()> {
+/// Listens where the configuration says, and answers for ever, beside everything else.
+pub(crate) async fn serve(config: &Config, sources: &Sources, background: &mut Background) -> Result<()> {
     if let Some(address) = config.metrics.address {
         let listener = bind(address).await?;
         tracing::info!(address = %listener.local_addr().unwrap_or(address), "metrics are served");
         let sources = sources.clone();
-        tokio::spawn(async move {
+        background.spawn("serve metrics", async move {
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => answer_on(TokioIo::new(stream), Door::Metrics, sources.clone()),
@@ -49,7 +50,7 @@ pub(crate) async fn serve(config: &Config, sources: &Sources) -> Result<()> {
         let listener = listen::listen_for_debugging(path, *uid, *gid)?;
         let listener = UnixListener::from_std(listener).context(|| "listen for debugging")?;
         let sources = sources.clone();
-        tokio::spawn(async move {
+        background.spawn("serve debugging", async move {
             loop {
                 match listener.accept().await {
                     Ok((stream, _)) => answer_on(TokioIo::new(stream), Door::Debug, sources.clone()),
