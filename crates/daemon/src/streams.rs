@@ -99,9 +99,8 @@ impl Streams {
     }
 }
 
-impl Streams {
-    /// Those that were opened in leases.
-    pub(crate) fn leased(&self) -> Vec<LeasedStream> {
+impl metadata::Streams for Streams {
+    fn leased(&self) -> Vec<LeasedStream> {
         let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let leased = |((namespace, name), open): (&Key, &Open)| {
             let lease = open.lease.clone()?;
@@ -110,8 +109,8 @@ impl Streams {
         open.iter().filter_map(leased).collect()
     }
 
-    /// Ends a stream for its client and for whoever uses it.
-    pub(crate) fn end(&self, stream: &LeasedStream) {
+    /// For its client and for whoever uses it.
+    fn end(&self, stream: &LeasedStream) {
         let key = (stream.namespace.clone(), stream.name.clone());
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = open.get_mut(&key).filter(|open| open.lease.as_ref() == Some(&stream.lease)) {

@@ -1,9 +1,7 @@
 //! Which part gets which other part. The one place that knows all of them.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 
 use content::LocalStore;
@@ -17,7 +15,7 @@ use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use tokio::sync::Notify;
 use transfer::{Admission, Flights, Retentions, Slots};
-use types::{Context, Descriptor, Error, Result};
+use types::{Context, Error, Result};
 
 use crate::belongings::Belongings;
 use crate::checkpoint::Checkpoints;
@@ -148,20 +146,6 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let retentions = Retentions::new(config.unpacked.into());
     let admission =
         Admission::new(config.policy.clone(), config.image_verifiers.clone(), connections.clone());
-    let gate = {
-        let admission = admission.clone();
-        Box::new(move |name: &str, image: &Descriptor| admission.check_record(name, image))
-    };
-    let gate_is_open = {
-        let admission = admission.clone();
-        let is_open = move |name: String| {
-            let admission = admission.clone();
-            async move { admission.is_open(&name).await.unwrap_or(false) }
-        };
-        Box::new(move |name: &str| -> Pin<Box<dyn Future<Output = bool> + Send>> {
-            Box::pin(is_open(name.to_owned()))
-        })
-    };
     let places = Places::open(&state.join("mounts"))?;
     let sweep_mounts = {
         let places = places.clone();
@@ -171,16 +155,13 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let processors = Processors::new(&plugins.processors);
     let differs =
         plugins.differs.iter().map(|name| find_proxy(&proxies, ProxyKind::Diff, name).cloned()).collect();
-    let (look, end) = (streams.clone(), streams.clone());
     let options = metadata::Options {
         sink,
         is_heard,
-        gate,
-        gate_is_open,
+        gate: Box::new(admission.clone()),
         notice,
         sweep_mounts,
-        leased_streams: Box::new(move || look.leased()),
-        end_stream: Box::new(move |stream| end.end(stream)),
+        streams: Box::new(streams.clone()),
         isolates_content: config.sharing == Sharing::Isolated,
         processors: Box::new(processors.clone()),
         differs: Box::new(differs::Chain { differs, processors: processors.clone() }),

@@ -12,16 +12,18 @@ pub struct Applied {
     pub by: String,
 }
 
-/// See the module.
+/// Asked, for each layer, before it is unpacked here: in pulls, loads and imports.
 pub trait Differs: Send + Sync {
     /// Whether one of them is asked for layers of a media type before they are unpacked here.
     fn are_asked(&self, media_type: &str) -> bool;
 
-    /// Applies a layer whose blob the caller has to a tree. None if none of them knows how, and it is to be unpacked here.
+    /// Applies a layer, whose blob the caller has, to the tree that `mounts` make. Blocks until it is on disk. None if none
+    /// of them knows how, and it is to be unpacked here; `Unimplemented` if it is to be unpacked nowhere else. After another
+    /// error the tree may have a part of the layer.
     fn apply(&self, caller: &Caller, layer: &Descriptor, mounts: &[Mount]) -> Result<Option<Applied>>;
 }
 
-/// Layers are unpacked here.
+/// No differs: every layer is unpacked here.
 pub struct NoDiffers;
 
 impl Differs for NoDiffers {

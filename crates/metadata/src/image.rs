@@ -190,14 +190,14 @@ impl Images {
         if self.store.0.read(|tx| IMAGES.contains(tx, (namespace, &image.name)))? {
             return Err(taken(&image.name));
         }
-        (self.store.0.gate)(&image.name, &image.target)?;
+        self.store.0.gate.admit(&image.name, &image.target)?;
         self.store.0.change(|change| self.create_in(change, image, source_date_epoch.map(both)))
     }
 
     /// As [`Images::create`], of an image that another store had: it keeps its times.
     pub fn take_over(&self, image: Image) -> Result<Image> {
         let image = checked(image)?;
-        (self.store.0.gate)(&image.name, &image.target)?;
+        self.store.0.gate.admit(&image.name, &image.target)?;
         let times = (image.created, image.updated);
         self.store.0.change(|change| self.create_in(change, image, Some(times)))
     }
@@ -206,7 +206,7 @@ impl Images {
     /// own, if the gate lets it in, as a pull or a tag of containerd's does.
     pub fn assign(&self, image: Image) -> Result<Image> {
         let image = checked(image)?;
-        (self.store.0.gate)(&image.name, &image.target)?;
+        self.store.0.gate.admit(&image.name, &image.target)?;
         self.store.0.change(|change| {
             match IMAGES.contains(change.tx, (&self.caller.namespace, &image.name))? {
                 true => self.update_in(change, &image, &[], None),
@@ -222,7 +222,7 @@ impl Images {
         source_date_epoch: Option<Timestamp>,
     ) -> Result<Option<Ready<Image>>> {
         let (images, image) = (self.clone(), checked(image.clone())?);
-        if !(self.store.0.gate_is_open)(&image.name).await {
+        if !self.store.0.gate.is_open(&image.name).await {
             return Ok(None);
         }
         Ok(Some(Ready::new(&self.store, move |change| {
@@ -262,7 +262,7 @@ impl Images {
     ) -> Result<Image> {
         if paths.is_empty() || paths.iter().any(|path| path == "target") {
             self.get(&update.name)?;
-            (self.store.0.gate)(&update.name, &update.target)?;
+            self.store.0.gate.admit(&update.name, &update.target)?;
         }
         self.store.0.change(|change| self.update_in(change, update, paths, source_date_epoch))
     }

@@ -25,6 +25,7 @@ mod container;
 mod content;
 mod differ;
 mod event;
+mod gate;
 mod gc;
 mod image;
 mod lease;
@@ -36,12 +37,14 @@ mod sandbox;
 mod sequence;
 mod snapshot;
 mod store;
+mod stream;
 
 pub use activation::{Activation, Activations, ActiveMount};
 pub use container::{Container, Containers, Runtime, StoredContainer};
 pub use content::{Blob, Content, ContentWriter, Mending};
 pub use differ::{Applied, Differs, NoDiffers};
 pub use event::{Event, Sink};
+pub use gate::{Gate, IsOpen, OpenGate};
 pub use gc::graph;
 pub use gc::{Collected, Turns};
 pub use image::{Image, Images, StoredImage};
@@ -51,7 +54,5 @@ pub use outbox::Hearing;
 pub use processor::{LayerSource, NoProcessors, StreamProcessors};
 pub use sandbox::{Sandbox, Sandboxes};
 pub use snapshot::{Snapshot, Snapshots};
-pub use store::{
-    Caller, Gate, GateLook, LeasedStream, Metadata, MountSweep, Notice, NoticeSink, Options, Ready,
-    StreamEnd, StreamLook,
-};
+pub use store::{Caller, Metadata, MountSweep, Notice, NoticeSink, Options, Ready};
+pub use stream::{LeasedStream, NoStreams, Streams};

@@ -8,17 +8,19 @@ use types::{Descriptor, Result};
 /// The bytes of a layer on their way.
 pub type LayerSource = Box<dyn Read + Send>;
 
-/// See the module.
+/// Asked, for each layer, before it is unpacked here. What comes out of them is unpacked in its place; its blob stays as
+/// it was.
 pub trait StreamProcessors: Send + Sync {
-    /// What those are called that layers of a media type go through; none if they go through none.
+    /// The processors that layers of a media type go through, as errors name them; none if they go through none.
     fn names(&self, media_type: &str) -> Option<String>;
 
-    /// A layer as one that can be unpacked. Errors while it is read name who is to blame. `Unimplemented` if what comes
-    /// out is nothing that anybody knows.
+    /// The bytes of a layer, `blob`, as they are after all processors of its media type: those of an archive that can be
+    /// unpacked. Errors while they are read name the processor that failed. `Unimplemented` if the last processor gives a
+    /// media type that nobody knows.
     fn open(&self, layer: &Descriptor, blob: LayerSource) -> Result<LayerSource>;
 }
 
-/// Layers are what they are.
+/// No processors: every stream passes through unchanged.
 pub struct NoProcessors;
 
 impl StreamProcessors for NoProcessors {

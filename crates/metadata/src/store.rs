@@ -1,18 +1,17 @@
 //! The store as a whole: opening, changing records, handing out handles.
 
 use std::collections::{BTreeMap, HashSet};
-use std::future::{Future, ready};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::snapshot::{Snapshotter, Target};
 use kv::{Db, Driver, ReadTxn, WriteTxn};
 use stdx::Wanted;
-use types::{Descriptor, Error, ErrorKind, IngestRef, LeaseId, Mount, Namespace, Result, Timestamp};
+use types::{Error, ErrorKind, IngestRef, LeaseId, Mount, Namespace, Result, Timestamp};
 
 use crate::differ::{Differs, NoDiffers};
 use crate::event::{Event, Events, Sink};
+use crate::gate::{Gate, OpenGate};
 use crate::gc::graph::Node;
 use crate::gc::{self, Collected};
 use crate::lease::{self, Resource, Workflows};
@@ -20,6 +19,7 @@ use crate::namespace::{self, Namespaces};
 use crate::outbox::{Hearing, Outbox, Place};
 use crate::processor::{NoProcessors, StreamProcessors};
 use crate::sequence::Sequence;
+use crate::stream::{NoStreams, Streams};
 use crate::{Activations, Containers, Content, Images, Leases, Sandboxes, Snapshots};
 
 /// What comes from outside.
@@ -29,13 +29,12 @@ pub struct Options {
     pub sink: Sink,
     /// Events for nobody do not wait for the disk.
     pub is_heard: Hearing,
-    pub gate: Gate,
-    /// Whether the gate lets the name in whatever it stands for, without being asked. It is waited for on no thread.
-    pub gate_is_open: GateLook,
+    /// Which images names may come to stand for.
+    pub gate: Box<dyn Gate>,
     pub notice: NoticeSink,
     pub sweep_mounts: MountSweep,
-    pub leased_streams: StreamLook,
-    pub end_stream: StreamEnd,
+    /// Of the clients, as leases hold them.
+    pub streams: Box<dyn Streams>,
     /// Whether a namespace must bring the bytes of a blob that another has, unless that one is labelled
     /// `containerd.io/namespace.shareable=true`.
     pub isolates_content: bool,
@@ -45,30 +44,10 @@ pub struct Options {
     pub differs: Box<dyn Differs>,
 }
 
-/// Asked before a name comes to stand for an image. An error keeps it out.
-pub type Gate = Box<dyn Fn(&str, &Descriptor) -> Result<()> + Send + Sync>;
-
-/// See [`Options::gate_is_open`].
-pub type GateLook = Box<dyn Fn(&str) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
-
 /// Takes down what is mounted for activations that are gone. It is given a way to ask for the numbers of those that
 /// are there, which it uses after it has looked at what is mounted: a number is recorded before anything is
 /// mounted under it.
 pub type MountSweep = Box<dyn Fn(&dyn Fn() -> Result<HashSet<u64>>) -> Result<()> + Send + Sync>;
-
-/// Something of the moment that a lease holds: a stream that a client has open.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct LeasedStream {
-    pub namespace: Namespace,
-    pub name: String,
-    pub lease: LeaseId,
-}
-
-/// The streams that clients opened in leases, as they are at this moment.
-pub type StreamLook = Box<dyn Fn() -> Vec<LeasedStream> + Send + Sync>;
-
-/// Ends a stream that nothing keeps.
-pub type StreamEnd = Box<dyn Fn(&LeasedStream) + Send + Sync>;
 
 /// What whoever decides when to collect wants to know of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,18 +69,16 @@ pub type NoticeSink = Box<dyn Fn(Notice) + Send + Sync>;
 
 impl Default for Options {
     /// The wall clock, events and notices into the void, a gate that is open, nothing mounted, no streams, blobs shared, and
-    /// layers as they are.
+    /// layers that are unpacked here, without processors.
     fn default() -> Options {
         Options {
             now: Box::new(Timestamp::now),
             sink: Box::new(|_, _| ()),
             is_heard: Box::new(|| true),
-            gate: Box::new(|_, _| Ok(())),
-            gate_is_open: Box::new(|_| Box::pin(ready(false))),
+            gate: Box::new(OpenGate),
             notice: Box::new(|_| ()),
             sweep_mounts: Box::new(|_| Ok(())),
-            leased_streams: Box::new(Vec::new),
-            end_stream: Box::new(|_| ()),
+            streams: Box::new(NoStreams),
             isolates_content: false,
             processors: Box::new(NoProcessors),
             differs: Box::new(NoDiffers),
@@ -179,12 +156,10 @@ pub(crate) struct Inner {
     pub(crate) workflows: Workflows,
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     outbox: Outbox,
-    pub(crate) gate: Gate,
-    pub(crate) gate_is_open: GateLook,
+    pub(crate) gate: Box<dyn Gate>,
     pub(crate) notice: NoticeSink,
     pub(crate) sweep_mounts: MountSweep,
-    pub(crate) leased_streams: StreamLook,
-    pub(crate) end_stream: StreamEnd,
+    pub(crate) streams: Box<dyn Streams>,
     pub(crate) isolates_content: bool,
     processors: Box<dyn StreamProcessors>,
     differs: Box<dyn Differs>,
@@ -210,11 +185,9 @@ impl Metadata {
             now: options.now,
             outbox: Outbox::new(options.sink, options.is_heard),
             gate: options.gate,
-            gate_is_open: options.gate_is_open,
             notice: options.notice,
             sweep_mounts: options.sweep_mounts,
-            leased_streams: options.leased_streams,
-            end_stream: options.end_stream,
+            streams: options.streams,
             isolates_content: options.isolates_content,
             processors: options.processors,
             differs: options.differs,

@@ -4,7 +4,7 @@
 //! name, descriptor ─▶ rule ─▶ signatures of the image, from its registry ─▶ verifiers ─▶ in
 //! ```
 //!
-//! It is asked whenever a name comes to stand for an image (`metadata::Options::gate`), whoever brings it: a
+//! It is asked whenever a name comes to stand for an image (it is the [`Gate`] of the records), whoever brings it: a
 //! pull, an archive, a tree, a commit, another name, a client of containerd's API. A pull asks at the start, too,
 //! when nothing of the image is stored but what it is called; that answer then counts for its record.
 //!
@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use metadata::{Gate, IsOpen};
 use policy::{
     PAYLOAD_LEN_MAX, PAYLOAD_TYPE, Policy, PublicKey, Reader, SIGNATURE_ANNOTATION, SIGNATURE_ARTIFACT_TYPE,
     Verdict, Verifiers, tag_of_signatures,
@@ -144,7 +145,7 @@ impl Admission {
     }
 
     /// Asks for whoever is about to record an image. Blocks; called on a thread of a runtime.
-    pub fn check_record(&self, name: &str, image: &Descriptor) -> Result<()> {
+    fn check_record(&self, name: &str, image: &Descriptor) -> Result<()> {
         if self.judges().lets_all_in(name)? {
             return Ok(());
         }
@@ -164,11 +165,6 @@ impl Admission {
         };
         let checked = std::thread::scope(|scope| scope.spawn(check).join());
         checked.unwrap_or_else(|_| Err(Error::internal("the check of an image broke down")))
-    }
-
-    /// Whether images come in under this name without anybody being asked.
-    pub async fn is_open(&self, name: &str) -> Result<bool> {
-        Ok(self.asked(name).await?.is_none())
     }
 
     /// Who is asked about an image under this name; none if nobody is.
@@ -218,6 +214,16 @@ impl Admission {
             Some(verifiers) => verifiers.check(&programs, name, image).await,
             None => Ok(()),
         }
+    }
+}
+
+impl Gate for Admission {
+    fn admit(&self, name: &str, image: &Descriptor) -> Result<()> {
+        self.check_record(name, image)
+    }
+
+    fn is_open<'a>(&'a self, name: &'a str) -> IsOpen<'a> {
+        Box::pin(async move { matches!(self.asked(name).await, Ok(None)) })
     }
 }
 
@@ -417,6 +423,25 @@ mod tests {
         std::fs::create_dir(dir).unwrap();
         testkit::executable(&dir.join("verify"), &format!("#!/bin/sh\n{script}\n"));
         Some(Verifiers { directory: dir.into(), count_max: None, timeout: Duration::from_secs(60) })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_open_keeps_nothing_out() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (name, image) = ("quay.io/team/app:1", Descriptor::new("application/x", Digest::of(b"image"), 5));
+        let check = async |gate: &dyn Gate, is_open: bool, admits: bool| {
+            assert_eq!(gate.is_open(name).await, is_open);
+            assert_eq!(gate.admit(name, &image).is_ok(), admits);
+        };
+        check(&metadata::OpenGate, true, true).await;
+        let gate = |policy, verifiers| Admission::new(policy, verifiers, Connections::default());
+        check(&gate(Policy::default(), None), true, true).await;
+        check(&gate(Policy::new(Vec::new(), true).unwrap(), None), false, false).await;
+        // Programs have to be asked, whatever they say then.
+        let [yes, no] = [("yes", "exit 0"), ("no", "exit 1")]
+            .map(|(folder, script)| verifiers(&dir.path().join(folder), script));
+        check(&gate(Policy::default(), yes), false, true).await;
+        check(&gate(Policy::default(), no), false, false).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,8 @@ use crate::lease::{self, LEASES};
 use crate::namespace::NAMESPACES;
 use crate::sandbox::SANDBOXES;
 use crate::snapshot::{self, SNAPSHOTS};
-use crate::store::{Change, Inner, LeasedStream};
+use crate::store::{Change, Inner};
+use crate::stream::LeasedStream;
 
 const NEXT: Result<ControlFlow<()>> = Ok(ControlFlow::Continue(()));
 

@@ -32,7 +32,8 @@ use std::time::{Duration, Instant};
 
 use types::{Digest, Error, IngestRef, Namespace, Result, Timestamp};
 
-use crate::store::{Inner, LeasedStream};
+use crate::store::Inner;
+use crate::stream::LeasedStream;
 use graph::Node;
 pub(crate) use mark::leased;
 use pins::Pins;
@@ -204,7 +205,7 @@ pub(crate) fn collect(store: &Inner) -> Result<Collected> {
 fn mark_and_remove(store: &Inner, removed: &mut Todo, collected: &mut Collected) -> Result<()> {
     store.gc.start_noting();
     // Before the records are looked at: the lease of each was there then, if it is not over.
-    let streams = (store.leased_streams)();
+    let streams = store.streams.leased();
     // A change that had its turn before the noting began may not be readable yet.
     store.db.flush()?;
     let now = store.now();

@@ -33,7 +33,7 @@ pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
     }
 
     for stream in &todo.streams {
-        (store.end_stream)(stream);
+        store.streams.end(stream);
     }
 
     store.gc.blobs.start_log();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use content::{Expected, LocalStore};
 use kv::Db;
 use kv::testing::Storage;
-use metadata::{Caller, Event, Image, Metadata, Notice, Options};
+use metadata::{Caller, Event, Gate, Image, IsOpen, Metadata, Notice, Options};
 use snapshot::{CommitOptions, Kind, Snapshot, Snapshotter, Usage};
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, LeaseId, Mount, Namespace, Result, Timestamp};
 
@@ -140,6 +140,22 @@ impl Fixture {
 /// No image gets this name.
 pub(crate) const CLOSED: &str = "closed";
 
+/// Lets everything in but for that name.
+struct ClosedToOne;
+
+impl Gate for ClosedToOne {
+    fn admit(&self, name: &str, _: &Descriptor) -> Result<()> {
+        match name {
+            CLOSED => Err(Error::permission_denied("the gate is closed")),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_open<'a>(&'a self, name: &'a str) -> IsOpen<'a> {
+        Box::pin(std::future::ready(name != CLOSED))
+    }
+}
+
 fn open(
     dir: &std::path::Path,
     storage: Option<&Storage>,
@@ -168,11 +184,7 @@ fn open(
             events.lock().unwrap().push((namespace.to_string(), event));
         }),
         notice: Box::new(move |notice| notices.lock().unwrap().push(notice)),
-        gate: Box::new(|name, _| match name {
-            CLOSED => Err(Error::permission_denied("the gate is closed")),
-            _ => Ok(()),
-        }),
-        gate_is_open: Box::new(|name| Box::pin(std::future::ready(name != CLOSED))),
+        gate: Box::new(ClosedToOne),
         ..Options::default()
     };
     let store = Metadata::open(db, Arc::clone(&blobs) as _, snapshotters, options).unwrap();
