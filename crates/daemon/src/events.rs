@@ -25,6 +25,11 @@ pub(crate) fn sink(exchange: Exchange) -> metadata::Sink {
     Box::new(move |namespace, event| exchange.publish(envelope(namespace, event)))
 }
 
+/// Whether anybody listens to events.
+pub(crate) fn hearing(exchange: Exchange) -> metadata::Hearing {
+    Box::new(move || exchange.is_heard())
+}
+
 /// Sees to it that events whose changes nobody puts on disk are told nevertheless, until dropped. `held` is told of each.
 pub(crate) async fn tell_held(metadata: Metadata, held: Arc<Notify>) {
     loop {

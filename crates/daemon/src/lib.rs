@@ -5,7 +5,7 @@
 //! ```
 //!
 //! - [`config`]: the file as written and as used.
-//! - `wiring`: which part gets which other part. One function.
+//! - `wiring`: which part gets which other part.
 //! - `services`: one file for each gRPC service: convert, call, convert.
 //! - `streams`: streams that clients open and other calls name.
 //! - `server`: HTTP/2 on a unix socket, without a framework in between.

@@ -1,4 +1,5 @@
-//! Which part gets which other part. The one place that knows all of them.
+//! Which part gets which other part. The one place that knows all of them: [`build`] is the list, and below it is how each
+//! is opened.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,11 +40,11 @@ const INIT: &str = "hoist-init";
 /// The parts, put together and not yet running.
 pub(crate) struct Parts {
     pub(crate) root: PathBuf,
-    /// The name of the root directory.
+    /// The identity of the root directory, as the API tells it.
     pub(crate) uuid: String,
     pub(crate) metadata: Metadata,
     pub(crate) exchange: Exchange,
-    /// Told of events that wait for the disk.
+    /// Notified whenever events wait for the disk.
     pub(crate) held: Arc<Notify>,
     pub(crate) shims: Shims,
     pub(crate) mounts: Mounts,
@@ -52,22 +53,22 @@ pub(crate) struct Parts {
     pub(crate) collector: Collector,
     pub(crate) restarts: Restarts,
     pub(crate) retainer: Retainer,
-    /// To registries, shared by all who speak to them.
+    /// Connections to registries, shared by all who speak to them.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
     pub(crate) slots: Slots,
-    /// Of clients.
+    /// The streams that clients have open.
     pub(crate) streams: Streams,
     /// Which images may come in.
     pub(crate) admission: Admission,
-    /// The one that is used where nobody names one.
+    /// The snapshotter of callers that name none.
     pub(crate) snapshotter: String,
-    /// Programs that serve for us.
+    /// Proxy plugins: programs of others that stand in for a store, a snapshotter, a differ or a controller of sandboxes.
     pub(crate) proxies: Vec<Plugin>,
     /// Names of differs, in the order in which they are asked.
     pub(crate) differs: Vec<String>,
     pub(crate) processors: Processors,
-    /// A further name of a snapshotter, where it is what that name says.
+    /// A further name of the snapshotter overlay, if it is what that name says.
     pub(crate) other_snapshotter_name: Option<&'static str>,
     /// Plugins that the configuration leaves out.
     pub(crate) left_out: LeftOut,
@@ -93,102 +94,38 @@ impl Parts {
 /// Builds every part from the ground up, inside the executor that is to run them. Blocks: stores are opened and
 /// repaired here.
 pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
-    let (root, state) = (&config.root, &config.state);
-    let options = kv::Options { cache_bytes: config.cache_bytes, verify: false };
-    let db = kv::Db::open_reserved(root.join("meta.db"), &root.join("reserve"), options)?;
-    let plugins = &config.plugins;
+    let (root, state, plugins) = (&config.root, &config.state, &config.plugins);
+    let db = open_database(config)?;
     let proxies: Vec<Plugin> = plugins.proxies.iter().cloned().map(Plugin::new).collect();
-    let content: Arc<dyn content::Store> = match find_proxy(&proxies, ProxyKind::Content, &plugins.content) {
-        Some(plugin) => Arc::new(ProxyStore::new(plugin.clone())),
-        None => Arc::new(LocalStore::open(root.join("content"))?),
-    };
-    let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
-    let trees = root.join("snapshots/overlayfs");
-    let wanted = probes::Wanted {
-        layers: config.layers,
-        backing: config.backing,
-        verity: config.verity,
-        snapshotter: &plugins.snapshotter,
-    };
-    let probes::Choice { options, snapshotter } = Probes::new(root).choose(&wanted)?;
-    let form = options.form;
-    let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
-    let overlay = overlay.with_mount_options(config.mount_options.clone());
-    snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let left_out = LeftOut::of(&config.disabled_plugins);
-    if !left_out.native_snapshotter() {
-        let native = Native::open(&root.join("snapshots/native"), db.clone())?;
-        snapshotters.insert(Native::NAME.into(), Arc::new(native));
-    } else if snapshotter == Native::NAME {
-        return Err(Error::failed_precondition(
-            "configuration: disabled_plugins leaves out the snapshotter native, which is the one for calls that name none \
-             here: take it out of that list, or name another with `snapshotter`",
-        ));
-    }
-    for plugin in proxies.iter().filter(|plugin| plugin.config().kind == ProxyKind::Snapshot) {
-        let proxy = ProxySnapshotter::new(plugin.clone());
-        snapshotters.insert(plugin.config().name.clone(), Arc::new(proxy));
-    }
+    let content = open_content(config, &proxies)?;
+    let snapshotters = open_snapshotters(config, &db, &proxies, &left_out)?;
 
     let (exchange, trigger) = (Exchange::default(), Trigger::default());
-    let sink = crate::events::sink(exchange.clone());
-    let is_heard = {
-        let exchange = exchange.clone();
-        Box::new(move || exchange.is_heard())
-    };
-    let (notice, held) = (trigger.notices(), trigger.held());
-    let connections = Connections::new(registry::Options {
-        directories: config.registry.directories.clone(),
-        proxies: config.registry.proxies.clone(),
-        mirror_timeout: config.registry.mirror_timeout,
-    });
+    let connections = connections(config);
     let (flights, slots) = (Flights::default(), Slots::new(config.at_once));
     let retentions = Retentions::new(config.unpacked.into());
     let admission =
         Admission::new(config.policy.clone(), config.image_verifiers.clone(), connections.clone());
     let places = Places::open(&state.join("mounts"))?;
-    let sweep_mounts = {
-        let places = places.clone();
-        Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
-    };
     let streams = Streams::default();
     let processors = Processors::new(&plugins.processors);
-    let differs =
-        plugins.differs.iter().map(|name| find_proxy(&proxies, ProxyKind::Diff, name).cloned()).collect();
     let options = metadata::Options {
-        sink,
-        is_heard,
+        sink: crate::events::sink(exchange.clone()),
+        is_heard: crate::events::hearing(exchange.clone()),
         gate: Box::new(admission.clone()),
-        notice,
-        sweep_mounts,
+        notice: trigger.notices(),
+        sweep_mounts: mount_sweep(places.clone()),
         streams: Box::new(streams.clone()),
         isolates_content: config.sharing == Sharing::Isolated,
         processors: Box::new(processors.clone()),
-        differs: Box::new(differs::Chain { differs, processors: processors.clone() }),
+        differs: Box::new(differ_chain(config, &proxies, &processors)),
         ..metadata::Options::default()
     };
-    let metadata = Metadata::open(db, content, snapshotters, options)?;
-    let mounts = Mounts::new(metadata.clone(), places, root)?;
-    if let Err(error) = mounts.reconcile() {
-        // What is in use now is taken down by a later collection.
-        tracing::warn!("find mounts again: {}", error.chain());
-    }
-    let shims = Shims::new(
-        task::Config {
-            bundles: task_folder(state)?,
-            sandboxes: state.join("sandboxes"),
-            sockets: state.join("s"),
-            grpc_address: config.address.clone(),
-            ttrpc_address: config.ttrpc_address.clone(),
-            publisher: std::env::current_exe().context(|| "find our own program")?,
-            shim: program(root, SHIM, embedded.shim)?,
-            version: crate::identity::VERSION.into(),
-            env: config.shim_env.clone(),
-            limits: config.shim_limits,
-            debug: false,
-        },
-        exchange.clone(),
-    );
+    let metadata = Metadata::open(db, content, snapshotters.all, options)?;
+    let mounts = open_mounts(&metadata, places, root)?;
+
+    let shims = Shims::new(task_config(config, embedded.shim)?, exchange.clone());
     let network = Arc::new(Network::open(state, config.network.clone())?);
     let engine = Engine::open(engine::Parts {
         metadata: metadata.clone(),
@@ -200,15 +137,14 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         retentions: retentions.clone(),
         shims: shims.clone(),
         network,
-        snapshotter: snapshotter.clone(),
+        snapshotter: snapshotters.default.clone(),
         root: root.clone(),
         state: state.clone(),
         hello: embedded.hello.map(|hello| hello.bytes),
         cdi: cdi::FOLDERS.map(PathBuf::from).to_vec(),
         init: init(root.clone(), embedded.hello),
     })?;
-    let retainer = Retainer::new(metadata.clone(), trigger.settled(), retentions);
-    let collector = Collector::new(metadata.clone(), trigger, config.collector);
+
     let checkpoints = Checkpoints::new(metadata.clone(), root);
     let belongings = Belongings::new(shims.clone(), mounts.clone(), checkpoints);
     let restarts = Restarts::new(
@@ -218,31 +154,136 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange.clone(),
         config.restart_interval,
     );
-    let uuid = crate::identity::uuid(root)?;
     Ok(Parts {
         root: root.clone(),
-        uuid,
+        uuid: crate::identity::uuid(root)?,
+        held: trigger.held(),
+        retainer: Retainer::new(metadata.clone(), trigger.settled(), retentions),
+        collector: Collector::new(metadata.clone(), trigger, config.collector),
         metadata,
         exchange,
-        held,
         shims,
         mounts,
         belongings,
         engine,
-        collector,
         restarts,
-        retainer,
         connections,
         flights,
         slots,
         streams,
         admission,
-        snapshotter,
+        snapshotter: snapshotters.default,
+        other_snapshotter_name: snapshotters.other_name,
         processors,
         differs: plugins.differs.clone(),
         proxies,
         left_out,
-        other_snapshotter_name: (form == LayerForm::Archives).then_some(Overlay::OTHER_NAME),
+    })
+}
+
+/// The file of the records, which those of the snapshotters are in too.
+fn open_database(config: &Config) -> Result<kv::Db> {
+    let options = kv::Options { cache_bytes: config.cache_bytes, verify: false };
+    kv::Db::open_reserved(config.root.join("meta.db"), &config.root.join("reserve"), options)
+}
+
+/// The store of blobs that the configuration names: ours, or a proxy plugin.
+fn open_content(config: &Config, proxies: &[Plugin]) -> Result<Arc<dyn content::Store>> {
+    Ok(match find_proxy(proxies, ProxyKind::Content, &config.plugins.content) {
+        Some(plugin) => Arc::new(ProxyStore::new(plugin.clone())),
+        None => Arc::new(LocalStore::open(config.root.join("content"))?),
+    })
+}
+
+/// The snapshotters that there are.
+struct Snapshotters {
+    all: BTreeMap<String, Arc<dyn Snapshotter>>,
+    /// That of callers that name none.
+    default: String,
+    /// See [`Parts::other_snapshotter_name`].
+    other_name: Option<&'static str>,
+}
+
+/// Ours, as the kernel and the root's file system can have them, and those that are proxy plugins.
+fn open_snapshotters(
+    config: &Config,
+    db: &kv::Db,
+    proxies: &[Plugin],
+    left_out: &LeftOut,
+) -> Result<Snapshotters> {
+    let folder = config.root.join("snapshots");
+    let wanted = probes::Wanted {
+        layers: config.layers,
+        backing: config.backing,
+        verity: config.verity,
+        snapshotter: &config.plugins.snapshotter,
+    };
+    let probes::Choice { options, snapshotter: default } = Probes::new(&config.root).choose(&wanted)?;
+    let other_name = (options.form == LayerForm::Archives).then_some(Overlay::OTHER_NAME);
+    let overlay = Overlay::open(&folder.join(Overlay::NAME), db.clone(), options)?
+        .recording_spans(config.spans)
+        .with_mount_options(config.mount_options.clone());
+    let mut all: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
+    all.insert(Overlay::NAME.into(), Arc::new(overlay));
+    if !left_out.native_snapshotter() {
+        let native = Native::open(&folder.join(Native::NAME), db.clone())?;
+        all.insert(Native::NAME.into(), Arc::new(native));
+    } else if default == Native::NAME {
+        return Err(Error::failed_precondition(
+            "configuration: disabled_plugins leaves out the snapshotter native, which is the one for calls that name none \
+             here: take it out of that list, or name another with `snapshotter`",
+        ));
+    }
+    for plugin in proxies.iter().filter(|plugin| plugin.config().kind == ProxyKind::Snapshot) {
+        all.insert(plugin.config().name.clone(), Arc::new(ProxySnapshotter::new(plugin.clone())));
+    }
+    Ok(Snapshotters { all, default, other_name })
+}
+
+fn connections(config: &Config) -> Connections {
+    Connections::new(registry::Options {
+        directories: config.registry.directories.clone(),
+        proxies: config.registry.proxies.clone(),
+        mirror_timeout: config.registry.mirror_timeout,
+    })
+}
+
+fn mount_sweep(places: Places) -> metadata::MountSweep {
+    Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
+}
+
+/// The differs that the configuration names, in its order.
+fn differ_chain(config: &Config, proxies: &[Plugin], processors: &Processors) -> differs::Chain {
+    let names = config.plugins.differs.iter();
+    let differs = names.map(|name| find_proxy(proxies, ProxyKind::Diff, name).cloned()).collect();
+    differs::Chain { differs, processors: processors.clone() }
+}
+
+/// Activated mounts, with what is known of those that are there already.
+fn open_mounts(metadata: &Metadata, places: Places, root: &Path) -> Result<Mounts> {
+    let mounts = Mounts::new(metadata.clone(), places, root)?;
+    if let Err(error) = mounts.reconcile() {
+        // What is in use now is taken down by a later collection.
+        tracing::warn!("find mounts again: {}", error.chain());
+    }
+    Ok(mounts)
+}
+
+/// How shims are started, and where they and their bundles are. Unpacks the shim.
+fn task_config(config: &Config, shim: Option<Embedded>) -> Result<task::Config> {
+    let state = &config.state;
+    Ok(task::Config {
+        bundles: task_folder(state)?,
+        sandboxes: state.join("sandboxes"),
+        sockets: state.join("s"),
+        grpc_address: config.address.clone(),
+        ttrpc_address: config.ttrpc_address.clone(),
+        publisher: std::env::current_exe().context(|| "find our own program")?,
+        shim: program(&config.root, SHIM, shim)?,
+        version: crate::identity::VERSION.into(),
+        env: config.shim_env.clone(),
+        limits: config.shim_limits,
+        debug: false,
     })
 }
 
