@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 use types::{Error, Result, Timestamp};
 
 use crate::config;
-use crate::rest::Rest;
+use crate::idle::Idle;
 use crate::telemetry::Times;
 
 /// How often deletions and changes are counted. Nothing else happens in an idle daemon, and rarely this.
@@ -144,8 +144,8 @@ impl Collector {
         *self.config.borrow()
     }
 
-    /// Collects from time to time until dropped. Disturbs the rest by it: nobody else may be there who would.
-    pub(crate) async fn run(self, rest: Rest) {
+    /// Collects from time to time until dropped. The daemon is idle no more by it: nobody else may be there who would.
+    pub(crate) async fn run(self, idle: Idle) {
         self.pause(|config| config.startup_delay).await;
         let mut seen = self.metadata.mutations();
         let (mut next_expiry, mut failed) = (None, 0);
@@ -171,7 +171,7 @@ impl Collector {
             };
             failed = if is_whole { 0 } else { failed + 1 };
             let retry = (failed > 0).then(|| tokio::time::Instant::now() + back_off(failed));
-            rest.disturb();
+            idle.disturb();
             self.pause(|config| time.div_f64(config.pause_threshold)).await;
             self.wait(&mut seen, next_expiry, retry).await;
         }
@@ -337,7 +337,7 @@ mod tests {
             let options = Options { notice: trigger.notices(), sweep_mounts, ..Options::default() };
             let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
             let collector = Collector::new(metadata.clone(), trigger, config);
-            tokio::spawn(collector.clone().run(Rest::default()));
+            tokio::spawn(collector.clone().run(Idle::default()));
             Stage { metadata, collector, leases: 0, _dir: dir }
         }
 

@@ -15,8 +15,8 @@
 //! - `publish`, `oci_hook`: small commands of containerd's that are no daemon.
 //! - `background`: tasks that go on as long as the daemon, which ends if one of them breaks down.
 //! - `collector`: when garbage is collected.
-//! - `rest`: memory that is given back when nobody asks for anything.
-//! - `restart`: containers of other clients that are started again.
+//! - `idle`: memory that is given back when nobody asks for anything.
+//! - `restart_monitor`: containers of other clients that are started again.
 //! - `pipes`: what clients that were killed left beside the socket.
 //! - `belongings`: what a task has beside its shim: mounts of its root, and images of a checkpoint (`checkpoint`).
 //!
@@ -38,6 +38,7 @@ pub mod config;
 mod differs;
 mod events;
 mod identity;
+mod idle;
 mod import;
 mod listen;
 mod lock;
@@ -53,8 +54,7 @@ mod processors;
 mod programs;
 mod proxy;
 mod publish;
-mod rest;
-mod restart;
+mod restart_monitor;
 mod retainer;
 mod run;
 mod server;

@@ -16,9 +16,9 @@ use types::{Context, Error, Result};
 use crate::args::{self, Args, Command};
 use crate::background::Background;
 use crate::config::{self, Config, Flavor, Loaded};
+use crate::idle::Idle;
 use crate::lock::Lock;
 use crate::programs::Programs;
-use crate::rest::Rest;
 use crate::server::Listener;
 use crate::telemetry::{self, Calls};
 use crate::traces::Exporter;
@@ -249,11 +249,11 @@ async fn run_parts(
     background.spawn("hear shims", task::serve_events(of_shims, parts.shims.clone()));
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
-    let rest = Rest::default();
-    background.spawn("collect garbage", parts.collector.clone().run(rest.clone()));
+    let idle = Idle::default();
+    background.spawn("collect garbage", parts.collector.clone().run(idle.clone()));
     background.spawn("delete the files of what was removed", parts.collector.clone().reclaim());
     if !parts.left_out.restart_monitor() {
-        background.spawn("restart monitor", parts.restarts.clone().run());
+        background.spawn("restart monitor", parts.restart_monitor.clone().run());
     }
     background.spawn("drop blobs of unpacked layers", parts.retainer.clone().run());
     background.spawn("tell held events", events::tell_held(parts.metadata.clone(), parts.held.clone()));
@@ -282,8 +282,8 @@ async fn run_parts(
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
     background
-        .spawn("give back what is unused", rest.clone().run(parts.metadata.clone(), parts.engine.clone()));
-    let router = Arc::new(router.disturbing(rest));
+        .spawn("give back what is unused", idle.clone().run(parts.metadata.clone(), parts.engine.clone()));
+    let router = Arc::new(router.disturbing(idle));
     let serve = |listener| server::serve(listener, router.clone(), stopping.clone());
     let mut serving: JoinSet<()> = listeners.into_iter().map(serve).collect();
     let ended = wait_for_end(signals, &mut background, args, config, parts).await;

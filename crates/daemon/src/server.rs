@@ -26,10 +26,10 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
 
+use crate::idle::Idle;
 use crate::long_answers::in_pieces;
 use crate::mended::Mended;
 use crate::oversized::reworded;
-use crate::rest::Rest;
 use crate::telemetry::Calls;
 use crate::traces;
 
@@ -56,7 +56,7 @@ type Route = Box<dyn Fn(Request<Body>) -> Answer + Send + Sync>;
 pub(crate) struct Router {
     routes: HashMap<&'static str, Route>,
     calls: Option<Calls>,
-    rest: Rest,
+    idle: Idle,
 }
 
 impl Router {
@@ -100,14 +100,14 @@ impl Router {
         self
     }
 
-    /// Every call disturbs this rest.
-    pub(crate) fn disturbing(mut self, rest: Rest) -> Router {
-        self.rest = rest;
+    /// Every call is told to `idle`.
+    pub(crate) fn disturbing(mut self, idle: Idle) -> Router {
+        self.idle = idle;
         self
     }
 
     fn answer(&self, request: Request<Incoming>) -> Answer {
-        self.rest.disturb();
+        self.idle.disturb();
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
         match service.and_then(|(name, method)| Some((name, method, self.routes.get(name)?))) {
             Some((name, method, route)) => {

@@ -27,7 +27,7 @@ use crate::probes::{self, Probes};
 use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
-use crate::restart::Restarts;
+use crate::restart_monitor::RestartMonitor;
 use crate::retainer::Retainer;
 use crate::services::LeftOut;
 use crate::streams::Streams;
@@ -51,7 +51,7 @@ pub(crate) struct Parts {
     pub(crate) belongings: Belongings,
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
-    pub(crate) restarts: Restarts,
+    pub(crate) restart_monitor: RestartMonitor,
     pub(crate) retainer: Retainer,
     /// Connections to registries, shared by all who speak to them.
     pub(crate) connections: Connections,
@@ -86,7 +86,7 @@ impl Parts {
         self.connections.reconfigure(registry.directories, registry.mirror_timeout);
         self.admission.reconfigure(policy, image_verifiers);
         self.collector.reconfigure(collector);
-        self.restarts.reconfigure(restart_interval);
+        self.restart_monitor.reconfigure(restart_interval);
         self.retainer.reconfigure(unpacked.into());
     }
 }
@@ -147,7 +147,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
 
     let checkpoints = Checkpoints::new(metadata.clone(), root);
     let belongings = Belongings::new(shims.clone(), mounts.clone(), checkpoints);
-    let restarts = Restarts::new(
+    let restart_monitor = RestartMonitor::new(
         metadata.clone(),
         shims.clone(),
         belongings.clone(),
@@ -166,7 +166,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         mounts,
         belongings,
         engine,
-        restarts,
+        restart_monitor,
         connections,
         flights,
         slots,

@@ -133,7 +133,7 @@ fn count(labels: &Labels) -> u64 {
 
 /// The monitor. Clones are the same.
 #[derive(Clone)]
-pub(crate) struct Restarts {
+pub(crate) struct RestartMonitor {
     metadata: Metadata,
     shims: Shims,
     belongings: Belongings,
@@ -186,17 +186,17 @@ impl Drop for Comparison {
     }
 }
 
-impl Restarts {
+impl RestartMonitor {
     pub(crate) fn new(
         metadata: Metadata,
         shims: Shims,
         belongings: Belongings,
         exchange: Exchange,
         interval: Duration,
-    ) -> Restarts {
+    ) -> RestartMonitor {
         let compared = Compared { keys: Mutex::default(), places: Semaphore::new(COMPARED_AT_ONCE) };
         let (interval, compared) = (watch::Sender::new(interval), Arc::new(compared));
-        Restarts { metadata, shims, belongings, exchange, interval, compared, begun: Arc::default() }
+        RestartMonitor { metadata, shims, belongings, exchange, interval, compared, begun: Arc::default() }
     }
 
     /// Looks after another time from now on.
@@ -289,10 +289,10 @@ impl Restarts {
     /// One that is being compared is looked at the next time.
     fn begin_to_compare(&self, key: &Key) {
         let Some(comparison) = self.compared.begin(key) else { return };
-        let restarts = self.clone();
+        let monitor = self.clone();
         tokio::spawn(async move {
-            let place = restarts.compared.places.acquire().await.expect("it is never closed");
-            let comparing = restarts.compare_logged(&comparison.key);
+            let place = monitor.compared.places.acquire().await.expect("it is never closed");
+            let comparing = monitor.compare_logged(&comparison.key);
             tokio::pin!(comparing);
             if tokio::time::timeout(COUNTED_LIMIT, &mut comparing).await.is_err() {
                 drop(place);
@@ -395,14 +395,14 @@ impl Restarts {
     /// first, and there was none then.
     fn end_begun(&self, key: Key) {
         let Some(task) = self.begun.take(&key) else { return };
-        let restarts = self.clone();
+        let monitor = self.clone();
         tokio::spawn(async move {
             let ended = async {
                 // Another may have been made of that name.
-                if restarts.is_recorded(&key).await? {
+                if monitor.is_recorded(&key).await? {
                     return Ok(());
                 }
-                restarts.stop_task(&key, &task).await
+                monitor.stop_task(&key, &task).await
             };
             match ended.await {
                 Err(error) if !error.is(ErrorKind::NotFound) => {

@@ -7,7 +7,7 @@
 //!                        └────────────────┴────────────────────────────────────┘
 //! ```
 //!
-//! A daemon at rest has no timer running for this, and a busy one a single wake-up each [`QUIET`]. A pull or a
+//! An idle daemon has no timer running for this, and a busy one a single wake-up each [`QUIET`]. A pull or a
 //! wait that goes on all the while loses nothing by it: pages come back when they are used.
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use metadata::Metadata;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
-/// Without a call for so long, a daemon is at rest: longer than a script pauses between two commands, shorter
+/// Without a call for so long, a daemon is idle: longer than a script pauses between two commands, shorter
 /// than a person looks at a list of processes.
 const QUIET: Duration = Duration::from_secs(2);
 /// Below that many bytes the file of the records keeps what is free in it, for the next.
@@ -26,9 +26,9 @@ const DATABASE_LEAST: u64 = 4 << 20;
 
 /// Told of every call, and of collections. Clones are the same.
 #[derive(Clone, Default)]
-pub(crate) struct Rest(Arc<Notify>);
+pub(crate) struct Idle(Arc<Notify>);
 
-impl Rest {
+impl Idle {
     pub(crate) fn disturb(&self) {
         self.0.notify_one();
     }
