@@ -107,7 +107,7 @@ fn document(bytes: &[u8]) {
         assert!(node.reference_labels().len() <= node.children().len());
         if let image::Node::Index(index) = &node {
             // What is below any image of it, the index itself among them.
-            let told = image::Told::ask(index, |_| Some(bytes.to_vec()));
+            let told = image::Platforms::ask(index, |_| Some(bytes.to_vec()));
             let _ = image::choose(index, &types::Platform::host(), &told);
         }
     }

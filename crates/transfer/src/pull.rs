@@ -328,8 +328,8 @@ impl Pull {
                 }
                 image::Node::Index(index) => {
                     let told = match wish {
-                        Some(_) => image::Told::gather(&index, |child| self.look(child)).await?,
-                        None => image::Told::default(),
+                        Some(_) => image::Platforms::gather(&index, |child| self.look(child)).await?,
+                        None => image::Platforms::default(),
                     };
                     let below = self.children(&index, wish.as_ref(), &told)?;
                     if let Some(wish) = &wish {
@@ -359,7 +359,7 @@ impl Pull {
         &self,
         index: &Index,
         wish: Option<&Wish>,
-        told: &image::Told,
+        told: &image::Platforms,
     ) -> Result<Vec<(Descriptor, Option<Wish>)>> {
         let mut wishes: BTreeMap<Digest, Wish> = BTreeMap::new();
         let mut missing = None;

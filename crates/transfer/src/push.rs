@@ -26,7 +26,7 @@ use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
 
 use crate::reading::open_blob;
 use crate::source::Source;
-use crate::unpack::{read, told};
+use crate::unpack::{known_platforms, read};
 use crate::{Lease, Slots, blocking, plain};
 
 /// Bytes that are read at once, and how many such pieces wait for the network.
@@ -420,8 +420,8 @@ impl Planner<'_> {
         let may_lack = may_lack || is_made_of_blobs;
         let wanted = match scope {
             Scope::Only(platforms) => {
-                let told = told(&stores.metadata, &stores.caller, index);
-                let chosen = platforms.iter().map(|platform| image::choose(index, platform, &told));
+                let known = known_platforms(&stores.metadata, &stores.caller, index);
+                let chosen = platforms.iter().map(|platform| image::choose(index, platform, &known));
                 let chosen = chosen.filter(|chosen| chosen.is_ok() || !may_lack);
                 Some(chosen.map(|child| Ok(&child?.digest)).collect::<Result<BTreeSet<&Digest>>>()?)
             }

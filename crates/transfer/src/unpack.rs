@@ -129,8 +129,8 @@ pub(crate) fn find_manifest(
         match image::Node::parse(&descriptor.media_type, &bytes)? {
             image::Node::Manifest(manifest) => return Ok(*manifest),
             image::Node::Index(index) => {
-                let told = told(metadata, caller, &index);
-                descriptor = image::choose(&index, platform, &told)?.clone();
+                let known = known_platforms(metadata, caller, &index);
+                descriptor = image::choose(&index, platform, &known)?.clone();
             }
         }
     }
@@ -138,8 +138,8 @@ pub(crate) fn find_manifest(
 }
 
 /// What images of an index are for that do not say it there, as far as they are here.
-pub(crate) fn told(metadata: &Metadata, caller: &Caller, index: &Index) -> image::Told {
-    image::Told::ask(index, |child| read(metadata, caller, &child.digest).ok())
+pub(crate) fn known_platforms(metadata: &Metadata, caller: &Caller, index: &Index) -> image::Platforms {
+    image::Platforms::ask(index, |child| read(metadata, caller, &child.digest).ok())
 }
 
 /// A small blob.

@@ -14,7 +14,7 @@ use api::grpc::snapshots::{
 };
 use api::grpc::types::Descriptor as Wire;
 use client::{Channel, parts};
-use image::{Node, Told};
+use image::{Node, Platforms};
 use prost_types::FieldMask;
 use types::descriptor::media_type::{is_index, is_manifest};
 use types::spec::image::{ExecConfig, Index, Manifest};
@@ -459,10 +459,10 @@ async fn unmount(call: Call) -> Result<u8> {
 }
 
 /// What images of an index are for that do not say it there, as far as they are here.
-pub(super) async fn told(connection: &Connection, index: &Index) -> Result<Told> {
+pub(super) async fn told(connection: &Connection, index: &Index) -> Result<Platforms> {
     let look = async |digest: String| match content::read(connection, &digest).await {
         Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
         read => read.map(Some),
     };
-    Told::gather(index, |child| look(child.digest.to_string())).await
+    Platforms::gather(index, |child| look(child.digest.to_string())).await
 }
