@@ -183,6 +183,89 @@ impl Wish {
     }
 }
 
+/// A document that is still to be looked at.
+struct Pending {
+    descriptor: Descriptor,
+    /// Those of the root are known; those of all others have to be obtained.
+    bytes: Option<Vec<u8>>,
+    /// What is wanted of it; none if it is only to be stored.
+    wish: Option<Wish>,
+    /// The index that names it; none names the root.
+    above: Option<Descriptor>,
+    depth: usize,
+}
+
+/// The way from the root of an image down through its documents, and what was found on it.
+struct Walk {
+    /// The last is the next.
+    pending: Vec<Pending>,
+    /// What was wanted of each document so far.
+    wishes: BTreeMap<Digest, Vec<Option<Wish>>>,
+    visits: usize,
+    found: Below,
+}
+
+impl Walk {
+    fn new(root: Descriptor, bytes: Vec<u8>, wish: Wish) -> Walk {
+        let root = Pending { descriptor: root, bytes: Some(bytes), wish: Some(wish), above: None, depth: 0 };
+        Walk { pending: vec![root], wishes: BTreeMap::new(), visits: 0, found: Below::default() }
+    }
+
+    /// The next document that has to be looked at; none at the end. `InvalidArgument` if there are too many of them, or
+    /// they are too deep.
+    fn take_next(&mut self) -> Result<Option<Pending>> {
+        while let Some(next) = self.pending.pop() {
+            if next.depth > image::INDEX_DEPTH_MAX {
+                return Err(Error::invalid_argument("indexes inside indexes, too deep"));
+            }
+            // Several indexes may name it.
+            let before = self.wishes.entry(next.descriptor.digest.clone()).or_default();
+            if before.contains(&next.wish) || (next.wish.is_none() && !before.is_empty()) {
+                continue;
+            }
+            before.push(next.wish.clone());
+            self.visits += 1;
+            if self.visits + self.found.count_blobs() > DOCUMENTS_MAX {
+                return Err(Error::invalid_argument(format!(
+                    "more than {DOCUMENTS_MAX} manifests and blobs"
+                )));
+            }
+            return Ok(Some(next));
+        }
+        Ok(None)
+    }
+
+    /// A manifest was looked at: its layers are wanted, if anything is wanted of it.
+    fn choose(&mut self, manifest: Pending) {
+        if let Some(wish) = manifest.wish {
+            self.found.choose(manifest.descriptor, wish.unpacks);
+        }
+    }
+
+    /// An index was looked at: these children of it are next, with what is wanted of each, and its blobs are wanted, if
+    /// anything is wanted of it.
+    fn descend(&mut self, of: &Pending, index: &Index, children: Vec<(Descriptor, Option<Wish>)>) {
+        let itself = plain(&of.descriptor);
+        if let Some(wish) = &of.wish {
+            let blobs = index.manifests.iter().filter(|child| image::is_blob(child)).cloned();
+            if image::is_made_of_blobs(index) {
+                self.found.loose.push(Named { index: itself.clone(), blobs: blobs.collect() });
+            } else {
+                let blobs = blobs.filter(|blob| wish.fits(blob, &children)).collect();
+                self.found.beside.push(Named { index: itself.clone(), blobs });
+            }
+        }
+        // The last is taken first.
+        self.pending.extend(children.into_iter().rev().map(|(descriptor, wish)| Pending {
+            descriptor,
+            bytes: None,
+            wish,
+            above: Some(itself.clone()),
+            depth: of.depth + 1,
+        }));
+    }
+}
+
 fn wish_of<'w>(wishes: &'w mut BTreeMap<Digest, Wish>, child: &Descriptor) -> &'w mut Wish {
     let none = || Wish { platforms: Wanted::Each(Vec::new()), unpacks: Vec::new(), may_lack: false };
     wishes.entry(child.digest.clone()).or_insert_with(none)
@@ -284,74 +367,39 @@ impl Pull {
     /// Stores the documents from the root down to the configs, and returns the manifests whose layers are wanted, and
     /// the blobs beside them.
     async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Below> {
-        let request = &self.request;
-        let wish =
-            Wish { platforms: request.platforms.clone(), unpacks: request.unpacks.clone(), may_lack: false };
-        let mut found = Below::default();
-        let mut wishes: BTreeMap<Digest, Vec<Option<Wish>>> = BTreeMap::new();
-        let mut visits = 0;
-        let mut pending = vec![(root.clone(), Some(bytes), Some(wish), None, 0)];
-        while let Some((descriptor, bytes, wish, above, depth)) = pending.pop() {
-            if depth > image::INDEX_DEPTH_MAX {
-                return Err(Error::invalid_argument("indexes inside indexes, too deep"));
-            }
-            // Several indexes may name it.
-            let before = wishes.entry(descriptor.digest.clone()).or_default();
-            if before.contains(&wish) || (wish.is_none() && !before.is_empty()) {
-                continue;
-            }
-            before.push(wish.clone());
-            visits += 1;
-            if visits + found.count_blobs() > DOCUMENTS_MAX {
-                return Err(Error::invalid_argument(format!(
-                    "more than {DOCUMENTS_MAX} manifests and blobs"
-                )));
-            }
-            self.tell_document(&descriptor, above);
-            let (is_root, bytes) = match bytes {
-                Some(bytes) => (true, bytes),
-                None => (false, self.obtain(&descriptor).await?),
-            };
-            let node = image::Node::parse(&descriptor.media_type, &bytes)?;
-            if is_root {
-                self.store(&descriptor, bytes, node.reference_labels()).await?;
-            }
-            let itself = plain(&descriptor);
-            match node {
+        let (platforms, unpacks) = (self.request.platforms.clone(), self.request.unpacks.clone());
+        let mut walk = Walk::new(root.clone(), bytes, Wish { platforms, unpacks, may_lack: false });
+        while let Some(mut next) = walk.take_next()? {
+            self.tell_document(&next.descriptor, next.above.take());
+            match self.node(&next.descriptor, next.bytes.take()).await? {
                 image::Node::Manifest(manifest) => {
                     check_config(&manifest.config)?;
-                    self.tell_document(&manifest.config, Some(itself));
+                    self.tell_document(&manifest.config, Some(plain(&next.descriptor)));
                     self.obtain(&manifest.config).await?;
-                    if let Some(wish) = wish {
-                        found.choose(descriptor, wish.unpacks);
-                    }
+                    walk.choose(next);
                 }
                 image::Node::Index(index) => {
-                    let told = match wish {
+                    let known = match next.wish {
                         Some(_) => image::Platforms::gather(&index, |child| self.look(child)).await?,
                         None => image::Platforms::default(),
                     };
-                    let below = self.children(&index, wish.as_ref(), &told)?;
-                    if let Some(wish) = &wish {
-                        let blobs = index.manifests.iter().filter(|child| image::is_blob(child)).cloned();
-                        let of = |blobs| Named { index: itself.clone(), blobs };
-                        match image::is_made_of_blobs(&index) {
-                            true => found.loose.push(of(blobs.collect())),
-                            false => {
-                                let fitting = blobs.filter(|blob| wish.fits(blob, &below));
-                                found.beside.push(of(fitting.collect()));
-                            }
-                        }
-                    }
-                    // The last is taken first.
-                    let below = below.into_iter().rev();
-                    let below =
-                        below.map(|(child, wish)| (child, None, wish, Some(itself.clone()), depth + 1));
-                    pending.extend(below);
+                    let children = self.children(&index, next.wish.as_ref(), &known)?;
+                    walk.descend(&next, &index, children);
                 }
             }
         }
-        Ok(found)
+        Ok(walk.found)
+    }
+
+    /// A document by its digest, which is stored then. The bytes of the root are known from what its name stands for.
+    async fn node(&self, descriptor: &Descriptor, known: Option<Vec<u8>>) -> Result<image::Node> {
+        let Some(bytes) = known else {
+            let bytes = self.obtain(descriptor).await?;
+            return image::Node::parse(&descriptor.media_type, &bytes);
+        };
+        let node = image::Node::parse(&descriptor.media_type, &bytes)?;
+        self.store(descriptor, bytes, node.reference_labels()).await?;
+        Ok(node)
     }
 
     /// Which manifests of an index are fetched, and what is wanted of each: nothing, if only its documents are.
@@ -639,4 +687,96 @@ pub fn ingest_name(part: &Descriptor) -> String {
         _ => "unknown",
     };
     format!("{kind}-{}", part.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(kind: &str, name: &str) -> Descriptor {
+        Descriptor::new(kind, Digest::of(name.as_bytes()), 1)
+    }
+
+    fn wish(count: usize) -> Wish {
+        Wish { platforms: Wanted::First(count), unpacks: Vec::new(), may_lack: false }
+    }
+
+    fn index(manifests: Vec<Descriptor>) -> Index {
+        Index {
+            schema_version: 2,
+            media_type: None,
+            artifact_type: None,
+            manifests,
+            subject: None,
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// A way of which the root, an index, was taken.
+    fn begun() -> (Walk, Pending) {
+        let mut walk = Walk::new(descriptor(media_type::OCI_INDEX, "root"), Vec::new(), wish(1));
+        let root = walk.take_next().unwrap().unwrap();
+        (walk, root)
+    }
+
+    #[test]
+    fn a_document_is_looked_at_once_for_each_wish() {
+        let (mut walk, root) = begun();
+        let child = |name: &str, wish| (descriptor(media_type::OCI_MANIFEST, name), wish);
+        let children = vec![
+            child("first", None),
+            child("first", Some(wish(1))),
+            child("second", Some(wish(1))),
+            child("second", Some(wish(2))),
+            child("second", Some(wish(1))),
+            // It is stored by then.
+            child("second", None),
+        ];
+        walk.descend(&root, &index(Vec::new()), children);
+        let mut taken = Vec::new();
+        while let Some(next) = walk.take_next().unwrap() {
+            assert_eq!(next.above, Some(root.descriptor.clone()));
+            taken.push((next.descriptor.digest, next.wish.is_some()));
+        }
+        let [first, second] = ["first", "second"].map(|name| Digest::of(name.as_bytes()));
+        assert_eq!(taken, [(first.clone(), false), (first, true), (second.clone(), true), (second, true)]);
+    }
+
+    #[test]
+    fn blobs_of_an_index_are_wanted_with_it() {
+        let blob = descriptor("application/x-disk", "disk");
+        let image = descriptor(media_type::OCI_MANIFEST, "image");
+        let check = |manifests: &[&Descriptor], is_wanted: bool, loose: usize, beside: usize| {
+            let (mut walk, mut root) = begun();
+            root.wish = root.wish.filter(|_| is_wanted);
+            walk.descend(&root, &index(manifests.iter().map(|entry| (*entry).clone()).collect()), Vec::new());
+            let count = |named: &[Named]| named.iter().map(|named| named.blobs.len()).sum::<usize>();
+            assert_eq!((count(&walk.found.loose), count(&walk.found.beside)), (loose, beside));
+        };
+        check(&[&blob], true, 1, 0);
+        check(&[&image, &blob], true, 0, 1);
+        check(&[&image, &blob], false, 0, 0);
+    }
+
+    #[test]
+    fn the_way_down_has_an_end() {
+        let (mut walk, mut next) = begun();
+        for depth in 1.. {
+            let below = descriptor(media_type::OCI_INDEX, &format!("at {depth}"));
+            walk.descend(&next, &index(Vec::new()), vec![(below, Some(wish(1)))]);
+            match walk.take_next() {
+                Ok(taken) => next = taken.expect("it is no end yet"),
+                Err(error) => {
+                    assert!(error.is(ErrorKind::InvalidArgument) && depth == image::INDEX_DEPTH_MAX + 1);
+                    break;
+                }
+            }
+        }
+        let (mut walk, root) = begun();
+        let many =
+            (0..=DOCUMENTS_MAX).map(|at| (descriptor(media_type::OCI_MANIFEST, &at.to_string()), None));
+        walk.descend(&root, &index(Vec::new()), many.collect());
+        let last = std::iter::repeat_with(|| walk.take_next()).find(|taken| !matches!(taken, Ok(Some(_))));
+        assert!(last.is_some_and(|last| last.is_err_and(|error| error.is(ErrorKind::InvalidArgument))));
+    }
 }

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+use image::is_attestation;
 use metadata::{Caller, Metadata, Resource};
 use registry::{Push, Ranges, Remote, Sent};
 use tokio::sync::{Semaphore, mpsc};
@@ -378,7 +379,7 @@ impl Planner<'_> {
         }
         self.stores.check(descriptor)?;
         // An index may name anything; what is no document goes as it is.
-        if depth > 0 && !media_type::is_document(&descriptor.media_type) {
+        if depth > 0 && !is_document(descriptor) {
             return Ok(Arc::new(Visited { blobs: vec![descriptor.clone()], ..Visited::default() }));
         }
         let key = (descriptor.digest.clone(), may_lack);
@@ -413,63 +414,24 @@ impl Planner<'_> {
         depth: usize,
         may_lack: bool,
     ) -> Result<Visited> {
-        let (stores, scope) = (self.stores, self.scope);
-        let (mut left_out, mut kept, mut images) = (Vec::new(), Vec::new(), Vec::new());
-        let is_document = |child: &Descriptor| media_type::is_document(&child.media_type);
-        let is_made_of_blobs = image::is_made_of_blobs(index);
-        let may_lack = may_lack || is_made_of_blobs;
-        let wanted = match scope {
-            Scope::Only(platforms) => {
-                let known = known_platforms(&stores.metadata, &stores.caller, index);
-                let chosen = platforms.iter().map(|platform| image::choose(index, platform, &known));
-                let chosen = chosen.filter(|chosen| chosen.is_ok() || !may_lack);
-                Some(chosen.map(|child| Ok(&child?.digest)).collect::<Result<BTreeSet<&Digest>>>()?)
-            }
-            _ => None,
-        };
-        for (at, child) in index.manifests.iter().enumerate() {
-            let is_image = is_document(child) && !is_attestation(child);
-            if is_image && wanted.as_ref().is_some_and(|wanted| !wanted.contains(&child.digest)) {
-                left_out.push(shown(child));
-                continue;
-            }
-            let goes_as_blob = || -> Result<bool> {
-                Ok(image::is_blob(child) && (is_made_of_blobs || stores.goes_beside_images(child, scope)?))
-            };
-            if !is_document(child) && !goes_as_blob()? {
-                left_out.push(shown(child));
-                continue;
-            }
-            match self.visit(child, depth + 1, may_lack) {
-                Ok(below) => {
-                    if is_image || is_made_of_blobs {
-                        images.push(at);
-                    }
-                    kept.push((at, below));
-                }
-                Err(error)
-                    if error.is(ErrorKind::NotFound)
-                        && is_document(child)
-                        && (*scope == Scope::Present
-                            || (wanted.is_some() && (is_attestation(child) || may_lack))) =>
-                {
-                    if !is_attestation(child) {
-                        left_out.push(shown(child));
-                    }
-                }
-                Err(error) => return Err(error.context(shown(child))),
+        let choice = Choice::of(self.stores, self.scope, index, may_lack)?;
+        let (mut kept, mut left_out) = (Vec::new(), Vec::new());
+        for (at, entry) in index.manifests.iter().enumerate() {
+            match self.visit_entry(entry, &choice, depth)? {
+                Some(below) => kept.push(Kept { at, entry, counts: choice.counts(entry), below }),
+                // It only describes another, whose absence is told.
+                None if is_document(entry) && is_attestation(entry) => {}
+                None => left_out.push(shown(entry)),
             }
         }
-        if let Scope::Only(platforms) = scope
-            && is_made_of_blobs
+        if let Scope::Only(platforms) = self.scope
+            && choice.is_made_of_blobs
         {
-            let left = kept.iter().map(|(at, _)| &index.manifests[*at]);
+            let left = kept.iter().map(|kept| kept.entry);
             is_for_any(left, platforms).map_err(|error| error.context(descriptor.digest.to_string()))?;
         }
-        let is_whole = kept.len() == index.manifests.len();
-        let is_as_it_was = is_whole && kept.iter().all(|(at, below)| below.is_for(&index.manifests[*at]));
-        let root = match images.as_slice() {
-            [] if !is_whole => {
+        let root = match Shape::of(&kept, index.manifests.len()) {
+            Shape::Nothing => {
                 return Err(Error::not_found(format!(
                     "nothing of {} is here: there is {}; pull one first (hoist pull --platform)",
                     descriptor.digest,
@@ -477,25 +439,136 @@ impl Planner<'_> {
                 )));
             }
             // What describes it goes with the index only, so it stays behind with it.
-            [only] if !is_whole && is_document(&index.manifests[*only]) => {
-                let below = kept.into_iter().find(|(at, _)| at == only).expect("it was kept").1;
+            Shape::OneImage(place) => {
+                let below = kept.swap_remove(place).below;
                 return Ok(Visited { below: vec![below], left_out, ..Visited::default() });
             }
-            _ if is_as_it_was => Document { descriptor: plain(descriptor), bytes: bytes.into() },
-            _ => {
-                let digests: BTreeSet<&Digest> =
-                    images.iter().map(|at| &index.manifests[*at].digest).collect();
-                kept.retain(|(at, _)| {
-                    describes(&index.manifests[*at])
-                        .is_none_or(|subject| digests.iter().any(|digest| digest.to_string() == subject))
-                });
-                let kept = kept.iter().map(|(at, below)| (*at, below.root()));
-                lessen(descriptor, &bytes, &kept.collect())?
+            Shape::AsItIs => Document { descriptor: plain(descriptor), bytes: bytes.into() },
+            Shape::Lessened => {
+                leave_out_strangers(&mut kept);
+                let roots = kept.iter().map(|kept| (kept.at, kept.below.root()));
+                lessen(descriptor, &bytes, &roots.collect())?
             }
         };
-        let below = kept.into_iter().map(|(_, below)| below).collect();
+        let below = kept.into_iter().map(|kept| kept.below).collect();
         Ok(Visited { below, document: Some(root), left_out, ..Visited::default() })
     }
+
+    /// What goes of an entry of an index; none if the entry is left out.
+    fn visit_entry(
+        &mut self,
+        entry: &Descriptor,
+        choice: &Choice<'_>,
+        depth: usize,
+    ) -> Result<Option<Arc<Visited>>> {
+        let goes = match is_document(entry) {
+            true => !choice.passes_over(entry),
+            false if !image::is_blob(entry) => false,
+            false => choice.is_made_of_blobs || self.stores.goes_beside_images(entry, self.scope)?,
+        };
+        if !goes {
+            return Ok(None);
+        }
+        match self.visit(entry, depth + 1, choice.may_lack) {
+            Err(error) if error.is(ErrorKind::NotFound) && choice.may_be_missing(entry) => Ok(None),
+            below => below.map(Some).map_err(|error| error.context(shown(entry))),
+        }
+    }
+}
+
+/// Which entries of an index are to go, as far as that can be told before anybody looks below them.
+struct Choice<'a> {
+    scope: &'a Scope,
+    /// The images for the platforms that were asked for; none if all are to go.
+    wanted: Option<BTreeSet<&'a Digest>>,
+    /// The index is that of a checkpoint or the like: its blobs go with it, and it is worth something for them alone.
+    is_made_of_blobs: bool,
+    /// The index is made of blobs, or below one that is: it may lack platforms that were asked for.
+    may_lack: bool,
+}
+
+impl<'a> Choice<'a> {
+    fn of(stores: &Stores, scope: &'a Scope, index: &'a Index, may_lack: bool) -> Result<Choice<'a>> {
+        let is_made_of_blobs = image::is_made_of_blobs(index);
+        let may_lack = may_lack || is_made_of_blobs;
+        let Scope::Only(platforms) = scope else {
+            return Ok(Choice { scope, wanted: None, is_made_of_blobs, may_lack });
+        };
+        let known = known_platforms(&stores.metadata, &stores.caller, index);
+        let mut wanted = BTreeSet::new();
+        for platform in platforms {
+            match image::choose(index, platform, &known) {
+                Ok(image) => {
+                    wanted.insert(&image.digest);
+                }
+                Err(_) if may_lack => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Choice { scope, wanted: Some(wanted), is_made_of_blobs, may_lack })
+    }
+
+    /// Whether an image is none of those that were asked for.
+    fn passes_over(&self, entry: &Descriptor) -> bool {
+        is_image(entry) && self.wanted.as_ref().is_some_and(|wanted| !wanted.contains(&entry.digest))
+    }
+
+    /// Whether an entry that is not here, or not all of it, is left out. If not, the push fails.
+    fn may_be_missing(&self, entry: &Descriptor) -> bool {
+        let may_lack_it = self.wanted.is_some() && (is_attestation(entry) || self.may_lack);
+        is_document(entry) && (*self.scope == Scope::Present || may_lack_it)
+    }
+
+    /// Whether the index is worth pushing for this entry.
+    fn counts(&self, entry: &Descriptor) -> bool {
+        is_image(entry) || self.is_made_of_blobs
+    }
+}
+
+/// An entry of an index that goes.
+struct Kept<'a> {
+    /// Its place in the index.
+    at: usize,
+    entry: &'a Descriptor,
+    /// See [`Choice::counts`].
+    counts: bool,
+    below: Arc<Visited>,
+}
+
+/// What an index goes as.
+#[derive(Debug, PartialEq)]
+enum Shape {
+    /// There is nothing of it that counts.
+    Nothing,
+    /// Its only image that is here, without the index. The place is that among what is kept.
+    OneImage(usize),
+    AsItIs,
+    /// An index of what is kept, which has a digest of its own.
+    Lessened,
+}
+
+impl Shape {
+    /// `entries` is how many the index has.
+    fn of(kept: &[Kept<'_>], entries: usize) -> Shape {
+        let is_whole = kept.len() == entries;
+        if is_whole {
+            let is_as_it_was = kept.iter().all(|kept| kept.below.is_for(kept.entry));
+            return if is_as_it_was { Shape::AsItIs } else { Shape::Lessened };
+        }
+        let mut counting = kept.iter().enumerate().filter(|(_, kept)| kept.counts);
+        match (counting.next(), counting.next()) {
+            (None, _) => Shape::Nothing,
+            (Some((place, only)), None) if is_document(only.entry) => Shape::OneImage(place),
+            _ => Shape::Lessened,
+        }
+    }
+}
+
+/// Leaves out what describes an image that does not go.
+fn leave_out_strangers(kept: &mut Vec<Kept<'_>>) {
+    let images: BTreeSet<String> =
+        kept.iter().filter(|kept| kept.counts).map(|kept| kept.entry.digest.to_string()).collect();
+    kept.retain(|kept| describes(kept.entry).is_none_or(|image| images.contains(image)));
 }
 
 /// Blobs that are sent at once, for each registry by itself: one that takes nothing keeps its slots for as long as it is
@@ -637,11 +710,15 @@ fn lessen(
     Ok(Document { descriptor, bytes: bytes.into() })
 }
 
-/// BuildKit's manifests that describe another one of the same index.
-fn is_attestation(child: &Descriptor) -> bool {
-    child.annotations.contains_key("vnd.docker.reference.type")
+fn is_document(child: &Descriptor) -> bool {
+    media_type::is_document(&child.media_type)
 }
 
+fn is_image(child: &Descriptor) -> bool {
+    is_document(child) && !is_attestation(child)
+}
+
+/// The digest of the image of the same index that a child describes, as BuildKit's attestations do.
 fn describes(child: &Descriptor) -> Option<&str> {
     child.annotations.get("vnd.docker.reference.digest").map(String::as_str)
 }
@@ -653,7 +730,7 @@ fn shown(child: &Descriptor) -> String {
 }
 
 fn subject_of(descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<Descriptor>> {
-    if !media_type::is_document(&descriptor.media_type) {
+    if !is_document(descriptor) {
         return Ok(None);
     }
     Ok(match image::Node::parse(&descriptor.media_type, bytes)? {
@@ -697,6 +774,82 @@ mod tests {
         writer.write(bytes).unwrap();
         writer.commit(expected, Labels::new()).unwrap();
         (Stores { metadata, caller }, blob)
+    }
+
+    const MANIFEST: &str = media_type::OCI_MANIFEST;
+    const STATE: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+
+    fn descriptor(kind: &str, name: &str) -> Descriptor {
+        Descriptor::new(kind, Digest::of(name.as_bytes()), 1)
+    }
+
+    fn attestation(name: &str, of: &Descriptor) -> Descriptor {
+        let mut descriptor = descriptor(MANIFEST, name);
+        let notes = [
+            ("vnd.docker.reference.type", "x".to_owned()),
+            ("vnd.docker.reference.digest", of.digest.to_string()),
+        ];
+        descriptor.annotations.extend(notes.map(|(key, value)| (key.to_owned(), value)));
+        descriptor
+    }
+
+    /// An entry that goes as `root`.
+    fn kept<'a>(at: usize, entry: &'a Descriptor, counts: bool, root: &Descriptor) -> Kept<'a> {
+        let document = is_document(root).then(|| Document { descriptor: root.clone(), bytes: Bytes::new() });
+        Kept { at, entry, counts, below: Arc::new(Visited { document, ..Visited::default() }) }
+    }
+
+    /// All of an index that is no checkpoint.
+    fn all(scope: &Scope) -> Choice<'_> {
+        Choice { scope, wanted: None, is_made_of_blobs: false, may_lack: false }
+    }
+
+    #[test]
+    fn an_index_goes_as_what_is_left_of_it() {
+        let (one, two, blob) =
+            (descriptor(MANIFEST, "one"), descriptor(MANIFEST, "two"), descriptor(STATE, "state"));
+        let about_one = attestation("about one", &one);
+        let whole = |entry| kept(0, entry, true, entry);
+        assert_eq!(Shape::of(&[whole(&one), whole(&two)], 2), Shape::AsItIs);
+        assert_eq!(Shape::of(&[whole(&one), kept(1, &two, true, &one)], 2), Shape::Lessened, "another below");
+        assert_eq!(Shape::of(&[whole(&one), whole(&two)], 3), Shape::Lessened);
+        let about = kept(0, &about_one, false, &about_one);
+        assert_eq!(Shape::of(&[about, whole(&one)], 3), Shape::OneImage(1));
+        assert_eq!(Shape::of(&[kept(0, &about_one, false, &about_one)], 2), Shape::Nothing);
+        assert_eq!(Shape::of(&[], 1), Shape::Nothing);
+        assert_eq!(Shape::of(&[whole(&blob)], 2), Shape::Lessened, "a blob has no index but this one");
+        assert_eq!(Shape::of(&[], 0), Shape::AsItIs);
+    }
+
+    #[test]
+    fn what_describes_an_image_goes_with_it() {
+        let (one, two) = (descriptor(MANIFEST, "one"), descriptor(MANIFEST, "two"));
+        let (about_one, about_two) = (attestation("about one", &one), attestation("about two", &two));
+        let mut left = vec![
+            kept(0, &one, true, &one),
+            kept(2, &about_one, false, &about_one),
+            kept(3, &about_two, false, &about_two),
+        ];
+        leave_out_strangers(&mut left);
+        assert_eq!(left.iter().map(|kept| kept.at).collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
+    fn the_scope_says_what_is_passed_over_and_what_may_be_missing() {
+        let (image, blob) = (descriptor(MANIFEST, "image"), descriptor(STATE, "state"));
+        let about = attestation("about", &image);
+        let check = |choice: Choice<'_>, passed_over: [bool; 2], missing: [bool; 3]| {
+            assert_eq!([&image, &about].map(|entry| choice.passes_over(entry)), passed_over);
+            assert_eq!([&image, &about, &blob].map(|entry| choice.may_be_missing(entry)), missing);
+        };
+        let only = Scope::Only(Vec::new());
+        check(all(&Scope::Present), [false, false], [true, true, false]);
+        check(all(&Scope::Whole), [false, false], [false, false, false]);
+        check(Choice { wanted: Some(BTreeSet::new()), ..all(&only) }, [true, false], [false, true, false]);
+        let wanted = Some(BTreeSet::from([&image.digest]));
+        check(Choice { wanted, ..all(&only) }, [false, false], [false, true, false]);
+        let lacks = Choice { wanted: Some(BTreeSet::new()), may_lack: true, ..all(&only) };
+        check(lacks, [true, false], [true, true, false]);
     }
 
     #[test]

@@ -123,66 +123,98 @@ pub async fn verify(
 ) -> Result<Vec<Checked>> {
     let registries = registries(metadata, caller).await?;
     let verifier = Verifier { metadata: metadata.clone(), caller: caller.clone(), registries };
-    let mut seen = BTreeSet::new();
-    let (mut checked, mut bytes, mut known) = (Vec::new(), 0, 0);
-    let mut manifests = Vec::new();
+    let mut pass = Pass { verifier, remote, tell, bytes: 0, known: 0, checked: Vec::new() };
+    let (mut seen, mut manifests) = (BTreeSet::new(), Vec::new());
     for (image, target) in images {
-        let mut waiting = vec![(target, 0)];
-        while let Some((descriptor, depth)) = waiting.pop() {
-            if !seen.insert(descriptor.digest.clone()) || !verifier.has(&descriptor.digest).await? {
-                continue;
-            }
-            known += descriptor.size;
-            let verdict = verifier.check(&descriptor, &remote).await?;
-            bytes += descriptor.size;
-            tell(bytes, known);
-            let is_readable = !matches!(verdict, Verdict::Broken(_));
-            checked.push(Checked {
-                what: What::Blob,
-                descriptor: descriptor.clone(),
-                len: descriptor.size,
-                image: image.clone(),
-                verdict,
-            });
-            if is_readable && depth <= image::INDEX_DEPTH_MAX + 1 {
-                let node = verifier.node(&descriptor).await?;
-                let children: Vec<Descriptor> =
-                    node.iter().flat_map(|node| node.children().into_iter().cloned()).collect();
-                waiting.extend(children.into_iter().rev().map(|child| (child, depth + 1)));
-                if let Some(image::Node::Manifest(manifest)) = node {
-                    manifests.push((image.clone(), *manifest));
-                }
-            }
-        }
+        let found = pass.check_blobs(&image, target, &mut seen).await?;
+        manifests.extend(found.into_iter().map(|manifest| (image.clone(), manifest)));
     }
     // Layers come last: they are mended from blobs.
     let mut seen = BTreeSet::new();
     for (image, manifest) in manifests {
-        for unpacked in verifier.unpacked(manifest.clone()).await? {
+        pass.check_layers(&image, manifest, &mut seen).await?;
+    }
+    Ok(pass.checked)
+}
+
+/// What a verification has looked at so far.
+struct Pass<T> {
+    verifier: Verifier,
+    remote: Remotes,
+    tell: T,
+    /// That were read, of all that are known to be there.
+    bytes: u64,
+    known: u64,
+    checked: Vec<Checked>,
+}
+
+impl<T: Fn(u64, u64)> Pass<T> {
+    /// Hashes the blobs of an image from its target down, but for those that were `seen`. Returns the manifests among them
+    /// that can be read.
+    async fn check_blobs(
+        &mut self,
+        image: &str,
+        target: Descriptor,
+        seen: &mut BTreeSet<Digest>,
+    ) -> Result<Vec<Manifest>> {
+        let (mut manifests, mut waiting) = (Vec::new(), vec![(target, 0)]);
+        while let Some((descriptor, depth)) = waiting.pop() {
+            if !seen.insert(descriptor.digest.clone()) || !self.verifier.has(&descriptor.digest).await? {
+                continue;
+            }
+            self.known += descriptor.size;
+            let verdict = self.verifier.check(&descriptor, &self.remote).await?;
+            self.was_read(descriptor.size);
+            let is_readable = !matches!(verdict, Verdict::Broken(_));
+            self.note(What::Blob, descriptor.clone(), descriptor.size, image, verdict);
+            if !is_readable || depth > image::INDEX_DEPTH_MAX + 1 {
+                continue;
+            }
+            let Some(node) = self.verifier.node(&descriptor).await? else { continue };
+            let children: Vec<Descriptor> = node.children().into_iter().cloned().collect();
+            waiting.extend(children.into_iter().rev().map(|child| (child, depth + 1)));
+            if let image::Node::Manifest(manifest) = node {
+                manifests.push(*manifest);
+            }
+        }
+        Ok(manifests)
+    }
+
+    /// Looks at what the layers of a manifest were unpacked to, but for trees that were `seen`, which are known by their
+    /// snapshotters and names.
+    async fn check_layers(
+        &mut self,
+        image: &str,
+        manifest: Manifest,
+        seen: &mut BTreeSet<(String, String)>,
+    ) -> Result<()> {
+        for unpacked in self.verifier.unpacked(manifest.clone()).await? {
             if !seen.insert((unpacked.snapshotter.clone(), unpacked.name.clone())) {
                 continue;
             }
             let descriptor = manifest.layers[unpacked.at].clone();
             let Some(kept) = &unpacked.kept else {
-                let verdict = verifier.count_files(unpacked).await?;
-                checked.push(Checked {
-                    what: What::Layer,
-                    descriptor,
-                    len: 0,
-                    image: image.clone(),
-                    verdict,
-                });
+                let verdict = self.verifier.count_files(unpacked).await?;
+                self.note(What::Layer, descriptor, 0, image, verdict);
                 continue;
             };
-            known += kept.len();
-            let verdict = verifier.check_layer(&image, &descriptor, kept, &remote).await?;
             let len = kept.len();
-            bytes += len;
-            tell(bytes, known);
-            checked.push(Checked { what: What::Layer, descriptor, len, image: image.clone(), verdict });
+            self.known += len;
+            let verdict = self.verifier.check_layer(image, &descriptor, kept, &self.remote).await?;
+            self.was_read(len);
+            self.note(What::Layer, descriptor, len, image, verdict);
         }
+        Ok(())
     }
-    Ok(checked)
+
+    fn was_read(&mut self, len: u64) {
+        self.bytes += len;
+        (self.tell)(self.bytes, self.known);
+    }
+
+    fn note(&mut self, what: What, descriptor: Descriptor, len: u64, image: &str, verdict: Verdict) {
+        self.checked.push(Checked { what, descriptor, len, image: image.to_owned(), verdict });
+    }
 }
 
 struct Verifier {
