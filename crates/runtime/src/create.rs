@@ -548,7 +548,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Answers the child until it is ready.
+    /// Gives the child what it needs, in the order in which it asks for it, until it is ready.
     fn raise(&mut self, mut plan: Plan, channel: &Channel, pid: u32, pidfd: &PidFd) -> Result<Raised> {
         let mut raised = Raised {
             console: None,
@@ -566,15 +566,35 @@ impl<'a> Maker<'a> {
         if let Some(filter) = compile_filter(self.dir, &plan.spec)? {
             channel.send_to_whoever_is_there(&Message::Filter(filter))?;
         }
-        raised.state.identify()?;
-        raised.state.supervisor.clone_from(&plan.supervisor);
-        raised.state.no_new_keyring = plan.keyring.is_none();
-        raised.state.keyring_name.clone_from(&plan.keyring);
-        self.note(&mut raised.state, &plan.spec, &plan.namespaces)?;
-        self.dir.draft(&raised.state)?;
+        self.draft_state(&plan, &mut raised.state)?;
         let tight = program::tight_limits(&plan.spec);
         // While the child is busy.
         drop(plan);
+        self.answer(channel, pid, pidfd, &mut raised, tight)?;
+        self.dir.publish_state()?;
+        self.steps.tell(format_args!("process {pid} waits to be started"));
+        Ok(raised)
+    }
+
+    /// Writes the state down as it is known by now, where nobody reads it before the child is ready.
+    fn draft_state(&self, plan: &Plan, state: &mut State) -> Result<()> {
+        state.identify()?;
+        state.supervisor.clone_from(&plan.supervisor);
+        state.no_new_keyring = plan.keyring.is_none();
+        state.keyring_name.clone_from(&plan.keyring);
+        self.note(state, &plan.spec, &plan.namespaces)?;
+        self.dir.draft(state)
+    }
+
+    /// Answers the child until it is ready. `tight` names limits that may be too small for it, should it end.
+    fn answer(
+        &self,
+        channel: &Channel,
+        pid: u32,
+        pidfd: &PidFd,
+        raised: &mut Raised,
+        tight: Option<String>,
+    ) -> Result<()> {
         loop {
             match channel.receive()? {
                 Some(Message::RunHooks) => {
@@ -590,30 +610,21 @@ impl<'a> Maker<'a> {
                     supervisor.hand_over(pid, pidfd, number, &document)?;
                     channel.send(&Message::Go)?;
                 }
-                Some(Message::Ready) => break,
+                Some(Message::Ready) => return Ok(()),
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
+                // What we send, and what is said on the way to exec and to criu.
                 Some(
                     Message::Go
                     | Message::Cgroup(_)
                     | Message::Filter(_)
                     | Message::Born(_)
                     | Message::Socket(_),
-                )
-                | None => {
-                    let what = "the container's first process ended before it was ready";
-                    return Err(match tight {
-                        Some(limits) => Error::new(
-                            ErrorKind::ResourceExhausted,
-                            format!("{what}: it may be one of these limits that is too small: {limits}"),
-                        ),
-                        None => Error::internal(what),
-                    });
+                ) => {
+                    return Err(Error::internal("the container's first process sent what is not its to say"));
                 }
+                None => return Err(ended_early(tight)),
             }
         }
-        self.dir.publish_state()?;
-        self.steps.tell(format_args!("process {pid} waits to be started"));
-        Ok(raised)
     }
 
     /// What the new process is given from outside, before it enters its cgroup.
@@ -679,6 +690,17 @@ impl<'a> Maker<'a> {
         let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
         self.resctrl.clone_from(&class.own);
         class.add(pid).context(|| "linux.intelRdt")
+    }
+}
+
+fn ended_early(tight: Option<String>) -> Error {
+    let what = "the container's first process ended before it was ready";
+    match tight {
+        Some(limits) => Error::new(
+            ErrorKind::ResourceExhausted,
+            format!("{what}: it may be one of these limits that is too small: {limits}"),
+        ),
+        None => Error::internal(what),
     }
 }
 
@@ -800,6 +822,30 @@ mod tests {
         check(serde_json::json!({}), false, Ok(shared));
         let joined = serde_json::json!({"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]});
         check(joined, false, Ok(shared));
+    }
+
+    #[test]
+    fn a_first_process_that_ends_is_told_from_one_that_says_what_it_may_not() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = StateDir::create(root.path(), "one").unwrap();
+        let (maker, pid) = (Maker::new(&dir), std::process::id());
+        let pidfd = PidFd::open(pid).unwrap();
+        let check = |word: Option<Message>, tight: Option<&str>, kind: ErrorKind, expected: &str| {
+            let (ours, theirs) = Channel::pair().unwrap();
+            if let Some(word) = word {
+                theirs.send(&word).unwrap();
+            }
+            drop(theirs);
+            let state = State::new("one", pid, root.path(), root.path());
+            let mut raised = Raised { console: None, warnings: Vec::new(), state };
+            let answered = maker.answer(&ours, pid, &pidfd, &mut raised, tight.map(str::to_owned));
+            let error = answered.expect_err("it is not ready");
+            assert!(error.is(kind) && error.message().contains(expected), "{error}");
+        };
+        check(None, None, ErrorKind::Internal, "ended before it was ready");
+        check(None, Some("9 bytes of memory"), ErrorKind::ResourceExhausted, "9 bytes of memory");
+        check(Some(Message::Go), Some("9 bytes of memory"), ErrorKind::Internal, "not its to say");
+        check(Some(Message::Born(1)), None, ErrorKind::Internal, "not its to say");
     }
 
     /// A process is born in the part of version 2 before the others are there.
