@@ -5,7 +5,7 @@
 //! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`], [`passing`],
-//!   [`pipe`]: processes, what they may do, and what they hand each other.
+//!   [`pipe`], [`keyring`]: processes, what they may do, and what they hand each other.
 //! - [`sampling`]: where this process spends its time.
 //! - [`device`]: device nodes.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
@@ -23,6 +23,7 @@ pub mod device;
 pub mod devmapper;
 pub mod heap;
 pub mod idmap;
+pub mod keyring;
 pub mod loopdev;
 pub mod mapping;
 pub mod memory;

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use linux::cap::{self, CapSet};
+use linux::keyring;
 use linux::process;
 use linux::procfs::Proc;
 use linux::seccomp;
@@ -578,51 +579,26 @@ pub(crate) fn new_keyring(name: &str) -> Result<()> {
 pub(crate) fn join_keyring(name: &str) -> Result<()> {
     enter_keyring(name)?;
     // One that was there was found, so that it can be.
-    if keyring_permissions().is_some_and(|permissions| permissions & KEYRING_SEARCH == 0) {
+    if keyring::session_permissions().is_some_and(|permissions| permissions & KEYRING_SEARCH == 0) {
         open_keyring()?;
     }
     Ok(())
 }
 
-#[expect(unsafe_code, reason = "keyctl has no wrapper")]
 fn enter_keyring(name: &str) -> Result<()> {
-    const JOIN_SESSION_KEYRING: libc::c_int = 1;
     let name = CString::new(name).map_err(|_| Error::data_loss("a keyring's name with a zero byte"))?;
-    // SAFETY: the call reads a string that lives across it.
-    known_key(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })
+    unless_forbidden(keyring::join_session(&name))
 }
 
-const SESSION_KEYRING: libc::c_int = -3;
-
-#[expect(unsafe_code, reason = "keyctl has no wrapper")]
 fn open_keyring() -> Result<()> {
-    const SETPERM: libc::c_int = 5;
-    // SAFETY: all arguments are numbers.
-    known_key(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, KEYRING_PERMISSIONS) })
-}
-
-/// Of the session keyring; none where the kernel does not tell.
-#[expect(unsafe_code, reason = "keyctl has no wrapper")]
-fn keyring_permissions() -> Option<u32> {
-    const DESCRIBE: libc::c_int = 6;
-    // `type;uid;gid;permissions;name`, and a zero byte.
-    let mut text = [0_u8; 512];
-    let (to, room) = (text.as_mut_ptr(), text.len());
-    // SAFETY: the call writes no more than there is room for.
-    let len = unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, SESSION_KEYRING, to, room) };
-    let text = std::str::from_utf8(text.get(..usize::try_from(len).ok()?)?).ok()?;
-    u32::from_str_radix(text.split(';').nth(3)?, 16).ok()
+    unless_forbidden(keyring::set_session_permissions(KEYRING_PERMISSIONS))
 }
 
 /// A kernel without keys, or a host that forbids them, leaks none.
-fn known_key(answer: libc::c_long) -> Result<()> {
-    if answer >= 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::ENOSYS | libc::EPERM) => Ok(()),
-        _ => Err(error).context(|| "join the session keyring of the container"),
+fn unless_forbidden(done: io::Result<()>) -> Result<()> {
+    match done {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+        done => done.context(|| "join the session keyring of the container"),
     }
 }
 
