@@ -26,14 +26,26 @@ const OOM_V1: &str = "container_memory_oom_total";
 #[derive(Default)]
 struct Samples(BTreeMap<String, Vec<Sample>>);
 
-/// Whose it is, labels beside the owner's, and the value.
-type Sample = (Owner, Vec<(&'static str, String)>, u64);
+/// A figure of a container at this moment.
+struct Sample {
+    owner: Owner,
+    /// Labels beside those that name the owner, by which samples of one owner are told apart.
+    further: Vec<(&'static str, String)>,
+    value: u64,
+}
 
 #[derive(Clone)]
 struct Owner {
     namespace: String,
     id: String,
     runtime: String,
+}
+
+impl Sample {
+    /// What comes first is written first.
+    fn order(&self) -> (&str, &str, &[(&'static str, String)]) {
+        (&self.owner.namespace, &self.owner.id, &self.further)
+    }
 }
 
 /// Asks every shim, all at once. One that does not answer in time has no figures.
@@ -69,8 +81,8 @@ impl Samples {
         for (name, mut family) in self.0 {
             let kind = if name == OOM_V1 { "counter" } else { "gauge" };
             text.family(&name, kind, "of a container's cgroup");
-            family.sort_by(|a, b| (&a.0.namespace, &a.0.id, &a.1).cmp(&(&b.0.namespace, &b.0.id, &b.1)));
-            for (Owner { namespace, id, runtime }, further, value) in &family {
+            family.sort_by(|a, b| a.order().cmp(&b.order()));
+            for Sample { owner: Owner { namespace, id, runtime }, further, value } in &family {
                 let mut labels =
                     vec![("container_id", id.as_str()), ("namespace", namespace), ("runtime", runtime)];
                 labels.extend(further.iter().map(|(label, value)| (*label, value.as_str())));
@@ -101,7 +113,7 @@ impl Samples {
     ) {
         let separator = if unit.is_empty() { "" } else { "_" };
         let name = format!("container_{name}{separator}{unit}");
-        self.0.entry(name).or_default().push((owner.clone(), further, value));
+        self.0.entry(name).or_default().push(Sample { owner: owner.clone(), further, value });
     }
 
     fn put_all<M>(&mut self, owner: &Owner, group: &str, message: Option<&M>, figures: &[Figure<M>]) {
