@@ -171,7 +171,7 @@ pub(crate) fn image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
     match unpack::<CheckpointOptions>(options) {
         Some(Ok(options)) => absolute(options.image_path),
         Some(Err(error)) => Err(Error::invalid_argument("the options of a checkpoint").with_source(error)),
-        // Of a shim that has its own.
+        // They are options of another shim, which nobody here can read.
         None => Ok(None),
     }
 }

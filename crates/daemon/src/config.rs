@@ -73,16 +73,16 @@ pub struct Config {
     pub log_level: Level,
     pub log_format: LogFormat,
     pub plugins: Plugins,
-    /// Without which it is not to start, by type and id.
+    /// Plugins without which the daemon does not start, by type and id.
     pub required_plugins: Vec<String>,
-    /// Without which it is to be, of those that can go ([`services::LeftOut`]).
+    /// Plugins that the daemon leaves out, of those that it can leave out ([`services::LeftOut`]).
     pub disabled_plugins: Vec<String>,
     pub layers: Layers,
     /// Whether the spans of the blobs of layers are recorded.
     pub spans: bool,
     pub verity: bool,
     pub backing: Backing,
-    /// Of overlays, besides those that they need.
+    /// Options of overlay mounts, besides those that they need.
     pub mount_options: Vec<String>,
     pub unpacked: Unpacked,
     pub sharing: Sharing,
@@ -560,7 +560,7 @@ fn environment(key: &str, list: &[String]) -> Result<Vec<(String, String)>> {
     list.iter().map(pair).collect()
 }
 
-/// Where an overlay's parts are is not for others to say.
+/// Refuses options that say where an overlay's directories are: the snapshotter says that.
 fn mount_options(options: Vec<String>) -> Result<Vec<String>> {
     let is_place = |option: &String| {
         let name = option.split_once('=').map_or(option.as_str(), |(name, _)| name).trim_end_matches('+');

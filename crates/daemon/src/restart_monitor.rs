@@ -72,7 +72,7 @@ enum Policy {
     Never,
     Always,
     UnlessStopped,
-    /// At most so often; 0 for always.
+    /// After a failure, at most this many times; 0 is without a limit.
     OnFailure(u64),
 }
 
@@ -174,7 +174,7 @@ impl Compared {
     }
 }
 
-/// Of one container; over when it is dropped.
+/// The comparison of one container, which ends when this is dropped.
 struct Comparison {
     all: Arc<Compared>,
     key: Key,

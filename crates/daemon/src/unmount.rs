@@ -76,7 +76,7 @@ pub(crate) fn unmount(config: &Config) -> Result<usize> {
     let points = mount::mount_points()?;
     let shown: HashSet<&str> =
         points.iter().filter(|point| is_ours(point)).map(|point| &*point.source).collect();
-    // What the trees are in their own file system.
+    // Where the trees are within the file system that holds them: a bind mount names that place.
     let holder = mount::mount_point_of(&trees)?;
     let inside = holder.and_then(|holder| {
         let below = trees.strip_prefix(&holder.path).ok()?;
@@ -98,7 +98,7 @@ pub(crate) fn unmount(config: &Config) -> Result<usize> {
         )));
     }
     let mut count = points.iter().filter(|point| point.path.starts_with(&activations)).count();
-    // They are made of the others.
+    // Activated mounts first: they are made of mounted layers.
     Places::open(&activations)?.sweep(&|| Ok(HashSet::new()))?;
     for point in points.iter().rev().filter(|point| is_ours(point)) {
         count += usize::from(mount::unmount_one(&point.path)?);

@@ -35,7 +35,7 @@ const NAME_LEN_MAX: usize = 4096;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activation {
     pub name: String,
-    /// Of all activations of all times, this one's alone.
+    /// No other activation has this number, or ever had it.
     pub number: u64,
     pub labels: Labels,
     /// What is mounted, in the order in which that was done.

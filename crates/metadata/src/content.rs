@@ -807,7 +807,7 @@ impl Mending {
         self.writer.as_mut().expect("only finishing takes it").write(bytes)
     }
 
-    /// Of the bytes so far.
+    /// The digest of the bytes that were written so far.
     pub fn digest(&self) -> Digest {
         self.hasher.clone().finish()
     }

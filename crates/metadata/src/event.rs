@@ -26,7 +26,7 @@ pub enum Event {
     /// `/containers/delete`
     ContainerDeleted { id: ContainerId },
     /// `/content/create`
-    /// The type is empty where nobody said it.
+    /// The media type is empty where the blob's writer did not say it.
     ContentCreated { digest: Digest, size: u64, media_type: String },
     /// `/content/delete`
     ContentDeleted { digest: Digest },

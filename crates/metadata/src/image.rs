@@ -71,7 +71,7 @@ pub struct StoredImage<'a> {
     pub updated: Timestamp,
     pub media_type: &'a str,
     pub digest: &'a str,
-    /// Of the target, in bytes.
+    /// The size of the target, in bytes.
     pub size: u64,
     pub annotations: StoredLabels<'a>,
     pub labels: StoredLabels<'a>,

@@ -312,7 +312,8 @@ impl Snapshots {
         if name.is_empty() {
             return Err(Error::invalid_argument("snapshot name must not be empty"));
         }
-        // Before the key is looked for: whoever commits once more, not knowing of an answer, has no key any more.
+        // A client that has had no answer to its commit makes it again. By then the name is taken and the key is gone,
+        // and it is to be told of the name: so that is looked for first.
         self.refuse_joining(name)?;
         let active = self.store.0.read(|tx| self.find(tx, key))?;
         let parent = match parent.filter(|parent| !parent.is_empty()) {

@@ -27,7 +27,7 @@ pub struct Options {
     /// The clock that stamps records and decides what has expired.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
-    /// Events for nobody do not wait for the disk.
+    /// Whether anybody listens to events. If nobody does, they do not wait for their change to be on disk.
     pub is_heard: Hearing,
     /// Which images names may come to stand for.
     pub gate: Box<dyn Gate>,

@@ -322,13 +322,13 @@ impl<'a> Maker<'a> {
     /// The first process is killed by now; the error that counts is the first one.
     pub(crate) fn undo(&self) {
         if let Some(cgroup) = &self.cgroup {
-            // Nobody was in it before.
+            // All processes in it are the container's: there were none before it.
             let _ = cgroup.kill();
             let _ = match &self.scope {
                 Some(scope) => scope.stop().and_then(|()| cgroup.delete()),
                 None => cgroup.delete_new(),
             };
-            // Whoever has it next would be limited as this container.
+            // Directories that were found stay, and whoever uses them next is not to have the limits of this container.
             if self.is_limited {
                 let _ = cgroup.renew_found();
             }

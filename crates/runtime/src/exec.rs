@@ -46,7 +46,7 @@ const RAISE_MAX: Duration = Duration::from_secs(10);
 /// Words of a process that is born: of its filter's listener, and of its failure.
 const WORDS_MAX: usize = 2;
 
-/// Who drives runc knows its words.
+/// In the words of runc, which programs that drive it look for.
 const PAUSED: &str = "cannot exec in a paused container; resume it first, or use --ignore-paused";
 
 /// What a further process is started with, beside its description.
@@ -232,7 +232,7 @@ fn release(container: &Container, process: &Process, channel: &mut Channel, exec
                 let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
                 let document = container.state().document(Status::Running);
                 supervisor.hand_over(exec.pid, &exec.pidfd, number, &document)?;
-                // The supervisor's time is not the process's.
+                // The process is not to be late because the supervisor took its time: its limit begins anew.
                 channel.limit(RAISE_MAX);
                 channel.send(&Message::Go)?;
             }

@@ -578,7 +578,7 @@ pub(crate) fn new_keyring(name: &str) -> Result<()> {
 /// any more, or yet, is it made.
 pub(crate) fn join_keyring(name: &str) -> Result<()> {
     enter_keyring(name)?;
-    // One that was there was found, so that it can be.
+    // One that was there before has these bits, or it would not have been found. One that was just made has not.
     if keyring::session_permissions().is_some_and(|permissions| permissions & KEYRING_SEARCH == 0) {
         open_keyring()?;
     }

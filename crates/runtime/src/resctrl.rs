@@ -200,7 +200,7 @@ pub(crate) struct Resource {
     pub(crate) schema: String,
 }
 
-/// Bytes. None is not counted by this hardware.
+/// In bytes; none for what this hardware does not count.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Used {
     pub(crate) cache: Option<u64>,

@@ -11,11 +11,11 @@ use crate::stdio::open::Owner;
 
 pub(crate) struct Container {
     pub id: String,
-    /// For the loop; never used twice.
+    /// What the event loop knows the container by. No later container of this shim has the same.
     pub key: u32,
     pub bundle: PathBuf,
     pub oci: Oci,
-    /// What is done with it by the runtime is done by workers.
+    /// What its runtime does may wait for somebody else (see [`crate::oci::waits_for_others`]), so that workers do it.
     pub waits_for_others: bool,
     pub init: ProcessKey,
     pub execs: BTreeMap<String, ProcessKey>,

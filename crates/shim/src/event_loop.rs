@@ -189,7 +189,7 @@ impl EventLoop {
                 }
                 Err(error) => self.sandbox.log.warn(format_args!("accept a connection: {error}")),
             }
-            // A daemon that calls is a daemon that takes events.
+            // A daemon that calls is there, and takes events that have waited for one.
             self.sandbox.publisher.hurry();
         }
     }

@@ -132,7 +132,7 @@ impl Leaving {
 /// Waits until all have ended, and signals those whose time is up.
 pub(crate) fn see_off(mut drivers: Vec<Leaving>) {
     while let Some(driver) = drivers.first() {
-        // In turns of a second: each has a time of its own.
+        // For a second at most: another driver may have a deadline before this one ends.
         has_ended(driver.process.0.as_fd(), 1);
         drivers.retain_mut(Leaving::is_still_here);
     }

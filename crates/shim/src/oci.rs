@@ -209,7 +209,7 @@ impl Oci {
     pub(crate) fn end_exec(&mut self, exec_id: &str) -> Result<()> {
         match self {
             Oci::Command(runtime) => runtime.end_exec(exec_id),
-            // Nothing is written of it.
+            // These leave no files behind for a process that was not started.
             Oci::Embedded(_) | Oci::Frozen(_) => Ok(()),
         }
     }
@@ -290,7 +290,7 @@ impl Oci {
     }
 
     /// Takes down what is left, killing what still runs.
-    /// Answers with what went wrong and did not matter.
+    /// Answers with warnings: what went wrong and kept nothing from being taken down.
     pub(crate) fn delete(&mut self, by_worker: bool) -> Result<Vec<String>> {
         match self {
             Oci::Embedded(runtime) => runtime.delete(),

@@ -134,7 +134,7 @@ impl Worker {
         }
     }
 
-    /// Of one that was reaped.
+    /// The answer of a worker that was reaped.
     pub(crate) fn last_answer(&self) -> Answer {
         self.answer().unwrap_or_else(Answer::lost)
     }

@@ -127,9 +127,9 @@ struct Reader {
     plugin: Plugin,
     digest: Digest,
     size: u64,
-    /// Of the next byte that is read in order.
+    /// The offset of the byte that is read next.
     position: u64,
-    /// Bytes that came and were not read yet.
+    /// Bytes that came from the plugin and were not read yet.
     ahead: Bytes,
     /// From `position` and `ahead` on; none before the first read.
     stream: Mutex<Option<Streaming<ReadContentResponse>>>,

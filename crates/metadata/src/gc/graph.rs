@@ -54,7 +54,7 @@ struct Object {
     there: bool,
     /// The last of its edges that was said, by its place among all.
     last_edge: Option<u32>,
-    /// What it is nothing without.
+    /// The object that is kept with this one where this one is kept flat ([`Graph::stands_on`]).
     ground: Option<u32>,
 }
 

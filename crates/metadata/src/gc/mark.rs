@@ -393,7 +393,7 @@ fn remove_node(
         }
         // These are roots always; one that is not live was deleted since the mark.
         Node::Container(_) | Node::Sandbox(_) => {}
-        // They have no records.
+        // Streams have no records: the sweep ends them.
         Node::Stream(_) => {}
     }
     Ok(())

@@ -66,7 +66,7 @@ pub struct Collected {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turns {
     pub count: u32,
-    /// Of all together.
+    /// All turns together.
     pub time: Duration,
     pub longest: Duration,
     /// Records that were looked at in the turn that had most of them.
@@ -119,7 +119,7 @@ struct Todo {
     snapshotters: HashSet<String>,
     /// Whether activations were among them.
     mounts: bool,
-    /// What is to end has no record; it is there until it ends.
+    /// Streams have no records: those that are to be ended stay open until the sweep ends them.
     streams: Vec<LeasedStream>,
 }
 

@@ -20,7 +20,7 @@ pub(super) struct Names {
     text: Vec<u8>,
     ends: Vec<usize>,
     numbers: HashTable<u32>,
-    /// Keyed: clients choose the names.
+    /// With a secret key: clients choose the names, and could choose such as have the same hash.
     hasher: RandomState,
 }
 

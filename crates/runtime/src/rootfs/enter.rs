@@ -40,7 +40,7 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
             .context(|| "make the root read-only")?;
     }
     let wanted = plan.spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
-    // Of the root alone: each mount has what its own options say.
+    // The propagation of the root alone: that of each mount is what its own options say.
     if let Some((propagation, _)) = Propagation::parse(wanted) {
         mount::set_propagation(root.as_fd(), propagation, false)?;
     }

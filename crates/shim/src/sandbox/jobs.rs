@@ -183,7 +183,7 @@ impl Sandbox {
             other => other,
         };
         match (job.then)(self, answer, job.reply) {
-            // What was begun now is meant too.
+            // The kill was for all that is done with the container, the job that was begun just now included.
             Ok(Outcome::Later) if job.killed => {
                 self.kill_jobs(|next| next.container == job.container);
             }

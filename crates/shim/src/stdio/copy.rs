@@ -29,7 +29,7 @@ use super::readers::Readers;
 
 /// Bytes moved before others get their turn.
 const TURN: usize = 1 << 20;
-/// Of the last words, in one read.
+/// Bytes that are read at once of what a process wrote last.
 const LAST_LEN: usize = 4 << 10;
 /// Asked of one `splice`: a pipe's usual capacity.
 const SPLICE_LEN: usize = 64 << 10;
