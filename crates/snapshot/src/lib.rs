@@ -123,6 +123,11 @@ pub enum Target {
 }
 
 /// A store of snapshots. Every implementation passes the tests in `tests/it/suite.rs`.
+///
+/// Some methods are about layers that are kept whole, as they came: [`Snapshotter::layer_files`],
+/// [`Snapshotter::kept_layer`], [`Snapshotter::layer_mended`], [`Snapshotter::mend_derived`], [`Snapshotter::make_ready`]
+/// and [`Snapshotter::target`]. One that keeps trees of files has their defaults, which say so of a snapshot that there
+/// is, and `NotFound` of others.
 pub trait Snapshotter: Send + Sync {
     /// `NotFound` if there is none of this key.
     fn stat(&self, key: &str) -> Result<Snapshot>;
