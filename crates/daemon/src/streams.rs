@@ -296,14 +296,18 @@ mod tests {
 
     use super::*;
 
-    /// A client that opened a stream, and what it gets to read.
-    fn opened() -> (Patient, mpsc::Receiver<Result<Any, Status>>) {
+    /// What a client sends that says nothing.
+    fn silence() -> Streaming<Any> {
         let decoder = tonic_prost::ProstDecoder::<Any>::default();
         let never = tokio_stream::pending::<Result<hyper::body::Frame<bytes::Bytes>, Status>>();
         let body = http_body_util::StreamBody::new(never);
-        let incoming = Streaming::new_request(decoder, body, None, None);
+        Streaming::new_request(decoder, body, None, None)
+    }
+
+    /// A client that opened a stream, and what it gets to read.
+    fn opened() -> (Patient, mpsc::Receiver<Result<Any, Status>>) {
         let (outgoing, receive) = mpsc::channel(1);
-        let channel = Channel { incoming, outgoing };
+        let channel = Channel { incoming: silence(), outgoing };
         let silence_max = Duration::from_millis(1);
         (Patient { channel, silence_max }, receive)
     }
@@ -311,6 +315,28 @@ mod tests {
     async fn given_up(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
         let error = tokio::task::spawn_blocking(work).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_ended_by_its_lease_and_by_no_other() {
+        use metadata::Streams as _;
+
+        let streams = Streams::default();
+        let caller = Caller::new(Namespace::new("test").unwrap());
+        let (lease, other) = (LeaseId::new("one").unwrap(), LeaseId::new("other").unwrap());
+        let _free = streams.open(&caller, "free", silence()).unwrap();
+        let mut held = streams.open(&caller.clone().with_lease(lease.clone()), "held", silence()).unwrap();
+        let stream = LeasedStream { namespace: caller.namespace, name: "held".to_owned(), lease };
+        assert_eq!(streams.leased(), std::slice::from_ref(&stream));
+
+        streams.end(&LeasedStream { lease: other, ..stream.clone() });
+        assert_eq!(held.ended.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        streams.end(&stream);
+        assert_eq!(held.ended.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        drop(held);
+        assert!(streams.leased().is_empty());
+        // It is gone.
+        streams.end(&stream);
     }
 
     #[tokio::test]
