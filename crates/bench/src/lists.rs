@@ -19,6 +19,7 @@ use api::grpc::types::{Any, Descriptor};
 use tonic::Status;
 use tonic::transport::Channel;
 use types::Timestamp;
+use types::label::gc::EXPIRE;
 
 use crate::marks::at_most;
 use crate::memory::rollup;
@@ -157,7 +158,7 @@ async fn longest_waits(socket: &Path) -> (f64, f64) {
     let channel = client::channel(socket).await.expect("the daemon listens");
     let mut leases = LeasesClient::new(channel);
     let end = Timestamp::now().plus(SET_UP);
-    let expires = [("containerd.io/gc.expire".to_owned(), end.to_string())];
+    let expires = [(EXPIRE.to_owned(), end.to_string())];
     for number in 0..GARBAGE {
         let garbage = CreateRequest { id: format!("over{number}"), labels: expires.clone().into() };
         leases.create(ask(garbage)).await.expect("a lease");

@@ -5,14 +5,13 @@
 use metadata::Caller;
 use mounts::{Mounts, Options};
 use task::Shims;
+use types::label::gc::OF_CONTAINER;
 use types::{ContainerId, Error, ErrorKind, Labels, Mount, Namespace, Result};
 
 use crate::checkpoint::Checkpoints;
 
 /// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
 const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
-/// Keeps mounts as long as a container is there.
-const OF_CONTAINER: &str = "containerd.io/gc.bref.container";
 
 /// Clones are the same.
 #[derive(Clone)]
@@ -46,6 +45,7 @@ impl Belongings {
         let info = self.shims.runtime_info(runtime, None).await?;
         let allowed = info.annotations.get(ALLOWED_MOUNTS).map_or("", String::as_str);
         let options = Options {
+            // They stay as long as the container is there.
             labels: Labels::from([(OF_CONTAINER.to_owned(), id.to_string())]),
             makes_fuse: true,
             allowed: allowed.split(',').map(|kind| kind.trim().to_owned()).collect(),

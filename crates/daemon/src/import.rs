@@ -26,6 +26,7 @@ use content::Expected;
 use metadata::{Caller, Image, Lease, Metadata};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use types::label::gc::{CONTENT, EXPIRE, SNAPSHOT};
 use types::{Context, Digest, Error, ErrorKind, IngestRef, Labels, Namespace, Result, Timestamp};
 
 use records::{BlobRecord, ImageRecord, LeaseRecord, NamespaceRecords};
@@ -36,11 +37,6 @@ const BLOBS: &str = "io.containerd.content.v1.content/blobs";
 /// A larger database than this is not read into memory.
 const RECORDS_LEN_MAX: u64 = 8 << 30;
 const CHUNK_LEN: usize = 1 << 20;
-/// Labels about blobs that a blob needs.
-const NEED_LABELS: &str = "containerd.io/gc.ref.content";
-/// Labels about trees, which are made anew.
-const TREE_LABELS: &str = "containerd.io/gc.ref.snapshot.";
-const EXPIRE: &str = "containerd.io/gc.expire";
 
 /// What was taken over and what was not.
 #[derive(Debug, Default, PartialEq)]
@@ -222,7 +218,7 @@ struct Needs(BTreeMap<Digest, Vec<Digest>>);
 
 impl Needs {
     fn add(&mut self, digest: &Digest, labels: &Labels) {
-        let needed = labels.iter().filter(|(key, _)| key.starts_with(NEED_LABELS));
+        let needed = labels.iter().filter(|(key, _)| key.starts_with(CONTENT));
         for needed in needed.filter_map(|(_, value)| value.parse().ok()) {
             self.0.entry(needed).or_default().push(digest.clone());
         }
@@ -276,7 +272,8 @@ fn import_blob(
             writer.write(&buffer[..len])?;
         }
     }
-    let labels = labels.into_iter().filter(|(key, _)| !key.starts_with(TREE_LABELS)).collect();
+    // Trees are made anew.
+    let labels = labels.into_iter().filter(|(key, _)| !key.starts_with(SNAPSHOT)).collect();
     match writer.commit(expected, labels) {
         Ok(_) => Ok(Some(size)),
         Err(error) if error.is(ErrorKind::FailedPrecondition) => {
@@ -360,7 +357,7 @@ mod tests {
             ["index", "whole", "broken", "layer", "other"].map(|name| Digest::of(name.as_bytes()));
         let mut needs = Needs::default();
         let mut add = |digest: &Digest, needed: &[&Digest]| {
-            let label = |(at, needed): (usize, &&Digest)| (format!("{NEED_LABELS}.{at}"), needed.to_string());
+            let label = |(at, needed): (usize, &&Digest)| (format!("{CONTENT}.{at}"), needed.to_string());
             needs.add(digest, &needed.iter().enumerate().map(label).collect());
         };
         // Not as any image is, but as anybody may say: the index is in itself.

@@ -40,11 +40,11 @@ use crate::turns::{Copies, Turn};
 use crate::{Engine, remove_folder};
 
 /// containerd's label: the time until which the collector keeps an object that nothing refers to.
-const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
+const EXPIRE_LABEL: &str = types::label::gc::EXPIRE;
 /// The value of that label which we have set: any other is a client's.
 const OWN_EXPIRE_LABEL: &str = "hoist.engine/expire";
 /// The label by which containerd's collector never removes an object.
-pub(crate) const ROOT_LABEL: &str = "containerd.io/gc.root";
+pub(crate) const ROOT_LABEL: &str = types::label::gc::ROOT;
 /// How long a container has from the stop signal to SIGKILL, where nobody says otherwise.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// In seconds: a time to stop in that has no end, as it is longer than a machine is up.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use types::descriptor::media_type;
+use types::label::gc::CONTENT;
 use types::spec::image::{Index, Manifest};
 use types::{Descriptor, Error, Labels, Result};
 
@@ -83,7 +84,7 @@ impl Node {
                 _ => format!("{kind}{count}"),
             };
             *count += 1;
-            (format!("containerd.io/gc.ref.content.{suffix}"), child.digest.to_string())
+            (format!("{CONTENT}.{suffix}"), child.digest.to_string())
         });
         labels.collect()
     }

@@ -337,7 +337,7 @@ impl Images {
 
     /// Only an image that expires needs the caller's lease.
     fn admit(&self, change: &mut Change<'_, '_>, image: &Image) -> Result<()> {
-        let expires = image.labels.contains_key(gc_label::EXPIRE);
+        let expires = image.labels.contains_key(label::gc::EXPIRE);
         change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))
     }
 

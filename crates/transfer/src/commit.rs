@@ -15,6 +15,7 @@ use diff::Trees;
 use metadata::{Caller, Image, Metadata};
 use serde_json::Value;
 use types::descriptor::media_type;
+use types::label::gc::EXPIRE;
 use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, ErrorKind, IngestRef, Labels, Mount, Platform, Result, Timestamp};
 
@@ -146,7 +147,7 @@ pub fn with_view<T>(
     let key = random_name("view")?;
     // Whoever dies before the end leaves a view that expires.
     let expiry = Timestamp::now().plus(VIEW_LIFE).to_string();
-    let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
+    let labels = Labels::from([(EXPIRE.to_owned(), expiry)]);
     let recipe = snapshots.view(&key, Some(name), labels)?;
     let done = work(&recipe);
     snapshots.remove(&key)?;

@@ -68,6 +68,7 @@ use std::time::Duration;
 
 use metadata::{Caller, Metadata, Workflow};
 use tokio::sync::mpsc;
+use types::label::gc::EXPIRE;
 use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
 
 use self::place::Places;
@@ -195,7 +196,7 @@ impl Lease {
     fn begin(metadata: &Metadata, caller: &Caller) -> Result<Lease> {
         let id = LeaseId::new(random_name("transfer")?)?;
         let expiry = Timestamp::now().plus(LEASE_LIFE).to_string();
-        let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
+        let labels = Labels::from([(EXPIRE.to_owned(), expiry)]);
         let caller = caller.clone().relaxed();
         let workflow = metadata.leases(&caller).create_for_workflow(&id, labels)?;
         let caller = caller.with_lease(id.clone());

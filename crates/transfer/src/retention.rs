@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use content::Form;
 use metadata::{Caller, Content, Image, Metadata};
 use types::filter::Filters;
+use types::label::gc::ROOT;
 use types::{Digest, Error, ErrorKind, Labels, Namespace, Result};
 
 use crate::contents::contents;
@@ -29,8 +30,6 @@ pub const RETENTION_LABEL: &str = "hoist.content/unpacked";
 /// On a blob: `none` if there is no recipe for it that is worth it.
 const RECIPE_LABEL: &str = "hoist.content/recipe";
 const NO_RECIPE: &str = "none";
-
-const ROOT_LABEL: &str = "containerd.io/gc.root";
 
 /// What becomes of the blob of an unpacked layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +134,7 @@ pub fn retain(
         }
         let done = match retention {
             Retention::Keep => Ok(()),
-            Retention::Drop if blob.labels.contains_key(ROOT_LABEL) || !all_are_known => Ok(()),
+            Retention::Drop if blob.labels.contains_key(ROOT) || !all_are_known => Ok(()),
             Retention::Drop => match content.discard(&digest, &uses.manifests, &images) {
                 // Which images use what is looked at again when those that came meanwhile are settled.
                 Err(error) if error.is(ErrorKind::Aborted) => break,

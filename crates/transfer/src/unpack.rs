@@ -22,6 +22,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use snapshot::{Barrier, LayerFiles};
+use types::label::gc::SNAPSHOT;
 use types::spec::image::{Index, Manifest};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
 
@@ -588,7 +589,7 @@ impl Trees {
     /// As long as the config is there, so are the trees.
     pub(crate) fn keep_by_config(&self, config: &Digest) -> Result<()> {
         let Some(top) = self.chain.last() else { return Ok(()) };
-        let key = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
+        let key = format!("{SNAPSHOT}{}", self.snapshotter);
         let labels = Labels::from([(key.clone(), top.to_string())]);
         self.metadata.content(&self.caller).update(config, &labels, &[format!("labels.{key}")]).map(drop)
     }

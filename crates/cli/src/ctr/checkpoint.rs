@@ -18,6 +18,7 @@ use api::shim::pack;
 use api::shim::runc::CheckpointOptions;
 use serde_json::{Value, json};
 use types::descriptor::media_type::{OCI_INDEX, OCI_LAYER_GZIP};
+use types::label::gc::CONTENT;
 use types::{Context, ErrorKind, Result, Timestamp};
 
 use super::command::{Call, Flag};
@@ -139,8 +140,7 @@ pub(super) async fn index(
     if !annotations.is_empty() {
         index["annotations"] = json!(annotations);
     }
-    let label =
-        |(at, part): (usize, &Wire)| (format!("containerd.io/gc.ref.content.{at}"), part.digest.clone());
+    let label = |(at, part): (usize, &Wire)| (format!("{CONTENT}.{at}"), part.digest.clone());
     let labels: BTreeMap<String, String> = parts.iter().enumerate().map(label).collect();
     let reference = format!("checkpoint-{id}-{}", std::process::id());
     blob(connection, OCI_INDEX, &reference, index.to_string().as_bytes(), labels).await

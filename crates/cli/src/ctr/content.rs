@@ -10,6 +10,7 @@ use api::grpc::content::{
 use prost_types::FieldMask;
 use tokio::io::AsyncReadExt;
 use tokio_stream::wrappers::ReceiverStream;
+use types::label::gc::CONTENT;
 use types::{Context, Error, Result};
 
 use super::command::{Call, Command, Flag, shown};
@@ -110,8 +111,8 @@ const PRUNE_VERBS: &[Command] = &[Command::new(
     |call| Box::pin(prune_references(call)),
 )];
 
-/// Labels by which a document keeps its layers.
-const LAYERS: &str = "containerd.io/gc.ref.content.l.";
+/// By this, after the name of a reference to a blob, a document's label says that it keeps a layer.
+const LAYER: &str = ".l.";
 
 async fn prune_references(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
@@ -119,7 +120,9 @@ async fn prune_references(call: Call) -> Result<u8> {
     let mut client = service!(connection, content::content_client::ContentClient);
     let stream = client.list(request).await.answer()?;
     for blob in all(stream).await?.into_iter().flat_map(|message| message.info) {
-        let cleared: Vec<String> = blob.labels.into_keys().filter(|key| key.starts_with(LAYERS)).collect();
+        let keeps_layer =
+            |key: &String| key.strip_prefix(CONTENT).is_some_and(|rest| rest.starts_with(LAYER));
+        let cleared: Vec<String> = blob.labels.into_keys().filter(keeps_layer).collect();
         if cleared.is_empty() {
             continue;
         }

@@ -12,6 +12,7 @@ use api::grpc::types::{Descriptor as Wire, Mount};
 use image::Node;
 use prost_types::FieldMask;
 use types::descriptor::media_type::{OCI_LAYER_GZIP, is_index, is_manifest};
+use types::label::gc;
 use types::spec::image::Manifest;
 use types::{Context, Descriptor, Error, ErrorKind, Platform, Result};
 
@@ -36,7 +37,7 @@ pub(super) async fn diff(call: Call) -> Result<u8> {
     {
         // The label keeps it, the lease need not.
         let now = types::Timestamp::now().to_string();
-        set_label(&held, &layer.digest, "containerd.io/gc.root", &now).await?;
+        set_label(&held, &layer.digest, gc::ROOT, &now).await?;
     }
     let written = match &made {
         Ok(layer) => content::copy(&held, &layer.digest, std::io::stdout().lock()).await,
@@ -194,7 +195,7 @@ async fn unpack_target(connection: &Connection, snapshotter: &str, target: &Wire
         }
     }
     let Some(top) = chain.last().map(ToString::to_string) else { return Ok(None) };
-    let key = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
+    let key = format!("{}{snapshotter}", gc::SNAPSHOT);
     set_label(connection, &manifest.config.digest.to_string(), &key, &top).await?;
     Ok(Some(top))
 }

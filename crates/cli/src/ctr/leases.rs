@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use api::grpc::leases::{CreateRequest, DeleteRequest, ListRequest};
+use types::label::gc::EXPIRE;
 use types::{Context, Result, Timestamp};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, present, service};
 use super::table;
 
-const EXPIRE: &str = "containerd.io/gc.expire";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) const VERBS: &[Command] = &[

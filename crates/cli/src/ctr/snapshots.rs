@@ -11,6 +11,7 @@ use api::grpc::types::Mount;
 use client::Channel;
 use prost_types::FieldMask;
 use serde_json::json;
+use types::label::gc;
 use types::{Context, Result};
 
 use super::command::{Call, Command, Flag, shown};
@@ -217,7 +218,7 @@ async fn view(call: Call) -> Result<u8> {
 
 /// What a person makes by hand stays until it is removed by hand.
 pub(super) fn root_label() -> BTreeMap<String, String> {
-    [("containerd.io/gc.root".to_owned(), types::Timestamp::now().to_string())].into()
+    [(gc::ROOT.to_owned(), types::Timestamp::now().to_string())].into()
 }
 
 fn show(call: &Call, mounts: &[Mount]) {

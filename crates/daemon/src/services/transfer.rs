@@ -33,6 +33,7 @@ use transfer::{
     Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms,
     PullRequest, PushRequest, Retentions, Scope, Slots, Unpack, Wanted,
 };
+use types::label::gc;
 use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
 use self::progress::{Parts, Teller};
@@ -372,8 +373,8 @@ fn pulled_names(reference: &Reference, name: String, extra: &[ImageReference]) -
 /// The labels of a further name of an image, which goes with the first.
 fn beside(labels: &Labels, name: &str) -> Labels {
     let mut labels = labels.clone();
-    labels.insert("containerd.io/gc.bref.image".to_owned(), name.to_owned());
-    labels.insert("containerd.io/gc.expire".to_owned(), Timestamp::now().to_string());
+    labels.insert(gc::OF_IMAGE.to_owned(), name.to_owned());
+    labels.insert(gc::EXPIRE.to_owned(), Timestamp::now().to_string());
     labels
 }
 

@@ -13,15 +13,10 @@
 //! | `containerd.io/gc.flat` | leases | keeps what it lists with targets and parents, not what labels of that refer to |
 //! | `containerd.io/gc.cond.…` | content, images, snapshots | see [`super::condition`] |
 
+use types::label::gc::{BACK_REFERENCE, EXPIRE, REFERENCE, ROOT};
 use types::{ContainerId, Digest, Labels, Timestamp};
 
 use super::graph::Node;
-
-const ROOT: &str = "containerd.io/gc.root";
-pub(crate) const EXPIRE: &str = "containerd.io/gc.expire";
-pub(crate) const FLAT: &str = "containerd.io/gc.flat";
-const REFERENCE: &str = "containerd.io/gc.ref.";
-const BACK_REFERENCE: &str = "containerd.io/gc.bref.";
 
 /// What an object with these labels keeps.
 pub(crate) fn references(labels: &Labels) -> Vec<Node> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use kv::{Read, ReadTxn};
+use types::label::gc::FLAT;
 use types::{Labels, Namespace, Result, Timestamp};
 
 use super::condition::{self, Condition};
@@ -181,7 +182,7 @@ impl Builder {
             if self.is_over(label::expiry(&record.labels)) {
                 return NEXT;
             }
-            let is_flat = record.labels.contains_key(label::FLAT);
+            let is_flat = record.labels.contains_key(FLAT);
             let resources = lease::resources(tx, namespace, &id)?;
             let open = streams.iter().filter(|stream| stream.lease == id);
             let open = open.map(|stream| Node::Stream(stream.name.clone()));
@@ -305,7 +306,7 @@ pub(crate) fn leased(store: &Inner, tx: &impl Read, namespace: &Namespace) -> Re
         if !lease::is_in_use(store, namespace, &id, &record) {
             continue;
         }
-        if record.labels.contains_key(label::FLAT) {
+        if record.labels.contains_key(FLAT) {
             for resource in lease::resources(tx, namespace, &id)? {
                 let mut next = Some(resource.node());
                 while let Some(node) = next.filter(|node| !flat.contains(node)) {
