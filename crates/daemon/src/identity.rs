@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
+use types::id::is_uuid;
 use types::{Context, Result};
 
 /// The version that `Version` answers.
@@ -38,23 +39,23 @@ pub(crate) fn random_uuid() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn is_uuid(text: &str) -> bool {
-    text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_root_keeps_its_name_and_mends_half_of_one() {
+    fn a_root_keeps_its_name_and_mends_what_is_none() {
         let root = tempfile::TempDir::new().unwrap();
         let name = uuid(root.path()).unwrap();
         assert!(is_uuid(&name), "{name}");
         assert_eq!(uuid(root.path()).unwrap(), name);
-        fs::write(root.path().join("uuid"), &name[..10]).unwrap();
-        let renamed = uuid(root.path()).unwrap();
-        assert!(is_uuid(&renamed) && renamed != name);
-        assert_eq!(uuid(root.path()).unwrap(), renamed);
+        let mut last = name.clone();
+        for broken in [&name[..10], &"-".repeat(36)] {
+            fs::write(root.path().join("uuid"), broken).unwrap();
+            let renamed = uuid(root.path()).unwrap();
+            assert!(is_uuid(&renamed) && renamed != last);
+            assert_eq!(uuid(root.path()).unwrap(), renamed);
+            last = renamed;
+        }
     }
 }

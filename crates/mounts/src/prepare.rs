@@ -22,6 +22,7 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, openat, renameat, unlinkat,
 };
 use rustix::io::Errno;
+use types::id::is_uuid;
 use types::{Context, Error, Mount, Result};
 
 const MKDIR: &str = "X-containerd.mkdir.";
@@ -234,14 +235,6 @@ fn bytes(text: &str) -> Result<u64> {
     let size = number * 1024_f64.powi(power);
     // Files are not longer than that, and a float holds it exactly enough.
     if size >= 1.0 && size < 2_f64.powi(63) { Ok(size as u64) } else { Err(refused()) }
-}
-
-fn is_uuid(text: &str) -> bool {
-    text.len() == 36
-        && text.bytes().enumerate().all(|(index, byte)| match index {
-            8 | 13 | 18 | 23 => byte == b'-',
-            _ => byte.is_ascii_hexdigit(),
-        })
 }
 
 #[cfg(test)]

@@ -36,6 +36,15 @@ pub fn check_identifier(what: &str, text: &str) -> Result<()> {
     check(text).map_err(|error| Error::invalid_argument(format!("invalid {what} {text}: {error}")))
 }
 
+/// Whether a text is a UUID, in hexadecimal digits of either case and with its dashes: `8-4-4-4-12`.
+pub fn is_uuid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(index, byte)| match index {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
         $(#[$doc])*
@@ -143,6 +152,17 @@ mod tests {
         }
         for bad in ["", ".", "..", "a/b", "-a", "a-", "a..b", "a b", "ä", "a\0", &"x".repeat(77)] {
             assert!(ContainerId::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_uuid_has_its_dashes_where_they_belong() {
+        let good = "00112233-4455-6677-8899-aabbccddeeff";
+        assert!(is_uuid(good) && is_uuid(&good.to_ascii_uppercase()));
+        let (dashes, digits) = ("-".repeat(36), "a".repeat(36));
+        let moved = "0011223-34455-6677-8899-aabbccddeeff";
+        for bad in ["", &good[1..], &format!("{good}0"), &good.replace('f', "g"), moved, &dashes, &digits] {
+            assert!(!is_uuid(bad), "{bad}");
         }
     }
 }
