@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::{cpus, etc};
 use api::engine::Create;
+use types::spec::defaults::{MASKED, READ_ONLY};
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
     BlockIoResources, Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources,
@@ -31,23 +32,10 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 ];
-const MASKED: [&str; 12] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
+/// Docker masks it beside what all do: how often devices ask for a processor tells what others do with them.
+const INTERRUPTS: &str = "/proc/interrupts";
 /// Where the kernel tells of its processors.
 const PROCESSORS: &str = "/sys/devices/system/cpu";
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Bytes. Less is not enough for what makes a container; as Docker has it.
 const MEMORY_MIN: i64 = 6 << 20;
 /// For an address: that by which containers reach the machine.
@@ -160,8 +148,8 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
     Ok(spec)
 }
 
-/// What nobody sees: [`MASKED`], and how hot each of these processors has been, which tells what others do with it. Not
-/// all machines count that.
+/// What nobody sees: [`MASKED`], [`INTERRUPTS`], and how hot each of these processors has been, which tells what others
+/// do with it. Not all machines count that.
 ///
 /// Looked at for each container: processors may come while the daemon runs.
 fn masked(processors: &Path) -> Vec<String> {
@@ -169,7 +157,8 @@ fn masked(processors: &Path) -> Vec<String> {
     let counters = each.map(|entry| entry.path().join("thermal_throttle")).filter(|path| path.is_dir());
     let mut heat: Vec<String> = counters.map(|path| path.display().to_string()).collect();
     heat.sort();
-    MASKED.map(str::to_owned).into_iter().chain(heat).collect()
+    let everywhere = MASKED.iter().chain(&[INTERRUPTS]).map(ToString::to_string);
+    everywhere.chain(heat).collect()
 }
 
 fn capabilities(create: &Create) -> Result<Vec<String>> {
@@ -485,14 +474,15 @@ mod tests {
     #[test]
     fn how_hot_processors_are_is_masked_where_that_is_counted() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(masked(dir.path()), MASKED);
-        assert_eq!(masked(&dir.path().join("missing")), MASKED);
+        let everywhere = [&MASKED[..], &[INTERRUPTS]].concat();
+        assert_eq!(masked(dir.path()), everywhere);
+        assert_eq!(masked(&dir.path().join("missing")), everywhere);
         for name in ["cpu1/thermal_throttle", "cpu0/thermal_throttle", "cpu2/topology", "cpufreq"] {
             std::fs::create_dir_all(dir.path().join(name)).unwrap();
         }
         std::fs::write(dir.path().join("possible"), "0-2\n").unwrap();
         let heat = [0, 1].map(|cpu| format!("{}/cpu{cpu}/thermal_throttle", dir.path().display()));
-        assert_eq!(masked(dir.path())[MASKED.len()..], heat);
+        assert_eq!(masked(dir.path())[everywhere.len()..], heat);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The OCI documents: what images say of themselves ([`image`]) and what containers are told to be
-//! ([`runtime`]).
+//! ([`runtime`]), and what all of them are told ([`defaults`]).
 
+pub mod defaults;
 pub mod image;
 pub mod runtime;
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use linux::beneath::{Root as Tree, stat};
+use types::spec::defaults::{MASKED, READ_ONLY};
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, IdMapping, IntelRdt, Linux, LinuxDevice, LinuxNamespace,
@@ -30,19 +31,6 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
 ];
-const MASKED: [&str; 10] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/sys/firmware",
-    "/proc/scsi",
-];
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const SHARES: u64 = 1024;
 const OPEN_FILES_MAX: u64 = 1024;
@@ -464,6 +452,18 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         let refused = user("web", || Tree::open(dir.path())).unwrap_err();
         assert!(refused.chain().contains("/etc/passwd is no regular file"), "{refused:?}");
+    }
+
+    #[test]
+    fn what_is_masked_includes_what_the_power_takes() {
+        let words = ["run", "image", "id", "true"].map(str::to_owned).to_vec();
+        let Ok(command::Parsed::Call(call)) = command::parse(&ROOT, words) else { panic!("a call") };
+        let (command, image) = (["true".to_owned()], ExecConfig::default());
+        let (namespace, id, user) = ("default", "id", User::default());
+        let inputs = Inputs { namespace, id, command: &command, image: &image, user, rootfs: None };
+        let linux = build(&call, inputs).unwrap().linux.unwrap();
+        assert!(linux.masked_paths.iter().any(|path| path == "/sys/devices/virtual/powercap"));
+        assert_eq!(linux.readonly_paths, READ_ONLY);
     }
 
     #[test]

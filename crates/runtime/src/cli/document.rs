@@ -2,6 +2,7 @@
 
 use linux::cgroup::{Cpuset, Hierarchies, Limited, Memory, Pressure, Stall, Stats, Version};
 use serde_json::{Map, Value, json};
+use types::spec::defaults::{MASKED, READ_ONLY};
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, IdMapping, Linux, LinuxNamespace, LinuxResources, Mount, Process,
     Rlimit, Root, Spec, VERSION,
@@ -287,26 +288,8 @@ pub(super) fn default_spec(hostname: &str) -> Spec {
             namespaces: namespaces
                 .map(|kind| LinuxNamespace { kind: kind.into(), path: String::new() })
                 .collect(),
-            masked_paths: strings(&[
-                "/proc/acpi",
-                "/proc/asound",
-                "/proc/kcore",
-                "/proc/keys",
-                "/proc/latency_stats",
-                "/proc/timer_list",
-                "/proc/timer_stats",
-                "/proc/sched_debug",
-                "/proc/scsi",
-                "/sys/firmware",
-                "/sys/devices/virtual/powercap",
-            ]),
-            readonly_paths: strings(&[
-                "/proc/bus",
-                "/proc/fs",
-                "/proc/irq",
-                "/proc/sys",
-                "/proc/sysrq-trigger",
-            ]),
+            masked_paths: strings(&MASKED),
+            readonly_paths: strings(&READ_ONLY),
             ..Linux::default()
         }),
         ..Spec::default()
