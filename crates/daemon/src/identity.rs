@@ -1,9 +1,10 @@
 //! Who we are: a name that stays with the root directory, and a version that clients understand.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
+use stdx::{Durable, replace};
 use types::id::is_uuid;
 use types::{Context, Result};
 
@@ -20,15 +21,13 @@ pub(crate) fn uuid(root: &Path) -> Result<String> {
     let what = || format!("name the root directory in {}", path.display());
     match fs::read_to_string(&path) {
         Ok(text) if is_uuid(text.trim()) => return Ok(text.trim().to_owned()),
-        // Half of one, after a crash: nobody has been told it.
+        // Half of one, of a daemon that wrote it in place and died: nobody has been told it.
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).context(what),
     }
     let uuid = random_uuid()?;
-    let mut file = File::create(&path).context(what)?;
-    file.write_all(uuid.as_bytes()).and_then(|()| file.sync_all()).context(what)?;
-    File::open(root).and_then(|folder| folder.sync_all()).context(what)?;
+    replace(&path, uuid.as_bytes(), 0o644, Durable::Now).context(what)?;
     Ok(uuid)
 }
 

@@ -10,11 +10,11 @@
 //!
 //! Nothing depends on the file: without it, or with half of one, it is as for a root directory that is new.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use snapshot::{Backing, LayerForm, Native, Overlay};
+use stdx::{Durable, replace};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::config::{AUTO, Layers};
@@ -254,15 +254,9 @@ impl Found {
         if let Some(snapshotter) = &self.snapshotter {
             text += &format!("{SNAPSHOTTER}{snapshotter}\n");
         }
-        let (path, new) = (root.join(FILE), root.join("probes.new"));
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(root)?.sync_all()
-        };
-        write().context(|| format!("keep in {} what this host can do with layers", path.display()))
+        let path = root.join(FILE);
+        let written = replace(&path, text.as_bytes(), 0o644, Durable::Now);
+        written.context(|| format!("keep in {} what this host can do with layers", path.display()))
     }
 }
 

@@ -1,10 +1,10 @@
 //! Programs that travel inside ours and are run from disk.
 
 use std::fs::{self, DirBuilder};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use stdx::{Durable, replace};
 use types::{Context, Result};
 
 /// Programs as they were embedded when this one was built. `None` was not.
@@ -41,14 +41,7 @@ pub(crate) fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     let path = dir.join(name);
     let about = || format!("write {}", path.display());
     DirBuilder::new().recursive(true).mode(0o755).create(dir).context(about)?;
-    let draft = dir.join(format!(".{name}"));
-    let mut options = fs::File::options();
-    let mut file = options.create(true).write(true).truncate(true).mode(0o755).open(&draft).context(about)?;
-    file.write_all(bytes).context(about)?;
-    file.sync_all().context(about)?;
-    drop(file);
-    fs::rename(&draft, &path).context(about)?;
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).context(about)?;
+    replace(&path, bytes, 0o755, Durable::Now).context(about)?;
     Ok(path)
 }
 

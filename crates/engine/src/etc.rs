@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use api::engine::{Create, Dns};
 use rustix::fs::OFlags;
+use stdx::{Durable, replace};
 use types::{Context, Digest, Result};
 
 use crate::networks::NetworkMode;
@@ -177,11 +178,11 @@ fn add_hosts(text: &mut String, others: &[(String, String)], gateway: &str) {
     }
 }
 
-/// Whole or not at all: half a file would be taken for one that others have changed. Of a container that does not run.
+/// Whole or not at all: half a file would be taken for one that others have changed. Of a container that does not run,
+/// and that a power cut, too, may take back to how it was before.
 fn write_one(files: &Path, name: &str, text: &str) -> Result<()> {
-    let (path, draft) = (files.join(name), files.join(format!("{name}.draft")));
-    let written = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path));
-    written.context(|| format!("write {}", path.display()))
+    let path = files.join(name);
+    replace(&path, text.as_bytes(), 0o644, Durable::No).context(|| format!("write {}", path.display()))
 }
 
 /// Makes the ground that the trees of all containers stand on, unless it is there, and says where it is.

@@ -21,6 +21,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use stdx::{Durable, replace};
 use task::{Io, Status, Task};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
@@ -336,10 +337,9 @@ impl Engine {
         let files = self.files(id.as_str());
         let bytes = serde_json::to_vec(health).expect("plain data");
         self.blocking(move |_| {
-            let (draft, path) = (files.join(".health.json"), files.join("health.json"));
-            // Not to the disk at once: what a power cut takes is found out again.
-            std::fs::write(&draft, bytes).context(|| format!("write {}", draft.display()))?;
-            std::fs::rename(&draft, &path).context(|| format!("rename {}", draft.display()))
+            let path = files.join("health.json");
+            // What a power cut takes is found out again.
+            replace(&path, &bytes, 0o644, Durable::No).context(|| format!("write {}", path.display()))
         })
         .await
     }

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use api::engine::{Create, Mount, VolumeCall};
 use linux::beneath::Root;
 use serde_json::{Value, json};
+use stdx::{Durable, replace};
 use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, Result, Timestamp};
 
@@ -45,7 +46,6 @@ const DATA: &str = "_data";
 const ANONYMOUS: &str = "anonymous";
 /// Beside the log of a container without a record: the names of its volumes, as a list in JSON.
 const NOTE: &str = "volumes.json";
-const NOTE_DRAFT: &str = ".volumes.json";
 
 /// The most volumes that an image may declare.
 const IMAGE_VOLUMES_MAX: usize = 128;
@@ -368,12 +368,10 @@ impl Engine {
     pub(crate) fn note_volumes(&self, id: &ContainerId, mounts: &[Mount]) -> Result<()> {
         let names: BTreeSet<&str> =
             mounts.iter().filter(|mount| mount.kind == VOLUME).map(|mount| mount.source.as_str()).collect();
-        let (note, draft) = (self.files(id.as_str()).join(NOTE), self.files(id.as_str()).join(NOTE_DRAFT));
+        let note = self.files(id.as_str()).join(NOTE);
         let text = serde_json::to_vec(&names).expect("plain data");
-        // Not for a power cut, after which it does not run.
-        fs::write(&draft, text)
-            .and_then(|()| fs::rename(&draft, &note))
-            .context(|| format!("write {}", note.display()))
+        // After a power cut it does not run.
+        replace(&note, &text, 0o644, Durable::No).context(|| format!("write {}", note.display()))
     }
 
     /// As [`Engine::volume_users`], of containers that run, or may run, and have no record: by their ids. `Unavailable` names

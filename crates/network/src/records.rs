@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use stdx::{Durable, replace};
 use types::{Context, Error, Result};
 
 use crate::attachment::Attachment;
@@ -52,9 +53,8 @@ impl Records {
     pub(crate) fn write(&self, id: &str, attachment: &Attachment) -> Result<()> {
         let record = Record { version: VERSION, id: id.to_owned(), attachment: attachment.clone() };
         let bytes = serde_json::to_vec(&record).expect("a record has only strings and numbers");
-        let (path, draft) = (self.path(id), self.dir.join(format!("{id}.draft")));
-        fs::write(&draft, bytes).context(|| format!("write {}", draft.display()))?;
-        fs::rename(&draft, &path).context(|| format!("rename {}", draft.display()))
+        let path = self.path(id);
+        replace(&path, &bytes, 0o644, Durable::No).context(|| format!("write {}", path.display()))
     }
 
     pub(crate) fn remove(&self, id: &str) -> Result<()> {

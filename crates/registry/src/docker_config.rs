@@ -215,6 +215,7 @@ impl DockerConfig {
         let mut text = serde_json::to_string_pretty(&self.document).expect("it was read as JSON");
         text.push('\n');
         let name = file.file_name().unwrap_or_default().to_string_lossy();
+        // Of this process alone: others may log in meanwhile. So it is not `stdx::replace`, which has one writer.
         let beside = folder.join(format!(".{name}.{}", std::process::id()));
         let opened = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside);
         let written = opened.and_then(|mut new| {

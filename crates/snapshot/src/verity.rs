@@ -10,11 +10,12 @@
 //! two calls a file, and tells a file that was put in the place of another.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use linux::verity;
+use stdx::{Durable, replace};
 use types::{Context, Error, Result};
 
 use crate::layer::{DATA, STACK, damaged, image_name, remove_if_there};
@@ -71,14 +72,7 @@ fn watch_files(directory: &Path, names: &[&str], record: &str) -> Result<()> {
             lines.push_str(&format!("{digest} {name}\n"));
         }
     }
-    // Two records of one layer may be written at once.
-    let new = directory.join(format!("{record}.new"));
-    let written = File::create(&new).and_then(|mut file| {
-        file.write_all(lines.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, directory.join(record))?;
-        File::open(directory)?.sync_all()
-    });
+    let written = replace(&directory.join(record), lines.as_bytes(), 0o644, Durable::Now);
     written.context(|| format!("record the digests in {}", directory.display()))
 }
 

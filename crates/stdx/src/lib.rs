@@ -7,6 +7,7 @@ mod duration;
 mod laps;
 mod nearest;
 mod ranges;
+mod replace;
 #[cfg(feature = "trace")]
 mod traced;
 mod wanted;
@@ -17,6 +18,7 @@ pub use duration::duration;
 pub use laps::Laps;
 pub use nearest::nearest;
 pub use ranges::ranges;
+pub use replace::{Durable, replace};
 #[cfg(feature = "trace")]
 pub use traced::{TRACE, traced};
 pub use wanted::{Asker, Unwanted, Wanted};

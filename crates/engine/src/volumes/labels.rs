@@ -1,10 +1,11 @@
 //! Labels of volumes, and what lists of volumes are filtered by.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind as IoErrorKind, Write};
+use std::fs;
+use std::io::{self, ErrorKind as IoErrorKind};
 use std::path::Path;
 
+use stdx::{Durable, replace};
 use types::{Context, Error, Result};
 
 use super::read_json;
@@ -12,7 +13,6 @@ use crate::filter::{FilterWord, LabelFilter};
 
 /// Beside the data.
 const LABELS: &str = "labels.json";
-const LABELS_DRAFT: &str = ".labels.json";
 
 /// Bytes of the labels of one volume.
 const LABELS_LEN_MAX: usize = 64 << 10;
@@ -30,7 +30,7 @@ pub(super) fn check(labels: &VolumeLabels) -> Result<()> {
     Ok(())
 }
 
-/// Writes the labels of a volume that has no data yet; whoever makes it syncs its directory.
+/// Writes the labels of a volume that has no data yet.
 pub(super) fn write(directory: &Path, labels: &VolumeLabels) -> io::Result<()> {
     let path = directory.join(LABELS);
     if labels.is_empty() {
@@ -40,11 +40,7 @@ pub(super) fn write(directory: &Path, labels: &VolumeLabels) -> io::Result<()> {
             _ => Ok(()),
         };
     }
-    let draft = directory.join(LABELS_DRAFT);
-    let mut file = File::create(&draft)?;
-    file.write_all(&serde_json::to_vec(labels).expect("plain data"))?;
-    file.sync_all()?;
-    fs::rename(draft, path)
+    replace(&path, &serde_json::to_vec(labels).expect("plain data"), 0o644, Durable::Now)
 }
 
 pub(super) fn read(directory: &Path) -> Result<VolumeLabels> {
