@@ -741,7 +741,8 @@ pub fn mount_points() -> Result<Vec<MountPoint>> {
     Ok(text.lines().filter_map(mount_point).collect())
 }
 
-fn mount_point(line: &str) -> Option<MountPoint> {
+/// A line of mountinfo.
+pub(crate) fn mount_point(line: &str) -> Option<MountPoint> {
     let (front, back) = line.split_once(" - ")?;
     let mut front = front.split(' ').skip(3);
     let (root, path, options) = (front.next()?, front.next()?, front.next()?);
@@ -908,6 +909,9 @@ mod tests {
             (mount.path.to_str(), mount.kind.as_str(), mount.is_shared),
             (Some("/mnt 2"), "ext3", true)
         );
+        assert_eq!((mount.root.to_str(), mount.is_slave), (Some("/mnt1"), true));
+        assert_eq!((&*mount.options, &*mount.superblock_options), ("rw,noatime", "rw,errors=continue"));
+        assert_eq!(unescape(r"/a\040b\134c\9"), r"/a b\c\9");
         assert!(mount_points().unwrap().iter().any(|mount| mount.path == Path::new("/")));
     }
 

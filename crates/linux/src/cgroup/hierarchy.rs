@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use types::{Context as _, Error, Result};
 
 use super::{Cgroup, Member, clean, file, found};
+use crate::mount::{MountPoint, mount_point};
 
 /// What a host offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -457,7 +458,8 @@ fn root_at(path: &Path) -> Option<Version> {
 
 fn parse(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
-    for mount in mountinfo.lines().filter_map(mount) {
+    let is_of_cgroups = |mount: &MountPoint| matches!(mount.kind.as_str(), "cgroup" | "cgroup2");
+    for mount in mountinfo.lines().filter_map(mount_point).filter(is_of_cgroups) {
         let Some(hierarchy) = join(&mount, own) else { continue };
         // A tree may be mounted twice, as in a container's rootfs; the host's usual place wins.
         match found.iter_mut().find(|other| other.kind == hierarchy.kind) {
@@ -470,59 +472,20 @@ fn parse(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
     found
 }
 
-struct Mount {
-    root: String,
-    mountpoint: String,
-    kind: String,
-    options: String,
-}
-
-/// A line of mountinfo, if it mounts cgroups (proc_pid_mountinfo(5)).
-fn mount(line: &str) -> Option<Mount> {
-    let (place, source) = line.split_once(" - ")?;
-    let mut place = place.split(' ').skip(3);
-    let mut source = source.split(' ');
-    let kind = source.next()?;
-    if kind != "cgroup" && kind != "cgroup2" {
-        return None;
-    }
-    Some(Mount {
-        root: unescape(place.next()?),
-        mountpoint: unescape(place.next()?),
-        kind: kind.to_owned(),
-        options: source.nth(1)?.to_owned(),
-    })
-}
-
 /// The mount with the line of `/proc/self/cgroup` that belongs to it.
-fn join(mount: &Mount, own: &str) -> Option<Hierarchy> {
-    let has = |wanted: &str| mount.options.split(',').any(|option| option == wanted);
+fn join(mount: &MountPoint, own: &str) -> Option<Hierarchy> {
+    let has = |wanted: &str| mount.superblock_options.split(',').any(|option| option == wanted);
     let (controllers, path) =
         own.lines().filter_map(name_and_path).find(|(controllers, _)| match mount.kind.as_str() {
             "cgroup2" => controllers.is_empty(),
             _ => !controllers.is_empty() && controllers.split(',').all(has),
         })?;
-    let relative = path.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or("");
+    let own = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
     Some(Hierarchy {
         kind: Kind::from_name(controllers),
-        mountpoint: PathBuf::from(&mount.mountpoint),
-        own: PathBuf::from(relative.trim_matches('/')),
+        mountpoint: mount.path.clone(),
+        own: own.to_owned(),
     })
-}
-
-/// `\040` and the like, as the kernel writes blanks in paths.
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let code = after
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &after[3..] } else { after };
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -648,7 +611,15 @@ mod tests {
     }
 
     #[test]
-    fn blanks_in_paths_are_read() {
-        assert_eq!(unescape("/a\\040b\\134c\\9"), "/a b\\c\\9");
+    fn a_tree_of_which_a_part_is_mounted_counts_from_there() {
+        let own = |root: &str, path: &str| {
+            let mounts = format!("9 1 0:3 {root} /sys/fs/cgroup rw - cgroup2 cgroup2 rw");
+            parse(&mounts, &format!("0::{path}\n"))[0].own.to_str().unwrap().to_owned()
+        };
+        assert_eq!(own("/", "/a/b"), "a/b");
+        assert_eq!(own("/a", "/a/b"), "b");
+        assert_eq!(own("/a", "/a"), "");
+        assert_eq!(own(r"/a\040b", "/a b/c"), "c");
+        assert_eq!(own("/a", "/ab"), "", "of another");
     }
 }
