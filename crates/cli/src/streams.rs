@@ -47,11 +47,7 @@ impl PrivateFolder {
     }
 
     pub(crate) fn create_in(place: &Path) -> Result<PrivateFolder> {
-        let mut random = [0; 8];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-            .map_err(io::Error::from)
-            .context(|| "random bytes")?;
-        let path = place.join(format!("{PIPES_PREFIX}{:016x}", u64::from_ne_bytes(random)));
+        let path = place.join(format!("{PIPES_PREFIX}{}", linux::random::hex(8)?));
         let about = || format!("create {}", path.display());
         let mut builder = fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);

@@ -245,10 +245,7 @@ impl Engine {
 }
 
 fn random_hex(bytes: usize) -> Result<String> {
-    let mut random = vec![0; bytes];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| Error::internal("random bytes").with_source(std::io::Error::from(errno)))?;
-    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+    linux::random::hex(bytes)
 }
 
 /// Deletes a folder with everything in it. One that is gone is no error.

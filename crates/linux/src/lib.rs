@@ -11,6 +11,7 @@
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
+//! - [`random`]: names that nobody else has.
 //! - [`release()`]: the kernel's version.
 //! - `names`: how the C library looks for hosts.
 
@@ -40,6 +41,7 @@ pub mod pipe;
 pub mod placement;
 pub mod process;
 pub mod procfs;
+pub mod random;
 pub mod recipe;
 mod release;
 pub mod removal;

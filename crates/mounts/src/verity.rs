@@ -86,10 +86,7 @@ pub(crate) fn remove(note: &Path) -> Result<()> {
 
 /// A name that no device has.
 fn name() -> Result<String> {
-    let mut random = [0; 16];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| Error::internal("random bytes").with_source(std::io::Error::from(errno)))?;
-    Ok(format!("hoist-{:032x}", u128::from_ne_bytes(random)))
+    Ok(format!("hoist-{}", linux::random::hex(16)?))
 }
 
 fn metadata(option: &str) -> Result<Metadata> {

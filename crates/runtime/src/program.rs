@@ -555,11 +555,8 @@ fn home_in(users: &[u8], uid: u32) -> String {
 /// A name for a container's session keyring. Whoever knows it, and is the keyring's owner, can join: nobody else does,
 /// not even a container of the same id and the same users.
 pub(crate) fn keyring_name(id: &str) -> Result<String> {
-    let mut random = [0; 16];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(io::Error::from)
-        .context(|| "name the session keyring")?;
-    Ok(format!("_ses.{id}.{:032x}", u128::from_ne_bytes(random)))
+    let random = linux::random::hex(16).context(|| "name the session keyring")?;
+    Ok(format!("_ses.{id}.{random}"))
 }
 
 /// All for those who are in it (`linux/key.h`); its owner may find it by name, which exec needs, and not see it, since

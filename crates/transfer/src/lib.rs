@@ -244,10 +244,7 @@ pub fn under_lease<T>(
 
 /// A name that nobody else has.
 fn random_name(kind: &str) -> Result<String> {
-    let mut random = [0; 8];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| Error::internal("random bytes").with_source(std::io::Error::from(errno)))?;
-    Ok(format!("{kind}-{:016x}", u64::from_ne_bytes(random)))
+    Ok(format!("{kind}-{}", linux::random::hex(8)?))
 }
 
 /// Runs what blocks on a thread for it.
