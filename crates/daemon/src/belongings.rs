@@ -6,8 +6,9 @@ use metadata::Caller;
 use mounts::{Mounts, Options};
 use task::Shims;
 use types::label::gc::OF_CONTAINER;
-use types::{ContainerId, Error, ErrorKind, Labels, Mount, Namespace, Result};
+use types::{ContainerId, ErrorKind, Labels, Mount, Namespace, Result};
 
+use crate::aside::blocking;
 use crate::checkpoint::Checkpoints;
 
 /// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
@@ -88,10 +89,4 @@ impl Belongings {
             _ => {}
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    stdx::blocking(work)
-        .await
-        .map_err(|panic| Error::internal("what belongs to a task broke down").with_source(panic))?
 }

@@ -282,7 +282,7 @@ async fn in_turns(work: impl Fn(&dyn Fn() -> bool) -> Result<bool> + Clone + Sen
             let start = Instant::now();
             work(&|| start.elapsed() < RECLAIM_TURN)
         });
-        match turn.await.map_err(|panic| Error::internal("it broke down").with_source(panic))? {
+        match turn.await.map_err(Error::broke_down("a turn of it"))? {
             Ok(false) => tokio::time::sleep(RECLAIM_TURN).await,
             done => return done.map(drop),
         }

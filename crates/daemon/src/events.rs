@@ -9,9 +9,10 @@ use events::{Envelope, Exchange};
 use metadata::{Event, Metadata};
 use prost::Message;
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
-use types::{Error, Namespace, Opaque, Result, Timestamp};
+use types::{Namespace, Opaque, Result, Timestamp};
+
+use crate::aside::blocking;
 
 /// How long events wait for a change that puts theirs on disk too. In a start or a removal that one comes after a few
 /// milliseconds, and a sync of our own before it would hold it up; what follows in a pull may be minutes away.
@@ -49,8 +50,7 @@ pub(crate) async fn tell_held(metadata: Metadata, held: Arc<Notify>) {
 
 async fn sync(metadata: &Metadata) -> Result<()> {
     let metadata = metadata.clone();
-    let synced = spawn_blocking(move || metadata.sync()).await;
-    synced.map_err(|panic| Error::internal("it broke down").with_source(panic))?
+    blocking(move || metadata.sync()).await
 }
 
 fn envelope(namespace: &Namespace, event: Event) -> Envelope {

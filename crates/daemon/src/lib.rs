@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod aside;
 mod background;
 mod belongings;
 mod checkpoint;

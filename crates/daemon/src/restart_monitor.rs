@@ -37,6 +37,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId};
 
+use crate::aside::blocking;
 use crate::belongings::Belongings;
 
 const STATUS: &str = "containerd.io/restart.status";
@@ -499,12 +500,6 @@ fn has_terminal(spec: &[u8]) -> bool {
         terminal: bool,
     }
     serde_json::from_slice(spec).is_ok_and(|Spec { process }| process.terminal)
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    stdx::blocking(work)
-        .await
-        .map_err(|panic| Error::internal("the restart monitor broke down").with_source(panic))?
 }
 
 #[cfg(test)]

@@ -293,11 +293,11 @@ async fn run_parts(
     // The other end is gone only if serving has ended.
     let _ = stop.send(true);
     while let Some(served) = serving.join_next().await {
-        served.context_join()?;
+        served.map_err(Error::broke_down("a server"))?;
     }
     drop(silence);
     if let Some(exporting) = exporting {
-        exporting.await.context_join()?;
+        exporting.await.map_err(Error::broke_down("the exporter of traces"))?;
     }
     // What calls that were broken off had recorded, and not made to be on disk. On a full disk that fails, and what is the
     // kernel's goes nevertheless.
@@ -360,16 +360,6 @@ fn reload(args: &Args, config: &Config, parts: &wiring::Parts) {
         Err(error) => tracing::error!("the configuration stays as it was: {}", error.chain()),
     }
     notify::notify(notify::READY);
-}
-
-trait ContextJoin {
-    fn context_join(self) -> Result<()>;
-}
-
-impl ContextJoin for std::result::Result<(), tokio::task::JoinError> {
-    fn context_join(self) -> Result<()> {
-        self.map_err(|panic| Error::internal("the server broke down").with_source(panic))
-    }
 }
 
 #[cfg(test)]

@@ -221,7 +221,7 @@ impl Engine {
     ) -> Result<T> {
         let engine = self.clone();
         let joined = stdx::blocking(move || work(&engine)).await;
-        joined.unwrap_or_else(|panic| Err(Error::internal("a call broke down").with_source(panic)))
+        joined.map_err(Error::broke_down("a call"))?
     }
 
     /// The same for what may have to wait for the caller too: for what it sends, or until it takes something.

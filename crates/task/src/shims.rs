@@ -842,18 +842,12 @@ pub(crate) fn follow_log((namespace, id): (&Namespace, &str), bundle: &Bundle) -
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    match stdx::blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(error) => Err(Error::internal("a worker thread broke down").with_source(error)),
-    }
+    stdx::blocking(work).await.map_err(Error::broke_down("a worker thread"))?
 }
 
 /// Runs work that must not stop half way when its caller goes away.
 pub(crate) async fn unbroken<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    match stdx::unbroken(work.in_current_span()).await {
-        Ok(outcome) => outcome,
-        Err(error) => Err(Error::internal("a task broke down").with_source(error)),
-    }
+    stdx::unbroken(work.in_current_span()).await.map_err(Error::broke_down("a task"))?
 }

@@ -249,8 +249,7 @@ fn random_name(kind: &str) -> Result<String> {
 
 /// Runs what blocks on a thread for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let joined = stdx::blocking(work).await;
-    joined.unwrap_or_else(|panic| Err(Error::internal("a transfer broke down").with_source(panic)))
+    stdx::blocking(work).await.map_err(Error::broke_down("a transfer"))?
 }
 
 /// Bytes on their way into an ingest.

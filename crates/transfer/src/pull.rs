@@ -637,7 +637,7 @@ impl Pull {
         }
         while let Some(joined) = working.join_next().await {
             // Dropping the set ends the others; what they began stays for the next pull.
-            joined.unwrap_or_else(|panic| Err(Error::internal("a layer broke down").with_source(panic)))?;
+            joined.map_err(Error::broke_down("a layer"))??;
         }
         Ok(())
     }

@@ -640,7 +640,7 @@ impl Courier {
         }
         while let Some(joined) = working.join_next().await {
             // Dropping the set ends the others.
-            joined.unwrap_or_else(|panic| Err(Error::internal("a blob broke down").with_source(panic)))?;
+            joined.map_err(Error::broke_down("a blob"))??;
         }
         Ok(())
     }

@@ -145,6 +145,12 @@ impl Error {
         self
     }
 
+    /// What a panic is for whoever waited for the work: an `Internal` error that says what broke down, caused by what
+    /// the waiting gave. For `map_err`.
+    pub fn broke_down<P: Into<Source>>(what: &str) -> impl FnOnce(P) -> Error {
+        move |panic| Error::internal(format!("{what} broke down")).with_source(panic)
+    }
+
     /// Wraps this error in a sentence about the operation it broke. The kind stays. What it says already, as the error
     /// of another process that does the same work, is not said twice.
     #[must_use]
@@ -311,6 +317,16 @@ mod tests {
         assert_eq!(chain(nested), "open /x: read a: no such file or directory");
         assert_eq!(spelled("Ü (os error 99999)".to_owned()), "Ü");
         assert_eq!(spelled(" (os error 2)".to_owned()), "");
+    }
+
+    #[test]
+    fn who_waits_for_work_that_panics_is_told_which() {
+        let joined: Result<Result<u8>, io::Error> = Err(io::Error::other("it panicked"));
+        let error = joined.map_err(Error::broke_down("a worker")).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.chain().as_str()),
+            (ErrorKind::Internal, "a worker broke down: it panicked")
+        );
     }
 
     #[test]

@@ -289,7 +289,7 @@ async fn wait(connection: &Connection, id: &str, exec_id: &str) -> Result<Waitin
 
 /// How a process ended that was waited for.
 fn code_of(waited: Result<Result<u32>, tokio::task::JoinError>) -> Result<u32> {
-    waited.map_err(|panic| Error::internal("the wait broke down").with_source(panic))?
+    waited.map_err(Error::broke_down("the wait"))?
 }
 
 fn spec_of(container: &Container) -> Result<Spec> {

@@ -362,7 +362,7 @@ pub(super) async fn export(call: Call) -> Result<u8> {
         }
         return Err(cause.map_or(error, |cause| cause.context(format!("write {out}"))));
     }
-    writing.await.map_err(|panic| Error::internal("the writer broke down").with_source(panic))??;
+    writing.await.map_err(Error::broke_down("the writer"))??;
     Ok(0)
 }
 
@@ -407,7 +407,7 @@ pub(super) async fn import(call: Call) -> Result<u8> {
     let done = ask(&connection, pack(&from), pack(&store)).await;
     let sent = if done.is_ok() { sending.await } else { Ok(Ok(())) };
     done?;
-    sent.map_err(|panic| Error::internal("the reader broke down").with_source(panic))??;
+    sent.map_err(Error::broke_down("the reader"))??;
     let after = names(&connection).await?;
     for (name, digest) in &after {
         if before.get(name) != Some(digest) {

@@ -38,6 +38,7 @@ use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
 use self::progress::{Parts, Teller};
 use super::{Answer, caller, required, status};
+use crate::aside::blocking;
 use crate::streams::Streams;
 
 pub(super) struct Service {
@@ -430,10 +431,4 @@ fn own_platform(platform: wire::Platform) -> Result<Platform> {
     let text: Vec<&str> = text.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
     let named: Platform = text.join("/").parse()?;
     Ok(Platform { os_version: platform.os_version, os_features: platform.os_features, ..named })
-}
-
-/// Makes a call that blocks, off the workers.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let joined = stdx::blocking(work).await;
-    joined.unwrap_or_else(|panic| Err(Error::internal("the transfer broke down").with_source(panic)))
 }
