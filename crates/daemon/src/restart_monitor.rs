@@ -29,6 +29,7 @@ use api::grpc::event::ContainerDelete;
 use api::grpc::event::topic::CONTAINER_DELETE;
 use api::shim::events::{TaskExit, topic};
 use events::{Envelope, Exchange, Received};
+use linux::signal::SIGKILL;
 use metadata::{Caller, Container, Metadata};
 use prost::Message;
 use serde::Deserialize;
@@ -50,7 +51,6 @@ const LOG_PATH: &str = "containerd.io/restart.logpath";
 
 /// Before the first restart; doubled for each that follows, up to the interval.
 const PAUSE: Duration = Duration::from_millis(100);
-const KILL: u32 = 9;
 /// Containers that are compared at once. One that takes long counts no more after a while.
 const COMPARED_AT_ONCE: usize = 16;
 const COUNTED_LIMIT: Duration = Duration::from_secs(10);
@@ -342,7 +342,7 @@ impl RestartMonitor {
     }
 
     async fn stop_task(&self, key: &Key, task: &Task) -> Result<()> {
-        self.shims.kill(task, None, KILL, true).await.context(|| "stop it")?;
+        self.shims.kill(task, None, SIGKILL, true).await.context(|| "stop it")?;
         match tokio::time::timeout(KILL_LIMIT, task.wait(None)).await {
             Ok(ended) => ended.context(|| "wait for its end")?,
             Err(_) => return Err(Error::deadline_exceeded("it was killed and does not end")),

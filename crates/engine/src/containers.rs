@@ -53,7 +53,7 @@ const WITHOUT_END: u64 = i32::MAX as u64;
 const KILL_LIMIT: Duration = Duration::from_secs(60);
 const SIGINT: u32 = 2;
 const SIGQUIT: u32 = 3;
-const SIGKILL: u32 = 9;
+const SIGKILL: u32 = linux::signal::SIGKILL;
 const SIGTERM: u32 = 15;
 
 /// Whether a task's first process has not ended.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use api::engine::Exec;
 use linux::process::{PidFd, kill_tree};
+use linux::signal::SIGKILL;
 use metadata::Container;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
@@ -57,7 +58,6 @@ const OUTPUT_LEN_MAX: usize = 4096;
 const EXEC: &str = "hoist-health";
 /// How long a probe may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-const SIGKILL: u32 = 9;
 
 /// What was found out about a container since its start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -87,6 +87,9 @@ pub fn drain(signals: impl AsFd) {
     while let Ok(1..) = rustix::io::read(&signals, &mut buffer) {}
 }
 
+/// The number of [`Signal::KILL`] where numbers are what is passed on, as in the calls of runtimes and shims.
+pub const SIGKILL: u32 = libc::SIGKILL.cast_unsigned();
+
 /// A signal's number, real-time signals included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal(i32);

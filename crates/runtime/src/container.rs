@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use linux::cgroup::{self, Cgroup, Instance, Stats};
 use linux::process::PidFd;
+use linux::signal::SIGKILL;
 use types::spec::runtime::{Hooks, IntelRdt, LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
@@ -19,7 +20,6 @@ use crate::state::{PAUSED, State, StateDir, Status, check_id};
 use crate::steps::Steps;
 use crate::{cgroup_note, hooks, resctrl};
 
-const SIGKILL: u32 = 9;
 /// How long a start waits for the program's beginning. Where its file is read from may be as slow as it likes.
 const EXECUTE_MAX: Duration = Duration::from_secs(5);
 

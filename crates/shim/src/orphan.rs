@@ -10,6 +10,7 @@ use std::time::Duration;
 use api::shim::task::DeleteResponse;
 use linux::cgroup::Cgroup;
 use linux::process::PidFd;
+use linux::signal::SIGKILL;
 use prost::Message;
 use ttrpc::Blocking;
 use types::{Context, ErrorKind, Result, Timestamp};
@@ -20,7 +21,7 @@ use crate::record::{self, ExitRecord, HolderRecord, PodRecord, RuntimeRecord};
 use crate::{journal, oci, rootfs};
 
 /// What a container's exit status is when nobody saw it end: killed.
-const KILLED: u32 = 128 + 9;
+const KILLED: u32 = 128 + SIGKILL;
 const SEND_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) fn delete(flags: &Flags) -> Result<()> {

@@ -23,6 +23,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use linux::signal::SIGKILL;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde::Deserialize;
@@ -32,7 +33,6 @@ use types::{ContainerId, Context, Namespace, Result, Timestamp};
 use crate::Exit;
 use crate::bootstrap::Bootstrap;
 use crate::program::Program;
-use crate::unborn::SIGKILL;
 
 /// Of what nobody saw end.
 pub(crate) const UNKNOWN_EXIT: u32 = 255;

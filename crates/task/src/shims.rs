@@ -9,6 +9,7 @@ use api::shim::events::{TaskDelete, TaskExit, topic};
 use api::shim::task::CreateTaskRequest;
 use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange};
+use linux::signal::SIGKILL;
 use prost::Message;
 use stdx::{TRACE, traced};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -24,7 +25,6 @@ use crate::bundle::{self, Bundle, UNKNOWN_EXIT};
 use crate::connection::Connection;
 use crate::program::Program;
 use crate::sandbox::{self, Endpoint, Sandboxes};
-use crate::unborn::SIGKILL;
 use crate::{Create, Exit, Process, RuntimeInfo, Task, convert};
 
 /// How many shims are looked for at once when the daemon starts.

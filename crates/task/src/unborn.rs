@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use linux::signal::SIGKILL;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use types::{Error, ErrorKind, ExecId, Result, Timestamp};
@@ -15,7 +16,6 @@ use types::{Error, ErrorKind, ExecId, Result, Timestamp};
 use crate::shims::blocking;
 use crate::{Exit, Shims, Task, cgroup};
 
-pub(crate) const SIGKILL: u32 = 9;
 /// How long a shim may take to hear that a creation is to end.
 const HEAR_LIMIT: Duration = Duration::from_secs(5);
 /// Before it is asked again whether it hears.

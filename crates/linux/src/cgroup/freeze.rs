@@ -14,10 +14,9 @@ use types::{Context as _, Error, ErrorKind, Result};
 use super::file::{self, has_errno, wait_for_change};
 use super::{Cgroup, Member, below};
 use crate::process::PidFd;
+use crate::signal::SIGKILL;
 
 const PATIENCE: Duration = Duration::from_secs(2);
-
-const SIGKILL: u32 = 9;
 
 /// Processes that are held at once: a container may have more than we may have descriptors.
 const HELD_MAX: usize = 128;

@@ -5,7 +5,7 @@
 //! that nothing comes in between that would not without workers. SIGKILL ends its jobs too.
 
 use api::shim::task;
-use linux::signal::Signal;
+use linux::signal::SIGKILL;
 use prost::Message;
 use ttrpc::Request;
 use types::{Error, ErrorKind, Result};
@@ -207,9 +207,8 @@ impl Sandbox {
     fn kill_made(&mut self, id: &str, exec: Option<ProcessKey>) {
         let exec = exec.and_then(|key| self.processes.get(&key));
         let exec_id = exec.map(|process| process.exec_id.clone()).unwrap_or_default();
-        let signal = Signal::KILL.number().cast_unsigned();
         let request =
-            task::KillRequest { id: id.to_owned(), exec_id, signal, ..task::KillRequest::default() };
+            task::KillRequest { id: id.to_owned(), exec_id, signal: SIGKILL, ..task::KillRequest::default() };
         let killed = self.kill(&request);
         self.note_late_kill(id, killed);
     }
