@@ -27,6 +27,7 @@ mod host;
 mod hosts;
 mod hosts_toml;
 mod identity;
+mod percent;
 mod proxy;
 mod push;
 mod referrers;

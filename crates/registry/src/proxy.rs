@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, Uri};
+use percent_encoding::percent_decode_str;
 use types::{Error, Result};
 
 use crate::host::is_loopback;
@@ -104,9 +105,9 @@ impl Proxy {
         }
         let authorization = user.map(|user| {
             let (user, password) = user.split_once(':').unwrap_or((user, ""));
-            let mut pair = percent_decode(user);
+            let mut pair: Vec<u8> = percent_decode_str(user).collect();
             pair.push(b':');
-            pair.extend(percent_decode(password));
+            pair.extend(percent_decode_str(password));
             let mut value =
                 HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(pair))).expect("base64");
             value.set_sensitive(true);
@@ -171,18 +172,6 @@ fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
     };
     let differing = number(address) ^ number(network);
     address.is_ipv4() == network.is_ipv4() && differing.checked_shr(128 - u32::from(bits)).unwrap_or(0) == 0
-}
-
-fn percent_decode(text: &str) -> Vec<u8> {
-    let mut decoded = Vec::new();
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let code = (*first == b'%').then(|| after.get(..2)).flatten();
-        let code = code.and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
-        decoded.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &after[2..] } else { after };
-    }
-    decoded
 }
 
 #[cfg(test)]

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_TYPE, LINK};
 use http::{HeaderValue, StatusCode};
+use percent_encoding::utf8_percent_encode;
 use types::descriptor::media_type;
 use types::spec::image::Index;
 use types::{Descriptor, Digest, Error, ErrorKind, Result};
 
 use crate::endpoint::{Answer, Endpoint};
 use crate::host::Capability;
+use crate::percent::QUERY;
 use crate::push::Push;
 use crate::remote::Remote;
 use crate::request::Request;
@@ -84,7 +86,8 @@ async fn list(
     subject: &Digest,
     kind: Option<&str>,
 ) -> Result<Option<Vec<Descriptor>>> {
-    let query = kind.map_or_else(String::new, |kind| format!("?artifactType={}", escape(kind)));
+    let query =
+        kind.map_or_else(String::new, |kind| format!("?artifactType={}", utf8_percent_encode(kind, QUERY)));
     let mut request = Request::get(format!("referrers/{subject}{query}"), Capability::Referrers);
     let mut found = Vec::new();
     for _ in 0..PAGES_MAX {
@@ -171,13 +174,6 @@ pub(crate) fn next_page(answer: &Answer) -> Option<&str> {
     })
 }
 
-fn escape(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
-    text.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +188,9 @@ mod tests {
 
     #[test]
     fn types_are_escaped() {
-        assert_eq!(escape("application/vnd.x+json"), "application/vnd.x%2Bjson");
-        assert_eq!(escape("a&b=c d"), "a%26b%3Dc%20d");
+        let escaped = |text| utf8_percent_encode(text, QUERY).to_string();
+        assert_eq!(escaped("application/vnd.x+json"), "application/vnd.x%2Bjson");
+        assert_eq!(escaped("a&b=c d"), "a%26b%3Dc%20d");
+        assert_eq!(escaped("a-b._~/:,\u{e4}"), "a-b._~/%3A%2C%C3%A4");
     }
 }

@@ -15,9 +15,11 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use percent_encoding::utf8_percent_encode;
 use tokio::time::Instant;
 
 use crate::credentials::Credentials;
+use crate::percent::SCOPE;
 
 /// Tokens that say nothing are good for a minute.
 const LIFE_DEFAULT: Duration = Duration::from_secs(60);
@@ -82,7 +84,7 @@ impl TokenKey {
         let mut url = self.realm.clone();
         for (key, value) in self.parameters() {
             url.push(if url.contains('?') { '&' } else { '?' });
-            url.push_str(&format!("{key}={}", percent_encode(&value)));
+            url.push_str(&format!("{key}={}", utf8_percent_encode(&value, SCOPE)));
         }
         url
     }
@@ -116,17 +118,12 @@ impl TokenKey {
         parameters.push(("service", self.service.clone().unwrap_or_default()));
         // In a form all scopes are one parameter.
         parameters.push(("scope", self.scopes.to_string()));
-        let pairs: Vec<String> =
-            parameters.iter().map(|(key, value)| format!("{key}={}", percent_encode(value))).collect();
+        let pairs: Vec<String> = parameters
+            .iter()
+            .map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, SCOPE)))
+            .collect();
         Some(pairs.join("&"))
     }
-}
-
-fn percent_encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:,".contains(&byte);
-    text.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }
 
 /// A token and how long it is good for.

@@ -13,6 +13,7 @@ use std::io;
 use std::path::PathBuf;
 
 use api::engine::Streams;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -25,6 +26,10 @@ use crate::Engine;
 use crate::logs::LOG_FILE;
 use crate::record::Extension;
 
+/// Of a part of a URI all but what stands for itself anywhere (RFC 3986, "Unreserved Characters"), and the slashes of
+/// paths.
+const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
 impl Engine {
     /// Where the streams of a container that starts go.
     pub(super) fn io(&self, id: &str, extension: &Extension, streams: &Streams) -> Result<Io> {
@@ -36,8 +41,11 @@ impl Engine {
             None => ("/dev/null".into(), String::new()),
         };
         let target = |attach: &str| {
-            let attach =
-                if attach.is_empty() { String::new() } else { format!("&attach={}", percent_encode(attach)) };
+            let attach = if attach.is_empty() {
+                String::new()
+            } else {
+                format!("&attach={}", utf8_percent_encode(attach, PART))
+            };
             format!("json-file://{}?{limits}{attach}", log.display())
         };
         let terminal = extension.create.tty;
@@ -98,13 +106,5 @@ impl Engine {
 
 /// A pipe of a client who does not come again: whoever writes to it goes on when the client has left.
 pub(crate) fn once(pipe: &str) -> String {
-    if pipe.is_empty() { String::new() } else { format!("fifo://{}?once", percent_encode(pipe)) }
-}
-
-/// For a part of a URI.
-fn percent_encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
-    text.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
+    if pipe.is_empty() { String::new() } else { format!("fifo://{}?once", utf8_percent_encode(pipe, PART)) }
 }
