@@ -23,22 +23,12 @@ const TMPFS_FLAGS: [&str; 13] = [
 ];
 const TMPFS_KEYS: [&str; 7] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
 
-/// `512m`: bytes, with b, k, m, g, t in powers of 1024.
+/// `512m`: bytes, in powers of 1024.
 pub(crate) fn bytes(text: &str) -> Result<i64> {
-    let bad = || Error::invalid_argument(format!("invalid size {text:?}: expected something like 512m"));
-    let lower = text.to_ascii_lowercase();
-    let lower = lower.strip_suffix('b').filter(|rest| rest.ends_with(['k', 'm', 'g', 't'])).unwrap_or(&lower);
-    let (digits, factor) = match lower.char_indices().next_back() {
-        Some((at, 'b')) => (&lower[..at], 1),
-        Some((at, 'k')) => (&lower[..at], 1 << 10),
-        Some((at, 'm')) => (&lower[..at], 1 << 20),
-        Some((at, 'g')) => (&lower[..at], 1 << 30),
-        Some((at, 't')) => (&lower[..at], 1_i64 << 40),
-        _ => (lower, 1),
-    };
-    let number: f64 = digits.parse().ok().filter(|number| *number >= 0.0).ok_or_else(bad)?;
-    let bytes = number * factor as f64;
-    if bytes >= i64::MAX as f64 { Err(bad()) } else { Ok(bytes as i64) }
+    let bytes = stdx::bytes(text).and_then(|bytes| i64::try_from(bytes).ok());
+    bytes.ok_or_else(|| {
+        Error::invalid_argument(format!("invalid size {text:?}: expected something like 512m"))
+    })
 }
 
 /// Bytes of memory and swap together; -1 is no limit.

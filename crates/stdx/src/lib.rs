@@ -3,6 +3,7 @@
 
 #[cfg(feature = "aside")]
 mod aside;
+mod bytes;
 mod duration;
 mod laps;
 mod nearest;
@@ -14,6 +15,7 @@ mod wanted;
 
 #[cfg(feature = "aside")]
 pub use aside::{blocking, unbroken};
+pub use bytes::bytes;
 pub use duration::duration;
 pub use laps::Laps;
 pub use nearest::nearest;

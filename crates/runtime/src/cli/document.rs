@@ -209,26 +209,15 @@ pub(super) fn limits_from_flags(args: &mut Args, resources: &mut LinuxResources)
     Ok(())
 }
 
-/// Bytes, perhaps with a unit: `64m`, `1GiB`, `-1`.
+/// Bytes, perhaps with a unit: `64m`, `1GiB`; or `-1`, which is no limit.
 fn size(args: &mut Args, names: &[&str]) -> Result<Option<i64>> {
     let Some(text) = args.value(names).filter(|text| !text.is_empty()) else { return Ok(None) };
+    if text == "-1" {
+        return Ok(Some(-1));
+    }
+    let bytes = stdx::bytes(&text).and_then(|bytes| i64::try_from(bytes).ok());
     let bad = || Error::invalid_argument(format!("{}: {text:?} is no size like 64m or 1g", names[0]));
-    let end = text.find(|character: char| !character.is_ascii_digit() && !matches!(character, '-' | '.'));
-    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
-    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(bad()),
-    };
-    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
-    let whole: i64 = whole.parse().map_err(|_| bad())?;
-    let part: f64 = format!("0.{part}").parse().map_err(|_| bad())?;
-    #[expect(clippy::cast_possible_truncation, reason = "below the unit, and parts of a byte are none")]
-    let part = (part * (1_i64 << shift) as f64) as i64;
-    whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(part)).map(Some).ok_or_else(bad)
+    bytes.map(Some).ok_or_else(bad)
 }
 
 /// A bundle to begin with, as `spec` writes it: runc's, with a cgroup namespace on hosts of version 1 too, and what the
@@ -336,7 +325,7 @@ mod tests {
         assert_eq!(bytes("12"), Some(12));
         assert_eq!(bytes("1.5k"), Some(1536));
         assert_eq!(bytes(""), None);
-        for wrong in ["m", "1x", "99999999999t"] {
+        for wrong in ["m", "1x", "-2", "99999999999t"] {
             assert_eq!(bytes(wrong), None, "{wrong}");
         }
     }

@@ -1,0 +1,71 @@
+//! Numbers of bytes, as people write them.
+
+/// `4096`, `7b`, `64m`, `2 GB`, `1.5GiB`: units are powers of 1024 up to `p`, in letters of either case. Parts of a
+/// byte are none. `None` for what is no such number, and for one of 2⁶³ and more, which no file has.
+pub fn bytes(text: &str) -> Option<u64> {
+    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
+        _ => return None,
+    };
+    let factor = 1_u64 << shift;
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let whole = if whole.is_empty() && !part.is_empty() { "0" } else { whole };
+    // Apart, so that large numbers are exact.
+    let (whole, part): (u64, f64) = (whole.parse().ok()?, format!("0.{part}").parse().ok()?);
+    let bytes = whole.checked_mul(factor)?.checked_add((part * factor as f64) as u64)?;
+    i64::try_from(bytes).is_ok().then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_bytes_have_units() {
+        for (text, expected) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("7b", 7),
+            ("1k", 1 << 10),
+            ("64m", 64 << 20),
+            ("100MiB", 100 << 20),
+            ("1.5k", 1536),
+            ("1.5g", 3 << 29),
+            (".5g", 1 << 29),
+            ("2 GB", 2 << 30),
+            ("1T", 1 << 40),
+            ("3p", 3 << 50),
+            ("0.0001k", 0),
+            ("9223372036854775807", i64::MAX.cast_unsigned()),
+        ] {
+            assert_eq!(bytes(text), Some(expected), "{text}");
+        }
+        for text in [
+            "",
+            ".",
+            "m",
+            "-1",
+            "+1",
+            "1x",
+            "1ib",
+            "1.2.3",
+            "1e3",
+            "1 2",
+            " 1",
+            "many",
+            "NaN",
+            "8192p",
+            "9223372036854775808",
+            "99999999999999g",
+        ] {
+            assert_eq!(bytes(text), None, "{text}");
+        }
+    }
+}
