@@ -36,7 +36,9 @@ use serde::Deserialize;
 use task::{Create, Exit, Io, Shims, Status, Task};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId};
+use types::{
+    ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId, UnlessGone,
+};
 
 use crate::aside::blocking;
 use crate::belongings::Belongings;
@@ -315,10 +317,9 @@ impl RestartMonitor {
     async fn compare(&self, key: &Key) -> Result<()> {
         let container = self.container(key).await?;
         let Some(wish) = Wish::of(&container.labels)? else { return Ok(()) };
-        let process = match self.shims.task(&key.0, &key.1) {
-            Ok(task) => Some(task.state_or_unknown().await?),
-            Err(error) if error.is(ErrorKind::NotFound) => None,
-            Err(error) => return Err(error),
+        let process = match self.shims.task(&key.0, &key.1).unless_gone()? {
+            Some(task) => Some(task.state_or_unknown().await?),
+            None => None,
         };
         let status = process.as_ref().map(|process| process.status);
         match (wish, status) {
@@ -386,10 +387,7 @@ impl RestartMonitor {
     }
 
     async fn is_recorded(&self, key: &Key) -> Result<bool> {
-        match self.container(key).await {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
-            found => found.map(|_| true),
-        }
+        Ok(self.container(key).await.unless_gone()?.is_some())
     }
 
     /// Ends a task that was started a moment ago for a container that is removed now. Who removes one looks for its task

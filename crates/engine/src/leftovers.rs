@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use task::Stray;
 use transfer::{Damaged, Remotes};
 use types::filter::Filters;
-use types::{ContainerId, Context, ErrorKind, Result};
+use types::{ContainerId, Context, Result, UnlessGone};
 
 use crate::registries::own_keyring;
 use crate::{Engine, remove_folder};
@@ -245,10 +245,7 @@ impl Engine {
     }
 
     fn cgroups(&self) -> Result<Vec<(String, Leftover)>> {
-        let parent = match Cgroup::open(&self.cgroup_parent()) {
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
-            parent => parent?,
-        };
+        let Some(parent) = Cgroup::open(&self.cgroup_parent()).unless_gone()? else { return Ok(Vec::new()) };
         let mut ids = BTreeSet::new();
         for folder in parent.locations().values() {
             // Files of the cgroup itself are shorter than an id.

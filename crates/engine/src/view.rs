@@ -25,7 +25,7 @@ use metadata::Container;
 use rustix::fs::{FileType, Mode, OFlags};
 use task::{Status, Task};
 use types::spec::runtime::Spec;
-use types::{Context, Error, ErrorKind, Mount, Result};
+use types::{Context, Error, ErrorKind, Mount, Result, UnlessGone};
 
 use crate::Engine;
 use crate::names::short;
@@ -260,11 +260,8 @@ fn put_together(
         ns::join(outside.as_fd(), NsKind::Mount)?;
         let mount = mount::detached(bind, &Options::parse(&bind.options));
         ns::join(inside.as_fd(), NsKind::Mount)?;
-        let mount = match mount {
-            // A directory of this machine that is gone takes nothing else with it.
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
-            mount => mount?,
-        };
+        // A directory of this machine that is gone takes nothing else with it.
+        let Some(mount) = mount.unless_gone()? else { return Ok(()) };
         // What is mounted in it must not appear on the machine.
         mount::set_propagation(mount.as_fd(), Propagation::Private, true)?;
         let at = match root.find(destination, OFlags::PATH)? {

@@ -11,7 +11,7 @@ use std::fs;
 use std::io;
 
 use linux::cgroup::Cgroup;
-use types::{Context, ErrorKind, Result};
+use types::{Context, Result, UnlessGone};
 
 use crate::state::StateDir;
 
@@ -50,11 +50,7 @@ impl CgroupNote {
 
     /// The cgroup as far as this creation can have made it. None if there is nothing of it.
     fn open(&self) -> Result<Option<Cgroup>> {
-        match Cgroup::open(&self.path) {
-            Ok(cgroup) => Ok(Some(cgroup)),
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Cgroup::open(&self.path).unless_gone()
     }
 }
 

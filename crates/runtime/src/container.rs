@@ -8,7 +8,7 @@ use linux::cgroup::{self, Cgroup, Instance, Stats};
 use linux::process::PidFd;
 use linux::signal::SIGKILL;
 use types::spec::runtime::{Hooks, IntelRdt, LinuxResources, Process, Spec};
-use types::{Context, Error, ErrorKind, Result};
+use types::{Context, Error, ErrorKind, Result, UnlessGone};
 
 use crate::checkpoint::{self, CheckpointOptions};
 use crate::create::{self, CreateOptions, Created};
@@ -243,10 +243,7 @@ impl Container {
 
     /// It may have gone to another cgroup than those that are killed with the container's. No error if it has ended.
     fn kill_init(&self) -> Result<()> {
-        match self.open_init().and_then(|init| init.kill()) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            killed => killed,
-        }
+        self.open_init().and_then(|init| init.kill()).unless_gone().map(drop)
     }
 
     pub fn pause(&self) -> Result<()> {
@@ -436,20 +433,12 @@ impl Container {
 
     /// Kills everything and waits for the first process.
     fn end(&self) -> Result<()> {
-        let init = match self.open_init() {
-            Ok(init) => init,
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        match self.cgroup() {
-            Ok(cgroup) => {
-                cgroup.kill()?;
-                // A frozen process would not die in version 1.
-                let _ = cgroup.thaw();
-            }
-            // One that was made without privileges has none, and ends with its first process.
-            Err(error) if error.is(ErrorKind::NotFound) => {}
-            Err(error) => return Err(error),
+        let Some(init) = self.open_init().unless_gone()? else { return Ok(()) };
+        // One that was made without privileges has none, and ends with its first process.
+        if let Some(cgroup) = self.cgroup().unless_gone()? {
+            cgroup.kill()?;
+            // A frozen process would not die in version 1.
+            let _ = cgroup.thaw();
         }
         self.kill_init()?;
         let mut ended = [rustix::event::PollFd::new(&init, rustix::event::PollFlags::IN)];

@@ -24,7 +24,7 @@ use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd};
 use linux::procfs::Proc;
 use types::spec::runtime::{IdMapping, IntelRdt, Linux, LinuxResources, Mount, Spec};
-use types::{Context, Error, ErrorKind, Result};
+use types::{Context, Error, ErrorKind, Result, UnlessGone};
 
 use crate::cgroup_note::{CgroupNote, PLANNED_CGROUP};
 use crate::channel::{Channel, Message};
@@ -207,10 +207,7 @@ impl CgroupPlace {
 
     /// The cgroup, once it is made. None where none may be made.
     pub(crate) fn open(&self) -> Result<Option<Cgroup>> {
-        match self.trees()?.open(&self.path) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            other => other.map(Some),
-        }
+        self.trees()?.open(&self.path).unless_gone()
     }
 }
 

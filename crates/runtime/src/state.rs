@@ -25,7 +25,7 @@ use linux::beneath::proc_path;
 use linux::cgroup::Inode;
 use serde::{Deserialize, Serialize};
 use types::spec::runtime::{Capabilities, Hooks, MemoryPolicy, Personality, Process, Spec};
-use types::{Context, Error, ErrorKind, Result, Timestamp};
+use types::{Context, Error, Result, Timestamp, UnlessGone};
 
 use crate::plan::read_hooks;
 use crate::supervisor::Supervisor;
@@ -270,11 +270,7 @@ impl StateDir {
 
     /// The state, or none if create has not got that far.
     pub(crate) fn try_read(&self) -> Result<Option<State>> {
-        match self.read() {
-            Ok(state) => Ok(Some(state)),
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.read().unless_gone()
     }
 
     pub(crate) fn remove(&self) -> Result<()> {
@@ -431,6 +427,8 @@ fn started_at_ticks(pid: u32) -> Result<Option<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use types::ErrorKind;
+
     use super::*;
 
     #[test]

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use metadata::{Caller, Metadata};
 use types::descriptor::media_type;
 use types::spec::image::{ImageConfig, Manifest};
-use types::{Descriptor, Digest, Error, ErrorKind, Platform, Result};
+use types::{Descriptor, Digest, Error, Platform, Result, UnlessGone};
 
 use crate::unpack::{artifact_type, read};
 
@@ -260,10 +260,8 @@ impl Walk<'_> {
     }
 
     fn check(&self, descriptor: &Descriptor) -> Result<bool> {
-        let blob = match self.metadata.content(self.caller).info(&descriptor.digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(false),
-            blob => blob?,
-        };
+        let blob = self.metadata.content(self.caller).info(&descriptor.digest).unless_gone()?;
+        let Some(blob) = blob else { return Ok(false) };
         if blob.size != descriptor.size {
             return Err(Error::data_loss(format!(
                 "blob {} has {} bytes, what names it says {}",

@@ -16,7 +16,7 @@ use registry::Remote;
 use snapshot::LayerFiles;
 use tokio::sync::mpsc;
 use types::spec::image::Manifest;
-use types::{Context, Descriptor, Digest, Error, ErrorKind, Hasher, Result};
+use types::{Context, Descriptor, Digest, Error, ErrorKind, Hasher, Result, UnlessGone};
 
 use crate::blocking;
 use crate::unpack::{artifact_type, open_layer, read};
@@ -61,20 +61,17 @@ pub(crate) fn unpacked(metadata: &Metadata, caller: &Caller, manifest: &Manifest
     if artifact_type(metadata, manifest).is_some() {
         return Ok(Vec::new());
     }
-    let bytes = match read(metadata, caller, &manifest.config.digest) {
-        Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
-        bytes => bytes?,
-    };
+    let bytes = read(metadata, caller, &manifest.config.digest).unless_gone()?;
+    let Some(bytes) = bytes else { return Ok(Vec::new()) };
     let config = image::parse_config(&bytes, manifest.layers.len())?;
     let chain = image::chain_ids(&config.rootfs.diff_ids);
     let mut found = Vec::new();
     for snapshotter in metadata.snapshotters() {
         let snapshots = metadata.snapshots(caller, snapshotter)?;
         for (at, name) in chain.iter().enumerate() {
-            match snapshots.stat(&name.to_string()) {
-                Err(error) if error.is(ErrorKind::NotFound) => continue,
-                found => found?,
-            };
+            if snapshots.stat(&name.to_string()).unless_gone()?.is_none() {
+                continue;
+            }
             let kept = Kept::find(metadata, caller, snapshotter, name, &config.rootfs.diff_ids[at])?;
             let (snapshotter, name) = (snapshotter.to_owned(), name.to_string());
             found.push(Unpacked { at, snapshotter, name, kept });
@@ -93,10 +90,7 @@ impl Kept {
         diff_id: &Digest,
     ) -> Result<Option<Kept>> {
         let name = chain.to_string();
-        let files = match metadata.snapshots(caller, snapshotter)?.kept_layer(&name) {
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(None),
-            files => files?,
-        };
+        let files = metadata.snapshots(caller, snapshotter)?.kept_layer(&name).unless_gone()?.flatten();
         Ok(files.map(|files| Kept {
             metadata: metadata.clone(),
             caller: caller.clone(),

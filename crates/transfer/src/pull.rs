@@ -16,6 +16,7 @@ use types::descriptor::media_type;
 use types::spec::image::{Index, Manifest};
 use types::{
     Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result, Timestamp,
+    UnlessGone,
 };
 
 use crate::admission::Admission;
@@ -483,20 +484,13 @@ impl Pull {
     /// A document that says what an image is for; nothing if its registry does not have it, which need not be the image
     /// that is wanted.
     async fn look(&self, descriptor: Descriptor) -> Result<Option<Vec<u8>>> {
-        match self.obtain(&descriptor).await {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            obtained => obtained.map(Some),
-        }
+        self.obtain(&descriptor).await.unless_gone()
     }
 
     async fn stored(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
         let (metadata, caller, digest) =
             (self.metadata.clone(), self.caller.clone(), descriptor.digest.clone());
-        blocking(move || match read(&metadata, &caller, &digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            other => other.map(Some),
-        })
-        .await
+        blocking(move || read(&metadata, &caller, &digest).unless_gone()).await
     }
 
     async fn store(&self, descriptor: &Descriptor, bytes: Vec<u8>, labels: Labels) -> Result<()> {

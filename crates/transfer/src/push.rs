@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use types::descriptor::media_type;
 use types::filter::Filters;
 use types::spec::image::Index;
-use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
+use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result, UnlessGone};
 
 use crate::reading::open_blob;
 use crate::source::Source;
@@ -263,10 +263,7 @@ impl Stores {
         {
             return Ok(false);
         }
-        match self.check(blob) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
-            checked => checked.map(|()| true),
-        }
+        Ok(self.check(blob).unless_gone()?.is_some())
     }
 
     /// `NotFound` unless a blob is here.

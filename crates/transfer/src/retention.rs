@@ -20,7 +20,7 @@ use content::Form;
 use metadata::{Caller, Content, Image, Metadata};
 use types::filter::Filters;
 use types::label::gc::ROOT;
-use types::{Digest, Error, ErrorKind, Labels, Namespace, Result};
+use types::{Digest, Error, ErrorKind, Labels, Namespace, Result, UnlessGone};
 
 use crate::contents::contents;
 use crate::kept::{Kept, unpacked};
@@ -80,10 +80,7 @@ impl Retentions {
 
     /// `InvalidArgument` if the namespace's label says what there is not.
     pub fn of(&self, metadata: &Metadata, namespace: &Namespace) -> Result<Retention> {
-        let labels = match metadata.namespaces().get(namespace) {
-            Err(error) if error.is(ErrorKind::NotFound) => Labels::new(),
-            labels => labels?,
-        };
+        let labels = metadata.namespaces().get(namespace).unless_gone()?.unwrap_or_default();
         let own = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_label = labels.get(RETENTION_LABEL).map_or(Ok(own), |text| text.parse());
         of_label.map_err(|error| error.context(format!("label {RETENTION_LABEL} of namespace {namespace}")))
@@ -125,10 +122,7 @@ pub fn retain(
         if !go_on() {
             break;
         }
-        let blob = match content.info(&digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => continue,
-            blob => blob?,
-        };
+        let Some(blob) = content.info(&digest).unless_gone()? else { continue };
         if !uses.all_unpacked || leased.contains(&digest) {
             continue;
         }

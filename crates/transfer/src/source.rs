@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use metadata::{Caller, Metadata};
-use types::{Digest, ErrorKind, Labels, Reference, Result};
+use types::{Digest, Labels, Reference, Result, UnlessGone};
 
 const LABEL: &str = "containerd.io/distribution.source.";
 
@@ -61,18 +61,12 @@ impl<'a> Source<'a> {
     /// Adds the repository to those that a blob remembers. A blob that is gone remembers nothing.
     pub(crate) fn note(self, metadata: &Metadata, caller: &Caller, digest: &Digest) -> Result<()> {
         let content = metadata.content(caller);
-        let labels = match content.info(digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
-            info => info?.labels,
-        };
+        let Some(blob) = content.info(digest).unless_gone()? else { return Ok(()) };
         let key = self.key();
-        let known = labels.get(&key).map(String::as_str).unwrap_or_default();
+        let known = blob.labels.get(&key).map(String::as_str).unwrap_or_default();
         let Some(value) = self.joined(known) else { return Ok(()) };
         let labels = Labels::from([(key.clone(), value)]);
-        match content.update(digest, &labels, &[format!("labels.{key}")]) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            other => other.map(drop),
-        }
+        content.update(digest, &labels, &[format!("labels.{key}")]).unless_gone().map(drop)
     }
 
     /// The label with this repository in it, in the order of the alphabet; none if nothing is new in it, or if it

@@ -13,7 +13,7 @@ use metadata::{Caller, Mending, Metadata};
 use registry::{Brought, Endpoint, Remote, Sources};
 use types::descriptor::media_type;
 use types::spec::image::Manifest;
-use types::{Context, Descriptor, Digest, ErrorKind, Filters, Hasher, Reference, Result};
+use types::{Context, Descriptor, Digest, ErrorKind, Filters, Hasher, Reference, Result, UnlessGone};
 
 use crate::contents::contents;
 use crate::kept::{Found, Kept, Unpacked, unpacked};
@@ -235,11 +235,8 @@ async fn registries(metadata: &Metadata, caller: &Caller) -> Result<BTreeSet<Str
 impl Verifier {
     async fn has(&self, digest: &Digest) -> Result<bool> {
         let (metadata, caller, digest) = (self.metadata.clone(), self.caller.clone(), digest.clone());
-        blocking(move || match metadata.content(&caller).info(&digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
-            info => info.map(|_| true),
-        })
-        .await
+        let blob = blocking(move || metadata.content(&caller).info(&digest).unless_gone());
+        Ok(blob.await?.is_some())
     }
 
     async fn check(&self, descriptor: &Descriptor, remote: &Remotes) -> Result<Verdict> {
@@ -371,10 +368,7 @@ impl Verifier {
 
     async fn sources(&self, digest: &Digest) -> Result<Vec<Reference>> {
         let (metadata, caller, wanted) = (self.metadata.clone(), self.caller.clone(), digest.clone());
-        let blob = blocking(move || match metadata.content(&caller).info(&wanted) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            blob => blob.map(Some),
-        });
+        let blob = blocking(move || metadata.content(&caller).info(&wanted).unless_gone());
         let labels = blob.await?.map(|blob| blob.labels).unwrap_or_default();
         Ok(source::references(&labels, digest, &self.registries))
     }

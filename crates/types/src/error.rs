@@ -269,6 +269,21 @@ impl<T> Context<T> for Result<T, io::Error> {
     }
 }
 
+/// For who can do without something that is not there: not yet, or not any more.
+pub trait UnlessGone<T> {
+    /// None in the place of an error that says `NotFound`. Any other stays one: what cannot be told is not gone.
+    fn unless_gone(self) -> Result<Option<T>>;
+}
+
+impl<T> UnlessGone<T> for Result<T, Error> {
+    fn unless_gone(self) -> Result<Option<T>> {
+        match self {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,6 +342,15 @@ mod tests {
             (error.kind(), error.chain().as_str()),
             (ErrorKind::Internal, "a worker broke down: it panicked")
         );
+    }
+
+    #[test]
+    fn only_what_is_not_found_is_gone() {
+        assert_eq!(Ok::<_, Error>(1).unless_gone().unwrap(), Some(1));
+        let missing: Result<u8> = Err(Error::not_found("blob").context("open it"));
+        assert_eq!(missing.unless_gone().unwrap(), None);
+        let unknown: Result<u8> = Err(Error::unavailable("the disk does not answer"));
+        assert!(unknown.unless_gone().unwrap_err().is(ErrorKind::Unavailable));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub mod time;
 
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher};
-pub use error::{Context, Error, ErrorKind, Result, spelled};
+pub use error::{Context, Error, ErrorKind, Result, UnlessGone, spelled};
 pub use filter::{FieldPath, Fields, Filters};
 pub use id::{ContainerId, ExecId, IngestRef, LeaseId, Namespace, SandboxId};
 pub use label::Labels;

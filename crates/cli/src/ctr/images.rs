@@ -18,7 +18,7 @@ use image::{Node, Platforms};
 use prost_types::FieldMask;
 use types::descriptor::media_type::{is_index, is_manifest};
 use types::spec::image::{ExecConfig, Index, Manifest};
-use types::{Context, Descriptor, Error, ErrorKind, Platform, Result};
+use types::{Context, Descriptor, Error, ErrorKind, Platform, Result, UnlessGone};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, error, present, service};
@@ -308,11 +308,8 @@ async fn check(call: Call) -> Result<u8> {
 
 pub(super) async fn is_there(connection: &Connection, snapshotter: &str, key: &str) -> Result<bool> {
     let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
-    match snapshots::client(connection).stat(connection.request(request)?).await.answer() {
-        Ok(_) => Ok(true),
-        Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
-        Err(error) => Err(error),
-    }
+    let found = snapshots::client(connection).stat(connection.request(request)?).await.answer();
+    Ok(found.unless_gone()?.is_some())
 }
 
 /// Our own service converts.
@@ -460,9 +457,6 @@ async fn unmount(call: Call) -> Result<u8> {
 
 /// What images of an index are for that do not say it there, as far as they are here.
 pub(super) async fn told(connection: &Connection, index: &Index) -> Result<Platforms> {
-    let look = async |digest: String| match content::read(connection, &digest).await {
-        Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-        read => read.map(Some),
-    };
+    let look = async |digest: String| content::read(connection, &digest).await.unless_gone();
     Platforms::gather(index, |child| look(child.digest.to_string())).await
 }

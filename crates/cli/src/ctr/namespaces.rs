@@ -9,7 +9,7 @@ use api::grpc::namespaces::{
 };
 use client::Channel;
 use prost_types::FieldMask;
-use types::{ErrorKind, Result};
+use types::{ErrorKind, Result, UnlessGone};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, service};
@@ -97,11 +97,8 @@ async fn remove(call: Call) -> Result<u8> {
 
 /// The cgroup in which the namespace's containers had theirs, on this machine.
 fn remove_cgroup(name: &str) -> Result<()> {
-    match linux::cgroup::Cgroup::open(&format!("/{name}")) {
-        Ok(cgroup) => cgroup.delete(),
-        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-        Err(error) => Err(error),
-    }
+    let cgroup = linux::cgroup::Cgroup::open(&format!("/{name}")).unless_gone()?;
+    cgroup.map_or(Ok(()), |cgroup| cgroup.delete())
 }
 
 async fn label(call: Call) -> Result<u8> {

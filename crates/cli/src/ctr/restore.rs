@@ -24,7 +24,7 @@ use prost::Message;
 use prost_types::Any;
 use types::descriptor::media_type::OCI_LAYER_GZIP;
 use types::spec::image::Index;
-use types::{Descriptor, Error, ErrorKind, Platform, Result};
+use types::{Descriptor, Error, ErrorKind, Platform, Result, UnlessGone};
 
 use super::checkpoint::{blob, changes, index, processes, still};
 use super::command::{Call, Flag};
@@ -77,10 +77,7 @@ pub(super) async fn checkpoint(call: Call) -> Result<u8> {
 
 async fn has_task(connection: &Connection, id: &str) -> Result<bool> {
     let request = connection.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() })?;
-    match tasks::client(connection).get(request).await.answer() {
-        Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
-        found => found.map(|_| true),
-    }
+    Ok(tasks::client(connection).get(request).await.answer().unless_gone()?.is_some())
 }
 
 async fn write(connection: &Connection, container: &Container, name: &str, parts: &Parts) -> Result<()> {

@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use types::spec::runtime::{Process as SpecProcess, Spec, User};
-use types::{Context, Error, ErrorKind, Result};
+use types::{Context, Error, ErrorKind, Result, UnlessGone};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
@@ -193,10 +193,7 @@ async fn kill(call: Call) -> Result<u8> {
 
 /// Takes down the network that `run --cni` made for a container, if it did.
 async fn unplug(connection: &Connection, id: &str) -> Result<()> {
-    let container = match containers::get(connection, id).await {
-        Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
-        container => container?,
-    };
+    let Some(container) = containers::get(connection, id).await.unless_gone()? else { return Ok(()) };
     match cni::is_noted(&container) {
         true => cni::Network::first()?.remove(&cni::container_id(&connection.namespace, id), ""),
         false => Ok(()),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use metadata::Snapshot;
 use serde_json::{Value, json};
 use types::filter::Filters;
-use types::{Context, Digest, Error, ErrorKind, Labels, Result, Timestamp};
+use types::{Context, Digest, Error, ErrorKind, Labels, Result, Timestamp, UnlessGone};
 
 use crate::Engine;
 use crate::containers::{ROOT_LABEL, familiar};
@@ -116,10 +116,8 @@ impl Engine {
 
     pub(crate) fn forget_mount(&self, key: &str) -> Result<()> {
         let parts = self.parts();
-        match parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.remove(key) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            other => other,
-        }
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
+        snapshots.remove(key).unless_gone().map(drop)
     }
 }
 
