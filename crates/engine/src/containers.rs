@@ -32,7 +32,7 @@ use metadata::Container;
 use serde_json::{Value, json};
 use task::Status;
 use tokio::time::timeout;
-use types::{ContainerId, Error, ErrorKind, ExecId, Result};
+use types::{ContainerId, Error, ErrorKind, ExecId, Result, UnlessGone};
 
 use crate::names::short;
 use crate::record::{EXTENSION, Extension};
@@ -69,10 +69,7 @@ async fn is_running(task: &task::Task) -> Result<bool> {
 impl Engine {
     /// The task of a container, if it has one. `Unavailable` if that cannot be told: it may well be running.
     pub(crate) fn task_of(&self, id: &ContainerId) -> Result<Option<task::Task>> {
-        match self.parts().shims.task(&self.0.caller.namespace, id) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
-            found => found.map(Some),
-        }
+        self.parts().shims.task(&self.0.caller.namespace, id).unless_gone()
     }
 
     /// Asks a container to stop, and makes it stop when its time is over.
@@ -280,10 +277,6 @@ impl Engine {
     /// As [`Engine::discard`], of everything but the network.
     pub(crate) fn forget(&self, id: &ContainerId, volumes: bool) -> Result<()> {
         let containers = self.parts().metadata.containers(&self.0.caller);
-        let gone = |outcome: Result<()>| match outcome {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            other => other,
-        };
         let (extension, snapshotter) = match containers.get(id) {
             Ok(container) => (Extension::of(&container).ok(), container.snapshotter),
             Err(error) if error.is(ErrorKind::NotFound) => (None, self.parts().snapshotter.clone()),

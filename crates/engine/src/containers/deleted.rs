@@ -12,7 +12,7 @@
 
 use metadata::Resource;
 use types::filter::Filters;
-use types::{ContainerId, ErrorKind, Labels, LeaseId, Namespace, Result, Timestamp};
+use types::{ContainerId, ErrorKind, Labels, LeaseId, Namespace, Result, Timestamp, UnlessGone};
 
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL};
 use crate::leftovers::TREE_LABEL;
@@ -110,17 +110,15 @@ impl Engine {
     }
 
     pub(crate) fn let_go_of_tree(&self, id: &str) -> Result<()> {
-        gone_or(self.parts().metadata.leases(&self.0.caller).delete(&lease_of(id)?))
+        let leases = self.parts().metadata.leases(&self.0.caller);
+        leases.delete(&lease_of(id)?).unless_gone().map(drop)
     }
 
     /// Leaves a container's tree to the collector, which takes it at once if nothing holds it. What a client has made of
     /// its expiry stays.
     pub(crate) fn leave_tree(&self, id: &str, snapshotter: &str) -> Result<()> {
         let snapshots = self.parts().metadata.snapshots(&self.0.caller, snapshotter)?;
-        let tree = match snapshots.stat(id) {
-            Err(error) if error.is(ErrorKind::NotFound) => return self.let_go_of_tree(id),
-            tree => tree?,
-        };
+        let Some(tree) = snapshots.stat(id).unless_gone()? else { return self.let_go_of_tree(id) };
         if tree.labels.contains_key(TREE_LABEL) {
             let expiry = tree.labels.get(EXPIRE_LABEL);
             let is_ours = expiry.is_none() || expiry == tree.labels.get(OWN_EXPIRE_LABEL);
@@ -131,7 +129,7 @@ impl Engine {
                 paths.push(EXPIRE_LABEL);
             }
             let paths: Vec<String> = paths.iter().map(|name| format!("labels.{name}")).collect();
-            gone_or(snapshots.update(id, &labels, &paths).map(drop))?;
+            snapshots.update(id, &labels, &paths).unless_gone()?;
         }
         self.let_go_of_tree(id)
     }
@@ -139,12 +137,4 @@ impl Engine {
 
 fn lease_of(id: &str) -> Result<LeaseId> {
     LeaseId::new(format!("{HOLD}{id}"))
-}
-
-/// What is gone already is no error.
-fn gone_or(outcome: Result<()>) -> Result<()> {
-    match outcome {
-        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-        outcome => outcome,
-    }
 }
