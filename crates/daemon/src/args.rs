@@ -26,11 +26,11 @@ Commands:
 Options:
   -c, --config FILE      Configuration [default: /etc/hoist/config.toml, if it is there]
       --dry-run          Say what import-containerd would take over, and leave it at that
-      --root DIR         Where images, containers and volumes are kept
-      --state DIR        Where what lives as long as the machine is up is kept
-  -a, --address SOCKET   Where the API is served
-  -l, --log-level LEVEL  trace, debug, info, warn or error
-      --log-format FORM  text or json
+      --root DIR         Where images, containers and volumes are kept [default: /var/lib/hoist]
+      --state DIR        Where what lives as long as the machine is up is kept [default: /run/hoist]
+  -a, --address SOCKET   Where the API is served [default: hoist.sock in the state directory]
+  -l, --log-level LEVEL  trace, debug, info, warn or error [default: info]
+      --log-format FORM  text or json [default: text]
   -v, --version          Print the version
   -h, --help             Print this
 ";
@@ -41,7 +41,10 @@ pub(crate) fn help(flavor: Flavor) -> String {
         Flavor::Hoist => HELP.to_owned(),
         Flavor::Containerd => HELP
             .replace("hoist daemon", "containerd")
-            .replace("/etc/hoist/config.toml", &flavor.default_file().display().to_string()),
+            .replace("/etc/hoist/config.toml", &flavor.default_file().display().to_string())
+            .replace("/var/lib/hoist", "/var/lib/containerd")
+            .replace("/run/hoist", "/run/containerd")
+            .replace("hoist.sock", "containerd.sock"),
     }
 }
 
@@ -119,14 +122,18 @@ impl Args {
                 "--namespace" => namespace = text_of(&value()?),
                 "--topic" => topic = text_of(&value()?),
                 "--dry-run" => parsed.dry_run = true,
-                "-v" | "--version" => parsed.command = Command::Version,
-                "-h" | "--help" => parsed.command = Command::Help,
+                // Whoever asks for these wants nothing done, whatever else there is to read.
+                "-v" | "--version" => return Ok(Args { command: Command::Version, ..parsed }),
+                "-h" | "--help" => return Ok(Args { command: Command::Help, ..parsed }),
                 _ if name.starts_with('-') => {
                     return Err(Error::invalid_argument(format!("unknown option {text}; try --help")));
                 }
                 // What follows is the hook's.
                 "oci-hook" if words.is_empty() => {
                     let mut words: Vec<OsString> = args.collect();
+                    if words.first().is_some_and(|word| word == "-h" || word == "--help") {
+                        return Ok(Args { command: Command::Help, ..parsed });
+                    }
                     if words.first().is_some_and(|word| word == "--") {
                         words.remove(0);
                     }
@@ -136,26 +143,34 @@ impl Args {
                 word => words.push(word.to_owned()),
             }
         }
-        parsed.command =
-            match (words.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), parsed.command) {
-                ([], command) => command,
-                (["config", "default"], _) => Command::ConfigDefault,
-                (["config", "dump"], _) => Command::ConfigDump,
-                (["config", "migrate"], _) => Command::ConfigMigrate,
-                (["config", "check"], _) => Command::ConfigCheck,
-                (["import-containerd", root], _) => Command::Import(root.into()),
-                (["publish"], _) => Command::Publish { namespace, topic },
-                (["unmount"], _) => Command::Unmount,
-                (["shim", dir], _) => Command::Shim(dir.into()),
-                (words, _) => {
-                    return Err(Error::invalid_argument(format!(
-                        "unknown command {:?}; try --help",
-                        words.join(" ")
-                    )));
-                }
-            };
+        parsed.command = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            [] => Command::Serve,
+            ["config", "default"] => Command::ConfigDefault,
+            ["config", "dump"] => Command::ConfigDump,
+            ["config", "migrate"] => Command::ConfigMigrate,
+            ["config", "check"] => Command::ConfigCheck,
+            ["import-containerd", root] => Command::Import(root.into()),
+            ["import-containerd"] => {
+                return Err(missing("hoist system import-containerd /var/lib/containerd"));
+            }
+            ["publish"] => Command::Publish { namespace, topic },
+            ["unmount"] => Command::Unmount,
+            ["shim", dir] => Command::Shim(dir.into()),
+            ["shim"] => return Err(missing("hoist daemon shim /usr/local/bin")),
+            words => {
+                return Err(Error::invalid_argument(format!(
+                    "unknown command {:?}; try --help",
+                    words.join(" ")
+                )));
+            }
+        };
         Ok(parsed)
     }
+}
+
+/// Of a command that stands alone; `example` is one that does not.
+fn missing(example: &str) -> Error {
+    Error::invalid_argument(format!("DIR is missing: {example}"))
 }
 
 fn text_of(value: &OsStr) -> String {
@@ -208,9 +223,59 @@ mod tests {
             let parsed = parse(&format!("-l {word}")).map(|args| args.log_level);
             assert_eq!(parsed.ok(), Some(Some(level)), "{word}");
         }
+        for (alone, way_out) in [
+            ("import-containerd", "DIR is missing: hoist system import-containerd /var/lib/containerd"),
+            ("shim", "DIR is missing: hoist daemon shim /usr/local/bin"),
+        ] {
+            assert_eq!(parse(alone).unwrap_err().message(), way_out);
+        }
         for bad in ["import-containerd", "--rot /x", "--root", "serve", "config", "shim", "--log-level loud"]
         {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whoever_asks_for_help_or_the_version_has_nothing_done() {
+        let commands = [
+            "unmount",
+            "import-containerd /x",
+            "import-containerd",
+            "config default",
+            "config",
+            "publish",
+            "shim /x",
+            "",
+        ];
+        for command in commands {
+            for (flag, shown) in [
+                ("--help", Command::Help),
+                ("-h", Command::Help),
+                ("--version", Command::Version),
+                ("-v", Command::Version),
+            ] {
+                for line in [format!("{command} {flag}"), format!("{flag} {command} --root /r")] {
+                    assert_eq!(parse(&line).unwrap().command, shown, "{line}");
+                }
+            }
+        }
+        for line in ["--help oci-hook x", "oci-hook --help", "oci-hook -h"] {
+            assert_eq!(parse(line).unwrap().command, Command::Help, "{line}");
+        }
+        // Behind a hook, and in the place of a value, it is none of ours.
+        let hook = ["x", "--help"].map(OsString::from);
+        assert_eq!(parse("oci-hook x --help").unwrap().command, Command::OciHook(hook.into()));
+        assert_eq!(parse("--root --help").unwrap().root, Some("--help".into()));
+    }
+
+    #[test]
+    fn help_tells_the_defaults_of_the_name_that_the_program_was_called_by() {
+        for (flavor, known, foreign) in [
+            (Flavor::Hoist, ["/var/lib/hoist]", "/run/hoist]", "hoist.sock"], "/containerd]"),
+            (Flavor::Containerd, ["/var/lib/containerd]", "/run/containerd]", "containerd.sock"], "/hoist]"),
+        ] {
+            let help = help(flavor);
+            assert!(known.iter().all(|text| help.contains(text)) && !help.contains(foreign), "{help}");
         }
     }
 }
