@@ -65,6 +65,11 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         }
         command => command,
     };
+    if let Command::System(command) = &command
+        && let Some(why) = system::without_daemon(command)
+    {
+        return Err(why);
+    }
     let client: Client = connect(&cli.address).await?;
     match command {
         Command::Container(command) => container::run(&client, command).await,

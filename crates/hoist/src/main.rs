@@ -1,6 +1,6 @@
 //! `hoist`: every part of the runtime but the shim, in one program.
 //!
-//! Which part runs is decided by the name the program was called by, then by the first word:
+//! Which part runs is decided by the name the program was called by, then by the first words:
 //!
 //! ```text
 //! hoistd, containerd      ─▶ daemon
@@ -11,6 +11,7 @@
 //! hoist system import-containerd …, hoist system unmount …  ─▶ daemon, since no other runs then
 //! hoist runtime …         ─▶ OCI runtime
 //! hoist ctr …             ─▶ containerd's command line
+//! hoist help daemon …     ─▶ the same three with --help
 //! hoist …                 ─▶ command line
 //! ```
 //!
@@ -29,36 +30,7 @@ fn main() -> ExitCode {
     linux::names::resolve_without_plugins();
 
     let mut args: Vec<OsString> = std::env::args_os().collect();
-    let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default().to_owned();
-    let first_word = args.get(1).cloned().unwrap_or_default();
-
-    let part = match (called.to_str(), first_word.to_str()) {
-        (Some("hoistd" | "containerd"), _) => Part::Daemon,
-        _ if runtime::cli::is_called(&args) => Part::Runtime,
-        (Some("ctr"), _) => Part::Ctr,
-        // So it is called by shims, who know the daemon's program by its path alone.
-        (_, Some("--address")) if args.get(3).is_some_and(|word| word == "publish") => Part::Daemon,
-        (_, Some("daemon")) => {
-            args.remove(1);
-            Part::Daemon
-        }
-        (_, Some("system"))
-            if args.get(2).is_some_and(|word| word == "import-containerd" || word == "unmount") =>
-        {
-            args.remove(1);
-            Part::Daemon
-        }
-        (_, Some("ctr")) => {
-            args.remove(1);
-            Part::Ctr
-        }
-        (_, Some("runtime")) => {
-            args.remove(1);
-            Part::Runtime
-        }
-        _ => Part::CommandLine,
-    };
-    match part {
+    match part(&mut args) {
         Part::Daemon => daemon::main(args, embedded::programs()),
         // The shim is that too, and starts in a tenth of the time.
         Part::Runtime => match embedded::programs().shim {
@@ -75,4 +47,77 @@ enum Part {
     Ctr,
     Daemon,
     Runtime,
+}
+
+/// Which part is meant. What is left of the arguments is what that part knows.
+fn part(args: &mut Vec<OsString>) -> Part {
+    let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    match called.to_str() {
+        Some("hoistd" | "containerd") => return Part::Daemon,
+        Some("ctr") => return Part::Ctr,
+        _ if runtime::cli::is_called(args) => return Part::Runtime,
+        _ => {}
+    }
+    // So it is called by shims, who know the daemon's program by its path alone.
+    if args.get(1).is_some_and(|word| word == "--address")
+        && args.get(3).is_some_and(|word| word == "publish")
+    {
+        return Part::Daemon;
+    }
+    // `hoist help daemon` is `hoist daemon --help`.
+    if args.get(1).is_some_and(|word| word == "help") && named(args.get(2)).is_some() {
+        args.remove(1);
+        args.push("--help".into());
+    }
+    if let Some(part) = named(args.get(1)) {
+        args.remove(1);
+        return part;
+    }
+    match without_daemon(args) {
+        Some(words) => {
+            *args = words;
+            Part::Daemon
+        }
+        None => Part::CommandLine,
+    }
+}
+
+/// The part that a first word names.
+fn named(word: Option<&OsString>) -> Option<Part> {
+    match word?.to_str()? {
+        "daemon" => Some(Part::Daemon),
+        "ctr" => Some(Part::Ctr),
+        "runtime" => Some(Part::Runtime),
+        _ => None,
+    }
+}
+
+/// The daemon's words for what is done where none runs, if that is asked for: the socket may stand before it.
+fn without_daemon(args: &[OsString]) -> Option<Vec<OsString>> {
+    let (mut at, mut address) = (1_usize, None);
+    loop {
+        let word = args.get(at)?.to_str()?;
+        let inline = word.strip_prefix("--address=").or_else(|| word.strip_prefix("--host="));
+        match (word, inline) {
+            ("-H" | "--address" | "--host", _) => {
+                address = Some(args.get(at + 1)?.clone());
+                at += 2;
+            }
+            (_, Some(named)) => {
+                address = Some(named.into());
+                at += 1;
+            }
+            _ => break,
+        }
+    }
+    let [noun, command, rest @ ..] = args.get(at..)? else { return None };
+    let is_meant = noun == "system" && (command == "import-containerd" || command == "unmount");
+    // The command line knows the help of these too.
+    if !is_meant || rest.iter().any(|word| word == "-h" || word == "--help") {
+        return None;
+    }
+    let mut words = vec![args[0].clone()];
+    words.extend(address.into_iter().flat_map(|address| [OsString::from("--address"), address]));
+    words.extend_from_slice(&args[at + 1..]);
+    Some(words)
 }

@@ -57,6 +57,7 @@ pub(crate) enum Noun {
         repair: bool,
     },
     /// Take over images and blobs of another containerd, while no daemon runs
+    #[command(after_help = DAEMONS)]
     ImportContainerd {
         /// Its root directory, such as /var/lib/containerd
         root: String,
@@ -65,7 +66,22 @@ pub(crate) enum Noun {
         dry_run: bool,
     },
     /// Take down what a daemon left mounted, while none runs, so that its root directory can be deleted
+    #[command(after_help = DAEMONS)]
     Unmount,
+}
+
+/// Of commands that are the daemon's own.
+const DAEMONS: &str = "Flags of `hoist daemon` say of which daemon: --config FILE, --root DIR, --state DIR";
+
+/// Why a command is not for a daemon that runs, if it is not. Such a command stands here to be found: the program leads it
+/// to the daemon's part.
+pub(super) fn without_daemon(command: &Command) -> Option<Error> {
+    let name = match command {
+        Command::System(Noun::ImportContainerd { .. }) => "import-containerd",
+        Command::System(Noun::Unmount) => "unmount",
+        _ => return None,
+    };
+    Some(Error::failed_precondition(format!("stop the daemon first, and call: hoist system {name}")))
 }
 
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
@@ -77,13 +93,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::System(Noun::Df(flags)) => disk::run(client, flags).await,
         Command::System(Noun::Prune(flags)) => prune::run(client, flags).await,
         Command::System(Noun::Check { repair }) => check(client, repair).await,
-        // It stands here to be found; whoever calls us leads it past the daemon that we are connected to.
-        Command::System(Noun::ImportContainerd { .. }) => {
-            Err(Error::failed_precondition("stop the daemon first, and call: hoist system import-containerd"))
-        }
-        Command::System(Noun::Unmount) => {
-            Err(Error::failed_precondition("stop the daemon first, and call: hoist system unmount"))
-        }
+        // No daemon was asked for these.
+        Command::System(Noun::ImportContainerd { .. } | Noun::Unmount) => Ok(0),
         Command::Version { format } => version(Ok(client.clone()), format.as_deref()).await,
     }
 }

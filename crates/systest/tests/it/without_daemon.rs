@@ -44,3 +44,38 @@ fn a_daemon_that_does_not_come_up_is_not_waited_for() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     failed.expect_stderr("has failed").expect_stderr("nonsense");
 }
+
+#[test]
+fn what_is_done_without_a_daemon_starts_none() {
+    let dir = TempDir::new().expect("a temporary directory");
+    // With this a daemon would be started, and fail.
+    let called = |words: &[&str]| called(&dir, Some("nonsense = true"), words);
+    let missing = called(&["system", "import-containerd"]).expect_code(1);
+    missing.expect_stderr("DIR is missing: hoist system import-containerd /var/lib/containerd");
+    for (words, shown) in [
+        (&["system", "unmount", "--help"][..], "Take down what a daemon left mounted"),
+        (&["system", "import-containerd", "/var/lib/containerd", "-h"], "Take over images and blobs"),
+    ] {
+        let help = called(words).ok();
+        assert!(help.stdout.starts_with(shown) && help.stdout.contains("--config FILE"), "{help}");
+    }
+}
+
+#[test]
+fn each_part_shows_its_help() {
+    let shown = |words: &[&str]| run(Command::new(hoist_program()).args(words)).ok();
+    for (part, title) in [
+        ("daemon", "Usage: hoist daemon"),
+        ("ctr", "ctr - a client for containerd's API"),
+        ("runtime", "hoist runtime"),
+    ] {
+        for words in [["help", part], [part, "--help"]] {
+            let help = shown(&words);
+            assert!(help.stdout.contains(title), "{words:?}: {help}");
+        }
+    }
+    assert!(shown(&["help", "ctr", "images"]).stdout.contains("ctr images"));
+    // Help does nothing else, as it would say if it could not read the file.
+    let help = shown(&["daemon", "--config", "/nonexistent", "unmount", "--help"]);
+    assert!(help.stdout.contains("Usage: hoist daemon"), "{help}");
+}
