@@ -3,6 +3,7 @@
 //! A room is an enum of commands and `run`, which leads each to its function. A command of more than a few
 //! lines has a file of its own in the room, with its flags above it.
 
+mod absent;
 mod changes;
 mod container;
 mod image;
@@ -47,6 +48,14 @@ pub(crate) enum Command {
     Network(network::Command),
     #[command(flatten)]
     System(system::Command),
+    /// Keep images and run containers: what a service starts (see `hoist daemon --help`)
+    Daemon(absent::Words),
+    /// containerd's command line, over its own API (see `hoist ctr --help`)
+    Ctr(absent::Words),
+    /// The OCI runtime, with the command line of runc (see `hoist runtime --help`)
+    Runtime(absent::Words),
+    #[command(flatten)]
+    Absent(absent::Command),
     /// Print completions for a shell
     Completion { shell: clap_complete::Shell },
 }
@@ -58,6 +67,13 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Completion { shell } => {
             print!("{}", String::from_utf8_lossy(&completion::script(shell)?));
             return Ok(0);
+        }
+        Command::Absent(command) => return Err(absent::refusal(&command)),
+        // They stand here to be found; whoever calls us leads to each who names it first.
+        Command::Daemon(_) | Command::Ctr(_) | Command::Runtime(_) => {
+            return Err(Error::invalid_argument(
+                "daemon, ctr and runtime have flags of their own, and are the first word: hoist ctr --address SOCKET images ls",
+            ));
         }
         Command::Registry(registry::Command::Logout(flags)) => return registry::logout::run(flags).await,
         Command::System(system::Command::Version { format }) => {
@@ -80,6 +96,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Volume(command) => volume::run(&client, command).await,
         Command::Network(command) => network::run(&client, command).await,
         Command::System(command) => system::run(&client, command).await,
+        Command::Daemon(_) | Command::Ctr(_) | Command::Runtime(_) | Command::Absent(_) => Ok(0),
         Command::Completion { .. } => Ok(0),
     }
 }

@@ -6,6 +6,7 @@ use client::Client;
 use serde_json::Value;
 use types::{Error, Result};
 
+use super::absent::Words;
 use super::{inspect, list};
 use crate::listing::Listing;
 use crate::output::{self, text};
@@ -32,21 +33,18 @@ pub(crate) enum Command {
         #[arg(long, short)]
         force: bool,
     },
+    /// Refused: there are bridge, host and none
     #[command(hide = true)]
     Create(Words),
+    /// Refused: there are bridge, host and none
     #[command(hide = true, alias = "remove")]
     Rm(Words),
+    /// Refused: there are bridge, host and none
     #[command(hide = true)]
     Connect(Words),
+    /// Refused: there are bridge, host and none
     #[command(hide = true)]
     Disconnect(Words),
-}
-
-/// Whatever is said: the answer is the same.
-#[derive(Args)]
-pub(crate) struct Words {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    _words: Vec<String>,
 }
 
 #[derive(Args)]

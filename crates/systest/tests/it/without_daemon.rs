@@ -79,3 +79,24 @@ fn each_part_shows_its_help() {
     let help = shown(&["daemon", "--config", "/nonexistent", "unmount", "--help"]);
     assert!(help.stdout.contains("Usage: hoist daemon"), "{help}");
 }
+
+/// What Docker's users type first: told why, before any daemon is started.
+#[test]
+fn commands_that_are_none_here_say_what_there_is() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let called = |words: &[&str]| called(&dir, Some("nonsense = true"), words);
+    for (words, way_out) in [
+        (&["build", "-t", "x", "."][..], "hoist load"),
+        (&["compose", "up", "-d"], "dockerd --containerd"),
+        (&["search", "x"], "hoist pull"),
+        (&["secret", "ls"], "no clusters"),
+        (&["ctr", "images", "ls"], "are the first word"),
+    ] {
+        called(words).expect_code(1).expect_stderr(way_out);
+    }
+    assert!(called(&["compose", "--help"]).ok().stdout.starts_with("there is no compose"));
+    let help = called(&["--help"]).ok();
+    for (word, is_listed) in [("daemon", true), ("ctr", true), ("runtime", true), ("compose", false)] {
+        assert_eq!(help.stdout.contains(&format!("\n  {word} ")), is_listed, "{word}: {help}");
+    }
+}

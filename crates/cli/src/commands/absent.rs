@@ -1,0 +1,106 @@
+//! Docker's commands that are none here: each says why, and what there is in its place.
+
+use clap::{Args, Subcommand};
+use types::Error;
+
+const BUILD: &str = "images are not built here: BuildKit runs on this daemon (buildkitd --oci-worker=false \
+                     --containerd-worker=true --containerd-worker-addr /run/hoist/hoist.sock, see docs/operate.md); \
+                     `hoist load` takes what was built elsewhere";
+const COMPOSE: &str = "there is no compose and no API of Docker's here: dockerd runs on this daemon (dockerd --containerd \
+                       /run/hoist/hoist.sock, see docs/operate.md), and serves both";
+const SEARCH: &str =
+    "registries are not searched: hoist pull NAME, and `hoist pull -a NAME` for every tag that it has";
+const CHECKPOINT: &str = "containers are checkpointed by containerd's commands: hoist ctr tasks checkpoint, and restored by \
+                          `hoist ctr containers restore`";
+const CLUSTER: &str = "there are no clusters here: a daemon runs the containers of its own machine; what is secret comes from a \
+                       file (-v FILE:/run/secrets/NAME:ro)";
+const CONTEXT: &str = "there are no contexts here: -H SOCKET or HOIST_ADDRESS names another daemon, and `ssh HOST hoist …` reaches \
+                       one of another machine";
+const MANIFEST: &str = "manifests are not put together here: `hoist image convert` makes an image of some platforms of another, and \
+                        `hoist ctr content get DIGEST` prints a manifest";
+const PLUGIN: &str = "plugins of Docker's do not run here: those of containerd do, by the daemon's configuration \
+                      ([proxy_plugins.NAME], see docs/extend), and `hoist ctr plugins ls` lists them";
+const TRUST: &str = "images are not signed here: which signatures they must have says [policy] of the daemon's configuration, and \
+                     `hoist push --referrers` sends those that others made";
+
+#[derive(Subcommand)]
+#[command(defer = true)]
+pub(crate) enum Command {
+    #[command(hide = true, about = BUILD, aliases = ["buildx", "builder"])]
+    Build(Words),
+    #[command(hide = true, about = COMPOSE)]
+    Compose(Words),
+    #[command(hide = true, about = SEARCH)]
+    Search(Words),
+    #[command(hide = true, about = CHECKPOINT)]
+    Checkpoint(Words),
+    #[command(hide = true, about = CLUSTER, aliases = ["service", "stack", "node", "secret", "config"])]
+    Swarm(Words),
+    #[command(hide = true, about = CONTEXT)]
+    Context(Words),
+    #[command(hide = true, about = MANIFEST)]
+    Manifest(Words),
+    #[command(hide = true, about = PLUGIN)]
+    Plugin(Words),
+    #[command(hide = true, about = TRUST)]
+    Trust(Words),
+}
+
+// Whatever is said, the answer is the same. A doc comment would become the help of a command that has none of its own.
+#[derive(Args)]
+pub(crate) struct Words {
+    #[arg(id = "words", trailing_var_arg = true, allow_hyphen_values = true)]
+    _words: Vec<String>,
+}
+
+/// Why there is no such command.
+pub(super) fn refusal(command: &Command) -> Error {
+    Error::unimplemented(match command {
+        Command::Build(_) => BUILD,
+        Command::Compose(_) => COMPOSE,
+        Command::Search(_) => SEARCH,
+        Command::Checkpoint(_) => CHECKPOINT,
+        Command::Swarm(_) => CLUSTER,
+        Command::Context(_) => CONTEXT,
+        Command::Manifest(_) => MANIFEST,
+        Command::Plugin(_) => PLUGIN,
+        Command::Trust(_) => TRUST,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+
+    #[test]
+    fn each_says_what_there_is_in_its_place() {
+        for (line, way_out) in [
+            ("build -t x .", "hoist load"),
+            ("buildx build --push .", "buildkitd"),
+            ("builder prune -f", "buildkitd"),
+            ("compose -f x.yaml up -d", "dockerd --containerd /run/hoist/hoist.sock"),
+            ("search busybox", "hoist pull"),
+            ("checkpoint create x y", "hoist ctr tasks checkpoint"),
+            ("config ls", "-v FILE:"),
+            ("secret ls", "-v FILE:"),
+            ("swarm init", "no clusters"),
+            ("service ls", "no clusters"),
+            ("stack deploy", "no clusters"),
+            ("node ls", "no clusters"),
+            ("context use x", "-H SOCKET"),
+            ("manifest inspect x", "hoist image convert"),
+            ("plugin", "hoist ctr plugins ls"),
+            ("trust sign x", "[policy]"),
+        ] {
+            let parsed = Cli::try_parse_from(["hoist"].into_iter().chain(line.split(' ')));
+            let Ok(Cli { command: super::super::Command::Absent(command), .. }) = parsed else {
+                panic!("{line} is none of these");
+            };
+            let why = refusal(&command);
+            assert!(why.message().contains(way_out), "{line}: {}", why.message());
+        }
+    }
+}
