@@ -9,7 +9,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use api::engine::{Call, ImageCall, NetworkCall, VolumeCall};
@@ -21,6 +20,7 @@ use types::{Context, Error, Result};
 
 use crate::args::{ADDRESS, ADDRESS_DEFAULT, Cli};
 use crate::commands::list;
+use crate::daemon::socket_path;
 use crate::output::text;
 
 const PROGRAM: &str = "hoist";
@@ -139,7 +139,7 @@ fn names(address: &str, kind: Kind) -> Result<Vec<String>> {
 }
 
 async fn ask(address: &str, kind: Kind) -> Result<Vec<String>> {
-    let client = Client::connect(Path::new(address.strip_prefix("unix://").unwrap_or(address))).await?;
+    let client = Client::connect(socket_path(address)?).await?;
     let mut names = Vec::new();
     if matches!(kind, Kind::Container | Kind::Running | Kind::Any) {
         let all = !matches!(kind, Kind::Running);

@@ -36,34 +36,74 @@ const SERVICES: [&str; 4] = [
 
 /// Connects; where no daemon listens that we may start, starts one and says so.
 pub(crate) async fn connect(address: &str) -> Result<Client> {
-    let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
+    let path = socket_path(address)?;
     match Client::connect(path).await {
-        Err(error) if is_absent(&error) && rustix::process::geteuid().is_root() => {
-            if let Some(why) = why_not_start(path) {
-                return Err(error.context(why));
-            }
-            wait(path, start(path)?).await
-        }
+        Err(error) if is_absent(&error) => match Surroundings::look(path).why_not_start() {
+            Some(why) => Err(error.context(why)),
+            None => wait(path, start(path)?).await,
+        },
         other => other,
     }
 }
 
-/// Why it is not for us to start a daemon at an address, if it is not. One at an address of its own has a
-/// configuration of its own, and another daemon in its place would show nothing of what it has.
-fn why_not_start(address: &Path) -> Option<&'static str> {
-    if std::env::var_os(NO_AUTOSTART).is_some() {
-        return Some("no daemon is started, as HOIST_NO_AUTOSTART is set");
+/// The path of a socket, as people name one. `InvalidArgument` for what is reached otherwise.
+pub(crate) fn socket_path(address: &str) -> Result<&Path> {
+    match address.split_once("://") {
+        None => Ok(Path::new(address)),
+        Some(("unix", path)) => Ok(Path::new(path)),
+        Some(_) => Err(Error::invalid_argument(format!(
+            "-H {address}: only unix sockets are spoken to; on another machine call `ssh HOST hoist …`, and over TCP use \
+             another client of gRPC"
+        ))),
     }
-    if std::env::var_os(CONFIG).is_some() {
-        return None;
+}
+
+/// What says whether a daemon is started at an address.
+struct Surroundings {
+    is_root: bool,
+    is_told_not_to: bool,
+    has_config: bool,
+    is_usual_address: bool,
+    /// systemd has a unit of the daemon.
+    is_service: bool,
+}
+
+impl Surroundings {
+    fn look(address: &Path) -> Surroundings {
+        Surroundings {
+            is_root: rustix::process::geteuid().is_root(),
+            is_told_not_to: std::env::var_os(NO_AUTOSTART).is_some(),
+            has_config: std::env::var_os(CONFIG).is_some(),
+            is_usual_address: address == Path::new(ADDRESS_DEFAULT),
+            is_service: SERVICES.iter().any(|path| Path::new(path).exists()),
+        }
     }
-    if address != Path::new(ADDRESS_DEFAULT) {
-        return Some(
-            "start the daemon of this address; with HOIST_CONFIG=FILE, its configuration, one is started here",
-        );
+
+    /// Why it is not for us to start a daemon, and who does, if it is not. One at an address of its own has a
+    /// configuration of its own, and another daemon in its place would show nothing of what it has.
+    fn why_not_start(&self) -> Option<&'static str> {
+        if !self.is_root {
+            return Some(match (self.is_usual_address, self.is_service) {
+                (true, true) => "the daemon does not run; as root: systemctl start hoist",
+                (true, false) => "the daemon does not run; any hoist command of root starts it",
+                (false, _) => {
+                    "no daemon runs at this address; its root starts it: hoist daemon --address SOCKET"
+                }
+            });
+        }
+        if self.is_told_not_to {
+            return Some("no daemon is started, as HOIST_NO_AUTOSTART is set");
+        }
+        if self.has_config {
+            return None;
+        }
+        if !self.is_usual_address {
+            return Some(
+                "start the daemon of this address; with HOIST_CONFIG=FILE, its configuration, one is started here",
+            );
+        }
+        self.is_service.then_some("the daemon is a service of this machine: systemctl start hoist")
     }
-    let has_service = SERVICES.iter().any(|path| Path::new(path).exists());
-    has_service.then_some("the daemon is a service of this machine: systemctl start hoist")
 }
 
 fn is_absent(error: &Error) -> bool {
@@ -175,5 +215,42 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         open_log(&path).unwrap();
         assert!(path.is_file(), "one that is not there is made");
+    }
+
+    #[test]
+    fn sockets_are_named_by_path_or_as_an_address() {
+        for (address, path) in [("/a", "/a"), ("unix:///a", "/a"), ("a/b", "a/b")] {
+            assert_eq!(socket_path(address).unwrap(), Path::new(path), "{address}");
+        }
+        for address in ["tcp://10.0.0.5:2376", "ssh://host", "http://x"] {
+            let refused = socket_path(address).unwrap_err();
+            assert!(refused.message().contains("only unix sockets"), "{address}");
+        }
+    }
+
+    #[test]
+    fn who_does_not_start_a_daemon_says_who_does() {
+        let why = |change: fn(&mut Surroundings)| {
+            let mut around = Surroundings {
+                is_root: true,
+                is_told_not_to: false,
+                has_config: false,
+                is_usual_address: true,
+                is_service: false,
+            };
+            change(&mut around);
+            around.why_not_start()
+        };
+        assert_eq!(why(|_| {}), None);
+        assert_eq!(why(|around| (around.is_usual_address, around.has_config) = (false, true)), None);
+        assert!(why(|around| around.is_told_not_to = true).unwrap().contains("HOIST_NO_AUTOSTART"));
+        assert!(why(|around| around.is_usual_address = false).unwrap().contains("HOIST_CONFIG=FILE"));
+        assert!(why(|around| around.is_service = true).unwrap().contains("systemctl start hoist"));
+        // Of others than root, whatever there is.
+        assert!(why(|around| around.is_root = false).unwrap().contains("hoist command of root"));
+        let of_a_service = why(|around| (around.is_root, around.is_service) = (false, true));
+        assert!(of_a_service.unwrap().contains("as root: systemctl start hoist"));
+        let elsewhere = why(|around| (around.is_root, around.is_usual_address) = (false, false));
+        assert!(elsewhere.unwrap().contains("hoist daemon --address"));
     }
 }

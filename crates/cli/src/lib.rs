@@ -191,11 +191,8 @@ fn print(error: &Error) {
     eprintln!("hoist: {}", error.chain());
     let text = error.chain();
     let hint = match error.kind() {
-        ErrorKind::Unavailable | ErrorKind::NotFound if text.contains("hoist daemon at") => {
-            Some("start it with: hoist daemon")
-        }
         ErrorKind::PermissionDenied if text.contains("hoist daemon at") => {
-            Some("run as root, or join the socket's group")
+            Some("run as root, or have the socket given to a group of yours (grpc.gid, see docs/operate.md)")
         }
         ErrorKind::FailedPrecondition if text.contains("is running") => Some("hoist stop, or hoist rm -f"),
         _ => None,

@@ -100,3 +100,12 @@ fn commands_that_are_none_here_say_what_there_is() {
         assert_eq!(help.stdout.contains(&format!("\n  {word} ")), is_listed, "{word}: {help}");
     }
 }
+
+#[test]
+fn where_no_daemon_is_one_way_out_is_told() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let refused = called(&dir, None, &["ps"]).expect_code(1).expect_stderr("HOIST_CONFIG=FILE");
+    assert!(!refused.stderr.contains("hint:"), "{refused}");
+    let refused = run(Command::new(hoist_program()).args(["-H", "tcp://10.0.0.5:2376", "ps"])).expect_code(1);
+    refused.expect_stderr("only unix sockets are spoken to");
+}
