@@ -1,8 +1,11 @@
 //! What stands before every command.
 
+use std::path::PathBuf;
+
 use clap::Parser;
 
-use crate::commands::Command;
+use crate::commands::{CONTEXT, Command};
+use crate::parse;
 
 /// The variable that names the daemon's socket.
 pub(crate) const ADDRESS: &str = "HOIST_ADDRESS";
@@ -13,8 +16,22 @@ pub(crate) const ADDRESS_DEFAULT: &str = "/run/hoist/hoist.sock";
 #[command(name = "hoist", version, about, long_about = None, disable_help_subcommand = true, disable_version_flag = true, args_override_self = true)]
 pub(crate) struct Cli {
     /// The daemon's socket.
-    #[arg(long, short = 'H', global = true, env = ADDRESS, default_value = ADDRESS_DEFAULT)]
+    #[arg(long, short = 'H', visible_alias = "host", global = true, env = ADDRESS, default_value = ADDRESS_DEFAULT)]
     pub(crate) address: String,
+    // What scripts put before a command of Docker's. Behind a command these letters and words are its own.
+    /// The directory of Docker's config.json, in place of DOCKER_CONFIG
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Without effect
+    #[arg(long = "debug", short = 'D', hide = true)]
+    _debug: bool,
+    /// Without effect
+    #[arg(long = "log-level", short = 'l', value_name = "LEVEL", hide = true)]
+    _log_level: Option<String>,
+    /// default, and no other
+    #[arg(long = "context", short = 'c', value_name = "NAME", hide = true,
+        value_parser = parse::refused_but(&["", "default"], CONTEXT))]
+    _context: Option<String>,
     /// Print the version
     #[arg(long, short = 'v', short_alias = 'V', action = clap::ArgAction::Version)]
     version: Option<bool>,
@@ -28,5 +45,23 @@ mod tests {
     #[test]
     fn commands_and_flags_do_not_collide() {
         <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn what_scripts_put_before_a_command_is_taken() {
+        let parse = |line: &str| {
+            let words = ["hoist"].into_iter().chain(line.split(' '));
+            <super::Cli as clap::Parser>::try_parse_from(words).map(|cli| (cli.address, cli.config))
+        };
+        for line in
+            ["-D -l debug --context default ps -l", "--debug --log-level=info -c default run -l a=b x"]
+        {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        let (address, config) = parse("--host unix:///s --config /c ps").unwrap();
+        assert_eq!((address.as_str(), config), ("unix:///s", Some("/c".into())));
+        assert_eq!(parse("ps --host /s").unwrap().0, "/s");
+        let refused = parse("--context far ps").err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("there are no contexts here"), "{refused}");
     }
 }

@@ -20,9 +20,10 @@ use client::Client;
 use serde_json::Value;
 use types::{Context, Error, ErrorKind, Result};
 
+pub(crate) use self::absent::CONTEXT;
 use crate::args::Cli;
-use crate::completion;
 use crate::daemon::connect;
+use crate::{completion, credentials};
 
 // Flags of commands that nobody named are not made (`defer`, here and in each room): they are a quarter of the time in
 // which the program starts.
@@ -62,6 +63,9 @@ pub(crate) enum Command {
 
 /// Runs a command; the answer is the exit code.
 pub(crate) async fn run(cli: Cli) -> Result<u8> {
+    if let Some(folder) = cli.config {
+        credentials::keep_in(folder);
+    }
     // What needs no daemon, or says something without one too.
     let command = match cli.command {
         Command::Completion { shell } => {

@@ -77,8 +77,8 @@ fn address(words: &[OsString]) -> String {
     let mut words = words.iter().filter_map(|word| word.to_str());
     while let Some(word) = words.next() {
         let typed = match word {
-            "-H" | "--address" => words.next(),
-            _ => word.strip_prefix("--address="),
+            "-H" | "--address" | "--host" => words.next(),
+            _ => word.strip_prefix("--address=").or_else(|| word.strip_prefix("--host=")),
         };
         if let Some(typed) = typed {
             return typed.to_owned();
@@ -173,6 +173,7 @@ mod tests {
         assert_eq!(address("hoist -- hoist -H /a stop x"), "/a");
         assert_eq!(address("hoist -- hoist --address=/b stop"), "/b");
         assert_eq!(address("hoist -- hoist stop --address /c"), "/c");
+        assert_eq!(address("hoist -- hoist --host /d stop"), "/d");
     }
 
     /// Arguments are known by how they are called, so this is what new ones are to be called.

@@ -6,11 +6,20 @@
 use std::collections::HashMap;
 use std::env::var_os;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use api::engine::{Call, Keyring, RegistryCall};
 use client::Client;
 use registry::{Credentials, DockerConfig, Found};
 use types::{Error, Reference, Result};
+
+/// The directory of Docker's file, where the command line names one.
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has logins looked for and kept in this directory from now on, whatever DOCKER_CONFIG says. The first counts.
+pub(crate) fn keep_in(folder: PathBuf) {
+    let _ = FOLDER.set(folder);
+}
 
 /// What goes to the daemon, and where it comes from.
 #[derive(Default)]
@@ -70,7 +79,8 @@ pub(crate) fn registry_name(server: Option<&str>) -> Result<String> {
 
 /// Where logins are kept.
 pub(crate) fn docker_file() -> Result<PathBuf> {
-    let folder = var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let named = || var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let folder = FOLDER.get().cloned().or_else(named);
     let folder = folder.or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
     let folder = folder.ok_or_else(|| {
         Error::failed_precondition("there is no home directory to keep logins in; set DOCKER_CONFIG")

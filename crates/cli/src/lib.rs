@@ -161,9 +161,11 @@ fn help_about(mut args: Vec<OsString>) -> clap::Error {
 /// Whether the command is `run` or `create`, by itself or below its noun, told from the words: also of those that are not
 /// understood.
 fn is_run(args: &[OsString]) -> bool {
+    const WITH_VALUES: [&str; 8] =
+        ["-H", "--address", "--host", "--config", "-l", "--log-level", "-c", "--context"];
     let mut words = args.iter().skip(1);
     while let Some(word) = words.next() {
-        if word == "-H" || word == "--address" {
+        if WITH_VALUES.iter().any(|flag| word == flag) {
             words.next();
         } else if word != "container" && !word.as_encoded_bytes().starts_with(b"-") {
             return word == "run" || word == "create";
@@ -232,6 +234,7 @@ mod tests {
             "hoist -H /a run x",
             "hoist --address=/a run --nosuch",
             "hoist container run x",
+            "hoist -D -l debug --config /c run x",
         ] {
             assert!(is_run(words), "{words}");
         }

@@ -79,6 +79,14 @@ pub(crate) fn refused(
     move |_| Err(why)
 }
 
+/// As [`refused`], but for values that say what is so anyway.
+pub(crate) fn refused_but(
+    known: &'static [&'static str],
+    why: &'static str,
+) -> impl Fn(&str) -> std::result::Result<String, &'static str> + Clone {
+    move |value| if known.contains(&value) { Ok(value.to_owned()) } else { Err(why) }
+}
+
 /// Seconds to wait; as with Docker, any below zero are no end of waiting.
 pub(crate) fn seconds(text: &str) -> std::result::Result<u64, std::num::ParseIntError> {
     // More than a machine is up.

@@ -14,7 +14,7 @@ const CHECKPOINT: &str = "containers are checkpointed by containerd's commands: 
                           `hoist ctr containers restore`";
 const CLUSTER: &str = "there are no clusters here: a daemon runs the containers of its own machine; what is secret comes from a \
                        file (-v FILE:/run/secrets/NAME:ro)";
-const CONTEXT: &str = "there are no contexts here: -H SOCKET or HOIST_ADDRESS names another daemon, and `ssh HOST hoist …` reaches \
+pub(crate) const CONTEXT: &str = "there are no contexts here: -H SOCKET or HOIST_ADDRESS names another daemon, and `ssh HOST hoist …` reaches \
                        one of another machine";
 const MANIFEST: &str = "manifests are not put together here: `hoist image convert` makes an image of some platforms of another, and \
                         `hoist ctr content get DIGEST` prints a manifest";

@@ -30,6 +30,13 @@ fn what_needs_no_daemon_is_had_without() {
     let dir = TempDir::new().expect("a temporary directory");
     let left = called(&dir, None, &["logout", "localhost:5000"]).ok();
     assert_eq!(left.text(), "Not logged in to localhost:5000");
+    let folder = dir.path().join("docker");
+    fs::create_dir(&folder).expect("a writable directory");
+    let login = r#"{"auths": {"localhost:5000": {"auth": "YTpi"}}}"#;
+    fs::write(folder.join("config.json"), login).expect("a writable directory");
+    let folder = folder.display().to_string();
+    let left = called(&dir, None, &["--config", &folder, "-l", "error", "logout", "localhost:5000"]).ok();
+    assert_eq!(left.text(), "Removing login credentials for localhost:5000");
     let version = called(&dir, None, &["version"]).expect_code(1);
     version.expect_stderr("hoist daemon at");
     let version = called(&dir, None, &["version", "-f", "{{.Client.Os}}"]).expect_code(1);
