@@ -64,4 +64,30 @@ mod tests {
         let refused = parse("--context far ps").err().map(|error| error.to_string()).unwrap_or_default();
         assert!(refused.contains("there are no contexts here"), "{refused}");
     }
+
+    #[test]
+    fn each_argument_that_is_shown_has_a_help_text() {
+        let mut all = <super::Cli as clap::CommandFactory>::command();
+        all.build();
+        let (mut without, mut rooms) = (Vec::new(), vec![all]);
+        while let Some(room) = rooms.pop() {
+            let silent = room.get_arguments().filter(|arg| !arg.is_hide_set() && arg.get_help().is_none());
+            without.extend(silent.map(|arg| format!("{} {}", room.get_name(), arg.get_id())));
+            rooms.extend(room.get_subcommands().filter(|room| !room.is_hide_set()).cloned());
+        }
+        assert!(without.is_empty(), "{without:?}");
+    }
+
+    #[test]
+    fn the_flags_of_a_run_stand_in_groups() {
+        let parsed = <super::Cli as clap::Parser>::try_parse_from(["hoist", "run", "--help"]);
+        let help = parsed.err().map(|help| help.to_string()).unwrap_or_default();
+        for heading in
+            ["Options", "Limits", "Network", "Security", "Health", "Log", "Files", "Devices", "Namespaces"]
+        {
+            assert!(help.contains(&format!("\n{heading}:\n")), "{heading}: {help}");
+        }
+        let options = help.split("\n\n").find(|part| part.starts_with("Options:")).unwrap_or_default();
+        assert!(options.contains("--detach-keys") && !options.contains("--memory"), "{options}");
+    }
 }

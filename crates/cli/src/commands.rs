@@ -58,7 +58,10 @@ pub(crate) enum Command {
     #[command(flatten)]
     Absent(absent::Command),
     /// Print completions for a shell
-    Completion { shell: clap_complete::Shell },
+    Completion {
+        /// Which one
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Runs a command; the answer is the exit code.

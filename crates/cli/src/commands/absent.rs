@@ -49,6 +49,7 @@ pub(crate) enum Command {
 // Whatever is said, the answer is the same. A doc comment would become the help of a command that has none of its own.
 #[derive(Args)]
 pub(crate) struct Words {
+    /// Words and flags of its own
     #[arg(id = "words", trailing_var_arg = true, allow_hyphen_values = true)]
     _words: Vec<String>,
 }

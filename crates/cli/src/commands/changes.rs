@@ -10,15 +10,16 @@ use crate::output::{self, printable, size, text};
 
 #[derive(Args)]
 pub(crate) struct OfContainer {
-    /// `json`, or a template
+    /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
+    /// Name or id
     container: String,
 }
 
 #[derive(Args)]
 pub(crate) struct OfImages {
-    /// `json`, or a template
+    /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
     /// Name or id

@@ -46,8 +46,10 @@ pub(crate) enum Command {
         /// Seconds before they are killed; -1 is never
         #[arg(long, short = 't', alias = "time", allow_negative_numbers = true, value_parser = parse::seconds)]
         timeout: Option<u64>,
+        /// What asks them to stop
         #[arg(long, short = 's')]
         signal: Option<String>,
+        /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
@@ -59,13 +61,16 @@ pub(crate) enum Command {
         /// What asks them to stop
         #[arg(long, short = 's')]
         signal: Option<String>,
+        /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
     /// Send a signal to containers
     Kill {
+        /// By its name or number
         #[arg(long, short = 's', default_value = "KILL")]
         signal: String,
+        /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
@@ -81,11 +86,17 @@ pub(crate) enum Command {
     Exec(exec::Flags),
     /// Wait for containers to end and print their exit codes
     Wait {
+        /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
     /// Give a container another name
-    Rename { container: String, name: String },
+    Rename {
+        /// Name or id
+        container: String,
+        /// Its name from then on
+        name: String,
+    },
     /// Change limits and restart policies, also of containers that run
     Update(update::Flags),
     /// Show where the ports of a container are published
@@ -94,11 +105,13 @@ pub(crate) enum Command {
     Top(top::Flags),
     /// Stop the processes of containers for a while
     Pause {
+        /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
     /// Let the processes of containers go on
     Unpause {
+        /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
@@ -122,6 +135,7 @@ pub(crate) struct Rm {
     /// With their volumes that have no name
     #[arg(long, short)]
     volumes: bool,
+    /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,
 }

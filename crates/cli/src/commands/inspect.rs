@@ -14,6 +14,7 @@ pub(crate) struct Flags {
     /// `json`, or a template
     #[arg(long, short)]
     format: Option<String>,
+    /// Names or ids
     #[arg(required = true)]
     names: Vec<String>,
 }

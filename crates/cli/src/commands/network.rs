@@ -22,12 +22,14 @@ pub(crate) enum Command {
         /// `json`, or a template
         #[arg(long, short)]
         format: Option<String>,
+        /// Names or ids
         #[arg(required = true)]
         networks: Vec<String>,
     },
     /// Remove networks that no container uses, of which there are never any
     Prune {
-        #[arg(long)]
+        /// Whatever it says, there is nothing to remove
+        #[arg(long, value_name = "KEY=VALUE")]
         filter: Vec<String>,
         /// Without asking
         #[arg(long, short)]

@@ -1,4 +1,4 @@
-//! The whole: `system`, and what Docker's users type for it.
+//! The daemon and its disk: `system`, and what Docker's users type for it.
 
 mod disk;
 mod events;
@@ -18,11 +18,12 @@ use crate::template;
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
-    /// The whole
+    /// The daemon and its disk
     #[command(subcommand)]
     System(Noun),
-    /// Show the whole
+    /// Show versions, kernel, numbers of containers and images, places
     Info {
+        /// `json`, or a template
         #[arg(long, short)]
         format: Option<String>,
     },
@@ -39,8 +40,9 @@ pub(crate) enum Command {
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Noun {
-    /// Show the whole
+    /// Show versions, kernel, numbers of containers and images, places
     Info {
+        /// `json`, or a template
         #[arg(long, short)]
         format: Option<String>,
     },

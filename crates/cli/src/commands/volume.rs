@@ -16,6 +16,7 @@ use crate::parse;
 pub(crate) enum Command {
     /// Make a volume
     Create {
+        /// Instead of one that is made up
         name: Option<String>,
         /// The same, as it was said once
         #[arg(long = "name", value_name = "NAME", hide = true, conflicts_with = "name")]
@@ -37,8 +38,9 @@ pub(crate) enum Command {
     #[command(alias = "list")]
     Ls {
         /// dangling=true|false, driver=local, label=KEY[=VALUE], label!=KEY[=VALUE], name=TEXT
-        #[arg(long, short)]
+        #[arg(long, short, value_name = "KEY=VALUE")]
         filter: Vec<String>,
+        /// `json`, `table TEMPLATE`, or a template
         #[arg(long)]
         format: Option<String>,
         /// Names only
@@ -50,6 +52,7 @@ pub(crate) enum Command {
         /// `json`, or a template
         #[arg(long, short)]
         format: Option<String>,
+        /// Names
         #[arg(required = true)]
         volumes: Vec<String>,
     },
@@ -59,6 +62,7 @@ pub(crate) enum Command {
         /// One that is not there is no error
         #[arg(long, short)]
         force: bool,
+        /// Names
         #[arg(required = true)]
         volumes: Vec<String>,
     },
@@ -68,7 +72,7 @@ pub(crate) enum Command {
         #[arg(long, short)]
         all: bool,
         /// label=KEY[=VALUE], label!=KEY[=VALUE]
-        #[arg(long)]
+        #[arg(long, value_name = "KEY=VALUE")]
         filter: Vec<String>,
         /// Without asking
         #[arg(long, short)]

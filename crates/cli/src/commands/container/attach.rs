@@ -21,6 +21,7 @@ pub(crate) struct Flags {
     leaving: Leaving,
     #[command(flatten)]
     passing: Passing,
+    /// Name or id
     container: String,
 }
 

@@ -27,6 +27,7 @@ pub(crate) struct Flags {
     /// An instruction of a Dockerfile to apply, such as 'CMD ["sh"]'
     #[arg(long, short)]
     change: Vec<String>,
+    /// Name or id
     container: String,
     /// The image's name
     image: Option<String>,

@@ -69,22 +69,22 @@ pub(crate) struct Flags {
     #[arg(long)]
     pub(crate) env_file: Vec<String>,
     /// [HOST-PATH|NAME:]PATH[:ro]; a volume without a name goes with the container. Of a path, how it propagates too: `:rslave`
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Files")]
     pub(crate) volume: Vec<String>,
     /// type=bind|volume|tmpfs,source=…,target=…[,readonly], of a tmpfs tmpfs-size and tmpfs-mode, of a bind bind-propagation
-    #[arg(long)]
+    #[arg(long, help_heading = "Files")]
     pub(crate) mount: Vec<String>,
     /// PATH[:OPTIONS]: a path that is kept in memory, with options like size=64m, mode=700, exec
-    #[arg(long)]
+    #[arg(long, help_heading = "Files")]
     pub(crate) tmpfs: Vec<String>,
     /// The directory in which it begins
     #[arg(long, short)]
     pub(crate) workdir: Option<String>,
     /// NAME|UID[:GROUP|GID]
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Security")]
     pub(crate) user: Option<String>,
     /// Its name for itself; otherwise the beginning of its id
-    #[arg(long, short = 'h')]
+    #[arg(long, short = 'h', help_heading = "Network")]
     pub(crate) hostname: Option<String>,
     /// Program in place of the entrypoint of the image
     #[arg(long)]
@@ -96,28 +96,28 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "FILE")]
     pub(crate) label_file: Vec<String>,
     /// Nothing but its volumes can be written to
-    #[arg(long)]
+    #[arg(long, help_heading = "Files")]
     pub(crate) read_only: bool,
     /// Who keeps the root file system: overlayfs, native, or a proxy plugin of the daemon's configuration
-    #[arg(long)]
+    #[arg(long, help_heading = "Files")]
     pub(crate) snapshotter: Option<String>,
     /// A capability more, or all
-    #[arg(long)]
+    #[arg(long, help_heading = "Security")]
     pub(crate) cap_add: Vec<String>,
     /// A capability less, or all
-    #[arg(long)]
+    #[arg(long, help_heading = "Security")]
     pub(crate) cap_drop: Vec<String>,
     /// Nearly all that the machine's root may do
-    #[arg(long)]
+    #[arg(long, help_heading = "Security")]
     pub(crate) privileged: bool,
     /// bridge, host, none, or container:NAME for that of another
-    #[arg(long, alias = "net", default_value = "bridge")]
+    #[arg(long, alias = "net", default_value = "bridge", help_heading = "Network")]
     pub(crate) network: String,
     /// [[IP:]HOST-PORT:]PORT[/udp]; 8000-8010:80 is any of these that is free, 8000-8010:8000-8010 each of them
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Network")]
     pub(crate) publish: Vec<String>,
     /// Each port that the image exposes, on one of this machine that is free
-    #[arg(long, short = 'P')]
+    #[arg(long, short = 'P', help_heading = "Network")]
     pub(crate) publish_all: bool,
     /// no, always, unless-stopped or on-failure[:N]
     #[arg(long, default_value = "no")]
@@ -135,10 +135,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<String>,
     /// Whose cgroups it sees: its own, which is private
-    #[arg(long = "cgroupns", value_name = "MODE", value_parser = ["private"])]
+    #[arg(long = "cgroupns", value_name = "MODE", value_parser = ["private"], help_heading = "Namespaces")]
     _cgroupns: Option<String>,
     /// Whose users it has: the machine's, which is host
-    #[arg(long = "userns", value_name = "MODE", value_parser = ["host"])]
+    #[arg(long = "userns", value_name = "MODE", value_parser = ["host"], help_heading = "Namespaces")]
     _userns: Option<String>,
     #[command(flatten)]
     pub(crate) limits: LimitFlags,

@@ -18,8 +18,10 @@ pub(crate) struct Flags {
     /// In the background
     #[arg(long, short)]
     pub(crate) detach: bool,
+    /// Keep standard input open
     #[arg(long, short)]
     pub(crate) interactive: bool,
+    /// With a terminal
     #[arg(long, short)]
     pub(crate) tty: bool,
     /// KEY=VALUE, or KEY for the value that it has here
@@ -28,15 +30,18 @@ pub(crate) struct Flags {
     /// A file with such lines
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<String>,
+    /// The directory in which it begins
     #[arg(long, short)]
     pub(crate) workdir: Option<String>,
+    /// NAME|UID[:GROUP|GID]
     #[arg(long, short)]
     pub(crate) user: Option<String>,
+    /// Nearly all that the machine's root may do
     #[arg(long)]
     pub(crate) privileged: bool,
     #[command(flatten)]
     pub(crate) leaving: Leaving,
-    /// And the program with its arguments
+    /// A container's name or id; then the program and its arguments
     // One list: what comes after the container is the program's, whatever it looks like.
     #[arg(id = "container", num_args = 2.., required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"])]
     pub(crate) words: Vec<String>,

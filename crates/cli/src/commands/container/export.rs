@@ -15,6 +15,7 @@ pub(crate) struct Flags {
     /// A file, in place of standard output
     #[arg(long, short)]
     output: Option<PathBuf>,
+    /// Name or id
     container: String,
 }
 

@@ -21,85 +21,92 @@ const SECCOMP_LEN_MAX: u64 = 1 << 20;
 #[derive(Args)]
 pub(crate) struct ExtraFlags {
     /// NAME=SOFT[:HARD], as nofile=1024:4096; -1 is no limit
-    #[arg(long)]
+    #[arg(long, help_heading = "Limits")]
     ulimit: Vec<String>,
     /// The size of /dev/shm, in bytes, or with k, m, g behind
-    #[arg(long)]
+    #[arg(long, help_heading = "Limits")]
     shm_size: Option<String>,
     /// KEY=VALUE, of the container's own namespaces
-    #[arg(long)]
+    #[arg(long, help_heading = "Namespaces")]
     sysctl: Vec<String>,
     /// A device of this machine: PATH[:PATH-INSIDE][:rwm], or VENDOR/CLASS=NAME by its maker's file (CDI)
-    #[arg(long)]
+    #[arg(long, help_heading = "Devices")]
     device: Vec<String>,
     /// Graphics processors of nvidia.com/gpu: all, how many, or device=NAME,…
-    #[arg(long)]
+    #[arg(long, help_heading = "Devices")]
     gpus: Option<String>,
     /// host, private, or container:NAME: whose processes it sees
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Namespaces")]
     pid: String,
     /// host or private: whose shared memory it has
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Namespaces")]
     ipc: String,
     /// no-new-privileges, seccomp=unconfined|FILE, apparmor=PROFILE, systempaths=unconfined
-    #[arg(long)]
+    #[arg(long, help_heading = "Security")]
     security_opt: Vec<String>,
     /// host or private: whose names of host and domain it has
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Namespaces")]
     uts: String,
     /// Its domain for itself
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Network")]
     domainname: String,
     /// KEY=VALUE, for hooks and others who read its spec
     #[arg(long)]
     annotation: Vec<String>,
     /// The cgroup in which its own is, from the root of the cgroups
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "PATH")]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "PATH", help_heading = "Limits")]
     cgroup_parent: String,
     /// What it may do with devices that it makes itself: "c 189:* rwm"
-    #[arg(long, value_name = "RULE")]
+    #[arg(long, value_name = "RULE", help_heading = "Devices")]
     device_cgroup_rule: Vec<String>,
     /// The hardware address of its interface on the bridge
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "ADDRESS")]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        value_name = "ADDRESS",
+        help_heading = "Network"
+    )]
     mac_address: String,
     /// Its shim, by its name as a runtime: io.containerd.hoist.v2
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     runtime: String,
     /// From 0 to 100: how readily its memory goes to swap; -1 is the machine's. Where cgroups are of version 1
-    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=100))]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=100), help_heading = "Limits")]
     memory_swappiness: Option<i64>,
     /// It waits for memory and is not killed for want of it. Where cgroups are of version 1
-    #[arg(long)]
+    #[arg(long, help_heading = "Limits")]
     oom_kill_disable: bool,
     /// From -1000, never killed for want of memory, to 1000
-    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000), help_heading = "Limits")]
     oom_score_adj: Option<i32>,
     /// Its first process reaps what ends and passes signals on
     #[arg(long)]
     init: bool,
     /// A group that its user is in as well: a name that the image knows, or a number
-    #[arg(long)]
+    #[arg(long, help_heading = "Security")]
     group_add: Vec<String>,
     /// A line for the shell that succeeds while the container is well
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", help_heading = "Health")]
     health_cmd: Option<String>,
     /// From one look at its health to the next, as 30s
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_interval: Option<String>,
     /// How long such a look may take
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_timeout: Option<String>,
     /// So many failures in a row make it unhealthy
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", help_heading = "Health")]
     health_retries: Option<u32>,
     /// So long after its start failures do not count
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_start_period: Option<String>,
     /// From one look to the next in that time
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_start_interval: Option<String>,
     /// Nobody looks after its health, whatever the image says
-    #[arg(long, conflicts_with_all = ["health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period", "health_start_interval"])]
+    #[arg(long, help_heading = "Health", conflicts_with_all = ["health_cmd", "health_interval", "health_timeout",
+        "health_retries", "health_start_period", "health_start_interval"])]
     no_healthcheck: bool,
     /// What asks it to stop, in place of what the image says
     #[arg(long)]
@@ -108,28 +115,28 @@ pub(crate) struct ExtraFlags {
     #[arg(long, allow_negative_numbers = true, value_name = "SECONDS")]
     stop_timeout: Option<i64>,
     /// PORT[-PORT][/udp] that it has for others, beside those of the image
-    #[arg(long)]
+    #[arg(long, help_heading = "Network")]
     expose: Vec<String>,
     /// CONTAINER[:ro]: what is mounted there is mounted in this one too
-    #[arg(long, value_name = "CONTAINER")]
+    #[arg(long, value_name = "CONTAINER", help_heading = "Files")]
     volumes_from: Vec<String>,
     /// NAME:ADDRESS, for its /etc/hosts; host-gateway is the address of this machine
-    #[arg(long)]
+    #[arg(long, help_heading = "Network")]
     add_host: Vec<String>,
     /// Address of who resolves names
-    #[arg(long)]
+    #[arg(long, help_heading = "Network")]
     dns: Vec<String>,
     /// Domains in which short names are looked for; . is none
-    #[arg(long)]
+    #[arg(long, help_heading = "Network")]
     dns_search: Vec<String>,
     /// As in resolv.conf: ndots:2
-    #[arg(long, alias = "dns-opt")]
+    #[arg(long, alias = "dns-opt", help_heading = "Network")]
     dns_option: Vec<String>,
     /// Where what it writes is kept: json-file, local, or none
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, help_heading = "Log")]
     log_driver: String,
     /// max-size=10m and max-file=3: how large a file of its log becomes, and how many are kept
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Log")]
     log_opt: Vec<String>,
 }
 

@@ -10,37 +10,37 @@ use crate::parse;
 #[derive(Args)]
 pub(crate) struct LimitFlags {
     /// Bytes, or with k, m, g behind
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Limits")]
     memory: Option<String>,
     /// Memory and swap together; -1 is no limit. As long as nothing is said it is twice as much as -m
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, help_heading = "Limits")]
     memory_swap: Option<String>,
     /// What it keeps where memory is short
-    #[arg(long)]
+    #[arg(long, help_heading = "Limits")]
     memory_reservation: Option<String>,
     /// As 1.5: processor time that it may use
-    #[arg(long)]
+    #[arg(long, help_heading = "Limits")]
     cpus: Option<String>,
     /// Its part where processors are short; others have 1024
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Limits")]
     cpu_shares: Option<u64>,
     /// Microseconds of processor time that it may use in each period; -1 is no limit
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, help_heading = "Limits")]
     cpu_quota: Option<i64>,
     /// Microseconds of such a period, from 1000 to 1000000; 100000 as long as nothing is said
-    #[arg(long)]
+    #[arg(long, help_heading = "Limits")]
     cpu_period: Option<u64>,
     /// Processors that it may use: 0-2,7
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Limits")]
     cpuset_cpus: String,
     /// Memory that it may use, by the numbers of its nodes: 0,1
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(long, default_value = "", hide_default_value = true, help_heading = "Limits")]
     cpuset_mems: String,
     /// Its part where disks are busy, from 10 to 1000
-    #[arg(long)]
+    #[arg(long, help_heading = "Limits")]
     blkio_weight: Option<u16>,
     /// How many processes it may have; -1 is for as many as the machine has
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, help_heading = "Limits")]
     pids_limit: Option<i64>,
 }
 

@@ -15,6 +15,7 @@ pub(crate) struct Flags {
     /// The last lines only
     #[arg(long, short = 'n', allow_negative_numbers = true)]
     tail: Option<String>,
+    /// With the time of each line
     #[arg(long, short)]
     timestamps: bool,
     /// Not what was written before: a time, seconds since 1970, or how long ago, such as 10m
@@ -26,6 +27,7 @@ pub(crate) struct Flags {
     /// With what its log has beside each line, which is nothing: a blank, as in Docker's
     #[arg(long)]
     details: bool,
+    /// Name or id
     container: String,
 }
 

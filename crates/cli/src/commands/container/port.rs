@@ -11,6 +11,7 @@ use crate::output::text;
 
 #[derive(Args)]
 pub(crate) struct Flags {
+    /// Name or id
     container: String,
     /// This one alone: PORT[/udp]
     port: Option<String>,

@@ -21,6 +21,7 @@ pub(crate) struct Flags {
     leaving: Leaving,
     #[command(flatten)]
     passing: Passing,
+    /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,
 }

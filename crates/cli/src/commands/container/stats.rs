@@ -23,8 +23,10 @@ pub(crate) struct Flags {
     /// One sample
     #[arg(long)]
     no_stream: bool,
+    /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
+    /// Names or ids; without, all that run
     containers: Vec<String>,
 }
 

@@ -10,9 +10,10 @@ use crate::output;
 
 #[derive(Args)]
 pub(crate) struct Flags {
+    /// Name or id
     container: String,
     /// As for ps: -ef, aux, or -o COLUMN,…
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "PS-OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
 }
 

@@ -16,6 +16,7 @@ pub(crate) struct Flags {
     /// no, always, unless-stopped or on-failure[:N]
     #[arg(long)]
     restart: Option<String>,
+    /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,
 }

@@ -71,6 +71,7 @@ pub(crate) struct Save {
     /// All platforms, which must be here
     #[arg(long)]
     all_platforms: bool,
+    /// Names or ids
     #[arg(required = true)]
     images: Vec<String>,
 }

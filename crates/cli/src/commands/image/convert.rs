@@ -25,6 +25,7 @@ pub(crate) struct Flags {
     /// Without a bar
     #[arg(long, short)]
     quiet: bool,
+    /// Name or id
     source: String,
     /// NAME[:TAG]
     target: String,

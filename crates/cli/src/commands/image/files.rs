@@ -22,6 +22,7 @@ pub(crate) struct Flags {
     /// Those that this layer brought, counted from 0, the lowest
     #[arg(long)]
     layer: Option<u64>,
+    /// Name or id
     image: String,
 }
 

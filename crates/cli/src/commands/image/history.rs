@@ -20,6 +20,7 @@ pub(crate) struct Flags {
     human: bool,
     #[command(flatten)]
     listing: Listing,
+    /// Name or id
     image: String,
 }
 

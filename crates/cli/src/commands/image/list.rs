@@ -15,10 +15,11 @@ pub(crate) struct Flags {
     /// Those without a name too
     #[arg(long, short)]
     all: bool,
+    /// With the digest of each
     #[arg(long)]
     digests: bool,
     /// dangling=true, label=KEY[=VALUE], before=IMAGE, since=IMAGE, reference=PATTERN, until=TIME|AGE
-    #[arg(long, short)]
+    #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// The platforms of each image, and which of them are here
     #[arg(long, conflicts_with_all = ["quiet", "digests", "format"])]

@@ -21,6 +21,7 @@ pub(crate) struct Mount {
 
 #[derive(Args)]
 pub(crate) struct Unmount {
+    /// Where they are mounted
     #[arg(required = true)]
     paths: Vec<String>,
 }

@@ -18,7 +18,7 @@ pub(crate) struct Flags {
     #[arg(long, short)]
     force: bool,
     /// until=TIME|AGE, label=KEY[=VALUE], label!=KEY[=VALUE]
-    #[arg(long)]
+    #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
 }
 

@@ -11,9 +11,10 @@ use crate::output::{Column, rows, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Format output: json, or a template
+    /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
+    /// A name, as a pull has it
     image: String,
 }
 

@@ -16,6 +16,7 @@ const SECRET_LEN_MAX: u64 = 64 << 10;
 
 #[derive(Args)]
 pub(crate) struct Flags {
+    /// The name that the registry knows; asked for without
     #[arg(long, short)]
     username: Option<String>,
     /// Seen by every process of this machine; better on standard input

@@ -12,8 +12,10 @@ use crate::progress::Progress;
 
 #[derive(Args)]
 pub(crate) struct Flags {
+    /// Without progress
     #[arg(long, short)]
     quiet: bool,
+    /// OS/ARCHITECTURE[/VARIANT]: which of an image's platforms, in place of this machine's
     #[arg(long)]
     platform: Option<String>,
     /// Every tag that the repository, which is named without one, has in its registry
@@ -21,6 +23,7 @@ pub(crate) struct Flags {
     all_tags: bool,
     #[command(flatten)]
     _trust: TrustFlag,
+    /// NAME[:TAG|@DIGEST]
     image: String,
 }
 

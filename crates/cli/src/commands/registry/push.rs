@@ -22,6 +22,7 @@ pub(crate) struct Flags {
     /// Every tag that the repository, which is named without one, has here
     #[arg(long, short)]
     all_tags: bool,
+    /// Without progress
     #[arg(long, short)]
     quiet: bool,
     #[command(flatten)]
