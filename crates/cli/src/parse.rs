@@ -182,8 +182,9 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
                 further.push(propagation.to_owned());
             }
             other => {
+                let own = if is_path { PROPAGATIONS.join(", ") } else { "nocopy".to_owned() };
                 return Err(Error::invalid_argument(format!(
-                    "invalid volume {text:?}: unknown option {other:?}"
+                    "invalid volume {text:?}: unknown option {other:?}; expected ro, rw, z, Z, {own}"
                 )));
             }
         }
@@ -251,7 +252,8 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
             "consistency" => {}
             other => {
                 return Err(Error::invalid_argument(format!(
-                    "invalid mount {text:?}: unknown key {other:?}"
+                    "invalid mount {text:?}: unknown key {other:?}; expected type, source, target, readonly, of a bind \
+                     bind-propagation, of a volume volume-nocopy, of a tmpfs tmpfs-size or tmpfs-mode"
                 )));
             }
         }
@@ -407,6 +409,10 @@ mod tests {
         );
         assert_eq!(volume("~/a:/b").unwrap().source, "~/a", "a name, which no volume has");
         assert!(volume("a").is_err() && volume("/a:/b:odd").is_err());
+        let said = |refused: Result<Mount>| refused.unwrap_err().message().to_owned();
+        assert!(said(volume("/a:/b:odd")).contains("expected ro, rw, z, Z, rprivate"));
+        assert!(said(volume("name:/b:odd")).contains("expected ro, rw, z, Z, nocopy"));
+        assert!(said(mount("type=bind,source=/a,target=/b,odd=1")).contains("bind-propagation"));
         assert!(volume(":/b").is_err() && volume(":/b:ro").is_err() && volume("").is_err());
         assert_eq!(mount("type=tmpfs,target=/t").unwrap().kind, "tmpfs");
         let of_volume = |text: &str| Mount { make_source: false, ..volume(text).unwrap() };

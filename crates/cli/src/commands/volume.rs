@@ -11,6 +11,10 @@ use super::{confirm, each, inspect, list};
 use crate::output::{self, rows, text};
 use crate::parse;
 
+/// Why a volume is `local`, and has no options.
+pub(super) const NO_DRIVERS: &str = "a volume is a directory of this machine, which is local, and takes no options: mount what it is to \
+                                     be there with mount(8), and name that by -v PATH:TARGET, or ask for memory by --tmpfs";
+
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
@@ -22,13 +26,10 @@ pub(crate) enum Command {
         #[arg(long = "name", value_name = "NAME", hide = true, conflicts_with = "name")]
         named: Option<String>,
         /// Of the driver: it has none here
-        #[arg(long = "opt", short = 'o', hide = true, value_parser = parse::refused(
-            "a volume is a directory of this machine and takes no options: mount what it is to be there with mount(8), and \
-             name that by -v PATH:TARGET, or ask for memory by --tmpfs",
-        ))]
+        #[arg(long = "opt", short = 'o', hide = true, value_parser = parse::refused(NO_DRIVERS))]
         _opt: Vec<String>,
         /// `local`, which all are
-        #[arg(long, short, value_parser = ["local"], default_value = "local")]
+        #[arg(long, short, value_parser = parse::refused_but(&["local"], NO_DRIVERS), default_value = "local")]
         driver: String,
         /// KEY=VALUE
         #[arg(long)]

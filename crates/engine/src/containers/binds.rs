@@ -48,7 +48,10 @@ pub(super) async fn look_for_sources(create: &Create) -> Result<()> {
         let looked =
             looked.map_err(|error| error.context(format!("look for bind source {}", mount.source)))?;
         let found = looked.ok_or_else(|| {
-            Error::not_found(format!("bind source {} does not exist on this machine", mount.source))
+            Error::not_found(format!(
+                "bind source {} does not exist on this machine; make it (mkdir -p), or name it by -v, which makes it",
+                mount.source
+            ))
         })?;
         if let (Some(wanted), Some(place)) = (propagation(mount), found.place) {
             check_propagation(mount, wanted, &place)?;

@@ -116,7 +116,12 @@ impl Engine {
     /// What a word means. An id that fits several images is an error that names them.
     pub(crate) fn meant(&self, text: &str) -> Result<Meant> {
         let images = self.parts().metadata.images(&self.0.caller);
-        let missing = || Error::not_found(format!("No such image: {text}"));
+        // Scripts look for the beginning, which is Docker's.
+        let missing = || {
+            Error::not_found(format!(
+                "No such image: {text}; `hoist images` lists those that are here, and `hoist pull` fetches others"
+            ))
+        };
         let reference = text.parse::<Reference>();
         if let Ok(reference) = &reference {
             match images.get(&reference.to_string()) {

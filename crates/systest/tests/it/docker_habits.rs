@@ -81,7 +81,10 @@ fn a_directory_of_the_machine_is_made_for_a_volume_and_not_for_a_mount() {
     let run = ["run", "--rm", "--network", "none"];
     let mount = format!("type=bind,source={},target=/x", missing.display());
     let refused = daemon.hoist([&run[..], &["--mount", &mount, "busybox", "true"]].concat()).expect_code(125);
-    assert!(refused.stderr.contains("does not exist on this machine") && !missing.exists(), "{refused}");
+    assert!(
+        refused.stderr.contains("does not exist on this machine; make it") && !missing.exists(),
+        "{refused}"
+    );
     let volume = format!("{}:/x:cached", missing.display());
     daemon.hoist([&run[..], &["-v", &volume, "busybox", "touch", "/x/f"]].concat()).ok();
     assert!(missing.join("f").exists());
@@ -250,9 +253,13 @@ fn words_that_change_nothing_are_taken() {
     let daemon = Daemon::with_busybox();
     let run = ["run", "--rm", "-q", "--log-driver", "json-file", "--cgroupns", "private", "--userns=host"];
     daemon.hoist([&run[..], &["--network", "none", "busybox", "true"]].concat()).ok();
-    for (flag, value) in [("--cgroupns", "host"), ("--userns", "private")] {
+    for (flag, value, way_out) in [
+        ("--cgroupns", "host", "-v /sys/fs/cgroup"),
+        ("--userns", "private", "-u UID"),
+        ("--volume-driver", "nfs", "-v PATH:TARGET"),
+    ] {
         let refused = daemon.hoist(["run", "--rm", flag, value, "busybox", "true"]).expect_code(125);
-        assert!(refused.stderr.contains(flag) && refused.stderr.contains("possible values"), "{refused}");
+        assert!(refused.stderr.contains(flag) && refused.stderr.contains(way_out), "{refused}");
     }
     let file = daemon.dir().join("env");
     fs::write(&file, "  A=blank at the end \n# not this\n").expect("a writable directory");

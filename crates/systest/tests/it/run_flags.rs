@@ -298,7 +298,7 @@ fn images_are_fetched_when_asked_and_ids_are_written() {
     assert_eq!(shown[0]["HostConfig"]["CpuShares"], 7);
     assert_eq!(shown[0]["HostConfig"]["MemoryReservation"], 6 << 20);
     let missing = daemon.hoist(["run", "--pull", "never", "nosuch:latest"]).expect_code(125);
-    missing.expect_stderr("No such image");
+    missing.expect_stderr("No such image: ").expect_stderr("`hoist images` lists");
 }
 
 fn inspected(daemon: &Daemon, name: &str) -> Value {

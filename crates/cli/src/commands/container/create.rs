@@ -16,7 +16,7 @@ use types::{Context, Error, ErrorKind, Result};
 use super::attend::{self, Leaving, Passing, Process};
 use super::extras::ExtraFlags;
 use super::limits::LimitFlags;
-use super::refused::Refused;
+use super::refused::{NO_CGROUPS_OF_THE_MACHINE, NO_USERS_OF_ITS_OWN, Refused};
 use super::timing;
 use crate::commands::image::long::outcome;
 use crate::commands::registry::TrustFlag;
@@ -135,10 +135,12 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<String>,
     /// Whose cgroups it sees: its own, which is private
-    #[arg(long = "cgroupns", value_name = "MODE", value_parser = ["private"], help_heading = "Namespaces")]
+    #[arg(long = "cgroupns", value_name = "MODE", help_heading = "Namespaces",
+        value_parser = parse::refused_but(&["", "private"], NO_CGROUPS_OF_THE_MACHINE))]
     _cgroupns: Option<String>,
     /// Whose users it has: the machine's, which is host
-    #[arg(long = "userns", value_name = "MODE", value_parser = ["host"], help_heading = "Namespaces")]
+    #[arg(long = "userns", value_name = "MODE", help_heading = "Namespaces",
+        value_parser = parse::refused_but(&["", "host"], NO_USERS_OF_ITS_OWN))]
     _userns: Option<String>,
     #[command(flatten)]
     pub(crate) limits: LimitFlags,

@@ -2,7 +2,8 @@
 
 use clap::Args;
 
-use crate::parse::refused;
+use crate::commands::volume;
+use crate::parse::{refused, refused_but};
 
 const ALIAS: &str = "network-scoped alias is supported only for containers in user defined networks, of which there are none; \
                      name others by --add-host NAME:ADDRESS";
@@ -10,6 +11,12 @@ const ADDRESS: &str = "user specified IP address is supported on user defined ne
                        the bridge has one that is free at each start, which `hoist inspect` shows";
 const REALTIME: &str = "real-time budgets are those of cgroups of version 1 alone; use --cpu-quota, --cpu-shares, or --ulimit rtprio";
 const THROTTLE: &str = "single disks are not throttled; --blkio-weight is a container's part of all";
+
+// Of flags that have one value here, which says what is so anyway.
+pub(super) const NO_CGROUPS_OF_THE_MACHINE: &str = "a container sees its own cgroups alone, which is private; one that is to see \
+                                                    the machine's has them mounted: -v /sys/fs/cgroup:/PATH:ro";
+pub(super) const NO_USERS_OF_ITS_OWN: &str = "a container has the machine's users, which is host; -u UID has it run as one that is not \
+                                              root, and `hoist ctr run --uidmap … --gidmap …` maps them";
 
 // Of a group of flags a doc comment would become the help of each command that has it.
 #[derive(Args)]
@@ -39,7 +46,7 @@ pub(super) struct Refused {
          a disk of its own",
     ))]
     _storage_opt: Vec<String>,
-    #[arg(long = "volume-driver", hide = true, value_parser = ["local"])]
+    #[arg(long = "volume-driver", hide = true, value_parser = refused_but(&["", "local"], volume::NO_DRIVERS))]
     _volume_driver: Option<String>,
     #[arg(long = "device-read-bps", hide = true, value_parser = refused(THROTTLE))]
     _device_read_bps: Vec<String>,
