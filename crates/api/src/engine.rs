@@ -224,7 +224,15 @@ pub enum Follow {
     /// [`PullStep`]s, the last of which is `Done`.
     Pull { reference: String, platform: Option<String>, credentials: Keyring },
     /// [`PushStep`]s, the last of which is `Done`.
-    Push { reference: String, all_platforms: bool, referrers: bool, credentials: Keyring },
+    Push {
+        reference: String,
+        all_platforms: bool,
+        /// These alone, and each must be here; those that are here if it is empty.
+        #[serde(default)]
+        platforms: Vec<String>,
+        referrers: bool,
+        credentials: Keyring,
+    },
     /// One [`Exited`].
     Wait { id: String, exec: Option<String> },
     /// [`ImageStep`]s, the last of which is `Done`.

@@ -59,10 +59,16 @@ impl EngineService for Service {
                     let pulled = pull(&engine, &reference, platform.as_deref(), credentials, &send);
                     while_followed(&send, pulled).await;
                 }
-                Follow::Push { reference, all_platforms, referrers, credentials } => {
-                    let scope = if all_platforms { Scope::Whole } else { Scope::Present };
-                    let pushed = push(&engine, &reference, scope, referrers, credentials, &send);
-                    while_followed(&send, Box::pin(pushed)).await;
+                Follow::Push { reference, all_platforms, platforms, referrers, credentials } => {
+                    match scope(&platforms, all_platforms) {
+                        Ok(scope) => {
+                            let pushed = push(&engine, &reference, scope, referrers, credentials, &send);
+                            while_followed(&send, Box::pin(pushed)).await;
+                        }
+                        Err(error) => {
+                            tell::<()>(&send, Err(error)).await;
+                        }
+                    }
                 }
                 Follow::Wait { id, exec: None } => {
                     while_followed(&send, wait(&engine, &id, None, &send)).await;
@@ -119,6 +125,15 @@ async fn pull(engine: &Engine, reference: &str, platform: Option<&str>, credenti
     let done =
         pulled.map(|image| PullStep::Done { name: image.name, digest: image.target.digest.to_string() });
     tell(send, done).await;
+}
+
+/// What is pushed of an image of several platforms.
+fn scope(platforms: &[String], all: bool) -> types::Result<Scope> {
+    Ok(match platforms {
+        _ if all => Scope::Whole,
+        [] => Scope::Present,
+        wanted => Scope::Only(wanted.iter().map(|name| name.parse()).collect::<types::Result<_>>()?),
+    })
 }
 
 async fn push(

@@ -144,6 +144,10 @@ fn a_push_says_what_does_not_go_and_why() {
         daemon.hoist(["push", &target]).ok().expect_stderr("Not pushed, because it is not here: linux/s390x");
     assert!(pushed.stdout.contains(&digest_of(&platforms[0])), "{pushed}");
     daemon.hoist(["push", "--all-platforms", &target]).expect_code(1).expect_stderr("linux/s390x");
+    daemon.hoist(["push", "--platform", "linux/s390x", &target]).expect_code(1).expect_stderr("linux/s390x");
+    daemon.hoist(["push", "--platform", "a/b/c/d", &target]).expect_code(1).expect_stderr("a/b/c/d");
+    let one = daemon.hoist(["push", "--platform", "linux/amd64", &target]).ok();
+    assert!(!one.stderr.contains("Not pushed") && one.stdout.contains(&digest_of(&platforms[0])), "{one}");
 
     daemon.hoist(["push", "nobody/has:this"]).expect_code(1).expect_stderr("No such image");
     let nowhere = "127.0.0.1:1/nobody/listens:1";

@@ -16,6 +16,9 @@ pub(crate) struct Flags {
     /// Every platform of the image; without it those that are here
     #[arg(long)]
     all_platforms: bool,
+    /// These platforms alone
+    #[arg(long, value_delimiter = ',', conflicts_with = "all_platforms")]
+    platform: Vec<String>,
     /// The images here that refer to it too: signatures, lists of contents
     #[arg(long)]
     referrers: bool,
@@ -32,12 +35,11 @@ pub(crate) struct Flags {
 }
 
 pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { all_platforms, referrers, all_tags, quiet, _trust, image } = flags;
-    if !all_tags {
-        return push(client, image, all_platforms, referrers, quiet).await;
+    if !flags.all_tags {
+        return push(client, &flags.image, &flags).await;
     }
-    for image in tagged(client, &image).await? {
-        push(client, image, all_platforms, referrers, quiet).await?;
+    for image in tagged(client, &flags.image).await? {
+        push(client, &image, &flags).await?;
     }
     Ok(0)
 }
@@ -62,26 +64,28 @@ async fn tagged(client: &Client, name: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-async fn push(
-    client: &Client,
-    image: String,
-    all_platforms: bool,
-    referrers: bool,
-    quiet: bool,
-) -> Result<u8> {
+/// One of the images that the flags are of.
+async fn push(client: &Client, image: &str, flags: &Flags) -> Result<u8> {
     let reference: Reference = image.parse()?;
     let credentials = credentials::for_pull(client, &reference).await?.keyring;
-    let question = Follow::Push { reference: image, all_platforms, referrers, credentials };
+    let question = Follow::Push {
+        reference: image.to_owned(),
+        all_platforms: flags.all_platforms,
+        platforms: flags.platform.clone(),
+        referrers: flags.referrers,
+        credentials,
+    };
     let mut answers = client.follow(&question).await?;
-    let mut progress = Progress::new(quiet);
+    let mut progress = Progress::new(flags.quiet);
     let mut left_out = Vec::new();
     while let Some(step) = answers.next::<PushStep>().await? {
         match step {
             PushStep::Done { name, digest, size } => {
-                if !left_out.is_empty() {
+                // Of platforms that were chosen the others stay behind, whether they are here or not.
+                if !left_out.is_empty() && flags.platform.is_empty() {
                     eprintln!("Not pushed, because it is not here: {}", left_out.join(", "));
                 }
-                if !quiet {
+                if !flags.quiet {
                     println!("{}: digest: {digest} size: {size}", tag(&name));
                 }
                 println!("{name}");
