@@ -135,6 +135,9 @@ pub(crate) struct Rm {
     /// With their volumes that have no name
     #[arg(long, short)]
     volumes: bool,
+    #[arg(long = "link", short = 'l', hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_parser = parse::refused("containers are not linked, and so there is no link to remove"))]
+    _link: Option<String>,
     /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,
@@ -197,7 +200,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Kill { signal, containers } => {
             each(&containers, async |id| client.call(&Call::Kill { id, signal: signal.clone() }).await).await
         }
-        Command::Rm(Rm { force, volumes, containers }) => {
+        Command::Rm(Rm { force, volumes, containers, _link: _ }) => {
             let remove = async |id| client.call(&Call::Remove { id, force, volumes }).await;
             each_that_may_be_gone(&containers, force, remove).await
         }

@@ -23,6 +23,10 @@ use types::Result;
 
 use crate::interrupt::unless_interrupted;
 
+/// Why an image is shown for no platform that is named.
+pub(super) const SHOWN_AS_IT_IS_HERE: &str = "an image is shown for this machine's platform, or for one that is here; \
+                                              `hoist images --tree` shows all of them";
+
 /// The commands that have a place of their own beside `image`.
 #[derive(Subcommand)]
 #[command(defer = true)]
@@ -85,7 +89,7 @@ pub(crate) enum Noun {
     /// Remove images that nothing needs
     Prune(prune::Flags),
     /// Show everything about images
-    Inspect(super::inspect::Flags),
+    Inspect(super::inspect::ImageFlags),
     /// Show which files differ between two images
     Diff(super::changes::OfImages),
 }

@@ -6,7 +6,9 @@ use client::Client;
 use serde_json::Value;
 use types::{ErrorKind, Result};
 
+use super::image::SHOWN_AS_IT_IS_HERE;
 use super::network;
+use crate::parse::refused;
 use crate::template;
 
 #[derive(Args)]
@@ -17,6 +19,14 @@ pub(crate) struct Flags {
     /// Names or ids
     #[arg(required = true)]
     names: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct ImageFlags {
+    #[arg(long = "platform", hide = true, value_parser = refused(SHOWN_AS_IT_IS_HERE))]
+    _platform: Option<String>,
+    #[command(flatten)]
+    flags: Flags,
 }
 
 #[derive(Args)]
@@ -86,7 +96,7 @@ async fn of_kind(client: &Client, kind: Kind, name: &str, sizes: bool) -> Result
     }
 }
 
-pub(super) async fn images(client: &Client, flags: Flags) -> Result<u8> {
+pub(super) async fn images(client: &Client, ImageFlags { flags, .. }: ImageFlags) -> Result<u8> {
     show(&flags.names, flags.format.as_deref(), "image", async |name: &str| image(client, name).await).await
 }
 

@@ -26,6 +26,7 @@ use types::{Context, Error, Result};
 use super::long::outcome;
 use crate::commands::list;
 use crate::output::{self, text};
+use crate::parse::refused;
 use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
 
 /// Bytes that are copied at once.
@@ -41,6 +42,10 @@ pub(crate) struct Load {
     /// Without a bar
     #[arg(long, short)]
     quiet: bool,
+    #[arg(long = "platform", hide = true, value_parser = refused(
+        "an archive is loaded with all its platforms; `hoist image convert --platform` makes an image of some of them then",
+    ))]
+    _platform: Vec<String>,
 }
 
 #[derive(Args)]

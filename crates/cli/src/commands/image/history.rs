@@ -6,9 +6,11 @@ use client::Client;
 use serde_json::Value;
 use types::Result;
 
+use super::SHOWN_AS_IT_IS_HERE;
 use crate::commands::list;
 use crate::listing::{Listing, MISSING};
 use crate::output::{self, size, text};
+use crate::parse::refused;
 
 /// Letters of a command that a table has room for.
 const COMMAND_LEN: usize = 45;
@@ -18,6 +20,8 @@ pub(crate) struct Flags {
     /// Sizes and ages in words; `--human=false` for bytes and times
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     human: bool,
+    #[arg(long = "platform", hide = true, value_parser = refused(SHOWN_AS_IT_IS_HERE))]
+    _platform: Option<String>,
     #[command(flatten)]
     listing: Listing,
     /// Name or id

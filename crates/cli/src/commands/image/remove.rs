@@ -7,6 +7,7 @@ use serde_json::Value;
 use types::{ErrorKind, Result};
 
 use crate::commands::{complain, list};
+use crate::parse::refused;
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -16,6 +17,10 @@ pub(crate) struct Flags {
     // A flag of Docker's that says what is so here: no image is another's parent, which would go along.
     #[arg(long = "no-prune", hide = true)]
     _no_prune: bool,
+    #[arg(long = "platform", hide = true, value_parser = refused(
+        "an image is removed with all its platforms; `hoist image convert --platform` makes one of some of them first",
+    ))]
+    _platform: Vec<String>,
     /// Names, digests or ids
     #[arg(required = true)]
     images: Vec<String>,
