@@ -89,7 +89,7 @@ mod tests {
         let (held, dropped) = oneshot::channel::<()>();
         background.spawn("one that goes on", async move {
             let _held = held;
-            pending().await
+            pending::<()>().await;
         });
         background.stop().await;
         dropped.await.expect_err("the task is gone, and what it held");

@@ -872,8 +872,8 @@ fn remove_at(parent: &OwnedFd, name: &OsStr) -> Result<()> {
 }
 
 /// The names in a directory, in no order.
-pub(crate) fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
-    let read = || -> io::Result<Vec<std::ffi::OsString>> {
+pub(crate) fn names(folder: &OwnedFd) -> Result<Vec<OsString>> {
+    let read = || -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(folder)? {
             let entry = entry?;

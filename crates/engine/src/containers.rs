@@ -286,7 +286,7 @@ impl Engine {
             self.note_last_words(id, extension);
         }
         // The record's deletion is a relaxed write: it reaches the disk together with the removal of the tree.
-        gone(containers.delete_relaxed(id))?;
+        containers.delete_relaxed(id).unless_gone()?;
         if let Some(extension) = &extension {
             self.release_name(&extension.name, id.as_str());
         }
