@@ -109,6 +109,15 @@ impl Memory {
     }
 }
 
+impl Drop for Memory {
+    /// Who had the turn may have had much: it goes back to the kernel before the next one begins.
+    fn drop(&mut self) {
+        if self.turn.is_some() {
+            linux::memory::trim_heap();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

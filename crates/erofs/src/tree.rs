@@ -166,7 +166,7 @@ pub struct Tree {
     memory: u64,
     /// What was gone of the long ways that links lead.
     detour_len: u64,
-    /// What somebody wants kept until the tree goes.
+    /// What somebody wants kept until the tree goes: the last field, which goes after all others.
     _kept: Option<Box<dyn Send + Sync>>,
 }
 
