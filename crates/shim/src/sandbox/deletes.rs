@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use api::shim::events::{self, topic};
 use api::shim::task;
 use linux::signal::Signal;
-use types::{Error, Result};
+use types::{Error, Result, UnlessGone as _};
 
 use super::Sandbox;
 use crate::log_driver::{Driver, Leaving};
@@ -36,8 +36,10 @@ impl Sandbox {
             Stage::Running { .. } => {
                 return Err(Error::failed_precondition("cannot delete a running process"));
             }
-            // Never started: it has nothing to lose.
-            Stage::Created { .. } => self.container_mut(&request.id)?.oci.kill(Signal::KILL)?,
+            // Never started: it has nothing to lose. One whose program could not be executed ends by itself.
+            Stage::Created { .. } => {
+                self.container_mut(&request.id)?.oci.kill(Signal::KILL).unless_gone()?;
+            }
             Stage::Added { .. } | Stage::Frozen | Stage::Stopped { .. } => {}
         }
         self.deletes.push(PendingDelete { reply, process: key, deadline: Instant::now() + DRAIN_MAX });
