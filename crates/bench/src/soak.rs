@@ -330,16 +330,24 @@ fn directories(dir: &Path) -> usize {
     1 + entries.flatten().filter(is_dir).map(|entry| directories(&entry.path())).sum::<usize>()
 }
 
-/// Cgroups below a directory with no process and no other cgroup in them. One that is gone meanwhile was somebody's.
+/// Cgroups of containers below a directory, with no process and no other cgroup in them. One that is gone meanwhile was
+/// somebody's.
 fn empty_cgroups(dir: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let is_dir = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
     let below: Vec<_> = entries.flatten().filter(is_dir).map(|entry| entry.path()).collect();
     let is_empty = || std::fs::read(dir.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty());
     match &below[..] {
-        [] => usize::from(is_empty()),
+        [] => usize::from(is_of_container(dir) && is_empty()),
         below => below.iter().map(|dir| empty_cgroups(dir)).sum(),
     }
+}
+
+/// Whether a cgroup's name is an id as `hoist run` makes them. What they lie in stays, and whoever else uses the machine has
+/// some, too.
+fn is_of_container(dir: &Path) -> bool {
+    let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Files of removed snapshots are deleted beside everything else: it is told by how much that is behind.
