@@ -165,7 +165,10 @@ fn is_run(args: &[OsString]) -> bool {
         ["-H", "--address", "--host", "--config", "-l", "--log-level", "-c", "--context"];
     let mut words = args.iter().skip(1);
     while let Some(word) = words.next() {
-        if WITH_VALUES.iter().any(|flag| word == flag) {
+        // Letters may share a dash: the last of them has the value.
+        let letters =
+            word.to_str().and_then(|word| word.strip_prefix('-')).map(|word| word.trim_start_matches('D'));
+        if WITH_VALUES.iter().any(|flag| word == flag) || matches!(letters, Some("H" | "l" | "c")) {
             words.next();
         } else if word != "container" && !word.as_encoded_bytes().starts_with(b"-") {
             return word == "run" || word == "create";

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use content::LocalStore;
 use engine::Engine;
@@ -304,7 +304,10 @@ fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<
 
 /// The program of `hello` by the name by which it is init. Containers have it mounted, and nobody else executes it.
 fn init(root: PathBuf, hello: Option<Embedded>) -> Box<dyn Fn() -> Result<PathBuf> + Send + Sync> {
+    // The first two that want it come at the same time after an upgrade, and a file has one writer.
+    let turn = Mutex::new(());
     Box::new(move || {
+        let _alone = turn.lock().unwrap_or_else(PoisonError::into_inner);
         program(&root, INIT, hello)?.ok_or_else(|| {
             Error::failed_precondition(
                 "this hoist was built without the program that is init; take one built by `cargo xtask build`, or give \

@@ -311,6 +311,8 @@ impl Tree {
     fn remember(&mut self, path: &Path) -> Result<()> {
         self.paths += PATH_COST + path.as_os_str().len() as u64;
         match self.paths <= self.options.limits.paths {
+            // Whoever sends it may stop for as long as it likes: no layer is to wait for that.
+            true if self.laying.is_some() => Ok(()),
             true => self.memory.grow_to(self.paths),
             false => Err(Error::resource_exhausted(format!(
                 "its paths exceed the {} bytes that a layer may have of them",
@@ -565,6 +567,8 @@ impl Tree {
             let mut made_now = Vec::new();
             let made = self.root.make_dirs_and_tell(path, 0o755, |made| made_now.push(made.to_owned()));
             for made in made_now {
+                // A link may lead there.
+                self.has_aufs |= self.laying.is_none() && made.as_os_str().as_bytes().starts_with(AUFS);
                 self.remember(&made)?;
                 self.implied.insert(made);
             }

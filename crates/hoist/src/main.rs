@@ -74,9 +74,9 @@ fn part(args: &mut Vec<OsString>) -> Part {
         return part;
     }
     match without_daemon(args) {
-        Some(words) => {
+        Some((part, words)) => {
             *args = words;
-            Part::Daemon
+            part
         }
         None => Part::CommandLine,
     }
@@ -92,13 +92,17 @@ fn named(word: Option<&OsString>) -> Option<Part> {
     }
 }
 
-/// The daemon's words for what is done where none runs, if that is asked for: the socket may stand before it.
-fn without_daemon(args: &[OsString]) -> Option<Vec<OsString>> {
+/// What is done where no daemon runs, if that is asked for, and its words: flags may stand before it. Its help is the command
+/// line's, whatever else is said.
+fn without_daemon(args: &[OsString]) -> Option<(Part, Vec<OsString>)> {
     let (mut at, mut address) = (1_usize, None);
     loop {
         let word = args.get(at)?.to_str()?;
         let inline = word.strip_prefix("--address=").or_else(|| word.strip_prefix("--host="));
         match (word, inline) {
+            // What is taken before any command; the daemon has words of its own for it.
+            ("-D" | "--debug", _) => at += 1,
+            ("-l" | "--log-level" | "-c" | "--context" | "--config", _) => at += 2,
             ("-H" | "--address" | "--host", _) => {
                 address = Some(args.get(at + 1)?.clone());
                 at += 2;
@@ -112,12 +116,15 @@ fn without_daemon(args: &[OsString]) -> Option<Vec<OsString>> {
     }
     let [noun, command, rest @ ..] = args.get(at..)? else { return None };
     let is_meant = noun == "system" && (command == "import-containerd" || command == "unmount");
-    // The command line knows the help of these too.
-    if !is_meant || rest.iter().any(|word| word == "-h" || word == "--help") {
+    if !is_meant {
         return None;
     }
     let mut words = vec![args[0].clone()];
+    if rest.iter().any(|word| word == "-h" || word == "--help") {
+        words.extend([noun.clone(), command.clone(), "--help".into()]);
+        return Some((Part::CommandLine, words));
+    }
     words.extend(address.into_iter().flat_map(|address| [OsString::from("--address"), address]));
     words.extend_from_slice(&args[at + 1..]);
-    Some(words)
+    Some((Part::Daemon, words))
 }

@@ -368,6 +368,10 @@ fn what_aufs_noted_for_itself_is_left_out() {
     archive.add(b'0', ".wh..wh.plnk/88.1", "", b"linked", &[]);
     archive.add(b'5', ".wh..wh.orph/deep", "", b"", &[]);
     archive.add(b'1', "d/link", ".wh..wh.plnk/88.1", b"", &[]);
+    let mut led_there = Archive::default();
+    led_there.add(b'2', "link", ".wh..wh.x", b"", &[]);
+    led_there.add(b'0', "link/file", "", b"", &[]);
+    assert!(check(&led_there.0), "through a link, too");
     assert!(check(&archive.0));
     let dir = TempDir::new().unwrap();
     let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };

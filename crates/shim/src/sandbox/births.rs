@@ -573,7 +573,8 @@ fn about_exec(request: &task::StartRequest, error: Error) -> Error {
     error.context(format!("exec {} in container {}", request.exec_id, request.id))
 }
 
-fn is_our_child(pid: u32) -> bool {
+/// Whether a process is a child of the shim, which nobody else reaps.
+pub(super) fn is_our_child(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
     parent.is_some_and(|parent| parent.trim() == std::process::id().to_string())

@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use api::shim::events::{self, topic};
 use api::shim::task;
+use linux::process::PidFd;
 use linux::signal::Signal;
 use types::{Error, Result, UnlessGone as _};
 
 use super::Sandbox;
+use super::births::is_our_child;
 use crate::log_driver::{Driver, Leaving};
 use crate::oci;
 use crate::process::{Process, ProcessKey, Stage};
@@ -37,8 +39,16 @@ impl Sandbox {
                 return Err(Error::failed_precondition("cannot delete a running process"));
             }
             // Never started: it has nothing to lose. One whose program could not be executed ends by itself.
-            Stage::Created { .. } => {
-                self.container_mut(&request.id)?.oci.kill(Signal::KILL).unless_gone()?;
+            Stage::Created { pid } => {
+                let pid = oci::pid_number(*pid);
+                let killed = self.container_mut(&request.id)?.oci.kill(Signal::KILL).unless_gone()?;
+                // Or the runtime's program, or what it noted, is what was not found.
+                if killed.is_none()
+                    && let Ok(first) = PidFd::open(pid)
+                    && is_our_child(pid)
+                {
+                    let _gone = first.kill();
+                }
             }
             Stage::Added { .. } | Stage::Frozen | Stage::Stopped { .. } => {}
         }

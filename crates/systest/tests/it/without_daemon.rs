@@ -59,9 +59,15 @@ fn what_is_done_without_a_daemon_starts_none() {
     let called = |words: &[&str]| called(&dir, Some("nonsense = true"), words);
     let missing = called(&["system", "import-containerd"]).expect_code(1);
     missing.expect_stderr("DIR is missing: hoist system import-containerd /var/lib/containerd");
+    let missing = called(&["-D", "--config", "/x", "system", "import-containerd"]).expect_code(1);
+    missing.expect_stderr("DIR is missing");
     for (words, shown) in [
         (&["system", "unmount", "--help"][..], "Take down what a daemon left mounted"),
         (&["system", "import-containerd", "/var/lib/containerd", "-h"], "Take over images and blobs"),
+        (
+            &["-D", "-l", "info", "system", "unmount", "--root", "/x", "--help"],
+            "Take down what a daemon left mounted",
+        ),
     ] {
         let help = called(words).ok();
         assert!(help.stdout.starts_with(shown) && help.stdout.contains("--config FILE"), "{help}");
