@@ -5,7 +5,7 @@
 //! kind at a time goes on without, up to all that a layer may take.
 //!
 //! Whoever has the turn waits for no other layer any more: it takes nothing of what is shared, and its windows need no room
-//! (see [`Windows`]). So the turn always comes to its end, whatever those hold who wait for it; and whoever has no turn waits
+//! (see [`Windows`]). So the turn comes to its end whatever those hold who wait for it; and whoever has no turn waits
 //! for windows of others and for turns only. Layers from the disk have a turn apart from those that somebody may keep waiting.
 
 use std::sync::Arc;
