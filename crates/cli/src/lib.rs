@@ -158,17 +158,19 @@ fn help_about(mut args: Vec<OsString>) -> clap::Error {
     }
 }
 
+/// Flags before a command whose value is the next word.
+pub const FLAGS_WITH_VALUES: [&str; 8] =
+    ["-H", "--address", "--host", "--config", "-l", "--log-level", "-c", "--context"];
+
 /// Whether the command is `run` or `create`, by itself or below its noun, told from the words: also of those that are not
 /// understood.
 fn is_run(args: &[OsString]) -> bool {
-    const WITH_VALUES: [&str; 8] =
-        ["-H", "--address", "--host", "--config", "-l", "--log-level", "-c", "--context"];
     let mut words = args.iter().skip(1);
     while let Some(word) = words.next() {
         // Letters may share a dash: the last of them has the value.
         let letters =
             word.to_str().and_then(|word| word.strip_prefix('-')).map(|word| word.trim_start_matches('D'));
-        if WITH_VALUES.iter().any(|flag| word == flag) || matches!(letters, Some("H" | "l" | "c")) {
+        if FLAGS_WITH_VALUES.iter().any(|flag| word == flag) || matches!(letters, Some("H" | "l" | "c")) {
             words.next();
         } else if word != "container" && !word.as_encoded_bytes().starts_with(b"-") {
             return word == "run" || word == "create";

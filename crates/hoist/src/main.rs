@@ -100,9 +100,6 @@ fn without_daemon(args: &[OsString]) -> Option<(Part, Vec<OsString>)> {
         let word = args.get(at)?.to_str()?;
         let inline = word.strip_prefix("--address=").or_else(|| word.strip_prefix("--host="));
         match (word, inline) {
-            // What is taken before any command; the daemon has words of its own for it.
-            ("-D" | "--debug", _) => at += 1,
-            ("-l" | "--log-level" | "-c" | "--context" | "--config", _) => at += 2,
             ("-H" | "--address" | "--host", _) => {
                 address = Some(args.get(at + 1)?.clone());
                 at += 2;
@@ -111,6 +108,9 @@ fn without_daemon(args: &[OsString]) -> Option<(Part, Vec<OsString>)> {
                 address = Some(named.into());
                 at += 1;
             }
+            // The others have no effect on the daemon, which has words of its own.
+            ("-D" | "--debug", _) => at += 1,
+            _ if cli::FLAGS_WITH_VALUES.contains(&word) => at += 2,
             _ => break,
         }
     }
