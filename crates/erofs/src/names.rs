@@ -105,10 +105,6 @@ impl Names {
         self.chunks.retain(|chunk| !chunk.is_empty());
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.chunks.clear();
-    }
-
     pub(crate) fn ids(&self) -> impl Iterator<Item = Id> {
         self.chunks.iter().flatten().map(|(_, id)| *id)
     }

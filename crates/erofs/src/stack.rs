@@ -8,7 +8,7 @@ use types::{Error, Result};
 use crate::attribute::Attribute;
 use crate::interned::Interned;
 use crate::names::Text;
-use crate::tree::{Common, Content, Id, Inode, ROOT, Tree};
+use crate::tree::{Common, Content, Directory, Id, Inode, ROOT, Tree};
 
 /// What lies under a stack of layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,12 +75,31 @@ impl Tree {
             devices_before,
             ground,
         };
-        let mut left = vec![(ROOT, ROOT, false)];
-        while let Some((below, above, is_cut_off)) = left.pop() {
-            cover.directory(below, above, is_cut_off, &mut left)?;
+        let mut left = vec![Pair { below: ROOT, above: ROOT, hidden: None, is_cut_off: false }];
+        while let Some(pair) = left.pop() {
+            cover.directory(pair, &mut left)?;
         }
         Ok(())
     }
+
+    /// Takes all names out of a directory, and returns one without a name that has them.
+    fn set_aside(&mut self, id: Id) -> Result<Id> {
+        let Inode { common, mtime, mtime_nanos, .. } = self.inodes[id as usize];
+        let Directory { names, implied, opaque } = self.directory_mut(id);
+        let directory = Directory { names: std::mem::take(names), implied: *implied, opaque: *opaque };
+        self.push(Inode { common, mtime, mtime_nanos, content: Content::Directory(Box::new(directory)) })
+    }
+}
+
+/// A directory of the upper layer, and the one that it is laid on.
+struct Pair {
+    below: Id,
+    above: Id,
+    /// What the layers below have of this path, where the upper layer hides it: those of its directories that no entry
+    /// describes look as that.
+    hidden: Option<Id>,
+    /// A layer between has deleted what the ground has around it.
+    is_cut_off: bool,
 }
 
 struct Cover<'a> {
@@ -99,27 +118,24 @@ struct Cover<'a> {
 }
 
 impl Cover<'_> {
-    /// Lays the directory `above` on `below`; directories that have to be laid on each other go to `left`. `is_cut_off`: a
-    /// layer between has deleted what the ground has around it.
-    fn directory(
-        &mut self,
-        below: Id,
-        above: Id,
-        is_cut_off: bool,
-        left: &mut Vec<(Id, Id, bool)>,
-    ) -> Result<()> {
+    /// Lays a directory on another; directories that have to be laid on each other go to `left`.
+    fn directory(&mut self, pair: Pair, left: &mut Vec<Pair>) -> Result<()> {
+        let Pair { below, above, hidden, is_cut_off } = pair;
+        let covered = hidden.unwrap_or(below);
         let is_cut_off =
-            is_cut_off || self.ground == Ground::Layers && self.lower.directory_mut(below).opaque;
+            is_cut_off || self.ground == Ground::Layers && self.lower.directory_mut(covered).opaque;
         let mut inode = self.upper[above as usize].take().expect("a directory has one name");
         let Content::Directory(directory) = &mut inode.content else {
             unreachable!("only directories are laid on each other")
         };
         let names = std::mem::take(&mut directory.names);
         let (implied, opaque) = (directory.implied, directory.opaque);
+        let hidden = match hidden {
+            None if opaque => Some(self.lower.set_aside(below)?),
+            hidden => hidden,
+        };
         if opaque {
-            let below = self.lower.directory_mut(below);
-            below.names.clear();
-            below.opaque = self.ground == Ground::Layers;
+            self.lower.directory_mut(below).opaque = self.ground == Ground::Layers;
         }
         if !implied {
             self.dress(below, &inode)?;
@@ -127,20 +143,26 @@ impl Cover<'_> {
         for (name, above) in names.iter(self.text) {
             match self.upper[above as usize].as_ref().map(|inode| &inode.content) {
                 Some(Content::Directory(_)) => {
-                    let existing = self.lower.child(below, name);
-                    let id = match existing {
-                        Some(id) if self.lower.is_directory(id) => id,
-                        _ => {
+                    let existing = self.lower.child(hidden.unwrap_or(below), name);
+                    let covered = existing.filter(|id| self.lower.is_directory(*id));
+                    let (id, hidden) = match (covered, hidden) {
+                        (Some(id), None) => (id, None),
+                        (covered, _) => {
                             let id = self.lower.link_new(below, name, Inode::implied_directory())?;
-                            let made = self.lower.directory_mut(id);
-                            // What was there hides what lies below it, and so does what replaces it.
-                            made.opaque = existing.is_some() && self.ground == Ground::Layers;
-                            // What the ground has of this name was deleted, and is not how it should look.
-                            made.implied = !made.opaque && !is_cut_off;
-                            id
+                            match covered {
+                                Some(covered) => self.look_like(id, covered),
+                                None => {
+                                    let made = self.lower.directory_mut(id);
+                                    // What was there hides what lies below it, and so does what replaces it.
+                                    made.opaque = existing.is_some() && self.ground == Ground::Layers;
+                                    // What the ground has of this name was deleted, and is not how it should look.
+                                    made.implied = !made.opaque && !is_cut_off;
+                                }
+                            }
+                            (id, covered)
                         }
                     };
-                    left.push((id, above, is_cut_off));
+                    left.push(Pair { below: id, above, hidden, is_cut_off });
                 }
                 Some(Content::Whiteout) if self.ground == Ground::Nothing => {
                     self.lower.unlink(below, name);
@@ -152,6 +174,17 @@ impl Cover<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Looks of a directory below for one that is made in its place, until an entry says others.
+    fn look_like(&mut self, made: Id, covered: Id) {
+        let Inode { common, mtime, mtime_nanos, .. } = self.lower.inodes[covered as usize];
+        let implied = self.lower.directory_mut(covered).implied;
+        let made = &mut self.lower.inodes[made as usize];
+        (made.common, made.mtime, made.mtime_nanos) = (common, mtime, mtime_nanos);
+        if let Content::Directory(directory) = &mut made.content {
+            directory.implied = implied;
+        }
     }
 
     /// Looks of the upper directory, names of the lower.
@@ -229,5 +262,57 @@ mod tests {
         assert_eq!(implied(&["a"], Ground::Layers), [""]);
         assert_eq!(implied(&["a/d"], Ground::Layers), ["", "a"]);
         assert_eq!(implied(&["a"], Ground::Nothing), ["", "a", "a/d"]);
+    }
+
+    /// The permissions of what is at paths.
+    fn modes(stacked: &Tree, paths: &[&str]) -> Vec<u16> {
+        let find =
+            |path: &&str| path.split('/').fold(ROOT, |id, name| stacked.child(id, name.as_bytes()).unwrap());
+        paths.iter().map(|path| stacked.common(find(path)).mode & 0o7777).collect()
+    }
+
+    /// As in a containerd, which looks for a directory in the layers below, whatever the layer at hand deletes.
+    #[test]
+    fn what_a_layer_deletes_itself_says_how_its_directories_look() {
+        let lower = || {
+            let mut tree = layer(&[], "a/file");
+            for (path, mode) in [("a", 0o700), ("a/d", 0o710), ("a/d/e", 0o711), ("a/gone", 0o701)] {
+                let looks = Looks { mode, uid: 0, gid: 0, mtime: (7, 7), attributes: &BTreeMap::new() };
+                tree.add(&Entry { path: path.as_bytes(), kind: EntryKind::Directory, looks }).unwrap();
+            }
+            tree
+        };
+        let mut opaque = layer(&[], "a/d/e/new");
+        opaque.make_opaque(b"a").unwrap();
+        // One in the other, and in the place of a file.
+        let mut twice = layer(&["a", "a/d"], "a/d/e/new");
+        twice.make_opaque(b"a/file").unwrap();
+        for (upper, ground) in [(opaque, Ground::Nothing), (twice, Ground::Layers)] {
+            let stacked = Tree::stack([Ok(lower()), Ok(upper)], ground).unwrap();
+            assert_eq!(modes(&stacked, &["a", "a/d", "a/d/e"]), [0o700, 0o710, 0o711], "{ground:?}");
+            let a = stacked.child(ROOT, b"a").unwrap();
+            assert_eq!(stacked.child(a, b"gone"), None, "{ground:?}");
+            if let Some(made) = stacked.child(a, b"file") {
+                assert_eq!((modes(&stacked, &["a/file"]), stacked.is_directory(made)), (vec![0o755], true));
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_layer_deletes_itself_of_the_ground_says_how_its_directories_look() {
+        let implied = |lower: Tree| {
+            let mut upper = layer(&[], "a/d/file");
+            upper.make_opaque(b"a").unwrap();
+            let stacked = Tree::stack([Ok(lower), Ok(upper)], Ground::Layers).unwrap();
+            let paths = stacked.implied().unwrap();
+            paths.into_iter().map(|path| String::from_utf8(path).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(implied(layer(&[], "other")), ["", "a", "a/d"]);
+        assert_eq!(implied(layer(&[], "a/d/other")), ["", "a", "a/d"]);
+        // A layer between has deleted it.
+        assert_eq!(implied(layer(&["a/d"], "other")), ["", "a"]);
+        let mut opaque = layer(&[], "a/other");
+        opaque.make_opaque(b"a").unwrap();
+        assert_eq!(implied(opaque), ["", "a"]);
     }
 }
