@@ -511,10 +511,10 @@ impl Trees {
         let from = Root::from_fd(open_recipe(below)?, Path::new("the layers below"));
         let to = Root::from_fd(open_recipe(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));
         for path in paths {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-            let (Some(from), Some(to)) = (from.find(path, flags)?, to.find(path, flags)?) else {
-                continue;
-            };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            // Where a link is below, the layer has put a directory in its place: that looks as nobody said.
+            let found = (from.find_without_links(path, flags)?, to.find_without_links(path, flags)?);
+            let (Some(from), Some(to)) = found else { continue };
             copy_looks(from.as_fd(), to.as_fd()).context(|| format!("directory {}", path.display()))?;
         }
         Ok(())
@@ -620,7 +620,8 @@ fn stacked(trees: Vec<Mount>) -> Vec<Mount> {
     }]
 }
 
-/// Owner, mode, attributes and time of a directory.
+/// Owner, mode, attributes and time of a directory. Overlayfs's own attributes say what one layer hides of those below
+/// it, and stay with that layer.
 fn copy_looks(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
     let stat = fstat(from)?;
     fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
@@ -630,7 +631,9 @@ fn copy_looks(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
         Err(Errno::OPNOTSUPP) => 0,
         listed => listed?,
     };
-    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+    let is_overlays =
+        |name: &&[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !is_overlays(name)) {
         let name = std::ffi::CString::new(name).expect("split at zeros");
         let mut value = vec![0; XATTRS_LEN_MAX];
         let len = fgetxattr(from, &name, &mut value[..])?;

@@ -55,9 +55,10 @@ fn dress(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
     }
     let shown = Root::from_fd(mount::open_recipe(&[overlaid(below)])?, Path::new("the layers below"));
     for path in implied {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         let path = Path::new(std::ffi::OsStr::from_bytes(&path));
-        let Some(directory) = shown.find(path, flags)? else { continue };
+        // In the place of a link is a directory that looks as nobody said.
+        let directory = shown.find_without_links(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let Some(directory) = directory else { continue };
         let what = || format!("look at {} in the layers below", path.display());
         let metadata = fs::metadata(proc_path(directory.as_fd())).context(what)?;
         let attributes = attributes(&directory).map_err(io::Error::from).context(what)?;

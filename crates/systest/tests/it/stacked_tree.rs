@@ -64,6 +64,11 @@ impl Making {
         fs::set_permissions(&place, fs::Permissions::from_mode(0o640)).expect("a file of ours");
     }
 
+    fn symlink(&mut self, target: &str, name: &str) {
+        let place = self.place(name.as_bytes());
+        std::os::unix::fs::symlink(target, place).expect("a new name");
+    }
+
     fn link(&mut self, target: &str, name: &str) {
         let place = self.place(name.as_bytes());
         fs::hard_link(self.tree.join(target), place).expect("a new name");
@@ -150,6 +155,18 @@ fn first() -> Vec<u8> {
     layer.file(b"not \xff\xfe text", "first");
     layer.directory(b"bytes \xc3(", 0o750, 27);
     layer.file(b"bytes \xc3(/first", "first");
+    layer.directory("emptied", 0o755, 29);
+    layer.directory("emptied/kept", 0o710, 31);
+    layer.attribute("user.kept", b"though it is hidden");
+    layer.directory("emptied/kept/deep", 0o1701, 33);
+    layer.file("emptied/kept/deep/first", "first");
+    // Nothing is below it: this layer hides nothing.
+    layer.directory("marked", 0o755, 35);
+    layer.file("marked/.wh..wh..opq", "");
+    layer.file("marked/first", "first");
+    layer.directory("led to", 0o700, 37);
+    layer.directory("led to/deep", 0o710, 39);
+    layer.symlink("led to", "turned");
     layer.pack(1)
 }
 
@@ -187,6 +204,10 @@ fn second() -> Vec<u8> {
     layer.file("links/upper", "second");
     layer.link("links/upper", "links/upper again");
     layer.device_of_nothing("hidden");
+    layer.file("emptied/.wh..wh..opq", "");
+    layer.file("emptied/kept/deep/second", "second");
+    layer.file("marked/second", "second");
+    layer.file("turned/deep/second", "second");
     layer.pack(2)
 }
 
@@ -215,6 +236,10 @@ const SHOWN: &[&[u8]] = &[
     b"bytes \xc3(/first",
     b"bytes \xc3(/third",
     b"dressed",
+    b"emptied",
+    b"emptied/kept",
+    b"emptied/kept/deep",
+    b"emptied/kept/deep/second",
     b"fresh",
     b"fresh/implied",
     b"fresh/implied/second",
@@ -232,6 +257,8 @@ const SHOWN: &[&[u8]] = &[
     b"implied/twice",
     b"implied/twice/second",
     b"implied/twice/third",
+    b"led to",
+    b"led to/deep",
     b"links",
     b"links/kept",
     b"links/one",
@@ -239,6 +266,9 @@ const SHOWN: &[&[u8]] = &[
     b"links/two",
     b"links/upper",
     b"links/upper again",
+    b"marked",
+    b"marked/first",
+    b"marked/second",
     b"not \xff\xfe text",
     b"opaque",
     b"opaque/after",
@@ -255,6 +285,9 @@ const SHOWN: &[&[u8]] = &[
     b"swap/directory",
     b"swap/directory/third",
     b"swap/file",
+    b"turned",
+    b"turned/deep",
+    b"turned/deep/second",
 ];
 
 /// Directories that the topmost layer that has them has without an entry. They look as below: owner, mode,
@@ -262,11 +295,15 @@ const SHOWN: &[&[u8]] = &[
 const IMPLIED: &[&[u8]] = &[
     b"again",
     b"bytes \xc3(",
+    b"emptied",
+    b"emptied/kept",
+    b"emptied/kept/deep",
     b"gone",
     b"implied",
     b"implied/deep",
     b"implied/twice",
     b"links",
+    b"marked",
     b"opaque",
     b"opaque/after",
     b"opaque/implied",
@@ -274,7 +311,10 @@ const IMPLIED: &[&[u8]] = &[
 ];
 
 /// Directories of which no layer says anything: when they were made is all that their time can say.
-const UNSAID: &[&[u8]] = &[b"fresh", b"fresh/implied", b"gone/implied"];
+const UNSAID: &[&[u8]] = &[b"fresh", b"fresh/implied", b"gone/implied", b"turned", b"turned/deep"];
+
+/// Of these, those that are in the place of a link. A containerd gives them the looks of what that led to.
+const IN_PLACE_OF_LINK: &[&[u8]] = &[b"turned", b"turned/deep"];
 
 /// In a containerd alone. The layer deletes the directory and makes it again: containerd puts a directory in the place
 /// of the whiteout, and not one that hides what is below, which a whiteout is for (image-spec `layer.md`, "Whiteouts").
@@ -371,7 +411,11 @@ fn layers_on_each_other_are_shown_as_containerd_shows_them() {
 
     let Some(mut theirs) = seen_in_containerd(&image) else { return };
     assert!(theirs.remove(path(SHINES_THROUGH)).is_some(), "there is one difference less to tell of");
-    for name in [IMPLIED, UNSAID].concat() {
+    for name in IN_PLACE_OF_LINK {
+        theirs.remove(path(name));
+        left.iter_mut().for_each(|(_, seen)| drop(seen.remove(path(name))));
+    }
+    for name in [IMPLIED, UNSAID].concat().iter().filter(|name| !IN_PLACE_OF_LINK.contains(name)) {
         theirs.get_mut(path(name)).expect("it is shown").0.mtime = (0, 0);
         for (_, seen) in &mut left {
             seen.get_mut(path(name)).expect("it is shown").0.mtime = (0, 0);
