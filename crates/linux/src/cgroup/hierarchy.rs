@@ -459,7 +459,8 @@ fn root_at(path: &Path) -> Option<Version> {
 fn parse(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     let is_of_cgroups = |mount: &MountPoint| matches!(mount.kind.as_str(), "cgroup" | "cgroup2");
-    for mount in mountinfo.lines().filter_map(mount_point).filter(is_of_cgroups) {
+    let mounts = mountinfo.lines().filter_map(|line| mount_point(line.as_bytes()));
+    for mount in mounts.filter(is_of_cgroups) {
         let Some(hierarchy) = join(&mount, own) else { continue };
         // A tree may be mounted twice, as in a container's rootfs; the host's usual place wins.
         match found.iter_mut().find(|other| other.kind == hierarchy.kind) {
