@@ -36,12 +36,11 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use types::{Context, Error, Result};
 
 pub use self::files::{LayerFiles, NewLayer};
-use self::files::{Lens, compare_len, replace_image};
+use self::files::{Lens, compare_len, is_image_of, replace_image};
 pub(crate) use self::files::{damaged, remove_if_there};
 use self::mounting::detached;
 pub use self::mounting::{Backing, probe, reads_files_soundly};
 use self::reading::Reading;
-pub(crate) use self::stack::is_stack_right;
 use self::stack::stacked;
 use crate::{Options, Usage, packed, verity};
 
@@ -238,6 +237,20 @@ impl Mounted {
         Ok(path)
     }
 
+    /// Whether the image of several layers, if there is one, is what they give. Not if the kernel watches over another.
+    pub(crate) fn is_stack_right(&self, layers: &[Archive], below: &[PathBuf]) -> Result<bool> {
+        let path = layers[0].directory.join(STACK);
+        if !path.exists() {
+            return Ok(true);
+        }
+        match verity::compare_stack(&layers[0].directory) {
+            Err(error) if error.is(types::ErrorKind::DataLoss) => return Ok(false),
+            compared => compared?,
+        }
+        let _alone = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
+        is_image_of(&stacked(layers, below)?, &path)
+    }
+
     fn alone(&self, top: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let busy = Arc::clone(self.lock().entry(top.to_owned()).or_default());
         let worked = {
@@ -367,25 +380,50 @@ mod tests {
         mounted.lock().get(directory).map_or(0, |busy| Arc::strong_count(busy) - 1)
     }
 
+    /// Two layers, the upper first, and the image that each has. That of the lower is a pipe: whoever reads it goes on
+    /// when we let him.
+    fn held_layers(dir: &Path) -> ([Archive; 2], Vec<u8>) {
+        let mut image = Vec::new();
+        Tree::new(erofs::Device { tag: "x".into(), len: 0 }).write(&mut image).unwrap();
+        let layers = ["top", "base"].map(|name| {
+            let directory = dir.join(name);
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join(IMAGE), &image).unwrap();
+            Archive::find(&directory).unwrap()
+        });
+        let read = layers[1].files().image;
+        fs::remove_file(&read).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &read, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
+        (layers, image)
+    }
+
+    /// It takes as much memory as making the image does.
+    #[test]
+    fn layers_are_merged_alone_to_compare_their_image_too() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let mounted = Mounted::new(dir.path(), Options::new(crate::LayerForm::Archives)).unwrap();
+        let (layers, image) = held_layers(dir.path());
+        fs::write(layers[0].directory().join(STACK), "another").unwrap();
+        std::thread::scope(|scope| {
+            let comparing = scope.spawn(|| mounted.is_stack_right(&layers, &[]));
+            // It is open once the layer is being read.
+            let mut reader = File::options().write(true).open(layers[1].files().image).unwrap();
+            assert!(mounted.merging.try_lock().is_err());
+            reader.write_all(&image).unwrap();
+            drop(reader);
+            assert!(!comparing.join().unwrap().unwrap());
+        });
+        assert!(mounted.merging.try_lock().is_ok());
+    }
+
     /// Somebody has read a layer for the image of several when it is mended.
     #[test]
     fn what_is_made_of_a_layer_while_that_is_mended_does_not_stay() {
         let dir = tempfile::TempDir::new().unwrap();
         let mounted = Mounted::new(dir.path(), Options::new(crate::LayerForm::Archives)).unwrap();
-        let mut image = Vec::new();
-        Tree::new(erofs::Device { tag: "x".into(), len: 0 }).write(&mut image).unwrap();
-        let layers = ["top", "base"].map(|name| {
-            let directory = dir.path().join(name);
-            fs::create_dir(&directory).unwrap();
-            fs::write(directory.join(IMAGE), &image).unwrap();
-            Archive::find(&directory).unwrap()
-        });
-        let [top, base] = &layers;
-        // Whoever reads it goes on when we let him.
-        let read = base.files().image;
-        fs::remove_file(&read).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, &read, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-            .unwrap();
+        let (layers, image) = held_layers(dir.path());
+        let (top, read) = (&layers[0], layers[1].files().image);
         std::thread::scope(|scope| {
             let making = scope.spawn(|| mounted.make_stack(&layers, &[]));
             let mut reader = File::options().write(true).open(&read).unwrap();

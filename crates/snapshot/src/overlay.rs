@@ -505,7 +505,7 @@ impl Snapshotter for Overlay {
     fn mend_derived(&self, key: &str) -> Result<bool> {
         let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
         match layers.first() {
-            Some(top) if !layer::is_stack_right(&layers, &below)? => {
+            Some(top) if !self.mounted.is_stack_right(&layers, &below)? => {
                 self.mounted.forget(top.directory()).map(|()| true)
             }
             _ => Ok(false),

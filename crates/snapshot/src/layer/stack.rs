@@ -15,24 +15,11 @@ use rustix::fs::{OFlags, fgetxattr, flistxattr};
 use rustix::io::Errno;
 use types::{Context, Mount, Result};
 
-use super::files::{is_image_of, read_image};
-use super::{Archive, STACK};
-use crate::verity;
+use super::Archive;
+use super::files::read_image;
 
 /// Bytes of an attribute, and of the names of all of a directory's (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
-
-/// Whether the image of several layers, if there is one, is what they give. Not if they cannot be read.
-pub(crate) fn is_stack_right(layers: &[Archive], below: &[PathBuf]) -> Result<bool> {
-    let path = layers[0].directory.join(STACK);
-    if !path.exists() {
-        return Ok(true);
-    }
-    match verity::compare_stack(&layers[0].directory) {
-        Err(error) if error.is(types::ErrorKind::DataLoss) => Ok(false),
-        compared => compared.and_then(|()| is_image_of(&stacked(layers, below)?, &path)),
-    }
-}
 
 pub(super) fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
