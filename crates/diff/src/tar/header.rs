@@ -128,7 +128,9 @@ fn signed(bytes: &[u8], what: &str) -> io::Result<i64> {
         }
         return i64::try_from(value).map_err(|_| wrong());
     }
-    let digits = std::str::from_utf8(text(bytes)).map_err(|_| wrong())?.trim_matches(' ');
+    // Zero bytes stand before them too: a size that is read as another than others read moves all that follows.
+    let begin = bytes.iter().position(|byte| !matches!(byte, 0 | b' ')).unwrap_or(bytes.len());
+    let digits = std::str::from_utf8(text(&bytes[begin..])).map_err(|_| wrong())?.trim_end_matches(' ');
     if digits.is_empty() {
         return Ok(0);
     }

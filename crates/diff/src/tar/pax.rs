@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::header::bad;
+use super::header::{Regions, bad};
 
 const ATTRIBUTE: &str = "SCHILY.xattr.";
 
@@ -40,6 +40,30 @@ impl Records {
             return Ok(Some((seconds.checked_sub(1).ok_or_else(wrong)?, 1_000_000_000 - nanos)));
         }
         Ok(Some((seconds, nanos)))
+    }
+
+    /// Of a file with holes, whether its map stands before its data, and not in the records. None of a file without, or
+    /// of a version that is not known.
+    pub(super) fn sparse_map_is_ahead(&self) -> Option<bool> {
+        match (self.get("GNU.sparse.major"), self.get("GNU.sparse.minor")) {
+            (Some(b"0"), Some(b"0" | b"1")) => Some(false),
+            (Some(b"1"), Some(b"0")) => Some(true),
+            // Forms 0.0 and 0.1 as GNU tar writes them.
+            (None, None) => self.get("GNU.sparse.map").map(|_| false),
+            _ => None,
+        }
+    }
+
+    /// The map of a file with holes that stands in the records.
+    pub(super) fn sparse_map(&self) -> io::Result<Regions> {
+        let map = self.get("GNU.sparse.map").unwrap_or_default();
+        let text = std::str::from_utf8(map).map_err(|_| bad("a sparse map is no text"))?;
+        let numbers: Vec<u64> = text
+            .split(',')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map_err(|_| bad("a sparse map is no list of numbers"))?;
+        Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 
     /// Extended attributes, as star and GNU tar write them, and as libarchive does (name in URL coding, value in

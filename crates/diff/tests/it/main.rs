@@ -254,13 +254,60 @@ fn records_of_the_whole_archive_count_for_nothing() {
         let stat = fs::metadata(root.join(name)).unwrap();
         (stat.uid(), stat.gid())
     };
-    assert_eq!((look("first"), look("second"), look("third")), ((0, 0), (0, 6), (0, 0)));
+    // And of what was said before them nothing is left.
+    assert_eq!((look("first"), look("second"), look("third")), ((0, 0), (0, 0), (0, 0)));
     let mut names = [0; 64];
     let len = rustix::fs::listxattr(root.join("first"), &mut names).unwrap();
     assert!(!names[..len].starts_with(b"user.own"));
     // They are records nevertheless.
     let (_dir, applied) = attack(&[entry("g", b'g', "", b"10 path=xx"), entry("x", b'0', "", b"")]);
     applied.unwrap_err();
+}
+
+/// Where several headers say something of one entry, others must not see another file than is unpacked.
+#[test]
+fn what_stands_before_an_entry_is_read_as_go_reads_it() {
+    let pax = |key: &str, value: &[u8]| entry("h", b'x', "", &record(key, value));
+    let long = |name: &[u8]| entry("l", b'L', "", &[name, b"\0"].concat());
+    let global = entry("g", b'g', "", &record("comment", b"x"));
+    let version = |major: &[u8]| {
+        let records = [
+            record("GNU.sparse.name", b"sparse"),
+            record("GNU.sparse.major", major),
+            record("GNU.sparse.minor", b"0"),
+        ];
+        entry("h", b'x', "", &records.concat())
+    };
+    for (before, name, gid) in [
+        (vec![pax("path", b"pax"), pax("gid", b"6")], "own", 6),
+        (vec![pax("path", b"pax"), long(b"long")], "long", 0),
+        (vec![long(b"long"), pax("path", b"pax")], "long", 0),
+        (vec![long(b""), pax("path", b"pax")], "pax", 0),
+        (vec![long(b"long"), pax("path", b"pax"), global], "own", 0),
+        (vec![pax("GNU.sparse.name", b"sparse")], "own", 0),
+        (vec![version(b"7")], "own", 0),
+    ] {
+        let (dir, applied) = attack(&[before, vec![entry("own", b'0', "", b"data")]].concat());
+        applied.unwrap();
+        let path = dir.path().join("root").join(name);
+        let found = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().gid());
+        assert_eq!(found, (b"data".to_vec(), gid), "{name}");
+    }
+    // Of no version that has its map in the records.
+    let (_dir, applied) = attack(&[version(b"0"), entry("own", b'0', "", b"data")]);
+    assert!(applied.unwrap_err().chain().contains("no real size"));
+}
+
+#[test]
+fn numbers_are_filled_up_at_either_side() {
+    for size in [b"\x000000001000\0", b"\0\0  00001000", b"1000  \0\0\0\0\0\0", b"    001000 \0"] {
+        let mut sized = entry("sized", b'0', "", &[b'd'; 512]);
+        sized[124..136].copy_from_slice(size);
+        let (dir, applied) = attack(&[summed(sized), entry("next", b'0', "", b"")]);
+        applied.unwrap();
+        assert_eq!(fs::metadata(dir.path().join("root/sized")).unwrap().len(), 512, "{size:?}");
+        assert!(dir.path().join("root/next").exists(), "{size:?}");
+    }
 }
 
 /// GNU tar writes the names of attributes as the file system has them.
