@@ -17,6 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, BufRead, Read};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,10 @@ const SYMLINKS_MAX: usize = 40;
 /// What aufs has in the root of a layer for itself begins so. Old layers have it, and hard links to files in it, so it is
 /// there until all was read.
 pub(crate) const AUFS: &[u8] = b".wh..wh.";
+
+/// Times that a layer's files may have, in seconds and nanoseconds since 1970: from 1901, where those of ext4 and XFS
+/// begin, to 2262, where those of a containerd end.
+const TIMES: RangeInclusive<(i64, u32)> = (-(1 << 31), 0)..=(9_223_372_036, 854_775_807);
 
 /// Directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
@@ -142,7 +147,10 @@ pub(crate) fn extract(
         has_aufs: false,
     };
     let mut entries = 0;
-    while let Some(entry) = archive.next_entry().map_err(bad_input).context(|| "read layer")? {
+    while let Some(mut entry) = archive.next_entry().map_err(bad_input).context(|| "read layer")? {
+        if tree.laying.is_none() {
+            entry.mtime = bounded(entry.mtime);
+        }
         entries += 1;
         if entries > options.limits.entries {
             let message = format!("more than the {} entries that a layer may have", options.limits.entries);
@@ -702,6 +710,12 @@ pub(crate) fn clean(path: &[u8]) -> PathBuf {
         }
     }
     clean
+}
+
+/// The time that a layer's file has: 1970, as in a containerd, where some disk could not hold it and would make it
+/// another.
+pub(crate) fn bounded(mtime: (i64, u32)) -> (i64, u32) {
+    if TIMES.contains(&mtime) { mtime } else { (0, 0) }
 }
 
 pub(crate) fn checked_name(name: &[u8]) -> Result<&OsStr> {

@@ -19,7 +19,7 @@ use erofs::{BLOCK_LEN, Device, Entry, EntryKind, Looks, Tree};
 use linux::writeback::Writeback;
 use types::{Context, Digest, Error, Result};
 
-use crate::apply::{AUFS, Limits, checked_name, clean};
+use crate::apply::{AUFS, Limits, bounded, checked_name, clean};
 use crate::memory::Memory;
 use crate::pipeline::{Chunks, Plain, bad_input, read_plain};
 use crate::spans::{About, Pieces, Record, Recorder};
@@ -182,7 +182,7 @@ impl<'a> Layer<'a> {
             mode: u16::try_from(entry.mode & 0o7777).expect("twelve bits"),
             uid: entry.uid,
             gid: entry.gid,
-            mtime: entry.mtime,
+            mtime: bounded(entry.mtime),
             attributes: &entry.attributes,
         };
         self.tree.add(&Entry { path: path.as_os_str().as_bytes(), kind, looks })

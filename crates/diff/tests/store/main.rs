@@ -328,6 +328,35 @@ fn what_is_long_or_many_arrives() {
     }
 }
 
+/// A disk has its own limits, and an image of metadata nearly none.
+#[test]
+fn a_time_that_not_every_disk_can_hold_is_1970() {
+    if !is_root() {
+        return;
+    }
+    let times = [
+        ("-1.5", (-2, 500_000_000)),
+        ("-2147483648", (-(1 << 31), 0)),
+        ("-2147483648.5", (0, 0)),
+        ("9223372036.5", (9_223_372_036, 500_000_000)),
+        ("9223372036.9", (0, 0)),
+        ("9223372036854775807", (0, 0)),
+    ];
+    let mut archive = Archive::default();
+    for (kind, (said, _)) in [b'0', b'2', b'5'].into_iter().flat_map(|kind| times.map(|time| (kind, time))) {
+        let name = format!("{}{said}", char::from(kind));
+        let link = if kind == b'2' { "target" } else { "" };
+        archive.add(kind, &name, link, b"", &[("mtime", said.as_bytes())]);
+    }
+    assert!(check(&archive.0));
+    with_stored(&archive.0[..], |tree| {
+        for (said, shown) in times {
+            let metadata = fs::metadata(tree.join(format!("0{said}"))).unwrap();
+            assert_eq!((metadata.mtime(), metadata.mtime_nsec()), shown, "{said}");
+        }
+    });
+}
+
 /// A hard link to what its own name replaces, directly or through links.
 #[test]
 fn a_link_to_what_it_replaces_is_refused_and_replaces_nothing() {
