@@ -54,6 +54,10 @@ pub(crate) const AUFS: &[u8] = b".wh..wh.";
 /// begin, to 2262, where those of a containerd end.
 const TIMES: RangeInclusive<(i64, u32)> = (-(1 << 31), 0)..=(9_223_372_036, 854_775_807);
 
+/// Numbers of devices, as Linux has them (`linux/kdev_t.h`).
+const MAJOR_MAX: u32 = (1 << 12) - 1;
+const MINOR_MAX: u32 = (1 << 20) - 1;
+
 /// Directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
 
@@ -368,10 +372,12 @@ impl Tree {
         major: u64,
         minor: u64,
     ) -> Result<()> {
-        let number = |value: u64| {
-            u32::try_from(value).map_err(|_| Error::invalid_argument(format!("device number {value}")))
-        };
-        let device = makedev(number(major)?, number(minor)?);
+        // The kernel would take what has room, and make another device.
+        let fits = |value: u64, max: u32| u32::try_from(value).ok().filter(|value| *value <= max);
+        let device = fits(major, MAJOR_MAX).zip(fits(minor, MINOR_MAX));
+        let (major, minor) = device
+            .ok_or_else(|| Error::invalid_argument(format!("device number {major}:{minor} is too large")))?;
+        let device = makedev(major, minor);
         self.create(parent, name, |parent| mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
         set_metadata_at(entry, parent, name, self.is_makers())
     }

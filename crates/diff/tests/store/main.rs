@@ -283,6 +283,20 @@ fn attributes_of_every_kind_arrive() {
     }
 }
 
+/// The entry of a device, without a tree around it.
+fn device(typeflag: u8, (major, minor): (u32, u32)) -> Vec<u8> {
+    let mut entry = Archive::default();
+    entry.add(typeflag, &format!("dev{}-{major}-{minor}", char::from(typeflag)), "", b"", &[]);
+    let header = entry.0.len() - 512;
+    let header = &mut entry.0[header..];
+    header[329..337].copy_from_slice(format!("{major:07o}\0").as_bytes());
+    header[337..345].copy_from_slice(format!("{minor:07o}\0").as_bytes());
+    header[148..156].copy_from_slice(b"        ");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    entry.0
+}
+
 #[test]
 fn what_is_long_or_many_arrives() {
     if !is_root() {
@@ -307,20 +321,14 @@ fn what_is_long_or_many_arrives() {
     }
     archive.add(b'0', &format!("{deep}file"), "", b"deep", &[]);
     let devices = [(0, 1), (5, 255), (5, 256), (4095, 1_048_575)];
-    for (typeflag, (major, minor)) in [b'3', b'4'].into_iter().flat_map(|kind| devices.map(|at| (kind, at))) {
-        let mut block = Archive::default();
-        block.add(typeflag, &format!("dev{}-{major}-{minor}", char::from(typeflag)), "", b"", &[]);
-        let header = block.0.len() - 512;
-        let mut header = block.0.split_off(header);
-        header[329..337].copy_from_slice(format!("{major:07o}\0").as_bytes());
-        header[337..345].copy_from_slice(format!("{minor:07o}\0").as_bytes());
-        header[148..156].copy_from_slice(b"        ");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        archive.0.extend_from_slice(&[block.0, header].concat());
+    for (typeflag, number) in [b'3', b'4'].into_iter().flat_map(|kind| devices.map(|at| (kind, at))) {
+        archive.0.extend(device(typeflag, number));
     }
     assert!(check(&archive.0));
 
+    for number in [(4096, 0), (0, 1_048_576)] {
+        assert!(!check(&device(b'4', number)), "{number:?} is more than Linux has");
+    }
     for path in ["n".repeat(256), "n/".repeat(2100)] {
         let mut archive = Archive::default();
         archive.add(b'0', &path, "", b"", &[]);
