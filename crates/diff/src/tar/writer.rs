@@ -244,6 +244,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_may_have_more_bytes_than_a_header_has_digits() {
+        for size in [ELEVEN_DIGITS_MAX, ELEVEN_DIGITS_MAX + 1, 1 << 40] {
+            let entry = Entry { size, ..Entry::new("large", Kind::File) };
+            let mut writer = Writer::new(Vec::new(), 0);
+            // Its data is missed only after all is said of it.
+            let missed = writer.entry(&entry, &mut io::empty()).unwrap_err();
+            assert_eq!(missed.kind(), io::ErrorKind::UnexpectedEof);
+            assert_eq!(Reader::new(&writer.to[..]).next_entry().unwrap(), Some(entry));
+        }
+    }
+
+    #[test]
     fn what_has_no_room_in_a_header_is_in_records() {
         let entry = || Entry { mode: 0o4755, ..Entry::new("x", Kind::Fifo) };
         check(entry());
