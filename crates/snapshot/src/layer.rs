@@ -36,7 +36,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use types::{Context, Error, Result};
 
 pub use self::files::{LayerFiles, NewLayer};
-use self::files::{Lens, compare_len, is_image_of, replace_image};
+use self::files::{Lens, compare_len, is_image_of, replace_image, sync_directory};
 pub(crate) use self::files::{damaged, remove_if_there};
 use self::mounting::detached;
 pub use self::mounting::{Backing, probe, reads_files_soundly};
@@ -295,10 +295,20 @@ pub(crate) fn unmount(directory: &Path) -> Result<()> {
     mount::unmount_all(&directory.join(MOUNTED))
 }
 
+/// On disk when it returns: an image that a power cut brought back would be believed, and nobody looks at it again once
+/// its layers are right.
 fn forget_stack(directory: &Path) -> Result<()> {
     unmount(directory)?;
     verity::forget_stack(directory)?;
-    remove_if_there(&directory.join(STACK))
+    let stack = directory.join(STACK);
+    match fs::remove_file(&stack) {
+        // Few directories have one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => {
+            removed.context(|| format!("remove {}", stack.display()))?;
+            sync_directory(directory)
+        }
+    }
 }
 
 fn is_mount_point(path: &Path) -> Result<bool> {

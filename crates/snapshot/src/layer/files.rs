@@ -329,12 +329,15 @@ pub(super) fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Resul
     }
     written?;
     match path.parent() {
-        Some(directory) if is_durable => {
-            let synced = File::open(directory).and_then(|directory| directory.sync_all());
-            synced.context(|| format!("sync {}", directory.display()))
-        }
+        Some(directory) if is_durable => sync_directory(directory),
         _ => Ok(()),
     }
+}
+
+/// Returns when the names in a directory are on disk, and those that were taken out of it are not.
+pub(super) fn sync_directory(directory: &Path) -> Result<()> {
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.context(|| format!("sync {}", directory.display()))
 }
 
 fn write_new(tree: &Tree, path: &Path, new: &Path, is_durable: bool) -> Result<()> {
