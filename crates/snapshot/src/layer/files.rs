@@ -75,10 +75,15 @@ impl LayerFiles {
         self.write_with(store, true)
     }
 
-    /// Looks for damage that shows without reading the layer: `DataLoss` if a file of it is gone, or is not as
-    /// long as the image says.
+    /// Looks for damage that shows without reading the layer: `DataLoss` if a file of it is gone, is not as long as the
+    /// image says, or is not the one that fs-verity says it was: a layer that would not be mounted.
     pub fn look(&self) -> Result<()> {
-        self.lens().and_then(|lens| lens.compare(self))
+        self.lens().and_then(|lens| lens.compare(self))?;
+        verity::compare(self.directory())
+    }
+
+    fn directory(&self) -> &Path {
+        self.data.parent().unwrap_or(Path::new("."))
     }
 
     pub(crate) fn lens(&self) -> Result<Lens> {
@@ -103,8 +108,7 @@ impl LayerFiles {
 
     /// Whether the files are those that fs-verity says they were; also where it does not watch over them.
     pub fn is_as_recorded(&self) -> Result<bool> {
-        let directory = self.data.parent().unwrap_or(Path::new("."));
-        match verity::compare(directory) {
+        match verity::compare(self.directory()) {
             Err(error) if error.is(ErrorKind::DataLoss) => Ok(false),
             compared => compared.map(|()| true),
         }

@@ -64,6 +64,7 @@ fn files_of_layers_are_watched_over() {
     let names: Vec<_> = record.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(names, ["data.tar", "layer.erofs"]);
     assert!(files.is_as_recorded().unwrap());
+    files.look().unwrap();
     let write = fs::File::options().write(true).open(&files.data);
     assert_eq!(write.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied, "nobody changes it");
 
@@ -72,6 +73,7 @@ fn files_of_layers_are_watched_over() {
     fs::remove_file(&files.data).unwrap();
     fs::write(&files.data, &right).unwrap();
     assert!(!files.is_as_recorded().unwrap(), "nobody watches over it");
+    assert_eq!(files.look().unwrap_err().kind(), ErrorKind::DataLoss, "whoever only looks is told as well");
     snapshotter.layer_mended("layer").unwrap();
     assert!(files.is_as_recorded().unwrap(), "it was mended, and is watched over again");
     assert_eq!(fs::read_to_string(root.join("overlay/1/verity")).unwrap(), record, "the same bytes");

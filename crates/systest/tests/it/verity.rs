@@ -161,5 +161,18 @@ fn a_byte_that_rots_is_an_error_until_it_is_mended() {
     assert!(mended.stdout.contains("mended"), "{mended}");
     assert!(read(&daemon, "/rots").ok().text().starts_with(&sum("rots")), "from its blob");
     fs::File::options().write(true).open(top.join("data.tar")).expect_err("it is watched over again");
+
+    // As the power leaves a layer that goes within a mend: its files are right, and nobody watches over them yet.
+    daemon.terminate();
+    unmount_below(&daemon.root().join("snapshots"));
+    let (archive, copy) = (top.join("data.tar"), top.join("copy"));
+    fs::copy(&archive, &copy).and_then(|_| fs::rename(&copy, &archive)).expect("a writable directory");
+    daemon.start_again();
+    let found = daemon.hoist(["system", "check"]).expect_code(1);
+    assert!(found.stdout.lines().any(|line| line.starts_with("damaged: ")), "{found}");
+    let mended = daemon.hoist(["image", "verify"]).ok();
+    assert!(mended.stdout.contains("1 mended, 0 broken"), "{mended}");
+    daemon.hoist(["system", "check"]).ok();
+    assert!(read(&daemon, "/rots").ok().text().starts_with(&sum("rots")));
     daemon.terminate();
 }
