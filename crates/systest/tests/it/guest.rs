@@ -179,7 +179,10 @@ fn a_host_with_selinux_confines_containers_by_it() {
 /// not have.
 #[test]
 fn a_kernel_that_watches_over_files_watches_over_layers() {
-    pass_in(GuestKind::Younger, &["verity::"]);
+    pass_in(
+        GuestKind::Younger,
+        &["verity::", "power::a_power_cut_at_any_write_of_a_pull_that_is_watched_over"],
+    );
 }
 
 /// And processors that have nothing to do but help.

@@ -3,6 +3,7 @@
 mod steps;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +17,7 @@ use types::Digest;
 use types::descriptor::media_type;
 
 use crate::memory::push_layout;
+use crate::verity;
 
 const DISK_LEN: u64 = 64 << 20;
 
@@ -186,6 +188,9 @@ impl Cuts {
     }
 }
 
+/// Has the kernel watch over layers, in a table of [`Scene::config`].
+const WATCHED: &str = "verity = true\n";
+
 /// What is done while writes are recorded, and what is looked at when the power is back.
 struct Scene<'a> {
     config: &'a str,
@@ -212,11 +217,24 @@ fn nothing(_: &Daemon, _: &Image) {}
 impl Scene<'_> {
     fn play(&self) {
         let image = image();
-        let mut daemon = Daemon::start_with(&[], self.config);
+        let is_watched = self.config.contains(WATCHED);
+        // What it is on at first need not know fs-verity.
+        let mut daemon = Daemon::start_with(&[], &self.config.replace(WATCHED, ""));
         daemon.terminate();
         let _mounts = Mounts(daemon.root());
 
-        let disk = RecordedDisk::new(DISK_LEN);
+        let disk = match is_watched {
+            true => RecordedDisk::for_verity(DISK_LEN),
+            false => RecordedDisk::new(DISK_LEN),
+        };
+        if is_watched {
+            let config = daemon.dir().join("config.toml");
+            let text = fs::read_to_string(&config).expect("its configuration");
+            // All that follows a table's name is that table's.
+            let watched = text.replace("[snapshots]\n", &format!("[snapshots]\n{WATCHED}"));
+            assert_ne!(watched, text, "{text}");
+            fs::write(&config, watched).expect("a writable file");
+        }
         run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
         daemon.start_again();
         (self.prepare)(&daemon, &image);
@@ -252,10 +270,15 @@ fn is_there(daemon: &Daemon, reference: &str) -> bool {
 
 /// Every file is as it was, every blob and layer what its digest says, and every record and file in its place.
 fn check_whole(daemon: &Daemon, reference: &str, listing: &str, what: &str) {
+    check_right(daemon, reference, listing, what);
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// Every file is as it was, and every blob and layer that is there what its digest says.
+fn check_right(daemon: &Daemon, reference: &str, listing: &str, what: &str) {
     assert_eq!(look(daemon, reference), listing, "{what}");
     let verified = daemon.hoist(["image", "verify"]).ok();
     assert!(verified.stdout.contains("0 mended, 0 broken"), "{what}: {verified}");
-    daemon.hoist(["system", "check"]).ok();
 }
 
 /// Cuts the power at writes of what brings an image, and looks at what is left each time: at every file of the image, and
@@ -299,6 +322,104 @@ fn a_power_cut_at_any_write_of_a_clients_pull_leaves_no_wrong_file() {
 #[test]
 fn a_power_cut_at_any_write_of_a_load_leaves_no_wrong_file() {
     check("archives", EACH_FLUSH, load);
+}
+
+/// Layers that the kernel watches over (fs-verity): one that it does so by half is none, and is made anew. Where the power
+/// went in the middle, nothing is mounted that fails, and in the end all is watched over.
+#[test]
+fn a_power_cut_at_any_write_of_a_pull_that_is_watched_over_leaves_no_half_of_it() {
+    if !verity::is_known() {
+        println!("skipped: this kernel has no fs-verity");
+        return;
+    }
+    Scene {
+        config: &format!("[snapshots]\n{WATCHED}layers = \"archives\"\n"),
+        // In a guest all takes long.
+        cuts: Cuts::AtFlushes(3),
+        prepare: &nothing,
+        act: &|daemon, image| drop(pull(daemon, image)),
+        rest: &nothing,
+        look: &|daemon, image, cut| {
+            let is_there = is_there(daemon, &image.pushed);
+            assert!(!cut.is_answered || is_there, "{}: the pull was answered", cut.shown);
+            if is_there {
+                assert_eq!(look(daemon, &image.pushed), image.listing, "{}: as it was left", cut.shown);
+            }
+            pull(daemon, image);
+            check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
+            // What an attempt before left has no such image.
+            let stacks = files_of_trees(daemon, "stack.erofs");
+            assert!(!stacks.is_empty(), "{}", cut.shown);
+            for stack in stacks {
+                for (file, record) in [("stack.erofs", "stack.verity"), ("data.tar", "verity")] {
+                    assert!(stack.with_file_name(record).exists(), "{}: {record}", cut.shown);
+                    let refused = fs::File::options().write(true).open(stack.with_file_name(file));
+                    let refused = refused.expect_err("nobody writes to it");
+                    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{}: {file}", cut.shown);
+                }
+            }
+        },
+    }
+    .play();
+}
+
+/// The image that merges layers was cut off, and is made anew for the first container that needs it: it is there whole, or is
+/// made once more.
+#[test]
+fn a_power_cut_at_any_write_of_a_first_use_leaves_no_half_of_what_is_merged() {
+    let cut_off = |daemon: &Daemon, image: &Image| {
+        pull(daemon, image);
+        let stacks = files_of_trees(daemon, "stack.erofs");
+        assert_eq!(stacks.len(), 1, "one, of the topmost layer: {stacks:?}");
+        let file = fs::File::options().write(true).open(&stacks[0]).expect("a file of ours");
+        let len = file.metadata().expect("a file").len();
+        file.set_len(len / 2).expect("a writable file");
+    };
+    let create = |daemon: &Daemon, image: &Image| {
+        daemon.hoist(["create", "--network", "none", "--name", "first", &image.pushed]).ok();
+    };
+    Scene {
+        config: "[snapshots]\nlayers = \"archives\"\n",
+        cuts: SOME_FLUSHES,
+        prepare: &cut_off,
+        act: &create,
+        rest: &nothing,
+        look: &|daemon, image, cut| {
+            let is_there = daemon.hoist(["inspect", "first"]).code == 0;
+            assert!(!cut.is_answered || is_there, "{}: the container was answered", cut.shown);
+            check_right(daemon, &image.pushed, &image.listing, &cut.shown);
+        },
+    }
+    .play();
+}
+
+/// A blob that is dropped is not needed any more: at no cut is there neither it nor what it was unpacked to.
+#[test]
+fn a_power_cut_at_any_write_of_a_drop_loses_no_layer() {
+    let dropped = |daemon: &Daemon, image: &Image| {
+        let blobs = daemon.root().join("content/blobs/sha256");
+        eventually("the blobs of layers are gone", || {
+            image.blobs.iter().all(|digest| !blobs.join(digest.hex()).exists()).then_some(())
+        });
+    };
+    Scene {
+        config: "[content]\nunpacked = \"drop\"\n[snapshots]\nlayers = \"archives\"\n",
+        cuts: SOME_FLUSHES,
+        prepare: &nothing,
+        act: &|daemon, image| drop(pull(daemon, image)),
+        rest: &dropped,
+        look: &|daemon, image, cut| {
+            let is_there = is_there(daemon, &image.pushed);
+            assert!(!cut.is_answered || is_there, "{}: the pull was answered", cut.shown);
+            if is_there {
+                check_right(daemon, &image.pushed, &image.listing, &format!("{}: as it was left", cut.shown));
+            }
+            pull(daemon, image);
+            dropped(daemon, image);
+            check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
+        },
+    }
+    .play();
 }
 
 /// Where an image was and is to be no more: it comes back whole if its removal was not answered, and never after that. What

@@ -35,6 +35,13 @@ fn layout() -> Layout {
     layout
 }
 
+/// Whether this kernel's ext4 has fs-verity, as that of the guest has which is there for it.
+pub(crate) fn is_known() -> bool {
+    let is_known = Path::new("/sys/fs/ext4/features/verity").exists();
+    assert!(is_known || std::env::var_os("HOIST_GUEST").is_none_or(|guest| guest != "younger"));
+    is_known
+}
+
 /// An ext4 in a file that was made for fs-verity, mounted as the daemon's root.
 struct Disk {
     image: PathBuf,
@@ -48,8 +55,7 @@ impl Disk {
         fs::File::create(&image).and_then(|file| file.set_len(DISK_LEN)).expect("a sparse file");
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "verity"]).arg(&image)).ok();
         let disk = Disk { image, at };
-        let is_known = Path::new("/sys/fs/ext4/features/verity").exists();
-        assert!(is_known || std::env::var_os("HOIST_GUEST").is_none_or(|guest| guest != "younger"));
+        let is_known = is_known();
         if is_known {
             disk.mount();
         }
