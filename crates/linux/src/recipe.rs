@@ -3,6 +3,7 @@
 //! ```text
 //! overlay of upper, work and layers ─┬─ read_only ─▶ overlay of upper and layers: to look at, while it is in use
 //!                                    ├─ throwaway ─▶ volatile overlay: what is written need not be kept
+//!                                    ├─ durable   ─▶ overlay that is not volatile: what is written is to be kept
 //!                                    └─ grounded  ─▶ the same overlay, with one more layer below all others
 //! ```
 //!
@@ -62,6 +63,15 @@ pub fn throwaway(mut recipe: Vec<Mount>) -> Result<Vec<Mount>> {
     Ok(recipe)
 }
 
+/// The recipe of a tree that is to be kept, without the `volatile` that a snapshotter may have been told to put into all: a
+/// sync of such a tree is none.
+pub fn durable(mut recipe: Vec<Mount>) -> Vec<Mount> {
+    for mount in recipe.iter_mut().filter(|mount| mount.kind == "overlay") {
+        mount.options.retain(|option| option != "volatile");
+    }
+    recipe
+}
+
 /// The recipe with one more layer, below all that it has. The same recipe where it is not an overlay.
 pub fn grounded(mut recipe: Vec<Mount>, layer: &Path) -> Vec<Mount> {
     let layer = escaped(&layer.to_string_lossy());
@@ -94,6 +104,12 @@ mod tests {
         assert_eq!(read_only(&used), overlay(&["index=off", "lowerdir=/a\\:b:/l2:/l1"]));
         let view = overlay(&["lowerdir=/l2:/l1"]);
         assert_eq!(read_only(&view), view);
+    }
+
+    #[test]
+    fn what_is_to_be_kept_is_not_volatile() {
+        let words = ["volatile", "index=off", "workdir=/w", "upperdir=/u", "lowerdir=/l"];
+        assert_eq!(durable(overlay(&words)), overlay(&words[1..]));
     }
 
     #[test]

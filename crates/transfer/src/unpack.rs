@@ -15,6 +15,7 @@ use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
 use linux::beneath::Root;
 use linux::mount::open_recipe;
+use linux::recipe::durable;
 use metadata::{Caller, LayerSource, Metadata, Snapshots};
 use rustix::fs::{
     Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
@@ -469,7 +470,7 @@ impl Trees {
                 File::open(&only.source).context(|| format!("open {}", only.source))?.into()
             }
             // Mounted where nobody sees it.
-            _ => open_recipe(mounts)?,
+            _ => open_recipe(&durable(mounts.to_vec()))?,
         };
         let applied = apply(blob.source, ApplyOptions { whiteouts, limits: blob.limits }, root.as_fd())?;
         self.check_diff_id(at, &applied.diff_id)?;

@@ -248,7 +248,7 @@ fn keep(
 
 /// Unpacks a layer onto a tree.
 fn unpack(source: impl Read + Send, options: ApplyOptions, mounts: &[Mount]) -> Result<(Digest, u64)> {
-    let tree = linux::mount::open_recipe(mounts)?;
+    let tree = linux::mount::open_recipe(&linux::recipe::durable(mounts.to_vec()))?;
     let applied = diff::apply(source, options, tree.as_fd())?;
     // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;

@@ -284,8 +284,13 @@ fn check_right(daemon: &Daemon, reference: &str, listing: &str, what: &str) {
 /// Cuts the power at writes of what brings an image, and looks at what is left each time: at every file of the image, and
 /// at every blob and layer by its digest.
 fn check(form: &str, cuts: Cuts, bring: impl Fn(&Daemon, &Image) -> String) {
+    check_with(&format!("[snapshots]\nlayers = {form:?}\n"), cuts, bring);
+}
+
+/// The same with any configuration.
+fn check_with(config: &str, cuts: Cuts, bring: impl Fn(&Daemon, &Image) -> String) {
     Scene {
-        config: &format!("[snapshots]\nlayers = {form:?}\n"),
+        config,
         cuts,
         prepare: &nothing,
         act: &|daemon, image| drop(bring(daemon, image)),
@@ -317,6 +322,9 @@ fn a_power_cut_at_any_write_of_a_pull_to_directories_leaves_no_wrong_file() {
 fn a_power_cut_at_any_write_of_a_clients_pull_leaves_no_wrong_file() {
     check("archives", Cuts::AtFlushes(6), pull_by_client);
     check("directories", Cuts::Some(2), pull_by_client);
+    // What containers write need not be kept, but layers are.
+    let volatile = "[snapshots]\nlayers = \"directories\"\nmount_options = [\"volatile\"]\n";
+    check_with(volatile, Cuts::Some(0), pull_by_client);
 }
 
 #[test]
