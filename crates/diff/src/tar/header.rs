@@ -1,8 +1,12 @@
 //! The 512 bytes before each entry (tar(5)).
 
 use std::io;
+use std::ops::Range;
 
 use super::BLOCK;
+
+/// Where the sum of the other bytes is.
+const CHECKSUM: Range<usize> = 148..156;
 
 /// Offset and length of data in a file with holes.
 pub(super) type Regions = Vec<(u64, u64)>;
@@ -71,25 +75,21 @@ impl<'a> Header<'a> {
 
     /// The sum of all bytes, with the checksum's own taken as blanks. Old programs summed signed bytes.
     pub(super) fn check(&self) -> io::Result<()> {
-        let stored = number(&self.0[148..156], "checksum")?;
-        let outside = |index: usize| !(148..156).contains(&index);
-        let unsigned: u64 = 8 * 32
-            + self
-                .0
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| outside(*at))
-                .map(|(_, byte)| u64::from(*byte))
-                .sum::<u64>();
-        let signed: i64 = 8 * 32
-            + self
-                .0
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| outside(*at))
-                .map(|(_, byte)| i64::from(byte.cast_signed()))
-                .sum::<i64>();
-        if stored == unsigned || i64::try_from(stored) == Ok(signed) {
+        let stored = number(&self.0[CHECKSUM], "checksum")?;
+        let blanks = u32::from(b' ') * 8;
+        // All bytes without a look at where each is, which the processor adds up many at a time.
+        let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+        if stored == u64::from(sum(&self.0[..]) - sum(&self.0[CHECKSUM]) + blanks) {
+            return Ok(());
+        }
+        self.check_signed(stored)
+    }
+
+    /// The same where it may only be right for signed bytes.
+    fn check_signed(&self, stored: u64) -> io::Result<()> {
+        let blanks = i64::from(b' ') * 8;
+        let sum = |bytes: &[u8]| bytes.iter().map(|byte| i64::from(byte.cast_signed())).sum::<i64>();
+        if i64::try_from(stored) == Ok(sum(&self.0[..]) - sum(&self.0[CHECKSUM]) + blanks) {
             return Ok(());
         }
         Err(bad("the header's checksum is wrong: this is no tar archive, or it is damaged"))
@@ -139,4 +139,22 @@ fn signed(bytes: &[u8], what: &str) -> io::Result<i64> {
 
 pub(super) fn bad(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_is_of_unsigned_bytes_or_of_signed_ones() {
+        let mut block = [0; BLOCK];
+        block[..4].copy_from_slice(b"na\xc3\xaf");
+        // Of the name, and of the checksum's own eight bytes as blanks.
+        let (unsigned, signed) = (0x6e + 0x61 + 0xc3 + 0xaf + 256, 0x6e + 0x61 + 0xc3 + 0xaf + 256 - 512);
+        for (sum, is_right) in [(unsigned, true), (signed, true), (unsigned + 1, false), (signed - 1, false)]
+        {
+            block[CHECKSUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            assert_eq!(Header(&block).check().is_ok(), is_right, "{sum}");
+        }
+    }
 }
