@@ -8,6 +8,9 @@ use super::BLOCK;
 /// Where the sum of the other bytes is.
 const CHECKSUM: Range<usize> = 148..156;
 
+/// Octal digits that are always a number of 64 bits, with its sign.
+const OCTAL_LEN_MAX: usize = 20;
+
 /// Offset and length of data in a file with holes.
 pub(super) type Regions = Vec<(u64, u64)>;
 
@@ -130,10 +133,15 @@ fn signed(bytes: &[u8], what: &str) -> io::Result<i64> {
     }
     // Zero bytes stand before them too: a size that is read as another than others read moves all that follows.
     let begin = bytes.iter().position(|byte| !matches!(byte, 0 | b' ')).unwrap_or(bytes.len());
-    let digits = std::str::from_utf8(text(&bytes[begin..])).map_err(|_| wrong())?.trim_end_matches(' ');
-    if digits.is_empty() {
-        return Ok(0);
+    let mut digits = text(&bytes[begin..]);
+    while let [rest @ .., b' '] = digits {
+        digits = rest;
     }
+    // Nearly all are nothing but digits, and too few to be too many. No digits are 0.
+    if digits.len() <= OCTAL_LEN_MAX && digits.iter().all(|digit| matches!(digit, b'0'..=b'7')) {
+        return Ok(digits.iter().fold(0, |value, digit| value * 8 + i64::from(digit - b'0')));
+    }
+    let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
     i64::from_str_radix(digits, 8).map_err(|_| wrong())
 }
 
@@ -144,6 +152,26 @@ pub(super) fn bad(why: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_octal_with_blanks_around_or_of_base_256() {
+        let numbers: [(&[u8], Option<i64>); 11] = [
+            (b"0000644\0", Some(0o644)),
+            (b" 644 \0\0\0", Some(0o644)),
+            (b"77777777777 ", Some(0o77_777_777_777)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"     -7\0", Some(-7)),
+            (b"6 4\0", None),
+            (b"648\0", None),
+            (b"777777777777777777777777", None),
+            (b"\x80\0\0\0\0\0\x01\x02", Some(0x102)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+        ];
+        for (bytes, value) in numbers {
+            assert_eq!(signed(bytes, "number").ok(), value, "{:?}", bytes.escape_ascii().to_string());
+        }
+    }
 
     #[test]
     fn a_checksum_is_of_unsigned_bytes_or_of_signed_ones() {
