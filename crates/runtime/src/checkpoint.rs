@@ -311,6 +311,7 @@ impl Checkpoint<'_> {
                 found.push(ExternalMount { key: path.clone(), value: "/dev/null".to_owned() });
             }
         }
+        check_places(&found)?;
         Ok(found)
     }
 
@@ -391,6 +392,19 @@ pub(crate) fn outside_of(spec: &Spec, cgroups: Option<ContainerMounts>) -> Vec<(
     found
 }
 
+/// Refuses a place that criu would take for another place and a source. It keeps both as `mnt[PLACE]:SOURCE`, and finds
+/// the source of a place by how that begins. A link in the image can lead a mount to a directory with `]:` in its name,
+/// and criu then mounts what stands behind it, a path of the host, where another mount was (CVE-2026-119101).
+pub(crate) fn check_places(mounts: &[ExternalMount]) -> Result<()> {
+    match mounts.iter().find(|mount| mount.key.contains("]:")) {
+        Some(mount) => Err(Error::invalid_argument(format!(
+            "a mount at {:?}: criu cannot tell the place from a source, as it has \"]:\" in it; mount it elsewhere",
+            mount.key
+        ))),
+        None => Ok(()),
+    }
+}
+
 pub(crate) fn is_bind(mount: &Mount) -> bool {
     mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
 }
@@ -412,5 +426,36 @@ fn config_file(spec: &Spec) -> Option<String> {
         Some("") => None,
         Some(path) => Some(path.to_owned()),
         None => Some(CONFIG.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn a_place_that_reads_as_a_place_and_a_source_is_refused() {
+        let check = |places: &[&str]| {
+            let mount =
+                |place: &&str| ExternalMount { key: (*place).to_owned(), value: "/source".to_owned() };
+            check_places(&places.iter().map(mount).collect::<Vec<_>>()).map_err(|error| error.kind())
+        };
+        assert_eq!(check(&["/data", "/a]", "/[a]/:b", "/a:]b"]), Ok(()));
+        assert_eq!(check(&["/data", "/data]:/etc"]), Err(ErrorKind::InvalidArgument));
+        assert_eq!(check(&["/a]:"]), Err(ErrorKind::InvalidArgument));
+    }
+
+    /// The image decides where a mount ends up: with a link at its target.
+    #[test]
+    fn a_link_in_the_image_leads_to_such_a_place() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("x]:/etc")).unwrap();
+        std::os::unix::fs::symlink("/x]:/etc", dir.path().join("data")).unwrap();
+        let root = beneath::Root::open(dir.path()).unwrap();
+        let place = resolved(&root, Path::new("/data"));
+        assert_eq!(place, "/x]:/etc");
+        check_places(&[ExternalMount { key: place, value: "/source".to_owned() }]).unwrap_err();
     }
 }

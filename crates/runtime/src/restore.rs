@@ -22,7 +22,9 @@ use linux::process::PidFd;
 use types::spec::runtime::Spec;
 use types::{Context, Error, Result};
 
-use crate::checkpoint::{CriuOptions, DESCRIPTORS, external_name, joined_namespaces, outside_of, resolved};
+use crate::checkpoint::{
+    CriuOptions, DESCRIPTORS, check_places, external_name, joined_namespaces, outside_of, resolved,
+};
 use crate::container::Container;
 use crate::create::{
     CgroupPlace, Created, Maker, compile_filter, mount_of_notices, run_host_hooks, without_cgroup,
@@ -309,6 +311,7 @@ impl<'a> Restore<'a> {
         if masks && !found.iter().any(|mount| mount.key == "/dev/null") {
             found.push(ExternalMount { key: "/dev/null".to_owned(), value: "/dev/null".to_owned() });
         }
+        check_places(&found)?;
         Ok(found)
     }
 
