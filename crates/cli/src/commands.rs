@@ -23,7 +23,7 @@ use types::{Context, Error, ErrorKind, Result};
 pub(crate) use self::absent::CONTEXT;
 use crate::args::Cli;
 use crate::daemon::connect;
-use crate::{completion, credentials};
+use crate::{completion, credentials, output};
 
 // Flags of commands that nobody named are not made (`defer`, here and in each room): they are a quarter of the time in
 // which the program starts.
@@ -139,7 +139,7 @@ async fn each_that_may_be_gone(
 
 /// Says what went wrong with one of several things. Most errors name it.
 fn complain(name: &str, error: &Error) {
-    let text = error.chain();
+    let text = output::said(error);
     let names_it = text.split([' ', ':', ';', ',', '"']).any(|word| word == name);
     let of = if names_it { String::new() } else { format!("{name}: ") };
     eprintln!("hoist: {of}{text}");

@@ -39,6 +39,8 @@ use std::process::ExitCode;
 
 use command::{Command, Flag, What};
 
+use crate::output::said;
+
 /// containerd's place, and ours for machines that have nothing there.
 const ADDRESSES: [&str; 2] = ["/run/containerd/containerd.sock", "/run/hoist/hoist.sock"];
 
@@ -87,7 +89,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            eprintln!("ctr: {}", error.chain());
+            eprintln!("ctr: {}", said(&error));
             return ExitCode::FAILURE;
         }
     };
@@ -99,7 +101,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("ctr: {}", error.chain());
+            eprintln!("ctr: {}", said(&error));
             ExitCode::FAILURE
         }
     }

@@ -195,7 +195,7 @@ fn run_code(error: &Error) -> u8 {
 
 /// One line for the cause, one for what to do.
 fn print(error: &Error) {
-    eprintln!("hoist: {}", error.chain());
+    eprintln!("hoist: {}", output::said(error));
     let text = error.chain();
     let hint = match error.kind() {
         ErrorKind::PermissionDenied if text.contains("hoist daemon at") => {

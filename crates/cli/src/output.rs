@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
-use types::{Result, Timestamp};
+use types::{Error, Result, Timestamp};
 
 use crate::template::Template;
 
@@ -129,6 +129,12 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
         .expect("a string takes it");
     }
     shown.into()
+}
+
+/// What an error says, on as many lines as it has and without power over a terminal: names in it may come from an
+/// image, a registry, or whoever runs in a container.
+pub(crate) fn said(error: &Error) -> String {
+    error.chain().split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
 /// A text in quotes, as `strconv.Quote` of Go writes it.
@@ -294,6 +300,12 @@ mod tests {
         assert_eq!(quoted("sh -c 'ü'"), r#""sh -c 'ü'""#);
         let hostile = "a\n\"b\"\\\x07\x1b[1m\u{85}\u{202e}\u{e0001}…";
         assert_eq!(quoted(hostile), r#""a\n\"b\"\\\a\x1b[1m\u0085\u202e\U000e0001…""#);
+    }
+
+    #[test]
+    fn an_error_of_a_hostile_name_moves_nothing_on_the_terminal() {
+        let error = Error::invalid_argument("there is\nmore").context("unpack \x1b]52;c;\x07\u{9b}2J");
+        assert_eq!(said(&error), "unpack \\x1b]52;c;\\x07\\u{9b}2J: there is\nmore");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use types::{ErrorKind, Result};
 
 use super::image::SHOWN_AS_IT_IS_HERE;
 use super::network;
+use crate::output::said;
 use crate::parse::refused;
 use crate::template;
 
@@ -127,7 +128,7 @@ pub(super) async fn show(
             }
             // It may mean several, or cannot be a name.
             Err(error) if error.is(ErrorKind::InvalidArgument) => {
-                eprintln!("hoist: {name}: {}", error.chain());
+                eprintln!("hoist: {name}: {}", said(&error));
                 code = 1;
             }
             Err(error) => return Err(error),

@@ -13,6 +13,7 @@ use types::{ErrorKind, Result};
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, present, service};
 use super::{restore, run, schema, snapshots, table, tasks};
+use crate::output::said;
 
 pub(super) const VERBS: &[Command] = &[
     Command::new(
@@ -121,7 +122,7 @@ async fn delete(call: Call) -> Result<u8> {
     let mut code = 0;
     for id in call.words_from(0, "container id")? {
         if let Err(error) = remove(&connection, id, call.is("keep-snapshot")).await {
-            eprintln!("ctr: failed to delete container {id:?}: {}", error.chain());
+            eprintln!("ctr: failed to delete container {id:?}: {}", said(&error));
             code = 1;
         }
     }

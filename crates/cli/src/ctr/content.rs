@@ -16,6 +16,7 @@ use types::{Context, Error, Result};
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, all, present, service};
 use super::{objects, table};
+use crate::output::said;
 
 /// Bytes in one message of an ingest.
 const CHUNK_LEN: usize = 1 << 20;
@@ -294,7 +295,7 @@ async fn delete(call: Call) -> Result<u8> {
         match service!(connection, content::content_client::ContentClient).delete(request).await.answer() {
             Ok(()) => table::lines([digest]),
             Err(error) => {
-                eprintln!("ctr: failed to delete {digest}: {}", error.chain());
+                eprintln!("ctr: failed to delete {digest}: {}", said(&error));
                 code = 1;
             }
         }

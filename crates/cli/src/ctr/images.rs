@@ -24,6 +24,7 @@ use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, error, present, service};
 use super::registries::registry_flags;
 use super::{content, snapshots, table, transfer};
+use crate::output::said;
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
 
@@ -370,7 +371,7 @@ async fn remove(call: Call) -> Result<u8> {
             Ok(()) => table::lines([name]),
             Err(error) if error.is(ErrorKind::NotFound) => eprintln!("ctr: {name}: image not found"),
             Err(error) => {
-                eprintln!("ctr: unable to delete {name}: {}", error.chain());
+                eprintln!("ctr: unable to delete {name}: {}", said(&error));
                 code = 1;
             }
         }

@@ -14,6 +14,7 @@ use types::{ErrorKind, Result, UnlessGone};
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, service};
 use super::table;
+use crate::output::said;
 
 pub(super) const VERBS: &[Command] = &[
     Command::new("create|c", "<name> [<key>=<value>]", "create a namespace", &[], |call| {
@@ -87,7 +88,7 @@ async fn remove(call: Call) -> Result<u8> {
             // What is not there is gone, which is all that was asked for, as containerd's has it.
             Err(error) if error.is(ErrorKind::NotFound) => table::lines([name]),
             Err(error) => {
-                eprintln!("ctr: unable to delete {name}: {}", error.chain());
+                eprintln!("ctr: unable to delete {name}: {}", said(&error));
                 code = 1;
             }
         }

@@ -1,12 +1,19 @@
 //! Tables and sizes, as containerd's command line prints them, and JSON as Go indents it.
 
+use std::borrow::Cow;
+
 use prost_types::Timestamp as Wire;
 use serde::Serialize;
 use serde_json::Value;
 use types::Timestamp;
 
+use crate::output::printable;
+
 /// Prints rows below their headings.
 pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
+    // A row is a line, whatever others have named things.
+    let rows: Vec<Vec<Cow<'_, str>>> =
+        rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |at: usize| {
         let cells = rows.iter().map(|row| row[at].chars().count());
         cells.chain([headings[at].chars().count()]).max().unwrap_or(0)
@@ -17,7 +24,7 @@ pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
         println!("{}", padded.collect::<Vec<_>>().join(" ").trim_end());
     };
     line(&mut headings.iter().copied());
-    rows.iter().for_each(|row| line(&mut row.iter().map(String::as_str)));
+    rows.iter().for_each(|row| line(&mut row.iter().map(|cell| &**cell)));
 }
 
 /// Prints one word a line.

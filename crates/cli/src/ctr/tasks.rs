@@ -23,6 +23,7 @@ use types::{Context, Error, ErrorKind, Result, UnlessGone};
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
 use super::{checkpoint, cni, containers, events, run, schema, spec, table};
+use crate::output::said;
 use crate::signals::{Signals, TO_A_TERMINAL, TO_PIPES};
 use crate::streams::{self, Attached, PrivateFolder, Raw};
 
@@ -222,7 +223,7 @@ async fn delete(call: Call) -> Result<u8> {
                 };
             }
             Err(error) => {
-                eprintln!("ctr: unable to delete {id}: {}", error.chain());
+                eprintln!("ctr: unable to delete {id}: {}", said(&error));
                 code = 1;
             }
         }

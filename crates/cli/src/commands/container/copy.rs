@@ -26,7 +26,7 @@ use tokio::task::spawn_blocking;
 use types::{Context, Error, ErrorKind, Result};
 
 use self::names::{End, Source, Target, is_contents, place};
-use crate::output::{bytes_bar, size};
+use crate::output::{bytes_bar, printable, size};
 use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
 
 /// Bytes on their way.
@@ -119,7 +119,8 @@ impl Copying<'_> {
             let laid = lay_down(from, LayOptions { folder: PathBuf::new(), owners }, opened.as_fd())
                 .map_err(|error| error.context(format!("copy to {}", folder.display())))?;
             for path in laid.left_out {
-                eprintln!("hoist: left out {}: it is a device, which -a copies", path.display());
+                let path = path.to_string_lossy();
+                eprintln!("hoist: left out {}: it is a device, which -a copies", printable(&path));
             }
             Ok(laid.size)
         };

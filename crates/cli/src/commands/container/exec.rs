@@ -9,7 +9,7 @@ use client::Client;
 use types::{Error, Result};
 
 use super::attend::{self, Leaving, Process};
-use crate::output::text;
+use crate::output::{said, text};
 use crate::parse;
 use crate::streams::{Attached, PrivateFolder};
 
@@ -85,7 +85,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             if code == 125 {
                 return Err(error);
             }
-            eprintln!("hoist: {}", error.chain());
+            eprintln!("hoist: {}", said(&error));
             return Ok(code);
         }
     };

@@ -7,7 +7,7 @@ use serde_json::Value;
 use types::{Error, Result};
 
 use crate::commands::{confirm, image, list};
-use crate::output::size;
+use crate::output::{said, size};
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -75,7 +75,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             bytes += reclaimed(&answer);
         }
         Err(error) if first_error.is_none() => first_error = Some(error),
-        Err(error) => eprintln!("hoist: {}", error.chain()),
+        Err(error) => eprintln!("hoist: {}", said(&error)),
     };
     note(client.call(&Call::Prune { filters: filter.clone() }).await, show_containers);
     if volumes {
