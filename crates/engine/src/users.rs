@@ -17,6 +17,9 @@ use types::{Context, Error, Result};
 /// Bytes of either file that are read.
 const FILE_LEN_MAX: u64 = 4 << 20;
 
+/// Further groups of a user: as many as the kernel takes (`NGROUPS_MAX`).
+const GROUPS_MAX: usize = 65_536;
+
 /// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home. The user is in `further` groups as well.
 /// `tree` opens the container's root, if it has to be looked into.
 pub(crate) fn resolve(
@@ -53,6 +56,9 @@ type Asked = (String, String, Vec<String>);
 /// Users that are kept. Then it begins anew.
 const KNOWN_MAX: usize = 1024;
 
+/// Bytes of one that is kept: the image says how long its home is, and in how many groups it is (CVE-2026-47262).
+const KNOWN_LEN_MAX: usize = 4096;
+
 impl Known {
     /// See [`resolve`]; `top` is none of a tree that is no image's.
     pub(crate) fn resolve(
@@ -69,6 +75,10 @@ impl Known {
             return Ok(found.clone());
         }
         let found = resolve(text, further, tree)?;
+        let (user, home) = &found;
+        if home.len() + size_of_val(&user.additional_gids[..]) > KNOWN_LEN_MAX {
+            return Ok(found);
+        }
         let mut known = known();
         if known.len() >= KNOWN_MAX {
             known.clear();
@@ -87,6 +97,7 @@ fn group_number(group: &str, groups: &str) -> Result<u32> {
     if let Ok(gid) = group.parse() {
         return Ok(gid);
     }
+    User::check_number(group)?;
     let row = group_rows(groups).find(|fields| fields[0] == group);
     row.and_then(|fields| fields[2].parse().ok()).ok_or_else(|| {
         Error::not_found(format!(
@@ -98,6 +109,7 @@ fn group_number(group: &str, groups: &str) -> Result<u32> {
 fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result<(User, String)> {
     let rows =
         || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 6);
+    User::check_number(user)?;
     let by_number = user.parse::<u32>().ok();
     let row = rows().find(|fields| {
         fields[0] == user || by_number.is_some() && fields[2].parse() == Ok(by_number.unwrap_or(0))
@@ -118,12 +130,18 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
     };
     let gid = group.map_or(own_gid, |group| group_number(group, groups))?;
     let name = row.map_or("", |fields| fields[0]);
-    let additional_gids = group_rows(groups)
+    let additional_gids: Vec<u32> = group_rows(groups)
         .filter(|fields| {
             group.is_none() && !name.is_empty() && fields[3].split(',').any(|member| member == name)
         })
         .filter_map(|fields| fields[2].parse().ok())
+        .take(GROUPS_MAX + 1)
         .collect();
+    if additional_gids.len() > GROUPS_MAX {
+        return Err(Error::invalid_argument(format!(
+            "/etc/group of the image has user {name} in more than {GROUPS_MAX} groups"
+        )));
+    }
     Ok((User { uid, gid, additional_gids, ..User::default() }, home))
 }
 
@@ -181,6 +199,45 @@ mod tests {
             ("8:8", "8:8 /"),
         ] {
             assert_eq!(home(text), expected, "{text}");
+        }
+    }
+
+    /// Whoever made the image has a row for it.
+    #[test]
+    fn a_number_that_does_not_fit_is_nobodys_name() {
+        let (passwd, groups) = ("4294967296:x:0:0::/:\n-1:x:0:0::/:\nweb:x:33:33::/:\n", "4294967296:x:0:\n");
+        for (user, group) in [("4294967296", None), ("-1", None), ("web", Some("4294967296"))] {
+            let refused = lookup(user, group, passwd, groups).unwrap_err();
+            assert!(refused.message().contains("is no user or group"), "{refused}");
+        }
+        group_number("4294967296", groups).unwrap_err();
+    }
+
+    #[test]
+    fn a_user_in_more_groups_than_the_kernel_takes_is_refused() {
+        let passwd = "web:x:33:33::/:\n";
+        let groups = |count: usize| (0..count).map(|gid| format!("g:x:{gid}:web\n")).collect::<String>();
+        let (user, _) = lookup("web", None, passwd, &groups(GROUPS_MAX)).unwrap();
+        assert_eq!(user.additional_gids.len(), GROUPS_MAX);
+        let refused = lookup("web", None, passwd, &groups(GROUPS_MAX + 1)).unwrap_err();
+        assert!(refused.message().contains("groups"), "{refused}");
+    }
+
+    #[test]
+    fn an_image_does_not_decide_how_much_is_kept_of_its_users() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        let rows = format!("long:x:1:1::/{}:\nshort:x:2:2::/:\n", "x".repeat(KNOWN_LEN_MAX));
+        std::fs::write(dir.path().join("etc/passwd"), rows).unwrap();
+        let known = Known::default();
+        let mut looks = 0;
+        for (user, expected) in [("short", 1), ("short", 1), ("long", 2), ("long", 3)] {
+            let tree = || {
+                looks += 1;
+                Ok(File::open(dir.path()).unwrap().into())
+            };
+            known.resolve(Some("top"), user, &[], tree).unwrap();
+            assert_eq!(looks, expected, "{user}");
         }
     }
 

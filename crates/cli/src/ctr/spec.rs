@@ -385,6 +385,7 @@ pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<Us
     if let (Ok(uid), Some(Ok(gid))) = (user.parse(), group.map(str::parse)) {
         return Ok(User { uid, gid, additional_gids: vec![gid], ..User::default() });
     }
+    [user].into_iter().chain(group).try_for_each(User::check_number)?;
     let tree = open()?;
     let (passwd, groups) = (read(&tree, "/etc/passwd")?, read(&tree, "/etc/group")?);
     let row = |text: &str, name: &str| -> Option<Vec<String>> {
@@ -483,8 +484,9 @@ mod tests {
     fn users_are_found_in_the_tree() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
-        std::fs::write(dir.path().join("etc/passwd"), "root:x:0:0::/:\nweb:x:33:44::/:/bin/sh\n").unwrap();
-        std::fs::write(dir.path().join("etc/group"), "staff:x:50:\n").unwrap();
+        let rows = "root:x:0:0::/:\nweb:x:33:44::/:/bin/sh\n4294967296:x:0:0::/:\n";
+        std::fs::write(dir.path().join("etc/passwd"), rows).unwrap();
+        std::fs::write(dir.path().join("etc/group"), "staff:x:50:\n4294967296:x:0:\n").unwrap();
         let check = |text: &str, expected: Option<(u32, u32)>| {
             let found = user(text, || Tree::open(dir.path())).ok().map(|user| (user.uid, user.gid));
             assert_eq!(found, expected, "{text}");
@@ -497,5 +499,8 @@ mod tests {
         check("7", Some((7, 0)));
         check("nobody", None);
         check("web:nosuch", None);
+        // A number that does not fit is nobody's name, whatever the image says.
+        check("4294967296", None);
+        check("web:4294967296", None);
     }
 }

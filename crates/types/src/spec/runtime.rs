@@ -406,9 +406,36 @@ impl Spec {
     }
 }
 
+impl User {
+    /// Refuses what a person or an image names as a user or a group if it is a number and none of theirs. Looked for as
+    /// a name it would be found where the image has such a row, and be whom that says, root for one (CVE-2026-46680).
+    pub fn check_number(text: &str) -> crate::Result<()> {
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse::<u32>() {
+            Err(_) if is_number => Err(crate::Error::invalid_argument(format!(
+                "{text} is no user or group: their numbers are 0 to {}",
+                u32::MAX - 1
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_that_does_not_fit_is_not_taken_for_a_name() {
+        for fits in ["0", "4294967294", "web", "", "-", "web-1", "1web"] {
+            User::check_number(fits).unwrap();
+        }
+        for not in ["4294967296", "-1", "-0", "00000000000004294967296", "18446744073709551616"] {
+            let refused = User::check_number(not).unwrap_err();
+            assert!(refused.message().starts_with(not), "{refused}");
+        }
+    }
 
     #[test]
     fn what_is_read_is_written_again() {
