@@ -542,3 +542,38 @@ fn is_there(tree: &[types::Mount], path: &str) -> Result<bool> {
     let root = Root::from_fd(linux::mount::open_to_read(tree)?, Path::new("the image"));
     root.find(Path::new(path), OFlags::PATH).map(|found| found.is_some())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CVE-2026-53488: labels of an image that became the container's had the daemon start it again, and execute a
+    /// program of the machine for its output.
+    #[test]
+    fn an_image_tells_the_daemon_nothing_by_its_labels() {
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let long = "x".repeat(label::LABEL_LEN_MAX);
+        let of_image = [
+            ("containerd.io/restart.status", "running"),
+            ("containerd.io/restart.loguri", "binary:///bin/sh?-c=id"),
+            ("containerd.io/gc.ref.content", "sha256:0"),
+            ("hoist.engine/container", "another"),
+            ("", "nameless"),
+            ("long", long.as_str()),
+            ("vendor", "image"),
+            ("tier", "image"),
+        ];
+        let image = ExecConfig { labels: labels(&of_image), ..ExecConfig::default() };
+        let mut shown = labels(&[("tier", "own"), ("containerd.io/mine", "own")]);
+        let recorded = with_labels_of(&image, &mut shown);
+        let expected = [("tier", "own"), ("containerd.io/mine", "own"), ("vendor", "image")];
+        assert_eq!(
+            recorded,
+            labels(&expected),
+            "what is asked for counts, and what means something is not the image's"
+        );
+        assert_eq!(shown.len(), of_image.len() + 1, "people see all of them");
+    }
+}
