@@ -54,7 +54,7 @@ impl Engine {
             let parts = engine.parts();
             let snapshots = parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?;
             let key = key(&path);
-            let view = match snapshots.view(&key, Some(&top), labels.clone()) {
+            let mut view = match snapshots.view(&key, Some(&top), labels.clone()) {
                 // Its mount is gone, as we have seen.
                 Err(error) if error.is(ErrorKind::AlreadyExists) => {
                     snapshots.remove(&key)?;
@@ -62,6 +62,10 @@ impl Engine {
                 }
                 made => made,
             }?;
+            // Who looks at the image gets no rights by it: the place may be open to any user of the machine.
+            for mount in &mut view {
+                mount.options.extend(["nosuid", "nodev"].map(str::to_owned));
+            }
             if let Err(error) = linux::mount::mount_all(&view, &path) {
                 // The first error counts; what is left is found by the next check.
                 let _ = snapshots.remove(&key);

@@ -55,6 +55,31 @@ fn users_of_the_host_reach_nothing_that_the_daemon_keeps() {
     assert_eq!(mode(&daemon.root()), 0o700);
 }
 
+/// CVE-2021-41103's kin: an image that is mounted where users of the host may look has a program that makes root of
+/// whoever runs it, and a device that everybody may open.
+#[test]
+fn an_image_that_is_looked_at_gives_nobody_rights() {
+    if !is_root("a daemon") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let make = "cp /bin/busybox /evil && chmod 4755 /evil && mknod -m 666 /null c 1 3";
+    daemon.hoist(["run", "--name", "maker", "busybox", "sh", "-c", make]).ok();
+    daemon.hoist(["commit", "maker", "evil"]).ok();
+    let place = TempDir::new().expect("a temporary directory");
+    let at = place.path().display().to_string();
+    daemon.hoist(["image", "mount", "evil", &at]).ok();
+    let program = fs::metadata(place.path().join("evil")).expect("it is in the image");
+    assert_eq!(program.permissions().mode() & 0o7777, 0o4755, "as it is in the image");
+    let opened = fs::File::open(place.path().join("null")).map_err(|error| error.kind());
+    let points = read_text(Path::new("/proc/self/mountinfo"));
+    daemon.hoist(["image", "unmount", &at]).ok();
+    assert_eq!(opened.map(drop), Err(std::io::ErrorKind::PermissionDenied));
+    let options = points.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|line| line[4] == at);
+    let options = options.expect("it is mounted")[5];
+    assert!(options.split(',').any(|word| word == "nosuid"), "{options}");
+}
+
 /// CVE-2020-15257: a shim listens under an abstract name, which whoever shares the host's network can connect to.
 #[test]
 fn nothing_of_ours_listens_under_an_abstract_name() {
