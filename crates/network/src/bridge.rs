@@ -267,11 +267,13 @@ fn allow_forwarding(bridge: &str) -> Result<()> {
     set(&format!("ipv4/conf/{bridge}/route_localnet"), "1")
 }
 
-/// Containers may send what they like, and this machine would take the one that says so for its router
-/// (CVE-2020-13401). No address of IPv6 is handed out, so the bridge has no use for it.
-fn silence_ipv6(bridge: &str) -> Result<()> {
+/// Containers may send what they like, and whoever hears it would take the one that says so for its router: this
+/// machine (CVE-2020-13401), or another container. No address of IPv6 is handed out, so neither the bridge nor the
+/// links of containers have a use for it. `default` stands for links that are still to come into the caller's
+/// namespace.
+pub(crate) fn silence_ipv6(link: &str) -> Result<()> {
     for (key, value) in [("accept_ra", "0"), ("disable_ipv6", "1")] {
-        match set(&format!("ipv6/conf/{bridge}/{key}"), value) {
+        match set(&format!("ipv6/conf/{link}/{key}"), value) {
             // A kernel without IPv6.
             Err(error) if error.is(ErrorKind::NotFound) => {}
             other => other?,

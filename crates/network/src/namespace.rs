@@ -8,6 +8,8 @@ use linux::netlink::{LOOPBACK, Route};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use types::{Context, Error, Result};
 
+use crate::bridge::silence_ipv6;
+
 /// Makes a namespace, brings its loopback up, and pins it to `path`.
 pub(crate) fn create(path: &Path) -> Result<()> {
     let what = || format!("create network namespace {}", path.display());
@@ -24,6 +26,8 @@ pub(crate) fn create(path: &Path) -> Result<()> {
 /// In a thread of its own, which dies in the new namespace: others never notice.
 fn make_in_thread(path: &Path) -> Result<()> {
     linux::netlink::enter_new_namespace()?;
+    // The loopback is there, and keeps `::1`.
+    silence_ipv6("default")?;
     Route::open()?.set_up(LOOPBACK)?;
     mount_bind("/proc/thread-self/ns/net", path)
         .map_err(io::Error::from)

@@ -16,6 +16,8 @@ fn ip(args: &str) -> String {
 
 /// Tells all who listen on `eth0` that this is their router (RFC 4861, 4.2).
 fn advertise_router() {
+    // Who may change its network turns on what is off.
+    fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0").unwrap();
     // The kernel gives the address, the only one that a router may speak by, when it has seen the cable.
     let deadline = Instant::now() + Duration::from_secs(20);
     while !ip("-6 -o address show dev eth0 scope link -tentative").contains("fe80::") {
@@ -56,6 +58,29 @@ fn a_container_is_nobodys_router() {
         attach(&network, "second", &[]);
         assert_eq!(heard(&path), "");
         server.join().unwrap();
+    });
+}
+
+/// The same among containers: on by default, IPv6 would let one of them come between all others and the names that have
+/// addresses of both kinds (as CVE-2024-32473).
+#[test]
+fn nor_is_it_that_of_other_containers() {
+    on_a_machine(|state| {
+        let network = open(state);
+        let (curious, _) = attach(&network, "curious", &[]);
+        let (other, attachment) = attach(&network, "other", &[]);
+        let server = serve(&other, 80, 1);
+        inside(&curious, || {
+            advertise_router();
+            // What is sent later is heard later.
+            call(attachment.address, 80).unwrap();
+        });
+        server.join().unwrap();
+        let seen = inside(&other, || {
+            ["-6 route show default", "-6 -o address show dev eth0", "-6 -o address show dev lo"].map(ip)
+        });
+        assert_eq!((seen[0].as_str(), seen[1].as_str()), ("", ""));
+        assert!(seen[2].contains("::1/128"), "{}", seen[2]);
     });
 }
 
