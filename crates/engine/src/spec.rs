@@ -423,6 +423,25 @@ mod tests {
         assert!(command(&Create::default(), &ExecConfig::default()).is_err());
     }
 
+    /// CVE-2026-57231: a name alone, in the environment of an image, stood for the engine's own variable of that name.
+    #[test]
+    fn an_image_gets_nothing_of_the_daemons_environment() {
+        let env = ["PATH", "CARGO*", "*", "", "A=1"].map(str::to_owned).to_vec();
+        let (create, image) = (Create::default(), ExecConfig { env, ..ExecConfig::default() });
+        let inputs = Inputs {
+            create: &create,
+            image: &image,
+            hostname: "h",
+            user: User::default(),
+            home: "/",
+            network: Network::Alone,
+            files: Path::new("/"),
+            cgroup: String::new(),
+            mounts: Vec::new(),
+        };
+        assert_eq!(environment(&inputs), ["HOSTNAME=h", "HOME=/", "A=1"]);
+    }
+
     #[test]
     fn directories_are_absolute_or_the_images() {
         let check = |wanted: Option<&str>, image: &str| {

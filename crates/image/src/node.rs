@@ -168,6 +168,19 @@ mod tests {
         assert_eq!(labels, Labels::from(expected.map(key)));
     }
 
+    /// CVE-2026-95839: of a child that refers to another the digest was cut, however short it was.
+    #[test]
+    fn what_is_no_digest_names_no_child() {
+        for digest in ["", "f", "sha256:", "sha256:f", "sha256:../../f"] {
+            let annotations = serde_json::json!({"io.containerd.manifest.subject": "it"});
+            let child = serde_json::json!({
+                "mediaType": media_type::OCI_MANIFEST, "digest": digest, "size": 1, "annotations": annotations,
+            });
+            let index = serde_json::json!({"schemaVersion": 2, "manifests": [child]});
+            Node::parse(media_type::OCI_INDEX, index.to_string().as_bytes()).unwrap_err();
+        }
+    }
+
     #[test]
     fn a_document_is_of_one_kind_and_says_so() {
         let config = Descriptor::new(media_type::OCI_CONFIG, digest("a"), 1);

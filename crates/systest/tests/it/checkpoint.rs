@@ -197,6 +197,32 @@ fn a_container_goes_on_where_it_was() {
     }
 }
 
+/// CVE-2026-119101: criu keeps place and source of a mount in one word. An image that led a mount to a place which
+/// reads as both had the restore mount a directory of the host, for another mount.
+#[test]
+fn a_mount_is_not_led_to_a_place_that_reads_as_a_source() {
+    if !criu_works() {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let counter = Counter::new(|spec| {
+        for place in ["/x", "/data"] {
+            let mount =
+                json!({"destination": place, "type": "bind", "source": "/etc", "options": ["rbind", "ro"]});
+            add_mount(spec, mount);
+        }
+    });
+    let root = counter.bundle.path().join("rootfs");
+    fs::create_dir_all(root.join("x]:/tmp")).expect("a writable root");
+    std::os::unix::fs::symlink("/x]:/tmp", root.join("data")).expect("a writable root");
+    let id = runtime.id("led");
+    let _end = End(&runtime, &id);
+    counter.run(&runtime, &id);
+    let refused = runtime.run(&["checkpoint", "--image-path", &counter.images("images"), &id]);
+    assert!(refused.code != 0 && refused.stderr.contains("mount it elsewhere"), "{refused}");
+    counter.wait_beyond(counter.count());
+}
+
 pub(crate) fn limit_of_pids(cgroups: &str) -> String {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let line =
