@@ -6,7 +6,7 @@ use http::Version;
 use types::{ErrorKind, Result};
 
 use crate::hosts::Configured;
-use crate::secured::{Authority, Secured};
+use crate::secured::{Authority, Secured, TlsFront};
 use crate::server::{Reply, Server};
 
 const H2: &[u8] = b"h2";
@@ -128,6 +128,26 @@ async fn a_client_is_not_shown_to_a_host_that_a_redirect_leads_to() {
     ours.sign_into(&configured.own(), "right");
     configured.remote().resolve().await.unwrap_err();
     assert!(elsewhere.spoken().is_empty());
+}
+
+/// CVE-2026-48978: a registry has the password sent in the open, to an address of its choice, as of a machine inside of
+/// the caller's network.
+#[tokio::test]
+async fn a_token_is_not_asked_for_outside_of_tls() {
+    let inner = Server::start(|_, _| Reply::new(200, r#"{"token":"t"}"#));
+    let realm = format!("http://{}/token", inner.host());
+    let server = Server::start(move |_, _| {
+        Reply::new(401, "").header("WWW-Authenticate", format!(r#"Bearer realm="{realm}",service="theirs""#))
+    });
+    let authority = Authority::new("ca");
+    let front = TlsFront::start(&authority, server.host().parse().unwrap()).await;
+    let configured = Configured::new(&format!("server = \"https://{}\"\nca = \"ca.pem\"", front.address));
+    authority.write(configured.own().join("ca.pem"));
+    let keyring = registry::Keyring::from([("r.test".to_owned(), crate::user())]);
+    let error = configured.remote_as(&keyring).resolve().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{}", error.chain());
+    assert!(error.chain().contains("which is not https"), "{}", error.chain());
+    assert!(inner.seen().is_empty(), "{:?}", inner.seen());
 }
 
 #[tokio::test]
