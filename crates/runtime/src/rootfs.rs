@@ -195,6 +195,9 @@ pub(crate) fn make_mount_point(root: &Root, mount: &PreparedMount, spec: &Spec) 
     } else {
         root.inside.make_file(destination, 0o644)?
     };
+    // What is shown read-only is not written to for the places of further mounts either.
+    mount::set_attributes(source.as_fd(), mount.options.of_bind(false), false)?;
+    mount::set_attributes(source.as_fd(), mount.options.recursive, true)?;
     mount::attach(source.as_fd(), target.as_fd())
 }
 

@@ -223,6 +223,38 @@ fn a_mount_is_not_led_to_a_place_that_reads_as_a_source() {
     counter.wait_beyond(counter.count());
 }
 
+/// As runc did until its mend of CVE-2026-119101: while a restore makes places for mounts, those that are read-only could be
+/// written to, and got places of the host's files.
+#[test]
+fn a_restore_makes_no_place_in_what_is_read_only() {
+    if !criu_works() {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let place = host.path().join("place");
+    fs::create_dir(&place).expect("writable");
+    let counter = Counter::new(|spec| {
+        let shown = host.path().display().to_string();
+        for (destination, source) in [("/data", shown.as_str()), ("/data/place", "/etc")] {
+            let options = ["bind", "ro"];
+            add_mount(
+                spec,
+                json!({"destination": destination, "type": "bind", "source": source, "options": options}),
+            );
+        }
+    });
+    let (id, other) = (runtime.id("saved"), runtime.id("restored"));
+    let _ends = (End(&runtime, &id), End(&runtime, &other));
+    counter.run(&runtime, &id);
+    let images = counter.images("images");
+    runtime.run(&["checkpoint", "--image-path", &images, &id]).ok();
+    fs::remove_dir(&place).expect("nothing is in it");
+    let refused = runtime.run(&["restore", "-d", "--bundle", &counter.path, "--image-path", &images, &other]);
+    assert!(refused.code != 0 && refused.stderr.contains("/data/place"), "{refused}");
+    assert!(!place.exists(), "it was made on the host: {refused}");
+}
+
 pub(crate) fn limit_of_pids(cgroups: &str) -> String {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let line =
