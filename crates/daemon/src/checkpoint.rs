@@ -145,7 +145,8 @@ impl Checkpoints {
             let folder = fs::File::open(&path).context(|| format!("open {}", path.display()))?;
             let source = self.metadata.content(caller).reader(&descriptor.digest)?;
             let options = ApplyOptions { whiteouts: Whiteouts::Remove, limits: Limits::default() };
-            diff::apply(source, options, folder.as_fd()).map(drop)
+            diff::apply(source, options, folder.as_fd())?;
+            check_files(&path)
         })();
         if brought.is_err() {
             // The first error counts.
@@ -191,6 +192,28 @@ fn absolute(path: String) -> Result<Option<PathBuf>> {
         text if text.starts_with('/') => Ok(Some(path.into())),
         text => Err(Error::invalid_argument(format!("{text:?}: the path of a checkpoint is absolute"))),
     }
+}
+
+/// Refuses what is neither a file nor a directory among the images of a checkpoint. criu, which is root of the machine,
+/// would follow a link, be it for its log, and wait for a pipe.
+fn check_files(images: &Path) -> Result<()> {
+    let mut left = vec![images.to_owned()];
+    while let Some(directory) = left.pop() {
+        let what = || format!("list {}", directory.display());
+        for entry in fs::read_dir(&directory).context(what)? {
+            let entry = entry.context(what)?;
+            let kind = entry.file_type().context(what)?;
+            if kind.is_dir() {
+                left.push(entry.path());
+            } else if !kind.is_file() {
+                return Err(Error::invalid_argument(format!(
+                    "{:?} is no file, and a checkpoint has nothing else",
+                    entry.file_name()
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn create(path: &Path) -> Result<()> {
@@ -272,6 +295,17 @@ mod tests {
         assert_eq!(fs::read(images.join("pages-1.img")).unwrap(), vec![7; 100_000]);
         assert_eq!(fs::read_to_string(images.join("deeper/core.img")).unwrap(), "registers");
         checkpoints.forget(&caller.namespace, &id).unwrap();
+        assert!(!images.exists());
+
+        // Where a link leads, criu would write its log.
+        let folder = checkpoints.folder().unwrap();
+        fs::create_dir(folder.path().join("deeper")).unwrap();
+        std::os::unix::fs::symlink("/tmp/log", folder.path().join("deeper/restore.log")).unwrap();
+        let spec = Opaque { type_url: "a spec".into(), value: b"{}".to_vec() };
+        let led = checkpoints.store(&caller, folder.path(), spec).unwrap();
+        let refused = checkpoints.bring(&caller, &id, led[0].clone()).unwrap_err();
+        assert!(refused.is(ErrorKind::InvalidArgument), "{refused:?}");
+        assert!(refused.chain().contains("restore.log"), "{}", refused.chain());
         assert!(!images.exists());
 
         let wrong = checkpoints.bring(&caller, &id, stored[1].clone()).unwrap_err();

@@ -223,8 +223,8 @@ fn a_mount_is_not_led_to_a_place_that_reads_as_a_source() {
     counter.wait_beyond(counter.count());
 }
 
-/// As runc did until its mend of CVE-2026-119101: while a restore makes places for mounts, those that are read-only could be
-/// written to, and got places of the host's files.
+/// As runc did until its mend of CVE-2026-119101: while a restore makes places for mounts, those that are read-only
+/// could be written to, and got places of the host's files.
 #[test]
 fn a_restore_makes_no_place_in_what_is_read_only() {
     if !criu_works() {
