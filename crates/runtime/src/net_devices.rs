@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use linux::netlink::Route;
+use linux::netlink::{Link, Route};
 use linux::ns::NsKind;
 use types::spec::runtime::NetDevice;
 use types::{Context, Error, Result};
@@ -17,6 +17,9 @@ use crate::plan::Namespaces;
 
 /// Bytes of a name that the kernel takes (`IFNAMSIZ`, without the final zero).
 const NAME_LEN_MAX: usize = 15;
+
+/// Stands in a name for the first number that makes it one that nobody has.
+const NUMBER: &str = "%d";
 
 pub(crate) fn check(devices: &BTreeMap<String, NetDevice>) -> Result<()> {
     let mut seen = Vec::with_capacity(devices.len());
@@ -32,6 +35,14 @@ pub(crate) fn check(devices: &BTreeMap<String, NetDevice>) -> Result<()> {
             if !is_name {
                 return Err(Error::invalid_argument(format!("{name:?} is no name of a network device")));
             }
+        }
+        if is_template(to) {
+            // The kernel takes one, and no other `%`.
+            if is_template(&to.replacen(NUMBER, "", 1)) {
+                let why = format!("{to:?} is no name of a network device: of % it may have one {NUMBER}");
+                return Err(Error::invalid_argument(why));
+            }
+            continue;
         }
         if seen.contains(&to) {
             return Err(Error::invalid_argument(format!("two network devices would be called {to:?}")));
@@ -59,14 +70,20 @@ pub(crate) fn give(devices: &BTreeMap<String, NetDevice>, namespaces: &Namespace
 fn give_into(devices: &BTreeMap<String, NetDevice>, namespace: BorrowedFd<'_>) -> Result<()> {
     let mut host = Route::open()?;
     let mut inside_route = Route::open_in(namespace)?;
-    for (from, device) in devices {
-        let to = inside(from, device);
-        let what = || format!("move network device {from} into the container as {to}");
+    let mut devices: Vec<_> = devices.iter().map(|(from, device)| (from, inside(from, device))).collect();
+    // No template is to take a name that another device is to have.
+    devices.sort_by_key(|(_, to)| is_template(to));
+    for (from, wanted) in devices {
+        let what = || format!("move network device {from} into the container as {wanted}");
+        let to = match is_template(wanted) {
+            true => first_free(wanted, &inside_route.links()?).context(what)?,
+            false => wanted.to_owned(),
+        };
         let link =
             host.link(from)?.ok_or_else(|| Error::not_found(format!("{}: it is not there", what())))?;
         let addresses = host.addresses()?;
-        host.give_link(link.index, namespace, to).context(what)?;
-        let arrived = inside_route.link(to)?.ok_or_else(|| Error::not_found(what()))?;
+        host.give_link(link.index, namespace, &to).context(what)?;
+        let arrived = inside_route.link(&to)?.ok_or_else(|| Error::not_found(what()))?;
         // What is lent would never be given back, and the kernel makes the link-local one anew.
         for address in addresses.iter().filter(|address| address.link == link.index && address.is_lasting) {
             inside_route.add_address(arrived.index, address.prefix).context(what)?;
@@ -78,6 +95,18 @@ fn give_into(devices: &BTreeMap<String, NetDevice>, namespace: BorrowedFd<'_>) -
 
 fn inside<'a>(from: &'a str, device: &'a NetDevice) -> &'a str {
     if device.name.is_empty() { from } else { &device.name }
+}
+
+fn is_template(name: &str) -> bool {
+    name.contains('%')
+}
+
+/// The name that the kernel would make of a template. It is made here, since the kernel does not tell which it was.
+fn first_free(template: &str, taken: &[Link]) -> Result<String> {
+    let names = (0..).map(|number: u32| template.replacen(NUMBER, &number.to_string(), 1));
+    let mut names = names.take_while(|name| name.len() <= NAME_LEN_MAX);
+    let free = names.find(|name| taken.iter().all(|link| link.name != *name));
+    free.ok_or_else(|| Error::failed_precondition("all names of this template are taken"))
 }
 
 #[cfg(test)]
@@ -98,5 +127,30 @@ mod tests {
             assert!(!check(&[("eth1", wrong)]), "{wrong}");
             assert!(!check(&[(wrong, "eth1")]), "{wrong}");
         }
+        assert!(check(&[("eth1", "net%d"), ("eth2", "net%d"), ("eth3", "net%dx")]));
+        for wrong in ["net%", "net%s", "net%d%d", "net%%d"] {
+            assert!(!check(&[("eth1", wrong)]), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_template_has_the_first_number_that_is_free() {
+        let link = |name: &str| Link {
+            index: 1,
+            name: name.into(),
+            kind: String::new(),
+            master: None,
+            is_up: true,
+            address: Vec::new(),
+        };
+        let first = |template: &str, taken: &[&str]| {
+            let taken: Vec<Link> = taken.iter().map(|name| link(name)).collect();
+            first_free(template, &taken).ok()
+        };
+        assert_eq!(first("eth%d", &["lo"]).as_deref(), Some("eth0"));
+        assert_eq!(first("eth%d", &["eth0", "eth2", "eth1"]).as_deref(), Some("eth3"));
+        let long = "longer-thirteen%d";
+        assert_eq!(first(long, &[]), None);
+        assert_eq!(first("fourteen-bytes%d", &["fourteen-bytes0"]).as_deref(), Some("fourteen-bytes1"));
     }
 }

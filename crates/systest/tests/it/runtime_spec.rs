@@ -993,6 +993,13 @@ fn network_devices_move_in_with_their_addresses() {
     assert!(said.contains("192.0.2.7/24") && said.contains("2001:db8::7/64"), "{said}");
     assert!(said.ends_with("eth7\nlo"), "{said}");
     assert_ne!(ip(&["link", "show", &device]).code, 0, "it went with its namespace");
+    // A template, after names that are no templates.
+    ip(&["link", "add", &device, "type", "veth", "peer", "name", &peer]).ok();
+    let said = ours("ls /sys/class/net", |spec| {
+        spec["linux"]["netDevices"] =
+            json!({device.as_str(): {"name": "net%d"}, peer.as_str(): {"name": "net0"}});
+    });
+    assert_eq!(said, "lo\nnet0\nnet1");
     for (devices, words) in
         [(json!({"hd-none": {}}), "not there"), (json!({"lo": {"name": "a/b"}}), "no name")]
     {
