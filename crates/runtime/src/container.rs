@@ -309,7 +309,11 @@ impl Container {
             }
             let class = resctrl::Class::prepare(&root, self.id(), &wanted)?;
             // First, so that it goes with the container.
-            self.dir.write(&State { resctrl: class.own.clone(), ..(*self.state).clone() })?;
+            self.dir.write(&State {
+                resctrl: class.own.clone(),
+                resctrl_groups: class.groups(),
+                ..(*self.state).clone()
+            })?;
             self.pids()?.into_iter().try_for_each(|pid| class.add(pid))
         };
         update()

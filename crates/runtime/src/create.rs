@@ -289,13 +289,21 @@ pub(crate) struct Maker<'a> {
     /// Once systemd has started it.
     scope: Option<Scope>,
     resctrl: Option<PathBuf>,
+    resctrl_groups: Vec<PathBuf>,
     steps: Steps,
 }
 
 impl<'a> Maker<'a> {
     pub(crate) fn new(dir: &'a StateDir) -> Maker<'a> {
-        let steps = Steps::default();
-        Maker { dir, cgroup: None, is_limited: false, scope: None, resctrl: None, steps }
+        Maker {
+            dir,
+            cgroup: None,
+            is_limited: false,
+            scope: None,
+            resctrl: None,
+            resctrl_groups: Vec::new(),
+            steps: Steps::default(),
+        }
     }
 
     pub(crate) fn dir(&self) -> &'a StateDir {
@@ -677,6 +685,7 @@ impl<'a> Maker<'a> {
             None => Vec::new(),
         };
         state.resctrl.clone_from(&self.resctrl);
+        state.resctrl_groups.clone_from(&self.resctrl_groups);
         state.note(spec);
         Ok(())
     }
@@ -686,6 +695,7 @@ impl<'a> Maker<'a> {
         let root = resctrl::mounted().context(|| "linux.intelRdt")?;
         let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
         self.resctrl.clone_from(&class.own);
+        self.resctrl_groups = class.groups();
         class.add(pid).context(|| "linux.intelRdt")
     }
 }

@@ -28,7 +28,7 @@ use linux::process::{self, Cloned, PidFd};
 use linux::procfs::Proc;
 use linux::seccomp;
 use types::spec::runtime::Process;
-use types::{Context, Error, Result};
+use types::{Context, Error, Result, UnlessGone};
 
 use crate::channel::{Channel, Message};
 use crate::container::Container;
@@ -36,8 +36,8 @@ use crate::entering::{self, Plan};
 use crate::labels::Labels;
 use crate::plan::{Stdio, capabilities_left_out, check_process};
 use crate::program::{self, Filter, Outfit};
-use crate::scheduling;
 use crate::state::{FILTER, Status};
+use crate::{resctrl, scheduling};
 
 /// How long a new process may take to its program. The container's root may stop it on its way, and must not
 /// hold up the caller, who has to be able to end the container.
@@ -192,6 +192,8 @@ fn raise(
     mut warnings: Vec<String>,
 ) -> Result<Exec> {
     warnings.extend(program::set_oom_score(go_between.pid, process)?);
+    // A class that somebody has removed has nobody in it.
+    resctrl::put(&container.state().resctrl_groups, go_between.pid).unless_gone()?;
     program::make_room_for_limits(go_between.pid, process, entering::NEWBORN);
     channel.listen_only_to(go_between.pid);
     channel.send(&Message::Go)?;

@@ -92,13 +92,22 @@ impl Class {
         Ok(self)
     }
 
-    pub(crate) fn add(&self, pid: u32) -> Result<()> {
-        for dir in std::iter::once(&self.dir).chain(&self.monitored) {
-            let file = dir.join("tasks");
-            fs::write(&file, pid.to_string()).context(|| format!("write {pid} to {}", file.display()))?;
-        }
-        Ok(())
+    /// The groups that each process of the container is put into: the class, and in it the one that counts.
+    pub(crate) fn groups(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.dir).chain(&self.monitored).cloned().collect()
     }
+
+    pub(crate) fn add(&self, pid: u32) -> Result<()> {
+        put(&self.groups(), pid)
+    }
+}
+
+/// Puts a process, and with it all that it makes from then on, into [`Class::groups`]. `NotFound` if one is gone.
+pub(crate) fn put(groups: &[PathBuf], pid: u32) -> Result<()> {
+    groups.iter().try_for_each(|group| {
+        let file = group.join("tasks");
+        fs::write(&file, pid.to_string()).context(|| format!("write {pid} to {}", file.display()))
+    })
 }
 
 /// Gives the class of a container other shares, and with it all that are in it.
@@ -388,6 +397,11 @@ mod tests {
         for dir in [&root.path().join("shared"), &group] {
             assert_eq!(fs::read_to_string(dir.join("tasks")).unwrap(), "7", "{}", dir.display());
         }
+        // One that enters later.
+        assert_eq!(class.groups(), [root.path().join("shared"), group.clone()]);
+        put(&class.groups(), 8).unwrap();
+        assert_eq!(fs::read_to_string(group.join("tasks")).unwrap(), "8");
+        assert!(put(&[root.path().join("gone")], 8).unwrap_err().is(types::ErrorKind::NotFound));
         assert_eq!(class.own, Some(group.clone()));
         // The kernel's directories are removed with the files that they have.
         fs::remove_file(group.join("tasks")).unwrap();

@@ -116,6 +116,9 @@ pub struct State {
     /// Directory in resctrl that was made for the container, and goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resctrl: Option<PathBuf>,
+    /// Directories in resctrl that every further process is put into too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resctrl_groups: Vec<PathBuf>,
 }
 
 /// What of the first process's description counts for those who enter, too.
@@ -323,6 +326,7 @@ impl State {
             no_new_keyring: false,
             keyring_name: None,
             resctrl: None,
+            resctrl_groups: Vec::new(),
         }
     }
 

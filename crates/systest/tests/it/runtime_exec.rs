@@ -79,6 +79,27 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
     }
 }
 
+/// Few hosts have resctrl: a directory stands in for the class that the state names.
+#[test]
+fn who_enters_is_in_the_class_of_the_container() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let id = runtime.id("class");
+    let sleeping = Sleeping::start(&runtime, &bundle, &id);
+    let class = TempDir::new().expect("a temporary directory");
+    let file = runtime.root().join(&id).join("state.json");
+    let mut state: Value = serde_json::from_slice(&fs::read(&file).expect("a state")).expect("JSON");
+    assert!(state.get("resctrl_groups").is_none(), "it has no class: {state}");
+    state["resctrl_groups"] = json!([class.path()]);
+    fs::write(&file, state.to_string()).expect("ours");
+    sleeping.exec(&[], "true").ok();
+    let put = fs::read_to_string(class.path().join("tasks")).expect("somebody was put there");
+    assert!(put.parse::<u32>().is_ok_and(|pid| pid > 0), "{put}");
+    // One that is gone keeps nobody out.
+    drop(class);
+    sleeping.exec(&[], "true").ok();
+}
+
 /// A program that looks for a variable takes the first one that it finds.
 #[test]
 fn each_variable_is_there_once_with_its_last_value() {
