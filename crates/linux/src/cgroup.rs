@@ -57,6 +57,7 @@ pub use self::stats::{
     Throttling,
 };
 pub use self::systemd::{Instance, Scope, stop_scope, update_scope};
+pub use self::unit_properties::PREFIX as UNIT_PROPERTY_ANNOTATIONS;
 
 /// Whether the caller is the host's root, and not that of a user namespace: whom the kernel refuses nothing of cgroups.
 fn is_privileged() -> bool {

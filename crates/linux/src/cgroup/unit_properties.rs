@@ -15,7 +15,8 @@ use types::{Error, Result};
 
 use crate::dbus::Value;
 
-const PREFIX: &str = "org.systemd.property.";
+/// How annotations begin that ask for properties of a container's unit.
+pub const PREFIX: &str = "org.systemd.property.";
 const SEC_US: u64 = 1_000_000;
 
 /// Reads what annotations ask for. `InvalidArgument` names the one that cannot be read.

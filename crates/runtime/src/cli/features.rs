@@ -39,7 +39,8 @@ pub fn features() -> Value {
         },
         // containerd looks for this one before it tells its clients that they may ask.
         "annotations": {"org.opencontainers.runc.checkpoint.enabled": "true"},
-        // It names a file by which criu can be made to execute programs.
-        "potentiallyUnsafeConfigAnnotations": [CONFIG_ANNOTATION],
+        // One names a file by which criu can be made to execute programs, and all that begin as the other are
+        // properties of the container's unit for systemd.
+        "potentiallyUnsafeConfigAnnotations": [CONFIG_ANNOTATION, linux::cgroup::UNIT_PROPERTY_ANNOTATIONS],
     })
 }

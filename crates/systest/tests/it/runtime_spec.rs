@@ -1061,6 +1061,9 @@ fn features_are_true() {
     });
     assert!(missing.is_empty(), "{missing:?}\n{ours}");
     assert_eq!(ours["ociVersionMax"], "1.3.0");
+    // All annotations that change what is done.
+    let unsafe_ones = words(&ours, "/potentiallyUnsafeConfigAnnotations");
+    assert_eq!(unsafe_ones, ["org.criu.config", "org.systemd.property."]);
     for seen in [
         "cgroup/v1",
         "cgroup/v2",
