@@ -70,13 +70,17 @@ fn apply_cpu(cgroup: &Cgroup, cpu: &CpuResources) -> Result<()> {
     } else {
         early?;
     }
+    // An idle cgroup refuses shares: it is idle no more before it gets them, and idle after that.
+    if cpu.idle == Some(0) {
+        set("cpu.idle", "0")?;
+    }
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
         set("cpu.shares", &shares.to_string())?;
     }
     apply_quota(cgroup, cpu)?;
     match cpu.idle {
-        Some(idle) => set("cpu.idle", &idle.to_string()),
-        None => Ok(()),
+        Some(idle) if idle != 0 => set("cpu.idle", &idle.to_string()),
+        _ => Ok(()),
     }
 }
 

@@ -20,8 +20,9 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
         // A caller without privileges who stays in its own cgroup.
         return if wants_nothing(resources) { Ok(()) } else { Err(not_delegated()) };
     };
+    let is_idle = is_idle(resources);
     if let Some(cpu) = &resources.cpu {
-        apply_cpu(member, cpu)?;
+        apply_cpu(member, cpu, is_idle)?;
         apply_cpuset(member, cpu)?;
     }
     if let Some(memory) = &resources.memory {
@@ -44,9 +45,21 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
         set(member, "rdma.max", &rdma_line(device, limit))?;
     }
     for (name, value) in &resources.unified {
+        if is_idle && WEIGHTS.contains(&name.as_str()) {
+            continue;
+        }
         apply_unified(member, name, value)?;
     }
     Ok(())
+}
+
+/// Files for the weight of a cgroup, which one that is idle does not have, and refuses.
+pub(super) const WEIGHTS: [&str; 2] = ["cpu.weight", "cpu.weight.nice"];
+
+/// Whether a cgroup is to be idle, whatever its weight.
+pub(super) fn is_idle(resources: &LinuxResources) -> bool {
+    resources.cpu.as_ref().is_some_and(|cpu| cpu.idle == Some(1))
+        || resources.unified.get("cpu.idle").is_some_and(|value| value.trim() == "1")
 }
 
 fn wants_nothing(resources: &LinuxResources) -> bool {
@@ -75,7 +88,7 @@ fn set(member: &Member, name: &str, value: &str) -> Result<()> {
     }
 }
 
-fn apply_cpu(member: &Member, cpu: &CpuResources) -> Result<()> {
+fn apply_cpu(member: &Member, cpu: &CpuResources, is_idle: bool) -> Result<()> {
     if cpu.realtime_runtime.is_some_and(|value| value != 0)
         || cpu.realtime_period.is_some_and(|value| value != 0)
     {
@@ -84,8 +97,7 @@ fn apply_cpu(member: &Member, cpu: &CpuResources) -> Result<()> {
     if let Some(idle) = cpu.idle {
         set(member, "cpu.idle", &idle.to_string())?;
     }
-    // An idle cgroup has no weight, and refuses one.
-    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && !is_idle) {
         set(member, "cpu.weight", &weight_of_shares(shares).to_string())?;
     }
     apply_quota(member, cpu)

@@ -23,7 +23,7 @@ use std::path::{Component, Path, PathBuf};
 use types::spec::runtime::{CpuResources, DeviceRule, LinuxResources};
 use types::{Error, ErrorKind, Result};
 
-use super::limits_v2::{io_weight, swap_max, weight_of_shares};
+use super::limits_v2::{WEIGHTS, io_weight, is_idle, swap_max, weight_of_shares};
 use super::{Cgroup, Hierarchies, Version, devices, unit_properties, update};
 use crate::dbus::{Connection, Object, Value};
 
@@ -365,7 +365,7 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
         }
     }
     if let Some(cpu) = &resources.cpu {
-        if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
+        if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && !is_idle(resources)) {
             properties.push(if is_v2 {
                 ("CPUWeight", Value::U64(weight_of_shares(shares)))
             } else {
@@ -396,14 +396,13 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
     }
     if is_v2 {
         // Behind the others, as the files are written behind theirs.
-        properties.extend(unified(&resources.unified));
+        properties.extend(unified(&resources.unified, is_idle(resources)));
     }
     Ok(properties)
 }
 
 /// Files of version 2 that systemd has properties for. What is no number there is for the kernel to judge.
-fn unified(files: &BTreeMap<String, String>) -> Properties {
-    let is_idle = files.get("cpu.idle").is_some_and(|value| value.trim() == "1");
+fn unified(files: &BTreeMap<String, String>, is_idle: bool) -> Properties {
     let mut properties = Properties::new();
     for (name, value) in files {
         let value = value.trim();
@@ -412,8 +411,8 @@ fn unified(files: &BTreeMap<String, String>) -> Properties {
         let list = |name: &'static str| bits(value).ok().map(|bits| (name, Value::Bytes(bits)));
         properties.extend(match name.as_str() {
             "cpu.idle" if is_idle => Some(IDLE),
-            // An idle cgroup has no weight.
-            "cpu.weight" if !is_idle => one("CPUWeight", value.parse().ok()),
+            weight if is_idle && WEIGHTS.contains(&weight) => None,
+            "cpu.weight" => one("CPUWeight", value.parse().ok()),
             "cpuset.cpus" => list("AllowedCPUs"),
             "cpuset.mems" => list("AllowedMemoryNodes"),
             "io.weight" => one("IOWeight", value.strip_prefix("default ").unwrap_or(value).parse().ok()),
@@ -768,7 +767,14 @@ mod tests {
         assert_eq!(oom_policy(&LinuxResources::default(), Version::V2), None);
         // Who is idle has no weight.
         let idle = CpuResources { idle: Some(1), shares: Some(512), ..CpuResources::default() };
-        let resources = LinuxResources { cpu: Some(idle), ..LinuxResources::default() };
+        let weight = BTreeMap::from([("cpu.weight".to_owned(), "50".to_owned())]);
+        let resources =
+            LinuxResources { cpu: Some(idle), unified: weight.clone(), ..LinuxResources::default() };
+        assert_eq!(limits(&resources, Version::V2).unwrap(), [IDLE]);
+        let files = BTreeMap::from([("cpu.idle".to_owned(), "1".to_owned())]).into_iter().chain(weight);
+        let shares = CpuResources { shares: Some(512), ..CpuResources::default() };
+        let resources =
+            LinuxResources { cpu: Some(shares), unified: files.collect(), ..LinuxResources::default() };
         assert_eq!(limits(&resources, Version::V2).unwrap(), [IDLE]);
     }
 

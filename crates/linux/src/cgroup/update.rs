@@ -1,16 +1,19 @@
 //! Changes of limits while a cgroup is in use.
 //!
 //! A change may name one half of what belongs together: a quota without its period, memory without the total of memory
-//! and swap. The other half is then what the kernel has. A change that fails is undone: either all of it holds or nothing.
+//! and swap. The other half is then what the kernel has. Who is given a weight is idle no more. A change that fails is
+//! undone: either all of it holds or nothing.
 
 use std::os::fd::AsFd as _;
 
 use types::Result;
 use types::spec::runtime::{CpuResources, LinuxResources, MemoryResources};
 
+use super::limits_v2::WEIGHTS;
 use super::{Cgroup, Member, Version, file};
 
 const SWAP_MAX: &str = "memory.swap.max";
+const IDLE: &str = "cpu.idle";
 
 /// A text that was written to a file of a cgroup.
 pub(super) struct Written {
@@ -27,6 +30,7 @@ pub(super) fn completed(
     made_with: &LinuxResources,
 ) -> Result<LinuxResources> {
     let mut whole = resources.clone();
+    complete_idle(cgroup, &mut whole)?;
     if let Some(cpu) = &mut whole.cpu {
         complete_quota(cgroup, cpu)?;
     }
@@ -37,6 +41,24 @@ pub(super) fn completed(
         complete_memory(member, memory, is_swap_apart)?;
     }
     Ok(whole)
+}
+
+/// The kernel refuses a weight for an idle cgroup, which has none. As with runc, where systemd has the cgroup, the
+/// weight counts.
+fn complete_idle(cgroup: &Cgroup, resources: &mut LinuxResources) -> Result<()> {
+    let cpu = resources.cpu.as_ref();
+    let says_whether = cpu.is_some_and(|cpu| cpu.idle.is_some()) || resources.unified.contains_key(IDLE);
+    let has_weight = cpu.is_some_and(|cpu| cpu.shares.is_some_and(|shares| shares != 0))
+        || WEIGHTS.iter().any(|name| resources.unified.contains_key(*name));
+    if says_whether || !has_weight {
+        return Ok(());
+    }
+    let member = cgroup.controller("cpu").or_else(|| cgroup.unified());
+    let idle = member.map_or(Ok(None), |member| member.read_optional(IDLE))?;
+    if idle.as_deref() == Some("1") {
+        resources.cpu.get_or_insert_default().idle = Some(0);
+    }
+    Ok(())
 }
 
 fn complete_quota(cgroup: &Cgroup, cpu: &mut CpuResources) -> Result<()> {
@@ -175,6 +197,39 @@ mod tests {
         check(None, None, (None, None));
         fs::write(dir.path().join("cpu.max"), "max 100000\n").unwrap();
         check(None, Some(50_000), (Some(-1), Some(50_000)));
+    }
+
+    #[test]
+    fn who_is_given_a_weight_is_idle_no_more() {
+        let shares = |shares, idle| {
+            let cpu = CpuResources { shares: Some(shares), idle, ..CpuResources::default() };
+            LinuxResources { cpu: Some(cpu), ..LinuxResources::default() }
+        };
+        let by_file = |files: &[(&str, &str)]| {
+            let files = files.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            LinuxResources { unified: files.collect(), ..LinuxResources::default() }
+        };
+        let check = |before: &str, resources: &LinuxResources, expected: Option<i64>| {
+            let (_dir, cgroup) = cgroup(&[("cpu.idle", before), ("cpu.weight", "0\n")]);
+            let whole = cgroup.completed(resources, &LinuxResources::default()).unwrap();
+            assert_eq!(whole.cpu.and_then(|cpu| cpu.idle), expected, "{before:?} {resources:?}");
+        };
+        check("1\n", &shares(512, None), Some(0));
+        check("0\n", &shares(512, None), None);
+        check("1\n", &shares(0, None), None);
+        check("1\n", &shares(512, Some(1)), Some(1));
+        check("1\n", &by_file(&[("cpu.weight", "8")]), Some(0));
+        check("1\n", &by_file(&[("cpu.weight.nice", "8")]), Some(0));
+        check("1\n", &by_file(&[("cpu.weight", "8"), ("cpu.idle", "1")]), None);
+        check("1\n", &by_file(&[("cpu.max", "max")]), None);
+
+        // Who is idle has no weight, by whatever name it is given.
+        for idle in [shares(512, Some(1)), by_file(&[("cpu.idle", "1"), ("cpu.weight", "8")])] {
+            let (dir, cgroup) = cgroup(&[("cpu.idle", "0\n"), ("cpu.weight", "100\n")]);
+            cgroup.update(&idle).unwrap();
+            let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+            assert_eq!([read("cpu.idle"), read("cpu.weight")], ["1\n", "100\n"]);
+        }
     }
 
     #[test]

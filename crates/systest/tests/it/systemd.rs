@@ -187,6 +187,11 @@ fn a_scope_lives_as_long_as_its_container() {
             (show(&unit, &["CPUWeight"]), read(pid, "cpu.idle")),
             (vec!["CPUWeight=idle".into()], "1".into())
         );
+        bundle.run(&["update", "--cpu-share", "1024"]).ok();
+        assert_eq!(
+            (show(&unit, &["CPUWeight"]), read(pid, "cpu.idle"), read(pid, "cpu.weight")),
+            (vec!["CPUWeight=100".into()], "0".into(), "100".into())
+        );
     }
     let exec = bundle.exec(
         "cut -d: -f3 /proc/self/cgroup | sort -u; cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null; true",

@@ -94,6 +94,9 @@ fn every_flag_of_update_changes_its_limit() {
             (&["--pids-limit", "40"], "pids.max", "40"),
             (&["--pids-limit=-1"], "pids.max", "max"),
             (&["--cpu-idle", "1"], "cpu.idle", "1"),
+            // Who is given a weight is idle no more.
+            (&["--cpu-share", "1024"], "cpu.weight", "100"),
+            (&[], "cpu.idle", "0"),
         ]
     } else {
         &[
@@ -108,6 +111,9 @@ fn every_flag_of_update_changes_its_limit() {
             (&["--pids-limit", "40"], "pids.max", "40"),
             (&["--pids-limit=-1"], "pids.max", "max"),
             (&["--cpu-idle", "1"], "cpu.idle", "1"),
+            // Who is given a weight is idle no more.
+            (&["--cpu-share", "1024"], "cpu.shares", "1024"),
+            (&[], "cpu.idle", "0"),
             // Ignored, as by runc.
             (&["--kernel-memory", "1m", "--kernel-memory-tcp", "1m"], "memory.limit_in_bytes", "67108864"),
         ]
