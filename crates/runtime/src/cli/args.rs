@@ -29,11 +29,16 @@ impl Args {
 
     /// Takes a flag that stands before the next word. Of several the last one counts. Short flags may not be joined.
     pub(super) fn flag(&mut self, names: &[&str]) -> bool {
-        let mut is_set = false;
+        self.choice(names).unwrap_or(false)
+    }
+
+    /// As [`Args::flag`], of one that may be cleared too (`--flag=false`). None if it is not there.
+    pub(super) fn choice(&mut self, names: &[&str]) -> Option<bool> {
+        let mut is_set = None;
         while let Some((index, value)) =
             self.flags().find_map(|index| Some((index, switch(&self.words[index], names)?)))
         {
-            is_set = value;
+            is_set = Some(value);
             self.words.remove(index);
         }
         is_set

@@ -61,7 +61,7 @@ struct Changes {
     cwd: Option<String>,
     additional_gids: Vec<String>,
     capabilities: Vec<String>,
-    no_new_privileges: bool,
+    no_new_privileges: Option<bool>,
     apparmor: Option<String>,
     selinux_label: Option<String>,
 }
@@ -71,12 +71,12 @@ impl Changes {
         Ok(Changes {
             user: args.value(&["-u", "--user"]).filter(|user| !user.is_empty()),
             environment: args.values(&["-e", "--env"]),
-            cwd: args.value(&["--cwd"]),
+            cwd: args.value(&["--cwd"]).filter(|path| !path.is_empty()),
             additional_gids: args.values(&["-g", "--additional-gids"]),
             capabilities: args.values(&["-c", "--cap"]),
-            no_new_privileges: args.flag(&["--no-new-privs"]),
-            apparmor: args.value(&["--apparmor"]),
-            selinux_label: args.value(&["--process-label"]),
+            no_new_privileges: args.choice(&["--no-new-privs"]),
+            apparmor: args.value(&["--apparmor"]).filter(|profile| !profile.is_empty()),
+            selinux_label: args.value(&["--process-label"]).filter(|label| !label.is_empty()),
         })
     }
 
@@ -114,7 +114,7 @@ impl Changes {
                 set.extend(self.capabilities.iter().cloned());
             }
         }
-        process.no_new_privileges |= self.no_new_privileges;
+        process.no_new_privileges = self.no_new_privileges.unwrap_or(process.no_new_privileges);
         if let Some(profile) = self.apparmor {
             process.apparmor_profile = profile;
         }

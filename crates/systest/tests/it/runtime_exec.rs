@@ -48,7 +48,8 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
             json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few});
     };
     type Row<'a> = (&'a dyn Fn(&mut Value), &'a [&'a str], &'a str);
-    let rows: [Row<'_>; 11] = [
+    let strict = |_: &mut Value| ();
+    let rows: [Row<'_>; 14] = [
         (&plain, &[], "1000\n1001\n1001 9\n"),
         (&plain, &["--user", "5"], "5\n1001\n1001 9\n"),
         (&plain, &["--user", "5:6"], "5\n6\n6 9\n"),
@@ -58,6 +59,10 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
         (&heir, &["--cap", "CAP_CHOWN"], "1000\n1001\n"),
         (&heir, &["--user", "0:0", "-c", "CAP_CHOWN"], "0\n0\n"),
         (&plain, &["--no-new-privs"], "1000\n1001\n"),
+        (&strict, &[], "1000\n1001\n"),
+        (&strict, &["--no-new-privs=false"], "1000\n1001\n"),
+        // Without a value is as without the flag.
+        (&plain, &["--cwd", "", "--apparmor", "", "--process-label", "", "--user", ""], "1000\n1001\n"),
         (&plain, &["--cwd", "/bin", "--env", "X=1", "--env", "X=2"], "1000\n1001\n"),
         (&plain, &["-e", "HOME=/nowhere"], "1000\n1001\n"),
     ];
