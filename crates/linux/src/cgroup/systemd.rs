@@ -187,9 +187,11 @@ impl Scope {
         };
         let slice = if slice.is_empty() { instance.slice() } else { slice };
         slice_path(slice).ok_or_else(|| bad("its first part is not the name of a slice"))?;
-        let name = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+        // Without a prefix too, as runc and crun name it: whoever wrote the path looks for the unit by that.
+        let name = format!("{prefix}-{name}.scope");
         let is_valid = |character: char| character.is_ascii_alphanumeric() || ":-_.\\@".contains(character);
-        if name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(is_valid) {
+        let is_empty = name == "-.scope";
+        if is_empty || name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(is_valid) {
             return Err(bad("its parts do not make the name of a unit"));
         }
         Ok(Scope { slice: slice.to_owned(), name, top: String::new(), instance })
@@ -633,11 +635,18 @@ mod tests {
         let ok = |slice: &str, name: &str| (slice.to_owned(), name.to_owned());
         assert_eq!(scope("machine.slice:libpod:abc").unwrap(), ok("machine.slice", "libpod-abc.scope"));
         assert_eq!(scope(":docker:abc").unwrap(), ok("system.slice", "docker-abc.scope"));
-        assert_eq!(scope("a.slice::abc").unwrap(), ok("a.slice", "abc.scope"));
+        assert_eq!(scope("a.slice::abc").unwrap(), ok("a.slice", "-abc.scope"));
         assert_eq!(scope("").unwrap(), ok("system.slice", "hoist-id.scope"));
-        for bad in
-            ["/hoist/abc", "a:b", "a:b:c", "a.slice:b:c:d", "a/b.slice:b:c", "a.slice:b:../c", "-a.slice:b:c"]
-        {
+        for bad in [
+            "/hoist/abc",
+            "a:b",
+            "a:b:c",
+            "a.slice:b:c:d",
+            "a/b.slice:b:c",
+            "a.slice:b:../c",
+            "-a.slice:b:c",
+            "::",
+        ] {
             assert!(scope(bad).is_err(), "{bad}");
         }
         for path in ["", ":hoist:id"] {
