@@ -281,13 +281,14 @@ impl Cli<'_> {
     }
 
     fn update(&self, args: &mut Args) -> Result<()> {
-        let file = args.value(&["-r", "--resources"]);
-        let mut resources = match file.as_deref() {
+        let file = args.value(&["-r", "--resources"]).filter(|path| !path.is_empty());
+        let of_flags = document::limits_from_flags(args)?;
+        // As runc has it: a document has all limits that are meant.
+        let resources = match file.as_deref() {
             Some("-") => read_resources(io::stdin(), "standard input")?,
             Some(path) => read_resources(fs::File::open(path).context(|| format!("open {path}"))?, path)?,
-            None => LinuxResources::default(),
+            None => of_flags,
         };
-        document::limits_from_flags(args, &mut resources)?;
         let [l3_cache, bandwidth] =
             ["--l3-cache-schema", "--mem-bw-schema"].map(|name| args.value(&[name]).unwrap_or_default());
         let container = self.load(args)?;

@@ -4,8 +4,8 @@ use linux::cgroup::{Cpuset, Hierarchies, Limited, Memory, Pressure, Stall, Stats
 use serde_json::{Map, Value, json};
 use types::spec::defaults::{MASKED, READ_ONLY};
 use types::spec::runtime::{
-    Capabilities, CpuResources, DeviceRule, IdMapping, Linux, LinuxNamespace, LinuxResources, Mount, Process,
-    Rlimit, Root, Spec, VERSION,
+    BlockIoResources, Capabilities, CpuResources, DeviceRule, IdMapping, Linux, LinuxNamespace,
+    LinuxResources, MemoryResources, Mount, PidsResources, Process, Rlimit, Root, Spec, VERSION,
 };
 use types::{Error, Result};
 
@@ -161,20 +161,17 @@ fn memory_and_swap(memory: &Memory, is_v2: bool) -> Limited {
 }
 
 /// Limits given as flags of `update`.
-pub(super) fn limits_from_flags(args: &mut Args, resources: &mut LinuxResources) -> Result<()> {
-    let limit = size(args, &["--memory"])?;
-    let reservation = size(args, &["--memory-reservation"])?;
-    let swap = size(args, &["--memory-swap"])?;
+pub(super) fn limits_from_flags(args: &mut Args) -> Result<LinuxResources> {
+    let memory = MemoryResources {
+        limit: size(args, &["--memory"])?,
+        reservation: size(args, &["--memory-reservation"])?,
+        swap: size(args, &["--memory-swap"])?,
+        ..MemoryResources::default()
+    };
     // Limits of kernel memory are deprecated, and ignored by runc too.
     args.value(&["--kernel-memory"]);
     args.value(&["--kernel-memory-tcp"]);
-    if limit.or(reservation).or(swap).is_some() {
-        let memory = resources.memory.get_or_insert_default();
-        memory.limit = limit.or(memory.limit);
-        memory.reservation = reservation.or(memory.reservation);
-        memory.swap = swap.or(memory.swap);
-    }
-    let given = CpuResources {
+    let cpu = CpuResources {
         shares: args.number(&["--cpu-share", "--cpu-shares"])?,
         quota: args.number(&["--cpu-quota"])?,
         burst: args.number(&["--cpu-burst"])?,
@@ -185,28 +182,16 @@ pub(super) fn limits_from_flags(args: &mut Args, resources: &mut LinuxResources)
         mems: args.value(&["--cpuset-mems"]).unwrap_or_default(),
         idle: args.number(&["--cpu-idle"])?,
     };
-    if given != CpuResources::default() {
-        let cpu = resources.cpu.get_or_insert_default();
-        let text = |given: String, before: &str| if given.is_empty() { before.to_owned() } else { given };
-        *cpu = CpuResources {
-            shares: given.shares.or(cpu.shares),
-            quota: given.quota.or(cpu.quota),
-            burst: given.burst.or(cpu.burst),
-            period: given.period.or(cpu.period),
-            realtime_runtime: given.realtime_runtime.or(cpu.realtime_runtime),
-            realtime_period: given.realtime_period.or(cpu.realtime_period),
-            cpus: text(given.cpus, &cpu.cpus),
-            mems: text(given.mems, &cpu.mems),
-            idle: given.idle.or(cpu.idle),
-        };
-    }
-    if let Some(weight) = args.number(&["--blkio-weight"])? {
-        resources.block_io.get_or_insert_default().weight = Some(weight);
-    }
-    if let Some(pids) = args.number(&["--pids-limit"])? {
-        resources.pids.get_or_insert_default().limit = Some(pids);
-    }
-    Ok(())
+    let weight = args.number(&["--blkio-weight"])?;
+    let pids = args.number(&["--pids-limit"])?;
+    Ok(LinuxResources {
+        memory: Some(memory).filter(|memory| *memory != MemoryResources::default()),
+        cpu: Some(cpu).filter(|cpu| *cpu != CpuResources::default()),
+        block_io: weight
+            .map(|weight| BlockIoResources { weight: Some(weight), ..BlockIoResources::default() }),
+        pids: pids.map(|limit| PidsResources { limit: Some(limit) }),
+        ..LinuxResources::default()
+    })
 }
 
 /// Bytes, perhaps with a unit: `64m`, `1GiB`; or `-1`, which is no limit.

@@ -61,7 +61,7 @@ const KILL: &str = "
 const DELETE: &str = "
    --force, -f                        kill what runs; no error if there is no such container";
 const UPDATE: &str = "
-   --resources, -r FILE               limits as in linux.resources; - is standard input
+   --resources, -r FILE               limits as in linux.resources, and no others; - is standard input
    --memory N                         bytes of memory; k, m, g and t count, -1 is no limit
    --memory-swap N                    bytes of memory and swap together; -1 is no limit
    --memory-reservation N             bytes that it is cut back to when memory gets scarce

@@ -140,6 +140,21 @@ fn every_flag_of_update_changes_its_limit() {
     }
 }
 
+/// As with runc, whose help says so.
+#[test]
+fn limits_of_a_document_are_the_only_ones() {
+    let bundle = at_the_top("sleep 1000", &json!({"pids": {"limit": 20}, "memory": {"limit": 64 << 20}}));
+    bundle.start();
+    let file = bundle.path().join("resources.json");
+    fs::write(&file, json!({"pids": {"limit": 30}}).to_string()).expect("writable");
+    let file = file.to_str().expect("UTF-8");
+    bundle.run(&["update", "--resources", file, "--pids-limit", "40", "--memory", "48m"]).ok();
+    let memory = if is_v2() { "memory.max" } else { "memory.limit_in_bytes" };
+    assert_eq!([read(bundle.pid(), "pids.max"), read(bundle.pid(), memory)], ["30", "67108864"]);
+    bundle.run(&["update", "--resources", "", "--pids-limit", "40"]).ok();
+    assert_eq!(read(bundle.pid(), "pids.max"), "40");
+}
+
 /// A container of ours or of runc's is updated: whether that was done, and what is in the files then. None if the kernel
 /// does not have them all.
 fn updated(is_runcs: bool, resources: &Value, flags: &[&str], files: &[&str]) -> Option<(bool, Vec<String>)> {
