@@ -149,8 +149,8 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         "state" => cli.state(args),
         "list" => cli.list(args),
         "ps" => cli.ps(args),
-        "pause" => cli.load(args)?.pause(),
-        "resume" => cli.load(args)?.resume(),
+        "pause" => cli.load_alone(args)?.pause(),
+        "resume" => cli.load_alone(args)?.resume(),
         "update" => cli.update(args),
         "events" => cli.events(args),
         "spec" => spec(args, called_runc),
@@ -230,9 +230,14 @@ impl Cli<'_> {
         Container::load(&self.root, &args.id()?).map(|container| container.with_steps(self.log.steps()))
     }
 
-    fn start(&self, args: &mut Args) -> Result<()> {
+    /// The container, of a command that has no other argument.
+    fn load_alone(&self, args: &mut Args) -> Result<Container> {
         let container = self.load(args)?;
-        args.end()?;
+        args.end().map(|()| container)
+    }
+
+    fn start(&self, args: &mut Args) -> Result<()> {
+        let container = self.load_alone(args)?;
         let readiness = Readiness::listen(&container)?;
         let program = readiness.as_ref().map(|_| container.open_init()).transpose()?;
         container.start()?;

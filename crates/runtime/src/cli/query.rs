@@ -20,8 +20,7 @@ const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 
 impl Cli<'_> {
     pub(super) fn state(&self, args: &mut Args) -> Result<()> {
-        let container = self.load(args)?;
-        args.end()?;
+        let container = self.load_alone(args)?;
         print_line(&document::state(&container.state().document(container.status()?), Spacing::Wide))
     }
 

@@ -93,7 +93,7 @@ fn every_flag_of_runc_is_known() {
 fn flags_are_written_as_with_runc() {
     let bundle = bundle(|spec| script(spec, "sleep 1000"));
     let path = bundle.path().display().to_string();
-    let rows: [(&str, &str, bool); 10] = [
+    let rows: [(&str, &str, bool); 11] = [
         ("create ID --bundle PATH", "delete ID --force", true),
         ("create -bundle PATH ID", "kill ID KILL --all", true),
         ("create --b PATH ID", "delete --f=1 ID", true),
@@ -101,6 +101,7 @@ fn flags_are_written_as_with_runc() {
         ("run --detach=True ID -b PATH", "delete --force=maybe ID", false),
         ("run -d -b PATH ID", "delete --force=false ID", false),
         ("run -d -b PATH ID", "delete ID --nosuch", false),
+        ("run -d -b PATH ID", "pause ID more", false),
         ("run -d -b PATH -- ID", "--log-format xml delete -f ID", false),
         ("run -d -b PATH ID", "--log PATH/nosuch/log delete -f ID", false),
         ("run -d -b PATH ID", "update --cpu-period= --memory 64.5m ID", true),
