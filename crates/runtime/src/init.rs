@@ -62,6 +62,10 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     let start_hooks = start_hooks(&plan);
     rootfs::enter(&plan, root)?;
     set_names(&plan.spec)?;
+    // A sysctl may be one of a network device, and those are there before the cgroup is.
+    if plan.spec.linux.as_ref().is_some_and(|linux| !linux.net_devices.is_empty()) {
+        supplies.enter_cgroup()?;
+    }
     rootfs::restrict(&plan.spec, plan.mount_label.as_ref())?;
     supplies.enter_cgroup()?;
     scheduling::leave_callers_processors();

@@ -48,7 +48,7 @@ pub use container::Container;
 pub use create::{CreateOptions, Created};
 pub use criu::CgroupMode;
 pub use exec::{Exec, ExecOptions, SubCgroup};
-pub use plan::{Stdio, check_sysctl, waits_for_others};
+pub use plan::{Stdio, check_sysctl, sysctl_path, waits_for_others};
 pub use restore::RestoreOptions;
 pub use state::{State, Status};
 pub use steps::Steps;

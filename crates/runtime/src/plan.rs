@@ -285,30 +285,47 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     scheduling::check(process)
 }
 
+/// Where a sysctl is below `/proc/sys` (sysctl.d(5)). The first `.` or `/` of its name says which of both separates;
+/// the other stands for a dot then, as that of the interface in `net.ipv4.conf.eth0/100.forwarding` and
+/// `net/ipv4/conf/eth0.100/forwarding`.
+pub fn sysctl_path(key: &str) -> String {
+    match key.find(['.', '/']) {
+        Some(at) if key[at..].starts_with('.') => {
+            let swapped = key.chars().map(|letter| match letter {
+                '.' => '/',
+                '/' => '.',
+                other => other,
+            });
+            swapped.collect()
+        }
+        _ => key.to_owned(),
+    }
+}
+
 /// Only what a namespace of the container separates may be set; the rest is the host's.
 pub fn check_sysctl(key: &str, has: &impl Fn(&str) -> bool) -> Result<()> {
-    let key = key.replace('/', ".");
-    if key.split('.').any(str::is_empty) {
+    let path = sysctl_path(key);
+    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
         // Or `net/../kernel/core_pattern` would be one of the network's.
         return Err(Error::invalid_argument(format!("sysctl {key:?} is no name")));
     }
-    let ipc = key.starts_with("fs.mqueue.")
+    let ipc = path.starts_with("fs/mqueue/")
         || [
-            "kernel.msgmax",
-            "kernel.msgmnb",
-            "kernel.msgmni",
-            "kernel.sem",
-            "kernel.shmall",
-            "kernel.shmmax",
-            "kernel.shmmni",
-            "kernel.shm_rmid_forced",
+            "kernel/msgmax",
+            "kernel/msgmnb",
+            "kernel/msgmni",
+            "kernel/sem",
+            "kernel/shmall",
+            "kernel/shmmax",
+            "kernel/shmmni",
+            "kernel/shm_rmid_forced",
         ]
-        .contains(&key.as_str());
-    let needed = match key.as_str() {
+        .contains(&path.as_str());
+    let needed = match path.as_str() {
         _ if ipc => "ipc",
-        _ if key.starts_with("net.") => "network",
-        "kernel.domainname" => "uts",
-        _ if key.starts_with("user.") => "user",
+        _ if path.starts_with("net/") => "network",
+        "kernel/domainname" => "uts",
+        _ if path.starts_with("user/") => "user",
         _ => return Err(Error::invalid_argument(format!("sysctl {key} is not separated by any namespace"))),
     };
     if has(needed) {
@@ -366,6 +383,19 @@ mod tests {
     }
 
     #[test]
+    fn sysctls_of_interfaces_with_dots_have_names() {
+        for (key, path) in [
+            ("net.core.somaxconn", "net/core/somaxconn"),
+            ("net/core/somaxconn", "net/core/somaxconn"),
+            ("net.ipv4.conf.eth0/100.forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+            ("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(sysctl_path(key), path);
+        }
+    }
+
+    #[test]
     fn only_sysctls_of_own_namespaces_may_be_set() {
         let check = |key: &str, own: &[&str]| check_sysctl(key, &|kind: &str| own.contains(&kind)).is_ok();
         assert!(check("net.ipv4.ip_forward", &["network"]));
@@ -374,6 +404,9 @@ mod tests {
         assert!(check("kernel.shmmax", &["ipc"]));
         assert!(!check("net/../kernel/core_pattern", &["network"]));
         assert!(!check("net.", &["network"]));
+        assert!(!check("net.//.kernel.core_pattern", &["network"]));
+        assert!(!check("net.ipv4./.conf", &["network"]));
+        assert!(check("net.ipv4.conf.eth0/100.forwarding", &["network"]));
         assert!(!check("kernel.core_pattern", &["ipc", "network", "uts", "user"]));
         assert!(!check("vm.swappiness", &["ipc", "network", "uts", "user"]));
     }

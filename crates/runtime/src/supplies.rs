@@ -7,8 +7,9 @@
 //! ```
 //!
 //! It enters its cgroup as late as it can, and no later than it must: before a mount that shows the cgroup, before a
-//! mount that takes of what is limited, before hooks, and before it becomes the container's user. What comes is taken in the
-//! order in which it is sent, before another word of the parent's.
+//! mount that takes of what is limited, before hooks, before sysctls where network devices move in, and before it
+//! becomes the container's user. What comes is taken in the order in which it is sent, before another word of the
+//! parent's.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;

@@ -12,6 +12,7 @@ use types::{Context, Error, Result};
 
 use super::is_directory;
 use crate::labels::MountLabel;
+use crate::plan::sysctl_path;
 
 /// Takes away what the container must not see or change. The root is the container's by now.
 pub(crate) fn restrict(spec: &Spec, label: Option<&MountLabel>) -> Result<()> {
@@ -36,8 +37,8 @@ pub(crate) fn restrict(spec: &Spec, label: Option<&MountLabel>) -> Result<()> {
 }
 
 fn write_sysctl(proc: &Proc, key: &str, value: &str) -> Result<()> {
-    let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
-    proc.write(&format!("sys/{path}"), value).context(|| format!("set sysctl {key} to {value:?}"))
+    proc.write(&format!("sys/{}", sysctl_path(key)), value)
+        .context(|| format!("set sysctl {key} to {value:?}"))
 }
 
 fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {

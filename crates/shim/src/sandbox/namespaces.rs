@@ -188,8 +188,7 @@ fn is_held(kind: NsKind) -> bool {
 /// Those of the namespaces that the calling thread is in.
 fn set_sysctls(sysctls: &BTreeMap<String, String>) -> Result<()> {
     for (key, value) in sysctls {
-        let path =
-            format!("/proc/sys/{}", if key.contains('/') { key.clone() } else { key.replace('.', "/") });
+        let path = format!("/proc/sys/{}", runtime::sysctl_path(key));
         std::fs::write(&path, value).context(|| format!("set sysctl {key} to {value:?}"))?;
     }
     Ok(())

@@ -1000,6 +1000,13 @@ fn network_devices_move_in_with_their_addresses() {
             json!({device.as_str(): {"name": "net%d"}, peer.as_str(): {"name": "net0"}});
     });
     assert_eq!(said, "lo\nnet0\nnet1");
+    // A sysctl of one, whose name has a dot.
+    ip(&["link", "add", &device, "type", "veth", "peer", "name", &peer]).ok();
+    let said = ours("cat /proc/sys/net/ipv4/conf/eth7.100/tag", |spec| {
+        spec["linux"]["netDevices"] = json!({device.as_str(): {"name": "eth7.100"}});
+        spec["linux"]["sysctl"] = json!({"net.ipv4.conf.eth7/100.tag": "7"});
+    });
+    assert_eq!(said, "7");
     for (devices, words) in
         [(json!({"hd-none": {}}), "not there"), (json!({"lo": {"name": "a/b"}}), "no name")]
     {
