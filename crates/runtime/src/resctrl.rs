@@ -195,6 +195,8 @@ fn shares(schemata: &str) -> BTreeMap<Place<'_>, Share> {
 pub(crate) struct Figures {
     pub(crate) cache: Option<Resource>,
     pub(crate) bandwidth: Option<Resource>,
+    /// All lines of the class, of whatever resources this host's kernel knows.
+    pub(crate) schemata: Vec<String>,
     /// Of each cache, in the order of their numbers; empty without hardware that counts.
     pub(crate) used: Vec<Used>,
 }
@@ -233,7 +235,8 @@ impl Figures {
         };
         let group = dir.join("mon_groups").join(id);
         let used = used(&if group.is_dir() { group } else { dir.clone() }.join("mon_data"))?;
-        Ok(Figures { cache: resource("L3"), bandwidth: resource("MB"), used })
+        let schemata = own.lines().map(|line| line.trim().to_owned()).collect();
+        Ok(Figures { cache: resource("L3"), bandwidth: resource("MB"), schemata, used })
     }
 }
 
@@ -423,7 +426,8 @@ mod tests {
         write("schemata", "    MB:0=100;1=100\n    L3:0=fffff;1=fffff\n");
         write("id/schemata", "    L3:0=f;1=f\n");
         let plain = Figures::read(root.path(), "id", &wanted).unwrap();
-        assert_eq!(plain, Figures::default(), "the hardware can none of it");
+        let schemata = vec!["L3:0=f;1=f".to_owned()];
+        assert_eq!(plain, Figures { schemata, ..Figures::default() }, "the hardware can none of it");
 
         for (file, text) in [("cbm_mask", "fffff\n"), ("min_cbm_bits", "1\n"), ("num_closids", "16\n")] {
             write(&format!("info/L3/{file}"), text);
@@ -435,6 +439,7 @@ mod tests {
         write("id/mon_data/mon_L3_00/mbm_total_bytes", "2048\n");
         write("id/mon_data/mon_L3_00/mbm_local_bytes", "Unavailable\n");
         let figures = Figures::read(root.path(), "id", &wanted).unwrap();
+        assert_eq!(figures.schemata, ["MB:0=50;1=100", "L3:0=f;1=f"]);
         let [cache, bandwidth] = [figures.cache, figures.bandwidth].map(Option::unwrap);
         let about: Vec<_> = cache.about.iter().map(|(name, text)| format!("{name} {text}")).collect();
         assert_eq!(about, ["cbm_mask fffff", "min_cbm_bits 1", "num_closids 16"]);

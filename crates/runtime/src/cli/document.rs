@@ -126,6 +126,9 @@ pub(super) fn shares(figures: &Figures) -> Value {
         document.insert(format!("{name}_schema_root"), json!(resource.schema_root));
         document.insert(format!("{name}_schema"), json!(resource.schema));
     }
+    if !figures.schemata.is_empty() {
+        document.insert("schemata".to_owned(), json!(figures.schemata));
+    }
     let transferred = figures.used.iter().filter(|used| used.transferred.is_some());
     let transferred: Vec<Value> = transferred
         .map(|used| json!({"mbm_total_bytes": used.transferred, "mbm_local_bytes": used.transferred_locally.unwrap_or(0)}))
@@ -341,6 +344,7 @@ mod tests {
         let figures = Figures {
             cache: Some(resource(&cache, "L3:0=f")),
             bandwidth: Some(resource(&bandwidth, "MB:0=5")),
+            schemata: ["MB:0=5", "L3:0=f"].map(str::to_owned).to_vec(),
             used: vec![Used { cache: Some(1), transferred: Some(2), transferred_locally: Some(3) }],
         };
         let expected = json!({
@@ -350,6 +354,7 @@ mod tests {
             "mem_bw_info": {"bandwidth_gran": 10, "delay_linear": 1, "min_bandwidth": 20, "num_closids": 8},
             "mem_bw_schema_root": "MB:0=5ff",
             "mem_bw_schema": "MB:0=5",
+            "schemata": ["MB:0=5", "L3:0=f"],
             "mbm_stats": [{"mbm_total_bytes": 2, "mbm_local_bytes": 3}],
             "cmt_stats": [{"llc_occupancy": 1}],
         });
