@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use linux::cap;
+use linux::cap::{self, CapSet};
 use linux::ns::{self, NsKind};
 use types::spec::runtime::{Capabilities, DeviceRule, Hooks, LinuxNamespace, LinuxSeccomp, Process, Spec};
 use types::{Context, Error, Result};
@@ -229,7 +229,13 @@ pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
             rule.access
         )
     });
-    relative.chain(unknown).chain(spec.process.iter().flat_map(capabilities_left_out)).collect()
+    // In a user namespace there are others.
+    let is_of_host = spec.namespace("user").is_none();
+    let asked =
+        spec.process.iter().filter(|_| is_of_host).filter_map(|process| process.capabilities.as_ref());
+    let beyond_host = asked.filter_map(|all| capabilities_beyond(all, CapSet::bounding()));
+    let left_out = spec.process.iter().flat_map(capabilities_left_out);
+    relative.chain(unknown).chain(left_out).chain(beyond_host).collect()
 }
 
 /// Those of which the access is looked at: one for all devices is for every access.
@@ -239,8 +245,8 @@ fn device_rules(spec: &Spec) -> impl Iterator<Item = &DeviceRule> {
     rules.filter(|rule| !matches!(rule.kind.as_str(), "" | "a"))
 }
 
-/// Warnings of capabilities that the process will not have: unknown ones, and ambient ones that cannot be
-/// (capabilities(7)).
+/// Warnings of capabilities that the process will not have: unknown ones, and those of a set that are not in another,
+/// which they have to be in, too (capabilities(7)).
 pub(crate) fn capabilities_left_out(process: &Process) -> Vec<String> {
     let Some(all) = &process.capabilities else { return Vec::new() };
     let has = |names: &[String], cap: u32| names.iter().any(|name| cap::number(name) == Some(cap));
@@ -251,14 +257,36 @@ pub(crate) fn capabilities_left_out(process: &Process) -> Vec<String> {
     let warning = (!cannot_be.is_empty()).then(|| {
         format!("can't raise ambient capability {}: not both permitted and inheritable", cannot_be.join(" "))
     });
-    unknown_capabilities(all).into_iter().chain(warning).collect()
+    let beyond = |what: &str, names: &[String], why: &str, others: &[String]| {
+        let out = names.iter().filter(|name| cap::number(name).is_some_and(|cap| !has(others, cap)));
+        let out: Vec<&str> = out.map(String::as_str).collect();
+        (!out.is_empty())
+            .then(|| format!("{what} capabilities that are not {why} are left out: {}", out.join(" ")))
+    };
+    let beyond = [
+        beyond("effective", &all.effective, "permitted", &all.permitted),
+        beyond("permitted", &all.permitted, "in the bounding set", &all.bounding),
+        beyond("inheritable", &all.inheritable, "in the bounding set", &all.bounding),
+    ];
+    unknown_capabilities(all).into_iter().chain(warning).chain(beyond.into_iter().flatten()).collect()
+}
+
+/// A warning of capabilities that whoever asks for them does not have to give.
+fn capabilities_beyond(all: &Capabilities, own: CapSet) -> Option<String> {
+    let is_beyond = |name: &&str| cap::number(name).is_some_and(|cap| !own.contains(cap));
+    let beyond: Vec<&str> = names_of(all).into_iter().filter(is_beyond).collect();
+    let words = "capabilities that the caller does not have are left out: ";
+    (!beyond.is_empty()).then(|| format!("{words}{}", beyond.join(" ")))
+}
+
+/// The names in all sets, each once.
+fn names_of(all: &Capabilities) -> BTreeSet<&str> {
+    let sets = [&all.bounding, &all.effective, &all.inheritable, &all.permitted, &all.ambient];
+    sets.into_iter().flatten().map(String::as_str).collect()
 }
 
 fn unknown_capabilities(all: &Capabilities) -> Option<String> {
-    let sets = [&all.bounding, &all.effective, &all.inheritable, &all.permitted, &all.ambient];
-    let names = sets.into_iter().flatten().map(String::as_str);
-    let unknown: BTreeSet<&str> = names.filter(|name| cap::number(name).is_none()).collect();
-    let unknown: Vec<&str> = unknown.into_iter().collect();
+    let unknown: Vec<&str> = names_of(all).into_iter().filter(|name| cap::number(name).is_none()).collect();
     (!unknown.is_empty()).then(|| format!("unknown capabilities are left out: {}", unknown.join(" ")))
 }
 
@@ -380,6 +408,37 @@ mod tests {
         check("c", "rwa", true);
         check("b", "rwm", false);
         check("a", "all", false);
+    }
+
+    #[test]
+    fn capabilities_that_cannot_be_had_are_told() {
+        let told = |sets: serde_json::Value| {
+            let process = serde_json::json!({ "capabilities": sets });
+            capabilities_left_out(&serde_json::from_value(process).unwrap()).join("; ")
+        };
+        let one = serde_json::json!(["CAP_KILL"]);
+        let two = serde_json::json!(["CAP_KILL", "CAP_CHOWN"]);
+        let check =
+            |sets: serde_json::Value, expected: &str| assert_eq!(told(sets.clone()), expected, "{sets}");
+        check(
+            serde_json::json!({"bounding": two, "permitted": one, "effective": one, "inheritable": one}),
+            "",
+        );
+        check(
+            serde_json::json!({"bounding": two, "permitted": one, "effective": two}),
+            "effective capabilities that are not permitted are left out: CAP_CHOWN",
+        );
+        check(
+            serde_json::json!({"bounding": one, "permitted": two, "inheritable": two}),
+            "permitted capabilities that are not in the bounding set are left out: CAP_CHOWN; \
+             inheritable capabilities that are not in the bounding set are left out: CAP_CHOWN",
+        );
+        let all: Capabilities = serde_json::from_value(serde_json::json!({"bounding": two})).unwrap();
+        let own =
+            |names: &[&str]| CapSet::from_names(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(capabilities_beyond(&all, own(&["CAP_KILL", "CAP_CHOWN"])), None);
+        let warning = capabilities_beyond(&all, own(&["CAP_KILL"])).unwrap();
+        assert_eq!(warning, "capabilities that the caller does not have are left out: CAP_CHOWN");
     }
 
     #[test]

@@ -428,12 +428,14 @@ fn a_capability_that_cannot_be_ambient_is_a_warning() {
         let all = &mut spec["process"]["capabilities"];
         all["inheritable"] = json!(["CAP_KILL"]);
         all["ambient"] = json!(["CAP_KILL", "CAP_CHOWN"]);
+        all["effective"] = json!(["CAP_KILL", "CAP_CHOWN"]);
     });
     let path = bundle.path().display().to_string();
     let runtime = Runtime::ours();
     let done = runtime.run(&["run", "--bundle", &path, &runtime.id("ambient")]).ok();
     assert_eq!(done.text(), "CapAmb:\t0000000000000020");
-    done.expect_stderr("can't raise ambient capability CAP_CHOWN: ");
+    done.expect_stderr("can't raise ambient capability CAP_CHOWN: ")
+        .expect_stderr("effective capabilities that are not permitted are left out: CAP_CHOWN");
 }
 
 /// They are pipes of root, which nobody else could open by their names.
