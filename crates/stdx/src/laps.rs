@@ -1,7 +1,9 @@
 //! Where the time of one course of work goes.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::lock::Mutex;
 
 /// A clock that is asked at the end of each step. The laps add up to all the time since it was made: what
 /// is slow can't hide between two of them. Clones are the same clock.
@@ -23,7 +25,7 @@ impl Laps {
     /// Ends a step, which began where the last one ended.
     pub fn lap(&self, step: &'static str) {
         let now = Instant::now();
-        let mut course = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut course = self.0.lock();
         let took = now.duration_since(course.last);
         course.last = now;
         course.laps.push((step, took));
@@ -31,7 +33,7 @@ impl Laps {
 
     /// The steps so far, in order.
     pub fn laps(&self) -> Vec<(&'static str, Duration)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).laps.clone()
+        self.0.lock().laps.clone()
     }
 }
 
