@@ -10,10 +10,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use linux::removal;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat, renameat_with};
+use stdx::Mutex;
 use types::{Algorithm, Context as _, Digest, Error, IngestRef, Result, Timestamp};
 
 /// A system call about to be made. Names are relative to the store.
@@ -123,7 +124,7 @@ impl Disk {
     /// To be locked by whoever changes in which form a blob is there, itself or as a recipe: for the renames and
     /// deletions alone, which would take away each other's work.
     pub(crate) fn form(&self, digest: &Digest) -> Arc<Mutex<()>> {
-        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut forms = self.forms.lock();
         if let Some(form) = forms.get(digest).and_then(Weak::upgrade) {
             return form;
         }
@@ -278,7 +279,7 @@ impl Disk {
     pub(crate) fn sync_renames(&self, name: &Name) -> io::Result<()> {
         let dir = self.dir(name);
         let wanted = dir.renames.load(Ordering::SeqCst);
-        let mut synced = dir.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut synced = dir.synced.lock();
         if *synced >= wanted {
             return Ok(());
         }

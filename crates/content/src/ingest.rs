@@ -16,10 +16,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use linux::writeback::Writeback;
 use rustix::fs::{Timespec, Timestamps, futimens};
+use stdx::Mutex;
 use types::{Algorithm, Context as _, Digest, Error, ErrorKind, Hasher, IngestRef, Result, Timestamp};
 
 use crate::disk::{self, Disk, Name, RefHash};
@@ -61,7 +62,7 @@ impl Writers {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RefHash, Open>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -335,7 +336,7 @@ impl IngestWriter for LocalWriter {
         // The file is a blob's from here on, and has its time.
         self.writing.take_written();
         let form = self.disk.form(&digest);
-        let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = form.lock();
         // Also where it is there: these bytes are right, and a disk may have changed those, or what a recipe needs.
         self.publish(&digest)?;
         if known.is_some() {

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use types::{Context as _, Digest, Error, ErrorKind, IngestRef, Result};
 
@@ -121,7 +121,7 @@ impl Store for LocalStore {
 
     fn delete(&self, digest: &Digest) -> Result<()> {
         let form = self.disk.form(digest);
-        let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = form.lock();
         let found = self.disk.set_aside(&Name::Blob(digest.clone()));
         let is_whole = found.context(|| format!("delete blob {digest}"))?;
         let has_recipe = recipe::delete(&self.disk, digest).context(|| format!("delete blob {digest}"))?;

@@ -20,9 +20,10 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 
 use rustix::fs::{Advice, Timespec, Timestamps, fadvise, futimens};
+use stdx::Mutex;
 use types::{Context as _, Digest, Error, Hasher, Result};
 
 use crate::disk::{self, Disk, Name};
@@ -149,7 +150,7 @@ pub(crate) fn keep(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> Resu
 /// deleted: then the file that it is made of is gone.
 fn replace(disk: &Disk, digest: &Digest) -> io::Result<bool> {
     let form = disk.form(digest);
-    let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = form.lock();
     let has = |name: Name| disk.stat(&name).map(|stat| stat.is_some());
     if !has(Name::Plain(digest.clone()))? || !has(Name::Blob(digest.clone()))? {
         return Ok(false);
@@ -287,7 +288,7 @@ impl Rebuilt {
     /// The bytes of a blob; none if it has no recipe. `DataLoss` if they cannot be made again.
     pub(crate) fn open(&self, disk: &Disk, digest: &Digest) -> Result<Option<Arc<File>>> {
         let turn = self.turn(digest);
-        let mut last = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = turn.lock();
         if let Some(file) = last.upgrade() {
             return Ok(Some(file));
         }
@@ -323,8 +324,7 @@ impl Rebuilt {
     }
 
     fn lock(&self) -> MutexGuard<'_, Made> {
-        // Changes are single steps; a panic elsewhere leaves them whole.
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+        self.made.lock()
     }
 }
 
