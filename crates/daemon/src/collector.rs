@@ -13,10 +13,11 @@
 //! beside everything else, and leaves the disk to others half of the time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use metadata::{Collected, Metadata, Notice};
+use stdx::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use types::{Error, Result, Timestamp};
@@ -76,7 +77,7 @@ impl Trigger {
         match notice {
             Notice::Freed => drop(self.0.deletions.fetch_add(1, Ordering::Relaxed)),
             Notice::Expires(at) => {
-                let mut expiry = self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut expiry = self.0.expiry.lock();
                 if expiry.is_some_and(|earlier| earlier <= at) {
                     return;
                 }
@@ -91,13 +92,13 @@ impl Trigger {
 
     /// The earlier of a time and the ends that were noted.
     fn earliest(&self, known: Option<Timestamp>) -> Option<Timestamp> {
-        let noted = *self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = *self.0.expiry.lock();
         known.into_iter().chain(noted).min()
     }
 
     /// Forgets the ends that were noted; gives back the earliest.
     fn forget(&self) -> Option<Timestamp> {
-        self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.expiry.lock().take()
     }
 }
 
@@ -122,7 +123,7 @@ pub(crate) struct Figures {
 impl Figures {
     /// How long those that did not fail took.
     pub(crate) fn times(&self) -> MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+        self.times.lock()
     }
 }
 
@@ -402,7 +403,7 @@ mod tests {
         let turns = Arc::<Mutex<Vec<time::Instant>>>::default();
         let noted = turns.clone();
         let work = move |go_on: &dyn Fn() -> bool| {
-            let mut turns = noted.lock().unwrap();
+            let mut turns = noted.lock();
             turns.push(time::Instant::now());
             let is_done = turns.len() == 4;
             let begun = Instant::now();
@@ -411,7 +412,7 @@ mod tests {
             Ok(is_done)
         };
         in_turns(work).await.unwrap();
-        let turns = turns.lock().unwrap();
+        let turns = turns.lock();
         assert_eq!(turns.len(), 4);
         for pair in turns.windows(2) {
             assert!(pair[1] - pair[0] >= RECLAIM_TURN, "{turns:?}");

@@ -24,12 +24,13 @@ mod content;
 mod snapshotter;
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::grpc::health::HealthCheckRequest;
 use api::grpc::health::health_client::HealthClient;
 use metadata::Caller;
+use stdx::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -222,7 +223,7 @@ impl Plugin {
     }
 
     fn breaker<T>(&self, look: impl FnOnce(&mut Breaker) -> T) -> T {
-        look(&mut self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&mut self.0.breaker.lock())
     }
 }
 

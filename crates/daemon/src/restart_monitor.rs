@@ -22,7 +22,7 @@
 //! remove it; what was started for one that is removed meanwhile is ended. A task of which nobody knows how it is doing is left alone altogether.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::grpc::event::ContainerDelete;
@@ -33,6 +33,7 @@ use linux::signal::SIGKILL;
 use metadata::{Caller, Container, Metadata};
 use prost::Message;
 use serde::Deserialize;
+use stdx::Mutex;
 use task::{Create, Exit, Io, Shims, Status, Task};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -152,13 +153,13 @@ struct Begun(Mutex<BTreeMap<Key, (Instant, Task)>>);
 
 impl Begun {
     fn note(&self, key: &Key, task: &Task) {
-        let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut begun = self.0.lock();
         begun.retain(|_, (at, _)| at.elapsed() < REMOVED_LIMIT);
         begun.insert(key.clone(), (Instant::now(), task.clone()));
     }
 
     fn take(&self, key: &Key) -> Option<Task> {
-        let (at, task) = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key)?;
+        let (at, task) = self.0.lock().remove(key)?;
         (at.elapsed() < REMOVED_LIMIT).then_some(task)
     }
 }
@@ -172,7 +173,7 @@ struct Compared {
 impl Compared {
     /// None while it is compared already.
     fn begin(self: &Arc<Compared>, key: &Key) -> Option<Comparison> {
-        let is_new = self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        let is_new = self.keys.lock().insert(key.clone());
         is_new.then(|| Comparison { all: self.clone(), key: key.clone() })
     }
 }
@@ -185,7 +186,7 @@ struct Comparison {
 
 impl Drop for Comparison {
     fn drop(&mut self) {
-        self.all.keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.all.keys.lock().remove(&self.key);
     }
 }
 

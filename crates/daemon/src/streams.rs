@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use api::shim::{pack, unpack};
 use linux::pipe::{SILENCE_MAX, silent};
 use metadata::{Caller, LeasedStream};
 use prost_types::Any;
+use stdx::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -70,7 +71,7 @@ impl Streams {
         }
         let key = (caller.namespace.clone(), name.to_owned());
         let (outgoing, receive) = mpsc::channel(WAITING_MAX);
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         if open.contains_key(&key) {
             return Err(Error::already_exists(format!("stream {name:?}")));
         }
@@ -88,7 +89,7 @@ impl Streams {
 
     /// Takes a stream to use it. It ends when the channel is dropped.
     pub(crate) fn take(&self, namespace: &Namespace, name: &str) -> Result<Channel> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         match open.get_mut(&(namespace.clone(), name.to_owned())) {
             Some(open) => open
                 .channel
@@ -101,7 +102,7 @@ impl Streams {
 
 impl metadata::Streams for Streams {
     fn leased(&self) -> Vec<LeasedStream> {
-        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.0.lock();
         let leased = |((namespace, name), open): (&Key, &Open)| {
             let lease = open.lease.clone()?;
             Some(LeasedStream { namespace: namespace.clone(), name: name.clone(), lease })
@@ -112,7 +113,7 @@ impl metadata::Streams for Streams {
     /// For its client and for whoever uses it.
     fn end(&self, stream: &LeasedStream) {
         let key = (stream.namespace.clone(), stream.name.clone());
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.0.lock();
         if let Some(open) = open.get_mut(&key).filter(|open| open.lease.as_ref() == Some(&stream.lease)) {
             open.end = None;
         }
@@ -233,7 +234,7 @@ impl Stream for Outgoing {
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        let mut open = self.streams.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.streams.0.lock();
         drop(open.remove(&self.key));
     }
 }

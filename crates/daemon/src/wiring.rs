@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use content::LocalStore;
 use engine::Engine;
@@ -13,6 +13,7 @@ use mounts::{Mounts, Places};
 use network::Network;
 use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
+use stdx::Mutex;
 use task::Shims;
 use tokio::sync::Notify;
 use transfer::{Admission, Flights, Retentions, Slots};
@@ -307,7 +308,7 @@ fn init(root: PathBuf, hello: Option<Embedded>) -> Box<dyn Fn() -> Result<PathBu
     // The first two that want it come at the same time after an upgrade, and a file has one writer.
     let turn = Mutex::new(());
     Box::new(move || {
-        let _alone = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = turn.lock();
         program(&root, INIT, hello)?.ok_or_else(|| {
             Error::failed_precondition(
                 "this hoist was built without the program that is init; take one built by `cargo xtask build`, or give \

@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::io::{self, Read};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::grpc::content::content_client::ContentClient;
@@ -16,6 +15,7 @@ use api::grpc::content::{
 };
 use bytes::Bytes;
 use content::{Blob, BlobReader, Expected, IngestStatus, IngestWriter, Store};
+use stdx::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -149,7 +149,7 @@ impl Reader {
 
     /// The next piece of the stream; none at its end.
     fn next_piece(&mut self) -> Result<Option<Bytes>> {
-        let taken = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let taken = self.stream.get_mut().take();
         let mut stream = match taken {
             Some(stream) => stream,
             None => self.open(self.position, 0)?,
@@ -158,7 +158,7 @@ impl Reader {
             let piece = stream.message().await?.map(|answer| answer.data);
             Ok((stream, piece))
         })?;
-        *self.stream.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        *self.stream.get_mut() = Some(stream);
         Ok(piece)
     }
 }
@@ -230,7 +230,7 @@ struct Ingest {
 
 impl Ingest {
     fn exchange(&self, limit: Duration, question: WriteContentRequest) -> Result<WriteContentResponse> {
-        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stream = self.stream.lock().take();
         let Some(mut stream) = stream else {
             return Err(Error::unavailable(format!("ingest {} was cut off", self.reference)));
         };
@@ -240,8 +240,8 @@ impl Ingest {
             let answer = next(&mut stream.answers).await?;
             Ok((stream, answer))
         })?;
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.stream.lock() = Some(stream);
+        let mut state = self.state.lock();
         // Digests come with some answers only.
         let digest = if answer.digest.is_empty() { state.digest.clone() } else { answer.digest.clone() };
         *state = WriteContentResponse { digest, ..answer.clone() };
@@ -259,7 +259,7 @@ impl Ingest {
     }
 
     fn look<T>(&self, look: impl FnOnce(&WriteContentResponse) -> T) -> T {
-        look(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        look(&self.state.lock())
     }
 }
 

@@ -1,12 +1,13 @@
 //! Counts of gRPC calls: how many began, how they ended, how long they took, and how many messages went either way.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use api::services::{SERVICES, Shape};
 use http::{Request, Response};
+use stdx::Mutex;
 use tonic::Code;
 use tonic::body::Body;
 
@@ -56,7 +57,7 @@ impl Calls {
     /// Notes that a call began.
     pub(crate) fn begin(&self, service: &str, method: &str) -> Running {
         let mut key = (service.to_owned(), method.to_owned());
-        let mut methods = self.0.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut methods = self.0.methods.lock();
         if methods.len() >= METHODS_MAX && !methods.contains_key(&key) {
             key.1 = "other".to_owned();
         }
@@ -67,7 +68,7 @@ impl Calls {
     }
 
     pub(super) fn write(&self, text: &mut Text) {
-        let methods = self.0.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        let methods = self.0.methods.lock();
         let each = |text: &mut Text, name: &str, kind: &str, help: &str, write: Writing<'_>| {
             text.family(name, kind, help);
             for ((service, method), counts) in &*methods {
@@ -159,7 +160,7 @@ impl End for Running {
             return;
         }
         let time = self.begun.elapsed();
-        let mut methods = self.calls.0.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut methods = self.calls.0.methods.lock();
         let counts = methods.entry(self.key.clone()).or_default();
         *counts.handled.entry(code.into()).or_default() += 1;
         counts.times.add(time);
@@ -212,7 +213,7 @@ mod tests {
         for number in 0..METHODS_MAX * 2 {
             drop(calls.begin("s", &number.to_string()));
         }
-        assert_eq!(calls.0.methods.lock().unwrap().len(), METHODS_MAX + 1);
+        assert_eq!(calls.0.methods.lock().len(), METHODS_MAX + 1);
         assert!(text(&calls).contains("grpc_method=\"other\""));
         assert!(!text(&calls).contains("handling_seconds"));
     }
