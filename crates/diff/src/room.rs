@@ -1,8 +1,10 @@
 //! A number of bytes that several share: whoever wants some waits until there are enough, behind those who came before,
 //! so that whoever wants much is not passed by again and again.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use stdx::{Condvar, Mutex};
 
 pub(crate) struct Room {
     len: u64,
@@ -52,7 +54,7 @@ impl Room {
         state.came += 1;
         let is_early = |state: &State| state.let_through < turn || state.free < len;
         let waits = |state: &mut State| is_early(state) && !is_needless.load(Ordering::SeqCst);
-        let mut state = self.changed.wait_while(state, waits).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.changed.wait_while(state, waits);
         let len = if is_early(&state) { 0 } else { len };
         state.let_through += 1;
         state.free -= len;
@@ -92,7 +94,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
