@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use api::engine::Exec;
@@ -22,7 +22,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use stdx::{Durable, replace};
+use stdx::{Durable, Mutex, replace};
 use task::{Io, Status, Task};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
@@ -150,7 +150,7 @@ impl Healths {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Health>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

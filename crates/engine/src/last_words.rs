@@ -1,8 +1,8 @@
 //! What is told of containers whose records go: noted before they go, for whoever tells of it.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
 
+use stdx::Mutex;
 use types::ContainerId;
 
 use crate::Engine;
@@ -19,7 +19,7 @@ pub(crate) struct LastWords(Mutex<VecDeque<(String, BTreeMap<String, String>)>>)
 impl Engine {
     /// Called before the record goes.
     pub(crate) fn note_last_words(&self, id: &ContainerId, extension: &Extension) {
-        let mut noted = self.0.last_words.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.0.last_words.0.lock();
         // An earlier try to remove it may have failed.
         noted.retain(|(other, _)| other != id.as_str());
         noted.push_back((id.to_string(), attributes(extension)));
@@ -30,14 +30,14 @@ impl Engine {
 
     /// What was known of a container whose record is gone; once.
     pub fn last_words(&self, id: &str) -> Option<BTreeMap<String, String>> {
-        let mut noted = self.0.last_words.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.0.last_words.0.lock();
         let at = noted.iter().position(|(other, _)| other == id)?;
         noted.remove(at).map(|(_, attributes)| attributes)
     }
 
     /// The same, and again.
     pub(crate) fn recall_last_words(&self, id: &str) -> Option<BTreeMap<String, String>> {
-        let noted = self.0.last_words.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = self.0.last_words.0.lock();
         noted.iter().find(|(other, _)| other == id).map(|(_, attributes)| attributes.clone())
     }
 }

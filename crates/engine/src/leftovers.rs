@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use api::engine::Keyring;
 use linux::cgroup::Cgroup;
@@ -182,7 +182,7 @@ impl Engine {
 
     /// Containers that have a record or a task, or are being made, by id.
     fn known(&self) -> Result<BTreeSet<String>> {
-        let names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.0.names.lock();
         let mut known: BTreeSet<String> = names.values().cloned().collect();
         drop(names);
         known.extend(self.all()?.into_iter().map(|container| container.id.to_string()));

@@ -47,14 +47,14 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use events::Exchange;
 use metadata::{Caller, Metadata};
 use network::Network;
 use registry::Connections;
-use stdx::Asker;
+use stdx::{Asker, Mutex};
 use task::Shims;
 use tokio::sync::{Notify, RwLock, RwLockWriteGuard};
 use transfer::{Admission, Flights, Retentions, Slots};

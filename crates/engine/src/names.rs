@@ -1,7 +1,5 @@
 //! Names and ids: each name belongs to one container, and any beginning of an id that fits one is an id.
 
-use std::sync::PoisonError;
-
 use metadata::Container;
 use types::filter::Filters;
 use types::{ContainerId, Error, Result};
@@ -25,11 +23,7 @@ impl Engine {
         for container in self.all()? {
             // One that was made by other clients has no name of ours.
             if let Ok(extension) = Extension::of(&container) {
-                self.0
-                    .names
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(extension.name, container.id.to_string());
+                self.0.names.lock().insert(extension.name, container.id.to_string());
             }
         }
         Ok(())
@@ -45,7 +39,7 @@ impl Engine {
                     "invalid container name ({name}): only [a-zA-Z0-9][a-zA-Z0-9_.-]+ are allowed"
                 )));
             }
-            let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut names = self.0.names.lock();
             if let Some(owner) = names.get(name) {
                 return Err(Error::already_exists(format!(
                     "the container name {name:?} is already in use by container {owner}; remove or rename that one to use the name"
@@ -82,12 +76,12 @@ impl Engine {
     }
 
     fn is_taken(&self, name: &str) -> bool {
-        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+        self.0.names.lock().contains_key(name)
     }
 
     /// Sets a name free, unless it is another container's by now: who deletes a record by the API frees all names of it.
     pub(crate) fn release_name(&self, name: &str, id: &str) {
-        let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.0.names.lock();
         if names.get(name).is_some_and(|owner| owner == id) {
             names.remove(name);
         }
@@ -95,12 +89,12 @@ impl Engine {
 
     /// Gives back whatever name a container has, where its record does not say any more.
     pub(crate) fn release_names_of(&self, id: &ContainerId) {
-        let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.0.names.lock();
         names.retain(|_, owner| owner != id.as_str());
     }
 
     pub(crate) fn is_named(&self, id: &ContainerId) -> bool {
-        let names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.0.names.lock();
         names.values().any(|owner| owner == id.as_str())
     }
 
@@ -116,7 +110,7 @@ impl Engine {
             let why = format!("invalid container name {text:?}: it is empty");
             return Err(Error::invalid_argument(why));
         }
-        let named = self.0.names.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let named = self.0.names.lock().get(name).cloned();
         if let Some(id) = named {
             return containers.get(&ContainerId::new(id)?);
         }

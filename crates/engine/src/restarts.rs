@@ -2,8 +2,9 @@
 //! and are not done either. A restart is planned as soon as the end is known that asks for it, and begins once that is settled.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
+use stdx::Mutex;
 use tokio::sync::Notify;
 
 /// Who waits, by container, and how to call it off.
@@ -39,7 +40,7 @@ impl Restarts {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Notify>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -5,10 +5,10 @@
 //! So it is noted beside the turn, and who wants the container waits for it for a while only, or ends it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use stdx::{Asker, Wanted};
+use stdx::{Asker, Mutex, Wanted};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use types::{Error, Result};
 
@@ -103,13 +103,13 @@ impl Turns {
     }
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Queue>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
 impl Queue {
     fn copy(&self) -> MutexGuard<'_, Option<Copying>> {
-        self.copy.lock().unwrap_or_else(PoisonError::into_inner)
+        self.copy.lock()
     }
 }
 
@@ -139,7 +139,7 @@ impl Asked {
     }
 
     fn asker(&self) -> MutexGuard<'_, Option<Asker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

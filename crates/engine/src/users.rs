@@ -8,9 +8,9 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use linux::beneath::Root;
+use stdx::Mutex;
 use types::spec::runtime::User;
 use types::{Context, Error, Result};
 
@@ -70,7 +70,7 @@ impl Known {
     ) -> Result<(User, String)> {
         let Some(top) = top else { return resolve(text, further, tree) };
         let asked = (top.to_owned(), text.to_owned(), further.to_vec());
-        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.0.lock();
         if let Some(found) = known().get(&asked) {
             return Ok(found.clone());
         }

@@ -13,11 +13,11 @@
 //! know what is left over.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use api::engine::Streams;
-use stdx::Laps;
+use stdx::{Laps, Mutex};
 use task::{Ended, Exit, Status};
 use tokio::sync::{Notify, watch};
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
@@ -71,7 +71,7 @@ impl Watched {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, watch::Receiver<Option<u32>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

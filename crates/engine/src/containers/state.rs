@@ -9,8 +9,9 @@
 //! An end is seen in one step: whoever is told that a container has ended is told how.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
+use stdx::Mutex;
 use task::{Process, Status};
 use types::ContainerId;
 
@@ -39,7 +40,7 @@ impl Ends {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ExitRecord>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -2,9 +2,10 @@
 //! being started, which will work in their volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
+use stdx::{Condvar, Mutex};
 use types::{Error, Result};
 
 /// How long who wants a volume waits for another to fill it: he has a thread meanwhile.
@@ -88,8 +89,7 @@ impl Holds {
     /// Waits until nobody fills it. `Unavailable` when that takes too long.
     pub(super) fn fill(&self, name: &str) -> Result<Filling<'_>> {
         let is_busy = |filling: &mut BTreeSet<String>| filling.contains(name);
-        let waited = self.filled.wait_timeout_while(self.filling(), FILL_WAIT_MAX, is_busy);
-        let (mut filling, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (mut filling, waited) = self.filled.wait_timeout_while(self.filling(), FILL_WAIT_MAX, is_busy);
         if waited.timed_out() {
             return Err(Error::unavailable(format!(
                 "volume {name} is being filled for another container, since more than {} s: try again",
@@ -102,15 +102,15 @@ impl Holds {
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<String, Hold>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     fn starting(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.starting.lock()
     }
 
     fn filling(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+        self.filling.lock()
     }
 }
 
