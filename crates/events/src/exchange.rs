@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use stdx::Mutex;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 use types::Filters;
@@ -125,7 +126,7 @@ impl Waiting {
 
     /// Drops the oldest events while there are too many bytes.
     fn note(&self, young: Weak<Slot>) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         slots.push_back(young);
         while slots.len() > 1 {
             let is_read = slots[0].strong_count() == 0;
@@ -144,11 +145,11 @@ impl Waiting {
 
 impl Slot {
     fn envelope(&self) -> Option<Arc<Envelope>> {
-        self.envelope.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.envelope.lock().clone()
     }
 
     fn drop_envelope(&self) {
-        if self.envelope.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+        if self.envelope.lock().take().is_some() {
             self.bytes.fetch_sub(self.len, Ordering::Relaxed);
         }
     }
@@ -318,7 +319,7 @@ mod tests {
         drop(listener);
         exchange.publish(large("/a", 1000));
         assert_eq!(held.load(Ordering::Relaxed), 0);
-        assert!(exchange.waiting.slots.lock().unwrap().len() <= 4);
+        assert!(exchange.waiting.slots.lock().len() <= 4);
     }
 
     #[test]
