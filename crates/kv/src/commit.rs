@@ -30,8 +30,9 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
+use stdx::{Condvar, Mutex};
 use types::{Error, Result};
 
 use crate::error::{Shared, engine};
@@ -204,7 +205,7 @@ impl Turns {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// Runs `work` with the turn in hand. Nothing, if others write: whose batch is open goes first.
@@ -234,13 +235,13 @@ impl Turns {
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.relaxed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.relaxed.lock()
     }
 
     fn take(&self) -> Turn<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         // A panic in a closure leaves the batch as it was before that closure.
-        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let batch = self.batch.lock();
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         IN_TURN.set(true);
         Turn { turns: self, batch }
@@ -353,16 +354,16 @@ impl Batch {
 
 impl Outcome {
     fn tell(&self, result: Result<(), Shared>) {
-        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        *self.result.lock() = Some(result);
         self.known.notify_all();
     }
 
     fn wait(&self) -> Result<()> {
-        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut result = self.result.lock();
         loop {
             match &*result {
                 Some(result) => return result.as_ref().copied().map_err(Shared::to_error),
-                None => result = self.known.wait(result).unwrap_or_else(PoisonError::into_inner),
+                None => result = self.known.wait(result),
             }
         }
     }

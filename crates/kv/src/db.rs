@@ -4,13 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use redb::backends::FileBackend;
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, StorageBackend,
     TableHandle as _,
 };
+use stdx::Mutex;
 use types::{Context as _, Error, Result};
 
 use crate::commit::{Answer, Begun, Turns};
@@ -275,7 +276,7 @@ impl Drop for Driver {
 
 impl Inner {
     fn engine(&self) -> Result<Arc<Database>> {
-        let slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self.engine.lock();
         slot.clone().ok_or_else(|| Error::unavailable(format!("{} could not be opened again", self.name)))
     }
 
@@ -311,11 +312,11 @@ impl Inner {
     /// Called with the turn in hand and no batch open.
     fn compact(&self, len: u64) -> Result<()> {
         // Readers who come wait for this lock, though there is IO under it: while pages move they cannot be read.
-        let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.engine.lock();
         // `None` also where somebody is about to read.
         let Some(database) = slot.as_mut().and_then(Arc::get_mut) else { return Ok(()) };
         let records = records(database)?;
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.looked.lock();
         if len < looked.bytes.saturating_mul(2) && records > looked.records / 2 {
             return Ok(());
         }
@@ -333,7 +334,7 @@ impl Inner {
     }
 
     fn open_again(&self) -> Result<Arc<Database>> {
-        let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.engine.lock();
         if let Some(broken) = slot.take()
             && let Err(in_use) = Arc::try_unwrap(broken)
         {

@@ -22,11 +22,12 @@ use std::ops::Bound;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use stdx::Mutex;
 
 const LEN: u64 = 4 << 20;
 /// Free bytes from which on there is one.
@@ -102,7 +103,7 @@ impl Reserve {
     }
 
     fn len(&self) -> MutexGuard<'_, u64> {
-        self.len.lock().unwrap_or_else(PoisonError::into_inner)
+        self.len.lock()
     }
 }
 
