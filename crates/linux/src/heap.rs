@@ -13,13 +13,14 @@
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::c_void;
 use std::ptr::null_mut;
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicPtr, AtomicUsize};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dlmalloc::{Allocator, Dlmalloc};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use rustix::mm::{madvise, mmap_anonymous, mprotect, mremap, munmap};
+use stdx::Mutex;
 
 /// Bytes of the addresses that are set aside for pieces that are not large. Most are never asked for, and cost nothing.
 const REGION_LEN: usize = 64 << 20;
@@ -41,7 +42,7 @@ static HEAP: Mutex<Dlmalloc<Region>> = Mutex::new(
 pub struct DenseHeap;
 
 fn heap() -> MutexGuard<'static, Dlmalloc<Region>> {
-    HEAP.lock().unwrap_or_else(PoisonError::into_inner)
+    HEAP.lock()
 }
 
 /// Gives back the free end of the region.
