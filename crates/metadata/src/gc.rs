@@ -27,9 +27,9 @@ mod pins;
 mod sweep;
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use stdx::Mutex;
 use types::{Digest, Error, IngestRef, Namespace, Result, Timestamp};
 
 use crate::store::Inner;
@@ -136,7 +136,7 @@ impl Todo {
 impl State {
     /// Called with the writer's turn in hand.
     pub(crate) fn touch(&self, nodes: Vec<(Namespace, Node)>) {
-        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut touched = self.touched.lock();
         if let Some(touched) = &mut *touched {
             touched.extend(nodes);
         }
@@ -144,52 +144,52 @@ impl State {
 
     /// Says that a namespace gave up a blob.
     pub(crate) fn orphan(&self, digest: &Digest) {
-        self.todo.lock().unwrap_or_else(PoisonError::into_inner).blobs.insert(digest.clone());
+        self.todo.lock().blobs.insert(digest.clone());
     }
 
     /// Says that the record of an ingest is gone, and its bytes are not.
     pub(crate) fn orphan_ingest(&self, backend: IngestRef) {
-        self.todo.lock().unwrap_or_else(PoisonError::into_inner).ingests.insert(backend);
+        self.todo.lock().ingests.insert(backend);
     }
 
     /// Says that a namespace gave up a snapshot.
     pub(crate) fn orphan_snapshot(&self, snapshotter: &str) {
-        let mut todo = self.todo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut todo = self.todo.lock();
         todo.snapshotters.insert(snapshotter.to_owned());
     }
 
     /// Says that an activation of mounts is gone.
     pub(crate) fn orphan_mounts(&self) {
-        self.todo.lock().unwrap_or_else(PoisonError::into_inner).mounts = true;
+        self.todo.lock().mounts = true;
     }
 
     /// Says that a collection gave all this up, or could not look at it.
     fn orphan_all(&self, removed: Todo) {
-        self.todo.lock().unwrap_or_else(PoisonError::into_inner).add(removed);
+        self.todo.lock().add(removed);
     }
 
     fn start_noting(&self) {
-        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+        *self.touched.lock() = Some(Vec::new());
     }
 
     fn noted_len(&self) -> usize {
-        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let touched = self.touched.lock();
         touched.as_ref().map_or(0, Vec::len)
     }
 
     /// What was noted since the last time; the noting goes on.
     fn take_noted(&self) -> Vec<(Namespace, Node)> {
-        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut touched = self.touched.lock();
         touched.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn stop_noting(&self) {
-        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.touched.lock() = None;
     }
 }
 
 pub(crate) fn collect(store: &Inner) -> Result<Collected> {
-    let mut history = store.gc.running.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut history = store.gc.running.lock();
     let mut collected = Collected::default();
     let mut removed = Todo::default();
     let marked = mark_and_remove(store, &mut removed, &mut collected);

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kv::{Read, Reader, Table, Value, Writer};
+use stdx::Mutex;
 use types::{
     Digest, Error, FieldPath, Fields, Filters, IngestRef, Labels, LeaseId, Namespace, Result, Timestamp,
     filter, label,
@@ -64,20 +64,15 @@ pub struct Workflow {
 
 impl Drop for Workflow {
     fn drop(&mut self) {
-        lock(&self.store.0.workflows).remove(&self.lease);
+        self.store.0.workflows.lock().remove(&self.lease);
         (self.store.0.notice)(Notice::Settled);
     }
-}
-
-fn lock(workflows: &Workflows) -> MutexGuard<'_, HashSet<(Namespace, LeaseId)>> {
-    // Changes are single steps; a panic elsewhere leaves them whole.
-    workflows.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether somebody may be working with what a lease holds. Who the clients are that have leases is not known.
 pub(crate) fn is_in_use(store: &Inner, namespace: &Namespace, id: &LeaseId, record: &Record) -> bool {
     record.labels.get(HOLDER).is_none_or(|holder| holder != DAEMON)
-        || lock(&store.workflows).contains(&(namespace.clone(), id.clone()))
+        || store.workflows.lock().contains(&(namespace.clone(), id.clone()))
 }
 
 /// Something a lease can hold. It need not exist.
@@ -271,7 +266,7 @@ impl Leases {
     pub fn create_for_workflow(&self, id: &LeaseId, mut labels: Labels) -> Result<Workflow> {
         labels.insert(HOLDER.to_owned(), DAEMON.to_owned());
         let lease = (self.namespace.clone(), id.clone());
-        lock(&self.store.0.workflows).insert(lease.clone());
+        self.store.0.workflows.lock().insert(lease.clone());
         let workflow = Workflow { store: self.store.clone(), lease };
         self.create(id, labels).map(|_| workflow)
     }

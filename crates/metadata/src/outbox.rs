@@ -11,7 +11,9 @@
 //! listens, they wait for no disk: who notes them in memory has lost them too, after that crash.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
+
+use stdx::Mutex;
 
 use crate::event::{Events, Sink};
 
@@ -110,7 +112,7 @@ impl Outbox {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock()
     }
 }
 

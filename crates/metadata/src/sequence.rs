@@ -4,9 +4,8 @@
 //! A block is claimed in the database before its first number is given out, so a crash skips numbers
 //! instead of repeating them.
 
-use std::sync::{Mutex, PoisonError};
-
 use kv::{Db, Table};
+use stdx::Mutex;
 use types::Result;
 
 /// The first number of the next block.
@@ -25,7 +24,7 @@ impl Sequence {
     }
 
     pub(crate) fn next(&self) -> Result<u64> {
-        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut block = self.block.lock();
         if block.is_empty() {
             *block = claim(&self.db)?;
         }

@@ -13,7 +13,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
+
+use stdx::{Condvar, Mutex};
 
 pub(crate) struct Pins<K> {
     state: Mutex<State<K>>,
@@ -39,7 +41,7 @@ impl<K: Clone + Eq + Hash> Pins<K> {
     pub(crate) fn pin(&self, key: &K) {
         let mut state = self.state();
         while state.removing.contains(key) {
-            state = self.removed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.removed.wait(state);
         }
         *state.pinned.entry(key.clone()).or_default() += 1;
         if let Some(log) = &mut state.log {
@@ -83,6 +85,6 @@ impl<K: Clone + Eq + Hash> Pins<K> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

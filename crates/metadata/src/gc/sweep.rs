@@ -4,7 +4,6 @@
 //! stores with the records, for what a crash left between the two.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use ::snapshot::Snapshotter;
@@ -18,7 +17,7 @@ use crate::snapshot::SNAPSHOTS;
 use crate::store::{Inner, Notice};
 
 pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
-    let mut todo = std::mem::take(&mut *store.gc.todo.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut todo = std::mem::take(&mut *store.gc.todo.lock());
     if compare {
         todo.snapshotters.extend(store.snapshotters.keys().cloned());
     }
