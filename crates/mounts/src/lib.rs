@@ -27,9 +27,10 @@ mod verity;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use metadata::{Activation, ActiveMount, Caller, Metadata};
+use stdx::{Condvar, Mutex};
 use types::{Context, Error, Filters, Labels, Mount, Namespace, Result};
 
 pub use places::Places;
@@ -244,13 +245,13 @@ impl Busy {
         let key = (namespace.clone(), name.to_owned());
         let mut names = self.lock();
         while !names.insert(key.clone()) {
-            names = self.left.wait(names).unwrap_or_else(PoisonError::into_inner);
+            names = self.left.wait(names);
         }
         Alone { busy: self, key }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<(Namespace, String)>> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+        self.names.lock()
     }
 }
 

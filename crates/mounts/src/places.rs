@@ -18,11 +18,12 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use linux::loopdev::{self, LoopDevice};
 use linux::mount::{self, Options};
 use metadata::{Activation, ActiveMount};
+use stdx::Mutex;
 use types::{Context, Error, Mount, Result, Timestamp};
 
 use crate::{fuse, verity};
@@ -80,7 +81,7 @@ impl Places {
     /// `FailedPrecondition` if something is in use, and then what lies before it stays.
     pub(crate) fn take_down(&self, number: u64) -> Result<()> {
         let directory = self.of(number);
-        let _alone = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.taking.lock();
         let mut indices: Vec<u32> = names(&directory)?.iter().filter_map(|name| name.parse().ok()).collect();
         indices.sort_unstable();
         for index in indices.into_iter().rev() {
