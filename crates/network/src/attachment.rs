@@ -12,11 +12,12 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use linux::netlink::{Prefix, Route, Veth};
 use linux::nft::{Batch, Nft};
 use serde::{Deserialize, Serialize};
+use stdx::Mutex;
 use types::id::check_identifier;
 use types::{Context, Digest, Error, ErrorKind, Result};
 
@@ -286,12 +287,11 @@ impl Network {
     }
 
     fn claims(&self) -> MutexGuard<'_, Claims> {
-        // Claims change in single steps; a panic elsewhere leaves them whole.
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claims.lock()
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turn.lock()
     }
 
     /// Finds the bridge with its rules, or makes them. May be called by several threads at once.
