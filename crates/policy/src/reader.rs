@@ -11,10 +11,11 @@
 //!   an executor would have to be waited for at the end.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use stdx::Mutex;
 use tokio::sync::oneshot;
 use types::{Context, Error, ErrorKind, Result};
 
@@ -81,7 +82,7 @@ impl Reader {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
