@@ -7,11 +7,12 @@
 //!
 //! What a host does wrong is remembered by the transport: it rests, and others are asked before it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::Incoming;
+use stdx::Mutex;
 use tokio::sync::OnceCell;
 use types::{Error, ErrorKind, Result};
 
@@ -158,7 +159,7 @@ impl Endpoint {
 
     /// What the host asked for last, if it asked for anything.
     pub(crate) fn challenge(&self) -> Option<Challenge> {
-        self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.challenge.lock().clone()
     }
 
     /// Shows a document that came to who witnesses the conversation.
@@ -243,7 +244,7 @@ impl Endpoint {
         self.identity.learn(&self.host.authority, &asked).await?;
         // What it asks for where another repository is read as well holds for that only.
         if request.reads.is_empty() {
-            *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
+            *self.challenge.lock() = Some(challenge.clone());
         }
         let fresh = self.answer_to(&challenge, request, patience).await?;
         // What was refused once is refused again.

@@ -1,11 +1,12 @@
 //! A repository, behind the hosts that may have it.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use stdx::Mutex;
 use types::{Descriptor, Digest, Error, ErrorKind, Hasher, Reference, Result};
 
 use crate::blob::BlobStream;
@@ -103,7 +104,7 @@ impl Connections {
 
     /// Goes by other directories and another patience from now on; what runs goes on as it began.
     pub fn reconfigure(&self, directories: Vec<PathBuf>, mirror_timeout: Duration) {
-        *self.0.directories.lock().unwrap_or_else(PoisonError::into_inner) = directories;
+        *self.0.directories.lock() = directories;
         self.0.transport.set_mirror_timeout(mirror_timeout);
     }
 
@@ -120,7 +121,7 @@ impl Connections {
 
     /// The hosts that a registry stands for, in order, as configuration has it at this moment.
     pub fn hosts(&self, registry: &str) -> Result<Vec<Host>> {
-        let directories = self.0.directories.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let directories = self.0.directories.lock().clone();
         hosts(&directories, registry)
     }
 

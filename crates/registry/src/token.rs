@@ -12,10 +12,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use percent_encoding::utf8_percent_encode;
+use stdx::Mutex;
 use tokio::time::Instant;
 
 use crate::credentials::Credentials;
@@ -162,7 +162,7 @@ struct Kept {
 impl Tokens {
     pub(crate) fn find(&self, key: &TokenKey) -> Option<String> {
         let now = Instant::now();
-        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = self.0.lock();
         let kept = tokens.get_mut(key).filter(|kept| kept.end > now)?;
         kept.used = now;
         Some(kept.value.clone())
@@ -173,7 +173,7 @@ impl Tokens {
             return;
         }
         let now = Instant::now();
-        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = self.0.lock();
         tokens.retain(|_, kept| kept.end > now);
         if tokens.len() >= TOKENS_MAX {
             let oldest = tokens.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| key.clone());
@@ -185,7 +185,7 @@ impl Tokens {
 
     /// A token was refused before its time.
     pub(crate) fn drop(&self, key: &TokenKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.0.lock().remove(key);
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
             assert!(tokens.find(&key(None)).is_some(), "a token that is in use is kept");
             tokens.keep(of(realm), &long);
         }
-        assert_eq!(tokens.0.lock().unwrap().len(), TOKENS_MAX);
+        assert_eq!(tokens.0.lock().len(), TOKENS_MAX);
         let large = Token { value: "t".repeat(KEPT_LEN_MAX), life: LIFE_MAX };
         tokens.keep(of(usize::MAX), &large);
         assert_eq!(tokens.find(&of(usize::MAX)), None);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use stdx::Mutex;
 use tokio::time::Instant;
 use types::{Context, Error, ErrorKind, Result};
 
@@ -158,11 +159,11 @@ impl Transport {
 
     /// How long a host is borne with after which another can be asked.
     pub(crate) fn mirror_patience(&self) -> Patience {
-        Patience::mirror(*self.mirror_timeout.lock().unwrap_or_else(PoisonError::into_inner))
+        Patience::mirror(*self.mirror_timeout.lock())
     }
 
     pub(crate) fn set_mirror_timeout(&self, timeout: Duration) {
-        *self.mirror_timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
+        *self.mirror_timeout.lock() = timeout;
     }
 
     fn client(&self, tls: &Tls, dial_timeout: Duration) -> Result<HttpClient> {
@@ -173,7 +174,7 @@ impl Transport {
             clients.push(entry.clone());
             Some(entry.1)
         };
-        if let Some(client) = take(&mut self.clients.lock().unwrap_or_else(PoisonError::into_inner)) {
+        if let Some(client) = take(&mut self.clients.lock()) {
             return Ok(client);
         }
         let https = hyper_rustls::HttpsConnectorBuilder::new()
@@ -188,7 +189,7 @@ impl Transport {
             .http2_initial_stream_window_size(2 << 20)
             .http2_initial_connection_window_size(16 << 20)
             .build(https);
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock();
         if let Some(other) = take(&mut clients) {
             return Ok(other);
         }
@@ -201,7 +202,7 @@ impl Transport {
 
     /// Whether a host failed a short while ago.
     pub(crate) fn is_resting(&self, host: &str) -> bool {
-        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let resting = self.resting.lock();
         resting.get(host).is_some_and(|until| *until > Instant::now())
     }
 
@@ -220,7 +221,7 @@ impl Transport {
     /// Waits as long as a host wants to be left alone. It may say so again and again, to others: that has a bound.
     async fn wait_for(&self, address: &Uri) {
         let host = host_of(address);
-        let wanted = || self.left_alone.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied();
+        let wanted = || self.left_alone.lock().get(host).copied();
         let at_most = Instant::now() + WAIT_MAX;
         while let Some(until) = wanted().filter(|until| *until > Instant::now()) {
             tokio::time::sleep_until(until.min(at_most)).await;
@@ -231,7 +232,7 @@ impl Transport {
     }
 
     pub(crate) fn wake(&self, host: &str) {
-        self.resting.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+        self.resting.lock().remove(host);
     }
 
     /// Sends a request, follows redirects, and tries again what may pass by itself.
@@ -389,7 +390,7 @@ impl Transport {
 
 fn remember(hosts: &Mutex<Until>, host: &str, time: Duration) {
     let now = Instant::now();
-    let mut hosts = hosts.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut hosts = hosts.lock();
     hosts.retain(|_, until| *until > now);
     if hosts.len() < RESTING_MAX {
         let until = hosts.entry(host.to_owned()).or_insert(now);
