@@ -29,10 +29,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use linux::mount;
 use rustix::fs::{AtFlags, Mode, OFlags};
+use stdx::Mutex;
 use types::{Context, Error, Result};
 
 pub use self::files::{LayerFiles, NewLayer};
@@ -226,7 +227,7 @@ impl Mounted {
         let looked = of_stack.lens().and_then(|lens| compare_len(&path, lens.image));
         match looked.and_then(|()| verity::compare_stack(&layers[0].directory)) {
             Err(error) if error.is(types::ErrorKind::DataLoss) => {
-                let _alone = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
+                let _alone = self.merging.lock();
                 replace_image(&stacked(layers, below)?, &path, true)?;
                 if self.options.verity || verity::is_watched(&layers[0].directory) {
                     verity::watch_stack(&layers[0].directory)?;
@@ -254,7 +255,7 @@ impl Mounted {
     fn alone(&self, top: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let busy = Arc::clone(self.lock().entry(top.to_owned()).or_default());
         let worked = {
-            let _alone = busy.lock().unwrap_or_else(PoisonError::into_inner);
+            let _alone = busy.lock();
             work()
         };
         // Ours goes under the lock, or who ends at the same time would still count it.
@@ -274,8 +275,7 @@ impl Mounted {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Arc<Mutex<()>>>> {
-        // Changes are single steps; a panic elsewhere leaves them whole.
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+        self.busy.lock()
     }
 }
 

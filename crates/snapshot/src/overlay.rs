@@ -20,10 +20,10 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use kv::Db;
 use linux::idmap::Owners;
+use stdx::Mutex;
 use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, Archive, Backing, LayerFiles, Mounted};
@@ -119,8 +119,7 @@ impl Known {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Forms> {
-        // Changes are single steps; a panic elsewhere leaves them whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -11,10 +11,11 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kv::{Db, Read, Reader, Table, Value, WriteTxn, Writer};
 use linux::removal;
+use stdx::Mutex;
 use types::{Context, Error, Labels, Result, Timestamp};
 
 use crate::{Barrier, CommitOptions, Kind, Snapshot, Usage};
@@ -129,7 +130,7 @@ impl Records {
             .flat_map(|folder| numbered(folder).map(|found| found.map(|(id, _)| id)))
             .collect::<Result<_>>()?;
         let next = known.chain(found).max().unwrap_or(0) + 1;
-        records.ids.get_mut().unwrap_or_else(PoisonError::into_inner).next = next;
+        records.ids.get_mut().next = next;
         Ok(records)
     }
 
@@ -325,7 +326,7 @@ impl Records {
     /// Takes directories without a record out of the way, each after `before` had it.
     pub(crate) fn cleanup(&self, before: impl Fn(&Path) -> Result<()>) -> Result<()> {
         // One at a time: what one has found another would have taken.
-        let _alone = self.cleaning.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.cleaning.lock();
         // Directories first and records second: what was made in between has a record or is pending.
         let found = self.directories()?;
         let pending = self.lock().pending.clone();
@@ -351,7 +352,7 @@ impl Records {
     /// Deletes what was taken out of the way, until `go_on` says no. Whether all is gone.
     pub(crate) fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
         // One at a time: two would only be in each other's way.
-        let _alone = self.reclaiming.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.reclaiming.lock();
         let mut first_error = None;
         // Read as far as it comes: there may be any number of them, and a turn is short.
         for found in entries(&self.root.join(REMOVED)) {
@@ -430,8 +431,7 @@ impl Records {
     }
 
     fn chains(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<[u64]>>> {
-        // Changes are single steps; a panic elsewhere leaves them whole.
-        self.chains.lock().unwrap_or_else(PoisonError::into_inner)
+        self.chains.lock()
     }
 
     fn take_id(&self) -> u64 {
@@ -447,8 +447,7 @@ impl Records {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Ids> {
-        // Changes are single steps; a panic elsewhere leaves them whole.
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ids.lock()
     }
 }
 

@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use stdx::Mutex;
 use types::{ErrorKind, Result};
 
 use super::mounting::{Backing, is_in_memory, probe, read_directly};
@@ -45,7 +45,7 @@ impl Reading {
     pub(super) fn mounted(&self, target: &Path, largest: &Path, backing: Backing) {
         if self.backing == Backing::Files {
             let through = (backing != Backing::FilesDirectly).then(|| largest.to_owned());
-            let mut known = lock(&self.known);
+            let mut known = self.known.lock();
             if known.len() >= KNOWN_MAX {
                 known.clear();
             }
@@ -55,7 +55,7 @@ impl Reading {
 
     /// Looks again at an image that is mounted.
     pub(super) fn look(&self, target: &Path, largest: &Path) -> Result<()> {
-        if self.backing != Backing::Files || lock(&self.known).get(target).is_some_and(Option::is_none) {
+        if self.backing != Backing::Files || self.known.lock().get(target).is_some_and(Option::is_none) {
             return Ok(());
         }
         let backing = self.backing(largest)?;
@@ -69,18 +69,18 @@ impl Reading {
     /// Looks again at all of them. Those that are no more are forgotten.
     pub(super) fn look_at_all(&self) {
         let through: Vec<(PathBuf, PathBuf)> = {
-            let known = lock(&self.known);
+            let known = self.known.lock();
             known.iter().filter_map(|(target, largest)| Some((target.clone(), largest.clone()?))).collect()
         };
         for (target, largest) in through {
             if self.look(&target, &largest).is_err() {
-                lock(&self.known).remove(&target);
+                self.known.lock().remove(&target);
             }
         }
     }
 
     fn can(&self) -> Result<bool> {
-        if let Some(known) = *lock(&self.can) {
+        if let Some(known) = *self.can.lock() {
             return Ok(known);
         }
         let can = match probe(&self.root, Backing::FilesDirectly) {
@@ -89,12 +89,7 @@ impl Reading {
             Err(error) if error.is(ErrorKind::ResourceExhausted) => return Ok(false),
             probed => probed.map(|()| true)?,
         };
-        *lock(&self.can) = Some(can);
+        *self.can.lock() = Some(can);
         Ok(can)
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Changes are single steps; a panic elsewhere leaves them whole.
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
