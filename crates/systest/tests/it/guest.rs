@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
+use stdx::Mutex;
 use testkit::{Guest, GuestKind, images, run};
 
 /// What runs in the usual guest: modules and tests of this program that have to do with cgroups, systemd and AppArmor. Each
@@ -215,7 +215,7 @@ fn pass(kind: GuestKind, tests: &[&str]) {
 fn attempt(kind: GuestKind, tests: &[&str]) -> Result<(), String> {
     // An emulated processor is slow enough with a whole one to itself.
     static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = ALONE.lock();
     let program = std::env::current_exe().expect("the test program has a path");
     let arguments: Vec<&str> = ["--test-threads=2"].iter().chain(tests).copied().collect();
     let guest = Guest {

@@ -1,7 +1,6 @@
 //! A content store that is a daemon's.
 
 use std::io::{self, Read};
-use std::sync::{Mutex, PoisonError};
 
 use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{
@@ -10,6 +9,7 @@ use api::grpc::content::{
     WriteContentRequest, WriteContentResponse,
 };
 use content::{Blob, BlobReader, Expected, IngestStatus, IngestWriter, Store};
+use stdx::Mutex;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -52,7 +52,7 @@ impl Store for WireStore {
         };
         // The stream that is open when the blob goes is what goes on.
         let opened = reader.open(0, size)?;
-        *reader.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+        *reader.opened.lock() = Some(opened);
         Ok(Box::new(reader))
     }
 
@@ -149,7 +149,7 @@ impl BlobReader for Reader {
         if offset >= self.size || buf.is_empty() {
             return Ok(0);
         }
-        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let opened = self.opened.lock().take();
         let mut stream = match opened.filter(|_| offset == 0) {
             Some(stream) => stream,
             None => self.open(offset, buf.len() as u64)?,
@@ -180,7 +180,7 @@ struct Writer {
 
 impl Writer {
     fn say(&self, question: WriteContentRequest) -> Result<WriteContentResponse> {
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stream = self.stream.lock();
         let (questions, answers) = &mut *stream;
         self.wire.ask(async {
             if let Some(questions) = questions {
@@ -251,7 +251,7 @@ impl IngestWriter for Writer {
 impl Drop for Writer {
     /// Lets go, and waits until the daemon has let go too.
     fn drop(&mut self) {
-        let (questions, answers) = self.stream.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (questions, answers) = self.stream.get_mut();
         questions.take();
         self.wire.runtime.block_on(async { while let Ok(Some(_)) = answers.message().await {} });
     }
