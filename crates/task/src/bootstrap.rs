@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 use api::shim::bootstrap::{self as wire, BootstrapParams, BootstrapResult};
@@ -20,6 +20,7 @@ use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+use stdx::Mutex;
 use types::{Context, Error, Namespace, Opaque, Result};
 
 use crate::bundle::Bundle;
@@ -130,7 +131,7 @@ type Identity = (u64, u64, i64, i64);
 static AGES: Mutex<BTreeMap<PathBuf, (Identity, Age)>> = Mutex::new(BTreeMap::new());
 
 fn ages() -> MutexGuard<'static, BTreeMap<PathBuf, (Identity, Age)>> {
-    AGES.lock().unwrap_or_else(PoisonError::into_inner)
+    AGES.lock()
 }
 
 /// Asks a program for its version, once for as long as it is the same file. Blocks.
@@ -324,7 +325,7 @@ fn end(mut child: Child) {
 }
 
 fn held() -> MutexGuard<'static, Vec<Child>> {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+    HELD.lock()
 }
 
 fn pidfd(child: &Child) -> Result<OwnedFd> {

@@ -1,11 +1,12 @@
 //! A connection to one shim, which is made again when it breaks and the shim lives.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use api::shim::task::{SERVICE_V2, SERVICE_V3};
 use prost::Message;
+use stdx::Mutex;
 use tokio::time::timeout;
 use ttrpc::asynchronous::AsyncClient;
 use ttrpc::{NAMESPACE_KEY, Request};
@@ -94,6 +95,6 @@ impl Connection {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<AsyncClient>> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+        self.client.lock()
     }
 }

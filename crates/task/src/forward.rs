@@ -7,13 +7,14 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::ready;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use api::shim::events::{
     FORWARD, ForwardRequest, SEQUENCE_KEY, SERVICE, SOURCE_KEY, TaskDelete, TaskExit, topic,
 };
 use events::Envelope;
 use prost::Message;
+use stdx::Mutex;
 use tokio::net::UnixListener;
 use ttrpc::Request;
 use types::{ContainerId, Error, Namespace, Result};
@@ -77,7 +78,7 @@ fn answer(request: &Request, shims: &Shims, heard: &Mutex<Heard>) -> Result<Vec<
             let source = request.metadata(SOURCE_KEY);
             let sequence = request.metadata(SEQUENCE_KEY).and_then(|text| text.parse().ok());
             // Held while it is published: the same event may come on two connections at once.
-            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut heard = heard.lock();
             if source.zip(sequence).is_none_or(|(source, sequence)| heard.is_new(source, sequence)) {
                 note_end(&envelope, shims);
                 shims.exchange().publish(envelope);

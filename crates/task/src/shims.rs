@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use api::shim::events::{TaskDelete, TaskExit, topic};
@@ -11,7 +11,7 @@ use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange};
 use linux::signal::SIGKILL;
 use prost::Message;
-use stdx::{TRACE, traced};
+use stdx::{Mutex, TRACE, traced};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
@@ -310,7 +310,7 @@ impl Shims {
     }
 
     pub(crate) fn sandbox_places(&self) -> MutexGuard<'_, sandbox::Places> {
-        sandbox::lock(&self.0.sandboxes)
+        self.0.sandboxes.lock()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -722,7 +722,7 @@ enum Found {
 
 impl Inner {
     fn places(&self) -> MutexGuard<'_, HashMap<Key, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock()
     }
 }
 

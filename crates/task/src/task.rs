@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use api::shim::attach::{self, AttachRequest};
@@ -14,7 +14,7 @@ use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use stdx::{TRACE, traced};
+use stdx::{Mutex, TRACE, traced};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
@@ -255,7 +255,7 @@ impl Task {
     }
 
     fn waits(&self) -> MutexGuard<'_, BTreeMap<Option<ExecId>, Asking>> {
-        self.0.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.waits.lock()
     }
 
     /// Deletes the container from its shim.
