@@ -11,11 +11,12 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use linux::mount;
+use stdx::Mutex;
 use tempfile::TempDir;
 
 use crate::fuse::{self, REQUEST_MAX};
@@ -119,12 +120,12 @@ impl RecordedDisk {
 
     /// Has each write take so long from now on. One has at most 128 KiB.
     pub fn slow_down(&self, write_time: Duration) {
-        lock(&self.shared).write_time = write_time;
+        self.shared.lock().write_time = write_time;
     }
 
     /// Has each read take so long from now on, and forgets what the kernel remembers of the disk. One has at most 128 KiB.
     pub fn slow_down_reads(&self, read_time: Duration) {
-        lock(&self.shared).read_time = read_time;
+        self.shared.lock().read_time = read_time;
         self.forget();
     }
 
@@ -135,19 +136,19 @@ impl RecordedDisk {
 
     /// How many reads were begun so far.
     pub fn reads(&self) -> usize {
-        lock(&self.shared).reads
+        self.shared.lock().reads
     }
 
     /// How many writes and flushes there were so far.
     pub fn now(&self) -> usize {
-        lock(&self.shared).operations.len()
+        self.shared.lock().operations.len()
     }
 
     /// Unmounts it.
     pub fn end(mut self) -> Recording {
         run(Command::new("umount").arg(self.path())).ok();
         self.stop();
-        let operations = std::mem::take(&mut lock(&self.shared).operations);
+        let operations = std::mem::take(&mut self.shared.lock().operations);
         Recording { empty: std::mem::take(&mut self.empty), operations }
     }
 
@@ -269,7 +270,7 @@ impl Server {
             16 => Ok(self.write(body)),
             17 => Ok(vec![0; 80]), // STATFS
             20 => {
-                lock(&self.shared).operations.push(Operation::Flush);
+                self.shared.lock().operations.push(Operation::Flush);
                 Ok(Vec::new())
             }
             18 | 25 | 29 => Ok(Vec::new()), // RELEASE, FLUSH (of a descriptor, not of a disk), RELEASEDIR
@@ -280,14 +281,14 @@ impl Server {
 
     fn read(&self, body: &[u8]) -> Vec<u8> {
         let read_time = {
-            let mut shared = lock(&self.shared);
+            let mut shared = self.shared.lock();
             shared.reads += 1;
             shared.read_time
         };
         if !read_time.is_zero() {
             wait_for(read_time);
         }
-        let shared = lock(&self.shared);
+        let shared = self.shared.lock();
         let at = usize::try_from(u64_at(body, 8)).expect("a small disk").min(shared.content.len());
         let end = (at + u32_at(body, 16) as usize).min(shared.content.len());
         shared.content[at..end].to_vec()
@@ -297,7 +298,7 @@ impl Server {
         const WRITE_LEN: usize = 40;
         let (at, len) = (usize::try_from(u64_at(body, 8)).expect("a small disk"), u32_at(body, 16));
         let bytes = body[WRITE_LEN..][..len as usize].to_vec();
-        let mut shared = lock(&self.shared);
+        let mut shared = self.shared.lock();
         shared.content[at..at + bytes.len()].copy_from_slice(&bytes);
         shared.operations.push(Operation::Write { at, bytes });
         let write_time = shared.write_time;
@@ -314,7 +315,7 @@ impl Server {
     /// `fuse_attr`.
     fn attributes(&self, node: u64) -> Vec<u8> {
         let (mode, len) = match node {
-            FILE_ID => (0o100_600_u32, lock(&self.shared).content.len() as u64),
+            FILE_ID => (0o100_600_u32, self.shared.lock().content.len() as u64),
             _ => (0o040_700, 0),
         };
         let mut attributes = Vec::new();
@@ -326,10 +327,6 @@ impl Server {
         }
         attributes
     }
-}
-
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -13,8 +13,10 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
+
+use stdx::{Condvar, Mutex};
 
 use crate::wait::{DEADLINE, wait_for};
 use crate::{Registry, eventually};
@@ -101,8 +103,7 @@ impl Gate {
     #[track_caller]
     pub fn arrivals(&self, count: usize) {
         let few = |state: &mut GateState| state.arrived < count;
-        let waited = self.0.1.wait_timeout_while(self.lock(), DEADLINE, few);
-        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = self.0.1.wait_timeout_while(self.lock(), DEADLINE, few);
         assert!(state.arrived >= count, "{} of {count} came to the gate within {DEADLINE:?}", state.arrived);
     }
 
@@ -116,7 +117,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.0.lock()
     }
 }
 
@@ -278,11 +279,11 @@ impl Drop for FaultProxy {
 
 impl Shared {
     fn log(&self) -> MutexGuard<'_, Vec<Served>> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.log.lock()
     }
 
     fn count(&self, method: &str, path: &str) -> usize {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         let count = counts.entry((method.to_owned(), path.to_owned())).or_default();
         *count += 1;
         *count - 1

@@ -12,7 +12,8 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+
+use stdx::Mutex;
 
 use crate::{cache_dir, run};
 
@@ -208,7 +209,7 @@ fn dir() -> PathBuf {
 pub(crate) fn once(kept: &Path, name: &str, make: impl FnOnce(&Path, &Path)) -> PathBuf {
     // Tests of one program run in threads: the first makes, the others wait and find.
     static MAKING: Mutex<()> = Mutex::new(());
-    let _making = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _making = MAKING.lock();
     let finished = kept.join(name);
     if finished.is_dir() {
         return finished;
