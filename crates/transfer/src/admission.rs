@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use metadata::{Gate, IsOpen};
@@ -23,6 +23,7 @@ use policy::{
     Verdict, Verifiers, tag_of_signatures,
 };
 use registry::{Connections, Keyring, Remote};
+use stdx::Mutex;
 use tokio::sync::Semaphore;
 use types::{Descriptor, Digest, Error, ErrorKind, Reference, Result};
 
@@ -87,11 +88,11 @@ impl Judges {
     }
 
     fn is_proven(&self, what: &Proven) -> bool {
-        self.proven.lock().unwrap_or_else(PoisonError::into_inner).contains(what)
+        self.proven.lock().contains(what)
     }
 
     fn prove(&self, what: Proven) {
-        let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut proven = self.proven.lock();
         proven.retain(|known| *known != what);
         if proven.len() == PROVEN_MAX {
             proven.pop_front();
@@ -120,12 +121,12 @@ impl Admission {
     /// Goes by another policy and other programs from now on. What pulls were told ahead is forgotten: their
     /// records are asked about anew.
     pub fn reconfigure(&self, policy: Policy, verifiers: Option<Verifiers>) {
-        *self.0.judges.lock().unwrap_or_else(PoisonError::into_inner) = Judges::new(policy, verifiers);
-        self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.0.judges.lock() = Judges::new(policy, verifiers);
+        self.0.ahead.lock().clear();
     }
 
     fn judges(&self) -> Arc<Judges> {
-        self.0.judges.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.judges.lock().clone()
     }
 
     /// Asks for a pull, which comes from `remote` and has its credentials. The answer counts once more, for the
@@ -136,7 +137,7 @@ impl Admission {
         let Some(asked) = self.asked(name).await? else { return Ok(()) };
         let by = asked.judges.clone();
         self.check(asked, name, image, Some(remote)).await?;
-        let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ahead = self.0.ahead.lock();
         if ahead.len() == AHEAD_MAX {
             ahead.pop_front();
         }
@@ -180,7 +181,7 @@ impl Admission {
 
     /// Whether a pull was told so by those who are asked now.
     fn was_told(&self, name: &str, digest: &Digest, now: &Arc<Judges>) -> bool {
-        let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ahead = self.0.ahead.lock();
         let at = ahead
             .iter()
             .position(|told| told.name == name && told.image == *digest && Arc::ptr_eq(&told.by, now));

@@ -14,9 +14,10 @@
 //!   may be in the hands of a host that means harm.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use stdx::Mutex;
 use tokio::sync::OwnedMutexGuard;
 use types::Digest;
 
@@ -90,7 +91,7 @@ impl Flights {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Flight>> {
-        self.on_their_way.lock().unwrap_or_else(PoisonError::into_inner)
+        self.on_their_way.lock()
     }
 }
 

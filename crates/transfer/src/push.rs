@@ -12,12 +12,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use image::is_attestation;
 use metadata::{Caller, Metadata, Resource};
 use registry::{Push, Ranges, Remote, Sent};
+use stdx::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use types::descriptor::media_type;
@@ -584,7 +585,7 @@ impl Uploads {
 
     /// The slots of a registry.
     fn to(&self, registry: &str) -> Arc<Semaphore> {
-        let mut registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut registries = self.registries.lock();
         if let Some(slots) = registries.get(registry).and_then(Weak::upgrade) {
             return slots;
         }
@@ -860,7 +861,7 @@ mod tests {
         drop(kept);
         assert!(is_free("silent.example"));
         assert!(is_free("third.example"));
-        assert_eq!(uploads.registries.lock().unwrap().len(), 1, "those that nobody sends to are forgotten");
+        assert_eq!(uploads.registries.lock().len(), 1, "those that nobody sends to are forgotten");
     }
 
     #[test]

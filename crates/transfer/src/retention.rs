@@ -14,10 +14,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use content::Form;
 use metadata::{Caller, Content, Image, Metadata};
+use stdx::Mutex;
 use types::filter::Filters;
 use types::label::gc::ROOT;
 use types::{Digest, Error, ErrorKind, Labels, Namespace, Result, UnlessGone};
@@ -75,13 +76,13 @@ impl Retentions {
 
     /// Goes by another from now on. Blobs that are gone stay so.
     pub fn reconfigure(&self, own: Retention) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = own;
+        *self.0.lock() = own;
     }
 
     /// `InvalidArgument` if the namespace's label says what there is not.
     pub fn of(&self, metadata: &Metadata, namespace: &Namespace) -> Result<Retention> {
         let labels = metadata.namespaces().get(namespace).unless_gone()?.unwrap_or_default();
-        let own = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = *self.0.lock();
         let of_label = labels.get(RETENTION_LABEL).map_or(Ok(own), |text| text.parse());
         of_label.map_err(|error| error.context(format!("label {RETENTION_LABEL} of namespace {namespace}")))
     }

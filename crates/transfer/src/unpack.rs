@@ -9,7 +9,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
@@ -23,6 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use snapshot::{Barrier, LayerFiles};
+use stdx::Mutex;
 use types::label::gc::SNAPSHOT;
 use types::spec::image::{Index, Manifest};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
@@ -433,7 +434,7 @@ impl Trees {
 
     /// Takes back what was extracted of a layer whose own bytes turned out to be wrong.
     pub(crate) fn discard(&self, at: usize) -> Result<()> {
-        self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
+        self.implied.lock().remove(&at);
         self.metadata.snapshots(&self.caller, &self.snapshotter)?.remove(&self.key(at))
     }
 
@@ -475,7 +476,7 @@ impl Trees {
         let applied = apply(blob.source, ApplyOptions { whiteouts, limits: blob.limits }, root.as_fd())?;
         self.check_diff_id(at, &applied.diff_id)?;
         if self.can_rebase() && at > 0 && !applied.implied.is_empty() {
-            self.implied.lock().unwrap_or_else(PoisonError::into_inner).insert(at, applied.implied);
+            self.implied.lock().insert(at, applied.implied);
         }
         Ok(())
     }
@@ -484,7 +485,7 @@ impl Trees {
     /// layers below, which they cover.
     fn dress_implied(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<()> {
         let implied: Vec<(usize, Vec<PathBuf>)> = {
-            let mut implied = self.implied.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut implied = self.implied.lock();
             layers.clone().filter_map(|at| Some((at, implied.remove(&at)?))).collect()
         };
         if implied.is_empty() {
@@ -584,7 +585,7 @@ impl Trees {
     }
 
     fn barriers(&self) -> MutexGuard<'_, BTreeMap<usize, Barrier>> {
-        self.barriers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.barriers.lock()
     }
 
     /// As long as the config is there, so are the trees.
