@@ -11,8 +11,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
+
+use stdx::Mutex;
 
 use super::{Outcome, tell_time};
 
@@ -160,7 +162,7 @@ fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
             let Ok(line) = line else { break };
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
-            reader.lock().unwrap_or_else(PoisonError::into_inner).read(&line);
+            reader.lock().read(&line);
         }
         // Nobody listens any more if something held it open.
         let _ = ended.send(());
@@ -168,7 +170,7 @@ fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
     let status = child.wait().map_err(|error| format!("{what}: {error}"))?;
     let _ = end.recv_timeout(REST);
     tell_time(what, begun);
-    let report = std::mem::take(&mut *report.lock().unwrap_or_else(PoisonError::into_inner));
+    let report = std::mem::take(&mut *report.lock());
     Ok((status.success(), report))
 }
 
