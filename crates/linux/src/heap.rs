@@ -226,10 +226,10 @@ fn anonymous(len: usize, protection: ProtFlags, flags: MapFlags) -> Option<*mut 
     mapped.ok().map(<*mut c_void>::cast)
 }
 
-#[expect(unsafe_code, reason = "munmap(2)")]
 /// # Safety
 ///
 /// The range is one of [`map`], and nobody uses it any more.
+#[expect(unsafe_code, reason = "munmap(2)")]
 unsafe fn unmap(start: *mut u8, len: usize) {
     // SAFETY: as the caller says. It cannot fail for such a range but for want of memory for smaller mappings, and then the
     // range stays.

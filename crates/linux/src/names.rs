@@ -8,6 +8,7 @@
 /// load them: they are made for the version beside them. Both sources that stay are in the program.
 #[cfg(target_env = "gnu")]
 pub fn resolve_without_plugins() {
+    // SAFETY: the declaration is that of glibc.
     unsafe extern "C" {
         /// glibc's, `resolv/nss.h`: what `line` says about `database` takes the place of the file's.
         fn __nss_configure_lookup(
