@@ -342,7 +342,16 @@ fn network_of_its_own() -> String {
     format!("[network]\nbridge = \"ht{}\"\nsubnet = \"10.{second}.{third}.0/24\"\n\n", number % 100_000)
 }
 
-/// Detaches every mount below `dir`, innermost first, so that the directory can be deleted.
+/// Takes away what is mounted on and below a directory, also after a test that failed. To be dropped before the directory.
+pub struct MountsBelow(pub PathBuf);
+
+impl Drop for MountsBelow {
+    fn drop(&mut self) {
+        clean_up(|| unmount_below(&self.0));
+    }
+}
+
+/// Detaches every mount on and below `dir`, innermost first, so that the directory can be deleted.
 pub fn unmount_below(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let below =

@@ -41,7 +41,7 @@ mod wait;
 
 pub use bundle::Bundle;
 pub use containerd::Containerd;
-pub use daemon::{Daemon, Places, clean_up, unmount_below};
+pub use daemon::{Daemon, MountsBelow, Places, clean_up, unmount_below};
 pub use docker::Docker;
 pub use executable::{executable, executable_copy};
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};

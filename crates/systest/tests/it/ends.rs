@@ -2,28 +2,18 @@
 
 use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use api::engine::{Call, Streams};
 use api::grpc::tasks::GetRequest;
 use api::grpc::tasks::tasks_client::TasksClient;
-use testkit::{Daemon, eventually, is_root, run, unmount_below};
+use testkit::{Daemon, MountsBelow, eventually, is_root, run};
 use tonic::Code;
 
 use crate::typed::{ask, code, on};
 
 const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Takes away what a test that failed leaves mounted below a directory.
-struct Mounts(PathBuf);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        unmount_below(&self.0);
-    }
-}
 
 /// Ends with `code` when it is let go, and runs on when it is started after that: it says when it has looked.
 fn ends_once(code: u32) -> String {
@@ -64,7 +54,7 @@ fn who_will_be_started_again_is_not_removed_meanwhile() {
     let held = daemon.state().join("tasks/default").join(&id).join("runtime").join(&id).join("held");
     fs::create_dir(&held).expect("its state is there");
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&held)).ok();
-    let _mounts = Mounts(daemon.state());
+    let _mounts = MountsBelow(daemon.state());
     let_go(&daemon);
     eventually("its end is not settled", || daemon.log().contains("which is tried again").then_some(()));
 
@@ -187,7 +177,7 @@ fn what_a_removal_cannot_take_along_goes_later() {
         return;
     }
     let daemon = Daemon::with_busybox();
-    let _mounts = Mounts(daemon.root());
+    let _mounts = MountsBelow(daemon.root());
     let files = |id: &str| daemon.root().join("containers/default").join(id);
     let hold = |id: &str| {
         let held = files(id).join("held");

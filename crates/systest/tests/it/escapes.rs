@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Daemon, Finished, eventually, run};
+use testkit::{Daemon, Finished, MountsBelow, eventually, run};
 
 use crate::run_flags::says;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_spec, read_text, script};
@@ -590,6 +590,7 @@ fn a_source_in_the_root_that_is_swapped_during_create_shows_nothing_of_the_host(
 fn mounts_made_inside_are_not_seen_on_the_host() {
     let runtime = Runtime::ours();
     let host = TempDir::new().expect("a temporary directory");
+    let _mounts = MountsBelow(host.path().to_owned());
     fs::create_dir(host.path().join("below")).expect("writable");
     run(Command::new("mount").arg("--bind").arg(host.path()).arg(host.path())).ok();
     run(Command::new("mount").arg("--make-shared").arg(host.path())).ok();
@@ -608,7 +609,6 @@ fn mounts_made_inside_are_not_seen_on_the_host() {
         assert_eq!(done.text(), "done", "{options:?}: {done}");
         assert!(!seen, "{options:?}");
     }
-    run(Command::new("umount").arg(host.path())).ok();
 }
 
 /// What the first process of a bundle notes in `/seen` while others enter. It makes `/up` once it looks, and a line in

@@ -1,21 +1,11 @@
 //! A disk that is full: what is said, and how it goes on.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use testkit::bulk::{Bulk, Compression, Shape};
-use testkit::{Daemon, Registry, images, run, unmount_below};
+use testkit::{Daemon, MountsBelow, Registry, images, run};
 
 use crate::bridge::{bridge, links};
-
-/// Takes the disk away from the daemon's root, also from a test that failed.
-struct Mounts(PathBuf);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        unmount_below(&self.0);
-    }
-}
 
 /// The blobs, or what is unpacked of them, do not fit: in either case nothing is believed that is not whole, and with more
 /// room the same pull ends well.
@@ -29,7 +19,7 @@ fn a_pull_onto_a_full_disk_says_so_and_ends_well_when_there_is_room() {
     let reference = registry.push(image.layout.path(), images::TAG, "large:1");
     for room_mb in [12, 40] {
         let mut daemon = Daemon::start();
-        let _mounts = Mounts(daemon.root());
+        let _mounts = MountsBelow(daemon.root());
         daemon.terminate();
         let size = |mb: u64| format!("size={mb}m");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &size(room_mb), "tmpfs"]).arg(daemon.root()))
@@ -62,7 +52,7 @@ fn a_daemon_starts_on_a_disk_that_is_full_to_the_last_byte() {
         return;
     }
     let mut daemon = Daemon::start();
-    let _mounts = Mounts(daemon.root());
+    let _mounts = MountsBelow(daemon.root());
     daemon.terminate();
     run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=120m", "tmpfs"]).arg(daemon.root())).ok();
     daemon.start_again();
@@ -103,7 +93,7 @@ fn a_daemon_that_ends_on_a_full_disk_leaves_no_bridge() {
         return;
     }
     let mut daemon = Daemon::start();
-    let _mounts = Mounts(daemon.root());
+    let _mounts = MountsBelow(daemon.root());
     daemon.terminate();
     run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=60m", "tmpfs"]).arg(daemon.root())).ok();
     daemon.start_again();
@@ -126,7 +116,7 @@ fn a_full_disk_is_emptied_by_removing_containers() {
         return;
     }
     let mut daemon = Daemon::start();
-    let _mounts = Mounts(daemon.root());
+    let _mounts = MountsBelow(daemon.root());
     daemon.terminate();
     run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "tmpfs"]).arg(daemon.root())).ok();
     daemon.start_again();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 use testkit::disk::{RecordedDisk, forget};
 use testkit::layout::{archive_of, tar_entry};
-use testkit::{Daemon, Layout, eventually, is_root, noise, run, unmount_below};
+use testkit::{Daemon, Layout, MountsBelow, eventually, is_root, noise, run};
 use types::Digest;
 use types::descriptor::media_type;
 
@@ -20,15 +20,6 @@ const LEN: usize = 2 << 20;
 const READ_TIME: Duration = Duration::from_millis(1);
 /// How many are killed for each way in which the kernel is shown archives.
 const KILLED: usize = 60;
-
-/// Takes away what is mounted, also from a test that failed.
-struct Mounts([PathBuf; 2]);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        self.0.iter().for_each(|path| unmount_below(path));
-    }
-}
 
 fn archive(content: &[u8], to: &Path) {
     let layout = Layout::new();
@@ -58,7 +49,7 @@ fn check(config: &str) {
     archive(&content, &image);
     let mounted = daemon.dir().join("mounted");
     fs::create_dir(&mounted).expect("a directory of ours");
-    let _mounts = Mounts([daemon.root(), mounted.clone()]);
+    let _mounts = [daemon.root(), mounted.clone()].map(MountsBelow);
     run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
     daemon.start_again();
     daemon.load(&image);

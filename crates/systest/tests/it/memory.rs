@@ -11,7 +11,7 @@ use serde_json::json;
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::disk::RecordedDisk;
 use testkit::layout::tar_header;
-use testkit::{Daemon, Fault, FaultProxy, Layout, Registry, images, memory, run, unmount_below};
+use testkit::{Daemon, Fault, FaultProxy, Layout, MountsBelow, Registry, images, memory, run};
 use types::descriptor::media_type;
 use types::{Algorithm, Hasher};
 
@@ -112,15 +112,6 @@ pub(crate) fn push_layout(registry: &Registry, layout: &Path) -> String {
     name
 }
 
-/// Takes the disk away from the daemon's root, also from a test that failed.
-struct Mounts(std::path::PathBuf);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        unmount_below(&self.0);
-    }
-}
-
 /// Eight pulls at once, of 24 layers that have nothing in common, have no more than one may: from a registry that is
 /// fast, and slow, and onto a disk that is slow.
 #[test]
@@ -150,7 +141,7 @@ fn pulls_at_once_share_what_they_may_take() {
             disk
         });
         // Gone before the disk, which waits for its last user.
-        let _mounts = Mounts(daemon.root());
+        let _mounts = MountsBelow(daemon.root());
         daemon.hoist(["pull", "-q", &first]).ok();
         if let Some(disk) = &disk {
             disk.slow_down(Duration::from_millis(2));

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempDir};
 use testkit::disk::{RecordedDisk, Recording, mount_image};
 use testkit::layout::{archive_of, digest_of, tar_entry};
-use testkit::{Daemon, Layout, Registry, eventually, images, noise, run, unmount_below};
+use testkit::{Daemon, Layout, MountsBelow, Registry, eventually, images, noise, run, unmount_below};
 use types::Digest;
 use types::descriptor::media_type;
 
@@ -104,15 +104,6 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 fn look(daemon: &Daemon, reference: &str) -> String {
     let words = ["run", "--rm", "--network", "none", reference, "sh", "-c", LOOK];
     daemon.hoist(words).ok().stdout
-}
-
-/// Takes what is mounted on and below the daemon's root away again, also from a test that failed.
-pub(crate) struct Mounts(pub(crate) PathBuf);
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        unmount_below(&self.0);
-    }
 }
 
 /// Ends the daemon as a power cut does, as far as the machine is concerned on which it ran.
@@ -221,7 +212,7 @@ impl Scene<'_> {
         // What it is on at first need not know fs-verity.
         let mut daemon = Daemon::start_with(&[], &self.config.replace(WATCHED, ""));
         daemon.terminate();
-        let _mounts = Mounts(daemon.root());
+        let _mounts = MountsBelow(daemon.root());
 
         let disk = match is_watched {
             true => RecordedDisk::for_verity(DISK_LEN),

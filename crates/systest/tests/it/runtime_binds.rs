@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use testkit::run;
+use testkit::{MountsBelow, run};
 
 use crate::escapes::add_capabilities;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_spec, script};
@@ -218,6 +218,7 @@ fn sources_in_the_root_have_the_mounts_before_them() {
 #[test]
 fn what_a_source_has_is_locked_in_a_user_namespace() {
     let host = open_dir();
+    let _mounts = MountsBelow(host.path().to_owned());
     run(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=755", "tmpfs"]).arg(host.path())).ok();
     let below = host.path().join("below");
     fs::create_dir(&below).expect("writable");
@@ -285,7 +286,6 @@ fn what_a_source_has_is_locked_in_a_user_namespace() {
     all.push(("rw, ro below", "rbind,rrw", attempt("rbind,rrw", true), attempt("rbind,rrw", false)));
     remount(host.path(), "ro,noexec,noatime");
     let kept = [attempt("bind,nosuid,rprivate", true), attempt("bind,atime,symfollow", true)];
-    run(Command::new("umount").arg("--recursive").arg(host.path())).ok();
     assert_eq!(by_program.code, 0, "{by_program}");
     assert_ne!(by_spec.code, 0, "{by_spec}");
     for (flags, options, refused, taken) in all {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::disk::Disk;
-use testkit::{eventually, run};
+use testkit::{MountsBelow, eventually, run};
 
 use crate::runtime_bundle::{
     Runtime, add_mount, bundle, compile, give, missing, read_spec, read_text, same, script,
@@ -109,6 +109,7 @@ fn options_of_mounts_are_runcs() {
     let look = "busybox awk '$5 ~ \"^/m\" { gsub(\"[0-9]\", \"\", $7); sub(\",mode=755\", \"\", $NF); \
                                          print $5, $6, $7, $NF }' /proc/self/mountinfo | sort";
     let host = open_dir();
+    let _mounts = MountsBelow(host.path().to_owned());
     fs::create_dir(host.path().join("below")).expect("writable");
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(host.path().join("below"))).ok();
     run(Command::new("mount").arg("--bind").arg(host.path()).arg(host.path())).ok();
@@ -116,6 +117,7 @@ fn options_of_mounts_are_runcs() {
     let source = host.path().display().to_string();
     // What is to be taken away must be there.
     let flagged = open_dir();
+    let _flagged_mounts = MountsBelow(flagged.path().to_owned());
     let flags = "nosuid,nodev,noexec,noatime,nodiratime,nosymfollow,mode=755";
     let mount_flagged =
         |at: &Path| run(Command::new("mount").args(["-t", "tmpfs", "-o", flags, "tmpfs"]).arg(at)).ok();
@@ -205,9 +207,6 @@ fn options_of_mounts_are_runcs() {
             );
         }
     });
-    run(Command::new("umount").arg("--recursive").arg(host.path())).ok();
-    run(Command::new("umount").arg(host.path().join("below"))).ok();
-    run(Command::new("umount").arg("--recursive").arg(flagged.path())).ok();
     assert!(said.contains("/m1 ro") && said.contains("shared:") && said.contains("unbindable"), "{said}");
 }
 
@@ -228,13 +227,13 @@ fn the_root_has_the_propagation_that_is_asked_for() {
             script(spec, look);
             spec["linux"]["rootfsPropagation"] = json!(propagation);
         });
+        let _mount = MountsBelow(bundle.path().to_owned());
         let path = bundle.path().display().to_string();
         run(Command::new("mount").args(["--bind", &path, &path, &format!("--{shared}")])).ok();
         let said = Runtime::both().map(|runtime| {
             let ended = runtime.run(&["run", "--bundle", &path, &runtime.id("root")]);
             (runtime.name, ended.ok().stdout)
         });
-        run(Command::new("umount").arg(&path)).ok();
         for (name, said) in said {
             // Debian's runc then asks it of the host's root alone, and the mount that the root lies in is made private.
             if name == "runc" && (propagation, shared) == ("slave", "make-shared") {

@@ -15,7 +15,7 @@ use rustix::fs::{
 use serde_json::json;
 use tempfile::TempDir;
 use testkit::layout::tar_of;
-use testkit::{Containerd, Daemon, Layout, Registry, eventually, is_root, run, unmount_below};
+use testkit::{Containerd, Daemon, Layout, MountsBelow, Registry, eventually, is_root, run};
 
 use crate::archives::{push, shell_layer, upper_layer};
 use crate::real_tree::{Seen, see};
@@ -355,19 +355,10 @@ fn seen_in_containerd(image: &Path) -> Option<Tree> {
     // The mount has it unpacked, layer by layer.
     let import = ["images", "import", "--no-unpack"].map(OsStr::new);
     containerd.ctr(import.into_iter().chain([image.as_os_str()])).ok();
-    let _mounted = Mounted(shown.clone());
+    let _mounted = MountsBelow(shown.clone());
     let mount = ["images", "mount", NAME].map(OsStr::new);
     containerd.ctr(mount.into_iter().chain([shown.as_os_str()])).ok();
     Some(look(&shown))
-}
-
-/// Taken down also after a failure.
-struct Mounted(PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        unmount_below(&self.0);
-    }
 }
 
 #[test]

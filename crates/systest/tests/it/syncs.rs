@@ -11,10 +11,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use testkit::disk::{RecordedDisk, mount_image};
 use testkit::layout::{archive_of, tar_entry};
-use testkit::{Daemon, Layout, Registry, images, noise, run};
+use testkit::{Daemon, Layout, MountsBelow, Registry, images, noise, run};
 use tokio::task::JoinSet;
 
-use crate::power::{Mounts, lose_power};
+use crate::power::lose_power;
 use crate::typed::{ask, on};
 
 /// One call that waits for the disk.
@@ -138,7 +138,7 @@ fn changes_of_many_clients_share_their_waits_and_outlive_the_power_once_they_are
     const CHANGES: usize = 20;
     let mut daemon = Daemon::start();
     daemon.terminate();
-    let _mounts = Mounts(daemon.root());
+    let _mounts = MountsBelow(daemon.root());
     let disk = RecordedDisk::new(256 << 20);
     run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
     daemon.start_again();

@@ -17,12 +17,12 @@ use api::grpc::snapshots::{
 use api::grpc::types::Descriptor;
 use serde_json::Value;
 use testkit::disk::{RecordedDisk, mount_image};
-use testkit::{Daemon, digest_of, run};
+use testkit::{Daemon, MountsBelow, digest_of, run};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use types::Digest;
 
-use super::{DISK_LEN, Image, Mounts, check_whole, cut_at, image, lose_power};
+use super::{DISK_LEN, Image, check_whole, cut_at, image, lose_power};
 use crate::typed::{ask, code, on};
 
 /// A step of a client that pulls by itself, which waits for the answer before it takes the next.
@@ -184,7 +184,7 @@ fn a_client_goes_on_after_each_step_that_was_answered() {
     let steps = client.steps();
     let mut daemon = Daemon::start_with(&[], "[snapshots]\nlayers = \"archives\"\n");
     daemon.terminate();
-    let _mounts = Mounts(daemon.root());
+    let _mounts = MountsBelow(daemon.root());
     let disk = RecordedDisk::new(DISK_LEN);
     run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
     daemon.start_again();
