@@ -171,8 +171,7 @@ mod tests {
 
     #[test]
     fn a_file_is_a_device_until_nobody_has_it() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: loop devices need root");
+        if !stdx::testing::is_root("a loop device") {
             return;
         }
         let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -190,8 +189,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_kept_stays_until_it_is_detached() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: loop devices need root");
+        if !stdx::testing::is_root("a loop device") {
             return;
         }
         let file = tempfile::NamedTempFile::new().unwrap();

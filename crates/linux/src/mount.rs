@@ -942,8 +942,7 @@ mod tests {
 
     #[test]
     fn a_hundred_and_twenty_layers_are_one_tree() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: mounting needs root");
+        if !stdx::testing::is_root("a mount") {
             return;
         }
         let dir =

@@ -148,8 +148,7 @@ mod tests {
 
     #[test]
     fn layers_of_an_old_kernel_are_one_tree_too() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: mounting needs root");
+        if !stdx::testing::is_root("a mount") {
             return;
         }
         let long = "a-rather-long-name-so-that-the-sum-exceeds-a-page-";

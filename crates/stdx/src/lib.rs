@@ -10,6 +10,8 @@ mod lock;
 mod nearest;
 mod ranges;
 mod replace;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "trace")]
 mod traced;
 mod wanted;

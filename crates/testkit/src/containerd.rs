@@ -51,7 +51,7 @@ impl Containerd {
         let is_there = major().is_some() && Command::new(program("ctr")).arg("--version").output().is_ok();
         if !is_there {
             let place = std::env::var_os(PEER).map_or("PATH".to_owned(), |dir| dir.display().to_string());
-            crate::skip(&format!(
+            stdx::testing::skip(&format!(
                 "no containerd and ctr in {place} to compare with; try: apt-get install containerd"
             ));
         }

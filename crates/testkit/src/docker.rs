@@ -45,7 +45,7 @@ impl Docker {
 
     fn prepare(containerd: Option<PathBuf>, programs: Option<PathBuf>) -> Option<Docker> {
         if !Path::new(DOCKERD).exists() || !Path::new(DOCKER).exists() {
-            crate::skip("dockerd is not there; try: apt-get install docker.io");
+            stdx::testing::skip("dockerd is not there; try: apt-get install docker.io");
             return None;
         }
         let dir = TempDir::with_prefix_in("dk-", "/var/tmp").expect("a temporary directory");

@@ -53,6 +53,7 @@ pub use registry::{Registry, certify};
 pub use shim::{
     Events, Received, SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, process, run_shim, shim_program,
 };
+pub use stdx::testing::is_root;
 pub use terminal::Terminal;
 pub use wait::{DEADLINE, eventually};
 
@@ -85,28 +86,4 @@ pub fn hoist_program() -> PathBuf {
         .map_or_else(|| repository().join("target/release/hoist"), PathBuf::from);
     assert!(built.is_file(), "{} is not there; try: cargo xtask build", built.display());
     built
-}
-
-/// With it in the environment, a test fails that would be skipped for want of root or of a daemon to compare with:
-/// `cargo xtask test` has seen to both. What kernels may lack is skipped all the same.
-const NO_SKIP: &str = "HOIST_TEST_NO_SKIP";
-
-/// True when the tests run as root. Says what is skipped otherwise.
-#[track_caller]
-pub fn is_root(what: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        skip(&format!("{what} needs root"));
-    }
-    root
-}
-
-/// Says why a test, or a part of it, is skipped.
-#[track_caller]
-fn skip(why: &str) {
-    assert!(
-        std::env::var_os(NO_SKIP).is_none(),
-        "{why}, and {NO_SKIP} says that nothing is skipped for that"
-    );
-    println!("skipped: {why}");
 }

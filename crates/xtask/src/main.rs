@@ -39,9 +39,6 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 /// How many tests run at once, if somebody says so (`rustc --test`).
 const THREADS: &str = "RUST_TEST_THREADS";
 
-/// That nothing is skipped for want of what was looked for before (`packages`), root and other daemons (`testkit`).
-const NO_SKIP: &str = "HOIST_TEST_NO_SKIP";
-
 const WORTH_TELLING: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
@@ -237,7 +234,8 @@ fn cargo_test() -> Command {
         .arg(cargo.get_program())
         .args(cargo.get_args())
         .current_dir(workspace_root())
-        .env(NO_SKIP, "1");
+        // What could be missing was looked for before (`packages`).
+        .env(stdx::testing::NO_SKIP, "1");
     if env::var_os(THREADS).is_none() {
         // System tests wait for disks and processes for half of their time.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);

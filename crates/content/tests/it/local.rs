@@ -244,8 +244,7 @@ fn an_ingest_with_a_cut_ref_file_is_begun_anew() {
 /// More than half of a disk can be downloaded in two goes.
 #[test]
 fn what_is_there_of_an_ingest_needs_no_further_room() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: mounting needs root");
+    if !stdx::testing::is_root("a mount") {
         return;
     }
     let options = linux::mount::Options::parse(&["size=1m".to_owned()]);

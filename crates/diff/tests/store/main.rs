@@ -20,11 +20,7 @@ use tempfile::TempDir;
 use types::{Digest, Mount};
 
 fn is_root() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        println!("skipped: mounting needs root");
-    }
-    is_root
+    stdx::testing::is_root("a mount")
 }
 
 /// A directory that goes with all that is mounted in it, also when a test fails.

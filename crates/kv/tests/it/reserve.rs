@@ -21,8 +21,7 @@ struct Disk(TempDir);
 impl Disk {
     /// None, and says so, where it cannot be had.
     fn mount() -> Option<Disk> {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: a disk of its own needs root");
+        if !stdx::testing::is_root("a disk of its own") {
             return None;
         }
         let disk = Disk(TempDir::new().expect("a temporary directory"));

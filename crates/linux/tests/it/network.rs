@@ -11,8 +11,7 @@ use types::ErrorKind;
 
 /// Runs `test` in a new network namespace; processes that it starts are in there too.
 fn in_new_namespace(test: impl FnOnce() + Send) {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: network namespaces need root");
+    if !stdx::testing::is_root("a network namespace") {
         return;
     }
     std::thread::scope(|scope| {

@@ -41,8 +41,7 @@ impl Drop for Directory {
 
 impl Fixture {
     fn new() -> Option<Fixture> {
-        if !is_root() {
-            println!("skipped: mounting needs root");
+        if !testkit::is_root("a mount") {
             return None;
         }
         let fixture = open(Directory(tempfile::tempdir().unwrap()));
@@ -111,11 +110,6 @@ fn open(dir: Directory) -> Fixture {
     let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
     let mounts = Mounts::new(metadata.clone(), places, &root).unwrap();
     Fixture { metadata, mounts, places: dir.path().join("state").canonicalize().unwrap(), dir }
-}
-
-fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt;
-    fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
 fn has(program: &str) -> bool {

@@ -19,8 +19,7 @@ use types::ErrorKind;
 
 /// Runs `test` in a new network namespace, with a state directory. Processes started there are in it too.
 fn on_a_machine(test: impl FnOnce(&Path) + Send) {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: network namespaces need root");
+    if !stdx::testing::is_root("a network namespace") {
         return;
     }
     let state = tempfile::TempDir::new().expect("a temporary directory");

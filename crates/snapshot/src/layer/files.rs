@@ -438,8 +438,7 @@ mod tests {
 
     #[test]
     fn an_image_that_does_not_fit_leaves_nothing() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: mounting needs root");
+        if !stdx::testing::is_root("a mount") {
             return;
         }
         let options = mount::Options::parse(&["size=64k".to_owned()]);

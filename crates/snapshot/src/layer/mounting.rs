@@ -208,8 +208,7 @@ mod tests {
     /// What a kernel before 6.12 is given, tried on this one.
     #[test]
     fn images_are_mounted_from_loop_devices_too() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: mounting needs root");
+        if !stdx::testing::is_root("a mount") {
             return;
         }
         let dir = tempfile::TempDir::new().unwrap();

@@ -13,11 +13,7 @@ use crate::suite::{Place, prepare_with, store, store_tree, unmount_below, with_m
 use crate::{open_archives, open_on_loop_devices, open_overlay};
 
 fn is_root() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        println!("skipped: mounting needs root");
-    }
-    is_root
+    stdx::testing::is_root("a mount")
 }
 
 fn layer(snapshotter: &dyn Snapshotter, name: &str, parent: Option<&str>, fill: impl FnOnce(&Path)) {

@@ -271,8 +271,7 @@ fn what_a_turn_of_deletion_costs_is_not_up_to_how_much_there_is() {
 
 #[test]
 fn chains_of_many_layers_show_all_of_them() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: mounting needs root");
+    if !stdx::testing::is_root("a mount") {
         return;
     }
     let dir = tempfile::TempDir::new().unwrap();

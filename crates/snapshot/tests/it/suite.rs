@@ -74,8 +74,7 @@ pub(crate) fn store_tree(files: &LayerFiles, tree: &Path) {
 /// Runs every case on what `open` gives for a directory of its own; what it gives for one a second time has what was
 /// made there before.
 pub(crate) fn run(open: impl Fn(&Path) -> Box<dyn Snapshotter>, rebases: bool) {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: mounting needs root");
+    if !stdx::testing::is_root("a mount") {
         return;
     }
     let each = |test: &dyn Fn(&dyn Snapshotter, &Path)| {
