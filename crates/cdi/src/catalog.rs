@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -164,12 +163,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     if !file.metadata().context(what)?.is_file() {
         return Err(Error::invalid_argument("it is no regular file"));
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).context(what)?;
-    if bytes.len() as u64 > FILE_LEN_MAX {
-        return Err(Error::resource_exhausted(format!("it has more than {FILE_LEN_MAX} bytes")));
-    }
-    Ok(bytes)
+    let bytes = stdx::read_at_most(file, FILE_LEN_MAX).context(what)?;
+    bytes.ok_or_else(|| Error::resource_exhausted(format!("it has more than {FILE_LEN_MAX} bytes")))
 }
 
 #[cfg(test)]

@@ -171,15 +171,7 @@ impl<R: Read> Decoder<R> {
                 return Ok(filled);
             }
         }
-        let mut len = 0;
-        while len < OUTPUT_LEN {
-            match self.read(&mut buffer[len..OUTPUT_LEN]) {
-                Ok(0) => break,
-                Ok(read) => len += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let len = stdx::fill(self, &mut buffer[..OUTPUT_LEN])?;
         Ok(0..len)
     }
 

@@ -18,7 +18,7 @@
 //! different devices.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -107,9 +107,7 @@ fn read_written(path: &Path) -> io::Result<Option<Vec<u8>>> {
     if !file.metadata()?.is_file() {
         return Ok(None);
     }
-    let mut bytes = Vec::new();
-    let len = file.take(RESOLV_CONF_LEN_MAX + 1).read_to_end(&mut bytes)?;
-    Ok((len as u64 <= RESOLV_CONF_LEN_MAX).then_some(bytes))
+    stdx::read_at_most(file, RESOLV_CONF_LEN_MAX)
 }
 
 /// The digest by which a text that we wrote is known again.

@@ -82,18 +82,8 @@ impl<R: Read> Text<R> {
         let had = self.bytes.len();
         self.bytes.resize(had + self.fill_len.max(wanted), 0);
         self.fill_len = FILL_LEN_MAX.min(self.fill_len * 2);
-        let mut filled = had;
-        while filled < self.bytes.len() {
-            match self.source.read(&mut self.bytes[filled..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = had + stdx::fill(&mut self.source, &mut self.bytes[had..])?;
+        self.ended = filled < self.bytes.len();
         self.bytes.truncate(filled);
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -52,13 +51,10 @@ impl fmt::Debug for Pem {
 impl Pem {
     pub(crate) fn read(file: &Path) -> Result<Pem> {
         let what = || format!("read {}", file.display());
-        let mut bytes = Vec::new();
         let opened = File::open(file).context(what)?;
-        opened.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).context(what)?;
-        if bytes.len() as u64 > FILE_LEN_MAX {
-            return Err(Error::invalid_argument(format!("{} is larger than 1 MiB", file.display())));
-        }
-        Ok(Pem { file: file.to_owned(), bytes })
+        let bytes = stdx::read_at_most(opened, FILE_LEN_MAX).context(what)?;
+        let too_large = || Error::invalid_argument(format!("{} is larger than 1 MiB", file.display()));
+        Ok(Pem { file: file.to_owned(), bytes: bytes.ok_or_else(too_large)? })
     }
 
     /// A file of authorities, of which there is at least one.

@@ -9,6 +9,7 @@ mod laps;
 mod lock;
 mod nearest;
 mod ranges;
+mod read;
 mod replace;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -24,6 +25,7 @@ pub use laps::Laps;
 pub use lock::{Condvar, Mutex};
 pub use nearest::nearest;
 pub use ranges::ranges;
+pub use read::{fill, read_at_most};
 pub use replace::{Durable, replace};
 #[cfg(feature = "trace")]
 pub use traced::{TRACE, traced};

@@ -147,14 +147,11 @@ pub(crate) fn known_platforms(metadata: &Metadata, caller: &Caller, index: &Inde
 
 /// A small blob.
 pub(crate) fn read(metadata: &Metadata, caller: &Caller, digest: &Digest) -> Result<Vec<u8>> {
-    let reader = metadata.content(caller).reader(digest).context(|| format!("read {digest}"))?;
-    let mut bytes = Vec::new();
-    let read = reader.take(image::DOCUMENT_LEN_MAX + 1).read_to_end(&mut bytes);
-    read.context(|| format!("read {digest}"))?;
-    if bytes.len() as u64 > image::DOCUMENT_LEN_MAX {
-        return Err(Error::invalid_argument(format!("{digest} is too large for a manifest or config")));
-    }
-    Ok(bytes)
+    let what = || format!("read {digest}");
+    let reader = metadata.content(caller).reader(digest).context(what)?;
+    let bytes = stdx::read_at_most(reader, image::DOCUMENT_LEN_MAX).context(what)?;
+    let too_large = || Error::invalid_argument(format!("{digest} is too large for a manifest or config"));
+    bytes.ok_or_else(too_large)
 }
 
 /// What became of a layer that was to be extracted.

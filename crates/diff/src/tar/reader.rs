@@ -382,23 +382,17 @@ impl<R: BufRead> Reader<R> {
     /// None where the source ends between entries, as some writers leave out the final blocks.
     fn raw_block(&mut self) -> io::Result<Option<[u8; BLOCK]>> {
         let mut block = [0; BLOCK];
-        let mut filled = 0;
-        while filled < BLOCK {
-            match self.source.read(&mut block[filled..]) {
-                Ok(0) if filled == 0 => return Ok(None),
-                Ok(0) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the archive ends in the middle of a header",
-                    ));
-                }
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        match stdx::fill(&mut self.source, &mut block)? {
+            0 => Ok(None),
+            BLOCK => {
+                self.offset += BLOCK as u64;
+                Ok(Some(block))
             }
+            _ => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive ends in the middle of a header",
+            )),
         }
-        self.offset += BLOCK as u64;
-        Ok(Some(block))
     }
 }
 

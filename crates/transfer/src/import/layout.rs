@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use linux::beneath::Root;
@@ -18,17 +17,13 @@ use crate::unpack::read;
 impl Importer<'_> {
     pub(super) fn read_layout(&self, folder: &Path) -> Result<Found> {
         let root = Root::open(folder)?;
-        let Some(mut file) = find(&root, Path::new("index.json"))? else {
+        let Some(file) = find(&root, Path::new("index.json"))? else {
             return Err(Error::invalid_argument("it has no index.json: a folder must be an OCI layout"));
         };
-        let mut bytes = Vec::new();
-        let what = || "read index.json";
-        Read::by_ref(&mut file).take(DOCUMENT_LEN_MAX + 1).read_to_end(&mut bytes).context(what)?;
-        if bytes.len() as u64 > DOCUMENT_LEN_MAX {
-            return Err(Error::invalid_argument(format!(
-                "index.json has more than {DOCUMENT_LEN_MAX} bytes"
-            )));
-        }
+        let bytes = stdx::read_at_most(file, DOCUMENT_LEN_MAX).context(|| "read index.json")?;
+        let too_large =
+            || Error::invalid_argument(format!("index.json has more than {DOCUMENT_LEN_MAX} bytes"));
+        let bytes = bytes.ok_or_else(too_large)?;
         let index: Index = serde_json::from_slice(&bytes)
             .map_err(|error| Error::invalid_argument("index.json cannot be read").with_source(error))?;
         let mut seen = BTreeSet::new();
