@@ -55,6 +55,11 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The one whose hash is known by its bytes.
+    pub fn from_sha256(hash: &[u8; 32]) -> Digest {
+        Digest { algorithm: Algorithm::Sha256, hex: hex(hash) }
+    }
+
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -148,11 +153,6 @@ impl Hasher {
     }
 
     pub fn finish(self) -> Digest {
-        fn hex(bytes: &[u8]) -> Box<str> {
-            const DIGITS: &[u8; 16] = b"0123456789abcdef";
-            let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-            nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect::<String>().into()
-        }
         let (algorithm, hex) = match self.0 {
             State::Sha256(state) => (Algorithm::Sha256, hex(&state.finalize())),
             State::Sha384(state) => (Algorithm::Sha384, hex(&state.finalize())),
@@ -160,6 +160,12 @@ impl Hasher {
         };
         Digest { algorithm, hex }
     }
+}
+
+fn hex(bytes: &[u8]) -> Box<str> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -171,6 +177,7 @@ mod tests {
         let expected = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), expected);
         assert_eq!(expected.parse::<Digest>().unwrap(), Digest::of(b""));
+        assert_eq!(Digest::from_sha256(&[0xa5; 32]).to_string(), format!("sha256:{}", "a5".repeat(32)));
     }
 
     #[test]

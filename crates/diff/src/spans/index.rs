@@ -318,11 +318,6 @@ impl<'a> Fields<'a> {
     }
 
     fn digest(&mut self) -> Result<Digest> {
-        use std::fmt::Write;
-        let mut text = "sha256:".to_owned();
-        for byte in self.take::<DIGEST_LEN>()? {
-            write!(text, "{byte:02x}").expect("memory takes all");
-        }
-        text.parse()
+        self.take::<DIGEST_LEN>().map(|hash| Digest::from_sha256(&hash))
     }
 }
