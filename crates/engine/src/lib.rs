@@ -244,10 +244,6 @@ impl Engine {
     }
 }
 
-fn random_hex(bytes: usize) -> Result<String> {
-    linux::random::hex(bytes)
-}
-
 /// Deletes a folder with everything in it. One that is gone is no error.
 fn remove_folder(path: &Path) -> Result<()> {
     // Containers fill volumes, and may have made directories deeper than a stack is.

@@ -4,8 +4,8 @@ use metadata::Container;
 use types::filter::Filters;
 use types::{ContainerId, Error, Result};
 
+use crate::Engine;
 use crate::record::Extension;
-use crate::{Engine, random_hex};
 
 const ADJECTIVES: [&str; 32] = [
     "able", "bold", "brave", "bright", "calm", "clever", "cosmic", "curious", "eager", "early", "fair",
@@ -49,9 +49,9 @@ impl Engine {
             return Ok(name.to_owned());
         }
         loop {
-            let random = u32::from_str_radix(&random_hex(4)?, 16).expect("hex digits") as usize;
+            let random = u32::from_str_radix(&linux::random::hex(4)?, 16).expect("hex digits") as usize;
             let name = format!("{}_{}", ADJECTIVES[random % 32], NOUNS[random / 32 % 32]);
-            let name = if self.is_taken(&name) { format!("{name}_{}", random_hex(2)?) } else { name };
+            let name = if self.is_taken(&name) { format!("{name}_{}", linux::random::hex(2)?) } else { name };
             match self.reserve_name(Some(&name), id) {
                 Err(error) if error.is(types::ErrorKind::AlreadyExists) => {}
                 other => return other,

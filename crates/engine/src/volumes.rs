@@ -39,7 +39,7 @@ use crate::docker_events::Subject;
 use crate::names::short;
 use crate::record::Extension;
 use crate::usage::Kind;
-use crate::{Engine, random_hex, remove_folder};
+use crate::{Engine, remove_folder};
 
 pub(crate) const VOLUME: &str = "volume";
 const DATA: &str = "_data";
@@ -109,7 +109,7 @@ impl Engine {
         let mut named = Vec::new();
         let is_nameless = |mount: &&mut Mount| mount.kind == VOLUME && mount.source.is_empty();
         for mount in create.mounts.iter_mut().filter(is_nameless) {
-            mount.source = random_hex(32)?;
+            mount.source = linux::random::hex(32)?;
             named.push(mount.source.clone());
         }
         Ok(named)
@@ -222,7 +222,7 @@ impl Engine {
     fn create_volume(&self, name: Option<String>, labels: &VolumeLabels) -> Result<Value> {
         labels::check(labels)?;
         let is_anonymous = name.is_none();
-        let name = name.map_or_else(|| random_hex(32), Ok)?;
+        let name = name.map_or_else(|| linux::random::hex(32), Ok)?;
         let directory = self.volume(&name)?;
         let _held = self.0.volumes.hold(vec![name.clone()], false)?;
         let _filling = self.0.volumes.fill(&name)?;

@@ -26,7 +26,7 @@ use crate::networks::{NetworkMode, mac_address};
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
-use crate::{Engine, etc, health, info, random_hex, remove_folder};
+use crate::{Engine, etc, health, info, remove_folder};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -185,7 +185,7 @@ impl Engine {
             publish_all(&mut create.ports, exposed)?;
         }
         Ok(Making {
-            id: ContainerId::new(random_hex(32)?)?,
+            id: ContainerId::new(linux::random::hex(32)?)?,
             command: spec::command(&create, &config)?,
             stop_signal: stop_signal(&create, &config)?,
             health: health::check(create.extras.health.as_ref(), config.healthcheck.as_ref())?,

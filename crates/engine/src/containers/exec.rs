@@ -12,7 +12,7 @@ use types::{Error, ExecId, Opaque, Result};
 use super::once;
 use crate::names::short;
 use crate::record::Extension;
-use crate::{Engine, random_hex, spec, users};
+use crate::{Engine, spec, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
 pub(crate) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -33,7 +33,7 @@ impl Engine {
         let (process, root) = process.unzip();
         let described = self.blocking(move |engine| engine.exec_process(&record, root, &wanted)).await?;
         drop(process);
-        let id = ExecId::new(random_hex(16)?)?;
+        let id = ExecId::new(linux::random::hex(16)?)?;
         let io = Io {
             stdin: once(&exec.streams.stdin),
             stdout: once(&exec.streams.stdout),
