@@ -34,7 +34,7 @@ struct Waiting {
     /// The oldest first.
     slots: Mutex<VecDeque<Weak<Slot>>>,
     /// Held by listeners to more than one topic too.
-    ears: Arc<()>,
+    listening: Arc<()>,
 }
 
 /// An event in the ring, until all have read it or it is dropped in favor of younger ones.
@@ -59,8 +59,8 @@ impl Exchange {
     /// Listeners may be so many events behind, and all together so many bytes; the youngest event is kept whatever its
     /// size is.
     pub fn with_limits(capacity: usize, bytes_max: usize) -> Exchange {
-        let (bytes, slots, ears) = Default::default();
-        let waiting = Waiting { bytes, bytes_max, capacity, slots, ears };
+        let (bytes, slots, listening) = Default::default();
+        let waiting = Waiting { bytes, bytes_max, capacity, slots, listening };
         Exchange { ring: broadcast::channel(capacity).0, waiting: Arc::new(waiting) }
     }
 
@@ -75,7 +75,7 @@ impl Exchange {
 
     /// Whether anybody listens to more than one topic.
     pub fn is_heard(&self) -> bool {
-        Arc::strong_count(&self.waiting.ears) > 1
+        Arc::strong_count(&self.waiting.listening) > 1
     }
 
     /// Listens to events from here on, by namespace and topic.
@@ -90,8 +90,8 @@ impl Exchange {
     }
 
     /// Somebody listens by way of who overhears, and counts as long as this is held.
-    pub fn ear(&self) -> Ear {
-        Ear { _ears: self.waiting.ears.clone() }
+    pub fn listening(&self) -> Listening {
+        Listening { _listening: self.waiting.listening.clone() }
     }
 
     /// Listens to events of one topic.
@@ -105,15 +105,20 @@ impl Exchange {
         &self,
         wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static,
     ) -> Subscription {
-        self.listen(Some(self.waiting.ears.clone()), wanted)
+        self.listen(Some(self.waiting.listening.clone()), wanted)
     }
 
     fn listen(
         &self,
-        ears: Option<Arc<()>>,
+        listening: Option<Arc<()>>,
         wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static,
     ) -> Subscription {
-        Subscription { ring: self.ring.subscribe(), next: None, wanted: Box::new(wanted), _ears: ears }
+        Subscription {
+            ring: self.ring.subscribe(),
+            next: None,
+            wanted: Box::new(wanted),
+            _listening: listening,
+        }
     }
 }
 
@@ -161,10 +166,10 @@ impl Drop for Slot {
     }
 }
 
-/// See [`Exchange::ear`].
+/// See [`Exchange::listening`].
 #[derive(Debug)]
-pub struct Ear {
-    _ears: Arc<()>,
+pub struct Listening {
+    _listening: Arc<()>,
 }
 
 /// A listener's end.
@@ -173,7 +178,7 @@ pub struct Subscription {
     /// What came after events that were lost.
     next: Option<Arc<Envelope>>,
     wanted: Box<dyn Fn(&Envelope) -> bool + Send + Sync>,
-    _ears: Option<Arc<()>>,
+    _listening: Option<Arc<()>>,
 }
 
 /// What a subscription gives.
@@ -334,9 +339,9 @@ mod tests {
         drop(exits);
         let overheard = exchange.overhear(|_| true);
         assert!(!exchange.is_heard());
-        let ear = exchange.ear();
+        let listening = exchange.listening();
         assert!(exchange.is_heard());
-        drop((ear, overheard));
+        drop((listening, overheard));
         assert!(!exchange.is_heard());
     }
 

@@ -17,4 +17,4 @@ mod envelope;
 mod exchange;
 
 pub use envelope::Envelope;
-pub use exchange::{CAPACITY, Ear, Exchange, Received, Subscription};
+pub use exchange::{CAPACITY, Exchange, Listening, Received, Subscription};

@@ -344,7 +344,7 @@ impl Inner {
         on_disk: OnDisk,
         body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>,
     ) -> Result<T> {
-        let mut told = Told::default();
+        let mut told = Announcement::default();
         let value = match on_disk {
             OnDisk::Now => self.db.write(|tx| self.run(tx, on_disk, body, &mut told)),
             OnDisk::WithTheNext => self.db.write_relaxed(|tx| self.run(tx, on_disk, body, &mut told)),
@@ -372,7 +372,7 @@ impl Inner {
         let (running, telling) = (Arc::clone(self), Arc::clone(self));
         self.db.write_queued(
             move |tx| {
-                let mut told = Told::default();
+                let mut told = Announcement::default();
                 let value = running.run(tx, OnDisk::Now, body, &mut told)?;
                 Ok((value, told))
             },
@@ -390,7 +390,7 @@ impl Inner {
         tx: &mut WriteTxn<'_>,
         on_disk: OnDisk,
         body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>,
-        told: &mut Told,
+        told: &mut Announcement,
     ) -> Result<T> {
         let (events, touched, notices) = (Vec::new(), Vec::new(), Vec::new());
         let mut change = Change { tx, now: self.now(), events, touched, notices };
@@ -406,7 +406,7 @@ impl Inner {
         Ok(value)
     }
 
-    fn tell(&self, told: Told) {
+    fn tell(&self, told: Announcement) {
         self.mutations.fetch_add(1, Ordering::Relaxed);
         let held = told.events.is_some_and(|(place, events)| match told.on_disk {
             Some(_) => {
@@ -469,7 +469,7 @@ pub(crate) enum OnDisk {
 
 /// What is told of a change once it is committed.
 #[derive(Default)]
-struct Told {
+struct Announcement {
     events: Option<(Place, Events)>,
     /// The change is on disk, and with it what has places before this one.
     on_disk: Option<u64>,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use api::engine::Happened;
 use engine::Engine;
-use events::{CAPACITY, Ear, Envelope, Exchange, Received, Subscription};
+use events::{CAPACITY, Envelope, Exchange, Listening, Received, Subscription};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::events::Filters;
@@ -67,7 +67,7 @@ impl History {
         let (answer, answered) = oneshot::channel();
         self.joins.send((filters, answer)).await.ok()?;
         let (past, mut listener) = answered.await.ok()?;
-        listener.ear = Some(self.exchange.ear());
+        listener.listening = Some(self.exchange.listening());
         Some((past, listener))
     }
 }
@@ -118,7 +118,7 @@ impl Recorder {
         self.listeners.retain(|(_, heard)| !heard.send.is_closed());
         self.listeners.push((filters, heard));
         // Who is gone meanwhile is not there at the next event.
-        let _ = answer.send((past, Listener { waiting, ear: None }));
+        let _ = answer.send((past, Listener { waiting, listening: None }));
     }
 }
 
@@ -143,7 +143,7 @@ impl Past {
 /// Who listens. As long as somebody does, events of changes are held back until these are on disk.
 pub(super) struct Listener {
     waiting: Waiting,
-    ear: Option<Ear>,
+    listening: Option<Listening>,
 }
 
 impl Listener {
