@@ -69,45 +69,28 @@ fn sandbox(id: &str) -> Sandbox {
     }
 }
 
+fn create(sandbox: Sandbox) -> StoreCreateRequest {
+    StoreCreateRequest { sandbox: Some(sandbox) }
+}
+
+fn get(id: &str) -> StoreGetRequest {
+    StoreGetRequest { sandbox_id: id.into() }
+}
+
+fn delete(id: &str) -> StoreDeleteRequest {
+    StoreDeleteRequest { sandbox_id: id.into() }
+}
+
+fn update(sandbox: Sandbox, fields: &[&str]) -> StoreUpdateRequest {
+    StoreUpdateRequest { sandbox: Some(sandbox), fields: fields.iter().map(ToString::to_string).collect() }
+}
+
 #[test]
 fn sandbox_store_walked() {
     let methods = &["Store.Create", "Store.Update", "Store.Delete", "Store.List", "Store.Get"];
     covers(methods).walk_since(2, DIFFERENCES, async |side| {
+        records_are_looked_at(side).await;
         let mut store = StoreClient::new(side.channel());
-        let create = |sandbox: Sandbox| StoreCreateRequest { sandbox: Some(sandbox) };
-        let get = |id: &str| StoreGetRequest { sandbox_id: id.into() };
-        let delete = |id: &str| StoreDeleteRequest { sandbox_id: id.into() };
-        let (code, words) = (Code::FailedPrecondition, "namespace is required");
-        let answer = store.create(within(None, create(sandbox("pod"))));
-        side.refused("create without a namespace", answer, code, words).await;
-        let answer = store.list(within(None, StoreListRequest::default()));
-        side.refused("list without a namespace", answer, code, words).await;
-        for id in ["", "-a", "a/b", &"x".repeat(77)] {
-            let answer = store.create(ask(create(sandbox(id))));
-            side.refused("an id that is none", answer, Code::InvalidArgument, "").await;
-            side.refused("get an id that is none", store.get(ask(get(id))), Code::NotFound, "").await;
-            side.refused("delete an id that is none", store.delete(ask(delete(id))), Code::NotFound, "")
-                .await;
-        }
-        // What is not there, here and below, breaks 2.3 down.
-        if side.is_ours() {
-            let answer = store.create(ask(StoreCreateRequest::default()));
-            side.refused("a creation of nothing", answer, Code::InvalidArgument, "sandbox").await;
-        }
-        let nameless = Sandbox { extensions: [(String::new(), any("x"))].into(), ..sandbox("nameless") };
-        let answer = store.create(ask(create(nameless)));
-        side.refused("an extension without a name", answer, Code::InvalidArgument, "xtension").await;
-        let long = Sandbox { labels: map(&[("key", &"v".repeat(4094))]), ..sandbox("long") };
-        let answer = store.create(ask(create(long)));
-        side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
-        if side.is_ours() {
-            let nameless = Sandbox { runtime: None, ..sandbox("pod") };
-            let answer = store.create(ask(create(nameless)));
-            side.refused("no runtime", answer, Code::InvalidArgument, "untime").await;
-        } else {
-            side.ok("delete what it made", store.delete(ask(delete("long")))).await;
-        }
-
         let first = Sandbox {
             labels: map(&[("app", "web")]),
             extensions: [("x".into(), any("1"))].into(),
@@ -121,54 +104,8 @@ fn sandbox_store_walked() {
             "pod",
         )
         .await;
-        let update = |sandbox: Sandbox, fields: &[&str]| {
-            let fields = fields.iter().map(ToString::to_string).collect();
-            ask(StoreUpdateRequest { sandbox: Some(sandbox), fields })
-        };
-        let other = Sandbox {
-            labels: map(&[("tier", "front")]),
-            extensions: [("x".into(), any("2")), ("y".into(), any("2"))].into(),
-            spec: Some(any("{}")),
-            ..first.clone()
-        };
-        let mut expected = first.clone();
-        let steps: &[Step] = &[
-            ("labels.tier", |now, _| drop(now.labels.insert("tier".into(), "front".into()))),
-            ("labels", |now, other| now.labels = other.labels.clone()),
-            ("extensions.y", |now, _| drop(now.extensions.insert("y".into(), any("2")))),
-            ("extensions", |now, other| now.extensions = other.extensions.clone()),
-            ("spec", |now, other| now.spec = other.spec.clone()),
-            ("runtime", |now, other| now.runtime = other.runtime.clone()),
-        ];
-        for (path, apply) in steps {
-            let changed = side.ok("update", store.update(update(other.clone(), &[path]))).await;
-            let changed = changed.sandbox.unwrap_or_default();
-            apply(&mut expected, &other);
-            (expected.created_at, expected.updated_at) = (changed.created_at, changed.updated_at);
-            side.is("what the mask says changes", (path, changed), (path, expected.clone()));
-        }
-        let answer = store.update(update(other.clone(), &["sandboxer"]));
-        side.refused("a field that does not change", answer, Code::InvalidArgument, "sandboxer").await;
-        let moved =
-            Sandbox { runtime: Some(Runtime { name: "other".into(), options: None }), ..other.clone() };
-        side.refused("another runtime", store.update(update(moved, &[])), Code::InvalidArgument, "").await;
-        let answer = store.update(update(sandbox("none"), &["labels"]));
-        side.refused("update what is not there", answer, Code::NotFound, "none").await;
-
-        side.ok("create another", store.create(ask(create(sandbox("second"))))).await;
-        for (filter, expected) in
-            [("", vec!["pod", "second"]), ("labels.tier==front", vec!["pod"]), ("id~=^s", vec!["second"])]
-        {
-            let list = StoreListRequest { filters: vec![filter.into()] };
-            let found = side.ok("list", store.list(ask(list))).await.list;
-            let found: Vec<String> = found.into_iter().map(|sandbox| sandbox.sandbox_id).collect();
-            let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
-            side.is("filters choose", (filter, found), (filter, expected));
-        }
-        for (case, filter) in BAD_FILTERS {
-            let answer = store.list(ask(StoreListRequest { filters: vec![(*filter).into()] }));
-            side.refused(case, answer, Code::InvalidArgument, "").await;
-        }
+        let expected = masks_choose_fields(side, first).await;
+        filters_choose_sandboxes(side).await;
         let found = side.ok("get", store.get(ask(get("pod")))).await.sandbox.unwrap_or_default();
         side.is("all is kept", found, expected);
         side.ok("delete", store.delete(ask(delete("pod")))).await;
@@ -176,6 +113,92 @@ fn sandbox_store_walked() {
             .await;
         side.refused("get what is not there", store.get(ask(get("pod"))), Code::NotFound, "pod").await;
     });
+}
+
+/// What is no sandbox does not come into the store.
+async fn records_are_looked_at(side: &Side<'_>) {
+    let mut store = StoreClient::new(side.channel());
+    let (code, words) = (Code::FailedPrecondition, "namespace is required");
+    let answer = store.create(within(None, create(sandbox("pod"))));
+    side.refused("create without a namespace", answer, code, words).await;
+    let answer = store.list(within(None, StoreListRequest::default()));
+    side.refused("list without a namespace", answer, code, words).await;
+    for id in ["", "-a", "a/b", &"x".repeat(77)] {
+        let answer = store.create(ask(create(sandbox(id))));
+        side.refused("an id that is none", answer, Code::InvalidArgument, "").await;
+        side.refused("get an id that is none", store.get(ask(get(id))), Code::NotFound, "").await;
+        side.refused("delete an id that is none", store.delete(ask(delete(id))), Code::NotFound, "").await;
+    }
+    // What is not there, here and below, breaks 2.3 down.
+    if side.is_ours() {
+        let answer = store.create(ask(StoreCreateRequest::default()));
+        side.refused("a creation of nothing", answer, Code::InvalidArgument, "sandbox").await;
+    }
+    let nameless = Sandbox { extensions: [(String::new(), any("x"))].into(), ..sandbox("nameless") };
+    let answer = store.create(ask(create(nameless)));
+    side.refused("an extension without a name", answer, Code::InvalidArgument, "xtension").await;
+    let long = Sandbox { labels: map(&[("key", &"v".repeat(4094))]), ..sandbox("long") };
+    let answer = store.create(ask(create(long)));
+    side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
+    if side.is_ours() {
+        let nameless = Sandbox { runtime: None, ..sandbox("pod") };
+        let answer = store.create(ask(create(nameless)));
+        side.refused("no runtime", answer, Code::InvalidArgument, "untime").await;
+    } else {
+        side.ok("delete what it made", store.delete(ask(delete("long")))).await;
+    }
+}
+
+/// Gives the sandbox as it is after all updates.
+async fn masks_choose_fields(side: &Side<'_>, first: Sandbox) -> Sandbox {
+    let mut store = StoreClient::new(side.channel());
+    let other = Sandbox {
+        labels: map(&[("tier", "front")]),
+        extensions: [("x".into(), any("2")), ("y".into(), any("2"))].into(),
+        spec: Some(any("{}")),
+        ..first.clone()
+    };
+    let mut expected = first;
+    let steps: &[Step] = &[
+        ("labels.tier", |now, _| drop(now.labels.insert("tier".into(), "front".into()))),
+        ("labels", |now, other| now.labels = other.labels.clone()),
+        ("extensions.y", |now, _| drop(now.extensions.insert("y".into(), any("2")))),
+        ("extensions", |now, other| now.extensions = other.extensions.clone()),
+        ("spec", |now, other| now.spec = other.spec.clone()),
+        ("runtime", |now, other| now.runtime = other.runtime.clone()),
+    ];
+    for (path, apply) in steps {
+        let changed = side.ok("update", store.update(ask(update(other.clone(), &[path])))).await;
+        let changed = changed.sandbox.unwrap_or_default();
+        apply(&mut expected, &other);
+        (expected.created_at, expected.updated_at) = (changed.created_at, changed.updated_at);
+        side.is("what the mask says changes", (path, changed), (path, expected.clone()));
+    }
+    let answer = store.update(ask(update(other.clone(), &["sandboxer"])));
+    side.refused("a field that does not change", answer, Code::InvalidArgument, "sandboxer").await;
+    let moved = Sandbox { runtime: Some(Runtime { name: "other".into(), options: None }), ..other.clone() };
+    side.refused("another runtime", store.update(ask(update(moved, &[]))), Code::InvalidArgument, "").await;
+    let answer = store.update(ask(update(sandbox("none"), &["labels"])));
+    side.refused("update what is not there", answer, Code::NotFound, "none").await;
+    expected
+}
+
+async fn filters_choose_sandboxes(side: &Side<'_>) {
+    let mut store = StoreClient::new(side.channel());
+    side.ok("create another", store.create(ask(create(sandbox("second"))))).await;
+    for (filter, expected) in
+        [("", vec!["pod", "second"]), ("labels.tier==front", vec!["pod"]), ("id~=^s", vec!["second"])]
+    {
+        let list = StoreListRequest { filters: vec![filter.into()] };
+        let found = side.ok("list", store.list(ask(list))).await.list;
+        let found: Vec<String> = found.into_iter().map(|sandbox| sandbox.sandbox_id).collect();
+        let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+        side.is("filters choose", (filter, found), (filter, expected));
+    }
+    for (case, filter) in BAD_FILTERS {
+        let answer = store.list(ask(StoreListRequest { filters: vec![(*filter).into()] }));
+        side.refused(case, answer, Code::InvalidArgument, "").await;
+    }
 }
 
 const DIFFERENCES_OF_UPDATES: &[Difference] = &[differs_in(
@@ -198,37 +221,33 @@ fn sandbox_updates_walked() {
                 extensions: [("x".into(), any("1")), ("y".into(), any("1"))].into(),
                 ..sandbox("pod")
             };
-            let create = StoreCreateRequest { sandbox: Some(first.clone()) };
-            let made = side.ok("create", store.create(ask(create))).await.sandbox.expect("a sandbox");
-            let request = |sandbox: Sandbox, fields: &[&str]| StoreUpdateRequest {
-                sandbox: Some(sandbox),
-                fields: fields.iter().map(ToString::to_string).collect(),
-            };
+            let made =
+                side.ok("create", store.create(ask(create(first.clone())))).await.sandbox.expect("a sandbox");
             let runtime = first.runtime.clone();
             let unspoken = Sandbox { sandbox_id: "pod".into(), runtime, ..Sandbox::default() };
-            let answer = store.update(within(None, request(first.clone(), &[])));
+            let answer = store.update(within(None, update(first.clone(), &[])));
             let required = "namespace is required";
             side.refused("without a namespace", answer, Code::FailedPrecondition, required).await;
             for id in ["", "a/b", "none"] {
                 let other = Sandbox { sandbox_id: id.into(), ..first.clone() };
-                let answer = store.update(ask(request(other, &["labels"])));
+                let answer = store.update(ask(update(other, &["labels"])));
                 side.refused("an id that is not there", answer, Code::NotFound, "").await;
             }
             for path in ["id", "created_at", "sandboxer", "label", "runtime.name", "spec.value", ""] {
-                let answer = store.update(ask(request(first.clone(), &["labels", path])));
+                let answer = store.update(ask(update(first.clone(), &["labels", path])));
                 let words = format!("cannot update {path:?} field on sandbox \"pod\"");
                 side.refused("a field that does not change", answer, Code::InvalidArgument, &words).await;
             }
             // containerd breaks down.
             if side.is_ours() {
                 let nameless = Sandbox { runtime: None, ..unspoken.clone() };
-                let answer = store.update(ask(request(nameless, &[])));
+                let answer = store.update(ask(update(nameless, &[])));
                 side.refused("all, without a runtime", answer, Code::InvalidArgument, "immutable").await;
             }
             let long = Sandbox { labels: map(&[("key", &"v".repeat(4094))]), ..first.clone() };
-            let answer = store.update(ask(request(long, &["labels.key"])));
+            let answer = store.update(ask(update(long, &["labels.key"])));
             side.refused("an update of a long label", answer, Code::InvalidArgument, "label").await;
-            let answer = store.update(ask(request(unspoken.clone(), &["labels.key"])));
+            let answer = store.update(ask(update(unspoken.clone(), &["labels.key"])));
             side.ok("a label that is not named goes", answer).await;
 
             let other = Sandbox {
@@ -254,14 +273,13 @@ fn sandbox_updates_walked() {
             // What an update leaves out is answered there as gone, and kept.
             let is_walked = |name: &str| side.is_ours() || ["labels.app", "runtime"].contains(&name);
             for (fields, (name, apply)) in steps.iter().filter(|(_, (name, _))| is_walked(name)) {
-                let changed = side.ok("update", store.update(ask(request(other.clone(), fields)))).await;
+                let changed = side.ok("update", store.update(ask(update(other.clone(), fields)))).await;
                 let changed = changed.sandbox.unwrap_or_default();
                 apply(&mut expected, &other);
                 side.is("it is younger", changed.updated_at != expected.updated_at, true);
                 expected.updated_at = changed.updated_at;
                 side.is("what is named changes", (name, &changed), (name, &expected));
-                let get = StoreGetRequest { sandbox_id: "pod".into() };
-                let kept = side.ok("get", store.get(ask(get))).await.sandbox;
+                let kept = side.ok("get", store.get(ask(get("pod")))).await.sandbox;
                 side.is("and is kept", kept.as_ref(), Some(&changed));
             }
         },
