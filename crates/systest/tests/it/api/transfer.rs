@@ -18,7 +18,7 @@ use api::grpc::transfer::{
     Data, ImageExportStream, ImageImportStream, ImageReference, ImageStore, OciRegistry, Progress,
     TransferOptions, TransferRequest, UnpackConfiguration, WindowUpdate,
 };
-use api::grpc::types::Any;
+use api::grpc::types::{Any, Descriptor};
 use api::shim::{pack, unpack};
 use serde_json::{Value, json};
 use testkit::{Layout, Registry, digest_of, images, is_root, run};
@@ -142,17 +142,26 @@ fn told_of_parts(
     ends
 }
 
+/// The image of a name in a registry.
+fn far(reference: &str) -> Any {
+    pack(&OciRegistry { reference: reference.into(), resolver: None })
+}
+
 async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     let client = TransferClient::new(side.channel());
+    nothing_moves_that_is_not_there(side, &client, reference).await;
+    let target = pulls_are_told(side, &client, reference).await;
+    pushes_are_told(side, &client, [reference, copy], &target.digest).await;
+    archives_are_told(side, &client, reference).await;
+    let inspect = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{copy}")];
+    let found = run(std::process::Command::new("skopeo").args(inspect)).ok();
+    side.is("it is there", found.text(), target.digest.as_str());
+}
+
+async fn nothing_moves_that_is_not_there(side: &Side<'_>, client: &TransferClient<Watched>, reference: &str) {
     let moved = |source: Any, destination: Any, progress: &'static str| {
         transfer(client.clone(), source, destination, progress)
     };
-    let far = |reference: &str| pack(&OciRegistry { reference: reference.into(), resolver: None });
-    let image = async |case: &'static str, name: &str| -> Image {
-        let request = ask(GetImageRequest { name: name.into() });
-        side.ok(case, ImagesClient::new(side.channel()).get(request)).await.image.expect("an image")
-    };
-
     let answer = moved(store("none"), store("other"), "");
     side.refused("what is not there", answer, Code::NotFound, "none").await;
     let answer = moved(far(reference), pack(&Data::default()), "");
@@ -175,7 +184,17 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     let nobodys = ImageImportStream { stream: "unopened".into(), ..ImageImportStream::default() };
     let answer = moved(pack(&nobodys), store("unheard:1"), "");
     side.refused("from a stream that nobody opened", answer, Code::NotFound, "").await;
+}
 
+/// Gives what the image is.
+async fn pulls_are_told(side: &Side<'_>, client: &TransferClient<Watched>, reference: &str) -> Descriptor {
+    let moved = |source: Any, destination: Any, progress: &'static str| {
+        transfer(client.clone(), source, destination, progress)
+    };
+    let image = async |case: &'static str, name: &str| -> Image {
+        let request = ask(GetImageRequest { name: name.into() });
+        side.ok(case, ImagesClient::new(side.channel()).get(request)).await.image.expect("an image")
+    };
     let (send, told) = open(side, Some("default"), named("told")).await.expect("a stream");
     let unpacked = ImageStore {
         name: reference.into(),
@@ -232,11 +251,19 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     side.ok("tag", moved(store(reference), store("docker.io/library/tagged:1"), "")).await;
     let tagged = image("by its other name too", "docker.io/library/tagged:1").await;
     side.is("the same image", tagged.target.as_ref(), pulled.target.as_ref());
-    let manifest = target.digest.as_str();
+    target
+}
+
+async fn pushes_are_told(
+    side: &Side<'_>,
+    client: &TransferClient<Watched>,
+    [reference, copy]: [&str; 2],
+    manifest: &str,
+) {
     for (name, blobs) in [("first", "complete"), ("again", "already exists")] {
         let (send, told) = open(side, Some("default"), named(name)).await.expect("a stream");
         let pushing = async {
-            side.ok("push", moved(store(reference), far(copy), name)).await;
+            side.ok("push", transfer(client.clone(), store(reference), far(copy), name)).await;
             drop(send);
         };
         let ((), told) = tokio::join!(pushing, steps(told));
@@ -271,10 +298,6 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
             side.is("of a layer it is told how far it is", told.iter().any(is_moving), true);
         }
     }
-    archives_are_told(side, &client, reference).await;
-    let inspect = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{copy}")];
-    let found = run(std::process::Command::new("skopeo").args(inspect)).ok();
-    side.is("it is there", found.text(), pulled.target.unwrap_or_default().digest.as_str());
 }
 
 /// An archive, until its stream ends; containerd leaves that open, so that what is `exported` ends where an archive does.
