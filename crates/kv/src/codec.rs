@@ -142,7 +142,19 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub fn number(&mut self) -> Result<u64> {
+        // Most are short, and a list has a million of them.
+        match self.0.split_first() {
+            Some((short @ ..0x80, rest)) => {
+                self.0 = rest;
+                Ok(u64::from(*short))
+            }
+            _ => self.long_number(),
+        }
+    }
+
+    fn long_number(&mut self) -> Result<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -163,6 +175,7 @@ impl<'a> Reader<'a> {
         Ok((number >> 1) as i64 ^ -((number & 1) as i64))
     }
 
+    #[inline]
     pub fn bytes(&mut self) -> Result<&'a [u8]> {
         let len = usize::try_from(self.number()?).map_err(|_| damaged())?;
         let (bytes, rest) = self.0.split_at_checked(len).ok_or_else(damaged)?;
@@ -170,6 +183,7 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
+    #[inline]
     pub fn text(&mut self) -> Result<&'a str> {
         std::str::from_utf8(self.bytes()?).map_err(|_| damaged())
     }

@@ -248,7 +248,7 @@ impl Mounted {
             Err(error) if error.is(types::ErrorKind::DataLoss) => return Ok(false),
             compared => compared?,
         }
-        let _alone = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.merging.lock();
         is_image_of(&stacked(layers, below)?, &path)
     }
 

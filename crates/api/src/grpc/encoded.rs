@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 
 use bytes::{BufMut as _, Bytes};
 use prost::Message;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::encoding::{WireType, encode_varint, encoded_len_varint};
 use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::{Response, Status};
 use tonic_prost::ProstDecoder;
@@ -27,6 +27,8 @@ const CHUNK_LEN: usize = 1 << 20;
 /// A message `M` in the encoding of the wire.
 pub struct Encoded<M> {
     chunks: Vec<Vec<u8>>,
+    /// Bytes of the length of the last part: the next one is most likely about as long.
+    prefix_len: usize,
     limit: usize,
     message: PhantomData<fn() -> M>,
 }
@@ -40,7 +42,7 @@ impl<M> Default for Encoded<M> {
 impl<M> Encoded<M> {
     /// Of so many bytes at most.
     pub fn up_to(limit: usize) -> Encoded<M> {
-        Encoded { chunks: Vec::new(), limit, message: PhantomData }
+        Encoded { chunks: Vec::new(), prefix_len: 1, limit, message: PhantomData }
     }
 
     /// Adds to the repeated field `number` a message whose fields `write` writes.
@@ -55,7 +57,7 @@ impl<M> Encoded<M> {
             self.chunks.push(Vec::with_capacity(capacity));
         }
         if let Some(chunk) = self.chunks.last_mut() {
-            Fields(chunk).message(number, write);
+            self.prefix_len = Fields(chunk).message_with(self.prefix_len, number, write);
         }
         Ok(())
     }
@@ -132,7 +134,7 @@ impl Fields<'_> {
 
     pub fn bytes(&mut self, number: u32, bytes: &[u8]) {
         if !bytes.is_empty() {
-            encode_key(number, WireType::LengthDelimited, self.0);
+            self.key(number, WireType::LengthDelimited);
             varint(bytes.len() as u64, self.0);
             self.0.extend_from_slice(bytes);
         }
@@ -141,26 +143,40 @@ impl Fields<'_> {
     /// An int32 or int64.
     pub fn integer(&mut self, number: u32, value: i64) {
         if value != 0 {
-            encode_key(number, WireType::Varint, self.0);
+            self.key(number, WireType::Varint);
             varint(value as u64, self.0);
         }
     }
 
     /// A message, which is there even if it has no fields.
     pub fn message(&mut self, number: u32, write: impl FnOnce(&mut Fields<'_>)) {
-        encode_key(number, WireType::LengthDelimited, self.0);
-        // Most are short, so that their length takes one byte; the others move to make room for theirs.
+        // Most are short, so that their length takes one byte.
+        self.message_with(1, number, write);
+    }
+
+    /// As [`Fields::message`], with so many bytes kept for its length: if it takes others, what was written moves. Gives back
+    /// how many it took.
+    fn message_with(&mut self, kept: usize, number: u32, write: impl FnOnce(&mut Fields<'_>)) -> usize {
+        self.key(number, WireType::LengthDelimited);
         let start = self.0.len();
-        self.0.push(0);
+        self.0.resize(start + kept, 0);
         write(&mut Fields(self.0));
-        let len = self.0.len() - start - 1;
-        if let Ok(short @ ..0x80) = u8::try_from(len) {
-            self.0[start] = short;
-            return;
+        let end = self.0.len();
+        let len = (end - start - kept) as u64;
+        let prefix_len = encoded_len_varint(len);
+        if prefix_len > kept {
+            self.0.resize(end + prefix_len - kept, 0);
         }
-        let mut prefix = [0; 10];
-        encode_varint(len as u64, &mut &mut prefix[..]);
-        self.0.splice(start..=start, prefix[..encoded_len_varint(len as u64)].iter().copied());
+        if prefix_len != kept {
+            self.0.copy_within(start + kept..end, start + prefix_len);
+            self.0.truncate(end + prefix_len - kept);
+        }
+        encode_varint(len, &mut &mut self.0[start..start + prefix_len]);
+        prefix_len
+    }
+
+    fn key(&mut self, number: u32, kind: WireType) {
+        varint(u64::from(number << 3 | kind as u32), self.0);
     }
 
     /// An entry of a map of strings.
@@ -172,12 +188,13 @@ impl Fields<'_> {
     }
 }
 
-/// Most numbers are short, and a list has a million of them.
-fn varint(value: u64, to: &mut Vec<u8>) {
-    match u8::try_from(value) {
-        Ok(short @ ..0x80) => to.push(short),
-        _ => encode_varint(value, to),
+/// A list has a million numbers, and most are short: what `prost` has for any buffer takes twice as long.
+fn varint(mut value: u64, to: &mut Vec<u8>) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
     }
+    to.push(value as u8);
 }
 
 /// The codec of servers whose answers are [`Encoded`].
