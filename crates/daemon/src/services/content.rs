@@ -14,7 +14,7 @@ use metadata::{Blob, Content, ContentWriter, Metadata};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use types::{Digest, Error, ErrorKind, Filters, IngestRef, Labels, Result};
+use types::{Digest, Error, ErrorKind, Filters, IngestRef, Result};
 
 use super::{Answer, Answers, batches, blocking, caller, convert, required, status};
 
@@ -161,7 +161,6 @@ struct Ingest {
     content: Content,
     reference: IngestRef,
     expected: Expected,
-    labels: Labels,
     writer: ContentWriter,
 }
 
@@ -180,7 +179,7 @@ async fn write(
     let Some(first) = requests.message().await? else { return Ok(()) };
     let mut ingest = {
         let first = WriteContentRequest { data: Vec::new().into(), ..first.clone() };
-        blocking(move || Ingest::open(&content, first)).await?
+        blocking(move || Ingest::open(&content, &first)).await?
     };
     let mut next = Some(first);
     while let Some(request) = next {
@@ -196,14 +195,14 @@ async fn write(
 }
 
 impl Ingest {
-    fn open(content: &Content, first: WriteContentRequest) -> Result<Ingest> {
+    fn open(content: &Content, first: &WriteContentRequest) -> Result<Ingest> {
         if first.r#ref.is_empty() {
             return Err(Error::invalid_argument("first message must have a reference"));
         }
         let expected = Expected { size: size(first.total), digest: expected_digest(&first.expected)? };
         let (content, reference) = (content.clone(), IngestRef::new(&first.r#ref)?);
         let writer = content.begin(&reference, expected.clone())?;
-        Ok(Ingest { content, reference, expected, labels: first.labels, writer })
+        Ok(Ingest { content, reference, expected, writer })
     }
 
     fn step(mut self, request: &WriteContentRequest) -> Result<Step> {
@@ -234,7 +233,8 @@ impl Ingest {
             let answer = WriteContentResponse { digest: self.writer.digest().to_string(), ..answer };
             return Ok(Step { ingest: Some(self), answer });
         }
-        let blob = self.writer.commit(self.expected, self.labels)?;
+        // As in containerd, what earlier messages say of labels is not kept.
+        let blob = self.writer.commit(self.expected, request.labels.clone())?;
         let total = convert::signed(blob.size);
         let answer = WriteContentResponse { total, digest: blob.digest.to_string(), ..answer };
         Ok(Step { ingest: None, answer })
@@ -263,9 +263,6 @@ impl Ingest {
         }
         if let Some(digest) = expected_digest(&request.expected)? {
             self.expected.digest = Some(digest);
-        }
-        if !request.labels.is_empty() {
-            self.labels.clone_from(&request.labels);
         }
         Ok(())
     }

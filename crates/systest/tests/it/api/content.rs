@@ -132,6 +132,7 @@ fn content_walked() {
         namespaces_are_asked_for(side).await;
         an_ingest_goes_by_its_protocol(side).await;
         what_is_not_known_is_below_zero(side).await;
+        labels_are_those_of_the_commit(side).await;
         a_message_may_be_large(side).await;
         mistakes_leave_the_ingest(side).await;
         what_is_there_is_not_written_again(side).await;
@@ -230,6 +231,21 @@ async fn what_is_not_known_is_below_zero(side: &Side<'_>) {
     let answer = side.ok("write on", ingest.say(write(-1, "known"))).await;
     side.is("a write at no offset goes on", (answer.offset, answer.digest), (7, digest("unknown")));
     side.ok("commit", ingest.say(commit_of(-1, -1, &digest("unknown")))).await;
+}
+
+/// What earlier messages say of labels is not kept.
+async fn labels_are_those_of_the_commit(side: &Side<'_>) {
+    let labelled = |key: &str, message: WriteContentRequest| {
+        let labels = map(&[(key, "1")]);
+        WriteContentRequest { labels, ..message }
+    };
+    let (mut ingest, _) =
+        Conversation::open(side, labelled("first", stat("labelled"))).await.expect("a new ingest");
+    side.ok("write with labels", ingest.say(labelled("second", write(0, "labelled")))).await;
+    let answer = side.ok("commit without labels", ingest.say(commit_of(8, 8, ""))).await;
+    let mut content = ContentClient::new(side.channel());
+    let found = side.ok("info", content.info(ask(InfoRequest { digest: answer.digest }))).await;
+    side.is("only a commit says labels", found.info.unwrap_or_default().labels, map(&[]));
 }
 
 /// Both sides take 16 MiB with what is around the bytes; tonic by itself a quarter of it.
