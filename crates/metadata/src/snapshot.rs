@@ -267,8 +267,12 @@ impl Snapshots {
     }
 
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
-    /// A label whose new value is empty is deleted. Gives back the snapshot as it is then.
+    /// A label whose new value is empty is deleted. Gives back the snapshot as it is then. `InvalidArgument` if the key
+    /// is empty.
     pub fn update(&self, key: &str, labels: &Labels, paths: &[String]) -> Result<Snapshot> {
+        if key.is_empty() {
+            return Err(Error::invalid_argument("snapshot key must not be empty"));
+        }
         let (backend, snapshot) = self.store.0.change(|change| {
             let mut record = self.find(change.tx, key)?;
             let refused = |path: &str| mask::refused(path, &format!("snapshot {key:?}"));
@@ -307,8 +311,7 @@ impl Snapshots {
     ///
     /// `AlreadyExists` if the name is taken: what has it joins the caller's lease.
     pub fn commit(&self, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
-        label::check(&labels)?;
-        let labels = mask::without_empty(labels);
+        let labels = checked(labels)?;
         if name.is_empty() {
             return Err(Error::invalid_argument("snapshot name must not be empty"));
         }
@@ -427,8 +430,7 @@ impl Snapshots {
         kind: Kind,
         on_disk: OnDisk,
     ) -> Result<Vec<Mount>> {
-        label::check(&labels)?;
-        let labels = mask::without_empty(labels);
+        let labels = checked(labels)?;
         if key.is_empty() {
             return Err(Error::invalid_argument("snapshot key must not be empty"));
         }
@@ -654,6 +656,12 @@ impl Drop for Pin {
     fn drop(&mut self) {
         self.store.0.gc.snapshots.unpin(&self.name);
     }
+}
+
+/// Labels of a new record, as they are stored.
+fn checked(labels: Labels) -> Result<Labels> {
+    label::check(&labels).map_err(|error| error.context("info.Labels"))?;
+    Ok(mask::without_empty(labels))
 }
 
 fn labels_below(labels: &Labels) -> Labels {

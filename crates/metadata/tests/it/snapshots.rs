@@ -70,6 +70,25 @@ fn a_chain_is_prepared_committed_and_removed() {
 }
 
 #[test]
+fn what_has_no_key_or_too_long_a_label_is_refused() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    assert_eq!(kind(snapshots.prepare("", None, labels(&[]))), ErrorKind::InvalidArgument);
+    assert_eq!(kind(snapshots.update("", &labels(&[]), &[])), ErrorKind::InvalidArgument);
+    assert_eq!(kind(snapshots.update("none", &labels(&[]), &[])), ErrorKind::NotFound);
+    let long = "v".repeat(4096);
+    for refused in [
+        snapshots.prepare("k", None, labels(&[("long", &long)])).map(drop),
+        snapshots.view("k", None, labels(&[("long", &long)])).map(drop),
+        snapshots.commit("c", "k", labels(&[("long", &long)]), None),
+    ] {
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+        assert!(refused.chain().starts_with("info.Labels: label key and value"), "{}", refused.chain());
+    }
+}
+
+#[test]
 fn a_key_can_be_used_again_before_its_files_are_gone() {
     let fixture = Fixture::new();
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();

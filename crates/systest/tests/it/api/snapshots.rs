@@ -174,6 +174,15 @@ async fn snapshots_stand_on_each_other(side: &Side<'_>) {
     side.refused("commit once more", answer, Code::AlreadyExists, "base").await;
     let answer = snapshots.prepare(ask(prepare("keyless", "", &[("", "v")])));
     side.refused("a label without a key", answer, Code::InvalidArgument, "key").await;
+    let (long, too_long) = ("v".repeat(4094), "info.Labels: label key and value");
+    let answer = snapshots.prepare(ask(prepare("long", "", &[("key", &long)])));
+    side.refused("prepare with a label that is too long", answer, Code::InvalidArgument, too_long).await;
+    let answer =
+        snapshots.view(ask(ViewSnapshotRequest { labels: map(&[("key", &long)]), ..view("long", "") }));
+    side.refused("view with a label that is too long", answer, Code::InvalidArgument, too_long).await;
+    let labels = map(&[("key", &long)]);
+    let answer = snapshots.commit(ask(CommitSnapshotRequest { labels, ..commit("long", "none") }));
+    side.refused("commit with a label that is too long", answer, Code::InvalidArgument, too_long).await;
     let answer = snapshots.commit(ask(commit("other", "none")));
     side.refused("commit what is not there", answer, Code::NotFound, "none").await;
     let answer = snapshots.commit(ask(commit("other", "base")));
@@ -226,6 +235,8 @@ async fn labels_change_and_filters_choose(side: &Side<'_>) {
     side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
     let answer = snapshots.update(update("none", &[], &["labels"]));
     side.refused("update what is not there", answer, Code::NotFound, "none").await;
+    let answer = snapshots.update(update("", &[], &["labels"]));
+    side.refused("update without a name", answer, Code::InvalidArgument, "").await;
 
     for (filters, expected) in [
         (vec![], vec!["base", "look", "two"]),
