@@ -6,7 +6,7 @@ use content::Expected;
 use diff::{CompareOptions, Compression, Trees, compare};
 use metadata::{Caller, ContentWriter, Metadata};
 use types::descriptor::media_type;
-use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Result, Timestamp};
+use types::{Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Result, Timestamp};
 
 use crate::random_name;
 
@@ -64,6 +64,7 @@ pub fn store_layer(
         other => return Err(Error::unimplemented(format!("unsupported diff media type: {other}"))),
     };
     let mtime_max = request.source_date_epoch.map(|epoch| (epoch.seconds, epoch.nanos));
+    let is_named_here = request.reference.is_none();
     let reference = request.reference.map_or_else(|| IngestRef::new(random_name("diff")?), Ok)?;
     let content = metadata.content(caller);
     let mut writer = content.begin(&reference, Expected::default())?;
@@ -92,7 +93,14 @@ pub fn store_layer(
                 content.update(&digest, &labels, &paths)?;
             }
         }
-        other => drop(other.context(|| "store a layer")?),
+        Err(error) => {
+            // Nobody else knows its name, and could go on with it.
+            if is_named_here {
+                let _ = content.abort(&reference);
+            }
+            return Err(error.context("store a layer"));
+        }
+        Ok(_) => {}
     }
     let descriptor = Descriptor::new(request.media_type, digest, size);
     Ok(Layer { descriptor, diff_id: compared.diff_id, size: compared.size })

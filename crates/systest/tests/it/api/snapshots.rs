@@ -5,7 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use api::grpc::content::content_client::ContentClient;
-use api::grpc::content::{InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest};
+use api::grpc::content::{
+    InfoRequest, ListStatusesRequest, ReadContentRequest, WriteAction, WriteContentRequest,
+};
 use api::grpc::diff::diff_client::DiffClient;
 use api::grpc::diff::{ApplyRequest, DiffRequest};
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
@@ -376,9 +378,15 @@ async fn trees_are_compared(side: &Side<'_>, layer: &Descriptor) {
         .await;
     let strange = DiffRequest { media_type: "text/plain".into(), ..compare.clone() };
     side.refused("compare to what is no layer", diff.diff(ask(strange)), Code::Unimplemented, "").await;
+    let mut content = ContentClient::new(side.channel());
+    let long = map(&[("key", &"v".repeat(4094))]);
+    let refused = DiffRequest { r#ref: String::new(), labels: long, ..compare.clone() };
+    let (code, words) = (Code::InvalidArgument, "label key and value");
+    side.refused("compare with a label that is too long", diff.diff(ask(refused)), code, words).await;
+    let left = side.ok("statuses", content.list_statuses(ask(ListStatusesRequest::default()))).await;
+    side.is("an ingest that nobody named is not left", left.statuses.len(), 0);
     let made = side.ok("compare", diff.diff(ask(compare.clone()))).await.diff.unwrap_or_default();
     side.is("a layer is compressed", made.media_type, format!("{LAYER}+gzip"));
-    let mut content = ContentClient::new(side.channel());
     let info = content.info(ask(InfoRequest { digest: made.digest.clone() }));
     let info = side.ok("info of what was made", info).await.info.unwrap_or_default();
     side.is("its size is told", info.size, made.size);
