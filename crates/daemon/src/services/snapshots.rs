@@ -35,7 +35,7 @@ impl Service {
         }
         let snapshots = self.0.snapshots(caller, name).map_err(|error| match error.kind() {
             // What is not there is the snapshotter, and not what it is asked for.
-            ErrorKind::NotFound => Status::invalid_argument(error.chain()),
+            ErrorKind::NotFound => status(error.with_kind(ErrorKind::InvalidArgument)),
             _ => status(error),
         })?;
         blocking(move || answer(snapshots, request)).await

@@ -115,30 +115,31 @@ async fn callers_say_who_and_with_what(side: &Side<'_>) {
     let answer = all(snapshots.list(within(None, list)));
     side.refused("list without a namespace", answer, code, words).await;
 
-    for (case, snapshotter, code) in [
-        ("a snapshotter that is none", "none", Code::InvalidArgument),
-        ("no snapshotter", "", Code::InvalidArgument),
+    let code = Code::InvalidArgument;
+    for (case, snapshotter, words) in [
+        ("a snapshotter that is none", "none", "snapshotter not loaded: none: invalid argument"),
+        ("no snapshotter", "", "snapshotter argument missing: invalid argument"),
     ] {
         let of = || snapshotter.to_owned();
         let answer =
             snapshots.prepare(ask(PrepareSnapshotRequest { snapshotter: of(), ..prepare("a", "", &[]) }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = snapshots.view(ask(ViewSnapshotRequest { snapshotter: of(), ..view("a", "") }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = snapshots.mounts(ask(MountsRequest { snapshotter: of(), ..mounts("a") }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = snapshots.commit(ask(CommitSnapshotRequest { snapshotter: of(), ..commit("a", "b") }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = snapshots.remove(ask(RemoveSnapshotRequest { snapshotter: of(), ..remove("a") }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = snapshots.stat(ask(StatSnapshotRequest { snapshotter: of(), ..stat("a") }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = all(snapshots.list(ask(ListSnapshotsRequest { snapshotter: of(), filters: vec![] })));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = snapshots.usage(ask(UsageRequest { snapshotter: of(), ..usage("a") }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
         let answer = snapshots.cleanup(ask(CleanupRequest { snapshotter: of() }));
-        side.refused(case, answer, code, "snapshotter").await;
+        side.refused(case, answer, code, words).await;
     }
 }
 
