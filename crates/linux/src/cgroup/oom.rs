@@ -19,8 +19,26 @@ pub struct OomWatch {
     /// `memory.oom_control` or `memory.events`.
     counter: OwnedFd,
     kind: Kind,
-    /// Processes killed when [`OomWatch::take`] was last called.
-    seen: u64,
+    tally: Tally,
+}
+
+/// What is known of a cgroup, in all that it lived.
+#[derive(Clone, Copy)]
+struct Tally {
+    /// Times that memory ran out: as many as were signalled, or as processes were killed if that is more.
+    events: u64,
+    kills: u64,
+}
+
+impl Tally {
+    /// Adds what was signalled since the last look, and how many processes were killed so far. With version 1 the kill
+    /// follows its signal and may be seen at the next look only, where it is not another event.
+    fn add(&mut self, signalled: u64, kills: u64) -> Oom {
+        let before = *self;
+        self.kills = kills.max(self.kills);
+        self.events = (self.events + signalled).max(self.kills);
+        Oom { events: self.events - before.events, kills: self.kills - before.kills }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -32,7 +50,7 @@ enum Kind {
 /// What happened since the last look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Oom {
-    /// Times that memory ran out. With version 1 this comes first, and the kill a moment later.
+    /// Times that memory ran out. With version 1 this comes first, and the kill a moment later, perhaps in another look.
     pub events: u64,
     /// Processes that the kernel killed for it.
     pub kills: u64,
@@ -49,29 +67,28 @@ impl OomWatch {
             Kind::Eventfd => register(member)?,
             Kind::Inotify => subscribe(member)?,
         };
-        let mut watch = OomWatch { event, counter, kind, seen: 0 };
-        watch.seen = watch.kills()?;
+        let mut watch = OomWatch { event, counter, kind, tally: Tally { events: 0, kills: 0 } };
+        let kills = watch.kills()?;
+        watch.tally = Tally { events: kills, kills };
         Ok(watch)
     }
 
     /// What happened since the last call, or since the watch began. Never blocks.
     pub fn take(&mut self) -> Result<Oom> {
         let signalled = self.drain().context(|| "read out-of-memory event")?;
-        let total = self.kills()?;
-        let kills = total.saturating_sub(self.seen);
-        self.seen = total.max(self.seen);
-        let events = match self.kind {
+        let signalled = match self.kind {
             // The end of the cgroup signals too; then there is no counter any more.
             Kind::Eventfd if self.text().is_err() => 0,
             Kind::Eventfd => signalled,
-            Kind::Inotify => kills,
+            Kind::Inotify => 0,
         };
-        Ok(Oom { events: events.max(kills), kills })
+        let kills = self.kills()?;
+        Ok(self.tally.add(signalled, kills))
     }
 
     /// Processes killed for want of memory so far; what was known last once the cgroup is gone.
     pub fn kills(&self) -> Result<u64> {
-        let Ok(text) = self.text() else { return Ok(self.seen) };
+        let Ok(text) = self.text() else { return Ok(self.tally.kills) };
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         Ok(line.and_then(|number| number.parse().ok()).unwrap_or(0))
     }
@@ -124,4 +141,19 @@ fn subscribe(member: &Member) -> Result<(OwnedFd, OwnedFd)> {
 
 fn missing() -> Error {
     Error::failed_precondition("cgroup controller memory is not there to watch")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_that_is_seen_after_its_signal_is_no_other_event() {
+        let mut tally = Tally { events: 2, kills: 2 };
+        assert_eq!(tally.add(1, 2), Oom { events: 1, kills: 0 });
+        assert_eq!(tally.add(0, 3), Oom { events: 0, kills: 1 });
+        assert_eq!(tally.add(0, 3), Oom::default());
+        assert_eq!(tally.add(1, 4), Oom { events: 1, kills: 1 }, "both at one look");
+        assert_eq!(tally.add(0, 6), Oom { events: 2, kills: 2 }, "without signals, as with version 2");
+    }
 }

@@ -140,13 +140,15 @@ impl Sandbox {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Some(watch) = &mut container.oom else { return };
         match watch.take() {
-            Ok(oom) if oom.events > 0 || oom.kills > 0 => {
+            Ok(oom) => {
                 container.oom_seen.events += oom.events;
                 container.oom_seen.kills += oom.kills;
                 let container = container.key;
-                self.publish(container, topic::OOM, &events::TaskOom { container_id: id.to_owned() });
+                // A kill that is seen after its event was told of with that.
+                if oom.events > 0 {
+                    self.publish(container, topic::OOM, &events::TaskOom { container_id: id.to_owned() });
+                }
             }
-            Ok(_) => {}
             Err(error) => {
                 // It would be reported again and again.
                 container.oom = None;
