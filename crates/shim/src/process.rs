@@ -78,6 +78,11 @@ impl Process {
         }
     }
 
+    /// When it ended, for the wire.
+    pub(crate) fn exited_at(&self) -> Timestamp {
+        self.exit().map_or(Timestamp::NEVER, |exit| exit.at)
+    }
+
     pub(crate) fn is_alive(&self) -> bool {
         matches!(self.stage, Stage::Created { .. } | Stage::Running { .. })
     }

@@ -189,7 +189,7 @@ impl Sandbox {
             stderr: process.config.stderr.clone(),
             terminal: process.config.terminal,
             exit_status: exit.map_or(0, |exit| exit.status),
-            exited_at: exit.map(|exit| wire_time(exit.at)),
+            exited_at: Some(wire_time(process.exited_at())),
             exec_id: request.exec_id.clone(),
         })
     }

@@ -20,6 +20,9 @@ pub struct Timestamp {
 const SECONDS_PER_DAY: i64 = 86_400;
 
 impl Timestamp {
+    /// No time, in the words of programs in Go: the begin of the year 1. They take a time that is left out for 1970.
+    pub const NEVER: Timestamp = Timestamp { seconds: -62_135_596_800, nanos: 0 };
+
     /// The wall clock. Domain crates take times as arguments instead of calling this.
     pub fn now() -> Timestamp {
         Timestamp::from(SystemTime::now())
@@ -174,6 +177,7 @@ mod tests {
             ("2000-02-29T12:34:56Z", 951_827_696, 0),
             ("2026-11-24T01:56:47.000000005Z", 1_795_485_407, 5),
             ("1969-12-31T23:59:59.500000000Z", -1, 500_000_000),
+            ("0001-01-01T00:00:00Z", Timestamp::NEVER.seconds, 0),
         ];
         for (text, seconds, nanos) in cases {
             let time = Timestamp { seconds, nanos };

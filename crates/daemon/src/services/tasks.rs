@@ -376,7 +376,7 @@ fn wire(process: Process) -> WireProcess {
         stderr: process.io.stderr,
         terminal: process.io.terminal,
         exit_status: process.exit.map_or(0, |exit| exit.status),
-        exited_at: process.exit.and_then(|exit| convert::timestamp(exit.at)),
+        exited_at: convert::timestamp(process.exit.map_or(Timestamp::NEVER, |exit| exit.at)),
     }
 }
 

@@ -112,7 +112,7 @@ impl Sandbox {
         let response = task::DeleteResponse {
             pid: process.pid_number(),
             exit_status: process.exit().map_or(0, |exit| exit.status),
-            exited_at: process.exit().map(|exit| wire_time(exit.at)),
+            exited_at: Some(wire_time(process.exited_at())),
         };
         let (id, exec_id) = (process.container.clone(), process.exec_id.clone());
         if exec_id.is_empty() {

@@ -8,11 +8,12 @@ use api::shim::task;
 use linux::signal::SIGKILL;
 use prost::Message;
 use ttrpc::Request;
-use types::{Error, ErrorKind, Result};
+use types::{Error, ErrorKind, Result, Timestamp};
 
 use super::Sandbox;
 use crate::poll::{Interest, Source};
 use crate::process::ProcessKey;
+use crate::publisher::wire_time;
 use crate::service::{Outcome, ReplyTo};
 use crate::stdio::open::Outside;
 use crate::worker::{Answer, Done, Worker};
@@ -255,6 +256,7 @@ impl Sandbox {
         is_unborn.then(|| task::StateResponse {
             id: request.id.clone(),
             status: api::shim::types::Status::Created.into(),
+            exited_at: Some(wire_time(Timestamp::NEVER)),
             ..task::StateResponse::default()
         })
     }

@@ -55,6 +55,8 @@ const DIFFERENCES: &[Difference] = &[
 
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const KILL: u32 = 9;
+/// When something ended that has not, to clients in Go.
+const NEVER: i64 = types::Timestamp::NEVER.seconds;
 
 /// A root file system with busybox.
 pub(super) fn root(dir: &Path) -> Vec<Mount> {
@@ -273,6 +275,7 @@ async fn a_task_comes_up(side: &Side<'_>) {
     side.refused("a task of another namespace", answer, Code::NotFound, "web").await;
     let process = side.ok("get", tasks.get(ask(get("web", "")))).await.process.unwrap_or_default();
     side.is("it is created", (process.status(), process.pid), (State::Created, made.pid));
+    side.is("it has not ended", process.exited_at.map(|at| at.seconds), Some(NEVER));
     let started = side.ok("start", tasks.start(ask(start("web", "")))).await;
     side.is("it is the same process", started.pid, made.pid);
     side.is("it runs", state(side, &mut tasks, "").await, State::Running);
