@@ -26,11 +26,18 @@ pub(crate) struct Exit {
     pub at: Timestamp,
 }
 
+impl Exit {
+    /// Of a process that was never there.
+    pub(crate) const NEVER: Exit = Exit { status: 0, at: Timestamp::NEVER };
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
     /// Asked for, not started: the OCI `process` as JSON.
     Added {
         spec: Vec<u8>,
+        /// It was to be started, and could not be. It may be tried again, but nobody waits for its end.
+        failed: bool,
     },
     /// Written into a checkpoint, from which start brings it back.
     Frozen,
@@ -80,7 +87,7 @@ impl Process {
 
     /// When it ended, for the wire.
     pub(crate) fn exited_at(&self) -> Timestamp {
-        self.exit().map_or(Timestamp::NEVER, |exit| exit.at)
+        self.exit().unwrap_or(Exit::NEVER).at
     }
 
     pub(crate) fn is_alive(&self) -> bool {

@@ -200,6 +200,9 @@ impl Sandbox {
         if let Some(exit) = self.process(key)?.exit().filter(|_| !held) {
             return Ok(Outcome::Now(wait_response(exit).encode_to_vec()));
         }
+        if matches!(self.process(key)?.stage, Stage::Added { failed: true, .. }) {
+            return Ok(Outcome::Now(wait_response(Exit::NEVER).encode_to_vec()));
+        }
         self.check_takes_wait()?;
         self.process_mut(key)?.waiting.push(reply);
         Ok(Outcome::Later)

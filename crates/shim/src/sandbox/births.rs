@@ -11,14 +11,15 @@ use api::shim::task;
 use linux::cgroup::OomWatch;
 use linux::process::PidFd;
 use linux::signal::Signal;
+use prost::Message;
 use types::{Context, Error, ErrorKind, Result};
 
 use super::jobs::WithStreams;
-use super::{Sandbox, options};
+use super::{Sandbox, options, wait_response};
 use crate::container::Container;
 use crate::oci::{self, Created, Executed, Oci};
 use crate::poll::{Interest, Source};
-use crate::process::{Process, ProcessKey, Stage};
+use crate::process::{Exit, Process, ProcessKey, Stage};
 use crate::publisher::JournalKey;
 use crate::record::{self, RuntimeRecord};
 use crate::rootfs;
@@ -347,7 +348,7 @@ impl Sandbox {
                     Box::new(move |sandbox, outside, reply| sandbox.begin_exec(request, key, outside, reply));
                 self.when_read(&id, Some(key), outside, reply, begin)
             }
-            Err(error) => Err(about_exec(&request, error)),
+            Err(error) => Err(self.exec_failed(&request, error)),
         }
     }
 
@@ -418,7 +419,7 @@ impl Sandbox {
         let exec = request.clone();
         outside
             .and_then(|outside| self.try_exec(request, key, outside, reply))
-            .map_err(|error| about_exec(&exec, error))
+            .map_err(|error| self.exec_failed(&exec, error))
     }
 
     fn try_exec(
@@ -431,7 +432,7 @@ impl Sandbox {
         // It may have ended while somebody waited for a reader.
         self.check_init_lives(&request.id, "exec")?;
         let process = self.process(key)?;
-        let Stage::Added { spec } = &process.stage else {
+        let Stage::Added { spec, .. } = &process.stage else {
             return Err(Error::failed_precondition("the process was started before"));
         };
         let spec = spec.clone();
@@ -452,8 +453,23 @@ impl Sandbox {
             let executed = answer.result().and_then(Executed::from_done);
             executed
                 .and_then(|executed| sandbox.finish_exec(&request, key, streams, executed))
-                .map_err(|error| about_exec(&request, error))
+                .map_err(|error| sandbox.exec_failed(&request, error))
         })
+    }
+
+    /// The words for a start that failed. Who waits for the end of a process that never was hears of it now, as by
+    /// containerd's shim: clients wait before they start.
+    fn exec_failed(&mut self, request: &task::StartRequest, error: Error) -> Error {
+        if let Ok(key) = self.find(&request.id, &request.exec_id)
+            && let Some(process) = self.processes.get_mut(&key)
+            && let Stage::Added { failed, .. } = &mut process.stage
+        {
+            *failed = true;
+            let waiting = std::mem::take(&mut process.waiting);
+            let response = wait_response(Exit::NEVER).encode_to_vec();
+            self.replies.extend(waiting.into_iter().map(|reply| (reply, Ok(response.clone()))));
+        }
+        error.context(format!("exec {} in container {}", request.exec_id, request.id))
     }
 
     /// Ends a further process that a worker may have started before it got lost.
@@ -547,7 +563,7 @@ impl Sandbox {
         let key = self.add_process(Process {
             container: request.id.clone(),
             exec_id: request.exec_id.clone(),
-            stage: Stage::Added { spec: spec.value },
+            stage: Stage::Added { spec: spec.value, failed: false },
             config: StdioConfig {
                 stdin: request.stdin,
                 stdout: request.stdout,
@@ -567,10 +583,6 @@ impl Sandbox {
         );
         Ok(())
     }
-}
-
-fn about_exec(request: &task::StartRequest, error: Error) -> Error {
-    error.context(format!("exec {} in container {}", request.exec_id, request.id))
 }
 
 /// Whether a process is a child of the shim, which nobody else reaps.

@@ -50,6 +50,7 @@ const DIFFERENCES: &[Difference] = &[
         There::Code(Code::Unknown),
         "the same refusal, without a class",
     ),
+    differs("start what cannot be run", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("a filter that is none", There::Code(Code::Unknown), "the same refusal, without a class"),
 ];
 
@@ -165,6 +166,7 @@ fn tasks_walked() {
         what_is_not_there_is_not_found(side).await;
         a_task_comes_up(side).await;
         processes_come_and_go(side).await;
+        nobody_waits_for_what_could_not_start(side).await;
         input_ends_when_it_is_closed(side).await;
         a_task_is_held_and_changed(side).await;
         a_task_ends(side).await;
@@ -363,6 +365,29 @@ async fn processes_come_and_go(side: &Side<'_>) {
     side.refused("wait for no process", tasks.wait(ask(wait("web", "none"))), Code::NotFound, "").await;
     side.refused("start no process", tasks.start(ask(start("web", "none"))), Code::NotFound, "").await;
     side.refused("kill no process", tasks.kill(ask(kill("web", "none"))), Code::NotFound, "").await;
+}
+
+/// Clients wait before they start, and would do so for ever.
+async fn nobody_waits_for_what_could_not_start(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    let mut process = testkit::process("");
+    process["args"] = json!(["not-there"]);
+    let spec = json_of(PROCESS_SPEC_URL, &process);
+    side.ok("exec", tasks.exec(ask(ExecProcessRequest { spec, ..exec("web", "lost", "") }))).await;
+    let mut waiting = tasks.clone();
+    let waiting = tokio::spawn(async move { waiting.wait(ask(wait("web", "lost"))).await });
+    let answer = tasks.start(ask(start("web", "lost")));
+    side.refused("start what cannot be run", answer, Code::NotFound, "not-there").await;
+    let told = waiting.await.expect("no panic").expect("an answer").into_inner();
+    let at = told.exited_at.map(|at| at.seconds);
+    side.is("who waits hears that nothing was", (told.exit_status, at), (0, Some(NEVER)));
+    let told = side.ok("wait for what could not start", tasks.wait(ask(wait("web", "lost")))).await;
+    side.is("and so later", told.exited_at.map(|at| at.seconds), Some(NEVER));
+    side.is("it is still to start", state(side, &mut tasks, "lost").await, State::Created);
+    let delete = DeleteProcessRequest { container_id: "web".into(), exec_id: "lost".into() };
+    let gone = side.ok("delete what could not start", tasks.delete_process(ask(delete))).await;
+    let at = gone.exited_at.map(|at| at.seconds);
+    side.is("it ended at no time", (gone.exit_status, at), (0, Some(NEVER)));
 }
 
 /// What cannot be the id of a process is that of none, and no id at all that of the first.
