@@ -17,8 +17,6 @@ pub struct Create {
     pub io: Io,
     /// `io.containerd.<name>.<version>`, or the absolute path of a shim.
     pub runtime: String,
-    /// The absolute path of a shim to use in place of the one that `runtime` names.
-    pub runtime_path: Option<PathBuf>,
     /// Where a shim listens that takes the container, such as that of a sandbox. `None` starts one.
     pub shim: Option<Endpoint>,
     /// For the shim to read.

@@ -22,9 +22,9 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// `path` is that of a shim to use in place of the one that `runtime` names.
-    pub(crate) fn find(config: &Config, runtime: &str, path: Option<&Path>) -> Result<Program> {
-        find(config, runtime, path).map(|path| Program { path })
+    /// The shim that a runtime names, or whose absolute path it is.
+    pub(crate) fn find(config: &Config, runtime: &str) -> Result<Program> {
+        find(config, runtime).map(|path| Program { path })
     }
 
     /// containerd's own shim, of any age, under its usual name.
@@ -38,12 +38,10 @@ impl Program {
     }
 }
 
-fn find(config: &Config, runtime: &str, path: Option<&Path>) -> Result<PathBuf> {
-    let named = Path::new(runtime);
-    match path {
-        Some(path) => return absolute(path),
-        None if named.is_absolute() => return Ok(named.to_owned()),
-        None => {}
+fn find(config: &Config, runtime: &str) -> Result<PathBuf> {
+    let path = Path::new(runtime);
+    if path.is_absolute() {
+        return Ok(path.to_owned());
     }
     if runtime.is_empty() || runtime == OUR_RUNTIME {
         return ours(config);
@@ -55,14 +53,6 @@ fn find(config: &Config, runtime: &str, path: Option<&Path>) -> Result<PathBuf> 
         None => {
             Err(Error::not_found(format!("runtime {runtime:?}: no {program} in PATH or beside the daemon")))
         }
-    }
-}
-
-fn absolute(path: &Path) -> Result<PathBuf> {
-    if path.is_absolute() {
-        Ok(path.to_owned())
-    } else {
-        Err(Error::invalid_argument(format!("runtime path {} is not absolute", path.display())))
     }
 }
 

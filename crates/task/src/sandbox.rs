@@ -251,7 +251,7 @@ impl Sandboxes {
     }
 
     async fn create_one(&self, key: &Key, create: CreateSandbox) -> Result<()> {
-        let program = Program::find(self.0.config(), &create.runtime, None)?;
+        let program = Program::find(self.0.config(), &create.runtime)?;
         let reservation = self.reserve(key)?;
         let bundle = self.bundle(key);
         match self.bring_up(key, &bundle, program, create).await {

@@ -305,7 +305,7 @@ impl Shims {
 
     /// What the shim of a runtime, by name or by absolute path, says of itself.
     pub async fn runtime_info(&self, runtime: &str, options: Option<Opaque>) -> Result<RuntimeInfo> {
-        let program = Program::find(&self.0.config, runtime, None)?;
+        let program = Program::find(&self.0.config, runtime)?;
         blocking(move || bootstrap::info(&program, options)).await
     }
 
@@ -384,7 +384,7 @@ impl Shims {
     }
 
     async fn create_one(self, key: Key, create: Create) -> Result<u32> {
-        let program = Program::find(&self.0.config, &create.runtime, create.runtime_path.as_deref())?;
+        let program = Program::find(&self.0.config, &create.runtime)?;
         let reservation = self.reserve(&key)?;
         let bundle = Bundle::at(&self.0.config.bundles, &key.0, &key.1);
         match self.bring_up(&reservation, &bundle, &program, create).await {

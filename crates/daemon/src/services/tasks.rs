@@ -105,10 +105,11 @@ impl Service {
         let checkpoint = self.restored(&caller, &id, &mut request).await?;
         let options = request.options.filter(|options| !options.type_url.is_empty()).map(convert::opaque);
         let rootfs = convert::own_mounts(request.rootfs);
+        // As by containerd, it may be a name too.
         let runtime =
-            if request.runtime_path.is_empty() { &container.runtime.name } else { &request.runtime_path };
+            if request.runtime_path.is_empty() { container.runtime.name } else { request.runtime_path };
         let (rootfs, is_activated) =
-            self.belongings.activate(&caller, &id, runtime, rootfs).await.map_err(status)?;
+            self.belongings.activate(&caller, &id, &runtime, rootfs).await.map_err(status)?;
         let is_restored = checkpoint.is_some();
         let create = Create {
             spec,
@@ -119,8 +120,7 @@ impl Service {
                 stderr: request.stderr,
                 terminal: request.terminal,
             },
-            runtime: container.runtime.name,
-            runtime_path: (!request.runtime_path.is_empty()).then(|| request.runtime_path.into()),
+            runtime,
             options: options.or(container.runtime.options),
             checkpoint,
             shim,

@@ -271,6 +271,12 @@ async fn a_task_comes_up(side: &Side<'_>) {
     let rootfs = root(side.dir());
     let made = side.ok("create", tasks.create(ask(create("web", rootfs.clone())))).await;
     side.is("a task has a process", (made.container_id.as_str(), made.pid > 0), ("web", true));
+    // A runtime may be named where its path is asked for.
+    record(side, "named", "true").await;
+    let named = CreateTaskRequest { runtime_path: runtime(side).into(), ..create("named", rootfs.clone()) };
+    side.ok("create by the name of a runtime", tasks.create(ask(named))).await;
+    let delete = DeleteTaskRequest { container_id: "named".into() };
+    side.ok("delete what was not started", tasks.delete(ask(delete))).await;
     let answer = tasks.create(ask(create("web", rootfs)));
     side.refused("a task that is there", answer, Code::AlreadyExists, "web").await;
     let answer = tasks.get(within(Some("other"), get("web", "")));
