@@ -281,10 +281,13 @@ impl Engine {
         let value = serde_json::to_vec(&process).expect("plain data");
         let spec = Opaque { type_url: PROCESS_TYPE.into(), value };
         let (start, mut said) = (Timestamp::now(), Vec::new());
-        task.exec(&exec, task::Exec { spec, io }).await?;
-        if let Err(error) = task.start(Some(&exec)).await {
+        let begun = match task.exec(&exec, task::Exec { spec, io }).await {
+            Ok(()) => task.start(Some(&exec)).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = begun {
             let _ = task.delete_exec(&exec).await;
-            // It is the program that is not there, or cannot be run, unless the container has ended.
+            // It is the program that is not there, or cannot be run, unless the container has ended or was paused.
             return match task.state_or_unknown().await?.status {
                 Status::Running => {
                     Ok(Some(Probe { start, end: Timestamp::now(), code: -1, output: error.chain() }))

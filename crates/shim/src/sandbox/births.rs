@@ -552,6 +552,13 @@ impl Sandbox {
         if !container.exit_held {
             self.check_init_lives(&request.id, "exec")?;
         }
+        // As by containerd's shim. One that was added before is refused when it is to start.
+        if container.paused {
+            return Err(Error::failed_precondition(format!(
+                "container {}: cannot exec in a paused container; resume it first",
+                request.id
+            )));
+        }
         if container.execs.contains_key(&request.exec_id) {
             return Err(Error::already_exists(format!("container {}: id {}", request.id, request.exec_id)));
         }

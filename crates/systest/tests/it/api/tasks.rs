@@ -42,6 +42,7 @@ const DIFFERENCES: &[Difference] = &[
         "the same refusal, without a class",
     ),
     differs("pause what is paused", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("a process in what is paused", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("resume what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("start what has ended", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("a process in what has ended", There::Code(Code::Unknown), "the same refusal, without a class"),
@@ -490,6 +491,9 @@ async fn a_task_is_held_and_changed(side: &Side<'_>) {
     side.is("it is paused", state(side, &mut tasks, "").await, State::Paused);
     let again = tasks.pause(ask(PauseTaskRequest { container_id: id() }));
     side.refused("pause what is paused", again, Code::FailedPrecondition, "").await;
+    let answer = tasks.exec(ask(exec("web", "held", "true")));
+    side.refused("a process in what is paused", answer, Code::FailedPrecondition, "paused").await;
+    side.refused("it was not added", tasks.get(ask(get("web", "held"))), Code::NotFound, "").await;
     side.ok("resume", tasks.resume(ask(ResumeTaskRequest { container_id: id() }))).await;
     side.is("it runs on", state(side, &mut tasks, "").await, State::Running);
     let again = tasks.resume(ask(ResumeTaskRequest { container_id: id() }));
