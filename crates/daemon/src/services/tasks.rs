@@ -237,6 +237,9 @@ impl Tasks for Service {
     }
 
     async fn exec(&self, request: Request<ExecProcessRequest>) -> Answer<()> {
+        if request.get_ref().exec_id.is_empty() {
+            return Err(Status::invalid_argument("exec id cannot be empty"));
+        }
         let (task, request) = self.task(request, |request| &request.container_id).await?;
         let id = ExecId::new(&request.exec_id).map_err(status)?;
         let io = Io {
@@ -261,6 +264,9 @@ impl Tasks for Service {
         let exec = exec(&request.exec_id)?;
         if request.stdin {
             task.close_stdin(exec.as_ref()).await.map_err(status)?;
+        } else if exec.is_some() {
+            // There is nothing to close, and still it must be there.
+            task.state(exec.as_ref()).await.map_err(status)?;
         }
         Ok(Response::new(()))
     }

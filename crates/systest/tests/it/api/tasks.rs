@@ -241,6 +241,8 @@ async fn what_is_not_there_is_not_found(side: &Side<'_>) {
         DeleteProcessRequest { container_id: id(), exec_id: "one".into() }
     );
     none!("a process in what is not there", exec, exec("none", "one", "true"));
+    let answer = tasks.exec(ask(exec("none", "", "true")));
+    side.refused("a process without an id", answer, Code::InvalidArgument, "exec id cannot be empty").await;
     none!("pause what is not there", pause, PauseTaskRequest { container_id: id() });
     none!("resume what is not there", resume, ResumeTaskRequest { container_id: id() });
     none!("pids of what is not there", list_pids, ListPidsRequest { container_id: id() });
@@ -331,8 +333,9 @@ async fn processes_come_and_go(side: &Side<'_>) {
     let close = CloseIORequest { container_id: "web".into(), exec_id: "one".into(), stdin: true };
     side.ok("close its input", tasks.close_io(ask(close.clone()))).await;
     side.ok("close nothing", tasks.close_io(ask(CloseIORequest { stdin: false, ..close.clone() }))).await;
-    let none = CloseIORequest { exec_id: "none".into(), ..close };
-    side.refused("close streams of no process", tasks.close_io(ask(none)), Code::NotFound, "").await;
+    let none = |stdin| ask(CloseIORequest { exec_id: "none".into(), stdin, ..close.clone() });
+    side.refused("close streams of no process", tasks.close_io(none(true)), Code::NotFound, "").await;
+    side.refused("close nothing of no process", tasks.close_io(none(false)), Code::NotFound, "").await;
     let delete = DeleteProcessRequest { container_id: "web".into(), exec_id: "one".into() };
     let answer = tasks.delete_process(ask(delete));
     side.refused("delete a process that runs", answer, Code::FailedPrecondition, "").await;
