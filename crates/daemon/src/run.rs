@@ -312,6 +312,8 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// People who know containerd send it to have the daemon say what it does. Nobody expects an end.
+    user: Signal,
 }
 
 impl Signals {
@@ -321,12 +323,13 @@ impl Signals {
             terminate: wait(SignalKind::terminate())?,
             interrupt: wait(SignalKind::interrupt())?,
             hangup: wait(SignalKind::hangup())?,
+            user: wait(SignalKind::user_defined1())?,
         })
     }
 }
 
-/// Waits until somebody wants the daemon to end; takes up a changed configuration until then. An error if it has to end
-/// because a task broke down.
+/// Waits until somebody wants the daemon to end; takes up a changed configuration and says what threads do until then. An
+/// error if it has to end because a task broke down.
 async fn wait_for_end(
     mut signals: Signals,
     background: &mut Background,
@@ -339,6 +342,7 @@ async fn wait_for_end(
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
             _ = signals.hangup.recv() => reload(args, config, parts),
+            _ = signals.user.recv() => telemetry::log_threads(),
             error = background.broken() => return Err(error),
         }
     }

@@ -37,6 +37,13 @@ pub(crate) use times::Times;
 use crate::collector::Collector;
 use text::Text;
 
+/// Writes to the log what each thread does, as `/debug/threads` tells it.
+pub(crate) fn log_threads() {
+    for thread in process::threads().as_array().into_iter().flatten() {
+        tracing::info!("thread: {thread}");
+    }
+}
+
 /// What is asked for figures.
 #[derive(Clone)]
 pub(crate) struct Sources {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use api::pprof::Profile;
 use prost::Message as _;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::{Containerd, Daemon, eventually, images, run};
 
@@ -81,6 +82,19 @@ fn figures_have_the_names_that_dashboards_for_containerd_know() {
     }
     assert_eq!(get("/debug/vars").0, 404, "the port shows figures and nothing else");
     daemon.hoist(["rm", "-f", "seen"]).ok();
+}
+
+/// As a containerd writes its stacks; by default the signal would end a program.
+#[test]
+fn a_signal_has_the_daemon_say_what_its_threads_do() {
+    let daemon = Daemon::start();
+    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::USR1).expect("the daemon is a child of ours");
+    eventually("the log has the threads", || {
+        let log = daemon.log();
+        (log.contains("thread: {") && log.contains("waits_in")).then_some(())
+    });
+    daemon.ctr(["version"]).ok();
 }
 
 /// Name, kind and names of the labels of each family, without those of a language, of a program, and of CRI.
