@@ -23,7 +23,7 @@ use types::{Context, Descriptor, Error, ErrorKind, Platform, Result, UnlessGone}
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, error, present, service};
 use super::registries::registry_flags;
-use super::{content, snapshots, table, transfer};
+use super::{content, layers, snapshots, table, transfer};
 use crate::output::said;
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
@@ -406,11 +406,13 @@ async fn mount(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let (name, target) = (call.word(0, "image")?, call.word(1, "target")?);
     let image = get(&connection, name).await?;
-    let tree = Tree::of(&connection, &image.target.unwrap_or_default(), &platform(&call)?).await?;
+    let (found, platform) = (image.target.unwrap_or_default(), platform(&call)?);
+    let tree = Tree::of(&connection, &found, &platform).await?;
     let parent = tree.chain_id.ok_or_else(|| {
         Error::failed_precondition(format!("image {name} has no files for this platform; pull it first"))
     })?;
     let snapshotter = snapshots::of_images(&call, &connection).await?;
+    layers::unpack_if_needed(&connection, &snapshotter, &found, &platform, &parent).await?;
     let (key, labels) = (target.to_owned(), snapshots::root_label());
     let mounts = if call.is("rw") {
         let request =

@@ -151,15 +151,39 @@ pub(super) async fn unpack(call: Call) -> Result<u8> {
         .ok_or_else(|| Error::not_found(format!("no image has the digest {digest}: manifest not found")))?;
     let snapshotter = snapshots::of_images(&call, &connection).await?;
     let (held, lease) = leases::hold(&connection).await?;
-    let unpacked = unpack_target(&held, &snapshotter, &target).await;
+    let unpacked = unpack_target(&held, &snapshotter, &target, &Platform::host()).await;
     leases::release(&connection, lease).await?;
     table::lines(unpacked?);
     Ok(0)
 }
 
+/// Makes the trees of an image that is here and not unpacked yet, as containerd's does before it uses one. `chain_id` is
+/// the name of the topmost tree.
+pub(super) async fn unpack_if_needed(
+    connection: &Connection,
+    snapshotter: &str,
+    target: &Wire,
+    platform: &Platform,
+    chain_id: &str,
+) -> Result<()> {
+    if images::is_there(connection, snapshotter, chain_id).await? {
+        return Ok(());
+    }
+    let (held, lease) = leases::hold(connection).await?;
+    // Rare and large: it has its memory when it is needed.
+    let unpacked = Box::pin(unpack_target(&held, snapshotter, target, platform)).await;
+    let released = leases::release(connection, lease).await;
+    unpacked.and(released)
+}
+
 /// Gives the name of the topmost tree; none for an image without layers.
-async fn unpack_target(connection: &Connection, snapshotter: &str, target: &Wire) -> Result<Option<String>> {
-    let manifest = manifest_of(connection, target).await?;
+async fn unpack_target(
+    connection: &Connection,
+    snapshotter: &str,
+    target: &Wire,
+    platform: &Platform,
+) -> Result<Option<String>> {
+    let manifest = manifest_of(connection, target, platform).await?;
     let config = content::read(connection, &manifest.config.digest.to_string()).await?;
     let diff_ids = image::parse_config(&config, manifest.layers.len())?.rootfs.diff_ids;
     let chain = image::chain_ids(&diff_ids);
@@ -225,8 +249,8 @@ async fn apply(
     Ok(present(client.apply(connection.request(request)?).await.answer()?.applied, "layer")?.digest)
 }
 
-/// The manifest for this machine.
-async fn manifest_of(connection: &Connection, target: &Wire) -> Result<Manifest> {
+/// The manifest for a platform.
+async fn manifest_of(connection: &Connection, target: &Wire, platform: &Platform) -> Result<Manifest> {
     let (mut kind, mut digest) = (target.media_type.clone(), target.digest.clone());
     for _ in 0..=image::INDEX_DEPTH_MAX {
         if !is_index(&kind) && !is_manifest(&kind) {
@@ -236,7 +260,7 @@ async fn manifest_of(connection: &Connection, target: &Wire) -> Result<Manifest>
             Node::Manifest(manifest) => return Ok(*manifest),
             Node::Index(index) => {
                 let told = images::told(connection, &index).await?;
-                let chosen = image::choose(&index, &Platform::host(), &told)?;
+                let chosen = image::choose(&index, platform, &told)?;
                 (kind, digest) = (chosen.media_type.clone(), chosen.digest.to_string());
             }
         }

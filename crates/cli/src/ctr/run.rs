@@ -10,6 +10,7 @@ use api::shim::pack;
 use api::shim::runc::{ConfigPath, Options};
 use linux::beneath::Root as Tree;
 use prost_types::Any;
+use types::label::LABEL_LEN_MAX;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::User;
 use types::{Context, Error, Result};
@@ -17,13 +18,17 @@ use types::{Context, Error, Result};
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, service};
 use super::tasks::Stayed;
-use super::{cni, containers, images, leases, snapshots, spec, tasks};
+use super::{cni, containers, images, layers, leases, snapshots, spec, tasks};
 
 const RUNTIME: &str = "io.containerd.runc.v2";
 /// What a snapshotter says that shows owners through maps, and the labels that it reads.
 const REMAP: &str = "remap-ids";
 const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
 const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
+/// By which signal a container is to be asked to end.
+const STOP_SIGNAL: &str = "io.containerd.image.config.stop-signal";
+/// How labels begin that speak to containerd and to its plugin for Kubernetes.
+const RESERVED: [&str; 2] = ["containerd.io/", "io.cri-containerd"];
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 macro_rules! flags {
@@ -40,7 +45,8 @@ macro_rules! flags {
             Flag::value("annotation", "an annotation of the OCI spec"),
             Flag::value("mount", "a mount, as type=bind,src=/a,dst=/b,options=rbind:ro"),
             Flag::switch("net-host", "the network of this machine"),
-            Flag::switch("privileged", "everything that we may do"),
+            Flag::switch("privileged", "everything that we may do, with the devices of this machine"),
+            Flag::switch("privileged-without-host-devices", "with --privileged, but without those devices"),
             Flag::switch("read-only", "a root file system that cannot be written to"),
             Flag::value("runtime", "the runtime [io.containerd.runc.v2]"),
             Flag::switch("tty,t", "a terminal"),
@@ -60,11 +66,16 @@ macro_rules! flags {
             Flag::value("runtime-config-path", "a file that the runtime reads"),
             Flag::switch("no-pivot", "without pivot_root"),
             Flag::switch("rootfs", "the first word is a folder with a root file system, not an image"),
+            Flag::value("cpuset-cpus", "the processors that it runs on, as 0-2,4"),
+            Flag::value("cpuset-mems", "the nodes of memory that it takes from, as 0-1"),
+            Flag::value("rlimit-nofile", "how many files each process may have open, as SOFT:HARD [1024]"),
             Flag::value("cpu-quota", "microseconds of a period"),
             Flag::value("cpu-period", "microseconds"),
             Flag::value("rootfs-propagation", "how mounts of the root file system spread"),
             Flag::value("user,u", "the user, as NAME|UID[:NAME|GID]; without it the image's"),
             Flag::value("hostname", "its host name"),
+            Flag::value("sandbox", "the sandbox that it is in"),
+            Flag::switch("sync-fs", "what is unpacked is on disk anyway; taken for scripts' sake"),
             Flag::value("cgroup", "its cgroup"),
             Flag::value("platform", "the image for this platform"),
             Flag::value("runc-binary", "the OCI runtime to call"),
@@ -97,6 +108,7 @@ pub(super) const COMMAND: Command = Command {
             ),
             Flag::value("cpus", "how many processors"),
             Flag::value("cpu-shares", "the share of processors [1024]"),
+            Flag::value("dump-config", "a file that the OCI spec is written to"),
         ],
         |call| Box::pin(run(call)),
     )
@@ -153,19 +165,17 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
         absolute = std::path::absolute(image).context(|| format!("find {image}"))?.display().to_string();
         rootfs = Some(absolute.as_str());
     } else {
-        let target = images::get(connection, image).await?.target.unwrap_or_default();
-        let tree = images::Tree::of(connection, &target, &images::platform(call)?).await?;
+        let record = images::get(connection, image).await?;
+        let (target, platform) = (record.target.unwrap_or_default(), images::platform(call)?);
+        let tree = images::Tree::of(connection, &target, &platform).await?;
         let (Some(chain_id), Some(found)) = (tree.chain_id, tree.config) else {
             return Err(Error::failed_precondition(format!(
-                "image {image} is not unpacked for this platform; pull it first"
+                "image {image} is not here for this platform; pull it first"
             )));
         };
+        layers::unpack_if_needed(connection, &snapshotter, &target, &platform, &chain_id).await?;
         (parent, config) = (chain_id, found);
-        if !config.stop_signal.is_empty() {
-            labels
-                .entry("io.containerd.image.config.stop-signal".to_owned())
-                .or_insert(config.stop_signal.clone());
-        }
+        labels = of_image(&record.labels, &config, labels);
     }
     let wanted = call.value("user").unwrap_or(&config.user).to_owned();
     let user = user(connection, &wanted, rootfs, &snapshotter, &parent, &id).await?;
@@ -191,6 +201,24 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
         ..Container::default()
     };
     record(call, connection, container).await
+}
+
+/// Labels of a container of an image: those of the image's config, under those of its record, under its own, as
+/// containerd's. Images come from anywhere: what their configs say to the daemon is left out, and what is no label.
+fn of_image(
+    record: &BTreeMap<String, String>,
+    config: &ExecConfig,
+    own: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let is_free = |key: &str| !RESERVED.iter().any(|prefix| key.starts_with(prefix));
+    let said = config.labels.iter().filter(|(key, _)| is_free(key)).chain(record);
+    let fits = |(key, value): &(&String, &String)| key.len() + value.len() <= LABEL_LEN_MAX;
+    let mut labels: BTreeMap<String, String> =
+        said.filter(fits).map(|(key, value)| (key.clone(), value.clone())).collect();
+    labels.extend(own);
+    let signal = if config.stop_signal.is_empty() { "SIGTERM" } else { &config.stop_signal };
+    labels.entry(STOP_SIGNAL.to_owned()).or_insert_with(|| signal.to_owned());
+    labels
 }
 
 /// A container of which a file says everything, also where its root file system is: no image and no tree of ours.
@@ -220,9 +248,17 @@ async fn record(call: &Call, connection: &Connection, mut container: Container) 
     if call.is("cni") {
         cni::note(&mut container);
     }
+    call.value("sandbox").unwrap_or_default().clone_into(&mut container.sandbox);
     let id = container.id.clone();
+    let spec = container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default();
     let request = connection.request(CreateContainerRequest { container: Some(container) })?;
     containers::client(connection).create(request).await.answer()?;
+    if let Some(file) = call.value("dump-config") {
+        let what = || format!("--dump-config {file}");
+        let spec: serde_json::Value =
+            serde_json::from_slice(&spec).map_err(|error| Error::internal(what()).with_source(error))?;
+        std::fs::write(file, format!("{spec:#}")).context(what)?;
+    }
     Ok(id)
 }
 
@@ -315,4 +351,32 @@ pub(super) async fn rootfs(
     let (snapshotter, key) = (container.snapshotter.clone(), container.snapshot_key.clone());
     let request = connection.request(MountsRequest { snapshotter, key })?;
     Ok(snapshots::client(connection).mounts(request).await.answer()?.mounts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_come_from_the_image_but_for_those_that_speak_to_the_daemon() {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let config = ExecConfig {
+            labels: map(&[
+                ("a", "config"),
+                ("b", "config"),
+                ("c", "config"),
+                ("containerd.io/gc.root", "x"),
+                ("io.cri-containerd.kind", "x"),
+                ("long", &"x".repeat(LABEL_LEN_MAX)),
+            ]),
+            ..ExecConfig::default()
+        };
+        let record = map(&[("b", "record"), ("c", "record")]);
+        let expected = [("a", "config"), ("b", "record"), ("c", "own"), (STOP_SIGNAL, "SIGTERM")];
+        assert_eq!(of_image(&record, &config, map(&[("c", "own")])), map(&expected));
+        let config = ExecConfig { stop_signal: "SIGQUIT".to_owned(), ..ExecConfig::default() };
+        assert_eq!(of_image(&map(&[]), &config, map(&[])), map(&[(STOP_SIGNAL, "SIGQUIT")]));
+    }
 }

@@ -51,6 +51,11 @@ pub(super) struct Inputs<'a> {
 
 pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
     let is_privileged = call.is("privileged");
+    if call.is("privileged-without-host-devices") && !is_privileged {
+        return Err(Error::invalid_argument(
+            "--privileged-without-host-devices counts only with --privileged",
+        ));
+    }
     let capabilities = capabilities(call, is_privileged)?;
     let (uid_mappings, gid_mappings) = id_maps(call)?.unwrap_or_default();
     let mut spec = Spec {
@@ -62,9 +67,10 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
         }),
         hostname: call.value("hostname").unwrap_or_default().to_owned(),
         mounts: mounts(call, is_privileged)?,
-        annotations: Call::labels(call.values("annotation")),
+        // As containerd's, labels of the container are annotations too.
+        annotations: Call::labels(&[call.values("annotation"), call.values("label")].concat()),
         linux: Some(Linux {
-            resources: Some(resources(call, is_privileged)?),
+            resources: Some(resources(call)?),
             devices: devices(call)?,
             cgroups_path: match call.value("cgroup") {
                 Some(path) => path.to_owned(),
@@ -178,15 +184,34 @@ fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<
             inheritable: Vec::new(),
             ambient: Vec::new(),
         }),
-        rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".into(), soft: OPEN_FILES_MAX, hard: OPEN_FILES_MAX }],
+        rlimits: vec![open_files(call)?],
         apparmor_profile: apparmor::profile(call)?,
-        no_new_privileges: !call.is("allow-new-privs") && !call.is("privileged"),
+        // As containerd's, which `--privileged` does not change.
+        no_new_privileges: !call.is("allow-new-privs"),
         ..Process::default()
     })
 }
 
+/// How many files the container's processes may have open, as SOFT:HARD or one number for both.
+fn open_files(call: &Call) -> Result<Rlimit> {
+    let (soft, hard) = match call.value("rlimit-nofile").filter(|text| !text.is_empty()) {
+        None => (OPEN_FILES_MAX, OPEN_FILES_MAX),
+        Some(text) => {
+            let (soft, hard) = text.split_once(':').unwrap_or((text, text));
+            let number = |text: &str| text.parse::<u64>().ok();
+            number(soft).zip(number(hard)).ok_or_else(|| {
+                Error::invalid_argument(format!(
+                    "--rlimit-nofile {text}: expected SOFT:HARD, or one number for both"
+                ))
+            })?
+        }
+    };
+    Ok(Rlimit { kind: "RLIMIT_NOFILE".into(), soft, hard })
+}
+
 /// The image's variables under those of files under those of flags. As containerd's: a name without a value takes back
-/// what earlier files said, or all files if a flag does, and nothing of the image's; a line is taken as it is.
+/// what earlier files said, or all files if a flag does, and nothing of the image's; a line is taken as it is. Who has this
+/// machine's network is told its name last.
 fn environment(call: &Call, image: &ExecConfig) -> Result<Vec<String>> {
     let mut own = Vec::new();
     for path in call.values("env-file") {
@@ -199,6 +224,10 @@ fn environment(call: &Call, image: &ExecConfig) -> Result<Vec<String>> {
         say(&mut env, ["TERM=xterm"]);
     }
     say(&mut env, own.iter().map(String::as_str));
+    if call.is("net-host") {
+        let name = format!("HOSTNAME={}", rustix::system::uname().nodename().to_string_lossy());
+        say(&mut env, [name.as_str()]);
+    }
     Ok(env)
 }
 
@@ -321,7 +350,7 @@ fn parse_mount(text: &str) -> Result<Mount> {
     Ok(mount)
 }
 
-fn resources(call: &Call, is_privileged: bool) -> Result<LinuxResources> {
+fn resources(call: &Call) -> Result<LinuxResources> {
     let device = |kind: &str, major: Option<i64>, minor: Option<i64>| DeviceRule {
         allow: true,
         kind: kind.into(),
@@ -331,7 +360,7 @@ fn resources(call: &Call, is_privileged: bool) -> Result<LinuxResources> {
     };
     let standard = [(1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1)];
     let mut rules = vec![DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() }];
-    if is_privileged {
+    if has_all_devices(call) {
         rules = vec![device("a", None, None)];
     } else {
         rules.extend(standard.map(|(major, minor)| device("c", Some(major), Some(minor))));
@@ -342,6 +371,8 @@ fn resources(call: &Call, is_privileged: bool) -> Result<LinuxResources> {
     }
     let mut cpu = CpuResources {
         shares: Some(call.number("cpu-shares")?.unwrap_or(SHARES)),
+        cpus: call.value("cpuset-cpus").unwrap_or_default().to_owned(),
+        mems: call.value("cpuset-mems").unwrap_or_default().to_owned(),
         ..CpuResources::default()
     };
     if let Some(cpus) = call.number::<f64>("cpus")?.filter(|cpus| *cpus > 0.0) {
@@ -362,12 +393,23 @@ fn resources(call: &Call, is_privileged: bool) -> Result<LinuxResources> {
     })
 }
 
-/// A device, or all of a directory, as containerd's.
+/// Whether a container has this machine's devices and may use them.
+fn has_all_devices(call: &Call) -> bool {
+    call.is("privileged") && !call.is("privileged-without-host-devices")
+}
+
+/// A device, or all of a directory, as containerd's; all of this machine's for who has those.
 fn devices(call: &Call) -> Result<Vec<LinuxDevice>> {
-    let mut devices = Vec::new();
-    for path in call.values("device").iter().filter(|device| !cdi::is_qualified(device)) {
-        let nodes = linux::device::nodes(Path::new(path)).context(|| format!("--device {path}"))?;
-        devices.extend(nodes.into_iter().map(|node| node.placed(Path::new(path))));
+    let mut devices: Vec<LinuxDevice> = Vec::new();
+    let of_machine = has_all_devices(call).then_some(("--privileged", "/dev"));
+    let named = call.values("device").iter().filter(|device| !cdi::is_qualified(device));
+    for (flag, path) in of_machine.into_iter().chain(named.map(|path| ("--device", path.as_str()))) {
+        let nodes = linux::device::nodes(Path::new(path)).context(|| format!("{flag} {path}"))?;
+        for device in nodes.into_iter().map(|node| node.placed(Path::new(path))) {
+            if !devices.iter().any(|known| known.path == device.path) {
+                devices.push(device);
+            }
+        }
     }
     Ok(devices)
 }
@@ -442,6 +484,54 @@ mod tests {
         let image = ExecConfig { env: vec!["PATH=/bin".into(), "OWN=image".into()], ..ExecConfig::default() };
         let expected = ["PATH=/bin", "OWN=image", "B=2", "C= spaces ", "D=4", "E=5"];
         assert_eq!(environment(&call, &image).unwrap(), expected);
+    }
+
+    /// The spec that a command line of `run` makes for an image without a config.
+    fn built(flags: &[&str]) -> Result<Spec> {
+        let words = ["run"].iter().chain(flags).chain(&["image", "id", "true"]).map(ToString::to_string);
+        let command::Parsed::Call(call) = command::parse(&ROOT, words.collect())? else { panic!("a call") };
+        let (command, image) = (["true".to_owned()], ExecConfig::default());
+        let (namespace, id, user) = ("default", "id", User::default());
+        build(&call, Inputs { namespace, id, command: &command, image: &image, user, rootfs: None })
+    }
+
+    #[test]
+    fn limits_of_processors_and_files_are_those_of_the_flags() {
+        let flags =
+            ["--cpuset-cpus", "0-1", "--cpuset-mems", "0", "--rlimit-nofile", "100:200", "--label", "a=b"];
+        let spec = built(&flags).unwrap();
+        let cpu = spec.linux.unwrap().resources.unwrap().cpu.unwrap();
+        assert_eq!((cpu.cpus.as_str(), cpu.mems.as_str()), ("0-1", "0"));
+        let files = &spec.process.unwrap().rlimits[0];
+        assert_eq!((files.soft, files.hard), (100, 200));
+        assert_eq!(spec.annotations.get("a").map(String::as_str), Some("b"));
+        let files = built(&["--rlimit-nofile", "7"]).unwrap().process.unwrap().rlimits;
+        assert_eq!((files[0].soft, files[0].hard), (7, 7));
+        for bad in ["x", "1:", "1:2:3"] {
+            let refused = built(&["--rlimit-nofile", bad]).unwrap_err();
+            assert!(refused.chain().contains("SOFT:HARD"), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn who_may_do_everything_has_the_devices_of_the_machine_unless_told_otherwise() {
+        let of = |flags: &[&str]| {
+            let spec = built(flags).unwrap();
+            let linux = spec.linux.unwrap();
+            let has_null = linux.devices.iter().any(|device| device.path == "/dev/null");
+            let resources = linux.resources.unwrap();
+            let is_free = resources.devices.iter().any(|rule| rule.allow && rule.kind == "a");
+            (has_null, is_free, spec.process.unwrap().no_new_privileges)
+        };
+        assert_eq!(of(&[]), (false, false, true));
+        assert_eq!(of(&["--privileged"]), (true, true, true));
+        assert_eq!(of(&["--privileged", "--privileged-without-host-devices"]), (false, false, true));
+        assert_eq!(of(&["--allow-new-privs"]), (false, false, false));
+        let alone = built(&["--privileged-without-host-devices"]).unwrap_err();
+        assert!(alone.chain().contains("with --privileged"), "{alone:?}");
+        let env = built(&["--net-host", "--env", "HOSTNAME=mine"]).unwrap().process.unwrap().env;
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        assert!(env.contains(&format!("HOSTNAME={name}")), "{env:?}");
     }
 
     #[test]

@@ -204,6 +204,33 @@ fn a_directory_of_devices_is_all_of_them() {
     assert_eq!(rules(&ours), rules(&debians));
 }
 
+/// As with containerd's, an image that came without its trees gets them when somebody wants them.
+#[test]
+fn what_is_not_unpacked_is_unpacked_for_who_needs_it() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::start();
+    let archive = images::busybox_archive().display().to_string();
+    let image = "docker.io/library/busybox:latest";
+    let dumped = daemon.dir().join("spec.json").display().to_string();
+    for namespace in ["runs", "mounts"] {
+        daemon.own_ctr(["-n", namespace, "images", "import", "--no-unpack", &archive]).ok();
+    }
+    let run = ["-n", "runs", "run", "--rm", "--runtime", RUNTIME, "--dump-config", &dumped];
+    let said = daemon.own_ctr([&run[..], &[image, "once", "echo", "hi"]].concat()).ok();
+    assert_eq!(said.stdout, "hi\n");
+    let spec = fs::read(&dumped).expect("the command wrote it");
+    let spec: Value = serde_json::from_slice(&spec).expect("a document");
+    assert_eq!(spec["process"]["args"], json!(["echo", "hi"]));
+    let target = tempfile::tempdir().expect("a temporary directory");
+    let path = target.path().display().to_string();
+    daemon.own_ctr(["-n", "mounts", "images", "mount", image, &path]).ok();
+    assert!(target.path().join("bin/busybox").exists());
+    daemon.own_ctr(["-n", "mounts", "images", "unmount", "--rm", &path]).ok();
+}
+
 /// A document that no image names, with what it refers to.
 #[test]
 fn a_manifest_is_pushed_by_its_digest() {
