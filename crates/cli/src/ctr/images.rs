@@ -74,6 +74,7 @@ pub(super) const VERBS: &[Command] = &[
             SNAPSHOTTER,
             Flag::switch("rw", "so that it can be written to"),
             Flag::value("platform", "the image for this platform"),
+            transfer::SYNC_FS,
             Flag::value("label", "taken for scripts' sake"),
         ],
         |call| Box::pin(mount(call)),
@@ -106,7 +107,11 @@ pub(super) const VERBS: &[Command] = &[
         "tag",
         "[flags] <source_ref> <target_ref> [<target_ref>, ...]",
         "give an image further names",
-        &[Flag::switch("force", "take a name from another image")],
+        &[
+            Flag::switch("local", "leave names that other images have, unless --force says otherwise"),
+            Flag::switch("force", "with --local, take a name from another image"),
+            Flag::switch("skip-reference-check", "names are taken as they are; taken for scripts' sake"),
+        ],
         |call| Box::pin(tag(call)),
     ),
     Command::new(
@@ -341,7 +346,8 @@ async fn tag(call: Call) -> Result<u8> {
     let source = get(&connection, call.word(0, "source ref")?).await?;
     for name in call.words_from(1, "target ref")? {
         let image = Image { name: name.clone(), ..source.clone() };
-        put(&connection, image, call.is("force")).await?;
+        // As the daemon's transfers do, which containerd's asks for unless it is told not to.
+        put(&connection, image, call.is("force") || !call.is("local")).await?;
         table::lines([name]);
     }
     Ok(0)

@@ -18,7 +18,7 @@ use types::{Context, Error, Result};
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, service};
 use super::tasks::Stayed;
-use super::{cni, containers, images, layers, leases, snapshots, spec, tasks};
+use super::{cni, containers, images, layers, leases, snapshots, spec, tasks, transfer};
 
 const RUNTIME: &str = "io.containerd.runc.v2";
 /// What a snapshotter says that shows owners through maps, and the labels that it reads.
@@ -75,7 +75,7 @@ macro_rules! flags {
             Flag::value("user,u", "the user, as NAME|UID[:NAME|GID]; without it the image's"),
             Flag::value("hostname", "its host name"),
             Flag::value("sandbox", "the sandbox that it is in"),
-            Flag::switch("sync-fs", "what is unpacked is on disk anyway; taken for scripts' sake"),
+            transfer::SYNC_FS,
             Flag::value("cgroup", "its cgroup"),
             Flag::value("platform", "the image for this platform"),
             Flag::value("runc-binary", "the OCI runtime to call"),

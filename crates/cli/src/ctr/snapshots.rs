@@ -16,15 +16,15 @@ use types::{Context, Result};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, all, present, service};
-use super::{layers, namespaces, table};
+use super::{layers, namespaces, table, transfer};
 
 /// The one that is used where nobody names one. Not the daemon's default: clients of containerd choose it.
 const DEFAULT: &str = "overlayfs";
 /// The label of a namespace that chooses another (containerd's `defaults.DefaultSnapshotterNSLabel`).
 const DEFAULT_LABEL: &str = "containerd.io/defaults/snapshotter";
 
-pub(super) const GROUP_FLAGS: &[Flag] =
-    &[Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]")];
+const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
+pub(super) const GROUP_FLAGS: &[Flag] = &[SNAPSHOTTER];
 const NEW_FLAGS: &[Flag] = &[
     Flag::value("target,t", "print the command that mounts it here"),
     Flag::switch("mounts", "print its mounts as JSON"),
@@ -61,7 +61,7 @@ pub(super) const VERBS: &[Command] = &[
     }),
     Command::new("tree", "", "show which snapshot stands on which", &[], |call| Box::pin(tree(call))),
     Command {
-        flags: GROUP_FLAGS,
+        flags: &[SNAPSHOTTER, transfer::SYNC_FS],
         ..Command::new("unpack", "<digest>", "make the trees of the image with this digest", &[], |call| {
             Box::pin(layers::unpack(call))
         })

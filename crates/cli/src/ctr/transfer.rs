@@ -45,6 +45,11 @@ const SKIP_METADATA: Flag = Flag::switch(
     "documents of the platforms that are wanted, as without it; taken for scripts' sake",
 );
 const ALL_PLATFORMS: Flag = Flag::switch("all-platforms", "images for all platforms");
+/// containerd's `ctr` can do the work by itself, with the same outcome.
+pub(super) const LOCAL: Flag =
+    Flag::switch("local", "the daemon does it all the same; taken for scripts' sake");
+pub(super) const SYNC_FS: Flag =
+    Flag::switch("sync-fs", "what is unpacked is on disk anyway; taken for scripts' sake");
 
 pub(super) const PULL_FLAGS: &[Flag] = registry_flags![
     SNAPSHOTTER,
@@ -53,6 +58,8 @@ pub(super) const PULL_FLAGS: &[Flag] = registry_flags![
     ALL_PLATFORMS,
     ALL_METADATA,
     SKIP_METADATA,
+    LOCAL,
+    SYNC_FS,
     Flag::switch("print-chainid", "print the name of the tree that was unpacked"),
     Flag::value("max-concurrent-downloads", "the daemon decides; taken for scripts' sake"),
 ];
@@ -66,6 +73,7 @@ pub(super) const FETCH_FLAGS: &[Flag] = registry_flags![
 ];
 pub(super) const PUSH_FLAGS: &[Flag] = registry_flags![
     PLATFORM,
+    LOCAL,
     Flag::value("manifest", "the digest of what is pushed, in place of an image"),
     Flag::value("manifest-type", "what that is [application/vnd.oci.image.manifest.v1+json]"),
     Flag::switch("allow-non-distributable-blobs", "what is here is pushed; taken for scripts' sake"),
@@ -76,6 +84,7 @@ pub(super) const EXPORT_FLAGS: &[Flag] = &[
     Flag::switch("skip-non-distributable", "without layers that may not be passed on"),
     PLATFORM,
     ALL_PLATFORMS,
+    LOCAL,
 ];
 pub(super) const IMPORT_FLAGS: &[Flag] = &[
     Flag::value("base-name", "only images with this name, and what has a tag alone under it"),
@@ -87,6 +96,9 @@ pub(super) const IMPORT_FLAGS: &[Flag] = &[
     Flag::switch("no-unpack", "keep the layers as they are"),
     Flag::switch("compress-blobs", "compress layers that are not"),
     SNAPSHOTTER,
+    LABEL,
+    LOCAL,
+    SYNC_FS,
 ];
 
 /// A stream that is open to the daemon.
@@ -392,6 +404,7 @@ pub(super) async fn import(call: Call) -> Result<u8> {
     };
     let store = ImageStore {
         name: call.value("index-name").unwrap_or_default().to_owned(),
+        labels: Call::labels(call.values("label")),
         platforms: if call.is("all-platforms") { Vec::new() } else { platforms(&call)? },
         extra_references: vec![references],
         unpacks: if call.is("no-unpack") { Vec::new() } else { vec![unpack] },

@@ -204,6 +204,28 @@ fn a_directory_of_devices_is_all_of_them() {
     assert_eq!(rules(&ours), rules(&debians));
 }
 
+/// Which containerd's has since 2.0: there a name moves unless `ctr` is to do the work by itself.
+#[test]
+fn a_name_moves_to_another_image_unless_it_is_to_stay() {
+    let (daemon, _registry, image) = daemon();
+    let archive = images::busybox_archive().display().to_string();
+    daemon.own_ctr(["images", "import", "--local", "--label", "came=in", &archive]).ok();
+    let other = "docker.io/library/busybox:latest";
+    assert_eq!(daemon.own_ctr(["images", "ls", "-q", "labels.came==in"]).ok().text(), other);
+    let digest = |name: &str| {
+        let listed = daemon.own_ctr(["images", "ls", &format!("name=={name}")]).ok().stdout;
+        listed.split_whitespace().find(|word| word.starts_with("sha256:")).expect("a digest").to_owned()
+    };
+    daemon.own_ctr(["images", "tag", &image, "moving:1"]).ok();
+    let kept = daemon.own_ctr(["images", "tag", "--local", other, "moving:1"]);
+    assert!(kept.code != 0 && kept.stderr.contains("already exists"), "{kept}");
+    assert_eq!(digest("moving:1"), digest(&image));
+    daemon.own_ctr(["images", "tag", "--local", "--force", other, "moving:1"]).ok();
+    assert_eq!(digest("moving:1"), digest(other));
+    daemon.own_ctr(["images", "tag", "--skip-reference-check", &image, "moving:1"]).ok();
+    assert_eq!(digest("moving:1"), digest(&image));
+}
+
 /// As with containerd's, an image that came without its trees gets them when somebody wants them.
 #[test]
 fn what_is_not_unpacked_is_unpacked_for_who_needs_it() {
