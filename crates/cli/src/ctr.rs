@@ -17,6 +17,7 @@ mod containers;
 mod content;
 mod events;
 mod images;
+mod inspect;
 mod layers;
 mod leases;
 mod namespaces;
@@ -26,6 +27,7 @@ mod registries;
 mod restore;
 mod run;
 mod schema;
+mod server;
 mod snapshots;
 mod spec;
 mod table;
@@ -67,6 +69,9 @@ const NOUNS: &[Command] = &[
         ..Command::group("snapshots|snapshot", "snapshots", snapshots::VERBS)
     },
     Command::group("tasks|t|task", "containers that run", tasks::VERBS),
+    Command::group("oci", "documents of the OCI", &[spec::COMMAND]),
+    server::INFO,
+    server::DEPRECATIONS,
 ];
 
 const ROOT: Command = Command {

@@ -10,7 +10,7 @@ use api::grpc::images::{
     CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest, UpdateImageRequest,
 };
 use api::grpc::snapshots::{
-    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, ViewSnapshotRequest,
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UsageRequest, ViewSnapshotRequest,
 };
 use api::grpc::types::Descriptor as Wire;
 use client::{Channel, parts};
@@ -23,7 +23,7 @@ use types::{Context, Descriptor, Error, ErrorKind, Platform, Result, UnlessGone}
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, error, present, service};
 use super::registries::registry_flags;
-use super::{content, layers, snapshots, table, transfer};
+use super::{content, inspect, layers, snapshots, table, transfer};
 use crate::output::said;
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
@@ -58,6 +58,13 @@ pub(super) const VERBS: &[Command] = &[
     Command::new("import", "[flags] <in>", "take images from an archive", transfer::IMPORT_FLAGS, |call| {
         Box::pin(transfer::import(call))
     }),
+    Command::new(
+        "inspect|i",
+        "<image> [flags]",
+        "show the documents of an image as a tree",
+        &[Flag::switch("content", "their labels and their text too")],
+        |call| Box::pin(inspect::inspect(call)),
+    ),
     Command::new(
         "list|ls",
         "[flags] [<filter>, ...]",
@@ -121,6 +128,9 @@ pub(super) const VERBS: &[Command] = &[
         &[Flag::switch("replace-all,r", "instead of those that it has")],
         |call| Box::pin(label(call)),
     ),
+    Command::new("usage", "[flags] <ref>", "show what the trees of an image take", &[SNAPSHOTTER], |call| {
+        Box::pin(usage(call))
+    }),
 ];
 
 pub(super) fn client(connection: &Connection) -> ImagesClient<Channel> {
@@ -400,6 +410,34 @@ async fn label(call: Call) -> Result<u8> {
     };
     let updated = client(&connection).update(connection.request(request)?).await.answer()?;
     table::lines([shown(&present(updated.image, "image")?.labels)]);
+    Ok(0)
+}
+
+/// Each tree from the topmost down. Labels of the namespace choose no snapshotter for it, as with containerd's.
+async fn usage(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let name = call.word(0, "image")?;
+    let image =
+        get(&connection, name).await.context(|| format!("failed to ensure if image {name} exists"))?;
+    let tree = Tree::of(&connection, &image.target.unwrap_or_default(), &Platform::host()).await?;
+    let snapshotter = snapshots::named(&call);
+    let mut key = tree.chain_id.unwrap_or_default();
+    if key.is_empty() || !is_there(&connection, &snapshotter, &key).await? {
+        return Err(Error::failed_precondition(format!(
+            "image {name} isn't unpacked in snapshotter {snapshotter}"
+        )));
+    }
+    let mut client = snapshots::client(&connection);
+    let mut rows = Vec::new();
+    while !key.is_empty() {
+        let request = UsageRequest { snapshotter: snapshotter.clone(), key: key.clone() };
+        let usage = client.usage(connection.request(request)?).await.answer()?;
+        let request = StatSnapshotRequest { snapshotter: snapshotter.clone(), key: key.clone() };
+        let info = client.stat(connection.request(request)?).await.answer()?.info;
+        rows.push(vec![key, table::binary_size(usage.size), usage.inodes.to_string()]);
+        key = present(info, "snapshot")?.parent;
+    }
+    table::print(&["KEY", "SIZE", "INODES"], &rows);
     Ok(0)
 }
 

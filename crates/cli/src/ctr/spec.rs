@@ -9,10 +9,10 @@ use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, IdMapping, IntelRdt, Linux, LinuxDevice, LinuxNamespace,
     LinuxResources, LinuxSeccomp, MemoryResources, Mount, Process, Rlimit, Root, Spec, User, VERSION,
 };
-use types::{Context, Error, Result};
+use types::{Context, Error, Platform, Result};
 
-use super::apparmor;
-use super::command::Call;
+use super::command::{Call, Command, Flag};
+use super::{apparmor, table};
 
 /// What containerd's clients give a container that asks for nothing.
 const CAPABILITIES: [&str; 14] = [
@@ -37,6 +37,14 @@ const OPEN_FILES_MAX: u64 = 1024;
 /// Microseconds that a share of processors is counted over.
 const PERIOD: u64 = 100_000;
 
+pub(super) const COMMAND: Command = Command::new(
+    "spec",
+    "[flags]",
+    "print the OCI spec that containers begin with",
+    &[Flag::value("platform", "a platform of Linux; the spec is the same for each")],
+    |call| Box::pin(default(call)),
+);
+
 /// What is known of the container before its spec is made.
 pub(super) struct Inputs<'a> {
     pub(super) namespace: &'a str,
@@ -47,6 +55,40 @@ pub(super) struct Inputs<'a> {
     pub(super) user: User,
     /// A root file system that is a folder of this machine.
     pub(super) rootfs: Option<&'a str>,
+}
+
+/// Prints the spec of a container of which nothing is said yet, neither by an image nor by flags.
+async fn default(call: Call) -> Result<u8> {
+    if let Some(text) = call.value("platform") {
+        let platform: Platform = text.parse()?;
+        if platform.os != "linux" {
+            return Err(Error::invalid_argument(format!(
+                "--platform {text}: only containers of linux are made here"
+            )));
+        }
+    }
+    table::json(&serde_json::to_value(begun(&call)?).expect("a spec has a JSON form"));
+    Ok(0)
+}
+
+fn begun(call: &Call) -> Result<Spec> {
+    let namespace = call.value("namespace").unwrap_or("default");
+    // A program has to be named, and is taken out again.
+    let (command, image) = ([String::new()], ExecConfig::default());
+    let user = User::default();
+    let mut spec =
+        build(call, Inputs { namespace, id: "", command: &command, image: &image, user, rootfs: None })?;
+    if let Some(process) = &mut spec.process {
+        process.args.clear();
+        process.env.clear();
+    }
+    if let Some(linux) = &mut spec.linux {
+        linux.cgroups_path = format!("/{namespace}");
+        // What programs need of devices and processors is added for each container.
+        let nothing = DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() };
+        linux.resources = Some(LinuxResources { devices: vec![nothing], ..LinuxResources::default() });
+    }
+    Ok(spec)
 }
 
 pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
@@ -484,6 +526,22 @@ mod tests {
         let image = ExecConfig { env: vec!["PATH=/bin".into(), "OWN=image".into()], ..ExecConfig::default() };
         let expected = ["PATH=/bin", "OWN=image", "B=2", "C= spaces ", "D=4", "E=5"];
         assert_eq!(environment(&call, &image).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_spec_begins_with_neither_program_nor_limits() {
+        let words = ["-n", "own", "oci", "spec"].map(str::to_owned).to_vec();
+        let Ok(command::Parsed::Call(call)) = command::parse(&ROOT, words) else { panic!("a call") };
+        let spec = begun(&call).unwrap();
+        let (process, linux) = (spec.process.unwrap(), spec.linux.unwrap());
+        assert!(
+            process.args.is_empty() && process.env.is_empty() && process.no_new_privileges,
+            "{process:?}"
+        );
+        assert_eq!(linux.cgroups_path, "/own");
+        let resources = linux.resources.unwrap();
+        assert!(resources.cpu.is_none() && resources.devices.len() == 1, "{resources:?}");
+        assert_eq!(spec.mounts.len(), 7);
     }
 
     /// The spec that a command line of `run` makes for an image without a config.

@@ -204,6 +204,41 @@ fn a_directory_of_devices_is_all_of_them() {
     assert_eq!(rules(&ours), rules(&debians));
 }
 
+/// By commands that containerd's has since 2.x.
+#[test]
+fn images_and_daemons_are_shown_as_by_containerd_2() {
+    let (daemon, _registry, image) = daemon();
+    let tree = daemon.own_ctr(["images", "inspect", &image]).ok().stdout;
+    assert_eq!(tree.lines().next(), Some(image.as_str()));
+    for part in
+        ["│    Created: 2", " +0000 UTC\n", "\n└── application/", "├── application/", "@sha256:", " bytes)"]
+    {
+        assert!(tree.contains(part), "{part}\n{tree}");
+    }
+    let whole = daemon.own_ctr(["images", "inspect", "--content", &image]).ok().stdout;
+    for part in ["┌────────Labels─────────", "┌────────Content────────", "│{", "\"rootfs\""]
+    {
+        assert!(whole.contains(part), "{part}\n{whole}");
+    }
+    let missing = daemon.own_ctr(["images", "inspect", "nosuch"]);
+    assert!(missing.code != 0 && missing.stderr.contains("not found"), "{missing}");
+
+    let usage = daemon.own_ctr(["images", "usage", &image]).ok().stdout;
+    let rows: Vec<Vec<&str>> = usage.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["KEY", "SIZE", "INODES"]);
+    assert!(rows.len() > 1 && rows[1][0].starts_with("sha256:"), "{usage}");
+    let other = daemon.own_ctr(["images", "usage", "--snapshotter", "native", &image]);
+    assert!(other.code != 0 && other.stderr.contains("isn't unpacked in snapshotter native"), "{other}");
+
+    let parse = |text: &str| serde_json::from_str::<Value>(text).expect("a document");
+    let info = parse(&daemon.own_ctr(["info"]).ok().stdout);
+    assert_eq!(info["server"]["pid"], daemon.pid());
+    assert_eq!(info["server"]["uuid"].as_str().map(str::len), Some(36));
+    assert_eq!(daemon.own_ctr(["deprecations", "list"]).ok().text(), "");
+    let spec = parse(&daemon.own_ctr(["oci", "spec"]).ok().stdout);
+    assert_eq!(spec["linux"]["cgroupsPath"], "/default");
+}
+
 /// Which containerd's has since 2.0: there a name moves unless `ctr` is to do the work by itself.
 #[test]
 fn a_name_moves_to_another_image_unless_it_is_to_stay() {
