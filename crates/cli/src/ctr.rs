@@ -26,6 +26,7 @@ mod plugins;
 mod registries;
 mod restore;
 mod run;
+mod sandboxes;
 mod schema;
 mod server;
 mod snapshots;
@@ -69,6 +70,7 @@ const NOUNS: &[Command] = &[
         ..Command::group("snapshots|snapshot", "snapshots", snapshots::VERBS)
     },
     Command::group("tasks|t|task", "containers that run", tasks::VERBS),
+    Command::group("sandboxes|sandbox|sb|s", "pods", sandboxes::VERBS),
     Command::group("oci", "documents of the OCI", &[spec::COMMAND]),
     server::INFO,
     server::DEPRECATIONS,

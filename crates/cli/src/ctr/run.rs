@@ -20,7 +20,7 @@ use super::connection::{Answer, Connection, service};
 use super::tasks::Stayed;
 use super::{cni, containers, images, layers, leases, snapshots, spec, tasks, transfer};
 
-const RUNTIME: &str = "io.containerd.runc.v2";
+pub(super) const RUNTIME: &str = "io.containerd.runc.v2";
 /// What a snapshotter says that shows owners through maps, and the labels that it reads.
 const REMAP: &str = "remap-ids";
 const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
@@ -29,7 +29,7 @@ const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
 const STOP_SIGNAL: &str = "io.containerd.image.config.stop-signal";
 /// How labels begin that speak to containerd and to its plugin for Kubernetes.
 const RESERVED: [&str; 2] = ["containerd.io/", "io.cri-containerd"];
-const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+pub(super) const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 macro_rules! flags {
     ($($own:expr),* $(,)?) => {

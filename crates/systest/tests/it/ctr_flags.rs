@@ -239,6 +239,32 @@ fn images_and_daemons_are_shown_as_by_containerd_2() {
     assert_eq!(spec["linux"]["cgroupsPath"], "/default");
 }
 
+#[test]
+fn a_sandbox_is_started_shown_and_removed() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::start();
+    let config = daemon.dir().join("pod.json");
+    fs::write(&config, r#"{"ociVersion": "1.0.2"}"#).expect("a writable directory");
+    let config = config.display().to_string();
+    let started = daemon.own_ctr(["sandboxes", "run", "--runtime", RUNTIME, &config, "pod"]).ok();
+    assert_eq!(started.text(), "pod");
+    let listed = daemon.own_ctr(["sb", "ls"]).ok().stdout;
+    let rows: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows[0], ["ID", "CREATED", "RUNTIME"]);
+    assert!(rows[1][0] == "pod" && listed.contains(" +0000 UTC") && listed.contains(RUNTIME), "{listed}");
+    let info = daemon.own_ctr(["sandbox", "info", "pod"]).ok().stdout;
+    let info: Value = serde_json::from_str(&info).expect("a document");
+    assert_eq!((&info["ID"], &info["Sandboxer"]), (&json!("pod"), &json!("shim")));
+    daemon.own_ctr(["sandboxes", "rm", "pod"]).ok();
+    assert_eq!(daemon.own_ctr(["sandboxes", "ls"]).ok().stdout.lines().count(), 1, "only the heading");
+    let missing = daemon.own_ctr(["sandboxes", "rm", "pod"]).ok();
+    assert!(missing.stderr.contains("failed to load sandbox pod"), "{missing}");
+    assert!(daemon.own_ctr(["sandboxes", "info", "pod"]).code != 0);
+}
+
 /// Which containerd's has since 2.0: there a name moves unless `ctr` is to do the work by itself.
 #[test]
 fn a_name_moves_to_another_image_unless_it_is_to_stay() {

@@ -1,0 +1,158 @@
+//! `ctr sandboxes`: pods, by the controller that the namespace chooses.
+
+use std::collections::BTreeMap;
+
+use api::grpc::sandbox::controller::{
+    ControllerCreateRequest, ControllerShutdownRequest, ControllerStartRequest, ControllerStopRequest,
+};
+use api::grpc::sandbox::{
+    Runtime, Sandbox, StoreCreateRequest, StoreDeleteRequest, StoreGetRequest, StoreListRequest,
+};
+use prost_types::Any;
+use serde_json::{Value, json};
+use types::spec::runtime::Spec;
+use types::{Context, Error, Result, Timestamp, UnlessGone};
+
+use super::command::{Call, Command, Flag};
+use super::connection::{Answer, Connection, present, service};
+use super::run::{RUNTIME, SPEC_URL};
+use super::{events, namespaces, schema, table};
+
+/// Who runs sandboxes where nobody chooses, and the label of a namespace that chooses another (containerd's
+/// `defaults.DefaultSandboxerNSLabel`).
+const SANDBOXER: &str = "shim";
+const SANDBOXER_LABEL: &str = "containerd.io/defaults/sandboxer";
+
+pub(super) const VERBS: &[Command] = &[
+    Command::new(
+        "run|create|c|r",
+        "[flags] <pod-config.json> <sandbox-id>",
+        "start a sandbox",
+        &[Flag::value("runtime", "the runtime [io.containerd.runc.v2]")],
+        |call| Box::pin(run(call)),
+    ),
+    Command::new(
+        "list|ls",
+        "[flags]",
+        "list sandboxes",
+        &[Flag::value("filters", "only those that it matches")],
+        |call| Box::pin(list(call)),
+    ),
+    Command::new(
+        "remove|rm",
+        "[flags] <id> [<id>, ...]",
+        "end and remove sandboxes",
+        &[Flag::switch("force,f", "remove one that cannot be stopped, too")],
+        |call| Box::pin(remove(call)),
+    ),
+    Command::new("info|i", "<sandbox id>", "show a sandbox", &[], |call| Box::pin(info(call))),
+];
+
+async fn run(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let (file, id) = (call.word(0, "pod config")?, call.word(1, "sandbox id")?);
+    let what = || format!("read the sandbox's config {file}");
+    let spec = std::fs::read(file).context(what)?;
+    serde_json::from_slice::<Spec>(&spec)
+        .map_err(|error| Error::invalid_argument(what()).with_source(error))?;
+    let labels = namespaces::labels(&connection).await?;
+    let chosen = labels.get(SANDBOXER_LABEL).filter(|name| !name.is_empty());
+    let now = Timestamp::now();
+    let now = prost_types::Timestamp { seconds: now.seconds, nanos: now.nanos.cast_signed() };
+    let sandbox = Sandbox {
+        sandbox_id: id.to_owned(),
+        runtime: Some(Runtime { name: call.value("runtime").unwrap_or(RUNTIME).to_owned(), options: None }),
+        spec: Some(Any { type_url: SPEC_URL.to_owned(), value: spec }),
+        created_at: Some(now),
+        updated_at: Some(now),
+        sandboxer: chosen.map_or(SANDBOXER, String::as_str).to_owned(),
+        ..Sandbox::default()
+    };
+    let request = StoreCreateRequest { sandbox: Some(sandbox.clone()) };
+    let mut store = service!(connection, sandbox::store_client::StoreClient);
+    store.create(connection.request(request)?).await.answer().context(|| "failed to create new sandbox")?;
+    let mut controller = service!(connection, sandbox::controller::controller_client::ControllerClient);
+    let sandboxer = sandbox.sandboxer.clone();
+    let request = ControllerCreateRequest {
+        sandbox_id: id.to_owned(),
+        sandboxer: sandboxer.clone(),
+        sandbox: Some(sandbox),
+        ..ControllerCreateRequest::default()
+    };
+    let created = controller.create(connection.request(request)?).await.answer();
+    created.context(|| format!("failed to create sandbox with {sandboxer} sandboxer"))?;
+    let request = ControllerStartRequest { sandbox_id: id.to_owned(), sandboxer };
+    controller.start(connection.request(request)?).await.answer().context(|| "failed to start")?;
+    table::lines([id]);
+    Ok(0)
+}
+
+async fn list(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let request = StoreListRequest { filters: call.values("filters").to_vec() };
+    let mut store = service!(connection, sandbox::store_client::StoreClient);
+    let found = store.list(connection.request(request)?).await.answer()?.list;
+    let row = |sandbox: &Sandbox| {
+        let runtime = sandbox.runtime.as_ref().map(|runtime| runtime.name.clone()).unwrap_or_default();
+        vec![sandbox.sandbox_id.clone(), events::go_time(sandbox.created_at.as_ref()), runtime]
+    };
+    table::print(&["ID", "CREATED", "RUNTIME"], &found.iter().map(row).collect::<Vec<_>>());
+    Ok(0)
+}
+
+/// As containerd's, what cannot be removed is told and passed over.
+async fn remove(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    for id in call.words() {
+        if let Err(error) = remove_one(&connection, id, call.is("force")).await {
+            eprintln!("ctr: failed to remove sandbox {id}: {}", error.chain());
+        }
+    }
+    Ok(0)
+}
+
+async fn remove_one(connection: &Connection, id: &str, force: bool) -> Result<()> {
+    let sandboxer = get(connection, id).await?.sandboxer;
+    let mut controller = service!(connection, sandbox::controller::controller_client::ControllerClient);
+    let sandbox_id = id.to_owned();
+    let request = ControllerStopRequest { sandbox_id, sandboxer: sandboxer.clone(), timeout_secs: 0 };
+    if let Err(error) = controller.stop(connection.request(request)?).await.answer() {
+        if !force {
+            return Err(error.context("failed to stop it"));
+        }
+        eprintln!("ctr: failed to stop sandbox {id}: {}", error.chain());
+    }
+    let request = ControllerShutdownRequest { sandbox_id: id.to_owned(), sandboxer };
+    controller.shutdown(connection.request(request)?).await.answer().unless_gone()?;
+    let request = StoreDeleteRequest { sandbox_id: id.to_owned() };
+    let mut store = service!(connection, sandbox::store_client::StoreClient);
+    store.delete(connection.request(request)?).await.answer().unless_gone()?;
+    Ok(())
+}
+
+async fn info(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let sandbox = get(&connection, call.word(0, "sandbox id")?).await?;
+    let runtime = sandbox.runtime.unwrap_or_default();
+    let extensions = sandbox.extensions.iter().map(|(key, value)| (key.clone(), schema::any(value)));
+    let labels: BTreeMap<String, Value> =
+        sandbox.labels.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
+    table::json(&json!({
+        "ID": sandbox.sandbox_id,
+        "Labels": schema::map_or_null(&labels),
+        "Runtime": {"Name": runtime.name, "Options": runtime.options.as_ref().map_or(Value::Null, schema::any)},
+        "Spec": sandbox.spec.as_ref().map_or(Value::Null, schema::any),
+        "Sandboxer": sandbox.sandboxer,
+        "CreatedAt": table::time(sandbox.created_at.as_ref()),
+        "UpdatedAt": table::time(sandbox.updated_at.as_ref()),
+        "Extensions": schema::map_or_null(&extensions.collect()),
+    }));
+    Ok(0)
+}
+
+async fn get(connection: &Connection, id: &str) -> Result<Sandbox> {
+    let request = StoreGetRequest { sandbox_id: id.to_owned() };
+    let mut store = service!(connection, sandbox::store_client::StoreClient);
+    let found = store.get(connection.request(request)?).await.answer();
+    present(found.context(|| format!("failed to load sandbox {id}"))?.sandbox, "sandbox")
+}
