@@ -31,6 +31,9 @@ struct Inner {
 
 type Method = (String, String);
 
+/// The numbers of all codes of gRPC.
+const CODES: std::ops::RangeInclusive<i32> = 0..=16;
+
 /// Writes the samples of one method, given its labels.
 type Writing<'a> = &'a dyn Fn(&mut Text, &[(&str, &str)], &Counts);
 
@@ -50,8 +53,15 @@ struct Messages {
 }
 
 impl Calls {
+    /// With each method that is served, and each way in which a call of it can end, at zero: as in containerd, so that who
+    /// adds up what is new sees the first failure too.
     pub(crate) fn new(times: bool) -> Calls {
-        Calls(Arc::new(Inner { methods: Mutex::default(), times }))
+        let served = SERVICES.iter().flat_map(|(package, service, _, rows)| {
+            rows.iter().map(move |(_, method, ..)| (format!("{package}.{service}"), (*method).to_owned()))
+        });
+        let at_zero = || Counts { handled: CODES.map(|code| (code, 0)).collect(), ..Counts::default() };
+        let methods = served.map(|method| (method, at_zero())).collect();
+        Calls(Arc::new(Inner { methods: Mutex::new(methods), times }))
     }
 
     /// Notes that a call began.
@@ -92,8 +102,12 @@ impl Calls {
         each(text, handled, "counter", help, &|text, labels, counts| {
             for (code, count) in &counts.handled {
                 let name = format!("{:?}", Code::from_i32(*code));
-                // Go's word for it, which is what the label has elsewhere.
-                let name = if name == "Ok" { "OK" } else { &name };
+                // Go's words for them, which are what the label has elsewhere.
+                let name = match name.as_str() {
+                    "Ok" => "OK",
+                    "Cancelled" => "Canceled",
+                    name => name,
+                };
                 text.sample(handled, &[&[("grpc_code", name)], labels].concat(), *count as f64);
             }
         });
@@ -194,14 +208,20 @@ mod tests {
         assert_eq!(refused.headers()["grpc-status"], "5");
         let labels =
             format!("grpc_method=\"{method}\",grpc_service=\"{service}\",grpc_type=\"server_stream\"");
+        let unasked = "grpc_method=\"Server\",grpc_service=\"containerd.services.introspection.v1.Introspection\",\
+                       grpc_type=\"unary\"";
         let text = text(&calls);
         for expected in [
             format!("grpc_server_started_total{{{labels}}} 2"),
-            format!("grpc_server_handled_total{{grpc_code=\"Cancelled\",{labels}}} 1"),
+            format!("grpc_server_handled_total{{grpc_code=\"Canceled\",{labels}}} 1"),
             format!("grpc_server_handled_total{{grpc_code=\"NotFound\",{labels}}} 1"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.005\"}} 2"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 2"),
             format!("grpc_server_handling_seconds_count{{{labels}}} 2"),
+            // What has not happened yet is there.
+            format!("grpc_server_handled_total{{grpc_code=\"Internal\",{labels}}} 0"),
+            format!("grpc_server_handled_total{{grpc_code=\"OK\",{unasked}}} 0"),
+            format!("grpc_server_started_total{{{unasked}}} 0"),
         ] {
             assert!(text.lines().any(|line| line == expected), "{expected} is missing in\n{text}");
         }
