@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use api::engine::{Follow, ImageFollow, ImageStep};
+use api::grpc::containers::ListContainersRequest;
 use api::grpc::content::InfoRequest;
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{
@@ -23,7 +24,7 @@ use types::{Context, Descriptor, Error, ErrorKind, Platform, Result, UnlessGone}
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, error, present, service};
 use super::registries::registry_flags;
-use super::{content, inspect, layers, snapshots, table, transfer};
+use super::{containers, content, inspect, layers, snapshots, table, transfer};
 use crate::output::said;
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
@@ -103,6 +104,13 @@ pub(super) const VERBS: &[Command] = &[
     Command::new("push", "[flags] <remote> [<local>]", "push an image", transfer::PUSH_FLAGS, |call| {
         Box::pin(transfer::push(call))
     }),
+    Command::new(
+        "prune",
+        "[flags]",
+        "remove images that no container is of",
+        &[Flag::switch("all", "do it; without it nothing is removed")],
+        |call| Box::pin(prune(call)),
+    ),
     Command::new(
         "delete|del|remove|rm",
         "[flags] <ref> [<ref>, ...]",
@@ -393,6 +401,31 @@ async fn remove(call: Call) -> Result<u8> {
         }
     }
     Ok(code)
+}
+
+/// As containerd's, says what it does on standard error, and goes on with the next where one cannot be removed.
+async fn prune(call: Call) -> Result<u8> {
+    if !call.is("all") {
+        eprintln!("ctr: no images pruned: images prune requires --all");
+        return Ok(0);
+    }
+    let connection = call.connect().await?;
+    let request = connection.request(ListContainersRequest::default())?;
+    let used = containers::client(&connection).list(request).await.answer()?.containers;
+    let used: BTreeSet<String> = used.into_iter().map(|container| container.image).collect();
+    let names = names(&call, &connection).await?.into_iter().filter(|name| !used.contains(name));
+    let names: Vec<String> = names.collect();
+    for (at, name) in names.iter().enumerate() {
+        // One collection takes them all.
+        let sync = at + 1 == names.len();
+        let request = DeleteImageRequest { name: name.clone(), sync, target: None };
+        match client(&connection).delete(connection.request(request)?).await.answer().unless_gone() {
+            Ok(Some(())) => eprintln!("ctr: deleted image: {name}"),
+            Ok(None) => {}
+            Err(error) => eprintln!("ctr: failed to delete image {name}: {}", error.chain()),
+        }
+    }
+    Ok(0)
 }
 
 async fn label(call: Call) -> Result<u8> {

@@ -239,6 +239,24 @@ fn images_and_daemons_are_shown_as_by_containerd_2() {
     assert_eq!(spec["linux"]["cgroupsPath"], "/default");
 }
 
+/// By `images prune --all`, which runbooks for nodes of Kubernetes call.
+#[test]
+fn images_without_containers_are_pruned() {
+    let (daemon, _registry, image) = daemon();
+    daemon.own_ctr(["images", "tag", &image, "unused:1", "unused:2"]).ok();
+    daemon.own_ctr(["containers", "create", &image, "keeper", "true"]).ok();
+    let nothing = daemon.own_ctr(["images", "prune"]).ok();
+    assert!(nothing.stderr.contains("requires --all"), "{nothing}");
+    assert_eq!(daemon.own_ctr(["images", "ls", "-q"]).ok().stdout.lines().count(), 3);
+    let pruned = daemon.own_ctr(["images", "prune", "--all"]).ok();
+    assert_eq!(pruned.stdout, "");
+    assert!(pruned.stderr.contains("unused:1") && pruned.stderr.contains("unused:2"), "{pruned}");
+    assert_eq!(daemon.own_ctr(["images", "ls", "-q"]).ok().text(), image);
+    daemon.own_ctr(["containers", "rm", "keeper"]).ok();
+    daemon.own_ctr(["images", "prune", "--all"]).ok();
+    assert_eq!(daemon.own_ctr(["content", "ls", "-q"]).ok().text(), "");
+}
+
 #[test]
 fn a_sandbox_is_started_shown_and_removed() {
     if !is_root("a sandbox") {
