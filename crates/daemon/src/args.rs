@@ -145,6 +145,7 @@ impl Args {
         }
         parsed.command = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             [] => Command::Serve,
+            ["help" | "h"] | ["config", "help" | "h"] => Command::Help,
             ["config", "default"] => Command::ConfigDefault,
             ["config", "dump"] => Command::ConfigDump,
             ["config", "migrate"] => Command::ConfigMigrate,
@@ -259,7 +260,7 @@ mod tests {
                 }
             }
         }
-        for line in ["--help oci-hook x", "oci-hook --help", "oci-hook -h"] {
+        for line in ["--help oci-hook x", "oci-hook --help", "oci-hook -h", "help", "h", "config help"] {
             assert_eq!(parse(line).unwrap().command, Command::Help, "{line}");
         }
         // Behind a hook, and in the place of a value, it is none of ours.

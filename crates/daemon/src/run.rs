@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use linux::cgroup::Cgroup;
 use tokio::net::UnixListener;
@@ -237,6 +237,7 @@ async fn run_parts(
     parts: &wiring::Parts,
     exporter: Option<Exporter>,
 ) -> Result<()> {
+    let begun = Instant::now();
     let (stop, stopping) = watch::channel(false);
     let (silence, silenced) = oneshot::channel();
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(silenced)));
@@ -280,6 +281,10 @@ async fn run_parts(
         listeners.push(listen::listen_on_tcp(tcp).await?);
     }
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
+    if args.flavor == Flavor::Containerd {
+        // Scripts that start a containerd wait for these words in its log.
+        tracing::info!("containerd successfully booted in {:.6}s", begun.elapsed().as_secs_f64());
+    }
     notify::notify(notify::READY);
     background
         .spawn("give back what is unused", idle.clone().run(parts.metadata.clone(), parts.engine.clone()));

@@ -64,6 +64,7 @@ fn the_default_file_of_debians_containerd_starts_a_daemon() {
     assert!(daemon.ctr(["version"]).ok().stdout.contains("2.3.4+hoist."));
     let log = daemon.log();
     assert!(log.contains("io.containerd.cri.v1.runtime"), "it is not named in\n{log}");
+    assert!(log.contains("containerd successfully booted in "), "scripts wait for it\n{log}");
     for known in ["gc.v1.scheduler", "stream_processors", "timeouts"] {
         assert!(!log.contains(known), "what has a counterpart is not warned of\n{log}");
     }
