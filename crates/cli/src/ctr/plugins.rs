@@ -1,22 +1,71 @@
 //! `ctr plugins`.
 
-use api::grpc::introspection::{Plugin, PluginsRequest};
-use types::Result;
+use api::grpc::introspection::{Plugin, PluginInfoRequest, PluginsRequest};
+use api::shim::introspection::{RuntimeInfo, RuntimeRequest};
+use api::shim::{pack, unpack};
+use serde_json::{Value, json};
+use types::{Error, Result};
 
 use super::command::{Call, Command, Flag};
-use super::connection::{Answer, service};
-use super::table;
+use super::connection::{Answer, present, service};
+use super::{run, schema, table};
 
-pub(super) const VERBS: &[Command] = &[Command::new(
-    "list|ls",
-    "[<filter>, ...]",
-    "lists plugins",
-    &[
-        Flag::switch("quiet,q", "print only the plugin ids"),
-        Flag::switch("detailed,d", "print everything about each plugin"),
-    ],
-    |call| Box::pin(list(call)),
-)];
+pub(super) const VERBS: &[Command] = &[
+    Command::new(
+        "list|ls",
+        "[<filter>, ...]",
+        "lists plugins",
+        &[
+            Flag::switch("quiet,q", "print only the plugin ids"),
+            Flag::switch("detailed,d", "print everything about each plugin"),
+        ],
+        |call| Box::pin(list(call)),
+    ),
+    Command::new(
+        "inspect-runtime",
+        "[flags]",
+        "show what a runtime says of itself",
+        &[
+            Flag::value("runtime", "its name or the path of its shim [io.containerd.runc.v2]"),
+            Flag::value("runtime-config-path", "a file that the runtime reads"),
+            Flag::value("runc-binary", "the OCI runtime to call"),
+            Flag::value("runc-root", "that runtime's state directory"),
+            Flag::switch("runc-systemd-cgroup", "cgroups by systemd"),
+        ],
+        |call| Box::pin(inspect_runtime(call)),
+    ),
+];
+
+/// The daemon asks the runtime's shim.
+async fn inspect_runtime(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let asked = RuntimeRequest {
+        runtime_path: call.value("runtime").unwrap_or(run::RUNTIME).to_owned(),
+        options: run::runtime_options(&call)?,
+    };
+    let request = PluginInfoRequest {
+        r#type: "io.containerd.runtime.v2".to_owned(),
+        id: "task".to_owned(),
+        options: Some(pack(&asked)),
+    };
+    let mut client = service!(connection, introspection::introspection_client::IntrospectionClient);
+    let answer = client.plugin_info(connection.request(request)?).await.answer()?;
+    let extra = present(answer.extra, "information of a runtime")?;
+    let info = unpack::<RuntimeInfo>(&extra).and_then(Result::ok);
+    let info = info.ok_or_else(|| {
+        Error::internal(format!("the daemon answered with {:?} in place of a RuntimeInfo", extra.type_url))
+    })?;
+    let version = info.version.unwrap_or_default();
+    let annotations = if info.annotations.is_empty() { Value::Null } else { json!(info.annotations) };
+    table::json(&json!({
+        "Name": info.name,
+        "Version": {"Version": version.version, "Revision": version.revision},
+        "Options": info.options.as_ref().map_or(Value::Null, schema::any),
+        "Features": info.features.as_ref().map_or(Value::Null, schema::any),
+        "Annotations": annotations,
+    }));
+    Ok(0)
+}
 
 async fn list(call: Call) -> Result<u8> {
     let connection = call.connect().await?;

@@ -289,7 +289,8 @@ async fn tree_labels(
     Ok(labels)
 }
 
-fn runtime_options(call: &Call) -> Result<Option<Any>> {
+/// What a runtime is told besides the spec, by flags that not every command has.
+pub(super) fn runtime_options(call: &Call) -> Result<Option<Any>> {
     let options = Options {
         binary_name: call.value("runc-binary").unwrap_or_default().to_owned(),
         root: call.value("runc-root").unwrap_or_default().to_owned(),

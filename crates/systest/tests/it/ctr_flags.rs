@@ -235,6 +235,10 @@ fn images_and_daemons_are_shown_as_by_containerd_2() {
     assert_eq!(info["server"]["pid"], daemon.pid());
     assert_eq!(info["server"]["uuid"].as_str().map(str::len), Some(36));
     assert_eq!(daemon.own_ctr(["deprecations", "list"]).ok().text(), "");
+    let runtime = daemon.own_ctr(["plugins", "inspect-runtime", "--runtime", RUNTIME]).ok().stdout;
+    let runtime = parse(&runtime);
+    assert_eq!(runtime["Name"], RUNTIME);
+    assert!(runtime["Features"]["ociVersionMin"].is_string(), "{runtime}");
     let spec = parse(&daemon.own_ctr(["oci", "spec"]).ok().stdout);
     assert_eq!(spec["linux"]["cgroupsPath"], "/default");
 }
