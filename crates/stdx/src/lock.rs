@@ -8,7 +8,7 @@
 //! They are those of the standard library otherwise, guards included. Its `std::sync::nonpoison` is to have the same,
 //! and is not stable.
 
-use std::sync::{self, MutexGuard, PoisonError, WaitTimeoutResult};
+use std::sync::{self, MutexGuard, PoisonError, TryLockError, WaitTimeoutResult};
 use std::time::Duration;
 
 /// [`std::sync::Mutex`] without poison.
@@ -23,6 +23,15 @@ impl<T> Mutex<T> {
     /// Waits until nobody else has it.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock, if nobody else has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// The value, without a lock: nobody else can have one.
@@ -87,7 +96,10 @@ mod tests {
             held.join()
         });
         assert!(ended.is_err());
-        assert_eq!(*lock.lock(), 2);
+        assert_eq!(lock.try_lock().as_deref(), Some(&2));
+        let held = lock.lock();
+        assert!(*held == 2 && lock.try_lock().is_none());
+        drop(held);
         assert_eq!(*notice.wait_while(lock.lock(), |value| *value != 2), 2);
         let (guard, waited) = notice.wait_timeout_while(lock.lock(), Duration::ZERO, |_| true);
         assert!(waited.timed_out() && *guard == 2);

@@ -801,8 +801,8 @@ mod tests {
             let properties = limits(resources, Version::V2).unwrap();
             properties.iter().filter_map(|property| Some((property.0, since(property)?))).collect()
         };
-        let since = [("CPUQuotaPeriodUSec", 242), ("AllowedCPUs", 244), ("AllowedMemoryNodes", 244)];
-        assert_eq!(needed(&busy), since);
+        let expected = [("CPUQuotaPeriodUSec", 242), ("AllowedCPUs", 244), ("AllowedMemoryNodes", 244)];
+        assert_eq!(needed(&busy), expected);
         let weighed = |cpu| LinuxResources { cpu: Some(cpu), ..LinuxResources::default() };
         let idle = CpuResources { idle: Some(1), ..CpuResources::default() };
         assert_eq!(needed(&weighed(idle)), [("CPUWeight", 252)]);
