@@ -268,6 +268,14 @@ impl<'a> StoredLabels<'a> {
         )
     }
 
+    /// As [`StoredLabels::iter`], for whom text is bytes: nobody looks a second time whether they are text.
+    pub fn bytes(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let mut rest = Reader(self.0);
+        std::iter::from_fn(
+            move || if rest.is_empty() { None } else { rest.bytes().ok().zip(rest.bytes().ok()) },
+        )
+    }
+
     pub fn get(self, key: &str) -> Option<&'a str> {
         self.iter().find(|(found, _)| *found == key).map(|(_, value)| value)
     }

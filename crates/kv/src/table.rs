@@ -86,17 +86,20 @@ impl<K: Key, V: Value> Table<K, V> {
         })
     }
 
-    /// Calls `visit` with the records below `prefix` in key order, until it fails, as they are stored: for a look at many, of
-    /// which few may be wanted. Where there are many, `visit` is called on another thread, while the engine reads on.
+    /// Calls `visit` with the records below `prefix` in key order, until it fails, as they are stored, each key without the
+    /// prefix: for a look at many, of which few may be wanted. Where there are many, `visit` is called on another thread, while the engine reads on.
     pub fn scan_stored(
         &self,
         tx: &impl Read,
         prefix: impl PrefixOf<K>,
         mut visit: impl FnMut(KeyReader<'_>, Reader<'_>) -> Result<()> + Send,
     ) -> Result<()> {
+        let prefix = encode_prefix(&prefix);
         scan::visit_all(
-            |each| tx.scan_bytes(self.name, &encode_prefix(&prefix), each),
-            |key, value| visit(KeyReader::new(key), Reader::new(value)),
+            |each| {
+                tx.scan_bytes(self.name, &prefix, &mut |key, value| each(&key[prefix.len()..], value))
+            },
+            |rest, value| visit(KeyReader::new(rest), Reader::new(value)),
         )
     }
 

@@ -174,7 +174,6 @@ impl Images {
                 IMAGES.get_stored(tx, (namespace, name), |value| look(name.into(), value))
             }),
             None => IMAGES.scan_stored(tx, (namespace,), |mut key, value| {
-                key.text()?; // the namespace
                 look(key.text()?, value)
             }),
         })

@@ -179,11 +179,11 @@ impl Fields<'_> {
         varint(u64::from(number << 3 | kind as u32), self.0);
     }
 
-    /// An entry of a map of strings.
-    pub fn entry(&mut self, number: u32, key: &str, value: &str) {
+    /// An entry of a map of strings, which are UTF-8.
+    pub fn entry(&mut self, number: u32, key: &[u8], value: &[u8]) {
         self.message(number, |entry| {
-            entry.text(1, key);
-            entry.text(2, value);
+            entry.bytes(1, key);
+            entry.bytes(2, value);
         });
     }
 }

@@ -123,7 +123,7 @@ fn wire(container: Container) -> Wire {
 /// As [`wire`] does, for a list.
 fn encode(container: &StoredContainer<'_>, to: &mut Fields<'_>) {
     to.text(1, container.id);
-    container.labels.iter().for_each(|(key, value)| to.entry(2, key, value));
+    container.labels.bytes().for_each(|(key, value)| to.entry(2, key, value));
     to.text(3, container.image);
     to.message(4, |runtime| {
         runtime.text(1, container.runtime);

@@ -111,12 +111,12 @@ fn wire(image: Image) -> Wire {
 /// As [`wire`] does, for a list.
 fn encode(image: &StoredImage<'_>, to: &mut Fields<'_>) {
     to.text(1, &image.name);
-    image.labels.iter().for_each(|(key, value)| to.entry(2, key, value));
+    image.labels.bytes().for_each(|(key, value)| to.entry(2, key, value));
     to.message(3, |target| {
         target.text(1, image.media_type);
         target.text(2, image.digest);
         target.integer(3, convert::signed(image.size));
-        image.annotations.iter().for_each(|(key, value)| target.entry(5, key, value));
+        image.annotations.bytes().for_each(|(key, value)| target.entry(5, key, value));
     });
     convert::encode_timestamp(image.created, 7, to);
     convert::encode_timestamp(image.updated, 8, to);

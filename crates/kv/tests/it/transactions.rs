@@ -212,7 +212,6 @@ fn stored_records_are_visited_in_order_whoever_does_it() {
         let (mut keys, mut here, mut elsewhere) = (Vec::new(), false, false);
         let visited = db.read(|tx| {
             WORDS.scan_stored(tx, (&namespace("a"),), |mut key, mut stored| {
-                key.text()?;
                 let number = key.text()?.parse().unwrap();
                 assert_eq!(stored.text()?, value(number), "{number}");
                 if keys.len() == until {

@@ -240,9 +240,9 @@ async fn labels_are_those_of_the_commit(side: &Side<'_>) {
         WriteContentRequest { labels, ..message }
     };
     let (mut ingest, _) =
-        Conversation::open(side, labelled("first", stat("labelled"))).await.expect("a new ingest");
-    side.ok("write with labels", ingest.say(labelled("second", write(0, "labelled")))).await;
-    let answer = side.ok("commit without labels", ingest.say(commit_of(8, 8, ""))).await;
+        Conversation::open(side, labelled("first", stat("with labels"))).await.expect("a new ingest");
+    side.ok("write with labels", ingest.say(labelled("second", write(0, "with labels")))).await;
+    let answer = side.ok("commit without labels", ingest.say(commit_of(11, 11, ""))).await;
     let mut content = ContentClient::new(side.channel());
     let found = side.ok("info", content.info(ask(InfoRequest { digest: answer.digest }))).await;
     side.is("only a commit says labels", found.info.unwrap_or_default().labels, map(&[]));
