@@ -223,7 +223,6 @@ impl Scope {
         let mut properties = self.properties(hierarchies.version(), first);
         properties.extend(limits(resources, hierarchies.version())?);
         properties.extend(device_rules(&resources.devices)?);
-        properties.extend(oom_policy(resources, hierarchies.version()));
         systemd.leave_out_unknown(&mut properties)?;
         systemd.start(&self.name, named(properties).chain(annotated).collect())?;
         let made = self.complete(&hierarchies, resources, first);
@@ -324,8 +323,6 @@ fn since(property: &(&str, Value)) -> Option<u32> {
     match property.0 {
         "CPUQuotaPeriodUSec" => Some(242),
         "AllowedCPUs" | "AllowedMemoryNodes" => Some(244),
-        // Services have had it for longer.
-        "OOMPolicy" => Some(253),
         _ if *property == IDLE => Some(252),
         _ => None,
     }
@@ -433,17 +430,6 @@ fn unified(files: &BTreeMap<String, String>, is_idle: bool) -> Properties {
         }
     }
     properties
-}
-
-/// What systemd makes of `memory.oom.group` (systemd.service(5), "OOMPolicy"). It takes that when it starts a scope
-/// only, and would at its next reload write to the file what it takes for right.
-fn oom_policy(resources: &LinuxResources, version: Version) -> Option<(&'static str, Value)> {
-    let policy = match resources.unified.get("memory.oom.group")?.trim() {
-        "0" => "continue",
-        "1" => "kill",
-        _ => return None,
-    };
-    (version == Version::V2).then(|| ("OOMPolicy", Value::Text(policy.to_owned())))
 }
 
 fn or_infinity(limit: i64) -> Value {
@@ -764,16 +750,7 @@ mod tests {
         check("cpu.max", "50000 200000", &quota(250_000, 200_000));
         check("cpu.max", "50000", &quota(500_000, 100_000));
         check("cpu.max", "max 50000", &quota(u64::MAX, 50_000));
-        // It is one of the start alone.
         check("memory.oom.group", "1", &[]);
-        let policy = |value: &str, version| {
-            let files = BTreeMap::from([("memory.oom.group".to_owned(), value.to_owned())]);
-            oom_policy(&LinuxResources { unified: files, ..LinuxResources::default() }, version)
-        };
-        let is = |name: &str| Some(("OOMPolicy", Value::Text(name.to_owned())));
-        assert_eq!([policy("1", Version::V2), policy(" 0\n", Version::V2)], [is("kill"), is("continue")]);
-        assert_eq!([policy("2", Version::V2), policy("1", Version::V1)], [None, None]);
-        assert_eq!(oom_policy(&LinuxResources::default(), Version::V2), None);
         // Who is idle has no weight.
         let idle = CpuResources { idle: Some(1), shares: Some(512), ..CpuResources::default() };
         let weight = BTreeMap::from([("cpu.weight".to_owned(), "50".to_owned())]);
@@ -808,7 +785,6 @@ mod tests {
         assert_eq!(needed(&weighed(idle)), [("CPUWeight", 252)]);
         let shares = CpuResources { shares: Some(512), ..CpuResources::default() };
         assert_eq!(needed(&weighed(shares)), [], "all versions know weights");
-        assert_eq!(since(&("OOMPolicy", Value::Text("kill".into()))), Some(253));
     }
 
     #[test]
