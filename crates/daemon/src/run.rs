@@ -109,6 +109,7 @@ fn warn(warnings: &[String]) {
 }
 
 fn serve(args: &Args, programs: Programs) -> Result<()> {
+    let begun = Instant::now();
     linux::memory::bound_heap();
     let config = &Config::load(args)?;
     let exporter = log::start(config);
@@ -132,7 +133,7 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     };
     // Before anything listens or runs that would have to be taken back.
     services::check_required(&parts, &config.required_plugins)?;
-    let ended = runtime.block_on(run_parts(args, config, &parts, exporter));
+    let ended = runtime.block_on(run_parts(args, config, &parts, exporter, begun));
     if ended.is_ok() {
         unmount::unless_used(config, &parts.metadata);
     }
@@ -236,8 +237,8 @@ async fn run_parts(
     config: &Config,
     parts: &wiring::Parts,
     exporter: Option<Exporter>,
+    begun: Instant,
 ) -> Result<()> {
-    let begun = Instant::now();
     let (stop, stopping) = watch::channel(false);
     let (silence, silenced) = oneshot::channel();
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(silenced)));

@@ -111,8 +111,10 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
         || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 6);
     User::check_number(user)?;
     let by_number = user.parse::<u32>().ok();
-    let row = rows().find(|fields| {
-        fields[0] == user || by_number.is_some() && fields[2].parse() == Ok(by_number.unwrap_or(0))
+    // A number is never a name: whoever made the image would say whom it means.
+    let row = rows().find(|fields| match by_number {
+        Some(uid) => fields[2].parse() == Ok(uid),
+        None => fields[0] == user,
     });
     let (uid, own_gid, home) = match (&row, by_number) {
         (Some(fields), _) => {
@@ -171,6 +173,19 @@ mod tests {
         assert_eq!(find("1234", None).unwrap().0.uid, 1234);
         assert!(find("nosuch", None).unwrap_err().to_string().contains("nosuch"));
         assert!(find("redis", Some("nosuch")).is_err());
+    }
+
+    /// CVE-2016-3697
+    #[test]
+    fn a_number_is_no_name() {
+        let (passwd, groups) = ("1000:x:0:0::/:/bin/sh\nweb:x:1000:33::/home/web:\n", "50:x:0:\n");
+        let find = |user: &str, group| {
+            let user = lookup(user, group, passwd, groups).unwrap().0;
+            (user.uid, user.gid)
+        };
+        assert_eq!(find("1000", None), (1000, 33));
+        assert_eq!(find("1000", Some("1000")), (1000, 1000));
+        assert_eq!(find("web", Some("50")), (1000, 50));
     }
 
     #[test]

@@ -96,9 +96,7 @@ impl<K: Key, V: Value> Table<K, V> {
     ) -> Result<()> {
         let prefix = encode_prefix(&prefix);
         scan::visit_all(
-            |each| {
-                tx.scan_bytes(self.name, &prefix, &mut |key, value| each(&key[prefix.len()..], value))
-            },
+            |each| tx.scan_bytes(self.name, &prefix, &mut |key, value| each(&key[prefix.len()..], value)),
             |rest, value| visit(KeyReader::new(rest), Reader::new(value)),
         )
     }

@@ -173,9 +173,7 @@ impl Images {
             Some(names) => names.into_iter().try_for_each(|name| {
                 IMAGES.get_stored(tx, (namespace, name), |value| look(name.into(), value))
             }),
-            None => IMAGES.scan_stored(tx, (namespace,), |mut key, value| {
-                look(key.text()?, value)
-            }),
+            None => IMAGES.scan_stored(tx, (namespace,), |mut key, value| look(key.text()?, value)),
         })
     }
 

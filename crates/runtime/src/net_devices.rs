@@ -149,8 +149,10 @@ mod tests {
         };
         assert_eq!(first("eth%d", &["lo"]).as_deref(), Some("eth0"));
         assert_eq!(first("eth%d", &["eth0", "eth2", "eth1"]).as_deref(), Some("eth3"));
-        let long = "longer-thirteen%d";
-        assert_eq!(first(long, &[]), None);
-        assert_eq!(first("fourteen-bytes%d", &["fourteen-bytes0"]).as_deref(), Some("fourteen-bytes1"));
+        let long = "thirteen-byte%d";
+        let all: Vec<String> = (0..100).map(|number| format!("thirteen-byte{number}")).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        assert_eq!(first(long, &all[..99]).as_deref(), Some("thirteen-byte99"));
+        assert_eq!(first(long, &all), None);
     }
 }

@@ -74,7 +74,8 @@ fn apply_cpu(cgroup: &Cgroup, cpu: &CpuResources) -> Result<()> {
     if cpu.idle == Some(0) {
         set("cpu.idle", "0")?;
     }
-    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
+    // One that is to be idle would have none of them, and refuses them if it is idle already.
+    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
         set("cpu.shares", &shares.to_string())?;
     }
     apply_quota(cgroup, cpu)?;

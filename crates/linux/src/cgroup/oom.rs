@@ -25,19 +25,21 @@ pub struct OomWatch {
 /// What is known of a cgroup, in all that it lived.
 #[derive(Clone, Copy)]
 struct Tally {
-    /// Times that memory ran out: as many as were signalled, or as processes were killed if that is more.
-    events: u64,
+    /// Signals of the last look whose kills were not seen with them.
+    owed: u64,
     kills: u64,
 }
 
 impl Tally {
     /// Adds what was signalled since the last look, and how many processes were killed so far. With version 1 the kill
-    /// follows its signal and may be seen at the next look only, where it is not another event.
+    /// follows its signal and may be seen at the next look only, where it is not another event. Not later: there are more
+    /// signals than kills, and a kill without one, as when the whole machine runs out, is an event.
     fn add(&mut self, signalled: u64, kills: u64) -> Oom {
-        let before = *self;
-        self.kills = kills.max(self.kills);
-        self.events = (self.events + signalled).max(self.kills);
-        Oom { events: self.events - before.events, kills: self.kills - before.kills }
+        let new = kills.saturating_sub(self.kills);
+        let events = signalled.max(new.saturating_sub(self.owed));
+        self.kills += new;
+        self.owed = signalled.saturating_sub(new);
+        Oom { events, kills: new }
     }
 }
 
@@ -67,9 +69,9 @@ impl OomWatch {
             Kind::Eventfd => register(member)?,
             Kind::Inotify => subscribe(member)?,
         };
-        let mut watch = OomWatch { event, counter, kind, tally: Tally { events: 0, kills: 0 } };
+        let mut watch = OomWatch { event, counter, kind, tally: Tally { owed: 0, kills: 0 } };
         let kills = watch.kills()?;
-        watch.tally = Tally { events: kills, kills };
+        watch.tally = Tally { owed: 0, kills };
         Ok(watch)
     }
 
@@ -149,11 +151,14 @@ mod tests {
 
     #[test]
     fn a_kill_that_is_seen_after_its_signal_is_no_other_event() {
-        let mut tally = Tally { events: 2, kills: 2 };
+        let mut tally = Tally { owed: 0, kills: 2 };
         assert_eq!(tally.add(1, 2), Oom { events: 1, kills: 0 });
         assert_eq!(tally.add(0, 3), Oom { events: 0, kills: 1 });
         assert_eq!(tally.add(0, 3), Oom::default());
         assert_eq!(tally.add(1, 4), Oom { events: 1, kills: 1 }, "both at one look");
         assert_eq!(tally.add(0, 6), Oom { events: 2, kills: 2 }, "without signals, as with version 2");
+        assert_eq!(tally.add(2, 6), Oom { events: 2, kills: 0 }, "signals of which nothing comes");
+        assert_eq!(tally.add(0, 6), Oom::default());
+        assert_eq!(tally.add(0, 7), Oom { events: 1, kills: 1 }, "they excuse no later kill");
     }
 }

@@ -43,11 +43,12 @@ pub(super) fn completed(
     Ok(whole)
 }
 
-/// The kernel refuses a weight for an idle cgroup, which has none. As with runc, where systemd has the cgroup, the
-/// weight counts.
+/// The kernel refuses a weight for an idle cgroup, which has none. The weight counts, as it does with runc under systemd.
 fn complete_idle(cgroup: &Cgroup, resources: &mut LinuxResources) -> Result<()> {
     let cpu = resources.cpu.as_ref();
-    let says_whether = cpu.is_some_and(|cpu| cpu.idle.is_some()) || resources.unified.contains_key(IDLE);
+    // That it is idle no more comes too late by the name of the file: files are written after the weight.
+    let by_file = resources.unified.get(IDLE).is_some_and(|value| value.trim() != "0");
+    let says_whether = cpu.is_some_and(|cpu| cpu.idle.is_some()) || by_file;
     let has_weight = cpu.is_some_and(|cpu| cpu.shares.is_some_and(|shares| shares != 0))
         || WEIGHTS.iter().any(|name| resources.unified.contains_key(*name));
     if says_whether || !has_weight {

@@ -39,8 +39,8 @@ pub fn features() -> Value {
         },
         // containerd looks for this one before it tells its clients that they may ask.
         "annotations": {"org.opencontainers.runc.checkpoint.enabled": "true"},
-        // One names a file by which criu can be made to execute programs, and all that begin as the other are
-        // properties of the container's unit for systemd.
+        // The first names a file by which criu can be made to execute programs. The second is a prefix: each annotation
+        // that begins with it sets a property of the container's systemd unit.
         "potentiallyUnsafeConfigAnnotations": [CONFIG_ANNOTATION, linux::cgroup::UNIT_PROPERTY_ANNOTATIONS],
     })
 }

@@ -343,6 +343,10 @@ impl Sandbox {
         }
         match self.prepare_exec(&request, key) {
             Ok(outside) => {
+                // Who asks for its end from here on asks about this try.
+                if let Stage::Added { failed, .. } = &mut self.process_mut(key)?.stage {
+                    *failed = false;
+                }
                 let id = request.id.clone();
                 let begin: WithStreams =
                     Box::new(move |sandbox, outside, reply| sandbox.begin_exec(request, key, outside, reply));

@@ -697,7 +697,7 @@ fn who_enters_is_in_every_namespace_and_cgroup_of_the_container() {
     }
 }
 
-/// CVE-2016-3697 and many others: a file that gives its user more than the user has.
+/// A file that gives its user more than the user has.
 #[test]
 fn setuid_files_of_volumes_and_images_give_nothing() {
     let runtime = Runtime::ours();

@@ -111,6 +111,7 @@ fn every_flag_of_update_changes_its_limit() {
             (&["--pids-limit", "40"], "pids.max", "40"),
             (&["--pids-limit=-1"], "pids.max", "max"),
             (&["--cpu-idle", "1"], "cpu.idle", "1"),
+            (&["--cpu-idle", "1", "--cpu-share", "256"], "cpu.idle", "1"),
             // Who is given a weight is idle no more.
             (&["--cpu-share", "1024"], "cpu.shares", "1024"),
             (&[], "cpu.idle", "0"),
