@@ -466,15 +466,21 @@ pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<Us
         // As containerd's, which adds the user's own group.
         return Ok(User { additional_gids: vec![0], ..User::default() });
     }
+    [user].into_iter().chain(group).try_for_each(User::check_number)?;
     if let (Ok(uid), Some(Ok(gid))) = (user.parse(), group.map(str::parse)) {
         return Ok(User { uid, gid, additional_gids: vec![gid], ..User::default() });
     }
-    [user].into_iter().chain(group).try_for_each(User::check_number)?;
     let tree = open()?;
     let (passwd, groups) = (read(&tree, "/etc/passwd")?, read(&tree, "/etc/group")?);
+    // A number is never a name: an image with a row of that name would choose whom the number means, root for one.
     let row = |text: &str, name: &str| -> Option<Vec<String>> {
-        let fields = text.lines().map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>());
-        fields.into_iter().find(|fields| fields.len() >= 4 && (fields[0] == name || fields[2] == name))
+        let wanted = name.parse::<u32>().ok();
+        let is_meant = |fields: &Vec<String>| match wanted {
+            Some(wanted) => fields[2].parse::<u32>() == Ok(wanted),
+            None => fields[0] == name,
+        };
+        let mut rows = text.lines().map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>());
+        rows.find(|fields| fields.len() >= 4 && is_meant(fields))
     };
     let number = |fields: &[String], at: usize| fields[at].parse().ok();
     let found = row(&passwd, user);
@@ -632,9 +638,9 @@ mod tests {
     fn users_are_found_in_the_tree() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
-        let rows = "root:x:0:0::/:\nweb:x:33:44::/:/bin/sh\n4294967296:x:0:0::/:\n";
+        let rows = "root:x:0:0::/:\nweb:x:33:44::/:/bin/sh\n1000:x:0:0::/:\n4294967296:x:0:0::/:\n";
         std::fs::write(dir.path().join("etc/passwd"), rows).unwrap();
-        std::fs::write(dir.path().join("etc/group"), "staff:x:50:\n4294967296:x:0:\n").unwrap();
+        std::fs::write(dir.path().join("etc/group"), "50:x:0:\nstaff:x:50:\n4294967296:x:0:\n").unwrap();
         let check = |text: &str, expected: Option<(u32, u32)>| {
             let found = user(text, || Tree::open(dir.path())).ok().map(|user| (user.uid, user.gid));
             assert_eq!(found, expected, "{text}");
@@ -645,10 +651,15 @@ mod tests {
         check("web:staff", Some((33, 50)));
         check("7:8", Some((7, 8)));
         check("7", Some((7, 0)));
+        // A number is that number, also where the image has it as a name.
+        check("1000", Some((1000, 0)));
+        check("web:50", Some((33, 50)));
         check("nobody", None);
         check("web:nosuch", None);
         // A number that does not fit is nobody's name, whatever the image says.
         check("4294967296", None);
         check("web:4294967296", None);
+        check("4294967295:7", None);
+        check("7:4294967295", None);
     }
 }

@@ -410,14 +410,16 @@ impl User {
     /// Refuses what a person or an image names as a user or a group if it is a number and none of theirs. Looked for as
     /// a name it would be found where the image has such a row, and be whom that says, root for one (CVE-2026-46680).
     pub fn check_number(text: &str) -> crate::Result<()> {
-        let digits = text.strip_prefix('-').unwrap_or(text);
+        let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
         let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse::<u32>() {
-            Err(_) if is_number => Err(crate::Error::invalid_argument(format!(
+            // The greatest says "as it is" to the kernel.
+            Ok(number) if number != u32::MAX => Ok(()),
+            Err(_) if !is_number => Ok(()),
+            _ => Err(crate::Error::invalid_argument(format!(
                 "{text} is no user or group: their numbers are 0 to {}",
                 u32::MAX - 1
             ))),
-            _ => Ok(()),
         }
     }
 }
@@ -428,10 +430,11 @@ mod tests {
 
     #[test]
     fn a_number_that_does_not_fit_is_not_taken_for_a_name() {
-        for fits in ["0", "4294967294", "web", "", "-", "web-1", "1web"] {
+        for fits in ["0", "+7", "4294967294", "web", "", "-", "+", "web-1", "1web"] {
             User::check_number(fits).unwrap();
         }
-        for not in ["4294967296", "-1", "-0", "00000000000004294967296", "18446744073709551616"] {
+        let long = ["00000000000004294967296", "18446744073709551616"];
+        for not in ["4294967295", "4294967296", "+4294967296", "-1", "-0"].into_iter().chain(long) {
             let refused = User::check_number(not).unwrap_err();
             assert!(refused.message().starts_with(not), "{refused}");
         }
