@@ -25,7 +25,7 @@ use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, error, present, service};
 use super::registries::registry_flags;
 use super::{containers, content, inspect, layers, snapshots, table, transfer};
-use crate::output::said;
+use crate::output::{printable, said};
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
 
@@ -420,9 +420,9 @@ async fn prune(call: Call) -> Result<u8> {
         let sync = at + 1 == names.len();
         let request = DeleteImageRequest { name: name.clone(), sync, target: None };
         match client(&connection).delete(connection.request(request)?).await.answer().unless_gone() {
-            Ok(Some(())) => eprintln!("ctr: deleted image: {name}"),
+            Ok(Some(())) => eprintln!("ctr: deleted image: {}", printable(name)),
             Ok(None) => {}
-            Err(error) => eprintln!("ctr: failed to delete image {name}: {}", error.chain()),
+            Err(error) => eprintln!("ctr: failed to delete image {}: {}", printable(name), said(&error)),
         }
     }
     Ok(0)

@@ -17,6 +17,7 @@ use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
 use super::run::{RUNTIME, SPEC_URL};
 use super::{events, namespaces, schema, table};
+use crate::output::said;
 
 /// Who runs sandboxes where nobody chooses, and the label of a namespace that chooses another (containerd's
 /// `defaults.DefaultSandboxerNSLabel`).
@@ -105,7 +106,7 @@ async fn remove(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     for id in call.words() {
         if let Err(error) = remove_one(&connection, id, call.is("force")).await {
-            eprintln!("ctr: failed to remove sandbox {id}: {}", error.chain());
+            eprintln!("ctr: failed to remove sandbox {id}: {}", said(&error));
         }
     }
     Ok(0)
@@ -120,7 +121,7 @@ async fn remove_one(connection: &Connection, id: &str, force: bool) -> Result<()
         if !force {
             return Err(error.context("failed to stop it"));
         }
-        eprintln!("ctr: failed to stop sandbox {id}: {}", error.chain());
+        eprintln!("ctr: failed to stop sandbox {id}: {}", said(&error));
     }
     let request = ControllerShutdownRequest { sandbox_id: id.to_owned(), sandboxer };
     controller.shutdown(connection.request(request)?).await.answer().unless_gone()?;
