@@ -363,8 +363,13 @@ async fn tag(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let source = get(&connection, call.word(0, "source ref")?).await?;
     for name in call.words_from(1, "target ref")? {
-        let image = Image { name: name.clone(), ..source.clone() };
-        // As the daemon's transfers do, which containerd's asks for unless it is told not to.
+        let mut image = Image { name: name.clone(), ..source.clone() };
+        // As the daemon's transfers do, which containerd's asks for unless it is told not to: the name may be there
+        // already, and it has none of the source's labels. By some of those it would go when the source does, or be no
+        // reference to what it names.
+        if !call.is("local") {
+            image.labels.clear();
+        }
         put(&connection, image, call.is("force") || !call.is("local")).await?;
         table::lines([name]);
     }

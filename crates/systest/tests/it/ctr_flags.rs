@@ -305,6 +305,11 @@ fn a_name_moves_to_another_image_unless_it_is_to_stay() {
     assert_eq!(digest("moving:1"), digest(&image));
     daemon.own_ctr(["images", "tag", "--local", "--force", other, "moving:1"]).ok();
     assert_eq!(digest("moving:1"), digest(other));
+    // Labels go with it only if `ctr` does the work.
+    daemon.own_ctr(["images", "tag", other, "bare:1"]).ok();
+    assert_eq!(digest("bare:1"), digest(other));
+    let labelled = daemon.own_ctr(["images", "ls", "-q", "labels.came==in"]).ok().stdout;
+    assert_eq!(labelled.lines().collect::<BTreeSet<_>>(), BTreeSet::from([other, "moving:1"]));
     daemon.own_ctr(["images", "tag", "--skip-reference-check", &image, "moving:1"]).ok();
     assert_eq!(digest("moving:1"), digest(&image));
 }
