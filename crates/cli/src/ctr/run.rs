@@ -229,10 +229,11 @@ async fn make_of_file(call: &Call, connection: &Connection, file: &str) -> Resul
             "--config {file}: the file says what is run and on what, so give the container's id and nothing more"
         )));
     }
-    let value = spec::of_file(Path::new(file))?;
+    let labels = Call::labels(call.values("label"));
+    let value = spec::of_file(Path::new(file), &labels)?;
     let container = Container {
         id,
-        labels: Call::labels(call.values("label")),
+        labels,
         spec: Some(Any { type_url: SPEC_URL.to_owned(), value }),
         ..Container::default()
     };

@@ -1,5 +1,6 @@
 //! The OCI spec of a container that `ctr` makes: containerd's defaults, the image's config, the flags.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use linux::beneath::{Root as Tree, stat};
@@ -152,17 +153,25 @@ fn named_devices(call: &Call) -> Result<Vec<String>> {
     Ok(named)
 }
 
-/// The spec that a file holds, as it is written there. A root file system that it names from beside itself, as in a
-/// bundle, is named in full: what runs it is told of no bundle.
-pub(super) fn of_file(file: &Path) -> Result<Vec<u8>> {
+/// The spec that a file holds, as it is written there, with the container's labels as annotations. A root file system
+/// that it names from beside itself, as in a bundle, is named in full: what runs it is told of no bundle.
+pub(super) fn of_file(file: &Path, labels: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let what = || format!("--config {}", file.display());
     let text = std::fs::read(file).context(what)?;
     let broken = |error| Error::invalid_argument(what()).with_source(error);
     let spec: Spec = serde_json::from_slice(&text).map_err(broken)?;
-    let Some(root) = spec.root.filter(|root| !root.path.starts_with('/')) else { return Ok(text) };
+    let root = spec.root.filter(|root| !root.path.starts_with('/'));
+    if root.is_none() && labels.is_empty() {
+        return Ok(text);
+    }
     let mut document: serde_json::Value = serde_json::from_slice(&text).map_err(broken)?;
-    let bundle = std::path::absolute(file).context(what)?.parent().unwrap_or(Path::new("/")).to_owned();
-    document["root"]["path"] = bundle.join(root.path).display().to_string().into();
+    if let Some(root) = root {
+        let bundle = std::path::absolute(file).context(what)?.parent().unwrap_or(Path::new("/")).to_owned();
+        document["root"]["path"] = bundle.join(root.path).display().to_string().into();
+    }
+    for (key, value) in labels {
+        document["annotations"][key.as_str()] = value.as_str().into();
+    }
     Ok(document.to_string().into_bytes())
 }
 
@@ -557,6 +566,25 @@ mod tests {
         let (command, image) = (["true".to_owned()], ExecConfig::default());
         let (namespace, id, user) = ("default", "id", User::default());
         build(&call, Inputs { namespace, id, command: &command, image: &image, user, rootfs: None })
+    }
+
+    #[test]
+    fn labels_are_annotations_of_the_spec_of_a_file_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        let text =
+            r#"{"ociVersion": "1.2.0",  "root": {"path": "/x"}, "annotations": {"a": "file", "b": "file"}}"#;
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(of_file(&file, &BTreeMap::new()).unwrap(), text.as_bytes());
+        let labels =
+            BTreeMap::from([("b", "label"), ("c", "label")].map(|(k, v)| (k.to_owned(), v.to_owned())));
+        let annotations = || {
+            let spec: Spec = serde_json::from_slice(&of_file(&file, &labels).unwrap()).unwrap();
+            spec.annotations.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>()
+        };
+        assert_eq!(annotations(), ["a=file", "b=label", "c=label"]);
+        std::fs::write(&file, r#"{"ociVersion": "1.2.0", "annotations": null}"#).unwrap();
+        assert_eq!(annotations(), ["b=label", "c=label"]);
     }
 
     #[test]
