@@ -251,15 +251,16 @@ async fn record(call: &Call, connection: &Connection, mut container: Container) 
     }
     call.value("sandbox").unwrap_or_default().clone_into(&mut container.sandbox);
     let id = container.id.clone();
-    let spec = container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default();
-    let request = connection.request(CreateContainerRequest { container: Some(container) })?;
-    containers::client(connection).create(request).await.answer()?;
+    // Before the container is there: one whose file cannot be written would stay behind.
     if let Some(file) = call.value("dump-config") {
         let what = || format!("--dump-config {file}");
+        let spec = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
         let spec: serde_json::Value =
-            serde_json::from_slice(&spec).map_err(|error| Error::internal(what()).with_source(error))?;
+            serde_json::from_slice(spec).map_err(|error| Error::internal(what()).with_source(error))?;
         std::fs::write(file, format!("{spec:#}")).context(what)?;
     }
+    let request = connection.request(CreateContainerRequest { container: Some(container) })?;
+    containers::client(connection).create(request).await.answer()?;
     Ok(id)
 }
 

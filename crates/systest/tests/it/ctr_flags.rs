@@ -334,6 +334,10 @@ fn what_is_not_unpacked_is_unpacked_for_who_needs_it() {
     let spec = fs::read(&dumped).expect("the command wrote it");
     let spec: Value = serde_json::from_slice(&spec).expect("a document");
     assert_eq!(spec["process"]["args"], json!(["echo", "hi"]));
+    let run = ["-n", "runs", "run", "--rm", "--runtime", RUNTIME, "--dump-config", "/no/such/file"];
+    let refused = daemon.own_ctr([&run[..], &[image, "twice", "echo", "hi"]].concat());
+    assert!(refused.code != 0 && refused.stderr.contains("--dump-config /no/such/file"), "{refused}");
+    assert_eq!(daemon.own_ctr(["-n", "runs", "containers", "ls", "-q"]).ok().text(), "");
     let target = tempfile::tempdir().expect("a temporary directory");
     let path = target.path().display().to_string();
     daemon.own_ctr(["-n", "mounts", "images", "mount", image, &path]).ok();
