@@ -7,16 +7,16 @@
 //!            └─ …
 //! ```
 
-use api::grpc::content::InfoRequest;
+use api::grpc::content::{Info, InfoRequest};
 use image::Node;
-use serde::Serialize;
 use serde_json::Value;
-use types::descriptor::media_type::{is_index, is_manifest};
+use types::descriptor::media_type::is_document;
 use types::{Descriptor, Result, UnlessGone};
 
 use super::command::Call;
 use super::connection::{Answer, Connection, service};
 use super::{content, events, images, table};
+use crate::output::printable;
 
 /// What stands before a document, and before all that is below it: of one that others follow, and of the last.
 const MIDDLE: (&str, &str) = ("├── ", "│   ");
@@ -27,44 +27,45 @@ pub(super) async fn inspect(call: Call) -> Result<u8> {
     let with_content = call.is("content");
     let image = images::get(&connection, call.word(0, "image")?).await?;
     let (created, updated) = (image.created_at.as_ref(), image.updated_at.as_ref());
-    table::lines([image.name]);
+    say(&image.name);
     for (what, time) in [("Created", created), ("Updated", updated)] {
-        table::lines([format!("{} {what}: {}", MIDDLE.1, events::go_time(time))]);
+        say(&format!("{} {what}: {}", MIDDLE.1, events::go_time(time)));
     }
-    table::lines(image.labels.iter().map(|(key, value)| format!("{} Label {key:?}: {value:?}", MIDDLE.1)));
+    for (key, value) in &image.labels {
+        say(&format!("{} Label {key:?}: {value:?}", MIDDLE.1));
+    }
     let target = image.target.unwrap_or_default();
     let size = u64::try_from(target.size).unwrap_or(0);
     let target = Descriptor::new(&target.media_type, target.digest.parse()?, size);
     let mut pending = vec![(target, LAST.0.to_owned(), LAST.1.to_owned())];
     while let Some((blob, before, below)) = pending.pop() {
-        table::lines([line(&before, &blob)]);
+        say(&line(&before, &blob));
         if let Some(platform) = blob.platform.as_ref().filter(|platform| !platform.architecture.is_empty()) {
-            table::lines([format!("{below}{} Platform: {platform}", MIDDLE.1)]);
+            say(&format!("{below}{} Platform: {platform}", MIDDLE.1));
         }
-        let Some(bytes) = content::read(&connection, &blob.digest.to_string()).await.unless_gone()? else {
-            table::lines([format!("{below}{} Content does not exist locally, skipping", LAST.0)]);
+        let Some(found) = info(&connection, &blob).await.unless_gone()? else {
+            say(&format!("{below}{} Content does not exist locally, skipping", LAST.0));
             continue;
         };
         if with_content {
-            show(&connection, &blob, &bytes, &format!("{below}{}", MIDDLE.1)).await?;
+            show(&connection, &blob, &found, &format!("{below}{}", MIDDLE.1)).await?;
         }
-        if !is_index(&blob.media_type) && !is_manifest(&blob.media_type) {
+        // An index names whatever it likes, of any size: only what names others is read.
+        if !is_document(&blob.media_type) {
             continue;
         }
+        let bytes = content::read(&connection, &blob.digest.to_string()).await?;
         match Node::parse(&blob.media_type, &bytes)? {
             Node::Manifest(manifest) => {
                 let shape = if manifest.layers.is_empty() { LAST } else { MIDDLE };
                 let config = &manifest.config;
-                table::lines([line(&format!("{below}{}", shape.0), config)]);
-                if with_content
-                    && let Some(bytes) =
-                        content::read(&connection, &config.digest.to_string()).await.unless_gone()?
-                {
-                    show(&connection, config, &bytes, &format!("{below}{}", shape.1)).await?;
+                say(&line(&format!("{below}{}", shape.0), config));
+                if with_content && let Some(found) = info(&connection, config).await.unless_gone()? {
+                    show(&connection, config, &found, &format!("{below}{}", shape.1)).await?;
                 }
                 for (at, layer) in manifest.layers.iter().enumerate() {
                     let shape = if at + 1 == manifest.layers.len() { LAST } else { MIDDLE };
-                    table::lines([line(&format!("{below}{}", shape.0), layer)]);
+                    say(&line(&format!("{below}{}", shape.0), layer));
                 }
             }
             Node::Index(index) => {
@@ -81,36 +82,110 @@ pub(super) async fn inspect(call: Call) -> Result<u8> {
     Ok(0)
 }
 
+/// Prints a line. What images say has no power over a terminal.
+fn say(line: &str) {
+    table::lines([printable(line)]);
+}
+
 fn line(before: &str, blob: &Descriptor) -> String {
     format!("{before}{} @{} ({} bytes)", blob.media_type, blob.digest, blob.size)
 }
 
-/// Prints the labels of a blob, and the blob itself if it is JSON.
-async fn show(connection: &Connection, blob: &Descriptor, bytes: &[u8], margin: &str) -> Result<()> {
-    let end = format!("{margin}└───────────────────────");
+async fn info(connection: &Connection, blob: &Descriptor) -> Result<Info> {
     let request = connection.request(InfoRequest { digest: blob.digest.to_string() })?;
     let mut client = service!(connection, content::content_client::ContentClient);
-    let labels = client.info(request).await.answer()?.info.unwrap_or_default().labels;
-    if !labels.is_empty() {
-        table::lines([format!("{margin}┌────────Labels─────────")]);
-        table::lines(labels.iter().map(|(key, value)| format!("{margin}│{key:?}: {value:?}")));
-        table::lines([&end]);
+    Ok(client.info(request).await.answer()?.info.unwrap_or_default())
+}
+
+/// Prints the labels of a blob, and the blob itself if it is JSON.
+async fn show(connection: &Connection, blob: &Descriptor, info: &Info, margin: &str) -> Result<()> {
+    let end = format!("{margin}└───────────────────────");
+    if !info.labels.is_empty() {
+        say(&format!("{margin}┌────────Labels─────────"));
+        for (key, value) in &info.labels {
+            say(&format!("{margin}│{key:?}: {value:?}"));
+        }
+        say(&end);
     }
-    if blob.media_type.ends_with("json")
-        && let Ok(document) = serde_json::from_slice::<Value>(bytes)
+    if !blob.media_type.ends_with("json") {
+        return Ok(());
+    }
+    let bytes = content::read(connection, &blob.digest.to_string()).await?;
+    if let Ok(document) = std::str::from_utf8(&bytes)
+        && serde_json::from_str::<Value>(document).is_ok()
     {
-        table::lines([format!("{margin}┌────────Content────────")]);
-        table::lines(indented(&document).lines().map(|line| format!("{margin}│{line}")));
-        table::lines([&end]);
+        say(&format!("{margin}┌────────Content────────"));
+        indented(document, |line| say(&format!("{margin}│{line}")));
+        say(&end);
     }
     Ok(())
 }
 
-/// JSON with an indent of three.
-fn indented(document: &Value) -> String {
-    let mut text = Vec::new();
-    let format = serde_json::ser::PrettyFormatter::with_indent(b"   ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, format);
-    document.serialize(&mut serializer).expect("a value has a JSON form");
-    String::from_utf8_lossy(&text).into_owned()
+/// Gives each line of a document of JSON with an indent of three, as `json.Indent` of Go has it: what is in it stays in
+/// its order, and as it is written.
+fn indented(document: &str, mut take: impl FnMut(&str)) {
+    let (mut line, mut depth) = (String::new(), 0);
+    let (mut in_string, mut is_escaped, mut opened) = (false, false, false);
+    for letter in document.chars() {
+        if in_string {
+            line.push(letter);
+            in_string = is_escaped || letter != '"';
+            is_escaped = !is_escaped && letter == '\\';
+            continue;
+        }
+        if letter.is_ascii_whitespace() {
+            continue;
+        }
+        let closes = matches!(letter, '}' | ']');
+        depth -= usize::from(closes);
+        // Before what comes first in something, and after what comes last; between `{` and `}` alone is no line.
+        if opened != closes {
+            take(&line);
+            line = "   ".repeat(depth);
+        }
+        opened = matches!(letter, '{' | '[');
+        depth += usize::from(opened);
+        in_string = letter == '"';
+        line.push(letter);
+        match letter {
+            ':' => line.push(' '),
+            ',' => {
+                take(&line);
+                line = "   ".repeat(depth);
+            }
+            _ => {}
+        }
+    }
+    take(&line);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_is_shown_in_its_order_and_as_it_is_written() {
+        let document = r#" {"b":1.50,"a" : [ ],"c":[{"d\"{,":"\\"},{ }, true], "b":"\u0041:"}
+"#;
+        let mut lines = Vec::new();
+        indented(document, |line| lines.push(line.to_owned()));
+        let expected = [
+            "{",
+            r#"   "b": 1.50,"#,
+            r#"   "a": [],"#,
+            r#"   "c": ["#,
+            "      {",
+            r#"         "d\"{,": "\\""#,
+            "      },",
+            "      {},",
+            "      true",
+            "   ],",
+            r#"   "b": "\u0041:""#,
+            "}",
+        ];
+        assert_eq!(lines, expected);
+        let mut lines = Vec::new();
+        indented("7\n", |line| lines.push(line.to_owned()));
+        assert_eq!(lines, ["7"]);
+    }
 }
