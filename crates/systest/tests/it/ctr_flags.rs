@@ -9,6 +9,7 @@ use testkit::{Daemon, Registry, images, is_root};
 use crate::cgroups::HIERARCHIES;
 
 const RUNTIME: &str = "io.containerd.hoist.v2";
+const INDEX: &str = types::descriptor::media_type::OCI_INDEX;
 
 /// Nouns that scripts call.
 const NOUNS: [&str; 11] = [
@@ -241,6 +242,39 @@ fn images_and_daemons_are_shown_as_by_containerd_2() {
     assert!(runtime["Features"]["ociVersionMin"].is_string(), "{runtime}");
     let spec = parse(&daemon.own_ctr(["oci", "spec"]).ok().stdout);
     assert_eq!(spec["linux"]["cgroupsPath"], "/default");
+}
+
+/// An index names what it likes, here 9 MiB by a media type with a command to the terminal in it.
+#[test]
+fn an_image_is_shown_with_children_that_are_no_documents() {
+    let (daemon, layout) = (Daemon::start(), tempfile::tempdir().expect("a temporary directory"));
+    let blobs = layout.path().join("blobs/sha256");
+    fs::create_dir_all(&blobs).expect("a writable directory");
+    let index = |kind: &str, blob: &[u8]| {
+        let digest = types::Digest::of(blob);
+        fs::write(blobs.join(digest.hex()), blob).expect("a writable directory");
+        let annotations = json!({ "io.containerd.image.name": "example.com/large:1" });
+        let (digest, size) = (digest.to_string(), blob.len());
+        let child = json!({ "mediaType": kind, "digest": digest, "size": size, "annotations": annotations });
+        // With spaces, and not in the order of keys.
+        format!(r#"{{"schemaVersion":  2, "mediaType": "{INDEX}", "manifests": [{child}]}}"#)
+    };
+    let inner = index("application/vnd.example\u{9b}2J", &vec![0; 9 << 20]);
+    fs::write(layout.path().join("index.json"), index(INDEX, inner.as_bytes()))
+        .expect("a writable directory");
+    fs::write(layout.path().join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#)
+        .expect("a writable directory");
+    let archive = daemon.dir().join("layout.tar");
+    let mut tar = std::process::Command::new("tar");
+    testkit::run(tar.arg("-C").arg(layout.path()).arg("-cf").arg(&archive).arg(".")).ok();
+    let archive = archive.display().to_string();
+    daemon.own_ctr(["images", "import", "--no-unpack", "--all-platforms", &archive]).ok();
+    let shown = daemon.own_ctr(["images", "inspect", "--content", "example.com/large:1"]).ok().stdout;
+    assert!(shown.contains("    └── application/vnd.example\\u{9b}2J @sha256:"), "{shown}");
+    assert!(!shown.contains('\u{9b}'), "{shown:?}");
+    assert!(shown.contains("│{\n") && shown.contains("│   \"schemaVersion\": 2,\n"), "{shown}");
+    let at = |key: &str| shown.find(key).expect("a key of the document");
+    assert!(at("\"schemaVersion\"") < at("\"manifests\""), "{shown}");
 }
 
 /// By `images prune --all`, which runbooks for nodes of Kubernetes call.
