@@ -992,6 +992,8 @@ fn network_devices_move_in_with_their_addresses() {
     assert!(said.contains("192.0.2.7/24") && said.contains("2001:db8::7/64"), "{said}");
     assert!(said.ends_with("eth7\nlo"), "{said}");
     assert_ne!(ip(&["link", "show", &device]).code, 0, "it went with its namespace");
+    // Its other end goes with it, when the kernel takes the namespace down: some time after the container's end.
+    eventually("its peer is gone", || (ip(&["link", "show", &peer]).code != 0).then_some(()));
     // A template, after names that are no templates.
     ip(&["link", "add", &device, "type", "veth", "peer", "name", &peer]).ok();
     let said = ours("ls /sys/class/net", |spec| {
