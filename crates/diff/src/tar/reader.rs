@@ -187,7 +187,12 @@ impl<R: BufRead> Reader<R> {
             return Err(bad(&format!("size {stored} is too large")));
         }
         let said = |name: Option<Vec<u8>>| name.filter(|name| !name.is_empty());
-        let path = records.sparse_map_is_ahead().and_then(|_| take("GNU.sparse.name")).or(said(long_name));
+        // Records of a map say nothing of an entry that has its map in its header.
+        let map_is_ahead = match header.typeflag() {
+            b'S' => None,
+            _ => records.sparse_map_is_ahead(),
+        };
+        let path = map_is_ahead.and_then(|_| take("GNU.sparse.name")).or(said(long_name));
         let path = path.or_else(|| take("path")).unwrap_or_else(|| header.name());
         let link = said(long_link).or_else(|| take("linkpath")).unwrap_or_else(|| header.link_name());
         if path.contains(&0) || link.contains(&0) {
@@ -220,6 +225,9 @@ impl<R: BufRead> Reader<R> {
         };
         // The others have no data, whatever size they are given, so that the next header follows: as Go's package reads.
         let has_data = kind == Kind::File;
+        if !has_data && map_is_ahead.is_some() {
+            return Err(bad("what has no data has a sparse map"));
+        }
         let stored_here = if has_data { stored } else { 0 };
         let id = |key: &str, own: u64| -> io::Result<u32> {
             let value = records.number(key)?.unwrap_or(own);

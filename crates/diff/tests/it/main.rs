@@ -293,8 +293,27 @@ fn what_stands_before_an_entry_is_read_as_go_reads_it() {
         let found = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().gid());
         assert_eq!(found, (b"data".to_vec(), gid), "{name}");
     }
-    // Of no version that has its map in the records.
-    let (_dir, applied) = attack(&[version(b"0"), entry("own", b'0', "", b"data")]);
+    // Records of a map are nothing to an entry that has its map in its header.
+    let mut old = entry("own", b'S', "", b"data");
+    old[257..265].copy_from_slice(b"ustar  \0");
+    old[386..410].copy_from_slice(b"00000000000\000000000004\0");
+    old[483..495].copy_from_slice(b"00000000004\0");
+    let (dir, applied) = attack(&[version(b"1"), summed(old)]);
+    applied.unwrap();
+    assert_eq!(fs::read(dir.path().join("root/own")).unwrap(), b"data");
+    // And wrong for one without data.
+    let (_dir, applied) = attack(&[version(b"1"), entry("own", b'2', "to", b"")]);
+    assert!(applied.unwrap_err().chain().contains("what has no data has a sparse map"));
+}
+
+/// Here Go takes the size of the header, which counts the map and the data alone: no writer means it.
+#[test]
+fn a_sparse_file_whose_records_give_no_size_is_refused() {
+    let records = [record("GNU.sparse.major", b"1"), record("GNU.sparse.minor", b"0")];
+    let mut data = b"1\n0\n4\n".to_vec();
+    data.resize(512, 0);
+    data.extend_from_slice(b"data");
+    let (_dir, applied) = attack(&[entry("h", b'x', "", &records.concat()), entry("own", b'0', "", &data)]);
     assert!(applied.unwrap_err().chain().contains("no real size"));
 }
 
