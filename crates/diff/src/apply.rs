@@ -718,8 +718,8 @@ pub(crate) fn clean(path: &[u8]) -> PathBuf {
     clean
 }
 
-/// The time that a layer's file has: 1970, as in a containerd, where some disk could not hold it and would make it
-/// another.
+/// The time that a layer's file has: 1970 where some disk could not hold it and would make it another. A containerd
+/// makes all times before 1970 that; those from 1901 on are kept here, as every disk holds them.
 pub(crate) fn bounded(mtime: (i64, u32)) -> (i64, u32) {
     if TIMES.contains(&mtime) { mtime } else { (0, 0) }
 }
