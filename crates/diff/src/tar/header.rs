@@ -8,7 +8,7 @@ use super::BLOCK;
 /// Where the sum of the other bytes is.
 const CHECKSUM: Range<usize> = 148..156;
 
-/// Octal digits that are always a number of 64 bits, with its sign.
+/// Octal digits that are always a number of 64 bits. No field has so many.
 const OCTAL_LEN_MAX: usize = 20;
 
 /// Offset and length of data in a file with holes.
@@ -131,18 +131,18 @@ fn signed(bytes: &[u8], what: &str) -> io::Result<i64> {
         }
         return i64::try_from(value).map_err(|_| wrong());
     }
-    // Zero bytes stand before them too: a size that is read as another than others read moves all that follows.
-    let begin = bytes.iter().position(|byte| !matches!(byte, 0 | b' ')).unwrap_or(bytes.len());
-    let mut digits = text(&bytes[begin..]);
-    while let [rest @ .., b' '] = digits {
+    // Some writers put zero bytes before the digits too, which Go passes over. A size must be read as others read it:
+    // whatever follows is found by it.
+    let mut digits = bytes;
+    while let [0 | b' ', rest @ ..] | [rest @ .., 0 | b' '] = digits {
         digits = rest;
     }
-    // Nearly all are nothing but digits, and too few to be too many. No digits are 0.
-    if digits.len() <= OCTAL_LEN_MAX && digits.iter().all(|digit| matches!(digit, b'0'..=b'7')) {
-        return Ok(digits.iter().fold(0, |value, digit| value * 8 + i64::from(digit - b'0')));
+    let digits = text(digits);
+    if digits.len() > OCTAL_LEN_MAX || !digits.iter().all(|digit| matches!(digit, b'0'..=b'7')) {
+        return Err(wrong());
     }
-    let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
-    i64::from_str_radix(digits, 8).map_err(|_| wrong())
+    // No digits are 0.
+    Ok(digits.iter().fold(0, |value, digit| value * 8 + i64::from(digit - b'0')))
 }
 
 pub(super) fn bad(why: &str) -> io::Error {
@@ -155,13 +155,17 @@ mod tests {
 
     #[test]
     fn numbers_are_octal_with_blanks_around_or_of_base_256() {
-        let numbers: [(&[u8], Option<i64>); 11] = [
+        let numbers: [(&[u8], Option<i64>); 15] = [
             (b"0000644\0", Some(0o644)),
             (b" 644 \0\0\0", Some(0o644)),
             (b"77777777777 ", Some(0o77_777_777_777)),
             (b"\0\0\0\0\0\0\0\0", Some(0)),
             (b"        ", Some(0)),
-            (b"     -7\0", Some(-7)),
+            (b"\0\0 644\0 ", Some(0o644)),
+            (b"644\0junk", Some(0o644)),
+            (b"     -7\0", None),
+            (b"+000644\0", None),
+            (b"1000 \0junk", None),
             (b"6 4\0", None),
             (b"648\0", None),
             (b"777777777777777777777777", None),
