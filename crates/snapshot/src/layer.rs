@@ -295,8 +295,8 @@ pub(crate) fn unmount(directory: &Path) -> Result<()> {
     mount::unmount_all(&directory.join(MOUNTED))
 }
 
-/// On disk when it returns: an image that a power cut brought back would be believed, and nobody looks at it again once
-/// its layers are right.
+/// On disk when it returns: an image that a power cut brought back would be mounted as it is, after somebody was told
+/// that it was mended, until the next who has all bytes compared.
 fn forget_stack(directory: &Path) -> Result<()> {
     unmount(directory)?;
     verity::forget_stack(directory)?;
