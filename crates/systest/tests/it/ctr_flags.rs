@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::{Value, json};
-use testkit::{Daemon, Registry, images, is_root};
+use testkit::{Daemon, MountsBelow, Registry, images, is_root};
 
 use crate::cgroups::HIERARCHIES;
 
@@ -373,6 +373,7 @@ fn what_is_not_unpacked_is_unpacked_for_who_needs_it() {
     assert!(refused.code != 0 && refused.stderr.contains("--dump-config /no/such/file"), "{refused}");
     assert_eq!(daemon.own_ctr(["-n", "runs", "containers", "ls", "-q"]).ok().text(), "");
     let target = tempfile::tempdir().expect("a temporary directory");
+    let _mounts = MountsBelow(target.path().to_owned());
     let path = target.path().display().to_string();
     daemon.own_ctr(["-n", "mounts", "images", "mount", image, &path]).ok();
     assert!(target.path().join("bin/busybox").exists());

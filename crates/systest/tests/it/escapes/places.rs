@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Daemon, eventually, is_root, run};
+use testkit::{Daemon, MountsBelow, eventually, is_root, run};
 
 use super::{Runtime, attempt, bundle, read_text, script};
 
@@ -67,6 +67,7 @@ fn an_image_that_is_looked_at_gives_nobody_rights() {
     daemon.hoist(["run", "--name", "maker", "busybox", "sh", "-c", make]).ok();
     daemon.hoist(["commit", "maker", "evil"]).ok();
     let place = TempDir::new().expect("a temporary directory");
+    let _mounts = MountsBelow(place.path().to_owned());
     let at = place.path().display().to_string();
     daemon.hoist(["image", "mount", "evil", &at]).ok();
     let program = fs::metadata(place.path().join("evil")).expect("it is in the image");
