@@ -340,27 +340,36 @@ fn streams_are_not_made_of_what_the_image_calls_null() {
     let host = TempDir::new().expect("a temporary directory");
     let victim = host.path().join("victim");
     fs::write(&victim, "of the host").expect("writable");
-    let bundle = bundle(|spec| {
-        spec["mounts"]
-            .as_array_mut()
-            .expect("mounts")
-            .retain(|mount| !mount["destination"].as_str().is_some_and(|to| to.starts_with("/dev")));
-        add_mount(
-            spec,
-            json!({"destination": "/victim", "type": "bind", "source": victim, "options": ["bind"]}),
-        );
-        spec["linux"]["maskedPaths"] = json!([]);
-        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
-        script(spec, "echo written >&0; echo written >&1; echo written >&2; true");
-    });
+    let make = || {
+        bundle(|spec| {
+            spec["mounts"]
+                .as_array_mut()
+                .expect("mounts")
+                .retain(|mount| !mount["destination"].as_str().is_some_and(|to| to.starts_with("/dev")));
+            add_mount(
+                spec,
+                json!({"destination": "/victim", "type": "bind", "source": victim, "options": ["bind"]}),
+            );
+            spec["linux"]["maskedPaths"] = json!([]);
+            spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+            script(spec, "echo written >&0; echo written >&1; echo written >&2; true");
+        })
+    };
+    let null = || File::options().read(true).write(true).open("/dev/null").expect("the host's");
+    let end = |bundle: &TempDir| {
+        let path = bundle.path().display().to_string();
+        let mut command = runtime.command(&["run", "--bundle", &path, &runtime.id("null")]);
+        command.stdin(null()).stdout(null()).stderr(null()).status().expect("it runs")
+    };
+    // Nothing but the link can keep it from running.
+    let status = end(&make());
+    assert!(status.success(), "without a link: {status}");
+    let bundle = make();
     let dev = bundle.path().join("rootfs/dev");
     fs::create_dir_all(&dev).expect("a writable root");
     symlink("/victim", dev.join("null")).expect("a writable root");
-    let path = bundle.path().display().to_string();
-    let mut command = runtime.command(&["run", "--bundle", &path, &runtime.id("null")]);
-    let null = || File::options().read(true).write(true).open("/dev/null").expect("the host's");
     // Whether it runs or not.
-    command.stdin(null()).stdout(null()).stderr(null()).status().expect("it runs");
+    end(&bundle);
     assert_eq!(read_text(&victim), "of the host");
     assert_eq!(fs::metadata(&victim).expect("it is there").uid(), 0);
 }
