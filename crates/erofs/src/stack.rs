@@ -95,8 +95,8 @@ impl Tree {
 struct Pair {
     below: Id,
     above: Id,
-    /// What the layers below have of this path, where the upper layer hides it: those of its directories that no entry
-    /// describes look as that.
+    /// The directory that the layers below have at this path, if the upper layer hides it: directories of the upper
+    /// layer that no entry describes take their looks from it.
     hidden: Option<Id>,
     /// A layer between has deleted what the ground has around it.
     is_cut_off: bool,

@@ -346,7 +346,7 @@ fn a_power_cut_at_any_write_of_a_pull_that_is_watched_over_leaves_no_half_of_it(
             }
             pull(daemon, image);
             check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
-            // What an attempt before left has no such image.
+            // A tree that an earlier attempt left unfinished has no stack.erofs, and is not looked at.
             let stacks = files_of_trees(daemon, "stack.erofs");
             assert!(!stacks.is_empty(), "{}", cut.shown);
             for stack in stacks {
