@@ -296,7 +296,7 @@ fn what_stands_before_an_entry_is_read_as_go_reads_it() {
     // Records of a map are nothing to an entry that has its map in its header.
     let mut old = entry("own", b'S', "", b"data");
     old[257..265].copy_from_slice(b"ustar  \0");
-    old[386..410].copy_from_slice(b"00000000000\000000000004\0");
+    old[386..410].copy_from_slice(b"00000000000\x0000000000004\0");
     old[483..495].copy_from_slice(b"00000000004\0");
     let (dir, applied) = attack(&[version(b"1"), summed(old)]);
     applied.unwrap();
