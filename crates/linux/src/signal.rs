@@ -45,10 +45,29 @@ pub fn forwarded_signals() -> Result<OwnedFd> {
     descriptor(&signals)
 }
 
+/// Has `SIGUSR1` do nothing in the calling thread, which containerd's programs answer with what their threads do: whoever
+/// asks all of them does not end this one. It is blocked, not ignored: what is started here begins with it as with any
+/// other, as after [`child_signals`].
+pub fn block_question() -> Result<()> {
+    block(&[libc::SIGUSR1]).map(drop)
+}
+
 fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
-    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls;
-    // a descriptor that signalfd returns is new and nobody else's.
+    let set = block(signals)?;
+    // SAFETY: `set` outlives the call; a descriptor that signalfd returns is new and nobody else's.
     let fd = unsafe {
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).context(|| "open a signalfd");
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    Ok(fd)
+}
+
+fn block(signals: &[i32]) -> Result<libc::sigset_t> {
+    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls.
+    unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);
         for signal in signals {
@@ -58,13 +77,8 @@ fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
         if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error()).context(|| "block signals");
         }
-        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd < 0 {
-            return Err(io::Error::last_os_error()).context(|| "open a signalfd");
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    Ok(fd)
+        Ok(set)
+    }
 }
 
 /// Takes the next signal that waits on a descriptor of this module.

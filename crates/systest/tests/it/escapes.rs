@@ -374,6 +374,20 @@ fn streams_are_not_made_of_what_the_image_calls_null() {
     assert_eq!(fs::metadata(&victim).expect("it is there").uid(), 0);
 }
 
+/// CVE-2026-135844: a list of users that is long, in which the runtime looks for the home of its user.
+#[test]
+fn users_of_an_image_are_not_read_without_end() {
+    let bundle = bundle(|spec| {
+        spec["process"]["env"] = json!(["PATH=/bin"]);
+        script(spec, "echo home $HOME");
+    });
+    let etc = bundle.path().join("rootfs/etc");
+    fs::create_dir_all(&etc).expect("a writable root");
+    let users = File::create(etc.join("passwd")).expect("a writable root");
+    users.set_len(1 << 40).expect("a file that takes no room");
+    assert_eq!(attempt(&Runtime::ours(), &bundle).ok().text().trim(), "home /");
+}
+
 /// CVE-2019-19921, CVE-2025-52881: what the runtime writes to `/proc` goes where somebody else wants it.
 #[test]
 fn writes_to_proc_are_not_led_elsewhere() {

@@ -271,6 +271,22 @@ fn a_paused_container_takes_no_processes_and_can_be_killed() {
     assert_eq!(topics.iter().filter(|topic| *topic == "/tasks/resumed").count(), 1);
 }
 
+/// containerd's shims write what their threads do when they are asked by this signal.
+#[test]
+fn a_question_by_signal_does_not_end_the_shim() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("asked", "sh -c 'kill -USR1 $$'; exit $?").create();
+    let shim = i32::try_from(task.shim_pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+    rustix::process::kill_process(shim, rustix::process::Signal::USR1).unwrap();
+    task.start("");
+    // Who is started by it is ended by this signal as ever.
+    assert_eq!(task.wait(""), 128 + 10);
+    task.delete("").unwrap();
+}
+
 /// The container's root may signal what comes in. The shim must stay usable, or nobody could end it.
 #[test]
 fn a_container_that_stops_whatever_enters_it_does_not_stop_the_shim() {
