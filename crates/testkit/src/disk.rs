@@ -39,7 +39,7 @@ impl Disk {
     pub fn new(len: u64) -> Disk {
         let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
         let image = dir.path().join("image");
-        make_ext4(&image, len, &[]);
+        make_ext4(&image, len);
         let disk = Disk(dir);
         fs::create_dir(disk.path()).expect("a directory of ours");
         mount_image(&image, &disk.path());
@@ -85,18 +85,9 @@ pub struct Recording {
 impl RecordedDisk {
     /// An empty ext4 of this many bytes.
     pub fn new(len: u64) -> RecordedDisk {
-        RecordedDisk::made_with(len, &[])
-    }
-
-    /// The same, made for fs-verity. Kernels without that do not write to it.
-    pub fn for_verity(len: u64) -> RecordedDisk {
-        RecordedDisk::made_with(len, VERITY)
-    }
-
-    fn made_with(len: u64, words: &[&str]) -> RecordedDisk {
         let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
         let plain = dir.path().join("plain");
-        make_ext4(&plain, len, words);
+        make_ext4(&plain, len);
         let empty = fs::read(&plain).expect("a file of ours");
         fs::remove_file(&plain).expect("a file of ours");
         let shared = Arc::new(Mutex::new(Shared {
@@ -219,14 +210,10 @@ pub fn forget(path: &Path) {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("a file with pages");
 }
 
-/// What mkfs.ext4(8) is told to make a file system for fs-verity, whose blocks are as long as pages in any kernel that has it.
-const VERITY: &[&str] = &["-b", "4096", "-O", "verity"];
-
-/// Makes a file that is an empty ext4, told so in further words.
-fn make_ext4(image: &Path, len: u64, words: &[&str]) {
+/// Makes a file that is an empty ext4.
+fn make_ext4(image: &Path, len: u64) {
     File::create(image).and_then(|file| file.set_len(len)).expect("room for a sparse file");
-    let mut make = Command::new("mkfs.ext4");
-    run(make.args(["-q", "-F", "-E", "lazy_itable_init=0"]).args(words).arg(image)).ok();
+    run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(image)).ok();
 }
 
 /// Mounts the file system in a file, as after a power cut: its journal is replayed.

@@ -165,7 +165,7 @@ impl GuestKind {
     /// Seconds after which a guest is ended, done or not.
     fn life_s(self) -> &'static str {
         match self {
-            GuestKind::Furnished | GuestKind::Younger => "2700",
+            GuestKind::Furnished => "2700",
             _ => "900",
         }
     }

@@ -182,16 +182,6 @@ fn a_kernel_that_watches_over_files_watches_over_layers() {
     pass_in(GuestKind::Younger, &["verity::"]);
 }
 
-/// A quarter of an hour and more on an emulated processor, and so by choice alone.
-#[test]
-fn a_kernel_that_watches_over_files_does_so_after_a_power_cut() {
-    if chosen().as_deref() != Some("power") {
-        println!("skipped: takes long; HOIST_GUEST_TESTS=power runs it");
-        return;
-    }
-    pass(GuestKind::Younger, &["power::a_power_cut_at_any_write_of_a_pull_that_is_watched_over"]);
-}
-
 /// And processors that have nothing to do but help.
 #[test]
 fn helpers_of_a_pull_share_its_bounded_memory() {
@@ -206,7 +196,7 @@ fn chosen() -> Option<String> {
 /// These, or those that somebody has chosen.
 fn pass_in(kind: GuestKind, tests: &[&str]) {
     match chosen().as_deref() {
-        Some("all" | "power") => println!("skipped: a test of its own runs what was chosen"),
+        Some("all") => println!("skipped: all of them are run in one guest"),
         Some(words) => pass(kind, &words.split_whitespace().collect::<Vec<_>>()),
         None => pass(kind, tests),
     }

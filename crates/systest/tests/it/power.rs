@@ -3,7 +3,6 @@
 mod steps;
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +16,6 @@ use types::Digest;
 use types::descriptor::media_type;
 
 use crate::memory::push_layout;
-use crate::verity;
 
 const DISK_LEN: u64 = 64 << 20;
 
@@ -179,9 +177,6 @@ impl Cuts {
     }
 }
 
-/// Has the kernel watch over layers, in a table of [`Scene::config`].
-const WATCHED: &str = "verity = true\n";
-
 /// What is done while writes are recorded, and what is looked at when the power is back.
 struct Scene<'a> {
     config: &'a str,
@@ -208,24 +203,11 @@ fn nothing(_: &Daemon, _: &Image) {}
 impl Scene<'_> {
     fn play(&self) {
         let image = image();
-        let is_watched = self.config.contains(WATCHED);
-        // What it is on at first need not know fs-verity.
-        let mut daemon = Daemon::start_with(&[], &self.config.replace(WATCHED, ""));
+        let mut daemon = Daemon::start_with(&[], self.config);
         daemon.terminate();
         let _mounts = MountsBelow(daemon.root());
 
-        let disk = match is_watched {
-            true => RecordedDisk::for_verity(DISK_LEN),
-            false => RecordedDisk::new(DISK_LEN),
-        };
-        if is_watched {
-            let config = daemon.dir().join("config.toml");
-            let text = fs::read_to_string(&config).expect("its configuration");
-            // All that follows a table's name is that table's.
-            let watched = text.replace("[snapshots]\n", &format!("[snapshots]\n{WATCHED}"));
-            assert_ne!(watched, text, "{text}");
-            fs::write(&config, watched).expect("a writable file");
-        }
+        let disk = RecordedDisk::new(DISK_LEN);
         run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
         daemon.start_again();
         (self.prepare)(&daemon, &image);
@@ -321,45 +303,6 @@ fn a_power_cut_at_any_write_of_a_clients_pull_leaves_no_wrong_file() {
 #[test]
 fn a_power_cut_at_any_write_of_a_load_leaves_no_wrong_file() {
     check("archives", EACH_FLUSH, load);
-}
-
-/// Layers that the kernel watches over (fs-verity): one that it does so by half is none, and is made anew. Where the power
-/// went in the middle, nothing is mounted that fails, and in the end all is watched over.
-#[test]
-fn a_power_cut_at_any_write_of_a_pull_that_is_watched_over_leaves_no_half_of_it() {
-    if !verity::is_known() {
-        println!("skipped: this kernel has no fs-verity");
-        return;
-    }
-    Scene {
-        config: &format!("[snapshots]\n{WATCHED}layers = \"archives\"\n"),
-        // In a guest all takes long.
-        cuts: Cuts::AtFlushes(3),
-        prepare: &nothing,
-        act: &|daemon, image| drop(pull(daemon, image)),
-        rest: &nothing,
-        look: &|daemon, image, cut| {
-            let is_there = is_there(daemon, &image.pushed);
-            assert!(!cut.is_answered || is_there, "{}: the pull was answered", cut.shown);
-            if is_there {
-                assert_eq!(look(daemon, &image.pushed), image.listing, "{}: as it was left", cut.shown);
-            }
-            pull(daemon, image);
-            check_whole(daemon, &image.pushed, &image.listing, &cut.shown);
-            // A tree that an earlier attempt left unfinished has no stack.erofs, and is not looked at.
-            let stacks = files_of_trees(daemon, "stack.erofs");
-            assert!(!stacks.is_empty(), "{}", cut.shown);
-            for stack in stacks {
-                for (file, record) in [("stack.erofs", "stack.verity"), ("data.tar", "verity")] {
-                    assert!(stack.with_file_name(record).exists(), "{}: {record}", cut.shown);
-                    let refused = fs::File::options().write(true).open(stack.with_file_name(file));
-                    let refused = refused.expect_err("nobody writes to it");
-                    assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{}: {file}", cut.shown);
-                }
-            }
-        },
-    }
-    .play();
 }
 
 /// The image that merges layers was cut off, and is made anew for the first container that needs it: it is there whole, or is
