@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use erofs::{BLOCK_LEN, Device, Entry, EntryKind, Looks, Tree};
+use erofs::{BLOCK_LEN, Device, Entry, EntryKind, Metadata, Tree};
 use linux::writeback::Writeback;
 use types::{Context, Digest, Error, Result};
 
@@ -178,14 +178,14 @@ impl<'a> Layer<'a> {
             }
             Kind::Fifo => EntryKind::Fifo,
         };
-        let looks = Looks {
+        let metadata = Metadata {
             mode: u16::try_from(entry.mode & 0o7777).expect("twelve bits"),
             uid: entry.uid,
             gid: entry.gid,
             mtime: bounded(entry.mtime),
             attributes: &entry.attributes,
         };
-        self.tree.add(&Entry { path: path.as_os_str().as_bytes(), kind, looks })
+        self.tree.add(&Entry { path: path.as_os_str().as_bytes(), kind, metadata })
     }
 
     /// Whiteouts (image-spec `layer.md`, "Whiteouts").

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
-use erofs::{Device, Entry, EntryKind, Ground, Looks, Tree};
+use erofs::{Device, Entry, EntryKind, Ground, Metadata, Tree};
 
 const FILES: u64 = 1_000_000;
 const LAYERS: u64 = 10;
@@ -47,12 +47,12 @@ fn layer(files: std::ops::Range<u64>) -> types::Result<Tree> {
     let attributes = BTreeMap::new();
     for file in files {
         let path = format!("usr/lib/folder-{}/file-{:03}.so", file / 1000, file % 1000);
-        let looks =
-            Looks { mode: 0o644, uid: 0, gid: 0, mtime: (file.cast_signed(), 0), attributes: &attributes };
+        let metadata =
+            Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (file.cast_signed(), 0), attributes: &attributes };
         tree.add(&Entry {
             path: path.as_bytes(),
             kind: EntryKind::File { len: 100, at: file * 512 },
-            looks,
+            metadata,
         })?;
     }
     Ok(tree)

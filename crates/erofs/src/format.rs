@@ -49,8 +49,8 @@ pub(crate) const DIRENT_LEN: usize = 12;
 pub(crate) const ATTRIBUTES_HEADER_LEN: usize = 12;
 pub(crate) const ATTRIBUTE_HEADER_LEN: usize = 4;
 
-/// Bit in a byte of the inode that the kernel leaves alone: no entry of the archive said how this directory
-/// looks. Only [`crate::Tree::read`] reads it.
+/// Bit in a byte of the inode that the kernel leaves alone: no entry of the archive gave the metadata of this
+/// directory. Only [`crate::Tree::read`] reads it.
 pub(crate) const IMPLIED: u8 = 1;
 pub(crate) const IMPLIED_AT: usize = 48;
 

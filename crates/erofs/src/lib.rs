@@ -33,5 +33,5 @@ mod writer;
 pub use format::BLOCK_LEN;
 pub use reader::{HEAD_LEN, Head};
 pub use stack::Ground;
-pub use tree::{Device, Entry, EntryKind, Looks, Placed, Tree};
+pub use tree::{Device, Entry, EntryKind, Metadata, Placed, Tree};
 pub use writer::IMAGE_LEN_MAX;

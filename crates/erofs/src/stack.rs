@@ -96,7 +96,7 @@ struct Pair {
     below: Id,
     above: Id,
     /// The directory that the layers below have at this path, if the upper layer hides it: directories of the upper
-    /// layer that no entry describes take their looks from it.
+    /// layer that no entry describes take their metadata from it.
     hidden: Option<Id>,
     /// A layer between has deleted what the ground has around it.
     is_cut_off: bool,
@@ -138,7 +138,7 @@ impl Cover<'_> {
             self.lower.directory_mut(below).opaque = self.ground == Ground::Layers;
         }
         if !implied {
-            self.dress(below, &inode)?;
+            self.copy_metadata(below, &inode)?;
         }
         for (name, above) in names.iter(self.text) {
             match self.upper[above as usize].as_ref().map(|inode| &inode.content) {
@@ -150,7 +150,7 @@ impl Cover<'_> {
                         (covered, _) => {
                             let id = self.lower.link_new(below, name, Inode::implied_directory())?;
                             match covered {
-                                Some(covered) => self.look_like(id, covered),
+                                Some(covered) => self.inherit_metadata(id, covered),
                                 None => {
                                     let made = self.lower.directory_mut(id);
                                     // What was there hides what lies below it, and so does what replaces it.
@@ -176,8 +176,8 @@ impl Cover<'_> {
         Ok(())
     }
 
-    /// Looks of a directory below for one that is made in its place, until an entry says others.
-    fn look_like(&mut self, made: Id, covered: Id) {
+    /// Metadata of a directory below for one that is made in its place, until an entry says others.
+    fn inherit_metadata(&mut self, made: Id, covered: Id) {
         let Inode { common, mtime, mtime_nanos, .. } = self.lower.inodes[covered as usize];
         let implied = self.lower.directory_mut(covered).implied;
         let made = &mut self.lower.inodes[made as usize];
@@ -187,8 +187,8 @@ impl Cover<'_> {
         }
     }
 
-    /// Looks of the upper directory, names of the lower.
-    fn dress(&mut self, below: Id, from: &Inode) -> Result<()> {
+    /// Metadata of the upper directory, names of the lower.
+    fn copy_metadata(&mut self, below: Id, from: &Inode) -> Result<()> {
         let common = self.renumber(from.common)?;
         let to = &mut self.lower.inodes[below as usize];
         to.common = common;
@@ -237,13 +237,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::tree::{Device, Entry, EntryKind, Looks};
+    use crate::tree::{Device, Entry, EntryKind, Metadata};
 
     fn layer(deleted: &[&str], file: &str) -> Tree {
         let mut tree = Tree::new(Device { tag: String::new(), len: 0 });
         deleted.iter().for_each(|path| tree.white_out(path.as_bytes()).unwrap());
-        let looks = Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
-        let entry = Entry { path: file.as_bytes(), kind: EntryKind::Fifo, looks };
+        let metadata = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+        let entry = Entry { path: file.as_bytes(), kind: EntryKind::Fifo, metadata };
         tree.add(&entry).unwrap();
         tree
     }
@@ -277,8 +277,8 @@ mod tests {
         let lower = || {
             let mut tree = layer(&[], "a/file");
             for (path, mode) in [("a", 0o700), ("a/d", 0o710), ("a/d/e", 0o711), ("a/gone", 0o701)] {
-                let looks = Looks { mode, uid: 0, gid: 0, mtime: (7, 7), attributes: &BTreeMap::new() };
-                tree.add(&Entry { path: path.as_bytes(), kind: EntryKind::Directory, looks }).unwrap();
+                let metadata = Metadata { mode, uid: 0, gid: 0, mtime: (7, 7), attributes: &BTreeMap::new() };
+                tree.add(&Entry { path: path.as_bytes(), kind: EntryKind::Directory, metadata }).unwrap();
             }
             tree
         };

@@ -6,7 +6,7 @@
 //!
 //! What an entry means is what unpacking it would do (`diff::apply`): parents are resolved inside the tree,
 //! through its links; what is in the way of an entry is replaced, with all below it; only directories stay
-//! and take the new looks.
+//! and take the new metadata.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ pub struct Entry<'a> {
     /// May be absolute, contain `..`, or be anything else.
     pub path: &'a [u8],
     pub kind: EntryKind<'a>,
-    pub looks: Looks<'a>,
+    pub metadata: Metadata<'a>,
 }
 
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ pub enum EntryKind<'a> {
         at: u64,
     },
     Symlink(&'a [u8]),
-    /// Another name of what is at this path; looks are that one's.
+    /// Another name of what is at this path; the metadata is that one's.
     HardLink(&'a [u8]),
     CharacterDevice {
         major: u32,
@@ -81,7 +81,7 @@ pub enum EntryKind<'a> {
 
 /// Owner, permissions, time and attributes.
 #[derive(Clone, Debug)]
-pub struct Looks<'a> {
+pub struct Metadata<'a> {
     /// The lower twelve bits of `st_mode`.
     pub mode: u16,
     pub uid: u32,
@@ -135,7 +135,7 @@ pub(crate) enum Content {
 #[derive(Default)]
 pub(crate) struct Directory {
     pub(crate) names: Names,
-    /// No entry said how it looks.
+    /// No entry gave its metadata.
     pub(crate) implied: bool,
     /// It hides the directory of its path in the layers below.
     pub(crate) opaque: bool,
@@ -218,7 +218,7 @@ impl Tree {
             let EntryKind::Directory = entry.kind else {
                 return Err(Error::invalid_argument("the root can only be a directory"));
             };
-            return self.dress(ROOT, &entry.looks);
+            return self.set_metadata(ROOT, &entry.metadata);
         };
         match entry.kind {
             EntryKind::Directory => {
@@ -226,7 +226,7 @@ impl Tree {
                     Some(id) if self.is_directory(id) => id,
                     existing => self.make_directory(parent, name, existing)?,
                 };
-                self.dress(id, &entry.looks)
+                self.set_metadata(id, &entry.metadata)
             }
             EntryKind::HardLink(target) => self.hard_link(parent, name, target),
             EntryKind::File { len, at } => {
@@ -236,7 +236,7 @@ impl Tree {
                 let block = u32::try_from(at / BLOCK_LEN).map_err(|_| {
                     Error::resource_exhausted(format!("byte {at} of an archive is beyond what can be mapped"))
                 })?;
-                self.make(parent, name, REGULAR, Content::File { len, device: 0, block }, &entry.looks)
+                self.make(parent, name, REGULAR, Content::File { len, device: 0, block }, &entry.metadata)
             }
             EntryKind::Symlink(target) => {
                 if target.is_empty() || target.len() > PATH_LEN_MAX || target.contains(&0) {
@@ -244,18 +244,18 @@ impl Tree {
                 }
                 self.account(target.len())?;
                 let target = self.text.add(target);
-                self.make(parent, name, SYMLINK, Content::Symlink(target), &entry.looks)
+                self.make(parent, name, SYMLINK, Content::Symlink(target), &entry.metadata)
             }
             EntryKind::CharacterDevice { major: 0, minor: 0 } => self.white_out_at(parent, name),
             EntryKind::CharacterDevice { major, minor } => {
                 let content = Content::Device(device_number(major, minor)?);
-                self.make(parent, name, CHARACTER_DEVICE, content, &entry.looks)
+                self.make(parent, name, CHARACTER_DEVICE, content, &entry.metadata)
             }
             EntryKind::BlockDevice { major, minor } => {
                 let content = Content::Device(device_number(major, minor)?);
-                self.make(parent, name, BLOCK_DEVICE, content, &entry.looks)
+                self.make(parent, name, BLOCK_DEVICE, content, &entry.metadata)
             }
-            EntryKind::Fifo => self.make(parent, name, FIFO, Content::Fifo, &entry.looks),
+            EntryKind::Fifo => self.make(parent, name, FIFO, Content::Fifo, &entry.metadata),
         }
     }
 
@@ -362,8 +362,8 @@ impl Tree {
         Ok(found)
     }
 
-    /// Says how a directory that was implied looks. One that was not, or is not there, stays as it is.
-    pub fn dress_implied(&mut self, path: &[u8], looks: &Looks<'_>) -> Result<()> {
+    /// Gives metadata to a directory that was implied. One that was not, or is not there, stays as it is.
+    pub fn set_implied_metadata(&mut self, path: &[u8], metadata: &Metadata<'_>) -> Result<()> {
         let mut id = ROOT;
         for name in clean(path)? {
             match self.child(id, name) {
@@ -372,7 +372,7 @@ impl Tree {
             }
         }
         match &self.inodes[id as usize].content {
-            Content::Directory(directory) if directory.implied => self.dress(id, looks),
+            Content::Directory(directory) if directory.implied => self.set_metadata(id, metadata),
             _ => Ok(()),
         }
     }
@@ -384,12 +384,12 @@ impl Tree {
         name: &[u8],
         kind: u16,
         content: Content,
-        looks: &Looks<'_>,
+        metadata: &Metadata<'_>,
     ) -> Result<()> {
         // Links have no permissions of their own; symlink(7).
-        let mode = kind | if kind == SYMLINK { 0o777 } else { looks.mode & 0o7777 };
-        let attributes = self.attributes_of(&[], mode, looks)?;
-        let Looks { uid, gid, mtime: (mtime, mtime_nanos), .. } = *looks;
+        let mode = kind | if kind == SYMLINK { 0o777 } else { metadata.mode & 0o7777 };
+        let attributes = self.attributes_of(&[], mode, metadata)?;
+        let Metadata { uid, gid, mtime: (mtime, mtime_nanos), .. } = *metadata;
         let common = self.common_number(Common { mode, uid, gid, attributes })?;
         let inode = Inode { common, mtime, mtime_nanos, content };
         self.link_new(parent, name, inode).map(drop)
@@ -500,32 +500,32 @@ impl Tree {
         Ok(number)
     }
 
-    /// Gives an inode looks. Attributes that `looks` does not name go, but not labels, and not those of the
+    /// Gives an inode metadata. Attributes that `metadata` does not name go, but not labels, and not those of the
     /// root, which is there whether a layer describes it or not.
-    fn dress(&mut self, id: Id, looks: &Looks<'_>) -> Result<()> {
+    fn set_metadata(&mut self, id: Id, metadata: &Metadata<'_>) -> Result<()> {
         let before = self.common(id);
-        let mode = before.mode & !0o7777 | looks.mode & 0o7777;
+        let mode = before.mode & !0o7777 | metadata.mode & 0o7777;
         let stays = |number: &u32| id == ROOT || self.attributes.find(*number).is_label();
         let before: Vec<u32> = before.attributes.iter().copied().filter(stays).collect();
-        let attributes = self.attributes_of(&before, mode, looks)?;
-        let common = self.common_number(Common { mode, uid: looks.uid, gid: looks.gid, attributes })?;
+        let attributes = self.attributes_of(&before, mode, metadata)?;
+        let common = self.common_number(Common { mode, uid: metadata.uid, gid: metadata.gid, attributes })?;
         let inode = &mut self.inodes[id as usize];
         inode.common = common;
-        (inode.mtime, inode.mtime_nanos) = looks.mtime;
+        (inode.mtime, inode.mtime_nanos) = metadata.mtime;
         if let Content::Directory(directory) = &mut inode.content {
             directory.implied = false;
         }
         Ok(())
     }
 
-    fn attributes_of(&mut self, before: &[u32], mode: u16, looks: &Looks<'_>) -> Result<Box<[u32]>> {
+    fn attributes_of(&mut self, before: &[u32], mode: u16, metadata: &Metadata<'_>) -> Result<Box<[u32]>> {
         let mut all: BTreeMap<(u8, Vec<u8>), u32> = BTreeMap::new();
         for number in before {
             let attribute = self.attributes.find(*number).with_mode(mode);
             let key = (attribute.prefix, attribute.name.clone());
             all.insert(key, self.number(attribute)?);
         }
-        for (name, value) in looks.attributes {
+        for (name, value) in metadata.attributes {
             if name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.") {
                 continue; // they could show what is not in the image
             }

@@ -251,8 +251,8 @@ impl Overlay {
         if is_empty(&upper)? {
             // It was made before the archive came, whose root it covers.
             let owners = owners(&chain.labels)?;
-            look_like(&upper, lower.first(), owners.as_ref())
-                .context(|| format!("dress {}", upper.display()))?;
+            copy_root_metadata(&upper, lower.first(), owners.as_ref())
+                .context(|| format!("copy the metadata of the root to {}", upper.display()))?;
         }
         Ok(lower)
     }
@@ -358,7 +358,7 @@ fn furnish(directory: &Path, kind: Kind, lower: &[PathBuf], owners: Option<&Owne
         let tree = directory.join("fs");
         if make_directory(&tree, 0o755)? {
             // It covers its parent's, so it must look like it.
-            look_like(&tree, lower.first(), owners)?;
+            copy_root_metadata(&tree, lower.first(), owners)?;
         }
         if kind == Kind::Active {
             make_directory(&directory.join("work"), 0o755)?;
@@ -379,7 +379,7 @@ fn make_directory(path: &Path, mode: u32) -> std::io::Result<bool> {
 }
 
 /// Gives a tree's root the mode of what it covers, and the owner that it is shown with there.
-fn look_like(tree: &Path, other: Option<&PathBuf>, owners: Option<&Owners>) -> std::io::Result<()> {
+fn copy_root_metadata(tree: &Path, other: Option<&PathBuf>, owners: Option<&Owners>) -> std::io::Result<()> {
     let covered = other.map(fs::metadata).transpose()?;
     let own = covered.as_ref().map(|covered| (covered.uid(), covered.gid()));
     let (uid, gid) = own.unwrap_or((0, 0));

@@ -478,9 +478,9 @@ impl Trees {
         Ok(())
     }
 
-    /// Gives the directories that layers have without an entry of their own the looks that they have in the
+    /// Gives the directories that layers have without an entry of their own the metadata that they have in the
     /// layers below, which they cover.
-    fn dress_implied(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<()> {
+    fn fill_implied(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<()> {
         let implied: Vec<(usize, Vec<PathBuf>)> = {
             let mut implied = self.implied.lock();
             layers.clone().filter_map(|at| Some((at, implied.remove(&at)?))).collect()
@@ -495,26 +495,38 @@ impl Trees {
             None => Vec::new(),
         };
         // The lowest first: those above look at it.
-        let dressed = implied.iter().try_for_each(|(at, paths)| {
+        let filled = implied.iter().try_for_each(|(at, paths)| {
             let below = (layers.start..*at).rev().map(|below| snapshots.mounts(&self.key(below)));
             let below = below.collect::<Result<Vec<_>>>()?.concat();
-            self.dress(*at, paths, &stacked(below.into_iter().chain(committed.clone()).collect()), snapshots)
+            self.copy_metadata(
+                *at,
+                paths,
+                &stacked(below.into_iter().chain(committed.clone()).collect()),
+                snapshots,
+            )
         });
         if !committed.is_empty() {
             snapshots.remove(&key)?;
         }
-        dressed
+        filled
     }
 
-    fn dress(&self, at: usize, paths: &[PathBuf], below: &[Mount], snapshots: &Snapshots) -> Result<()> {
+    fn copy_metadata(
+        &self,
+        at: usize,
+        paths: &[PathBuf],
+        below: &[Mount],
+        snapshots: &Snapshots,
+    ) -> Result<()> {
         let from = Root::from_fd(open_recipe(below)?, Path::new("the layers below"));
         let to = Root::from_fd(open_recipe(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));
         for path in paths {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-            // Where a link is below, the layer has put a directory in its place: that looks as nobody said.
+            // Where a link is below, the layer has put a directory in its place, whose metadata nobody gave.
             let found = (from.find_without_links(path, flags)?, to.find_without_links(path, flags)?);
             let (Some(from), Some(to)) = found else { continue };
-            copy_looks(from.as_fd(), to.as_fd()).context(|| format!("directory {}", path.display()))?;
+            copy_directory_metadata(from.as_fd(), to.as_fd())
+                .context(|| format!("directory {}", path.display()))?;
         }
         Ok(())
     }
@@ -545,7 +557,7 @@ impl Trees {
     pub(crate) fn commit_all(&self, layers: Range<usize>, mut done: impl FnMut(usize)) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         if !layers.is_empty() {
-            self.dress_implied(layers.clone(), &snapshots)?;
+            self.fill_implied(layers.clone(), &snapshots)?;
             self.barrier.wait()?;
         }
         for at in layers {
@@ -621,7 +633,7 @@ fn stacked(trees: Vec<Mount>) -> Vec<Mount> {
 
 /// Owner, mode, attributes and time of a directory. Overlayfs's own attributes say what one layer hides of those below
 /// it, and stay with that layer.
-fn copy_looks(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
+fn copy_directory_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
     let stat = fstat(from)?;
     fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;

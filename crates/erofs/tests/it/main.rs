@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use erofs::{Device, Entry, EntryKind, Ground, Looks, Tree};
+use erofs::{Device, Entry, EntryKind, Ground, Metadata, Tree};
 use types::ErrorKind;
 
 fn device() -> Device {
@@ -13,8 +13,8 @@ fn device() -> Device {
 fn add(tree: &mut Tree, path: &str, kind: EntryKind<'_>, attributes: &[(&str, &[u8])]) {
     let attributes: BTreeMap<String, Vec<u8>> =
         attributes.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
-    let looks = Looks { mode: 0o644, uid: 1, gid: 2, mtime: (3, 4), attributes: &attributes };
-    tree.add(&Entry { path: path.as_bytes(), kind, looks }).unwrap();
+    let metadata = Metadata { mode: 0o644, uid: 1, gid: 2, mtime: (3, 4), attributes: &attributes };
+    tree.add(&Entry { path: path.as_bytes(), kind, metadata }).unwrap();
 }
 
 fn small() -> Tree {
@@ -49,16 +49,16 @@ fn the_same_entries_give_the_same_bytes() {
 }
 
 #[test]
-fn implied_directories_are_told_and_dressed() {
+fn implied_directories_are_told_and_get_metadata() {
     let mut tree = Tree::new(device());
     add(&mut tree, "a/b/c", EntryKind::Fifo, &[]);
     add(&mut tree, "a/d", EntryKind::Directory, &[]);
     let mut tree = Tree::read(&written(&tree)).unwrap();
     assert_eq!(tree.implied().unwrap(), [&b""[..], b"a", b"a/b"]);
     let attributes = BTreeMap::new();
-    let looks = Looks { mode: 0o700, uid: 9, gid: 9, mtime: (9, 9), attributes: &attributes };
+    let metadata = Metadata { mode: 0o700, uid: 9, gid: 9, mtime: (9, 9), attributes: &attributes };
     for path in ["a/b", "a/d", "nosuch/x", "a/b/c"] {
-        tree.dress_implied(path.as_bytes(), &looks).unwrap();
+        tree.set_implied_metadata(path.as_bytes(), &metadata).unwrap();
     }
     assert_eq!(tree.implied().unwrap(), [&b""[..], b"a"]);
 }
@@ -86,10 +86,10 @@ fn damage_is_an_error_and_never_a_panic() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let attributes = BTreeMap::new();
-    let looks = || Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
+    let metadata = || Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
     let refused = |path: &str, kind: EntryKind<'_>| {
         let mut tree = Tree::new(device());
-        tree.add(&Entry { path: path.as_bytes(), kind, looks: looks() }).unwrap_err().kind()
+        tree.add(&Entry { path: path.as_bytes(), kind, metadata: metadata() }).unwrap_err().kind()
     };
     assert_eq!(refused("x", EntryKind::File { len: 1, at: 100 }), ErrorKind::InvalidArgument);
     assert_eq!(refused("x", EntryKind::File { len: (1 << 40) + 1, at: 0 }), ErrorKind::InvalidArgument);
@@ -102,8 +102,8 @@ fn what_does_not_fit_is_refused() {
     let large = vec![0; 60_000];
     let many: BTreeMap<String, Vec<u8>> = (0..6).map(|at| (format!("user.{at}"), large.clone())).collect();
     let mut tree = Tree::new(device());
-    let looks = Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &many };
-    tree.add(&Entry { path: b"x", kind: EntryKind::File { len: 0, at: 0 }, looks }).unwrap();
+    let metadata = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &many };
+    tree.add(&Entry { path: b"x", kind: EntryKind::File { len: 0, at: 0 }, metadata }).unwrap();
     assert_eq!(tree.write(&mut Vec::new()).unwrap_err().kind(), ErrorKind::ResourceExhausted);
 }
 
@@ -115,9 +115,9 @@ fn metadata_has_a_limit() {
     let target = vec![b't'; 4000];
     let mut refused = None;
     for at in 0..200_000_u32 {
-        let looks = Looks { mode: 0, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
+        let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
         let name = at.to_string();
-        let entry = Entry { path: name.as_bytes(), kind: EntryKind::Symlink(&target), looks };
+        let entry = Entry { path: name.as_bytes(), kind: EntryKind::Symlink(&target), metadata };
         if let Err(error) = tree.add(&entry) {
             refused = Some(error.kind());
             break;
@@ -151,9 +151,9 @@ fn attributes_that_cannot_be_shared_have_a_limit_on_the_disk() {
     let written = |files: u32| {
         let mut tree = Tree::new(device());
         for at in 0..files {
-            let looks = Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
+            let metadata = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
             let (name, kind) = (at.to_string(), EntryKind::File { len: 0, at: 0 });
-            tree.add(&Entry { path: name.as_bytes(), kind, looks }).unwrap();
+            tree.add(&Entry { path: name.as_bytes(), kind, metadata }).unwrap();
         }
         tree.write(&mut std::io::sink())
     };
@@ -204,8 +204,9 @@ fn links_that_lead_a_long_way_round_are_followed_so_often_only() {
         (0..10_000).try_for_each(|at| {
             // Another directory each time, as the last one is remembered.
             for path in [format!("{link}/{at}"), format!("{at}")] {
-                let looks = Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
-                tree.add(&Entry { path: path.as_bytes(), kind: EntryKind::Fifo, looks })?;
+                let metadata =
+                    Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
+                tree.add(&Entry { path: path.as_bytes(), kind: EntryKind::Fifo, metadata })?;
             }
             Ok(())
         })

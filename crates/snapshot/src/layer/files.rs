@@ -446,7 +446,7 @@ mod tests {
         let directory = PathBuf::from(format!("/proc/self/fd/{}", disk.as_raw_fd()));
         let mut tree = Tree::new(erofs::Device { tag: "x".into(), len: 512 });
         for number in 0..5000 {
-            let looks = erofs::Looks {
+            let metadata = erofs::Metadata {
                 mode: 0o600,
                 uid: number,
                 gid: 0,
@@ -455,7 +455,7 @@ mod tests {
             };
             let path = types::Digest::of(&number.to_le_bytes()).hex().to_owned();
             let kind = erofs::EntryKind::File { len: 0, at: 0 };
-            tree.add(&erofs::Entry { path: path.as_bytes(), kind, looks }).unwrap();
+            tree.add(&erofs::Entry { path: path.as_bytes(), kind, metadata }).unwrap();
         }
         for name in [IMAGE, PACKED_IMAGE, STACK] {
             let error = replace_image(&tree, &directory.join(name), false).unwrap_err();

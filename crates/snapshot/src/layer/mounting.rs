@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use erofs::{Looks, Tree};
+use erofs::{Metadata, Tree};
 use linux::loopdev::LoopDevice;
 use linux::{mount, page_cache};
 use rustix::fs::{Mode, OFlags};
@@ -88,9 +88,9 @@ fn write_probe(data: &Path, image: &Path) -> Result<()> {
     archive.resize(1024, 0);
     fs::write(data, &archive).context(what)?;
     let mut tree = Tree::new(erofs::Device { tag: "probe".into(), len: archive.len() as u64 });
-    let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+    let metadata = Metadata { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
     let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
-    tree.add(&erofs::Entry { path: b"said", kind, looks })?;
+    tree.add(&erofs::Entry { path: b"said", kind, metadata })?;
     write_image(&tree, image)?;
     File::open(data).and_then(|data| data.sync_all()).context(what)
 }
@@ -214,9 +214,9 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let files = LayerFiles::of(dir.path());
         let mut tree = Tree::new(erofs::Device { tag: "x".into(), len: 1024 });
-        let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+        let metadata = Metadata { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
         let kind = erofs::EntryKind::File { len: 3, at: 512 };
-        tree.add(&erofs::Entry { path: b"file", kind, looks }).unwrap();
+        tree.add(&erofs::Entry { path: b"file", kind, metadata }).unwrap();
         files
             .write(|new| {
                 std::os::unix::fs::FileExt::write_all_at(new.data, b"abc", 512).unwrap();

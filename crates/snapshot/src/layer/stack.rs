@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use erofs::{Ground, Looks, Tree};
+use erofs::{Ground, Metadata, Tree};
 use linux::beneath::{Root, proc_path};
 use linux::mount;
 use rustix::fs::{OFlags, fgetxattr, flistxattr};
@@ -29,13 +29,13 @@ pub(super) fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
     let ground = if below.is_empty() { Ground::Nothing } else { Ground::Layers };
     let mut tree = Tree::stack(trees, ground)?;
     if !below.is_empty() {
-        dress(&mut tree, below)?;
+        fill_implied(&mut tree, below)?;
     }
     Ok(tree)
 }
 
-/// Gives directories that no entry of the layers names the looks that they have below.
-fn dress(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
+/// Gives directories that no entry of the layers names the metadata that they have below.
+fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
     let implied = tree.implied()?;
     if implied.is_empty() {
         return Ok(());
@@ -43,20 +43,20 @@ fn dress(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
     let shown = Root::from_fd(mount::open_recipe(&[overlaid(below)])?, Path::new("the layers below"));
     for path in implied {
         let path = Path::new(std::ffi::OsStr::from_bytes(&path));
-        // In the place of a link is a directory that looks as nobody said.
+        // In the place of a link is a directory whose metadata nobody gave.
         let directory = shown.find_without_links(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let Some(directory) = directory else { continue };
         let what = || format!("look at {} in the layers below", path.display());
-        let metadata = fs::metadata(proc_path(directory.as_fd())).context(what)?;
+        let found = fs::metadata(proc_path(directory.as_fd())).context(what)?;
         let attributes = attributes(&directory).map_err(io::Error::from).context(what)?;
-        let looks = Looks {
-            mode: u16::try_from(metadata.mode() & 0o7777).expect("twelve bits"),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
+        let metadata = Metadata {
+            mode: u16::try_from(found.mode() & 0o7777).expect("twelve bits"),
+            uid: found.uid(),
+            gid: found.gid(),
+            mtime: (found.mtime(), u32::try_from(found.mtime_nsec()).unwrap_or(0)),
             attributes: &attributes,
         };
-        tree.dress_implied(path.as_os_str().as_bytes(), &looks)?;
+        tree.set_implied_metadata(path.as_os_str().as_bytes(), &metadata)?;
     }
     Ok(())
 }

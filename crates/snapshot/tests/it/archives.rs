@@ -429,10 +429,10 @@ fn forms_are_mixed_in_one_chain() {
         let files = snapshotter.layer_files(name).unwrap().unwrap();
         // Of `etc` it says only what is in it, and of `var` that nothing below is.
         let mut tree = erofs::Tree::new(erofs::Device { tag: String::new(), len: 1024 });
-        let looks =
-            erofs::Looks { mode: 0o640, uid: 1, gid: 2, mtime: (3, 4), attributes: &Default::default() };
+        let metadata =
+            erofs::Metadata { mode: 0o640, uid: 1, gid: 2, mtime: (3, 4), attributes: &Default::default() };
         let kind = erofs::EntryKind::File { len: 3, at: 512 };
-        tree.add(&erofs::Entry { path: format!("etc/{name}").as_bytes(), kind, looks }).unwrap();
+        tree.add(&erofs::Entry { path: format!("etc/{name}").as_bytes(), kind, metadata }).unwrap();
         if name == "one" {
             tree.make_opaque(b"var").unwrap();
         } else {

@@ -74,9 +74,10 @@ fn takes_layers(snapshotter: &dyn Snapshotter) -> Result<bool> {
 /// A layer of one file, which contains its name.
 fn write_layer(files: &LayerFiles, name: &str) -> Result<()> {
     let mut tree = erofs::Tree::new(erofs::Device { tag: String::new(), len: 1024 });
-    let looks = erofs::Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &Default::default() };
+    let metadata =
+        erofs::Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &Default::default() };
     let kind = erofs::EntryKind::File { len: name.len() as u64, at: 512 };
-    tree.add(&erofs::Entry { path: name.as_bytes(), kind, looks }).unwrap();
+    tree.add(&erofs::Entry { path: name.as_bytes(), kind, metadata }).unwrap();
     let store = |new: NewLayer<'_>| {
         let what = || "write a layer";
         std::os::unix::fs::FileExt::write_all_at(new.data, name.as_bytes(), 512).context(what)?;
