@@ -28,6 +28,7 @@ mod bundle;
 mod cgroup;
 mod connection;
 mod convert;
+mod creating;
 mod forward;
 mod process;
 mod program;
@@ -35,7 +36,6 @@ mod sandbox;
 mod shims;
 mod strays;
 mod task;
-mod unborn;
 
 pub use forward::serve as serve_events;
 pub use process::{Create, Exec, Exit, Io, Process, ProcessId, RuntimeInfo, Status, TerminalSize};

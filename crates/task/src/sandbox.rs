@@ -102,11 +102,11 @@ pub struct SandboxMetrics {
 }
 
 pub(crate) type Key = (Namespace, SandboxId);
-pub(crate) type Places = BTreeMap<Key, Place>;
+pub(crate) type Slots = BTreeMap<Key, Slot>;
 
-pub(crate) enum Place {
+pub(crate) enum Slot {
     /// Being created or cleared away.
-    Taken,
+    Reserved,
     Filled(Sandbox),
 }
 
@@ -322,7 +322,7 @@ impl Sandboxes {
             // It runs, or did: nothing to clear away.
             Err(error) if error.is(ErrorKind::FailedPrecondition) => return Err(error),
             Err(error) => {
-                self.put(key, Place::Taken);
+                self.put(key, Slot::Reserved);
                 dismiss(&sandbox).await;
                 let reservation = Reservation { sandboxes: self.clone(), key: Some(key.clone()) };
                 self.discard(reservation, &sandbox.0.bundle).await;
@@ -444,11 +444,11 @@ impl Sandboxes {
                 return Err(error.context(format!("shut down sandbox {}", key.1)));
             }
         };
-        self.put(&key, Place::Taken);
+        self.put(&key, Slot::Reserved);
         if is_dead {
             if let Err(error) = self.clean_up(&sandbox).await {
                 // What is left is noted in its bundle, which the next attempt needs.
-                self.put(&key, Place::Filled(sandbox));
+                self.put(&key, Slot::Filled(sandbox));
                 return Err(
                     error.context(format!("shut down sandbox {}: end what its dead shim left", key.1))
                 );
@@ -538,7 +538,7 @@ impl Sandboxes {
         .await
     }
 
-    /// Clears away a bundle whose sandbox never came to be. The place stays taken if something is left.
+    /// Clears away a bundle whose sandbox never came to be. The slot stays reserved if something is left.
     async fn discard(&self, reservation: Reservation, bundle: &Bundle) {
         let Some((namespace, id)) = &reservation.key else { return };
         if !self.0.discard((namespace, id.as_str()), bundle).await {
@@ -554,27 +554,27 @@ impl Sandboxes {
 
     /// `NotFound` while it is being created, and if there is none.
     fn find(&self, namespace: &Namespace, id: &SandboxId) -> Result<Sandbox> {
-        match self.0.sandbox_places().get(&(namespace.clone(), id.clone())) {
-            Some(Place::Filled(sandbox)) => Ok(sandbox.clone()),
-            Some(Place::Taken) | None => Err(Error::not_found(format!("sandbox {id} not found"))),
+        match self.0.sandbox_slots().get(&(namespace.clone(), id.clone())) {
+            Some(Slot::Filled(sandbox)) => Ok(sandbox.clone()),
+            Some(Slot::Reserved) | None => Err(Error::not_found(format!("sandbox {id} not found"))),
         }
     }
 
     fn reserve(&self, key: &Key) -> Result<Reservation> {
-        let mut places = self.0.sandbox_places();
-        if places.contains_key(key) {
+        let mut slots = self.0.sandbox_slots();
+        if slots.contains_key(key) {
             return Err(Error::already_exists(format!("sandbox {} already running", key.1)));
         }
-        places.insert(key.clone(), Place::Taken);
+        slots.insert(key.clone(), Slot::Reserved);
         Ok(Reservation { sandboxes: self.clone(), key: Some(key.clone()) })
     }
 
-    fn put(&self, key: &Key, place: Place) {
-        self.0.sandbox_places().insert(key.clone(), place);
+    fn put(&self, key: &Key, slot: Slot) {
+        self.0.sandbox_slots().insert(key.clone(), slot);
     }
 
     fn remove(&self, key: &Key) {
-        self.0.sandbox_places().remove(key);
+        self.0.sandbox_slots().remove(key);
     }
 }
 
@@ -603,7 +603,7 @@ fn read_exit(bundle: &Bundle) -> Option<SandboxExit> {
     serde_json::from_slice(&text).ok()
 }
 
-/// A place that is given up unless it is filled.
+/// A slot that is given up unless it is filled.
 struct Reservation {
     sandboxes: Sandboxes,
     key: Option<Key>,
@@ -612,7 +612,7 @@ struct Reservation {
 impl Reservation {
     fn fill(mut self, sandbox: Sandbox) {
         if let Some(key) = self.key.take() {
-            self.sandboxes.put(&key, Place::Filled(sandbox));
+            self.sandboxes.put(&key, Slot::Filled(sandbox));
         }
     }
 

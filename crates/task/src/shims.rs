@@ -119,30 +119,30 @@ pub struct Shims(Arc<Inner>);
 struct Inner {
     config: Config,
     exchange: Exchange,
-    places: Mutex<HashMap<Key, Place>>,
-    sandboxes: Mutex<sandbox::Places>,
+    slots: Mutex<HashMap<Key, Slot>>,
+    sandboxes: Mutex<sandbox::Slots>,
 }
 
 pub(crate) type Key = (Namespace, ContainerId);
 
-enum Place {
+enum Slot {
     /// Being cleared away, or its shim is not up yet.
-    Taken,
+    Reserved,
     /// An earlier daemon left something of it, and what that is could not be found out: there may well be a container.
     Unknown,
     /// Its shim was asked to create it and has not answered. The channel closes when that is over.
-    Unborn(Task, watch::Receiver<()>),
+    Creating(Task, watch::Receiver<()>),
     Filled(Task),
     /// It has ended with its shim, and all is taken down but the bundle. That goes with its delete: nothing else that lasts
     /// knows how it ended.
     Ended(Task, Exit),
 }
 
-impl Place {
+impl Slot {
     fn task(&self) -> Option<&Task> {
         match self {
-            Place::Unborn(task, _) | Place::Filled(task) => Some(task),
-            Place::Taken | Place::Unknown | Place::Ended(..) => None,
+            Slot::Creating(task, _) | Slot::Filled(task) => Some(task),
+            Slot::Reserved | Slot::Unknown | Slot::Ended(..) => None,
         }
     }
 }
@@ -159,7 +159,7 @@ pub struct Ended {
 impl Shims {
     /// Knows no tasks until [`Shims::load`].
     pub fn new(config: Config, exchange: Exchange) -> Shims {
-        Shims(Arc::new(Inner { config, exchange, places: Mutex::default(), sandboxes: Mutex::default() }))
+        Shims(Arc::new(Inner { config, exchange, slots: Mutex::default(), sandboxes: Mutex::default() }))
     }
 
     /// Finds the tasks that an earlier daemon left. Returns those that had ended with their shim;
@@ -232,7 +232,7 @@ impl Shims {
                 Ok(None)
             }
             Found::Dead => {
-                // The place is given up once the bundle is gone.
+                // The slot is given up once the bundle is gone.
                 reservation.keep();
                 Ok(Some(self.clean_up(&task, Clearing::AllButBundle).await))
             }
@@ -261,22 +261,22 @@ impl Shims {
     /// `NotFound` if there is none, or its shim was not asked for it yet. One that is being created can be asked and
     /// killed. `Unavailable` if it cannot be told whether there is one.
     pub fn task(&self, namespace: &Namespace, id: &ContainerId) -> Result<Task> {
-        match self.0.places().get(&(namespace.clone(), id.clone())) {
-            Some(Place::Unborn(task, _) | Place::Filled(task)) => Ok(task.clone()),
-            Some(Place::Unknown) => Err(Error::unavailable(format!(
+        match self.0.slots().get(&(namespace.clone(), id.clone())) {
+            Some(Slot::Creating(task, _) | Slot::Filled(task)) => Ok(task.clone()),
+            Some(Slot::Unknown) => Err(Error::unavailable(format!(
                 "what an earlier daemon left of task {id} could not be read, so it may be running: see the \
                  daemon's log, and restart the daemon to look again"
             ))),
-            Some(Place::Taken | Place::Ended(..)) | None => {
+            Some(Slot::Reserved | Slot::Ended(..)) | None => {
                 Err(Error::not_found(format!("task {id} not found")))
             }
         }
     }
 
     /// What closes when the creation of a task is over; none if it is.
-    pub(crate) fn birth_of(&self, task: &Task) -> Option<watch::Receiver<()>> {
-        match self.0.places().get(&(task.namespace().clone(), task.id().clone())) {
-            Some(Place::Unborn(_, over)) => Some(over.clone()),
+    pub(crate) fn creation_of(&self, task: &Task) -> Option<watch::Receiver<()>> {
+        match self.0.slots().get(&(task.namespace().clone(), task.id().clone())) {
+            Some(Slot::Creating(_, over)) => Some(over.clone()),
             _ => None,
         }
     }
@@ -289,13 +289,13 @@ impl Shims {
 
     /// Whether there is a task, or one is being created or cleared away.
     pub fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
-        self.0.places().contains_key(&(namespace.clone(), id.clone()))
+        self.0.slots().contains_key(&(namespace.clone(), id.clone()))
     }
 
     /// Of whom [`Shims::has`] says so, in a namespace.
     pub fn ids(&self, namespace: &Namespace) -> Vec<ContainerId> {
-        let places = self.0.places();
-        places.keys().filter(|(of, _)| of == namespace).map(|(_, id)| id.clone()).collect()
+        let slots = self.0.slots();
+        slots.keys().filter(|(of, _)| of == namespace).map(|(_, id)| id.clone()).collect()
     }
 
     /// The sandboxes, whose shims run tasks too.
@@ -309,7 +309,7 @@ impl Shims {
         blocking(move || bootstrap::info(&program, options)).await
     }
 
-    pub(crate) fn sandbox_places(&self) -> MutexGuard<'_, sandbox::Places> {
+    pub(crate) fn sandbox_slots(&self) -> MutexGuard<'_, sandbox::Slots> {
         self.0.sandboxes.lock()
     }
 
@@ -340,10 +340,10 @@ impl Shims {
     }
 
     fn sandbox_sockets(&self) -> BTreeSet<PathBuf> {
-        let places = self.sandbox_places();
-        let filled = places.values().filter_map(|place| match place {
-            sandbox::Place::Filled(sandbox) => Some(sandbox.socket()),
-            sandbox::Place::Taken => None,
+        let slots = self.sandbox_slots();
+        let filled = slots.values().filter_map(|slot| match slot {
+            sandbox::Slot::Filled(sandbox) => Some(sandbox.socket()),
+            sandbox::Slot::Reserved => None,
         });
         filled.collect()
     }
@@ -351,8 +351,8 @@ impl Shims {
     /// The tasks of a namespace, or all.
     pub fn tasks(&self, namespace: Option<&Namespace>) -> Vec<Task> {
         let wanted = |task: &&Task| namespace.is_none_or(|namespace| task.namespace() == namespace);
-        let places = self.0.places();
-        let mut tasks: Vec<Task> = places.values().filter_map(Place::task).filter(wanted).cloned().collect();
+        let slots = self.0.slots();
+        let mut tasks: Vec<Task> = slots.values().filter_map(Slot::task).filter(wanted).cloned().collect();
         tasks.sort_by(|a, b| (a.namespace(), a.id()).cmp(&(b.namespace(), b.id())));
         tasks
     }
@@ -476,9 +476,9 @@ impl Shims {
         let (shims, task) = (self.clone(), self.task(namespace, id)?);
         let span = info_span!(target: TRACE, "task.delete", %namespace, %id, error = Empty);
         let work = async move {
-            match shims.birth_of(&task) {
-                Some(over) => shims.delete_unborn(task, over).await,
-                None if shims.is_unborn(&task).await => shims.delete_left(task).await,
+            match shims.creation_of(&task) {
+                Some(over) => shims.delete_creating(task, over).await,
+                None if shims.is_being_created(&task).await => shims.delete_left(task).await,
                 None => shims.delete_one(task, None).await,
             }
         };
@@ -486,25 +486,25 @@ impl Shims {
     }
 
     fn ended(&self, namespace: &Namespace, id: &ContainerId) -> Option<(Task, Exit)> {
-        match self.0.places().get(&(namespace.clone(), id.clone())) {
-            Some(Place::Ended(task, exit)) => Some((task.clone(), *exit)),
+        match self.0.slots().get(&(namespace.clone(), id.clone())) {
+            Some(Slot::Ended(task, exit)) => Some((task.clone(), *exit)),
             _ => None,
         }
     }
 
-    /// By one alone: the place, and its bundle, are free for another task from then on.
+    /// By one alone: the slot, and its bundle, are free for another task from then on.
     async fn delete_ended(self, task: Task, exit: Exit) -> Result<Exit> {
         let key = (task.namespace().clone(), task.id().clone());
-        match self.0.places().get_mut(&key) {
-            Some(place @ Place::Ended(..)) => *place = Place::Taken,
+        match self.0.slots().get_mut(&key) {
+            Some(slot @ Slot::Ended(..)) => *slot = Slot::Reserved,
             _ => return Err(Error::not_found(format!("task {}: not found", key.1))),
         }
         let removed = self.remove_bundle(&task).await;
-        let mut places = self.0.places();
+        let mut slots = self.0.slots();
         match removed {
-            Ok(()) => drop(places.remove(&key)),
+            Ok(()) => drop(slots.remove(&key)),
             Err(error) => {
-                places.insert(key, Place::Ended(task, exit));
+                slots.insert(key, Slot::Ended(task, exit));
                 return Err(error);
             }
         }
@@ -531,10 +531,10 @@ impl Shims {
     /// Ends the shim of a task that was deleted, unless others need it.
     pub(crate) async fn forget(&self, task: &Task) -> Result<()> {
         let key = (task.namespace().clone(), task.id().clone());
-        self.0.places().insert(key.clone(), Place::Taken);
+        self.0.slots().insert(key.clone(), Slot::Reserved);
         task.dismiss(self.shim_is_shared(task)).await;
         let removed = self.remove_bundle(task).await;
-        self.0.places().remove(&key);
+        self.0.slots().remove(&key);
         removed
     }
 
@@ -570,7 +570,7 @@ impl Shims {
     }
 
     /// Ends what a dead shim left, tells everybody, and forgets the task. How it ended is told at once, even if something
-    /// is left that does not go yet: then that is tried again, and the place stays taken.
+    /// is left that does not go yet: then that is tried again, and the slot stays reserved.
     async fn clean_up(&self, task: &Task, clearing: Clearing) -> Exit {
         let key = (task.namespace().clone(), task.id().clone());
         let taken_down = self.take_down(task).await;
@@ -583,15 +583,15 @@ impl Shims {
         let exit = if exit.at == Timestamp::default() { Exit { at: Timestamp::now(), ..exit } } else { exit };
         if left.is_some() {
             // Before anybody is told who would make the next one of this id, or ask this one.
-            self.0.places().insert(key.clone(), Place::Taken);
+            self.0.slots().insert(key.clone(), Slot::Reserved);
         }
         self.publish_end(task, exit);
         match left {
             None if clearing == Clearing::AllButBundle => {
-                self.0.places().insert(key, Place::Ended(task.clone(), exit));
+                self.0.slots().insert(key, Slot::Ended(task.clone(), exit));
             }
             None => {
-                self.0.places().remove(&key);
+                self.0.slots().remove(&key);
             }
             Some(error) => {
                 tracing::error!(
@@ -622,7 +622,7 @@ impl Shims {
             pause = (2 * pause).min(RETRY_PAUSE_MAX);
         }
         tracing::info!(%namespace, %id, "what a dead shim left is gone");
-        self.0.places().remove(&(namespace.clone(), id.clone()));
+        self.0.slots().remove(&(namespace.clone(), id.clone()));
     }
 
     /// Has the shim's program end what a dead shim left.
@@ -677,7 +677,7 @@ impl Shims {
     }
 
     /// Clears away a bundle whose container never came to be, and says whether that is done. What its shim has noted
-    /// and could not take down is left, notes and all, for the next start: then the place is to stay taken.
+    /// and could not take down is left, notes and all, for the next start: then the slot is to stay reserved.
     pub(crate) async fn discard(&self, (namespace, id): (&Namespace, &str), bundle: &Bundle) -> bool {
         let (shims, key, bundle) = (self.clone(), (namespace.clone(), id.to_owned()), bundle.clone());
         let removed = blocking(move || {
@@ -694,11 +694,11 @@ impl Shims {
     }
 
     fn reserve(&self, key: &Key) -> Result<Reservation> {
-        let mut places = self.0.places();
-        if places.contains_key(key) {
+        let mut slots = self.0.slots();
+        if slots.contains_key(key) {
             return Err(Error::already_exists(format!("task {}: already exists", key.1)));
         }
-        places.insert(key.clone(), Place::Taken);
+        slots.insert(key.clone(), Slot::Reserved);
         Ok(Reservation { shims: self.clone(), key: key.clone(), filled: false, over: watch::Sender::new(()) })
     }
 }
@@ -721,42 +721,42 @@ enum Found {
 }
 
 impl Inner {
-    fn places(&self) -> MutexGuard<'_, HashMap<Key, Place>> {
-        self.places.lock()
+    fn slots(&self) -> MutexGuard<'_, HashMap<Key, Slot>> {
+        self.slots.lock()
     }
 }
 
-/// A place in the map that is given up unless it is filled or kept.
+/// A slot in the map that is given up unless it is filled or kept.
 struct Reservation {
     shims: Shims,
     key: Key,
     filled: bool,
-    /// Dropped when the place is as it will stay.
+    /// Dropped when the slot is as it will stay.
     over: watch::Sender<()>,
 }
 
 impl Reservation {
     /// Lets others ask for the task, and kill it, while its shim makes it.
     fn show(&self, task: &Task) {
-        self.put(Place::Unborn(task.clone(), self.over.subscribe()));
+        self.put(Slot::Creating(task.clone(), self.over.subscribe()));
     }
 
     fn hide(&self) {
-        self.put(Place::Taken);
+        self.put(Slot::Reserved);
     }
 
-    fn put(&self, place: Place) {
-        self.shims.0.places().insert(self.key.clone(), place);
+    fn put(&self, slot: Slot) {
+        self.shims.0.slots().insert(self.key.clone(), slot);
     }
 
     /// The id stays taken, until a daemon that starts knows more.
     fn keep(mut self) {
-        self.put(Place::Unknown);
+        self.put(Slot::Unknown);
         self.filled = true;
     }
 
     fn fill(mut self, task: Task) {
-        self.put(Place::Filled(task));
+        self.put(Slot::Filled(task));
         self.filled = true;
     }
 }
@@ -764,7 +764,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.filled {
-            self.shims.0.places().remove(&self.key);
+            self.shims.0.slots().remove(&self.key);
         }
     }
 }

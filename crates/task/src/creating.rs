@@ -39,7 +39,7 @@ impl Shims {
         if signal != SIGKILL || exec.is_some() {
             return task.kill(exec, signal, all).await;
         }
-        let limit = if self.is_unborn(task).await { HEAR_LIMIT } else { KILL_LIMIT };
+        let limit = if self.is_being_created(task).await { HEAR_LIMIT } else { KILL_LIMIT };
         match task.kill_within(Some(limit), None, signal, all).await {
             Err(error) if is_deafness(&error) => self.kill_deaf_shim(task, error).await,
             outcome => outcome,
@@ -47,8 +47,8 @@ impl Shims {
     }
 
     /// Whether its creation is known not to be over. Shims of others note nothing.
-    pub(crate) async fn is_unborn(&self, task: &Task) -> bool {
-        if self.birth_of(task).is_some() {
+    pub(crate) async fn is_being_created(&self, task: &Task) -> bool {
+        if self.creation_of(task).is_some() {
             return true;
         }
         let (bundle, program) = task.bundle_and_program();
@@ -70,7 +70,7 @@ impl Shims {
                 error.context(format!("kill task {id}: its shim does not answer, and is not to be found"))
             );
         };
-        if !self.is_unborn(task).await {
+        if !self.is_being_created(task).await {
             return self.kill_past_shim(task).await.map_err(|cause| {
                 error.context(format!(
                     "kill task {id}: its shim does not answer ({}); end what that waits for, as the server of a file \
@@ -112,8 +112,8 @@ impl Shims {
     }
 
     /// Ends a creation, as one would kill a container that was not started. `over` closes with it.
-    pub(crate) async fn delete_unborn(self, task: Task, mut over: watch::Receiver<()>) -> Result<Exit> {
-        self.kill_unborn(&task).await?;
+    pub(crate) async fn delete_creating(self, task: Task, mut over: watch::Receiver<()>) -> Result<Exit> {
+        self.kill_creating(&task).await?;
         if timeout(END_LIMIT, over.changed()).await.is_err() {
             return Err(does_not_end(&task));
         }
@@ -126,7 +126,7 @@ impl Shims {
 
     /// The same for a creation that an earlier daemon began: whether it is over, only its shim knows.
     pub(crate) async fn delete_left(self, task: Task) -> Result<Exit> {
-        self.kill_unborn(&task).await?;
+        self.kill_creating(&task).await?;
         match self.clone().delete_one(task.clone(), Some(END_LIMIT)).await {
             // It has been undone, and nobody but us would send the shim away.
             Err(error) if error.is(ErrorKind::NotFound) => {
@@ -138,7 +138,7 @@ impl Shims {
         }
     }
 
-    async fn kill_unborn(&self, task: &Task) -> Result<()> {
+    async fn kill_creating(&self, task: &Task) -> Result<()> {
         match self.kill(task, None, SIGKILL, true).await {
             // It is being undone already, or its shim cannot be asked about what it has not made yet.
             Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::Unavailable) => Ok(()),
