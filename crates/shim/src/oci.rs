@@ -12,7 +12,7 @@ use linux::signal::Signal;
 use rustix::process::Pid;
 use types::{Error, Result};
 
-use crate::sandbox::Birth;
+use crate::sandbox::PendingCreate;
 use crate::stdio::Ends;
 use crate::stdio::open::Outside;
 use crate::worker::Done;
@@ -32,7 +32,7 @@ pub(crate) enum Oci {
 pub(crate) struct Frozen {
     /// The directory of the images.
     pub images: PathBuf,
-    pub birth: Birth,
+    pub pending: PendingCreate,
     pub outside: Outside,
 }
 

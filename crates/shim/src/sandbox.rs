@@ -10,14 +10,16 @@
 //!
 //! If a daemon asks for a sandbox in its sense, the containers are those of a [`pod`].
 
-mod births;
 mod checkpoint;
+mod create;
 mod deletes;
+mod exec;
 mod exits;
 mod holder;
 mod jobs;
 mod namespaces;
 mod pod;
+mod start;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -44,7 +46,7 @@ use crate::stats;
 use crate::stdio::open::Joining;
 use crate::stdio::{Copy, Stream, Wants};
 
-pub(crate) use self::births::Birth;
+pub(crate) use self::create::PendingCreate;
 use self::deletes::PendingDelete;
 use self::jobs::Job;
 use self::pod::Pod;
@@ -167,8 +169,8 @@ impl Sandbox {
 /// Calls about what is there.
 impl Sandbox {
     pub(crate) fn state(&self, request: &task::StateRequest) -> Result<task::StateResponse> {
-        if let Some(unborn) = self.state_of_unborn(request) {
-            return Ok(unborn);
+        if let Some(being_created) = self.state_while_created(request) {
+            return Ok(being_created);
         }
         let container = self.container(&request.id)?;
         let process = self.process(self.find(&request.id, &request.exec_id)?)?;

@@ -27,7 +27,7 @@ const BY_NUMBER: &[(&str, &str)] = &[
     ("crates/shim/src/oci.rs", "a child of the shim, not reaped"),
     ("crates/shim/src/oci/command.rs", "a child of the shim, not reaped; itself"),
     ("crates/shim/src/record.rs", "asks which process of a number it is"),
-    ("crates/shim/src/sandbox/births.rs", "a pidfd is held"),
+    ("crates/shim/src/sandbox/exec.rs", "a pidfd is held"),
     ("crates/shim/src/sandbox/namespaces.rs", "a child of the shim, not reaped"),
     ("crates/task/src/strays.rs", "looks whether anybody is there"),
 ];

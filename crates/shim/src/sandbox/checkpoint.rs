@@ -9,7 +9,7 @@ use api::shim::runc;
 use api::shim::task;
 use types::{Error, Result};
 
-use super::births::{Birth, settle};
+use super::create::{PendingCreate, settle};
 use super::{Sandbox, options};
 use crate::oci::{Created, Frozen, Oci};
 use crate::process::{ProcessKey, Stage};
@@ -60,64 +60,64 @@ impl Sandbox {
     }
 
     /// Takes in a container whose processes are in a checkpoint.
-    pub(super) fn add_frozen(&mut self, birth: Birth, outside: Outside) -> Result<()> {
-        let images = PathBuf::from(&birth.request.checkpoint);
+    pub(super) fn add_frozen(&mut self, pending: PendingCreate, outside: Outside) -> Result<()> {
+        let images = PathBuf::from(&pending.request.checkpoint);
         if !images.is_absolute() || !images.is_dir() {
             return Err(Error::invalid_argument(format!(
                 "there is no checkpoint at {}: a directory by its absolute path is expected",
                 images.display()
             )));
         }
-        let key = self.add_container(&birth, Oci::Frozen(None), Stage::Frozen, Inside::default());
-        self.publish_create(&birth.request, key, 0);
-        let container = self.container_mut(birth.id())?;
-        container.oci = Oci::Frozen(Some(Box::new(Frozen { images, birth, outside })));
+        let key = self.add_container(&pending, Oci::Frozen(None), Stage::Frozen, Inside::default());
+        self.publish_create(&pending.request, key, 0);
+        let container = self.container_mut(pending.id())?;
+        container.oci = Oci::Frozen(Some(Box::new(Frozen { images, pending, outside })));
         Ok(())
     }
 
     /// Restores a container. It can be tried once: then its streams are spent.
-    pub(super) fn bring_back(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
-        self.try_bring_back(id, init, reply).map_err(|error| error.context(format!("start container {id}")))
+    pub(super) fn restore(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
+        self.try_restore(id, init, reply).map_err(|error| error.context(format!("start container {id}")))
     }
 
-    fn try_bring_back(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
+    fn try_restore(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
         let namespace = self.namespace.clone();
         let Oci::Frozen(frozen) = &mut self.container_mut(id)?.oci else {
             return Err(Error::internal("a frozen process of a container that is not"));
         };
-        let Frozen { images, birth, outside } = *frozen.take().ok_or_else(|| {
+        let Frozen { images, pending, outside } = *frozen.take().ok_or_else(|| {
             Error::failed_precondition("its restore was tried and failed; delete it, and create it again")
         })?;
-        let (ends, streams) = outside.split(birth.config.terminal, birth.owner(&namespace))?;
+        let (ends, streams) = outside.split(pending.config.terminal, pending.owner(&namespace))?;
         let worker = Worker::begin_process(ends, |stdio| {
-            Oci::restore(birth.create(), &images, stdio).map(Created::into_done)
+            Oci::restore(pending.create(), &images, stdio).map(Created::into_done)
         })?;
         let about = id.to_owned();
         self.begin_step(id, None, worker, reply, move |sandbox, answer, reply| {
-            let restored = sandbox.take_created(&birth.record(), birth.create(), answer);
+            let restored = sandbox.take_created(&pending.record(), pending.create(), answer);
             let restored =
-                restored.and_then(|restored| sandbox.finish_restore(birth, init, streams, restored, reply));
+                restored.and_then(|restored| sandbox.finish_restore(pending, init, streams, restored, reply));
             restored.map_err(|error| error.context(format!("start container {about}")))
         })
     }
 
     fn finish_restore(
         &mut self,
-        birth: Birth,
+        pending: PendingCreate,
         init: ProcessKey,
         streams: Streams,
         mut restored: Created,
         reply: ReplyTo,
     ) -> Result<Outcome> {
-        let stdio = match settle(&birth, streams, &mut restored) {
+        let stdio = match settle(&pending, streams, &mut restored) {
             Ok(stdio) => stdio,
             Err(error) => {
-                return self.take_back(birth, restored.oci, error, reply, |_, birth, error| {
-                    error.context(format!("start container {}", birth.id()))
+                return self.take_back(pending, restored.oci, error, reply, |_, pending, error| {
+                    error.context(format!("start container {}", pending.id()))
                 });
             }
         };
-        let id = birth.id();
+        let id = pending.id();
         let pid = restored.pid;
         for warning in &restored.warnings {
             self.log.warn(format_args!("container {id}: {warning}"));

@@ -9,7 +9,7 @@ use linux::signal::Signal;
 use types::{Error, Result, UnlessGone as _};
 
 use super::Sandbox;
-use super::births::is_our_child;
+use super::exec::is_our_child;
 use crate::log_driver::{Driver, Leaving};
 use crate::oci;
 use crate::process::{Process, ProcessKey, Stage};

@@ -245,15 +245,15 @@ impl Sandbox {
     }
 
     /// Containers that are being created.
-    pub(super) fn unborn(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn being_created(&self) -> impl Iterator<Item = &str> {
         let busy = self.jobs.iter().map(|job| job.container.as_str());
         busy.filter(|id| !self.containers.contains_key(*id))
     }
 
     /// What is to be said of a container that is being created: nothing but that.
-    pub(super) fn state_of_unborn(&self, request: &task::StateRequest) -> Option<task::StateResponse> {
-        let is_unborn = self.unborn().any(|id| id == request.id);
-        is_unborn.then(|| task::StateResponse {
+    pub(super) fn state_while_created(&self, request: &task::StateRequest) -> Option<task::StateResponse> {
+        let is_being_created = self.being_created().any(|id| id == request.id);
+        is_being_created.then(|| task::StateResponse {
             id: request.id.clone(),
             status: api::shim::types::Status::Created.into(),
             exited_at: Some(wire_time(Timestamp::NEVER)),

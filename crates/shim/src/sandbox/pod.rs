@@ -198,7 +198,8 @@ impl Sandbox {
     ) -> Result<wire::ShutdownSandboxResponse> {
         self.pod(&request.sandbox_id)?;
         if !self.containers.is_empty() || !self.jobs.is_empty() {
-            let left: Vec<&str> = self.containers.keys().map(String::as_str).chain(self.unborn()).collect();
+            let left: Vec<&str> =
+                self.containers.keys().map(String::as_str).chain(self.being_created()).collect();
             return Err(Error::failed_precondition(format!(
                 "sandbox {} has containers: {}; delete their tasks first",
                 request.sandbox_id,
