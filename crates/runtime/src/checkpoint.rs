@@ -25,7 +25,7 @@ use types::{Context, Error, Result};
 use crate::container::Container;
 use crate::create::NOTICES_INSIDE;
 use crate::criu::{
-    self, Birth, CgroupMode, Criu, ExternalMount, Features, Kind, Options, PageServer, Places, Request,
+    self, CgroupMode, CloneOptions, Criu, ExternalMount, Features, Kind, Options, PageServer, Places, Request,
 };
 use crate::rootfs;
 use crate::state::{NOTICES, Status};
@@ -219,8 +219,8 @@ impl Checkpoint<'_> {
             return Err(Error::not_found("process already finished"));
         }
         let status = self.options.status.take();
-        let birth = Birth { places: Some(&mut places), ..Birth::default() };
-        let criu = Criu::clone(birth, || Ok(()))?.execute()?;
+        let clone_options = CloneOptions { places: Some(&mut places), ..CloneOptions::default() };
+        let criu = Criu::clone(clone_options, || Ok(()))?.execute()?;
         let asked = criu.ask(&request, |notice| match &status {
             Some(status) if notice.step == "status-ready" => {
                 rustix::io::write(status, b"\0")

@@ -1,4 +1,4 @@
-//! The parent's side of a container's birth.
+//! The parent's side of making a container.
 //!
 //! ```text
 //! read spec ─▶ state directory ─▶ cgroup of version 2 ─▶ open descriptors ─▶ clone ─┬─▶ (child: init)
@@ -32,7 +32,7 @@ use crate::container::Container;
 use crate::fork::Fork;
 use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, doubts, read_spec, real_path, rootfs_path};
-use crate::program::{self, Outfit};
+use crate::program::{self, ProcessSetup};
 use crate::rootfs::{self, PreparedMount};
 use crate::start::Start;
 use crate::state::{FILTER, NOTICES_SOCKET, State, StateDir, Status};
@@ -153,7 +153,7 @@ pub(crate) struct Plan {
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<PreparedMount>,
     pub(crate) cgroup: CgroupPlace,
-    pub(crate) outfit: Outfit,
+    pub(crate) setup: ProcessSetup,
     pub(crate) mount_label: Option<MountLabel>,
     pub(crate) supervisor: Option<Supervisor>,
     /// What the host does not have, and the spec asks for.
@@ -216,7 +216,7 @@ pub(crate) struct Remains {
     pub(crate) spec: Spec,
     pub(crate) stdio: Stdio,
     pub(crate) start: Start,
-    pub(crate) outfit: Outfit,
+    pub(crate) setup: ProcessSetup,
     pub(crate) preserve_fds: u32,
 }
 
@@ -237,7 +237,7 @@ impl Plan {
             spec: self.spec,
             stdio: self.stdio,
             start: self.start,
-            outfit: self.outfit,
+            setup: self.setup,
             preserve_fds: self.preserve_fds,
         }
     }
@@ -364,7 +364,7 @@ impl<'a> Maker<'a> {
         let (labels, mut warnings) = Labels::of(process);
         warnings.extend(doubts(&spec));
         let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
-        let outfit = Outfit {
+        let setup = ProcessSetup {
             proc: Proc::open()?,
             labels,
             filter: None,
@@ -379,7 +379,7 @@ impl<'a> Maker<'a> {
             mounts,
             cgroup,
             scope,
-            outfit,
+            setup,
             mount_label: MountLabel::of(&spec),
             supervisor,
             warnings,
@@ -504,7 +504,7 @@ impl<'a> Maker<'a> {
 
     /// Names the cgroup that a process cannot be born in: there must be a right to the one that it has in common with
     /// ours (cgroups(7), "Delegation containment").
-    fn why_no_birth(&self, error: Error) -> Error {
+    fn why_no_clone(&self, error: Error) -> Error {
         match self.cgroup.as_ref().and_then(Cgroup::unified_path) {
             Some(path) if error.is(ErrorKind::PermissionDenied) => error.context(format!(
                 "begin in cgroup {}, to which this user may not move its processes: name one beside its own as \
@@ -528,7 +528,7 @@ impl<'a> Maker<'a> {
         // the child ends in `init::main`, which never returns.
         #[expect(unsafe_code, reason = "the one place where a container's first process is cloned")]
         let cloned = unsafe { fork.clone() };
-        let cloned = cloned.map_err(|error| self.why_no_birth(error))?;
+        let cloned = cloned.map_err(|error| self.why_no_clone(error))?;
         let (pid, pidfd) = match cloned {
             Cloned::Child => {
                 drop(ours);

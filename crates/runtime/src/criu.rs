@@ -52,7 +52,7 @@ pub(crate) struct Notice {
 }
 
 /// The process that will be criu.
-pub(crate) struct Newborn {
+pub(crate) struct ClonedCriu {
     pub(crate) pid: u32,
     process: Process,
     channel: Channel,
@@ -77,7 +77,7 @@ impl Drop for Process {
 
 /// What the clone that becomes criu is made with.
 #[derive(Default)]
-pub(crate) struct Birth<'a> {
+pub(crate) struct CloneOptions<'a> {
     /// Namespaces to make (`CLONE_NEW…`).
     pub(crate) namespaces: u64,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
@@ -87,7 +87,7 @@ pub(crate) struct Birth<'a> {
     pub(crate) places: Option<&'a mut Places>,
 }
 
-impl Newborn {
+impl ClonedCriu {
     /// Lets the child go on, and returns once it is criu.
     pub(crate) fn execute(self) -> Result<Criu> {
         self.channel.send(&Message::Go)?;
@@ -136,7 +136,7 @@ impl Criu {
     }
 
     fn answer(request: &Request) -> Result<Response> {
-        let criu = Criu::clone(Birth::default(), || Ok(()))?.execute()?;
+        let criu = Criu::clone(CloneOptions::default(), || Ok(()))?.execute()?;
         let response = criu.ask(request, |_| Ok(()))?;
         criu.finish()?;
         Ok(response)
@@ -145,19 +145,22 @@ impl Criu {
     /// Clones the process that will be criu. Once it is told to go on, the child runs `prepare` and executes.
     ///
     /// The calling process must have a single thread.
-    pub(crate) fn clone(birth: Birth<'_>, prepare: impl FnOnce() -> Result<()>) -> Result<Newborn> {
+    pub(crate) fn clone(
+        options: CloneOptions<'_>,
+        prepare: impl FnOnce() -> Result<()>,
+    ) -> Result<ClonedCriu> {
         let program = find_program()?;
         let (channel, theirs) = Channel::pair()?;
         // SAFETY: the caller has a single thread (the documentation demands it), and the child ends in
         // `child`, which never returns.
         #[expect(unsafe_code, reason = "what criu restores must be prepared in namespaces of criu's own")]
-        let cloned = unsafe { clone_process(birth.namespaces, birth.cgroup) }?;
+        let cloned = unsafe { clone_process(options.namespaces, options.cgroup) }?;
         match cloned {
             Cloned::Child => {
                 drop(channel);
-                child(&program, birth, &theirs, prepare)
+                child(&program, options, &theirs, prepare)
             }
-            Cloned::Parent { pid, pidfd } => Ok(Newborn { pid, process: Process(pidfd), channel }),
+            Cloned::Parent { pid, pidfd } => Ok(ClonedCriu { pid, process: Process(pidfd), channel }),
         }
     }
 
@@ -229,14 +232,19 @@ impl Criu {
     }
 }
 
-fn child(program: &CString, birth: Birth<'_>, channel: &Channel, prepare: impl FnOnce() -> Result<()>) -> ! {
+fn child(
+    program: &CString,
+    options: CloneOptions<'_>,
+    channel: &Channel,
+    prepare: impl FnOnce() -> Result<()>,
+) -> ! {
     let run = || -> Result<Error> {
         match channel.receive()? {
             Some(Message::Go) => {}
             _ => return Err(Error::aborted("the parent went away")),
         }
         prepare()?;
-        if let Some(places) = birth.places {
+        if let Some(places) = options.places {
             places.reopen()?;
         }
         // Made here: criu takes numbers of descriptors for those of whoever made its socket.
@@ -244,7 +252,7 @@ fn child(program: &CString, birth: Birth<'_>, channel: &Channel, prepare: impl F
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(io::Error::from)
                 .context(|| "make a socket pair")?;
-        for fd in birth.inherited.iter().copied().chain([ours.as_fd()]) {
+        for fd in options.inherited.iter().copied().chain([ours.as_fd()]) {
             rustix::io::fcntl_setfd(fd, FdFlags::empty())
                 .map_err(io::Error::from)
                 .context(|| "keep a descriptor open for criu")?;

@@ -31,7 +31,7 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::channel::{Channel, Message};
 use crate::exec::ExecOptions;
 use crate::plan::Stdio;
-use crate::program::{self, Execution, Filter, Outfit};
+use crate::program::{self, Execution, Filter, ProcessSetup};
 use crate::scheduling;
 
 /// Processes that the go-between makes.
@@ -45,7 +45,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) kinds: Vec<NsKind>,
     /// None where the container could be given no cgroup.
     pub(crate) entry: Option<Entry>,
-    pub(crate) outfit: Outfit,
+    pub(crate) setup: ProcessSetup,
     pub(crate) keyring: Option<String>,
     pub(crate) options: ExecOptions,
 }
@@ -79,28 +79,28 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
         process::forbid_tracing()?;
     }
     if let Some(keyring) = &plan.keyring {
-        plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
+        plan.setup.labels.apply_to_keys(&plan.setup.proc)?;
         program::join_keyring(keyring)?;
     }
-    let Plan { process, init, entry, outfit, options, .. } = plan;
+    let Plan { process, init, entry, setup, options, .. } = plan;
     drop((init, entry));
     let ExecOptions { stdio, preserve_fds, .. } = options;
     let has_terminal = matches!(stdio, Stdio::Terminal { .. });
     set_streams(stdio, process, channel)?;
-    let kept = [channel.as_fd(), outfit.proc.as_fd()];
+    let kept = [channel.as_fd(), setup.proc.as_fd()];
     // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
     #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
     unsafe {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
     program::set_limits(process, NEWBORN, channel)?;
-    let program = if outfit.filter.as_ref().is_none_or(|filter| lets_begin(filter, process)) {
-        let program = program::become_user(process, outfit, channel, || program::find(process))?;
+    let program = if setup.filter.as_ref().is_none_or(|filter| lets_begin(filter, process)) {
+        let program = program::become_user(process, setup, channel, || program::find(process))?;
         be_born(process, channel, has_terminal)?;
         program
     } else {
         be_born(process, channel, has_terminal)?;
-        program::become_user(process, outfit, channel, || program::find(process))?
+        program::become_user(process, setup, channel, || program::find(process))?
     };
     process::reset_signals();
     let execution = Execution::prepare(program, process);

@@ -35,7 +35,7 @@ use crate::container::Container;
 use crate::entering::{self, Plan};
 use crate::labels::Labels;
 use crate::plan::{Stdio, capabilities_left_out, check_process};
-use crate::program::{self, Filter, Outfit};
+use crate::program::{self, Filter, ProcessSetup};
 use crate::state::{FILTER, Status};
 use crate::{resctrl, scheduling};
 
@@ -144,7 +144,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         kinds,
         init,
         entry,
-        outfit: Outfit {
+        setup: ProcessSetup {
             proc: Proc::open()?,
             labels,
             filter: read_filter(container)?,

@@ -1,4 +1,4 @@
-//! The child's side of a container's birth: from clone to exec. `docs/design/init.md` lists the steps.
+//! The child's side of making a container: from clone to exec. `docs/design/init.md` lists the steps.
 //!
 //! The process is a copy of its parent with one thread, in new namespaces, with the parent's descriptors.
 //! It trusts nothing in the container's root: paths there are opened beneath the root's descriptor, and
@@ -19,7 +19,7 @@ use types::{Context, ErrorKind, Result};
 use crate::channel::{Channel, Message};
 use crate::create::{Plan, Remains};
 use crate::plan::Stdio;
-use crate::program::{Execution, Outfit};
+use crate::program::{Execution, ProcessSetup};
 use crate::state::{State, Status};
 use crate::steps::Steps;
 use crate::supplies::{Supplies, parent_went_away};
@@ -50,7 +50,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::die_with_parent(true)?;
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
     if let Some(keyring) = &plan.keyring {
-        plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
+        plan.setup.labels.apply_to_keys(&plan.setup.proc)?;
         program::new_keyring(keyring)?;
     }
 
@@ -70,18 +70,18 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     supplies.enter_cgroup()?;
     scheduling::leave_callers_processors();
 
-    let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
+    let Remains { spec, stdio, start, setup, preserve_fds } = plan.into_remains();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");
     set_streams(stdio, terminal, container_process)?;
     let [start_go, start_answer] = start.descriptors();
-    let kept = [channel.as_fd(), start_go, start_answer, outfit.proc.as_fd()];
+    let kept = [channel.as_fd(), start_go, start_answer, setup.proc.as_fd()];
     // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
     #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
     unsafe {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
     // Before limits, which may leave no room for it.
-    let outfit = Outfit { filter: supplies.into_filter()?, ..outfit };
+    let setup = ProcessSetup { filter: supplies.into_filter()?, ..setup };
     // The doors stay open over the change of user: whoever may write to them by their path may start the container.
     program::set_limits(container_process, 0, channel)?;
     if let Some(scheduler) = &container_process.scheduler {
@@ -89,8 +89,8 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
         let processors = resources.and_then(|resources| resources.cpu.as_ref()).map_or("", |cpu| &cpu.cpus);
         scheduling::set_scheduler(0, scheduler, processors)?;
     }
-    let is_shown = outfit.is_shown;
-    let program = program::become_user(container_process, outfit, channel, || {
+    let is_shown = setup.is_shown;
+    let program = program::become_user(container_process, setup, channel, || {
         let program = program::find(container_process)?;
         process::reset_signals();
         process::end_when_asked();

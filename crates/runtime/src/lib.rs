@@ -14,7 +14,7 @@
 //! ([`Container::checkpoint`], [`Container::restore`]).
 //!
 //! Reading order: [`container`](crate::Container) is the life of a container, [`create`] and `init` are the
-//! two sides of its birth, `rootfs` its file systems, `program` what every process goes through.
+//! two sides of making it, `rootfs` its file systems, `program` what every process goes through.
 
 mod cgroup_note;
 mod channel;

@@ -115,7 +115,7 @@ impl Filter {
 }
 
 /// What was opened or found out for the process while the host was still in sight.
-pub(crate) struct Outfit {
+pub(crate) struct ProcessSetup {
     pub(crate) proc: Proc,
     pub(crate) labels: Labels,
     pub(crate) filter: Option<Filter>,
@@ -221,27 +221,27 @@ const OWN_MEMORY: u64 = 64 << 20;
 /// `last` is what the user does by itself before that; with `noNewPrivileges` the filter has no say in it yet.
 pub(crate) fn become_user<T>(
     process: &Process,
-    outfit: Outfit,
+    setup: ProcessSetup,
     channel: &Channel,
     last: impl FnOnce() -> Result<T>,
 ) -> Result<T> {
-    set_scheduling(process, &outfit)?;
-    outfit.labels.apply(&outfit.proc)?;
+    set_scheduling(process, &setup)?;
+    setup.labels.apply(&setup.proc)?;
     if process.no_new_privileges {
         process::forbid_new_privileges()?;
     }
     // Before any filter, which may refuse the question whether there are groups to drop.
-    set_groups(&process.user.additional_gids, &outfit.proc)?;
-    let filter = outfit.filter.as_ref();
+    set_groups(&process.user.additional_gids, &setup.proc)?;
+    let filter = setup.filter.as_ref();
     if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
-        filter.load(channel, outfit.is_shown)?;
+        filter.load(channel, setup.is_shown)?;
     }
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
     give_streams(process.user.uid)?;
     // The last directory of the host that was open: none may be there when paths of the container are
     // looked up.
-    drop(outfit.proc);
+    drop(setup.proc);
     // As with runc, the user may be put into a directory that it may not enter by itself.
     let is_there = try_directory(&process.cwd)?;
     cap::limit_bounding(CapSet::from_names(&capabilities.bounding))?;
@@ -257,19 +257,19 @@ pub(crate) fn become_user<T>(
     check_directory(&process.cwd)?;
     let done = last()?;
     if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
-        filter.load(channel, outfit.is_shown)?;
+        filter.load(channel, setup.is_shown)?;
     }
     Ok(done)
 }
 
-fn set_scheduling(process: &Process, outfit: &Outfit) -> Result<()> {
+fn set_scheduling(process: &Process, setup: &ProcessSetup) -> Result<()> {
     if let Some(priority) = &process.io_priority {
         scheduling::set_io_priority(priority)?;
     }
-    if let Some(policy) = &outfit.memory_policy {
+    if let Some(policy) = &setup.memory_policy {
         scheduling::set_memory_policy(policy)?;
     }
-    if let Some(personality) = &outfit.personality {
+    if let Some(personality) = &setup.personality {
         scheduling::set_personality(personality)?;
     }
     Ok(())

@@ -30,8 +30,8 @@ use crate::create::{
     CgroupPlace, Created, Maker, compile_filter, mount_of_notices, run_host_hooks, without_cgroup,
 };
 use crate::criu::{
-    Birth, CgroupMode, CgroupRoot, Criu, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind,
-    Newborn, Options, Places, Request,
+    CgroupMode, CgroupRoot, CloneOptions, ClonedCriu, Criu, ExternalMount, Features, InheritedFd,
+    JoinedNamespace, Kind, Options, Places, Request,
 };
 use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program;
@@ -141,14 +141,14 @@ impl<'a> Restore<'a> {
         let mut places = Places::open(&self.options.criu.images, self.options.criu.work.as_deref(), LOG)?;
         let inherited = self.namespaces.joined.iter().filter(|(kind, _)| external_name(*kind).is_some());
         let inherited: Vec<BorrowedFd<'_>> = inherited.map(|(_, file)| file.as_fd()).collect();
-        let birth = Birth {
+        let clone_options = CloneOptions {
             namespaces: NsKind::Mount.clone_flag(),
             cgroup: self.entry.as_ref().and_then(Entry::unified),
             inherited: &inherited,
             places: Some(&mut places),
         };
-        let newborn = Criu::clone(birth, || self.prepare())?;
-        let (state, console) = self.converse(maker, &places, newborn)?;
+        let cloned = Criu::clone(clone_options, || self.prepare())?;
+        let (state, console) = self.converse(maker, &places, cloned)?;
         let pid = state.pid;
         let pidfd = PidFd::open(pid)?;
         let container = Container::from_parts(maker.dir().clone(), state);
@@ -201,16 +201,16 @@ impl<'a> Restore<'a> {
         &self,
         maker: &mut Maker<'_>,
         places: &Places,
-        newborn: Newborn,
+        cloned: ClonedCriu,
     ) -> Result<(State, Option<OwnedFd>)> {
-        let pid = newborn.pid;
+        let pid = cloned.pid;
         let mut state = State::new(self.options.id, pid, &self.bundle, &self.rootfs);
         state.keyring_name = Some(self.keyring.clone());
         // Who enters has the filter, and what listens to it, of its own.
         let filter = self.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
         state.supervisor = filter.map_or(Ok(None), Supervisor::of)?;
         self.equip(maker, pid, &mut state)?;
-        let criu = newborn.execute()?;
+        let criu = cloned.execute()?;
         let options = self.request(maker, places, pid)?;
         let request = Request { opts: Some(options), ..Request::new(Kind::Restore) };
         let mut console = None;

@@ -95,7 +95,7 @@ fn write_pid(path: &str, pid: u32) -> Result<()> {
 }
 
 /// Flags that create and run share.
-struct Birth {
+struct CreateFlags {
     bundle: PathBuf,
     hand_over: HandOver,
     no_pivot: bool,
@@ -104,9 +104,9 @@ struct Birth {
     id: String,
 }
 
-impl Birth {
-    fn read(args: &mut Args) -> Result<Birth> {
-        let birth = Birth {
+impl CreateFlags {
+    fn read(args: &mut Args) -> Result<CreateFlags> {
+        let flags = CreateFlags {
             bundle: args.bundle(),
             hand_over: HandOver::read(args),
             no_pivot: args.flag(&["--no-pivot"]),
@@ -115,14 +115,14 @@ impl Birth {
             id: args.id()?,
         };
         args.end()?;
-        Ok(birth)
+        Ok(flags)
     }
 }
 
 impl Cli<'_> {
     pub(super) fn create(&self, args: &mut Args) -> Result<()> {
-        let birth = Birth::read(args)?;
-        self.give_birth(&birth, true).map(drop)
+        let flags = CreateFlags::read(args)?;
+        self.create_container(&flags, true).map(drop)
     }
 
     pub(super) fn run(&self, args: &mut Args) -> Result<ExitCode> {
@@ -130,9 +130,9 @@ impl Cli<'_> {
         let keep = args.flag(&["--keep"]);
         // Whether orphans of the container come to us makes no difference: they end with its pid namespace.
         args.flag(&["--no-subreaper"]);
-        let birth = Birth::read(args)?;
+        let flags = CreateFlags::read(args)?;
         let signals = (!detach).then(foreground::Signals::take).transpose()?;
-        let created = self.give_birth(&birth, detach)?;
+        let created = self.create_container(&flags, detach)?;
         let started = Readiness::listen(&created.container)
             .and_then(|readiness| created.container.start().map(|()| readiness));
         let readiness = match started {
@@ -160,19 +160,19 @@ impl Cli<'_> {
     }
 
     /// Creates, hands over, warns.
-    fn give_birth(&self, birth: &Birth, detach: bool) -> Result<Created> {
-        let terminal = read_terminal(&birth.bundle)?;
-        birth.hand_over.check(terminal, detach)?;
+    fn create_container(&self, flags: &CreateFlags, detach: bool) -> Result<Created> {
+        let terminal = read_terminal(&flags.bundle)?;
+        flags.hand_over.check(terminal, detach)?;
         let (sockets, environment) = sockets();
-        let preserve_fds = self.preserve(birth.preserve_fds, sockets)?;
+        let preserve_fds = self.preserve(flags.preserve_fds, sockets)?;
         let mut created = Container::create(CreateOptions {
-            id: &birth.id,
-            bundle: &birth.bundle,
+            id: &flags.id,
+            bundle: &flags.bundle,
             state_root: &self.root,
-            stdio: birth.hand_over.stdio(terminal, detach),
+            stdio: flags.hand_over.stdio(terminal, detach),
             systemd: self.systemd()?,
-            no_pivot: birth.no_pivot,
-            no_new_keyring: birth.no_new_keyring,
+            no_pivot: flags.no_pivot,
+            no_new_keyring: flags.no_new_keyring,
             preserve_fds,
             environment,
             takes_notices: is_awaited(),
@@ -180,12 +180,12 @@ impl Cli<'_> {
         })?;
         created.warnings.iter().for_each(|words| self.log.warning(words));
         let console = created.console.as_ref().map(AsFd::as_fd);
-        if let Err(error) = birth.hand_over.carry_out(console, created.pidfd.as_fd(), created.pid) {
+        if let Err(error) = flags.hand_over.carry_out(console, created.pidfd.as_fd(), created.pid) {
             // Nobody knows of the container yet.
             self.take_down(created.container)?;
             return Err(error);
         }
-        if birth.hand_over.gives_console_away() {
+        if flags.hand_over.gives_console_away() {
             created.console = None;
         }
         Ok(created)
