@@ -317,7 +317,7 @@ impl<'a> Maker<'a> {
 
     fn make(mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Created> {
         self.steps = options.steps.clone();
-        let made = self.plan(options, spec, bundle).and_then(|plan| self.give_birth(plan));
+        let made = self.plan(options, spec, bundle).and_then(|plan| self.carry_out(plan));
         if made.is_err() {
             self.undo();
         }
@@ -515,7 +515,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    fn give_birth(&mut self, plan: Plan) -> Result<Created> {
+    fn carry_out(&mut self, plan: Plan) -> Result<Created> {
         let (mut ours, theirs) = Channel::pair()?;
         let fork = Fork {
             user: plan.namespaces.joined(NsKind::User),

@@ -30,17 +30,17 @@ const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.san
 /// containerd's stdin is small; a stuck or hostile caller shall not fill memory.
 const STDIN_MAX: u64 = 4 << 20;
 
-/// What the caller told us on stdin.
+/// What the caller gives us on stdin.
 #[derive(Default)]
-struct Told {
+struct StartInput {
     /// The caller speaks the bootstrap protocol of containerd 2.3 and reads its result.
     params: Option<BootstrapParams>,
     options: runc::Options,
 }
 
 pub(crate) fn start(mut flags: Flags) -> Result<()> {
-    let told = read_stdin(&flags.id)?;
-    if let Some(params) = &told.params {
+    let input = read_stdin(&flags.id)?;
+    if let Some(params) = &input.params {
         flags.debug |= params.log_level <= LOG_LEVEL_DEBUG;
         if flags.address.is_empty() {
             flags.address.clone_from(&params.containerd_grpc_address);
@@ -48,21 +48,21 @@ pub(crate) fn start(mut flags: Flags) -> Result<()> {
     }
     let group = group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
     let socket_dir =
-        told.params.as_ref().and_then(|params| params.socket_dir.clone()).filter(|dir| !dir.is_empty());
+        input.params.as_ref().and_then(|params| params.socket_dir.clone()).filter(|dir| !dir.is_empty());
     let socket_dir = socket_dir.map_or_else(|| PathBuf::from(address::SOCKET_DIR), PathBuf::from);
     let path = address::path(&socket_dir, &flags.address, &flags.namespace, &group)?;
     let address = format!("unix://{}", path.display());
     crate::record::write_bytes(Path::new("."), "address", address.as_bytes())?;
     // Last of what may fail: a shim that nobody hears of would stay for ever.
     if let Some(listener) = address::claim(&path)? {
-        spawn(flags, &path, listener.into(), &told)?;
+        spawn(flags, &path, listener.into(), &input)?;
     }
-    print(&told, &address)
+    print(&input, &address)
 }
 
 /// Version 2.3 wants a message back; all before it read an address, and take it for version 2.
-fn print(told: &Told, address: &str) -> Result<()> {
-    let answer = match &told.params {
+fn print(input: &StartInput, address: &str) -> Result<()> {
+    let answer = match &input.params {
         Some(_) => BootstrapResult {
             version: 3,
             address: address.to_owned(),
@@ -78,7 +78,7 @@ fn print(told: &Told, address: &str) -> Result<()> {
 /// Parameters of containerd 2.3, or the bare options of those before it, or nothing.
 ///
 /// Both are protobuf and start with a string; parameters are those that name the container.
-fn read_stdin(id: &str) -> Result<Told> {
+fn read_stdin(id: &str) -> Result<StartInput> {
     let mut bytes = Vec::new();
     std::io::stdin().lock().take(STDIN_MAX).read_to_end(&mut bytes).context(|| "read stdin")?;
     let params = BootstrapParams::decode(bytes.as_slice()).ok().filter(|params| params.instance_id == id);
@@ -86,7 +86,7 @@ fn read_stdin(id: &str) -> Result<Told> {
         Some(params) => params.extensions.iter().find_map(|extension| options(extension.value.as_ref()?)),
         None => Any::decode(bytes.as_slice()).ok().and_then(|any| options(&any)),
     };
-    Ok(Told { params, options: options.unwrap_or_default() })
+    Ok(StartInput { params, options: options.unwrap_or_default() })
 }
 
 fn options(any: &Any) -> Option<runc::Options> {
@@ -111,17 +111,17 @@ fn group(config: &Path) -> Result<Option<String>> {
 }
 
 /// Runs this program again as the shim, from a copy of itself that its containers cannot write to.
-fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, told: &Told) -> Result<()> {
+fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, input: &StartInput) -> Result<()> {
     let about = || "start the shim in the background";
     let program = linux::sealed::open_program().context(about)?;
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command.args(serve_args(&flags, socket)).stdin(listener).stdout(Stdio::null()).stderr(Stdio::null());
-    if let Some(params) = &told.params
+    if let Some(params) = &input.params
         && !params.containerd_ttrpc_address.is_empty()
     {
         command.env("TTRPC_ADDRESS", &params.containerd_ttrpc_address);
     }
-    let cgroup = &told.options.shim_cgroup;
+    let cgroup = &input.options.shim_cgroup;
     let cgroup = if cgroup.is_empty() {
         None
     } else {
@@ -136,7 +136,7 @@ fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, told: &Told) -> Result<
     if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.add(child.id())) {
         // It has no container yet, and nobody else knows it.
         let _ended = child.kill().and_then(|()| child.wait());
-        return Err(error.context(format!("put the shim into cgroup {}", told.options.shim_cgroup)));
+        return Err(error.context(format!("put the shim into cgroup {}", input.options.shim_cgroup)));
     }
     Ok(())
 }

@@ -37,9 +37,9 @@ pub(crate) struct Done {
     pub console: Option<OwnedFd>,
 }
 
-/// How it tells: one message, with the console beside it.
+/// How it reports: one message, with the console beside it.
 #[derive(Clone, PartialEq, Message)]
-struct Told {
+struct Report {
     #[prost(uint32, tag = "1")]
     pid: u32,
     #[prost(string, repeated, tag = "2")]
@@ -51,7 +51,7 @@ struct Told {
     error: String,
     /// Always true, since a message without a byte is what the worker's end looks like.
     #[prost(bool, tag = "5")]
-    is_told: bool,
+    is_sent: bool,
 }
 
 /// What became of the work.
@@ -124,10 +124,10 @@ impl Worker {
     pub(crate) fn answer(&self) -> Option<Answer> {
         match receive_with_fd(self.answer.as_fd(), ANSWER_LEN_MAX) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Ok((bytes, console)) => Some(match Told::decode(bytes.as_slice()) {
-                Ok(told) if !told.is_told => Answer::lost(),
-                Ok(Told { pid, warnings, code: 0, .. }) => Answer::Done(Done { pid, warnings, console }),
-                Ok(told) => Answer::Failed(Error::new(ErrorKind::from_code(told.code), told.error)),
+            Ok((bytes, console)) => Some(match Report::decode(bytes.as_slice()) {
+                Ok(report) if !report.is_sent => Answer::lost(),
+                Ok(Report { pid, warnings, code: 0, .. }) => Answer::Done(Done { pid, warnings, console }),
+                Ok(report) => Answer::Failed(Error::new(ErrorKind::from_code(report.code), report.error)),
                 Err(_) => Answer::lost(),
             }),
             Err(_) => Some(Answer::lost()),
@@ -160,20 +160,20 @@ impl Worker {
 
 /// If the shim cannot be told it is gone, and the worker goes too.
 fn tell(shim: &OwnedFd, outcome: Result<Done>) {
-    let (told, console) = match outcome {
+    let (report, console) = match outcome {
         Ok(Done { pid, mut warnings, console }) => {
             warnings.truncate(WARNINGS_MAX);
             for warning in &mut warnings {
                 *warning = warning.chars().take(WARNING_LEN_MAX).collect();
             }
-            (Told { pid, warnings, is_told: true, ..Told::default() }, console)
+            (Report { pid, warnings, is_sent: true, ..Report::default() }, console)
         }
         Err(error) => {
             let words = error.chain().chars().take(WORDS_MAX).collect();
-            (Told { code: error.kind().code(), error: words, is_told: true, ..Told::default() }, None)
+            (Report { code: error.kind().code(), error: words, is_sent: true, ..Report::default() }, None)
         }
     };
-    let bytes = told.encode_to_vec();
+    let bytes = report.encode_to_vec();
     let _gone = match console {
         Some(console) => send_with_fd(shim.as_fd(), &bytes, console.as_fd()),
         None => rustix::net::send(shim, &bytes, SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from),
