@@ -15,13 +15,13 @@ use metadata::Container;
 use rustix::fs::{AtFlags, FileType, OFlags, Stat, readlinkat, statat};
 use rustix::io::Errno;
 use serde_json::{Value, json};
-use stdx::Wanted;
+use stdx::CancelToken;
 use types::spec::runtime::Spec;
 use types::{Context, Error, Result, Timestamp};
 
 use crate::Engine;
 use crate::record::Extension;
-use crate::turns::Asked;
+use crate::turns::CopyHandle;
 use crate::view::{Access, Reach, View};
 
 /// As many symlinks as the kernel follows (path_resolution(7)).
@@ -34,7 +34,7 @@ impl Engine {
     /// What is at a path of a container.
     pub(crate) async fn stat_file(&self, text: &str, path: String) -> Result<Value> {
         let reach = Reach { path: PathBuf::from(&path), follows: true, beneath: false };
-        let (_, view) = self.view(text, Access::Read, reach, &Asked::new()).await?;
+        let (_, view) = self.view(text, Access::Read, reach, &CopyHandle::new()).await?;
         self.blocking(move |_| {
             let place = Place::find(&view, &path)?;
             let stat = place.stat.ok_or_else(|| missing(&view, &path))?;
@@ -57,21 +57,21 @@ impl Engine {
 
     /// Copies through a pipe of the caller, who is waited for as long as it waits for us, and nobody else wants the container.
     pub async fn copy_files(&self, copy: Copy) -> Result<Value> {
-        let asked = Asked::new();
-        let _as_long_as_its_caller_waits = EndsWithCaller(asked.clone());
-        let wanted = asked.wanted();
+        let handle = CopyHandle::new();
+        let _as_long_as_its_caller_waits = EndsWithCaller(handle.clone());
+        let cancel = handle.token();
         let copied = match copy {
             Copy::Out { id, path, called, pipe } => {
                 let (_, name) = split(&path);
                 // What a symlink that is copied as such leads to is not looked at.
                 let reach = Reach { path: PathBuf::from(&path), follows: name == ".", beneath: true };
-                let (_, view) = self.view(&id, Access::Read, reach, &asked).await?;
-                self.with_client(move |_| copy_out(&view, &path, &called, &pipe, &wanted)).await
+                let (_, view) = self.view(&id, Access::Read, reach, &handle).await?;
+                self.with_client(move |_| copy_out(&view, &path, &called, &pipe, &cancel)).await
             }
             Copy::Export { id, pipe } => {
-                let (container, view) = self.view_of_tree(&id, &asked).await?;
+                let (container, view) = self.view_of_tree(&id, &handle).await?;
                 self.with_client(move |engine| {
-                    copy_out(&view, "/", "", &pipe, &wanted)?;
+                    copy_out(&view, "/", "", &pipe, &cancel)?;
                     // Of one that ran it may have been removed under our hands.
                     engine.parts().metadata.containers(&engine.0.caller).get(&container.id).map(drop)
                 })
@@ -79,13 +79,13 @@ impl Engine {
             }
             Copy::In { id, folder, pipe, to_user } => {
                 let reach = Reach { path: PathBuf::from(&folder), follows: true, beneath: true };
-                let (container, view) = self.view(&id, Access::Write, reach, &asked).await?;
+                let (container, view) = self.view(&id, Access::Write, reach, &handle).await?;
                 let owners = if to_user { owners(&container)? } else { Owners::Archive };
-                self.with_client(move |_| copy_in(&view, &folder, owners, &pipe, &wanted)).await
+                self.with_client(move |_| copy_in(&view, &folder, owners, &pipe, &cancel)).await
             }
         };
         match copied {
-            Err(_) if asked.has_ended() => Err(Error::aborted(
+            Err(_) if handle.is_cancelled() => Err(Error::aborted(
                 "the container is being started or removed, and not all was copied: copy again",
             )),
             copied => copied.map(|()| json!({})),
@@ -94,21 +94,21 @@ impl Engine {
 }
 
 /// Held by who waits for a copy.
-struct EndsWithCaller(Asked);
+struct EndsWithCaller(CopyHandle);
 
 impl Drop for EndsWithCaller {
     fn drop(&mut self) {
-        self.0.end();
+        self.0.cancel();
     }
 }
 
-fn copy_out(view: &View, path: &str, called: &str, pipe: &str, wanted: &Wanted) -> Result<()> {
+fn copy_out(view: &View, path: &str, called: &str, pipe: &str, cancel: &CancelToken) -> Result<()> {
     let Place { folder, name, stat, .. } = Place::find(view, path)?;
     stat.ok_or_else(|| missing(view, path))?;
-    let pipe = Pipe::open_target(Path::new(pipe), wanted.clone())?;
+    let pipe = Pipe::open_target(Path::new(pipe), cancel.clone())?;
     let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_LEN, pipe), 0);
     let go_on = || {
-        wanted.check().map_err(|unwanted| Error::cancelled(unwanted.to_string()))?;
+        cancel.check().map_err(|cancelled| Error::cancelled(cancelled.to_string()))?;
         view.check()
     };
     diff::pack(folder, &name, called.as_bytes(), &mut writer, &go_on)
@@ -117,11 +117,11 @@ fn copy_out(view: &View, path: &str, called: &str, pipe: &str, wanted: &Wanted) 
         .map_err(|error| error.context(format!("copy {path} from container {}", view.name)))
 }
 
-fn copy_in(view: &View, folder: &str, owners: Owners, pipe: &str, wanted: &Wanted) -> Result<()> {
+fn copy_in(view: &View, folder: &str, owners: Owners, pipe: &str, cancel: &CancelToken) -> Result<()> {
     if view.root.find(Path::new(folder), OFlags::PATH | OFlags::DIRECTORY)?.is_none() {
         return Err(missing(view, folder));
     }
-    let source = Watched { pipe: Pipe::open_source(Path::new(pipe), wanted.clone())?, view };
+    let source = Watched { pipe: Pipe::open_source(Path::new(pipe), cancel.clone())?, view };
     let options = LayOptions { folder: PathBuf::from(folder), owners };
     diff::lay_down(source, options, view.root.as_fd())
         .and_then(|_| view.check())

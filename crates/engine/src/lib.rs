@@ -54,7 +54,7 @@ use events::Exchange;
 use metadata::{Caller, Metadata};
 use network::Network;
 use registry::Connections;
-use stdx::{Asker, Mutex};
+use stdx::{CancelOnDrop, Mutex};
 use task::Shims;
 use tokio::sync::{Notify, RwLock, RwLockWriteGuard};
 use transfer::{Admission, Flights, Retentions, Slots};
@@ -234,12 +234,12 @@ impl Engine {
     }
 
     /// The same for whoever waits for the outcome, and goes away without it when it is dropped: the work ends then.
-    async fn with_asker<T: Send + 'static>(
+    async fn with_cancel<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Engine, &Caller) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let asker = Asker::new();
-        let caller = self.0.caller.clone().while_wanted(asker.wanted());
+        let owner = CancelOnDrop::new();
+        let caller = self.0.caller.clone().cancelled_by(owner.token());
         self.with_client(move |engine| work(engine, &caller)).await
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use stdx::{Asker, Mutex, Wanted};
+use stdx::{CancelOnDrop, CancelToken, Mutex};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use types::{Error, Result};
 
@@ -29,12 +29,12 @@ struct Queue {
 /// A copy that has the turn.
 struct Copying {
     since: Instant,
-    asked: Asked,
+    handle: CopyHandle,
 }
 
 /// That somebody wants a copy, until its caller goes away or another ends it.
 #[derive(Clone)]
-pub(crate) struct Asked(Arc<Mutex<Option<Asker>>>);
+pub(crate) struct CopyHandle(Arc<Mutex<Option<CancelOnDrop>>>);
 
 /// A turn, until dropped.
 pub(crate) struct Turn {
@@ -98,7 +98,7 @@ impl Turns {
         if let Some(queue) = queue
             && let Some(copy) = queue.copy().as_ref()
         {
-            copy.asked.end();
+            copy.handle.cancel();
         }
     }
 
@@ -115,30 +115,30 @@ impl Queue {
 
 impl Turn {
     /// Notes that it is for copying files, until it is dropped.
-    pub(crate) fn copies(&self, asked: &Asked) {
-        *self.queue.copy() = Some(Copying { since: Instant::now(), asked: asked.clone() });
+    pub(crate) fn copies(&self, handle: &CopyHandle) {
+        *self.queue.copy() = Some(Copying { since: Instant::now(), handle: handle.clone() });
     }
 }
 
-impl Asked {
-    pub(crate) fn new() -> Asked {
-        Asked(Arc::new(Mutex::new(Some(Asker::new()))))
+impl CopyHandle {
+    pub(crate) fn new() -> CopyHandle {
+        CopyHandle(Arc::new(Mutex::new(Some(CancelOnDrop::new()))))
     }
 
-    pub(crate) fn wanted(&self) -> Wanted {
+    pub(crate) fn token(&self) -> CancelToken {
         // Who has gone wants nothing.
-        self.asker().as_ref().map_or_else(|| Asker::new().wanted(), Asker::wanted)
+        self.owner().as_ref().map_or_else(|| CancelOnDrop::new().token(), CancelOnDrop::token)
     }
 
-    pub(crate) fn end(&self) {
-        *self.asker() = None;
+    pub(crate) fn cancel(&self) {
+        *self.owner() = None;
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.asker().is_none()
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.owner().is_none()
     }
 
-    fn asker(&self) -> MutexGuard<'_, Option<Asker>> {
+    fn owner(&self) -> MutexGuard<'_, Option<CancelOnDrop>> {
         self.0.lock()
     }
 }
@@ -182,15 +182,15 @@ mod tests {
     async fn nobody_waits_for_ever_behind_a_copy() {
         let turns = Turns::default();
         let copy = turns.take("one").await;
-        let asked = Asked::new();
-        copy.copies(&asked);
-        let wanted = asked.wanted();
+        let handle = CopyHandle::new();
+        copy.copies(&handle);
+        let token = handle.token();
         let refused = turns.take_from("one", Copies::Wait).await.err().expect("it goes on");
         assert!(refused.to_string().contains("are being copied"), "{refused}");
-        assert!(wanted.check().is_ok());
+        assert!(token.check().is_ok());
         let ended = turns.take_from("one", Copies::End).await.err().expect("it does not hear");
         assert_eq!(ended.kind(), types::ErrorKind::Unavailable);
-        assert!(wanted.check().is_err());
+        assert!(token.check().is_err());
         drop(copy);
         // Who does anything else is waited for.
         let other = turns.take("one").await;

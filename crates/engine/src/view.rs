@@ -30,7 +30,7 @@ use types::{Context, Error, ErrorKind, Mount, Result, UnlessGone};
 use crate::Engine;
 use crate::names::short;
 use crate::record::Extension;
-use crate::turns::{Asked, Copies, Turn};
+use crate::turns::{Copies, CopyHandle, Turn};
 
 pub(crate) use needed::Reach;
 
@@ -66,13 +66,13 @@ impl View {
 }
 
 impl Engine {
-    /// Of one that does not run the view has the turn, and others may end what `asked` stands for.
+    /// Of one that does not run the view has the turn, and others may end what `handle` stands for.
     pub(crate) async fn view(
         &self,
         text: &str,
         access: Access,
         reach: Reach,
-        asked: &Asked,
+        handle: &CopyHandle,
     ) -> Result<(Container, View)> {
         let (container, extension) = self.find_own(text).await?;
         let name = &extension.name;
@@ -97,7 +97,7 @@ impl Engine {
             }
             let turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
             if self.task_of(&container.id)?.is_none() {
-                turn.copies(asked);
+                turn.copies(handle);
                 break turn;
             }
         };
@@ -114,14 +114,14 @@ impl Engine {
 
     /// The tree alone, without what is mounted in it. Of one that does not run as [`Engine::view`]; one that runs goes on, and
     /// what it changes meanwhile is seen or not.
-    pub(crate) async fn view_of_tree(&self, text: &str, asked: &Asked) -> Result<(Container, View)> {
+    pub(crate) async fn view_of_tree(&self, text: &str, handle: &CopyHandle) -> Result<(Container, View)> {
         let (container, extension) = self.find_own(text).await?;
         let mut turn = None;
         if self.task_of(&container.id)?.is_none() {
             let taken = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
             // Who has started it meanwhile needs the turn for its end.
             if self.task_of(&container.id)?.is_none() {
-                taken.copies(asked);
+                taken.copies(handle);
                 turn = Some(taken);
             }
         }

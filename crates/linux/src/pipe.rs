@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use stdx::Wanted;
+use stdx::CancelToken;
 use types::{Context, Error, Result};
 
 /// How long the other end may do nothing: as long as a person may look at a page of what comes.
@@ -28,38 +28,38 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 pub struct Pipe {
     /// It does not block.
     file: File,
-    patience: Patience,
+    give_up: GiveUp,
 }
 
 #[derive(Debug)]
-enum Patience {
-    Limit(Duration),
-    While(Wanted),
+enum GiveUp {
+    After(Duration),
+    WhenCancelled(CancelToken),
 }
 
 impl Pipe {
     /// The description must be ours alone: it does not block from here on.
     pub fn new(file: File, silence_max: Duration) -> io::Result<Pipe> {
         rustix::io::ioctl_fionbio(&file, true)?;
-        Ok(Pipe { file, patience: Patience::Limit(silence_max) })
+        Ok(Pipe { file, give_up: GiveUp::After(silence_max) })
     }
 
     /// One whose other end may be silent as long as somebody waits for the outcome.
-    pub fn wanted(file: File, wanted: Wanted) -> io::Result<Pipe> {
+    pub fn cancellable(file: File, cancel: CancelToken) -> io::Result<Pipe> {
         rustix::io::ioctl_fionbio(&file, true)?;
-        Ok(Pipe { file, patience: Patience::While(wanted) })
+        Ok(Pipe { file, give_up: GiveUp::WhenCancelled(cancel) })
     }
 
     /// Opens what a caller named: a file, or a pipe that it writes. `Unavailable` if nobody writes the pipe.
-    pub fn open_source(path: &Path, wanted: Wanted) -> Result<Pipe> {
+    pub fn open_source(path: &Path, cancel: CancelToken) -> Result<Pipe> {
         let what = || format!("open {}", path.display());
         // A blocking open would wait for the writer of a pipe for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
         let file = File::from(opened.context(what)?);
         let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
-        let has_end = wanted.is_always();
-        let pipe = Pipe::wanted(file, wanted).context(what)?;
+        let has_end = cancel.is_never();
+        let pipe = Pipe::cancellable(file, cancel).context(what)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
             // Before the first writer has come, a read would find the end.
@@ -77,7 +77,7 @@ impl Pipe {
     }
 
     /// Opens the writing end of a pipe that its caller reads. `Unavailable` if nobody does.
-    pub fn open_target(path: &Path, wanted: Wanted) -> Result<Pipe> {
+    pub fn open_target(path: &Path, cancel: CancelToken) -> Result<Pipe> {
         let what = || format!("open pipe {}", path.display());
         // Without a reader, a blocking open would wait for ever.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -89,7 +89,7 @@ impl Pipe {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
             return Err(Error::invalid_argument(format!("{}: it is no pipe", what())));
         }
-        Pipe::wanted(file, wanted).context(what)
+        Pipe::cancellable(file, cancel).context(what)
     }
 
     fn wait(&self, events: PollFlags) -> io::Result<()> {
@@ -101,12 +101,12 @@ impl Pipe {
                 Err(errno) => Err(errno.into()),
             }
         };
-        match &self.patience {
-            Patience::Limit(limit) if ready(*limit)? => Ok(()),
-            Patience::Limit(limit) => Err(silent(*limit)),
-            Patience::While(wanted) => {
+        match &self.give_up {
+            GiveUp::After(limit) if ready(*limit)? => Ok(()),
+            GiveUp::After(limit) => Err(silent(*limit)),
+            GiveUp::WhenCancelled(cancel) => {
                 while !ready(LOOK_EVERY)? {
-                    wanted.check()?;
+                    cancel.check()?;
                 }
                 Ok(())
             }
@@ -168,17 +168,17 @@ mod tests {
     }
 
     #[test]
-    fn who_is_waited_for_may_be_silent_and_who_is_not_wanted_ends() {
-        let asker = stdx::Asker::new();
+    fn who_is_waited_for_may_be_silent_and_what_is_cancelled_ends() {
+        let owner = stdx::CancelOnDrop::new();
         let (reader, mut writer) = io::pipe().unwrap();
-        let mut reader = Pipe::wanted(OwnedFd::from(reader).into(), asker.wanted()).unwrap();
+        let mut reader = Pipe::cancellable(OwnedFd::from(reader).into(), owner.token()).unwrap();
         let reading = std::thread::spawn(move || {
             let mut bytes = [0];
             let first = reader.read(&mut bytes);
             (first.map(|_| bytes[0]), reader.read(&mut bytes))
         });
         writer.write_all(b"x").unwrap();
-        drop(asker);
+        drop(owner);
         let (first, second) = reading.join().unwrap();
         assert_eq!(first.unwrap(), b'x');
         assert!(second.unwrap_err().to_string().contains("gone away"));

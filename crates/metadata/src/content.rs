@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ::content::{BlobReader, Expected, Form, IngestStatus, IngestWriter};
 use kv::{Read, Reader, Table, Value, Writer};
-use stdx::{Unwanted, Wanted};
+use stdx::{CancelToken, Cancelled};
 use types::{
     Digest, Error, ErrorKind, FieldPath, Fields, Filters, Hasher, IngestRef, Labels, Namespace, Result,
     Timestamp, filter, label,
@@ -257,11 +257,11 @@ impl Content {
     pub fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>> {
         self.info(digest)?;
         let reader = self.store.0.content.reader(digest)?;
-        let wanted = &self.caller.wanted;
-        if wanted.is_always() {
+        let cancel = &self.caller.cancel;
+        if cancel.is_never() {
             return Ok(reader);
         }
-        Ok(Box::new(WantedReader { reader, wanted: wanted.clone() }))
+        Ok(Box::new(CancellableReader { reader, cancel: cancel.clone() }))
     }
 
     /// How the blob is kept.
@@ -587,7 +587,7 @@ impl ContentWriter {
     /// Appends. A writer that shares another namespace's blob takes no bytes: its offset is the size
     /// from the beginning.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.caller.wanted.check().map_err(cancelled)?;
+        self.caller.cancel.check().map_err(cancelled)?;
         match &mut self.inner {
             Inner::Own(writer) => writer.write(bytes),
             Inner::Shared { .. } if bytes.is_empty() => Ok(()),
@@ -770,25 +770,25 @@ pub struct Mending {
 }
 
 /// A blob that is read as long as whoever asked for that is there.
-struct WantedReader {
+struct CancellableReader {
     reader: Box<dyn BlobReader>,
-    wanted: Wanted,
+    cancel: CancelToken,
 }
 
-impl std::io::Read for WantedReader {
+impl std::io::Read for CancellableReader {
     fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
-        self.wanted.check()?;
+        self.cancel.check()?;
         self.reader.read(bytes)
     }
 }
 
-impl BlobReader for WantedReader {
+impl BlobReader for CancellableReader {
     fn size(&self) -> u64 {
         self.reader.size()
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize> {
-        self.wanted.check().map_err(cancelled)?;
+        self.cancel.check().map_err(cancelled)?;
         self.reader.read_at(bytes, offset)
     }
 
@@ -797,8 +797,8 @@ impl BlobReader for WantedReader {
     }
 }
 
-fn cancelled(unwanted: Unwanted) -> Error {
-    Error::cancelled(unwanted.to_string())
+fn cancelled(cancelled: Cancelled) -> Error {
+    Error::cancelled(cancelled.to_string())
 }
 
 impl Mending {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::snapshot::{Snapshotter, Target};
 use kv::{Db, Driver, ReadTxn, WriteTxn};
-use stdx::Wanted;
+use stdx::CancelToken;
 use types::{Error, ErrorKind, IngestRef, LeaseId, Mount, Namespace, Result, Timestamp};
 
 use crate::differ::{Differs, NoDiffers};
@@ -93,14 +93,14 @@ pub struct Caller {
     /// What the call makes is added to this lease. `NotFound` if there is no such lease.
     pub lease: Option<LeaseId>,
     /// Whether the caller still waits for the outcome. Reading and writing content ends when it does not.
-    pub wanted: Wanted,
+    pub cancel: CancelToken,
     /// When what it makes is on disk.
     pub(crate) on_disk: OnDisk,
 }
 
 impl Caller {
     pub fn new(namespace: Namespace) -> Caller {
-        Caller { namespace, lease: None, wanted: Wanted::always(), on_disk: OnDisk::Now }
+        Caller { namespace, lease: None, cancel: CancelToken::never(), on_disk: OnDisk::Now }
     }
 
     #[must_use]
@@ -119,8 +119,8 @@ impl Caller {
     }
 
     #[must_use]
-    pub fn while_wanted(mut self, wanted: Wanted) -> Caller {
-        self.wanted = wanted;
+    pub fn cancelled_by(mut self, cancel: CancelToken) -> Caller {
+        self.cancel = cancel;
         self
     }
 }

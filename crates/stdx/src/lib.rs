@@ -4,6 +4,7 @@
 #[cfg(feature = "aside")]
 mod aside;
 mod bytes;
+mod cancel;
 mod duration;
 mod laps;
 mod lock;
@@ -15,11 +16,11 @@ mod replace;
 pub mod testing;
 #[cfg(feature = "trace")]
 mod traced;
-mod wanted;
 
 #[cfg(feature = "aside")]
 pub use aside::{blocking, unbroken};
 pub use bytes::bytes;
+pub use cancel::{CancelOnDrop, CancelToken, Cancelled};
 pub use duration::duration;
 pub use laps::Laps;
 pub use lock::{Condvar, Mutex};
@@ -29,4 +30,3 @@ pub use read::{fill, read_at_most};
 pub use replace::{Durable, replace};
 #[cfg(feature = "trace")]
 pub use traced::{TRACE, traced};
-pub use wanted::{Asker, Unwanted, Wanted};

@@ -67,7 +67,7 @@ pub fn import(
         let found = if source.is_dir() {
             importer.read_layout(source)?
         } else {
-            importer.read_archive(Pipe::open_source(source, caller.wanted.clone())?)?
+            importer.read_archive(Pipe::open_source(source, caller.cancel.clone())?)?
         };
         importer.take(found, &options)
     });

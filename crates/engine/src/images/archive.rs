@@ -26,7 +26,7 @@ impl Engine {
         // What a file is called may be no name for an image.
         let fallback = fallback.and_then(|name| name.to_ascii_lowercase().parse::<Reference>().ok());
         let images = self
-            .with_asker(move |engine, caller| match &embedded {
+            .with_cancel(move |engine, caller| match &embedded {
                 Some(name) => engine.load_embedded(name),
                 None => {
                     let parts = engine.parts();
@@ -61,7 +61,7 @@ impl Engine {
             .map_err(|error| Error::invalid_argument("apply the changes").with_source(error))?;
         let tree = TreeConfig { comment, platform, exec };
         let image = self
-            .with_asker(move |engine, caller| {
+            .with_cancel(move |engine, caller| {
                 let parts = engine.parts();
                 transfer::import_tree(
                     &parts.metadata,
@@ -89,9 +89,9 @@ impl Engine {
     ) -> Result<Value> {
         let pipe = PathBuf::from(pipe);
         let platforms = super::long::chosen(platforms, all_platforms)?;
-        self.with_asker(move |engine, caller| {
+        self.with_cancel(move |engine, caller| {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
-            let pipe = Pipe::open_target(&pipe, caller.wanted.clone())?;
+            let pipe = Pipe::open_target(&pipe, caller.cancel.clone())?;
             let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, pipe);
             transfer::export(&engine.parts().metadata, caller, &images, &platforms.into(), to)?;
             for image in &images {

@@ -7,7 +7,7 @@ use diff::Compression;
 use diff::tar::Kind;
 use metadata::{Caller, Image};
 use serde_json::{Value, json};
-use stdx::Asker;
+use stdx::CancelOnDrop;
 use tokio::sync::mpsc;
 use transfer::{Checked, Conversion, Format, ImageFile, Platforms, Progress, Remotes, Verdict, What};
 use types::filter::Filters;
@@ -109,8 +109,8 @@ impl Engine {
                 }
             }
         });
-        let asker = Asker::new();
-        let wanted = asker.wanted();
+        let owner = CancelOnDrop::new();
+        let cancel = owner.token();
         let image = self
             .blocking(move |engine| {
                 let parts = engine.parts();
@@ -121,7 +121,7 @@ impl Engine {
                         (parts.metadata.images(&caller).get(&source)?, caller)
                     }
                 };
-                let caller = caller.while_wanted(wanted);
+                let caller = caller.cancelled_by(cancel);
                 let names = (&image, &target);
                 transfer::convert(
                     &parts.metadata,

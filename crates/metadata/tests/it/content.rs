@@ -339,14 +339,14 @@ fn what_a_ref_has_left_below_a_shared_blob_or_a_deleted_namespace_is_swept() {
 fn nothing_is_read_and_written_for_a_caller_who_has_gone_away() {
     let fixture = Fixture::new();
     let digest = fixture.blob(&caller(), "hello", labels(&[]));
-    let asker = stdx::Asker::new();
-    let content = fixture.store.content(caller().while_wanted(asker.wanted()));
+    let owner = stdx::CancelOnDrop::new();
+    let content = fixture.store.content(caller().cancelled_by(owner.token()));
     let mut reader = content.reader(&digest).unwrap();
     let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
     let mut bytes = [0; 2];
     assert_eq!(std::io::Read::read(&mut reader, &mut bytes).unwrap(), 2);
     writer.write(b"x").unwrap();
-    drop(asker);
+    drop(owner);
     let error = std::io::Read::read(&mut reader, &mut bytes).unwrap_err();
     assert!(error.to_string().contains("gone away"), "{error}");
     assert_eq!(kind(reader.read_at(&mut bytes, 0)), ErrorKind::Cancelled);

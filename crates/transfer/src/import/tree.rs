@@ -43,7 +43,7 @@ pub fn import_tree(
         let (layer, size) = match source.is_dir() {
             true => importer.store_folder(source)?,
             false => {
-                let mut source = Pipe::open_source(source, caller.wanted.clone())?;
+                let mut source = Pipe::open_source(source, caller.cancel.clone())?;
                 importer.store("tree", None, None, &mut source)?
             }
         };

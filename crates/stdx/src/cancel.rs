@@ -1,0 +1,90 @@
+//! Cancellation of work on a thread, once nobody waits for its outcome any more.
+//!
+//! Who asks for the work keeps a [`CancelOnDrop`], whose end, however it comes, is seen by all who have a [`CancelToken`]
+//! of it.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Weak};
+
+/// Cancels the work of all its tokens when it is dropped.
+#[derive(Debug, Default)]
+pub struct CancelOnDrop(Arc<()>);
+
+impl CancelOnDrop {
+    pub fn new() -> CancelOnDrop {
+        CancelOnDrop::default()
+    }
+
+    pub fn token(&self) -> CancelToken {
+        CancelToken(Some(Arc::downgrade(&self.0)))
+    }
+}
+
+/// What the work is given, to look at now and then.
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken(Option<Weak<()>>);
+
+impl CancelToken {
+    /// Of work that goes on to its end whoever goes away.
+    pub fn never() -> CancelToken {
+        CancelToken(None)
+    }
+
+    pub fn check(&self) -> Result<(), Cancelled> {
+        match &self.0 {
+            Some(owner) if owner.strong_count() == 0 => Err(Cancelled),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the work cannot be cancelled at all.
+    pub fn is_never(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+impl PartialEq for CancelToken {
+    fn eq(&self, other: &CancelToken) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => one.ptr_eq(other),
+            (one, other) => one.is_none() && other.is_none(),
+        }
+    }
+}
+
+impl Eq for CancelToken {}
+
+/// Why work ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cancelled;
+
+impl fmt::Display for Cancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("whoever asked for it has gone away")
+    }
+}
+
+impl std::error::Error for Cancelled {}
+
+impl From<Cancelled> for io::Error {
+    fn from(cancelled: Cancelled) -> io::Error {
+        io::Error::other(cancelled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_tokens_of_one_who_has_gone_are_cancelled() {
+        let owner = CancelOnDrop::new();
+        let token = owner.token();
+        let other = token.clone();
+        assert!(token.check().is_ok() && CancelToken::never().check().is_ok());
+        assert!(token == other && token != CancelToken::never());
+        drop(owner);
+        assert!(token.check().is_err() && other.check().is_err());
+    }
+}
