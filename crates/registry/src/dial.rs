@@ -19,9 +19,9 @@ use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use tower_service::Service;
 
+use crate::http_trace::ConnectionTrace;
 use crate::proxy::{Proxies, Proxy};
 use crate::tls::Tls;
-use crate::witness::Way;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -78,13 +78,13 @@ impl Service<Name> for Names {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        Way::looks_up(name.as_str());
+        ConnectionTrace::looks_up(name.as_str());
         let found = self.0.call(name);
         Box::pin(async move {
             let found = found.await.map(Iterator::collect::<Vec<SocketAddr>>);
             match &found {
-                Ok(addresses) => Way::found(addresses),
-                Err(error) => Way::not_found(&error.to_string()),
+                Ok(addresses) => ConnectionTrace::found(addresses),
+                Err(error) => ConnectionTrace::not_found(&error.to_string()),
             }
             found.map(IntoIterator::into_iter)
         })
@@ -133,7 +133,7 @@ impl Service<Uri> for Dial {
         let dial = self.clone();
         Box::pin(async move {
             let timeout = dial.timeout;
-            Way::connects();
+            ConnectionTrace::connects();
             let connected = tokio::time::timeout(timeout, dial.connect(to)).await;
             connected.unwrap_or_else(|_| {
                 Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))

@@ -12,7 +12,7 @@ use types::{Error, Result};
 use crate::remote::Connections;
 use crate::request::Body;
 use crate::tls::Tls;
-use crate::transport::{Outgoing, Patience, error_text, origin};
+use crate::transport::{Outgoing, RetryPolicy, error_text, origin};
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two parts of the file.
@@ -52,8 +52,8 @@ impl Connections {
             is_repeatable: true,
             tls: &tls,
             dial_timeout: DIAL_TIMEOUT,
-            patience: Patience::LAST,
-            witness: None,
+            retry: RetryPolicy::LAST,
+            trace: None,
         };
         let reply = Box::pin(self.transport().send(&outgoing)).await?;
         let status = reply.response.status();

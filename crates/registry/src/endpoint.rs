@@ -19,13 +19,13 @@ use types::{Error, ErrorKind, Result};
 use crate::challenge::Challenge;
 use crate::credentials::Credentials;
 use crate::host::{Capability, Host, Scheme};
+use crate::http_trace::HttpTrace;
 use crate::identity::Identity;
 use crate::request::{Body, Request, Target};
 use crate::token::{Scopes, Token, TokenKey};
 use crate::transport::{
-    Outgoing, Patience, Reply, Transport, error_text, host_of, origin, read_body, resolve, retry_after,
+    Outgoing, Reply, RetryPolicy, Transport, error_text, host_of, origin, read_body, resolve, retry_after,
 };
-use crate::witness::Witness;
 
 const TOKEN_LEN_MAX: usize = 256 << 10;
 
@@ -39,7 +39,7 @@ pub struct Endpoint {
     repository: String,
     identity: Identity,
     /// Who is shown what is said.
-    witness: Option<Witness>,
+    trace: Option<HttpTrace>,
     /// For what another host can be asked after this one.
     followed: Vec<Capability>,
     /// `https://host`, once it is known how the host is spoken to.
@@ -131,7 +131,7 @@ impl Endpoint {
         registry: &str,
         repository: &str,
         identity: Identity,
-        witness: Option<Witness>,
+        trace: Option<HttpTrace>,
         followed: Vec<Capability>,
     ) -> Endpoint {
         Endpoint {
@@ -140,7 +140,7 @@ impl Endpoint {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             identity,
-            witness,
+            trace,
             followed,
             origin: OnceCell::new(),
             challenge: Mutex::default(),
@@ -164,8 +164,8 @@ impl Endpoint {
 
     /// Shows a document that came to who witnesses the conversation.
     pub(crate) fn show(&self, document: &[u8]) {
-        if let Some(witness) = &self.witness {
-            witness.document(document);
+        if let Some(trace) = &self.trace {
+            trace.document(document);
         }
     }
 
@@ -185,8 +185,8 @@ impl Endpoint {
         // Nobody else is asked to take what is pushed, even if another may.
         let is_followed =
             request.capability != Capability::Push && self.followed.contains(&request.capability);
-        let patience = if is_followed { self.transport.mirror_patience() } else { Patience::LAST };
-        self.send_with(request, patience).await
+        let retry = if is_followed { self.transport.mirror_retry() } else { RetryPolicy::LAST };
+        self.send_with(request, retry).await
     }
 
     /// The same; an answer that is no success is an error.
@@ -197,10 +197,10 @@ impl Endpoint {
     pub(crate) async fn send_with(
         self: &Arc<Endpoint>,
         request: &Request,
-        patience: Patience,
+        retry: RetryPolicy,
     ) -> Result<Answer> {
         let authority = &self.host.authority;
-        let reply = match Box::pin(self.authorized(request, patience)).await {
+        let reply = match Box::pin(self.authorized(request, retry)).await {
             Ok(reply) => reply,
             Err(error) => {
                 if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) {
@@ -219,15 +219,15 @@ impl Endpoint {
         Ok(Answer { endpoint: self.clone(), reply, object, capability })
     }
 
-    async fn authorized(&self, request: &Request, patience: Patience) -> Result<Reply> {
+    async fn authorized(&self, request: &Request, retry: RetryPolicy) -> Result<Reply> {
         let shown = match (self.challenge(), self.identity.known()) {
-            (Some(challenge), _) => self.answer_to(&challenge, request, patience).await?,
+            (Some(challenge), _) => self.answer_to(&challenge, request, retry).await?,
             (None, Some(Credentials::RegistryToken(token))) => {
                 Shown { header: Some(format!("Bearer {token}")), key: None }
             }
             (None, _) => Shown::default(),
         };
-        let reply = self.once(request, shown.header.as_deref(), patience).await?;
+        let reply = self.once(request, shown.header.as_deref(), retry).await?;
         if reply.response.status() != StatusCode::UNAUTHORIZED {
             return Ok(reply);
         }
@@ -246,15 +246,15 @@ impl Endpoint {
         if request.reads.is_empty() {
             *self.challenge.lock() = Some(challenge.clone());
         }
-        let fresh = self.answer_to(&challenge, request, patience).await?;
+        let fresh = self.answer_to(&challenge, request, retry).await?;
         // What was refused once is refused again.
         if fresh.header.is_none() || fresh.header == shown.header {
             return Ok(reply);
         }
-        self.once(request, fresh.header.as_deref(), patience).await
+        self.once(request, fresh.header.as_deref(), retry).await
     }
 
-    async fn once(&self, request: &Request, shown: Option<&str>, patience: Patience) -> Result<Reply> {
+    async fn once(&self, request: &Request, shown: Option<&str>, retry: RetryPolicy) -> Result<Reply> {
         let origin = self.origin().await;
         let url = match &request.target {
             Target::Registry => format!("{origin}{}/", self.host.path),
@@ -280,8 +280,8 @@ impl Endpoint {
             is_repeatable: request.is_repeatable(),
             tls: &self.host.tls,
             dial_timeout: self.host.dial_timeout,
-            patience,
-            witness: self.witness.as_ref(),
+            retry,
+            trace: self.trace.as_ref(),
         };
         self.transport.send(&outgoing).await
     }
@@ -313,7 +313,7 @@ impl Endpoint {
     }
 
     /// What is shown to a host that asks for something; nothing if we have nothing.
-    async fn answer_to(&self, challenge: &Challenge, request: &Request, patience: Patience) -> Result<Shown> {
+    async fn answer_to(&self, challenge: &Challenge, request: &Request, retry: RetryPolicy) -> Result<Shown> {
         if let Some(Credentials::RegistryToken(token)) = self.identity.known() {
             return Ok(Shown { header: Some(format!("Bearer {token}")), key: None });
         }
@@ -335,11 +335,11 @@ impl Endpoint {
             scopes,
             credentials: self.identity.known().cloned(),
         };
-        let token = self.token(&key, patience).await?;
+        let token = self.token(&key, retry).await?;
         Ok(Shown { header: Some(format!("Bearer {token}")), key: Some(key) })
     }
 
-    async fn token(&self, key: &TokenKey, patience: Patience) -> Result<String> {
+    async fn token(&self, key: &TokenKey, retry: RetryPolicy) -> Result<String> {
         if let Some(token) = self.transport.tokens.find(key) {
             return Ok(token);
         }
@@ -356,11 +356,11 @@ impl Endpoint {
             )));
         }
         let is_identity = matches!(key.credentials, Some(Credentials::IdentityToken(_)));
-        let mut reply = self.ask_for_token(key, is_identity, patience).await?;
+        let mut reply = self.ask_for_token(key, is_identity, retry).await?;
         let status = reply.response.status();
         let is_unknown = matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
         if is_unknown && !is_identity && key.form().is_some() {
-            reply = self.ask_for_token(key, true, patience).await?;
+            reply = self.ask_for_token(key, true, retry).await?;
         }
         let status = reply.response.status();
         if !status.is_success() {
@@ -374,7 +374,7 @@ impl Endpoint {
         Ok(token.value)
     }
 
-    async fn ask_for_token(&self, key: &TokenKey, by_form: bool, patience: Patience) -> Result<Reply> {
+    async fn ask_for_token(&self, key: &TokenKey, by_form: bool, retry: RetryPolicy) -> Result<Reply> {
         let form = key.form().filter(|_| by_form);
         let is_body_private = form.is_some();
         let url = if form.is_some() { key.realm.clone() } else { key.url() };
@@ -408,8 +408,8 @@ impl Endpoint {
             is_repeatable: true,
             tls: &if is_elsewhere { self.host.tls.without_client() } else { self.host.tls.clone() },
             dial_timeout: self.host.dial_timeout,
-            patience,
-            witness: self.witness.as_ref(),
+            retry,
+            trace: self.trace.as_ref(),
         };
         self.transport.send(&outgoing).await
     }

@@ -9,7 +9,7 @@ use crate::endpoint::Endpoint;
 use crate::host::{Capability, Host};
 use crate::remote::{DOCUMENTS, Remote};
 use crate::request::{Request, Target};
-use crate::transport::Patience;
+use crate::transport::RetryPolicy;
 
 /// One host, in the order in which they are asked.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ async fn ask(endpoint: &std::sync::Arc<Endpoint>, object: String) -> Result<Said
             .header(ACCEPT, HeaderValue::from_static(DOCUMENTS)),
         false => Request { target: Target::Registry, ..Request::get("", Capability::Pull) },
     };
-    let answer = endpoint.send_with(&request, Patience::once()).await?.checked().await?;
+    let answer = endpoint.send_with(&request, RetryPolicy::once()).await?.checked().await?;
     let digest = answer.headers().get("docker-content-digest").map(|value| {
         let text = value.to_str().map_err(|_| Error::data_loss("the digest is not text"));
         text.and_then(str::parse::<types::Digest>).map(|digest| digest.to_string())

@@ -9,47 +9,47 @@ use types::Result;
 
 use crate::credentials::Credentials;
 
-type Asked = Pin<Box<dyn Future<Output = Result<Option<Credentials>>> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = Result<Option<Credentials>>> + Send>>;
 
 /// Somebody who knows the credentials for hosts, or knows that there are none.
 #[derive(Clone)]
-pub struct Asker(Arc<dyn Fn(Question) -> Asked + Send + Sync>);
+pub struct CredentialSource(Arc<dyn Fn(CredentialRequest) -> Answer + Send + Sync>);
 
 /// A host that wants to know who we are.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Question {
+pub struct CredentialRequest {
     /// As it stands in its address, with its port if it has one: Docker Hub is `registry-1.docker.io`.
     pub host: String,
     /// What it said, as it said it: the values of `WWW-Authenticate`.
     pub challenges: Vec<String>,
 }
 
-impl Asker {
-    pub fn new<F>(ask: impl Fn(Question) -> F + Send + Sync + 'static) -> Asker
+impl CredentialSource {
+    pub fn new<F>(ask: impl Fn(CredentialRequest) -> F + Send + Sync + 'static) -> CredentialSource
     where
         F: Future<Output = Result<Option<Credentials>>> + Send + 'static,
     {
-        Asker(Arc::new(move |question| Box::pin(ask(question))))
+        CredentialSource(Arc::new(move |request| Box::pin(ask(request))))
     }
 }
 
-impl fmt::Debug for Asker {
+impl fmt::Debug for CredentialSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Asker")
+        f.write_str("CredentialSource")
     }
 }
 
 /// Who we are to one host. It is asked for once.
 pub(crate) struct Identity {
     known: OnceCell<Option<Credentials>>,
-    asker: Option<Asker>,
+    source: Option<CredentialSource>,
 }
 
 impl Identity {
     /// Nobody is asked for what is known.
-    pub(crate) fn new(credentials: Option<Credentials>, asker: Option<Asker>) -> Identity {
-        let known = if credentials.is_none() && asker.is_some() { None } else { Some(credentials) };
-        Identity { known: OnceCell::new_with(known), asker }
+    pub(crate) fn new(credentials: Option<Credentials>, source: Option<CredentialSource>) -> Identity {
+        let known = if credentials.is_none() && source.is_some() { None } else { Some(credentials) };
+        Identity { known: OnceCell::new_with(known), source }
     }
 
     pub(crate) fn known(&self) -> Option<&Credentials> {
@@ -58,9 +58,9 @@ impl Identity {
 
     /// Sees to it that all that can be known is known.
     pub(crate) async fn learn(&self, host: &str, challenges: &[&str]) -> Result<()> {
-        let Some(asker) = &self.asker else { return Ok(()) };
+        let Some(source) = &self.source else { return Ok(()) };
         let challenges = challenges.iter().map(|challenge| (*challenge).to_owned()).collect();
-        let ask = || (asker.0)(Question { host: host.to_owned(), challenges });
+        let ask = || (source.0)(CredentialRequest { host: host.to_owned(), challenges });
         self.known.get_or_try_init(ask).await.map(drop)
     }
 }

@@ -26,6 +26,7 @@ mod explain;
 mod host;
 mod hosts;
 mod hosts_toml;
+mod http_trace;
 mod identity;
 mod percent;
 mod proxy;
@@ -38,7 +39,6 @@ mod tags;
 mod tls;
 mod token;
 mod transport;
-mod witness;
 
 pub use blob::{BlobStream, Pace};
 pub use credentials::{Credentials, Keyring};
@@ -47,14 +47,14 @@ pub use download::Download;
 pub use endpoint::{Answer, Endpoint};
 pub use explain::{Explained, Said, Wanted};
 pub use host::{Capability, Host, Scheme};
-pub use identity::{Asker, Question};
+pub use http_trace::{HttpTrace, TraceOptions};
+pub use identity::{CredentialRequest, CredentialSource};
 pub use proxy::Proxies;
 pub use push::{Push, Ranges, Sent};
-pub use remote::{Connections, Manner, Options, Remote, Resolved};
+pub use remote::{CallerOptions, Connections, Options, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};
 pub use sources::{Brought, Sources};
 pub use tls::Tls;
-pub use witness::{Seen, Witness};
 
 /// Parsers of foreign text, for those who try what they do with any.
 #[doc(hidden)]

@@ -14,11 +14,11 @@ use crate::credentials::{Credentials, Keyring};
 use crate::endpoint::{Answer, Endpoint};
 use crate::host::{Capability, Host, Scheme};
 use crate::hosts::hosts;
-use crate::identity::{Asker, Identity};
+use crate::http_trace::HttpTrace;
+use crate::identity::{CredentialSource, Identity};
 use crate::proxy::Proxies;
 use crate::request::{Request, Target};
 use crate::transport::{Transport, read_body};
-use crate::witness::Witness;
 
 /// Bytes of a manifest or index.
 const DOCUMENT_LEN_MAX: usize = 8 << 20;
@@ -58,15 +58,15 @@ struct Common {
 
 /// How one caller wants hosts to be spoken to, beside what configuration says of them.
 #[derive(Clone, Debug, Default)]
-pub struct Manner {
+pub struct CallerOptions {
     /// Sent to each host that is asked, before those of its own; never along a redirect to another.
     pub headers: HeaderMap,
     /// For a registry of which no file says anything.
     pub default_scheme: Option<Scheme>,
     /// Asked for credentials that no keyring has, by hosts that want some.
-    pub asker: Option<Asker>,
+    pub credential_source: Option<CredentialSource>,
     /// Shown what is said to hosts.
-    pub witness: Option<Witness>,
+    pub trace: Option<HttpTrace>,
 }
 
 /// How registries are found and reached.
@@ -127,19 +127,24 @@ impl Connections {
 
     /// A repository, behind the hosts that configuration names for it.
     pub fn remote(&self, reference: &Reference, keyring: &Keyring) -> Result<Remote> {
-        self.remote_in(reference, keyring, &Manner::default())
+        self.remote_with(reference, keyring, &CallerOptions::default())
     }
 
     /// The same, spoken to as a caller wants it.
-    pub fn remote_in(&self, reference: &Reference, keyring: &Keyring, manner: &Manner) -> Result<Remote> {
-        let endpoints = self.endpoints(reference.host(), reference.repository(), keyring, manner)?;
+    pub fn remote_with(
+        &self,
+        reference: &Reference,
+        keyring: &Keyring,
+        options: &CallerOptions,
+    ) -> Result<Remote> {
+        let endpoints = self.endpoints(reference.host(), reference.repository(), keyring, options)?;
         Ok(Remote { shared: Arc::new(Shared { reference: reference.clone(), endpoints }) })
     }
 
     /// Whether a registry takes these credentials. One that asks nobody takes any.
     pub async fn check_login(&self, registry: &str, credentials: Credentials) -> Result<()> {
         let keyring = Keyring::from([(registry.to_owned(), credentials)]);
-        let endpoints = self.endpoints(registry, "", &keyring, &Manner::default())?;
+        let endpoints = self.endpoints(registry, "", &keyring, &CallerOptions::default())?;
         let own = endpoints.iter().rfind(|endpoint| !endpoint.host().is_mirror).or(endpoints.last());
         let own = own.expect("a registry has a host");
         let request = Request { target: Target::Registry, ..Request::get("", Capability::Pull) };
@@ -159,10 +164,10 @@ impl Connections {
         registry: &str,
         repository: &str,
         keyring: &Keyring,
-        manner: &Manner,
+        options: &CallerOptions,
     ) -> Result<Vec<Arc<Endpoint>>> {
         let mut hosts = self.hosts(registry)?;
-        hosts.iter_mut().for_each(|host| manner.apply(host));
+        hosts.iter_mut().for_each(|host| options.apply(host));
         let endpoint = |(at, host): (usize, &Host)| {
             let after = &hosts[at + 1..];
             let followed = Capability::ALL
@@ -171,23 +176,15 @@ impl Connections {
             let credentials =
                 host.login_names(registry).into_iter().find_map(|name| keyring.get(name)).cloned();
             let (transport, followed) = (self.0.transport.clone(), followed.collect());
-            let identity = Identity::new(credentials, manner.asker.clone());
-            let witness = manner.witness.clone();
-            Arc::new(Endpoint::new(
-                transport,
-                host.clone(),
-                registry,
-                repository,
-                identity,
-                witness,
-                followed,
-            ))
+            let identity = Identity::new(credentials, options.credential_source.clone());
+            let trace = options.trace.clone();
+            Arc::new(Endpoint::new(transport, host.clone(), registry, repository, identity, trace, followed))
         };
         Ok(hosts.iter().enumerate().map(endpoint).collect())
     }
 }
 
-impl Manner {
+impl CallerOptions {
     fn apply(&self, host: &mut Host) {
         let mut headers = self.headers.clone();
         for (name, value) in &host.headers {

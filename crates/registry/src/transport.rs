@@ -19,11 +19,11 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::blob::Pace;
 use crate::dial::{Dial, RemoteAddress};
+use crate::http_trace::{ConnectionTrace, HttpTrace};
 use crate::proxy::Proxies;
 use crate::request::{Body, Sending};
 use crate::tls::Tls;
 use crate::token::Tokens;
-use crate::witness::{Way, Witness};
 
 /// In each such time a body that is read whole must bring what a stream must, or end.
 const BODY_WINDOW: Duration = Duration::from_secs(30);
@@ -68,13 +68,13 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) is_repeatable: bool,
     pub(crate) tls: &'a Tls,
     pub(crate) dial_timeout: Duration,
-    pub(crate) patience: Patience,
-    pub(crate) witness: Option<&'a Witness>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) trace: Option<&'a HttpTrace>,
 }
 
 /// How long a host is borne with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct RetryPolicy {
     attempts_max: u32,
     /// A host that nothing listens at is seldom there a moment later.
     connect_attempts_max: u32,
@@ -84,9 +84,9 @@ pub(crate) struct Patience {
     waits: bool,
 }
 
-impl Patience {
+impl RetryPolicy {
     /// There is nobody else to ask.
-    pub(crate) const LAST: Patience = Patience {
+    pub(crate) const LAST: RetryPolicy = RetryPolicy {
         attempts_max: ATTEMPTS_MAX,
         connect_attempts_max: 3,
         answer_timeout: Duration::from_secs(60),
@@ -94,8 +94,8 @@ impl Patience {
     };
 
     /// The next host is asked instead.
-    fn mirror(answer_timeout: Duration) -> Patience {
-        Patience { attempts_max: 2, connect_attempts_max: 1, answer_timeout, waits: false }
+    fn mirror(answer_timeout: Duration) -> RetryPolicy {
+        RetryPolicy { attempts_max: 2, connect_attempts_max: 1, answer_timeout, waits: false }
     }
 
     /// How long nothing may happen on either side.
@@ -107,8 +107,8 @@ impl Patience {
     }
 
     /// What is said at once is what is wanted.
-    pub(crate) fn once() -> Patience {
-        Patience { attempts_max: 1, ..Patience::mirror(Duration::from_secs(10)) }
+    pub(crate) fn once() -> RetryPolicy {
+        RetryPolicy { attempts_max: 1, ..RetryPolicy::mirror(Duration::from_secs(10)) }
     }
 }
 
@@ -158,8 +158,8 @@ impl Transport {
     }
 
     /// How long a host is borne with after which another can be asked.
-    pub(crate) fn mirror_patience(&self) -> Patience {
-        Patience::mirror(*self.mirror_timeout.lock())
+    pub(crate) fn mirror_retry(&self) -> RetryPolicy {
+        RetryPolicy::mirror(*self.mirror_timeout.lock())
     }
 
     pub(crate) fn set_mirror_timeout(&self, timeout: Duration) {
@@ -240,19 +240,19 @@ impl Transport {
     /// Answers other than 408, 429 and 5xx are returned whatever they say; those too if patience ends, or if the
     /// request is not to be sent again.
     pub(crate) async fn send(&self, request: &Outgoing<'_>) -> Result<Reply> {
-        let patience = request.patience;
+        let retry = request.retry;
         let mut attempt = 0;
         loop {
             attempt += 1;
             let wait = match self.follow(request).await {
                 Ok(reply) if may_be_asked_again(reply.response.status()) => {
                     let asked = retry_after(reply.response.headers());
-                    let is_patient = asked.is_none_or(|wait| patience.waits && wait <= WAIT_MAX);
+                    let is_patient = asked.is_none_or(|wait| retry.waits && wait <= WAIT_MAX);
                     if let Some(wait) = asked.filter(|_| is_patient) {
                         self.leave_alone(&reply.address, wait);
                     }
                     // Of an upload it is asked first how far it came.
-                    if attempt >= patience.attempts_max || !is_patient || !request.is_repeatable {
+                    if attempt >= retry.attempts_max || !is_patient || !request.is_repeatable {
                         return Ok(reply);
                     }
                     // What it asked for, whoever asks it next waits for; it may have asked for nothing.
@@ -264,10 +264,10 @@ impl Transport {
                     if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) =>
                 {
                     let attempts = match at_connect {
-                        true => patience.connect_attempts_max,
+                        true => retry.connect_attempts_max,
                         // Silence is not waited for twice when another can be asked.
-                        false if error.is(ErrorKind::DeadlineExceeded) && !patience.waits => 1,
-                        false => patience.attempts_max,
+                        false if error.is(ErrorKind::DeadlineExceeded) && !retry.waits => 1,
+                        false => retry.attempts_max,
                     };
                     if attempt >= attempts || !(at_connect || request.is_repeatable) {
                         return Err(error);
@@ -326,7 +326,7 @@ impl Transport {
 
     async fn once(&self, request: &Outgoing<'_>, at: &Uri) -> Result<Response<Incoming>, Failure> {
         let method = request.method;
-        if request.patience.waits {
+        if request.retry.waits {
             self.wait_for(at).await;
         }
         let (body, sent) = request.body.open();
@@ -353,24 +353,26 @@ impl Transport {
         {
             headers.insert(PROXY_AUTHORIZATION, value);
         }
-        if let Some(witness) = request.witness {
-            witness.request(method, at, message.headers());
+        if let Some(trace) = request.trace {
+            trace.request(method, at, message.headers());
             if let Body::Bytes(bytes) = request.body
                 && !request.is_body_private
             {
-                witness.document(bytes);
+                trace.document(bytes);
             }
         }
-        let sending = Way::with(request.witness.cloned(), async {
+        let sending = ConnectionTrace::with(request.trace.cloned(), async {
             let answer = client.request(message).await;
             if let Ok(answer) = &answer {
-                Way::answered(answer.extensions().get::<RemoteAddress>().map(|address| address.0));
+                ConnectionTrace::answered(
+                    answer.extensions().get::<RemoteAddress>().map(|address| address.0),
+                );
             }
             answer
         });
         tokio::pin!(sending);
         let answer = loop {
-            let timeout = request.patience.timeout(method, sent.is_whole());
+            let timeout = request.retry.timeout(method, sent.is_whole());
             match tokio::time::timeout(timeout, &mut sending).await {
                 Ok(answer) => break answer,
                 // A large body takes its time, but it moves.
@@ -381,8 +383,8 @@ impl Transport {
                 }
             }
         };
-        if let (Some(witness), Ok(answer)) = (request.witness, &answer) {
-            witness.answer(answer.version(), answer.status(), answer.headers());
+        if let (Some(trace), Ok(answer)) = (request.trace, &answer) {
+            trace.answer(answer.version(), answer.status(), answer.headers());
         }
         answer.map_err(|error| Failure::of(&error, at))
     }
@@ -708,7 +710,7 @@ mod tests {
         });
         let transport = Transport::new(Proxies::default(), slow);
         let body = Body::Bytes(vec![0; 1000].into());
-        let patience = Patience { answer_timeout: slow / 4, ..Patience::once() };
+        let retry = RetryPolicy { answer_timeout: slow / 4, ..RetryPolicy::once() };
         for (method, body, is_answered) in [
             (Method::PUT, &body, true),
             (Method::PUT, &Body::Empty, true),
@@ -726,8 +728,8 @@ mod tests {
                 is_repeatable: false,
                 tls: &Tls::default(),
                 dial_timeout: PROBE_TIMEOUT,
-                patience,
-                witness: None,
+                retry,
+                trace: None,
             };
             let answered = transport.send(&outgoing).await.map(|reply| reply.response.status());
             match answered {

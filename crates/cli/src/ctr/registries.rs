@@ -12,7 +12,10 @@ use std::time::Duration;
 use api::grpc::transfer::{AuthResponse, AuthType, HttpDebug, OciRegistry, RegistryResolver};
 use api::shim::pack;
 use prost_types::Any;
-use registry::{Connections, Credentials, Keyring, Manner, Options, Proxies, Remote, Scheme, Seen, Witness};
+use registry::{
+    CallerOptions, Connections, Credentials, HttpTrace, Keyring, Options, Proxies, Remote, Scheme,
+    TraceOptions,
+};
 use tokio::task::JoinHandle;
 use types::{Context, Error, Reference, Result};
 
@@ -124,22 +127,22 @@ impl Own {
             .map(|credentials| (named.host().to_owned(), credentials))
             .into_iter()
             .collect();
-        let seen = Seen { messages: call.is("http-dump"), connections: call.is("http-trace") };
-        let (witness, mut texts) = Witness::new(seen);
-        let is_seen = seen.messages || seen.connections;
-        let shown = is_seen.then(|| {
+        let traced = TraceOptions { messages: call.is("http-dump"), connections: call.is("http-trace") };
+        let (trace, mut texts) = HttpTrace::new(traced);
+        let is_traced = traced.messages || traced.connections;
+        let shown = is_traced.then(|| {
             tokio::spawn(async move {
                 while let Some(text) = texts.recv().await {
                     eprint!("{text}");
                 }
             })
         });
-        let manner = Manner {
+        let caller_options = CallerOptions {
             default_scheme: call.is("plain-http").then_some(Scheme::Http),
-            witness: is_seen.then_some(witness),
-            ..Manner::default()
+            trace: is_traced.then_some(trace),
+            ..CallerOptions::default()
         };
-        let remote = Connections::new(options).remote_in(&named, &keyring, &manner)?;
+        let remote = Connections::new(options).remote_with(&named, &keyring, &caller_options)?;
         Ok(Own { remote, reference: named, shown, _hosts: hosts })
     }
 

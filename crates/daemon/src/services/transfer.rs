@@ -12,8 +12,8 @@
 //! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
 
 mod credentials;
+mod http_trace;
 mod progress;
-mod words;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
@@ -26,7 +26,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use metadata::{Caller, Image, Metadata};
 use prost::Message;
 use prost_types::Any;
-use registry::{Connections, Keyring, Manner, Remote, Scheme};
+use registry::{CallerOptions, Connections, Keyring, Remote, Scheme};
 use tokio::runtime::Handle;
 use tonic::{Request, Response};
 use transfer::{
@@ -178,7 +178,8 @@ impl Service {
     async fn remote(&self, caller: &Caller, named: OciRegistry) -> Result<(Reference, Remote)> {
         let reference: Reference = named.reference.parse()?;
         let resolver = named.resolver.unwrap_or_default();
-        let mut manner = manner(&resolver).map_err(|error| error.context(reference.to_string()))?;
+        let mut caller_options =
+            caller_options(&resolver).map_err(|error| error.context(reference.to_string()))?;
         let connections = match resolver.host_dir.as_str() {
             "" => self.connections.clone(),
             path if path.starts_with('/') => self.connections.with_directories(vec![path.into()]),
@@ -190,17 +191,18 @@ impl Service {
         };
         if !resolver.auth_stream.is_empty() {
             let stream = self.streams.take(&caller.namespace, &resolver.auth_stream)?;
-            manner.asker = Some(credentials::asker(stream, reference.to_string()));
+            caller_options.credential_source = Some(credentials::source(stream, reference.to_string()));
         }
-        if let Some(seen) = words::seen(resolver.http_debug)? {
+        if let Some(traced) = http_trace::options(resolver.http_debug)? {
             let stream = match resolver.logs_stream.as_str() {
                 "" => None,
                 name => Some(self.streams.take(&caller.namespace, name)?),
             };
-            manner.witness = Some(words::witness(seen, stream, reference.to_string()));
+            caller_options.trace = Some(http_trace::open(traced, stream, reference.to_string()));
         }
         let named = reference.clone();
-        let remote = blocking(move || connections.remote_in(&named, &Keyring::new(), &manner)).await?;
+        let remote =
+            blocking(move || connections.remote_with(&named, &Keyring::new(), &caller_options)).await?;
         Ok((reference, remote))
     }
 
@@ -393,7 +395,7 @@ fn name_rule(rule: ImageReference) -> NameRule {
 }
 
 /// How a client wants its registry spoken to.
-fn manner(resolver: &RegistryResolver) -> Result<Manner> {
+fn caller_options(resolver: &RegistryResolver) -> Result<CallerOptions> {
     let mut headers = HeaderMap::new();
     for (name, value) in &resolver.headers {
         let bad = || Error::invalid_argument(format!("{name:?} cannot be sent as a header"));
@@ -412,7 +414,7 @@ fn manner(resolver: &RegistryResolver) -> Result<Manner> {
             )));
         }
     };
-    Ok(Manner { headers, default_scheme, ..Manner::default() })
+    Ok(CallerOptions { headers, default_scheme, ..CallerOptions::default() })
 }
 
 fn read<M: Message + Default + api::shim::types::TypeUrl>(any: &Any) -> Result<M> {

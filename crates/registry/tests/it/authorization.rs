@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use http::Method;
-use registry::{Asker, Body, Capability, Credentials, Keyring, Manner, Question, Remote, Request};
+use registry::{
+    Body, CallerOptions, Capability, CredentialRequest, CredentialSource, Credentials, Keyring, Remote,
+    Request,
+};
 use types::{ErrorKind, Reference, Result};
 
 use crate::hosts::Configured;
@@ -111,18 +114,19 @@ async fn somebody_is_asked_once_for_each_host_that_wants_to_know_who_we_are() {
     let questions = Arc::new(Mutex::new(Vec::new()));
     let ask = |answer: fn() -> Result<Option<Credentials>>| {
         let questions = questions.clone();
-        let asker = Asker::new(move |question| {
+        let source = CredentialSource::new(move |question| {
             questions.lock().unwrap().push(question);
             std::future::ready(answer())
         });
-        Manner { asker: Some(asker), ..Manner::default() }
+        CallerOptions { credential_source: Some(source), ..CallerOptions::default() }
     };
     let asked = || std::mem::take(&mut *questions.lock().unwrap());
     let reference: Reference = "r.test/some/image:1".parse().unwrap();
-    let remote_of =
-        |keyring: &Keyring, manner| configured.connections.remote_in(&reference, keyring, &manner).unwrap();
+    let remote_of = |keyring: &Keyring, options| {
+        configured.connections.remote_with(&reference, keyring, &options).unwrap()
+    };
     let question =
-        |of: &Server| Question { host: of.host(), challenges: vec!["Basic realm=\"here\"".into()] };
+        |of: &Server| CredentialRequest { host: of.host(), challenges: vec!["Basic realm=\"here\"".into()] };
 
     let remote = remote_of(&Keyring::new(), ask(|| Ok(Some(user()))));
     remote.resolve().await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::{HeaderValue, Method, header};
 use registry::{
-    Body, Capability, Connections, Keyring, Manner, Options, Pace, Proxies, Remote, Request, Scheme,
+    Body, CallerOptions, Capability, Connections, Keyring, Options, Pace, Proxies, Remote, Request, Scheme,
 };
 use tempfile::TempDir;
 use types::{Descriptor, Digest, ErrorKind, Reference};
@@ -325,10 +325,10 @@ fn a_path_that_is_no_directory_is_told() {
 
 #[tokio::test]
 async fn a_caller_says_how_hosts_are_spoken_to_and_files_say_more() {
-    let manner = |scheme| Manner {
+    let options = |scheme| CallerOptions {
         headers: HeaderMap::from_iter([(header::ACCEPT_LANGUAGE, HeaderValue::from_static("caller"))]),
         default_scheme: Some(scheme),
-        ..Manner::default()
+        ..CallerOptions::default()
     };
     let reference: Reference = "r.test/some/image:1".parse().unwrap();
     // A registry that no file describes: its address shows at a proxy.
@@ -336,7 +336,7 @@ async fn a_caller_says_how_hosts_are_spoken_to_and_files_say_more() {
     let variable = |name: &str| (name == "HTTP_PROXY").then(|| format!("http://{}", proxy.host()));
     let proxies = Proxies::from_variables(variable).unwrap();
     let connections = Connections::new(Options { proxies, ..Options::default() });
-    let remote = connections.remote_in(&reference, &Keyring::new(), &manner(Scheme::Http)).unwrap();
+    let remote = connections.remote_with(&reference, &Keyring::new(), &options(Scheme::Http)).unwrap();
     remote.resolve().await.unwrap();
     assert_eq!(paths(&proxy), ["http://r.test/v2/some/image/manifests/1"]);
     assert_eq!(proxy.seen()[0].header("accept-language"), Some("caller"));
@@ -346,7 +346,7 @@ async fn a_caller_says_how_hosts_are_spoken_to_and_files_say_more() {
     let text = format!("server = \"http://{}\"\n[header]\naccept-language = \"file\"", own.host());
     let configured = Configured::new(&text);
     let connections = &configured.connections;
-    let remote = connections.remote_in(&reference, &Keyring::new(), &manner(Scheme::Https)).unwrap();
+    let remote = connections.remote_with(&reference, &Keyring::new(), &options(Scheme::Https)).unwrap();
     remote.resolve().await.unwrap();
     assert_eq!(own.seen()[0].all("accept-language"), ["caller", "file"]);
 }

@@ -12,7 +12,7 @@ use api::shim::pack;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use linux::pipe::SILENCE_MAX;
-use registry::{Asker, Credentials, Question};
+use registry::{CredentialRequest, CredentialSource, Credentials};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use types::{Error, ErrorKind, Result};
@@ -21,9 +21,9 @@ use super::read;
 use crate::streams::Channel;
 
 /// One that asks the client at the other end of a stream.
-pub(super) fn asker(stream: Channel, reference: String) -> Asker {
+pub(super) fn source(stream: Channel, reference: String) -> CredentialSource {
     let conversation = Arc::new(Mutex::new(Conversation { stream, reference, unanswered: 0 }));
-    Asker::new(move |question| {
+    CredentialSource::new(move |question| {
         let conversation = conversation.clone();
         async move {
             let host = question.host.clone();
@@ -51,7 +51,10 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn ask(&mut self, Question { host, challenges }: Question) -> Result<Option<Credentials>> {
+    async fn ask(
+        &mut self,
+        CredentialRequest { host, challenges }: CredentialRequest,
+    ) -> Result<Option<Credentials>> {
         // What was meant for one host is told to no other.
         while self.unanswered > 0 {
             self.stream.receive().await?;

@@ -1,4 +1,4 @@
-//! Somebody who is shown what is said to hosts, and which connections it goes over.
+//! Traces of what is said to hosts, and which connections it goes over.
 //!
 //! ```text
 //! GET /v2/x/manifests/1 HTTP/1.1       heads of requests and answers, a line each, a line without text after them
@@ -6,7 +6,7 @@
 //! {"schemaVersion":2,…}                documents, and words of errors; no bytes of layers, and no tokens
 //! ```
 //!
-//! Nothing waits for a witness: what one that is slow does not take in time is left out, and counted.
+//! Nothing waits for the reader of a trace: what one that is slow does not take in time is left out, and counted.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -15,31 +15,31 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use tokio::sync::mpsc;
 
-/// Texts that wait for a witness.
+/// Texts that wait for the reader of a trace.
 const WAITING_MAX: usize = 256;
 /// Bytes of a document that are shown.
 const DOCUMENT_LEN_MAX: usize = 64 << 10;
 
-/// What a witness wants to see.
+/// What is traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct TraceOptions {
     pub messages: bool,
     pub connections: bool,
 }
 
-/// The showing end. Clones show to the same witness.
+/// The writing end of a trace. Clones write to the same.
 #[derive(Clone, Debug)]
-pub struct Witness {
-    seen: Seen,
+pub struct HttpTrace {
+    options: TraceOptions,
     texts: mpsc::Sender<String>,
     left_out: Arc<AtomicUsize>,
 }
 
-impl Witness {
+impl HttpTrace {
     /// The texts come one by one, each of whole lines; their end is that of all who show something.
-    pub fn new(seen: Seen) -> (Witness, mpsc::Receiver<String>) {
+    pub fn new(options: TraceOptions) -> (HttpTrace, mpsc::Receiver<String>) {
         let (texts, receive) = mpsc::channel(WAITING_MAX);
-        (Witness { seen, texts, left_out: Arc::default() }, receive)
+        (HttpTrace { options, texts, left_out: Arc::default() }, receive)
     }
 
     fn show(&self, text: String) {
@@ -54,7 +54,7 @@ impl Witness {
     }
 
     pub(crate) fn request(&self, method: &Method, at: &Uri, headers: &HeaderMap) {
-        if !self.seen.messages {
+        if !self.options.messages {
             return;
         }
         let path = at.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
@@ -65,7 +65,7 @@ impl Witness {
     }
 
     pub(crate) fn answer(&self, version: Version, status: StatusCode, headers: &HeaderMap) {
-        if self.seen.messages {
+        if self.options.messages {
             let mut text = format!("{version:?} {status}\n");
             write_headers(&mut text, headers);
             self.show(text);
@@ -74,7 +74,7 @@ impl Witness {
 
     /// A body that is text.
     pub(crate) fn document(&self, bytes: &[u8]) {
-        if !self.seen.messages || bytes.is_empty() {
+        if !self.options.messages || bytes.is_empty() {
             return;
         }
         let shown = &bytes[..bytes.len().min(DOCUMENT_LEN_MAX)];
@@ -87,7 +87,7 @@ impl Witness {
     }
 
     fn connection(&self, text: String) {
-        if self.seen.connections {
+        if self.options.connections {
             self.show(text + "\n");
         }
     }
@@ -111,28 +111,28 @@ fn write_headers(text: &mut String, headers: &HeaderMap) {
 }
 
 /// One request's way to a connection, for who makes connections and is told nothing of requests.
-pub(crate) struct Way {
-    witness: Option<Witness>,
+pub(crate) struct ConnectionTrace {
+    trace: Option<HttpTrace>,
     /// Whether a connection was made for it.
     is_new: AtomicBool,
 }
 
 tokio::task_local! {
-    static WAY: Way;
+    static CONNECTION_TRACE: ConnectionTrace;
 }
 
-impl Way {
+impl ConnectionTrace {
     /// Makes a request's way known to who makes a connection for it.
-    pub(crate) async fn with<T>(witness: Option<Witness>, request: impl Future<Output = T>) -> T {
-        WAY.scope(Way { witness, is_new: AtomicBool::new(false) }, request).await
+    pub(crate) async fn with<T>(trace: Option<HttpTrace>, request: impl Future<Output = T>) -> T {
+        CONNECTION_TRACE.scope(ConnectionTrace { trace, is_new: AtomicBool::new(false) }, request).await
     }
 
     fn show(text: impl FnOnce() -> String) {
-        let _ = WAY.try_with(|way| way.witness.as_ref().map(|witness| witness.connection(text())));
+        let _ = CONNECTION_TRACE.try_with(|trace| trace.trace.as_ref().map(|trace| trace.connection(text())));
     }
 
     pub(crate) fn looks_up(name: &str) {
-        Way::show(|| format!("DNS lookup host={name:?}"));
+        ConnectionTrace::show(|| format!("DNS lookup host={name:?}"));
     }
 
     pub(crate) fn found(addresses: &[std::net::SocketAddr]) {
@@ -140,22 +140,22 @@ impl Way {
             let addresses: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
             format!("DNS lookup complete result={:?}", addresses.join(" "))
         };
-        Way::show(text);
+        ConnectionTrace::show(text);
     }
 
     pub(crate) fn not_found(why: &str) {
-        Way::show(|| format!("DNS lookup error lookup_err={why:?}"));
+        ConnectionTrace::show(|| format!("DNS lookup error lookup_err={why:?}"));
     }
 
     pub(crate) fn connects() {
-        let _ = WAY.try_with(|way| way.is_new.store(true, Ordering::Relaxed));
+        let _ = CONNECTION_TRACE.try_with(|trace| trace.is_new.store(true, Ordering::Relaxed));
     }
 
     /// An answer came over a connection.
     pub(crate) fn answered(address: Option<std::net::SocketAddr>) {
-        let is_new = WAY.try_with(|way| way.is_new.load(Ordering::Relaxed)).unwrap_or(true);
+        let is_new = CONNECTION_TRACE.try_with(|trace| trace.is_new.load(Ordering::Relaxed)).unwrap_or(true);
         let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
-        Way::show(|| format!("Connection successful remote_addr={address:?} reused={}", !is_new));
+        ConnectionTrace::show(|| format!("Connection successful remote_addr={address:?} reused={}", !is_new));
     }
 }
 
@@ -168,32 +168,32 @@ mod tests {
 
     #[test]
     fn heads_are_shown_without_secrets() {
-        let (witness, mut texts) = Witness::new(Seen { messages: true, connections: false });
+        let (trace, mut texts) = HttpTrace::new(TraceOptions { messages: true, connections: false });
         let mut headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("a/b"))]);
         let mut secret = HeaderValue::from_static("Bearer s3cret");
         secret.set_sensitive(true);
         headers.insert(AUTHORIZATION, secret);
-        witness.request(&Method::GET, &Uri::from_static("http://h.example:5000/v2/?a=b"), &headers);
+        trace.request(&Method::GET, &Uri::from_static("http://h.example:5000/v2/?a=b"), &headers);
         assert_eq!(
             texts.try_recv().unwrap(),
             "GET /v2/?a=b HTTP/1.1\nHost: h.example:5000\nAccept: a/b\nAuthorization: [not shown]\n\n"
         );
-        witness.connection("not asked for".into());
-        witness.document(&[b'x'; DOCUMENT_LEN_MAX + 7]);
+        trace.connection("not asked for".into());
+        trace.document(&[b'x'; DOCUMENT_LEN_MAX + 7]);
         assert!(texts.try_recv().unwrap().ends_with("x[and 7 bytes more]\n"));
         assert!(texts.try_recv().is_err());
     }
 
     #[test]
     fn what_is_not_taken_is_counted() {
-        let (witness, mut texts) = Witness::new(Seen { messages: true, connections: true });
+        let (trace, mut texts) = HttpTrace::new(TraceOptions { messages: true, connections: true });
         for _ in 0..WAITING_MAX + 3 {
-            witness.document(b"x");
+            trace.document(b"x");
         }
         for _ in 0..WAITING_MAX {
             assert_eq!(texts.try_recv().unwrap(), "x\n");
         }
-        witness.document(b"y");
+        trace.document(b"y");
         let words = "[3 left out: they came faster than they were taken]\ny\n";
         assert_eq!(texts.try_recv().unwrap(), words);
     }

@@ -3,27 +3,27 @@
 //! The words end when nothing speaks to the registry for the transfer any more, and the stream with them.
 
 use api::grpc::transfer::HttpDebug;
-use registry::{Seen, Witness};
+use registry::{HttpTrace, TraceOptions};
 use types::{Error, Result};
 
 use crate::streams::Channel;
 
-/// What a client wants to see; none if it wants to see nothing.
-pub(super) fn seen(wanted: i32) -> Result<Option<Seen>> {
+/// What a client wants traced; none if it is nothing.
+pub(super) fn options(wanted: i32) -> Result<Option<TraceOptions>> {
     let wanted = HttpDebug::try_from(wanted)
         .map_err(|_| Error::invalid_argument(format!("http_debug {wanted} is not known: it is 0 to 3")))?;
-    let seen = |messages, connections| Some(Seen { messages, connections });
+    let traced = |messages, connections| Some(TraceOptions { messages, connections });
     Ok(match wanted {
         HttpDebug::Disabled => None,
-        HttpDebug::Debug => seen(true, false),
-        HttpDebug::Trace => seen(false, true),
-        HttpDebug::Both => seen(true, true),
+        HttpDebug::Debug => traced(true, false),
+        HttpDebug::Trace => traced(false, true),
+        HttpDebug::Both => traced(true, true),
     })
 }
 
-/// One that tells a client, or the log.
-pub(super) fn witness(seen: Seen, stream: Option<Channel>, reference: String) -> Witness {
-    let (witness, mut texts) = Witness::new(seen);
+/// A trace that goes to a client, or to the log.
+pub(super) fn open(options: TraceOptions, stream: Option<Channel>, reference: String) -> HttpTrace {
+    let (trace, mut texts) = HttpTrace::new(options);
     match stream {
         Some(stream) => {
             let mut sender = stream.into_sender();
@@ -46,5 +46,5 @@ pub(super) fn witness(seen: Seen, stream: Option<Channel>, reference: String) ->
             });
         }
     }
-    witness
+    trace
 }
