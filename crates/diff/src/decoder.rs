@@ -19,9 +19,9 @@ use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 use self::ahead::Ahead;
 pub use self::ahead::Helpers;
 use self::border::{HEADER_LEN_MAX as PREFIX_LEN, window_len};
+use crate::budget::{Budget, Permit};
 use crate::compression::Compression;
 use crate::memory;
-use crate::room::{Room, Taken};
 use crate::spans::{Place, Recorder};
 
 /// Bytes. Large reads, since the source is often a channel of network chunks.
@@ -29,8 +29,8 @@ const BUFFER_LEN: usize = 128 * 1024;
 
 /// Bytes for the windows of all layers of a process that are inflated at once while they come, and of those that are
 /// read from the disk: these wait for nobody's network. A window that is longer than all of that is there alone.
-static COMING: Room = Room::new(16 << 20);
-static STORED: Room = Room::new(8 << 20);
+static COMING: Budget = Budget::new(16 << 20);
+static STORED: Budget = Budget::new(8 << 20);
 
 /// Where the bytes of a layer come from, and so what it waits for: room for its windows, and memory beyond its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum Origin {
 
 impl Origin {
     /// What there is for windows of all layers of this origin.
-    pub(crate) fn windows(self) -> &'static Room {
+    pub(crate) fn windows(self) -> &'static Budget {
         match self {
             Origin::Stored => &STORED,
             Origin::Passing | Origin::Coming => &COMING,
@@ -91,10 +91,10 @@ enum At {
 
 /// Room for the windows of a stream, where there is not to be more of them than there is room for.
 struct Windows {
-    take: Box<dyn Fn(u64) -> Option<Taken<'static>> + Send>,
+    take: Box<dyn Fn(u64) -> Option<Permit<'static>> + Send>,
     /// What the decoder may have taken by now: the longest window of a frame so far.
     len: u64,
-    taken: Option<Taken<'static>>,
+    taken: Option<Permit<'static>>,
 }
 
 impl<R: Read> Decoder<R> {
@@ -110,8 +110,12 @@ impl<R: Read> Decoder<R> {
 
     /// The same, but each window has room beside those of others before its frame begins. For whoever has no other
     /// decoder open.
-    pub(crate) fn within_room(source: R, room: memory::Windows, helpers: Helpers) -> io::Result<Decoder<R>> {
-        let windows = Windows { take: Box::new(move |len| room.take(len)), len: 0, taken: None };
+    pub(crate) fn within_budget(
+        source: R,
+        windows: memory::Windows,
+        helpers: Helpers,
+    ) -> io::Result<Decoder<R>> {
+        let windows = Windows { take: Box::new(move |len| windows.take(len)), len: 0, taken: None };
         Decoder::open(source, Some(windows), helpers)
     }
 
@@ -484,30 +488,30 @@ mod tests {
         }
     }
 
-    fn within(room: &'static Room, waits: bool, stream: &[u8]) -> io::Result<usize> {
-        let take = move |len| if waits { Some(room.take(len)) } else { room.try_take(len) };
+    fn within(budget: &'static Budget, waits: bool, stream: &[u8]) -> io::Result<usize> {
+        let take = move |len| if waits { Some(budget.take(len)) } else { budget.try_take(len) };
         let windows = Windows { take: Box::new(take), len: 0, taken: None };
         Decoder::open(stream, Some(windows), Helpers::Fixed(0))?.read_to_end(&mut Vec::new())
     }
 
     #[test]
     fn each_frame_has_room_for_its_own_window() {
-        let room: &'static Room = Box::leak(Box::new(Room::new(8 << 20)));
+        let budget: &'static Budget = Box::leak(Box::new(Budget::new(8 << 20)));
         let skipped = vec![0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
         let (small, large) = (frame(3, 10, true), frame(19, 1000, false));
         let stream = [skipped.clone(), small.clone(), large, skipped, small.clone()].concat();
-        let other = room.try_take(1 << 20).unwrap();
-        let refused = within(room, false, &stream).unwrap_err();
+        let other = budget.try_take(1 << 20).unwrap();
+        let refused = within(budget, false, &stream).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "{refused}");
-        assert_eq!(within(room, false, &small).unwrap(), 10);
-        // Whoever waits for the larger window holds nothing: the room is all free but for the other's.
+        assert_eq!(within(budget, false, &small).unwrap(), 10);
+        // Whoever waits for the larger window holds nothing: the budget is all free but for the other's.
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| within(room, true, &stream));
-            assert_eq!(room.free_while_waited_for(), 7 << 20);
+            let waiting = scope.spawn(|| within(budget, true, &stream));
+            assert_eq!(budget.free_while_waited_for(), 7 << 20);
             drop(other);
             assert_eq!(waiting.join().unwrap().unwrap(), 1020);
         });
-        assert!(room.try_take(8 << 20).is_some(), "all is given back");
+        assert!(budget.try_take(8 << 20).is_some(), "all is given back");
     }
 
     #[test]

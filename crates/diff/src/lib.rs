@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod budget;
 mod changes;
 mod compare;
 mod compression;
@@ -23,7 +24,6 @@ mod pack;
 mod pipeline;
 mod recipes;
 mod reread;
-mod room;
 pub mod spans;
 mod store;
 pub mod tar;

@@ -13,18 +13,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use types::{Error, Result};
 
+use crate::budget::{Budget, Permit};
 use crate::decoder::Origin;
-use crate::room::{Room, Taken};
 
 /// Bytes that every layer has: what more than nearly all want.
 const OWN_LEN: u64 = 16 << 20;
 /// Bytes beyond those, of all layers of the process, and how many of them are taken at a time.
-static SHARED: Room = Room::new(256 << 20);
+static SHARED: Budget = Budget::new(256 << 20);
 const STEP_LEN: u64 = 4 << 20;
 
 /// Turns of layers that are read from the disk, and of those that come.
-static STORED: Room = Room::new(1);
-static COMING: Room = Room::new(1);
+static STORED: Budget = Budget::new(1);
+static COMING: Budget = Budget::new(1);
 
 /// Room for the windows of one layer's streams.
 #[derive(Clone)]
@@ -41,11 +41,11 @@ impl Windows {
 
     /// Room for so many bytes, once there is or at once, as the layer's origin is. None of it is needed while it is the
     /// layer's turn.
-    pub(crate) fn take(&self, len: u64) -> Option<Taken<'static>> {
-        let room = self.origin.windows();
+    pub(crate) fn take(&self, len: u64) -> Option<Permit<'static>> {
+        let budget = self.origin.windows();
         match self.origin {
-            Origin::Passing => room.try_take(len),
-            Origin::Stored | Origin::Coming => Some(room.take_unless(len, &self.has_turn)),
+            Origin::Passing => budget.try_take(len),
+            Origin::Stored | Origin::Coming => Some(budget.take_unless(len, &self.has_turn)),
         }
     }
 
@@ -59,13 +59,13 @@ impl Windows {
 /// What one layer takes, until dropped.
 pub(crate) struct Memory {
     windows: Windows,
-    shared: &'static Room,
+    shared: &'static Budget,
     /// None for a layer that waits for no turn.
-    turns: Option<&'static Room>,
+    turns: Option<&'static Budget>,
     /// Bytes that it may take so far.
     len: u64,
-    taken: Vec<Taken<'static>>,
-    turn: Option<Taken<'static>>,
+    taken: Vec<Permit<'static>>,
+    turn: Option<Permit<'static>>,
 }
 
 impl Memory {
@@ -78,7 +78,7 @@ impl Memory {
         Memory::beside(windows, &SHARED, turns)
     }
 
-    fn beside(windows: Windows, shared: &'static Room, turns: Option<&'static Room>) -> Memory {
+    fn beside(windows: Windows, shared: &'static Budget, turns: Option<&'static Budget>) -> Memory {
         Memory { windows, shared, turns, len: OWN_LEN, taken: Vec::new(), turn: None }
     }
 
@@ -122,13 +122,13 @@ impl Drop for Memory {
 mod tests {
     use super::*;
 
-    fn room(len: u64) -> &'static Room {
-        Box::leak(Box::new(Room::new(len)))
+    fn budget(len: u64) -> &'static Budget {
+        Box::leak(Box::new(Budget::new(len)))
     }
 
     #[test]
     fn a_layer_that_passes_gives_way_beyond_its_own() {
-        let shared = room(2 * STEP_LEN);
+        let shared = budget(2 * STEP_LEN);
         let passing = || Memory::beside(Windows::of(Origin::Passing), shared, None);
         let (mut first, mut second) = (passing(), passing());
         first.grow_to(OWN_LEN + STEP_LEN + 1).unwrap();
@@ -144,7 +144,7 @@ mod tests {
     /// Whoever waits for the turn keeps what it holds, of memory and of windows, and holds up nobody who has the turn.
     #[test]
     fn one_layer_at_a_time_goes_on_without_room() {
-        let (shared, turns) = (room(2 * STEP_LEN), room(1));
+        let (shared, turns) = (budget(2 * STEP_LEN), budget(1));
         let stored = || Memory::beside(Windows::of(Origin::Stored), shared, Some(turns));
         let (mut first, mut second) = (stored(), stored());
         first.grow_to(OWN_LEN + STEP_LEN).unwrap();

@@ -17,8 +17,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use types::{Algorithm, Digest, Error, Hasher, Result};
 
 use crate::apply::Limits;
+use crate::budget::{Budget, Permit};
 use crate::memory::{Memory, Windows};
-use crate::room::{Room, Taken};
 use crate::spans::Recorder;
 use crate::{Compression, Decoder};
 
@@ -27,7 +27,7 @@ const CHUNKS: usize = 6;
 /// Chunks that every layer has: one to be filled while another is read.
 const OWN_CHUNKS: usize = 2;
 /// For all others, of all layers of the process.
-static SHARED: Room = Room::new(16 * inflate::Buffer::LEN as u64);
+static SHARED: Budget = Budget::new(16 * inflate::Buffer::LEN as u64);
 
 /// What a plain stream was, to its very end.
 pub(crate) struct Plain {
@@ -81,8 +81,8 @@ fn both<D, L>(decoded: Result<D>, listened: Result<L>) -> Result<(D, L)> {
 /// Memory of a chunk: what a decoder makes plain bytes in, so that they are not copied.
 struct Buffer {
     bytes: inflate::Buffer,
-    /// What it takes of the room that is shared.
-    _room: Option<Taken<'static>>,
+    /// What it takes of the budget that is shared.
+    _permit: Option<Permit<'static>>,
 }
 
 /// Some bytes of the plain stream.
@@ -111,16 +111,16 @@ impl Inflated {
         if let Ok(buffer) = self.used.try_recv() {
             return Some(buffer);
         }
-        let room = match self.made {
+        let permit = match self.made {
             0..OWN_CHUNKS => None,
             OWN_CHUNKS..CHUNKS => match SHARED.try_take(inflate::Buffer::LEN as u64) {
                 None => return self.used.recv().ok(),
-                room => room,
+                permit => permit,
             },
             _ => return self.used.recv().ok(),
         };
         self.made += 1;
-        Some(Buffer { bytes: inflate::Buffer::default(), _room: room })
+        Some(Buffer { bytes: inflate::Buffer::default(), _permit: permit })
     }
 }
 
@@ -139,7 +139,7 @@ fn decode(
     mut to: Inflated,
 ) -> Result<Decoded> {
     let unread = || Error::aborted("decompress layer: nobody takes the bytes");
-    let mut decoder = Decoder::within_room(source, windows, limits.helpers).map_err(undecoded)?;
+    let mut decoder = Decoder::within_budget(source, windows, limits.helpers).map_err(undecoded)?;
     if let Some(recorder) = recorder {
         decoder.record(recorder);
     }

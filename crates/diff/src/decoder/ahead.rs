@@ -27,12 +27,12 @@ use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 use super::border::{Border, LEN_MAX, Next, Part};
 use super::{BUFFER_LEN, Input, Recording};
 use crate::Compression;
-use crate::room::{Room, Taken};
+use crate::budget::{Budget, Permit};
 use crate::spans::Place;
 
 /// Bytes for all units of a process, and for what is read to find their ends.
-static ROOM: Room = Room::new(ROOM_LEN);
-const ROOM_LEN: u64 = 16 << 20;
+static BUDGET: Budget = Budget::new(BUDGET_LEN);
+const BUDGET_LEN: u64 = 16 << 20;
 /// Bytes that short parts are put together to, compressed and plain: a thread each would cost more than they do.
 const UNIT_LEN: usize = 512 << 10;
 /// What a part counts as at least, so that a unit has no more than some thousands.
@@ -105,7 +105,7 @@ impl Drop for Busy {
 /// What is inflated ahead of a decoder.
 pub(super) struct Ahead {
     processors: Arc<Processors>,
-    room: &'static Room,
+    budget: &'static Budget,
     _layer: Option<Busy>,
     /// Where the part behind all units ends.
     border: Border,
@@ -116,7 +116,7 @@ pub(super) struct Ahead {
     /// The unit that was read before, whose memory the next one takes: new pages would cost a fifth of its time.
     spare: Option<Unit>,
     /// For what the input has grown by.
-    input_room: Vec<Taken<'static>>,
+    input_permits: Vec<Permit<'static>>,
     /// Whether a unit was wrong: what follows is not believed to be what it looks like.
     is_over: bool,
     /// Plain bytes that other threads have made.
@@ -141,13 +141,13 @@ impl Ahead {
         let own = if layer.is_some() { PROCESSORS_OF_LAYER } else { 0 };
         (processors.count > own).then(|| Ahead {
             processors,
-            room: &ROOM,
+            budget: &BUDGET,
             _layer: layer,
             border: Border::default(),
             units: VecDeque::new(),
             current: None,
             spare: None,
-            input_room: Vec::new(),
+            input_permits: Vec::new(),
             is_over: false,
             helped_len: 0,
         })
@@ -256,9 +256,9 @@ impl Ahead {
     fn empty(&mut self, compression: Compression, part: &Part) -> Option<Unit> {
         let len = (part.len + part.plain_len_max + part.window_len).max(3 * UNIT_LEN) + DECODER_LEN;
         let len = len.next_multiple_of(UNIT_LEN) as u64;
-        match self.spare.take().filter(|spare| spare.room.len() >= len) {
+        match self.spare.take().filter(|spare| spare.permit.len() >= len) {
             Some(spare) => Some(spare.emptied()),
-            None => Some(Unit::new(compression, self.room.try_take(len)?)),
+            None => Some(Unit::new(compression, self.budget.try_take(len)?)),
         }
     }
 
@@ -288,8 +288,8 @@ impl Ahead {
             return true;
         }
         let new_len = (2 * old_len).min(LEN_MAX + BUFFER_LEN).max(len);
-        let Some(room) = self.room.try_take((new_len - old_len) as u64) else { return false };
-        self.input_room.push(room);
+        let Some(permit) = self.budget.try_take((new_len - old_len) as u64) else { return false };
+        self.input_permits.push(permit);
         input.buffer.resize(new_len, 0);
         true
     }
@@ -309,12 +309,12 @@ impl Ahead {
     /// Has the input begin with a unit that was wrong, and all behind it.
     fn give_back<R: Read>(&mut self, unit: Unit, input: &mut Input<R>) -> io::Result<()> {
         self.is_over = true;
-        let (mut bytes, room) = (unit.bytes, unit.room);
-        self.input_room.push(room);
+        let (mut bytes, permit) = (unit.bytes, unit.permit);
+        self.input_permits.push(permit);
         while !self.units.is_empty() {
             let unit = self.take()?;
             bytes.extend_from_slice(&unit.bytes);
-            self.input_room.push(unit.room);
+            self.input_permits.push(unit.permit);
         }
         input.put_back(bytes);
         Ok(())
@@ -382,7 +382,7 @@ struct Unit {
     is_right: bool,
     /// Whether another thread did that.
     is_helped: bool,
-    room: Taken<'static>,
+    permit: Permit<'static>,
 }
 
 /// Where the stream can be inflated from: the first such place of all with as many plain bytes before them.
@@ -394,7 +394,7 @@ struct PlaceWithin {
 }
 
 impl Unit {
-    fn new(compression: Compression, room: Taken<'static>) -> Unit {
+    fn new(compression: Compression, permit: Permit<'static>) -> Unit {
         Unit {
             compression,
             bytes: Vec::new(),
@@ -404,7 +404,7 @@ impl Unit {
             places: Vec::new(),
             is_right: false,
             is_helped: false,
-            room,
+            permit,
         }
     }
 

@@ -226,14 +226,14 @@ fn check(stream: &[u8], piece: usize, fails: bool) {
 }
 
 /// As much as all share, for one alone.
-fn own_room() -> &'static Room {
-    Box::leak(Box::new(Room::new(ROOM_LEN)))
+fn own_budget() -> &'static Budget {
+    Box::leak(Box::new(Budget::new(BUDGET_LEN)))
 }
 
 /// Of the plain bytes of a stream with two helpers: those that these made, and all.
 fn helped(stream: &[u8]) -> (usize, usize) {
     let mut decoder = Decoder::with_helpers(stream, Helpers::Fixed(2)).unwrap();
-    decoder.ahead.as_mut().unwrap().room = own_room();
+    decoder.ahead.as_mut().unwrap().budget = own_budget();
     let (mut helped, mut all) = (0, 0);
     loop {
         let is_helped = decoder.is_helped().unwrap();
@@ -290,9 +290,9 @@ fn help_begins_once_there_is_room() {
     let plain = text(6_000_000, 29);
     let stream: Vec<u8> = plain.chunks(50_000).flat_map(|plain| part(Form::Frame, plain)).collect();
     let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(2)).unwrap();
-    let room = own_room();
-    decoder.ahead.as_mut().unwrap().room = room;
-    let others = room.try_take(ROOM_LEN);
+    let budget = own_budget();
+    decoder.ahead.as_mut().unwrap().budget = budget;
+    let others = budget.try_take(BUDGET_LEN);
     let mut read = vec![0; 2_000_000];
     decoder.read_exact(&mut read).unwrap();
     assert_eq!(decoder.helped_len(), 0);
@@ -329,8 +329,8 @@ fn one_part_alone_is_for_nobody() {
         assert_eq!(helped(&stream), (0, plain.len()));
         let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(2)).unwrap();
         io::copy(&mut decoder, &mut io::sink()).unwrap();
-        let Ahead { units, input_room, current, .. } = decoder.ahead.as_ref().unwrap();
-        assert!(units.is_empty() && input_room.is_empty() && current.is_none());
+        let Ahead { units, input_permits, current, .. } = decoder.ahead.as_ref().unwrap();
+        assert!(units.is_empty() && input_permits.is_empty() && current.is_none());
         assert_eq!(decoder.input.buffer.len(), BUFFER_LEN, "it read no further than ever");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use stdx::{Condvar, Mutex};
 
-pub(crate) struct Room {
+pub(crate) struct Budget {
     len: u64,
     state: Mutex<State>,
     /// Something was given back, or whoever was first went through.
@@ -27,27 +27,27 @@ impl State {
     }
 }
 
-/// A part of the room, until dropped.
-pub(crate) struct Taken<'a> {
-    room: &'a Room,
+/// A part of a budget, until dropped.
+pub(crate) struct Permit<'a> {
+    budget: &'a Budget,
     len: u64,
 }
 
-impl Room {
-    pub(crate) const fn new(len: u64) -> Room {
+impl Budget {
+    pub(crate) const fn new(len: u64) -> Budget {
         let state = State { free: len, came: 0, let_through: 0 };
-        Room { len, state: Mutex::new(state), changed: Condvar::new() }
+        Budget { len, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Waits for so many bytes, or for all there are if that is less.
-    pub(crate) fn take(&self, len: u64) -> Taken<'_> {
+    pub(crate) fn take(&self, len: u64) -> Permit<'_> {
         self.take_unless(len, &AtomicBool::new(false))
     }
 
-    /// The same, until it is needless: then it is no bytes. Whoever says so has everybody [`Room::look_again`].
+    /// The same, until it is needless: then it is no bytes. Whoever says so has everybody [`Budget::look_again`].
     ///
     /// Whoever leaves so counts as let through, so that one of those behind may pass one of those before, once.
-    pub(crate) fn take_unless(&self, len: u64, is_needless: &AtomicBool) -> Taken<'_> {
+    pub(crate) fn take_unless(&self, len: u64, is_needless: &AtomicBool) -> Permit<'_> {
         let len = len.min(self.len);
         let mut state = self.lock();
         let turn = state.came;
@@ -60,7 +60,7 @@ impl Room {
         state.free -= len;
         drop(state);
         self.changed.notify_all();
-        Taken { room: self, len }
+        Permit { budget: self, len }
     }
 
     /// Has everybody who waits look whether that is needless by now.
@@ -71,13 +71,13 @@ impl Room {
     }
 
     /// The same without waiting; none if there are not enough beside what others wait for.
-    pub(crate) fn try_take(&self, len: u64) -> Option<Taken<'_>> {
+    pub(crate) fn try_take(&self, len: u64) -> Option<Permit<'_>> {
         let mut state = self.lock();
         if state.waiting() > 0 {
             return None;
         }
         state.free = state.free.checked_sub(len)?;
-        Some(Taken { room: self, len })
+        Some(Permit { budget: self, len })
     }
 
     /// Bytes that nobody has, once somebody waits for more.
@@ -98,16 +98,16 @@ impl Room {
     }
 }
 
-impl Taken<'_> {
+impl Permit<'_> {
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        self.room.lock().free += self.len;
-        self.room.changed.notify_all();
+        self.budget.lock().free += self.len;
+        self.budget.changed.notify_all();
     }
 }
 
@@ -117,67 +117,67 @@ mod tests {
 
     #[test]
     fn whoever_does_not_wait_takes_nothing_from_whoever_does() {
-        static ROOM: Room = Room::new(10);
-        let part = ROOM.take(6);
-        let waiting = std::thread::spawn(|| ROOM.take(8));
-        ROOM.free_while_waited_for();
-        assert!(ROOM.try_take(1).is_none(), "what is free is for whoever waits");
+        static BUDGET: Budget = Budget::new(10);
+        let part = BUDGET.take(6);
+        let waiting = std::thread::spawn(|| BUDGET.take(8));
+        BUDGET.free_while_waited_for();
+        assert!(BUDGET.try_take(1).is_none(), "what is free is for whoever waits");
         drop(part);
         let waited = waiting.join().unwrap();
-        assert!(ROOM.try_take(1).is_some(), "nobody waits");
+        assert!(BUDGET.try_take(1).is_some(), "nobody waits");
         drop(waited);
     }
 
     #[test]
     fn whoever_wants_much_is_not_passed_by() {
-        static ROOM: Room = Room::new(10);
-        let part = ROOM.take(4);
-        let large = std::thread::spawn(|| ROOM.take(8));
-        assert_eq!(ROOM.free_while_waited_for(), 6);
-        let small = std::thread::spawn(|| ROOM.take(6));
-        while ROOM.lock().waiting() < 2 && !small.is_finished() {
+        static BUDGET: Budget = Budget::new(10);
+        let part = BUDGET.take(4);
+        let large = std::thread::spawn(|| BUDGET.take(8));
+        assert_eq!(BUDGET.free_while_waited_for(), 6);
+        let small = std::thread::spawn(|| BUDGET.take(6));
+        while BUDGET.lock().waiting() < 2 && !small.is_finished() {
             std::thread::yield_now();
         }
         assert!(!small.is_finished(), "six are free, and somebody came before");
         drop(part);
         let large = large.join().unwrap();
-        assert_eq!(ROOM.lock().free, 2);
+        assert_eq!(BUDGET.lock().free, 2);
         assert!(!small.is_finished(), "two are not enough");
         drop(large);
         drop(small.join().unwrap());
-        assert_eq!(ROOM.lock().free, 10);
+        assert_eq!(BUDGET.lock().free, 10);
     }
 
     #[test]
     fn whoever_need_not_wait_any_more_takes_nothing() {
-        static ROOM: Room = Room::new(10);
+        static BUDGET: Budget = Budget::new(10);
         static IS_NEEDLESS: AtomicBool = AtomicBool::new(false);
-        let part = ROOM.take(4);
-        let leaving = std::thread::spawn(|| ROOM.take_unless(8, &IS_NEEDLESS));
-        assert_eq!(ROOM.free_while_waited_for(), 6);
+        let part = BUDGET.take(4);
+        let leaving = std::thread::spawn(|| BUDGET.take_unless(8, &IS_NEEDLESS));
+        assert_eq!(BUDGET.free_while_waited_for(), 6);
         IS_NEEDLESS.store(true, Ordering::SeqCst);
-        ROOM.look_again();
+        BUDGET.look_again();
         let nothing = leaving.join().unwrap();
         assert_eq!(nothing.len(), 0);
-        let rest = ROOM.try_take(6).expect("nobody waits");
+        let rest = BUDGET.try_take(6).expect("nobody waits");
         drop((part, nothing, rest));
-        assert_eq!(ROOM.lock().free, 10);
+        assert_eq!(BUDGET.lock().free, 10);
     }
 
     #[test]
     fn there_is_never_more_taken_than_there_is() {
-        static ROOM: Room = Room::new(10);
-        let (first, second) = (ROOM.take(4), ROOM.take(6));
-        assert!(ROOM.try_take(1).is_none());
-        let waiting = std::thread::spawn(|| ROOM.take(100).len);
-        assert_eq!(ROOM.lock().free, 0);
+        static BUDGET: Budget = Budget::new(10);
+        let (first, second) = (BUDGET.take(4), BUDGET.take(6));
+        assert!(BUDGET.try_take(1).is_none());
+        let waiting = std::thread::spawn(|| BUDGET.take(100).len);
+        assert_eq!(BUDGET.lock().free, 0);
         drop(first);
         drop(second);
         assert_eq!(waiting.join().unwrap(), 10, "all there is, once it is there");
-        assert_eq!(ROOM.lock().free, 10);
-        let third = ROOM.try_take(10).unwrap();
-        assert_eq!(ROOM.lock().free, 0);
+        assert_eq!(BUDGET.lock().free, 10);
+        let third = BUDGET.try_take(10).unwrap();
+        assert_eq!(BUDGET.lock().free, 0);
         drop(third);
-        assert_eq!(ROOM.lock().free, 10);
+        assert_eq!(BUDGET.lock().free, 10);
     }
 }
