@@ -3,7 +3,7 @@
 //! ```text
 //! BlobStream ──chunks──▶ writer ─▶ hash ─▶ right: commit
 //!     │            └──▶ extraction           wrong: what came is dropped, and the next host is asked
-//!     └ brings next to nothing, and others wait for the layer or the place: goes on behind them where it, or they, stopped
+//!     └ brings next to nothing, and others wait for the layer or the slot: goes on behind them where it, or they, stopped
 //! ```
 //!
 //! Hosts that break off, and those that take over, are one [`BlobStream`], and so one extraction. It ends with the
@@ -27,10 +27,10 @@ use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
 
 use crate::flight::Boarded;
-use crate::place::{Place, listening};
+use crate::layer_slot::{LayerSlot, listening};
 use crate::pull::Pull;
 use crate::unpack::Trees;
-use crate::window::{Room, Window};
+use crate::window::{Permit, Window};
 use crate::{Progress, blocking, tell, with_client};
 
 /// Chunks of a layer that wait, which bounds what small ones cost.
@@ -48,7 +48,7 @@ const BEGUN_AT: u64 = 1 << 20;
 #[derive(Clone)]
 struct Chunk {
     bytes: Bytes,
-    _room: Arc<Room>,
+    _permit: Arc<Permit>,
 }
 
 /// What is fetched, and what is made of it.
@@ -68,7 +68,7 @@ struct Begun {
 
 /// How far a layer is.
 struct Course {
-    place: Place,
+    slot: LayerSlot,
     /// Bytes of the ingest that count.
     begun_at: u64,
     /// Those that were there before the hosts at hand were asked, in all attempts at them.
@@ -90,11 +90,11 @@ impl Download {
     /// Fetches the layer from the first of the hosts whose bytes are right, unless somebody else did.
     pub(crate) async fn run(self) -> Result<()> {
         let boarded = self.board().await;
-        // Not before: whoever has a place waits for nobody.
-        let place = self.pull.request.slots.layers.take().await;
+        // Not before: whoever has a slot waits for nobody.
+        let slot = self.pull.request.slots.layers.take().await;
         let Some(mut begun) = self.begin(boarded).await? else { return self.extract_from_store().await };
         let mut sources = Sources::new(self.pull.request.remote.clone());
-        let mut course = Course { place, begun_at: 0, first_at: 0, givers: Vec::new() };
+        let mut course = Course { slot, begun_at: 0, first_at: 0, givers: Vec::new() };
         course.begin_at(begun.writer.offset());
         while let Some(remote) = sources.next_remote() {
             let (fetched, outcome) = loop {
@@ -119,7 +119,7 @@ impl Download {
                         return Ok(());
                     }
                     if self.is_processed() {
-                        course.place.leave();
+                        course.slot.leave();
                     }
                     return self.extract_from_store().await;
                 }
@@ -166,16 +166,16 @@ impl Download {
         .await
     }
 
-    /// Lets those go first who wait for the layer or for a place. None if the blob is there afterwards.
+    /// Lets those go first who wait for the layer or for a slot. None if the blob is there afterwards.
     async fn give_way(&self, begun: Begun, course: &mut Course) -> Result<Option<Begun>> {
-        course.place.leave();
-        if !self.is_called(course.place.is_stalled()) {
-            course.place.give_way().await;
+        course.slot.leave();
+        if !self.is_called(course.slot.is_stalled()) {
+            course.slot.give_way().await;
             return Ok(Some(begun));
         }
         drop(begun);
         let boarded = self.board().await;
-        course.place.give_way().await;
+        course.slot.give_way().await;
         let begun = self.begin(boarded).await?;
         if let Some(begun) = &begun {
             course.begin_at(begun.writer.offset());
@@ -250,7 +250,7 @@ impl Download {
             let mut asked = pin!(remote.blob(&self.layer, offset));
             loop {
                 let is_called = |is_stalled| self.is_called(is_stalled);
-                let mut came = course.place.wait_for(asked.as_mut(), is_called).await;
+                let mut came = course.slot.wait_for(asked.as_mut(), is_called).await;
                 if came.is_none() {
                     let gave_way;
                     (gave_way, came) = listening(asked.as_mut(), self.give_way(begun, course)).await;
@@ -296,19 +296,19 @@ impl Download {
         let window = Window::new();
         loop {
             let is_called = |is_stalled| self.is_called(is_stalled);
-            let bytes = match course.place.wait_for(stream.next(), is_called).await {
+            let bytes = match course.slot.wait_for(stream.next(), is_called).await {
                 Some(next) => next?,
                 None => return Ok(Fetched::GaveWay),
             };
             let Some(bytes) = bytes else { return Ok(Fetched::All) };
-            course.place.brought(bytes.len());
+            course.slot.brought(bytes.len());
             current += bytes.len() as u64;
             if current - told >= TELL_EVERY || current == layer.size {
                 told = current;
                 tell(report, Progress::Downloading { digest: layer.digest.clone(), current });
             }
-            let room = window.room(bytes.len()).await;
-            if chunks.send(Chunk { bytes, _room: Arc::new(room) }).await.is_err() {
+            let permit = window.reserve(bytes.len()).await;
+            if chunks.send(Chunk { bytes, _permit: Arc::new(permit) }).await.is_err() {
                 return Ok(Fetched::All); // the storing side says why
             }
         }
@@ -327,7 +327,7 @@ struct Attempt {
 /// Why nothing more comes.
 enum Fetched {
     All,
-    /// Others wait for the layer, or for the place.
+    /// Others wait for the layer, or for the slot.
     GaveWay,
 }
 

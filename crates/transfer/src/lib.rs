@@ -32,8 +32,8 @@ mod flight;
 mod import;
 mod kept;
 mod layer;
+mod layer_slot;
 mod layers;
-mod place;
 mod pull;
 mod push;
 mod reading;
@@ -55,7 +55,7 @@ pub use import::{
     BaseName, DigestNames, ImportOptions, NameRule, TreeConfig, import, import_stream, import_tree,
 };
 pub use layer::{Layer, LayerRequest, store_layer};
-pub use place::layers_at_once;
+pub use layer_slot::layers_at_once;
 pub use pull::{PullRequest, Unpack, Wanted, ingest_name, pull};
 pub use push::{Going, PushProgress, PushRequest, Scope, push};
 pub use reading::open_blob;
@@ -71,7 +71,7 @@ use tokio::sync::mpsc;
 use types::label::gc::EXPIRE;
 use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
 
-use self::place::Places;
+use self::layer_slot::LayerSlots;
 use self::push::Uploads;
 
 /// How much goes at once, of all pulls or pushes of a daemon together.
@@ -93,14 +93,14 @@ impl Default for AtOnce {
 /// The slots of [`AtOnce`], which are given in the order of arrival. Clones share them.
 #[derive(Clone)]
 pub struct Slots {
-    layers: Places,
+    layers: LayerSlots,
     uploads: Uploads,
 }
 
 impl Slots {
     pub fn new(at_once: AtOnce) -> Slots {
         Slots {
-            layers: Places::new(at_once.downloads.get().min(layers_at_once())),
+            layers: LayerSlots::new(at_once.downloads.get().min(layers_at_once())),
             uploads: Uploads::new(at_once.uploads.get()),
         }
     }

@@ -23,8 +23,8 @@ pub(crate) struct Window {
     shared: &'static Semaphore,
 }
 
-/// Room for some bytes, until dropped.
-pub(crate) struct Room {
+/// Some bytes of a window, until dropped.
+pub(crate) struct Permit {
     _layer: OwnedSemaphorePermit,
     _part: Part,
 }
@@ -46,7 +46,7 @@ impl Window {
     }
 
     /// Waits until the layer's own bytes before these have gone on, if there is no room for both.
-    pub(crate) async fn room(&self, len: usize) -> Room {
+    pub(crate) async fn reserve(&self, len: usize) -> Permit {
         let len = u32::try_from(len.min(OWN_LEN)).expect("below 2³²");
         let taken = |permit: Result<OwnedSemaphorePermit, _>| permit.expect("it is never closed");
         let layer = taken(self.layer.clone().acquire_many_owned(len).await);
@@ -54,7 +54,7 @@ impl Window {
             Ok(shared) => Part::Shared(shared),
             Err(_) => Part::Own(taken(self.own.clone().acquire_many_owned(len).await)),
         };
-        Room { _layer: layer, _part: part }
+        Permit { _layer: layer, _part: part }
     }
 }
 
@@ -68,14 +68,14 @@ mod tests {
 
     const CHUNK_LEN: usize = OWN_LEN / 2;
 
-    fn take(window: &Window) -> Option<Room> {
-        match pin!(window.room(CHUNK_LEN)).poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(room) => Some(room),
+    fn take(window: &Window) -> Option<Permit> {
+        match pin!(window.reserve(CHUNK_LEN)).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(permit) => Some(permit),
             Poll::Pending => None,
         }
     }
 
-    fn take_all(window: &Window) -> Vec<Room> {
+    fn take_all(window: &Window) -> Vec<Permit> {
         std::iter::from_fn(|| take(window)).collect()
     }
 
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(taken.len(), LAYER_LEN / CHUNK_LEN);
         // A chunk that is longer than all waits for its own layer only.
         drop(taken);
-        let long = pin!(window.room(usize::MAX)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        let long = pin!(window.reserve(usize::MAX)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         assert!(long);
     }
 }

@@ -1,5 +1,5 @@
-//! Places: how many layers of all pulls of the daemon are in flight at once, as its configuration says, and never more than
-//! suit the machine, since each takes memory for its files, and processors to be hashed and inflated.
+//! Slots of layers: how many of them are in flight at once, of all pulls of the daemon, as its configuration says, and
+//! never more than suit the machine, since each takes memory for its files, and processors to be hashed and inflated.
 //!
 //! They are given in the order of arrival. Whoever has one keeps it while its host brings something, or while nobody
 //! else waits; else it gives way, keeps what came, and goes on behind those who wait. So no host that is slow or silent
@@ -36,12 +36,12 @@ const fn layers_with(processors: usize) -> usize {
 /// error of the stream in the end.
 const TURN: Duration = Duration::from_secs(2);
 const TURN_MAX: Duration = Duration::from_secs(32);
-/// Bytes in each second of a turn with which a host keeps its place.
+/// Bytes in each second of a turn with which a host keeps its slot.
 const ENOUGH: u64 = 128 << 10;
 
 /// Clones share them.
 #[derive(Clone)]
-pub(crate) struct Places(Arc<Shared>);
+pub(crate) struct LayerSlots(Arc<Shared>);
 
 struct Shared {
     count: usize,
@@ -53,10 +53,10 @@ struct Shared {
 }
 
 /// The right of a layer to be in flight, until dropped.
-pub(crate) struct Place {
+pub(crate) struct LayerSlot {
     /// None only while another is waited for.
     permit: Option<OwnedSemaphorePermit>,
-    places: Places,
+    slots: LayerSlots,
     turn: Duration,
     /// Of the turn at hand: how long the host was waited for, and the bytes that it brought.
     waited: Duration,
@@ -66,10 +66,10 @@ pub(crate) struct Place {
     is_leaving: bool,
 }
 
-impl Places {
-    pub(crate) fn new(count: usize) -> Places {
+impl LayerSlots {
+    pub(crate) fn new(count: usize) -> LayerSlots {
         let (waiting, leaving) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Places(Arc::new(Shared { count, free: Arc::new(Semaphore::new(count)), waiting, leaving }))
+        LayerSlots(Arc::new(Shared { count, free: Arc::new(Semaphore::new(count)), waiting, leaving }))
     }
 
     /// Free or not.
@@ -77,18 +77,18 @@ impl Places {
         self.0.count
     }
 
-    /// Waits for a place, behind all who wait.
-    pub(crate) async fn take(&self) -> Place {
+    /// Waits for a slot, behind all who wait.
+    pub(crate) async fn take(&self) -> LayerSlot {
         self.take_for(TURN).await
     }
 
-    async fn take_for(&self, turn: Duration) -> Place {
+    async fn take_for(&self, turn: Duration) -> LayerSlot {
         let _waiting = Waiting::on(&self.0);
         let permit = self.0.free.clone().acquire_owned().await.expect("nobody closes it");
         let (waited, brought) = (Duration::ZERO, 0);
-        Place {
+        LayerSlot {
             permit: Some(permit),
-            places: self.clone(),
+            slots: self.clone(),
             turn,
             waited,
             brought,
@@ -112,9 +112,9 @@ impl Places {
 struct Waiting<'a>(&'a Shared);
 
 impl Waiting<'_> {
-    fn on(places: &Shared) -> Waiting<'_> {
-        places.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(places)
+    fn on(slots: &Shared) -> Waiting<'_> {
+        slots.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(slots)
     }
 }
 
@@ -124,8 +124,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Place {
-    /// Waits for the host. None if it brings too little while others wait for a place, or for the layer, of which
+impl LayerSlot {
+    /// Waits for the host. None if it brings too little while others wait for a slot, or for the layer, of which
     /// `is_called` is asked with whether next to nothing comes: then it is time to give way.
     pub(crate) async fn wait_for<T>(
         &mut self,
@@ -143,7 +143,7 @@ impl Place {
             let is_slow = self.brought < ENOUGH * self.turn.as_secs();
             self.kept_pace = self.brought >= Pace::default().len_min(self.turn);
             (self.waited, self.brought) = (Duration::ZERO, 0);
-            if is_slow && (self.is_leaving || self.places.calls()) {
+            if is_slow && (self.is_leaving || self.slots.calls()) {
                 self.is_leaving = true;
                 return None;
             }
@@ -163,24 +163,24 @@ impl Place {
         !self.kept_pace
     }
 
-    /// Waits for another place, behind all who wait.
+    /// Waits for another slot, behind all who wait.
     pub(crate) async fn give_way(&mut self) {
-        let (places, longer) = (self.places.clone(), self.turn.saturating_mul(2));
+        let (slots, longer) = (self.slots.clone(), self.turn.saturating_mul(2));
         let turn = if self.kept_pace { longer.min(TURN_MAX) } else { longer };
         self.leave();
-        *self = places.take_for(turn).await;
+        *self = slots.take_for(turn).await;
     }
 
     /// For whoever waits for something else before.
     pub(crate) fn leave(&mut self) {
         self.permit = None;
         if std::mem::take(&mut self.is_leaving) {
-            self.places.0.leaving.fetch_sub(1, Ordering::Relaxed);
+            self.slots.0.leaving.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for LayerSlot {
     fn drop(&mut self) {
         self.leave();
     }
@@ -210,7 +210,7 @@ mod tests {
     /// Wants the layer too.
     const NOBODY: fn(bool) -> bool = |_| false;
 
-    fn places(count: usize) -> &'static Places {
+    fn slots(count: usize) -> &'static LayerSlots {
         Box::leak(Box::new(Places::new(count)))
     }
 
@@ -221,26 +221,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_are_in_flight_than_there_are_places() {
-        let places = places(layers_with(1));
+        let slots = slots(layers_with(1));
         let mut held = Vec::new();
         for _ in 0..8 {
-            held.push(places.take().await);
+            held.push(slots.take().await);
         }
-        let next = timeout(100 * TURN, places.take()).await;
+        let next = timeout(100 * TURN, slots.take()).await;
         assert!(next.is_err(), "a ninth waits until one of the eight has ended");
         held.pop();
-        drop(timeout(TURN, places.take()).await.expect("there is a place"));
+        drop(timeout(TURN, slots.take()).await.expect("there is a slot"));
     }
 
     /// Time passes as soon as all wait for it.
     #[tokio::test(start_paused = true)]
     async fn whoever_brings_nothing_gives_way_to_those_who_wait() {
-        let places = places(1);
-        let mut silent = places.take().await;
+        let slots = slots(1);
+        let mut silent = slots.take().await;
         let long = timeout(100 * TURN, silent.wait_for(pending::<()>(), NOBODY)).await;
-        assert!(long.is_err(), "nobody else wants the place");
+        assert!(long.is_err(), "nobody else wants the slot");
 
-        let next = tokio::spawn(places.take());
+        let next = tokio::spawn(slots.take());
         assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
         let again = tokio::spawn(async move {
             silent.give_way().await;
@@ -254,9 +254,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_is_listened_to_while_others_go_first() {
-        let places = places(1);
-        let mut silent = places.take().await;
-        let next = tokio::spawn(places.take());
+        let slots = slots(1);
+        let mut silent = slots.take().await;
+        let next = tokio::spawn(slots.take());
         let (answer, mut answers) = tokio::sync::mpsc::channel(1);
         let mut host = pin!(async {
             tokio::time::sleep(3 * TURN).await;
@@ -274,9 +274,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_brings_something_stays() {
-        let places = places(1);
-        let mut busy = places.take().await;
-        let waiting = tokio::spawn(places.take());
+        let slots = slots(1);
+        let mut busy = slots.take().await;
+        let waiting = tokio::spawn(slots.take());
         for _ in 0..20 {
             let came = async {
                 tokio::time::sleep(TURN / 3).await;
@@ -295,17 +295,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_give_way_than_wait() {
-        let places = places(3);
-        let mut silent = [places.take().await, places.take().await, places.take().await];
-        let next = tokio::spawn(places.take());
+        let slots = slots(3);
+        let mut silent = [slots.take().await, slots.take().await, slots.take().await];
+        let next = tokio::spawn(slots.take());
         let [first, second, third] = &mut silent;
         let gave_way = tokio::select! {
             () = async { assert!(first.wait_for(pending::<()>(), NOBODY).await.is_none()) } => 0,
             () = async { assert!(second.wait_for(pending::<()>(), NOBODY).await.is_none()) } => 1,
             () = async { assert!(third.wait_for(pending::<()>(), NOBODY).await.is_none()) } => 2,
         };
-        for (at, place) in silent.iter_mut().enumerate().filter(|(at, _)| *at != gave_way) {
-            assert!(timeout(10 * TURN, place.wait_for(pending::<()>(), NOBODY)).await.is_err(), "{at} stays");
+        for (at, slot) in silent.iter_mut().enumerate().filter(|(at, _)| *at != gave_way) {
+            assert!(timeout(10 * TURN, slot.wait_for(pending::<()>(), NOBODY)).await.is_err(), "{at} stays");
         }
         drop(silent);
         drop(next.await.expect("no panic"));
@@ -313,10 +313,10 @@ mod tests {
 
     /// The turn of a host that brought so many bytes in each second of seven turns, and gave way after each.
     async fn turn_after(each_second: u64) -> Duration {
-        let places = places(1);
-        let mut slow = places.take().await;
+        let slots = slots(1);
+        let mut slow = slots.take().await;
         for _ in 0..7 {
-            let next = tokio::spawn(async { drop(places.take().await) });
+            let next = tokio::spawn(async { drop(slots.take().await) });
             slow.brought((each_second * slow.turn.as_secs()) as usize);
             assert!(slow.wait_for(pending::<()>(), NOBODY).await.is_none());
             slow.give_way().await;
@@ -334,31 +334,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_to_leave_and_waits_again_is_counted_once() {
-        let places = places(1);
-        let mut silent = places.take().await;
-        let waiting = [Waiting::on(&places.0), Waiting::on(&places.0)];
+        let slots = slots(1);
+        let mut silent = slots.take().await;
+        let waiting = [Waiting::on(&slots.0), Waiting::on(&slots.0)];
         assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
         assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
         drop(silent);
         drop(waiting);
-        assert_eq!(places.0.leaving.load(Ordering::Relaxed), 0);
+        assert_eq!(slots.0.leaving.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_gives_up_does_not_wait_any_more() {
-        let places = places(1);
-        let mut silent = places.take().await;
-        assert!(timeout(TURN, places.take()).await.is_err());
+        let slots = slots(1);
+        let mut silent = slots.take().await;
+        assert!(timeout(TURN, slots.take()).await.is_err());
         assert!(timeout(10 * TURN, silent.wait_for(pending::<()>(), NOBODY)).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_brings_little_gives_way_to_those_who_want_the_layer() {
-        let mut place = places(1).take().await;
+        let mut slot = slots(1).take().await;
         let stalled = |is_stalled| is_stalled;
-        place.brought(64 << 10);
-        let long = timeout(TURN * 3 / 2, place.wait_for(pending::<()>(), stalled)).await;
+        slot.brought(64 << 10);
+        let long = timeout(TURN * 3 / 2, slot.wait_for(pending::<()>(), stalled)).await;
         assert!(long.is_err(), "it keeps the pace of a stream");
-        assert!(place.wait_for(pending::<()>(), stalled).await.is_none());
+        assert!(slot.wait_for(pending::<()>(), stalled).await.is_none());
     }
 }
