@@ -50,23 +50,23 @@ pub struct Admission(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    judges: Mutex<Arc<Judges>>,
+    criteria: Mutex<Arc<Criteria>>,
     connections: Connections,
-    /// What pulls were told, oldest first.
-    ahead: Mutex<VecDeque<Told>>,
+    /// What pulls were told ahead, oldest first.
+    ahead: Mutex<VecDeque<Admitted>>,
 }
 
 /// That an image may come in under a name.
-struct Told {
+struct Admitted {
     name: String,
     image: Digest,
     /// Who said so.
-    by: Arc<Judges>,
+    by: Arc<Criteria>,
 }
 
-/// Who is asked.
+/// By what images are let in: rules, programs, and what was proven already.
 #[derive(Default)]
-struct Judges {
+struct Criteria {
     policy: Policy,
     verifiers: Option<Verifiers>,
     reader: Reader,
@@ -82,9 +82,9 @@ struct Proven {
     image: Digest,
 }
 
-impl Judges {
-    fn new(policy: Policy, verifiers: Option<Verifiers>) -> Arc<Judges> {
-        Arc::new(Judges { policy, verifiers, ..Judges::default() })
+impl Criteria {
+    fn new(policy: Policy, verifiers: Option<Verifiers>) -> Arc<Criteria> {
+        Arc::new(Criteria { policy, verifiers, ..Criteria::default() })
     }
 
     fn is_proven(&self, what: &Proven) -> bool {
@@ -108,25 +108,25 @@ impl Judges {
 
 /// Who is asked about an image under one name: signatures, these programs, or both.
 struct Asked {
-    judges: Arc<Judges>,
+    criteria: Arc<Criteria>,
     programs: Vec<PathBuf>,
 }
 
 impl Admission {
     pub fn new(policy: Policy, verifiers: Option<Verifiers>, connections: Connections) -> Admission {
-        let judges = Mutex::new(Judges::new(policy, verifiers));
-        Admission(Arc::new(Inner { judges, connections, ahead: Mutex::default() }))
+        let criteria = Mutex::new(Criteria::new(policy, verifiers));
+        Admission(Arc::new(Inner { criteria, connections, ahead: Mutex::default() }))
     }
 
     /// Goes by another policy and other programs from now on. What pulls were told ahead is forgotten: their
     /// records are asked about anew.
     pub fn reconfigure(&self, policy: Policy, verifiers: Option<Verifiers>) {
-        *self.0.judges.lock() = Judges::new(policy, verifiers);
+        *self.0.criteria.lock() = Criteria::new(policy, verifiers);
         self.0.ahead.lock().clear();
     }
 
-    fn judges(&self) -> Arc<Judges> {
-        self.0.judges.lock().clone()
+    fn criteria(&self) -> Arc<Criteria> {
+        self.0.criteria.lock().clone()
     }
 
     /// Asks for a pull, which comes from `remote` and has its credentials. The answer counts once more, for the
@@ -135,19 +135,19 @@ impl Admission {
     /// `PermissionDenied`, naming the rule or the verifier, if the image may not come in.
     pub async fn check_ahead(&self, name: &str, image: &Descriptor, remote: &Remote) -> Result<()> {
         let Some(asked) = self.asked(name).await? else { return Ok(()) };
-        let by = asked.judges.clone();
+        let by = asked.criteria.clone();
         self.check(asked, name, image, Some(remote)).await?;
         let mut ahead = self.0.ahead.lock();
         if ahead.len() == AHEAD_MAX {
             ahead.pop_front();
         }
-        ahead.push_back(Told { name: name.to_owned(), image: image.digest.clone(), by });
+        ahead.push_back(Admitted { name: name.to_owned(), image: image.digest.clone(), by });
         Ok(())
     }
 
     /// Asks for whoever is about to record an image. Blocks; called on a thread of a runtime.
     fn check_record(&self, name: &str, image: &Descriptor) -> Result<()> {
-        if self.judges().lets_all_in(name)? {
+        if self.criteria().lets_all_in(name)? {
             return Ok(());
         }
         let runtime = tokio::runtime::Handle::try_current()
@@ -156,7 +156,7 @@ impl Admission {
         let check = || {
             runtime.block_on(async {
                 match self.asked(name).await? {
-                    Some(asked) if !self.was_told(name, &image.digest, &asked.judges) => {
+                    Some(asked) if !self.was_admitted(name, &image.digest, &asked.criteria) => {
                         let _place = CHECKS.try_acquire().map_err(|_| too_many(name))?;
                         self.check(asked, name, image, None).await
                     }
@@ -170,36 +170,36 @@ impl Admission {
 
     /// Who is asked about an image under this name; none if nobody is.
     async fn asked(&self, name: &str) -> Result<Option<Asked>> {
-        let judges = self.judges();
-        let accepts = judges.policy.verdict(name)? == Verdict::Accept;
-        let programs = match &judges.verifiers {
-            Some(verifiers) => judges.reader.programs(verifiers).await?,
+        let criteria = self.criteria();
+        let accepts = criteria.policy.verdict(name)? == Verdict::Accept;
+        let programs = match &criteria.verifiers {
+            Some(verifiers) => criteria.reader.programs(verifiers).await?,
             None => Vec::new(),
         };
-        Ok((!accepts || !programs.is_empty()).then_some(Asked { judges, programs }))
+        Ok((!accepts || !programs.is_empty()).then_some(Asked { criteria, programs }))
     }
 
     /// Whether a pull was told so by those who are asked now.
-    fn was_told(&self, name: &str, digest: &Digest, now: &Arc<Judges>) -> bool {
+    fn was_admitted(&self, name: &str, digest: &Digest, now: &Arc<Criteria>) -> bool {
         let mut ahead = self.0.ahead.lock();
-        let at = ahead
-            .iter()
-            .position(|told| told.name == name && told.image == *digest && Arc::ptr_eq(&told.by, now));
+        let at = ahead.iter().position(|admitted| {
+            admitted.name == name && admitted.image == *digest && Arc::ptr_eq(&admitted.by, now)
+        });
         at.and_then(|at| ahead.remove(at)).is_some()
     }
 
     async fn check(
         &self,
-        Asked { judges, programs }: Asked,
+        Asked { criteria, programs }: Asked,
         name: &str,
         image: &Descriptor,
         remote: Option<&Remote>,
     ) -> Result<()> {
-        if let Verdict::Signed { rule, keys, repository } = judges.policy.verdict(name)? {
+        if let Verdict::Signed { rule, keys, repository } = criteria.policy.verdict(name)? {
             let proven = Proven { scope: rule.scope.clone(), repository, image: image.digest.clone() };
             let searched = match remote {
                 Some(remote) => Search::new(remote, keys, &proven).run().await,
-                None if judges.is_proven(&proven) => Ok(()),
+                None if criteria.is_proven(&proven) => Ok(()),
                 None => {
                     let reference: Reference = name.parse()?;
                     let remote = self.0.connections.remote(&reference, &Keyring::default())?;
@@ -209,9 +209,9 @@ impl Admission {
             searched.map_err(|error| {
                 rule.refusal(name, &format!("{} must be signed", image.digest)).with_source(error)
             })?;
-            judges.prove(proven);
+            criteria.prove(proven);
         }
-        match &judges.verifiers {
+        match &criteria.verifiers {
             Some(verifiers) => verifiers.check(&programs, name, image).await,
             None => Ok(()),
         }

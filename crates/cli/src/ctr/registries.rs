@@ -50,16 +50,20 @@ pub(super) use registry_flags;
 /// A folder of hosts that is there as long as this is.
 type Hosts = Option<PrivateDirectory>;
 
-/// A registry as the daemon is told of it.
-pub(super) struct Told {
-    pub(super) place: Any,
+/// A registry as the daemon's transfer service is told of it.
+pub(super) struct TransferRegistry {
+    pub(super) message: Any,
     shown: Option<JoinHandle<Result<()>>>,
     _hosts: Hosts,
 }
 
-impl Told {
+impl TransferRegistry {
     /// With somebody to answer for us, and somebody to show what is said.
-    pub(super) async fn of(call: &Call, connection: &Connection, reference: &str) -> Result<Told> {
+    pub(super) async fn of(
+        call: &Call,
+        connection: &Connection,
+        reference: &str,
+    ) -> Result<TransferRegistry> {
         let auth_stream = match credentials(call)? {
             None => String::new(),
             Some(credentials) => {
@@ -91,8 +95,8 @@ impl Told {
             logs_stream,
             ..RegistryResolver::default()
         };
-        let place = pack(&OciRegistry { reference: reference.to_owned(), resolver: Some(resolver) });
-        Ok(Told { place, shown, _hosts: hosts })
+        let message = pack(&OciRegistry { reference: reference.to_owned(), resolver: Some(resolver) });
+        Ok(TransferRegistry { message, shown, _hosts: hosts })
     }
 
     /// Waits for the last of what is shown.

@@ -28,7 +28,7 @@ use types::{Context, Error, Platform, Reference, Result, Timestamp};
 
 use super::command::{Call, Flag};
 use super::connection::{Answer, Connection, service};
-use super::registries::{Told, registry_flags};
+use super::registries::{TransferRegistry, registry_flags};
 use super::{images, objects, snapshots, table};
 
 /// Bytes in one message, as many as containerd's clients send.
@@ -263,9 +263,9 @@ pub(super) async fn pull(call: Call) -> Result<u8> {
         }],
         ..ImageStore::default()
     };
-    let told = Told::of(&call, &connection, &reference).await?;
-    let done = transfer(&connection, told.place.clone(), pack(&store)).await;
-    told.shown().await;
+    let registry = TransferRegistry::of(&call, &connection, &reference).await?;
+    let done = transfer(&connection, registry.message.clone(), pack(&store)).await;
+    registry.shown().await;
     done?;
     let image = images::get(&connection, &reference).await?;
     let tree = images::Tree::of(&connection, &image.target.unwrap_or_default(), &platform).await?;
@@ -305,18 +305,18 @@ async fn bring(
         platforms,
         ..ImageStore::default()
     };
-    let told = Told::of(call, connection, reference).await?;
-    let done = transfer(connection, told.place.clone(), pack(&store)).await;
-    told.shown().await;
+    let registry = TransferRegistry::of(call, connection, reference).await?;
+    let done = transfer(connection, registry.message.clone(), pack(&store)).await;
+    registry.shown().await;
     done
 }
 
 pub(super) async fn push(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let remote = full(call.word(0, "remote reference")?)?;
-    let told = Told::of(&call, &connection, &remote).await?;
-    let pushed = push_to(&call, &connection, &remote, told.place.clone()).await;
-    told.shown().await;
+    let registry = TransferRegistry::of(&call, &connection, &remote).await?;
+    let pushed = push_to(&call, &connection, &remote, registry.message.clone()).await;
+    registry.shown().await;
     pushed.map(|()| 0)
 }
 
