@@ -27,7 +27,7 @@ mod embedded;
 
 fn main() -> ExitCode {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
-    linux::names::resolve_without_plugins();
+    linux::host_lookup::resolve_without_plugins();
 
     let mut args: Vec<OsString> = std::env::args_os().collect();
     match part(&mut args) {

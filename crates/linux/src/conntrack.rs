@@ -1,6 +1,6 @@
-//! Talks that the kernel remembers, by the packets that passed (connection tracking, `nfnetlink_conntrack.h`).
+//! Flows that the kernel remembers, by the packets that passed (connection tracking, `nfnetlink_conntrack.h`).
 //!
-//! Where packets go, and under which addresses, is decided by the first of a talk. As long as it goes on, or as the
+//! Where packets go, and under which addresses, is decided by the first of a flow. As long as it goes on, or as the
 //! kernel remembers it, rules that changed meanwhile mean nothing to it: whoever changes them makes it forget.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -37,18 +37,18 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLA_F_NESTED: u16 = 1 << 15;
 const NFPROTO_IPV4: u8 = 2;
 
-/// Which talks are looked at.
+/// Which flows are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Talks {
+pub enum Flows {
     /// Those that began with a packet to this port, of whatever address.
     To(Transport, u16),
     /// Those in which this address answers.
     AnsweredBy(Ipv4Addr),
 }
 
-/// A talk, as far as one may be told from another here.
+/// A flow, as far as one may be told from another here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Talk {
+pub struct Flow {
     /// Number of the transport protocol.
     pub protocol: u8,
     /// Whom its first packet was sent to.
@@ -66,16 +66,16 @@ impl Conntrack {
         Ok(Conntrack(Socket::open(Protocol::Netfilter)?))
     }
 
-    /// Forgets those of the talks that are stale, so that their next packets are looked at like first ones. Nothing
+    /// Forgets those of the flows that are stale, so that their next packets are looked at like first ones. Nothing
     /// is forgotten where the kernel cannot list them.
-    pub fn forget(&mut self, talks: Talks, is_stale: impl Fn(&Talk) -> bool) -> Result<()> {
-        let listed = match self.0.request("list talks", list(talks)) {
+    pub fn forget(&mut self, flows: Flows, is_stale: impl Fn(&Flow) -> bool) -> Result<()> {
+        let listed = match self.0.request("list flows", list(flows)) {
             Err(error) if is_unsupported(&error) => return Ok(()),
             other => other?,
         };
         for answer in listed.iter().filter_map(|answer| answer.get(4..)) {
             // An old kernel lists all.
-            let Some(talk) = read(answer).filter(|talk| talks.include(talk) && is_stale(talk)) else {
+            let Some(flow) = read(answer).filter(|flow| flows.include(flow) && is_stale(flow)) else {
                 continue;
             };
             let mut message = message(IPCTNL_MSG_CT_DELETE, 0);
@@ -84,7 +84,7 @@ impl Conntrack {
                     message.put(kind | flag, value);
                 }
             }
-            match self.0.request(&format!("forget the talk with {}", talk.to), message) {
+            match self.0.request(&format!("forget the flow with {}", flow.to), message) {
                 Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
                 _ => {}
             }
@@ -93,19 +93,19 @@ impl Conntrack {
     }
 }
 
-impl Talks {
-    fn include(self, talk: &Talk) -> bool {
+impl Flows {
+    fn include(self, flow: &Flow) -> bool {
         match self {
-            Talks::To(transport, port) => (talk.protocol, talk.to.port()) == (transport.number(), port),
-            Talks::AnsweredBy(address) => talk.answered_by == address,
+            Flows::To(transport, port) => (flow.protocol, flow.to.port()) == (transport.number(), port),
+            Flows::AnsweredBy(address) => flow.answered_by == address,
         }
     }
 }
 
-fn list(talks: Talks) -> Message {
+fn list(flows: Flows) -> Message {
     let mut list = message(IPCTNL_MSG_CT_GET, NLM_F_DUMP);
-    match talks {
-        Talks::To(transport, port) => {
+    match flows {
+        Flows::To(transport, port) => {
             list.nest(CTA_TUPLE_ORIG, |tuple| {
                 tuple.nest(CTA_TUPLE_PROTO, |protocol| {
                     protocol.put(CTA_PROTO_NUM, &[transport.number()]);
@@ -115,7 +115,7 @@ fn list(talks: Talks) -> Message {
             let flags = BY_PROTOCOL | BY_DESTINATION_PORT;
             list.nest(CTA_FILTER, |filter| filter.put_u32(CTA_FILTER_ORIG_FLAGS, flags));
         }
-        Talks::AnsweredBy(address) => {
+        Flows::AnsweredBy(address) => {
             list.nest(CTA_TUPLE_REPLY, |tuple| {
                 tuple.nest(CTA_TUPLE_IP, |ip| ip.put(CTA_IP_V4_SRC, &address.octets()));
             });
@@ -129,7 +129,7 @@ fn message(number: u16, flags: u16) -> Message {
     Message::new(NFNL_SUBSYS_CTNETLINK << 8 | number, flags).with(&[NFPROTO_IPV4, 0, 0, 0])
 }
 
-fn read(answer: &[u8]) -> Option<Talk> {
+fn read(answer: &[u8]) -> Option<Flow> {
     let (first, reply) = (attribute(answer, CTA_TUPLE_ORIG)?, attribute(answer, CTA_TUPLE_REPLY)?);
     let address = |tuple, kind| {
         let octets: [u8; 4] = attribute(attribute(tuple, CTA_TUPLE_IP)?, kind)?.try_into().ok()?;
@@ -138,7 +138,7 @@ fn read(answer: &[u8]) -> Option<Talk> {
     let protocol = attribute(first, CTA_TUPLE_PROTO)?;
     // Not every protocol has ports.
     let port = attribute(protocol, CTA_PROTO_DST_PORT).and_then(|bytes| bytes.try_into().ok());
-    Some(Talk {
+    Some(Flow {
         protocol: *attribute(protocol, CTA_PROTO_NUM)?.first()?,
         to: SocketAddrV4::new(address(first, CTA_IP_V4_DST)?, port.map_or(0, u16::from_be_bytes)),
         answered_by: address(reply, CTA_IP_V4_SRC)?,

@@ -4,16 +4,16 @@
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
-//! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`], [`passing`],
-//!   [`pipe`], [`keyring`]: processes, what they may do, and what they hand each other.
+//! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`],
+//!   [`fd_passing`], [`pipe`], [`keyring`]: processes, what they may do, and what they hand each other.
 //! - [`sampling`]: where this process spends its time.
 //! - [`device`]: device nodes.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
-//! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
+//! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and flows that go by them.
 //! - [`random`]: names that nobody else has.
 //! - [`release()`]: the kernel's version.
-//! - `names`: how the C library looks for hosts.
+//! - `host_lookup`: how the C library looks for hosts.
 
 pub mod beneath;
 pub mod cap;
@@ -22,21 +22,21 @@ pub mod conntrack;
 mod dbus;
 pub mod device;
 pub mod devmapper;
+pub mod fd_passing;
 pub mod heap;
+#[cfg(target_env = "gnu")]
+pub mod host_lookup;
 pub mod idmap;
 pub mod keyring;
 pub mod loopdev;
 pub mod mapping;
 pub mod memory;
 pub mod mount;
-#[cfg(target_env = "gnu")]
-pub mod names;
 pub mod netlink;
 pub mod nft;
 pub mod ns;
 mod overlay;
 pub mod page_cache;
-pub mod passing;
 pub mod pipe;
 pub mod placement;
 pub mod process;

@@ -120,7 +120,7 @@ pub enum Expr {
     Port(Transport, u16),
     /// The destination was translated before (`ct status dnat`).
     WasTranslated,
-    /// The packet belongs to a talk that began before, or is an error about one (`ct state established,related`).
+    /// The packet belongs to a flow that began before, or is an error about one (`ct state established,related`).
     BeganBefore,
     /// Sends the packet to another address and port.
     TranslateDestination(Ipv4Addr, u16),
@@ -292,8 +292,8 @@ impl Expr {
                 load_payload(list, 2, 2, 2); // transport header, destination port
                 compare(list, CMP_EQ, &port.to_be_bytes());
             }
-            Expr::WasTranslated => talk_has(list, 2, 1 << 5), // NFT_CT_STATUS, IPS_DST_NAT
-            Expr::BeganBefore => talk_has(list, 0, 1 << 1 | 1 << 2), // NFT_CT_STATE, established or related
+            Expr::WasTranslated => flow_has(list, 2, 1 << 5), // NFT_CT_STATUS, IPS_DST_NAT
+            Expr::BeganBefore => flow_has(list, 0, 1 << 1 | 1 << 2), // NFT_CT_STATE, established or related
             Expr::TranslateDestination(address, port) => {
                 immediate(list, REG_1, &address.octets());
                 immediate(list, REG_2, &port.to_be_bytes());
@@ -349,8 +349,8 @@ fn interface(list: &mut Message, which: u32, how: u32, name: &str) {
     compare(list, how, &padded);
 }
 
-/// One of these bits is set in what the kernel knows about the packet's talk.
-fn talk_has(list: &mut Message, key: u32, bits: u32) {
+/// One of these bits is set in what the kernel knows about the packet's flow.
+fn flow_has(list: &mut Message, key: u32, bits: u32) {
     element(list, "ct", |data| {
         data.put_be32(2, key);
         data.put_be32(1, REG_1);

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
-use linux::conntrack::{Conntrack, Talks};
+use linux::conntrack::{Conntrack, Flows};
 use linux::netlink::Route;
 use linux::nft::{Batch, Expr, Transport};
 use serde::{Deserialize, Serialize};
@@ -96,7 +96,7 @@ pub(crate) fn reserve(request: &PortRequest, host_port: Option<u16>) -> Result<R
 }
 
 /// Lets datagrams that went to whoever had these ports before, or to nobody, go to the container that has them now.
-/// A talk by TCP has an end of its own.
+/// A flow of TCP has an end of its own.
 pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Result<()> {
     let mut datagrams = ports.iter().filter(|port| port.transport == Transport::Udp).peekable();
     if datagrams.peek().is_none() {
@@ -112,8 +112,8 @@ pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Res
         let is_to_port = |to: Ipv4Addr| {
             if port.host_address.is_unspecified() { is_ours(to) } else { port.host_address == to }
         };
-        conntrack.forget(Talks::To(port.transport, port.host_port), |talk| {
-            is_to_port(*talk.to.ip()) && talk.answered_by != container
+        conntrack.forget(Flows::To(port.transport, port.host_port), |flow| {
+            is_to_port(*flow.to.ip()) && flow.answered_by != container
         })?;
     }
     Ok(())
@@ -121,7 +121,7 @@ pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Res
 
 /// Forgets what goes to a container by ports that were published.
 pub(crate) fn forget_translated(container: Ipv4Addr) -> Result<()> {
-    Conntrack::open()?.forget(Talks::AnsweredBy(container), |talk| *talk.to.ip() != container)
+    Conntrack::open()?.forget(Flows::AnsweredBy(container), |flow| *flow.to.ip() != container)
 }
 
 pub(crate) fn protocol_name(transport: Transport) -> &'static str {

@@ -24,7 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use linux::passing::{ask_for_senders, receive, send_with_fds};
+use linux::fd_passing::{ask_for_senders, receive, send_with_fds};
 use linux::process::wait_readable;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use types::{Context, Error, ErrorKind, Result};

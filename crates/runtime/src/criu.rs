@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use linux::passing::receive_with_fd;
+use linux::fd_passing::receive_with_fd;
 use linux::process::{self, Cloned, ExitStatus, PidFd, clone_process};
 use prost::Message as _;
 use rustix::io::FdFlags;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use linux::passing::send_with_fd;
+use linux::fd_passing::send_with_fd;
 use linux::process::PidFd;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use linux::passing::{receive_with_fd, send_with_fd};
+use linux::fd_passing::{receive_with_fd, send_with_fd};
 use linux::process::{PidFd, kill_group, run_in_copy, wait_readable};
 use prost::Message;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};

@@ -88,7 +88,7 @@ fn datagrams_go_to_the_container_that_has_the_port_now() {
         let servers = [answer(&old, "old", 1), answer(&aside, "aside", 2)];
         assert_eq!((ask(5353), ask(5354)), ("old".to_owned(), "aside".to_owned()));
 
-        // While nobody has the port, the kernel notes that the talk ends at the machine itself.
+        // While nobody has the port, the kernel notes that the flow ends at the machine itself.
         network.unpublish("old").unwrap();
         client.send_to(b"?", (Ipv4Addr::LOCALHOST, 5353)).unwrap();
 

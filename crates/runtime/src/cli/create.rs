@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use linux::passing::send_with_fd;
+use linux::fd_passing::send_with_fd;
 use types::{Context, Error, Result};
 
 use super::activation::{Readiness, is_awaited, sockets};

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use api::shim::runc::CheckpointOptions;
 use linux::cgroup::Cgroup;
-use linux::passing::receive_with_fd;
+use linux::fd_passing::receive_with_fd;
 use linux::process::{PidFd, wait_readable};
 use linux::signal::Signal;
 use rustix::process::Pid;
