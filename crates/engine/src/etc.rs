@@ -9,7 +9,7 @@
 //! resolves names may change while a container does not run, as when the machine comes into another network: its
 //! `resolv.conf` is brought up to date as it starts, unless it was changed by others than us.
 //!
-//! The ground is the lowest layer of each container's tree ([`linux::recipe::grounded`]), and nobody writes to it.
+//! The ground is the lowest layer of each container's tree ([`linux::tree_mounts::grounded`]), and nobody writes to it.
 //! Without it the three files, and a copy of the image's `/etc`, would be made in the container's own layer: they
 //! would show in what it has changed and be committed with it, and four files on a disk cost a short life more than
 //! all of its mounts.

@@ -20,7 +20,7 @@ use linux::beneath::Root;
 use linux::mount::{self, Attributes, Options, Propagation};
 use linux::ns::{self, NsKind};
 use linux::process::PidFd;
-use linux::recipe::{grounded, read_only, throwaway};
+use linux::tree_mounts::{grounded, read_only, throwaway};
 use metadata::Container;
 use rustix::fs::{FileType, Mode, OFlags};
 use task::{Status, Task};

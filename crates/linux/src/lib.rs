@@ -2,7 +2,7 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
+//! - [`mount`], [`tree_mounts`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`],
 //!   [`fd_passing`], [`pipe`], [`keyring`]: processes, what they may do, and what they hand each other.
@@ -42,7 +42,6 @@ pub mod placement;
 pub mod process;
 pub mod procfs;
 pub mod random;
-pub mod recipe;
 mod release;
 pub mod removal;
 pub mod sampling;
@@ -52,6 +51,7 @@ pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod tree;
+pub mod tree_mounts;
 pub mod tty;
 pub mod verity;
 pub mod writeback;

@@ -7,7 +7,7 @@
 //!
 //! The target of a mount is always an open descriptor, never a path that could be swapped while we
 //! look away. [`Options`] reads the words of `mount(8)` and the OCI runtime spec; [`mount_all`] carries
-//! out the recipes of a snapshotter. Overlay layers are given one by one (`lowerdir+`, Linux 6.8), so
+//! out the mounts of a snapshotter. Overlay layers are given one by one (`lowerdir+`, Linux 6.8), so
 //! their number is not limited by the 4 KiB of classic mount data.
 
 use std::ffi::OsString;
@@ -28,7 +28,7 @@ use crate::beneath::proc_path;
 use crate::idmap::{self, Owners};
 use crate::loopdev::LoopDevice;
 pub use crate::overlay::maps_owners;
-use crate::{overlay, recipe};
+use crate::{overlay, tree_mounts};
 
 const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const ATTR_NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -560,7 +560,7 @@ fn told_apart(errno: Errno, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Er
     }
 }
 
-/// Carries out the recipes of a snapshotter on a directory, in order. Each recipe's target is below it.
+/// Carries out the mounts of a snapshotter on a directory, in order. The target of each is below it.
 ///
 /// On failure what was mounted is unmounted again.
 pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
@@ -592,20 +592,20 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens the tree that a recipe makes, to look at it; it may be in use.
+/// Opens the tree that mounts make, to look at it; it may be in use.
 ///
-/// `InvalidArgument` as [`open_recipe`].
-pub fn open_to_read(recipe: &[Mount]) -> Result<OwnedFd> {
-    open_recipe(&recipe::read_only(recipe))
+/// `InvalidArgument` as [`open_mounts`].
+pub fn open_to_read(mounts: &[Mount]) -> Result<OwnedFd> {
+    open_mounts(&tree_mounts::read_only(mounts))
 }
 
-/// Opens the tree that a recipe makes, mounted where nobody sees it: it goes with the descriptor, so that a
+/// Opens the tree that mounts make, mounted where nobody sees it: it goes with the descriptor, so that a
 /// process that dies leaves nothing behind.
 ///
-/// `InvalidArgument` unless the recipe is a single mount: others need a place to be put together.
-pub fn open_recipe(recipe: &[Mount]) -> Result<OwnedFd> {
-    let [mount] = recipe else {
-        return Err(Error::invalid_argument(format!("a tree of {} mounts, one expected", recipe.len())));
+/// `InvalidArgument` unless it is a single mount: several need a place to be put together.
+pub fn open_mounts(mounts: &[Mount]) -> Result<OwnedFd> {
+    let [mount] = mounts else {
+        return Err(Error::invalid_argument(format!("a tree of {} mounts, one expected", mounts.len())));
     };
     let mounted = detached(mount, &Options::parse(&mount.options))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -614,7 +614,7 @@ pub fn open_recipe(recipe: &[Mount]) -> Result<OwnedFd> {
         .context(|| format!("open the tree at {}", mount.source))
 }
 
-/// What a recipe makes, mounted nowhere yet. Its lower layers, or what it binds, show their owners through the map
+/// What a mount makes, attached nowhere yet. Its lower layers, or what it binds, show their owners through the map
 /// of `uidmap=` and `gidmap=`, if it has these words.
 pub fn detached(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     let is_bind = options.bind != Bind::No || mount.kind == "bind";
@@ -642,7 +642,7 @@ pub fn detached(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The map that a recipe asks for, and its other options.
+/// The map that a mount asks for, and its other options.
 fn take_owners(options: &Options) -> Result<(Option<Owners>, Options)> {
     let mut options = options.clone();
     let mut take = |key: &str| {

@@ -234,10 +234,10 @@ impl Metadata {
         Ok(Snapshots::new(self.clone(), caller.into(), name.clone(), Arc::clone(backend)))
     }
 
-    /// Where a layer goes that is for the tree of an active snapshot's recipe; none if no snapshotter knows it.
-    pub fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
+    /// Where a layer goes that is for the tree of an active snapshot's mounts; none if no snapshotter knows it.
+    pub fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
         for backend in self.0.snapshotters.values() {
-            if let Some(target) = backend.target(recipe)? {
+            if let Some(target) = backend.target(mounts)? {
                 return Ok(Some(target));
             }
         }

@@ -1,14 +1,14 @@
 //! Mounts that stay: sets of mounts that are made ahead for whoever uses them, and taken down when nobody does.
 //!
 //! ```text
-//! recipes ──plan──▶ steps before (fill in, mkdir, mkfs) ──▶ mounted in a place ─┐
+//! mounts ──plan──▶ steps before (fill in, mkdir, mkfs) ──▶ mounted in a place ─┐
 //!            └────▶ the rest, filled in ────────────────────────────────────────┴─▶ activation (a record)
 //!
 //! deactivate, or collection (lease gone, container gone, …) ──▶ record removed ──▶ taken down
 //! ```
 //!
-//! This is containerd's mount manager: snapshotters may answer recipes that the kernel does not know, or that need
-//! mounts before them, and who starts a container gets recipes that any runtime carries out.
+//! This is containerd's mount manager: snapshotters may answer mounts that the kernel does not know, or that need
+//! mounts before them, and who starts a container gets mounts that any runtime carries out.
 //!
 //! Invariants
 //! - A place has a record with its number before anything is mounted there, so what no record has is nobody's.
@@ -66,7 +66,7 @@ struct Inner {
 }
 
 impl Mounts {
-    /// `root` is the directory beneath which recipes may have directories and file systems made, besides the
+    /// `root` is the directory beneath which mounts may have directories and file systems made, besides the
     /// mounts themselves.
     pub fn new(metadata: Metadata, places: Places, root: &Path) -> Result<Mounts> {
         let root = root.canonicalize().context(|| format!("open {}", root.display()))?;
@@ -223,7 +223,7 @@ pub fn left(activation: Activation) -> Vec<Mount> {
     }
 }
 
-/// A mount of ours, as a recipe that shows it.
+/// A mount of ours, as a mount that shows it.
 fn bound(active: &ActiveMount) -> Mount {
     Mount {
         kind: "bind".to_owned(),

@@ -13,7 +13,7 @@ use types::Mount;
 
 use crate::{Options, fuse};
 
-/// What is done to a recipe before it is mounted.
+/// What is done to a mount before it is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Placeholders in it stand for mounts before it.

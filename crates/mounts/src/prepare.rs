@@ -1,6 +1,6 @@
 //! What is made on disk before a mount: directories and file systems, in directories that are ours.
 //!
-//! Options of the recipe say what; they are taken out of it.
+//! Options of the mount say what; they are taken out of it.
 //!
 //! | option | meaning |
 //! |---|---|
@@ -54,14 +54,14 @@ impl Roots {
     }
 }
 
-/// Makes nothing of what the recipe asks for.
+/// Makes nothing of what the mount asks for.
 pub(crate) fn nothing(mount: Mount) -> Mount {
     let (_, options) = split(mount.options, MKDIR);
     let (_, options) = split(options, MKFS);
     Mount { options, ..mount }
 }
 
-/// Makes the directories that the recipe asks for.
+/// Makes the directories that the mount asks for.
 pub(crate) fn mkdir(mount: Mount, roots: &Roots) -> Result<Mount> {
     let (asked, options) = split(mount.options, MKDIR);
     for option in asked {
@@ -107,7 +107,7 @@ fn make_directory(path: &str, mode: Option<u32>, owner: Option<(u32, u32)>, root
     Ok(())
 }
 
-/// Makes the file system that the recipe mounts, if it is not there.
+/// Makes the file system that is mounted, if it is not there.
 pub(crate) fn mkfs(mount: Mount, roots: &Roots) -> Result<Mount> {
     let (asked, options) = split(mount.options, MKFS);
     let mut format = Format { kind: "ext4".to_owned(), uuid: None };

@@ -1,4 +1,4 @@
-//! Placeholders in a recipe, for what is known only when the mounts before it are made.
+//! Placeholders in a mount, for what is known only when the mounts before it are made.
 //!
 //! | placeholder | stands for |
 //! |---|---|
@@ -6,7 +6,7 @@
 //! | `{{ mount N }}` | where mount N is |
 //! | `{{ overlay A B }}` | where mounts A to B are, joined by colons, for `lowerdir=`; B may be less than A |
 //!
-//! containerd writes these as templates of Go's `text/template`. This is all of it that recipes use: another
+//! containerd writes these as templates of Go's `text/template`. This is all of it that mounts use: another
 //! expression is refused, not passed on.
 
 use metadata::ActiveMount;

@@ -1,18 +1,18 @@
-//! The root file system of a bundle: mounted from the recipe that came with `Create`.
+//! The root file system of a bundle: the mounts that came with `Create`, carried out.
 
 use std::path::Path;
 
 use api::shim::types::Mount;
 use types::{Context, Result};
 
-/// Mounts `recipe` on `bundle/rootfs`. An empty recipe means that the root is there already.
-pub(crate) fn mount(bundle: &Path, recipe: &[Mount]) -> Result<()> {
-    if recipe.is_empty() {
+/// Carries out `mounts` on `bundle/rootfs`. None means that the root is there already.
+pub(crate) fn mount(bundle: &Path, mounts: &[Mount]) -> Result<()> {
+    if mounts.is_empty() {
         return Ok(());
     }
     let target = bundle.join("rootfs");
     std::fs::create_dir_all(&target).context(|| format!("make {}", target.display()))?;
-    let recipe: Vec<types::Mount> = recipe
+    let mounts: Vec<types::Mount> = mounts
         .iter()
         .map(|mount| types::Mount {
             kind: mount.r#type.clone(),
@@ -21,7 +21,7 @@ pub(crate) fn mount(bundle: &Path, recipe: &[Mount]) -> Result<()> {
             options: mount.options.clone(),
         })
         .collect();
-    linux::mount::mount_all(&recipe, &target)
+    linux::mount::mount_all(&mounts, &target)
         .context(|| format!("mount the root file system on {}", target.display()))
 }
 

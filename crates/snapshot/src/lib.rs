@@ -6,7 +6,7 @@
 //! remove(key) ─▶ gone from the records; its files are taken out of the way by cleanup() and deleted by reclaim()
 //! ```
 //!
-//! [`Snapshotter`] is the port. A snapshotter gives recipes of mounts and leaves carrying them out to others. Keys of
+//! [`Snapshotter`] is the port. A snapshotter gives mounts and leaves carrying them out to others. Keys of
 //! active snapshots and names of committed ones share one space. `docs/design/snapshots.md` has the format
 //! on disk and what a crash leaves.
 //!
@@ -113,12 +113,12 @@ impl<'a> ReadyCommit<'a> {
     }
 }
 
-/// Where a layer goes that is for the tree of a recipe.
+/// Where a layer goes that is for the tree of some mounts.
 #[derive(Debug)]
 pub enum Target {
     /// Into these files, whole, as it came.
     Layer(LayerFiles),
-    /// Onto the tree of this recipe, which shows all that the snapshot has by now.
+    /// Onto the tree of these mounts, which show all that the snapshot has by now.
     Tree(Vec<Mount>),
 }
 
@@ -179,7 +179,7 @@ pub trait Snapshotter: Send + Sync {
     }
 
     /// Says that wrong files of [`Snapshotter::kept_layer`] were replaced: what was made of them is not used
-    /// any more, but by those who have it mounted. Recipes that were answered before must be asked for again.
+    /// any more, but by those who have it mounted. Mounts that were answered before must be asked for again.
     fn layer_mended(&self, key: &str) -> Result<()> {
         self.stat(key).map(drop)
     }
@@ -196,10 +196,10 @@ pub trait Snapshotter: Send + Sync {
         self.stat(key).map(drop)
     }
 
-    /// As [`Snapshotter::layer_files`], for whoever has only the recipe of an active snapshot, as it was answered.
-    /// None if it is not one of this snapshotter, or there is nothing to say of it.
-    fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
-        let _ = recipe;
+    /// As [`Snapshotter::layer_files`], for whoever has only the mounts of an active snapshot, as they were answered.
+    /// None if they are not those of a snapshot of this snapshotter, or there is nothing to say of it.
+    fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
+        let _ = mounts;
         Ok(None)
     }
 

@@ -36,10 +36,10 @@ impl Native {
                 _ => fs::create_dir(directory).context(what),
             }
         })?;
-        Ok(self.recipe(&chain))
+        Ok(self.mounts_of(&chain))
     }
 
-    fn recipe(&self, chain: &Chain) -> Vec<Mount> {
+    fn mounts_of(&self, chain: &Chain) -> Vec<Mount> {
         let (id, access) = match (chain.kind, chain.parents.first()) {
             (Kind::View, Some(nearest)) => (*nearest, "ro"),
             (Kind::View, None) => (chain.id, "ro"),
@@ -69,7 +69,7 @@ impl Snapshotter for Native {
             tracing::warn!(snapshot = key, "its directory is not there: it is made anew, empty");
             fs::create_dir(&directory).context(|| format!("make {}", directory.display()))?;
         }
-        Ok(self.recipe(&chain))
+        Ok(self.mounts_of(&chain))
     }
 
     fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {

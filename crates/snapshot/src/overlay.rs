@@ -10,9 +10,9 @@
 //! one chain as they come, and in one snapshot: what is written after its archive was stored lies in `fs`, on
 //! top of it.
 //!
-//! Recipes are containerd's: a bind mount where there is one directory to show, else an overlay with the
+//! Mounts are containerd's: a bind mount where there is one directory to show, else an overlay with the
 //! nearest parent first. Its number of layers has no limit of ours; see `linux::mount`. Images are mounted
-//! when a recipe that names them is answered, so that whoever gets it can carry it out.
+//! when mounts that name them are answered, so that whoever gets them can carry them out.
 
 mod probe;
 
@@ -184,7 +184,7 @@ impl Overlay {
             lower = self.lower(&chain.parents)?;
             furnish(directory, kind, &lower, owners.as_ref())
         })?;
-        Ok(self.recipe(&chain, &lower))
+        Ok(self.mounts_of(&chain, &lower))
     }
 
     /// The trees that lie under a snapshot, nearest first: a directory of a layer, or where the images of
@@ -272,9 +272,9 @@ impl Overlay {
         Ok(lower)
     }
 
-    /// The active snapshot that a recipe is of, by its writable tree.
-    fn active_of(&self, recipe: &[Mount]) -> Result<Option<(String, Chain)>> {
-        let [mount] = recipe else { return Ok(None) };
+    /// The active snapshot that mounts are of, by its writable tree.
+    fn active_of(&self, mounts: &[Mount]) -> Result<Option<(String, Chain)>> {
+        let [mount] = mounts else { return Ok(None) };
         let upper = mount.options.iter().find_map(|option| option.strip_prefix("upperdir="));
         let tree = Path::new(upper.unwrap_or(&mount.source));
         let id = tree.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse().ok());
@@ -289,7 +289,7 @@ impl Overlay {
         }
     }
 
-    fn recipe(&self, chain: &Chain, lower: &[PathBuf]) -> Vec<Mount> {
+    fn mounts_of(&self, chain: &Chain, lower: &[PathBuf]) -> Vec<Mount> {
         let bind = |path: &Path, access: &str| {
             let options = vec![access.to_owned(), "rbind".to_owned()];
             let source = path.display().to_string();
@@ -299,9 +299,9 @@ impl Overlay {
             (Kind::Active, []) => bind(&self.tree(chain.id), "rw"),
             (_, []) => bind(&self.tree(chain.id), "ro"),
             (Kind::View, [only]) => {
-                let mut recipe = bind(only, "ro");
-                recipe[0].options.extend(owner_words(&chain.labels));
-                recipe
+                let mut mounts = bind(only, "ro");
+                mounts[0].options.extend(owner_words(&chain.labels));
+                mounts
             }
             (kind, lower) => {
                 let mut options = owner_words(&chain.labels);
@@ -400,7 +400,7 @@ fn owners(labels: &Labels) -> Result<Option<Owners>> {
     }
 }
 
-/// The same in the words of a recipe.
+/// The same in the words of a mount.
 fn owner_words(labels: &Labels) -> Vec<String> {
     match (labels.get(UID_MAP), labels.get(GID_MAP)) {
         (Some(uids), Some(gids)) => vec![format!("uidmap={uids}"), format!("gidmap={gids}")],
@@ -428,7 +428,7 @@ impl Snapshotter for Overlay {
             tracing::warn!(snapshot = key, "its directories are not there: they are made anew, empty");
             furnish(&directory, chain.kind, &lower, owners(&chain.labels)?.as_ref())?;
         }
-        Ok(self.recipe(&chain, &lower))
+        Ok(self.mounts_of(&chain, &lower))
     }
 
     fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
@@ -516,9 +516,9 @@ impl Snapshotter for Overlay {
         self.mounted.make_stack(&layers, &below)
     }
 
-    fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
-        let Some((key, chain)) = self.active_of(recipe)? else { return Ok(None) };
-        if recipe != self.recipe(&chain, &self.lower(&chain.parents)?) {
+    fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
+        let Some((key, chain)) = self.active_of(mounts)? else { return Ok(None) };
+        if mounts != self.mounts_of(&chain, &self.lower(&chain.parents)?) {
             return Ok(None); // of the client's own making
         }
         if layer::is_archive(&self.records.directory(chain.id)) {

@@ -134,7 +134,7 @@ impl Commit {
     }
 }
 
-/// Does something with the recipe of a committed snapshot, or of nothing.
+/// Does something with the mounts of a committed snapshot, or of nothing.
 pub fn with_view<T>(
     metadata: &Metadata,
     caller: &Caller,
@@ -148,8 +148,8 @@ pub fn with_view<T>(
     // Whoever dies before the end leaves a view that expires.
     let expiry = Timestamp::now().plus(VIEW_LIFE).to_string();
     let labels = Labels::from([(EXPIRE.to_owned(), expiry)]);
-    let recipe = snapshots.view(&key, Some(name), labels)?;
-    let done = work(&recipe);
+    let mounts = snapshots.view(&key, Some(name), labels)?;
+    let done = work(&mounts);
     snapshots.remove(&key)?;
     done
 }

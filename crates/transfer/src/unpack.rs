@@ -14,8 +14,8 @@ use std::sync::{Arc, MutexGuard};
 use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
 use linux::beneath::Root;
-use linux::mount::open_recipe;
-use linux::recipe::durable;
+use linux::mount::open_mounts;
+use linux::tree_mounts::durable;
 use metadata::{Caller, LayerSource, Metadata, Snapshots};
 use rustix::fs::{
     Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
@@ -468,7 +468,7 @@ impl Trees {
                 File::open(&only.source).context(|| format!("open {}", only.source))?.into()
             }
             // Mounted where nobody sees it.
-            _ => open_recipe(&durable(mounts.to_vec()))?,
+            _ => open_mounts(&durable(mounts.to_vec()))?,
         };
         let applied = apply(blob.source, ApplyOptions { whiteouts, limits: blob.limits }, root.as_fd())?;
         self.check_diff_id(at, &applied.diff_id)?;
@@ -518,8 +518,8 @@ impl Trees {
         below: &[Mount],
         snapshots: &Snapshots,
     ) -> Result<()> {
-        let from = Root::from_fd(open_recipe(below)?, Path::new("the layers below"));
-        let to = Root::from_fd(open_recipe(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));
+        let from = Root::from_fd(open_mounts(below)?, Path::new("the layers below"));
+        let to = Root::from_fd(open_mounts(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));
         for path in paths {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
             // Where a link is below, the layer has put a directory in its place, whose metadata nobody gave.

@@ -1,4 +1,4 @@
-//! A mount as a recipe: what to mount, not the act of mounting (that is `linux::mount`).
+//! A mount as a description: what to mount, not the act of mounting (that is `linux::mount`).
 //!
 //! This is containerd's `types.Mount`: snapshotters return a list of them, clients and shims carry
 //! them out, in order. Options are those of `mount(8)`; the type `bind` or the option `bind`/`rbind`

@@ -59,7 +59,7 @@ impl Service {
         let layer = convert::own_descriptor(required(request.diff, "diff")?).map_err(status)?;
         let (trees, metadata, caller) = (self.trees(caller, false), self.metadata.clone(), caller.clone());
         let (processors, payloads) = (self.processors.clone(), request.payloads);
-        let recipe = convert::own_mounts(request.mounts);
+        let mounts = convert::own_mounts(request.mounts);
         let is_processed = processors.names(&layer.media_type).is_some();
         let apply = move || {
             let source = metadata.content(&caller).reader(&layer.digest);
@@ -67,7 +67,7 @@ impl Service {
             let blob = (!is_processed).then_some(&layer.digest);
             source
                 .and_then(|source| processors.open_with(&layer.media_type, Box::new(source), &payloads))
-                .and_then(|source| trees.with(&recipe, |recipe| apply(&metadata, blob, source, recipe)))
+                .and_then(|source| trees.with(&mounts, |mounts| apply(&metadata, blob, source, mounts)))
                 .context(|| format!("apply layer {}", layer.digest))
         };
         let applied = match is_processed {
@@ -158,7 +158,7 @@ fn nobody() -> Status {
     Status::unimplemented("there is no differ")
 }
 
-/// Trees of any recipe, also of one that needs mounts before it.
+/// Trees of any mounts, also of those that need others before them.
 struct Activated {
     metadata: Metadata,
     mounts: Mounts,
@@ -167,16 +167,16 @@ struct Activated {
 }
 
 impl Activated {
-    /// Works on a recipe that can be carried out as it is.
-    fn with<T>(&self, recipe: &[Mount], work: impl FnOnce(&[Mount]) -> Result<T>) -> Result<T> {
-        if !Mounts::are_needed_for(recipe) {
-            return work(recipe);
+    /// Works on mounts that can be carried out as they are.
+    fn with<T>(&self, mounts: &[Mount], work: impl FnOnce(&[Mount]) -> Result<T>) -> Result<T> {
+        if !Mounts::are_needed_for(mounts) {
+            return work(mounts);
         }
         // What the work makes is the caller's; the mounts are the lease's.
         transfer::under_lease(&self.metadata, &self.caller, |leased| {
             let name = leased.lease.as_ref().map(ToString::to_string).unwrap_or_default();
             let options = Options { makes_fuse: true, is_read_only: self.is_read_only, ..Options::default() };
-            let activation = self.mounts.activate(leased, &name, recipe.to_vec(), options)?;
+            let activation = self.mounts.activate(leased, &name, mounts.to_vec(), options)?;
             let worked = work(&mounts::left(activation));
             if let Err(error) = self.mounts.deactivate(leased, &name) {
                 // The collection tries again, as nothing keeps them when the lease is gone.
@@ -215,8 +215,8 @@ fn apply(
 /// The directory of an overlay that has an upper directory and nothing below. That cannot be mounted: containerd's client
 /// (from 2.4 on) calls a tree so whose parent it tells when it commits it. What is deleted in it lies below it then, so
 /// deletions are written down in it as overlayfs reads them.
-fn upper_alone(recipe: &[Mount]) -> Option<Mount> {
-    let [overlay] = recipe else { return None };
+fn upper_alone(mounts: &[Mount]) -> Option<Mount> {
+    let [overlay] = mounts else { return None };
     let has_lower = overlay.options.iter().any(|word| word.starts_with("lowerdir"));
     if overlay.kind != "overlay" || has_lower {
         return None;
@@ -248,7 +248,7 @@ fn keep(
 
 /// Unpacks a layer onto a tree.
 fn unpack(source: impl Read + Send, options: ApplyOptions, mounts: &[Mount]) -> Result<(Digest, u64)> {
-    let tree = linux::mount::open_recipe(&linux::recipe::durable(mounts.to_vec()))?;
+    let tree = linux::mount::open_mounts(&linux::tree_mounts::durable(mounts.to_vec()))?;
     let applied = diff::apply(source, options, tree.as_fd())?;
     // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;

@@ -19,10 +19,10 @@ pub(super) struct Service(pub(super) Mounts);
 impl Served for Service {
     async fn activate(&self, request: Request<ActivateRequest>) -> Answer<ActivateResponse> {
         let (mounts, caller) = (self.0.clone(), caller(&request)?);
-        let ActivateRequest { name, mounts: recipe, labels, temporary } = request.into_inner();
+        let ActivateRequest { name, mounts: wanted, labels, temporary } = request.into_inner();
         let options = Options { labels, is_all: temporary, ..Options::default() };
-        let recipe = convert::own_mounts(recipe);
-        let activation = blocking(move || mounts.activate(&caller, &name, recipe, options)).await?;
+        let wanted = convert::own_mounts(wanted);
+        let activation = blocking(move || mounts.activate(&caller, &name, wanted, options)).await?;
         Ok(Response::new(ActivateResponse { info: Some(wire(activation)) }))
     }
 

@@ -14,7 +14,7 @@ use diff::{
     ApplyOptions, ChangeKind, CompareOptions, Compared, Compression, Limits, Trees, Whiteouts, apply, compare,
 };
 use linux::beneath::proc_path;
-use linux::mount::open_recipe;
+use linux::mount::open_mounts;
 use proptest::prelude::*;
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, makedev, mknodat, utimensat,
@@ -49,7 +49,7 @@ impl Stack {
         vec![Mount { kind: "bind".into(), source, target: String::new(), options }]
     }
 
-    fn recipe(&self) -> Vec<Mount> {
+    fn mounts(&self) -> Vec<Mount> {
         let option = |key: &str, name: &str| format!("{key}={}", self.path(name).display());
         vec![overlay(vec![
             option("workdir", "work"),
@@ -60,15 +60,15 @@ impl Stack {
 
     /// Where the container sees its tree.
     fn merged(&mut self) -> PathBuf {
-        let recipe = self.recipe();
-        proc_path(self.merged.get_or_insert_with(|| open_recipe(&recipe).unwrap()).as_fd())
+        let mounts = self.mounts();
+        proc_path(self.merged.get_or_insert_with(|| open_mounts(&mounts).unwrap()).as_fd())
     }
 
     /// The layer of what the container changed, found by the overlay's own layer and by looking at all.
     /// They must be the same.
     fn layer(&mut self) -> Vec<u8> {
         self.merged();
-        let guided = layer_of(&Trees::open(&self.below(), &self.recipe()).unwrap()).unwrap();
+        let guided = layer_of(&Trees::open(&self.below(), &self.mounts()).unwrap()).unwrap();
         let trees = Trees::new(open(&self.path("lower")), open(&self.merged()));
         let whole = layer_of(&trees).unwrap();
         assert_eq!(entries(&guided), entries(&whole));
@@ -202,7 +202,7 @@ fn check(prepare: impl FnOnce(&Path), change: impl FnOnce(&Path)) -> Vec<u8> {
     fs::set_permissions(stack.path("alone"), metadata.permissions()).unwrap();
     apply_to(&stack.path("alone"), &bytes, Whiteouts::Overlay).unwrap();
     let layers = format!("lowerdir={}:{}", stack.path("alone").display(), stack.path("lower").display());
-    let mounted = open_recipe(&[overlay(vec![layers])]).unwrap();
+    let mounted = open_mounts(&[overlay(vec![layers])]).unwrap();
     assert_eq!(list(&proc_path(mounted.as_fd())), expected, "applied on its own");
     bytes
 }
@@ -397,7 +397,7 @@ fn with_an_epoch_nothing_is_younger() {
     utimensat(CWD, merged.join("old"), &times, AtFlags::empty()).unwrap();
     let options = CompareOptions { mtime_max: Some((1000, 0)), ..PLAIN };
     let mut bytes = Vec::new();
-    compare(&Trees::open(&stack.below(), &stack.recipe()).unwrap(), options, &mut bytes).unwrap();
+    compare(&Trees::open(&stack.below(), &stack.mounts()).unwrap(), options, &mut bytes).unwrap();
     let times: Vec<_> = entries(&bytes).into_iter().map(|(entry, _)| (entry.path, entry.mtime)).collect();
     assert_eq!(
         times,

@@ -204,7 +204,7 @@ fn check(archive: &[u8]) -> bool {
     assert!(again == bytes, "what is written is read");
     fs::File::create(&image).unwrap().write_all(&bytes).unwrap();
 
-    mount_all(&[recipe(&image, &[&data])], &mounted).unwrap();
+    mount_all(&[mount_of(&image, &[&data])], &mounted).unwrap();
     let unsaid: Vec<PathBuf> =
         stored.tree.implied().unwrap().iter().map(|path| PathBuf::from(OsStr::from_bytes(path))).collect();
     // Unpacking is always into a root that is there.
@@ -731,12 +731,12 @@ fn with_stored(archive: impl Read + Send, look: impl FnOnce(&Path)) {
     fs::create_dir(&tree).unwrap();
     let stored = store(archive, Limits::default(), &fs::File::create(&data).unwrap(), None).unwrap();
     stored.tree.write(&mut std::io::BufWriter::new(fs::File::create(&image).unwrap())).unwrap();
-    mount_all(&[recipe(&image, &[&data])], &tree).unwrap();
+    mount_all(&[mount_of(&image, &[&data])], &tree).unwrap();
     look(&tree);
     unmount_all(&tree).unwrap();
 }
 
-fn recipe(image: &Path, data: &[&Path]) -> Mount {
+fn mount_of(image: &Path, data: &[&Path]) -> Mount {
     let devices = data.iter().map(|data| format!("device={}", data.display()));
     let options = std::iter::once("ro".to_owned()).chain(devices).collect();
     Mount { kind: "erofs".into(), source: image.display().to_string(), target: String::new(), options }
@@ -799,7 +799,7 @@ fn a_root_that_hides_all_below_does_so_by_any_name() {
         fs::write(&path, &image).unwrap();
         fs::write(&data, "").unwrap();
         fs::create_dir(&tree).unwrap();
-        mount_all(&[recipe(&path, &[&data, &data])], &tree).unwrap();
+        mount_all(&[mount_of(&path, &[&data, &data])], &tree).unwrap();
         let names: Vec<_> = fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         unmount_all(&tree).unwrap();
         assert_eq!(names, ["up"], "{name:?}");
@@ -848,7 +848,7 @@ fn check_stack(layers: &[Vec<Operation>]) {
         let data: Vec<PathBuf> = from.map(|at| place(format!("data{at}"))).collect();
         let mounted = place(name.to_owned());
         fs::create_dir(&mounted).unwrap();
-        mount_all(&[recipe(&path, &data.iter().map(PathBuf::as_path).collect::<Vec<_>>())], &mounted)
+        mount_all(&[mount_of(&path, &data.iter().map(PathBuf::as_path).collect::<Vec<_>>())], &mounted)
             .unwrap();
         mounted
     };

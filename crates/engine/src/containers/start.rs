@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::engine::{Port, Streams};
-use linux::recipe::{grounded, throwaway};
+use linux::tree_mounts::{grounded, throwaway};
 use metadata::Container;
 use network::{PortRequest, Request, Transport};
 use serde_json::{Value, json};

@@ -152,7 +152,7 @@ fn a_disk_is_made_formatted_mounted_and_laid_over() {
     }
     let lower = fixture.directory("lower");
     fs::write(Path::new(&lower).join("below"), "below").unwrap();
-    let recipe = [
+    let mounts = [
         mount("mkfs/loop", &fixture.path("root/disk"), &["X-containerd.mkfs.size=16MiB"]),
         mount("format/ext4", "{{ mount 0 }}", &[]),
         mount(
@@ -167,7 +167,7 @@ fn a_disk_is_made_formatted_mounted_and_laid_over() {
             ],
         ),
     ];
-    let activation = fixture.activate("disk", &recipe).unwrap();
+    let activation = fixture.activate("disk", &mounts).unwrap();
     assert_eq!((activation.active.len(), activation.system.len()), (2, 1));
     let device = fs::read_link(&activation.active[0].point).unwrap();
     assert_eq!(activation.active[1].mount.source, activation.active[0].point);
@@ -195,7 +195,7 @@ fn a_disk_is_made_formatted_mounted_and_laid_over() {
     assert!(!linux::loopdev::is_shown(&device, &disk).unwrap(), "the device was let go of");
 
     // What was written is on the disk.
-    let again = fixture.activate("disk", &recipe).unwrap();
+    let again = fixture.activate("disk", &mounts).unwrap();
     let above = Path::new(&again.active[1].point).join("upper/above");
     assert_eq!(fs::read_to_string(above).unwrap(), "above");
     fixture.deactivate_once_unused("disk");
@@ -212,11 +212,11 @@ fn an_image_is_mounted_from_its_file() {
     let image = fixture.path("image.erofs");
     assert!(Command::new("mkfs.erofs").args([&image, &tree]).output().unwrap().status.success());
 
-    let recipe = [
+    let mounts = [
         mount("erofs", &image, &["ro", "loop"]),
         mount("format/overlay", "overlay", &[&format!("lowerdir={{{{ mount 0 }}}}:{tree}")]),
     ];
-    let activation = fixture.activate("image", &recipe).unwrap();
+    let activation = fixture.activate("image", &mounts).unwrap();
     let file = Path::new(&activation.active[0].point).join("file");
     assert_eq!(fs::read_to_string(file).unwrap(), "inside");
     let point = &activation.active[0].point;
@@ -294,7 +294,7 @@ fn what_is_looked_at_only_is_not_changed() {
     if !has("mkfs.ext4") {
         return;
     }
-    let recipe = [
+    let mounts = [
         mount("mkfs/loop", &fixture.path("root/disk"), &["X-containerd.mkfs.size=16MiB"]),
         mount("format/ext4", "{{ mount 0 }}", &[]),
         mount(
@@ -304,10 +304,10 @@ fn what_is_looked_at_only_is_not_changed() {
         ),
     ];
     let only_read = Options { is_read_only: true, ..Options::default() };
-    let look = || fixture.mounts.activate(&caller(), "look", recipe.to_vec(), only_read.clone());
+    let look = || fixture.mounts.activate(&caller(), "look", mounts.to_vec(), only_read.clone());
     assert_eq!(kind(look()), ErrorKind::NotFound, "it makes no disk");
     assert_eq!(fixture.places(), 0);
-    fixture.activate("make", &recipe).unwrap();
+    fixture.activate("make", &mounts).unwrap();
     fixture.mounts.deactivate(&caller(), "make").unwrap();
     let disk = fixture.path("root/disk");
     let before = fs::read(&disk).unwrap();

@@ -40,7 +40,7 @@ fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
     if implied.is_empty() {
         return Ok(());
     }
-    let shown = Root::from_fd(mount::open_recipe(&[overlaid(below)])?, Path::new("the layers below"));
+    let shown = Root::from_fd(mount::open_mounts(&[overlaid(below)])?, Path::new("the layers below"));
     for path in implied {
         let path = Path::new(std::ffi::OsStr::from_bytes(&path));
         // In the place of a link is a directory whose metadata nobody gave.

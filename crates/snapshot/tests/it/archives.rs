@@ -469,9 +469,9 @@ fn forms_are_mixed_in_one_chain() {
     });
 }
 
-/// What the snapshot of a recipe takes a layer in.
-fn files_for(snapshotter: &dyn Snapshotter, recipe: &[Mount]) -> LayerFiles {
-    match snapshotter.target(recipe).unwrap() {
+/// What the snapshot of some mounts takes a layer in.
+fn files_for(snapshotter: &dyn Snapshotter, mounts: &[Mount]) -> LayerFiles {
+    match snapshotter.target(mounts).unwrap() {
         Some(Target::Layer(files)) => files,
         other => panic!("{other:?}"),
     }
@@ -484,7 +484,7 @@ fn names(tree: &Path) -> Vec<String> {
     names
 }
 
-/// As clients unpack: layer upon layer, each known by the recipe that was answered.
+/// As clients unpack: layer upon layer, each known by the mounts that were answered.
 #[test]
 fn a_layer_is_taken_whole_for_the_recipe_of_a_new_snapshot() {
     if !is_root() {
@@ -494,8 +494,8 @@ fn a_layer_is_taken_whole_for_the_recipe_of_a_new_snapshot() {
     let snapshotter = open_archives(dir.path());
     let mut parent = None;
     for name in ["one", "two"] {
-        let recipe = snapshotter.prepare("extract", parent, Labels::new()).unwrap();
-        store(&files_for(&*snapshotter, &recipe), |tree| {
+        let mounts = snapshotter.prepare("extract", parent, Labels::new()).unwrap();
+        store(&files_for(&*snapshotter, &mounts), |tree| {
             fs::write(tree.join(name), name).unwrap();
             fs::set_permissions(tree, fs::Permissions::from_mode(0o711)).unwrap();
             if name == "two" {
@@ -514,7 +514,7 @@ fn a_layer_is_taken_whole_for_the_recipe_of_a_new_snapshot() {
     });
 }
 
-/// A snapshot that is not new any more, or not asked for by its own recipe, gets files one by one.
+/// A snapshot that is not new any more, or not asked for by its own mounts, gets files one by one.
 #[test]
 fn only_new_snapshots_take_layers_whole() {
     if !is_root() {
@@ -522,21 +522,21 @@ fn only_new_snapshots_take_layers_whole() {
     }
     let dir = Place::new();
     let snapshotter = open_archives(dir.path());
-    let mut recipe = snapshotter.prepare("written", None, Labels::new()).unwrap();
-    with_mounted(&recipe, |tree| fs::write(tree.join("a"), "a").unwrap());
-    assert!(snapshotter.target(&recipe).unwrap().is_none(), "it holds something");
-    recipe[0].options = vec!["ro".into(), "rbind".into()];
-    assert!(snapshotter.target(&recipe).unwrap().is_none(), "not as it was answered");
-    recipe[0].source = "/tmp".into();
-    assert!(snapshotter.target(&recipe).unwrap().is_none(), "nothing of ours");
+    let mut mounts = snapshotter.prepare("written", None, Labels::new()).unwrap();
+    with_mounted(&mounts, |tree| fs::write(tree.join("a"), "a").unwrap());
+    assert!(snapshotter.target(&mounts).unwrap().is_none(), "it holds something");
+    mounts[0].options = vec!["ro".into(), "rbind".into()];
+    assert!(snapshotter.target(&mounts).unwrap().is_none(), "not as it was answered");
+    mounts[0].source = "/tmp".into();
+    assert!(snapshotter.target(&mounts).unwrap().is_none(), "nothing of ours");
 
     layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("base"), "b").unwrap());
     let view = snapshotter.view("view", Some("base"), Labels::new()).unwrap();
     assert!(snapshotter.target(&view).unwrap().is_none(), "nobody writes to a view");
-    let recipe = snapshotter.prepare("new", Some("base"), Labels::new()).unwrap();
+    let mounts = snapshotter.prepare("new", Some("base"), Labels::new()).unwrap();
     let other = Place::new();
-    assert!(open_archives(other.path()).target(&recipe).unwrap().is_none(), "another's");
-    files_for(&*snapshotter, &recipe);
+    assert!(open_archives(other.path()).target(&mounts).unwrap().is_none(), "another's");
+    files_for(&*snapshotter, &mounts);
 }
 
 #[test]
@@ -578,10 +578,10 @@ fn what_is_written_after_a_layer_lies_on_it() {
         fs::set_permissions(tree, fs::Permissions::from_mode(0o750)).unwrap();
         chown(tree, Some(5), Some(6)).unwrap();
     });
-    let Some(Target::Tree(recipe)) = snapshotter.target(&bare).unwrap() else { panic!("it has a layer") };
-    assert_eq!(recipe, snapshotter.mounts("mixed").unwrap());
+    let Some(Target::Tree(mounts)) = snapshotter.target(&bare).unwrap() else { panic!("it has a layer") };
+    assert_eq!(mounts, snapshotter.mounts("mixed").unwrap());
     let before = snapshotter.usage("mixed").unwrap();
-    with_mounted(&recipe, |tree| {
+    with_mounted(&mounts, |tree| {
         assert_eq!(names(tree), ["gone", "kept"]);
         let root = fs::metadata(tree).unwrap();
         assert_eq!((root.mode() & 0o7777, root.uid(), root.gid()), (0o750, 5, 6), "as the layer's");
@@ -617,22 +617,22 @@ fn mounts_come_back_after_a_reboot_and_stay_after_a_crash() {
         return;
     }
     let dir = Place::new();
-    let recipe = {
+    let answered = {
         let snapshotter = open_archives(dir.path());
         layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), "a").unwrap());
         layer(&*snapshotter, "top", Some("base"), |tree| fs::write(tree.join("b"), "b").unwrap());
         snapshotter.prepare("run", Some("top"), Labels::new()).unwrap()
     };
-    let look = |recipe: &[Mount]| {
-        with_mounted(recipe, |tree| assert_eq!(fs::read_to_string(tree.join("b")).unwrap(), "b"));
+    let look = |answered: &[Mount]| {
+        with_mounted(answered, |tree| assert_eq!(fs::read_to_string(tree.join("b")).unwrap(), "b"));
     };
     // The daemon died; what it mounted is there, and its successor takes it for what it is.
     let snapshotter = open_archives(dir.path());
-    look(&recipe);
+    look(&answered);
     let mounts =
         || linux::mount::mount_points().unwrap().iter().filter(|at| at.path.starts_with(dir.path())).count();
     let before = mounts();
-    assert_eq!(snapshotter.mounts("run").unwrap(), recipe);
+    assert_eq!(snapshotter.mounts("run").unwrap(), answered);
     assert_eq!(mounts(), before, "mounted once");
     // The machine died, while the merged image was written.
     drop(snapshotter);
@@ -640,13 +640,13 @@ fn mounts_come_back_after_a_reboot_and_stay_after_a_crash() {
     let stack = dir.path().join("overlay/2/stack.erofs");
     fs::rename(&stack, stack.with_extension("new")).unwrap();
     let snapshotter = open_archives(dir.path());
-    assert_eq!(snapshotter.mounts("run").unwrap(), recipe);
-    look(&recipe);
+    assert_eq!(snapshotter.mounts("run").unwrap(), answered);
+    look(&answered);
     // And a daemon that makes directories has the same tree.
     drop(snapshotter);
     unmount_below(dir.path());
-    assert_eq!(open_overlay(dir.path()).mounts("run").unwrap(), recipe);
-    look(&recipe);
+    assert_eq!(open_overlay(dir.path()).mounts("run").unwrap(), answered);
+    look(&answered);
 }
 
 #[test]
@@ -658,8 +658,8 @@ fn removal_takes_mounts_and_files_with_it() {
     let snapshotter = open_archives(dir.path());
     layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), "a").unwrap());
     layer(&*snapshotter, "top", Some("base"), |tree| fs::write(tree.join("b"), "b").unwrap());
-    let recipe = snapshotter.view("look", Some("top"), Labels::new()).unwrap();
-    let user = linux::mount::open_recipe(&recipe).unwrap();
+    let mounts = snapshotter.view("look", Some("top"), Labels::new()).unwrap();
+    let user = linux::mount::open_mounts(&mounts).unwrap();
     for key in ["look", "top", "base"] {
         snapshotter.remove(key).unwrap();
     }

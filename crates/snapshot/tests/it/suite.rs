@@ -101,7 +101,7 @@ fn labels(key: &str, value: &str) -> Labels {
     Labels::from([(key.to_owned(), value.to_owned())])
 }
 
-/// Carries out a recipe on a directory, for as long as `work` runs.
+/// Carries out mounts on a directory, for as long as `work` runs.
 pub(crate) fn with_mounted(mounts: &[Mount], work: impl FnOnce(&Path)) {
     let target = TempDir::new().unwrap();
     linux::mount::mount_all(mounts, target.path()).unwrap();

@@ -11,9 +11,9 @@ use api::shim::types::Mount;
 use linux::process::{PidFd, wait_readable};
 use types::{Context, Error, ErrorKind, Result};
 
-/// Carries out the recipe of the daemon's snapshotter on `rootfs` in the bundle.
-pub(crate) fn mount(bundle: &Path, recipe: Vec<Mount>) -> Result<()> {
-    if recipe.is_empty() {
+/// Carries out the mounts of the daemon's snapshotter on `rootfs` in the bundle.
+pub(crate) fn mount(bundle: &Path, mounts: Vec<Mount>) -> Result<()> {
+    if mounts.is_empty() {
         // Its processes are told from those of others by a root that only they have.
         return Err(Error::unimplemented("a container without mounts for its root file system"));
     }
@@ -23,8 +23,8 @@ pub(crate) fn mount(bundle: &Path, recipe: Vec<Mount>) -> Result<()> {
         target: mount.target,
         options: mount.options,
     };
-    let recipe: Vec<_> = recipe.into_iter().map(own).collect();
-    linux::mount::mount_all(&recipe, &bundle.join("rootfs"))
+    let mounts: Vec<_> = mounts.into_iter().map(own).collect();
+    linux::mount::mount_all(&mounts, &bundle.join("rootfs"))
 }
 
 /// Ends every process, and takes the mounts down. That there are none is fine.

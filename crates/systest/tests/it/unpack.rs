@@ -59,8 +59,8 @@ async fn unpack(channel: &Channel, key: &str, layer: &[u8], parent: &str) {
 }
 
 /// Names below the tree of a view.
-fn names(recipe: &[types::Mount]) -> Vec<PathBuf> {
-    let tree = linux::mount::open_to_read(recipe).expect("a tree");
+fn names(tree: &[types::Mount]) -> Vec<PathBuf> {
+    let tree = linux::mount::open_to_read(tree).expect("a tree");
     let root = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tree)));
     let mut found = Vec::new();
     walk(&root, Path::new(""), &mut found);
@@ -106,9 +106,9 @@ fn layers_that_get_their_parents_later_delete_what_is_in_them() {
                 target: mount.target,
                 options: mount.options,
             };
-            let recipe: Vec<types::Mount> = mounts.into_iter().map(own).collect();
+            let tree: Vec<types::Mount> = mounts.into_iter().map(own).collect();
             let expected = ["a", "a/kept", "b", "b/new"].map(PathBuf::from);
-            assert_eq!(names(&recipe), expected, "{layers}: {recipe:?}");
+            assert_eq!(names(&tree), expected, "{layers}: {tree:?}");
         });
     }
 }

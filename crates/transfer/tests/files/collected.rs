@@ -46,9 +46,9 @@ fn an_image_that_comes_during_a_late_collection_has_its_trees() {
     let described = transfer::describe(&fixture.metadata, &fixture.caller, &image.target, &platform);
     let top = described.expect("its documents").top.expect("it has layers");
     let snapshots = fixture.metadata.snapshots(&fixture.caller, SNAPSHOTTER).expect("a snapshotter");
-    let recipe = snapshots.view("look", Some(&top), Labels::new()).expect("its trees");
+    let mounts = snapshots.view("look", Some(&top), Labels::new()).expect("its trees");
     for name in ["low", "high"] {
-        let file = std::path::Path::new(&recipe[0].source).join(name);
+        let file = std::path::Path::new(&mounts[0].source).join(name);
         assert_eq!(fs::read_to_string(&file).expect("a file of the image"), name);
     }
 }

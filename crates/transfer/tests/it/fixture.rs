@@ -117,8 +117,8 @@ impl Stores {
     /// A file as whoever mounts a tree sees it.
     pub(crate) fn look(&self, tree: &str, file: &str) -> Vec<u8> {
         let snapshots = self.metadata.snapshots(self.caller(), Overlay::NAME).expect("a snapshotter");
-        let recipe = snapshots.view("look", Some(tree), Labels::new()).expect("the tree is there");
-        let root = linux::mount::open_recipe(&recipe).expect("it can be mounted");
+        let mounts = snapshots.view("look", Some(tree), Labels::new()).expect("the tree is there");
+        let root = linux::mount::open_mounts(&mounts).expect("it can be mounted");
         let file = rustix::fs::openat(&root, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let mut found = Vec::new();
         File::from(file.expect("a file of the tree")).read_to_end(&mut found).expect("a file of the tree");

@@ -1,4 +1,4 @@
-//! Recipes: the mounts by which a snapshotter describes a tree, and the same tree for other purposes.
+//! The mounts by which a snapshotter describes a tree, and the same tree for other purposes.
 //!
 //! ```text
 //! overlay of upper, work and layers ─┬─ read_only ─▶ overlay of upper and layers: to look at, while it is in use
@@ -23,10 +23,10 @@ pub fn overlay_option<'a>(mount: &'a Mount, key: &str) -> Option<&'a str> {
     mount.options.iter().find_map(|option| option.strip_prefix(key)).filter(|_| is_overlay)
 }
 
-/// The recipe with the upper directory of an overlay as its topmost layer. Two mounts must not share an upper
+/// The mounts with the upper directory of an overlay as its topmost layer. Two mounts must not share an upper
 /// directory, so this is how to look at a tree that may be in use.
-pub fn read_only(recipe: &[Mount]) -> Vec<Mount> {
-    let each = recipe.iter().map(|mount| {
+pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
+    let each = mounts.iter().map(|mount| {
         let Some(upper) = overlay_option(mount, "upperdir=") else { return mount.clone() };
         let escaped = escaped(upper);
         let options = mount.options.iter().filter_map(|option| match option.split_once('=') {
@@ -40,17 +40,17 @@ pub fn read_only(recipe: &[Mount]) -> Vec<Mount> {
     each.collect()
 }
 
-/// The recipe of a tree that goes with its container: fsync(2) in it is done at once, and so is its unmount.
+/// The mounts of a tree that goes with its container: fsync(2) in it is done at once, and so is its unmount.
 /// What was written may be lost or torn if the machine goes down.
 ///
-/// The same recipe where the kernel cannot (before Linux 5.10; overlayfs.rst, "Volatile mount"). The mark that an
+/// The same mounts where the kernel cannot (before Linux 5.10; overlayfs.rst, "Volatile mount"). The mark that an
 /// earlier such mount has left, for which the kernel would refuse the next, is removed: the tree must not be
 /// mounted.
-pub fn throwaway(mut recipe: Vec<Mount>) -> Result<Vec<Mount>> {
+pub fn throwaway(mut mounts: Vec<Mount>) -> Result<Vec<Mount>> {
     if !overlay::may_be_volatile() {
-        return Ok(recipe);
+        return Ok(mounts);
     }
-    for mount in &mut recipe {
+    for mount in &mut mounts {
         let Some(work) = overlay_option(mount, "workdir=") else { continue };
         let mark = Path::new(work).join("work/incompat");
         match std::fs::remove_dir_all(&mark) {
@@ -60,28 +60,28 @@ pub fn throwaway(mut recipe: Vec<Mount>) -> Result<Vec<Mount>> {
             _ => mount.options.push("volatile".to_owned()),
         }
     }
-    Ok(recipe)
+    Ok(mounts)
 }
 
-/// The recipe of a tree that is to be kept, without the `volatile` that a snapshotter may have been told to put into all: a
+/// The mounts of a tree that is to be kept, without the `volatile` that a snapshotter may have been told to put into all: a
 /// sync of such a tree is none.
-pub fn durable(mut recipe: Vec<Mount>) -> Vec<Mount> {
-    for mount in recipe.iter_mut().filter(|mount| mount.kind == "overlay") {
+pub fn durable(mut mounts: Vec<Mount>) -> Vec<Mount> {
+    for mount in mounts.iter_mut().filter(|mount| mount.kind == "overlay") {
         mount.options.retain(|option| option != "volatile");
     }
-    recipe
+    mounts
 }
 
-/// The recipe with one more layer, below all that it has. The same recipe where it is not an overlay.
-pub fn grounded(mut recipe: Vec<Mount>, layer: &Path) -> Vec<Mount> {
+/// The mounts with one more layer, below all that an overlay has. The same mounts where there is no overlay.
+pub fn grounded(mut mounts: Vec<Mount>, layer: &Path) -> Vec<Mount> {
     let layer = escaped(&layer.to_string_lossy());
-    for mount in recipe.iter_mut().filter(|mount| mount.kind == "overlay") {
+    for mount in mounts.iter_mut().filter(|mount| mount.kind == "overlay") {
         for layers in mount.options.iter_mut().filter(|option| option.starts_with("lowerdir=")) {
             layers.push(':');
             layers.push_str(&layer);
         }
     }
-    recipe
+    mounts
 }
 
 /// A path as one of the layers of `lowerdir=`.

@@ -1,26 +1,26 @@
-//! Trees by the recipes of a snapshotter, and which layers they do not share.
+//! Trees by the mounts of a snapshotter, and which layers they do not share.
 
 use std::path::Path;
 
 use linux::beneath::Root;
 use linux::idmap::Owners;
 use linux::mount::{Bind, Layer, Options, open_layers, open_to_read, split_layers};
-use linux::recipe::overlay_option;
+use linux::tree_mounts::overlay_option;
 use types::{Mount, Result};
 
 use crate::Trees;
 use crate::tree::Tree;
 
 impl Trees {
-    /// Opens two recipes, mounted where nobody sees them. A recipe without mounts has nothing in it.
+    /// Opens two trees by their mounts, which nobody else sees. A tree without mounts has nothing in it.
     ///
     /// An overlay that can be written to is opened as one that cannot: it may be in use, and two mounts must
     /// not share an upper directory.
     pub fn open(lower: &[Mount], upper: &[Mount]) -> Result<Trees> {
-        let open = |recipe: &[Mount]| match (recipe.is_empty(), unmapped(recipe)?) {
+        let open = |mounts: &[Mount]| match (mounts.is_empty(), unmapped(mounts)?) {
             (true, _) => Ok(None),
             (false, Some(layers)) => open_layers(&layers).map(Some),
-            (false, None) => open_to_read(recipe).map(Some),
+            (false, None) => open_to_read(mounts).map(Some),
         };
         let mut trees = Trees::new(open(lower)?, open(upper)?);
         trees.guide = guide(lower, upper)
@@ -33,9 +33,9 @@ impl Trees {
 }
 
 /// The layers of an overlay that shows mapped owners, as an image has them: what the upper directory holds was
-/// written by mapped owners, and what is below has those of the image. None for every other recipe.
-fn unmapped(recipe: &[Mount]) -> Result<Option<Vec<Layer>>> {
-    let [mount] = recipe else { return Ok(None) };
+/// written by mapped owners, and what is below has those of the image. None for all other mounts.
+fn unmapped(mounts: &[Mount]) -> Result<Option<Vec<Layer>>> {
+    let [mount] = mounts else { return Ok(None) };
     let (Some(uids), Some(gids)) = (overlay_option(mount, "uidmap="), overlay_option(mount, "gidmap="))
     else {
         return Ok(None);
@@ -47,7 +47,7 @@ fn unmapped(recipe: &[Mount]) -> Result<Option<Vec<Layer>>> {
     Ok(Some(upper.into_iter().chain(lower.map(|path| Layer { path, owners: None })).collect()))
 }
 
-/// The layers that only one of two recipes has, on top of those that both have. None if there is nothing that
+/// The layers that only one of two trees has, on top of those that both have. None if there is nothing that
 /// both have, or if it cannot be told.
 fn guide(lower: &[Mount], upper: &[Mount]) -> Option<Vec<String>> {
     let (mut one, mut other) = (layers(lower)?, layers(upper)?);
@@ -61,9 +61,9 @@ fn guide(lower: &[Mount], upper: &[Mount]) -> Option<Vec<String>> {
     (shared > 0).then_some(one)
 }
 
-/// The directories that a recipe shows on top of each other, topmost first.
-fn layers(recipe: &[Mount]) -> Option<Vec<String>> {
-    let [mount] = recipe else { return None };
+/// The directories that mounts show on top of each other, topmost first.
+fn layers(mounts: &[Mount]) -> Option<Vec<String>> {
+    let [mount] = mounts else { return None };
     if mount.kind != "overlay" {
         let is_bind = mount.kind == "bind" || Options::parse(&mount.options).bind != Bind::No;
         return is_bind.then(|| vec![mount.source.clone()]);
