@@ -177,12 +177,12 @@ fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<boo
     let blob = disk.open_to_read(&blob_name)?;
     let stat = rustix::fs::fstat(&blob)?;
     let header = Header { size: u64::try_from(stat.st_size).unwrap_or(0), plain: len };
-    let text = recipe::Plain::new(&plain, len);
+    let text = recompress::Plain::new(&plain, len);
     {
         let file = disk.create(&new)?;
         let mut to = BufWriter::new(Steps { disk, name: &new, file: &file, at: 0 });
         to.write_all(header.encode().as_bytes())?;
-        if !recipe::make(&blob, &text, &mut to, header.size / SHARE)? {
+        if !recompress::make(&blob, &text, &mut to, header.size / SHARE)? {
             return Ok(false);
         }
         to.flush()?;
@@ -211,7 +211,7 @@ fn is_no_link(error: &io::Error) -> bool {
 
 /// What stands behind the header is read from here on.
 fn rebuild(header: Header, recipe: Steps<'_>, plain: &File, to: &mut impl Write) -> io::Result<()> {
-    recipe::rebuild(recipe, &recipe::Plain::new(plain, header.plain), to)
+    recompress::rebuild(recipe, &recompress::Plain::new(plain, header.plain), to)
 }
 
 /// Reads or writes a file of the store, step by step.

@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use diff::{Compression, Decoder, Helpers};
-use recipe::{Plain, make, rebuild};
+use recompress::{Plain, make, rebuild};
 
 /// Plain bytes of what is looked at.
 const LEN_MAX: u64 = 1 << 20;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use flate2::Compression;
 use flate2::write::{DeflateEncoder, GzEncoder};
 use proptest::prelude::*;
-use recipe::{Plain, make, rebuild};
+use recompress::{Plain, make, rebuild};
 
 /// Text as layers have it: words that come again, numbers, noise and zeros.
 fn text(len: usize) -> Vec<u8> {
