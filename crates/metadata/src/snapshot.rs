@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ::snapshot::{Barrier, CommitOptions, Kind, LayerFiles, Snapshotter, Usage};
+use ::snapshot::{Barrier, CommitOptions, KeptLayers, Kind, LayerFiles, Snapshotter, Usage};
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{
     Error, ErrorKind, FieldPath, Fields, Filters, Labels, Mount, Namespace, Result, Timestamp, filter, label,
@@ -221,8 +221,7 @@ impl Snapshots {
 
     /// Where an active snapshot takes a layer whole; none if it takes only a tree.
     pub fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {
-        let record = self.store.0.read(|tx| self.find(tx, key))?;
-        self.backend.layer_files(&record.backend)
+        self.ask_kept_layers(key, |layers, backend| layers.files_for(backend))
     }
 
     /// Whether another program keeps them, which may have layers that nobody gave it.
@@ -237,14 +236,12 @@ impl Snapshots {
 
     /// The files of a committed snapshot that is a layer as it came; none for every other.
     pub fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
-        let record = self.store.0.read(|tx| self.find(tx, key))?;
-        self.backend.kept_layer(&record.backend)
+        self.ask_kept_layers(key, |layers, backend| layers.files_of(backend))
     }
 
     /// Says that wrong files of a layer were replaced.
     pub fn layer_mended(&self, key: &str) -> Result<()> {
-        let record = self.store.0.read(|tx| self.find(tx, key))?;
-        self.backend.layer_mended(&record.backend)?;
+        self.ask_kept_layers(key, |layers, backend| layers.mended(backend))?;
         self.set_aside();
         Ok(())
     }
@@ -254,16 +251,28 @@ impl Snapshots {
         (self.store.0.notice)(Notice::SetAside);
     }
 
-    /// Drops what was made of a snapshot and those below, if it is wrong; see [`::snapshot::Snapshotter`].
+    /// Drops what was made of a snapshot and those below, if it is wrong; see [`KeptLayers`].
     pub fn mend_derived(&self, key: &str) -> Result<bool> {
-        let record = self.store.0.read(|tx| self.find(tx, key))?;
-        self.backend.mend_derived(&record.backend)
+        self.ask_kept_layers(key, |layers, backend| layers.mend_derived(backend))
     }
 
     /// Makes ahead what the first use of a committed snapshot would have to make.
     pub fn make_ready(&self, key: &str) -> Result<()> {
+        self.ask_kept_layers(key, |layers, backend| layers.make_ready(backend))
+    }
+
+    /// The answer of a snapshotter that keeps layers whole; of another, which has nothing to say of them, the default.
+    /// `NotFound` if there is no such snapshot.
+    fn ask_kept_layers<T: Default>(
+        &self,
+        key: &str,
+        ask: impl FnOnce(&dyn KeptLayers, &str) -> Result<T>,
+    ) -> Result<T> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;
-        self.backend.make_ready(&record.backend)
+        match self.backend.kept_layers() {
+            Some(layers) => ask(layers, &record.backend),
+            None => Ok(T::default()),
+        }
     }
 
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.

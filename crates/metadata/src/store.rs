@@ -236,8 +236,8 @@ impl Metadata {
 
     /// Where a layer goes that is for the tree of an active snapshot's mounts; none if no snapshotter knows it.
     pub fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
-        for backend in self.0.snapshotters.values() {
-            if let Some(target) = backend.target(mounts)? {
+        for layers in self.0.snapshotters.values().filter_map(|backend| backend.kept_layers()) {
+            if let Some(target) = layers.target(mounts)? {
                 return Ok(Some(target));
             }
         }

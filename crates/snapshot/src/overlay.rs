@@ -28,7 +28,9 @@ use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, Archive, Backing, LayerFiles, Mounted};
 use crate::records::{Chain, Records, count, with_top};
-use crate::{Barrier, CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity};
+use crate::{
+    Barrier, CommitOptions, KeptLayers, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity,
+};
 
 pub use self::probe::probe;
 
@@ -468,63 +470,8 @@ impl Snapshotter for Overlay {
         Ok(Some(ReadyCommit::new(self.records.db(), step, tidy)))
     }
 
-    fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {
-        let record = self.records.get(key)?;
-        let directory = self.records.directory(record.id);
-        let takes = record.kind == Kind::Active
-            && self.options.form == LayerForm::Archives
-            && !layer::is_archive(&directory)
-            && is_empty(&self.tree(record.id))?;
-        let files = || LayerFiles::of(&directory).wanting_record(self.records_spans);
-        Ok(takes.then(|| if record.parent.is_some() { files().merged_with_others() } else { files() }))
-    }
-
-    fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
-        let record = self.records.get(key)?;
-        let directory = self.records.directory(record.id);
-        let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
-        let mut files = LayerFiles::of(&directory).wanting_record(self.records_spans);
-        if record.parent.is_some() && !layer::is_archive(&directory) {
-            // Its image is gone, and is packed when it is made anew, as at first. The lowest may be used alone.
-            files = files.merged_with_others();
-        }
-        Ok(is_kept.then_some(files))
-    }
-
-    fn layer_mended(&self, key: &str) -> Result<()> {
-        let id = self.records.get(key)?.id;
-        self.forget_made_of(id)?;
-        let directory = self.records.directory(id);
-        match verity::is_watched(&directory) {
-            true => verity::watch(&directory),
-            false => Ok(()),
-        }
-    }
-
-    fn mend_derived(&self, key: &str) -> Result<bool> {
-        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
-        match layers.first() {
-            Some(top) if !self.mounted.is_stack_right(&layers, &below)? => {
-                self.mounted.forget(top.directory()).map(|()| true)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    fn make_ready(&self, key: &str) -> Result<()> {
-        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
-        self.mounted.make_stack(&layers, &below)
-    }
-
-    fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
-        let Some((key, chain)) = self.active_of(mounts)? else { return Ok(None) };
-        if mounts != self.mounts_of(&chain, &self.lower(&chain.parents)?) {
-            return Ok(None); // of the client's own making
-        }
-        if layer::is_archive(&self.records.directory(chain.id)) {
-            return self.mounts(&key).map(Target::Tree).map(Some);
-        }
-        Ok(self.layer_files(&key)?.map(Target::Layer))
+    fn kept_layers(&self) -> Option<&dyn KeptLayers> {
+        Some(self)
     }
 
     fn remove(&self, key: &str) -> Result<()> {
@@ -569,6 +516,67 @@ impl Snapshotter for Overlay {
 
     fn relax(&self) {
         self.mounted.relax();
+    }
+}
+
+impl KeptLayers for Overlay {
+    fn files_for(&self, key: &str) -> Result<Option<LayerFiles>> {
+        let record = self.records.get(key)?;
+        let directory = self.records.directory(record.id);
+        let takes = record.kind == Kind::Active
+            && self.options.form == LayerForm::Archives
+            && !layer::is_archive(&directory)
+            && is_empty(&self.tree(record.id))?;
+        let files = || LayerFiles::of(&directory).wanting_record(self.records_spans);
+        Ok(takes.then(|| if record.parent.is_some() { files().merged_with_others() } else { files() }))
+    }
+
+    fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
+        let Some((key, chain)) = self.active_of(mounts)? else { return Ok(None) };
+        if mounts != self.mounts_of(&chain, &self.lower(&chain.parents)?) {
+            return Ok(None); // of the client's own making
+        }
+        if layer::is_archive(&self.records.directory(chain.id)) {
+            return self.mounts(&key).map(Target::Tree).map(Some);
+        }
+        Ok(self.files_for(&key)?.map(Target::Layer))
+    }
+
+    fn files_of(&self, key: &str) -> Result<Option<LayerFiles>> {
+        let record = self.records.get(key)?;
+        let directory = self.records.directory(record.id);
+        let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
+        let mut files = LayerFiles::of(&directory).wanting_record(self.records_spans);
+        if record.parent.is_some() && !layer::is_archive(&directory) {
+            // Its image is gone, and is packed when it is made anew, as at first. The lowest may be used alone.
+            files = files.merged_with_others();
+        }
+        Ok(is_kept.then_some(files))
+    }
+
+    fn mended(&self, key: &str) -> Result<()> {
+        let id = self.records.get(key)?.id;
+        self.forget_made_of(id)?;
+        let directory = self.records.directory(id);
+        match verity::is_watched(&directory) {
+            true => verity::watch(&directory),
+            false => Ok(()),
+        }
+    }
+
+    fn mend_derived(&self, key: &str) -> Result<bool> {
+        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
+        match layers.first() {
+            Some(top) if !self.mounted.is_stack_right(&layers, &below)? => {
+                self.mounted.forget(top.directory()).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn make_ready(&self, key: &str) -> Result<()> {
+        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
+        self.mounted.make_stack(&layers, &below)
     }
 }
 

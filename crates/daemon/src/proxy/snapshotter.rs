@@ -9,7 +9,7 @@ use api::grpc::snapshots::{
     ViewSnapshotRequest,
 };
 use prost_types::FieldMask;
-use snapshot::{CommitOptions, Kind, LayerFiles, Snapshot, Snapshotter, Usage};
+use snapshot::{CommitOptions, Kind, Snapshot, Snapshotter, Usage};
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -126,10 +126,6 @@ impl Snapshotter for ProxySnapshotter {
         };
         let message = request(namespace(key), message);
         self.ask(LONG, async |mut client| client.commit(message).await).map(drop)
-    }
-
-    fn layer_files(&self, _key: &str) -> Result<Option<LayerFiles>> {
-        Ok(None)
     }
 
     fn remove(&self, key: &str) -> Result<()> {

@@ -130,7 +130,7 @@ impl LayerFiles {
 
     /// Puts a layer in the place of one whose files are wrong. All is on disk when this returns; a crash before
     /// leaves wrong files, or right ones, or the new archive with the old image. Whoever calls tells the
-    /// snapshotter ([`crate::Snapshotter::layer_mended`]). Archives that are no part of the layer afterwards are left to
+    /// snapshotter ([`crate::KeptLayers::mended`]). Archives that are no part of the layer afterwards are left to
     /// [`crate::Snapshotter::reclaim`].
     pub fn replace(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
         let new = LayerFiles {

@@ -262,13 +262,13 @@ fn a_chain_is_made_ready_and_what_is_used_of_it_is_looked_at() {
         layer(&*snapshotter, name, parent, |tree| fs::write(tree.join(name), name).unwrap());
     }
     for name in ["one", "two"] {
-        snapshotter.make_ready(name).unwrap();
+        snapshotter.kept_layers().unwrap().make_ready(name).unwrap();
     }
     assert!(!path(1, "stack.erofs").exists(), "one layer is its own image");
     let before = fs::metadata(path(2, "stack.erofs")).unwrap();
-    snapshotter.make_ready("two").unwrap();
+    snapshotter.kept_layers().unwrap().make_ready("two").unwrap();
     assert_eq!(fs::metadata(path(2, "stack.erofs")).unwrap().ino(), before.ino(), "made once");
-    snapshotter.make_ready("three").unwrap();
+    snapshotter.kept_layers().unwrap().make_ready("three").unwrap();
     let whole = fs::read(path(3, "stack.erofs")).unwrap();
     assert!(linux::mount::mount_points().unwrap().iter().all(|at| !at.path.starts_with(dir.path())));
 
@@ -321,13 +321,13 @@ fn the_images_of_layers_that_are_merged_are_packed() {
         let snapshotter = open_archives(dir);
         for (at, name, parent) in [(0, "base", None), (1, "top", Some("base done".to_owned()))] {
             snapshotter.prepare(name, None, Labels::new()).unwrap();
-            let files = snapshotter.layer_files(name).unwrap().unwrap();
+            let files = snapshotter.kept_layers().unwrap().files_for(name).unwrap().unwrap();
             let files = if is_packed { files.merged_with_others() } else { files };
             store_tree(&files, trees[at].path());
             let options = CommitOptions { labels: Labels::new(), parent };
             snapshotter.commit(&format!("{name} done"), name, options).unwrap();
         }
-        snapshotter.make_ready("top done").unwrap();
+        snapshotter.kept_layers().unwrap().make_ready("top done").unwrap();
         snapshotter
     };
     let (plain, dir) = (Place::new(), Place::new());
@@ -349,7 +349,7 @@ fn the_images_of_layers_that_are_merged_are_packed() {
     diff::Decoder::new(&deletes(&plain)[..]).unwrap().read_to_end(&mut image).unwrap();
     fs::write(path(&plain, "2/layer.erofs"), image).unwrap();
     fs::remove_file(path(&plain, "2/layer.erofs.zst")).unwrap();
-    let files = older.kept_layer("top done").unwrap().unwrap();
+    let files = older.kept_layers().unwrap().files_of("top done").unwrap().unwrap();
     let tree = diff::reread(&files.open_data().unwrap(), &archive_digest(&files)).unwrap();
     assert!(!files.is_image_of(&tree).unwrap());
     files.replace_image(&tree).unwrap();
@@ -369,7 +369,7 @@ fn the_images_of_layers_that_are_merged_are_packed() {
     assert!(path(&dir, "1/stack.erofs").exists());
 
     // Damage that shows without reading it is named, and all other is found by comparing.
-    let files = snapshotter.kept_layer("top done").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_of("top done").unwrap().unwrap();
     let right = fs::read(&files.image).unwrap();
     let tree = || diff::reread(&files.open_data().unwrap(), &archive_digest(&files)).unwrap();
     assert!(files.is_image_of(&tree()).unwrap());
@@ -380,7 +380,7 @@ fn the_images_of_layers_that_are_merged_are_packed() {
         assert!(!files.is_image_of(&tree()).unwrap(), "byte {at}");
     }
     fs::remove_file(&files.image).unwrap();
-    let gone = snapshotter.kept_layer("top done").unwrap().unwrap();
+    let gone = snapshotter.kept_layers().unwrap().files_of("top done").unwrap().unwrap();
     assert_eq!(gone.image, files.image, "it is made anew as it was");
     assert_eq!(gone.look().unwrap_err().kind(), ErrorKind::DataLoss);
     for len in [0, 10, 300, right.len() - 1] {
@@ -390,13 +390,13 @@ fn the_images_of_layers_that_are_merged_are_packed() {
     }
     let kept = path(&dir, "2/stack.erofs");
     let stack = fs::read(&kept).unwrap();
-    snapshotter.layer_mended("top done").unwrap();
+    snapshotter.kept_layers().unwrap().mended("top done").unwrap();
     let error = snapshotter.prepare("run", Some("top done"), Labels::new()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DataLoss, "{}", error.chain());
     assert!(error.chain().contains("overlay/2/layer.erofs.zst"), "{}", error.chain());
     files.replace_image(&tree()).unwrap();
     assert!(fs::read(&files.image).unwrap() == right, "still packed");
-    snapshotter.layer_mended("top done").unwrap();
+    snapshotter.kept_layers().unwrap().mended("top done").unwrap();
     snapshotter.prepare("run", Some("top done"), Labels::new()).unwrap();
     assert!(fs::read(&kept).unwrap() == stack);
 }
@@ -426,7 +426,7 @@ fn forms_are_mixed_in_one_chain() {
     let snapshotter = open_archives(dir.path());
     for (name, parent) in [("one", "old"), ("two", "one done")] {
         snapshotter.prepare(name, None, Labels::new()).unwrap();
-        let files = snapshotter.layer_files(name).unwrap().unwrap();
+        let files = snapshotter.kept_layers().unwrap().files_for(name).unwrap().unwrap();
         // Of `etc` it says only what is in it, and of `var` that nothing below is.
         let mut tree = erofs::Tree::new(erofs::Device { tag: String::new(), len: 1024 });
         let metadata =
@@ -471,7 +471,7 @@ fn forms_are_mixed_in_one_chain() {
 
 /// What the snapshot of some mounts takes a layer in.
 fn files_for(snapshotter: &dyn Snapshotter, mounts: &[Mount]) -> LayerFiles {
-    match snapshotter.target(mounts).unwrap() {
+    match snapshotter.kept_layers().unwrap().target(mounts).unwrap() {
         Some(Target::Layer(files)) => files,
         other => panic!("{other:?}"),
     }
@@ -524,18 +524,21 @@ fn only_new_snapshots_take_layers_whole() {
     let snapshotter = open_archives(dir.path());
     let mut mounts = snapshotter.prepare("written", None, Labels::new()).unwrap();
     with_mounted(&mounts, |tree| fs::write(tree.join("a"), "a").unwrap());
-    assert!(snapshotter.target(&mounts).unwrap().is_none(), "it holds something");
+    assert!(snapshotter.kept_layers().unwrap().target(&mounts).unwrap().is_none(), "it holds something");
     mounts[0].options = vec!["ro".into(), "rbind".into()];
-    assert!(snapshotter.target(&mounts).unwrap().is_none(), "not as it was answered");
+    assert!(snapshotter.kept_layers().unwrap().target(&mounts).unwrap().is_none(), "not as it was answered");
     mounts[0].source = "/tmp".into();
-    assert!(snapshotter.target(&mounts).unwrap().is_none(), "nothing of ours");
+    assert!(snapshotter.kept_layers().unwrap().target(&mounts).unwrap().is_none(), "nothing of ours");
 
     layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("base"), "b").unwrap());
     let view = snapshotter.view("view", Some("base"), Labels::new()).unwrap();
-    assert!(snapshotter.target(&view).unwrap().is_none(), "nobody writes to a view");
+    assert!(snapshotter.kept_layers().unwrap().target(&view).unwrap().is_none(), "nobody writes to a view");
     let mounts = snapshotter.prepare("new", Some("base"), Labels::new()).unwrap();
     let other = Place::new();
-    assert!(open_archives(other.path()).target(&mounts).unwrap().is_none(), "another's");
+    assert!(
+        open_archives(other.path()).kept_layers().unwrap().target(&mounts).unwrap().is_none(),
+        "another's"
+    );
     files_for(&*snapshotter, &mounts);
 }
 
@@ -544,7 +547,7 @@ fn two_layers_for_one_snapshot_at_once_are_one_too_many() {
     let dir = Place::new();
     let snapshotter = open_archives(dir.path());
     snapshotter.prepare("one", None, Labels::new()).unwrap();
-    let files = snapshotter.layer_files("one").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_for("one").unwrap().unwrap();
     let mut second = None;
     let first = files.write(|new| {
         use std::os::unix::fs::FileExt;
@@ -556,7 +559,7 @@ fn two_layers_for_one_snapshot_at_once_are_one_too_many() {
     assert_eq!(second.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
     // And what is left of the first is in nobody's way.
     assert!(!files.data.exists() && !files.image.exists());
-    let files = snapshotter.layer_files("one").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_for("one").unwrap().unwrap();
     store(&files, |tree| fs::write(tree.join("file"), "second").unwrap());
     files.look().unwrap();
 }
@@ -578,7 +581,9 @@ fn what_is_written_after_a_layer_lies_on_it() {
         fs::set_permissions(tree, fs::Permissions::from_mode(0o750)).unwrap();
         chown(tree, Some(5), Some(6)).unwrap();
     });
-    let Some(Target::Tree(mounts)) = snapshotter.target(&bare).unwrap() else { panic!("it has a layer") };
+    let Some(Target::Tree(mounts)) = snapshotter.kept_layers().unwrap().target(&bare).unwrap() else {
+        panic!("it has a layer")
+    };
     assert_eq!(mounts, snapshotter.mounts("mixed").unwrap());
     let before = snapshotter.usage("mixed").unwrap();
     with_mounted(&mounts, |tree| {
@@ -681,7 +686,7 @@ fn a_record_of_spans_lives_as_long_as_its_layer() {
     let snapshotter = open_archives(dir.path());
     let noise: Vec<u8> = (0..3_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), noise).unwrap());
-    let files = snapshotter.kept_layer("base").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_of("base").unwrap().unwrap();
     let record = files.open_record().unwrap().expect("a record was wanted");
     let spans = diff::spans::Spans::read(&record).unwrap();
     assert!(spans.plain_len() <= fs::metadata(&files.data).unwrap().len());

@@ -44,7 +44,11 @@ pub(crate) fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'st
         } else {
             snapshotter.prepare(key, parent, Labels::new())?
         };
-        match snapshotter.layer_files(key)? {
+        let files = match snapshotter.kept_layers() {
+            Some(layers) => layers.files_for(key)?,
+            None => None,
+        };
+        match files {
             Some(files) => write_layer(&files, name)?,
             None => fs::write(tree_of(&mounts).join(name), name).context(|| "write a file")?,
         }
@@ -66,7 +70,10 @@ pub(crate) fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'st
 /// Whether it keeps layers as they came. The snapshot that this takes to find out is gone again.
 fn takes_layers(snapshotter: &dyn Snapshotter) -> Result<bool> {
     snapshotter.prepare("try", None, Labels::new())?;
-    let takes = snapshotter.layer_files("try")?.is_some();
+    let takes = match snapshotter.kept_layers() {
+        Some(layers) => layers.files_for("try")?.is_some(),
+        None => false,
+    };
     snapshotter.remove("try")?;
     Ok(takes)
 }

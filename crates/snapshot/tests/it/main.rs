@@ -113,7 +113,7 @@ fn stored_layers_are_deleted_in_turns() {
     let dir = tempfile::TempDir::new().unwrap();
     let snapshotter = open_archives(dir.path());
     snapshotter.prepare("extract", None, Default::default()).unwrap();
-    let files = snapshotter.layer_files("extract").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_for("extract").unwrap().unwrap();
     suite::store(&files, |tree| fs::write(tree.join("file"), vec![7; 100_000]).unwrap());
     let layer = files.data.parent().unwrap().to_owned();
     drop(files);
@@ -140,7 +140,7 @@ fn what_a_failed_attempt_has_stored_is_deleted_with_its_snapshot() {
     let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
     let snapshotter = open_archives(dir.path());
     snapshotter.prepare("extract", None, Default::default()).unwrap();
-    let files = snapshotter.layer_files("extract").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_for("extract").unwrap().unwrap();
     for len in [10, LEN] {
         let failed = files.write(|mut new| {
             new.data.write_all(&vec![7; len]).unwrap();
@@ -168,10 +168,10 @@ fn archives_that_a_mend_gives_up_are_deleted_in_turns() {
     let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
     let snapshotter = open_archives(dir.path());
     snapshotter.prepare("extract", None, Default::default()).unwrap();
-    let files = snapshotter.layer_files("extract").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_for("extract").unwrap().unwrap();
     suite::store(&files, |tree| fs::write(tree.join("file"), vec![7; LEN]).unwrap());
     snapshotter.commit("layer", "extract", Default::default()).unwrap();
-    let files = snapshotter.kept_layer("layer").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_of("layer").unwrap().unwrap();
     let stored = fs::metadata(&files.data).unwrap().len();
     let aside = || -> u64 {
         let found = fs::read_dir(dir.path().join("overlay/removed")).into_iter().flatten().flatten();

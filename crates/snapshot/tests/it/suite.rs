@@ -44,7 +44,8 @@ pub(crate) fn prepare_with(
     fill: impl FnOnce(&Path),
 ) -> Vec<Mount> {
     let mounts = snapshotter.prepare(key, parent, Labels::new()).unwrap();
-    match snapshotter.layer_files(key).unwrap().filter(|_| parent.is_none()) {
+    let layers = snapshotter.kept_layers().filter(|_| parent.is_none());
+    match layers.and_then(|layers| layers.files_for(key).unwrap()) {
         Some(files) => store(&files, fill),
         None => with_mounted(&mounts, fill),
     }

@@ -44,10 +44,10 @@ fn open(root: &Path) -> Overlay {
 /// A layer of one file of this many bytes, read by `read` afterwards.
 fn store(snapshotter: &Overlay, name: &str, len: usize) -> LayerFiles {
     snapshotter.prepare("extract", None, Labels::new()).unwrap();
-    let files = snapshotter.layer_files("extract").unwrap().unwrap();
+    let files = snapshotter.kept_layers().unwrap().files_for("extract").unwrap().unwrap();
     crate::suite::store(&files, |tree| fs::write(tree.join("file"), vec![7; len]).unwrap());
     snapshotter.commit(name, "extract", Default::default()).unwrap();
-    snapshotter.kept_layer(name).unwrap().unwrap()
+    snapshotter.kept_layers().unwrap().files_of(name).unwrap().unwrap()
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn files_of_layers_are_watched_over() {
     fs::write(&files.data, &right).unwrap();
     assert!(!files.is_as_recorded().unwrap(), "nobody watches over it");
     assert_eq!(files.look().unwrap_err().kind(), ErrorKind::DataLoss, "whoever only looks is told as well");
-    snapshotter.layer_mended("layer").unwrap();
+    snapshotter.kept_layers().unwrap().mended("layer").unwrap();
     assert!(files.is_as_recorded().unwrap(), "it was mended, and is watched over again");
     assert_eq!(fs::read_to_string(root.join("overlay/1/verity")).unwrap(), record, "the same bytes");
 
