@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use types::{Error, ErrorKind, Result};
 
-use crate::netlink::{Message, Protocol, Socket, attribute, errno_of};
+use crate::netlink::{Message, NLA_F_NESTED, NLM_F_DUMP, Protocol, Socket, attribute, errno_of};
 use crate::nft::Transport;
 
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
@@ -33,8 +33,6 @@ const BY_SOURCE: u32 = 1 << 0;
 const BY_PROTOCOL: u32 = 1 << 3;
 const BY_DESTINATION_PORT: u32 = 1 << 5;
 
-const NLM_F_DUMP: u16 = 0x300;
-const NLA_F_NESTED: u16 = 1 << 15;
 const NFPROTO_IPV4: u8 = 2;
 
 /// Which flows are looked at.

@@ -10,7 +10,7 @@
 //! - [`device`]: device nodes.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
-//! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and flows that go by them.
+//! - [`netlink`], [`rtnetlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and flows that go by them.
 //! - [`random`]: names that nobody else has.
 //! - [`release()`]: the kernel's version.
 //! - `host_lookup`: how the C library looks for hosts.
@@ -44,6 +44,7 @@ pub mod procfs;
 pub mod random;
 mod release;
 pub mod removal;
+pub mod rtnetlink;
 pub mod sampling;
 pub mod sealed;
 pub mod search;

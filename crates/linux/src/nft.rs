@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 
 use types::{Error, ErrorKind, Result};
 
-use crate::netlink::{Message, Protocol, Socket, attribute};
+use crate::netlink::{Message, NLM_F_CREATE, NLM_F_DUMP, Protocol, Socket, attribute};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -44,9 +44,7 @@ const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
 
-const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
-const NLM_F_DUMP: u16 = 0x300;
 
 const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_IPV4: u8 = 2;

@@ -126,7 +126,8 @@ pub fn join_process(pidfd: BorrowedFd<'_>, kinds: &[NsKind]) -> Result<()> {
         .context(|| "join the namespaces of the container's first process")
 }
 
-/// Moves the calling thread into new namespaces (unshare(2)).
+/// Moves the calling thread into new namespaces (unshare(2)), and no other thread: whoever goes on elsewhere does this in a
+/// thread that ends there.
 #[expect(unsafe_code, reason = "rustix marks unshare as unsafe for the sake of the table of open files")]
 pub fn unshare(kinds: &[NsKind]) -> Result<()> {
     let flags = kinds.iter().fold(0, |flags, kind| flags | kind.clone_flag());

@@ -14,8 +14,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::MutexGuard;
 
-use linux::netlink::{Prefix, Route, Veth};
 use linux::nft::{Batch, Nft};
+use linux::rtnetlink::{Prefix, Route, Veth};
 use serde::{Deserialize, Serialize};
 use stdx::Mutex;
 use types::id::check_identifier;

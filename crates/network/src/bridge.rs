@@ -8,8 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::str::FromStr;
 
-use linux::netlink::{Address, Link, Prefix, Route};
 use linux::nft::Batch;
+use linux::rtnetlink::{Address, Link, Prefix, Route};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::mark::Marks;

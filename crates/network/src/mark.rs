@@ -12,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 
-use linux::netlink::Link;
+use linux::rtnetlink::Link;
 use types::digest::{Algorithm, Hasher};
 use types::{Context, Result};
 

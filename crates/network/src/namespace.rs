@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use linux::netlink::{LOOPBACK, Route};
+use linux::rtnetlink::{LOOPBACK, Route};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use types::{Context, Error, Result};
 
@@ -25,7 +25,7 @@ pub(crate) fn create(path: &Path) -> Result<()> {
 
 /// In a thread of its own, which dies in the new namespace: others never notice.
 fn make_in_thread(path: &Path) -> Result<()> {
-    linux::netlink::enter_new_namespace()?;
+    linux::ns::unshare(&[linux::ns::NsKind::Network])?;
     // The loopback is there, and keeps `::1`.
     silence_ipv6("default")?;
     Route::open()?.set_up(LOOPBACK)?;

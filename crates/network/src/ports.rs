@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use linux::conntrack::{Conntrack, Flows};
-use linux::netlink::Route;
 use linux::nft::{Batch, Expr, Transport};
+use linux::rtnetlink::Route;
 use serde::{Deserialize, Serialize};
 use types::{Error, ErrorKind, Result};
 

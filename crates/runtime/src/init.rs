@@ -9,9 +9,9 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use linux::netlink::{LOOPBACK, Route};
 use linux::ns::{self, NsKind};
 use linux::process;
+use linux::rtnetlink::{LOOPBACK, Route};
 use serde_json::Value;
 use types::spec::runtime::{Hook, Process, Spec};
 use types::{Context, ErrorKind, Result};

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use linux::netlink::{Link, Route};
 use linux::ns::NsKind;
+use linux::rtnetlink::{Link, Route};
 use types::spec::runtime::NetDevice;
 use types::{Context, Error, Result};
 

@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use linux::beneath;
 use linux::cgroup::{Cgroup, Entry, Instance, Scope};
 use linux::mount::{self, Propagation};
-use linux::netlink::{LOOPBACK, Route};
 use linux::ns::NsKind;
 use linux::process::PidFd;
+use linux::rtnetlink::{LOOPBACK, Route};
 use types::spec::runtime::Spec;
 use types::{Context, Error, Result};
 

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 use std::process::Command;
 
-use linux::netlink::{Prefix, Route, Veth};
 use linux::nft::{Batch, Expr, Hook, Nft, Transport};
+use linux::rtnetlink::{Prefix, Route, Veth};
 use types::ErrorKind;
 
 /// Runs `test` in a new network namespace; processes that it starts are in there too.
@@ -16,7 +16,7 @@ fn in_new_namespace(test: impl FnOnce() + Send) {
     }
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            linux::netlink::enter_new_namespace().expect("root may");
+            linux::ns::unshare(&[linux::ns::NsKind::Network]).expect("root may");
             test();
         });
         thread.join().expect("the test passes");
@@ -48,7 +48,7 @@ fn a_veth_pair_connects_a_bridge_with_another_namespace() {
         let (send, receive) = std::sync::mpsc::channel();
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || {
-            linux::netlink::enter_new_namespace().expect("root may");
+            linux::ns::unshare(&[linux::ns::NsKind::Network]).expect("root may");
             send.send(own_namespace()).expect("the test listens");
             // The namespace lives as long as its file; the thread stays so that processes can join.
             let _ = wait.recv();

@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Instant;
 
-use linux::netlink::{Prefix, Route, Veth};
+use linux::rtnetlink::{Prefix, Route, Veth};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with, sockopt};
 
 use super::*;

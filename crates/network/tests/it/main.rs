@@ -25,8 +25,8 @@ fn on_a_machine(test: impl FnOnce(&Path) + Send) {
     let state = tempfile::TempDir::new().expect("a temporary directory");
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            linux::netlink::enter_new_namespace().expect("root may");
-            linux::netlink::Route::open().and_then(|mut route| route.set_up(1)).expect("loopback is there");
+            linux::ns::unshare(&[linux::ns::NsKind::Network]).expect("root may");
+            linux::rtnetlink::Route::open().and_then(|mut route| route.set_up(1)).expect("loopback is there");
             test(state.path());
         });
         thread.join().expect("the test passes");

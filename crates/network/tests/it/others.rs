@@ -1,6 +1,6 @@
 //! What others have on the bridge and in the table stays, and the bridge that was made here is known as such.
 
-use linux::netlink::Route;
+use linux::rtnetlink::Route;
 
 use super::*;
 

@@ -12,7 +12,7 @@ use api::shim::runc::{CheckpointOptions, Options};
 use api::shim::task;
 use api::shim::types::{Status, TypeUrl};
 use linux::cgroup::Cgroup;
-use linux::netlink::Route;
+use linux::rtnetlink::Route;
 use prost::Message;
 use prost_types::Any;
 use serde_json::{Value, json};
