@@ -24,7 +24,7 @@ use types::{Error, Result, Timestamp};
 
 use crate::config;
 use crate::idle::Idle;
-use crate::telemetry::Times;
+use crate::telemetry::Histogram;
 
 /// How often deletions and changes are counted. Nothing else happens in an idle daemon, and rarely this.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -117,12 +117,12 @@ pub(crate) struct Figures {
     pub(crate) collections: AtomicU64,
     pub(crate) failures: AtomicU64,
     pub(crate) removed: AtomicU64,
-    times: Mutex<Times>,
+    times: Mutex<Histogram>,
 }
 
 impl Figures {
     /// How long those that did not fail took.
-    pub(crate) fn times(&self) -> MutexGuard<'_, Times> {
+    pub(crate) fn times(&self) -> MutexGuard<'_, Histogram> {
         self.times.lock()
     }
 }

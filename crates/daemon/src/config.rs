@@ -75,7 +75,7 @@ pub struct Config {
     pub plugins: Plugins,
     /// Plugins without which the daemon does not start, by type and id.
     pub required_plugins: Vec<String>,
-    /// Plugins that the daemon leaves out, of those that it can leave out ([`services::LeftOut`]).
+    /// Plugins that the daemon leaves out, of those that it can leave out ([`services::DisabledPlugins`]).
     pub disabled_plugins: Vec<String>,
     pub layers: Layers,
     /// Whether the spans of the blobs of layers are recorded.

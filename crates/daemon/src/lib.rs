@@ -18,7 +18,7 @@
 //! - `idle`: memory that is given back when nobody asks for anything.
 //! - `restart_monitor`: containers of other clients that are started again.
 //! - `pipes`: what clients that were killed left beside the socket.
-//! - `belongings`: what a task has beside its shim: mounts of its root, and images of a checkpoint (`checkpoint`).
+//! - `task_resources`: what a task has beside its shim: mounts of its root, and images of a checkpoint (`checkpoint`).
 //!
 //! Invariants
 //! - The daemon may be killed at any instruction. What it holds in memory alone is what can be had
@@ -32,7 +32,6 @@
 mod args;
 mod aside;
 mod background;
-mod belongings;
 mod checkpoint;
 mod collector;
 pub mod config;
@@ -61,6 +60,7 @@ mod run;
 mod server;
 mod services;
 mod streams;
+mod task_resources;
 mod telemetry;
 mod traces;
 mod unmount;

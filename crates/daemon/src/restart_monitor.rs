@@ -42,7 +42,7 @@ use types::{
 };
 
 use crate::aside::blocking;
-use crate::belongings::Belongings;
+use crate::task_resources::TaskResources;
 
 const STATUS: &str = "containerd.io/restart.status";
 const POLICY: &str = "containerd.io/restart.policy";
@@ -140,7 +140,7 @@ fn count(labels: &Labels) -> u64 {
 pub(crate) struct RestartMonitor {
     metadata: Metadata,
     shims: Shims,
-    belongings: Belongings,
+    task_resources: TaskResources,
     exchange: Exchange,
     interval: watch::Sender<Duration>,
     compared: Arc<Compared>,
@@ -194,13 +194,21 @@ impl RestartMonitor {
     pub(crate) fn new(
         metadata: Metadata,
         shims: Shims,
-        belongings: Belongings,
+        task_resources: TaskResources,
         exchange: Exchange,
         interval: Duration,
     ) -> RestartMonitor {
         let compared = Compared { keys: Mutex::default(), places: Semaphore::new(COMPARED_AT_ONCE) };
         let (interval, compared) = (watch::Sender::new(interval), Arc::new(compared));
-        RestartMonitor { metadata, shims, belongings, exchange, interval, compared, begun: Arc::default() }
+        RestartMonitor {
+            metadata,
+            shims,
+            task_resources,
+            exchange,
+            interval,
+            compared,
+            begun: Arc::default(),
+        }
     }
 
     /// Looks after another time from now on.
@@ -350,23 +358,23 @@ impl RestartMonitor {
             Err(_) => return Err(Error::deadline_exceeded("it was killed and does not end")),
         };
         self.shims.delete(&key.0, &key.1).await?;
-        self.belongings.let_go(&key.0, &key.1).await;
+        self.task_resources.release(&key.0, &key.1).await;
         Ok(())
     }
 
     async fn start(&self, key: &Key, container: Container) -> Result<()> {
         match self.shims.delete(&key.0, &key.1).await {
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
-            _ => self.belongings.forget_checkpoint(&key.0, &key.1).await,
+            _ => self.task_resources.forget_checkpoint(&key.0, &key.1).await,
         }
         let caller = Caller::new(key.0.clone());
         let mut create = self.recreate(&caller, container).await?;
         let (runtime, rootfs) = (create.runtime.clone(), std::mem::take(&mut create.rootfs));
-        let (rootfs, is_activated) = self.belongings.activate(&caller, &key.1, &runtime, rootfs).await?;
+        let (rootfs, is_activated) = self.task_resources.activate(&caller, &key.1, &runtime, rootfs).await?;
         create.rootfs = rootfs;
         if let Err(error) = self.shims.create(&key.0, &key.1, create).await {
             if is_activated {
-                self.belongings.deactivate(&key.0, &key.1).await;
+                self.task_resources.deactivate(&key.0, &key.1).await;
             }
             return Err(error);
         }
@@ -381,7 +389,7 @@ impl RestartMonitor {
         if let Err(error) = started {
             // It is made anew the next time, as one that ended is.
             let _ = self.shims.delete(&key.0, &key.1).await;
-            self.belongings.let_go(&key.0, &key.1).await;
+            self.task_resources.release(&key.0, &key.1).await;
             return Err(error);
         }
         Ok(())

@@ -254,7 +254,7 @@ async fn run_parts(
     let idle = Idle::default();
     background.spawn("collect garbage", parts.collector.clone().run(idle.clone()));
     background.spawn("delete the files of what was removed", parts.collector.clone().reclaim());
-    if !parts.left_out.restart_monitor() {
+    if !parts.disabled_plugins.restart_monitor() {
         background.spawn("restart monitor", parts.restart_monitor.clone().run());
     }
     background.spawn("drop blobs of unpacked layers", parts.retainer.clone().run());

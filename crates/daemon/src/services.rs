@@ -8,13 +8,13 @@ mod content;
 mod controller;
 pub(crate) mod convert;
 mod diff;
+mod disabled_plugins;
 mod engine;
 mod events;
 mod health;
 mod images;
 mod introspection;
 mod leases;
-mod left_out;
 mod mounts;
 mod namespaces;
 mod reflection;
@@ -25,8 +25,8 @@ mod tasks;
 mod transfer;
 mod version;
 
+pub(crate) use self::disabled_plugins::{DisabledPlugins, is_separable};
 pub(crate) use self::engine::History;
-pub(crate) use self::left_out::{LeftOut, is_separable};
 
 use std::pin::Pin;
 use std::str::FromStr;
@@ -74,11 +74,11 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router
         }};
     }
     let metadata = || parts.metadata.clone();
-    if let Err(error) = parts.belongings.checkpoints().sweep(&parts.shims) {
+    if let Err(error) = parts.task_resources.checkpoints().sweep(&parts.shims) {
         tracing::warn!("remove checkpoints that are needed no more: {}", error.chain());
     }
-    let (shims, belongings) = (parts.shims.clone(), parts.belongings.clone());
-    let tasks = tasks::Service { metadata: metadata(), shims, belongings };
+    let (shims, task_resources) = (parts.shims.clone(), parts.task_resources.clone());
+    let tasks = tasks::Service { metadata: metadata(), shims, task_resources };
     let list_limit = limits.sent;
     let containers = containers::Service { metadata: metadata(), engine: parts.engine.clone(), list_limit };
     let controller = controller::Service::new(parts);
@@ -122,7 +122,7 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router
             api::engine::engine_server::EngineServer,
             engine::Service(parts.engine.clone(), history)
         ));
-    let router = parts.left_out.services().fold(router, Router::without);
+    let router = parts.disabled_plugins.services().fold(router, Router::without);
     let reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
     let served = router.names().chain(reflections).map(str::to_owned);
     let reflection = reflection::Service::new(served);

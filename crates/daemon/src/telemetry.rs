@@ -11,28 +11,28 @@
 //! - `calls`: counts of gRPC calls.
 //! - `ends`: when a call ends.
 //! - `containers`: figures of cgroups, asked of the shims when somebody wants them.
+//! - `histogram`: how often something took how long.
 //! - `http`: the server.
-//! - `passed`: messages of calls.
+//! - `message_counter`: messages of calls.
 //! - `process`: the daemon as the kernel sees it.
 //! - `profile`: where it spends processor time.
 //! - `text`: the exposition format.
-//! - `times`: how long something took, in classes.
 
 mod calls;
 mod containers;
 pub(crate) mod ends;
+mod histogram;
 mod http;
-mod passed;
+mod message_counter;
 mod process;
 mod profile;
 mod text;
-mod times;
 
 use std::sync::atomic::Ordering;
 
 pub(crate) use calls::Calls;
+pub(crate) use histogram::Histogram;
 pub(crate) use http::serve;
-pub(crate) use times::Times;
 
 use crate::collector::Collector;
 use text::Text;

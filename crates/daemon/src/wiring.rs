@@ -19,7 +19,6 @@ use tokio::sync::Notify;
 use transfer::{Admission, Flights, Retentions, Slots};
 use types::{Context, Error, Result};
 
-use crate::belongings::Belongings;
 use crate::checkpoint::Checkpoints;
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, ProxyKind, Sharing};
@@ -30,8 +29,9 @@ use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
 use crate::restart_monitor::RestartMonitor;
 use crate::retainer::Retainer;
-use crate::services::LeftOut;
+use crate::services::DisabledPlugins;
 use crate::streams::Streams;
+use crate::task_resources::TaskResources;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
 pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
@@ -49,7 +49,7 @@ pub(crate) struct Parts {
     pub(crate) held: Arc<Notify>,
     pub(crate) shims: Shims,
     pub(crate) mounts: Mounts,
-    pub(crate) belongings: Belongings,
+    pub(crate) task_resources: TaskResources,
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
     pub(crate) restart_monitor: RestartMonitor,
@@ -72,7 +72,7 @@ pub(crate) struct Parts {
     /// A further name of the snapshotter overlay, if it is what that name says.
     pub(crate) other_snapshotter_name: Option<&'static str>,
     /// Plugins that the configuration leaves out.
-    pub(crate) left_out: LeftOut,
+    pub(crate) disabled_plugins: DisabledPlugins,
 }
 
 impl Parts {
@@ -98,9 +98,9 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let (root, state, plugins) = (&config.root, &config.state, &config.plugins);
     let db = open_database(config)?;
     let proxies: Vec<Plugin> = plugins.proxies.iter().cloned().map(Plugin::new).collect();
-    let left_out = LeftOut::of(&config.disabled_plugins);
+    let disabled_plugins = DisabledPlugins::of(&config.disabled_plugins);
     let content = open_content(config, &proxies)?;
-    let snapshotters = open_snapshotters(config, &db, &proxies, &left_out)?;
+    let snapshotters = open_snapshotters(config, &db, &proxies, &disabled_plugins)?;
 
     let (exchange, trigger) = (Exchange::default(), Trigger::default());
     let connections = connections(config);
@@ -147,11 +147,11 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     })?;
 
     let checkpoints = Checkpoints::new(metadata.clone(), root);
-    let belongings = Belongings::new(shims.clone(), mounts.clone(), checkpoints);
+    let task_resources = TaskResources::new(shims.clone(), mounts.clone(), checkpoints);
     let restart_monitor = RestartMonitor::new(
         metadata.clone(),
         shims.clone(),
-        belongings.clone(),
+        task_resources.clone(),
         exchange.clone(),
         config.restart_interval,
     );
@@ -165,7 +165,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange,
         shims,
         mounts,
-        belongings,
+        task_resources,
         engine,
         restart_monitor,
         connections,
@@ -178,7 +178,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         processors,
         differs: plugins.differs.clone(),
         proxies,
-        left_out,
+        disabled_plugins,
     })
 }
 
@@ -210,7 +210,7 @@ fn open_snapshotters(
     config: &Config,
     db: &kv::Db,
     proxies: &[Plugin],
-    left_out: &LeftOut,
+    disabled_plugins: &DisabledPlugins,
 ) -> Result<Snapshotters> {
     let folder = config.root.join("snapshots");
     let wanted = probes::Wanted {
@@ -226,7 +226,7 @@ fn open_snapshotters(
         .with_mount_options(config.mount_options.clone());
     let mut all: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     all.insert(Overlay::NAME.into(), Arc::new(overlay));
-    if !left_out.native_snapshotter() {
+    if !disabled_plugins.native_snapshotter() {
         let native = Native::open(&folder.join(Native::NAME), db.clone())?;
         all.insert(Native::NAME.into(), Arc::new(native));
     } else if default == Native::NAME {

@@ -283,7 +283,7 @@ impl Engine {
             Err(error) => return Err(error),
         };
         if let Some(extension) = &extension {
-            self.note_last_words(id, extension);
+            self.note_removed(id, extension);
         }
         // The record's deletion is a relaxed write: it reaches the disk together with the removal of the tree.
         containers.delete_relaxed(id).unless_gone()?;

@@ -27,7 +27,6 @@ mod filter;
 mod health;
 mod images;
 mod info;
-mod last_words;
 mod leftovers;
 mod logs;
 mod moment;
@@ -35,6 +34,7 @@ mod names;
 mod networks;
 mod record;
 mod registries;
+mod removed_containers;
 mod restarts;
 mod spec;
 mod stats;
@@ -65,7 +65,7 @@ pub use crate::moment::time;
 
 use crate::containers::Ends;
 use crate::health::Healths;
-use crate::last_words::LastWords;
+use crate::removed_containers::RemovedContainers;
 use crate::restarts::Restarts;
 use crate::turns::Turns;
 use crate::volumes::Holds;
@@ -118,7 +118,7 @@ struct Inner {
     ends: Ends,
     healths: Healths,
     watched: Watched,
-    last_words: LastWords,
+    removed_containers: RemovedContainers,
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
@@ -150,7 +150,7 @@ impl Engine {
             ends: Ends::default(),
             healths: Healths::default(),
             watched: Watched::default(),
-            last_words: LastWords::default(),
+            removed_containers: RemovedContainers::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),
             network_released: Notify::default(),

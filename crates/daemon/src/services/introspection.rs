@@ -151,7 +151,7 @@ impl Service {
         let is_ours = |name: &&str| parts.proxy(ProxyKind::Snapshot, name).is_none();
         let snapshotters = parts.metadata.snapshotters().filter(is_ours).chain(parts.other_snapshotter_name);
         let snapshotters = snapshotters.map(|name| (SNAPSHOTTER, name.to_owned()));
-        let listed = listed.filter(|(kind, id)| !parts.left_out.has(kind, id));
+        let listed = listed.filter(|(kind, id)| !parts.disabled_plugins.has(kind, id));
         let mut plugins: Vec<Plugin> = listed.chain(snapshotters).map(plugin).collect();
         for plugin in plugins.iter_mut().filter(|plugin| plugin.r#type == SNAPSHOTTER) {
             let root = parts.root.join("snapshots").join(snapshot::canonical_name(&plugin.id));

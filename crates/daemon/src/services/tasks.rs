@@ -20,15 +20,15 @@ use tonic::{Code, Request, Response, Status};
 use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
 use super::{Answer, blocking, caller, container_id, convert, known, required, status, unbroken};
-use crate::belongings::Belongings;
 use crate::checkpoint;
+use crate::task_resources::TaskResources;
 
 /// Clones are the same.
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) metadata: Metadata,
     pub(super) shims: Shims,
-    pub(super) belongings: Belongings,
+    pub(super) task_resources: TaskResources,
 }
 
 impl Service {
@@ -88,8 +88,8 @@ impl Service {
             return Err(Status::already_exists(format!("task {id}: already exists")));
         }
         let descriptor = convert::own_descriptor(descriptor).map_err(status)?;
-        let (belongings, caller, id) = (self.belongings.clone(), caller.clone(), id.clone());
-        blocking(move || belongings.checkpoints().bring(&caller, &id, descriptor)).await.map(Some)
+        let (task_resources, caller, id) = (self.task_resources.clone(), caller.clone(), id.clone());
+        blocking(move || task_resources.checkpoints().bring(&caller, &id, descriptor)).await.map(Some)
     }
 
     /// A task of a container, with the mounts and the checkpoint that it needs. Where it fails those go again.
@@ -109,7 +109,7 @@ impl Service {
         let runtime =
             if request.runtime_path.is_empty() { container.runtime.name } else { request.runtime_path };
         let (rootfs, is_activated) =
-            self.belongings.activate(&caller, &id, &runtime, rootfs).await.map_err(status)?;
+            self.task_resources.activate(&caller, &id, &runtime, rootfs).await.map_err(status)?;
         let is_restored = checkpoint.is_some();
         let create = Create {
             spec,
@@ -129,11 +129,11 @@ impl Service {
         let created = self.shims.create(&caller.namespace, &id, create).await;
         if let Err(error) = &created {
             if is_activated {
-                self.belongings.deactivate(&caller.namespace, &id).await;
+                self.task_resources.deactivate(&caller.namespace, &id).await;
             }
             // What is there of that name may need its images.
             if is_restored && !error.is(ErrorKind::AlreadyExists) {
-                self.belongings.forget_checkpoint(&caller.namespace, &id).await;
+                self.task_resources.forget_checkpoint(&caller.namespace, &id).await;
             }
         }
         created.map_err(status)
@@ -143,7 +143,7 @@ impl Service {
         let service = self.clone();
         unbroken(async move {
             let exit = service.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
-            service.belongings.let_go(task.namespace(), task.id()).await;
+            service.task_resources.release(task.namespace(), task.id()).await;
             Ok(exit)
         })
         .await
@@ -192,7 +192,7 @@ impl Tasks for Service {
             && !self.shims.has(&caller.namespace, &id)
         {
             // Of a task that went with its shim.
-            self.belongings.forget_checkpoint(&caller.namespace, &id).await;
+            self.task_resources.forget_checkpoint(&caller.namespace, &id).await;
         }
         let (task, request) = found?;
         let exit = self.delete_task(task).await?;
@@ -299,11 +299,11 @@ impl Tasks for Service {
             return Ok(Response::new(CheckpointTaskResponse::default()));
         }
         let (containers, id) = (self.metadata.containers(&caller), task.id().clone());
-        let checkpoints = self.belongings.checkpoints().clone();
+        let checkpoints = self.task_resources.checkpoints().clone();
         let (spec, folder) = blocking(move || Ok((containers.get(&id)?.spec, checkpoints.folder()?))).await?;
         let spec = required(spec, "container spec")?;
         task.checkpoint(folder.path(), options).await.map_err(status)?;
-        let checkpoints = self.belongings.checkpoints().clone();
+        let checkpoints = self.task_resources.checkpoints().clone();
         let stored = blocking(move || checkpoints.store(&caller, folder.path(), spec)).await?;
         let descriptors = stored.iter().map(convert::descriptor).collect();
         Ok(Response::new(CheckpointTaskResponse { descriptors }))

@@ -36,7 +36,7 @@ use transfer::{
 use types::label::gc;
 use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
-use self::progress::{Parts, Teller};
+use self::progress::{Parts, Reporter};
 use super::{Answer, caller, required, status};
 use crate::aside::blocking;
 use crate::streams::Streams;
@@ -62,14 +62,14 @@ impl Transfer for Service {
         let to = required(destination, "destination")?;
         let stream = options.map(|options| options.progress_stream).filter(|name| !name.is_empty());
         let progress = stream.map(|name| self.streams.take(&caller.namespace, &name)).transpose();
-        let progress = Teller::to(progress.map_err(status)?);
+        let progress = Reporter::to(progress.map_err(status)?);
         let moved = self.between(&caller, &from, &to, progress).await;
         moved.map(Response::new).map_err(status)
     }
 }
 
 impl Service {
-    async fn between(&self, caller: &Caller, from: &Any, to: &Any, progress: Teller) -> Result<()> {
+    async fn between(&self, caller: &Caller, from: &Any, to: &Any, progress: Reporter) -> Result<()> {
         if holds::<OciRegistry>(from) && holds::<ImageStore>(to) {
             return self.pull(caller, read(from)?, read(to)?, progress).await;
         }
@@ -94,7 +94,13 @@ impl Service {
         )))
     }
 
-    async fn pull(&self, caller: &Caller, from: OciRegistry, to: ImageStore, progress: Teller) -> Result<()> {
+    async fn pull(
+        &self,
+        caller: &Caller,
+        from: OciRegistry,
+        to: ImageStore,
+        progress: Reporter,
+    ) -> Result<()> {
         let (reference, remote) = self.remote(caller, from).await?;
         let place = format!("OCI Registry ({reference})");
         progress.of_all(format!("Resolving from {place}")).await;
@@ -120,9 +126,9 @@ impl Service {
             retentions: self.retentions.clone(),
         };
         let mut parts = Parts::pulled_from(&place);
-        let (report, telling) = progress.telling(move |step| parts.pulled(step));
+        let (report, reporting) = progress.reporting(move |step| parts.pulled(step));
         let pulled = transfer::pull(&self.metadata, request, report).await;
-        let progress = telling.done().await;
+        let progress = reporting.done().await;
         let image = pulled?;
         let mut images = vec![image.clone()];
         for name in extra.into_iter().map(|extra| extra.name(&image.target.digest)) {
@@ -147,7 +153,13 @@ impl Service {
         asked.into_iter().map(unpack).collect()
     }
 
-    async fn push(&self, caller: &Caller, from: ImageStore, to: OciRegistry, progress: Teller) -> Result<()> {
+    async fn push(
+        &self,
+        caller: &Caller,
+        from: ImageStore,
+        to: OciRegistry,
+        progress: Reporter,
+    ) -> Result<()> {
         let (images, name) = (self.metadata.images(caller), from.name);
         let image = blocking(move || images.get(&name)).await?;
         let (reference, remote) = self.remote(caller, to).await?;
@@ -165,9 +177,9 @@ impl Service {
             remote,
         };
         let mut parts = Parts::of(&image.name);
-        let (report, telling) = progress.telling(move |step| parts.pushed(step));
+        let (report, reporting) = progress.reporting(move |step| parts.pushed(step));
         let pushed = transfer::push(&self.metadata, request, report).await;
-        let progress = telling.done().await;
+        let progress = reporting.done().await;
         pushed?;
         progress.of_image("pushed content", &image).await;
         progress.pushed(format!("Completed push to {to}"), &image).await;
@@ -242,7 +254,7 @@ impl Service {
         caller: &Caller,
         from: ImageImportStream,
         to: ImageStore,
-        progress: Teller,
+        progress: Reporter,
     ) -> Result<()> {
         progress.of_all("Importing".into()).await;
         let archive = self.streams.take(&caller.namespace, &from.stream)?.into_reader(Handle::current());
@@ -295,7 +307,7 @@ impl Service {
         caller: &Caller,
         from: ImageStore,
         to: ImageExportStream,
-        progress: Teller,
+        progress: Reporter,
     ) -> Result<()> {
         progress.of_all("Exporting".into()).await;
         let channel = self.streams.take(&caller.namespace, &to.stream)?;

@@ -12,9 +12,9 @@ use tonic::Code;
 use tonic::body::Body;
 
 use super::ends::{End, until_end};
-use super::passed;
+use super::histogram::Histogram;
+use super::message_counter;
 use super::text::Text;
-use super::times::Times;
 
 /// More methods than are served: names are the caller's to choose.
 const METHODS_MAX: usize = 512;
@@ -42,7 +42,7 @@ struct Counts {
     started: u64,
     /// By code.
     handled: [u64; CODES],
-    times: Times,
+    times: Histogram,
     messages: Messages,
 }
 
@@ -158,13 +158,13 @@ pub(crate) struct Running {
 impl Running {
     /// The request, with its messages counted as they come.
     pub(crate) fn receive(&self, request: Request<Body>) -> Request<Body> {
-        request.map(|body| passed::count(body, self.messages.received.clone()))
+        request.map(|body| message_counter::count(body, self.messages.received.clone()))
     }
 
     /// The answer, with its messages counted as they go, and its end noted when it comes.
     pub(crate) fn follow(self, response: Response<Body>) -> Response<Body> {
         let sent = self.messages.sent.clone();
-        until_end(response.map(|body| passed::count(body, sent)), self)
+        until_end(response.map(|body| message_counter::count(body, sent)), self)
     }
 }
 

@@ -45,7 +45,7 @@ impl Engine {
                     }
                 }
                 if let Ok(extension) = &extension {
-                    engine.note_last_words(&own, extension);
+                    engine.note_removed(&own, extension);
                 }
                 containers.delete(&own)?;
                 engine.release_names_of(&own);

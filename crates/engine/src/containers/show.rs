@@ -199,7 +199,7 @@ impl Engine {
         });
         match found.await {
             Ok(extension) => Some(attributes(&extension)),
-            Err(_) => self.recall_last_words(own.as_str()),
+            Err(_) => self.recall_removed(own.as_str()),
         }
     }
 

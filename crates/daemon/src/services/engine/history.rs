@@ -7,7 +7,7 @@
 //!
 //! Invariants
 //! - An event is kept and told with what was known of the container when it came: nobody may know it any more when a client
-//!   gets to it. What a record says that goes is noted before it goes ([`Engine::last_words`]).
+//!   gets to it. What a record says that goes is noted before it goes ([`Engine::take_removed`]).
 //! - Who joins gets what is kept and then what comes: nothing is missing between the two, and nothing there twice.
 //! - A listener that is too slow is told so, and ends: to go on would hide that something is missing.
 //! - The past goes with the daemon, as Docker's does.
@@ -99,7 +99,7 @@ impl Recorder {
         if happened.kind == "container" && !happened.actor.id.is_empty() {
             let id = &happened.actor.id;
             let known = match happened.action.as_str() {
-                "destroy" => self.engine.last_words(id),
+                "destroy" => self.engine.take_removed(id),
                 _ => self.engine.describe(id).await,
             };
             // Containers of others have no name.

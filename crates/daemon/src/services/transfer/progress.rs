@@ -25,11 +25,11 @@ use crate::streams::Channel;
 const STEPS_WAITING: usize = 256;
 
 /// Tells a client, if there is one. One that is gone has its transfer all the same.
-pub(super) struct Teller(Option<Channel>);
+pub(super) struct Reporter(Option<Channel>);
 
-impl Teller {
-    pub(super) fn to(channel: Option<Channel>) -> Teller {
-        Teller(channel)
+impl Reporter {
+    pub(super) fn to(channel: Option<Channel>) -> Reporter {
+        Reporter(channel)
     }
 
     async fn tell(&self, step: Step) {
@@ -59,13 +59,13 @@ impl Teller {
     }
 
     /// Tells the steps that are reported, until they end or the client goes.
-    pub(super) fn telling<P: Send + 'static>(
+    pub(super) fn reporting<P: Send + 'static>(
         self,
         mut words: impl FnMut(P) -> Vec<Step> + Send + 'static,
-    ) -> (Option<mpsc::Sender<P>>, Telling) {
-        let Some(channel) = self.0 else { return (None, Telling(None)) };
+    ) -> (Option<mpsc::Sender<P>>, Reporting) {
+        let Some(channel) = self.0 else { return (None, Reporting(None)) };
         let (report, mut steps) = mpsc::channel(STEPS_WAITING);
-        let telling = tokio::spawn(async move {
+        let reporting = tokio::spawn(async move {
             while let Some(step) = steps.recv().await {
                 for step in words(step) {
                     channel.send(pack(&step)).await.ok()?;
@@ -73,20 +73,20 @@ impl Teller {
             }
             Some(channel)
         });
-        (Some(report), Telling(Some(telling)))
+        (Some(report), Reporting(Some(reporting)))
     }
 }
 
-/// A teller at work.
-pub(super) struct Telling(Option<JoinHandle<Option<Channel>>>);
+/// A reporter at work.
+pub(super) struct Reporting(Option<JoinHandle<Option<Channel>>>);
 
-impl Telling {
+impl Reporting {
     /// All steps are told before the outcome is.
-    pub(super) async fn done(self) -> Teller {
+    pub(super) async fn done(self) -> Reporter {
         match self.0 {
             // A client that cannot be told has gone.
-            Some(telling) => Teller(telling.await.ok().flatten()),
-            None => Teller(None),
+            Some(reporting) => Reporter(reporting.await.ok().flatten()),
+            None => Reporter(None),
         }
     }
 }

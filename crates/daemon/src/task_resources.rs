@@ -16,15 +16,15 @@ const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
 
 /// Clones are the same.
 #[derive(Clone)]
-pub(crate) struct Belongings {
+pub(crate) struct TaskResources {
     shims: Shims,
     mounts: Mounts,
     checkpoints: Checkpoints,
 }
 
-impl Belongings {
-    pub(crate) fn new(shims: Shims, mounts: Mounts, checkpoints: Checkpoints) -> Belongings {
-        Belongings { shims, mounts, checkpoints }
+impl TaskResources {
+    pub(crate) fn new(shims: Shims, mounts: Mounts, checkpoints: Checkpoints) -> TaskResources {
+        TaskResources { shims, mounts, checkpoints }
     }
 
     pub(crate) fn checkpoints(&self) -> &Checkpoints {
@@ -66,7 +66,7 @@ impl Belongings {
     }
 
     /// Lets go of all that a task had, which is gone.
-    pub(crate) async fn let_go(&self, namespace: &Namespace, id: &ContainerId) {
+    pub(crate) async fn release(&self, namespace: &Namespace, id: &ContainerId) {
         self.deactivate(namespace, id).await;
         self.forget_checkpoint(namespace, id).await;
     }

@@ -18,19 +18,19 @@ const HEAD_LEN: usize = 5;
 
 /// The body, which counts the messages that went through it.
 pub(super) fn count(body: Body, counter: Arc<AtomicU64>) -> Body {
-    Body::new(Counted { body, counter, place: Place::default() })
+    Body::new(Counted { body, counter, framing: Framing::default() })
 }
 
 /// Where in a message the next byte stands.
 #[derive(Default)]
-struct Place {
+struct Framing {
     head: [u8; HEAD_LEN],
     head_len: usize,
     /// Bytes of the message that are still to come, once its head is whole.
     left: usize,
 }
 
-impl Place {
+impl Framing {
     /// How many messages are whole with these bytes.
     fn pass(&mut self, mut bytes: &[u8]) -> u64 {
         let mut whole = 0;
@@ -61,7 +61,7 @@ impl Place {
 struct Counted {
     body: Body,
     counter: Arc<AtomicU64>,
-    place: Place,
+    framing: Framing,
 }
 
 impl hyper::body::Body for Counted {
@@ -76,7 +76,7 @@ impl hyper::body::Body for Counted {
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
-            let whole = self.place.pass(data);
+            let whole = self.framing.pass(data);
             self.counter.fetch_add(whole, Ordering::Relaxed);
         }
         polled
@@ -100,10 +100,10 @@ mod tests {
         let message = |length: u8| [&[0, 0, 0, 0, length][..], &vec![7; length.into()]].concat();
         let stream = [message(3), message(0), message(20), message(1)].concat();
         for size in 1..=stream.len() {
-            let mut place = Place::default();
-            let whole: u64 = stream.chunks(size).map(|piece| place.pass(piece)).sum();
+            let mut framing = Framing::default();
+            let whole: u64 = stream.chunks(size).map(|piece| framing.pass(piece)).sum();
             assert_eq!(whole, 4, "in pieces of {size}");
         }
-        assert_eq!(Place::default().pass(&message(9)[..13]), 0, "the last byte is missing");
+        assert_eq!(Framing::default().pass(&message(9)[..13]), 0, "the last byte is missing");
     }
 }

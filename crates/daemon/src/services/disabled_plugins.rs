@@ -45,24 +45,26 @@ pub(crate) fn is_separable(name: &str) -> bool {
 
 /// Plugins that are not to be, by type and id.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct LeftOut(Vec<(String, String)>);
+pub(crate) struct DisabledPlugins(Vec<(String, String)>);
 
-impl LeftOut {
+impl DisabledPlugins {
     /// Of these names, those that can go, and what cannot be without them.
-    pub(crate) fn of(names: &[String]) -> LeftOut {
+    pub(crate) fn of(names: &[String]) -> DisabledPlugins {
         let separable = names.iter().filter(|name| is_separable(name));
         let pairs = separable.filter_map(|name| name.rsplit_once('.'));
-        let mut left_out = LeftOut(pairs.map(|(kind, id)| (kind.to_owned(), id.to_owned())).collect());
+        let mut disabled_plugins =
+            DisabledPlugins(pairs.map(|(kind, id)| (kind.to_owned(), id.to_owned())).collect());
         let services = PLUGINS.iter().filter(|(kind, _)| *kind == GRPC).flat_map(|(_, ids)| *ids);
         let stands_on_one = |id: &&&str| {
             let requires = REQUIRES.iter().filter(|(kind, ids, _)| *kind == GRPC && ids.contains(id));
             let mut required = requires.flat_map(|(.., kinds)| *kinds);
-            required.any(|kind| BELOW_SERVICES.iter().any(|(of, id)| of == kind && left_out.has(of, id)))
+            required
+                .any(|kind| BELOW_SERVICES.iter().any(|(of, id)| of == kind && disabled_plugins.has(of, id)))
         };
         let fallen: Vec<_> =
             services.filter(stands_on_one).map(|id| (GRPC.to_owned(), (*id).to_owned())).collect();
-        left_out.0.extend(fallen);
-        left_out
+        disabled_plugins.0.extend(fallen);
+        disabled_plugins
     }
 
     pub(crate) fn has(&self, kind: &str, id: &str) -> bool {
@@ -101,7 +103,7 @@ mod tests {
     #[test]
     fn what_stands_on_what_goes_goes_too_and_what_others_need_stays() {
         let services = |name: &str| {
-            let mut services: Vec<_> = LeftOut::of(&[name.to_owned()]).services().collect();
+            let mut services: Vec<_> = DisabledPlugins::of(&[name.to_owned()]).services().collect();
             services.sort_unstable();
             services
         };

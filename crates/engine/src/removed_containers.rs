@@ -14,12 +14,12 @@ const LEN_MAX: usize = 256;
 
 /// Labels, name and image, by id, the oldest first.
 #[derive(Default)]
-pub(crate) struct LastWords(Mutex<VecDeque<(String, BTreeMap<String, String>)>>);
+pub(crate) struct RemovedContainers(Mutex<VecDeque<(String, BTreeMap<String, String>)>>);
 
 impl Engine {
     /// Called before the record goes.
-    pub(crate) fn note_last_words(&self, id: &ContainerId, extension: &Extension) {
-        let mut noted = self.0.last_words.0.lock();
+    pub(crate) fn note_removed(&self, id: &ContainerId, extension: &Extension) {
+        let mut noted = self.0.removed_containers.0.lock();
         // An earlier try to remove it may have failed.
         noted.retain(|(other, _)| other != id.as_str());
         noted.push_back((id.to_string(), attributes(extension)));
@@ -29,15 +29,15 @@ impl Engine {
     }
 
     /// What was known of a container whose record is gone; once.
-    pub fn last_words(&self, id: &str) -> Option<BTreeMap<String, String>> {
-        let mut noted = self.0.last_words.0.lock();
+    pub fn take_removed(&self, id: &str) -> Option<BTreeMap<String, String>> {
+        let mut noted = self.0.removed_containers.0.lock();
         let at = noted.iter().position(|(other, _)| other == id)?;
         noted.remove(at).map(|(_, attributes)| attributes)
     }
 
     /// The same, and again.
-    pub(crate) fn recall_last_words(&self, id: &str) -> Option<BTreeMap<String, String>> {
-        let noted = self.0.last_words.0.lock();
+    pub(crate) fn recall_removed(&self, id: &str) -> Option<BTreeMap<String, String>> {
+        let noted = self.0.removed_containers.0.lock();
         noted.iter().find(|(other, _)| other == id).map(|(_, attributes)| attributes.clone())
     }
 }

@@ -1,24 +1,24 @@
-//! Times in classes, as Prometheus's histograms have them.
+//! Histograms of times, as Prometheus has them.
 
 use std::time::Duration;
 
 use super::text::Text;
 
-/// Upper bounds of the classes, in seconds: Prometheus's own.
+/// Upper bounds of the buckets, in seconds: Prometheus's own.
 const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// How often something took how long.
 #[derive(Debug, Default)]
-pub(crate) struct Times {
+pub(crate) struct Histogram {
     /// By bound; the last is what took longer than all of them.
-    classes: [u64; BOUNDS.len() + 1],
+    buckets: [u64; BOUNDS.len() + 1],
     sum: Duration,
 }
 
-impl Times {
+impl Histogram {
     pub(crate) fn add(&mut self, time: Duration) {
-        let class = BOUNDS.iter().position(|bound| time.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
-        self.classes[class] += 1;
+        let bucket = BOUNDS.iter().position(|bound| time.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
+        self.buckets[bucket] += 1;
         self.sum += time;
     }
 
@@ -30,7 +30,7 @@ impl Times {
     /// The samples of a family that was named.
     pub(super) fn write(&self, text: &mut Text, name: &str, labels: &[(&str, &str)]) {
         let mut below = 0;
-        for (count, bound) in self.classes.iter().zip(BOUNDS.iter().copied().chain([f64::INFINITY])) {
+        for (count, bound) in self.buckets.iter().zip(BOUNDS.iter().copied().chain([f64::INFINITY])) {
             below += count;
             let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
             let labels = [labels, &[("le", bound.as_str())]].concat();
