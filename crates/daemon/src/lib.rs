@@ -31,6 +31,7 @@
 
 mod args;
 mod aside;
+mod authority_stream;
 mod background;
 mod checkpoint;
 mod collector;
@@ -44,7 +45,6 @@ mod listen;
 mod lock;
 mod log;
 mod long_answers;
-mod mended;
 mod notify;
 mod oci_hook;
 mod oversized;

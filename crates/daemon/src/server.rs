@@ -26,9 +26,9 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
 
+use crate::authority_stream::AuthorityStream;
 use crate::idle::Idle;
 use crate::long_answers::in_pieces;
-use crate::mended::Mended;
 use crate::oversized::reworded;
 use crate::telemetry::Calls;
 use crate::traces;
@@ -181,7 +181,7 @@ pub(crate) async fn serve(listener: Listener, router: Arc<Router>, mut stopping:
 
 async fn connection(accepted: Accepted, router: Arc<Router>, stopping: watch::Receiver<bool>) {
     match accepted {
-        Accepted::Unix(stream) => speak(Mended::new(stream), router, stopping, None).await,
+        Accepted::Unix(stream) => speak(AuthorityStream::new(stream), router, stopping, None).await,
         Accepted::Tcp(stream, None) => begin(stream, router, stopping).await,
         Accepted::Tcp(stream, Some(tls)) => {
             match tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
@@ -198,7 +198,7 @@ async fn begin<S>(stream: S, router: Arc<Router>, mut stopping: watch::Receiver<
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut stream = Mended::new(stream);
+    let mut stream = AuthorityStream::new(stream);
     let begun = tokio::select! {
         begun = tokio::time::timeout(HANDSHAKE_LIMIT, stream.begin()) => begun,
         () = stopped(&mut stopping) => return,
@@ -211,7 +211,7 @@ where
 }
 
 async fn speak<S>(
-    stream: Mended<S>,
+    stream: AuthorityStream<S>,
     router: Arc<Router>,
     mut stopping: watch::Receiver<bool>,
     sign_interval: Option<Duration>,

@@ -148,17 +148,17 @@ fn frame(bytes: &[u8]) {
     assert!(whole.pop().is_none() && frames <= bytes.len());
 }
 
-/// In pieces of a length that the first byte says, which must not matter; and what is mended needs it no more.
+/// In pieces of a length that the first byte says, which must not matter; and what is rewritten needs it no more.
 fn authority(bytes: &[u8]) {
     let Some((piece_len, bytes)) = bytes.split_first() else { return };
     let read = |bytes: &[u8], piece_len: usize| {
-        let mut mender = ::authority::Mender::default();
+        let mut rewriter = h2_authority::Rewriter::default();
         let (mut read, mut held) = (Vec::new(), Vec::new());
         for piece in bytes.chunks(piece_len.max(1)) {
             held.extend_from_slice(piece);
-            let passed = mender.pass(&mut held);
+            let passed = rewriter.pass(&mut held);
             read.extend(held.drain(..passed));
-            assert!(held.len() <= ::authority::HELD_MAX);
+            assert!(held.len() <= h2_authority::HELD_MAX);
         }
         read.extend(held);
         read

@@ -11,7 +11,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     (0, "api", &["ttrpc"]),
     (0, "bolt", &[]),
     (1, "cdi", &[]),
-    (0, "authority", &[]),
+    (0, "h2_authority", &[]),
     (1, "linux", &[]),
     (1, "kv", &[]),
     (1, "events", &[]),
@@ -50,7 +50,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         &[
             "api",
             "ttrpc",
-            "authority",
+            "h2_authority",
             "bolt",
             "linux",
             "kv",
@@ -78,7 +78,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         9,
         "fuzzed",
         &[
-            "authority",
+            "h2_authority",
             "bolt",
             "cdi",
             "content",

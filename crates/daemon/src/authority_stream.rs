@@ -1,42 +1,42 @@
-//! A connection whose client may name a socket's path as the host of its calls: see [`authority`].
+//! A connection whose client may name a socket's path as the host of its calls: see [`h2_authority`].
 
 use std::io::{Error, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use authority::Mender;
+use h2_authority::Rewriter;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 /// Bytes that are read at a time while others are held.
 const PIECE_LEN: usize = 256;
 
-/// What is read is mended in place, in the reader's own buffer; what is written passes.
-pub(crate) struct Mended<S> {
+/// What is read is rewritten in place, in the reader's own buffer; what is written passes.
+pub(crate) struct AuthorityStream<S> {
     stream: S,
-    mender: Mender,
+    rewriter: Rewriter,
     /// Bytes that wait to be read, and behind them those that wait for others to follow.
     held: Vec<u8>,
     ready: usize,
 }
 
-impl<S> Mended<S> {
-    pub(crate) fn new(stream: S) -> Mended<S> {
-        Mended { stream, mender: Mender::default(), held: Vec::new(), ready: 0 }
+impl<S> AuthorityStream<S> {
+    pub(crate) fn new(stream: S) -> AuthorityStream<S> {
+        AuthorityStream { stream, rewriter: Rewriter::default(), held: Vec::new(), ready: 0 }
     }
 }
 
-impl<S: AsyncRead + Unpin> Mended<S> {
+impl<S: AsyncRead + Unpin> AuthorityStream<S> {
     /// Waits for the first bytes, or the end.
     pub(crate) async fn begin(&mut self) -> Result<(), Error> {
         let mut first = [0; PIECE_LEN];
         let len = self.stream.read(&mut first).await?;
         self.held.extend_from_slice(&first[..len]);
-        self.ready = self.mender.pass(&mut self.held);
+        self.ready = self.rewriter.pass(&mut self.held);
         Ok(())
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for AuthorityStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -47,7 +47,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
             let before = into.filled().len();
             ready!(Pin::new(&mut this.stream).poll_read(cx, into))?;
             let read = &mut into.filled_mut()[before..];
-            let passed = this.mender.pass(read);
+            let passed = this.rewriter.pass(read);
             if passed == read.len() {
                 return Poll::Ready(Ok(()));
             }
@@ -63,7 +63,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut piece))?;
             this.held.extend_from_slice(piece.filled());
             let has_ended = piece.filled().is_empty();
-            this.ready = if has_ended { this.held.len() } else { this.mender.pass(&mut this.held) };
+            this.ready = if has_ended { this.held.len() } else { this.rewriter.pass(&mut this.held) };
         }
         let len = this.ready.min(into.remaining());
         into.put_slice(&this.held[..len]);
@@ -73,7 +73,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for AuthorityStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -168,16 +168,16 @@ mod tests {
 
     /// Reads all that is sent, with this much room at a time, and whether or not the beginning was waited for.
     fn read(sent: Sent, room: usize, begin: bool) -> Vec<u8> {
-        let (mut mended, mut read) = (Mended::new(sent), Vec::new());
+        let (mut stream, mut read) = (AuthorityStream::new(sent), Vec::new());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             if begin {
-                mended.begin().await.unwrap();
+                stream.begin().await.unwrap();
             }
             loop {
                 let mut bytes = vec![0; room];
                 let mut into = ReadBuf::new(&mut bytes);
-                poll_fn(|cx| Pin::new(&mut mended).poll_read(cx, &mut into)).await.unwrap();
+                poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut into)).await.unwrap();
                 if into.filled().is_empty() {
                     return read;
                 }
@@ -230,7 +230,7 @@ mod tests {
             let _ = tell.send(authority.unwrap_or_default());
             async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
         });
-        let stream = TokioIo::new(Mended::new(Sent { pieces, has_ended: false }));
+        let stream = TokioIo::new(AuthorityStream::new(Sent { pieces, has_ended: false }));
         let serving =
             tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service));
         for name in ["-run-a-b-hoist.sock", "-run-a-b-hoist.sock", "-2Frun-2Fhoist-2Fhoist.sock"] {

@@ -34,10 +34,10 @@ fn literal(value: &str) -> Vec<u8> {
 
 /// What a server reads, if its bytes come in pieces.
 fn read(pieces: &[&[u8]]) -> Vec<u8> {
-    let (mut mender, mut read, mut held) = (Mender::default(), Vec::new(), Vec::new());
+    let (mut rewriter, mut read, mut held) = (Rewriter::default(), Vec::new(), Vec::new());
     for piece in pieces {
         held.extend_from_slice(piece);
-        let passed = mender.pass(&mut held);
+        let passed = rewriter.pass(&mut held);
         read.extend(held.drain(..passed));
         assert!(held.len() <= HELD_MAX);
     }

@@ -1,4 +1,4 @@
-//! HTTP/2 requests whose `:authority` is none, mended while their bytes pass. Bytes in, no IO.
+//! HTTP/2 requests whose `:authority` is none, rewritten while their bytes pass. Bytes in, no IO.
 //!
 //! Clients built on gRPC's C core (Python, C++, Ruby, PHP) from 1.57 on name the path of the socket, percent-encoded, as
 //! the host of a call, and those in Java name it as it is. RFC 3986 has no such host, so HTTP libraries refuse the call,
@@ -16,7 +16,7 @@
 //!
 //! Invariants
 //! - No byte comes or goes, and a value is as long as before when it is decoded: frames keep their lengths, and the
-//!   dynamic tables of both sides evict the same entries. What refers to an entry later finds it mended.
+//!   dynamic tables of both sides evict the same entries. What refers to an entry later finds it rewritten.
 //! - A value that is an authority stays as it is, and so does everything else.
 //! - Nothing is refused here. Of a header block that is malformed, or broken over frames in the middle of a number or
 //!   of this one value (which stands at the beginning of a block), the rest stays as it is, for the server to judge.
@@ -49,7 +49,7 @@ const NUMBER_LEN_MAX: usize = 5;
 pub const HELD_MAX: usize = NUMBER_LEN_MAX + VALUE_LEN_MAX;
 
 /// One direction of a connection: what its client sends.
-pub struct Mender {
+pub struct Rewriter {
     next: Next,
     block: Block,
 }
@@ -98,13 +98,13 @@ enum Unit {
     Malformed,
 }
 
-impl Default for Mender {
-    fn default() -> Mender {
-        Mender { next: Next::Skipped(PREFACE_LEN), block: Block::Left }
+impl Default for Rewriter {
+    fn default() -> Rewriter {
+        Rewriter { next: Next::Skipped(PREFACE_LEN), block: Block::Left }
     }
 }
 
-impl Mender {
+impl Rewriter {
     /// Mends what is in `bytes`, and says how many of them, from the first, may go on to the server. The others must
     /// be given again, before those that follow: they are at most [`HELD_MAX`]. If none follow, they may go on.
     pub fn pass(&mut self, bytes: &mut [u8]) -> usize {
