@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use api::shim::runc::{CheckpointOptions, Options};
 use api::shim::unpack;
-use diff::{ApplyOptions, Limits, Trees, Whiteouts};
+use diff::{ApplyOptions, Compression, Limits, Trees, Whiteouts};
 use metadata::{Caller, Metadata};
 use prost::Message;
 use prost_types::Any;
@@ -98,7 +98,8 @@ impl Checkpoints {
             options: vec!["bind".into(), "ro".into()],
         };
         let request = LayerRequest {
-            media_type: media_type::OCI_LAYER.into(),
+            media_type: IMAGES.into(),
+            compression: Compression::None,
             reference: None,
             labels: Labels::new(),
             source_date_epoch: None,
@@ -108,7 +109,7 @@ impl Checkpoints {
             .context(|| "store the images of the checkpoint")?;
         let spec = Any { type_url: spec.type_url, value: spec.value }.encode_to_vec();
         let spec = self.store_bytes(caller, &spec).context(|| "store the spec of the checkpoint")?;
-        Ok(vec![Descriptor { media_type: IMAGES.into(), ..tar.descriptor }, spec])
+        Ok(vec![tar.descriptor, spec])
     }
 
     fn store_bytes(&self, caller: &Caller, bytes: &[u8]) -> Result<Descriptor> {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use content::Expected;
-use diff::Trees;
+use diff::{Compression, Trees};
 use metadata::{Caller, Image, Metadata};
 use serde_json::Value;
 use types::descriptor::media_type;
@@ -63,6 +63,7 @@ impl Commit {
             if is_docker(base) { media_type::DOCKER_LAYER_GZIP } else { media_type::OCI_LAYER_GZIP };
         let request = LayerRequest {
             media_type: media_type.into(),
+            compression: Compression::Gzip,
             reference: None,
             labels: Labels::new(),
             source_date_epoch: None,
@@ -111,7 +112,7 @@ impl Commit {
         let stored = content.begin(&reference, expected.clone()).and_then(|mut writer| {
             writer.truncate()?;
             writer.write(bytes)?;
-            writer.commit(expected, labels.clone()).map(drop)
+            writer.of_type(kind).commit(expected, labels.clone()).map(drop)
         });
         match stored {
             Err(error) if error.is(ErrorKind::AlreadyExists) => {

@@ -243,7 +243,7 @@ impl Converter<'_> {
         let written = content.begin(&reference, expected.clone()).and_then(|mut writer| {
             writer.truncate()?;
             writer.write(&bytes)?;
-            writer.commit(expected, labels.clone())
+            writer.of_type(kind).commit(expected, labels.clone())
         });
         match written {
             Err(error) if error.is(ErrorKind::AlreadyExists) => {

@@ -188,7 +188,7 @@ impl Exporter<'_> {
         let written = content.begin(&reference, expected.clone()).and_then(|mut writer| {
             writer.truncate()?;
             writer.write(&bytes)?;
-            writer.commit(expected, Labels::new())
+            writer.of_type(&target.media_type).commit(expected, Labels::new())
         });
         if let Err(error) = written
             && !error.is(ErrorKind::AlreadyExists)

@@ -349,14 +349,16 @@ impl Importer<'_> {
             return self.document("index.json", media_type::OCI_INDEX, &index);
         };
         let (digest, size) = (Digest::of(index), index.len() as u64);
-        self.store("index.json", Some(&digest), Some(size), &mut &index[..])?;
+        self.store("index.json", "", Some(&digest), Some(size), &mut &index[..])?;
         Ok(Descriptor::new(media_type::OCI_INDEX, digest, size))
     }
 
-    /// Streams a file into the content store. Its digest is found out unless its name says it.
+    /// Streams a file into the content store. Its digest is found out unless its name says it. Its media type is for those
+    /// who hear of the blob; empty for a file of an archive, which is known by what names it.
     fn store(
         &self,
         path: &str,
+        kind: &str,
         expected: Option<&Digest>,
         size: Option<u64>,
         data: &mut dyn Read,
@@ -367,7 +369,7 @@ impl Importer<'_> {
         // Paths may be long, and say nothing that a digest of them does not.
         let reference = IngestRef::new(format!("import-{lease}-{}", Digest::of(path.as_bytes()).hex()))?;
         let mut writer = match content.begin(&reference, Expected { size, digest: expected.cloned() }) {
-            Ok(writer) => writer,
+            Ok(writer) => writer.of_type(kind),
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
                 let digest = expected.cloned().ok_or(error)?;
                 return self.mend(&content, digest, data).map_err(|error| error.context(what()));
@@ -422,7 +424,7 @@ impl Importer<'_> {
     fn document(&self, name: &str, kind: &str, document: &impl Serialize) -> Result<Descriptor> {
         let bytes = serde_json::to_vec(document).expect("documents of images are plain data");
         let descriptor = Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64);
-        self.store(name, Some(&descriptor.digest), Some(descriptor.size), &mut &bytes[..])?;
+        self.store(name, kind, Some(&descriptor.digest), Some(descriptor.size), &mut &bytes[..])?;
         Ok(descriptor)
     }
 

@@ -22,8 +22,9 @@ const BUFFER_LEN: usize = 256 * 1024;
 /// How a layer is stored.
 #[derive(Clone, Debug)]
 pub struct LayerRequest {
-    /// Of an OCI or Docker layer; it says the compression.
+    /// What it is, for its descriptor and for those who hear of the new blob.
     pub media_type: String,
+    pub compression: Compression,
     /// The name of the ingest; a new one without.
     pub reference: Option<IngestRef>,
     pub labels: Labels,
@@ -48,26 +49,31 @@ impl Layer {
     }
 }
 
-/// Stores the layer that leads from the lower tree to the upper. One that is there already gets the labels.
+/// How a layer of a media type, OCI's or Docker's, is compressed.
 ///
-/// `Unimplemented` if the media type is of no layer that can be made.
+/// `Unimplemented` if it is of no layer that can be made.
+pub fn layer_compression(media_type: &str) -> Result<Compression> {
+    match media_type {
+        media_type::OCI_LAYER | media_type::DOCKER_LAYER => Ok(Compression::None),
+        media_type::OCI_LAYER_GZIP | media_type::DOCKER_LAYER_GZIP => Ok(Compression::Gzip),
+        media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => Ok(Compression::Zstd),
+        other => Err(Error::unimplemented(format!("unsupported diff media type: {other}"))),
+    }
+}
+
+/// Stores the layer that leads from the lower tree to the upper. One that is there already gets the labels.
 pub fn store_layer(
     metadata: &Metadata,
     caller: &Caller,
     trees: &Trees,
     request: LayerRequest,
 ) -> Result<Layer> {
-    let compression = match request.media_type.as_str() {
-        media_type::OCI_LAYER | media_type::DOCKER_LAYER => Compression::None,
-        media_type::OCI_LAYER_GZIP | media_type::DOCKER_LAYER_GZIP => Compression::Gzip,
-        media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => Compression::Zstd,
-        other => return Err(Error::unimplemented(format!("unsupported diff media type: {other}"))),
-    };
+    let compression = request.compression;
     let mtime_max = request.source_date_epoch.map(|epoch| (epoch.seconds, epoch.nanos));
     let is_named_here = request.reference.is_none();
     let reference = request.reference.map_or_else(|| IngestRef::new(random_name("diff")?), Ok)?;
     let content = metadata.content(caller);
-    let mut writer = content.begin(&reference, Expected::default())?;
+    let mut writer = content.begin(&reference, Expected::default())?.of_type(&request.media_type);
     // Somebody's attempt of the same name, which was about a tree as it was then.
     writer.truncate()?;
     let mut into_store = BufWriter::with_capacity(BUFFER_LEN, IntoStore(writer));

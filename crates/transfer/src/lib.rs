@@ -54,7 +54,7 @@ pub use flight::Flights;
 pub use import::{
     BaseName, DigestNames, ImportOptions, NameRule, TreeConfig, import, import_stream, import_tree,
 };
-pub use layer::{Layer, LayerRequest, store_layer};
+pub use layer::{Layer, LayerRequest, layer_compression, store_layer};
 pub use layer_slot::layers_at_once;
 pub use pull::{PullRequest, Unpack, Wanted, ingest_name, pull};
 pub use push::{Going, PushProgress, PushRequest, Scope, push};

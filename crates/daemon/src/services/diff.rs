@@ -17,7 +17,7 @@ use mounts::{Mounts, Options};
 use rustix::fs::syncfs;
 use snapshot::{LayerFiles, Target};
 use tonic::{Code, Request, Response, Status};
-use transfer::{LayerRequest, store_layer};
+use transfer::{LayerRequest, layer_compression, store_layer};
 use types::descriptor::media_type;
 use types::{Context, Descriptor, Digest, IngestRef, Mount, Result};
 
@@ -88,8 +88,11 @@ impl Service {
         let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } = request;
         let (left, right) = (convert::own_mounts(left), convert::own_mounts(right));
         let reference = (!r#ref.is_empty()).then(|| IngestRef::new(r#ref)).transpose().map_err(status)?;
+        let media_type =
+            if media_type.is_empty() { media_type::OCI_LAYER_GZIP.to_owned() } else { media_type };
         let request = LayerRequest {
-            media_type: if media_type.is_empty() { media_type::OCI_LAYER_GZIP.into() } else { media_type },
+            compression: layer_compression(&media_type).map_err(status)?,
+            media_type,
             reference,
             labels,
             source_date_epoch: source_date_epoch.map(convert::own_timestamp),

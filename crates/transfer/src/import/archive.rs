@@ -71,7 +71,7 @@ impl Importer<'_> {
                     keep_room(&mut paths, path.len())?;
                     let expected = blob_digest(&path);
                     let data = &mut Data(&mut archive);
-                    let stored = self.store(&path, expected.as_ref(), Some(entry.size), data)?;
+                    let stored = self.store(&path, "", expected.as_ref(), Some(entry.size), data)?;
                     if found.files.get(&path).is_some_and(|before| *before != stored) {
                         return Err(Error::invalid_argument(format!("{path} is there twice, and differs")));
                     }

@@ -48,7 +48,7 @@ impl Importer<'_> {
         let path: PathBuf = ["blobs", digest.algorithm().name(), digest.hex()].iter().collect();
         if let Some(mut file) = find(root, &path)? {
             let size = file.metadata().context(|| format!("stat {}", path.display()))?.len();
-            self.store(&path.display().to_string(), Some(digest), Some(size), &mut file)?;
+            self.store(&path.display().to_string(), "", Some(digest), Some(size), &mut file)?;
         }
         let Ok(node) = self.node(descriptor) else { return Ok(()) };
         node.children().into_iter().try_for_each(|child| self.copy_blobs(root, child, depth + 1, seen))

@@ -44,7 +44,7 @@ pub fn import_tree(
             true => importer.store_folder(source)?,
             false => {
                 let mut source = Pipe::open_source(source, caller.cancel.clone())?;
-                importer.store("tree", None, None, &mut source)?
+                importer.store("tree", "", None, None, &mut source)?
             }
         };
         let target = importer.image_of(layer, size, tree)?;
