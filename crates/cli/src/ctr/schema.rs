@@ -59,7 +59,7 @@ const MESSAGES: &[(&str, Fields)] = &[
         &[(1, "id", Text), (2, "image", Text), (3, "labels", Labels), (4, "snapshot_key", Text)],
     ),
     ("ContainerDelete", &[(1, "id", Text)]),
-    ("ContentCreate", &[(1, "digest", Text), (2, "size", Number), (3, "media_type", Text)]),
+    ("ContentCreate", &[(1, "digest", Text), (2, "size", Number), (3, "mediaType", Text)]),
     ("ContentDelete", &[(1, "digest", Text)]),
     ("SnapshotPrepare", &[(1, "key", Text), (2, "parent", Text), (5, "snapshotter", Text)]),
     ("SnapshotCommit", &[(1, "key", Text), (2, "name", Text), (5, "snapshotter", Text)]),
@@ -435,7 +435,11 @@ mod tests {
             }),
             whole!(ContainerUpdate { id: text(), image: text(), labels: labels(), snapshot_key: text() }),
             whole!(ContainerDelete { id: text() }),
-            whole!(ContentCreate { digest: text(), size: number(), media_type: text() }),
+            // The one that has a name without underscores.
+            (
+                pack(&ContentCreate { digest: "d".into(), size: 7, media_type: "m".into() }),
+                json!({"digest": "d", "size": 7, "mediaType": "m"}),
+            ),
             whole!(ContentDelete { digest: text() }),
             whole!(SnapshotPrepare { key: text(), parent: text(), snapshotter: text() }),
             whole!(SnapshotCommit { key: text(), name: text(), snapshotter: text() }),

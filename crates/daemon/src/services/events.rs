@@ -109,6 +109,8 @@ impl Fields for Opened<'_> {
 
 /// The text fields of the events we know; of labels, `labels.<key>`, and of a message in the event, `<name>.<field>`.
 fn event_field(event: &Opaque, path: &str) -> Option<String> {
+    // The one that has a name without underscores.
+    let path = if path == "mediaType" { "media_type" } else { path };
     macro_rules! fields {
         ($($message:ident { $($field:ident),+ } $($labels:ident)? $(, $outer:ident { $($inner:ident),+ })?;)+) => {
             match event.type_url.rsplit('/').next().unwrap_or_default() {
@@ -151,7 +153,7 @@ fn event_field(event: &Opaque, path: &str) -> Option<String> {
         NamespaceCreate { name } labels;
         NamespaceUpdate { name } labels;
         NamespaceDelete { name };
-        ContentCreate { digest };
+        ContentCreate { digest, media_type };
         ContentDelete { digest };
         SnapshotPrepare { key, parent, snapshotter };
         SnapshotCommit { key, name, snapshotter };
@@ -186,7 +188,10 @@ mod tests {
         let runtime = ContainerRuntime { name: "r.v2".into(), ..ContainerRuntime::default() };
         let made = ContainerCreate { runtime: Some(runtime), ..ContainerCreate::default() };
         let made = envelope("/containers/create", ContainerCreate::TYPE_URL, made.encode_to_vec());
+        let stored = ContentCreate { media_type: "image".into(), ..ContentCreate::default() };
+        let stored = envelope("/content/create", ContentCreate::TYPE_URL, stored.encode_to_vec());
         for (filter, envelope) in [
+            ("event.mediaType==image,event.mediaType!=layer", &stored),
             ("event.io.stdin==in,event.io.terminal==true,event.checkpoint==c", &begun),
             ("event.runtime.name==r.v2", &made),
         ] {

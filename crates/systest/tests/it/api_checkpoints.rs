@@ -8,6 +8,7 @@ use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{Container, CreateContainerRequest, Runtime};
 use api::grpc::content::ReadContentRequest;
 use api::grpc::content::content_client::ContentClient;
+use api::grpc::event::ContentCreate;
 use api::grpc::leases::CreateRequest;
 use api::grpc::leases::leases_client::LeasesClient;
 use api::grpc::tasks::tasks_client::TasksClient;
@@ -156,7 +157,16 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
             assert_eq!(taken.container_id, "frozen-one");
             taken.checkpoint
         };
+        let mut blobs = events(&channel, &["/content/create"]).await;
         let stored = checkpoint(&channel, "frozen-one", "").await.unwrap();
+        for expected in &stored {
+            let told = blobs.message().await.unwrap().unwrap().event.unwrap();
+            let told = unpack::<ContentCreate>(&told).unwrap().unwrap();
+            assert_eq!(
+                (told.digest, told.media_type),
+                (expected.digest.clone(), expected.media_type.clone())
+            );
+        }
         // Of where the images were before they were stored.
         let place = PathBuf::from(taken().await);
         assert_eq!(place.parent(), Some(&*daemon.root().join("checkpoints/taken")));

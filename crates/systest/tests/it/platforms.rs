@@ -6,6 +6,11 @@ use std::time::Duration;
 
 use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{DeleteContentRequest, InfoRequest};
+use api::grpc::diff::DiffRequest;
+use api::grpc::diff::diff_client::DiffClient;
+use api::grpc::event::ContentCreate;
+use api::grpc::events::SubscribeRequest;
+use api::grpc::events::events_client::EventsClient;
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{DeleteImageRequest, GetImageRequest, ListImagesRequest};
 use api::grpc::snapshots::ListSnapshotsRequest;
@@ -17,7 +22,7 @@ use api::grpc::transfer::{
     Data, ImageExportStream, ImageImportStream, ImageReference, ImageStore, OciRegistry, TransferRequest,
     UnpackConfiguration, WindowUpdate,
 };
-use api::grpc::types::{Any, Platform};
+use api::grpc::types::{Any, Mount, Platform};
 use api::shim::{pack, unpack};
 use serde_json::{Value, json};
 use testkit::layout::tar_of;
@@ -208,10 +213,63 @@ fn pulled_blobs_are_told_with_their_types() {
         let mut kinds = Vec::new();
         for _ in 0..4 {
             let event = told.message().await.unwrap().unwrap().event.unwrap();
-            let created = unpack::<api::grpc::event::ContentCreate>(&event).unwrap().unwrap();
+            let created = unpack::<ContentCreate>(&event).unwrap().unwrap();
             kinds.push(created.media_type.rsplit('.').next().unwrap().to_owned());
         }
         assert_eq!(kinds, ["v1+json", "v1+json", "v1+json", "tar"]);
+    });
+}
+
+/// Of what is made here too, where the type is known that it is to have.
+#[test]
+fn blobs_that_are_made_are_told_with_their_types() {
+    if !is_root("mounts") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let tree = |name: &str| {
+        let tree = daemon.dir().join(name);
+        std::fs::create_dir(&tree).expect("a writable directory");
+        let source = tree.display().to_string();
+        vec![Mount {
+            r#type: "bind".into(),
+            source,
+            options: vec!["ro".into(), "rbind".into()],
+            ..Mount::default()
+        }]
+    };
+    let (left, right) = (tree("left"), tree("right"));
+    std::fs::write(daemon.dir().join("right/file"), "new").expect("a writable directory");
+    on(&daemon, async |channel| {
+        let mut told = events(&channel, &["/content/create"]).await;
+        for (wanted, made) in [
+            ("", "application/vnd.oci.image.layer.v1.tar+gzip"),
+            ("application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.oci.image.layer.v1.tar+zstd"),
+        ] {
+            let compare = DiffRequest {
+                left: left.clone(),
+                right: right.clone(),
+                media_type: wanted.into(),
+                ..DiffRequest::default()
+            };
+            DiffClient::new(channel.clone()).diff(ask(compare)).await.unwrap();
+            let event = told.message().await.unwrap().unwrap().event.unwrap();
+            let created = unpack::<ContentCreate>(&event).unwrap().unwrap();
+            assert_eq!(created.media_type, made);
+        }
+        // By their type they are heard of, too.
+        let mut layers = EventsClient::new(channel.clone());
+        let filters = vec!["event.mediaType~=\"tar$\"".to_owned()];
+        let mut layers = layers.subscribe(ask(SubscribeRequest { filters })).await.unwrap().into_inner();
+        let plain = "application/vnd.oci.image.layer.v1.tar";
+        for media_type in ["", plain] {
+            let (left, right) = (left.clone(), right.clone());
+            let compare =
+                DiffRequest { left, right, media_type: media_type.into(), ..DiffRequest::default() };
+            DiffClient::new(channel.clone()).diff(ask(compare)).await.unwrap();
+        }
+        let event = layers.message().await.unwrap().unwrap().event.unwrap();
+        assert_eq!(unpack::<ContentCreate>(&event).unwrap().unwrap().media_type, plain);
     });
 }
 
