@@ -1,6 +1,8 @@
 //! `containerd.services.sandbox.v1`: records of sandboxes and the controllers that run them. Not in containerd 1.6.
 #![allow(clippy::needless_update, reason = "requests differ in what else they have")]
 
+use api::grpc::event::{SandboxCreate, SandboxExit, SandboxStart};
+use api::grpc::events::events_client::EventsClient;
 use api::grpc::sandbox::controller::controller_client::ControllerClient;
 use api::grpc::sandbox::controller::{
     ControllerCreateRequest, ControllerMetricsRequest, ControllerPlatformRequest, ControllerShutdownRequest,
@@ -13,11 +15,13 @@ use api::grpc::sandbox::{
     StoreUpdateRequest,
 };
 use api::grpc::types::Any;
+use api::shim::pack;
 use serde_json::json;
 use testkit::is_root;
 use tonic::Code;
 
-use super::walk::{BAD_FILTERS, Difference, Side, There, covers, differs_in, map, within};
+use super::events::listen;
+use super::walk::{BAD_FILTERS, Difference, SAME, Side, There, covers, differs_in, map, within};
 use crate::cgroups::HIERARCHIES;
 use crate::typed::ask;
 
@@ -50,8 +54,8 @@ fn any(text: &str) -> Any {
     }
 }
 
-fn spec() -> String {
-    let cgroup = format!("/hoist-walk-{}", std::process::id());
+fn spec(id: &str) -> String {
+    let cgroup = format!("/hoist-walk-{}-{id}", std::process::id());
     let document = json!({
         "ociVersion": "1.1.0",
         "linux": { "namespaces": [{ "type": "ipc" }], "cgroupsPath": cgroup },
@@ -63,7 +67,7 @@ fn sandbox(id: &str) -> Sandbox {
     Sandbox {
         sandbox_id: id.into(),
         runtime: Some(Runtime { name: RUNTIME.into(), options: None }),
-        spec: Some(any(&spec())),
+        spec: Some(any(&spec(id))),
         sandboxer: "shim".into(),
         ..Sandbox::default()
     }
@@ -503,4 +507,54 @@ async fn a_sandbox_comes_and_goes(side: &Side<'_>) {
     side.ok("shut down", controller.shutdown(of!(ControllerShutdownRequest, "pod", "shim"))).await;
     let answer = controller.status(of!(ControllerStatusRequest, "pod", "shim"));
     side.refused("the status of what is gone", answer, Code::NotFound, "pod").await;
+}
+
+/// Somebody waits: containerd tells of an end when it answers those.
+#[test]
+fn what_becomes_of_a_sandbox_is_told_in_its_order() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    covers(&["Events.Subscribe"]).well().walk_since(2, SAME, async |side| {
+        let mut told = listen(&EventsClient::new(side.channel()), &["topic~=/^.sandboxes/"]).await;
+        let mut controller = ControllerClient::new(side.channel());
+        let creation = ControllerCreateRequest {
+            sandbox_id: "told".into(),
+            sandbox: Some(sandbox("told")),
+            sandboxer: "shim".into(),
+            ..ControllerCreateRequest::default()
+        };
+        side.ok("create", controller.create(ask(creation))).await;
+        side.ok("start", controller.start(of!(ControllerStartRequest, "told", "shim"))).await;
+        let mut waiting = controller.clone();
+        let waiting =
+            tokio::spawn(async move { waiting.wait(of!(ControllerWaitRequest, "told", "shim")).await });
+        side.ok("stop", controller.stop(of!(ControllerStopRequest, "told", "shim"))).await;
+        let exit = waiting.await.expect("no panic").expect("it ends").into_inner();
+        let expected = [
+            ("/sandboxes/create", pack(&SandboxCreate { sandbox_id: "told".into() })),
+            ("/sandboxes/start", pack(&SandboxStart { sandbox_id: "told".into() })),
+            (
+                "/sandboxes/exit",
+                pack(&SandboxExit {
+                    sandbox_id: "told".into(),
+                    exit_status: exit.exit_status,
+                    exited_at: exit.exited_at,
+                }),
+            ),
+        ];
+        for (topic, event) in expected {
+            let heard = loop {
+                let heard = tokio::time::timeout(testkit::DEADLINE, told.message()).await;
+                let heard = heard.expect("an event").expect("the stream lasts").expect("an event");
+                if !heard.topic.starts_with("/mark/") {
+                    break heard;
+                }
+            };
+            side.is("where it is told", (&*heard.namespace, &*heard.topic), ("default", topic));
+            side.is("what is told", (topic, heard.event), (topic, Some(event)));
+        }
+        side.ok("shut down", controller.shutdown(of!(ControllerShutdownRequest, "told", "shim"))).await;
+    });
 }

@@ -1,5 +1,6 @@
 //! What is told of what is done: topics, their order and what is in them, on our daemon and on containerd.
 
+use std::fs;
 use std::process::Command;
 
 use api::grpc::containers::containers_client::ContainersClient;
@@ -29,12 +30,13 @@ use api::grpc::types::{Any, Descriptor, Envelope};
 use api::shim::runc::Options;
 use api::shim::{events as task, pack, unpack};
 use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use testkit::{Daemon, Registry, images, is_root};
 use tonic::Streaming;
 
 use super::events::{listen, publish};
-use super::tasks::{create, exec, kill, limited_record, record_with, root, start};
+use super::tasks::{create, exec, kill, limited_record, record, record_with, root, start};
 use super::walk::{Difference, Side, There, all, ask, covers, differs_in, map, mask};
 use crate::cgroups::HIERARCHIES;
 
@@ -263,6 +265,7 @@ fn what_is_done_is_told_in_its_order() {
         snapshots(&mut listener).await;
         a_container(&mut listener).await;
         out_of_memory(&mut listener).await;
+        a_dead_shim(&mut listener).await;
         listener.has_heard("nothing else is told", &[]).await;
     });
 }
@@ -448,6 +451,33 @@ async fn out_of_memory(listener: &mut Listener<'_, '_>) {
     listener
         .hears_of_deletion("nothing is told again", "default /tasks/delete \"full\" \"\" true 137 true")
         .await;
+}
+
+/// What it did not live to tell is told by the daemon.
+async fn a_dead_shim(listener: &mut Listener<'_, '_>) {
+    let side = listener.side;
+    record(side, "lost", "exec sleep 1000").await;
+    let mut tasks = TasksClient::new(side.channel());
+    let made = side.ok("create", tasks.create(ask(create("lost", root(side.dir()))))).await;
+    side.ok("start", tasks.start(ask(start("lost", "")))).await;
+    kill_process(shim_of(made.pid), Signal::KILL).expect("it runs");
+    let told = [
+        "default /containers/create \"lost\" \"\" \"io.containerd.own.v2 None\"",
+        &created("lost", ["", "", "", "false"]),
+        "default /tasks/start \"lost\" true",
+        "default /tasks/exit \"lost\" \"lost\" true 137 true",
+    ];
+    listener.hears_all("a shim dies", &["/tasks/exit"], &told).await;
+    listener
+        .hears_of_deletion("its task goes with it", "default /tasks/delete \"lost\" \"\" true 137 true")
+        .await;
+}
+
+/// The shim of a container by its first process, whose parent it is.
+fn shim_of(pid: u32) -> Pid {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("the kernel's format");
+    parent.trim().parse().ok().and_then(Pid::from_raw).expect("a pid")
 }
 
 /// What is told of a new task, by the name of its container and its streams.
