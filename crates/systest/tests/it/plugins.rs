@@ -840,6 +840,27 @@ fn page_of_stream_processors(behind: &str) -> String {
     block.map(|line| format!("{line}\n")).collect()
 }
 
+/// The tables of each page stand in one file: they are for one plugin.
+#[test]
+fn the_daemon_understands_the_tables_of_the_manuals() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let file = dir.path().join("config.toml");
+    let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/extend");
+    let mut tables = 0;
+    for page in fs::read_dir(pages).expect("the manuals are there") {
+        let page = page.expect("the manuals are there").path();
+        let text = fs::read_to_string(&page).expect("a page");
+        let is_table = |block: &&str| block.starts_with("    [");
+        let table: String = text.split("\n\n").filter(is_table).flat_map(|block| [block, "\n"]).collect();
+        tables += table.lines().filter(|line| line.starts_with("    [")).count();
+        fs::write(&file, table).expect("a writable directory");
+        let mut check = Command::new(testkit::hoist_program());
+        let checked = run(check.arg("daemon").arg("--config").arg(&file).args(["config", "check"])).ok();
+        assert_eq!(checked.stderr, "", "{}", page.display());
+    }
+    assert!(tables >= 7, "they are read: {tables}");
+}
+
 /// Its program and its table, word for word but for the place.
 #[test]
 fn the_stream_processor_of_the_manual_is_one() {
