@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::io::retry_on_intr;
 use rustix::net::netlink as wire;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with, sockopt,
@@ -244,8 +245,10 @@ impl Socket {
         let mut is_whole = true;
         let mut buffer = vec![0; ANSWER_LEN_MAX];
         loop {
-            let received = recv(&self.fd, &mut buffer[..], RecvFlags::empty()).map_err(io::Error::from);
-            let (len, _) = received.context(|| format!("{what}: read the kernel's answer"))?;
+            // A socket whose time is limited is not waited for again by itself (signal(7)).
+            let received = retry_on_intr(|| recv(&self.fd, &mut buffer[..], RecvFlags::empty()));
+            let (len, _) =
+                received.map_err(io::Error::from).context(|| format!("{what}: read the kernel's answer"))?;
             let mut rest = &buffer[..len];
             while let Some((header, body, next)) = split(rest) {
                 rest = next;

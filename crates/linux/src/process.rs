@@ -355,13 +355,15 @@ unsafe fn forget_beginnings() -> Result<()> {
     Ok(())
 }
 
-/// Does nothing for ever. Children that end are reaped by the kernel (wait(2), "SIG_IGN").
+/// Does nothing for ever. Children that end are reaped by the kernel (wait(2), "SIG_IGN"), and a question does not end it
+/// ([`crate::signal::pass_over_question`]).
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
 fn idle() -> ! {
     reset_signals();
     // SAFETY: SIG_IGN needs no handler to stay alive; pause has no arguments.
     unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        libc::signal(libc::SIGUSR1, libc::SIG_IGN);
         loop {
             libc::pause();
         }

@@ -45,29 +45,19 @@ pub fn forwarded_signals() -> Result<OwnedFd> {
     descriptor(&signals)
 }
 
-/// Has `SIGUSR1` do nothing in the calling thread, which containerd's programs answer with what their threads do: whoever
-/// asks all of them does not end this one. It is blocked, not ignored: what is started here begins with it as with any
-/// other, as after [`child_signals`].
-pub fn block_question() -> Result<()> {
-    block(&[libc::SIGUSR1]).map(drop)
+/// Has `SIGUSR1` do nothing to the calling process and to its copies. containerd's programs answer it with what their threads
+/// do, and whoever asks all of them does not end this one. It is caught, and neither blocked nor ignored, as programs
+/// inherit that (execve(2)): what is started here is ended by it like any other.
+pub fn pass_over_question() {
+    extern "C" fn pass(_signal: libc::c_int) {}
+    // SAFETY: a handler that does nothing may run anywhere (signal-safety(7)). Calls that it interrupts go on (signal(2)).
+    unsafe { libc::signal(libc::SIGUSR1, pass as *const () as libc::sighandler_t) };
 }
 
 fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
-    let set = block(signals)?;
-    // SAFETY: `set` outlives the call; a descriptor that signalfd returns is new and nobody else's.
+    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls;
+    // a descriptor that signalfd returns is new and nobody else's.
     let fd = unsafe {
-        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd < 0 {
-            return Err(io::Error::last_os_error()).context(|| "open a signalfd");
-        }
-        OwnedFd::from_raw_fd(fd)
-    };
-    Ok(fd)
-}
-
-fn block(signals: &[i32]) -> Result<libc::sigset_t> {
-    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls.
-    unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);
         for signal in signals {
@@ -77,8 +67,13 @@ fn block(signals: &[i32]) -> Result<libc::sigset_t> {
         if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error()).context(|| "block signals");
         }
-        Ok(set)
-    }
+        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).context(|| "open a signalfd");
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    Ok(fd)
 }
 
 /// Takes the next signal that waits on a descriptor of this module.
@@ -152,5 +147,23 @@ impl Signal {
 
     pub fn number(self) -> i32 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+    use crate::process::PidFd;
+
+    #[test]
+    fn a_question_does_nothing_to_who_passes_over_it_and_ends_what_that_starts() {
+        pass_over_question();
+        let own = PidFd::open(std::process::id()).unwrap();
+        own.signal(libc::SIGUSR1.cast_unsigned()).unwrap();
+        let ended = Command::new("sh").args(["-c", "kill -USR1 $$"]).status().unwrap();
+        assert_eq!(ended.signal(), Some(libc::SIGUSR1));
     }
 }

@@ -1,11 +1,12 @@
 //! A container that exists: what can be asked of it and done to it.
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
 use linux::cgroup::{self, Cgroup, Instance, Stats};
-use linux::process::PidFd;
+use linux::process::{PidFd, wait_readable};
 use linux::signal::SIGKILL;
 use types::spec::runtime::{Hooks, IntelRdt, LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result, UnlessGone};
@@ -22,6 +23,9 @@ use crate::{cgroup_note, hooks, resctrl};
 
 /// How long a start waits for the program's beginning. Where its file is read from may be as slow as it likes.
 const EXECUTE_MAX: Duration = Duration::from_secs(5);
+
+/// How long the first process may take to its end once it is killed.
+const END_MAX: Duration = Duration::from_secs(10);
 
 /// A handle. It holds no descriptor: every call asks the kernel anew.
 #[derive(Clone, Debug)]
@@ -445,10 +449,8 @@ impl Container {
             let _ = cgroup.thaw();
         }
         self.kill_init()?;
-        let mut ended = [rustix::event::PollFd::new(&init, rustix::event::PollFlags::IN)];
-        let deadline = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
-        let count = rustix::event::poll(&mut ended, Some(&deadline)).map_err(std::io::Error::from);
-        if count.context(|| "wait for the container's first process")? == 0 {
+        let ended = wait_readable(init.as_fd(), Some(END_MAX));
+        if !ended.context(|| "wait for the container's first process")? {
             return Err(Error::deadline_exceeded(format!("container {} does not end", self.id())));
         }
         Ok(())

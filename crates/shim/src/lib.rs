@@ -80,7 +80,7 @@ fn serve(flags: &Flags) -> Result<()> {
         .map_err(std::io::Error::from)
         .context(|| "become subreaper")?;
     let children = linux::signal::child_signals()?;
-    linux::signal::block_question()?;
+    linux::signal::pass_over_question();
     let bundle = std::env::current_dir().context(|| "find the bundle")?;
     let log = log::Log::new(bundle.join("log"), flags.debug);
     let events = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());

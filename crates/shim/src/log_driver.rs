@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use linux::process::wait_readable;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -145,19 +146,14 @@ fn has_ended(process: std::os::fd::BorrowedFd<'_>, seconds: i64) -> bool {
 }
 
 fn wait_ready(ready: OwnedFd, ready_by: Ready) -> Result<()> {
-    let mut fds = [PollFd::new(&ready, PollFlags::IN)];
-    let timeout = Timespec { tv_sec: READY_MAX.as_secs() as i64, tv_nsec: 0 };
-    match rustix::event::poll(&mut fds, Some(&timeout)) {
-        Ok(0) => Err(Error::deadline_exceeded(format!("not ready after {READY_MAX:?}"))),
-        Ok(_) => {
-            let len = std::fs::File::from(ready).read(&mut [0]).context(|| "read the ready pipe")?;
-            match (ready_by, len) {
-                (Ready::Writes, 0) => {
-                    Err(Error::unavailable("it did not say that it is ready, and closed the pipe or ended"))
-                }
-                _ => Ok(()),
-            }
+    if !wait_readable(ready.as_fd(), Some(READY_MAX)).context(|| "wait for the ready pipe")? {
+        return Err(Error::deadline_exceeded(format!("not ready after {READY_MAX:?}")));
+    }
+    let len = std::fs::File::from(ready).read(&mut [0]).context(|| "read the ready pipe")?;
+    match (ready_by, len) {
+        (Ready::Writes, 0) => {
+            Err(Error::unavailable("it did not say that it is ready, and closed the pipe or ended"))
         }
-        Err(error) => Err(std::io::Error::from(error)).context(|| "wait for the ready pipe"),
+        _ => Ok(()),
     }
 }

@@ -278,13 +278,23 @@ fn a_question_by_signal_does_not_end_the_shim() {
         return;
     }
     let host = ShimHost::new();
-    let task = host.container("asked", "sh -c 'kill -USR1 $$'; exit $?").create();
-    let shim = i32::try_from(task.shim_pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
-    rustix::process::kill_process(shim, rustix::process::Signal::USR1).unwrap();
-    task.start("");
-    // Who is started by it is ended by this signal as ever.
-    assert_eq!(task.wait(""), 128 + 10);
-    task.delete("").unwrap();
+    // A runtime that options name hands on what it begins with.
+    for (id, binary) in [("asked", ""), ("asked-runc", "/usr/sbin/runc")] {
+        let task = host
+            .container(id, "sh -c 'kill -USR1 $$'; exit $?")
+            .with(|container| {
+                container.options.binary_name = binary.to_owned();
+                container.options.root = host.dir().join("state").display().to_string();
+            })
+            .create();
+        let shim =
+            i32::try_from(task.shim_pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+        rustix::process::kill_process(shim, rustix::process::Signal::USR1).unwrap();
+        task.start("");
+        // Who is started by it is ended by this signal as ever.
+        assert_eq!(task.wait(""), 128 + 10, "{id}");
+        task.delete("").unwrap();
+    }
 }
 
 /// The container's root may signal what comes in. The shim must stay usable, or nobody could end it.
