@@ -1,5 +1,5 @@
-//! Starting programs in ways that `std::process` does not know: with descriptors under fixed numbers, or in the foreground
-//! of a terminal.
+//! Starting programs in ways that `std::process` does not know: with descriptors under fixed numbers, in the foreground of a
+//! terminal, or with no signal blocked.
 #![expect(unsafe_code, reason = "descriptors and groups are put in place between fork and exec")]
 
 use std::io;
@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 /// Runs `command` with each descriptor under the number beside it. Numbers are 3 or higher, and
-/// each occurs once.
+/// each occurs once. It begins with no signal blocked.
 pub fn with_descriptors(mut command: Command, descriptors: Vec<(OwnedFd, RawFd)>) -> io::Result<Child> {
     assert!(descriptors.iter().all(|(_, number)| *number > 2), "0, 1 and 2 are set by Command");
     let above = descriptors.iter().map(|(_, number)| number + 1).max().unwrap_or(3);
@@ -17,10 +17,11 @@ pub fn with_descriptors(mut command: Command, descriptors: Vec<(OwnedFd, RawFd)>
         .iter()
         .map(|(fd, number)| Ok((duplicate_above(fd, above)?, *number)))
         .collect::<io::Result<Vec<_>>>()?;
-    // SAFETY: the closure runs in the child between fork and exec and calls only dup2, which is
+    // SAFETY: the closure runs in the child between fork and exec and calls only functions that are
     // async-signal-safe; it allocates nothing, since an error of that kind carries a number only.
     unsafe {
         command.pre_exec(move || {
+            unblock_all();
             for (fd, number) in &moved {
                 if libc::dup2(fd.as_raw_fd(), *number) < 0 {
                     return Err(io::Error::last_os_error());
@@ -50,12 +51,48 @@ pub fn in_foreground(mut command: Command) -> io::Result<Child> {
             // Without a terminal there is no foreground.
             libc::tcsetpgrp(0, libc::getpid());
             // No signal is the caller's any more.
-            libc::sigemptyset(&raw mut set);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+            unblock_all();
             Ok(())
         });
     }
     command.spawn()
+}
+
+/// Has a program begin with no signal blocked: it inherits those that wait for the caller (signal(7)), and few look.
+pub fn unblock_signals(command: &mut Command) {
+    // Without a step of its own between fork and exec the standard library starts programs in a cheaper way.
+    if !has_blocked() {
+        return;
+    }
+    // SAFETY: the closure runs in the child between fork and exec, calls only functions that are async-signal-safe, and
+    // allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            unblock_all();
+            Ok(())
+        });
+    }
+}
+
+/// Whether the calling thread blocks any signal.
+fn has_blocked() -> bool {
+    // SAFETY: the set is initialised before it is read, and lives across the calls; without a new set nothing is changed.
+    unsafe {
+        let mut blocked = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut blocked);
+        libc::sigprocmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut blocked);
+        (1..=64).any(|signal| libc::sigismember(&raw const blocked, signal) == 1)
+    }
+}
+
+/// Lets all signals through to the calling thread. Async-signal-safe (signal-safety(7)).
+fn unblock_all() {
+    // SAFETY: the set is initialised before it is read, and lives across the call.
+    unsafe {
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
 }
 
 fn duplicate_above(fd: &OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
@@ -87,6 +124,28 @@ mod tests {
             in_foreground(command).unwrap().wait().unwrap()
         });
         assert_eq!(end.join().unwrap().signal(), Some(libc::SIGTERM));
+    }
+
+    /// Who starts them has signals wait for itself, as a shim does, and the runtime in the foreground.
+    #[test]
+    fn a_program_begins_with_no_signal_blocked() {
+        let ended = |start: fn(Command) -> io::Result<Child>| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "kill $$"]);
+            // In a thread, whose mask it inherits.
+            let end = std::thread::spawn(move || {
+                let _blocked = crate::signal::forwarded_signals().unwrap();
+                start(command).unwrap().wait().unwrap()
+            });
+            end.join().unwrap().signal()
+        };
+        let plain = |mut command: Command| {
+            unblock_signals(&mut command);
+            command.spawn()
+        };
+        assert_eq!(ended(plain), Some(libc::SIGTERM));
+        let with_one = |command| with_descriptors(command, vec![(io::pipe()?.1.into(), 3)]);
+        assert_eq!(ended(with_one), Some(libc::SIGTERM));
     }
 
     #[test]

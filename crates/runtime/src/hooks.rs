@@ -95,6 +95,8 @@ fn run_one(hook: &Hook, at: &Path, state: &serde_json::Value) -> Result<()> {
         command.env_clear().envs(environment);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // Who is in the foreground has all of them wait.
+    linux::spawn::unblock_signals(&mut command);
     let mut child = command.spawn().context(|| "start it")?;
     let process = PidFd::open(child.id())?;
     let told = child.stdin.take().map_or(Ok(()), |stdin| tell(stdin, state.to_string().as_bytes()));
@@ -282,6 +284,18 @@ mod tests {
         }
         assert_eq!(how(ExitStatus::from_raw(34)), "signal: signal 34");
         assert_eq!(how(ExitStatus::from_raw(0x80 | 11)), "signal: segmentation fault (11) (core dumped)");
+    }
+
+    /// As with runc, which blocks none.
+    #[test]
+    fn a_hook_begins_with_no_signal_blocked() {
+        // In a thread, whose mask it would inherit.
+        let ended = std::thread::spawn(|| {
+            let _blocked = linux::signal::forwarded_signals().unwrap();
+            run_here("prestart", shell("kill $$")).map_err(|error| error.chain())
+        });
+        let error = ended.join().unwrap().unwrap_err();
+        assert!(error.contains("it ended with signal: terminated (15)"), "{error}");
     }
 
     /// Who is left behind with its standard error is not waited for.
