@@ -1,6 +1,7 @@
 //! The bridge of containers is there as long as a container has it, and nothing of the machine's own is touched.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use testkit::{Daemon, eventually, images, is_root, run};
@@ -162,4 +163,27 @@ fn it_goes_after_a_start_that_took_long_and_failed() {
         assert_ne!(started.join().expect("the thread of this test").code, 0);
     });
     eventually("nobody has the bridge", || (!is_there()).then_some(()));
+}
+
+/// Links of a container have IPv6 off unless it asks for it, for all of them or for one, and hear no advertisements even
+/// then.
+#[test]
+fn a_sysctl_turns_ipv6_on_for_a_container() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    if !Path::new("/proc/sys/net/ipv6/conf").exists() {
+        println!("skipped: this kernel has no IPv6");
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let check = |flags: &[&str], expected: &str| {
+        let look = "cd /proc/sys/net/ipv6/conf; cat eth0/disable_ipv6 default/disable_ipv6 lo/disable_ipv6 eth0/accept_ra";
+        let rest = ["busybox", "sh", "-c", look];
+        let said = daemon.hoist([&["run", "--rm"][..], flags, &rest[..]].concat()).ok();
+        assert_eq!(said.text(), expected, "{flags:?}");
+    };
+    check(&[], "1\n1\n0\n0");
+    check(&["--sysctl", "net.ipv6.conf.all.disable_ipv6=0"], "0\n0\n0\n0");
+    check(&["--sysctl", "net.ipv6.conf.eth0.disable_ipv6=0"], "0\n1\n0\n0");
 }
