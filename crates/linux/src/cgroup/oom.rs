@@ -36,10 +36,11 @@ impl Tally {
     /// signals than kills, and a kill without one, as when the whole machine runs out, is an event.
     fn add(&mut self, signalled: u64, kills: u64) -> Oom {
         let new = kills.saturating_sub(self.kills);
-        let events = signalled.max(new.saturating_sub(self.owed));
+        // The first are those of the signals before.
+        let beyond = new.saturating_sub(self.owed);
         self.kills += new;
-        self.owed = signalled.saturating_sub(new);
-        Oom { events, kills: new }
+        self.owed = signalled.saturating_sub(beyond);
+        Oom { events: signalled.max(beyond), kills: new }
     }
 }
 
@@ -160,5 +161,9 @@ mod tests {
         assert_eq!(tally.add(2, 6), Oom { events: 2, kills: 0 }, "signals of which nothing comes");
         assert_eq!(tally.add(0, 6), Oom::default());
         assert_eq!(tally.add(0, 7), Oom { events: 1, kills: 1 }, "they excuse no later kill");
+        for expected in [Oom { events: 1, kills: 0 }, Oom { events: 1, kills: 1 }] {
+            assert_eq!(tally.add(1, 7 + expected.kills), expected, "each before its kill is seen");
+        }
+        assert_eq!(tally.add(0, 9), Oom { events: 0, kills: 1 }, "the second signal's");
     }
 }
