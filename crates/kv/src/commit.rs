@@ -91,7 +91,7 @@ struct Ledger {
     no_room: Option<Shared>,
     /// The changes of its relaxed closures.
     relaxed: Journal,
-    /// Set when handing changes to the engine failed: nothing of this batch may be committed.
+    /// Set when handing changes to the engine failed or was broken off: nothing of this batch may be committed.
     broken: Option<Shared>,
     outcome: Arc<Outcome>,
     /// To be called with how it ended.
@@ -293,9 +293,10 @@ impl Ledger {
                     self.relaxed.entry(table).or_default().extend(changes.clone());
                 }
             }
-            if let Err(error) = transaction.apply(changes) {
-                self.broken = Some(Shared::new(&error));
-            }
+            // Until all of them are handed over: where the engine breaks down in the middle of it, a batch that others
+            // share is left with half of what this closure changed.
+            self.broken = Some(Shared::new(&Error::internal("the engine broke down in a write")));
+            self.broken = transaction.apply(changes).err().map(|error| Shared::new(&error));
         }
         result
     }

@@ -32,6 +32,8 @@ pub enum Fault {
     Once(usize),
     /// The n-th operation and all after it fail.
     From(usize),
+    /// The n-th operation panics.
+    Panic(usize),
 }
 
 impl Storage {
@@ -64,7 +66,9 @@ impl Storage {
     /// Whether the armed fault has struck.
     pub fn has_struck(&self) -> bool {
         let state = self.state();
-        state.fault.is_some_and(|(Fault::Once(at) | Fault::From(at))| state.operations > at)
+        state
+            .fault
+            .is_some_and(|(Fault::Once(at) | Fault::From(at) | Fault::Panic(at))| state.operations > at)
     }
 
     /// What the medium may hold after a crash: all that was synced, and any of what was not. `keep`
@@ -88,10 +92,16 @@ impl Storage {
         let mut state = self.state();
         let number = state.operations;
         state.operations += 1;
-        let fails = match state.fault {
+        let fault = state.fault;
+        let fails = match fault {
             None => false,
             Some(Fault::Once(at)) => number == at,
             Some(Fault::From(at)) => number >= at,
+            Some(Fault::Panic(at)) if number == at => {
+                drop(state);
+                panic!("injected");
+            }
+            Some(Fault::Panic(_)) => false,
         };
         if fails { Err(io::Error::other("injected")) } else { Ok(state) }
     }

@@ -1,10 +1,15 @@
 //! Every operation of the storage fails once, in turn.
 
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use kv::{Db, Options, Table};
 
 use kv::testing::{Fault, Storage};
 
 const PAIRS: Table<(String, u64), u64> = Table::new("pairs");
+const LEFT: Table<u64, u64> = Table::new("left");
+const RIGHT: Table<u64, u64> = Table::new("right");
 const ROUNDS: u64 = 6;
 
 fn open(storage: &Storage) -> types::Result<Db> {
@@ -62,6 +67,39 @@ fn no_answered_write_is_lost_when_any_operation_fails_once() {
 #[test]
 fn no_answered_write_is_lost_when_storage_fails_for_good() {
     fail_at_each_operation(Fault::From);
+}
+
+/// The engine panics at each operation of taking the changes of a closure, up to the first of the commit.
+#[test]
+fn half_of_a_write_is_not_committed_when_the_engine_breaks_down_in_it() {
+    for at in 0.. {
+        let storage = Storage::default();
+        let db = open(&storage).unwrap();
+        db.write(|tx| {
+            LEFT.put(tx, 0, &0)?;
+            RIGHT.put(tx, 0, &0)
+        })
+        .unwrap();
+        drop(db);
+        // Nobody asks the engine to close itself after that.
+        let db = ManuallyDrop::new(open(&storage).unwrap());
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            db.write(|tx| {
+                LEFT.put(tx, 1, &1)?;
+                RIGHT.put(tx, 1, &1)?;
+                storage.fail(Fault::Panic(at));
+                Ok(())
+            })
+        }));
+        let after = open(&Storage::of(storage.after_crash(|_| true))).unwrap();
+        let has = |table: Table<u64, u64>| after.read(|tx| table.contains(tx, 1)).unwrap();
+        assert_eq!(has(LEFT), has(RIGHT), "operation {at}");
+        if written.is_ok() {
+            assert!(at > 1, "what the tables have is read for it");
+            return;
+        }
+        assert!(!has(LEFT), "operation {at}: the caller panicked, and his write is there");
+    }
 }
 
 #[test]
