@@ -78,13 +78,43 @@ impl<K: Clone + Eq + Hash> Pins<K> {
             }
             state.removing.insert(key.clone());
         }
-        let result = remove();
-        self.state().removing.remove(key);
-        self.removed.notify_all();
-        Some(result)
+        let _removal = Removal { pins: self, key };
+        Some(remove())
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock()
+    }
+}
+
+/// A removal that goes on. It ends where that breaks down too, or makers would wait for it for ever.
+struct Removal<'a, K: Clone + Eq + Hash> {
+    pins: &'a Pins<K>,
+    key: &'a K,
+}
+
+impl<K: Clone + Eq + Hash> Drop for Removal<'_, K> {
+    fn drop(&mut self) {
+        self.pins.state().removing.remove(self.key);
+        self.pins.removed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_removal_that_broke_down() {
+        let pins = Pins::<&str>::default();
+        let broken = catch_unwind(AssertUnwindSafe(|| pins.remove::<()>(&"k", || panic!("on purpose"))));
+        assert!(broken.is_err());
+        assert!(pins.state().removing.is_empty());
+        pins.pin(&"k");
+        assert_eq!(pins.remove(&"k", || ()), None, "it is pinned");
+        pins.unpin(&"k");
+        assert_eq!(pins.remove(&"k", || ()), Some(()));
     }
 }
