@@ -58,11 +58,12 @@ impl Records {
     pub(super) fn sparse_map(&self) -> io::Result<Regions> {
         let map = self.get("GNU.sparse.map").unwrap_or_default();
         let text = std::str::from_utf8(map).map_err(|_| bad("a sparse map is no text"))?;
-        let numbers: Vec<u64> = text
-            .split(',')
-            .map(str::parse)
-            .collect::<Result<_, _>>()
-            .map_err(|_| bad("a sparse map is no list of numbers"))?;
+        let no_pairs = || bad("a sparse map is no list of pairs of numbers");
+        let numbers: Vec<u64> =
+            text.split(',').map(str::parse).collect::<Result<_, _>>().map_err(|_| no_pairs())?;
+        if !numbers.len().is_multiple_of(2) {
+            return Err(no_pairs());
+        }
         Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 
@@ -84,6 +85,8 @@ impl Records {
 /// Adds the records of a block to those that are there. An empty value takes a key away; but extended
 /// attributes may well be empty.
 pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Result<()> {
+    // The offsets and lengths of sparse form 0.0 come as two keys again and again, in turn.
+    let mut regions: Vec<&[u8]> = Vec::new();
     while !bytes.is_empty() {
         let blank = bytes.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
         let digits = std::str::from_utf8(&bytes[..blank]).map_err(|_| malformed())?;
@@ -105,18 +108,21 @@ pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Resu
         if value.contains(&0) && (key == "path" || key == "linkpath") {
             return Err(bad("a PAX name contains a zero byte"));
         }
-        // The offsets of sparse form 0.0 come as one key again and again.
         if key == "GNU.sparse.offset" || key == "GNU.sparse.numbytes" {
-            let map = values.entry("GNU.sparse.map".into()).or_default();
-            if !map.is_empty() {
-                map.push(b',');
+            let is_next = (key == "GNU.sparse.offset") == regions.len().is_multiple_of(2);
+            if !is_next || value.contains(&b',') {
+                return Err(malformed());
             }
-            map.extend_from_slice(value);
+            regions.push(value);
         } else if value.is_empty() && !key.starts_with(ATTRIBUTE) {
             values.remove(key);
         } else {
             values.insert(key.to_owned(), value.to_vec());
         }
+    }
+    // Before a map of the other forms, wherever that stands: as Go's package reads, so that all see the same file.
+    if !regions.is_empty() {
+        values.insert("GNU.sparse.map".to_owned(), regions.join(&b','));
     }
     Ok(())
 }

@@ -306,6 +306,35 @@ fn what_stands_before_an_entry_is_read_as_go_reads_it() {
     assert!(applied.unwrap_err().chain().contains("what has no data has a sparse map"));
 }
 
+/// A file may have its map twice over, once as one record and once as many.
+#[test]
+fn a_sparse_map_of_many_records_counts_before_one_of_one() {
+    let with_map = |map: &[(&str, &str)]| {
+        let size = [("size", "8"), ("numblocks", "1")];
+        let records = size.iter().chain(map);
+        let records = records.map(|(key, value)| record(&format!("GNU.sparse.{key}"), value.as_bytes()));
+        let records = records.collect::<Vec<_>>().concat();
+        attack(&[entry("h", b'x', "", &records), entry("own", b'0', "", b"data")])
+    };
+    let (one, offset, len) = (("map", "4,4"), ("offset", "0"), ("numbytes", "4"));
+    for (map, content) in [
+        (vec![one], b"\0\0\0\0data"),
+        (vec![offset, len], b"data\0\0\0\0"),
+        (vec![one, offset, len], b"data\0\0\0\0"),
+        (vec![offset, len, one], b"data\0\0\0\0"),
+    ] {
+        let (dir, applied) = with_map(&map);
+        applied.unwrap();
+        assert_eq!(fs::read(dir.path().join("root/own")).unwrap(), content, "{map:?}");
+    }
+    for map in [vec![offset], vec![len, offset], vec![offset, offset, len], vec![("offset", "0,4")]] {
+        let (_dir, applied) = with_map(&map);
+        applied.unwrap_err();
+    }
+    let (_dir, applied) = with_map(&[("map", "0,4,8")]);
+    assert!(applied.unwrap_err().chain().contains("no list of pairs"));
+}
+
 /// Here Go takes the size of the header, which counts the map and the data alone: no writer means it.
 #[test]
 fn a_sparse_file_whose_records_give_no_size_is_refused() {
