@@ -56,7 +56,8 @@ type Asked = (String, String, Vec<String>);
 /// Users that are kept. Then it begins anew.
 const KNOWN_MAX: usize = 1024;
 
-/// Bytes of one that is kept: the image says how long its home is, and in how many groups it is (CVE-2026-47262).
+/// Bytes of one that is kept: the image says how long its user's name and home are, and in how many groups it is
+/// (CVE-2026-47262).
 const KNOWN_LEN_MAX: usize = 4096;
 
 impl Known {
@@ -76,7 +77,8 @@ impl Known {
         }
         let found = resolve(text, further, tree)?;
         let (user, home) = &found;
-        if home.len() + size_of_val(&user.additional_gids[..]) > KNOWN_LEN_MAX {
+        let asked_len = text.len() + further.iter().map(String::len).sum::<usize>();
+        if asked_len + home.len() + size_of_val(&user.additional_gids[..]) > KNOWN_LEN_MAX {
             return Ok(found);
         }
         let mut known = known();
@@ -242,11 +244,13 @@ mod tests {
     fn an_image_does_not_decide_how_much_is_kept_of_its_users() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
-        let rows = format!("long:x:1:1::/{}:\nshort:x:2:2::/:\n", "x".repeat(KNOWN_LEN_MAX));
+        let (home, name) = ("x".repeat(KNOWN_LEN_MAX), "n".repeat(KNOWN_LEN_MAX));
+        let rows = format!("long:x:1:1::/{home}:\nshort:x:2:2::/:\n{name}:x:3:3::/:\n");
         std::fs::write(dir.path().join("etc/passwd"), rows).unwrap();
         let known = Known::default();
         let mut looks = 0;
-        for (user, expected) in [("short", 1), ("short", 1), ("long", 2), ("long", 3)] {
+        let name = name.as_str();
+        for (user, expected) in [("short", 1), ("short", 1), ("long", 2), ("long", 3), (name, 4), (name, 5)] {
             let tree = || {
                 looks += 1;
                 Ok(File::open(dir.path()).unwrap().into())
