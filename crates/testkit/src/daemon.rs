@@ -353,11 +353,9 @@ impl Drop for MountsBelow {
 
 /// Detaches every mount on and below `dir`, innermost first, so that the directory can be deleted.
 pub fn unmount_below(dir: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let below =
-        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));
-    for at in below.collect::<Vec<_>>().into_iter().rev() {
-        run(Command::new("umount").args(["--lazy", at]));
+    let mounts = linux::mount::mount_points().unwrap_or_default();
+    for mount in mounts.iter().rev().filter(|mount| mount.path.starts_with(dir)) {
+        run(Command::new("umount").arg("--lazy").arg(&mount.path));
     }
 }
 
