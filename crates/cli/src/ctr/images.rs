@@ -415,11 +415,12 @@ async fn prune(call: Call) -> Result<u8> {
         return Ok(0);
     }
     let connection = call.connect().await?;
+    // Before containers: an image that comes after this stays, and so does that of a container which comes in between.
+    let mut names = names(&call, &connection).await?;
     let request = connection.request(ListContainersRequest::default())?;
     let used = containers::client(&connection).list(request).await.answer()?.containers;
     let used: BTreeSet<String> = used.into_iter().map(|container| container.image).collect();
-    let names = names(&call, &connection).await?.into_iter().filter(|name| !used.contains(name));
-    let names: Vec<String> = names.collect();
+    names.retain(|name| !used.contains(name));
     for (at, name) in names.iter().enumerate() {
         // One collection takes them all.
         let sync = at + 1 == names.len();
