@@ -6,8 +6,9 @@
 //! A large file is deleted from its end, a piece at a time, if it has no other name and nobody has it open: as
 //! one step it takes as long as it is large. One that somebody reads stays whole for him, and goes at once.
 //!
-//! Trees are somebody else's work, and may still be in use: nothing is reached through a link, and a tree may be
-//! deeper than there are descriptors. What is too deep is moved to the top and deleted from there.
+//! Trees are somebody else's work, and may still be in use: nothing is reached through a link, what is mounted in a tree
+//! is no part of it, and a tree may be deeper than there are descriptors. What is too deep is moved to the top and
+//! deleted from there.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -15,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, renameat, unlinkat};
 use rustix::io::Errno;
 use types::{Context, Result};
 
@@ -27,7 +28,8 @@ const DEPTH_MAX: usize = 32;
 /// Bytes of a file that are freed in one step.
 pub const PIECE_LEN: u64 = 64 << 20;
 
-/// Deletes a directory with all that is in it, or a file, until `go_on` says no. Whether it is gone.
+/// Deletes a directory with all that is in it, or a file, until `go_on` says no. Whether it is gone. What is mounted in it
+/// is left, and is an error.
 pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     let delete = || {
         let Some(top) = open_directory(CWD, path)? else {
@@ -38,24 +40,32 @@ pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
                 false => Ok(false),
             };
         };
-        let mut removal = Removal { top: top.as_fd(), moved: 0, go_on };
-        loop {
-            let before = removal.moved;
-            if !removal.empty(removal.top, 0)? {
-                return Ok(false);
-            }
-            // What was moved to the top meanwhile may not have been met.
-            if removal.moved == before {
-                return gone(unlinkat(CWD, path, AtFlags::REMOVEDIR)).map(|()| true);
-            }
+        match empty_all(top.as_fd(), go_on)? {
+            true => gone(unlinkat(CWD, path, AtFlags::REMOVEDIR)).map(|()| true),
+            false => Ok(false),
         }
     };
     delete().map_err(io::Error::from).context(|| format!("delete {}", path.display()))
 }
 
-/// Deletes all that is in a directory, until `go_on` says no. Whether all is gone.
+/// Deletes all that is in a directory, until `go_on` says no. Whether all is gone. What is mounted in it is left, and is an
+/// error.
 pub fn empty(directory: BorrowedFd<'_>, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
-    Ok(Removal { top: directory, moved: 0, go_on }.empty(directory, 0)?)
+    Ok(empty_all(directory, go_on)?)
+}
+
+fn empty_all(top: BorrowedFd<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Errno> {
+    let mut removal = Removal { top, moved: 0, go_on };
+    loop {
+        let before = removal.moved;
+        if !removal.empty(top, 0)? {
+            return Ok(false);
+        }
+        // What was moved to the top meanwhile may not have been met.
+        if removal.moved == before {
+            return Ok(true);
+        }
+    }
 }
 
 struct Removal<'a> {
@@ -92,7 +102,7 @@ impl Removal<'_> {
         if depth == DEPTH_MAX {
             return self.move_to_top(parent, name).map(|()| true);
         }
-        let Some(directory) = open_directory(parent, name)? else { return Ok(true) };
+        let Some(directory) = open_inside(parent, name)? else { return Ok(true) };
         if !self.empty(directory.as_fd(), depth + 1)? {
             return Ok(false);
         }
@@ -109,6 +119,15 @@ impl Removal<'_> {
                 moved => return gone(moved),
             }
         }
+    }
+}
+
+/// A directory of the tree; none if it is gone. `EXDEV` if something is mounted on it, also of the same file system.
+fn open_inside(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match openat2(parent, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        opened => opened.map(Some),
     }
 }
 
@@ -198,6 +217,32 @@ mod tests {
         symlink(&kept, &tree).unwrap();
         delete(&tree, &|| true).unwrap();
         assert!(kept.join("file").exists());
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_tree_is_no_part_of_it() {
+        if !stdx::testing::is_root("a mount") {
+            return;
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let (kept, tree) = (dir.path().join("kept"), dir.path().join("tree"));
+        let place = tree.join("a/place");
+        fs::create_dir(&kept).unwrap();
+        fs::create_dir_all(&place).unwrap();
+        fs::write(kept.join("file"), "kept").unwrap();
+        // Of the same file system, so that its numbers tell nothing.
+        let bind = types::Mount {
+            kind: "bind".into(),
+            source: kept.display().to_string(),
+            target: String::new(),
+            options: vec!["rbind".into()],
+        };
+        crate::mount::mount_all(&[bind], &place).unwrap();
+        let deleted = delete(&tree, &|| true);
+        crate::mount::unmount_all(&place).unwrap();
+        assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "kept");
+        assert!(deleted.is_err(), "{deleted:?}");
+        assert!(delete(&tree, &|| true).unwrap(), "and goes with the next try");
     }
 
     /// A file of three pieces, each of which takes a turn.
