@@ -15,11 +15,13 @@
 //! Invariants
 //! - Nobody else reaches a root file system, whose setuid programs are root's own on the host too: but for the group
 //!   that is root's in the container's user namespace, from where the root is entered by its path.
-//! - Removing a bundle never goes below a mount: `rootfs` is unmounted and removed only if empty.
+//! - Removing a bundle never goes below a mount: `rootfs` is unmounted and removed only if empty. Where no container came of it,
+//!   what its runtime made in a `rootfs` that nothing was mounted on goes too.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -187,6 +189,29 @@ impl Bundle {
             Ok(()) => remove_tree(&leaving),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error).context(|| format!("rename {}", self.path.display())),
+        }
+    }
+
+    /// Removes the bundle of a container that was to be made and never came to be. Where nothing was mounted for its root,
+    /// a runtime has made places to mount on and devices in `rootfs`, which was empty before.
+    pub(crate) fn remove_unborn(&self) -> Result<()> {
+        let rootfs = self.rootfs();
+        unmount(&rootfs)?;
+        self.empty_rootfs().context(|| format!("empty {}", rootfs.display()))?;
+        self.remove()
+    }
+
+    /// Deletes what is in `rootfs` itself, and nothing that is mounted on it or in it.
+    fn empty_rootfs(&self) -> io::Result<()> {
+        use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let rootfs = open(&self.path, flags | OFlags::PATH, Mode::empty()).and_then(|bundle| {
+            openat2(&bundle, "rootfs", flags | OFlags::RDONLY, Mode::empty(), ResolveFlags::NO_XDEV)
+        });
+        match rootfs {
+            Ok(rootfs) => linux::removal::empty(rootfs.as_fd(), &|| true).map(drop),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -373,6 +398,39 @@ mod tests {
         fs::rename(&bundle.path, hidden(&bundle.path)).unwrap();
         assert!(list(dir.path()).unwrap().is_empty());
         assert_eq!(names(&dir.path().join("default")).unwrap(), Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn what_a_runtime_made_for_no_container_goes_with_its_bundle() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = bundle(dir.path());
+        bundle.create(b"{}", &program()).unwrap();
+        fs::create_dir_all(bundle.rootfs().join("dev/pts")).unwrap();
+        fs::write(bundle.rootfs().join("dev/null"), b"").unwrap();
+        std::os::unix::fs::symlink("/proc/self/fd", bundle.rootfs().join("dev/fd")).unwrap();
+        bundle.remove_unborn().unwrap();
+        bundle.remove_unborn().unwrap();
+        assert_eq!(names(&dir.path().join("default")).unwrap(), Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_bundle_stays_though_no_container_came_of_it() {
+        if !testkit::is_root("a mount") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = bundle(dir.path());
+        bundle.create(b"{}", &program()).unwrap();
+        let (kept, place) = (dir.path().join("kept"), bundle.rootfs().join("place"));
+        fs::create_dir(&kept).unwrap();
+        fs::create_dir(&place).unwrap();
+        fs::write(kept.join("precious"), b"kept").unwrap();
+        rustix::mount::mount_bind(&kept, &place).unwrap();
+        let removed = bundle.remove_unborn();
+        unmount(&place).unwrap();
+        assert_eq!(fs::read(kept.join("precious")).unwrap(), b"kept");
+        assert!(removed.is_err() && bundle.path.exists());
+        bundle.remove_unborn().unwrap();
     }
 
     #[test]

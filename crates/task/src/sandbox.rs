@@ -541,7 +541,7 @@ impl Sandboxes {
     /// Clears away a bundle whose sandbox never came to be. The slot stays reserved if something is left.
     async fn discard(&self, reservation: Reservation, bundle: &Bundle) {
         let Some((namespace, id)) = &reservation.key else { return };
-        if !self.0.discard((namespace, id.as_str()), bundle).await {
+        if !self.0.discard((namespace, id.as_str()), bundle, Bundle::remove).await {
             reservation.keep();
         }
     }

@@ -197,7 +197,7 @@ impl Shims {
             Ok(Some(recorded)) => recorded,
             // Cut off before its shim was up.
             Ok(None) => {
-                if !self.discard((&key.0, key.1.as_str()), &bundle).await {
+                if !self.discard((&key.0, key.1.as_str()), &bundle, Bundle::remove).await {
                     reservation.keep();
                 }
                 return Ok(None);
@@ -226,7 +226,7 @@ impl Shims {
                     reservation.keep();
                     return Ok(Some(self.clean_up(&task, Clearing::AllButBundle).await));
                 }
-                if !self.discard((&key.0, key.1.as_str()), bundle).await {
+                if !self.discard((&key.0, key.1.as_str()), bundle, Bundle::remove).await {
                     reservation.keep();
                 }
                 Ok(None)
@@ -394,7 +394,7 @@ impl Shims {
                 Ok(pid)
             }
             Err(error) => {
-                if !self.discard((&key.0, key.1.as_str()), &bundle).await {
+                if !self.discard((&key.0, key.1.as_str()), &bundle, Bundle::remove_unborn).await {
                     reservation.keep();
                 }
                 Err(error)
@@ -678,13 +678,18 @@ impl Shims {
 
     /// Clears away a bundle whose container never came to be, and says whether that is done. What its shim has noted
     /// and could not take down is left, notes and all, for the next start: then the slot is to stay reserved.
-    pub(crate) async fn discard(&self, (namespace, id): (&Namespace, &str), bundle: &Bundle) -> bool {
+    pub(crate) async fn discard(
+        &self,
+        (namespace, id): (&Namespace, &str),
+        bundle: &Bundle,
+        remove: fn(&Bundle) -> Result<()>,
+    ) -> bool {
         let (shims, key, bundle) = (self.clone(), (namespace.clone(), id.to_owned()), bundle.clone());
         let removed = blocking(move || {
             if let Ok(program) = bundle.program() {
                 bootstrap::delete_noted(&shims.0.config, &program, &bundle, (&key.0, key.1.as_str()))?;
             }
-            bundle.remove()
+            remove(&bundle)
         });
         let removed = removed.await;
         if let Err(error) = &removed {

@@ -276,6 +276,22 @@ async fn a_container_that_cannot_start_says_why_and_leaves_nothing() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
+/// Where nothing is mounted for its root, a runtime makes places to mount on and devices in the bundle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_has_no_root_leaves_nothing() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (namespace, id) = key("rootless");
+    let mut create = fixture.create(&id, "");
+    let mut spec: serde_json::Value = serde_json::from_slice(&create.spec).unwrap();
+    spec["root"] = serde_json::json!({ "path": "rootfs" });
+    create.spec = spec.to_string().into_bytes();
+    let error = fixture.shims.create(&namespace, &id, create).await.unwrap_err();
+    assert!(error.chain().contains("/bin/busybox"), "{error:?}");
+    assert_eq!(fixture.shims.task(&namespace, &id).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(!fixture.shims.has(&namespace, &id));
+    assert_eq!(fs::read_dir(fixture.dir.path().join("tasks/test")).unwrap().count(), 0);
+}
+
 /// SIGKILL to the parent of a container's first process, which is its shim.
 fn kill_shim_of(pid: u32) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -637,6 +637,32 @@ fn a_terminal_is_as_large_as_its_client_says_and_no_other_is() {
     });
 }
 
+/// Where nothing is mounted for a task's root, its runtime makes places to mount on in the bundle.
+#[test]
+fn nothing_is_left_of_a_task_that_has_no_root() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let differences =
+        &[differs("create without a root", There::Code(Code::Unknown), "the same refusal, without a class")];
+    covers(&["Tasks.Create", "Tasks.Get"]).refusals().walk(differences, async |side| {
+        let mut tasks = TasksClient::new(side.channel());
+        record(side, "bare", "true").await;
+        let bare = || ask(create("bare", vec![]));
+        side.refused("create without a root", tasks.create(bare()), Code::NotFound, "/bin/busybox").await;
+        let answer = tasks.get(ask(get("bare", "")));
+        side.refused("get what was not made", answer, Code::NotFound, "bare").await;
+        if side.is_ours() {
+            // A peer leaves the bundle, which is in the way of the next one.
+            let answer = tasks.create(bare());
+            side.refused("create without a root again", answer, Code::NotFound, "/bin/busybox").await;
+        }
+        let listed = side.ok("list", tasks.list(ask(ListTasksRequest::default()))).await.tasks;
+        side.is("nothing is listed", listed.len(), 0);
+    });
+}
+
 /// What `Tasks.Create` says of the runtime counts before what the record says.
 #[test]
 fn options_of_a_task_come_before_those_of_its_record() {
