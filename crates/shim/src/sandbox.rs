@@ -449,11 +449,38 @@ fn wait_response(exit: Exit) -> task::WaitResponse {
     task::WaitResponse { exit_status: exit.status, exited_at: Some(wire_time(exit.at)) }
 }
 
-/// Options of another kind than this are for another runtime, and not ours to read.
+/// Options that say nothing are the defaults. Those of another kind are for another runtime, and refused as by containerd's own
+/// shim: whoever gave them counts on what they say.
 fn options<M: Message + TypeUrl + Default>(what: &str, any: Option<&prost_types::Any>) -> Result<M> {
-    match any.and_then(api::shim::unpack::<M>) {
-        None => Ok(M::default()),
-        Some(options) => options
-            .map_err(|error| Error::invalid_argument(format!("malformed {what} options")).with_source(error)),
+    let Some(any) = any.filter(|any| !any.value.is_empty()) else { return Ok(M::default()) };
+    let Some(options) = api::shim::unpack::<M>(any) else {
+        let (found, taken) = (&any.type_url, M::TYPE_URL);
+        return Err(Error::invalid_argument(format!(
+            "{what} options of type {found:?}: this shim takes {taken}"
+        )));
+    };
+    options.map_err(|error| Error::invalid_argument(format!("malformed {what} options")).with_source(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use api::shim::pack;
+
+    use super::*;
+
+    #[test]
+    fn options_of_another_kind_are_refused_where_they_say_something() {
+        let read = |any: &prost_types::Any| options::<runc::Options>("runtime", Some(any));
+        let own = runc::Options { no_pivot_root: true, ..runc::Options::default() };
+        assert_eq!(read(&pack(&own)).unwrap(), own);
+        assert_eq!(options::<runc::Options>("runtime", None).unwrap(), runc::Options::default());
+        // Defaults are no bytes, of whatever kind.
+        assert_eq!(read(&pack(&runc::CheckpointOptions::default())).unwrap(), runc::Options::default());
+        let other = runc::ConfigPath { config_path: "/etc/own.toml".into() };
+        let error = read(&pack(&other)).unwrap_err();
+        assert_eq!(error.kind(), types::ErrorKind::InvalidArgument);
+        assert!(error.chain().contains("\"runtimeoptions.v1.Options\""), "{error:?}");
+        let broken = prost_types::Any { value: vec![0xff], ..pack(&own) };
+        assert!(read(&broken).unwrap_err().chain().contains("malformed runtime options"));
     }
 }

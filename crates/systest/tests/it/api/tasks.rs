@@ -16,7 +16,7 @@ use api::grpc::tasks::{
     PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use api::grpc::types::{Any, Mount, Status as State};
-use api::shim::runc::Options;
+use api::shim::runc::{CheckpointOptions, Options};
 use api::shim::types::{PROCESS_SPEC_URL, RESOURCES_SPEC_URL};
 use api::shim::{pack, task};
 use prost::Message;
@@ -688,6 +688,42 @@ fn options_of_a_task_come_before_those_of_its_record() {
         side.ok("kill", tasks.kill(ask(kill("chosen", "")))).await;
         side.ok("wait", tasks.wait(ask(wait("chosen", "")))).await;
         side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "chosen".into() }))).await;
+    });
+}
+
+/// Whoever gives options counts on what they say.
+#[test]
+fn options_of_another_kind_than_the_runtimes_are_refused() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let why = "the same refusal, without a class";
+    let differences = &[
+        differs("options that nobody knows", There::Code(Code::Unknown), why),
+        differs("options of another kind", There::Code(Code::Unknown), why),
+        differs("options of a record that nobody knows", There::Code(Code::Unknown), why),
+    ];
+    covers(&["Tasks.Create", "Tasks.Get"]).refusals().walk(differences, async |side| {
+        let mut tasks = TasksClient::new(side.channel());
+        let unknown = Any { type_url: "example.com/Options".into(), value: b"x".to_vec() };
+        let other = pack(&CheckpointOptions { exit: true, ..CheckpointOptions::default() });
+        record(side, "odd", "true").await;
+        let code = Code::InvalidArgument;
+        let given = |options: &Any| {
+            ask(CreateTaskRequest { options: Some(options.clone()), ..create("odd", root(side.dir())) })
+        };
+        let answer = tasks.create(given(&unknown));
+        side.refused("options that nobody knows", answer, code, "\"example.com/Options\"").await;
+        let answer = tasks.create(given(&other));
+        side.refused("options of another kind", answer, code, "CheckpointOptions").await;
+        record_with(side, "old", "true", Some(unknown)).await;
+        let answer = tasks.create(ask(create("old", root(side.dir()))));
+        side.refused("options of a record that nobody knows", answer, code, "\"example.com/Options\"").await;
+        for id in ["odd", "old"] {
+            let answer = tasks.get(ask(get(id, "")));
+            side.refused("no task came of it", answer, Code::NotFound, id).await;
+        }
     });
 }
 
