@@ -100,7 +100,7 @@ impl Args {
         let (mut namespace, mut topic) = (String::new(), String::new());
         while let Some(arg) = args.next() {
             let Some(text) = arg.to_str() else {
-                return Err(Error::invalid_argument(format!("unexpected argument {arg:?}")));
+                return Err(refused(&format!("unexpected argument {arg:?}")));
             };
             let (name, inline) = match text.split_once('=') {
                 Some((name, value)) if name.starts_with("--") => (name, Some(OsString::from(value))),
@@ -110,7 +110,7 @@ impl Args {
                 inline
                     .clone()
                     .or_else(|| args.next())
-                    .ok_or_else(|| Error::invalid_argument(format!("option {name} needs a value")))
+                    .ok_or_else(|| refused(&format!("option {name} needs a value")))
             };
             match name {
                 "-c" | "--config" => parsed.config = Some(value()?.into()),
@@ -126,7 +126,7 @@ impl Args {
                 "-v" | "--version" => return Ok(Args { command: Command::Version, ..parsed }),
                 "-h" | "--help" => return Ok(Args { command: Command::Help, ..parsed }),
                 _ if name.starts_with('-') => {
-                    return Err(Error::invalid_argument(format!("unknown option {text}; try --help")));
+                    return Err(refused(&format!("unknown option {text}")));
                 }
                 // What follows is the hook's.
                 "oci-hook" if words.is_empty() => {
@@ -158,15 +158,15 @@ impl Args {
             ["unmount"] => Command::Unmount,
             ["shim", dir] => Command::Shim(dir.into()),
             ["shim"] => return Err(missing("hoist daemon shim /usr/local/bin")),
-            words => {
-                return Err(Error::invalid_argument(format!(
-                    "unknown command {:?}; try --help",
-                    words.join(" ")
-                )));
-            }
+            words => return Err(refused(&format!("unknown command {:?}", words.join(" ")))),
         };
         Ok(parsed)
     }
+}
+
+/// A command line that is not understood, and where there is more.
+fn refused(what: &str) -> Error {
+    Error::invalid_argument(format!("{what}; try --help"))
 }
 
 /// Of a command that stands alone; `example` is one that does not.
@@ -229,6 +229,13 @@ mod tests {
             ("shim", "DIR is missing: hoist daemon shim /usr/local/bin"),
         ] {
             assert_eq!(parse(alone).unwrap_err().message(), way_out);
+        }
+        for (line, way_out) in [
+            ("--root", "option --root needs a value; try --help"),
+            ("--rot /x", "unknown option --rot; try --help"),
+            ("serve it", "unknown command \"serve it\"; try --help"),
+        ] {
+            assert_eq!(parse(line).unwrap_err().message(), way_out);
         }
         for bad in ["import-containerd", "--rot /x", "--root", "serve", "config", "shim", "--log-level loud"]
         {

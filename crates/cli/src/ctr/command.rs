@@ -135,19 +135,15 @@ pub(super) fn parse(root: &'static Command, words: Vec<String>) -> Result<Parsed
                     command.flags.iter().find(|flag| flag.names.split(',').any(|known| known == name));
                 let Some(known) = known else {
                     let names = command.flags.iter().flat_map(|flag| flag.names.split(','));
-                    let hint = stdx::nearest(name, names)
-                        .map(|name| format!("; did you mean {}{name}?", dashes(name)));
-                    let hint = hint.unwrap_or_default();
-                    return Err(Error::invalid_argument(format!(
-                        "{path}: flag {word} is not known here{hint}"
-                    )));
+                    let near = stdx::nearest(name, names).map(|name| format!("{}{name}", dashes(name)));
+                    return Err(refused(&path, &format!("flag {word} is not known here"), near));
                 };
                 let value = match (inline, known.has_value) {
                     (Some(value), _) => value.to_owned(),
                     (None, false) => "true".to_owned(),
-                    (None, true) => words.pop_front().ok_or_else(|| {
-                        Error::invalid_argument(format!("{path}: flag {word} needs a value"))
-                    })?,
+                    (None, true) => words
+                        .pop_front()
+                        .ok_or_else(|| refused(&path, &format!("flag {word} needs a value"), None))?,
                 };
                 flags.entry(known.key()).or_default().push(value);
             }
@@ -157,9 +153,8 @@ pub(super) fn parse(root: &'static Command, words: Vec<String>) -> Result<Parsed
                 }
                 let Some(verb) = verbs.iter().find(|verb| verb.is_called(&word)) else {
                     let names = verbs.iter().flat_map(|verb| verb.names.split('|'));
-                    let hint = stdx::nearest(&word, names).map(|name| format!("; did you mean {name}?"));
-                    let hint = hint.unwrap_or_default();
-                    return Err(Error::invalid_argument(format!("{path}: no command {word:?} here{hint}")));
+                    let near = stdx::nearest(&word, names).map(str::to_owned);
+                    return Err(refused(&path, &format!("no command {word:?} here"), near));
                 };
                 command = verb;
                 let _ = write!(path, " {}", verb.names.split('|').next().unwrap_or_default());
@@ -173,6 +168,12 @@ pub(super) fn parse(root: &'static Command, words: Vec<String>) -> Result<Parsed
             Ok(Parsed::Call(Call { action, flags, words: rest, usage: format!("{path} {}", command.usage) }))
         }
     }
+}
+
+/// A command line that is not understood: what is wrong, what may have been meant, and where there is more.
+fn refused(path: &str, what: &str, near: Option<String>) -> Error {
+    let hint = near.map(|name| format!(" (did you mean {name}?)")).unwrap_or_default();
+    Error::invalid_argument(format!("{path}: {what}{hint}; see {path} --help"))
 }
 
 impl Call {
@@ -320,6 +321,11 @@ mod tests {
             ("run --gpu 0 x y", "did you mean --gpus?"),
             ("images ls --namespace x", "flag --namespace is not known here"),
             ("--address", "needs a value"),
+            // And with the way out.
+            ("oci spec --bad", "flag --bad is not known here; see ctr oci spec --help"),
+            ("images ls --quite", "(did you mean --quiet?); see ctr images list --help"),
+            ("nonsense", "no command \"nonsense\" here; see ctr --help"),
+            ("run --env", "flag --env needs a value; see ctr run --help"),
         ] {
             let message = call(line).err().expect("an error").chain();
             assert!(message.contains(words), "{line}: {message}");

@@ -95,10 +95,10 @@ impl Args {
     pub(super) fn id(&mut self) -> Result<String> {
         match self.word() {
             Some(word) if word.starts_with('-') && !self.no_more_flags => {
-                Err(Error::invalid_argument(format!("unknown flag {word:?}; see --help")))
+                Err(refused(&format!("unknown flag {word:?}")))
             }
             Some(word) => Ok(word),
-            None => Err(Error::invalid_argument("the container's id is missing; see --help")),
+            None => Err(refused("the container's id is missing")),
         }
     }
 
@@ -112,9 +112,9 @@ impl Args {
     pub(super) fn end(&mut self) -> Result<()> {
         match self.words.front() {
             Some(word) if word.starts_with('-') && !self.no_more_flags => {
-                Err(Error::invalid_argument(format!("unknown flag {word:?}; see --help")))
+                Err(refused(&format!("unknown flag {word:?}")))
             }
-            Some(word) => Err(Error::invalid_argument(format!("unexpected argument {word:?}; see --help"))),
+            Some(word) => Err(refused(&format!("unexpected argument {word:?}"))),
             None => Ok(()),
         }
     }
@@ -136,6 +136,11 @@ impl Args {
         }
         0..end
     }
+}
+
+/// A command line that is not understood, and where there is more.
+fn refused(what: &str) -> Error {
+    Error::invalid_argument(format!("{what}; see --help"))
 }
 
 /// The name of a flag without its dashes, and the value that is joined to it. One dash is as good as two, for long names
