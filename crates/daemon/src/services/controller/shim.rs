@@ -118,8 +118,9 @@ impl Controller for Shim {
             pid: found.pid,
             state: found.state,
             info: found.info,
-            created_at: found.created.and_then(convert::timestamp),
-            exited_at: found.exited.and_then(convert::timestamp),
+            // As by containerd, what has not ended has ended in 1970: Go's clients read a time that is missing so.
+            created_at: convert::timestamp(found.created.unwrap_or_default()),
+            exited_at: convert::timestamp(found.exited.unwrap_or_default()),
             // Clients of containerd look into it without asking whether it is there.
             extra: Some(found.extra.map(convert::any).unwrap_or_default()),
             address,

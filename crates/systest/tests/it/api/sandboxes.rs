@@ -483,6 +483,8 @@ async fn a_sandbox_comes_and_goes(side: &Side<'_>) {
     }
     let found = side.ok("status", controller.status(of!(ControllerStatusRequest, "pod", "shim"))).await;
     side.is("it is ready", (found.state.as_str(), found.pid), ("SANDBOX_READY", started.pid));
+    let times = (found.created_at.map(|at| at.seconds > 0), found.exited_at.map(|at| at.seconds));
+    side.is("it was made, and has not ended", times, (Some(true), Some(0)));
     let found = side.ok("metrics", controller.metrics(of!(ControllerMetricsRequest, "pod", "shim"))).await;
     side.is("its figures", found.metrics.map(|metrics| metrics.id), Some("pod".to_owned()));
     let told = |id: &str, sandboxer: &str, sandbox: Option<Sandbox>| {
@@ -504,6 +506,9 @@ async fn a_sandbox_comes_and_goes(side: &Side<'_>) {
     let exit = waiting.await.expect("no panic").expect("it ends").into_inner();
     side.is("its end is told", exit.exited_at.is_some(), true);
     side.ok("wait for what has ended", controller.wait(of!(ControllerWaitRequest, "pod", "shim"))).await;
+    let ended = side.ok("status", controller.status(of!(ControllerStatusRequest, "pod", "shim"))).await;
+    side.is("it is not ready", ended.state.as_str(), "SANDBOX_NOTREADY");
+    side.is("it says when it ended", ended.exited_at, exit.exited_at);
     side.ok("shut down", controller.shutdown(of!(ControllerShutdownRequest, "pod", "shim"))).await;
     let answer = controller.status(of!(ControllerStatusRequest, "pod", "shim"));
     side.refused("the status of what is gone", answer, Code::NotFound, "pod").await;
