@@ -11,7 +11,7 @@ use api::grpc::sandbox::{
 use prost_types::Any;
 use serde_json::{Value, json};
 use types::spec::runtime::Spec;
-use types::{Context, Error, Result, Timestamp, UnlessGone};
+use types::{Context, Error, ErrorKind, Result, Timestamp, UnlessGone};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
@@ -80,12 +80,32 @@ async fn run(call: Call) -> Result<u8> {
         sandbox: Some(sandbox),
         ..ControllerCreateRequest::default()
     };
-    let created = controller.create(connection.request(request)?).await.answer();
-    created.context(|| format!("failed to create sandbox with {sandboxer} sandboxer"))?;
-    let request = ControllerStartRequest { sandbox_id: id.to_owned(), sandboxer };
-    controller.start(connection.request(request)?).await.answer().context(|| "failed to start")?;
+    if let Err(error) = controller.create(connection.request(request)?).await.answer() {
+        // Not ended: it may be another's, of whom there was no record.
+        let error = take_back(error, id, forget(&connection, id)).await;
+        return Err(error.context(format!("failed to create sandbox with {sandboxer} sandboxer")));
+    }
+    let request = ControllerStartRequest { sandbox_id: id.to_owned(), sandboxer: sandboxer.clone() };
+    if let Err(error) = controller.start(connection.request(request)?).await.answer() {
+        return Err(take_back(error, id, end(&connection, id, sandboxer)).await.context("failed to start"));
+    }
     table::lines([id]);
     Ok(0)
+}
+
+/// Takes back what was made of a sandbox that its controller refuses, and hands on the refusal: containerd's leaves the
+/// record, which is in the way of the next one. What a controller may have done all the same is left as it is.
+async fn take_back(error: Error, id: &str, taken_back: impl Future<Output = Result<()>>) -> Error {
+    let is_open = [ErrorKind::Unavailable, ErrorKind::DeadlineExceeded, ErrorKind::Cancelled];
+    let why = if is_open.contains(&error.kind()) {
+        Some("what became of it is not known".to_owned())
+    } else {
+        taken_back.await.err().map(|left| said(&left))
+    };
+    if let Some(why) = why {
+        eprintln!("ctr: sandbox {id} stays recorded: {why}; ctr sandboxes rm {id} removes it");
+    }
+    error
 }
 
 async fn list(call: Call) -> Result<u8> {
@@ -123,8 +143,19 @@ async fn remove_one(connection: &Connection, id: &str, force: bool) -> Result<()
         }
         eprintln!("ctr: failed to stop sandbox {id}: {}", said(&error));
     }
+    end(connection, id, sandboxer).await
+}
+
+/// Ends a sandbox, if it is there, and removes its record.
+async fn end(connection: &Connection, id: &str, sandboxer: String) -> Result<()> {
+    let mut controller = service!(connection, sandbox::controller::controller_client::ControllerClient);
     let request = ControllerShutdownRequest { sandbox_id: id.to_owned(), sandboxer };
     controller.shutdown(connection.request(request)?).await.answer().unless_gone()?;
+    forget(connection, id).await
+}
+
+/// Removes the record of a sandbox, if it is there.
+async fn forget(connection: &Connection, id: &str) -> Result<()> {
     let request = StoreDeleteRequest { sandbox_id: id.to_owned() };
     let mut store = service!(connection, sandbox::store_client::StoreClient);
     store.delete(connection.request(request)?).await.answer().unless_gone()?;

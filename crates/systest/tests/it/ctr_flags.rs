@@ -305,6 +305,9 @@ fn a_sandbox_is_started_shown_and_removed() {
     let config = daemon.dir().join("pod.json");
     fs::write(&config, r#"{"ociVersion": "1.0.2"}"#).expect("a writable directory");
     let config = config.display().to_string();
+    let refused = daemon.own_ctr(["sandboxes", "run", "--runtime", "io.containerd.none.v1", &config, "pod"]);
+    assert!(refused.code != 0 && refused.stderr.contains("with shim sandboxer"), "{refused}");
+    assert_eq!(daemon.own_ctr(["sandboxes", "ls"]).ok().stdout.lines().count(), 1, "no record is left");
     let started = daemon.own_ctr(["sandboxes", "run", "--runtime", RUNTIME, &config, "pod"]).ok();
     assert_eq!(started.text(), "pod");
     let listed = daemon.own_ctr(["sb", "ls"]).ok().stdout;
