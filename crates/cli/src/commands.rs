@@ -69,13 +69,15 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     if let Some(folder) = cli.config {
         credentials::keep_in(folder);
     }
+    if let Some(why) = absent::refusal(&cli.command) {
+        return Err(why);
+    }
     // What needs no daemon, or says something without one too.
     let command = match cli.command {
         Command::Completion { shell } => {
             print!("{}", String::from_utf8_lossy(&completion::script(shell)?));
             return Ok(0);
         }
-        Command::Absent(command) => return Err(absent::refusal(&command)),
         // They stand here to be found; whoever calls us leads to each who names it first.
         Command::Daemon(_) | Command::Ctr(_) | Command::Runtime(_) => {
             return Err(Error::invalid_argument(

@@ -1,9 +1,11 @@
-//! Docker's commands that are none here: each says why, and what there is in its place.
+//! Docker's commands that are none here: each says why, and what there is in its place. Those below a noun stand with it.
 
 use clap::{Args, Subcommand};
 use types::Error;
 
-const BUILD: &str = "images are not built here: BuildKit runs on this daemon (buildkitd --oci-worker=false \
+use super::{image, system, volume};
+
+pub(super) const BUILD: &str = "images are not built here: BuildKit runs on this daemon (buildkitd --oci-worker=false \
                      --containerd-worker=true --containerd-worker-addr /run/hoist/hoist.sock, see docs/operate.md); \
                      `hoist load` takes what was built elsewhere";
 const COMPOSE: &str = "there is no compose and no API of Docker's here: dockerd runs on this daemon (dockerd --containerd \
@@ -12,7 +14,7 @@ const SEARCH: &str =
     "registries are not searched: hoist pull NAME, and `hoist pull -a NAME` for every tag that it has";
 const CHECKPOINT: &str = "containers are checkpointed by containerd's commands: hoist ctr tasks checkpoint, and restored by \
                           `hoist ctr containers restore`";
-const CLUSTER: &str = "there are no clusters here: a daemon runs the containers of its own machine; what is secret comes from a \
+pub(super) const CLUSTER: &str = "there are no clusters here: a daemon runs the containers of its own machine; what is secret comes from a \
                        file (-v FILE:/run/secrets/NAME:ro)";
 pub(crate) const CONTEXT: &str = "there are no contexts here: -H SOCKET or HOIST_ADDRESS names another daemon, and `ssh HOST hoist …` reaches \
                        one of another machine";
@@ -54,19 +56,26 @@ pub(crate) struct Words {
     _words: Vec<String>,
 }
 
-/// Why there is no such command.
-pub(super) fn refusal(command: &Command) -> Error {
-    Error::unimplemented(match command {
-        Command::Build(_) => BUILD,
-        Command::Compose(_) => COMPOSE,
-        Command::Search(_) => SEARCH,
-        Command::Checkpoint(_) => CHECKPOINT,
-        Command::Swarm(_) => CLUSTER,
-        Command::Context(_) => CONTEXT,
-        Command::Manifest(_) => MANIFEST,
-        Command::Plugin(_) => PLUGIN,
-        Command::Trust(_) => TRUST,
-    })
+/// Why there is no such command, if there is none.
+pub(super) fn refusal(command: &super::Command) -> Option<Error> {
+    let why = match command {
+        super::Command::Image(image::Command::Image(image::Noun::Build(_))) => BUILD,
+        super::Command::Volume(volume::Command::Update(_)) => CLUSTER,
+        super::Command::System(system::Command::System(system::Noun::DialStdio(_))) => CONTEXT,
+        super::Command::Absent(command) => match command {
+            Command::Build(_) => BUILD,
+            Command::Compose(_) => COMPOSE,
+            Command::Search(_) => SEARCH,
+            Command::Checkpoint(_) => CHECKPOINT,
+            Command::Swarm(_) => CLUSTER,
+            Command::Context(_) => CONTEXT,
+            Command::Manifest(_) => MANIFEST,
+            Command::Plugin(_) => PLUGIN,
+            Command::Trust(_) => TRUST,
+        },
+        _ => return None,
+    };
+    Some(Error::unimplemented(why))
 }
 
 #[cfg(test)]
@@ -95,12 +104,15 @@ mod tests {
             ("manifest inspect x", "hoist image convert"),
             ("plugin", "hoist ctr plugins ls"),
             ("trust sign x", "[policy]"),
+            // Below a noun, too.
+            ("image build -t x .", "buildkitd"),
+            ("image build", "buildkitd"),
+            ("volume update --availability drain x", "no clusters"),
+            ("system dial-stdio", "ssh HOST hoist"),
         ] {
             let parsed = Cli::try_parse_from(["hoist"].into_iter().chain(line.split(' ')));
-            let Ok(Cli { command: super::super::Command::Absent(command), .. }) = parsed else {
-                panic!("{line} is none of these");
-            };
-            let why = refusal(&command);
+            let why = parsed.ok().and_then(|Cli { command, .. }| refusal(&command));
+            let why = why.unwrap_or_else(|| panic!("{line} is none of these"));
             assert!(why.message().contains(way_out), "{line}: {}", why.message());
         }
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use types::{Error, Result};
 
 pub(super) use self::prune::{OfContainers as PruneContainers, containers as prune_containers};
-use super::list;
+use super::{absent, list};
 use crate::output::{memory, text};
 use crate::template;
 
@@ -70,6 +70,8 @@ pub(crate) enum Noun {
     /// Take down what a daemon left mounted, while none runs, so that its root directory can be deleted
     #[command(after_help = DAEMONS)]
     Unmount,
+    #[command(hide = true, about = absent::CONTEXT)]
+    DialStdio(absent::Words),
 }
 
 /// Of commands that are the daemon's own.
@@ -96,7 +98,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::System(Noun::Prune(flags)) => prune::run(client, flags).await,
         Command::System(Noun::Check { repair }) => check(client, repair).await,
         // No daemon was asked for these.
-        Command::System(Noun::ImportContainerd { .. } | Noun::Unmount) => Ok(0),
+        Command::System(Noun::ImportContainerd { .. } | Noun::Unmount | Noun::DialStdio(_)) => Ok(0),
         Command::Version { format } => version(Ok(client.clone()), format.as_deref()).await,
     }
 }

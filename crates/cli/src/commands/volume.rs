@@ -7,7 +7,7 @@ use serde_json::Value;
 use types::Result;
 
 use super::system::prune;
-use super::{confirm, each, inspect, list};
+use super::{absent, confirm, each, inspect, list};
 use crate::output::{self, rows, text};
 use crate::parse;
 
@@ -79,6 +79,8 @@ pub(crate) enum Command {
         #[arg(long, short)]
         force: bool,
     },
+    #[command(hide = true, about = absent::CLUSTER)]
+    Update(absent::Words),
 }
 
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
@@ -115,6 +117,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             prune::print_reclaimed(prune::reclaimed(&answer));
             Ok(0)
         }
+        // It was refused before.
+        Command::Update(_) => Ok(0),
     }
 }
 
