@@ -71,7 +71,7 @@ impl Cli<'_> {
 
     pub(super) fn events(&self, args: &mut Args) -> Result<()> {
         let once = args.flag(&["--stats"]);
-        let interval = args.value(&["--interval"]).map(|text| duration(&text)).transpose()?;
+        let interval = args.value(&["--interval"]).map(|text| interval(&text)).transpose()?;
         let container = self.load(args)?;
         args.end()?;
         if once {
@@ -210,33 +210,11 @@ fn rows_of<'a>(text: &'a str, pids: &[u32]) -> Result<Vec<&'a str>> {
     Ok(std::iter::once(heading).chain(lines.filter(is_ours)).collect())
 }
 
-/// As Go writes durations: `5s`, `1m30s`, `250ms`.
-fn duration(text: &str) -> Result<Duration> {
-    let bad = || Error::invalid_argument(format!("{text:?} is no duration like 5s, 250ms or 1m30s"));
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|character: char| !character.is_ascii_digit() && character != '.');
-        let (number, tail) = rest.split_at(digits.ok_or_else(bad)?);
-        let end = tail.find(|character: char| character.is_ascii_digit()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(end);
-        let seconds = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return Err(bad()),
-        };
-        let number: f64 = number.parse().map_err(|_| bad())?;
-        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
-        rest = tail;
-    }
-    if total.is_zero() {
-        return Err(Error::invalid_argument("the interval must be longer than nothing"));
-    }
-    Ok(total)
+/// Between two looks at the counters, as Go writes durations: `5s`, `1m30s`, `250ms`.
+fn interval(text: &str) -> Result<Duration> {
+    stdx::duration(text).filter(|interval| !interval.is_zero()).ok_or_else(|| {
+        Error::invalid_argument(format!("--interval {text:?}: expected a time such as 5s, 250ms or 1m30s"))
+    })
 }
 
 #[cfg(test)]
@@ -244,13 +222,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_gos() {
-        let millis = |text: &str| duration(text).map(|duration| duration.as_millis()).ok();
+    fn an_interval_is_a_time_and_not_nothing() {
+        let millis = |text: &str| interval(text).map(|interval| interval.as_millis()).ok();
         assert_eq!(millis("5s"), Some(5000));
         assert_eq!(millis("1m30s"), Some(90_000));
         assert_eq!(millis("1.5s"), Some(1500));
         assert_eq!(millis("250ms"), Some(250));
-        for wrong in ["", "5", "s", "0s", "5x", "1..2s", "-1s"] {
+        for wrong in ["", "5", "s", "0", "0s", "5x", "1..2s", "-1s"] {
             assert_eq!(millis(wrong), None, "{wrong}");
         }
     }
