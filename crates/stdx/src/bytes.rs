@@ -3,18 +3,27 @@
 /// `4096`, `7b`, `64m`, `2 GB`, `1.5GiB`: units are powers of 1024 up to `p`, in letters of either case. Parts of a
 /// byte are none. `None` for what is no such number, and for one of 2⁶³ and more, which no file has.
 pub fn bytes(text: &str) -> Option<u64> {
+    counted(text, 1024)
+}
+
+/// The same with units that are powers of 1000, by whatever name: `10m` and `10MiB` are ten million.
+pub fn decimal_bytes(text: &str) -> Option<u64> {
+    counted(text, 1000)
+}
+
+fn counted(text: &str, base: u64) -> Option<u64> {
     let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
-    let shift = match unit.trim_start().to_ascii_lowercase().as_str() {
+    let power = match unit.trim_start().to_ascii_lowercase().as_str() {
         "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        "p" | "pb" | "pib" => 50,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        "p" | "pb" | "pib" => 5,
         _ => return None,
     };
-    let factor = 1_u64 << shift;
+    let factor = base.pow(power);
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
     let whole = if whole.is_empty() && !part.is_empty() { "0" } else { whole };
     // Apart, so that large numbers are exact.
@@ -67,5 +76,21 @@ mod tests {
         ] {
             assert_eq!(bytes(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn units_may_be_powers_of_a_thousand() {
+        for (text, expected) in [
+            ("4096", 4096),
+            ("10m", 10_000_000),
+            ("1.5KB", 1500),
+            ("10MiB", 10_000_000),
+            ("2 g", 2_000_000_000),
+            ("3p", 3_000_000_000_000_000),
+        ] {
+            assert_eq!(decimal_bytes(text), Some(expected), "{text}");
+        }
+        assert_eq!(decimal_bytes("9224p"), None);
+        assert_eq!(decimal_bytes("big"), None);
     }
 }

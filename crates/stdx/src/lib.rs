@@ -19,7 +19,7 @@ mod traced;
 
 #[cfg(feature = "aside")]
 pub use aside::{blocking, unbroken};
-pub use bytes::bytes;
+pub use bytes::{bytes, decimal_bytes};
 pub use cancel::{CancelOnDrop, CancelToken, Cancelled};
 pub use duration::duration;
 pub use laps::Laps;

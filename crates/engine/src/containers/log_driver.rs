@@ -52,7 +52,8 @@ pub(super) fn limits(log: &Log) -> Result<Option<Limits>> {
         let bad = |why: &str| Error::invalid_argument(format!("--log-opt {key}={value}: {why}"));
         match key.as_str() {
             SIZE => {
-                let bytes = bytes(value).filter(|bytes| *bytes > 0);
+                // As Docker reads it: `10m` is ten million bytes, `1.5k` is 1500.
+                let bytes = stdx::decimal_bytes(value).filter(|bytes| *bytes > 0);
                 limits.size = bytes.ok_or_else(|| bad("it is a size such as 10m, and more than nothing"))?;
             }
             FILES => {
@@ -72,23 +73,6 @@ pub(super) fn limits(log: &Log) -> Result<Option<Limits>> {
         }
     }
     Ok(Some(limits))
-}
-
-/// Sizes of logs as Docker reads them: `10m` is ten million bytes, `1.5k` is 1500.
-fn bytes(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let factor = match &lower[number.len()..] {
-        "" | "b" => 1,
-        "k" | "kb" | "kib" => 1_000,
-        "m" | "mb" | "mib" => 1_000_000,
-        "g" | "gb" | "gib" => 1_000_000_000,
-        "t" | "tb" | "tib" => 1_000_000_000_000_u64,
-        _ => return None,
-    };
-    let number: f64 = number.trim_end().parse().ok().filter(|number| *number >= 0.0)?;
-    let bytes = number * factor as f64;
-    (bytes < i64::MAX as f64).then_some(bytes as u64)
 }
 
 #[cfg(test)]

@@ -87,7 +87,9 @@ impl JsonFile {
                 || Error::invalid_argument(format!("log URI {text:?}: {key}={value:?} is not understood"));
             match key.as_str() {
                 "max-size" => {
-                    log.size_max = size(&value).ok_or_else(bad).map(|size| (size > 0).then_some(size))?;
+                    // As Docker reads it: `10m` is ten million bytes.
+                    let size = stdx::decimal_bytes(&value).ok_or_else(bad)?;
+                    log.size_max = (size > 0).then_some(size);
                 }
                 "max-file" => {
                     log.files_max = value.parse().ok().filter(|files| *files > 0).ok_or_else(bad)?;
@@ -120,20 +122,6 @@ fn absolute(text: &str, path: &str) -> Result<PathBuf> {
     } else {
         Err(Error::invalid_argument(format!("stdio {text:?}: expected an absolute path")))
     }
-}
-
-/// Sizes as Docker reads them: `10m` is ten million bytes.
-fn size(text: &str) -> Option<u64> {
-    let lower = text.to_ascii_lowercase();
-    let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let factor = match lower[number.len()..].trim_end_matches('b') {
-        "" => 1,
-        "k" => 1_000,
-        "m" => 1_000_000,
-        "g" => 1_000_000_000,
-        _ => return None,
-    };
-    number.trim().parse::<u64>().ok()?.checked_mul(factor)
 }
 
 fn percent_decoded(text: &str) -> String {
