@@ -74,7 +74,7 @@ fn is_sealed() -> bool {
 
 #[expect(unsafe_code, reason = "the environment is changed")]
 fn clear_mark() {
-    // SAFETY: the program has just begun and has one thread.
+    // SAFETY: whoever calls `ensure` has a single thread (its documentation demands it).
     unsafe { std::env::remove_var(MARK) };
 }
 

@@ -98,7 +98,7 @@ impl Fork<'_> {
         let (pid, go_between) = match unsafe { clone_process(0, self.cgroup) }? {
             Cloned::Child => {
                 drop(ours);
-                // SAFETY: this process is a copy of a single thread.
+                // SAFETY: this process is a copy of a single thread, and the child never returns, as the caller promises.
                 match unsafe { self.join_and_clone(user) } {
                     Ok(None) => return Ok(Cloned::Child),
                     Ok(Some(pid)) => {
