@@ -211,7 +211,7 @@ mod tests {
     const NOBODY: fn(bool) -> bool = |_| false;
 
     fn slots(count: usize) -> &'static LayerSlots {
-        Box::leak(Box::new(Places::new(count)))
+        Box::leak(Box::new(LayerSlots::new(count)))
     }
 
     #[test]
