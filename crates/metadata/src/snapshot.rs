@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ::snapshot::{Barrier, CommitOptions, KeptLayers, Kind, LayerFiles, Snapshotter, Usage};
+use ::snapshot::{Barrier, CommitOptions, KeptLayers, Kind, LayerFiles, Merged, Snapshotter, Usage};
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{
     Error, ErrorKind, FieldPath, Fields, Filters, Labels, Mount, Namespace, Result, Timestamp, filter, label,
@@ -256,9 +256,23 @@ impl Snapshots {
         self.ask_kept_layers(key, |layers, backend| layers.mend_derived(backend))
     }
 
-    /// Makes ahead what the first use of a committed snapshot would have to make.
-    pub fn make_ready(&self, key: &str) -> Result<()> {
-        self.ask_kept_layers(key, |layers, backend| layers.make_ready(backend))
+    /// Makes most of what [`Snapshots::make_ready`] will have to make of snapshots that are about to be committed on each
+    /// other and on `parent`; see [`KeptLayers`].
+    pub fn merge_ahead(&self, keys: &[String], parent: Option<&str>) -> Result<Option<Merged>> {
+        let (keys, parent) = self.store.0.read(|tx| {
+            let backend = |key: &str| self.find(tx, key).map(|record| record.backend);
+            let keys = keys.iter().map(|key| backend(key)).collect::<Result<Vec<String>>>()?;
+            Ok((keys, parent.map(backend).transpose()?))
+        })?;
+        match self.backend.kept_layers() {
+            Some(layers) => layers.merge_ahead(&keys, parent.as_deref()),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes ahead what the first use of a committed snapshot would have to make, of what was merged of it if it was.
+    pub fn make_ready(&self, key: &str, merged: Option<Merged>) -> Result<()> {
+        self.ask_kept_layers(key, |layers, backend| layers.make_ready(backend, merged))
     }
 
     /// The answer of a snapshotter that keeps layers whole; of another, which has nothing to say of them, the default.

@@ -7,6 +7,7 @@
 //! ├── layer.erofs   what is where in it                     ditto; packed, as layer.erofs.zst, if others show it
 //! ├── layer.spans   how to make parts of it from its blob   ditto, unless the configuration says no
 //! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost or changed
+//! ├── stack.ahead   what is going to be that                made before the snapshots of a chain are committed
 //! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
 //! ```
 //!
@@ -19,6 +20,7 @@
 //! the archives names.
 
 mod files;
+mod merged;
 mod mounting;
 mod reading;
 mod stack;
@@ -39,6 +41,7 @@ use types::{Context, Error, Result};
 pub use self::files::{LayerFiles, NewLayer};
 use self::files::{Lens, compare_len, is_image_of, replace_image, sync_directory};
 pub(crate) use self::files::{damaged, remove_if_there};
+pub use self::merged::Merged;
 use self::mounting::detached;
 pub use self::mounting::{Backing, probe, reads_files_soundly};
 use self::reading::Reading;
@@ -50,6 +53,7 @@ pub(crate) const IMAGE: &str = "layer.erofs";
 pub(crate) const PACKED_IMAGE: &str = "layer.erofs.zst";
 const SPANS: &str = "layer.spans";
 pub(crate) const STACK: &str = "stack.erofs";
+const AHEAD: &str = "stack.ahead";
 const MOUNTED: &str = "lower";
 
 /// Bytes of an archive: one with holes has its files with holes behind them (`docs/design/erofs.md`).
@@ -183,13 +187,35 @@ impl Mounted {
         Ok(target)
     }
 
-    /// Makes what [`Mounted::mount`] would make on disk.
-    pub(crate) fn make_stack(&self, layers: &[Archive], below: &[PathBuf]) -> Result<()> {
+    /// Makes the image of layers that are not a chain yet, under another name than that by which it is believed, and
+    /// returns where it is. Nothing is synced. None if they need no image of all of them.
+    pub(crate) fn merge_ahead(&self, layers: &[Archive], below: &[PathBuf]) -> Result<Option<PathBuf>> {
+        let [top, ..] = layers else { return Ok(None) };
+        if !is_stack(layers, below) {
+            return Ok(None);
+        }
+        let path = top.directory.join(AHEAD);
+        let made = self.alone(&top.directory, || {
+            let _alone = self.merging.lock();
+            replace_image(&stacked(layers, below)?, &path, false)
+        });
+        made.context(|| format!("merge the layers in {}", top.directory.display()))?;
+        Ok(Some(path))
+    }
+
+    /// Makes what [`Mounted::mount`] would make on disk: of what was merged ahead, if `ahead` still has it when it is
+    /// this chain's turn.
+    pub(crate) fn make_stack<'a>(
+        &self,
+        layers: &[Archive],
+        below: &[PathBuf],
+        ahead: impl FnOnce() -> Option<&'a Path>,
+    ) -> Result<()> {
         let [top, ..] = layers else { return Ok(()) };
         if !is_stack(layers, below) {
             return Ok(());
         }
-        let made = self.alone(&top.directory, || self.stack(layers, below).map(drop));
+        let made = self.alone(&top.directory, || self.stack(layers, below, ahead).map(drop));
         made.context(|| format!("merge the layers in {}", top.directory.display()))
     }
 
@@ -199,7 +225,7 @@ impl Mounted {
             other => other.context(|| format!("create {}", target.display()))?,
         }
         let image = match is_stack(layers, below) {
-            true => self.stack(layers, below)?,
+            true => self.stack(layers, below, || None)?,
             false => layers[0].files().image,
         };
         let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
@@ -220,15 +246,26 @@ impl Mounted {
         self.reading.look_at_all();
     }
 
-    /// The image of several layers, made if it is not there as a whole.
-    fn stack(&self, layers: &[Archive], below: &[PathBuf]) -> Result<PathBuf> {
+    /// The image of several layers, made if it is not there as a whole and was not merged ahead.
+    fn stack<'a>(
+        &self,
+        layers: &[Archive],
+        below: &[PathBuf],
+        ahead: impl FnOnce() -> Option<&'a Path>,
+    ) -> Result<PathBuf> {
         let path = layers[0].directory.join(STACK);
         let of_stack = LayerFiles { image: path.clone(), ..layers[0].files() };
         let looked = of_stack.lens().and_then(|lens| compare_len(&path, lens.image));
         match looked.and_then(|()| verity::compare_stack(&layers[0].directory)) {
             Err(error) if error.is(types::ErrorKind::DataLoss) => {
-                let _alone = self.merging.lock();
-                replace_image(&stacked(layers, below)?, &path, true)?;
+                // On disk is what it is. That it has this name need not be: it is made anew if it has not.
+                let is_made = ahead().is_some_and(|ahead| fs::rename(ahead, &path).is_ok());
+                if !is_made {
+                    let _alone = self.merging.lock();
+                    replace_image(&stacked(layers, below)?, &path, true)?;
+                    // A crash may have left it.
+                    remove_if_there(&layers[0].directory.join(AHEAD))?;
+                }
                 if self.options.verity || verity::is_watched(&layers[0].directory) {
                     verity::watch_stack(&layers[0].directory)?;
                 }
@@ -435,7 +472,7 @@ mod tests {
         let (layers, image) = held_layers(dir.path());
         let (top, read) = (&layers[0], layers[1].files().image);
         std::thread::scope(|scope| {
-            let making = scope.spawn(|| mounted.make_stack(&layers, &[]));
+            let making = scope.spawn(|| mounted.make_stack(&layers, &[], || None));
             let mut reader = File::options().write(true).open(&read).unwrap();
             let forgetting = scope.spawn(|| mounted.forget(top.directory()));
             while !forgetting.is_finished() && waiting(&mounted, top.directory()) < 2 {

@@ -24,7 +24,7 @@ mod snapshotter;
 mod verity;
 
 pub use barrier::Barrier;
-pub use layer::{Backing, LayerFiles, NewLayer, probe, reads_files_soundly};
+pub use layer::{Backing, LayerFiles, Merged, NewLayer, probe, reads_files_soundly};
 pub use native::Native;
 pub use overlay::{LayerForm, Options, Overlay, probe as probe_overlay};
 pub use snapshotter::{

@@ -26,7 +26,7 @@ use linux::idmap::Owners;
 use stdx::Mutex;
 use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
-use crate::layer::{self, Archive, Backing, LayerFiles, Mounted};
+use crate::layer::{self, Archive, Backing, LayerFiles, Merged, Mounted};
 use crate::records::{Chain, Records, count, with_top};
 use crate::{
     Barrier, CommitOptions, KeptLayers, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity,
@@ -112,6 +112,11 @@ impl Known {
             forms.by_id.insert(id, form.clone());
         }
         Ok(form)
+    }
+
+    /// How often one was forgotten.
+    fn forgotten(&self) -> u64 {
+        self.lock().forgotten
     }
 
     fn forget(&self, id: u64) {
@@ -223,8 +228,7 @@ impl Overlay {
     }
 
     /// The layers on top of a chain that are shown as one, and the trees below them, nearest first.
-    fn topmost(&self, ids: &[u64]) -> Result<(Vec<Archive>, Vec<PathBuf>)> {
-        let parts = self.committed(ids)?;
+    fn topmost(&self, parts: &[Part]) -> Result<(Vec<Archive>, Vec<PathBuf>)> {
         let layers: Vec<Archive> = parts.iter().map_while(Part::archive).cloned().collect();
         layers.iter().try_for_each(Archive::look)?;
         let below = if layers.is_empty() { Vec::new() } else { self.mount(&parts[layers.len()..])? };
@@ -565,7 +569,7 @@ impl KeptLayers for Overlay {
     }
 
     fn mend_derived(&self, key: &str) -> Result<bool> {
-        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
+        let (layers, below) = self.topmost(&self.committed(&self.records.ids_of(key)?)?)?;
         match layers.first() {
             Some(top) if !self.mounted.is_stack_right(&layers, &below)? => {
                 self.mounted.forget(top.directory()).map(|()| true)
@@ -574,9 +578,41 @@ impl KeptLayers for Overlay {
         }
     }
 
-    fn make_ready(&self, key: &str) -> Result<()> {
-        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
-        self.mounted.make_stack(&layers, &below)
+    fn merge_ahead(&self, keys: &[String], parent: Option<&str>) -> Result<Option<Merged>> {
+        let forgotten = self.known.forgotten();
+        let (mut ids, mut parts) = (Vec::new(), Vec::new());
+        for key in keys.iter().rev() {
+            let record = self.records.get(key)?;
+            let directory = self.records.directory(record.id);
+            let is_alone = layer::is_archive(&directory) && is_empty(&self.tree(record.id))?;
+            if record.kind != Kind::Active || record.parent.is_some() || !is_alone {
+                return Ok(None);
+            }
+            ids.push(record.id);
+            // What it is now is not remembered: it may yet be written to.
+            parts.push(Part::Archive(Archive::find(&directory)?));
+        }
+        if ids.is_empty() {
+            return Ok(None);
+        }
+        if let Some(parent) = parent {
+            let below = self.records.ids_of(parent)?;
+            parts.extend(self.committed(&below)?);
+            ids.extend(below);
+        }
+        let (layers, below) = self.topmost(&parts)?;
+        let path = self.mounted.merge_ahead(&layers, &below)?;
+        Ok(path.map(|path| Merged { path, ids, layers: layers.len(), forgotten }))
+    }
+
+    fn make_ready(&self, key: &str, merged: Option<Merged>) -> Result<()> {
+        let ids = self.records.ids_of(key)?;
+        let (layers, below) = self.topmost(&self.committed(&ids)?)?;
+        let merged = merged.filter(|merged| merged.ids == ids && merged.layers == layers.len());
+        // A mend that comes later finds this chain, and waits for its image to take it back.
+        let is_right = |merged: &&Merged| merged.forgotten == self.known.forgotten();
+        let ahead = || merged.as_ref().filter(is_right).map(|merged| merged.path.as_path());
+        self.mounted.make_stack(&layers, &below, ahead)
     }
 }
 

@@ -3,7 +3,7 @@
 use kv::{Db, WriteTxn};
 use types::{Error, Labels, Mount, Result, Timestamp};
 
-use crate::{Barrier, LayerFiles};
+use crate::{Barrier, LayerFiles, Merged};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -191,8 +191,15 @@ pub trait KeptLayers: Send + Sync {
     /// be read.
     fn mend_derived(&self, key: &str) -> Result<bool>;
 
-    /// Makes ahead what the first use of a committed snapshot would have to make, and has it on disk.
-    fn make_ready(&self, key: &str) -> Result<()>;
+    /// Makes most of what [`KeptLayers::make_ready`] will have to make of a chain that is not committed yet: of active
+    /// snapshots without a parent, the lowest first, each of which gets the one before as its parent, and the first
+    /// `parent`. It is on disk by the barrier that whoever commits them waits for. None if there is nothing to make, or
+    /// it cannot be made ahead.
+    fn merge_ahead(&self, keys: &[String], parent: Option<&str>) -> Result<Option<Merged>>;
+
+    /// Makes ahead what the first use of a committed snapshot would have to make, and has it on disk: of what was merged of
+    /// its chain, if that is still right. Whoever gives it has waited for a barrier since.
+    fn make_ready(&self, key: &str, merged: Option<Merged>) -> Result<()>;
 }
 
 /// Where a layer goes that is for the tree of some mounts.

@@ -22,7 +22,7 @@ use rustix::fs::{
     fsetxattr, fstat, futimens,
 };
 use rustix::io::Errno;
-use snapshot::{Barrier, LayerFiles};
+use snapshot::{Barrier, LayerFiles, Merged};
 use stdx::Mutex;
 use types::label::gc::SNAPSHOT;
 use types::spec::image::{Index, Manifest};
@@ -553,18 +553,28 @@ impl Trees {
         Ok(())
     }
 
-    /// Makes trees visible that were extracted without parents, and the topmost ready for its first use.
+    /// Makes trees visible that were extracted without parents, and the topmost ready for its first use: one barrier has
+    /// all of it on disk.
     pub(crate) fn commit_all(&self, layers: Range<usize>, mut done: impl FnMut(usize)) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        let mut merged = None;
         if !layers.is_empty() {
             self.fill_implied(layers.clone(), &snapshots)?;
+            merged = self.merge_ahead(layers.clone(), &snapshots)?;
             self.barrier.wait()?;
         }
         for at in layers {
             self.commit(at)?;
             done(at);
         }
-        self.chain.last().map_or(Ok(()), |top| snapshots.make_ready(&top.to_string()))
+        self.chain.last().map_or(Ok(()), |top| snapshots.make_ready(&top.to_string(), merged))
+    }
+
+    /// Merges trees that were extracted, and are not visible yet, with those below them.
+    fn merge_ahead(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<Option<Merged>> {
+        let below = layers.start.checked_sub(1).map(|below| self.chain[below].to_string());
+        let keys: Vec<String> = layers.map(|at| self.key(at)).collect();
+        snapshots.merge_ahead(&keys, below.as_deref())
     }
 
     /// Makes a tree visible. One that somebody else finished meanwhile is as good, and is in our lease then.

@@ -262,13 +262,13 @@ fn a_chain_is_made_ready_and_what_is_used_of_it_is_looked_at() {
         layer(&*snapshotter, name, parent, |tree| fs::write(tree.join(name), name).unwrap());
     }
     for name in ["one", "two"] {
-        snapshotter.kept_layers().unwrap().make_ready(name).unwrap();
+        snapshotter.kept_layers().unwrap().make_ready(name, None).unwrap();
     }
     assert!(!path(1, "stack.erofs").exists(), "one layer is its own image");
     let before = fs::metadata(path(2, "stack.erofs")).unwrap();
-    snapshotter.kept_layers().unwrap().make_ready("two").unwrap();
+    snapshotter.kept_layers().unwrap().make_ready("two", None).unwrap();
     assert_eq!(fs::metadata(path(2, "stack.erofs")).unwrap().ino(), before.ino(), "made once");
-    snapshotter.kept_layers().unwrap().make_ready("three").unwrap();
+    snapshotter.kept_layers().unwrap().make_ready("three", None).unwrap();
     let whole = fs::read(path(3, "stack.erofs")).unwrap();
     assert!(linux::mount::mount_points().unwrap().iter().all(|at| !at.path.starts_with(dir.path())));
 
@@ -295,6 +295,80 @@ fn a_chain_is_made_ready_and_what_is_used_of_it_is_looked_at() {
     refused("not mounted");
     data.set_len(len).unwrap();
     snapshotter.prepare("run", Some("three"), Labels::new()).unwrap();
+}
+
+/// Before layers are committed on each other they can be merged, so that one barrier has all of it on disk. What was merged is
+/// used for that chain alone, and has no name that anybody believes before.
+#[test]
+fn layers_that_are_going_to_be_a_chain_are_merged_ahead() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    let extract = |name: &str| {
+        let mounts =
+            prepare_with(&*snapshotter, name, None, |tree| fs::write(tree.join(name), name).unwrap());
+        Path::new(&mounts[0].source).parent().unwrap().to_owned()
+    };
+    let merge = |keys: &[&str], parent: Option<&str>| {
+        let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+        snapshotter.kept_layers().unwrap().merge_ahead(&keys, parent).unwrap()
+    };
+    let commit = |name: &str, parent: Option<&str>| {
+        let options = CommitOptions { labels: Labels::new(), parent: parent.map(str::to_owned) };
+        snapshotter.commit(&format!("{name} done"), name, options).unwrap();
+    };
+    // Whether the image of a chain is the one that was merged ahead. While that is open, no other has its number.
+    let check = |name: &str, ahead: &fs::File, directory: &Path, is_it: bool, shown: &[&str]| {
+        let made = fs::metadata(directory.join("stack.erofs")).unwrap();
+        assert_eq!(made.ino() == ahead.metadata().unwrap().ino(), is_it, "{name}");
+        assert!(!directory.join("stack.ahead").exists(), "{name}");
+        let key = format!("look at {name}");
+        let mounts = snapshotter.view(&key, Some(&format!("{name} done")), Labels::new()).unwrap();
+        with_mounted(&mounts, |tree| assert_eq!(names(tree), shown));
+    };
+    let ahead = |directory: &Path| fs::File::open(directory.join("stack.ahead")).unwrap();
+
+    extract("one");
+    let two = extract("two");
+    assert!(merge(&["one"], None).is_none(), "one layer is its own image");
+    let merged = merge(&["one", "two"], None);
+    let made = ahead(&two);
+    assert!(!two.join("stack.erofs").exists(), "it is no chain yet");
+    commit("one", None);
+    commit("two", Some("one done"));
+    snapshotter.kept_layers().unwrap().make_ready("two done", merged).unwrap();
+    check("two", &made, &two, true, &["one", "two"]);
+
+    // On layers that are there, and then not on those that it was made for.
+    for (name, parent, shown) in
+        [("three", "two done", &["one", "three", "two"][..]), ("four", "one done", &["four", "one"][..])]
+    {
+        let directory = extract(name);
+        let merged = merge(&[name], Some("two done"));
+        let made = ahead(&directory);
+        commit(name, Some(parent));
+        snapshotter.kept_layers().unwrap().make_ready(&format!("{name} done"), merged).unwrap();
+        check(name, &made, &directory, parent == "two done", shown);
+    }
+
+    // One of its layers was mended since: it may be made of what was wrong.
+    let five = extract("five");
+    let merged = merge(&["five"], Some("two done"));
+    let made = ahead(&five);
+    snapshotter.kept_layers().unwrap().mended("one done").unwrap();
+    commit("five", Some("two done"));
+    snapshotter.kept_layers().unwrap().make_ready("five done", merged).unwrap();
+    check("five", &made, &five, false, &["five", "one", "two"]);
+
+    // Nobody used it, and it cannot be made: the snapshot was written to.
+    let six = extract("six");
+    assert!(merge(&["six"], Some("two done")).is_some());
+    assert!(!six.join("stack.ahead").exists());
+    fs::write(six.join("fs/own"), "x").unwrap();
+    assert!(merge(&["six"], Some("two done")).is_none());
+    assert!(merge(&[], Some("two done")).is_none());
 }
 
 /// Layers of one image are shown by one image of all of them: what each is by itself is only read, and rarely.
@@ -327,7 +401,7 @@ fn the_images_of_layers_that_are_merged_are_packed() {
             let options = CommitOptions { labels: Labels::new(), parent };
             snapshotter.commit(&format!("{name} done"), name, options).unwrap();
         }
-        snapshotter.kept_layers().unwrap().make_ready("top done").unwrap();
+        snapshotter.kept_layers().unwrap().make_ready("top done", None).unwrap();
         snapshotter
     };
     let (plain, dir) = (Place::new(), Place::new());

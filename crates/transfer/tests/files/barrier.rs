@@ -25,7 +25,7 @@ fn a_barrier_is_opened_before_the_first_file_and_waited_for_before_the_first_rec
     // By this name all layers have one barrier.
     let notes = asked.clone();
     let spied: Arc<dyn Snapshotter> = Arc::new(Spied::new(inner, move |call| {
-        if ["barrier", "prepare", "wait", "commit"].contains(&call) {
+        if ["barrier", "prepare", "merge_ahead", "wait", "commit"].contains(&call) {
             notes.lock().expect("no panic elsewhere").push(call);
         }
         Ok(())
@@ -37,5 +37,6 @@ fn a_barrier_is_opened_before_the_first_file_and_waited_for_before_the_first_rec
     let image = layout.image_of("amd64", &[tar_of(&[("file", "content")])], &json!({}));
     layout.tag(&layout.index(&[image]), "image:1");
     transfer::import(&metadata, &caller, Overlay::NAME, layout.path(), None).expect("an import");
-    assert_eq!(*asked.lock().expect("no panic elsewhere"), ["barrier", "prepare", "wait", "commit"]);
+    let expected = ["barrier", "prepare", "merge_ahead", "wait", "commit"];
+    assert_eq!(*asked.lock().expect("no panic elsewhere"), expected);
 }

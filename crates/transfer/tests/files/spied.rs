@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use snapshot::{Barrier, CommitOptions, Native, Snapshot, Snapshotter, Usage};
+use snapshot::{
+    Barrier, CommitOptions, KeptLayers, LayerFiles, Merged, Native, Snapshot, Snapshotter, Target, Usage,
+};
 use types::{Labels, Mount, Result};
 
 /// Is given the name of the call that succeeded, and may fail it yet.
@@ -51,6 +53,10 @@ impl Snapshotter for Spied {
         self.told("commit", self.inner.commit(name, key, options)?)
     }
 
+    fn kept_layers(&self) -> Option<&dyn KeptLayers> {
+        Some(self)
+    }
+
     fn remove(&self, key: &str) -> Result<()> {
         self.told("remove", self.inner.remove(key)?)
     }
@@ -74,5 +80,37 @@ impl Snapshotter for Spied {
 
     fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
         self.told("reclaim", self.inner.reclaim(go_on)?)
+    }
+}
+
+/// It keeps none, and tells what is asked of those that are about to be.
+impl KeptLayers for Spied {
+    fn files_for(&self, key: &str) -> Result<Option<LayerFiles>> {
+        self.inner.stat(key).map(|_| None)
+    }
+
+    fn target(&self, _mounts: &[Mount]) -> Result<Option<Target>> {
+        Ok(None)
+    }
+
+    fn files_of(&self, key: &str) -> Result<Option<LayerFiles>> {
+        self.inner.stat(key).map(|_| None)
+    }
+
+    fn mended(&self, key: &str) -> Result<()> {
+        self.inner.stat(key).map(drop)
+    }
+
+    fn mend_derived(&self, key: &str) -> Result<bool> {
+        self.inner.stat(key).map(|_| false)
+    }
+
+    fn merge_ahead(&self, keys: &[String], parent: Option<&str>) -> Result<Option<Merged>> {
+        keys.iter().map(String::as_str).chain(parent).try_for_each(|key| self.inner.stat(key).map(drop))?;
+        self.told("merge_ahead", None)
+    }
+
+    fn make_ready(&self, key: &str, _merged: Option<Merged>) -> Result<()> {
+        self.inner.stat(key).map(drop)
     }
 }
