@@ -408,6 +408,10 @@ impl Storing {
                     0 => writer.truncate().map(|()| Outcome::Wrong { begun, found }),
                 };
             }
+            if let Some((_, trees)) = extract.filter(|(at, trees)| extracted.is_ok() && trees.is_last(*at)) {
+                // While the disk is waited for.
+                scope.spawn(move || trees.merge());
+            }
             // The blob is committed even if it could not be extracted: its own digest is right or it is not.
             let unpacked = extract.filter(|_| extracted.is_ok()).map(|(at, trees)| trees.label_of_blob(*at));
             let labels = self.labels.into_iter().chain(unpacked.unwrap_or_default()).collect();

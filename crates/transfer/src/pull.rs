@@ -581,6 +581,7 @@ impl Pull {
             let is_damaged = damaged.iter().any(|(damaged, _)| *damaged == at);
             at >= first || is_damaged || is_kept
         };
+        trees.expect(first..layers.len());
         self.fetch_beside(layers, Some((trees, first)), is_wanted).await?;
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.to_vec());
         let report = self.report.clone();

@@ -3,7 +3,7 @@
 //! A layer is extracted into a snapshot without a parent, side by side with others, and gets its parent when
 //! it is committed. Snapshotters that cannot do that get layer upon layer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -184,6 +184,17 @@ pub(crate) struct Trees {
     barriers: Arc<Mutex<BTreeMap<usize, Barrier>>>,
     /// Directories that a layer has without saying how they look, by layer.
     implied: Arc<Mutex<BTreeMap<usize, Vec<PathBuf>>>>,
+    ahead: Arc<Mutex<Ahead>>,
+}
+
+/// Layers that are merged as soon as the last of them is extracted.
+#[derive(Default)]
+struct Ahead {
+    layers: Range<usize>,
+    /// Those of them that are still to come.
+    left: BTreeSet<usize>,
+    /// What became of it, once it was tried.
+    merged: Option<Result<Option<Merged>>>,
 }
 
 impl Trees {
@@ -215,6 +226,7 @@ impl Trees {
             chain,
             nonce,
             implied: Arc::default(),
+            ahead: Arc::default(),
         })
     }
 
@@ -560,7 +572,8 @@ impl Trees {
         let mut merged = None;
         if !layers.is_empty() {
             self.fill_implied(layers.clone(), &snapshots)?;
-            merged = self.merge_ahead(layers.clone(), &snapshots)?;
+            let tried = self.ahead.lock().merged.take();
+            merged = tried.unwrap_or_else(|| self.merge_ahead(layers.clone(), &snapshots))?;
             self.barrier.wait()?;
         }
         for at in layers {
@@ -568,6 +581,25 @@ impl Trees {
             done(at);
         }
         self.chain.last().map_or(Ok(()), |top| snapshots.make_ready(&top.to_string(), merged))
+    }
+
+    /// Says which layers are going to be extracted and then made visible by [`Trees::commit_all`].
+    pub(crate) fn expect(&self, layers: Range<usize>) {
+        *self.ahead.lock() = Ahead { left: layers.clone().collect(), layers, merged: None };
+    }
+
+    /// Says that a layer of these was extracted for good. Whether it was the last: [`Trees::merge`] can be called.
+    pub(crate) fn is_last(&self, at: usize) -> bool {
+        let mut ahead = self.ahead.lock();
+        ahead.left.remove(&at) && ahead.left.is_empty()
+    }
+
+    /// Merges these layers, so that [`Trees::commit_all`] does not have to.
+    pub(crate) fn merge(&self) {
+        let layers = self.ahead.lock().layers.clone();
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter);
+        let merged = snapshots.and_then(|snapshots| self.merge_ahead(layers, &snapshots));
+        self.ahead.lock().merged = Some(merged);
     }
 
     /// Merges trees that were extracted, and are not visible yet, with those below them.
