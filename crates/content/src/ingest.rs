@@ -194,6 +194,8 @@ pub(crate) struct LocalWriter {
     reference: IngestRef,
     file: File,
     offset: u64,
+    /// Bytes that are expected.
+    total: Option<u64>,
     writeback: Writeback,
     hasher: Hasher,
     algorithm: Algorithm,
@@ -217,8 +219,8 @@ impl LocalWriter {
         let data = Name::Data(writing.hash.clone());
         let (hasher, offset) = hash_file(&disk, &data, &file, algorithm)
             .context(|| format!("hash what there is of ingest {reference}"))?;
-        let writeback = Writeback::default();
-        Ok(LocalWriter { disk, writing, reference, file, offset, writeback, hasher, algorithm })
+        let (total, writeback) = (expected.size, Writeback::default());
+        Ok(LocalWriter { disk, writing, reference, file, offset, total, writeback, hasher, algorithm })
     }
 
     fn open(disk: &Disk, hash: &RefHash, total: Option<u64>) -> io::Result<Option<File>> {
@@ -298,7 +300,10 @@ impl IngestWriter for LocalWriter {
             bytes = &bytes[written..];
         }
         self.writing.note_write();
-        self.writeback.advance(&self.file, self.offset);
+        match self.total == Some(self.offset) {
+            true => self.writeback.finish(&self.file, self.offset),
+            false => self.writeback.advance(&self.file, self.offset),
+        }
         Ok(())
     }
 

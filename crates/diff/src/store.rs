@@ -259,7 +259,10 @@ impl BufRead for Recorded<'_> {
             let chunk = self.chunks.next_chunk();
             self.data.write_all(chunk)?;
             self.len += chunk.len() as u64;
-            self.writeback.advance(self.data, self.len);
+            match chunk.is_empty() {
+                true => self.writeback.finish(self.data, self.len),
+                false => self.writeback.advance(self.data, self.len),
+            }
         }
         self.chunks.fill_buf()
     }

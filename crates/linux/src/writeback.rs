@@ -22,9 +22,21 @@ impl Writeback {
     pub fn advance(&mut self, file: impl AsFd, end: u64) {
         self.begun = self.begun.min(end);
         let new = (end - self.begun) / PAGE_LEN * PAGE_LEN;
-        if new < STEP {
-            return;
+        if new >= STEP {
+            self.begin(file, new);
         }
+    }
+
+    /// Begins to write all of it that was not begun: no more comes, and it is some time before the disk is waited for.
+    pub fn finish(&mut self, file: impl AsFd, end: u64) {
+        self.begun = self.begun.min(end);
+        // No bytes would mean all that there are.
+        if self.begun < end {
+            self.begin(file, end - self.begun);
+        }
+    }
+
+    fn begin(&mut self, file: impl AsFd, new: u64) {
         let offset = |bytes: u64| libc::off64_t::try_from(bytes).unwrap_or(libc::off64_t::MAX);
         let (at, len) = (offset(self.begun), offset(new));
         #[expect(unsafe_code, reason = "rustix has no such call")]
@@ -58,5 +70,10 @@ mod tests {
         assert_eq!(advance(2 * STEP), STEP * 2);
         assert_eq!(advance(10), 10, "a file that was emptied begins anew");
         assert_eq!(advance(STEP + 10 + PAGE_LEN), STEP + 10 + PAGE_LEN);
+        for end in [STEP + 11 + PAGE_LEN, STEP + 11 + PAGE_LEN, 20] {
+            file.set_len(end).unwrap();
+            writeback.finish(&file, end);
+            assert_eq!(writeback.begun, end, "all of it");
+        }
     }
 }
