@@ -114,6 +114,12 @@ impl Names {
     }
 
     fn find(&self, text: &Text, name: &[u8]) -> Place {
+        // Most come in order, from archives and from images alike: behind all that are there.
+        if let Some(names) = self.chunks.last()
+            && names.last().is_some_and(|(last, _)| text.of(*last) < name)
+        {
+            return Place::Free { chunk: self.chunks.len() - 1, at: names.len() };
+        }
         // The last chunk that begins with this name or one before it.
         let after = self.chunks.partition_point(|names| text.of(names[0].0) <= name);
         let chunk = after.saturating_sub(1);

@@ -1,8 +1,6 @@
 //! Layers on each other, as overlayfs would show them, worked out once: names that a layer deletes are gone,
 //! directories that it only adds to have both's names.
 
-use std::collections::HashMap;
-
 use types::{Error, Result};
 
 use crate::attribute::Attribute;
@@ -66,12 +64,12 @@ impl Tree {
         self.devices.extend(devices);
         let mut cover = Cover {
             lower: self,
+            moved: vec![NONE; inodes.len()],
             upper: inodes.into_iter().map(Some).collect(),
             text: &text,
             attributes,
+            known: vec![NONE; commons.len()],
             commons,
-            known: HashMap::new(),
-            moved: HashMap::new(),
             devices_before,
             ground,
         };
@@ -102,6 +100,9 @@ struct Pair {
     is_cut_off: bool,
 }
 
+/// Of what has no number below yet.
+const NONE: u32 = u32::MAX;
+
 struct Cover<'a> {
     lower: &'a mut Tree,
     /// Inodes of the upper layer that have not been moved.
@@ -109,10 +110,10 @@ struct Cover<'a> {
     text: &'a Text,
     attributes: Interned<Attribute>,
     commons: Interned<Common>,
-    /// Numbers of what inodes above have in common, and what they became below.
-    known: HashMap<u32, u32>,
-    /// Numbers of inodes above, and what they became below: files may have several names.
-    moved: HashMap<Id, Id>,
+    /// What numbers of what inodes above have in common became below.
+    known: Vec<u32>,
+    /// What inodes above became below: files may have several names.
+    moved: Vec<Id>,
     devices_before: u16,
     ground: Ground,
 }
@@ -200,8 +201,9 @@ impl Cover<'_> {
     }
 
     fn move_inode(&mut self, above: Id) -> Result<Id> {
-        if let Some(id) = self.moved.get(&above) {
-            return Ok(*id);
+        let id = self.moved[above as usize];
+        if id != NONE {
+            return Ok(id);
         }
         let mut inode = self.upper[above as usize].take().expect("moved once");
         inode.common = self.renumber(inode.common)?;
@@ -214,20 +216,21 @@ impl Cover<'_> {
             _ => {}
         }
         let id = self.lower.push(inode)?;
-        self.moved.insert(above, id);
+        self.moved[above as usize] = id;
         Ok(id)
     }
 
     fn renumber(&mut self, above: u32) -> Result<u32> {
-        if let Some(number) = self.known.get(&above) {
-            return Ok(*number);
+        let number = self.known[above as usize];
+        if number != NONE {
+            return Ok(number);
         }
         let mut common = self.commons.find(above).clone();
         for number in &mut common.attributes {
             *number = self.lower.number(self.attributes.find(*number).clone())?;
         }
         let number = self.lower.common_number(common)?;
-        self.known.insert(above, number);
+        self.known[above as usize] = number;
         Ok(number)
     }
 }
