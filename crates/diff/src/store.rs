@@ -9,6 +9,8 @@
 //! system maps them in one piece, so those stand in the data file once more, with their holes, from
 //! [`HOLES_AT`] on; in between is one large hole.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -151,7 +153,7 @@ impl<'a> Layer<'a> {
     }
 
     fn entry<R: BufRead>(&mut self, entry: &tar::Entry, archive: &mut Reader<R>) -> Result<()> {
-        let path = clean(&entry.path);
+        let path = inside(&entry.path);
         let name = path.file_name().unwrap_or_default().as_bytes();
         if let Some(rest) = name.strip_prefix(b".wh.") {
             return self.white_out(path.parent().unwrap_or(Path::new("")), rest);
@@ -244,6 +246,16 @@ impl<'a> Layer<'a> {
     }
 }
 
+/// The path inside the root that an entry names, without a copy where the archive has it so, as nearly all have.
+fn inside(path: &[u8]) -> Cow<'_, Path> {
+    let own = path.strip_prefix(b"./").unwrap_or(path);
+    let own = own.strip_suffix(b"/").unwrap_or(own);
+    match own.split(|byte| *byte == b'/').all(|name| !matches!(name, b"" | b"." | b"..")) {
+        true => Cow::Borrowed(Path::new(OsStr::from_bytes(own))),
+        false => Cow::Owned(clean(path)),
+    }
+}
+
 /// The plain stream as a reader that writes down everything that passes.
 struct Recorded<'a> {
     chunks: Chunks,
@@ -277,5 +289,27 @@ impl Read for Recorded<'_> {
         let len = self.fill_buf()?.read(buffer)?;
         self.consume(len);
         Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_archives_are_those_inside_the_root() {
+        let check = |path: &str, is_as_it_came: bool| {
+            let found = inside(path.as_bytes());
+            assert_eq!(found.as_os_str(), clean(path.as_bytes()).as_os_str(), "{path:?}");
+            assert_eq!(matches!(found, Cow::Borrowed(_)), is_as_it_came, "{path:?}");
+        };
+        for path in ["a", "a/b/c", "./a/b", "a/b/", "./a/", ".a/..b/...", "a /\n"] {
+            check(path, true);
+        }
+        for path in
+            ["", ".", "./", "/", "..", "/a", "a//b", "a/./b", "a/../b", "../a", "a//", "././a", ".//a", "a/."]
+        {
+            check(path, false);
+        }
     }
 }
