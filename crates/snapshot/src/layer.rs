@@ -20,6 +20,7 @@
 //! the archives names.
 
 mod files;
+mod fresh;
 mod merged;
 mod mounting;
 mod reading;
@@ -41,6 +42,7 @@ use types::{Context, Error, Result};
 pub use self::files::{LayerFiles, NewLayer};
 use self::files::{Lens, compare_len, is_image_of, replace_image, sync_directory};
 pub(crate) use self::files::{damaged, remove_if_there};
+use self::fresh::Fresh;
 pub use self::merged::Merged;
 use self::mounting::detached;
 pub use self::mounting::{Backing, probe, reads_files_soundly};
@@ -144,6 +146,8 @@ pub(crate) struct Mounted {
     busy: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
     /// Held while layers are merged, which takes memory for each of their files.
     merging: Mutex<()>,
+    /// Of layers that are about to be merged.
+    fresh: Arc<Fresh>,
     reading: Reading,
     /// The directory of all snapshots.
     root: OwnedFd,
@@ -158,6 +162,7 @@ impl Mounted {
         Ok(Mounted {
             busy: Mutex::default(),
             merging: Mutex::default(),
+            fresh: Arc::default(),
             reading: Reading::new(root, options.backing),
             root: opened,
             options,
@@ -197,7 +202,7 @@ impl Mounted {
         let path = top.directory.join(AHEAD);
         let made = self.alone(&top.directory, || {
             let _alone = self.merging.lock();
-            replace_image(&stacked(layers, below)?, &path, false)
+            replace_image(&stacked(layers, below, Some(&self.fresh))?, &path, false)
         });
         made.context(|| format!("merge the layers in {}", top.directory.display()))?;
         Ok(Some(path))
@@ -241,8 +246,20 @@ impl Mounted {
         Ok(())
     }
 
+    /// Where a new layer is stored, whose tree is kept until [`Mounted::merge_ahead`] wants it, or for as long as there is
+    /// room.
+    pub(crate) fn new_files(&self, directory: &Path) -> LayerFiles {
+        LayerFiles::of(directory).keeping_tree(Arc::clone(&self.fresh))
+    }
+
+    /// Says that a snapshot is about to be committed: its layer is what its files are from then on.
+    pub(crate) fn settle(&self, directory: &Path) {
+        drop(self.fresh.take(directory));
+    }
+
     /// Looks whether what is mounted is still in memory.
     pub(crate) fn relax(&self) {
+        self.fresh.clear();
         self.reading.look_at_all();
     }
 
@@ -262,7 +279,7 @@ impl Mounted {
                 let is_made = ahead().is_some_and(|ahead| fs::rename(ahead, &path).is_ok());
                 if !is_made {
                     let _alone = self.merging.lock();
-                    replace_image(&stacked(layers, below)?, &path, true)?;
+                    replace_image(&stacked(layers, below, None)?, &path, true)?;
                     // A crash may have left it.
                     remove_if_there(&layers[0].directory.join(AHEAD))?;
                 }
@@ -286,7 +303,7 @@ impl Mounted {
             compared => compared?,
         }
         let _alone = self.merging.lock();
-        is_image_of(&stacked(layers, below)?, &path)
+        is_image_of(&stacked(layers, below, None)?, &path)
     }
 
     fn alone(&self, top: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -380,7 +397,7 @@ mod tests {
         assert_eq!(files.look().unwrap_err().kind(), types::ErrorKind::DataLoss);
         let lens = Lens { data: 0, image: 0, inodes: 0 };
         let archive = Archive { directory: dir.path().into(), lens, is_packed: false };
-        let stacked = stacked(&[archive.clone(), archive], &[]).err().unwrap();
+        let stacked = stacked(&[archive.clone(), archive], &[], None).err().unwrap();
         assert_eq!(stacked.kind(), types::ErrorKind::DataLoss, "{}", stacked.chain());
     }
 

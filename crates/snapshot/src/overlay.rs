@@ -457,6 +457,7 @@ impl Snapshotter for Overlay {
             // What was mounted of it stood on nothing.
             self.mounted.forget(&directory)?;
         }
+        self.mounted.settle(&directory);
         // Counted before any lock is taken: it may read a whole tree.
         let usage = self.count(record.id)?;
         if self.options.verity && layer::is_archive(&directory) {
@@ -531,7 +532,7 @@ impl KeptLayers for Overlay {
             && self.options.form == LayerForm::Archives
             && !layer::is_archive(&directory)
             && is_empty(&self.tree(record.id))?;
-        let files = || LayerFiles::of(&directory).wanting_record(self.records_spans);
+        let files = || self.mounted.new_files(&directory).wanting_record(self.records_spans);
         Ok(takes.then(|| if record.parent.is_some() { files().merged_with_others() } else { files() }))
     }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use erofs::Tree;
 use linux::removal;
@@ -11,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use types::{Context, Error, ErrorKind, Result};
 
+use super::fresh::Fresh;
 use super::{DATA, PACKED_IMAGE, SPANS, image_name};
 use crate::records::REMOVED;
 use crate::{packed, verity};
@@ -31,6 +33,8 @@ pub struct LayerFiles {
     pub record: PathBuf,
     /// Whether a layer that is stored gets a record.
     pub(super) wants_record: bool,
+    /// Where the tree of a layer is kept that is going to be merged with others.
+    pub(super) fresh: Option<Arc<Fresh>>,
 }
 
 /// The empty files that a layer is stored in.
@@ -48,6 +52,7 @@ impl LayerFiles {
             image: directory.join(image_name(directory)),
             record: directory.join(SPANS),
             wants_record: false,
+            fresh: None,
         }
     }
 
@@ -61,18 +66,27 @@ impl LayerFiles {
         LayerFiles { wants_record, ..self }
     }
 
+    /// The same for a new layer whose tree is kept for who merges it.
+    pub(crate) fn keeping_tree(self, fresh: Arc<Fresh>) -> LayerFiles {
+        LayerFiles { fresh: Some(fresh), ..self }
+    }
+
     /// Stores a layer: `store` fills the archive and says what is where in it. `Unavailable` while somebody
     /// else does. What a failed attempt has written goes with its snapshot.
     ///
     /// Nothing is synced: whoever commits syncs all layers of an image at once, and a snapshot that was not
     /// committed is not looked at again.
     pub fn write(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
-        self.write_with(store, false)
+        let tree = self.write_with(store, false)?;
+        if let Some(fresh) = self.fresh.as_ref().filter(|_| packed::is_packed(&self.image)) {
+            fresh.keep(self.directory(), tree);
+        }
+        Ok(())
     }
 
     /// The same for a snapshot that others may look at again after a power cut.
     pub fn write_durably(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
-        self.write_with(store, true)
+        self.write_with(store, true).map(drop)
     }
 
     /// Looks for damage that shows without reading the layer: `DataLoss` if a file of it is gone, is not as long as the
@@ -183,11 +197,11 @@ impl LayerFiles {
         if image == self.image { Ok(()) } else { remove_if_there(&self.image) }
     }
 
-    fn write_with(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>, is_durable: bool) -> Result<()> {
+    fn write_with(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>, is_durable: bool) -> Result<Tree> {
         let data = self.own_data()?;
         let stored = self
             .store_in(&data, store, is_durable)
-            .and_then(|tree| replace_image(&tree, &self.image_of(&tree), is_durable));
+            .and_then(|tree| replace_image(&tree, &self.image_of(&tree), is_durable).map(|()| tree));
         if let Err(error) = &stored {
             self.take_back(error);
         }

@@ -17,12 +17,17 @@ use types::{Context, Mount, Result};
 
 use super::Archive;
 use super::files::read_image;
+use super::fresh::Fresh;
 
 /// Bytes of an attribute, and of the names of all of a directory's (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
 
-pub(super) fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
+/// Layers, nearest first, as one tree, on the trees below them. What is in memory of them is taken from there.
+pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], fresh: Option<&Fresh>) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
+        if let Some(tree) = fresh.and_then(|fresh| fresh.take(layer.directory())) {
+            return Ok(tree);
+        }
         let path = layer.files().image;
         Tree::read(&read_image(&path)?).context(|| path.display().to_string())
     });

@@ -5,7 +5,9 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
-use snapshot::{Backing, CommitOptions, LayerFiles, LayerForm, Options, Overlay, Snapshotter, Target};
+use snapshot::{
+    Backing, CommitOptions, LayerFiles, LayerForm, NewLayer, Options, Overlay, Snapshotter, Target,
+};
 use tempfile::TempDir;
 use types::{ErrorKind, Labels, Mount};
 
@@ -369,6 +371,50 @@ fn layers_that_are_going_to_be_a_chain_are_merged_ahead() {
     fs::write(six.join("fs/own"), "x").unwrap();
     assert!(merge(&["six"], Some("two done")).is_none());
     assert!(merge(&[], Some("two done")).is_none());
+}
+
+/// Of layers that were just stored the trees are in memory: what they are merged to is, byte for byte, what their images give.
+#[test]
+fn layers_are_merged_of_memory_as_of_their_images() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    for name in ["low", "high"] {
+        let tree = TempDir::new().unwrap();
+        let at = |path: &str| tree.path().join(path);
+        fs::create_dir_all(at("both/deep")).unwrap();
+        fs::write(at("both/file"), name).unwrap();
+        fs::write(at("both/empty"), "").unwrap();
+        fs::hard_link(at("both/file"), at(&format!("both/deep/{name}"))).unwrap();
+        std::os::unix::fs::symlink("both/file", at(&format!("{name} link"))).unwrap();
+        fs::write(at(if name == "low" { "gone" } else { ".wh.gone" }), "").unwrap();
+        let tar =
+            std::process::Command::new("tar").arg("-C").arg(tree.path()).args(["-cf", "-", "."]).output();
+        let tar = tar.unwrap().stdout;
+        snapshotter.prepare(name, None, Labels::new()).unwrap();
+        let files = snapshotter.kept_layers().unwrap().files_for(name).unwrap().unwrap().merged_with_others();
+        let store = |new: NewLayer<'_>| diff::store(&tar[..], diff::Limits::default(), new.data, None);
+        files.write(|new| store(new).map(|stored| stored.tree)).unwrap();
+    }
+    let kept = snapshotter.kept_layers().unwrap();
+    let merged = kept.merge_ahead(&["low".to_owned(), "high".to_owned()], None).unwrap();
+    assert!(merged.is_some());
+    for (name, parent) in [("low", None), ("high", Some("low done".to_owned()))] {
+        let options = CommitOptions { labels: Labels::new(), parent };
+        snapshotter.commit(&format!("{name} done"), name, options).unwrap();
+    }
+    kept.make_ready("high done", merged).unwrap();
+    assert!(dir.path().join("overlay/2/stack.erofs").exists());
+    assert!(!kept.mend_derived("high done").unwrap());
+    let mounts = snapshotter.view("look", Some("high done"), Labels::new()).unwrap();
+    with_mounted(&mounts, |tree| {
+        assert_eq!(names(tree), ["both", "high link", "low link"]);
+        assert_eq!(names(&tree.join("both/deep")), ["high", "low"]);
+        assert_eq!(fs::read_to_string(tree.join("low link")).unwrap(), "high");
+        assert_eq!(fs::read_to_string(tree.join("both/deep/low")).unwrap(), "low");
+    });
 }
 
 /// Layers of one image are shown by one image of all of them: what each is by itself is only read, and rarely.
