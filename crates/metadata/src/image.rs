@@ -202,13 +202,32 @@ impl Images {
     /// Gives an image its name: adds it, or gives a name that is taken this target and these labels in the place of its
     /// own, if the gate lets it in, as a pull or a tag of containerd's does.
     pub fn assign(&self, image: Image) -> Result<Image> {
+        self.assign_then(image, |_| Ok(()))
+    }
+
+    /// As [`Images::assign`], as the last that is done under the caller's lease, which ends with the same change. `NotFound`
+    /// if it has ended.
+    pub fn assign_last(&self, image: Image) -> Result<Image> {
+        self.assign_then(image, |change| {
+            let Some(lease) = &self.caller.lease else { return Ok(()) };
+            lease::require(change.tx, &self.caller.namespace, lease)?;
+            lease::delete(change, &self.caller.namespace, lease).map(drop)
+        })
+    }
+
+    fn assign_then(
+        &self,
+        image: Image,
+        then: impl FnOnce(&mut Change<'_, '_>) -> Result<()>,
+    ) -> Result<Image> {
         let image = checked(image)?;
         self.store.0.gate.admit(&image.name, &image.target)?;
         self.store.0.change(|change| {
-            match IMAGES.contains(change.tx, (&self.caller.namespace, &image.name))? {
-                true => self.update_in(change, &image, &[], None),
-                false => self.create_in(change, image, None),
-            }
+            let assigned = match IMAGES.contains(change.tx, (&self.caller.namespace, &image.name))? {
+                true => self.update_in(change, &image, &[], None)?,
+                false => self.create_in(change, image, None)?,
+            };
+            then(change).map(|()| assigned)
         })
     }
 

@@ -94,14 +94,15 @@ async fn run(metadata: &Metadata, request: PullRequest, report: Option<Report>) 
         Ok((target, below)) => pull.images(target, below).await,
         Err(error) => Err(error),
     };
+    // The lease of an image ended when that got its name.
+    let Err(error) = &pulled else { return pulled };
     // Layers that broke off are kept for the next try; what was refused never gets better.
-    let is_kept = pulled.as_ref().is_err_and(|error| has_documents && is_passing(error.kind()));
+    let is_kept = has_documents && is_passing(error.kind());
     let metadata = metadata.clone();
     let settled = blocking(move || if is_kept { metadata.sync() } else { lease.end() }).await;
-    match settled {
+    if let Err(error) = settled {
         // Why there is no image is what counts: a disk that is full, say, fails both.
-        Err(error) if pulled.is_err() => tracing::warn!("end a pull: {}", error.chain()),
-        settled => settled?,
+        tracing::warn!("end a pull: {}", error.chain());
     }
     pulled
 }
@@ -643,13 +644,13 @@ impl Pull {
         Download { pull: self.clone(), layer: layer.clone(), extract }.run().await
     }
 
-    /// Writes the image record, which makes the pull visible.
+    /// Writes the image record, which makes the pull visible. Nothing is done under its lease afterwards.
     fn record(&self, target: Descriptor) -> Result<Image> {
         let images = self.metadata.images(&self.caller);
         let now = Timestamp::now();
         let (name, labels) = (self.request.name.clone(), self.request.labels.clone());
         let image = Image { name, labels, target, created: now, updated: now };
-        images.assign(image)
+        images.assign_last(image)
     }
 }
 

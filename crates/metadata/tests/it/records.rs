@@ -285,6 +285,20 @@ fn leases_hold_resources() {
 }
 
 #[test]
+fn a_name_may_be_the_last_of_a_lease() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("l1", labels(&[]));
+    let blob = fixture.blob(&leased, "blob", labels(&[]));
+    let images = fixture.store.images(leased);
+    images.assign_last(image("named", &blob, labels(&[]))).unwrap();
+    assert_eq!(kind(fixture.store.leases(default()).get(&"l1".parse().unwrap())), ErrorKind::NotFound);
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&blob), "its name keeps it");
+    assert_eq!(kind(images.assign_last(image("other", &blob, labels(&[])))), ErrorKind::NotFound);
+    assert_eq!(kind(images.get("other")), ErrorKind::NotFound);
+}
+
+#[test]
 fn an_unknown_lease_refuses_what_it_should_hold() {
     let fixture = Fixture::new();
     let caller = caller().with_lease("nobody".parse().unwrap());
