@@ -194,7 +194,7 @@ struct Ahead {
     /// Those of them that are still to come.
     left: BTreeSet<usize>,
     /// What became of it, once it was tried.
-    merged: Option<Result<Option<Merged>>>,
+    merged: Option<Option<Merged>>,
 }
 
 impl Trees {
@@ -573,7 +573,7 @@ impl Trees {
         if !layers.is_empty() {
             self.fill_implied(layers.clone(), &snapshots)?;
             let tried = self.ahead.lock().merged.take();
-            merged = tried.unwrap_or_else(|| self.merge_ahead(layers.clone(), &snapshots))?;
+            merged = tried.unwrap_or_else(|| self.merge_ahead(layers.clone(), &snapshots));
             self.barrier.wait()?;
         }
         for at in layers {
@@ -597,16 +597,22 @@ impl Trees {
     /// Merges these layers, so that [`Trees::commit_all`] does not have to.
     pub(crate) fn merge(&self) {
         let layers = self.ahead.lock().layers.clone();
-        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter);
-        let merged = snapshots.and_then(|snapshots| self.merge_ahead(layers, &snapshots));
-        self.ahead.lock().merged = Some(merged);
+        // Who cannot have them is told so when they are committed.
+        if let Ok(snapshots) = self.metadata.snapshots(&self.caller, &self.snapshotter) {
+            let merged = self.merge_ahead(layers, &snapshots);
+            self.ahead.lock().merged = Some(merged);
+        }
     }
 
-    /// Merges trees that were extracted, and are not visible yet, with those below them.
-    fn merge_ahead(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<Option<Merged>> {
+    /// Merges trees that were extracted, and are not visible yet, with those below them. What fails is tried again once they
+    /// are committed, and is an error then: the next pull has them, and need not extract them onto a disk that is full.
+    fn merge_ahead(&self, layers: Range<usize>, snapshots: &Snapshots) -> Option<Merged> {
         let below = layers.start.checked_sub(1).map(|below| self.chain[below].to_string());
         let keys: Vec<String> = layers.map(|at| self.key(at)).collect();
-        snapshots.merge_ahead(&keys, below.as_deref())
+        snapshots.merge_ahead(&keys, below.as_deref()).unwrap_or_else(|error| {
+            tracing::debug!("merge layers ahead: {}", error.chain());
+            None
+        })
     }
 
     /// Makes a tree visible. One that somebody else finished meanwhile is as good, and is in our lease then.
