@@ -606,7 +606,7 @@ fn names(tree: &Path) -> Vec<String> {
 
 /// As clients unpack: layer upon layer, each known by the mounts that were answered.
 #[test]
-fn a_layer_is_taken_whole_for_the_recipe_of_a_new_snapshot() {
+fn a_layer_is_taken_whole_for_the_mounts_of_a_new_snapshot() {
     if !is_root() {
         return;
     }

@@ -415,7 +415,7 @@ fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
             parent: topmost(&daemon),
             labels: labels.clone().into_iter().collect(),
         };
-        let recipe = on(&daemon, async |channel| {
+        let rootfs = on(&daemon, async |channel| {
             let made = SnapshotsClient::new(channel).prepare(ask(prepare)).await.expect("a new key");
             made.into_inner().mounts
         });
@@ -429,7 +429,7 @@ fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
             .container("mapped", script)
             .stdout(&seen)
             .with(|container| {
-                container.request.rootfs = recipe
+                container.request.rootfs = rootfs
                     .iter()
                     .map(|mount| Mount {
                         r#type: mount.r#type.clone(),

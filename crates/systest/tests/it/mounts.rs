@@ -311,13 +311,13 @@ fn layers_are_applied_to_trees_that_need_mounts_before_and_read_from_them() {
         return;
     }
     let daemon = Daemon::start();
-    let recipe = on_a_disk(&daemon.root().join("disk.img").display().to_string());
+    let on_disk = on_a_disk(&daemon.root().join("disk.img").display().to_string());
     let layer = tar_of(&[("greeting", "hello"), ("dir/other", "there")]);
     on(&daemon, async |channel| {
         let stored = put(&channel, &layer).await;
         let mut diffs = DiffClient::new(channel.clone());
         let apply =
-            ApplyRequest { diff: Some(stored.clone()), mounts: recipe.clone(), ..ApplyRequest::default() };
+            ApplyRequest { diff: Some(stored.clone()), mounts: on_disk.clone(), ..ApplyRequest::default() };
         let applied = diffs.apply(ask(apply.clone())).await.unwrap().into_inner().applied.unwrap();
         assert_eq!(applied.digest, stored.digest);
         let mut mounts = Mounts::new(&channel);
@@ -331,7 +331,7 @@ fn layers_are_applied_to_trees_that_need_mounts_before_and_read_from_them() {
             labels: [("containerd.io/gc.root".into(), "now".into())].into(),
             ..DiffRequest::default()
         };
-        let written = diffs.diff(ask(compare(recipe.clone()))).await.unwrap().into_inner().diff.unwrap();
+        let written = diffs.diff(ask(compare(on_disk.clone()))).await.unwrap().into_inner().diff.unwrap();
         let bytes = blob(&channel, &written.digest).await;
         let names = String::from_utf8_lossy(&bytes).into_owned();
         assert!(names.contains("greeting") && names.contains("dir/other"), "{} bytes", bytes.len());
@@ -463,14 +463,14 @@ fn an_image_is_checked_while_it_is_read() {
     let before = devices();
     let mut daemon = Daemon::start();
     let (image, content) = checked_image(&daemon, "good");
-    let recipe = |image: &Path, hashes: &str| {
+    let checked = |image: &Path, hashes: &str| {
         let option = format!("X-containerd.dmverity={hashes}");
         [
             mount("erofs", &image.display().to_string(), &["ro", "loop", &option]),
             mount("format/bind", "{{ mount 0 }}", &["rbind", "ro"]),
         ]
     };
-    let whole = recipe(&image, &image.display().to_string());
+    let whole = checked(&image, &image.display().to_string());
     let point = on(&daemon, async |channel| {
         let made = Mounts::new(&channel).activate("good", &whole).await.unwrap();
         made.active[0].mount_point.clone()
@@ -496,7 +496,7 @@ fn an_image_is_checked_while_it_is_read() {
         let at = bytes.windows(64).position(|found| found == &content[4096..4160]).expect("the file's bytes");
         bytes[at] ^= 1;
         fs::write(&image, &bytes).unwrap();
-        let made = mounts.activate("bad", &recipe(&image, &image.display().to_string())).await.unwrap();
+        let made = mounts.activate("bad", &checked(&image, &image.display().to_string())).await.unwrap();
         assert!(fs::read(Path::new(&made.active[0].mount_point).join("file")).is_err());
         mounts.deactivate("bad").await.unwrap();
 
@@ -511,7 +511,7 @@ fn an_image_is_checked_while_it_is_read() {
             json!({ "roothash": "00".repeat(32), "hashoffset": said["hashoffset"] }).to_string(),
         )
         .unwrap();
-        assert!(mounts.activate("other", &recipe(&image, &other)).await.is_err());
+        assert!(mounts.activate("other", &checked(&image, &other)).await.is_err());
         eventually("no device stays", || (devices() == before).then_some(()));
         assert_eq!(fs::read_dir(daemon.state().join("mounts")).unwrap().count(), 0);
     });

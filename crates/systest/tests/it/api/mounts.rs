@@ -86,8 +86,8 @@ fn mounts_walked() {
 async fn what_is_no_activation_is_refused(side: &Side<'_>) {
     let mut mounts = MountsClient::new(side.channel());
     let (code, words) = (Code::FailedPrecondition, "namespace is required");
-    let recipe = shown(side.dir());
-    let answer = mounts.activate(within(None, activate("one", &recipe)));
+    let wanted = shown(side.dir());
+    let answer = mounts.activate(within(None, activate("one", &wanted)));
     side.refused("activate without a namespace", answer, code, words).await;
     let answer = mounts.deactivate(within(None, deactivate("one")));
     side.refused("deactivate without a namespace", answer, code, words).await;
@@ -100,12 +100,12 @@ async fn what_is_no_activation_is_refused(side: &Side<'_>) {
         let answer = mounts.activate(ask(activate("one", nothing)));
         side.refused("there is nothing to do", answer, Code::Unimplemented, "").await;
     }
-    let answer = mounts.activate(ask(activate("", &recipe)));
+    let answer = mounts.activate(ask(activate("", &wanted)));
     side.refused("a name that is none", answer, Code::InvalidArgument, "").await;
     let first = [mount("format/bind", "{{ mount 0 }}", &["rbind"])];
     let answer = mounts.activate(ask(activate("one", &first)));
     side.refused("a mount that is not before it", answer, Code::InvalidArgument, "index out of bounds").await;
-    let [base, _] = &recipe;
+    let [base, _] = &wanted;
     for wrong in ["{{ nothing 0 }}", "{{ mount }}", "{{ mount 0"] {
         let answer =
             mounts.activate(ask(activate("one", &[base.clone(), mount("format/bind", wrong, &["rbind"])])));
@@ -114,11 +114,11 @@ async fn what_is_no_activation_is_refused(side: &Side<'_>) {
     let outside = ["X-containerd.mkdir.path=/no/such/place", "rbind"];
     let answer = mounts.activate(ask(activate("one", &[base.clone(), mount("mkdir/bind", "/", &outside)])));
     side.refused("a directory outside of the root", answer, Code::Unimplemented, "").await;
-    let missing = [mount("bind", "/no/such", &["rbind"]), recipe[1].clone()];
+    let missing = [mount("bind", "/no/such", &["rbind"]), wanted[1].clone()];
     let answer = mounts.activate(ask(activate("one", &missing)));
     side.refused("what is not there cannot be mounted", answer, Code::NotFound, "/no/such").await;
     let long = [("key", &*"v".repeat(4094))];
-    let answer = mounts.activate(ask(activate_with("long", &recipe, &long)));
+    let answer = mounts.activate(ask(activate_with("long", &wanted, &long)));
     side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
     if !side.is_ours() {
         side.ok("deactivate what it made", mounts.deactivate(ask(deactivate("long")))).await;
@@ -138,19 +138,19 @@ async fn activations_come_and_go(side: &Side<'_>) {
     let mut mounts = MountsClient::new(side.channel());
     let directory = side.dir().join("shown");
     fs::create_dir(&directory).expect("a directory for the walk");
-    let recipe = shown(&directory);
+    let wanted = shown(&directory);
     let labels = [("tier", "gold"), ("none", "")];
-    let request = activate_with("one", &recipe, &labels);
+    let request = activate_with("one", &wanted, &labels);
     let made = side.ok("activate", mounts.activate(ask(request))).await.info.unwrap_or_default();
     side.is("it has its name", made.name.as_str(), "one");
     side.is("one is made, one is left", (made.active.len(), made.system.len()), (1, 1));
     let active = made.active.first().cloned().unwrap_or_default();
     side.is("it is mounted", (is_mounted(&active.mount_point), active.mounted_at.is_some()), (true, true));
-    side.is("what is made is what was asked for", active.mount.as_ref(), Some(&recipe[0]));
+    side.is("what is made is what was asked for", active.mount.as_ref(), Some(&wanted[0]));
     // What is left is filled in, with the kind that is behind the steps.
-    let expected = Mount { r#type: "bind".into(), source: active.mount_point.clone(), ..recipe[1].clone() };
+    let expected = Mount { r#type: "bind".into(), source: active.mount_point.clone(), ..wanted[1].clone() };
     side.is("what is left shows what is made", made.system.first(), Some(&expected));
-    let answer = mounts.activate(ask(activate("one", &recipe)));
+    let answer = mounts.activate(ask(activate("one", &wanted)));
     side.refused("a name that is taken", answer, Code::AlreadyExists, "one").await;
 
     let found = side.ok("ask", mounts.info(ask(info("one")))).await.info.unwrap_or_default();
@@ -162,7 +162,7 @@ async fn activations_come_and_go(side: &Side<'_>) {
     side.refused("ask in another namespace", answer, Code::NotFound, "").await;
 
     // All of it is made here: what is left is to show the last.
-    let all_of_it = ActivateRequest { temporary: true, ..activate("other", &[recipe[0].clone()]) };
+    let all_of_it = ActivateRequest { temporary: true, ..activate("other", &[wanted[0].clone()]) };
     let other = side.ok("activate all", mounts.activate(ask(all_of_it))).await.info.unwrap_or_default();
     let last = other.active.last().map(|active| active.mount_point.clone()).unwrap_or_default();
     let shows = other.system.first().map(|mount| (mount.r#type.clone(), mount.source.clone()));
