@@ -5,18 +5,22 @@
 //! labelled so share; all other blobs have to be brought whole, and nothing tells whether somebody has them. The store
 //! below knows an ingest as `<namespace>/<number>/<ref>`.
 
+mod mending;
+mod pin;
+mod reader;
+mod writer;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
-use ::content::{BlobReader, Expected, Form, IngestStatus, IngestWriter};
+use ::content::{BlobReader, Expected, Form, IngestStatus};
 use kv::{Read, Reader, Table, Value, Writer};
-use stdx::{CancelToken, Cancelled};
 use types::{
     Digest, Error, ErrorKind, FieldPath, Fields, Filters, Hasher, IngestRef, Labels, Namespace, Result,
-    Timestamp, filter, label,
+    Timestamp, filter,
 };
 
 use crate::event::Event;
@@ -27,7 +31,13 @@ use crate::image;
 use crate::lease::{self, Resource};
 use crate::mask;
 use crate::namespace;
-use crate::store::{Caller, Change, Metadata, Notice};
+use crate::store::{Caller, Change, Metadata};
+
+pub use self::mending::Mending;
+use self::pin::Pin;
+use self::reader::CancellableReader;
+pub use self::writer::ContentWriter;
+use self::writer::Inner;
 
 pub(crate) const BLOBS: Table<(Namespace, Digest), BlobRecord> = Table::new("blobs");
 pub(crate) const INGESTS: Table<(Namespace, IngestRef), IngestRecord> = Table::new("ingests");
@@ -543,319 +553,6 @@ fn remove_ingest(change: &mut Change<'_, '_>, caller: &Caller, reference: &Inges
 struct Recorded {
     backend: IngestRef,
     is_new: bool,
-}
-
-/// The writing end of an ingest in a namespace. Dropping it keeps the bytes for a later
-/// [`Content::begin`].
-pub struct ContentWriter {
-    store: Metadata,
-    caller: Caller,
-    reference: IngestRef,
-    /// What the store below calls it.
-    backend: IngestRef,
-    /// What is told of the blob. Empty if nobody said.
-    media_type: String,
-    /// When the blob was made and last changed; none for the moment in which it is recorded.
-    times: Option<(Timestamp, Timestamp)>,
-    inner: Inner,
-}
-
-enum Inner {
-    Own(Box<dyn IngestWriter>),
-    /// The blob is there for another namespace.
-    Shared {
-        size: u64,
-        started: Timestamp,
-        pin: Pin,
-    },
-}
-
-impl ContentWriter {
-    /// Says when the blob was made and last changed, for one that another store had.
-    #[must_use]
-    pub fn dated(self, created: Timestamp, updated: Timestamp) -> ContentWriter {
-        ContentWriter { times: Some((created, updated)), ..self }
-    }
-
-    /// Says of what type the blob is, for those who hear of it.
-    #[must_use]
-    pub fn of_type(mut self, media_type: &str) -> ContentWriter {
-        media_type.clone_into(&mut self.media_type);
-        self
-    }
-
-    /// Appends. A writer that shares another namespace's blob takes no bytes: its offset is the size
-    /// from the beginning.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.caller.cancel.check().map_err(cancelled)?;
-        match &mut self.inner {
-            Inner::Own(writer) => writer.write(bytes),
-            Inner::Shared { .. } if bytes.is_empty() => Ok(()),
-            Inner::Shared { .. } => {
-                Err(Error::out_of_range(format!("ingest {} is complete already", self.reference)))
-            }
-        }
-    }
-
-    pub fn offset(&self) -> u64 {
-        match &self.inner {
-            Inner::Own(writer) => writer.offset(),
-            Inner::Shared { size, .. } => *size,
-        }
-    }
-
-    /// The digest of the bytes so far.
-    pub fn digest(&self) -> Digest {
-        match &self.inner {
-            Inner::Own(writer) => writer.digest(),
-            Inner::Shared { pin, .. } => pin.digest.clone(),
-        }
-    }
-
-    /// Whether the bytes were there already, for another namespace.
-    pub fn is_shared(&self) -> bool {
-        matches!(self.inner, Inner::Shared { .. })
-    }
-
-    pub fn status(&self) -> Result<IngestStatus> {
-        match &self.inner {
-            Inner::Own(writer) => {
-                let status = writer.status()?;
-                Ok(IngestStatus { reference: self.reference.clone(), ..status })
-            }
-            Inner::Shared { size, started, pin } => Ok(IngestStatus {
-                reference: self.reference.clone(),
-                offset: *size,
-                total: Some(*size),
-                expected: Some(pin.digest.clone()),
-                started: *started,
-                updated: *started,
-            }),
-        }
-    }
-
-    /// Starts anew with no bytes. A writer that shared another namespace's blob takes its own bytes
-    /// from then on.
-    pub fn truncate(&mut self) -> Result<()> {
-        let had_bytes = self.offset() > 0;
-        if let Inner::Shared { size, .. } = &self.inner {
-            let expected = Expected { size: Some(*size), digest: None };
-            self.inner = Inner::Own(self.store.0.content.begin(&self.backend, expected)?);
-            let content = Content::new(self.store.clone(), self.caller.clone());
-            content.join_ingest(&self.reference, &self.backend, None)?;
-        }
-        match &mut self.inner {
-            Inner::Own(writer) => writer.truncate()?,
-            Inner::Shared { .. } => unreachable!("made an own writer above"),
-        }
-        if had_bytes {
-            (self.store.0.notice)(Notice::SetAside);
-        }
-        Ok(())
-    }
-
-    /// Drops the ingest, while nobody else can have it open.
-    pub fn abort(self) -> Result<()> {
-        let ContentWriter { store, caller, reference, inner, backend, .. } = self;
-        store.0.change(|change| {
-            // The name may be another ingest's by now.
-            let record = INGESTS.get(change.tx, (&caller.namespace, &reference))?;
-            match record.is_some_and(|record| record.backend == backend) {
-                true => remove_ingest(change, &caller, &reference),
-                false => Ok(()),
-            }
-        })?;
-        drop(inner);
-        match store.0.abort_ingest(&backend) {
-            Err(error) if !error.is(ErrorKind::NotFound) => {
-                store.0.gc.orphan_ingest(backend);
-                Err(error)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Turns the ingest into a blob of the namespace, with `labels`, in the caller's lease.
-    ///
-    /// `FailedPrecondition` if size or digest differ from `expected`: the ingest stays.
-    /// `AlreadyExists` if the namespace has the blob: the ingest is dropped, and the blob joins the
-    /// lease. `Aborted` if somebody dropped the ingest.
-    pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
-        label::check(&labels).map_err(|error| error.context("info.Labels"))?;
-        let labels = mask::without_empty(labels);
-        let ContentWriter { store, caller, reference, media_type, times, inner, backend } = self;
-        let is_shared = matches!(inner, Inner::Shared { .. });
-        // Held until the record is there.
-        let (pin, size) = inner.complete(&store, &backend, expected)?;
-        let digest = pin.digest.clone();
-        let added = store.0.change_on_disk(caller.on_disk, |change| {
-            // The name may be another ingest's by now.
-            let record = INGESTS.get(change.tx, (&caller.namespace, &reference))?;
-            let is_there = record.is_some_and(|record| record.backend == backend);
-            if is_there {
-                remove_ingest(change, &caller, &reference)?;
-            }
-            change.admit(&caller, Some(Resource::Content(digest.clone())))?;
-            if BLOBS.contains(change.tx, (&caller.namespace, &digest))? {
-                change.touch(&caller.namespace, Node::Content(digest.clone()));
-                return Ok(None);
-            }
-            // One that shares has no bytes of its own that somebody could have dropped.
-            if !is_there && !is_shared {
-                return Err(Error::new(
-                    ErrorKind::Aborted,
-                    format!("ingest {reference} was dropped meanwhile"),
-                ));
-            }
-            let (created, updated) = times.unwrap_or((change.now, change.now));
-            let blob = Blob { digest: digest.clone(), size, labels, created, updated };
-            put(change, &caller.namespace, &blob)?;
-            let event = Event::ContentCreated { digest: digest.clone(), size, media_type };
-            change.emit(&caller.namespace, event);
-            Ok(Some(blob))
-        });
-        match &added {
-            // What an earlier writer of the ref has left is nobody's.
-            Ok(_) if is_shared => store.0.gc.orphan_ingest(backend),
-            Ok(_) => {}
-            // The store below may have it for nobody.
-            Err(_) => store.0.gc.orphan(&digest),
-        }
-        added?.ok_or_else(|| store.0.refusal(caller.on_disk, already_exists(&digest)))
-    }
-}
-
-impl Inner {
-    /// Sees to it that the store below has the blob, which stays pinned; gives back its size too.
-    fn complete(self, store: &Metadata, backend: &IngestRef, expected: Expected) -> Result<(Pin, u64)> {
-        match self {
-            Inner::Shared { size, pin, .. } => {
-                expected.check(size, &pin.digest)?;
-                // Whoever brought it may be about to have it on disk; the store says that it is there when it is.
-                let whole = Expected { size: None, digest: Some(pin.digest.clone()) };
-                match store.0.content.begin(backend, whole) {
-                    Err(error) if error.is(ErrorKind::AlreadyExists) => Ok((pin, size)),
-                    begun => {
-                        begun?;
-                        Err(Error::data_loss(format!("content {} is lost; bring it again", pin.digest)))
-                    }
-                }
-            }
-            Inner::Own(writer) => {
-                let size = writer.offset();
-                let same_algorithm = |digest: &Digest| digest.algorithm() == writer.digest().algorithm();
-                let digest = match expected.digest.clone() {
-                    Some(digest) if !same_algorithm(&digest) => digest,
-                    _ => writer.digest(),
-                };
-                let pin = Pin::new(store, &digest);
-                match writer.commit(expected) {
-                    Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error),
-                    _ => Ok((pin, size)),
-                }
-            }
-        }
-    }
-}
-
-/// Right bytes for a blob whose own are wrong. Dropped before [`Mending::finish`] it leaves everything as it
-/// was.
-pub struct Mending {
-    store: Metadata,
-    pin: Pin,
-    size: u64,
-    hasher: Hasher,
-    backend: IngestRef,
-    writer: Option<Box<dyn IngestWriter>>,
-}
-
-/// A blob that is read as long as whoever asked for that is there.
-struct CancellableReader {
-    reader: Box<dyn BlobReader>,
-    cancel: CancelToken,
-}
-
-impl std::io::Read for CancellableReader {
-    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
-        self.cancel.check()?;
-        self.reader.read(bytes)
-    }
-}
-
-impl BlobReader for CancellableReader {
-    fn size(&self) -> u64 {
-        self.reader.size()
-    }
-
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize> {
-        self.cancel.check().map_err(cancelled)?;
-        self.reader.read_at(bytes, offset)
-    }
-
-    fn as_file(&self) -> Option<&std::fs::File> {
-        self.reader.as_file()
-    }
-}
-
-fn cancelled(cancelled: Cancelled) -> Error {
-    Error::cancelled(cancelled.to_string())
-}
-
-impl Mending {
-    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.hasher.update(bytes);
-        self.writer.as_mut().expect("only finishing takes it").write(bytes)
-    }
-
-    /// The digest of the bytes that were written so far.
-    pub fn digest(&self) -> Digest {
-        self.hasher.clone().finish()
-    }
-
-    /// Puts the bytes in the place of the wrong ones. `DataLoss` if they are wrong too.
-    pub fn finish(mut self) -> Result<()> {
-        let digest = self.pin.digest.clone();
-        let found = std::mem::replace(&mut self.hasher, Hasher::new(digest.algorithm())).finish();
-        if found != digest {
-            return Err(Error::data_loss(format!("content {digest}: the new bytes are {found}")));
-        }
-        // Between the two, a crash leaves a record without bytes, which is as bad as wrong ones and no worse.
-        match self.store.0.content.delete(&digest) {
-            Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
-            _ => (self.store.0.notice)(Notice::SetAside),
-        }
-        let writer = self.writer.take().expect("taken here alone");
-        writer.commit(Expected::new(digest, self.size)).map(drop)
-    }
-}
-
-impl Drop for Mending {
-    fn drop(&mut self) {
-        if let Some(writer) = self.writer.take() {
-            drop(writer);
-            // What is left of it is in nobody's way: the next mending of the blob begins with it.
-            let _ = self.store.0.abort_ingest(&self.backend);
-        }
-    }
-}
-
-/// Keeps the sweep from a blob until dropped.
-struct Pin {
-    store: Metadata,
-    digest: Digest,
-}
-
-impl Pin {
-    fn new(store: &Metadata, digest: &Digest) -> Pin {
-        store.0.gc.blobs.pin(digest);
-        Pin { store: store.clone(), digest: digest.clone() }
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.store.0.gc.blobs.unpin(&self.digest);
-    }
 }
 
 fn not_found(digest: &Digest) -> Error {
