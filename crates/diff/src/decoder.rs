@@ -32,16 +32,17 @@ const BUFFER_LEN: usize = 128 * 1024;
 static COMING: Budget = Budget::new(16 << 20);
 static STORED: Budget = Budget::new(8 << 20);
 
-/// Where the bytes of a layer come from, and so what it waits for: room for its windows, and memory beyond its own.
+/// Where the bytes of a layer come from and go to, and so what it waits for: room for its windows, and memory beyond its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// The disk, which does not keep anybody waiting: it waits for others like it.
+    /// The disk, and so do they go, which does not keep anybody waiting: it waits for others like it.
     #[default]
     Stored,
     /// A host, for as long as it likes; but the layer can be read from the disk later. `Unavailable` if there is no
     /// room for a window, or no memory.
     Passing,
-    /// A host or a program alone. It waits for all others that come from one.
+    /// A host or a program alone; or they go to a file system of which nobody here knows whether it hangs. It waits for all
+    /// others like these.
     Coming,
 }
 

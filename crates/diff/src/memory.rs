@@ -6,7 +6,8 @@
 //!
 //! Whoever has the turn waits for no other layer any more: it takes nothing of what is shared, and its windows need no room
 //! (see [`Windows`]). So the turn comes to its end whatever those hold who wait for it; and whoever has no turn waits
-//! for windows of others and for turns only. Layers from the disk have a turn apart from those that somebody may keep waiting.
+//! for windows of others and for turns only. Layers that go from the disk to snapshots have a turn apart from those that
+//! somebody may keep waiting.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,6 +140,13 @@ mod tests {
         second.grow_to(OWN_LEN + 2 * STEP_LEN).unwrap();
         drop(second);
         assert!(shared.try_take(2 * STEP_LEN).is_some(), "all is given back");
+    }
+
+    /// However long whoever comes from elsewhere, or goes there, keeps its turn.
+    #[test]
+    fn layers_from_the_disk_have_a_turn_of_their_own() {
+        let turns = |origin| Memory::of(Windows::of(origin)).turns.unwrap();
+        assert!(!std::ptr::eq(turns(Origin::Stored), turns(Origin::Coming)));
     }
 
     /// Whoever waits for the turn keeps what it holds, of memory and of windows, and holds up nobody who has the turn.

@@ -544,7 +544,10 @@ impl KeptLayers for Overlay {
         if layer::is_archive(&self.records.directory(chain.id)) {
             return self.mounts(&key).map(Target::Tree).map(Some);
         }
-        Ok(self.files_for(&key)?.map(Target::Layer))
+        Ok(Some(match self.files_for(&key)? {
+            Some(files) => Target::Layer(files),
+            None => Target::Tree(mounts.to_vec()),
+        }))
     }
 
     fn files_of(&self, key: &str) -> Result<Option<LayerFiles>> {

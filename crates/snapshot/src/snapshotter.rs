@@ -174,8 +174,8 @@ pub trait KeptLayers: Send + Sync {
     /// Where an active snapshot takes a layer whole, in place of a tree of its files. None if it takes only a tree.
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>>;
 
-    /// As [`KeptLayers::files_for`], for whoever has only the mounts of an active snapshot, as they were answered.
-    /// None if they are not those of a snapshot of this snapshotter, or there is nothing to say of it.
+    /// As [`KeptLayers::files_for`], for a caller that has only the mounts of an active snapshot, as they were answered: one
+    /// that takes only a tree is said to. None if they are not those of a snapshot of this snapshotter, or there is nothing to say of it.
     fn target(&self, mounts: &[Mount]) -> Result<Option<Target>>;
 
     /// The files of a committed snapshot that is a layer as it came, whatever state they are in. None for every

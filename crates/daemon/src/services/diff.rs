@@ -198,21 +198,27 @@ fn apply(
     source: impl Read + Send,
     mounts: &[Mount],
 ) -> Result<Descriptor> {
-    // A program may keep its layer waiting as a host may: layers that are on the disk do not wait for it.
-    let origin = if blob.is_some() { Origin::Stored } else { Origin::Coming };
-    let limits = Limits { origin, ..Limits::default() };
-    // Deletions are carried out: what lies below the mount writes them down in its own way.
-    let (mut options, mut mounts) = (ApplyOptions { whiteouts: Whiteouts::Remove, limits }, mounts);
     let upper = upper_alone(mounts);
-    if let Some(upper) = &upper {
-        (options.whiteouts, mounts) = (Whiteouts::Overlay, std::slice::from_ref(upper));
-    }
-    let (diff_id, size) = match metadata.target(mounts)? {
+    // Deletions are carried out: what lies below the mount writes them down in its own way.
+    let (whiteouts, mounts) = match &upper {
+        Some(upper) => (Whiteouts::Overlay, std::slice::from_ref(upper)),
+        None => (Whiteouts::Remove, mounts),
+    };
+    let target = metadata.target(mounts)?;
+    let limits = Limits { origin: origin(blob.is_some(), target.is_some()), ..Limits::default() };
+    let options = ApplyOptions { whiteouts, limits };
+    let (diff_id, size) = match target {
         Some(Target::Layer(files)) => keep(blob, source, limits, &files),
         Some(Target::Tree(mounts)) => unpack(source, options, &mounts),
         None => unpack(source, options, mounts),
     }?;
     Ok(Descriptor::new(media_type::OCI_LAYER, diff_id, size))
+}
+
+/// Whom a layer waits for. A program may keep its layer waiting as a host may, and so may the file system of a tree that is no
+/// snapshot of ours: layers that are on the disk and stay there wait for neither.
+fn origin(is_stored: bool, is_for_ours: bool) -> Origin {
+    if is_stored && is_for_ours { Origin::Stored } else { Origin::Coming }
 }
 
 /// The directory of an overlay that has an upper directory and nothing below. That cannot be mounted: containerd's client
@@ -256,4 +262,17 @@ fn unpack(source: impl Read + Send, options: ApplyOptions, mounts: &[Mount]) -> 
     // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;
     Ok((applied.diff_id, applied.size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_layers_from_our_disk_to_our_disk_are_waited_for_by_those() {
+        assert_eq!(origin(true, true), Origin::Stored);
+        for (is_stored, is_for_ours) in [(true, false), (false, true), (false, false)] {
+            assert_eq!(origin(is_stored, is_for_ours), Origin::Coming, "{is_stored} {is_for_ours}");
+        }
+    }
 }
