@@ -107,8 +107,8 @@ pub struct Applied {
     pub diff_id: Digest,
     /// Bytes of the plain stream.
     pub size: u64,
-    /// Directories that had to be made without an entry of their own, those above first. They look as nobody
-    /// said; where the layer lies on others, theirs is how they should look.
+    /// Directories that are there without an entry of their own, those above first: made for what is in them, and the root.
+    /// They look as nobody said; where the layer lies on others, theirs is how they should look.
     pub implied: Vec<PathBuf>,
 }
 
@@ -143,7 +143,8 @@ pub(crate) fn extract(
         times: BTreeMap::new(),
         made: BTreeSet::new(),
         emptied: BTreeSet::new(),
-        implied: BTreeSet::new(),
+        // The root, until it has an entry.
+        implied: [PathBuf::new()].into(),
         buffer: vec![0; WRITE_LEN],
         bytes: 0,
         paths: 0,
@@ -185,7 +186,7 @@ pub(crate) struct Tree {
     made: BTreeSet<PathBuf>,
     /// Directories that this layer emptied, by device and inode: once is enough, however many ways lead there.
     emptied: BTreeSet<(u64, u64)>,
-    /// The places of directories that were made for what is in them.
+    /// The places of directories that were made for what is in them, and of the root, if they have no entry.
     implied: BTreeSet<PathBuf>,
     buffer: Vec<u8>,
     bytes: u64,
@@ -655,6 +656,7 @@ impl Tree {
         if entry.kind != Kind::Directory {
             return Err(Error::invalid_argument("the root can only be a directory"));
         }
+        self.implied.remove(Path::new(""));
         self.times.insert(PathBuf::new(), entry.mtime);
         let path = proc_path(self.root.as_fd());
         std::os::unix::fs::chown(&path, Some(entry.uid), Some(entry.gid)).context(|| "chown")?;

@@ -490,7 +490,7 @@ impl Trees {
         Ok(())
     }
 
-    /// Gives the directories that layers have without an entry of their own the metadata that they have in the
+    /// Gives the directories that layers have without an entry of their own, and their roots, the metadata that they have in the
     /// layers below, which they cover.
     fn fill_implied(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<()> {
         let implied: Vec<(usize, Vec<PathBuf>)> = {
@@ -508,14 +508,13 @@ impl Trees {
         };
         // The lowest first: those above look at it.
         let filled = implied.iter().try_for_each(|(at, paths)| {
-            let below = (layers.start..*at).rev().map(|below| snapshots.mounts(&self.key(below)));
-            let below = below.collect::<Result<Vec<_>>>()?.concat();
-            self.copy_metadata(
-                *at,
-                paths,
-                &stacked(below.into_iter().chain(committed.clone()).collect()),
-                snapshots,
-            )
+            // The root looks as the one right below, which is filled by now: nearly all layers have no entry of theirs.
+            let is_root_alone = paths.iter().all(|path| path.as_os_str().is_empty());
+            let depth = if is_root_alone { 1 } else { usize::MAX };
+            let own = (layers.start..*at).rev().take(depth).map(|below| snapshots.mounts(&self.key(below)));
+            let own = own.collect::<Result<Vec<_>>>()?.concat();
+            let below = own.into_iter().chain(committed.clone()).take(depth).collect();
+            self.copy_metadata(*at, paths, &stacked(below), snapshots)
         });
         if !committed.is_empty() {
             snapshots.remove(&key)?;

@@ -543,7 +543,7 @@ fn whiteouts_become_what_overlayfs_reads() {
         assert_eq!(&value[..len], b"y");
         assert!(dir.path().join(made).exists());
     }
-    assert_eq!(applied.implied, ["c", "c/d", "c/d/e", "d", "o"].map(Path::new));
+    assert_eq!(applied.implied, ["", "c", "c/d", "c/d/e", "d", "o"].map(Path::new));
 }
 
 #[test]
@@ -716,5 +716,9 @@ fn directories_without_an_entry_are_told() {
         entry("c/e", b'0', "", b""),
     ];
     let applied = apply_to(dir.path(), &bytes.concat(), Whiteouts::Overlay).unwrap();
-    assert_eq!(applied.implied, [Path::new("a/b"), Path::new("c")]);
+    assert_eq!(applied.implied, ["", "a/b", "c"].map(Path::new));
+    let with_root = [vec![entry("./", b'5', "", b"")], bytes.to_vec()].concat();
+    let dir = TempDir::new().unwrap();
+    let applied = apply_to(dir.path(), &with_root.concat(), Whiteouts::Overlay).unwrap();
+    assert_eq!(applied.implied, ["a/b", "c"].map(Path::new));
 }

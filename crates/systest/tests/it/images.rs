@@ -172,12 +172,13 @@ fn a_root_file_system_becomes_an_image() {
 /// Some builders write a layer's files without the directories that they are in.
 #[test]
 fn a_layer_without_directories_leaves_those_below_as_they_are() {
-    let daemon = Daemon::start();
-    let work = daemon.dir().join("work");
+    let dir = tempfile::TempDir::new().expect("a temporary directory");
+    let work = dir.path().join("work");
     let script = r#"
         set -e
         mkdir -p base/bin base/srv/deep top/srv/deep/new
         cp /bin/busybox base/bin/busybox; ln -s busybox base/bin/sh; ln -s busybox base/bin/stat
+        chmod 751 base; chown 7:8 base; touch -d 2002-03-04 base
         chmod 1777 base/srv; chown 5:6 base/srv/deep; chmod 710 base/srv/deep; touch -d 2001-02-03 base/srv/deep
         touch top/srv/deep/file top/srv/deep/new/file
         tar -C base -cf layer1.tar .
@@ -190,11 +191,23 @@ fn a_layer_without_directories_leaves_those_below_as_they_are() {
     "#;
     std::fs::create_dir(&work).expect("a writable directory");
     testkit::run(std::process::Command::new("sh").args(["-c", script]).current_dir(&work)).ok();
-    daemon.load(&work.join("image.tar"));
-    let stat = "stat -c '%a %u %g' /srv /srv/deep /srv/deep/new; stat -c %y /srv/deep | cut -d' ' -f1";
-    let seen =
-        daemon.hoist(["run", "--rm", "bare:1", "/bin/sh", "-c", &stat.replace("cut", "busybox cut")]).ok();
-    assert_eq!(seen.stdout, "1777 0 0\n710 5 6\n755 0 0\n2001-02-03\n");
+    let stat =
+        "stat -c '%a %u %g' / /srv /srv/deep /srv/deep/new; stat -c %y /srv/deep | busybox cut -d' ' -f1";
+    for form in ["archives", "directories"] {
+        let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
+        daemon.load(&work.join("image.tar"));
+        let seen = daemon.hoist(["run", "--rm", "bare:1", "/bin/sh", "-c", stat]).ok();
+        assert_eq!(seen.stdout, "751 7 8\n1777 0 0\n710 5 6\n755 0 0\n2001-02-03\n", "{form}");
+        // The root of a container is its own from then on; its time is that of the image where that is looked at.
+        let shown = daemon.dir().join("shown");
+        std::fs::create_dir(&shown).expect("a writable directory");
+        let at = shown.display().to_string();
+        daemon.hoist(["image", "mount", "bare:1", &at]).ok();
+        let root = testkit::run(std::process::Command::new("stat").args(["-c", "%a %u %g %Y", &at])).ok();
+        daemon.hoist(["image", "unmount", &at]).ok();
+        let time = testkit::run(std::process::Command::new("date").args(["-d", "2002-03-04", "+%s"])).ok();
+        assert_eq!(root.text(), format!("751 7 8 {}", time.text()), "{form}");
+    }
 }
 
 #[test]
