@@ -133,10 +133,20 @@ impl Daemon {
         self.process.as_ref().expect("the daemon is running").id()
     }
 
-    /// SIGKILL, and waits for the end.
+    /// SIGKILL, and waits for the end, which only the kernel can keep from coming: the test fails then.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
+        eventually("the kernel lets the daemon end", || (!self.is_there()).then_some(()));
         self.wait();
+    }
+
+    /// What each thread of the daemon waits for in the kernel (proc_pid_stack(5)).
+    pub fn threads(&self) -> String {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let told = |thread: &Path| {
+            ["comm", "stack"].map(|name| fs::read_to_string(thread.join(name)).unwrap_or_default()).concat()
+        };
+        threads.map(|thread| told(&thread.path())).collect()
     }
 
     /// SIGTERM, and waits for the end. Returns the exit code.

@@ -39,7 +39,7 @@ impl Disk {
     pub fn new(len: u64) -> Disk {
         let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
         let image = dir.path().join("image");
-        make_ext4(&image, len);
+        make_ext4(&image, len, &[]);
         let disk = Disk(dir);
         fs::create_dir(disk.path()).expect("a directory of ours");
         mount_image(&image, &disk.path());
@@ -85,9 +85,18 @@ pub struct Recording {
 impl RecordedDisk {
     /// An empty ext4 of this many bytes.
     pub fn new(len: u64) -> RecordedDisk {
+        RecordedDisk::made_with(len, &[])
+    }
+
+    /// The same, made for fs-verity. Kernels without that do not write to it.
+    pub fn for_verity(len: u64) -> RecordedDisk {
+        RecordedDisk::made_with(len, VERITY)
+    }
+
+    fn made_with(len: u64, words: &[&str]) -> RecordedDisk {
         let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
         let plain = dir.path().join("plain");
-        make_ext4(&plain, len);
+        make_ext4(&plain, len, words);
         let empty = fs::read(&plain).expect("a file of ours");
         fs::remove_file(&plain).expect("a file of ours");
         let shared = Arc::new(Mutex::new(Shared {
@@ -151,8 +160,12 @@ impl RecordedDisk {
         self.server = Some(std::thread::spawn(move || Server { device, shared }.run()));
     }
 
+    /// Whoever still has files on it gets errors from now on. A test that fails has daemons on it, which end later, and its server
+    /// would wait for them.
     fn stop(&mut self) {
-        let _ = mount::unmount_all(&self.dir.path().join("fuse"));
+        let at = self.dir.path().join("fuse");
+        let _ = run(Command::new("umount").args(["--force", "--lazy"]).arg(&at));
+        let _ = mount::unmount_all(&at);
         if let Some(server) = self.server.take() {
             let _ = server.join();
         }
@@ -162,7 +175,7 @@ impl RecordedDisk {
 impl Drop for RecordedDisk {
     fn drop(&mut self) {
         if self.server.is_some() {
-            let _ = run(Command::new("umount").arg(self.path()));
+            let _ = run(Command::new("umount").arg("--lazy").arg(self.path()));
             self.stop();
         }
     }
@@ -210,10 +223,14 @@ pub fn forget(path: &Path) {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("a file with pages");
 }
 
-/// Makes a file that is an empty ext4.
-fn make_ext4(image: &Path, len: u64) {
+/// What mkfs.ext4(8) is told to make a file system for fs-verity, whose blocks are as long as pages in any kernel that has it.
+const VERITY: &[&str] = &["-b", "4096", "-O", "verity"];
+
+/// Makes a file that is an empty ext4, told so in further words.
+fn make_ext4(image: &Path, len: u64, words: &[&str]) {
     File::create(image).and_then(|file| file.set_len(len)).expect("room for a sparse file");
-    run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(image)).ok();
+    let mut make = Command::new("mkfs.ext4");
+    run(make.args(["-q", "-F", "-E", "lazy_itable_init=0"]).args(words).arg(image)).ok();
 }
 
 /// Mounts the file system in a file, as after a power cut: its journal is replayed.

@@ -48,7 +48,7 @@ pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
 pub use fuse::SilentDisk;
 pub use guest::{Guest, GuestKind, Outcome};
 pub use layout::{Layout, digest_of, noise};
-pub use output::{Finished, run};
+pub use output::{Finished, run, run_within};
 pub use registry::{Registry, certify};
 pub use shim::{
     Events, Received, SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, process, run_shim, shim_program,

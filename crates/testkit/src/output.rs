@@ -1,6 +1,12 @@
 //! Finished commands, with what they said, in a form that makes failures readable.
 
-use std::process::Command;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A command that ran to its end.
 #[derive(Clone, Debug)]
@@ -51,17 +57,57 @@ impl std::fmt::Display for Finished {
 /// Runs a command to its end.
 #[track_caller]
 pub fn run(command: &mut Command) -> Finished {
-    use std::os::unix::process::ExitStatusExt;
-    let shown = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let shown = shown(command);
     let output = command.output().unwrap_or_else(|error| panic!("{shown}: {error}"));
+    finished(shown, &output)
+}
+
+/// The same of one that may wait for others: after `limit` it is killed and the test fails, with what `state` says of those.
+#[track_caller]
+pub fn run_within(limit: Duration, command: &mut Command, state: impl FnOnce() -> String) -> Finished {
+    let shown = shown(command);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.unwrap_or_else(|error| panic!("{shown}: {error}"));
+    let pid = Pid::from_child(&child);
+    let (send, receive) = mpsc::channel();
+    let waiting = thread::spawn(move || send.send(child.wait_with_output()));
+    let Ok(output) = receive.recv_timeout(limit) else {
+        let state = state();
+        // It may end just now. Nobody waits any more for one that the kernel does not let go.
+        let _gone = kill_process(pid, Signal::KILL);
+        panic!("{shown}: did not end within {limit:?}\n{state}");
+    };
+    // It has sent what it is for.
+    let _sent = waiting.join();
+    finished(shown, &output.expect("a child of ours"))
+}
+
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}
+
+fn finished(command: String, output: &Output) -> Finished {
     Finished {
-        command: shown,
+        command,
         code: output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0)),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_end_in_time_is_killed_and_told_of() {
+        let said = run_within(crate::DEADLINE, Command::new("echo").arg("said"), String::new).ok();
+        assert_eq!(said.text(), "said");
+        let endless =
+            || run_within(Duration::from_millis(1), Command::new("cat").arg("/dev/zero"), || "why".into());
+        let panic = std::panic::catch_unwind(endless).unwrap_err();
+        let words = panic.downcast::<String>().unwrap();
+        assert!(words.contains("cat /dev/zero: did not end") && words.ends_with("why"), "{words}");
     }
 }

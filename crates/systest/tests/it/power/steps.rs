@@ -184,8 +184,8 @@ fn a_client_goes_on_after_each_step_that_was_answered() {
     let steps = client.steps();
     let mut daemon = Daemon::start_with(&[], "[snapshots]\nlayers = \"archives\"\n");
     daemon.terminate();
-    let _mounts = MountsBelow(daemon.root());
     let disk = RecordedDisk::new(DISK_LEN);
+    let _mounts = MountsBelow(daemon.root());
     run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
     daemon.start_again();
     let answered: Vec<usize> = on(&daemon, async |channel| {
