@@ -146,8 +146,8 @@ fn all_of_runtime_and_shim_is_no_different_with_version_2_only() {
             let failed: Vec<String> = ALL.iter().filter_map(|tests| attempt(tests).err()).collect();
             assert!(failed.is_empty(), "{}", failed.join("\n"));
         }
+        Some("power") | None => println!("skipped: HOIST_GUEST_TESTS=all asks for it"),
         Some(words) => pass(GuestKind::Furnished, &words.split_whitespace().collect::<Vec<_>>()),
-        None => println!("skipped: HOIST_GUEST_TESTS=all asks for it"),
     }
 }
 
@@ -182,6 +182,16 @@ fn a_kernel_that_watches_over_files_watches_over_layers() {
     pass_in(GuestKind::Younger, &["verity::"]);
 }
 
+/// Minutes on an emulated processor, and so by choice alone. What it is at is printed as it goes.
+#[test]
+fn a_kernel_that_watches_over_files_does_so_after_a_power_cut() {
+    if chosen().as_deref() != Some("power") {
+        println!("skipped: takes minutes; HOIST_GUEST_TESTS=power runs it");
+        return;
+    }
+    pass(GuestKind::Younger, &["--nocapture", "power::watched::"]);
+}
+
 /// And processors that have nothing to do but help.
 #[test]
 fn helpers_of_a_pull_share_its_bounded_memory() {
@@ -196,7 +206,7 @@ fn chosen() -> Option<String> {
 /// These, or those that somebody has chosen.
 fn pass_in(kind: GuestKind, tests: &[&str]) {
     match chosen().as_deref() {
-        Some("all") => println!("skipped: all of them are run in one guest"),
+        Some("all" | "power") => println!("skipped: a test of its own runs what was chosen"),
         Some(words) => pass(kind, &words.split_whitespace().collect::<Vec<_>>()),
         None => pass(kind, tests),
     }

@@ -1,6 +1,7 @@
 //! The power goes, at any write: what was answered is there afterwards, and no file is another than it was.
 
 mod steps;
+mod watched;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -205,13 +206,14 @@ impl Scene<'_> {
         let image = image();
         let mut daemon = Daemon::start_with(&[], self.config);
         daemon.terminate();
-        let _mounts = MountsBelow(daemon.root());
-
         let disk = RecordedDisk::new(DISK_LEN);
+        let _mounts = MountsBelow(daemon.root());
         run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
         daemon.start_again();
         (self.prepare)(&daemon, &image);
-        run(Command::new("sync").arg("--file-system").arg(disk.path())).ok();
+        fs::File::open(disk.path())
+            .and_then(|root| Ok(rustix::fs::syncfs(root)?))
+            .expect("a disk that takes all");
         let begun = disk.now();
         (self.act)(&daemon, &image);
         let answered = disk.now();

@@ -16,8 +16,8 @@ use testkit::{Daemon, Layout, eventually, images, noise, run, unmount_below};
 const DISK_LEN: u64 = 64 << 20;
 const FILE_LEN: usize = 300_000;
 
-/// Two layers: the shell, and files of noise.
-fn layout() -> Layout {
+/// The lower layer of images here.
+fn shell_layer() -> Vec<u8> {
     let shell = TempDir::new().expect("a temporary directory");
     fs::create_dir(shell.path().join("bin")).expect("a writable directory");
     fs::copy("/bin/busybox", shell.path().join("bin/busybox")).expect("busybox-static is installed");
@@ -25,14 +25,32 @@ fn layout() -> Layout {
         std::os::unix::fs::symlink("busybox", shell.path().join("bin").join(tool)).expect("a new name");
     }
     let tar = Command::new("tar").arg("-C").arg(shell.path()).args(["-cf", "-", "."]).output();
+    tar.expect("tar is part of Debian").stdout
+}
+
+/// Two layers: the shell, and files of noise.
+pub(crate) fn layout() -> Layout {
     let file = |name: &str| tar_entry(name, b'0', "", &noise(name, FILE_LEN));
     let files = archive_of(&["rots", "stays"].map(file));
     let layout = Layout::new();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({"config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]}});
-    let layers = [tar.expect("tar is part of Debian").stdout, files];
-    layout.tag(&layout.image_of(architecture, &layers, &config), images::TAG);
+    layout.tag(&layout.image_of(architecture, &[shell_layer(), files], &config), images::TAG);
     layout
+}
+
+/// What is printed of a file of noise by sha256sum(1).
+pub(crate) fn sum(file: &str) -> String {
+    types::Digest::of(&noise(file, FILE_LEN)).hex().to_owned()
+}
+
+/// Has a daemon that is to start again have the kernel watch over layers: what it was on at first need not know fs-verity.
+pub(crate) fn watch_over(daemon: &Daemon) {
+    let config = daemon.dir().join("config.toml");
+    let text = fs::read_to_string(&config).expect("its configuration");
+    let watched = text.replace("verity = false", "verity = true");
+    assert_ne!(watched, text, "it says nothing of it");
+    fs::write(&config, watched).expect("a writable file");
 }
 
 /// Whether this kernel's ext4 has fs-verity, as that of the guest has which is there for it.
@@ -122,15 +140,12 @@ fn a_byte_that_rots_is_an_error_until_it_is_mended() {
         println!("skipped: this kernel has no fs-verity");
         return;
     };
-    let config = daemon.dir().join("config.toml");
-    let text = fs::read_to_string(&config).expect("its configuration");
-    fs::write(&config, text.replace("verity = false", "verity = true")).expect("a writable file");
+    watch_over(&daemon);
     daemon.start_again();
 
     let layout = layout();
     let loaded = daemon.hoist(["load", "-i", &layout.path().display().to_string()]).ok();
     let name = loaded.text().split_whitespace().last().expect("what was loaded").to_owned();
-    let sum = |file: &str| types::Digest::of(&noise(file, FILE_LEN)).hex().to_owned();
     let read = |daemon: &Daemon, file: &str| {
         daemon.hoist(["run", "--rm", "--network", "none", &name, "sha256sum", file])
     };
