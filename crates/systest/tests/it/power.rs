@@ -94,7 +94,7 @@ fn listing(files: impl Iterator<Item = (String, Vec<u8>)>) -> String {
     files.iter().map(|(name, bytes)| format!("{}  ./{name}\n", Digest::of(bytes).hex())).collect()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let plain = NamedTempFile::new().expect("a temporary file");
     fs::write(plain.path(), bytes).expect("a file of ours");
     Command::new("gzip").arg("-c").arg(plain.path()).output().expect("gzip is part of Debian").stdout

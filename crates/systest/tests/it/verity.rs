@@ -11,7 +11,13 @@ use serde_json::json;
 use tempfile::TempDir;
 use testkit::disk::mount_image;
 use testkit::layout::{archive_of, tar_entry};
-use testkit::{Daemon, Layout, eventually, images, noise, run, unmount_below};
+use testkit::{Daemon, Layout, Registry, eventually, images, noise, run, unmount_below};
+use types::Digest;
+use types::descriptor::media_type;
+
+use crate::memory::push_layout;
+use crate::power::gzip;
+use crate::retention::{blob, layer};
 
 const DISK_LEN: u64 = 64 << 20;
 const FILE_LEN: usize = 300_000;
@@ -41,7 +47,7 @@ pub(crate) fn layout() -> Layout {
 
 /// What is printed of a file of noise by sha256sum(1).
 pub(crate) fn sum(file: &str) -> String {
-    types::Digest::of(&noise(file, FILE_LEN)).hex().to_owned()
+    Digest::of(&noise(file, FILE_LEN)).hex().to_owned()
 }
 
 /// Has a daemon that is to start again have the kernel watch over layers: what it was on at first need not know fs-verity.
@@ -195,5 +201,55 @@ fn a_byte_that_rots_is_an_error_until_it_is_mended() {
     assert!(mended.stdout.contains("1 mended, 0 broken"), "{mended}");
     daemon.hoist(["system", "check"]).ok();
     assert!(read(&daemon, "/rots").ok().text().starts_with(&sum("rots")));
+    daemon.terminate();
+}
+
+/// Where recipes stand for blobs, the archive is all that there is of one: the file that both use is watched over, and what
+/// rotted in it makes no other blob.
+#[test]
+fn a_blob_that_is_made_of_what_rotted_is_an_error_until_it_is_mended() {
+    let dir = TempDir::with_prefix_in("hoist-verity-", "/var/tmp").expect("a temporary directory");
+    let config = "[content]\nunpacked = \"recipe\"\n[snapshots]\nlayers = \"archives\"\nverity = false\n";
+    let mut daemon = Daemon::start_with(&[], config);
+    daemon.terminate();
+    let Some(disk) = Disk::new(dir.path(), daemon.root()) else {
+        println!("skipped: this kernel has no fs-verity");
+        return;
+    };
+    watch_over(&daemon);
+    daemon.start_again();
+
+    // In gzip, so that the blob is another file than what it unpacks to.
+    let text: String = (0..30_000).map(|line| format!("line {line} of what rots\n")).collect();
+    let files = archive_of(&[tar_entry("rots", b'0', "", text.as_bytes())]);
+    let layout = Layout::new();
+    let diff_ids = [Digest::of(&files).to_string()];
+    let blobs = [layout.blob(media_type::OCI_LAYER_GZIP, &gzip(&files))];
+    let config = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    layout.tag(&layout.image_of_blobs(&blobs, &config), images::TAG);
+    let registry = Registry::start();
+    let reference = push_layout(&registry, layout.path());
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let (digest, _) = layer(&daemon, &reference);
+    eventually("a recipe stands for the blob", || (!blob(&daemon, &digest).exists()).then_some(()));
+    let plain = daemon.root().join("content/recipes/sha256").join(format!("{}.plain", digest.hex()));
+    let refused = fs::File::options().write(true).open(&plain).expect_err("it is the layer's archive");
+    assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    let read = |daemon: &Daemon| {
+        daemon.ctr_command(["content", "get", &digest.to_string()]).output().expect("ctr runs")
+    };
+    assert_eq!(Digest::of(&read(&daemon).stdout), digest);
+
+    daemon.terminate();
+    disk.rot(&plain, &text.as_bytes()[512..4096]);
+    daemon.start_again();
+    let failed = read(&daemon);
+    assert!(!failed.status.success(), "no wrong byte leaves: {} bytes", failed.stdout.len());
+    let mended = daemon.hoist(["image", "verify", &reference]).ok();
+    assert!(mended.stdout.contains(&registry.host()), "{mended}");
+    assert_eq!(Digest::of(&read(&daemon).stdout), digest, "fetched anew");
+    daemon.hoist(["system", "check"]).ok();
+    let verified = daemon.hoist(["image", "verify", &reference]).ok();
+    assert!(verified.stdout.contains("0 mended, 0 broken"), "{verified}");
     daemon.terminate();
 }
