@@ -1,12 +1,18 @@
 //! Real servers from a real registry, reached from the host and from the inside.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use testkit::{Daemon, Registry, eventually, images, run};
+use types::Digest;
+
+use crate::real_tree::{Seen, see};
 
 /// One registry with all images, for all tests of this file.
 fn registry() -> &'static Registry {
@@ -135,4 +141,50 @@ fn python_meets_the_filter() {
                    except OSError as error: print(family, errno.errorcode[error.errno])\n";
     let seen = daemon.hoist(["run", "--rm", &image, "python3", "-c", program]).ok();
     assert_eq!(seen.stdout, "38 EPERM\n40 EPERM\n2 open\n");
+}
+
+/// What an image shows: all that is seen of its files, and the digests of their bytes.
+fn shown(daemon: &Daemon, image: &str) -> BTreeMap<PathBuf, (Seen, Option<Digest>)> {
+    let at = daemon.dir().join("shown");
+    fs::create_dir_all(&at).expect("a writable directory");
+    daemon.hoist([OsStr::new("image"), OsStr::new("mount"), OsStr::new(image), at.as_os_str()]).ok();
+    let mut seen = see(&at);
+    // Nothing says when the root was made.
+    seen.remove(Path::new(""));
+    let with_digest = |(name, seen): (PathBuf, Seen)| {
+        let digest = seen.len.map(|_| Digest::of(&fs::read(at.join(&name)).expect("a file")));
+        (name, (seen, digest))
+    };
+    let shown = seen.into_iter().map(with_digest).collect();
+    daemon.hoist([OsStr::new("image"), OsStr::new("unmount"), at.as_os_str()]).ok();
+    shown
+}
+
+/// In either form of layers: every blob and layer is what its digest says, every file is the same, and the programs run.
+#[test]
+fn images_of_real_programs_are_whole_in_either_form() {
+    let programs: [(&str, &[&str], &str); 3] = [
+        ("redis", &["--version"], "Redis server v="),
+        ("nginx", &["nginx", "-v"], "nginx version: nginx/"),
+        ("python", &["python3", "-c", "import os; print(os.name, 6 * 7)"], "posix 42"),
+    ];
+    let daemons = ["archives", "directories"]
+        .map(|form| Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n")));
+    for (name, command, said) in programs {
+        let image = format!("{}/{name}", registry().host());
+        let [archives, directories] = daemons.each_ref().map(|daemon| {
+            daemon.hoist(["pull", "-q", &image]).ok();
+            let verified = daemon.hoist(["image", "verify", &image]).ok();
+            assert!(verified.stdout.contains("0 mended, 0 broken"), "{verified}");
+            let run = ["run", "--rm", "--network", "none", &image];
+            let ran = daemon.hoist([&run[..], command].concat()).ok();
+            assert!(format!("{}{}", ran.stdout, ran.stderr).contains(said), "{ran}");
+            shown(daemon, &image)
+        });
+        assert!(archives.len() > 100, "{image}: {} files are too few", archives.len());
+        assert!(archives.keys().eq(directories.keys()), "{image}: one has files that the other has not");
+        for (path, seen) in &archives {
+            assert_eq!(directories.get(path), Some(seen), "{image}: {}", path.display());
+        }
+    }
 }
