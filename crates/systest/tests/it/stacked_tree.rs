@@ -221,6 +221,7 @@ fn third() -> Vec<u8> {
     layer.file("gone/implied/third", "third");
     layer.file("gone/returns", "third");
     layer.file("opaque/after/.wh.new", "");
+    layer.file("opaque/first/folder/third", "third");
     layer.file("implied/deep/third", "third");
     layer.file("implied/twice/third", "third");
     layer.file(b"bytes \xc3(/third", "third");
@@ -278,6 +279,8 @@ const SHOWN: &[&[u8]] = &[
     b"opaque/before/folder/new",
     b"opaque/before/new",
     b"opaque/first",
+    b"opaque/first/folder",
+    b"opaque/first/folder/third",
     b"opaque/first/new",
     b"opaque/implied",
     b"opaque/implied/new",
@@ -306,15 +309,18 @@ const IMPLIED: &[&[u8]] = &[
     b"marked",
     b"opaque",
     b"opaque/after",
+    b"opaque/first",
     b"opaque/implied",
     b"swap",
 ];
 
 /// Directories of which no layer says anything: when they were made is all that their time can say.
-const UNSAID: &[&[u8]] = &[b"fresh", b"fresh/implied", b"gone/implied", b"turned", b"turned/deep"];
+const UNSAID: &[&[u8]] =
+    &[b"fresh", b"fresh/implied", b"gone/implied", b"opaque/first/folder", b"turned", b"turned/deep"];
 
-/// Of these, those that are in the place of a link. A containerd gives them the looks of what that led to.
-const IN_PLACE_OF_LINK: &[&[u8]] = &[b"turned", b"turned/deep"];
+/// Of these, those to which a containerd gives looks all the same: in the place of a link those of what it led to, and below a
+/// directory that is opaque in a layer between those of what that hides.
+const SAID_IN_CONTAINERD: &[&[u8]] = &[b"opaque/first/folder", b"turned", b"turned/deep"];
 
 /// In a containerd alone. The layer deletes the directory and makes it again: containerd puts a directory in the place
 /// of the whiteout, and not one that hides what is below, which a whiteout is for (image-spec `layer.md`, "Whiteouts").
@@ -402,11 +408,11 @@ fn layers_on_each_other_are_shown_as_containerd_shows_them() {
 
     let Some(mut theirs) = seen_in_containerd(&image) else { return };
     assert!(theirs.remove(path(SHINES_THROUGH)).is_some(), "there is one difference less to tell of");
-    for name in IN_PLACE_OF_LINK {
+    for name in SAID_IN_CONTAINERD {
         theirs.remove(path(name));
         left.iter_mut().for_each(|(_, seen)| drop(seen.remove(path(name))));
     }
-    for name in [IMPLIED, UNSAID].concat().iter().filter(|name| !IN_PLACE_OF_LINK.contains(name)) {
+    for name in [IMPLIED, UNSAID].concat().iter().filter(|name| !SAID_IN_CONTAINERD.contains(name)) {
         theirs.get_mut(path(name)).expect("it is shown").0.mtime = (0, 0);
         for (_, seen) in &mut left {
             seen.get_mut(path(name)).expect("it is shown").0.mtime = (0, 0);
