@@ -138,8 +138,8 @@ fn changes_of_many_clients_share_their_waits_and_outlive_the_power_once_they_are
     const CHANGES: usize = 20;
     let mut daemon = Daemon::start();
     daemon.terminate();
-    let _mounts = MountsBelow(daemon.root());
     let disk = RecordedDisk::new(256 << 20);
+    let _mounts = MountsBelow(daemon.root());
     run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
     daemon.start_again();
     let mut answered = 0;
