@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::fuse::{self, REQUEST_MAX};
 use crate::run;
-use crate::wait::wait_for;
+use crate::wait::{eventually, wait_for};
 
 const IN_HEADER_LEN: usize = 40;
 const FILE_ID: u64 = 2;
@@ -144,9 +144,10 @@ impl RecordedDisk {
         self.shared.lock().operations.len()
     }
 
-    /// Unmounts it.
+    /// Unmounts it. What else was mounted of it is to be unmounted before, and may go a moment later.
     pub fn end(mut self) -> Recording {
         run(Command::new("umount").arg(self.path())).ok();
+        eventually("nobody has the disk any more", || (!self.is_shown()).then_some(()));
         self.stop();
         let operations = std::mem::take(&mut self.shared.lock().operations);
         Recording { empty: std::mem::take(&mut self.empty), operations }
@@ -158,6 +159,15 @@ impl RecordedDisk {
         let device = fuse::mount(&at);
         let shared = Arc::clone(&self.shared);
         self.server = Some(std::thread::spawn(move || Server { device, shared }.run()));
+    }
+
+    /// Whether a loop device shows it, as one does until its last user is gone.
+    fn is_shown(&self) -> bool {
+        let file = self.dir.path().join("fuse/disk");
+        let devices = fs::read_dir("/sys/block").expect("sysfs is there").flatten();
+        let mut shown =
+            devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        shown.any(|shown| Path::new(shown.trim_end()) == file)
     }
 
     /// Whoever still has files on it gets errors from now on. A test that fails has daemons on it, which end later, and its server
