@@ -286,22 +286,29 @@ fn is_missing(error: &io::Error) -> bool {
     file::is_gone(error)
 }
 
+/// The limits of a device that are given, as the kernel reads them (rdma.rst): what is not named stays.
 pub(super) fn rdma_line(device: &str, limit: &RdmaLimit) -> String {
-    let number = |limit: Option<u32>| limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
-    format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles), number(limit.hca_objects))
+    let mut line = device.to_owned();
+    for (name, limit) in [("hca_handle", limit.hca_handles), ("hca_object", limit.hca_objects)] {
+        if let Some(limit) = limit {
+            line.push_str(&format!(" {name}={limit}"));
+        }
+    }
+    line
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// As the kernel reads it (rdma.rst).
+    /// As by runc, and so that an update leaves alone what it does not name.
     #[test]
-    fn a_device_of_rdma_has_both_its_limits_on_a_line() {
+    fn a_device_of_rdma_has_those_limits_that_are_given() {
         let line =
             |handles, objects| rdma_line("mlx5_1", &RdmaLimit { hca_handles: handles, hca_objects: objects });
         assert_eq!(line(Some(3), Some(10_000)), "mlx5_1 hca_handle=3 hca_object=10000");
-        assert_eq!(line(Some(3), None), "mlx5_1 hca_handle=3 hca_object=max");
-        assert_eq!(line(None, None), "mlx5_1 hca_handle=max hca_object=max");
+        assert_eq!(line(Some(3), None), "mlx5_1 hca_handle=3");
+        assert_eq!(line(None, Some(0)), "mlx5_1 hca_object=0");
+        assert_eq!(line(None, None), "mlx5_1");
     }
 }
