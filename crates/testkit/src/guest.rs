@@ -1,5 +1,5 @@
-//! Virtual machines with hosts of other kinds than most machines that run tests: Debian's cloud kernel,
-//! systemd as the first process, and what else [`GuestKind`] says.
+//! Virtual machines with hosts of other kinds than most machines that run tests: Debian's kernel, mostly the one for
+//! clouds, systemd as the first process, and what else [`GuestKind`] says.
 //!
 //! ```text
 //! Debian packages ─▶ base.cpio (kept) ─┐
@@ -70,8 +70,9 @@ const PEERS: &[&str] = &[
     "umoci",
 ];
 
-/// The kernel as Debian names it, whichever version that is.
+/// The kernel as Debian names it, whichever version that is: for clouds, and with the drivers of all else.
 const KERNEL: &str = "linux-image-cloud-amd64";
+const WHOLE_KERNEL: &str = "linux-image-amd64";
 
 /// Where Debian has younger kernels than its release.
 const BACKPORTS: &str = "deb http://deb.debian.org/debian bookworm-backports main\n";
@@ -105,6 +106,14 @@ const MODULES: &[&str] = &[
     "net/unix",
 ];
 
+/// Those of RDMA by software (`rdma_rxe`), which the cloud kernel does not have.
+const RDMA_MODULES: &[&str] = &[
+    "drivers/infiniband/core",
+    "drivers/infiniband/sw/rxe",
+    "net/ipv4/udp_tunnel.ko",
+    "net/ipv6/ip6_udp_tunnel.ko",
+];
+
 /// The programs of busybox that scripts in the guest call by name.
 const APPLETS: &str = "sh cat echo grep awk sed head tail cut sort wc sleep true false find kill mkdir rm ln ls dd mount \
                        umount test env id seq stat touch readlink basename dirname uname hostname ps chmod \
@@ -121,6 +130,8 @@ pub enum GuestKind {
     CgroupsV1,
     /// The usual one with a kernel that mounts EROFS images from files, and with many processors.
     Younger,
+    /// The usual one with a kernel that has RDMA by software.
+    Rdma,
     /// The usual one with [`PEERS`], and with the time that the whole of the tests takes.
     Furnished,
 }
@@ -133,6 +144,7 @@ impl GuestKind {
             GuestKind::SeLinux => "selinux",
             GuestKind::CgroupsV1 => "v1",
             GuestKind::Younger => "younger",
+            GuestKind::Rdma => "rdma",
         }
     }
 
@@ -176,10 +188,25 @@ impl GuestKind {
         [PACKAGES, peers].concat()
     }
 
+    /// The package that depends on its kernel.
+    fn kernel(self) -> &'static str {
+        match self {
+            GuestKind::Rdma => WHOLE_KERNEL,
+            _ => KERNEL,
+        }
+    }
+
+    /// What it needs of that kernel's modules.
+    fn modules(self) -> Vec<&'static str> {
+        let rdma = if self == GuestKind::Rdma { RDMA_MODULES } else { &[] };
+        [MODULES, rdma].concat()
+    }
+
     /// The name of what is kept between runs. Several kinds have the same.
     fn base_name(self) -> String {
         match self {
             GuestKind::Younger => format!("{BASE}-younger"),
+            GuestKind::Rdma => format!("{BASE}-rdma"),
             GuestKind::Furnished => format!("{BASE}-furnished"),
             _ => BASE.to_owned(),
         }
@@ -188,7 +215,7 @@ impl GuestKind {
     /// More words for the kernel.
     fn words(self) -> &'static str {
         match self {
-            GuestKind::Usual | GuestKind::Younger | GuestKind::Furnished => "",
+            GuestKind::Usual | GuestKind::Younger | GuestKind::Rdma | GuestKind::Furnished => "",
             GuestKind::SeLinux => " security=selinux",
             GuestKind::CgroupsV1 => " systemd.unified_cgroup_hierarchy=0",
         }
@@ -323,7 +350,7 @@ fn base(kind: GuestKind) -> PathBuf {
         // As hosts have it: a file that containers are given.
         fs::write(root.join("etc/hostname"), "guest\n").expect("a writable root");
         let words = if kind == GuestKind::Younger { backports(work) } else { Vec::new() };
-        install_kernel(work, &root, base, &words);
+        install_kernel(kind, work, &root, base, &words);
         install_services(&root);
         append_archive(&root, &base.join("base.cpio"));
     })
@@ -349,11 +376,12 @@ fn backports(work: &Path) -> Vec<String> {
 }
 
 /// The kernel that apt has by these words.
-fn install_kernel(work: &Path, root: &Path, base: &Path, words: &[String]) {
+fn install_kernel(kind: GuestKind, work: &Path, root: &Path, base: &Path, words: &[String]) {
     // A package without files depends on the one of the day.
-    let depends = run(Command::new("apt-cache").args(words).args(["depends", KERNEL])).ok();
+    let of_the_day = kind.kernel();
+    let depends = run(Command::new("apt-cache").args(words).args(["depends", of_the_day])).ok();
     let package = depends.stdout.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
-    let version = package.unwrap_or_else(|| panic!("{KERNEL} depends on no kernel\n{depends}"));
+    let version = package.unwrap_or_else(|| panic!("{of_the_day} depends on no kernel\n{depends}"));
     let package = format!("linux-image-{version}");
     run(Command::new("apt-get")
         .args(words)
@@ -367,7 +395,8 @@ fn install_kernel(work: &Path, root: &Path, base: &Path, words: &[String]) {
         .unwrap_or_else(|error| panic!("the kernel of {package}: {error}"));
     let (from, to) = (kernel.join("lib/modules").join(version), root.join("lib/modules").join(version));
     // Some kernels have them packed.
-    let names = MODULES.iter().flat_map(|module| ["", ".xz"].map(|end| format!("kernel/{module}{end}")));
+    let modules = kind.modules();
+    let names = modules.iter().flat_map(|module| ["", ".xz"].map(|end| format!("kernel/{module}{end}")));
     for name in names.filter(|name| from.join(name).exists()) {
         let parent = to.join(&name).parent().expect("a path below").to_owned();
         fs::create_dir_all(&parent).expect("a writable directory");

@@ -277,6 +277,70 @@ fn controllers_that_few_hosts_mount_limit_too() {
     assert_eq!(done.ok().stdout, "4194304\n1048577\nlo 5\n");
 }
 
+/// A device of RDMA by software, which sends over a pair of network devices.
+struct Rdma {
+    name: String,
+    network: String,
+}
+
+impl Rdma {
+    /// None where the kernel cannot: but one guest's can.
+    fn new() -> Option<Rdma> {
+        let (name, network) = (format!("rx{}", std::process::id()), format!("rn{}", std::process::id()));
+        // It may be a part of the kernel, on a host without modules.
+        let _ = Command::new("modprobe").arg("rdma_rxe").output();
+        let shown = Command::new("rdma").args(["dev", "show"]).output();
+        let is_there = Path::new("/sys/module/rdma_rxe").exists() && shown.is_ok();
+        let must = std::env::var_os("HOIST_GUEST").is_some_and(|guest| guest == "rdma");
+        assert!(is_there || !must, "the guest has no RDMA by software");
+        if !is_there {
+            println!("skipped: this kernel has no RDMA by software (rdma_rxe), or iproute2 is not installed");
+            return None;
+        }
+        let device = Rdma { name, network };
+        let peer = format!("rp{}", std::process::id());
+        let pair = ["link", "add", &device.network, "type", "veth", "peer", "name", &peer];
+        run(Command::new("ip").args(pair)).ok();
+        let add = ["link", "add", &device.name, "type", "rxe", "netdev", &device.network];
+        run(Command::new("rdma").args(add)).ok();
+        Some(device)
+    }
+}
+
+impl Drop for Rdma {
+    fn drop(&mut self) {
+        run(Command::new("rdma").args(["link", "delete", &self.name]));
+        run(Command::new("ip").args(["link", "delete", &self.network]));
+    }
+}
+
+#[test]
+fn resources_of_rdma_are_limited() {
+    if !testkit::is_root("a device") {
+        return;
+    }
+    let Some(device) = Rdma::new() else { return };
+    let name = &device.name;
+    let resources = |limits: Value| json!({"rdma": {name.as_str(): limits}});
+    let bundle = Bundle::new("sleep 1000").with_resources(resources(json!({"hcaHandles": 3})));
+    bundle.start();
+    let line = || {
+        let text = read(bundle.pid(), "rdma.max");
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+        line.unwrap_or_default().trim_end().to_owned()
+    };
+    assert_eq!(line(), format!("{name} hca_handle=3 hca_object=max"), "what is not named is not limited");
+    let file = bundle.path().join("resources.json");
+    let update = |resources: Value| {
+        fs::write(&file, resources.to_string()).expect("writable");
+        bundle.run(&["update", "--resources", file.to_str().expect("UTF-8")])
+    };
+    update(resources(json!({"hcaObjects": 10_000}))).ok();
+    assert_eq!(line(), format!("{name} hca_handle=3 hca_object=10000"), "what is not named stays");
+    update(json!({"rdma": {"nosuch0": {"hcaHandles": 1}}})).expect_code(1).expect_stderr("rdma");
+    assert_eq!(line(), format!("{name} hca_handle=3 hca_object=10000"));
+}
+
 #[track_caller]
 fn check(limit: &Limit) {
     let bundle = Bundle::new("sleep 1000").with_resources(limit.resources.clone());

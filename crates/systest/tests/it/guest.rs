@@ -175,6 +175,12 @@ fn a_host_with_selinux_confines_containers_by_it() {
     pass_in(GuestKind::SeLinux, &["selinux::"]);
 }
 
+/// What few machines have, and a kernel can do by software.
+#[test]
+fn a_host_with_rdma_limits_it() {
+    pass_in(GuestKind::Rdma, &["cgroups::resources_of_rdma_are_limited"]);
+}
+
 /// There layers are archives that are mounted, which the kernel of the others cannot, and fs-verity, which the host may
 /// not have.
 #[test]
