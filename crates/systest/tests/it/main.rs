@@ -71,6 +71,7 @@ mod run_init;
 mod runtime;
 mod runtime_binds;
 mod runtime_bundle;
+mod runtime_classes;
 mod runtime_command;
 mod runtime_devices;
 mod runtime_exec;
