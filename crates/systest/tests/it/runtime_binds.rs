@@ -7,10 +7,12 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use testkit::{MountsBelow, run};
+use tempfile::TempDir;
+use testkit::{Bundle, MountsBelow, run};
 
 use crate::escapes::add_capabilities;
-use crate::runtime_bundle::{Runtime, add_mount, bundle, read_spec, script};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, give, give_to, read_spec, script};
+use crate::runtime_joins::join;
 use crate::runtime_spec::{chown, map_users, mappable_disk, open_dir, ours};
 
 #[test]
@@ -297,4 +299,57 @@ fn what_a_source_has_is_locked_in_a_user_namespace() {
     }
     let kept = kept.map(|done| done.ok().text().to_owned());
     assert_eq!(kept, ["ro,nosuid,noexec,noatime", "ro,noexec,noatime"]);
+}
+
+/// Also where the child may not look itself, where owners are mapped, and where other mounts lie below one that is bound
+/// alone: of these it has no mount in its own copy of the host's that it could bind.
+#[test]
+fn what_the_caller_alone_can_show_is_locked_in_a_user_namespace() {
+    const MAP: [(u32, u32, u32); 1] = [(0, 100_000, 65_536)];
+    let disk = mappable_disk();
+    let (closed, open) = (TempDir::new().expect("a temporary directory"), open_dir());
+    let _mounts = [&closed, &open].map(|dir| MountsBelow(dir.path().to_owned()));
+    let hidden = closed.path().join("hidden");
+    fs::create_dir(&hidden).expect("writable");
+    let mount = |words: &[&str], at: &Path| run(Command::new("mount").args(words).arg(at)).ok();
+    for at in [hidden.as_path(), open.path()] {
+        mount(&["-t", "tmpfs", "-o", "mode=755", "tmpfs"], at);
+    }
+    fs::create_dir(open.path().join("below")).expect("writable");
+    mount(&["-t", "tmpfs", "tmpfs"], &open.path().join("below"));
+    let owner = Bundle::new("exec sleep 1000").change(|spec| map_users(spec, &MAP));
+    give_to(owner.path(), MAP[0].1);
+    owner.start();
+    let user = json!({"type": "user", "path": format!("/proc/{}/ns/user", owner.pid())});
+    let look = "cat /m/file; busybox mount -o remount,bind,nosuid /m && ! busybox mount -o remount,bind,rw /m && \
+                ! touch /m/new && echo locked";
+    let runtime = Runtime::ours();
+    for (source, options) in [
+        (disk.path(), &["rbind", "idmap"][..]),
+        (hidden, &["rbind"][..]),
+        (open.path().to_owned(), &["bind"][..]),
+    ] {
+        fs::write(source.join("file"), "of the host\n").expect("writable");
+        mount(&["-o", "remount,bind,ro"], &source);
+        for is_joined in [false, true] {
+            let bundle = bundle(|spec| {
+                if is_joined {
+                    join(spec, user.clone());
+                } else {
+                    map_users(spec, &MAP);
+                }
+                add_capabilities(spec, &["CAP_SYS_ADMIN"]);
+                script(spec, look);
+                add_mount(
+                    spec,
+                    json!({"destination": "/m", "type": "bind", "source": source, "options": options}),
+                );
+            });
+            give(&bundle, MAP[0].1);
+            let path = bundle.path().display().to_string();
+            let done = runtime.run(&["run", "--bundle", &path, &runtime.id("alone")]);
+            let text = format!("{options:?}, joined: {is_joined}: {done}");
+            assert_eq!(done.stdout, "of the host\nlocked\n", "{text}");
+        }
+    }
 }
