@@ -33,7 +33,7 @@ use crate::fork::Fork;
 use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, doubts, read_spec, real_path, rootfs_path};
 use crate::program::{self, ProcessSetup};
-use crate::rootfs::{self, PreparedMount};
+use crate::rootfs::{self, PreparedMount, Shelf};
 use crate::start::Start;
 use crate::state::{FILTER, NOTICES_SOCKET, State, StateDir, Status};
 use crate::steps::Steps;
@@ -152,6 +152,7 @@ pub(crate) struct Plan {
     pub(crate) rootfs: PathBuf,
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<PreparedMount>,
+    pub(crate) shelf: Option<Shelf>,
     pub(crate) cgroup: CgroupPlace,
     pub(crate) setup: ProcessSetup,
     pub(crate) mount_label: Option<MountLabel>,
@@ -359,7 +360,8 @@ impl<'a> Maker<'a> {
         if scope.is_none() {
             self.begin_cgroup(&cgroup)?;
         }
-        let mounts = rootfs::prepare(&spec, &bundle, &rootfs, &namespaces)?;
+        let mut mounts = rootfs::prepare(&spec, &bundle, &rootfs, &namespaces)?;
+        let shelf = self.shelve(&mut mounts, &namespaces);
         let process = spec.process.as_ref().expect("checked when the spec was read");
         let (labels, mut warnings) = Labels::of(process);
         warnings.extend(doubts(&spec));
@@ -377,6 +379,7 @@ impl<'a> Maker<'a> {
             rootfs,
             namespaces,
             mounts,
+            shelf,
             cgroup,
             scope,
             setup,
@@ -391,6 +394,15 @@ impl<'a> Maker<'a> {
             spec,
             bundle,
         })
+    }
+
+    /// Puts aside what the caller has cloned for bind mounts, where the kernel is to lock it for the container's user namespace.
+    fn shelve(&self, mounts: &mut [PreparedMount], namespaces: &Namespaces) -> Option<Shelf> {
+        // A mount namespace that is joined is no copy of the caller's.
+        if !(namespaces.has(NsKind::User) && namespaces.is_new(NsKind::Mount)) {
+            return None;
+        }
+        Shelf::of(self.dir.path(""), rootfs::shelve(mounts))
     }
 
     fn tell_places(&self, namespaces: &Namespaces, cgroup: &CgroupPlace, scope: Option<&Scope>) {
@@ -523,6 +535,7 @@ impl<'a> Maker<'a> {
             joined: &plan.namespaces.joined,
             new: clone_flags(&plan.namespaces),
             cgroup: self.cgroup.as_ref().and_then(Cgroup::unified_dir),
+            shelf: plan.shelf.as_ref(),
         };
         // SAFETY: the caller of `Container::create` has a single thread (its documentation demands it), and
         // the child ends in `init::main`, which never returns.

@@ -5,11 +5,12 @@
 //! there is no way back out of a user namespace, by a go-between.
 //!
 //! Namespaces to join need not belong to the user namespace of the container: those that may be joined only from outside
-//! of it are joined by the go-between before. What is left is joined by the newborn.
+//! of it are joined by the go-between before. What is left is joined by the newborn. What bind mounts show to a user namespace
+//! is mounted by the go-between before that: see [`Shelf`].
 //!
 //! ```text
-//! parent ─ join pid ─ clone ─ go back          parent ─ clone ─▶ go-between ─ join others, user, pid ─ clone sibling
-//!             └─▶ child                           ▲                  └─ its pid, then ends               └─▶ child
+//! parent ─ join pid ─ clone ─ go back          parent ─ clone ─▶ go-between ─ shelf ─ join others, user, pid ─ clone sibling
+//!             └─▶ child                           ▲                  └─ its pid, then ends                       └─▶ child
 //!                                                 └─────────────────────────┘
 //! ```
 
@@ -22,6 +23,7 @@ use linux::process::{self, Cloned, PidFd, clone_process, clone_sibling};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
+use crate::rootfs::Shelf;
 
 /// How long a go-between may take.
 const JOIN_MAX: Duration = Duration::from_secs(5);
@@ -37,6 +39,8 @@ pub(crate) struct Fork<'a> {
     /// Namespaces to make (`CLONE_NEW…`).
     pub(crate) new: u64,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// What the child's bind mounts show, where the kernel is to lock it.
+    pub(crate) shelf: Option<&'a Shelf>,
 }
 
 impl Fork<'_> {
@@ -48,7 +52,7 @@ impl Fork<'_> {
         // SAFETY: the caller promises what is asked for.
         unsafe {
             match self.user {
-                None if !self.leaves_others_outside() => self.clone_directly(),
+                None if self.shelf.is_none() && !self.leaves_others_outside() => self.clone_directly(),
                 user => self.clone_by_go_between(user),
             }
         }
@@ -135,6 +139,9 @@ impl Fork<'_> {
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
     unsafe fn join_and_clone(&self, user: Option<BorrowedFd<'_>>) -> Result<Option<u32>> {
         process::forbid_tracing()?;
+        if let Some(shelf) = self.shelf {
+            shelf.set_up().context(|| "mount what the container's bind mounts show")?;
+        }
         for (kind, file) in self.others() {
             match ns::join(file.as_fd(), *kind) {
                 // It belongs to the container's user namespace, or to one in it.

@@ -35,11 +35,13 @@ mod enter;
 mod mounts;
 mod prepare;
 mod restrict;
+mod shelf;
 
 pub(crate) use devices::devices;
 pub(crate) use enter::enter;
-pub(crate) use prepare::{PreparedMount, prepare, strip_root};
+pub(crate) use prepare::{PreparedMount, prepare, shelve, strip_root};
 pub(crate) use restrict::restrict;
+pub(crate) use shelf::Shelf;
 
 /// The root of the container, before it is everybody's root.
 pub(crate) struct Root {

@@ -98,8 +98,8 @@ pub(super) fn mount_one(
     change_trees(fd.as_fd(), &mount.options)
 }
 
-/// Refuses to take away what the source of a bind mount has, in a user namespace. The kernel locks that where it copies the
-/// caller's mounts for such a namespace, but some sources were cloned by the caller, of whom it locks nothing.
+/// Refuses to take away what the source of a bind mount has, in a user namespace, with what is wrong: the kernel, which has
+/// locked it, does not say. It locks nothing that the caller has cloned for a mount namespace that is joined.
 fn keep_locked(source: BorrowedFd<'_>, changes: &[Attributes]) -> Result<()> {
     // A file system that does not answer is asked only if it must be.
     if changes.iter().all(|change| change.is_empty()) {

@@ -1,17 +1,17 @@
 //! What only the parent can do for the mounts of a container: it reads their options and opens what they show.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use linux::beneath;
 use linux::idmap::Owners;
 use linux::mount::{self, Bind, Options, Propagation};
 use linux::ns::NsKind;
-use rustix::fs::{OFlags, fstat};
+use rustix::fs::OFlags;
 use types::spec::runtime::{IdMapping, Linux, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
-use super::{Root, host_propagation};
+use super::{Root, host_propagation, shelf};
 use crate::plan::Namespaces;
 
 /// A mount of the spec, with what only the parent could make.
@@ -25,21 +25,12 @@ pub(crate) struct PreparedMount {
 pub(super) enum Source {
     /// Cloned before any namespace is left.
     Tree(OwnedFd),
+    /// The same, mounted on the [`Shelf`](super::Shelf) under this number.
+    Shelved(usize),
     /// For a caller who may not mount: cloned by the child, who may, in its copy of the caller's tree.
     Path { path: PathBuf, recursive: bool },
-    /// In a user namespace, cloned by the child in its copy of the caller's tree, where the kernel has locked what mounts
-    /// have (mount_namespaces(7)); what the caller has cloned serves where the child does not see the same.
-    Copied { path: PathBuf, recursive: bool, seen: OwnedFd },
     /// What lies in the root is cloned by the child when its turn comes: mounts of the container before it may lie there.
     Inside(Inside),
-}
-
-/// What the child of a user namespace sees at a path, if that is what the caller has seen there: not where it may not
-/// look, where names are each process's own, or where one of many mounts would be torn out.
-fn own_copy(path: &Path, recursive: bool, seen: BorrowedFd<'_>) -> Option<OwnedFd> {
-    let own = mount::clone_path(path, recursive).ok()?;
-    let what = |tree: BorrowedFd<'_>| fstat(tree).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-    (what(own.as_fd())? == what(seen)?).then_some(own)
 }
 
 /// A source in the container's root.
@@ -84,10 +75,7 @@ impl PreparedMount {
             None => Ok(None),
             Some(Source::Tree(tree)) => tree.try_clone().context(|| "keep the source").map(Some),
             Some(Source::Path { path, recursive }) => mount::clone_path(path, *recursive).map(Some),
-            Some(Source::Copied { path, recursive, seen }) => {
-                let own = own_copy(path, *recursive, seen.as_fd()).map(Ok);
-                own.unwrap_or_else(|| seen.try_clone().context(|| "keep the source")).map(Some)
-            }
+            Some(Source::Shelved(number)) => shelf::take(*number).map(Some),
             Some(Source::Inside(inside)) => inside.open(root).map(Some),
         }
     }
@@ -104,6 +92,21 @@ pub(crate) fn prepare(
     let roots = root_paths(spec, bundle, rootfs);
     let prepare = Prepare { bundle, roots, namespaces, linux: spec.linux.as_ref(), host_propagation };
     spec.mounts.iter().map(|mount| prepare.one(mount)).collect()
+}
+
+/// Takes what the caller has cloned out of the mounts, for the shelf.
+pub(crate) fn shelve(mounts: &mut [PreparedMount]) -> Vec<OwnedFd> {
+    let mut trees = Vec::new();
+    for mount in mounts {
+        mount.source = match mount.source.take() {
+            Some(Source::Tree(tree)) => {
+                trees.push(tree);
+                Some(Source::Shelved(trees.len() - 1))
+            }
+            other => other,
+        };
+    }
+    trees
 }
 
 /// Takes destinations that begin with the path which the root has on the host from the root, as runc does: there are
@@ -202,7 +205,7 @@ impl Prepare<'_> {
         };
         let source = match cloned {
             Err(error) if error.is(ErrorKind::PermissionDenied) && in_user_namespace => {
-                Source::Path { path: path.clone(), recursive }
+                Source::Path { path, recursive }
             }
             other => Source::Tree(other.context(what)?),
         };
@@ -221,12 +224,6 @@ impl Prepare<'_> {
             }
             _ => {}
         }
-        let source = match source {
-            Source::Tree(seen) if in_user_namespace && !is_mapped && inside.is_none() => {
-                Source::Copied { path, recursive, seen }
-            }
-            other => other,
-        };
         Ok(PreparedMount { spec: spec.clone(), options, source: Some(source) })
     }
 
