@@ -63,11 +63,13 @@ fn load(name: &str) -> Result<()> {
 }
 
 /// What Docker and containerd keep containers from: what is the machine's in `/proc` and `/sys` is not written to, nothing is
-/// mounted, and nobody outside is traced.
+/// mounted, nobody outside is traced, and, as newer Dockers have it, the kernel's cryptography is not asked for anything.
 fn text(name: &str, globals: Option<&str>, base: Option<&str>) -> String {
     const PROC: &str = "@{PROC}";
     let mut rules: Vec<String> = base.iter().map(ToString::to_string).collect();
     rules.extend(["network,", "capability,", "file,", "umount,"].map(str::to_owned));
+    // Also by `socketcall` of 32-bit programs, into which filters of system calls cannot look (CVE-2026-31431).
+    rules.push("deny network alg,".into());
     rules.push("signal (receive) peer=unconfined,".into());
     rules.push(format!("signal (send, receive) peer={name},"));
     rules.push(format!("ptrace (trace, read, tracedby, readby) peer={name},"));
@@ -105,6 +107,7 @@ mod tests {
         let bare = text("mine", None, None);
         assert!(bare.starts_with("@{PROC}=/proc/\nprofile mine flags="), "{bare}");
         assert!(bare.contains("peer=mine,") && !bare.contains("#include"), "{bare}");
+        assert!(bare.contains("  network,\n") && bare.contains("  deny network alg,\n"), "{bare}");
         assert_eq!(bare.matches('{').count(), bare.matches('}').count());
         let rich = text("mine", Some(GLOBALS.1), Some(BASE.1));
         assert!(

@@ -5,9 +5,9 @@ use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
-use testkit::{is_root, run};
+use testkit::{Daemon, is_root, run};
 
-use crate::runtime_bundle::{Runtime, bundle, same, script};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, same, script};
 
 pub(crate) fn has_apparmor() -> bool {
     let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
@@ -111,4 +111,38 @@ fn bundle_with(profile: &str, runtime: &Runtime) -> String {
     assert_ne!(refused.code, 0, "{refused}");
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
     refused.stderr
+}
+
+/// Programs of 32 bits ask for a socket by `socketcall`, with the family in memory, where no filter looks: this does.
+#[test]
+fn the_default_profile_keeps_containers_from_the_kernels_cryptography() {
+    if !has_apparmor() {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let name = format!("hoist-default-{}", std::process::id());
+    let image = "docker.io/library/busybox:latest";
+    let load = ["run", "--rm", "--apparmor-default-profile", &name, image, "box"];
+    let confined = daemon.own_ctr([&load[..], &["cat", "/proc/self/attr/current"]].concat()).ok();
+    assert_eq!(confined.text(), format!("{name} (enforce)"));
+    // Without a filter, so that nobody else refuses it: AF_ALG, and the number of the error.
+    let ask = "print socket(S, 38, 5, 0) ? 'made' : 0 + $!";
+    let runtime = Runtime::ours();
+    let said = |profile: &str| {
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!(["/usr/bin/perl", "-e", ask]);
+            spec["process"]["apparmorProfile"] = json!(profile);
+            for path in ["/usr", "/lib", "/lib64"] {
+                let shown =
+                    json!({"destination": path, "type": "bind", "source": path, "options": ["rbind", "ro"]});
+                add_mount(spec, shown);
+            }
+        });
+        let path = bundle.path().display().to_string();
+        runtime.run(&["run", "--bundle", &path, &runtime.id("asks")]).ok().text().to_owned()
+    };
+    let refused = rustix::io::Errno::ACCESS.raw_os_error().to_string();
+    let (free, kept) = (said(""), said(&name));
+    fs::write("/sys/kernel/security/apparmor/.remove", &name).expect("root may");
+    assert_eq!((free == refused, kept == refused), (false, true), "{free} {kept}");
 }
