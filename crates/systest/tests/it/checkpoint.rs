@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use testkit::{Finished, ShimHost, eventually, is_root, run};
 use types::ErrorKind;
 
-use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, read_spec, read_text, script};
 use crate::runtime_command::receive;
 
 /// Whether criu knows this kernel. It must in the guest, where this is tested.
@@ -253,6 +253,53 @@ fn a_restore_makes_no_place_in_what_is_read_only() {
     let refused = runtime.run(&["restore", "-d", "--bundle", &counter.path, "--image-path", &images, &other]);
     assert!(refused.code != 0 && refused.stderr.contains("/data/place"), "{refused}");
     assert!(!place.exists(), "it was made on the host: {refused}");
+}
+
+/// Of a mount a restore knows the place alone, and a container can rename what its mounts lie in: what was read-only would
+/// come back as what was in that place, for writing.
+#[test]
+fn a_mount_does_not_come_back_for_more_than_the_bundle_has() {
+    if !criu_works() {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let [kept, given] = [(); 2].map(|()| TempDir::new().expect("a temporary directory"));
+    let options = |spec: &mut Value, rights: [&str; 2]| {
+        for (place, right) in ["/a/x", "/b/x"].into_iter().zip(rights) {
+            let mounts = spec["mounts"].as_array_mut().expect("mounts");
+            let mount = mounts.iter_mut().find(|mount| mount["destination"] == place).expect("it is there");
+            mount["options"] = json!(["bind", right]);
+        }
+    };
+    let counter = Counter::new(|spec| {
+        for (place, source) in [("/a/x", kept.path()), ("/b/x", given.path())] {
+            add_mount(spec, json!({"destination": place, "type": "bind", "source": source}));
+        }
+        options(spec, ["ro", "rw"]);
+    });
+    let (id, other) = (runtime.id("saved"), runtime.id("restored"));
+    let _ends = (End(&runtime, &id), End(&runtime, &other));
+    counter.run(&runtime, &id);
+    let exchange = || runtime.run(&["exec", &id, "sh", "-c", "mv /a /c && mv /b /a && mv /c /b"]).ok();
+    let (images, work) = (counter.images("images"), counter.images("work"));
+    let save = ["checkpoint", "--image-path", &images, "--work-path", &work, &id];
+    exchange();
+    let refused = runtime.run(&save);
+    assert!(refused.code != 0 && refused.stderr.contains("\"/a/x\" is not \"ro\""), "{refused}");
+    counter.wait_beyond(counter.count());
+    exchange();
+    let saved = runtime.run(&save);
+    assert_eq!(saved.code, 0, "{saved}\n{}", logs(&save));
+    // As if it had been exchanged while it was saved.
+    let mut spec = read_spec(counter.bundle.path());
+    options(&mut spec, ["rw", "ro"]);
+    fs::write(counter.bundle.path().join("config.json"), spec.to_string()).expect("a writable bundle");
+    let restore =
+        ["restore", "-d", "--bundle", &counter.path, "--image-path", &images, "--work-path", &work, &other];
+    let refused = runtime.run(&restore);
+    assert!(refused.code != 0 && refused.stderr.contains("\"/b/x\" is not \"ro\""), "{refused}");
+    assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
+    assert!(Cgroup::open(&format!("/{other}")).is_err(), "nor its cgroup");
 }
 
 pub(crate) fn limit_of_pids(cgroups: &str) -> String {
