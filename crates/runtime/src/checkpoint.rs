@@ -11,14 +11,16 @@
 //! Not in it: the root file system, what bind mounts show, and the state of this runtime. Whoever restores
 //! brings them along, as a bundle.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linux::beneath::{self, proc_path};
 use linux::cgroup::ContainerMounts;
+use linux::mount::{self, Attributes, Locked};
 use linux::ns::NsKind;
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, OFlags, StatxAttributes, StatxFlags, statx};
 use types::spec::runtime::{Mount, Spec};
 use types::{Context, Error, Result};
 
@@ -293,6 +295,7 @@ impl Checkpoint<'_> {
         let cgroup = self.container.cgroup().ok();
         let mut spec = spec.clone();
         rootfs::strip_root(&mut spec, &state.bundle, &state.rootfs);
+        check_attributes(&spec, &root)?;
         let mut found: Vec<ExternalMount> =
             outside_of(&spec, cgroup.map(|cgroup| cgroup.mounts_for_container()))
                 .into_iter()
@@ -403,6 +406,40 @@ pub(crate) fn check_places(mounts: &[ExternalMount]) -> Result<()> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Refuses bind mounts that have not what the bundle says of them, as `ro`. In the images they are places with attributes,
+/// and a restore finds what each shows by its place. So a container that renames what its mounts lie in could have one
+/// come back with the attributes of another.
+pub(crate) fn check_attributes(spec: &Spec, root: &beneath::Root) -> Result<()> {
+    // Of several at one place the last covers the others, or changes them.
+    let last: BTreeMap<String, &Mount> =
+        spec.mounts.iter().map(|mount| (resolved(root, Path::new(&mount.destination)), mount)).collect();
+    let masked: Vec<&String> = spec.linux.iter().flat_map(|linux| &linux.masked_paths).collect();
+    for (place, mount) in last {
+        let options = mount::Options::parse(&mount.options);
+        let set = options.attributes.set & !options.recursive.clear | options.recursive.set;
+        // A file system that does not answer is asked only if it must be.
+        if set == 0 || !is_bind(mount) || masked.contains(&&place) {
+            continue;
+        }
+        let Some(found) = root.find(Path::new(&place), OFlags::PATH)? else { continue };
+        let lacking = Locked::of(found.as_fd())?.lacks(Attributes { set, clear: 0 });
+        // What is no mount shows nothing of the host.
+        if !lacking.is_empty() && is_mount(&found).context(|| format!("look at {place}"))? {
+            return Err(Error::failed_precondition(format!(
+                "the mount at {place:?} is not {}, as the bundle has it: the container has changed it, or moved another \
+                 there; put that right before a checkpoint",
+                lacking.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn is_mount(found: &OwnedFd) -> std::io::Result<bool> {
+    let told = statx(found, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    Ok(told.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 pub(crate) fn is_bind(mount: &Mount) -> bool {

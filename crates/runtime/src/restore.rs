@@ -23,7 +23,8 @@ use types::spec::runtime::Spec;
 use types::{Context, Error, Result};
 
 use crate::checkpoint::{
-    CriuOptions, DESCRIPTORS, check_places, external_name, joined_namespaces, outside_of, resolved,
+    CriuOptions, DESCRIPTORS, check_attributes, check_places, external_name, joined_namespaces, outside_of,
+    resolved,
 };
 use crate::container::Container;
 use crate::create::{
@@ -224,6 +225,8 @@ impl<'a> Restore<'a> {
             "post-restore" => {
                 state.pid = notice.pid;
                 state.identify()?;
+                let root = PathBuf::from(format!("/proc/{}/root", notice.pid));
+                check_attributes(&self.spec, &beneath::Root::open(&root)?)?;
                 maker.dir().write(&state)
             }
             "orphan-pts-master" => {

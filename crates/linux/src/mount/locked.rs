@@ -59,6 +59,12 @@ impl Locked {
         Locked(set | if is_strict { ATTR_STRICTATIME } else { 0 })
     }
 
+    /// The words for what is to be set of the mount and is not, of what keeps anybody from anything.
+    pub fn lacks(self, wanted: Attributes) -> Vec<&'static str> {
+        let lacking = Locked::FLAGS.iter().filter(|(flag, ..)| wanted.set & !self.0 & flag != 0);
+        lacking.map(|(_, word, _)| *word).collect()
+    }
+
     /// Refuses a change that takes some of it away, or changes which accesses are written down, which is locked whatever
     /// it is. `PermissionDenied` then.
     pub fn check(self, change: Attributes) -> Result<()> {
@@ -125,6 +131,9 @@ mod tests {
             assert!(!refused(source, words), "{source}: {words}");
         }
         assert!(point("ro,relatime").check(parse("rrw").recursive).is_err());
+        let lacks = |source: &str, words: &str| point(source).lacks(parse(words).attributes);
+        assert_eq!(lacks("rw,nodev,relatime", "ro,nosuid,nodev,noatime"), ["ro", "nosuid"]);
+        assert_eq!(lacks("ro,noexec,relatime", "rw,noexec"), [""; 0]);
         // Two ways to the same.
         let points = mount_points().unwrap();
         let proc = points.iter().rfind(|point| point.path == Path::new("/proc")).unwrap();
