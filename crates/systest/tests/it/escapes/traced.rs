@@ -358,6 +358,27 @@ fn who_enters_does_what_its_page_lists() {
     }
 }
 
+/// Also a filter that asks a supervisor is there before the process is born, if it may gain no privileges: whoever may trace
+/// finds none that it could take over.
+#[test]
+fn who_enters_is_born_under_a_filter_that_asks_a_supervisor() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let socket = dir.path().join("supervisor");
+    // It is told, and has nothing to answer.
+    let _supervisor = UnixListener::bind(&socket).expect("a new directory");
+    let Traced { entering: [between, enters], .. } = trace(&bundle(|spec| {
+        a_bit_of_everything(spec);
+        let filter = &mut spec["linux"]["seccomp"];
+        filter["listenerPath"] = json!(socket);
+        filter["syscalls"][0]["action"] = json!("SCMP_ACT_NOTIFY");
+    }));
+    let loads =
+        |calls: &[String]| calls.iter().any(|line| line.starts_with("seccomp(SECCOMP_SET_MODE_FILTER"));
+    assert_eq!((loads(&between), loads(&enters)), (true, false), "{}", enters.join("\n"));
+    check_calls(&between, &BETWEEN, &[CALLS_OF_ENTERING]);
+    check_calls(&enters, &ENTERS, &[CALLS_OF_ENTERING]);
+}
+
 /// Calls that look for a path.
 const NAMED: [&str; 8] =
     ["open", "openat", "openat2", "stat", "newfstatat", "readlink", "readlinkat", "faccessat2"];
