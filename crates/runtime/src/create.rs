@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linux::cgroup::{self, Cgroup, Entry, Hierarchies, Instance, Scope};
@@ -624,8 +624,8 @@ impl<'a> Maker<'a> {
                 Some(Message::Listener(number)) => {
                     let supervisor = raised.state.supervisor.as_ref();
                     let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
-                    let document = raised.state.document(Status::Creating);
-                    supervisor.hand_over(pid, pidfd, number, &document)?;
+                    let listener = Supervisor::listener_of(pidfd, number)?;
+                    supervisor.hand_over(pid, listener.as_fd(), &raised.state.document(Status::Creating))?;
                     channel.send(&Message::Go)?;
                 }
                 Some(Message::Ready) => return Ok(()),

@@ -11,8 +11,8 @@
 //! that it has is the container's: root, namespaces, descriptors, user, capabilities, filter. The go-between is never
 //! among those whom the container sees.
 //!
-//! The exception are filters that would not let the process be born or begin a session, or that ask a supervisor, who
-//! is told the process's number: such a process gets its user and its filter after its birth, as the last it does.
+//! The exception are filters that would not let the process be born or begin a session, or that would ask a supervisor
+//! before it is told of the process: such a process gets its user and its filter after its birth, as the last it does.
 
 use std::convert::Infallible;
 use std::io;
@@ -138,11 +138,20 @@ fn be_born(process: &Process, channel: &Channel, has_terminal: bool) -> Result<(
 fn lets_begin(filter: &Filter, process: &Process) -> bool {
     let calls = &filter.program;
     let terminal = [io::stdin().as_raw_fd().unsigned_abs().into(), tty::CONTROL, 0, 0, 0, 0];
-    !calls.has_listener()
+    (!calls.has_listener() || asks_nobody_yet(filter, process))
         && calls.allows(libc::SYS_clone, [CLONE_SIBLING, 0, 0, 0, 0, 0])
         && calls.allows(libc::SYS_setsid, [0; 6])
         && calls.allows(libc::SYS_ioctl, terminal)
         && (program::process_limit(process).is_none() || calls.allows(libc::SYS_prlimit64, [0; 6]))
+}
+
+/// Whether a filter asks its supervisor nothing before the process is born. Only then can it be told of the process, and
+/// answer: what a go-between asked would wait for ever. Of one that may gain no privileges the filter is the last it loads, and
+/// what is left is to let go of descriptors and memory, and to end.
+fn asks_nobody_yet(filter: &Filter, process: &Process) -> bool {
+    const LEFT: [libc::c_long; 5] =
+        [libc::SYS_close, libc::SYS_brk, libc::SYS_madvise, libc::SYS_munmap, libc::SYS_exit_group];
+    process.no_new_privileges && LEFT.iter().all(|call| filter.program.allows(*call, [0; 6]))
 }
 
 /// Enters the cgroup, with the processors that the process has before and after (`execCPUAffinity`).

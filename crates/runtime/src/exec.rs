@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! parent ─ clone ─▶ go-between: waits for Go, goes in (see `entering`)
-//!    ▲                └─ clone ─▶ process: waits for Go ─▶ exec
-//!    ├── [Console] [Warning] Born ──┘        │
-//!    └────────── [Listener] Failed | the end ┘
+//!    ▲                             └─ clone ─▶ process: waits for Go ─▶ exec
+//!    ├── [Console] [Warning] [Listener] Born ──┘        │
+//!    └───────────────────── [Listener] Failed | the end ┘
 //! ```
 //!
 //! The process gets the container's own filter and namespaces, taken from its first process by pidfd, so
@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -37,6 +37,7 @@ use crate::labels::Labels;
 use crate::plan::{Stdio, capabilities_left_out, check_process};
 use crate::program::{self, Filter, ProcessSetup};
 use crate::state::{FILTER, Status};
+use crate::supervisor::Supervisor;
 use crate::{resctrl, scheduling};
 
 /// How long a new process may take to its program. The container's root may stop it on its way, and must not
@@ -197,11 +198,16 @@ fn raise(
     program::make_room_for_limits(go_between.pid, process, entering::NEWBORN);
     channel.listen_only_to(go_between.pid);
     channel.send(&Message::Go)?;
-    let mut console = None;
+    let (mut console, mut listener) = (None, None);
     let pid = loop {
         match channel.receive()? {
             Some(Message::Console(master)) => console = Some(master),
             Some(Message::Warning(words)) => warnings.push(words),
+            // Of a filter that is there before the birth.
+            Some(Message::Listener(number)) => {
+                listener = Some(Supervisor::listener_of(&go_between.pidfd, number)?);
+                channel.send(&Message::Go)?;
+            }
             Some(Message::Born(pid)) => break pid,
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
             None => return Err(Error::aborted("the new process was ended on its way into the container")),
@@ -211,7 +217,7 @@ fn raise(
     // Who says so has made it, and nobody else reaps it: the number is its own. Should nobody tell it to go on, it ends.
     channel.listen_only_to(pid);
     let exec = Exec { pid, pidfd: PidFd::open(pid)?, console, warnings };
-    match release(container, process, channel, &exec) {
+    match release(container, process, channel, &exec, listener) {
         Ok(()) => Ok(exec),
         Err(error) => {
             exec.pidfd.end();
@@ -220,22 +226,26 @@ fn raise(
     }
 }
 
-/// Lets the process, which waits, go on to its program.
-fn release(container: &Container, process: &Process, channel: &mut Channel, exec: &Exec) -> Result<()> {
+/// Lets the process, which waits, go on to its program. `listener` is that of its filter, if it has been loaded.
+fn release(
+    container: &Container,
+    process: &Process,
+    channel: &mut Channel,
+    exec: &Exec,
+    listener: Option<OwnedFd>,
+) -> Result<()> {
     // A clone may take it away (`SCHED_FLAG_RESET_ON_FORK`), or be refused for it (`SCHED_DEADLINE`).
     if let Some(scheduler) = &process.scheduler {
         scheduling::set_scheduler(exec.pid, scheduler, "")?;
+    }
+    if let Some(listener) = listener {
+        supervise(container, exec, listener, channel)?;
     }
     channel.send(&Message::Go)?;
     for _ in 0..WORDS_MAX {
         match channel.receive()? {
             Some(Message::Listener(number)) => {
-                let supervisor = container.state().supervisor.as_ref();
-                let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
-                let document = container.state().document(Status::Running);
-                supervisor.hand_over(exec.pid, &exec.pidfd, number, &document)?;
-                // The process is not to be late because the supervisor took its time: its limit begins anew.
-                channel.limit(RAISE_MAX);
+                supervise(container, exec, Supervisor::listener_of(&exec.pidfd, number)?, channel)?;
                 channel.send(&Message::Go)?;
             }
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
@@ -245,6 +255,16 @@ fn release(container: &Container, process: &Process, channel: &mut Channel, exec
         }
     }
     Err(nonsense())
+}
+
+/// Has the supervisor of the container's filter answer for the process.
+fn supervise(container: &Container, exec: &Exec, listener: OwnedFd, channel: &mut Channel) -> Result<()> {
+    let supervisor = container.state().supervisor.as_ref();
+    let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
+    supervisor.hand_over(exec.pid, listener.as_fd(), &container.state().document(Status::Running))?;
+    // The process is not to be late because the supervisor took its time: its limit begins anew.
+    channel.limit(RAISE_MAX);
+    Ok(())
 }
 
 fn nonsense() -> Error {

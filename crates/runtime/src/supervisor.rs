@@ -3,7 +3,7 @@
 //!
 //! It gets one message per process: the state document, and the listener's descriptor beside it.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -42,11 +42,14 @@ impl Supervisor {
         }
     }
 
-    /// Takes the listener, which a process has under this number, and hands it to the supervisor. `state`
-    /// is the container's document.
-    pub(crate) fn hand_over(&self, pid: u32, process: &PidFd, number: i32, state: &Value) -> Result<()> {
+    /// Takes the listener out of a process, which has it under this number.
+    pub(crate) fn listener_of(process: &PidFd, number: i32) -> Result<OwnedFd> {
+        process.descriptor(number).context(|| "take the seccomp listener out of the process")
+    }
+
+    /// Hands the listener of process `pid` to the supervisor. `state` is the container's document.
+    pub(crate) fn hand_over(&self, pid: u32, listener: BorrowedFd<'_>, state: &Value) -> Result<()> {
         let what = || format!("hand the seccomp listener to {}", self.path.display());
-        let listener = process.descriptor(number).context(what)?;
         let message = serde_json::json!({
             "ociVersion": types::spec::runtime::VERSION,
             "fds": [DESCRIPTOR],
@@ -58,7 +61,7 @@ impl Supervisor {
         let stream = UnixStream::connect(&self.path)
             .context(|| "failed to connect with seccomp agent specified in the seccomp profile")
             .context(what)?;
-        send_with_fd(stream.as_fd(), message.to_string().as_bytes(), listener.as_fd()).context(what)
+        send_with_fd(stream.as_fd(), message.to_string().as_bytes(), listener).context(what)
     }
 }
 
