@@ -109,13 +109,15 @@ pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -
         runtime: u64,
         deadline: u64,
         period: u64,
+        util_min: u32,
+        util_max: u32,
     }
     let mut flags = 0;
     for flag in &scheduler.flags {
         flags |= value(&SCHEDULER_FLAGS, flag, "scheduler flag")?;
     }
     let attr = SchedAttr {
-        size: 48,
+        size: 56,
         policy: value(&POLICIES, &scheduler.policy, "scheduler policy")?,
         flags,
         nice: scheduler.nice,
@@ -123,6 +125,9 @@ pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -
         runtime: scheduler.runtime,
         deadline: scheduler.deadline,
         period: scheduler.period,
+        // Which the specification has flags for, and no values; older kernels take what is zero.
+        util_min: 0,
+        util_max: 0,
     };
     // SAFETY: the kernel reads `size` bytes of a structure of that size.
     done(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) })

@@ -548,6 +548,43 @@ fn personality_scheduler_and_priorities_are_set() {
     }
 }
 
+/// Whether the kernel takes one, or has anything to do by it, depends on how it was built; that it is told of it is seen by
+/// strace(1).
+#[test]
+fn flags_of_schedulers_reach_the_kernel() {
+    let runtime = Runtime::ours();
+    for flag in [
+        "RESET_ON_FORK",
+        "RECLAIM",
+        "DL_OVERRUN",
+        "KEEP_POLICY",
+        "KEEP_PARAMS",
+        "UTIL_CLAMP_MIN",
+        "UTIL_CLAMP_MAX",
+    ] {
+        let flag = format!("SCHED_FLAG_{flag}");
+        let bundle = bundle(|spec| {
+            script(spec, "true");
+            spec["process"]["scheduler"] = json!({"policy": "SCHED_OTHER", "flags": [flag]});
+        });
+        let (path, calls) = (bundle.path().display().to_string(), bundle.path().join("calls"));
+        let start = runtime.command(&["run", "--bundle", &path, &runtime.id("flags")]);
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-e", "trace=sched_setattr", "-o"]).arg(&calls);
+        run(strace.arg(start.get_program()).args(start.get_args()).stdin(Stdio::null()));
+        let calls = read_text(&calls);
+        assert!(calls.contains(&format!("sched_flags={flag},")), "{flag}: {calls}");
+        // Without the last two fields the kernel refuses the last two flags.
+        assert!(calls.contains("{size=56, "), "{flag}: {calls}");
+    }
+    let bundle = bundle(|spec| {
+        spec["process"]["scheduler"] = json!({"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_NOSUCH"]});
+    });
+    let path = bundle.path().display().to_string();
+    let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("flags")]);
+    refused.expect_code(1).expect_stderr("SCHED_FLAG_NOSUCH");
+}
+
 #[test]
 fn memory_comes_from_the_nodes_of_the_policy() {
     // Behind the address of a range is its policy (numa(7)).
