@@ -1,8 +1,7 @@
-//! Puts the two small static programs (the shim and `hello`) inside `hoist`, so that there is one
-//! file to install.
+//! Embeds the shim and `hello`, two small static programs, into `hoist`, so that there is one file to install.
 //!
-//! `cargo xtask build` builds them first and names them in `HOIST_SHIM` and `HOIST_HELLO`. A plain
-//! `cargo build` leaves them out: `hoist` then looks for them beside itself and in `PATH`.
+//! `cargo xtask build` builds both first and passes their paths in `HOIST_SHIM` and `HOIST_HELLO`. A plain `cargo
+//! build` embeds neither; `hoist` then looks for them in its own directory and in `PATH`.
 
 use std::path::PathBuf;
 use std::{env, fs};

@@ -1,5 +1,5 @@
-//! The client of our own service, over the daemon's unix socket, and the [`channel`] on which every other
-//! service of the daemon can be asked too.
+//! A client of Hoist's own gRPC service, `hoist.engine.v1.Engine`, over the daemon's unix socket. [`channel`] is the
+//! raw gRPC channel, for the daemon's other services.
 #![forbid(unsafe_code)]
 
 pub mod parts;
@@ -20,8 +20,8 @@ pub use tonic::transport::Channel;
 use tonic::transport::{Endpoint, Uri};
 use types::{Error, ErrorKind, Result};
 
-/// The longest piece of an answer that a daemon may send at once. Each is a system call or two on both sides, and a list
-/// or a blob has a thousand of them by HTTP/2's own 16 KiB.
+/// The HTTP/2 frame size, in bytes, that this client announces. Each frame costs a system call or two on both sides;
+/// with HTTP/2's default of 16 KiB a long list or a blob takes a thousand of them.
 const FRAME_LEN_MAX: u32 = 256 << 10;
 
 /// A connection to a daemon.
@@ -32,7 +32,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects. `NotFound` or `Unavailable` if no daemon listens.
+    /// Connects to the daemon at `address`. Fails with `NotFound` or `Unavailable` if no daemon listens there.
     pub async fn connect(address: &Path) -> Result<Client> {
         let engine = EngineClient::new(channel(address).await?);
         let engine =
@@ -40,19 +40,19 @@ impl Client {
         Ok(Client { engine, address: address.to_owned() })
     }
 
-    /// The socket.
+    /// The path of the daemon's socket.
     pub fn address(&self) -> &Path {
         &self.address
     }
 
-    /// Asks a question.
+    /// Sends a call and returns the daemon's answer.
     pub async fn call(&self, call: &Call) -> Result<Value> {
         let document = Document { json: serde_json::to_vec(call).expect("questions can be written") };
         let answer = self.engine.clone().call(document).await.map_err(|status| error(&status))?;
         parse(&answer.into_inner().json)
     }
 
-    /// Asks a question whose answers come one by one.
+    /// Sends a call that the daemon answers with a stream.
     pub async fn follow(&self, follow: &Follow) -> Result<Answers> {
         let document = Document { json: serde_json::to_vec(follow).expect("questions can be written") };
         let answers = self.engine.clone().follow(document).await.map_err(|status| error(&status))?;
@@ -60,20 +60,21 @@ impl Client {
     }
 }
 
-/// Connects to a daemon's socket. `NotFound` or `Unavailable` if no daemon listens.
+/// Opens a channel to the daemon's socket. Fails with `NotFound` or `Unavailable` if no daemon listens there.
 pub async fn channel(address: &Path) -> Result<Channel> {
     let stream = UnixStream::connect(address).await.map_err(|error| {
         let what = format!("cannot connect to the hoist daemon at {}", address.display());
         Error::new(error.kind().into(), what).with_source(error)
     })?;
-    // The first connection is the one that was just made; a later one, after a restart, is made anew.
+    // The first request uses the connection made above; tonic dials again only if the daemon restarts.
     let connector = Connector { address: address.to_owned(), first: Some(stream) };
     let channel = endpoint("http://hoist").max_frame_size(FRAME_LEN_MAX);
     let channel = channel.connect_with_connector(connector).await;
     channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))
 }
 
-/// A connection that is made when it is first used, and made anew when it breaks. Needs a tokio runtime around it.
+/// A channel that connects on first use, and again after the connection breaks. Must be called inside a tokio
+/// runtime.
 pub fn lazy_channel(address: &Path) -> Channel {
     let connector = Connector { address: address.to_owned(), first: None };
     endpoint("http://plugin").connect_with_connector_lazy(connector)
@@ -83,11 +84,11 @@ fn endpoint(name: &'static str) -> Endpoint {
     Endpoint::from_static(name).http2_max_header_list_size(METADATA_BYTES_MAX)
 }
 
-/// Answers on their way.
+/// The stream of answers to [`Client::follow`].
 pub struct Answers(tonic::Streaming<Document>);
 
 impl Answers {
-    /// The next one; none at the end.
+    /// Waits for the next answer. `None` is the end of the stream.
     pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
         match self.0.message().await.map_err(|status| error(&status))? {
             Some(document) => parse(&document.json).map(Some),
@@ -101,9 +102,9 @@ fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
         .map_err(|error| Error::internal("the daemon's answer cannot be read").with_source(error))
 }
 
-/// A refusal in our own words. `Unavailable` if nobody refused and the connection broke.
+/// Converts a gRPC status. A connection that broke before the daemon answered is `Unavailable`.
 pub fn error(status: &tonic::Status) -> Error {
-    // Only what came to pass on this side has a source.
+    // tonic sets a source only for errors of this side, never for a status that the daemon sent.
     if status.code() == tonic::Code::Unknown && std::error::Error::source(status).is_some() {
         return Error::unavailable(format!("the connection to the daemon broke: {}", status.message()));
     }

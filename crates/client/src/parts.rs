@@ -1,8 +1,9 @@
-//! Lists that are read one part after the other: what a daemon answers stays as it came, and a part is decoded when it is
-//! looked at.
+//! Lists that are decoded lazily: the daemon's answer stays encoded, and each element is decoded when the caller
+//! reads it.
 //!
-//! A list of 100,000 images is 13 MB on the wire, and a hundred more as messages with maps and strings of their own, which
-//! cost more time than all before them. Whoever needs a part only as long as it looks at it pays for one.
+//! A list of 100,000 images is 13 MB on the wire. Decoded at once into messages with their own maps and strings it
+//! takes a hundred MB more, and the decoding takes longer than the rest of the call. A caller that handles one
+//! element at a time holds one in memory.
 
 use std::marker::PhantomData;
 
@@ -18,13 +19,13 @@ use tonic::{Request, Status};
 
 use crate::Channel;
 
-/// The field of an answer that its parts are in.
+/// The number of the repeated field that holds the elements, in every list response.
 const PARTS: u32 = 1;
 
-/// A question whose answer is a list, and nothing else.
+/// A request whose response is a message with one repeated field.
 pub trait List: Message + 'static {
     type Part: Message + Default + 'static;
-    /// As HTTP has it.
+    /// The gRPC method, as an HTTP path.
     const PATH: &'static str;
 }
 
@@ -38,7 +39,7 @@ impl List for ListContainersRequest {
     const PATH: &'static str = "/containerd.services.containers.v1.Containers/List";
 }
 
-/// Asks for a list.
+/// Calls the method and returns the encoded list.
 pub async fn list<L: List>(channel: Channel, request: Request<L>) -> Result<Parts<L::Part>, Status> {
     let mut client = tonic::client::Grpc::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -46,7 +47,7 @@ pub async fn list<L: List>(channel: Channel, request: Request<L>) -> Result<Part
     client.unary(request, PathAndQuery::from_static(L::PATH), codec).await.map(tonic::Response::into_inner)
 }
 
-/// A list as it came. Decodes a part each time that it is asked for one.
+/// An encoded list, read as an iterator. Each element is decoded when it is asked for.
 pub struct Parts<T> {
     bytes: Bytes,
     part: PhantomData<fn() -> T>,
@@ -61,7 +62,7 @@ impl<T> Parts<T> {
 impl<T: Message + Default> Iterator for Parts<T> {
     type Item = Result<T, Status>;
 
-    /// The next part. Nothing comes after one that is broken.
+    /// Decodes the next element. After a malformed one the iterator ends.
     fn next(&mut self) -> Option<Result<T, Status>> {
         let next = next_part(&mut self.bytes);
         let next = next.and_then(|part| part.map(|part| T::decode(part).map_err(broken)).transpose());
@@ -80,7 +81,7 @@ fn next_part(bytes: &mut Bytes) -> Result<Option<Bytes>, Status> {
     while !bytes.is_empty() {
         let (number, kind) = decode_key(bytes).map_err(broken)?;
         if number != PARTS || kind != WireType::LengthDelimited {
-            // Of a younger daemon.
+            // A field that a newer daemon added.
             skip_field(kind, number, bytes, DecodeContext::default()).map_err(broken)?;
             continue;
         }
@@ -152,7 +153,7 @@ mod tests {
 
     #[test]
     fn fields_that_nobody_knows_are_skipped_and_what_is_broken_ends() {
-        // Field 2, a number.
+        // Field 2, a varint.
         let mut bytes = vec![0x10, 0x7];
         bytes.extend(ListImagesResponse { images: images(2) }.encode_to_vec());
         bytes.extend([0x10, 0x7]);

@@ -1,4 +1,4 @@
-//! The static programs that `build.rs` put inside this one. Empty when it was built without them.
+//! The static programs that `build.rs` embeds. Each is empty in a build without them.
 
 use daemon::{Embedded, Programs};
 

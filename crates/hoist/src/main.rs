@@ -1,23 +1,23 @@
 //! `hoist`: every part of the runtime but the shim, in one program.
 //!
-//! Which part runs is decided by the name the program was called by, then by the first words:
+//! The name by which the program is called selects the part, then the first arguments:
 //!
 //! ```text
 //! hoistd, containerd      ─▶ daemon
 //! runc, hoist-runtime     ─▶ OCI runtime
 //! ctr                     ─▶ containerd's command line
 //! hoist daemon …          ─▶ daemon
-//! hoist --address SOCKET publish …  ─▶ daemon, whose program shims know by its path alone
-//! hoist system import-containerd …, hoist system unmount …  ─▶ daemon, since no other runs then
+//! hoist --address SOCKET publish …  ─▶ daemon: a shim knows only the path of the daemon's program
+//! hoist system import-containerd …, hoist system unmount …  ─▶ daemon: they work while no daemon runs
 //! hoist runtime …         ─▶ OCI runtime
 //! hoist ctr …             ─▶ containerd's command line
 //! hoist help daemon …     ─▶ the same three with --help
 //! hoist …                 ─▶ command line
 //! ```
 //!
-//! The choice is made before any thread starts: the OCI runtime clones and must be alone.
+//! The part is selected before any thread starts: the OCI runtime clones itself and must be single-threaded.
 //!
-//! `cargo xtask build` links the C library into it, so that the one file runs on every distribution.
+//! `cargo xtask build` links the C library statically, so that the one file runs on every distribution.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().collect();
     match part(&mut args) {
         Part::Daemon => daemon::main(args, embedded::programs()),
-        // The shim is that too, and starts in a tenth of the time.
+        // The embedded shim is an OCI runtime too, and starts in a tenth of the time.
         Part::Runtime => match embedded::programs().shim {
             Some(small) => runtime::cli::main_in(small.bytes, args),
             None => runtime::cli::main(args),
@@ -49,7 +49,7 @@ enum Part {
     Runtime,
 }
 
-/// Which part is meant. What is left of the arguments is what that part knows.
+/// Selects the part, and removes from the arguments the words that selected it.
 fn part(args: &mut Vec<OsString>) -> Part {
     let called = args.first().map(Path::new).and_then(Path::file_name).unwrap_or_default();
     match called.to_str() {
@@ -58,7 +58,7 @@ fn part(args: &mut Vec<OsString>) -> Part {
         _ if runtime::cli::is_called(args) => return Part::Runtime,
         _ => {}
     }
-    // So it is called by shims, who know the daemon's program by its path alone.
+    // A shim publishes an event this way: it knows only the path of the daemon's program.
     if args.get(1).is_some_and(|word| word == "--address")
         && args.get(3).is_some_and(|word| word == "publish")
     {
@@ -82,7 +82,7 @@ fn part(args: &mut Vec<OsString>) -> Part {
     }
 }
 
-/// The part that a first word names.
+/// The part that the first argument names.
 fn named(word: Option<&OsString>) -> Option<Part> {
     match word?.to_str()? {
         "daemon" => Some(Part::Daemon),
@@ -92,8 +92,8 @@ fn named(word: Option<&OsString>) -> Option<Part> {
     }
 }
 
-/// What is done where no daemon runs, if that is asked for, and its words: flags may stand before it. Its help is the command
-/// line's, whatever else is said.
+/// Whether the command is one of those that the daemon's program runs while no daemon serves, and the arguments for
+/// that program. Global flags may stand before the command. `--help` of these commands belongs to the command line.
 fn without_daemon(args: &[OsString]) -> Option<(Part, Vec<OsString>)> {
     let (mut at, mut address) = (1_usize, None);
     loop {
@@ -108,7 +108,7 @@ fn without_daemon(args: &[OsString]) -> Option<(Part, Vec<OsString>)> {
                 address = Some(named.into());
                 at += 1;
             }
-            // The others have no effect on the daemon, which has words of its own.
+            // The other global flags mean nothing to the daemon's program, which has flags of its own.
             ("-D" | "--debug", _) => at += 1,
             _ if cli::FLAGS_WITH_VALUES.contains(&word) => at += 2,
             _ => break,

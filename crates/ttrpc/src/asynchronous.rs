@@ -1,12 +1,11 @@
-//! The asynchronous face, on tokio: a client that many tasks share, and a server.
+//! The asynchronous client and server, on tokio. Many tasks can share one client.
 //!
-//! Both are thin: [`crate::Client`] and [`crate::Server`] keep the protocol, tasks here move bytes.
+//! [`crate::Client`] and [`crate::Server`] implement the protocol; the tasks here only move bytes.
 //!
 //! Invariants
-//! - A call whose future is dropped is forgotten; its late answer is thrown away.
+//! - A call whose future is dropped is forgotten; its late answer is discarded.
 //! - When the connection ends, every open call fails with `Unavailable`.
-//! - For a peer that does not read, at most [`PENDING_MAX`] bytes and one request wait; further calls are
-//!   refused.
+//! - At most [`PENDING_MAX`] bytes and one request wait for a peer that does not read; further calls fail.
 //! - A connection's tasks end when the last [`AsyncClient`] is dropped.
 
 use std::collections::HashMap;
@@ -28,22 +27,22 @@ use crate::message::{Request, read_answer};
 use crate::server::{PENDING_MAX, Server};
 use crate::socket_path;
 
-/// Calls that a served connection handles at once.
+/// The number of calls that one served connection handles at the same time.
 const HANDLERS_MAX: usize = 64;
 const BUFFER_LEN: usize = 16 << 10;
 
-/// A connection to a shim, shared by whoever calls it.
+/// A connection to a shim. Clones share it.
 #[derive(Clone)]
 pub struct AsyncClient {
     shared: Arc<Shared>,
-    /// Dropped with the last clone; ends the connection's task.
+    /// Dropped with the last clone, which ends the connection's tasks.
     _alive: Arc<oneshot::Sender<()>>,
     closed: watch::Receiver<bool>,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// Something waits to be written.
+    /// Signalled when a request waits to be written.
     written: Notify,
 }
 
@@ -74,7 +73,7 @@ impl AsyncClient {
         Ok(AsyncClient::new(stream))
     }
 
-    /// Needs a tokio runtime around it.
+    /// Takes over a connected socket. Must be called inside a tokio runtime.
     pub fn new(stream: UnixStream) -> AsyncClient {
         let shared = Arc::new(Shared { state: Mutex::default(), written: Notify::new() });
         let (alive, dropped) = oneshot::channel();
@@ -86,7 +85,7 @@ impl AsyncClient {
         tokio::spawn(async move {
             let reading = mover.abort_handle();
             tokio::spawn(async move {
-                // An error is all this can give: the sender has nothing to send but its own end.
+                // The channel never carries a value: an error here means that the last client was dropped.
                 let _ended = dropped.await;
                 reading.abort();
             });
@@ -98,7 +97,9 @@ impl AsyncClient {
         AsyncClient { shared, _alive: Arc::new(alive), closed }
     }
 
-    /// Calls and waits for the answer. The request's timeout, if any, holds here as well.
+    /// Sends a request and waits for the answer. A timeout in the request also limits the wait here:
+    /// `DeadlineExceeded`. Fails with `Unavailable` when the connection ends, and with `ResourceExhausted` while the
+    /// peer does not read.
     pub async fn call<M: Message + Default>(&self, request: &Request) -> Result<M> {
         let about = || format!("{}/{}", request.service, request.method);
         let payload = match request.timeout() {
@@ -135,10 +136,10 @@ impl AsyncClient {
         receiver.await.map_err(|_| Error::unavailable("the ttrpc connection was closed"))?
     }
 
-    /// Ends when the connection does.
+    /// Waits until the connection has ended.
     pub async fn closed(&self) {
         let mut closed = self.closed.clone();
-        // An error means that the connection's task is gone, which is what we wait for.
+        // An error means that the connection's task, which holds the sender, is gone: the connection has ended.
         let _gone = closed.wait_for(|closed| *closed).await;
     }
 
@@ -147,7 +148,7 @@ impl AsyncClient {
     }
 }
 
-/// Forgets a call whose caller went away.
+/// Forgets a call when its future is dropped.
 struct Forget<'a> {
     shared: &'a Shared,
     stream: StreamId,
@@ -168,7 +169,7 @@ async fn read_answers(mut reader: OwnedReadHalf, shared: Arc<Shared>) {
         state.client.feed(&buffer[..len]);
         while let Some(answer) = state.client.next_answer() {
             if let Some(waiting) = state.waiting.remove(&answer.stream) {
-                // The caller may have gone away in this instant.
+                // The caller may have dropped its future just now.
                 let _unheard = waiting.send(answer.outcome);
             }
         }
@@ -186,13 +187,13 @@ async fn write_requests(mut writer: OwnedWriteHalf, shared: Arc<Shared>) {
         if bytes.is_empty() {
             shared.written.notified().await;
         } else if writer.write_all(&bytes).await.is_err() {
-            // The reading side sees the end of the connection and closes it.
+            // The reading task sees the end of the connection and closes it.
             return;
         }
     }
 }
 
-/// Listens on `path`, with a socket only its owner may use. An old socket file is replaced.
+/// Listens on `path`, replacing an old socket file. Only the owner may connect (mode 0600).
 pub fn listen(path: &Path) -> Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
     let about = || format!("listen on {}", path.display());
@@ -205,9 +206,8 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves until the future is dropped, and all its connections with it. `handle` answers with the
-/// encoded response; for services and methods it does not know, with
-/// [`Request::unknown_service`] and [`Request::unknown_method`].
+/// Serves until the future is dropped, which closes all connections. `handle` returns the encoded response; for an
+/// unknown service or method it returns [`Request::unknown_service`] or [`Request::unknown_method`].
 pub async fn serve<H, F>(listener: UnixListener, handle: H)
 where
     H: Fn(Request) -> F + Clone + Send + Sync + 'static,
@@ -220,13 +220,13 @@ where
             Ok((stream, _)) => {
                 connections.spawn(serve_connection(stream, handle.clone()));
             }
-            // Out of descriptors, most likely: give the others time to end.
+            // Most likely the process is out of file descriptors: give other connections time to end.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-/// Serves one connection until its peer hangs up.
+/// Serves one connection until the peer closes it.
 pub async fn serve_connection<H, F>(stream: UnixStream, handle: H)
 where
     H: Fn(Request) -> F + Clone + Send + Sync + 'static,
@@ -248,7 +248,8 @@ where
         for call in calls {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
             let (server, writer) = (server.clone(), writer.clone());
-            // Called here, so that what a handler does before its first wait is done in order.
+            // Called here and not in the task, so that handlers run in the order of their requests up to their first
+            // `.await`.
             let answer = handle(call.request);
             handlers.spawn(async move {
                 let outcome = answer.await;
@@ -261,7 +262,7 @@ where
     }
 }
 
-/// Writes all that waits. Errors show on the reading side, which ends the connection.
+/// Writes all pending bytes. The reading task sees a write error as the end of the connection, and closes it.
 async fn flush(server: &Mutex<Server>, writer: &tokio::sync::Mutex<OwnedWriteHalf>) {
     let mut writer = writer.lock().await;
     let bytes = {
@@ -363,7 +364,7 @@ mod tests {
             let client = AsyncClient::new(here);
             let big = message(&"x".repeat(100_000));
             let request = Request::new("s", "Echo", &big).with_timeout(Duration::from_millis(1));
-            // What the socket takes, what one write holds, and the limit.
+            // More than the socket's buffer, one write and the limit hold.
             for _ in 0..200 {
                 let error = client.call::<Status>(&request).await.unwrap_err();
                 if error.kind() == ErrorKind::ResourceExhausted {

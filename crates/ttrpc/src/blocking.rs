@@ -1,4 +1,4 @@
-//! A client for programs that wait: one call at a time over a unix socket.
+//! A blocking client: one call at a time over a unix socket.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -28,7 +28,7 @@ impl Blocking {
         Blocking { stream, client: Client::new() }
     }
 
-    /// Calls and waits for the answer; without a timeout in the request, for ever.
+    /// Sends a request and waits for the answer: without a timeout in the request, for ever.
     pub fn call<M: Message + Default>(&mut self, request: &Request) -> Result<M> {
         let deadline = request.timeout().map(|timeout| Instant::now() + timeout);
         let stream = self.client.call(request)?;
@@ -48,7 +48,7 @@ impl Blocking {
         while !self.client.pending().is_empty() {
             self.stream.set_write_timeout(remaining(deadline)?)?;
             match self.stream.write(self.client.pending()) {
-                // A socket with a timeout is not restarted after a signal (signal(7)).
+                // With SO_RCVTIMEO or SO_SNDTIMEO the kernel restarts no call after a signal (signal(7)).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 written => self.client.advance(written.map_err(timed_out)?),
             }
@@ -77,7 +77,7 @@ fn remaining(deadline: Option<Instant>) -> io::Result<Option<Duration>> {
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
 }
 
-/// A socket timeout shows as `WouldBlock`.
+/// The kernel reports an expired socket timeout as `WouldBlock`.
 fn timed_out(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
 }
@@ -88,7 +88,7 @@ mod tests {
     use crate::server::Server;
     use types::ErrorKind;
 
-    /// Answers each call with its own payload, except `Never`.
+    /// Answers each call with its own payload, except method `Never`.
     fn echo(mut stream: UnixStream) {
         let mut server = Server::new();
         let mut buffer = [0; 512];

@@ -1,4 +1,4 @@
-//! The calling end of one connection, without a socket.
+//! The client side of one connection, without IO.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use types::{Error, Result};
 use crate::frame::{CONTENT_LEN_MAX, Inbox, Kind, Outbox, StreamId};
 use crate::message::{Request, Response};
 
-/// What came back for a call.
+/// The response to a call.
 #[derive(Debug)]
 pub struct Answer {
     pub stream: StreamId,
@@ -55,7 +55,7 @@ impl Client {
         Ok(stream)
     }
 
-    /// Nobody waits for this call any more; a late answer is dropped.
+    /// Drops the answer to this call when it arrives: the caller no longer waits.
     pub fn forget(&mut self, stream: StreamId) {
         self.open.remove(&stream);
     }
@@ -65,7 +65,7 @@ impl Client {
         self.inbox.feed(bytes);
     }
 
-    /// The next answer that is whole. Answers nobody asked for are dropped.
+    /// The next complete answer. Answers to unknown or forgotten calls are dropped.
     pub fn next_answer(&mut self) -> Option<Answer> {
         loop {
             let frame = self.inbox.pop()?;

@@ -1,4 +1,4 @@
-//! Frames: what a ttrpc connection carries.
+//! Frames, the unit of a ttrpc connection.
 //!
 //! ```text
 //!  0        4        8      9       10
@@ -8,17 +8,17 @@
 //! ```
 //!
 //! Invariants
-//! - A frame's content is at most [`CONTENT_LEN_MAX`] bytes. A longer one is skipped, never buffered;
-//!   its header still comes out, so that the caller can be told.
-//! - [`Inbox`] holds at most one incomplete frame beyond what was fed to it.
+//! - A frame's content is at most [`CONTENT_LEN_MAX`] bytes. [`Inbox`] skips a longer one without buffering it, and
+//!   still returns its header, so that the server can answer the client.
+//! - [`Inbox`] holds at most one incomplete frame beyond the bytes of the last [`Inbox::feed`].
 
 use std::fmt;
 
-/// Bytes before the content.
+/// Bytes of a frame's header.
 pub const HEADER_LEN: usize = 10;
-/// Go's limit for one message.
+/// The largest content of a frame, in bytes: the limit of the Go package.
 pub const CONTENT_LEN_MAX: usize = 4 << 20;
-/// Buffers above this size are given back once they are empty.
+/// An empty buffer with a larger capacity, in bytes, is freed.
 const KEEP_CAPACITY: usize = 4 << 10;
 
 /// One call on a connection. Clients choose odd numbers, each larger than the one before.
@@ -31,7 +31,7 @@ impl fmt::Debug for StreamId {
     }
 }
 
-/// What a frame is. Kinds outside the protocol are kept as they came.
+/// The type of a frame. Types outside the protocol keep their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Request,
@@ -89,7 +89,7 @@ impl Header {
     }
 }
 
-/// A frame that arrived.
+/// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub header: Header,
@@ -97,11 +97,11 @@ pub struct Frame {
     pub content: Option<Vec<u8>>,
 }
 
-/// Bytes that came in, cut into frames.
+/// A parser of received bytes into frames.
 #[derive(Default)]
 pub struct Inbox {
     bytes: Vec<u8>,
-    /// Content still to be thrown away, of a frame that was too long.
+    /// The bytes still to be skipped of a content that was too long.
     skip: usize,
 }
 
@@ -113,7 +113,7 @@ impl Inbox {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The next whole frame.
+    /// The next complete frame.
     pub fn pop(&mut self) -> Option<Frame> {
         let header = Header::decode(*self.bytes.first_chunk::<HEADER_LEN>()?);
         let len = header.len as usize;
@@ -136,7 +136,7 @@ impl Inbox {
     }
 }
 
-/// Bytes that wait to go out.
+/// A buffer of frames to be sent.
 #[derive(Default)]
 pub struct Outbox {
     bytes: Vec<u8>,
@@ -144,7 +144,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Queues a frame. The caller has checked the length.
+    /// Queues a frame. Panics if `content` is longer than [`CONTENT_LEN_MAX`], which the caller has checked.
     pub fn push(&mut self, stream: StreamId, kind: Kind, content: &[u8]) {
         assert!(content.len() <= CONTENT_LEN_MAX, "content is checked before it is framed");
         let header = Header { len: content.len() as u32, stream, kind, flags: 0 };
@@ -153,12 +153,12 @@ impl Outbox {
         self.bytes.extend_from_slice(content);
     }
 
-    /// What is to be written next.
+    /// The bytes to write next.
     pub fn pending(&self) -> &[u8] {
         &self.bytes[self.sent..]
     }
 
-    /// Says that the first `len` bytes of [`Outbox::pending`] were written.
+    /// Notes that the first `len` bytes of [`Outbox::pending`] were written.
     pub fn advance(&mut self, len: usize) {
         self.sent += len;
         assert!(self.sent <= self.bytes.len(), "no more is sent than was pending");
@@ -169,7 +169,8 @@ impl Outbox {
                 self.bytes = Vec::new();
             }
         } else if self.sent > KEEP_CAPACITY.max(self.bytes.len() / 2) {
-            // A slow peer may never be done: what it took is given up once it is more than what waits.
+            // A slow peer may keep the buffer from ever being empty: drop the written bytes once they outnumber the
+            // pending.
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }

@@ -1,16 +1,16 @@
 //! ttrpc: containerd's small RPC between daemon and shims, wire compatible with the Go package.
 //!
-//! The core knows no sockets: bytes go in, frames come out, and whoever owns the socket moves them.
-//! So one loop can drive any number of connections, and the asynchronous face is thin.
+//! The core does no IO: the owner of the socket feeds received bytes and writes pending ones. So one loop can drive
+//! any number of connections, and the asynchronous client and server are thin.
 //!
-//! - [`frame`]: the ten-byte header and the buffers for bytes on their way.
+//! - [`frame`]: the ten-byte header, and the buffers in both directions.
 //! - [`message`]: request, response and status.
-//! - [`Server`]: the serving end of one connection. Answers may come in any order, at any time.
-//! - [`Client`]: the calling end of one connection, many calls at once.
-//! - [`Blocking`]: a client for programs that wait: one call at a time over a unix socket.
-//! - `asynchronous`, behind the feature `tokio`: client and server for the daemon.
+//! - [`Server`]: the server side of one connection. Calls may be answered in any order, at any time.
+//! - [`Client`]: the client side of one connection, with any number of open calls.
+//! - [`Blocking`]: a blocking client: one call at a time over a unix socket.
+//! - `asynchronous`, behind the feature `tokio`: the client and server of the daemon.
 //!
-//! Only unary calls: containerd's shim API has no others. A stream's data frame is passed over.
+//! Only unary calls: containerd's shim API has no streaming ones. Data frames are ignored.
 #![forbid(unsafe_code)]
 
 pub mod frame;
@@ -32,7 +32,8 @@ pub use server::{CALLS_MAX, Call, PENDING_MAX, Server};
 /// Metadata key that carries containerd's namespace.
 pub const NAMESPACE_KEY: &str = "containerd-namespace-ttrpc";
 
-/// The path in an address such as `unix:///run/x`, `ttrpc+unix:///run/x` or `/run/x`.
+/// The socket path in an address such as `unix:///run/x`, `ttrpc+unix:///run/x` or `/run/x`. Any other form is
+/// `InvalidArgument`.
 pub fn socket_path(address: &str) -> types::Result<&std::path::Path> {
     let path = ["unix://", "ttrpc+unix://"]
         .iter()

@@ -1,4 +1,4 @@
-//! What is inside frames: requests, responses, and how errors become statuses.
+//! The messages inside frames: requests, responses, and errors as statuses.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub struct Request {
     pub method: String,
     #[prost(bytes = "vec", tag = "3")]
     pub payload: Vec<u8>,
-    /// How long the caller waits; zero is for ever, and less is over already.
+    /// The caller's timeout in nanoseconds. Zero is none; a negative one has already expired.
     #[prost(int64, tag = "4")]
     pub timeout_nano: i64,
     #[prost(message, repeated, tag = "5")]
@@ -53,7 +53,7 @@ impl Request {
         self.metadata.iter().find(|pair| pair.key == key).map(|pair| pair.value.as_str())
     }
 
-    /// Reads the payload as the message that the method expects.
+    /// Decodes the payload as the method's request message. `InvalidArgument` if it is malformed.
     pub fn read<M: Message + Default>(&self) -> Result<M> {
         M::decode(self.payload.as_slice()).map_err(|error| {
             Error::invalid_argument(format!("{}/{}: malformed request", self.service, self.method))
@@ -61,12 +61,12 @@ impl Request {
         })
     }
 
-    /// What Go answers for a service nobody registered.
+    /// The error that the Go package returns for an unknown service.
     pub fn unknown_service(&self) -> Error {
         Error::unimplemented(format!("service {}", self.service))
     }
 
-    /// What Go answers for a method its service does not have.
+    /// The error that the Go package returns for an unknown method.
     pub fn unknown_method(&self) -> Error {
         Error::unimplemented(format!("method {}", self.method))
     }
@@ -88,7 +88,7 @@ pub struct Response {
     pub payload: Vec<u8>,
 }
 
-/// `google.rpc.Status`, without the details nobody sends.
+/// `google.rpc.Status`, without `details`, which no peer sends.
 #[derive(Clone, PartialEq, Message)]
 pub struct Status {
     #[prost(int32, tag = "1")]
@@ -120,7 +120,7 @@ impl From<Response> for Result<Vec<u8>> {
     }
 }
 
-/// Reads a response's payload.
+/// Decodes a response's payload.
 pub(crate) fn read_answer<M: Message + Default>(payload: &[u8]) -> Result<M> {
     M::decode(payload).map_err(|error| Error::internal("malformed ttrpc response").with_source(error))
 }
@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(request.timeout_nano, 2_000_000);
         assert_eq!(request.timeout(), Some(Duration::from_millis(2)));
         assert_eq!(Request::new("s", "m", &()).timeout(), None);
-        // As Go writes a deadline that has passed.
+        // The Go package sends a negative timeout for a deadline that has passed.
         let late = Request { timeout_nano: -5, ..Request::new("s", "m", &()) };
         assert_eq!(late.timeout(), Some(Duration::ZERO));
     }

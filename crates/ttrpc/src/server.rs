@@ -1,4 +1,4 @@
-//! The serving end of one connection, without a socket.
+//! The server side of one connection, without IO.
 //!
 //! ```text
 //! socket ──feed──▶ Server ──next_call──▶ Call ──▶ handler
@@ -6,11 +6,11 @@
 //! ```
 //!
 //! Invariants
-//! - A stream gets one answer; a second one, or one for a stream never asked, is a bug here and panics.
-//! - At most [`CALLS_MAX`] calls are open: more are refused, since not to read them could hold up the very
-//!   call that would end the others.
-//! - At most [`PENDING_MAX`] bytes wait for a reader: past that [`Server::accepts_input`] is false and the
-//!   owner stops reading the socket.
+//! - Each call is answered exactly once; a second answer, or one to an unknown stream, is a bug and panics.
+//! - At most [`CALLS_MAX`] calls are open. Further ones are refused rather than left unread: one of them may be the
+//!   call that ends the others.
+//! - At most [`PENDING_MAX`] bytes wait for a peer that does not read: beyond that [`Server::accepts_input`] is
+//!   false, and the owner stops reading the socket.
 
 use std::collections::BTreeSet;
 
@@ -20,13 +20,13 @@ use types::{Error, Result};
 use crate::frame::{CONTENT_LEN_MAX, Inbox, Kind, Outbox, StreamId};
 use crate::message::{Request, Response};
 
-/// Calls open at once on one connection. Some of them may wait for what never happens, for callers that are long gone:
-/// the protocol has no word for that. Whoever serves takes no more than half of these to wait for the end of something.
+/// The number of open calls on one connection. Some may wait for ever on behalf of clients that gave up: the protocol
+/// cannot cancel a call. A service lets at most half of them wait for the end of a process.
 pub const CALLS_MAX: usize = 8192;
-/// Bytes that may wait for a peer that does not read.
+/// The number of bytes that may wait for a peer that does not read.
 pub const PENDING_MAX: usize = 1 << 20;
 
-/// A request and where its answer goes.
+/// A received request, and the stream on which it is answered.
 #[derive(Debug)]
 pub struct Call {
     pub stream: StreamId,
@@ -51,7 +51,7 @@ impl Server {
         self.inbox.feed(bytes);
     }
 
-    /// The next request that is whole. What the protocol forbids is answered here.
+    /// The next complete request. Requests that violate the protocol are answered here with an error.
     pub fn next_call(&mut self) -> Option<Call> {
         loop {
             let frame = self.inbox.pop()?;
@@ -67,7 +67,7 @@ impl Server {
     fn accept(&mut self, stream: StreamId, kind: Kind, content: Option<Vec<u8>>) -> Result<Option<Request>> {
         match kind {
             Kind::Request => {}
-            // Data of a stream whose request was refused, or of none: nobody waits for an answer.
+            // No caller waits for an answer to these: data of a stream that was refused, or of none.
             Kind::Data | Kind::Response | Kind::Other(_) => return Ok(None),
         }
         if stream.0.is_multiple_of(2) {
@@ -89,7 +89,7 @@ impl Server {
         Ok(Some(request))
     }
 
-    /// Queues the answer to a call.
+    /// Queues the answer to a call. Panics if the call was answered already.
     pub fn reply(&mut self, stream: StreamId, outcome: Result<Vec<u8>>) {
         assert!(self.open.remove(&stream), "a stream is answered once");
         self.send(stream, outcome);
@@ -114,7 +114,7 @@ impl Server {
         !self.open.is_empty()
     }
 
-    /// Bytes to write to the peer; say with [`Server::advance`] how many were written.
+    /// Bytes to write to the peer. Report how many were written with [`Server::advance`].
     pub fn pending(&self) -> &[u8] {
         self.outbox.pending()
     }
@@ -136,7 +136,7 @@ mod tests {
         Request::new("test.Service", method, &())
     }
 
-    /// Moves everything that waits on either side.
+    /// Moves all pending bytes in both directions.
     fn exchange(client: &mut Client, server: &mut Server) {
         server.feed(client.pending());
         client.advance(client.pending().len());
@@ -165,7 +165,7 @@ mod tests {
         assert!(answer.outcome.unwrap_err().is(ErrorKind::NotFound));
     }
 
-    /// Feeds one hostile frame and returns the kind of the answer, if any came.
+    /// Feeds one malformed frame and returns the kind of the error that answers it, if any.
     fn answer_to(server: &mut Server, header: Header, content: &[u8]) -> Option<ErrorKind> {
         server.feed(&header.encode());
         server.feed(content);
