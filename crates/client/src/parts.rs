@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_what_the_whole_has() {
+    fn lazy_lists_have_the_elements_of_the_whole_message() {
         for count in [0, 1, 300] {
             let whole = ListImagesResponse { images: images(count) };
             let parts = Parts::<Image>::new(whole.encode_to_vec().into());
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_nobody_knows_are_skipped_and_what_is_broken_ends() {
+    fn a_list_skips_unknown_fields_and_ends_at_malformed_ones() {
         // Field 2, a varint.
         let mut bytes = vec![0x10, 0x7];
         bytes.extend(ListImagesResponse { images: images(2) }.encode_to_vec());

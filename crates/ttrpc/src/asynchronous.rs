@@ -79,18 +79,18 @@ impl AsyncClient {
         let (alive, dropped) = oneshot::channel();
         let (closing, closed) = watch::channel(false);
         let (reader, writer) = stream.into_split();
-        let mover = tokio::spawn(read_answers(reader, shared.clone()));
-        let sender = tokio::spawn(write_requests(writer, shared.clone()));
+        let reader_task = tokio::spawn(read_answers(reader, shared.clone()));
+        let writer_task = tokio::spawn(write_requests(writer, shared.clone()));
         let end = shared.clone();
         tokio::spawn(async move {
-            let reading = mover.abort_handle();
+            let reader = reader_task.abort_handle();
             tokio::spawn(async move {
                 // The channel never carries a value: an error here means that the last client was dropped.
                 let _ended = dropped.await;
-                reading.abort();
+                reader.abort();
             });
-            let _cancelled = mover.await;
-            sender.abort();
+            let _cancelled = reader_task.await;
+            writer_task.abort();
             end.close();
             closing.send_replace(true);
         });
@@ -132,7 +132,7 @@ impl AsyncClient {
             stream
         };
         self.shared.written.notify_one();
-        let _forget = Forget { shared: &self.shared, stream };
+        let _forget = ForgetOnDrop { shared: &self.shared, stream };
         receiver.await.map_err(|_| Error::unavailable("the ttrpc connection was closed"))?
     }
 
@@ -149,12 +149,12 @@ impl AsyncClient {
 }
 
 /// Forgets a call when its future is dropped.
-struct Forget<'a> {
+struct ForgetOnDrop<'a> {
     shared: &'a Shared,
     stream: StreamId,
 }
 
-impl Drop for Forget<'_> {
+impl Drop for ForgetOnDrop<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.waiting.remove(&self.stream);
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_a_peer_that_does_not_read_has_an_end() {
+    fn requests_pending_for_a_peer_that_does_not_read_are_bounded() {
         run(async {
             let (here, _there) = UnixStream::pair().unwrap();
             let client = AsyncClient::new(here);

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_that_of_the_go_package() {
+    fn the_frame_header_is_that_of_the_go_package() {
         let header = Header { len: 0x0102_0304, stream: StreamId(5), kind: Kind::Response, flags: 2 };
         assert_eq!(header.encode(), [1, 2, 3, 4, 0, 0, 0, 5, 2, 2]);
         assert_eq!(Header::decode(header.encode()), header);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_is_given_up_though_something_always_waits() {
+    fn the_outbox_frees_sent_bytes_though_some_are_always_pending() {
         let mut outbox = Outbox::default();
         let content = vec![7; 10_000];
         outbox.push(StreamId(1), Kind::Response, &content);

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_keeps_its_kind_across_the_wire() {
+    fn an_error_keeps_its_kind_in_a_response() {
         let error = Error::not_found("no such task").context("kill redis");
         let response = Response::from(Err(error));
         let bytes = response.encode_to_vec();

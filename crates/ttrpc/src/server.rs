@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_protocol_forbids_is_refused() {
+    fn frames_that_violate_the_protocol_are_refused() {
         let frame = |stream, kind, len| Header { len, stream: StreamId(stream), kind, flags: 0 };
         let mut server = Server::new();
         let mut check = |header, content: &[u8], expected| {

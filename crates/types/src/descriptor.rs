@@ -9,13 +9,13 @@ use crate::Digest;
 use crate::spec::image::Platform;
 use crate::spec::null_as_default;
 
-/// Points at a blob and says what it is.
+/// A reference to a blob: its media type, digest and size (image-spec `descriptor.md`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
     pub media_type: String,
     pub digest: Digest,
-    /// Bytes. The wire type is a signed 64-bit integer; negative sizes are refused on parsing.
+    /// Bytes. The field is a signed 64-bit integer in JSON; a negative size is a parse error.
     pub size: u64,
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
@@ -25,7 +25,7 @@ pub struct Descriptor {
     pub platform: Option<Platform>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// The blob itself in base64, for small ones.
+    /// The blob itself in base64, for small blobs (image-spec `descriptor.md`, "Embedded Content").
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
 }
@@ -53,10 +53,10 @@ pub mod media_type {
     pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
     pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
     pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
-    /// Of image-spec 1.1 before its release.
+    /// The artifact manifest, which image-spec 1.1 dropped before its release.
     pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
     pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
-    /// What criu wrote of a container, and its configuration.
+    /// The archive of a container's process state that criu wrote, and the checkpoint's configuration.
     pub const CHECKPOINT: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
     pub const CHECKPOINT_CONFIG: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
     pub const IN_TOTO: &str = "application/vnd.in-toto+json";
@@ -78,12 +78,12 @@ pub mod media_type {
         matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
     }
 
-    /// A manifest in a form that nobody writes any more.
+    /// Whether this is a manifest type that registries and tools have given up.
     pub fn is_old_manifest(media_type: &str) -> bool {
         matches!(media_type, DOCKER_SCHEMA1 | DOCKER_SCHEMA1_SIGNED | OCI_ARTIFACT)
     }
 
-    /// What names other blobs: an index or a manifest.
+    /// Whether this type references other blobs: an index or a manifest.
     pub fn is_document(media_type: &str) -> bool {
         is_index(media_type) || is_manifest(media_type)
     }
@@ -92,13 +92,13 @@ pub mod media_type {
         matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
     }
 
-    /// A file system layer of any compression, foreign ones included.
+    /// Whether this is a file system layer: of any compression, foreign layers included.
     pub fn is_layer(media_type: &str) -> bool {
         media_type.starts_with("application/vnd.oci.image.layer.")
             || media_type.starts_with("application/vnd.docker.image.rootfs.")
     }
 
-    /// A layer that only those can read who have the key (the media types of ocicrypt).
+    /// Whether this is a layer that only the holder of a key can decrypt (media types of ocicrypt).
     pub fn is_encrypted(media_type: &str) -> bool {
         is_layer(media_type) && media_type.ends_with("+encrypted")
     }

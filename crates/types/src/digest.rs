@@ -1,8 +1,8 @@
 //! Content addresses: `algorithm:hex`, as the OCI image spec defines them
 //! (image-spec `descriptor.md`, "Digests").
 //!
-//! A [`Digest`] in hand is always well formed: known algorithm, lowercase hex of the right length.
-//! That makes it safe to use as a file name.
+//! A [`Digest`] is always well formed: a known algorithm, and lowercase hex of the right length. So it is safe as a
+//! file name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,7 +39,7 @@ impl Algorithm {
     }
 }
 
-/// The name of some bytes by their hash.
+/// The hash of a blob's content, which names the blob.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {
@@ -55,7 +55,7 @@ impl Digest {
         hasher.finish()
     }
 
-    /// The one whose hash is known by its bytes.
+    /// A digest from the 32 bytes of a sha256.
     pub fn from_sha256(hash: &[u8; 32]) -> Digest {
         Digest { algorithm: Algorithm::Sha256, hex: hex(hash) }
     }
@@ -69,7 +69,7 @@ impl Digest {
         &self.hex
     }
 
-    /// The first twelve hex digits, as people see ids.
+    /// The first twelve hex digits: the short id in tables.
     pub fn short(&self) -> &str {
         &self.hex[..12]
     }
@@ -79,7 +79,7 @@ impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Digest> {
-        // The words of Go's package of digests.
+        // The error text of Go's digest package, which clients look for.
         const FORMAT: &str =
             "invalid checksum digest format, it must be an algorithm, ':' and its hash in lowercase hex";
         let bad = |why: &str| Error::invalid_argument(format!("invalid digest {text}: {why}"));
@@ -124,7 +124,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Computes a [`Digest`] from bytes as they stream by.
+/// Computes a [`Digest`] of a stream of bytes.
 #[derive(Clone)]
 pub struct Hasher(State);
 

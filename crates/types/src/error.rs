@@ -1,13 +1,13 @@
-//! How anything in Hoist fails.
+//! The error type of all crates.
 //!
-//! Two questions, two answers. *What will the caller do?* is the [`ErrorKind`], the closed set that
-//! containerd and gRPC share. *What must a person know?* is the message (operation, object, way
-//! out) with the chain of sources behind it.
+//! An error answers two questions. *What can the caller do?* is the [`ErrorKind`], the closed set that containerd and
+//! gRPC share. *What must a person know?* is the message (operation, object, way out) with the chain of sources behind
+//! it.
 //!
 //! Invariants
 //! - `Display` never repeats the source; [`Error::chain`] is the one place that prints the chain.
-//! - What the kernel says is told in the words that every other program of this field has for it ([`spelled`]).
-//! - Context is added where it is known; an error is logged once, by whoever does not return it.
+//! - Kernel errors have the spelling of Go's programs ([`spelled`]), as tools match on these texts.
+//! - Context is added where it is known. An error is either returned or logged, never both.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -15,7 +15,7 @@ use std::io;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a caller can decide on. The set of containerd's `errdefs` and of gRPC's status codes.
+/// What a caller can decide on: the set of containerd's `errdefs` and of gRPC's status codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     Cancelled,
@@ -94,7 +94,7 @@ impl From<io::ErrorKind> for ErrorKind {
 
 type Source = Box<dyn StdError + Send + Sync + 'static>;
 
-/// A kind to act on, a sentence to read, and what caused it.
+/// An error: a kind for the caller, a message for a person, and the source that caused it.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -138,21 +138,21 @@ impl Error {
         unauthenticated => Unauthenticated,
     }
 
-    /// The same error with what caused it.
+    /// Sets the source of this error.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Error {
         self.0.source = Some(source.into());
         self
     }
 
-    /// What a panic is for whoever waited for the work: an `Internal` error that says what broke down, caused by what
-    /// the waiting gave. For `map_err`.
+    /// For `map_err` on the handle of a task or thread: turns its panic into an `Internal` error that names the work
+    /// `what`, with the panic as source.
     pub fn broke_down<P: Into<Source>>(what: &str) -> impl FnOnce(P) -> Error {
         move |panic| Error::internal(format!("{what} broke down")).with_source(panic)
     }
 
-    /// Wraps this error in a sentence about the operation it broke. The kind stays. What it says already, as the error
-    /// of another process that does the same work, is not said twice.
+    /// Wraps this error in a message about the operation that failed, and keeps its kind. A message that this error
+    /// begins with already, such as that of a worker process that does the same operation, is not repeated.
     #[must_use]
     pub fn context(self, message: impl Into<String>) -> Error {
         let message = message.into();
@@ -163,7 +163,7 @@ impl Error {
         Error::new(self.kind(), message).with_source(self)
     }
 
-    /// The same error under another kind, for the place that knows better what a caller may do.
+    /// Changes the kind, where the caller's choices are better known than where the error arose.
     #[must_use]
     pub fn with_kind(mut self, kind: ErrorKind) -> Error {
         self.0.kind = kind;
@@ -178,12 +178,12 @@ impl Error {
         self.0.kind == kind
     }
 
-    /// The sentence of this error alone, without its causes.
+    /// The message of this error alone, without its sources.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// The whole chain on one line: `pull redis: fetch layer 3: connection reset`.
+    /// The messages of the whole chain on one line: `pull redis: fetch layer 3: connection reset`.
     pub fn chain(&self) -> String {
         let mut line = self.to_string();
         let mut next = self.source();
@@ -196,8 +196,8 @@ impl Error {
     }
 }
 
-/// What a cause says, with an error of the kernel's as Go's programs spell it, whatever the C library calls it: Docker and
-/// others read `no such file or directory` and `permission denied` in the text of an error, in these letters.
+/// Rewrites the kernel error at the end of a message (`… (os error 2)`) as Go spells it, whatever the C library's text
+/// is: Docker and other clients look for `no such file or directory` and `permission denied` in exactly this spelling.
 pub fn spelled(text: String) -> String {
     let numbered = text.strip_suffix(')').and_then(|text| text.rsplit_once(" (os error "));
     let Some((said, number)) = numbered else { return text };
@@ -215,7 +215,7 @@ pub fn spelled(text: String) -> String {
     format!("{before}{own}")
 }
 
-/// Errors of the kernel's (errno(3)) for which C libraries have different words.
+/// Kernel errors (errno(3)) whose text differs between C libraries and Go.
 const SPELLED: &[(i32, &str)] = &[
     (5, "input/output error"),
     (12, "cannot allocate memory"),
@@ -249,10 +249,9 @@ impl StdError for Error {
     }
 }
 
-/// Adds the sentence that says which operation on which object failed.
+/// Adds a message that says which operation on which object failed.
 ///
-/// For our own [`Error`] the kind is kept; for [`io::Error`] it is derived from the io kind.
-/// The closure runs only on failure.
+/// An [`Error`] keeps its kind; an [`io::Error`] gets the kind of its io kind. The closure runs only on failure.
 pub trait Context<T> {
     fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T>;
 }
@@ -269,9 +268,9 @@ impl<T> Context<T> for Result<T, io::Error> {
     }
 }
 
-/// For who can do without something that is not there: not yet, or not any more.
+/// For callers that accept that an object does not exist, not yet or not any more.
 pub trait UnlessGone<T> {
-    /// None in the place of an error that says `NotFound`. Any other stays one: what cannot be told is not gone.
+    /// Turns a `NotFound` error into `None`. Every other error stays: it does not say that the object is gone.
     fn unless_gone(self) -> Result<Option<T>>;
 }
 
@@ -289,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_round_trip() {
+    fn status_codes_round_trip() {
         for code in 1..=16 {
             assert_eq!(ErrorKind::from_code(code).code(), code);
         }
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_kernel_are_told_in_the_words_of_others() {
+    fn kernel_errors_are_spelled_as_go_spells_them() {
         let chain = |error: io::Error| Err::<(), _>(error).context(|| "open /x").unwrap_err().chain();
         for (number, words) in [
             (1, "operation not permitted"),
@@ -335,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_work_that_panics_is_told_which() {
+    fn the_error_of_a_panic_names_the_work() {
         let joined: Result<Result<u8>, io::Error> = Err(io::Error::other("it panicked"));
         let error = joined.map_err(Error::broke_down("a worker")).unwrap_err();
         assert_eq!(
@@ -345,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_not_found_is_gone() {
+    fn unless_gone_turns_only_not_found_into_none() {
         assert_eq!(Ok::<_, Error>(1).unless_gone().unwrap(), Some(1));
         let missing: Result<u8> = Err(Error::not_found("blob").context("open it"));
         assert_eq!(missing.unless_gone().unwrap(), None);
@@ -354,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn io_kinds_become_ours() {
+    fn io_error_kinds_become_error_kinds() {
         let missing: io::Result<()> = Err(io::ErrorKind::NotFound.into());
         assert_eq!(missing.context(|| "open /x").unwrap_err().kind(), ErrorKind::NotFound);
         let full: io::Result<()> = Err(io::ErrorKind::StorageFull.into());

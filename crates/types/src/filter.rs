@@ -1,19 +1,19 @@
-//! Filters: which records of a list a client wants (containerd's `pkg/filters`).
+//! Filters, by which a client selects records of a list (containerd's `pkg/filters`).
 //!
 //! ```text
-//! filters   any of a list of filter; an empty list matches all
-//! filter    selector ("," selector)*                     all of them; "" matches all
-//! selector  path                                         the field is there
+//! filters   a list of filter; matches if any of them does, or if the list is empty
+//! filter    selector ("," selector)*                     matches if all selectors do; "" matches everything
+//! selector  path                                         the field is present
 //!         | path ("==" | "!=" | "~=") value              "~=" is an unanchored regular expression
 //! path      field ("." field)*
 //! field     [A-Za-z0-9_]+ | quoted                       labels."a.b/c"
 //! value     quoted | printable characters but "," and space
-//! quoted    "…" with Go's escapes; after "~=" also /…/ and |…| with the same escapes, where others are left to
-//!           the regular expression
+//! quoted    "…" with Go's escapes; after "~=" also /…/ and |…| with the same escapes, where unknown escapes are left
+//!           to the regular expression
 //! ```
 //!
-//! White space may stand before any token. A field that is missing counts as empty text for `!=` and `~=`, and
-//! is equal to nothing. Expressions are Go's: see [`expression`].
+//! White space may stand before any token. An absent field counts as empty text for `!=` and `~=`, and equals nothing
+//! for `==`. Regular expressions have Go's syntax: see [`expression`].
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -23,13 +23,13 @@ use regex_lite::Regex;
 
 use crate::{Error, Labels, Result};
 
-/// What a record shows to filters.
+/// A record that can be filtered.
 pub trait Fields {
-    /// The field at `path`, or `None` if it is not there.
+    /// The value of the field at `path`, or `None` if the record does not have it.
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>>;
 }
 
-/// The name of a field: `labels.a.b` has the head `labels` and the rest `a.b`.
+/// The path of a field. `labels.a.b` has the head `labels` and the rest `a.b`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldPath {
     head: String,
@@ -41,33 +41,33 @@ impl FieldPath {
         &self.head
     }
 
-    /// What follows the head, joined by dots; empty if nothing does.
+    /// The path after the head, joined by dots. Empty if the path is only a head.
     pub fn rest(&self) -> &str {
         &self.rest
     }
 
-    /// The field of `labels` that the rest names.
+    /// The label whose key is the rest of the path.
     pub fn label<'a>(&self, labels: &'a Labels) -> Option<Cow<'a, str>> {
         labels.get(&self.rest).map(|value| Cow::Borrowed(value.as_str()))
     }
 }
 
-/// A text field that is there when it is not empty, as most of containerd's are.
+/// A text field, which is present unless it is empty, as for most fields of containerd.
 pub fn present(text: &str) -> Option<Cow<'_, str>> {
     (!text.is_empty()).then_some(Cow::Borrowed(text))
 }
 
-/// Matches when any of its filters does, or when it has none.
+/// A list of filters. Matches when any of them does, or when the list is empty.
 #[derive(Clone, Debug, Default)]
 pub struct Filters(Vec<Filter>);
 
 impl Filters {
-    /// Matches everything.
+    /// The empty list, which matches everything.
     pub fn all() -> Filters {
         Filters::default()
     }
 
-    /// `InvalidArgument` with filter, position and reason.
+    /// Parses filters. `InvalidArgument` names the filter, the position and the reason.
     pub fn parse<T: AsRef<str>>(texts: &[T]) -> Result<Filters> {
         texts.iter().map(|text| text.as_ref().parse()).collect::<Result<_>>().map(Filters)
     }
@@ -76,19 +76,19 @@ impl Filters {
         self.0.is_empty() || self.0.iter().any(|filter| filter.matches(record))
     }
 
-    /// The values of a field of which every record that matches has one, in order; none where others may match too. Who keeps
-    /// records by that field need not look at the rest.
+    /// The values, sorted, of which `field` must equal one for a record to match. `None` if records with other values
+    /// can match too. A store with an index on the field need not visit the other records.
     pub fn values_of(&self, field: &str) -> Option<BTreeSet<&str>> {
         if self.0.is_empty() { None } else { self.0.iter().map(|filter| filter.value_of(field)).collect() }
     }
 
-    /// Whether this matches everything without a look.
+    /// Whether this matches every record, whatever its fields are.
     pub fn is_all(&self) -> bool {
         self.0.is_empty() || self.0.iter().any(|filter| filter.0.is_empty())
     }
 }
 
-/// Matches when all of its selectors do.
+/// A list of selectors. Matches when all of them do.
 #[derive(Clone, Debug)]
 pub struct Filter(Vec<Selector>);
 
@@ -97,7 +97,7 @@ impl Filter {
         self.0.iter().all(|selector| selector.matches(record))
     }
 
-    /// What a field must be equal to.
+    /// The value that `field` must equal for this filter to match, if there is one.
     fn value_of(&self, field: &str) -> Option<&str> {
         self.0.iter().find_map(|selector| selector.value_of(field))
     }
@@ -149,12 +149,12 @@ impl Selector {
     }
 }
 
-/// A regular expression of Go's (`regexp/syntax`) in the words of the one that is used here. There, `[` in a class and
-/// `{` that begins no count stand for themselves, signs in a class mean nothing together, and `\Q…\E` is literal.
+/// Translates a regular expression of Go (`regexp/syntax`) for the crate `regex_lite`. In Go, `[` in a class and a `{`
+/// that begins no repetition are literal, classes have no set operators such as `&&`, and `\Q…\E` is literal text.
 fn expression(go: &str) -> String {
     let mut out = String::with_capacity(go.len());
     let mut rest = go;
-    // Inside of a class: whether its first sign is behind us.
+    // Inside a class: whether its first item has been read, after which a `]` ends it.
     let mut class: Option<bool> = None;
     while let Some(found) = rest.chars().next() {
         let (mut len, mut escaped, was_in) = (found.len_utf8(), false, class);
@@ -180,7 +180,7 @@ fn expression(go: &str) -> String {
             }
             (']', Some(true)) => class = None,
             ('&' | '~', Some(_)) => escaped = true,
-            // The second of two ends a range, or stands for itself.
+            // `regex_lite` reads `--` in a class as an operator; in Go the second dash ends a range, or is literal.
             ('-', Some(_)) => escaped = out.ends_with('-'),
             ('{', None) => escaped = !begins_count(&rest[1..]),
             _ => {}
@@ -194,7 +194,7 @@ fn expression(go: &str) -> String {
     out
 }
 
-/// Whether a `{` with this behind it is that of `{2}`, `{2,}` or `{2,5}`.
+/// Whether a `{` followed by `rest` begins a repetition: `{2}`, `{2,}` or `{2,5}`.
 fn begins_count(rest: &str) -> bool {
     let Some((count, _)) = rest.split_once('}') else { return false };
     let (least, most) = count.split_once(',').unwrap_or((count, ""));
@@ -203,7 +203,7 @@ fn begins_count(rest: &str) -> bool {
 }
 
 struct Failure {
-    /// Byte offset in the filter.
+    /// The byte offset in the filter.
     at: usize,
     why: String,
 }
@@ -217,7 +217,7 @@ struct Parser<'a> {
     at: usize,
 }
 
-/// Whether `/…/` and `|…|` are quotes here.
+/// Which characters quote a value here: `"` alone, or `/` and `|` too.
 #[derive(Clone, Copy, PartialEq)]
 enum Quotes {
     Double,
@@ -291,7 +291,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The value and where it begins.
+    /// Parses a value. Also returns the byte offset at which it begins.
     fn value(&mut self, quotes: Quotes) -> Result<(usize, String), Failure> {
         self.skip_space();
         let at = self.at;
@@ -325,7 +325,7 @@ impl<'a> Parser<'a> {
         String::from_utf8(value).or_else(|_| fail(at, "quoted literal is not UTF-8"))
     }
 
-    /// What follows a backslash.
+    /// Parses the characters after a backslash.
     fn escape(&mut self, quote: char, value: &mut Vec<u8>) -> Result<(), Failure> {
         let at = self.at - 1;
         let illegal = || fail(at, "illegal escape sequence");
@@ -418,7 +418,7 @@ mod tests {
         }
     }
 
-    /// Names of the records that match.
+    /// Checks the names of the records that match.
     fn check(filters: &[&str], expected: &[&str]) {
         let record = |name, labels: &[(&str, &str)]| Record {
             name,
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn the_values_of_a_field_are_known_where_nothing_else_matches() {
+    fn a_filter_tells_the_values_that_a_field_must_have() {
         let check = |filters: &[&str], expected: Option<&[&str]>| {
             let filters = Filters::parse(filters).unwrap();
             let values: Option<Vec<_>> = filters.values_of("name").map(|values| values.into_iter().collect());
@@ -466,7 +466,7 @@ mod tests {
         check(&["name~=^foo$"], &["foo"]);
         check(&["name~=/^ba/"], &["bar/baz"]);
         check(&[r"name~=/r\/b/"], &["bar/baz"]);
-        // What Go's strings know is theirs before it is the expression's: this is a backspace.
+        // Go's escapes of strings come first: this is a backspace, not a word boundary.
         check(&[r"name~=/\bfo+x?/"], &[]);
         check(&[r"name~=\bfo+x?"], &["foo", "foobar"]);
         check(&[r"name~=/\x66o\157\u0062/"], &["foobar"]);
@@ -493,9 +493,9 @@ mod tests {
         check(&[r#""name"==foo"#], &["foo"]);
     }
 
-    /// Compared with what containerd 2.3 answers.
+    /// The expected values are containerd 2.3's.
     #[test]
-    fn expressions_are_gos() {
+    fn regular_expressions_have_gos_syntax() {
         for (expression, expected) in [
             ("[[a]r/b", &["bar/baz"][..]),
             ("[[a]r", &["foobar", "bar/baz"]),
@@ -517,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_its_position() {
+    fn a_malformed_filter_is_refused_with_its_position() {
         let cases = [
             ("name=", 4, "unsupported operator"),
             ("name==", 6, "expected value"),

@@ -1,5 +1,5 @@
-//! Names of records. Each is a type of its own, checked when it is made, so that an id in hand can
-//! be used as a path component and never has to be looked at again.
+//! Identifiers of records. Each kind is a type of its own that checks its text when it is made. So an identifier is
+//! always valid, and safe as a path component.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,11 +11,11 @@ use crate::{Error, Result};
 /// containerd's limit for identifiers (`pkg/identifiers`).
 pub const IDENTIFIER_LEN_MAX: usize = 76;
 
-/// The longest lease id or ingest reference, in bytes: as long as keys of containerd's database can be.
+/// The longest lease id or ingest reference, in bytes: the longest key of containerd's database.
 pub const FREE_TEXT_LEN_MAX: usize = 32_768;
 
-/// Checks containerd's rule of identifiers, with runs of separators refused, and says what is wrong in its words, which
-/// programs look for.
+/// Checks containerd's rule for identifiers, which also forbids consecutive separators. The error has containerd's
+/// text, which clients look for.
 pub fn check(text: &str) -> Result<()> {
     let bad = |why: String| Err(Error::invalid_argument(format!("identifier {why}")));
     if text.is_empty() {
@@ -31,7 +31,7 @@ pub fn check(text: &str) -> Result<()> {
     bad(format!("{text:?} must match ^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"))
 }
 
-/// As [`check`], and says of what it is the identifier.
+/// As [`check`]; the error also says what kind of identifier it is.
 pub fn check_identifier(what: &str, text: &str) -> Result<()> {
     check(text).map_err(|error| Error::invalid_argument(format!("invalid {what} {text}: {error}")))
 }
@@ -106,27 +106,27 @@ macro_rules! id_type {
 }
 
 id_type!(
-    /// A tenant: records in one namespace are invisible in another.
+    /// A namespace, which isolates tenants: records of one are invisible in another.
     Namespace, "namespace", check_identifier
 );
 id_type!(
-    /// A container record, and the task that runs it.
+    /// A container record, and its task.
     ContainerId, "container id", check_identifier
 );
 id_type!(
-    /// A further process in a running container.
+    /// An additional process in a running container.
     ExecId, "exec id", check_identifier
 );
 id_type!(
-    /// A sandbox: the unit that owns a shim.
+    /// A sandbox: the unit that has one shim.
     SandboxId, "sandbox id", check_identifier
 );
 id_type!(
-    /// A lease. containerd lets clients choose any text, so only size and emptiness are checked.
+    /// A lease. containerd lets clients choose any text, so only its length is checked: not empty, not too long.
     LeaseId, "lease id", check_free_text
 );
 id_type!(
-    /// The client's name for a blob on its way in. Free text; never used as a path.
+    /// A client's name for a blob that is being written. Any text; never used as a path.
     IngestRef, "ingest reference", check_free_text
 );
 

@@ -1,4 +1,4 @@
-//! Labels: small key-value pairs that users and plugins hang on records.
+//! Labels: small key-value pairs that clients and plugins attach to records.
 
 use std::collections::BTreeMap;
 
@@ -6,35 +6,38 @@ use crate::{Error, Result};
 
 pub type Labels = BTreeMap<String, String>;
 
-/// containerd's limit for key and value together (`pkg/labels`).
+/// The most bytes of key and value together (containerd's `pkg/labels`).
 pub const LABEL_LEN_MAX: usize = 4096;
 
-/// containerd's labels by which its collector knows what to keep. They are names on disk and on the wire: one that is
-/// misspelt keeps nothing, and what it should have kept is deleted. The collector's page of them all is in `metadata`.
+/// containerd's labels for garbage collection. They are names on disk and on the wire: a misspelt label retains
+/// nothing, and the collector deletes what it was to retain. The module documentation of the collector in `metadata`
+/// explains them.
 pub mod gc {
-    /// Is never collected, whatever else is said of it; the value is a time by custom. More may follow in the key.
+    /// The labelled object is a root: it is never collected. By custom the value is a time. The key may have a suffix.
     pub const ROOT: &str = "containerd.io/gc.root";
-    /// RFC 3339: until then it is a root, and afterwards it is not.
+    /// The labelled root expires at this time (RFC 3339), and is collected from then on.
     pub const EXPIRE: &str = "containerd.io/gc.expire";
-    /// On a lease: what labels of its resources refer to is not kept by it.
+    /// On a lease: it retains its resources, but not what their labels reference.
     pub const FLAT: &str = "containerd.io/gc.flat";
 
-    /// How the names of references begin: a kind follows. What bears one keeps what its value names.
+    /// The prefix of reference labels; the kind of the referenced object follows. The labelled object retains the
+    /// object that the value names.
     pub const REFERENCE: &str = "containerd.io/gc.ref.";
-    /// Keeps the blob with the digest that is its value, alone or followed by `.` or `/` and anything.
+    /// References the blob whose digest is the value. The key may have a suffix that begins with `.` or `/`.
     pub const CONTENT: &str = "containerd.io/gc.ref.content";
-    /// Keeps the snapshot that its value names: the name of a snapshotter follows.
+    /// References the snapshot whose key is the value. The name of the snapshotter follows in the label's key.
     pub const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 
-    /// How the names of references the other way begin: a kind follows. What bears one is kept by what its value names.
+    /// The prefix of back references; the kind of the referenced object follows. The labelled object is retained by the
+    /// object that the value names.
     pub const BACK_REFERENCE: &str = "containerd.io/gc.bref.";
-    /// Is kept by the container that its value names.
+    /// The labelled object is retained by the container that the value names.
     pub const OF_CONTAINER: &str = "containerd.io/gc.bref.container";
-    /// Is kept by the image that its value names.
+    /// The labelled object is retained by the image that the value names.
     pub const OF_IMAGE: &str = "containerd.io/gc.bref.image";
 }
 
-/// Checks that every label has a key, and the size of each.
+/// Checks that every label has a key, and the length of each. `InvalidArgument` otherwise, with containerd's text.
 pub fn check(labels: &Labels) -> Result<()> {
     for (key, value) in labels {
         if key.is_empty() {
@@ -63,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn references_begin_as_their_families_do() {
+    fn gc_reference_labels_begin_with_their_prefix() {
         assert!([gc::CONTENT, gc::SNAPSHOT].iter().all(|key| key.starts_with(gc::REFERENCE)));
         assert!([gc::OF_CONTAINER, gc::OF_IMAGE].iter().all(|key| key.starts_with(gc::BACK_REFERENCE)));
     }

@@ -1,9 +1,8 @@
-//! The vocabulary of Hoist as plain data: what every crate above needs to name, and nothing that
-//! does IO. Only data with two users belongs here.
+//! The vocabulary of Hoist as plain data: what every crate above needs to name, without any IO. Only data that two
+//! crates use belongs here.
 //!
-//! Reading order: [`error`] (how anything fails), [`digest`] and [`descriptor`] (how bytes are
-//! named), [`id`] (how records are named), [`label`], [`filter`], [`mount`], [`time`], then the OCI documents
-//! under [`spec`].
+//! Reading order: [`error`], [`digest`] and [`descriptor`] (names of blobs), [`id`] (names of records), [`label`],
+//! [`filter`], [`mount`], [`time`], then the OCI documents under [`spec`].
 #![forbid(unsafe_code)]
 
 pub mod descriptor;
@@ -29,10 +28,10 @@ pub use reference::Reference;
 pub use spec::image::Platform;
 pub use time::Timestamp;
 
-/// A typed value that Hoist carries but does not read: containerd's `google.protobuf.Any`.
+/// A typed value that Hoist stores without decoding it: `google.protobuf.Any`.
 ///
-/// Both forms of type URL occur in the field (with and without `type.googleapis.com/`), and the
-/// value is JSON where the type is a plain Go struct, so the bytes are kept as they came.
+/// The type URL may or may not begin with `type.googleapis.com/`, and the value is JSON if the type is a plain Go
+/// struct. Both are kept byte for byte.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opaque {
     pub type_url: String,

@@ -1,8 +1,7 @@
-//! A mount as a description: what to mount, not the act of mounting (that is `linux::mount`).
+//! The description of a mount; `linux::mount` performs it.
 //!
-//! This is containerd's `types.Mount`: snapshotters return a list of them, clients and shims carry
-//! them out, in order. Options are those of `mount(8)`; the type `bind` or the option `bind`/`rbind`
-//! makes a bind mount.
+//! This is containerd's `types.Mount`. Snapshotters return a list of them, which clients and shims mount in order.
+//! Options are those of mount(8); the type `bind` or the option `bind` or `rbind` makes a bind mount.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,10 +10,10 @@ pub struct Mount {
     /// File system type, `bind` included. JSON: `type`.
     #[serde(rename = "type", default)]
     pub kind: String,
-    /// Device, directory or name that is mounted.
+    /// The device, directory or name to mount.
     #[serde(default)]
     pub source: String,
-    /// Where below the root it goes; empty is the root itself.
+    /// The mount point, relative to the root of the container; empty is the root itself.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub target: String,
     #[serde(default)]

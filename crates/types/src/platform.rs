@@ -1,4 +1,4 @@
-//! Platforms: reading their names, and which of several fits.
+//! Platforms: parsing and printing them, and choosing the best image for one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,11 +7,11 @@ use std::str::FromStr;
 use crate::spec::image::Platform;
 use crate::{Error, Result};
 
-/// Features of an operating system beyond these make an image no better.
+/// More features of an operating system than this do not make an image a better match.
 const FEATURES_COUNTED: u32 = 64;
 
 impl Platform {
-    /// What this program was built for, in the names of images.
+    /// The platform that this program was built for, in the names that images use.
     pub fn host() -> Platform {
         let (architecture, variant) = match std::env::consts::ARCH {
             "x86_64" => ("amd64", ""),
@@ -29,9 +29,10 @@ impl Platform {
         }
     }
 
-    /// How well an image for `other` runs here: 0 not at all, more is better. It has no feature of the operating system
-    /// that is not ours too; of two that differ in nothing else, the better has more of them. Versions of the operating
-    /// system matter for Windows only, as in containerd's package `platforms`.
+    /// How well an image for `other` runs on this platform: 0 is not at all, more is better. The image must not need a
+    /// feature of the operating system that this platform lacks; of two images that differ in nothing else, the one
+    /// that uses more features is better. Versions of the operating system matter for Windows only, as in containerd's
+    /// package `platforms`.
     pub fn fit(&self, other: &Platform) -> u32 {
         let features: BTreeSet<&String> = other.os_features.iter().collect();
         if !features.iter().all(|feature| self.os_features.contains(feature)) || !self.takes_version_of(other)
@@ -44,7 +45,7 @@ impl Platform {
         }
     }
 
-    /// The same, by the machine alone.
+    /// As [`Platform::fit`], by operating system, architecture and variant alone.
     fn machine_fit(&self, other: &Platform) -> u32 {
         let (ours, theirs) = (self.clone().normal(), other.clone().normal());
         if ours.os != theirs.os {
@@ -54,7 +55,7 @@ impl Platform {
             ("amd64", "386") => 1,
             (a, b) if a != b => 0,
             ("arm", _) => {
-                // An older variant runs on a newer machine.
+                // A newer CPU runs code for an older variant.
                 let number = |variant: &str| variant.trim_start_matches('v').parse::<u32>().unwrap_or(7);
                 let (machine, image) = (number(&ours.variant), number(&theirs.variant));
                 if image <= machine { 10 + image } else { 0 }
@@ -65,9 +66,9 @@ impl Platform {
         }
     }
 
-    /// Whether the operating system runs images for that of `other`, as far as both say which they are. Windows does so
-    /// for its own build, and from Server 2022 on for those down to that (Microsoft: "Windows container version
-    /// compatibility").
+    /// Whether the version of this operating system runs images for the version of `other`, if both have one. Windows
+    /// runs images of its own build; from Server 2022 on, also images of older builds down to that of Server 2022
+    /// (Microsoft: "Windows container version compatibility").
     fn takes_version_of(&self, other: &Platform) -> bool {
         const SERVER_2022: u16 = 20348;
         let build = |version: &str| -> Option<(u8, u8, u16)> {
@@ -86,7 +87,7 @@ impl Platform {
         })
     }
 
-    /// Other spellings of the same.
+    /// Replaces alternative names of architectures and variants by those of the image-spec.
     fn normal(mut self) -> Platform {
         let architecture = match self.architecture.as_str() {
             "x86_64" | "x86-64" => "amd64",
@@ -144,7 +145,7 @@ impl FromStr for Platform {
     }
 }
 
-/// As it is read, and as containerd's package `platforms` writes all of it.
+/// The form that `FromStr` parses: all fields, as containerd's package `platforms` writes them.
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.os)?;
@@ -164,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_of_several_is_known() {
+    fn the_platform_that_fits_best_is_found() {
         let fit = |ours: &str, theirs: &str| ours.parse::<Platform>().unwrap().fit(&theirs.parse().unwrap());
         assert!(fit("linux/amd64", "linux/amd64") > fit("linux/amd64", "linux/386"));
         assert_eq!(fit("linux/amd64", "linux/arm64"), 0);
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_has_no_feature_that_was_not_asked_for() {
+    fn an_image_needs_no_os_feature_that_the_platform_lacks() {
         let fit = |ours: &str, theirs: &str| ours.parse::<Platform>().unwrap().fit(&theirs.parse().unwrap());
         assert_eq!(fit("linux/amd64", "linux(+erofs)/amd64"), 0);
         assert_eq!(fit("linux(+other)/amd64", "linux(+erofs)/amd64"), 0);
@@ -184,13 +185,13 @@ mod tests {
         );
         assert!(fit("linux(+erofs)/amd64", "linux/amd64") > 0);
         assert!(fit("linux(+a+b)/amd64", "linux(+a+b)/amd64") > fit("linux(+a+b)/amd64", "linux(+b)/amd64"));
-        // The machine counts first.
+        // The architecture counts before the features.
         assert!(fit("linux(+a)/amd64", "linux/amd64") > fit("linux(+a)/amd64", "linux(+a)/386"));
         assert_eq!(fit("linux(+a)/amd64", "linux(+a)/arm64"), 0);
     }
 
     #[test]
-    fn versions_matter_for_windows_alone() {
+    fn os_versions_matter_for_windows_alone() {
         let fits = |ours: &str, theirs: &str| {
             let read = |version: &str| format!("windows({version})/amd64").parse::<Platform>().unwrap();
             read(ours).fit(&read(theirs)) > 0
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_platform_round_trips_through_its_text() {
         for text in
             ["linux/amd64", "linux/arm/v6", "windows(10.0.17763+win32k)/amd64", "linux(+a+b)/arm64/v8"]
         {

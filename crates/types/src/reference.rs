@@ -1,4 +1,4 @@
-//! Names of images, as people write them and as they are meant.
+//! Names of images: the short form that users type, and the full name that it stands for.
 //!
 //! ```text
 //! redis                         docker.io/library/redis:latest
@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use crate::{Digest, Error, Result};
 
-/// A full name: host, repository, and tag or digest or both.
+/// A full image name: host, repository, and a tag or a digest or both.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Reference {
     host: String,
@@ -28,7 +28,7 @@ impl Reference {
         &self.host
     }
 
-    /// Without the host: `library/redis`.
+    /// The repository without the host: `library/redis`.
     pub fn repository(&self) -> &str {
         &self.repository
     }
@@ -46,7 +46,7 @@ impl Reference {
         format!("{}/{}", self.host, self.repository)
     }
 
-    /// What a registry is asked for: the digest, which cannot mean two things, or the tag.
+    /// The tag or digest to ask a registry for. The digest comes first, as it always means the same content.
     pub fn object(&self) -> String {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => digest.to_string(),
@@ -55,7 +55,7 @@ impl Reference {
         }
     }
 
-    /// As people see it: without what is understood by itself.
+    /// The short form: without `docker.io/` and `library/`, which are the defaults.
     pub fn familiar_name(&self) -> String {
         let name = self.name();
         let short = name.strip_prefix("docker.io/").unwrap_or(&name);
@@ -87,7 +87,7 @@ impl FromStr for Reference {
                 ));
             }
         }
-        // Repositories have no uppercase letters.
+        // Repository names have no uppercase letters, so a first part that has one is a host.
         let is_host = |part: &str| {
             let has_uppercase = part.chars().any(|letter| letter.is_ascii_uppercase());
             part.contains(['.', ':']) || part == "localhost" || has_uppercase
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_names_are_completed() {
+    fn short_references_are_completed() {
         let digest = format!("sha256:{}", "a".repeat(64));
         for (text, full) in [
             ("redis", "docker.io/library/redis:latest"),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused_with_the_reason() {
+    fn a_malformed_reference_is_refused_with_the_reason() {
         for text in [
             "",
             "UPPER",

@@ -1,5 +1,5 @@
-//! The OCI documents: what images say of themselves ([`image`]) and what containers are told to be
-//! ([`runtime`]), and what all of them are told ([`defaults`]).
+//! OCI documents: those of images ([`image`]), the configuration of containers ([`runtime`]), and its common defaults
+//! ([`defaults`]).
 
 pub mod defaults;
 pub mod image;
@@ -7,8 +7,8 @@ pub mod runtime;
 
 use serde::{Deserialize, Deserializer};
 
-/// Reads `null` as a field that is left out. Programs in Go write it for lists and maps that they have not made, and
-/// read it so for fields of any kind (package `encoding/json`, `Unmarshal`).
+/// Reads `null` as an absent field. Go programs write `null` for nil slices and maps, and read it so for fields of any
+/// type (package `encoding/json`, `Unmarshal`).
 pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,4 +1,4 @@
-//! Points in time as the API carries them, and their RFC 3339 text.
+//! Points in time, as the API carries them, and their text (RFC 3339).
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,27 +8,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// UTC, in seconds and nanoseconds since 1970, as `google.protobuf.Timestamp`.
+/// A time in UTC: seconds and nanoseconds since 1970, as in `google.protobuf.Timestamp`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Timestamp {
     pub seconds: i64,
-    /// 0 to 999,999,999, counting forward also before 1970.
+    /// 0 to 999,999,999. They count forward, also for times before 1970.
     pub nanos: u32,
 }
 
 const SECONDS_PER_DAY: i64 = 86_400;
 
 impl Timestamp {
-    /// No time, in the words of programs in Go: the begin of the year 1. They take a time that is left out for 1970.
+    /// The zero value of Go's `time.Time`, 0001-01-01, which Go programs read as "no time". They read an absent
+    /// timestamp as 1970.
     pub const NEVER: Timestamp = Timestamp { seconds: -62_135_596_800, nanos: 0 };
 
-    /// The wall clock. Domain crates take times as arguments instead of calling this.
+    /// The current wall clock time. Domain crates take times as arguments instead of calling this.
     pub fn now() -> Timestamp {
         Timestamp::from(SystemTime::now())
     }
 
-    /// This time plus `by`, stopping at the last second that can be represented.
+    /// This time plus `by`, saturating at the last representable second.
     #[must_use]
     pub fn plus(self, by: Duration) -> Timestamp {
         let nanos = self.nanos + by.subsec_nanos();
@@ -40,7 +41,7 @@ impl Timestamp {
         }
     }
 
-    /// How long before `later` this time was; zero if it was not.
+    /// The duration from this time to `later`; zero if `later` is earlier.
     pub fn until(self, later: Timestamp) -> Duration {
         let nanos = |time: Timestamp| i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos);
         let gap = (nanos(later) - nanos(self)).max(0);
@@ -56,7 +57,7 @@ impl From<SystemTime> for Timestamp {
 }
 
 impl fmt::Display for Timestamp {
-    /// RFC 3339 in UTC. Fractions are printed to nine digits, or not at all when zero.
+    /// RFC 3339 in UTC. A fraction has nine digits; a fraction of zero is omitted.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (year, month, day) = civil_from_days(self.seconds.div_euclid(SECONDS_PER_DAY));
         let second = self.seconds.rem_euclid(SECONDS_PER_DAY);
@@ -171,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_and_numbers_agree() {
+    fn timestamps_round_trip_through_rfc_3339() {
         let cases = [
             ("1970-01-01T00:00:00Z", 0, 0),
             ("2000-02-29T12:34:56Z", 951_827_696, 0),
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn malformed_timestamps_are_refused() {
         for text in [
             "",
             "yesterday",

@@ -1,8 +1,8 @@
-//! What a container is told if nobody asks for anything else, by whichever program: containerd's `pkg/oci`, which
-//! runc's `spec` and Docker's list agree with but for what they name themselves.
+//! Default paths that a container must not see or write: those of containerd's `pkg/oci`. The lists of `runc spec` and
+//! of Docker are the same but for a few paths of their own.
 
-/// What nobody in a container sees: it tells of the host or of others, or changes them. The last but one is what the
-/// power takes, from which keys of others can be read (CVE-2020-8694).
+/// Masked paths, which reveal or change the state of the host or of other containers. From `powercap`, the power
+/// consumption of the processor, cryptographic keys of other processes can be inferred (CVE-2020-8694).
 pub const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
@@ -17,5 +17,5 @@ pub const MASKED: [&str; 11] = [
     "/proc/scsi",
 ];
 
-/// What everybody in a container may read, and nobody change.
+/// Paths that processes in a container may read but not write.
 pub const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];

@@ -1,6 +1,6 @@
 //! Documents of the OCI image spec 1.1, and Docker's schema 2 forms of them, which share their JSON.
 //!
-//! `null` says what a field that is left out says: Go's encoder writes it for lists and maps that are not there.
+//! `null` means the same as an absent field: Go's encoder writes it for nil slices and maps.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::null_as_default;
 use crate::{Descriptor, Digest};
 
-/// What a binary needs to run on (image-spec `image-index.md`).
+/// The platform that an image's binaries need (image-spec `image-index.md`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
     #[serde(default, deserialize_with = "null_as_default")]
@@ -34,7 +34,7 @@ pub struct Platform {
     pub variant: String,
 }
 
-/// A list of manifests, one a platform (image-spec `image-index.md`; Docker's manifest list).
+/// A list of manifests, usually one for each platform (image-spec `image-index.md`; Docker's manifest list).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
@@ -51,7 +51,7 @@ pub struct Index {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// One image: a config and its layers, lowest first (image-spec `manifest.md`).
+/// The manifest of one image: its config and its layers, lowest first (image-spec `manifest.md`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
@@ -86,7 +86,7 @@ pub struct ImageConfig {
     pub history: Vec<History>,
 }
 
-/// How the image wants to be run.
+/// The defaults for a container of this image (image-spec `config.md`, `config`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ExecConfig {
@@ -108,19 +108,19 @@ pub struct ExecConfig {
     pub labels: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
-    /// Docker's; OCI's specification only keeps its name free.
+    /// Docker's extension; the image-spec only reserves the name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
 }
 
-/// How it is found out whether a container is well (Docker's `HEALTHCHECK`). What is zero or empty is not said.
+/// A container's health check (Docker's `HEALTHCHECK`). Zero and empty fields are unset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct Healthcheck {
-    /// `NONE`; `CMD` with a program and its arguments; `CMD-SHELL` with a line for the shell.
+    /// `["NONE"]`; `CMD` with a program and its arguments; or `CMD-SHELL` with a command line for the shell.
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub test: Vec<String>,
-    /// Nanoseconds, as those that follow.
+    /// The pause between two probes, in nanoseconds like the other times here.
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
     pub interval: i64,
     #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
@@ -137,7 +137,7 @@ fn is_zero(number: &i64) -> bool {
     *number == 0
 }
 
-/// The chain of layers, by the digests of their uncompressed tars, lowest first.
+/// The layers' diff ids: digests of their uncompressed tars, lowest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootFs {
     #[serde(rename = "type", default, deserialize_with = "null_as_default")]
@@ -146,7 +146,7 @@ pub struct RootFs {
     pub diff_ids: Vec<Digest>,
 }
 
-/// What made a layer.
+/// A build step, which made one layer or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     #[serde(default, skip_serializing_if = "Option::is_none")]

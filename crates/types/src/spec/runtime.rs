@@ -1,10 +1,10 @@
-//! `config.json` of the OCI runtime spec 1.3: what a container is told to be.
+//! The configuration of a container: `config.json` of the OCI runtime-spec 1.3.
 //!
-//! Field names and meanings are those of the specification (`config.md`, `config-linux.md`). Two rules
-//! differ from a plain transcription:
-//! - Names from open sets (capabilities, architectures, namespaces' types) are strings: a newer caller
-//!   must not fail here because of a name that only matters to the kernel.
-//! - Keys that Hoist does not know are kept (`extra`), so that reading and writing loses nothing.
+//! Field names and meanings are those of the specification (`config.md`, `config-linux.md`). Two rules differ from a
+//! plain transcription:
+//! - Values of open sets (capabilities, architectures, namespace types) are strings, so that a name which only a newer
+//!   kernel and a newer client know can pass through.
+//! - Unknown keys are kept (`extra`), so that reading and writing a document loses nothing.
 
 use std::collections::BTreeMap;
 
@@ -13,16 +13,16 @@ use serde_json::{Map, Value};
 
 use super::null_as_default;
 
-/// The version that containers of ours are written in.
+/// The version of the specification in the documents that Hoist makes.
 pub const VERSION: &str = "1.3.0";
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Objects of the document. Keys that the specification requires stand in brackets and are always written: some
-/// runtimes refuse an object without them. All others are left out where they say nothing; `null` says nothing, too.
-/// What follows `..` keeps the keys that are not known here.
+/// Declares objects of the document. Keys that the specification requires stand in brackets and are always written:
+/// some runtimes refuse an object without them. All others are omitted when they have their default; `null` reads as
+/// the default. The field after `..` keeps unknown keys.
 macro_rules! document {
     ($(
         $(#[$doc:meta])*
@@ -70,7 +70,7 @@ document! {
         ..extra
     }
 
-    /// A process of the container: its first, or one of `exec`.
+    /// A process of the container: its first, or one that `exec` adds.
     Process [
         user: User,
         cwd: String,
@@ -92,7 +92,7 @@ document! {
         ..extra
     }
 
-    /// `linux`: namespaces, resources and restrictions.
+    /// The Linux-specific section: namespaces, resources and restrictions.
     Linux {
         uid_mappings: Vec<IdMapping>,
         gid_mappings: Vec<IdMapping>,
@@ -121,7 +121,7 @@ document! {
         readonly: bool,
     }
 
-    /// A mount inside the container. Options are those of `mount(8)` and a few of the specification's.
+    /// A mount inside the container. Options are those of mount(8) and some that the specification adds.
     Mount [
         destination: String,
     ] {
@@ -147,7 +147,7 @@ document! {
         username: String,
     }
 
-    /// Names as in capabilities(7), with `CAP_`.
+    /// Capability names as in capabilities(7), with the prefix `CAP_`.
     Capabilities {
         bounding: Vec<String>,
         effective: Vec<String>,
@@ -157,7 +157,7 @@ document! {
     }
 
     Rlimit [
-        /// `RLIMIT_NOFILE` and so on.
+        /// The resource, such as `RLIMIT_NOFILE` (getrlimit(2)).
         #[serde(rename = "type")]
         kind: String,
         soft: u64,
@@ -217,13 +217,13 @@ document! {
         #[serde(rename = "type")]
         kind: String,
     ] {
-        /// An existing one to join; empty makes a new one.
+        /// The path of an existing namespace to join; empty creates a new one.
         path: String,
     }
 
     LinuxDevice [
         path: String,
-        /// `c`, `u`, `b` or `p`.
+        /// `c`, `u`, `b` or `p`: character (also `u`) or block device, or FIFO.
         #[serde(rename = "type")]
         kind: String,
         major: i64,
@@ -238,7 +238,7 @@ document! {
         name: String,
     }
 
-    /// Shares of caches and memory bandwidth (resctrl).
+    /// Allocation of caches and memory bandwidth (resctrl).
     IntelRdt {
         #[serde(rename = "closID")]
         clos_id: String,
@@ -248,7 +248,7 @@ document! {
         enable_monitoring: bool,
     }
 
-    /// From which NUMA nodes memory comes (set_mempolicy(2)).
+    /// The NUMA nodes from which memory is allocated (set_mempolicy(2)).
     MemoryPolicy {
         mode: String,
         /// As in cpuset(7): `0-2,5`.
@@ -282,7 +282,7 @@ document! {
     DeviceRule [
         allow: bool,
     ] {
-        /// `a`, `b` or `c`; empty is `a`.
+        /// `a` (all), `b` (block) or `c` (character); empty is `a`.
         #[serde(rename = "type")]
         kind: String,
         major: Option<i64>,
@@ -290,7 +290,7 @@ document! {
         access: String,
     }
 
-    /// Bytes; -1 is no limit.
+    /// Limits of memory in bytes; -1 is unlimited.
     MemoryResources {
         limit: Option<i64>,
         reservation: Option<i64>,
@@ -308,7 +308,7 @@ document! {
 
     CpuResources {
         shares: Option<u64>,
-        /// Microseconds per period; -1 is no limit.
+        /// Microseconds of processor time in each period; -1 is unlimited.
         quota: Option<i64>,
         burst: Option<u64>,
         period: Option<u64>,
@@ -370,7 +370,7 @@ document! {
         hca_objects: Option<u32>,
     }
 
-    /// A filter of system calls.
+    /// A seccomp filter of system calls.
     LinuxSeccomp [
         default_action: String,
     ] {
@@ -400,20 +400,21 @@ document! {
 }
 
 impl Spec {
-    /// The namespace of this type, if the container has one of its own or joins one.
+    /// The namespace of this type that the container creates or joins. `None` if it stays in that of the runtime.
     pub fn namespace(&self, kind: &str) -> Option<&LinuxNamespace> {
         self.linux.as_ref()?.namespaces.iter().find(|namespace| namespace.kind == kind)
     }
 }
 
 impl User {
-    /// Refuses what a person or an image names as a user or a group if it is a number and none of theirs. Looked for as
-    /// a name it would be found where the image has such a row, and be whom that says, root for one (CVE-2026-46680).
+    /// Checks the name of a user or group that a client or an image gives: a number must be a valid id. If an invalid
+    /// number were looked up as a name, a row of that name in the image's passwd(5) could map it to any user, such as
+    /// root (CVE-2026-46680).
     pub fn check_number(text: &str) -> crate::Result<()> {
         let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
         let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse::<u32>() {
-            // The greatest says "as it is" to the kernel.
+            // The kernel takes the greatest number, (uid_t)-1, for "unchanged" (chown(2), setresuid(2)).
             Ok(number) if number != u32::MAX => Ok(()),
             Err(_) if !is_number => Ok(()),
             _ => Err(crate::Error::invalid_argument(format!(
@@ -429,7 +430,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_that_does_not_fit_is_not_taken_for_a_name() {
+    fn a_user_number_out_of_range_is_not_looked_up_as_a_name() {
         for fits in ["0", "+7", "4294967294", "web", "", "-", "+", "web-1", "1web"] {
             User::check_number(fits).unwrap();
         }
@@ -441,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_written_again() {
+    fn a_spec_round_trips() {
         let text = r#"{
             "ociVersion": "1.2.0", "future": {"x": [1]},
             "process": {"user": {"uid": 1, "additionalGids": [5]}, "args": ["sh"], "cwd": "/", "noNewPrivileges": true,
@@ -464,7 +465,7 @@ mod tests {
         assert_eq!(spec.namespace("network").unwrap().path, "/x");
     }
 
-    /// Each field of a whole document, one after another, also those of the objects in it.
+    /// Replaces each field of a complete document by `null`, one at a time, nested objects included.
     #[test]
     fn null_reads_as_a_field_that_is_left_out() {
         fn nulls(value: &Value, path: &str, found: &mut Vec<String>) {
@@ -505,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_specification_requires_is_written_where_it_is_nothing() {
+    fn required_keys_of_a_spec_are_written_when_empty() {
         let spec = Spec {
             process: Some(Process::default()),
             linux: Some(Linux {
