@@ -1,8 +1,8 @@
-//! The table of `docs/api.md`: every call that is served, and the tests that make it.
+//! The table of `docs/api.md`: every call that the daemon serves, and the tests that cover it.
 //!
-//! Calls are those of the table in `crates/api/src/services.rs`. A system test says which it is a test of with
-//! `covers(&["Images.Get", …])` (`crates/systest/tests/it/api/walk.rs`, which also sees to it that it is so), and
-//! what containerd answers otherwise with `differs(case, answer, reason)`.
+//! The calls are those of `crates/api/src/services.rs`. A system test declares the calls that it covers with
+//! `covers(&["Images.Get", …])` (`crates/systest/tests/it/api/walk.rs`, which also checks that the test makes them),
+//! and the answers in which containerd differs with `differs(case, answer, reason)`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,36 +20,36 @@ use services::{SERVICES, SINCE, Shape};
 const PAGE: &str = "docs/api.md";
 const TESTS: &str = "crates/systest/tests/it";
 
-/// Writes the page anew.
+/// Writes the page.
 pub(crate) fn write() -> Outcome {
     let path = crate::workspace_root().join(PAGE);
     fs::write(&path, page()?).map_err(|error| format!("write {}: {error}", path.display()))
 }
 
-/// A test, and what it says of itself.
+/// A test, and its declarations.
 #[derive(Debug, PartialEq)]
 struct Test {
     /// `api::images::images_walked`
     name: String,
     covers: Vec<String>,
-    /// Which containerd is asked the same.
+    /// The containerd to which the test sends the same calls.
     compared: Compared,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Compared {
     No,
-    /// 1.6 does not have it.
+    /// containerd 2 only: 1.6 does not have the call.
     Since2,
     Yes,
 }
 
-/// A case in which containerd answers otherwise.
+/// A declared case in which containerd answers differently.
 #[derive(Debug, PartialEq)]
 struct Difference {
     /// `api::images`
     module: String,
-    /// Which containerd it is.
+    /// The containerd that differs.
     of: &'static str,
     case: String,
     there: String,
@@ -133,19 +133,19 @@ fn kind(shape: Shape) -> &'static str {
     }
 }
 
-/// Which containerd brought a call.
+/// The version of containerd that introduced a call.
 fn since(call: &str) -> Option<&'static str> {
     let of_it = SINCE.iter().filter(|(beginning, _)| call.starts_with(beginning));
     of_it.max_by_key(|(beginning, _)| beginning.len()).map(|(_, version)| *version)
 }
 
-/// Whether `Images.Get`, or as much more of its name as tells it from others, is this call.
+/// Whether `mark`, which is `Images.Get` or a longer suffix of the full name that makes it unique, is this call.
 fn is_mark(mark: &str, package: &str, service: &str, method: &str) -> bool {
     let name = format!("{package}.{service}.{method}");
     name.strip_suffix(mark).is_some_and(|before| before.ends_with('.'))
 }
 
-/// What all system tests say of themselves, by name.
+/// The declarations of all system tests, by name.
 fn marks() -> Outcome<(Vec<Test>, Vec<Difference>)> {
     let root = crate::workspace_root().join(TESTS);
     let mut files = BTreeMap::new();
@@ -158,7 +158,7 @@ fn marks() -> Outcome<(Vec<Test>, Vec<Difference>)> {
     Ok((tests, differences))
 }
 
-/// Source files by module.
+/// Reads the source files below a folder, by module.
 fn read_below(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>) -> Outcome {
     let failed = |path: &Path, error| format!("read {}: {error}", path.display());
     for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
@@ -180,7 +180,7 @@ fn tests_of(module: &str, text: &str) -> Vec<Test> {
         let name =
             body.trim_start().strip_prefix("fn ").and_then(|rest| rest.split('(').next()).unwrap_or_default();
         let Some((before, after)) = body.split_once("covers(") else { continue };
-        // The list stands in the call, in a constant of several tests, or in a variable before it.
+        // The list stands in the call itself, in a constant that several tests share, or in a variable before the call.
         let constant = after.split(')').next().map(|name| format!("const {name}: &[&str] = &["));
         let constant = constant.and_then(|beginning| text.split_once(&beginning));
         let list = match constant {
@@ -190,7 +190,7 @@ fn tests_of(module: &str, text: &str) -> Vec<Test> {
         };
         let list = list.split(']').next().unwrap_or_default();
         let covers: Vec<String> = strings(list);
-        // A walk may say that it sees what is answered well alone, or what is refused.
+        // A walk may be restricted to successful answers (`.well()`) or to refusals.
         let walk = after.split_once(')').map(|(_, rest)| rest.trim_start());
         let part = |rest| [".well()", ".refusals()"].iter().find_map(|part| str::strip_prefix(rest, part));
         let compared = match walk.map(|rest| part(rest).unwrap_or(rest).trim_start()) {
@@ -203,7 +203,7 @@ fn tests_of(module: &str, text: &str) -> Vec<Test> {
     tests
 }
 
-/// Stands for a quote in a text, while texts are looked for.
+/// Replaces an escaped quote while string literals are parsed.
 const QUOTE: &str = "\0";
 
 fn differences_of(module: &str, text: &str) -> Vec<Difference> {
@@ -223,13 +223,13 @@ fn differences_of(module: &str, text: &str) -> Vec<Difference> {
         Some(Difference { module: module.to_owned(), of, case, there, why })
     };
     let text = text.replace("\\\"", QUOTE).replace("differs_in(", "differs(");
-    // The function of that name is none.
+    // Skips the definition of the function itself.
     let calls = text.split("differs(").collect::<Vec<_>>();
     let calls = calls.windows(2).filter(|calls| !calls[0].ends_with("fn ")).map(|calls| calls[1]);
     calls.filter_map(difference).collect()
 }
 
-/// The texts between quotes. None of them has a quote inside.
+/// The contents of the string literals, none of which contains a quote.
 fn strings(text: &str) -> Vec<String> {
     text.split('"').skip(1).step_by(2).map(ToOwned::to_owned).collect()
 }
@@ -246,13 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_beginning_says_which_containerd_brought_a_call() {
+    fn the_longest_prefix_tells_which_containerd_introduced_a_call() {
         let of = |call: &str| since(&format!("containerd.services.{call}"));
         assert_eq!(of("leases.v1.Leases.List"), Some("1.0"));
         assert_eq!(of("leases.v1.Leases.ListResources"), Some("1.3"));
         assert_eq!(of("mounts.v1.Mounts.List"), Some("2.2"));
         assert_eq!(since("hoist.engine.v1.Engine.Call"), None);
-        // A beginning that no call has is a mistake.
+        // A prefix that no call has is a mistake in the table.
         for (beginning, _) in SINCE {
             let is_met = SERVICES.iter().any(|(package, service, _, rows)| {
                 rows.iter().any(|(_, call, ..)| format!("{package}.{service}.{call}").starts_with(beginning))
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_read_as_they_are_written() {
+    fn declarations_of_covered_calls_are_parsed() {
         let text = "#[test]\nfn a_walk() {\n    let methods = &[\"S.A\", \"S.B\"];\n    covers(methods).walk(SAME, x);\n}\n\
                     #[test]\nfn plain() {}\n#[test]\nfn marked() {\n    covers(&[\n        \"S.C\",\n    ]);\n}\n";
         let test = |name: &str, covers: &[&str], compared| Test {

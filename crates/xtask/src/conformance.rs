@@ -1,7 +1,7 @@
-//! The tables of `docs/` that say which test shows what: each row names tests, and those are there.
+//! Checks the tables of `docs/` that say which test shows what: each row must name tests, and the tests must exist.
 //!
-//! A test is named as `module::name`, `crate: name` or just `name`, its file as `file.rs`; `module::*` are all of a module, a
-//! name that ends in `…` is the one that begins so. A row may name a command instead, or say that there is nothing to show.
+//! A test is named as `module::name`, `crate: name` or just `name`, its file as `file.rs`. `module::*` is all tests of
+//! a module, and a name that ends in `…` is a prefix. A row may name a command instead, or say that it is not tested.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 const DOCUMENTS: &[&str] =
     &["docs/design/cgroups.md", "docs/design/runtime-conformance.md", "docs/design/shim.md"];
 
-/// Heads of the columns that name tests.
-const HEADS: &[&str] = &["Shown by", "Test"];
+/// Headings of the columns that name tests.
+const HEADINGS: &[&str] = &["Shown by", "Test"];
 
-/// What a row says that has no test.
-const NOTHING: &[&str] = &["not there", "not tested"];
+/// The cells of a row that has no test.
+const NO_TEST: &[&str] = &["not there", "not tested"];
 
-/// Names of test functions, and the files that they are in.
+/// The names of all test functions, and the files that contain them.
 struct Tests {
     by_name: BTreeMap<String, Vec<PathBuf>>,
     files: Vec<PathBuf>,
@@ -38,24 +38,24 @@ fn every_row_names_tests_that_are_there() {
 }
 
 #[test]
-fn a_name_that_leads_nowhere_is_found() {
+fn a_table_row_that_names_no_test_is_found() {
     let tests = Tests::of(&crate::workspace_root().join("crates"));
     let check = |cell: &str, is_right: bool| assert_eq!(tests.complaint(cell).is_none(), is_right, "{cell}");
-    check("`conformance::a_name_that_leads_nowhere_is_found`", true);
+    check("`conformance::a_table_row_that_names_no_test_is_found`", true);
     check("`a_name_that_leads_nowhere…` and `conformance.rs`", true);
     check("`conformance::*`", true);
     check("`cargo xtask soak containers=0`", true);
     check("not there", true);
     check("", false);
     check("`--flag`", false);
-    check("`elsewhere::a_name_that_leads_nowhere_is_found`", false);
+    check("`elsewhere::a_table_row_that_names_no_test_is_found`", false);
     check("`conformance::a_name_that_leads_to_another`", false);
     check("`a_name_that_leads_to…`", false);
     check("`elsewhere::*`", false);
     check("`elsewhere_altogether.rs`", false);
 }
 
-/// The cells that name tests.
+/// The cells of the columns that name tests.
 fn rows(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut is_ours = false;
@@ -65,7 +65,7 @@ fn rows(text: &str) -> Vec<&str> {
             continue;
         };
         let last = cells.rsplit(" | ").next().unwrap_or_default().trim();
-        if HEADS.contains(&last) {
+        if HEADINGS.contains(&last) {
             is_ours = true;
         } else if is_ours && !last.contains("---") {
             found.push(last);
@@ -100,12 +100,12 @@ impl Tests {
         self.files.push(file.to_owned());
     }
 
-    /// What is wrong with a cell.
+    /// The mistake in a cell, if there is one.
     fn complaint(&self, cell: &str) -> Option<String> {
         let codes = || cell.split('`').skip(1).step_by(2);
         let names: Vec<&str> = codes().filter(|code| is_name(code)).collect();
         let shows = !names.is_empty() || codes().any(|code| code.starts_with("cargo xtask"));
-        if !shows && !NOTHING.iter().any(|words| cell.contains(words)) {
+        if !shows && !NO_TEST.iter().any(|words| cell.contains(words)) {
             return Some(format!("no test is named in {cell:?}"));
         }
         let wrong = names.into_iter().find(|name| !self.has(name))?;
@@ -129,13 +129,13 @@ impl Tests {
     }
 }
 
-/// Whether code in a cell is the name of a test or a file: the rest are flags, crates, fields.
+/// Whether the code in a cell names a test or a file. Other code names flags, crates or fields.
 fn is_name(code: &str) -> bool {
     let is_word = |code: &str| code.chars().all(|char| char.is_ascii_alphanumeric() || "_:*…".contains(char));
     code.ends_with(".rs") || is_word(code) && (code.contains("::") || code.matches('_').count() > 1)
 }
 
-/// Whether a file is a module, or is in one.
+/// Whether a file is the module, or lies in its folder.
 fn is_in(file: &Path, module: &str) -> bool {
     let last = module.rsplit("::").next().unwrap_or(module);
     file.with_extension("").components().any(|part| part.as_os_str() == last)

@@ -1,13 +1,13 @@
-//! Fuzzing without further tools: the instrumentation that libFuzzer needs comes with the compiler.
+//! Fuzzing with libFuzzer, whose instrumentation comes with the compiler: no other tool is needed.
 //!
 //! ```text
 //! cargo xtask fuzz                     every target, a minute each
-//! cargo xtask fuzz layer archive       these
-//! cargo xtask fuzz seconds=3600 layer  for so long
+//! cargo xtask fuzz layer archive       these targets
+//! cargo xtask fuzz seconds=3600 layer  for an hour
 //! ```
 //!
-//! What is new in what a target was fed stays in `fuzz/corpus/TARGET`, which git does not know; an input on which
-//! it failed in `fuzz/artifacts/TARGET`. One that was mended becomes a seed.
+//! New interesting inputs of a target are kept in `fuzz/corpus/TARGET`, which git ignores; inputs on which it failed in
+//! `fuzz/artifacts/TARGET`. When the bug is fixed, its input becomes a seed.
 
 use std::fs;
 use std::path::Path;
@@ -15,13 +15,13 @@ use std::process::Command;
 
 use crate::{Outcome, cargo, packages, step, workspace_root};
 
-/// Seconds of each target, unless something else is said.
+/// The default time for each target, in seconds.
 const SECONDS: u32 = 60;
-/// Memory above which a target has failed, in MB.
+/// The memory above which a target fails, in MB.
 const MEMORY_MAX: u32 = 2048;
-/// With a target named, build scripts and macros are not instrumented.
+/// With an explicit target, cargo does not instrument build scripts and macros.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Coverage as libFuzzer counts it (SanitizerCoverage), and AddressSanitizer.
+/// Coverage for libFuzzer (SanitizerCoverage), and AddressSanitizer.
 const FLAGS: &[&str] = &[
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -49,12 +49,12 @@ pub(crate) fn fuzz(words: &[String]) -> Outcome {
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(name)) {
         return Err(format!("{unknown} is no target; there are {}", known.join(", ")));
     }
-    // The versions that the product is built of.
+    // Fuzz with the versions of dependencies that the product is built with.
     fs::copy(workspace_root().join("Cargo.lock"), folder.join("Cargo.lock"))
         .map_err(|error| format!("copy Cargo.lock: {error}"))?;
     let mut build = cargo("build");
     build.args(["--release", "--target", TARGET]).current_dir(&folder).env_remove("CARGO_TARGET_DIR");
-    // The flags of a sanitizer are not stable; the compiler is the same.
+    // Sanitizer flags are unstable: RUSTC_BOOTSTRAP lets the stable compiler take them.
     build.env("RUSTFLAGS", FLAGS.join(" ")).env("RUSTC_BOOTSTRAP", "1");
     step("build the fuzz targets", &mut build)?;
     for name in if wanted.is_empty() { known } else { wanted } {
@@ -63,7 +63,7 @@ pub(crate) fn fuzz(words: &[String]) -> Outcome {
     Ok(())
 }
 
-/// The targets by their names, in order.
+/// The names of all targets, sorted.
 fn targets(folder: &Path) -> Outcome<Vec<String>> {
     let entries =
         fs::read_dir(folder.join("fuzz_targets")).map_err(|error| format!("list the targets: {error}"))?;

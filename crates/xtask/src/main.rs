@@ -1,19 +1,19 @@
-//! `cargo xtask`: everything that is done to this repository, in one place.
+//! `cargo xtask`: builds, tests, checks and benchmarks of this repository.
 //!
 //! ```text
-//! build    the product: static shim and hello, then hoist with both inside
+//! build    the product: static shim and hello, then hoist with both embedded
 //! run      build, then `hoist run --rm hello` (or the words that follow)
-//! test     all tests: unit, contract and system, as root; those about layers on both forms of layers
-//! check    what needs no root: format, lints, walls
+//! test     all tests: unit, contract and system, as root; those about layers with both storage formats of layers
+//! check    format, lints, walls: needs no root
 //! ci       check and test
-//! bench    build, then measure side by side with the peers in PATH
-//! soak     build, then work much and see that nothing grows (containers=N execs=N log=MB together=N)
+//! bench    build, then measure Hoist beside the other runtimes in PATH
+//! soak     build, then run a heavy load and check that nothing grows (containers=N execs=N log=MB together=N)
 //! api      write docs/api.md: every call and its tests (see `api`)
 //! config   write docs/config.md: every key of the daemon's configuration
-//! fuzz     feed the parsers of foreign bytes with what nobody wrote (see `fuzz`)
+//! fuzz     feed the parsers of untrusted bytes with generated input (see `fuzz`)
 //! ```
 //!
-//! What this program finds missing it names, with the command that brings it.
+//! If a program is missing, xtask names it and the command that installs it.
 
 use std::env;
 use std::ffi::OsStr;
@@ -32,11 +32,11 @@ mod tidy;
 #[cfg(test)]
 mod walls;
 
-/// The libc of the static programs. Musl when its target is installed; otherwise the host's glibc,
-/// linked statically, which works the same and is larger.
+/// The target of the static programs: musl if it is installed; otherwise glibc, linked statically, which works the same
+/// and is larger.
 const MUSL: &str = "x86_64-unknown-linux-musl";
 
-/// How many tests run at once, if somebody says so (`rustc --test`).
+/// The number of tests that run at once, if the user sets it (`rustc --test`).
 const THREADS: &str = "RUST_TEST_THREADS";
 
 const WORTH_TELLING: Duration = Duration::from_secs(10);
@@ -81,7 +81,7 @@ fn target_dir() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }
 
-/// Builds `hoist` with the shim and `hello` inside it, and returns its path.
+/// Builds `hoist` with the shim and `hello` embedded, and returns its path.
 fn build() -> Outcome<PathBuf> {
     packages::need("cc", "gcc", "a C compiler and linker")?;
     let target = static_target();
@@ -96,7 +96,7 @@ fn build() -> Outcome<PathBuf> {
     let mut hoist = cargo("rustc");
     hoist.args(["--release", "--package", "hoist", "--bin", "hoist"]);
     if has_static_libc() {
-        // With the C library inside: one file that runs on every distribution, and starts without a loader.
+        // Link the C library statically: one file runs on every distribution, and starts without a dynamic loader.
         hoist.args(["--", "-C", "target-feature=+crt-static"]);
     }
     hoist
@@ -114,15 +114,15 @@ fn static_target() -> &'static str {
     if installed() {
         return MUSL;
     }
-    // Not an error if this fails: without rustup, or without network, glibc does.
+    // A failure is no error: without rustup or network, glibc serves.
     let _ = Command::new("rustup").args(["target", "add", MUSL]).status();
     if installed() { MUSL } else { "x86_64-unknown-linux-gnu" }
 }
 
-/// Whether the C library can be linked in: Debian has `libc.a` with its headers, Fedora in a package of its own.
+/// Whether the static C library is installed: Debian has `libc.a` with the headers, Fedora in a package of its own.
 fn has_static_libc() -> bool {
     let found = Command::new("cc").arg("-print-file-name=libc.a").output();
-    // What is not found is printed as it was asked for.
+    // If `cc` does not find the file, it prints the bare name.
     found.is_ok_and(|found| String::from_utf8_lossy(&found.stdout).contains('/'))
 }
 
@@ -138,14 +138,14 @@ fn test(filter: &[String]) -> Outcome {
     packages::need_root("run the system tests")?;
     packages::need_for_tests()?;
     let hoist = build()?;
-    // The system tests run the very program that users get.
+    // The system tests run the same program that users get.
     let tests = |words: &[&str]| {
         let mut tests = cargo_test();
         if !testing::names_packages(words) {
             tests.arg("--workspace");
         }
         if !testing::names_targets(words) {
-            // No tests in documentation: there are none, and looking for them takes a minute.
+            // Without documentation tests: there are none, and the search for them takes a minute.
             tests.arg("--all-targets");
         }
         tests.arg("--no-fail-fast").args(words).env("HOIST_BIN", &hoist);
@@ -154,21 +154,21 @@ fn test(filter: &[String]) -> Outcome {
     let words: Vec<&str> = filter.iter().map(String::as_str).collect();
     let selected = testing::selection(&words);
     let again = |failed: &[&str]| tests(&testing::alone(&selected, failed));
-    let mut unsteady = testing::run("run the tests", &mut tests(&words), again)?;
+    let mut flaky = testing::run("run the tests", &mut tests(&words), again)?;
     if filter.is_empty() {
         let more =
-            test_directories(&hoist).map_err(|error| format!("{error}; before: {}", unsteady.verdict()))?;
-        unsteady = unsteady.and(more);
+            test_directories(&hoist).map_err(|error| format!("{error}; before: {}", flaky.verdict()))?;
+        flaky = flaky.and(more);
     }
-    println!("\n==== {}", unsteady.verdict());
+    println!("\n==== {}", flaky.verdict());
     Ok(())
 }
 
-/// Subjects of system tests for which it makes a difference how layers are kept.
+/// Modules of system tests that depend on the storage format of layers.
 const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "copy::", "lifecycle::", "gc::", "volumes::"];
 
-/// The same tests on layers that are unpacked to directories, as on kernels that mount no archives.
-fn test_directories(hoist: &Path) -> Outcome<testing::Unsteady> {
+/// Runs those tests with layers unpacked to directories, as on kernels that cannot mount layer archives.
+fn test_directories(hoist: &Path) -> Outcome<testing::Flaky> {
     let tests = |words: &[&str]| {
         let mut tests = cargo_test();
         tests.arg("--no-fail-fast").args(words);
@@ -176,7 +176,8 @@ fn test_directories(hoist: &Path) -> Outcome<testing::Unsteady> {
         tests
     };
     let what = "run the tests about layers on directories";
-    // Of the whole workspace: by itself the package has dependencies with fewer features, which would all be built anew.
+    // Select from the whole workspace: built alone, the package's dependencies have fewer features and are compiled
+    // anew.
     let selected = ["--workspace", "--test", "it"];
     let words = [&selected[..], &["--"], ABOUT_LAYERS].concat();
     testing::run(what, &mut tests(&words), |failed| tests(&testing::alone(&selected, failed)))
@@ -187,13 +188,13 @@ fn check() -> Outcome {
     step("check the walls", cargo("test").args(["--package", "xtask"]))
 }
 
-/// Without the walls, which are among the tests of all packages too.
+/// Checks format, lints and dependencies. The walls are checked by unit tests, which `test` runs too.
 fn check_style() -> Outcome {
     step("check the format", cargo("fmt").args(["--all", "--check"]))?;
     step("lint", cargo("clippy").args(["--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     if packages::in_path("cargo-deny") {
         step("check the dependencies", cargo("deny").args(["check", "bans", "licenses", "sources"]))?;
-        // Their database is elsewhere, and a machine without that place is no reason to fail.
+        // The advisory database is remote. A machine without network access must not fail for that.
         match step("fetch what is known of vulnerabilities", cargo("deny").args(["fetch", "db"])) {
             Ok(()) => step("look for vulnerabilities", cargo("deny").args(["check", "advisories"]))?,
             Err(error) => println!("skipped: vulnerabilities of dependencies are not looked for: {error}"),
@@ -204,7 +205,8 @@ fn check_style() -> Outcome {
     Ok(())
 }
 
-/// The daemon knows its keys and their defaults: the test that compares the page writes it before.
+/// Writes `docs/config.md`. The daemon knows the keys and their defaults, so its own test writes the page that it
+/// checks.
 fn config() -> Outcome {
     let mut test = cargo("test");
     test.args(["--package", "daemon", "--lib", "config::page::"]).env("HOIST_WRITE_PAGE", "1");
@@ -224,8 +226,8 @@ fn cargo(verb: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// As from a shell, whatever signals the caller ignores (those of Python ignore two, `nohup` one): tests look at what
-/// becomes of programs by them.
+/// `cargo test` with the signal dispositions of a shell. Some callers ignore signals, which children inherit (Python
+/// two, `nohup` one), and tests check how programs react to signals.
 fn cargo_test() -> Command {
     let cargo = cargo("test");
     let mut command = Command::new("env");
@@ -234,10 +236,10 @@ fn cargo_test() -> Command {
         .arg(cargo.get_program())
         .args(cargo.get_args())
         .current_dir(workspace_root())
-        // What could be missing was looked for before (`packages`).
+        // Missing programs have been reported before (`packages`).
         .env(stdx::testing::NO_SKIP, "1");
     if env::var_os(THREADS).is_none() {
-        // System tests wait for disks and processes for half of their time.
+        // System tests spend half of their time waiting for disks and processes.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         command.env(THREADS, (2 * processors).to_string());
     }
@@ -251,7 +253,7 @@ fn step(what: &str, command: &mut Command) -> Outcome {
     if status.success() { Ok(()) } else { Err(format!("{what}: {status}")) }
 }
 
-/// Says how long a step took that took long: whoever wants all of them to be faster begins there.
+/// Prints how long a step took, if it was long, so that slow steps are noticed.
 fn tell_time(what: &str, begun: Instant) {
     let took = begun.elapsed();
     if took >= WORTH_TELLING {

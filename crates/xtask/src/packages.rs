@@ -1,11 +1,11 @@
-//! What must be on the machine, and the command that brings it.
+//! The programs that the machine must have, and the command that installs them.
 
 #[cfg(test)]
 use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
 
-/// Programs that the system tests use, in PATH or elsewhere, and Debian's package of each.
+/// Programs that the system tests use, in PATH or elsewhere, and the Debian package of each.
 const FOR_TESTS: &[(&str, &str)] = &[
     ("cc", "gcc"),
     ("busybox", "busybox-static"),
@@ -38,7 +38,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
 
 pub(crate) fn in_path(program: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
-    // `/usr/sbin` is where Debian keeps `nft`, and it is not in every user's PATH.
+    // Debian keeps `nft` in `/usr/sbin`, which is not in every user's PATH.
     let folders = env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
     folders.into_iter().any(|folder| folder.join(program).is_file())
 }
@@ -50,7 +50,7 @@ pub(crate) fn need(program: &str, package: &str, what: &str) -> Result<(), Strin
     Err(format!("{what} is missing: no {program:?} in PATH; try: apt-get install {package}"))
 }
 
-/// The packages of those programs that are not there.
+/// The packages of the programs that are not installed.
 fn missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
     let absent = programs.iter().filter(|(program, _)| !in_path(program));
     let mut packages: Vec<&str> = absent.map(|&(_, package)| package).collect();
@@ -70,13 +70,13 @@ pub(crate) fn need_for_tests() -> Result<(), String> {
 }
 
 pub(crate) fn need_root(to_do: &str) -> Result<(), String> {
-    // The owner of our own /proc entry is our effective user.
+    // The owner of our own /proc entry is our effective user (proc(5)).
     use std::os::unix::fs::MetadataExt;
     let uid = Path::new("/proc/self").metadata().map_err(|error| format!("/proc/self: {error}"))?.uid();
     if uid == 0 {
         return Ok(());
     }
-    // sudo has a PATH of its own, in which there is no cargo of rustup's.
+    // sudo sets a PATH of its own, which lacks the cargo of rustup.
     Err(format!("root is needed to {to_do}; try: sudo -E env \"PATH=$PATH\" cargo xtask …"))
 }
 
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_with_the_command_that_brings_it() {
+    fn missing_programs_are_named_with_the_command_that_installs_them() {
         let none = need("no-such-program", "its-package", "a thing").unwrap_err();
         assert_eq!(
             none,

@@ -1,13 +1,13 @@
-//! Runs tests, and says at the end what failed.
+//! Runs tests, and prints a summary of the failures at the end.
 //!
 //! ```text
-//! cargo test ─▶ its output, as it comes
-//!            └▶ failures ─▶ few: once more, alone ─▶ all of them again at the end, with what each printed
+//! cargo test ─▶ its output, passed through
+//!            └▶ failures ─▶ if few: run once more, alone ─▶ all failures again at the end, with their output
 //! ```
 //!
-//! A run of all tests prints thousands of lines; who reads it afterwards, perhaps only its end, wants the few that matter.
-//! A test that passes alone what it failed among the others has found a race, in itself or in what it tests: that is told,
-//! and does not stop the rest from being tested. What died without telling its failures is not tried again.
+//! A run of all tests prints thousands of lines; the summary at the end has the few that matter. A test that fails
+//! among the others and passes alone has found a race, in itself or in the code under test: the summary names it as
+//! flaky, and the run goes on. Tests are not retried if a test program died before it listed its failures.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ use stdx::Mutex;
 
 use super::{Outcome, tell_time};
 
-/// Flags of `cargo test` whose value is the next word, if it is not joined to them.
+/// Flags of `cargo test` whose value may be the next word.
 const HAVE_VALUES: &[&str] = &[
     "-p",
     "--package",
@@ -35,55 +35,51 @@ const HAVE_VALUES: &[&str] = &[
     "--jobs",
 ];
 
-/// Flags of `cargo test` that say which targets.
+/// Flags of `cargo test` that select targets.
 const TARGETS: &[&str] =
     &["all-targets", "bench", "benches", "bin", "bins", "doc", "example", "examples", "lib", "test", "tests"];
 
-/// With more of them something is broken, and not by chance.
-const TRIED_AGAIN_MAX: usize = 3;
+/// More failures than this are no accident, and are not retried.
+const RETRIES_MAX: usize = 3;
 
-/// Lines of a failure that are shown again: the message, and the beginning of what surrounds it.
+/// The number of lines of a failed test's output in the summary: the message, and the beginning of the backtrace.
 const SHOWN_LINES_MAX: usize = 60;
 
-/// How long what was written is read on after the tests have ended. Something that they left running may hold their
-/// output open for ever.
-const REST: Duration = Duration::from_secs(10);
+/// How long output is read after the tests have ended. A process that a test left running may hold the pipe open for
+/// ever.
+const OUTPUT_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Tests that failed among the others and passed alone, by their names.
+/// The names of tests that failed among the others and passed alone.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Unsteady(Vec<String>);
+pub(crate) struct Flaky(Vec<String>);
 
-impl Unsteady {
-    pub(crate) fn and(mut self, more: Unsteady) -> Unsteady {
+impl Flaky {
+    pub(crate) fn and(mut self, more: Flaky) -> Flaky {
         self.0.extend(more.0);
         self
     }
 
-    /// The last words about a run that passed: a race that was found is not to be lost among thousands of lines.
+    /// The last line about a run that passed. It names flaky tests, so that they are not lost among thousands of lines.
     pub(crate) fn verdict(&self) -> String {
         match self.0.len() {
             0 => "all tests passed".to_owned(),
             number => format!(
-                "PASSED WITH {number} UNSTEADY (failed among the others, passed alone): {}",
+                "PASSED WITH {number} FLAKY (failed among the others, passed alone): {}",
                 self.0.join(" ")
             ),
         }
     }
 }
 
-/// Runs tests to their end. `again` runs those named, alone.
-pub(crate) fn run(
-    what: &str,
-    tests: &mut Command,
-    again: impl FnOnce(&[&str]) -> Command,
-) -> Outcome<Unsteady> {
+/// Runs tests to their end. `again` returns the command that runs the named tests alone.
+pub(crate) fn run(what: &str, tests: &mut Command, again: impl FnOnce(&[&str]) -> Command) -> Outcome<Flaky> {
     let (succeeded, report) = watch(what, tests)?;
     if succeeded {
-        return Ok(Unsteady::default());
+        return Ok(Flaky::default());
     }
     let names: Vec<&str> = report.failed.iter().map(String::as_str).collect();
     let mut passed = false;
-    if report.is_whole() && (1..=TRIED_AGAIN_MAX).contains(&names.len()) {
+    if report.is_whole() && (1..=RETRIES_MAX).contains(&names.len()) {
         println!("\nonce more, alone: {}", names.join(" "));
         let (succeeded, report) = watch(what, &mut again(&names))?;
         passed = succeeded && report.passed >= names.len();
@@ -96,7 +92,7 @@ pub(crate) fn run(
     }
     if passed {
         println!("\n==== {what}: passed alone, and failed among the others: {}", names.join(" "));
-        return Ok(Unsteady(report.failed));
+        return Ok(Flaky(report.failed));
     }
     let died = if report.is_whole() { "" } else { " (and a test program died)" };
     Err(format!(
@@ -105,12 +101,12 @@ pub(crate) fn run(
     ))
 }
 
-/// The words after `cargo test` for these tests, one after another: of what was selected by these words, or of all.
+/// Arguments of `cargo test` that run these tests one after another, within the packages and targets of `selection`.
 pub(crate) fn alone<'a>(selection: &[&'a str], tests: &[&'a str]) -> Vec<&'a str> {
     [selection, &["--", "--exact", "--test-threads=1"], tests].concat()
 }
 
-/// Whether words for `cargo test` say which targets: with `--all-targets` beside them, cargo would test all.
+/// Whether arguments of `cargo test` select targets. With `--all-targets` beside them, cargo would test all.
 pub(crate) fn names_targets(words: &[&str]) -> bool {
     let is_target = |word: &&str| {
         let name = word.strip_prefix("--").map(|flag| flag.split('=').next().unwrap_or(flag));
@@ -119,7 +115,7 @@ pub(crate) fn names_targets(words: &[&str]) -> bool {
     words.iter().take_while(|word| **word != "--").any(is_target)
 }
 
-/// Whether words for `cargo test` say which packages: with `--workspace` beside them, cargo would test all.
+/// Whether arguments of `cargo test` select packages. With `--workspace` beside them, cargo would test all.
 pub(crate) fn names_packages(words: &[&str]) -> bool {
     let is_package = |word: &&str| {
         let long = word.strip_prefix("--package");
@@ -129,8 +125,8 @@ pub(crate) fn names_packages(words: &[&str]) -> bool {
     words.iter().take_while(|word| **word != "--").any(is_package)
 }
 
-/// Those words of a `cargo test` that select packages and targets and how they are built, without the filters: words that
-/// stand alone, and what comes after `--`.
+/// The arguments of `cargo test` that select packages and targets and control the build. Filters, which are words
+/// without a flag, and the arguments after `--` are left out.
 pub(crate) fn selection<'a>(words: &[&'a str]) -> Vec<&'a str> {
     let mut selected = Vec::new();
     let mut words = words.iter().copied().take_while(|word| *word != "--");
@@ -146,7 +142,7 @@ pub(crate) fn selection<'a>(words: &[&'a str]) -> Vec<&'a str> {
     selected
 }
 
-/// Whether the command succeeded, and what its output says. That is passed on as it comes.
+/// Runs a command and passes its output through. Returns whether it succeeded, and the report parsed from the output.
 fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
     let begun = Instant::now();
     let mut child = command
@@ -164,43 +160,43 @@ fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
             println!("{line}");
             reader.lock().read(&line);
         }
-        // Nobody listens any more if something held it open.
+        // The receiver is gone if a process held the pipe open past the limit.
         let _ = ended.send(());
     });
     let status = child.wait().map_err(|error| format!("{what}: {error}"))?;
-    let _ = end.recv_timeout(REST);
+    let _ = end.recv_timeout(OUTPUT_WAIT_MAX);
     tell_time(what, begun);
     let report = std::mem::take(&mut *report.lock());
     Ok((status.success(), report))
 }
 
-/// What test programs say, one after another.
+/// The results of one or more test programs.
 #[derive(Debug, Default)]
 struct Report {
-    /// Tests that failed, by the lists at the ends of their programs.
+    /// Failed tests, from the list at the end of each program's output.
     failed: Vec<String>,
-    /// What failed tests printed.
+    /// The failed tests' output.
     outputs: Vec<(String, Vec<String>)>,
     passed: usize,
-    /// Programs that began, and programs that came to their end.
+    /// The number of programs that started, and of those that printed their summary.
     begun: usize,
     ended: usize,
     part: Part,
 }
 
-/// Where in a program's output a line stands.
+/// The section of a program's output that the parser is in.
 #[derive(Debug, Default)]
 enum Part {
     #[default]
     Results,
-    /// Of the last of `outputs`.
+    /// The output of the last test in `outputs`.
     Output,
-    /// After the word `failures:`, which stands before the outputs and before the list.
+    /// After the line `failures:`, which stands before the outputs and before the list.
     List,
 }
 
 impl Report {
-    /// Whether every program that began said how it ended.
+    /// Whether every program that started also printed its summary.
     fn is_whole(&self) -> bool {
         self.begun == self.ended
     }
@@ -270,7 +266,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
     }
 
     #[test]
-    fn failures_are_found_with_what_they_printed() {
+    fn failed_tests_are_found_with_their_output() {
         let (succeeded, report) =
             watch("tests", &mut prints(&(FAILED.to_owned() + &passed(4)), 101)).unwrap();
         assert!(!succeeded && report.is_whole());
@@ -281,7 +277,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
     }
 
     #[test]
-    fn few_failures_are_tried_again_and_count_if_they_stay() {
+    fn few_failures_are_retried_and_count_if_they_stay() {
         let again = |text: &str, code: u8| {
             run("tests", &mut prints(FAILED, 101), |names| {
                 assert_eq!(names, ["a::breaks", "b::is_silent"]);
@@ -289,23 +285,20 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
             })
         };
         let stay = Err("tests: failed: a::breaks b::is_silent".to_owned());
-        let unsteady = again(&passed(2), 0).expect("they pass alone");
-        assert_eq!(unsteady, Unsteady(["a::breaks", "b::is_silent"].map(str::to_owned).to_vec()));
-        let twice = Unsteady::default().and(unsteady);
+        let flaky = again(&passed(2), 0).expect("they pass alone");
+        assert_eq!(flaky, Flaky(["a::breaks", "b::is_silent"].map(str::to_owned).to_vec()));
+        let twice = Flaky::default().and(flaky);
         assert_eq!(
             twice.verdict(),
-            "PASSED WITH 2 UNSTEADY (failed among the others, passed alone): a::breaks b::is_silent"
+            "PASSED WITH 2 FLAKY (failed among the others, passed alone): a::breaks b::is_silent"
         );
         assert_eq!(again(FAILED, 101), stay);
         assert_eq!(again(&passed(1), 0), stay, "one of them did not run");
-        assert_eq!(
-            run("tests", &mut prints("", 0), |_| unreachable!("none failed")),
-            Ok(Unsteady::default())
-        );
+        assert_eq!(run("tests", &mut prints("", 0), |_| unreachable!("none failed")), Ok(Flaky::default()));
     }
 
     #[test]
-    fn what_is_tried_again_is_what_was_selected() {
+    fn retries_keep_the_selection_of_packages_and_targets() {
         let words = ["-p", "systest", "--test=it", "--release", "gc::", "--", "--nocapture", "gc::one"];
         let selected = selection(&words);
         assert_eq!(selected, ["-p", "systest", "--test=it", "--release"]);
@@ -326,7 +319,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
     }
 
     #[test]
-    fn what_is_no_chance_is_not_tried_again() {
+    fn many_failures_or_a_crash_are_not_retried() {
         let never = |text: &str| {
             run("tests", &mut prints(text, 101), |_| unreachable!("not again")).expect_err("they failed")
         };
@@ -338,7 +331,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
     }
 
     #[test]
-    fn what_tests_leave_running_is_not_waited_for() {
+    fn output_held_open_by_a_leftover_process_is_not_waited_for() {
         let mut leaves = Command::new("sh");
         leaves.args(["-c", &format!("printf '%s' '{}'; sleep 600 2>/dev/null & echo $!; exit 0", passed(1))]);
         let (succeeded, report) = watch("tests", &mut leaves).unwrap();

@@ -1,14 +1,14 @@
-//! What can be checked of the text itself: headers, unsafe, unfinished work, large files.
+//! Checks of the source text: headers, unsafe code, unfinished work, large files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Where `unsafe` may stand. The list only shrinks.
+/// Folders in which `unsafe` is allowed. The list may only shrink.
 const UNSAFE_ALLOWED: &[&str] = &["crates/linux/src/", "crates/runtime/src/"];
 
-/// Where a process is looked at in `/proc` by its number, and what makes sure that the number is still its own. Anything
-/// else holds a pidfd, and sends signals by it.
-const BY_NUMBER: &[(&str, &str)] = &[
+/// Files that access a process in `/proc` by its pid, and the reason why the pid cannot have been reused. All other
+/// code holds a pidfd, and sends signals by it.
+const BY_PID: &[(&str, &str)] = &[
     ("crates/cli/src/ctr/tasks.rs", "what was opened is used once the daemon says that the process is there"),
     ("crates/engine/src/containers/joins.rs", "opened as view.rs does; and descriptors of the daemon itself"),
     ("crates/engine/src/containers/top.rs", "figures for a list, of whatever is there"),
@@ -31,15 +31,15 @@ const BY_NUMBER: &[(&str, &str)] = &[
     ("crates/task/src/strays.rs", "looks whether anybody is there"),
 ];
 
-/// Where a group of processes gets a signal by its number, and what makes sure that the number is still its own: its
-/// leader's is nobody else's while the leader is not reaped (kill(2), setpgid(2)).
-const BY_GROUP: &[(&str, &str)] = &[
+/// Files that signal a process group by its number, and the reason why the number cannot have been reused: while the
+/// leader is not reaped, its pid is not free (kill(2), setpgid(2)).
+const BY_PROCESS_GROUP: &[(&str, &str)] = &[
     ("crates/daemon/src/processors.rs", "led by a child of the daemon, not reaped"),
     ("crates/linux/src/process.rs", "led by a child of the caller, not reaped"),
     ("crates/policy/src/verifiers.rs", "led by a child of the daemon, not reaped"),
 ];
 
-/// Bytes. A file larger than this does not belong in the repository.
+/// The largest file, in bytes, that belongs in the repository.
 const FILE_SIZE_MAX: u64 = 512 * 1024;
 
 #[test]
@@ -70,7 +70,7 @@ fn processes_are_held_by_descriptors() {
         let product = text.split(concat!("#[cfg(", "test)]\nmod")).next().unwrap_or_default();
         is_product(file) && !is_for_tests(file) && product.contains(path)
     });
-    let known: Vec<&str> = BY_NUMBER.iter().map(|(file, _)| *file).collect();
+    let known: Vec<&str> = BY_PID.iter().map(|(file, _)| *file).collect();
     assert_eq!(found, known, "to the left what looks at processes by number, to the right what may");
     let calls = [concat!("libc::", "kill("), concat!("kill_", "process(")];
     let found = sources(|file, text| {
@@ -79,7 +79,7 @@ fn processes_are_held_by_descriptors() {
     assert!(found.is_empty(), "signals go by pidfds: {found:?}");
     let call = concat!("kill_", "process_group(");
     let found = sources(|file, text| is_product(file) && !is_for_tests(file) && text.contains(call));
-    let known: Vec<&str> = BY_GROUP.iter().map(|(file, _)| *file).collect();
+    let known: Vec<&str> = BY_PROCESS_GROUP.iter().map(|(file, _)| *file).collect();
     assert_eq!(found, known, "to the left what signals groups, which have no pidfd, to the right what may");
 }
 
@@ -101,7 +101,7 @@ fn no_test_is_ignored() {
     assert!(found.is_empty(), "{found:?}");
 }
 
-/// Examples in documentation are looked at by nobody's compiler: the tests are run without them, which takes a minute less.
+/// Nothing compiles examples in documentation: the tests run without them, which saves a minute.
 #[test]
 fn documentation_has_no_code_that_would_have_to_be_run() {
     let found = sources(|_, text| {
@@ -138,7 +138,7 @@ fn is_for_tests(path: &str) -> bool {
     ["testkit", "bench", "xtask", "fuzzed"].iter().any(|name| path.starts_with(&format!("crates/{name}/")))
 }
 
-/// Source files, relative to the repository, in their order, for which `matches` holds.
+/// The source files for which `matches` holds, relative to the repository, sorted.
 fn sources(matches: impl Fn(&str, &str) -> bool) -> Vec<String> {
     let root = crate::workspace_root();
     let mut found = Vec::new();

@@ -1,9 +1,9 @@
-//! The walls between crates: who may use whom.
+//! The walls between crates: which crate may depend on which.
 //!
-//! Dependencies point down. `types` and `stdx` may be used by every crate above them and are not
-//! repeated. A crate that is not in this table, or an edge that is not, fails the test.
+//! Dependencies point down. Every crate above `types` and `stdx` may use them, so the table does not repeat them. A
+//! crate or a dependency that is not in the table fails the test.
 
-/// Rank, crate, and the crates of ours it may name in `[dependencies]`.
+/// Rank, crate, and the crates of this workspace that it may name in `[dependencies]`.
 const WALLS: &[(u8, &str, &[&str])] = &[
     (0, "stdx", &[]),
     (0, "types", &[]),
@@ -101,7 +101,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     (9, "xtask", &[]),
 ];
 
-/// Usable from everywhere above them.
+/// Crates that every crate above them may use.
 const EVERYWHERE: &[&str] = &["types", "stdx"];
 
 #[test]
