@@ -1,8 +1,8 @@
-//! Many records: how long lists of 100,000 images and 10,000 containers take, chosen and whole, what the daemon holds in
-//! memory meanwhile, and how long a writer waits at most while garbage among them is collected.
+//! Large stores: the time to list 100,000 images and 10,000 containers, filtered and whole; the daemon's memory
+//! meanwhile; and the longest wait of a writer while garbage among these records is collected.
 //!
-//! Times are until the last byte of the answer is here, for which there is a mark, and until this program has read it, part by
-//! part as [`client::parts`] reads lists, which costs it the same on both sides.
+//! Two times are measured: until the last byte of the answer has arrived, which has a target, and until this program
+//! has decoded the answer element by element ([`client::parts`]), which costs it the same for both daemons.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -31,25 +31,25 @@ const IMAGES: usize = 100_000;
 const CONTAINERS: usize = 10_000;
 const CLIENTS: usize = 64;
 const ROUNDS: usize = 5;
-/// Leases that one collection finds to have ended.
+/// The number of expired leases that one collection removes.
 const GARBAGE: usize = 5_000;
-/// Leases that are made before it begins.
+/// The number of leases whose creation is timed without a collection.
 const ALONE: usize = 200;
-/// Time enough to make them.
+/// From now to the leases' expiry: creating them must take less.
 const SET_UP: Duration = Duration::from_secs(60);
-/// How long before they end the writer begins.
+/// How long before the leases expire the writer begins.
 const LEAD: Duration = Duration::from_millis(100);
 
-/// How each list is called, and what is asked for.
+/// The name of each list in the table, and its filter.
 const LISTS: [(&str, &str); 4] = [
     ("list 100,000 images", ""),
     ("list 1,000 of them by a label", "labels.tier==gold"),
     ("list 10,000 containers", ""),
     ("list 100 of them by a label", "labels.tier==gold"),
 ];
-/// Milliseconds until the last byte of each.
+/// The target for the last byte of each list, in milliseconds.
 const LIST_MARK_MS: f64 = 100.0;
-/// Milliseconds for which a writer waits longer while garbage is collected.
+/// The target for a writer's extra wait during a collection, in milliseconds.
 const WAIT_MARK_MS: f64 = 10.0;
 
 pub(crate) fn lists(sides: &[&dyn Side]) {
@@ -91,7 +91,7 @@ fn filters(filter: &str) -> Vec<String> {
     if filter.is_empty() { Vec::new() } else { vec![filter.to_owned()] }
 }
 
-/// Milliseconds until the last byte of a list is here, and until all of it is read.
+/// Milliseconds until the last byte of a list has arrived, and until all of it is decoded.
 async fn time<L: client::parts::List>(channel: Channel, question: L) -> (f64, f64) {
     let begun = Instant::now();
     let parts = client::parts::list(channel, ask(question)).await.expect("a list");
@@ -115,7 +115,7 @@ async fn fill(socket: &Path) {
 async fn fill_part(channel: Channel, client: usize) -> Result<(), Status> {
     let mut images = ImagesClient::new(channel.clone());
     let mut containers = ContainersClient::new(channel);
-    // One in a hundred is of this tier.
+    // One record in a hundred is gold.
     let tier = |number: usize| {
         let tier = if number.is_multiple_of(100) { "gold" } else { "tin" };
         [("tier".to_owned(), tier.to_owned())].into()
@@ -127,7 +127,7 @@ async fn fill_part(channel: Channel, client: usize) -> Result<(), Status> {
             size: 1,
             ..Descriptor::default()
         };
-        // Short names: all of them must fit into a message.
+        // Short names, as the whole list must fit into one message.
         let name = format!("n/{number:06}");
         let image = Image { name, labels: tier(number), target: Some(target), ..Image::default() };
         let create = CreateImageRequest { image: Some(image), ..CreateImageRequest::default() };
@@ -138,7 +138,7 @@ async fn fill_part(channel: Channel, client: usize) -> Result<(), Status> {
             id: format!("c{number:06}"),
             labels: tier(number),
             runtime: Some(ContainerRuntime { name: "io.containerd.runc.v2".into(), options: None }),
-            // As large as specs are.
+            // The size of a usual spec.
             spec: Some(Any { type_url: "spec".into(), value: vec![b' '; 1000] }),
             ..Container::default()
         };
@@ -147,9 +147,9 @@ async fn fill_part(channel: Channel, client: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// Of leases that are made one after the other, the one that took longest, in milliseconds: while nothing else is done, a fsync
-/// after the other, and while a collection runs. The garbage is leases that end at one time, which is after all of them are
-/// made: a daemon may collect them by itself then.
+/// The longest time, in milliseconds, that creating a lease took: without other work, for an fsync, and during a
+/// collection. The garbage is leases that expire together, after all of them have been created, as the daemon may
+/// collect expired leases on its own.
 #[expect(
     clippy::disallowed_methods,
     reason = "a benchmark; there is no event for the time that leases end at"
@@ -176,7 +176,7 @@ async fn longest_waits(socket: &Path) -> (f64, f64) {
     }
     let left = Timestamp::now().until(end);
     assert!(left > LEAD, "{GARBAGE} leases are made in less than {SET_UP:?}");
-    // Nothing else is to be done by this program.
+    // This program must not compete with the daemon for the processor.
     std::thread::sleep(left - LEAD);
     let mut collecting = leases.clone();
     let mut collecting = std::pin::pin!(async move {

@@ -1,4 +1,4 @@
-//! Hoist and containerd + runc, measured side by side on this machine, in this run.
+//! Measures Hoist beside containerd with runc: on this machine, in one run.
 //!
 //! ```text
 //! bench soak …      see `soak`
@@ -6,14 +6,14 @@
 //! bench read        see `read`
 //! bench remove      see `remove`
 //! bench lists       see `lists`: 100,000 records on each side, which takes containerd minutes
-//! bench [NAME…]     run, layers, rate, exec, memory, records, pull (see `pull`), throttled, push; all without
+//! bench [NAME…]     run, layers, rate, exec, memory, records, pull (see `pull`), throttled, push; by default all
 //! ```
 //!
-//! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
-//! machine that slows down slows both. Each row prints the median of each side and their ratio;
-//! without `containerd` and `ctr` in PATH the peer's column stays empty. `start`, `read`, `remove`, `layers`, `lists`
-//! and `pull` print whether their marks are met; with `--check` a mark that is missed makes the exit code 1. All marks,
-//! and the figures of a known machine, stand in `bench/README.md`.
+//! Both sides run the same image from the same registry. Their runs alternate, so that a machine that slows down slows
+//! both. Each row prints the median of each side and the ratio; without `containerd` and `ctr` in PATH the peer's
+//! column is empty. Some benchmarks have marks, which are target values: `start`, `read`, `remove`, `layers`, `lists`
+//! and `pull` print whether they are met. With `--check` a missed mark makes the exit code 1. All marks, and the
+//! figures of a known machine, are in `bench/README.md`.
 #![forbid(unsafe_code)]
 
 mod lists;
@@ -40,7 +40,7 @@ use podman::Podman;
 use pull::Puller;
 use side::{Hoist, Side};
 
-/// The shim's, as `start` calls the library that is in the shim.
+/// The shim's allocator, as `start` calls the shim's library in this process.
 #[global_allocator]
 static HEAP: DenseHeap = DenseHeap;
 
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     if checks && !marks::are_met() { ExitCode::FAILURE } else { code }
 }
 
-/// What some words choose.
+/// Runs the benchmarks that the arguments select.
 fn bench(wanted: &[String]) -> ExitCode {
     if let [first, words @ ..] = wanted
         && first == "soak"
@@ -152,7 +152,7 @@ fn measure(wanted: &[String]) {
     memory::daemon(&sides, "daemon RSS, after the work (MB)");
 }
 
-/// One row: the median of each side, and how many times more the peer needs.
+/// Prints a row: the median of each side, and the peer's as a multiple of ours.
 fn row(what: &str, figures: &[f64]) {
     let [ours, rest @ ..] = figures else { return };
     match rest {
@@ -161,7 +161,7 @@ fn row(what: &str, figures: &[f64]) {
     }
 }
 
-/// One row of figures of which more is better, and how many times more ours is.
+/// Prints a row of rates, where more is better, with ours as a multiple of the peer's.
 fn rates(what: &str, figures: &[f64]) {
     let [ours, rest @ ..] = figures else { return };
     match rest {

@@ -1,15 +1,15 @@
-//! Marks: what a figure is to be at most, or at least. Each is printed below the row of its figure, as met or missed, and counted.
+//! Marks: target values of figures. Each is printed below the figure's row as met or missed, and misses are counted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 static MISSED: AtomicUsize = AtomicUsize::new(0);
 
-/// Prints whether a figure is within its mark. One that was not measured is missed.
+/// Prints whether a figure is at most its mark. A figure that was not measured (NaN) misses it.
 pub(crate) fn at_most(what: &str, figure: f64, mark: f64) {
     judge(what, figure, &format!("at most {mark:.2}"), figure <= mark);
 }
 
-/// As [`at_most`], of what is to be much.
+/// As [`at_most`], for figures where more is better.
 pub(crate) fn at_least(what: &str, figure: f64, mark: f64) {
     judge(what, figure, &format!("at least {mark:.2}"), figure >= mark);
 }
@@ -20,7 +20,7 @@ fn judge(what: &str, figure: f64, mark: &str, is_met: bool) {
     println!("{:<44} {figure:.2} of {mark}: {judged}", format!("  mark: {what}"));
 }
 
-/// Whether all that were printed are met.
+/// Whether every printed mark was met.
 pub(crate) fn are_met() -> bool {
     MISSED.load(Ordering::Relaxed) == 0
 }

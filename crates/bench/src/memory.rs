@@ -1,4 +1,4 @@
-//! What daemons and containers hold in memory.
+//! The memory use of daemons and containers.
 
 use std::fs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use crate::side::Side;
 const CONTAINERS: usize = 10;
 const REST: Duration = Duration::from_secs(5);
 
-/// When nobody asks for anything: long enough after the last call that whoever cleans up has done so.
+/// An idle daemon, long enough after the last call that background work has finished.
 #[expect(clippy::disallowed_methods, reason = "a benchmark; there is no event for rest")]
 pub(crate) fn daemon(sides: &[&dyn Side], what: &str) {
     std::thread::sleep(REST);
@@ -17,7 +17,7 @@ pub(crate) fn daemon(sides: &[&dyn Side], what: &str) {
     row(what, &figures);
 }
 
-/// Idle containers, per container: the shim alone, and with the first process, a `sleep` of busybox.
+/// Idle containers, for each: the shim alone, and with the container's first process, a `sleep` of busybox.
 pub(crate) fn containers(sides: &[&dyn Side], image: &str) {
     let mut rows = [Vec::new(), Vec::new(), Vec::new()];
     for side in sides {
@@ -42,7 +42,7 @@ pub(crate) fn containers(sides: &[&dyn Side], image: &str) {
     row("idle container with its shim, PSS (MB)", &rows[2]);
 }
 
-/// A figure of `/proc/PID/smaps_rollup`, in MB of 10^6 bytes.
+/// A value of `/proc/PID/smaps_rollup` (proc(5)), in MB of 10^6 bytes.
 pub(crate) fn rollup(pid: u32, key: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("a living process");
     let line = text.lines().find(|line| line.starts_with(&format!("{key}:"))).expect("the kernel's format");

@@ -1,4 +1,4 @@
-//! The peer: containerd with runc, on directories of its own, driven by `ctr`.
+//! The peer, containerd with runc: in directories of its own, driven by `ctr`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::side::Side;
 impl Side for Containerd {
     fn version(&self) -> String {
         let said = self.ctr(["version"]).ok();
-        // Of the daemon: what stands above is the client's.
+        // The server's version: the lines above are the client's.
         let mut of_server = said.stdout.lines().skip_while(|line| !line.starts_with("Server"));
         let version = of_server.find_map(|line| line.trim().strip_prefix("Version:"));
         version.unwrap_or_else(|| panic!("no version of the server in {said}")).trim().to_owned()

@@ -1,4 +1,4 @@
-//! A peer without a daemon: podman, on directories of its own.
+//! podman, a peer without a daemon, in directories of its own.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -12,7 +12,7 @@ pub(crate) struct Podman {
 }
 
 impl Podman {
-    /// None when it is not in PATH.
+    /// `None` if podman is not in PATH.
     pub(crate) fn find() -> Option<Podman> {
         Command::new("podman").arg("--version").output().ok()?;
         let dir = TempDir::with_prefix_in("pm-", "/var/tmp").expect("a temporary directory");
@@ -27,7 +27,7 @@ impl Podman {
         command
     }
 
-    /// Which one it is.
+    /// The version that it reports.
     pub(crate) fn version(&self) -> String {
         let said = run(Command::new("podman").arg("--version")).ok();
         said.text().trim_start_matches("podman version ").to_owned()

@@ -1,23 +1,25 @@
-//! Pulls, from a registry on loopback to a tree on disk, and removals, beside the limit that the machine sets.
+//! Pulls, from a registry on loopback to an unpacked image on disk, and removals, beside the limit that the machine
+//! sets.
 //!
 //! ```text
 //! pull                     all of these
-//! pull-50 pull-240 pull-1000   images that are fetched as so many MB; each of few large and of 100,000 small
-//!                          files, in gzip and in zstd
-//! pull-parts               few large files in 240 MB, in members of gzip and frames of zstd that others can help with
+//! pull-50 pull-240 pull-1000   images of so many compressed MB: of few large files and of 100,000 small ones, in gzip
+//! and
+//!                          in zstd
+//! pull-parts               240 MB of few large files, in many gzip members and zstd frames, inflated in parallel
 //! ```
 //!
-//! Each pull, and each stage of the limit after it, begins with nothing in memory: neither what the registry has nor what
-//! was written last. Only what is inflated is in memory, as it is for who pulls it.
+//! Each pull, and each stage of the limit after it, begins with a cold page cache: neither the registry's files nor
+//! those last written are cached. Only the stage that inflates reads from memory, as a puller does.
 //!
-//! The limit is each stage alone, as fast as this machine does it: the wire and its hash (`curl`, and what the daemon
-//! hashes with), one pass of inflate, and as many bytes as are kept written and on disk. Nobody is faster than the
-//! slowest of them: `x limit` is how many times longer a side took. `curl | sha256sum` stands beside them and limits
-//! nothing: Debian's asks the processor for none of its SHA instructions. `x pull` and `x remove` are how many times
-//! longer a side took than ours. Then what the record of spans adds to storing the layers.
+//! The limit is each stage alone, as fast as this machine can: receiving and hashing (`curl`, and the daemon's hash
+//! function), one pass of inflate, and writing as many bytes as are stored to disk. No puller is faster than the
+//! slowest stage: `x limit` is a side's time as a multiple of it. `curl | sha256sum` is shown beside the stages but is
+//! not one: Debian's sha256sum does not use the processor's SHA instructions. `x pull` and `x remove` are a side's time
+//! as a multiple of ours. The last figure is what recording spans adds to storing the layers.
 //!
-//! Below each image stand its marks: times the limit, the daemon's memory, bytes written, what records add; and of those of
-//! 240 MB what part of containerd's time and CPU.
+//! The marks below each image limit: the multiple of the limit, the daemon's memory, bytes written, the cost of spans;
+//! and for 240 MB the share of containerd's time and CPU.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -36,21 +38,22 @@ use crate::podman::Podman;
 use crate::side::Side;
 use crate::work::{Cost, cost, cost_of_command, forget_files};
 
-/// Names of choices, MB of images as they are fetched, and how often each is pulled.
+/// The name of each selection, the compressed size of its images in MB, and the number of pulls of each.
 const SIZES: [(&str, u64, usize); 3] = [("pull-50", 50, 3), ("pull-240", 240, 3), ("pull-1000", 1000, 1)];
-/// How many times more bytes the files are.
+/// The files' size as a multiple of the compressed size.
 const RATIO: u64 = 3;
 const SMALL_FILES: u64 = 100_000;
 const LARGE_FILES: u64 = 30;
-/// Plain bytes of a member or frame, where there are many.
+/// The uncompressed bytes of one gzip member or zstd frame, in images that have many.
 const PART_LEN: u64 = 4 << 20;
 
-/// Of times the slowest stage of the limit; MB of memory; times the bytes that are kept; times storing without a record.
+/// Marks: multiples of the slowest stage; MB of memory; multiples of the stored bytes; multiples of storing without
+/// spans.
 const LIMIT_MARK: f64 = 1.3;
 const PEAK_MARK_MB: f64 = 64.0;
 const WRITTEN_MARK: f64 = 1.05;
 const RECORDS_MARK: f64 = 1.1;
-/// Parts of containerd's, on images of so many MB.
+/// The size of the images for which there are marks relative to containerd, in MB, and these marks.
 const PEER_MB: u64 = 240;
 const PEER_WALL_MARK: f64 = 0.25;
 const PEER_CPU_MARK: f64 = 0.5;
@@ -59,7 +62,7 @@ pub(crate) fn is_selected(wanted: &[String]) -> bool {
     wanted.is_empty() || wanted.iter().any(|word| word.starts_with("pull"))
 }
 
-/// Whose pulls are measured.
+/// A program whose pulls are measured.
 pub(crate) enum Puller<'a> {
     Daemon(&'a dyn Side),
     Podman(&'a Podman),
@@ -88,7 +91,7 @@ impl Puller<'_> {
     }
 }
 
-/// The first of `sides` is ours.
+/// Measures pulls. The first of `sides` is Hoist.
 pub(crate) fn pull(sides: &[(&str, Puller<'_>)], registry: &Registry, wanted: &[String]) {
     let versions: Vec<String> =
         sides.iter().map(|(name, side)| format!("{name} {}", side.version())).collect();
@@ -195,7 +198,7 @@ fn measure(
     records(image);
 }
 
-/// Of the pulls of one side.
+/// The medians of one side's pulls.
 #[derive(Clone, Copy)]
 struct Medians {
     wall_ms: f64,
@@ -205,13 +208,13 @@ struct Medians {
     remove_ms: f64,
 }
 
-/// The stages that nobody can leave out, each alone. Milliseconds.
+/// The stages that every pull has, each measured alone, in milliseconds.
 struct Limit {
-    /// With the hash that the daemon has.
+    /// Receiving, with the daemon's hash function.
     wire: f64,
     inflate: f64,
     write: f64,
-    /// The wire again with a hash that may be slower, as figures of old were taken. It is no stage.
+    /// Receiving with `sha256sum`, as earlier figures were measured. It may be slower, and is no stage.
     wire_by_sha256sum: f64,
 }
 
@@ -231,11 +234,11 @@ impl Limit {
                 run(Command::new("sh").args(["-c", &script])).ok();
             }
         });
-        // Whoever pulls has what it inflates in memory.
+        // A puller inflates from memory, so cache the compressed image.
         forget_files();
         read_all(image);
         let inflate = elapsed_ms(|| inflate(image));
-        // On the disk that the daemons have.
+        // On the same disk as the daemons' directories.
         let written = tempfile::NamedTempFile::new_in("/var/tmp").expect("a temporary file");
         let ready = testkit::noise("ready", 1 << 20);
         let write = time(|| {
@@ -250,7 +253,7 @@ impl Limit {
         Limit { wire, inflate, write, wire_by_sha256sum }
     }
 
-    /// Each stage by itself, as the machine was meanwhile.
+    /// The median of each stage.
     fn median(limits: &[Limit]) -> Limit {
         let of = |stage: fn(&Limit) -> f64| crate::median(limits.iter().map(stage).collect());
         Limit {
@@ -266,13 +269,13 @@ impl Limit {
     }
 }
 
-/// The digest of a layer, by which its file is named.
+/// The digest of a layer, which is its file's name.
 fn digest_of(blob: &Path) -> Digest {
     let hex = blob.file_name().expect("a digest").to_string_lossy();
     format!("sha256:{hex}").parse().expect("a digest")
 }
 
-/// Has `curl` fetch what is hashed as it comes.
+/// Receives with `curl`, and hashes the bytes as they arrive.
 fn fetch(url: &str) -> Digest {
     let curl = Command::new("curl").args(["-s", url]).stdout(Stdio::piped()).spawn();
     let mut curl = curl.expect("curl is installed");
@@ -304,8 +307,8 @@ fn inflate(image: &Bulk) {
     }
 }
 
-/// What it costs to record spans: the image's layers stored one after another from local blobs, without and with a record,
-/// in turn and both behind a run that warms caches. Milliseconds of CPU and the bytes of the records.
+/// The cost of recording spans: the image's layers are stored one after another from local blobs, without and with
+/// recording in turn, after a run that warms caches. Milliseconds of CPU, and the bytes of the recorded spans.
 fn records(image: &Bulk) {
     const RUNS: usize = 5;
     let mut cpu = [Vec::new(), Vec::new()];
@@ -338,13 +341,13 @@ fn records(image: &Bulk) {
     at_most("times storing without records", with / without, RECORDS_MARK);
 }
 
-/// Of this process, all threads.
+/// CPU time of this process, all threads.
 fn own_cpu_ms() -> f64 {
     let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     spent.tv_sec as f64 * 1e3 + spent.tv_nsec as f64 / 1e6
 }
 
-/// Milliseconds, with nothing in memory at first.
+/// Runs `work` with a cold page cache. Milliseconds.
 fn time(work: impl FnOnce()) -> f64 {
     forget_files();
     elapsed_ms(work)

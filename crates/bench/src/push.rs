@@ -1,4 +1,4 @@
-//! Pushes, from the stores to a registry on loopback that has nothing of the image.
+//! Pushes, from the daemon's stores to a registry on loopback that has no blob of the image.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ fn measure(sides: &[&dyn Side], registry: &Registry, what: &str, layout: &std::p
     sides.iter().for_each(|side| side.pull(&reference));
     for _ in 0..RUNS {
         for (side, figures) in sides.iter().zip(&mut figures) {
-            // A registry of its own for each run: nothing is there, and nothing can be mounted.
+            // An empty registry for each run: no blob exists, and none can be mounted from another repository.
             let empty = Registry::start();
             let target = format!("{}/{name}", empty.host());
             side.tag(&reference, &target);

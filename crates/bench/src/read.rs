@@ -1,20 +1,20 @@
-//! Files of a container, read: on layers that are kept as archives, and on plain overlayfs beside them.
+//! Reads of a container's files: with layers stored as archives, and beside them with layers in plain directories.
 //!
 //! ```text
 //! bench read              all of these, five times
-//! bench read large 15     those of one image, small or large, so many times
-//! bench read loop         archives by loop devices, as kernels get them that mount no files or read them unsoundly
+//! bench read large 15     those of one image, small or large, 15 times
+//! bench read loop         archives behind loop devices, for kernels that cannot mount files or read them wrongly
 //!
-//! find       every name looked at, as `find` does
-//! small      open, read, close of small files in no order
-//! in order   large files from front to back
-//! anywhere   4 KiB here and there in large files
+//! find       stat of every file, as `find` does
+//! small      open, read and close small files in random order
+//! in order   read large files sequentially
+//! anywhere   read 4 KiB at random offsets of large files
 //! ```
 //!
-//! Two daemons have the same images, one in either form, and a container of each. Its root is read from here, in
-//! turn, first with nothing in memory, as when a container starts long after its image was pulled, and then again with
-//! all of it. A disk that others have too is not the same from one moment to the next: beside the ratio of the medians
-//! stand the quartiles of the ratios of one round each. The mark is that of the medians.
+//! Two daemons have the same images, one in each storage format, and one container each. This program reads the
+//! containers' root file systems in turn, first with a cold page cache, as when a container starts long after its image
+//! was pulled, then with a warm one. A shared disk varies from one moment to the next, so the table has the ratio of
+//! the medians and the quartiles of the ratios of single rounds. The mark is for the ratio of the medians.
 
 use std::env;
 use std::fs::{self, File};
@@ -29,16 +29,16 @@ use testkit::{Daemon, Registry, images};
 use crate::work::forget_files;
 use crate::{marks, median};
 
-/// How many times as long as plain overlayfs archives may take.
+/// The mark: archives' time as a multiple of plain overlayfs'.
 const MARK: f64 = 1.05;
-/// If nobody says how many.
+/// The default number of rounds.
 const ROUNDS: usize = 5;
-/// Files that are opened, read and closed; reads at 4 KiB.
+/// The number of files that are opened, read and closed, and of reads of 4 KiB.
 const READS: usize = 10_000;
 const SMALL: Shape = Shape { len: 30_000 * 3000, files: 30_000, compression: Compression::Zstd };
 const LARGE: Shape = Shape { len: 6 * (64 << 20), files: 6, compression: Compression::Zstd };
 
-/// Prints the table, or what some words choose of it. A mistake is how it is used.
+/// Prints the table, or the selected rows. The error is a usage text.
 pub(crate) fn read(words: &[String]) -> Result<(), &'static str> {
     let (mut selected, mut by_loop, mut rounds) = (None, false, ROUNDS);
     for word in words {
@@ -84,17 +84,17 @@ pub(crate) fn read(words: &[String]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A container of either daemon.
+/// A container of each daemon.
 struct Sides<'a> {
     daemons: &'a [Daemon; 2],
     name: &'a str,
     rounds: usize,
-    /// Whether archives are shown by loop devices.
+    /// Whether archives are behind loop devices.
     by_loop: bool,
 }
 
 impl Sides<'_> {
-    /// The files of a container that starts with nothing in memory.
+    /// Starts a container with a cold page cache and returns the path of its root file system.
     fn start(&self, at: usize) -> PathBuf {
         let daemon = &self.daemons[at];
         env::set_current_dir("/").expect("a root");
@@ -106,15 +106,15 @@ impl Sides<'_> {
     }
 }
 
-/// Two rows: with nothing in memory, and with everything.
+/// Prints two rows: with a cold and with a warm page cache.
 fn compare(what: &str, sides: &Sides<'_>, work: fn(&[PathBuf])) {
     let mut cold = [Vec::new(), Vec::new()];
     let mut warm = [Vec::new(), Vec::new()];
     for round in 0..=sides.rounds {
         for turn in 0..2 {
-            // Each side is the first one every other time.
+            // The sides take turns to be first.
             let at = (turn + round) % 2;
-            // Paths are short from there, so that the way to the root is not what is measured.
+            // Relative paths, so that the walk to the container's root is not measured.
             env::set_current_dir(sides.start(at)).expect("the container runs");
             let files = files();
             forget_files();
@@ -144,7 +144,7 @@ fn compare(what: &str, sides: &Sides<'_>, work: fn(&[PathBuf])) {
     }
 }
 
-/// All files below, in an order that is the same each time and no other.
+/// All files below the working directory, in a fixed pseudo-random order.
 fn files() -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut left = vec![PathBuf::from(".")];
@@ -202,7 +202,7 @@ fn anywhere(files: &[PathBuf]) {
     let mut buffer = [0; PAGE as usize];
     let mut state = 1_u64;
     for (file, pages) in files.iter().cycle().take(READS) {
-        // xorshift: the same places each time.
+        // xorshift with a fixed seed: the same offsets in each round.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -210,7 +210,7 @@ fn anywhere(files: &[PathBuf]) {
     }
 }
 
-/// Milliseconds.
+/// Runs `work`. Milliseconds.
 fn time(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();

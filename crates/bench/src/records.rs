@@ -1,5 +1,6 @@
-//! Records made and deleted over the API, each answer on disk before it is given: images, containers and leases, by one
-//! client and by many at once. One client pays a sync for each change; many share theirs, where the daemon lets them.
+//! Records created and deleted over the API: images, containers and leases, by one client and by many at once. Each
+//! answer waits until the change is on disk. One client pays an fsync for each change; many share theirs, if the daemon
+//! groups commits.
 
 use std::path::Path;
 use std::time::Instant;
@@ -21,11 +22,11 @@ use tonic::{Request, Status};
 use crate::marks::at_least;
 use crate::side::Side;
 
-/// Clients, and changes that each makes.
+/// The number of clients, and of changes by each.
 const LOADS: [(usize, usize); 2] = [(1, 600), (64, 180)];
-/// How many times the rate of one the many are to reach.
+/// The mark: the rate of many clients as a multiple of one client's.
 const GAIN_MARK: f64 = 10.0;
-/// A kind of record after the other, made and deleted.
+/// One step creates and deletes one record of each kind.
 const CHANGES_A_STEP: usize = 6;
 
 pub(crate) fn rate(sides: &[&dyn Side]) {
@@ -46,7 +47,7 @@ pub(crate) fn rate(sides: &[&dyn Side]) {
     }
 }
 
-/// Changes a second. Half of them make a record, half delete it.
+/// Changes a second. Half of them create a record, half delete it.
 fn measure(runtime: &Runtime, socket: &Path, clients: usize, changes: usize) -> f64 {
     let start = Instant::now();
     runtime.block_on(async {

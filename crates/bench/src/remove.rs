@@ -1,13 +1,13 @@
-//! An image of a hundred layers and a million files, removed: what whoever asks waits for, and when the disk is free.
+//! Removal of an image of a hundred layers and a million files: how long the caller waits, and when the disk is free.
 //!
 //! ```text
 //! bench remove
 //!
 //! waited for   `rmi` and `system prune`, as a user types them
-//! deleted      from there until no file of it is left, which happens beside everything else
+//! deleted      from then until the last file is deleted, in the background
 //! ```
 //!
-//! With layers in either form: archives, and a directory with every file.
+//! With both storage formats of layers: as archives, and as directories of files.
 
 use std::fs;
 use std::path::Path;
@@ -21,9 +21,9 @@ use crate::marks;
 
 const LAYERS: usize = 100;
 const FILES: usize = 10_000;
-/// What may be waited for.
+/// The mark for the caller's wait.
 const MARK_MS: f64 = 1000.0;
-/// Between two looks at what is left.
+/// Between two polls of the files that remain.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Prints the table.

@@ -1,35 +1,35 @@
-//! What is measured, as both sides offer it.
+//! The operations that are measured, for either daemon.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use testkit::{Daemon, run};
 
-/// A daemon with a command line. All commands are whole processes, as a user starts them.
+/// A daemon and its command line. Every command is a process of its own, as a user starts it.
 pub(crate) trait Side {
-    /// Which one it is, as it says itself.
+    /// The version that it reports.
     fn version(&self) -> String;
 
     fn daemon_pid(&self) -> u32;
 
-    /// Where containerd's API is served.
+    /// The socket of containerd's API.
     fn socket(&self) -> PathBuf;
 
     fn pull(&self, image: &str);
 
-    /// Gives an image another name.
+    /// Tags an image.
     fn tag(&self, image: &str, name: &str);
 
-    /// Pushes to the registry that the name says.
+    /// Pushes an image to the registry in its name.
     fn push(&self, name: &str);
 
-    /// Removes the image and everything that was made from it.
+    /// Removes the image and all its snapshots and blobs.
     fn remove(&self, image: &str);
 
     /// `run --rm IMAGE COMMAND`.
     fn run_rm(&self, image: &str, id: &str, command: &[&str]) -> Command;
 
-    /// Starts a container that stays.
+    /// Starts a container in the background.
     fn run_detached(&self, image: &str, id: &str);
 
     fn exec(&self, id: &str, exec: &str, command: &[&str]) -> Command;
@@ -76,12 +76,12 @@ impl Side for Hoist {
 
     fn remove(&self, image: &str) {
         self.0.hoist(["rmi", "-f", image]).ok();
-        // Collects at once, as `ctr images rm --sync` does.
+        // Collects garbage at once, as `ctr images rm --sync` does.
         self.0.hoist(["system", "prune", "--force"]).ok();
     }
 
     fn run_rm(&self, image: &str, id: &str, command: &[&str]) -> Command {
-        // containerd's ctr makes no network of its own, so neither do we here.
+        // Without a network, as containerd's ctr makes none.
         let words = ["run", "--rm", "--network", "none", "--name", id, image];
         self.0.command(words.iter().chain(command))
     }
@@ -104,7 +104,7 @@ impl Side for Hoist {
     }
 }
 
-/// Times a command that must succeed. Milliseconds.
+/// Runs a command, which must succeed. Milliseconds.
 pub(crate) fn time(mut command: Command) -> f64 {
     let start = std::time::Instant::now();
     run(&mut command).ok();

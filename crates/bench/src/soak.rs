@@ -1,14 +1,15 @@
-//! Much work, to see that nothing stays behind: not a descriptor, mount, cgroup, process or byte.
+//! A long, heavy load that checks for leaks: of file descriptors, mounts, cgroups, processes, memory or files.
 //!
 //! ```text
 //! soak [containers=N] [execs=N] [log=MB] [together=N]
 //! ```
 //!
-//! - `execs` and `log`: one shim, called directly; what it holds before and after, and the machine for it.
-//! - `containers`: `hoist run --rm`, four at a time; what the daemon and the machine hold before and after.
-//! - `together`: as many containers at the same time start, are listed, and are removed.
+//! - `execs` and `log`: one shim, called directly. Compares the resources that it holds before and after.
+//! - `containers`: `hoist run --rm`, four at a time. Compares the resources of the daemon and the machine before and
+//!   after.
+//! - `together`: starts so many containers at the same time, lists them, and removes them.
 //!
-//! Each part is left out at 0. The exit code says whether something grew that must not.
+//! Each part is skipped at 0. The exit code tells whether something grew that must not.
 
 use std::path::Path;
 use std::process::Command;
@@ -18,17 +19,18 @@ use std::time::{Duration, Instant};
 use testkit::memory::rollup;
 use testkit::{Daemon, ShimHost, ShimTask, eventually, images, run};
 
-/// Bytes of private memory that may come and go with the allocator's pages: of a shim, and of the daemon with its threads.
+/// By how many bytes the private memory of a shim, or of the daemon with its threads, may vary for the allocator's
+/// pages.
 const SLACK: u64 = 128 << 10;
 const DAEMON_SLACK: u64 = 8 << 20;
-/// By how much the database may be longer for pages that wait for their next use.
+/// By how many bytes the database may grow for free pages.
 const DATABASE_SLACK: u64 = 4 << 20;
-/// What is not deleted by then has been left behind.
+/// Files that are not deleted by then count as leaked.
 const DELETION_MAX: Duration = Duration::from_secs(300);
 const AT_ONCE: usize = 4;
-/// The container of the one shim.
+/// The container of the shim that `execs` and `log` use.
 const SOAKED: &str = "soak";
-/// Of a log, in one call.
+/// MB of log that one call writes.
 const PIECE_MB: usize = 20;
 const DATABASE: &str = "meta.db";
 
@@ -58,7 +60,7 @@ impl Amounts {
     }
 }
 
-/// Whether nothing grew.
+/// Runs the parts. `Ok(false)` if something grew; the error is a usage text.
 pub(crate) fn soak(words: &[String]) -> Result<bool, String> {
     let amounts = Amounts::parse(words)?;
     let mut sound = true;
@@ -71,27 +73,27 @@ pub(crate) fn soak(words: &[String]) -> Result<bool, String> {
     Ok(sound)
 }
 
-/// What one shim holds, and what is held for it.
+/// The resources of one shim and its container.
 #[derive(Clone, Copy)]
-struct Held {
+struct ShimResources {
     pss: u64,
     rss: u64,
     private: u64,
     descriptors: usize,
     children: usize,
     mounts: usize,
-    /// In all trees, those that nobody is in, too.
+    /// All cgroups of all hierarchies, empty ones included.
     cgroups: usize,
-    /// Of its container's bundle.
+    /// The size of the container's bundle.
     bundle_bytes: u64,
 }
 
-impl Held {
-    fn by(host: &ShimHost, shim: u32) -> Held {
+impl ShimResources {
+    fn of(host: &ShimHost, shim: u32) -> ShimResources {
         let trees = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
         let cgroups = trees.map(|tree| directories(&tree.path().join(host.cgroup().trim_start_matches('/'))));
         let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
-        Held {
+        ShimResources {
             pss: rollup(shim, "Pss"),
             rss: rollup(shim, "Rss"),
             private: rollup(shim, "Private_Dirty"),
@@ -118,7 +120,7 @@ impl Held {
         );
     }
 
-    fn grew_from(&self, before: &Held) -> bool {
+    fn grew_from(&self, before: &ShimResources) -> bool {
         self.private > before.private + SLACK
             || self.descriptors > before.descriptors
             || self.children > before.children
@@ -134,12 +136,12 @@ fn soak_shim(amounts: &Amounts) -> bool {
     let _events = host.listen();
     let task = host.container(SOAKED, "exec sleep 1000000").run();
     let shim = task.shim_pid();
-    Held::by(&host, shim).print("at first");
-    // The heap has its size once each kind of work was done.
+    ShimResources::of(&host, shim).print("at first");
+    // The heap reaches its size once each kind of work has been done.
     exec_many(&task, 100);
     let first_mb = amounts.log_mb.min(PIECE_MB);
     write_log(&host, &task, first_mb);
-    Held::by(&host, shim).print(&format!("after 100, and {first_mb} MB of log"));
+    ShimResources::of(&host, shim).print(&format!("after 100, and {first_mb} MB of log"));
     let before = at_rest(&host, shim, usize::MAX);
 
     let start = Instant::now();
@@ -149,7 +151,7 @@ fn soak_shim(amounts: &Amounts) -> bool {
     write_log(&host, &task, amounts.log_mb);
     rate("MB of log", amounts.log_mb, start.elapsed());
 
-    Held::by(&host, shim).print("after all");
+    ShimResources::of(&host, shim).print("after all");
     let after = at_rest(&host, shim, before.descriptors);
     task.end();
     let grew = after.grew_from(&before);
@@ -159,19 +161,19 @@ fn soak_shim(amounts: &Amounts) -> bool {
     !grew
 }
 
-/// What stays once there is nothing to do: a shim gives back what is free of its heap, and its program's pages, then.
-fn at_rest(host: &ShimHost, shim: u32, descriptors_max: usize) -> Held {
+/// The resources of an idle shim: once idle it returns free heap and the pages of its program to the kernel.
+fn at_rest(host: &ShimHost, shim: u32, descriptors_max: usize) -> ShimResources {
     std::thread::park_timeout(Duration::from_secs(3));
     let held = settled(host, shim, descriptors_max);
     held.print("at rest");
     held
 }
 
-/// Waits a moment for connections of finished calls to be closed.
-fn settled(host: &ShimHost, shim: u32, descriptors_max: usize) -> Held {
+/// Waits a moment for the connections of finished calls to close.
+fn settled(host: &ShimHost, shim: u32, descriptors_max: usize) -> ShimResources {
     let until = Instant::now() + Duration::from_secs(5);
     loop {
-        let held = Held::by(host, shim);
+        let held = ShimResources::of(host, shim);
         if held.descriptors <= descriptors_max || Instant::now() > until {
             return held;
         }
@@ -185,11 +187,11 @@ fn exec_many(task: &ShimTask, count: usize) {
     }
 }
 
-/// In pieces, since a call to the shim is not waited for without end.
+/// Writes `mb` MB of log, in pieces, as a call to the shim has a timeout.
 fn write_log(host: &ShimHost, task: &ShimTask, mb: usize) {
     let log = format!("json-file://{}?max-size=10m&max-file=2", host.dir().join("log").display());
     for begun in (0..mb).step_by(PIECE_MB) {
-        // Sixty-four bytes a line.
+        // 64 bytes for each line, with the newline.
         let piece = PIECE_MB.min(mb - begun);
         let script = format!("yes {} | head -c {piece}000000", "x".repeat(63));
         task.exec("log", &script, |exec| exec.stdout.clone_from(&log)).expect("an exec");
@@ -199,24 +201,24 @@ fn write_log(host: &ShimHost, task: &ShimTask, mb: usize) {
     }
 }
 
-/// What the machine holds for a daemon.
-struct Census {
+/// The resources of a daemon on the machine.
+struct DaemonResources {
     descriptors: usize,
     rss: u64,
     shims: usize,
     zombies: usize,
     mounts: usize,
-    /// In all trees of the machine, whoever made them, those that nobody is in: what was left behind.
+    /// Empty cgroups of containers in all hierarchies: these have leaked.
     cgroups: usize,
     state_bytes: u64,
-    /// Without the database.
+    /// Files of the root directory except the database.
     root_bytes: u64,
     database_bytes: u64,
     check: String,
 }
 
-impl Census {
-    fn of(daemon: &Daemon) -> Census {
+impl DaemonResources {
+    fn of(daemon: &Daemon) -> DaemonResources {
         let processes = processes();
         let address = daemon.socket().display().to_string();
         let is_shim =
@@ -225,7 +227,7 @@ impl Census {
         let parents = || shims.iter().copied().chain([daemon.pid()]);
         let is_left = |process: &&Process| parents().any(|parent| process.is_zombie_of(parent));
         let dirs = [daemon.root().display().to_string(), daemon.state().display().to_string()];
-        Census {
+        DaemonResources {
             descriptors: descriptors(daemon.pid()),
             rss: rollup(daemon.pid(), "Rss"),
             shims: shims.len(),
@@ -261,7 +263,7 @@ impl Census {
         }
     }
 
-    fn grew_from(&self, before: &Census) -> bool {
+    fn grew_from(&self, before: &DaemonResources) -> bool {
         self.descriptors > before.descriptors
             || self.rss > before.rss + DAEMON_SLACK
             || self.shims > before.shims
@@ -274,12 +276,12 @@ impl Census {
             || !self.check.is_empty()
     }
 
-    /// Waits a moment for what the daemon does beside everything else. It gives memory back once nobody has called it for
-    /// two seconds, and threads somewhat later; a census calls it, so that another waits anew.
-    fn settled(daemon: &Daemon, before: &Census) -> Census {
+    /// Waits a moment for the daemon's background work. The daemon returns memory to the kernel after two seconds
+    /// without a call, and ends idle threads later; taking these figures is a call, so each attempt starts the wait anew.
+    fn settled(daemon: &Daemon, before: &DaemonResources) -> DaemonResources {
         let look = || {
             std::thread::park_timeout(Duration::from_secs(15));
-            Census::of(daemon)
+            DaemonResources::of(daemon)
         };
         let first = look();
         if first.grew_from(before) { look() } else { first }
@@ -293,7 +295,7 @@ fn soak_daemon(amounts: &Amounts) -> bool {
     daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
     run_many(&daemon, 40, |number| run_rm(&format!("warm{number}")));
     std::thread::park_timeout(Duration::from_secs(15));
-    let before = Census::of(&daemon);
+    let before = DaemonResources::of(&daemon);
     before.print("before");
 
     println!("{} containers, {AT_ONCE} at a time", amounts.containers);
@@ -305,10 +307,10 @@ fn soak_daemon(amounts: &Amounts) -> bool {
     if amounts.together > 0 {
         together(&daemon, amounts.together);
     }
-    let shims = || Census::of(&daemon).shims;
+    let shims = || DaemonResources::of(&daemon).shims;
     eventually("the last shims are gone", || (shims() <= before.shims).then_some(()));
     wait_for_deletions(&daemon);
-    let after = Census::settled(&daemon, &before);
+    let after = DaemonResources::settled(&daemon, &before);
     after.print("after");
     let grew = after.grew_from(&before);
     if grew {
@@ -317,21 +319,21 @@ fn soak_daemon(amounts: &Amounts) -> bool {
     !grew
 }
 
-/// Mounts in any of these directories.
+/// The number of mounts in any of these directories.
 fn mounts_in(dirs: &[String]) -> usize {
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("the kernel's file");
     mounts.lines().filter(|line| dirs.iter().any(|dir| line.contains(dir))).count()
 }
 
-/// A directory and those below it; none if it is not there.
+/// The number of directories in a tree, with its root; 0 if it does not exist.
 fn directories(dir: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let is_dir = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
     1 + entries.flatten().filter(is_dir).map(|entry| directories(&entry.path())).sum::<usize>()
 }
 
-/// Cgroups of containers below a directory, with no process and no other cgroup in them. One that is gone meanwhile was
-/// somebody's.
+/// The number of container cgroups below a directory that have neither processes nor children. A cgroup that is removed
+/// meanwhile was in use.
 fn empty_cgroups(dir: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let is_dir = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
@@ -343,14 +345,15 @@ fn empty_cgroups(dir: &Path) -> usize {
     }
 }
 
-/// Whether a cgroup's name is an id as `hoist run` makes them. What they lie in stays, and whoever else uses the machine has
-/// some, too.
+/// Whether the name of a cgroup is a container id of `hoist run`. Parent cgroups stay, and other users of the machine
+/// have cgroups too.
 fn is_of_container(dir: &Path) -> bool {
     let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Files of removed snapshots are deleted beside everything else: it is told by how much that is behind.
+/// Waits until the files of removed snapshots are deleted, which happens in the background, and prints how long it
+/// took.
 fn wait_for_deletions(daemon: &Daemon) {
     let removed = daemon.root().join("snapshots/overlayfs/removed");
     let trees = || std::fs::read_dir(&removed).map_or(0, Iterator::count);
@@ -393,7 +396,7 @@ fn together(daemon: &Daemon, count: usize) {
     rate("stopped and removed", count, start.elapsed());
 }
 
-/// Runs `hoist` with the words for each number, a few at a time. Each must succeed.
+/// Runs `hoist` with the arguments for each number, a few at a time. Each run must succeed.
 fn run_many(daemon: &Daemon, count: usize, words: impl Fn(usize) -> Vec<String> + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -434,7 +437,7 @@ fn processes() -> Vec<Process> {
     entries.filter_map(|entry| process(entry.file_name().to_str()?.parse().ok()?)).collect()
 }
 
-/// `None` if it has ended meanwhile.
+/// `None` if the process has ended.
 fn process(pid: u32) -> Option<Process> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat[stat.rfind(')')? + 2..].split(' ');
@@ -448,12 +451,12 @@ fn descriptors(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-/// Bytes of files, and one for each entry: a directory stays as long as it once was.
+/// Bytes of the files in a tree, and one for each other entry: a directory never shrinks.
 fn bytes_below(dir: &Path) -> u64 {
     let mut find = Command::new("find");
     find.arg(dir)
         .args(["(", "-name", "*.sock*", "-o", "-name", DATABASE, ")", "-prune", "-o", "-printf", "%y %s\n"]);
-    // What is deleted meanwhile is an error of its own, and nothing that stays.
+    // An entry that is deleted meanwhile is an error of `find`, and no leak.
     let entries = run(&mut find).stdout;
     let bytes = |entry: &str| {
         entry.strip_prefix("f ").map_or(0, |len| len.parse::<u64>().expect("find prints bytes"))

@@ -1,4 +1,4 @@
-//! How long commands take, and how many fit into a second.
+//! The duration of commands, and their rate.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,20 +8,20 @@ use crate::work::forget_files;
 use crate::{marks, median, row};
 
 const RUNS: usize = 20;
-/// Of starts for which more has to be made ready than is measured.
+/// The number of runs where preparing a start takes longer than the start.
 const FIRST_RUNS: usize = 7;
-/// How many times as long a start on a hundred layers may take as one on a single layer, which is to be as long: runs differ by
-/// more than less.
+/// The mark: a start on a hundred layers as a multiple of one on a single layer. They should take the same time; runs
+/// vary by less than this.
 const LAYERS_MARK: f64 = 1.1;
 
-/// Whole `run --rm IMAGE true`.
+/// Complete `run --rm IMAGE true`.
 pub(crate) fn run(sides: &[&dyn Side], image: &str) {
     let figures = alternate(sides, RUNS, |side, n| time(side.run_rm(image, &format!("run{n}"), &["true"])));
     row("run --rm IMAGE true (ms)", &figures);
 }
 
-/// Whole `run --rm IMAGE true` of an image of a hundred layers, and beside it of one of a single layer: the first after its
-/// pull, one with nothing in memory, as long after it, and one after others.
+/// Complete `run --rm IMAGE true` of an image with a hundred layers, beside one with a single layer: the first run
+/// after the pull; a run with a cold page cache; and a run after others.
 pub(crate) fn layers(sides: &[&dyn Side], one: &str, many: &str) {
     let pulled = |side: &dyn Side, image: &str| {
         side.remove(image);
@@ -32,7 +32,7 @@ pub(crate) fn layers(sides: &[&dyn Side], one: &str, many: &str) {
     compare(sides, one, many, "", RUNS, |_, _| ());
 }
 
-/// Two rows, and how many times as long the second takes. `before` is done before each and not counted.
+/// Prints two rows, and the second as a multiple of the first. `before` runs before each and is not timed.
 fn compare(
     sides: &[&dyn Side],
     one: &str,
@@ -41,14 +41,14 @@ fn compare(
     runs: usize,
     before: impl Fn(&dyn Side, &str),
 ) {
-    // In turn, so that both see the same machine.
+    // In turn, so that both images meet the same conditions.
     let (mut of_one, mut of_many) = (vec![Vec::new(); sides.len()], vec![Vec::new(); sides.len()]);
     for n in 0..=runs {
         for (at, side) in sides.iter().enumerate() {
             for (image, figures) in [(one, &mut of_one[at]), (many, &mut of_many[at])] {
                 before(*side, image);
                 let figure = time(side.run_rm(image, &format!("start{n}"), &["true"]));
-                // The first is for what is the same for all images.
+                // The first run warms what all images share.
                 figures.extend((n > 0).then_some(figure));
             }
         }
@@ -64,7 +64,7 @@ fn compare(
     marks::at_most(&what, of_many[0] / of_one[0], LAYERS_MARK);
 }
 
-/// Whole `exec CONTAINER true`.
+/// Complete `exec CONTAINER true`.
 pub(crate) fn exec(sides: &[&dyn Side], image: &str) {
     for side in sides {
         side.run_detached(image, "exec");
@@ -76,9 +76,9 @@ pub(crate) fn exec(sides: &[&dyn Side], image: &str) {
     }
 }
 
-/// Containers a second, by 1, 4 and 16 command lines at a time.
+/// Containers a second, with 1, 4 and 16 concurrent command lines.
 pub(crate) fn rate(sides: &[&dyn Side], image: &str) {
-    // The sides in turn, each on a machine that has cleared up after the other.
+    // The sides in turn, each after the machine has come to rest.
     const ROUNDS: usize = 4;
     for parallel in [1, 4, 16] {
         let rates = alternate(sides, ROUNDS, |side, round| {
@@ -89,11 +89,11 @@ pub(crate) fn rate(sides: &[&dyn Side], image: &str) {
     }
 }
 
-/// Waits until the machine does nothing: what containers leave to the kernel (namespaces, cgroups, freed blocks of
-/// the disk) is worked off seconds later, on whoever's time.
+/// Waits until the machine is idle: the kernel frees a container's namespaces, cgroups and disk blocks seconds after
+/// its end, which would slow the next measurement.
 #[expect(clippy::disallowed_methods, reason = "there is no event for a machine at rest")]
 fn rest() {
-    /// Until what ended has begun to be worked off.
+    /// The kernel has begun to free resources by then.
     const REST_MIN: Duration = Duration::from_secs(6);
     const REST_MAX: Duration = Duration::from_secs(60);
     const SAMPLE: Duration = Duration::from_millis(500);
@@ -116,7 +116,7 @@ struct ProcessorTimes {
     all: f64,
 }
 
-/// The first line of `/proc/stat` (proc_stat(5)): idle and waiting for the disk are the fourth and the fifth number.
+/// The first line of `/proc/stat` (proc_stat(5)): idle and iowait are the fourth and fifth numbers.
 fn processor_times() -> ProcessorTimes {
     let stat = std::fs::read_to_string("/proc/stat").expect("proc is mounted");
     let line = stat.lines().next().expect("a line for all processors");
@@ -129,7 +129,7 @@ fn rate_of(side: &dyn Side, image: &str, parallel: usize, name: &str) -> f64 {
     const CONTAINERS: usize = 48;
     let next = AtomicUsize::new(0);
     let start = Instant::now();
-    // Commands are made on this thread's side and run on others: only processes cross.
+    // `Side` stays on this thread; only the commands go to others.
     let commands: Vec<_> = (0..CONTAINERS)
         .map(|n| side.run_rm(image, &format!("{name}-{n}"), &["true"]))
         .map(|command| std::sync::Mutex::new(Some(command)))
@@ -153,7 +153,7 @@ fn alternate(sides: &[&dyn Side], runs: usize, mut measure: impl FnMut(&dyn Side
     for n in 0..=runs {
         for (side, figures) in sides.iter().zip(&mut figures) {
             let figure = measure(*side, n);
-            // The first run warms caches on both sides and does not count.
+            // The first run warms caches on both sides and is not counted.
             if n > 0 {
                 figures.push(figure);
             }

@@ -1,18 +1,18 @@
-//! What the runtime alone costs, beside the least that the kernel asks for.
+//! The cost of the OCI runtime alone, beside the minimum that the kernel needs.
 //!
 //! ```text
 //! bench start
 //!
 //! floor      `floor.c`: clone, overlay, three mounts, pivot_root, exec, exit, wait
-//! bare       the same by our library, as the shim calls it: with a cgroup and a state, with nothing to hide
-//! floor, m.  the floor with the mounts that hide parts of proc and sysfs
-//! usual      the same by our library, with what an engine asks for besides: limits, capabilities, a filter
-//! usual, v2  the same where there is one tree of cgroups, of version 2
+//! bare       the same by our library, as the shim calls it: with a cgroup and a state file, without masked paths
+//! floor, m.  the floor with the mounts that mask parts of proc and sysfs
+//! usual      the same by our library, with all that an engine configures: limits, capabilities, a seccomp filter
+//! usual, v2  the same with the unified hierarchy of cgroup v2
 //! whole      the command line: ours, runc's, crun's
-//! task API   an exec by the calls that a daemon makes, until it is told of the end
+//! task API   an exec by the daemon's calls to the shim, until the exit event
 //! ```
 //!
-//! The library clones the calling process, which must have one thread: this runs before anything else.
+//! The library clones the calling process, which must be single-threaded: this benchmark runs before any other.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -37,36 +37,36 @@ use crate::median;
 
 const ROUNDS: usize = 60;
 
-/// What a usual start takes at most, in floors of the same mounts.
+/// The mark for a usual start, as a multiple of the floor with the same mounts.
 const FLOORS_MARK: f64 = 2.0;
-/// Milliseconds of an exec by the command of the small program.
+/// The mark for an exec by the small runtime's command line, in milliseconds.
 const EXEC_MARK_MS: f64 = 3.0;
 
-/// What is compared is measured in turn, a few at a time: the speed of a machine changes within a second.
+/// Alternatives are measured in turn, a few runs at a time: the speed of a machine changes within a second.
 const AT_A_TIME: usize = 15;
 
-/// Where the cgroups of its containers are.
+/// The parent of the containers' cgroups.
 const CGROUP: &str = "/bench-start";
 
-/// What engines hide, of what kernels have.
+/// Paths that engines mask, those that this kernel has.
 const MASKED: [&str; 6] =
     ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Prints the table.
 pub(crate) fn start() {
-    let place = Place::new();
+    let fixture = Fixture::new();
     println!("{:<44} {:>12} {:>12}", "start of a static true (ms)", "without net", "with net");
     let hiding = hidden();
     let (bare, usual) = (
-        [false, true].map(|network| place.spec(network)),
-        [false, true].map(|network| usual(place.spec(network))),
+        [false, true].map(|network| fixture.spec(network)),
+        [false, true].map(|network| usual(fixture.spec(network))),
     );
     let [floor, masked, bare, usual_start] = in_turn([
-        &|network| place.floor(network, &[]),
-        &|network| place.floor(network, &hiding),
-        &|network| place.library(&bare[usize::from(network)]),
-        &|network| place.library(&usual[usize::from(network)]),
+        &|network| fixture.floor(network, &[]),
+        &|network| fixture.floor(network, &hiding),
+        &|network| fixture.library(&bare[usize::from(network)]),
+        &|network| fixture.library(&usual[usize::from(network)]),
     ]);
     let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
     print("floor: the kernel alone", floor);
@@ -82,9 +82,9 @@ pub(crate) fn start() {
     print("usual, in floors that hide nothing", ratio(usual_start, floor));
     println!("\n{:<44} {:>12} {:>12}", "whole command", "run (ms)", "exec (ms)");
     let hoist = testkit::hoist_program().display().to_string();
-    let small = place.small_runtime(&hoist);
+    let small = fixture.small_runtime(&hoist);
     let print = |name: &str, words: &[&str]| {
-        let figures = place.commands(words);
+        let figures = fixture.commands(words);
         match figures {
             Some((run, exec)) => println!("{name:<44} {run:>12.2} {exec:>12.2}"),
             None => println!("{name:<44} {:>12} {:>12}", "-", "-"),
@@ -94,9 +94,10 @@ pub(crate) fn start() {
     print("hoist runtime", &[&hoist, "runtime"]);
     let figures = print("our shim, called runc", &[&small]);
     at_most("milliseconds of an exec", figures.map_or(f64::NAN, |(_, exec)| exec), EXEC_MARK_MS);
-    println!("{:<44} {:>12} {:>12.2}", "our shim, by its task API", "-", place.task_api());
+    println!("{:<44} {:>12} {:>12.2}", "our shim, by its task API", "-", fixture.task_api());
     print("runc", &["runc"]);
-    // crun 1.8 does not run where both versions of cgroups are. The last, as this process stays where it goes.
+    // crun 1.8 fails on hosts with both cgroup versions. It runs last, as this process does not leave the new mount
+    // namespace.
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         print("crun", &["crun"]);
         return;
@@ -105,15 +106,15 @@ pub(crate) fn start() {
     print("crun, without cgroups", &["crun", "--cgroup-manager=disabled"]);
     println!("\n{:<44} {:>12} {:>12}", "with version 2 of cgroups alone (ms)", "without net", "with net");
     let alone = usual.map(without_controllers);
-    let [masked, alone] = in_turn([&|network| place.floor(network, &hiding), &|network| {
-        place.library(&alone[usize::from(network)])
+    let [masked, alone] = in_turn([&|network| fixture.floor(network, &hiding), &|network| {
+        fixture.library(&alone[usize::from(network)])
     }]);
     let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
     print("usual, of limits those of devices", alone);
     print("in floors of the same mounts", ratio(alone, masked));
 }
 
-/// The medians of what each measures, without and with a network namespace.
+/// The medians of each measurement, without and with a network namespace.
 fn in_turn<const N: usize>(measures: [&dyn Fn(bool) -> Vec<f64>; N]) -> [[f64; 2]; N] {
     let mut figures = [const { [Vec::new(), Vec::new()] }; N];
     for _ in 0..ROUNDS / AT_A_TIME {
@@ -125,7 +126,7 @@ fn in_turn<const N: usize>(measures: [&dyn Fn(bool) -> Vec<f64>; N]) -> [[f64; 2
     figures.map(|of_both| of_both.map(median))
 }
 
-/// Moves this process to where it sees no cgroups but those of version 2. The controllers stay with version 1.
+/// Moves this process to a mount namespace that shows cgroup v2 alone. The controllers stay with version 1.
 fn show_version_2_alone() -> types::Result<()> {
     linux::ns::unshare(&[linux::ns::NsKind::Mount])?;
     let root = linux::beneath::Root::open(Path::new("/"))?;
@@ -140,33 +141,33 @@ fn show_version_2_alone() -> types::Result<()> {
     )
 }
 
-/// Directories of the benchmark.
-struct Place {
+/// The benchmark's directories.
+struct Fixture {
     dir: TempDir,
-    /// States of containers, in memory as `/run` is on hosts.
+    /// The state directory of containers, in memory as `/run` is.
     states: TempDir,
 }
 
-impl Place {
-    fn new() -> Place {
+impl Fixture {
+    fn new() -> Fixture {
         let dir = TempDir::with_prefix_in("bs-", "/var/tmp").expect("a temporary directory");
         let states = TempDir::with_prefix_in("bs-", "/dev/shm").expect("a temporary directory");
-        let place = Place { dir, states };
+        let fixture = Fixture { dir, states };
         for name in ["lower/proc", "lower/dev", "lower/sys", "lower/tmp", "merged", "bundle"] {
-            fs::create_dir_all(place.path(name)).expect("a writable directory");
+            fs::create_dir_all(fixture.path(name)).expect("a writable directory");
         }
-        compile("int main() { return 0; }", &place.path("lower/true"));
+        compile("int main() { return 0; }", &fixture.path("lower/true"));
         let pause = "#include <unistd.h>\nint main() { for (;;) pause(); }";
-        compile(pause, &place.path("lower/pause"));
-        compile(include_str!("floor.c"), &place.path("floor"));
-        place
+        compile(pause, &fixture.path("lower/pause"));
+        compile(include_str!("floor.c"), &fixture.path("floor"));
+        fixture
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The shim under the name by which it is a runtime.
+    /// Extracts the shim, under a name by which it is an OCI runtime.
     fn small_runtime(&self, hoist: &str) -> String {
         let dir = self.path("small");
         let written = Command::new(hoist).args(["daemon", "shim"]).arg(&dir).output().expect("it runs");
@@ -176,7 +177,7 @@ impl Place {
         runc.display().to_string()
     }
 
-    /// Milliseconds of a few starts of the floor, with `hidden` beside its mounts.
+    /// Milliseconds of a few starts of the floor, with the masks of `hidden` among its mounts.
     fn floor(&self, network: bool, hidden: &[String]) -> Vec<f64> {
         let scratch = self.path(&format!("floor-{network}-{}", hidden.len()));
         fs::create_dir_all(scratch.join("merged")).expect("a writable directory");
@@ -192,11 +193,11 @@ impl Place {
         fs::remove_dir_all(&scratch).expect("nobody has it");
         let text = String::from_utf8_lossy(&output.stdout);
         let figures = text.lines().map(|line| line.parse::<f64>().expect("a number") / 1000.0);
-        // The first round warms caches and does not count.
+        // The first run warms caches and is not counted.
         figures.skip(1).collect()
     }
 
-    /// The namespaces and mounts of the floor.
+    /// A spec with the namespaces and mounts of the floor.
     fn spec(&self, network: bool) -> Spec {
         let mount = |kind: &str, destination: &str, options: &[&str]| types::spec::runtime::Mount {
             destination: destination.into(),
@@ -225,7 +226,8 @@ impl Place {
         }
     }
 
-    /// Milliseconds of a few starts, from the mount of the root to the end of the program, as the shim does it.
+    /// Milliseconds of a few starts by the library, from the mount of the root file system to the program's exit, as
+    /// the shim does them.
     fn library(&self, spec: &Spec) -> Vec<f64> {
         let bundle = self.path("bundle");
         let mut spec = spec.clone();
@@ -245,7 +247,7 @@ impl Place {
             let overlay =
                 Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options };
             let id = format!("{}-{round}", std::process::id());
-            // Below one that is there, as those of engines are.
+            // Below an existing cgroup, as engines do.
             spec.linux.as_mut().expect("it has namespaces").cgroups_path = format!("{CGROUP}/{id}");
             let text = serde_json::to_vec(&spec).expect("a spec");
             fs::write(bundle.join("config.json"), text).expect("writable");
@@ -281,12 +283,12 @@ impl Place {
         figures
     }
 
-    /// Whole `run` and whole `exec` of a runtime's command line; none where it is not there or does not run.
+    /// Complete `run` and `exec` of a runtime's command line. `None` if the runtime is not installed or fails.
     fn commands(&self, words: &[&str]) -> Option<(f64, f64)> {
         let bundle = self.path("command");
         fs::create_dir_all(&bundle).expect("a writable directory");
         let mut spec = usual(self.spec(true));
-        // crun 1.8 takes no later one.
+        // The newest version that crun 1.8 accepts.
         spec.oci_version = "1.0.2".into();
         spec.root = Some(Root { path: self.path("lower").display().to_string(), readonly: false });
         let write = |spec: &Spec| {
@@ -325,7 +327,7 @@ impl Place {
         Some((run, exec??))
     }
 
-    /// Milliseconds of an exec by the calls to a shim, from the first of them to the event of its end.
+    /// Milliseconds of an exec by calls to a shim, from the first call to the exit event.
     fn task_api(&self) -> f64 {
         let mut spec = usual(self.spec(true));
         spec.root = Some(Root { path: self.path("lower").display().to_string(), readonly: false });
@@ -333,7 +335,7 @@ impl Place {
         let (tell, ends) = mpsc::channel();
         let events = host.listen_with(move |event| {
             if event.envelope.topic == topic::EXIT {
-                // The last is nobody's: that of the container.
+                // The receiver is gone for the last event, the exit of the container.
                 let _taken = tell.send(Instant::now());
             }
         });
@@ -363,24 +365,24 @@ impl Place {
         }
         task.end();
         drop((events, host));
-        // What comes behind this clones the process.
+        // The next benchmark clones this process.
         eventually("the listeners for events end", || is_alone().then_some(()));
         median(figures)
     }
 }
 
-/// Whether this process has one thread, as it began.
+/// Whether this process is single-threaded.
 fn is_alone() -> bool {
     fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() == 1)
 }
 
-/// The same as the floor is told it.
+/// The masked and read-only paths, as arguments of the floor.
 fn hidden() -> Vec<String> {
     let masked = MASKED.iter().map(|path| format!("mask:{path}"));
     masked.chain(READ_ONLY.iter().map(|path| format!("readonly:{path}"))).collect()
 }
 
-/// What an engine asks for beside the namespaces.
+/// Adds what an engine configures besides namespaces.
 fn usual(mut spec: Spec) -> Spec {
     let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
     let capabilities =
@@ -414,7 +416,7 @@ fn usual(mut spec: Spec) -> Spec {
     spec
 }
 
-/// The same for a tree of cgroups that limits nothing by itself.
+/// Removes the limits, for a cgroup v2 hierarchy without controllers.
 fn without_controllers(mut spec: Spec) -> Spec {
     if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
         let devices = std::mem::take(&mut resources.devices);

@@ -1,4 +1,4 @@
-//! A pull from a registry that gives each connection a share and no more, as many do that lie behind something.
+//! A pull from a registry that limits the rate of each connection, as many registries behind a CDN do.
 
 use std::time::{Duration, Instant};
 

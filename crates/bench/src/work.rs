@@ -1,27 +1,27 @@
-//! What a piece of work costs the machine: time, processor, memory, disk.
+//! The cost of a piece of work: time, CPU, memory, disk writes.
 
 use std::fs;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Clock ticks a second of `/proc/PID/stat` (proc_pid_stat(5)); the same on all machines of today.
+/// Clock ticks a second in `/proc/PID/stat` (proc_pid_stat(5)); `USER_HZ`, which is 100 on Linux.
 const TICKS: f64 = 100.0;
 
-/// Between two looks at a command.
+/// Between two polls of a command.
 const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Cost {
     pub(crate) wall_ms: f64,
-    /// Of the daemon, its children that ended, and the commands that were run.
+    /// CPU time of the daemon, of its children that ended, and of the commands that were run.
     pub(crate) cpu_s: f64,
-    /// The most that the daemon held at any time.
+    /// The daemon's peak RSS.
     pub(crate) peak_mb: f64,
-    /// Pages that the daemon gave to the disk to write.
+    /// Bytes that the daemon caused to be written to disk.
     pub(crate) written_mb: f64,
 }
 
-/// Has `work` done by the daemon `pid` and says what it cost.
+/// Runs `work`, which calls the daemon `pid`, and returns its cost.
 pub(crate) fn cost(pid: u32, work: impl FnOnce()) -> Cost {
     testkit::memory::forget_peak(pid);
     let (cpu, written) = (cpu_s(pid), written_mb(pid));
@@ -36,8 +36,8 @@ pub(crate) fn cost(pid: u32, work: impl FnOnce()) -> Cost {
     }
 }
 
-/// As [`cost`], of a program that has no daemon: all is done by the command that `work` starts. The most that it held is
-/// that of its first process.
+/// As [`cost`], for a program without a daemon: the command does all the work. The peak memory is that of its first
+/// process.
 #[expect(clippy::disallowed_methods, reason = "a benchmark; nobody says how much it holds")]
 pub(crate) fn cost_of_command(mut command: Command) -> Cost {
     let own = || (ticks("self", 13..15), figure("/proc/self/io", "write_bytes:") / 1e6);
@@ -47,7 +47,7 @@ pub(crate) fn cost_of_command(mut command: Command) -> Cost {
         command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program is in PATH");
     let mut peak_mb = 0.0;
     let status = loop {
-        // Its own figure only grows, so that the last look is close to the end's.
+        // The kernel's peak only grows, so the last poll is close to the final value.
         if let Some(peak) = testkit::memory::peak_if_there(child.id()) {
             peak_mb = peak as f64 / 1e6;
         }
@@ -58,23 +58,23 @@ pub(crate) fn cost_of_command(mut command: Command) -> Cost {
     };
     let wall_ms = start.elapsed().as_secs_f64() * 1000.0;
     assert!(status.success(), "{command:?}: {status}");
-    // What a child did is its parent's once it was waited for (`wait_task_zombie`).
+    // A child's usage is added to its parent's when it is reaped (`wait_task_zombie`).
     let (cpu_after, written_after) = own();
     Cost { wall_ms, cpu_s: cpu_after - cpu, peak_mb, written_mb: written_after - written }
 }
 
-/// Has nothing in memory that was read or written: whoever wants it gets it from the disk.
+/// Writes dirty pages and drops the page cache, so that reads come from the disk.
 pub(crate) fn forget_files() {
     rustix::fs::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").expect("root may do so");
 }
 
 fn cpu_s(pid: u32) -> f64 {
-    // The daemon's own time and that of its children; of us only the children's.
+    // The daemon's time with its children's; of this process only its children's.
     ticks(&pid.to_string(), 11..15) + ticks("self", 13..15)
 }
 
-/// Fields of `/proc/PID/stat`, counted from behind the name, which may contain blanks.
+/// The sum of fields of `/proc/PID/stat`, counted from after the name, which may contain blanks.
 fn ticks(pid: &str, fields: std::ops::Range<usize>) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process");
     let behind_name = stat.rsplit(')').next().expect("the kernel's format");
