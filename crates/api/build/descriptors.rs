@@ -1,13 +1,14 @@
-//! Describes the messages to clients that ask (gRPC reflection): the structs in `src`, read as what they are on the
-//! wire, become a `google.protobuf.FileDescriptorSet`.
+//! Describes the messages for gRPC reflection: parses the `prost` structs in `src` and writes the
+//! `google.protobuf.FileDescriptorSet` that they are on the wire.
 //!
 //! ```text
 //! #[prost(string, tag = "3")] pub parent: String   ─▶  string parent = 3;
 //! ```
 //!
-//! The structs are the one place where fields are written down, so what is described is what is served. A file of the
-//! set is a package. A struct is named as it is in Rust, unless the first line of its comment is its full name in
-//! backquotes, or its `type_urls!` row or a row of [`NAMES`] says otherwise. What cannot be read breaks the build.
+//! The structs are the only definition of the fields, so the description cannot differ from what is served. Each
+//! package becomes one file of the set. A message has the name of its struct, unless the first line of the struct's
+//! comment is a full name in backquotes, or a row of `type_urls!` or [`NAMES`] gives another. A struct that cannot be
+//! parsed fails the build.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,7 +24,7 @@ use prost_types::{
 use super::grpc::snake_case;
 use super::services::{Row, Shape};
 
-/// Files below `src`, and the package of what is in them. Services, and what their messages pack in an `Any`.
+/// Files below `src`, and the package of their messages: those of services, and those packed in an `Any`.
 const SOURCES: &[(&str, &str)] = &[
     ("engine.rs", "hoist.engine.v1"),
     ("grpc/containers.rs", "containerd.services.containers.v1"),
@@ -54,7 +55,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("shim/types.rs", "containerd.types"),
 ];
 
-/// File, Rust name, full name: what is nested in another message, or of another package than its file.
+/// File, Rust name, full name: for messages that are nested in another, or in another package than their file.
 const NAMES: &[(&str, &str, &str)] = &[
     ("grpc/containers.rs", "Runtime", "containerd.services.containers.v1.Container.Runtime"),
     ("grpc/event.rs", "ContainerRuntime", "containerd.events.ContainerCreate.Runtime"),
@@ -75,18 +76,18 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("shim/events.rs", "TaskIo", "containerd.events.TaskIO"),
 ];
 
-/// Fields that are not written with underscores where they come from: Rust name of the message, of the field, and
-/// the name on the wire.
+/// Fields whose name on the wire is not in snake case: Rust name of the message, of the field, and the name on the
+/// wire.
 const FIELD_NAMES: &[(&str, &str, &str)] =
     &[("AuthResponse", "auth_type", "authType"), ("ContentCreate", "media_type", "mediaType")];
 
-/// Where a type is looked for that is not in the file which names it.
+/// Files in which a type is looked up that its own file does not define.
 const SHARED: [&str; 3] = ["grpc/types.rs", "shim/types.rs", "grpc/sandbox.rs"];
 
 /// Name, number, type, label.
 type Field = (&'static str, i32, Type, Label);
 
-/// Google's own, each in a file of its own as everywhere.
+/// Google's well-known types, each in a file of its own.
 const WELL_KNOWN: &[(&str, &str, &[Field])] = &[
     (
         "Any",
@@ -125,11 +126,11 @@ fn describe(services: &[Service]) -> FileDescriptorSet {
     files.finish()
 }
 
-/// A file of structs, with the full names of what is in it.
+/// A parsed source file, with the full names of its types.
 struct Source {
     path: &'static str,
     items: Vec<Item>,
-    /// Of each struct and enumeration: full name, and whether it is a message.
+    /// For each struct and enumeration: the full name, and whether it is a message.
     names: BTreeMap<String, (String, bool)>,
     oneofs: BTreeMap<String, syn::ItemEnum>,
 }
@@ -175,7 +176,7 @@ impl Source {
     }
 }
 
-/// `Message => "full.name"` rows.
+/// Reads the rows `Message => "full.name"` of `type_urls!`.
 fn type_urls(file: &syn::File) -> BTreeMap<String, String> {
     let mut urls = BTreeMap::new();
     for item in &file.items {
@@ -211,14 +212,14 @@ fn documented_name(attributes: &[syn::Attribute]) -> Option<String> {
     (name.contains('.') && !name.contains([' ', ':', '`'])).then(|| name.to_owned())
 }
 
-/// Where types are looked for.
+/// The scope in which type names are resolved.
 struct Scope<'s> {
     sources: &'s [Source],
     here: usize,
 }
 
 impl Scope<'_> {
-    /// The full name of a type by its last word, and whether it is a message.
+    /// The full name of a type, and whether it is a message.
     fn resolve(&self, word: &str) -> (String, bool) {
         if let Some(found) = self.sources[self.here].names.get(word) {
             return found.clone();
@@ -234,7 +235,7 @@ impl Scope<'_> {
     }
 }
 
-/// The packages in the making.
+/// The files of the descriptor set, by package.
 #[derive(Default)]
 struct Files(BTreeMap<String, FileDescriptorProto>);
 
@@ -256,7 +257,7 @@ impl Files {
             Item::Message(item, _) => {
                 let described = message(scope, item, names.last().expect("a name"));
                 let into = place(&mut file.message_type, &names);
-                // A parent may have been made for what is nested in it.
+                // A placeholder may exist, made as the parent of a nested message.
                 match into.iter_mut().find(|message| message.name == described.name) {
                     None => into.push(described),
                     Some(placeholder) => {
@@ -314,7 +315,7 @@ impl Files {
         self.package(package).service.push(described);
     }
 
-    /// All files, each after those that it needs.
+    /// All files, each after its dependencies.
     fn finish(mut self) -> FileDescriptorSet {
         for (name, file, fields) in WELL_KNOWN {
             let fields = fields.iter().map(|(name, number, kind, label)| field(name, *number, *kind, *label));
@@ -348,7 +349,7 @@ impl Files {
             for method in file.service.iter().flat_map(|service| &service.method) {
                 used.extend([method.input_type().to_owned(), method.output_type().to_owned()]);
             }
-            // What is nested is where its outermost is.
+            // A nested type is in the file of its outermost message.
             let home = |name: &String| {
                 let parents = std::iter::successors(Some(name.trim_start_matches('.')), |name| {
                     name.rsplit_once('.').map(|(parent, _)| parent)
@@ -379,7 +380,7 @@ fn types_of(message: &DescriptorProto, used: &mut BTreeSet<String>) {
     message.nested_type.iter().for_each(|nested| types_of(nested, used));
 }
 
-/// Package and names: what begins with a capital letter is a name.
+/// Splits a full name into package and type names. The first word with a capital letter begins the type names.
 fn split(full_name: &str) -> (String, Vec<String>) {
     let words: Vec<&str> = full_name.split('.').collect();
     let first = words.iter().position(|word| word.starts_with(|letter: char| letter.is_ascii_uppercase()));
@@ -387,7 +388,7 @@ fn split(full_name: &str) -> (String, Vec<String>) {
     (package.join("."), names.iter().map(ToString::to_string).collect())
 }
 
-/// Where the last of `names` belongs, in the messages that the others name.
+/// The list that the last of `names` belongs to, within the messages that the others name.
 fn place<'m>(mut messages: &'m mut Vec<DescriptorProto>, names: &[String]) -> &'m mut Vec<DescriptorProto> {
     for parent in &names[..names.len() - 1] {
         messages = &mut named(messages, parent).nested_type;
@@ -463,7 +464,7 @@ fn message(scope: &Scope<'_>, item: &syn::ItemStruct, name: &str) -> DescriptorP
         }
         let mut field = wire.field(scope, &ident, &member.ty);
         if wire.is_optional && wire.kind != "message" {
-            // Presence of a plain value is a choice of one.
+            // proto3 `optional`: presence of a scalar field is a synthetic oneof.
             field.proto3_optional = Some(true);
             field.oneof_index = i32::try_from(described.oneof_decl.len()).ok();
             let name = Some(format!("_{ident}"));
@@ -485,17 +486,17 @@ fn field(name: &str, number: i32, kind: Type, label: Label) -> FieldDescriptorPr
     }
 }
 
-/// What a `prost` attribute says of a field.
+/// The content of a field's `prost` attribute.
 #[derive(Default)]
 struct Wire {
     kind: String,
     number: i32,
     is_repeated: bool,
     is_optional: bool,
-    /// The Rust name of an enumeration.
+    /// The enumeration's Rust name.
     enumeration: Option<String>,
     oneof: Option<String>,
-    /// Kinds of keys and values.
+    /// The types of keys and values.
     map: Option<(String, String)>,
 }
 
@@ -567,7 +568,7 @@ impl Wire {
     }
 }
 
-/// `T` of `Option<T>`, `Vec<T>`, `BTreeMap<K, T>`, or the type itself.
+/// `T` of `Option<T>`, `Vec<T>` or `BTreeMap<K, T>`; otherwise the type itself.
 fn last_argument(rust_type: &syn::Type) -> &syn::Type {
     let syn::Type::Path(path) = rust_type else { return rust_type };
     let Some(segment) = path.path.segments.last() else { return rust_type };
@@ -585,7 +586,7 @@ fn last_word(rust_type: &syn::Type) -> String {
     }
 }
 
-/// `runtime_path` becomes `RuntimePath`.
+/// Turns `runtime_path` into `RuntimePath`.
 fn camel_case(name: &str) -> String {
     let capital = |word: &str| {
         let mut letters = word.chars();
@@ -594,7 +595,7 @@ fn camel_case(name: &str) -> String {
     name.split('_').map(capital).collect()
 }
 
-/// `runtime_path` becomes `runtimePath`.
+/// Turns `runtime_path` into `runtimePath`, the field's name in JSON.
 fn json_name(name: &str) -> String {
     let camel = camel_case(name);
     let first = name.chars().next().into_iter();

@@ -1,4 +1,5 @@
-//! Writes the gRPC clients and servers from the table of services, `src/services.rs`: a line for each call.
+//! Generates the gRPC clients and servers from the table of services, `src/services.rs`, which has one row for each
+//! call.
 
 #[cfg(feature = "grpc")]
 mod descriptors;
@@ -83,7 +84,7 @@ mod grpc {
         }
     }
 
-    /// `CloseIO` becomes `close_io`.
+    /// Turns `CloseIO` into `close_io`.
     pub(crate) fn snake_case(name: &str) -> String {
         let mut snake = String::new();
         let mut after_lower = false;

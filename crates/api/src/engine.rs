@@ -1,9 +1,9 @@
-//! `hoist.engine.v1.Engine`: containers as people know them, with names, logs and restart policies.
+//! `hoist.engine.v1.Engine`, the API of the command line: containers with names, logs and restart policies.
 //!
-//! Two calls carry JSON documents: `Call` a question and its answer, `Follow` a question and a stream of
-//! answers. The questions are [`Call`] and [`Follow`]; answers are documents in the shape that Docker's users
-//! know. JSON, because everything here is for people and scripts, and none of it is hot: bytes of containers
-//! go through pipes that the caller names, never through the daemon.
+//! The service has two gRPC calls, which carry JSON documents: `Call` has one answer, `Follow` a stream of answers. The
+//! requests are [`Call`] and [`Follow`]; the answers have the shape of Docker's API. JSON is fine here, as only people
+//! and scripts call it, and never at high rates: a container's bytes go through named pipes of the client, not through
+//! the daemon.
 
 mod copy;
 mod image;
@@ -15,18 +15,18 @@ use serde::{Deserialize, Serialize};
 pub use copy::{Copy, FileStat};
 pub use image::{ChangedPath, Changes, Commit, ImageCall, ImageFollow, ImageStep};
 
-/// Either direction: UTF-8 JSON.
+/// A request or an answer, as JSON in UTF-8.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Document {
     #[prost(bytes = "vec", tag = "1")]
     pub json: Vec<u8>,
 }
 
-/// A question with one answer.
+/// A request with one answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "question", rename_all = "kebab-case")]
 pub enum Call {
-    /// Version, root, counts.
+    /// The daemon's version and root directory, and the number of containers and images.
     Info,
     Create(Box<Create>),
     Start {
@@ -45,21 +45,22 @@ pub enum Call {
     Remove {
         id: String,
         force: bool,
-        /// With the volumes that have no name.
+        /// Also removes the container's anonymous volumes.
         #[serde(default)]
         volumes: bool,
     },
-    /// Gives it another name.
+    /// Renames a container.
     Rename {
         id: String,
         name: String,
     },
-    /// Changes limits and the restart policy, also of one that runs.
+    /// Changes limits and the restart policy of a container, which may be running.
     Update {
         id: String,
         update: Update,
     },
-    /// The processes of one that runs, as ps(1) shows them with these options: an object of `Titles` and `Processes`.
+    /// The processes of a running container, in the format of ps(1) with these options: an object of `Titles` and
+    /// `Processes`.
     Top {
         id: String,
         options: Vec<String>,
@@ -70,32 +71,32 @@ pub enum Call {
     Unpause {
         id: String,
     },
-    /// A row for each, the last that was made first. Those that run, without `all` and without another choice.
+    /// A row for each container, newest first. Without `all` and `last` only running containers.
     List {
         all: bool,
-        /// `KEY=VALUE`, as Docker's: those of one key are alternatives, but labels must all be there.
+        /// `KEY=VALUE`, as Docker's: values of one key are alternatives, except that labels must all match.
         #[serde(default)]
         filters: Vec<String>,
-        /// So many of those that were made last, whether they run or not.
+        /// Only this many of the newest containers, running or not.
         #[serde(default)]
         last: Option<u64>,
-        /// With what their trees take.
+        /// Also computes the disk usage of each container's file system.
         #[serde(default)]
         sizes: bool,
     },
     Inspect {
         id: String,
-        /// With what its tree takes.
+        /// Also computes the disk usage of the container's file system.
         #[serde(default)]
         sizes: bool,
     },
-    /// Lets somebody look at a container that runs, and type, through pipes whose other ends they have open.
+    /// Attaches a client to a running container, through named pipes whose other ends the client has open.
     Attach {
         id: String,
         streams: Streams,
     },
     Exec(Box<Exec>),
-    /// What is at a path of a container: a [`FileStat`].
+    /// The file at a path of a container: a [`FileStat`].
     StatFile {
         id: String,
         path: String,
@@ -111,7 +112,7 @@ pub enum Call {
         id: String,
         exec: Option<String>,
     },
-    /// A sample of each that is named; without names, of those that run, or of all.
+    /// Resource usage of the named containers; without names, of all running containers, or with `all` of every one.
     Stats {
         ids: Vec<String>,
         #[serde(default)]
@@ -121,13 +122,13 @@ pub enum Call {
     Registry(RegistryCall),
     Volume(VolumeCall),
     Network(NetworkCall),
-    /// Removes containers that do not run, and collects.
+    /// Removes containers that do not run, and collects garbage.
     Prune {
-        /// `KEY=VALUE`: until, label, `label!`.
+        /// `KEY=VALUE` with the keys `until`, `label` and `label!`.
         #[serde(default)]
         filters: Vec<String>,
     },
-    /// Rows of kinds; with `verbose`, lists of images, containers and volumes.
+    /// Disk usage by kind of object; with `verbose`, of each image, container and volume.
     DiskUsage {
         #[serde(default)]
         verbose: bool,
@@ -137,59 +138,59 @@ pub enum Call {
     },
 }
 
-/// Questions about registries.
+/// Requests about registries.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "about-registry", rename_all = "kebab-case")]
 pub enum RegistryCall {
-    /// The names by which people log in to the hosts of a registry, in the order in which they are asked: a
-    /// list of lists, of which the first name with credentials counts.
+    /// The names under which credentials for the registry's hosts may be stored, in the order in which hosts are tried:
+    /// a list of lists. In each inner list the first name with credentials counts.
     Logins { registry: String },
-    /// Whether the registry takes these credentials.
+    /// Whether the registry accepts these credentials.
     CheckLogin { registry: String, credentials: Credentials },
-    /// What each host says when it is asked for an image.
+    /// The answer of each host of the registry to a request for the image.
     Explain { reference: String, credentials: Keyring },
-    /// The tags of a repository: a list.
+    /// The list of a repository's tags.
     Tags { reference: String, credentials: Keyring },
 }
 
-/// Questions about volumes.
+/// Requests about volumes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "about-volume", rename_all = "kebab-case")]
 pub enum VolumeCall {
-    /// One that is there already is left as it is.
+    /// Creates a volume. One that exists is left as it is.
     Create {
         name: Option<String>,
         #[serde(default)]
         labels: BTreeMap<String, String>,
     },
     List {
-        /// `KEY=VALUE`: dangling, driver, label, `label!`, name.
+        /// `KEY=VALUE` with the keys `dangling`, `driver`, `label`, `label!` and `name`.
         #[serde(default)]
         filters: Vec<String>,
     },
     Inspect {
         name: String,
     },
-    /// With `force`, one that is not there is no error.
+    /// Removes a volume. With `force`, a volume that does not exist is no error.
     Remove {
         name: String,
         force: bool,
     },
-    /// Those that no container uses: without a name, or all.
+    /// Removes volumes that no container uses: anonymous ones, or with `all` every one.
     Prune {
         all: bool,
-        /// `KEY=VALUE`: label, `label!`.
+        /// `KEY=VALUE` with the keys `label` and `label!`.
         #[serde(default)]
         filters: Vec<String>,
     },
 }
 
-/// Questions about networks.
+/// Requests about networks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "about-network", rename_all = "kebab-case")]
 pub enum NetworkCall {
     List {
-        /// `KEY=VALUE`: driver, id, name (patterns), scope, type, dangling, label.
+        /// `KEY=VALUE` with the keys `driver`, `id` and `name` (patterns), `scope`, `type`, `dangling` and `label`.
         #[serde(default)]
         filters: Vec<String>,
     },
@@ -198,10 +199,10 @@ pub enum NetworkCall {
     },
 }
 
-/// Credentials by host.
+/// Credentials, by the host that they are for.
 pub type Keyring = BTreeMap<String, Credentials>;
 
-/// Who somebody is to a registry: a name and a password, or one of the tokens.
+/// A client's credentials for a registry: a name and a password, or one of the tokens.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Credentials {
@@ -217,68 +218,68 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// A question with many answers.
+/// A request with a stream of answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "question", rename_all = "kebab-case")]
 pub enum Follow {
-    /// [`PullStep`]s, the last of which is `Done`.
+    /// Pulls an image. Answers with [`PullStep`]s, the last of which is `Done`.
     Pull { reference: String, platform: Option<String>, credentials: Keyring },
-    /// [`PushStep`]s, the last of which is `Done`.
+    /// Pushes an image. Answers with [`PushStep`]s, the last of which is `Done`.
     Push {
         reference: String,
         all_platforms: bool,
-        /// These alone, and each must be here; those that are here if it is empty.
+        /// Pushes these platforms, all of which must be present; empty is every platform that is present.
         #[serde(default)]
         platforms: Vec<String>,
         referrers: bool,
         credentials: Keyring,
     },
-    /// One [`Exited`].
+    /// Waits for the end of a process. Answers with one [`Exited`].
     Wait { id: String, exec: Option<String> },
-    /// [`ImageStep`]s, the last of which is `Done`.
+    /// Answers with [`ImageStep`]s, the last of which is `Done`.
     Image(ImageFollow),
-    /// [`LogLine`]s.
+    /// Answers with [`LogLine`]s.
     Logs(Logs),
-    /// [`ChangedPath`]s.
+    /// Answers with [`ChangedPath`]s.
     Changes(Changes),
-    /// An empty document once it is done.
+    /// Answers with an empty document when the copy is complete.
     Copy(Copy),
-    /// What happens to containers and images, in Docker's shape: [`Happened`].
+    /// Events of containers and images, in Docker's format: [`Happened`].
     Events(Events),
 }
 
-/// Which events.
+/// A selection of events.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Events {
-    /// `KEY=VALUE`: container, event, image, label, type. Those of one key are alternatives.
+    /// `KEY=VALUE` with the keys `container`, `event`, `image`, `label` and `type`. Values of one key are alternatives.
     pub filters: Vec<String>,
-    /// Of those that are kept, and then as they come: a time, seconds since 1970, or how long ago. Without either, those that
-    /// come alone.
+    /// The start: a time, seconds since 1970, or a duration before now. Events in the daemon's history come first, then
+    /// new ones. Without `since` and `until` only new events.
     pub since: Option<String>,
-    /// The end; without `since`, of all that are kept.
+    /// The end, in the same forms. Without `since`, the whole history up to it.
     pub until: Option<String>,
 }
 
-/// Which lines of a container's output.
+/// A selection of a container's log lines.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Logs {
     pub id: String,
-    /// On as they come, until it ends.
+    /// Also sends new lines, until the container ends.
     pub follow: bool,
-    /// So many before the end.
+    /// Begins this many lines before the end.
     pub tail: Option<u64>,
-    /// Of those, written not before and not after: a time, seconds since 1970, or how long ago.
+    /// Only lines written between these times: each a time, seconds since 1970, or a duration before now.
     pub since: Option<String>,
     pub until: Option<String>,
 }
 
-/// How the names of folders begin in which clients have their pipes, where those lie beside the daemon's socket. Who has made
-/// one holds its lock (flock(2)) for as long as it is in use.
+/// The prefix of the folders with clients' named pipes beside the daemon's socket. A client holds a lock (flock(2)) on
+/// its folder while it is in use; the daemon deletes folders without one.
 pub const PIPES_PREFIX: &str = "hoist-";
 
-/// Pipes of the caller, by absolute path. Empty is nowhere.
+/// Named pipes of the client, by absolute path. An empty path means that the stream is not attached.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Streams {
@@ -287,14 +288,14 @@ pub struct Streams {
     pub stderr: String,
 }
 
-/// What a container is made with. Empty and none are the image's or the runtime's choice.
+/// The configuration of a new container. Empty and absent fields leave the choice to the image or the runtime.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Create {
     pub image: String,
-    /// `OS/ARCHITECTURE[/VARIANT]`, for an image that is for several; none is this machine's.
+    /// `OS/ARCHITECTURE[/VARIANT]`, of an image for several platforms; absent is this machine's.
     pub platform: Option<String>,
-    /// Who keeps its root file system.
+    /// The snapshotter of the container's root file system; absent is the daemon's default.
     pub snapshotter: Option<String>,
     pub name: Option<String>,
     pub command: Vec<String>,
@@ -305,7 +306,7 @@ pub struct Create {
     pub hostname: Option<String>,
     pub tty: bool,
     pub interactive: bool,
-    /// Its input ends with that of the first who types.
+    /// The container's input ends when the first attached client's input ends.
     pub stdin_once: bool,
     pub auto_remove: bool,
     pub read_only: bool,
@@ -319,20 +320,21 @@ pub struct Create {
     pub mounts: Vec<Mount>,
     pub network: String,
     pub ports: Vec<Port>,
-    /// Whatever port the image exposes is published as well, on any port that is free.
+    /// Publishes every port that the image exposes, each on a free port of this machine.
     pub publish_all: bool,
     pub restart: Restart,
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Extras::are_none")]
     pub extras: Extras,
-    /// Starts it at once.
+    /// Also starts the container.
     pub start: bool,
     pub streams: Streams,
-    /// When the caller was called, in nanoseconds since 1970: told to the image `hello`.
+    /// When the client was started, in nanoseconds since 1970, for the image `hello`, which prints how long a start
+    /// takes.
     pub called_at: Option<u64>,
 }
 
-/// What few containers ask for.
+/// Options of a new container that are rarely used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Extras {
@@ -341,109 +343,109 @@ pub struct Extras {
     pub shm_bytes: Option<i64>,
     pub sysctls: BTreeMap<String, String>,
     pub devices: Vec<Device>,
-    /// Devices by what their makers say of them (Container Device Interface): `VENDOR/CLASS=NAME`.
+    /// CDI devices (Container Device Interface): `VENDOR/CLASS=NAME`.
     pub cdi: Vec<String>,
-    /// Whose processes it sees: `host`, `container:ID`, or its own.
+    /// The PID namespace: `host`, `container:ID`, or empty for a private one.
     pub pid: String,
-    /// Whose shared memory and queues it has: `host`, or its own.
+    /// The IPC namespace: `host`, or a private one.
     pub ipc: String,
-    /// In Docker's words: `no-new-privileges`, `seccomp=unconfined`, `seccomp={…}` with a profile as JSON,
+    /// Docker's security options: `no-new-privileges`, `seccomp=unconfined`, `seccomp={…}` with a profile as JSON,
     /// `apparmor=PROFILE`, `systempaths=unconfined`.
     pub security: Vec<String>,
-    /// Whose names of host and domain it has: `host`, or its own.
+    /// The UTS namespace: `host`, or a private one.
     pub uts: String,
     pub domainname: String,
-    /// For runtimes and hooks, in its spec.
+    /// Annotations of the OCI spec, for runtimes and hooks.
     pub annotations: BTreeMap<String, String>,
-    /// The cgroup in which its own is, from the hierarchies' roots; the engine's choice if it is empty.
+    /// The parent cgroup, as a path from the root of the hierarchies; empty is the engine's default.
     pub cgroup_parent: String,
-    /// What it may do with devices that it makes itself: `c 1:3 rwm`, `b *:* r`.
+    /// Device cgroup rules, for devices that the container creates itself: `c 1:3 rwm`, `b *:* r`.
     pub device_rules: Vec<String>,
-    /// From 0 to 100: how readily its memory goes to swap. Cgroups of version 1 alone.
+    /// Swappiness of its memory, from 0 to 100. Cgroup v1 only.
     pub swappiness: Option<u64>,
-    /// It waits for memory and is not killed for want of it. Cgroups of version 1 alone.
+    /// Out of memory, its processes wait instead of being killed. Cgroup v1 only.
     pub oom_kill_disable: bool,
-    /// Of its interface on the bridge, as `02:00:00:00:00:01`.
+    /// The MAC address of its interface on the bridge, as `02:00:00:00:00:01`.
     pub mac_address: String,
-    /// The shim, by its name as a runtime of containerd.
+    /// The shim, by its name as a containerd runtime.
     pub runtime: String,
     pub oom_score_adj: Option<i32>,
     pub cpu_shares: Option<u64>,
-    /// Microseconds, of each of which it may use `cpu_quota`; below zero is no limit.
+    /// Microseconds of `cpu_quota`'s period; a negative quota is unlimited.
     pub cpu_period: Option<u64>,
     pub cpu_quota: Option<i64>,
-    /// Processors, as `0-2,7`.
+    /// The processors that it may use, as `0-2,7` (cpuset(7)).
     pub cpuset: String,
-    /// Memory of processors, by the numbers of its nodes.
+    /// The NUMA nodes whose memory it may use, as `0-2,7`.
     pub cpuset_mems: String,
-    /// Its part where disks are busy, from 10 to 1000.
+    /// Relative share of disk IO, from 10 to 1000.
     pub blkio_weight: Option<u16>,
-    /// Bytes that it keeps where memory is short.
+    /// Soft limit: bytes that it keeps when the machine is short of memory.
     pub memory_reservation: Option<i64>,
-    /// Bytes of memory and swap together; -1 is no limit, none twice those of memory.
+    /// Bytes of memory and swap together; -1 is unlimited, absent is twice the memory limit.
     pub memory_swap: Option<i64>,
     pub stop_signal: Option<String>,
-    /// Names with their addresses, or with `host-gateway`.
+    /// Entries of `/etc/hosts`: a name, and an address or `host-gateway`.
     pub hosts: Vec<(String, String)>,
     pub dns: Dns,
-    /// Its first process is one of ours, which reaps and passes signals on.
+    /// Runs `hello` as an init process that reaps zombies and forwards signals.
     pub init: bool,
-    /// What differs from how the image has its health looked after.
+    /// Overrides of the image's health check.
     pub health: Option<Health>,
-    /// Groups that its user is in as well: names that the image knows, or numbers.
+    /// Additional groups of its user: names in the image's group(5), or numbers.
     pub groups: Vec<String>,
-    /// Ports that it has for others, beside those of its image: `80`, `80/udp`, `8000-8010/tcp`.
+    /// Exposed ports besides those of the image: `80`, `80/udp`, `8000-8010/tcp`.
     pub exposed: Vec<String>,
-    /// Seconds that it has to stop in, where nobody says otherwise; below zero is for ever, none Docker's 10.
+    /// The default timeout of a stop, in seconds; negative is none, absent is Docker's 10.
     pub stop_timeout: Option<i64>,
-    /// Containers whose volumes, and paths of the machine, it has too: `NAME[:ro|:rw]`.
+    /// Containers whose volumes and bind mounts it also mounts: `NAME[:ro|:rw]`.
     pub volumes_from: Vec<String>,
     pub log: Log,
 }
 
-/// What becomes of a container's output.
+/// The logging of a container's output.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Log {
-    /// `json-file`, `local` or `none`; empty is the first.
+    /// `json-file`, `local` or `none`; empty is `json-file`.
     pub driver: String,
-    /// `max-size` and `max-file`, in Docker's words.
+    /// Docker's options `max-size` and `max-file`.
     pub options: BTreeMap<String, String>,
 }
 
 impl Extras {
-    /// For records, of which most have none.
+    /// Whether all are unset, so that records need not store them.
     fn are_none(&self) -> bool {
         *self == Extras::default()
     }
 }
 
-/// How it is found out whether a container is well. None, and zero, are the image's choice, or Docker's.
+/// Overrides of an image's health check. Absent and zero fields are those of the image, or Docker's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Health {
-    /// Nobody looks after it.
+    /// No health check, even if the image has one.
     pub is_off: bool,
-    /// For the shell.
+    /// The probe: a command line for the shell.
     pub command: Option<String>,
-    /// From the end of a probe to the next, in nanoseconds as those that follow.
+    /// The pause between two probes, in nanoseconds like the times below.
     pub interval: i64,
-    /// After it a probe counts as failed.
+    /// The timeout of a probe, which fails then.
     pub timeout: i64,
-    /// So long after its start failures do not count.
+    /// The time after the start in which failures are not counted.
     pub start_period: i64,
-    /// Between probes in that time.
+    /// The pause between probes in that time.
     pub start_interval: i64,
-    /// So many failures in a row are too many.
+    /// The number of consecutive failures that make the container unhealthy.
     pub retries: i64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Ulimit {
-    /// As in setrlimit(2), in small letters and without `RLIMIT_`.
+    /// The resource of setrlimit(2), in lowercase and without `RLIMIT_`.
     pub name: String,
-    /// None is no limit.
+    /// Absent is unlimited.
     pub soft: Option<u64>,
     pub hard: Option<u64>,
 }
@@ -451,19 +453,19 @@ pub struct Ulimit {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Device {
-    /// A path of this machine.
+    /// A path on this machine.
     pub source: String,
     pub target: String,
-    /// Of `rwm`.
+    /// The allowed access: letters of `rwm` (read, write, mknod).
     pub access: String,
 }
 
-/// Who resolves names, in place of who does for the machine (resolv.conf(5)).
+/// DNS settings, instead of those of the machine (resolv.conf(5)).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Dns {
     pub servers: Vec<String>,
-    /// `.` is none.
+    /// `.` is no search domain.
     pub search: Vec<String>,
     pub options: Vec<String>,
 }
@@ -473,10 +475,10 @@ pub struct Dns {
 pub struct Created {
     #[serde(rename = "Id")]
     pub id: String,
-    /// Where the daemon's time went, in order; with all of it.
+    /// The steps of the daemon's work and their durations, in order. They add up to all of its time.
     #[serde(rename = "Laps", default)]
     pub laps: Vec<Lap>,
-    /// What was asked for and has no effect on this machine.
+    /// Requested options that have no effect on this machine.
     #[serde(rename = "Warnings", default)]
     pub warnings: Vec<String>,
 }
@@ -492,13 +494,13 @@ pub struct Lap {
 pub struct Mount {
     /// `bind`, `volume` or `tmpfs`.
     pub kind: String,
-    /// A path of this machine, or a volume's name: empty for one that is made for this container alone.
+    /// A path on this machine, or a volume's name. Empty is an anonymous volume.
     pub source: String,
     pub target: String,
     pub read_only: bool,
-    /// Beside those that its kind has: of a tmpfs as mount(8) knows them, of a bind how it propagates.
+    /// Further options: for a tmpfs those of mount(8), for a bind its propagation.
     pub options: Vec<String>,
-    /// Of a bind: a directory is made where there is nothing.
+    /// For a bind: creates a missing source directory.
     pub make_source: bool,
 }
 
@@ -507,7 +509,7 @@ pub struct Mount {
 pub struct Port {
     pub host_ip: String,
     pub host_port: Option<u16>,
-    /// Of those from `host_port` to this one any that is free.
+    /// The end of a range: any free port from `host_port` to this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_port_last: Option<u16>,
     pub container_port: u16,
@@ -515,7 +517,7 @@ pub struct Port {
     pub protocol: String,
 }
 
-/// When a container is started again by itself.
+/// The restart policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
@@ -523,7 +525,7 @@ pub enum Restart {
     No,
     Always,
     UnlessStopped,
-    /// At most so often; 0 is for ever.
+    /// The most restarts; 0 is unlimited.
     OnFailure(u64),
 }
 
@@ -537,13 +539,13 @@ pub struct Exec {
     pub user: Option<String>,
     pub tty: bool,
     pub privileged: bool,
-    /// Nobody will wait for its end, which is forgotten.
+    /// No client waits for the process, so its exit code is not kept.
     #[serde(default)]
     pub detach: bool,
     pub streams: Streams,
 }
 
-/// What becomes other than it was; none leaves it, and so do zero and the empty word.
+/// New values for a container's limits. Absent, zero and empty fields leave the old ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Update {
@@ -563,7 +565,7 @@ pub struct Update {
     pub restart: Option<Restart>,
 }
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Exited {
     pub code: u32,
@@ -577,7 +579,7 @@ pub struct LogLine {
     pub time: String,
 }
 
-/// An event, as Docker tells it.
+/// An event, in the format of Docker's API.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Happened {
     #[serde(rename = "Type")]
@@ -587,13 +589,13 @@ pub struct Happened {
     #[serde(rename = "Actor")]
     pub actor: Actor,
     pub scope: String,
-    /// Seconds, and nanoseconds, since 1970.
+    /// Seconds since 1970, and below nanoseconds since 1970.
     pub time: i64,
     #[serde(rename = "timeNano")]
     pub time_nano: i64,
 }
 
-/// Whom an event is about, with what is known of it: name, image, labels, exit code.
+/// The object of an event, with what is known about it: name, image, labels, exit code.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Actor {
@@ -620,7 +622,7 @@ pub enum PullStep {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum PushStep {
-    /// A platform that is not here, and so does not go.
+    /// A platform that is not present locally and is not pushed.
     LeftOut {
         what: String,
     },
@@ -634,16 +636,16 @@ pub enum PushStep {
     Sent {
         digest: String,
     },
-    /// The repository had it.
+    /// The repository had the blob.
     Existed {
         digest: String,
     },
-    /// Another repository of the registry had it.
+    /// The registry mounted the blob from another repository.
     Mounted {
         digest: String,
         from: String,
     },
-    /// An image that refers to the one that is pushed.
+    /// Also pushed: an image that refers to the pushed one.
     Referrer {
         digest: String,
     },

@@ -1,7 +1,7 @@
-//! containerd's gRPC API, one module a package, with the field numbers of containerd 2.3.
+//! containerd's gRPC API, with the field numbers of containerd 2.3. Each package is a module.
 //!
-//! The messages are `prost` structs written by hand, named as in the `.proto` file of their package;
-//! the clients and servers around them come from the table in `services.rs`, behind the feature `grpc`.
+//! The messages are `prost` structs written by hand, with the names in the package's `.proto` file. The clients and
+//! servers are generated from the table in `services.rs`, behind the feature `grpc`.
 
 pub mod containers;
 pub mod content;
@@ -25,31 +25,32 @@ pub mod transfer;
 pub mod types;
 pub mod version;
 
-/// The version that `Version` answers, and that programs under containerd's names print: the level of containerd's API that
-/// is served, which is what clients decide on, with our own version as build metadata, which semantic versioning lets them
-/// ignore. nerdctl, for one, pulls through the daemon only from 2.0 on.
+/// The version that `Version` answers, and that programs under containerd's names print. It is the level of
+/// containerd's API that is served, as clients decide on it: nerdctl, for one, pulls through the daemon only from 2.0
+/// on. Our own version is build metadata, which semantic versioning ignores in comparisons.
 pub const VERSION: &str = concat!("2.3.4+hoist.", env!("CARGO_PKG_VERSION"));
 
-/// The module whose API is served at [`VERSION`]: the second word of what containerd's programs say with `--version`, of
-/// which scripts take the third.
+/// The Go module whose API is served. containerd's programs print it as the second word of `--version`, before the
+/// version that scripts take from the third.
 pub const MODULE: &str = "github.com/containerd/containerd/v2";
 
 /// `google.protobuf.Empty`
 pub type Empty = ();
 
-/// The largest message either side takes. tonic's own limit is a quarter of containerd's.
+/// The largest message, in bytes, that client and server accept: containerd's limit. tonic's default is a quarter of
+/// it.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
-/// The most metadata of a call or an answer that either side takes, as grpc-go does: hyper's own limit is a thousandth
-/// of it, and answers with a bare 431.
+/// The largest metadata of a call or an answer, in bytes, that client and server accept: grpc-go's limit. hyper's
+/// default is a thousandth of it, and answers larger ones with status 431.
 pub const METADATA_BYTES_MAX: u32 = 16 << 20;
 
 /// The metadata key that names the namespace of a call.
 pub const NAMESPACE_KEY: &str = "containerd-namespace";
-/// The metadata key that names the lease to which a call adds what it makes.
+/// The metadata key that names the lease to which a call adds the objects that it creates.
 pub const LEASE_KEY: &str = "containerd-lease";
 
-/// Includes client and server of one service of the table in `services.rs`.
+/// Includes the generated client and server of a service in the table `services.rs`.
 #[cfg(feature = "grpc")]
 macro_rules! service {
     ($name:literal) => {

@@ -1,14 +1,14 @@
-//! Everything that goes over a socket: messages, services, and nothing else. No logic, no conversions.
+//! All wire formats: messages and services, without logic or conversions.
 //!
-//! - [`engine`]: our own service, for people.
+//! - [`engine`]: our own service, for the command line.
 //! - [`grpc`]: containerd's API, served by the daemon.
-//! - [`otlp`]: spans for a collector of traces.
+//! - [`otlp`]: trace spans for an OpenTelemetry collector.
 //! - [`pprof`]: profiles for `pprof`.
-//! - [`shim`]: what containerd and its shims say to each other.
+//! - [`shim`]: the protocol between containerd and its shims.
 //! - [`services`]: the table of gRPC services and their calls.
 //!
-//! Clients and servers for gRPC are behind the feature `grpc`, so that a shim, which stays in memory
-//! once per container, carries none of tonic.
+//! gRPC clients and servers are behind the feature `grpc`: a shim, which stays in memory once for each container, is
+//! built without tonic.
 #![forbid(unsafe_code)]
 
 pub mod engine;

@@ -1,6 +1,6 @@
-//! `opentelemetry.proto.collector.trace.v1`: spans on their way to a collector, as far as we say anything in them.
+//! `opentelemetry.proto.collector.trace.v1`: spans for a collector, with the fields that Hoist sets.
 
-/// What is sent at once.
+/// One batch of spans.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ExportTraceServiceRequest {
     #[prost(message, repeated, tag = "1")]
@@ -21,7 +21,7 @@ pub struct ExportTracePartialSuccess {
     pub error_message: String,
 }
 
-/// `opentelemetry.proto.trace.v1.ResourceSpans`: who says it.
+/// `opentelemetry.proto.trace.v1.ResourceSpans`: the program that sends the spans.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ResourceSpans {
     #[prost(message, optional, tag = "1")]
@@ -60,7 +60,7 @@ pub struct Span {
     /// 8 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub span_id: Vec<u8>,
-    /// Empty for the first of a trace.
+    /// Empty for the root span of a trace.
     #[prost(bytes = "vec", tag = "4")]
     pub parent_span_id: Vec<u8>,
     #[prost(string, tag = "5")]

@@ -1,11 +1,11 @@
-//! `perftools.profiles.Profile`: what `pprof` reads
-//! (<https://github.com/google/pprof/blob/main/proto/profile.proto>), as far as we say anything in it.
+//! `perftools.profiles.Profile`: the format of `pprof`
+//! (<https://github.com/google/pprof/blob/main/proto/profile.proto>), with the fields that Hoist sets.
 //!
-//! Texts are numbers of [`Profile::string_table`], whose first is empty. Ids begin at 1.
+//! Strings are indices into [`Profile::string_table`], whose first entry is empty. Ids begin at 1.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Profile {
-    /// What the values of samples are.
+    /// The meaning of the samples' values.
     #[prost(message, repeated, tag = "1")]
     pub sample_type: Vec<ValueType>,
     #[prost(message, repeated, tag = "2")]
@@ -18,12 +18,12 @@ pub struct Profile {
     pub function: Vec<Function>,
     #[prost(string, repeated, tag = "6")]
     pub string_table: Vec<String>,
-    /// When it began, in nanoseconds since 1970.
+    /// The start of the profile, in nanoseconds since 1970.
     #[prost(int64, tag = "9")]
     pub time_nanos: i64,
     #[prost(int64, tag = "10")]
     pub duration_nanos: i64,
-    /// What lies between two samples, and how much of it.
+    /// The unit of the sampling period; `period` is its value.
     #[prost(message, optional, tag = "11")]
     pub period_type: Option<ValueType>,
     #[prost(int64, tag = "12")]
@@ -40,7 +40,7 @@ pub struct ValueType {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Sample {
-    /// From the innermost to the outermost.
+    /// The call stack, from the innermost frame to the outermost.
     #[prost(uint64, repeated, tag = "1")]
     pub location_id: Vec<u64>,
     #[prost(int64, repeated, tag = "2")]
@@ -57,7 +57,7 @@ pub struct Label {
     pub str: i64,
 }
 
-/// A part of a program or library, as it lies in memory.
+/// A mapped part of a program or library.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Mapping {
     #[prost(uint64, tag = "1")]
@@ -76,12 +76,12 @@ pub struct Mapping {
 pub struct Location {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// 0 if it is in none.
+    /// 0 if the address is in no mapping.
     #[prost(uint64, tag = "2")]
     pub mapping_id: u64,
     #[prost(uint64, tag = "3")]
     pub address: u64,
-    /// If empty, the reader looks into the mapping's file.
+    /// If empty, the reader resolves symbols from the mapping's file.
     #[prost(message, repeated, tag = "4")]
     pub line: Vec<Line>,
 }

@@ -1,19 +1,18 @@
-//! The table of services and their calls: what clients and servers are made from, and what the tables of calls in
-//! tests, figures and documentation are held against.
+//! The table of services and their calls. Clients and servers are generated from it, and the lists of calls in tests,
+//! metrics and documentation are checked against it.
 //!
-//! To add a service of your own: write its messages as `prost` structs in a module, add its rows here (types without
-//! `::` are looked up in that module, `Empty` is `()`), and end the module with
-//!
+//! To add a service: write its messages as `prost` structs in a module, add its rows here (types without `::` are
+//! looked up in that module, `Empty` is `()`), and end the module with
 //! ```ignore
 //! #[cfg(feature = "grpc")]
 //! crate::grpc::service!("hoist.engine.v1.Engine");
 //! ```
 //!
-//! which gives it `engine_client::EngineClient` and `engine_server::{Engine, EngineServer}`.
+//! which defines `engine_client::EngineClient` and `engine_server::{Engine, EngineServer}`.
 //!
-//! Data alone and no `use` of the crate: the build script and `cargo xtask api` include this file.
+//! Data only, without a `use` of the crate: the build script and `cargo xtask api` include this file.
 
-/// Who sends a stream: `Up` the client, `Down` the server.
+/// Which side sends a stream: `Up` the client, `Down` the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(dead_code, reason = "a shape may have no row at the time")]
 pub enum Shape {
@@ -25,10 +24,10 @@ pub enum Shape {
 #[allow(unused_imports, reason = "a shape may have no row at the time")]
 use Shape::{Both, Down, Unary, Up};
 
-/// Shape, name, request, response.
+/// Shape, name, request type, response type.
 pub type Row = (Shape, &'static str, &'static str, &'static str);
 
-/// What the daemon serves: package, service, module of the messages, calls.
+/// The services of the daemon: package, service, module of the messages, calls.
 #[rustfmt::skip]
 pub const SERVICES: &[(&str, &str, &str, &[Row])] = &[
     ("hoist.engine.v1", "Engine", "crate::engine", &[
@@ -167,8 +166,8 @@ pub const SERVICES: &[(&str, &str, &str, &[Row])] = &[
     ]),
 ];
 
-/// The version of containerd that brought a call: that of the longest beginning of its full name. A call without one is
-/// not of containerd.
+/// The version of containerd that introduced a call: the entry with the longest prefix of its full name. A call without
+/// an entry is not containerd's.
 #[allow(dead_code, reason = "the build script has no use for it")]
 pub const SINCE: &[(&str, &str)] = &[
     ("containerd.services.", "1.0"),
@@ -188,7 +187,7 @@ pub const SINCE: &[(&str, &str)] = &[
     ("grpc.health.", "1.0"),
 ];
 
-/// Services of others, which the daemon calls.
+/// Services of other programs, which the daemon calls.
 #[rustfmt::skip]
 pub const CALLED: &[(&str, &str, &str, &[Row])] = &[
     ("opentelemetry.proto.collector.trace.v1", "TraceService", "crate::otlp", &[
@@ -196,5 +195,5 @@ pub const CALLED: &[(&str, &str, &str, &[Row])] = &[
     ]),
 ];
 
-/// Answers that the daemon encodes record by record (`grpc::encoded`), as there may be many records in one.
+/// Answers that the daemon encodes record by record (`grpc::encoded`), as they may hold many records.
 pub const ENCODED: &[&str] = &["ListContainersResponse", "ListImagesResponse"];

@@ -1,17 +1,17 @@
-//! What containerd and its shims say to each other: the messages of containerd 2.3, written by hand
-//! as `prost` structs, byte for byte compatible with the `.proto` files named in each module.
+//! The protocol between containerd and its shims: the messages of containerd 2.3, written by hand as `prost` structs,
+//! and compatible on the wire with the `.proto` files that each module names.
 //!
 //! - [`bootstrap`]: how a shim is started (stdin and stdout of `shim start`).
 //! - [`task`]: `containerd.task.v2.Task` and `containerd.task.v3.Task`, which share their messages.
-//! - [`events`]: what a shim publishes, and the call it publishes with.
-//! - [`cgroups`]: what `Stats` answers.
-//! - [`runc`]: options of the runc-style runtimes.
-//! - [`sandbox`]: `containerd.runtime.sandbox.v1.Sandbox`, of shims that run sandboxes.
-//! - [`introspection`]: what `shim -info` answers.
-//! - [`attach`]: `hoist.shim.v1.Attach`, which is ours.
-//! - [`types`]: what several of them share.
+//! - [`events`]: the events that a shim publishes, and the call by which it does.
+//! - [`cgroups`]: the answer to `Stats`.
+//! - [`runc`]: options of runc and compatible runtimes.
+//! - [`sandbox`]: `containerd.runtime.sandbox.v1.Sandbox`, for shims that run sandboxes.
+//! - [`introspection`]: the answer to `shim -info`.
+//! - [`attach`]: `hoist.shim.v1.Attach`, a service of our own.
+//! - [`types`]: messages that several services share.
 //!
-//! Nothing here may need tonic: a shim stays in memory once per container.
+//! Nothing here may depend on tonic: a shim stays in memory once for each container.
 
 pub mod attach;
 pub mod bootstrap;
@@ -27,18 +27,18 @@ use prost::Message;
 use prost_types::Any;
 use types::TypeUrl;
 
-/// Packs a message as containerd's `typeurl` does: the bare full name, without a host before it.
+/// Packs a message as containerd's `typeurl` does: its type URL is the bare full name, without a host.
 pub fn pack<M: Message + TypeUrl>(message: &M) -> Any {
     Any { type_url: M::TYPE_URL.to_owned(), value: message.encode_to_vec() }
 }
 
-/// Whether `any` holds an `M`. Both spellings of the type URL occur in the field.
+/// Whether `any` holds an `M`. The type URL may have a host or not.
 pub fn holds<M: TypeUrl>(any: &Any) -> bool {
     any.type_url.rsplit_once("type.googleapis.com/").map_or(any.type_url.as_str(), |(_, name)| name)
         == M::TYPE_URL
 }
 
-/// Unpacks an `M`, or says `None` where `any` holds something else.
+/// Unpacks an `M`. `None` if `any` holds another type.
 pub fn unpack<M: Message + TypeUrl + Default>(any: &Any) -> Option<Result<M, prost::DecodeError>> {
     holds::<M>(any).then(|| M::decode(any.value.as_slice()))
 }

@@ -1,39 +1,40 @@
-//! Questions about the files of containers.
+//! Requests about files of containers.
 
 use serde::{Deserialize, Serialize};
 
-/// Files out of a container or into it, as a tar archive that goes through a pipe of the caller.
+/// Copies files out of a container or into it, as a tar archive through a named pipe of the client.
 ///
-/// Paths are resolved as the container does, and beneath its root. The last name is not followed if it is a link, but
-/// with `/` or `/.` behind it.
+/// Paths are resolved as in the container, beneath its root. A final symlink is not followed, unless `/` or `/.`
+/// follows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "copy", rename_all = "kebab-case")]
 pub enum Copy {
-    /// What is at a path, which is called otherwise in the archive. The pipe must be open for reading.
+    /// Archives the file at a path, under the name `called`. The client must have the pipe open for reading.
     Out { id: String, path: String, called: String, pipe: String },
-    /// The tree of a container, without what is mounted in it, with the names of its top directory as the first. The pipe
-    /// must be open for reading.
+    /// Archives a container's root file system, without mounts, with the top directory's entries at the archive's root.
+    /// The client must have the pipe open for reading.
     Export { id: String, pipe: String },
-    /// What is in the archive goes into a folder that is there.
+    /// Extracts the archive into an existing folder.
     In {
         id: String,
         folder: String,
         pipe: String,
-        /// To the user that the container runs as, if it has one of its own; to whom the archive says without.
+        /// Files belong to the container's user, if it has one other than root's default; otherwise to the owner in the
+        /// archive.
         to_user: bool,
     },
 }
 
-/// What is at a path, in Docker's shape.
+/// The metadata of a file, in Docker's format.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct FileStat {
-    /// The last name of the path; `/` for the root.
+    /// The file's name; `/` for the root.
     pub name: String,
     pub size: u64,
-    /// As stat(2) has it, with the type.
+    /// `st_mode` of stat(2), with the file type.
     pub mode: u32,
     pub mtime: String,
-    /// Of a symlink, the path to which it and those that follow lead, where there may be nothing.
+    /// For a symlink: the path that it and further symlinks lead to, which need not exist.
     pub link_target: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Questions about images.
+//! Requests about images.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,31 +7,31 @@ use super::{Call, Keyring};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "image", rename_all = "kebab-case")]
 pub enum ImageCall {
-    /// A row for each name.
+    /// A row for each image name.
     List {
-        /// `KEY=VALUE`, as Docker's: dangling, label, before, since, reference, until.
+        /// `KEY=VALUE`, as Docker's, with the keys `dangling`, `label`, `before`, `since`, `reference` and `until`.
         filters: Vec<String>,
-        /// Those without a name too.
+        /// Also images without a name.
         all: bool,
-        /// With the platforms of each.
+        /// Also the platforms of each image.
         tree: bool,
-        /// With what they take on disk.
+        /// Also the disk usage of each image.
         #[serde(default)]
         sizes: bool,
     },
     Inspect {
         name: String,
     },
-    /// What made each layer, newest first.
+    /// The build steps of an image, newest first.
     History {
         name: String,
     },
-    /// Gives an image another name; a name that is taken moves.
+    /// Gives an image another name, which is moved if it exists.
     Tag {
         source: String,
         target: String,
     },
-    /// Mounts an image read-only on a folder, by its absolute path.
+    /// Mounts an image read-only over a folder, given by its absolute path.
     Mount {
         name: String,
         path: String,
@@ -39,20 +39,20 @@ pub enum ImageCall {
     Unmount {
         path: String,
     },
-    /// What is mounted.
+    /// The mounted images.
     Mounts,
-    /// Takes away a name, or all names of an id.
+    /// Removes a name, or all names of an id.
     Remove {
         name: String,
         force: bool,
     },
-    /// Removes those without a name; with `all`, those that no container was made from.
+    /// Removes images without a name; with `all`, every image that no container was made from.
     Prune {
         all: bool,
-        /// `KEY=VALUE`: until, label, label!.
+        /// `KEY=VALUE` with the keys `until`, `label` and `label!`.
         filters: Vec<String>,
     },
-    /// What refers to an image in its registry.
+    /// The manifests in an image's registry that refer to it.
     Referrers {
         reference: String,
         artifact_type: Option<String>,
@@ -60,27 +60,27 @@ pub enum ImageCall {
     },
 }
 
-/// Makes an image of a container.
+/// Makes an image from a container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Commit {
-    /// The container.
+    /// The container's id.
     pub id: String,
-    /// Named by its digest without.
+    /// Absent: the image is named by its digest.
     pub name: Option<String>,
     pub author: Option<String>,
     pub message: Option<String>,
     /// Instructions of a Dockerfile, such as `CMD ["sh"]`.
     pub changes: Vec<String>,
-    /// Whether the container's processes wait while its tree is copied.
+    /// Pauses the container's processes while its files are copied.
     pub pause: bool,
 }
 
-/// Two trees to be compared.
+/// Two file systems to compare.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "of", rename_all = "kebab-case")]
 pub enum Changes {
-    /// What a container changed in the tree of its image.
+    /// The changes of a container to its image.
     Container {
         id: String,
     },
@@ -90,55 +90,55 @@ pub enum Changes {
     },
 }
 
-/// A name that is not the same in two trees.
+/// A path that differs between two file systems.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ChangedPath {
-    /// As Docker has it: `A` added, `C` changed, `D` deleted.
+    /// As in Docker: `A` added, `C` changed, `D` deleted.
     pub kind: String,
     pub path: String,
-    /// Bytes of the file before, and after. Nothing for what is no file.
+    /// The sizes before and after, in bytes; absent unless it is a regular file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_before: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
 }
 
-/// A question about images that takes its time, or has many answers: [`ImageStep`]s.
+/// A request about images that takes long or has many answers: [`ImageStep`]s.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "image", rename_all = "kebab-case")]
 pub enum ImageFollow {
-    /// A row for each file.
+    /// A row for each file in the image.
     Files { name: String },
-    /// Makes another image of one.
+    /// Makes another image from an image.
     Convert {
-        /// Where images are known by their full names alone; the engine's own namespace without.
+        /// The containerd namespace, where only full names are known; absent is the engine's own.
         namespace: Option<String>,
         source: String,
         target: String,
-        /// `none`, `gzip` or `zstd`; as it is without.
+        /// `none`, `gzip` or `zstd`; absent keeps the compression.
         compression: Option<String>,
-        /// `oci` or `docker`; as it is without.
+        /// `oci` or `docker`; absent keeps the format.
         format: Option<String>,
-        /// All that are here without.
+        /// Empty is every platform that is present.
         platforms: Vec<String>,
         all_platforms: bool,
     },
-    /// Hashes what is on disk of images, all without names, and fetches anew what is broken: a row a blob.
+    /// Hashes the stored content of images, or of all images, and fetches corrupt blobs again. A row for each blob.
     Verify { names: Vec<String>, credentials: Keyring },
-    /// Imports an archive or layout of this machine, by a path that may be a pipe of the caller. `embedded`
-    /// names an image inside the daemon instead.
+    /// Imports an image archive or layout, by a path that may be a named pipe of the client; or, if `embedded` is
+    /// given, the image of that name inside the daemon.
     Load {
         path: String,
         embedded: Option<String>,
-        /// For an image that has no name in the archive.
+        /// The name of an image that has none in the archive.
         #[serde(default)]
         fallback: Option<String>,
     },
-    /// Makes an image of one layer from a tar of a root file system, by a path that may be a pipe.
+    /// Makes an image of one layer from a tar of a root file system, by a path that may be a named pipe.
     Import {
         path: String,
-        /// Named by its digest without.
+        /// Absent: the image is named by its digest.
         name: Option<String>,
         comment: String,
         /// Instructions of a Dockerfile, such as `CMD ["sh"]`.
@@ -147,24 +147,24 @@ pub enum ImageFollow {
         #[serde(default)]
         platform: Option<String>,
     },
-    /// Writes images as one archive to a pipe of the caller, which must be open for reading.
+    /// Writes images as one archive to a named pipe, which the client must have open for reading.
     Save {
         names: Vec<String>,
         pipe: String,
-        /// All of an image that is here without.
+        /// Empty is every part of an image that is present.
         #[serde(default)]
         platforms: Vec<String>,
-        /// All of an image, or an error.
+        /// Every part of an image; a missing one is an error.
         #[serde(default)]
         all_platforms: bool,
     },
 }
 
-/// An answer on the way, and the last.
+/// A step of such a request. The last one has the result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum ImageStep {
-    /// In bytes.
+    /// Progress in bytes.
     Progress {
         what: String,
         current: u64,

@@ -1,4 +1,4 @@
-//! `containerd.services.containers.v1`: container records. Starting one is [`super::tasks`].
+//! `containerd.services.containers.v1`: container records. A container is started by [`super::tasks`].
 
 use std::collections::BTreeMap;
 

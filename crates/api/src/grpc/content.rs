@@ -1,6 +1,6 @@
-//! `containerd.services.content.v1`: blobs and blobs on their way in.
+//! `containerd.services.content.v1`: blobs, and ingests, which are blobs that are being written.
 //!
-//! Payloads are [`Bytes`]: decoding a message copies none of them.
+//! Payloads are [`Bytes`], so that decoding a message does not copy them.
 
 use std::collections::BTreeMap;
 

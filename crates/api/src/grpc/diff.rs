@@ -1,4 +1,4 @@
-//! `containerd.services.diff.v1`: layer streams onto mounts and back.
+//! `containerd.services.diff.v1`: applies layers to mounts, and makes layers from the difference of mounts.
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,13 @@
-//! Messages that are encoded where their parts are at hand, instead of being built as structs first. A list of many
-//! records is large, and each copy of it costs time and memory.
+//! Messages that are encoded directly from records, without a struct in between. A list of many records is large, and
+//! each copy of it costs time and memory.
 //!
 //! ```text
 //! record ──▶ Fields ──▶ chunk  ──▶ codec ──▶ answer
-//!                   └─▶ chunks ───(Chunks)─▶ answer: what is long goes past the codec, which would make one piece of it
+//!                   └─▶ chunks ───(Chunks)─▶ answer: a long list bypasses the codec, which would copy it
 //! ```
 //!
-//! The encoding is that of <https://protobuf.dev/programming-guides/encoding/>, as `prost` writes it: fields in the
-//! order of their numbers, those with default values left out.
+//! The encoding is the one that `prost` writes (<https://protobuf.dev/programming-guides/encoding/>): fields in the
+//! order of their numbers, fields with default values omitted.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -21,13 +21,13 @@ use tonic_prost::ProstDecoder;
 
 use super::MESSAGE_BYTES_MAX;
 
-/// A chunk that is this long takes no more. As much as the allocator takes from the kernel and gives back by itself.
+/// The size, in bytes, from which a chunk is full. The allocator returns blocks of this size to the kernel when freed.
 const CHUNK_LEN: usize = 1 << 20;
 
-/// A message `M` in the encoding of the wire.
+/// An encoded message `M`.
 pub struct Encoded<M> {
     chunks: Vec<Vec<u8>>,
-    /// Bytes of the length of the last part: the next one is most likely about as long.
+    /// The length of the last element's length prefix, in bytes: the next element is probably about as long.
     prefix_len: usize,
     limit: usize,
     message: PhantomData<fn() -> M>,
@@ -40,19 +40,20 @@ impl<M> Default for Encoded<M> {
 }
 
 impl<M> Encoded<M> {
-    /// Of so many bytes at most.
+    /// An empty message, which may grow to `limit` bytes.
     pub fn up_to(limit: usize) -> Encoded<M> {
         Encoded { chunks: Vec::new(), prefix_len: 1, limit, message: PhantomData }
     }
 
-    /// Adds to the repeated field `number` a message whose fields `write` writes.
+    /// Adds an element to the repeated field `number`: a message whose fields `write` writes. Fails with [`TooLong`]
+    /// once the limit is passed.
     pub fn push(&mut self, number: u32, write: impl FnOnce(&mut Fields<'_>)) -> Result<(), TooLong> {
         let is_full = self.chunks.last().is_none_or(|chunk| chunk.len() >= CHUNK_LEN);
         if is_full && self.len() > self.limit {
             return Err(TooLong { limit: self.limit });
         }
         if is_full {
-            // Most answers are short: the first chunk grows.
+            // Most answers are short, so the first chunk starts small and grows.
             let capacity = if self.chunks.is_empty() { 0 } else { CHUNK_LEN + CHUNK_LEN / 16 };
             self.chunks.push(Vec::with_capacity(capacity));
         }
@@ -62,7 +63,7 @@ impl<M> Encoded<M> {
         Ok(())
     }
 
-    /// Bytes.
+    /// The length in bytes.
     pub fn len(&self) -> usize {
         self.chunks.iter().map(Vec::len).sum()
     }
@@ -71,8 +72,8 @@ impl<M> Encoded<M> {
         self.len() == 0
     }
 
-    /// The answer of a server. If it is long, what the codec sees of it is an empty message, and the answer's extensions
-    /// have its [`Chunks`]: whoever sends it puts them in the place of the body.
+    /// The server's response. A long message is moved as [`Chunks`] into the response's extensions, and the codec gets
+    /// an empty one: the server's transport layer replaces the body by the chunks.
     pub fn into_response(self) -> Result<Response<Encoded<M>>, TooLong> {
         if self.chunks.len() < 2 {
             return Ok(Response::new(self));
@@ -88,13 +89,13 @@ impl<M> Encoded<M> {
         Ok(response)
     }
 
-    /// In one piece.
+    /// The message in one buffer.
     pub fn into_bytes(self) -> Vec<u8> {
         self.chunks.concat()
     }
 }
 
-/// A long message, encoded, in pieces.
+/// A long encoded message, in pieces.
 #[derive(Clone, Debug)]
 pub struct Chunks {
     len: u32,
@@ -102,14 +103,14 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// The frames of HTTP that carry it: what gRPC has before a message, which is not compressed, and the pieces.
+    /// The data frames of the HTTP body: gRPC's prefix of an uncompressed message, then the pieces.
     pub fn into_frames(self) -> impl Iterator<Item = Bytes> {
         let [a, b, c, d] = self.len.to_be_bytes();
         std::iter::once(Bytes::from(vec![0, a, b, c, d])).chain(self.bytes)
     }
 }
 
-/// An answer that nobody would take, found before all of it is made.
+/// The error of an answer that exceeds the limit, found before all of it is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLong {
     limit: usize,
@@ -123,11 +124,11 @@ impl fmt::Display for TooLong {
 
 impl std::error::Error for TooLong {}
 
-/// Appends the fields of a message.
+/// Writes the fields of a message.
 pub struct Fields<'a>(&'a mut Vec<u8>);
 
 impl Fields<'_> {
-    /// A string.
+    /// Writes a string.
     pub fn text(&mut self, number: u32, text: &str) {
         self.bytes(number, text.as_bytes());
     }
@@ -140,7 +141,7 @@ impl Fields<'_> {
         }
     }
 
-    /// An int32 or int64.
+    /// Writes an int32 or int64.
     pub fn integer(&mut self, number: u32, value: i64) {
         if value != 0 {
             self.key(number, WireType::Varint);
@@ -148,14 +149,14 @@ impl Fields<'_> {
         }
     }
 
-    /// A message, which is there even if it has no fields.
+    /// Writes a message, even if it has no fields.
     pub fn message(&mut self, number: u32, write: impl FnOnce(&mut Fields<'_>)) {
-        // Most are short, so that their length takes one byte.
+        // Most messages are short, and their length takes one byte.
         self.message_with(1, number, write);
     }
 
-    /// As [`Fields::message`], with so many bytes kept for its length: if it takes others, what was written moves. Gives back
-    /// how many it took.
+    /// As [`Fields::message`], with `kept` bytes reserved for the length prefix. If the length takes more or fewer, the
+    /// message is moved. Returns how many it took.
     fn message_with(&mut self, kept: usize, number: u32, write: impl FnOnce(&mut Fields<'_>)) -> usize {
         self.key(number, WireType::LengthDelimited);
         let start = self.0.len();
@@ -179,7 +180,7 @@ impl Fields<'_> {
         varint(u64::from(number << 3 | kind as u32), self.0);
     }
 
-    /// An entry of a map of strings, which are UTF-8.
+    /// Writes an entry of a map of strings, which must be UTF-8.
     pub fn entry(&mut self, number: u32, key: &[u8], value: &[u8]) {
         self.message(number, |entry| {
             entry.bytes(1, key);
@@ -188,7 +189,7 @@ impl Fields<'_> {
     }
 }
 
-/// A list has a million numbers, and most are short: what `prost` has for any buffer takes twice as long.
+/// Faster than `prost`'s for any buffer, which takes twice as long: a list has a million numbers, most of them short.
 fn varint(mut value: u64, to: &mut Vec<u8>) {
     while value >= 0x80 {
         to.push(value as u8 | 0x80);
@@ -197,7 +198,7 @@ fn varint(mut value: u64, to: &mut Vec<u8>) {
     to.push(value as u8);
 }
 
-/// The codec of servers whose answers are [`Encoded`].
+/// The codec of a server whose answers are [`Encoded`].
 pub struct EncodedCodec<M, U>(PhantomData<fn() -> (M, U)>);
 
 impl<M, U> Default for EncodedCodec<M, U> {
@@ -221,7 +222,7 @@ impl<M: 'static, U: Message + Default + 'static> Codec for EncodedCodec<M, U> {
     }
 }
 
-/// Moves what there is into the buffer of the answer.
+/// Copies an encoded message into the answer's buffer.
 pub struct EncodedEncoder<M>(PhantomData<fn() -> M>);
 
 impl<M> Encoder for EncodedEncoder<M> {
@@ -241,7 +242,7 @@ mod tests {
     use crate::grpc::images::{Image, ListImagesResponse};
 
     #[test]
-    fn what_is_pushed_is_what_prost_writes() {
+    fn encoded_lists_are_those_of_prost() {
         let name = |len: usize| "n".repeat(len);
         let mut encoded = Encoded::<ListImagesResponse>::default();
         let mut images = Vec::new();
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_answer_goes_past_the_codec() {
+    fn a_long_answer_bypasses_the_codec() {
         let encoded = |texts: &[&str], limit: usize| {
             let mut encoded = Encoded::<ListImagesResponse>::up_to(limit);
             texts.iter().for_each(|text| encoded.push(1, |image| image.text(1, text)).unwrap());
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_nobody_takes_is_not_made() {
+    fn an_answer_beyond_the_limit_is_not_encoded() {
         let mut encoded = Encoded::<ListImagesResponse>::default();
         let text = "x".repeat(CHUNK_LEN);
         let pushed = (0..100).take_while(|_| encoded.push(1, |image| image.text(1, &text)).is_ok()).count();

@@ -1,4 +1,4 @@
-//! `containerd.events`, but those of tasks, which shims publish: [`crate::shim::events`].
+//! `containerd.events`, except the events of tasks, which shims publish: [`crate::shim::events`].
 
 use std::collections::BTreeMap;
 
@@ -92,7 +92,7 @@ pub struct ContentCreate {
     pub digest: String,
     #[prost(int64, tag = "2")]
     pub size: i64,
-    /// Since containerd 2.4. Empty where whoever wrote the blob did not say.
+    /// Since containerd 2.4. Empty if the writer of the blob gave no media type.
     #[prost(string, tag = "3")]
     pub media_type: String,
 }

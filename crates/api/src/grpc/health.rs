@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: Go clients wait for `Serving` before their first call.
+//! `grpc.health.v1`. Go clients wait for `Serving` before their first call.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct HealthCheckRequest {

@@ -1,4 +1,4 @@
-//! `containerd.services.introspection.v1`: what this daemon is made of.
+//! `containerd.services.introspection.v1`: the daemon's plugins and identity.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! `containerd.services.leases.v1`: what keeps the collector away from work in progress.
+//! `containerd.services.leases.v1`: leases, which protect the objects of unfinished work from garbage collection.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! `containerd.services.mounts.v1`: mounts that are made ahead and stay.
+//! `containerd.services.mounts.v1`: mounts that the daemon activates and keeps.
 
 use std::collections::BTreeMap;
 

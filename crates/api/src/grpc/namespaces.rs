@@ -1,4 +1,4 @@
-//! `containerd.services.namespaces.v1`: tenants.
+//! `containerd.services.namespaces.v1`: namespaces, which isolate tenants.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! `grpc.reflection.v1` and `grpc.reflection.v1alpha`: what is served, for clients that were not built with it. The
-//! two differ in their name only.
+//! `grpc.reflection.v1` and `grpc.reflection.v1alpha`: descriptions of the services, for generic clients. The two
+//! packages differ in their name only.
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ServerReflectionRequest {
@@ -9,7 +9,7 @@ pub struct ServerReflectionRequest {
     pub message_request: Option<MessageRequest>,
 }
 
-/// What is asked.
+/// The kind of a request.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum MessageRequest {
     #[prost(string, tag = "3")]
@@ -21,7 +21,7 @@ pub enum MessageRequest {
     FileContainingExtension(ExtensionRequest),
     #[prost(string, tag = "6")]
     AllExtensionNumbersOfType(String),
-    /// The text means nothing.
+    /// The text has no meaning.
     #[prost(string, tag = "7")]
     ListServices(String),
 }
@@ -44,7 +44,7 @@ pub struct ServerReflectionResponse {
     pub message_response: Option<MessageResponse>,
 }
 
-/// What is answered.
+/// The kind of an answer.
 #[derive(Clone, PartialEq, prost::Oneof)]
 #[expect(clippy::enum_variant_names, reason = "they are the names of the fields on the wire")]
 pub enum MessageResponse {
@@ -94,12 +94,11 @@ pub struct ErrorResponse {
     pub error_message: String,
 }
 
-/// A `google.protobuf.FileDescriptorSet` of all services here and of what they carry, each file after those that it
-/// needs.
+/// The `google.protobuf.FileDescriptorSet` of all services and their messages. Each file comes after its dependencies.
 #[cfg(feature = "grpc")]
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
-/// Under its older name, which most clients still ask for.
+/// The older package, which most clients still call.
 #[cfg(feature = "grpc")]
 pub mod v1alpha {
     crate::grpc::service!("grpc.reflection.v1alpha.ServerReflection");

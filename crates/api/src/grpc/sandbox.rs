@@ -1,4 +1,4 @@
-//! `containerd.services.sandbox.v1`: records of sandboxes here, and the controllers that run them in [`controller`].
+//! `containerd.services.sandbox.v1`: records of sandboxes, and in [`controller`] the controllers that run them.
 
 pub mod controller;
 
@@ -52,7 +52,7 @@ pub struct StoreCreateResponse {
 pub struct StoreUpdateRequest {
     #[prost(message, optional, tag = "1")]
     pub sandbox: Option<Sandbox>,
-    /// Paths of a field mask.
+    /// The paths of a field mask.
     #[prost(string, repeated, tag = "2")]
     pub fields: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `containerd.services.snapshots.v1`: file system states, by name of snapshotter.
+//! `containerd.services.snapshots.v1`: file system snapshots, by name of the snapshotter.
 
 use std::collections::BTreeMap;
 

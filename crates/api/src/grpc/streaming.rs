@@ -1,8 +1,8 @@
-//! `containerd.services.streaming.v1`: streams of messages that other calls refer to by name.
+//! `containerd.services.streaming.v1`: streams of messages, which other calls refer to by name.
 
 use crate::shim::types::type_urls;
 
-/// The first message of a stream: the name by which calls refer to it.
+/// The first message of a stream, which gives its name.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StreamInit {
     #[prost(string, tag = "1")]

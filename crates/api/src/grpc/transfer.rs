@@ -1,4 +1,5 @@
-//! `containerd.services.transfer.v1`, and `containerd.types.transfer`: from where to where images go.
+//! `containerd.services.transfer.v1` and `containerd.types.transfer`: transfers of images between a source and a
+//! destination.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,7 @@ pub struct TransferRequest {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TransferOptions {
-    /// The name of a stream that takes [`Progress`].
+    /// The name of a stream on which the daemon sends [`Progress`].
     #[prost(string, tag = "1")]
     pub progress_stream: String,
 }
@@ -60,7 +61,7 @@ pub struct AuthRequest {
     pub wwwauthenticate: Vec<String>,
 }
 
-/// What of the conversation with a registry is written down.
+/// Which parts of the HTTP exchange with a registry are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
 #[repr(i32)]
 pub enum HttpDebug {
@@ -74,7 +75,7 @@ pub enum HttpDebug {
 #[repr(i32)]
 pub enum AuthType {
     None = 0,
-    /// User name and password.
+    /// A user name and a password.
     Credentials = 1,
     /// An identity token.
     Refresh = 2,
@@ -94,7 +95,7 @@ pub struct AuthResponse {
     pub expire_at: Option<Timestamp>,
 }
 
-/// An image among the records of the daemon, there or to be made.
+/// An image record of the daemon, as source or destination.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ImageStore {
     #[prost(string, tag = "1")]
@@ -121,12 +122,12 @@ pub struct UnpackConfiguration {
     pub snapshotter: String,
 }
 
-/// How an import names the images that it finds, or by which names an export looks for them.
+/// How an import names its images, or by which names an export selects images.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ImageReference {
     #[prost(string, tag = "1")]
     pub name: String,
-    /// `name` lacks a tag or digest, which what is found adds.
+    /// `name` is a prefix, to which the tag or digest of the image is added.
     #[prost(bool, tag = "2")]
     pub is_prefix: bool,
     #[prost(bool, tag = "3")]
@@ -137,7 +138,7 @@ pub struct ImageReference {
     pub skip_named_digest: bool,
 }
 
-/// An archive that the client sends.
+/// An image archive that the client sends.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ImageImportStream {
     #[prost(string, tag = "1")]
@@ -148,7 +149,7 @@ pub struct ImageImportStream {
     pub force_compress: bool,
 }
 
-/// An archive that the client takes.
+/// An image archive that the client receives.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ImageExportStream {
     #[prost(string, tag = "1")]
@@ -181,14 +182,14 @@ pub struct Progress {
     pub desc: Option<Descriptor>,
 }
 
-/// Bytes on a stream.
+/// Bytes of a stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Data {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: bytes::Bytes,
 }
 
-/// The reader of bytes says how many more it takes.
+/// Flow control: how many more bytes the receiver accepts.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct WindowUpdate {
     #[prost(int32, tag = "1")]

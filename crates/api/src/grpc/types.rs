@@ -1,5 +1,5 @@
-//! `containerd.types`, `containerd.v1.types` and `google.rpc`: what the services share, with what
-//! they share with shims re-exported.
+//! `containerd.types`, `containerd.v1.types` and `google.rpc`: messages that several services share. Those that shims
+//! share too are re-exported.
 
 use std::collections::BTreeMap;
 
@@ -86,7 +86,7 @@ pub struct Process {
     pub exited_at: Option<Timestamp>,
 }
 
-/// A mount that was made.
+/// An active mount.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ActiveMount {
     #[prost(message, optional, tag = "1")]
@@ -99,7 +99,7 @@ pub struct ActiveMount {
     pub data: BTreeMap<String, String>,
 }
 
-/// A set of mounts that stays.
+/// A set of mounts that the daemon keeps active.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ActivationInfo {
     #[prost(string, tag = "1")]

@@ -1,14 +1,14 @@
-//! `hoist.shim.v1.Attach`: a service of our own shim beside containerd's. It has one call, `Attach`, which is answered with
-//! nothing.
+//! `hoist.shim.v1.Attach`: a service of our own shim, beside containerd's. Its one call, `Attach`, has an empty answer.
 
 pub const SERVICE: &str = "hoist.shim.v1.Attach";
 
-/// Named pipes of somebody who looks at the first process of a container from now on, and types. Empty is nowhere.
+/// Attaches a client to the first process of a container, through named pipes. An empty path leaves a stream
+/// unattached.
 ///
-/// The other ends must be open: who reads or writes nothing at the time of the call is taken for somebody who has left.
+/// The client must have the other ends open: the shim takes a pipe without a peer for that of a client that has left.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AttachRequest {
-    /// The container.
+    /// The container's id.
     #[prost(string, tag = "1")]
     pub id: String,
     #[prost(string, tag = "2")]

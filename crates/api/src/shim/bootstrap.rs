@@ -13,7 +13,7 @@ pub struct BootstrapParams {
     pub instance_id: String,
     #[prost(string, tag = "2")]
     pub namespace: String,
-    /// Open set: 0 is info, more critical is positive, more verbose is negative.
+    /// An open set: 0 is info, higher is more severe, lower is more verbose.
     #[prost(int32, tag = "3")]
     pub log_level: i32,
     #[prost(string, tag = "4")]

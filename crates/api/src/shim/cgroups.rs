@@ -1,4 +1,4 @@
-//! What `Stats` answers: the metrics message of the container's cgroup version.
+//! The answer to `Stats`: the metrics message for the container's cgroup version.
 
 pub mod v1;
 pub mod v2;

@@ -1,5 +1,5 @@
-//! `containerd.events` of tasks, and `containerd.services.events.ttrpc.v1.Events.Forward`, the call
-//! a shim publishes them with.
+//! `containerd.events` of tasks, and `containerd.services.events.ttrpc.v1.Events.Forward`, the call by which a shim
+//! publishes them.
 
 use prost_types::Timestamp;
 
@@ -7,8 +7,8 @@ use super::types::{Envelope, Mount, type_urls};
 
 pub const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 pub const FORWARD: &str = "Forward";
-/// Metadata of ours beside an event: which life of which shim sends it, and its number there from 1. A daemon
-/// that has had that number acknowledges the event and does no more. Others take no notice.
+/// Metadata of our own beside an event: an id of the shim process that sends it, and the event's sequence number there,
+/// from 1. The daemon acknowledges and drops an event that it has already received. Other daemons ignore the metadata.
 pub const SOURCE_KEY: &str = "hoist-event-source";
 pub const SEQUENCE_KEY: &str = "hoist-event-sequence";
 

@@ -1,4 +1,4 @@
-//! What `shim -info` reads and writes: `containerd.types.RuntimeRequest` and `RuntimeInfo`.
+//! The input and output of `shim -info`: `containerd.types.RuntimeRequest` and `RuntimeInfo`.
 
 use std::collections::HashMap;
 

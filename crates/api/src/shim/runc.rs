@@ -1,4 +1,4 @@
-//! `containerd.runc.v1`: options of runc and of the runtimes that look like it.
+//! `containerd.runc.v1`: options of runc and compatible runtimes.
 
 use super::types::type_urls;
 
@@ -8,14 +8,14 @@ pub struct Options {
     pub no_pivot_root: bool,
     #[prost(bool, tag = "2")]
     pub no_new_keyring: bool,
-    /// Cgroup for the shim itself.
+    /// The cgroup of the shim itself.
     #[prost(string, tag = "3")]
     pub shim_cgroup: String,
     #[prost(uint32, tag = "4")]
     pub io_uid: u32,
     #[prost(uint32, tag = "5")]
     pub io_gid: u32,
-    /// The OCI runtime to call instead of the built-in one.
+    /// The OCI runtime to run instead of the built-in one.
     #[prost(string, tag = "6")]
     pub binary_name: String,
     /// The runtime's state directory.
@@ -63,7 +63,7 @@ pub struct ProcessDetails {
     pub exec_id: String,
 }
 
-/// `runtimeoptions.v1.Options`, of runtimes that are no runc: a file of their own.
+/// `runtimeoptions.v1.Options`, of other runtimes: the path of a configuration file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ConfigPath {
     #[prost(string, tag = "2")]

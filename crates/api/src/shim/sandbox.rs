@@ -1,4 +1,4 @@
-//! `containerd.runtime.sandbox.v1.Sandbox`: what a shim serves that runs sandboxes. Over ttrpc.
+//! `containerd.runtime.sandbox.v1.Sandbox`: the ttrpc service of a shim that runs sandboxes.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::types::{Metric, Mount, Platform};
 
 pub const SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
 
-/// The words for `state`, which are those of CRI.
+/// The values of `state`, which are CRI's.
 pub const READY: &str = "SANDBOX_READY";
 pub const NOT_READY: &str = "SANDBOX_NOTREADY";
 

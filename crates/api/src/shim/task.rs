@@ -1,4 +1,4 @@
-//! `containerd.task.v2.Task` and `containerd.task.v3.Task`: one set of messages under two names.
+//! `containerd.task.v2.Task` and `containerd.task.v3.Task`, which have the same messages.
 //!
 //! An empty `exec_id` means the container's first process.
 

@@ -1,4 +1,4 @@
-//! `containerd.types`, `containerd.v1.types` and what every message needs.
+//! `containerd.types`, `containerd.v1.types`, and the type URLs of messages.
 
 use prost_types::{Any, Timestamp};
 

@@ -1,4 +1,4 @@
-//! `containerd.services.sandbox.v1.Controller`: running sandboxes. `sandboxer` names who does it.
+//! `containerd.services.sandbox.v1.Controller`: running sandboxes. `sandboxer` names the controller.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub struct ControllerCreateRequest {
     pub netns_path: String,
     #[prost(btree_map = "string, string", tag = "5")]
     pub annotations: BTreeMap<String, String>,
-    /// The record that the sandbox is made from.
+    /// The record of the sandbox.
     #[prost(message, optional, tag = "6")]
     pub sandbox: Option<Sandbox>,
     #[prost(string, tag = "10")]
@@ -50,10 +50,10 @@ pub struct ControllerStartResponse {
     pub created_at: Option<Timestamp>,
     #[prost(btree_map = "string, string", tag = "4")]
     pub labels: BTreeMap<String, String>,
-    /// Where the task service of the sandbox listens.
+    /// The address of the sandbox's task service.
     #[prost(string, tag = "5")]
     pub address: String,
-    /// Of the task service.
+    /// The version of the sandbox's task service.
     #[prost(uint32, tag = "6")]
     pub version: u32,
     #[prost(message, optional, tag = "7")]
@@ -168,7 +168,7 @@ pub struct ControllerUpdateRequest {
     pub sandboxer: String,
     #[prost(message, optional, tag = "3")]
     pub sandbox: Option<Sandbox>,
-    /// Paths of a field mask.
+    /// The paths of a field mask.
     #[prost(string, repeated, tag = "4")]
     pub fields: Vec<String>,
 }

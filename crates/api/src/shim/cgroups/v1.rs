@@ -1,4 +1,4 @@
-//! `io.containerd.cgroups.v1.Metrics`: the figures of a container under cgroup v1.
+//! `io.containerd.cgroups.v1.Metrics`: resource usage of a container under cgroup v1.
 
 use crate::shim::types::type_urls;
 

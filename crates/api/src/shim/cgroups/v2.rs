@@ -1,4 +1,4 @@
-//! `io.containerd.cgroups.v2.Metrics`: the figures of a container under cgroup v2.
+//! `io.containerd.cgroups.v2.Metrics`: resource usage of a container under cgroup v2.
 
 use crate::shim::types::type_urls;
 
@@ -20,7 +20,7 @@ pub struct Metrics {
     pub memory_events: Option<MemoryEvents>,
 }
 
-/// How long tasks waited for want of a resource.
+/// Pressure stall information: how long tasks were stalled for want of a resource (the kernel's `psi.rst`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PsiStats {
     #[prost(message, optional, tag = "1")]
@@ -29,7 +29,7 @@ pub struct PsiStats {
     pub full: Option<PsiData>,
 }
 
-/// Percentages, and microseconds.
+/// Averages in percent, and the total in microseconds.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PsiData {
     #[prost(double, tag = "1")]
