@@ -71,7 +71,7 @@ pub enum Call {
     Unpause {
         id: String,
     },
-    /// A row for each container, newest first. Without `all` and `last` only running containers.
+    /// A row for each container, newest first. Without `all`, `last` or a filter on the state, only running containers.
     List {
         all: bool,
         /// `KEY=VALUE`, as Docker's: values of one key are alternatives, except that labels must all match.

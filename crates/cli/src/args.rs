@@ -1,4 +1,4 @@
-//! What stands before every command.
+//! The global flags, which stand before a command.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use clap::Parser;
 use crate::commands::{CONTEXT, Command};
 use crate::parse;
 
-/// The variable that names the daemon's socket.
+/// The environment variable with the path of the daemon's socket.
 pub(crate) const ADDRESS: &str = "HOIST_ADDRESS";
 pub(crate) const ADDRESS_DEFAULT: &str = "/run/hoist/hoist.sock";
 
@@ -18,7 +18,7 @@ pub(crate) struct Cli {
     /// The daemon's socket.
     #[arg(long, short = 'H', visible_alias = "host", global = true, env = ADDRESS, default_value = ADDRESS_DEFAULT)]
     pub(crate) address: String,
-    // What scripts put before a command of Docker's. Behind a command these letters and words are its own.
+    // Global flags of Docker's that scripts use. After a command, the same letters and words are the command's own.
     /// The directory of Docker's config.json, in place of DOCKER_CONFIG
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) config: Option<PathBuf>,
@@ -28,7 +28,7 @@ pub(crate) struct Cli {
     /// Without effect
     #[arg(long = "log-level", short = 'l', value_name = "LEVEL", hide = true)]
     _log_level: Option<String>,
-    /// default, and no other
+    /// Only `default` is accepted
     #[arg(long = "context", short = 'c', value_name = "NAME", hide = true,
         value_parser = parse::refused_but(&["", "default"], CONTEXT))]
     _context: Option<String>,
@@ -41,7 +41,7 @@ pub(crate) struct Cli {
 
 #[cfg(test)]
 mod tests {
-    /// No two commands of all rooms have the same name, and no two flags of one the same letter.
+    /// No two commands have the same name, and no two flags of a command the same letter.
     #[test]
     fn commands_and_flags_do_not_collide() {
         <super::Cli as clap::CommandFactory>::command().debug_assert();

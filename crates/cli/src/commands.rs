@@ -1,7 +1,7 @@
-//! The commands: a room for each noun, with its words and what they do.
+//! The commands. Each noun has a module with its commands and what they do.
 //!
-//! A room is an enum of commands and `run`, which leads each to its function. A command of more than a few
-//! lines has a file of its own in the room, with its flags above it.
+//! The module has an enum of commands and a function `run`, which dispatches them. A command of more than a few lines
+//! has a file of its own in the module's folder, below its flags.
 
 mod absent;
 mod changes;
@@ -25,8 +25,8 @@ use crate::args::Cli;
 use crate::daemon::connect;
 use crate::{completion, credentials, output};
 
-// Flags of commands that nobody named are not made (`defer`, here and in each room): they are a quarter of the time in
-// which the program starts.
+// `defer`, here and in each noun, builds a command's flags only when the command is used: building all of them takes a
+// quarter of the program's start.
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
@@ -44,12 +44,12 @@ pub(crate) enum Command {
     /// Directories that outlive containers
     #[command(subcommand)]
     Volume(volume::Command),
-    /// What containers are on
+    /// Networks of containers
     #[command(subcommand)]
     Network(network::Command),
     #[command(flatten)]
     System(system::Command),
-    /// Keep images and run containers: what a service starts (see `hoist daemon --help`)
+    /// Run the daemon, as a service does (see `hoist daemon --help`)
     Daemon(absent::Words),
     /// containerd's command line, over its own API (see `hoist ctr --help`)
     Ctr(absent::Words),
@@ -59,12 +59,12 @@ pub(crate) enum Command {
     Absent(absent::Command),
     /// Print completions for a shell
     Completion {
-        /// Which one
+        /// The shell
         shell: clap_complete::Shell,
     },
 }
 
-/// Runs a command; the answer is the exit code.
+/// Runs a command and returns the exit code.
 pub(crate) async fn run(cli: Cli) -> Result<u8> {
     if let Some(folder) = cli.config {
         credentials::keep_in(folder);
@@ -72,13 +72,13 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     if let Some(why) = absent::refusal(&cli.command) {
         return Err(why);
     }
-    // What needs no daemon, or says something without one too.
+    // Commands that work without a daemon.
     let command = match cli.command {
         Command::Completion { shell } => {
             print!("{}", String::from_utf8_lossy(&completion::script(shell)?));
             return Ok(0);
         }
-        // They stand here to be found; whoever calls us leads to each who names it first.
+        // These exist for the help only: `main` runs them when they are the first word.
         Command::Daemon(_) | Command::Ctr(_) | Command::Runtime(_) => {
             return Err(Error::invalid_argument(
                 "daemon, ctr and runtime have flags of their own, and are the first word: hoist ctr --address SOCKET images ls",
@@ -110,15 +110,16 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     }
 }
 
-/// The longest answer to a question that is read.
+/// The most bytes that are read as the answer to a prompt.
 const ANSWER_LEN_MAX: u64 = 1024;
 
-/// Does something to several things, goes on after an error, and prints those that worked.
+/// Calls `act` for each name, continues after an error, and prints the names for which it succeeded.
 async fn each(names: &[String], act: impl AsyncFn(String) -> Result<Value>) -> Result<u8> {
     each_that_may_be_gone(names, false, act).await
 }
 
-/// As [`each`]; where it `may_be_gone`, as of a removal by force, what is not there is told of and is no failure.
+/// As [`each`]. With `may_be_gone`, as for a forced removal, an object that does not exist is reported but is no
+/// failure.
 async fn each_that_may_be_gone(
     names: &[String],
     may_be_gone: bool,
@@ -139,7 +140,7 @@ async fn each_that_may_be_gone(
     Ok(code)
 }
 
-/// Says what went wrong with one of several things. Most errors name it.
+/// Reports an error about one of several objects. The name is added unless the message has it.
 fn complain(name: &str, error: &Error) {
     let text = output::said(error);
     let names_it = text.split([' ', ':', ';', ',', '"']).any(|word| word == name);
@@ -151,7 +152,8 @@ pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Asks whether to go on: on a terminal, or whoever writes to our standard input. Its end is no answer, and so a no.
+/// Asks for confirmation: the user at the terminal, or the program that writes to our standard input. The end of the
+/// input means no.
 pub(crate) fn confirm(warning: &str) -> Result<bool> {
     eprint!("{warning} Go on? [y/N] ");
     let mut answer = String::new();

@@ -1,4 +1,5 @@
-//! Docker's commands that are none here: each says why, and what there is in its place. Those below a noun stand with it.
+//! Docker commands that Hoist does not have. Each says why, and what to use instead. Commands below a noun are defined
+//! with the noun.
 
 use clap::{Args, Subcommand};
 use types::Error;
@@ -48,7 +49,8 @@ pub(crate) enum Command {
     Trust(Words),
 }
 
-// Whatever is said, the answer is the same. A doc comment would become the help of a command that has none of its own.
+// All arguments are accepted, as the answer is the same. No doc comment: clap would use it as the help of these
+// commands.
 #[derive(Args)]
 pub(crate) struct Words {
     /// Words and flags of its own
@@ -56,7 +58,7 @@ pub(crate) struct Words {
     _words: Vec<String>,
 }
 
-/// Why there is no such command, if there is none.
+/// The reason why Hoist does not have a command. `None` if it has.
 pub(super) fn refusal(command: &super::Command) -> Option<Error> {
     let why = match command {
         super::Command::Image(image::Command::Image(image::Noun::Build(_))) => BUILD,
@@ -104,7 +106,7 @@ mod tests {
             ("manifest inspect x", "hoist image convert"),
             ("plugin", "hoist ctr plugins ls"),
             ("trust sign x", "[policy]"),
-            // Below a noun, too.
+            // Below a noun too.
             ("image build -t x .", "buildkitd"),
             ("image build", "buildkitd"),
             ("volume update --availability drain x", "no clusters"),

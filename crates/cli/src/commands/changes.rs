@@ -1,4 +1,4 @@
-//! `diff` and `image diff`: what differs between two trees.
+//! `diff` and `image diff`: the files that differ between two images, or between a container and its image.
 
 use api::engine::{ChangedPath, Changes, Follow};
 use clap::Args;
@@ -28,7 +28,7 @@ pub(crate) struct OfImages {
     to: String,
 }
 
-/// Lines of `A`, `C` or `D` and a path, as Docker prints them.
+/// Prints `A`, `C` or `D` and a path on each line, as Docker does.
 pub(super) async fn of_container(client: &Client, flags: OfContainer) -> Result<u8> {
     let rows = collect(client, Changes::Container { id: flags.container }).await?;
     match flags.format.filter(|format| !format.is_empty()) {
@@ -60,7 +60,7 @@ pub(super) async fn of_images(client: &Client, flags: OfImages) -> Result<u8> {
     Ok(0)
 }
 
-/// All changes, by path.
+/// All changes, sorted by path.
 async fn collect(client: &Client, of: Changes) -> Result<Vec<Value>> {
     let mut answers = client.follow(&Follow::Changes(of)).await?;
     let mut changes: Vec<ChangedPath> = Vec::new();

@@ -1,4 +1,4 @@
-//! Containers: Docker's plain commands.
+//! Containers: Docker's top-level commands, and the noun `container`.
 
 mod attach;
 mod attend;
@@ -46,7 +46,7 @@ pub(crate) enum Command {
         /// Seconds before they are killed; -1 is never
         #[arg(long, short = 't', alias = "time", allow_negative_numbers = true, value_parser = parse::seconds)]
         timeout: Option<u64>,
-        /// What asks them to stop
+        /// The signal that asks them to stop
         #[arg(long, short = 's')]
         signal: Option<String>,
         /// Names or ids
@@ -58,7 +58,7 @@ pub(crate) enum Command {
         /// Seconds before they are killed; -1 is never
         #[arg(long, short = 't', alias = "time", allow_negative_numbers = true, value_parser = parse::seconds)]
         timeout: Option<u64>,
-        /// What asks them to stop
+        /// The signal that asks them to stop
         #[arg(long, short = 's')]
         signal: Option<String>,
         /// Names or ids
@@ -67,7 +67,7 @@ pub(crate) enum Command {
     },
     /// Send a signal to containers
     Kill {
-        /// By its name or number
+        /// Its name or number
         #[arg(long, short = 's', default_value = "KILL")]
         signal: String,
         /// Names or ids
@@ -78,11 +78,11 @@ pub(crate) enum Command {
     Rm(Rm),
     /// List containers
     Ps(list::Flags),
-    /// Show what a container wrote
+    /// Show a container's log
     Logs(logs::Flags),
-    /// Look at a container that runs, and type into it
+    /// Attach to a running container
     Attach(attach::Flags),
-    /// Run a command in a container that runs
+    /// Run a command in a running container
     Exec(exec::Flags),
     /// Wait for containers to end and print their exit codes
     Wait {
@@ -94,34 +94,34 @@ pub(crate) enum Command {
     Rename {
         /// Name or id
         container: String,
-        /// Its name from then on
+        /// The new name
         name: String,
     },
-    /// Change limits and restart policies, also of containers that run
+    /// Change limits and restart policies of containers
     Update(update::Flags),
     /// Show where the ports of a container are published
     Port(port::Flags),
     /// Show the processes of a container
     Top(top::Flags),
-    /// Stop the processes of containers for a while
+    /// Pause all processes of containers
     Pause {
         /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
-    /// Let the processes of containers go on
+    /// Resume all processes of containers
     Unpause {
         /// Names or ids
         #[arg(required = true)]
         containers: Vec<String>,
     },
-    /// Show what containers use
+    /// Show the resource usage of containers
     Stats(stats::Flags),
     /// Copy files out of a container or into it: CONTAINER:PATH FILE|-, or FILE|- CONTAINER:PATH
     Cp(copy::Flags),
-    /// Write the files of a container as a tar, without what is mounted in it
+    /// Write a container's files as a tar archive, without mounts
     Export(export::Flags),
-    /// Make an image of a container
+    /// Make an image from a container
     Commit(commit::Flags),
     /// Show what a container changed in the files of its image
     Diff(super::changes::OfContainer),
@@ -129,10 +129,10 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct Rm {
-    /// Kill those that run
+    /// Kill running containers first
     #[arg(long, short)]
     force: bool,
-    /// With their volumes that have no name
+    /// Also remove their anonymous volumes
     #[arg(long, short)]
     volumes: bool,
     #[arg(long = "link", short = 'l', hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
@@ -143,7 +143,7 @@ pub(crate) struct Rm {
     containers: Vec<String>,
 }
 
-/// The same below their noun, and what is only there.
+/// The commands below the noun, some of which exist only there.
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Noun {

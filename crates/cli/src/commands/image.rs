@@ -1,4 +1,4 @@
-//! Images: the noun `image`, and Docker's plain commands for the same.
+//! Images: the noun `image`, and Docker's top-level commands for images.
 
 mod archive;
 mod convert;
@@ -24,15 +24,15 @@ use types::Result;
 use super::absent;
 use crate::interrupt::unless_interrupted;
 
-/// Why an image is shown for no platform that is named.
+/// Why `--platform` is refused when an image is shown.
 pub(super) const SHOWN_AS_IT_IS_HERE: &str = "an image is shown for this machine's platform, or for one that is here; \
                                               `hoist images --tree` shows all of them";
 
-/// The commands that have a place of their own beside `image`.
+/// The commands that also exist at the top level.
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
-    /// List images; U stands behind those that containers were made of
+    /// List images; U marks images that containers use
     Images(list::Flags),
     /// Give an image another name
     Tag(Tag),
@@ -44,7 +44,7 @@ pub(crate) enum Command {
     Import(archive::Import),
     /// Save images to an archive: an OCI layout that `docker load` reads too
     Save(archive::Save),
-    /// Show how an image came to be
+    /// Show the build steps of an image
     History(history::Flags),
     /// Images
     #[command(subcommand)]
@@ -54,7 +54,7 @@ pub(crate) enum Command {
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Noun {
-    /// List images; U stands behind those that containers were made of
+    /// List images; U marks images that containers use
     #[command(alias = "list")]
     Ls(list::Flags),
     /// Give an image another name
@@ -74,7 +74,7 @@ pub(crate) enum Noun {
     Push(super::registry::push::Flags),
     /// Show what refers to an image in its registry
     Referrers(referrers::Flags),
-    /// Show how an image came to be
+    /// Show the build steps of an image
     History(history::Flags),
     /// List the files of an image, without a container
     LsFiles(files::Flags),
@@ -83,11 +83,11 @@ pub(crate) enum Noun {
     /// Unmount images, by path
     #[command(alias = "umount")]
     Unmount(mount::Unmount),
-    /// Make another image of one: compression, format, platforms
+    /// Make an image with another compression, format or set of platforms
     Convert(convert::Flags),
-    /// Hash what is on disk again, and fetch anew what is broken
+    /// Check stored content against its digests, and fetch corrupt content again
     Verify(verify::Flags),
-    /// Remove images that nothing needs
+    /// Remove unused images
     Prune(prune::Flags),
     /// Show everything about images
     Inspect(super::inspect::ImageFlags),
@@ -138,7 +138,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Noun::Referrers(flags) => referrers::run(client, flags).await,
         Noun::Inspect(flags) => super::inspect::images(client, flags).await,
         Noun::Diff(flags) => super::changes::of_images(client, flags).await,
-        // It was refused before.
+        // `absent::refusal` has refused it before.
         Noun::Build(_) => Ok(0),
     }
 }

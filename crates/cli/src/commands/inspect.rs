@@ -1,4 +1,4 @@
-//! `inspect`: everything about containers, images, networks or volumes, as a document.
+//! `inspect`: prints all that is known about containers, images, networks or volumes, as JSON.
 
 use api::engine::{Call, ImageCall, VolumeCall};
 use clap::{Args, ValueEnum as _};
@@ -32,7 +32,7 @@ pub(crate) struct ImageFlags {
 
 #[derive(Args)]
 pub(crate) struct ContainerFlags {
-    /// With what the files of a container take: SizeRw what it wrote, SizeRootFs all
+    /// Compute disk usage: SizeRw is what the container wrote, SizeRootFs all of its files
     #[arg(long, short)]
     size: bool,
     #[command(flatten)]
@@ -41,14 +41,14 @@ pub(crate) struct ContainerFlags {
 
 #[derive(Args)]
 pub(crate) struct AnyFlags {
-    /// Only what is of this kind
+    /// Only objects of this kind
     #[arg(long = "type", value_name = "KIND")]
     kind: Option<Kind>,
     #[command(flatten)]
     flags: ContainerFlags,
 }
 
-/// In the order in which they are looked for, which is Docker's.
+/// The kinds of objects, in the order in which a name is looked up, which is Docker's.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Kind {
     Container,
@@ -57,7 +57,7 @@ enum Kind {
     Volume,
 }
 
-/// Of a name that is of several kinds the first.
+/// Prints objects. A name of several kinds means the first of them.
 pub(super) async fn run(client: &Client, AnyFlags { kind, flags }: AnyFlags) -> Result<u8> {
     let ContainerFlags { size, flags } = flags;
     let kinds = match &kind {
@@ -68,9 +68,10 @@ pub(super) async fn run(client: &Client, AnyFlags { kind, flags }: AnyFlags) -> 
         let mut told = None;
         for kind in kinds {
             match of_kind(client, *kind, name, size).await {
-                // What cannot be a name of one kind may be one of another.
+                // A name that is invalid for one kind may be valid for another.
                 Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::InvalidArgument) => {
-                    // The first says most: that a name means several containers, more than that it is no volume.
+                    // Keep the first error: that a name is ambiguous among containers says more than that no volume has
+                    // it.
                     told.get_or_insert(error);
                 }
                 found => return found,
@@ -111,7 +112,7 @@ async fn image(client: &Client, name: &str) -> Result<Value> {
     client.call(&ImageCall::Inspect { name: name.to_owned() }.into()).await
 }
 
-/// Prints those that are there, and says which are not.
+/// Prints the objects that exist, and reports the others.
 pub(super) async fn show(
     names: &[String],
     format: Option<&str>,
@@ -126,7 +127,7 @@ pub(super) async fn show(
                 eprintln!("hoist: no such {what}: {name}");
                 code = 1;
             }
-            // It may mean several, or cannot be a name.
+            // The name may be ambiguous or invalid.
             Err(error) if error.is(ErrorKind::InvalidArgument) => {
                 eprintln!("hoist: {name}: {}", said(&error));
                 code = 1;

@@ -1,4 +1,4 @@
-//! Networks: listed and shown. There are three, and none can be made or removed, which those say who ask for it.
+//! Networks, listed and shown. There are three fixed ones; commands that create or remove networks are refused.
 
 use api::engine::{Call, NetworkCall};
 use clap::{Args, Subcommand};
@@ -26,12 +26,12 @@ pub(crate) enum Command {
         #[arg(required = true)]
         networks: Vec<String>,
     },
-    /// Remove networks that no container uses, of which there are never any
+    /// Remove unused networks, of which there are never any
     Prune {
-        /// Whatever it says, there is nothing to remove
+        /// Has no effect: there is nothing to remove
         #[arg(long, value_name = "KEY=VALUE")]
         filter: Vec<String>,
-        /// Without asking
+        /// Do not ask for confirmation
         #[arg(long, short)]
         force: bool,
     },
@@ -75,7 +75,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             listing.print(list(&answer), columns)?;
             Ok(0)
         }
-        // As Docker's with nothing to remove, which it does not say.
+        // Docker prints nothing either if there is nothing to remove.
         Command::Prune { .. } => Ok(0),
         Command::Create(_) => Err(fixed("made", CONTAINERS_REACH)),
         Command::Rm(_) => Err(fixed("removed", "the bridge goes with the last container on it")),
@@ -100,7 +100,7 @@ fn fixed(done: &str, instead: &str) -> Error {
 /// A network, as `inspect` shows it.
 pub(super) async fn one(client: &Client, name: &str) -> Result<Value> {
     let mut network = client.call(&Call::Network(NetworkCall::Inspect { name: name.to_owned() })).await?;
-    // As Docker calls it here, and not in lists.
+    // Docker calls the field `Id` here and `ID` in lists.
     network["Id"] = network["ID"].take();
     network.as_object_mut().map(|fields| fields.remove("ID"));
     Ok(network)

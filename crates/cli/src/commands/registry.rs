@@ -1,4 +1,4 @@
-//! Registries: what comes from them and goes to them, and who we are there.
+//! Registries: pull, push and credentials.
 
 mod explain;
 mod login;
@@ -10,18 +10,18 @@ use clap::{Args, Subcommand};
 use client::Client;
 use types::{Error, Reference, Result};
 
-// A flag of Docker's that says what is so here: nobody looks for signatures of that kind, nor signs so. `[policy]` of the
-// daemon does. A doc comment would become the help of each command that has it.
+// A flag of Docker's without effect here, as Hoist does not use that kind of signature; `[policy]` in the daemon's
+// configuration checks others. No doc comment: clap would use it as the help of each command that has the group.
 #[derive(Args)]
 pub(crate) struct TrustFlag {
     #[arg(long = "disable-content-trust", hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     _disable_content_trust: Option<bool>,
 }
 
-/// A repository as `--all-tags` wants it named: without a tag.
+/// Parses a repository's name for `--all-tags`, which must have no tag.
 fn repository(name: &str) -> Result<Reference> {
     let reference: Reference = name.parse()?;
-    // Where nobody gave a tag there is none behind the last name.
+    // The parser adds a default tag, so look for one in the text.
     if name.rsplit('/').next().is_some_and(|last| last.contains([':', '@'])) {
         return Err(Error::invalid_argument("tag can't be used with --all-tags/-a"));
     }
@@ -47,7 +47,7 @@ pub(crate) enum Command {
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Registry {
-    /// Show whom a pull would ask, as whom, and what each says
+    /// Show the hosts that a pull would ask, the credentials, and each host's answer
     Explain(explain::Flags),
 }
 

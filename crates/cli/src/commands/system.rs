@@ -1,4 +1,4 @@
-//! The daemon and its disk: `system`, and what Docker's users type for it.
+//! The daemon and its disk usage: the noun `system`, and Docker's top-level commands of that kind.
 
 mod disk;
 mod events;
@@ -21,13 +21,13 @@ pub(crate) enum Command {
     /// The daemon and its disk
     #[command(subcommand)]
     System(Noun),
-    /// Show versions, kernel, numbers of containers and images, places
+    /// Show versions, the kernel, the number of containers and images, and directories
     Info {
         /// `json`, or a template
         #[arg(long, short)]
         format: Option<String>,
     },
-    /// Show what happens to containers, images, volumes and networks, as it happens
+    /// Show events of containers, images, volumes and networks
     Events(events::Flags),
     /// Show the versions of the command line and the daemon
     Version {
@@ -40,21 +40,21 @@ pub(crate) enum Command {
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Noun {
-    /// Show versions, kernel, numbers of containers and images, places
+    /// Show versions, the kernel, the number of containers and images, and directories
     Info {
         /// `json`, or a template
         #[arg(long, short)]
         format: Option<String>,
     },
-    /// Show what uses the disk
+    /// Show disk usage
     Df(disk::Flags),
-    /// Remove containers that do not run, images without a name, and what nothing needs
+    /// Remove containers that do not run, images without a name, and unreferenced content
     Prune(prune::Flags),
-    /// Show what happens to containers, images, volumes and networks, as it happens
+    /// Show events of containers, images, volumes and networks
     Events(events::Flags),
-    /// Compare records with disk and kernel
+    /// Compare the daemon's records with disk and kernel
     Check {
-        /// Remove what belongs to nothing, and mend what is damaged
+        /// Remove orphans, and repair what is damaged
         #[arg(long)]
         repair: bool,
     },
@@ -63,7 +63,7 @@ pub(crate) enum Noun {
     ImportContainerd {
         /// Its root directory, such as /var/lib/containerd
         root: String,
-        /// Say what would be taken over, and leave it at that
+        /// Only print what would be taken over
         #[arg(long)]
         dry_run: bool,
     },
@@ -74,11 +74,11 @@ pub(crate) enum Noun {
     DialStdio(absent::Words),
 }
 
-/// Of commands that are the daemon's own.
+/// The end of the help of commands that the daemon's program runs.
 const DAEMONS: &str = "Flags of `hoist daemon` say of which daemon: --config FILE, --root DIR, --state DIR";
 
-/// Why a command is not for a daemon that runs, if it is not. Such a command stands here to be found: the program leads it
-/// to the daemon's part.
+/// The error of a command that needs that no daemon runs. Such a command is defined here for the help only: `main`
+/// leads it to the daemon's program.
 pub(super) fn without_daemon(command: &Command) -> Option<Error> {
     let name = match command {
         Command::System(Noun::ImportContainerd { .. }) => "import-containerd",
@@ -97,13 +97,13 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::System(Noun::Df(flags)) => disk::run(client, flags).await,
         Command::System(Noun::Prune(flags)) => prune::run(client, flags).await,
         Command::System(Noun::Check { repair }) => check(client, repair).await,
-        // No daemon was asked for these.
+        // These are handled without a daemon, in `without_daemon` and `absent`.
         Command::System(Noun::ImportContainerd { .. } | Noun::Unmount | Noun::DialStdio(_)) => Ok(0),
         Command::Version { format } => version(Ok(client.clone()), format.as_deref()).await,
     }
 }
 
-/// Of the command line also where no daemon is, which is an error after that.
+/// Prints the version of the command line, also without a daemon, which is then reported as an error.
 pub(super) async fn version(daemon: Result<Client>, format: Option<&str>) -> Result<u8> {
     let info = match daemon {
         Ok(client) => client.call(&Call::Info).await,
@@ -148,7 +148,7 @@ async fn info(client: &Client, format: Option<&str>) -> Result<u8> {
     Ok(0)
 }
 
-/// In Docker's words and order.
+/// Prints the daemon's information with Docker's labels and order.
 fn print_info(info: &Value) {
     let options = list(&info["SecurityOptions"]).iter().filter_map(Value::as_str);
     let options = options.map(|option| option.trim_start_matches("name=").replace(",profile=", ", profile "));

@@ -1,4 +1,4 @@
-//! Volumes: made, listed, shown, removed.
+//! Volumes: the noun `volume`.
 
 use api::engine::{Call, VolumeCall};
 use clap::Subcommand;
@@ -11,7 +11,7 @@ use super::{absent, confirm, each, inspect, list};
 use crate::output::{self, rows, text};
 use crate::parse;
 
-/// Why a volume is `local`, and has no options.
+/// Why other volume drivers and their options are refused.
 pub(super) const NO_DRIVERS: &str = "a volume is a directory of this machine, which is local, and takes no options: mount what it is to \
                                      be there with mount(8), and name that by -v PATH:TARGET, or ask for memory by --tmpfs";
 
@@ -20,15 +20,15 @@ pub(super) const NO_DRIVERS: &str = "a volume is a directory of this machine, wh
 pub(crate) enum Command {
     /// Make a volume
     Create {
-        /// Instead of one that is made up
+        /// The volume's name, instead of a random one
         name: Option<String>,
-        /// The same, as it was said once
+        /// The name, as an older Docker took it
         #[arg(long = "name", value_name = "NAME", hide = true, conflicts_with = "name")]
         named: Option<String>,
-        /// Of the driver: it has none here
+        /// Options of the driver; there are none
         #[arg(long = "opt", short = 'o', hide = true, value_parser = parse::refused(NO_DRIVERS))]
         _opt: Vec<String>,
-        /// `local`, which all are
+        /// Only `local` is possible
         #[arg(long, short, value_parser = parse::refused_but(&["local"], NO_DRIVERS), default_value = "local")]
         driver: String,
         /// KEY=VALUE
@@ -60,22 +60,22 @@ pub(crate) enum Command {
     /// Remove volumes that no container uses
     #[command(alias = "remove")]
     Rm {
-        /// One that is not there is no error
+        /// Ignore volumes that do not exist
         #[arg(long, short)]
         force: bool,
         /// Names
         #[arg(required = true)]
         volumes: Vec<String>,
     },
-    /// Remove what no container uses of those without a name
+    /// Remove anonymous volumes that no container uses
     Prune {
-        /// Those with names too
+        /// Also volumes with names
         #[arg(long, short)]
         all: bool,
         /// label=KEY[=VALUE], label!=KEY[=VALUE]
         #[arg(long, value_name = "KEY=VALUE")]
         filter: Vec<String>,
-        /// Without asking
+        /// Do not ask for confirmation
         #[arg(long, short)]
         force: bool,
     },
@@ -117,7 +117,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             prune::print_reclaimed(prune::reclaimed(&answer));
             Ok(0)
         }
-        // It was refused before.
+        // `absent::refusal` has refused it before.
         Command::Update(_) => Ok(0),
     }
 }

@@ -1,4 +1,4 @@
-//! `attach`: beside a container that runs, as many as like.
+//! `attach`: attaches to a running container, beside any other clients.
 
 use std::io::IsTerminal;
 
@@ -14,7 +14,7 @@ use crate::streams;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Look, and type nothing
+    /// Do not send standard input
     #[arg(long)]
     no_stdin: bool,
     #[command(flatten)]
@@ -30,7 +30,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     join(client, &container, !flags.no_stdin, flags.leaving, flags.passing).await
 }
 
-/// Joins a container that runs, as `inspect` tells of it, until it ends.
+/// Attaches to a running container, which `inspect` describes, until it ends.
 pub(super) async fn join(
     client: &Client,
     container: &Value,
@@ -45,7 +45,7 @@ pub(super) async fn join(
         return Err(Error::invalid_argument("the input device is not a terminal; use --no-stdin to look on"));
     }
     if tty && let Some((rows, columns)) = streams::size() {
-        // A program that draws does so again when the size changes, and only then: to what ours is, once we look on.
+        // A full-screen program redraws only when the terminal's size changes: set another size first, then ours.
         let (rows, columns) = (rows.saturating_add(1), columns.saturating_add(1));
         let _ = client.call(&Call::Resize { id: id.clone(), exec: None, rows, columns }).await;
     }

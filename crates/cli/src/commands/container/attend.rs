@@ -1,4 +1,4 @@
-//! Staying with a process until it ends: bytes, signals, the size of the terminal.
+//! Attending a process until it ends: its streams, signals, and the size of the terminal.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -14,50 +14,50 @@ use crate::keys::DetachKeys;
 use crate::signals::{Signals, TO_PIPES, exit_code};
 use crate::streams::{self, Attached, Fed, PrivateFolder, Raw};
 
-/// How long a daemon that has gone is waited for: the process and its streams go on without.
+/// How long the client waits for a restarted daemon. The process and its streams do not need the daemon.
 const DAEMON_LIMIT: Duration = Duration::from_secs(30);
 const DAEMON_PAUSE: Duration = Duration::from_millis(100);
 
-// Of a group of flags a doc comment would become the help of each command that has it.
+// No doc comments on groups of flags: clap would use them as the help of each command that has the group.
 
-// How to leave a process.
+// How to detach from a process.
 #[derive(Args)]
 pub(crate) struct Leaving {
-    /// Keys that end this program alone, of a terminal [default: ctrl-p,ctrl-q]
+    /// Keys that detach from the process and leave it running, with a terminal [default: ctrl-p,ctrl-q]
     #[arg(long, value_name = "KEYS")]
     pub(crate) detach_keys: Option<DetachKeys>,
 }
 
-// What becomes of signals.
+// What happens to signals.
 #[derive(Args)]
 pub(crate) struct Passing {
-    /// Pass on signals; with false they end this program alone
+    /// Forward signals to the process; with false they end only this program
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL")]
     pub(crate) sig_proxy: bool,
 }
 
-/// The signals that concern who stays with a process. To be listened for before the process is asked for: until it is there
-/// they break that off, and from then on [`Process::attend`] has them.
+/// Listens for the signals that concern an attached client. Call it before the process is requested: until the process
+/// exists they cancel the request, afterwards [`Process::attend`] handles them.
 pub(super) fn listen(tty: bool) -> Result<Signals> {
     Signals::listen(if tty { &[Signal::HUP, Signal::INT, Signal::TERM] } else { &TO_PIPES })
 }
 
-/// A process that we stay with.
+/// A process that this client is attached to.
 pub(super) struct Process<'a> {
     pub(super) container: &'a str,
     pub(super) exec: Option<String>,
     pub(super) tty: bool,
-    /// The end of our input is the end of its.
+    /// Whether the end of our input closes the input of the process.
     pub(super) ends_input: bool,
     pub(super) detach_keys: Option<DetachKeys>,
-    /// It gets the signals that we get. Otherwise they end us alone.
+    /// Whether signals are forwarded to the process. Otherwise they end only this client.
     pub(super) takes_signals: bool,
 }
 
 impl Process<'_> {
-    /// Makes pipes, asks for the process to be started or joined with them, and stays with it. A signal that comes before the
-    /// answer breaks that off.
+    /// Creates the pipes, sends the call that starts or attaches to the process, and attends it. A signal before the
+    /// answer cancels the call.
     pub(super) async fn begin(
         self,
         client: &Client,
@@ -77,7 +77,7 @@ impl Process<'_> {
         }
     }
 
-    /// Until it ends, with its exit code, or until somebody leaves it.
+    /// Attends the process until it ends, and returns its exit code, or until the user detaches.
     pub(super) async fn attend(
         self,
         client: &Client,
@@ -86,7 +86,7 @@ impl Process<'_> {
     ) -> Result<u8> {
         let keys = self.tty.then(|| self.detach_keys.clone().unwrap_or_default());
         let mut feeding = attached.feed(keys);
-        // Whose keys go nowhere wants those for signals.
+        // Without input to send, the keys of the terminal raise signals as usual.
         let raw = if self.tty && feeding.is_some() { Some(Raw::enter()?) } else { None };
         if self.tty {
             self.resize(client).await;
@@ -104,7 +104,7 @@ impl Process<'_> {
             let mut signal = None;
             tokio::select! {
                 code = &mut waiting => break code?,
-                // The process goes on, and what it writes from now on nobody sees.
+                // The process goes on; nothing shows its output any more.
                 lost = &mut lost => {
                     drop(raw);
                     attached.abandon();
@@ -127,7 +127,7 @@ impl Process<'_> {
                 came = signals.next() => signal = Some(came),
             }
             match signal {
-                // The end of our terminal is not one of its.
+                // The hangup of our terminal does not concern the process, which has a terminal of its own.
                 Some(signal) if self.takes_signals && !(self.tty && signal == Signal::HUP) => {
                     self.pass_on(client, signal).await;
                 }
@@ -139,7 +139,7 @@ impl Process<'_> {
                 None => {}
             }
         };
-        // What the container wrote last is still on its way.
+        // Output that the container wrote last may still be in the pipes.
         let lost = attached.drain().await;
         drop(raw);
         match lost {
@@ -148,7 +148,7 @@ impl Process<'_> {
         }
     }
 
-    // Of what follows the process may have ended by now.
+    // The calls below ignore errors: the process may have ended by now.
 
     async fn resize(&self, client: &Client) {
         if let Some((rows, columns)) = streams::size() {
@@ -167,7 +167,7 @@ impl Process<'_> {
         let _ = client.call(&Call::Kill { id: self.container.to_owned(), signal }).await;
     }
 
-    /// Also past the end of a daemon after which another begins.
+    /// Waits for the end of the process, also across a restart of the daemon.
     async fn wait_for_end(&self, client: &Client) -> Result<u32> {
         let mut gone_since = Instant::now();
         loop {
@@ -177,7 +177,7 @@ impl Process<'_> {
                 other => return other,
             };
             if asked.elapsed() > DAEMON_PAUSE {
-                // There was one until now.
+                // The daemon was there until now.
                 gone_since = Instant::now();
             }
             if gone_since.elapsed() > DAEMON_LIMIT {

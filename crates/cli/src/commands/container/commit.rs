@@ -1,4 +1,4 @@
-//! `commit`: an image of a container.
+//! `commit`: makes an image from a container.
 
 use api::engine::{Call, Commit};
 use clap::{ArgAction, Args};
@@ -9,19 +9,19 @@ use crate::output::text;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Who made it
+    /// The author of the image
     #[arg(long, short)]
     author: Option<String>,
-    /// What was done
+    /// A message about the change
     #[arg(long, short)]
     message: Option<String>,
-    /// Stop the container's processes while its tree is copied (the default)
+    /// Pause the container while its files are copied (the default)
     #[arg(
         long, short, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
         default_value_t = true, default_missing_value = "true"
     )]
     pause: bool,
-    /// Let the container run while its tree is copied
+    /// Let the container run while its files are copied
     #[arg(long)]
     no_pause: bool,
     /// An instruction of a Dockerfile to apply, such as 'CMD ["sh"]'

@@ -1,11 +1,11 @@
-//! `cp`: files between a container and this machine, by Docker's rules for names.
+//! `cp`: copies files between a container and this machine, by Docker's rules for names.
 //!
 //! ```text
 //! container ─▶ daemon ─ tar ─▶ pipe ─▶ files here, or standard output
 //! files here, or standard input ─▶ pipe ─ tar ─▶ daemon ─▶ container
 //! ```
 //!
-//! Both ends write what they get beneath a descriptor of a directory, so that no link in it leads elsewhere.
+//! Both ends write beneath a directory's file descriptor, so that no symlink in the archive leads out of the directory.
 
 mod names;
 
@@ -29,18 +29,18 @@ use self::names::{End, Source, Target, is_contents, place};
 use crate::output::{bytes_bar, printable, size};
 use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
 
-/// Bytes on their way.
+/// The size of the copy buffer, in bytes.
 const BUFFER_LEN: usize = 256 * 1024;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Keep owners, or give what goes in to the container's user
+    /// Keep owners, or give files in a container to the container's user
     #[arg(long, short)]
     archive: bool,
-    /// Follow a symlink that is named as the source
+    /// Follow a symlink given as the source
     #[arg(long, short = 'L')]
     follow_link: bool,
-    /// Without a bar, and without the last line
+    /// Without a progress bar and the final message
     #[arg(long, short)]
     quiet: bool,
     /// CONTAINER:PATH, a path of this machine, or - for a tar on standard input
@@ -184,10 +184,10 @@ impl Copying<'_> {
             .map_err(|error| Error::internal("the daemon's answer cannot be read").with_source(error))
     }
 
-    /// None if nothing is there.
+    /// The metadata of a file. `None` if it does not exist.
     async fn find(&self, id: &str, path: &str) -> Result<Option<FileStat>> {
         match self.stat(id, path).await {
-            // Not so if there is no such container.
+            // A missing container is an error.
             Err(error)
                 if error.is(ErrorKind::NotFound) && error.chain().contains("Could not find the file") =>
             {
@@ -203,7 +203,7 @@ impl Copying<'_> {
         done.map(drop).ok_or_else(|| Error::unavailable("the daemon stopped in the middle of the copy"))
     }
 
-    /// Takes an archive from the daemon, which is asked with the path of a pipe.
+    /// Receives an archive from the daemon. `ask` sends the call, with the path of the pipe.
     async fn receive<T: Send + 'static>(
         &self,
         ask: impl AsyncFnOnce(String) -> Result<()>,
@@ -220,7 +220,7 @@ impl Copying<'_> {
         });
         let asked = ask(path.display().to_string()).await;
         if asked.is_err() {
-            // Whoever waits for a writer finds the end.
+            // Opening the pipe for writing wakes a reader that waits for a writer: it reads the end.
             let _ = open_pipe(&path, OFlags::WRONLY);
         }
         let taken = taking.await;
@@ -229,7 +229,7 @@ impl Copying<'_> {
             taken.unwrap_or_else(|panic| Err(Error::internal("the copy broke down").with_source(panic)));
         match (asked, taken) {
             (Ok(()), taken) => taken,
-            // Nobody took its bytes any more: for a reason of ours.
+            // The daemon could not write because the reader stopped: the reader's error is the cause.
             (Err(error), Err(own)) if is_broken_pipe(&error) => Err(own),
             (Err(error), _) => Err(error),
         }
@@ -248,10 +248,10 @@ impl Copying<'_> {
         let failure = Arc::new(OnceLock::new());
         let (to, seen, own) = (path.clone(), bar.clone(), failure.clone());
         let writing = spawn_blocking(move || {
-            // Waits for the daemon to open its end.
+            // Blocks until the daemon opens its end.
             let to = File::options().write(true).open(&to).context(|| "open the pipe to the daemon");
             let mut to = seen.wrap_write(to.ok()?);
-            // What went wrong is known before the daemon finds the end.
+            // Store the error before the pipe closes, which ends the daemon's call.
             write(&mut to).map_err(|error| own.set(error)).ok()
         });
         let (id, pipe) = (id.to_owned(), path.display().to_string());
@@ -261,13 +261,13 @@ impl Copying<'_> {
         let own = failure.get().filter(|own| !is_broken_pipe(own));
         match (asked, own) {
             (_, Some(own)) => Err(Error::new(own.kind(), own.chain())),
-            // The daemon may have refused before it opened the pipe.
+            // The daemon may have refused without opening the pipe.
             (Err(error), None) => Err(error),
             (Ok(()), None) => Ok(writing.await.ok().flatten().unwrap_or(0)),
         }
     }
 
-    /// As Docker says it, and where.
+    /// Prints Docker's final message.
     fn say(&self, len: u64, to: &str) {
         if !self.quiet {
             eprintln!("Successfully copied {} to {to}", size(len));
@@ -283,7 +283,7 @@ fn is_broken_pipe(error: &Error) -> bool {
     error.chain().contains(&io::Error::from_raw_os_error(rustix::io::Errno::PIPE.raw_os_error()).to_string())
 }
 
-/// How many bytes went by.
+/// A writer that counts its bytes.
 struct Counted<'a> {
     to: &'a mut dyn Write,
     len: u64,

@@ -1,4 +1,4 @@
-//! `run` and `create`: flags to a question, and the image fetched if it is not here.
+//! `run` and `create`: builds the request from the flags, and pulls the image if it is missing.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,19 +25,19 @@ use crate::output::text;
 use crate::parse;
 use crate::streams::{Attached, PrivateFolder};
 
-/// The image that comes with the program.
+/// The image that is embedded in the program.
 const EMBEDDED: &str = "hello";
 
 #[derive(Args)]
 pub(crate) struct Flags {
     /// Print help
-    // Without a letter: as Docker's, -h is the name of the machine that is seen inside.
+    // Without a letter: `-h` is Docker's short form of `--hostname`.
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
-    /// In the background
+    /// Run in the background
     #[arg(long, short)]
     pub(crate) detach: bool,
-    /// stdin, stdout or stderr, and no other stream; otherwise all
+    /// Attach stdin, stdout or stderr only; default is all
     #[arg(
         long,
         short,
@@ -50,73 +50,74 @@ pub(crate) struct Flags {
     /// Keep standard input open
     #[arg(long, short)]
     pub(crate) interactive: bool,
-    /// With a terminal
+    /// Allocate a terminal
     #[arg(long, short)]
     pub(crate) tty: bool,
-    /// Remove it when it ends
+    /// Remove the container when it ends
     #[arg(long)]
     pub(crate) rm: bool,
-    /// Print to standard error where the time of the start went
+    /// Print to standard error how long each step of the start took
     #[arg(long)]
     pub(crate) timing: bool,
-    /// Instead of one that is made up
+    /// The container's name, instead of a random one
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// KEY=VALUE, or KEY for the value that it has here
+    /// KEY=VALUE, or KEY with its value in this environment
     #[arg(long, short)]
     pub(crate) env: Vec<String>,
-    /// A file with such lines
+    /// A file with lines of KEY=VALUE or KEY
     #[arg(long)]
     pub(crate) env_file: Vec<String>,
-    /// [HOST-PATH|NAME:]PATH[:ro]; a volume without a name goes with the container. Of a path, how it propagates too: `:rslave`
+    /// [HOST-PATH|NAME:]PATH[:ro]; without HOST-PATH or NAME an anonymous volume. A bind's propagation is an option
+    /// too: `:rslave`
     #[arg(long, short, help_heading = "Files")]
     pub(crate) volume: Vec<String>,
     /// type=bind|volume|tmpfs,source=…,target=…[,readonly], of a tmpfs tmpfs-size and tmpfs-mode, of a bind bind-propagation
     #[arg(long, help_heading = "Files")]
     pub(crate) mount: Vec<String>,
-    /// PATH[:OPTIONS]: a path that is kept in memory, with options like size=64m, mode=700, exec
+    /// PATH[:OPTIONS]: a tmpfs, with options such as size=64m, mode=700, exec
     #[arg(long, help_heading = "Files")]
     pub(crate) tmpfs: Vec<String>,
-    /// The directory in which it begins
+    /// The working directory
     #[arg(long, short)]
     pub(crate) workdir: Option<String>,
     /// NAME|UID[:GROUP|GID]
     #[arg(long, short, help_heading = "Security")]
     pub(crate) user: Option<String>,
-    /// Its name for itself; otherwise the beginning of its id
+    /// The host name [default: the beginning of the container's id]
     #[arg(long, short = 'h', help_heading = "Network")]
     pub(crate) hostname: Option<String>,
-    /// Program in place of the entrypoint of the image
+    /// Program that replaces the image's entrypoint
     #[arg(long)]
     pub(crate) entrypoint: Option<String>,
     /// KEY=VALUE
     #[arg(long, short)]
     pub(crate) label: Vec<String>,
-    /// A file with such lines; those with a # before them are left out
+    /// A file with lines of KEY=VALUE or KEY; lines that begin with # are ignored
     #[arg(long, value_name = "FILE")]
     pub(crate) label_file: Vec<String>,
-    /// Nothing but its volumes can be written to
+    /// Mount the root file system read-only; volumes stay writable
     #[arg(long, help_heading = "Files")]
     pub(crate) read_only: bool,
-    /// Who keeps the root file system: overlayfs, native, or a proxy plugin of the daemon's configuration
+    /// The snapshotter of the root file system: overlayfs, native, or a proxy plugin in the daemon's configuration
     #[arg(long, help_heading = "Files")]
     pub(crate) snapshotter: Option<String>,
-    /// A capability more, or all
+    /// Add a capability, or all
     #[arg(long, help_heading = "Security")]
     pub(crate) cap_add: Vec<String>,
-    /// A capability less, or all
+    /// Drop a capability, or all
     #[arg(long, help_heading = "Security")]
     pub(crate) cap_drop: Vec<String>,
-    /// Nearly all that the machine's root may do
+    /// Grant nearly all rights of the machine's root
     #[arg(long, help_heading = "Security")]
     pub(crate) privileged: bool,
-    /// bridge, host, none, or container:NAME for that of another
+    /// bridge, host, none, or container:NAME for another container's network
     #[arg(long, alias = "net", default_value = "bridge", help_heading = "Network")]
     pub(crate) network: String,
-    /// [[IP:]HOST-PORT:]PORT[/udp]; 8000-8010:80 is any of these that is free, 8000-8010:8000-8010 each of them
+    /// [[IP:]HOST-PORT:]PORT[/udp]; 8000-8010:80 is any free port of these, 8000-8010:8000-8010 is each of them
     #[arg(long, short, help_heading = "Network")]
     pub(crate) publish: Vec<String>,
-    /// Each port that the image exposes, on one of this machine that is free
+    /// Publish each port that the image exposes on a free port of this machine
     #[arg(long, short = 'P', help_heading = "Network")]
     pub(crate) publish_all: bool,
     /// no, always, unless-stopped or on-failure[:N]
@@ -125,20 +126,20 @@ pub(crate) struct Flags {
     /// When to fetch the image: always, missing or never
     #[arg(long, default_value = "missing", hide_possible_values = true)]
     pub(crate) pull: Pull,
-    /// Without the progress of a pull
+    /// Do not show the progress of a pull
     #[arg(long, short)]
     pub(crate) quiet: bool,
-    /// OS/ARCHITECTURE[/VARIANT]: which of an image's platforms, in place of this machine's
+    /// OS/ARCHITECTURE[/VARIANT]: the platform of the image, instead of this machine's
     #[arg(long)]
     pub(crate) platform: Option<String>,
-    /// A new file, for the container's id
+    /// Write the container's id to a new file
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<String>,
-    /// Whose cgroups it sees: its own, which is private
+    /// The cgroup namespace: only private is possible
     #[arg(long = "cgroupns", value_name = "MODE", help_heading = "Namespaces",
         value_parser = parse::refused_but(&["", "private"], NO_CGROUPS_OF_THE_MACHINE))]
     _cgroupns: Option<String>,
-    /// Whose users it has: the machine's, which is host
+    /// The user namespace: only host is possible
     #[arg(long = "userns", value_name = "MODE", help_heading = "Namespaces",
         value_parser = parse::refused_but(&["", "host"], NO_USERS_OF_ITS_OWN))]
     _userns: Option<String>,
@@ -154,8 +155,9 @@ pub(crate) struct Flags {
     pub(crate) leaving: Leaving,
     #[command(flatten)]
     pub(crate) passing: Passing,
-    /// A name, an archive of an image, or oci:DIRECTORY; and program and arguments in place of the image's command
-    // One list: what comes after the image is the container's, whatever it looks like.
+    /// An image's name, an image archive, or oci:DIRECTORY; then the program and its arguments, instead of the image's
+    /// command
+    // One list of words: all words after the image are the container's, also those that look like flags.
     #[arg(id = "image", required = true, trailing_var_arg = true, value_names = ["IMAGE", "COMMAND"])]
     pub(crate) words: Vec<String>,
 }
@@ -172,7 +174,7 @@ impl Flags {
         self.attach.is_empty() || self.attach.contains(&stream)
     }
 
-    /// Whether standard output and standard error are.
+    /// Whether standard output and standard error are attached.
     fn shown(&self) -> [bool; 2] {
         [Stream::Stdout, Stream::Stderr].map(|stream| self.attaches(stream))
     }
@@ -189,7 +191,7 @@ pub(crate) enum Pull {
     Never,
 }
 
-/// When an image is fetched, and whether that is shown.
+/// When an image is pulled, and whether progress is shown.
 #[derive(Clone, Copy)]
 struct Fetching {
     when: Pull,
@@ -210,7 +212,7 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     }
     let (detach_keys, takes_signals) = (flags.leaving.detach_keys.clone(), flags.passing.sig_proxy);
     let mut signals = attend::listen(tty)?;
-    // On the heap: it holds all that was said of the container.
+    // Boxed, as the future holds the whole configuration of the container.
     let making = Box::pin(make(client, flags, start, &laps));
     let (created, attached) = match signals.unless_one_comes(making).await {
         ControlFlow::Break(code) => return Ok(code),
@@ -242,8 +244,8 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     Ok(code)
 }
 
-/// Makes the container; of one that is started to be stayed with, the streams too. If that is broken off, the daemon starts
-/// nothing, and neither the pipes nor the file for the id stay.
+/// Creates the container; if it is to be started and attached, also the streams. If a signal cancels this, the daemon
+/// starts nothing, and the pipes and the id file are removed.
 async fn make(
     client: &Client,
     flags: Flags,
@@ -251,7 +253,7 @@ async fn make(
     laps: &Laps,
 ) -> Result<(Created, Option<Attached>)> {
     let fetching = Fetching { when: flags.pull, quiet: flags.quiet };
-    // Made first: a container whose id cannot be told is not made.
+    // Before the container: if the id file cannot be created, no container is.
     let id_file = flags.cidfile.clone().filter(|path| !path.is_empty());
     let id_file = id_file.map(|path| IdFile::make(path.into())).transpose()?;
     let image = find_source(client, flags.image()).await?;
@@ -278,7 +280,7 @@ async fn make(
     Ok((created, attached))
 }
 
-/// A file for the id of a container, which goes if there will be none.
+/// The file of `--cidfile`, which is removed unless the container is created.
 struct IdFile {
     path: PathBuf,
     file: File,
@@ -286,7 +288,7 @@ struct IdFile {
 }
 
 impl IdFile {
-    /// `AlreadyExists` if it is there: another container may have it.
+    /// Creates the file. `AlreadyExists` if it exists: it may hold the id of another container.
     fn make(path: PathBuf) -> Result<IdFile> {
         let file = File::create_new(&path);
         let file = file.context(|| format!("make {} for the container's id", path.display()))?;
@@ -307,7 +309,7 @@ impl Drop for IdFile {
     }
 }
 
-/// Creates the container; pulls its image, or takes the embedded one, if it is not here, or in any case.
+/// Creates the container. Pulls the image, or loads the embedded one, if it is missing or `--pull always` is given.
 async fn create_or_pull(client: &Client, create: Create, fetching: Fetching, laps: &Laps) -> Result<Created> {
     let call = Call::Create(Box::new(create.clone()));
     laps.lap(timing::PIPES);
@@ -337,7 +339,7 @@ async fn create_or_pull(client: &Client, create: Create, fetching: Fetching, lap
         .map_err(|error| Error::internal("read the daemon's answer").with_source(error))
 }
 
-/// An archive or a layout in the place of a name is loaded first.
+/// Loads the image if the argument is an archive or a layout. Returns the image's name.
 async fn find_source(client: &Client, image: &str) -> Result<String> {
     let layout = image.strip_prefix("oci:");
     let is_file = image.starts_with(['/', '.']) || layout.is_some();
@@ -355,10 +357,10 @@ async fn find_source(client: &Client, image: &str) -> Result<String> {
 }
 
 fn create(flags: Flags, image: String) -> Result<Create> {
-    // The embedded image tells how long its start took.
+    // The embedded image prints how long its start took.
     let called_at = || u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok();
     let called_at = if image == EMBEDDED { called_at() } else { None };
-    // Who starts it in the background has nothing to say to it.
+    // A detached container's input is not ours to end.
     let stdin_once = flags.interactive && !flags.detach && flags.attaches(Stream::Stdin);
     let mut env = Vec::new();
     for file in &flags.env_file {
@@ -409,7 +411,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         milli_cpus: limits.milli_cpus,
         pids_limit: limits.pids_limit,
         mounts,
-        // Docker's word for the one that there is without a word.
+        // Docker's alias of the default network.
         network: if flags.network == "default" { "bridge".into() } else { flags.network },
         ports,
         publish_all: flags.publish_all,

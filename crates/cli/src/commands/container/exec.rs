@@ -1,4 +1,4 @@
-//! `exec`: a command in a container that runs.
+//! `exec`: runs a command in a running container.
 
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -15,34 +15,34 @@ use crate::streams::{Attached, PrivateFolder};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// In the background
+    /// Run in the background
     #[arg(long, short)]
     pub(crate) detach: bool,
     /// Keep standard input open
     #[arg(long, short)]
     pub(crate) interactive: bool,
-    /// With a terminal
+    /// Allocate a terminal
     #[arg(long, short)]
     pub(crate) tty: bool,
-    /// KEY=VALUE, or KEY for the value that it has here
+    /// KEY=VALUE, or KEY with its value in this environment
     #[arg(long, short)]
     pub(crate) env: Vec<String>,
-    /// A file with such lines
+    /// A file with lines of KEY=VALUE or KEY
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<String>,
-    /// The directory in which it begins
+    /// The working directory
     #[arg(long, short)]
     pub(crate) workdir: Option<String>,
     /// NAME|UID[:GROUP|GID]
     #[arg(long, short)]
     pub(crate) user: Option<String>,
-    /// Nearly all that the machine's root may do
+    /// Grant nearly all rights of the machine's root
     #[arg(long)]
     pub(crate) privileged: bool,
     #[command(flatten)]
     pub(crate) leaving: Leaving,
     /// A container's name or id; then the program and its arguments
-    // One list: what comes after the container is the program's, whatever it looks like.
+    // One list of words: all words after the container are the program's, also those that look like flags.
     #[arg(id = "container", num_args = 2.., required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"])]
     pub(crate) words: Vec<String>,
 }
@@ -96,7 +96,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         tty: flags.tty,
         ends_input: true,
         detach_keys: flags.leaving.detach_keys,
-        // As `docker exec` does: it ends, and the process goes on.
+        // As with `docker exec`, a signal ends this client, and the process goes on.
         takes_signals: false,
     };
     process.attend(client, attached, signals).await

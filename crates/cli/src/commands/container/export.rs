@@ -1,4 +1,4 @@
-//! `export`: the tree of a container as an archive.
+//! `export`: writes a container's files as a tar archive.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::commands::image::receive;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// A file, in place of standard output
+    /// Write to a file instead of standard output
     #[arg(long, short)]
     output: Option<PathBuf>,
     /// Name or id

@@ -1,4 +1,4 @@
-//! Flags of `run` and `create` that few containers need.
+//! Flags of `run` and `create` that are rarely used.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -10,56 +10,56 @@ use types::{Context as _, Error, Result};
 
 use crate::parse;
 
-/// The shortest time of a look at a container's health.
+/// The shortest interval and timeout of a health check, which is Docker's.
 const HEALTH_TIME_MIN: Duration = Duration::from_millis(1);
-/// Graphics processors that one container asks for by their number.
+/// The most GPUs that can be requested by number.
 const GPUS_MAX: usize = 256;
-/// Bytes of a filter of system calls: many times what Docker's has.
+/// The largest seccomp profile, in bytes: many times the size of Docker's.
 const SECCOMP_LEN_MAX: u64 = 1 << 20;
 
-// Of a group of flags a doc comment would become the help of each command that has it.
+// No doc comments on groups of flags: clap would use them as the help of each command that has the group.
 #[derive(Args)]
 pub(crate) struct ExtraFlags {
     /// NAME=SOFT[:HARD], as nofile=1024:4096; -1 is no limit
     #[arg(long, help_heading = "Limits")]
     ulimit: Vec<String>,
-    /// The size of /dev/shm, in bytes, or with k, m, g behind
+    /// The size of /dev/shm in bytes, or with the unit k, m or g
     #[arg(long, help_heading = "Limits")]
     shm_size: Option<String>,
-    /// KEY=VALUE, of the container's own namespaces
+    /// KEY=VALUE, for a sysctl of the container's own namespaces
     #[arg(long, help_heading = "Namespaces")]
     sysctl: Vec<String>,
-    /// A device of this machine: PATH[:PATH-INSIDE][:rwm], or VENDOR/CLASS=NAME by its maker's file (CDI)
+    /// A device of this machine: PATH[:PATH-INSIDE][:rwm], or a CDI device VENDOR/CLASS=NAME
     #[arg(long, help_heading = "Devices")]
     device: Vec<String>,
-    /// Graphics processors of nvidia.com/gpu: all, how many, or device=NAME,…
+    /// GPUs of nvidia.com/gpu: all, a number, or device=NAME,…
     #[arg(long, help_heading = "Devices")]
     gpus: Option<String>,
-    /// host, private, or container:NAME: whose processes it sees
+    /// The PID namespace: host, private, or container:NAME
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Namespaces")]
     pid: String,
-    /// host or private: whose shared memory it has
+    /// The IPC namespace: host or private
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Namespaces")]
     ipc: String,
     /// no-new-privileges, seccomp=unconfined|FILE, apparmor=PROFILE, systempaths=unconfined
     #[arg(long, help_heading = "Security")]
     security_opt: Vec<String>,
-    /// host or private: whose names of host and domain it has
+    /// The UTS namespace: host or private
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Namespaces")]
     uts: String,
-    /// Its domain for itself
+    /// The container's NIS domain name
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Network")]
     domainname: String,
-    /// KEY=VALUE, for hooks and others who read its spec
+    /// KEY=VALUE, an annotation of the OCI spec
     #[arg(long)]
     annotation: Vec<String>,
-    /// The cgroup in which its own is, from the root of the cgroups
+    /// The parent cgroup, as a path from the root of the hierarchy
     #[arg(long, default_value = "", hide_default_value = true, value_name = "PATH", help_heading = "Limits")]
     cgroup_parent: String,
-    /// What it may do with devices that it makes itself: "c 189:* rwm"
+    /// A device cgroup rule, for devices that the container creates: "c 189:* rwm"
     #[arg(long, value_name = "RULE", help_heading = "Devices")]
     device_cgroup_rule: Vec<String>,
-    /// The hardware address of its interface on the bridge
+    /// The MAC address of the container's interface on the bridge
     #[arg(
         long,
         default_value = "",
@@ -68,80 +68,80 @@ pub(crate) struct ExtraFlags {
         help_heading = "Network"
     )]
     mac_address: String,
-    /// Its shim, by its name as a runtime: io.containerd.hoist.v2
+    /// The shim, by its name as a containerd runtime: io.containerd.hoist.v2
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     runtime: String,
-    /// From 0 to 100: how readily its memory goes to swap; -1 is the machine's. Where cgroups are of version 1
+    /// Swappiness from 0 to 100; -1 is the machine's. Cgroup v1 only
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=100), help_heading = "Limits")]
     memory_swappiness: Option<i64>,
-    /// It waits for memory and is not killed for want of it. Where cgroups are of version 1
+    /// Let processes wait for memory instead of killing them. Cgroup v1 only
     #[arg(long, help_heading = "Limits")]
     oom_kill_disable: bool,
-    /// From -1000, never killed for want of memory, to 1000
+    /// OOM score adjustment, from -1000 (never killed) to 1000
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000), help_heading = "Limits")]
     oom_score_adj: Option<i32>,
-    /// Its first process reaps what ends and passes signals on
+    /// Run an init process that reaps zombies and forwards signals
     #[arg(long)]
     init: bool,
-    /// A group that its user is in as well: a name that the image knows, or a number
+    /// An additional group of the user: a name in the image, or a number
     #[arg(long, help_heading = "Security")]
     group_add: Vec<String>,
-    /// A line for the shell that succeeds while the container is well
+    /// A shell command that succeeds while the container is healthy
     #[arg(long, value_name = "COMMAND", help_heading = "Health")]
     health_cmd: Option<String>,
-    /// From one look at its health to the next, as 30s
+    /// The pause between health checks, as 30s
     #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_interval: Option<String>,
-    /// How long such a look may take
+    /// The timeout of a health check
     #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_timeout: Option<String>,
-    /// So many failures in a row make it unhealthy
+    /// Consecutive failures until the container is unhealthy
     #[arg(long, value_name = "COUNT", help_heading = "Health")]
     health_retries: Option<u32>,
-    /// So long after its start failures do not count
+    /// The time after the start in which failures are not counted
     #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_start_period: Option<String>,
-    /// From one look to the next in that time
+    /// The pause between health checks in that time
     #[arg(long, value_name = "DURATION", help_heading = "Health")]
     health_start_interval: Option<String>,
-    /// Nobody looks after its health, whatever the image says
+    /// Disable the image's health check
     #[arg(long, help_heading = "Health", conflicts_with_all = ["health_cmd", "health_interval", "health_timeout",
         "health_retries", "health_start_period", "health_start_interval"])]
     no_healthcheck: bool,
-    /// What asks it to stop, in place of what the image says
+    /// The signal that asks the container to stop, instead of the image's
     #[arg(long)]
     stop_signal: Option<String>,
-    /// Seconds that it has to stop in before it is killed; -1 is for ever
+    /// Seconds until a stop kills the container; -1 is never
     #[arg(long, allow_negative_numbers = true, value_name = "SECONDS")]
     stop_timeout: Option<i64>,
-    /// PORT[-PORT][/udp] that it has for others, beside those of the image
+    /// PORT[-PORT][/udp] to expose, besides those of the image
     #[arg(long, help_heading = "Network")]
     expose: Vec<String>,
-    /// CONTAINER[:ro]: what is mounted there is mounted in this one too
+    /// CONTAINER[:ro]: also mount this container's volumes and binds
     #[arg(long, value_name = "CONTAINER", help_heading = "Files")]
     volumes_from: Vec<String>,
-    /// NAME:ADDRESS, for its /etc/hosts; host-gateway is the address of this machine
+    /// NAME:ADDRESS, an entry of /etc/hosts; host-gateway is the address of this machine
     #[arg(long, help_heading = "Network")]
     add_host: Vec<String>,
-    /// Address of who resolves names
+    /// The address of a DNS server
     #[arg(long, help_heading = "Network")]
     dns: Vec<String>,
-    /// Domains in which short names are looked for; . is none
+    /// A DNS search domain; . is none
     #[arg(long, help_heading = "Network")]
     dns_search: Vec<String>,
-    /// As in resolv.conf: ndots:2
+    /// An option of resolv.conf: ndots:2
     #[arg(long, alias = "dns-opt", help_heading = "Network")]
     dns_option: Vec<String>,
-    /// Where what it writes is kept: json-file, local, or none
+    /// The log driver: json-file, local, or none
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true, help_heading = "Log")]
     log_driver: String,
-    /// max-size=10m and max-file=3: how large a file of its log becomes, and how many are kept
+    /// max-size=10m and max-file=3: the size at which a log file is rotated, and how many files are kept
     #[arg(long, value_name = "KEY=VALUE", help_heading = "Log")]
     log_opt: Vec<String>,
 }
 
 impl ExtraFlags {
-    /// With those limits that few containers have.
+    /// Converts the flags, together with the limits that are rarely used.
     pub(crate) fn read(self, limits: &Update) -> Result<Extras> {
         let time =
             |flag: &str, text: &Option<String>| text.as_deref().map_or(Ok(0), |text| nanoseconds(flag, text));
@@ -198,7 +198,7 @@ impl ExtraFlags {
     }
 }
 
-/// A filter of system calls is a file here, and its content for the daemon.
+/// A security option. The daemon gets the content of a seccomp profile instead of its path.
 fn security(option: String) -> Result<String> {
     let Some(path) = option.strip_prefix("seccomp=").or_else(|| option.strip_prefix("seccomp:")) else {
         return Ok(option);
@@ -246,7 +246,7 @@ fn sysctl(text: &str) -> Result<(String, String)> {
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
-/// Zero says nothing, as with Docker.
+/// A duration in nanoseconds. Zero leaves the default, as with Docker.
 fn nanoseconds(flag: &str, text: &str) -> Result<i64> {
     let time = stdx::duration(text).filter(|time| time.is_zero() || *time >= HEALTH_TIME_MIN);
     let nanoseconds = time.and_then(|time| i64::try_from(time.as_nanos()).ok());
@@ -257,7 +257,7 @@ fn nanoseconds(flag: &str, text: &str) -> Result<i64> {
     })
 }
 
-/// `all`, a number of them, or Docker's list of `KEY=VALUE`, in which a value may have commas: `device=0,1`.
+/// Parses `--gpus`: `all`, a number, or Docker's list of `KEY=VALUE`, in which a value may have commas: `device=0,1`.
 fn gpus(text: &str) -> Result<Vec<String>> {
     let bad = |why: &str| {
         Error::invalid_argument(format!(
@@ -272,7 +272,7 @@ fn gpus(text: &str) -> Result<Vec<String>> {
             Ok((0..number).map(|at| at.to_string()).collect())
         }
     };
-    // Quotes keep Docker from taking the list apart.
+    // With Docker, quotes protect the list from being split at commas.
     let bare = text.replace('"', "");
     let (mut names, mut key) = (Vec::new(), "count");
     for word in bare.split(',') {
@@ -287,7 +287,7 @@ fn gpus(text: &str) -> Result<Vec<String>> {
             "count" => names.extend(count(value)?),
             "device" if value.is_empty() => return Err(bad("device has no name")),
             "device" => names.push(value.to_owned()),
-            // What is possible with them says the file that describes them.
+            // The CDI file that describes the device determines its capabilities.
             "capabilities" => {}
             "driver" if value == "nvidia" => {}
             "driver" => {
@@ -305,7 +305,7 @@ fn gpus(text: &str) -> Result<Vec<String>> {
     }
 }
 
-/// The last of two may be an access, as Docker has it.
+/// Parses `--device`. As with Docker, the second of two parts may be the access.
 fn device(text: &str) -> Result<Device> {
     let parts: Vec<&str> = text.split(':').collect();
     let is_access = |word: &str| !word.is_empty() && word.chars().all(|letter| "rwm".contains(letter));
@@ -323,7 +323,7 @@ fn device(text: &str) -> Result<Device> {
     Ok(Device { source: source.into(), target: target.into(), access: access.into() })
 }
 
-/// Addresses have colons too, names have none.
+/// Parses `--add-host`. An address may have colons, a name has none.
 fn host(text: &str) -> Result<(String, String)> {
     let pair = text.split_once(['=', ':']).filter(|(name, address)| !name.is_empty() && !address.is_empty());
     let (name, address) =

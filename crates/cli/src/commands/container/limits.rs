@@ -1,4 +1,4 @@
-//! Flags for what a container may use, said when it is made and changed with `update`.
+//! Flags for resource limits, which `run` and `create` set and `update` changes.
 
 use api::engine::Update;
 use clap::Args;
@@ -6,46 +6,46 @@ use types::Result;
 
 use crate::parse;
 
-// Of a group of flags a doc comment would become the help of each command that has it.
+// No doc comments on groups of flags: clap would use them as the help of each command that has the group.
 #[derive(Args)]
 pub(crate) struct LimitFlags {
-    /// Bytes, or with k, m, g behind
+    /// Memory in bytes, or with the unit k, m or g
     #[arg(long, short, help_heading = "Limits")]
     memory: Option<String>,
-    /// Memory and swap together; -1 is no limit. As long as nothing is said it is twice as much as -m
+    /// Memory and swap together; -1 is unlimited [default: twice -m]
     #[arg(long, allow_hyphen_values = true, help_heading = "Limits")]
     memory_swap: Option<String>,
-    /// What it keeps where memory is short
+    /// Soft limit of memory
     #[arg(long, help_heading = "Limits")]
     memory_reservation: Option<String>,
-    /// As 1.5: processor time that it may use
+    /// Processors that it may use, as 1.5
     #[arg(long, help_heading = "Limits")]
     cpus: Option<String>,
-    /// Its part where processors are short; others have 1024
+    /// Relative share of processor time [default: 1024]
     #[arg(long, short, help_heading = "Limits")]
     cpu_shares: Option<u64>,
-    /// Microseconds of processor time that it may use in each period; -1 is no limit
+    /// Microseconds of processor time in each period; -1 is unlimited
     #[arg(long, allow_negative_numbers = true, help_heading = "Limits")]
     cpu_quota: Option<i64>,
-    /// Microseconds of such a period, from 1000 to 1000000; 100000 as long as nothing is said
+    /// Microseconds of a period, from 1000 to 1000000 [default: 100000]
     #[arg(long, help_heading = "Limits")]
     cpu_period: Option<u64>,
-    /// Processors that it may use: 0-2,7
+    /// Processors on which it may run: 0-2,7
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Limits")]
     cpuset_cpus: String,
-    /// Memory that it may use, by the numbers of its nodes: 0,1
+    /// NUMA nodes whose memory it may use: 0,1
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Limits")]
     cpuset_mems: String,
-    /// Its part where disks are busy, from 10 to 1000
+    /// Relative share of disk IO, from 10 to 1000
     #[arg(long, help_heading = "Limits")]
     blkio_weight: Option<u16>,
-    /// How many processes it may have; -1 is for as many as the machine has
+    /// The most processes; -1 is unlimited
     #[arg(long, allow_negative_numbers = true, help_heading = "Limits")]
     pids_limit: Option<i64>,
 }
 
 impl LimitFlags {
-    /// Zeros are as they were said.
+    /// Converts the flags. An explicit zero stays zero.
     pub(crate) fn read(self) -> Result<Update> {
         Ok(Update {
             memory: self.memory.as_deref().map(parse::bytes).transpose()?,

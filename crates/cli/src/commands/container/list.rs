@@ -10,26 +10,26 @@ use crate::commands::list;
 use crate::listing::Listing;
 use crate::output::{self, status, text};
 
-/// Letters of a command and of a mount that a table has room for.
+/// The number of letters of a command and of a mount that a table shows.
 const COMMAND_LEN: usize = 20;
 const MOUNT_LEN: usize = 15;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Those that do not run too
+    /// Also containers that do not run
     #[arg(long, short)]
     all: bool,
     /// name, id (patterns), label=KEY[=VALUE], status, health, exited=CODE, ancestor=IMAGE, volume, network, publish=PORT,
     /// before=CONTAINER, since=CONTAINER
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// So many of those that were made last, whether they run or not
+    /// Only this many of the newest containers, running or not
     #[arg(long, short = 'n', allow_negative_numbers = true, value_name = "COUNT")]
     last: Option<i64>,
-    /// The one that was made last
+    /// Only the newest container
     #[arg(long, short, conflicts_with = "last")]
     latest: bool,
-    /// With what they wrote, and the size of their images
+    /// Show disk usage: what the container wrote, and with its image
     #[arg(long, short)]
     size: bool,
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub(crate) struct Flags {
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { all, filter, last, latest, size, listing } = flags;
     let sizes = size || listing.asks_for("Size");
-    // Docker's own default is -1, for as many as there are.
+    // Docker's default is -1, which means all.
     let last = if latest { Some(1) } else { last.and_then(|last| u64::try_from(last).ok()) };
     let mut answer = client.call(&Call::List { all, filters: filter, last, sizes }).await?;
     for row in answer.as_array_mut().into_iter().flatten() {
@@ -61,7 +61,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-/// Makes of a row what Docker's templates know.
+/// Adds the fields of Docker's templates to a row.
 pub(crate) fn show(row: &mut Value, listing: &Listing) {
     row["Status"] = status(row).into();
     row["RunningFor"] = format!("{} ago", output::since(row, "CreatedAt").unwrap_or_default()).into();
@@ -75,7 +75,7 @@ pub(crate) fn show(row: &mut Value, listing: &Listing) {
         .map(|mount| listing.cut(mount.as_str().unwrap_or_default().to_owned(), MOUNT_LEN))
         .collect();
     row["Mounts"] = mounts.join(",").into();
-    // Docker shows no size that nobody asked for.
+    // Docker shows a size of 0 unless sizes are requested.
     row["Size"] = match (row["SizeRw"].as_u64(), row["SizeRootFs"].as_u64()) {
         (Some(own), Some(all)) => format!("{} (virtual {})", output::size(own), output::size(all)),
         _ => output::size(0),

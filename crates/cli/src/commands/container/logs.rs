@@ -1,4 +1,4 @@
-//! `logs`: what a container wrote.
+//! `logs`: prints a container's log.
 
 use std::io::Write;
 
@@ -9,22 +9,22 @@ use types::{Error, Result};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Go on as it writes
+    /// Also show new output
     #[arg(long, short)]
     follow: bool,
-    /// The last lines only
+    /// Only this many last lines, or all
     #[arg(long, short = 'n', allow_negative_numbers = true)]
     tail: Option<String>,
-    /// With the time of each line
+    /// Show the time of each line
     #[arg(long, short)]
     timestamps: bool,
-    /// Not what was written before: a time, seconds since 1970, or how long ago, such as 10m
+    /// Only what was written since: a time, seconds since 1970, or a duration before now such as 10m
     #[arg(long, value_name = "TIME")]
     since: Option<String>,
-    /// Not what was written after
+    /// Only what was written until then
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
-    /// With what its log has beside each line, which is nothing: a blank, as in Docker's
+    /// Show extra attributes of each line; there are none, so a blank as Docker prints
     #[arg(long)]
     details: bool,
     /// Name or id
@@ -35,7 +35,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { follow, tail, timestamps, since, until, details, container: id } = flags;
     let tail = match tail.as_deref() {
         None | Some("all") => None,
-        // As Docker's: less than none is all.
+        // As with Docker, a negative number means all.
         Some(text) if text.parse::<i64>().is_ok_and(|lines| lines < 0) => None,
         Some(text) => Some(
             text.parse().map_err(|_| Error::invalid_argument(format!("invalid number of lines {text:?}")))?,
@@ -49,7 +49,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             "stderr" => std::io::stderr().write_all(shown.as_bytes()),
             _ => std::io::stdout().write_all(shown.as_bytes()),
         };
-        // A pager that was closed wants no more.
+        // The reader, such as a pager, has ended.
         if written.is_err() {
             break;
         }

@@ -1,4 +1,4 @@
-//! `port`: where the ports of a container are published.
+//! `port`: shows where a container's ports are published.
 
 use api::engine::Call;
 use clap::Args;
@@ -13,7 +13,7 @@ use crate::output::text;
 pub(crate) struct Flags {
     /// Name or id
     container: String,
-    /// This one alone: PORT[/udp]
+    /// Only this port: PORT[/udp]
     port: Option<String>,
 }
 

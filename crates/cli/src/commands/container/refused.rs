@@ -1,4 +1,5 @@
-//! Flags of Docker's `run` and `create` that have nothing to do here: each says why, and what to use instead.
+//! Flags of Docker's `run` and `create` that Hoist does not support. Each is refused with the reason and an
+//! alternative.
 
 use clap::Args;
 
@@ -12,13 +13,13 @@ const ADDRESS: &str = "user specified IP address is supported on user defined ne
 const REALTIME: &str = "real-time budgets are those of cgroups of version 1 alone; use --cpu-quota, --cpu-shares, or --ulimit rtprio";
 const THROTTLE: &str = "single disks are not throttled; --blkio-weight is a container's part of all";
 
-// Of flags that have one value here, which says what is so anyway.
+// Reasons for flags of which Hoist supports only the value that is its default.
 pub(super) const NO_CGROUPS_OF_THE_MACHINE: &str = "a container sees its own cgroups alone, which is private; one that is to see \
                                                     the machine's has them mounted: -v /sys/fs/cgroup:/PATH:ro";
 pub(super) const NO_USERS_OF_ITS_OWN: &str = "a container has the machine's users, which is host; -u UID has it run as one that is not \
                                               root, and `hoist ctr run --uidmap … --gidmap …` maps them";
 
-// Of a group of flags a doc comment would become the help of each command that has it.
+// No doc comments on groups of flags: clap would use them as the help of each command that has the group.
 #[derive(Args)]
 pub(super) struct Refused {
     #[arg(long = "network-alias", alias = "net-alias", hide = true, value_parser = refused(ALIAS))]

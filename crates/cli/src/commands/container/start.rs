@@ -1,4 +1,4 @@
-//! `start`: containers that are there, in the background or with our streams.
+//! `start`: starts existing containers, in the background or attached.
 
 use api::engine::{Call, Streams};
 use clap::Args;
@@ -11,10 +11,10 @@ use crate::output::text;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Show what it writes, pass signals on, and end as it ends
+    /// Attach standard output and error, forward signals, and exit with the container's code
     #[arg(long, short)]
     attach: bool,
-    /// With our standard input too
+    /// Also attach standard input
     #[arg(long, short)]
     interactive: bool,
     #[command(flatten)]

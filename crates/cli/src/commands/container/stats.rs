@@ -1,4 +1,4 @@
-//! `stats`: what containers use.
+//! `stats`: shows the resource usage of containers.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -14,19 +14,19 @@ use crate::output::{self, memory, rows, short, size, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Those that do not run too
+    /// Also containers that do not run
     #[arg(long, short)]
     all: bool,
-    /// Ids as long as they are
+    /// Show full ids
     #[arg(long)]
     no_trunc: bool,
-    /// One sample
+    /// Print one sample and exit
     #[arg(long)]
     no_stream: bool,
     /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
-    /// Names or ids; without, all that run
+    /// Names or ids [default: all that run]
     containers: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let mut now = client.call(&Call::Stats { ids: ids.clone(), all }).await?;
-        // Of many containers the samples take their time.
+        // Sampling many containers takes time, which rates must not ignore.
         let elapsed = seen.elapsed();
         for row in now.as_array_mut().into_iter().flatten() {
             let earlier = list(&before).iter().find(|old| old["ID"] == row["ID"]);

@@ -1,11 +1,11 @@
-//! `run --timing`: where the time of a run went, step by step.
+//! `run --timing`: prints how long each step of a run took.
 //!
 //! ```text
 //! this program   prepare the pipes ─▶ [fetch the image] ─▶ ask the daemon ──────▶ run to its end, and remove it
 //! the daemon                                               find the image ─▶ … ─▶ record the start
 //! ```
 //!
-//! The daemon's steps add up to all of its time, so what is left of "ask the daemon" was on the way.
+//! The daemon's steps add up to all of its time, so the rest of "ask the daemon" is the time on the connection.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub(super) const FETCH: &str = "fetch the image";
 pub(super) const ASK: &str = "ask the daemon";
 pub(super) const RUN: &str = "run to its end";
 
-/// Prints to standard error: the rest of the streams are the container's.
+/// Prints the table to standard error, as standard output is the container's.
 pub(super) fn print(laps: &Laps, created: &Created) {
     eprint!("{}", table(&laps.laps(), created));
 }

@@ -1,4 +1,4 @@
-//! `top`: the processes of a container.
+//! `top`: shows the processes of a container.
 
 use api::engine::Call;
 use clap::Args;
@@ -12,7 +12,7 @@ use crate::output;
 pub(crate) struct Flags {
     /// Name or id
     container: String,
-    /// As for ps: -ef, aux, or -o COLUMN,…
+    /// Options of ps: -ef, aux, or -o COLUMN,…
     #[arg(value_name = "PS-OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `update`: other limits and another restart policy.
+//! `update`: changes limits and the restart policy of containers.
 
 use api::engine::{Call, Update};
 use clap::Args;

@@ -1,11 +1,11 @@
-//! Images as files: `load`, `import` and `save`.
+//! Image archives: `load`, `import` and `save`.
 //!
 //! ```text
 //! file, address or standard input ─▶ pipe ─▶ daemon ─▶ pipe ─▶ file, folder or standard output
 //! ```
 //!
-//! Files are read, fetched and written by whoever asked for it, and what moves can be counted. Folders alone are named
-//! to the daemon.
+//! This program reads, downloads and writes the files itself, with the user's rights, and can show progress. Only for a
+//! folder does the daemon get the path.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, IsTerminal, Read, Seek, Write};
@@ -29,17 +29,17 @@ use crate::output::{self, text};
 use crate::parse::refused;
 use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
 
-/// Bytes that are copied at once.
+/// The size of the copy buffer, in bytes.
 const COPY_LEN: usize = 256 * 1024;
-/// Bytes of an archive that is fetched by its address.
+/// The largest archive, in bytes, that is downloaded.
 const DOWNLOAD_LEN_MAX: u64 = 64 << 30;
 
 #[derive(Args)]
 pub(crate) struct Load {
-    /// The archive, or the folder of an OCI layout; standard input without it
+    /// The archive, or the folder of an OCI layout [default: standard input]
     #[arg(long, short)]
     input: Option<String>,
-    /// Without a bar
+    /// Without a progress bar
     #[arg(long, short)]
     quiet: bool,
     #[arg(long = "platform", hide = true, value_parser = refused(
@@ -50,13 +50,13 @@ pub(crate) struct Load {
 
 #[derive(Args)]
 pub(crate) struct Import {
-    /// Say how it came to be
+    /// A message for the image's history
     #[arg(long, short, default_value = "")]
     message: String,
     /// An instruction of a Dockerfile to apply, such as 'CMD ["sh"]'
     #[arg(long, short)]
     change: Vec<String>,
-    /// What it runs on, if not on this machine
+    /// The platform of the image [default: this machine's]
     #[arg(long)]
     platform: Option<String>,
     /// A folder, or a tar, plain or in gzip or zstd: a file, its address (`https://…`), or `-` for standard input
@@ -67,13 +67,13 @@ pub(crate) struct Import {
 
 #[derive(Args)]
 pub(crate) struct Save {
-    /// The archive, or a folder for an OCI layout (`DIR/`); standard output without it
+    /// The archive, or a folder for an OCI layout (`DIR/`) [default: standard output]
     #[arg(long, short)]
     output: Option<PathBuf>,
-    /// These platforms alone
+    /// Only these platforms
     #[arg(long, value_delimiter = ',', conflicts_with = "all_platforms")]
     platform: Vec<String>,
-    /// All platforms, which must be here
+    /// All platforms, which must be present
     #[arg(long)]
     all_platforms: bool,
     /// Names or ids
@@ -115,8 +115,8 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
     receive(client, "Saving", output, ask).await
 }
 
-/// Writes an archive that the daemon sends, to standard output or whole or not at all to a file. `ask` is given the pipe on
-/// which it is to come.
+/// Writes an archive that the daemon sends: to standard output, or to a file, which is complete or does not appear.
+/// `ask` sends the call, with the path of the pipe.
 pub(in crate::commands) async fn receive(
     client: &Client,
     what: &'static str,
@@ -143,7 +143,7 @@ pub(in crate::commands) async fn receive(
         let copied = copying.await;
         copied.unwrap_or_else(|panic| Err(Error::internal("the copy broke down").with_source(panic)))
     };
-    // The first that fails ends both: a pipe without a reader, or an answer without bytes.
+    // The first error ends both: a write to a pipe without a reader, or the refusal of a call that will send nothing.
     let received = tokio::try_join!(ask(path.display().to_string()), copy);
     bar.finish_and_clear();
     received?;
@@ -151,15 +151,15 @@ pub(in crate::commands) async fn receive(
     Ok(0)
 }
 
-/// What the daemon is to read.
+/// The archive that the daemon is to read.
 enum Source {
-    /// A folder, which it reads by itself.
+    /// A folder, which the daemon reads itself.
     Folder(PathBuf),
     Stream {
         from: File,
-        /// Of a file; nobody knows how much comes through a pipe.
+        /// The length of a file; unknown for a pipe.
         len: Option<u64>,
-        /// For messages.
+        /// The name in messages.
         name: String,
     },
 }
@@ -182,7 +182,7 @@ impl Source {
         Source::stream(File::open(path).context(|| format!("open {file}"))?, file)
     }
 
-    /// What is at an address. The daemon is given it once it is here: half an archive would be half an image.
+    /// Downloads an archive completely before the daemon gets it, so that an interrupted download imports nothing.
     async fn download(address: &str) -> Result<Source> {
         let proxies = Proxies::from_variables(|name| std::env::var(name).ok())?;
         let connections = Connections::new(Options { proxies, ..Options::default() });
@@ -217,7 +217,7 @@ impl Source {
         Ok(Source::Stream { from, len, name: name.to_owned() })
     }
 
-    /// Gives it to the daemon, by a path, and waits for the answer to `ask`.
+    /// Gives the daemon the path of the folder or of a pipe, and waits for the answer to `ask`.
     async fn hand_over(
         self,
         client: &Client,
@@ -233,7 +233,7 @@ impl Source {
         let bar = output::bytes_bar(what, len, quiet);
         let (to, seen) = (path.clone(), bar.clone());
         let copying = spawn_blocking(move || {
-            // Waits for the daemon to open its end.
+            // Blocks until the daemon opens its end.
             let mut to = File::options().write(true).open(&to).context(|| "open the pipe to the daemon")?;
             copy(&mut from, &mut to, &seen)
         });
@@ -242,10 +242,10 @@ impl Source {
         match answer {
             Err(error) => {
                 if copying.is_finished() {
-                    // What could not be read is the cause of what the daemon says of the rest.
+                    // A read error here is the cause of the daemon's error about the archive.
                     copying.await.unwrap_or(Ok(()))?;
                 }
-                // The daemon knows the pipe alone.
+                // The daemon's message has the path of the pipe: replace it by the archive's name.
                 let text = error.chain().replace(&path.display().to_string(), &name);
                 Err(Error::new(error.kind(), text))
             }
@@ -254,7 +254,7 @@ impl Source {
     }
 }
 
-/// A file that goes with this process, where large ones may be.
+/// Creates an unnamed file, which is deleted with this process, in a directory for large files.
 fn nameless_file() -> Result<File> {
     let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
     let folder = folder.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
@@ -263,7 +263,7 @@ fn nameless_file() -> Result<File> {
     made.and_then(|file| fs::remove_file(&path).map(|()| file)).context(|| format!("make {}", path.display()))
 }
 
-/// To the end, or until the reader has enough.
+/// Copies to the end, or until the reader closes the pipe.
 fn copy(from: &mut File, to: &mut File, bar: &ProgressBar) -> Result<()> {
     let mut buffer = vec![0; COPY_LEN];
     loop {
@@ -280,7 +280,7 @@ fn copy(from: &mut File, to: &mut File, bar: &ProgressBar) -> Result<()> {
     }
 }
 
-/// To a file, a folder or standard output.
+/// Writes an archive to a file, a folder or standard output.
 fn write(from: &mut dyn Read, to: Option<(PathBuf, bool)>) -> Result<()> {
     let what = || "write the archive";
     match to {
@@ -296,7 +296,7 @@ fn write(from: &mut dyn Read, to: Option<(PathBuf, bool)>) -> Result<()> {
     }
 }
 
-/// Lays the files of an archive down in a folder.
+/// Extracts the files of an archive into a folder.
 fn extract(from: &mut dyn Read, folder: &Path) -> Result<()> {
     let what = || format!("write {}", folder.display());
     let mut archive = Reader::new(BufReader::new(from));
@@ -321,12 +321,12 @@ fn extract(from: &mut dyn Read, folder: &Path) -> Result<()> {
             }
         }
     }
-    // The pipe may hold padding; the daemon must not find it closed.
+    // Read the padding at the end, so that the daemon's writes do not fail.
     archive.drain().context(what)
 }
 
-/// A file or folder that gets its name when it is whole. What takes bytes and keeps none, as a device or a pipe, is written to
-/// as it is.
+/// A file or folder under a temporary name, which is renamed when it is complete. A device or a pipe is written to
+/// directly.
 struct Draft {
     path: PathBuf,
     name: PathBuf,
@@ -341,9 +341,9 @@ enum DraftKind {
 }
 
 impl Draft {
-    /// A folder if there is one of the name, or if the name ends with a slash.
+    /// Creates a folder if one of the name exists or the name ends with a slash; otherwise a file.
     fn create(name: PathBuf) -> Result<Draft> {
-        // A link stays one.
+        // Write to the target of a symlink, so that the symlink stays.
         let name = fs::canonicalize(&name).unwrap_or(name);
         if fs::metadata(&name).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
             return Ok(Draft { path: name.clone(), name, kind: DraftKind::Device });
@@ -352,7 +352,7 @@ impl Draft {
         if is_folder && fs::read_dir(&name).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(Error::already_exists(format!("folder {} is not empty", name.display())));
         }
-        // Without the slash at its end.
+        // Drops a slash at the end.
         let name: PathBuf = name.components().collect();
         let mut path = name.as_os_str().to_owned();
         path.push(format!(".{}.part", std::process::id()));
@@ -373,7 +373,7 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Gone already if it was kept.
+        // After a success the path is gone, and this fails.
         let _ = match self.kind {
             DraftKind::File => fs::remove_file(&self.path),
             DraftKind::Folder => fs::remove_dir_all(&self.path),

@@ -1,4 +1,4 @@
-//! `image convert`: an image in another form, under another name.
+//! `image convert`: makes an image with another compression, format or set of platforms.
 
 use api::engine::{Follow, ImageFollow};
 use clap::{Args, ValueEnum};
@@ -10,19 +10,19 @@ use crate::output::text;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// How layers are compressed; as they are without it
+    /// The compression of layers [default: unchanged]
     #[arg(long, value_enum)]
     compression: Option<Compression>,
-    /// Whose media types; as they are without it
+    /// The format, which determines the media types [default: unchanged]
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// These platforms alone
+    /// Only these platforms
     #[arg(long, value_delimiter = ',', conflicts_with = "all_platforms")]
     platform: Vec<String>,
-    /// All platforms, which must be here
+    /// All platforms, which must be present
     #[arg(long)]
     all_platforms: bool,
-    /// Without a bar
+    /// Without a progress bar
     #[arg(long, short)]
     quiet: bool,
     /// Name or id

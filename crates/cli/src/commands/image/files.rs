@@ -1,4 +1,4 @@
-//! `image ls-files`: what is in an image, without a container.
+//! `image ls-files`: lists the files of an image without a container.
 
 use std::io::{BufWriter, Write};
 
@@ -19,7 +19,7 @@ pub(crate) struct Flags {
     /// Sizes in bytes
     #[arg(long, short)]
     bytes: bool,
-    /// Those that this layer brought, counted from 0, the lowest
+    /// Only files of this layer, counted from 0, the lowest
     #[arg(long)]
     layer: Option<u64>,
     /// Name or id
@@ -41,7 +41,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
                             .context(|| "print")?;
                     }
                     let line = shown(row, &flags)?;
-                    // A pager that was closed wants no more.
+                    // The reader, such as a pager, has ended.
                     if writeln!(out, "{line}").is_err() {
                         return Ok(0);
                     }
@@ -68,7 +68,7 @@ fn shown(row: &Value, flags: &Flags) -> Result<String> {
     Ok(line(&text(row, "Mode"), &owner, &bytes, &text(row, "Layer"), &printable(&path)))
 }
 
-/// Columns of a fixed width, since the rows come one by one.
+/// A line with columns of fixed width, as rows are printed when they arrive.
 fn line(mode: &str, owner: &str, bytes: &str, layer: &str, path: &str) -> String {
     format!("{mode:<10}   {owner:<11}   {bytes:>10}   {layer:>5}   {path}")
 }

@@ -1,4 +1,4 @@
-//! `history`: what made each layer of an image.
+//! `history`: shows the build steps of an image.
 
 use api::engine::ImageCall;
 use clap::Args;
@@ -12,7 +12,7 @@ use crate::listing::{Listing, MISSING};
 use crate::output::{self, size, text};
 use crate::parse::refused;
 
-/// Letters of a command that a table has room for.
+/// The number of letters of a command that a table shows.
 const COMMAND_LEN: usize = 45;
 
 #[derive(Args)]
@@ -44,7 +44,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-/// Makes of a step what Docker's templates know.
+/// Adds the fields of Docker's templates to a row.
 fn show(row: &mut Value, flags: &Flags) {
     let age = output::since(row, "Created").map_or_else(|| "N/A".to_owned(), |age| format!("{age} ago"));
     let created = text(row, "Created");

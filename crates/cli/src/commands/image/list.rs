@@ -12,28 +12,28 @@ use crate::output::{self, rows, size, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Those without a name too
+    /// Also images without a name
     #[arg(long, short)]
     all: bool,
-    /// With the digest of each
+    /// Show digests
     #[arg(long)]
     digests: bool,
     /// dangling=true, label=KEY[=VALUE], before=IMAGE, since=IMAGE, reference=PATTERN, until=TIME|AGE
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// The platforms of each image, and which of them are here
+    /// Show the platforms of each image, and whether they are present
     #[arg(long, conflicts_with_all = ["quiet", "digests", "format"])]
     tree: bool,
     #[command(flatten)]
     listing: Listing,
-    /// Those whose names fit: NAME[:TAG], with * and ?
+    /// Only matching names: NAME[:TAG], with * and ?
     pattern: Option<String>,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { all, digests, mut filter, tree, listing, pattern } = flags;
     filter.extend(pattern.map(|pattern| format!("reference={pattern}")));
-    // As in Docker, whoever asks for something gets the older table.
+    // As with Docker, any flag about the output selects the older table.
     let is_plain = listing.is_plain() && !digests && !tree;
     let question = ImageCall::List { filters: filter, all, tree, sizes: is_plain };
     let mut answer = client.call(&question.into()).await?;
@@ -69,7 +69,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-/// Makes of a row what Docker's templates know.
+/// Adds the fields of Docker's templates to a row.
 pub(crate) fn show(row: &mut Value, listing: &Listing) {
     row["CreatedSince"] =
         output::since(row, "CreatedAt").map_or_else(|| "N/A".into(), |age| format!("{age} ago")).into();
@@ -78,7 +78,7 @@ pub(crate) fn show(row: &mut Value, listing: &Listing) {
     row["ID"] = listing.id(text(row, "ID")).into();
 }
 
-/// `busybox:latest`, as Docker's table has it.
+/// The name in Docker's table: `busybox:latest`.
 fn name(row: &Value) -> String {
     match (text(row, "Repository"), text(row, "Tag")) {
         (repository, _) if repository == "<none>" => "<untagged>".into(),
@@ -87,7 +87,7 @@ fn name(row: &Value) -> String {
     }
 }
 
-/// A line for each image, and below it one for each of its manifests.
+/// Prints a line for each image, and below it one for each of its manifests.
 fn trees(images: &[Value], listing: &Listing) -> Result<()> {
     let mut lines: Vec<Value> = Vec::new();
     for image in images {

@@ -1,4 +1,4 @@
-//! Work that takes its time, with a bar.
+//! Requests that take long, with a progress bar.
 
 use api::engine::{Follow, ImageFollow, ImageStep};
 use client::Client;
@@ -7,7 +7,7 @@ use types::{Error, Result};
 
 use crate::output;
 
-/// Follows to the end; gives back the answer, and the rows that came before it.
+/// Follows a request to its end. Returns the last answer, and the rows before it.
 pub(super) async fn follow(client: &Client, question: &Follow, quiet: bool) -> Result<(Value, Vec<Value>)> {
     let mut answers = client.follow(question).await?;
     let bar = output::bytes_bar("Working", Some(0), quiet);
@@ -30,7 +30,7 @@ pub(super) async fn follow(client: &Client, question: &Follow, quiet: bool) -> R
     Err(Error::unavailable("the daemon stopped in the middle of the work"))
 }
 
-/// Follows to the end what shows by other means how it goes.
+/// Follows a request whose progress is shown otherwise, and returns the last answer.
 pub(crate) async fn outcome(client: &Client, follow: ImageFollow) -> Result<Value> {
     let (answer, _) = self::follow(client, &Follow::Image(follow), true).await?;
     Ok(answer)

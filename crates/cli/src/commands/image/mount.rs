@@ -1,4 +1,4 @@
-//! `image mount` and `image unmount`: an image where one can look at it.
+//! `image mount` and `image unmount`: mounts an image on a folder of this machine.
 
 use api::engine::ImageCall;
 use clap::Args;
@@ -13,15 +13,15 @@ pub(crate) struct Mount {
     /// `json`, `table TEMPLATE`, or a template, for the list
     #[arg(long)]
     format: Option<String>,
-    /// What is mounted is listed without it
+    /// Name or id; without it mounted images are listed
     image: Option<String>,
-    /// A folder, over which the image goes
+    /// The folder on which the image is mounted
     path: Option<String>,
 }
 
 #[derive(Args)]
 pub(crate) struct Unmount {
-    /// Where they are mounted
+    /// The folders on which they are mounted
     #[arg(required = true)]
     paths: Vec<String>,
 }
@@ -58,7 +58,7 @@ pub(super) async fn unmount(client: &Client, flags: Unmount) -> Result<u8> {
     each(&flags.paths, unmount).await
 }
 
-/// The daemon is in another folder than we are.
+/// The absolute path, as the daemon has another working directory.
 fn absolute(path: &str) -> Result<String> {
     let path = std::path::absolute(path).context(|| format!("find {path}"))?;
     Ok(path.display().to_string())

@@ -1,4 +1,4 @@
-//! `image prune`: images that nothing needs.
+//! `image prune`: removes unused images.
 
 use api::engine::ImageCall;
 use clap::Args;
@@ -11,10 +11,10 @@ use crate::output::size;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Those with names too, if no container was made from them
+    /// Also images with names, if no container was made from them
     #[arg(long, short)]
     all: bool,
-    /// Without asking
+    /// Do not ask for confirmation
     #[arg(long, short)]
     force: bool,
     /// until=TIME|AGE, label=KEY[=VALUE], label!=KEY[=VALUE]

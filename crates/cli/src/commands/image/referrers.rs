@@ -1,4 +1,4 @@
-//! `image referrers`: what refers to an image in its registry.
+//! `image referrers`: shows the manifests in a registry that refer to an image.
 
 use api::engine::ImageCall;
 use clap::Args;
@@ -11,13 +11,13 @@ use crate::output::{self, rows, size, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Those of this type only
+    /// Only this artifact type
     #[arg(long)]
     artifact_type: Option<String>,
     /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
-    /// A name, as the registry knows it
+    /// The image's name in its registry
     image: String,
 }
 

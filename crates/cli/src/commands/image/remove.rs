@@ -1,4 +1,4 @@
-//! `rmi` and `image rm`: names taken away, and images that nothing names any more.
+//! `rmi` and `image rm`: removes names, and images that have no name left.
 
 use api::engine::ImageCall;
 use clap::Args;
@@ -11,10 +11,10 @@ use crate::parse::refused;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// All names of an id, and though containers were made from it
+    /// Remove all names of an id, even if containers were made from it
     #[arg(long, short)]
     force: bool,
-    // A flag of Docker's that says what is so here: no image is another's parent, which would go along.
+    // Docker's flag to keep parent images. It has no effect here, as images have no parents.
     #[arg(long = "no-prune", hide = true)]
     _no_prune: bool,
     #[arg(long = "platform", hide = true, value_parser = refused(
@@ -26,7 +26,7 @@ pub(crate) struct Flags {
     images: Vec<String>,
 }
 
-/// Goes on after an error.
+/// Removes names, and continues after an error.
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let mut code = 0;
     for name in flags.images {

@@ -1,4 +1,4 @@
-//! `image verify`: what is on disk hashed again, and mended.
+//! `image verify`: checks stored content against its digests, and repairs it.
 
 use std::collections::BTreeSet;
 
@@ -15,20 +15,20 @@ use crate::output::{self, rows, size, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Everything, not only those that are or were broken
+    /// Show all content, not only what is or was corrupt
     #[arg(long, short)]
     all: bool,
-    /// Without a bar
+    /// Without a progress bar
     #[arg(long, short)]
     quiet: bool,
     /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
-    /// All images without
+    /// Names or ids [default: all images]
     images: Vec<String>,
 }
 
-/// Fails if something stays broken.
+/// Exits with 1 if corrupt content could not be repaired.
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { all, quiet, format, images } = flags;
     let credentials = keyring(client, &images).await?;
@@ -68,7 +68,7 @@ fn summary(what: &str, of: &Value) {
     }
 }
 
-/// Who we are to the registries of images, or of all.
+/// The credentials for the registries of these images, or of all images.
 async fn keyring(client: &Client, images: &[String]) -> Result<Keyring> {
     let all = || async {
         let question = ImageCall::List { filters: Vec::new(), all: false, tree: false, sizes: false };
@@ -78,7 +78,7 @@ async fn keyring(client: &Client, images: &[String]) -> Result<Keyring> {
     let names: Vec<String> = if images.is_empty() { all().await? } else { images.to_vec() };
     let (mut keyring, mut known) = (Keyring::new(), BTreeSet::new());
     for name in names {
-        // An id says nothing of a registry.
+        // An id names no registry.
         let Ok(reference) = name.parse::<Reference>() else { continue };
         if known.insert(reference.host().to_owned()) {
             keyring.extend(credentials::for_pull(client, &reference).await?.keyring);

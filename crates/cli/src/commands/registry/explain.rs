@@ -1,4 +1,4 @@
-//! `hoist registry explain`: whom a pull would ask, as whom, and what each says.
+//! `hoist registry explain`: shows the hosts that a pull would ask, the credentials, and each host's answer.
 
 use api::engine::{Call, RegistryCall};
 use clap::Args;
@@ -14,7 +14,7 @@ pub(crate) struct Flags {
     /// `json`, `table TEMPLATE`, or a template
     #[arg(long)]
     format: Option<String>,
-    /// A name, as a pull has it
+    /// The image's name
     image: String,
 }
 
@@ -43,7 +43,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     };
     let hosts: Vec<Value> = hosts.into_iter().enumerate().map(complete).collect();
     rows(&hosts, COLUMNS, flags.format.as_deref())?;
-    // One host that has it is enough for a pull.
+    // A pull succeeds if one host has the image.
     let has_it = hosts.iter().any(|row| row["Error"].is_null());
     Ok(u8::from(!has_it))
 }

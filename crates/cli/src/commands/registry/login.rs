@@ -1,4 +1,4 @@
-//! `hoist login`: checked with the registry first, then kept where Docker keeps it.
+//! `hoist login`: checks credentials with the registry, then stores them where Docker does.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 
@@ -11,21 +11,21 @@ use types::{Context, Error, Result};
 
 use crate::credentials;
 
-/// Bytes of a password or token.
+/// The longest password or token, in bytes.
 const SECRET_LEN_MAX: u64 = 64 << 10;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// The name that the registry knows; asked for without
+    /// The user name [default: asked for]
     #[arg(long, short)]
     username: Option<String>,
-    /// Seen by every process of this machine; better on standard input
+    /// The password, which every process of this machine can see; --password-stdin is safer
     #[arg(long, short)]
     password: Option<String>,
     /// Take the password from standard input
     #[arg(long, conflicts_with = "password", requires = "username")]
     password_stdin: bool,
-    /// A registry's host; Docker's without
+    /// The registry's host [default: Docker Hub]
     server: Option<String>,
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-/// Without the line's end that `echo` adds.
+/// Reads the password from standard input, without the newline that `echo` adds.
 fn read_secret() -> Result<String> {
     let mut secret = String::new();
     let mut input = std::io::stdin().lock().take(SECRET_LEN_MAX);
@@ -77,7 +77,7 @@ fn read_secret() -> Result<String> {
     Ok(secret)
 }
 
-/// Asks the person at the terminal.
+/// Prompts the user at the terminal.
 fn ask(prompt: &str, is_shown: bool) -> Result<String> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
@@ -85,7 +85,7 @@ fn ask(prompt: &str, is_shown: bool) -> Result<String> {
             "there is no terminal to ask at; use --username and --password-stdin",
         ));
     }
-    // Before the question is seen: whoever types at once is not shown either.
+    // Before the prompt, so that a password typed at once is not shown.
     let hidden = (!is_shown).then(Hidden::begin).transpose()?;
     eprint!("{prompt}");
     std::io::stderr().flush().context(|| "write to the terminal")?;
@@ -103,7 +103,7 @@ fn read_line(mut input: impl BufRead) -> Result<String> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Reads a line key by key, with what a terminal does otherwise: correction, and giving up.
+/// Reads a line key by key, and handles the keys that the terminal handles otherwise: erase and interrupt.
 #[expect(
     clippy::unbuffered_bytes,
     reason = "a key counts when it is typed, and what follows the line is not ours"
@@ -122,15 +122,15 @@ fn read_unseen(input: impl Read) -> Result<String> {
     String::from_utf8(line).map_err(|_| Error::invalid_argument("the password is not UTF-8"))
 }
 
-/// Keys of a terminal, by their control characters (termios(3)).
+/// Control characters of the terminal (termios(3)).
 const INTERRUPT: u8 = 0x03;
 const END_OF_INPUT: u8 = 0x04;
 const BACKSPACE: u8 = 0x08;
 const KILL_LINE: u8 = 0x15;
 const DELETE: u8 = 0x7f;
 
-/// A terminal that does not show what is typed, until this is dropped. Keys come one by one and raise no signals:
-/// who gives up at the question gets back a terminal that shows what is typed.
+/// A terminal without echo until dropped. Keys arrive one by one and raise no signals, so that an interrupt at the
+/// prompt also restores the echo.
 struct Hidden(Termios);
 
 impl Hidden {
@@ -148,7 +148,7 @@ impl Hidden {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // A terminal that is gone shows nothing anyway.
+        // If the terminal is gone, there is nothing to restore.
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }
 }

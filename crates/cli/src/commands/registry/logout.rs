@@ -1,4 +1,4 @@
-//! `hoist logout`: forgets what `hoist login` or `docker login` kept.
+//! `hoist logout`: removes the credentials that `hoist login` or `docker login` stored.
 
 use clap::Args;
 use registry::DockerConfig;
@@ -8,7 +8,7 @@ use crate::credentials;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// A registry's host; Docker's without
+    /// The registry's host [default: Docker Hub]
     server: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Pulling, and how its layers come along.
+//! `pull`: pulls an image and shows the progress of its layers.
 
 use api::engine::{Call, Follow, Keyring, PullStep, RegistryCall};
 use clap::Args;
@@ -12,13 +12,13 @@ use crate::progress::Progress;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Without progress
+    /// Do not show progress
     #[arg(long, short)]
     quiet: bool,
-    /// OS/ARCHITECTURE[/VARIANT]: which of an image's platforms, in place of this machine's
+    /// OS/ARCHITECTURE[/VARIANT]: the platform of the image, instead of this machine's
     #[arg(long)]
     platform: Option<String>,
-    /// Every tag that the repository, which is named without one, has in its registry
+    /// Pull every tag of the repository, which is named without one
     #[arg(long, short)]
     all_tags: bool,
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-/// What all of it came to, in Docker's words.
+/// Prints the result, as Docker does.
 fn print_end(name: &str, shown: &str, is_newer: bool, quiet: bool) {
     if !quiet {
         let what = if is_newer { "Downloaded newer image" } else { "Image is up to date" };
@@ -49,7 +49,7 @@ fn print_end(name: &str, shown: &str, is_newer: bool, quiet: bool) {
     println!("{name}");
 }
 
-/// Pulls every tag of a repository. Goes on after an error, as some tags need not be those of images for this machine.
+/// Pulls every tag of a repository. Continues after an error, as some tags may have no image for this machine.
 async fn pull_all(client: &Client, name: &str, platform: Option<String>, quiet: bool) -> Result<u8> {
     let reference = repository(name)?;
     let credentials = credentials::for_pull(client, &reference).await?.keyring;
@@ -84,15 +84,15 @@ async fn pull_all(client: &Client, name: &str, platform: Option<String>, quiet: 
     Ok(code)
 }
 
-/// What a pull came to.
+/// The result of a pull.
 pub(crate) struct Pulled {
     name: String,
     digest: String,
-    /// Some of its layers were not here.
+    /// Whether any layer was missing before.
     is_newer: bool,
 }
 
-/// As people write it: without what goes without saying, but with the tag.
+/// The short form of a name, with its tag.
 fn familiar(name: &str) -> String {
     let Ok(reference) = name.parse::<Reference>() else { return name.to_owned() };
     match (reference.tag(), reference.digest()) {
@@ -109,7 +109,7 @@ pub(crate) async fn pull(
     platform: Option<String>,
     quiet: bool,
 ) -> Result<Pulled> {
-    // A name that is none is refused by the daemon, like any other mistake in it.
+    // The daemon reports a malformed name, with all other errors in it.
     let credentials = match reference.parse::<Reference>() {
         Ok(parsed) => credentials::for_pull(client, &parsed).await?.keyring,
         Err(_) => Keyring::new(),
@@ -138,7 +138,7 @@ async fn pull_with(
     Err(Error::unavailable("the daemon stopped telling how the pull goes; pull again to take it up"))
 }
 
-/// In Docker's words.
+/// Shows a step, as Docker does.
 fn show(progress: &mut Progress, step: PullStep) {
     match step {
         PullStep::Resolved { name, digest } => progress.say(&format!("Pulling {name} ({digest})")),

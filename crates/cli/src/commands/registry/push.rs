@@ -1,4 +1,4 @@
-//! Pushing, and how its blobs go along.
+//! `push`: pushes an image and shows the progress of its blobs.
 
 use api::engine::{Follow, ImageCall, PushStep};
 use clap::Args;
@@ -13,24 +13,24 @@ use crate::progress::Progress;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Every platform of the image; without it those that are here
+    /// Push every platform of the image; by default those that are present
     #[arg(long)]
     all_platforms: bool,
-    /// These platforms alone
+    /// Push only these platforms
     #[arg(long, value_delimiter = ',', conflicts_with = "all_platforms")]
     platform: Vec<String>,
-    /// The images here that refer to it too: signatures, lists of contents
+    /// Also push local images that refer to it, such as signatures and SBOMs
     #[arg(long)]
     referrers: bool,
-    /// Every tag that the repository, which is named without one, has here
+    /// Push every local tag of the repository, which is named without one
     #[arg(long, short)]
     all_tags: bool,
-    /// Without progress
+    /// Do not show progress
     #[arg(long, short)]
     quiet: bool,
     #[command(flatten)]
     _trust: TrustFlag,
-    /// A name with the registry in it; `hoist tag` gives an image one
+    /// The image's name, with the registry; `hoist tag` gives an image one
     image: String,
 }
 
@@ -44,7 +44,7 @@ pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-/// The names of a repository's images here. `NotFound` if there are none.
+/// The names of the repository's local images. `NotFound` if there are none.
 async fn tagged(client: &Client, name: &str) -> Result<Vec<String>> {
     let reference = repository(name)?;
     let call = ImageCall::List { filters: Vec::new(), all: false, tree: false, sizes: false };
@@ -64,7 +64,7 @@ async fn tagged(client: &Client, name: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// One of the images that the flags are of.
+/// Pushes one image, as the flags say.
 async fn push(client: &Client, image: &str, flags: &Flags) -> Result<u8> {
     let reference: Reference = image.parse()?;
     let credentials = credentials::for_pull(client, &reference).await?.keyring;
@@ -81,7 +81,7 @@ async fn push(client: &Client, image: &str, flags: &Flags) -> Result<u8> {
     while let Some(step) = answers.next::<PushStep>().await? {
         match step {
             PushStep::Done { name, digest, size } => {
-                // Of platforms that were chosen the others stay behind, whether they are here or not.
+                // With `--platform`, the other platforms are left out on purpose.
                 if !left_out.is_empty() && flags.platform.is_empty() {
                     eprintln!("Not pushed, because it is not here: {}", left_out.join(", "));
                 }
@@ -105,7 +105,7 @@ fn tag(name: &str) -> String {
     tag.unwrap_or_else(|| name.to_owned())
 }
 
-/// In Docker's words.
+/// Shows a step, as Docker does.
 fn show(progress: &mut Progress, step: PushStep) {
     match step {
         PushStep::Blobs { blobs } => progress.expect(blobs),

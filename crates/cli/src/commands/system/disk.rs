@@ -1,4 +1,4 @@
-//! `system df`: what uses the disk, by kinds, or one by one.
+//! `system df`: shows disk usage, by kind or for each object.
 
 use api::engine::Call;
 use clap::Args;
@@ -13,7 +13,7 @@ use crate::template;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Each image, container and volume
+    /// Show each image, container and volume
     #[arg(long, short)]
     verbose: bool,
     /// `json`, `table TEMPLATE`, or a template; with -v of one document with Images, Containers and Volumes
@@ -36,7 +36,7 @@ fn kinds(mut answer: Value, format: Option<&str>) -> Result<()> {
     for row in answer.as_array_mut().into_iter().flatten() {
         let number = |key: &str| row[key].as_u64().unwrap_or(0);
         let (bytes, reclaimable) = (number("SizeBytes"), number("ReclaimableBytes"));
-        // Of nothing there is no share.
+        // A share of zero bytes is undefined.
         let share = (reclaimable * 100).checked_div(bytes).map(|share| format!(" ({share}%)"));
         row["Size"] = size(bytes).into();
         row["Reclaimable"] = format!("{}{}", size(reclaimable), share.unwrap_or_default()).into();
@@ -49,7 +49,7 @@ fn kinds(mut answer: Value, format: Option<&str>) -> Result<()> {
         ("RECLAIMABLE", |row| text(row, "Reclaimable")),
     ];
     rows(list(&answer), columns, format)?;
-    // What is not on disk and would be.
+    // Bytes that recipes replace: blobs that are made again on demand.
     let saved: u64 = list(&answer).iter().filter_map(|row| row["SavedBytes"].as_u64()).sum();
     if format.is_none_or(str::is_empty) && saved > 0 {
         println!("\nRecipes save {}", size(saved));
@@ -97,14 +97,14 @@ fn each(mut answer: Value, format: Option<&str>) -> Result<()> {
     }
     for row in answer["Containers"].as_array_mut().into_iter().flatten() {
         container::show(row, &listing);
-        // Its image's is the image's.
+        // The image's size is shown with the image.
         row["Size"] = bytes(row, "SizeRw");
     }
     for row in answer["Volumes"].as_array_mut().into_iter().flatten() {
         row["Size"] = bytes(row, "SizeBytes");
         row["Links"] = text(row, "Links").into();
     }
-    // Nothing is built here.
+    // Hoist builds no images.
     answer["BuildCache"] = json!([]);
     match format {
         None | Some("" | "table") => {

@@ -1,4 +1,4 @@
-//! `events`: what happens, a line each.
+//! `events`: prints events, one on each line.
 
 use api::engine::{Events, Follow, Happened};
 use clap::Args;
@@ -14,10 +14,10 @@ pub(crate) struct Flags {
     /// container=, event=, image=, label=KEY[=VALUE], network=, volume=, type=container|image|network|volume
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
-    /// Also what happened since: a duration such as 10m, a time, or seconds since 1970
+    /// Also earlier events since then: a duration such as 10m, a time, or seconds since 1970
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     since: Option<String>,
-    /// Not what happens after it
+    /// Only events until then
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     until: Option<String>,
     /// `json`, or a template
@@ -25,7 +25,7 @@ pub(crate) struct Flags {
     format: Option<String>,
 }
 
-/// Until it is broken off, the time has come, or the daemon ends.
+/// Prints events until `--until`, an interrupt, or the end of the daemon.
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let is_bounded = flags.until.is_some();
     let events = Events { filters: flags.filter, since: flags.since, until: flags.until };
@@ -40,7 +40,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     if is_bounded { Ok(0) } else { Err(Error::unavailable("the daemon stopped")) }
 }
 
-/// With the fields of an older time, which Docker still has.
+/// The event as JSON, with the older fields that Docker still sends.
 fn document(happened: &Happened) -> Value {
     let mut document = serde_json::to_value(happened).expect("plain data");
     let Happened { action, actor, .. } = happened;
@@ -50,7 +50,7 @@ fn document(happened: &Happened) -> Value {
     document
 }
 
-/// As Docker writes it.
+/// The event as Docker prints it.
 fn line(happened: &Happened) -> String {
     let nanos = u32::try_from(happened.time_nano.rem_euclid(1_000_000_000)).unwrap_or(0);
     let time = Timestamp { seconds: happened.time, nanos };

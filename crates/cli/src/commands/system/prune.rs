@@ -1,4 +1,4 @@
-//! `prune`: of containers, and of all at once.
+//! `prune`: of containers, and of all kinds of objects.
 
 use api::engine::{Call, ImageCall, VolumeCall};
 use clap::Args;
@@ -11,13 +11,13 @@ use crate::output::{said, size};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Images with names too, if no container was made from them
+    /// Also images with names, if no container was made from them
     #[arg(long, short)]
     all: bool,
-    /// Volumes without a name too, if no container uses them
+    /// Also anonymous volumes, if no container uses them
     #[arg(long)]
     volumes: bool,
-    /// Without asking
+    /// Do not ask for confirmation
     #[arg(long, short)]
     force: bool,
     /// until=TIME|AGE, label=KEY[=VALUE], label!=KEY[=VALUE]
@@ -27,7 +27,7 @@ pub(crate) struct Flags {
 
 #[derive(Args)]
 pub(crate) struct OfContainers {
-    /// Without asking
+    /// Do not ask for confirmation
     #[arg(long, short)]
     force: bool,
     /// until=TIME|AGE, label=KEY[=VALUE], label!=KEY[=VALUE]
@@ -46,7 +46,7 @@ pub(crate) async fn containers(client: &Client, flags: OfContainers) -> Result<u
     Ok(0)
 }
 
-/// Goes on after an error, which is no reason to keep the rest: somebody may need the room.
+/// Prunes each kind of object, and continues after an error: the user may need the disk space.
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { all, volumes, force, filter } = flags;
     let has = |keys: &[&str]| {

@@ -1,4 +1,4 @@
-//! What the two words of `cp` mean, and what the copy is called where it goes.
+//! Parses the two arguments of `cp`, and determines the name of the copy.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -8,13 +8,13 @@ use std::path::{Component, Path, PathBuf};
 
 use types::{Context, Error, Result};
 
-/// As many symlinks as the kernel follows (path_resolution(7)).
+/// The number of symlinks that are followed: the kernel's limit (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
 
-/// One of the words.
+/// One of the arguments.
 #[derive(Debug, PartialEq)]
 pub(super) enum End<'a> {
-    /// A path, or `-`.
+    /// A path on this machine, or `-`.
     Here(&'a str),
     Container {
         id: &'a str,
@@ -23,7 +23,7 @@ pub(super) enum End<'a> {
 }
 
 impl End<'_> {
-    /// What begins with `/` or `.` is a path, also if it has a colon.
+    /// Parses an argument. One that begins with `/` or `.` is a path, even with a colon.
     pub(super) fn parse(word: &str) -> End<'_> {
         match word.split_once(':') {
             Some((id, path)) if !id.is_empty() && !id.starts_with(['/', '.']) => End::Container { id, path },
@@ -32,37 +32,37 @@ impl End<'_> {
     }
 }
 
-/// Whether a path says that it is a directory.
+/// Whether the path's form says that it is a directory.
 fn means_directory(path: &str) -> bool {
     path.ends_with('/') || is_contents(path)
 }
 
-/// Whether what is in a directory is meant, and not the directory.
+/// Whether the path means the contents of a directory instead of the directory.
 pub(super) fn is_contents(path: &str) -> bool {
     path == "." || path.ends_with("/.")
 }
 
-/// What is copied.
+/// The source of a copy.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// What it is called in a directory that is there.
+    /// The name of the copy in an existing directory.
     pub(super) name: OsString,
     pub(super) is_directory: bool,
     pub(super) contents: bool,
 }
 
 impl Source {
-    /// In an archive that is no copy yet: `.` is the directory that it is unpacked in.
+    /// The name in the archive before it is renamed: `.` is the directory into which it is extracted.
     pub(super) fn own_name(&self) -> &OsStr {
         if self.contents || self.name == "/" { OsStr::new(".") } else { &self.name }
     }
 }
 
-/// Where a copy goes.
+/// The destination of a copy.
 #[derive(Debug)]
 pub(super) struct Target {
     path: PathBuf,
-    /// Whether a directory is there, or something else; none if nothing is.
+    /// Whether the path is a directory. `None` if nothing exists there.
     is_directory: Option<bool>,
     means_directory: bool,
 }
@@ -72,7 +72,7 @@ impl Target {
         Target { path: PathBuf::from(path), is_directory, means_directory: means_directory(path) }
     }
 
-    /// On this machine. What symlinks lead to is meant, also if it is not there.
+    /// A destination on this machine. Symlinks are followed, also if the path that they lead to does not exist.
     pub(super) fn here(path: &Path) -> Result<Target> {
         let means_directory = path.to_str().is_some_and(means_directory);
         let mut path = path.to_owned();
@@ -107,7 +107,7 @@ impl Target {
     }
 }
 
-/// The directory that a copy is made in, and its name there: `.` is the directory itself.
+/// The directory of the copy, and its name there: `.` is the directory itself.
 pub(super) fn place(source: &Source, target: Target) -> Result<(PathBuf, OsString)> {
     let Target { path, is_directory, means_directory } = target;
     if is_directory == Some(true) {
@@ -129,7 +129,7 @@ pub(super) fn place(source: &Source, target: Target) -> Result<(PathBuf, OsStrin
     Ok((folder, name))
 }
 
-/// What is copied from here: a name in a directory.
+/// A source on this machine: a name in a directory.
 pub(super) struct Local {
     pub(super) folder: OwnedFd,
     pub(super) name: OsString,
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// The table of `docker cp`'s documentation.
+    /// The cases of the table in `docker cp`'s documentation.
     #[test]
     fn copies_are_called_as_docker_calls_them() {
         let check = |from: &str, is_directory: bool, to: &str, there: Option<bool>| {
