@@ -1,11 +1,11 @@
-//! What a shell offers behind what is typed: commands and flags as they are defined, and of what is there, names.
+//! Shell completion: of commands and flags from their definitions, and of names from the daemon.
 //!
 //! ```text
 //! hoist completion bash ─▶ a script, which the shell reads once
 //! TAB ─▶ the script ─▶ HOIST_COMPLETE=bash hoist -- hoist stop w ─▶ which argument is it? ─▶ daemon ─▶ web worker
 //! ```
 //!
-//! No daemon is started for that, and one that does not answer at once is not waited for: then no names are offered.
+//! Completion never starts a daemon, and offers no names if the daemon does not answer at once.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -25,17 +25,17 @@ use crate::output::text;
 
 const PROGRAM: &str = "hoist";
 
-/// Has us answer a shell, whose name it is.
+/// The environment variable by which a shell asks for completions. Its value is the shell's name.
 const ASKS: &str = "HOIST_COMPLETE";
 
-/// How long somebody who typed waits for names.
+/// How long a user who presses Tab waits for names.
 const ANSWER_MAX: Duration = Duration::from_millis(500);
 
-/// What an argument names.
+/// The kind of object that an argument names.
 #[derive(Clone, Copy)]
 enum Kind {
     Container,
-    /// A container that runs.
+    /// A running container.
     Running,
     Image,
     Volume,
@@ -44,7 +44,7 @@ enum Kind {
     Any,
 }
 
-/// What a shell reads to ask us from then on.
+/// The script that a shell loads to enable completion.
 pub(crate) fn script(shell: clap_complete::Shell) -> Result<Vec<u8>> {
     let name = shell.to_string();
     let shells = Shells::builtins();
@@ -57,7 +57,7 @@ pub(crate) fn script(shell: clap_complete::Shell) -> Result<Vec<u8>> {
     Ok(script)
 }
 
-/// Answers a shell. Whether it was one that asked.
+/// Answers a shell that asks for completions. Returns whether one did.
 pub(crate) fn answer(words: &[OsString]) -> clap::error::Result<bool> {
     if std::env::var_os(ASKS).is_none() {
         return Ok(false);
@@ -65,14 +65,14 @@ pub(crate) fn answer(words: &[OsString]) -> clap::error::Result<bool> {
     let address = address(words);
     let command = move || {
         let mut command = Cli::command();
-        // Rooms are empty until then.
+        // The nouns' commands are deferred: build them now.
         command.build();
         with_names(command, &address)
     };
     CompleteEnv::with_factory(command).var(ASKS).bin(PROGRAM).try_complete(words, None)
 }
 
-/// The daemon's socket: as it was typed, or as it would be without.
+/// The daemon's socket: the one on the command line that is completed, or the default.
 fn address(words: &[OsString]) -> String {
     let mut words = words.iter().filter_map(|word| word.to_str());
     while let Some(word) = words.next() {
@@ -99,7 +99,7 @@ fn with_names(command: Command, address: &str) -> Command {
     command.mut_args(offer).mut_subcommands(|command| with_names(command, address))
 }
 
-/// What an argument of a command names, told from how it is called.
+/// The kind of object that an argument of a command names, derived from the argument's id.
 fn kind(command: &str, arg: &Arg) -> Option<Kind> {
     if !arg.is_positional() {
         return None;
@@ -110,7 +110,7 @@ fn kind(command: &str, arg: &Arg) -> Option<Kind> {
             _ => Kind::Container,
         },
         "image" | "images" | "pattern" | "from" | "to" => Kind::Image,
-        // Of `cp` it is a path in a container.
+        // For `cp` it is a path in a container.
         "source" if command != "cp" => Kind::Image,
         "volumes" => Kind::Volume,
         "networks" => Kind::Network,
@@ -121,7 +121,7 @@ fn kind(command: &str, arg: &Arg) -> Option<Kind> {
 
 fn candidates(address: &str, kind: Kind, typed: &OsStr) -> Vec<CompletionCandidate> {
     let Some(typed) = typed.to_str() else { return Vec::new() };
-    // Whatever goes wrong is not said in the middle of what somebody types.
+    // An error message would appear in the middle of the user's command line.
     let names = names(address, kind).unwrap_or_default().into_iter();
     names.filter(|name| name.starts_with(typed)).map(CompletionCandidate::new).collect()
 }
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(address("hoist -- hoist --host /d stop"), "/d");
     }
 
-    /// Arguments are known by how they are called, so this is what new ones are to be called.
+    /// Arguments are recognized by their id, so a new one must use an id that `kind` knows.
     #[test]
     fn arguments_that_name_something_are_known() {
         let mut all = Cli::command();
@@ -186,7 +186,7 @@ mod tests {
         while let Some(room) = rooms.pop() {
             let positionals = room.get_positionals().filter(|arg| kind(room.get_name(), arg).is_none());
             unknown.extend(positionals.map(|arg| format!("{} {}", room.get_name(), arg.get_id())));
-            // Those that are hidden are completed by nobody.
+            // Hidden commands are not completed.
             rooms.extend(room.get_subcommands().filter(|room| !room.is_hide_set()).cloned());
         }
         unknown.sort();

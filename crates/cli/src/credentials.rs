@@ -1,7 +1,7 @@
-//! Who the user is to registries: found in the files and helpers of the user's session.
+//! The user's credentials for registries, from the files and helpers of the user's session.
 //!
-//! The daemon says by which names people log in to the hosts that it would ask; only those are looked up, and
-//! only what is found goes to the daemon, for one call.
+//! The daemon tells under which names credentials for the hosts that it would ask may be stored. The client looks up
+//! only these, and sends only what it finds, for one call.
 
 use std::collections::HashMap;
 use std::env::var_os;
@@ -13,23 +13,24 @@ use client::Client;
 use registry::{Credentials, DockerConfig, Found};
 use types::{Error, Reference, Result};
 
-/// The directory of Docker's file, where the command line names one.
+/// The directory of Docker's config.json, if the command line names one.
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Has logins looked for and kept in this directory from now on, whatever DOCKER_CONFIG says. The first counts.
+/// Uses this directory instead of DOCKER_CONFIG, to look up logins and to store them. Only the first call has an
+/// effect.
 pub(crate) fn keep_in(folder: PathBuf) {
     let _ = FOLDER.set(folder);
 }
 
-/// What goes to the daemon, and where it comes from.
+/// Credentials for a pull, and where they were found.
 #[derive(Default)]
 pub(crate) struct ForPull {
     pub(crate) keyring: Keyring,
-    /// For each host in the order of the daemon, where its credentials are kept.
+    /// For each host, in the daemon's order, where its credentials are stored.
     pub(crate) origins: Vec<Option<String>>,
 }
 
-/// The credentials for all hosts that may be asked for an image.
+/// The credentials for all hosts that the daemon may ask for an image.
 pub(crate) async fn for_pull(client: &Client, reference: &Reference) -> Result<ForPull> {
     let configs = configs()?;
     let registry = reference.host().to_owned();
@@ -59,7 +60,7 @@ pub(crate) async fn for_pull(client: &Client, reference: &Reference) -> Result<F
     Ok(found)
 }
 
-/// The registry that a person means: an address is as good as a name.
+/// The name of the registry that the user means: an address such as `https://HOST/v1/` is accepted for a name.
 pub(crate) fn registry_name(server: Option<&str>) -> Result<String> {
     let Some(server) = server else { return Ok("docker.io".into()) };
     let bare = server.strip_prefix("https://").or_else(|| server.strip_prefix("http://")).unwrap_or(server);
@@ -68,7 +69,7 @@ pub(crate) fn registry_name(server: Option<&str>) -> Result<String> {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",
         other => other,
     };
-    // A name that can stand before an image is one of a registry.
+    // It is a registry's name if the parser takes it for the host of an image.
     match format!("{host}/x").parse::<Reference>() {
         Ok(reference) if reference.host() == host => Ok(host.to_owned()),
         _ => Err(Error::invalid_argument(format!(
@@ -77,7 +78,7 @@ pub(crate) fn registry_name(server: Option<&str>) -> Result<String> {
     }
 }
 
-/// Where logins are kept.
+/// The path of Docker's config.json, where logins are stored.
 pub(crate) fn docker_file() -> Result<PathBuf> {
     let named = || var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let folder = FOLDER.get().cloned().or_else(named);
@@ -88,7 +89,7 @@ pub(crate) fn docker_file() -> Result<PathBuf> {
     Ok(folder.join("config.json"))
 }
 
-/// Docker's variable, Docker's file, and those of podman. The first that has something counts.
+/// The sources of credentials: Docker's variable, Docker's file, podman's files. The first with an entry is used.
 fn configs() -> Result<Vec<DockerConfig>> {
     let mut configs = Vec::new();
     if let Some(text) = std::env::var("DOCKER_AUTH_CONFIG").ok().filter(|text| !text.is_empty()) {

@@ -1,12 +1,12 @@
-//! `ctr`: the command line that scripts for containerd call, over containerd's own API.
+//! `ctr`: a command line compatible with containerd's `ctr`, for scripts, over containerd's API.
 //!
 //! ```text
-//! words ─▶ [`command`] (a table of nouns and verbs) ─▶ one file a noun ─▶ gRPC ─▶ the columns that scripts know
+//! words ─▶ [`command`] (a table of nouns and verbs) ─▶ one file for each noun ─▶ gRPC ─▶ columns that scripts parse
 //! ```
 //!
-//! It does what containerd's does and prints what that prints, but for white space in tables. What is missing here
-//! is refused with a name; nothing is passed over. Flags stand anywhere before `--`, but for `run`, `tasks exec` and
-//! `containers create`, where the first word that is no flag begins the container's words.
+//! It does and prints what containerd's `ctr` does, except for white space in tables. A command or flag that is missing
+//! here is refused by name; none is ignored. Flags may stand anywhere before `--`, except for `run`, `tasks exec` and
+//! `containers create`, where the first word that is no flag begins the container's own words.
 
 mod apparmor;
 mod checkpoint;
@@ -44,7 +44,7 @@ use command::{Command, Flag, What};
 
 use crate::output::said;
 
-/// containerd's place, and ours for machines that have nothing there.
+/// containerd's socket, and Hoist's for machines without that one.
 const ADDRESSES: [&str; 2] = ["/run/containerd/containerd.sock", "/run/hoist/hoist.sock"];
 
 const GLOBAL: &[Flag] = &[
@@ -103,7 +103,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor can be made");
     let outcome = runtime.block_on(call.run());
-    // A read of standard input may still stand; it must not keep us.
+    // A read of standard input may still block a thread; do not wait for it.
     runtime.shutdown_background();
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -114,7 +114,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Where the daemon is, when nobody says.
+/// The daemon's socket if no flag names one.
 fn default_address() -> String {
     if let Ok(address) = std::env::var("CONTAINERD_ADDRESS") {
         return address;

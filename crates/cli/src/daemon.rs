@@ -1,4 +1,4 @@
-//! Finding the daemon, and starting one where none listens.
+//! Connects to the daemon, and starts one if none listens.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -15,18 +15,19 @@ use crate::args::ADDRESS_DEFAULT;
 /// How long a new daemon may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// The most of a new daemon's log that is read for what it said.
+/// The most bytes of a new daemon's log that are searched for its error.
 const LOG_LEN_MAX: u64 = 1 << 20;
-/// A log of more bytes begins anew with the next daemon. Nobody rotates it, and `/run` is in memory.
+/// The size, in bytes, from which a log is truncated before the next daemon starts: no program rotates it, and `/run`
+/// is in memory.
 const OLD_LOG_LEN_MAX: u64 = 1 << 20;
-/// What a daemon says where there is another.
+/// The error text of a daemon that finds another one running.
 const GIVES_WAY: &str = "is in use by a running daemon";
 
-/// Set to keep us from starting one.
+/// The environment variable that prevents starting a daemon.
 const NO_AUTOSTART: &str = "HOIST_NO_AUTOSTART";
-/// The configuration of a daemon that we start.
+/// The environment variable with the configuration file of a daemon that this program starts.
 const CONFIG: &str = "HOIST_CONFIG";
-/// Where a unit of the daemon is (systemd.unit(5)): then its manager starts it, and starts it again.
+/// Paths of the daemon's unit (systemd.unit(5)). If one exists, systemd starts and restarts the daemon.
 const SERVICES: [&str; 4] = [
     "/etc/systemd/system/hoist.service",
     "/run/systemd/system/hoist.service",
@@ -34,7 +35,7 @@ const SERVICES: [&str; 4] = [
     "/usr/lib/systemd/system/hoist.service",
 ];
 
-/// Connects; where no daemon listens that we may start, starts one and says so.
+/// Connects to the daemon. If none listens and this program may start one, starts it and says so.
 pub(crate) async fn connect(address: &str) -> Result<Client> {
     let path = socket_path(address)?;
     match Client::connect(path).await {
@@ -46,7 +47,7 @@ pub(crate) async fn connect(address: &str) -> Result<Client> {
     }
 }
 
-/// The path of a socket, as people name one. `InvalidArgument` for what is reached otherwise.
+/// The path of a socket, given as a path or an address. `InvalidArgument` for other kinds of addresses.
 pub(crate) fn socket_path(address: &str) -> Result<&Path> {
     match address.split_once("://") {
         None => Ok(Path::new(address)),
@@ -58,13 +59,13 @@ pub(crate) fn socket_path(address: &str) -> Result<&Path> {
     }
 }
 
-/// What says whether a daemon is started at an address.
+/// The facts that decide whether a daemon is started.
 struct Surroundings {
     is_root: bool,
     is_told_not_to: bool,
     has_config: bool,
     is_usual_address: bool,
-    /// systemd has a unit of the daemon.
+    /// Whether systemd has a unit of the daemon.
     is_service: bool,
 }
 
@@ -79,8 +80,8 @@ impl Surroundings {
         }
     }
 
-    /// Why it is not for us to start a daemon, and who does, if it is not. One at an address of its own has a
-    /// configuration of its own, and another daemon in its place would show nothing of what it has.
+    /// The reason not to start a daemon, and who has to start it. A daemon at another address than the default has a
+    /// configuration of its own; one started in its place would not show its containers.
     fn why_not_start(&self) -> Option<&'static str> {
         if !self.is_root {
             return Some(match (self.is_usual_address, self.is_service) {
@@ -110,23 +111,24 @@ fn is_absent(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable)
 }
 
-/// A daemon that was started, and where its log was when it was.
+/// A daemon that this program started, and its log.
 struct Started {
     daemon: Child,
     log: File,
-    /// Where what it says begins.
+    /// The offset in the log at which its messages begin.
     log_begin: u64,
 }
 
 impl Started {
-    /// What it said last, if it has failed. One that gives way to another, which was started at the same time, has not.
+    /// Its last messages, if it has failed. Giving way to another daemon, which was started at the same time, is no
+    /// failure.
     fn failure(&mut self) -> Option<String> {
         match self.daemon.try_wait() {
             Ok(Some(ended)) if !ended.success() => {}
             _ => return None,
         }
         let mut said = Vec::new();
-        // What cannot be read says nothing.
+        // A log that cannot be read has no messages.
         let _ = self.log.seek(SeekFrom::Start(self.log_begin));
         let _ = (&mut self.log).take(LOG_LEN_MAX).read_to_end(&mut said);
         let said = String::from_utf8_lossy(&said);
@@ -157,20 +159,21 @@ fn start(address: &Path) -> Result<Started> {
     if let Some(config) = std::env::var_os(CONFIG) {
         command.arg("--config").arg(config);
     }
-    // A group of its own: what is typed at our terminal is not for it.
+    // A process group of its own, so that the terminal's signals do not reach it.
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone().context(what)?)
         .stderr(log)
         .process_group(0)
         .current_dir("/");
-    // It outlives us, and must not hold what was left open to us: a pipe whose end somebody waits for, a lock.
+    // The daemon outlives us: it must not inherit other file descriptors, such as a pipe whose end is awaited, or a
+    // lock.
     linux::process::keep_from_programs(3)?;
     Ok(Started { daemon: command.spawn().context(what)?, log: said, log_begin })
 }
 
-/// The log to append to, emptied if it became long. A daemon that another command has just started appends to it too,
-/// and so goes on behind what is left.
+/// Opens the log for appending, and truncates a long one. A daemon that another command has just started appends as
+/// well, and continues after the truncation.
 fn open_log(path: &Path) -> std::io::Result<File> {
     let log = File::options().create(true).append(true).open(path)?;
     if log.metadata()?.len() > OLD_LOG_LEN_MAX {
@@ -182,7 +185,7 @@ fn open_log(path: &Path) -> std::io::Result<File> {
 async fn wait(address: &Path, mut started: Started) -> Result<Client> {
     let begun = Instant::now();
     loop {
-        // Looked at first: whoever listens by then is found.
+        // Check for the exit first: then a daemon that listens by now is still found below.
         let failure = started.failure();
         match (Client::connect(address).await, failure) {
             (Err(error), Some(said)) if is_absent(&error) => {
@@ -246,7 +249,7 @@ mod tests {
         assert!(why(|around| around.is_told_not_to = true).unwrap().contains("HOIST_NO_AUTOSTART"));
         assert!(why(|around| around.is_usual_address = false).unwrap().contains("HOIST_CONFIG=FILE"));
         assert!(why(|around| around.is_service = true).unwrap().contains("systemctl start hoist"));
-        // Of others than root, whatever there is.
+        // If the user is not root, the advice is for root.
         assert!(why(|around| around.is_root = false).unwrap().contains("hoist command of root"));
         let of_a_service = why(|around| (around.is_root, around.is_service) = (false, true));
         assert!(of_a_service.unwrap().contains("as root: systemctl start hoist"));

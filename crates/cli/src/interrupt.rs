@@ -1,4 +1,4 @@
-//! Commands that are broken off by a signal and put away what they have made: pipes, and files that are not whole.
+//! Cancellation of commands by signals: a cancelled command removes its pipes and incomplete files.
 
 use std::ops::ControlFlow;
 
@@ -7,8 +7,8 @@ use types::Result;
 
 use crate::signals::Signals;
 
-/// Works until it is done or somebody breaks it off. Then the work is dropped, and the exit code is a shell's for the
-/// signal. The daemon ends its part as the connection goes.
+/// Runs `work` until it is done or a signal cancels it. The future is then dropped, and the exit code is 128 + the
+/// signal, as in a shell. The daemon cancels its part when the connection closes.
 pub(crate) async fn unless_interrupted(work: impl Future<Output = Result<u8>>) -> Result<u8> {
     let mut signals = Signals::listen(&[Signal::HUP, Signal::INT, Signal::TERM])?;
     match signals.unless_one_comes(work).await {

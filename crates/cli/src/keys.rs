@@ -1,6 +1,6 @@
-//! The keys that end a client and leave its container running, as Docker writes them: `ctrl-p,ctrl-q`.
+//! Detach keys, which end the client and leave the container running, in Docker's notation: `ctrl-p,ctrl-q`.
 //!
-//! What was typed of them is held back until it is known whether the rest follows.
+//! A typed prefix of the sequence is held back until the next key decides.
 
 use std::str::FromStr;
 
@@ -17,7 +17,7 @@ impl Default for DetachKeys {
 impl FromStr for DetachKeys {
     type Err = String;
 
-    /// Nothing is no keys at all.
+    /// Parses Docker's notation. An empty text means no sequence.
     fn from_str(text: &str) -> Result<DetachKeys, String> {
         let key = |word: &str| {
             let (control, name) = word.strip_prefix("ctrl-").map_or((false, word), |name| (true, name));
@@ -31,10 +31,10 @@ impl FromStr for DetachKeys {
     }
 }
 
-/// What stands between somebody who types and the container.
+/// The filter between the user's keys and the container.
 pub(crate) struct Sieve {
     keys: DetachKeys,
-    /// How many of the keys have been typed.
+    /// How many keys of the sequence have been typed.
     typed: usize,
 }
 
@@ -43,7 +43,7 @@ impl Sieve {
         Sieve { keys, typed: 0 }
     }
 
-    /// What of these bytes, and of those that were held back, goes on. True if the last key was among them.
+    /// Returns the bytes to pass on, including earlier ones that were held back, and whether the sequence is complete.
     pub(crate) fn pass(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
         let keys = &self.keys.0;
         let mut onward = Vec::with_capacity(typed.len());

@@ -1,15 +1,15 @@
-//! The command line: what people who know Docker type, over the daemon's API.
+//! The command line of `hoist`, with Docker's commands, over the daemon's API.
 //!
 //! ```text
 //! words ─▶ [`args`] ─▶ connect (or start a daemon) ─▶ [`commands`] ─▶ tables, bars, exit code
 //! ```
 //!
-//! - `commands`: a room for each noun; `parse` reads what stands in the values of flags.
-//! - `completion`: what shells offer while somebody types;
-//! - `credentials`: who the user is to registries;
-//! - `streams`: pipes and terminals of containers; `keys`: how to leave them; `signals`: which are theirs.
-//! - `ctr`: the same for scripts that know containerd's.
-//! - `output`: tables; `template`: the formats that people write.
+//! - `commands`: a module for each noun; `parse` reads values of flags.
+//! - `completion`: shell completion.
+//! - `credentials`: the user's credentials for registries.
+//! - `streams`: pipes and terminals of containers; `keys`: detach keys; `signals`: forwarded signals.
+//! - `ctr`: a command line compatible with containerd's `ctr`.
+//! - `output`: tables; `template`: Go templates of `--format`.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -57,7 +57,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
                 _ => error,
             };
             let is_help = !error.use_stderr();
-            // Broken pipes while printing help concern nobody.
+            // A failure to print the help, such as a closed pipe, is ignored.
             let _ = error.print();
             return ExitCode::from(if is_help {
                 0
@@ -71,7 +71,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor can be made");
     let outcome = runtime.block_on(commands::run(parsed));
-    // A read of standard input may still stand; it must not keep us.
+    // A read of standard input may still block a thread; do not wait for it.
     runtime.shutdown_background();
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -82,7 +82,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// The words, and what they mean: `--rm=true` is `--rm`, and `--rm=false` is nothing, as to programs written in Go.
+/// Parses the command line. `--rm=true` is rewritten to `--rm`, and `--rm=false` is removed, as Go programs understand
+/// both.
 fn parse_words(mut args: Vec<OsString>) -> (Vec<OsString>, clap::error::Result<args::Cli>) {
     loop {
         let parsed = args::Cli::try_parse_from(&args);
@@ -93,7 +94,7 @@ fn parse_words(mut args: Vec<OsString>) -> (Vec<OsString>, clap::error::Result<a
     }
 }
 
-/// The word that gives a switch a value, as clap complains of it, and what is to stand in its place.
+/// The position of the word that gives a switch a value, found by clap's error, and the word that replaces it.
 fn switch(error: &clap::Error, args: &[OsString]) -> Option<(usize, Option<OsString>)> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     let context = |kind| match error.get(kind) {
@@ -105,23 +106,23 @@ fn switch(error: &clap::Error, args: &[OsString]) -> Option<(usize, Option<OsStr
         ErrorKind::TooManyValues => {
             let value = context(ContextKind::InvalidValue)?;
             let word = is_on(value)?.then(|| flag.into());
-            // The first is the one: what is the container's own comes after.
+            // The first occurrence: later ones are arguments of the container's program.
             let at = args.iter().position(|arg| *arg == *format!("{flag}={value}"))?;
             Some((at, word))
         }
-        // After the letter of a switch nothing is known that begins with `=`.
+        // For `-d=false` clap reports an unknown flag `-=`.
         ErrorKind::UnknownArgument if flag == "-=" => letters(args),
         _ => None,
     }
 }
 
-/// The same of switches by their letters: `-d=false`, and of the last of `-it=true`.
+/// As [`switch`], for short flags: `-d=false`, and the last letter of `-it=true`.
 fn letters(args: &[OsString]) -> Option<(usize, Option<OsString>)> {
     args.iter().enumerate().find_map(|(at, arg)| {
         let (letters, value) = arg.to_str()?.split_once('=')?;
         let (others, _) = letters.char_indices().next_back().map(|(at, _)| letters.split_at(at))?;
         let is_on = is_on(value)?;
-        // What comes before has no such word, and so it is this one: `-e=true` gives a variable its name.
+        // The words before it parse, so this word is the mistake. `-e=true` is none: it sets the value of a flag.
         let error = args::Cli::try_parse_from(&args[..=at]).err()?;
         if error.kind() != clap::error::ErrorKind::UnknownArgument {
             return None;
@@ -131,7 +132,7 @@ fn letters(args: &[OsString]) -> Option<(usize, Option<OsString>)> {
     })
 }
 
-/// What Go takes for true and false.
+/// Parses a boolean as Go's `strconv.ParseBool`.
 fn is_on(value: &str) -> Option<bool> {
     match value {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -140,7 +141,7 @@ fn is_on(value: &str) -> Option<bool> {
     }
 }
 
-/// `hoist help WORDS` is `hoist WORDS --help`, as Docker's users know it.
+/// Rewrites Docker's `hoist help WORDS` to `hoist WORDS --help`.
 fn without_help_command(mut args: Vec<OsString>) -> Vec<OsString> {
     if args.get(1).is_some_and(|word| word == "help") {
         args.remove(1);
@@ -149,7 +150,7 @@ fn without_help_command(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
-/// What a command is told that is none by itself: what there is below it, as Docker tells it.
+/// The help of a noun that is given without a command, as Docker prints it.
 fn help_about(mut args: Vec<OsString>) -> clap::Error {
     args.push("--help".into());
     match args::Cli::try_parse_from(args) {
@@ -158,16 +159,16 @@ fn help_about(mut args: Vec<OsString>) -> clap::Error {
     }
 }
 
-/// Flags before a command whose value is the next word.
+/// The global flags whose value is the next word.
 pub const FLAGS_WITH_VALUES: [&str; 8] =
     ["-H", "--address", "--host", "--config", "-l", "--log-level", "-c", "--context"];
 
-/// Whether the command is `run` or `create`, by itself or below its noun, told from the words: also of those that are not
-/// understood.
+/// Whether the command is `run` or `create`, with or without the noun. Determined from the words, so that it also works
+/// for command lines that do not parse.
 fn is_run(args: &[OsString]) -> bool {
     let mut words = args.iter().skip(1);
     while let Some(word) = words.next() {
-        // Letters may share a dash: the last of them has the value.
+        // Short flags may share a dash; the last of them takes the value.
         let letters =
             word.to_str().and_then(|word| word.strip_prefix('-')).map(|word| word.trim_start_matches('D'));
         if FLAGS_WITH_VALUES.iter().any(|flag| word == flag) || matches!(letters, Some("H" | "l" | "c")) {
@@ -179,9 +180,9 @@ fn is_run(args: &[OsString]) -> bool {
     false
 }
 
-/// What Docker's users expect of `run`: 127 and 126 for a program that cannot be executed, 125 for the rest.
+/// Docker's exit codes of `run`: 127 and 126 if the program cannot be executed, 125 for other errors.
 fn run_code(error: &Error) -> u8 {
-    // The text too, since other runtimes than ours tell the reason in words only.
+    // By the text too, as other OCI runtimes report the reason only there.
     let text = error.chain();
     let says = |words: &[&str]| text.contains("exec: ") && words.iter().any(|word| text.contains(word));
     if says(&["no such file or directory", "executable file not found"]) {
@@ -193,7 +194,7 @@ fn run_code(error: &Error) -> u8 {
     }
 }
 
-/// One line for the cause, one for what to do.
+/// Prints the error, and on a second line what the user can do.
 fn print(error: &Error) {
     eprintln!("hoist: {}", output::said(error));
     let text = error.chain();

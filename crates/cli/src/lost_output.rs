@@ -1,8 +1,9 @@
-//! Output that cannot be written: whoever reads us may stop before its end (`hoist ps | head -1`), and a disk may be full.
+//! Failed writes to standard output: the reader may close the pipe early (`hoist ps | head -1`), and a disk may be
+//! full.
 //!
-//! SIGPIPE stays ignored, as the standard library has it: a daemon that ends, or a container that closes its
-//! input, would send the same signal, and end us without a word. So a failed write to standard output is
-//! looked for where the library reports it, in the panic of `println!`; whoever copies bytes asks [`code_of`].
+//! SIGPIPE stays ignored, as the standard library has it: a write to a daemon or container that closed its end would
+//! raise it too, and end us without a message. So failed writes are detected in the panic of `println!`. Code that
+//! copies bytes calls [`code_of`].
 
 use std::any::Any;
 use std::{io, panic, process};
@@ -10,10 +11,10 @@ use std::{io, panic, process};
 use rustix::io::Errno;
 use types::spelled;
 
-/// The exit code of a program that SIGPIPE ended, as shells tell it: what was asked for is perhaps not done.
+/// The exit code that a shell reports for a program ended by SIGPIPE: the command may be incomplete.
 const EXIT_CODE: u8 = 128 + 13;
 
-/// From now on a failed `println!` ends the program: quietly where nobody reads it, with an error else.
+/// Has a failed `println!` end the program: silently if the reader is gone, otherwise with an error message.
 pub(crate) fn end_without_panic(program: &'static str) {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |panic| match lost(panic.payload()) {
@@ -26,7 +27,7 @@ pub(crate) fn end_without_panic(program: &'static str) {
     }));
 }
 
-/// The exit code where bytes for a stream of ours could not be written, which is said unless nobody reads them.
+/// The exit code after a failed write to one of our streams. Prints the error unless the reader is gone.
 pub(crate) fn code_of(program: &str, error: &io::Error, stream: &str) -> u8 {
     if error.kind() == io::ErrorKind::BrokenPipe {
         return EXIT_CODE;
@@ -35,7 +36,7 @@ pub(crate) fn code_of(program: &str, error: &io::Error, stream: &str) -> u8 {
     1
 }
 
-/// Why a `println!` failed, if it was one that did.
+/// The error of a failed `println!`, if the panic is one.
 fn lost(panic: &dyn Any) -> Option<&str> {
     panic.downcast_ref::<String>()?.strip_prefix("failed printing to stdout: ")
 }

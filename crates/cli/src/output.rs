@@ -1,4 +1,4 @@
-//! Tables, sizes and ages, as Docker prints them.
+//! Tables, sizes and ages in Docker's format.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -12,10 +12,10 @@ use types::{Error, Result, Timestamp};
 
 use crate::template::Template;
 
-/// A column: its heading and how a row fills it.
+/// A column: its heading, and the function that makes a cell from a row.
 pub(crate) type Column = (&'static str, fn(&Value) -> String);
 
-/// Makes of the labels of a row what Docker's templates know: `{{.Labels}}` on one line, and `{{.Label "KEY"}}`.
+/// Replaces a row's labels by what Docker's templates use: `{{.Labels}}` on one line, and `{{.Label "KEY"}}`.
 pub(crate) fn show_labels(row: &mut Value) {
     let labels = row["Labels"].as_object().into_iter().flatten();
     let labels: Vec<String> =
@@ -24,7 +24,7 @@ pub(crate) fn show_labels(row: &mut Value) {
     row["Labels"] = labels.join(",").into();
 }
 
-/// Prints rows by a format: a table of columns without one, `json`, `table TEMPLATE` or a template.
+/// Prints rows in a format: a table of columns by default, `json`, `table TEMPLATE` or a template.
 pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> Result<()> {
     match format {
         None | Some("" | "table") => table(rows, columns),
@@ -43,7 +43,7 @@ pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> 
     Ok(())
 }
 
-/// Whether a format is a template with a field. What is wrong with it is told when it is filled.
+/// Whether a format is a template that uses a field. Errors in the template are reported when it is filled.
 pub(crate) fn names_field(format: &str, field: &str) -> bool {
     let is_named = Cell::new(false);
     let note = |name: &str| {
@@ -54,13 +54,13 @@ pub(crate) fn names_field(format: &str, field: &str) -> bool {
     template.is_ok_and(|template| template.headings(&note).is_ok()) && is_named.get()
 }
 
-/// A table whose lines a template makes, with tabs between the cells.
+/// Prints a table whose rows a template makes, with tabs between cells.
 fn table_of(rows: &[Value], template: &Template, columns: &[Column]) -> Result<()> {
     let headings = template.headings(&|field| heading(field, columns))?;
     let headings: Vec<&str> = headings.split('\t').collect();
     let cells = rows.iter().map(|row| {
         let mut cells: Vec<String> = template.fill(row)?.split('\t').map(str::to_owned).collect();
-        // As many as there are headings, whatever stands in the fields.
+        // The number of headings decides, even if a field's value has tabs.
         cells.resize(headings.len(), String::new());
         Ok(cells)
     });
@@ -69,7 +69,7 @@ fn table_of(rows: &[Value], template: &Template, columns: &[Column]) -> Result<(
     Ok(())
 }
 
-/// A field's heading, as Docker's tables have it.
+/// The heading of a field in Docker's tables.
 fn heading(field: &str, columns: &[Column]) -> String {
     let own = match field {
         "ID" => columns.iter().map(|(own, _)| *own).find(|own| own.ends_with(" ID")).unwrap_or("ID"),
@@ -98,7 +98,7 @@ fn table(rows: &[Value], columns: &[Column]) {
 
 /// Prints rows of cells below their headings.
 pub(crate) fn grid(headings: &[&str], cells: &[Vec<String>]) {
-    // A row is a line, whatever others have named things.
+    // Escape control characters, so that names of others cannot break the line.
     let cells: Vec<Vec<Cow<'_, str>>> =
         cells.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |at: usize| {
@@ -114,7 +114,8 @@ pub(crate) fn grid(headings: &[&str], cells: &[Vec<String>]) {
     cells.iter().for_each(|row| line(row));
 }
 
-/// A text of others on one line and without power over a terminal: control characters as `\x1b`, or `\u{85}` beyond ASCII.
+/// A text with control characters escaped, as `\x1b`, or `\u{85}` beyond ASCII, so that it stays on its line and cannot
+/// control the terminal.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return text.into();
@@ -131,13 +132,13 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// What an error says, on as many lines as it has and without power over a terminal: names in it may come from an
-/// image, a registry, or whoever runs in a container.
+/// An error's message, with control characters escaped except newlines: names in it may come from an image, a registry
+/// or a container.
 pub(crate) fn said(error: &Error) -> String {
     error.chain().split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
-/// A text in quotes, as `strconv.Quote` of Go writes it.
+/// A text in quotes, as Go's `strconv.Quote` writes it.
 pub(crate) fn quoted(text: &str) -> String {
     let mut shown = String::with_capacity(text.len() + 2);
     shown.push('"');
@@ -159,14 +160,14 @@ pub(crate) fn quoted(text: &str) -> String {
     shown
 }
 
-/// Control characters, blanks other than the one of ASCII, and those that only change how others are set.
+/// Whether a character has no glyph: control characters, blanks except the space, and formatting characters.
 fn is_invisible(letter: char) -> bool {
     let sets_others = matches!(letter, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}');
     letter.is_control() || (letter.is_whitespace() && letter != ' ') || sets_others
 }
 
-/// A bar of bytes on a terminal, of so many or of nobody knows how many; nothing elsewhere.
+/// A progress bar of bytes, of known or unknown length. Hidden with `quiet`, or if standard error is no terminal.
 pub(crate) fn bytes_bar(what: &'static str, len: Option<u64>, quiet: bool) -> ProgressBar {
     if quiet || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -180,7 +181,7 @@ pub(crate) fn bytes_bar(what: &'static str, len: Option<u64>, quiet: bool) -> Pr
     bar.with_style(style).with_message(what)
 }
 
-/// Text of a field; empty for none.
+/// The text of a field; empty for `null`.
 pub(crate) fn text(row: &Value, key: &str) -> String {
     match &row[key] {
         Value::Null => String::new(),
@@ -193,12 +194,12 @@ pub(crate) fn short(id: &str) -> String {
     id.strip_prefix("sha256:").unwrap_or(id).chars().take(12).collect()
 }
 
-/// `12.3MB`: powers of 1000, as Docker counts.
+/// A size in powers of 1000, as Docker prints it: `12.3MB`.
 pub(crate) fn size(bytes: u64) -> String {
     scaled(bytes as f64, 1000.0, &["B", "kB", "MB", "GB", "TB", "PB"])
 }
 
-/// `12.3MiB`: powers of 1024, for memory.
+/// A size in powers of 1024, for memory: `12.3MiB`.
 pub(crate) fn memory(bytes: u64) -> String {
     scaled(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
 }
@@ -221,7 +222,7 @@ fn scaled(mut number: f64, step: f64, units: &[&str]) -> String {
     format!("{text}{}", units[unit])
 }
 
-/// `3 minutes`, in words.
+/// An age in words: `3 minutes`.
 pub(crate) fn age(seconds: u64) -> String {
     let count =
         |number: u64, unit: &str| if number == 1 { format!("1 {unit}") } else { format!("{number} {unit}s") };
@@ -240,20 +241,20 @@ pub(crate) fn age(seconds: u64) -> String {
     }
 }
 
-/// How long ago a time in a field was.
+/// The age of a time in a field.
 pub(crate) fn since(row: &Value, key: &str) -> Option<String> {
     let time: Timestamp = row[key].as_str()?.parse().ok()?;
     Some(age(time.until(Timestamp::now()).as_secs()))
 }
 
-/// `2026-11-27 05:03:24 +0000 UTC`: a time in a field, as Docker's lists have it.
+/// A time in a field, as Docker's lists print it: `2026-11-27 05:03:24 +0000 UTC`.
 pub(crate) fn created_at(row: &Value) -> String {
     let text = text(row, "CreatedAt");
     let Ok(time) = text.parse::<Timestamp>() else { return text };
     Timestamp { nanos: 0, ..time }.to_string().replace('T', " ").replace('Z', " +0000 UTC")
 }
 
-/// `Up 3 minutes`, `Exited (0) 2 hours ago`.
+/// A container's status: `Up 3 minutes`, `Exited (0) 2 hours ago`.
 pub(crate) fn status(row: &Value) -> String {
     match row["State"].as_str() {
         Some("running") => {

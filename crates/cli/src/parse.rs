@@ -1,11 +1,11 @@
-//! What stands in the values of flags.
+//! Parsers of flags' values.
 
 use api::engine::{Mount, Port, Restart};
 use types::{Context as _, Error, Result};
 
-/// How a bind propagates (mount(8)).
+/// Options of a bind mount's propagation (mount(8)).
 const PROPAGATIONS: [&str; 6] = ["rprivate", "private", "rshared", "shared", "rslave", "slave"];
-/// What a file system in memory takes (tmpfs(5)), and how it is mounted.
+/// Options of a tmpfs (tmpfs(5)), and mount options.
 const TMPFS_FLAGS: [&str; 13] = [
     "ro",
     "rw",
@@ -23,7 +23,7 @@ const TMPFS_FLAGS: [&str; 13] = [
 ];
 const TMPFS_KEYS: [&str; 7] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
 
-/// `512m`: bytes, in powers of 1024.
+/// Parses a size such as `512m`: bytes, with units in powers of 1024.
 pub(crate) fn bytes(text: &str) -> Result<i64> {
     let bytes = stdx::bytes(text).and_then(|bytes| i64::try_from(bytes).ok());
     bytes.ok_or_else(|| {
@@ -31,14 +31,14 @@ pub(crate) fn bytes(text: &str) -> Result<i64> {
     })
 }
 
-/// Bytes of memory and swap together; -1 is no limit.
+/// Parses the limit of memory and swap together, in bytes; -1 is unlimited.
 pub(crate) fn swap(text: &str) -> Result<i64> {
     if text == "-1" { Ok(-1) } else { bytes(text) }
 }
 
-/// `1.5` processors, in thousandths. None is no limit, as with Docker.
+/// Parses a number of processors such as `1.5`, in thousandths. Zero is unlimited, as with Docker.
 pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
-    // The kernel takes a thousandth of a second in each tenth at least (`cpu.cfs_quota_us`).
+    // The kernel's minimum quota is 1 ms in a period of 100 ms (`cpu.cfs_quota_us`).
     let number = text.parse::<f64>().ok().filter(|number| *number == 0.0 || (0.01..1e6).contains(number));
     let number = number.ok_or_else(|| {
         Error::invalid_argument(format!(
@@ -48,13 +48,14 @@ pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
     Ok((number * 1000.0) as u64)
 }
 
-/// Labels of a command line: `KEY=VALUE`, or a key alone.
+/// Labels of a command line: `KEY=VALUE`, or `KEY` with an empty value.
 pub(crate) fn label_words(words: &[String]) -> impl Iterator<Item = (String, String)> {
     let pairs = words.iter().map(|word| word.split_once('=').unwrap_or((word, "")));
     pairs.map(|(key, value)| (key.to_owned(), value.to_owned()))
 }
 
-/// Labels of a file, as Docker reads it: blanks before a key do not count, those of a value do, and a key alone is none.
+/// Labels of a file, as Docker reads it: blanks before a key are ignored, those in a value kept. A key alone is
+/// ignored.
 pub(crate) fn labels(content: &str) -> Result<Vec<(String, String)>> {
     let content = content.strip_prefix('\u{feff}').unwrap_or(content);
     let lines =
@@ -72,14 +73,14 @@ pub(crate) fn labels(content: &str) -> Result<Vec<(String, String)>> {
     Ok(labels)
 }
 
-/// For flags of Docker's that have nothing to do here: whatever is said with one is refused, for this reason.
+/// A parser for a Docker flag that Hoist does not support: every value is refused, for this reason.
 pub(crate) fn refused(
     why: &'static str,
 ) -> impl Fn(&str) -> std::result::Result<String, &'static str> + Clone {
     move |_| Err(why)
 }
 
-/// As [`refused`], but for values that say what is so anyway.
+/// As [`refused`], but accepts values that are the default anyway.
 pub(crate) fn refused_but(
     known: &'static [&'static str],
     why: &'static str,
@@ -87,9 +88,9 @@ pub(crate) fn refused_but(
     move |value| if known.contains(&value) { Ok(value.to_owned()) } else { Err(why) }
 }
 
-/// Seconds to wait; as with Docker, any below zero are no end of waiting.
+/// Parses seconds to wait. As with Docker, a negative number means no timeout.
 pub(crate) fn seconds(text: &str) -> std::result::Result<u64, std::num::ParseIntError> {
-    // More than a machine is up.
+    // Longer than any machine runs.
     const WITHOUT_END: u64 = i32::MAX as u64;
     text.parse::<i64>().map(|seconds| u64::try_from(seconds).unwrap_or(WITHOUT_END))
 }
@@ -111,7 +112,7 @@ pub(crate) fn restart(text: &str) -> Result<Restart> {
     }
 }
 
-/// `[[IP:]HOST:]PORT[/PROTOCOL]`, each port possibly a range; one of several may be asked for.
+/// Parses `[[IP:]HOST:]PORT[/PROTOCOL]`. Each port may be a range; a host range for one port means any free port of it.
 pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
     let bad =
         || Error::invalid_argument(format!("invalid port {text:?}: expected [[IP:]HOST-PORT:]PORT[/udp]"));
@@ -122,7 +123,7 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
         None => ("", ""),
         Some(front) => front.rsplit_once(':').unwrap_or(("", front)),
     };
-    // Told here, before there is a container that will not start.
+    // Refused here, before a container is created that cannot start.
     let unfit = |why: String| Error::invalid_argument(format!("invalid port {text:?}: {why}"));
     if !host_ip.is_empty() && host_ip.parse::<std::net::Ipv4Addr>().is_err() {
         return Err(unfit(format!("{host_ip:?} is not an IPv4 address")));
@@ -136,9 +137,9 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
         if first == 0 || last < first { Err(bad()) } else { Ok((first, last)) }
     };
     let inside = range(inside)?;
-    // Zero is any port that is free, as for who binds a socket.
+    // As with bind(2), port zero is any free port.
     let outside = if matches!(outside, "" | "0") { None } else { Some(range(outside)?) };
-    // Several for one inside: any of them that is free.
+    // A host range for one container port: any free port of it.
     let last = outside.map(|(_, last)| last).filter(|_| inside.0 == inside.1);
     if last.is_none() && outside.is_some_and(|outside| outside.1 - outside.0 != inside.1 - inside.0) {
         return Err(Error::invalid_argument(format!(
@@ -155,12 +156,12 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
     Ok(each.collect())
 }
 
-/// `SOURCE:TARGET[:OPTIONS]`, or a target alone, which gets a volume without a name.
+/// Parses `SOURCE:TARGET[:OPTIONS]`, or `TARGET` alone for an anonymous volume.
 pub(crate) fn volume(text: &str) -> Result<Mount> {
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, options) = match parts[..] {
         [target] if target.starts_with('/') => ("", target, ""),
-        // An empty source is most likely a variable that is not set, and no wish for a volume without a name.
+        // An empty source is probably an unset variable, and no request for an anonymous volume.
         [source, target] if !source.is_empty() => (source, target, ""),
         [source, target, options] if !source.is_empty() => (source, target, options),
         _ => {
@@ -169,13 +170,13 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
             )));
         }
     };
-    // What a shell makes of `~` it has made by now: left over, as in `--volume=~/x`, it is no name either.
+    // The shell has expanded `~` by now. One that is left, as in `--volume=~/x`, is no valid name either.
     let is_path = source.starts_with(['/', '.']);
     let (mut read_only, mut further) = (false, Vec::new());
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => read_only = true,
-            // How files of a Mac come to it is nothing that matters here.
+            // Docker Desktop's options for the consistency of macOS files have no meaning here.
             "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
             "nocopy" if !is_path => further.push("nocopy".to_owned()),
             propagation if is_path && PROPAGATIONS.contains(&propagation) => {
@@ -200,7 +201,7 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
     })
 }
 
-/// `TARGET[:OPTIONS]`, with what a file system in memory takes.
+/// Parses `TARGET[:OPTIONS]` with the options of a tmpfs.
 pub(crate) fn tmpfs(text: &str) -> Result<Mount> {
     let (target, options) = text.split_once(':').unwrap_or((text, ""));
     let options: Vec<String> =
@@ -223,7 +224,7 @@ pub(crate) fn tmpfs(text: &str) -> Result<Mount> {
     Ok(Mount { kind, target: target.into(), options, ..Mount::default() })
 }
 
-/// `type=bind,source=/a,target=/b,readonly`
+/// Parses `type=bind,source=/a,target=/b,readonly`.
 pub(crate) fn mount(text: &str) -> Result<Mount> {
     let mut mount = Mount { kind: "volume".into(), ..Mount::default() };
     for pair in text.split(',') {
@@ -248,7 +249,7 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
                     mount.options.push("nocopy".to_owned());
                 }
             }
-            // Of machines whose files are on another.
+            // Docker Desktop's option has no meaning here.
             "consistency" => {}
             other => {
                 return Err(Error::invalid_argument(format!(
@@ -284,13 +285,13 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
     Ok(mount)
 }
 
-/// A file of `KEY=VALUE`, or of keys that have the values that they have here: one that has none is passed over. `flag` is for
-/// messages.
+/// Reads a file of `KEY=VALUE` lines. A key alone has its value in this environment, and is skipped if it has none.
+/// `flag` is for messages.
 pub(crate) fn env_file(flag: &str, file: &str) -> Result<Vec<String>> {
     let about = || format!("{flag}: read {file}");
     let content = std::fs::read_to_string(file).context(about)?;
     let content = content.strip_prefix('\u{feff}').unwrap_or(&content);
-    // Blanks at the end belong to the value.
+    // Trailing blanks belong to the value.
     let lines =
         content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let entry = |line: &str| match line.split('=').next() {
@@ -303,7 +304,8 @@ pub(crate) fn env_file(flag: &str, file: &str) -> Result<Vec<String>> {
     Ok(entries.collect::<Result<Vec<_>>>()?.into_iter().filter(|entry| entry.contains('=')).collect())
 }
 
-/// `KEY` alone takes our own value. Without one it stays as it is: what the image says of it does not count then.
+/// An environment entry. `KEY` alone gets its value in this environment; without one it stays, and unsets the image's
+/// variable.
 pub(crate) fn env(entry: &str) -> Result<String> {
     match entry.split_once('=') {
         Some(("", _)) => {

@@ -1,4 +1,4 @@
-//! How blobs come along: a bar for each on a terminal, a line for each that is done elsewhere.
+//! The progress of blobs: a bar for each on a terminal, otherwise a line for each that is complete.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -7,7 +7,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::output::short;
 
-/// On standard error, as what is on its way is nobody's input.
+/// Printed to standard error, so that progress never mixes with output that programs read.
 pub(crate) enum Progress {
     Quiet,
     Lines,
@@ -25,17 +25,17 @@ impl Progress {
         }
     }
 
-    /// Says something that is about no blob with a bar.
+    /// Prints a message, above the bars.
     pub(crate) fn say(&self, words: &str) {
         match self {
             Progress::Quiet => {}
             Progress::Lines => eprintln!("{words}"),
-            // A terminal that cannot be written to shows nothing.
+            // A failure to write to the terminal is ignored.
             Progress::Bars { all, .. } => drop(all.println(words)),
         }
     }
 
-    /// These blobs will come, of so many bytes.
+    /// Adds a bar for each blob, by its digest and size in bytes.
     pub(crate) fn expect(&mut self, expected: Vec<(String, u64)>) {
         let Progress::Bars { all, blobs } = self else { return };
         let style = ProgressStyle::with_template("{prefix}: {msg:<20} [{bar:30}] {bytes}/{total_bytes}")
@@ -49,7 +49,7 @@ impl Progress {
         }
     }
 
-    /// What happens to a blob now, and at which of its bytes if that is known.
+    /// Updates a blob's state, and its position in bytes if it is known.
     pub(crate) fn at(&self, digest: &str, words: &'static str, current: Option<u64>) {
         let Progress::Bars { blobs, .. } = self else { return };
         let Some(bar) = blobs.get(digest) else { return };
@@ -59,7 +59,7 @@ impl Progress {
         }
     }
 
-    /// How a blob ended.
+    /// Completes a blob.
     pub(crate) fn done(&self, digest: &str, words: impl Into<String>) {
         let words = words.into();
         let bar = match self {

@@ -1,4 +1,4 @@
-//! Signals that whoever stays with a process passes on to it, and that break off what comes before.
+//! Signals that an attached client forwards to the process, and that cancel the request before the process exists.
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
@@ -8,13 +8,13 @@ use rustix::process::Signal;
 use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
 use types::{Context, Result};
 
-/// Signals that are for the process, as Docker has it.
+/// The signals that are forwarded to a process with pipes, as Docker does.
 pub(crate) const TO_PIPES: [Signal; 6] =
     [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
-/// The keys of a terminal are the process's own, and the end of the terminal is ours alone.
+/// The signals that are forwarded to a process with a terminal: keys reach it as bytes, and the hangup is ours.
 pub(crate) const TO_A_TERMINAL: [Signal; 2] = [Signal::INT, Signal::TERM];
 
-/// Those that we listen for, from the first moment on.
+/// Listeners for signals, active from their creation on.
 pub(crate) struct Signals(Vec<(Signal, Listener)>);
 
 impl Signals {
@@ -33,8 +33,8 @@ impl Signals {
         .await
     }
 
-    /// Works until it is done or a signal comes. Then the work is dropped, and the exit code is a shell's for the signal. One
-    /// that comes as the work is done is kept for [`Signals::next`].
+    /// Runs `work` until it is done or a signal cancels it. The future is then dropped, and the exit code is a shell's
+    /// for the signal. A signal that arrives as the work is done is kept for [`Signals::next`].
     pub(crate) async fn unless_one_comes<T>(&mut self, work: impl Future<Output = T>) -> ControlFlow<u8, T> {
         tokio::select! {
             biased;
@@ -44,7 +44,7 @@ impl Signals {
     }
 }
 
-/// A shell's for whom a signal has ended.
+/// The exit code that a shell reports for a program ended by a signal.
 pub(crate) fn exit_code(signal: Signal) -> u8 {
     u8::try_from(128 + signal.as_raw()).unwrap_or(u8::MAX)
 }

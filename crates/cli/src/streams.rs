@@ -1,14 +1,15 @@
-//! The streams of a container that we are attached to: named pipes, and our terminal in raw mode.
+//! The streams of a container that this client is attached to: named pipes, and our terminal in raw mode.
 //!
 //! ```text
 //! our stdin ─▶ pipe ─▶ shim ─▶ container ─▶ shim ─┬▶ pipe ─▶ our stdout
 //!                                                └▶ pipe ─▶ our stderr
 //! ```
 //!
-//! The pipes lie in a folder that only we can enter, and go with us. Those of one who has gone can be joined by others.
+//! The pipes lie in a private folder and are deleted with it. Another client can attach to the pipes of one that has
+//! gone.
 //!
-//! The folder is beside the daemon's socket, where we may make one: that is a place which we and the daemon see alike, also from
-//! a service that has a `/tmp` of its own.
+//! The folder lies beside the daemon's socket, if we may create it there: this path means the same to us and to the
+//! daemon, even if the daemon's service has a private `/tmp`.
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
@@ -29,15 +30,15 @@ use types::{Context, Result};
 use crate::keys::{DetachKeys, Sieve};
 use crate::lost_output;
 
-/// A folder that only we can enter, deleted with all in it when dropped.
+/// A folder with mode 0700, deleted with its content when dropped.
 pub(crate) struct PrivateFolder {
     path: PathBuf,
-    /// Held, so that the daemon takes away what is left of those who were killed, and of nobody else.
+    /// A lock on the folder: the daemon deletes folders that no process has locked, as their client was killed.
     _lock: File,
 }
 
 impl PrivateFolder {
-    /// Makes it beside the socket of a daemon, or if we may not, where temporary files are.
+    /// Creates the folder beside the daemon's socket, or if that is not permitted, in the temporary directory.
     pub(crate) fn create(socket: &Path) -> Result<PrivateFolder> {
         let beside = socket.parent().and_then(|folder| std::path::absolute(folder).ok());
         match beside.map(|folder| PrivateFolder::create_in(&folder)) {
@@ -57,7 +58,7 @@ impl PrivateFolder {
         Ok(PrivateFolder { path, _lock: lock })
     }
 
-    /// Makes a named pipe in it.
+    /// Creates a named pipe in the folder.
     pub(crate) fn pipe(&self, name: &str) -> Result<PathBuf> {
         let path = self.path.join(name);
         mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
@@ -73,9 +74,9 @@ impl Drop for PrivateFolder {
     }
 }
 
-/// Opens an end of a pipe, whether or not somebody has the other.
+/// Opens an end of a pipe, whether or not the other end is open.
 pub(crate) fn open_pipe(path: &Path, flags: OFlags) -> Result<File> {
-    // Without the other end, a blocking open would wait for it.
+    // A blocking open would wait for the other end (fifo(7)).
     let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
     let file = File::from(opened.context(|| format!("open {}", path.display()))?);
@@ -83,15 +84,16 @@ pub(crate) fn open_pipe(path: &Path, flags: OFlags) -> Result<File> {
     Ok(file)
 }
 
-/// Before the first writer has come, a read would find the end.
+/// Waits until a writer has opened the pipe: before, a read would return the end of the file.
 pub(crate) fn wait_for_writer(pipe: &File) -> Result<()> {
     let mut fds = [PollFd::new(pipe, PollFlags::IN)];
     poll(&mut fds, None).map_err(io::Error::from).context(|| "wait for the daemon").map(drop)
 }
 
-/// The pipe for our input.
+/// The pipe of our input.
 enum Input {
-    /// Both its ends are ours until somebody reads it: to the shim it has a writer when it looks.
+    /// A pipe of our own. We hold both ends until the shim reads, so that the shim finds a writer when it opens the
+    /// pipe.
     Own {
         path: PathBuf,
         ends: File,
@@ -100,7 +102,7 @@ enum Input {
 }
 
 impl Input {
-    /// The writing end alone: what we write is refused from when nobody else reads it.
+    /// The writing end. Without our reading end, writes fail once no other process reads.
     fn writer(self) -> io::Result<pipe::Sender> {
         match self {
             Input::Own { path, ends } => {
@@ -113,28 +115,28 @@ impl Input {
     }
 }
 
-/// How our input came to its end.
+/// How our input ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fed {
     End,
-    /// The detach keys were typed.
+    /// The user typed the detach keys.
     Detached,
-    /// Nobody takes it.
+    /// No process reads the pipe.
     Refused,
 }
 
-/// Pipes to a process and from it.
+/// The pipes to and from a process.
 pub(crate) struct Attached {
-    /// Of pipes that we made; deleted when we are done with it.
+    /// The folder of pipes that we created.
     folder: Option<PrivateFolder>,
     stdin: Option<Input>,
     outputs: Vec<JoinHandle<()>>,
-    /// The first of our outputs that takes no more, and why.
+    /// The first of our outputs to which a write failed, and the error.
     lost: watch::Receiver<Option<Lost>>,
     pub(crate) streams: Streams,
 }
 
-/// An output of ours that takes no more.
+/// A failed write to one of our outputs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lost {
     errno: i32,
@@ -142,12 +144,12 @@ pub(crate) struct Lost {
 }
 
 impl Lost {
-    /// Whoever read it has left.
+    /// Whether the reader of our output has gone.
     pub(crate) fn is_unread(self) -> bool {
         self.errno == Errno::PIPE.raw_os_error()
     }
 
-    /// See [`lost_output::code_of`].
+    /// The exit code. See [`lost_output::code_of`].
     pub(crate) fn code(self, program: &str) -> u8 {
         let stream = match self.to {
             Out::Stdout => "standard output",
@@ -158,12 +160,13 @@ impl Lost {
 }
 
 impl Attached {
-    /// Makes the pipes in a folder and opens our ends.
+    /// Creates the pipes in a folder and opens our ends.
     pub(crate) fn prepare(folder: PrivateFolder, interactive: bool, tty: bool) -> Result<Attached> {
         Attached::prepare_some(folder, interactive, tty, [true, true])
     }
 
-    /// The same, of standard output and standard error those that are to be shown. A terminal has one for both.
+    /// As [`Attached::prepare`], with only those of standard output and standard error that are to be shown. A terminal
+    /// has one stream for both.
     pub(crate) fn prepare_some(
         folder: PrivateFolder,
         interactive: bool,
@@ -192,13 +195,14 @@ impl Attached {
         Ok(Attached { folder: Some(folder), stdin, outputs, lost, streams })
     }
 
-    /// Joins the pipes that another made. What is no pipe, or has nobody at its other end, is left out.
+    /// Attaches to the pipes of another client. A path that is no pipe, or has no process at the other end, is left
+    /// out.
     pub(crate) fn join(streams: Streams) -> Attached {
         let (tell, lost) = watch::channel(None);
         let copy = |path: &str, to: Out| {
             let from = open_pipe(Path::new(path), OFlags::RDONLY).ok()?;
             let tell = tell.clone();
-            // On a thread that waits: a pipe that is watched would not tell that its writer had gone before we came.
+            // On a blocking thread: polling a pipe does not report a writer that had gone before we opened it.
             Some(tokio::task::spawn_blocking(move || copy_joined(from, to, &tell)))
         };
         let outputs = [copy(&streams.stdout, Out::Stdout), copy(&streams.stderr, Out::Stderr)];
@@ -207,44 +211,44 @@ impl Attached {
         Attached { folder: None, stdin, outputs, lost, streams }
     }
 
-    /// Whether we made the pipes.
+    /// Whether we created the pipes.
     pub(crate) fn is_own(&self) -> bool {
         self.folder.is_some()
     }
 
-    /// Sends our standard input in, until it ends or the keys are typed, once somebody reads it.
+    /// Begins to copy our standard input to the process, until its end or the detach keys.
     pub(crate) fn feed(&mut self, keys: Option<DetachKeys>) -> Option<JoinHandle<Fed>> {
         let input = self.stdin.take()?;
         Some(tokio::spawn(async move { copy_in(input, keys).await.unwrap_or(Fed::Refused) }))
     }
 
-    /// Waits until everything that was written has been shown, or cannot be.
+    /// Waits until all output has been copied, or a write failed.
     pub(crate) async fn drain(self) -> Option<Lost> {
-        // A copy that broke down has shown what it could.
+        // A copy task that panicked has shown what it could.
         for output in self.outputs {
             let _ = output.await;
         }
         *self.lost.borrow()
     }
 
-    /// Waits until one of our outputs takes no more.
+    /// Waits until a write to one of our outputs fails.
     pub(crate) fn lost(&self) -> impl Future<Output = Lost> + use<> {
         let mut lost = self.lost.clone();
         async move {
             match lost.wait_for(Option::is_some).await.map(|lost| *lost) {
                 Ok(Some(lost)) => lost,
-                // All was copied.
+                // All output was copied without an error.
                 _ => std::future::pending().await,
             }
         }
     }
 
-    /// Leaves without waiting, as after a failure.
+    /// Stops without waiting for the rest of the output, as after a failure.
     pub(crate) fn abandon(self) {
         self.stop();
     }
 
-    /// Gives up waiting for somebody at the other ends.
+    /// Stops copying output.
     pub(crate) fn stop(&self) {
         self.outputs.iter().for_each(JoinHandle::abort);
     }
@@ -274,7 +278,7 @@ fn copy_joined(mut from: File, to: Out, tell: &watch::Sender<Option<Lost>>) {
     }
 }
 
-/// Whether an output of ours took the bytes. Else it is told why not.
+/// Writes bytes to our output. Returns whether it succeeded; an error is sent to `tell`.
 fn is_shown(bytes: &[u8], to: Out, tell: &watch::Sender<Option<Lost>>) -> bool {
     let written = match to {
         Out::Stdout => {
@@ -312,7 +316,7 @@ async fn copy_in(input: Input, keys: Option<DetachKeys>) -> io::Result<Fed> {
     }
 }
 
-/// Our terminal in raw mode, until dropped.
+/// Raw mode of our terminal, until dropped.
 pub(crate) struct Raw(Option<Termios>);
 
 impl Raw {
@@ -335,13 +339,13 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
-            // The terminal may be gone; then there is nothing to restore.
+            // If the terminal is gone, there is nothing to restore.
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
         }
     }
 }
 
-/// Rows and columns of our terminal.
+/// The rows and columns of our terminal.
 pub(crate) fn size() -> Option<(u16, u16)> {
     let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())).ok()?;
     (size.ws_row > 0).then_some((size.ws_row, size.ws_col))

@@ -1,13 +1,14 @@
-//! Go's templates, as Docker's users write them behind `--format`.
+//! Go templates, as in Docker's `--format`.
 //!
 //! ```text
 //! text ──parse──▶ nodes ──run, with a document──▶ text
-//!                            └ functions: Docker's (json, join, pad, …) and Go's own (eq, index, printf, …)
+//!                            └ functions: Docker's (json, join, pad, …) and Go's (eq, index, printf, …)
 //! ```
 //!
-//! Fields, variables, pipelines, `if`, `with`, `range`, `break`, comments and trim marks mean what they mean in Go's
-//! `text/template`, and values look as Go prints them. Two things are ours: a field that is not there is an error, which
-//! names those that are, unless names are data as those of labels are; and `define`, `block` and `template` are not known.
+//! Fields, variables, pipelines, `if`, `with`, `range`, `break`, comments and trim marks have the semantics of Go's
+//! `text/template`, and values print as in Go. There are two differences. A field that does not exist is an error that
+//! names the existing ones, except in maps of user data such as labels. `define`, `block` and `template` are not
+//! supported.
 
 mod functions;
 mod parse;
@@ -20,7 +21,7 @@ use types::{Error, Result};
 
 use self::parse::Node;
 
-/// What went wrong, without the template that it went wrong in.
+/// A result whose error is the reason, without the template's text.
 type Why<T> = std::result::Result<T, String>;
 
 pub(crate) struct Template {
@@ -34,18 +35,18 @@ impl Template {
         Ok(Template { text: text.to_owned(), nodes })
     }
 
-    /// Fills it from a document.
+    /// Executes the template with a document.
     pub(crate) fn fill(&self, data: &Value) -> Result<String> {
         run::fill(&self.nodes, data).map_err(|why| bad(&self.text, &why))
     }
 
-    /// What it says itself, with the heading of each field in the field's place.
+    /// The template's text, with the heading of each field instead of its value.
     pub(crate) fn headings(&self, of: &dyn Fn(&str) -> String) -> Result<String> {
         run::headings(&self.nodes, of).map_err(|why| bad(&self.text, &why))
     }
 }
 
-/// Fills a template from one document.
+/// Parses a template and executes it with a document.
 pub(crate) fn render(template: &str, data: &Value) -> Result<String> {
     Template::parse(template)?.fill(data)
 }

@@ -1,4 +1,4 @@
-//! Profiles of AppArmor: one that is loaded, or a default one that is loaded by the name that it is to have.
+//! AppArmor profiles of containers: a loaded one by its name, or the default profile, loaded under a given name.
 
 use std::fs;
 use std::io::Write as _;
@@ -9,15 +9,15 @@ use types::{Context, Error, Result};
 
 use super::command::Call;
 
-/// What the kernel has loaded, a line each: `NAME (MODE)` (apparmor(7)).
+/// The profiles that the kernel has loaded, one on each line: `NAME (MODE)` (apparmor(7)).
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
-/// Of AppArmor's tools. It compiles a profile and loads it (apparmor_parser(8)).
+/// AppArmor's tool that compiles and loads profiles (apparmor_parser(8)).
 const PARSER: &str = "apparmor_parser";
-/// Rules that a profile can take over where the machine has them (apparmor.d(5)).
+/// Files that the profile includes if the machine has them (apparmor.d(5)).
 const GLOBALS: (&str, &str) = ("/etc/apparmor.d/tunables/global", "#include <tunables/global>");
 const BASE: (&str, &str) = ("/etc/apparmor.d/abstractions/base", "#include <abstractions/base>");
 
-/// The profile that the container's first program is to have; empty is none.
+/// The profile of the container's first process. Empty is none.
 pub(super) fn profile(call: &Call) -> Result<String> {
     match (call.value("apparmor-profile"), call.value("apparmor-default-profile")) {
         (Some(_), Some(_)) => Err(Error::invalid_argument(
@@ -31,7 +31,7 @@ pub(super) fn profile(call: &Call) -> Result<String> {
     }
 }
 
-/// Loads the default profile unless one of its name is loaded. `NotFound` where the kernel has no AppArmor.
+/// Loads the default profile, unless a profile of this name is loaded. `NotFound` if the kernel has no AppArmor.
 fn load(name: &str) -> Result<()> {
     let is_word = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
     if !name.starts_with(|letter: char| letter.is_ascii_alphanumeric()) || !name.chars().all(is_word) {
@@ -44,7 +44,7 @@ fn load(name: &str) -> Result<()> {
     let has = |(path, include): (&str, &'static str)| Path::new(path).exists().then_some(include);
     let what = || format!("load it by {PARSER}");
     let mut command = Command::new(PARSER);
-    // Not into the cache of those that are loaded when the machine starts.
+    // Not into the cache of profiles that are loaded when the machine boots.
     command
         .args(["--replace", "--skip-cache"])
         .stdin(Stdio::piped())
@@ -52,7 +52,7 @@ fn load(name: &str) -> Result<()> {
         .stderr(Stdio::piped());
     let mut child = command.spawn().context(what)?;
     let text = text(name, has(GLOBALS), has(BASE));
-    // What it does not read it says why, below.
+    // If the parser exits early it reports the reason, which is returned below.
     let _unread = child.stdin.take().expect("a pipe").write_all(text.as_bytes());
     let output = child.wait_with_output().context(what)?;
     if output.status.success() {
@@ -62,19 +62,19 @@ fn load(name: &str) -> Result<()> {
     Err(Error::failed_precondition(format!("{}: {said}", what())))
 }
 
-/// What Docker and containerd keep containers from: what is the machine's in `/proc` and `/sys` is not written to, nothing is
-/// mounted, nobody outside is traced, and, as newer Dockers have it, the kernel's cryptography is not asked for anything.
+/// The default profile of Docker and containerd: no writes to host settings in `/proc` and `/sys`, no mounts, no
+/// tracing of processes outside, and, as in newer Dockers, no access to the kernel's cryptography.
 fn text(name: &str, globals: Option<&str>, base: Option<&str>) -> String {
     const PROC: &str = "@{PROC}";
     let mut rules: Vec<String> = base.iter().map(ToString::to_string).collect();
     rules.extend(["network,", "capability,", "file,", "umount,"].map(str::to_owned));
-    // Also by `socketcall` of 32-bit programs, into which filters of system calls cannot look (CVE-2026-31431).
+    // Also denied for `socketcall` of 32-bit programs, whose arguments seccomp filters cannot inspect (CVE-2026-31431).
     rules.push("deny network alg,".into());
     rules.push("signal (receive) peer=unconfined,".into());
     rules.push(format!("signal (send, receive) peer={name},"));
     rules.push(format!("ptrace (trace, read, tracedby, readby) peer={name},"));
     rules.push("deny mount,".into());
-    // Files below are those of processes and of the kernel's settings, of which namespaces have their own for some.
+    // Writes are allowed below /proc/PID, and below /proc/sys where namespaces have settings of their own.
     rules.push(format!("deny {PROC}/* w,"));
     rules.push(format!(
         "deny {PROC}/{{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9]*}}/** w,"
@@ -90,7 +90,7 @@ fn text(name: &str, globals: Option<&str>, base: Option<&str>) -> String {
     for path in ["firmware/**", "devices/virtual/powercap/**", "kernel/security/**"] {
         rules.push(format!("deny /sys/{path} rwklx,"));
     }
-    // Without AppArmor's own variables it has to be said what `/proc` is.
+    // Without AppArmor's tunables the variable has to be defined here.
     let head = globals.unwrap_or("@{PROC}=/proc/");
     format!(
         "{head}\nprofile {name} flags=(attach_disconnected,mediate_deleted) {{\n  {}\n}}\n",

@@ -1,9 +1,9 @@
-//! `ctr tasks checkpoint`: an image of a container as it runs, as containerd's clients put it together.
+//! `ctr tasks checkpoint`: an image of a running container, assembled as containerd's clients do.
 //!
 //! ```text
-//! index ─▶ what criu wrote, the container's spec        from the daemon
-//!      ├─▶ the image that it was made from
-//!      └─▶ the layer of what it has changed
+//! index ─▶ criu's archive, the container's spec          from the daemon
+//!      ├─▶ the container's image
+//!      └─▶ the layer of the container's changes
 //! ```
 
 use std::collections::BTreeMap;
@@ -56,8 +56,8 @@ pub(super) async fn checkpoint(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Does something while a container is held still, so that its memory and its files belong together. `ends` if it has
-/// no task afterwards.
+/// Runs `work` while the container is paused, so that the checkpoint's memory and files are consistent. `ends` if the
+/// task ends with the checkpoint.
 pub(super) async fn still<T>(
     connection: &Connection,
     id: &str,
@@ -77,7 +77,7 @@ pub(super) async fn still<T>(
     if !is_paused_already {
         let resume = connection.request(ResumeTaskRequest { container_id })?;
         let resumed = client.resume(resume).await.answer();
-        // One that has ended cannot go on, and need not.
+        // A task that has ended with the checkpoint cannot be resumed.
         if made.is_ok() && !ends {
             resumed?;
         }
@@ -85,7 +85,7 @@ pub(super) async fn still<T>(
     made
 }
 
-/// Gives the image's name, if it is one.
+/// Writes the checkpoint. Returns the name of the image, if it gets one.
 async fn write(
     connection: &Connection,
     container: &Container,
@@ -113,7 +113,7 @@ async fn write(
     Ok(Some(name))
 }
 
-/// What the runtime writes of a container's processes, and the container's spec.
+/// The descriptors of the archive of the container's processes, and of its spec, which the runtime writes.
 pub(super) async fn processes(
     connection: &Connection,
     container: &Container,
@@ -127,7 +127,7 @@ pub(super) async fn processes(
     Ok(tasks::client(connection).checkpoint(connection.request(request)?).await.answer()?.descriptors)
 }
 
-/// Stores the index of the parts, which keeps them.
+/// Stores the index of the parts, whose labels retain them.
 pub(super) async fn index(
     connection: &Connection,
     id: &str,
@@ -146,7 +146,7 @@ pub(super) async fn index(
     blob(connection, OCI_INDEX, &reference, index.to_string().as_bytes(), labels).await
 }
 
-/// Stores a blob, and describes it.
+/// Stores a blob and returns its descriptor.
 pub(super) async fn blob(
     connection: &Connection,
     media_type: &str,
@@ -159,7 +159,7 @@ pub(super) async fn blob(
     Ok(Wire { media_type: media_type.to_owned(), digest, size, ..Wire::default() })
 }
 
-/// The layer of what a container has changed.
+/// Stores the layer of a container's changes.
 pub(super) async fn changes(connection: &Connection, container: &Container) -> Result<Wire> {
     let (snapshotter, key) = (container.snapshotter.clone(), container.snapshot_key.clone());
     let stat = StatSnapshotRequest { snapshotter: snapshotter.clone(), key: key.clone() };
@@ -170,7 +170,7 @@ pub(super) async fn changes(connection: &Connection, container: &Container) -> R
         .await
 }
 
-/// The time as it may stand in a tag: no colons.
+/// The current time in a form that a tag may contain: without colons.
 fn stamp() -> String {
     let now = Timestamp::now().to_string();
     now.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect()

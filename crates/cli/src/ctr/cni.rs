@@ -1,14 +1,14 @@
-//! Networks by plugins (CNI): the network of a machine that comes first in `/etc/cni/net.d`, for containers of `ctr run --cni`.
+//! CNI networks, for `ctr run --cni`: the first network configuration in `/etc/cni/net.d`.
 //!
 //! ```text
 //! 10-mynet.conflist ─▶ plugins[0] ─result▶ plugins[1] ─▶ …      ADD; DEL goes the other way round
 //!                          │ stdin: its part, name, cniVersion, prevResult
 //!                          └ CNI_COMMAND CNI_CONTAINERID CNI_NETNS CNI_IFNAME CNI_PATH
-//! /var/lib/cni/results/NETWORK-CONTAINER-eth0     what was made, for whoever takes it down (libcni's format)
+//! /var/lib/cni/results/NETWORK-CONTAINER-eth0     the result, for the later DEL (libcni's cache format)
 //! ```
 //!
-//! As with containerd's clients, one network is made, its link in the container is `eth0`, and the container is known to
-//! plugins as `NAMESPACE-ID`. Variables of cnitool say where things are elsewhere: `NETCONFPATH`, `CNI_PATH`.
+//! As with containerd's clients, one network is attached, its interface in the container is `eth0`, and the container
+//! id for plugins is `NAMESPACE-ID`. The environment variables of cnitool override paths: `NETCONFPATH`, `CNI_PATH`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,26 +22,26 @@ use serde_json::{Map, Value, json};
 use types::{Context, Error, Result};
 
 const CONFIGS: &str = "/etc/cni/net.d";
-/// Where plugins are: as they come from their makers, and as Debian has them.
+/// Directories of plugins: the upstream default, and Debian's.
 const PLUGINS: &str = "/opt/cni/bin:/usr/lib/cni";
 const RESULTS: &str = "/var/lib/cni/results";
 const LINK: &str = "eth0";
 const KIND: &str = "cniCacheV1";
-/// What containerd's clients note of containers that have such a network.
+/// The container extension by which containerd's clients note a CNI network.
 const EXTENSION: &str = "ctr.cni-containerd.metadata";
 const EXTENSION_URL: &str = "github.com/containerd/containerd/v2/cmd/ctr/commands/NetworkMetaData";
 
-/// A network of this machine.
+/// A network configuration of this machine.
 pub(super) struct Network {
     name: String,
     version: String,
     plugins: Vec<Map<String, Value>>,
-    /// The file, as it was read.
+    /// The file's content.
     text: Vec<u8>,
     path: String,
 }
 
-/// Notes that a container has such a network, so that whoever ends it takes the network down.
+/// Notes in the container record that it has a CNI network, so that the client which ends it removes the network.
 pub(super) fn note(container: &mut Container) {
     let value = json!({ "EnableCni": true }).to_string().into_bytes();
     let note = Any { type_url: EXTENSION_URL.to_owned(), value };
@@ -54,7 +54,7 @@ pub(super) fn is_noted(container: &Container) -> bool {
     note.is_some_and(|note| note["EnableCni"] == true)
 }
 
-/// The container, as plugins know it.
+/// The container id for plugins.
 pub(super) fn container_id(namespace: &str, id: &str) -> String {
     format!("{namespace}-{id}")
 }
@@ -64,7 +64,7 @@ fn variable(name: &str, default: &str) -> String {
 }
 
 impl Network {
-    /// The first that the machine has, by the names of files.
+    /// The first network of the machine, by file name.
     pub(super) fn first() -> Result<Network> {
         Network::first_in(Path::new(&variable("NETCONFPATH", CONFIGS)), variable("CNI_PATH", PLUGINS))
     }
@@ -102,7 +102,7 @@ impl Network {
                 plugins.iter().filter_map(|plugin| plugin.as_object().cloned()).collect()
             }
             _ if is_list => return Err(bad("it has no list of plugins")),
-            // One plugin is a list of one.
+            // A configuration of one plugin is a list of one.
             _ => vec![document.clone()],
         };
         if plugins.is_empty() {
@@ -119,11 +119,11 @@ impl Network {
         Ok(Network { name, version, plugins, text, path })
     }
 
-    /// Makes the network in a namespace. What a failure leaves is taken down.
+    /// Attaches the network to a namespace. After a failure, what was set up is removed.
     pub(super) fn add(&self, container: &str, namespace: &str) -> Result<()> {
         let added = self.add_all(container, namespace);
         if added.is_err() {
-            // Why it was not made says more than what is left of it.
+            // The first error is the cause.
             let _ = self.remove(container, namespace);
         }
         added
@@ -154,7 +154,7 @@ impl Network {
         std::fs::write(&file, note.to_string()).context(about)
     }
 
-    /// Takes the network down. `namespace` is empty when it is gone.
+    /// Detaches the network. `namespace` is empty if it no longer exists.
     pub(super) fn remove(&self, container: &str, namespace: &str) -> Result<()> {
         let file = self.result_file(container);
         let note = std::fs::read(&file).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
@@ -162,12 +162,12 @@ impl Network {
         let mut failed = None;
         for plugin in self.plugins.iter().rev() {
             match self.call("DEL", plugin, container, namespace, result.as_ref()) {
-                // Some do not take a namespace that is gone for what it is.
+                // Some plugins fail if the namespace no longer exists.
                 Err(error) if !is_gone(&error, namespace) => failed = failed.or(Some(error)),
                 _ => {}
             }
         }
-        // With the note it can be tried again.
+        // Keep the cached result, so that DEL can be tried again.
         if let Some(error) = failed {
             return Err(error);
         }
@@ -183,7 +183,7 @@ impl Network {
         Path::new(RESULTS).join(format!("{}-{container}-{LINK}", self.name))
     }
 
-    /// Runs one plugin; what it writes is its result.
+    /// Runs a plugin and returns its result.
     fn call(
         &self,
         command: &str,
@@ -214,7 +214,7 @@ impl Network {
             .spawn()
             .context(about)?;
         let mut input = child.stdin.take().expect("stdin is a pipe");
-        // One that fails need not have read it; what it says counts.
+        // A plugin that fails may exit without reading; its output tells the error.
         let _ = input.write_all(Value::Object(config).to_string().as_bytes());
         drop(input);
         let ended = child.wait_with_output().context(about)?;
@@ -248,7 +248,7 @@ fn is_gone(error: &Error, namespace: &str) -> bool {
         || (words.contains("not found") && !error.is(types::ErrorKind::NotFound))
 }
 
-/// What a plugin says of its failure (CNI specification, "Error").
+/// The error that a plugin reports (CNI specification, "Error").
 fn refusal(kind: &str, command: &str, said: &[u8], status: &str) -> Error {
     let document: Value = serde_json::from_slice(said).unwrap_or_default();
     let word = |key: &str| document[key].as_str().unwrap_or_default().to_owned();

@@ -1,4 +1,4 @@
-//! Commands as tables, and command lines read by them: Go's flags, `-x v`, `--x v`, `--x=v`.
+//! Tables of commands, and a parser of command lines with Go's flags: `-x v`, `--x v`, `--x=v`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -15,12 +15,12 @@ use super::connection::Connection;
 pub(super) type Action = fn(Call) -> Pin<Box<dyn Future<Output = Result<u8>>>>;
 
 pub(super) struct Command {
-    /// With `|` between them; the first is the one that is shown.
+    /// Separated by `|`; the first is shown in help.
     pub(super) names: &'static str,
     pub(super) usage: &'static str,
     pub(super) about: &'static str,
     pub(super) flags: &'static [Flag],
-    /// Whether the words after the first belong to a program, flags among them too.
+    /// Whether the words after the first, including flags, belong to a program.
     pub(super) is_program: bool,
     pub(super) what: What,
 }
@@ -31,7 +31,7 @@ pub(super) enum What {
 }
 
 pub(super) struct Flag {
-    /// With `,` between them; the first is its key.
+    /// Separated by `,`; the first is the key.
     names: &'static str,
     has_value: bool,
     about: &'static str,
@@ -100,7 +100,7 @@ fn dashes(name: &str) -> &'static str {
     if name.len() == 1 { "-" } else { "--" }
 }
 
-/// A command line that was understood.
+/// A parsed command line.
 pub(super) struct Call {
     action: Action,
     flags: BTreeMap<&'static str, Vec<String>>,
@@ -170,7 +170,7 @@ pub(super) fn parse(root: &'static Command, words: Vec<String>) -> Result<Parsed
     }
 }
 
-/// A command line that is not understood: what is wrong, what may have been meant, and where there is more.
+/// The error of a malformed command line, with the nearest known name and where to find help.
 fn refused(path: &str, what: &str, near: Option<String>) -> Error {
     let hint = near.map(|name| format!(" (did you mean {name}?)")).unwrap_or_default();
     Error::invalid_argument(format!("{path}: {what}{hint}; see {path} --help"))
@@ -188,13 +188,13 @@ impl Call {
         }
     }
 
-    /// The daemon's own service, which does what containerd's clients do themselves.
+    /// Connects to Hoist's own service, for work that containerd's clients do themselves.
     pub(super) async fn engine(&self) -> Result<client::Client> {
         let address = self.value("address").map_or_else(super::default_address, str::to_owned);
         client::Client::connect(Path::new(address.strip_prefix("unix://").unwrap_or(&address))).await
     }
 
-    /// The daemon, asked in the namespace of the command line.
+    /// Connects to the daemon, with the namespace of the command line.
     pub(super) async fn connect(&self) -> Result<Connection> {
         let address = self.value("address").map_or_else(super::default_address, str::to_owned);
         let namespace = self.value("namespace").map(str::to_owned);
@@ -237,12 +237,12 @@ impl Call {
         self.value(flag).map(parse).transpose()
     }
 
-    /// The words after the flags.
+    /// The arguments that are no flags.
     pub(super) fn words(&self) -> &[String] {
         &self.words
     }
 
-    /// A word that has to be there.
+    /// The argument at `at`. `InvalidArgument` names `what` if it is missing.
     pub(super) fn word(&self, at: usize, what: &str) -> Result<&str> {
         self.words
             .get(at)
@@ -250,13 +250,13 @@ impl Call {
             .ok_or_else(|| Error::invalid_argument(format!("{what} must be provided; usage: {}", self.usage)))
     }
 
-    /// Words that have to be there, from one on.
+    /// The arguments from `at` on, at least one. `InvalidArgument` names `what` if they are missing.
     pub(super) fn words_from(&self, at: usize, what: &str) -> Result<&[String]> {
         self.word(at, what)?;
         Ok(&self.words[at..])
     }
 
-    /// `key=value` words as labels; a key without a value has `true`.
+    /// Parses `key=value` words as labels. A key alone has the value `true`.
     pub(super) fn labels(words: &[String]) -> BTreeMap<String, String> {
         let split = |word: &String| match word.split_once('=') {
             Some((key, value)) => (key.to_owned(), value.to_owned()),
@@ -288,7 +288,7 @@ mod tests {
         let parsed = call("-n k8s.io --address=/x i ls -q name==a name==b").unwrap();
         assert_eq!((parsed.value("namespace"), parsed.value("address")), (Some("k8s.io"), Some("/x")));
         assert!(parsed.is("quiet") && parsed.words() == ["name==a", "name==b"]);
-        // After words too, but not among a program's.
+        // Flags may follow words, except for a program's words.
         assert!(call("images rm a b --sync").unwrap().is("sync"));
         assert!(!call("images rm --sync=false a").unwrap().is("sync"));
         let run = call("run --rm -t --env A=1 -env B=2 image id sh -c --rm=false").unwrap();
@@ -321,7 +321,7 @@ mod tests {
             ("run --gpu 0 x y", "did you mean --gpus?"),
             ("images ls --namespace x", "flag --namespace is not known here"),
             ("--address", "needs a value"),
-            // And with the way out.
+            // The message has the full command for help.
             ("oci spec --bad", "flag --bad is not known here; see ctr oci spec --help"),
             ("images ls --quite", "(did you mean --quiet?); see ctr images list --help"),
             ("nonsense", "no command \"nonsense\" here; see ctr --help"),

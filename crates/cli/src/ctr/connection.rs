@@ -1,4 +1,4 @@
-//! The daemon, asked on behalf of a namespace.
+//! A connection to the daemon, with the namespace and lease of its calls.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use client::Channel;
 use tonic::{Code, Request, Response, Status};
 use types::{Error, Result};
 
-/// A channel to the daemon and the namespace that calls are made in.
+/// A channel to the daemon, and the namespace of calls.
 #[derive(Clone)]
 pub(super) struct Connection {
     channel: Channel,
     pub(super) namespace: String,
-    /// What calls make is added to this lease.
+    /// The lease to which calls add the objects that they create.
     lease: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl Connection {
         Ok(Connection { channel, namespace, lease: None })
     }
 
-    /// The same, with a lease for what is made.
+    /// The same connection, with a lease for created objects.
     pub(super) fn with_lease(&self, lease: &str) -> Connection {
         Connection { lease: Some(lease.to_owned()), ..self.clone() }
     }
@@ -42,7 +42,7 @@ impl Connection {
         self.channel.clone()
     }
 
-    /// A request of this namespace.
+    /// A request with the metadata of namespace and lease.
     pub(super) fn request<T>(&self, message: T) -> Result<Request<T>> {
         let mut request = Request::new(message);
         let value = |text: &str, what: &str| {
@@ -57,7 +57,7 @@ impl Connection {
     }
 }
 
-/// What a call answered.
+/// Converts the outcome of a call.
 pub(super) trait Answer<T> {
     fn answer(self) -> Result<T>;
 }
@@ -68,7 +68,7 @@ impl<T> Answer<T> for Result<Response<T>, Status> {
     }
 }
 
-/// A refusal with its class at the end, as Go's clients write it and scripts look for it.
+/// An error whose message ends with its class, as Go's clients print it and scripts look for it.
 pub(super) fn error(status: &Status) -> Error {
     let class = match status.code() {
         Code::InvalidArgument => "invalid argument",
@@ -86,12 +86,12 @@ pub(super) fn error(status: &Status) -> Error {
     Error::new(error.kind(), format!("{}: {class}", status.message()))
 }
 
-/// A part of an answer without which it means nothing.
+/// A required field of an answer. `Internal` if it is absent.
 pub(super) fn present<T>(part: Option<T>, what: &str) -> Result<T> {
     part.ok_or_else(|| Error::internal(format!("the daemon's answer has no {what}")))
 }
 
-/// Everything that a stream brings.
+/// All messages of a stream.
 pub(super) async fn all<T>(mut stream: tonic::Streaming<T>) -> Result<Vec<T>> {
     let mut messages = Vec::new();
     while let Some(message) = stream.message().await.map_err(|status| error(&status))? {

@@ -1,4 +1,4 @@
-//! `ctr containers`: records.
+//! `ctr containers`: container records.
 
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{
@@ -129,7 +129,7 @@ async fn delete(call: Call) -> Result<u8> {
     Ok(code)
 }
 
-/// Removes a container that does not run, with its tree.
+/// Removes a container that does not run, and unless `keep_snapshot` its snapshot.
 pub(super) async fn remove(connection: &Connection, id: &str, keep_snapshot: bool) -> Result<()> {
     let container = get(connection, id).await?;
     tasks::delete_stopped(connection, id).await?;

@@ -1,4 +1,4 @@
-//! `ctr content`: blobs, and blobs on their way in.
+//! `ctr content`: blobs and ingests.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -20,7 +20,7 @@ use crate::output::said;
 
 /// Bytes in one message of an ingest.
 const CHUNK_LEN: usize = 1 << 20;
-/// Messages that wait for the daemon.
+/// The number of messages that wait to be sent.
 const WAITING_MAX: usize = 4;
 
 pub(super) const VERBS: &[Command] = &[
@@ -112,7 +112,7 @@ const PRUNE_VERBS: &[Command] = &[Command::new(
     |call| Box::pin(prune_references(call)),
 )];
 
-/// By this, after the name of a reference to a blob, a document's label says that it keeps a layer.
+/// The infix of labels by which a document retains its layers; it follows the prefix of references to blobs.
 const LAYER: &str = ".l.";
 
 async fn prune_references(call: Call) -> Result<u8> {
@@ -146,7 +146,7 @@ async fn prune_references(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// A blob is never changed: what the editor leaves is another.
+/// Stores the edited content as a new blob, as blobs are immutable.
 async fn edit(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let digest = call.word(0, "digest")?;
@@ -163,7 +163,7 @@ async fn edit(call: Call) -> Result<u8> {
     let directory = PrivateDirectory::new()?;
     let file = directory.0.join("blob");
     std::fs::write(&file, &bytes).context(|| format!("write {}", file.display()))?;
-    // As a shell would: editors are often given with flags.
+    // Through a shell, as `$EDITOR` may have flags.
     let run =
         std::process::Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(&file).status();
     let status = run.context(|| format!("run the editor {editor:?}"))?;
@@ -178,13 +178,13 @@ async fn edit(call: Call) -> Result<u8> {
             .map_err(|error| Error::invalid_argument("what you wrote is no JSON").with_source(error))?;
     }
     let reference = format!("edit-{digest}-{}", std::process::id());
-    // Nothing refers to it yet, and what a person makes by hand stays until it is removed by hand.
+    // No object references the blob yet: a root label retains it until the user removes it.
     let labels = super::snapshots::root_label();
     table::lines([put(&connection, &reference, &edited, labels).await?]);
     Ok(0)
 }
 
-/// Stores a blob, and gives its digest. One that is there already is as good.
+/// Stores a blob and returns its digest. It may exist already.
 pub(super) async fn put(
     connection: &Connection,
     reference: &str,
@@ -220,7 +220,7 @@ pub(super) async fn put(
     }
 }
 
-/// A directory of ours alone, which goes when this is dropped.
+/// A directory with mode 0700, deleted when dropped.
 pub(super) struct PrivateDirectory(pub(super) std::path::PathBuf);
 
 impl PrivateDirectory {
@@ -237,7 +237,7 @@ impl PrivateDirectory {
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
-        // What is left there is the system's to clean.
+        // Files that cannot be deleted are left to the system's cleanup of temporary files.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -309,7 +309,7 @@ async fn get(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Writes a blob to where it is wanted.
+/// Writes a blob's content to `out`.
 pub(super) async fn copy(connection: &Connection, digest: &str, mut out: impl Write) -> Result<()> {
     let mut stream = open(connection, digest).await?;
     while let Some(message) = stream.message().await.map_err(|status| client::error(&status))? {
@@ -327,7 +327,7 @@ async fn open(
     service!(connection, content::content_client::ContentClient).read(request).await.answer()
 }
 
-/// A whole blob, which is a document and small.
+/// Reads a whole blob, which must be a small document.
 pub(super) async fn read(connection: &Connection, digest: &str) -> Result<Vec<u8>> {
     const DOCUMENT_LEN_MAX: usize = 8 << 20;
     let mut stream = open(connection, digest).await?;
@@ -360,11 +360,11 @@ async fn ingest(call: Call) -> Result<u8> {
             data,
             labels: [].into(),
         };
-        // Truncates what an earlier attempt left under the key.
+        // A write at offset 0 truncates what an earlier attempt left under the reference.
         let mut next = message(WriteAction::Write, 0, bytes::Bytes::new());
         loop {
             if messages.send(next).await.is_err() {
-                // The daemon ended the call, and its answer says why.
+                // The daemon ended the call: its answer has the reason.
                 return Ok(());
             }
             let mut buffer = vec![0; CHUNK_LEN];
@@ -385,7 +385,7 @@ async fn ingest(call: Call) -> Result<u8> {
         all(answers).await
     };
     tokio::pin!(reading, writing);
-    // Once the daemon has answered nothing more is read: what types to us may never end.
+    // Stop reading once the daemon has answered: a terminal as input may never end.
     let written = tokio::select! {
         written = &mut writing => written,
         read = &mut reading => match read {
@@ -394,7 +394,7 @@ async fn ingest(call: Call) -> Result<u8> {
         },
     };
     match written {
-        // The blob is there, which is what was asked for, as containerd's has it.
+        // As with containerd's, success: the blob exists.
         Err(error) if error.is(types::ErrorKind::AlreadyExists) => Ok(0),
         written => written.map(|_| 0),
     }

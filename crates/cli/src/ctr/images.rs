@@ -1,4 +1,4 @@
-//! `ctr images`: names, what is behind them, and where they are mounted.
+//! `ctr images`: image records, their content, and mounts of images.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -77,7 +77,7 @@ pub(super) const VERBS: &[Command] = &[
         "mount",
         "[flags] <ref> <target>",
         "mount an image",
-        // As there, nothing is pulled: flags for registries are taken for scripts' sake.
+        // As with containerd's, nothing is pulled; flags for registries are accepted for the sake of scripts.
         registry_flags![
             SNAPSHOTTER,
             Flag::switch("rw", "so that it can be written to"),
@@ -157,7 +157,7 @@ async fn listed(call: &Call, connection: &Connection) -> Result<Vec<Image>> {
     Ok(images)
 }
 
-/// Names alone, of which there may be many.
+/// The names of images. Lists are decoded lazily, as there may be many.
 async fn names(call: &Call, connection: &Connection) -> Result<Vec<String>> {
     let request = connection.request(ListImagesRequest { filters: call.words().to_vec() })?;
     let images = parts::list(connection.channel(), request).await.map_err(|status| error(&status))?;
@@ -192,15 +192,15 @@ async fn list(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// The part of an image that runs on one platform, as far as it is here.
+/// The content of an image for one platform, as far as it is present.
 pub(super) struct Tree {
-    /// The target, what leads to the manifest, its config and its layers.
+    /// The target, the documents between it and the manifest, the config, and the layers.
     needed: Vec<Descriptor>,
     missing: usize,
     missing_bytes: i64,
-    /// All that the index names, or the one of the config.
+    /// The platforms of all manifests of the index, or that of the config.
     platforms: Vec<Platform>,
-    /// The config's part about the program, and the name of the tree that the layers make.
+    /// The part of the config about the process, and the chain id of the layers.
     pub(super) config: Option<ExecConfig>,
     pub(super) chain_id: Option<String>,
 }
@@ -245,7 +245,7 @@ impl Tree {
             self.take(connection, layer.clone(), false).await?;
         }
         let Some(bytes) = bytes else { return Ok(()) };
-        // An artifact's config is whatever it likes.
+        // An artifact's config may have any content.
         let Ok(config) = image::parse_config(&bytes, manifest.layers.len()) else { return Ok(()) };
         if self.platforms.is_empty() {
             self.platforms.push(config.platform.clone());
@@ -255,7 +255,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Notes a blob that is needed, and reads it if it is a document and here.
+    /// Adds a needed blob. Returns its content if it is a document and present.
     async fn take(
         &mut self,
         connection: &Connection,
@@ -318,7 +318,7 @@ async fn check(call: Call) -> Result<u8> {
             image.name,
             target.media_type,
             target.digest,
-            // As there, the document that names the others is not counted.
+            // As with containerd's, the target is not counted.
             format!("{status} ({}/{})", there.saturating_sub(1), all - 1),
             format!("{}/{}", table::binary_size(here), table::binary_size(size)),
             unpacked.to_string(),
@@ -336,7 +336,7 @@ pub(super) async fn is_there(connection: &Connection, snapshotter: &str, key: &s
     Ok(found.unless_gone()?.is_some())
 }
 
-/// Our own service converts.
+/// Converts an image, by Hoist's own service.
 async fn convert(call: Call) -> Result<u8> {
     let (connection, source) = (call.connect().await?, call.word(0, "source ref")?);
     get(&connection, source).await?;
@@ -364,9 +364,9 @@ async fn tag(call: Call) -> Result<u8> {
     let source = get(&connection, call.word(0, "source ref")?).await?;
     for name in call.words_from(1, "target ref")? {
         let mut image = Image { name: name.clone(), ..source.clone() };
-        // As the daemon's transfers do, which containerd's asks for unless it is told not to: the name may be there
-        // already, and it has none of the source's labels. By some of those it would go when the source does, or be no
-        // reference to what it names.
+        // As the daemon's transfer service does, which containerd's `ctr` uses unless `--local` is given: an existing
+        // name is replaced, and labels are not copied. Some labels would have the collector remove the new image with
+        // the source, or no longer follow its references.
         if !call.is("local") {
             image.labels.clear();
         }
@@ -376,7 +376,7 @@ async fn tag(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Makes a record; with `replace` one that is there becomes another.
+/// Creates an image record; with `replace`, updates one that exists.
 pub(super) async fn put(connection: &Connection, image: Image, replace: bool) -> Result<()> {
     let create = CreateImageRequest { image: Some(image.clone()), source_date_epoch: None };
     match client(connection).create(connection.request(create)?).await.answer() {
@@ -393,7 +393,7 @@ async fn remove(call: Call) -> Result<u8> {
     let mut code = 0;
     let names = call.words_from(0, "image")?;
     for (at, name) in names.iter().enumerate() {
-        // One collection takes them all.
+        // One collection, with the last image, is enough.
         let sync = call.is("sync") && at + 1 == names.len();
         let request = DeleteImageRequest { name: name.clone(), sync, target: None };
         match client(&connection).delete(connection.request(request)?).await.answer() {
@@ -408,21 +408,21 @@ async fn remove(call: Call) -> Result<u8> {
     Ok(code)
 }
 
-/// As containerd's, says what it does on standard error, and goes on with the next where one cannot be removed.
+/// As containerd's, reports each step on standard error, and continues if an image cannot be removed.
 async fn prune(call: Call) -> Result<u8> {
     if !call.is("all") {
         eprintln!("ctr: no images pruned: images prune requires --all");
         return Ok(0);
     }
     let connection = call.connect().await?;
-    // Before containers: an image that comes after this stays, and so does that of a container which comes in between.
+    // List images before containers: then an image that is created meanwhile, or used by a new container, stays.
     let mut names = names(&call, &connection).await?;
     let request = connection.request(ListContainersRequest::default())?;
     let used = containers::client(&connection).list(request).await.answer()?.containers;
     let used: BTreeSet<String> = used.into_iter().map(|container| container.image).collect();
     names.retain(|name| !used.contains(name));
     for (at, name) in names.iter().enumerate() {
-        // One collection takes them all.
+        // One collection, with the last image, is enough.
         let sync = at + 1 == names.len();
         let request = DeleteImageRequest { name: name.clone(), sync, target: None };
         match client(&connection).delete(connection.request(request)?).await.answer().unless_gone() {
@@ -452,7 +452,8 @@ async fn label(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Each tree from the topmost down. Labels of the namespace choose no snapshotter for it, as with containerd's.
+/// Prints the usage of each snapshot, from the topmost down. As with containerd's, the namespace's label does not
+/// choose the snapshotter.
 async fn usage(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let name = call.word(0, "image")?;
@@ -480,7 +481,7 @@ async fn usage(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// The platform that a command line names, or this machine's.
+/// The platform on the command line, or this machine's.
 pub(super) fn platform(call: &Call) -> Result<Platform> {
     call.value("platform").filter(|text| !text.is_empty()).map_or_else(|| Ok(Platform::host()), str::parse)
 }
@@ -509,7 +510,7 @@ async fn mount(call: Call) -> Result<u8> {
     let mounted = linux::mount::mount_all(&own_mounts(mounts), Path::new(target));
     if let Err(error) = mounted {
         let request = RemoveSnapshotRequest { snapshotter, key: target.to_owned() };
-        // The first error counts.
+        // The first error is returned.
         let _ = snapshots::client(&connection).remove(connection.request(request)?).await;
         return Err(error);
     }
@@ -541,7 +542,7 @@ async fn unmount(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// What images of an index are for that do not say it there, as far as they are here.
+/// The platforms of manifests whose descriptors do not have them, read from their configs as far as these are present.
 pub(super) async fn told(connection: &Connection, index: &Index) -> Result<Platforms> {
     let look = async |digest: String| content::read(connection, &digest).await.unless_gone();
     Platforms::gather(index, |child| look(child.digest.to_string())).await

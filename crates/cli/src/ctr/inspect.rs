@@ -1,4 +1,4 @@
-//! `ctr images inspect`: an image as the tree of its documents.
+//! `ctr images inspect`: prints an image as a tree of its documents.
 //!
 //! ```text
 //! NAME
@@ -18,7 +18,7 @@ use super::connection::{Answer, Connection, service};
 use super::{content, events, images, table};
 use crate::output::printable;
 
-/// What stands before a document, and before all that is below it: of one that others follow, and of the last.
+/// The prefixes of a child's line, and of all lines below it: for a child with siblings after it, and for the last.
 const MIDDLE: (&str, &str) = ("├── ", "│   ");
 const LAST: (&str, &str) = ("└── ", "    ");
 
@@ -50,7 +50,7 @@ pub(super) async fn inspect(call: Call) -> Result<u8> {
         if with_content {
             show(&connection, &blob, &found, &format!("{below}{}", MIDDLE.1)).await?;
         }
-        // An index names whatever it likes, of any size: only what names others is read.
+        // An index may reference anything of any size: read only documents.
         if !is_document(&blob.media_type) {
             continue;
         }
@@ -70,7 +70,7 @@ pub(super) async fn inspect(call: Call) -> Result<u8> {
             }
             Node::Index(index) => {
                 let count = index.manifests.len();
-                // The first is to be taken first.
+                // On a stack: push in reverse, so that the first child is popped first.
                 for (at, child) in index.manifests.iter().enumerate().rev() {
                     let shape = if at + 1 == count { LAST } else { MIDDLE };
                     let (before, below) = (format!("{below}{}", shape.0), format!("{below}{}", shape.1));
@@ -82,7 +82,7 @@ pub(super) async fn inspect(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Prints a line. What images say has no power over a terminal.
+/// Prints a line, with control characters escaped, as it has text from images.
 fn say(line: &str) {
     table::lines([printable(line)]);
 }
@@ -121,8 +121,8 @@ async fn show(connection: &Connection, blob: &Descriptor, info: &Info, margin: &
     Ok(())
 }
 
-/// Gives each line of a document of JSON with an indent of three, as `json.Indent` of Go has it: what is in it stays in
-/// its order, and as it is written.
+/// Passes each line of a JSON document, indented by three spaces like Go's `json.Indent`, to `take`. The order of keys
+/// and the spelling of values are kept.
 fn indented(document: &str, mut take: impl FnMut(&str)) {
     let (mut line, mut depth) = (String::new(), 0);
     let (mut in_string, mut is_escaped, mut opened) = (false, false, false);
@@ -138,7 +138,7 @@ fn indented(document: &str, mut take: impl FnMut(&str)) {
         }
         let closes = matches!(letter, '}' | ']');
         depth -= usize::from(closes);
-        // Before what comes first in something, and after what comes last; between `{` and `}` alone is no line.
+        // A line ends after an opening and before a closing bracket, unless the brackets are empty.
         if opened != closes {
             take(&line);
             line = "   ".repeat(depth);

@@ -1,4 +1,4 @@
-//! `ctr snapshots diff` and `ctr snapshots unpack`: from trees to layers, and back.
+//! `ctr snapshots diff` and `ctr snapshots unpack`: layers from snapshots, and snapshots from layers.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub(super) const DIFF_FLAGS: &[Flag] = &[
     Flag::value("label", "a label for the layer"),
 ];
 
-/// Writes the layer between two snapshots, or between one and its parent, to standard output.
+/// Writes the layer between two snapshots, or between a snapshot and its parent, to standard output.
 pub(super) async fn diff(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let (held, lease) = leases::hold(&connection).await?;
@@ -35,7 +35,7 @@ pub(super) async fn diff(call: Call) -> Result<u8> {
     if let Ok(layer) = made.as_ref()
         && call.is("keep")
     {
-        // The label keeps it, the lease need not.
+        // The label retains the layer after the lease is released.
         let now = types::Timestamp::now().to_string();
         set_label(&held, &layer.digest, gc::ROOT, &now).await?;
     }
@@ -67,16 +67,16 @@ async fn diff_of(call: &Call, connection: &Connection) -> Result<Wire> {
     between(connection, &snapshotter, below, above, wish).await
 }
 
-/// How a layer is written.
+/// Options of a new layer.
 #[derive(Default)]
 pub(super) struct Wish {
     pub(super) media_type: String,
-    /// The name under which it is written; one of the daemon's if empty.
+    /// The reference of the ingest; empty is one that the daemon makes up.
     pub(super) reference: String,
     pub(super) labels: BTreeMap<String, String>,
 }
 
-/// Has the layer made that leads from one snapshot, or from nothing, to another.
+/// Has the daemon make the layer between a lower snapshot, or nothing, and an upper one.
 pub(super) async fn between(
     connection: &Connection,
     snapshotter: &str,
@@ -114,7 +114,7 @@ pub(super) async fn between(
     present(compared?.diff, "layer")
 }
 
-/// How a snapshot is mounted; of a committed one a view is made, which is noted.
+/// The mounts of a snapshot. For a committed one a view is created, whose key is noted.
 async fn mounts(
     connection: &Connection,
     snapshotter: &str,
@@ -140,7 +140,7 @@ async fn mounts(
     Ok(mounts)
 }
 
-/// Makes the trees of the image that has a digest.
+/// Unpacks the image with a digest to snapshots.
 pub(super) async fn unpack(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let digest = call.word(0, "digest")?;
@@ -157,8 +157,8 @@ pub(super) async fn unpack(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Makes the trees of an image that is here and not unpacked yet, as containerd's does before it uses one. `chain_id` is
-/// the name of the topmost tree.
+/// Unpacks an image that is present, unless it is unpacked already, as containerd's `ctr` does before it uses one.
+/// `chain_id` is the key of the topmost snapshot.
 pub(super) async fn unpack_if_needed(
     connection: &Connection,
     snapshotter: &str,
@@ -170,13 +170,13 @@ pub(super) async fn unpack_if_needed(
         return Ok(());
     }
     let (held, lease) = leases::hold(connection).await?;
-    // Rare and large: it has its memory when it is needed.
+    // Boxed: it is rarely needed, and large.
     let unpacked = Box::pin(unpack_target(&held, snapshotter, target, platform)).await;
     let released = leases::release(connection, lease).await;
     unpacked.and(released)
 }
 
-/// Gives the name of the topmost tree; none for an image without layers.
+/// Unpacks an image. Returns the key of the topmost snapshot; `None` for an image without layers.
 async fn unpack_target(
     connection: &Connection,
     snapshotter: &str,
@@ -198,7 +198,7 @@ async fn unpack_target(
         let is_right = applied.as_ref().is_ok_and(|digest| *digest == diff_ids[at].to_string());
         if !is_right {
             let remove = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key };
-            // The first error counts; the lease lets go of it otherwise.
+            // The first error is returned. If the removal fails, the snapshot goes with the lease.
             let _ = snapshots::client(connection).remove(connection.request(remove)?).await;
             let digest = applied.context(|| format!("unpack layer {}", layer.digest))?;
             return Err(Error::data_loss(format!(
@@ -213,7 +213,7 @@ async fn unpack_target(
             ..CommitSnapshotRequest::default()
         };
         match snapshots::client(connection).commit(connection.request(commit)?).await.answer() {
-            // Somebody else was as fast.
+            // Another client has unpacked the layer meanwhile.
             Err(error) if error.is(ErrorKind::AlreadyExists) => {}
             committed => committed?,
         }
@@ -224,7 +224,7 @@ async fn unpack_target(
     Ok(Some(top))
 }
 
-/// Unpacks one layer; gives the digest of its plain bytes.
+/// Unpacks one layer and returns its diff id, the digest of its uncompressed tar.
 async fn apply(
     connection: &Connection,
     snapshotter: &str,

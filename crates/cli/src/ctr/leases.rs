@@ -85,8 +85,8 @@ async fn delete(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// A lease for what a command makes step by step, so that none of it is taken before it is named. It expires by
-/// itself if the command dies.
+/// Creates a lease that retains the objects of a multi-step command until they are referenced. It expires by itself if
+/// the command is killed.
 pub(super) async fn hold(connection: &Connection) -> Result<(Connection, String)> {
     let labels = [(EXPIRE.to_owned(), Timestamp::now().plus(DAY).to_string())].into();
     let request = connection.request(CreateRequest { id: String::new(), labels })?;
@@ -95,7 +95,7 @@ pub(super) async fn hold(connection: &Connection) -> Result<(Connection, String)
     Ok((connection.with_lease(&id), id))
 }
 
-/// The same, with a collection before it returns.
+/// Deletes a lease, and waits for a garbage collection.
 pub(super) async fn release_and_collect(connection: &Connection, id: String) -> Result<()> {
     let request = connection.request(DeleteRequest { id, sync: true })?;
     service!(connection, leases::leases_client::LeasesClient).delete(request).await.answer()

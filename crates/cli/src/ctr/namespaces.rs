@@ -44,7 +44,7 @@ async fn client(call: &Call) -> Result<NamespacesClient<Channel>> {
     Ok(service!(connection, namespaces::namespaces_client::NamespacesClient))
 }
 
-/// The labels of the connection's namespace; none of one that nobody made.
+/// The labels of the connection's namespace; none if it does not exist.
 pub(super) async fn labels(connection: &Connection) -> Result<BTreeMap<String, String>> {
     let mut client = service!(connection, namespaces::namespaces_client::NamespacesClient);
     let request = GetNamespaceRequest { name: connection.namespace.clone() };
@@ -85,7 +85,7 @@ async fn remove(call: Call) -> Result<u8> {
         }
         match removed {
             Ok(()) => table::lines([name]),
-            // What is not there is gone, which is all that was asked for, as containerd's has it.
+            // As with containerd's, success: the namespace does not exist.
             Err(error) if error.is(ErrorKind::NotFound) => table::lines([name]),
             Err(error) => {
                 eprintln!("ctr: unable to delete {name}: {}", said(&error));
@@ -96,7 +96,7 @@ async fn remove(call: Call) -> Result<u8> {
     Ok(code)
 }
 
-/// The cgroup in which the namespace's containers had theirs, on this machine.
+/// Deletes the parent cgroup of the namespace's containers on this machine.
 fn remove_cgroup(name: &str) -> Result<()> {
     let cgroup = linux::cgroup::Cgroup::open(&format!("/{name}")).unless_gone()?;
     cgroup.map_or(Ok(()), |cgroup| cgroup.delete())

@@ -1,5 +1,5 @@
-//! Single objects of registries, which `ctr` asks for itself: `content fetch-object`, `fetch-blob`, `push-object`, and
-//! `content fetch --metadata-only`.
+//! Access to single objects of registries, directly and not through the daemon: `content fetch-object`, `fetch-blob`,
+//! `push-object`, and `content fetch --metadata-only`.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,16 +23,16 @@ use super::connection::{Answer, Connection, present, service};
 use super::registries::{Own, registry_flags};
 use super::{content, images, leases, table};
 
-/// Chunks of a blob that wait for the registry.
+/// The number of a blob's chunks that wait to be sent to the registry.
 const CHUNKS_WAITING: usize = 4;
-/// Indexes in indexes that are followed.
+/// The depth of nested indexes that is followed.
 const DEPTH_MAX: usize = 8;
 
 pub(super) const FLAGS: &[Flag] = registry_flags![];
 pub(super) const BLOB_FLAGS: &[Flag] =
     registry_flags![Flag::value("media-type", "what the registry is asked for; a document's is known")];
 
-/// Writes what a name stands for to standard output: a document, or by its digest a blob.
+/// Writes the object of a reference to standard output: a document, or by its digest a blob.
 pub(super) async fn fetch_object(call: Call) -> Result<u8> {
     let own = Own::of(&call, call.word(0, "remote")?)?;
     let written = write_named(&own).await;
@@ -41,7 +41,7 @@ pub(super) async fn fetch_object(call: Call) -> Result<u8> {
 }
 
 async fn write_named(own: &Own) -> Result<()> {
-    // Some registries break down when they are asked for a document by the digest of a blob.
+    // Try the blob first: some registries fail if they are asked for a manifest with the digest of a blob.
     if let Some(digest) = own.reference.digest() {
         match write_blob(&own.remote, digest).await {
             Err(error) if error.is(ErrorKind::NotFound) => {}
@@ -51,7 +51,7 @@ async fn write_named(own: &Own) -> Result<()> {
     write(&resolve(own).await?.bytes)
 }
 
-/// With the words that scripts look for.
+/// Resolves the reference, with an error text that scripts look for.
 async fn resolve(own: &Own) -> Result<Resolved> {
     own.remote.resolve().await.map_err(|error| match error.kind() {
         kind @ ErrorKind::NotFound => Error::new(kind, format!("{}: not found", error.chain())),
@@ -100,7 +100,7 @@ async fn write_blob(remote: &Remote, digest: &Digest) -> Result<()> {
     expect(digest, hasher)
 }
 
-/// Blobs are not checked on their way.
+/// Checks the digest of a downloaded blob, which the client does not check while streaming.
 fn expect(digest: &Digest, hasher: Hasher) -> Result<()> {
     let found = hasher.finish();
     if found == *digest {
@@ -109,7 +109,7 @@ fn expect(digest: &Digest, hasher: Hasher) -> Result<()> {
     Err(Error::data_loss(format!("the registry gave blob {found} when asked for {digest}; do not use it")))
 }
 
-/// Sends a blob that is here, or a document under the name that is said.
+/// Pushes a local blob, or a local document under the given name.
 pub(super) async fn push_object(call: Call) -> Result<u8> {
     let digest: Digest = call.word(1, "object")?.parse()?;
     let kind = call.word(2, "type")?.to_owned();
@@ -139,14 +139,14 @@ async fn push(connection: &Connection, own: &Own, digest: Digest, kind: &str) ->
     match own.remote.resolve().await {
         Ok(named) if named.descriptor.digest == digest => return Err(there()),
         Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
-        // The name stands for nothing, or for something else, which it no longer will.
+        // The name does not exist, or has another target, which is replaced.
         _ => {}
     }
     let bytes = content::read(connection, &digest.to_string()).await?;
     push.document(&own.reference.object(), kind, bytes).await.map(drop)
 }
 
-/// Reads ranges of a blob from the daemon.
+/// A reader of ranges of a local blob.
 fn ranges(connection: &Connection, digest: &Digest) -> Ranges {
     let (connection, digest) = (connection.clone(), digest.to_string());
     Arc::new(move |range: Range<u64>| {
@@ -180,7 +180,7 @@ async fn send_range(
     Ok(())
 }
 
-/// Stores the documents and configs of an image, of all its platforms, and names it; its layers stay where they are.
+/// Stores the documents and configs of an image for all its platforms, without layers, and creates the image record.
 pub(super) async fn fetch_metadata(call: &Call, connection: &Connection, reference: &str) -> Result<()> {
     let own = Own::of(call, reference)?;
     let (lease, lease_id) = leases::hold(connection).await?;
@@ -197,7 +197,7 @@ pub(super) async fn fetch_metadata(call: &Call, connection: &Connection, referen
         }
         Err(error) => Err(error),
     };
-    // The image holds them from here on.
+    // The image record retains them from here on.
     let released = leases::release(connection, lease_id).await;
     own.shown().await;
     named.and(released)
@@ -222,7 +222,7 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// A document, and what it names beside layers.
+    /// Fetches a document and the documents and configs that it references.
     fn document(
         &self,
         descriptor: Descriptor,
@@ -254,7 +254,7 @@ impl Fetch<'_> {
     }
 
     async fn config(&self, descriptor: &Descriptor) -> Result<()> {
-        // It is kept in memory.
+        // The config is held in memory.
         const CONFIG_LEN_MAX: u64 = 8 << 20;
         if descriptor.size > CONFIG_LEN_MAX {
             return Err(Error::invalid_argument(format!(
@@ -273,7 +273,7 @@ impl Fetch<'_> {
         self.store(&bytes, Labels::new()).await
     }
 
-    /// With a label that says where it came from, as a pull leaves it.
+    /// Stores a document with the source label that a pull sets.
     async fn store(&self, bytes: &[u8], mut labels: Labels) -> Result<()> {
         let reference = &self.own.reference;
         let host = reference.host();
@@ -285,7 +285,7 @@ impl Fetch<'_> {
         labels.insert(source.clone(), reference.repository().to_owned());
         let key = format!("ctr-fetch-{}-{}", std::process::id(), Digest::of(bytes));
         let digest = content::put(self.connection, &key, bytes, labels.clone()).await?;
-        // One that was there has the labels that it had, and may have come from elsewhere too.
+        // An existing blob keeps its labels. It may come from several repositories, which its source label lists.
         let mut blobs = service!(self.connection, content::content_client::ContentClient);
         let request = self.connection.request(InfoRequest { digest: digest.clone() })?;
         let before = present(blobs.info(request).await.answer()?.info, "blob")?.labels;

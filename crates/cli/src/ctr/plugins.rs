@@ -36,7 +36,7 @@ pub(super) const VERBS: &[Command] = &[
     ),
 ];
 
-/// The daemon asks the runtime's shim.
+/// Prints a runtime's information, which the daemon gets from the runtime's shim.
 async fn inspect_runtime(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let asked = RuntimeRequest {
@@ -82,7 +82,7 @@ async fn list(call: Call) -> Result<u8> {
             let platforms = if platforms.is_empty() { "-".to_owned() } else { platforms };
             let status = match &plugin.init_err {
                 None => "ok",
-                // A plugin that has nothing to do here says so.
+                // A plugin that is not applicable on this machine reports this code.
                 Some(error) if error.code == i32::from(tonic::Code::Unimplemented) => "skip",
                 Some(_) => "error",
             };

@@ -1,10 +1,10 @@
-//! Registries as a command line names them: to the daemon, which moves images, and for `ctr` itself, which asks for single
-//! objects.
+//! The registry options of a command line: as messages for the daemon, which transfers images, and for the commands of
+//! `ctr` that access registries themselves.
 //!
 //! ```text
-//! --user --refresh ─▶ answers on a stream │ keyring
-//! --tlscacert … -k ─▶ a folder of hosts.toml that is there as long as the command
-//! --http-dump …    ─▶ standard error, from a stream of the daemon's │ from ourselves
+//! --user --refresh ─▶ answers on a stream │ credentials of our own client
+//! --tlscacert … -k ─▶ a temporary folder with a hosts.toml
+//! --http-dump …    ─▶ standard error, from a stream of the daemon │ from our own client
 //! ```
 
 use std::time::Duration;
@@ -24,10 +24,10 @@ use super::connection::Connection;
 use super::content::PrivateDirectory;
 use super::transfer::Opened;
 
-/// How long words about a transfer may still come after it.
+/// How long output about a transfer is awaited after its end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// Flags of all commands that speak to registries, before their own.
+/// The flags of all commands that access registries, followed by a command's own flags.
 macro_rules! registry_flags {
     ($($own:expr),* $(,)?) => {
         &[
@@ -47,10 +47,10 @@ macro_rules! registry_flags {
 }
 pub(super) use registry_flags;
 
-/// A folder of hosts that is there as long as this is.
+/// The temporary folder with a hosts.toml, if the command line has such options.
 type Hosts = Option<PrivateDirectory>;
 
-/// A registry as the daemon's transfer service is told of it.
+/// A registry in a request to the daemon's transfer service.
 pub(super) struct TransferRegistry {
     pub(super) message: Any,
     shown: Option<JoinHandle<Result<()>>>,
@@ -58,7 +58,7 @@ pub(super) struct TransferRegistry {
 }
 
 impl TransferRegistry {
-    /// With somebody to answer for us, and somebody to show what is said.
+    /// Opens the streams on which credentials are answered and HTTP traces are printed.
     pub(super) async fn of(
         call: &Call,
         connection: &Connection,
@@ -99,16 +99,16 @@ impl TransferRegistry {
         Ok(TransferRegistry { message, shown, _hosts: hosts })
     }
 
-    /// Waits for the last of what is shown.
+    /// Waits until the traces are printed.
     pub(super) async fn shown(self) {
         if let Some(shown) = self.shown {
-            // What could not be shown is no reason to fail.
+            // Traces that cannot be printed are no failure of the command.
             let _ = tokio::time::timeout(LAST_WORDS, shown).await;
         }
     }
 }
 
-/// A repository that we speak to ourselves.
+/// A repository that `ctr` accesses itself.
 pub(super) struct Own {
     pub(super) remote: Remote,
     pub(super) reference: Reference,
@@ -150,7 +150,7 @@ impl Own {
         Ok(Own { remote, reference: named, shown, _hosts: hosts })
     }
 
-    /// Waits for the last of what is shown.
+    /// Waits until the traces are printed.
     pub(super) async fn shown(self) {
         let Own { remote, shown, .. } = self;
         drop(remote);
@@ -160,7 +160,7 @@ impl Own {
     }
 }
 
-/// Who we are, if the command line says so.
+/// The credentials on the command line.
 fn credentials(call: &Call) -> Result<Option<Credentials>> {
     Ok(match (call.value("user"), call.value("refresh")) {
         (Some(user), _) => {
@@ -184,7 +184,7 @@ fn answer(credentials: Credentials) -> AuthResponse {
     AuthResponse { auth_type: auth_type.into(), secret, username, expire_at: None }
 }
 
-/// What a command line says of certificates, as the file of hosts that a daemon reads.
+/// Writes the TLS options of the command line to a hosts.toml, which the daemon reads.
 fn hosts(call: &Call, reference: &str) -> Result<Hosts> {
     let path = |flag: &str| -> Result<Option<String>> {
         let Some(path) = call.value(flag) else { return Ok(None) };
@@ -205,7 +205,7 @@ fn hosts(call: &Call, reference: &str) -> Result<Hosts> {
     if call.is("skip-verify") {
         text.push_str("  skip_verify = true\n");
     }
-    // Strings of JSON are strings of TOML.
+    // Every JSON string is a valid TOML string.
     let quoted = |path: &String| serde_json::Value::from(path.as_str()).to_string();
     if let Some(ca) = &ca {
         text.push_str(&format!("  ca = {}\n", quoted(ca)));

@@ -1,13 +1,13 @@
-//! `ctr containers checkpoint` and `restore`: a container as an image, and a container of it.
+//! `ctr containers checkpoint` and `restore`: a checkpoint image of a container, and a container from one.
 //!
 //! ```text
-//! index ─▶ the options of its runtime, its spec
-//!      ├─▶ --image: the image that it was made from
-//!      ├─▶ --rw:    the layer of what it has changed
-//!      └─▶ --task:  what criu wrote of its processes, and the options for that
+//! index ─▶ the options of the runtime, the spec
+//!      ├─▶ --image: the container's image
+//!      ├─▶ --rw:    the layer of the container's changes
+//!      └─▶ --task:  criu's archive of the processes, and its options
 //! ```
 //!
-//! The image, the runtime and the snapshotter stand in the index by name, as containerd's client writes them.
+//! As containerd's client does, the index has the names of image, runtime and snapshotter.
 
 use std::collections::BTreeMap;
 
@@ -47,13 +47,13 @@ const IMAGE_NAME: &str = "org.opencontainers.image.ref.name";
 const RUNTIME: &str = "io.containerd.checkpoint.runtime";
 const SNAPSHOTTER: &str = "io.containerd.checkpoint.snapshotter";
 
-/// Media types of its parts.
+/// The media types of its parts.
 const PROCESSES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 const SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
 const OPTIONS: &str = "application/vnd.containerd.container.checkpoint.options.v1+proto";
 const RUNTIME_OPTIONS: &str = "application/vnd.containerd.container.checkpoint.runtime.options+proto";
 
-/// Which parts are written.
+/// The parts to write.
 struct Parts {
     changes: bool,
     image: bool,
@@ -102,7 +102,7 @@ async fn write(connection: &Connection, container: &Container, name: &str, parts
         let (bytes, reference) = (pack(&options).encode_to_vec(), format!("{id}-checkpoint-options"));
         written.push(blob(connection, OPTIONS, &reference, &bytes, [].into()).await?);
     } else {
-        // With the processes the daemon writes it; a container cannot be made again without.
+        // With `--task` the daemon writes the spec; a restore needs it in any case.
         let bytes = container.spec.clone().unwrap_or_default().encode_to_vec();
         written.push(blob(connection, SPEC, &format!("{id}-spec"), &bytes, [].into()).await?);
     }
@@ -126,7 +126,7 @@ pub(super) async fn restore(call: Call) -> Result<u8> {
     let processes = if call.is("live") { Some(part(&index, PROCESSES)?) } else { None };
     let (held, lease) = leases::hold(&connection).await?;
     let made = make(&held, id, &index, call.is("rw")).await;
-    // The container holds its tree from here on.
+    // The container record retains its snapshot from here on.
     leases::release(&connection, lease).await?;
     made?;
     let processes = processes.map(|part| Wire {
@@ -138,8 +138,8 @@ pub(super) async fn restore(call: Call) -> Result<u8> {
     tasks::start_again(&call, &connection, id, processes).await
 }
 
-/// The checkpoint, which is fetched if it is not here, as containerd's `ctr` does. A name without a registry is none to
-/// fetch.
+/// The checkpoint image, which is pulled if it is missing, as containerd's `ctr` does. A name without a registry cannot
+/// be pulled.
 async fn found(call: &Call, connection: &Connection, name: &str) -> Result<Image> {
     match images::get(connection, name).await {
         Err(error) if error.is(ErrorKind::NotFound) && name.contains('/') => {
@@ -150,7 +150,7 @@ async fn found(call: &Call, connection: &Connection, name: &str) -> Result<Image
     }
 }
 
-/// Makes the record and the tree.
+/// Creates the container record and its snapshot.
 async fn make(connection: &Connection, id: &str, index: &Index, with_changes: bool) -> Result<()> {
     let said = |key: &str, what: &str| {
         let said = index.annotations.get(key).filter(|said| !said.is_empty());

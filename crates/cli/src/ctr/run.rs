@@ -1,4 +1,4 @@
-//! `ctr run` and `ctr containers create`: a record, a tree, and for `run` a task.
+//! `ctr run` and `ctr containers create`: creates a container record, its snapshot, and for `run` a task.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,13 +21,13 @@ use super::tasks::Stayed;
 use super::{cni, containers, images, layers, leases, snapshots, spec, tasks, transfer};
 
 pub(super) const RUNTIME: &str = "io.containerd.runc.v2";
-/// What a snapshotter says that shows owners through maps, and the labels that it reads.
+/// The capability of snapshotters that map owners of files, and the labels that give them the maps.
 const REMAP: &str = "remap-ids";
 const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
 const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
-/// By which signal a container is to be asked to end.
+/// The label with the signal that asks the container to stop.
 const STOP_SIGNAL: &str = "io.containerd.image.config.stop-signal";
-/// How labels begin that speak to containerd and to its plugin for Kubernetes.
+/// The prefixes of labels that control containerd and its CRI plugin.
 const RESERVED: [&str; 2] = ["containerd.io/", "io.cri-containerd"];
 pub(super) const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -140,11 +140,11 @@ async fn run(call: Call) -> Result<u8> {
     ran.map(Stayed::code)
 }
 
-/// Makes the record and the tree; gives back the id.
+/// Creates the record and the snapshot. Returns the container's id.
 async fn make(call: &Call, connection: &Connection) -> Result<String> {
     let (lease, lease_id) = leases::hold(connection).await?;
     let made = make_held(call, &lease).await;
-    // The container holds its tree from here on.
+    // The container record retains its snapshot from here on.
     let released = leases::release(connection, lease_id).await;
     made.and_then(|id| released.map(|()| id))
 }
@@ -203,8 +203,9 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
     record(call, connection, container).await
 }
 
-/// Labels of a container of an image: those of the image's config, under those of its record, under its own, as
-/// containerd's. Images come from anywhere: what their configs say to the daemon is left out, and what is no label.
+/// A container's labels, as containerd's: those of the image's config, overridden by those of the image record,
+/// overridden by its own. Labels of an image's config that would control the daemon, or are invalid, are left out:
+/// images are untrusted.
 fn of_image(
     record: &BTreeMap<String, String>,
     config: &ExecConfig,
@@ -221,7 +222,7 @@ fn of_image(
     labels
 }
 
-/// A container of which a file says everything, also where its root file system is: no image and no tree of ours.
+/// Creates a container from the spec in a file, which also names its root file system: without an image or a snapshot.
 async fn make_of_file(call: &Call, connection: &Connection, file: &str) -> Result<String> {
     let id = call.word(0, "container id")?.to_owned();
     if call.words().len() > 1 {
@@ -240,7 +241,7 @@ async fn make_of_file(call: &Call, connection: &Connection, file: &str) -> Resul
     record(call, connection, container).await
 }
 
-/// Adds what a container is run by, and stores it; gives back its id.
+/// Adds the runtime to a container record and stores it. Returns its id.
 async fn record(call: &Call, connection: &Connection, mut container: Container) -> Result<String> {
     container.runtime = Some(Runtime {
         name: call.value("runtime").unwrap_or(RUNTIME).to_owned(),
@@ -251,7 +252,7 @@ async fn record(call: &Call, connection: &Connection, mut container: Container) 
     }
     call.value("sandbox").unwrap_or_default().clone_into(&mut container.sandbox);
     let id = container.id.clone();
-    // Before the container is there: one whose file cannot be written would stay behind.
+    // Before the record is stored: otherwise a container would remain if the file cannot be written.
     if let Some(file) = call.value("dump-config") {
         let what = || format!("--dump-config {file}");
         let spec = container.spec.as_ref().map(|spec| spec.value.as_slice()).unwrap_or_default();
@@ -264,7 +265,7 @@ async fn record(call: &Call, connection: &Connection, mut container: Container) 
     Ok(id)
 }
 
-/// Labels of the container's tree. Owners are shown through the maps of a user namespace, if it has one.
+/// The labels of the container's snapshot. They map owners of files if the container has a user namespace.
 async fn tree_labels(
     call: &Call,
     connection: &Connection,
@@ -291,7 +292,7 @@ async fn tree_labels(
     Ok(labels)
 }
 
-/// What a runtime is told besides the spec, by flags that not every command has.
+/// The runtime's options, from flags that not every command has.
 pub(super) fn runtime_options(call: &Call) -> Result<Option<Any>> {
     let options = Options {
         binary_name: call.value("runc-binary").unwrap_or_default().to_owned(),
@@ -310,7 +311,7 @@ pub(super) fn runtime_options(call: &Call) -> Result<Option<Any>> {
     }
 }
 
-/// The user that the program runs as, looked up in its tree, which is opened read-only where that is needed.
+/// The user of the process. A name is looked up in the snapshot, which is mounted read-only only if it is needed.
 async fn user(
     connection: &Connection,
     text: &str,
@@ -322,7 +323,7 @@ async fn user(
     if let Some(rootfs) = rootfs {
         return spec::user(text, || Tree::open(Path::new(rootfs)));
     }
-    // Most need no look into the tree.
+    // A number needs no lookup.
     if let Ok(user) = spec::user(text, || Err(Error::unavailable("not looked into"))) {
         return Ok(user);
     }
@@ -343,7 +344,7 @@ async fn user(
     found.and_then(|user| removed.map(|()| user))
 }
 
-/// What makes a container's root file system: nothing where the spec names a folder.
+/// The mounts of a container's root file system: none if the spec names a folder.
 pub(super) async fn rootfs(
     connection: &Connection,
     container: &Container,

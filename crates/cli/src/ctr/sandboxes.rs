@@ -1,4 +1,4 @@
-//! `ctr sandboxes`: pods, by the controller that the namespace chooses.
+//! `ctr sandboxes`: sandboxes, run by the controller that the namespace selects.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use super::run::{RUNTIME, SPEC_URL};
 use super::{events, namespaces, schema, table};
 use crate::output::said;
 
-/// Who runs sandboxes where nobody chooses, and the label of a namespace that chooses another (containerd's
+/// The default controller, and the namespace label that selects another (containerd's
 /// `defaults.DefaultSandboxerNSLabel`).
 const SANDBOXER: &str = "shim";
 const SANDBOXER_LABEL: &str = "containerd.io/defaults/sandboxer";
@@ -81,7 +81,7 @@ async fn run(call: Call) -> Result<u8> {
         ..ControllerCreateRequest::default()
     };
     if let Err(error) = controller.create(connection.request(request)?).await.answer() {
-        // Not ended: it may be another's, of whom there was no record.
+        // Do not shut the sandbox down: it may belong to another client that has no record of it.
         let error = take_back(error, id, forget(&connection, id)).await;
         return Err(error.context(format!("failed to create sandbox with {sandboxer} sandboxer")));
     }
@@ -93,8 +93,8 @@ async fn run(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Takes back what was made of a sandbox that its controller refuses, and hands on the refusal: containerd's leaves the
-/// record, which is in the way of the next one. What a controller may have done all the same is left as it is.
+/// Removes the record of a sandbox that its controller refused, and returns the refusal. containerd's `ctr` leaves the
+/// record, which blocks the next attempt. The record stays if the controller may have created the sandbox all the same.
 async fn take_back(error: Error, id: &str, taken_back: impl Future<Output = Result<()>>) -> Error {
     let is_open = [ErrorKind::Unavailable, ErrorKind::DeadlineExceeded, ErrorKind::Cancelled];
     let why = if is_open.contains(&error.kind()) {
@@ -121,7 +121,7 @@ async fn list(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// As containerd's, what cannot be removed is told and passed over.
+/// As with containerd's, a sandbox that cannot be removed is reported and skipped.
 async fn remove(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     for id in call.words() {
@@ -146,7 +146,7 @@ async fn remove_one(connection: &Connection, id: &str, force: bool) -> Result<()
     end(connection, id, sandboxer).await
 }
 
-/// Ends a sandbox, if it is there, and removes its record.
+/// Shuts a sandbox down, if it exists, and removes its record.
 async fn end(connection: &Connection, id: &str, sandboxer: String) -> Result<()> {
     let mut controller = service!(connection, sandbox::controller::controller_client::ControllerClient);
     let request = ControllerShutdownRequest { sandbox_id: id.to_owned(), sandboxer };
@@ -154,7 +154,7 @@ async fn end(connection: &Connection, id: &str, sandboxer: String) -> Result<()>
     forget(connection, id).await
 }
 
-/// Removes the record of a sandbox, if it is there.
+/// Removes the record of a sandbox, if it exists.
 async fn forget(connection: &Connection, id: &str) -> Result<()> {
     let request = StoreDeleteRequest { sandbox_id: id.to_owned() };
     let mut store = service!(connection, sandbox::store_client::StoreClient);

@@ -1,7 +1,7 @@
-//! Messages as JSON, by tables of their fields: events and figures of containers, whose types are many and are
-//! only shown here.
+//! Decodes protobuf messages to JSON by tables of their fields: events and metrics, whose many types are needed here
+//! for display only.
 //!
-//! As Go prints them, fields that are empty are left out, and names are those of the protocol.
+//! As Go prints them, empty fields are omitted, and names are those of the `.proto` files.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use prost_types::Any;
 use serde_json::{Map, Value, json};
 use types::Timestamp;
 
-/// The longest nesting that is shown.
+/// The depth of nesting that is shown.
 const DEPTH_MAX: usize = 16;
 
 #[derive(Clone, Copy)]
@@ -20,7 +20,7 @@ enum Kind {
     Text,
     Message(Fields),
     Many(&'static Kind),
-    /// From text to text.
+    /// A map from string to string.
     Labels,
     Time,
     Any,
@@ -45,7 +45,7 @@ const HUGETLB: Fields =
 const BLKIO: Fields =
     &[(1, "op", Text), (2, "device", Text), (3, "major", Number), (4, "minor", Number), (5, "value", Number)];
 
-/// Messages by the last part of their type URL.
+/// Messages, by the last part of their type URL.
 const MESSAGES: &[(&str, Fields)] = &[
     ("NamespaceCreate", NAME_AND_LABELS),
     ("NamespaceUpdate", NAME_AND_LABELS),
@@ -239,7 +239,7 @@ const METRICS_V2: Fields = &[
     ),
 ];
 
-/// A document or message of any type: what it says if the type is known, else its bytes.
+/// An `Any` as JSON: the decoded message if its type is known, otherwise its bytes.
 pub(super) fn any(any: &Any) -> Value {
     decoded(any, 0)
 }
@@ -251,7 +251,7 @@ fn decoded(any: &Any, depth: usize) -> Value {
     let fields = match any.type_url.trim_start_matches("types.containerd.io/") {
         url if url.ends_with("io.containerd.cgroups.v1.Metrics") => METRICS_V1,
         url if url.ends_with("io.containerd.cgroups.v2.Metrics") => METRICS_V2,
-        // What Go registers without a protocol is JSON.
+        // Go encodes types that are no protobuf messages as JSON.
         url if url.starts_with("opencontainers/") => {
             return serde_json::from_slice(&any.value).unwrap_or_else(|_| unknown());
         }
@@ -343,7 +343,7 @@ fn take<'a>(bytes: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
-/// Labels or extensions as Go's documents have them: `null` for none.
+/// A map as Go encodes it: a nil map is `null`.
 pub(super) fn map_or_null(map: &BTreeMap<String, Value>) -> Value {
     if map.is_empty() { Value::Null } else { json!(map) }
 }
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(any(&unknown), json!({"type_url": "x.Y", "value": "YWJj"}));
     }
 
-    /// Every message with every field that it has: one that is new does not compile until it is here.
+    /// Every message with each of its fields. A new field does not compile until it is added here.
     #[test]
     fn the_table_has_all_that_events_say() {
         fn text() -> (String, Value) {
@@ -435,7 +435,7 @@ mod tests {
             }),
             whole!(ContainerUpdate { id: text(), image: text(), labels: labels(), snapshot_key: text() }),
             whole!(ContainerDelete { id: text() }),
-            // The one that has a name without underscores.
+            // The only field whose name on the wire is in camel case.
             (
                 pack(&ContentCreate { digest: "d".into(), size: 7, media_type: "m".into() }),
                 json!({"digest": "d", "size": 7, "mediaType": "m"}),

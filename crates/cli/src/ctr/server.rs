@@ -1,4 +1,4 @@
-//! `ctr info` and `ctr deprecations`: what a daemon says of itself.
+//! `ctr info` and `ctr deprecations`: information about the daemon.
 
 use api::grpc::introspection::{DeprecationWarning, ServerResponse};
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ async fn server(call: &Call) -> Result<ServerResponse> {
 async fn info(call: Call) -> Result<u8> {
     let server = server(&call).await?;
     let mut shown = json!({"uuid": server.uuid, "pid": server.pid, "pidns": server.pidns});
-    // As Go leaves out what is empty.
+    // Go omits empty fields.
     if !server.deprecations.is_empty() {
         let warning = |warning: &DeprecationWarning| {
             let at = warning.last_occurrence.unwrap_or_default();

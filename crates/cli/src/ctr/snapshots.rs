@@ -18,9 +18,9 @@ use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, all, present, service};
 use super::{layers, namespaces, table, transfer};
 
-/// The one that is used where nobody names one. Not the daemon's default: clients of containerd choose it.
+/// The default snapshotter of containerd's clients, which need not be the daemon's.
 const DEFAULT: &str = "overlayfs";
-/// The label of a namespace that chooses another (containerd's `defaults.DefaultSnapshotterNSLabel`).
+/// The namespace label that selects another (containerd's `defaults.DefaultSnapshotterNSLabel`).
 const DEFAULT_LABEL: &str = "containerd.io/defaults/snapshotter";
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
@@ -78,14 +78,13 @@ pub(super) const VERBS: &[Command] = &[
     }),
 ];
 
-/// The snapshotter that a command about snapshots is for. Labels of the namespace are not asked, as containerd's client
-/// asks them only for images.
+/// The snapshotter for a command about snapshots. As in containerd's client, the namespace's label has no effect here.
 pub(super) fn named(call: &Call) -> String {
     said(call).unwrap_or_else(|| DEFAULT.to_owned())
 }
 
-/// The snapshotter for the trees of images: the one that the command line names, or the namespace's label, as with
-/// containerd's client.
+/// The snapshotter for images: that of the command line or environment, or of the namespace's label, as in containerd's
+/// client.
 pub(super) async fn of_images(call: &Call, connection: &Connection) -> Result<String> {
     if let Some(said) = said(call) {
         return Ok(said);
@@ -95,7 +94,7 @@ pub(super) async fn of_images(call: &Call, connection: &Connection) -> Result<St
     Ok(label.cloned().unwrap_or_else(|| DEFAULT.to_owned()))
 }
 
-/// The one that the command line names, or its environment.
+/// The snapshotter on the command line or in the environment.
 fn said(call: &Call) -> Option<String> {
     let said = call.value("snapshotter").filter(|name| !name.is_empty()).map(str::to_owned);
     said.or_else(|| std::env::var("CONTAINERD_SNAPSHOTTER").ok().filter(|name| !name.is_empty()))
@@ -141,7 +140,7 @@ async fn info(call: Call) -> Result<u8> {
         "Created": table::time(info.created_at.as_ref()),
         "Updated": table::time(info.updated_at.as_ref()),
     });
-    // As Go leaves out what is empty.
+    // Go omits empty fields.
     if !info.parent.is_empty() {
         shown["Parent"] = info.parent.clone().into();
     }
@@ -216,7 +215,7 @@ async fn view(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// What a person makes by hand stays until it is removed by hand.
+/// The label that retains an object which the user created directly, until the user removes it.
 pub(super) fn root_label() -> BTreeMap<String, String> {
     [(gc::ROOT.to_owned(), types::Timestamp::now().to_string())].into()
 }
@@ -232,7 +231,7 @@ fn show(call: &Call, mounts: &[Mount]) {
     }
 }
 
-/// The shell's words that mount a snapshot.
+/// The shell commands that mount a snapshot.
 fn commands(mounts: &[Mount], target: &str) -> Vec<String> {
     let command = |mount: &Mount| {
         let options =

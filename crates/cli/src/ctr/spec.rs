@@ -1,4 +1,4 @@
-//! The OCI spec of a container that `ctr` makes: containerd's defaults, the image's config, the flags.
+//! The OCI spec of a container that `ctr` creates: containerd's defaults, then the image's config, then the flags.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use types::{Context, Error, Platform, Result};
 use super::command::{Call, Command, Flag};
 use super::{apparmor, table};
 
-/// What containerd's clients give a container that asks for nothing.
+/// The default capabilities of containerd's clients.
 const CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -35,7 +35,7 @@ const CAPABILITIES: [&str; 14] = [
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const SHARES: u64 = 1024;
 const OPEN_FILES_MAX: u64 = 1024;
-/// Microseconds that a share of processors is counted over.
+/// The CPU period, in microseconds.
 const PERIOD: u64 = 100_000;
 
 pub(super) const COMMAND: Command = Command::new(
@@ -46,19 +46,19 @@ pub(super) const COMMAND: Command = Command::new(
     |call| Box::pin(default(call)),
 );
 
-/// What is known of the container before its spec is made.
+/// The inputs of a spec besides the flags.
 pub(super) struct Inputs<'a> {
     pub(super) namespace: &'a str,
     pub(super) id: &'a str,
-    /// The words after image and id.
+    /// The words after the image and the id.
     pub(super) command: &'a [String],
     pub(super) image: &'a ExecConfig,
     pub(super) user: User,
-    /// A root file system that is a folder of this machine.
+    /// A folder of this machine as root file system.
     pub(super) rootfs: Option<&'a str>,
 }
 
-/// Prints the spec of a container of which nothing is said yet, neither by an image nor by flags.
+/// Prints the default spec, without an image or flags.
 async fn default(call: Call) -> Result<u8> {
     if let Some(text) = call.value("platform") {
         let platform: Platform = text.parse()?;
@@ -74,7 +74,7 @@ async fn default(call: Call) -> Result<u8> {
 
 fn begun(call: &Call) -> Result<Spec> {
     let namespace = call.value("namespace").unwrap_or("default");
-    // A program has to be named, and is taken out again.
+    // The builder requires a program; the empty one is removed below.
     let (command, image) = ([String::new()], ExecConfig::default());
     let user = User::default();
     let mut spec =
@@ -85,7 +85,7 @@ fn begun(call: &Call) -> Result<Spec> {
     }
     if let Some(linux) = &mut spec.linux {
         linux.cgroups_path = format!("/{namespace}");
-        // What programs need of devices and processors is added for each container.
+        // Default devices and limits are added when a container is created.
         let nothing = DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() };
         linux.resources = Some(LinuxResources { devices: vec![nothing], ..LinuxResources::default() });
     }
@@ -110,7 +110,7 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
         }),
         hostname: call.value("hostname").unwrap_or_default().to_owned(),
         mounts: mounts(call, is_privileged)?,
-        // As containerd's, labels of the container are annotations too.
+        // As with containerd's, the container's labels are annotations too.
         annotations: Call::labels(&[call.values("annotation"), call.values("label")].concat()),
         linux: Some(Linux {
             resources: Some(resources(call)?),
@@ -140,7 +140,7 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
     Ok(spec)
 }
 
-/// Devices that their makers' files describe.
+/// The requested CDI devices.
 fn named_devices(call: &Call) -> Result<Vec<String>> {
     let mut named: Vec<String> =
         call.values("device").iter().filter(|device| cdi::is_qualified(device)).cloned().collect();
@@ -153,8 +153,8 @@ fn named_devices(call: &Call) -> Result<Vec<String>> {
     Ok(named)
 }
 
-/// The spec that a file holds, as it is written there, with the container's labels as annotations. A root file system
-/// that it names from beside itself, as in a bundle, is named in full: what runs it is told of no bundle.
+/// Reads a spec from a file, keeps its content as it is, and adds the container's labels as annotations. A relative
+/// path of the root file system, as in a bundle, is made absolute, as the shim does not know the file's directory.
 pub(super) fn of_file(file: &Path, labels: &BTreeMap<String, String>) -> Result<Vec<u8>> {
     let what = || format!("--config {}", file.display());
     let text = std::fs::read(file).context(what)?;
@@ -175,7 +175,7 @@ pub(super) fn of_file(file: &Path, labels: &BTreeMap<String, String>) -> Result<
     Ok(document.to_string().into_bytes())
 }
 
-/// The filter of system calls: none if nobody asks, ours, or that of a file.
+/// The seccomp filter: none by default, Hoist's own profile, or that of a file.
 fn seccomp(call: &Call, capabilities: &[String]) -> Result<Option<LinuxSeccomp>> {
     match (call.is("seccomp"), call.value("seccomp-profile")) {
         (false, None) => Ok(None),
@@ -190,7 +190,7 @@ fn seccomp(call: &Call, capabilities: &[String]) -> Result<Option<LinuxSeccomp>>
     }
 }
 
-/// Users and groups of a user namespace of the container's own, each one range.
+/// The user and group mappings of a private user namespace, one range each.
 type IdMaps = (Vec<IdMapping>, Vec<IdMapping>);
 
 pub(super) fn id_maps(call: &Call) -> Result<Option<IdMaps>> {
@@ -215,7 +215,7 @@ fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<
     let image = inputs.image;
     let args = match inputs.command {
         [] => image.entrypoint.iter().chain(&image.cmd).cloned().collect(),
-        // As containerd's: words of one's own stand for the whole command line.
+        // As with containerd's, words on the command line replace entrypoint and command.
         own => own.to_vec(),
     };
     if args.is_empty() {
@@ -237,13 +237,13 @@ fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<
         }),
         rlimits: vec![open_files(call)?],
         apparmor_profile: apparmor::profile(call)?,
-        // As containerd's, which `--privileged` does not change.
+        // As with containerd's, `--privileged` does not change this.
         no_new_privileges: !call.is("allow-new-privs"),
         ..Process::default()
     })
 }
 
-/// How many files the container's processes may have open, as SOFT:HARD or one number for both.
+/// The limit of open files, from SOFT:HARD or one number for both.
 fn open_files(call: &Call) -> Result<Rlimit> {
     let (soft, hard) = match call.value("rlimit-nofile").filter(|text| !text.is_empty()) {
         None => (OPEN_FILES_MAX, OPEN_FILES_MAX),
@@ -260,9 +260,9 @@ fn open_files(call: &Call) -> Result<Rlimit> {
     Ok(Rlimit { kind: "RLIMIT_NOFILE".into(), soft, hard })
 }
 
-/// The image's variables under those of files under those of flags. As containerd's: a name without a value takes back
-/// what earlier files said, or all files if a flag does, and nothing of the image's; a line is taken as it is. Who has this
-/// machine's network is told its name last.
+/// The environment: the image's variables, overridden by those of files, overridden by those of flags. As with
+/// containerd's, a name without a value in a file removes the entries of earlier files, and in a flag those of all
+/// files, but not the image's; lines are not trimmed. A container with the host network gets HOSTNAME last.
 fn environment(call: &Call, image: &ExecConfig) -> Result<Vec<String>> {
     let mut own = Vec::new();
     for path in call.values("env-file") {
@@ -282,7 +282,7 @@ fn environment(call: &Call, image: &ExecConfig) -> Result<Vec<String>> {
     Ok(env)
 }
 
-/// What is said at once takes the place of what was said before. It does not see itself: of one name said twice both stay.
+/// Adds entries, each of which replaces earlier entries of its name. Entries of one call do not replace each other.
 fn say<'a>(env: &mut Vec<String>, said: impl IntoIterator<Item = &'a str>) {
     let before = env.len();
     for entry in said {
@@ -444,12 +444,13 @@ fn resources(call: &Call) -> Result<LinuxResources> {
     })
 }
 
-/// Whether a container has this machine's devices and may use them.
+/// Whether the container has access to all devices of this machine.
 fn has_all_devices(call: &Call) -> bool {
     call.is("privileged") && !call.is("privileged-without-host-devices")
 }
 
-/// A device, or all of a directory, as containerd's; all of this machine's for who has those.
+/// The devices: single ones, or all of a directory, as with containerd's; for a privileged container all of this
+/// machine's.
 fn devices(call: &Call) -> Result<Vec<LinuxDevice>> {
     let mut devices: Vec<LinuxDevice> = Vec::new();
     let of_machine = has_all_devices(call).then_some(("--privileged", "/dev"));
@@ -465,14 +466,14 @@ fn devices(call: &Call) -> Result<Vec<LinuxDevice>> {
     Ok(devices)
 }
 
-/// Bytes of either file of users that are read.
+/// The most bytes that are read of passwd(5) and group(5).
 const FILE_LEN_MAX: u64 = 4 << 20;
 
-/// `USER[:GROUP]`, each a name or a number, by the files of a tree that is opened only if it has to be.
+/// Parses `USER[:GROUP]`, each a name or a number. The root file system is opened only to look something up.
 pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<User> {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
     if text.is_empty() || text == "0" || text == "root" {
-        // As containerd's, which adds the user's own group.
+        // As with containerd's, the user's own group is an additional group.
         return Ok(User { additional_gids: vec![0], ..User::default() });
     }
     [user].into_iter().chain(group).try_for_each(User::check_number)?;
@@ -481,7 +482,7 @@ pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<Us
     }
     let tree = open()?;
     let (passwd, groups) = (read(&tree, "/etc/passwd")?, read(&tree, "/etc/group")?);
-    // A number is never a name: an image with a row of that name would choose whom the number means, root for one.
+    // A number is never looked up as a name: an image with such a row could map it to another user, root for one.
     let row = |text: &str, name: &str| -> Option<Vec<String>> {
         let wanted = name.parse::<u32>().ok();
         let is_meant = |fields: &Vec<String>| match wanted {
@@ -559,7 +560,7 @@ mod tests {
         assert_eq!(spec.mounts.len(), 7);
     }
 
-    /// The spec that a command line of `run` makes for an image without a config.
+    /// The spec for a command line of `run` and an image without a config.
     fn built(flags: &[&str]) -> Result<Spec> {
         let words = ["run"].iter().chain(flags).chain(&["image", "id", "true"]).map(ToString::to_string);
         let command::Parsed::Call(call) = command::parse(&ROOT, words.collect())? else { panic!("a call") };
@@ -679,12 +680,12 @@ mod tests {
         check("web:staff", Some((33, 50)));
         check("7:8", Some((7, 8)));
         check("7", Some((7, 0)));
-        // A number is that number, also where the image has it as a name.
+        // A number is that number, even if the image has a user of that name.
         check("1000", Some((1000, 0)));
         check("web:50", Some((33, 50)));
         check("nobody", None);
         check("web:nosuch", None);
-        // A number that does not fit is nobody's name, whatever the image says.
+        // A number out of range is refused, whatever the image's files have.
         check("4294967296", None);
         check("web:4294967296", None);
         check("4294967295:7", None);

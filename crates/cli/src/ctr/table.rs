@@ -1,4 +1,4 @@
-//! Tables and sizes, as containerd's command line prints them, and JSON as Go indents it.
+//! Tables and sizes in the format of containerd's `ctr`, and JSON indented as Go does.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use crate::output::printable;
 
 /// Prints rows below their headings.
 pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
-    // A row is a line, whatever others have named things.
+    // Escape control characters, so that names of others cannot break the line.
     let rows: Vec<Vec<Cow<'_, str>>> =
         rows.iter().map(|row| row.iter().map(|cell| printable(cell)).collect()).collect();
     let width = |at: usize| {
@@ -27,7 +27,7 @@ pub(super) fn print(headings: &[&str], rows: &[Vec<String>]) {
     rows.iter().for_each(|row| line(&mut row.iter().map(|cell| &**cell)));
 }
 
-/// Prints one word a line.
+/// Prints each word on a line.
 pub(super) fn lines<T: AsRef<str>>(words: impl IntoIterator<Item = T>) {
     for word in words {
         println!("{}", word.as_ref());
@@ -62,12 +62,12 @@ pub(super) fn decimal_size(bytes: i64) -> String {
     format!("{text}{unit}")
 }
 
-/// A time as RFC 3339 has it, with a fraction as long as it needs to be.
+/// A time in RFC 3339, with the shortest fraction.
 pub(super) fn time(wire: Option<&Wire>) -> String {
     shortest(&own_time(wire).to_string())
 }
 
-/// Go drops the zeros at the end of a fraction.
+/// Removes trailing zeros of a fraction, as Go does.
 pub(super) fn shortest(time: &str) -> String {
     match time.strip_suffix('Z').filter(|time| time.contains('.')) {
         Some(time) => format!("{}Z", time.trim_end_matches('0').trim_end_matches('.')),
@@ -75,12 +75,12 @@ pub(super) fn shortest(time: &str) -> String {
     }
 }
 
-/// The same without fractions of seconds.
+/// A time in RFC 3339, without a fraction.
 pub(super) fn second(wire: Option<&Wire>) -> String {
     Timestamp { nanos: 0, ..own_time(wire) }.to_string()
 }
 
-/// How long ago, in words.
+/// The age, in words.
 pub(super) fn age(wire: Option<&Wire>) -> String {
     crate::output::age(own_time(wire).until(Timestamp::now()).as_secs())
 }
@@ -90,7 +90,7 @@ fn own_time(wire: Option<&Wire>) -> Timestamp {
     Timestamp { seconds: wire.seconds, nanos: u32::try_from(wire.nanos).unwrap_or(0) }
 }
 
-/// JSON with an indent of four, as Go's tools print documents.
+/// JSON with an indent of four spaces, as Go's tools print documents.
 pub(super) fn json(value: &Value) {
     let mut text = Vec::new();
     let format = serde_json::ser::PrettyFormatter::with_indent(b"    ");

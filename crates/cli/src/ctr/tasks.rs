@@ -1,4 +1,4 @@
-//! `ctr tasks`: containers that run, and the processes in them.
+//! `ctr tasks`: running containers and their processes.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -186,13 +186,13 @@ async fn kill(call: Call) -> Result<u8> {
     let (id, is_first) = (request.container_id.clone(), request.exec_id.is_empty());
     client(&connection).kill(connection.request(request)?).await.answer()?;
     if is_first {
-        // As there: whatever the signal is.
+        // As with containerd's, whatever the signal is.
         unplug(&connection, &id).await?;
     }
     Ok(0)
 }
 
-/// Takes down the network that `run --cni` made for a container, if it did.
+/// Removes the CNI network that `run --cni` attached to a container, if it did.
 async fn unplug(connection: &Connection, id: &str) -> Result<()> {
     let Some(container) = containers::get(connection, id).await.unless_gone()? else { return Ok(()) };
     match cni::is_noted(&container) {
@@ -215,7 +215,7 @@ async fn delete(call: Call) -> Result<u8> {
             Ok(status) => {
                 let name = if exec_id.is_empty() { id } else { exec_id };
                 eprintln!("ctr: task {name} exit with non-zero exit code {status}");
-                // With one word the process's code is ours, as there.
+                // As with containerd's, the exit code of a single process is ours.
                 code = if call.words().len() == 1 && !exec_id.is_empty() {
                     u8::try_from(status).unwrap_or(255)
                 } else {
@@ -231,7 +231,7 @@ async fn delete(call: Call) -> Result<u8> {
     Ok(code)
 }
 
-/// Deletes a task or a further process; gives back how it ended.
+/// Deletes a task or an additional process. Returns its exit code.
 async fn delete_one(connection: &Connection, id: &str, exec_id: &str, force: bool) -> Result<u32> {
     if force {
         let wait = wait(connection, id, exec_id).await?;
@@ -245,7 +245,7 @@ async fn delete_one(connection: &Connection, id: &str, exec_id: &str, force: boo
             Err(error) if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::FailedPrecondition) => {
                 return Err(error);
             }
-            // Of one that was being created there is no end to wait for.
+            // A task that was still being created has no end to wait for.
             Ok(()) => drop(code_of(wait.await)),
             Err(_) => wait.abort(),
         }
@@ -259,7 +259,7 @@ async fn delete_one(connection: &Connection, id: &str, exec_id: &str, force: boo
     client(connection).delete_process(request).await.answer().map(|deleted| deleted.exit_status)
 }
 
-/// Deletes the task of a container if there is one; `FailedPrecondition` while it runs.
+/// Deletes the task of a container, if there is one. `FailedPrecondition` while it runs.
 pub(super) async fn delete_stopped(connection: &Connection, id: &str) -> Result<()> {
     let request = connection.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() })?;
     let process = match client(connection).get(request).await.answer() {
@@ -277,7 +277,7 @@ pub(super) async fn delete_stopped(connection: &Connection, id: &str) -> Result<
 
 type Waiting = tokio::task::JoinHandle<Result<u32>>;
 
-/// Waits for the end of a process, from this moment on.
+/// Begins to wait for the end of a process.
 async fn wait(connection: &Connection, id: &str, exec_id: &str) -> Result<Waiting> {
     let request =
         connection.request(WaitRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() })?;
@@ -285,7 +285,7 @@ async fn wait(connection: &Connection, id: &str, exec_id: &str) -> Result<Waitin
     Ok(tokio::spawn(async move { client.wait(request).await.answer().map(|ended| ended.exit_status) }))
 }
 
-/// How a process ended that was waited for.
+/// The exit code of a process that was waited for.
 fn code_of(waited: Result<Result<u32>, tokio::task::JoinError>) -> Result<u32> {
     waited.map_err(Error::broke_down("the wait"))?
 }
@@ -303,10 +303,10 @@ async fn start(call: Call) -> Result<u8> {
     start_new(&call, &connection, &id).await.map(Stayed::code)
 }
 
-/// How far we stayed with a process, and our exit code for it.
+/// Whether we attended a process to its end, and our exit code.
 pub(super) enum Stayed {
     ToItsEnd(u8),
-    /// It goes on.
+    /// The process goes on.
     NotSoFar(u8),
 }
 
@@ -318,13 +318,13 @@ impl Stayed {
     }
 }
 
-/// Makes and starts the task of a container, and stays with it unless told otherwise.
+/// Creates and starts the task of a container, and attends it unless `--detach` is given.
 pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<Stayed> {
     let detach = call.is("detach");
     launch(call, connection, id, None, |_| detach).await
 }
 
-/// The same from what criu wrote, if anything. Stays with a terminal alone.
+/// As [`start_new`], from a checkpoint if one is given. Attends the task only with a terminal.
 pub(super) async fn start_again(
     call: &Call,
     connection: &Connection,
@@ -374,7 +374,7 @@ async fn launch(
     };
     let ran = start_created(connection, id, terminal, detach, streams).await;
     match network {
-        // One that runs on has it until it is killed.
+        // A task that goes on keeps its network until it is killed.
         Some(network) if !matches!(ran, Ok(Stayed::NotSoFar(_))) => {
             let removed = network.remove(&cni::container_id(&connection.namespace, id), "");
             ran.and_then(|stayed| removed.map(|()| stayed))
@@ -383,12 +383,13 @@ async fn launch(
     }
 }
 
-/// Makes the network of a container that was created.
+/// Attaches the CNI network to a created container.
 async fn plug_in(connection: &Connection, id: &str, pid: u32) -> Result<cni::Network> {
     let network = cni::Network::first()?;
     let path = format!("/proc/{pid}/ns/net");
     let namespace = std::fs::File::open(&path).context(|| format!("open {path}"))?;
-    // If it has not ended by now, the number was its own, and so is what was opened: plugins must not change another's.
+    // If the process still exists, its pid was not reused, and the open namespace is its own: plugins must not change
+    // another.
     let request = connection.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() })?;
     let process = present(client(connection).get(request).await.answer()?.process, "process")?;
     if process.pid != pid || process.status() != Status::Created {
@@ -411,7 +412,7 @@ async fn start_created(
     let started = start_it(connection, (id, ""), signals.as_mut()).await;
     if let Err(error) = streams.unless_failed(started) {
         waiting.abort();
-        // A task that did not start is of no use.
+        // A task that did not start is useless.
         let _ = delete_one(connection, id, "", false).await;
         return Err(error);
     }
@@ -472,15 +473,15 @@ async fn exec(call: Call) -> Result<u8> {
     attend(&connection, (&id, &exec_id), terminal, streams, waiting, signals).await.map(Stayed::code)
 }
 
-/// The user that `USER[:GROUP]` is in a container that runs, by the files that it has by now.
+/// Resolves `USER[:GROUP]` in a running container, by its current files.
 async fn user_within(connection: &Connection, id: &str, text: &str) -> Result<User> {
-    // Two numbers need no look into the container.
+    // Numbers need no lookup.
     if let Ok(user) = spec::user(text, || Err(Error::unavailable("not looked into"))) {
         return Ok(user);
     }
     let pid = running(connection, id).await?;
     let tree = Tree::open(Path::new(&format!("/proc/{pid}/root")))?;
-    // If it has not ended by now, the number was its own, and so is the tree.
+    // If the process still exists, its pid was not reused, and the open tree is its own.
     if running(connection, id).await? != pid {
         return Err(Error::aborted(format!("container {id} was started anew meanwhile; try again")));
     }
@@ -497,10 +498,10 @@ async fn running(connection: &Connection, id: &str) -> Result<u32> {
     }
 }
 
-/// Where a process's streams go.
+/// The streams of a process.
 enum Streams {
     Attached(Attached),
-    /// A URI, or nowhere.
+    /// A log URI; empty is none.
     Elsewhere(String),
 }
 
@@ -508,10 +509,10 @@ impl Streams {
     fn of(call: &Call, terminal: bool, detach: bool) -> Result<Streams> {
         match call.value("log-uri") {
             Some(uri) => Ok(Streams::Elsewhere(uri.to_owned())),
-            // Who goes away reads nothing: pipes that nobody reads would stop the container.
+            // A detached client reads nothing: unread pipes would block the container.
             None if detach || call.is("null-io") => Ok(Streams::Elsewhere(String::new())),
             None => {
-                // Not beside the socket: they stay for others to join, when we go.
+                // Not beside the socket: these pipes remain for other clients to attach to.
                 let folder = PrivateFolder::create_in(&std::env::temp_dir())?;
                 Attached::prepare(folder, true, terminal).map(Streams::Attached)
             }
@@ -528,7 +529,7 @@ impl Streams {
         }
     }
 
-    /// The answer of a call without which nobody will open our pipes.
+    /// Passes an answer on. After an error no shim opens our pipes, so waiting for it is stopped.
     fn unless_failed<T>(&self, answer: Result<T>) -> Result<T> {
         if let (Streams::Attached(attached), Err(_)) = (self, &answer) {
             attached.stop();
@@ -537,7 +538,7 @@ impl Streams {
     }
 }
 
-/// Stays with a process until it ends, and deletes it: bytes, signals, the size of the terminal.
+/// Attends a process until it ends, and deletes it: streams, signals, the size of the terminal.
 async fn attend(
     connection: &Connection,
     (id, exec_id): (&str, &str),
@@ -551,13 +552,13 @@ async fn attend(
         Streams::Elsewhere(_) => None,
     };
     let mut feeding = attached.as_mut().and_then(|attached| attached.feed(None));
-    // Whose keys go nowhere wants those for signals.
+    // Without input to send, the keys of the terminal raise signals as usual.
     let raw = if terminal && feeding.is_some() { Some(Raw::enter()?) } else { None };
     if terminal {
         resize(connection, id, exec_id).await;
     }
     let mut window = signal(SignalKind::window_change()).context(|| "wait for signals")?;
-    // Others may come to type into what another made.
+    // Only the creator of the pipes closes the input: other clients may attach later.
     let ends_input = attached.as_ref().is_some_and(Attached::is_own);
     let losing = attached.as_ref().map(Attached::lost);
     let losing = async {
@@ -576,12 +577,13 @@ async fn attend(
             }
         };
         tokio::select! {
-            // One that has ended is put away, whatever else there is.
+            // The end of the process has precedence over all other events.
             biased;
             ended = &mut waiting => {
                 break code_of(ended)?;
             }
-            // Who is not read any more leaves, as by the signal that ends containerd's. A full disk ends nothing.
+            // If our output has no reader, end as by SIGPIPE, which ends containerd's `ctr`. A full disk is no reason
+            // to end.
             lost = &mut losing, if failed.is_none() => {
                 let code = lost.code("ctr");
                 if lost.is_unread() {
@@ -593,7 +595,7 @@ async fn attend(
             () = typed => {
                 feeding = None;
                 if ends_input {
-                    // The end of our input is the end of its; it may have ended by now.
+                    // Our input has ended: close the input of the process, which may have ended by now.
                     let (container_id, exec_id) = (id.to_owned(), exec_id.to_owned());
                     let request = connection.request(CloseIORequest { container_id, exec_id, stdin: true })?;
                     let _ = client(connection).close_io(request).await;
@@ -603,7 +605,7 @@ async fn attend(
             signal = signals.next() => pass_on(connection, id, exec_id, signal).await,
         }
     };
-    // What it wrote last is still on its way.
+    // Output that the process wrote last may still be in the pipes.
     let draining = async {
         match attached {
             Some(attached) => attached.drain().await,
@@ -613,15 +615,15 @@ async fn attend(
     let deleting = delete_one(connection, id, exec_id, false);
     let ending = async {
         match exec_id {
-            // All others of a container end with its first.
+            // The container's other processes end with its first, which closes the pipes.
             "" => (draining.await, deleting.await),
-            // What it has left running may keep its output. From the deletion on the shim waits for a while alone.
+            // Children may hold the pipes open. The shim limits its wait for them once the process is deleted.
             _ => tokio::join!(draining, deleting),
         }
     };
     let lost = tokio::select! {
         (lost, deleted) = ending => deleted.map(|_| lost)?,
-        // There is nobody to pass it on to.
+        // The process has ended: a signal concerns only this client.
         signal = signals.next() => {
             return Ok(Stayed::ToItsEnd(u8::try_from(128 + signal.as_raw()).unwrap_or(255)));
         }
@@ -635,7 +637,7 @@ fn listen(terminal: bool) -> Result<Signals> {
     Signals::listen(if terminal { &TO_A_TERMINAL } else { &TO_PIPES })
 }
 
-/// Starts a process. Signals for it are passed on from the first moment on: it may be ended while it does not come up.
+/// Starts a process. Signals are forwarded from the beginning, as the process may have to be ended while it starts.
 async fn start_it(
     connection: &Connection,
     (id, exec_id): (&str, &str),
@@ -666,7 +668,7 @@ async fn pass_on(connection: &Connection, id: &str, exec_id: &str, signal: Signa
         all: false,
     };
     if let Ok(request) = connection.request(request) {
-        // It may have ended by now.
+        // The process may have ended by now.
         let _ = client(connection).kill(request).await;
     }
 }
@@ -684,7 +686,7 @@ async fn resize(connection: &Connection, id: &str, exec_id: &str) {
     }
 }
 
-/// Stays with a container whose pipes another made.
+/// Attaches to a container whose pipes another client created.
 async fn attach(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let id = id(&call)?;
@@ -716,7 +718,7 @@ async fn metrics(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// The figures that containerd's table has, for either version of cgroups.
+/// The metrics in containerd's table, for both cgroup versions.
 fn rows(data: &Value) -> Vec<Vec<String>> {
     let number = |path: &str| data.pointer(path).and_then(Value::as_u64).unwrap_or(0);
     let row = |name: &str, value: String| vec![name.to_owned(), value];

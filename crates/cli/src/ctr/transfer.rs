@@ -1,5 +1,5 @@
-//! Images in and out, over containerd's transfer service: `images pull`, `push`, `import`, `export`, and
-//! `content fetch`.
+//! Transfers of images, by containerd's transfer service: `images pull`, `push`, `import`, `export`, and `content
+//! fetch`.
 //!
 //! ```text
 //! Streaming.Stream (name) ──▶ acknowledged ──▶ Transfer.Transfer names it ──▶ bytes, progress, credentials on it
@@ -31,9 +31,9 @@ use super::connection::{Answer, Connection, service};
 use super::registries::{TransferRegistry, registry_flags};
 use super::{images, objects, snapshots, table};
 
-/// Bytes in one message, as many as containerd's clients send.
+/// Bytes in one message: as many as containerd's clients send.
 const CHUNK_LEN_MAX: usize = 32 * 1024;
-/// How many bytes we take before the daemon hears of it.
+/// The receive window, in bytes: how much the daemon may send before we acknowledge.
 const WINDOW: i32 = 256 * 1024;
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
@@ -45,7 +45,7 @@ const SKIP_METADATA: Flag = Flag::switch(
     "documents of the platforms that are wanted, as without it; taken for scripts' sake",
 );
 const ALL_PLATFORMS: Flag = Flag::switch("all-platforms", "images for all platforms");
-/// containerd's `ctr` can do the work by itself, with the same outcome.
+/// With containerd's `ctr` the client does the work, with the same result.
 pub(super) const LOCAL: Flag =
     Flag::switch("local", "the daemon does it all the same; taken for scripts' sake");
 pub(super) const SYNC_FS: Flag =
@@ -101,7 +101,7 @@ pub(super) const IMPORT_FLAGS: &[Flag] = &[
     SYNC_FS,
 ];
 
-/// A stream that is open to the daemon.
+/// An open stream to the daemon.
 pub(super) struct Opened {
     pub(super) name: String,
     send: mpsc::Sender<Any>,
@@ -119,14 +119,14 @@ impl Opened {
         let request = connection.request(ReceiverStream::new(outgoing))?;
         let mut client = service!(connection, streaming::streaming_client::StreamingClient);
         let mut receive = client.stream(request).await.answer().context(|| "open a stream")?;
-        // The daemon knows the name once it has answered.
+        // The daemon has registered the stream's name once it answers.
         next(&mut receive)
             .await?
             .ok_or_else(|| Error::unavailable("the daemon ended a stream that it opened"))?;
         Ok(Opened { name, send, receive })
     }
 
-    /// Sends bytes as the reader takes them.
+    /// Sends bytes, as the receiver's window allows.
     async fn send_bytes(mut self, mut from: impl AsyncRead + Unpin) -> Result<()> {
         let mut window = 0;
         let mut buffer = vec![0; CHUNK_LEN_MAX];
@@ -147,18 +147,18 @@ impl Opened {
             window -= len;
             let data = Data { data: bytes::Bytes::copy_from_slice(&buffer[..len]) };
             if self.send.send(pack(&data)).await.is_err() {
-                // The daemon's answer to the transfer says why.
+                // The daemon's answer to the transfer has the reason.
                 return Ok(());
             }
         }
-        // The end of our messages is the end of the bytes. The stream must not be let go before the daemon does
-        // so: what it has not read yet would go with it.
+        // The end of our messages marks the end of the bytes. Keep the stream until the daemon ends it: dropping it
+        // earlier would discard what the daemon has not read yet.
         drop(self.send);
         while next(&mut self.receive).await?.is_some() {}
         Ok(())
     }
 
-    /// Writes the bytes that come to a file.
+    /// Writes received bytes to a file.
     pub(super) async fn receive_bytes(mut self, mut to: impl Write) -> Result<()> {
         let window = |update| pack(&WindowUpdate { update });
         let _ = self.send.send(window(WINDOW)).await;
@@ -176,7 +176,7 @@ impl Opened {
         to.flush().context(|| "write the archive")
     }
 
-    /// Answers who asks for a name and a password.
+    /// Answers requests for credentials.
     pub(super) async fn answer(mut self, answer: AuthResponse) -> Result<()> {
         while let Some(message) = next(&mut self.receive).await? {
             if unpack::<AuthRequest>(&message).is_some() {
@@ -186,14 +186,14 @@ impl Opened {
         Ok(())
     }
 
-    /// Shows the steps of a transfer.
+    /// Prints the progress of a transfer.
     async fn show(mut self) -> Result<()> {
         let is_terminal = std::io::stdout().is_terminal();
         let mut shown: BTreeMap<String, String> = BTreeMap::new();
         while let Some(message) = next(&mut self.receive).await? {
             let Some(Ok(step)) = unpack::<Progress>(&message) else { continue };
             let Progress { event, name, .. } = step;
-            // Each change once, so that logs stay readable.
+            // Print each change of state once, so that logs stay readable.
             if shown.insert(name.clone(), event.clone()).as_ref() != Some(&event) && is_terminal {
                 table::lines([format!("{name}: {event}")]);
             }
@@ -205,13 +205,13 @@ impl Opened {
 async fn next(stream: &mut tonic::Streaming<Any>) -> Result<Option<Any>> {
     match stream.message().await {
         Ok(message) => Ok(message),
-        // The daemon lets go of a stream when it is done with it.
+        // The daemon drops a stream when the transfer is done.
         Err(status) if status.code() == tonic::Code::Cancelled => Ok(None),
         Err(status) => Err(client::error(&status)),
     }
 }
 
-/// Asks for a transfer, and shows its steps meanwhile.
+/// Runs a transfer and prints its progress.
 async fn transfer(connection: &Connection, from: Any, to: Any) -> Result<()> {
     let progress = Opened::new(connection, "progress").await?;
     let options = Some(TransferOptions { progress_stream: progress.name.clone() });
@@ -219,7 +219,7 @@ async fn transfer(connection: &Connection, from: Any, to: Any) -> Result<()> {
     let request = TransferRequest { source: Some(from), destination: Some(to), options };
     let mut client = service!(connection, transfer::transfer_client::TransferClient);
     let done = client.transfer(connection.request(request)?).await.answer();
-    // It ends with the transfer; what it could not show is no reason to fail.
+    // The progress ends with the transfer; missing lines are no failure.
     showing.abort();
     done
 }
@@ -229,7 +229,7 @@ fn wire(platform: Platform) -> WirePlatform {
     WirePlatform { os, architecture, variant, os_version, os_features }
 }
 
-/// The platforms that a command line names: none for this machine's.
+/// The platforms on the command line; empty is this machine's.
 fn platforms(call: &Call) -> Result<Vec<WirePlatform>> {
     Ok(match call.value("platform") {
         Some(_) => vec![wire(images::platform(call)?)],
@@ -237,12 +237,12 @@ fn platforms(call: &Call) -> Result<Vec<WirePlatform>> {
     })
 }
 
-/// The platforms that are fetched: this machine's if nothing is said, none for all.
+/// The platforms to fetch: this machine's by default; empty is all.
 fn fetched(call: &Call) -> Result<Vec<WirePlatform>> {
     Ok(if call.is("all-platforms") { Vec::new() } else { vec![wire(images::platform(call)?)] })
 }
 
-/// A name that has a tag or a digest, as pulls ask for.
+/// Checks a name for a pull, and returns it.
 fn full(name: &str) -> Result<String> {
     let _: Reference = name.parse()?;
     Ok(name.to_owned())
@@ -287,7 +287,7 @@ pub(super) async fn fetch(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Fetches an image whole, whatever the platforms of its parts.
+/// Fetches an image with all its content, whatever the platforms are.
 pub(super) async fn fetch_whole(call: &Call, connection: &Connection, reference: &str) -> Result<()> {
     bring(call, connection, &full(reference)?, Vec::new()).await
 }
@@ -328,7 +328,7 @@ async fn push_to(call: &Call, connection: &Connection, remote: &String, to: Any)
     let Some(digest) = call.value("manifest") else {
         return transfer(connection, from(call.words().get(1).unwrap_or(remote))?, to).await;
     };
-    // A transfer takes images, so it is one meanwhile.
+    // The transfer service pushes images, so create an image record for the time of the push.
     let name = format!("ctr-push-{}/{digest}", std::process::id());
     let kind = call.value("manifest-type").unwrap_or(media_type::OCI_MANIFEST).to_owned();
     let request = connection.request(InfoRequest { digest: digest.to_owned() })?;
@@ -366,9 +366,9 @@ pub(super) async fn export(call: Call) -> Result<u8> {
     let writing = tokio::spawn(stream.receive_bytes(file));
     let done = ask(&connection, pack(&store), pack(&to)).await;
     if let Err(error) = done {
-        // A writer that broke down is why nobody took the bytes.
+        // The writer's error is the cause of the daemon's broken stream.
         let cause = if writing.is_finished() { writing.await.ok().and_then(Result::err) } else { None };
-        // Half an archive is none; a device or a pipe stays what it is.
+        // Remove an incomplete archive, but not a device or a pipe.
         if Path::new(out).symlink_metadata().is_ok_and(|there| there.is_file()) {
             let _ = std::fs::remove_file(out);
         }
@@ -388,7 +388,7 @@ pub(super) async fn import(call: Call) -> Result<u8> {
         media_type: String::new(),
         force_compress: call.is("compress-blobs"),
     };
-    // Names that do not begin so are taken too if nobody says how they should, as there.
+    // As with containerd's, names without the prefix are imported too if no base name is given.
     let base_name = call.value("base-name").filter(|name| !name.is_empty());
     let today = || Timestamp::now().to_string().chars().take_while(|char| *char != 'T').collect::<String>();
     let references = ImageReference {
@@ -430,14 +430,14 @@ pub(super) async fn import(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-/// Asks for a transfer whose steps nobody shows.
+/// Runs a transfer without printing progress.
 async fn ask(connection: &Connection, from: Any, to: Any) -> Result<()> {
     let request = TransferRequest { source: Some(from), destination: Some(to), options: None };
     let mut client = service!(connection, transfer::transfer_client::TransferClient);
     client.transfer(connection.request(request)?).await.answer()
 }
 
-/// The images that are there, with what they point at.
+/// The image names, with the digests of their targets.
 async fn names(connection: &Connection) -> Result<BTreeMap<String, String>> {
     let request = connection.request(api::grpc::images::ListImagesRequest::default())?;
     let images = images::client(connection).list(request).await.answer()?.images;

@@ -1,4 +1,4 @@
-//! What templates can call: Docker's functions, and those of Go's that make sense of documents.
+//! Functions of templates: Docker's, and those of Go's that apply to JSON documents.
 
 use std::cmp::Ordering;
 
@@ -8,7 +8,7 @@ use super::Why;
 use super::printf::printf;
 use super::value::{is_true, show};
 
-/// With what they take. `and` and `or` look at no more than they need, which whoever runs the template sees to.
+/// The functions, and their arguments. `and` and `or` evaluate only what they need, so `run` implements them.
 const KNOWN: [(&str, &str); 23] = [
     ("and", "VALUE…"),
     ("eq", "VALUE VALUE…"),
@@ -43,7 +43,7 @@ pub(super) fn names() -> String {
     KNOWN.map(|(name, _)| name).join(", ")
 }
 
-/// What changes how a field looks does not change its heading.
+/// Whether a function only formats a field, so that the heading stays.
 pub(super) fn keeps_headings(name: &str) -> bool {
     ["json", "join", "split", "slice", "index", "title", "lower", "upper", "truncate", "len"].contains(&name)
 }
@@ -107,14 +107,14 @@ fn misuse(name: &str, arguments: &[Value]) -> String {
     format!("{name} takes {takes}, and not {}", if has.is_empty() { "nothing" } else { &has })
 }
 
-/// A number of letters or of places; more than these are a mistake.
+/// A number of letters or columns. Larger numbers are a mistake.
 fn count(number: &serde_json::Number) -> Why<usize> {
     const MAX: u64 = 1 << 20;
     let count = number.as_u64().filter(|count| *count <= MAX).and_then(|count| usize::try_from(count).ok());
     count.ok_or_else(|| format!("{number} is no number of letters or places"))
 }
 
-/// Each word with a capital, where a word begins behind what is no letter or digit.
+/// Capitalizes each word. A word begins after a character that is no letter or digit.
 fn title(text: &str) -> String {
     let mut is_inside = false;
     let letters = text.chars().map(|letter| {
@@ -164,7 +164,7 @@ fn order(one: &Value, other: &Value) -> Why<Ordering> {
     found.ok_or_else(|| format!("{one} and {other} cannot be compared"))
 }
 
-/// With spaces between those of which neither is a text, as Go's.
+/// Prints values, with a space between two values that are no strings, as Go does.
 fn print(values: &[Value]) -> String {
     let mut out = String::new();
     for (at, value) in values.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! From the text of a template to its nodes.
+//! Parses a template's text to nodes.
 //!
 //! ```text
 //! node     = text | {{assignment}} | {{if|with|range assignment}} node… [{{else}} node…] {{end}}
@@ -15,7 +15,7 @@ use super::{Why, functions};
 
 pub(super) enum Node {
     Text(String),
-    /// Shown, unless it is given to a variable.
+    /// Prints its value, unless it assigns it to a variable.
     Action(Assignment),
     Block(Block),
     Break,
@@ -36,14 +36,14 @@ pub(super) enum Kind {
 }
 
 pub(super) struct Assignment {
-    /// Without the `$`.
+    /// The variables' names, without the `$`.
     pub(super) names: Vec<String>,
-    /// They begin here (`:=`), and end with the block.
+    /// Whether the variables are declared here (`:=`), in the scope of the block.
     pub(super) is_new: bool,
     pub(super) value: Pipeline,
 }
 
-/// Each command has what the one before it came to for its last operand.
+/// Commands, each of which gets the value of the previous one as its last argument.
 pub(super) type Pipeline = Vec<Vec<Operand>>;
 
 pub(super) struct Operand {
@@ -53,7 +53,7 @@ pub(super) struct Operand {
 
 pub(super) enum Base {
     Dot,
-    /// Without the `$`: `$` itself is the empty one.
+    /// A variable's name, without the `$`; `$` itself is the empty name.
     Variable(String),
     Function(String),
     Literal(Value),
@@ -73,7 +73,7 @@ enum Piece<'a> {
     Action(&'a str),
 }
 
-/// Text and actions in turn, without comments, and without what trim marks take away.
+/// Splits the text into literal text and actions, without comments and without what trim marks remove.
 fn pieces(text: &str) -> Why<Vec<Piece<'_>>> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -99,7 +99,7 @@ fn pieces(text: &str) -> Why<Vec<Piece<'_>>> {
     Ok(found)
 }
 
-/// Where the `}}` stands that is in no quotes and no comment.
+/// The position of the `}}` that ends an action, outside quotes and comments.
 fn end_of_action(action: &str) -> Why<usize> {
     let mut at = 0;
     loop {
@@ -116,10 +116,10 @@ fn end_of_action(action: &str) -> Why<usize> {
     }
 }
 
-/// What a list of nodes ends with.
+/// The end of a list of nodes.
 enum Stop<'a> {
     End,
-    /// With what stands behind it: `if .A`.
+    /// `else`, and the words after it: `if .A`.
     Else(&'a str),
 }
 
@@ -164,7 +164,7 @@ impl<'a> Parser<'a> {
                 (_, Some(Stop::Else(_))) => return Err("a second {{else}} of one block".into()),
                 (_, None) => return Err(UNENDED.into()),
             },
-            // It shares the end of this one.
+            // `else if` shares the `end` of this block.
             Stop::Else(next) => match first_word(next) {
                 ("if", head) => vec![Node::Block(self.block(Kind::If, head)?)],
                 ("with", head) => vec![Node::Block(self.block(Kind::With, head)?)],
@@ -192,7 +192,7 @@ fn first_word(action: &str) -> (&str, &str) {
 enum Token {
     Operand(Operand),
     Open,
-    /// With the fields of what was in the parentheses.
+    /// A closing parenthesis, and the fields after it.
     Close(Vec<String>),
     Pipe,
     Comma,
@@ -229,7 +229,7 @@ fn whole_pipeline(tokens: Vec<Token>) -> Why<Pipeline> {
     pipeline(&mut tokens.into_iter(), false).map(|(pipeline, _)| pipeline)
 }
 
-/// Up to the end, or to the parenthesis that closes it, with the fields behind that.
+/// Parses a pipeline up to its end, or to the closing parenthesis, and the fields after that.
 fn pipeline(tokens: &mut IntoIter<Token>, is_group: bool) -> Why<(Pipeline, Vec<String>)> {
     let mut commands = Vec::new();
     let mut command = Vec::new();
@@ -306,13 +306,13 @@ fn tokens(text: &str) -> Why<Vec<Token>> {
     Ok(found)
 }
 
-/// Letters, digits and `_` at the beginning, and what follows them.
+/// Splits off a name: letters, digits and `_`.
 fn name(text: &str) -> (&str, &str) {
     let is_other = |letter: char| !letter.is_alphanumeric() && letter != '_';
     text.split_at(text.find(is_other).unwrap_or(text.len()))
 }
 
-/// `.A.B`
+/// Splits off fields such as `.A.B`.
 fn fields(mut text: &str) -> (Vec<String>, &str) {
     let mut found = Vec::new();
     while let Some((field, after)) = text.strip_prefix('.').map(name).filter(|(field, _)| !field.is_empty()) {
@@ -333,7 +333,7 @@ fn number(text: &str) -> Why<(Number, &str)> {
     number.map(|number| (number, &text[end..])).ok_or_else(|| format!("{:?} is no number", &text[..end]))
 }
 
-/// What stands in quotes, and what follows them.
+/// Splits off a quoted text, without its quotes.
 fn quoted(text: &str) -> Why<(String, &str)> {
     const UNCLOSED: &str = "a quotation is not closed";
     if let Some(raw) = text.strip_prefix('`') {

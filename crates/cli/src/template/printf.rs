@@ -1,4 +1,4 @@
-//! `printf`, with the verbs of Go's that documents have values for.
+//! `printf`, with the verbs of Go that apply to JSON values.
 //!
 //! ```text
 //! %[flags][width][.precision]verb      flags: - to the left, 0 zeros, + a sign, a space in its place
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Why;
 use super::value::show;
 
-/// More is a mistake.
+/// The largest width and precision.
 const WIDTH_MAX: usize = 4096;
 
 pub(super) fn printf(format: &str, values: &[Value]) -> Why<String> {
@@ -36,7 +36,7 @@ pub(super) fn printf(format: &str, values: &[Value]) -> Why<String> {
 struct Place {
     is_left: bool,
     has_zeros: bool,
-    /// In front of what is not negative.
+    /// The sign before numbers that are not negative.
     sign: &'static str,
     width: usize,
     precision: Option<usize>,
@@ -82,7 +82,7 @@ impl Place {
     }
 
     fn text(&self, value: &Value) -> Why<String> {
-        // Of a list each, as in Go.
+        // For a list, each element is formatted, as in Go.
         if let (Value::Array(items), true) = (value, self.verb != 'v') {
             let each = items.iter().map(|item| self.text(item)).collect::<Why<Vec<_>>>()?;
             return Ok(format!("[{}]", each.join(" ")));

@@ -1,7 +1,7 @@
-//! Nodes and a document to text.
+//! Executes a template with a document.
 //!
-//! Headings are made by the same walk over no document at all: there, each field of nothing is its heading, which every
-//! further field and function leaves as it is.
+//! Headings are made by the same walk with no document: there a field of nothing is its heading, and further fields and
+//! functions keep it.
 
 use serde_json::{Map, Value};
 
@@ -18,7 +18,7 @@ pub(super) fn headings(nodes: &[Node], of: &dyn Fn(&str) -> String) -> Why<Strin
 }
 
 struct Run<'a> {
-    /// Those that are known, the innermost last. The first is the document.
+    /// The variables in scope, the innermost last. The first is the document.
     variables: Vec<(String, Value)>,
     heading: Option<&'a dyn Fn(&str) -> String>,
     out: String,
@@ -161,11 +161,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// `.Label "KEY"`, which is a method of Docker's: an entry of a map, and nothing if there is none.
+    /// Docker's method `.Label "KEY"`: the entry of a map, or nothing if it does not exist.
     fn entry(&self, of: &Value, key: &Value) -> Why<Value> {
         match of {
             Value::Object(map) => Ok(map.get(&show(key)).cloned().unwrap_or_default()),
-            // As Docker has it: the last part of the key.
+            // As with Docker, the heading is the last part of the key.
             Value::String(_) if self.heading.is_some() => {
                 let key = show(key);
                 Ok(key.rsplit('.').next().unwrap_or_default().replace(['-', '_'], " ").into())
@@ -195,7 +195,7 @@ impl<'a> Run<'a> {
         Ok(value)
     }
 
-    /// Of one that is open, what is not there is nothing.
+    /// A field's value. If `is_open`, a field that does not exist is nothing.
     fn field(&self, of: Value, name: &str, is_open: bool) -> Why<Value> {
         match (of, self.heading) {
             (Value::Null, Some(heading)) => Ok(heading(name).into()),
@@ -215,22 +215,22 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Whether the names in a field are data, such as labels: who asks for one that is not there makes no mistake.
+/// Whether the names in a field are user data, such as labels, so that a name that does not exist is no mistake.
 fn is_open(field: &str) -> bool {
     const OPEN: [&str; 7] =
         ["Annotations", "Attributes", "Labels", "Networks", "Options", "Ports", "Sysctls"];
     OPEN.iter().any(|open| field.eq_ignore_ascii_case(open))
 }
 
-/// What Docker's users write as Go has it, such as `ID`, `TimeNano` or `CPUShares`, and documents say as JSON has it: the one
-/// field of this name in other letters.
+/// The field that is equal except for upper and lower case, if there is exactly one: Docker's users write Go's names,
+/// such as `ID`, `TimeNano` or `CPUShares`, and documents have JSON's.
 fn as_in_go(name: &str, map: &Map<String, Value>) -> Option<String> {
     let mut same = map.keys().filter(|field| field.eq_ignore_ascii_case(name));
     same.next().filter(|_| same.next().is_none()).cloned()
 }
 
-/// The first that is true for `or`, the first that is not for `and`; the last if there is none. What comes behind it is
-/// not looked at.
+/// The first argument that is true for `or`, or false for `and`; otherwise the last. Arguments after it are not
+/// evaluated.
 fn first_that_decides(wanted: bool, arguments: &mut dyn Iterator<Item = Why<Value>>) -> Why<Value> {
     let mut last = Value::Null;
     for argument in arguments {

@@ -1,8 +1,8 @@
-//! Values of templates: documents, as Go's `fmt` prints them.
+//! The values of templates: JSON documents, printed as by Go's `fmt`.
 
 use serde_json::Value;
 
-/// What Go takes for true: what is not zero or empty.
+/// Whether Go takes the value for true: it is neither zero nor empty.
 pub(super) fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -14,7 +14,7 @@ pub(super) fn is_true(value: &Value) -> bool {
     }
 }
 
-/// `%v`. Nothing is shown as nothing, since it mostly stands where Docker has an empty text.
+/// Formats a value as `%v`. Null is empty, since Docker mostly has an empty string in its place.
 pub(super) fn show(value: &Value) -> String {
     match value {
         Value::Null => String::new(),

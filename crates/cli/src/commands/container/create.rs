@@ -93,7 +93,7 @@ pub(crate) struct Flags {
     /// KEY=VALUE
     #[arg(long, short)]
     pub(crate) label: Vec<String>,
-    /// A file with lines of KEY=VALUE or KEY; lines that begin with # are ignored
+    /// A file with lines of KEY=VALUE; lines that begin with # are ignored
     #[arg(long, value_name = "FILE")]
     pub(crate) label_file: Vec<String>,
     /// Mount the root file system read-only; volumes stay writable
