@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn what_scripts_put_before_a_command_is_taken() {
+    fn global_flags_of_docker_are_accepted() {
         let parse = |line: &str| {
             let words = ["hoist"].into_iter().chain(line.split(' '));
             <super::Cli as clap::Parser>::try_parse_from(words).map(|cli| (cli.address, cli.config))
@@ -69,17 +69,17 @@ mod tests {
     fn each_argument_that_is_shown_has_a_help_text() {
         let mut all = <super::Cli as clap::CommandFactory>::command();
         all.build();
-        let (mut without, mut rooms) = (Vec::new(), vec![all]);
-        while let Some(room) = rooms.pop() {
-            let silent = room.get_arguments().filter(|arg| !arg.is_hide_set() && arg.get_help().is_none());
-            without.extend(silent.map(|arg| format!("{} {}", room.get_name(), arg.get_id())));
-            rooms.extend(room.get_subcommands().filter(|room| !room.is_hide_set()).cloned());
+        let (mut without, mut commands) = (Vec::new(), vec![all]);
+        while let Some(command) = commands.pop() {
+            let silent = command.get_arguments().filter(|arg| !arg.is_hide_set() && arg.get_help().is_none());
+            without.extend(silent.map(|arg| format!("{} {}", command.get_name(), arg.get_id())));
+            commands.extend(command.get_subcommands().filter(|command| !command.is_hide_set()).cloned());
         }
         assert!(without.is_empty(), "{without:?}");
     }
 
     #[test]
-    fn the_flags_of_a_run_stand_in_groups() {
+    fn the_help_of_run_groups_its_flags() {
         let parsed = <super::Cli as clap::Parser>::try_parse_from(["hoist", "run", "--help"]);
         let help = parsed.err().map(|help| help.to_string()).unwrap_or_default();
         for heading in

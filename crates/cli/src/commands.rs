@@ -130,7 +130,7 @@ async fn each_that_may_be_gone(
         match act(name.clone()).await {
             Ok(_) => println!("{name}"),
             Err(error) => {
-                complain(name, &error);
+                report_error(name, &error);
                 if !(may_be_gone && error.is(ErrorKind::NotFound)) {
                     code = 1;
                 }
@@ -141,7 +141,7 @@ async fn each_that_may_be_gone(
 }
 
 /// Reports an error about one of several objects. The name is added unless the message has it.
-fn complain(name: &str, error: &Error) {
+fn report_error(name: &str, error: &Error) {
     let text = output::said(error);
     let names_it = text.split([' ', ':', ';', ',', '"']).any(|word| word == name);
     let of = if names_it { String::new() } else { format!("{name}: ") };

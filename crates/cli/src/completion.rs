@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_socket_is_the_one_that_is_typed() {
+    fn completion_asks_the_socket_on_the_command_line() {
         let address = |words: &str| address(&words.split(' ').map(OsString::from).collect::<Vec<_>>());
         assert_eq!(address("hoist -- hoist -H /a stop x"), "/a");
         assert_eq!(address("hoist -- hoist --address=/b stop"), "/b");
@@ -178,16 +178,16 @@ mod tests {
 
     /// Arguments are recognized by their id, so a new one must use an id that `kind` knows.
     #[test]
-    fn arguments_that_name_something_are_known() {
+    fn completion_knows_every_argument_that_names_an_object() {
         let mut all = Cli::command();
         all.build();
         let mut unknown = Vec::new();
-        let mut rooms = vec![all];
-        while let Some(room) = rooms.pop() {
-            let positionals = room.get_positionals().filter(|arg| kind(room.get_name(), arg).is_none());
-            unknown.extend(positionals.map(|arg| format!("{} {}", room.get_name(), arg.get_id())));
+        let mut commands = vec![all];
+        while let Some(command) = commands.pop() {
+            let positionals = command.get_positionals().filter(|arg| kind(command.get_name(), arg).is_none());
+            unknown.extend(positionals.map(|arg| format!("{} {}", command.get_name(), arg.get_id())));
             // Hidden commands are not completed.
-            rooms.extend(room.get_subcommands().filter(|room| !room.is_hide_set()).cloned());
+            commands.extend(command.get_subcommands().filter(|command| !command.is_hide_set()).cloned());
         }
         unknown.sort();
         unknown.dedup();

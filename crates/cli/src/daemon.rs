@@ -39,7 +39,7 @@ const SERVICES: [&str; 4] = [
 pub(crate) async fn connect(address: &str) -> Result<Client> {
     let path = socket_path(address)?;
     match Client::connect(path).await {
-        Err(error) if is_absent(&error) => match Surroundings::look(path).why_not_start() {
+        Err(error) if is_absent(&error) => match StartConditions::look(path).why_not_start() {
             Some(why) => Err(error.context(why)),
             None => wait(path, start(path)?).await,
         },
@@ -60,7 +60,7 @@ pub(crate) fn socket_path(address: &str) -> Result<&Path> {
 }
 
 /// The facts that decide whether a daemon is started.
-struct Surroundings {
+struct StartConditions {
     is_root: bool,
     is_told_not_to: bool,
     has_config: bool,
@@ -69,9 +69,9 @@ struct Surroundings {
     is_service: bool,
 }
 
-impl Surroundings {
-    fn look(address: &Path) -> Surroundings {
-        Surroundings {
+impl StartConditions {
+    fn look(address: &Path) -> StartConditions {
+        StartConditions {
             is_root: rustix::process::geteuid().is_root(),
             is_told_not_to: std::env::var_os(NO_AUTOSTART).is_some(),
             has_config: std::env::var_os(CONFIG).is_some(),
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_that_became_long_begins_anew() {
+    fn a_long_daemon_log_is_truncated() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("daemon.log");
         for (before, after) in [(0, 0), (OLD_LOG_LEN_MAX, OLD_LOG_LEN_MAX), (OLD_LOG_LEN_MAX + 1, 0)] {
@@ -232,9 +232,9 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_start_a_daemon_says_who_does() {
-        let why = |change: fn(&mut Surroundings)| {
-            let mut around = Surroundings {
+    fn a_refusal_to_start_the_daemon_says_who_starts_it() {
+        let why = |change: fn(&mut StartConditions)| {
+            let mut around = StartConditions {
                 is_root: true,
                 is_told_not_to: false,
                 has_config: false,

@@ -32,15 +32,15 @@ impl FromStr for DetachKeys {
 }
 
 /// The filter between the user's keys and the container.
-pub(crate) struct Sieve {
+pub(crate) struct DetachFilter {
     keys: DetachKeys,
     /// How many keys of the sequence have been typed.
     typed: usize,
 }
 
-impl Sieve {
-    pub(crate) fn new(keys: DetachKeys) -> Sieve {
-        Sieve { keys, typed: 0 }
+impl DetachFilter {
+    pub(crate) fn new(keys: DetachKeys) -> DetachFilter {
+        DetachFilter { keys, typed: 0 }
     }
 
     /// Returns the bytes to pass on, including earlier ones that were held back, and whether the sequence is complete.
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_written_as_docker_does() {
+    fn detach_keys_are_parsed_as_dockers() {
         let read = |text: &str| text.parse::<DetachKeys>().map(|keys| keys.0);
         assert_eq!(read("ctrl-p,ctrl-q"), Ok(DetachKeys::default().0));
         assert_eq!(
@@ -84,9 +84,9 @@ mod tests {
     }
 
     #[test]
-    fn what_turns_out_not_to_be_the_keys_goes_on() {
+    fn a_partial_detach_sequence_is_passed_on() {
         let check = |keys: &str, pieces: &[&str], onward: &str, detached: bool| {
-            let mut sieve = Sieve::new(keys.parse().unwrap());
+            let mut sieve = DetachFilter::new(keys.parse().unwrap());
             let mut passed = Vec::new();
             let mut last = false;
             for piece in pieces {

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_known_behind_the_address_too() {
+    fn run_is_recognized_after_global_flags() {
         let is_run = |words: &str| is_run(&words.split(' ').map(OsString::from).collect::<Vec<_>>());
         for words in [
             "hoist run x",

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_failed_writes_are_no_panics() {
+    fn only_panics_of_failed_writes_are_recognized() {
         let why = |words: &str| lost(&words.to_owned()).map(str::to_owned);
         let full = io::Error::from(Errno::NOSPC);
         assert_eq!(why(&format!("failed printing to stdout: {full}")), Some(full.to_string()));
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_not_read_ends_as_by_the_signal() {
+    fn a_broken_pipe_ends_with_the_code_of_sigpipe() {
         assert_eq!(code_of("hoist", &Errno::PIPE.into(), "standard output"), 141);
         assert_eq!(code_of("hoist", &Errno::NOSPC.into(), "standard output"), 1);
     }

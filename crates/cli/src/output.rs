@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_others_stay_on_their_line() {
+    fn control_characters_of_names_are_escaped() {
         assert_eq!(printable("/usr/lüb"), "/usr/lüb");
         assert_eq!(printable("a\nb\x1b[2J\u{9b}c\t\x7f"), r"a\x0ab\x1b[2J\u{9b}c\x09\x7f");
         assert_eq!(quoted("sh -c 'ü'"), r#""sh -c 'ü'""#);

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use types::{Context, Result};
 
-use crate::keys::{DetachKeys, Sieve};
+use crate::keys::{DetachFilter, DetachKeys};
 use crate::lost_output;
 
 /// A folder with mode 0700, deleted with its content when dropped.
@@ -117,7 +117,7 @@ impl Input {
 
 /// How our input ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fed {
+pub(crate) enum InputOutcome {
     End,
     /// The user typed the detach keys.
     Detached,
@@ -132,20 +132,20 @@ pub(crate) struct Attached {
     stdin: Option<Input>,
     outputs: Vec<JoinHandle<()>>,
     /// The first of our outputs to which a write failed, and the error.
-    lost: watch::Receiver<Option<Lost>>,
+    lost: watch::Receiver<Option<WriteFailure>>,
     pub(crate) streams: Streams,
 }
 
 /// A failed write to one of our outputs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Lost {
+pub(crate) struct WriteFailure {
     errno: i32,
     to: Out,
 }
 
-impl Lost {
+impl WriteFailure {
     /// Whether the reader of our output has gone.
-    pub(crate) fn is_unread(self) -> bool {
+    pub(crate) fn is_broken_pipe(self) -> bool {
         self.errno == Errno::PIPE.raw_os_error()
     }
 
@@ -217,13 +217,13 @@ impl Attached {
     }
 
     /// Begins to copy our standard input to the process, until its end or the detach keys.
-    pub(crate) fn feed(&mut self, keys: Option<DetachKeys>) -> Option<JoinHandle<Fed>> {
+    pub(crate) fn feed(&mut self, keys: Option<DetachKeys>) -> Option<JoinHandle<InputOutcome>> {
         let input = self.stdin.take()?;
-        Some(tokio::spawn(async move { copy_in(input, keys).await.unwrap_or(Fed::Refused) }))
+        Some(tokio::spawn(async move { copy_in(input, keys).await.unwrap_or(InputOutcome::Refused) }))
     }
 
     /// Waits until all output has been copied, or a write failed.
-    pub(crate) async fn drain(self) -> Option<Lost> {
+    pub(crate) async fn drain(self) -> Option<WriteFailure> {
         // A copy task that panicked has shown what it could.
         for output in self.outputs {
             let _ = output.await;
@@ -232,7 +232,7 @@ impl Attached {
     }
 
     /// Waits until a write to one of our outputs fails.
-    pub(crate) fn lost(&self) -> impl Future<Output = Lost> + use<> {
+    pub(crate) fn lost(&self) -> impl Future<Output = WriteFailure> + use<> {
         let mut lost = self.lost.clone();
         async move {
             match lost.wait_for(Option::is_some).await.map(|lost| *lost) {
@@ -260,7 +260,7 @@ enum Out {
     Stderr,
 }
 
-async fn copy_out(mut from: pipe::Receiver, to: Out, tell: watch::Sender<Option<Lost>>) {
+async fn copy_out(mut from: pipe::Receiver, to: Out, tell: watch::Sender<Option<WriteFailure>>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(len @ 1..) = from.read(&mut buffer).await {
         if !is_shown(&buffer[..len], to, &tell) {
@@ -269,7 +269,7 @@ async fn copy_out(mut from: pipe::Receiver, to: Out, tell: watch::Sender<Option<
     }
 }
 
-fn copy_joined(mut from: File, to: Out, tell: &watch::Sender<Option<Lost>>) {
+fn copy_joined(mut from: File, to: Out, tell: &watch::Sender<Option<WriteFailure>>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(len @ 1..) = from.read(&mut buffer) {
         if !is_shown(&buffer[..len], to, tell) {
@@ -279,7 +279,7 @@ fn copy_joined(mut from: File, to: Out, tell: &watch::Sender<Option<Lost>>) {
 }
 
 /// Writes bytes to our output. Returns whether it succeeded; an error is sent to `tell`.
-fn is_shown(bytes: &[u8], to: Out, tell: &watch::Sender<Option<Lost>>) -> bool {
+fn is_shown(bytes: &[u8], to: Out, tell: &watch::Sender<Option<WriteFailure>>) -> bool {
     let written = match to {
         Out::Stdout => {
             let mut stdout = io::stdout().lock();
@@ -288,27 +288,27 @@ fn is_shown(bytes: &[u8], to: Out, tell: &watch::Sender<Option<Lost>>) -> bool {
         Out::Stderr => io::stderr().lock().write_all(bytes),
     };
     let Err(error) = written else { return true };
-    let lost = Lost { errno: error.raw_os_error().unwrap_or_default(), to };
+    let lost = WriteFailure { errno: error.raw_os_error().unwrap_or_default(), to };
     tell.send_if_modified(|first| first.replace(lost).is_none());
     false
 }
 
-async fn copy_in(input: Input, keys: Option<DetachKeys>) -> io::Result<Fed> {
+async fn copy_in(input: Input, keys: Option<DetachKeys>) -> io::Result<InputOutcome> {
     let mut to = input.writer()?;
-    let mut sieve = keys.map(Sieve::new);
+    let mut sieve = keys.map(DetachFilter::new);
     let mut from = tokio::io::stdin();
     let mut buffer = vec![0; 32 * 1024];
     loop {
         let len = from.read(&mut buffer).await?;
         if len == 0 {
-            return Ok(Fed::End);
+            return Ok(InputOutcome::End);
         }
         match &mut sieve {
             Some(sieve) => {
                 let (onward, detached) = sieve.pass(&buffer[..len]);
                 to.write_all(&onward).await?;
                 if detached {
-                    return Ok(Fed::Detached);
+                    return Ok(InputOutcome::Detached);
                 }
             }
             None => to.write_all(&buffer[..len]).await?,

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn errors_in_templates_are_reported() {
         let data = data();
         for (wrong, why) in [
             ("{{.Nosuch}}", "no field Nosuch; there are A, Attributes, E, "),

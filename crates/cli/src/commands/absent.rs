@@ -88,7 +88,7 @@ mod tests {
     use crate::args::Cli;
 
     #[test]
-    fn each_says_what_there_is_in_its_place() {
+    fn absent_docker_commands_name_an_alternative() {
         for (line, way_out) in [
             ("build -t x .", "hoist load"),
             ("buildx build --push .", "buildkitd"),

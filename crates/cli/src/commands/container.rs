@@ -26,7 +26,7 @@ use clap::{Args, Subcommand};
 use client::Client;
 use types::{Error, Result};
 
-use super::{complain, each, each_that_may_be_gone, inspect, system};
+use super::{each, each_that_may_be_gone, inspect, report_error, system};
 use crate::interrupt::unless_interrupted;
 use crate::parse;
 
@@ -227,7 +227,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
                 match attend::wait(client, id.clone(), None).await {
                     Ok(ended) => println!("{ended}"),
                     Err(error) => {
-                        complain(&id, &error);
+                        report_error(&id, &error);
                         code = 1;
                     }
                 }

@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_profile_is_named_and_whole() {
+    fn the_default_apparmor_profile_is_named_and_complete() {
         let bare = text("mine", None, None);
         assert!(bare.starts_with("@{PROC}=/proc/\nprofile mine flags="), "{bare}");
         assert!(bare.contains("peer=mine,") && !bare.contains("#include"), "{bare}");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_more_than_names_are_refused() {
+    fn apparmor_profile_names_with_syntax_are_refused() {
         for name in ["", "a b", "a{", "../a", "-a"] {
             assert!(load(name).unwrap_err().message().contains("letters"), "{name}");
         }

@@ -48,7 +48,7 @@ pub(super) async fn checkpoint(call: Call) -> Result<u8> {
     let made = async {
         let container = containers::get(&held, id).await?;
         let ends = options.exit;
-        still(&held, id, ends, write(&held, &container, options)).await
+        while_paused(&held, id, ends, write(&held, &container, options)).await
     };
     let made = made.await;
     leases::release(&connection, lease).await?;
@@ -58,7 +58,7 @@ pub(super) async fn checkpoint(call: Call) -> Result<u8> {
 
 /// Runs `work` while the container is paused, so that the checkpoint's memory and files are consistent. `ends` if the
 /// task ends with the checkpoint.
-pub(super) async fn still<T>(
+pub(super) async fn while_paused<T>(
     connection: &Connection,
     id: &str,
     ends: bool,
@@ -106,7 +106,7 @@ async fn write(
     if !container.snapshot_key.is_empty() {
         parts.push(changes(connection, container).await?);
     }
-    let name = format!("containerd.io/checkpoint/{}:{}", container.id, stamp());
+    let name = format!("containerd.io/checkpoint/{}:{}", container.id, time_for_tag());
     let target = index(connection, &container.id, &parts, [].into()).await?;
     let image = Image { name: name.clone(), target: Some(target), ..Image::default() };
     images::put(connection, image, true).await?;
@@ -165,13 +165,20 @@ pub(super) async fn changes(connection: &Connection, container: &Container) -> R
     let stat = StatSnapshotRequest { snapshotter: snapshotter.clone(), key: key.clone() };
     let stat = snapshots::client(connection).stat(connection.request(stat)?).await.answer()?;
     let parent = present(stat.info, "snapshot")?.parent;
-    let wish = layers::Wish { media_type: OCI_LAYER_GZIP.to_owned(), ..layers::Wish::default() };
-    layers::between(connection, &snapshotter, Some(parent).filter(|parent| !parent.is_empty()), key, wish)
-        .await
+    let layer_options =
+        layers::LayerOptions { media_type: OCI_LAYER_GZIP.to_owned(), ..layers::LayerOptions::default() };
+    layers::between(
+        connection,
+        &snapshotter,
+        Some(parent).filter(|parent| !parent.is_empty()),
+        key,
+        layer_options,
+    )
+    .await
 }
 
 /// The current time in a form that a tag may contain: without colons.
-fn stamp() -> String {
+fn time_for_tag() -> String {
     let now = Timestamp::now().to_string();
     now.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect()
 }

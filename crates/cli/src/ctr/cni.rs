@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_lists_of_plugins_or_one() {
+    fn cni_configurations_are_lists_of_plugins_or_one() {
         let list =
             parse(r#"{"name":"n","cniVersion":"0.4.0","plugins":[{"type":"a","x":1},{"type":"b"}]}"#, true);
         let list = list.unwrap();
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_file_counts() {
+    fn the_first_cni_configuration_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let none = Network::first_in(dir.path(), String::new()).err().expect("there is none").chain();
         assert!(none.contains("no network config found"), "{none}");
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_plugin_says_is_told() {
+    fn the_error_of_a_cni_plugin_is_reported() {
         let said = br#"{"code":7,"msg":"it does not","details":"for a reason"}"#;
         let told = refusal("bridge", "ADD", said, "exit status: 1").chain();
         assert_eq!(told, "CNI plugin bridge failed (ADD): it does not; for a reason");

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_refused_with_the_nearest_name() {
+    fn unknown_commands_and_flags_are_refused_with_the_nearest_name() {
         for (line, words) in [
             ("imges ls", "did you mean images?"),
             ("images lst", "did you mean list?"),

@@ -228,7 +228,7 @@ impl Tree {
                 Node::Index(index) => {
                     let images = index.manifests.iter().filter(|entry| !image::is_attestation(entry));
                     tree.platforms.extend(images.filter_map(|entry| entry.platform.clone()));
-                    let told = told(connection, &index).await?;
+                    let told = platforms_of_index(connection, &index).await?;
                     next = image::choose(&index, platform, &told).ok().cloned();
                 }
                 Node::Manifest(manifest) => {
@@ -543,7 +543,7 @@ async fn unmount(call: Call) -> Result<u8> {
 }
 
 /// The platforms of manifests whose descriptors do not have them, read from their configs as far as these are present.
-pub(super) async fn told(connection: &Connection, index: &Index) -> Result<Platforms> {
+pub(super) async fn platforms_of_index(connection: &Connection, index: &Index) -> Result<Platforms> {
     let look = async |digest: String| content::read(connection, &digest).await.unless_gone();
     Platforms::gather(index, |child| look(child.digest.to_string())).await
 }

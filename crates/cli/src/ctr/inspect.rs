@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_document_is_shown_in_its_order_and_as_it_is_written() {
+    fn json_is_indented_without_changing_order_or_spelling() {
         let document = r#" {"b":1.50,"a" : [ ],"c":[{"d\"{,":"\\"},{ }, true], "b":"\u0041:"}
 "#;
         let mut lines = Vec::new();

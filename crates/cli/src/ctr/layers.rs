@@ -59,17 +59,17 @@ async fn diff_of(call: &Call, connection: &Connection) -> Result<Wire> {
             (Some(present(stat.info, "snapshot")?.parent).filter(|parent| !parent.is_empty()), first)
         }
     };
-    let wish = Wish {
+    let layer_options = LayerOptions {
         media_type: call.value("media-type").unwrap_or(OCI_LAYER_GZIP).to_owned(),
         reference: call.value("ref").unwrap_or_default().to_owned(),
         labels: Call::labels(call.values("label")),
     };
-    between(connection, &snapshotter, below, above, wish).await
+    between(connection, &snapshotter, below, above, layer_options).await
 }
 
 /// Options of a new layer.
 #[derive(Default)]
-pub(super) struct Wish {
+pub(super) struct LayerOptions {
     pub(super) media_type: String,
     /// The reference of the ingest; empty is one that the daemon makes up.
     pub(super) reference: String,
@@ -82,7 +82,7 @@ pub(super) async fn between(
     snapshotter: &str,
     below: Option<String>,
     above: String,
-    wish: Wish,
+    layer_options: LayerOptions,
 ) -> Result<Wire> {
     let mut views = Vec::new();
     let mounted = async {
@@ -97,9 +97,9 @@ pub(super) async fn between(
             let request = DiffRequest {
                 left,
                 right,
-                media_type: wish.media_type,
-                r#ref: wish.reference,
-                labels: wish.labels,
+                media_type: layer_options.media_type,
+                r#ref: layer_options.reference,
+                labels: layer_options.labels,
                 source_date_epoch: None,
             };
             let mut client = service!(connection, diff::diff_client::DiffClient);
@@ -259,7 +259,7 @@ async fn manifest_of(connection: &Connection, target: &Wire, platform: &Platform
         match Node::parse(&kind, &content::read(connection, &digest).await?)? {
             Node::Manifest(manifest) => return Ok(*manifest),
             Node::Index(index) => {
-                let told = images::told(connection, &index).await?;
+                let told = images::platforms_of_index(connection, &index).await?;
                 let chosen = image::choose(&index, platform, &told)?;
                 (kind, digest) = (chosen.media_type.clone(), chosen.digest.to_string());
             }

@@ -20,7 +20,7 @@ use types::{Context, Descriptor, Digest, Error, ErrorKind, Hasher, Labels, Resul
 
 use super::command::{Call, Flag};
 use super::connection::{Answer, Connection, present, service};
-use super::registries::{Own, registry_flags};
+use super::registries::{DirectRegistry, registry_flags};
 use super::{content, images, leases, table};
 
 /// The number of a blob's chunks that wait to be sent to the registry.
@@ -34,13 +34,13 @@ pub(super) const BLOB_FLAGS: &[Flag] =
 
 /// Writes the object of a reference to standard output: a document, or by its digest a blob.
 pub(super) async fn fetch_object(call: Call) -> Result<u8> {
-    let own = Own::of(&call, call.word(0, "remote")?)?;
+    let own = DirectRegistry::of(&call, call.word(0, "remote")?)?;
     let written = write_named(&own).await;
     own.shown().await;
     written.map(|()| 0)
 }
 
-async fn write_named(own: &Own) -> Result<()> {
+async fn write_named(own: &DirectRegistry) -> Result<()> {
     // Try the blob first: some registries fail if they are asked for a manifest with the digest of a blob.
     if let Some(digest) = own.reference.digest() {
         match write_blob(&own.remote, digest).await {
@@ -52,7 +52,7 @@ async fn write_named(own: &Own) -> Result<()> {
 }
 
 /// Resolves the reference, with an error text that scripts look for.
-async fn resolve(own: &Own) -> Result<Resolved> {
+async fn resolve(own: &DirectRegistry) -> Result<Resolved> {
     own.remote.resolve().await.map_err(|error| match error.kind() {
         kind @ ErrorKind::NotFound => Error::new(kind, format!("{}: not found", error.chain())),
         _ => error,
@@ -61,7 +61,7 @@ async fn resolve(own: &Own) -> Result<Resolved> {
 
 /// Writes blobs to standard output by their digests, one after the other.
 pub(super) async fn fetch_blob(call: Call) -> Result<u8> {
-    let own = Own::of(&call, call.word(0, "remote")?)?;
+    let own = DirectRegistry::of(&call, call.word(0, "remote")?)?;
     let is_document = call.value("media-type").is_some_and(media_type::is_document);
     let written = async {
         for digest in call.words_from(1, "digest")? {
@@ -114,7 +114,7 @@ pub(super) async fn push_object(call: Call) -> Result<u8> {
     let digest: Digest = call.word(1, "object")?.parse()?;
     let kind = call.word(2, "type")?.to_owned();
     let connection = call.connect().await?;
-    let own = Own::of(&call, call.word(0, "remote")?)?;
+    let own = DirectRegistry::of(&call, call.word(0, "remote")?)?;
     let pushed = push(&connection, &own, digest.clone(), &kind).await;
     own.shown().await;
     pushed?;
@@ -122,7 +122,7 @@ pub(super) async fn push_object(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-async fn push(connection: &Connection, own: &Own, digest: Digest, kind: &str) -> Result<()> {
+async fn push(connection: &Connection, own: &DirectRegistry, digest: Digest, kind: &str) -> Result<()> {
     let there = || Error::already_exists(format!("content {digest} on remote: already exists"));
     let request = connection.request(InfoRequest { digest: digest.to_string() })?;
     let mut blobs = service!(connection, content::content_client::ContentClient);
@@ -182,7 +182,7 @@ async fn send_range(
 
 /// Stores the documents and configs of an image for all its platforms, without layers, and creates the image record.
 pub(super) async fn fetch_metadata(call: &Call, connection: &Connection, reference: &str) -> Result<()> {
-    let own = Own::of(call, reference)?;
+    let own = DirectRegistry::of(call, reference)?;
     let (lease, lease_id) = leases::hold(connection).await?;
     let fetched = fetch_held(&lease, &own).await;
     let named = match fetched {
@@ -203,7 +203,7 @@ pub(super) async fn fetch_metadata(call: &Call, connection: &Connection, referen
     named.and(released)
 }
 
-async fn fetch_held(lease: &Connection, own: &Own) -> Result<Wire> {
+async fn fetch_held(lease: &Connection, own: &DirectRegistry) -> Result<Wire> {
     let Resolved { descriptor, bytes } = resolve(own).await?;
     let target = Wire {
         media_type: descriptor.media_type.clone(),
@@ -218,7 +218,7 @@ async fn fetch_held(lease: &Connection, own: &Own) -> Result<Wire> {
 
 struct Fetch<'a> {
     connection: &'a Connection,
-    own: &'a Own,
+    own: &'a DirectRegistry,
 }
 
 impl Fetch<'_> {

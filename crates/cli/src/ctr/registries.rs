@@ -22,10 +22,10 @@ use types::{Context, Error, Reference, Result};
 use super::command::Call;
 use super::connection::Connection;
 use super::content::PrivateDirectory;
-use super::transfer::Opened;
+use super::transfer::OpenStream;
 
 /// How long output about a transfer is awaited after its end.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+const TRACE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The flags of all commands that access registries, followed by a command's own flags.
 macro_rules! registry_flags {
@@ -67,7 +67,7 @@ impl TransferRegistry {
         let auth_stream = match credentials(call)? {
             None => String::new(),
             Some(credentials) => {
-                let stream = Opened::new(connection, "auth").await?;
+                let stream = OpenStream::new(connection, "auth").await?;
                 let name = stream.name.clone();
                 tokio::spawn(stream.answer(answer(credentials)));
                 name
@@ -81,7 +81,7 @@ impl TransferRegistry {
         };
         let (mut shown, mut logs_stream) = (None, String::new());
         if http_debug != HttpDebug::Disabled {
-            let stream = Opened::new(connection, "logs").await?;
+            let stream = OpenStream::new(connection, "logs").await?;
             logs_stream.clone_from(&stream.name);
             shown = Some(tokio::spawn(stream.receive_bytes(std::io::stderr())));
         }
@@ -103,21 +103,21 @@ impl TransferRegistry {
     pub(super) async fn shown(self) {
         if let Some(shown) = self.shown {
             // Traces that cannot be printed are no failure of the command.
-            let _ = tokio::time::timeout(LAST_WORDS, shown).await;
+            let _ = tokio::time::timeout(TRACE_WAIT_MAX, shown).await;
         }
     }
 }
 
 /// A repository that `ctr` accesses itself.
-pub(super) struct Own {
+pub(super) struct DirectRegistry {
     pub(super) remote: Remote,
     pub(super) reference: Reference,
     shown: Option<JoinHandle<()>>,
     _hosts: Hosts,
 }
 
-impl Own {
-    pub(super) fn of(call: &Call, reference: &str) -> Result<Own> {
+impl DirectRegistry {
+    pub(super) fn of(call: &Call, reference: &str) -> Result<DirectRegistry> {
         let named: Reference = reference.parse()?;
         let hosts = hosts(call, reference)?;
         let directory = hosts.as_ref().map(|directory| directory.0.clone());
@@ -147,15 +147,15 @@ impl Own {
             ..CallerOptions::default()
         };
         let remote = Connections::new(options).remote_with(&named, &keyring, &caller_options)?;
-        Ok(Own { remote, reference: named, shown, _hosts: hosts })
+        Ok(DirectRegistry { remote, reference: named, shown, _hosts: hosts })
     }
 
     /// Waits until the traces are printed.
     pub(super) async fn shown(self) {
-        let Own { remote, shown, .. } = self;
+        let DirectRegistry { remote, shown, .. } = self;
         drop(remote);
         if let Some(shown) = shown {
-            let _ = tokio::time::timeout(LAST_WORDS, shown).await;
+            let _ = tokio::time::timeout(TRACE_WAIT_MAX, shown).await;
         }
     }
 }

@@ -26,7 +26,7 @@ use types::descriptor::media_type::OCI_LAYER_GZIP;
 use types::spec::image::Index;
 use types::{Descriptor, Error, ErrorKind, Platform, Result, UnlessGone};
 
-use super::checkpoint::{blob, changes, index, processes, still};
+use super::checkpoint::{blob, changes, index, processes, while_paused};
 use super::command::{Call, Flag};
 use super::connection::{Answer, Connection, service};
 use super::{containers, content, images, leases, snapshots, tasks, transfer};
@@ -68,7 +68,7 @@ pub(super) async fn checkpoint(call: Call) -> Result<u8> {
     let made = async {
         let container = containers::get(&held, id).await?;
         let write = write(&held, &container, name, &parts);
-        if has_task(&held, id).await? { still(&held, id, false, write).await } else { write.await }
+        if has_task(&held, id).await? { while_paused(&held, id, false, write).await } else { write.await }
     };
     let made = made.await;
     leases::release(&connection, lease).await?;
@@ -135,7 +135,7 @@ pub(super) async fn restore(call: Call) -> Result<u8> {
         size: i64::try_from(part.size).unwrap_or(i64::MAX),
         ..Wire::default()
     });
-    tasks::start_again(&call, &connection, id, processes).await
+    tasks::start_from_checkpoint(&call, &connection, id, processes).await
 }
 
 /// The checkpoint image, which is pulled if it is missing, as containerd's `ctr` does. A name without a registry cannot

@@ -17,7 +17,7 @@ use types::{Context, Error, Result};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, service};
-use super::tasks::Stayed;
+use super::tasks::Attended;
 use super::{cni, containers, images, layers, leases, snapshots, spec, tasks, transfer};
 
 pub(super) const RUNTIME: &str = "io.containerd.runc.v2";
@@ -133,11 +133,11 @@ async fn run(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let id = make(&call, &connection).await?;
     let ran = tasks::start_new(&call, &connection, &id).await;
-    if remove && !matches!(ran, Ok(Stayed::NotSoFar(_))) {
+    if remove && !matches!(ran, Ok(Attended::Detached(_))) {
         let removed = containers::remove(&connection, &id, false).await;
         return ran.and_then(|stayed| removed.map(|()| stayed.code()));
     }
-    ran.map(Stayed::code)
+    ran.map(Attended::code)
 }
 
 /// Creates the record and the snapshot. Returns the container's id.
@@ -362,7 +362,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_come_from_the_image_but_for_those_that_speak_to_the_daemon() {
+    fn labels_of_images_that_control_the_daemon_are_left_out() {
         let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };

@@ -384,7 +384,7 @@ mod tests {
 
     /// Every message with each of its fields. A new field does not compile until it is added here.
     #[test]
-    fn the_table_has_all_that_events_say() {
+    fn the_schema_has_every_field_of_events() {
         fn text() -> (String, Value) {
             ("text".into(), json!("text"))
         }

@@ -528,7 +528,7 @@ mod tests {
     use crate::ctr::{ROOT, command};
 
     #[test]
-    fn a_name_alone_takes_back_what_was_said_before_of_a_variable() {
+    fn an_env_name_without_a_value_removes_earlier_entries() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
         std::fs::write(&file, "# of=ours\nA=1\nB=2\nC= spaces \nB\nHOME\n\n").unwrap();
@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_begins_with_neither_program_nor_limits() {
+    fn the_default_spec_has_neither_program_nor_limits() {
         let words = ["-n", "own", "oci", "spec"].map(str::to_owned).to_vec();
         let Ok(command::Parsed::Call(call)) = command::parse(&ROOT, words) else { panic!("a call") };
         let spec = begun(&call).unwrap();
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_do_everything_has_the_devices_of_the_machine_unless_told_otherwise() {
+    fn privileged_containers_have_all_devices_unless_told_otherwise() {
         let of = |flags: &[&str]| {
             let spec = built(flags).unwrap();
             let linux = spec.linux.unwrap();
@@ -628,7 +628,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_in_the_place_of_a_file_of_users_is_refused() {
+    fn a_pipe_in_place_of_passwd_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_masked_includes_what_the_power_takes() {
+    fn powercap_is_masked() {
         let words = ["run", "image", "id", "true"].map(str::to_owned).to_vec();
         let Ok(command::Parsed::Call(call)) = command::parse(&ROOT, words) else { panic!("a call") };
         let (command, image) = (["true".to_owned()], ExecConfig::default());
@@ -651,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_are_read() {
+    fn mount_flags_are_parsed() {
         let mount = parse_mount("type=bind,src=/a,dst=/b,options=rbind:ro").unwrap();
         assert_eq!(
             (mount.kind.as_str(), mount.source.as_str(), mount.destination.as_str()),
@@ -664,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_found_in_the_tree() {
+    fn users_are_looked_up_in_the_root_file_system() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
         let rows = "root:x:0:0::/:\nweb:x:33:44::/:/bin/sh\n1000:x:0:0::/:\n4294967296:x:0:0::/:\n";

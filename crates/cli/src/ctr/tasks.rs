@@ -187,13 +187,13 @@ async fn kill(call: Call) -> Result<u8> {
     client(&connection).kill(connection.request(request)?).await.answer()?;
     if is_first {
         // As with containerd's, whatever the signal is.
-        unplug(&connection, &id).await?;
+        detach_network(&connection, &id).await?;
     }
     Ok(0)
 }
 
 /// Removes the CNI network that `run --cni` attached to a container, if it did.
-async fn unplug(connection: &Connection, id: &str) -> Result<()> {
+async fn detach_network(connection: &Connection, id: &str) -> Result<()> {
     let Some(container) = containers::get(connection, id).await.unless_gone()? else { return Ok(()) };
     match cni::is_noted(&container) {
         true => cni::Network::first()?.remove(&cni::container_id(&connection.namespace, id), ""),
@@ -208,7 +208,7 @@ async fn delete(call: Call) -> Result<u8> {
     for id in call.words_from(0, "container id")? {
         let mut deleted = delete_one(&connection, id, exec_id, call.is("force")).await;
         if exec_id.is_empty() && deleted.is_ok() {
-            deleted = unplug(&connection, id).await.and(deleted);
+            deleted = detach_network(&connection, id).await.and(deleted);
         }
         match deleted {
             Ok(0) => {}
@@ -272,7 +272,7 @@ pub(super) async fn delete_stopped(connection: &Connection, id: &str) -> Result<
         return Err(Error::failed_precondition(what));
     }
     delete_one(connection, id, "", false).await?;
-    unplug(connection, id).await
+    detach_network(connection, id).await
 }
 
 type Waiting = tokio::task::JoinHandle<Result<u32>>;
@@ -300,38 +300,38 @@ fn spec_of(container: &Container) -> Result<Spec> {
 async fn start(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let id = id(&call)?;
-    start_new(&call, &connection, &id).await.map(Stayed::code)
+    start_new(&call, &connection, &id).await.map(Attended::code)
 }
 
 /// Whether we attended a process to its end, and our exit code.
-pub(super) enum Stayed {
-    ToItsEnd(u8),
+pub(super) enum Attended {
+    Exited(u8),
     /// The process goes on.
-    NotSoFar(u8),
+    Detached(u8),
 }
 
-impl Stayed {
+impl Attended {
     pub(super) fn code(self) -> u8 {
         match self {
-            Stayed::ToItsEnd(code) | Stayed::NotSoFar(code) => code,
+            Attended::Exited(code) | Attended::Detached(code) => code,
         }
     }
 }
 
 /// Creates and starts the task of a container, and attends it unless `--detach` is given.
-pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<Stayed> {
+pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<Attended> {
     let detach = call.is("detach");
     launch(call, connection, id, None, |_| detach).await
 }
 
 /// As [`start_new`], from a checkpoint if one is given. Attends the task only with a terminal.
-pub(super) async fn start_again(
+pub(super) async fn start_from_checkpoint(
     call: &Call,
     connection: &Connection,
     id: &str,
     processes: Option<Descriptor>,
 ) -> Result<u8> {
-    launch(call, connection, id, processes, |terminal| !terminal).await.map(Stayed::code)
+    launch(call, connection, id, processes, |terminal| !terminal).await.map(Attended::code)
 }
 
 async fn launch(
@@ -340,7 +340,7 @@ async fn launch(
     id: &str,
     checkpoint: Option<Descriptor>,
     detaches: impl FnOnce(bool) -> bool,
-) -> Result<Stayed> {
+) -> Result<Attended> {
     let container = containers::get(connection, id).await?;
     let spec = spec_of(&container)?;
     let terminal = spec.process.is_some_and(|process| process.terminal);
@@ -364,7 +364,7 @@ async fn launch(
     }
     let network = match call.is("cni") {
         false => None,
-        true => match streams.unless_failed(plug_in(connection, id, created.pid).await) {
+        true => match streams.unless_failed(attach_network(connection, id, created.pid).await) {
             Ok(network) => Some(network),
             Err(error) => {
                 let _ = delete_one(connection, id, "", true).await;
@@ -375,7 +375,7 @@ async fn launch(
     let ran = start_created(connection, id, terminal, detach, streams).await;
     match network {
         // A task that goes on keeps its network until it is killed.
-        Some(network) if !matches!(ran, Ok(Stayed::NotSoFar(_))) => {
+        Some(network) if !matches!(ran, Ok(Attended::Detached(_))) => {
             let removed = network.remove(&cni::container_id(&connection.namespace, id), "");
             ran.and_then(|stayed| removed.map(|()| stayed))
         }
@@ -384,7 +384,7 @@ async fn launch(
 }
 
 /// Attaches the CNI network to a created container.
-async fn plug_in(connection: &Connection, id: &str, pid: u32) -> Result<cni::Network> {
+async fn attach_network(connection: &Connection, id: &str, pid: u32) -> Result<cni::Network> {
     let network = cni::Network::first()?;
     let path = format!("/proc/{pid}/ns/net");
     let namespace = std::fs::File::open(&path).context(|| format!("open {path}"))?;
@@ -406,10 +406,10 @@ async fn start_created(
     terminal: bool,
     detach: bool,
     streams: Streams,
-) -> Result<Stayed> {
+) -> Result<Attended> {
     let waiting = wait(connection, id, "").await?;
     let mut signals = (!detach).then(|| listen(terminal)).transpose()?;
-    let started = start_it(connection, (id, ""), signals.as_mut()).await;
+    let started = start_process(connection, (id, ""), signals.as_mut()).await;
     if let Err(error) = streams.unless_failed(started) {
         waiting.abort();
         // A task that did not start is useless.
@@ -418,7 +418,7 @@ async fn start_created(
     }
     let Some(signals) = signals else {
         waiting.abort();
-        return Ok(Stayed::NotSoFar(0));
+        return Ok(Attended::Detached(0));
     };
     attend(connection, (id, ""), terminal, streams, waiting, signals).await
 }
@@ -460,7 +460,7 @@ async fn exec(call: Call) -> Result<u8> {
     streams.unless_failed(added)?;
     let waiting = wait(&connection, &id, &exec_id).await?;
     let mut signals = (!detach).then(|| listen(terminal)).transpose()?;
-    let started = start_it(&connection, (&id, &exec_id), signals.as_mut()).await;
+    let started = start_process(&connection, (&id, &exec_id), signals.as_mut()).await;
     if let Err(error) = streams.unless_failed(started) {
         waiting.abort();
         let _ = delete_one(&connection, &id, &exec_id, false).await;
@@ -470,7 +470,7 @@ async fn exec(call: Call) -> Result<u8> {
         waiting.abort();
         return Ok(0);
     };
-    attend(&connection, (&id, &exec_id), terminal, streams, waiting, signals).await.map(Stayed::code)
+    attend(&connection, (&id, &exec_id), terminal, streams, waiting, signals).await.map(Attended::code)
 }
 
 /// Resolves `USER[:GROUP]` in a running container, by its current files.
@@ -546,7 +546,7 @@ async fn attend(
     streams: Streams,
     mut waiting: Waiting,
     mut signals: Signals,
-) -> Result<Stayed> {
+) -> Result<Attended> {
     let mut attached = match streams {
         Streams::Attached(attached) => Some(attached),
         Streams::Elsewhere(_) => None,
@@ -586,9 +586,9 @@ async fn attend(
             // to end.
             lost = &mut losing, if failed.is_none() => {
                 let code = lost.code("ctr");
-                if lost.is_unread() {
+                if lost.is_broken_pipe() {
                     waiting.abort();
-                    return Ok(Stayed::NotSoFar(code));
+                    return Ok(Attended::Detached(code));
                 }
                 failed = Some(code);
             }
@@ -625,12 +625,12 @@ async fn attend(
         (lost, deleted) = ending => deleted.map(|_| lost)?,
         // The process has ended: a signal concerns only this client.
         signal = signals.next() => {
-            return Ok(Stayed::ToItsEnd(u8::try_from(128 + signal.as_raw()).unwrap_or(255)));
+            return Ok(Attended::Exited(u8::try_from(128 + signal.as_raw()).unwrap_or(255)));
         }
     };
     drop(raw);
     let failed = failed.or_else(|| lost.map(|lost| lost.code("ctr")));
-    Ok(Stayed::ToItsEnd(failed.unwrap_or_else(|| u8::try_from(code).unwrap_or(255))))
+    Ok(Attended::Exited(failed.unwrap_or_else(|| u8::try_from(code).unwrap_or(255))))
 }
 
 fn listen(terminal: bool) -> Result<Signals> {
@@ -638,7 +638,7 @@ fn listen(terminal: bool) -> Result<Signals> {
 }
 
 /// Starts a process. Signals are forwarded from the beginning, as the process may have to be ended while it starts.
-async fn start_it(
+async fn start_process(
     connection: &Connection,
     (id, exec_id): (&str, &str),
     signals: Option<&mut Signals>,
@@ -695,7 +695,7 @@ async fn attach(call: Call) -> Result<u8> {
     let Process { stdin, stdout, stderr, terminal, .. } = process;
     let streams = Streams::Attached(Attached::join(api::engine::Streams { stdin, stdout, stderr }));
     let waiting = wait(&connection, &id, "").await?;
-    attend(&connection, (&id, ""), terminal, streams, waiting, listen(terminal)?).await.map(Stayed::code)
+    attend(&connection, (&id, ""), terminal, streams, waiting, listen(terminal)?).await.map(Attended::code)
 }
 
 async fn metrics(call: Call) -> Result<u8> {

@@ -102,14 +102,14 @@ pub(super) const IMPORT_FLAGS: &[Flag] = &[
 ];
 
 /// An open stream to the daemon.
-pub(super) struct Opened {
+pub(super) struct OpenStream {
     pub(super) name: String,
     send: mpsc::Sender<Any>,
     receive: tonic::Streaming<Any>,
 }
 
-impl Opened {
-    pub(super) async fn new(connection: &Connection, what: &str) -> Result<Opened> {
+impl OpenStream {
+    pub(super) async fn new(connection: &Connection, what: &str) -> Result<OpenStream> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ctr-{what}-{}-{number}-{}", std::process::id(), Timestamp::now());
@@ -123,7 +123,7 @@ impl Opened {
         next(&mut receive)
             .await?
             .ok_or_else(|| Error::unavailable("the daemon ended a stream that it opened"))?;
-        Ok(Opened { name, send, receive })
+        Ok(OpenStream { name, send, receive })
     }
 
     /// Sends bytes, as the receiver's window allows.
@@ -213,7 +213,7 @@ async fn next(stream: &mut tonic::Streaming<Any>) -> Result<Option<Any>> {
 
 /// Runs a transfer and prints its progress.
 async fn transfer(connection: &Connection, from: Any, to: Any) -> Result<()> {
-    let progress = Opened::new(connection, "progress").await?;
+    let progress = OpenStream::new(connection, "progress").await?;
     let options = Some(TransferOptions { progress_stream: progress.name.clone() });
     let showing = tokio::spawn(progress.show());
     let request = TransferRequest { source: Some(from), destination: Some(to), options };
@@ -282,17 +282,17 @@ pub(super) async fn fetch(call: Call) -> Result<u8> {
     if call.is("metadata-only") {
         objects::fetch_metadata(&call, &connection, &reference).await?;
     } else {
-        bring(&call, &connection, &reference, fetched(&call)?).await?;
+        pull_platforms(&call, &connection, &reference, fetched(&call)?).await?;
     }
     Ok(0)
 }
 
 /// Fetches an image with all its content, whatever the platforms are.
 pub(super) async fn fetch_whole(call: &Call, connection: &Connection, reference: &str) -> Result<()> {
-    bring(call, connection, &full(reference)?, Vec::new()).await
+    pull_platforms(call, connection, &full(reference)?, Vec::new()).await
 }
 
-async fn bring(
+async fn pull_platforms(
     call: &Call,
     connection: &Connection,
     reference: &str,
@@ -347,7 +347,7 @@ pub(super) async fn export(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let out = call.word(0, "output")?;
     let names = call.words_from(1, "image")?;
-    let stream = Opened::new(&connection, "export").await?;
+    let stream = OpenStream::new(&connection, "export").await?;
     let reference = |name: &String| ImageReference { name: name.clone(), ..ImageReference::default() };
     let store =
         ImageStore { extra_references: names.iter().map(reference).collect(), ..ImageStore::default() };
@@ -382,7 +382,7 @@ pub(super) async fn import(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let path = call.word(0, "archive")?;
     let before = names(&connection).await?;
-    let stream = Opened::new(&connection, "import").await?;
+    let stream = OpenStream::new(&connection, "import").await?;
     let from = ImageImportStream {
         stream: stream.name.clone(),
         media_type: String::new(),

@@ -8,7 +8,7 @@ use client::Client;
 use serde_json::Value;
 use types::{Error, Result};
 
-use super::attend::{Leaving, Passing, Process};
+use super::attend::{DetachFlags, Process, SignalFlags};
 use crate::output::text;
 use crate::streams;
 
@@ -18,9 +18,9 @@ pub(crate) struct Flags {
     #[arg(long)]
     no_stdin: bool,
     #[command(flatten)]
-    leaving: Leaving,
+    leaving: DetachFlags,
     #[command(flatten)]
-    passing: Passing,
+    passing: SignalFlags,
     /// Name or id
     container: String,
 }
@@ -35,8 +35,8 @@ pub(super) async fn join(
     client: &Client,
     container: &Value,
     types: bool,
-    leaving: Leaving,
-    passing: Passing,
+    leaving: DetachFlags,
+    passing: SignalFlags,
 ) -> Result<u8> {
     let config = &container["Config"];
     let (id, tty) = (text(container, "Id"), config["Tty"] == true);

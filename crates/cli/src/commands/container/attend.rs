@@ -12,7 +12,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::keys::DetachKeys;
 use crate::signals::{Signals, TO_PIPES, exit_code};
-use crate::streams::{self, Attached, Fed, PrivateFolder, Raw};
+use crate::streams::{self, Attached, InputOutcome, PrivateFolder, Raw};
 
 /// How long the client waits for a restarted daemon. The process and its streams do not need the daemon.
 const DAEMON_LIMIT: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ const DAEMON_PAUSE: Duration = Duration::from_millis(100);
 
 // How to detach from a process.
 #[derive(Args)]
-pub(crate) struct Leaving {
+pub(crate) struct DetachFlags {
     /// Keys that detach from the process and leave it running, with a terminal [default: ctrl-p,ctrl-q]
     #[arg(long, value_name = "KEYS")]
     pub(crate) detach_keys: Option<DetachKeys>,
@@ -30,7 +30,7 @@ pub(crate) struct Leaving {
 
 // What happens to signals.
 #[derive(Args)]
-pub(crate) struct Passing {
+pub(crate) struct SignalFlags {
     /// Forward signals to the process; with false they end only this program
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
         action = clap::ArgAction::Set, value_name = "BOOL")]
@@ -97,7 +97,7 @@ impl Process<'_> {
         let code = loop {
             let typed = async {
                 match &mut feeding {
-                    Some(feeding) => feeding.await.unwrap_or(Fed::Refused),
+                    Some(feeding) => feeding.await.unwrap_or(InputOutcome::Refused),
                     None => std::future::pending().await,
                 }
             };
@@ -113,9 +113,9 @@ impl Process<'_> {
                 fed = typed => {
                     feeding = None;
                     match fed {
-                        Fed::End if self.ends_input => self.close_input(client).await,
-                        Fed::End | Fed::Refused => {}
-                        Fed::Detached => {
+                        InputOutcome::End if self.ends_input => self.close_input(client).await,
+                        InputOutcome::End | InputOutcome::Refused => {}
+                        InputOutcome::Detached => {
                             drop(raw);
                             eprintln!("detached from {}", self.container);
                             attached.abandon();

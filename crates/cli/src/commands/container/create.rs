@@ -13,7 +13,7 @@ use client::Client;
 use stdx::Laps;
 use types::{Context, Error, ErrorKind, Result};
 
-use super::attend::{self, Leaving, Passing, Process};
+use super::attend::{self, DetachFlags, Process, SignalFlags};
 use super::extras::ExtraFlags;
 use super::limits::LimitFlags;
 use super::refused::{NO_CGROUPS_OF_THE_MACHINE, NO_USERS_OF_ITS_OWN, Refused};
@@ -152,9 +152,9 @@ pub(crate) struct Flags {
     #[command(flatten)]
     _refused: Refused,
     #[command(flatten)]
-    pub(crate) leaving: Leaving,
+    pub(crate) leaving: DetachFlags,
     #[command(flatten)]
-    pub(crate) passing: Passing,
+    pub(crate) passing: SignalFlags,
     /// An image's name, an image archive, or oci:DIRECTORY; then the program and its arguments, instead of the image's
     /// command
     // One list of words: all words after the image are the container's, also those that look like flags.

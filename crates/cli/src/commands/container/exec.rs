@@ -8,7 +8,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Result};
 
-use super::attend::{self, Leaving, Process};
+use super::attend::{self, DetachFlags, Process};
 use crate::output::{said, text};
 use crate::parse;
 use crate::streams::{Attached, PrivateFolder};
@@ -40,7 +40,7 @@ pub(crate) struct Flags {
     #[arg(long)]
     pub(crate) privileged: bool,
     #[command(flatten)]
-    pub(crate) leaving: Leaving,
+    pub(crate) leaving: DetachFlags,
     /// A container's name or id; then the program and its arguments
     // One list of words: all words after the container are the program's, also those that look like flags.
     #[arg(id = "container", num_args = 2.., required = true, trailing_var_arg = true, value_names = ["CONTAINER", "COMMAND"])]

@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_read_as_dockers() {
+    fn values_of_rare_run_flags_are_parsed_as_dockers() {
         let limit = |name: &str, soft, hard| Ulimit { name: name.into(), soft, hard };
         assert_eq!(ulimit("nofile=1:2").unwrap(), limit("nofile", Some(1), Some(2)));
         assert_eq!(ulimit("core=-1").unwrap(), limit("core", None, None));

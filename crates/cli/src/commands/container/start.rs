@@ -5,7 +5,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Result};
 
-use super::attend::{Leaving, Passing, Process};
+use super::attend::{DetachFlags, Process, SignalFlags};
 use crate::commands::each;
 use crate::output::text;
 
@@ -18,9 +18,9 @@ pub(crate) struct Flags {
     #[arg(long, short)]
     interactive: bool,
     #[command(flatten)]
-    leaving: Leaving,
+    leaving: DetachFlags,
     #[command(flatten)]
-    passing: Passing,
+    passing: SignalFlags,
     /// Names or ids
     #[arg(required = true)]
     containers: Vec<String>,

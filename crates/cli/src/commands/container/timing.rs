@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_daemons_steps_stand_in_the_place_of_the_question() {
+    fn the_timing_table_has_the_daemons_steps_in_place_of_the_call() {
         let laps = [
             (PIPES, Duration::from_micros(200)),
             (ASK, Duration::from_millis(10)),

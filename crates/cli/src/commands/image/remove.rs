@@ -6,7 +6,7 @@ use client::Client;
 use serde_json::Value;
 use types::{ErrorKind, Result};
 
-use crate::commands::{complain, list};
+use crate::commands::{list, report_error};
 use crate::parse::refused;
 
 #[derive(Args)]
@@ -33,7 +33,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         match client.call(&ImageCall::Remove { name: name.clone(), force: flags.force }.into()).await {
             Ok(removed) => print(&removed),
             Err(error) => {
-                complain(&name, &error);
+                report_error(&name, &error);
                 if !(flags.force && error.is(ErrorKind::NotFound)) {
                     code = 1;
                 }

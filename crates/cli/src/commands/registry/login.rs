@@ -86,7 +86,7 @@ fn ask(prompt: &str, is_shown: bool) -> Result<String> {
         ));
     }
     // Before the prompt, so that a password typed at once is not shown.
-    let hidden = (!is_shown).then(Hidden::begin).transpose()?;
+    let hidden = (!is_shown).then(EchoOff::begin).transpose()?;
     eprint!("{prompt}");
     std::io::stderr().flush().context(|| "write to the terminal")?;
     let input = stdin.lock().take(SECRET_LEN_MAX);
@@ -131,10 +131,10 @@ const DELETE: u8 = 0x7f;
 
 /// A terminal without echo until dropped. Keys arrive one by one and raise no signals, so that an interrupt at the
 /// prompt also restores the echo.
-struct Hidden(Termios);
+struct EchoOff(Termios);
 
-impl Hidden {
-    fn begin() -> Result<Hidden> {
+impl EchoOff {
+    fn begin() -> Result<EchoOff> {
         let what = || "hide what is typed";
         let before = tcgetattr(std::io::stdin()).map_err(std::io::Error::from).context(what)?;
         let mut silent = before.clone();
@@ -142,11 +142,11 @@ impl Hidden {
         tcsetattr(std::io::stdin(), OptionalActions::Now, &silent)
             .map_err(std::io::Error::from)
             .context(what)?;
-        Ok(Hidden(before))
+        Ok(EchoOff(before))
     }
 }
 
-impl Drop for Hidden {
+impl Drop for EchoOff {
     fn drop(&mut self) {
         // If the terminal is gone, there is nothing to restore.
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);

@@ -6,7 +6,7 @@ use client::Client;
 use types::{Error, Reference, Result};
 
 use super::{TrustFlag, repository};
-use crate::commands::complain;
+use crate::commands::report_error;
 use crate::credentials;
 use crate::progress::Progress;
 
@@ -73,7 +73,7 @@ async fn pull_all(client: &Client, name: &str, platform: Option<String>, quiet: 
                 }
             }
             Err(error) => {
-                complain(&image, &error);
+                report_error(&image, &error);
                 code = 1;
             }
         }

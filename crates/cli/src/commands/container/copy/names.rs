@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_of_containers_or_of_this_machine() {
+    fn arguments_of_cp_are_container_or_local_paths() {
         let container = |id, path| End::Container { id, path };
         assert_eq!(End::parse("web:/etc/hosts"), container("web", "/etc/hosts"));
         assert_eq!(End::parse("web:"), container("web", ""));
@@ -193,7 +193,7 @@ mod tests {
 
     /// The cases of the table in `docker cp`'s documentation.
     #[test]
-    fn copies_are_called_as_docker_calls_them() {
+    fn copies_are_named_as_by_docker_cp() {
         let check = |from: &str, is_directory: bool, to: &str, there: Option<bool>| {
             let name = Path::new(from).file_name().unwrap().into();
             let source = Source { name, is_directory, contents: is_contents(from) };
