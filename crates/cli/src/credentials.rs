@@ -35,9 +35,8 @@ pub(crate) async fn for_pull(client: &Client, reference: &Reference) -> Result<F
     let configs = configs()?;
     let registry = reference.host().to_owned();
     let answer = client.call(&Call::Registry(RegistryCall::Logins { registry })).await?;
-    let hosts: Vec<Vec<String>> = serde_json::from_value(answer).map_err(|error| {
-        Error::internal("the daemon's list of hosts is not understood").with_source(error)
-    })?;
+    let hosts: Vec<Vec<String>> = serde_json::from_value(answer)
+        .map_err(|error| Error::internal("the daemon's list of hosts is malformed").with_source(error))?;
     let mut known: HashMap<&str, Option<String>> = HashMap::new();
     let mut found = ForPull::default();
     for names in &hosts {

@@ -270,7 +270,7 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
         .find(|key| key.split_once('-').is_some_and(|(kind, _)| kind != mount.kind));
     if let Some(key) = foreign {
         return Err(Error::invalid_argument(format!(
-            "invalid mount {text:?}: {key} is nothing that a {} has",
+            "invalid mount {text:?}: {key} is not an option of a {}",
             mount.kind
         )));
     }
@@ -296,7 +296,7 @@ pub(crate) fn env_file(flag: &str, file: &str) -> Result<Vec<String>> {
         content.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let entry = |line: &str| match line.split('=').next() {
         Some(name) if name.contains([' ', '\t']) => Err(Error::invalid_argument(format!(
-            "variable {name:?} contains whitespaces; it is no shell that reads this: leave out `export`, and write NAME=VALUE"
+            "variable {name:?} contains whitespaces; the file is not a shell script: leave out `export`, and write NAME=VALUE"
         ))),
         _ => env(line),
     };
@@ -428,7 +428,7 @@ mod tests {
         assert_eq!(bind.options, ["rshared"]);
         for wrong in ["type=bind,source=/s", "type=tmpfs"] {
             let refused = mount(&format!("{wrong},target=/t,volume-nocopy")).unwrap_err();
-            assert!(refused.message().contains("volume-nocopy is nothing that a"), "{refused}");
+            assert!(refused.message().contains("volume-nocopy is not an option of a"), "{refused}");
         }
         for wrong in ["tmpfs-mode=9", "tmpfs-size=x", "bind-propagation=rprivate"] {
             assert!(mount(&format!("type=tmpfs,target=/t,{wrong}")).is_err(), "{wrong}");

@@ -183,7 +183,7 @@ mod tests {
         for (wrong, why) in [
             ("{{.Nosuch}}", "no field Nosuch; there are A, Attributes, E, "),
             ("{{.A.B.C}}", "has no field C"),
-            ("{{.Z.C}}", "nothing"),
+            ("{{.Z.C}}", "the value is missing"),
             ("{{", "}} is missing"),
             ("{{\"}}", "not closed"),
             ("{{range .L}}", "{{end}} is missing"),
@@ -208,7 +208,7 @@ mod tests {
             (r#"{{printf "%d" .Name}}"#, "%d"),
             (r#"{{printf "%s"}}"#, "%s"),
             (r#"{{printf "%s" 1 2}}"#, "more"),
-            ("{{break}}", "outside"),
+            ("{{break}}", "only inside range"),
         ] {
             let said = render(wrong, &data).map_err(|error| error.chain());
             assert!(said.as_ref().is_err_and(|said| said.contains(why)), "{wrong}: {said:?}");

@@ -125,7 +125,7 @@ impl AsyncClient {
                 return Err(Error::unavailable("the ttrpc connection is closed"));
             }
             if state.client.pending().len() > PENDING_MAX {
-                return Err(Error::resource_exhausted("the other side does not read what it is asked"));
+                return Err(Error::resource_exhausted("the peer does not read its requests"));
             }
             let stream = state.client.call(request)?;
             state.waiting.insert(stream, sender);

@@ -35,7 +35,9 @@ pub(super) fn profile(call: &Call) -> Result<String> {
 fn load(name: &str) -> Result<()> {
     let is_word = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
     if !name.starts_with(|letter: char| letter.is_ascii_alphanumeric()) || !name.chars().all(is_word) {
-        return Err(Error::invalid_argument("a profile's name is of letters, digits, '-', '_' and '.'"));
+        return Err(Error::invalid_argument(
+            "a profile's name consists of letters, digits, '-', '_' and '.'",
+        ));
     }
     let loaded = fs::read_to_string(LOADED).context(|| format!("read {LOADED}"))?;
     if loaded.lines().any(|line| line.rsplit_once(" (").is_some_and(|(own, _)| own == name)) {

@@ -203,7 +203,7 @@ impl Call {
         match self.duration("connect-timeout")?.filter(|limit| !limit.is_zero()) {
             None => connecting.await,
             Some(limit) => tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
-                Err(Error::deadline_exceeded(format!("nobody answers at {address} within {limit:?}")))
+                Err(Error::deadline_exceeded(format!("no answer from {address} within {limit:?}")))
             }),
         }
     }

@@ -265,7 +265,7 @@ async fn manifest_of(connection: &Connection, target: &Wire, platform: &Platform
             }
         }
     }
-    Err(Error::failed_precondition(format!("{digest} is of type {kind}: this is no image")))
+    Err(Error::failed_precondition(format!("{digest} is of type {kind}: this is not an image")))
 }
 
 async fn set_label(connection: &Connection, digest: &str, key: &str, value: &str) -> Result<()> {

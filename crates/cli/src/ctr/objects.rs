@@ -88,7 +88,10 @@ fn write(bytes: &[u8]) -> Result<()> {
 async fn write_blob(remote: &Remote, digest: &Digest) -> Result<()> {
     let answer = remote.send(&Request::head(format!("blobs/{digest}"), Capability::Pull)).await?;
     let size = answer.content_length().ok_or_else(|| {
-        Error::unavailable(format!("{} does not say how long blob {digest} is", answer.endpoint().name()))
+        Error::unavailable(format!(
+            "{} does not report the length of blob {digest}",
+            answer.endpoint().name()
+        ))
     })?;
     let kind = answer.headers().get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let mut stream = remote.blob(&Descriptor::new(kind, digest.clone(), size), 0).await?;

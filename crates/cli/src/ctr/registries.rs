@@ -197,7 +197,7 @@ fn hosts(call: &Call, reference: &str) -> Result<Hosts> {
     }
     if call.value("hosts-dir").is_some() {
         return Err(Error::invalid_argument(
-            "--hosts-dir says all of certificates: use it or the flags for them",
+            "--hosts-dir configures certificates too: use either it or the TLS flags",
         ));
     }
     let host = reference.parse::<Reference>()?.host().to_owned();

@@ -95,9 +95,7 @@ fn begun(call: &Call) -> Result<Spec> {
 pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
     let is_privileged = call.is("privileged");
     if call.is("privileged-without-host-devices") && !is_privileged {
-        return Err(Error::invalid_argument(
-            "--privileged-without-host-devices counts only with --privileged",
-        ));
+        return Err(Error::invalid_argument("--privileged-without-host-devices requires --privileged"));
     }
     let capabilities = capabilities(call, is_privileged)?;
     let (uid_mappings, gid_mappings) = id_maps(call)?.unwrap_or_default();
@@ -179,7 +177,7 @@ pub(super) fn of_file(file: &Path, labels: &BTreeMap<String, String>) -> Result<
 fn seccomp(call: &Call, capabilities: &[String]) -> Result<Option<LinuxSeccomp>> {
     match (call.is("seccomp"), call.value("seccomp-profile")) {
         (false, None) => Ok(None),
-        (false, Some(_)) => Err(Error::invalid_argument("--seccomp-profile counts only with --seccomp")),
+        (false, Some(_)) => Err(Error::invalid_argument("--seccomp-profile requires --seccomp")),
         (true, None) => Ok(Some(linux::seccomp::default_profile(capabilities))),
         (true, Some(path)) => {
             let what = || format!("--seccomp-profile {path}");
@@ -621,7 +619,7 @@ mod tests {
         assert_eq!(of(&["--privileged", "--privileged-without-host-devices"]), (false, false, true));
         assert_eq!(of(&["--allow-new-privs"]), (false, false, false));
         let alone = built(&["--privileged-without-host-devices"]).unwrap_err();
-        assert!(alone.chain().contains("with --privileged"), "{alone:?}");
+        assert!(alone.chain().contains("requires --privileged"), "{alone:?}");
         let env = built(&["--net-host", "--env", "HOSTNAME=mine"]).unwrap().process.unwrap().env;
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
         assert!(env.contains(&format!("HOSTNAME={name}")), "{env:?}");

@@ -135,7 +135,7 @@ impl OpenStream {
                 let Some(message) = next(&mut self.receive).await? else { return Ok(()) };
                 if let Some(update) = unpack::<WindowUpdate>(&message) {
                     let update =
-                        update.map_err(|error| Error::internal("a broken message").with_source(error))?;
+                        update.map_err(|error| Error::internal("malformed message").with_source(error))?;
                     window += usize::try_from(update.update).unwrap_or(0);
                 }
             }
@@ -165,7 +165,7 @@ impl OpenStream {
         let mut taken = 0;
         while let Some(message) = next(&mut self.receive).await? {
             let Some(data) = unpack::<Data>(&message) else { continue };
-            let data = data.map_err(|error| Error::internal("a broken message").with_source(error))?.data;
+            let data = data.map_err(|error| Error::internal("malformed message").with_source(error))?.data;
             to.write_all(&data).context(|| "write the archive")?;
             taken += i32::try_from(data.len()).unwrap_or(0);
             if taken >= WINDOW / 2 {

@@ -168,7 +168,7 @@ impl<'a> Parser<'a> {
             Stop::Else(next) => match first_word(next) {
                 ("if", head) => vec![Node::Block(self.block(Kind::If, head)?)],
                 ("with", head) => vec![Node::Block(self.block(Kind::With, head)?)],
-                (word, _) => return Err(format!("{word:?} does not stand behind else; if and with do")),
+                (word, _) => return Err(format!("{word:?} cannot follow else; only if and with can")),
             },
         };
         Ok(Block { kind, head, body, otherwise })

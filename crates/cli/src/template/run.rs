@@ -39,7 +39,7 @@ impl<'a> Run<'a> {
     fn all(mut self, nodes: &[Node], data: &Value) -> Why<String> {
         match self.nodes(nodes, data)? {
             Flow::On => Ok(self.out),
-            Flow::Break | Flow::Continue => Err("break and continue stand outside of a range".into()),
+            Flow::Break | Flow::Continue => Err("break and continue are allowed only inside range".into()),
         }
     }
 
@@ -119,7 +119,7 @@ impl<'a> Run<'a> {
         match &to.names[..] {
             [] => Ok(()),
             [name] => self.set(name, to.is_new, value),
-            _ => Err("two variables are for range".into()),
+            _ => Err("only range assigns two variables".into()),
         }
     }
 
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
                 })
             }
             (Value::Null, None) if is_open => Ok(Value::Null),
-            (Value::Null, None) => Err(format!("nothing is there, and so no field {name} of it")),
+            (Value::Null, None) => Err(format!("the value is missing, and has no field {name}")),
             (other, None) => Err(format!("{:?} has no field {name}", show(&other))),
         }
     }

@@ -42,7 +42,9 @@ pub(super) async fn join(
     let (id, tty) = (text(container, "Id"), config["Tty"] == true);
     let types = types && config["OpenStdin"] == true;
     if tty && types && !std::io::stdin().is_terminal() {
-        return Err(Error::invalid_argument("the input device is not a terminal; use --no-stdin to look on"));
+        return Err(Error::invalid_argument(
+            "the input device is not a terminal; use --no-stdin to attach without input",
+        ));
     }
     if tty && let Some((rows, columns)) = streams::size() {
         // A full-screen program redraws only when the terminal's size changes: set another size first, then ours.

@@ -84,7 +84,9 @@ struct Copying<'a> {
 impl Copying<'_> {
     async fn out(&self, id: &str, path: &str, to: &str) -> Result<()> {
         if to == "-" && io::stdout().is_terminal() {
-            return Err(Error::invalid_argument("an archive is nothing for a terminal: send it elsewhere"));
+            return Err(Error::invalid_argument(
+                "cannot write an archive to a terminal: redirect standard output",
+            ));
         }
         let mut stat = self.stat(id, path).await?;
         let (mut from, called) = (path.to_owned(), stat.name.clone());
@@ -113,14 +115,14 @@ impl Copying<'_> {
         let target = Target::here(Path::new(to))?;
         let (folder, called) = place(&source, target)?;
         let owners = if self.archive { Owners::Archive } else { Owners::Maker };
-        let called = called.to_str().ok_or_else(|| Error::invalid_argument(format!("{to} is no UTF-8")))?;
+        let called = called.to_str().ok_or_else(|| Error::invalid_argument(format!("{to} is not UTF-8")))?;
         let lay = move |from: Box<dyn Read + Send>| {
             let opened = File::open(&folder).context(|| format!("open {}", folder.display()))?;
             let laid = lay_down(from, LayOptions { folder: PathBuf::new(), owners }, opened.as_fd())
                 .map_err(|error| error.context(format!("copy to {}", folder.display())))?;
             for path in laid.left_out {
                 let path = path.to_string_lossy();
-                eprintln!("hoist: left out {}: it is a device, which -a copies", printable(&path));
+                eprintln!("hoist: skipped {}: it is a device; use -a to copy devices", printable(&path));
             }
             Ok(laid.size)
         };
@@ -147,7 +149,9 @@ impl Copying<'_> {
         }
         if from == "-" {
             if io::stdin().is_terminal() {
-                return Err(Error::invalid_argument("an archive is not typed on a terminal: send one"));
+                return Err(Error::invalid_argument(
+                    "cannot read an archive from a terminal: redirect standard input",
+                ));
             }
             if !is_directory {
                 return Err(Error::invalid_argument(format!(

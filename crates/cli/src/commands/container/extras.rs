@@ -268,7 +268,7 @@ fn gpus(text: &str) -> Result<Vec<String>> {
         "all" | "-1" => Ok(vec!["all".to_owned()]),
         number => {
             let number = number.parse::<usize>().ok().filter(|number| *number <= GPUS_MAX);
-            let number = number.ok_or_else(|| bad("it is no number of them"))?;
+            let number = number.ok_or_else(|| bad("it is not a valid number"))?;
             Ok((0..number).map(|at| at.to_string()).collect())
         }
     };

@@ -39,7 +39,7 @@ pub(super) struct Refused {
     #[arg(long = "cpu-rt-runtime", hide = true, value_parser = refused(REALTIME))]
     _cpu_rt_runtime: Option<String>,
     #[arg(long = "kernel-memory", hide = true, value_parser = refused(
-        "the kernel's memory is not limited by itself; -m counts it with the rest",
+        "kernel memory has no limit of its own; -m includes it",
     ))]
     _kernel_memory: Option<String>,
     #[arg(long = "storage-opt", hide = true, value_parser = refused(

@@ -125,7 +125,7 @@ pub(in crate::commands) async fn receive(
 ) -> Result<u8> {
     if output.is_none() && io::stdout().is_terminal() {
         return Err(Error::invalid_argument(
-            "an archive is nothing for a terminal: name a file (-o FILE), or send the output elsewhere",
+            "cannot write an archive to a terminal: name a file (-o FILE), or redirect standard output",
         ));
     }
     let folder = PrivateFolder::create(client.address())?;
@@ -169,7 +169,7 @@ impl Source {
         if file == "-" {
             if io::stdin().is_terminal() {
                 return Err(Error::invalid_argument(
-                    "an archive is not typed on a terminal: name a file, or send one to standard input",
+                    "cannot read an archive from a terminal: name a file, or redirect standard input",
                 ));
             }
             let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0).map_err(io::Error::from);

@@ -82,7 +82,7 @@ fn ask(prompt: &str, is_shown: bool) -> Result<String> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
         return Err(Error::invalid_argument(
-            "there is no terminal to ask at; use --username and --password-stdin",
+            "standard input is no terminal to prompt at; use --username and --password-stdin",
         ));
     }
     // Before the prompt, so that a password typed at once is not shown.

@@ -56,7 +56,7 @@ async fn pull_all(client: &Client, name: &str, platform: Option<String>, quiet: 
     let question = RegistryCall::Tags { reference: name.to_owned(), credentials: credentials.clone() };
     let tags = client.call(&Call::Registry(question)).await?;
     let tags: Vec<String> = serde_json::from_value(tags)
-        .map_err(|error| Error::internal("the daemon's list of tags is not understood").with_source(error))?;
+        .map_err(|error| Error::internal("the daemon's list of tags is malformed").with_source(error))?;
     let name = reference.name();
     if tags.is_empty() {
         return Err(Error::not_found(format!("{name} has no tags in its registry")));
@@ -135,7 +135,7 @@ async fn pull_with(
         is_newer |= matches!(step, PullStep::LayerDone { .. });
         show(&mut progress, step);
     }
-    Err(Error::unavailable("the daemon stopped telling how the pull goes; pull again to take it up"))
+    Err(Error::unavailable("the daemon stopped during the pull; pull again to resume it"))
 }
 
 /// Shows a step, as Docker does.

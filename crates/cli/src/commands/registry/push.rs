@@ -95,9 +95,7 @@ async fn push(client: &Client, image: &str, flags: &Flags) -> Result<u8> {
             step => show(&mut progress, step),
         }
     }
-    Err(Error::unavailable(
-        "the daemon stopped telling how the push goes; push again: what arrived is not sent twice",
-    ))
+    Err(Error::unavailable("the daemon stopped during the push; push again to resume it"))
 }
 
 fn tag(name: &str) -> String {
