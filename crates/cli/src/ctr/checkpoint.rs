@@ -26,8 +26,8 @@ use super::connection::{Answer, Connection, present};
 use super::{containers, content, images, layers, leases, snapshots, table, tasks};
 
 pub(super) const FLAGS: &[Flag] = &[
-    Flag::switch("exit", "end the container when it is written"),
-    Flag::value("image-path", "a folder for what criu writes, in place of an image"),
+    Flag::switch("exit", "end the container after the checkpoint"),
+    Flag::value("image-path", "write criu's files to this folder instead of an image"),
     Flag::value("work-path", "a folder for criu's log"),
 ];
 

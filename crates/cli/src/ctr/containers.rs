@@ -19,7 +19,7 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "checkpoint",
         "[flags] CONTAINER REF",
-        "write a container into an image",
+        "checkpoint a container to an image",
         restore::CHECKPOINT_FLAGS,
         |call| Box::pin(restore::checkpoint(call)),
     ),
@@ -37,14 +37,14 @@ pub(super) const VERBS: &[Command] = &[
         "delete|del|remove|rm",
         "[flags] CONTAINER [CONTAINER, ...]",
         "delete containers",
-        &[Flag::switch("keep-snapshot", "leave the container's tree")],
+        &[Flag::switch("keep-snapshot", "keep the container's snapshot")],
         |call| Box::pin(delete(call)),
     ),
     Command::new(
         "info",
         "CONTAINER",
         "show a container",
-        &[Flag::switch("spec", "its OCI spec alone")],
+        &[Flag::switch("spec", "print only its OCI spec")],
         |call| Box::pin(info(call)),
     ),
     Command::new(
@@ -57,7 +57,7 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "restore",
         "[flags] CONTAINER REF",
-        "make a container of a checkpoint, and start it",
+        "restore a container from a checkpoint, and start it",
         restore::RESTORE_FLAGS,
         |call| Box::pin(restore::restore(call)),
     ),

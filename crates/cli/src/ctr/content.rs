@@ -27,26 +27,24 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "active",
         "[flags] [<regexp>]",
-        "list blobs on their way in",
+        "list ingests",
         &[
-            Flag::value("timeout,t", "how long it may take, such as 30s"),
-            Flag::value("root", "the daemon has its own; taken for scripts' sake"),
+            Flag::value("timeout,t", "the timeout, such as 30s"),
+            Flag::value("root", "no effect: the daemon has its own"),
         ],
         |call| Box::pin(active(call)),
     ),
-    Command::new("abort", "<ref> [<ref>, ...]", "drop blobs on their way in", &[], |call| {
-        Box::pin(abort(call))
-    }),
+    Command::new("abort", "<ref> [<ref>, ...]", "abort ingests", &[], |call| Box::pin(abort(call))),
     Command::new("delete|del|remove|rm", "[<digest>, ...]", "delete blobs", &[], |call| {
         Box::pin(delete(call))
     }),
     Command::new(
         "edit",
         "[flags] <digest>",
-        "change a blob in an editor, and print the digest of what it is then",
+        "edit a blob in an editor, and print the digest of the new blob",
         &[
-            Flag::value("validate", "what the blob must be: json"),
-            Flag::value("editor", "the program to change it with [$EDITOR]"),
+            Flag::value("validate", "check the new content: json"),
+            Flag::value("editor", "the editor [$EDITOR]"),
         ],
         |call| Box::pin(edit(call)),
     ),
@@ -54,10 +52,10 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "ingest",
         "[flags] <key>",
-        "take a blob from standard input",
+        "store a blob from standard input",
         &[
-            Flag::value("expected-size", "the size it must have"),
-            Flag::value("expected-digest", "the digest it must have"),
+            Flag::value("expected-size", "the expected size"),
+            Flag::value("expected-digest", "the expected digest"),
         ],
         |call| Box::pin(ingest(call)),
     ),
@@ -71,7 +69,7 @@ pub(super) const VERBS: &[Command] = &[
     Command::new("label", "<digest> [<label>=<value> ...]", "set and clear labels", &[], |call| {
         Box::pin(label(call))
     }),
-    Command::group("prune", "let go of blobs that are needed for nothing more", PRUNE_VERBS),
+    Command::group("prune", "remove references to blobs that are no longer needed", PRUNE_VERBS),
     Command {
         flags: super::transfer::FETCH_FLAGS,
         ..Command::new("fetch", "[flags] <ref>", "fetch an image without unpacking it", &[], |call| {
@@ -81,7 +79,7 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "fetch-object",
         "[flags] <remote> [<object> ...]",
-        "write what a name of a registry stands for to standard output",
+        "write the object of a registry's reference to standard output",
         objects::FLAGS,
         |call| Box::pin(objects::fetch_object(call)),
     ),
@@ -95,7 +93,7 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "push-object",
         "[flags] <remote> <object> <type>",
-        "send a blob or a document that is here to a registry",
+        "push a local blob or document to a registry",
         objects::FLAGS,
         |call| Box::pin(objects::push_object(call)),
     ),
@@ -104,9 +102,9 @@ pub(super) const VERBS: &[Command] = &[
 const PRUNE_VERBS: &[Command] = &[Command::new(
     "references",
     "[flags]",
-    "take from documents the labels that keep layers, which are collected then",
+    "remove the labels by which documents retain layers, so that the layers are collected",
     &[
-        Flag::switch("async", "do not wait for the collection"),
+        Flag::switch("async", "do not wait for the garbage collection"),
         Flag::switch("dry", "only print what would be done"),
     ],
     |call| Box::pin(prune_references(call)),

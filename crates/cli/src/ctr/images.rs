@@ -33,20 +33,23 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "convert",
         "[flags] <source_ref> <target_ref>",
-        "make another image of one: other media types, plain layers, fewer platforms",
+        "convert an image: OCI media types, uncompressed layers, fewer platforms",
         &[
-            Flag::switch("uncompress", "layers without compression"),
-            Flag::switch("oci", "media types of the OCI"),
+            Flag::switch("uncompress", "decompress layers"),
+            Flag::switch("oci", "use OCI media types"),
             Flag::value("platform", "only these platforms"),
-            Flag::switch("all-platforms", "all platforms, which must be here"),
+            Flag::switch("all-platforms", "all platforms, which must be present"),
         ],
         |call| Box::pin(convert(call)),
     ),
     Command::new(
         "check",
         "[flags] [<filter>, ...]",
-        "say whether all of an image is here",
-        &[Flag::switch("quiet,q", "print only the names of those that are whole and unpacked"), SNAPSHOTTER],
+        "check whether the content of images is complete",
+        &[
+            Flag::switch("quiet,q", "print only the names of images that are complete and unpacked"),
+            SNAPSHOTTER,
+        ],
         |call| Box::pin(check(call)),
     ),
     Command::new(
@@ -56,14 +59,14 @@ pub(super) const VERBS: &[Command] = &[
         transfer::EXPORT_FLAGS,
         |call| Box::pin(transfer::export(call)),
     ),
-    Command::new("import", "[flags] <in>", "take images from an archive", transfer::IMPORT_FLAGS, |call| {
+    Command::new("import", "[flags] <in>", "import images from an archive", transfer::IMPORT_FLAGS, |call| {
         Box::pin(transfer::import(call))
     }),
     Command::new(
         "inspect|i",
         "<image> [flags]",
         "show the documents of an image as a tree",
-        &[Flag::switch("content", "their labels and their text too")],
+        &[Flag::switch("content", "show labels and content too")],
         |call| Box::pin(inspect::inspect(call)),
     ),
     Command::new(
@@ -80,10 +83,10 @@ pub(super) const VERBS: &[Command] = &[
         // As with containerd's, nothing is pulled; flags for registries are accepted for the sake of scripts.
         registry_flags![
             SNAPSHOTTER,
-            Flag::switch("rw", "so that it can be written to"),
+            Flag::switch("rw", "mount it writable"),
             Flag::value("platform", "the image for this platform"),
             transfer::SYNC_FS,
-            Flag::value("label", "taken for scripts' sake"),
+            Flag::value("label", "no effect"),
         ],
         |call| Box::pin(mount(call)),
     ),
@@ -93,8 +96,8 @@ pub(super) const VERBS: &[Command] = &[
         "unmount an image",
         registry_flags![
             SNAPSHOTTER,
-            Flag::switch("rm", "remove its snapshot too"),
-            Flag::value("label", "taken for scripts' sake"),
+            Flag::switch("rm", "also remove its snapshot"),
+            Flag::value("label", "no effect"),
         ],
         |call| Box::pin(unmount(call)),
     ),
@@ -107,15 +110,15 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "prune",
         "[flags]",
-        "remove images that no container is of",
-        &[Flag::switch("all", "do it; without it nothing is removed")],
+        "remove images that no container uses",
+        &[Flag::switch("all", "remove them; without it nothing is removed")],
         |call| Box::pin(prune(call)),
     ),
     Command::new(
         "delete|del|remove|rm",
         "[flags] <ref> [<ref>, ...]",
         "remove names of images",
-        &[Flag::switch("sync", "wait until what they held alone is gone")],
+        &[Flag::switch("sync", "wait until the content that only they reference is removed")],
         |call| Box::pin(remove(call)),
     ),
     Command::new(
@@ -123,9 +126,9 @@ pub(super) const VERBS: &[Command] = &[
         "[flags] <source_ref> <target_ref> [<target_ref>, ...]",
         "give an image further names",
         &[
-            Flag::switch("local", "leave names that other images have, unless --force says otherwise"),
-            Flag::switch("force", "with --local, take a name from another image"),
-            Flag::switch("skip-reference-check", "names are taken as they are; taken for scripts' sake"),
+            Flag::switch("local", "do not replace existing names, unless --force is given"),
+            Flag::switch("force", "with --local, replace existing names"),
+            Flag::switch("skip-reference-check", "no effect: names are not checked"),
         ],
         |call| Box::pin(tag(call)),
     ),
@@ -133,12 +136,16 @@ pub(super) const VERBS: &[Command] = &[
         "label",
         "[flags] <name> [<key>=<value>, ...]",
         "set and clear labels",
-        &[Flag::switch("replace-all,r", "instead of those that it has")],
+        &[Flag::switch("replace-all,r", "remove all other labels")],
         |call| Box::pin(label(call)),
     ),
-    Command::new("usage", "[flags] <ref>", "show what the trees of an image take", &[SNAPSHOTTER], |call| {
-        Box::pin(usage(call))
-    }),
+    Command::new(
+        "usage",
+        "[flags] <ref>",
+        "show the disk usage of an image's snapshots",
+        &[SNAPSHOTTER],
+        |call| Box::pin(usage(call)),
+    ),
 ];
 
 pub(super) fn client(connection: &Connection) -> ImagesClient<Channel> {

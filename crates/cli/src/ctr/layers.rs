@@ -21,9 +21,9 @@ use super::connection::{Answer, Connection, present, service};
 use super::{content, images, leases, snapshots, table};
 
 pub(super) const DIFF_FLAGS: &[Flag] = &[
-    Flag::value("media-type", "what the layer is [application/vnd.oci.image.layer.v1.tar+gzip]"),
-    Flag::value("ref", "the name under which it is written"),
-    Flag::switch("keep", "leave the layer in the content store, for you to delete"),
+    Flag::value("media-type", "the layer's media type [application/vnd.oci.image.layer.v1.tar+gzip]"),
+    Flag::value("ref", "the reference of the ingest"),
+    Flag::switch("keep", "keep the layer in the content store until you delete it"),
     Flag::value("label", "a label for the layer"),
 ];
 

@@ -31,7 +31,7 @@ pub(super) const VERBS: &[Command] = &[
         "remove|rm",
         "[flags] <name> [<name>, ...]",
         "remove namespaces",
-        &[Flag::switch("cgroup,c", "remove their cgroups too, in which there is nothing by then")],
+        &[Flag::switch("cgroup,c", "also remove their cgroups, which must be empty")],
         |call| Box::pin(remove(call)),
     ),
     Command::new("label", "<name> [<key>=<value>, ...]", "set and clear labels", &[], |call| {

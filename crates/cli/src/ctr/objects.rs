@@ -30,7 +30,7 @@ const DEPTH_MAX: usize = 8;
 
 pub(super) const FLAGS: &[Flag] = registry_flags![];
 pub(super) const BLOB_FLAGS: &[Flag] =
-    registry_flags![Flag::value("media-type", "what the registry is asked for; a document's is known")];
+    registry_flags![Flag::value("media-type", "the media type to request")];
 
 /// Writes the object of a reference to standard output: a document, or by its digest a blob.
 pub(super) async fn fetch_object(call: Call) -> Result<u8> {

@@ -24,13 +24,13 @@ pub(super) const VERBS: &[Command] = &[
     Command::new(
         "inspect-runtime",
         "[flags]",
-        "show what a runtime says of itself",
+        "show a runtime's information",
         &[
             Flag::value("runtime", "its name or the path of its shim [io.containerd.runc.v2]"),
             Flag::value("runtime-config-path", "a file that the runtime reads"),
             Flag::value("runc-binary", "the OCI runtime to call"),
-            Flag::value("runc-root", "that runtime's state directory"),
-            Flag::switch("runc-systemd-cgroup", "cgroups by systemd"),
+            Flag::value("runc-root", "the OCI runtime's state directory"),
+            Flag::switch("runc-systemd-cgroup", "let systemd manage cgroups"),
         ],
         |call| Box::pin(inspect_runtime(call)),
     ),

@@ -31,16 +31,16 @@ const TRACE_WAIT_MAX: Duration = Duration::from_secs(5);
 macro_rules! registry_flags {
     ($($own:expr),* $(,)?) => {
         &[
-            Flag::switch("plain-http", "the registry speaks HTTP without TLS"),
-            Flag::value("user,u", "who the registry is told we are: user[:password]"),
+            Flag::switch("plain-http", "use HTTP without TLS"),
+            Flag::value("user,u", "credentials for the registry: user[:password]"),
             Flag::value("refresh", "an identity token for the registry"),
             Flag::value("hosts-dir", "a folder of hosts.toml files"),
-            Flag::switch("skip-verify,k", "do not look at the registry's certificate"),
-            Flag::value("tlscacert", "a file of certificates that the registry's is signed by"),
-            Flag::value("tlscert", "a file with our certificate"),
-            Flag::value("tlskey", "a file with the key of our certificate"),
-            Flag::switch("http-dump", "show what is said to the registry, but for secrets and layers"),
-            Flag::switch("http-trace", "show which connections are made to the registry"),
+            Flag::switch("skip-verify,k", "do not verify the registry's certificate"),
+            Flag::value("tlscacert", "a file of CA certificates for the registry"),
+            Flag::value("tlscert", "the file of the client certificate"),
+            Flag::value("tlskey", "the file of the client certificate's key"),
+            Flag::switch("http-dump", "print requests to the registry and its answers, without secrets and layers"),
+            Flag::switch("http-trace", "print the connections to the registry"),
             $($own,)*
         ]
     };

@@ -32,15 +32,13 @@ use super::connection::{Answer, Connection, service};
 use super::{containers, content, images, leases, snapshots, tasks, transfer};
 
 pub(super) const CHECKPOINT_FLAGS: &[Flag] = &[
-    Flag::switch("rw", "with what the container has changed"),
-    Flag::switch("image", "with the image that it was made from"),
-    Flag::switch("task", "with its processes, as they run"),
+    Flag::switch("rw", "include the container's changes"),
+    Flag::switch("image", "include the container's image"),
+    Flag::switch("task", "include its processes"),
 ];
 
-pub(super) const RESTORE_FLAGS: &[Flag] = &[
-    Flag::switch("rw", "with what the container had changed"),
-    Flag::switch("live", "with its processes, as they ran"),
-];
+pub(super) const RESTORE_FLAGS: &[Flag] =
+    &[Flag::switch("rw", "restore the container's changes"), Flag::switch("live", "restore its processes")];
 
 /// Annotations of the index.
 const IMAGE_NAME: &str = "org.opencontainers.image.ref.name";

@@ -9,15 +9,15 @@ use super::connection::{Answer, service};
 use super::table;
 
 pub(super) const INFO: Command =
-    Command::new("info", "", "who the daemon is", &[], |call| Box::pin(info(call)));
+    Command::new("info", "", "show information about the daemon", &[], |call| Box::pin(info(call)));
 
 pub(super) const DEPRECATIONS: Command = Command::group(
     "deprecations",
-    "what is in use and is to go",
+    "deprecated features in use",
     &[Command::new(
         "list",
         "[flags]",
-        "list what the daemon warns of",
+        "list the daemon's deprecation warnings",
         &[Flag::value("format", "default or json")],
         |call| Box::pin(list(call)),
     )],

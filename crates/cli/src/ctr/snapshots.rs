@@ -26,14 +26,12 @@ const DEFAULT_LABEL: &str = "containerd.io/defaults/snapshotter";
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
 pub(super) const GROUP_FLAGS: &[Flag] = &[SNAPSHOTTER];
 const NEW_FLAGS: &[Flag] = &[
-    Flag::value("target,t", "print the command that mounts it here"),
+    Flag::value("target,t", "print the command that mounts it on this path"),
     Flag::switch("mounts", "print its mounts as JSON"),
 ];
 
 pub(super) const VERBS: &[Command] = &[
-    Command::new("commit", "<key> <active>", "make an active snapshot a committed one", &[], |call| {
-        Box::pin(commit(call))
-    }),
+    Command::new("commit", "<key> <active>", "commit an active snapshot", &[], |call| Box::pin(commit(call))),
     Command::new(
         "diff",
         "[flags] <idA> [<idB>]",
@@ -50,7 +48,7 @@ pub(super) const VERBS: &[Command] = &[
         &[],
         |call| Box::pin(mounts(call)),
     ),
-    Command::new("prepare", "[flags] <key> [<parent>]", "make an active snapshot", NEW_FLAGS, |call| {
+    Command::new("prepare", "[flags] <key> [<parent>]", "create an active snapshot", NEW_FLAGS, |call| {
         Box::pin(prepare(call))
     }),
     Command::new("delete|del|remove|rm", "<key> [<key>, ...]", "remove snapshots", &[], |call| {
@@ -59,21 +57,23 @@ pub(super) const VERBS: &[Command] = &[
     Command::new("label", "<name> [<label>=<value> ...]", "set and clear labels", &[], |call| {
         Box::pin(label(call))
     }),
-    Command::new("tree", "", "show which snapshot stands on which", &[], |call| Box::pin(tree(call))),
+    Command::new("tree", "", "show snapshots as trees of parents and children", &[], |call| {
+        Box::pin(tree(call))
+    }),
     Command {
         flags: &[SNAPSHOTTER, transfer::SYNC_FS],
-        ..Command::new("unpack", "<digest>", "make the trees of the image with this digest", &[], |call| {
+        ..Command::new("unpack", "<digest>", "unpack the image with this digest to snapshots", &[], |call| {
             Box::pin(layers::unpack(call))
         })
     },
     Command::new(
         "usage",
         "[flags] [<key>, ...]",
-        "show what snapshots take",
+        "show the disk usage of snapshots",
         &[Flag::switch("b", "sizes in bytes")],
         |call| Box::pin(usage(call)),
     ),
-    Command::new("view", "[flags] <key> [<parent>]", "make a read-only snapshot", NEW_FLAGS, |call| {
+    Command::new("view", "[flags] <key> [<parent>]", "create a read-only snapshot", NEW_FLAGS, |call| {
         Box::pin(view(call))
     }),
 ];

@@ -42,7 +42,7 @@ pub(super) const COMMAND: Command = Command::new(
     "spec",
     "[flags]",
     "print the OCI spec that containers begin with",
-    &[Flag::value("platform", "a platform of Linux; the spec is the same for each")],
+    &[Flag::value("platform", "a Linux platform; the spec is the same for all")],
     |call| Box::pin(default(call)),
 );
 

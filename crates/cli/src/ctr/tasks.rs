@@ -31,13 +31,11 @@ const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Pro
 const KILL: u32 = 9;
 
 pub(super) const VERBS: &[Command] = &[
-    Command::new("attach", "CONTAINER", "show what a container writes, and type into it", &[], |call| {
-        Box::pin(attach(call))
-    }),
+    Command::new("attach", "CONTAINER", "attach to a container", &[], |call| Box::pin(attach(call))),
     Command::new(
         "checkpoint",
         "[flags] CONTAINER",
-        "write a container as it runs into an image",
+        "checkpoint a running container to an image",
         checkpoint::FLAGS,
         |call| Box::pin(checkpoint::checkpoint(call)),
     ),
@@ -46,8 +44,8 @@ pub(super) const VERBS: &[Command] = &[
         "[flags] CONTAINER [CONTAINER, ...]",
         "delete tasks",
         &[
-            Flag::switch("force,f", "kill it first"),
-            Flag::value("exec-id", "a further process of the container, not its first"),
+            Flag::switch("force,f", "kill the task first"),
+            Flag::value("exec-id", "an additional process of the container"),
         ],
         |call| Box::pin(delete(call)),
     ),
@@ -56,13 +54,13 @@ pub(super) const VERBS: &[Command] = &[
         ..Command::new(
             "exec",
             "[flags] CONTAINER CMD [ARG...]",
-            "run a further process in a container",
+            "run an additional process in a container",
             &[
                 Flag::value("cwd", "the working directory"),
-                Flag::switch("tty,t", "a terminal"),
-                Flag::switch("detach,d", "do not wait for its end"),
-                Flag::value("exec-id", "the name of the process"),
-                Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
+                Flag::switch("tty,t", "allocate a terminal"),
+                Flag::switch("detach,d", "do not attach"),
+                Flag::value("exec-id", "the id of the process"),
+                Flag::value("fifo-dir", "no effect"),
                 Flag::value("log-uri", "where output goes, as file:///… or binary:///…"),
                 Flag::value("user", "the user, as NAME|UID[:NAME|GID]"),
             ],
@@ -82,31 +80,31 @@ pub(super) const VERBS: &[Command] = &[
         "signal a container",
         &[
             Flag::value("signal,s", "the signal [SIGTERM]"),
-            Flag::value("exec-id", "a further process of the container, not its first"),
+            Flag::value("exec-id", "an additional process of the container"),
             Flag::switch("all,a", "all processes of the container"),
         ],
         |call| Box::pin(kill(call)),
     ),
-    Command::new("pause", "CONTAINER", "freeze a container", &[], |call| Box::pin(pause(call))),
+    Command::new("pause", "CONTAINER", "pause a container", &[], |call| Box::pin(pause(call))),
     Command::new("ps", "CONTAINER", "list a container's processes", &[], |call| Box::pin(processes(call))),
-    Command::new("resume", "CONTAINER", "go on with a frozen container", &[], |call| Box::pin(resume(call))),
+    Command::new("resume", "CONTAINER", "resume a paused container", &[], |call| Box::pin(resume(call))),
     Command::new(
         "start",
         "[flags] CONTAINER",
-        "start a container that was created",
+        "start a created container",
         &[
-            Flag::switch("null-io", "no input, and output into nowhere"),
+            Flag::switch("null-io", "discard input and output"),
             Flag::value("log-uri", "where output goes, as file:///… or binary:///…"),
-            Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
-            Flag::value("pid-file", "a file that the pid is written to"),
-            Flag::switch("detach,d", "do not wait for its end"),
+            Flag::value("fifo-dir", "no effect"),
+            Flag::value("pid-file", "write the pid to this file"),
+            Flag::switch("detach,d", "do not attach"),
         ],
         |call| Box::pin(start(call)),
     ),
     Command::new(
         "metrics|metric",
         "CONTAINER",
-        "show what a container uses",
+        "show the resource usage of a container",
         &[Flag::value("format", "table or json")],
         |call| Box::pin(metrics(call)),
     ),

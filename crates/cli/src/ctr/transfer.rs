@@ -39,17 +39,15 @@ const WINDOW: i32 = 256 * 1024;
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
 const PLATFORM: Flag = Flag::value("platform", "the image for this platform");
 const LABEL: Flag = Flag::value("label", "a label for the image");
-const ALL_METADATA: Flag = Flag::switch("all-metadata", "documents of all platforms");
+const ALL_METADATA: Flag = Flag::switch("all-metadata", "fetch the documents of all platforms");
 const SKIP_METADATA: Flag = Flag::switch(
     "skip-metadata",
     "documents of the platforms that are wanted, as without it; taken for scripts' sake",
 );
 const ALL_PLATFORMS: Flag = Flag::switch("all-platforms", "images for all platforms");
 /// With containerd's `ctr` the client does the work, with the same result.
-pub(super) const LOCAL: Flag =
-    Flag::switch("local", "the daemon does it all the same; taken for scripts' sake");
-pub(super) const SYNC_FS: Flag =
-    Flag::switch("sync-fs", "what is unpacked is on disk anyway; taken for scripts' sake");
+pub(super) const LOCAL: Flag = Flag::switch("local", "no effect: the daemon does the work");
+pub(super) const SYNC_FS: Flag = Flag::switch("sync-fs", "no effect: unpacked files are synced in any case");
 
 pub(super) const PULL_FLAGS: &[Flag] = registry_flags![
     SNAPSHOTTER,
@@ -60,8 +58,8 @@ pub(super) const PULL_FLAGS: &[Flag] = registry_flags![
     SKIP_METADATA,
     LOCAL,
     SYNC_FS,
-    Flag::switch("print-chainid", "print the name of the tree that was unpacked"),
-    Flag::value("max-concurrent-downloads", "the daemon decides; taken for scripts' sake"),
+    Flag::switch("print-chainid", "print the chain id of the unpacked image"),
+    Flag::value("max-concurrent-downloads", "no effect: the daemon decides"),
 ];
 pub(super) const FETCH_FLAGS: &[Flag] = registry_flags![
     LABEL,
@@ -69,32 +67,32 @@ pub(super) const FETCH_FLAGS: &[Flag] = registry_flags![
     ALL_PLATFORMS,
     ALL_METADATA,
     SKIP_METADATA,
-    Flag::switch("metadata-only", "documents and configs of all platforms, and no layers"),
+    Flag::switch("metadata-only", "fetch documents and configs of all platforms, without layers"),
 ];
 pub(super) const PUSH_FLAGS: &[Flag] = registry_flags![
     PLATFORM,
     LOCAL,
-    Flag::value("manifest", "the digest of what is pushed, in place of an image"),
-    Flag::value("manifest-type", "what that is [application/vnd.oci.image.manifest.v1+json]"),
-    Flag::switch("allow-non-distributable-blobs", "what is here is pushed; taken for scripts' sake"),
-    Flag::value("max-concurrent-uploaded-layers", "the daemon decides; taken for scripts' sake"),
+    Flag::value("manifest", "the digest of a manifest to push instead of an image"),
+    Flag::value("manifest-type", "the manifest's media type [application/vnd.oci.image.manifest.v1+json]"),
+    Flag::switch("allow-non-distributable-blobs", "no effect: all local blobs are pushed"),
+    Flag::value("max-concurrent-uploaded-layers", "no effect: the daemon decides"),
 ];
 pub(super) const EXPORT_FLAGS: &[Flag] = &[
-    Flag::switch("skip-manifest-json", "without the file that Docker reads"),
-    Flag::switch("skip-non-distributable", "without layers that may not be passed on"),
+    Flag::switch("skip-manifest-json", "leave out manifest.json, which Docker reads"),
+    Flag::switch("skip-non-distributable", "leave out non-distributable layers"),
     PLATFORM,
     ALL_PLATFORMS,
     LOCAL,
 ];
 pub(super) const IMPORT_FLAGS: &[Flag] = &[
-    Flag::value("base-name", "only images with this name, and what has a tag alone under it"),
-    Flag::switch("digests", "names with digests too"),
-    Flag::switch("skip-digest-for-named", "with --digests, none for what has a name"),
+    Flag::value("base-name", "only images with this name; it is added to names that are only a tag"),
+    Flag::switch("digests", "also create names with digests"),
+    Flag::switch("skip-digest-for-named", "with --digests, only for images without a name"),
     Flag::value("index-name", "a name for the index of the archive"),
     ALL_PLATFORMS,
     PLATFORM,
-    Flag::switch("no-unpack", "keep the layers as they are"),
-    Flag::switch("compress-blobs", "compress layers that are not"),
+    Flag::switch("no-unpack", "do not unpack the layers"),
+    Flag::switch("compress-blobs", "compress uncompressed layers"),
     SNAPSHOTTER,
     LABEL,
     LOCAL,
