@@ -1,14 +1,15 @@
 //! `ctr tasks`: running containers and their processes.
 
+mod attend;
+
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use api::grpc::containers::Container;
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{
-    CloseIORequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
-    GetRequest, KillRequest, ListPidsRequest, ListTasksRequest, MetricsRequest, PauseTaskRequest,
-    ResizePtyRequest, ResumeTaskRequest, StartRequest, WaitRequest,
+    CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest, GetRequest, KillRequest,
+    ListPidsRequest, ListTasksRequest, MetricsRequest, PauseTaskRequest, ResumeTaskRequest, WaitRequest,
 };
 use api::grpc::types::{Descriptor, Process, Status};
 use client::Channel;
@@ -16,16 +17,17 @@ use linux::beneath::Root as Tree;
 use prost_types::Any;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 use types::spec::runtime::{Process as SpecProcess, Spec, User};
 use types::{Context, Error, ErrorKind, Result, UnlessGone};
+
+pub(super) use self::attend::Attended;
+use self::attend::{Streams, attend, listen, start_process};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
 use super::{checkpoint, cni, containers, events, run, schema, spec, table};
 use crate::output::said;
-use crate::signals::{Signals, TO_A_TERMINAL, TO_PIPES};
-use crate::streams::{self, Attached, PrivateFolder, Raw};
+use crate::streams::Attached;
 
 const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 const KILL: u32 = 9;
@@ -301,21 +303,6 @@ async fn start(call: Call) -> Result<u8> {
     start_new(&call, &connection, &id).await.map(Attended::code)
 }
 
-/// Whether we attended a process to its end, and our exit code.
-pub(super) enum Attended {
-    Exited(u8),
-    /// The process goes on.
-    Detached(u8),
-}
-
-impl Attended {
-    pub(super) fn code(self) -> u8 {
-        match self {
-            Attended::Exited(code) | Attended::Detached(code) => code,
-        }
-    }
-}
-
 /// Creates and starts the task of a container, and attends it unless `--detach` is given.
 pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<Attended> {
     let detach = call.is("detach");
@@ -493,194 +480,6 @@ async fn running(connection: &Connection, id: &str) -> Result<u32> {
     match process.status() {
         Status::Stopped => Err(Error::failed_precondition(format!("container {id} has ended"))),
         _ => Ok(process.pid),
-    }
-}
-
-/// The streams of a process.
-enum Streams {
-    Attached(Attached),
-    /// A log URI; empty is none.
-    Elsewhere(String),
-}
-
-impl Streams {
-    fn of(call: &Call, terminal: bool, detach: bool) -> Result<Streams> {
-        match call.value("log-uri") {
-            Some(uri) => Ok(Streams::Elsewhere(uri.to_owned())),
-            // A detached client reads nothing: unread pipes would block the container.
-            None if detach || call.is("null-io") => Ok(Streams::Elsewhere(String::new())),
-            None => {
-                // Not beside the socket: these pipes remain for other clients to attach to.
-                let folder = PrivateFolder::create_in(&std::env::temp_dir())?;
-                Attached::prepare(folder, true, terminal).map(Streams::Attached)
-            }
-        }
-    }
-
-    fn paths(&self) -> (String, String, String) {
-        match self {
-            Streams::Attached(attached) => {
-                let api::engine::Streams { stdin, stdout, stderr } = attached.streams.clone();
-                (stdin, stdout, stderr)
-            }
-            Streams::Elsewhere(uri) => (String::new(), uri.clone(), uri.clone()),
-        }
-    }
-
-    /// Passes an answer on. After an error no shim opens our pipes, so waiting for it is stopped.
-    fn unless_failed<T>(&self, answer: Result<T>) -> Result<T> {
-        if let (Streams::Attached(attached), Err(_)) = (self, &answer) {
-            attached.stop();
-        }
-        answer
-    }
-}
-
-/// Attends a process until it ends, and deletes it: streams, signals, the size of the terminal.
-async fn attend(
-    connection: &Connection,
-    (id, exec_id): (&str, &str),
-    terminal: bool,
-    streams: Streams,
-    mut waiting: Waiting,
-    mut signals: Signals,
-) -> Result<Attended> {
-    let mut attached = match streams {
-        Streams::Attached(attached) => Some(attached),
-        Streams::Elsewhere(_) => None,
-    };
-    let mut feeding = attached.as_mut().and_then(|attached| attached.feed(None));
-    // Without input to send, the keys of the terminal raise signals as usual.
-    let raw = if terminal && feeding.is_some() { Some(Raw::enter()?) } else { None };
-    if terminal {
-        resize(connection, id, exec_id).await;
-    }
-    let mut window = signal(SignalKind::window_change()).context(|| "wait for signals")?;
-    // Only the creator of the pipes closes the input: other clients may attach later.
-    let ends_input = attached.as_ref().is_some_and(Attached::is_own);
-    let losing = attached.as_ref().map(Attached::lost);
-    let losing = async {
-        match losing {
-            Some(losing) => losing.await,
-            None => std::future::pending().await,
-        }
-    };
-    let mut losing = std::pin::pin!(losing);
-    let mut failed = None;
-    let code = loop {
-        let typed = async {
-            match &mut feeding {
-                Some(feeding) => drop(feeding.await),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            // The end of the process has precedence over all other events.
-            biased;
-            ended = &mut waiting => {
-                break code_of(ended)?;
-            }
-            // If our output has no reader, end as by SIGPIPE, which ends containerd's `ctr`. A full disk is no reason
-            // to end.
-            lost = &mut losing, if failed.is_none() => {
-                let code = lost.code("ctr");
-                if lost.is_broken_pipe() {
-                    waiting.abort();
-                    return Ok(Attended::Detached(code));
-                }
-                failed = Some(code);
-            }
-            () = typed => {
-                feeding = None;
-                if ends_input {
-                    // Our input has ended: close the input of the process, which may have ended by now.
-                    let (container_id, exec_id) = (id.to_owned(), exec_id.to_owned());
-                    let request = connection.request(CloseIORequest { container_id, exec_id, stdin: true })?;
-                    let _ = client(connection).close_io(request).await;
-                }
-            }
-            _ = window.recv(), if terminal => resize(connection, id, exec_id).await,
-            signal = signals.next() => pass_on(connection, id, exec_id, signal).await,
-        }
-    };
-    // Output that the process wrote last may still be in the pipes.
-    let draining = async {
-        match attached {
-            Some(attached) => attached.drain().await,
-            None => None,
-        }
-    };
-    let deleting = delete_one(connection, id, exec_id, false);
-    let ending = async {
-        match exec_id {
-            // The container's other processes end with its first, which closes the pipes.
-            "" => (draining.await, deleting.await),
-            // Children may hold the pipes open. The shim limits its wait for them once the process is deleted.
-            _ => tokio::join!(draining, deleting),
-        }
-    };
-    let lost = tokio::select! {
-        (lost, deleted) = ending => deleted.map(|_| lost)?,
-        // The process has ended: a signal concerns only this client.
-        signal = signals.next() => {
-            return Ok(Attended::Exited(u8::try_from(128 + signal.as_raw()).unwrap_or(255)));
-        }
-    };
-    drop(raw);
-    let failed = failed.or_else(|| lost.map(|lost| lost.code("ctr")));
-    Ok(Attended::Exited(failed.unwrap_or_else(|| u8::try_from(code).unwrap_or(255))))
-}
-
-fn listen(terminal: bool) -> Result<Signals> {
-    Signals::listen(if terminal { &TO_A_TERMINAL } else { &TO_PIPES })
-}
-
-/// Starts a process. Signals are forwarded from the beginning, as the process may have to be ended while it starts.
-async fn start_process(
-    connection: &Connection,
-    (id, exec_id): (&str, &str),
-    signals: Option<&mut Signals>,
-) -> Result<()> {
-    let request = StartRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-    let (mut client, request) = (client(connection), connection.request(request)?);
-    let starting = client.start(request);
-    let passing = async {
-        let Some(signals) = signals else { std::future::pending().await };
-        loop {
-            let signal = signals.next().await;
-            pass_on(connection, id, exec_id, signal).await;
-        }
-    };
-    tokio::select! {
-        biased;
-        started = starting => started.answer().map(drop),
-        never = passing => never,
-    }
-}
-
-async fn pass_on(connection: &Connection, id: &str, exec_id: &str, signal: Signal) {
-    let request = KillRequest {
-        container_id: id.to_owned(),
-        exec_id: exec_id.to_owned(),
-        signal: signal.as_raw().unsigned_abs(),
-        all: false,
-    };
-    if let Ok(request) = connection.request(request) {
-        // The process may have ended by now.
-        let _ = client(connection).kill(request).await;
-    }
-}
-
-async fn resize(connection: &Connection, id: &str, exec_id: &str) {
-    let Some((height, width)) = streams::size() else { return };
-    let request = ResizePtyRequest {
-        container_id: id.to_owned(),
-        exec_id: exec_id.to_owned(),
-        width: width.into(),
-        height: height.into(),
-    };
-    if let Ok(request) = connection.request(request) {
-        let _ = client(connection).resize_pty(request).await;
     }
 }
 
