@@ -1,9 +1,9 @@
-/* The least that a container costs the kernel: a clone into new namespaces, an overlay, three mounts, pivot_root,
- * what hides parts of /proc and /sys, exec, exit, wait. Prints the microseconds of each round.
+/* The minimum that a container costs the kernel: a clone into new namespaces, an overlay, three mounts, pivot_root,
+ * the masks of /proc and /sys, exec, exit, wait. Prints the microseconds of each round.
  *
  * usage: floor ROUNDS with-network|without-network LOWER SCRATCH PROGRAM [mask:PATH|readonly:PATH]...
  *
- * Paths that are not there are passed over, as the runtime does.
+ * Paths that do not exist are skipped, as by the runtime.
  */
 #define _GNU_SOURCE
 #include <sched.h>

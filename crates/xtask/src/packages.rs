@@ -84,7 +84,7 @@ pub(crate) fn need_root(to_do: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    /// What every Debian has, and what is no program.
+    /// Packages that every Debian has, and packages that have no program.
     const OF_DEBIAN: [&str; 2] = ["dpkg", "util-linux"];
     const NO_PROGRAMS: [&str; 2] = ["libc6-dev", "ca-certificates"];
 
