@@ -1,5 +1,5 @@
-//! The first process of a container that asks for one (`run --init`): it starts the program, passes on what signals come,
-//! reaps whatever ends, and ends as the program does.
+//! The first process of a container that asks for one (`run --init`): it starts the program, forwards signals to it,
+//! reaps orphans, and exits with the program's exit code.
 //!
 //! ```text
 //! init (1) ──▶ program (a group of its own, in the foreground of the terminal)
@@ -8,8 +8,9 @@
 //!    └──── ends of all processes whose parents are gone
 //! ```
 //!
-//! A kernel gives a first process no signal that it has no handler for, and leaves it what others do not reap: few programs
-//! are made for either. Called under the name [`NAME`], with the program and its arguments.
+//! The kernel delivers no signal to a pid namespace's first process that has no handler for it, and makes that process
+//! the parent of orphans (pid_namespaces(7)). Few programs are written for either. This mode runs if the program is
+//! called [`NAME`], with the container's program and its arguments.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -24,14 +25,14 @@ use rustix::io::Errno;
 use rustix::process::WaitOptions;
 use types::{Context, Result};
 
-/// What the program is called in containers.
+/// The name by which the runtime calls this program in containers.
 const NAME: &str = "hoist-init";
-/// As shells say that a program is not there, that it cannot be run, and that none could be tried.
+/// Exit codes as shells have them: the program was not found, cannot be executed, or init itself failed.
 const NOT_FOUND: u8 = 127;
 const NOT_RUN: u8 = 126;
 const FAILED: u8 = 125;
 
-/// Whether this program is called as init.
+/// Whether this program was called as init.
 pub(crate) fn is_called(program: &OsString) -> bool {
     Path::new(program).file_name().is_some_and(|name| name == NAME)
 }
@@ -40,7 +41,7 @@ pub(crate) fn is_called(program: &OsString) -> bool {
 pub(crate) fn main(args: &[OsString]) -> ExitCode {
     let args = args.strip_prefix(&["--".into()][..]).unwrap_or(args);
     let Some((program, arguments)) = args.split_first() else {
-        eprintln!("{NAME}: it is called with a program to run");
+        eprintln!("{NAME}: the program to run is missing");
         return ExitCode::from(FAILED);
     };
     match run(program, arguments) {
@@ -53,7 +54,7 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 }
 
 fn run(program: &OsString, arguments: &[OsString]) -> Result<u8> {
-    // From here on no signal is lost: those that come before the program is there wait for it.
+    // From here on no signal is lost: those that come before the program runs stay pending.
     let (signals, children) = (signal::forwarded_signals()?, signal::child_signals()?);
     let mut command = Command::new(program);
     command.args(arguments);
@@ -72,7 +73,7 @@ fn run(program: &OsString, arguments: &[OsString]) -> Result<u8> {
             Err(error) => return Err(std::io::Error::from(error)).context(|| "wait for signals"),
         }
         while let Some(signal) = signal::next(&signals).context(|| "read a signal")? {
-            // It may have ended just now.
+            // The program may have ended just now.
             let _gone = program.signal(signal.number().unsigned_abs());
         }
         signal::drain(&children);
@@ -82,7 +83,7 @@ fn run(program: &OsString, arguments: &[OsString]) -> Result<u8> {
     }
 }
 
-/// Reaps all that have ended; the exit code of the program if it is among them.
+/// Reaps all children that have ended; returns the program's exit code if it was among them.
 fn reap(program: u32) -> Result<Option<u8>> {
     let mut code = None;
     loop {

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--exit-code", code] => code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
         ["--wait"] => {
-            // Ends when standard input does, or by a signal.
+            // Until standard input ends, or a signal ends the process.
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             ExitCode::SUCCESS
         }
@@ -51,8 +51,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// How long ago the command line was called, if it told us when (`HOIST_STARTED_AT`, nanoseconds since
-/// 1970 by the wall clock of the same machine).
+/// How long ago the command line was called, if it passed the time on (`HOIST_STARTED_AT`, nanoseconds since 1970 by
+/// the wall clock of the same machine).
 fn start_latency() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let told = std::env::var("HOIST_STARTED_AT").ok().and_then(|text| text.parse().ok());
@@ -61,7 +61,7 @@ fn start_latency() -> String {
             "{:.1} ms, from the command line's first instruction to ours",
             latency.as_secs_f64() * 1e3
         ),
-        None => "unknown: nobody said when it began".into(),
+        None => "unknown: HOIST_STARTED_AT is not set".into(),
     }
 }
 
@@ -74,7 +74,7 @@ fn kernel() -> String {
     format!("{} {}", read("/proc/sys/kernel/ostype"), read("/proc/sys/kernel/osrelease"))
 }
 
-/// The first line that names a path: version 2's only one, or version 1's first controller.
+/// The longest path: the only line of cgroup version 2, or a controller's of version 1.
 fn cgroup() -> String {
     let text = read("/proc/self/cgroup");
     let lines = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));

@@ -1,14 +1,14 @@
-//! Work beside an asynchronous caller.
+//! Boxed variants of tokio's `spawn` and `spawn_blocking`.
 //!
-//! An executor is compiled once for each type of work that it is given: its machinery was a sixth of the daemon's code. Here
-//! all work has one type, which costs an allocation.
+//! tokio compiles its task machinery once for each future type, which came to a sixth of the daemon's code. Here all
+//! work has the same boxed type, at the cost of one allocation.
 
 use std::any::Any;
 use std::pin::Pin;
 
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
-/// Runs what blocks on a thread for it. It goes on if the caller goes away.
+/// Runs blocking work on a thread of tokio's blocking pool. The work goes on if the caller is dropped.
 ///
 /// # Errors
 /// The panic of the work.
@@ -19,7 +19,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     Ok(*done.downcast().expect("it is what the work returned"))
 }
 
-/// Begins work that must not stop half way: it goes on if nobody waits for it any more. Its error is its panic.
+/// Spawns work that must not stop half way: it goes on if its handle is dropped. The handle's error is the work's
+/// panic.
 pub fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     let work: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(work);
     tokio::spawn(work)

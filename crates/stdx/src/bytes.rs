@@ -1,12 +1,12 @@
-//! Numbers of bytes, as people write them.
+//! Sizes in bytes, as users write them.
 
-/// `4096`, `7b`, `64m`, `2 GB`, `1.5GiB`: units are powers of 1024 up to `p`, in letters of either case. Parts of a
-/// byte are none. `None` for what is no such number, and for one of 2⁶³ and more, which no file has.
+/// Parses `4096`, `7b`, `64m`, `2 GB`, `1.5GiB`: units are powers of 1024 up to `p`, in either case. Fractions of a
+/// byte are cut off. `None` if the text is no size, or is 2⁶³ bytes or more, which no file can have.
 pub fn bytes(text: &str) -> Option<u64> {
     counted(text, 1024)
 }
 
-/// The same with units that are powers of 1000, by whatever name: `10m` and `10MiB` are ten million.
+/// As [`bytes`], with units that are powers of 1000 whatever their spelling: `10m` and `10MiB` are ten million.
 pub fn decimal_bytes(text: &str) -> Option<u64> {
     counted(text, 1000)
 }
@@ -26,7 +26,7 @@ fn counted(text: &str, base: u64) -> Option<u64> {
     let factor = base.pow(power);
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
     let whole = if whole.is_empty() && !part.is_empty() { "0" } else { whole };
-    // Apart, so that large numbers are exact.
+    // The integer part is parsed apart from the fraction, so that large numbers stay exact.
     let (whole, part): (u64, f64) = (whole.parse().ok()?, format!("0.{part}").parse().ok()?);
     let bytes = whole.checked_mul(factor)?.checked_add((part * factor as f64) as u64)?;
     i64::try_from(bytes).is_ok().then_some(bytes)

@@ -1,13 +1,13 @@
-//! Cancellation of work on a thread, once nobody waits for its outcome any more.
+//! Cancellation of work on a thread whose outcome has no receiver any more.
 //!
-//! Who asks for the work keeps a [`CancelOnDrop`], whose end, however it comes, is seen by all who have a [`CancelToken`]
-//! of it.
+//! The requester keeps a [`CancelOnDrop`]. Dropping it, also by a panic or a cancelled future, cancels every
+//! [`CancelToken`] made from it.
 
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Weak};
 
-/// Cancels the work of all its tokens when it is dropped.
+/// Cancels all its tokens when it is dropped.
 #[derive(Debug, Default)]
 pub struct CancelOnDrop(Arc<()>);
 
@@ -21,12 +21,12 @@ impl CancelOnDrop {
     }
 }
 
-/// What the work is given, to look at now and then.
+/// The side of the worker, which checks it between steps.
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken(Option<Weak<()>>);
 
 impl CancelToken {
-    /// Of work that goes on to its end whoever goes away.
+    /// A token that is never cancelled.
     pub fn never() -> CancelToken {
         CancelToken(None)
     }
@@ -55,13 +55,13 @@ impl PartialEq for CancelToken {
 
 impl Eq for CancelToken {}
 
-/// Why work ended before its end.
+/// The error of cancelled work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cancelled;
 
 impl fmt::Display for Cancelled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("whoever asked for it has gone away")
+        f.write_str("cancelled: the requester has gone away")
     }
 }
 

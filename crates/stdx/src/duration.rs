@@ -1,8 +1,9 @@
-//! Durations in Go's words, as configurations and labels of this world write them.
+//! Durations in Go's notation (`time.ParseDuration`), which container configurations and labels use.
 
 use std::time::Duration;
 
-/// `500us`, `100ms`, `2s`, `1m`, `1h30m`, `1.5s`, or plain `0`. None for what is no duration, as one below zero.
+/// Parses `500us`, `100ms`, `2s`, `1m`, `1h30m`, `1.5s` or plain `0`. `None` for anything else, negative durations
+/// included.
 pub fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -39,7 +40,7 @@ mod tests {
         for (text, millis) in [("0", 0), ("0s", 0), ("100ms", 100), ("1.5s", 1500), ("4h0m0s", 14_400_000)] {
             assert_eq!(duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
-        // Either of the two letters that look like it.
+        // The micro sign and the Greek letter mu, which look the same.
         for text in ["500us", "500\u{b5}s", "500\u{3bc}s"] {
             assert_eq!(duration(text), Some(Duration::from_micros(500)), "{text}");
         }

@@ -1,12 +1,12 @@
-//! Where the time of one course of work goes.
+//! A stopwatch for the steps of an operation.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::lock::Mutex;
 
-/// A clock that is asked at the end of each step. The laps add up to all the time since it was made: what
-/// is slow can't hide between two of them. Clones are the same clock.
+/// Measures consecutive steps. The laps add up to the whole time since the start, so that no slow part can hide between
+/// two of them. Clones share one clock.
 #[derive(Clone, Debug)]
 pub struct Laps(Arc<Mutex<Course>>);
 
@@ -22,7 +22,7 @@ impl Laps {
         Laps(Arc::new(Mutex::new(Course { last: Instant::now(), laps: Vec::new() })))
     }
 
-    /// Ends a step, which began where the last one ended.
+    /// Ends a step, which began at the end of the previous one.
     pub fn lap(&self, step: &'static str) {
         let now = Instant::now();
         let mut course = self.0.lock();

@@ -1,4 +1,4 @@
-//! What the standard library lacks for us. No word of the container domain may appear here.
+//! What the standard library lacks for this project. Nothing in it knows of containers.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "aside")]

@@ -1,12 +1,12 @@
-//! Locks that a panic does not shut.
+//! Locks without poisoning.
 //!
-//! A thread that panics while it has a lock of the standard library's poisons it, and each later lock is an error that
-//! somebody has to have an answer to. Here there is one answer: what is behind these locks changes in single steps, so
-//! that a panic between two of them leaves it whole, and whoever comes next goes on. What could be left half done must
-//! not be behind one of them.
+//! A panic while a thread holds one of the standard library's locks poisons it, and every later `lock` has an error to
+//! handle. Here one rule replaces that: data behind these locks changes in single steps, so that a panic between two of
+//! them leaves it consistent, and the next holder goes on. Data that could be left half changed must not be behind one
+//! of them.
 //!
-//! They are those of the standard library otherwise, guards included. Its `std::sync::nonpoison` is to have the same,
-//! and is not stable.
+//! Otherwise these are the standard library's locks, guards included. `std::sync::nonpoison` will offer the same; it is
+//! not stable yet.
 
 use std::sync::{self, MutexGuard, PoisonError, TryLockError, WaitTimeoutResult};
 use std::time::Duration;
@@ -20,12 +20,12 @@ impl<T> Mutex<T> {
         Mutex(sync::Mutex::new(value))
     }
 
-    /// Waits until nobody else has it.
+    /// Waits until the lock is free.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock, if nobody else has it.
+    /// The lock, if it is free.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
@@ -34,7 +34,7 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// The value, without a lock: nobody else can have one.
+    /// The value without locking: `&mut self` proves that there is no other user.
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,7 +53,7 @@ impl Condvar {
         self.0.notify_all();
     }
 
-    /// Waits for a notice. It may return without one.
+    /// Waits for a notification. It may return without one.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
@@ -67,7 +67,7 @@ impl Condvar {
         self.0.wait_while(guard, condition).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for as long as the condition holds, and no longer than that time.
+    /// Waits for as long as the condition holds, at most for `limit`.
     pub fn wait_timeout_while<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,

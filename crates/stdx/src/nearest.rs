@@ -1,12 +1,12 @@
-//! The known word that was probably meant by an unknown one.
+//! Suggestions for misspelt words.
 
-/// The nearest of the known words; none if even that is so far off that it would mislead.
+/// The known word with the smallest edit distance; none if it is too far off to be what was meant.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, key) = known.into_iter().map(|key| (distance(word, key), key)).min()?;
     (distance <= 1 + key.len() / 3).then_some(key)
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that lead from one word to the other.
+/// The edit distance: insertions, deletions, replacements and swaps of neighbours.
 fn distance(from: &str, to: &str) -> usize {
     let (from, to) = (from.as_bytes(), to.as_bytes());
     let mut rows: Vec<Vec<usize>> = vec![(0..=to.len()).collect()];

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-/// The ranges of a list such as `0-2,5`, in its order; of nothing, none. `None` if it is something else, or if a range
+/// The ranges of a list such as `0-2,5`, in its order; an empty text has none. `None` if it is malformed, or if a range
 /// ends before it begins.
 pub fn ranges(list: &str) -> Option<Vec<RangeInclusive<u32>>> {
     let range = |part: &str| {
@@ -35,7 +35,7 @@ mod tests {
         for wrong in ["a", "-1", "1-", "2-1", "1,", ",", "0-3:1/2", "4294967296"] {
             check(wrong, None);
         }
-        // As long as it says, and no longer in memory.
+        // A huge range costs no memory.
         assert_eq!(ranges("0-4294967295"), Some(vec![0..=u32::MAX]));
     }
 }

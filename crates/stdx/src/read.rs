@@ -1,15 +1,15 @@
-//! Reading as much as is wanted, and no more.
+//! Reads with an upper bound.
 
 use std::io::{self, ErrorKind, Read};
 
-/// All bytes of a source, or none if there are more than `len_max`.
+/// All bytes of a source; `None` if there are more than `len_max`.
 pub fn read_at_most(from: impl Read, len_max: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     let len = from.take(len_max.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok((len as u64 <= len_max).then_some(bytes))
 }
 
-/// Fills the buffer, and says how much of it: less than all of it only at the source's end.
+/// Fills the buffer, and returns how many bytes it read: fewer than its length only at the end of the source.
 pub fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

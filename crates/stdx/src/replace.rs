@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Atomic replacement of files.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -6,28 +6,27 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Whether a file is worth something after a power cut.
+/// Whether a file survives a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durable {
-    /// It and its name are on the disk before anybody is told of it.
+    /// The file and its name are on disk (fsync(2)) before the call returns.
     Now,
-    /// The disk is not waited for. A power cut may leave the file before, this one, or an empty one.
+    /// No sync. After a power cut the old file, the new one or an empty one is there.
     No,
 }
 
-/// Puts a file with these bytes in the place of the one of that name, or makes it. Who reads meanwhile finds the old
-/// one or the new one; who has the old one open keeps it. The mode is cut by the process's umask.
+/// Creates a file with these bytes, or replaces the one of that name atomically. A concurrent reader sees the old file
+/// or the new one; one that has the old file open keeps it. The umask applies to the mode.
 ///
-/// The bytes are written beside it first, to `.NAME.draft`. What a crash leaves of that is in the way of nobody, and
-/// goes with the next call. A name has one writer at a time.
+/// The bytes are first written to `.NAME.draft` beside it. A draft that a crash left behind is removed by the next
+/// call. Each name may have one writer at a time.
 ///
-/// # Errors
-/// What the file system says. The old file is there still, but for a failure to sync the directory.
+/// # Errors The file system's error. The old file is still there, unless it was the sync of the directory that failed.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: Durable) -> io::Result<()> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(ErrorKind::InvalidInput.into());
     };
-    // That of a name alone is the working directory.
+    // The parent of a bare file name is empty: it means the working directory.
     let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     let mut draft = OsString::from(".");
     draft.push(name);
@@ -45,12 +44,12 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: Durable) -> io::Re
         if durable == Durable::Now {
             file.sync_all()?;
         }
-        // A program that is open for writing cannot be run.
+        // A program that is still open for writing cannot be executed (ETXTBSY).
         drop(file);
         fs::rename(&draft, path)
     });
     if written.is_err() {
-        // On a full disk it would take what is left, for nobody. It is not there if it could not be made.
+        // On a full disk the draft would keep its space. There is none if it could not be created.
         let _ = fs::remove_file(&draft);
     }
     written?;

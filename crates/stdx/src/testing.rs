@@ -1,13 +1,13 @@
-//! What tests need of the machine that they run on, and what becomes of them where it is not there.
+//! What tests need of the machine, and how they skip without it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// With it in the environment, a test fails that would be skipped for want of root or of a daemon to compare with:
-/// `cargo xtask test` has seen to both. What kernels may lack is skipped all the same.
+/// With this variable set, a test fails instead of being skipped for want of root or of a daemon to compare with, as
+/// `cargo xtask test` has checked that both are there. Tests for features that the kernel lacks are still skipped.
 pub const NO_SKIP: &str = "HOIST_TEST_NO_SKIP";
 
-/// True when the tests run as root. Says what is skipped otherwise.
+/// True if the tests run as root. Otherwise prints what is skipped.
 #[track_caller]
 pub fn is_root(what: &str) -> bool {
     let root = fs::metadata("/proc/self").expect("/proc is there").uid() == 0;
@@ -17,7 +17,7 @@ pub fn is_root(what: &str) -> bool {
     root
 }
 
-/// Says why a test, or a part of it, is skipped.
+/// Prints why a test, or a part of it, is skipped.
 #[track_caller]
 pub fn skip(why: &str) {
     assert!(

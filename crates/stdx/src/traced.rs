@@ -1,4 +1,4 @@
-//! Work as a span of a trace.
+//! Futures as spans of a trace.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -9,8 +9,8 @@ use tracing::instrument::Instrument;
 /// The target of spans that belong to traces and not to the log.
 pub const TRACE: &str = "trace";
 
-/// Does work inside a span, and says in its field `error` what became of it, if that is bad. Where nobody traces, the
-/// span is a disabled one, and this is nothing but the work.
+/// Runs work inside a span, and records its error in the span's field `error`. A disabled span, where no tracing is
+/// configured, costs nothing.
 pub async fn traced<T, E: Display>(span: Span, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     if span.is_disabled() {
         return work.await;
