@@ -1,11 +1,11 @@
-//! Which cgroup a creation makes, for whoever removes what is left of one that was cut off.
+//! A note of the cgroup that a creation makes, by which a later call can clean up if the creation is cut off.
 //!
 //! ```text
 //! cgroup.planned ── the cgroup, or a part of it, is made ── renamed ─▶ cgroup
 //! ```
 //!
-//! What is planned may be another container's. What is made had no process in it; so those that are found in it later
-//! are this container's, and only directories that were there before are not.
+//! A planned cgroup may already exist and belong to another container. One that this creation made was empty, so that
+//! every process found in it later is this container's; directories that existed before are excluded.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,8 @@ use crate::state::StateDir;
 pub(crate) const PLANNED_CGROUP: &str = "cgroup.planned";
 const CGROUP: &str = "cgroup";
 
-/// The path, and the hierarchies that had a cgroup there already, or may have. In its file a zero byte is between each.
+/// A cgroup's path, and the hierarchies in which it existed already, or may have. The file separates them by zero
+/// bytes.
 pub(crate) struct CgroupNote {
     pub(crate) path: String,
     pub(crate) found: Vec<String>,
@@ -30,7 +31,7 @@ impl CgroupNote {
         dir.write_file(PLANNED_CGROUP, words.join("\0").as_bytes())
     }
 
-    /// The cgroup was made as it was planned.
+    /// Records that the cgroup was made as planned.
     pub(crate) fn own(dir: &StateDir) -> Result<()> {
         let what = || "note that the cgroup was made";
         fs::rename(dir.path(PLANNED_CGROUP), dir.path(CGROUP)).context(what)
@@ -48,14 +49,14 @@ impl CgroupNote {
         }
     }
 
-    /// The cgroup as far as this creation can have made it. None if there is nothing of it.
+    /// The part of the cgroup that this creation can have made. None if there is none.
     fn open(&self) -> Result<Option<Cgroup>> {
         Cgroup::open(&self.path).unless_gone()
     }
 }
 
-/// Ends what is in the cgroup that a creation has made, and removes it; removes what it was about to make if that is
-/// empty.
+/// Kills the processes in the cgroup that a creation made, and removes it. One that was only planned is removed if it
+/// is empty.
 pub(crate) fn remove_cgroup(dir: &StateDir) -> Result<()> {
     if let Some(note) = CgroupNote::read(dir, PLANNED_CGROUP)?
         && let Some(cgroup) = note.open()?

@@ -1,8 +1,24 @@
-//! What parent and child say to each other between clone and exec.
+//! The protocol between parent and child from clone to exec.
 //!
-//! A pair of `SOCK_SEQPACKET` sockets; each message is one packet: a letter, then the text that belongs
-//! to it. Whoever in a container may trace others can take the child's end while it sees the child. So the parent asks
-//! the kernel who sent a word, and takes only those of the one whom it listens to.
+//! A pair of `SOCK_SEQPACKET` sockets; each message is one packet: a letter, then its text. A process in the container
+//! that may trace the child can take the child's descriptor (ptrace(2), pidfd_getfd(2)). So the parent asks the kernel
+//! who sent a message (`SO_PASSCRED`), and accepts only those of the process that it made.
+//!
+//! ```text
+//! parent                          child
+//!   Go ───────────────────────────▶        identity maps are written, if there are any
+//!   Cgroup (+ fds) ───────────────▶        files to enter its cgroup by, which was made and limited meanwhile
+//!   Filter (+ fd) ────────────────▶        the seccomp filter, compiled meanwhile
+//!        ◀──────────── RunHooks            mounts are done, the root is not changed yet
+//!   Go ───────────────────────────▶
+//!        ◀──────────── Console (+ fd)      with a terminal
+//!        ◀──────────── Warning …           something was left out
+//!        ◀──────────── Listener            the number of the seccomp listener, if the filter has a supervisor
+//!   Go ───────────────────────────▶        the supervisor has the listener
+//!        ◀──────────── Ready | Failed      waits to be started | exits
+//! ```
+//!
+//! Of exec, the intermediate child speaks first, and ends with `Born`; then the process itself speaks.
 //!
 //! ```text
 //! parent                          child
@@ -29,38 +45,38 @@ use linux::process::wait_readable;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use types::{Context, Error, ErrorKind, Result};
 
-/// Bytes. Longer texts are cut.
+/// Bytes. Longer texts are cut off.
 const MESSAGE_LEN_MAX: usize = 8192;
 
-/// Words that are looked through for a failure: those of a child are a few warnings before it.
+/// How many messages are searched for a failure: a child sends a few warnings before it.
 const LAST_WORDS_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(crate) enum Message {
     Go,
-    /// The files of a cgroup by which it is entered, in each tree of version 1.
+    /// The `cgroup.procs` files by which the child enters its cgroup, one for each hierarchy.
     Cgroup(Vec<OwnedFd>),
-    /// The file with the compiled filter.
+    /// The file with the compiled seccomp filter.
     Filter(OwnedFd),
     RunHooks,
     Console(OwnedFd),
     Warning(String),
-    /// The number of the descriptor on which the filter's supervisor is asked.
+    /// The number of the seccomp listener's descriptor in the child (seccomp_unotify(2)).
     Listener(i32),
-    /// From a go-between: a process, which is the receiver's child.
+    /// From the intermediate child of exec: the pid of the process, which is a child of the receiver.
     Born(u32),
-    /// From what is about to be criu: where it is asked.
+    /// From the process that becomes criu: the socket of its RPC service.
     Socket(OwnedFd),
     Ready,
     Failed(ErrorKind, String),
 }
 
-/// One end.
+/// One end of the socket pair.
 pub(crate) struct Channel {
     socket: OwnedFd,
-    /// Whose words count; those of all if none.
+    /// The only process whose messages are accepted; any if none.
     speaker: Option<u32>,
-    /// Until when they are waited for.
+    /// Until when `receive` waits.
     deadline: Option<Instant>,
 }
 
@@ -80,7 +96,7 @@ impl Channel {
         Ok((end(one), end(other)))
     }
 
-    /// From now on the words of all other processes are errors. Of the first end of a pair.
+    /// From now on messages of any other process are errors. Only for the first end of a pair.
     pub(crate) fn listen_only_to(&mut self, pid: u32) {
         self.speaker = Some(pid);
     }
@@ -89,7 +105,7 @@ impl Channel {
         self.try_send(message).context(|| "send to the other side")
     }
 
-    /// As [`Channel::send`], to a side that may have ended: no error, since what it said before is still to be read.
+    /// As [`Channel::send`], but a peer that has ended is no error: its last messages are still to be read.
     pub(crate) fn send_to_whoever_is_there(&self, message: &Message) -> Result<()> {
         match self.try_send(message) {
             Err(error)
@@ -109,26 +125,26 @@ impl Channel {
         }
     }
 
-    /// So long, from now on, [`Channel::receive`] waits, for all words together; then it fails with `DeadlineExceeded`.
+    /// From now on [`Channel::receive`] waits for this long in total; then it fails with `DeadlineExceeded`.
     pub(crate) fn limit(&mut self, limit: Duration) {
         self.deadline = Some(Instant::now() + limit);
     }
 
-    /// Tells of a filter's listener, and waits until it is in the supervisor's hands.
+    /// Announces a filter's listener, and waits until the supervisor has it.
     pub(crate) fn announce_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
         self.say(&Message::Listener(listener.as_raw_fd()))?;
         self.wait_for_go()
     }
 
-    /// Sends a message without descriptors from behind a filter: with write(2), of all system calls the one that no
-    /// filter may ask its supervisor about. The signal for broken pipes is the caller's to expect.
+    /// Sends a message without descriptors from under a filter: with write(2), the one system call that no filter may
+    /// pass to its supervisor. The caller handles SIGPIPE.
     pub(crate) fn say(&self, message: &Message) -> io::Result<()> {
         let (bytes, _) = encode(message);
         rustix::io::write(&self.socket, &bytes)?;
         Ok(())
     }
 
-    /// Waits for [`Message::Go`], the only word that can come: behind a filter too, with read(2), which none forbids.
+    /// Waits for [`Message::Go`], the only message that can come: with read(2), which works under every filter too.
     pub(crate) fn wait_for_go(&self) -> io::Result<()> {
         match rustix::io::read(&self.socket, &mut [0; 16])? {
             0 => Err(io::ErrorKind::BrokenPipe.into()),
@@ -136,14 +152,14 @@ impl Channel {
         }
     }
 
-    /// Why the other side, which was ended, did not do its work: what it said itself comes before `error`.
+    /// Why the peer, which has ended, did not do its work: its own last failure, or else `error`.
     pub(crate) fn explain(mut self, error: Error) -> Error {
         self.last_failure().unwrap_or(error)
     }
 
-    /// What the other side, which was ended, failed of before, if it did.
+    /// The failure that the peer, which has ended, reported before.
     fn last_failure(&mut self) -> Option<Error> {
-        // It lives on where the kernel does not let it go, and is not waited for here.
+        // A process that the kernel does not let die yet is not waited for here.
         self.limit(Duration::from_millis(1));
         for _ in 0..LAST_WORDS_MAX {
             if let Message::Failed(kind, words) = self.receive().ok()?? {
@@ -153,9 +169,9 @@ impl Channel {
         None
     }
 
-    /// None when the other side is gone.
+    /// `None` once the peer has closed its end.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
-        let what = || "receive from the other side";
+        let what = || "receive from the peer process";
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             if !wait_readable(self.socket.as_fd(), Some(left)).context(what)? {
@@ -206,7 +222,7 @@ fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
     let text = String::from_utf8_lossy(text);
     Some(match letter {
         b'G' => Message::Go,
-        // All of them, or a process would stay outside of some of its cgroups.
+        // A process with some of the files missing would stay outside of some of its cgroups.
         b'D' => (text.parse() == Ok(fds.len())).then_some(Message::Cgroup(fds))?,
         b'P' => Message::Filter(fds.pop()?),
         b'H' => Message::RunHooks,
@@ -242,7 +258,7 @@ mod tests {
         assert!(matches!(other.receive().unwrap(), Some(Message::Console(_))));
         other.limit(Duration::from_millis(1));
         assert_eq!(other.receive().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
-        // A busy machine takes longer than that to look.
+        // A limit that a busy machine does not reach.
         other.limit(Duration::from_secs(60));
         let doors = vec![rustix::io::dup(io::stdout()).unwrap(), rustix::io::dup(io::stdout()).unwrap()];
         one.send(&Message::Cgroup(doors)).unwrap();
@@ -251,7 +267,7 @@ mod tests {
         assert!(other.receive().unwrap().is_none());
     }
 
-    /// Waits until nobody has the other end: what other tests start has a copy of it until it executes its program.
+    /// Waits until no process has the other end: children that other tests fork have a copy until they exec.
     fn drop_for_all(other: Channel, one: &Channel) {
         drop(other);
         let mut end = [PollFd::new(&one.socket, PollFlags::empty())];
@@ -292,7 +308,7 @@ mod tests {
         assert!(one.last_failure().is_none());
     }
 
-    /// The other end can be in the hands of somebody in a container.
+    /// A process in the container may hold the other end.
     #[test]
     fn only_one_process_is_listened_to() {
         let (mut one, other) = Channel::pair().unwrap();

@@ -1,5 +1,14 @@
-//! A checkpoint: the processes of a container, with their memory and all that the kernel keeps for them,
-//! written into a directory as images, by [`criu`](crate::criu).
+//! Checkpoints: the processes of a container, with their memory and kernel state, written into a directory as images by
+//! [`criu`](crate::criu). 4-12
+//! ```text
+//! IMAGES/
+//! ├── *.img              criu's, one kind of resource each
+//! ├── descriptors.json   where standard input, output and error led to: what restore replaces
+//! └── notify              empty: the container has a mount for sd_notify(3) that is not in its bundle
+//! ```
+//!
+//! A checkpoint has neither the root file system, nor the content of bind mounts, nor this runtime's state. The caller
+//! of restore brings them along, as a bundle.
 //!
 //! ```text
 //! IMAGES/
@@ -32,41 +41,41 @@ use crate::criu::{
 use crate::rootfs;
 use crate::state::{NOTICES, Status};
 
-/// Where standard streams led to: the names of their files in `/proc/PID/fd`, as a list of strings.
+/// Targets of the standard streams, as `/proc/PID/fd` names them: a JSON list of strings.
 pub(crate) const DESCRIPTORS: &str = "descriptors.json";
 
-/// What criu is told if the spec names no file of options.
+/// criu's configuration file if the spec names none.
 const CONFIG: &str = "/etc/criu/runc.conf";
 
-/// Annotation that names another such file, or, empty, none.
+/// Annotation that names another configuration file, or, empty, none.
 pub(crate) const CONFIG_ANNOTATION: &str = "org.criu.config";
 
 const LOG: &str = "dump.log";
 
-/// What checkpoint and restore are both told.
+/// Options that checkpoint and restore share.
 #[derive(Clone, Debug)]
 pub struct CriuOptions {
     /// The directory of the images.
     pub images: PathBuf,
-    /// Where criu keeps its log; none is beside the images.
+    /// The directory of criu's log; beside the images if none.
     pub work: Option<PathBuf>,
-    /// Connections of TCP are kept.
+    /// Established TCP connections are kept.
     pub tcp_established: bool,
-    /// Unix sockets may lead to processes outside.
+    /// Unix sockets may be connected to processes outside of the container.
     pub external_unix_sockets: bool,
-    /// The session, or its terminal, is that of a process outside.
+    /// The session, or its terminal, belongs to a process outside of the container.
     pub shell_job: bool,
-    /// Locks of files are kept.
+    /// File locks are kept.
     pub file_locks: bool,
-    /// Memory leaves, or comes from, the images only once.
+    /// Memory that is written to, or read from, the images is kept there only once.
     pub auto_dedup: bool,
-    /// Memory is fetched when it is needed (userfaultfd).
+    /// Memory is fetched on demand (userfaultfd(2)).
     pub lazy_pages: bool,
     pub cgroups: CgroupMode,
 }
 
 impl CriuOptions {
-    /// With images here, and nothing else out of the ordinary.
+    /// Options with these images, and defaults otherwise.
     pub fn new(images: impl Into<PathBuf>) -> CriuOptions {
         CriuOptions {
             images: images.into(),
@@ -81,7 +90,7 @@ impl CriuOptions {
         }
     }
 
-    /// The part of a request that checkpoint and restore share.
+    /// The part of criu's request that checkpoint and restore share.
     pub(crate) fn request(&self, places: &Places, log: &str, spec: &Spec) -> Options {
         Options {
             images_dir_fd: places.images.as_raw_fd(),
@@ -97,7 +106,7 @@ impl CriuOptions {
             file_locks: Some(self.file_locks),
             auto_dedup: Some(self.auto_dedup),
             lazy_pages: Some(self.lazy_pages),
-            // Devices and addresses of a network are the caller's to make.
+            // Network devices and addresses are for the caller to make.
             empty_ns: Some(u32::try_from(NsKind::Network.clone_flag()).expect("flags have 32 bits")),
             orphan_pts_master: Some(true),
             config_file: config_file(spec),
@@ -106,7 +115,7 @@ impl CriuOptions {
     }
 }
 
-/// Reads a word of runc's `--manage-cgroups-mode`.
+/// Parses a value of runc's `--manage-cgroups-mode`.
 impl std::str::FromStr for CgroupMode {
     type Err = Error;
 
@@ -118,13 +127,13 @@ impl std::str::FromStr for CgroupMode {
             "strict" => Ok(CgroupMode::Strict),
             "ignore" => Ok(CgroupMode::Ignore),
             other => Err(Error::invalid_argument(format!(
-                "{other:?} is no way to manage cgroups; soft, full, strict and ignore are"
+                "{other:?} is no mode to manage cgroups; known are soft, full, strict and ignore"
             ))),
         }
     }
 }
 
-/// Refuses a namespace whose content cannot be left out of a checkpoint. That of networks always is.
+/// Refuses a namespace whose content cannot be left out of a checkpoint. Only a network namespace's can, and always is.
 pub fn check_empty_namespace(name: &str) -> Result<()> {
     match name {
         "network" => Ok(()),
@@ -134,23 +143,23 @@ pub fn check_empty_namespace(name: &str) -> Result<()> {
     }
 }
 
-/// What a checkpoint is made with.
+/// Options of a checkpoint.
 #[derive(Debug)]
 pub struct CheckpointOptions {
     pub criu: CriuOptions,
-    /// The container goes on afterwards.
+    /// The container keeps running afterwards.
     pub leave_running: bool,
-    /// Memory alone, as the first part of a later checkpoint; the container goes on.
+    /// Memory alone, as the first part of a later checkpoint; the container keeps running.
     pub pre_dump: bool,
-    /// Images of an earlier part, relative to those of this one.
+    /// Images of the previous part, relative to this one's.
     pub parent: Option<PathBuf>,
-    /// Address and port of who takes the memory, instead of files.
+    /// Address and port of the page server that takes the memory, instead of files.
     pub page_server: Option<(String, u16)>,
-    /// Gets a zero byte once memory can be fetched lazily.
+    /// Receives a zero byte once memory can be fetched lazily.
     pub status: Option<OwnedFd>,
-    /// Files that are open under a name that is gone get another beside it until the restore.
+    /// Files that are open but deleted get another name beside the old one, until the restore.
     pub link_remap: bool,
-    /// Connections that nobody has accepted yet are left out.
+    /// Connections that were not accepted yet are left out.
     pub tcp_skip_in_flight: bool,
 }
 
@@ -181,7 +190,7 @@ pub(crate) fn checkpoint(container: &Container, options: CheckpointOptions) -> R
     let made = Checkpoint { container, options }.make();
     made.map_err(|error| {
         if status == Status::Running {
-            // criu may have ended while everything was frozen.
+            // criu may have ended while the cgroup was frozen.
             let _ = container.cgroup().and_then(|cgroup| cgroup.thaw());
         }
         error.context(format!("checkpoint container {}", container.id()))
@@ -216,7 +225,7 @@ impl Checkpoint<'_> {
                 fs::write(&path, "").context(|| format!("write {}", path.display()))?;
             }
         }
-        // What was looked at by number is the first process's only if that had not ended before.
+        // What was read from `/proc` by pid is the first process's only if it is still alive now.
         if first.has_ended() {
             return Err(Error::not_found("process already finished"));
         }
@@ -279,7 +288,7 @@ impl Checkpoint<'_> {
         Ok(request)
     }
 
-    /// The directory by which all processes are stopped at once.
+    /// The cgroup directory by which criu freezes all processes at once.
     fn freezer(&self) -> Option<String> {
         let cgroups = &self.container.state().cgroups;
         let freezer = cgroups.iter().find(|(name, _)| name.split(',').any(|name| name == "freezer"));
@@ -287,7 +296,7 @@ impl Checkpoint<'_> {
         dir.map(|dir| dir.to_string_lossy().into_owned())
     }
 
-    /// Mounts that show something of the host. By names that restore knows too.
+    /// Mounts that show something of the host, under keys that restore computes too.
     fn external_mounts(&self, spec: &Spec) -> Result<Vec<ExternalMount>> {
         let state = self.container.state();
         let root = PathBuf::from(format!("/proc/{}/root", state.pid));
@@ -318,17 +327,17 @@ impl Checkpoint<'_> {
         Ok(found)
     }
 
-    /// Whether it was created for somebody who waits for its program to be ready.
+    /// Whether the container was created with a socket for sd_notify(3).
     fn takes_notices(&self) -> bool {
         self.container.dir().path(NOTICES).is_dir()
     }
 
-    /// Where the first process's standard streams lead to. What restore finds to be a pipe it replaces.
+    /// Records where the first process's standard streams lead to. Restore replaces those that are pipes.
     fn note_descriptors(&self) -> Result<()> {
         let pid = self.container.state().pid;
         let names = (0..3).map(|number| {
             let link = fs::read_link(format!("/proc/{pid}/fd/{number}"));
-            // A stream that the process has closed leads nowhere.
+            // A stream that the process has closed has no target.
             link.map_or_else(|_| String::new(), |link| link.to_string_lossy().into_owned())
         });
         let text = serde_json::to_vec(&names.collect::<Vec<_>>()).expect("strings can be written");
@@ -337,7 +346,7 @@ impl Checkpoint<'_> {
     }
 }
 
-/// Namespaces that were joined, and stay what they are: criu takes no image of them.
+/// Joined namespaces, of which criu takes no image.
 fn external_namespaces(spec: &Spec, pid: u32) -> Result<Vec<String>> {
     let joined = joined_namespaces(spec)?;
     let kinds = joined.into_iter().map(|(kind, _)| kind);
@@ -360,7 +369,7 @@ pub(crate) fn joined_namespaces(spec: &Spec) -> Result<Vec<(NsKind, String)>> {
         .collect()
 }
 
-/// What a joined namespace is called between checkpoint and restore; none for kinds that criu joins by path.
+/// The key of a joined namespace in the images; none for kinds that criu joins by path.
 pub(crate) fn external_name(kind: NsKind) -> Option<&'static str> {
     match kind {
         NsKind::Network => Some("extRootNetNS"),
@@ -389,15 +398,15 @@ pub(crate) fn outside_of(spec: &Spec, cgroups: Option<ContainerMounts>) -> Vec<(
             }
         }
     }
-    // Where no node may be made, the host's devices are mounted.
+    // Without the right to make device nodes, the runtime binds the host's.
     let devices = rootfs::devices(spec).into_iter().map(|path| (PathBuf::from(&path), PathBuf::from(path)));
     found.extend(devices);
     found
 }
 
-/// Refuses a place that criu would take for another place and a source. It keeps both as `mnt[PLACE]:SOURCE`, and finds
-/// the source of a place by how that begins. A link in the image can lead a mount to a directory with `]:` in its name,
-/// and criu then mounts what stands behind it, a path of the host, where another mount was (CVE-2026-119101).
+/// Refuses a target that criu would parse as a target and a source. It stores both as `mnt[TARGET]:SOURCE`, and looks a
+/// source up by that prefix. A link in the image can lead a mount to a directory with `]:` in its name, and criu then
+/// mounts the host path behind it in place of another mount (CVE-2026-119101).
 pub(crate) fn check_places(mounts: &[ExternalMount]) -> Result<()> {
     match mounts.iter().find(|mount| mount.key.contains("]:")) {
         Some(mount) => Err(Error::invalid_argument(format!(
@@ -408,24 +417,24 @@ pub(crate) fn check_places(mounts: &[ExternalMount]) -> Result<()> {
     }
 }
 
-/// Refuses bind mounts that have not what the bundle says of them, as `ro`. In the images they are places with attributes,
-/// and a restore finds what each shows by its place. So a container that renames what its mounts lie in could have one
-/// come back with the attributes of another.
+/// Refuses bind mounts that lack attributes of the bundle, such as `ro`. The images store a mount as a target with
+/// attributes, and restore looks up its source by the target. So a container that renames a parent directory of its
+/// mounts could have one restored with another's attributes.
 pub(crate) fn check_attributes(spec: &Spec, root: &beneath::Root) -> Result<()> {
-    // Of several at one place the last covers the others, or changes them.
+    // Of several mounts at one target the last one covers the others, or changes them.
     let last: BTreeMap<String, &Mount> =
         spec.mounts.iter().map(|mount| (resolved(root, Path::new(&mount.destination)), mount)).collect();
     let masked: Vec<&String> = spec.linux.iter().flat_map(|linux| &linux.masked_paths).collect();
     for (place, mount) in last {
         let options = mount::Options::parse(&mount.options);
         let set = options.attributes.set & !options.recursive.clear | options.recursive.set;
-        // A file system that does not answer is asked only if it must be.
+        // A file system that does not answer (a dead NFS) is only asked if needed.
         if set == 0 || !is_bind(mount) || masked.contains(&&place) {
             continue;
         }
         let Some(found) = root.find(Path::new(&place), OFlags::PATH)? else { continue };
         let lacking = Locked::of(found.as_fd())?.lacks(Attributes { set, clear: 0 });
-        // What is no mount shows nothing of the host.
+        // A path that is no mount point shows nothing of the host.
         if !lacking.is_empty() && is_mount(&found).context(|| format!("look at {place}"))? {
             return Err(Error::failed_precondition(format!(
                 "the mount at {place:?} is not {}, as the bundle has it: the container has changed it, or moved another \
@@ -446,7 +455,7 @@ pub(crate) fn is_bind(mount: &Mount) -> bool {
     mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
-/// The path in the root that a target leads to, links resolved; the target as it is if there is nothing.
+/// The target with links resolved inside the root; the target as it is if it does not exist.
 pub(crate) fn resolved(root: &beneath::Root, target: &Path) -> String {
     let absolute = Path::new("/").join(target);
     let found = root.find(&absolute, OFlags::PATH).ok().flatten();
@@ -484,7 +493,7 @@ mod tests {
         assert_eq!(check(&["/a]:"]), Err(ErrorKind::InvalidArgument));
     }
 
-    /// The image decides where a mount ends up: with a link at its target.
+    /// The image decides where a mount ends up: by a link at its target.
     #[test]
     fn a_link_in_the_image_leads_to_such_a_place() {
         let dir = tempfile::tempdir().unwrap();

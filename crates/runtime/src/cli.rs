@@ -38,15 +38,15 @@ use crate::Container;
 
 const SIGPIPE: i32 = 13;
 
-/// As runc ends where there is no process whose exit code it could be.
+/// runc's exit code of an exec that has no process to take one from.
 const EXEC_FAILED: u8 = 255;
 
-/// The runc that callers of that name are told they have.
+/// The version that is reported to callers of the name `runc`.
 const RUNC_LEVEL: &str = "1.3.0";
 
-/// Runs one command by a smaller program that holds this crate, whose bytes these are: what starts it at once, and
-/// what a container's first process runs until its own program, is that instead of the caller. By this program
-/// where that cannot be, as where nothing in memory may be executed (`vm.memfd_noexec`).
+/// Runs one command by a smaller program that holds this crate, whose bytes these are: it starts faster, and it is what
+/// a container's first process executes until its own program. Where files in memory may not be executed
+/// (`vm.memfd_noexec`), the calling program does the work itself.
 pub fn main_in(program: &[u8], mut args: Vec<OsString>) -> ExitCode {
     if !is_runc(&args)
         && let Some(name) = args.first_mut()
@@ -57,12 +57,12 @@ pub fn main_in(program: &[u8], mut args: Vec<OsString>) -> ExitCode {
     main(args)
 }
 
-/// Whether a program that was called so is to be the runtime.
+/// Whether this program was called by one of the runtime's names.
 pub fn is_called(args: &[OsString]) -> bool {
     is_runc(args) || called(args) == Some(NAME.as_ref())
 }
 
-/// What the runtime is called where it is a program of its own.
+/// The runtime's name as a program of its own.
 const NAME: &str = "hoist-runtime";
 
 fn is_runc(args: &[OsString]) -> bool {
@@ -76,7 +76,7 @@ fn called(args: &[OsString]) -> Option<&OsStr> {
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called_runc = is_runc(&args);
-    // Before anything else is open.
+    // Before this process opens descriptors of its own.
     let inherited = inherited_descriptors();
     let mut args = Args::new(args);
     let log = match Log::read(&mut args) {
@@ -95,7 +95,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// How many descriptors the caller has left open, from 3 on without a gap.
+/// How many descriptors the caller left open, from 3 on without a gap.
 fn inherited_descriptors() -> u32 {
     let is_open = |number: &u32| fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
     (3..).take_while(is_open).fold(0, |count, _| count + 1)
@@ -104,7 +104,7 @@ fn inherited_descriptors() -> u32 {
 fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<ExitCode> {
     let named_root = args.value(&["--root"]).map(PathBuf::from);
     let systemd_cgroup = args.flag(&["--systemd-cgroup"]);
-    // Accepted for runc's sake: rootless mode is found out by itself, and criu looked up in PATH.
+    // Accepted for compatibility with runc: rootless mode is detected, and criu is looked up in PATH.
     args.value(&["--rootless"]);
     args.value(&["--criu"]);
     if args.flag(&["-v", "--version"]) {
@@ -119,7 +119,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         print_line(&text)?;
         return Ok(ExitCode::SUCCESS);
     };
-    // What stands behind the container in these is for other programs.
+    // In `exec` and `ps`, the words after the container's id belong to another program.
     if !matches!(command.as_str(), "exec" | "ps") {
         args.look_anywhere();
     }
@@ -127,7 +127,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         print_line(&help_of(&help, &command)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // Whoever enters a container must not be a file that the container could write to.
+    // A program that enters a container must not be a file that the container can write to (CVE-2019-5736).
     if sealed::is_marked() || matches!(command.as_str(), "create" | "run" | "exec") {
         sealed::ensure()?;
     }
@@ -172,7 +172,7 @@ fn help_of(help: &Help<'_>, command: &str) -> Result<String> {
 
 fn print_version(called_runc: bool) -> Result<()> {
     let (own, spec) = (env!("CARGO_PKG_VERSION"), types::spec::runtime::VERSION);
-    // Programs that drive runc read its version from this line: the one whose behaviour is ours.
+    // Programs that drive runc parse its version from this line: the version whose behaviour this runtime has.
     let name = if called_runc {
         format!("runc version {RUNC_LEVEL}+hoist.{own}\ncommit: hoist-{own}")
     } else {
@@ -181,9 +181,9 @@ fn print_version(called_runc: bool) -> Result<()> {
     print_line(&format!("{name}\nspec: {spec}"))
 }
 
-/// Where states are kept if nobody says: in memory, and below the user's own directory if that is not the host's root. The
-/// root of a user namespace is no other than the user who made it, as rootless podman's, unless it says so (`USER`). Under
-/// runc's name where runc has them.
+/// The default state root: in memory, and below the user's own directory if the user is not the host's root. The root
+/// of a user namespace counts as the user who made it, as with rootless podman, unless `USER` says `root`. For callers
+/// of the name `runc` it is runc's.
 fn default_root(called_runc: bool) -> PathBuf {
     let name = if called_runc { "runc" } else { "hoist/runtime" };
     let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
@@ -197,23 +197,24 @@ fn default_root(called_runc: bool) -> PathBuf {
 
 struct Cli<'a> {
     root: PathBuf,
-    /// The caller has said where it is.
+    /// The caller passed `--root`.
     names_root: bool,
     systemd_cgroup: bool,
     log: &'a Log,
-    /// Descriptors that the caller has left open, from 3 on.
+    /// How many descriptors the caller left open, from 3 on.
     inherited: u32,
 }
 
 impl Cli<'_> {
-    /// Whom to ask for cgroups, with `--systemd-cgroup`.
+    /// The systemd instance that makes cgroups, with `--systemd-cgroup`.
     fn systemd(&self) -> Result<Option<Instance>> {
         let ask = || Instance::of_caller(|variable| std::env::var_os(variable));
         self.systemd_cgroup.then(ask).transpose().context(|| "--systemd-cgroup")
     }
 
-    /// How many descriptors go on to the container's program: those that the caller names, beside `sockets`. All are
-    /// the caller's, or one of ours would go there under the number of one that is missing (CVE-2024-21626).
+    /// How many descriptors the container's program inherits: those of `--preserve-fds` and `sockets`. All must be the
+    /// caller's: otherwise a descriptor of this process would go to the program under a missing one's number
+    /// (CVE-2024-21626).
     fn preserve(&self, named: u32, sockets: u32) -> Result<u32> {
         let wanted = named.saturating_add(sockets);
         if wanted > self.inherited {
@@ -230,7 +231,7 @@ impl Cli<'_> {
         Container::load(&self.root, &args.id()?).map(|container| container.with_steps(self.log.steps()))
     }
 
-    /// The container, of a command that has no other argument.
+    /// The container of a command that has no other argument.
     fn load_alone(&self, args: &mut Args) -> Result<Container> {
         let container = self.load(args)?;
         args.end().map(|()| container)
@@ -254,7 +255,7 @@ impl Cli<'_> {
             args.word().filter(|word| !word.is_empty()).map_or(Ok(15), |word| signal_number(&word))?;
         args.end()?;
         container.kill(signal, all).map_err(|error| match error.kind() {
-            // Programs that drive runc look for these words, and take others for a failure.
+            // Programs that drive runc match on these words, and take other errors for a failure.
             ErrorKind::NotFound => error.context(format!("kill {}: container not running", container.id())),
             _ => error,
         })
@@ -274,12 +275,12 @@ impl Cli<'_> {
         }
     }
 
-    /// Ends and deletes a container of our own.
+    /// Kills and deletes a container that this command made.
     fn take_down(&self, container: Container) -> Result<()> {
         self.delete_and_warn(container, true)
     }
 
-    /// What fails without being in the way, such as its last hooks, is a warning.
+    /// Failures that do not keep the container from going, such as those of poststop hooks, are warnings.
     fn delete_and_warn(&self, container: Container, force: bool) -> Result<()> {
         container.delete(force)?.iter().for_each(|error| self.log.warning(&error.chain()));
         Ok(())
@@ -288,7 +289,7 @@ impl Cli<'_> {
     fn update(&self, args: &mut Args) -> Result<()> {
         let file = args.value(&["-r", "--resources"]).filter(|path| !path.is_empty());
         let of_flags = document::limits_from_flags(args)?;
-        // As runc has it: a document has all limits that are meant.
+        // As with runc, a document replaces all limits.
         let resources = match file.as_deref() {
             Some("-") => read_resources(io::stdin(), "standard input")?,
             Some(path) => read_resources(fs::File::open(path).context(|| format!("open {path}"))?, path)?,
@@ -328,7 +329,7 @@ fn read_resources(mut from: impl Read, name: &str) -> Result<LinuxResources> {
 
 fn signal_number(word: &str) -> Result<u32> {
     match word {
-        // Asks whether the process is there (kill(2)).
+        // Signal 0 only checks that the process exists (kill(2)).
         "0" => Ok(0),
         word => linux::signal::Signal::parse(word).map(|signal| signal.number().unsigned_abs()),
     }
@@ -342,7 +343,7 @@ fn print_json(value: &serde_json::Value) -> Result<()> {
     print_line(&serde_json::to_string_pretty(value).expect("values can be written"))
 }
 
-/// Whoever does not read on wants no more: that ends the program quietly, as it ends others.
+/// A reader that closes the pipe ends this program quietly, as SIGPIPE ends others.
 fn print_line(line: &str) -> Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(128 + SIGPIPE),

@@ -1,4 +1,4 @@
-//! A container that exists: what can be asked of it and done to it.
+//! An existing container: queries and operations.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
@@ -21,10 +21,10 @@ use crate::state::{PAUSED, State, StateDir, Status, check_id};
 use crate::steps::Steps;
 use crate::{cgroup_note, hooks, resctrl};
 
-/// How long a start waits for the program's beginning. Where its file is read from may be as slow as it likes.
+/// How long `start` waits for execve(2), which may be slow, as from a network file system.
 const EXECUTE_MAX: Duration = Duration::from_secs(5);
 
-/// How long the first process may take to its end once it is killed.
+/// How long a killed first process may take to end.
 const END_MAX: Duration = Duration::from_secs(10);
 
 /// A handle. It holds no descriptor: every call asks the kernel anew.
@@ -36,16 +36,16 @@ pub struct Container {
 }
 
 impl Container {
-    /// Makes a container out of a bundle, up to the point where its program would be executed.
+    /// Creates a container from a bundle, up to the point where its program would be executed.
     ///
-    /// The calling process must have a single thread. `InvalidArgument` if `config.json` cannot be run,
-    /// `AlreadyExists` if the id is taken, `NotFound` or `PermissionDenied` if the program cannot be
-    /// executed. After an error nothing is left.
+    /// The calling process must have a single thread. `InvalidArgument` if `config.json` is invalid, `AlreadyExists` if
+    /// the id is taken, `NotFound` or `PermissionDenied` if the program cannot be executed. After an error nothing is
+    /// left behind.
     pub fn create(options: CreateOptions<'_>) -> Result<Created> {
         create::create(options)
     }
 
-    /// Finds a container again. `NotFound` if there is none of this id.
+    /// Loads a container. `NotFound` if there is none of this id, `FailedPrecondition` if its creation was cut off.
     pub fn load(state_root: &Path, id: &str) -> Result<Container> {
         let dir = StateDir::open(state_root, id)?;
         let state = dir.try_read()?;
@@ -55,7 +55,7 @@ impl Container {
         Ok(Container::from_parts(dir, state))
     }
 
-    /// Removes what a creation that was killed half way has left. `NotFound` if there is nothing.
+    /// Removes the remains of a creation that was cut off. `NotFound` if there are none.
     pub fn remove_unfinished(state_root: &Path, id: &str) -> Result<()> {
         let dir = StateDir::open(state_root, id)?;
         match dir.try_read()? {
@@ -78,7 +78,7 @@ impl Container {
         let mut ids: Vec<String> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
-                // A directory of a container is no link.
+                // State directories are never links.
                 entry.file_type().ok()?.is_dir().then(|| entry.file_name().into_string().ok())?
             })
             .filter(|name| check_id(name).is_ok())
@@ -91,7 +91,7 @@ impl Container {
         Container { dir, state: Box::new(state), steps: Steps::default() }
     }
 
-    /// The same, whose steps from here on are told.
+    /// The same handle, which reports its steps from here on.
     #[must_use]
     pub fn with_steps(self, steps: Steps) -> Container {
         Container { steps, ..self }
@@ -109,7 +109,7 @@ impl Container {
         &self.dir
     }
 
-    /// Asked of the kernel each time.
+    /// The container's status, read from the kernel each time.
     pub fn status(&self) -> Result<Status> {
         if !self.state.is_alive()? {
             return Ok(Status::Stopped);
@@ -119,7 +119,8 @@ impl Container {
             found.context(|| format!("look whether container {} was started", self.id()))
         };
         let is_unstarted = has(START)?;
-        // A start is not to wait for a look at the cgroup, but for one of the few that may be frozen.
+        // Reading the freezer's state costs time on the path of `start`, so only containers that can be frozen are
+        // asked.
         let may_be_frozen = !is_unstarted || has(PAUSED)?;
         if may_be_frozen && self.cgroup().and_then(|cgroup| cgroup.is_frozen()).unwrap_or(false) {
             return Ok(Status::Paused);
@@ -127,8 +128,9 @@ impl Container {
         Ok(if is_unstarted { Status::Created } else { Status::Running })
     }
 
-    /// Executes the container's program, and waits for it to begin, a few seconds at most. `NotFound` and `PermissionDenied` if that fails for want of a file
-    /// or a right; `FailedPrecondition` if it was started before.
+    /// Executes the container's program, and waits a few seconds at most for execve(2) to return. `NotFound` or
+    /// `PermissionDenied` if a file or a right is missing; `FailedPrecondition` if the container is not in the state
+    /// created.
     pub fn start(&self) -> Result<()> {
         let what = || format!("start container {}", self.id());
         match self.status()? {
@@ -144,10 +146,10 @@ impl Container {
         }
         let starter = Starter::open(&self.dir).map_err(|error| error.context(what()))?;
         let hooks = self.state.hooks()?;
-        // Before the container runs: one of which it is not known that it does would be deleted without force.
+        // Taken before the container runs: a running container still marked as created could be deleted without force.
         starter.take(&self.dir).context(what)?;
         self.steps.tell(format_args!("{}: process {} goes on to its program", what(), self.state.pid));
-        // Should it not have got there in time, it ends as a program that fails.
+        // A program that fails to execute after the wait ends as a process that exits with an error.
         let patience = hooks.start_container.is_empty().then_some(EXECUTE_MAX);
         let answer = starter.go(patience).map_err(|error| error.context(what()))?;
         if let Some((code, words)) = answer.split_once(':') {
@@ -158,8 +160,8 @@ impl Container {
         self.run_poststart_hooks(&hooks)
     }
 
-    /// Listens where the program of a container that was created with [`CreateOptions::takes_notices`] says that
-    /// it is ready (sd_notify(3)): before it is started. None for others.
+    /// Binds the socket on which the program of a container created with [`CreateOptions::takes_notices`] reports its
+    /// readiness (sd_notify(3)). To be called before the start. None for other containers.
     pub fn listen_for_notices(&self) -> Result<Option<UnixDatagram>> {
         self.dir.bind_notices()
     }
@@ -202,7 +204,7 @@ impl Container {
         match self.cgroup() {
             Ok(cgroup) if signal == SIGKILL => cgroup.kill().and_then(|()| self.kill_init()),
             Ok(cgroup) => cgroup.signal(signal),
-            // One that was made without privileges has none; then there is the first process alone, or nobody.
+            // A container that was made without privileges may have no cgroup; then only its first process is known.
             Err(error) if error.is(ErrorKind::NotFound) => {
                 match self.open_init().and_then(|init| init.signal(signal)) {
                     Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
@@ -213,8 +215,8 @@ impl Container {
         }
     }
 
-    /// As runc does: where the container has no pid namespace of its own, the others would outlive the first process.
-    /// `NotFound` if there is nobody.
+    /// As runc does: without a pid namespace of its own, the others would outlive the first process. `NotFound` if
+    /// there is no process left.
     fn kill_with_others(&self) -> Result<()> {
         if self.has_left_its_cgroup()? {
             return self.open_init().map(drop);
@@ -223,13 +225,13 @@ impl Container {
         let others = self.cgroup().and_then(|cgroup| {
             let are_there = !cgroup.processes()?.is_empty();
             cgroup.kill()?;
-            // They are on their way; that the freezer could not be asked is no failure.
+            // The signals are sent; a freezer that cannot be thawed is no failure.
             let _ = cgroup.let_killed_end();
             Ok(are_there)
         });
         match (first, others) {
             (Err(error), Ok(true)) if error.is(ErrorKind::NotFound) => Ok(()),
-            // Without a cgroup, or one that is not its user's, there is the first process alone.
+            // Without a cgroup, or one that the user may not write to, only the first process can be signalled.
             (Ok(()), Err(error))
                 if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::PermissionDenied) =>
             {
@@ -239,13 +241,13 @@ impl Container {
         }
     }
 
-    /// Whether nobody of it can be in its cgroup, which may be another container's by now: where it has a pid namespace of
-    /// its own, all have ended with the first process (pid_namespaces(7)).
+    /// Whether none of the container's processes can be in its cgroup, which may be another container's by now: in a
+    /// pid namespace of its own, all have ended with the first process (pid_namespaces(7)).
     fn has_left_its_cgroup(&self) -> Result<bool> {
         Ok(self.state.has_own_pids == Some(true) && !self.state.is_alive()?)
     }
 
-    /// It may have gone to another cgroup than those that are killed with the container's. No error if it has ended.
+    /// The first process may have moved to another cgroup, out of reach of a kill by cgroup. No error if it has ended.
     fn kill_init(&self) -> Result<()> {
         self.open_init().and_then(|init| init.kill()).unless_gone().map(drop)
     }
@@ -253,7 +255,7 @@ impl Container {
     pub fn pause(&self) -> Result<()> {
         match self.status()? {
             Status::Running => self.cgroup()?.freeze(),
-            // As runc does. Its start has to wait until it is resumed.
+            // As runc does. `start` then waits until the container is resumed.
             Status::Created => {
                 self.dir.write_file(PAUSED, b"")?;
                 self.cgroup()?.freeze()
@@ -269,7 +271,7 @@ impl Container {
         match self.status()? {
             Status::Paused => {
                 self.cgroup()?.thaw()?;
-                // Most have none, and one that stays says only where to look.
+                // Most containers have no such file; one left behind only costs a look at the freezer.
                 let _ = std::fs::remove_file(self.dir.path(PAUSED));
                 Ok(())
             }
@@ -277,14 +279,15 @@ impl Container {
         }
     }
 
-    /// Changes limits. What is not given stays, and so does all if one is refused. `FailedPrecondition` if it has stopped.
+    /// Changes limits. Limits that are not given stay, and so do all if one is refused. `FailedPrecondition` if the
+    /// container has stopped.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         let update = || {
             if self.status()? == Status::Stopped {
                 return Err(Error::failed_precondition("it has stopped: container not running"));
             }
             let cgroup = self.cgroup()?;
-            // A bundle may be changed, or gone, once its container is made.
+            // The bundle may be changed or gone once the container is made.
             let made_with = self.spec().ok().and_then(|spec| spec.linux?.resources).unwrap_or_default();
             let resources = cgroup.completed(resources, &made_with)?;
             match &self.state.systemd_scope {
@@ -295,8 +298,8 @@ impl Container {
         update().map_err(|error| error.context(format!("update container {}", self.id())))
     }
 
-    /// Changes the shares of cache and memory bandwidth (resctrl), of which an empty text leaves what is. A container
-    /// without a class gets one.
+    /// Changes the schemata of cache and memory bandwidth (resctrl); an empty text leaves one as it is. A container
+    /// without a resctrl group gets one.
     pub fn update_shares(&self, l3_cache: &str, memory_bandwidth: &str) -> Result<()> {
         let update = || {
             let root = resctrl::mounted()?;
@@ -312,7 +315,7 @@ impl Container {
                 return resctrl::change(&root, self.id(), &wanted);
             }
             let class = resctrl::Class::prepare(&root, self.id(), &wanted)?;
-            // First, so that it goes with the container.
+            // The state is written first, so that a deletion removes the group.
             self.dir.write(&State {
                 resctrl: class.own.clone(),
                 resctrl_groups: class.groups(),
@@ -324,7 +327,7 @@ impl Container {
             .map_err(|error: Error| error.context(format!("update the shares of container {}", self.id())))
     }
 
-    /// What the container's class in resctrl may use and uses. None without a class.
+    /// The schemata and usage of the container's resctrl group. None without a group.
     pub(crate) fn shares(&self) -> Result<Option<resctrl::Figures>> {
         let wanted = self.spec()?.linux.and_then(|linux| linux.intel_rdt);
         if wanted.is_none() && self.state.resctrl.is_none() {
@@ -340,42 +343,42 @@ impl Container {
         self.cgroup()?.stats()
     }
 
-    /// Writes the processes of a container as images into a directory, by criu, which ends them unless asked
+    /// Writes the processes of a container as images into a directory by criu, which then kills them unless asked
     /// otherwise. The calling process must have a single thread.
     ///
-    /// `FailedPrecondition` if the container does not run, or criu is not there; `Unknown` if criu, or this
-    /// kernel, cannot do it: then the message says why and the container goes on.
+    /// `FailedPrecondition` if the container does not run, or criu is missing; `Unknown` if criu, or this kernel,
+    /// cannot do it: then the message says why, and the container keeps running.
     pub fn checkpoint(&self, options: CheckpointOptions) -> Result<()> {
         checkpoint::checkpoint(self, options)
     }
 
-    /// Makes a container whose processes go on where a checkpoint found them. They are children of the calling
-    /// process, which must have a single thread. After an error nothing is left.
+    /// Creates a container whose processes continue from a checkpoint. They are children of the calling process, which
+    /// must have a single thread. After an error nothing is left behind.
     pub fn restore(options: RestoreOptions<'_>) -> Result<Created> {
         restore::restore(options)
     }
 
-    /// All processes of the container, as numbers of the caller's pid namespace.
+    /// All processes of the container, as pids in the caller's pid namespace.
     pub fn pids(&self) -> Result<Vec<u32>> {
         self.cgroup()?.processes()
     }
 
-    /// `NotFound` if it is gone: one that was made later in its place is another's.
+    /// The container's cgroup. `NotFound` if it is gone, also if another one was made at its path since.
     pub fn cgroup(&self) -> Result<Cgroup> {
         Cgroup::open_locations(&self.state.cgroups)?.only(&self.state.cgroup_inodes)
     }
 
-    /// The spec that the container was made with, as the bundle has it.
+    /// The spec in the container's bundle.
     pub fn spec(&self) -> Result<Spec> {
         read_spec(&self.state.bundle)
     }
 
-    /// Removes a stopped container, with its cgroup and state; with `force` kills one that runs first.
+    /// Removes a stopped container, with its cgroup and state; with `force` a running one is killed first.
     ///
-    /// `FailedPrecondition` if it runs. Returns what hooks failed with: they do not keep it from going.
+    /// `FailedPrecondition` if it runs. Returns the errors of poststop hooks, which do not stop the deletion.
     pub fn delete(self, force: bool) -> Result<Vec<Error>> {
         self.remove(force)?;
-        // They come last (`runtime.md`, "Lifecycle"): nothing is left of the container if they are cut off.
+        // Poststop hooks come last (`runtime.md`, "Lifecycle"): nothing is left of the container if they are cut off.
         let hooks = self.state.hooks().unwrap_or_default();
         Ok(match &hooks.poststop[..] {
             [] => Vec::new(),
@@ -386,7 +389,7 @@ impl Container {
         })
     }
 
-    /// As [`Container::delete`] with `force`, but without hooks: what is left to do where a deletion was cut off.
+    /// As [`Container::delete`] with `force`, but without hooks: completes a deletion that was cut off.
     pub fn take_down(self) -> Result<()> {
         self.remove(true)
     }
@@ -408,12 +411,12 @@ impl Container {
             _ => self.end()?,
         }
         match self.cgroup() {
-            // Whoever stays has come later: another container was given the same cgroup.
+            // Processes found in the cgroup of an ended container are another's, which was given the same cgroup since.
             Ok(cgroup) if self.has_left_its_cgroup()? && !cgroup.empties()? => {
                 self.steps.tell(format_args!("{what}: its cgroup is left to others, who are in it"));
             }
             Ok(cgroup) => {
-                // Processes that outlived the first one, where it had no pid namespace of its own.
+                // Without a pid namespace of its own, processes can outlive the first one.
                 if !cgroup.processes()?.is_empty() {
                     cgroup.kill()?;
                 }
@@ -424,7 +427,7 @@ impl Container {
                 cgroup.delete().map_err(|error| error.context(what.clone()))?;
                 self.steps.tell(format_args!("{what}: its cgroup is gone"));
             }
-            // systemd removes the cgroup of a scope by itself when it is empty.
+            // systemd removes the empty cgroup of a scope by itself.
             Err(error) if error.is(ErrorKind::NotFound) => {}
             Err(error) => return Err(error.context(what.clone())),
         }
@@ -434,15 +437,15 @@ impl Container {
         self.dir.remove()
     }
 
-    /// Who made its scope, if it has one.
+    /// The systemd instance that made the container's scope, if it has one.
     fn systemd(&self) -> Instance {
         Instance::at(&self.state.systemd_sockets)
     }
 
-    /// Kills everything and waits for the first process.
+    /// Kills all processes, and waits for the first one's end.
     fn end(&self) -> Result<()> {
         let Some(init) = self.open_init().unless_gone()? else { return Ok(()) };
-        // One that was made without privileges has none, and ends with its first process.
+        // A container made without privileges may have no cgroup; it ends with its first process.
         if let Some(cgroup) = self.cgroup().unless_gone()? {
             cgroup.kill()?;
             // A frozen process would not die in version 1.
@@ -456,10 +459,10 @@ impl Container {
         Ok(())
     }
 
-    /// The first process. `NotFound` if it has ended, whoever has its number by now.
+    /// The first process. `NotFound` if it has ended, even if its pid was reused.
     pub(crate) fn open_init(&self) -> Result<PidFd> {
         let init = PidFd::open(self.state.pid)?;
-        // Opened first and checked second: what we hold is what we asked about.
+        // Opened first and checked second, so that the pidfd is of the process that was checked.
         if self.state.is_alive()? { Ok(init) } else { Err(Error::not_found("process already finished")) }
     }
 }
@@ -470,7 +473,7 @@ mod tests {
 
     use super::*;
 
-    /// Somebody who lives in a cgroup; none where no cgroup can be made.
+    /// A process in a new cgroup; None where no cgroup can be made.
     fn live_in(path: &str) -> Option<(Cgroup, Child)> {
         let Ok(cgroup) = Cgroup::create(path) else {
             eprintln!("skipped: no rights to make cgroups");
@@ -481,7 +484,7 @@ mod tests {
         Some((cgroup, process))
     }
 
-    /// A container that has ended, as its state tells of it.
+    /// A container whose process has ended.
     fn ended(root: &Path, tell: impl FnOnce(&mut State)) -> Container {
         let mut process = Command::new("true").spawn().unwrap();
         process.wait().unwrap();

@@ -1,8 +1,8 @@
-//! `tmpcopyup`: a tmpfs begins with what the directory has that it covers.
+//! `tmpcopyup`: a tmpfs starts with a copy of the directory that it covers.
 //!
-//! The directory is the image's, or on a volume that others write to, and the host's tree is still in sight. So
-//! every entry is opened by one name in a directory that is open, by path only; what it is is asked of the
-//! descriptor, and what is read is what was asked about. A link is copied and never followed.
+//! The directory is in the image, or on a volume that other containers write to, and the host's tree is still
+//! reachable. So every entry is opened by a single name relative to an open directory, with `O_PATH`; its type is read
+//! from the descriptor, and the data from that same file. A link is copied and never followed.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -16,7 +16,7 @@ use rustix::fs::{
 };
 use types::{Context, Result};
 
-/// Copies what is in one directory into another, which is empty and nobody else's.
+/// Copies the entries of one directory into another, which is empty and only this process's.
 pub(crate) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
     copy_entries(from, to).context(|| "copy the covered directory into the tmpfs")
 }
@@ -59,7 +59,7 @@ fn copy_entry(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> io::Resu
     };
     let (uid, gid) = owner(&stat);
     fchown(&target, Some(uid), Some(gid))?;
-    // Second: a change of owner takes bits away.
+    // After the owner: chown(2) clears the setuid and setgid bits.
     Ok(fchmod(&target, Mode::from_raw_mode(stat.st_mode & 0o7777))?)
 }
 
@@ -111,7 +111,7 @@ mod tests {
         assert!(!to.join("fifo").exists());
     }
 
-    /// Another container with the same volume exchanges a directory for a link to a place of the host.
+    /// Another container with the same volume replaces a directory by a link to a host path.
     #[test]
     fn a_directory_that_becomes_a_link_is_not_followed() {
         let dir = tempfile::TempDir::new().unwrap();
@@ -134,7 +134,7 @@ mod tests {
             for round in 0..2000 {
                 let to = dir.path().join(format!("to{round}"));
                 fs::create_dir(&to).unwrap();
-                // What vanished on the way is an error, and that is as good.
+                // An entry that vanished meanwhile is an error, which is fine here.
                 let _ = copy_up(open(&from).as_fd(), open(&to).as_fd());
                 let leaked = to.join("dir/secret").exists() && !to.join("dir").is_symlink();
                 if leaked {

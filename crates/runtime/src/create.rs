@@ -1,4 +1,4 @@
-//! The parent's side of making a container.
+//! The parent's side of creating a container.
 //!
 //! ```text
 //! read spec ─▶ state directory ─▶ cgroup of version 2 ─▶ open descriptors ─▶ clone ─┬─▶ (child: init)
@@ -8,10 +8,10 @@
 //!                        └▶ Filter ─▶ [RunHooks] ─▶ [Console] ─▶ Ready ─▶ state file
 //! ```
 //!
-//! The child builds its root while the parent makes the cgroups of version 1, sets limits and compiles the filter: see
-//! `supplies`.
+//! The child builds its root while the parent makes the cgroups of version 1, sets limits and compiles the seccomp
+//! filter: see `supplies`.
 //!
-//! If any step fails the child is killed and everything made so far is removed.
+//! If any step fails the child is killed, and everything made so far is removed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,15 +40,15 @@ use crate::steps::Steps;
 use crate::supervisor::Supervisor;
 use crate::{hooks, init, net_devices, resctrl};
 
-/// What a container is made with, beside its bundle.
+/// Options of a creation, beside the bundle.
 pub struct CreateOptions<'a> {
     pub id: &'a str,
     /// Directory of `config.json`.
     pub bundle: &'a Path,
-    /// Where the states of containers are kept.
+    /// The directory that holds the containers' state directories.
     pub state_root: &'a Path,
     pub stdio: Stdio,
-    /// Whom to ask for cgroups, instead of making them by the file system.
+    /// The systemd instance that makes the cgroup; without one the runtime makes it in the file system.
     pub systemd: Option<Instance>,
     /// Moves the root instead of pivoting, for roots on a ramdisk.
     pub no_pivot: bool,
@@ -57,7 +57,7 @@ pub struct CreateOptions<'a> {
     pub preserve_fds: u32,
     /// For the program, beside what the spec gives it: `NAME=VALUE`.
     pub environment: Vec<String>,
-    /// The program may say that it is ready: see [`Container::listen_for_notices`].
+    /// Gives the program a socket for sd_notify(3): see [`Container::listen_for_notices`].
     pub takes_notices: bool,
     pub steps: Steps,
 }
@@ -70,20 +70,20 @@ pub struct Created {
     pub pidfd: PidFd,
     /// The terminal's master, with [`Stdio::Terminal`].
     pub console: Option<OwnedFd>,
-    /// What could not be done as the spec says, and was done otherwise.
+    /// Deviations from the spec that do not keep the container from running.
     pub warnings: Vec<String>,
 }
 
-/// Who drives runc knows how it begins.
+/// Programs that drive runc match on its beginning.
 const FROZEN: &str =
     "container's cgroup unexpectedly frozen: who enters would be, as it is, or one above it; thaw that first";
 
-/// Directory in the container of the socket for [`CreateOptions::takes_notices`], where runc has it.
+/// Directory in the container of the socket for [`CreateOptions::takes_notices`], the same as runc's.
 pub(crate) const NOTICES_INSIDE: &str = "/run/notify";
 
-/// What follows from that no cgroup may be made, as with runc: for root a warning, and for a user without
-/// privileges an error if it asks for limits or names a cgroup; else nothing, but a warning if its processes
-/// can then not be found. Errors, all `PermissionDenied`, begin with words that programs know from runc.
+/// What to do if no cgroup may be made, as with runc: root gets a warning; a user without privileges gets an error if
+/// the spec has limits or names a cgroup, and otherwise at most a warning that the container's processes cannot be
+/// found. The errors are all `PermissionDenied`, and begin with words of runc's that programs match on.
 pub(crate) fn without_cgroup(spec: &Spec) -> Result<Option<String>> {
     what_follows(spec, rustix::process::geteuid().is_root())
 }
@@ -121,8 +121,7 @@ fn what_follows(spec: &Spec, is_root: bool) -> Result<Option<String>> {
     }))
 }
 
-/// The first limit that is asked for, by the name that runc has for it, in its order. Rules for devices go
-/// without saying.
+/// The first limit that the spec sets, by runc's name for it and in runc's order. Device rules do not count.
 fn first_limit(resources: &LinuxResources) -> Option<&'static str> {
     fn says<T: Default + PartialEq>(part: Option<&T>) -> bool {
         part.is_some_and(|part| *part != T::default())
@@ -144,7 +143,7 @@ fn first_limit(resources: &LinuxResources) -> Option<&'static str> {
     parts.into_iter().find(|(is_asked, _)| *is_asked).map(|(_, name)| name)
 }
 
-/// All that the child needs, made before it is born.
+/// All that the child needs, prepared before the clone.
 pub(crate) struct Plan {
     pub(crate) id: String,
     pub(crate) spec: Spec,
@@ -157,19 +156,19 @@ pub(crate) struct Plan {
     pub(crate) setup: ProcessSetup,
     pub(crate) mount_label: Option<MountLabel>,
     pub(crate) supervisor: Option<Supervisor>,
-    /// What the host does not have, and the spec asks for.
+    /// Features of the spec that this host lacks.
     pub(crate) warnings: Vec<String>,
-    /// What systemd is asked for once the child is there, which is in it when it may go on.
+    /// The scope that systemd makes once the child exists, and puts it into before it goes on.
     pub(crate) scope: Option<Scope>,
     pub(crate) start: Start,
     pub(crate) stdio: Stdio,
     pub(crate) no_pivot: bool,
-    /// Name of its session keyring; without one it keeps the caller's.
+    /// Name of the session keyring; without one the child keeps the caller's.
     pub(crate) keyring: Option<String>,
     pub(crate) preserve_fds: u32,
 }
 
-/// Where a container's cgroup is, or will be.
+/// The path of a container's cgroup, in each hierarchy.
 pub(crate) struct CgroupPlace {
     path: String,
     unified: Hierarchies,
@@ -177,7 +176,7 @@ pub(crate) struct CgroupPlace {
 }
 
 impl CgroupPlace {
-    /// The one that the spec names, or else one with the container's id.
+    /// The cgroup that the spec names, or else one named by the container's id.
     pub(crate) fn of(spec: &Spec, id: &str) -> Result<CgroupPlace> {
         let path = spec.linux.as_ref().map(|linux| linux.cgroups_path.clone());
         let path = path.filter(|path| !path.is_empty()).unwrap_or_else(|| format!("/{id}"));
@@ -197,7 +196,7 @@ impl CgroupPlace {
         Ok(self.rest.find()?.and(&self.unified))
     }
 
-    /// Whether any tree has it already.
+    /// Whether the cgroup exists in any hierarchy.
     pub(crate) fn is_there(&self) -> Result<bool> {
         self.trees()?.having(&self.path).map(|found| !found.is_empty())
     }
@@ -206,13 +205,13 @@ impl CgroupPlace {
         format!("create cgroup {}", self.path)
     }
 
-    /// The cgroup, once it is made. None where none may be made.
+    /// The cgroup, once it is made. None if none may be made.
     pub(crate) fn open(&self) -> Result<Option<Cgroup>> {
         self.trees()?.open(&self.path).unless_gone()
     }
 }
 
-/// What is still needed once the root is built.
+/// The part of the plan that is still needed once the root is built.
 pub(crate) struct Remains {
     pub(crate) spec: Spec,
     pub(crate) stdio: Stdio,
@@ -226,13 +225,13 @@ impl Plan {
         self.spec.linux.as_ref().is_some_and(|linux| linux.seccomp.is_some())
     }
 
-    /// Whether the child waits for the parent before it does anything: it may not do without the identity maps that the
-    /// parent writes. What else it is given from outside, it has when it enters its cgroup.
+    /// Whether the child first waits for the parent: it cannot go on without the id maps, which the parent writes. The
+    /// rest of the external setup is complete when the child enters its cgroup.
     pub(crate) fn begins_with_go(&self) -> bool {
         self.namespaces.is_new(NsKind::User)
     }
 
-    /// Closes all else that the plan holds of the host.
+    /// Drops everything else that the plan holds of the host, descriptors above all.
     pub(crate) fn into_remains(self) -> Remains {
         Remains {
             spec: self.spec,
@@ -244,7 +243,7 @@ impl Plan {
     }
 }
 
-/// Makes a container up to the point where its program would be executed.
+/// Creates a container, up to the point where its program would be executed.
 pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
     let what = format!("create container {}", options.id);
     let bundle = real_path(options.bundle, "bundle")?;
@@ -253,13 +252,13 @@ pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
     let made =
         add_to_spec(&mut spec, &options, &dir).and_then(|()| Maker::new(&dir).make(options, spec, bundle));
     made.map_err(|error| {
-        // What stays behind is named in the error of the next create with this id.
+        // If this fails, the next create with this id reports the directory.
         let _ = dir.remove();
         error.context(what)
     })
 }
 
-/// What the program gets that the bundle knows nothing of.
+/// Adds the caller's environment and the notification socket to the spec.
 fn add_to_spec(spec: &mut Spec, options: &CreateOptions<'_>, dir: &StateDir) -> Result<()> {
     let Some(process) = &mut spec.process else { return Ok(()) };
     process.env.extend_from_slice(&options.environment);
@@ -270,7 +269,7 @@ fn add_to_spec(spec: &mut Spec, options: &CreateOptions<'_>, dir: &StateDir) -> 
     Ok(())
 }
 
-/// The mount by which the container sees its socket for notices.
+/// The mount by which the container sees its notification socket.
 pub(crate) fn mount_of_notices(dir: &StateDir) -> Result<Mount> {
     Ok(Mount {
         destination: NOTICES_INSIDE.to_owned(),
@@ -280,14 +279,14 @@ pub(crate) fn mount_of_notices(dir: &StateDir) -> Result<Mount> {
     })
 }
 
-/// What is made on the host for a container, to be undone if the container does not come to be.
+/// Everything that is made on the host for a container, to be undone if the creation fails.
 pub(crate) struct Maker<'a> {
     dir: &'a StateDir,
-    /// As much of it as is made.
+    /// The part of it that is made so far.
     cgroup: Option<Cgroup>,
-    /// Whether directories of it that were found may have limits of this container.
+    /// Whether directories that existed before may have this container's limits.
     is_limited: bool,
-    /// Once systemd has started it.
+    /// Set once systemd has started it.
     scope: Option<Scope>,
     resctrl: Option<PathBuf>,
     resctrl_groups: Vec<PathBuf>,
@@ -311,7 +310,7 @@ impl<'a> Maker<'a> {
         self.dir
     }
 
-    /// The container's cgroup, once it is there.
+    /// The container's cgroup, once it is made.
     pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
         self.cgroup.as_ref()
     }
@@ -325,16 +324,17 @@ impl<'a> Maker<'a> {
         made
     }
 
-    /// The first process is killed by now; the error that counts is the first one.
+    /// Removes everything that was made. The first process is already dead; later errors are dropped in favour of the
+    /// first one.
     pub(crate) fn undo(&self) {
         if let Some(cgroup) = &self.cgroup {
-            // All processes in it are the container's: there were none before it.
+            // The cgroup was empty, so all its processes are the container's.
             let _ = cgroup.kill();
             let _ = match &self.scope {
                 Some(scope) => scope.stop().and_then(|()| cgroup.delete()),
                 None => cgroup.delete_new(),
             };
-            // Directories that were found stay, and whoever uses them next is not to have the limits of this container.
+            // Directories that existed before stay; their next user must not inherit this container's limits.
             if self.is_limited {
                 let _ = cgroup.renew_found();
             }
@@ -396,9 +396,10 @@ impl<'a> Maker<'a> {
         })
     }
 
-    /// Puts aside what the caller has cloned for bind mounts, where the kernel is to lock it for the container's user namespace.
+    /// Moves the cloned trees of bind mounts to a stage of their own, if the kernel has to lock them for the
+    /// container's user namespace.
     fn shelve(&self, mounts: &mut [PreparedMount], namespaces: &Namespaces) -> Option<Shelf> {
-        // A mount namespace that is joined is no copy of the caller's.
+        // A joined mount namespace is no copy of the caller's.
         if !(namespaces.has(NsKind::User) && namespaces.is_new(NsKind::Mount)) {
             return None;
         }
@@ -415,8 +416,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Makes the cgroup whole, with its limits. None for a caller without privileges that finds no tree that it may
-    /// write to.
+    /// Makes the whole cgroup, with its limits. None for a caller without privileges that may not write to any
+    /// hierarchy.
     pub(crate) fn make_cgroup(
         &mut self,
         place: &CgroupPlace,
@@ -429,20 +430,20 @@ impl<'a> Maker<'a> {
         self.cgroup.as_ref().map(Cgroup::entry).transpose()
     }
 
-    /// Makes the part of version 2, which a process can be born in.
+    /// Makes the directory of version 2, which clone3(2) can put a process into.
     fn begin_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
-        // Of the others it is not known yet whether they have one of this name.
+        // Whether the other hierarchies have a cgroup of this name is not known yet.
         self.make_part(place, &place.unified, place.rest.names().map(str::to_owned).collect())
     }
 
-    /// Makes the parts of version 1.
+    /// Makes the directories of version 1.
     fn complete_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
         let found = self.cgroup.iter().flat_map(Cgroup::found).collect();
         self.make_part(place, &place.rest.find()?, found)
     }
 
-    /// Makes the cgroup in some trees; what is in it from then on is the container's, but for the trees in `others`, in
-    /// which it is not known to be. `FailedPrecondition` if it is frozen: the container would never begin.
+    /// Makes the cgroup in some hierarchies. From then on its processes count as the container's, except in `others`.
+    /// `FailedPrecondition` if it is frozen: the container would never begin.
     fn make_part(&mut self, place: &CgroupPlace, trees: &Hierarchies, mut others: Vec<String>) -> Result<()> {
         if trees.is_empty() {
             return Ok(());
@@ -451,7 +452,7 @@ impl<'a> Maker<'a> {
         CgroupNote { path: place.path.clone(), found: others }.plan(self.dir)?;
         let made = trees.create(&place.path).and_then(|made| match made.stops_who_enters() {
             Ok(false) => Ok(made),
-            // Nor is it the container's to be thawed.
+            // The frozen ancestor may belong to another container, so it is not thawed.
             frozen => {
                 let _ = made.delete_new();
                 frozen.and_then(|_| Err(Error::failed_precondition(FROZEN)))
@@ -464,13 +465,13 @@ impl<'a> Maker<'a> {
     fn limit_cgroup(&mut self, place: &CgroupPlace, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
         self.is_limited = true;
-        // Without any limits there are still devices that are not the container's.
+        // Even without limits, the container may use only its own devices.
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         cgroup.apply(&resources).context(|| format!("limit cgroup {}", place.path))?;
         self.delegate(spec, namespaces)
     }
 
-    /// Has systemd make the cgroup, with the first process in it.
+    /// Has systemd make the scope, with the first process in it.
     pub(crate) fn start_scope(
         &mut self,
         scope: &Scope,
@@ -479,7 +480,7 @@ impl<'a> Maker<'a> {
         first: u32,
     ) -> Result<()> {
         let place = CgroupPlace::of_scope(scope)?;
-        // Sees to it that the cgroup is found whatever happens from here on.
+        // The note makes sure that the cgroup can be found after a crash.
         let found = place.trees()?.having(&place.path).context(|| place.what())?;
         CgroupNote { path: place.path.clone(), found }.plan(self.dir)?;
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
@@ -489,11 +490,11 @@ impl<'a> Maker<'a> {
         self.delegate(spec, namespaces)
     }
 
-    /// Adds what was made to the cgroup.
+    /// Records what was made of the cgroup.
     fn keep_cgroup(&mut self, place: &CgroupPlace, made: Result<Cgroup>) -> Result<()> {
         let made = made
             .inspect_err(|_| {
-                // It may be another's, which whoever removes this container must not touch.
+                // It may be another container's, which a later deletion must not touch.
                 let _ = fs::remove_file(self.dir.path(PLANNED_CGROUP));
             })
             .context(|| place.what())?;
@@ -514,8 +515,8 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// Names the cgroup that a process cannot be born in: there must be a right to the one that it has in common with
-    /// ours (cgroups(7), "Delegation containment").
+    /// Explains why a process cannot be cloned into the cgroup: the caller also needs the right to write to the common
+    /// ancestor of both cgroups (cgroups(7), "Delegation containment").
     fn why_no_clone(&self, error: Error) -> Error {
         match self.cgroup.as_ref().and_then(Cgroup::unified_path) {
             Some(path) if error.is(ErrorKind::PermissionDenied) => error.context(format!(
@@ -551,7 +552,7 @@ impl<'a> Maker<'a> {
         };
         drop(theirs);
         self.steps.tell(format_args!("the first process is {pid}"));
-        // In a pid namespace that is not its own others may have taken the channel from it.
+        // In a shared pid namespace another process may have taken the child's end of the channel.
         ours.listen_only_to(pid);
         match self.raise(plan, &ours, pid, &pidfd) {
             Ok(Raised { console, warnings, state }) => {
@@ -560,7 +561,7 @@ impl<'a> Maker<'a> {
             }
             Err(error) => {
                 pidfd.end();
-                // It may have failed before that; then that comes first.
+                // If the child reported a failure of its own, that is the cause.
                 Err(ours.explain(error))
             }
         }
@@ -586,7 +587,7 @@ impl<'a> Maker<'a> {
         }
         self.draft_state(&plan, &mut raised.state)?;
         let tight = program::tight_limits(&plan.spec);
-        // While the child is busy.
+        // Freed here while the child is busy.
         drop(plan);
         self.answer(channel, pid, pidfd, &mut raised, tight)?;
         self.dir.publish_state()?;
@@ -594,7 +595,7 @@ impl<'a> Maker<'a> {
         Ok(raised)
     }
 
-    /// Writes the state down as it is known by now, where nobody reads it before the child is ready.
+    /// Writes the state to its draft, which no reader sees before the child is ready.
     fn draft_state(&self, plan: &Plan, state: &mut State) -> Result<()> {
         state.identify()?;
         state.supervisor.clone_from(&plan.supervisor);
@@ -604,7 +605,8 @@ impl<'a> Maker<'a> {
         self.dir.draft(state)
     }
 
-    /// Answers the child until it is ready. `tight` names limits that may be too small for it, should it end.
+    /// Answers the child until it is ready. `tight` names limits that may be too small for the child, for the error if
+    /// it ends.
     fn answer(
         &self,
         channel: &Channel,
@@ -630,7 +632,7 @@ impl<'a> Maker<'a> {
                 }
                 Some(Message::Ready) => return Ok(()),
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-                // What we send, and what is said on the way to exec and to criu.
+                // Messages that only the parent sends, and those of exec and criu.
                 Some(
                     Message::Go
                     | Message::Cgroup(_)
@@ -645,7 +647,7 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// What the new process is given from outside, before it enters its cgroup.
+    /// Sets up the child from outside, before it enters its cgroup.
     fn equip(&mut self, plan: &Plan, pid: u32, raised: &mut Raised) -> Result<()> {
         let none = Linux::default();
         let linux = plan.spec.linux.as_ref().unwrap_or(&none);
@@ -661,7 +663,7 @@ impl<'a> Maker<'a> {
         net_devices::give(&linux.net_devices, &plan.namespaces, pid)
     }
 
-    /// Makes the rest of the cgroup, sets limits, and hands its doors to the new process.
+    /// Makes the rest of the cgroup, sets limits, and sends the child the descriptors by which it enters.
     fn lead_into_cgroup(
         &mut self,
         plan: &Plan,
@@ -670,7 +672,7 @@ impl<'a> Maker<'a> {
         raised: &mut Raised,
     ) -> Result<()> {
         let doors = match &plan.scope {
-            // Whom systemd leads in needs none.
+            // systemd moves the child into the scope by itself.
             Some(scope) => {
                 self.start_scope(scope, &plan.spec, &plan.namespaces, pid)?;
                 Vec::new()
@@ -687,7 +689,7 @@ impl<'a> Maker<'a> {
         channel.send_to_whoever_is_there(&Message::Cgroup(doors))
     }
 
-    /// Writes into the state what was made for the container, and what each process of it gets.
+    /// Records in the state what was made for the container, and what further processes get.
     pub(crate) fn note(&self, state: &mut State, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
         state.cgroups = self.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
         state.cgroup_inodes = self.cgroup.as_ref().map_or_else(|| Ok(BTreeMap::new()), Cgroup::inodes)?;
@@ -703,7 +705,7 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    /// Puts the process into its class of cache and bandwidth, made where it is missing.
+    /// Puts the process into its resctrl group, which is made if missing.
     pub(crate) fn enter_class(&mut self, id: &str, wanted: &IntelRdt, pid: u32) -> Result<()> {
         let root = resctrl::mounted().context(|| "linux.intelRdt")?;
         let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
@@ -730,8 +732,8 @@ struct Raised {
     state: State,
 }
 
-/// Takes the maps of the user namespace that the process has joined for those of the container. `InvalidArgument` if the
-/// spec has maps that say something else: whoever wrote them would have files of the wrong owners.
+/// Takes the id maps of a joined user namespace for the container's. `InvalidArgument` if the spec has other maps: its
+/// author would get files of the wrong owners.
 fn take_maps(spec: &mut Spec, pid: u32) -> Result<()> {
     let Some(linux) = &mut spec.linux else { return Ok(()) };
     let sorted = |maps: &[IdMapping]| {
@@ -754,7 +756,7 @@ fn take_maps(spec: &mut Spec, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// The host's number for the container's user, if it can reach its cgroup and may write there.
+/// The host uid of the container's user, if the container has its cgroup mounted writable.
 fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
     let is_writable = |mount: &Mount| {
         matches!(mount.kind.as_str(), "cgroup" | "cgroup2")
@@ -774,7 +776,7 @@ fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
     })
 }
 
-/// Compiles the filter once, for exec too. The file that has it, open for reading; none without a filter.
+/// Compiles the seccomp filter once, for exec too, and returns its file, open for reading. None without a filter.
 pub(crate) fn compile_filter(dir: &StateDir, spec: &Spec) -> Result<Option<OwnedFd>> {
     let Some(profile) = spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref()) else { return Ok(None) };
     let program = linux::seccomp::compile(profile).context(|| "compile the seccomp profile")?;
@@ -784,14 +786,14 @@ pub(crate) fn compile_filter(dir: &StateDir, spec: &Spec) -> Result<Option<Owned
     Ok(Some(file.into()))
 }
 
-/// Namespaces that clone makes. The cgroup namespace is made by the child, once it is in its cgroup; the
-/// time namespace, once its offsets are written.
+/// The namespaces that clone(2) makes. The child makes the cgroup namespace, once it is in its cgroup, and the time
+/// namespace, once its offsets are written.
 fn clone_flags(namespaces: &Namespaces) -> u64 {
     let cloned = namespaces.new.iter().filter(|kind| !matches!(kind, NsKind::Cgroup | NsKind::Time));
     cloned.fold(0, |flags, kind| flags | kind.clone_flag())
 }
 
-/// Hooks that run in the host's namespaces, with the container's mounts in place.
+/// Runs the hooks of the host's namespaces, once the container's mounts are done.
 pub(crate) fn run_host_hooks(state: &State, steps: &Steps) -> Result<()> {
     let all = state.hooks()?;
     if all.prestart.is_empty() && all.create_runtime.is_empty() {
@@ -868,7 +870,7 @@ mod tests {
         check(Some(Message::Born(1)), None, ErrorKind::Internal, "not its to say");
     }
 
-    /// A process is born in the part of version 2 before the others are there.
+    /// The process is cloned into the directory of version 2 before those of version 1 exist.
     #[test]
     fn who_is_in_a_cgroup_that_is_half_made_ends_with_it() {
         let root = tempfile::tempdir().unwrap();

@@ -1,15 +1,14 @@
-//! criu, the program that takes processes apart and puts them together again, and how it is asked
-//! (`images/rpc.proto` of criu).
+//! criu, the program that dumps and restores processes, and its RPC protocol (`images/rpc.proto` of criu).
 //!
 //! ```text
-//! we ── clone ─▶ child ── exec ─▶ criu swrk N
-//!  │ request ────────────────────▶ │
-//!  │ ◀──────────── notification(s) │   each is answered before it goes on
-//!  │ answer ─────────────────────▶ │
-//!  │ ◀───────────────────── answer │
+//! runtime ── clone ─▶ child ── exec ─▶ criu swrk N
+//!    │ request ────────────────────▶ │
+//!    │ ◀──────────── notification(s) │   criu waits for each to be acknowledged
+//!    │ acknowledgement ────────────▶ │
+//!    │ ◀─────────────────── response │
 //! ```
 //!
-//! One program answers one request. What it restores are children of ours, its siblings.
+//! One criu serves one request. The processes that it restores are children of the caller, criu's siblings.
 
 mod messages;
 
@@ -34,61 +33,61 @@ pub(crate) use self::messages::{
 };
 use crate::channel::{Channel, Message};
 
-/// Major, minor. Older ones lack what is relied on here: external pid namespaces, the freezer of version 2,
-/// labels that are given at restore.
+/// Major, minor. Older versions lack features that this code relies on: external pid namespaces, the freezer of version
+/// 2, security labels given at restore.
 const VERSION_MIN: (i32, i32) = (3, 16);
 
 /// Bytes of one message.
 const MESSAGE_LEN_MAX: usize = 64 << 10;
 
-/// What criu tells on its way.
+/// A notification of criu's.
 pub(crate) struct Notice {
-    /// Which step it is at: `setup-namespaces`, `post-restore`, `orphan-pts-master`, …
+    /// The step that criu is at: `setup-namespaces`, `post-restore`, `orphan-pts-master`, …
     pub(crate) step: String,
     /// The first process, in the caller's pid namespace; 0 while there is none.
     pub(crate) pid: u32,
-    /// The end of a terminal that was outside of the container.
+    /// The master of a restored terminal.
     pub(crate) descriptor: Option<OwnedFd>,
 }
 
-/// The process that will be criu.
+/// The cloned process that will execute criu.
 pub(crate) struct ClonedCriu {
     pub(crate) pid: u32,
     process: Process,
     channel: Channel,
 }
 
-/// The program, waiting for the request.
+/// A running criu, waiting for its request.
 pub(crate) struct Criu {
     process: Process,
     socket: OwnedFd,
 }
 
-/// Ended and reaped when dropped, whatever it does.
+/// Killed and reaped when dropped.
 struct Process(PidFd);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended, and been reaped, already.
+        // It may have ended and been reaped already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What the clone that becomes criu is made with.
+/// Options of the clone that becomes criu.
 #[derive(Default)]
 pub(crate) struct CloneOptions<'a> {
     /// Namespaces to make (`CLONE_NEW…`).
     pub(crate) namespaces: u64,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
-    /// What criu has open under the same numbers.
+    /// Descriptors that criu inherits under the same numbers.
     pub(crate) inherited: &'a [BorrowedFd<'a>],
-    /// Directories that criu has open too, in its own mount namespace.
+    /// Directories that criu inherits, reopened in its own mount namespace.
     pub(crate) places: Option<&'a mut Places>,
 }
 
 impl ClonedCriu {
-    /// Lets the child go on, and returns once it is criu.
+    /// Lets the child execute criu, and returns once it has.
     pub(crate) fn execute(self) -> Result<Criu> {
         self.channel.send(&Message::Go)?;
         let socket = match self.channel.receive()? {
@@ -97,7 +96,7 @@ impl ClonedCriu {
             _ => return Err(Error::internal("the process that was to be criu sent nonsense")),
         };
         match self.channel.receive()? {
-            // The channel is close-on-exec.
+            // End of file: the channel is close-on-exec, so criu was executed.
             None => Ok(Criu { process: self.process, socket }),
             Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
             Some(_) => Err(Error::internal("the process that was to be criu sent nonsense")),
@@ -106,7 +105,7 @@ impl ClonedCriu {
 }
 
 impl Criu {
-    /// Asks a criu of its own for its version; `FailedPrecondition` if there is none, or too old a one.
+    /// Starts a criu to ask for its version; `FailedPrecondition` if it is missing or too old.
     pub(crate) fn check() -> Result<()> {
         let response = Criu::answer(&Request::new(Kind::Version)).context(|| "ask criu for its version")?;
         let version = response.version.unwrap_or_default();
@@ -142,7 +141,8 @@ impl Criu {
         Ok(response)
     }
 
-    /// Clones the process that will be criu. Once it is told to go on, the child runs `prepare` and executes.
+    /// Clones the process that will be criu. Once [`ClonedCriu::execute`] is called, the child runs `prepare` and
+    /// executes criu.
     ///
     /// The calling process must have a single thread.
     pub(crate) fn clone(
@@ -164,9 +164,9 @@ impl Criu {
         }
     }
 
-    /// Sends the request and answers notifications until criu is done.
+    /// Sends the request, and acknowledges notifications until criu responds.
     ///
-    /// `Unknown` if it could not do what was asked.
+    /// `Unknown` if criu reports a failure.
     pub(crate) fn ask(
         &self,
         request: &Request,
@@ -223,10 +223,10 @@ impl Criu {
         Ok((response, descriptor))
     }
 
-    /// Waits for the end of a criu that has answered.
+    /// Waits for a criu that has responded to exit.
     pub(crate) fn finish(self) -> Result<ExitStatus> {
         let Criu { process, socket } = self;
-        // One that made a first dump of several waits for more requests.
+        // After a pre-dump criu waits for more requests; closing the socket ends it.
         drop(socket);
         process.0.wait()
     }
@@ -247,7 +247,7 @@ fn child(
         if let Some(places) = options.places {
             places.reopen()?;
         }
-        // Made here: criu takes numbers of descriptors for those of whoever made its socket.
+        // Made in the child, as criu looks up descriptors of a request in the process that made its socket.
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(io::Error::from)
@@ -271,7 +271,7 @@ fn child(
     process::exit_now(1)
 }
 
-/// Where criu is, by the caller's `PATH`.
+/// The path of criu, looked up in the caller's `PATH`.
 fn find_program() -> Result<CString> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
     let found = linux::search::find("criu", &path).ok_or_else(|| {
@@ -284,7 +284,7 @@ fn find_program() -> Result<CString> {
         .map_err(|_| Error::invalid_argument("the path of criu has a zero byte"))
 }
 
-/// The directories of a call: images, and the one for the log.
+/// The directories of a request: that of the images, and that of the log.
 pub(crate) struct Places {
     pub(crate) images: OwnedFd,
     pub(crate) work: Option<OwnedFd>,
@@ -293,7 +293,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Opens the directories; makes that for the log where it is missing.
+    /// Opens the directories; makes that of the log if it is missing.
     pub(crate) fn open(images: &Path, work: Option<&Path>, log: &str) -> Result<Places> {
         let opened = open_dir(images)?;
         let work_dir = match work {
@@ -307,8 +307,8 @@ impl Places {
         Ok(Places { images: opened, work: work_dir, paths, log: work.unwrap_or(images).join(log) })
     }
 
-    /// The same directories under the same numbers, in the mount namespace of the calling process, and open in
-    /// the program that it executes: criu mounts in there.
+    /// Reopens the directories under the same numbers in the mount namespace of the calling process, to be inherited by
+    /// criu, which mounts over them.
     fn reopen(&mut self) -> Result<()> {
         let put = |path: &Path, at: &mut OwnedFd| {
             rustix::io::dup2(&open_dir(path)?, at)
@@ -322,7 +322,7 @@ impl Places {
         }
     }
 
-    /// Adds to an error of criu what its log says, and where that is.
+    /// Adds the first error of criu's log to an error, and the log's path.
     pub(crate) fn explain(&self, error: Error) -> Error {
         let log = self.log.display();
         match first_complaint(&self.log) {
@@ -334,7 +334,7 @@ impl Places {
 
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    // What memory held is for nobody else's eyes.
+    // Images hold the memory of processes: only the owner may read them.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -352,7 +352,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd> {
     }
 }
 
-/// The first line of the log that calls itself an error: those that follow come of it.
+/// The first error in the log: later ones follow from it.
 fn first_complaint(log: &Path) -> Option<String> {
     let text = fs::read(log).ok()?;
     let text = String::from_utf8_lossy(&text);

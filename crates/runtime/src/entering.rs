@@ -1,18 +1,18 @@
-//! The way of a further process into a container.
+//! How exec enters a container: the code of its child processes.
 //!
 //! ```text
-//! go-between: Go ─▶ cgroup ─▶ namespaces ─▶ keyring, streams ─▶ all else is closed ─▶ limits, user, capabilities, filter
-//!             ─▶ clone a sibling, which is Born ─▶ ends
-//! process:    Go ─▶ session, terminal ─▶ exec
+//! intermediate process: Go ─▶ cgroup ─▶ namespaces ─▶ keyring, streams ─▶ close descriptors ─▶ limits, user, capabilities, filter
+//!                       ─▶ clone a sibling, send its Pid ─▶ exit
+//! process:              Go ─▶ session, terminal ─▶ exec
 //! ```
 //!
-//! Whoever has `CAP_SYS_PTRACE` and no user namespace of its own looks into every process that it sees. It sees those
-//! of its pid namespace, in which a process is born, and which nobody enters later. So the process is born when all
-//! that it has is the container's: root, namespaces, descriptors, user, capabilities, filter. The go-between is never
-//! among those whom the container sees.
+//! A process in the container that has `CAP_SYS_PTRACE`, and no user namespace of its own, can trace every process that
+//! it sees: those of its pid namespace, which a process is only in from its clone on. So the process is cloned when
+//! everything it has is already the container's: root, namespaces, descriptors, user, capabilities, filter. The
+//! container never sees the intermediate process.
 //!
-//! The exception are filters that would not let the process be born or begin a session, or that would ask a supervisor
-//! before it is told of the process: such a process gets its user and its filter after its birth, as the last it does.
+//! The exception are seccomp filters that would forbid the clone or setsid(2), or would ask a supervisor that does not
+//! know of the process yet. Such a process sets its user and its filter itself, as its last steps.
 
 use std::convert::Infallible;
 use std::io;
@@ -34,26 +34,26 @@ use crate::plan::Stdio;
 use crate::program::{self, Execution, Filter, ProcessSetup};
 use crate::scheduling;
 
-/// Processes that the go-between makes.
+/// How many processes the intermediate process makes.
 pub(crate) const NEWBORN: u64 = 1;
 
-/// All that is needed on the way, opened and found out before it begins.
+/// All that is needed to enter, opened and looked up beforehand.
 pub(crate) struct Plan<'a> {
     pub(crate) process: &'a Process,
     pub(crate) init: PidFd,
     /// Namespaces to join.
     pub(crate) kinds: Vec<NsKind>,
-    /// None where the container could be given no cgroup.
+    /// None if the container has no cgroup.
     pub(crate) entry: Option<Entry>,
     pub(crate) setup: ProcessSetup,
     pub(crate) keyring: Option<String>,
     pub(crate) options: ExecOptions,
 }
 
-/// Goes in; on failure tells the parent and ends.
+/// Enters; on failure reports to the parent and exits.
 pub(crate) fn main(plan: Plan<'_>, channel: &Channel) -> ! {
     let Err(error) = run(plan, channel);
-    // Nobody listens any more if the parent died.
+    // The parent may have died.
     let _ = channel.say(&Message::Failed(error.kind(), error.chain()));
     process::exit_now(match error.kind() {
         ErrorKind::NotFound => 127,
@@ -67,8 +67,8 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
         Some(Message::Go) => {}
         _ => return Err(Error::aborted("the parent went away")),
     }
-    // Those of the container who see the process must not look into it. Not before: of who may not be traced even its own
-    // user may not set the oom score.
+    // The container's processes must not trace this one. Not earlier, as a user may not set the oom score of a process
+    // that is not dumpable, not even its own.
     process::forbid_tracing()?;
     enter_cgroup(&plan)?;
     if !plan.kinds.is_empty() {
@@ -88,7 +88,7 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
     let has_terminal = matches!(stdio, Stdio::Terminal { .. });
     set_streams(stdio, process, channel)?;
     let kept = [channel.as_fd(), setup.proc.as_fd()];
-    // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
+    // SAFETY: the other descriptors belong to the parent's code, to which this process never returns.
     #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
     unsafe {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
@@ -108,7 +108,7 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
     Err(execution.begin())
 }
 
-/// Says which limits are meant where there may be no further process.
+/// Adds which limits forbid a further process.
 pub(crate) fn no_room(error: Error) -> Error {
     if !error.is(ErrorKind::ResourceExhausted) {
         return error;
@@ -119,12 +119,13 @@ pub(crate) fn no_room(error: Error) -> Error {
     )
 }
 
-/// Goes on as a process of the container, with a session of its own, once the parent knows of it.
+/// Clones a sibling and goes on as that: a process of the container, with its own session. The sibling waits until the
+/// parent has its pid.
 fn be_born(process: &Process, channel: &Channel, has_terminal: bool) -> Result<()> {
     // SAFETY: this process is a copy of a single thread, and ends in `main`.
     #[expect(unsafe_code, reason = "the one place where a process is born into a container that runs")]
     if let Some(pid) = unsafe { process::clone_sibling(0) }.map_err(no_room)? {
-        // If it cannot be told, the newborn is not told to go on, and ends.
+        // If the message is lost, the sibling is never told to go on, and ends.
         let _ = channel.say(&Message::Born(pid));
         process::exit_now(0)
     }
@@ -134,7 +135,7 @@ fn be_born(process: &Process, channel: &Channel, has_terminal: bool) -> Result<(
     if has_terminal { tty::control(io::stdin().as_fd()) } else { Ok(()) }
 }
 
-/// Whether a filter lets pass what stands between it and the program.
+/// Whether a filter allows the system calls between it and the program.
 fn lets_begin(filter: &Filter, process: &Process) -> bool {
     let calls = &filter.program;
     let terminal = [io::stdin().as_raw_fd().unsigned_abs().into(), tty::CONTROL, 0, 0, 0, 0];
@@ -145,16 +146,16 @@ fn lets_begin(filter: &Filter, process: &Process) -> bool {
         && (program::process_limit(process).is_none() || calls.allows(libc::SYS_prlimit64, [0; 6]))
 }
 
-/// Whether a filter asks its supervisor nothing before the process is born. Only then can it be told of the process, and
-/// answer: what a go-between asked would wait for ever. Of one that may gain no privileges the filter is the last it loads, and
-/// what is left is to let go of descriptors and memory, and to end.
+/// Whether a filter asks its supervisor nothing before the clone. Only then can the supervisor know the process that it
+/// answers for; the intermediate process would wait for ever. With `noNewPrivileges` the filter is the last thing that
+/// is loaded, and what remains is to close descriptors, to free memory, and to exit.
 fn asks_nobody_yet(filter: &Filter, process: &Process) -> bool {
     const LEFT: [libc::c_long; 5] =
         [libc::SYS_close, libc::SYS_brk, libc::SYS_madvise, libc::SYS_munmap, libc::SYS_exit_group];
     process.no_new_privileges && LEFT.iter().all(|call| filter.program.allows(*call, [0; 6]))
 }
 
-/// Enters the cgroup, with the processors that the process has before and after (`execCPUAffinity`).
+/// Enters the cgroup, with the CPU affinity for before and after (`execCPUAffinity`).
 fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
     let enter = || match &plan.entry {
         Some(entry) => entry.enter().context(|| "enter the cgroup"),
@@ -176,7 +177,7 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
 fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()> {
     match stdio {
         Stdio::Terminal { size, is_relayed } => {
-            // The container's processes may have put a link there.
+            // The container's processes may have replaced it by a symbolic link.
             let root = Root::open(Path::new("/"))?;
             let pts = root.open_at(Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY)?;
             let pty = Pty::open(pts.as_fd(), "ptmx")?;

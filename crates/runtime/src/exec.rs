@@ -1,18 +1,19 @@
-//! A further process in a container that runs: the side of its parent.
+//! The parent's side of exec: a further process in a running container.
 //!
 //! ```text
-//! parent ─ clone ─▶ go-between: waits for Go, goes in (see `entering`)
+//! parent ─ clone ─▶ intermediate process: waits for Go, enters (see `entering`)
 //!    ▲                             └─ clone ─▶ process: waits for Go ─▶ exec
-//!    ├── [Console] [Warning] [Listener] Born ──┘        │
-//!    └───────────────────── [Listener] Failed | the end ┘
+//!    ├── [Console] [Warning] [Listener] Pid ───┘        │
+//!    └───────────────── [Listener] Failed | end of file ┘
 //! ```
 //!
-//! The process gets the container's own filter and namespaces, taken from its first process by pidfd, so
-//! that a pid that was given to another cannot lead elsewhere. There is no waiting for a start: the end of
-//! the channel, which exec closes, is the program's beginning.
+//! The process gets the container's seccomp filter, and joins its namespaces by a pidfd of the first process, so that a
+//! reused pid cannot lead elsewhere. Unlike create there is no start: the program has begun when exec closes the
+//! channel.
 //!
-//! Whoever in the container may look into the process can take its end of the channel. So words count only if the
-//! kernel says that they are the go-between's, whom no container sees, and after `Born` only those of the process.
+//! A process in the container that may trace the new one can take its end of the channel. So messages count only if the
+//! kernel says that they come from the intermediate process, which no container sees, and after `Pid` only those of the
+//! process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,38 +41,39 @@ use crate::state::{FILTER, Status};
 use crate::supervisor::Supervisor;
 use crate::{resctrl, scheduling};
 
-/// How long a new process may take to its program. The container's root may stop it on its way, and must not
-/// hold up the caller, who has to be able to end the container.
+/// How long a new process may take to execute its program. The container's root may stop it on the way, which must not
+/// block the caller.
 const RAISE_MAX: Duration = Duration::from_secs(10);
 
-/// Words of a process that is born: of its filter's listener, and of its failure.
+/// Messages of a cloned process: of its filter's listener, and of its failure.
 const WORDS_MAX: usize = 2;
 
-/// In the words of runc, which programs that drive it look for.
+/// runc's words, which programs that drive it match on.
 const PAUSED: &str = "cannot exec in a paused container; resume it first, or use --ignore-paused";
 
-/// What a further process is started with, beside its description.
+/// Options of a further process, beside its description.
 pub struct ExecOptions {
     pub stdio: Stdio,
     /// Descriptors from 3 on that the program inherits.
     pub preserve_fds: u32,
-    /// Starts it in a paused container too, where it stops at once.
+    /// Also in a paused container, where the process stops at once.
     pub ignore_paused: bool,
-    /// Cgroups below the container's own to put it into; where none is named it is put into that one.
+    /// Cgroups below the container's own that the process is put into, by hierarchy; without one it is put into the
+    /// container's.
     pub cgroups: Vec<SubCgroup>,
 }
 
 impl ExecOptions {
-    /// With these streams, and nothing else out of the ordinary.
+    /// These streams, and defaults otherwise.
     pub fn new(stdio: Stdio) -> ExecOptions {
         ExecOptions { stdio, preserve_fds: 0, ignore_paused: false, cgroups: Vec::new() }
     }
 }
 
-/// A cgroup that somebody made below a container's own, as `[CONTROLLER[,CONTROLLER]:]PATH`.
+/// A cgroup below a container's own, as `[CONTROLLER[,CONTROLLER]:]PATH`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SubCgroup {
-    /// In the trees of these controllers, of version 1; in all trees if none is named.
+    /// Only in the hierarchies of these controllers, of version 1; in all if empty.
     controllers: Vec<String>,
     path: PathBuf,
 }
@@ -98,7 +100,7 @@ impl FromStr for SubCgroup {
 }
 
 impl SubCgroup {
-    /// Whether the tree of this name (`cpu,cpuacct`; empty for version 2) is meant.
+    /// Whether it is for the hierarchy of this name (`cpu,cpuacct`; empty for version 2).
     fn is_in(&self, tree: &str) -> bool {
         let has = |controller: &String| tree.split(',').any(|name| name == controller);
         self.controllers.is_empty() || self.controllers.iter().any(has)
@@ -115,7 +117,7 @@ pub struct Exec {
     pub warnings: Vec<String>,
 }
 
-/// The caller says in which container.
+/// Starts a further process in a container.
 pub(crate) fn exec(container: &Container, process: &Process, options: ExecOptions) -> Result<Exec> {
     check_process(process)?;
     let process = &container.state().complete(process);
@@ -133,8 +135,8 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     let init = container.open_init()?;
     let kinds = foreign_namespaces(state.pid)?;
     let entry = find_entry(container, &options.cgroups)?;
-    // What was found by number is the first process's only if that had not ended before: another may have
-    // the number by now, one of the host's even.
+    // What was read from `/proc` by pid is the first process's only if it is still alive now: the pid may have been
+    // reused, even by a process of the host.
     if init.has_ended() {
         return Err(Error::not_found("process already finished"));
     }
@@ -149,7 +151,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
             proc: Proc::open()?,
             labels,
             filter: read_filter(container)?,
-            // The container's processes see it.
+            // The container's other processes see it.
             is_shown: false,
             personality: state.personality.clone(),
             memory_policy: state.memory_policy.clone(),
@@ -158,7 +160,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         options,
     };
     let (mut ours, theirs) = Channel::pair()?;
-    // Its first processors are those of before the cgroup.
+    // Its affinity must be set before it enters the cgroup.
     let cgroup = plan.entry.as_ref().and_then(Entry::unified).filter(|_| process.exec_cpu_affinity.is_none());
     // SAFETY: the caller of `Container::exec` has a single thread (its documentation demands it), and the
     // child ends in `entering::main`, which never returns.
@@ -173,13 +175,13 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     drop((plan, theirs));
     ours.limit(RAISE_MAX);
     let raised = raise(container, process, &mut ours, &go_between, warnings);
-    // Its work is done. Whoever stops it holds up nobody.
+    // Its work is done, unless the container's root has stopped it: it is killed.
     go_between.pidfd.end();
-    // It may have failed before that; then that comes first.
+    // If the child reported a failure of its own, that is the cause.
     raised.map_err(|error| ours.explain(error))
 }
 
-/// Who goes into the container, and leaves the process there.
+/// The process that enters the container, and clones the process there.
 struct GoBetween {
     pid: u32,
     pidfd: PidFd,
@@ -193,7 +195,7 @@ fn raise(
     mut warnings: Vec<String>,
 ) -> Result<Exec> {
     warnings.extend(program::set_oom_score(go_between.pid, process)?);
-    // A class that somebody has removed has nobody in it.
+    // A resctrl group that was removed in the meantime has no processes.
     resctrl::put(&container.state().resctrl_groups, go_between.pid).unless_gone()?;
     program::make_room_for_limits(go_between.pid, process, entering::NEWBORN);
     channel.listen_only_to(go_between.pid);
@@ -203,7 +205,7 @@ fn raise(
         match channel.receive()? {
             Some(Message::Console(master)) => console = Some(master),
             Some(Message::Warning(words)) => warnings.push(words),
-            // Of a filter that is there before the birth.
+            // From a filter that is loaded before the clone.
             Some(Message::Listener(number)) => {
                 listener = Some(Supervisor::listener_of(&go_between.pidfd, number)?);
                 channel.send(&Message::Go)?;
@@ -214,7 +216,7 @@ fn raise(
             Some(_) => return Err(nonsense()),
         }
     };
-    // Who says so has made it, and nobody else reaps it: the number is its own. Should nobody tell it to go on, it ends.
+    // Only the parent reaps the process, so that its pid cannot be reused. It ends if it is not told to go on.
     channel.listen_only_to(pid);
     let exec = Exec { pid, pidfd: PidFd::open(pid)?, console, warnings };
     match release(container, process, channel, &exec, listener) {
@@ -226,7 +228,7 @@ fn raise(
     }
 }
 
-/// Lets the process, which waits, go on to its program. `listener` is that of its filter, if it has been loaded.
+/// Lets the waiting process execute its program. `listener` is that of its filter, if one is loaded already.
 fn release(
     container: &Container,
     process: &Process,
@@ -234,7 +236,7 @@ fn release(
     exec: &Exec,
     listener: Option<OwnedFd>,
 ) -> Result<()> {
-    // A clone may take it away (`SCHED_FLAG_RESET_ON_FORK`), or be refused for it (`SCHED_DEADLINE`).
+    // A clone may reset it (`SCHED_FLAG_RESET_ON_FORK`), or fail because of it (`SCHED_DEADLINE`).
     if let Some(scheduler) = &process.scheduler {
         scheduling::set_scheduler(exec.pid, scheduler, "")?;
     }
@@ -249,7 +251,7 @@ fn release(
                 channel.send(&Message::Go)?;
             }
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-            // The channel is close-on-exec: its end is the program's beginning.
+            // The channel is close-on-exec: the program was executed.
             None => return Ok(()),
             Some(_) => return Err(nonsense()),
         }
@@ -257,12 +259,12 @@ fn release(
     Err(nonsense())
 }
 
-/// Has the supervisor of the container's filter answer for the process.
+/// Hands the listener of the process to the supervisor of the container's filter.
 fn supervise(container: &Container, exec: &Exec, listener: OwnedFd, channel: &mut Channel) -> Result<()> {
     let supervisor = container.state().supervisor.as_ref();
     let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
     supervisor.hand_over(exec.pid, listener.as_fd(), &container.state().document(Status::Running))?;
-    // The process is not to be late because the supervisor took its time: its limit begins anew.
+    // The supervisor's time is not the process's: its limit begins anew.
     channel.limit(RAISE_MAX);
     Ok(())
 }
@@ -271,7 +273,7 @@ fn nonsense() -> Error {
     Error::internal("the new process sent nonsense")
 }
 
-/// The way into the container's cgroup, or into those that somebody made below it.
+/// The entry to the container's cgroup, or to those below it that were asked for.
 fn find_entry(container: &Container, below: &[SubCgroup]) -> Result<Option<Entry>> {
     let state = container.state();
     if state.cgroups.is_empty() {
@@ -280,19 +282,20 @@ fn find_entry(container: &Container, below: &[SubCgroup]) -> Result<Option<Entry
     let locations = locations(&state.cgroups, below)?;
     check_named(&locations, below)?;
     let cgroup = Cgroup::open_locations(&locations)?;
-    // Where its tree has no part named, the first process may have divided the cgroup.
+    // Unless one is named in version 2, a process joins the first one if that has divided the container's cgroup, which
+    // then takes no processes itself.
     let is_named = below.iter().any(|sub| sub.is_in(""));
     if is_named { cgroup.entry() } else { cgroup.entry_beside(state.pid) }.map(Some)
 }
 
-/// `NotFound` if a cgroup that was named is not there: a process that stayed out of it would be outside of its limits and
-/// rules. Nobody has to divide the tree of version 2 beside those of version 1, where it has no controllers.
+/// `NotFound` if a named cgroup does not exist: the process would escape its limits. Beside hierarchies of version 1,
+/// that of version 2 has no controllers, and may lack the cgroup.
 fn check_named(locations: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<()> {
     for (tree, place) in locations {
         let may_lack = |sub: &SubCgroup| tree.is_empty() && locations.len() > 1 && sub.controllers.is_empty();
         let is_named = below.iter().any(|sub| sub.is_in(tree) && !may_lack(sub));
         if is_named && !place.is_dir() {
-            // It begins as programs that drive runc know it.
+            // Programs that drive runc match on its beginning.
             return Err(Error::not_found(format!(
                 "error adding pid of the new process to cgroup {}: no such file or directory: the container has none of \
                  this name in the tree {tree:?}; make it, or name another with --cgroup",
@@ -303,7 +306,7 @@ fn check_named(locations: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Re
     Ok(())
 }
 
-/// The directories of the container's cgroup, and below it where that is asked for.
+/// The directories of the container's cgroup, or below it where asked for.
 fn locations(own: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<BTreeMap<String, PathBuf>> {
     for controller in below.iter().flat_map(|sub| &sub.controllers) {
         if !own.keys().any(|tree| tree.split(',').any(|name| name == controller)) {
@@ -327,7 +330,7 @@ fn locations(own: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<BTr
     Ok(places)
 }
 
-/// The namespaces in which the container's first process differs from us.
+/// The namespaces in which the container's first process differs from the caller.
 fn foreign_namespaces(pid: u32) -> Result<Vec<NsKind>> {
     let mut kinds = Vec::new();
     for kind in NsKind::ALL {
@@ -336,7 +339,7 @@ fn foreign_namespaces(pid: u32) -> Result<Vec<NsKind>> {
         match (link(&pid.to_string()), link("self")) {
             (Ok(theirs), Ok(ours)) if theirs != ours => kinds.push(kind),
             (Ok(_), Ok(_)) => {}
-            // A kernel without this kind.
+            // This kernel lacks the kind.
             (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
             (Err(error), _) => {
                 return Err(error).context(|| format!("read {name} namespace of process {pid}"));

@@ -1,17 +1,17 @@
-//! Cloning a container's first process into namespaces that only the newborn can be in.
+//! Cloning a container's first process into namespaces that only a child can be in.
 //!
-//! A pid namespace is entered by the children of whoever joins it, and what a process makes belongs to the
-//! user namespace it is in. So both are joined before the clone: by the parent, which goes back, or, since
-//! there is no way back out of a user namespace, by a go-between.
+//! A process that joins a pid namespace stays where it is, only its children are in it; and namespaces that a process
+//! makes belong to the user namespace it is in. So both kinds are joined before the clone: a pid namespace by the
+//! parent, which goes back; a user namespace, from which there is no way back, by an intermediate process.
 //!
-//! Namespaces to join need not belong to the user namespace of the container: those that may be joined only from outside
-//! of it are joined by the go-between before. What is left is joined by the newborn. What bind mounts show to a user namespace
-//! is mounted by the go-between before that: see [`Shelf`].
+//! Namespaces to join need not belong to the container's user namespace. Those that can only be joined from outside of
+//! it are joined by the intermediate process first, the rest by the child. Even before, the intermediate process mounts
+//! the trees that bind mounts show to a user namespace: see [`Shelf`].
 //!
 //! ```text
-//! parent ─ join pid ─ clone ─ go back          parent ─ clone ─▶ go-between ─ shelf ─ join others, user, pid ─ clone sibling
-//!             └─▶ child                           ▲                  └─ its pid, then ends                       └─▶ child
-//!                                                 └─────────────────────────┘
+//! parent ─ join pid ─ clone ─ go back    parent ─ clone ─▶ intermediate ─ stage mounts ─ join others, user, pid ─ clone sibling
+//!             └─▶ child                     ▲                  └─ sends its pid, exits                             └─▶ child
+//!                                           └─────────────────────────┘
 //! ```
 
 use std::fs;
@@ -25,21 +25,21 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::channel::{Channel, Message};
 use crate::rootfs::Shelf;
 
-/// How long a go-between may take.
+/// How long the intermediate process may take.
 const JOIN_MAX: Duration = Duration::from_secs(5);
 
-/// What a process is born into.
+/// What a process is cloned into.
 pub(crate) struct Fork<'a> {
     /// A user namespace to join: its file, or a pidfd of a process in it.
     pub(crate) user: Option<BorrowedFd<'a>>,
     /// A pid namespace to join, likewise.
     pub(crate) pid: Option<BorrowedFd<'a>>,
-    /// All namespaces that the child is to be in, of which it joins what it is not born into.
+    /// All namespaces that the child is to be in; it joins those that the clone did not put it into.
     pub(crate) joined: &'a [(NsKind, OwnedFd)],
     /// Namespaces to make (`CLONE_NEW…`).
     pub(crate) new: u64,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
-    /// What the child's bind mounts show, where the kernel is to lock it.
+    /// Trees of the child's bind mounts, if the kernel is to lock them.
     pub(crate) shelf: Option<&'a Shelf>,
 }
 
@@ -49,7 +49,7 @@ impl Fork<'_> {
     /// As for [`clone_process`]: a single thread, and the child never returns.
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
     pub(crate) unsafe fn clone(&self) -> Result<Cloned> {
-        // SAFETY: the caller promises what is asked for.
+        // SAFETY: the caller promises the same.
         unsafe {
             match self.user {
                 None if self.shelf.is_none() && !self.leaves_others_outside() => self.clone_directly(),
@@ -58,13 +58,13 @@ impl Fork<'_> {
         }
     }
 
-    /// Whether the child is born into a user namespace of its own from which it might not join the others.
+    /// Whether the child gets a new user namespace, from which it might not be allowed to join the others.
     fn leaves_others_outside(&self) -> bool {
         self.new & NsKind::User.clone_flag() != 0 && self.others().next().is_some()
     }
 
     fn others(&self) -> impl Iterator<Item = &(NsKind, OwnedFd)> {
-        // The way to files goes through the mounts of the host until the container has its own.
+        // The container's files are reached through the host's mounts until the container has its own.
         let is_other = |kind: NsKind| !matches!(kind, NsKind::User | NsKind::Pid | NsKind::Mount);
         self.joined.iter().filter(move |(kind, _)| is_other(*kind))
     }
@@ -82,7 +82,7 @@ impl Fork<'_> {
             }
             None => None,
         };
-        // SAFETY: the caller promises what is asked for.
+        // SAFETY: the caller promises the same.
         let cloned = unsafe { clone_process(self.new, self.cgroup) };
         match (way_back, &cloned) {
             (None, _) | (_, Ok(Cloned::Child)) => {}
@@ -97,7 +97,7 @@ impl Fork<'_> {
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
     unsafe fn clone_by_go_between(&self, user: Option<BorrowedFd<'_>>) -> Result<Cloned> {
         let (mut ours, theirs) = Channel::pair()?;
-        // SAFETY: the caller promises to have a single thread; the go-between ends below, or is the parent
+        // SAFETY: the caller promises to have a single thread; the intermediate process exits below, or is the parent
         // of the child, which never returns.
         let (pid, go_between) = match unsafe { clone_process(0, self.cgroup) }? {
             Cloned::Child => {
@@ -106,7 +106,7 @@ impl Fork<'_> {
                 match unsafe { self.join_and_clone(user) } {
                     Ok(None) => return Ok(Cloned::Child),
                     Ok(Some(pid)) => {
-                        // If it cannot be told, the end of the channel tells that something is wrong.
+                        // If the message is lost, the end of the channel tells the parent.
                         let _ = theirs.send(&Message::Born(pid));
                         process::exit_now(0)
                     }
@@ -119,17 +119,17 @@ impl Fork<'_> {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(theirs);
-        // The root of a user namespace that is not new may stop it, and must not hold up the caller.
+        // The root of a joined user namespace may stop this process, which must not block the caller.
         ours.limit(JOIN_MAX);
-        // Whoever sees the child in its pid namespace may have taken this channel from it.
+        // A process that sees the child in its pid namespace may have taken its end of the channel.
         ours.listen_only_to(pid);
         let answer = ours.receive();
         go_between.end();
         match answer? {
-            // Who says so has made it, and nobody else reaps it: the number is its own.
+            // Only the parent reaps the process, so that its pid cannot be reused.
             Some(Message::Born(pid)) => Ok(Cloned::Parent { pid, pidfd: PidFd::open(pid)? }),
             Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
-            _ => Err(Error::new(ErrorKind::Internal, "the go-between ended before its time")),
+            _ => Err(Error::new(ErrorKind::Internal, "the intermediate process ended early")),
         }
     }
 
@@ -144,7 +144,7 @@ impl Fork<'_> {
         }
         for (kind, file) in self.others() {
             match ns::join(file.as_fd(), *kind) {
-                // It belongs to the container's user namespace, or to one in it.
+                // It belongs to the container's user namespace, or to one inside it.
                 Err(error) if error.is(ErrorKind::PermissionDenied) => {}
                 other => other?,
             }
@@ -155,7 +155,7 @@ impl Fork<'_> {
         if let Some(pid) = self.pid {
             ns::join(pid, NsKind::Pid)?;
         }
-        // SAFETY: the caller promises what is asked for.
+        // SAFETY: the caller promises the same.
         unsafe { clone_sibling(self.new) }
     }
 }

@@ -1,9 +1,9 @@
-//! Hooks: programs that the spec's author wants run at points of a container's life (`config.md`,
-//! "POSIX-platform Hooks"). Each gets the state document on its standard input.
+//! Hooks: programs of the spec that run at points of a container's life (`config.md`, "POSIX-platform Hooks"). Each
+//! gets the state document on its standard input.
 //!
-//! The specification does not say in which directory. Who writes hooks tries them with runc, where it is the bundle, or
-//! the root file system for those that run in the container's namespaces. Nor does it say what a hook without `env` has:
-//! there it is the environment of who runs it.
+//! The specification leaves some things open, in which this code follows runc: the working directory of a hook is the
+//! bundle, or the root file system for those that run in the container's namespaces, and a hook without `env` has the
+//! environment of the process that runs it.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,11 +20,11 @@ use types::{Context, Error, Result};
 
 use crate::steps::Steps;
 
-/// In the order in which they come (`config.md`).
+/// In the order in which they run (`config.md`).
 pub(crate) const NAMES: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
-/// Refuses what the specification does: a path that is not absolute, a timeout in which nothing can be done.
+/// Refuses what the specification forbids: a path that is not absolute, a timeout that is not positive.
 pub(crate) fn check(hooks: &Hooks) -> Result<()> {
     let lists = [
         &hooks.prestart,
@@ -50,7 +50,7 @@ pub(crate) fn check(hooks: &Hooks) -> Result<()> {
     Ok(())
 }
 
-/// Runs hooks one after another in a directory; the first that fails ends it.
+/// Runs hooks one after another in a directory; the first failure ends the run.
 pub(crate) fn run(
     name: &str,
     hooks: &[Hook],
@@ -67,7 +67,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Runs all hooks, whatever becomes of each, and returns what failed. A directory that is gone by then is done without.
+/// Runs all hooks, even after a failure, and returns the failures. A directory that no longer exists is not changed to.
 pub(crate) fn run_all(
     name: &str,
     hooks: &[Hook],
@@ -95,7 +95,7 @@ fn run_one(hook: &Hook, at: &Path, state: &serde_json::Value) -> Result<()> {
         command.env_clear().envs(environment);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    // Who is in the foreground has all of them wait.
+    // A runtime in the foreground has blocked the signals that it forwards.
     linux::spawn::unblock_signals(&mut command);
     let mut child = command.spawn().context(|| "start it")?;
     let process = PidFd::open(child.id())?;
@@ -107,17 +107,16 @@ fn run_one(hook: &Hook, at: &Path, state: &serde_json::Value) -> Result<()> {
     wait(&mut child, &process, hook.timeout)
 }
 
-/// Writes all of it into the pipe at once, so that a hook that reads slowly, or not at all, is not waited
-/// for.
+/// Writes everything to the pipe at once, so that a hook that reads slowly, or not at all, does not block.
 fn tell(stdin: ChildStdin, mut bytes: &[u8]) -> io::Result<()> {
-    // A pipe of this size takes any document that a hook could make sense of.
+    // Large enough for any document that a hook can use.
     let _ = rustix::pipe::fcntl_setpipe_size(&stdin, bytes.len().max(4096));
     rustix::io::ioctl_fionbio(&stdin, true)?;
     while !bytes.is_empty() {
         match rustix::io::write(&stdin, bytes) {
             Ok(written) => bytes = &bytes[written..],
             Err(Errno::INTR) => {}
-            // A hook that does not care for the state closes its input.
+            // A hook that ignores the state closes its input.
             Err(Errno::PIPE) => return Ok(()),
             Err(Errno::AGAIN) => return Err(io::ErrorKind::FileTooLarge.into()),
             Err(errno) => return Err(errno.into()),
@@ -127,7 +126,7 @@ fn tell(stdin: ChildStdin, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>) -> Result<()> {
-    // Others than positive ones were refused.
+    // Values that are not positive were refused.
     let timeout = timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut words = Words::of(child)?;
@@ -146,9 +145,9 @@ fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>) -> Res
     Err(Error::failed_precondition(format!("it ended with {}: {}", how(status), words.trim())))
 }
 
-/// How a program ended, in the words that runc has for it, and the number of a signal beside them.
+/// How a program ended, in runc's words, with the number of a signal beside its name.
 fn how(status: ExitStatus) -> String {
-    /// Of signals from 1 on (Go's package `syscall`).
+    /// From signal 1 on (Go's package `syscall`).
     const SIGNALS: [&str; 31] = [
         "hangup",
         "interrupt",
@@ -191,7 +190,7 @@ fn how(status: ExitStatus) -> String {
     }
 }
 
-/// What a hook complains about: all is read, so that nobody waits for it, and the beginning kept.
+/// A hook's standard error: read to the end, so that the hook never blocks, of which the beginning is kept.
 struct Words {
     pipe: OwnedFd,
     is_open: bool,
@@ -207,7 +206,8 @@ impl Words {
         Ok(Words { pipe, is_open: true, kept: Vec::new() })
     }
 
-    /// Whether it ended before the deadline. What it left running may still have the pipe, and hears of its end.
+    /// Whether the hook ended before the deadline. A process that it left running may still write to the pipe, which
+    /// breaks then.
     fn hear_until_end(&mut self, process: &PidFd, deadline: Option<Instant>) -> io::Result<bool> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -230,7 +230,7 @@ impl Words {
         }
     }
 
-    /// Reads what is there, once: a hook that never stops talking has its end looked at in between.
+    /// Reads once, so that the end of a hook that never stops writing is noticed in between.
     fn hear(&mut self) -> io::Result<()> {
         let mut buffer = [0; 4096];
         match rustix::io::read(&self.pipe, &mut buffer) {
@@ -262,7 +262,7 @@ mod tests {
         run(name, &[hook], Path::new("/"), &serde_json::Value::Null, &Steps::default())
     }
 
-    /// More than a pipe holds: it is read to the end, and its beginning is told.
+    /// More than fits into a pipe.
     #[test]
     fn of_what_a_hook_says_the_beginning_is_kept() {
         let hook = shell("echo first >&2; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
@@ -289,7 +289,7 @@ mod tests {
     /// As with runc, which blocks none.
     #[test]
     fn a_hook_begins_with_no_signal_blocked() {
-        // In a thread, whose mask it would inherit.
+        // In a thread of its own, as the mask is inherited.
         let ended = std::thread::spawn(|| {
             let _blocked = linux::signal::forwarded_signals().unwrap();
             run_here("prestart", shell("kill $$")).map_err(|error| error.chain())
@@ -298,7 +298,7 @@ mod tests {
         assert!(error.contains("it ended with signal: terminated (15)"), "{error}");
     }
 
-    /// Who is left behind with its standard error is not waited for.
+    /// A process that inherited standard error is not waited for.
     #[test]
     fn a_hook_ends_before_what_it_leaves() {
         let pid = tempfile::NamedTempFile::new().unwrap();

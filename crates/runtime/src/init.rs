@@ -25,12 +25,12 @@ use crate::steps::Steps;
 use crate::supplies::{Supplies, parent_went_away};
 use crate::{hooks, program, rootfs, scheduling};
 
-/// Runs the steps; on failure tells the parent and ends.
+/// Runs the steps; on failure reports to the parent and exits.
 pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
     let outcome = run(plan, channel);
     let Err(error) = outcome;
-    // Nobody listens any more if the failure came after Ready; then it went through the start socket.
-    // Behind a filter there may be no other call for it.
+    // After `Ready` the parent no longer listens; such a failure went through the start fifo. A filter may allow no
+    // other system call for it.
     let _ = channel.say(&Message::Failed(error.kind(), error.chain()));
     process::exit_now(1)
 }
@@ -44,8 +44,8 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     if plan.namespaces.has(NsKind::User) {
         program::become_root_of_user_namespace()?;
     }
-    // From here on the process may share its namespaces with others of the container. The change of user
-    // took back the wish to die with the parent.
+    // From here on the process may share its namespaces with others of the container. The change of user reset the
+    // parent death signal.
     process::forbid_tracing()?;
     process::die_with_parent(true)?;
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
@@ -58,11 +58,11 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     let root = rootfs::build(&plan, channel, &supplies)?;
     let terminal = open_terminal(&plan.stdio, &root, channel)?;
     run_hooks_before_pivot(&plan, channel, &supplies)?;
-    // Before the root is the container's: who the owner is says the host's list of users.
+    // While the host's `/etc/passwd`, from which the owner's name is read, is still reachable.
     let start_hooks = start_hooks(&plan);
     rootfs::enter(&plan, root)?;
     set_names(&plan.spec)?;
-    // A sysctl may be one of a network device, and those are there before the cgroup is.
+    // A sysctl may be one of a network device, which are there once the cgroup is entered.
     if plan.spec.linux.as_ref().is_some_and(|linux| !linux.net_devices.is_empty()) {
         supplies.enter_cgroup()?;
     }
@@ -75,14 +75,15 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     set_streams(stdio, terminal, container_process)?;
     let [start_go, start_answer] = start.descriptors();
     let kept = [channel.as_fd(), start_go, start_answer, setup.proc.as_fd()];
-    // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
+    // SAFETY: the other descriptors belong to the parent's code, to which this process never returns.
     #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
     unsafe {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
-    // Before limits, which may leave no room for it.
+    // Before the limits, which may leave no room for the filter.
     let setup = ProcessSetup { filter: supplies.into_filter()?, ..setup };
-    // The doors stay open over the change of user: whoever may write to them by their path may start the container.
+    // The start fifos stay open over the change of user: a user that may write to them by path could start the
+    // container.
     program::set_limits(container_process, 0, channel)?;
     if let Some(scheduler) = &container_process.scheduler {
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
@@ -94,21 +95,21 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
         let program = program::find(container_process)?;
         process::reset_signals();
         process::end_when_asked();
-        // A container outlives whoever made it.
+        // A container outlives its creator.
         process::die_with_parent(false)?;
         if is_shown {
-            // The change of user took that back, if it was allowed before.
+            // The change of user reset it, if it was allowed before.
             process::allow_tracing()?;
         }
         Ok(program)
     })?;
-    // From here on there is nothing but what each filter allows that a program can be executed behind.
+    // From here on only system calls are used that any filter needs to allow for a program to be executed.
     channel.say(&Message::Ready).context(|| "tell the parent")?;
-    // While the parent writes down that it is there.
+    // Overlaps with the parent's writing of the state.
     let execution = Execution::prepare(program, container_process);
 
     start.wait().context(|| "wait to be started")?;
-    // The one who starts us is told how it went.
+    // From here on errors go to the caller of start.
     let ready = start_hooks.run(&execution).and_then(|()| program::lower_file_limit(container_process));
     let error = match ready {
         Ok(()) => execution.begin(),
@@ -122,7 +123,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     })
 }
 
-/// Hooks that run in the container, as its user, right before its program; and what they are told.
+/// Hooks that run in the container, as its user, right before its program, and their state document.
 struct StartHooks {
     hooks: Vec<Hook>,
     state: Value,
@@ -136,7 +137,7 @@ fn start_hooks(plan: &Plan) -> StartHooks {
 }
 
 impl StartHooks {
-    /// One without an environment of its own has the program's.
+    /// A hook without an environment of its own has the program's.
     fn run(mut self, execution: &Execution) -> Result<()> {
         if self.hooks.is_empty() {
             return Ok(());
@@ -154,19 +155,19 @@ impl StartHooks {
     }
 }
 
-/// The state document for hooks that run in the container, where the process has a number of its own.
+/// The state document for hooks that run in the container, with the pid that the process has there.
 fn document(plan: &Plan, status: Status) -> Value {
     let mut state = State::new(&plan.id, std::process::id(), &plan.bundle, &plan.rootfs);
     state.annotations.clone_from(&plan.spec.annotations);
     state.document(status)
 }
 
-/// Joins what exists and makes what clone could not, but for the cgroup namespace: see [`Supplies`].
+/// Joins namespaces, and makes those that clone could not, except the cgroup namespace: see [`Supplies`].
 fn join_namespaces(plan: &Plan) -> Result<()> {
     let mut left = Vec::new();
-    // Before a mount namespace is joined, in which `/proc` may tell anything.
+    // Checked before a mount namespace is joined, whose `/proc` cannot be trusted.
     for (kind, file) in &plan.namespaces.joined {
-        // These two we were born into, and into others with a user namespace: see `fork`.
+        // The process was cloned into these two, and with a user namespace into others: see `fork`.
         let is_in = matches!(kind, NsKind::Pid | NsKind::User)
             || plan.namespaces.has(NsKind::User) && ns::is_current(file.as_fd(), *kind)?;
         if !is_in {
@@ -175,7 +176,7 @@ fn join_namespaces(plan: &Plan) -> Result<()> {
     }
     left.into_iter().try_for_each(|(kind, file)| ns::join(file.as_fd(), *kind))?;
     if plan.namespaces.is_new(NsKind::Network) {
-        // The specification is silent; programs reach themselves at 127.0.0.1 under every runtime.
+        // The specification does not ask for it, but under every runtime programs reach themselves at 127.0.0.1.
         Route::open()?.set_up(LOOPBACK).context(|| "bring up the loopback of the new network")?;
     }
     if plan.namespaces.is_new(NsKind::Time) {

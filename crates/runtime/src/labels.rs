@@ -1,8 +1,8 @@
-//! Labels of AppArmor and SELinux: put on a process for its next exec, on its keyring, and on the file systems
-//! made for it.
+//! AppArmor and SELinux labels: of a process from its next exec on, of its keyring, and of the file systems made for
+//! it.
 //!
-//! Whether the host has either is looked up while the host's tree is in sight. A label for what the host
-//! does not have is left out with a warning, so that one spec runs on both kinds of host.
+//! Which of the two the host has is looked up while the host's tree is still reachable. A label for a module that the
+//! host lacks is left out with a warning, so that one spec runs on both kinds of hosts.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use types::{Context, ErrorKind, Result};
 const APPARMOR: &str = "/sys/module/apparmor/parameters/enabled";
 const SELINUX: &str = "/sys/fs/selinux/enforce";
 
-/// What is written right before the exec.
+/// The labels that are written right before the exec.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Labels {
     apparmor: Option<String>,
@@ -46,8 +46,8 @@ impl Labels {
         (labels, warnings)
     }
 
-    /// Has the kernel label the keys that the calling process makes until its next exec: what a program is
-    /// confined to, its keyring must be of too, or it may not use it.
+    /// Has the kernel label the keys that the calling process makes until its next exec: a confined program could not
+    /// use its keyring otherwise.
     pub(crate) fn apply_to_keys(&self, proc: &Proc) -> Result<()> {
         match &self.selinux {
             Some(label) => proc.write("self/attr/keycreate", label).context(|| format!("label keys {label}")),
@@ -60,7 +60,7 @@ impl Labels {
         if let Some(profile) = &self.apparmor {
             let text = format!("exec {profile}");
             let written = match proc.write("self/attr/apparmor/exec", &text) {
-                // Kernels before 5.1 have one place for all modules.
+                // Kernels before 5.1 have one file for all modules.
                 Err(error) if error.is(ErrorKind::NotFound) => proc.write("self/attr/exec", &text),
                 other => other,
             };
@@ -78,18 +78,18 @@ impl Labels {
 pub(crate) struct MountLabel(String);
 
 impl MountLabel {
-    /// None if the spec, or this host, has none.
+    /// None if the spec has none, or this host no SELinux.
     pub(crate) fn of(spec: &Spec) -> Option<MountLabel> {
         let label = &spec.linux.as_ref()?.mount_label;
         (!label.is_empty() && has_selinux()).then(|| MountLabel(label.clone()))
     }
 
-    /// The option of a new file system.
+    /// The mount option for a new file system.
     pub(crate) fn option(&self) -> String {
         format!("context={}", self.0)
     }
 
-    /// Labels the root of one that takes no such option: message queues.
+    /// Labels the root of a file system that lacks such an option: message queues.
     pub(crate) fn apply(&self, root: BorrowedFd<'_>) -> Result<()> {
         rustix::fs::setxattr(proc_path(root), "security.selinux", self.0.as_bytes(), XattrFlags::empty())
             .map_err(io::Error::from)

@@ -1,4 +1,4 @@
-//! The OCI runtime: makes containers out of bundles (runtime-spec 1.3).
+//! The OCI runtime: creates and runs containers from bundles (runtime-spec 1.3).
 //!
 //! ```text
 //! create ──▶ created ──start──▶ running ◀──resume── paused
@@ -6,15 +6,15 @@
 //!    └ error    └──────kill────────┴──▶ stopped ──delete──▶ gone
 //! ```
 //!
-//! A library for the shim, and `runc`'s command line ([`cli`]). Whoever calls [`Container::create`] or
-//! [`Container::exec`] must have a single thread: both fork, and the child goes on in this code until it
-//! executes the container's program (`docs/design/init.md` lists each of its steps).
+//! Used as a library by the shim, and as `runc`'s command line ([`cli`]). Callers of [`Container::create`] and
+//! [`Container::exec`] must have a single thread: both fork, and the child continues in this code until it executes the
+//! container's program (`docs/design/init.md` lists its steps).
 //!
-//! Running containers are written into files and come back from there with the help of criu
-//! ([`Container::checkpoint`], [`Container::restore`]).
+//! Running containers can be checkpointed to files and restored with criu ([`Container::checkpoint`],
+//! [`Container::restore`]).
 //!
-//! Reading order: [`container`](crate::Container) is the life of a container, [`create`] and `init` are the
-//! two sides of making it, `rootfs` its file systems, `program` what every process goes through.
+//! Reading order: [`container`](crate::Container) is the life of a container, [`create`] and `init` are the two sides
+//! of its creation, `rootfs` its file systems, `program` the last steps that every process takes.
 
 mod cgroup_note;
 mod channel;

@@ -1,4 +1,4 @@
-//! The OCI runtime as a program of its own: `runc`'s command line and nothing else.
+//! The OCI runtime as a program of its own: `runc`'s command line.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,7 @@
 //! Network devices of the host that move into the container (`config-linux.md`, "Network Devices").
 //!
-//! A device keeps those of its addresses that are its own for good, which the kernel drops on the way, and is up when it
-//! arrives. When the
-//! namespace ends the kernel gives hardware back to the host; a device of software ends with it.
+//! The kernel drops a device's addresses when it moves; permanent ones are added again, and the device is brought up.
+//! When the namespace ends, the kernel gives hardware back to the host; a virtual device ends with it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,10 +14,10 @@ use types::{Context, Error, Result};
 
 use crate::plan::Namespaces;
 
-/// Bytes of a name that the kernel takes (`IFNAMSIZ`, without the final zero).
+/// Bytes of a device's name, at most (`IFNAMSIZ`, without the final zero).
 const NAME_LEN_MAX: usize = 15;
 
-/// Stands in a name for the first number that makes it one that nobody has.
+/// Placeholder in a name for the first free number.
 const NUMBER: &str = "%d";
 
 pub(crate) fn check(devices: &BTreeMap<String, NetDevice>) -> Result<()> {
@@ -37,7 +36,7 @@ pub(crate) fn check(devices: &BTreeMap<String, NetDevice>) -> Result<()> {
             }
         }
         if is_template(to) {
-            // The kernel takes one, and no other `%`.
+            // The kernel accepts one placeholder, and no other `%`.
             if is_template(&to.replacen(NUMBER, "", 1)) {
                 let why = format!("{to:?} is no name of a network device: of % it may have one {NUMBER}");
                 return Err(Error::invalid_argument(why));
@@ -52,13 +51,13 @@ pub(crate) fn check(devices: &BTreeMap<String, NetDevice>) -> Result<()> {
     Ok(())
 }
 
-/// Moves the devices into the network of the container that a process is the first of. `NotFound` if the host
-/// has none of this name.
+/// Moves the devices into the network namespace of the container whose first process has this pid. `NotFound` if the
+/// host lacks a device.
 pub(crate) fn give(devices: &BTreeMap<String, NetDevice>, namespaces: &Namespaces, pid: u32) -> Result<()> {
     if devices.is_empty() {
         return Ok(());
     }
-    // The process joins that by itself, and nobody knows when: until then its own is the host's.
+    // The process joins the namespace by itself at an unknown time; until then its own is the host's.
     if let Some(joined) = namespaces.joined(NsKind::Network) {
         return give_into(devices, joined);
     }
@@ -71,7 +70,7 @@ fn give_into(devices: &BTreeMap<String, NetDevice>, namespace: BorrowedFd<'_>) -
     let mut host = Route::open()?;
     let mut inside_route = Route::open_in(namespace)?;
     let mut devices: Vec<_> = devices.iter().map(|(from, device)| (from, inside(from, device))).collect();
-    // No template is to take a name that another device is to have.
+    // Templates come last, so that none takes a name that another device asks for.
     devices.sort_by_key(|(_, to)| is_template(to));
     for (from, wanted) in devices {
         let what = || format!("move network device {from} into the container as {wanted}");
@@ -84,7 +83,7 @@ fn give_into(devices: &BTreeMap<String, NetDevice>, namespace: BorrowedFd<'_>) -
         let addresses = host.addresses()?;
         host.give_link(link.index, namespace, &to).context(what)?;
         let arrived = inside_route.link(&to)?.ok_or_else(|| Error::not_found(what()))?;
-        // What is lent would never be given back, and the kernel makes the link-local one anew.
+        // Addresses with a lifetime (DHCP) would never be renewed, and the kernel makes the link-local one anew.
         for address in addresses.iter().filter(|address| address.link == link.index && address.is_lasting) {
             inside_route.add_address(arrived.index, address.prefix).context(what)?;
         }
@@ -101,7 +100,7 @@ fn is_template(name: &str) -> bool {
     name.contains('%')
 }
 
-/// The name that the kernel would make of a template. It is made here, since the kernel does not tell which it was.
+/// The name that the kernel would choose for a template. It is chosen here, as the kernel does not return it.
 fn first_free(template: &str, taken: &[Link]) -> Result<String> {
     let names = (0..).map(|number: u32| template.replacen(NUMBER, &number.to_string(), 1));
     let mut names = names.take_while(|name| name.len() <= NAME_LEN_MAX);

@@ -1,5 +1,5 @@
-//! What is decided before the clone, so that the child has only to act: the checked spec, opened
-//! descriptors, compiled filters.
+//! Everything that is decided before the clone, so that the child only acts: the checked spec, opened descriptors,
+//! compiled filters.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,12 +14,12 @@ use crate::{hooks, net_devices, scheduling};
 
 /// Standard input, output and error of a process.
 pub enum Stdio {
-    /// These descriptors, as they are.
+    /// These descriptors.
     Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
-    /// A new terminal of the container, of this size if given. Its master is returned.
+    /// A new terminal of the container's devpts, of this size (rows, columns) if given. Its master is returned.
     ///
-    /// `is_relayed`: who has that passes on what comes from it to a terminal of its own, or to a pipe. So ends of lines
-    /// stay as they are written: the other terminal makes of them what it needs, and a pipe gets no carriage returns.
+    /// `is_relayed`: the caller copies the output to a terminal of its own, or to a pipe. So line ends are not
+    /// translated here: the other terminal does that, and a pipe gets no carriage returns.
     Terminal { size: Option<(u16, u16)>, is_relayed: bool },
     /// The caller's own.
     Inherit,
@@ -34,7 +34,7 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Opens those that are joined, and refuses what the spec would set in one that the caller is in too.
+    /// Opens the namespaces to join, and refuses settings of a namespace that the container shares with the caller.
     pub(crate) fn of(spec: &Spec) -> Result<Namespaces> {
         let mut namespaces = Namespaces { new: Vec::new(), joined: Vec::new() };
         let mut seen = Vec::new();
@@ -56,7 +56,8 @@ impl Namespaces {
         Ok(namespaces)
     }
 
-    /// Those that the caller is not in. One that is joined may be the caller's, whatever its path.
+    /// Those that the container does not share with the caller. A joined namespace may be the caller's, whatever its
+    /// path.
     fn own(&self) -> Result<Vec<NsKind>> {
         let mut own = self.new.clone();
         for (kind, file) in &self.joined {
@@ -71,7 +72,7 @@ impl Namespaces {
         self.new.contains(&kind)
     }
 
-    /// The namespace of this kind that is joined, if one is.
+    /// The namespace of this kind to join, if there is one.
     pub(crate) fn joined(&self, kind: NsKind) -> Option<BorrowedFd<'_>> {
         self.joined.iter().find(|(joined, _)| *joined == kind).map(|(_, file)| file.as_fd())
     }
@@ -81,7 +82,7 @@ impl Namespaces {
     }
 }
 
-/// Reads `config.json` and refuses what cannot be run.
+/// Reads and checks `config.json`.
 pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
     let bytes = match std::fs::read(&path) {
@@ -90,7 +91,7 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
     };
     let mut spec: Spec = serde_json::from_slice(&bytes)
         .map_err(|error| Error::invalid_argument(format!("read {}", path.display())).with_source(error))?;
-    // As runc takes an empty one: for none.
+    // As runc does, an empty profile is taken for none.
     if let Some(linux) = &mut spec.linux {
         let is_empty =
             |seccomp: &LinuxSeccomp| seccomp.default_action.is_empty() && seccomp.syscalls.is_empty();
@@ -100,7 +101,7 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
     Ok(spec)
 }
 
-/// It begins as programs that drive runc know it.
+/// Programs that drive runc match on its beginning.
 fn no_spec(bundle: &Path) -> Error {
     let bundle = std::path::absolute(bundle).unwrap_or_else(|_| bundle.to_owned());
     let bundle = bundle.display();
@@ -109,7 +110,7 @@ fn no_spec(bundle: &Path) -> Error {
     ))
 }
 
-/// The hooks of a bundle, for containers whose state does not have them. None if the bundle is gone.
+/// The hooks of a bundle, for state files of earlier versions. None if the bundle is gone.
 pub(crate) fn read_hooks(bundle: &Path) -> Result<Option<Hooks>> {
     #[derive(serde::Deserialize)]
     struct Part {
@@ -126,17 +127,17 @@ pub(crate) fn read_hooks(bundle: &Path) -> Result<Option<Hooks>> {
     Ok(part.hooks)
 }
 
-/// Whether the container of a bundle may have others to wait for on its way: hooks, whoever answers for its seccomp
-/// filter, or containers that see its first process being born and can stop it, as they have the same pids. Rather once
-/// too often: by whoever asks at each creation.
+/// Whether creating this bundle's container may block on others: on hooks, on the supervisor of a seccomp filter, or on
+/// containers that share the pid namespace, and so can stop the first process. Errs on the side of true. The shim asks
+/// this at each creation.
 pub fn waits_for_others(bundle: &Path) -> bool {
     let text = std::fs::read(bundle.join("config.json")).unwrap_or_default();
     let has = |key: &str| text.windows(key.len()).any(|part| part == key.as_bytes());
-    // Told from the text, which costs less than reading it.
+    // Searched as text, which is cheaper than parsing.
     has("\"hooks\"") || has("\"listenerPath\"") || joins_pids(&text)
 }
 
-/// Whether a specification names a pid namespace that is there.
+/// Whether a spec joins an existing pid namespace.
 fn joins_pids(text: &[u8]) -> bool {
     #[derive(serde::Deserialize)]
     struct Part {
@@ -192,7 +193,7 @@ fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Refuses names, sysctls and devices for namespaces that are not the container's own.
+/// Refuses names, sysctls and devices for namespaces that the container shares with the caller.
 fn check_settings(spec: &Spec, own: &[NsKind]) -> Result<()> {
     let need = |what: &str, kind: NsKind| {
         if own.contains(&kind) {
@@ -215,7 +216,7 @@ fn check_settings(spec: &Spec, own: &[NsKind]) -> Result<()> {
     linux.sysctl.keys().try_for_each(|key| check_sysctl(key, &has))
 }
 
-/// What is done although it is likely not meant.
+/// Warnings of settings that are honoured although they are likely mistakes.
 pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
     let relative = spec.mounts.iter().filter(|mount| !Path::new(&mount.destination).is_absolute());
     let relative = relative.map(|mount| {
@@ -229,7 +230,7 @@ pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
             rule.access
         )
     });
-    // In a user namespace there are others.
+    // In a user namespace the capabilities are those of the namespace.
     let is_of_host = spec.namespace("user").is_none();
     let asked =
         spec.process.iter().filter(|_| is_of_host).filter_map(|process| process.capabilities.as_ref());
@@ -238,15 +239,15 @@ pub(crate) fn doubts(spec: &Spec) -> Vec<String> {
     relative.chain(unknown).chain(left_out).chain(beyond_host).collect()
 }
 
-/// Those of which the access is looked at: one for all devices is for every access.
+/// The rules whose access letters matter: a rule for all devices is for every access.
 fn device_rules(spec: &Spec) -> impl Iterator<Item = &DeviceRule> {
     let resources = spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     let rules = resources.into_iter().flat_map(|resources| &resources.devices);
     rules.filter(|rule| !matches!(rule.kind.as_str(), "" | "a"))
 }
 
-/// Warnings of capabilities that the process will not have: unknown ones, and those of a set that are not in another,
-/// which they have to be in, too (capabilities(7)).
+/// Warnings of capabilities that the process will not have: unknown ones, and those of a set that are missing in
+/// another that must have them too (capabilities(7)).
 pub(crate) fn capabilities_left_out(process: &Process) -> Vec<String> {
     let Some(all) = &process.capabilities else { return Vec::new() };
     let has = |names: &[String], cap: u32| names.iter().any(|name| cap::number(name) == Some(cap));
@@ -271,7 +272,7 @@ pub(crate) fn capabilities_left_out(process: &Process) -> Vec<String> {
     unknown_capabilities(all).into_iter().chain(warning).chain(beyond.into_iter().flatten()).collect()
 }
 
-/// A warning of capabilities that whoever asks for them does not have to give.
+/// A warning of capabilities that the caller lacks, and so cannot give.
 fn capabilities_beyond(all: &Capabilities, own: CapSet) -> Option<String> {
     let is_beyond = |name: &&str| cap::number(name).is_some_and(|cap| !own.contains(cap));
     let beyond: Vec<&str> = names_of(all).into_iter().filter(is_beyond).collect();
@@ -298,7 +299,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     if !Path::new(&process.cwd).is_absolute() {
         return bad("process.cwd is not an absolute path");
     }
-    // The kernel takes this number for "leave it as it is", which is root.
+    // -1 to the kernel: "leave the id unchanged", which is root.
     if [process.user.uid, process.user.gid].contains(&u32::MAX) {
         return bad("process.user has 4294967295, which is nobody's number");
     }
@@ -306,15 +307,15 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     if strings.into_iter().any(|string| string.contains('\0')) {
         return bad("process.args and process.env must not contain zero bytes");
     }
-    // A program would not find it, and a shell in its place drops it.
+    // getenv(3) would not find it, and a shell drops it.
     if let Some(entry) = process.env.iter().find(|entry| matches!(entry.find('='), None | Some(0))) {
         return bad(&format!("process.env has {entry:?}, which is not NAME=VALUE"));
     }
     scheduling::check(process)
 }
 
-/// Where a sysctl is below `/proc/sys` (sysctl.d(5)). The first `.` or `/` of its name says which of both separates;
-/// the other stands for a dot then, as that of the interface in `net.ipv4.conf.eth0/100.forwarding` and
+/// The path of a sysctl below `/proc/sys` (sysctl.d(5)). The first `.` or `/` of its name is the separator; the other
+/// one then stands for a dot in a part, as in `net.ipv4.conf.eth0/100.forwarding` and
 /// `net/ipv4/conf/eth0.100/forwarding`.
 pub fn sysctl_path(key: &str) -> String {
     match key.find(['.', '/']) {
@@ -330,11 +331,11 @@ pub fn sysctl_path(key: &str) -> String {
     }
 }
 
-/// Only what a namespace of the container separates may be set; the rest is the host's.
+/// Allows only sysctls that belong to a namespace of the container's own; the others are the host's.
 pub fn check_sysctl(key: &str, has: &impl Fn(&str) -> bool) -> Result<()> {
     let path = sysctl_path(key);
     if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        // Or `net/../kernel/core_pattern` would be one of the network's.
+        // Otherwise `net/../kernel/core_pattern` would count as a network sysctl.
         return Err(Error::invalid_argument(format!("sysctl {key:?} is no name")));
     }
     let ipc = path.starts_with("fs/mqueue/")
@@ -368,8 +369,8 @@ pub(crate) fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
     real_path(&bundle.join(&root.path), "root file system")
 }
 
-/// A path of the host, links resolved. `InvalidArgument` if it is not UTF-8: the state document, which is JSON,
-/// has no way to write it down.
+/// A path of the host, links resolved. `InvalidArgument` if it is not UTF-8: the state document, which is JSON, cannot
+/// hold it.
 pub(crate) fn real_path(path: &Path, what: &str) -> Result<PathBuf> {
     let real = path.canonicalize().context(|| format!("open {what} {}", path.display()))?;
     if real.to_str().is_none() {

@@ -1,7 +1,7 @@
-//! What every process of a container goes through on its way to its program, the first one and those of
-//! exec: standard streams, limits, labels, identity, capabilities, filter.
+//! The last steps of every container process before its program, in create and exec: standard streams, limits, labels,
+//! identity, capabilities, filter.
 //!
-//! The order is the kernel's: what needs a privilege comes before the step that drops it. Without
+//! The kernel dictates the order: steps that need a privilege come before the one that drops it. Without
 //! `noNewPrivileges` the filter is loaded while `CAP_SYS_ADMIN` is still there; with it, last.
 
 use std::collections::BTreeSet;
@@ -26,13 +26,13 @@ use crate::channel::{Channel, Message};
 use crate::labels::Labels;
 use crate::scheduling;
 
-/// Of a process whose description has none: the caller's is no business of the container's.
+/// The umask if the spec has none: the caller's must not leak into the container.
 const UMASK_DEFAULT: u32 = 0o022;
 
 /// Bytes of the image's `/etc/passwd` that are read.
 const PASSWD_LEN_MAX: u64 = 1 << 20;
 
-/// Puts the streams under 0, 1 and 2.
+/// Makes these the standard streams.
 pub(crate) fn set_streams(
     stdin: BorrowedFd<'_>,
     stdout: BorrowedFd<'_>,
@@ -47,8 +47,8 @@ pub(crate) fn set_streams(
     set().context(|| "set standard streams")
 }
 
-/// Makes the standard streams the user's, who would else not open them by name (`/dev/stdout`) where they are pipes of
-/// root. What may not be given away stays as it is, as with runc.
+/// Gives the standard streams to the user, who could otherwise not open pipes of root's by name (`/dev/stdout`). A
+/// stream whose owner cannot be changed stays as it is, as with runc.
 fn give_streams(uid: u32) -> Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
@@ -58,7 +58,7 @@ fn give_streams(uid: u32) -> Result<()> {
             continue;
         }
         match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>) {
-            // Its owner, or the user, is not in the map of the user namespace, or its file system is read-only.
+            // Its owner, or the user, is not mapped in the user namespace, or its file system is read-only.
             Err(Errno::PERM | Errno::ROFS | Errno::INVAL) => {}
             other => other.map_err(io::Error::from).context(what)?,
         }
@@ -70,8 +70,8 @@ fn is_null(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3)
 }
 
-/// Puts the container's null device in place of the host's, which is the same device in a file system that is
-/// none of the container's: what is open there holds that file system, and cannot be restored from a checkpoint.
+/// Replaces the host's null device by the container's: an open descriptor of the host's would keep its file system
+/// busy, and could not be restored from a checkpoint.
 pub(crate) fn take_null_from_inside() -> Result<()> {
     let is_null = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).is_ok_and(|stat| is_null(&stat));
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -81,7 +81,7 @@ pub(crate) fn take_null_from_inside() -> Result<()> {
     }
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let root = linux::beneath::Root::open(Path::new("/"))?;
-    // A container without such a device keeps what it was given.
+    // A container without such a device keeps the host's.
     let Ok(inside) = root.open_at(Path::new("/dev/null"), flags) else { return Ok(()) };
     if !is_null(inside.as_fd()) {
         return Ok(());
@@ -90,18 +90,18 @@ pub(crate) fn take_null_from_inside() -> Result<()> {
         .map_err(io::Error::from)
         .context(|| "open /dev/null")?;
     let own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    // What is not replaced is put where it is.
+    // The other streams are set to themselves.
     let [first, second, third] = std::array::from_fn(|at| if streams[at] { inside.as_fd() } else { own[at] });
     set_streams(first, second, third)
 }
 
-/// The compiled filter of system calls.
+/// The compiled seccomp filter.
 pub(crate) struct Filter {
     pub(crate) program: seccomp::Program,
 }
 
 impl Filter {
-    /// Loads the filter. The parent is told of its listener, and hands it on, before anything else is done.
+    /// Loads the filter. Before anything else the parent passes its listener on to the supervisor.
     fn load(&self, channel: &Channel, is_shown: bool) -> Result<()> {
         if is_shown && self.program.has_listener() {
             process::allow_tracing()?;
@@ -114,21 +114,21 @@ impl Filter {
     }
 }
 
-/// What was opened or found out for the process while the host was still in sight.
+/// What was opened or looked up for the process while the host was still reachable.
 pub(crate) struct ProcessSetup {
     pub(crate) proc: Proc,
     pub(crate) labels: Labels,
     pub(crate) filter: Option<Filter>,
-    /// Its parent, and who executes others beside it, have no right to look into it but that of its user, and
-    /// must: for the filter's listener, and for its namespaces. So it may be traced in the end, if nobody
-    /// else of the container can see it.
+    /// Whether the process becomes dumpable in the end, as only its user has the right to look into it then: the parent
+    /// needs it for the filter's listener, and later callers of exec for its namespaces. Only if no other process of
+    /// the container can see it.
     pub(crate) is_shown: bool,
     pub(crate) personality: Option<Personality>,
     pub(crate) memory_policy: Option<MemoryPolicy>,
 }
 
-/// Sets the limits of the calling process, which has `more` processes to make before its program is executed: so many
-/// more may there be of its user until [`lower_process_limit`]. It may open what it needs until [`lower_file_limit`].
+/// Sets the limits of the calling process, which still has to make `more` processes: so many more may its user have
+/// until [`lower_process_limit`], and it may open the files that it needs until [`lower_file_limit`].
 pub(crate) fn set_limits(process: &Process, more: u64, channel: &Channel) -> Result<()> {
     for limit in &process.rlimits {
         if limit.soft > limit.hard {
@@ -142,7 +142,7 @@ pub(crate) fn set_limits(process: &Process, more: u64, channel: &Channel) -> Res
     Ok(())
 }
 
-/// A limit as it is until the program is executed.
+/// A limit as it applies until the program is executed.
 fn until_execution(limit: &Rlimit, more: u64) -> Rlimit {
     let (soft, hard) = match limit.kind.as_str() {
         PROCESSES => (limit.soft.saturating_add(more), limit.hard.saturating_add(more)),
@@ -152,8 +152,8 @@ fn until_execution(limit: &Rlimit, more: u64) -> Rlimit {
     Rlimit { soft, hard, ..limit.clone() }
 }
 
-/// Raises hard limits of a process of ours for its [`set_limits`] of as many `more`: in a user namespace it has no right
-/// to. What cannot be raised is that function's to tell.
+/// Raises hard limits of a child from outside, as in a user namespace the child may not: for its [`set_limits`] with
+/// the same `more`. A limit that cannot be raised is reported by that function.
 pub(crate) fn make_room_for_limits(pid: u32, process: &Process, more: u64) {
     for limit in &process.rlimits {
         let Ok(resource) = resource(&limit.kind) else { continue };
@@ -166,8 +166,7 @@ pub(crate) fn make_room_for_limits(pid: u32, process: &Process, more: u64) {
     }
 }
 
-/// Sets the limit of open files as it is in the spec, for which no privilege is needed, if it leaves no room for what
-/// is done before the program is executed.
+/// Lowers the limit of open files to the spec's, for which no privilege is needed, if that was too small for the setup.
 pub(crate) fn lower_file_limit(process: &Process) -> Result<()> {
     match process.rlimits.iter().find(|limit| limit.kind == FILES && limit.soft < OWN_FILES) {
         Some(limit) => lower(limit),
@@ -175,7 +174,7 @@ pub(crate) fn lower_file_limit(process: &Process) -> Result<()> {
     }
 }
 
-/// Sets the limit of processes as it is in the spec, for which no privilege is needed.
+/// Lowers the limit of processes to the spec's, for which no privilege is needed.
 pub(crate) fn lower_process_limit(process: &Process) -> Result<()> {
     process_limit(process).map_or(Ok(()), lower)
 }
@@ -187,8 +186,7 @@ fn lower(limit: &Rlimit) -> Result<()> {
     set_rlimit(OWN, resource, limit.soft.min(hard), limit.hard.min(hard)).context(what)
 }
 
-/// Limits of the spec that may leave no room for what is done before its program is executed, as words; none if there
-/// are none of those.
+/// Names the limits of the spec that may be too small for the setup before the program; None if there are none.
 pub(crate) fn tight_limits(spec: &Spec) -> Option<String> {
     let resources = spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     let memory = resources.and_then(|resources| resources.memory.as_ref()?.limit);
@@ -204,21 +202,22 @@ pub(crate) fn tight_limits(spec: &Spec) -> Option<String> {
     (!words.is_empty()).then(|| words.join(", "))
 }
 
-/// The limit by which a clone is refused.
+/// The limit by which a clone can fail.
 pub(crate) fn process_limit(process: &Process) -> Option<&Rlimit> {
     process.rlimits.iter().find(|limit| limit.kind == PROCESSES)
 }
 
 const PROCESSES: &str = "RLIMIT_NPROC";
 const FILES: &str = "RLIMIT_NOFILE";
-/// Files that are open, at most, before the program is executed: more than there are.
+/// Upper bound of the files that are open before the program is executed.
 const OWN_FILES: u64 = 64;
-/// Bytes that are enough for what is done before the program is executed: many times what it takes.
+/// Bytes; many times the memory that the setup takes.
 const OWN_MEMORY: u64 = 64 << 20;
 
-/// Becomes the user of the spec, with its restrictions, in its working directory. What is left is to execute.
+/// Takes the identity of the spec, with its restrictions, and enters the working directory. Only the exec is left to
+/// do.
 ///
-/// `last` is what the user does by itself before that; with `noNewPrivileges` the filter has no say in it yet.
+/// `last` runs as that user; with `noNewPrivileges` it is not subject to the filter yet.
 pub(crate) fn become_user<T>(
     process: &Process,
     setup: ProcessSetup,
@@ -230,7 +229,7 @@ pub(crate) fn become_user<T>(
     if process.no_new_privileges {
         process::forbid_new_privileges()?;
     }
-    // Before any filter, which may refuse the question whether there are groups to drop.
+    // Before the filter, which may forbid getgroups(2) and setgroups(2).
     set_groups(&process.user.additional_gids, &setup.proc)?;
     let filter = setup.filter.as_ref();
     if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
@@ -239,10 +238,9 @@ pub(crate) fn become_user<T>(
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
     give_streams(process.user.uid)?;
-    // The last directory of the host that was open: none may be there when paths of the container are
-    // looked up.
+    // The last open directory of the host: none may be left when paths of the container are resolved.
     drop(setup.proc);
-    // As with runc, the user may be put into a directory that it may not enter by itself.
+    // As with runc, root enters the directory for a user that might not be allowed to.
     let is_there = try_directory(&process.cwd)?;
     cap::limit_bounding(CapSet::from_names(&capabilities.bounding))?;
     cap::keep_over_setuid(true)?;
@@ -275,7 +273,7 @@ fn set_scheduling(process: &Process, setup: &ProcessSetup) -> Result<()> {
     Ok(())
 }
 
-/// In a user namespace whoever is 0 may do what follows.
+/// Becomes uid and gid 0 of a joined user namespace, which has the rights for the following steps.
 #[expect(unsafe_code, reason = "the raw system calls, which change this thread only: there is no other")]
 pub(crate) fn become_root_of_user_namespace() -> Result<()> {
     // SAFETY: numbers only.
@@ -292,7 +290,7 @@ fn set_limit(limit: &Rlimit, channel: &Channel) -> Result<()> {
     let Rlimit { kind, soft, hard } = limit;
     let resource = resource(kind)?;
     match set_rlimit(OWN, resource, *soft, *hard) {
-        // Without CAP_SYS_RESOURCE a hard limit cannot be raised: take what there is.
+        // Without CAP_SYS_RESOURCE a hard limit cannot be raised: the current one is kept.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
             let (_, most) = rlimit(OWN, resource).context(|| format!("read {kind}"))?;
             if *hard > most {
@@ -332,7 +330,7 @@ fn resource(name: &str) -> Result<u32> {
         .ok_or_else(|| Error::invalid_argument(format!("unknown resource limit {name:?}")))
 }
 
-/// The calling process, to prlimit(2).
+/// The calling process, for prlimit(2).
 const OWN: u32 = 0;
 
 #[expect(unsafe_code, reason = "prlimit with numbers that rustix does not name")]
@@ -354,13 +352,12 @@ fn rlimit(pid: u32, resource: u32) -> io::Result<(u64, u64)> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok((limit.rlim_cur, limit.rlim_max)) }
 }
 
-/// Sets how soon the kernel ends a process of ours for want of memory, from outside: the process itself may
-/// no longer be allowed to. Returns what to warn of.
+/// Sets the oom score of a child from outside: the child itself may no longer be allowed to. Returns a warning.
 pub(crate) fn set_oom_score(pid: u32, process: &Process) -> Result<Option<String>> {
     let Some(score) = process.oom_score_adj else { return Ok(None) };
     match Proc::open()?.write(&format!("{pid}/oom_score_adj"), &score.to_string()) {
         Ok(()) => Ok(None),
-        // Lowering needs CAP_SYS_RESOURCE. A host that forbids it runs the container all the same.
+        // Lowering it needs CAP_SYS_RESOURCE. Without that the container runs all the same.
         Err(error) if error.is(ErrorKind::PermissionDenied) => {
             Ok(Some(format!("oomScoreAdj {score} is not allowed on this host: {}", error.chain())))
         }
@@ -373,7 +370,7 @@ fn set_groups(groups: &[u32], proc: &Proc) -> Result<()> {
     // SAFETY: pointer and length describe a slice that lives across the call.
     if unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) } < 0 {
         let error = io::Error::last_os_error();
-        // A user namespace whose setgroups is denied has no groups to drop either.
+        // A user namespace that denies setgroups has no groups to drop either.
         let denied = proc.read("self/setgroups").is_ok_and(|text| text.trim() == "deny");
         if !(denied && groups.is_empty()) {
             return Err(error).context(|| format!("set groups {groups:?}"));
@@ -401,8 +398,8 @@ fn enter_directory(cwd: &str) -> Result<()> {
     rustix::process::chdir(cwd).map_err(io::Error::from).context(|| format!("enter working directory {cwd}"))
 }
 
-/// Enters the working directory, and says whether that was permitted: a file system of another host's may refuse what
-/// root asks for, and not the user.
+/// Enters the working directory, and returns whether root was permitted to: a network file system may refuse root, but
+/// not the user.
 fn try_directory(cwd: &str) -> Result<bool> {
     match enter_directory(cwd) {
         Ok(()) => Ok(true),
@@ -411,8 +408,8 @@ fn try_directory(cwd: &str) -> Result<bool> {
     }
 }
 
-/// Makes sure that the working directory is inside the container: one reached through a leaked descriptor would not be
-/// (CVE-2024-21626).
+/// Makes sure that the working directory is inside of the container: one reached through a leaked descriptor would not
+/// be (CVE-2024-21626).
 fn check_directory(cwd: &str) -> Result<()> {
     match rustix::process::getcwd(Vec::new()) {
         Ok(path) if path.as_bytes().first() == Some(&b'/') => Ok(()),
@@ -422,7 +419,7 @@ fn check_directory(cwd: &str) -> Result<()> {
 
 /// The file to execute: as given if it has a slash, else the first found in the environment's `PATH`.
 ///
-/// `NotFound` and `PermissionDenied` tell what users see as exit codes 127 and 126.
+/// `NotFound` and `PermissionDenied` become the exit codes 127 and 126.
 pub(crate) fn find(process: &Process) -> Result<CString> {
     let name = &process.args[0];
     if name.is_empty() {
@@ -455,20 +452,20 @@ fn executable(path: &str) -> Result<()> {
         _ => Error::not_found(format!("exec: {path:?}: no such file or directory")),
     })?;
     if metadata.is_dir() {
-        // Both words: drivers of runc look for those of one version or another, and make 126 of them.
+        // Programs that drive runc match on one of these, by version, and exit with 126.
         return Err(Error::permission_denied(format!("exec: {path:?}: is a directory: permission denied")));
     }
     let is_allowed = |flags| accessat(rustix::fs::CWD, path, Access::EXEC_OK, flags);
     let allowed = match is_allowed(AtFlags::EACCESS) {
-        // So answers a filter that does not know the newer call. The older one asks for the real user, who is
-        // the effective one by now.
+        // A filter that does not know faccessat2(2) fails so. The older call checks the real user, who is the effective
+        // one by now.
         Err(Errno::PERM) => is_allowed(AtFlags::empty()),
         other => other,
     };
     allowed.map_err(|_| Error::permission_denied(format!("exec: {path:?}: permission denied")))
 }
 
-/// Each variable once, with the value that it is given last: getenv(3) would find the first.
+/// Each variable once, with its last value: getenv(3) would find the first.
 fn variables(all: &[String]) -> Vec<String> {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut seen = BTreeSet::new();
@@ -477,7 +474,7 @@ fn variables(all: &[String]) -> Vec<String> {
     last
 }
 
-/// What execve(2) takes.
+/// The arguments of execve(2).
 pub(crate) struct Execution {
     program: CString,
     arguments: Vec<CString>,
@@ -485,7 +482,7 @@ pub(crate) struct Execution {
 }
 
 impl Execution {
-    /// Of a program that was found.
+    /// For a program that was found by [`find`].
     pub(crate) fn prepare(program: CString, process: &Process) -> Execution {
         let strings = |list: &[String]| -> Vec<CString> {
             let checked =
@@ -493,7 +490,7 @@ impl Execution {
             checked.collect()
         };
         let mut environment = strings(&variables(&process.env));
-        // Nobody asks for it in a spec, and everybody relies on runc for it, also instead of an empty one.
+        // As runc sets `HOME` if it is missing or empty, images rely on it.
         environment.retain(|entry| entry.as_bytes() != b"HOME=");
         if !environment.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
             let home = format!("HOME={}", home(process.user.uid));
@@ -502,7 +499,7 @@ impl Execution {
         Execution { program, arguments: strings(&process.args), environment }
     }
 
-    /// As entries of a specification.
+    /// As entries of `process.env`.
     pub(crate) fn environment(&self) -> Vec<String> {
         self.environment.iter().map(|entry| entry.to_string_lossy().into_owned()).collect()
     }
@@ -515,7 +512,7 @@ impl Execution {
             Some(libc::ENOEXEC) => Error::permission_denied(format!(
                 "exec: {name:?}: exec format error: the file is made for another architecture, or a script without #!"
             )),
-            // Drivers of runc look for these words, and make 127 of them.
+            // Programs that drive runc match on these words, and exit with 127.
             Some(libc::ENOENT) => Error::not_found(format!(
                 "exec {name}: no such file or directory: the file is there, but the interpreter or loader that it names \
                  is not in the image"
@@ -525,9 +522,9 @@ impl Execution {
     }
 }
 
-/// The home that the container's `/etc/passwd` gives a user (passwd(5)); `/` where it says nothing.
+/// The home directory of a user in the container's `/etc/passwd` (passwd(5)); `/` if it has none.
 ///
-/// The file is the image's: it may be anything, so that nothing is waited for and not much is read.
+/// The file is the image's and may be anything: it is opened without blocking, and read up to a limit.
 fn home(uid: u32) -> String {
     let read = || -> io::Result<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -541,7 +538,7 @@ fn home(uid: u32) -> String {
     home_in(&read().unwrap_or_default(), uid)
 }
 
-/// By a list of users, in which other lines may hold bytes that are no text.
+/// Parses a list of users, whose other lines may not be UTF-8.
 fn home_in(users: &[u8], uid: u32) -> String {
     let users = String::from_utf8_lossy(users);
     let home = users.lines().find_map(|line| {
@@ -552,30 +549,29 @@ fn home_in(users: &[u8], uid: u32) -> String {
     home.unwrap_or("/").to_owned()
 }
 
-/// A name for a container's session keyring. Whoever knows it, and is the keyring's owner, can join: nobody else does,
-/// not even a container of the same id and the same users.
+/// A random name for a container's session keyring. The keyring's owner can join it by name; so the name is a secret,
+/// even from a container of the same id and user.
 pub(crate) fn keyring_name(id: &str) -> Result<String> {
     let random = linux::random::hex(16).context(|| "name the session keyring")?;
     Ok(format!("_ses.{id}.{random}"))
 }
 
-/// All for those who are in it (`linux/key.h`); its owner may find it by name, which exec needs, and not see it, since
-/// other containers' users may be the same.
+/// All rights for processes that have the keyring (`linux/key.h`). Its owner may search it by name, which exec needs,
+/// but not view it, as other containers' users may have the same uid.
 const KEYRING_PERMISSIONS: u32 = 0x3f00_0000 | 0x0008_0000;
-/// Bits of those who may find a keyring without being in it.
+/// The search permission of user, group and other.
 const KEYRING_SEARCH: u32 = 0x0008_0808;
 
-/// Leaves the caller's session keyring for the container's own, where those of exec find it (keyctl(2)).
+/// Leaves the caller's session keyring for a new one of the container's, which exec joins by name (keyctl(2)).
 pub(crate) fn new_keyring(name: &str) -> Result<()> {
     enter_keyring(name)?;
     open_keyring()
 }
 
-/// Joins the session keyring of the container. What it allows is the container's by now; only where nobody was in it
-/// any more, or yet, is it made.
+/// Joins the container's session keyring. It is made anew only if no process had it any more, or yet.
 pub(crate) fn join_keyring(name: &str) -> Result<()> {
     enter_keyring(name)?;
-    // One that was there before has these bits, or it would not have been found. One that was just made has not.
+    // A keyring found by name has the search permission; a new one has not.
     if keyring::session_permissions().is_some_and(|permissions| permissions & KEYRING_SEARCH == 0) {
         open_keyring()?;
     }
@@ -591,7 +587,7 @@ fn open_keyring() -> Result<()> {
     unless_forbidden(keyring::set_session_permissions(KEYRING_PERMISSIONS))
 }
 
-/// A kernel without keys, or a host that forbids them, leaks none.
+/// A kernel without keyrings, or a host that forbids them, leaks none.
 fn unless_forbidden(done: io::Result<()>) -> Result<()> {
     match done {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
@@ -599,15 +595,15 @@ fn unless_forbidden(done: io::Result<()>) -> Result<()> {
     }
 }
 
-/// Makes the terminal the standard streams, and the user's. That it is the controlling one is left to whoever will
-/// lead a session.
+/// Makes the terminal the standard streams, owned by the user. The session leader will make it the controlling
+/// terminal.
 pub(crate) fn set_terminal(slave: &OwnedFd, process: &Process, size: Option<(u16, u16)>) -> Result<()> {
     let size = size.or_else(|| process.console_size.as_ref().map(|size| (size.height, size.width)));
     if let Some((rows, columns)) = size {
         linux::tty::resize(slave.as_fd(), rows, columns)?;
     }
     let owner = Some(Uid::from_raw(process.user.uid));
-    // A user that is not in the map of the user namespace cannot own it; then root keeps it.
+    // A user that is not mapped in the user namespace cannot own it; then root keeps it.
     let _ = rustix::fs::fchown(slave, owner, None::<Gid>);
     set_streams(slave.as_fd(), slave.as_fd(), slave.as_fd())
 }

@@ -19,11 +19,11 @@ use std::path::{Path, PathBuf};
 use types::spec::runtime::IntelRdt;
 use types::{Context, Error, Result};
 
-/// The class of a container, made or found.
+/// The control group of a container (resctrl's "CLOS"), made or found.
 pub(crate) struct Class {
     dir: PathBuf,
     monitored: Option<PathBuf>,
-    /// What goes with the container.
+    /// The directory that is removed with the container.
     pub(crate) own: Option<PathBuf>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn mounted() -> Result<PathBuf> {
     })
 }
 
-/// Where the class of a container is.
+/// The directory of a container's control group.
 fn directory(root: &Path, id: &str, wanted: &IntelRdt) -> Result<PathBuf> {
     let name = if wanted.clos_id.is_empty() { id } else { &wanted.clos_id };
     match name {
@@ -47,10 +47,10 @@ fn directory(root: &Path, id: &str, wanted: &IntelRdt) -> Result<PathBuf> {
 }
 
 impl Class {
-    /// Makes the class with its shares, or joins the one that `closID` names. That may have others in it: it is joined
-    /// only if its shares are those that are wanted, or none are.
+    /// Makes the control group with its schemata, or joins the one that `closID` names. That may be shared, so it is
+    /// joined only if its schemata are the wanted ones, or none are given.
     ///
-    /// `FailedPrecondition` if they are not, or if there is no such class and nothing to make it with.
+    /// `FailedPrecondition` if they differ, or if there is no such group and no schema to make it with.
     pub(crate) fn prepare(root: &Path, id: &str, wanted: &IntelRdt) -> Result<Class> {
         let named = !wanted.clos_id.is_empty();
         let dir = directory(root, id, wanted)?;
@@ -69,7 +69,7 @@ impl Class {
         let filled = if named && !made { compare(root, &dir, &schemata) } else { write(&dir, &schemata) };
         filled.and_then(|()| class.monitor(id, wanted)).inspect_err(|_| {
             if made {
-                // The error that counts is the first one.
+                // The first error is reported.
                 let _ = fs::remove_dir(dir);
             }
         })
@@ -92,7 +92,7 @@ impl Class {
         Ok(self)
     }
 
-    /// The groups that each process of the container is put into: the class, and in it the one that counts.
+    /// The groups that each process of the container is put into: the control group, and in it the monitoring group.
     pub(crate) fn groups(&self) -> Vec<PathBuf> {
         std::iter::once(&self.dir).chain(&self.monitored).cloned().collect()
     }
@@ -102,7 +102,7 @@ impl Class {
     }
 }
 
-/// Puts a process, and with it all that it makes from then on, into [`Class::groups`]. `NotFound` if one is gone.
+/// Puts a process, and its later children, into [`Class::groups`]. `NotFound` if one is gone.
 pub(crate) fn put(groups: &[PathBuf], pid: u32) -> Result<()> {
     groups.iter().try_for_each(|group| {
         let file = group.join("tasks");
@@ -110,13 +110,13 @@ pub(crate) fn put(groups: &[PathBuf], pid: u32) -> Result<()> {
     })
 }
 
-/// Gives the class of a container other shares, and with it all that are in it.
+/// Changes the schemata of a container's control group, and so of all processes in it.
 pub(crate) fn change(root: &Path, id: &str, wanted: &IntelRdt) -> Result<()> {
     write(&directory(root, id, wanted)?, &schemata(wanted))
 }
 
-/// The lines of a class, in the order in which they are written: of two for one resource the last counts. `memBwSchema`
-/// stands for all lines of memory bandwidth in `l3CacheSchema`.
+/// The lines to write, in order: of two for one resource the last counts. `memBwSchema` replaces all lines of memory
+/// bandwidth in `l3CacheSchema`.
 fn schemata(wanted: &IntelRdt) -> String {
     let IntelRdt { l3_cache_schema, mem_bw_schema, schemata, .. } = wanted;
     let is_replaced = |line: &&str| !mem_bw_schema.is_empty() && line.trim_start().starts_with("MB:");
@@ -125,7 +125,7 @@ fn schemata(wanted: &IntelRdt) -> String {
     lines.filter(|line| !line.trim().is_empty()).flat_map(|line| [line, "\n"]).collect()
 }
 
-/// In one step: the kernel takes all lines or, if it cannot read one, none.
+/// One write: the kernel takes all lines or, if it cannot parse one, none.
 fn write(dir: &Path, schemata: &str) -> Result<()> {
     if schemata.is_empty() {
         return Ok(());
@@ -134,7 +134,7 @@ fn write(dir: &Path, schemata: &str) -> Result<()> {
     fs::write(&file, schemata).context(|| format!("write {schemata:?} to {}", file.display()))
 }
 
-/// Whether a class has shares that are wanted, as far as they are given.
+/// Fails unless a control group has the wanted schemata, as far as they are given.
 fn compare(root: &Path, dir: &Path, wanted: &str) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
@@ -154,17 +154,17 @@ fn compare(root: &Path, dir: &Path, wanted: &str) -> Result<()> {
     Err(Error::failed_precondition(format!("class {} has {has}, and not {wanted}", dir.display())))
 }
 
-/// A resource (`L3`, `MB`), and which of its parts.
+/// A resource (`L3`, `MB`) and the id of its domain.
 type Place<'a> = (&'a str, &'a str);
 
-/// The text of a number, which is one of bits unless it is a bandwidth.
+/// The value of a domain: a bit mask, unless it is a bandwidth.
 enum Share {
     Bits(Option<u64>),
     Bandwidth(Option<u64>),
 }
 
 impl Share {
-    /// The kernel raises a percentage to the next step of the hardware.
+    /// The kernel rounds a percentage up to the hardware's next step.
     fn is(&self, wanted: &Share, step: u64) -> bool {
         match (self, wanted) {
             (Share::Bandwidth(Some(own)), Share::Bandwidth(Some(wanted))) => {
@@ -190,28 +190,28 @@ fn shares(schemata: &str) -> BTreeMap<Place<'_>, Share> {
     shares.collect()
 }
 
-/// What the class of a container may use of caches and memory bandwidth, and uses.
+/// Schemata and usage of a container's control group.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Figures {
     pub(crate) cache: Option<Resource>,
     pub(crate) bandwidth: Option<Resource>,
-    /// All lines of the class, of whatever resources this host's kernel knows.
+    /// All lines of the group's schemata, for every resource that this kernel knows.
     pub(crate) schemata: Vec<String>,
-    /// Of each cache, in the order of their numbers; empty without hardware that counts.
+    /// Usage by cache, in the order of their ids; empty without monitoring hardware.
     pub(crate) used: Vec<Used>,
 }
 
-/// One that can be shared out.
+/// A resource that can be allocated.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Resource {
     /// The kernel's files about it, by name (resctrl.rst, "info directory").
     pub(crate) about: BTreeMap<String, String>,
-    /// Its lines of `schemata`: of those without a class, and of this one.
+    /// Its lines of `schemata`: of the root group, and of this one.
     pub(crate) schema_root: String,
     pub(crate) schema: String,
 }
 
-/// In bytes; none for what this hardware does not count.
+/// In bytes; None for events that this hardware does not count.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Used {
     pub(crate) cache: Option<u64>,
@@ -220,7 +220,7 @@ pub(crate) struct Used {
 }
 
 impl Figures {
-    /// Of the class of container `id`: its own, or the one that `closID` names.
+    /// Of the control group of container `id`: its own, or the one that `closID` names.
     pub(crate) fn read(root: &Path, id: &str, wanted: &IntelRdt) -> Result<Figures> {
         let dir = directory(root, id, wanted)?;
         let schemata = |dir: &Path| {
@@ -240,7 +240,7 @@ impl Figures {
     }
 }
 
-/// The files of a directory, which may not be there, as the kernel has none for what the hardware cannot.
+/// The files of a directory; none if it does not exist, as for a resource that the hardware lacks.
 fn about(dir: &Path) -> BTreeMap<String, String> {
     let files = fs::read_dir(dir).into_iter().flatten().flatten();
     let read = |file: fs::DirEntry| {
@@ -265,7 +265,7 @@ fn used(data: &Path) -> Result<Vec<Used>> {
     caches
         .retain(|path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"mon_L3_")));
     caches.sort();
-    // `Unavailable` and `Error` are no numbers.
+    // The kernel writes `Unavailable` and `Error` too.
     let read = |cache: &Path, name: &str| fs::read_to_string(cache.join(name)).ok()?.trim().parse().ok();
     let used = caches.iter().map(|cache| Used {
         cache: read(cache, "llc_occupancy"),
@@ -275,7 +275,7 @@ fn used(data: &Path) -> Result<Vec<Used>> {
     Ok(used.collect())
 }
 
-/// Removes what was made for a container.
+/// Removes the directory that was made for a container.
 pub(crate) fn remove(own: &Path) -> Result<()> {
     match fs::remove_dir(own) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -300,7 +300,7 @@ mod tests {
         let read = |name: &str| fs::read_to_string(root.path().join("id").join(name)).unwrap();
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=f\nMB:0=50\n", "7"));
         assert_eq!(class.own.as_deref(), Some(root.path().join("id").as_path()));
-        // Once more, for other shares.
+        // Once more, with another schema.
         let changed = IntelRdt { l3_cache_schema: "L3:0=3".into(), ..IntelRdt::default() };
         assert_eq!(Class::prepare(root.path(), "id", &changed).unwrap().own, None, "it was there");
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=3\n", "7"));
@@ -333,12 +333,12 @@ mod tests {
         check("L3:0=f\nMB:0=20", "", &[], Some("L3:0=f\nMB:0=20\n"));
         check("L3:0=f\nMB:0=20\n", "MB:0=50", &[], Some("L3:0=f\nMB:0=50\n"));
         check("MB:0=20", "MB:0=50", &[], Some("MB:0=50\n"));
-        // What is listed comes last.
+        // `schemata` comes last.
         check("L3:0=f", "MB:0=50", &["L2:0=3", "MB:0=70\n"], Some("L3:0=f\nMB:0=50\nL2:0=3\nMB:0=70\n"));
         check("", "", &["L3:0=f;1=f"], Some("L3:0=f;1=f\n"));
     }
 
-    /// What others may be in is joined or refused, and stays as it is.
+    /// A shared group is joined or refused, and never changed.
     #[test]
     fn a_class_of_others_is_not_changed() {
         let root = tempfile::TempDir::new().unwrap();
@@ -350,7 +350,7 @@ mod tests {
         };
         let missing = Class::prepare(root.path(), "id", &wanted("", "")).map(|_| ()).unwrap_err();
         assert!(missing.is(types::ErrorKind::FailedPrecondition) && !root.path().join("shared").exists());
-        // The one that makes it does not take it along.
+        // The container that makes a shared group does not remove it.
         assert_eq!(Class::prepare(root.path(), "id", &wanted("L3:0=f", "")).unwrap().own, None);
         let file = root.path().join("shared/schemata");
         assert_eq!(fs::read_to_string(&file).unwrap(), "L3:0=f\n");
@@ -381,7 +381,7 @@ mod tests {
             }
             assert_eq!(fs::read_to_string(&file).unwrap(), before, "{l3} {bandwidth}");
         }
-        // Who asks for that has it changed.
+        // An explicit update changes it.
         change(root.path(), "id", &wanted("L3:0=3", "MB:0=20")).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "L3:0=3\nMB:0=20\n");
         let gone = IntelRdt { clos_id: "gone".into(), ..wanted("L3:0=3", "") };
@@ -400,20 +400,20 @@ mod tests {
         for dir in [&root.path().join("shared"), &group] {
             assert_eq!(fs::read_to_string(dir.join("tasks")).unwrap(), "7", "{}", dir.display());
         }
-        // One that enters later.
+        // For a process that enters later.
         assert_eq!(class.groups(), [root.path().join("shared"), group.clone()]);
         put(&class.groups(), 8).unwrap();
         assert_eq!(fs::read_to_string(group.join("tasks")).unwrap(), "8");
         assert!(put(&[root.path().join("gone")], 8).unwrap_err().is(types::ErrorKind::NotFound));
         assert_eq!(class.own, Some(group.clone()));
-        // The kernel's directories are removed with the files that they have.
+        // The kernel removes such a directory together with its files.
         fs::remove_file(group.join("tasks")).unwrap();
         remove(&group).unwrap();
         remove(&group).unwrap();
         assert!(root.path().join("shared").exists());
     }
 
-    /// The kernel's files, as a processor with all of it has them.
+    /// The kernel's files on a processor with all features.
     #[test]
     fn what_a_class_may_use_and_uses_is_told() {
         let root = tempfile::TempDir::new().unwrap();
@@ -448,7 +448,7 @@ mod tests {
         assert_eq!([bandwidth.schema_root, bandwidth.schema], ["MB:0=100;1=100", "MB:0=50;1=100"]);
         let first = Used { cache: Some(4096), transferred: Some(2048), transferred_locally: None };
         assert_eq!(figures.used, [first, Used { cache: Some(8192), ..Used::default() }]);
-        // A group of its own in a class that others have too, by name.
+        // A monitoring group in a control group that others share, by name.
         write("shared/schemata", "");
         write("shared/mon_groups/id/mon_data/mon_L3_00/llc_occupancy", "1\n");
         write("shared/mon_data/mon_L3_00/llc_occupancy", "2\n");

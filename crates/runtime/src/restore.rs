@@ -1,12 +1,12 @@
-//! A container that comes back from a [`checkpoint`](crate::checkpoint).
+//! Restoring a container from a [`checkpoint`](crate::checkpoint).
 //!
 //! ```text
-//! we: spec ─▶ state directory ─▶ cgroup ─▶ clone, in a mount namespace ─▶ Go ─▶ request ─▶ hooks, terminal ─▶ state file
-//!                                            └▶ cgroup ─▶ mount points, root ─▶ streams ─▶ criu ─▶ first process
+//! runtime: spec ─▶ state directory ─▶ cgroup ─▶ clone, in a mount namespace ─▶ Go ─▶ request ─▶ hooks, terminal ─▶ state file
+//!                                                └▶ cgroup ─▶ mount points, root ─▶ streams ─▶ criu ─▶ first process
 //! ```
 //!
-//! The mounts that criu needs are made where nobody else sees them, so that none stays whatever happens. What
-//! it restores are our children.
+//! The mounts that criu needs are made in a private mount namespace, so that none is left behind. The processes that it
+//! restores are children of the caller.
 
 use std::fs;
 use std::io;
@@ -43,24 +43,24 @@ use crate::supervisor::Supervisor;
 
 const LOG: &str = "restore.log";
 
-/// What a container is restored with, beside its bundle and its images.
+/// Options of a restore, beside the bundle and the images.
 pub struct RestoreOptions<'a> {
     pub id: &'a str,
     /// Directory of `config.json`.
     pub bundle: &'a Path,
-    /// Where the states of containers are kept.
+    /// The directory that holds the containers' state directories.
     pub state_root: &'a Path,
     /// [`Stdio::Terminal`] if the first process had one.
     pub stdio: Stdio,
-    /// Whom to ask for cgroups, instead of making them by the file system.
+    /// The systemd instance that makes the cgroup; without one the runtime makes it in the file system.
     pub systemd: Option<Instance>,
     pub criu: CriuOptions,
-    /// The program may say that it is ready, as with [`crate::CreateOptions::takes_notices`]. It may in any case where
-    /// it could before.
+    /// Gives the program a socket for sd_notify(3), as [`crate::CreateOptions::takes_notices`]. A container that had
+    /// one before always gets one.
     pub takes_notices: bool,
-    /// Label of AppArmor or SELinux instead of the one in the images: `apparmor:NAME`, `selinux:LABEL`.
+    /// An AppArmor or SELinux label in place of that in the images: `apparmor:NAME`, `selinux:LABEL`.
     pub lsm_profile: Option<String>,
-    /// Label of the mounts instead of the one in the images.
+    /// The mounts' label in place of that in the images.
     pub lsm_mount_context: Option<String>,
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn restore(options: RestoreOptions<'_>) -> Result<Created> {
     let made = make();
     made.map_err(|error| {
         maker.undo();
-        // What stays behind is named in the error of the next create with this id.
+        // If this fails, the next create with this id reports the directory.
         let _ = dir.remove();
         error.context(what)
     })
@@ -120,7 +120,7 @@ impl<'a> Restore<'a> {
             None
         } else {
             let place = CgroupPlace::of(&spec, options.id)?;
-            // Before it has limits of ours.
+            // Checked before this creation makes it.
             if options.criu.cgroups == CgroupMode::Strict && place.is_there()? {
                 return Err(Error::failed_precondition(
                     "the container's cgroup is there already, and cgroups are managed strictly; remove it, or choose \
@@ -156,10 +156,10 @@ impl<'a> Restore<'a> {
         Ok(Created { container, pid, pidfd, console, warnings: self.warnings })
     }
 
-    /// The child's side: what criu finds when it begins.
+    /// The child's side: prepares the environment for criu.
     fn prepare(&self) -> Result<()> {
-        // criu has no keyrings in its images: what it restores has its own. Those who enter a user namespace do not find
-        // it there, and make one.
+        // criu does not dump keyrings; the restored processes get this one. A further process in a user namespace does
+        // not find it there, and makes one.
         program::new_keyring(&self.keyring)?;
         if let Some(entry) = &self.entry {
             entry.enter().context(|| "enter the cgroup")?;
@@ -169,7 +169,7 @@ impl<'a> Restore<'a> {
             Stdio::Pipes { stdin, stdout, stderr } => {
                 program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
             }
-            // What is restored has its own.
+            // The restored process opens its own terminal.
             Stdio::Terminal { .. } => {
                 let null = fs::File::options().read(true).write(true).open("/dev/null");
                 let null = null.context(|| "open /dev/null")?;
@@ -179,12 +179,12 @@ impl<'a> Restore<'a> {
         }
     }
 
-    /// Makes the root a mount of its own, which criu asks for, with a place for each mount in it.
+    /// Makes the root a mount of its own, which criu requires, with a mount point for each mount in it.
     fn prepare_root(&self) -> Result<()> {
-        // Nothing that is done here is seen on the host.
+        // Mounts made here are not propagated to the host.
         let host = beneath::Root::open(Path::new("/"))?;
         mount::set_propagation(host.as_fd(), Propagation::Slave, true)?;
-        // Places inside of bind mounts need those mounts, which criu will make once more.
+        // Mount points inside of bind mounts need those mounts, which criu will make again.
         let scratch = rootfs::bind_root(&self.rootfs, Propagation::Slave)?;
         for mount in &self.mounts {
             rootfs::make_mount_point(&scratch, mount, &self.spec).map_err(|error| {
@@ -207,7 +207,7 @@ impl<'a> Restore<'a> {
         let pid = cloned.pid;
         let mut state = State::new(self.options.id, pid, &self.bundle, &self.rootfs);
         state.keyring_name = Some(self.keyring.clone());
-        // Who enters has the filter, and what listens to it, of its own.
+        // For exec, whose processes load the filter with a listener of their own.
         let filter = self.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
         state.supervisor = filter.map_or(Ok(None), Supervisor::of)?;
         self.equip(maker, pid, &mut state)?;
@@ -221,7 +221,7 @@ impl<'a> Restore<'a> {
                 self.bring_loopback_up(notice.pid)?;
                 run_host_hooks(&state, &Steps::default())
             }
-            // It is there and does not run yet.
+            // The first process exists, and does not run yet.
             "post-restore" => {
                 state.pid = notice.pid;
                 state.identify()?;
@@ -243,7 +243,8 @@ impl<'a> Restore<'a> {
         Ok((state, console))
     }
 
-    /// A new network is empty, and sockets that listen at 127.0.0.1 are restored in it before the container runs.
+    /// A new network namespace is empty, and sockets that listen at 127.0.0.1 are restored in it before the container
+    /// runs.
     fn bring_loopback_up(&self, pid: u32) -> Result<()> {
         if !self.namespaces.is_new(NsKind::Network) {
             return Ok(());
@@ -255,7 +256,7 @@ impl<'a> Restore<'a> {
             .context(|| "bring up the loopback of the restored network")
     }
 
-    /// What criu, and thereby all that it restores, is given from outside.
+    /// Sets up criu, and thereby the processes that it restores, from outside.
     fn equip(&self, maker: &mut Maker<'_>, pid: u32, state: &mut State) -> Result<()> {
         if let Some(instance) = &self.options.systemd {
             let path = self.spec.linux.as_ref().map_or("", |linux| &linux.cgroups_path);
@@ -281,7 +282,7 @@ impl<'a> Restore<'a> {
             }
         }
         let mode = match self.options.criu.cgroups {
-            // The container's was made just now, which criu would take for one that was there.
+            // The container's cgroup was made just now; criu would refuse it as an existing one.
             CgroupMode::Strict => CgroupMode::Full,
             mode => mode,
         };
@@ -318,7 +319,7 @@ impl<'a> Restore<'a> {
         Ok(found)
     }
 
-    /// Pipes that were the first process's standard streams: those of criu take their places, wherever in the
+    /// Pipes that were the first process's standard streams: criu replaces them by its own streams, wherever in the
     /// container they are open.
     fn inherited_streams(&self) -> Result<Vec<InheritedFd>> {
         let path = self.options.criu.images.join(DESCRIPTORS);
@@ -331,7 +332,7 @@ impl<'a> Restore<'a> {
     }
 }
 
-/// The cgroups that a process is in, which criu puts in place of those in the images.
+/// The cgroups of a process, which criu puts in place of those in the images.
 fn cgroups_of(pid: u32) -> Result<Vec<CgroupRoot>> {
     let path = format!("/proc/{pid}/cgroup");
     let text = fs::read_to_string(&path).context(|| format!("read {path}"))?;

@@ -1,5 +1,5 @@
-//! The container's file systems: built around the root while the host's tree is still there, entered by
-//! pivot_root(2), restricted afterwards.
+//! The container's file systems: built beneath the root while the host's tree is still there, entered by pivot_root(2),
+//! restricted afterwards.
 //!
 //! ```text
 //! build    root bound to itself ─▶ mounts ─▶ devices ─▶ links          every target beneath the root's fd
@@ -8,10 +8,10 @@
 //! ```
 //!
 //! Invariants
-//! - A target is opened beneath the root and used by that descriptor, so that a symlink in the image leads
-//!   to a place in the image or nowhere (CVE-2019-16884, CVE-2021-30465).
-//! - Nothing may be mounted on `/proc` but proc itself and a short list of its files.
-//! - What masks a path is checked to be the device it is taken for (CVE-2025-31133).
+//! - A target is opened beneath the root and used by that descriptor, so that a symlink in the image leads to a path in
+//!   the image or nowhere (CVE-2019-16884, CVE-2021-30465).
+//! - Only proc itself, and a short list of its files, may be mounted on `/proc`.
+//! - The device that masks a path is checked to be the null device (CVE-2025-31133).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,7 +43,7 @@ pub(crate) use prepare::{PreparedMount, prepare, shelve, strip_root};
 pub(crate) use restrict::restrict;
 pub(crate) use shelf::Shelf;
 
-/// The root of the container, before it is everybody's root.
+/// The container's root, before pivot_root(2).
 pub(crate) struct Root {
     inside: beneath::Root,
     path: PathBuf,
@@ -70,7 +70,7 @@ impl Root {
     }
 }
 
-/// A file in a directory that is open, by one name and no link.
+/// Opens or creates a file in an open directory, by a single name; a link is refused.
 fn open_or_create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(dir, name, create, Mode::from_raw_mode(0o644)) {
@@ -112,7 +112,7 @@ pub(crate) fn build(plan: &Plan, channel: &Channel, supplies: &Supplies<'_>) -> 
     Ok(root)
 }
 
-/// A working directory that the image lacks is made, as users of every runtime expect.
+/// Makes the working directory if the image lacks it, as every runtime does.
 fn make_working_directory(root: &Root, spec: &Spec, channel: &Channel) -> Result<()> {
     let cwd = spec.process.as_ref().map_or("/", |process| process.cwd.as_str());
     if cwd == "/" {
@@ -120,35 +120,35 @@ fn make_working_directory(root: &Root, spec: &Spec, channel: &Channel) -> Result
     }
     match root.inside.make_dirs(Path::new(cwd), 0o755) {
         Ok(_) => Ok(()),
-        // Entering it will say what is wrong, if it still is.
+        // Entering it will report the problem, if there still is one.
         Err(error) => channel.send(&Message::Warning(error.chain())),
     }
 }
 
-/// Makes the copy of the host's tree independent: what is mounted here is not seen there.
+/// Stops propagation from this copy of the host's tree to the host.
 fn isolate_host_tree(spec: &Spec) -> Result<()> {
     let host_root = beneath::Root::open(Path::new("/"))?;
     mount::set_propagation(host_root.as_fd(), host_propagation(spec)?, true)
 }
 
-/// How what happens on the host and in the container's copy of its tree reaches the other.
+/// How mounts propagate between the host and the container's copy of its tree.
 fn host_propagation(spec: &Spec) -> Result<Propagation> {
     let wanted = spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
     match Propagation::parse(wanted) {
         _ if wanted.is_empty() => Ok(Propagation::Slave),
-        // Unbindable is for the container's root only; the host's tree must stay bindable until we are done.
+        // Unbindable is for the container's root only; the host's tree must stay bindable until the root is built.
         Some((Propagation::Unbindable, _)) => Ok(Propagation::Private),
         Some((propagation, _)) => Ok(propagation),
         None => Err(Error::invalid_argument(format!("unknown rootfsPropagation {wanted:?}"))),
     }
 }
 
-/// The root as a mount of its own, which pivot_root asks for.
+/// The root as a mount of its own, which pivot_root(2) requires.
 pub(crate) fn bind_root(path: &Path, host: Propagation) -> Result<Root> {
     let what = || format!("bind root file system {}", path.display());
     let target = beneath::Root::open(path)?;
     let tree = mount::clone_tree(target.as_fd(), Path::new(""), true).context(what)?;
-    // pivot_root refuses a root that is shared with others. One that hears of what the host mounts in it is not.
+    // pivot_root(2) refuses a shared root. A slave, which receives mounts from the host, is allowed.
     let own = if host == Propagation::Slave { Propagation::Slave } else { Propagation::Private };
     mount::set_propagation(tree.as_fd(), own, true).context(what)?;
     // Only then can it still be shared: see `isolate_host_tree`.
@@ -159,7 +159,7 @@ pub(crate) fn bind_root(path: &Path, host: Propagation) -> Result<Root> {
     Ok(Root { inside: beneath::Root::from_fd(tree, path), path: path.to_owned() })
 }
 
-/// The mount that the root lies in must not be shared, or the kernel refuses to move into it.
+/// The parent mount of the root must not be shared, or pivot_root(2) fails.
 fn make_parent_private(path: &Path) -> Result<()> {
     let points = mount::mount_points()?;
     let parent = points
@@ -175,8 +175,8 @@ fn make_parent_private(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes the place for a mount, as [`build`] does, without mounting more than what further places lie in. What
-/// lies in a file system that is made anew needs none.
+/// Makes a mount point, as [`build`] does, and mounts only what further mount points lie in. Those in a new file system
+/// need none.
 pub(crate) fn make_mount_point(root: &Root, mount: &PreparedMount, spec: &Spec) -> Result<()> {
     let destination = Path::new(&mount.spec.destination);
     let is_inside = |other: &Mount| {
@@ -197,7 +197,7 @@ pub(crate) fn make_mount_point(root: &Root, mount: &PreparedMount, spec: &Spec) 
     } else {
         root.inside.make_file(destination, 0o644)?
     };
-    // What is shown read-only is not written to for the places of further mounts either.
+    // A read-only mount stays so: no mount points are made in it either.
     mount::set_attributes(source.as_fd(), mount.options.of_bind(false), false)?;
     mount::set_attributes(source.as_fd(), mount.options.recursive, true)?;
     mount::attach(source.as_fd(), target.as_fd())

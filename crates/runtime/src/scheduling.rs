@@ -1,4 +1,4 @@
-//! When and where a process runs: scheduler, IO priority, processors, memory nodes, personality.
+//! Scheduling and placement of a process: scheduler, IO priority, CPU affinity, memory nodes, personality.
 #![expect(unsafe_code, reason = "these system calls have no wrappers in rustix")]
 
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 use types::spec::runtime::{IoPriority, MemoryPolicy, Personality, Process, Scheduler};
 use types::{Context, Error, Result};
 
-/// Most processors and memory nodes that a list may name.
+/// Upper bound of processor and node numbers in a list.
 const NUMBER_MAX: u32 = 8192;
 
 /// `IOPRIO_CLASS_*` (ioprio_set(2)).
@@ -53,7 +53,7 @@ pub(crate) const MEMORY_FLAGS: [(&str, u32); 3] = [
     ("MPOL_F_STATIC_NODES", 1 << 15),
 ];
 
-/// Refuses numbers that the kernel would cut down or pass over (sched_setattr(2), ioprio_set(2)).
+/// Refuses values that the kernel would clamp or ignore (sched_setattr(2), ioprio_set(2)).
 pub(crate) fn check(process: &Process) -> Result<()> {
     let bad = |why: String| Err(Error::invalid_argument(why));
     if let Some(scheduler) = &process.scheduler {
@@ -78,7 +78,7 @@ pub(crate) fn check(process: &Process) -> Result<()> {
     }
 }
 
-/// The value of a word of the specification.
+/// The value of a constant by its name in the specification.
 fn value<T: Copy>(words: &[(&str, T)], word: &str, what: &str) -> Result<T> {
     let found = words.iter().find(|(known, _)| *known == word);
     found.map(|(_, value)| *value).ok_or_else(|| Error::invalid_argument(format!("unknown {what} {word:?}")))
@@ -96,8 +96,8 @@ pub(crate) fn set_io_priority(priority: &IoPriority) -> Result<()> {
         .context(|| format!("set ioPriority {} {}", priority.class, priority.priority))
 }
 
-/// Of a process; 0 is the caller. `processors` are those of its cgroup, as a list; empty if it is not limited
-/// to any, or if that is not known.
+/// Sets the scheduler of a process; 0 is the caller. `processors` is the cpuset of its cgroup, as a list; empty if it
+/// has none, or if it is not known.
 pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -> Result<()> {
     #[repr(C)]
     struct SchedAttr {
@@ -125,7 +125,7 @@ pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -
         runtime: scheduler.runtime,
         deadline: scheduler.deadline,
         period: scheduler.period,
-        // Which the specification has flags for, and no values; older kernels take what is zero.
+        // The specification has flags for them, but no values; older kernels require zero.
         util_min: 0,
         util_max: 0,
     };
@@ -134,8 +134,8 @@ pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler, processors: &str) -
         .map_err(|error| not_scheduled(scheduler, processors, error))
 }
 
-/// A deadline is kept on all processors that are scheduled together, or refused (sched-deadline.rst,
-/// "Deadline scheduling with CPU affinity"). Who drives runc knows its words.
+/// Explains a refusal: a deadline needs all processors that are scheduled together (sched-deadline.rst, "Deadline
+/// scheduling with CPU affinity"). The words are runc's, which programs that drive it match on.
 fn not_scheduled(scheduler: &Scheduler, processors: &str, error: io::Error) -> Error {
     let is_bound = scheduler.policy == "SCHED_DEADLINE"
         && !processors.is_empty()
@@ -151,7 +151,7 @@ fn not_scheduled(scheduler: &Scheduler, processors: &str, error: io::Error) -> E
     Error::new(error.kind().into(), words).with_source(error)
 }
 
-/// Ties the calling process to processors, listed as in cpuset(7). An empty list leaves it as it is.
+/// Sets the CPU affinity of the calling process, as a list (cpuset(7)). An empty list leaves it as it is.
 pub(crate) fn set_processors(list: &str) -> Result<()> {
     if list.is_empty() {
         return Ok(());
@@ -163,23 +163,23 @@ pub(crate) fn set_processors(list: &str) -> Result<()> {
         .context(|| format!("run on processors {list}"))
 }
 
-/// Lets the calling process run wherever its cgroup does, as with runc: who starts containers may be tied to fewer
-/// processors (taskset(1), `CPUAffinity=` of systemd), and since Linux 6.2 who enters a cgroup stays tied. The kernel
-/// takes away what is not there, or not in the cgroup's set (sched_setaffinity(2)).
+/// Resets the CPU affinity of the calling process to its cgroup's, as runc does: the caller may be bound to fewer
+/// processors (taskset(1), systemd's `CPUAffinity=`), and since Linux 6.2 the affinity survives entering a cgroup. The
+/// kernel drops processors that do not exist, or are not in the cgroup's set (sched_setaffinity(2)).
 pub(crate) fn leave_callers_processors() {
     let all = [u64::MAX; NUMBER_MAX as usize / 64];
     let size = size_of_val(&all);
-    // A process that may not leave them, as by a filter of the host's, runs where its caller does.
+    // If the call is refused, as by a filter of the host's, the process keeps the caller's affinity.
     // SAFETY: size and pointer describe an array that lives across the call; 0 is the caller.
     unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, all.as_ptr()) };
 }
 
-/// Refuses what is no memory policy, in the words of runc.
+/// Checks a memory policy, with errors in runc's words.
 pub(crate) fn check_memory_policy(policy: &MemoryPolicy) -> Result<()> {
     read_memory_policy(policy).map(|_| ())
 }
 
-/// The mode with its flags, and the nodes as bits.
+/// The mode with its flags, and the nodes as a bit mask.
 fn read_memory_policy(policy: &MemoryPolicy) -> Result<(u32, Vec<u64>)> {
     let bad = |why: String| Err(Error::invalid_argument(why));
     let Some((_, mode)) = MEMORY_MODES.iter().find(|(known, _)| *known == policy.mode) else {
@@ -219,7 +219,7 @@ pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> Result<()> {
     let (mode, nodes) = read_memory_policy(policy)?;
     let (pointer, bits) = match nodes.len() {
         0 => (std::ptr::null(), 0),
-        // The kernel reads one bit less than it is told of.
+        // The kernel reads one bit less than `maxnode`.
         words => (nodes.as_ptr(), words * 64 + 1),
     };
     // SAFETY: pointer and length describe a slice that lives across the call, or are null and 0.
@@ -240,7 +240,7 @@ pub(crate) fn set_personality(personality: &Personality) -> Result<()> {
     done(unsafe { libc::personality(domain) }.into()).context(|| "set personality")
 }
 
-/// `0-2,5` as words of bits.
+/// Parses `0-2,5` into words of a bit mask.
 fn mask(list: &str) -> Result<Vec<u64>> {
     let bad = || Error::invalid_argument(format!("{list:?} is no list of numbers like 0-2,5"));
     let ranges = stdx::ranges(list).filter(|ranges| ranges.iter().all(|range| *range.end() < NUMBER_MAX));

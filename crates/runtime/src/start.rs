@@ -1,12 +1,12 @@
-//! How a container that was created is told to go on to its program, and says how that went.
+//! The start of a created container, and its outcome.
 //!
 //! ```text
-//! who starts it ── a byte ─▶ start ─▶ first process
-//!                ◀─ why not, or nothing ─ start.answer ◀─ which exec closes
+//! starter ── a byte ─▶ start ─▶ first process
+//!         ◀─ an error, or end of file at exec ─ start.answer ◀─
 //! ```
 //!
-//! Two fifos. The first process has them open before it has a filter, behind which it needs but read(2) and write(2): a
-//! socket would take accept4(2), which is forbidden to many a program.
+//! Two fifos. The first process opens them before it loads its filter, under which it then needs only read(2) and
+//! write(2): a socket would need accept4(2), which many filters forbid.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -20,7 +20,7 @@ use types::{Context, Error, Result};
 
 use crate::state::StateDir;
 
-/// There until the container is started.
+/// Exists until the container is started.
 pub(crate) const START: &str = "start";
 const ANSWER: &str = "start.answer";
 
@@ -51,14 +51,14 @@ impl Start {
         Ok(())
     }
 
-    /// Says why the program is not executed.
+    /// Reports why the program is not executed.
     pub(crate) fn answer(&self, words: &str) {
-        // Nobody may wait for it any more.
+        // The starter may have given up waiting.
         let _ = rustix::io::write(&self.answer, words.as_bytes());
     }
 }
 
-/// The side of who starts it.
+/// The side of the caller of start.
 pub(crate) struct Starter {
     go: OwnedFd,
     answer: File,
@@ -70,18 +70,18 @@ impl Starter {
             let path = dir.path(name);
             open(&path, flags | OFlags::NONBLOCK).context(|| format!("open {}", path.display()))
         };
-        // To read as well, so that there is somebody who reads in any case.
+        // Also for reading, so that the fifo always has a reader.
         Ok(Starter { answer: open(ANSWER, OFlags::RDONLY)?.into(), go: open(START, OFlags::RDWR)? })
     }
 
-    /// Nobody else starts it from here on.
+    /// Claims the start: a second starter fails from here on.
     pub(crate) fn take(&self, dir: &StateDir) -> io::Result<()> {
         fs::remove_file(dir.path(START))?;
         fs::remove_file(dir.path(ANSWER))
     }
 
-    /// Lets the first process go on. What it answers: nothing if its program has begun, or may yet, after so long.
-    /// `FailedPrecondition` if it had ended before.
+    /// Lets the first process go on. Returns its error; empty if its program has begun, or may still begin when
+    /// `patience` is over. `FailedPrecondition` if it had ended before.
     pub(crate) fn go(mut self, patience: Option<Duration>) -> Result<String> {
         let what = || "start the first process";
         let deadline = patience.map(|patience| Instant::now() + patience);
@@ -120,7 +120,7 @@ mod tests {
 
     use super::*;
 
-    /// What the first process does, and what is heard of it.
+    /// Runs `act` as the first process, and returns the starter's result.
     fn start(act: impl FnOnce(Start) + Send) -> Result<String> {
         let root = tempfile::tempdir().unwrap();
         let dir = StateDir::create(root.path(), "one").unwrap();

@@ -1,16 +1,16 @@
-//! What is known of a container between two calls: a directory per container below the state root.
+//! The persistent state of containers: one directory for each below the state root.
 //!
 //! ```text
 //! ROOT/ID/
-//! ├── cgroup         which cgroup was made for it (cgroup_note.rs)
+//! ├── cgroup         the cgroup that was made for it (cgroup_note.rs)
 //! ├── state.json     written once, by create (docs/design/runtime-state.md)
 //! ├── seccomp.bpf    the compiled filter, for exec
-//! ├── notify/        if somebody waits for the program to be ready: its socket (sd_notify(3))
-//! ├── paused         of one that was paused before its start
-//! └── start, start.answer   there until the container is started; its first process waits on them (start.rs)
+//! ├── notify/        the socket for sd_notify(3), if the container was created with one
+//! ├── paused         of a container that was paused before its start
+//! └── start, start.answer   fifos that the first process waits on, until the container is started (start.rs)
 //! ```
 //!
-//! Whether a container runs is never read from a file: it is asked of the kernel.
+//! Whether a container runs is never read from a file, but asked of the kernel.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -30,17 +30,17 @@ use types::{Context, Error, Result, Timestamp, UnlessGone};
 use crate::plan::read_hooks;
 use crate::supervisor::Supervisor;
 
-/// Written into each state file; readers refuse others.
+/// The format of state files; others are refused.
 const VERSION: u32 = 1;
 
 const STATE: &str = "state.json";
 pub(crate) const FILTER: &str = "seccomp.bpf";
-/// Of a container that was paused before its start: whether it is now, its cgroup tells.
+/// Marks a container that was paused before its start; its cgroup tells whether it is paused now.
 pub(crate) const PAUSED: &str = "paused";
 pub(crate) const NOTICES: &str = "notify";
 pub(crate) const NOTICES_SOCKET: &str = "notify.sock";
 
-/// Where a container is in its life (runtime-spec `runtime.md`, "State"), and `paused`.
+/// The status of a container (runtime-spec `runtime.md`, "State"), and `paused`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -63,15 +63,15 @@ impl Status {
     }
 }
 
-/// The record of a container.
+/// The content of `state.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub version: u32,
     pub id: String,
-    /// Of the first process, in the namespace of whoever created the container.
+    /// Of the first process, in the pid namespace of the container's creator.
     pub pid: u32,
-    /// Clock ticks since boot at which that process began (proc_pid_stat(5), field 22): tells it from
-    /// another with the same number.
+    /// Clock ticks since boot at which that process started (proc_pid_stat(5), field 22): tells it from a later process
+    /// of the same pid.
     pub started_at_ticks: u64,
     pub bundle: PathBuf,
     pub rootfs: PathBuf,
@@ -79,41 +79,41 @@ pub struct State {
     pub owner_uid: u32,
     /// Directory of the cgroup by hierarchy.
     pub cgroups: BTreeMap<String, PathBuf>,
-    /// Device and number of each of these: another in its place is another's. Empty of earlier versions.
+    /// Device and inode of each, which tell it from a later one at the same path. Empty in files of earlier versions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cgroup_inodes: BTreeMap<String, Inode>,
-    /// Whether all its processes are in a pid namespace of its own. None of earlier versions.
+    /// Whether all its processes are in a pid namespace of its own. None in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub has_own_pids: Option<bool>,
-    /// The unit that systemd made for it, if it did.
+    /// The scope that systemd made for it, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub systemd_scope: Option<String>,
-    /// Where that systemd may listen, if it is a user's own.
+    /// Where that systemd may listen, if it is a user's instance.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub systemd_sockets: Vec<PathBuf>,
     pub annotations: BTreeMap<String, String>,
-    /// Those of the creation: what becomes of the bundle later changes nothing (`runtime.md`, "Lifecycle"). None of
-    /// earlier versions, which read them anew.
+    /// The hooks at creation: later changes of the bundle have no effect (`runtime.md`, "Lifecycle"). None in files of
+    /// earlier versions, for which they are read from the bundle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
-    /// What every further process gets too.
+    /// Further processes get it too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personality: Option<Personality>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_policy: Option<MemoryPolicy>,
-    /// What a further process gets where its own description says nothing. None of earlier versions.
+    /// Defaults for further processes. None in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_process: Option<FirstProcess>,
-    /// Who is asked by the filter of each process.
+    /// The supervisor that the filter of each process asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<Supervisor>,
-    /// Those who enter keep the session keyring of their caller, as the first process did.
+    /// Further processes keep their caller's session keyring, as the first process did.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_new_keyring: bool,
-    /// Name of the session keyring. Without one it is that of earlier versions: see [`State::keyring`].
+    /// Name of the session keyring. None in files of earlier versions: see [`State::keyring`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keyring_name: Option<String>,
-    /// Directory in resctrl that was made for the container, and goes with it.
+    /// Directory in resctrl that was made for the container, and is removed with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resctrl: Option<PathBuf>,
     /// Directories in resctrl that every further process is put into too.
@@ -121,7 +121,7 @@ pub struct State {
     pub resctrl_groups: Vec<PathBuf>,
 }
 
-/// What of the first process's description counts for those who enter, too.
+/// The parts of the first process's description that are defaults for further processes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstProcess {
     capabilities: Option<Capabilities>,
@@ -138,7 +138,7 @@ impl FirstProcess {
         }
     }
 
-    /// Fills in what the description of another process leaves out.
+    /// Fills in what another process's description leaves out.
     fn complete(&self, process: &mut Process) {
         let text = |own: &mut String, first: &String| {
             if own.is_empty() {
@@ -153,14 +153,14 @@ impl FirstProcess {
     }
 }
 
-/// The directory of one container.
+/// The state directory of one container.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir(PathBuf);
 
 impl StateDir {
     /// Makes the directory. `AlreadyExists` if the id is taken.
     ///
-    /// What is in it is for its owner alone, whatever the caller's umask. A root that is there stays as it is.
+    /// Its mode is 0700 whatever the caller's umask. An existing state root stays as it is.
     pub(crate) fn create(root: &Path, id: &str) -> Result<StateDir> {
         check_id(id)?;
         let mut builder = fs::DirBuilder::new();
@@ -176,7 +176,7 @@ impl StateDir {
         }
     }
 
-    /// `NotFound` if there is no container of this id, and only then: a disk that does not answer is another error.
+    /// `NotFound` only if there is no container of this id: a failing disk is another error.
     pub(crate) fn open(root: &Path, id: &str) -> Result<StateDir> {
         check_id(id)?;
         let dir = root.join(id);
@@ -193,7 +193,7 @@ impl StateDir {
         self.0.join(name)
     }
 
-    /// Makes the directory that the container will see of its socket for notices. Its absolute path.
+    /// Makes the directory of the notification socket, which the container will see. Returns its absolute path.
     pub(crate) fn make_notices(&self) -> Result<PathBuf> {
         let path = self.path(NOTICES);
         let make = || {
@@ -205,11 +205,11 @@ impl StateDir {
         make().context(|| format!("make {}", path.display()))
     }
 
-    /// Binds that socket, which every user of the container may write to. None if the directory was not made.
+    /// Binds that socket, writable for every user of the container. None if the directory was not made.
     pub(crate) fn bind_notices(&self) -> Result<Option<UnixDatagram>> {
         let path = self.path(NOTICES);
         let bind = || -> std::io::Result<UnixDatagram> {
-            // Through the directory's descriptor, since the path may be longer than a socket's address.
+            // Relative to the directory's descriptor, as the path may be longer than a socket address allows.
             let folder = fs::File::open(&path)?;
             let short = proc_path(folder.as_fd()).join(NOTICES_SOCKET);
             let socket = UnixDatagram::bind(&short)?;
@@ -227,19 +227,18 @@ impl StateDir {
         self.publish(STATE)
     }
 
-    /// Writes the state where nobody reads it yet: [`StateDir::publish_state`] puts it in its place.
+    /// Writes the state to a draft, which [`StateDir::publish_state`] renames.
     pub(crate) fn draft(&self, state: &State) -> Result<()> {
         let bytes = serde_json::to_vec(state).expect("a state has only strings and numbers");
         self.write_draft(STATE, &bytes)
     }
 
-    /// The container is complete from here on.
+    /// Publishes the drafted state: the container is complete from here on.
     pub(crate) fn publish_state(&self) -> Result<()> {
         self.publish(STATE)
     }
 
-    /// Writes a file whole: under another name first. Without fsync: after a power cut no process is left
-    /// that it could describe.
+    /// Writes a file atomically. Without fsync: after a power cut there is no process left for it to describe.
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.write_draft(name, bytes)?;
         self.publish(name)
@@ -271,7 +270,7 @@ impl StateDir {
         Ok(state)
     }
 
-    /// The state, or none if create has not got that far.
+    /// The state; None if create has not got that far.
     pub(crate) fn try_read(&self) -> Result<Option<State>> {
         self.read().unless_gone()
     }
@@ -284,7 +283,7 @@ impl StateDir {
     }
 }
 
-/// An id is a name in file systems and runc's (`[A-Za-z0-9_+.-]+`). Those of the daemon's containers are fewer.
+/// Checks an id against runc's rule (`[A-Za-z0-9_+.-]+`); it is a file name. The daemon's rule is stricter.
 pub(crate) fn check_id(id: &str) -> Result<()> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
     let why = match id {
@@ -301,7 +300,7 @@ fn draft(name: &str) -> String {
 }
 
 impl State {
-    /// A record that is not told apart yet from that of another process with the same number.
+    /// A new record, whose process is not identified yet.
     pub(crate) fn new(id: &str, pid: u32, bundle: &Path, rootfs: &Path) -> State {
         State {
             version: VERSION,
@@ -330,7 +329,7 @@ impl State {
         }
     }
 
-    /// Takes over what the specification says of the container's later life.
+    /// Records what the spec says about the container's later life.
     pub(crate) fn note(&mut self, spec: &Spec) {
         self.annotations.clone_from(&spec.annotations);
         self.hooks = Some(spec.hooks.clone().unwrap_or_default());
@@ -341,7 +340,7 @@ impl State {
         }
     }
 
-    /// The hooks of the container; none if its bundle, which has those of earlier versions, is gone.
+    /// The container's hooks; none if a state file of an earlier version has lost its bundle.
     pub(crate) fn hooks(&self) -> Result<Cow<'_, Hooks>> {
         match &self.hooks {
             Some(hooks) => Ok(Cow::Borrowed(hooks)),
@@ -349,14 +348,14 @@ impl State {
         }
     }
 
-    /// The session keyring that those who enter join; none if they keep their caller's.
+    /// The session keyring that further processes join; None if they keep their caller's.
     pub(crate) fn keyring(&self) -> Option<String> {
         let earlier = || format!("_ses.{}", self.id);
         (!self.no_new_keyring).then(|| self.keyring_name.clone().unwrap_or_else(earlier))
     }
 
-    /// A further process as it is to be: what its description leaves out is as for the first one, so that nobody is
-    /// freer inside for not having been told of a label.
+    /// A further process with the first one's defaults filled in, so that it is not less confined if its description
+    /// leaves labels out.
     pub(crate) fn complete(&self, process: &Process) -> Process {
         let mut whole = process.clone();
         if let Some(first) = &self.first_process {
@@ -365,18 +364,18 @@ impl State {
         whole
     }
 
-    /// Looks up when the process began.
+    /// Reads the start time of the process.
     pub(crate) fn identify(&mut self) -> Result<()> {
         self.started_at_ticks = started_at_ticks(self.pid)?.unwrap_or(0);
         Ok(())
     }
 
-    /// Whether the container's first process is there and has not ended.
+    /// Whether the container's first process is still running.
     pub(crate) fn is_alive(&self) -> Result<bool> {
         Ok(started_at_ticks(self.pid)? == Some(self.started_at_ticks))
     }
 
-    /// The document that hooks and `runc state` get (runtime-spec `runtime.md`, "State").
+    /// The state document for hooks and `runc state` (runtime-spec `runtime.md`, "State").
     pub fn document(&self, status: Status) -> serde_json::Value {
         serde_json::json!({
             "ociVersion": types::spec::runtime::VERSION,
@@ -392,12 +391,12 @@ impl State {
     }
 }
 
-/// The name that this host gives a user, or `#UID`.
+/// The name of a user on this host, or `#UID`.
 fn owner(uid: u32) -> String {
     owner_in(&fs::read("/etc/passwd").unwrap_or_default(), uid)
 }
 
-/// By a list of users (passwd(5)), in which other lines may hold bytes that are no text.
+/// Parses a list of users (passwd(5)), whose other lines may not be UTF-8.
 fn owner_in(users: &[u8], uid: u32) -> String {
     let users = String::from_utf8_lossy(users);
     let name = users.lines().find_map(|line| {
@@ -408,7 +407,7 @@ fn owner_in(users: &[u8], uid: u32) -> String {
     name.map_or_else(|| format!("#{uid}"), str::to_owned)
 }
 
-/// When a process began; none if there is no such process, or only its corpse.
+/// The start time of a process; None if there is none, or only a zombie.
 fn started_at_ticks(pid: u32) -> Result<Option<u64>> {
     let path = format!("/proc/{pid}/stat");
     let text = match linux::procfs::read_own(&path) {
@@ -420,7 +419,7 @@ fn started_at_ticks(pid: u32) -> Result<Option<u64>> {
         }
         Err(error) => return Err(error).context(|| format!("read {path}")),
     };
-    // The name in parentheses may contain anything, so fields are counted behind its end.
+    // The command name in parentheses may contain anything, so fields are counted behind the last parenthesis.
     let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     match (fields.first(), fields.get(19).and_then(|ticks| ticks.parse().ok())) {
         (Some(&("Z" | "X" | "x")), _) => Ok(None),

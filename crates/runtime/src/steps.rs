@@ -1,12 +1,12 @@
-//! What the runtime does, step by step, for who looks for where it fails (`--debug`). Of what the container's first process
-//! does by itself, one learns by how it answers.
+//! The runtime's steps, for finding out where it fails (`--debug`). Steps of the container's first process itself are
+//! only visible through its answers.
 
 use std::fmt;
 use std::rc::Rc;
 
 type Listener = dyn Fn(&str);
 
-/// Who hears of each step: nobody, if nobody asked.
+/// The receiver of steps; none by default.
 #[derive(Clone, Default)]
 pub struct Steps(Option<Rc<Listener>>);
 

@@ -1,7 +1,7 @@
-//! The supervisor of a filter: whoever listens at `seccomp.listenerPath` and answers the calls that the
-//! profile has it asked about (`config-linux.md`, "The Container Process State").
+//! The supervisor of a seccomp filter: the process that listens at `seccomp.listenerPath`, and decides on the system
+//! calls of the action `SCMP_ACT_NOTIFY` (`config-linux.md`, "The Container Process State").
 //!
-//! It gets one message per process: the state document, and the listener's descriptor beside it.
+//! It gets one message for each process: the state document, with the listener's descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -24,7 +24,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// The supervisor of a profile that asks one.
+    /// The supervisor of a profile; None if no rule asks one.
     pub(crate) fn of(profile: &LinuxSeccomp) -> Result<Option<Supervisor>> {
         let asks = profile.syscalls.iter().any(|rule| rule.action == "SCMP_ACT_NOTIFY");
         match (asks, profile.listener_path.is_empty()) {
@@ -42,12 +42,12 @@ impl Supervisor {
         }
     }
 
-    /// Takes the listener out of a process, which has it under this number.
+    /// Duplicates the listener out of a process, which has it under this number (pidfd_getfd(2)).
     pub(crate) fn listener_of(process: &PidFd, number: i32) -> Result<OwnedFd> {
         process.descriptor(number).context(|| "take the seccomp listener out of the process")
     }
 
-    /// Hands the listener of process `pid` to the supervisor. `state` is the container's document.
+    /// Sends the listener of process `pid` to the supervisor. `state` is the container's state document.
     pub(crate) fn hand_over(&self, pid: u32, listener: BorrowedFd<'_>, state: &Value) -> Result<()> {
         let what = || format!("hand the seccomp listener to {}", self.path.display());
         let message = serde_json::json!({
@@ -57,7 +57,7 @@ impl Supervisor {
             "metadata": self.metadata,
             "state": state,
         });
-        // Who drives runc knows its words.
+        // Programs that drive runc match on its words.
         let stream = UnixStream::connect(&self.path)
             .context(|| "failed to connect with seccomp agent specified in the seccomp profile")
             .context(what)?;

@@ -1,15 +1,14 @@
 //! What a container's first process gets from its parent while it builds its root.
 //!
 //! ```text
-//! parent   cgroups of version 1 ─▶ limits ─▶ Cgroup (doors)     filter is compiled ─▶ Filter
+//! parent   cgroups of version 1 ─▶ limits ─▶ Cgroup (fds)       filter is compiled ─▶ Filter
 //!                                                │                                       │
 //! child    root … ─────────────────────────────▶ enters ─▶ streams, descriptors ───────▶ user, filter
 //! ```
 //!
-//! It enters its cgroup as late as it can, and no later than it must: before a mount that shows the cgroup, before a
-//! mount that takes of what is limited, before hooks, before sysctls where network devices move in, and before it
-//! becomes the container's user. What comes is taken in the order in which it is sent, before another word of the
-//! parent's.
+//! The child enters its cgroup as late as possible: before a mount that shows the cgroup, before a mount that takes
+//! limited resources, before hooks, before sysctls if network devices move in, and before it becomes the container's
+//! user. Messages are received in the order in which the parent sends them, before any other.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -26,7 +25,7 @@ use crate::program::Filter;
 
 pub(crate) struct Supplies<'a> {
     channel: &'a Channel,
-    /// The cgroup namespace is made when the process is in its cgroup.
+    /// The cgroup namespace is made once the process is in its cgroup.
     has_cgroup_namespace: bool,
     has_filter: bool,
     is_inside: Cell<bool>,
@@ -48,7 +47,7 @@ impl Supplies<'_> {
         }
     }
 
-    /// Enters the cgroup, if that is not done yet. In version 2, and where systemd has made it, the process is there
+    /// Enters the cgroup, if that is not done yet. In version 2, and in a scope of systemd's, the process is in it
     /// already.
     pub(crate) fn enter_cgroup(&self) -> Result<()> {
         if self.is_inside.replace(true) {
@@ -60,14 +59,14 @@ impl Supplies<'_> {
             }
             _ => return Err(parent_went_away()),
         }
-        // Its root is where the process is at this moment.
+        // The namespace's root is the process's cgroup at this moment.
         if self.has_cgroup_namespace {
             ns::unshare(&[NsKind::Cgroup])?;
         }
         Ok(())
     }
 
-    /// Waits for all that is still to come.
+    /// Receives everything that is still to come.
     pub(crate) fn complete(&self) -> Result<()> {
         self.enter_cgroup()?;
         if !self.has_filter || self.filter.borrow().is_some() {
@@ -80,7 +79,7 @@ impl Supplies<'_> {
         Ok(())
     }
 
-    /// The filter, if the specification has one.
+    /// The filter, if the spec has one.
     pub(crate) fn into_filter(self) -> Result<Option<Filter>> {
         self.complete()?;
         Ok(self.filter.into_inner())

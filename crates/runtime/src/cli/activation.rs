@@ -1,11 +1,11 @@
-//! What systemd, or whoever speaks like it, gives the services that it starts, handed on to the container's
-//! program: sockets that listen already (sd_listen_fds(3)), and word of its readiness (sd_notify(3)).
+//! systemd's socket activation (sd_listen_fds(3)) and readiness notification (sd_notify(3)), passed on to and from the
+//! container's program.
 //!
 //! ```text
-//! program ── READY=1 ─▶ ROOT/ID/notify/notify.sock ─ we ── READY=1, MAINPID, BARRIER ─▶ $NOTIFY_SOCKET
+//! program ── READY=1 ─▶ ROOT/ID/notify/notify.sock ─ runtime ── READY=1, MAINPID, BARRIER ─▶ $NOTIFY_SOCKET
 //! ```
 //!
-//! Nothing else that the program says is passed on: it would be about processes, and rights, of the host.
+//! Other notifications of the program are dropped: they would be about processes, and rights, of the host.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -22,14 +22,14 @@ use types::{Context, Result};
 
 use crate::Container;
 
-/// Bytes of a message that are looked at.
+/// Bytes that are read of a message.
 const MESSAGE_LEN_MAX: usize = 4096;
 
-/// How long systemd may take to what it was told before, until what would end our part of it goes on.
+/// How long to wait until systemd has handled the messages before a barrier.
 const BARRIER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
-/// How many sockets this process was given, from descriptor 3 on, and what tells the container's program of them.
-/// Its number is 1 where it has a pid namespace, as runc takes for granted.
+/// How many listening sockets this process was given, from descriptor 3 on, and the variables that tell the container's
+/// program of them. They say that its pid is 1, as runc assumes too.
 pub(super) fn sockets() -> (u32, Vec<String>) {
     let variable = |name: &str| std::env::var(name).ok();
     let is_ours = variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string());
@@ -44,17 +44,17 @@ pub(super) fn sockets() -> (u32, Vec<String>) {
     }
 }
 
-/// Where readiness is waited for; nobody does if it is empty.
+/// The address of the service manager that awaits readiness; none if the variable is empty.
 fn supervisor() -> Option<OsString> {
     std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
 }
 
-/// Whether somebody waits for the container's program to be ready.
+/// Whether a service manager awaits readiness.
 pub(super) fn is_awaited() -> bool {
     supervisor().is_some()
 }
 
-/// The container's socket, on which its program says that it is ready.
+/// The container's notification socket, and the service manager's address.
 pub(super) struct Readiness {
     socket: UnixDatagram,
     supervisor: OsString,
@@ -67,14 +67,14 @@ impl AsFd for Readiness {
 }
 
 impl Readiness {
-    /// Listens, if somebody waits and the container was made for that. Before the program starts.
+    /// Listens if readiness is awaited and the container was created for that. To be called before the program starts.
     pub(super) fn listen(container: &Container) -> Result<Option<Readiness>> {
         let Some(supervisor) = supervisor() else { return Ok(None) };
         Ok(container.listen_for_notices()?.map(|socket| Readiness { socket, supervisor }))
     }
 
-    /// Takes a message, and tells the supervisor if it is the awaited one, with `main` as the process that is to
-    /// be watched. True if it was.
+    /// Receives a message, and notifies the service manager if it is about readiness, with `main` as the main process
+    /// of the service. True if it was.
     pub(super) fn pass_on(&self, main: u32) -> Result<bool> {
         let mut message = [0; MESSAGE_LEN_MAX];
         let len = self.socket.recv(&mut message).context(|| "receive from the container's program")?;
@@ -84,7 +84,8 @@ impl Readiness {
         Ok(true)
     }
 
-    /// Tells the supervisor of a program that goes on: it has said before that it is ready, if it ever does.
+    /// Notifies the service manager of a restored program: it has reported readiness before the checkpoint, if it ever
+    /// does.
     pub(super) fn was_given(&self, main: u32) -> Result<()> {
         let what = || format!("notify {}", self.supervisor.to_string_lossy());
         self.tell(b"READY=1", main).context(what)
@@ -95,7 +96,7 @@ impl Readiness {
         to.connect_addr(&address(&self.supervisor)?)?;
         to.send(ready)?;
         to.send(format!("MAINPID={main}").as_bytes())?;
-        // Whoever is not this service's main process may be told to go only when that is known.
+        // A sender that is not the service's main process may exit only once systemd has handled its messages.
         let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         send_with_fd(to.as_fd(), b"BARRIER=1", theirs.as_fd())?;
         drop(theirs);
@@ -107,7 +108,7 @@ impl Readiness {
         }
     }
 
-    /// Passes on until the program is ready, or has ended.
+    /// Forwards until the program is ready, or has ended.
     pub(super) fn wait(self, main: u32, program: &PidFd) -> Result<()> {
         loop {
             let mut waited = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(program, PollFlags::IN)];
@@ -116,7 +117,7 @@ impl Readiness {
                 other => other.map_err(io::Error::from).context(|| "wait for the container's program")?,
             };
             let [heard, ended] = waited.map(|fd| !fd.revents().is_empty());
-            // What was said before the end counts.
+            // Messages sent before the end still count.
             if heard && self.pass_on(main)? || ended && !heard {
                 return Ok(());
             }
@@ -124,7 +125,7 @@ impl Readiness {
     }
 }
 
-/// A path, or with `@` in front a name in the abstract namespace (unix(7)).
+/// A path, or with a leading `@` a name in the abstract namespace (unix(7)).
 fn address(name: &OsStr) -> io::Result<SocketAddr> {
     match name.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),

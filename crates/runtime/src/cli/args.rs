@@ -1,5 +1,5 @@
-//! Arguments, taken one by one. Flags come before the words they belong to, or behind them where no words are another
-//! program's; `--flag=value` works too.
+//! The argument parser. Flags stand before the words they belong to, or behind them where no words belong to another
+//! program; `--flag=value` works too.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -9,9 +9,9 @@ use types::{Error, Result};
 
 pub(super) struct Args {
     words: VecDeque<String>,
-    /// Flags may stand behind the words too: what is left is not another program's.
+    /// Flags may stand behind the words too, as no words belong to another program.
     anywhere: bool,
-    /// A `--` was passed: what follows are words, whatever they begin with.
+    /// A `--` was seen: all that follows are words.
     no_more_flags: bool,
 }
 
@@ -27,12 +27,13 @@ impl Args {
         self.anywhere = true;
     }
 
-    /// Takes a flag that stands before the next word. Of several the last one counts. Short flags may not be joined.
+    /// Takes a boolean flag that stands before the next word. The last occurrence counts. Short flags may not be
+    /// joined.
     pub(super) fn flag(&mut self, names: &[&str]) -> bool {
         self.choice(names).unwrap_or(false)
     }
 
-    /// As [`Args::flag`], of one that may be cleared too (`--flag=false`). None if it is not there.
+    /// As [`Args::flag`], of a flag that can be cleared too (`--flag=false`). None if it is absent.
     pub(super) fn choice(&mut self, names: &[&str]) -> Option<bool> {
         let mut is_set = None;
         while let Some((index, value)) =
@@ -44,18 +45,18 @@ impl Args {
         is_set
     }
 
-    /// Takes a flag with its value. Of several the last one counts.
+    /// Takes a flag with its value. The last occurrence counts.
     pub(super) fn value(&mut self, names: &[&str]) -> Option<String> {
         self.values(names).pop()
     }
 
-    /// Takes the flag that names the bundle: the working directory, if it is empty or not there.
+    /// Takes the flag that names the bundle; the working directory if it is absent or empty.
     pub(super) fn bundle(&mut self) -> PathBuf {
         let named = self.value(&["-b", "--bundle"]).filter(|path| !path.is_empty());
         named.map_or_else(|| PathBuf::from("."), PathBuf::from)
     }
 
-    /// Takes a flag that may be there several times.
+    /// Takes a flag that may occur several times.
     pub(super) fn values(&mut self, names: &[&str]) -> Vec<String> {
         std::iter::from_fn(|| self.next_value(names)).collect()
     }
@@ -71,7 +72,7 @@ impl Args {
     }
 
     pub(super) fn number<T: std::str::FromStr>(&mut self, names: &[&str]) -> Result<Option<T>> {
-        // Without a value is as without the flag, as runc has it.
+        // An empty value is as good as none, as with runc.
         let Some(text) = self.value(names).filter(|text| !text.is_empty()) else { return Ok(None) };
         let number = text
             .parse()
@@ -102,13 +103,13 @@ impl Args {
         }
     }
 
-    /// All words that are left.
+    /// All remaining words.
     pub(super) fn rest(&mut self) -> Vec<String> {
         self.pass_separator();
         self.words.drain(..).collect()
     }
 
-    /// Nothing may be left.
+    /// Fails if there is an argument left.
     pub(super) fn end(&mut self) -> Result<()> {
         match self.words.front() {
             Some(word) if word.starts_with('-') && !self.no_more_flags => {
@@ -119,9 +120,9 @@ impl Args {
         }
     }
 
-    /// Where flags may be: before a `--`, and before the first word that neither is a flag nor a flag's value, unless
-    /// they may be anywhere. Which flags have values is not known here, so a word behind a flag may be either, and is
-    /// passed over.
+    /// Indices at which flags may stand: before a `--`, and before the first word that is neither a flag nor a flag's
+    /// value, unless flags may stand anywhere. Which flags take values is not known here, so that a word behind a flag
+    /// may be its value, and is skipped.
     fn flags(&self) -> impl Iterator<Item = usize> + use<> {
         let mut end = 0;
         let mut previous_is_flag = false;
@@ -138,13 +139,13 @@ impl Args {
     }
 }
 
-/// A command line that is not understood, and where there is more.
+/// An error of the command line, which points to the help.
 fn refused(what: &str) -> Error {
     Error::invalid_argument(format!("{what}; see --help"))
 }
 
-/// The name of a flag without its dashes, and the value that is joined to it. One dash is as good as two, for long names
-/// and for short ones (Go's `flag`). None for words, `-` and `--`.
+/// The name of a flag without its dashes, and the value that is joined to it. One dash and two are the same, for long
+/// names and short ones (Go's package `flag`). None for words, `-` and `--`.
 fn parts(word: &str) -> Option<(&str, Option<&str>)> {
     let text = word.strip_prefix("--").or(word.strip_prefix('-')).filter(|text| !text.is_empty())?;
     Some(text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value))))
@@ -154,7 +155,7 @@ fn bare(name: &str) -> &str {
     name.trim_start_matches('-')
 }
 
-/// Whether a word sets or clears a flag that has one of these names; None if it is another.
+/// Whether a word sets or clears the flag of one of these names; None if it is another flag, or none.
 fn switch(word: &str, names: &[&str]) -> Option<bool> {
     let (name, value) = parts(word)?;
     if !names.iter().any(|other| bare(other) == name) {

@@ -1,4 +1,4 @@
-//! `checkpoint` and `restore`: what they share, and how each is told from flags.
+//! `checkpoint` and `restore`, and their flags.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::create::{HandOver, read_terminal};
 use super::{Cli, exit_code, foreground};
 use crate::{CheckpointOptions, Container, CriuOptions, RestoreOptions, check_empty_namespace};
 
-/// Where images are if nobody says, below the working directory.
+/// The default directory of images, below the working directory.
 const IMAGES_DEFAULT: &str = "checkpoint";
 
 impl Cli<'_> {
@@ -42,9 +42,9 @@ impl Cli<'_> {
 
     pub(super) fn restore(&self, args: &mut Args) -> Result<ExitCode> {
         let detach = args.flag(&["-d", "--detach"]);
-        // Whether orphans of the container come to us makes no difference: they end with its pid namespace.
+        // Accepted and ignored: orphans of the container end with its pid namespace, whoever reaps them.
         args.flag(&["--no-subreaper"]);
-        // criu finds its own way in.
+        // criu changes the root by itself.
         args.flag(&["--no-pivot"]);
         let bundle = args.bundle();
         let hand_over = HandOver::read(args);
@@ -70,22 +70,22 @@ impl Cli<'_> {
         restored.warnings.iter().for_each(|words| self.log.warning(words));
         let console = restored.console.as_ref().map(AsFd::as_fd);
         if let Err(error) = hand_over.carry_out(console, restored.pidfd.as_fd(), restored.pid) {
-            // Nobody knows of the container yet.
+            // No caller knows of the container yet.
             self.take_down(restored.container)?;
             return Err(error);
         }
-        // In the foreground we are the service's main process.
+        // In the foreground this process is the service's main process.
         let main = if detach { restored.pid } else { std::process::id() };
         let told = Readiness::listen(&restored.container)
             .and_then(|readiness| readiness.map_or(Ok(()), |readiness| readiness.was_given(main)));
         if let Err(error) = told {
-            // Who waits cannot be told; the container runs all the same.
+            // The service manager cannot be told; the container runs all the same.
             self.log.warning(&error.chain());
         }
         let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
         let console = restored.console.filter(|_| !hand_over.gives_console_away());
         let status = foreground::attend(&signals, console, None, &restored.pidfd);
-        // Whom nobody attends to is not left behind.
+        // A container without its foreground process is not left behind.
         self.take_down(restored.container)?;
         Ok(exit_code(status?))
     }
@@ -110,7 +110,7 @@ fn criu_options(args: &mut Args) -> Result<CriuOptions> {
     })
 }
 
-/// `ADDRESS:PORT`; an address of version 6 is in brackets.
+/// Parses `ADDRESS:PORT`; an IPv6 address is in brackets.
 fn page_server(text: &str) -> Result<(String, u16)> {
     let bad = || Error::invalid_argument(format!("--page-server {text:?}: ADDRESS:PORT is expected"));
     let (address, port) = text.rsplit_once(':').ok_or_else(bad)?;
@@ -121,7 +121,7 @@ fn page_server(text: &str) -> Result<(String, u16)> {
     }
 }
 
-/// A copy of the caller's descriptor; -1 is none.
+/// A copy of the caller's descriptor; -1 means none.
 fn status(number: i32) -> Result<Option<OwnedFd>> {
     if number == -1 {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! `create` and `run`: the flags they share, and what is handed to others once the container is there.
+//! `create` and `run`: their shared flags, and the handover of a new container to the caller.
 
 use std::fs;
 use std::io::Write as _;
@@ -15,7 +15,7 @@ use super::args::Args;
 use super::{Cli, exit_code, foreground};
 use crate::{Container, CreateOptions, Created, Stdio};
 
-/// Flags by which a new process is handed to others. `exec` has them too.
+/// Flags by which a new process is handed to the caller. `exec` has them too.
 pub(super) struct HandOver {
     console_socket: Option<String>,
     pidfd_socket: Option<String>,
@@ -32,7 +32,7 @@ impl HandOver {
         }
     }
 
-    /// A terminal needs someone to take its other end.
+    /// Checks that a terminal of a detached process has a receiver, and that a receiver has a terminal to get.
     pub(super) fn check(&self, terminal: bool, detach: bool) -> Result<()> {
         match (terminal, detach, &self.console_socket) {
             (true, true, None) => {
@@ -45,7 +45,7 @@ impl HandOver {
         }
     }
 
-    /// Hands over what was asked for, the pid file last: whoever waits for it finds the rest done.
+    /// Hands over what the flags ask for, the pid file last: a caller that waits for it finds the rest done.
     pub(super) fn carry_out(
         &self,
         console: Option<BorrowedFd<'_>>,
@@ -61,13 +61,13 @@ impl HandOver {
         self.pid_file.as_ref().map_or(Ok(()), |path| write_pid(path, pid))
     }
 
-    /// Streams of a process with a terminal or without; who is not detached passes on what comes from it.
+    /// The standard streams of a process; in the foreground, this process relays its terminal.
     pub(super) fn stdio(&self, has_terminal: bool, is_detached: bool) -> Stdio {
         let is_relayed = !is_detached && !self.gives_console_away();
         if has_terminal { Stdio::Terminal { size: None, is_relayed } } else { Stdio::Inherit }
     }
 
-    /// Whether the terminal is somebody else's by now.
+    /// Whether the terminal was sent to the console socket.
     pub(super) fn gives_console_away(&self) -> bool {
         self.console_socket.is_some()
     }
@@ -78,8 +78,8 @@ fn send(socket: &str, name: &[u8], fd: BorrowedFd<'_>) -> Result<()> {
     send_with_fd(stream.as_fd(), name, fd).context(|| format!("send a descriptor to {socket}"))
 }
 
-/// Written whole: whoever waits for the file finds a pid in it. A device, such as the null device, or a fifo is written
-/// to and not replaced.
+/// Writes the pid file atomically: a caller that waits for it never reads it half written. A device, such as the null
+/// device, or a fifo is written to and not replaced.
 fn write_pid(path: &str, pid: u32) -> Result<()> {
     let what = || format!("write {path}");
     if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
@@ -94,7 +94,7 @@ fn write_pid(path: &str, pid: u32) -> Result<()> {
     fs::rename(&draft, path).context(what)
 }
 
-/// Flags that create and run share.
+/// Flags that `create` and `run` share.
 struct CreateFlags {
     bundle: PathBuf,
     hand_over: HandOver,
@@ -128,7 +128,7 @@ impl Cli<'_> {
     pub(super) fn run(&self, args: &mut Args) -> Result<ExitCode> {
         let detach = args.flag(&["-d", "--detach"]);
         let keep = args.flag(&["--keep"]);
-        // Whether orphans of the container come to us makes no difference: they end with its pid namespace.
+        // Accepted and ignored: orphans of the container end with its pid namespace, whoever reaps them.
         args.flag(&["--no-subreaper"]);
         let flags = CreateFlags::read(args)?;
         let signals = (!detach).then(foreground::Signals::take).transpose()?;
@@ -143,7 +143,7 @@ impl Cli<'_> {
             }
         };
         let Some(signals) = signals else {
-            // Who waits cannot be told; the container runs all the same.
+            // The service manager cannot be told; the container runs all the same.
             if let Some(Err(error)) = readiness.map(|readiness| readiness.wait(created.pid, &created.pidfd)) {
                 self.log.warning(&error.chain());
             }
@@ -159,7 +159,7 @@ impl Cli<'_> {
         status.map(exit_code)
     }
 
-    /// Creates, hands over, warns.
+    /// Creates the container, hands it over, and logs its warnings.
     fn create_container(&self, flags: &CreateFlags, detach: bool) -> Result<Created> {
         let terminal = read_terminal(&flags.bundle)?;
         flags.hand_over.check(terminal, detach)?;
@@ -181,7 +181,7 @@ impl Cli<'_> {
         created.warnings.iter().for_each(|words| self.log.warning(words));
         let console = created.console.as_ref().map(AsFd::as_fd);
         if let Err(error) = flags.hand_over.carry_out(console, created.pidfd.as_fd(), created.pid) {
-            // Nobody knows of the container yet.
+            // No caller knows of the container yet.
             self.take_down(created.container)?;
             return Err(error);
         }

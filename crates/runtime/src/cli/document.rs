@@ -1,4 +1,4 @@
-//! Documents that the command line prints and reads: runc's JSON.
+//! JSON documents that the command line prints and reads, in runc's form.
 
 use linux::cgroup::{Cpuset, Hierarchies, Limited, Memory, Pressure, Stall, Stats, Version};
 use serde_json::{Map, Value, json};
@@ -12,14 +12,14 @@ use types::{Error, Result};
 use super::args::Args;
 use crate::resctrl::Figures;
 
-/// Whether a document is for people or for programs.
+/// Whether a document is compact or indented.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spacing {
     None,
     Wide,
 }
 
-/// A state, its fields in runc's order: some who read it look for its beginning.
+/// A state, its fields in runc's order: some scripts match on its beginning.
 pub(super) fn state(document: &Value, spacing: Spacing) -> String {
     const FIRST: [&str; 7] = ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created"];
     let fields = document.as_object().into_iter().flatten();
@@ -37,7 +37,7 @@ pub(super) fn state(document: &Value, spacing: Spacing) -> String {
     format!("{{{written}{}}}", if spacing == Spacing::Wide { "\n" } else { "" })
 }
 
-/// The data of what `events --stats` prints.
+/// The field `data` of `events --stats`.
 pub(super) fn stats(stats: &Stats, cpuset: &Cpuset) -> Value {
     let limited = |value: &Limited| json!({"usage": value.usage, "limit": value.limit, "max": value.peak, "failcnt": value.failures});
     let raw: Map<String, Value> =
@@ -61,7 +61,7 @@ pub(super) fn stats(stats: &Stats, cpuset: &Cpuset) -> Value {
     };
     let mut set = json!({"cpus": cpuset.cpus, "mems": cpuset.mems});
     for (name, value) in cpuset.flags.iter() {
-        // The kernel's "no value of its own" is -1.
+        // The kernel's value for "not set" is -1.
         set[name] = value.cast_signed().into();
     }
     let mut data = json!({
@@ -98,7 +98,7 @@ pub(super) fn stats(stats: &Stats, cpuset: &Cpuset) -> Value {
         "intel_rdt": {},
         "network_interfaces": null,
     });
-    // Absent where the kernel does not tell, as with runc.
+    // Absent on kernels without pressure information (PSI), as with runc.
     let resources =
         [("cpu", stats.cpu.pressure), ("memory", stats.memory.pressure), ("blkio", stats.io.pressure)];
     for (resource, pressure) in resources {
@@ -109,12 +109,12 @@ pub(super) fn stats(stats: &Stats, cpuset: &Cpuset) -> Value {
     data
 }
 
-/// `intel_rdt` of a container with a class.
+/// The field `intel_rdt` of a container with a resctrl group.
 pub(super) fn shares(figures: &Figures) -> Value {
     let mut document = Map::new();
     for (name, resource) in [("l3_cache", &figures.cache), ("mem_bw", &figures.bandwidth)] {
         let Some(resource) = resource else { continue };
-        // The mask is a text, the rest are numbers: others of the kernel's files are not told.
+        // The mask is a string, the rest are numbers; runc prints no other file of the kernel's.
         let about = resource.about.iter().filter_map(|(name, text)| match name.as_str() {
             "cbm_mask" => Some((name.clone(), json!(text))),
             "min_cbm_bits" | "num_closids" | "bandwidth_gran" | "delay_linear" | "min_bandwidth" => {
@@ -151,7 +151,7 @@ fn stall(stall: Stall) -> Value {
     json!({"avg10": stall.avg10, "avg60": stall.avg60, "avg300": stall.avg300, "total": stall.total_us})
 }
 
-/// Readers know the meaning that version 1 gives to the limit of swap.
+/// Memory and swap together, which is what version 1 limits and what readers of runc's output expect.
 fn memory_and_swap(memory: &Memory, is_v2: bool) -> Limited {
     if !is_v2 {
         return memory.swap;
@@ -163,7 +163,7 @@ fn memory_and_swap(memory: &Memory, is_v2: bool) -> Limited {
     }
 }
 
-/// Limits given as flags of `update`.
+/// Limits from the flags of `update`.
 pub(super) fn limits_from_flags(args: &mut Args) -> Result<LinuxResources> {
     let memory = MemoryResources {
         limit: size(args, &["--memory"])?,
@@ -171,7 +171,7 @@ pub(super) fn limits_from_flags(args: &mut Args) -> Result<LinuxResources> {
         swap: size(args, &["--memory-swap"])?,
         ..MemoryResources::default()
     };
-    // Limits of kernel memory are deprecated, and ignored by runc too.
+    // Limits of kernel memory are deprecated; runc ignores them too.
     args.value(&["--kernel-memory"]);
     args.value(&["--kernel-memory-tcp"]);
     let cpu = CpuResources {
@@ -197,7 +197,7 @@ pub(super) fn limits_from_flags(args: &mut Args) -> Result<LinuxResources> {
     })
 }
 
-/// Bytes, perhaps with a unit: `64m`, `1GiB`; or `-1`, which is no limit.
+/// Bytes, with an optional unit: `64m`, `1GiB`; or `-1` for no limit.
 fn size(args: &mut Args, names: &[&str]) -> Result<Option<i64>> {
     let Some(text) = args.value(names).filter(|text| !text.is_empty()) else { return Ok(None) };
     if text == "-1" {
@@ -208,8 +208,8 @@ fn size(args: &mut Args, names: &[&str]) -> Result<Option<i64>> {
     bytes.map(Some).ok_or_else(bad)
 }
 
-/// A bundle to begin with, as `spec` writes it: runc's, with a cgroup namespace on hosts of version 1 too, and what the
-/// power takes masked (CVE-2020-8694).
+/// The default bundle that `spec` writes: runc's, with a cgroup namespace on hosts of version 2, and with the files
+/// masked that tell power consumption (CVE-2020-8694).
 pub(super) fn default_spec(hostname: &str) -> Spec {
     let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
     let mount = |destination: &str, kind: &str, options: &[&str]| Mount {
@@ -220,7 +220,7 @@ pub(super) fn default_spec(hostname: &str) -> Spec {
         ..Mount::default()
     };
     let capabilities = strings(&["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]);
-    // As runc has it: with version 1 a container sees the host's paths of its cgroups.
+    // As with runc: with version 1 a container sees the host's paths of its cgroups.
     let has_own_cgroups = Hierarchies::detect().is_ok_and(|all| all.version() == Version::V2);
     let namespaces =
         ["pid", "network", "ipc", "uts", "mount"].into_iter().chain(has_own_cgroups.then_some("cgroup"));
@@ -273,8 +273,8 @@ pub(super) fn default_spec(hostname: &str) -> Spec {
     }
 }
 
-/// What differs for a caller without privileges: a user namespace in which it is root, no network of its
-/// own, no device group, no limits, the host's `/sys`, which has the host's cgroups.
+/// The default bundle for a caller without privileges: a user namespace in which it is root, no network namespace, no
+/// device group, no limits, and the host's `/sys`, with the host's cgroups.
 pub(super) fn rootless_spec(hostname: &str) -> Spec {
     let mut spec = default_spec(hostname);
     let own = |host_id: u32| vec![IdMapping { container_id: 0, host_id, size: 1 }];

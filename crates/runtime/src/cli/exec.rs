@@ -1,4 +1,4 @@
-//! `exec`: a further process, described by a file or by what differs from the first one.
+//! `exec`: a further process, described by a file or by flags that change the first process's description.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -44,7 +44,7 @@ impl Cli<'_> {
         let handed =
             hand_over.carry_out(exec.console.as_ref().map(AsFd::as_fd), exec.pidfd.as_fd(), exec.pid);
         if let Err(error) = handed {
-            // Nobody knows of the process yet. It may have ended already.
+            // No caller knows of the process yet. It may have ended already.
             let _ = exec.pidfd.kill();
             return Err(error);
         }
@@ -97,7 +97,7 @@ impl Changes {
         if let Some(user) = self.user {
             let (uid, gid) = user.split_once(':').map_or((&*user, None), |(uid, gid)| (uid, Some(gid)));
             process.user.uid = number(uid)?;
-            // Without one it stays that of the first process, as with runc.
+            // Without a group it keeps the first process's, as with runc.
             process.user.gid = gid.map_or(Ok(process.user.gid), number)?;
         }
         for gid in &self.additional_gids {
@@ -105,7 +105,7 @@ impl Changes {
         }
         if !self.capabilities.is_empty() {
             let sets = process.capabilities.get_or_insert_default();
-            // As with runc: what is added is not inheritable by itself.
+            // As with runc: added capabilities are not inheritable by themselves.
             let has_inheritable = !sets.inheritable.is_empty();
             let ambient = Some(&mut sets.ambient).filter(|_| has_inheritable);
             for set in

@@ -1,4 +1,4 @@
-//! What this runtime can do (runtime-spec `features.md`), told from the tables that the code itself uses.
+//! The features of this runtime (runtime-spec `features.md`), taken from the tables that the code itself uses.
 
 use linux::ns::NsKind;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ pub fn features() -> Value {
                 "knownFlags": linux::seccomp::FLAGS.map(|(word, _)| word),
                 "supportedFlags": linux::seccomp::FLAGS.map(|(word, _)| word),
             },
-            // What is asked is whether we can, not whether this host's kernel can.
+            // These say whether the runtime supports them, not whether this host's kernel does.
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
@@ -37,7 +37,7 @@ pub fn features() -> Value {
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},
         },
-        // containerd looks for this one before it tells its clients that they may ask.
+        // containerd checks for this annotation before it offers checkpoints to its clients.
         "annotations": {"org.opencontainers.runc.checkpoint.enabled": "true"},
         // The first names a file by which criu can be made to execute programs. The second is a prefix: each annotation
         // that begins with it sets a property of the container's systemd unit.

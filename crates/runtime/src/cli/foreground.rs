@@ -1,5 +1,5 @@
-//! The foreground: until the container's process ends, signals that we get go to it, bytes go between our
-//! streams and its terminal, and who waits for it to be ready is told.
+//! The foreground of `run`, `exec` and `restore`: until the container's process ends, this process forwards signals to
+//! it, relays its terminal, and passes on its readiness.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use types::{Context, ErrorKind, Result};
 
 use super::activation::Readiness;
 
-/// Signals that are passed on: they wait here from before the process is made, so that none is lost.
+/// Signals to forward, blocked from before the process is made, so that none is lost.
 pub(super) struct Signals(OwnedFd);
 
 impl Signals {
@@ -22,7 +22,7 @@ impl Signals {
     }
 }
 
-/// Waits for a child's end, and carries signals, and bytes if it has a terminal.
+/// Forwards signals, and relays the terminal if there is one, until the child ends.
 pub(super) fn attend(
     signals: &Signals,
     console: Option<OwnedFd>,
@@ -43,7 +43,7 @@ fn carry(
 ) -> io::Result<()> {
     let (stdin, stdout) = (io::stdin(), io::stdout());
     if let Some(master) = master {
-        // A program that does not read its terminal must not keep us from its signals and its end.
+        // A program that does not read its terminal must not keep this process from signals and its end.
         rustix::io::ioctl_fionbio(master, true)?;
     }
     let (mut input, mut output) = (Flow::new(master.is_some()), Flow::new(master.is_some()));
@@ -62,14 +62,14 @@ fn carry(
                 pidfd,
             ),
         ];
-        // What the process wrote before its end is there by now, and is still carried.
+        // The process's last output is in the terminal by now, and is still relayed.
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let timeout = (has_ended && output.wish_to_write().is_empty()).then_some(&at_once);
         match poll(&mut waited, timeout) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
-        // Bytes for a terminal whose other end is closed wait for nobody, and are not refused either.
+        // Input for a terminal whose other end is closed is dropped: a write would neither succeed nor fail.
         if has_ended || waited[3].revents().contains(PollFlags::HUP) {
             input = Flow::new(false);
         }
@@ -90,7 +90,7 @@ fn carry(
                 output.write(stdout.as_fd())?;
             }
         }
-        // Who watches this service watches us. That nobody can be told is no reason to end.
+        // With a service manager this process is the main one. A failed notification does not end the relay.
         if noticed && readiness.as_ref().is_some_and(|it| it.pass_on(std::process::id()).unwrap_or(true)) {
             readiness = None;
         }
@@ -101,23 +101,23 @@ fn carry(
     }
 }
 
-/// What to wait for of a descriptor. Of one of which nothing is wished a poll tells that its other end is closed, again
-/// and again: then the process stands in.
+/// What to poll a descriptor for. Without any interest, poll(2) would still report a closed peer again and again; then
+/// the pidfd stands in for it.
 fn waited<'a>(fd: BorrowedFd<'a>, wish: PollFlags, pidfd: &'a PidFd) -> PollFd<'a> {
     PollFd::from_borrowed_fd(if wish.is_empty() { pidfd.as_fd() } else { fd }, wish)
 }
 
-/// Bytes from one descriptor to another, of which neither is waited for.
+/// A relay from one descriptor to another, both non-blocking.
 struct Flow {
-    /// What was read and is not written yet.
+    /// Bytes that were read and are not written yet.
     rest: Vec<u8>,
     is_open: bool,
-    /// Nobody takes them any more: what comes is read, so that its writer goes on, and lost.
+    /// The output is closed: input is read, so that its writer goes on, and dropped.
     is_lost: bool,
 }
 
 impl Flow {
-    /// At once, which a pipe takes as a whole if it takes any (`PIPE_BUF`).
+    /// Bytes of one write, which a pipe takes as a whole or not at all (`PIPE_BUF`).
     const CHUNK: usize = 4096;
 
     fn new(is_open: bool) -> Flow {
@@ -132,7 +132,7 @@ impl Flow {
         if self.rest.is_empty() { PollFlags::empty() } else { PollFlags::OUT }
     }
 
-    /// A terminal whose other end is closed answers EIO.
+    /// A terminal whose other end is closed fails with EIO.
     fn read(&mut self, from: BorrowedFd<'_>) -> io::Result<()> {
         if self.wish_to_read().is_empty() {
             return Ok(());
@@ -173,7 +173,7 @@ fn pass_on(signals: &Signals, master: Option<&OwnedFd>, pidfd: &PidFd) -> io::Re
     while let Some(signal) = signal::next(&signals.0)? {
         if signal == signal::Signal::WINDOW {
             if let (Some(master), Ok(size)) = (master, tcgetwinsize(io::stdin())) {
-                // A terminal whose process has ended needs no size.
+                // The process of the terminal may have ended.
                 let _ = linux::tty::resize(master.as_fd(), size.ws_row, size.ws_col);
             }
             continue;
@@ -186,7 +186,7 @@ fn pass_on(signals: &Signals, master: Option<&OwnedFd>, pidfd: &PidFd) -> io::Re
     Ok(())
 }
 
-/// Our own terminal in raw mode, but for ends of lines, until dropped.
+/// The caller's terminal in raw mode, except for the translation of line ends, until dropped.
 struct Raw {
     before: Option<Termios>,
 }
@@ -201,7 +201,7 @@ impl Raw {
             let before = tcgetattr(&stdin)?;
             let mut raw = before.clone();
             raw.make_raw();
-            // The container's leaves ends of lines as they are: see `Stdio::Terminal`.
+            // The container's terminal does not translate line ends: see `Stdio::Terminal`.
             raw.output_modes.insert(OutputModes::OPOST);
             tcsetattr(&stdin, OptionalActions::Now, &raw)?;
             Ok(before)
@@ -217,7 +217,7 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
-            // The user's terminal may be gone; then there is nothing to restore.
+            // The caller's terminal may be gone; then there is nothing to restore.
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
         }
     }

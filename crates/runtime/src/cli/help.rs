@@ -1,9 +1,9 @@
-//! What `--help` says: of the whole, and of each command with its flags.
+//! The text of `--help`, for the program and for each command.
 //!
-//! In the form that runc's help has, which scripts look into: `NAME:`, `USAGE:`, `OPTIONS:`. Flags are texts as they are
-//! printed, each with the end of the line before it: the shim holds this, and must stay small.
+//! It has the form of runc's help, which scripts parse: `NAME:`, `USAGE:`, `OPTIONS:`. Flags are stored as printed,
+//! each with the newline before it: the shim links this, and must stay small.
 
-/// The program's name for who reads: as it was called.
+/// The program's name, as it was called.
 pub(super) struct Help<'a> {
     pub(super) program: &'a str,
 }
@@ -12,7 +12,7 @@ struct Command {
     name: &'static str,
     about: &'static str,
     words: &'static str,
-    /// Texts of several commands, one after the other.
+    /// Texts of flags, several of which are shared by commands.
     flags: &'static [&'static str],
 }
 
@@ -188,7 +188,7 @@ const COMMANDS: &[Command] = &[
 ];
 
 impl Help<'_> {
-    /// Of all commands.
+    /// The help of the program.
     pub(super) fn all(&self) -> String {
         let program = self.program;
         let mut text = format!(
@@ -203,7 +203,7 @@ impl Help<'_> {
         text
     }
 
-    /// Of one command; none if it is not known.
+    /// The help of one command; None if it is unknown.
     pub(super) fn of(&self, name: &str) -> Option<String> {
         let Command { about, words, flags, .. } = COMMANDS.iter().find(|command| command.name == name)?;
         let program = self.program;

@@ -1,5 +1,4 @@
-//! Where `--log` points to, in runc's two formats. Programs that drive the runtime read the last error
-//! from there.
+//! The log of `--log`, in runc's two formats. Programs that drive the runtime read the last error from it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,9 +11,9 @@ use crate::steps::Steps;
 #[derive(Clone)]
 pub(super) struct Log {
     path: Option<String>,
-    /// Whether each step is a line.
+    /// Whether steps are logged too (`--debug`).
     is_detailed: bool,
-    /// None: nobody asked, and sentences without a frame read best.
+    /// None if not set: errors on standard error are then plain sentences.
     format: Option<Format>,
 }
 
@@ -25,7 +24,7 @@ enum Format {
 }
 
 impl Log {
-    /// Takes `--log`, `--log-format` and `--debug`. An error if nothing can be written there: who reads it would wait in vain.
+    /// Takes `--log`, `--log-format` and `--debug`. Fails if the log cannot be written: its reader would wait in vain.
     pub(super) fn read(args: &mut Args) -> Result<Log> {
         let path = args.value(&["--log"]).filter(|path| !path.is_empty());
         let format = match args.value(&["--log-format"]).as_deref() {
@@ -44,7 +43,7 @@ impl Log {
         Ok(Log { path, format, is_detailed: args.flag(&["--debug"]) })
     }
 
-    /// The error that ends the program. It also goes to standard error, as it is.
+    /// Logs the error that ends the program. It also goes to standard error, as it is.
     pub(super) fn error(&self, error: &Error) {
         if self.path.is_some() || self.format.is_none() {
             report(&error.chain());
@@ -59,7 +58,7 @@ impl Log {
         self.line("warning", words);
     }
 
-    /// A step. Without a path and a format it has the frame of lines all the same: it is none of the program's own words.
+    /// Logs a step. Without a path and a format it goes to standard error as a line of the text format.
     pub(super) fn debug(&self, words: &str) {
         match (&self.path, self.format) {
             _ if !self.is_detailed => {}
@@ -68,7 +67,7 @@ impl Log {
         }
     }
 
-    /// Steps of the runtime, each a line.
+    /// Logs the runtime's steps, one a line.
     pub(super) fn steps(&self) -> Steps {
         if !self.is_detailed {
             return Steps::default();
@@ -81,7 +80,7 @@ impl Log {
         let line = line(self.format.unwrap_or(Format::Text), &Timestamp::now().to_string(), level, words);
         match &self.path {
             Some(path) => {
-                // The error also goes to standard error; a log that cannot be written has no other reader.
+                // The error also goes to standard error; a log that cannot be written is ignored.
                 if let Ok(mut file) = open(path) {
                     let _ = writeln!(file, "{line}");
                 }
@@ -96,7 +95,7 @@ fn open(path: &str) -> io::Result<fs::File> {
     fs::File::options().create(true).append(true).open(path)
 }
 
-/// A line on standard error. Nobody may be there to read it, which is no reason to end otherwise.
+/// Writes a line to standard error. A closed standard error is no reason to fail.
 pub(super) fn report(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }

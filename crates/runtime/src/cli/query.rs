@@ -1,4 +1,4 @@
-//! What is asked of containers: `state`, `list`, `ps`, `events`.
+//! Queries: `state`, `list`, `ps`, `events`.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::document::Spacing;
 use super::{Cli, document, print_line};
 use crate::{Container, Status};
 
-/// Between two looks at the counters, if nobody says otherwise.
+/// The default interval between two reads of the counters.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 
 impl Cli<'_> {
@@ -44,9 +44,9 @@ impl Cli<'_> {
                 .and_then(|container| Ok(container.state().document(container.status()?)));
             match found {
                 Ok(document) => documents.push(document),
-                // It is being made or deleted in this moment.
+                // The container is being created or deleted right now.
                 Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
-                // The others are told of all the same.
+                // One broken container does not hide the others.
                 Err(error) => self.log.warning(&format!("container {id}: {}", error.chain())),
             }
         }
@@ -86,7 +86,7 @@ impl Cli<'_> {
             Err(error) if error.is(ErrorKind::NotFound) => return Err(stopped(&container)),
             Err(error) => return Err(error),
         };
-        // Without the memory controller there is nothing to be told.
+        // Without the memory controller there are no OOM events.
         let oom = container.cgroup()?.watch_oom().ok();
         follow(&container, &init, oom, interval.unwrap_or(INTERVAL_DEFAULT))
     }
@@ -96,7 +96,7 @@ fn stopped(container: &Container) -> Error {
     Error::failed_precondition(format!("container {} is not running: it has no events", container.id()))
 }
 
-/// Prints counters at each interval, and each time that memory runs out, until the container ends.
+/// Prints counters at each interval, and an event each time that memory runs out, until the container ends.
 fn follow(container: &Container, init: &PidFd, mut oom: Option<OomWatch>, interval: Duration) -> Result<()> {
     let mut next = Instant::now() + interval;
     loop {
@@ -135,7 +135,7 @@ fn print_stats(container: &Container) -> Result<()> {
     print_line(&event("stats", container, Some(&data)))
 }
 
-/// A line of `events`, in runc's order: some look for its beginning.
+/// A line of `events`, its fields in runc's order: some scripts match on its beginning.
 fn event(kind: &str, container: &Container, data: Option<&Value>) -> String {
     let (kind, id) = (json!(kind), json!(container.id()));
     let data = data.map(|data| format!(",\"data\":{data}")).unwrap_or_default();
@@ -179,7 +179,7 @@ fn print_table(documents: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// What ps(1) says of these processes, asked as the caller wishes.
+/// Prints what ps(1) reports of these processes, with the caller's arguments.
 fn print_processes(pids: &[u32], wishes: &[String]) -> Result<()> {
     let wishes = if wishes.is_empty() { &["-ef".to_owned()][..] } else { wishes };
     let what = || format!("run ps {}", wishes.join(" "));
@@ -197,7 +197,7 @@ fn print_processes(pids: &[u32], wishes: &[String]) -> Result<()> {
     rows_of(&text, pids)?.into_iter().try_for_each(print_line)
 }
 
-/// The heading and the rows of these processes.
+/// The heading, and the rows of these processes.
 fn rows_of<'a>(text: &'a str, pids: &[u32]) -> Result<Vec<&'a str>> {
     let mut lines = text.lines();
     let heading = lines.next().unwrap_or_default();
@@ -210,7 +210,7 @@ fn rows_of<'a>(text: &'a str, pids: &[u32]) -> Result<Vec<&'a str>> {
     Ok(std::iter::once(heading).chain(lines.filter(is_ours)).collect())
 }
 
-/// Between two looks at the counters, as Go writes durations: `5s`, `1m30s`, `250ms`.
+/// An interval in Go's notation: `5s`, `1m30s`, `250ms`.
 fn interval(text: &str) -> Result<Duration> {
     stdx::duration(text).filter(|interval| !interval.is_zero()).ok_or_else(|| {
         Error::invalid_argument(format!("--interval {text:?}: expected a time such as 5s, 250ms or 1m30s"))

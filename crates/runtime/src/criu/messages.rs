@@ -1,4 +1,4 @@
-//! Messages of criu's protocol, as far as they are used here (`images/rpc.proto`, proto2).
+//! The used part of criu's RPC messages (`images/rpc.proto`, proto2).
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
@@ -12,21 +12,21 @@ pub(crate) enum Kind {
     Version = 10,
 }
 
-/// What becomes of cgroups at restore.
+/// How restore treats cgroups (criu's `--manage-cgroups`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum CgroupMode {
-    /// Processes stay in the cgroup of criu.
+    /// Processes stay in criu's cgroup.
     Ignore = 0,
     None = 1,
     Props = 2,
-    /// Properties are restored for those cgroups only that criu makes.
+    /// Properties are restored only for cgroups that criu makes.
     Soft = 3,
-    /// Properties are restored for all.
+    /// Properties are restored for all cgroups.
     Full = 4,
-    /// All must be made, none may exist.
+    /// criu makes all cgroups; none may exist before.
     Strict = 5,
-    /// What criu thinks best: soft.
+    /// criu's default: soft.
     Default = 6,
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Version {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Options {
-    /// Descriptor of ours; so are all that end in `fd`, but those inherited.
+    /// A descriptor of the caller's; so are all fields that end in `fd`, except inherited ones.
     #[prost(int32, required, tag = "1")]
     pub(crate) images_dir_fd: i32,
     #[prost(int32, optional, tag = "2")]
@@ -180,7 +180,8 @@ pub(crate) struct PageServer {
     pub(crate) port: Option<i32>,
 }
 
-/// A mount whose source is outside: at dump its target and a name for it, at restore that name and a source.
+/// A mount whose source is outside of the container: at dump its target and a key for it, at restore that key and a
+/// source.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ExternalMount {
     #[prost(string, required, tag = "1")]
@@ -197,7 +198,7 @@ pub(crate) struct CgroupRoot {
     pub(crate) path: String,
 }
 
-/// What stands in for a file that was outside.
+/// A descriptor that replaces a file from outside of the container.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct InheritedFd {
     #[prost(string, required, tag = "1")]

@@ -26,24 +26,24 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
-/// The paths of all devices, those of every container included.
+/// The paths of all devices, including the default ones.
 pub(crate) fn devices(spec: &Spec) -> Vec<String> {
     let standard = DEVICES.map(|(name, ..)| format!("/dev/{name}"));
     standard.into_iter().chain(further(spec).map(|device| device.path.clone())).collect()
 }
 
-/// Devices of the spec. `/dev/ptmx` is that of the container's own terminals, whatever a spec says, as with runc.
+/// Devices of the spec. `/dev/ptmx` always leads to the container's own devpts, as with runc.
 fn further(spec: &Spec) -> impl Iterator<Item = &LinuxDevice> + Clone {
     spec.linux.iter().flat_map(|linux| &linux.devices).filter(|device| device.path != "/dev/ptmx")
 }
 
-/// Devices are made unless the whole of `/dev` is the host's.
+/// Devices are made unless the host's `/dev` is bound.
 pub(super) fn wants_devices(spec: &Spec) -> bool {
     !spec.mounts.iter().any(|mount| Path::new(&mount.destination) == Path::new("/dev") && is_bind(mount))
 }
 
 pub(super) fn make_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result<()> {
-    // Modes are exact here, whatever the caller's umask.
+    // The umask must not change the modes.
     let umask = rustix::process::umask(Mode::empty());
     let made = make_all_devices(root, spec, in_user_namespace);
     rustix::process::umask(umask);
@@ -70,7 +70,7 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
         make_device(root, dev.as_fd(), device, if_there, in_user_namespace)
             .map_err(|error| error.context(format!("make device {}", device.path)))?;
     }
-    // As runc does, where the kernel has such a file at all; it is masked.
+    // As runc does, if the kernel has this file; it is masked.
     let core = Path::new("/proc/kcore").exists().then_some(("/proc/kcore", "core"));
     for (target, name) in LINKS.into_iter().chain(core) {
         match symlinkat(target, &dev, name) {
@@ -81,16 +81,16 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
     Ok(())
 }
 
-/// What is done with a file that is where a device would be.
+/// What to do with a file at the path of a device.
 #[derive(Clone, Copy)]
 enum IfThere {
-    /// The image has a `/dev` of its own.
+    /// Keep it: the image has a `/dev` of its own.
     Keep,
-    /// `config-linux.md`, "Devices": it is the device, or else an error.
+    /// `config-linux.md`, "Devices": it must be the same device, or it is an error.
     Compare,
 }
 
-/// Makes a device, most of which are in `/dev`, which is open.
+/// Makes a device. `dev` is the open `/dev`, which most devices are in.
 fn make_device(
     root: &Root,
     dev: BorrowedFd<'_>,
@@ -153,7 +153,7 @@ fn is_device(dir: BorrowedFd<'_>, name: &OsStr, kind: FileType, number: u64) -> 
     Ok(is_kind && (kind == FileType::Fifo || there.st_rdev == number))
 }
 
-/// Where no node may be made, the host's is shown.
+/// Without the right to make device nodes, the host's is bound.
 fn bind_device(root: &Root, device: &LinuxDevice) -> Result<()> {
     let source = mount::clone_path(Path::new(&device.path), false)?;
     let target = root.inside.make_file(Path::new(&device.path), 0o644)?;

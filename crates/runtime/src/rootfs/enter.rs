@@ -1,4 +1,4 @@
-//! The change of the root: by pivot_root(2), or by moving it where that cannot be.
+//! The change of the root: by pivot_root(2), or by moving the mount where that fails (`--no-pivot`).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use types::{Context, ErrorKind, Result};
 use super::{PROC, Root, SYSFS, host_propagation, is_of_kind};
 use crate::create::Plan;
 
-/// Makes the root everybody's root, and lets go of the host's tree.
+/// Makes the root this mount namespace's root, and detaches the host's tree.
 pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
     let change = |errno: rustix::io::Errno| io::Error::from(errno);
     if plan.no_pivot {
@@ -23,10 +23,10 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
     } else {
         let old = beneath::Root::open(Path::new("/"))?;
         rustix::process::fchdir(&root).map_err(change).context(|| "enter the root")?;
-        // Old root and new root are stacked on one place: no directory in the image is needed for it.
+        // The old root is stacked on the new one: no directory in the image is needed for it.
         rustix::process::pivot_root(".", ".").map_err(change).context(|| "pivot_root")?;
         rustix::process::fchdir(&old).map_err(change).context(|| "enter the old root")?;
-        // So that what we unmount stays mounted for the host.
+        // The unmount must not propagate to the host.
         if host_propagation(&plan.spec)? == Propagation::Shared {
             mount::set_propagation(old.as_fd(), Propagation::Slave, true)?;
         }
@@ -40,17 +40,17 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
             .context(|| "make the root read-only")?;
     }
     let wanted = plan.spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
-    // The propagation of the root alone: that of each mount is what its own options say.
+    // Only the root's propagation: each mount has its own option.
     if let Some((propagation, _)) = Propagation::parse(wanted) {
         mount::set_propagation(root.as_fd(), propagation, false)?;
     }
     Ok(())
 }
 
-/// Takes the host's proc and sysfs out of the tree that stays below a root which is moved instead of pivoted.
+/// Takes the host's proc and sysfs out of the tree below a root that is moved instead of pivoted.
 ///
-/// Nobody reaches them there, but the kernel lets whoever makes a user namespace mount the like anew where it
-/// finds one without anything mounted over it (`mount_too_revealing`): that would be a `/proc` without masks.
+/// No path leads there, but a process with its own user namespace may mount proc or sysfs anew if the mount namespace
+/// has one with nothing mounted over it (the kernel's `mount_too_revealing`): that would be a `/proc` without masks.
 fn hide_kernel_filesystems(root: &Path) -> Result<()> {
     let is_whole = |point: &&mount::MountPoint| {
         matches!(point.kind.as_str(), "proc" | "sysfs") && point.root == Path::new("/")
@@ -63,16 +63,16 @@ fn hide_kernel_filesystems(root: &Path) -> Result<()> {
             Err(error) if error.is(ErrorKind::NotFound) => continue,
             other => other?,
         };
-        // Something else covers it, and stays there.
+        // Another mount covers it, and stays there.
         if !is_of_kind(place.as_fd(), if point.kind == "proc" { PROC } else { SYSFS }) {
             continue;
         }
-        // So that it stays mounted for the host.
+        // The unmount must not propagate to the host.
         mount::set_propagation(place.as_fd(), Propagation::Private, true).context(what)?;
         let unmounted = rustix::mount::unmount(&point.path, rustix::mount::UnmountFlags::DETACH);
         match unmounted {
             Ok(()) => {}
-            // This user namespace may not take it off: then it is covered.
+            // This user namespace may not unmount it: then it is covered.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {
                 let cover = mount::new_filesystem("tmpfs", "tmpfs", &Options::default()).context(what)?;
                 mount::attach(cover.as_fd(), place.as_fd()).context(what)?;

@@ -1,4 +1,4 @@
-//! The mounts of the spec, one by one, each at a target beneath the root's descriptor.
+//! The mounts of the spec, each at a target beneath the root's descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,7 +17,7 @@ use crate::create::Plan;
 use crate::labels::MountLabel;
 use crate::supplies::Supplies;
 
-/// Files of proc that may be covered (as runc allows: what lxcfs and others provide).
+/// Files of proc that may be covered, as with runc: those that lxcfs and others provide.
 const COVERABLE_PROC: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -98,10 +98,10 @@ pub(super) fn mount_one(
     change_trees(fd.as_fd(), &mount.options)
 }
 
-/// Refuses to take away what the source of a bind mount has, in a user namespace, with what is wrong: the kernel, which has
-/// locked it, does not say. It locks nothing that the caller has cloned for a mount namespace that is joined.
+/// Refuses to clear attributes of a bind mount's source that the kernel has locked in a user namespace, and names them,
+/// which the kernel's error does not. Trees that the caller cloned for a joined mount namespace are not locked.
 fn keep_locked(source: BorrowedFd<'_>, changes: &[Attributes]) -> Result<()> {
-    // A file system that does not answer is asked only if it must be.
+    // A file system that does not answer (a dead NFS) is only asked if needed.
     if changes.iter().all(|change| change.is_empty()) {
         return Ok(());
     }
@@ -109,7 +109,7 @@ fn keep_locked(source: BorrowedFd<'_>, changes: &[Attributes]) -> Result<()> {
     changes.iter().try_for_each(|change| locked.check(*change))
 }
 
-/// The same for the mounts below one that is attached, by where they are.
+/// The same for the mounts below an attached one, found by their paths.
 fn keep_locked_below(mount: BorrowedFd<'_>, change: Attributes) -> Result<()> {
     if change.is_empty() {
         return Ok(());
@@ -123,23 +123,23 @@ fn keep_locked_below(mount: BorrowedFd<'_>, change: Attributes) -> Result<()> {
     })
 }
 
-/// Changes a mount and what is mounted in it.
+/// Changes the attributes and propagation of a mount and of those in it.
 fn change_trees(mount: BorrowedFd<'_>, options: &Options) -> Result<()> {
     mount::set_attributes(mount, options.recursive, true)?;
-    // Without a word a mount is private: what happens inside is not seen outside.
+    // A mount is private by default: what is mounted inside is not seen outside.
     for (propagation, recursive) in &options.propagation {
         mount::set_propagation(mount, *propagation, *recursive)?;
     }
     Ok(())
 }
 
-/// The kernel's own file systems; in a user namespace without its own network or pids sysfs cannot be
+/// Makes one of the kernel's file systems. In a user namespace without its own network namespace sysfs cannot be
 /// mounted anew, and the host's is bound.
 fn new_kernel_filesystem(mount: &PreparedMount) -> Result<OwnedFd> {
     match mount::new_filesystem(&mount.spec.kind, &mount.spec.source, &mount.options) {
         Err(error) if error.is(ErrorKind::PermissionDenied) && mount.spec.kind == "sysfs" => {
             let fd = mount::clone_path(Path::new("/sys"), true)?;
-            // With what is mounted in it: the host's cgroups, which its user may have been given.
+            // Recursive, as the host's cgroups are mounted in it, and may be delegated to its user.
             mount::set_attributes(fd.as_fd(), mount.options.attributes, true)?;
             Ok(fd)
         }
@@ -147,7 +147,7 @@ fn new_kernel_filesystem(mount: &PreparedMount) -> Result<OwnedFd> {
     }
 }
 
-/// A tmpfs without a mode gets that of the directory it covers, if the image has one, and the kernel's own for it else.
+/// A tmpfs without a mode gets that of the directory it covers, if the image has one, or else the kernel's default.
 fn new_with_mode(
     mount: &PreparedMount,
     covered: Option<BorrowedFd<'_>>,
@@ -163,14 +163,14 @@ fn new_with_mode(
         options.data.push(format!("mode={mode:o}"));
     }
     if mount.spec.kind == "tmpfs" {
-        // Read-only it could not be filled, nor could further mounts be made in it: see `restrict`.
+        // Read-only, it could not be filled, nor could further mount points be made in it: see `restrict`.
         options.superblock_read_only = false;
         options.attributes.set &= !Attributes::READ_ONLY.set;
     }
     mount::new_filesystem(&mount.spec.kind, &mount.spec.source, &options)
 }
 
-/// `/proc` and `/sys` of an image must be directories, not links to where a file system would do harm.
+/// `/proc` and `/sys` of an image must be directories: a link could lead the mount elsewhere.
 fn refuse_link(root: &Root, destination: &Path) -> Result<()> {
     let relative = destination.strip_prefix("/").unwrap_or(destination);
     if relative.components().count() != 1 {
@@ -187,7 +187,7 @@ fn refuse_link(root: &Root, destination: &Path) -> Result<()> {
     }
 }
 
-/// Nothing but proc itself, and a few of its files, may be covered in `/proc`: what reads it trusts it.
+/// Only proc itself, and a few of its files, may be mounted in `/proc`: programs trust what they read there.
 fn check_target(
     root: &Root,
     target: BorrowedFd<'_>,
@@ -224,8 +224,8 @@ fn is_proc(fd: BorrowedFd<'_>) -> bool {
     is_of_kind(fd, PROC)
 }
 
-/// `/sys/fs/cgroup`, as the container's own cgroup looks from inside: with `cgroup` as the host has it, with `cgroup2` the
-/// tree of version 2 alone.
+/// Mounts `/sys/fs/cgroup` as the container's own cgroup looks from inside: for `cgroup` with the host's hierarchies,
+/// for `cgroup2` that of version 2 alone.
 fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supplies<'_>) -> Result<()> {
     supplies.enter_cgroup()?;
     let Some(cgroup) = plan.cgroup.open()? else { return cover_hosts_cgroups(root, mount) };
@@ -272,8 +272,8 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supp
     }
 }
 
-/// Where the container has no cgroup of its own, what is in sight is the host's, with what is mounted in it: read-only, if
-/// that was asked for, or who has a cgroup there could write to it from inside.
+/// A container without its own cgroup sees the host's, with all mounts in it. They become read-only if asked for, or a
+/// user with a delegated cgroup could write to it from inside.
 fn cover_hosts_cgroups(root: &Root, mount: &PreparedMount) -> Result<()> {
     let Some(target) = root.inside.find(Path::new(&mount.spec.destination), OFlags::PATH)? else {
         return Ok(());
@@ -283,9 +283,9 @@ fn cover_hosts_cgroups(root: &Root, mount: &PreparedMount) -> Result<()> {
     mount::attach(tree.as_fd(), target.as_fd())
 }
 
-/// One hierarchy: a new mount shows the namespace's own root; a shared namespace needs a bind mount. So does a
-/// tree of version 1, of which the kernel takes 0.3 ms to make a mount, and there are nine: the container's own
-/// directory, mounted, looks the same from inside. The name is what a list of mounts shows in place of a device.
+/// One hierarchy. In its own cgroup namespace a new mount shows the namespace's root; otherwise a bind mount is needed.
+/// So it is for version 1, where the kernel takes 0.3 ms to make a mount, and there are nine: the bound directory looks
+/// the same from inside. `name` is the mount's source in mount lists.
 fn cgroup_tree(
     kind: &str,
     name: &str,

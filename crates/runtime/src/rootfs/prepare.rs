@@ -1,4 +1,4 @@
-//! What only the parent can do for the mounts of a container: it reads their options and opens what they show.
+//! The parent's part of the container's mounts: it parses their options and opens their sources.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -14,38 +14,38 @@ use types::{Context, Error, ErrorKind, Result};
 use super::{Root, host_propagation, shelf};
 use crate::plan::Namespaces;
 
-/// A mount of the spec, with what only the parent could make.
+/// A mount of the spec, with its source opened by the parent.
 pub(crate) struct PreparedMount {
     pub(crate) spec: Mount,
     pub(super) options: Options,
     pub(super) source: Option<Source>,
 }
 
-/// What a bind mount shows.
+/// The source of a bind mount.
 pub(super) enum Source {
     /// Cloned before any namespace is left.
     Tree(OwnedFd),
-    /// The same, mounted on the [`Shelf`](super::Shelf) under this number.
+    /// The same, mounted in the [`Shelf`](super::Shelf) under this number.
     Shelved(usize),
-    /// For a caller who may not mount: cloned by the child, who may, in its copy of the caller's tree.
+    /// For a caller that may not mount: cloned by the child, which may, in its copy of the caller's tree.
     Path { path: PathBuf, recursive: bool },
-    /// What lies in the root is cloned by the child when its turn comes: mounts of the container before it may lie there.
+    /// In the root: cloned by the child in the order of the mounts, as earlier mounts of the container may lie there.
     Inside(Inside),
 }
 
 /// A source in the container's root.
 pub(super) struct Inside {
-    /// As seen from the root.
+    /// Relative to the root.
     path: PathBuf,
     recursive: bool,
-    /// The user namespace that maps its owners, and whether it maps those of all mounts below too.
+    /// The user namespace that maps its owners, and whether the map applies to submounts too.
     owners: Option<(OwnedFd, bool)>,
-    /// What the caller saw there, for a child of a user namespace that may not look there itself.
+    /// The caller's clone, for a child in a user namespace that may not look there itself.
     seen_before: Option<OwnedFd>,
 }
 
 impl Inside {
-    /// Clones what is there now, beneath the root: a link leads to a place in it, or nowhere.
+    /// Clones the source beneath the root: a link leads to a path in it, or nowhere.
     fn open(&self, root: &Root) -> Result<OwnedFd> {
         let found = match (root.inside.open_at(&self.path, OFlags::PATH), &self.seen_before) {
             (Err(error), Some(seen)) if error.is(ErrorKind::PermissionDenied) => {
@@ -62,13 +62,13 @@ impl Inside {
 }
 
 impl PreparedMount {
-    /// Whether to make it takes memory for what it shows, or a device, which are the container's to pay and to have.
+    /// Whether making it takes memory or a device, which must count against the container's limits.
     pub(super) fn takes_what_is_limited(&self) -> bool {
         let is_kernels = ["proc", "sysfs", "tmpfs", "mqueue", "devpts"].contains(&self.spec.kind.as_str());
         self.options.copy_up || self.source.is_none() && !is_kernels
     }
 
-    /// Opens what a bind mount shows, mounted nowhere yet; none for other mounts. `root` is the container's, as far as it is
+    /// The source of a bind mount, not mounted yet; None for other mounts. `root` is the container's, as far as it is
     /// built.
     pub(super) fn open_source(&self, root: &Root) -> Result<Option<OwnedFd>> {
         match &self.source {
@@ -81,7 +81,7 @@ impl PreparedMount {
     }
 }
 
-/// Opens the sources of bind mounts, in the parent, but for those in the root, and reads all options.
+/// Parses all options, and opens the sources of bind mounts in the parent, except those in the root.
 pub(crate) fn prepare(
     spec: &Spec,
     bundle: &Path,
@@ -94,7 +94,7 @@ pub(crate) fn prepare(
     spec.mounts.iter().map(|mount| prepare.one(mount)).collect()
 }
 
-/// Takes what the caller has cloned out of the mounts, for the shelf.
+/// Moves the trees that the caller cloned out of the mounts, to be staged.
 pub(crate) fn shelve(mounts: &mut [PreparedMount]) -> Vec<OwnedFd> {
     let mut trees = Vec::new();
     for mount in mounts {
@@ -109,8 +109,8 @@ pub(crate) fn shelve(mounts: &mut [PreparedMount]) -> Vec<OwnedFd> {
     trees
 }
 
-/// Takes destinations that begin with the path which the root has on the host from the root, as runc does: there are
-/// callers that write them so. Others stay as they are.
+/// Makes destinations relative to the root that begin with the root's path on the host, as runc does: some callers
+/// write them so. Others stay as they are.
 pub(crate) fn strip_root(spec: &mut Spec, bundle: &Path, rootfs: &Path) {
     let roots = root_paths(spec, bundle, rootfs);
     for mount in &mut spec.mounts {
@@ -120,14 +120,14 @@ pub(crate) fn strip_root(spec: &mut Spec, bundle: &Path, rootfs: &Path) {
     }
 }
 
-/// The paths of the root on the host: without links, and as the bundle names it.
+/// The paths of the root on the host: resolved, and as the bundle names it.
 fn root_paths(spec: &Spec, bundle: &Path, rootfs: &Path) -> [PathBuf; 2] {
     let named = spec.root.as_ref().map(|root| bundle.join(&root.path));
     [clean(rootfs), clean(named.as_deref().unwrap_or(rootfs))]
 }
 
-/// The same place seen from the root, for an absolute path of the host that lies in it by its names. None in the root of
-/// the host: nothing could be told apart there.
+/// The path seen from the root of an absolute host path, compared by names only. None if the root is `/`, where the two
+/// cannot be told apart.
 fn inside_root(roots: &[PathBuf], path: &Path) -> Option<PathBuf> {
     if !path.is_absolute() {
         return None;
@@ -138,7 +138,7 @@ fn inside_root(roots: &[PathBuf], path: &Path) -> Option<PathBuf> {
     Some(Path::new("/").join(rest))
 }
 
-/// An absolute path without `.` and `..`, by its names alone.
+/// An absolute path without `.` and `..`, by names only.
 fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::from("/");
     for part in path.components() {
@@ -188,13 +188,13 @@ impl Prepare<'_> {
         let recursive = options.bind == Bind::Recursive;
         let in_user_namespace = self.namespaces.has(NsKind::User);
         let inside = inside_root(&self.roots, &path);
-        // To map owners the caller is needed where the child has a user namespace.
+        // Mapping owners for a child in a user namespace needs the caller.
         if let Some(inside) = &inside
             && !(is_mapped && in_user_namespace)
         {
             let owners = is_mapped.then(|| self.owner_maps(spec)).transpose().context(what)?;
             let owners = owners.map(|owners| (owners, options.idmap == Some(true)));
-            // The child says what is wrong if it needs what could not be seen.
+            // If the child needs what the caller could not open, the child reports why.
             let seen = if in_user_namespace { self.clone_inside(inside, recursive).ok() } else { None };
             let inside = Inside { path: inside.clone(), recursive, owners, seen_before: seen };
             return Ok(PreparedMount { spec: spec.clone(), options, source: Some(Source::Inside(inside)) });
@@ -210,8 +210,8 @@ impl Prepare<'_> {
             other => Source::Tree(other.context(what)?),
         };
         if let Source::Tree(tree) = &source {
-            // As if it came from the container's copy of the host's tree. Else what is mounted inside would
-            // be seen on the host.
+            // As if it came from the container's copy of the host's tree. Otherwise mounts inside of it would propagate
+            // to the host.
             mount::set_propagation(tree.as_fd(), self.host_propagation, true).context(what)?;
         }
         match &source {
@@ -227,7 +227,7 @@ impl Prepare<'_> {
         Ok(PreparedMount { spec: spec.clone(), options, source: Some(source) })
     }
 
-    /// What the caller sees in the root, with none of the container's mounts. Links of the image do not lead out of it.
+    /// The caller's view of the path, without the container's mounts. Links of the image do not lead out of the root.
     fn clone_inside(&self, inside: &Path, recursive: bool) -> Result<OwnedFd> {
         let found = beneath::Root::open(&self.roots[0])?.open_at(inside, OFlags::PATH)?;
         let tree = mount::clone_tree(found.as_fd(), Path::new(""), recursive)?;
@@ -235,7 +235,7 @@ impl Prepare<'_> {
         Ok(tree)
     }
 
-    /// A user namespace with the maps of a mount: its own, or else those of the container.
+    /// A user namespace with the id maps of a mount: its own, or else the container's.
     fn owner_maps(&self, spec: &Mount) -> Result<OwnedFd> {
         if !spec.uid_mappings.is_empty() || !spec.gid_mappings.is_empty() {
             return user_namespace(&spec.uid_mappings, &spec.gid_mappings);

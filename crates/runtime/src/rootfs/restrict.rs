@@ -1,4 +1,4 @@
-//! What is taken away once the root is the container's: sysctls set, paths read-only, paths masked.
+//! The restrictions that follow the change of the root: sysctls set, paths made read-only, paths masked.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::is_directory;
 use crate::labels::MountLabel;
 use crate::plan::sysctl_path;
 
-/// Takes away what the container must not see or change. The root is the container's by now.
+/// Restricts what the container can see and change. The root is the container's by now.
 pub(crate) fn restrict(spec: &Spec, label: Option<&MountLabel>) -> Result<()> {
     let Some(linux) = &spec.linux else { return Ok(()) };
     let root = beneath::Root::open(Path::new("/"))?;
@@ -22,7 +22,7 @@ pub(crate) fn restrict(spec: &Spec, label: Option<&MountLabel>) -> Result<()> {
         let proc = Proc::beneath(&root)?;
         linux.sysctl.iter().try_for_each(|(key, value)| write_sysctl(&proc, key, value))?;
     }
-    // A tmpfs that was asked for read-only was left writable while it was filled.
+    // A read-only tmpfs was left writable to be filled.
     for mount in spec.mounts.iter().filter(|mount| mount.kind == "tmpfs") {
         if mount.options.iter().any(|word| word == "ro")
             && let Some(target) = root.find(Path::new(&mount.destination), OFlags::PATH)?
@@ -52,7 +52,7 @@ fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {
 fn mask(root: &beneath::Root, paths: &[String], label: Option<&MountLabel>) -> Result<()> {
     let mut cover = Cover { root, label, empty: None, null: None };
     for (index, path) in paths.iter().enumerate() {
-        // A second cover would do no more.
+        // A second cover adds nothing.
         if paths[..index].contains(path) {
             continue;
         }
@@ -66,11 +66,11 @@ fn mask(root: &beneath::Root, paths: &[String], label: Option<&MountLabel>) -> R
     Ok(())
 }
 
-/// What paths are masked with: one file system and one device for all.
+/// The covers of masked paths: one file system and one device for all.
 struct Cover<'a> {
     root: &'a beneath::Root,
     label: Option<&'a MountLabel>,
-    /// Once it lies on a directory: of a mount that is in no tree no clone can be made before Linux 6.15.
+    /// Set once it is attached: before Linux 6.15 a mount that is in no mount namespace cannot be cloned.
     empty: Option<OwnedFd>,
     null: Option<OwnedFd>,
 }
@@ -106,7 +106,7 @@ fn clone_mount(fd: &OwnedFd) -> Result<OwnedFd> {
     mount::clone_tree(fd.as_fd(), Path::new(""), false)
 }
 
-/// `/dev/null` of the container, if it is one.
+/// The container's `/dev/null`, checked to be the null device.
 fn null_device(root: &beneath::Root) -> Result<OwnedFd> {
     let device = root.open_at(Path::new("/dev/null"), OFlags::PATH | OFlags::NOFOLLOW)?;
     let stat = beneath::stat(device.as_fd()).context(|| "stat /dev/null")?;

@@ -1,15 +1,16 @@
-//! Where the child of a user namespace finds what its bind mounts show.
+//! A stage for the trees of bind mounts that a container with its own user namespace gets.
 //!
-//! The kernel locks what mounts have (`ro`, `nosuid`, …) when it copies them for a mount namespace of another user namespace
-//! (mount_namespaces(7)), and at no other time. A tree that the caller has cloned and hands over has no locks, so that root
-//! of the container could write to what is read-only on the host. So these trees are mounted in a namespace between the
-//! caller's and the child's, and the child takes from its copy of that.
+//! The kernel locks the attributes of mounts (`ro`, `nosuid`, …) only when it copies them to a mount namespace of
+//! another user namespace (mount_namespaces(7)). A tree that the caller clones and hands over is not locked, so that
+//! the container's root could clear `ro`. So these trees are mounted in a mount namespace between the caller's and the
+//! child's, and the child clones them from its copy of that.
 //!
 //! ```text
-//! parent: clones trees ─▶ go-between: own mount namespace, a shelf with 0, 1, … ─ clone ─▶ child: clones 0, 1, … of its copy
+//! parent: clones trees ─▶ intermediate: own mount namespace, staged as 0, 1, … ─ clone ─▶ child: clones 0, 1, … of its copy
 //! ```
 //!
-//! The shelf is the working directory of the go-between, and with that of the child, who might not be allowed to walk there.
+//! The stage is the working directory of the intermediate process, and so of the child, which might not be allowed to
+//! reach it by path.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,16 +29,16 @@ pub(crate) struct Shelf {
 }
 
 impl Shelf {
-    /// Of trees that are mounted nowhere yet; none without trees. `place` is a directory of the host that the child does not
-    /// look into: in its copy the shelf lies over it.
+    /// Stages trees that are not mounted yet; None without trees. `place` is a directory of the host that the child
+    /// does not need: in its copy the stage covers it.
     pub(crate) fn of(place: PathBuf, trees: Vec<OwnedFd>) -> Option<Shelf> {
         (!trees.is_empty()).then_some(Shelf { place, trees })
     }
 
-    /// Moves the calling process into a mount namespace of its own, and to the shelf there.
+    /// Moves the calling process into a new mount namespace, and to the stage there.
     pub(crate) fn set_up(&self) -> Result<()> {
         ns::unshare(&[NsKind::Mount])?;
-        // Nothing that is mounted here is seen on the host.
+        // Mounts made here do not propagate to the host.
         let host = beneath::Root::open(Path::new("/"))?;
         mount::set_propagation(host.as_fd(), Propagation::Slave, true)?;
         let place = beneath::Root::open(&self.place)?;
@@ -58,7 +59,7 @@ impl Shelf {
     }
 }
 
-/// A tree of the shelf that the calling process is at, mounted nowhere yet.
+/// A clone of a staged tree, not mounted yet. The stage must be the working directory.
 pub(super) fn take(number: usize) -> Result<OwnedFd> {
     mount::clone_path(Path::new(&number.to_string()), true)
 }
