@@ -1,9 +1,9 @@
 //! How exec enters a container: the code of its child processes.
 //!
 //! ```text
-//! intermediate process: Go ─▶ cgroup ─▶ namespaces ─▶ keyring, streams ─▶ close descriptors ─▶ limits, user, capabilities, filter
-//!                       ─▶ clone a sibling, send its Pid ─▶ exit
-//! process:              Go ─▶ session, terminal ─▶ exec
+//! intermediate: Go ─▶ cgroup ─▶ namespaces ─▶ keyring, streams ─▶ close fds ─▶ limits, user, capabilities, filter
+//!               ─▶ clone a sibling, send its Pid ─▶ exit
+//! process:      Go ─▶ session, terminal ─▶ exec
 //! ```
 //!
 //! A process in the container that has `CAP_SYS_PTRACE`, and no user namespace of its own, can trace every process that

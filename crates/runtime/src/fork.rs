@@ -9,9 +9,12 @@
 //! the trees that bind mounts show to a user namespace: see [`Shelf`].
 //!
 //! ```text
-//! parent ─ join pid ─ clone ─ go back    parent ─ clone ─▶ intermediate ─ stage mounts ─ join others, user, pid ─ clone sibling
-//!             └─▶ child                     ▲                  └─ sends its pid, exits                             └─▶ child
-//!                                           └─────────────────────────┘
+//! parent ─ join pid ─ clone ─ go back
+//!             └─▶ child
+//!
+//! parent ─ clone ─▶ intermediate ─ stage mounts ─ join others, user, pid ─ clone sibling ─▶ child
+//!    ▲                                                                          │
+//!    └───────────────────────────── pid of the child ───────────────────────────┘
 //! ```
 
 use std::fs;

@@ -1,8 +1,8 @@
 //! Restoring a container from a [`checkpoint`](crate::checkpoint).
 //!
 //! ```text
-//! runtime: spec ─▶ state directory ─▶ cgroup ─▶ clone, in a mount namespace ─▶ Go ─▶ request ─▶ hooks, terminal ─▶ state file
-//!                                                └▶ cgroup ─▶ mount points, root ─▶ streams ─▶ criu ─▶ first process
+//! parent: spec ─▶ state directory ─▶ cgroup ─▶ clone, new mounts ─▶ Go ─▶ request ─▶ hooks, terminal ─▶ state file
+//!                                               └▶ cgroup ─▶ mount points, root ─▶ streams ─▶ criu ─▶ first process
 //! ```
 //!
 //! The mounts that criu needs are made in a private mount namespace, so that none is left behind. The processes that it

@@ -1,4 +1,4 @@
-//! Where a shim listens: containerd's rule, so that the shim of a pod is found by the pod's id.
+//! The shim's socket path: containerd's rule, by which the shim of a pod is found by the pod's id.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -11,12 +11,12 @@ use types::{Context, Digest, Error, Result};
 
 use crate::publisher;
 
-/// Where containerd keeps the sockets of its shims.
+/// containerd's directory of shim sockets.
 pub(crate) const SOCKET_DIR: &str = "/run/containerd/s";
-/// `sun_path` with its final zero.
+/// The length of `sun_path` without its final zero.
 const PATH_LEN_MAX: usize = 107;
 
-/// `socket_dir/sha256(daemon's address / namespace / group)`. A client names the group, which must not lead to the shims
+/// `socket_dir/sha256(daemon's address / namespace / group)`. A client chooses the group, which must not lead to a shim
 /// of another namespace.
 pub(crate) fn path(socket_dir: &Path, daemon: &str, namespace: &str, group: &str) -> Result<PathBuf> {
     if group.contains('/') || matches!(group, "." | "..") {
@@ -36,21 +36,21 @@ pub(crate) fn path(socket_dir: &Path, daemon: &str, namespace: &str, group: &str
     Ok(path)
 }
 
-/// Listens there, over what a dead shim left. `None` if a shim listens there already.
+/// Listens at the path, and replaces the socket of a dead shim. `None` if a live shim listens there.
 ///
-/// Containers of one pod may be started at the same moment: whoever comes second finds the first.
+/// Containers of one pod may be started at the same moment; the directory's lock makes sure that one of them listens.
 pub(crate) fn claim(path: &Path) -> Result<Option<UnixListener>> {
     let about = || format!("listen on {}", path.display());
     let directory = path.parent().unwrap_or(Path::new("/"));
-    // Not readable for others, who could hold its lock for ever.
+    // Not readable for others, who could hold the lock for ever.
     DirBuilder::new().recursive(true).mode(0o711).create(directory).context(about)?;
     let lock = std::fs::File::open(directory).context(about)?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(std::io::Error::from).context(about)?;
     match publisher::connect(path) {
-        // One that is too busy to answer is there.
+        // A shim whose backlog is full is alive.
         Ok(_) | Err(Errno::AGAIN) => Ok(None),
         Err(Errno::CONNREFUSED | Errno::NOENT) => listen(path).map(Some),
-        // Of what is there nothing is known; it stays.
+        // The path's state is unknown; it stays.
         Err(errno) => Err(std::io::Error::from(errno)).context(about),
     }
 }
@@ -115,7 +115,7 @@ mod tests {
     fn what_is_no_listening_shim_and_no_dead_one_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("1");
-        // A socket of another kind cannot be connected to, and somebody has it.
+        // A datagram socket refuses stream connections, and is in use.
         let _somebody = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
         assert!(claim(&path).is_err());
         assert!(path.exists());

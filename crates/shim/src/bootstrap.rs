@@ -1,12 +1,12 @@
-//! `start`: becomes a shim in the background, or finds the one of the same pod, and prints its address.
+//! `start`: starts a shim in the background, or finds that of the same pod, and prints its address.
 //!
 //! ```text
 //! daemon ── exec start ──▶ listen ── exec serve (own session, listener as stdin) ──▶ shim
 //!        ◀─ address ────────┘
 //! ```
 //!
-//! Containers of one pod share a shim: the annotations in [`GROUPS`] name the group, and the group
-//! names the socket. A second `start` finds it live and answers with the same address.
+//! Containers of one pod share a shim: the annotations in [`GROUPS`] name the group, and the group determines the
+//! socket. A later `start` finds a live shim there and prints the same address.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -25,15 +25,15 @@ use types::{Context, Error, Result};
 use crate::address;
 use crate::command::Flags;
 
-/// Annotations that put containers into one shim, the first found wins.
+/// Annotations that name a container's group; the first one found wins.
 const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
-/// containerd's stdin is small; a stuck or hostile caller shall not fill memory.
+/// containerd's input is small; a broken or hostile caller must not fill the memory.
 const STDIN_MAX: u64 = 4 << 20;
 
-/// What the caller gives us on stdin.
+/// The caller's input on stdin.
 #[derive(Default)]
 struct StartInput {
-    /// The caller speaks the bootstrap protocol of containerd 2.3 and reads its result.
+    /// Set if the caller speaks the bootstrap protocol of containerd 2.3, and reads its result.
     params: Option<BootstrapParams>,
     options: runc::Options,
 }
@@ -53,14 +53,14 @@ pub(crate) fn start(mut flags: Flags) -> Result<()> {
     let path = address::path(&socket_dir, &flags.address, &flags.namespace, &group)?;
     let address = format!("unix://{}", path.display());
     crate::record::write_bytes(Path::new("."), "address", address.as_bytes())?;
-    // Last of what may fail: a shim that nobody hears of would stay for ever.
+    // The last step that may fail: a shim that the caller does not learn of would stay for ever.
     if let Some(listener) = address::claim(&path)? {
         spawn(flags, &path, listener.into(), &input)?;
     }
     print(&input, &address)
 }
 
-/// Version 2.3 wants a message back; all before it read an address, and take it for version 2.
+/// containerd 2.3 expects a message; earlier versions read an address, and assume version 2 of the task API.
 fn print(input: &StartInput, address: &str) -> Result<()> {
     let answer = match &input.params {
         Some(_) => BootstrapResult {
@@ -75,9 +75,9 @@ fn print(input: &StartInput, address: &str) -> Result<()> {
     std::io::stdout().write_all(&answer).context(|| "print the address")
 }
 
-/// Parameters of containerd 2.3, or the bare options of those before it, or nothing.
+/// Parses the bootstrap parameters of containerd 2.3, or the bare options of earlier versions, or nothing.
 ///
-/// Both are protobuf and start with a string; parameters are those that name the container.
+/// Both are protobuf and start with a string; parameters are recognized by the container's id.
 fn read_stdin(id: &str) -> Result<StartInput> {
     let mut bytes = Vec::new();
     std::io::stdin().lock().take(STDIN_MAX).read_to_end(&mut bytes).context(|| "read stdin")?;
@@ -110,7 +110,7 @@ fn group(config: &Path) -> Result<Option<String>> {
     Ok(GROUPS.iter().find_map(|key| spec.annotations.remove(*key)))
 }
 
-/// Runs this program again as the shim, from a copy of itself that its containers cannot write to.
+/// Executes this program as the shim, from a sealed copy that containers cannot write to.
 fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, input: &StartInput) -> Result<()> {
     let about = || "start the shim in the background";
     let program = linux::sealed::open_program().context(about)?;
@@ -125,16 +125,16 @@ fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, input: &StartInput) -> 
     let cgroup = if cgroup.is_empty() {
         None
     } else {
-        // Other shims may be in it.
+        // Shims may share a cgroup.
         Some(Cgroup::share(cgroup).context(|| format!("make the shim's cgroup {cgroup}"))?)
     };
     let mut child = command.spawn().context(about)?;
     if let Err(error) = adjust_oom_score(child.id()) {
-        // Not allowed everywhere, and no reason not to run.
+        // Not allowed everywhere; the shim runs all the same.
         drop(error);
     }
     if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.add(child.id())) {
-        // It has no container yet, and nobody else knows it.
+        // It has no container yet, and the caller does not know it.
         let _ended = child.kill().and_then(|()| child.wait());
         return Err(error.context(format!("put the shim into cgroup {}", input.options.shim_cgroup)));
     }
@@ -159,7 +159,7 @@ fn serve_args(flags: &Flags, socket: &Path) -> Vec<OsString> {
     args
 }
 
-/// A shim goes before its daemon when memory runs out, and after its containers.
+/// When memory runs out the kernel should kill a shim before its daemon, and after its containers.
 fn adjust_oom_score(pid: u32) -> Result<()> {
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     let path = format!("/proc/{}/oom_score_adj", parent.as_raw_nonzero());
@@ -169,7 +169,7 @@ fn adjust_oom_score(pid: u32) -> Result<()> {
     std::fs::write(&path, (score + 1).min(1000).to_string()).context(|| format!("write {path}"))
 }
 
-/// The listener that `start` left as stdin; stdin becomes `/dev/null`.
+/// The listener that `start` passed as stdin, which becomes `/dev/null`.
 pub(crate) fn inherited_listener() -> Result<std::os::unix::net::UnixListener> {
     let about = || "take the listening socket from stdin";
     let listener = std::io::stdin().as_fd().try_clone_to_owned().context(about)?;

@@ -13,7 +13,7 @@ use types::{Error, Result};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Flags {
     pub namespace: String,
-    /// The daemon's gRPC address; part of the socket's name.
+    /// The daemon's gRPC address, from which the socket path is derived.
     pub address: String,
     pub id: String,
     pub bundle: Option<PathBuf>,
@@ -23,18 +23,18 @@ pub(crate) struct Flags {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Start a shim, or find the one that is there, and print its address.
+    /// Start a shim, or find the pod's, and print its address.
     Start(Flags),
-    /// Be the shim. Ours alone: `start` calls it, with the listening socket as stdin.
+    /// Be the shim. Internal: `start` executes it, with the listening socket as stdin.
     Serve(Flags),
-    /// Take down what a dead shim left.
+    /// Clean up after a dead shim.
     Delete(Flags),
     Info,
     Version,
 }
 
 impl Command {
-    /// `args` without the program's name. Flags may have one dash or two, and `=` or a space.
+    /// Parses `args`, without the program's name. Flags may have one dash or two, and `=` or a space before the value.
     pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
         let mut args = args.into_iter().map(|arg| {
             arg.into_string().map_err(|arg| Error::invalid_argument(format!("argument {arg:?} is not UTF-8")))
@@ -81,7 +81,7 @@ impl Flags {
             "id" => self.id = value,
             "bundle" => self.bundle = Some(value.into()),
             "socket" => self.socket = Some(value.into()),
-            // Events leave by ttrpc, not by this program.
+            // Events are sent over ttrpc instead.
             "publish-binary" => {}
             _ => return Err(Error::invalid_argument(format!("unknown flag -{name}"))),
         }

@@ -1,18 +1,18 @@
-//! The loop: the one place where the shim waits.
+//! The event loop: the one place where the shim waits.
 //!
 //! ```text
 //! listener ──▶ connections ──▶ calls ──▶ sandbox ──▶ answers, now or later
 //! children ──▶ exits ─────────────────▶ sandbox ──▶ events ──▶ publisher
-//! workers ──▶ what they did ──────────▶ sandbox
+//! workers ──▶ answers ────────────────▶ sandbox
 //! pipes and fifos ──▶ copies
 //! ```
 //!
-//! Nothing here blocks but `wait`; the calls of the API do as much work as one create or exec takes, and have
-//! workers do what waits for others.
+//! Nothing else here blocks. A call does no more work than one create or exec takes, and leaves operations that wait
+//! for other programs to workers.
 //!
-//! A shim mostly waits, for as long as its container sleeps. Once nothing has happened for [`QUIET`] it lets go of the
-//! pages of its program, and sleeps without a timer: they are as they are in the file, and the few that the next call needs
-//! come back from the page cache.
+//! A shim mostly waits while its container runs. After [`QUIET`] without an event it releases the pages of its program,
+//! and sleeps without a timer: the pages are unmodified, and the few that the next call needs come back from the page
+//! cache.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,16 +31,16 @@ use crate::publisher::LinkChange;
 use crate::sandbox::Sandbox;
 use crate::service::{self, Outcome, ReplyTo};
 
-/// How long the last events may take to leave after `Shutdown`.
+/// How long the last events may take to be delivered after `Shutdown`.
 const FAREWELL_MAX: Duration = Duration::from_secs(3);
-/// How long nobody is let in after descriptors ran out.
+/// How long no connection is accepted after descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Without anything to do for so long, a shim is at rest: longer than a client pauses between the calls that begin a
+/// After this time without events a shim is at rest: longer than a client pauses between the calls that start a
 /// container.
 const QUIET: Duration = Duration::from_secs(2);
-/// Bytes that are read from a connection at once.
+/// Bytes of one read from a connection.
 const READ_LEN: usize = 16 << 10;
-/// Reads from one connection before others get their turn.
+/// Reads from one connection before the others get their turn.
 const READS_MAX: usize = 16;
 
 pub(crate) struct EventLoop {
@@ -50,11 +50,11 @@ pub(crate) struct EventLoop {
     children: OwnedFd,
     connections: BTreeMap<u32, Connection>,
     next_connection: u32,
-    /// When to listen again, after descriptors ran out.
+    /// When to accept again, after descriptors ran out.
     accept_at: Option<Instant>,
-    /// When to end, once nothing is left to serve.
+    /// When to exit, at the latest, after `Shutdown`.
     farewell: Option<Instant>,
-    /// When to give memory back, if nothing happens until then.
+    /// When to release memory, unless something happens.
     rest_at: Option<Instant>,
 }
 
@@ -62,7 +62,7 @@ struct Connection {
     socket: UnixStream,
     server: Server,
     interest: Interest,
-    /// The peer will send nothing more.
+    /// The peer has closed its sending half.
     read_closed: bool,
 }
 
@@ -90,7 +90,8 @@ impl EventLoop {
         })
     }
 
-    /// Serves until a daemon asked for `Shutdown` and the last events are out, and then waits for log drivers.
+    /// Serves until a daemon has asked for `Shutdown` and the last events are delivered, and then waits for log
+    /// drivers.
     pub(crate) fn run(mut self) -> Result<()> {
         let mut ready = Vec::new();
         loop {
@@ -112,8 +113,8 @@ impl EventLoop {
             self.publish();
             if self.farewell.is_some_and(|until| self.sandbox.publisher.is_idle() || Instant::now() >= until)
             {
-                // The daemon sees the shim go. It stays for the log drivers alone, which have their time to write what
-                // they have.
+                // The daemon sees the shim's connection close. The process stays for the log drivers alone, which get
+                // time to write the rest of their input.
                 let drivers = self.sandbox.take_drivers();
                 drop(self);
                 log_driver::see_off(drivers);
@@ -133,7 +134,7 @@ impl EventLoop {
         Some(next.saturating_duration_since(Instant::now()))
     }
 
-    /// Gives memory back once it has been quiet for long enough.
+    /// Releases memory after a quiet period.
     fn rest(&mut self, quiet: bool) {
         if !quiet {
             self.rest_at = Some(Instant::now() + QUIET);
@@ -141,7 +142,7 @@ impl EventLoop {
             self.rest_at = None;
             self.sandbox.publisher.relax();
             linux::memory::trim_heap();
-            // What fails here costs memory, and nothing else.
+            // A failure costs memory only.
             if let Err(error) = linux::memory::release_program() {
                 self.sandbox.log.debug(format_args!("at rest: {}", error.chain()));
             }
@@ -156,7 +157,7 @@ impl EventLoop {
                 linux::signal::drain(&self.children);
                 self.sandbox.reap();
             }
-            // Its turn comes in `publish`.
+            // Handled in `publish`.
             Source::Publisher => {}
             Source::Worker(key) => self.sandbox.advance_job(key),
             Source::Oom(key) => self.sandbox.oom(key),
@@ -189,12 +190,12 @@ impl EventLoop {
                 }
                 Err(error) => self.sandbox.log.warn(format_args!("accept a connection: {error}")),
             }
-            // A daemon that calls is there, and takes events that have waited for one.
+            // A daemon that connects is alive, and can take waiting events.
             self.sandbox.publisher.hurry();
         }
     }
 
-    /// Out of descriptors, most likely. Whoever waits stays in the queue, and the loop must not spin on it.
+    /// Most likely out of descriptors. Clients stay in the backlog, and the loop must not spin on it.
     fn pause_listening(&mut self, error: &io::Error) {
         self.sandbox.log.warn(format_args!("accept a connection: {error}"));
         if self.sandbox.poll().remove(&self.listener).is_ok() {
@@ -207,7 +208,7 @@ impl EventLoop {
         self.accept_at = added.is_err().then(|| Instant::now() + ACCEPT_PAUSE);
     }
 
-    /// Reads calls from a connection and carries them out.
+    /// Reads calls from a connection and executes them.
     fn serve(&mut self, id: u32) {
         let mut buffer = [0; READ_LEN];
         for _ in 0..READS_MAX {
@@ -235,7 +236,7 @@ impl EventLoop {
         {
             let until = call.request.timeout().map(|timeout| Instant::now() + timeout);
             self.call(&call.request, ReplyTo { connection: id, stream: call.stream, until });
-            // An answer does not wait for what the next call waits for.
+            // Sent before the next call, which may take its time.
             self.send(id);
         }
     }
@@ -249,7 +250,7 @@ impl EventLoop {
                 Err(error)
             }
         };
-        // Before the answer: who has it may start another shim under the same name.
+        // Before the response, after which the daemon may start another shim at the same path.
         if self.sandbox.is_closing() && self.farewell.is_none() {
             self.leave();
         }
@@ -258,7 +259,7 @@ impl EventLoop {
         }
     }
 
-    /// Calls that waited for a job.
+    /// Executes calls that waited for a job.
     fn serve_line(&mut self) {
         for (request, reply) in self.sandbox.take_line() {
             self.call(&request, reply);
@@ -275,7 +276,7 @@ impl EventLoop {
         }
     }
 
-    /// Writes what waits, then watches for what the connection needs next.
+    /// Writes pending bytes, then polls for what the connection needs next.
     fn send(&mut self, id: u32) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match connection.write(self.sandbox.poll(), id) {
@@ -287,8 +288,8 @@ impl EventLoop {
 
     fn drop_connection(&mut self, id: u32) {
         if let Some(connection) = self.connections.remove(&id) {
-            // A process on its way into a container that does not get further may have a copy, which would go on
-            // telling. If it was never added it is not there.
+            // A process that is stuck on its way into a container may hold a copy of the socket, which would keep
+            // reporting events. If it was never added, there is nothing to remove.
             let _gone = self.sandbox.poll().remove(&connection.socket);
         }
         self.sandbox.forget(id);
@@ -308,9 +309,9 @@ impl EventLoop {
         }
     }
 
-    /// No new connections; what is open goes on until the last events are out.
+    /// Stops listening; open connections are served until the last events are delivered.
     fn leave(&mut self) {
-        // Someone may have removed it before us.
+        // Another process may have removed it before.
         let _gone = std::fs::remove_file(&self.socket_path);
         self.farewell = Some(Instant::now() + FAREWELL_MAX);
     }
@@ -342,12 +343,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether more is read from the peer now.
+    /// Whether to read more from the peer now.
     fn reads(&self) -> bool {
         !self.read_closed && self.server.accepts_input()
     }
 
-    /// A peer that hung up gets no answer, unless it only closed its sending half.
+    /// A peer that hung up gets no response, unless it closed its sending half only.
     fn is_finished(&self) -> bool {
         self.read_closed && self.server.pending().is_empty()
     }

@@ -1,4 +1,4 @@
-//! `-info` and `-v`: what this shim is.
+//! `-info` and `-v`: name, version and features of this shim.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -10,10 +10,10 @@ use types::{Context, Result};
 
 pub(crate) const NAME: &str = "io.containerd.hoist.v2";
 
-/// What containerd's clients call the document that a runtime's `features` prints.
+/// The type name that containerd's clients give the document of a runtime's `features`.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// The features are those of the runtime in this program. What the options name instead has a command of its own for them.
+/// Prints the features of the embedded runtime. Another runtime, named in the options, reports its own by `features`.
 pub(crate) fn print() -> Result<()> {
     let features = runtime::cli::features().to_string().into_bytes();
     let info = RuntimeInfo {

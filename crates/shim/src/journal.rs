@@ -1,4 +1,4 @@
-//! The events of one container that no daemon has acknowledged, on disk before they leave.
+//! The events of one container that no daemon has acknowledged yet, on disk before they are sent.
 //!
 //! ```text
 //! file `events` in the bundle
@@ -8,8 +8,8 @@
 //!  +----------+--------+-------+--------+-------+--------+-------+
 //! ```
 //!
-//! An empty file has nothing to tell. A shim that dies leaves the file to the `delete` command, which
-//! sends what is behind the position.
+//! The file is empty when every event is acknowledged. The journal of a shim that died is read by the `delete` command,
+//! which sends the entries behind the position.
 //!
 //! Invariants
 //! - An entry is written with one call, so a reader finds it whole or at the very end.
@@ -26,13 +26,13 @@ use prost::Message;
 /// The name of the file in a bundle.
 pub(crate) const EVENTS: &str = "events";
 const POSITION_LEN: u64 = 8;
-/// More than any event of ours has.
+/// Bytes; larger than any event of the shim.
 const ENTRY_LEN_MAX: usize = 1 << 20;
 
-/// An event with its number.
+/// An event with its sequence number.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Entry {
-    /// Names one life of one shim.
+    /// Identifies one run of one shim.
     #[prost(string, tag = "1")]
     pub source: String,
     /// Counts the events of a source from 1, without gaps.
@@ -69,14 +69,14 @@ impl Journal {
                 Ok(())
             }
             Err(error) => {
-                // Half an entry would hide those that come after it; if it stays, they are written over it.
+                // Half an entry would hide later ones; if it cannot be cut off, it is overwritten.
                 let _best_effort = self.file.set_len(self.len);
                 Err(error)
             }
         }
     }
 
-    /// The first entry that was not acknowledged is.
+    /// Marks the oldest unacknowledged entry as acknowledged.
     pub(crate) fn acknowledge(&mut self, entry: &Entry) -> io::Result<()> {
         self.position += 4 + entry.encoded_len() as u64;
         if self.position >= self.len {
@@ -87,8 +87,8 @@ impl Journal {
     }
 }
 
-/// What a shim left unacknowledged, oldest first. A file that is not there or is damaged has nothing, and
-/// a half-written last entry is left out.
+/// The entries that a shim left unacknowledged, oldest first. None if the file is missing or damaged; a half-written
+/// last entry is skipped.
 pub(crate) fn read(bundle: &Path) -> Vec<Entry> {
     let bytes = std::fs::read(bundle.join(EVENTS)).unwrap_or_default();
     let Some(position) = bytes.first_chunk().map(|position| u64::from_be_bytes(*position)) else {
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(left(bundle.path()), [4]);
     }
 
-    /// What a crash or a full disk may leave, at every length.
+    /// The file cut at every length, as by a crash or a full disk.
     #[test]
     fn a_file_cut_anywhere_gives_the_entries_before_the_cut() {
         let bundle = tempfile::tempdir().unwrap();

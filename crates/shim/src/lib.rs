@@ -1,14 +1,13 @@
-//! The shim: the process that stays with a container, or with all containers of a pod, whatever
-//! happens to the daemon. It holds their standard streams, reaps them, keeps their exit codes, and
-//! tells the daemon.
+//! The shim: the process that stays with a container, or with all containers of a pod, independent of the daemon. It
+//! holds their standard streams, reaps them, keeps their exit codes, and reports them to the daemon.
 //!
-//! One thread, one loop, no executor. Reading order: [`event_loop`] (what it waits for), [`sandbox`]
-//! (what it does), [`service`] (how it is asked).
+//! One thread, one loop, no executor. Reading order: [`event_loop`] (what it waits for), [`sandbox`] (what it does),
+//! [`service`] (the API).
 //!
 //! - [`command`], [`bootstrap`], [`orphan`], [`info`]: the command line that containerd calls.
 //! - [`container`], [`process`], [`oci`], [`worker`], [`rootfs`], [`stats`]: containers.
 //! - [`stdio`], [`log_driver`]: standard streams.
-//! - [`publisher`], [`journal`], [`record`]: what must not be lost; see `docs/design/shim.md`.
+//! - [`publisher`], [`journal`], [`record`]: data that must not be lost; see `docs/design/shim.md`.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -45,7 +44,7 @@ use poll::Poll;
 use publisher::Publisher;
 use sandbox::Sandbox;
 
-/// The program. `args` begins with the program's name: under that of runc it is the OCI runtime, which it holds
+/// The program. `args` begins with the program's name: called by runc's, it is the OCI runtime, which is linked in
 /// anyway.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     if runtime::cli::is_called(&args) {
@@ -67,13 +66,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Is the shim, until a daemon ends it.
+/// Runs the shim, until a daemon shuts it down.
 fn serve(flags: &Flags) -> Result<()> {
     let listener = bootstrap::inherited_listener()?;
-    // From here on this program is the first stage of containers.
+    // From here on this program is what containers execute first.
     linux::sealed::check()?;
     name_process();
-    // Its own session, so that no signal meant for the daemon's reaches it.
+    // Its own session, so that signals for the daemon's do not reach it.
     rustix::process::setsid().map_err(std::io::Error::from).context(|| "begin a session")?;
     let own = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(own))
@@ -92,8 +91,8 @@ fn serve(flags: &Flags) -> Result<()> {
     EventLoop::new(sandbox, listener, socket, children)?.run()
 }
 
-/// The name in `ps`: executed by descriptor, the process would be called by its number.
+/// Sets the name in `ps`: a process executed by descriptor would be called by that number.
 fn name_process() {
-    // The kernel cuts names to 15 bytes; any name will do, so a refusal is no failure.
+    // The kernel cuts names to 15 bytes. A refusal changes nothing else.
     let _unnamed = rustix::thread::set_name(c"hoist-shim");
 }

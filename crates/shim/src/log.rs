@@ -1,6 +1,6 @@
-//! The shim's own log: lines into the fifo `log` of its bundle, which the daemon reads.
+//! The shim's own log: lines to the fifo `log` of its bundle, which the daemon reads.
 //!
-//! A daemon that is away is no reason to wait or to fail: then lines are lost.
+//! Without a reader lines are dropped; the shim neither waits nor fails.
 
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
@@ -34,7 +34,7 @@ impl Log {
 
     fn line(&mut self, level: &str, message: &dyn Display) {
         let line = format!("time=\"{}\" level={level} msg={:?}\n", Timestamp::now(), message.to_string());
-        // The reader of a moment ago may be gone and another one there.
+        // The old reader may be gone and a new one there, so a failed write is tried once more.
         for _ in 0..2 {
             if self.fifo.is_none() {
                 let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits();

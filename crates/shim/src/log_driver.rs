@@ -1,12 +1,12 @@
 //! Log drivers: programs named by `binary://` that take a container's output.
 //!
-//! The program gets stdout and stderr to read as descriptors 3 and 4, and closes (or writes to) 5
-//! when it is ready; the container does not start before that. One of `binary-v2://` must write a byte: the end of the
-//! pipe alone is its death.
+//! The program reads stdout and stderr from descriptors 3 and 4, and closes 5 (or writes to it) when it is ready; the
+//! container does not start before that. A `binary-v2://` program must write a byte, as closing the pipe may also mean
+//! that it died.
 //!
 //! ```text
 //! start ──▶ running ──streams end──▶ leaving ──12 s──▶ SIGTERM ──12 s──▶ SIGKILL
-//!                                       └── ends by itself: gone
+//!                                       └── exits by itself: gone
 //! ```
 
 use std::io::Read;
@@ -24,13 +24,13 @@ use types::{Context, Error, Result};
 use crate::stdio::open::Owner;
 use crate::stdio::target::Ready;
 
-/// How long a driver may take to get ready.
+/// How long a driver may take to become ready.
 const READY_MAX: Duration = Duration::from_secs(10);
 
-/// How long a driver may take to write what it has, and to heed SIGTERM.
+/// How long a driver may take to write the rest of its input, and again to obey SIGTERM.
 const LEAVE_MAX: Duration = Duration::from_secs(12);
 
-/// One that is dropped before it has left is sent away: its container did not come to be.
+/// A running driver. Dropped, it gets SIGTERM, as when its container could not be created.
 pub(crate) struct Driver {
     process: Process,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Leaving {
     next: Signal,
 }
 
-/// The loop reaps every child, so the number alone may come to name another process.
+/// By pidfd: the loop reaps every child, so that a pid may be reused.
 struct Process(OwnedFd);
 
 impl Process {
@@ -53,20 +53,20 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Nobody waits for it any more, and none is left behind that waits for ever.
+    /// Ends a driver that nothing waits for any more, and that might wait for ever.
     fn drop(&mut self) {
         self.signal(Signal::TERM);
     }
 }
 
-/// The ends we write to.
+/// The writing ends of the driver's pipes.
 pub(crate) struct DriverPipes {
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
 }
 
 impl Driver {
-    /// Starts the program and waits until it is ready.
+    /// Starts the program, and waits until it is ready.
     pub(crate) fn start(
         program: &Path,
         args: &[String],
@@ -104,7 +104,7 @@ impl Driver {
 }
 
 impl Driver {
-    /// To be called when its pipes are closed.
+    /// To be called once its pipes are closed.
     pub(crate) fn leave(self) -> Leaving {
         Leaving { process: self.process, deadline: Instant::now() + LEAVE_MAX, next: Signal::TERM }
     }
@@ -115,7 +115,7 @@ impl Leaving {
         self.deadline
     }
 
-    /// Whether it has not ended. Signals it when its time is up.
+    /// Whether it is still running. Signals it at its deadline.
     pub(crate) fn is_still_here(&mut self) -> bool {
         let now = Instant::now();
         if has_ended(self.process.0.as_fd(), 0) {
@@ -130,16 +130,16 @@ impl Leaving {
     }
 }
 
-/// Waits until all have ended, and signals those whose time is up.
+/// Waits until all have ended, and signals them at their deadlines.
 pub(crate) fn see_off(mut drivers: Vec<Leaving>) {
     while let Some(driver) = drivers.first() {
-        // For a second at most: another driver may have a deadline before this one ends.
+        // For a second at most: another driver's deadline may come before this one ends.
         has_ended(driver.process.0.as_fd(), 1);
         drivers.retain_mut(Leaving::is_still_here);
     }
 }
 
-/// A pidfd is readable once its process has ended. It is waited for so many seconds.
+/// Whether a process has ended, waiting up to so many seconds: its pidfd is readable then.
 fn has_ended(process: std::os::fd::BorrowedFd<'_>, seconds: i64) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];
     matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })), Ok(1..))

@@ -1,4 +1,4 @@
-//! The OCI runtime behind a container: the one that is built in, or a program like runc.
+//! The OCI runtime of a container: the embedded one, or a program like runc.
 
 mod command;
 mod embedded;
@@ -20,15 +20,15 @@ use command::CommandRuntime;
 use embedded::EmbeddedRuntime;
 pub(crate) use embedded::process;
 
-/// A container of either runtime.
+/// A container's runtime.
 pub(crate) enum Oci {
     Embedded(EmbeddedRuntime),
     Command(CommandRuntime),
-    /// None yet: its processes are in a checkpoint. Empty once it was tried to bring them back.
+    /// Not created yet: its processes are in a checkpoint. None once a restore was tried.
     Frozen(Option<Box<Frozen>>),
 }
 
-/// What a container is brought back from when it is started.
+/// What a checkpointed container is restored from when it is started.
 pub(crate) struct Frozen {
     /// The directory of the images.
     pub images: PathBuf,
@@ -36,7 +36,7 @@ pub(crate) struct Frozen {
     pub outside: Outside,
 }
 
-/// What a container is made from.
+/// Parameters of a creation.
 #[derive(Clone, Copy)]
 pub(crate) struct Create<'a> {
     pub id: &'a str,
@@ -54,24 +54,24 @@ pub(crate) struct Exec<'a> {
     pub spec: &'a [u8],
 }
 
-/// What a process gets as its standard streams.
+/// Standard streams of a new process.
 pub(crate) enum Stdio {
     Pipes(Ends),
     Terminal,
 }
 
-/// A container that waits to be started.
+/// A created container that was not started yet.
 pub(crate) struct Created {
     pub oci: Oci,
     pub pid: Pid,
-    /// Present when a terminal was asked for.
+    /// The terminal's master, if one was asked for.
     pub console: Option<OwnedFd>,
-    /// What could not be done as the spec says, and was done otherwise.
+    /// Deviations from the spec that do not keep the container from running.
     pub warnings: Vec<String>,
     pub owns_pids: bool,
 }
 
-/// A further process, running.
+/// A running further process.
 pub(crate) struct Executed {
     pub pid: Pid,
     /// Present when a terminal was asked for.
@@ -80,12 +80,12 @@ pub(crate) struct Executed {
 }
 
 impl Created {
-    /// What a worker tells of it.
+    /// The report that a worker sends.
     pub(crate) fn into_done(self) -> Done {
         Done { pid: pid_number(self.pid), console: self.console, warnings: self.warnings }
     }
 
-    /// A container that a worker has made.
+    /// The container that a worker has reported.
     pub(crate) fn from_done(create: Create<'_>, done: Done) -> Result<Created> {
         let pid = pid(done.pid)?;
         let oci = if is_embedded(create.options) {
@@ -122,7 +122,7 @@ impl From<Option<Ends>> for Stdio {
     }
 }
 
-/// Where the runtime keeps its state: below the option `root`, or in a place of its own.
+/// The runtime's state directory: below the option `root`, or the runtime's default.
 pub(crate) fn state_root(options: &Options, bundle: &Path, namespace: &str) -> PathBuf {
     match (options.root.as_str(), is_embedded(options)) {
         ("", true) => EmbeddedRuntime::default_root(bundle),
@@ -131,7 +131,7 @@ pub(crate) fn state_root(options: &Options, bundle: &Path, namespace: &str) -> P
     }
 }
 
-/// Where criu keeps its log if no call says otherwise.
+/// criu's default log directory.
 fn criu_work(options: &Options, bundle: &Path) -> PathBuf {
     match options.criu_work_path.as_str() {
         "" => bundle.join("criu-work"),
@@ -139,39 +139,39 @@ fn criu_work(options: &Options, bundle: &Path) -> PathBuf {
     }
 }
 
-/// Whether what the runtime does with a container may wait for somebody else: the runtime itself, or hooks and whom a
-/// seccomp filter asks. criu is waited for in any case.
+/// Whether the runtime's work on a container may block on other programs: on a runtime that options name, on hooks, or
+/// on the supervisor of a seccomp filter. criu always blocks.
 pub(crate) fn waits_for_others(options: &Options, bundle: &Path) -> bool {
     !is_embedded(options) || runtime::waits_for_others(bundle)
 }
 
-/// `NotFound` if the runtime is not there.
+/// Checks that the runtime exists; `NotFound` if not.
 pub(crate) fn look_for(options: &Options) -> Result<()> {
     if is_embedded(options) { Ok(()) } else { CommandRuntime::look_for(&options.binary_name) }
 }
 
-/// A program is used only where one is named.
+/// The embedded runtime is used unless options name a program.
 fn is_embedded(options: &Options) -> bool {
     options.binary_name.is_empty()
 }
 
-/// Whether a process is the first of a pid namespace below ours, so that the kernel ends all in it with the process. That
-/// of another container is none.
+/// Whether a process is the first of its own pid namespace below the shim's, so that the kernel kills all others in it
+/// with the process. False if it joined another container's.
 fn owns_pids(pid: Pid) -> bool {
-    // Unknown is no: then what the first process leaves is ended by the shim.
+    // Unknown counts as no: then the shim kills the processes that the first one leaves.
     let status =
         std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
     numbers.split_whitespace().skip(1).last() == Some("1")
 }
 
-/// What a container in a checkpoint cannot do.
+/// The error of calls that a checkpointed container cannot serve.
 fn not_started() -> Error {
     Error::failed_precondition("the container was not restored from its checkpoint yet; start it")
 }
 
 impl Oci {
-    /// Brings a container back from the images in a directory. It runs when this returns.
+    /// Restores a container from the images in a directory. It is running when this returns.
     pub(crate) fn restore(create: Create<'_>, images: &Path, stdio: Stdio) -> Result<Created> {
         if is_embedded(create.options) {
             EmbeddedRuntime::restore(create, images, stdio)
@@ -180,7 +180,7 @@ impl Oci {
         }
     }
 
-    /// Makes the container up to the point where its program would start.
+    /// Creates the container, up to the point where its program would start.
     pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
         if is_embedded(create.options) {
             EmbeddedRuntime::create(create, stdio)
@@ -205,16 +205,16 @@ impl Oci {
         }
     }
 
-    /// Ends a further process whose start was cut off, and removes what that has left.
+    /// Kills a further process whose start was cut off, and removes its files.
     pub(crate) fn end_exec(&mut self, exec_id: &str) -> Result<()> {
         match self {
             Oci::Command(runtime) => runtime.end_exec(exec_id),
-            // These leave no files behind for a process that was not started.
+            // These leave no files behind.
             Oci::Embedded(_) | Oci::Frozen(_) => Ok(()),
         }
     }
 
-    /// `NotFound` if the process is gone.
+    /// `NotFound` if the process has ended.
     pub(crate) fn kill(&mut self, signal: Signal) -> Result<()> {
         match self {
             Oci::Embedded(runtime) => runtime.kill(signal, false),
@@ -256,7 +256,7 @@ impl Oci {
         }
     }
 
-    /// Writes the processes' state as images into a directory, by criu.
+    /// Writes the container's processes to a directory as images, by criu.
     pub(crate) fn checkpoint(&mut self, images: &Path, options: &CheckpointOptions) -> Result<()> {
         match self {
             Oci::Embedded(runtime) => runtime.checkpoint(images, options),
@@ -289,8 +289,7 @@ impl Oci {
         }
     }
 
-    /// Takes down what is left, killing what still runs.
-    /// Answers with warnings: what went wrong and kept nothing from being taken down.
+    /// Removes the container, after killing its processes. Returns warnings: errors that did not stop the deletion.
     pub(crate) fn delete(&mut self, by_worker: bool) -> Result<Vec<String>> {
         match self {
             Oci::Embedded(runtime) => runtime.delete(),
@@ -300,7 +299,7 @@ impl Oci {
     }
 }
 
-/// Takes down a container whose shim is gone.
+/// Removes a container whose shim is dead.
 pub(crate) fn delete_orphan(id: &str, bundle: &Path, record: &crate::record::RuntimeRecord) -> Result<()> {
     if record.binary.is_empty() {
         EmbeddedRuntime::delete_orphan(id, &record.root)
@@ -309,7 +308,7 @@ pub(crate) fn delete_orphan(id: &str, bundle: &Path, record: &crate::record::Run
     }
 }
 
-/// Takes down what a worker left that ended half way. The loop does it, so there are no hooks, and a bound.
+/// Removes the remains of a worker that died. The loop calls it, so it runs no hooks, and is bounded in time.
 pub(crate) fn take_down(id: &str, bundle: &Path, record: &crate::record::RuntimeRecord) -> Result<()> {
     if record.binary.is_empty() {
         EmbeddedRuntime::take_down(id, &record.root)

@@ -1,7 +1,7 @@
-//! `delete`: takes down what a shim left that is no more, and says how its container ended.
+//! `delete`: cleans up after a dead shim, and prints how its container ended.
 //!
-//! Events that the shim could not deliver are sent here, so that a daemon learns of them even if it
-//! was away while the shim died.
+//! Events that the shim could not deliver are sent from here, so that a daemon that was away while the shim died still
+//! gets them.
 
 use std::io::Write;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::publisher::{forward, wire_time};
 use crate::record::{self, ExitRecord, HolderRecord, PodRecord, RuntimeRecord};
 use crate::{journal, oci, rootfs};
 
-/// What a container's exit status is when nobody saw it end: killed.
+/// The exit status of a container whose end was not recorded: killed.
 const KILLED: u32 = 128 + SIGKILL;
 const SEND_MAX: Duration = Duration::from_secs(1);
 
@@ -30,7 +30,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         None => std::env::current_dir().context(|| "find the bundle")?,
     };
     let exit: Option<ExitRecord> = record::read(&bundle, record::EXIT).unwrap_or_else(|error| {
-        // Perhaps the power failed while it was written. That must not keep the container here for ever.
+        // Perhaps a power cut damaged it. The container must be removable all the same.
         eprintln!("containerd-shim-hoist-v2: {}; its container counts as killed", error.chain());
         None
     });
@@ -45,7 +45,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
     outcome
 }
 
-/// Goes on after a failure: what can be removed is removed.
+/// Continues after a failure, and removes as much as possible.
 fn take_down(id: &str, bundle: &Path) -> Result<()> {
     take_down_pod(bundle)?;
     let Some(runtime) = record::read::<RuntimeRecord>(bundle, record::RUNTIME)? else { return Ok(()) };
@@ -54,7 +54,7 @@ fn take_down(id: &str, bundle: &Path) -> Result<()> {
     deleted.and(unmounted)
 }
 
-/// A sandbox's containers have bundles of their own.
+/// The sandbox's containers have bundles of their own.
 fn take_down_pod(bundle: &Path) -> Result<()> {
     let Some(pod) = record::read::<PodRecord>(bundle, record::POD)? else { return Ok(()) };
     let ended = pod.holder.as_ref().map_or(Ok(()), end_holder);
@@ -77,7 +77,7 @@ fn init_pid(bundle: &Path) -> u32 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// The journal goes with the bundle, in any case.
+/// Sends the rest of the journal, which is removed with the bundle in any case.
 fn send_rest(bundle: &Path) {
     let entries = journal::read(bundle);
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();

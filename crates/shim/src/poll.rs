@@ -1,10 +1,10 @@
-//! Readiness: an epoll set whose events say what they are about.
+//! An epoll set whose events carry their [`Source`].
 //!
-//! A [`Source`] is packed into the 64 bits that epoll keeps for us, so there is no table. Ids are
-//! never used twice; an event for something that is gone finds nothing and is dropped.
+//! A source is packed into the 64 bits of user data that epoll stores, so that no table is needed. Ids are never
+//! reused: an event of a removed source finds nothing and is dropped.
 //!
-//! Copies between descriptors are armed for one event at a time ([`Poll::arm`]): a pipe whose other
-//! end hung up reports that again and again, and only a disarmed one is quiet.
+//! Copies between descriptors are armed for one event at a time ([`Poll::arm`]): a pipe whose other end hung up would
+//! report that again and again otherwise.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,20 +15,20 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use crate::process::ProcessKey;
 use crate::stdio::Stream;
 
-/// What a descriptor in the set belongs to.
+/// The owner of a descriptor in the set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The socket that daemons connect to.
     Listener,
     /// A daemon's connection.
     Connection(u32),
-    /// A child may have ended.
+    /// SIGCHLD: a child may have ended.
     Children,
-    /// The connection that events leave by.
+    /// The connection to the daemon's event service.
     Publisher,
-    /// The kernel reports that a container ran out of memory.
+    /// A container ran out of memory.
     Oom(u32),
-    /// A worker has something to tell, or ended.
+    /// A worker has reported, or ended.
     Worker(u32),
     /// One end of a copy.
     Copy(ProcessKey, Stream),
@@ -83,7 +83,7 @@ pub(crate) struct Poll {
     epoll: OwnedFd,
 }
 
-/// Events taken from the kernel at once.
+/// Events of one epoll_wait(2).
 const BATCH: usize = 32;
 
 impl Poll {
@@ -116,7 +116,7 @@ impl Poll {
         }
     }
 
-    /// Waits for events and appends what they are about. `None` waits for ever.
+    /// Waits for events, and appends their sources. `None` waits for ever.
     pub(crate) fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<Source>) -> io::Result<()> {
         let timeout = timeout.map(|timeout| {
             rustix::event::Timespec::try_from(timeout)

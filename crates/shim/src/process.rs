@@ -14,7 +14,7 @@ use crate::service::ReplyTo;
 use crate::stdio::StdioConfig;
 use crate::stdio::open::Inside;
 
-/// A process for the loop. Never used twice.
+/// The loop's key of a process. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ProcessKey(pub u32);
 
@@ -27,19 +27,19 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// Of a process that was never there.
+    /// Of a process that never ran.
     pub(crate) const NEVER: Exit = Exit { status: 0, at: Timestamp::NEVER };
 }
 
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
-    /// Asked for, not started: the OCI `process` as JSON.
+    /// Added by `Exec`, not started: the OCI `process` as JSON.
     Added {
         spec: Vec<u8>,
-        /// It was to be started, and could not be. It may be tried again, but nobody waits for its end.
+        /// A start failed. It may be tried again, but a `Wait` is answered at once.
         failed: bool,
     },
-    /// Written into a checkpoint, from which start brings it back.
+    /// In a checkpoint, from which `Start` restores it.
     Frozen,
     Created {
         pid: Pid,
@@ -60,7 +60,7 @@ pub(crate) struct Process {
     pub stage: Stage,
     pub config: StdioConfig,
     pub stdio: Inside,
-    /// Who waits for the end.
+    /// Pending `Wait` calls.
     pub waiting: Vec<ReplyTo>,
 }
 
@@ -73,7 +73,7 @@ impl Process {
         }
     }
 
-    /// The pid on the wire; 0 where there is none.
+    /// The pid on the wire; 0 if there is none.
     pub(crate) fn pid_number(&self) -> u32 {
         self.pid().map_or(0, |pid| pid.as_raw_nonzero().get() as u32)
     }
@@ -85,7 +85,7 @@ impl Process {
         }
     }
 
-    /// When it ended, for the wire.
+    /// The time of its end, for the wire.
     pub(crate) fn exited_at(&self) -> Timestamp {
         self.exit().unwrap_or(Exit::NEVER).at
     }
@@ -94,12 +94,12 @@ impl Process {
         matches!(self.stage, Stage::Created { .. } | Stage::Running { .. })
     }
 
-    /// The id that events carry: the container's for its first process.
+    /// The id in events: the container's for its first process.
     pub(crate) fn event_id(&self) -> &str {
         if self.exec_id.is_empty() { &self.container } else { &self.exec_id }
     }
 
-    /// Whether output is still on its way out.
+    /// Whether output is still being copied.
     pub(crate) fn has_output(&self) -> bool {
         self.stdio.copies[1].is_some() || self.stdio.copies[2].is_some()
     }

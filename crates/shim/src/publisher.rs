@@ -1,4 +1,10 @@
-//! Events on their way to the daemon: kept and sent again until the daemon has them.
+//! Delivery of events to the daemon: kept and sent again until acknowledged. 3-7
+//!
+//! ```text
+//! publish ─▶ journal ─▶ queue ─▶ [one in flight] ─▶ Events.Forward ─▶ acknowledged: next
+//!                                  │ no connection, no response, Unavailable
+//!                                  └──▶ pause, 50 ms to 10 s, and again
+//! ```
 //!
 //! ```text
 //! publish ─▶ journal ─▶ queue ─▶ [one in flight] ─▶ Events.Forward ─▶ acknowledged: next
@@ -7,13 +13,12 @@
 //! ```
 //!
 //! Invariants
-//! - An event is in the journal of its container's bundle before it leaves, and until it is acknowledged.
-//! - One event is in flight at a time, so the daemon gets them in the order they happened.
-//! - Every event arrives at least once, with the shim's name and the event's number beside it, by which a
-//!   daemon knows one that it has had. One that a live daemon refuses [`REFUSALS_MAX`] times is dropped and
-//!   logged.
-//! - The queue grows with what daemons asked for and processes that ended, not with time: reports of
-//!   lost memory, which a container can cause without end, are merged.
+//! - An event is in the journal of its container's bundle before it is sent, and until it is acknowledged.
+//! - One event is in flight at a time, so that the daemon gets them in order.
+//! - Every event arrives at least once, with the shim's name and the event's number, by which a daemon recognizes
+//!   duplicates. An event that a live daemon refuses [`REFUSALS_MAX`] times is dropped and logged.
+//! - The queue grows with the daemon's calls and with processes that ended, not with time: OOM reports, which a
+//!   container can cause without end, are merged.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,21 +38,21 @@ use crate::log::Log;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How long the daemon may take for one event before the connection is given up.
+/// How long the daemon may take for one event before the connection is closed.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 const REFUSALS_MAX: u32 = 5;
 
 pub(crate) struct Publisher {
     namespace: String,
-    /// `None`: nobody wants events.
+    /// `None` if no daemon takes events.
     address: Option<PathBuf>,
-    /// Names this life of this shim.
+    /// Identifies this run of this shim.
     source: String,
-    /// Events so far.
+    /// The number of the last event.
     sequence: u64,
     queue: VecDeque<Queued>,
     journals: BTreeMap<JournalKey, Journal>,
-    /// Journals of containers that are gone, closed with their last event.
+    /// Journals of deleted containers, to be closed after their last event.
     closing: BTreeSet<JournalKey>,
     link: Option<Link>,
     in_flight: Option<(StreamId, Instant)>,
@@ -56,13 +61,13 @@ pub(crate) struct Publisher {
     retry_at: Option<Instant>,
 }
 
-/// Names a container's journal: the container's own key, which is never used twice.
+/// A container's journal, by the container's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct JournalKey(pub u32);
 
 struct Queued {
     entry: Entry,
-    /// Where it is on disk as well, unless that failed.
+    /// The journal that has it too, unless the write failed.
     journal: Option<JournalKey>,
 }
 
@@ -81,7 +86,7 @@ struct Link {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinkChange {
     None,
-    /// A new connection is to be watched.
+    /// Poll a new connection.
     Opened,
 }
 
@@ -114,7 +119,7 @@ impl Publisher {
         }
     }
 
-    /// The container is gone: its journal goes once all that is in it is acknowledged.
+    /// The container is deleted: its journal is closed once all its events are acknowledged.
     pub(crate) fn close_journal(&mut self, key: JournalKey) {
         self.closing.insert(key);
         self.close_finished(key);
@@ -127,7 +132,7 @@ impl Publisher {
         }
     }
 
-    /// Has an event of the container with this journal sent.
+    /// Queues an event of the container with this journal.
     pub(crate) fn publish<M: Message + TypeUrl>(
         &mut self,
         key: JournalKey,
@@ -157,7 +162,7 @@ impl Publisher {
         let journal = self.journals.get_mut(&key).and_then(|journal| match journal.append(&entry) {
             Ok(()) => Some(key),
             Err(error) => {
-                // It is still in memory, and leaves from there.
+                // The event is still in memory, and sent from there.
                 log.warn(format_args!("keep event {topic}: {error}"));
                 None
             }
@@ -169,7 +174,7 @@ impl Publisher {
         self.queue.is_empty()
     }
 
-    /// Gives back the memory of a queue that was long while the daemon was away.
+    /// Frees the memory of a queue that was long while the daemon was away.
     pub(crate) fn relax(&mut self) {
         self.queue.shrink_to_fit();
     }
@@ -178,18 +183,18 @@ impl Publisher {
         self.link.as_ref().map(|link| link.socket.as_fd())
     }
 
-    /// Whether bytes wait for the socket to take them.
+    /// Whether bytes wait to be written to the socket.
     pub(crate) fn wants_write(&self) -> bool {
         self.link.as_ref().is_some_and(|link| !link.client.pending().is_empty())
     }
 
-    /// When [`Publisher::advance`] has to be called again even if the socket is quiet.
+    /// When [`Publisher::advance`] has to be called again, at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let answer_due = self.in_flight.map(|(_, sent)| sent + ANSWER_MAX);
         self.retry_at.into_iter().chain(answer_due).min()
     }
 
-    /// The daemon was heard of: try again at once.
+    /// Tries again at once, as the daemon has called.
     pub(crate) fn hurry(&mut self) {
         if self.retry_at.is_some() {
             self.retry_at = Some(Instant::now());
@@ -197,7 +202,7 @@ impl Publisher {
         }
     }
 
-    /// Does what can be done now: connects, sends, reads answers.
+    /// Does what is possible without blocking: connects, sends, reads responses.
     pub(crate) fn advance(&mut self, log: &mut Log) -> LinkChange {
         let now = Instant::now();
         let mut change = LinkChange::None;
@@ -295,7 +300,7 @@ impl Publisher {
         match answer.outcome {
             Ok(_) => self.delivered(),
             Err(error) if error.is(ErrorKind::Unavailable) => self.fail(log, &error.chain()),
-            // Says nothing of the event: a daemon that has too much to do is no reason to lose it.
+            // The error is not about the event: an overloaded daemon must not lose it.
             Err(error) if is_passing(error.kind()) => self.wait(),
             Err(error) => {
                 self.refusals += 1;
@@ -314,7 +319,7 @@ impl Publisher {
         if let Some(Queued { entry, journal: Some(key) }) = self.queue.pop_front()
             && let Some(journal) = self.journals.get_mut(&key)
         {
-            // If it stays on disk, a daemon that has had it knows its number.
+            // If it stays on disk, the daemon recognizes the duplicate by its number.
             let _best_effort = journal.acknowledge(&entry);
             self.close_finished(key);
         }
@@ -323,7 +328,7 @@ impl Publisher {
         self.retry_at = None;
     }
 
-    /// The connection is of no use: close it and try again later. What is in flight may arrive twice.
+    /// Closes the connection, to try again later. The event in flight may arrive twice.
     fn fail(&mut self, log: &mut Log, why: &str) {
         self.link = None;
         self.in_flight = None;
@@ -352,7 +357,7 @@ pub(crate) fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The call that hands an event to the daemon.
+/// The call that delivers an event to the daemon.
 pub(crate) fn forward(entry: &Entry, timeout: Duration) -> Request {
     let namespace = entry.envelope.as_ref().map_or("", |envelope| &envelope.namespace);
     Request::new(SERVICE, FORWARD, &ForwardRequest { envelope: entry.envelope.clone() })
@@ -362,7 +367,7 @@ pub(crate) fn forward(entry: &Entry, timeout: Duration) -> Request {
         .with_metadata(SEQUENCE_KEY, &entry.sequence.to_string())
 }
 
-/// A process and the moment of its start have no second among shims since the machine was started.
+/// A name that no other shim has had since boot: the pid and the time of the start.
 fn source() -> String {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     format!("{}-{}.{:09}", std::process::id(), now.tv_sec, now.tv_nsec)
@@ -423,7 +428,7 @@ mod tests {
         TaskExit { id: id.into(), ..Default::default() }
     }
 
-    /// Reads one event and acknowledges it, or answers with an error. Returns whose exit it is, and its number.
+    /// Reads one event, and acknowledges it or returns an error. Returns the container's id and the event's number.
     fn receive(
         peer: &mut UnixStream,
         server: &mut Server,

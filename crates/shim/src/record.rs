@@ -1,4 +1,4 @@
-//! What the shim writes into a bundle, for a daemon or a `delete` command that finds no shim.
+//! Records in a bundle, for a daemon or a `delete` command that finds no live shim.
 //!
 //! | file | when | content |
 //! |---|---|---|
@@ -7,8 +7,8 @@
 //! | `pod.json` | the cgroup of a sandbox was made | [`PodRecord`] |
 //! | `exit.json` | the first process ended, before the event leaves | [`ExitRecord`] |
 //!
-//! Each is written to a temporary name and renamed, so a reader sees all or nothing. They are not
-//! synced: a bundle does not outlive its kernel. The room for `exit.json` is taken when the container is created
+//! Each is written to a temporary name and renamed, so that a reader sees all or nothing. They are not synced: their
+//! content has no meaning after a reboot. Space for `exit.json` is allocated when the container is created
 //! ([`reserve`]), so that its end is recorded on a full disk too.
 
 use std::collections::BTreeMap;
@@ -34,17 +34,17 @@ pub(crate) struct ExitRecord {
     /// The exit code, or 128 plus the signal that killed it.
     pub status: u32,
     pub exited_at: Timestamp,
-    /// The kernel killed something in the container for want of memory.
+    /// The kernel's OOM killer killed a process of the container.
     pub oom_killed: bool,
     /// How many processes it killed.
     #[serde(default)]
     pub oom_kills: u64,
-    /// How often memory ran out.
+    /// How often the memory limit was hit without memory to reclaim.
     #[serde(default)]
     pub oom_events: u64,
 }
 
-/// Which runtime made the container, and where its state is.
+/// The runtime of the container, and its state directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RuntimeRecord {
     pub version: u32,
@@ -56,19 +56,19 @@ pub(crate) struct RuntimeRecord {
     pub rootfs_mounted: bool,
 }
 
-/// What a sandbox has on the host besides its shim.
+/// The host resources of a sandbox, besides its shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PodRecord {
     pub version: u32,
     pub id: String,
     /// The cgroup's directories, by hierarchy.
     pub cgroup: BTreeMap<String, PathBuf>,
-    /// Who holds namespaces for it.
+    /// The process that holds its namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<HolderRecord>,
 }
 
-/// A process, and its mount namespace, which nobody else is in: so it is told from another with its number.
+/// A process, identified by its pid and its mount namespace, which no other process is in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HolderRecord {
     pub pid: u32,
@@ -94,10 +94,10 @@ pub(crate) fn write_bytes(directory: &Path, name: &str, bytes: &[u8]) -> Result<
     std::fs::rename(&temporary, &path).context(|| format!("write {}", path.display()))
 }
 
-/// Bytes that are kept for a record: more than one of an exit has.
+/// Bytes that are reserved for a record: more than an exit record has.
 const RESERVED_LEN: usize = 1024;
 
-/// Takes the room that [`write_reserved`] needs. A record of an earlier life of the bundle goes.
+/// Allocates the space that [`write_reserved`] needs. A record of an earlier run is removed.
 pub(crate) fn reserve(bundle: &Path, name: &str) -> Result<()> {
     let old = bundle.join(name);
     match std::fs::remove_file(&old) {
@@ -110,7 +110,7 @@ pub(crate) fn reserve(bundle: &Path, name: &str) -> Result<()> {
     std::fs::write(&path, [b' '; RESERVED_LEN]).context(|| format!("write {}", path.display()))
 }
 
-/// Writes a record over what was reserved for it. Behind it is white space.
+/// Overwrites the reserved space with a record, padded with white space.
 pub(crate) fn write_reserved<T: Serialize>(bundle: &Path, name: &str, record: &T) -> Result<()> {
     let text = encode(name, record)?;
     let path = draft(bundle, name);
@@ -163,7 +163,7 @@ mod tests {
             write_reserved(bundle.path(), POD, &record(id.clone())).unwrap();
             assert_eq!(reads(), Some(record(id)));
         }
-        // Nothing is reserved any more.
+        // The reservation is used up.
         write_reserved(bundle.path(), POD, &record("again".to_owned())).unwrap();
         assert_eq!(reads(), Some(record("again".to_owned())));
     }

@@ -1,11 +1,11 @@
-//! The root file system of a bundle: the mounts that came with `Create`, carried out.
+//! The root file system of a bundle, from the mounts of a `Create` request.
 
 use std::path::Path;
 
 use api::shim::types::Mount;
 use types::{Context, Result};
 
-/// Carries out `mounts` on `bundle/rootfs`. None means that the root is there already.
+/// Mounts `mounts` on `bundle/rootfs`. Without mounts the root exists already.
 pub(crate) fn mount(bundle: &Path, mounts: &[Mount]) -> Result<()> {
     if mounts.is_empty() {
         return Ok(());
@@ -25,7 +25,7 @@ pub(crate) fn mount(bundle: &Path, mounts: &[Mount]) -> Result<()> {
         .context(|| format!("mount the root file system on {}", target.display()))
 }
 
-/// Unmounts whatever is on `bundle/rootfs`. No error if nothing is.
+/// Unmounts everything at `bundle/rootfs`. No error if nothing is mounted.
 pub(crate) fn unmount(bundle: &Path) -> Result<()> {
     let target = bundle.join("rootfs");
     linux::mount::unmount_all(&target).context(|| format!("unmount {}", target.display()))

@@ -1,14 +1,13 @@
-//! The containers of this shim, and what the task API does with them.
+//! The containers of this shim, and the methods of the task API.
 //!
-//! One owner, no locks: the loop calls these methods one at a time. None waits for a container; what
-//! takes time is answered later ([`Sandbox::take_replies`]), and what waits for hooks, criu or a runtime that options
-//! name is done by a copy of the shim ([`jobs`]).
+//! One owner, no locks: the loop calls these methods one at a time. None blocks on a container: responses that take
+//! time are sent later ([`Sandbox::take_replies`]), and operations that wait for hooks, criu or an external runtime are
+//! run by a copy of the shim ([`jobs`]).
 //!
-//! Order of events: create < start < exit < delete; exec-added < exec-started < exec's exit; the exit
-//! of the first process after those of all execs. An exit is on disk before it is told, and a delete waits
-//! until it was.
+//! Order of events: create < start < exit < delete; exec-added < exec-started < exec's exit; the exit of the first
+//! process after those of all execs. An exit is on disk before it is published, and a delete waits for that.
 //!
-//! If a daemon asks for a sandbox in its sense, the containers are those of a [`pod`].
+//! If a daemon creates a sandbox (sandbox API), the containers are those of a [`pod`].
 
 mod checkpoint;
 mod create;
@@ -51,10 +50,10 @@ use self::deletes::PendingDelete;
 use self::jobs::Job;
 use self::pod::Pod;
 
-/// The loop's buffer for copies that the kernel cannot do alone.
+/// The loop's buffer for copies that splice(2) cannot do.
 const BUFFER_LEN: usize = 16 << 10;
 
-/// Calls that wait for an end. More are refused: what ends processes must find a place beside them.
+/// Pending `Wait` calls. More are refused, so that there is always room for calls that end processes.
 const WAITS_MAX: usize = ttrpc::CALLS_MAX / 2;
 
 pub(crate) struct Sandbox {
@@ -106,23 +105,23 @@ impl Sandbox {
         &self.poll
     }
 
-    /// Answers that came due since the last call.
+    /// Responses that became ready since the last call.
     pub(crate) fn take_replies(&mut self) -> Vec<(ReplyTo, Result<Vec<u8>>)> {
         std::mem::take(&mut self.replies)
     }
 
-    /// Whether `Shutdown` was asked for and nothing is left to serve.
+    /// Whether `Shutdown` was called and nothing is left to serve.
     pub(crate) fn is_closing(&self) -> bool {
         self.closing
     }
 
-    /// Nobody waits for these answers any more.
+    /// Drops the pending calls of a closed connection.
     pub(crate) fn forget(&mut self, connection: u32) {
         self.each_waiting(&mut |waiting| waiting.retain(|reply| reply.connection != connection));
         self.line.retain(|(_, reply)| reply.connection != connection);
     }
 
-    /// Answers those who wait for an end and whose time is over.
+    /// Answers `Wait` calls whose deadline has passed.
     pub(crate) fn finish_waits(&mut self) {
         let (now, mut late) = (Instant::now(), Vec::new());
         self.each_waiting(&mut |waiting| {
@@ -132,7 +131,7 @@ impl Sandbox {
         self.replies.extend(late.into_iter().map(|reply| (reply, over())));
     }
 
-    /// How many wait for an end, and when [`Sandbox::finish_waits`] has something to do even if nothing happens.
+    /// The number of pending `Wait` calls, and when the next deadline is.
     fn waits(&self) -> (usize, Option<Instant>) {
         let (mut count, mut first) = (0, None);
         let of_processes = self.processes.values().map(|process| &process.waiting);
@@ -143,7 +142,7 @@ impl Sandbox {
         (count, first)
     }
 
-    /// Visits all who wait for an end.
+    /// Visits all pending `Wait` calls.
     fn each_waiting(&mut self, visit: &mut dyn FnMut(&mut Vec<ReplyTo>)) {
         self.processes.values_mut().for_each(|process| visit(&mut process.waiting));
         self.pod.iter_mut().for_each(|pod| visit(&mut pod.waiting));
@@ -166,7 +165,7 @@ impl Sandbox {
     }
 }
 
-/// Calls about what is there.
+/// Calls about existing containers.
 impl Sandbox {
     pub(crate) fn state(&self, request: &task::StateRequest) -> Result<task::StateResponse> {
         if let Some(being_created) = self.state_while_created(request) {
@@ -217,7 +216,7 @@ impl Sandbox {
         let signal = Signal::new(request.signal)?;
         let ended_job = signal == Signal::KILL && self.kill_job_of(&request.id, &request.exec_id);
         let key = match self.find(&request.id, &request.exec_id) {
-            // It was on its way into the world.
+            // Its job, which was still creating it, was killed.
             Err(_) if ended_job => return Ok(()),
             found => found?,
         };
@@ -227,13 +226,13 @@ impl Sandbox {
             Stage::Added { .. } | Stage::Frozen => {
                 Err(Error::failed_precondition("the process was not started"))
             }
-            // The kill of all is for what the first process may have left.
+            // `all` is also for processes that the first one may have left.
             Stage::Stopped { .. } if request.all && request.exec_id.is_empty() => {
                 self.container_mut(&request.id)?.oci.kill_all(signal)
             }
             Stage::Stopped { .. } => Err(Error::not_found("process already finished")),
             Stage::Created { .. } | Stage::Running { .. } if !request.exec_id.is_empty() => {
-                // Not reaped, so that the number is its own.
+                // Not reaped yet, so that its pid cannot be reused.
                 PidFd::open(process.pid_number())?.signal(signal.number().unsigned_abs())
             }
             Stage::Created { .. } | Stage::Running { .. } => {
@@ -243,7 +242,7 @@ impl Sandbox {
         }
     }
 
-    /// What a signal of number 0 asks (kill(2)): whether the process is there.
+    /// Signal 0 (kill(2)): whether the process exists.
     fn look_for(&self, id: &str, exec_id: &str) -> Result<()> {
         match &self.process(self.find(id, exec_id)?)?.stage {
             Stage::Created { .. } | Stage::Running { .. } => Ok(()),
@@ -256,7 +255,7 @@ impl Sandbox {
 
     pub(crate) fn pids(&self, request: &task::PidsRequest) -> Result<task::PidsResponse> {
         let container = self.container(&request.id)?;
-        // The number of one that has ended may be another's by now.
+        // The pid of a process that has ended may have been reused.
         let alive = |key: &ProcessKey| self.processes.get(key).filter(|process| process.is_alive());
         let execs: BTreeMap<u32, &str> = container
             .execs
@@ -280,7 +279,7 @@ impl Sandbox {
     pub(crate) fn pause(&mut self, request: &task::PauseRequest) -> Result<()> {
         self.check_init_lives(&request.id, "pause")?;
         let init = self.container(&request.id)?.init;
-        // As containerd's shim has it, whatever the runtime below would do.
+        // As containerd's shim does, whatever the runtime would do.
         if !matches!(self.process(init)?.stage, Stage::Running { .. }) {
             let why =
                 format!("pause container {}: it is created, and not running; start it first", request.id);
@@ -322,7 +321,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Lets somebody look at the first process of a container, and type.
+    /// Attaches a client to the streams of a container's first process.
     pub(crate) fn attach(&mut self, request: &AttachRequest) -> Result<()> {
         self.check_init_lives(&request.id, "attach to")?;
         let key = self.container(&request.id)?.init;
@@ -364,7 +363,7 @@ impl Sandbox {
 
 /// Standard streams.
 impl Sandbox {
-    /// Whether there are copies that had their turn and want another, or calls that wait no longer.
+    /// Whether copies wait for another turn, or calls no longer wait for a job.
     pub(crate) fn has_turns(&self) -> bool {
         !self.turns.is_empty() || self.line_moves
     }
@@ -375,7 +374,7 @@ impl Sandbox {
         }
     }
 
-    /// Moves what can be moved, then has the loop call again when there is more.
+    /// Copies what can be copied now, then polls for more.
     pub(crate) fn advance_copy(&mut self, key: ProcessKey, stream: Stream) {
         let Some(process) = self.processes.get_mut(&key) else { return };
         let slot = &mut process.stdio.copies[stream as usize];
@@ -449,8 +448,8 @@ fn wait_response(exit: Exit) -> task::WaitResponse {
     task::WaitResponse { exit_status: exit.status, exited_at: Some(wire_time(exit.at)) }
 }
 
-/// Options that say nothing are the defaults. Those of another kind are for another runtime, and refused as by containerd's own
-/// shim: whoever gave them counts on what they say.
+/// Decodes options; empty ones are the defaults. Options of another type are for another runtime, and are refused as by
+/// containerd's own shim, since they would have no effect.
 fn options<M: Message + TypeUrl + Default>(what: &str, any: Option<&prost_types::Any>) -> Result<M> {
     let Some(any) = any.filter(|any| !any.value.is_empty()) else { return Ok(M::default()) };
     let Some(options) = api::shim::unpack::<M>(any) else {
@@ -474,7 +473,7 @@ mod tests {
         let own = runc::Options { no_pivot_root: true, ..runc::Options::default() };
         assert_eq!(read(&pack(&own)).unwrap(), own);
         assert_eq!(options::<runc::Options>("runtime", None).unwrap(), runc::Options::default());
-        // Defaults are no bytes, of whatever kind.
+        // Default options encode to no bytes, whatever their type.
         assert_eq!(read(&pack(&runc::CheckpointOptions::default())).unwrap(), runc::Options::default());
         let other = runc::ConfigPath { config_path: "/etc/own.toml".into() };
         let error = read(&pack(&other)).unwrap_err();

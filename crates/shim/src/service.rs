@@ -1,5 +1,5 @@
-//! The task API, the sandbox API and a call of our own: which method does what. Version 2 and 3 of the task API differ in
-//! the service's name only.
+//! Dispatch of calls: the task API, the sandbox API, and `Attach`, which is Hoist's own. Versions 2 and 3 of the task
+//! API differ in the service's name only.
 
 use std::time::Instant;
 
@@ -11,22 +11,22 @@ use types::Result;
 
 use crate::sandbox::Sandbox;
 
-/// Where the answer to a call goes.
+/// The address of a call's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReplyTo {
     pub connection: u32,
     pub stream: StreamId,
-    /// When the caller has given up.
+    /// The caller's deadline.
     pub until: Option<Instant>,
 }
 
-/// An answer, now or later. Those that come later are in [`Sandbox::take_replies`].
+/// A response, now or later. Later ones are in [`Sandbox::take_replies`].
 pub(crate) enum Outcome {
     Now(Vec<u8>),
     Later,
 }
 
-/// Carries out one call.
+/// Executes one call.
 pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Result<Outcome> {
     match request.service.as_str() {
         SERVICE_V2 | SERVICE_V3 => call_task(sandbox, request, reply),

@@ -1,4 +1,4 @@
-//! A reading of a cgroup as the message that containerd's clients expect for its version.
+//! A cgroup's counters as containerd's messages, which differ by cgroup version.
 
 use api::shim::cgroups::{v1, v2};
 use linux::cgroup::{Io, IoEntry, Limited, Pressure, Rdma, RdmaEntry, Stall, Stats};
@@ -8,7 +8,7 @@ pub(crate) fn pack(stats: &Stats) -> Any {
     if stats.is_v2 {
         return api::shim::pack(&metrics_v2(stats));
     }
-    // Without it they have their numbers.
+    // Without it devices are shown by their numbers.
     let disks = std::fs::read_to_string("/proc/diskstats").unwrap_or_default();
     api::shim::pack(&metrics_v1(stats, &disks))
 }
@@ -255,7 +255,7 @@ fn memory_v2(stats: &Stats) -> v2::MemoryStat {
     }
 }
 
-/// Bytes and operations of each device in one entry.
+/// Merges bytes and operations of each device into one entry.
 fn io_v2(io: &Io) -> Vec<v2::IoEntry> {
     let mut devices: Vec<v2::IoEntry> = Vec::new();
     for (entries, is_bytes) in [(&io.bytes, true), (&io.operations, false)] {
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(names(&blkio.io_serviced_recursive), ["/dev/vdb"]);
     }
 
-    /// Of `metrics.proto` in containerd's cgroups.
+    /// The fields of `metrics.proto` in containerd's cgroups.
     const MEMORY: [&str; 37] = [
         "anon",
         "file",
@@ -348,7 +348,7 @@ mod tests {
         "workingset_activate_file",
     ];
 
-    /// A message by the rules of the wire format: tag and kind, then the value.
+    /// A message in protobuf's wire format: tag and kind, then the value.
     #[derive(Default)]
     struct Wire(Vec<u8>);
 
@@ -366,7 +366,7 @@ mod tests {
             self.varint(tag << 3).varint(value)
         }
 
-        /// Numbers by their place, beginning with tag 1.
+        /// Numbers with consecutive tags, from 1 on.
         fn numbers(values: impl IntoIterator<Item = u64>) -> Wire {
             (1..).zip(values).fold(Wire::default(), |wire, (tag, value)| wire.number(tag, value))
         }
@@ -408,7 +408,7 @@ mod tests {
         Pressure { some: stall(first), full: stall(first + 4) }
     }
 
-    /// Each field of a reading has a number of its own.
+    /// Each field has a distinct value.
     #[test]
     fn the_message_of_version_2_has_containerds_numbers() {
         let names = MEMORY.iter().zip(1001..).chain(WORKINGSET.iter().zip(2001..));
@@ -468,7 +468,7 @@ mod tests {
         let device = |name: &str, first| {
             Wire::default().bytes(1, name.as_bytes()).number(2, first).number(3, first + 1)
         };
-        // Anonymous memory and files together, as containerd counts what the kernel tells of each.
+        // Counters of anonymous memory and files are added up, as containerd does.
         let memory = (1001..1038).map(|value| match value {
             1020 => 2001 + 2002,
             1021 => 2003 + 2004,

@@ -1,4 +1,4 @@
-//! Where a process's input comes from and where its output goes.
+//! A process's standard streams: sources of its input and sinks of its output.
 //!
 //! ```text
 //!   client                      shim                        container
@@ -6,14 +6,14 @@
 //!   fifo, file, driver ◀─ copy ◀───────── pipe or console ◀── stdout, stderr
 //! ```
 //!
-//! - [`target`]: the URIs of containerd, and ours, parsed.
-//! - [`copy`]: bytes from one descriptor to another, never waiting.
-//! - [`json_log`]: Docker's `json-file` lines, with rotation; [`readers`]: who looks at them as they come.
-//! - [`open`]: from targets to the ends that the container gets and the copies that stay here.
+//! - [`target`]: the stream URIs, containerd's and Hoist's, parsed.
+//! - [`copy`]: non-blocking copies from one descriptor to another.
+//! - [`json_log`]: Docker's `json-file` lines, with rotation; [`readers`]: clients that follow a logged output.
+//! - [`open`]: from targets to the container's ends and the shim's copies.
 //!
 //! Invariants
-//! - A reader that is slow holds up its container, never the shim; what is read and not yet written
-//!   is at most one buffer per stream, and of a log one per reader, of whom there are [`ATTACHED_MAX`] at most.
+//! - A slow reader blocks its container, never the shim; buffered bytes are at most one buffer for each stream, and one
+//!   for each reader of a log, of which there are at most [`ATTACHED_MAX`].
 //! - The container never holds a descriptor of a client's fifo or of a log file.
 
 pub(crate) mod copy;
@@ -25,7 +25,7 @@ pub(crate) mod target;
 pub(crate) use copy::{Copy, Wants};
 pub(crate) use open::{Ends, StdioConfig};
 
-/// How many may look at a process at once, or type.
+/// How many clients may be attached to a process.
 pub(crate) const ATTACHED_MAX: usize = 16;
 
 /// One of the three standard streams.

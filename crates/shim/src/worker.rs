@@ -1,12 +1,12 @@
-//! A worker: a copy of the shim that does what takes as long as others like, while the loop goes on.
+//! A worker: a forked copy of the shim for operations that may block, while the loop goes on.
 //!
 //! ```text
-//! loop ── fork ──▶ worker ── waits for a hook, criu, a runtime that options name ──▶ answer, end
-//!      ◀─────────── readable ───────────────────────────────────────────────────────┘
+//! loop ── fork ──▶ worker ── waits for a hook, criu, an external runtime ──▶ answer, exit
+//!      ◀─────────── readable ────────────────────────────────────────────────┘
 //! ```
 //!
-//! What a worker brings into the world is its own child, and becomes the shim's when the worker ends. By then its
-//! answer is there: the shim never reaps a container's process that it has not been told of.
+//! Processes that a worker makes are its own children, and become the shim's when the worker exits. Its answer is sent
+//! before that: so the shim knows every process of a container before it can reap it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,43 +23,43 @@ use crate::stdio::Ends;
 
 /// Bytes of an answer.
 const ANSWER_LEN_MAX: usize = 64 << 10;
-/// Characters of an error in it; warnings, and characters of each, which have up to four bytes.
+/// Characters of an error; number of warnings, and characters of each. A character has up to four bytes.
 const WORDS_MAX: usize = 8 << 10;
 const WARNINGS_MAX: usize = 16;
 const WARNING_LEN_MAX: usize = 512;
 
-/// What a worker has done.
+/// The result of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
-    /// Of the process that it made; 0 if it made none.
+    /// Pid of the process that it made; 0 if it made none.
     pub pid: u32,
     pub warnings: Vec<String>,
     pub console: Option<OwnedFd>,
 }
 
-/// How it reports: one message, with the console beside it.
+/// The answer on the wire: one message, with the console's descriptor.
 #[derive(Clone, PartialEq, Message)]
 struct Report {
     #[prost(uint32, tag = "1")]
     pid: u32,
     #[prost(string, repeated, tag = "2")]
     warnings: Vec<String>,
-    /// Kind of the error; 0 where there is none.
+    /// Kind of the error; 0 for success.
     #[prost(int32, tag = "3")]
     code: i32,
     #[prost(string, tag = "4")]
     error: String,
-    /// Always true, since a message without a byte is what the worker's end looks like.
+    /// Always true, as an empty message cannot be told from the worker's end.
     #[prost(bool, tag = "5")]
     is_sent: bool,
 }
 
-/// What became of the work.
+/// The outcome of the work.
 pub(crate) enum Answer {
     Done(Done),
-    /// It has failed, and was undone by the worker as far as it could be.
+    /// It failed; the worker has undone what it could.
     Failed(Error),
-    /// The worker ended without a word, half way.
+    /// The worker died half way, without an answer.
     Lost(Error),
 }
 
@@ -89,12 +89,12 @@ impl AsFd for Worker {
 }
 
 impl Worker {
-    /// Begins with work that has no descriptors of the shim.
+    /// Starts work that needs no descriptors of the shim.
     pub(crate) fn begin(work: impl FnOnce() -> Result<Done>) -> Result<Worker> {
         Worker::begin_with(&[], Box::new(work))
     }
 
-    /// Begins with work that needs these descriptors.
+    /// Starts work that needs these descriptors.
     pub(crate) fn begin_with(
         kept: &[BorrowedFd<'_>],
         work: Box<dyn FnOnce() -> Result<Done> + '_>,
@@ -110,7 +110,7 @@ impl Worker {
         Ok(Worker { pid, answer: ours })
     }
 
-    /// Begins with work that starts a process with these streams, or with a terminal.
+    /// Starts work that makes a process with these streams, or with a terminal.
     pub(crate) fn begin_process(
         ends: Option<Ends>,
         work: impl FnOnce(Stdio) -> Result<Done>,
@@ -120,7 +120,7 @@ impl Worker {
         Worker::begin_with(&kept, Box::new(work))
     }
 
-    /// None while it works.
+    /// The answer; None while the worker is running.
     pub(crate) fn answer(&self) -> Option<Answer> {
         match receive_with_fd(self.answer.as_fd(), ANSWER_LEN_MAX) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
@@ -143,13 +143,13 @@ impl Worker {
         self.pid
     }
 
-    /// Kills it, and what it waits for.
+    /// Kills the worker, and the programs that it waits for.
     pub(crate) fn kill(&self) {
         kill_group(self.pid);
     }
 
-    /// Waits for the end of one that was killed, by which its children come to the shim. Not for ever: the kernel may
-    /// hold it.
+    /// Waits for the end of a killed worker, after which its children are the shim's. Bounded, as the kernel may keep
+    /// it alive.
     pub(crate) fn wait(&self) {
         const END_MAX: Duration = Duration::from_secs(1);
         if let Ok(process) = PidFd::open(self.pid) {
@@ -158,7 +158,7 @@ impl Worker {
     }
 }
 
-/// If the shim cannot be told it is gone, and the worker goes too.
+/// Sends the answer. If that fails the shim is gone, and the worker exits too.
 fn tell(shim: &OwnedFd, outcome: Result<Done>) {
     let (report, console) = match outcome {
         Ok(Done { pid, mut warnings, console }) => {

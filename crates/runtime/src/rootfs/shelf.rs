@@ -6,7 +6,7 @@
 //! child's, and the child clones them from its copy of that.
 //!
 //! ```text
-//! parent: clones trees ─▶ intermediate: own mount namespace, staged as 0, 1, … ─ clone ─▶ child: clones 0, 1, … of its copy
+//! parent: clones trees ─▶ intermediate: new mount namespace, staged as 0, 1, … ─ clone ─▶ child: clones 0, 1, …
 //! ```
 //!
 //! The stage is the working directory of the intermediate process, and so of the child, which might not be allowed to

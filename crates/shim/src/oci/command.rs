@@ -1,7 +1,7 @@
-//! Containers made by a program with runc's command line: runc, crun, youki.
+//! Containers of a runtime program with runc's command line: runc, crun, youki.
 //!
-//! The program double-forks, so a container's processes come to the shim as their subreaper; their
-//! pids come from `--pid-file`, a terminal over `--console-socket`.
+//! The program double-forks, so that a container's processes become children of the shim, their subreaper. Their pids
+//! come from `--pid-file`, a terminal over `--console-socket`.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -23,27 +23,27 @@ use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids};
 use crate::record::RuntimeRecord;
 
 const CONSOLE: &str = ".console";
-/// How long the loop waits for a runtime that is asked, or told what it does at once.
+/// How long the loop waits for a quick command of the runtime.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long a worker waits: until it is killed.
+/// A worker waits until it is killed.
 const WORK_MAX: Duration = Duration::from_secs(u32::MAX as u64);
-/// Bytes of what it prints that are read.
+/// Bytes of a command's output that are read.
 const OUTPUT_LEN_MAX: u64 = 4 << 20;
 
 pub(crate) struct CommandRuntime {
     program: PathBuf,
     root: PathBuf,
     systemd_cgroup: bool,
-    /// Where criu keeps its log, unless a call says otherwise.
+    /// The default directory of criu's log.
     criu_work: PathBuf,
     id: String,
     bundle: PathBuf,
-    /// Where the runtime put the first process. Noted as it is born: once it has ended, its number may be another's.
+    /// The first process's cgroup, read at its creation: once the process has ended, its pid may be reused.
     cgroup: Option<String>,
 }
 
 impl CommandRuntime {
-    /// A container that was made earlier, perhaps by another process.
+    /// A container that was made before, perhaps by another process.
     pub(crate) fn load(id: &str, bundle: &Path, record: &RuntimeRecord) -> CommandRuntime {
         CommandRuntime {
             program: PathBuf::from(&record.binary),
@@ -56,18 +56,18 @@ impl CommandRuntime {
         }
     }
 
-    /// A container that was made by a worker.
+    /// A container that a worker has made.
     pub(crate) fn find(create: Create<'_>, pid: Pid) -> CommandRuntime {
         CommandRuntime { cgroup: cgroup_of(pid), ..CommandRuntime::new(create) }
     }
 
-    /// `NotFound` if there is no such program. What it makes could not be taken down without it either, so this comes before
-    /// anything is noted of a container.
+    /// `NotFound` if there is no such program. Checked before anything is recorded, as its containers could not be
+    /// removed without it either.
     pub(crate) fn look_for(name: &str) -> Result<()> {
         let is_there = match std::env::var_os("PATH") {
             _ if name.contains('/') => Path::new(name).is_file(),
             Some(path) => linux::search::find(name, &path).is_some(),
-            // Where the system looks then is its own to know.
+            // Without `PATH` the system's default path is searched, which is unknown here.
             None => true,
         };
         let missing = || Error::not_found(format!("no runtime {name:?}, which the container's options name"));
@@ -87,7 +87,7 @@ impl CommandRuntime {
         let runtime = CommandRuntime::new(create);
         let mut command = runtime.command("restore");
         command.arg("--detach").arg("--image-path").arg(images).arg("--work-path").arg(&runtime.criu_work);
-        // Whoever made the checkpoint has allowed what is in it.
+        // The options under which the checkpoint was made are not known, so all are allowed.
         command.args(["--tcp-established", "--ext-unix-sk", "--file-locks"]);
         runtime.give_birth(command, create, stdio)
     }
@@ -111,13 +111,13 @@ impl CommandRuntime {
         if create.options.no_pivot_root {
             command.arg("--no-pivot");
         }
-        // One of an earlier life would be taken for the new one.
+        // A stale pid would be taken for the new one.
         let _absent = std::fs::remove_file(&pid_file);
         let made = self
             .run_with(command, stdio, &[create.id], &self.log())
             .and_then(|console| Ok((read_pid(&pid_file)?, console)));
         let (pid, console) = made.inspect_err(|_| {
-            // It was made if it has a pid; if it has none, its name may be another's.
+            // The container was made if there is a pid; otherwise the id may belong to another.
             if pid_file.exists() {
                 let _best_effort = self.delete(true);
             }
@@ -135,7 +135,7 @@ impl CommandRuntime {
 
     pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
         let [spec_file, pid_file, log] = self.exec_files(exec.exec_id);
-        // One of an earlier life would be taken for the new one.
+        // A stale pid would be taken for the new one.
         let _absent = std::fs::remove_file(&pid_file);
         let spec = terminal_as_asked(exec.spec, matches!(stdio, Stdio::Terminal))?;
         std::fs::write(&spec_file, spec).context(|| format!("write {}", spec_file.display()))?;
@@ -147,13 +147,13 @@ impl CommandRuntime {
             .and_then(|console| Ok(Executed { pid: read_pid(&pid_file)?, console, warnings: Vec::new() }));
         match &outcome {
             Ok(_) => self.forget_exec(exec.exec_id),
-            // Nobody would know of it. That it could not be found says less than why it failed.
+            // No caller knows of the process. The first error is reported.
             Err(_) => drop(self.end_exec(exec.exec_id)),
         }
         outcome
     }
 
-    /// Ends a further process that nobody will know of, if it has got so far, and removes the files of its start.
+    /// Kills a further process that no caller knows of, if it exists, and removes the files of its start.
     pub(crate) fn end_exec(&self, exec_id: &str) -> Result<()> {
         let [_, pid_file, _] = self.exec_files(exec_id);
         let ended = match read_pid(&pid_file) {
@@ -166,19 +166,19 @@ impl CommandRuntime {
     }
 
     fn end_process(&self, pid: u32) -> Result<()> {
-        // Opened first and looked for second: it may have ended, and another have its number.
+        // Opened first and checked second: it may have ended, and its pid be reused.
         let process = PidFd::open(pid)?;
         if self.cgroup()?.processes()?.contains(&pid) { process.kill() } else { Ok(()) }
     }
 
-    /// Files of a further process on its way: its description, where the runtime notes its number, and what it says.
+    /// Files of a further process: its description, its pid, and its log.
     fn exec_files(&self, exec_id: &str) -> [PathBuf; 3] {
         ["json", "pid", "log"].map(|kind| self.bundle.join(format!(".{exec_id}.{kind}")))
     }
 
     fn forget_exec(&self, exec_id: &str) {
         for file in self.exec_files(exec_id) {
-            // What was not written is not there.
+            // Some may not have been written.
             let _absent = std::fs::remove_file(file);
         }
     }
@@ -262,19 +262,20 @@ impl CommandRuntime {
         Cgroup::open(path.ok_or_else(|| Error::not_found("the container has no cgroup"))?)
     }
 
-    /// By the loop, or by a worker, which waits for it.
+    /// Called by the loop, or by a worker, which may wait for ever.
     pub(crate) fn delete(&mut self, by_worker: bool) -> Result<()> {
         let limit = if by_worker { WORK_MAX } else { ANSWER_MAX };
         let mut command = self.command("delete");
         command.arg("--force").arg(&self.id);
         match self.run(command, limit) {
-            // An earlier delete has got further than it could tell.
+            // An earlier delete was cut off after the runtime had finished.
             Err(error) if says_there_is_none(error.message(), &self.id) => Ok(()),
             outcome => outcome.map(drop),
         }
     }
 
-    /// Deletes what is left of the container, unless its name is another's by now: others may share the state directory.
+    /// Removes the rest of the container, unless its id belongs to another bundle by now: the state directory may be
+    /// shared.
     pub(crate) fn delete_rest(&mut self) -> Result<()> {
         let canonical = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match self.bundle_in_state() {
@@ -285,14 +286,14 @@ impl CommandRuntime {
                 owner.display()
             ))),
             Ok(_) => self.delete(false),
-            // One that was left half way has no state, but a directory that is in the way of the next.
+            // A half-made container has no state, but a directory that blocks the next create.
             Err(error) if says_there_is_none(error.message(), &self.id) => self.delete(false),
-            // Whose it is nobody knows.
+            // Its owner is unknown.
             Err(error) => Err(error),
         }
     }
 
-    /// The bundle that the runtime made the container of this name from.
+    /// The bundle that the container of this id was made from, in the runtime's state.
     fn bundle_in_state(&self) -> Result<PathBuf> {
         #[derive(serde::Deserialize)]
         struct State {
@@ -313,7 +314,7 @@ impl CommandRuntime {
 
     fn command_with_log(&self, verb: &str, log: &Path) -> Command {
         let mut command = Command::new(&self.program);
-        // The daemon's own: a runtime would wait for the container to say that it is ready.
+        // It is the daemon's: with it, a runtime waits for the container's readiness.
         command.env_remove("NOTIFY_SOCKET");
         command.arg("--root").arg(&self.root).arg("--log").arg(log).args(["--log-format", "json"]);
         if self.systemd_cgroup {
@@ -327,7 +328,7 @@ impl CommandRuntime {
         self.bundle.join("log.json")
     }
 
-    /// Runs a command that starts a process with the given streams. Answers with its console.
+    /// Runs a command that starts a process with the given streams. Returns its console.
     fn run_with(
         &self,
         mut command: Command,
@@ -351,21 +352,21 @@ impl CommandRuntime {
         }
     }
 
-    /// Runs a command whose streams belong to the container: its words are in the log file alone.
+    /// Runs a command whose standard streams belong to the container: its errors go to the log file alone.
     fn run_quiet(&self, mut command: Command, log: &Path) -> Result<()> {
-        // An old complaint must not be taken for a new one.
+        // An old error must not be taken for a new one.
         let _absent = std::fs::remove_file(log);
         let status = command.status().context(|| format!("run {}", self.program.display()))?;
         if status.success() { Ok(()) } else { Err(self.failure(log, "", status)) }
     }
 
-    /// Runs a command and answers with what it printed. One that takes too long is killed.
+    /// Runs a command, and returns its output. A command that takes too long is killed.
     ///
-    /// What takes its time is run by a worker, which can be killed: see [`WORK_MAX`] and [`ANSWER_MAX`].
+    /// Slow commands are run by a worker, which can be killed: see [`WORK_MAX`] and [`ANSWER_MAX`].
     fn run(&self, mut command: Command, limit: Duration) -> Result<String> {
         let about = || format!("run {}", self.program.display());
         let _absent = std::fs::remove_file(self.log());
-        // Files in memory, for which it never has to wait.
+        // Files in memory, on which the program never blocks.
         let output = || -> std::io::Result<File> {
             Ok(rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC)?.into())
         };
@@ -389,7 +390,7 @@ impl CommandRuntime {
         Err(self.failure(&self.log(), &text_of(&mut said)?, status))
     }
 
-    /// The last error in the runtime's log, or what it printed, or how it ended.
+    /// The last error in the runtime's log, or its output, or its exit status.
     fn failure(&self, log: &Path, printed: &str, status: ExitStatus) -> Error {
         let log = std::fs::read_to_string(log).unwrap_or_default();
         let logged = log.lines().rev().find_map(|line| {
@@ -417,15 +418,15 @@ fn text_of(file: &mut File) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The ways in which runtimes say that a process is no more.
+/// The messages of runtimes for a process that has ended.
 fn is_gone(message: &str) -> bool {
     ["process already finished", "container not running", "no such process", "does not exist"]
         .iter()
         .any(|words| message.contains(words))
 }
 
-/// The sentences with which runtimes say that they have no container of this name (runc; youki and ours; crun). As a
-/// whole: with the same words others, and programs around them, say what else is missing while the container runs.
+/// The messages of runtimes for an unknown id (runc; youki and Hoist's; crun). They are matched as whole sentences:
+/// other errors use the same words for other missing things while the container runs.
 fn says_there_is_none(message: &str, id: &str) -> bool {
     let sentences = [
         ": container does not exist".to_owned(),
@@ -437,7 +438,7 @@ fn says_there_is_none(message: &str, id: &str) -> bool {
     sentences.iter().any(|sentence| message.ends_with(sentence))
 }
 
-/// The path of a process's cgroup: of memory, in version 1.
+/// The path of a process's cgroup: in version 1, of the memory controller.
 fn cgroup_of(pid: Pid) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).ok()?;
     let line = |wanted: fn(&str) -> bool| {
@@ -457,7 +458,7 @@ fn read_pid(file: &Path) -> Result<Pid> {
     pid.ok_or_else(|| Error::internal(format!("{} holds no pid", file.display())))
 }
 
-/// The request decides about the terminal, not the spec in it.
+/// The request decides about the terminal, not the process spec.
 fn terminal_as_asked(spec: &[u8], terminal: bool) -> Result<Vec<u8>> {
     let bad = |error| Error::invalid_argument("the process spec is not JSON").with_source(error);
     let mut spec: serde_json::Value = serde_json::from_slice(spec).map_err(bad)?;
@@ -465,8 +466,7 @@ fn terminal_as_asked(spec: &[u8], terminal: bool) -> Result<Vec<u8>> {
     serde_json::to_vec(&spec).map_err(bad)
 }
 
-/// Where the runtime sends the controlling end of the terminal: a socket in the bundle, where nobody else can put
-/// one first.
+/// The socket to which the runtime sends the terminal's master: in the bundle, where no other user can create it first.
 struct ConsoleSocket {
     listener: UnixListener,
     file: PathBuf,
@@ -478,11 +478,11 @@ struct ConsoleSocket {
 impl ConsoleSocket {
     fn new(bundle: &Path) -> Result<ConsoleSocket> {
         let about = || format!("make a console socket in {}", bundle.display());
-        // Of several workers each has its own.
+        // Each worker has its own.
         let own = std::process::id();
         let name = format!("{CONSOLE}.{own}");
         let file = bundle.join(&name);
-        // One is left if a shim died while it waited.
+        // A shim that died may have left one.
         let _absent = std::fs::remove_file(&file);
         let bundle = File::open(bundle).context(about)?;
         let path = PathBuf::from(format!("/proc/{own}/fd/{}/{name}", bundle.as_raw_fd()));
@@ -492,7 +492,7 @@ impl ConsoleSocket {
 
     fn receive(&self) -> Result<OwnedFd> {
         let about = || "receive the console from the runtime";
-        // The runtime has ended well, so it has connected.
+        // The runtime has succeeded, so it has connected.
         self.listener.set_nonblocking(true).context(about)?;
         let (stream, _) = self.listener.accept().context(about)?;
         let (_name, console) = receive_with_fd(stream.as_fd(), 4096).context(about)?;
@@ -510,7 +510,7 @@ impl Drop for ConsoleSocket {
 mod tests {
     use super::*;
 
-    /// A runtime that notes its deletes, and answers to them and to `state` as a script says.
+    /// A fake runtime that records deletes, and answers them and `state` as a script says.
     fn runtime(dir: &Path, answers: &str) -> CommandRuntime {
         let binary = dir.join("runtime");
         let script = format!(

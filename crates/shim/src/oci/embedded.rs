@@ -1,8 +1,8 @@
-//! Containers made by the runtime that is part of this program (crate `runtime`).
+//! Containers of the embedded runtime (crate `runtime`).
 //!
-//! It clones this very process: the shim has one thread and runs from a sealed copy, which is all that
-//! the runtime asks of its caller. Processes are our children from the start, so nothing has to be
-//! reparented, and no pid travels through a file.
+//! It clones this very process: the shim has one thread and runs from a sealed copy, as the runtime requires of its
+//! caller. Containers' processes are children of the shim from the start: none is reparented, and no pid is passed
+//! through a file.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids, p
 
 pub(crate) struct EmbeddedRuntime {
     container: Container,
-    /// Where criu keeps its log, unless a call says otherwise.
+    /// The default directory of criu's log.
     criu_work: PathBuf,
 }
 
@@ -42,7 +42,7 @@ impl EmbeddedRuntime {
     pub(crate) fn restore(create: Create<'_>, images: &Path, stdio: Stdio) -> Result<Created> {
         let criu = CriuOptions {
             work: Some(criu_work(create.options, create.bundle)),
-            // Whoever made the checkpoint has allowed what is in it.
+            // The options under which the checkpoint was made are not known, so all are allowed.
             tcp_established: true,
             external_unix_sockets: true,
             file_locks: true,
@@ -62,7 +62,7 @@ impl EmbeddedRuntime {
         Self::created(create, made)
     }
 
-    /// A container that was made by another process.
+    /// A container that another process has made.
     pub(crate) fn find(create: Create<'_>) -> Result<EmbeddedRuntime> {
         let container = Container::load(create.root, create.id)?;
         Ok(EmbeddedRuntime { container, criu_work: criu_work(create.options, create.bundle) })
@@ -144,18 +144,18 @@ impl EmbeddedRuntime {
         Ok(failed.iter().map(Error::chain).collect())
     }
 
-    /// Where the state of a container is kept if no option says otherwise: with the bundle, so that it goes
-    /// with it and two daemons never meet in it.
+    /// The default state directory of a container: in the bundle, so that it is removed with it, and two daemons never
+    /// share one.
     pub(crate) fn default_root(bundle: &Path) -> PathBuf {
         bundle.join("runtime")
     }
 
-    /// Takes down a container whose shim is gone, finished or not.
+    /// Removes a container whose shim is dead, complete or not.
     pub(crate) fn delete_orphan(id: &str, root: &Path) -> Result<()> {
         Self::delete_rest(id, root, |container| container.delete(true).map(drop))
     }
 
-    /// Takes down what a worker left, without hooks, for which the loop would wait.
+    /// Removes the remains of a worker, without hooks, on which the loop would block.
     pub(crate) fn take_down(id: &str, root: &Path) -> Result<()> {
         Self::delete_rest(id, root, Container::take_down)
     }
@@ -170,7 +170,7 @@ impl EmbeddedRuntime {
     }
 }
 
-/// Whom to ask for cgroups, where that is asked for.
+/// The systemd instance that makes cgroups, if the options ask for that.
 fn systemd(options: &Options) -> Result<Option<Instance>> {
     let ask = || Instance::of_caller(|variable| std::env::var_os(variable));
     options.systemd_cgroup.then(ask).transpose()
@@ -185,7 +185,7 @@ fn streams(stdio: Stdio) -> runtime::Stdio {
     }
 }
 
-/// A process as the OCI's JSON says it.
+/// Parses an OCI `process`.
 pub(crate) fn process(json: &[u8]) -> Result<Process> {
     parse("process spec", json)
 }

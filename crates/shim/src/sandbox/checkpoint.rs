@@ -1,4 +1,4 @@
-//! Checkpoints: containers written into images, and brought back from there when they are started.
+//! Checkpoints: containers written to images, and restored from them when they are started.
 //!
 //! criu does the work, and a worker waits for it.
 
@@ -54,12 +54,12 @@ impl Sandbox {
             && !container.paused
             && let Err(error) = container.oci.resume()
         {
-            // Nearly always it is that the container was not frozen.
+            // Nearly always because the container was not frozen.
             self.log.debug(format_args!("thaw container {id}: {}", error.chain()));
         }
     }
 
-    /// Takes in a container whose processes are in a checkpoint.
+    /// Adds a container whose processes are in a checkpoint.
     pub(super) fn add_frozen(&mut self, pending: PendingCreate, outside: Outside) -> Result<()> {
         let images = PathBuf::from(&pending.request.checkpoint);
         if !images.is_absolute() || !images.is_dir() {
@@ -75,7 +75,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Restores a container. It can be tried once: then its streams are spent.
+    /// Restores a container. This can be tried once, as its streams are used up by that.
     pub(super) fn restore(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
         self.try_restore(id, init, reply).map_err(|error| error.context(format!("start container {id}")))
     }

@@ -1,6 +1,6 @@
-//! Containers on their way: asked for, and created by the runtime.
+//! Creation of containers.
 //!
-//! Whatever fails on the way, nothing runs that nobody knows of.
+//! If a step fails, no process is left running that the daemon does not know of.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::stdio::open::{Inside, Outside, Owner, Streams};
 use crate::stdio::{StdioConfig, Stream};
 use crate::worker::{Answer, Done, Worker};
 
-/// A container that was asked for and is not there yet.
+/// A requested container that is not created yet.
 pub(crate) struct PendingCreate {
     pub(super) request: task::CreateTaskRequest,
     pub(super) options: runc::Options,
@@ -36,7 +36,8 @@ pub(crate) struct PendingCreate {
     pub(super) waits_for_others: bool,
 }
 
-/// Joins the streams of a first process to it, and puts on disk what must be there before anybody hears of it.
+/// Connects the first process to its streams, and writes the records that must exist before a client learns of the
+/// container.
 pub(super) fn settle(pending: &PendingCreate, streams: Streams, created: &mut Created) -> Result<Inside> {
     let stdio = streams.join(created.console.take())?;
     record::reserve(&pending.bundle, record::EXIT)?;
@@ -112,7 +113,7 @@ impl Sandbox {
         }
     }
 
-    /// Takes down what was made for a container that does not come to be.
+    /// Unmounts the root file system of a container whose creation failed.
     fn create_failed(&mut self, id: &str, bundle: &Path, has_rootfs: bool, error: Error) -> Error {
         if has_rootfs && let Err(leftover) = rootfs::unmount(bundle) {
             self.log.warn(leftover.chain());
@@ -122,7 +123,7 @@ impl Sandbox {
 
     fn prepare_create(&self, pending: &PendingCreate) -> Result<Outside> {
         oci::look_for(&pending.options)?;
-        // Before anything is made that somebody may have to take down.
+        // Written before there is anything that `delete` may have to clean up.
         record::write(&pending.bundle, record::RUNTIME, &pending.record())?;
         rootfs::mount(&pending.bundle, &pending.request.rootfs)?;
         self.at_home(|| Outside::open(&pending.config, pending.owner(&self.namespace)))
@@ -165,7 +166,7 @@ impl Sandbox {
         })
     }
 
-    /// The container that a worker made, or was at when it got lost.
+    /// The container that a worker reported, or was creating when it died.
     pub(super) fn take_created(
         &mut self,
         record: &RuntimeRecord,
@@ -207,8 +208,8 @@ impl Sandbox {
         answer(Ok(task::CreateTaskResponse { pid }))
     }
 
-    /// Takes down a container that nobody gets to know, because of `error`, to which `complete` is applied if that is
-    /// told later.
+    /// Deletes a container whose creation failed with `error`. If that takes a job, `complete` is applied to the error
+    /// afterwards.
     pub(super) fn take_back(
         &mut self,
         pending: PendingCreate,
@@ -221,7 +222,7 @@ impl Sandbox {
             self.undo(oci.delete(false), pending.id());
             return Err(error);
         }
-        // Its hooks are run, and may wait for as long as they like.
+        // Its poststop hooks run, which may take any time.
         let work = || Ok(Done { warnings: oci.delete(true)?, ..Done::default() });
         let worker = Worker::begin(work)
             .inspect_err(|_| self.take_down_unknown(&pending.record(), pending.create()))?;
@@ -235,21 +236,21 @@ impl Sandbox {
         })
     }
 
-    /// Takes down, without hooks, what is left of a container that nobody gets to know.
+    /// Deletes, without hooks, the remains of a container whose creation failed.
     fn take_down_unknown(&mut self, record: &RuntimeRecord, create: oci::Create<'_>) {
         if let Err(leftover) = oci::take_down(create.id, create.bundle, record) {
             self.log.warn(format_args!("take down container {}: {}", create.id, leftover.chain()));
         }
     }
 
-    /// Says what went wrong when a container was taken down that nobody got to know.
+    /// Logs errors of deleting a container whose creation failed.
     fn undo(&mut self, deleted: Result<Vec<String>>, id: &str) {
         for words in deleted.unwrap_or_else(|error| vec![error.chain()]) {
             self.log.warn(format_args!("take down container {id}: {words}"));
         }
     }
 
-    /// Puts a container among the others. Answers with its key.
+    /// Adds a container to the sandbox. Returns its key.
     pub(super) fn add_container(
         &mut self,
         pending: &PendingCreate,
@@ -287,7 +288,7 @@ impl Sandbox {
         key
     }
 
-    /// Follows what becomes of a container that has processes.
+    /// Watches a container that has processes for OOM events.
     pub(super) fn watch(&mut self, id: &str, key: u32, owns_pids: bool) -> Result<()> {
         let watch = self.container(id)?.oci.watch_oom();
         let oom = self.watch_oom(key, watch, id);
@@ -317,7 +318,7 @@ impl Sandbox {
         );
     }
 
-    /// Log drivers are the host's programs, not the pod's.
+    /// Runs work in the host's namespaces, as for log drivers, which are the host's programs and not the pod's.
     pub(super) fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         match &self.pod {
             Some(pod) => pod.at_home(work),

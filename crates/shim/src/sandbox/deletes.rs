@@ -1,4 +1,4 @@
-//! Deletes, which wait for an exit to be told and for output to be read.
+//! Deletes, which wait until the exit is published and the output is read.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::worker::{Answer, Done, Worker};
 /// How long a delete waits for a process's last output to be read.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
-/// A delete that waits for an exit or for output to drain.
+/// A delete that waits for an exit event, or for output to drain.
 pub(super) struct PendingDelete {
     reply: ReplyTo,
     process: ProcessKey,
@@ -38,11 +38,12 @@ impl Sandbox {
             Stage::Running { .. } => {
                 return Err(Error::failed_precondition("cannot delete a running process"));
             }
-            // Never started: it has nothing to lose. One whose program could not be executed ends by itself.
+            // A created container was never started, and is killed. A process that failed to execute its program ends
+            // by itself.
             Stage::Created { pid } => {
                 let pid = oci::pid_number(*pid);
                 let killed = self.container_mut(&request.id)?.oci.kill(Signal::KILL).unless_gone()?;
-                // Or the runtime's program, or what it noted, is what was not found.
+                // The runtime program, or its state, may be missing; then the shim kills the process itself.
                 if killed.is_none()
                     && let Ok(first) = PidFd::open(pid)
                     && is_our_child(pid)
@@ -57,7 +58,7 @@ impl Sandbox {
         Ok(Outcome::Later)
     }
 
-    /// Carries out all deletes whose time has come.
+    /// Carries out all deletes that are ready.
     pub(crate) fn finish_deletes(&mut self) {
         let now = Instant::now();
         let mut index = 0;
@@ -77,7 +78,7 @@ impl Sandbox {
         }
     }
 
-    /// When deletes, stops or waits have something to do even if nothing happens.
+    /// When deletes, stops or `Wait` calls have to be looked at again, at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let over = |delete: &&PendingDelete| {
             self.processes.get(&delete.process).is_none_or(|process| self.is_over(process))
@@ -87,7 +88,7 @@ impl Sandbox {
         deletes.chain(drivers).chain(self.stop_deadline()).chain(self.waits().1).min()
     }
 
-    /// Whether the process does not run, its end, if it had one, was told, and nothing is under way with it.
+    /// Whether the process does not run, its exit is published, and no job is using it.
     pub(super) fn is_over(&self, process: &Process) -> bool {
         if self.has_job_in_the_way(&process.container, &process.exec_id) {
             return false;
@@ -97,12 +98,12 @@ impl Sandbox {
         !process.is_alive() && !is_held
     }
 
-    /// Log drivers whose streams have ended: those that do not go are sent away.
+    /// Signals log drivers that do not exit in time after their streams have ended.
     pub(crate) fn send_drivers_away(&mut self) {
         self.drivers.retain_mut(Leaving::is_still_here);
     }
 
-    /// Log drivers that write what they have, for who sees them off when the shim ends.
+    /// The log drivers that have not exited yet, to be waited for when the shim ends.
     pub(crate) fn take_drivers(&mut self) -> Vec<Leaving> {
         std::mem::take(&mut self.drivers)
     }
@@ -125,8 +126,8 @@ impl Sandbox {
         answer(Ok(response))
     }
 
-    /// Takes down all that was set up. A container of which something stays is kept, so that another delete can try
-    /// again: it has the only notes of what there is.
+    /// Removes everything that was set up. If something remains, the container is kept, so that another delete can try
+    /// again: the record of what remains is the container itself.
     fn delete_container(
         &mut self,
         id: &str,
@@ -150,7 +151,7 @@ impl Sandbox {
         })
     }
 
-    /// Does the rest of a delete that was cut off, but for its hooks.
+    /// Completes a delete that was cut off, without its hooks.
     fn take_down(&self, id: &str) -> Result<()> {
         let bundle = &self.container(id)?.bundle;
         let Some(runtime) = record::read::<RuntimeRecord>(bundle, record::RUNTIME)? else { return Ok(()) };
@@ -183,7 +184,7 @@ impl Sandbox {
                 pid: response.pid,
                 exit_status: response.exit_status,
                 exited_at: response.exited_at,
-                // Only of a further process, and those are not told of.
+                // Set for execs only, whose deletes are not published.
                 id: String::new(),
             },
         );
@@ -191,8 +192,8 @@ impl Sandbox {
         response
     }
 
-    /// Closes a deleted process's streams. Its log driver gets time to write what it has; who waits for an end that will
-    /// not be, as of one that never started, hears so.
+    /// Closes a deleted process's streams. Its log driver gets time to write the rest of its input; pending `Wait`
+    /// calls, as for a process that never started, are answered.
     fn forget_process(&mut self, key: ProcessKey) {
         let Some(process) = self.processes.remove(&key) else { return };
         let gone = || Err(Error::not_found("the process was deleted"));

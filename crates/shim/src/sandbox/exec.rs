@@ -1,6 +1,6 @@
 //! Further processes of a container: added by `Exec`, run by `Start`.
 //!
-//! Whatever fails on the way, nothing runs that nobody knows of.
+//! If a step fails, no process is left running that the daemon does not know of.
 
 use api::shim::events::{self, topic};
 use api::shim::task;
@@ -20,11 +20,11 @@ impl Sandbox {
     pub(crate) fn exec(&mut self, request: task::ExecProcessRequest) -> Result<()> {
         types::ExecId::new(&request.exec_id)?;
         let container = self.container(&request.id)?;
-        // As long as an end is not told it has not happened: what is added then is refused when it is to start.
+        // Until the exit is published the container counts as running; a process added now is refused at its start.
         if !container.exit_held {
             self.check_init_lives(&request.id, "exec")?;
         }
-        // As by containerd's shim. One that was added before is refused when it is to start.
+        // As containerd's shim does. A process that was added before is refused at its start.
         if container.paused {
             return Err(Error::failed_precondition(format!(
                 "container {}: cannot exec in a paused container; resume it first",
@@ -35,7 +35,7 @@ impl Sandbox {
             return Err(Error::already_exists(format!("container {}: id {}", request.id, request.exec_id)));
         }
         let spec = request.spec.ok_or_else(|| Error::invalid_argument("exec without a process spec"))?;
-        // Here already, as by containerd's shim: nothing is left of a process that could never start.
+        // Checked here, as by containerd's shim: a process that could never start is not added.
         oci::process(&spec.value).map_err(|error| {
             error.context(format!("exec {} in container {}", request.exec_id, request.id))
         })?;
@@ -93,7 +93,7 @@ impl Sandbox {
         outside: Outside,
         reply: ReplyTo,
     ) -> Result<Outcome> {
-        // It may have ended while somebody waited for a reader.
+        // The container may have ended while a worker waited for readers.
         self.check_init_lives(&request.id, "exec")?;
         let process = self.process(key)?;
         let Stage::Added { spec, .. } = &process.stage else {
@@ -121,8 +121,8 @@ impl Sandbox {
         })
     }
 
-    /// The words for a start that failed. Who waits for the end of a process that never was hears of it now, as by
-    /// containerd's shim: clients wait before they start.
+    /// Adds context to the error of a failed start, and answers pending `Wait` calls of the process, as containerd's
+    /// shim does: clients wait before they start.
     pub(super) fn exec_failed(&mut self, request: &task::StartRequest, error: Error) -> Error {
         if let Ok(key) = self.find(&request.id, &request.exec_id)
             && let Some(process) = self.processes.get_mut(&key)
@@ -136,20 +136,20 @@ impl Sandbox {
         error.context(format!("exec {} in container {}", request.exec_id, request.id))
     }
 
-    /// Ends a further process that a worker may have started before it got lost.
+    /// Kills a further process that a worker may have started before it died.
     fn end_lost_exec(&mut self, request: &task::StartRequest) {
         let ended =
             self.container_mut(&request.id).and_then(|container| container.oci.end_exec(&request.exec_id));
         self.note_late_kill(&request.id, ended);
-        // What another brings into the world is a stranger too, until that one tells of it.
+        // A process of another worker's is unknown too, until that worker has reported.
         if !self.is_busy(&request.id) {
             let ended = self.end_strangers(&request.id);
             self.note_late_kill(&request.id, ended);
         }
     }
 
-    /// Ends children of the shim in a container that it does not know of. Where the container has process numbers of its
-    /// own, nobody's orphans but a lost worker's come from there to the shim.
+    /// Kills children of the shim in a container that it does not know. In a container with its own pid namespace, only
+    /// processes of a dead worker are reparented to the shim.
     fn end_strangers(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
         if !container.owns_pids {
@@ -158,7 +158,7 @@ impl Sandbox {
         let known: Vec<u32> = self.processes.values().map(Process::pid_number).collect();
         for pid in container.oci.cgroup()?.processes()?.into_iter().filter(|pid| !known.contains(pid)) {
             match PidFd::open(pid) {
-                // Nobody but the shim takes the number from one of its children.
+                // Only the shim reaps its children, so that the pid cannot be reused.
                 Ok(process) if is_our_child(pid) => process.kill()?,
                 Ok(_) => {}
                 Err(error) if error.is(ErrorKind::NotFound) => {}
@@ -175,15 +175,15 @@ impl Sandbox {
         streams: Streams,
         mut executed: Executed,
     ) -> Result<task::StartResponse> {
-        // Not reaped, so that the number is its own.
+        // Not reaped yet, so that its pid cannot be reused.
         let kill = || PidFd::open(oci::pid_number(executed.pid))?.kill();
         let joined = streams.join(executed.console.take());
         let stdio = joined.inspect_err(|_| {
-            // Nobody would know of it. It may have ended already.
+            // The daemon would not know of it. It may have ended already.
             let _gone = kill();
         })?;
         if self.container(&request.id)?.exit_held {
-            // The container was ended while this was on its way into it.
+            // The container ended while this process was being started.
             self.note_late_kill(&request.id, kill());
         }
         for warning in &executed.warnings {
@@ -210,7 +210,7 @@ impl Sandbox {
     }
 }
 
-/// Whether a process is a child of the shim, which nobody else reaps.
+/// Whether a process is a child of the shim, which alone can reap it.
 pub(super) fn is_our_child(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));

@@ -1,4 +1,4 @@
-//! The ends of processes: reaped, put on disk, told; and reports of lost memory, which an end brings with it.
+//! Ends of processes: reaped, recorded on disk, published; and OOM reports.
 
 use linux::signal::Signal;
 use prost::Message;
@@ -14,7 +14,7 @@ use crate::record::{self, ExitRecord};
 use crate::stdio::Stream;
 
 impl Sandbox {
-    /// Reaps every child that has ended: processes of containers, and orphans that came to us.
+    /// Reaps every child that has ended: processes of containers, and orphans.
     pub(crate) fn reap(&mut self) {
         let mut ended = Vec::new();
         while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
@@ -27,14 +27,14 @@ impl Sandbox {
             self.note_worker_end(pid.as_raw_nonzero().get().cast_unsigned());
             self.note_holder_end(pid.as_raw_nonzero().get().cast_unsigned());
             if self.living(pid).is_none() {
-                // Perhaps of a worker that has ended, and told of it.
+                // It may be the child of a worker that has reported and ended.
                 self.advance_jobs();
             }
             if let Some(key) = self.living(pid) {
                 ended.push((key, Exit { status: status as u32, at }));
             }
         }
-        // Execs first, so that a first process's exit is not held up by what ended before it.
+        // Execs first, so that they do not hold up the first process's exit event.
         ended.sort_by_key(|(key, _)| {
             self.processes.get(key).is_some_and(|process| process.exec_id.is_empty())
         });
@@ -57,7 +57,7 @@ impl Sandbox {
         }
         let Some(process) = self.processes.get_mut(&key) else { return };
         process.stage = Stage::Stopped { pid: process.pid(), exit };
-        // Nobody reads its input any more.
+        // Its input has no reader any more.
         process.stdio.stdin_held = None;
         process.stdio.copies[Stream::Stdin as usize] = None;
         let (id, is_init) = (process.container.clone(), process.exec_id.is_empty());
@@ -95,7 +95,7 @@ impl Sandbox {
         }
     }
 
-    /// Tells the first process's exit once all execs have ended, and what was under way when it ended.
+    /// Publishes the first process's exit, once all execs and jobs have ended.
     pub(super) fn release_held_exit(&mut self, id: &str) {
         if self.is_busy(id) {
             return;
@@ -109,7 +109,7 @@ impl Sandbox {
         }
     }
 
-    /// Publishes an exit and answers those who waited for it.
+    /// Publishes an exit, and answers the `Wait` calls for it.
     fn tell_exit(&mut self, key: ProcessKey) {
         let Some(process) = self.processes.get_mut(&key) else { return };
         let Some(exit) = process.exit() else { return };
@@ -128,7 +128,7 @@ impl Sandbox {
         self.publish(container, topic::EXIT, &event);
     }
 
-    /// The kernel says that a container ran out of memory.
+    /// The kernel reports that a container ran out of memory.
     pub(crate) fn oom(&mut self, key: u32) {
         let id = self.containers.values().find(|container| container.key == key);
         if let Some(id) = id.map(|container| container.id.clone()) {
@@ -144,7 +144,7 @@ impl Sandbox {
                 container.oom_seen.events += oom.events;
                 container.oom_seen.kills += oom.kills;
                 let container = container.key;
-                // A kill that is seen after its event was told of with that.
+                // An OOM kill that is read after its event was published with that event.
                 if oom.events > 0 {
                     self.publish(container, topic::OOM, &events::TaskOom { container_id: id.to_owned() });
                 }

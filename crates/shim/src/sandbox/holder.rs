@@ -1,17 +1,18 @@
-//! The process that holds those namespaces of a pod in which the shim cannot be: a user namespace, where it would have no
-//! rights on the host, and process numbers that containers share, of whom somebody has to be the first.
+//! The holder: a process that keeps those namespaces of a pod alive that the shim cannot be in: a user namespace, in
+//! which it would have no rights on the host, and a pid namespace, which needs a first process.
 //!
 //! ```text
-//! shim ── clone ─▶ holder: waits for its maps ─▶ root of its namespaces ─▶ names, sysctls ─▶ an empty root ─▶ no rights ─▶ ready
-//!      ◀────────────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
-//!      ── it is recorded ─▶ outlives the shim, reaps orphans
+//! shim ── clone ─▶ holder: waits for id maps ─▶ root of its namespaces ─▶ names, sysctls ─▶ empty root ─▶ no rights
+//!      ◀── ready ──────────────────────────────────────────────────────────────────────────────────────────────┘
+//!      ── recorded ─▶ outlives the shim, reaps orphans
 //! ```
 //!
-//! It is a copy of the shim that executes nothing. Those with whom it shares namespaces cannot look into it or use its
-//! files: it is not dumpable, sees an empty directory, and has no descriptor. Its memory belongs to the host's user
-//! namespace, so that `CAP_SYS_PTRACE` in the pod's does not help. Where the pod has none, a container with that capability
-//! can trace it nevertheless, so there are no rights to be had from it: no capability, and no system call but those that
-//! it needs to go on doing nothing; nor the shim's environment and arguments, which it overwrites. It ends with the pod.
+//! It is a copy of the shim that executes no program. Containers in its namespaces cannot inspect it or use its files:
+//! it is not dumpable, its root is an empty directory, and it has no open descriptor. Its memory belongs to the host's
+//! user namespace, so that `CAP_SYS_PTRACE` in the pod's does not help. In a pod without a user namespace, a container
+//! with that capability can trace it nevertheless; so it gives up every right: it has no capability, and may make only
+//! the system calls that it needs to wait. It also overwrites the shim's environment and arguments. It ends with the
+//! pod.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -31,7 +32,7 @@ use types::{Context, Error, Result};
 
 const GO: &[u8] = b"g";
 const READY: &[u8] = b"r";
-/// What it calls once it has no rights: to answer, to be released, and to do nothing.
+/// The system calls that remain allowed: to answer, to be released, and to wait.
 const CALLS: [&str; 18] = [
     "read",
     "recvfrom",
@@ -54,23 +55,23 @@ const CALLS: [&str; 18] = [
 ];
 /// `prctl(PR_SET_PDEATHSIG)`.
 const SET_PARENT_DEATH_SIGNAL: u64 = 1;
-/// Bytes of what went wrong.
+/// Bytes of an error message.
 const WORDS_LEN_MAX: usize = 4096;
 
-/// Ended when dropped.
+/// The holder's process. Killed when dropped.
 pub(super) struct Holder {
     pid: u32,
     process: PidFd,
     door: UnixStream,
 }
 
-/// What a holder is started with.
+/// Parameters of a holder.
 pub(super) struct Hold<'a> {
-    /// Made anew, and owned by the user namespace if that is among them.
+    /// Namespaces to make, owned by the new user namespace if there is one.
     pub kinds: &'a [NsKind],
     pub uids: &'a [IdMapping],
     pub gids: &'a [IdMapping],
-    /// A directory that it may cover in a mount namespace of its own.
+    /// A directory to mount its empty root on, in its own mount namespace.
     pub place: &'a Path,
 }
 
@@ -81,7 +82,7 @@ impl Drop for Holder {
 }
 
 impl Holder {
-    /// `settle` is done in the namespaces, by their root.
+    /// Starts a holder. It runs `settle` in the new namespaces, as their root.
     pub(super) fn start(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>) -> Result<Holder> {
         let (door, theirs) = UnixStream::pair().context(|| "make a socket pair")?;
         let flags =
@@ -112,13 +113,13 @@ impl Holder {
         self.pid
     }
 
-    /// From here on it outlives the shim: those who would end it know of it.
+    /// Lets the holder outlive the shim, once it is recorded so that `delete` can end it.
     pub(super) fn release(&self) -> Result<()> {
         (&self.door).write_all(GO).context(|| "release the holder of the pod's namespaces")
     }
 }
 
-/// What the holder does before it does nothing.
+/// The holder's main function.
 fn live(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, mut door: UnixStream) -> Result<()> {
     let ready = prepare(hold, settle, &mut door);
     let words = ready.as_ref().err().map(Error::chain);
@@ -133,13 +134,13 @@ fn prepare(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, door: &mut Unix
     wait_for_go(door)?;
     if hold.kinds.contains(&NsKind::User) {
         become_root()?;
-        // The change of user took both back.
+        // The change of user has reset both.
         process::forbid_tracing()?;
         process::die_with_parent(true)?;
     }
     rustix::process::setsid().map_err(std::io::Error::from).context(|| "begin a session")?;
     settle()?;
-    // Made before, as it may need what is left then.
+    // Compiled before, as that may need system calls which are forbidden then.
     let filter = seccomp::compile(&calls())?;
     leave_the_host(hold.place)?;
     give_up_rights(&filter)
@@ -162,7 +163,7 @@ fn become_root() -> Result<()> {
     become_root().map_err(std::io::Error::from).context(|| "become root of the pod's user namespace")
 }
 
-/// Moves into an empty directory, of which nothing leads to the host's tree.
+/// Moves into an empty directory, with no path to the host's tree.
 fn leave_the_host(place: &Path) -> Result<()> {
     let host = Root::open(Path::new("/"))?;
     mount::set_propagation(host.as_fd(), Propagation::Private, true)?;
@@ -179,7 +180,7 @@ fn leave_the_host(place: &Path) -> Result<()> {
     enter().map_err(std::io::Error::from).context(|| "leave the host's file systems")
 }
 
-/// What has no rights is not worth tracing. Whoever does can have it make the calls that are left, which lead nowhere.
+/// Drops all rights, so that tracing the holder gains nothing: the system calls that are left are harmless.
 fn give_up_rights(filter: &seccomp::Program) -> Result<()> {
     cap::drop_all()?;
     process::forbid_new_privileges()?;

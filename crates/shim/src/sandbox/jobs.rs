@@ -1,8 +1,8 @@
-//! Jobs: calls that a [`Worker`] carries out, since they wait for others, and what is done in the meantime.
+//! Jobs: calls that a [`Worker`] carries out because they block on other programs.
 //!
-//! A container has one job at a time, or starts of further processes side by side, as one that hangs must not keep others
-//! out. What is asked about a container is answered meanwhile, and it can be killed; calls that change it wait in line, so
-//! that nothing comes in between that would not without workers. SIGKILL ends its jobs too.
+//! A container has one job at a time, or several starts of execs side by side, as one that hangs must not block others.
+//! In the meantime queries are answered, and the container can be killed, with its jobs; calls that change the
+//! container are queued, so that they are executed in the same order as without workers.
 
 use api::shim::task;
 use linux::signal::SIGKILL;
@@ -18,25 +18,25 @@ use crate::service::{Outcome, ReplyTo};
 use crate::stdio::open::Outside;
 use crate::worker::{Answer, Done, Worker};
 
-/// What is done with the answer: the rest of the call. Its outcome goes to whoever called, unless a further job has it.
+/// Continues a call with the worker's answer. Its outcome is the call's response, unless another job follows.
 type Then = Box<dyn FnOnce(&mut Sandbox, Answer, ReplyTo) -> Result<Outcome>>;
-/// The same, with the streams that were waited for.
+/// The same, with the opened streams.
 pub(super) type WithStreams = Box<dyn FnOnce(&mut Sandbox, Result<Outside>, ReplyTo) -> Result<Outcome>>;
 
 pub(super) struct Job {
     key: u32,
     container: String,
-    /// The further process that it starts.
+    /// The exec that it starts.
     exec: Option<ProcessKey>,
     worker: Worker,
     then: Then,
     reply: ReplyTo,
-    /// SIGKILL came for it.
+    /// It was killed by a SIGKILL for its container or exec.
     killed: bool,
 }
 
 impl Sandbox {
-    /// Has the loop wait for a worker, and go on with `then`. `exec` is the further process that it starts, if it does.
+    /// Adds a job: when the worker answers, the loop calls `then`. `exec` is the exec that the worker starts, if any.
     pub(super) fn begin_job<M: Message>(
         &mut self,
         container: &str,
@@ -50,7 +50,7 @@ impl Sandbox {
         })
     }
 
-    /// The same for a call that may take more than one job. `then` is told to whom its outcome goes.
+    /// The same for a call that may take several jobs. `then` gets the address of the response.
     pub(super) fn begin_step(
         &mut self,
         container: &str,
@@ -74,14 +74,14 @@ impl Sandbox {
         let key = self.key();
         if let Err(error) = self.poll.add(&worker, Source::Worker(key), Interest::Read) {
             self.log.warn(format_args!("container {container}: watch a worker: {error}"));
-            // Its end is heard of as that of a child, and the job is lost like any other.
+            // SIGCHLD will report its end, and the job is lost like any other.
             worker.kill();
         }
         self.jobs.push(Job { key, container, exec, worker, then, reply, killed: false });
     }
 
-    /// Goes on with `then` once clients read the outputs that they named, or have had their time for that. A worker
-    /// waits; `exec` is the further process whose outputs they are.
+    /// Calls `then` once clients have opened the outputs that they named for reading, or a timeout is over, for which a
+    /// worker waits. `exec` is the exec whose outputs they are.
     pub(super) fn when_read(
         &mut self,
         container: &str,
@@ -110,7 +110,7 @@ impl Sandbox {
         self.jobs.iter().any(|job| job.container == container)
     }
 
-    /// Whether a job is in the way of what is to be done with a container, or with a further process of it alone.
+    /// Whether a job blocks an operation on a container, or on one of its execs alone.
     pub(super) fn has_job_in_the_way(&self, container: &str, exec_id: &str) -> bool {
         let is_of_another =
             |exec: ProcessKey| self.processes.get(&exec).is_some_and(|process| process.exec_id != exec_id);
@@ -118,15 +118,14 @@ impl Sandbox {
         self.jobs.iter().any(|job| job.container == container && !is_beside(job))
     }
 
-    /// Whether a call has to wait until a job of its container is over. Then it is kept, and comes up again in
-    /// [`Sandbox::take_line`].
+    /// Whether a call has to wait for a job of its container. Then it is queued for [`Sandbox::take_line`].
     pub(crate) fn puts_off(&mut self, request: &Request, reply: ReplyTo) -> bool {
         const UNCHANGING: [&str; 9] =
             ["State", "Wait", "Kill", "Pids", "Stats", "Connect", "CloseIO", "ResizePty", "Shutdown"];
         if self.jobs.is_empty() && self.line.is_empty() || UNCHANGING.contains(&request.method.as_str()) {
             return false;
         }
-        // Nobody gets in before those who wait.
+        // Calls for one container stay in order.
         let has_line =
             |id: &str| self.line.iter().any(|(other, _)| subject(other).is_some_and(|own| own.id == id));
         let waits = subject(request)
@@ -137,12 +136,12 @@ impl Sandbox {
         waits
     }
 
-    /// Calls that may be carried out now, or have to wait for the next job.
+    /// Queued calls, once a job has ended. Some may have to wait again.
     pub(crate) fn take_line(&mut self) -> Vec<(Request, ReplyTo)> {
         if std::mem::take(&mut self.line_moves) { std::mem::take(&mut self.line) } else { Vec::new() }
     }
 
-    /// Goes on with a job whose worker has answered.
+    /// Continues a job whose worker has answered.
     pub(crate) fn advance_job(&mut self, key: u32) {
         let index = self.jobs.iter().position(|job| job.key == key);
         if let Some(index) = index
@@ -152,7 +151,7 @@ impl Sandbox {
         }
     }
 
-    /// A child was reaped. If it was a worker, its job is finished before anything is made of other children.
+    /// A child was reaped. If it was a worker, its job is finished before other children's ends are handled.
     pub(super) fn note_worker_end(&mut self, pid: u32) {
         if let Some(index) = self.jobs.iter().position(|job| job.worker.pid() == pid) {
             let answer = self.jobs[index].worker.last_answer();
@@ -160,7 +159,7 @@ impl Sandbox {
         }
     }
 
-    /// Goes on with all jobs that can.
+    /// Continues all jobs whose workers have answered.
     pub(super) fn advance_jobs(&mut self) {
         for key in self.jobs.iter().map(|job| job.key).collect::<Vec<_>>() {
             self.advance_job(key);
@@ -172,7 +171,7 @@ impl Sandbox {
         // A process that the worker left may have a copy, which would go on telling.
         let _gone = self.poll.remove(&job.worker);
         if matches!(answer, Answer::Lost(_)) {
-            // It may have been killed alone, for want of memory.
+            // Only the worker may have been killed, as by the OOM killer; its children go too.
             job.worker.kill();
             job.worker.wait();
         }
@@ -184,14 +183,14 @@ impl Sandbox {
             other => other,
         };
         match (job.then)(self, answer, job.reply) {
-            // The kill was for all that is done with the container, the job that was begun just now included.
+            // The kill was for every job of the container, including the one that was just added.
             Ok(Outcome::Later) if job.killed => {
                 self.kill_jobs(|next| next.container == job.container);
             }
             Ok(Outcome::Later) => {}
             Ok(Outcome::Now(response)) => {
                 if job.killed {
-                    // The worker had done its work before the signal, which then is for what it has made.
+                    // The worker had finished before the signal, which is then for the process that it has made.
                     self.kill_made(&job.container, job.exec);
                 }
                 self.replies.push((job.reply, Ok(response)));
@@ -214,7 +213,7 @@ impl Sandbox {
         self.note_late_kill(id, killed);
     }
 
-    /// Says if something goes on that was to be killed when its job was over.
+    /// Logs that a process could not be killed after its job was.
     pub(super) fn note_late_kill(&mut self, id: &str, killed: Result<()>) {
         if let Err(error) = killed
             && !error.is(ErrorKind::NotFound)
@@ -223,7 +222,7 @@ impl Sandbox {
         }
     }
 
-    /// Ends what is under way for a container, or the start of a further process alone.
+    /// Kills the jobs of a container, or the start of one exec.
     pub(super) fn kill_job_of(&mut self, id: &str, exec_id: &str) -> bool {
         if exec_id.is_empty() {
             return self.kill_jobs(|job| job.container == id);
@@ -231,9 +230,9 @@ impl Sandbox {
         self.find(id, exec_id).is_ok_and(|exec| self.kill_jobs(|job| job.exec == Some(exec)))
     }
 
-    /// Ends what is under way. False if nothing is.
+    /// Kills the matching jobs. False if there are none.
     ///
-    /// A delete among it may hang in a hook; what is left of its container is then taken down without.
+    /// A delete among them may hang in a hook; the rest of its container is then removed without hooks.
     pub(super) fn kill_jobs(&mut self, is_meant: impl Fn(&Job) -> bool) -> bool {
         let mut any = false;
         for job in self.jobs.iter_mut().filter(|job| is_meant(job)) {
@@ -250,7 +249,7 @@ impl Sandbox {
         busy.filter(|id| !self.containers.contains_key(*id))
     }
 
-    /// What is to be said of a container that is being created: nothing but that.
+    /// The state of a container that is being created: its status alone.
     pub(super) fn state_while_created(&self, request: &task::StateRequest) -> Option<task::StateResponse> {
         let is_being_created = self.being_created().any(|id| id == request.id);
         is_being_created.then(|| task::StateResponse {
@@ -262,7 +261,7 @@ impl Sandbox {
     }
 }
 
-/// What a call changes: a container, or a further process of it alone.
+/// The object of a call: a container, or one of its execs.
 #[derive(Clone, PartialEq, Message)]
 struct Subject {
     #[prost(string, tag = "1")]
@@ -271,7 +270,7 @@ struct Subject {
     exec_id: String,
 }
 
-/// Every request about a container begins with its id. Those about one process of it go on with that one's.
+/// Every request about a container has its id as field 1. Those about one process have the exec id as field 2.
 fn subject(request: &Request) -> Option<Subject> {
     let payload = request.payload.as_slice();
     match request.method.as_str() {

@@ -1,9 +1,10 @@
-//! The namespaces of a pod. The shim itself moves into those in which it can be; those in which it cannot are held by
-//! a [`holder`](super::holder).
+//! The namespaces of a pod. The shim itself moves into those that it can be in; the others are held by a
+//! [`holder`](super::holder).
 //!
-//! Of the spec's namespaces those that containers share are taken: `ipc`, `network` and `uts`, made anew or joined by
-//! their path, and `user` and `pid`, made anew. A container that names none of the first three is in the pod's; those of
-//! the holder it names by their path. One that is not listed stays the host's. Mounts and cgroups are each container's own.
+//! Of the namespaces in the spec, a pod has those that containers share: `ipc`, `network` and `uts`, made or joined by
+//! path, and `user` and `pid`, which are always made. A container that names none of the first three is in the pod's;
+//! the holder's it joins by path. Kinds that are not listed stay the host's. Mount and cgroup namespaces are each
+//! container's own.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,7 +20,7 @@ use super::holder::{Hold, Holder};
 pub(super) struct Namespaces {
     moved: Vec<Moved>,
     holder: Option<Holder>,
-    /// Those that only the holder is in.
+    /// Namespaces that only the holder is in.
     held: Vec<NsKind>,
 }
 
@@ -30,7 +31,7 @@ struct Moved {
 }
 
 impl Namespaces {
-    /// Moves the shim. After an error it is where it was. `place` is a directory of the pod.
+    /// Moves the shim. After an error it is back in its own namespaces. `place` is a directory of the pod.
     pub(super) fn enter(spec: &Spec, netns: &str, place: &Path) -> Result<Namespaces> {
         let mut namespaces = Namespaces { moved: Vec::new(), holder: None, held: Vec::new() };
         let entered = namespaces.enter_all(spec, netns, place);
@@ -43,7 +44,7 @@ impl Namespaces {
         }
     }
 
-    /// Moves the shim back to where it was, and ends the holder.
+    /// Moves the shim back to the host's namespaces, and ends the holder.
     pub(super) fn leave(self) -> Result<()> {
         self.go(|moved| &moved.host)
     }
@@ -51,11 +52,11 @@ impl Namespaces {
     fn enter_all(&mut self, spec: &Spec, netns: &str, place: &Path) -> Result<()> {
         let wanted = Wanted::of(spec, netns)?;
         let has = |name: &str| wanted.new.iter().any(|kind| kind.name() == name);
-        // Before a user namespace is made, from which they could not be joined.
+        // Before the user namespace is made, from which they could not be joined.
         for (kind, path) in &wanted.joined {
             self.enter_one(*kind, Some(path))?;
         }
-        // The network may have been made for this pod by somebody else, or be the host's.
+        // The network namespace may be another program's, made for this pod, or the host's.
         let has_network = !netns.is_empty() && self.has_left(NsKind::Network)?;
         let sysctls = spec.linux.as_ref().map(|linux| &linux.sysctl);
         for key in sysctls.iter().flat_map(|sysctls| sysctls.keys()) {
@@ -90,7 +91,7 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Whether there is a user namespace.
+    /// Whether the pod has a user namespace.
     pub(super) fn has_users(&self) -> bool {
         self.held.contains(&NsKind::User)
     }
@@ -99,7 +100,7 @@ impl Namespaces {
         self.holder.as_ref()
     }
 
-    /// Whether the shim is in another namespace of this kind than it was.
+    /// Whether the shim has left its original namespace of this kind.
     fn has_left(&self, kind: NsKind) -> Result<bool> {
         let Some(moved) = self.moved.iter().find(|moved| moved.kind == kind) else { return Ok(false) };
         ns::is_current(moved.host.as_fd(), kind).map(|is_home| !is_home)
@@ -122,7 +123,7 @@ impl Namespaces {
         self.moved.iter().map(|moved| moved.kind).chain(self.held.iter().copied())
     }
 
-    /// Runs work where the shim came from, for programs that are not the pod's.
+    /// Runs work in the shim's original namespaces, for programs of the host.
     pub(super) fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.go(|moved| &moved.host)?;
         let done = work();
@@ -140,10 +141,10 @@ fn own(kind: NsKind) -> Result<File> {
     File::open(&path).context(|| format!("open {path}"))
 }
 
-/// What a spec asks for.
+/// The namespaces that a spec asks for.
 struct Wanted {
     new: Vec<NsKind>,
-    /// With the paths of those that are there already.
+    /// Existing ones, with their paths.
     joined: Vec<(NsKind, String)>,
 }
 
@@ -180,12 +181,12 @@ impl Wanted {
     }
 }
 
-/// Whether the shim cannot be in a namespace of the kind.
+/// Whether the shim cannot be in a namespace of this kind.
 fn is_held(kind: NsKind) -> bool {
     matches!(kind, NsKind::User | NsKind::Pid)
 }
 
-/// Those of the namespaces that the calling thread is in.
+/// Sets sysctls of the calling thread's namespaces.
 fn set_sysctls(sysctls: &BTreeMap<String, String>) -> Result<()> {
     for (key, value) in sysctls {
         let path = format!("/proc/sys/{}", runtime::sysctl_path(key));

@@ -1,8 +1,8 @@
 //! The pod of a shim: `containerd.runtime.sandbox.v1.Sandbox`, without a root file system of its own.
 //!
-//! The shim itself is in the pod's namespaces, so its pid stands for them (`/proc/PID/ns/…`), and a container
-//! whose spec names no namespace of a kind is in the pod's. Where that cannot be, the pid is that of their holder
-//! ([`super::namespaces`]).
+//! The shim itself is in the pod's namespaces, so that they are reachable by its pid (`/proc/PID/ns/…`), and a
+//! container whose spec names no namespace of a kind is in the pod's. Namespaces that the shim cannot be in have a
+//! holder, whose pid is reported instead ([`super::namespaces`]).
 //!
 //! ```text
 //! none ──create──▶ created ──start──▶ ready ──stop──▶ stopped ──shutdown──▶ the shim ends
@@ -11,7 +11,7 @@
 //!
 //! Invariants
 //! - A shim has one pod or none, from before its first container until after its last.
-//! - While there is a pod, the shim ends by `ShutdownSandbox` only.
+//! - While there is a pod, only `ShutdownSandbox` ends the shim.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,7 +39,7 @@ pub(super) struct Pod {
     created: Timestamp,
     namespaces: Namespaces,
     cgroup: Option<Cgroup>,
-    /// Who waits for the end.
+    /// Pending `WaitSandbox` calls.
     pub(super) waiting: Vec<ReplyTo>,
     stops: Vec<PendingStop>,
     /// The holder of its namespaces has ended.
@@ -53,15 +53,15 @@ enum Stage {
     Stopped { at: Timestamp },
 }
 
-/// A stop that waits for containers to end.
+/// A `StopSandbox` that waits for containers to end.
 struct PendingStop {
     reply: ReplyTo,
-    /// When they are killed; none once they were.
+    /// When they get SIGKILL; None afterwards.
     kill_at: Option<Instant>,
 }
 
 impl Pod {
-    /// Runs work in the namespaces that the shim was started in: for programs that are not the pod's.
+    /// Runs work in the shim's original namespaces: for programs of the host.
     pub(super) fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.namespaces.at_home(work)
     }
@@ -124,7 +124,7 @@ impl Sandbox {
         })
     }
 
-    /// Where containers of the pod run: here.
+    /// The platform of the pod's containers: the host's.
     pub(crate) fn pod_platform(&self, request: &wire::PlatformRequest) -> Result<wire::PlatformResponse> {
         self.pod(&request.sandbox_id)?;
         let host = types::Platform::host();
@@ -137,7 +137,7 @@ impl Sandbox {
         Ok(wire::PlatformResponse { platform: Some(platform) })
     }
 
-    /// Ends the containers: with a request, and by force after the time that was given.
+    /// Stops the containers: SIGTERM, and SIGKILL after the request's timeout.
     pub(crate) fn stop_pod(&mut self, request: &wire::StopSandboxRequest, reply: ReplyTo) -> Result<Outcome> {
         let stopped = self.pod(&request.sandbox_id)?.stopped_at().is_some();
         if stopped {
@@ -191,7 +191,7 @@ impl Sandbox {
         self.pod(&request.sandbox_id).map(|_| wire::PingResponse {})
     }
 
-    /// Ends the pod, and the shim with it.
+    /// Ends the pod, and the shim.
     pub(crate) fn shutdown_pod(
         &mut self,
         request: &wire::ShutdownSandboxRequest,
@@ -239,9 +239,9 @@ impl Sandbox {
     }
 }
 
-/// What else there is to a pod.
+/// Internals of the pod.
 impl Sandbox {
-    /// A pod takes containers while it is ready. Those of one with a user namespace are in it.
+    /// Checks that the pod is ready, and that the container is in the pod's user namespace if there is one.
     pub(super) fn check_pod_takes(&self, bundle: &Path) -> Result<()> {
         match &self.pod {
             Some(pod) if pod.stage != Stage::Ready => {
@@ -261,7 +261,7 @@ impl Sandbox {
         }
     }
 
-    /// Answers the stops whose containers have ended, and kills those that had their time.
+    /// Answers stops whose containers have ended, and kills containers whose timeout is over.
     pub(crate) fn finish_stops(&mut self) {
         let now = Instant::now();
         let Some(pod) = &mut self.pod else { return };
@@ -283,7 +283,7 @@ impl Sandbox {
         }
     }
 
-    /// A child was reaped. With the holder of its namespaces the pod ends.
+    /// A child was reaped. Without the holder of its namespaces the pod ends.
     pub(super) fn note_holder_end(&mut self, pid: u32) {
         let Some(pod) = &mut self.pod else { return };
         if pod.namespaces.holder().is_some_and(|holder| holder.pid() == pid) {
@@ -306,7 +306,7 @@ impl Sandbox {
         self.replies.extend(waiting.into_iter().map(|reply| (reply, Ok(ended.clone()))));
     }
 
-    /// When [`Sandbox::finish_stops`] has something to do even if nothing happens.
+    /// When [`Sandbox::finish_stops`] has to be called again.
     pub(super) fn stop_deadline(&self) -> Option<Instant> {
         self.pod.iter().flat_map(|pod| &pod.stops).filter_map(|stop| stop.kill_at).min()
     }
@@ -339,7 +339,7 @@ fn no_pod(id: &str) -> Error {
     Error::not_found(format!("sandbox {id} does not exist"))
 }
 
-/// What the pod's spec asks for, as far as it is the pod's and not its containers'.
+/// Makes the pod's cgroup and namespaces from its spec.
 fn make(request: wire::CreateSandboxRequest) -> Result<Pod> {
     let bundle = Path::new(&request.bundle_path);
     let spec = read_spec(bundle)?;
@@ -351,7 +351,7 @@ fn make(request: wire::CreateSandboxRequest) -> Result<Pod> {
         }
     });
     let namespaces = entered.inspect_err(|_| {
-        // The error that counts is the first.
+        // The first error is reported.
         let _left = cgroup.as_ref().map(Cgroup::delete);
     })?;
     Ok(Pod {
@@ -366,7 +366,7 @@ fn make(request: wire::CreateSandboxRequest) -> Result<Pod> {
     })
 }
 
-/// Only then may the holder outlive the shim.
+/// Records the holder, before it may outlive the shim.
 fn record_holder(bundle: &Path, id: &str, cgroup: Option<&Cgroup>, namespaces: &Namespaces) -> Result<()> {
     let Some(holder) = namespaces.holder() else { return Ok(()) };
     let record = PodRecord {
@@ -379,7 +379,7 @@ fn record_holder(bundle: &Path, id: &str, cgroup: Option<&Cgroup>, namespaces: &
     holder.release()
 }
 
-/// A sandbox need not have one.
+/// The sandbox's spec, which is optional.
 fn read_spec(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
     let text = match std::fs::read(&path) {
@@ -409,7 +409,7 @@ fn make_cgroup(bundle: &Path, id: &str, spec: &Spec) -> Result<Option<Cgroup>> {
     match made {
         Ok(()) => Ok(Some(cgroup)),
         Err(error) => {
-            // The error that counts is the first.
+            // The first error is reported.
             let _left = cgroup.delete();
             Err(error)
         }

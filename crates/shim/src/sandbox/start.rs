@@ -1,4 +1,4 @@
-//! Starts of processes that were created or added before.
+//! Starts of created containers and added execs.
 
 use api::shim::events::{self, topic};
 use api::shim::task;
@@ -19,7 +19,7 @@ impl Sandbox {
         }
         match self.prepare_exec(&request, key) {
             Ok(outside) => {
-                // Who asks for its end from here on asks about this try.
+                // `Wait` calls from here on are about this start.
                 if let Stage::Added { failed, .. } = &mut self.process_mut(key)?.stage {
                     *failed = false;
                 }
@@ -48,7 +48,7 @@ impl Sandbox {
         let about = id.to_owned();
         self.begin_job(id, None, worker, reply, move |sandbox, answer| {
             if matches!(answer, Answer::Lost(_)) {
-                // It may run, half started.
+                // It may be running, half started.
                 let killed =
                     sandbox.container_mut(&about).and_then(|container| container.oci.kill(Signal::KILL));
                 sandbox.note_late_kill(&about, killed);

@@ -1,17 +1,17 @@
-//! Bytes from one descriptor to another, as far as both are ready.
+//! Non-blocking copies from one descriptor to another.
 //!
 //! ```text
 //!            ┌──── nothing to read ───▶ Wants::Source
-//! advance ───┼──── nobody reads ──────▶ Wants::Sink
-//!            ├──── enough for a turn ─▶ Wants::Turn
-//!            └──── end ───────────────▶ Wants::Nothing, for ever
+//! advance ───┼──── sink is full ──────▶ Wants::Sink
+//!            ├──── turn is used up ───▶ Wants::Turn
+//!            └──── end of file ───────▶ Wants::Nothing, for ever
 //! ```
 //!
-//! Between two pipes the kernel moves the pages (`splice`); everything else goes through the loop's
-//! buffer: a console gives some lines at a time, and each would have a page of the pipe for itself. What was read and could not be written stays in `pending`, or with the reader who did not take it, and no
-//! more is read until it is gone.
+//! Between two pipes the kernel moves the pages (splice(2)). Everything else goes through the loop's buffer, also the
+//! output of a console, of which each short read would take a page of the pipe. Bytes that could not be written stay in
+//! `pending`, or with the reader that is behind, and no more is read until they are written.
 //!
-//! Those who type into an input beside its source come and go. It ends with its source, which is asked last.
+//! Attached clients can write to an input beside its source. The input ends with its source, which is read last.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -29,18 +29,18 @@ use super::readers::Readers;
 
 /// Bytes moved before others get their turn.
 const TURN: usize = 1 << 20;
-/// Bytes that are read at once of what a process wrote last.
+/// The buffer for a process's last output.
 const LAST_LEN: usize = 4 << 10;
-/// Asked of one `splice`: a pipe's usual capacity.
+/// Bytes of one splice(2): a pipe's usual capacity.
 const SPLICE_LEN: usize = 64 << 10;
 
 pub(crate) struct Copy {
     source: OwnedFd,
-    /// Others whose bytes go the same way.
+    /// Inputs of attached clients.
     typists: Vec<OwnedFd>,
     sink: Sink,
     pending: Vec<u8>,
-    /// Both ends are pipes and the kernel has not refused yet.
+    /// Both ends are pipes, and splice(2) has worked so far.
     spliced: bool,
     ended: bool,
 }
@@ -50,7 +50,7 @@ pub(crate) enum Sink {
     Pipe(OwnedFd),
     File(File),
     Json(JsonSink),
-    /// The reader is gone; the writer shall not notice.
+    /// The reader is gone; bytes are dropped, so that the writer does not notice.
     Nowhere,
 }
 
@@ -71,23 +71,23 @@ pub(crate) enum Wants {
 }
 
 impl Copy {
-    /// `source`, and `sink` if it is a pipe, must not block.
+    /// `source`, and `sink` if it is a pipe, must be non-blocking.
     pub(crate) fn new(source: OwnedFd, sink: Sink) -> Copy {
         let spliced = matches!(sink, Sink::Pipe(_));
         Copy { source, typists: Vec::new(), sink, pending: Vec::new(), spliced, ended: false }
     }
 
-    /// The output of a console, of which the same is asked.
+    /// A copy of a console's output. The same holds for its descriptors.
     pub(crate) fn of_console(console: OwnedFd, sink: Sink) -> Copy {
         Copy { spliced: false, ..Copy::new(console, sink) }
     }
 
-    /// The descriptors that [`Wants::Source`] is about.
+    /// The descriptors to poll for [`Wants::Source`].
     pub(crate) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         std::iter::once(&self.source).chain(&self.typists).map(AsFd::as_fd)
     }
 
-    /// Somebody else types from now on, until they close their end. It must not block.
+    /// Adds the input of an attached client, until the client closes it. It must be non-blocking.
     pub(crate) fn add_typist(&mut self, typist: OwnedFd) {
         self.typists.push(typist);
     }
@@ -96,7 +96,7 @@ impl Copy {
         self.typists.len()
     }
 
-    /// Those who read beside the sink, if it is one that has such.
+    /// The attached readers, if the sink is a log.
     pub(crate) fn readers(&mut self) -> Option<&mut Readers> {
         match &mut self.sink {
             Sink::Json(json) => Some(&mut json.readers),
@@ -104,7 +104,7 @@ impl Copy {
         }
     }
 
-    /// The descriptor that [`Wants::Sink`] is about.
+    /// The descriptor to poll for [`Wants::Sink`].
     pub(crate) fn sink(&self) -> Option<BorrowedFd<'_>> {
         match &self.sink {
             Sink::Pipe(fd) => Some(fd.as_fd()),
@@ -113,7 +113,8 @@ impl Copy {
         }
     }
 
-    /// Moves what can be moved now. An input whose reader is gone ends; an output goes on, unheard.
+    /// Copies what can be copied now. An input whose reader is gone ends; an output continues, and its bytes are
+    /// dropped.
     pub(crate) fn advance(&mut self, is_input: bool, buffer: &mut [u8]) -> Wants {
         let mut moved = 0;
         while moved < TURN && !self.ended {
@@ -152,12 +153,12 @@ impl Copy {
             }
             Err(Errno::AGAIN) => Ok(Step::Waits(Wants::Source)),
             Err(Errno::INTR) => Err(Errno::INTR),
-            // A console says so when its last user is gone; other failures end the stream as well.
+            // A console fails so when its last user is gone; other failures end the stream as well.
             Err(_) => Ok(Step::End),
         }
     }
 
-    /// The first bytes that somebody typed; none if all of them think, or have left.
+    /// The next bytes of an attached client; None if there are none.
     fn read_typists(&mut self, buffer: &mut [u8]) -> rustix::io::Result<Option<usize>> {
         let mut index = 0;
         while let Some(typist) = self.typists.get(index) {
@@ -183,7 +184,7 @@ impl Copy {
         match rustix::pipe::splice(&self.source, None, sink, None, SPLICE_LEN, flags) {
             Ok(0) => Ok(Step::End),
             Ok(len) => Ok(Step::Moved(len)),
-            // One of the two is not ready; with bytes in the source it is the sink.
+            // One of the two is not ready; if the source has bytes it is the sink.
             Err(Errno::AGAIN) => match rustix::io::ioctl_fionread(&self.source) {
                 Ok(0) | Err(_) => Ok(Step::Waits(Wants::Source)),
                 Ok(_) => Ok(Step::Waits(Wants::Sink)),
@@ -217,7 +218,7 @@ impl Copy {
             Sink::Nowhere => bytes.len(),
             Sink::Pipe(fd) => write_some(fd.as_fd(), bytes)?,
             Sink::File(file) => {
-                // A full disk must not stop the container; what does not fit is lost.
+                // A full disk must not stop the container: bytes that do not fit are dropped.
                 let _lost = file.write_all(bytes);
                 bytes.len()
             }
@@ -235,8 +236,7 @@ impl Copy {
         self.sink = Sink::Nowhere;
     }
 
-    /// What is there of a log's output is written to it, however little those take who look at it: nobody waits for them
-    /// any more.
+    /// Ends a log's output: what the source still has is written to the log, without waiting for attached readers.
     pub(crate) fn leave(&mut self) {
         let Some(readers) = self.readers() else { return };
         *readers = Readers::default();
@@ -246,7 +246,7 @@ impl Copy {
         }
     }
 
-    /// Closes both ends, after the last words are written.
+    /// Closes both ends, after a last incomplete line is written.
     fn end(&mut self) {
         if let Sink::Json(json) = &mut self.sink {
             json.finish();
@@ -261,7 +261,7 @@ enum Step {
     End,
 }
 
-/// As much as fits now.
+/// Writes as much as fits.
 fn write_some(fd: BorrowedFd<'_>, bytes: &[u8]) -> rustix::io::Result<usize> {
     match rustix::io::write(fd, bytes) {
         Err(Errno::AGAIN | Errno::INTR) => Ok(0),
@@ -272,7 +272,7 @@ fn write_some(fd: BorrowedFd<'_>, bytes: &[u8]) -> rustix::io::Result<usize> {
 impl JsonSink {
     fn write(&mut self, bytes: &[u8]) {
         let (log, stream) = (&self.log, self.stream);
-        // As with plain files: a full disk must not stop the container.
+        // As with plain files, a full disk must not stop the container.
         let _lost: io::Result<()> =
             self.pieces.push(bytes, |pieces| log.borrow_mut().write(stream, Timestamp::now(), pieces));
         self.readers.send(bytes);
@@ -303,14 +303,14 @@ mod tests {
         (reader.into(), writer)
     }
 
-    /// Waits until nobody has the other end of a pipe: what other tests start has a copy of it until it executes its program.
+    /// Waits until the other end of a pipe is closed: children that other tests fork have a copy until they exec.
     fn wait_for_the_last(end: BorrowedFd<'_>) {
         let mut end = [PollFd::from_borrowed_fd(end, PollFlags::empty())];
         rustix::event::poll(&mut end, None).unwrap();
         assert!(end[0].revents().intersects(PollFlags::HUP | PollFlags::ERR));
     }
 
-    /// The same of who writes to where it comes from.
+    /// Closes a copy's writer, and waits until no child holds it.
     fn drop_for_all(writer: impl Into<OwnedFd>, copy: &Copy) {
         drop(writer.into());
         wait_for_the_last(copy.sources().next().unwrap());
@@ -334,7 +334,7 @@ mod tests {
         }
     }
 
-    /// Nobody reads yet: a pipe holds 16 pages, and many more lines.
+    /// Without a reader, a pipe holds 16 pages, and many more lines.
     #[test]
     fn the_lines_of_a_console_fill_no_page_each() {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(lines, ["before\\n", "one\\n", "two\\n", "three\\n", &last]);
     }
 
-    /// Two that are full, each of which is waited for.
+    /// Both readers are full, and each is waited for.
     #[test]
     fn a_slow_reader_gets_everything_and_is_waited_for() {
         let directory = tempfile::tempdir().unwrap();
@@ -415,7 +415,7 @@ mod tests {
             copy.readers().unwrap().add(end);
             reader
         });
-        // More than the two pipes between us hold.
+        // More than the pipes' capacity.
         let (mut said, mut wants) = (0, Wants::Source);
         while wants == Wants::Source {
             writer.write_all(&[b'x'; 4096]).unwrap();
@@ -435,7 +435,7 @@ mod tests {
         assert_eq!(seen, [said; 2]);
     }
 
-    /// A terminal that was stopped, say, takes nobody's last words along.
+    /// A reader that takes nothing, such as a stopped terminal, does not lose the log's last lines.
     #[test]
     fn a_reader_that_takes_nothing_costs_the_log_nothing() {
         let directory = tempfile::tempdir().unwrap();

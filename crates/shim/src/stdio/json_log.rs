@@ -25,9 +25,9 @@ pub(crate) const LINE_LEN_MAX: usize = 16 << 10;
 pub(crate) struct JsonLog {
     config: JsonFile,
     file: File,
-    /// Bytes of the file, those in `out` included.
+    /// Bytes of the file, including those in `out`.
     size: u64,
-    /// Lines of one write, kept between writes for its memory.
+    /// Encoded lines of one write; kept to reuse its memory.
     out: Vec<u8>,
 }
 
@@ -37,8 +37,7 @@ impl JsonLog {
         let mut file = append(&config.path).context(about)?;
         let metadata = file.metadata().context(about)?;
         let mut size = metadata.len();
-        // A shim that was killed may have left half a line. On a full disk it stays open, which is no reason not to
-        // run.
+        // A shim that was killed may have left half a line. If it cannot be ended on a full disk, the shim goes on.
         if metadata.is_file()
             && !ends_a_line(&config.path, size).context(about)?
             && file.write_all(b"\n").is_ok()
@@ -48,7 +47,7 @@ impl JsonLog {
         Ok(JsonLog { config, file, size, out: Vec::new() })
     }
 
-    /// Writes whole pieces as one line each.
+    /// Writes each piece as one line.
     pub(crate) fn write<'a>(
         &mut self,
         stream: Stream,
@@ -75,11 +74,11 @@ impl JsonLog {
         self.size > 0 && self.config.size_max.is_some_and(|max| self.size + more > max)
     }
 
-    /// On a full disk lines are lost whole: half of one would spoil the next that fits.
+    /// On a full disk whole lines are dropped: half a line would break the next one.
     fn flush(&mut self) -> io::Result<()> {
         let outcome = self.file.write_all(&self.out);
         if outcome.is_err() {
-            // The first error says more than one of the cut.
+            // The first error is reported.
             let _best_effort = self.cut_to_whole_lines();
         }
         self.out.clear();
@@ -90,26 +89,26 @@ impl JsonLog {
     fn cut_to_whole_lines(&mut self) -> io::Result<()> {
         let begun = self.size.saturating_sub(self.out.len() as u64);
         let len = self.file.metadata()?.len();
-        // Others may have cut the file before, and it must not be made longer.
+        // Another program may have truncated the file, which must not be extended here.
         let written = usize::try_from(len.saturating_sub(begun)).unwrap_or(usize::MAX).min(self.out.len());
         let whole = self.out[..written].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         self.size = begun + whole as u64;
         if len > self.size { self.file.set_len(self.size) } else { Ok(()) }
     }
 
-    /// `x.log.1` becomes `x.log.2`, and so on; `x.log` becomes `x.log.1` and begins anew. Where that fails the log goes
-    /// on in the file that it has.
+    /// `x.log.1` becomes `x.log.2`, and so on; `x.log` becomes `x.log.1` and starts empty. If that fails, logging
+    /// continues in the current file.
     fn rotate(&mut self) -> io::Result<()> {
         if self.config.files_max == 1 {
             self.file.set_len(0)?;
             self.size = 0;
             return Ok(());
         }
-        // Before anything moves: on a full disk it cannot be made.
+        // Created before any rename, as it fails on a full disk.
         let mut new = self.config.path.clone().into_os_string();
         new.push(".new");
         let file = append(Path::new(&new))?;
-        // As many as there are, and not as many as there may be.
+        // Renames existing files only, not up to `files_max`.
         let is_free = |age: &u32| std::fs::symlink_metadata(self.aged(*age)).is_err();
         let oldest = (1..self.config.files_max - 1).find(is_free).unwrap_or(self.config.files_max - 1);
         for age in (0..oldest).rev() {
@@ -123,7 +122,7 @@ impl JsonLog {
         Ok(())
     }
 
-    /// The one that grows has age 0.
+    /// The path of a file by age; the current one's is 0.
     fn aged(&self, age: u32) -> PathBuf {
         if age == 0 {
             return self.config.path.clone();
@@ -137,7 +136,7 @@ impl JsonLog {
 fn ends_a_line(path: &Path, len: u64) -> io::Result<bool> {
     let Some(end) = len.checked_sub(1) else { return Ok(true) };
     let mut last = [0];
-    // None if others have cut the file meanwhile.
+    // Nothing is read if another program has truncated the file meanwhile.
     Ok(File::open(path)?.read_at(&mut last, end)? == 0 || last == *b"\n")
 }
 
@@ -151,7 +150,7 @@ fn push_line(out: &mut Vec<u8>, stream: Stream, time: &str, piece: &[u8]) {
     out.extend_from_slice(b"\"}\n");
 }
 
-/// A JSON string; what is not UTF-8 becomes U+FFFD.
+/// Encodes a JSON string; invalid UTF-8 becomes U+FFFD.
 fn push_string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
     for chunk in bytes.utf8_chunks() {
@@ -178,15 +177,15 @@ fn push_string(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
 }
 
-/// Bytes of a stream, cut into pieces: lines, or [`LINE_LEN_MAX`] bytes of a longer one.
+/// Splits a stream into pieces: lines, or [`LINE_LEN_MAX`] bytes of a longer one.
 #[derive(Default)]
 pub(crate) struct Pieces {
-    /// The beginning of a line whose end has not come yet.
+    /// An incomplete line.
     rest: Vec<u8>,
 }
 
 impl Pieces {
-    /// Adds bytes and gives all whole pieces to `write`.
+    /// Adds bytes, and passes all complete pieces to `write`.
     pub(crate) fn push<T>(
         &mut self,
         bytes: &[u8],
@@ -201,13 +200,13 @@ impl Pieces {
         outcome
     }
 
-    /// What stands without a newline at the end of the stream.
+    /// The last line, if it has no newline.
     pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
         Some(std::mem::take(&mut self.rest)).filter(|rest| !rest.is_empty())
     }
 }
 
-/// Start and length of each whole piece in `bytes`.
+/// Start and length of each complete piece in `bytes`.
 fn whole_pieces(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
     let mut start = 0;
     std::iter::from_fn(move || {

@@ -1,6 +1,6 @@
-//! From the names of standard streams to descriptors: first what is outside ([`Outside::open`], which
-//! may fail before there is a container), then what the container gets. In between, whoever is to read the outputs is
-//! waited for, by somebody who may wait ([`Outside::wait_for_readers`]).
+//! From stream URIs to descriptors: first the client's side ([`Outside::open`], which may fail before there is a
+//! container), then the container's side. In between a worker waits until clients have opened their outputs
+//! ([`Outside::wait_for_readers`]).
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -23,10 +23,10 @@ use super::target::{JsonFile, Target};
 use super::{ATTACHED_MAX, Stream};
 use crate::log_driver::{Driver, DriverPipes};
 
-/// How long a client's ends of outputs are waited for.
+/// How long to wait for clients to open their outputs.
 const READERS_LIMIT: Duration = Duration::from_secs(1);
 
-/// The standard streams as a client asked for them.
+/// The standard streams as the request names them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StdioConfig {
     pub stdin: String,
@@ -35,12 +35,12 @@ pub(crate) struct StdioConfig {
     pub terminal: bool,
 }
 
-/// Who the streams belong to.
+/// The owner of the streams.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Owner<'a> {
     pub namespace: &'a str,
     pub container: &'a str,
-    /// Owner of the pipes, where it is not root.
+    /// Owner of the pipes.
     pub uid: u32,
     pub gid: u32,
 }
@@ -63,22 +63,22 @@ impl Ends {
     }
 }
 
-/// What stays in the shim while the process lives.
+/// The shim's side of the streams while the process lives.
 #[derive(Default)]
 pub(crate) struct Inside {
     pub copies: [Option<Copy>; 3],
-    /// Our own writing end of the client's stdin: the container sees the end of its input only after
-    /// `CloseIO`, however often clients come and go.
+    /// A writing end of the client's stdin fifo: the container's input ends only after `CloseIO`, even if clients close
+    /// their ends.
     pub stdin_held: Option<OwnedFd>,
     pub console: Option<Console>,
-    /// Reads what the streams write to it.
+    /// The log driver that gets the output.
     pub driver: Option<Driver>,
 }
 
 impl Inside {
-    /// Somebody looks from now on, and types. A stream that the process has closed is at its end for them.
+    /// Attaches a client to the streams. A stream that the process has closed ends at once for the client.
     ///
-    /// `FailedPrecondition` if its output goes where nobody can look; `ResourceExhausted` if too many do.
+    /// `FailedPrecondition` if the output is not logged; `ResourceExhausted` if too many clients are attached.
     pub(crate) fn join(&mut self, joining: Joining) -> Result<()> {
         let [stdin, stdout, stderr] = &mut self.copies;
         let mut free = Vec::new();
@@ -105,7 +105,7 @@ impl Inside {
     }
 }
 
-/// The controlling end of a terminal.
+/// The master of a terminal.
 pub(crate) struct Console(pub OwnedFd);
 
 impl Console {
@@ -117,7 +117,7 @@ impl Console {
     }
 }
 
-/// The far ends of a process's streams, open.
+/// The client's side of the streams, opened.
 pub(crate) struct Outside {
     stdin: Option<Input>,
     stdout: Option<Sink>,
@@ -131,20 +131,20 @@ struct Input {
     held: Option<OwnedFd>,
 }
 
-/// A client's fifo for an output, which nobody reads yet.
+/// A client's output fifo that has no reader yet.
 struct Unread {
     stream: Stream,
     path: PathBuf,
-    /// Whoever opens it to read waits for a writer in turn. Without a reading end of ours, this one knows of readers.
+    /// A client blocks in open(2) until there is a writer. This end reports readers, as the shim has no reading end.
     writer: OwnedFd,
-    /// Tells when somebody opens it.
+    /// An inotify(7) descriptor that reports opens.
     opened: OwnedFd,
 }
 
 impl Outside {
     /// Opens everything that `config` names.
     ///
-    /// `NotFound` for a fifo that is not there; `Unimplemented` for a scheme we do not have.
+    /// `NotFound` for a missing fifo; `Unimplemented` for an unknown scheme.
     pub(crate) fn open(config: &StdioConfig, owner: Owner<'_>) -> Result<Outside> {
         let stdin = open_input(Target::parse(&config.stdin)?).context(|| "open stdin")?;
         let stdout = Target::parse(&config.stdout)?;
@@ -163,16 +163,16 @@ impl Outside {
         Ok(outside)
     }
 
-    /// Descriptors that the wait for readers needs; none if all outputs are read that can be.
+    /// Descriptors that the wait for readers needs; empty if every output has its reader.
     pub(crate) fn unread(&self) -> Vec<BorrowedFd<'_>> {
         self.unread.iter().flat_map(|fifo| [fifo.writer.as_fd(), fifo.opened.as_fd()]).collect()
     }
 
-    /// Blocks until clients read their outputs, or have had their time.
+    /// Blocks until clients have opened their outputs, or a timeout is over.
     ///
-    /// containerd's clients open their ends on a thread of its own and give up what is not open yet once the process
-    /// has ended. On a busy machine that is after a short process, whose output nobody would see. containerd's shim
-    /// waits too, without an end.
+    /// containerd's clients open their ends on a thread, and close those that are not open yet once the process has
+    /// ended. On a busy machine a short process ends first, and its output would be lost. containerd's shim waits too,
+    /// without a limit.
     pub(crate) fn wait_for_readers(&self) {
         let until = Instant::now() + READERS_LIMIT;
         for fifo in &self.unread {
@@ -180,11 +180,11 @@ impl Outside {
         }
     }
 
-    /// Takes the outputs as they are: from here on nothing depends on readers.
+    /// Opens the remaining outputs without a reader: from here on nothing waits for one.
     pub(crate) fn settle(mut self) -> Result<Outside> {
         for Unread { stream, path, writer, .. } in std::mem::take(&mut self.unread) {
             let sink = Some(Sink::Pipe(open(&path, OFlags::RDWR)?));
-            // Only now: a reader that sees no writer in between takes it for the end.
+            // Closed last: a reader that sees no writer in between would read the end of file.
             drop(writer);
             match stream {
                 Stream::Stderr => self.stderr = sink,
@@ -201,7 +201,7 @@ impl Outside {
         }
     }
 
-    /// Two streams that go to one log share its file, so that rotation stays whole.
+    /// Two streams to one log share its file, so that rotation works.
     fn open_stderr(&mut self, stderr: Target, stdout: &Target) -> Result<Option<Sink>> {
         match (&stderr, stdout, &self.stdout) {
             (Target::JsonFile(second), Target::JsonFile(first), Some(Sink::Json(sink)))
@@ -216,16 +216,16 @@ impl Outside {
         }
     }
 
-    /// None for a stream that goes nowhere, or is to be waited for.
+    /// None for a stream to `/dev/null`, or one that still waits for its reader.
     fn open_output(&mut self, target: Target, stream: Stream) -> Result<Option<Sink>> {
         Ok(match target {
             Target::Null => None,
             Target::Path(path) if is_fifo(&path)? => self.open_fifo(path, stream)?.map(Sink::Pipe),
             Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
-            // Not for reading: a write says so when the client has left. It may have by now.
+            // Not for reading, so that a write fails once the client has left, which may be by now.
             Target::Once(path) => open(&path, OFlags::WRONLY).ok().map(Sink::Pipe),
             Target::File(path) => {
-                // As containerd's shim does for these.
+                // As containerd's shim does for this scheme.
                 if let Some(folder) = path.parent() {
                     std::fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
                 }
@@ -241,9 +241,9 @@ impl Outside {
         })
     }
 
-    /// Opens a client's fifo, if somebody reads it or nobody can be waited for.
+    /// Opens a client's fifo, if it has a reader or cannot be watched.
     fn open_fifo(&mut self, path: PathBuf, stream: Stream) -> Result<Option<OwnedFd>> {
-        // Kept until the other one is open: a reader that sees no writer in between takes it for the end.
+        // Kept until the other end is open: a reader that sees no writer in between would read the end of file.
         let writer = open(&path, OFlags::WRONLY);
         if writer.is_err()
             && let Ok(unread) = Unread::watch(&path, stream)
@@ -251,11 +251,11 @@ impl Outside {
             self.unread.push(unread);
             return Ok(None);
         }
-        // Open for reading as well: then neither opening nor writing depends on a reader.
+        // Also for reading: then neither open(2) nor write(2) depends on a reader.
         open(&path, OFlags::RDWR).map(Some)
     }
 
-    /// What a process is to be given, none for a terminal, and what joins it to these ends once it is there.
+    /// The container's ends, None with a terminal, and the shim's side, to be completed once the process exists.
     pub(crate) fn split(self, terminal: bool, owner: Owner<'_>) -> Result<(Option<Ends>, Streams)> {
         if terminal {
             return Ok((None, Streams::Unjoined(self)));
@@ -264,7 +264,7 @@ impl Outside {
         Ok((Some(ends), Streams::Joined(Box::new(inside))))
     }
 
-    /// Joins the streams to pipes; a stream that goes nowhere is `/dev/null` in the container.
+    /// Connects the streams by pipes; a missing stream is `/dev/null` in the container.
     fn into_pipes(self, owner: Owner<'_>) -> Result<(Ends, Inside)> {
         let mut inside = Inside { driver: self.driver, ..Inside::default() };
         let stdin = match self.stdin {
@@ -291,7 +291,7 @@ impl Outside {
         Ok((Ends { stdin, stdout, stderr }, inside))
     }
 
-    /// Joins the streams to the controlling end of a terminal.
+    /// Connects the streams to the master of a terminal.
     fn into_console(self, console: OwnedFd) -> Result<Inside> {
         let mut inside = Inside { driver: self.driver, ..Inside::default() };
         let another = || console.try_clone().context(|| "duplicate the console");
@@ -300,7 +300,7 @@ impl Outside {
             inside.copies[0] = Some(Copy::new(source, Sink::Pipe(another()?)));
             inside.stdin_held = held;
         }
-        // Someone has to read, or the container blocks as soon as the terminal's buffer is full.
+        // The output is always read, or the container blocks once the terminal's buffer is full.
         let sink = self.stdout.unwrap_or(Sink::Nowhere);
         inside.copies[1] = Some(Copy::of_console(another()?, sink));
         inside.console = Some(Console(console));
@@ -308,7 +308,7 @@ impl Outside {
     }
 }
 
-/// The streams of a process on its way: a terminal comes from the process itself.
+/// The streams of a process that is being created; a terminal's master is only known afterwards.
 pub(crate) enum Streams {
     Joined(Box<Inside>),
     Unjoined(Outside),
@@ -353,7 +353,7 @@ impl Unread {
         Ok(Unread { stream, path: path.to_owned(), writer, opened })
     }
 
-    /// Waits until somebody has opened it for reading. False if nobody came.
+    /// Waits until a client has opened it for reading. False after the deadline.
     fn wait_for_reader(&self, until: Instant) -> bool {
         loop {
             let mut end = [PollFd::new(&self.writer, PollFlags::OUT)];
@@ -364,7 +364,7 @@ impl Unread {
             let rest = Timespec::try_from(rest).unwrap_or_default();
             let mut news = [PollFd::new(&self.opened, PollFlags::IN)];
             let _woken_or_over = poll(&mut news, Some(&rest));
-            // What has happened is seen from the fifo itself.
+            // Drains the events; the fifo itself tells the state.
             let _all = rustix::io::read(&self.opened, &mut [0; 4096]);
         }
     }
@@ -372,14 +372,14 @@ impl Unread {
 
 fn json_sink(log: Rc<RefCell<JsonLog>>, stream: Stream, config: &JsonFile) -> Sink {
     let mut readers = Readers::default();
-    // Whoever asked for it may have gone.
+    // The client that named it may have gone.
     if let Some(reader) = config.attach.as_ref().and_then(|path| open(path, OFlags::WRONLY).ok()) {
         readers.add(reader);
     }
     Sink::Json(JsonSink { log, stream, pieces: Pieces::default(), readers })
 }
 
-/// Pipes of somebody who joins a process that runs.
+/// Pipes of a client that attaches to a running process.
 pub(crate) struct Joining {
     pub typist: Option<OwnedFd>,
     /// Stdout and stderr.
@@ -387,7 +387,7 @@ pub(crate) struct Joining {
 }
 
 impl Joining {
-    /// Opens our ends. A pipe whose other end is closed is an error.
+    /// Opens the shim's ends. Fails if the client's end of one is closed.
     pub(crate) fn open(stdin: &str, stdout: &str, stderr: &str) -> Result<Joining> {
         let fifo = |path: &str, access: OFlags| {
             if path.is_empty() {
@@ -404,8 +404,8 @@ impl Joining {
     }
 }
 
-/// A file to write to the end of, made if it is not there. A fifo that nobody reads is an error: nothing is waited
-/// for, neither here nor later.
+/// Opens a file for appending, and creates it if missing. A fifo without a reader is an error; nothing blocks on it,
+/// now or later.
 pub(super) fn append(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let mut options = OpenOptions::new();
@@ -429,7 +429,7 @@ fn null() -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Reading and writing end.
+/// The reading and the writing end.
 fn pipe(owner: Owner<'_>) -> Result<(OwnedFd, OwnedFd)> {
     let ends = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).context(|| "make a pipe")?;
     if owner.uid != 0 || owner.gid != 0 {
@@ -464,7 +464,7 @@ mod tests {
         Outside::open(&config, owner).unwrap()
     }
 
-    /// Each meets the writer at another moment: on its way into the fifo, in its first read, before either.
+    /// Readers come at different moments: while the fifo is opened, before the first read, or later.
     #[test]
     fn a_reader_misses_nothing_whenever_it_comes() {
         let directory = tempfile::tempdir().unwrap();
@@ -515,7 +515,7 @@ mod tests {
         assert!(open(&path, OFlags::WRONLY).is_err(), "nothing is left open");
     }
 
-    /// Who has left makes room, also if nothing was written since.
+    /// A client that has left makes room, even if nothing was written since.
     #[test]
     fn as_many_join_as_may() {
         let directory = tempfile::tempdir().unwrap();

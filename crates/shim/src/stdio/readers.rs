@@ -1,4 +1,12 @@
-//! Those who look at an output that is logged: pipes that get its bytes as well, from when somebody came until they leave.
+//! Clients that follow a logged output: pipes that get its bytes too, from their attach until they close. 3-9
+//!
+//! ```text
+//! container ─▶ log
+//!            ├▶ reader
+//!            └▶ reader   takes what fits now; the rest is kept for it, and the output is not read on until it is taken
+//! ```
+//!
+//! Every reader gets all bytes. A slow one blocks the container, as a single reader does, and so the other readers.
 //!
 //! ```text
 //! container ─▶ log
@@ -13,13 +21,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// The pipes must not block.
+/// The pipes must be non-blocking.
 #[derive(Default)]
 pub(crate) struct Readers(Vec<Reader>);
 
 struct Reader {
     pipe: OwnedFd,
-    /// What it has not taken, a buffer of the loop at most.
+    /// Bytes that the pipe did not take: one buffer of the loop at most.
     unsent: Vec<u8>,
 }
 
@@ -28,7 +36,8 @@ impl Readers {
         self.0.push(Reader { pipe, unsent: Vec::new() });
     }
 
-    /// Those who are still there. Of who has left one hears otherwise with the next bytes, which may never come.
+    /// How many readers are connected. Otherwise a closed one would only be noticed at the next write, which may never
+    /// come.
     pub(crate) fn count(&mut self) -> usize {
         self.0.retain(|reader| {
             let mut end = [PollFd::new(&reader.pipe, PollFlags::OUT)];
@@ -38,7 +47,7 @@ impl Readers {
         self.0.len()
     }
 
-    /// For all, when all have what came before. Who has left is forgotten.
+    /// Sends bytes to all readers, which must have taken all earlier ones. Closed ones are removed.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.0.retain_mut(|reader| {
             assert!(reader.unsent.is_empty(), "nothing is read while somebody is behind");
@@ -51,13 +60,13 @@ impl Readers {
         });
     }
 
-    /// Sends what some have not taken. True if all have everything now.
+    /// Sends the rest of earlier bytes. True if every reader has taken everything.
     pub(crate) fn catch_up(&mut self) -> bool {
         self.0.retain_mut(Reader::catch_up);
         self.behind().is_none()
     }
 
-    /// One who has to take something first.
+    /// A reader that has not taken everything.
     pub(crate) fn behind(&self) -> Option<BorrowedFd<'_>> {
         let behind = self.0.iter().find(|reader| !reader.unsent.is_empty());
         behind.map(|reader| reader.pipe.as_fd())
@@ -65,7 +74,7 @@ impl Readers {
 }
 
 impl Reader {
-    /// False if nobody reads it any more.
+    /// False if the reader has closed its end.
     fn catch_up(&mut self) -> bool {
         while !self.unsent.is_empty() {
             match rustix::io::write(&self.pipe, &self.unsent) {

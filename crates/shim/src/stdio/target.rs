@@ -4,11 +4,11 @@
 //! |---|---|
 //! | empty | `/dev/null` |
 //! | `/path`, `fifo:///path` | a fifo made by the client; a plain path may also be a file, which is appended to |
-//! | `fifo:///path?once` | of a client who does not come again: its end is the end of the input, and nobody waits for a reader who left; ours |
-//! | `file:///path` | raw bytes appended to a file, made if it is not there, with the directories above it |
+//!  `fifo:///path?once` | Hoist's own: the client will not return, so its end is the end of input, and a reader that left is final |
+//!  `file:///path` | raw bytes appended to a file, created with its parent directories if missing |
 //! | `binary:///path?key=value` | a log driver program |
-//! | `binary-v2:///path?key=value` | one that writes a byte when it is ready, so that its death is not taken for that |
-//! | `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; ours |
+//!  `binary-v2:///path?key=value` | a log driver that writes a byte when it is ready, so not if it dies |
+//!  `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; Hoist's own |
 
 use std::path::PathBuf;
 
@@ -17,9 +17,9 @@ use types::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Null,
-    /// A fifo, or a file that is there already.
+    /// A fifo, or an existing file.
     Path(PathBuf),
-    /// A fifo whose client, once it has left, does not come again.
+    /// A fifo whose client does not return after closing it.
     Once(PathBuf),
     File(PathBuf),
     Driver {
@@ -30,10 +30,10 @@ pub(crate) enum Target {
     JsonFile(JsonFile),
 }
 
-/// What a log driver does on its third pipe once it is ready.
+/// How a log driver reports readiness on its third pipe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ready {
-    /// It closes it, also by ending.
+    /// It closes it, also by exiting.
     Closes,
     /// It writes a byte.
     Writes,
@@ -42,11 +42,11 @@ pub(crate) enum Ready {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct JsonFile {
     pub path: PathBuf,
-    /// Size at which a new file is begun; `None` is without end.
+    /// Size in bytes at which the log is rotated; `None` for no limit.
     pub size_max: Option<u64>,
-    /// Files kept, the current one included.
+    /// Number of files, the current one included.
     pub files_max: u32,
-    /// A fifo that gets the raw bytes as well, if someone reads it by then.
+    /// A fifo that gets the raw bytes as well, if it has a reader.
     pub attach: Option<PathBuf>,
 }
 
@@ -102,7 +102,7 @@ impl JsonFile {
     }
 }
 
-/// A log driver gets keys and values as arguments, in the URI's order; a key alone stands alone.
+/// Keys and values of the query become the driver's arguments, in order; a key may have no value.
 fn driver_args(query: &str) -> Vec<String> {
     pairs(query)
         .flat_map(|(key, value)| if value.is_empty() { vec![key] } else { vec![key, value] })
