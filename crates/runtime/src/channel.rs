@@ -18,23 +18,7 @@
 //!        ◀──────────── Ready | Failed      waits to be started | exits
 //! ```
 //!
-//! Of exec, the intermediate child speaks first, and ends with `Born`; then the process itself speaks.
-//!
-//! ```text
-//! parent                          child
-//!   Go ───────────────────────────▶        identity maps are written, if there are any
-//!   Cgroup (+ fds) ───────────────▶        the doors of its cgroup, which was made and limited meanwhile
-//!   Filter (+ fd) ────────────────▶        of its system calls, compiled meanwhile
-//!        ◀──────────── RunHooks            mounts are there, the root is not changed yet
-//!   Go ───────────────────────────▶
-//!        ◀──────────── Console (+ fd)      with a terminal
-//!        ◀──────────── Warning …           something was left out
-//!        ◀──────────── Listener            the filter asks a supervisor: which descriptor that is
-//!   Go ───────────────────────────▶        it has been handed on
-//!        ◀──────────── Ready | Failed      waits to be started | ends
-//! ```
-//!
-//! With a process of exec speaks its go-between at first, whose last word is `Born`; then the process itself.
+//! In exec the intermediate process speaks first; `Pid` is its last message. Then the process itself speaks.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

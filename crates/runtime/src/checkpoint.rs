@@ -1,5 +1,6 @@
 //! Checkpoints: the processes of a container, with their memory and kernel state, written into a directory as images by
-//! [`criu`](crate::criu). 4-12
+//! [`criu`](crate::criu).
+//!
 //! ```text
 //! IMAGES/
 //! ├── *.img              criu's, one kind of resource each
@@ -9,16 +10,6 @@
 //!
 //! A checkpoint has neither the root file system, nor the content of bind mounts, nor this runtime's state. The caller
 //! of restore brings them along, as a bundle.
-//!
-//! ```text
-//! IMAGES/
-//! ├── *.img              criu's, one kind of thing each
-//! ├── descriptors.json   where standard input, output and error led to: what restore replaces
-//! └── notify              empty: the container has a mount for its notices, which no bundle names
-//! ```
-//!
-//! Not in it: the root file system, what bind mounts show, and the state of this runtime. Whoever restores
-//! brings them along, as a bundle.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! /sys/fs/resctrl/
-//! ├── info/{L3,MB}/      what the hardware can
-//! ├── schemata           what is left for those without a class
-//! └── CLOS/              the class: `closID`, or the container's id, which is then removed with it
+//! ├── info/{L3,MB}/      capabilities of the hardware
+//! ├── schemata           for processes without a control group
+//! └── CLOS/              a control group: `closID`, or the container's id, which is removed with it
 //!     ├── schemata       `L3:0=f`, `MB:0=50`
 //!     ├── tasks
-//!     ├── mon_data/      what it uses: `mon_L3_00/llc_occupancy`, …
-//!     └── mon_groups/ID  with `enableMonitoring`, and again mon_data
+//!     ├── mon_data/      its usage: `mon_L3_00/llc_occupancy`, …
+//!     └── mon_groups/ID  with `enableMonitoring`, with its own mon_data
 //! ```
 
 use std::collections::BTreeMap;

@@ -8,8 +8,7 @@
 //!  +----------+--------+-------+--------+-------+--------+-------+
 //! ```
 //!
-//! The file is empty when every event is acknowledged. The journal of a shim that died is read by the `delete` command,
-//! which sends the entries behind the position.
+//! The journal of a shim that died is read by the `delete` command, which sends the entries behind the position.
 //!
 //! Invariants
 //! - An entry is written with one call, so a reader finds it whole or at the very end.

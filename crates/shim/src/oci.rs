@@ -74,7 +74,7 @@ pub(crate) struct Created {
 /// A running further process.
 pub(crate) struct Executed {
     pub pid: Pid,
-    /// Present when a terminal was asked for.
+    /// The terminal's master, if one was asked for.
     pub console: Option<OwnedFd>,
     pub warnings: Vec<String>,
 }

@@ -65,7 +65,7 @@ fn take_down_pod(bundle: &Path) -> Result<()> {
 
 fn end_holder(holder: &HolderRecord) -> Result<()> {
     let end = || {
-        // Opened first and looked at second: another may have its number by now.
+        // Opened first and checked second: its pid may have been reused.
         let process = PidFd::open(holder.pid)?;
         if HolderRecord::of(holder.pid)? == *holder { process.kill() } else { Ok(()) }
     };

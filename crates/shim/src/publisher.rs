@@ -1,14 +1,8 @@
-//! Delivery of events to the daemon: kept and sent again until acknowledged. 3-7
+//! Delivery of events to the daemon: kept and sent again until acknowledged.
 //!
 //! ```text
 //! publish ─▶ journal ─▶ queue ─▶ [one in flight] ─▶ Events.Forward ─▶ acknowledged: next
 //!                                  │ no connection, no response, Unavailable
-//!                                  └──▶ pause, 50 ms to 10 s, and again
-//! ```
-//!
-//! ```text
-//! publish ─▶ journal ─▶ queue ─▶ [one in flight] ─▶ Events.Forward ─▶ acknowledged: next
-//!                                  │ no connection, no answer, Unavailable
 //!                                  └──▶ pause, 50 ms to 10 s, and again
 //! ```
 //!

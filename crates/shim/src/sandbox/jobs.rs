@@ -168,7 +168,7 @@ impl Sandbox {
 
     fn finish_job(&mut self, index: usize, answer: Answer) {
         let job = self.jobs.remove(index);
-        // A process that the worker left may have a copy, which would go on telling.
+        // A process that the worker left may hold a copy of the socket, which would keep reporting events.
         let _gone = self.poll.remove(&job.worker);
         if matches!(answer, Answer::Lost(_)) {
             // Only the worker may have been killed, as by the OOM killer; its children go too.

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! {"log":"hello\n","stream":"stdout","time":"2026-01-02T03:04:05.000000006Z"}
-//! x.log (the one that grows)   x.log.1 (the one before)   x.log.2 …   at most `files_max` of them
+//! x.log (current)   x.log.1 (previous)   x.log.2 …   at most `files_max` of them
 //! ```
 //!
-//! A line of the container longer than [`LINE_LEN_MAX`] is cut; only its last piece ends in `\n`.
-//! Text without a newline is written when its stream ends.
+//! A line longer than [`LINE_LEN_MAX`] is split; only its last piece ends in `\n`. A last line without a newline is
+//! written when its stream ends.
 
 use std::fs::File;
 use std::io::{self, Write};

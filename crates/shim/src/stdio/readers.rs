@@ -1,4 +1,4 @@
-//! Clients that follow a logged output: pipes that get its bytes too, from their attach until they close. 3-9
+//! Clients that follow a logged output: pipes that get its bytes too, from their attach until they close.
 //!
 //! ```text
 //! container ─▶ log
@@ -7,14 +7,6 @@
 //! ```
 //!
 //! Every reader gets all bytes. A slow one blocks the container, as a single reader does, and so the other readers.
-//!
-//! ```text
-//! container ─▶ log
-//!            ├▶ reader
-//!            └▶ reader   takes as much as fits now; the rest is kept for it, and nothing more is read until it has that
-//! ```
-//!
-//! All get everything. A reader that is slow holds up its container, as one reader alone does, and so the others.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | empty | `/dev/null` |
 //! | `/path`, `fifo:///path` | a fifo made by the client; a plain path may also be a file, which is appended to |
-//!  `fifo:///path?once` | Hoist's own: the client will not return, so its end is the end of input, and a reader that left is final |
+//!  `fifo:///path?once` | Hoist's own: the client will not return; its end is the end of the input |
 //!  `file:///path` | raw bytes appended to a file, created with its parent directories if missing |
 //! | `binary:///path?key=value` | a log driver program |
 //!  `binary-v2:///path?key=value` | a log driver that writes a byte when it is ready, so not if it dies |
