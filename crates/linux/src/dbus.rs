@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_welcome_is_told_so_twice() {
+    fn authentication_needs_data_and_ok() {
         let answer = || message(METHOD_RETURN, 1, "", &["yes"]);
         for welcome in [&b"DATA\r\nOK 0123\r\n"[..], b"OK 0123\r\nOK 0123\r\n"] {
             let mut connection = peer_that_welcomes(welcome, answer()).unwrap();
@@ -625,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_listens_is_not_found() {
+    fn a_socket_without_a_listener_is_not_found() {
         let error = Connection::open(Path::new("/no/such/socket"), false).err().unwrap();
         assert!(error.is(ErrorKind::NotFound), "{error:?}");
     }

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_words_of_whoever_died_with_messages_unread_arrive() {
+    fn messages_of_a_peer_that_died_with_unread_input_arrive() {
         for kind in [SocketType::SEQPACKET, SocketType::STREAM] {
             let (one, other) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
             let null = std::fs::File::open("/dev/null").unwrap();

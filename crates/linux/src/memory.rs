@@ -141,7 +141,7 @@ Anonymous:             4 kB
 ";
 
     #[test]
-    fn only_what_is_as_the_file_is_and_stays_so_is_let_go() {
+    fn only_clean_read_only_mappings_are_released() {
         let expected = [
             Clean { start: 0x55a0, len: 0x10, resident: 40 << 10 },
             Clean { start: 0x55b0, len: 0x40, resident: 128 << 10 },

@@ -425,7 +425,7 @@ mod tests {
 
     /// As the kernel does for a subsystem that it has not, and if it cannot commit what it has read.
     #[test]
-    fn what_fails_of_a_whole_batch_is_answered_in_the_name_of_its_first_message() {
+    fn an_error_of_a_whole_batch_is_read_from_its_first_message() {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let mut socket = Socket { fd: ours, sequence: 6 };

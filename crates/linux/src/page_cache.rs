@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_in_memory_until_it_is_forgotten() {
+    fn cached_len_follows_the_page_cache() {
         let mut file = tempfile::tempfile_in(".").unwrap();
         let page = rustix::param::page_size();
         file.write_all(&vec![1; 10 * page]).unwrap();

@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_silent_is_given_up() {
+    fn a_silent_pipe_times_out() {
         let (mut reader, mut writer) = pipe(Duration::from_millis(1));
         assert_eq!(reader.read(&mut [0]).unwrap_err().kind(), ErrorKind::TimedOut);
         let full = writer.write_all(&vec![0; 4 << 20]).unwrap_err();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_waited_for_may_be_silent_and_what_is_cancelled_ends() {
+    fn a_cancellable_pipe_may_be_silent_until_it_is_cancelled() {
         let owner = stdx::CancelOnDrop::new();
         let (reader, mut writer) = io::pipe().unwrap();
         let mut reader = Pipe::cancellable(OwnedFd::from(reader).into(), owner.token()).unwrap();

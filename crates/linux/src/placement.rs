@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_no_error() {
+    fn scatter_ignores_a_missing_directory() {
         let directory = tempfile::tempdir().unwrap();
         scatter(&directory.path().join("nothing"));
         assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());

@@ -638,7 +638,7 @@ mod tests {
 
     /// The tests' own threads are in the way of more; the shim's tests see it work.
     #[test]
-    fn who_has_threads_is_not_copied() {
+    fn a_process_with_threads_is_not_copied() {
         let refused = std::thread::spawn(|| run_in_copy(&[], Box::new(|| ())).unwrap_err()).join().unwrap();
         assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
     }

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_in_a_tree_is_no_part_of_it() {
+    fn mounts_inside_a_tree_are_not_deleted() {
         if !stdx::testing::is_root("a mount") {
             return;
         }

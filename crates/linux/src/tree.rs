@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_linked_counts_once_and_what_is_linked_to_does_not() {
+    fn hard_links_count_once_and_symlink_targets_do_not() {
         let dir = tempfile::TempDir::new().unwrap();
         let tree = dir.path().join("tree");
         assert_eq!(usage(&tree).unwrap(), Usage::default(), "it is gone");

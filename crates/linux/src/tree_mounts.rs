@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_use_is_looked_at_without_its_work_directory() {
+    fn a_read_only_overlay_has_no_work_directory() {
         let used = overlay(&["index=off", "volatile", "workdir=/w", "upperdir=/a:b", "lowerdir=/l2:/l1"]);
         assert_eq!(read_only(&used), overlay(&["index=off", "lowerdir=/a\\:b:/l2:/l1"]));
         let view = overlay(&["lowerdir=/l2:/l1"]);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_to_be_kept_is_not_volatile() {
+    fn a_durable_overlay_is_not_volatile() {
         let words = ["volatile", "index=off", "workdir=/w", "upperdir=/u", "lowerdir=/l"];
         assert_eq!(durable(overlay(&words)), overlay(&words[1..]));
     }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_of_an_earlier_mount_goes() {
+    fn the_mark_of_an_earlier_volatile_mount_is_removed() {
         let work = tempfile::tempdir().unwrap();
         let mark = work.path().join("work/incompat/volatile");
         std::fs::create_dir_all(&mark).unwrap();

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_begun_is_what_was_written_in_whole_pages() {
+    fn writeback_starts_in_whole_pages() {
         let mut file: File = tempfile::tempfile().unwrap();
         let mut writeback = Writeback::default();
         let mut advance = |end: u64| {

@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_a_cgroup_that_was_found_lives() {
+    fn processes_of_a_cgroup_that_existed_before_are_not_killed() {
         let path = format!("/hoist-note-{}", std::process::id());
         let Ok(theirs) = Cgroup::share(&path) else {
             eprintln!("skipped: no rights to make cgroups");

@@ -33,7 +33,7 @@ use types::{Context, Error, ErrorKind, Result};
 const MESSAGE_LEN_MAX: usize = 8192;
 
 /// How many messages are searched for a failure: a child sends a few warnings before it.
-const LAST_WORDS_MAX: usize = 64;
+const DRAINED_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -48,7 +48,7 @@ pub(crate) enum Message {
     /// The number of the seccomp listener's descriptor in the child (seccomp_unotify(2)).
     Listener(i32),
     /// From the intermediate child of exec: the pid of the process, which is a child of the receiver.
-    Born(u32),
+    Pid(u32),
     /// From the process that becomes criu: the socket of its RPC service.
     Socket(OwnedFd),
     Ready,
@@ -59,7 +59,7 @@ pub(crate) enum Message {
 pub(crate) struct Channel {
     socket: OwnedFd,
     /// The only process whose messages are accepted; any if none.
-    speaker: Option<u32>,
+    accepted_sender: Option<u32>,
     /// Until when `receive` waits.
     deadline: Option<Instant>,
 }
@@ -76,13 +76,13 @@ impl Channel {
             .map_err(io::Error::from)
             .context(|| "make a socket pair")?;
         ask_for_senders(one.as_fd()).context(|| "ask for who speaks")?;
-        let end = |socket| Channel { socket, speaker: None, deadline: None };
+        let end = |socket| Channel { socket, accepted_sender: None, deadline: None };
         Ok((end(one), end(other)))
     }
 
     /// From now on messages of any other process are errors. Only for the first end of a pair.
-    pub(crate) fn listen_only_to(&mut self, pid: u32) {
-        self.speaker = Some(pid);
+    pub(crate) fn accept_only_from(&mut self, pid: u32) {
+        self.accepted_sender = Some(pid);
     }
 
     pub(crate) fn send(&self, message: &Message) -> Result<()> {
@@ -90,7 +90,7 @@ impl Channel {
     }
 
     /// As [`Channel::send`], but a peer that has ended is no error: its last messages are still to be read.
-    pub(crate) fn send_to_whoever_is_there(&self, message: &Message) -> Result<()> {
+    pub(crate) fn send_unless_closed(&self, message: &Message) -> Result<()> {
         match self.try_send(message) {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
@@ -145,7 +145,7 @@ impl Channel {
     fn last_failure(&mut self) -> Option<Error> {
         // A process that the kernel does not let die yet is not waited for here.
         self.limit(Duration::from_millis(1));
-        for _ in 0..LAST_WORDS_MAX {
+        for _ in 0..DRAINED_MAX {
             if let Message::Failed(kind, words) = self.receive().ok()?? {
                 return Some(Error::new(kind, words));
             }
@@ -167,8 +167,8 @@ impl Channel {
         if received.len == 0 {
             return Ok(None);
         }
-        if let Some(speaker) = self.speaker
-            && received.sender != Some(speaker)
+        if let Some(accepted_sender) = self.accepted_sender
+            && received.sender != Some(accepted_sender)
         {
             return Err(Error::permission_denied("another process spoke in place of the new one"));
         }
@@ -186,15 +186,15 @@ fn encode(message: &Message) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
     };
     match message {
         Message::Go => (text(b'G', ""), Vec::new()),
-        Message::Cgroup(doors) => {
-            (text(b'D', &doors.len().to_string()), doors.iter().map(AsFd::as_fd).collect())
+        Message::Cgroup(cgroup_fds) => {
+            (text(b'D', &cgroup_fds.len().to_string()), cgroup_fds.iter().map(AsFd::as_fd).collect())
         }
         Message::Filter(fd) => (text(b'P', ""), vec![fd.as_fd()]),
         Message::RunHooks => (text(b'H', ""), Vec::new()),
         Message::Console(fd) => (text(b'C', ""), vec![fd.as_fd()]),
         Message::Warning(words) => (text(b'W', words), Vec::new()),
         Message::Listener(number) => (text(b'L', &number.to_string()), Vec::new()),
-        Message::Born(pid) => (text(b'B', &pid.to_string()), Vec::new()),
+        Message::Pid(pid) => (text(b'B', &pid.to_string()), Vec::new()),
         Message::Socket(fd) => (text(b'S', ""), vec![fd.as_fd()]),
         Message::Ready => (text(b'R', ""), Vec::new()),
         Message::Failed(kind, words) => (text(b'F', &format!("{}:{words}", kind.code())), Vec::new()),
@@ -213,7 +213,7 @@ fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
         b'C' => Message::Console(fds.pop()?),
         b'W' => Message::Warning(text.into_owned()),
         b'L' => Message::Listener(text.parse().ok()?),
-        b'B' => Message::Born(text.parse().ok()?),
+        b'B' => Message::Pid(text.parse().ok()?),
         b'S' => Message::Socket(fds.pop()?),
         b'R' => Message::Ready,
         b'F' => {
@@ -244,9 +244,11 @@ mod tests {
         assert_eq!(other.receive().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
         // A limit that a busy machine does not reach.
         other.limit(Duration::from_secs(60));
-        let doors = vec![rustix::io::dup(io::stdout()).unwrap(), rustix::io::dup(io::stdout()).unwrap()];
-        one.send(&Message::Cgroup(doors)).unwrap();
-        assert!(matches!(other.receive().unwrap(), Some(Message::Cgroup(doors)) if doors.len() == 2));
+        let cgroup_fds = vec![rustix::io::dup(io::stdout()).unwrap(), rustix::io::dup(io::stdout()).unwrap()];
+        one.send(&Message::Cgroup(cgroup_fds)).unwrap();
+        assert!(
+            matches!(other.receive().unwrap(), Some(Message::Cgroup(cgroup_fds)) if cgroup_fds.len() == 2)
+        );
         drop_for_all(one, &other);
         assert!(other.receive().unwrap().is_none());
     }
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn doors_of_which_some_are_missing_are_none() {
+    fn a_cgroup_message_with_missing_descriptors_is_refused() {
         let door = || rustix::io::dup(io::stdout()).unwrap();
         assert!(decode(b"D2", vec![door()]).is_none());
         assert!(decode(b"D1", Vec::new()).is_none());
@@ -269,18 +271,18 @@ mod tests {
     }
 
     #[test]
-    fn only_the_end_of_the_other_side_is_no_error_of_sending() {
+    fn a_closed_peer_alone_is_no_error_of_sending() {
         let (one, other) = Channel::pair().unwrap();
         let door = rustix::io::dup(io::stdout()).unwrap();
         let too_many = Message::Cgroup((0..64).map(|_| door.try_clone().unwrap()).collect());
-        assert_eq!(one.send_to_whoever_is_there(&too_many).unwrap_err().kind(), ErrorKind::InvalidArgument);
+        assert_eq!(one.send_unless_closed(&too_many).unwrap_err().kind(), ErrorKind::InvalidArgument);
         drop_for_all(other, &one);
-        one.send_to_whoever_is_there(&Message::Cgroup(vec![door])).unwrap();
+        one.send_unless_closed(&Message::Cgroup(vec![door])).unwrap();
         assert!(one.send(&Message::Go).is_err());
     }
 
     #[test]
-    fn the_failure_of_whoever_was_ended_is_heard() {
+    fn the_failure_that_a_killed_peer_reported_is_read() {
         let (mut one, other) = Channel::pair().unwrap();
         other.send(&Message::Warning("left out".into())).unwrap();
         assert!(one.last_failure().is_none(), "and it is not waited for");
@@ -294,27 +296,27 @@ mod tests {
 
     /// A process in the container may hold the other end.
     #[test]
-    fn only_one_process_is_listened_to() {
+    fn messages_of_other_processes_are_refused() {
         let (mut one, other) = Channel::pair().unwrap();
         let say = |word: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", &format!("printf {word} >&0; read -r line")]);
             command.stdin(other.as_fd().try_clone_to_owned().unwrap()).spawn().unwrap()
         };
-        let mut speaker = say("B17");
-        one.listen_only_to(speaker.id());
-        assert!(matches!(one.receive().unwrap(), Some(Message::Born(17))));
+        let mut sender = say("B17");
+        one.accept_only_from(sender.id());
+        assert!(matches!(one.receive().unwrap(), Some(Message::Pid(17))));
         let mut stranger = say("B18");
         assert_eq!(one.receive().unwrap_err().kind(), ErrorKind::PermissionDenied);
-        other.send(&Message::Born(19)).unwrap();
+        other.send(&Message::Pid(19)).unwrap();
         assert_eq!(one.receive().unwrap_err().kind(), ErrorKind::PermissionDenied);
         drop((one, other));
-        speaker.wait().unwrap();
+        sender.wait().unwrap();
         stranger.wait().unwrap();
     }
 
     #[test]
-    fn words_without_end_hold_up_nobody() {
+    fn a_peer_that_never_stops_sending_is_not_drained_for_ever() {
         let (mut one, other) = Channel::pair().unwrap();
         let flood = std::thread::spawn(move || while other.send(&Message::Warning("x".into())).is_ok() {});
         assert!(one.last_failure().is_none());
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_side_that_failed_early_is_heard_before_the_error_of_speaking_to_it() {
+    fn the_peers_own_failure_replaces_an_error_of_sending() {
         let (one, other) = Channel::pair().unwrap();
         other.send(&Message::Failed(ErrorKind::PermissionDenied, "no rights".into())).unwrap();
         drop_for_all(other, &one);

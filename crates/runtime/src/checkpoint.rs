@@ -27,7 +27,8 @@ use types::{Context, Error, Result};
 use crate::container::Container;
 use crate::create::NOTICES_INSIDE;
 use crate::criu::{
-    self, CgroupMode, CloneOptions, Criu, ExternalMount, Features, Kind, Options, PageServer, Places, Request,
+    self, CgroupMode, CloneOptions, Criu, ExternalMount, Features, ImageDirs, Kind, Options, PageServer,
+    Request,
 };
 use crate::rootfs;
 use crate::state::{NOTICES, Status};
@@ -82,10 +83,10 @@ impl CriuOptions {
     }
 
     /// The part of criu's request that checkpoint and restore share.
-    pub(crate) fn request(&self, places: &Places, log: &str, spec: &Spec) -> Options {
+    pub(crate) fn request(&self, dirs: &ImageDirs, log: &str, spec: &Spec) -> Options {
         Options {
-            images_dir_fd: places.images.as_raw_fd(),
-            work_dir_fd: places.work.as_ref().map(AsRawFd::as_raw_fd),
+            images_dir_fd: dirs.images.as_raw_fd(),
+            work_dir_fd: dirs.work.as_ref().map(AsRawFd::as_raw_fd),
             log_level: Some(4),
             log_file: Some(log.to_owned()),
             notify_scripts: Some(true),
@@ -205,10 +206,10 @@ impl Checkpoint<'_> {
         }
         criu::make_dir(&self.options.criu.images)?;
         self.check_parent()?;
-        let mut places = Places::open(&self.options.criu.images, self.options.criu.work.as_deref(), LOG)?;
+        let mut dirs = ImageDirs::open(&self.options.criu.images, self.options.criu.work.as_deref(), LOG)?;
         let spec = self.container.spec()?;
         let kind = if self.options.pre_dump { Kind::PreDump } else { Kind::Dump };
-        let request = Request { opts: Some(self.request(&places, &spec)?), ..Request::new(kind) };
+        let request = Request { opts: Some(self.request(&dirs, &spec)?), ..Request::new(kind) };
         if !self.options.pre_dump {
             self.note_descriptors()?;
             if self.takes_notices() {
@@ -221,7 +222,7 @@ impl Checkpoint<'_> {
             return Err(Error::not_found("process already finished"));
         }
         let status = self.options.status.take();
-        let clone_options = CloneOptions { places: Some(&mut places), ..CloneOptions::default() };
+        let clone_options = CloneOptions { dirs: Some(&mut dirs), ..CloneOptions::default() };
         let criu = Criu::clone(clone_options, || Ok(()))?.execute()?;
         let asked = criu.ask(&request, |notice| match &status {
             Some(status) if notice.step == "status-ready" => {
@@ -232,7 +233,7 @@ impl Checkpoint<'_> {
             }
             _ => Ok(()),
         });
-        asked.map_err(|error| places.explain(error))?;
+        asked.map_err(|error| dirs.explain(error))?;
         criu.finish().map(drop)
     }
 
@@ -252,7 +253,7 @@ impl Checkpoint<'_> {
         }
     }
 
-    fn request(&self, places: &Places, spec: &Spec) -> Result<Options> {
+    fn request(&self, dirs: &ImageDirs, spec: &Spec) -> Result<Options> {
         let state = self.container.state();
         let pid = i32::try_from(state.pid).map_err(|_| Error::internal("a pid that is no pid"))?;
         let mut request = Options {
@@ -263,7 +264,7 @@ impl Checkpoint<'_> {
             tcp_skip_in_flight: Some(self.options.tcp_skip_in_flight),
             freeze_cgroup: self.freezer(),
             external: external_namespaces(spec, state.pid)?,
-            ..self.options.criu.request(places, LOG, spec)
+            ..self.options.criu.request(dirs, LOG, spec)
         };
         if let Some(parent) = &self.options.parent {
             request.parent_img = Some(parent.to_string_lossy().into_owned());
@@ -297,7 +298,7 @@ impl Checkpoint<'_> {
         rootfs::strip_root(&mut spec, &state.bundle, &state.rootfs);
         check_attributes(&spec, &root)?;
         let mut found: Vec<ExternalMount> =
-            outside_of(&spec, cgroup.map(|cgroup| cgroup.mounts_for_container()))
+            external_mounts_of(&spec, cgroup.map(|cgroup| cgroup.mounts_for_container()))
                 .into_iter()
                 .map(|(target, _)| {
                     let target = resolved(&root, &target);
@@ -314,7 +315,7 @@ impl Checkpoint<'_> {
                 found.push(ExternalMount { key: path.clone(), value: "/dev/null".to_owned() });
             }
         }
-        check_places(&found)?;
+        check_targets(&found)?;
         Ok(found)
     }
 
@@ -370,7 +371,7 @@ pub(crate) fn external_name(kind: NsKind) -> Option<&'static str> {
 }
 
 /// Target and source of each mount that shows something of the host.
-pub(crate) fn outside_of(spec: &Spec, cgroups: Option<ContainerMounts>) -> Vec<(PathBuf, PathBuf)> {
+pub(crate) fn external_mounts_of(spec: &Spec, cgroups: Option<ContainerMounts>) -> Vec<(PathBuf, PathBuf)> {
     let mut found = Vec::new();
     for mount in &spec.mounts {
         let target = Path::new(&mount.destination);
@@ -398,7 +399,7 @@ pub(crate) fn outside_of(spec: &Spec, cgroups: Option<ContainerMounts>) -> Vec<(
 /// Refuses a target that criu would parse as a target and a source. It stores both as `mnt[TARGET]:SOURCE`, and looks a
 /// source up by that prefix. A link in the image can lead a mount to a directory with `]:` in its name, and criu then
 /// mounts the host path behind it in place of another mount (CVE-2026-119101).
-pub(crate) fn check_places(mounts: &[ExternalMount]) -> Result<()> {
+pub(crate) fn check_targets(mounts: &[ExternalMount]) -> Result<()> {
     match mounts.iter().find(|mount| mount.key.contains("]:")) {
         Some(mount) => Err(Error::invalid_argument(format!(
             "a mount at {:?}: criu cannot tell the place from a source, as it has \"]:\" in it; mount it elsewhere",
@@ -473,11 +474,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_that_reads_as_a_place_and_a_source_is_refused() {
-        let check = |places: &[&str]| {
+    fn a_mount_target_that_criu_would_parse_as_target_and_source_is_refused() {
+        let check = |targets: &[&str]| {
             let mount =
                 |place: &&str| ExternalMount { key: (*place).to_owned(), value: "/source".to_owned() };
-            check_places(&places.iter().map(mount).collect::<Vec<_>>()).map_err(|error| error.kind())
+            check_targets(&targets.iter().map(mount).collect::<Vec<_>>()).map_err(|error| error.kind())
         };
         assert_eq!(check(&["/data", "/a]", "/[a]/:b", "/a:]b"]), Ok(()));
         assert_eq!(check(&["/data", "/data]:/etc"]), Err(ErrorKind::InvalidArgument));
@@ -486,13 +487,13 @@ mod tests {
 
     /// The image decides where a mount ends up: by a link at its target.
     #[test]
-    fn a_link_in_the_image_leads_to_such_a_place() {
+    fn a_link_in_the_image_leads_to_such_a_mount_target() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("x]:/etc")).unwrap();
         std::os::unix::fs::symlink("/x]:/etc", dir.path().join("data")).unwrap();
         let root = beneath::Root::open(dir.path()).unwrap();
         let place = resolved(&root, Path::new("/data"));
         assert_eq!(place, "/x]:/etc");
-        check_places(&[ExternalMount { key: place, value: "/source".to_owned() }]).unwrap_err();
+        check_targets(&[ExternalMount { key: place, value: "/source".to_owned() }]).unwrap_err();
     }
 }

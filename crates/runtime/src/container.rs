@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn who_came_after_the_end_lives() {
+    fn delete_spares_processes_that_entered_the_cgroup_after_the_end() {
         let path = format!("/hoist-after-{}", std::process::id());
         let Some((cgroup, process)) = live_in(&path) else { return };
         let root = tempfile::tempdir().unwrap();
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_in_a_cgroup_that_was_made_later_lives() {
+    fn delete_spares_processes_of_a_cgroup_made_later_at_the_path() {
         let path = format!("/hoist-later-{}", std::process::id());
         let Ok(first) = Cgroup::create(&path) else {
             eprintln!("skipped: no rights to make cgroups");

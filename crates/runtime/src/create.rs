@@ -33,7 +33,7 @@ use crate::fork::Fork;
 use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, doubts, read_spec, real_path, rootfs_path};
 use crate::program::{self, ProcessSetup};
-use crate::rootfs::{self, PreparedMount, Shelf};
+use crate::rootfs::{self, MountStage, PreparedMount};
 use crate::start::Start;
 use crate::state::{FILTER, NOTICES_SOCKET, State, StateDir, Status};
 use crate::steps::Steps;
@@ -85,10 +85,10 @@ pub(crate) const NOTICES_INSIDE: &str = "/run/notify";
 /// the spec has limits or names a cgroup, and otherwise at most a warning that the container's processes cannot be
 /// found. The errors are all `PermissionDenied`, and begin with words of runc's that programs match on.
 pub(crate) fn without_cgroup(spec: &Spec) -> Result<Option<String>> {
-    what_follows(spec, rustix::process::geteuid().is_root())
+    cgroup_fallback(spec, rustix::process::geteuid().is_root())
 }
 
-fn what_follows(spec: &Spec, is_root: bool) -> Result<Option<String>> {
+fn cgroup_fallback(spec: &Spec, is_root: bool) -> Result<Option<String>> {
     let none = Linux::default();
     let linux = spec.linux.as_ref().unwrap_or(&none);
     let path = &linux.cgroups_path;
@@ -151,8 +151,8 @@ pub(crate) struct Plan {
     pub(crate) rootfs: PathBuf,
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<PreparedMount>,
-    pub(crate) shelf: Option<Shelf>,
-    pub(crate) cgroup: CgroupPlace,
+    pub(crate) stage: Option<MountStage>,
+    pub(crate) cgroup: CgroupLocation,
     pub(crate) setup: ProcessSetup,
     pub(crate) mount_label: Option<MountLabel>,
     pub(crate) supervisor: Option<Supervisor>,
@@ -169,27 +169,27 @@ pub(crate) struct Plan {
 }
 
 /// The path of a container's cgroup, in each hierarchy.
-pub(crate) struct CgroupPlace {
+pub(crate) struct CgroupLocation {
     path: String,
     unified: Hierarchies,
     rest: cgroup::Rest,
 }
 
-impl CgroupPlace {
+impl CgroupLocation {
     /// The cgroup that the spec names, or else one named by the container's id.
-    pub(crate) fn of(spec: &Spec, id: &str) -> Result<CgroupPlace> {
+    pub(crate) fn of(spec: &Spec, id: &str) -> Result<CgroupLocation> {
         let path = spec.linux.as_ref().map(|linux| linux.cgroups_path.clone());
         let path = path.filter(|path| !path.is_empty()).unwrap_or_else(|| format!("/{id}"));
-        CgroupPlace::new(path)
+        CgroupLocation::new(path)
     }
 
-    fn of_scope(scope: &Scope) -> Result<CgroupPlace> {
-        CgroupPlace::new(scope.path())
+    fn of_scope(scope: &Scope) -> Result<CgroupLocation> {
+        CgroupLocation::new(scope.path())
     }
 
-    fn new(path: String) -> Result<CgroupPlace> {
+    fn new(path: String) -> Result<CgroupLocation> {
         let (unified, rest) = Hierarchies::detect_unified()?;
-        Ok(CgroupPlace { path, unified, rest })
+        Ok(CgroupLocation { path, unified, rest })
     }
 
     fn trees(&self) -> Result<Hierarchies> {
@@ -212,7 +212,7 @@ impl CgroupPlace {
 }
 
 /// The part of the plan that is still needed once the root is built.
-pub(crate) struct Remains {
+pub(crate) struct LatePlan {
     pub(crate) spec: Spec,
     pub(crate) stdio: Stdio,
     pub(crate) start: Start,
@@ -232,8 +232,8 @@ impl Plan {
     }
 
     /// Drops everything else that the plan holds of the host, descriptors above all.
-    pub(crate) fn into_remains(self) -> Remains {
-        Remains {
+    pub(crate) fn into_late_plan(self) -> LatePlan {
+        LatePlan {
             spec: self.spec,
             stdio: self.stdio,
             start: self.start,
@@ -353,15 +353,15 @@ impl<'a> Maker<'a> {
         let scope = options.systemd.map(|instance| Scope::parse(&linux.cgroups_path, options.id, instance));
         let scope = scope.transpose()?;
         let cgroup = match &scope {
-            Some(scope) => CgroupPlace::of_scope(scope)?,
-            None => CgroupPlace::of(&spec, options.id)?,
+            Some(scope) => CgroupLocation::of_scope(scope)?,
+            None => CgroupLocation::of(&spec, options.id)?,
         };
         self.tell_places(&namespaces, &cgroup, scope.as_ref());
         if scope.is_none() {
             self.begin_cgroup(&cgroup)?;
         }
         let mut mounts = rootfs::prepare(&spec, &bundle, &rootfs, &namespaces)?;
-        let shelf = self.shelve(&mut mounts, &namespaces);
+        let stage = self.stage_mounts(&mut mounts, &namespaces);
         let process = spec.process.as_ref().expect("checked when the spec was read");
         let (labels, mut warnings) = Labels::of(process);
         warnings.extend(doubts(&spec));
@@ -379,7 +379,7 @@ impl<'a> Maker<'a> {
             rootfs,
             namespaces,
             mounts,
-            shelf,
+            stage,
             cgroup,
             scope,
             setup,
@@ -398,15 +398,15 @@ impl<'a> Maker<'a> {
 
     /// Moves the cloned trees of bind mounts to a stage of their own, if the kernel has to lock them for the
     /// container's user namespace.
-    fn shelve(&self, mounts: &mut [PreparedMount], namespaces: &Namespaces) -> Option<Shelf> {
+    fn stage_mounts(&self, mounts: &mut [PreparedMount], namespaces: &Namespaces) -> Option<MountStage> {
         // A joined mount namespace is no copy of the caller's.
         if !(namespaces.has(NsKind::User) && namespaces.is_new(NsKind::Mount)) {
             return None;
         }
-        Shelf::of(self.dir.path(""), rootfs::shelve(mounts))
+        MountStage::of(self.dir.path(""), rootfs::stage_mounts(mounts))
     }
 
-    fn tell_places(&self, namespaces: &Namespaces, cgroup: &CgroupPlace, scope: Option<&Scope>) {
+    fn tell_places(&self, namespaces: &Namespaces, cgroup: &CgroupLocation, scope: Option<&Scope>) {
         let new: Vec<_> = namespaces.new.iter().map(|kind| kind.name()).collect();
         let joined: Vec<_> = namespaces.joined.iter().map(|(kind, _)| kind.name()).collect();
         self.steps.tell(format_args!("namespaces: new {new:?}, joined {joined:?}"));
@@ -420,7 +420,7 @@ impl<'a> Maker<'a> {
     /// hierarchy.
     pub(crate) fn make_cgroup(
         &mut self,
-        place: &CgroupPlace,
+        place: &CgroupLocation,
         spec: &Spec,
         namespaces: &Namespaces,
     ) -> Result<Option<Entry>> {
@@ -431,20 +431,25 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes the directory of version 2, which clone3(2) can put a process into.
-    fn begin_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
+    fn begin_cgroup(&mut self, place: &CgroupLocation) -> Result<()> {
         // Whether the other hierarchies have a cgroup of this name is not known yet.
         self.make_part(place, &place.unified, place.rest.names().map(str::to_owned).collect())
     }
 
     /// Makes the directories of version 1.
-    fn complete_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
+    fn complete_cgroup(&mut self, place: &CgroupLocation) -> Result<()> {
         let found = self.cgroup.iter().flat_map(Cgroup::found).collect();
         self.make_part(place, &place.rest.find()?, found)
     }
 
     /// Makes the cgroup in some hierarchies. From then on its processes count as the container's, except in `others`.
     /// `FailedPrecondition` if it is frozen: the container would never begin.
-    fn make_part(&mut self, place: &CgroupPlace, trees: &Hierarchies, mut others: Vec<String>) -> Result<()> {
+    fn make_part(
+        &mut self,
+        place: &CgroupLocation,
+        trees: &Hierarchies,
+        mut others: Vec<String>,
+    ) -> Result<()> {
         if trees.is_empty() {
             return Ok(());
         }
@@ -462,7 +467,7 @@ impl<'a> Maker<'a> {
         CgroupNote::own(self.dir)
     }
 
-    fn limit_cgroup(&mut self, place: &CgroupPlace, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+    fn limit_cgroup(&mut self, place: &CgroupLocation, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
         self.is_limited = true;
         // Even without limits, the container may use only its own devices.
@@ -479,7 +484,7 @@ impl<'a> Maker<'a> {
         namespaces: &Namespaces,
         first: u32,
     ) -> Result<()> {
-        let place = CgroupPlace::of_scope(scope)?;
+        let place = CgroupLocation::of_scope(scope)?;
         // The note makes sure that the cgroup can be found after a crash.
         let found = place.trees()?.having(&place.path).context(|| place.what())?;
         CgroupNote { path: place.path.clone(), found }.plan(self.dir)?;
@@ -491,7 +496,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Records what was made of the cgroup.
-    fn keep_cgroup(&mut self, place: &CgroupPlace, made: Result<Cgroup>) -> Result<()> {
+    fn keep_cgroup(&mut self, place: &CgroupLocation, made: Result<Cgroup>) -> Result<()> {
         let made = made
             .inspect_err(|_| {
                 // It may be another container's, which a later deletion must not touch.
@@ -536,7 +541,7 @@ impl<'a> Maker<'a> {
             joined: &plan.namespaces.joined,
             new: clone_flags(&plan.namespaces),
             cgroup: self.cgroup.as_ref().and_then(Cgroup::unified_dir),
-            shelf: plan.shelf.as_ref(),
+            stage: plan.stage.as_ref(),
         };
         // SAFETY: the caller of `Container::create` has a single thread (its documentation demands it), and
         // the child ends in `init::main`, which never returns.
@@ -553,9 +558,9 @@ impl<'a> Maker<'a> {
         drop(theirs);
         self.steps.tell(format_args!("the first process is {pid}"));
         // In a shared pid namespace another process may have taken the child's end of the channel.
-        ours.listen_only_to(pid);
-        match self.raise(plan, &ours, pid, &pidfd) {
-            Ok(Raised { console, warnings, state }) => {
+        ours.accept_only_from(pid);
+        match self.prepare_child(plan, &ours, pid, &pidfd) {
+            Ok(ReadyChild { console, warnings, state }) => {
                 let container = Container::from_parts(self.dir.clone(), state).with_steps(self.steps.clone());
                 Ok(Created { container, pid, pidfd, console, warnings })
             }
@@ -568,8 +573,14 @@ impl<'a> Maker<'a> {
     }
 
     /// Gives the child what it needs, in the order in which it asks for it, until it is ready.
-    fn raise(&mut self, mut plan: Plan, channel: &Channel, pid: u32, pidfd: &PidFd) -> Result<Raised> {
-        let mut raised = Raised {
+    fn prepare_child(
+        &mut self,
+        mut plan: Plan,
+        channel: &Channel,
+        pid: u32,
+        pidfd: &PidFd,
+    ) -> Result<ReadyChild> {
+        let mut ready = ReadyChild {
             console: None,
             warnings: plan.warnings.clone(),
             state: State::new(&plan.id, pid, &plan.bundle, &plan.rootfs),
@@ -577,22 +588,22 @@ impl<'a> Maker<'a> {
         if plan.namespaces.joined(NsKind::User).is_some() {
             take_maps(&mut plan.spec, pid)?;
         }
-        self.equip(&plan, pid, &mut raised)?;
+        self.configure(&plan, pid, &mut ready)?;
         if plan.begins_with_go() {
             channel.send(&Message::Go)?;
         }
-        self.lead_into_cgroup(&plan, channel, pid, &mut raised)?;
+        self.send_cgroup(&plan, channel, pid, &mut ready)?;
         if let Some(filter) = compile_filter(self.dir, &plan.spec)? {
-            channel.send_to_whoever_is_there(&Message::Filter(filter))?;
+            channel.send_unless_closed(&Message::Filter(filter))?;
         }
-        self.draft_state(&plan, &mut raised.state)?;
+        self.draft_state(&plan, &mut ready.state)?;
         let tight = program::tight_limits(&plan.spec);
         // Freed here while the child is busy.
         drop(plan);
-        self.answer(channel, pid, pidfd, &mut raised, tight)?;
+        self.answer(channel, pid, pidfd, &mut ready, tight)?;
         self.dir.publish_state()?;
         self.steps.tell(format_args!("process {pid} waits to be started"));
-        Ok(raised)
+        Ok(ready)
     }
 
     /// Writes the state to its draft, which no reader sees before the child is ready.
@@ -612,22 +623,22 @@ impl<'a> Maker<'a> {
         channel: &Channel,
         pid: u32,
         pidfd: &PidFd,
-        raised: &mut Raised,
+        ready: &mut ReadyChild,
         tight: Option<String>,
     ) -> Result<()> {
         loop {
             match channel.receive()? {
                 Some(Message::RunHooks) => {
-                    run_host_hooks(&raised.state, &self.steps)?;
+                    run_host_hooks(&ready.state, &self.steps)?;
                     channel.send(&Message::Go)?;
                 }
-                Some(Message::Console(master)) => raised.console = Some(master),
-                Some(Message::Warning(words)) => raised.warnings.push(words),
+                Some(Message::Console(master)) => ready.console = Some(master),
+                Some(Message::Warning(words)) => ready.warnings.push(words),
                 Some(Message::Listener(number)) => {
-                    let supervisor = raised.state.supervisor.as_ref();
+                    let supervisor = ready.state.supervisor.as_ref();
                     let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
                     let listener = Supervisor::listener_of(pidfd, number)?;
-                    supervisor.hand_over(pid, listener.as_fd(), &raised.state.document(Status::Creating))?;
+                    supervisor.hand_over(pid, listener.as_fd(), &ready.state.document(Status::Creating))?;
                     channel.send(&Message::Go)?;
                 }
                 Some(Message::Ready) => return Ok(()),
@@ -637,7 +648,7 @@ impl<'a> Maker<'a> {
                     Message::Go
                     | Message::Cgroup(_)
                     | Message::Filter(_)
-                    | Message::Born(_)
+                    | Message::Pid(_)
                     | Message::Socket(_),
                 ) => {
                     return Err(Error::internal("the container's first process sent what is not its to say"));
@@ -648,14 +659,14 @@ impl<'a> Maker<'a> {
     }
 
     /// Sets up the child from outside, before it enters its cgroup.
-    fn equip(&mut self, plan: &Plan, pid: u32, raised: &mut Raised) -> Result<()> {
+    fn configure(&mut self, plan: &Plan, pid: u32, ready: &mut ReadyChild) -> Result<()> {
         let none = Linux::default();
         let linux = plan.spec.linux.as_ref().unwrap_or(&none);
         if plan.namespaces.is_new(NsKind::User) {
             idmap::write(pid, &linux.uid_mappings, &linux.gid_mappings)?;
         }
         let process = plan.spec.process.as_ref().expect("checked when the spec was read");
-        raised.warnings.extend(program::set_oom_score(pid, process)?);
+        ready.warnings.extend(program::set_oom_score(pid, process)?);
         program::make_room_for_limits(pid, process, 0);
         if let Some(wanted) = &linux.intel_rdt {
             self.enter_class(&plan.id, wanted, pid)?;
@@ -664,14 +675,14 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes the rest of the cgroup, sets limits, and sends the child the descriptors by which it enters.
-    fn lead_into_cgroup(
+    fn send_cgroup(
         &mut self,
         plan: &Plan,
         channel: &Channel,
         pid: u32,
-        raised: &mut Raised,
+        ready: &mut ReadyChild,
     ) -> Result<()> {
-        let doors = match &plan.scope {
+        let cgroup_fds = match &plan.scope {
             // systemd moves the child into the scope by itself.
             Some(scope) => {
                 self.start_scope(scope, &plan.spec, &plan.namespaces, pid)?;
@@ -684,9 +695,9 @@ impl<'a> Maker<'a> {
             }
         };
         if self.cgroup.is_none() {
-            raised.warnings.extend(without_cgroup(&plan.spec)?);
+            ready.warnings.extend(without_cgroup(&plan.spec)?);
         }
-        channel.send_to_whoever_is_there(&Message::Cgroup(doors))
+        channel.send_unless_closed(&Message::Cgroup(cgroup_fds))
     }
 
     /// Records in the state what was made for the container, and what further processes get.
@@ -726,7 +737,7 @@ fn ended_early(tight: Option<String>) -> Error {
     }
 }
 
-struct Raised {
+struct ReadyChild {
     console: Option<OwnedFd>,
     warnings: Vec<String>,
     state: State,
@@ -813,10 +824,10 @@ mod tests {
     use crate::cgroup_note;
 
     #[test]
-    fn who_may_make_no_cgroup_is_told_what_follows() {
+    fn without_cgroup_rights_limits_are_a_warning_or_an_error() {
         let check = |linux: serde_json::Value, is_root: bool, expected: std::result::Result<&str, &str>| {
             let document = serde_json::json!({ "linux": linux });
-            let told = what_follows(&serde_json::from_value(document).unwrap(), is_root);
+            let told = cgroup_fallback(&serde_json::from_value(document).unwrap(), is_root);
             match (told, expected) {
                 (Ok(warning), Ok("")) => assert_eq!(warning, None, "{linux}"),
                 (Ok(Some(said)), Ok(words)) => assert!(said.contains(words), "{linux}: {said}"),
@@ -847,7 +858,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_process_that_ends_is_told_from_one_that_says_what_it_may_not() {
+    fn a_first_process_that_ends_early_or_breaks_the_protocol_is_an_error() {
         let root = tempfile::tempdir().unwrap();
         let dir = StateDir::create(root.path(), "one").unwrap();
         let (maker, pid) = (Maker::new(&dir), std::process::id());
@@ -859,24 +870,24 @@ mod tests {
             }
             drop(theirs);
             let state = State::new("one", pid, root.path(), root.path());
-            let mut raised = Raised { console: None, warnings: Vec::new(), state };
-            let answered = maker.answer(&ours, pid, &pidfd, &mut raised, tight.map(str::to_owned));
+            let mut ready = ReadyChild { console: None, warnings: Vec::new(), state };
+            let answered = maker.answer(&ours, pid, &pidfd, &mut ready, tight.map(str::to_owned));
             let error = answered.expect_err("it is not ready");
             assert!(error.is(kind) && error.message().contains(expected), "{error}");
         };
         check(None, None, ErrorKind::Internal, "ended before it was ready");
         check(None, Some("9 bytes of memory"), ErrorKind::ResourceExhausted, "9 bytes of memory");
         check(Some(Message::Go), Some("9 bytes of memory"), ErrorKind::Internal, "not its to say");
-        check(Some(Message::Born(1)), None, ErrorKind::Internal, "not its to say");
+        check(Some(Message::Pid(1)), None, ErrorKind::Internal, "not its to say");
     }
 
     /// The process is cloned into the directory of version 2 before those of version 1 exist.
     #[test]
-    fn who_is_in_a_cgroup_that_is_half_made_ends_with_it() {
+    fn undo_kills_the_processes_of_a_half_made_cgroup() {
         let root = tempfile::tempdir().unwrap();
         let dir = StateDir::create(root.path(), "one").unwrap();
         let id = format!("hoist-half-{}", std::process::id());
-        let place = CgroupPlace::of(&Spec::default(), &id).unwrap();
+        let place = CgroupLocation::of(&Spec::default(), &id).unwrap();
         let mut maker = Maker::new(&dir);
         maker.begin_cgroup(&place).unwrap();
         let Some(half) = maker.cgroup() else {

@@ -83,7 +83,7 @@ pub(crate) struct CloneOptions<'a> {
     /// Descriptors that criu inherits under the same numbers.
     pub(crate) inherited: &'a [BorrowedFd<'a>],
     /// Directories that criu inherits, reopened in its own mount namespace.
-    pub(crate) places: Option<&'a mut Places>,
+    pub(crate) dirs: Option<&'a mut ImageDirs>,
 }
 
 impl ClonedCriu {
@@ -244,8 +244,8 @@ fn child(
             _ => return Err(Error::aborted("the parent went away")),
         }
         prepare()?;
-        if let Some(places) = options.places {
-            places.reopen()?;
+        if let Some(dirs) = options.dirs {
+            dirs.reopen()?;
         }
         // Made in the child, as criu looks up descriptors of a request in the process that made its socket.
         let (ours, theirs) =
@@ -285,16 +285,16 @@ fn find_program() -> Result<CString> {
 }
 
 /// The directories of a request: that of the images, and that of the log.
-pub(crate) struct Places {
+pub(crate) struct ImageDirs {
     pub(crate) images: OwnedFd,
     pub(crate) work: Option<OwnedFd>,
     paths: (PathBuf, Option<PathBuf>),
     log: PathBuf,
 }
 
-impl Places {
+impl ImageDirs {
     /// Opens the directories; makes that of the log if it is missing.
-    pub(crate) fn open(images: &Path, work: Option<&Path>, log: &str) -> Result<Places> {
+    pub(crate) fn open(images: &Path, work: Option<&Path>, log: &str) -> Result<ImageDirs> {
         let opened = open_dir(images)?;
         let work_dir = match work {
             Some(work) => {
@@ -304,7 +304,7 @@ impl Places {
             None => None,
         };
         let paths = (images.to_owned(), work.map(Path::to_owned));
-        Ok(Places { images: opened, work: work_dir, paths, log: work.unwrap_or(images).join(log) })
+        Ok(ImageDirs { images: opened, work: work_dir, paths, log: work.unwrap_or(images).join(log) })
     }
 
     /// Reopens the directories under the same numbers in the mount namespace of the calling process, to be inherited by

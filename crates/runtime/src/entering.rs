@@ -35,7 +35,7 @@ use crate::program::{self, Execution, Filter, ProcessSetup};
 use crate::scheduling;
 
 /// How many processes the intermediate process makes.
-pub(crate) const NEWBORN: u64 = 1;
+pub(crate) const SIBLINGS: u64 = 1;
 
 /// All that is needed to enter, opened and looked up beforehand.
 pub(crate) struct Plan<'a> {
@@ -93,13 +93,13 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
     unsafe {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
-    program::set_limits(process, NEWBORN, channel)?;
-    let program = if setup.filter.as_ref().is_none_or(|filter| lets_begin(filter, process)) {
+    program::set_limits(process, SIBLINGS, channel)?;
+    let program = if setup.filter.as_ref().is_none_or(|filter| allows_sibling(filter, process)) {
         let program = program::become_user(process, setup, channel, || program::find(process))?;
-        be_born(process, channel, has_terminal)?;
+        become_sibling(process, channel, has_terminal)?;
         program
     } else {
-        be_born(process, channel, has_terminal)?;
+        become_sibling(process, channel, has_terminal)?;
         program::become_user(process, setup, channel, || program::find(process))?
     };
     process::reset_signals();
@@ -109,7 +109,7 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
 }
 
 /// Adds which limits forbid a further process.
-pub(crate) fn no_room(error: Error) -> Error {
+pub(crate) fn limit_error(error: Error) -> Error {
     if !error.is(ErrorKind::ResourceExhausted) {
         return error;
     }
@@ -121,12 +121,12 @@ pub(crate) fn no_room(error: Error) -> Error {
 
 /// Clones a sibling and goes on as that: a process of the container, with its own session. The sibling waits until the
 /// parent has its pid.
-fn be_born(process: &Process, channel: &Channel, has_terminal: bool) -> Result<()> {
+fn become_sibling(process: &Process, channel: &Channel, has_terminal: bool) -> Result<()> {
     // SAFETY: this process is a copy of a single thread, and ends in `main`.
     #[expect(unsafe_code, reason = "the one place where a process is born into a container that runs")]
-    if let Some(pid) = unsafe { process::clone_sibling(0) }.map_err(no_room)? {
+    if let Some(pid) = unsafe { process::clone_sibling(0) }.map_err(limit_error)? {
         // If the message is lost, the sibling is never told to go on, and ends.
-        let _ = channel.say(&Message::Born(pid));
+        let _ = channel.say(&Message::Pid(pid));
         process::exit_now(0)
     }
     channel.wait_for_go().context(|| "wait for the parent")?;
@@ -136,10 +136,10 @@ fn be_born(process: &Process, channel: &Channel, has_terminal: bool) -> Result<(
 }
 
 /// Whether a filter allows the system calls between it and the program.
-fn lets_begin(filter: &Filter, process: &Process) -> bool {
+fn allows_sibling(filter: &Filter, process: &Process) -> bool {
     let calls = &filter.program;
     let terminal = [io::stdin().as_raw_fd().unsigned_abs().into(), tty::CONTROL, 0, 0, 0, 0];
-    (!calls.has_listener() || asks_nobody_yet(filter, process))
+    (!calls.has_listener() || is_silent_before_clone(filter, process))
         && calls.allows(libc::SYS_clone, [CLONE_SIBLING, 0, 0, 0, 0, 0])
         && calls.allows(libc::SYS_setsid, [0; 6])
         && calls.allows(libc::SYS_ioctl, terminal)
@@ -149,7 +149,7 @@ fn lets_begin(filter: &Filter, process: &Process) -> bool {
 /// Whether a filter asks its supervisor nothing before the clone. Only then can the supervisor know the process that it
 /// answers for; the intermediate process would wait for ever. With `noNewPrivileges` the filter is the last thing that
 /// is loaded, and what remains is to close descriptors, to free memory, and to exit.
-fn asks_nobody_yet(filter: &Filter, process: &Process) -> bool {
+fn is_silent_before_clone(filter: &Filter, process: &Process) -> bool {
     const LEFT: [libc::c_long; 5] =
         [libc::SYS_close, libc::SYS_brk, libc::SYS_madvise, libc::SYS_munmap, libc::SYS_exit_group];
     process.no_new_privileges && LEFT.iter().all(|call| filter.program.allows(*call, [0; 6]))

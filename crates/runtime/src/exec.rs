@@ -43,10 +43,10 @@ use crate::{resctrl, scheduling};
 
 /// How long a new process may take to execute its program. The container's root may stop it on the way, which must not
 /// block the caller.
-const RAISE_MAX: Duration = Duration::from_secs(10);
+const ENTER_MAX: Duration = Duration::from_secs(10);
 
 /// Messages of a cloned process: of its filter's listener, and of its failure.
-const WORDS_MAX: usize = 2;
+const MESSAGES_MAX: usize = 2;
 
 /// runc's words, which programs that drive it match on.
 const PAUSED: &str = "cannot exec in a paused container; resume it first, or use --ignore-paused";
@@ -165,40 +165,40 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     // SAFETY: the caller of `Container::exec` has a single thread (its documentation demands it), and the
     // child ends in `entering::main`, which never returns.
     #[expect(unsafe_code, reason = "the one place where a further process is cloned")]
-    let go_between = match unsafe { process::clone_process(0, cgroup) }.map_err(entering::no_room)? {
+    let intermediate = match unsafe { process::clone_process(0, cgroup) }.map_err(entering::limit_error)? {
         Cloned::Child => {
             drop(ours);
             entering::main(plan, &theirs)
         }
-        Cloned::Parent { pid, pidfd } => GoBetween { pid, pidfd },
+        Cloned::Parent { pid, pidfd } => IntermediateProcess { pid, pidfd },
     };
     drop((plan, theirs));
-    ours.limit(RAISE_MAX);
-    let raised = raise(container, process, &mut ours, &go_between, warnings);
+    ours.limit(ENTER_MAX);
+    let started = run_intermediate(container, process, &mut ours, &intermediate, warnings);
     // Its work is done, unless the container's root has stopped it: it is killed.
-    go_between.pidfd.end();
+    intermediate.pidfd.end();
     // If the child reported a failure of its own, that is the cause.
-    raised.map_err(|error| ours.explain(error))
+    started.map_err(|error| ours.explain(error))
 }
 
 /// The process that enters the container, and clones the process there.
-struct GoBetween {
+struct IntermediateProcess {
     pid: u32,
     pidfd: PidFd,
 }
 
-fn raise(
+fn run_intermediate(
     container: &Container,
     process: &Process,
     channel: &mut Channel,
-    go_between: &GoBetween,
+    intermediate: &IntermediateProcess,
     mut warnings: Vec<String>,
 ) -> Result<Exec> {
-    warnings.extend(program::set_oom_score(go_between.pid, process)?);
+    warnings.extend(program::set_oom_score(intermediate.pid, process)?);
     // A resctrl group that was removed in the meantime has no processes.
-    resctrl::put(&container.state().resctrl_groups, go_between.pid).unless_gone()?;
-    program::make_room_for_limits(go_between.pid, process, entering::NEWBORN);
-    channel.listen_only_to(go_between.pid);
+    resctrl::put(&container.state().resctrl_groups, intermediate.pid).unless_gone()?;
+    program::make_room_for_limits(intermediate.pid, process, entering::SIBLINGS);
+    channel.accept_only_from(intermediate.pid);
     channel.send(&Message::Go)?;
     let (mut console, mut listener) = (None, None);
     let pid = loop {
@@ -207,17 +207,17 @@ fn raise(
             Some(Message::Warning(words)) => warnings.push(words),
             // From a filter that is loaded before the clone.
             Some(Message::Listener(number)) => {
-                listener = Some(Supervisor::listener_of(&go_between.pidfd, number)?);
+                listener = Some(Supervisor::listener_of(&intermediate.pidfd, number)?);
                 channel.send(&Message::Go)?;
             }
-            Some(Message::Born(pid)) => break pid,
+            Some(Message::Pid(pid)) => break pid,
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
             None => return Err(Error::aborted("the new process was ended on its way into the container")),
             Some(_) => return Err(nonsense()),
         }
     };
     // Only the parent reaps the process, so that its pid cannot be reused. It ends if it is not told to go on.
-    channel.listen_only_to(pid);
+    channel.accept_only_from(pid);
     let exec = Exec { pid, pidfd: PidFd::open(pid)?, console, warnings };
     match release(container, process, channel, &exec, listener) {
         Ok(()) => Ok(exec),
@@ -244,7 +244,7 @@ fn release(
         supervise(container, exec, listener, channel)?;
     }
     channel.send(&Message::Go)?;
-    for _ in 0..WORDS_MAX {
+    for _ in 0..MESSAGES_MAX {
         match channel.receive()? {
             Some(Message::Listener(number)) => {
                 supervise(container, exec, Supervisor::listener_of(&exec.pidfd, number)?, channel)?;
@@ -265,7 +265,7 @@ fn supervise(container: &Container, exec: &Exec, listener: OwnedFd, channel: &mu
     let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
     supervisor.hand_over(exec.pid, listener.as_fd(), &container.state().document(Status::Running))?;
     // The supervisor's time is not the process's: its limit begins anew.
-    channel.limit(RAISE_MAX);
+    channel.limit(ENTER_MAX);
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Namespaces to join need not belong to the container's user namespace. Those that can only be joined from outside of
 //! it are joined by the intermediate process first, the rest by the child. Even before, the intermediate process mounts
-//! the trees that bind mounts show to a user namespace: see [`Shelf`].
+//! the trees that bind mounts show to a user namespace: see [`MountStage`].
 //!
 //! ```text
 //! parent ─ join pid ─ clone ─ go back
@@ -26,7 +26,7 @@ use linux::process::{self, Cloned, PidFd, clone_process, clone_sibling};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
-use crate::rootfs::Shelf;
+use crate::rootfs::MountStage;
 
 /// How long the intermediate process may take.
 const JOIN_MAX: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ pub(crate) struct Fork<'a> {
     pub(crate) new: u64,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Trees of the child's bind mounts, if the kernel is to lock them.
-    pub(crate) shelf: Option<&'a Shelf>,
+    pub(crate) stage: Option<&'a MountStage>,
 }
 
 impl Fork<'_> {
@@ -55,8 +55,8 @@ impl Fork<'_> {
         // SAFETY: the caller promises the same.
         unsafe {
             match self.user {
-                None if self.shelf.is_none() && !self.leaves_others_outside() => self.clone_directly(),
-                user => self.clone_by_go_between(user),
+                None if self.stage.is_none() && !self.leaves_others_outside() => self.clone_directly(),
+                user => self.clone_by_intermediate(user),
             }
         }
     }
@@ -98,11 +98,11 @@ impl Fork<'_> {
     ///
     /// As for [`clone_process`].
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
-    unsafe fn clone_by_go_between(&self, user: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    unsafe fn clone_by_intermediate(&self, user: Option<BorrowedFd<'_>>) -> Result<Cloned> {
         let (mut ours, theirs) = Channel::pair()?;
         // SAFETY: the caller promises to have a single thread; the intermediate process exits below, or is the parent
         // of the child, which never returns.
-        let (pid, go_between) = match unsafe { clone_process(0, self.cgroup) }? {
+        let (pid, intermediate) = match unsafe { clone_process(0, self.cgroup) }? {
             Cloned::Child => {
                 drop(ours);
                 // SAFETY: this process is a copy of a single thread, and the child never returns, as the caller promises.
@@ -110,7 +110,7 @@ impl Fork<'_> {
                     Ok(None) => return Ok(Cloned::Child),
                     Ok(Some(pid)) => {
                         // If the message is lost, the end of the channel tells the parent.
-                        let _ = theirs.send(&Message::Born(pid));
+                        let _ = theirs.send(&Message::Pid(pid));
                         process::exit_now(0)
                     }
                     Err(error) => {
@@ -125,12 +125,12 @@ impl Fork<'_> {
         // The root of a joined user namespace may stop this process, which must not block the caller.
         ours.limit(JOIN_MAX);
         // A process that sees the child in its pid namespace may have taken its end of the channel.
-        ours.listen_only_to(pid);
+        ours.accept_only_from(pid);
         let answer = ours.receive();
-        go_between.end();
+        intermediate.end();
         match answer? {
             // Only the parent reaps the process, so that its pid cannot be reused.
-            Some(Message::Born(pid)) => Ok(Cloned::Parent { pid, pidfd: PidFd::open(pid)? }),
+            Some(Message::Pid(pid)) => Ok(Cloned::Parent { pid, pidfd: PidFd::open(pid)? }),
             Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
             _ => Err(Error::new(ErrorKind::Internal, "the intermediate process ended early")),
         }
@@ -142,8 +142,8 @@ impl Fork<'_> {
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
     unsafe fn join_and_clone(&self, user: Option<BorrowedFd<'_>>) -> Result<Option<u32>> {
         process::forbid_tracing()?;
-        if let Some(shelf) = self.shelf {
-            shelf.set_up().context(|| "mount what the container's bind mounts show")?;
+        if let Some(stage) = self.stage {
+            stage.set_up().context(|| "mount what the container's bind mounts show")?;
         }
         for (kind, file) in self.others() {
             match ns::join(file.as_fd(), *kind) {

@@ -264,7 +264,7 @@ mod tests {
 
     /// More than fits into a pipe.
     #[test]
-    fn of_what_a_hook_says_the_beginning_is_kept() {
+    fn the_beginning_of_a_hooks_standard_error_is_kept() {
         let hook = shell("echo first >&2; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
         let error = run_here("prestart", hook).unwrap_err().chain();
         assert!(
@@ -300,7 +300,7 @@ mod tests {
 
     /// A process that inherited standard error is not waited for.
     #[test]
-    fn a_hook_ends_before_what_it_leaves() {
+    fn a_process_that_a_hook_leaves_behind_is_not_waited_for() {
         let pid = tempfile::NamedTempFile::new().unwrap();
         let hook = shell(&format!("sleep 1000 & echo $! > {}", pid.path().display()));
         run_here("poststart", hook).unwrap();

@@ -17,7 +17,7 @@ use types::spec::runtime::{Hook, Process, Spec};
 use types::{Context, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
-use crate::create::{Plan, Remains};
+use crate::create::{LatePlan, Plan};
 use crate::plan::Stdio;
 use crate::program::{Execution, ProcessSetup};
 use crate::state::{State, Status};
@@ -70,7 +70,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     supplies.enter_cgroup()?;
     scheduling::leave_callers_processors();
 
-    let Remains { spec, stdio, start, setup, preserve_fds } = plan.into_remains();
+    let LatePlan { spec, stdio, start, setup, preserve_fds } = plan.into_late_plan();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");
     set_streams(stdio, terminal, container_process)?;
     let [start_go, start_answer] = start.descriptors();

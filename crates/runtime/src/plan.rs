@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_of_an_access_that_mean_nothing_are_told() {
+    fn unknown_letters_of_a_device_access_are_a_warning() {
         let check = |kind: &str, access: &str, is_told: bool| {
             let rule = serde_json::json!({"allow": true, "type": kind, "access": access});
             let document = serde_json::json!({"linux": {"resources": {"devices": [rule]}}});
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_that_cannot_be_had_are_told() {
+    fn capabilities_that_the_process_cannot_have_are_a_warning() {
         let told = |sets: serde_json::Value| {
             let process = serde_json::json!({ "capabilities": sets });
             capabilities_left_out(&serde_json::from_value(process).unwrap()).join("; ")

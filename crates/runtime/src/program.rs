@@ -619,7 +619,7 @@ mod tests {
     }
 
     #[test]
-    fn homes_are_found_among_names_that_are_no_text() {
+    fn homes_are_found_in_a_passwd_file_that_is_not_utf_8() {
         let users = b"\xff:x:7:7::/seven:\nuser:x:8:8:u\xffr:/home/user:/bin/sh\n";
         assert_eq!(home_in(users, 8), "/home/user");
         assert_eq!(home_in(users, 9), "/");

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_is_filled_and_one_of_its_own_is_removed() {
+    fn a_resctrl_group_is_filled_and_removed_if_it_was_made() {
         let root = tempfile::TempDir::new().unwrap();
         let wanted = IntelRdt {
             l3_cache_schema: "L3:0=f".into(),
@@ -313,7 +313,7 @@ mod tests {
 
     /// `config-linux.md`, "IntelRdt": which lines are written.
     #[test]
-    fn lines_are_those_of_the_specification() {
+    fn resctrl_schemata_are_those_of_the_specification() {
         let root = tempfile::TempDir::new().unwrap();
         let check = |l3: &str, bandwidth: &str, schemata: &[&str], expected: Option<&str>| {
             let wanted = IntelRdt {
@@ -340,7 +340,7 @@ mod tests {
 
     /// A shared group is joined or refused, and never changed.
     #[test]
-    fn a_class_of_others_is_not_changed() {
+    fn a_shared_resctrl_group_is_not_changed() {
         let root = tempfile::TempDir::new().unwrap();
         let wanted = |l3: &str, bandwidth: &str| IntelRdt {
             clos_id: "shared".into(),
@@ -415,7 +415,7 @@ mod tests {
 
     /// The kernel's files on a processor with all features.
     #[test]
-    fn what_a_class_may_use_and_uses_is_told() {
+    fn resctrl_schemata_and_usage_are_read() {
         let root = tempfile::TempDir::new().unwrap();
         let write = |name: &str, text: &str| {
             let file = root.path().join(name);

@@ -23,16 +23,16 @@ use types::spec::runtime::Spec;
 use types::{Context, Error, Result};
 
 use crate::checkpoint::{
-    CriuOptions, DESCRIPTORS, check_attributes, check_places, external_name, joined_namespaces, outside_of,
-    resolved,
+    CriuOptions, DESCRIPTORS, check_attributes, check_targets, external_mounts_of, external_name,
+    joined_namespaces, resolved,
 };
 use crate::container::Container;
 use crate::create::{
-    CgroupPlace, Created, Maker, compile_filter, mount_of_notices, run_host_hooks, without_cgroup,
+    CgroupLocation, Created, Maker, compile_filter, mount_of_notices, run_host_hooks, without_cgroup,
 };
 use crate::criu::{
-    CgroupMode, CgroupRoot, CloneOptions, ClonedCriu, Criu, ExternalMount, Features, InheritedFd,
-    JoinedNamespace, Kind, Options, Places, Request,
+    CgroupMode, CgroupRoot, CloneOptions, ClonedCriu, Criu, ExternalMount, Features, ImageDirs, InheritedFd,
+    JoinedNamespace, Kind, Options, Request,
 };
 use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program;
@@ -119,7 +119,7 @@ impl<'a> Restore<'a> {
         let entry = if options.systemd.is_some() {
             None
         } else {
-            let place = CgroupPlace::of(&spec, options.id)?;
+            let place = CgroupLocation::of(&spec, options.id)?;
             // Checked before this creation makes it.
             if options.criu.cgroups == CgroupMode::Strict && place.is_there()? {
                 return Err(Error::failed_precondition(
@@ -139,17 +139,17 @@ impl<'a> Restore<'a> {
     }
 
     fn make(self, maker: &mut Maker<'_>) -> Result<Created> {
-        let mut places = Places::open(&self.options.criu.images, self.options.criu.work.as_deref(), LOG)?;
+        let mut dirs = ImageDirs::open(&self.options.criu.images, self.options.criu.work.as_deref(), LOG)?;
         let inherited = self.namespaces.joined.iter().filter(|(kind, _)| external_name(*kind).is_some());
         let inherited: Vec<BorrowedFd<'_>> = inherited.map(|(_, file)| file.as_fd()).collect();
         let clone_options = CloneOptions {
             namespaces: NsKind::Mount.clone_flag(),
             cgroup: self.entry.as_ref().and_then(Entry::unified),
             inherited: &inherited,
-            places: Some(&mut places),
+            dirs: Some(&mut dirs),
         };
         let cloned = Criu::clone(clone_options, || self.prepare())?;
-        let (state, console) = self.converse(maker, &places, cloned)?;
+        let (state, console) = self.converse(maker, &dirs, cloned)?;
         let pid = state.pid;
         let pidfd = PidFd::open(pid)?;
         let container = Container::from_parts(maker.dir().clone(), state);
@@ -201,7 +201,7 @@ impl<'a> Restore<'a> {
     fn converse(
         &self,
         maker: &mut Maker<'_>,
-        places: &Places,
+        dirs: &ImageDirs,
         cloned: ClonedCriu,
     ) -> Result<(State, Option<OwnedFd>)> {
         let pid = cloned.pid;
@@ -210,9 +210,9 @@ impl<'a> Restore<'a> {
         // For exec, whose processes load the filter with a listener of their own.
         let filter = self.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
         state.supervisor = filter.map_or(Ok(None), Supervisor::of)?;
-        self.equip(maker, pid, &mut state)?;
+        self.configure(maker, pid, &mut state)?;
         let criu = cloned.execute()?;
-        let options = self.request(maker, places, pid)?;
+        let options = self.request(maker, dirs, pid)?;
         let request = Request { opts: Some(options), ..Request::new(Kind::Restore) };
         let mut console = None;
         let asked = criu.ask(&request, |notice| match notice.step.as_str() {
@@ -235,7 +235,7 @@ impl<'a> Restore<'a> {
             }
             _ => Ok(()),
         });
-        asked.map_err(|error| places.explain(error))?;
+        asked.map_err(|error| dirs.explain(error))?;
         criu.finish()?;
         if state.started_at_ticks == 0 {
             return Err(Error::internal("criu told of no process"));
@@ -257,7 +257,7 @@ impl<'a> Restore<'a> {
     }
 
     /// Sets up criu, and thereby the processes that it restores, from outside.
-    fn equip(&self, maker: &mut Maker<'_>, pid: u32, state: &mut State) -> Result<()> {
+    fn configure(&self, maker: &mut Maker<'_>, pid: u32, state: &mut State) -> Result<()> {
         if let Some(instance) = &self.options.systemd {
             let path = self.spec.linux.as_ref().map_or("", |linux| &linux.cgroups_path);
             let scope = Scope::parse(path, self.options.id, instance.clone())?;
@@ -270,7 +270,7 @@ impl<'a> Restore<'a> {
         maker.note(state, &self.spec, &self.namespaces)
     }
 
-    fn request(&self, maker: &Maker<'_>, places: &Places, criu: u32) -> Result<Options> {
+    fn request(&self, maker: &Maker<'_>, dirs: &ImageDirs, criu: u32) -> Result<Options> {
         let mut inherit_fd = self.inherited_streams()?;
         let mut join_ns = Vec::new();
         for (kind, path) in joined_namespaces(&self.spec)? {
@@ -297,14 +297,14 @@ impl<'a> Restore<'a> {
             join_ns,
             lsm_profile: self.options.lsm_profile.clone(),
             lsm_mount_context: self.options.lsm_mount_context.clone(),
-            ..self.options.criu.request(places, LOG, &self.spec)
+            ..self.options.criu.request(dirs, LOG, &self.spec)
         })
     }
 
     fn external_mounts(&self, maker: &Maker<'_>) -> Result<Vec<ExternalMount>> {
         let root = beneath::Root::open(&self.rootfs)?;
         let cgroups = maker.cgroup().map(Cgroup::mounts_for_container);
-        let mut found: Vec<ExternalMount> = outside_of(&self.spec, cgroups)
+        let mut found: Vec<ExternalMount> = external_mounts_of(&self.spec, cgroups)
             .into_iter()
             .map(|(target, source)| ExternalMount {
                 key: resolved(&root, &target),
@@ -315,7 +315,7 @@ impl<'a> Restore<'a> {
         if masks && !found.iter().any(|mount| mount.key == "/dev/null") {
             found.push(ExternalMount { key: "/dev/null".to_owned(), value: "/dev/null".to_owned() });
         }
-        check_places(&found)?;
+        check_targets(&found)?;
         Ok(found)
     }
 

@@ -35,13 +35,13 @@ mod enter;
 mod mounts;
 mod prepare;
 mod restrict;
-mod shelf;
+mod stage;
 
 pub(crate) use devices::devices;
 pub(crate) use enter::enter;
-pub(crate) use prepare::{PreparedMount, prepare, shelve, strip_root};
+pub(crate) use prepare::{PreparedMount, prepare, stage_mounts, strip_root};
 pub(crate) use restrict::restrict;
-pub(crate) use shelf::Shelf;
+pub(crate) use stage::MountStage;
 
 /// The container's root, before pivot_root(2).
 pub(crate) struct Root {

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_on_some_processors_says_what_is_in_the_way() {
+    fn sched_deadline_with_a_cpuset_explains_its_error() {
         let check = |policy: &str, processors: &str, number: i32, expected: bool| {
             let scheduler = Scheduler { policy: policy.into(), ..Scheduler::default() };
             let error = not_scheduled(&scheduler, processors, io::Error::from_raw_os_error(number));

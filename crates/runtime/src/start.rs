@@ -136,12 +136,12 @@ mod tests {
     }
 
     #[test]
-    fn the_end_without_a_word_is_the_beginning_of_the_program() {
+    fn an_end_of_file_without_an_error_means_that_the_program_runs() {
         assert_eq!(start(|first| first.wait().unwrap()).unwrap(), "");
     }
 
     #[test]
-    fn who_starts_is_told_why_not() {
+    fn start_returns_the_error_of_the_first_process() {
         let said = start(|first| {
             first.wait().unwrap();
             first.answer("5:no such file");
@@ -150,12 +150,12 @@ mod tests {
     }
 
     #[test]
-    fn who_ended_before_was_not_started() {
+    fn start_fails_if_the_first_process_has_ended() {
         assert_eq!(start(drop).unwrap_err().kind(), ErrorKind::FailedPrecondition);
     }
 
     #[test]
-    fn who_takes_its_time_is_not_waited_for() {
+    fn start_does_not_wait_longer_than_its_limit() {
         let root = tempfile::tempdir().unwrap();
         let dir = StateDir::create(root.path(), "one").unwrap();
         let first = Start::make(&dir).unwrap();

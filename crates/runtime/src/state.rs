@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn states_are_for_their_owner() {
+    fn state_directories_are_readable_for_their_owner_only() {
         let parent = tempfile::tempdir().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let root = parent.path().join("root");
@@ -477,14 +477,14 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_found_among_names_that_are_no_text() {
+    fn owners_are_found_in_a_passwd_file_that_is_not_utf_8() {
         let users = b"\xff:x:7:7:::\nroot:x:0:0:r\xfft:/root:\n";
         assert_eq!(owner_in(users, 0), "root");
         assert_eq!(owner_in(users, 8), "#8");
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_not_taken_for_missing() {
+    fn a_state_directory_that_cannot_be_read_is_not_taken_for_missing() {
         let dir = tempfile::tempdir().unwrap();
         assert!(StateDir::open(dir.path(), "one").unwrap_err().is(ErrorKind::NotFound));
         fs::write(dir.path().join("file"), "").unwrap();

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_asked_must_be_named() {
+    fn a_notify_action_needs_a_listener_path() {
         assert!(check("SCMP_ACT_NOTIFY", "", "").is_err());
         assert!(check("SCMP_ACT_ERRNO", "", "x").is_err());
         assert_eq!(check("SCMP_ACT_ERRNO", "", "").unwrap(), None);

@@ -54,8 +54,8 @@ impl Supplies<'_> {
             return Ok(());
         }
         match self.channel.receive()? {
-            Some(Message::Cgroup(doors)) => {
-                Entry::of_tasks(doors).enter().context(|| "enter the cgroup")?;
+            Some(Message::Cgroup(cgroup_fds)) => {
+                Entry::of_tasks(cgroup_fds).enter().context(|| "enter the cgroup")?;
             }
             _ => return Err(parent_went_away()),
         }

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_who_come_at_once_one_listens() {
+    fn of_shims_that_start_at_once_one_listens() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s/1");
         let claims: Vec<_> = std::thread::scope(|scope| {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_lock_the_directory() {
+    fn other_users_cannot_lock_the_socket_directory() {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
         claim(&directory.path().join("s/1")).unwrap();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_listening_shim_and_no_dead_one_stays() {
+    fn a_path_that_is_no_shims_socket_is_not_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("1");
         // A datagram socket refuses stream connections, and is in use.

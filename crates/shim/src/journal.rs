@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_acknowledged_is_found_again() {
+    fn unacknowledged_events_are_read_back() {
         let bundle = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(bundle.path()).unwrap();
         assert!(left(bundle.path()).is_empty());

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reserved_is_written_over_whatever_became_of_it() {
+    fn reserved_space_is_overwritten_by_the_record() {
         let bundle = tempfile::tempdir().unwrap();
         let reads = || read::<PodRecord>(bundle.path(), POD).unwrap();
         for id in ["short".to_owned(), "i".repeat(2 * RESERVED_LEN)] {

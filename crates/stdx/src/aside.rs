@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_made_comes_back_and_a_panic_is_an_error() {
+    async fn the_result_is_returned_and_a_panic_is_an_error() {
         assert_eq!(blocking(|| vec![1, 2]).await.unwrap(), [1, 2]);
         assert_eq!(unbroken(async { "done".to_owned() }).await.unwrap(), "done");
         assert!(blocking(|| -> u8 { panic!("on purpose") }).await.unwrap_err().is_panic());

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_tokens_of_one_who_has_gone_are_cancelled() {
+    fn dropping_the_requester_cancels_all_its_tokens() {
         let owner = CancelOnDrop::new();
         let token = owner.token();
         let other = token.clone();

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_of_who_has_it_does_not_shut_it() {
+    fn a_panic_of_the_holder_does_not_poison_the_lock() {
         let (mut lock, notice) = (Mutex::new(1), Condvar::new());
         let ended = thread::scope(|scope| {
             let held = scope.spawn(|| {

@@ -42,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_more_than_it_may_is_none() {
+    fn a_source_longer_than_the_limit_is_none() {
         let all = Some(&b"hello"[..]);
         for (len_max, expected) in [(4, None), (5, all), (u64::MAX, all)] {
             let read = read_at_most(Trickle(b"hello", false), len_max).unwrap();
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_is_filled_as_far_as_there_is_something() {
+    fn fill_reads_until_the_buffer_is_full_or_the_source_ends() {
         let (mut source, mut buffer) = (Trickle(b"hello", false), [0; 3]);
         assert_eq!(fill(&mut source, &mut buffer).unwrap(), 3);
         assert_eq!(&buffer, b"hel");

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_is_neither_written_to_nor_kept() {
+    fn a_draft_that_a_crash_left_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let (path, other) = (directory.path().join("file"), directory.path().join("other"));
         fs::write(&other, "of somebody else").unwrap();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_take_the_place_leaves_it_as_it_was() {
+    fn a_failed_replace_leaves_the_old_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("directory");
         fs::create_dir(&path).unwrap();

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kill_that_is_seen_after_its_signal_is_no_other_event() {
+    fn an_oom_kill_read_after_its_event_is_not_a_second_event() {
         let mut tally = Tally { owed: 0, kills: 2 };
         assert_eq!(tally.add(1, 2), Oom { events: 1, kills: 0 });
         assert_eq!(tally.add(0, 3), Oom { events: 0, kills: 1 });

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_given_a_weight_is_idle_no_more() {
+    fn setting_a_weight_clears_cpu_idle() {
         let shares = |shares, idle| {
             let cpu = CpuResources { shares: Some(shares), idle, ..CpuResources::default() };
             LinuxResources { cpu: Some(cpu), ..LinuxResources::default() }
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_that_was_limited_by_its_file_is_no_part_of_a_total() {
+    fn swap_limited_by_file_name_is_not_added_to_memory() {
         let (_dir, cgroup) = cgroup(&[("memory.max", "64\n"), ("memory.swap.max", "0\n")]);
         let by_file = BTreeMap::from([(SWAP_MAX.to_owned(), "0".to_owned())]);
         let made_with = LinuxResources { unified: by_file, ..LinuxResources::default() };

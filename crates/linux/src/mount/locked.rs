@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_locked_is_not_taken_away() {
+    fn locked_mount_attributes_cannot_be_cleared() {
         let point = |options: &str| {
             let line = format!("36 35 98:0 / /mnt {options} - ext3 /dev/root ro");
             Locked::of_point(&mount_point(line.as_bytes()).unwrap())

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_two_dashes_is_no_flag() {
+    fn arguments_after_two_dashes_are_no_flags() {
         let mut args = args("-d -- -x --force");
         args.look_anywhere();
         assert!(args.flag(&["-d"]) && !args.flag(&["--force"]));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_over_is_refused() {
+    fn unknown_flags_and_extra_arguments_are_refused() {
         let mut unknown = args("--nosuch id");
         assert!(unknown.id().unwrap_err().to_string().contains("--nosuch"));
         let mut extra = args("id more");

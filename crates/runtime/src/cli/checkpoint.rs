@@ -161,14 +161,14 @@ mod tests {
 
     #[test]
     fn each_flag_is_one_of_criu() {
-        use crate::criu::{Options, Places};
+        use crate::criu::{ImageDirs, Options};
         let dir = tempfile::TempDir::new().unwrap();
-        let places = Places::open(dir.path(), None, "dump.log").unwrap();
+        let dirs = ImageDirs::open(dir.path(), None, "dump.log").unwrap();
         let request = |flags: &[&str]| {
             let mut args = Args::new(["runtime"].iter().chain(flags).map(Into::into).collect());
             let options = criu_options(&mut args).unwrap();
             args.end().unwrap();
-            options.request(&places, "dump.log", &types::spec::runtime::Spec::default())
+            options.request(&dirs, "dump.log", &types::spec::runtime::Spec::default())
         };
         type Row = (&'static str, fn(&mut Options) -> &mut Option<bool>);
         let rows: [Row; 6] = [

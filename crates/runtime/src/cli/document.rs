@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_have_runcs_names() {
+    fn resctrl_statistics_have_runcs_names() {
         let resource = |about: &[(&str, &str)], schema: &str| Resource {
             about: about.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect(),
             schema_root: format!("{schema}ff"),

@@ -49,7 +49,7 @@ pub(super) fn mount_one(
         mount::reconfigure(target.as_fd(), &mount.options)?;
         return change_trees(target.as_fd(), &mount.options);
     }
-    if mount.takes_what_is_limited() {
+    if mount.uses_limited_resources() {
         supplies.enter_cgroup()?;
     }
     let source = mount.open_source(root)?;

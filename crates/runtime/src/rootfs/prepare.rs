@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use types::spec::runtime::{IdMapping, Linux, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
-use super::{Root, host_propagation, shelf};
+use super::{Root, host_propagation, stage};
 use crate::plan::Namespaces;
 
 /// A mount of the spec, with its source opened by the parent.
@@ -25,8 +25,8 @@ pub(crate) struct PreparedMount {
 pub(super) enum Source {
     /// Cloned before any namespace is left.
     Tree(OwnedFd),
-    /// The same, mounted in the [`Shelf`](super::Shelf) under this number.
-    Shelved(usize),
+    /// The same, mounted in the [`MountStage`](super::MountStage) under this number.
+    Staged(usize),
     /// For a caller that may not mount: cloned by the child, which may, in its copy of the caller's tree.
     Path { path: PathBuf, recursive: bool },
     /// In the root: cloned by the child in the order of the mounts, as earlier mounts of the container may lie there.
@@ -63,7 +63,7 @@ impl Inside {
 
 impl PreparedMount {
     /// Whether making it takes memory or a device, which must count against the container's limits.
-    pub(super) fn takes_what_is_limited(&self) -> bool {
+    pub(super) fn uses_limited_resources(&self) -> bool {
         let is_kernels = ["proc", "sysfs", "tmpfs", "mqueue", "devpts"].contains(&self.spec.kind.as_str());
         self.options.copy_up || self.source.is_none() && !is_kernels
     }
@@ -75,7 +75,7 @@ impl PreparedMount {
             None => Ok(None),
             Some(Source::Tree(tree)) => tree.try_clone().context(|| "keep the source").map(Some),
             Some(Source::Path { path, recursive }) => mount::clone_path(path, *recursive).map(Some),
-            Some(Source::Shelved(number)) => shelf::take(*number).map(Some),
+            Some(Source::Staged(number)) => stage::take(*number).map(Some),
             Some(Source::Inside(inside)) => inside.open(root).map(Some),
         }
     }
@@ -95,13 +95,13 @@ pub(crate) fn prepare(
 }
 
 /// Moves the trees that the caller cloned out of the mounts, to be staged.
-pub(crate) fn shelve(mounts: &mut [PreparedMount]) -> Vec<OwnedFd> {
+pub(crate) fn stage_mounts(mounts: &mut [PreparedMount]) -> Vec<OwnedFd> {
     let mut trees = Vec::new();
     for mount in mounts {
         mount.source = match mount.source.take() {
             Some(Source::Tree(tree)) => {
                 trees.push(tree);
-                Some(Source::Shelved(trees.len() - 1))
+                Some(Source::Staged(trees.len() - 1))
             }
             other => other,
         };

@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_says_that_there_is_no_container_is_believed_to_have_none() {
+    fn only_exact_messages_count_as_container_does_not_exist() {
         let dir = tempfile::tempdir().unwrap();
         for (words, is_gone) in [
             ("time=now level=error msg=x", false),
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_anothers_stays() {
+    fn a_container_that_may_belong_to_another_bundle_is_not_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let own = dir.path().display();
         for (state, goes) in [

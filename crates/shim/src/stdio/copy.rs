@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_tees_to_all_who_look() {
+    fn a_log_copies_its_lines_to_all_attached_readers() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let (mut copy, mut writer) = json_copy(&path);
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn several_type_into_an_input_that_ends_with_its_source() {
+    fn attached_clients_write_to_an_input_that_ends_with_its_source() {
         let ((source, writer), (mut reader, sink)) = (pipe(), pipe());
         let mut copy = Copy::new(source.into(), Sink::Pipe(sink));
         let advance = |copy: &mut Copy| copy.advance(true, &mut [0; 4096]);

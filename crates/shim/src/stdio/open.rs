@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_not_waited_for_without_an_end() {
+    fn the_wait_for_a_reader_has_an_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
         let outside = outside(&path);
@@ -517,7 +517,7 @@ mod tests {
 
     /// A client that has left makes room, even if nothing was written since.
     #[test]
-    fn as_many_join_as_may() {
+    fn attach_is_refused_beyond_the_limit_of_readers() {
         let directory = tempfile::tempdir().unwrap();
         let log = format!("json-file://{}", directory.path().join("log").display());
         let config = StdioConfig { stdout: log.clone(), stderr: log, ..StdioConfig::default() };
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_joins_an_output_that_is_not_logged() {
+    fn attach_is_refused_if_the_output_is_not_logged() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
         let _reader = open(&path, OFlags::RDONLY).unwrap();

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused_by_name() {
+    fn unknown_stream_uris_are_refused_by_name() {
         let kind = |text: &str| Target::parse(text).unwrap_err().kind();
         assert_eq!(kind("npipe:///x"), ErrorKind::Unimplemented);
         assert_eq!(kind("npipe://./pipe/x"), ErrorKind::Unimplemented);

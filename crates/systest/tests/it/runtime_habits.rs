@@ -461,7 +461,7 @@ fn standard_streams_are_the_users() {
 
 /// Whatever the umask, but a root that is there.
 #[test]
-fn states_are_for_their_owner() {
+fn state_directories_are_readable_for_their_owner_only() {
     let dir = TempDir::new().expect("a temporary directory");
     let root = dir.path().join("root");
     let bundle = bundle(|spec| script(spec, "sleep 1000"));

@@ -19,7 +19,7 @@ struct Traced {
     first: Vec<String>,
     /// Of all that make, start, enter, signal and delete it.
     others: Vec<String>,
-    /// Of those, the calls of the go-between that enters, and of the process that it brings in, until that executes
+    /// Of those, the calls of the intermediate process that enters, and of the process that it brings in, until that executes
     /// the program.
     entering: [Vec<String>; 2],
 }
@@ -254,7 +254,7 @@ const MAPPED: [Step; 3] = [
     ("5", &["move_mount(", "symlinkat("]),
 ];
 
-/// Those of a go-between that enters.
+/// Those of an intermediate process that enters.
 const BETWEEN: [Step; 4] = [
     ("3", &["recvmsg(", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE", "sched_setaffinity(", "setns("]),
     ("4", &["keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
@@ -294,7 +294,7 @@ const CALLS: &str = "
 /// And to bring up the loopback of a new network.
 const CALLS_OF_NETWORK: &str = "socket bind setsockopt recvfrom";
 
-/// Of a go-between and of whom it brings in: nothing that makes, mounts or waits for anything.
+/// Of an intermediate process and of whom it brings in: nothing that makes, mounts or waits for anything.
 const CALLS_OF_ENTERING: &str = "
     brk madvise mmap mprotect mremap munmap clock_gettime close fcntl fstat fchown umask
     prctl recvmsg read write setns setsid keyctl open openat2 stat

@@ -23,16 +23,16 @@ use types::{Context, Result};
 
 use super::is_directory;
 
-pub(crate) struct Shelf {
+pub(crate) struct MountStage {
     place: PathBuf,
     trees: Vec<OwnedFd>,
 }
 
-impl Shelf {
+impl MountStage {
     /// Stages trees that are not mounted yet; None without trees. `place` is a directory of the host that the child
     /// does not need: in its copy the stage covers it.
-    pub(crate) fn of(place: PathBuf, trees: Vec<OwnedFd>) -> Option<Shelf> {
-        (!trees.is_empty()).then_some(Shelf { place, trees })
+    pub(crate) fn of(place: PathBuf, trees: Vec<OwnedFd>) -> Option<MountStage> {
+        (!trees.is_empty()).then_some(MountStage { place, trees })
     }
 
     /// Moves the calling process into a new mount namespace, and to the stage there.
@@ -43,19 +43,19 @@ impl Shelf {
         mount::set_propagation(host.as_fd(), Propagation::Slave, true)?;
         let place = beneath::Root::open(&self.place)?;
         let words = Options { data: vec!["mode=755".to_owned()], ..Options::default() };
-        let shelf = mount::new_filesystem("tmpfs", "tmpfs", &words)?;
-        mount::attach(shelf.as_fd(), place.as_fd())?;
-        let shelf = beneath::Root::from_fd(shelf, &self.place);
+        let stage = mount::new_filesystem("tmpfs", "tmpfs", &words)?;
+        mount::attach(stage.as_fd(), place.as_fd())?;
+        let stage = beneath::Root::from_fd(stage, &self.place);
         for (number, tree) in self.trees.iter().enumerate() {
             let name = number.to_string();
             let target = if is_directory(tree)? {
-                shelf.make_dirs(Path::new(&name), 0o755)?
+                stage.make_dirs(Path::new(&name), 0o755)?
             } else {
-                shelf.make_file(Path::new(&name), 0o644)?
+                stage.make_file(Path::new(&name), 0o644)?
             };
             mount::attach(tree.as_fd(), target.as_fd())?;
         }
-        rustix::process::fchdir(&shelf).map_err(io::Error::from).context(|| "enter the shelf")
+        rustix::process::fchdir(&stage).map_err(io::Error::from).context(|| "enter the stage")
     }
 }
 
