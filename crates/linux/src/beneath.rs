@@ -1,8 +1,8 @@
-//! Opening paths inside a root that somebody else controls, without ever leaving it.
+//! Path resolution inside a root that another party controls, without ever leaving it.
 //!
-//! All resolution is the kernel's: openat2(2) with `RESOLVE_IN_ROOT`, so that `..` and absolute symlinks
-//! end at the root, and with `RESOLVE_NO_MAGICLINKS`, so that `/proc/PID/fd` leads nowhere. What is made
-//! is made by one name in a directory that is already open.
+//! All resolution is the kernel's: openat2(2) with `RESOLVE_IN_ROOT`, so that `..` and absolute symlinks end at the
+//! root, and with `RESOLVE_NO_MAGICLINKS`, so that links such as `/proc/PID/fd` are refused. A new file is created by a
+//! single name in a directory that is already open.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,13 +15,13 @@ use rustix::fs::{
 use rustix::io::Errno;
 use types::{Context, Error, Result};
 
-/// How often a lookup that raced with a rename is tried again (`EAGAIN` of openat2).
+/// How often a lookup that raced with a rename is retried (`EAGAIN` of openat2).
 const RACES_MAX: usize = 128;
 
-/// As many symlinks as the kernel follows (path_resolution(7)).
+/// The kernel's limit of followed symlinks (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
 
-/// File systems of which the kernel makes up what is in them (statfs(2)): procfs, sysfs, cgroups of both versions,
+/// Pseudo file systems, whose content the kernel generates (statfs(2)): procfs, sysfs, cgroups of both versions,
 /// debugfs, tracefs, securityfs, bpf.
 const MADE_UP: [i64; 8] =
     [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
@@ -41,7 +41,7 @@ impl AsFd for Root {
 }
 
 impl Root {
-    /// Opens a directory of our own as a root.
+    /// Opens a directory of the host as a root.
     pub fn open(path: &Path) -> Result<Root> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = open(path, flags, Mode::empty()).map_err(io::Error::from);
@@ -53,12 +53,12 @@ impl Root {
         Root { fd, name: name.to_owned() }
     }
 
-    /// Opens what is at `path` inside the root.
+    /// Opens a path inside the root.
     pub fn open_at(&self, path: &Path, flags: OFlags) -> Result<OwnedFd> {
         self.try_open(path, flags).map_err(io::Error::from).context(|| self.what("open", path))
     }
 
-    /// Opens what is at `path`, or none if nothing is there. Links that lead in circles lead nowhere.
+    /// Opens a path; None if it does not exist. A loop of symlinks counts as missing.
     pub fn find(&self, path: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
         match self.try_open(path, flags) {
             Ok(fd) => Ok(Some(fd)),
@@ -67,8 +67,8 @@ impl Root {
         }
     }
 
-    /// Opens a regular file to read it, or none if nothing is at `path`. What else is there is not opened: of some devices that
-    /// alone does something, and what the kernel makes up it may tell us alone.
+    /// Opens a regular file for reading; None if it does not exist. Other files are refused: opening a device can have
+    /// side effects, and pseudo files may reveal what only this process may read.
     pub fn find_file(&self, path: &Path) -> Result<Option<OwnedFd>> {
         let Some(found) = self.find(path, OFlags::PATH)? else { return Ok(None) };
         let about = || self.what("read", path);
@@ -83,7 +83,7 @@ impl Root {
         opened.context(about).map(Some)
     }
 
-    /// Opens what is at `path` if no name in it is a symlink, or none.
+    /// Opens a path in which no component is a symlink; None if it does not exist.
     pub fn find_without_links(&self, path: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
         match self.resolve(path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
             Ok(fd) => Ok(Some(fd)),
@@ -92,12 +92,12 @@ impl Root {
         }
     }
 
-    /// Opens a directory, made with its parents where they are missing.
+    /// Opens a directory, created with its parents if missing.
     pub fn make_dirs(&self, path: &Path, mode: u32) -> Result<OwnedFd> {
         self.make_dirs_and_tell(path, mode, |_| {})
     }
 
-    /// The same, and tells the path of each directory that was made, without links and the outermost first.
+    /// The same, and reports the resolved path of each created directory, the outermost first.
     pub fn make_dirs_and_tell(&self, path: &Path, mode: u32, mut tell: impl FnMut(&Path)) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         // The common case in one call.
@@ -125,7 +125,7 @@ impl Root {
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(io::Error::from(errno)).context(what),
             }
-            // A symlink that led nowhere: what it names is made, inside the root.
+            // A dangling symlink: its target is created, inside the root.
             match readlinkat(&parent, &name, Vec::new()) {
                 Ok(target) => {
                     symlinks += 1;
@@ -145,8 +145,8 @@ impl Root {
         self.try_open(&resolved, flags).map_err(io::Error::from).context(what)
     }
 
-    /// Makes and opens the last directory of a path where all above it are there and no name is a link, which is
-    /// nearly always so. None where it is not.
+    /// Creates and opens the last directory of a path whose parents exist and whose names are no links, which is the
+    /// common case. None otherwise.
     fn make_last(
         &self,
         names: &[OsString],
@@ -164,7 +164,7 @@ impl Root {
         };
         match mkdirat(&parent, last, Mode::from_raw_mode(mode)) {
             Ok(()) => tell(&above.join(last)),
-            // A link that leads nowhere, or somebody was faster.
+            // A dangling link, or another process was faster.
             Err(Errno::EXIST) => return Ok(None),
             Err(errno) => return Err(errno),
         }
@@ -172,10 +172,10 @@ impl Root {
         openat(&parent, last, flags, Mode::empty()).map(Some)
     }
 
-    /// Opens a file by path only, made empty with its parents where it is missing. For mount points.
+    /// Opens a file with `O_PATH`, created empty with its parents if missing. For mount points.
     ///
-    /// A symlink that leads nowhere is followed, inside the root, to the place of what it names. `PermissionDenied` if that
-    /// link is one that the kernel makes up, as those in `/proc/PID/fd`: they name things of the host.
+    /// A dangling symlink is followed, inside the root, and its target created. `PermissionDenied` for a link of a
+    /// pseudo file system, such as those in `/proc/PID/fd`: they name files of the host.
     pub fn make_file(&self, path: &Path, mode: u32) -> Result<OwnedFd> {
         let what = || self.what("create file", path);
         let mut place = path.to_owned();
@@ -198,13 +198,13 @@ impl Root {
                 )));
             }
             let target = readlinkat(&file, "", Vec::new()).map_err(io::Error::from).context(what)?;
-            // What is absolute takes the place of all before it, and is beneath the root as every path here.
+            // An absolute target replaces everything before it; paths here always start at the root.
             place = above.join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()));
         }
         Err(io::Error::from(Errno::LOOP)).context(what)
     }
 
-    /// Whether `outer` is `inner`, a directory in this root, or one of those that it lies in.
+    /// Whether `inner`, a directory in this root, is `outer` or lies in it.
     pub fn lies_in(&self, inner: BorrowedFd<'_>, outer: BorrowedFd<'_>) -> io::Result<bool> {
         let id = |fd: BorrowedFd<'_>| stat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let (root, outer) = (id(self.as_fd())?, id(outer)?);
@@ -212,7 +212,7 @@ impl Root {
         let mut last = None;
         loop {
             let now = id(here.as_fd())?;
-            // Above `/` is `/`: the directory was moved out of the root.
+            // `/` is its own parent: the directory was moved out of the root.
             if now == outer || now == root || last == Some(now) {
                 return Ok(now == outer);
             }
@@ -242,7 +242,7 @@ impl Root {
     }
 }
 
-/// Opens what has a name in a directory, by path only and no link followed; where nothing is, it is a file, made empty.
+/// Opens a file by name in a directory, with `O_PATH` and without following a link; a missing one is created empty.
 fn make_or_open(parent: BorrowedFd<'_>, name: &OsStr, mode: u32) -> Result<OwnedFd, Errno> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
     match openat(parent, name, flags, Mode::from_raw_mode(mode)) {
@@ -262,13 +262,13 @@ fn names(path: &Path) -> Vec<OsString> {
     steps.collect()
 }
 
-/// The path by which the kernel finds an open file again.
+/// The path of an open file in `/proc/self/fd`.
 pub fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     use std::os::fd::AsRawFd;
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// Whether the kernel makes up what an open file holds, `O_PATH` ones included.
+/// Whether an open file, also with `O_PATH`, is of a pseudo file system.
 pub fn is_made_up(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(MADE_UP.contains(&fstatfs(fd)?.f_type))
 }
@@ -403,7 +403,7 @@ mod tests {
         let refused = root.make_file(Path::new("a"), 0o644).unwrap_err();
         assert!(refused.chain().contains("create file a"), "{refused}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is made");
-        // A descriptor is a link whose text is a path of the host.
+        // A descriptor's link has a host path as its target.
         let held = fs::File::open("/dev/null").unwrap();
         let proc = Root::open(Path::new("/proc")).unwrap();
         let number = std::os::fd::AsRawFd::as_raw_fd(&held);

@@ -55,8 +55,8 @@ const NAMES: [&str; 41] = [
 pub struct CapSet(pub u64);
 
 impl CapSet {
-    /// The named capabilities. Names that this version or this kernel does not know are left out, as runc
-    /// does: a newer caller asks for what an older kernel cannot give.
+    /// The named capabilities. Names unknown to this program or this kernel are ignored, as runc does: a newer caller
+    /// may ask for what an older kernel lacks.
     pub fn from_names(names: &[String]) -> CapSet {
         CapSet(names.iter().filter_map(|name| number(name)).fold(0, |bits, cap| bits | 1 << cap))
     }
@@ -65,7 +65,7 @@ impl CapSet {
         self.0 & 1 << cap != 0
     }
 
-    /// What the calling thread is bounded by: no process that it starts can have more.
+    /// The calling thread's bounding set: no program that it executes can have more.
     pub fn bounding() -> CapSet {
         CapSet((0..64).filter(|cap| is_bounding(*cap).unwrap_or(false)).fold(0, |bits, cap| bits | 1 << cap))
     }
@@ -121,7 +121,7 @@ pub fn apply(wanted: &Capabilities) -> Result<()> {
     Ok(())
 }
 
-/// Gives up all capabilities, for what may be executed later too. Needs no `/proc`.
+/// Drops all capabilities, also for programs executed later. Does not need `/proc`.
 pub fn drop_all() -> Result<()> {
     limit_bounding(CapSet::default())?;
     capset(0, 0, 0).context(|| "drop the capabilities")?;
@@ -135,8 +135,8 @@ fn last_cap() -> u32 {
     (known..64).find(|cap| is_bounding(*cap).is_err()).map_or(63, |cap| cap - 1)
 }
 
-/// Whether a capability is in the bounding set. Asked of the kernel: the `/proc` in sight may be the container's, in
-/// which whoever enters is not yet there, or none.
+/// Whether a capability is in the bounding set. Asked by prctl(2), as the `/proc` in sight may be the container's, or
+/// missing.
 #[expect(unsafe_code, reason = "this option of prctl takes a number only")]
 fn is_bounding(cap: u32) -> io::Result<bool> {
     // SAFETY: numbers only.

@@ -14,10 +14,10 @@
 //! empty, which version 1 cannot.
 //!
 //! Invariants
-//! - Files are opened beneath a descriptor of the cgroup's own directory, so an operation never hits
-//!   another cgroup that got the same name later.
-//! - A limit that cannot be set is an error that names file and value. Nothing is skipped in silence but
-//!   what the specification says to ignore (kernel memory).
+//! - Files are opened beneath a descriptor of the cgroup's own directory, so that an operation never affects a later
+//!   cgroup of the same name.
+//! - A limit that cannot be set is an error that names file and value. Only kernel memory is ignored, as the
+//!   specification says.
 //! - Moving *another* process costs the kernel a grace period of milliseconds; a thread that moves itself
 //!   ([`Entry::enter`]) costs none. Starting a container takes the second way.
 
@@ -59,7 +59,7 @@ pub use self::stats::{
 pub use self::systemd::{Instance, Scope, stop_scope, update_scope};
 pub use self::unit_properties::PREFIX as UNIT_PROPERTY_ANNOTATIONS;
 
-/// Whether the caller is the host's root, and not that of a user namespace: whom the kernel refuses nothing of cgroups.
+/// Whether the caller is root in the initial user namespace, whom the kernel refuses no change of cgroups.
 fn is_privileged() -> bool {
     rustix::process::geteuid().is_root() && !idmap::in_user_namespace()
 }
@@ -69,7 +69,7 @@ pub struct Cgroup {
     members: Vec<Member>,
 }
 
-/// Device and number of a directory.
+/// Device and inode number of a directory.
 pub type Inode = (u64, u64);
 
 /// The directory of a cgroup in one hierarchy.
@@ -79,35 +79,35 @@ struct Member {
     path: PathBuf,
     /// `O_PATH`.
     dir: OwnedFd,
-    /// Made by [`Cgroup::create`], where there was none.
+    /// Created by [`Cgroup::create`]; false if it existed before.
     is_new: bool,
-    /// What was written to its files, while there is a change that would be undone.
+    /// Records of writes while a change can still be undone.
     written: RefCell<Option<Vec<update::Written>>>,
 }
 
 impl Cgroup {
     /// Makes the cgroup in every hierarchy.
     ///
-    /// An absolute path counts from the root of each tree, a relative one from the caller's own cgroup.
-    /// `FailedPrecondition` if there is one of that name with processes in it. A caller without
-    /// privileges, or root of a user namespace, gets a cgroup without the trees it may not write to, and stays where it is
+    /// An absolute path is relative to the root of each hierarchy, a relative one to the caller's own cgroup.
+    /// `FailedPrecondition` if the cgroup exists and has processes. A caller without privileges, or root of a user
+    /// namespace, gets a cgroup without the hierarchies that it may not write to, and its processes stay where they are
     /// in those.
     pub fn create(path: &str) -> Result<Cgroup> {
         Hierarchies::detect()?.create(path)
     }
 
-    /// Makes the cgroup where it is missing, for more than one owner: others may have processes in it, or make it at
-    /// the same moment.
+    /// Creates the cgroup if missing, for several owners: others may have processes in it, or create it at the same
+    /// moment.
     pub fn share(path: &str) -> Result<Cgroup> {
         Hierarchies::detect()?.adopt(path)
     }
 
-    /// The cgroup of this path, if at least one hierarchy has it; `NotFound` else.
+    /// The cgroup at this path, if at least one hierarchy has it; otherwise `NotFound`.
     pub fn open(path: &str) -> Result<Cgroup> {
         Hierarchies::detect()?.open(path)
     }
 
-    /// The cgroup whose directories [`Cgroup::locations`] told earlier, perhaps in another process.
+    /// The cgroup with the directories that [`Cgroup::locations`] returned, perhaps in another process.
     pub fn open_locations(locations: &BTreeMap<String, PathBuf>) -> Result<Cgroup> {
         let mut members = Vec::with_capacity(locations.len());
         for (name, path) in locations {
@@ -120,19 +120,18 @@ impl Cgroup {
         found(members, "of the container")
     }
 
-    /// Directory by controllers (`cpu,cpuacct`, `name=systemd`; empty for version 2). What a state file
-    /// needs to find this cgroup again.
+    /// Directories by hierarchy (`cpu,cpuacct`, `name=systemd`; empty for version 2), by which a state file finds the
+    /// cgroup again.
     pub fn locations(&self) -> BTreeMap<String, PathBuf> {
         self.members.iter().map(|member| (member.kind.name(), member.path.clone())).collect()
     }
 
-    /// What tells each directory from another that is made later in its place, by the names of [`Cgroup::locations`].
+    /// Identifies each directory, also against a later one at the same path, by the keys of [`Cgroup::locations`].
     pub fn inodes(&self) -> Result<BTreeMap<String, Inode>> {
         self.members.iter().map(|member| Ok((member.kind.name(), member.inode()?))).collect()
     }
 
-    /// Without directories that are others than those whose [`Cgroup::inodes`] these are. One of which nothing is known
-    /// stays. `NotFound` if there are none left.
+    /// Keeps only directories that match these [`Cgroup::inodes`], or are not in them. `NotFound` if none is left.
     pub fn only(self, inodes: &BTreeMap<String, Inode>) -> Result<Cgroup> {
         let mut kept = Vec::with_capacity(self.members.len());
         for member in self.members {
@@ -154,22 +153,22 @@ impl Cgroup {
         }
     }
 
-    /// Sets all limits and rules for devices of a new cgroup.
+    /// Sets all limits and device rules of a new cgroup.
     ///
-    /// Rules for devices start from "nothing", and those every container gets (`/dev/null`, …, and making
-    /// nodes) come last, whatever the list says; so an empty list leaves just them.
+    /// Device rules start from "deny all". Those that every container gets (`/dev/null`, …, and mknod(2)) come last,
+    /// whatever the list says.
     pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
         devices::restrict(self, resources)?;
         self.set_limits(resources)
     }
 
-    /// Sets the limits that are given and leaves others, and devices, as they are. If one is refused, all stay.
+    /// Sets the given limits; other limits and device rules stay. If one is refused, none is changed.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         update::all_or_nothing(self, || self.set_limits(resources))
     }
 
-    /// The limits of an update, with what it leaves unsaid of those that belong together: quota and period, memory and
-    /// its total with swap. `made_with` are the limits that the cgroup began with.
+    /// The limits of an update, completed where two belong together and one is missing: quota and period, memory and
+    /// memory with swap. `made_with` are the limits that the cgroup was created with.
     pub fn completed(
         &self,
         resources: &LinuxResources,
@@ -185,7 +184,7 @@ impl Cgroup {
         }
     }
 
-    /// What a new process needs to enter by itself.
+    /// Descriptors by which a new process enters.
     pub fn entry(&self) -> Result<Entry> {
         let unified = match self.unified() {
             Some(member) => {
@@ -198,7 +197,7 @@ impl Cgroup {
         Ok(Entry { v1: self.tasks()?, unified })
     }
 
-    /// The part of [`Cgroup::entry`] that is of version 1.
+    /// The descriptors of version 1 in [`Cgroup::entry`].
     pub fn tasks(&self) -> Result<Vec<OwnedFd>> {
         let v1 = self.members.iter().filter(|member| !member.kind.is_unified());
         v1.map(|member| member.open_file("tasks", OFlags::WRONLY)).collect()
@@ -209,34 +208,33 @@ impl Cgroup {
         self.unified().map(|member| member.dir.as_fd())
     }
 
-    /// Where that directory is.
+    /// The path of that directory.
     pub fn unified_path(&self) -> Option<&Path> {
         self.unified().map(|member| member.path.as_path())
     }
 
-    /// The directories of this one and of another, which has the same name in trees that come later.
+    /// Adds the directories of another cgroup, which has the same path in later hierarchies.
     pub fn and(mut self, other: Cgroup) -> Cgroup {
         self.members.extend(other.members);
         self
     }
 
-    /// What a process needs to enter that comes later than the first one, which may have divided the cgroup
-    /// meanwhile.
+    /// Descriptors for a process that enters after the first one, which may have divided the cgroup meanwhile.
     pub fn entry_beside(&self, first: u32) -> Result<Entry> {
         delegate::entry_beside(self, first)
     }
 
-    /// Lets a user divide the cgroup further. Version 2 only; without effect in version 1.
+    /// Allows a user to divide the cgroup further. Version 2 only; without effect in version 1.
     pub fn delegate(&self, uid: u32) -> Result<()> {
         delegate::delegate(self, uid)
     }
 
-    /// Moves a process, with all its threads, in every hierarchy. Slow: see the module's text.
+    /// Moves a process, with all its threads, in every hierarchy. Slow: see the module's documentation.
     pub fn add(&self, pid: u32) -> Result<()> {
         self.members.iter().try_for_each(|member| member.write("cgroup.procs", &pid.to_string()))
     }
 
-    /// The processes in it and in cgroups below it, in no order.
+    /// The processes in it and in cgroups below it, in no particular order.
     pub fn processes(&self) -> Result<Vec<u32>> {
         let mut pids = Vec::new();
         let member = self.unified().or_else(|| self.members.first());
@@ -248,28 +246,28 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Whether nobody is in it, or below it; waits, for two seconds at most, for processes that are about to end.
+    /// Whether it, and all below it, has no processes; waits up to two seconds for processes that are ending.
     pub fn empties(&self) -> Result<bool> {
         remove::empties(self)
     }
 
-    /// Stops every process until [`Cgroup::thaw`]. Returns when all have stopped, and fails, with
-    /// nothing stopped, if that takes longer than a second or two.
+    /// Freezes every process until [`Cgroup::thaw`]. Returns when all are frozen; fails, with none frozen, if that
+    /// takes longer than a second or two.
     pub fn freeze(&self) -> Result<()> {
         freeze::freeze(self)
     }
 
-    /// Lets the processes go on. No error if they were not frozen.
+    /// Thaws the processes. No error if they were not frozen.
     pub fn thaw(&self) -> Result<()> {
         freeze::thaw(self)
     }
 
-    /// Whether it was frozen, by whomever.
+    /// Whether it is frozen.
     pub fn is_frozen(&self) -> Result<bool> {
         freeze::is_frozen(self)
     }
 
-    /// Whether a process that enters is frozen: the cgroup is, or one above it. Of one in which there is nobody.
+    /// Whether an empty cgroup would freeze a process that enters: it, or one above it, is frozen.
     pub fn stops_who_enters(&self) -> Result<bool> {
         freeze::stops_who_enters(self)
     }
@@ -279,8 +277,8 @@ impl Cgroup {
         freeze::kill(self)
     }
 
-    /// Lets those go that were killed while the freezer of version 1 held them, with all others that it holds. No
-    /// error if there are none.
+    /// Thaws the freezer of version 1, so that killed processes can end. This thaws all other processes too. No error
+    /// if it was not frozen.
     pub fn let_killed_end(&self) -> Result<()> {
         freeze::thaw_v1(self)
     }
@@ -290,12 +288,12 @@ impl Cgroup {
         freeze::signal(self, number).map(drop)
     }
 
-    /// What its processes have used.
+    /// Resource usage.
     pub fn stats(&self) -> Result<Stats> {
         stats::read(self)
     }
 
-    /// Where its processes may run, and their memory be.
+    /// The processors and memory nodes that its processes may use.
     pub fn cpuset(&self) -> Result<Cpuset> {
         stats::cpuset(self)
     }
@@ -305,18 +303,18 @@ impl Cgroup {
         OomWatch::new(self)
     }
 
-    /// Removes the directories, those below first. Waits, for two seconds at most, for processes that are
-    /// about to end; `FailedPrecondition` if some stay. No error if there is nothing to remove.
+    /// Removes the directories, the deepest first. Waits up to two seconds for processes that are ending;
+    /// `FailedPrecondition` if some stay. No error if there is nothing to remove.
     pub fn delete(&self) -> Result<()> {
         remove::remove(self)
     }
 
-    /// As [`Cgroup::delete`], of those directories that [`Cgroup::create`] has made. What it found stays.
+    /// As [`Cgroup::delete`], for directories that [`Cgroup::create`] created. Those that existed before stay.
     pub fn delete_new(&self) -> Result<()> {
         remove::remove_new(self)
     }
 
-    /// Makes those directories anew that [`Cgroup::create`] has found, which takes what was set of them. Those that have
+    /// Recreates the directories that existed before [`Cgroup::create`], which resets their limits. Those that have
     /// processes or children by now stay as they are.
     pub fn renew_found(&self) -> Result<()> {
         remove::renew_found(self)
@@ -329,12 +327,12 @@ impl Cgroup {
         self
     }
 
-    /// The names of the hierarchies in which [`Cgroup::create`] has found its directory.
+    /// The names of the hierarchies in which the directory existed before [`Cgroup::create`].
     pub fn found(&self) -> impl Iterator<Item = String> {
         self.members.iter().filter(|member| !member.is_new).map(|member| member.kind.name())
     }
 
-    /// Removes those of its directories in which there is nothing. Others stay: no error.
+    /// Removes its empty directories. Others stay: no error.
     pub fn remove_if_empty(&self) -> Result<()> {
         remove::remove_if_empty(self)
     }
@@ -343,7 +341,7 @@ impl Cgroup {
         self.members.iter().find(|member| member.kind.is_unified())
     }
 
-    /// The directory that has this controller of version 1.
+    /// The directory in the hierarchy of this version 1 controller.
     fn controller(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.kind.has(name))
     }
@@ -356,15 +354,15 @@ fn found(members: Vec<Member>, path: &str) -> Result<Cgroup> {
     Ok(Cgroup { members })
 }
 
-/// The doors of a cgroup, opened beforehand, so that the process that enters needs no path, no memory and
-/// no privilege.
+/// Descriptors of a cgroup, opened beforehand, so that the process that enters needs no path, no memory and no
+/// privilege.
 pub struct Entry {
     v1: Vec<OwnedFd>,
     unified: Option<OwnedFd>,
 }
 
 impl Entry {
-    /// What `clone3` takes with `CLONE_INTO_CGROUP`. None without a version 2 tree.
+    /// The directory for `clone3` with `CLONE_INTO_CGROUP`. None without version 2.
     pub fn unified(&self) -> Option<BorrowedFd<'_>> {
         self.unified.as_ref().map(AsFd::as_fd)
     }
@@ -389,7 +387,7 @@ impl Entry {
         Ok(())
     }
 
-    /// What [`Cgroup::tasks`] has opened, in another process perhaps.
+    /// From the descriptors of [`Cgroup::tasks`], perhaps of another process.
     pub fn of_tasks(v1: Vec<OwnedFd>) -> Entry {
         Entry { v1, unified: None }
     }
@@ -436,7 +434,7 @@ impl Member {
         file::read(self.dir.as_fd(), name).context(|| format!("read {}", self.file(name).display()))
     }
 
-    /// The text of a file; none if this kernel or this controller does not have it.
+    /// The text of a file; None if this kernel or this controller lacks it.
     fn read_optional(&self, name: &str) -> Result<Option<String>> {
         match self.read(name) {
             Ok(text) => Ok(Some(text)),
@@ -445,7 +443,7 @@ impl Member {
         }
     }
 
-    /// The number in a file: 0 if there is no such file, the greatest one for `max`.
+    /// The number in a file: 0 if there is no such file, `u64::MAX` for `max`.
     fn read_number(&self, name: &str) -> Result<u64> {
         Ok(self.read_optional(name)?.map_or(0, |text| file::number(&text)))
     }
@@ -469,7 +467,7 @@ impl Member {
     }
 }
 
-/// The mounts from which a runtime makes the file system `cgroup` of a container.
+/// The mounts by which a runtime makes a container's `cgroup` file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerMounts {
     /// A new mount of `cgroup2`, or a bind mount of this directory where the container shares the host's
@@ -505,7 +503,7 @@ impl ContainerMounts {
 }
 
 impl Cgroup {
-    /// What to show a container of its cgroups.
+    /// The cgroup mounts of a container.
     pub fn mounts_for_container(&self) -> ContainerMounts {
         match (self.version(), self.unified()) {
             (Version::V2, Some(unified)) => ContainerMounts::Unified { source: unified.path.clone() },
@@ -531,7 +529,7 @@ impl TreeMount {
     }
 }
 
-/// A path as a cgroup path: no empty, `.` or `..` parts.
+/// Checks a cgroup path: no `..`, and not the root; drops empty and `.` parts.
 fn clean(path: &str) -> Result<PathBuf> {
     let relative = Path::new(path);
     let mut cleaned = PathBuf::new();

@@ -1,7 +1,7 @@
-//! Flows that the kernel remembers, by the packets that passed (connection tracking, `nfnetlink_conntrack.h`).
+//! Connection tracking: the flows that the kernel remembers (`nfnetlink_conntrack.h`).
 //!
-//! Where packets go, and under which addresses, is decided by the first of a flow. As long as it goes on, or as the
-//! kernel remembers it, rules that changed meanwhile mean nothing to it: whoever changes them makes it forget.
+//! The kernel decides on routing and address translation at the first packet of a flow. Later changes of rules do not
+//! affect flows that it remembers: a caller that changes rules has it forget them.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -28,34 +28,34 @@ const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 
-/// Which parts of a tuple a list is filtered by: bits of `CTA_FILTER_*_FLAGS`, in the byte order of this machine.
+/// Fields of a tuple that a list is filtered by: bits of `CTA_FILTER_*_FLAGS`, in native byte order.
 const BY_SOURCE: u32 = 1 << 0;
 const BY_PROTOCOL: u32 = 1 << 3;
 const BY_DESTINATION_PORT: u32 = 1 << 5;
 
 const NFPROTO_IPV4: u8 = 2;
 
-/// Which flows are looked at.
+/// A selection of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flows {
-    /// Those that began with a packet to this port, of whatever address.
+    /// Flows whose first packet went to this port, of any address.
     To(Transport, u16),
-    /// Those in which this address answers.
+    /// Flows in which this address replies.
     AnsweredBy(Ipv4Addr),
 }
 
-/// A flow, as far as one may be told from another here.
+/// The parts of a flow by which callers tell it from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Number of the transport protocol.
     pub protocol: u8,
-    /// Whom its first packet was sent to.
+    /// The destination of its first packet.
     pub to: SocketAddrV4,
-    /// Who answers: somebody else, if the destination was translated.
+    /// The replying address: another one if the destination was translated.
     pub answered_by: Ipv4Addr,
 }
 
-/// What the kernel remembers for one network namespace, of IPv4.
+/// The IPv4 connection tracking table of one network namespace.
 pub struct Conntrack(Socket);
 
 impl Conntrack {
@@ -64,15 +64,15 @@ impl Conntrack {
         Ok(Conntrack(Socket::open(Protocol::Netfilter)?))
     }
 
-    /// Forgets those of the flows that are stale, so that their next packets are looked at like first ones. Nothing
-    /// is forgotten where the kernel cannot list them.
+    /// Deletes the selected flows that are stale, so that their next packets are handled like first ones. Does nothing
+    /// if the kernel cannot list flows.
     pub fn forget(&mut self, flows: Flows, is_stale: impl Fn(&Flow) -> bool) -> Result<()> {
         let listed = match self.0.request("list flows", list(flows)) {
             Err(error) if is_unsupported(&error) => return Ok(()),
             other => other?,
         };
         for answer in listed.iter().filter_map(|answer| answer.get(4..)) {
-            // An old kernel lists all.
+            // An old kernel lists all flows, unfiltered.
             let Some(flow) = read(answer).filter(|flow| flows.include(flow) && is_stale(flow)) else {
                 continue;
             };
@@ -134,7 +134,7 @@ fn read(answer: &[u8]) -> Option<Flow> {
         Some(Ipv4Addr::from(octets))
     };
     let protocol = attribute(first, CTA_TUPLE_PROTO)?;
-    // Not every protocol has ports.
+    // Some protocols have no ports.
     let port = attribute(protocol, CTA_PROTO_DST_PORT).and_then(|bytes| bytes.try_into().ok());
     Some(Flow {
         protocol: *attribute(protocol, CTA_PROTO_NUM)?.first()?,
@@ -143,7 +143,7 @@ fn read(answer: &[u8]) -> Option<Flow> {
     })
 }
 
-/// What nfnetlink says where the kernel has no such part (`nf_conntrack_netlink`).
+/// nfnetlink's errors if the kernel lacks `nf_conntrack_netlink`.
 fn is_unsupported(error: &Error) -> bool {
     matches!(errno_of(error), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }

@@ -1,12 +1,12 @@
-//! A D-Bus client with what it takes to ask systemd for something and to wait until it is done (D-Bus
-//! specification, "Message Protocol"). It blocks, has no thread and no registry of types.
+//! A D-Bus client, as far as calls to systemd and waiting for its jobs need one (D-Bus specification, "Message
+//! Protocol"). It blocks, and has neither threads nor a type registry.
 //!
 //! ```text
 //! connect ─▶ AUTH EXTERNAL, BEGIN ─▶ OK ─▶ [Hello, on a bus] ─▶ call ─▶ reply
-//!                                                           └ signals that come meanwhile are kept
+//!                                                           └ signals received meanwhile are kept
 //! ```
 //!
-//! Own code, because what there is brings an executor, threads or a C library, and this is in every shim.
+//! Existing libraries bring an executor, threads or a C library, and this is part of every shim.
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 
 use types::{Context as _, Error, ErrorKind, Result};
 
-/// How long an answer may take.
+/// How long a reply may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Bytes of a message from the other side. Those of systemd are much shorter.
+/// Bytes of a received message, at most. Those of systemd are much shorter.
 const MESSAGE_MAX: usize = 1 << 20;
-/// Signals that are kept until somebody asks for them; the oldest go first.
+/// Signals that are kept until they are asked for; the oldest are dropped first.
 const SIGNALS_MAX: usize = 256;
 
-/// A value that may stand in a property or an argument.
+/// A value of a property or an argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     Text(String),
@@ -70,7 +70,7 @@ pub(crate) struct Method<'a> {
     pub(crate) member: &'a str,
 }
 
-/// A message that was received.
+/// A received message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Message {
     kind: u8,
@@ -103,7 +103,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to a peer, or with `is_bus` to a message bus. `NotFound` if nobody listens there.
+    /// Connects to a peer, or with `is_bus` to a message bus. `NotFound` if nothing listens there.
     pub(crate) fn open(socket: &Path, is_bus: bool) -> Result<Connection> {
         let what = || format!("connect to {}", socket.display());
         let stream = match UnixStream::connect(socket) {
@@ -126,12 +126,12 @@ impl Connection {
         Ok(connection)
     }
 
-    /// `EXTERNAL`: the kernel vouches for who we are. Nobody is named, since the number of a user that is in a user
-    /// namespace is another on the other side. `AUTH` is answered by `DATA`, or by `OK` at once by a systemd before 247,
-    /// and `DATA` by `OK`.
+    /// Authenticates with `EXTERNAL`: the kernel vouches for the caller. No uid is sent, as that of a user in a user
+    /// namespace differs on the other side. `AUTH` is answered by `DATA`, or by `OK` at once by systemd before 247, and
+    /// `DATA` by `OK`.
     ///
-    /// `BEGIN` goes with them and not after the answer, as in systemd's own clients: systemd overlooks a call
-    /// that it reads together with a `BEGIN`.
+    /// `BEGIN` is sent together with them, as systemd's own clients do: systemd overlooks a call that it reads together
+    /// with a `BEGIN`.
     fn authenticate(&mut self) -> Result<()> {
         self.socket.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n").context(|| "authenticate")?;
         for expected in [&["DATA\r\n", "OK "][..], &["OK "]] {
@@ -157,7 +157,7 @@ impl Connection {
         Ok(line)
     }
 
-    /// Calls a method and waits for its answer.
+    /// Calls a method, and waits for its reply.
     pub(crate) fn call(&mut self, method: Method<'_>, arguments: &[Value]) -> Result<Message> {
         let what = || format!("call {} of {}", method.member, method.destination);
         self.serial += 1;
@@ -175,7 +175,7 @@ impl Connection {
         }
     }
 
-    /// The next signal for which `wanted` holds, of those that came and those to come.
+    /// The next signal that matches `wanted`, among kept ones and later ones.
     pub(crate) fn wait_for_signal(&mut self, wanted: impl Fn(&Message) -> bool) -> Result<Message> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -241,14 +241,14 @@ impl Object {
 }
 
 impl Connection {
-    /// Asks a bus for the signals that the rule names.
+    /// Subscribes to the signals of a match rule.
     pub(crate) fn add_match(&mut self, rule: &str) -> Result<()> {
         self.call(BUS.method("AddMatch"), &[Value::Text(rule.to_owned())]).map(drop)
     }
 }
 
 impl Message {
-    /// The texts and object paths of a body that has nothing else but 32-bit numbers. A text may be a variant.
+    /// The strings and object paths of a body that otherwise has 32-bit numbers only. A string may be in a variant.
     pub(crate) fn texts(&self) -> Result<Vec<String>> {
         let mut reader = Reader { bytes: &self.body, at: 0 };
         let mut texts = Vec::new();
@@ -284,7 +284,7 @@ impl Message {
 
 // --- bytes ---
 
-/// Bytes in which everything is aligned to its own size.
+/// A writer that aligns each value to its size.
 #[derive(Default)]
 struct Writer(Vec<u8>);
 
@@ -319,7 +319,7 @@ impl Writer {
         self.0.push(0);
     }
 
-    /// The length counts the elements, not the blank before the first of them.
+    /// The length counts the elements, not the padding before the first one.
     fn array(&mut self, alignment: usize, write: impl FnOnce(&mut Writer)) {
         self.u32(0);
         let place = self.0.len() - 4;
@@ -408,7 +408,7 @@ fn malformed() -> Error {
 
 /// Bytes of header fields and body, from the fixed part of a message.
 fn lengths(head: &[u8; 16]) -> Result<(usize, usize)> {
-    // Both ends are on one machine, and systemd writes its own order.
+    // Both ends are on one machine, and systemd uses its byte order.
     if head[0] != b'l' || head[3] != 1 {
         return Err(malformed());
     }
@@ -422,7 +422,7 @@ fn lengths(head: &[u8; 16]) -> Result<(usize, usize)> {
 
 fn decode(kind: u8, fields: &[u8], body: Vec<u8>) -> Result<Message> {
     let mut message = Message { kind, body, ..Message::default() };
-    // Fields begin at byte 16 of the message, which is as good as 0 for their alignment.
+    // Fields begin at byte 16 of the message, which is aligned like 0.
     let mut reader = Reader { bytes: fields, at: 0 };
     while reader.at < fields.len() {
         reader.align(8)?;
@@ -508,7 +508,7 @@ mod tests {
         message.0
     }
 
-    /// A connection to a peer that says `answers` once it was spoken to, and hangs up.
+    /// A connection to a peer that sends `answers` after the first message, and closes.
     fn peer(answers: Vec<u8>) -> Result<Connection> {
         peer_that_welcomes(b"DATA\r\nOK 0123\r\n", answers)
     }
@@ -521,7 +521,7 @@ mod tests {
             assert_eq!(&asked[..len], b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n");
             theirs.write_all(welcome).unwrap();
             theirs.write_all(&answers).unwrap();
-            // Reads what is asked, so that asking does not fail.
+            // Reads the requests, so that sending them does not fail.
             let mut rest = Vec::new();
             theirs.shutdown(std::net::Shutdown::Write).unwrap();
             theirs.read_to_end(&mut rest).unwrap();

@@ -1,4 +1,4 @@
-//! Device nodes, one by one or by the directory.
+//! Device nodes, single or in a directory.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use types::{Context, Error, Result};
 /// A character or block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Where it is below the directory that was asked for; empty for one that was asked for itself.
+    /// Path below the requested directory; empty for the requested device itself.
     pub below: PathBuf,
     /// `c` or `b`, as the OCI calls them.
     pub kind: &'static str,
@@ -25,9 +25,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// As a container is given it (runtime-spec `config-linux.md`, "Devices"): what was asked for is at `place` there.
+    /// The container's device (runtime-spec `config-linux.md`, "Devices"), with the requested path at `place`.
     pub fn placed(self, place: &Path) -> LinuxDevice {
-        // Without a slash at the end where it is the device itself.
+        // Without a trailing slash for the device itself.
         let path = match self.below.as_os_str().is_empty() {
             true => place.to_owned(),
             false => place.join(&self.below),
@@ -44,18 +44,18 @@ impl Node {
     }
 }
 
-/// What containerd and Docker leave out of directories of devices: what every container has of its own, and what other
-/// runtimes and udev keep there.
+/// Names that containerd and Docker skip in device directories: each container has its own of these, or other runtimes
+/// and udev keep files there.
 const DIRECTORIES_LEFT_OUT: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
 const LEFT_OUT: &str = "console";
 
-/// A directory of devices is no deeper: `/dev/mapper` and the like are one deep.
+/// The maximal depth; `/dev/mapper` and the like have one level.
 const DEPTH_MAX: usize = 16;
 
-/// The device at `path`, which may be a link, or those of a directory with all below it, in the order of their names: there
-/// links and other files are left out.
+/// The device at `path`, which may be a link, or all devices in a directory, recursively and sorted by name; links and
+/// other files in it are skipped.
 ///
-/// `NotFound` if there is nothing; `InvalidArgument` if it is neither.
+/// `NotFound` if the path does not exist; `InvalidArgument` if it is neither.
 pub fn nodes(path: &Path) -> Result<Vec<Node>> {
     let found = fs::metadata(path).context(|| format!("find device {}", path.display()))?;
     if !found.is_dir() {
@@ -77,7 +77,7 @@ fn below(directory: &Path, at: &Path, depth: usize, nodes: &mut Vec<Node>) -> io
         let (name, at) = (entry.file_name(), at.join(entry.file_name()));
         let found = match entry.metadata() {
             Ok(found) => found,
-            // Devices come and go.
+            // Devices may vanish at any time.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };

@@ -1,11 +1,11 @@
-//! Device mapper: block devices that show others, checked on the way (dm-verity).
+//! Device mapper: block devices that verify the data of another (dm-verity).
 //!
 //! ```text
 //! create ─▶ load the table ─▶ resume ─▶ /dev/dm-N ──remove_when_unused──▶ goes with its last user
 //! ```
 //!
-//! Requests are structures on `/dev/mapper/control`, `linux/dm-ioctl.h`. What a table's words mean is in the kernel's
-//! `admin-guide/device-mapper/verity.rst`.
+//! Requests are structures for `/dev/mapper/control`, `linux/dm-ioctl.h`. The parameters of a table are documented in
+//! the kernel's `admin-guide/device-mapper/verity.rst`.
 
 use std::fs::File;
 use std::io;
@@ -16,21 +16,21 @@ use types::{Context, Error, ErrorKind, Result};
 
 const CONTROL: &str = "/dev/mapper/control";
 
-/// The version of the interface that this file speaks, 4.0.0.
+/// The interface version, 4.0.0.
 const VERSION: [u32; 3] = [4, 0, 0];
 /// `DM_READONLY_FLAG`, `DM_DEFERRED_REMOVE`.
 const READ_ONLY: u32 = 1;
 const DEFERRED: u32 = 1 << 17;
 
-/// Bytes of a name, with the zero at its end.
+/// Bytes of a name, including the final zero.
 const NAME_LEN: usize = 128;
-/// Bytes of the words of a table, with the zero at their end: two digests of 64 bytes, a salt of 256, in hexadecimal
-/// numbers, and some short words.
+/// Bytes of a table's parameters, including the final zero: two digests of 64 bytes and a salt of 256, in hexadecimal,
+/// and some short words.
 const WORDS_LEN: usize = 1024;
-/// The unit of a device's length.
+/// Bytes of a sector, the unit of a device's length.
 const SECTOR_LEN: u64 = 512;
 
-/// What a device is to be.
+/// Commands of the ioctl.
 #[derive(Clone, Copy)]
 enum Command {
     Create = 3,
@@ -39,7 +39,7 @@ enum Command {
     Load = 9,
 }
 
-/// The words of a table of dm-verity: data and the tree of their hashes, on one device.
+/// The parameters of a dm-verity table: data and hash tree on one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verity {
     /// 1, or 0 for Chrome OS's.
@@ -48,13 +48,13 @@ pub struct Verity {
     pub data_block_len: u32,
     pub hash_block_len: u32,
     pub data_blocks: u64,
-    /// Where the tree begins, in blocks of `hash_block_len`.
+    /// Start of the hash tree, in blocks of `hash_block_len`.
     pub hash_start: u64,
-    /// As the kernel calls it: `sha256`.
+    /// By the kernel's name: `sha256`.
     pub algorithm: String,
-    /// In hexadecimal numbers.
+    /// Hexadecimal.
     pub root_hash: String,
-    /// The same; empty for none.
+    /// Hexadecimal; empty for none.
     pub salt: String,
 }
 
@@ -79,8 +79,8 @@ impl Verity {
     }
 }
 
-/// Makes a device that shows the data of `device`, and fails to read what is not as the root hash says. It stays until
-/// it is removed. `FailedPrecondition` if the kernel has no device mapper, or no dm-verity.
+/// Makes a device with the data of `device`, whose reads fail if they do not match the root hash. It exists until it is
+/// removed. `FailedPrecondition` if the kernel lacks the device mapper, or dm-verity.
 pub fn verified(name: &str, device: &Path, verity: &Verity) -> Result<PathBuf> {
     let what = || format!("set up dm-verity for {}", device.display());
     let control = control()?;
@@ -94,15 +94,14 @@ pub fn verified(name: &str, device: &Path, verity: &Verity) -> Result<PathBuf> {
         send(control.as_fd(), Command::Resume, Request::new(name, 0)?).context(what)
     })();
     if let Err(error) = shown {
-        // The first error counts.
+        // The first error is reported.
         let _ = send(control.as_fd(), Command::Remove, Request::new(name, 0)?);
         return Err(error);
     }
     Ok(PathBuf::from(format!("/dev/dm-{}", minor(created.device))))
 }
 
-/// Removes a device: now, or when its last user lets go of it. One that is not there is no error, and without a device
-/// mapper there is none.
+/// Removes a device: now, or when its last user closes it. A missing device, or device mapper, is no error.
 pub fn remove_when_unused(name: &str) -> Result<()> {
     let control = match control() {
         Err(error) if error.is(ErrorKind::FailedPrecondition) => return Ok(()),
@@ -125,7 +124,7 @@ fn control() -> Result<File> {
     })
 }
 
-/// The kernel says "invalid argument" of kinds of tables that it does not have, and writes the reason to its log alone.
+/// The kernel answers EINVAL for an unknown target, and logs the reason.
 fn refused(error: io::Error) -> Error {
     if error.raw_os_error() != Some(libc::EINVAL) {
         return Error::new(error.kind().into(), "load the table").with_source(error);
@@ -134,12 +133,12 @@ fn refused(error: io::Error) -> Error {
     Error::failed_precondition(why).with_source(error)
 }
 
-/// The second half of a device number, as `linux/kdev_t.h` packs it for programs.
+/// The minor part of a device number, in the packing of `linux/kdev_t.h`.
 fn minor(device: u64) -> u64 {
     device & 0xFF | device >> 12 & 0xF_FF00
 }
 
-/// `struct dm_ioctl`, `struct dm_target_spec`, and the words of the target.
+/// `struct dm_ioctl`, `struct dm_target_spec`, and the target's parameters.
 #[repr(C)]
 struct Request {
     version: [u32; 3],
@@ -198,7 +197,7 @@ impl Request {
     }
 }
 
-/// With at least one zero at its end.
+/// A fixed-size string with at least one final zero.
 fn text<const LEN: usize>(text: &str) -> Result<[u8; LEN]> {
     let mut bytes = [0; LEN];
     if text.len() >= LEN || text.contains('\0') {
@@ -208,7 +207,7 @@ fn text<const LEN: usize>(text: &str) -> Result<[u8; LEN]> {
     Ok(bytes)
 }
 
-/// Gives what the kernel wrote into the request.
+/// Returns the request as the kernel has filled it in.
 #[expect(unsafe_code, reason = "rustix has no device mapper")]
 fn send(control: BorrowedFd<'_>, command: Command, mut request: Request) -> io::Result<Request> {
     // `_IOWR(DM_IOCTL, command, struct dm_ioctl)`. The type of numbers of that size differs between C libraries.

@@ -1,4 +1,4 @@
-//! Descriptors that go from process to process, beside bytes on a unix socket (unix(7), `SCM_RIGHTS`).
+//! Passing of descriptors between processes over a unix socket (unix(7), `SCM_RIGHTS`).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -9,15 +9,15 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Most descriptors that go at once: as many as there are trees of cgroups, and then some.
+/// The most descriptors of one message: more than there are cgroup hierarchies.
 const FDS_MAX: usize = 32;
 
-/// Sends bytes with a descriptor beside them.
+/// Sends bytes with a descriptor.
 pub fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
     send_with_fds(socket, bytes, &[fd])
 }
 
-/// Sends bytes with descriptors beside them, or none. `InvalidInput` if they are too many.
+/// Sends bytes with any number of descriptors. `InvalidInput` if they are too many.
 pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -31,8 +31,8 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>
     Ok(())
 }
 
-/// Receives what one call of the other side sent, up to `len_max` bytes, and the descriptor beside it. No bytes mean
-/// that the other side is gone.
+/// Receives one message, up to `len_max` bytes, and its descriptor. Empty bytes mean that the peer has closed the
+/// socket.
 pub fn receive_with_fd(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut bytes = vec![0; len_max];
     let (len, fds) = receive_with_fds(socket, &mut bytes)?;
@@ -40,23 +40,23 @@ pub fn receive_with_fd(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Ve
     Ok((bytes, fds.into_iter().next()))
 }
 
-/// Receives what one call of the other side sent into `bytes`: how many that are, and the descriptors beside them.
-/// None mean that the other side is gone. An error if the kernel could not hand over every descriptor.
+/// Receives one message into `bytes`: its length, and its descriptors. A length of 0 means that the peer has closed the
+/// socket. Fails if the kernel could not pass every descriptor.
 pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     receive(socket, bytes).map(|received| (received.len, received.fds))
 }
 
-/// What one call of the other side sent.
+/// One received message.
 pub struct Received {
-    /// Bytes. None mean that the other side is gone.
+    /// Bytes. 0 means that the peer has closed the socket.
     pub len: usize,
     pub fds: Vec<OwnedFd>,
-    /// The process that called, where the socket asks for it: see [`ask_for_senders`].
+    /// The sending process, if the socket asks for it: see [`ask_for_senders`].
     pub sender: Option<u32>,
 }
 
-/// From now on the kernel says of what arrives which process sent it (unix(7), `SO_PASSCRED`). Another process can only
-/// be named in its place by root of the first user namespace, and only one that it sees.
+/// Has the kernel add the sender's pid to each message (unix(7), `SO_PASSCRED`). Only root of the initial user
+/// namespace can name another process, which it must see.
 pub fn ask_for_senders(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_passcred(socket, true)?)
 }
@@ -69,12 +69,12 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received>
         let mut slices = [IoSliceMut::new(bytes)];
         match recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => {}
-            // Told once of a peer that died with messages unread. What it had sent before is still there.
+            // Reported once for a peer that died with unread messages. Its earlier messages can still be read.
             Err(rustix::io::Errno::CONNRESET) => {}
             other => break other?,
         }
     };
-    // Descriptors that did arrive are closed where this fails.
+    // Received descriptors are closed if this fails.
     let (mut fds, mut sender) = (Vec::new(), None);
     for message in ancillary.drain() {
         match message {

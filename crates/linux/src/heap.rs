@@ -1,14 +1,14 @@
-//! A heap that is dense, for programs of one thread whose memory counts a thousand times.
+//! A compact heap for single-threaded programs of which thousands run.
 //!
 //! ```text
-//! the region:    pieces, side by side, lowest first │ free end │ not asked for yet …
-//!                                                   └──────────┴─ goes back to the kernel by `trim_heap`
-//! large pieces:  mapped and unmapped, each by itself
+//! the region:    blocks, side by side, lowest first │ free end │ not used yet …
+//!                                                   └──────────┴─ returned to the kernel by `trim_heap`
+//! large blocks:  mapped and unmapped, each by itself
 //! ```
 //!
-//! The C library of static programs (musl) has a page or more for each size of pieces, gives a page back as soon as it is
-//! free, and takes it again for the next piece: that costs a container's start 0.3 ms. This heap (dlmalloc) keeps what is free
-//! until somebody asks for it.
+//! The C library of static programs (musl) uses a page or more for each size class, returns a page as soon as it is
+//! free, and takes it again for the next block: that costs a container's start 0.3 ms. This heap (dlmalloc) keeps free
+//! memory until the program trims it.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::c_void;
@@ -22,11 +22,11 @@ use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use rustix::mm::{madvise, mmap_anonymous, mprotect, mremap, munmap};
 use stdx::Mutex;
 
-/// Bytes of the addresses that are set aside for pieces that are not large. Most are never asked for, and cost nothing.
+/// Bytes of the reserved address range for blocks that are not large. Most are never used, and cost nothing.
 const REGION_LEN: usize = 64 << 20;
-/// By how many bytes the used part of the region grows.
+/// Bytes by which the used part of the region grows.
 const STEP: usize = 64 << 10;
-/// Bytes of a piece that is mapped by itself.
+/// Bytes from which a block is mapped by itself.
 const LARGE: usize = 128 << 10;
 const PAGE: usize = 4096;
 
@@ -45,7 +45,7 @@ fn heap() -> MutexGuard<'static, Dlmalloc<Region>> {
     HEAP.lock()
 }
 
-/// Gives back the free end of the region.
+/// Returns the free end of the region to the kernel.
 pub(crate) fn trim() {
     #[expect(unsafe_code, reason = "a call into the allocator")]
     // SAFETY: touches nothing but what is free; the lock is held.
@@ -113,10 +113,10 @@ unsafe impl GlobalAlloc for DenseHeap {
     }
 }
 
-/// Where dlmalloc has its memory from: one range that grows upwards, so that what is free at its end can be given back.
+/// dlmalloc's source of memory: one range that grows upwards, so that its free end can be returned.
 struct Region {
     base: AtomicPtr<u8>,
-    /// Bytes from its beginning on that dlmalloc has.
+    /// Bytes of its beginning that dlmalloc has.
     used: AtomicUsize,
 }
 
@@ -125,7 +125,7 @@ impl Region {
         Region { base: AtomicPtr::new(null_mut()), used: AtomicUsize::new(0) }
     }
 
-    /// The beginning of the region, which is set aside when it is first asked for. None where there is no room for it.
+    /// The start of the region, which is reserved at the first call. None if the address space is too small.
     fn base(&self) -> Option<*mut u8> {
         let base = self.base.load(Relaxed);
         if !base.is_null() {
@@ -149,7 +149,7 @@ impl Region {
         Some(end)
     }
 
-    /// Whether a range ends where the used part does.
+    /// Whether a range ends at the end of the used part.
     fn ends_with(&self, start: *mut u8, len: usize) -> bool {
         let base = self.base.load(Relaxed);
         !base.is_null()
@@ -186,7 +186,7 @@ unsafe impl Allocator for Region {
         given_back.is_ok()
     }
 
-    /// What was mapped when the region was full stays dlmalloc's.
+    /// Memory mapped while the region was full stays dlmalloc's.
     fn free(&self, _: *mut u8, _: usize) -> bool {
         false
     }
@@ -205,16 +205,16 @@ unsafe impl Allocator for Region {
 }
 
 fn in_pages(len: usize) -> usize {
-    // What is too long to be rounded is refused by the kernel.
+    // Lengths that cannot be rounded are refused by the kernel.
     len.checked_next_multiple_of(PAGE).unwrap_or(len)
 }
 
-/// Fresh memory; null if there is none.
+/// Maps memory; null if there is none.
 fn map(len: usize) -> *mut u8 {
     anonymous(in_pages(len), ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE).unwrap_or(null_mut())
 }
 
-/// Addresses without memory behind them.
+/// Reserves addresses without memory.
 fn reserve() -> Option<*mut u8> {
     anonymous(REGION_LEN, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
 }
@@ -240,7 +240,7 @@ unsafe fn unmap(start: *mut u8, len: usize) {
 mod tests {
     use super::*;
 
-    /// Bytes of memory in the region, which begins with the page of this piece.
+    /// Resident bytes of the region, which begins with the page of this block.
     fn memory_from(first: &Piece) -> usize {
         let begin = first.0.addr() / PAGE * PAGE;
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
@@ -255,7 +255,7 @@ mod tests {
         kib << 10
     }
 
-    /// A piece that is written all over with a number that tells it from others.
+    /// A block filled with a byte that identifies it.
     struct Piece(*mut u8, Layout, u8);
 
     #[expect(unsafe_code, reason = "what an allocator is asked for")]
@@ -298,7 +298,7 @@ mod tests {
     fn pieces_are_apart_keep_their_bytes_and_go_back() {
         let first = Piece::new(1);
         let mut pieces: Vec<Piece> = (0..5000).map(Piece::new).collect();
-        // Through all sizes, those of mappings among them, and back.
+        // Through all sizes, also mapped ones, and back.
         for len in [LARGE - 1, LARGE, 3 * LARGE + 5, LARGE + 1, 100] {
             pieces = pieces
                 .into_iter()

@@ -1,11 +1,11 @@
-//! Names of hosts, for a program that has its C library inside.
+//! Host name lookup for a program that is linked statically with glibc.
 #![expect(unsafe_code, reason = "a function of glibc that no crate has")]
 
-/// Has the C library look for names of hosts in `/etc/hosts`, then ask the servers of `/etc/resolv.conf`, whatever
-/// `/etc/nsswitch.conf` says. To be called before anything else looks for a name.
+/// Has the C library look host names up in `/etc/hosts` first and then by the servers of `/etc/resolv.conf`, whatever
+/// `/etc/nsswitch.conf` says. To be called before the first lookup.
 ///
-/// What that file names are libraries of the host's own C library (`libnss_*.so`). A program that carries its own must not
-/// load them: they are made for the version beside them. Both sources that stay are in the program.
+/// `nsswitch.conf` names plugins of the host's own C library (`libnss_*.so`). A statically linked program must not load
+/// them, as they are made for another version. The two remaining sources are part of the program.
 #[cfg(target_env = "gnu")]
 pub fn resolve_without_plugins() {
     // SAFETY: the declaration is that of glibc.

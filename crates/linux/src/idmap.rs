@@ -1,7 +1,7 @@
-//! Identity maps of user namespaces (user_namespaces(7)), and of mounts, which take theirs from such a namespace.
+//! Id maps of user namespaces (user_namespaces(7)), and of mounts, which refer to such a namespace.
 //!
-//! A caller without privileges may map its own ids only; for more it asks `newuidmap` and `newgidmap`, which
-//! know what `/etc/subuid` and `/etc/subgid` grant.
+//! A caller without privileges may map its own ids only; for others it runs `newuidmap` and `newgidmap`, which check
+//! `/etc/subuid` and `/etc/subgid`.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -15,7 +15,7 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::ns::NsKind;
 use crate::process::{self, Cloned};
 
-/// How the owners of files are shown: ids as they are on disk, and as they are seen.
+/// The id maps of a mount: ids on disk, and ids as seen through it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owners {
     pub uids: Vec<IdMapping>,
@@ -23,13 +23,13 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Reads `INSIDE:OUTSIDE:COUNT`, several with commas between them, as snapshotters write it.
+    /// Parses `INSIDE:OUTSIDE:COUNT`, separated by commas, the format of snapshotters.
     pub fn parse(uids: &str, gids: &str) -> Result<Owners> {
         let maps = |text: &str| -> Result<Vec<IdMapping>> { text.split(',').map(parse_one).collect() };
         Ok(Owners { uids: maps(uids)?, gids: maps(gids)? })
     }
 
-    /// The map that undoes this one.
+    /// The inverse map.
     pub fn inverse(&self) -> Owners {
         let turn = |maps: &[IdMapping]| {
             let turned = |map: &IdMapping| IdMapping {
@@ -42,7 +42,7 @@ impl Owners {
         Owners { uids: turn(&self.uids), gids: turn(&self.gids) }
     }
 
-    /// What an owner on disk is seen as. None if the map does not say.
+    /// The owner seen for one on disk. None if the map lacks it.
     pub fn shown(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
         let find = |maps: &[IdMapping], id: u32| {
             maps.iter().find_map(|map| {
@@ -64,7 +64,7 @@ fn parse_one(text: &str) -> Result<IdMapping> {
     }
 }
 
-/// A user namespace with these maps, which nobody is in.
+/// Makes a user namespace with these maps and without processes.
 pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
     let parent = rustix::process::getpid();
     // SAFETY: threads of the caller may hold locks, but the child takes none: it makes system calls until the
@@ -74,7 +74,7 @@ pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
     let (pid, pidfd) = match cloned {
         Cloned::Child => {
             let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-            // One that died before the wish was made would leave a process that waits for ever.
+            // A parent that died before the death signal was set would leave this process waiting for ever.
             if rustix::process::getppid() != Some(parent) {
                 process::exit_now(1);
             }
@@ -93,14 +93,14 @@ pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
     made.map(OwnedFd::from)
 }
 
-/// Whether the caller is in a user namespace that somebody made, and not in the host's: as root it has no rights outside.
+/// Whether the caller is in a user namespace other than the initial one: its root has no rights outside.
 pub fn in_user_namespace() -> bool {
     // A kernel without user namespaces has no such file.
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// The maps of the user namespace that a process is in, as its owners are seen from the caller's.
+/// The maps of a process's user namespace, with outside ids as the caller sees them.
 pub fn of(pid: u32) -> Result<Owners> {
     let read = |file: &str| -> Result<Vec<IdMapping>> {
         let path = format!("/proc/{pid}/{file}");
@@ -112,7 +112,7 @@ pub fn of(pid: u32) -> Result<Owners> {
     Ok(Owners { uids: read("uid_map")?, gids: read("gid_map")? })
 }
 
-/// A line of a map, as [`lines`] has it.
+/// Parses a line of [`lines`].
 fn parse_line(line: &str) -> Option<IdMapping> {
     let mut numbers = line.split_whitespace().map(|number| number.parse().ok());
     let mut next = || numbers.next().flatten();
@@ -123,8 +123,8 @@ fn parse_line(line: &str) -> Option<IdMapping> {
 pub fn write(pid: u32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
     write_one(pid, "uid_map", "newuidmap", uids)?;
     match write_one(pid, "gid_map", "newgidmap", gids) {
-        // One's own group may be mapped once the namespace cannot drop groups any more: a group may be one
-        // that is kept from something.
+        // A caller's own group may be mapped once setgroups(2) is denied in the namespace: otherwise dropping a group
+        // could lift a restriction that it means.
         Err(error) if error.is(ErrorKind::PermissionDenied) && gids.len() == 1 => {
             let path = format!("/proc/{pid}/setgroups");
             fs::write(&path, "deny").context(|| format!("write {path}"))?;
@@ -172,7 +172,7 @@ fn write_by(program: &str, pid: u32, mappings: &[IdMapping]) -> Result<()> {
     Err(Error::permission_denied(format!("{program} refused: {}", words.trim())))
 }
 
-/// The text of a map: inside, outside, count.
+/// The text of a map, a line for each range: inside, outside, count.
 pub fn lines(mappings: &[IdMapping]) -> String {
     let mut text = String::new();
     for map in mappings {

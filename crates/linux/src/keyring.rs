@@ -1,4 +1,4 @@
-//! Session keyrings (session-keyring(7)): where the keys of a process and its descendants are.
+//! Session keyrings (session-keyring(7)): the keys of a process and its descendants.
 
 use std::ffi::CStr;
 use std::io;
@@ -6,7 +6,7 @@ use std::io;
 /// The session keyring of the caller (`linux/keyctl.h`).
 const SESSION_KEYRING: libc::c_int = -3;
 
-/// Leaves the caller's session keyring for the one of that name, which is made where the caller finds none
+/// Leaves the caller's session keyring for that of this name, which is made if the caller finds none
 /// (keyctl_join_session_keyring(3)).
 #[expect(unsafe_code, reason = "keyctl has no wrapper")]
 pub fn join_session(name: &CStr) -> io::Result<()> {
@@ -15,7 +15,7 @@ pub fn join_session(name: &CStr) -> io::Result<()> {
     done(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })
 }
 
-/// Sets who may do what with the caller's session keyring: bits of `linux/key.h` (keyctl_setperm(3)).
+/// Sets the permissions of the caller's session keyring: bits of `linux/key.h` (keyctl_setperm(3)).
 #[expect(unsafe_code, reason = "keyctl has no wrapper")]
 pub fn set_session_permissions(permissions: u32) -> io::Result<()> {
     const SETPERM: libc::c_int = 5;
@@ -23,7 +23,7 @@ pub fn set_session_permissions(permissions: u32) -> io::Result<()> {
     done(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, permissions) })
 }
 
-/// Who may do what with the caller's session keyring; none where the kernel does not tell (keyctl_describe(3)).
+/// The permissions of the caller's session keyring; None if the kernel does not tell (keyctl_describe(3)).
 #[expect(unsafe_code, reason = "keyctl has no wrapper")]
 pub fn session_permissions() -> Option<u32> {
     const DESCRIBE: libc::c_int = 6;
@@ -50,7 +50,7 @@ mod tests {
     #[test]
     fn a_session_keyring_has_the_permissions_that_were_set() {
         const PERMISSIONS: u32 = 0x3f08_0000;
-        // That of a thread is its own, and ends with it.
+        // In a thread, whose keyring is its own and ends with it.
         let thread = std::thread::spawn(|| match join_session(c"_hoist.test") {
             Ok(()) => {
                 set_session_permissions(PERMISSIONS).unwrap();

@@ -1,19 +1,19 @@
-//! The kernel, safely: the system calls and kernel file formats that Hoist needs, as functions over
-//! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
+//! Safe wrappers of the system calls and kernel file formats that Hoist needs, as functions over owned and borrowed
+//! descriptors. Nearly all `unsafe` of the project lives here.
 //!
-//! - [`beneath`]: opening paths inside a hostile root without leaving it.
+//! - [`beneath`]: path resolution inside a hostile root.
 //! - [`mount`], [`tree_mounts`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
-//! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`],
-//!   [`fd_passing`], [`pipe`], [`keyring`]: processes, what they may do, and what they hand each other.
-//! - [`sampling`]: where this process spends its time.
+//! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`],
+//!   [`signal`], [`fd_passing`], [`pipe`], [`keyring`]: processes, their rights, and their communication.
+//! - [`sampling`]: CPU profiles of this process.
 //! - [`device`]: device nodes.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
-//! - [`netlink`], [`rtnetlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and flows that go by them.
-//! - [`random`]: names that nobody else has.
+//! - [`netlink`], [`rtnetlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, tracked flows.
+//! - [`random`]: unguessable names.
 //! - [`release()`]: the kernel's version.
-//! - `host_lookup`: how the C library looks for hosts.
+//! - `host_lookup`: the C library's host name lookup.
 
 pub mod beneath;
 pub mod cap;

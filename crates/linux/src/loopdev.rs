@@ -1,4 +1,4 @@
-//! Loop devices: files as block devices (loop(4)), for file systems that mount no file themselves.
+//! Loop devices: files as block devices (loop(4)), for file systems that cannot mount a file directly.
 //!
 //! ```text
 //! show, attach ──▶ goes with its last user ──keep──▶ stays ──detach──▶ goes with its last user
@@ -21,22 +21,22 @@ const GET_STATUS: libc::Ioctl = 0x4C05;
 const READ_ONLY: u32 = 1;
 const GOES_WITH_ITS_LAST_USER: u32 = 4;
 
-/// How often a free device may be taken by others before we have it.
+/// How often other processes may take a free device first.
 const RACES_MAX: usize = 64;
 
-/// A device that shows a file. It goes when nobody has it open or mounted any more.
+/// A device backed by a file. It is removed when it is no longer open or mounted.
 pub struct LoopDevice {
     path: PathBuf,
     open: File,
 }
 
 impl LoopDevice {
-    /// Read-only.
+    /// Attaches a file read-only.
     pub fn show(file: BorrowedFd<'_>) -> Result<LoopDevice> {
         LoopDevice::attach(file, true)
     }
 
-    /// What is written to the device is written to the file, unless `is_read_only`.
+    /// Attaches a file. Writes to the device are written to the file, unless `is_read_only`.
     pub fn attach(file: BorrowedFd<'_>, is_read_only: bool) -> Result<LoopDevice> {
         let (access, read_only) = if is_read_only { (OFlags::RDONLY, READ_ONLY) } else { (OFlags::RDWR, 0) };
         let what = || "set up a loop device";
@@ -58,17 +58,17 @@ impl LoopDevice {
         &self.path
     }
 
-    /// Has the device stay when nobody uses it, until [`detach`].
+    /// Keeps the device without users, until [`detach`].
     pub fn keep(&self) -> Result<()> {
         change_flags(self.open.as_fd(), |flags| flags & !GOES_WITH_ITS_LAST_USER)
             .context(|| format!("keep {}", self.path.display()))
     }
 }
 
-/// Lets a device go that [`LoopDevice::keep`] keeps: now, or with its last user. Does nothing, and says so with
-/// false, if it shows another file than `file` or none: then it has been let go of, and is somebody else's.
+/// Removes a device that [`LoopDevice::keep`] keeps: now, or with its last user. Returns false, and does nothing, if
+/// its backing file is not `file`: then it was removed before, and belongs to another user.
 pub fn detach(path: &Path, file: &Path) -> Result<bool> {
-    // Open before looking: what is open goes to nobody else.
+    // Opened before the check: an open device cannot be reassigned.
     let device = match open(path, OFlags::RDONLY) {
         Err(error) if error.is(types::ErrorKind::NotFound) => return Ok(false),
         opened => opened?,
@@ -81,7 +81,7 @@ pub fn detach(path: &Path, file: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether the device at `path` shows `file`, as the kernel says.
+/// Whether the device at `path` is backed by `file`.
 pub fn is_shown(path: &Path, file: &Path) -> Result<bool> {
     let name = path.file_name().ok_or_else(|| Error::invalid_argument("a device without a name"))?;
     let said = Path::new("/sys/block").join(name).join("loop/backing_file");
@@ -91,7 +91,7 @@ pub fn is_shown(path: &Path, file: &Path) -> Result<bool> {
             Ok(Path::new(shown.strip_suffix(" (deleted)").unwrap_or(shown)) == file)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        // The device was let go of between opening and reading.
+        // The device was detached between open and read.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(false),
         Err(error) => Err(error).context(|| format!("read {}", said.display())),
     }
@@ -139,7 +139,7 @@ fn free_number(control: BorrowedFd<'_>) -> io::Result<i32> {
 struct Config {
     file: u32,
     block_size: u32,
-    /// Device, inode, size limit and so on: the kernel fills these in.
+    /// Device, inode, size limit and so on: filled in by the kernel.
     before_flags: [u8; 52],
     flags: u32,
     after_flags: [u8; 176],

@@ -1,28 +1,28 @@
-//! What a process has mapped, as the kernel tells it (proc_pid_maps(5), proc_pid_smaps(5)).
+//! Memory mappings of a process (proc_pid_maps(5), proc_pid_smaps(5)).
 
 use std::ops::Range;
 
-/// A line of `/proc/PID/maps`, which is also what a block of `smaps` begins with.
+/// A line of `/proc/PID/maps`, which also begins each block of `smaps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping<'a> {
     pub addresses: Range<u64>,
     /// Such as `r-xp`.
     pub rights: &'a str,
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub offset: u64,
-    /// The file, a word of the kernel's such as `[vdso]`, or nothing.
+    /// The path, a name of the kernel's such as `[vdso]`, or empty.
     pub file: &'a str,
 }
 
 impl<'a> Mapping<'a> {
-    /// `None` for a line of another kind.
+    /// `None` for any other line.
     pub fn of_line(line: &'a str) -> Option<Mapping<'a>> {
         let number = |text| u64::from_str_radix(text, 16).ok();
         let mut words = line.splitn(6, ' ');
         let (start, end) = words.next()?.split_once('-')?;
         let (addresses, rights) = (number(start)?..number(end)?, words.next()?);
         let offset = number(words.next()?)?;
-        // After the device and the inode, with spaces if it has some.
+        // Behind the device and the inode; it may contain spaces.
         let file = words.nth(2).unwrap_or_default().trim();
         Some(Mapping { addresses, rights, offset, file })
     }

@@ -9,8 +9,8 @@ use types::{Context, Result};
 
 use crate::mapping::Mapping;
 
-/// Gives the free pages of the heap back to the kernel: of a [`DenseHeap`](crate::heap::DenseHeap), and of that of the C
-/// library where it has such a call (malloc_trim(3)).
+/// Returns free pages of the heap to the kernel: of a [`DenseHeap`](crate::heap::DenseHeap), and of the C library's
+/// where that can (malloc_trim(3)).
 pub fn trim_heap() {
     crate::heap::trim();
     #[cfg(target_env = "gnu")]
@@ -23,10 +23,9 @@ pub fn trim_heap() {
     }
 }
 
-/// Bounds what the heap keeps of what was freed, for a program whose threads come and go: two arenas instead of
-/// eight for each processor, large blocks mapped and unmapped each by itself, and the free end of an arena given
-/// back beyond 512 KiB (mallopt(3)). To be called before there are threads; nothing where the C library has no such
-/// call.
+/// Bounds the free memory that the heap keeps, for a program whose threads come and go: two arenas instead of eight for
+/// each processor, large blocks mapped by themselves, and the free end of an arena returned beyond 512 KiB
+/// (mallopt(3)). To be called before there are threads; no effect if the C library has no such call.
 pub fn bound_heap() {
     #[cfg(target_env = "gnu")]
     for (option, value) in
@@ -40,12 +39,11 @@ pub fn bound_heap() {
     }
 }
 
-/// Lets go of the pages of this program's file that the process holds mapped, and returns their bytes.
+/// Releases the resident pages of this program's file, and returns their bytes.
 ///
-/// For a daemon that has started and will mostly wait: what only the start needed leaves its resident set. The
-/// pages stay in the page cache for as long as the kernel likes, and one that is used again comes back with a
-/// minor fault. Only mappings that cannot be written, and of which no page differs from the file, are
-/// touched: what the loader relocated and what a debugger patched stays. Threads may run meanwhile.
+/// For a process that has started and will mostly wait: pages that only the start needed leave its resident set. They
+/// stay in the page cache for as long as the kernel likes, and come back with a minor fault. Only read-only mappings
+/// without private pages are released: relocated or patched pages stay. Threads may run meanwhile.
 #[expect(unsafe_code, reason = "what is unmapped may be in use, as far as rustix knows")]
 pub fn release_program() -> Result<u64> {
     let program = fs::read_link("/proc/self/exe").context(|| "read /proc/self/exe")?;
@@ -64,16 +62,16 @@ pub fn release_program() -> Result<u64> {
     Ok(released)
 }
 
-/// A mapping that is as its file is.
+/// A mapping that is identical to its file.
 #[derive(Debug, PartialEq)]
 struct Clean {
     start: usize,
     len: usize,
-    /// Bytes that are mapped.
+    /// Bytes in memory.
     resident: u64,
 }
 
-/// The mappings of a file that are as the file is and stay so (proc_pid_smaps(5)).
+/// Read-only mappings of a file without private pages (proc_pid_smaps(5)).
 fn clean_mappings(smaps: &str, path: &str) -> Vec<Clean> {
     let mut mappings = Vec::new();
     let mut current = None;
@@ -86,7 +84,7 @@ fn clean_mappings(smaps: &str, path: &str) -> Vec<Clean> {
         if let Some(resident) = figure(line, "Rss:") {
             mapping.resident = resident;
         }
-        // The last of the two in every block.
+        // `Anonymous` follows `Rss` in every block.
         if let Some(own) = figure(line, "Anonymous:")
             && let Some(mapping) = current.take()
             && own == 0
@@ -154,7 +152,7 @@ Anonymous:             4 kB
     fn a_program_goes_on_after_its_pages_were_let_go() {
         let released = release_program().unwrap();
         assert!(released > 0);
-        // Code and constants are used again, in this thread and another one.
+        // Code and constants are used again, in this thread and in another.
         let text = std::thread::spawn(|| format!("{:?}", figure("nothing", "x"))).join().unwrap();
         assert_eq!(text, "None");
         assert!(release_program().unwrap() < released);

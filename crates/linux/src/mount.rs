@@ -1,14 +1,13 @@
-//! Mounts by file descriptor: made detached, attached when they are complete.
+//! Mounts by file descriptor: made detached, and attached when they are complete.
 //!
 //! ```text
 //! fsopen ─▶ fsconfig… ─▶ fsmount ──┐
 //! open_tree (bind) ────────────────┼─▶ mount_setattr ─▶ move_mount ─▶ visible
 //! ```
 //!
-//! The target of a mount is always an open descriptor, never a path that could be swapped while we
-//! look away. [`Options`] reads the words of `mount(8)` and the OCI runtime spec; [`mount_all`] carries
-//! out the mounts of a snapshotter. Overlay layers are given one by one (`lowerdir+`, Linux 6.8), so
-//! their number is not limited by the 4 KiB of classic mount data.
+//! The target of a mount is always an open descriptor, never a path that could be swapped meanwhile. [`Options`] parses
+//! the options of `mount(8)` and the OCI runtime spec; [`mount_all`] makes the mounts of a snapshotter. Overlay layers
+//! are set one by one (`lowerdir+`, Linux 6.8), so that their number is not limited by the 4 KiB of classic mount data.
 
 mod locked;
 mod mountinfo;
@@ -39,9 +38,8 @@ pub use self::options::{Attributes, Bind, Options, Propagation, option_words};
 
 const ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP;
 
-/// Changes the mount that `target` is open on, and, where options for it are named, the file system that it shows.
-/// Attributes that are not named stay. Whether the file system as a whole is read-only does too: it may be the
-/// host's, as sysfs is.
+/// Changes the mount that `target` is open on, and, if file system options are given, its file system. Attributes that
+/// are not named stay, and so does the read-only flag of the file system: it may be the host's, as sysfs is.
 pub fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Result<()> {
     let change = || -> io::Result<()> {
         let flags =
@@ -62,7 +60,7 @@ pub fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Result<()> {
     set_attributes(target, options.attributes, false)
 }
 
-/// Makes a file system that is mounted nowhere yet.
+/// Makes a file system that is not mounted yet.
 pub fn new_filesystem(kind: &str, source: &str, options: &Options) -> Result<OwnedFd> {
     if options.is_loop {
         let is_read_only = options.superblock_read_only;
@@ -81,12 +79,12 @@ pub fn new_filesystem(kind: &str, source: &str, options: &Options) -> Result<Own
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(io::Error::from).context(what)?;
     let configured = configure(context.as_fd(), kind, source, options);
     configured.map_err(io::Error::from).map_err(|error| {
-        // The kernel explains itself in the context's log (fsopen(2)).
+        // The kernel explains errors in the context's log (fsopen(2)).
         let words = kernel_words(context.as_fd());
         let text = if words.is_empty() { what() } else { format!("mount {kind}: the kernel says {words:?}") };
         Error::new(error.kind().into(), text).with_source(error)
     })?;
-    // There is nothing to be cleared of one that is new.
+    // A new mount has no attributes to clear.
     let attributes = u32::try_from(options.attributes.set).expect("attributes of mounts");
     let attributes = MountAttrFlags::from_bits_retain(attributes);
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(io::Error::from).context(what)
@@ -119,12 +117,12 @@ fn configure(context: BorrowedFd<'_>, kind: &str, source: &str, options: &Option
     fsconfig_create(context)
 }
 
-/// Layers from top to bottom, one by one (see [`overlay::takes_layers`]).
+/// Sets layers from top to bottom, one by one (see [`overlay::takes_layers`]).
 fn set_layers(context: BorrowedFd<'_>, layers: &str) -> Result<(), Errno> {
     split_layers(layers).try_for_each(|layer| fsconfig_set_string(context, "lowerdir+", layer.as_str()))
 }
 
-/// Splits the value of `lowerdir` at colons that no backslash protects (overlayfs's own rule).
+/// Splits the value of `lowerdir` at colons that are not escaped by a backslash (overlayfs's rule).
 pub fn split_layers(layers: &str) -> impl Iterator<Item = String> {
     let mut parts = vec![String::new()];
     let mut characters = layers.chars();
@@ -143,13 +141,13 @@ fn kernel_words(context: BorrowedFd<'_>) -> String {
     let mut buffer = [0; 512];
     while let Ok(len @ 1..) = rustix::io::read(context, &mut buffer) {
         let line = String::from_utf8_lossy(&buffer[..len]).trim().to_owned();
-        // `e overlay: …`: the letter is the level.
+        // `e overlay: …`: the letter is the log level.
         words.push(line.split_once(' ').map_or(line.clone(), |(_, text)| text.to_owned()));
     }
     words.join("; ")
 }
 
-/// A copy of what is at `dir`/`path`, mounted nowhere yet. An empty path is `dir` itself.
+/// A detached clone of the mount at `dir`/`path`. An empty path means `dir` itself.
 pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
     let mut flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -159,12 +157,12 @@ pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<O
     open_tree(dir, path, flags).map_err(io::Error::from).context(|| format!("bind {}", path.display()))
 }
 
-/// [`clone_tree`] of a path of this machine.
+/// [`clone_tree`] for a path of the host.
 pub fn clone_path(path: &Path, recursive: bool) -> Result<OwnedFd> {
     clone_tree(CWD, path, recursive)
 }
 
-/// Changes attributes of a mount, or of all mounts below it too.
+/// Changes attributes of a mount, or of all its submounts too.
 pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, recursive: bool) -> Result<()> {
     if attributes.is_empty() {
         return Ok(());
@@ -179,13 +177,13 @@ pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation, recursiv
     mount_setattr(mount, &change, recursive).context(|| format!("set propagation {propagation:?}"))
 }
 
-/// Shows the owners of a detached mount through the map of a user namespace.
+/// Maps the owners of a detached mount by a user namespace.
 pub fn set_idmap(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
     let userns_fd = u64::try_from(user_namespace.as_raw_fd()).expect("an open fd");
     let change = MountAttr { attr_set: ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
     let what = "map the owners of a mount";
     match mount_setattr(mount, &change, recursive) {
-        // All else that the kernel calls invalid is ours to get right.
+        // Other causes of EINVAL are this code's to avoid.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(Error::failed_precondition(format!(
             "{what}: this kernel cannot do that for its file system (overlayfs: Linux 5.19, tmpfs: 6.3)"
         ))),
@@ -232,8 +230,8 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     })
 }
 
-/// A file on a directory, or the reverse, is "invalid" to `move_mount`, as much else is. `mount` calls it "not a
-/// directory", and callers that help their users wait for that.
+/// move_mount(2) answers EINVAL for a file on a directory, or the reverse, as for much else. mount(2) answers ENOTDIR,
+/// which callers expect.
 fn told_apart(errno: Errno, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Errno {
     let is_dir = |fd: BorrowedFd<'_>| {
         rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
@@ -244,14 +242,14 @@ fn told_apart(errno: Errno, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Er
     }
 }
 
-/// Carries out the mounts of a snapshotter on a directory, in order. The target of each is below it.
+/// Makes the mounts of a snapshotter on a directory, in order. The target of each is below it.
 ///
-/// On failure what was mounted is unmounted again.
+/// On failure everything is unmounted again.
 pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
     for (done, mount) in mounts.iter().enumerate() {
         if let Err(error) = mount_one(mount, target) {
             for _ in 0..done {
-                // The error that counts is the first one; a busy mount goes when its user does.
+                // The first error is reported; a busy mount goes with its last user.
                 let _ = unmount(target, UnmountFlags::DETACH);
             }
             return Err(error.context(format!("mount root file system on {}", target.display())));
@@ -276,17 +274,17 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Opens the tree that mounts make, to look at it; it may be in use.
+/// Opens the tree of these mounts for reading; it may be in use.
 ///
 /// `InvalidArgument` as [`open_mounts`].
 pub fn open_to_read(mounts: &[Mount]) -> Result<OwnedFd> {
     open_mounts(&tree_mounts::read_only(mounts))
 }
 
-/// Opens the tree that mounts make, mounted where nobody sees it: it goes with the descriptor, so that a
-/// process that dies leaves nothing behind.
+/// Opens the tree of these mounts without attaching it: it goes with the descriptor, so that a process that dies leaves
+/// nothing behind.
 ///
-/// `InvalidArgument` unless it is a single mount: several need a place to be put together.
+/// `InvalidArgument` unless it is a single mount: several need a directory to be combined on.
 pub fn open_mounts(mounts: &[Mount]) -> Result<OwnedFd> {
     let [mount] = mounts else {
         return Err(Error::invalid_argument(format!("a tree of {} mounts, one expected", mounts.len())));
@@ -298,8 +296,8 @@ pub fn open_mounts(mounts: &[Mount]) -> Result<OwnedFd> {
         .context(|| format!("open the tree at {}", mount.source))
 }
 
-/// What a mount makes, attached nowhere yet. Its lower layers, or what it binds, show their owners through the map
-/// of `uidmap=` and `gidmap=`, if it has these words.
+/// Makes a mount, not attached yet. With the options `uidmap=` and `gidmap=`, the owners of its lower layers, or of its
+/// bind source, are mapped.
 pub fn detached(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     let is_bind = options.bind != Bind::No || mount.kind == "bind";
     let (owners, options) = &take_owners(options)?;
@@ -326,7 +324,7 @@ pub fn detached(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// The map that a mount asks for, and its other options.
+/// Splits the id maps of a mount from its other options.
 fn take_owners(options: &Options) -> Result<(Option<Owners>, Options)> {
     let mut options = options.clone();
     let mut take = |key: &str| {
@@ -345,11 +343,11 @@ fn take_owners(options: &Options) -> Result<(Option<Owners>, Options)> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     pub path: String,
-    /// The map through which it shows its owners.
+    /// Maps its owners.
     pub owners: Option<Owners>,
 }
 
-/// Opens layers on each other, the uppermost first, read-only and mounted nowhere.
+/// Opens a read-only overlay of layers, the uppermost first, not attached.
 pub fn open_layers(layers: &[Layer]) -> Result<OwnedFd> {
     let escaped = layers.iter().map(|layer| layer.path.replace('\\', "\\\\").replace(':', "\\:"));
     let lower = format!("lowerdir={}", escaped.collect::<Vec<_>>().join(":"));
@@ -369,8 +367,7 @@ fn open_path(path: &Path) -> Result<OwnedFd> {
         .context(|| format!("open {}", path.display()))
 }
 
-/// Unmounts what is mounted last on `target`, and says whether something was. Nothing is there of it afterwards:
-/// `FailedPrecondition` while somebody uses it.
+/// Unmounts the topmost mount on `target`, and returns whether there was one. `FailedPrecondition` while it is in use.
 pub fn unmount_one(target: &Path) -> Result<bool> {
     match unmount(target, UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(true),
@@ -383,8 +380,8 @@ pub fn unmount_one(target: &Path) -> Result<bool> {
     }
 }
 
-/// Unmounts everything that is mounted on `target`, lazily: users that are left keep what they have. A
-/// path that is not a mount point, or not there, is not an error.
+/// Unmounts everything on `target`, lazily: current users keep it. A path that is no mount point, or does not exist, is
+/// no error.
 pub fn unmount_all(target: &Path) -> Result<()> {
     loop {
         match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

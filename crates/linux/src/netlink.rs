@@ -6,11 +6,10 @@
 //! └────────────────────────────────────┘└─────────────────┘└─────────────────────────────┘
 //! ```
 //!
-//! [`Socket`] sends requests and collects answers, with the kernel's own words (extended
-//! acknowledgement) in the error. What families of messages there are is said elsewhere: [`crate::rtnetlink`],
-//! [`crate::nft`], [`crate::conntrack`].
+//! [`Socket`] sends requests and collects answers, with the kernel's message (extended acknowledgement) in errors. The
+//! message families are in [`crate::rtnetlink`], [`crate::nft`] and [`crate::conntrack`].
 //!
-//! A socket belongs to the network namespace in which it was opened, whatever its owner does later.
+//! A socket stays in the network namespace in which it was opened, even if its owner leaves that.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -23,16 +22,16 @@ use rustix::net::{
 };
 use types::{Context, Error, Result};
 
-/// Bytes. The kernel never sends more in one datagram than the page-rounded 32 KiB of a dump.
+/// Bytes. A dump's datagrams have at most 32 KiB, rounded up to pages.
 const ANSWER_LEN_MAX: usize = 64 * 1024;
 
-/// Bytes. Some thousands of rules.
+/// Bytes. Enough for some thousands of rules.
 const SEND_BUFFER_LEN: usize = 4 << 20;
 
-/// The kernel answers at once, but for the locks that it waits for itself.
+/// The kernel answers at once, unless it waits for its own locks.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
-/// How often something is listed that always changes before its end is read.
+/// How often a dump is retried that changes while it is read.
 const DUMPS_MAX: usize = 100;
 
 const NLMSG_ERROR: u16 = 2;
@@ -40,21 +39,21 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_MULTI: u16 = 0x2;
 const NLM_F_ACK: u16 = 0x4;
-/// In an answer to a dump: what is listed changed meanwhile, so things are missing or come twice.
+/// In an answer to a dump: entries changed meanwhile, so that some are missing or appear twice.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 pub(crate) const NLM_F_DUMP: u16 = 0x300;
 pub(crate) const NLM_F_EXCL: u16 = 0x200;
 pub(crate) const NLM_F_CREATE: u16 = 0x400;
-/// In an error: the request is not repeated. In an error: attributes with the kernel's words follow.
+/// In an error: the request is not repeated; attributes with the kernel's message follow.
 const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
-/// An attribute's type with the bit that says "attributes inside".
+/// Flag of an attribute's type: it contains attributes.
 pub(crate) const NLA_F_NESTED: u16 = 1 << 15;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
-/// A request being put together.
+/// A request under construction.
 #[derive(Clone)]
 pub struct Message {
     bytes: Vec<u8>,
@@ -71,7 +70,7 @@ impl Message {
         Message { bytes }
     }
 
-    /// The fixed structure of the message's family.
+    /// Appends the fixed structure of the message's family.
     #[must_use]
     pub fn with(mut self, family_struct: &[u8]) -> Message {
         self.bytes.extend_from_slice(family_struct);
@@ -91,12 +90,12 @@ impl Message {
         self.put(kind, &value.to_ne_bytes());
     }
 
-    /// Network byte order, which nfnetlink uses for all its numbers.
+    /// In network byte order, which nfnetlink uses for all numbers.
     pub fn put_be32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_be_bytes());
     }
 
-    /// With the zero byte that the kernel expects at the end of names.
+    /// With the final zero that the kernel expects.
     pub fn put_str(&mut self, kind: u16, text: &str) {
         let mut value = Vec::with_capacity(text.len() + 1);
         value.extend_from_slice(text.as_bytes());
@@ -104,12 +103,12 @@ impl Message {
         self.put(kind, &value);
     }
 
-    /// Attributes inside an attribute.
+    /// An attribute that contains attributes.
     pub fn nest(&mut self, kind: u16, inside: impl FnOnce(&mut Message)) {
         self.nest_with(kind, &[], inside);
     }
 
-    /// Attributes behind a fixed structure, inside an attribute.
+    /// An attribute with a fixed structure followed by attributes.
     pub fn nest_with(&mut self, kind: u16, family_struct: &[u8], inside: impl FnOnce(&mut Message)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
@@ -127,14 +126,14 @@ impl Message {
         self.bytes.resize(len, 0);
     }
 
-    /// Returns all that are set then.
+    /// Returns the resulting flags.
     fn add_flags(&mut self, more: u16) -> u16 {
         let flags = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | more;
         self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         flags
     }
 
-    /// The finished message, numbered.
+    /// The complete message, with its sequence number.
     fn seal(mut self, sequence: u32) -> Vec<u8> {
         let len = u32::try_from(self.bytes.len()).expect("messages are written by this crate and are small");
         self.bytes[..4].copy_from_slice(&len.to_ne_bytes());
@@ -159,7 +158,7 @@ pub fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
-/// A netlink socket and its counter of requests.
+/// A netlink socket, and its sequence number.
 pub struct Socket {
     fd: OwnedFd,
     sequence: u32,
@@ -168,14 +167,14 @@ pub struct Socket {
 impl Socket {
     pub fn open(protocol: Protocol) -> Result<Socket> {
         let protocol = match protocol {
-            // NETLINK_ROUTE is protocol 0, which is what no protocol means.
+            // NETLINK_ROUTE is protocol 0, the default.
             Protocol::Route => None,
             Protocol::Netfilter => Some(wire::NETFILTER),
         };
         let open = || -> io::Result<OwnedFd> {
             let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
             rustix::net::bind(&fd, &wire::SocketAddrNetlink::new(0, 0))?;
-            // A transaction of many rules must fit into one datagram, whatever the machine's limit for others is.
+            // A transaction of many rules must fit into one datagram, whatever the machine's default buffer size.
             if sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER_LEN).is_err() {
                 sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_LEN)?;
             }
@@ -186,8 +185,8 @@ impl Socket {
         Ok(Socket { fd: open().context(|| "open netlink socket")?, sequence: 0 })
     }
 
-    /// Sends one request and returns the bodies of its answers, which exclude the acknowledgement. A list is
-    /// that of one moment: it is asked for again if it changed while it was read.
+    /// Sends one request, and returns the bodies of its answers, without the acknowledgement. A dump that changed while
+    /// it was read is repeated, so that it is consistent.
     pub fn request(&mut self, what: &str, message: Message) -> Result<Vec<Vec<u8>>> {
         let mut message = message;
         let is_dump = message.add_flags(NLM_F_ACK) & NLM_F_DUMP == NLM_F_DUMP;
@@ -204,11 +203,12 @@ impl Socket {
         )))
     }
 
-    /// Sends several messages as one datagram (an nfnetlink batch) and waits until all are carried out, or none. `first`
+    /// Sends several messages as one datagram (an nfnetlink batch), and waits until all are applied, or none. `first`
     /// and `last` frame the batch.
     ///
-    /// The last of `inner` alone is acknowledged: each acknowledgement takes room in the socket, which has some for 250. What
-    /// fails is answered in any case, in the name of the message; what fails of the batch as a whole in that of `first`.
+    /// Only the last of `inner` is acknowledged: acknowledgements take space in the socket's buffer, enough for 250.
+    /// Errors are always reported: those of a message with its sequence number, those of the whole batch with that of
+    /// `first`.
     pub(crate) fn transaction(
         &mut self,
         what: &str,
@@ -234,7 +234,7 @@ impl Socket {
         Ok(())
     }
 
-    /// None for a dump during which things changed.
+    /// None for a dump that changed meanwhile.
     fn receive(
         &self,
         what: &str,
@@ -245,7 +245,7 @@ impl Socket {
         let mut is_whole = true;
         let mut buffer = vec![0; ANSWER_LEN_MAX];
         loop {
-            // A socket whose time is limited is not waited for again by itself (signal(7)).
+            // With a receive timeout, an interrupted call is not restarted (signal(7)).
             let received = retry_on_intr(|| recv(&self.fd, &mut buffer[..], RecvFlags::empty()));
             let (len, _) =
                 received.map_err(io::Error::from).context(|| format!("{what}: read the kernel's answer"))?;
@@ -263,7 +263,7 @@ impl Socket {
                         None if is_dump => {}
                         None => return Ok(Some(answers)),
                     },
-                    // A dump that fails on its way says so at its end.
+                    // A dump that fails half way reports its error at the end.
                     NLMSG_DONE => match error(what, body, body.get(4..)) {
                         Some(error) => return Err(error),
                         None => return Ok(is_whole.then_some(answers)),
@@ -280,7 +280,7 @@ impl Socket {
     }
 }
 
-/// Which part of the kernel answers.
+/// A protocol of the netlink family.
 #[derive(Clone, Copy, Debug)]
 pub enum Protocol {
     Route,
@@ -304,7 +304,7 @@ fn split(bytes: &[u8]) -> Option<(Header, &[u8], &[u8])> {
     Some((header, body, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// The error whose number a body begins with, or none if that is 0, with the kernel's words if `attributes` have some.
+/// The error that a body begins with, with the kernel's message if `attributes` have one; None if its number is 0.
 fn error(what: &str, body: &[u8], attributes: Option<&[u8]>) -> Option<Error> {
     let number = body.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes);
     if number == 0 {
@@ -318,7 +318,7 @@ fn error(what: &str, body: &[u8], attributes: Option<&[u8]>) -> Option<Error> {
     Some(Error::new(cause.kind().into(), message).with_source(cause))
 }
 
-/// The attributes of an `NLMSG_ERROR`, which are behind the request that failed, or behind its header.
+/// The attributes of an `NLMSG_ERROR`, which follow the failed request, or its header.
 fn behind_request(flags: u16, body: &[u8]) -> Option<&[u8]> {
     if flags & NLM_F_ACK_TLVS == 0 {
         return None;
@@ -354,7 +354,7 @@ fn set_extended_acknowledgement(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel's number for an error that [`Socket::request`] returned.
+/// The error number of an error that [`Socket::request`] returned.
 pub(crate) fn errno_of(error: &Error) -> Option<i32> {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.and_then(io::Error::raw_os_error)
@@ -371,8 +371,7 @@ mod tests {
     const RTM_NEWLINK: u16 = 16;
     const RTM_GETLINK: u16 = 18;
 
-    /// A socket whose other end answers the dumps that it is asked for: `interrupted` of them are cut by a change. They
-    /// end with `end`.
+    /// A socket whose peer answers dumps: `interrupted` of them are marked as changed. They end with `end`.
     fn kernel(interrupted: usize, end: Vec<u8>) -> (Socket, std::thread::JoinHandle<usize>) {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
@@ -423,7 +422,7 @@ mod tests {
         assert_eq!(kernel.join().unwrap(), 1);
     }
 
-    /// As the kernel does for a subsystem that it has not, and if it cannot commit what it has read.
+    /// As the kernel does for an unknown subsystem, or if it cannot commit the batch.
     #[test]
     fn an_error_of_a_whole_batch_is_read_from_its_first_message() {
         let (ours, theirs) =
@@ -441,7 +440,7 @@ mod tests {
         answer(Errno::OPNOTSUPP, 7);
         let error = batch().unwrap_err().to_string();
         assert!(error.contains("make rules"), "{error}");
-        // The second, in the name of a message within; and what is left of the one before is nobody's.
+        // The second is of a message within the batch; that of an earlier batch is ignored.
         answer(Errno::NOENT, 9);
         answer(Errno::NOENT, 12);
         assert_eq!(batch().unwrap_err().kind(), ErrorKind::NotFound);

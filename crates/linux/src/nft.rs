@@ -1,11 +1,11 @@
-//! Packet filter rules by nf_tables, spoken over netlink (nft(8), `linux/netfilter/nf_tables.h`).
+//! Packet filter rules of nf_tables, over netlink (nft(8), `linux/netfilter/nf_tables.h`).
 //!
 //! ```text
 //! Batch ──▶ [begin] newtable newchain newrule … delrule [end] ──▶ all of it, or nothing
 //! ```
 //!
-//! Every change is a [`Batch`]: the kernel applies it as a whole. A rule may carry a note (user
-//! data), by which its owner finds it again: [`Nft::rules`] gives handle and note of each.
+//! Every change is a [`Batch`], which the kernel applies atomically. A rule may carry a note (user data), by which its
+//! owner finds it again: [`Nft::rules`] returns handle and note of each.
 
 use std::net::Ipv4Addr;
 
@@ -49,22 +49,22 @@ const NLM_F_APPEND: u16 = 0x800;
 const NFPROTO_UNSPEC: u8 = 0;
 const NFPROTO_IPV4: u8 = 2;
 
-/// The first of the 16-byte registers that expressions pass values in, and the next one.
+/// The first two 16-byte registers, by which expressions pass values.
 const REG_1: u32 = 1;
 const REG_2: u32 = 2;
 
-/// Where in the path of a packet a chain is called, and in which order among others.
+/// A netfilter hook, with the priority of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
-    /// Packets that arrive, before routing; destination NAT.
+    /// Incoming packets, before routing; destination NAT.
     Prerouting,
-    /// Packets of this machine's own processes, before routing; destination NAT.
+    /// Packets of local processes, before routing; destination NAT.
     Output,
-    /// Packets that leave; source NAT.
+    /// Outgoing packets; source NAT.
     Postrouting,
-    /// Packets that arrive, before anything else has seen them; for filters.
+    /// Incoming packets, before connection tracking; for filters.
     Raw,
-    /// Packets that pass through this machine; for filters.
+    /// Forwarded packets; for filters.
     Forward,
 }
 
@@ -98,8 +98,7 @@ impl Transport {
     }
 }
 
-/// One condition or action of a rule. A rule is a list of them; the first condition that does not hold
-/// ends it.
+/// A condition or action of a rule. A rule is a list of them; the first condition that does not hold ends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
     /// The packet's source is in this range.
@@ -118,7 +117,7 @@ pub enum Expr {
     Port(Transport, u16),
     /// The destination was translated before (`ct status dnat`).
     WasTranslated,
-    /// The packet belongs to a flow that began before, or is an error about one (`ct state established,related`).
+    /// The packet belongs to an existing flow, or is an error about one (`ct state established,related`).
     BeganBefore,
     /// Sends the packet to another address and port.
     TranslateDestination(Ipv4Addr, u16),
@@ -133,7 +132,7 @@ pub enum Expr {
 pub struct Rule {
     pub chain: String,
     pub handle: u64,
-    /// What its owner wrote on it; empty for rules without.
+    /// Its owner's user data; empty if it has none.
     pub note: Vec<u8>,
 }
 
@@ -141,7 +140,7 @@ pub struct Rule {
 pub struct Nft(Socket);
 
 impl Nft {
-    /// For the namespace of the calling thread.
+    /// In the network namespace of the calling thread.
     pub fn open() -> Result<Nft> {
         Ok(Nft(Socket::open(Protocol::Netfilter)?))
     }
@@ -165,12 +164,12 @@ impl Nft {
         found(self.0.request(&format!("look up nft table {table}"), message)).map(|answer| answer.is_some())
     }
 
-    /// The rules of a table, in the order in which each chain holds them. None without the table.
+    /// The rules of a table, in order within each chain. None if the table does not exist.
     pub fn rules(&mut self, table: &str) -> Result<Vec<Rule>> {
         self.list(table, None)
     }
 
-    /// The rules of one chain. None without the chain.
+    /// The rules of one chain. None if the chain does not exist.
     pub fn rules_in(&mut self, table: &str, chain: &str) -> Result<Vec<Rule>> {
         let mut rules = self.list(table, Some(chain))?;
         rules.retain(|rule| rule.chain == chain);
@@ -185,12 +184,12 @@ impl Nft {
         }
         let answers =
             found(self.0.request(&format!("list rules of nft table {table}"), message))?.unwrap_or_default();
-        // The kernel filters by table only when asked the way above; older ones list everything.
+        // Older kernels do not filter by table.
         Ok(answers.iter().filter_map(|answer| rule(table, answer.get(4..)?)).collect())
     }
 }
 
-/// Changes that are applied together.
+/// Changes that are applied atomically.
 #[derive(Default)]
 pub struct Batch {
     messages: Vec<Message>,
@@ -201,22 +200,22 @@ impl Batch {
         Batch::default()
     }
 
-    /// Makes a table. One that is there stays as it is.
+    /// Creates a table. An existing one stays as it is.
     pub fn add_table(&mut self, table: &str) -> &mut Batch {
         let message = self.message(NFT_MSG_NEWTABLE, NLM_F_CREATE);
         message.put_str(NFTA_TABLE_NAME, table);
         self
     }
 
-    /// Deletes a table with all that is in it.
+    /// Deletes a table with all chains and rules.
     pub fn delete_table(&mut self, table: &str) -> &mut Batch {
         let message = self.message(NFT_MSG_DELTABLE, 0);
         message.put_str(NFTA_TABLE_NAME, table);
         self
     }
 
-    /// Makes a chain at a hook: a filter at [`Hook::Raw`] and [`Hook::Forward`], address translation at the others.
-    /// One that is there stays as it is.
+    /// Creates a chain at a hook: a filter at [`Hook::Raw`] and [`Hook::Forward`], NAT at the others. An existing one
+    /// stays as it is.
     pub fn add_chain(&mut self, table: &str, chain: &str, hook: Hook) -> &mut Batch {
         let (number, priority) = hook.numbers();
         let message = self.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE);
@@ -233,7 +232,7 @@ impl Batch {
         self
     }
 
-    /// Adds a rule at the end of a chain. The note may have up to 256 bytes.
+    /// Appends a rule to a chain. The note may have up to 256 bytes.
     pub fn add_rule(&mut self, table: &str, chain: &str, expressions: &[Expr], note: &[u8]) -> &mut Batch {
         let message = self.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND);
         message.put_str(NFTA_RULE_TABLE, table);
@@ -268,7 +267,7 @@ impl Batch {
 }
 
 impl Expr {
-    /// Writes the expression as the small programs of nf_tables: load into a register, compare, act.
+    /// Writes the expression as nf_tables expressions: load into a register, compare, act.
     fn write(&self, list: &mut Message) {
         match self {
             Expr::SourceIn(network, len) => address_in(list, 12, *network, *len),
@@ -321,7 +320,7 @@ fn element(list: &mut Message, name: &str, data: impl FnOnce(&mut Message)) {
     });
 }
 
-/// Register 1 = an address of the IPv4 header at this offset, compared under its mask.
+/// Loads an address of the IPv4 header at this offset into register 1, and compares it under its mask.
 fn address_in(list: &mut Message, offset: u32, network: Ipv4Addr, len: u8) {
     let bits = u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0);
     load_payload(list, 1, offset, 4);
@@ -331,7 +330,7 @@ fn address_in(list: &mut Message, offset: u32, network: Ipv4Addr, len: u8) {
     compare(list, CMP_EQ, &(u32::from(network) & bits).to_be_bytes());
 }
 
-/// Ends the rule with a verdict of `NF_*`.
+/// Ends the rule with a verdict (`NF_*`).
 fn verdict(list: &mut Message, code: u32) {
     element(list, "immediate", |data| {
         data.put_be32(1, 0); // the verdict register
@@ -347,7 +346,7 @@ fn interface(list: &mut Message, which: u32, how: u32, name: &str) {
     compare(list, how, &padded);
 }
 
-/// One of these bits is set in what the kernel knows about the packet's flow.
+/// Matches if one of these bits is set in the flow's state.
 fn flow_has(list: &mut Message, key: u32, bits: u32) {
     element(list, "ct", |data| {
         data.put_be32(2, key);
@@ -402,7 +401,7 @@ fn kind(message: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | message
 }
 
-/// Turns "there is no such table" into none.
+/// Turns "no such table" into None.
 fn found(answer: Result<Vec<Vec<u8>>>) -> Result<Option<Vec<Vec<u8>>>, Error> {
     match answer {
         Ok(answers) => Ok(Some(answers)),

@@ -1,4 +1,4 @@
-//! Kernel namespaces (namespaces(7)): which there are, and joining them.
+//! Kernel namespaces (namespaces(7)): their kinds, and joining them.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,7 +10,7 @@ use rustix::thread::{
 };
 use types::{Context, Error, Result};
 
-/// What a namespace separates.
+/// A kind of namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NsKind {
     User,
@@ -56,8 +56,8 @@ impl NsKind {
             .ok_or_else(|| Error::invalid_argument(format!("unknown namespace type {name:?}")))
     }
 
-    /// Opens a namespace of this kind by its path. What is there may be something else, which [`join`] tells, and
-    /// which is not waited for.
+    /// Opens a namespace of this kind by its path, without blocking on other kinds of files; [`join`] checks what it
+    /// is.
     pub fn open(self, path: &Path) -> Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         rustix::fs::open(path, flags, Mode::empty())
@@ -90,16 +90,16 @@ impl NsKind {
     }
 }
 
-/// Whether `file` is the namespace of this kind that the calling process is in.
+/// Whether `file` is the calling process's namespace of this kind.
 pub fn is_current(file: BorrowedFd<'_>, kind: NsKind) -> Result<bool> {
     let path = format!("/proc/self/ns/{}", kind.file_name());
     let current = rustix::fs::stat(&path).map_err(io::Error::from).context(|| path)?;
     let file = rustix::fs::fstat(file).map_err(io::Error::from).context(|| "look at a namespace")?;
-    // ioctl_ns(2): the two numbers together name a namespace.
+    // ioctl_ns(2): device and inode identify a namespace.
     Ok((file.st_dev, file.st_ino) == (current.st_dev, current.st_ino))
 }
 
-/// Moves the calling thread into the namespace that `file` is. A pid namespace is entered by children only.
+/// Moves the calling thread into the namespace of `file`. Only children enter a pid namespace.
 pub fn join(file: BorrowedFd<'_>, kind: NsKind) -> Result<()> {
     let link_type = match kind {
         NsKind::User => LinkNameSpaceType::User,
@@ -116,8 +116,7 @@ pub fn join(file: BorrowedFd<'_>, kind: NsKind) -> Result<()> {
         .context(|| format!("join {} namespace", kind.name()))
 }
 
-/// Moves the calling thread into several namespaces of the process that `pidfd` is, in one step
-/// (setns(2) since Linux 5.8).
+/// Moves the calling thread into several namespaces of the process of `pidfd`, in one step (setns(2) since Linux 5.8).
 pub fn join_process(pidfd: BorrowedFd<'_>, kinds: &[NsKind]) -> Result<()> {
     let flags = kinds.iter().fold(0, |flags, kind| flags | kind.clone_flag());
     let flags = ThreadNameSpaceType::from_bits_retain(u32::try_from(flags).expect("flags have 32 bits"));
@@ -126,8 +125,8 @@ pub fn join_process(pidfd: BorrowedFd<'_>, kinds: &[NsKind]) -> Result<()> {
         .context(|| "join the namespaces of the container's first process")
 }
 
-/// Moves the calling thread into new namespaces (unshare(2)), and no other thread: whoever goes on elsewhere does this in a
-/// thread that ends there.
+/// Moves the calling thread, and no other, into new namespaces (unshare(2)). A process with more threads calls this in
+/// a thread that ends afterwards.
 #[expect(unsafe_code, reason = "rustix marks unshare as unsafe for the sake of the table of open files")]
 pub fn unshare(kinds: &[NsKind]) -> Result<()> {
     let flags = kinds.iter().fold(0, |flags, kind| flags | kind.clone_flag());

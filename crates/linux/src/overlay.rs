@@ -1,12 +1,12 @@
-//! Overlay mounts that want a mount namespace of their own to be made: on kernels before Linux 6.8, which take all
-//! layers as one string of mount(2), and of layers whose owners are mapped, which must be mounted somewhere.
+//! Overlay mounts that are made in a private mount namespace: on kernels before Linux 6.8, which take all layers as one
+//! string of mount(2), and of layers with mapped owners, which must be mounted somewhere.
 //!
 //! ```text
-//! thread in a mount namespace of its own: mount(2) ─▶ open_tree (a detached copy) ─▶ thread and namespace end
-//!                                         each layer's mapped copy on itself ─▶ overlay
+//! thread in a new mount namespace: mount(2) ─▶ open_tree (a detached clone) ─▶ thread and namespace end
+//!                                  each layer's mapped clone on itself ─▶ overlay
 //! ```
 //!
-//! So the mount is nowhere to be seen here either, and nothing is left of it if the process dies.
+//! So the mount is not visible on the host, and nothing is left of it if the process dies.
 
 use std::ffi::CString;
 use std::io;
@@ -23,27 +23,26 @@ use crate::mount::{self, Layer};
 use crate::ns::{self, NsKind};
 use crate::release;
 
-/// Bytes of mount(2)'s data: a page, with the zero at its end.
+/// Bytes of mount(2)'s data: a page, including the final zero.
 const DATA_MAX: usize = 4095;
 
-/// Whether this kernel takes layers one by one (`lowerdir+`). The way of the others works on all; kernels between the
-/// first of the new options (6.5) and this one do not know this word.
+/// Whether this kernel takes layers one by one (`lowerdir+`). The single string works on all kernels; those from 6.5
+/// on, which have the new mount API for overlayfs, do not all know `lowerdir+`.
 pub(crate) fn takes_layers() -> bool {
     release() >= (6, 8, 0)
 }
 
-/// Whether this kernel's overlayfs takes layers whose owners are mapped.
+/// Whether this kernel's overlayfs accepts layers with mapped owners.
 pub fn maps_owners() -> bool {
     release() >= (5, 19, 0)
 }
 
-/// Whether this kernel's overlayfs can be told that nothing need be kept.
+/// Whether this kernel's overlayfs has the option `volatile`.
 pub(crate) fn may_be_volatile() -> bool {
     release() >= (5, 10, 0)
 }
 
-/// Makes a mount that is mounted nowhere. `layers` are the lower ones, the uppermost first; `words` all
-/// other options.
+/// Makes a detached mount. `layers` are the lower ones, the uppermost first; `words` all other options.
 pub(crate) fn detached(layers: &[String], words: &[String], is_read_only: bool) -> Result<OwnedFd> {
     let mut flags = MountFlags::empty();
     if is_read_only {
@@ -52,13 +51,13 @@ pub(crate) fn detached(layers: &[String], words: &[String], is_read_only: bool) 
     privately(|| mount_old(layers, words, flags))
 }
 
-/// Has `make` make an overlay of layers, which show their owners through their maps meanwhile.
+/// Runs `make`, which makes an overlay, while the layers show mapped owners.
 pub(crate) fn with_owners(
     layers: &[Layer],
     make: impl FnOnce() -> Result<OwnedFd> + Send,
 ) -> Result<OwnedFd> {
     privately(|| {
-        // Layers mostly have the same map, and one namespace does for all of these.
+        // Most layers have the same map, and share one user namespace.
         let mut known: Option<(&Owners, OwnedFd)> = None;
         for Layer { path, owners } in layers {
             let Some(owners) = owners else { continue };
@@ -73,7 +72,7 @@ pub(crate) fn with_owners(
     })
 }
 
-/// Puts a copy of a layer that shows other owners on the layer itself.
+/// Mounts a clone of a layer with mapped owners on the layer itself.
 fn cover(layer: &str, namespace: BorrowedFd<'_>) -> Result<()> {
     let copy = mount::clone_path(Path::new(layer), false)?;
     mount::set_idmap(copy.as_fd(), namespace, false)?;
@@ -82,9 +81,9 @@ fn cover(layer: &str, namespace: BorrowedFd<'_>) -> Result<()> {
     mount::attach(copy.as_fd(), place.context(|| "open it")?.as_fd())
 }
 
-/// Does something in a mount namespace of its own, which goes with what is mounted in it.
+/// Runs work in a private mount namespace, which is dropped with its mounts.
 fn privately(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
-    // A namespace is a thread's own; so is the root directory that goes with it.
+    // A thread has its own mount namespace and root directory.
     let done = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             ns::unshare(&[NsKind::Mount])?;
@@ -98,9 +97,9 @@ fn privately(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
 }
 
 fn mount_old(layers: &[String], words: &[String], flags: MountFlags) -> Result<OwnedFd> {
-    // Any directory will do to be covered by the mount; it has looked at its layers by then.
+    // Any directory can be the mount point; the overlay has opened its layers before it covers one.
     let place = layers.first().ok_or_else(|| Error::invalid_argument("an overlay without lower layers"))?;
-    // Layers must be of this namespace, so they are opened in it.
+    // The layers must be of this mount namespace, so they are opened in it.
     let (data, _kept) = data(layers, words)?;
     rustix::mount::mount("overlay", place.as_str(), "overlay", flags, data.as_c_str())
         .map_err(io::Error::from)
@@ -109,10 +108,10 @@ fn mount_old(layers: &[String], words: &[String], flags: MountFlags) -> Result<O
     open_tree(CWD, place.as_str(), copy).map_err(io::Error::from).context(|| "copy the overlay mount")
 }
 
-/// The options as one string. Layers whose paths are too long together go by descriptor, and the
-/// descriptors must be kept as long as the string is needed.
+/// The options as one string. Layers whose paths are too long in total are named by descriptors, which must be kept as
+/// long as the string is used.
 fn data(layers: &[String], words: &[String]) -> Result<(CString, Vec<OwnedFd>)> {
-    // A backslash keeps what it stands before from ending a layer or an option.
+    // A backslash escapes the separators of layers and options.
     let escaped = layers.iter().map(|layer| {
         let special = |character: char| matches!(character, ':' | ',' | '\\');
         let escape = |character: char| special(character).then_some('\\').into_iter().chain([character]);

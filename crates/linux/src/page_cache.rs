@@ -1,4 +1,4 @@
-//! The kernel's memory of files: what of one is in it, and how far a file that is read in order is read ahead.
+//! The page cache: the cached size of a file, and the read-ahead of file systems.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -9,13 +9,12 @@ use std::path::Path;
 
 /// cachestat(2): the same number on all architectures.
 const CACHESTAT: libc::c_long = 451;
-/// What the kernel knows of the devices and file systems that files are read from: a directory for each, named after its
-/// number or, if it is on no device, after its kind and how many there were before
-/// (Linux, `Documentation/ABI/testing/sysfs-class-bdi`).
+/// The kernel's backing devices of files: a directory for each, named by the device number or, without a device, by the
+/// file system and a counter (Linux, `Documentation/ABI/testing/sysfs-class-bdi`).
 const BACKINGS: &str = "/sys/class/bdi";
 const READ_AHEAD: &str = "read_ahead_kb";
 
-/// `cachestat_range`: from where, and how many bytes, 0 for all.
+/// `cachestat_range`: offset, and number of bytes, 0 for all.
 #[repr(C)]
 struct Range {
     offset: u64,
@@ -33,8 +32,8 @@ struct Pages {
     recently_evicted: u64,
 }
 
-/// How many bytes of a file are in memory, in whole pages. `Unsupported` before Linux 6.5, and for files that are read
-/// otherwise.
+/// How many bytes of a file are cached, in whole pages. `Unsupported` before Linux 6.5, and for file systems without
+/// page cache.
 #[expect(unsafe_code, reason = "rustix has no cachestat")]
 pub fn cached_len(file: BorrowedFd<'_>) -> io::Result<u64> {
     let all = Range { offset: 0, len: 0 };
@@ -51,24 +50,23 @@ pub fn cached_len(file: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(pages.cached * rustix::param::page_size() as u64)
 }
 
-/// File systems on no device, of one kind, as they are before another is made.
+/// The backing devices of a file system type, as they are before a new mount.
 pub struct Backings {
     prefix: String,
     known: BTreeSet<OsString>,
 }
 
 impl Backings {
-    /// Those of a kind, as `erofs`.
+    /// Those of a type, such as `erofs`.
     pub fn of(kind: &str) -> Backings {
         let prefix = format!("{kind}-");
         Backings { known: found(&prefix), prefix }
     }
 
-    /// Has files of those that were made since be read ahead as far as files on a device, which is given by its number
-    /// ([`std::os::unix::fs::MetadataExt::dev`]). The kernel's own guess for them is 128 KiB, whatever lies beneath.
+    /// Sets the read-ahead of backing devices that were added since to that of a block device, given by its number
+    /// ([`std::os::unix::fs::MetadataExt::dev`]). The kernel's default is 128 KiB, whatever device is below.
     ///
-    /// Whoever makes one at the same time gets the same. Nothing changes where the kernel does not say, or does not
-    /// let us.
+    /// A concurrent mount of the same type is set too. Does nothing if the kernel does not tell, or refuses.
     pub fn read_ahead_as(&self, device: u64) {
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let wanted = Path::new(BACKINGS).join(format!("{major}:{minor}")).join(READ_AHEAD);

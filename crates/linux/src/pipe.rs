@@ -1,4 +1,4 @@
-//! Pipes whose other end is a stranger's (pipe(7)).
+//! Pipes whose peer is another party's process (pipe(7)).
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,21 +12,20 @@ use rustix::io::Errno;
 use stdx::CancelToken;
 use types::{Context, Error, Result};
 
-/// How long the other end may do nothing: as long as a person may look at a page of what comes.
+/// How long the peer may be silent: as long as a person may read a page of output.
 pub const SILENCE_MAX: Duration = Duration::from_secs(600);
 
-/// How long whoever named a pipe may take to write into it, where it cannot be told whether they still mean to.
+/// How long the writer of a named pipe may take to open it, if it cannot be told whether it still will.
 const WRITER_LIMIT: Duration = Duration::from_secs(30);
 
-/// How often it is looked whether somebody still waits for the outcome.
+/// How often a wait checks for cancellation.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// One end of a pipe. A read or write that finds the other end silent for too long fails, or one whose outcome nobody
-/// waits for any more, where one of a plain file would hold its thread for ever. Files, which are never silent, may be in
-/// its place.
+/// One end of a pipe. A read or write fails once the peer has been silent for too long, or the operation was cancelled;
+/// with a plain `File` it would block its thread for ever. A regular file can be in its place.
 #[derive(Debug)]
 pub struct Pipe {
-    /// It does not block.
+    /// Non-blocking.
     file: File,
     give_up: GiveUp,
 }
@@ -38,22 +37,22 @@ enum GiveUp {
 }
 
 impl Pipe {
-    /// The description must be ours alone: it does not block from here on.
+    /// The open file description must not be shared: it becomes non-blocking.
     pub fn new(file: File, silence_max: Duration) -> io::Result<Pipe> {
         rustix::io::ioctl_fionbio(&file, true)?;
         Ok(Pipe { file, give_up: GiveUp::After(silence_max) })
     }
 
-    /// One whose other end may be silent as long as somebody waits for the outcome.
+    /// A pipe whose peer may be silent until the operation is cancelled.
     pub fn cancellable(file: File, cancel: CancelToken) -> io::Result<Pipe> {
         rustix::io::ioctl_fionbio(&file, true)?;
         Ok(Pipe { file, give_up: GiveUp::WhenCancelled(cancel) })
     }
 
-    /// Opens what a caller named: a file, or a pipe that it writes. `Unavailable` if nobody writes the pipe.
+    /// Opens a path for reading: a file, or a pipe that the caller writes. `Unavailable` if the pipe gets no writer.
     pub fn open_source(path: &Path, cancel: CancelToken) -> Result<Pipe> {
         let what = || format!("open {}", path.display());
-        // A blocking open would wait for the writer of a pipe for ever.
+        // A blocking open would wait for a writer for ever.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
         let file = File::from(opened.context(what)?);
@@ -62,7 +61,7 @@ impl Pipe {
         let pipe = Pipe::cancellable(file, cancel).context(what)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
-            // Before the first writer has come, a read would find the end.
+            // Before the first writer has opened the pipe, a read would return the end of file.
             FileType::Fifo if has_end => {
                 if !crate::process::wait_readable(pipe.file.as_fd(), Some(WRITER_LIMIT)).context(what)? {
                     return Err(Error::unavailable(format!("{}: nobody writes it", what())));
@@ -76,10 +75,10 @@ impl Pipe {
         Ok(pipe)
     }
 
-    /// Opens the writing end of a pipe that its caller reads. `Unavailable` if nobody does.
+    /// Opens a pipe for writing that its caller reads. `Unavailable` if it has no reader.
     pub fn open_target(path: &Path, cancel: CancelToken) -> Result<Pipe> {
         let what = || format!("open pipe {}", path.display());
-        // Without a reader, a blocking open would wait for ever.
+        // A blocking open would wait for a reader for ever.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::open(path, flags, Mode::empty()) {
             Err(Errno::NXIO) => return Err(Error::unavailable(format!("{}: nobody reads it", what()))),
@@ -114,7 +113,7 @@ impl Pipe {
     }
 }
 
-/// Why whoever falls silent is given up.
+/// The error for a peer that was silent for too long.
 pub fn silent(time: Duration) -> io::Error {
     let words = format!("the other end neither sent nor took anything for {time:?}");
     io::Error::new(ErrorKind::TimedOut, words)

@@ -1,15 +1,15 @@
-//! Where a file system puts directories.
+//! Placement of directories on disk.
 
 use std::path::Path;
 
 use rustix::fs::{CWD, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, openat};
 
-/// Says of a directory that those in it have nothing to do with each other (chattr(1), attribute T). ext4 then gives
-/// each a part of the disk of its own, where its files are together; else all that is ever in it crowds into one. Where
-/// many come and go this is felt: an inode is looked for behind all that are taken there, and without a journal behind
-/// all that were freed within the last minute too, one by one.
+/// Marks a directory whose subdirectories are unrelated (chattr(1), attribute T). ext4 then places each in a block
+/// group of its own; otherwise all their files crowd into one. With many short-lived files that costs time: a free
+/// inode is searched behind all used ones there, and without a journal also behind those freed within the last minute,
+/// one by one.
 ///
-/// File systems that do not know it are as good as before, and so is one that refuses.
+/// Errors are ignored: on other file systems, and if one refuses, nothing changes.
 pub fn scatter(directory: &Path) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(directory) = openat(CWD, directory, flags, Mode::empty()) else { return };

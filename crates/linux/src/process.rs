@@ -1,4 +1,4 @@
-//! Processes: made with clone3(2), named by pidfd, never by a number that could be another's by now.
+//! Processes: made by clone3(2), and referred to by pidfd, as a pid may be reused.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -12,11 +12,11 @@ use rustix::process::{
 };
 use types::{Context, Error, ErrorKind, Result};
 
-/// How often descendants of a process are looked for, and how many are ended: those of one that makes them without end, too,
-/// but not for ever.
+/// Bounds of [`kill_tree`]: how often descendants are searched, and how many are killed, so that a process that forks
+/// without end cannot keep it busy for ever.
 const TREE_ROUNDS_MAX: usize = 64;
 const TREE_MAX: usize = 1024;
-/// How long a thread that has ended is counted at the most, on a host that has much to do.
+/// How long an ended thread may still be counted, on a busy host.
 const ENDING_MAX: Duration = Duration::from_secs(1);
 
 /// How a process ended.
@@ -27,7 +27,7 @@ pub enum ExitStatus {
 }
 
 impl ExitStatus {
-    /// As shells and runtimes number it: 128 + n for signal n.
+    /// As shells and runtimes report it: 128 + n for signal n.
     pub fn code(self) -> u32 {
         match self {
             ExitStatus::Code(code) => code.into(),
@@ -36,7 +36,7 @@ impl ExitStatus {
     }
 }
 
-/// A process that can be signalled and waited for, even when its number has been given to another.
+/// A handle of a process, which stays valid when its pid is reused.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
 
@@ -66,7 +66,7 @@ impl PidFd {
         let number = number.ok_or_else(|| Error::invalid_argument(what()))?;
         match pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => Ok(PidFd(fd)),
-            // A process that is being reaped, and a thread, are no processes: kernels call them invalid or not there.
+            // For a process that is being reaped, and for a thread, kernels return one of these errors.
             Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => {
                 Err(Error::not_found(format!("process {pid} is gone")))
             }
@@ -77,7 +77,7 @@ impl PidFd {
     /// `NotFound` if the process has ended.
     pub fn signal(&self, signal: u32) -> Result<()> {
         let what = || format!("send signal {signal}");
-        // Real-time signals have numbers that rustix does not name.
+        // rustix does not name real-time signals.
         match send_signal(self.as_fd(), signal) {
             Ok(()) => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
@@ -106,8 +106,8 @@ impl PidFd {
         }
     }
 
-    /// Kills a child and reaps it. One that the kernel does not let go within a second, as in a read from a file
-    /// server that is gone, is left to whoever reaps its parent's children.
+    /// Kills a child and reaps it. A child that the kernel does not let die within a second, as in a read from a dead
+    /// file server, is left to be reaped as an orphan.
     pub fn end(&self) {
         const LETS_GO_MAX: Duration = Duration::from_secs(1);
         // It may have ended already.
@@ -117,7 +117,7 @@ impl PidFd {
         }
     }
 
-    /// Reaps a child that has ended; none while it runs.
+    /// Reaps a child that has ended; None while it runs.
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
         self.wait_with(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
     }
@@ -130,8 +130,7 @@ impl PidFd {
         }
     }
 
-    /// A copy of a descriptor that the process has under this number (pidfd_getfd(2)). Needs the right to
-    /// trace it.
+    /// Duplicates a descriptor of the process by its number (pidfd_getfd(2)). Needs the right to trace the process.
     pub fn descriptor(&self, number: i32) -> Result<OwnedFd> {
         rustix::process::pidfd_getfd(&self.0, number, rustix::process::PidfdGetfdFlags::empty())
             .map_err(io::Error::from)
@@ -165,14 +164,13 @@ fn send_signal(pidfd: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// What clone3 made of the caller.
+/// Which side of a clone the caller is on.
 pub enum Cloned {
     Parent { pid: u32, pidfd: PidFd },
     Child,
 }
 
-/// Forks the calling process with namespaces of its own (`CLONE_NEW…`), optionally right into a cgroup of
-/// version 2.
+/// Forks the calling process with new namespaces (`CLONE_NEW…`), optionally directly into a cgroup of version 2.
 ///
 /// # Safety
 ///
@@ -180,21 +178,20 @@ pub enum Cloned {
 /// held included. The child must end by executing a program or by [`exit_now`].
 #[expect(unsafe_code, reason = "the caller's promise is passed on")]
 pub unsafe fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
-    // SAFETY: the caller promises what is asked for.
+    // SAFETY: the caller promises the same.
     unsafe { clone3(namespaces, cgroup) }
 }
 
-/// Like [`clone_process`], but what is born is a child of the caller's parent (`CLONE_PARENT`): to the caller it is
-/// only a number, None in the child. With clone(2), since filters of system calls cannot look into what clone3 is asked
-/// for, and refuse it.
+/// Like [`clone_process`], but the new process is a child of the caller's parent (`CLONE_PARENT`): the caller gets its
+/// pid, the child None. It uses clone(2), as seccomp filters cannot inspect the arguments of clone3, and refuse it.
 ///
 /// # Safety
 ///
 /// As for [`clone_process`].
 #[expect(unsafe_code, reason = "the clone of libc wants a stack of the child's own")]
 pub unsafe fn clone_sibling(namespaces: u64) -> Result<Option<u32>> {
-    // The parent is told of its end by the signal by which it is told of ours. The order of what follows is not the
-    // same everywhere, but none of it is asked for.
+    // Its end is signalled to the parent like the caller's. The order of the following arguments differs between
+    // architectures, but all are zero.
     let flags = namespaces | CLONE_SIBLING;
     // SAFETY: numbers only, and without CLONE_VM the child runs on a copy of this stack. What the child may do is the
     // caller's promise.
@@ -206,7 +203,7 @@ pub unsafe fn clone_sibling(namespaces: u64) -> Result<Option<u32>> {
     }
 }
 
-/// What [`clone_sibling`] asks for, beside namespaces.
+/// The flags of [`clone_sibling`], beside namespaces.
 pub const CLONE_SIBLING: u64 = libc::CLONE_PARENT as u64;
 
 fn clone_error(error: io::Error) -> Error {
@@ -264,10 +261,11 @@ unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     }
 }
 
-/// Runs `work` in a copy of the calling process, which ends when it returns, and is killed if the caller ends first.
+/// Runs `work` in a forked copy of the calling process, which exits when it returns, and is killed if the caller dies
+/// first.
 ///
-/// The copy leads a process group, is the parent of what its descendants leave, and has no descriptor from 3 on but
-/// those in `kept`: all that `work` has of the caller. `FailedPrecondition` if the caller has several threads.
+/// The copy leads a process group, is the subreaper of its descendants, and has no descriptor from 3 on but those in
+/// `kept`. `FailedPrecondition` if the caller has several threads.
 #[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
 pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Result<u32> {
     check_alone()?;
@@ -275,7 +273,7 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
     // SAFETY: there is one thread, and the child ends below.
     match unsafe { clone_process(0, None) }? {
         Cloned::Parent { pid, .. } => {
-            // Both do it, so that it is done before either goes on. The child may be faster, or gone.
+            // Both sides set it, so that it is set before either goes on. The child may have done so, or be gone.
             let _ = rustix::process::setpgid(Pid::from_raw(pid.cast_signed()), None);
             Ok(pid)
         }
@@ -285,7 +283,7 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
                 if rustix::process::getppid() != Some(original) {
                     return Err(Error::failed_precondition("the caller ended before its copy began"));
                 }
-                // What the caller waits for in its own way is not what the copy's programs are to begin with.
+                // The copy's programs must not inherit the caller's blocked signals.
                 crate::signal::unblock_child_signals()?;
                 become_subreaper()?;
                 let _ = rustix::process::setpgid(None, None);
@@ -299,11 +297,11 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
     }
 }
 
-/// Runs `work` in a copy of the calling process that has namespaces of its own (`CLONE_NEW…`), and that stays, without
-/// doing anything, if it succeeds: processes that are left to it are reaped by the kernel. Otherwise it ends.
+/// Runs `work` in a forked copy of the calling process with new namespaces (`CLONE_NEW…`). If it succeeds the copy
+/// stays, idle, and its orphans are reaped by the kernel. Otherwise it exits.
 ///
-/// It has no descriptor but `door`, neither arguments nor environment of the caller's, is killed if the caller ends first
-/// until `work` decides otherwise, and cannot be traced. `FailedPrecondition` if the caller has several threads.
+/// It has no descriptor but `door`, overwrites the caller's arguments and environment, is killed if the caller dies
+/// first until `work` decides otherwise, and cannot be traced. `FailedPrecondition` if the caller has several threads.
 #[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
 pub fn stay_in_copy(
     namespaces: u64,
@@ -333,12 +331,12 @@ pub fn stay_in_copy(
     }
 }
 
-/// Overwrites the arguments and the environment that the program was begun with, for whoever may look into it all the
-/// same (`arg_start` to `env_end` of proc_pid_stat(5)).
+/// Overwrites the arguments and the environment of the program, which a process that can read its memory would see
+/// (`arg_start` to `env_end` of proc_pid_stat(5)).
 ///
 /// # Safety
 ///
-/// Nobody has a reference to them, and none of them is asked for again.
+/// No reference to them exists, and they are not read again.
 #[expect(unsafe_code, reason = "the memory is not Rust's")]
 unsafe fn forget_beginnings() -> Result<()> {
     let stat = std::fs::read_to_string("/proc/self/stat").context(|| "read /proc/self/stat")?;
@@ -355,7 +353,7 @@ unsafe fn forget_beginnings() -> Result<()> {
     Ok(())
 }
 
-/// Does nothing for ever. Children that end are reaped by the kernel (wait(2), "SIG_IGN"), and a question does not end it
+/// Sleeps for ever. Children are reaped by the kernel (wait(2), "SIG_IGN"), and SIGUSR1 does not end it
 /// ([`crate::signal::pass_over_question`]).
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
 fn idle() -> ! {
@@ -370,10 +368,10 @@ fn idle() -> ! {
     }
 }
 
-/// A thread that was joined is counted until the kernel is done with it, which may be a moment later.
+/// A joined thread may be counted for a moment until the kernel has removed it.
 fn check_alone() -> Result<()> {
     let begun = Instant::now();
-    // One entry a thread, beside the directory itself and its parent (proc(5)).
+    // One entry for each thread, beside the directory itself and its parent (proc(5)).
     while std::fs::metadata("/proc/self/task").context(|| "count threads")?.nlink() > 3 {
         if begun.elapsed() > ENDING_MAX {
             return Err(Error::failed_precondition("a process with several threads cannot go on as two"));
@@ -383,18 +381,18 @@ fn check_alone() -> Result<()> {
     Ok(())
 }
 
-/// Kills the processes of a group, of which nothing may be left.
+/// Kills the processes of a group, which may be empty.
 pub fn kill_group(leader: u32) {
     if let Some(leader) = Pid::from_raw(leader.cast_signed()) {
         let _ = rustix::process::kill_process_group(leader, Signal::KILL);
     }
 }
 
-/// Kills a process with those of its group, if it leads one, and its descendants in whatever groups and sessions they have
-/// made for themselves. What is left: one whose parent had ended before belongs to whoever adopted it (`credentials(7)`).
+/// Kills a process with its process group, if it leads one, and its descendants in whatever groups and sessions they
+/// are. Orphans that were reparented before are not found (credentials(7)).
 ///
-/// They are stopped before they are killed, until no further ones are found, so that nobody makes one meanwhile. A number
-/// is used only by way of a descriptor, of which it was found out after it was opened whose child it is.
+/// Processes are stopped first, until no further ones are found, so that none forks meanwhile. A pid is only used
+/// through a pidfd whose parent was checked after it was opened.
 pub fn kill_tree(number: u32, root: PidFd) {
     let stop = |process: &PidFd| process.signal(Signal::STOP.as_raw().cast_unsigned()).is_ok();
     if !stop(&root) {
@@ -429,13 +427,13 @@ pub fn kill_tree(number: u32, root: PidFd) {
     }
 }
 
-/// Of processes that this one sees.
+/// The pids of all processes in `/proc`.
 fn numbers() -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// proc_pid_stat(5): its name, in parentheses, may have any letters.
+/// proc_pid_stat(5): the command name, in parentheses, may contain anything.
 fn parent(pid: u32) -> Option<u32> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let behind = stat.iter().rposition(|letter| *letter == b')')?;
@@ -443,8 +441,8 @@ fn parent(pid: u32) -> Option<u32> {
     rest.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// Waits until a descriptor is readable, as a pidfd is when its process has ended. False if the time ran
-/// out first; signals do not shorten it.
+/// Waits until a descriptor is readable, as a pidfd is when its process has ended. False after the timeout; signals do
+/// not shorten it.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
@@ -457,32 +455,32 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Resul
     }
 }
 
-/// Ends the calling process without running what a normal exit would run.
+/// Exits without running exit handlers.
 #[expect(unsafe_code, reason = "the child of a fork must not run the parent's exit handlers")]
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: a number goes in, and no memory of ours is touched; it does not return unless a filter refuses it.
     unsafe { libc::syscall(libc::SYS_exit_group, code) };
-    // A filter may refuse even that, and the C library would ask for ever. An instruction that the processor refuses
-    // ends the process too.
+    // A seccomp filter may refuse even that, and the C library would retry for ever. An invalid instruction ends the
+    // process too.
     std::process::abort()
 }
 
-/// Orphans of our descendants become our children (`PR_SET_CHILD_SUBREAPER`).
+/// Makes this process the parent of its descendants' orphans (`PR_SET_CHILD_SUBREAPER`).
 pub fn become_subreaper() -> Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1).context(|| "become subreaper")
 }
 
-/// Keeps others from tracing this process and from looking into its `/proc` folder.
+/// Forbids tracing of this process, and access to its `/proc` directory (`PR_SET_DUMPABLE`).
 pub fn forbid_tracing() -> Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 0).context(|| "prctl(PR_SET_DUMPABLE)")
 }
 
-/// Takes [`forbid_tracing`] back: who has the same user, or the user namespace, may trace this process, as it may others.
+/// Reverts [`forbid_tracing`]: processes of the same user, or of the user namespace, may trace this one.
 pub fn allow_tracing() -> Result<()> {
     prctl(libc::PR_SET_DUMPABLE, 1).context(|| "prctl(PR_SET_DUMPABLE)")
 }
 
-/// No program that this process executes gains privileges (`no_new_privs`).
+/// Programs that this process executes gain no privileges (`no_new_privs`).
 pub fn forbid_new_privileges() -> Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context(|| "prctl(PR_SET_NO_NEW_PRIVS)")
 }
@@ -500,8 +498,8 @@ fn prctl(option: libc::c_int, value: u64) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Marks all descriptors from `first` on close-on-exec: those that others left open to us are not for the
-/// programs that we start.
+/// Marks all descriptors from `first` on close-on-exec, so that programs do not inherit descriptors that this process
+/// inherited.
 #[expect(unsafe_code, reason = "nothing safe offers close_range")]
 pub fn keep_from_programs(first: u32) -> Result<()> {
     let flag = libc::CLOSE_RANGE_CLOEXEC;
@@ -510,10 +508,10 @@ pub fn keep_from_programs(first: u32) -> Result<()> {
     if result < 0 { Err(io::Error::last_os_error()).context(|| "close_range") } else { Ok(()) }
 }
 
-/// Closes all descriptors from `first` on but those in `kept`.
+/// Closes all descriptors from `first` on, except `kept`.
 ///
-/// What is marked close-on-exec is closed too late for a path that leads through it: the kernel looks the
-/// program up first (CVE-2024-21626).
+/// Close-on-exec comes too late for a path that leads through a descriptor: execve(2) looks up the program first
+/// (CVE-2024-21626).
 ///
 /// # Safety
 ///
@@ -539,7 +537,7 @@ pub unsafe fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
     close(next, u32::MAX)
 }
 
-/// Gives every signal its default action and unblocks all, as a new program expects to find them.
+/// Gives every signal its default action, and unblocks all, as a new program expects.
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
 pub fn reset_signals() {
     // SAFETY: SIG_DFL needs no handler to stay alive; numbers that cannot be set are refused harmlessly.
@@ -554,9 +552,9 @@ pub fn reset_signals() {
     }
 }
 
-/// Has the signals by which programs are asked to end do so, for who waits as the first process of a pid namespace, to
-/// which they would do nothing (pid_namespaces(7)). As a shell does, the exit code is 128 and the signal's number. A
-/// program that is executed gets them back as they were.
+/// Makes the termination signals end this process while it waits as a pid namespace's first process, which ignores them
+/// by default (pid_namespaces(7)). As with shells, the exit code is 128 and the signal's number. A program that is
+/// executed gets the default actions.
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
 pub fn end_when_asked() {
     extern "C" fn end(number: libc::c_int) {
@@ -569,7 +567,7 @@ pub fn end_when_asked() {
     }
 }
 
-/// Has a write to a pipe that nobody reads fail instead of ending the process.
+/// Makes a write to a broken pipe fail instead of ending the process.
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
 pub fn ignore_broken_pipes() {
     // SAFETY: SIG_IGN needs no handler to stay alive.
@@ -611,7 +609,7 @@ mod tests {
         assert_eq!(opened.join().unwrap().unwrap_err().kind(), ErrorKind::NotFound);
     }
 
-    /// A shell that has made two sessions, one below the other, and a program in its own group whose parent has ended.
+    /// A shell with two nested sessions, and a program in its own group whose parent has ended.
     #[test]
     #[expect(clippy::zombie_processes, reason = "reaped by its descriptor")]
     fn a_tree_is_killed_across_sessions() {
@@ -632,11 +630,11 @@ mod tests {
             "somebody holds the pipe"
         );
         assert_eq!(said.read(&mut begun).unwrap(), 0);
-        // One that is gone has no tree.
+        // A process that has ended has no tree.
         kill_tree(child.id(), root);
     }
 
-    /// The tests' own threads are in the way of more; the shim's tests see it work.
+    /// The test harness has threads, which prevent more; the shim's tests cover success.
     #[test]
     fn a_process_with_threads_is_not_copied() {
         let refused = std::thread::spawn(|| run_in_copy(&[], Box::new(|| ())).unwrap_err()).join().unwrap();

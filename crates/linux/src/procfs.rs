@@ -1,10 +1,9 @@
-//! proc(5), and nothing that pretends to be it.
+//! The proc file system, proc(5), protected against impostors.
 //!
-//! What a runtime writes below `/proc` takes effect with its privileges. Where a container can mount
-//! something over a file of `/proc`, or put a symlink there, such a write goes elsewhere: a label meant for
-//! `attr/exec` ends in `sysrq-trigger` (CVE-2025-52881, CVE-2019-19921). So `/proc` is opened once, checked
-//! to be the root of a proc file system, and all else is resolved by the kernel beneath that descriptor,
-//! across no other mount and through no magic link.
+//! A runtime's writes below `/proc` take effect with its privileges. If a container can mount over a file of `/proc`,
+//! or put a symlink there, such a write is redirected: a label meant for `attr/exec` ends in `sysrq-trigger`
+//! (CVE-2025-52881, CVE-2019-19921). So `/proc` is opened once, checked to be the root of a proc file system, and all
+//! else is resolved by the kernel beneath that descriptor, across no other mount and through no magic link.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -22,13 +21,13 @@ const MAGIC: u64 = 0x9fa0;
 /// `PROC_ROOT_INO` (`linux/proc_fs.h`): a bind mount of a directory of proc is not its root.
 const ROOT_INODE: u64 = 1;
 
-/// Bytes of a file that are read. The longest is the list of mounts.
+/// Bytes read of a file, at most. The longest is the list of mounts.
 const LEN_MAX: u64 = 16 << 20;
 
-/// A file of `/proc` of which nobody else decides what it is: of a number, not of a container's view. In one read
-/// where it is short; the standard library, which sees a length of 0, takes seven for a page.
+/// Reads a file of `/proc` in the host's view, which no container can mount over. Short files take one read; the
+/// standard library, which sees a length of 0, takes seven for a page.
 ///
-/// Names in it are whoever's: bytes that are no text are replaced, so that the rest can be read.
+/// Names in it may be any bytes: invalid UTF-8 is replaced.
 pub fn read_own(path: &str) -> std::io::Result<String> {
     let mut bytes = Vec::with_capacity(4096);
     File::open(path)?.take(LEN_MAX).read_to_end(&mut bytes)?;
@@ -63,15 +62,15 @@ impl Proc {
         Ok(Proc(fd))
     }
 
-    /// Opens a file, `self/attr/exec` for one. `InvalidArgument` or `PermissionDenied` if something is
-    /// mounted over it or on the way to it.
+    /// Opens a file, such as `self/attr/exec`. `InvalidArgument` or `PermissionDenied` if something is mounted over it
+    /// or on the way to it.
     pub fn open_file(&self, path: &str, flags: OFlags) -> Result<File> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
         let opened = openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
         opened.map(File::from).map_err(std::io::Error::from).context(|| format!("open /proc/{path}"))
     }
 
-    /// Writes in one call, which is what files of proc ask for.
+    /// Writes with a single write(2), as files of proc require.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let mut file = self.open_file(path, OFlags::WRONLY)?;
         file.write_all(text.as_bytes()).context(|| format!("write {text:?} to /proc/{path}"))

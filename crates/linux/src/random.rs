@@ -1,4 +1,4 @@
-//! Bytes that nobody can guess (getrandom(2)).
+//! Random bytes (getrandom(2)).
 
 use std::io;
 
@@ -6,11 +6,9 @@ use rustix::io::retry_on_intr;
 use rustix::rand::{GetRandomFlags, getrandom};
 use types::{Error, Result};
 
-/// As many random bytes as `len`, each as two hexadecimal digits in lower case: names that nobody else has, if they are
-/// long enough.
+/// `len` random bytes as lower case hexadecimal digits: an unguessable and, if long enough, unique name.
 ///
-/// # Errors
-/// `Internal`, on a kernel that has none to give.
+/// # Errors `Internal`, if the kernel has none.
 pub fn hex(len: usize) -> Result<String> {
     let mut bytes = vec![0_u8; len];
     let mut filled = 0;

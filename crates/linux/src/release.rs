@@ -1,15 +1,15 @@
-//! The kernel's version, for what it does not say otherwise.
+//! The kernel's release, for features that cannot be detected otherwise.
 
 use std::sync::OnceLock;
 
-/// Its three numbers, of which stable releases count the last.
+/// Its three numbers; the last one counts stable releases.
 pub fn release() -> (u32, u32, u32) {
     static RELEASE: OnceLock<(u32, u32, u32)> = OnceLock::new();
     *RELEASE.get_or_init(|| parse(&rustix::system::uname().release().to_string_lossy()))
 }
 
 fn parse(text: &str) -> (u32, u32, u32) {
-    // What follows them is the distributor's, or counts candidates.
+    // The rest is the distributor's, or a release candidate's number.
     let end = text.find(|character: char| !character.is_ascii_digit() && character != '.');
     let mut numbers = text[..end.unwrap_or(text.len())].split('.').map(str::parse);
     let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);

@@ -1,14 +1,14 @@
-//! Deleting trees, a while at a time.
+//! Incremental deletion of trees.
 //!
-//! Taking a snapshot out of the way is a rename; deleting its files takes as long as there are many. Whoever
-//! asks for that is asked after each one whether to go on, so that it can leave the disk to others in between.
+//! Removing a snapshot is a rename; deleting its files takes time in proportion to their number. The deletion asks its
+//! caller after each file whether to go on, so that the caller can yield the disk in between.
 //!
-//! A large file is deleted from its end, a piece at a time, if it has no other name and nobody has it open: as
-//! one step it takes as long as it is large. One that somebody reads stays whole for him, and goes at once.
+//! A large file is truncated piece by piece from its end, if it has no other name and is not open elsewhere: deleting
+//! it at once would take time in proportion to its size. A file that another process reads stays whole for it, and is
+//! unlinked at once.
 //!
-//! Trees are somebody else's work, and may still be in use: nothing is reached through a link, what is mounted in a tree
-//! is no part of it, and a tree may be deeper than there are descriptors. What is too deep is moved to the top and
-//! deleted from there.
+//! Trees are untrusted, and may still be in use: links are not followed, mounts in a tree are not touched, and a tree
+//! may be deeper than there are descriptors. A directory that is too deep is moved to the top, and deleted from there.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -22,18 +22,18 @@ use types::{Context, Result};
 
 use crate::tree::open_directory;
 
-/// Directories that are open at once.
+/// The most directories that are open at once.
 const DEPTH_MAX: usize = 32;
 
-/// Bytes of a file that are freed in one step.
+/// Bytes that one step frees of a file.
 pub const PIECE_LEN: u64 = 64 << 20;
 
-/// Deletes a directory with all that is in it, or a file, until `go_on` says no. Whether it is gone. What is mounted in it
-/// is left, and is an error.
+/// Deletes a file or a directory tree, until `go_on` returns false. Returns whether it is gone. Mounts inside stay, and
+/// are an error.
 pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     let delete = || {
         let Some(top) = open_directory(CWD, path)? else {
-            // A link or a file, if anything.
+            // A link or a file, if it exists.
             let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
             return match shorten(CWD, &name, go_on)? {
                 true => gone(unlinkat(CWD, path, AtFlags::empty())).map(|()| true),
@@ -48,8 +48,8 @@ pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     delete().map_err(io::Error::from).context(|| format!("delete {}", path.display()))
 }
 
-/// Deletes all that is in a directory, until `go_on` says no. Whether all is gone. What is mounted in it is left, and is an
-/// error.
+/// Deletes the content of a directory, until `go_on` returns false. Returns whether it is empty. Mounts inside stay,
+/// and are an error.
 pub fn empty(directory: BorrowedFd<'_>, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
     Ok(empty_all(directory, go_on)?)
 }
@@ -61,7 +61,7 @@ fn empty_all(top: BorrowedFd<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Errn
         if !removal.empty(top, 0)? {
             return Ok(false);
         }
-        // What was moved to the top meanwhile may not have been met.
+        // Directories moved to the top may have been missed by this pass.
         if removal.moved == before {
             return Ok(true);
         }
@@ -70,13 +70,13 @@ fn empty_all(top: BorrowedFd<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Errn
 
 struct Removal<'a> {
     top: BorrowedFd<'a>,
-    /// Directories that were too deep.
+    /// The number of directories that were moved to the top.
     moved: u64,
     go_on: &'a dyn Fn() -> bool,
 }
 
 impl Removal<'_> {
-    /// Whether it came to the end.
+    /// Returns whether the directory was completed.
     fn empty(&mut self, directory: BorrowedFd<'_>, depth: usize) -> Result<bool, Errno> {
         for entry in Dir::read_from(directory)? {
             let entry = entry?;
@@ -114,7 +114,7 @@ impl Removal<'_> {
             self.moved += 1;
             let new = CString::new(format!("deep.{}", self.moved)).expect("no zero in it");
             match renameat(parent, name, self.top, &new) {
-                // Somebody's file is called so.
+                // The tree has a file of this name.
                 Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
                 moved => return gone(moved),
             }
@@ -122,7 +122,7 @@ impl Removal<'_> {
     }
 }
 
-/// A directory of the tree; none if it is gone. `EXDEV` if something is mounted on it, also of the same file system.
+/// Opens a directory of the tree; None if it is gone. `EXDEV` if it is a mount point, also of the same file system.
 fn open_inside(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match openat2(parent, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
@@ -131,7 +131,7 @@ fn open_inside(parent: BorrowedFd<'_>, name: &CStr) -> Result<Option<OwnedFd>, E
     }
 }
 
-/// Leaves no more of a large file than goes in one step. Whether it came to the end.
+/// Truncates a large file to what one step frees. Returns whether it got that far.
 fn shorten(directory: BorrowedFd<'_>, name: &CStr, go_on: &dyn Fn() -> bool) -> Result<bool, Errno> {
     let Some((file, mut len, step)) = large(directory, name) else { return Ok(true) };
     while len > step {
@@ -144,8 +144,8 @@ fn shorten(directory: BorrowedFd<'_>, name: &CStr, go_on: &dyn Fn() -> bool) -> 
     Ok(true)
 }
 
-/// A file that takes more than a piece of room and is nobody else's, its length, and that of a piece: holes count for what
-/// is around them. What is not known to be so is deleted as a whole.
+/// A file that is larger than a piece and unused elsewhere, with its length, and the length of a step: holes are
+/// skipped with what surrounds them. Any other file is deleted as a whole.
 fn large(directory: BorrowedFd<'_>, name: &CStr) -> Option<(OwnedFd, u64, u64)> {
     let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     let pieces = u64::try_from(stat.st_blocks).ok()? * 512 / PIECE_LEN;
@@ -158,13 +158,13 @@ fn large(directory: BorrowedFd<'_>, name: &CStr) -> Option<(OwnedFd, u64, u64)> 
     is_open_here_alone(&file).then(|| (file, len, (len / pieces).max(PIECE_LEN)))
 }
 
-/// Whether nobody but the caller has a file open, or mapped, as the kernel looks into before it grants a lease for writing
+/// Whether the file is open nowhere else, not even mapped: the kernel checks this before it grants a write lease
 /// (fcntl(2), "Leases").
 #[expect(unsafe_code, reason = "rustix has no leases")]
 fn is_open_here_alone(file: &OwnedFd) -> bool {
-    /// `linux/fcntl.h`, which libc has not.
+    /// `linux/fcntl.h`; libc lacks it.
     const F_SETSIG: libc::c_int = 10;
-    // The lease is given back at once; if somebody opens the file in between, the signal is one that is ignored.
+    // The lease is released at once; if the file is opened in between, the signal is one that is ignored.
     // SAFETY: these commands of fcntl read no memory, and the descriptor is open.
     unsafe {
         let set = |command, value: libc::c_int| libc::fcntl(file.as_raw_fd(), command, value) == 0;
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "kept");
         assert_eq!(turns, 6, "asked after each");
         assert!(delete(&tree, &|| false).unwrap(), "it is gone");
-        // A link in the place of a tree is no tree.
+        // A symlink in place of a tree is removed, not followed.
         symlink(&kept, &tree).unwrap();
         delete(&tree, &|| true).unwrap();
         assert!(kept.join("file").exists());
@@ -230,7 +230,7 @@ mod tests {
         fs::create_dir(&kept).unwrap();
         fs::create_dir_all(&place).unwrap();
         fs::write(kept.join("file"), "kept").unwrap();
-        // Of the same file system, so that its numbers tell nothing.
+        // Of the same file system, so that the device number does not tell.
         let bind = types::Mount {
             kind: "bind".into(),
             source: kept.display().to_string(),
@@ -271,33 +271,33 @@ mod tests {
         drop(begin());
         assert_eq!(turns(&tree), 4, "two pieces, the file, the directory");
 
-        // Who reads it goes on to read it.
+        // A reader keeps the whole file.
         let file = begin();
         let reader = fs::File::open(tree.join("file")).unwrap();
         drop(file);
         assert_eq!(turns(&tree), 2);
         assert_eq!(reader.metadata().unwrap().len(), 3 * PIECE_LEN);
 
-        // It is somebody else's too.
+        // A hard link keeps the whole file.
         drop(begin());
         fs::hard_link(tree.join("file"), &kept).unwrap();
         assert_eq!(turns(&tree), 2);
         assert_eq!(kept.metadata().unwrap().len(), 3 * PIECE_LEN);
 
-        // Holes take few turns, however long they are.
+        // Holes take few steps, however long they are.
         begin().set_len(1 << 40).unwrap();
         let turns = turns(&tree);
         assert!((3..64).contains(&turns), "{turns}");
     }
 
-    /// As deep as containers can make them, which is deeper than there are descriptors or room on a stack.
+    /// As deep as containers can make them: deeper than the limits of descriptors and stack.
     #[test]
     fn trees_may_be_deep() {
         const DEPTH: usize = 2000;
         let dir = tempfile::TempDir::new().unwrap();
         let tree = dir.path().join("tree");
         fs::create_dir(&tree).unwrap();
-        // A name that is in the way of what is moved to the top.
+        // Names that collide with directories moved to the top.
         fs::create_dir_all(tree.join("deep.1/full")).unwrap();
         fs::write(tree.join("deep.2"), "").unwrap();
         let mut at = open_directory(CWD, &tree).unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Links, addresses and routes of network namespaces (rtnetlink(7)): what container networks need of them.
+//! Links, addresses and routes of network namespaces (rtnetlink(7)), as far as container networks need them.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -63,14 +63,14 @@ pub struct Prefix {
     pub len: u8,
 }
 
-/// What a veth pair is made with.
+/// Parameters of a veth pair.
 pub struct Veth<'a> {
     pub name: &'a str,
     pub address: Option<[u8; 6]>,
     /// The bridge that `name` joins.
     pub master: Option<u32>,
     pub peer: &'a str,
-    /// The peer is born in this namespace, so it is never seen in ours.
+    /// The peer is created in this namespace, and never visible in the caller's.
     pub peer_namespace: BorrowedFd<'a>,
     pub peer_address: Option<[u8; 6]>,
     pub mtu: Option<u32>,
@@ -82,23 +82,23 @@ pub struct Address {
     /// The link's index.
     pub link: u32,
     pub prefix: Prefix,
-    /// Whether it is for good and good everywhere: neither lent for a time, nor for one link or machine only.
+    /// Whether it is permanent and of global scope: without a lifetime, and not of one link or host only.
     pub is_lasting: bool,
 }
 
 /// The index of loopback, which is the first link of every namespace.
 pub const LOOPBACK: u32 = 1;
 
-/// Links, addresses and routes of one network namespace.
+/// The links, addresses and routes of one network namespace.
 pub struct Route(Socket);
 
 impl Route {
-    /// For the namespace of the calling thread.
+    /// In the namespace of the calling thread.
     pub fn open() -> Result<Route> {
         Ok(Route(Socket::open(Protocol::Route)?))
     }
 
-    /// For another namespace, which must be a file of `nsfs`. The calling thread stays where it is.
+    /// In another namespace, which must be a file of `nsfs`. The calling thread stays where it is.
     pub fn open_in(namespace: BorrowedFd<'_>) -> Result<Route> {
         std::thread::scope(|scope| {
             let opened = scope.spawn(|| {
@@ -142,7 +142,7 @@ impl Route {
         self.0.request(&format!("create bridge {name}"), message).map(drop)
     }
 
-    /// Makes both ends in one step: ours up and on its bridge, the peer in its namespace.
+    /// Creates both ends in one step: `name` up and on its bridge, the peer in its namespace.
     pub fn create_veth(&mut self, veth: &Veth<'_>) -> Result<()> {
         let mut message =
             Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL).with(&ifinfo(0, IFF_UP, IFF_UP));
@@ -180,7 +180,7 @@ impl Route {
         self.0.request(&format!("bring up network interface {index}"), message).map(drop)
     }
 
-    /// Gives a link to another network namespace, under a name there. It arrives down and without addresses.
+    /// Moves a link to another network namespace, with a name there. It arrives down and without addresses.
     pub fn give_link(&mut self, index: u32, namespace: BorrowedFd<'_>, name: &str) -> Result<()> {
         let mut message = Message::new(RTM_SETLINK, 0).with(&ifinfo(index, 0, IFF_UP));
         message.put_u32(IFLA_NET_NS_FD, u32::try_from(namespace.as_raw_fd()).expect("an open fd"));
@@ -188,8 +188,8 @@ impl Route {
         self.0.request(&format!("move network interface {index} to {name} elsewhere"), message).map(drop)
     }
 
-    /// Lets a bridge send a packet back through the port that it came in by, which a container that calls
-    /// its own published port needs where the bridge hands packets to the packet filter (br_netfilter).
+    /// Lets a bridge send a packet back through the port that it came in by (hairpin), which a container needs to call
+    /// its own published port if the bridge passes packets to netfilter (br_netfilter).
     pub fn set_hairpin(&mut self, index: u32) -> Result<()> {
         let mut message = Message::new(RTM_NEWLINK, 0).with(&ifinfo(index, 0, 0));
         message.nest(IFLA_LINKINFO, |info| {
@@ -199,7 +199,7 @@ impl Route {
         self.0.request(&format!("set hairpin mode of network interface {index}"), message).map(drop)
     }
 
-    /// Deletes a link, and with one end of a veth pair the other. True if it was there.
+    /// Deletes a link; with one end of a veth pair the other goes too. True if it existed.
     pub fn delete_link(&mut self, name: &str) -> Result<bool> {
         let mut message = Message::new(RTM_DELLINK, 0).with(&ifinfo(0, 0, 0));
         message.put_str(IFLA_IFNAME, name);
@@ -222,7 +222,7 @@ impl Route {
         self.0.request(&what, message).map(drop)
     }
 
-    /// Every address of the namespace.
+    /// All addresses of the namespace.
     pub fn addresses(&mut self) -> Result<Vec<Address>> {
         let message = Message::new(RTM_GETADDR, NLM_F_DUMP).with(&[0; 8]);
         let answers = self.0.request("list network addresses", message)?;
@@ -237,7 +237,7 @@ impl Route {
         self.0.request(&format!("add default route through {gateway}"), message).map(drop)
     }
 
-    /// The destinations that have a route of their own. Default routes are left out.
+    /// The destinations of all routes except default routes.
     pub fn routes(&mut self) -> Result<Vec<Prefix>> {
         let message = Message::new(RTM_GETROUTE, NLM_F_DUMP).with(&[0; 12]);
         let answers = self.0.request("list routes", message)?;

@@ -1,11 +1,11 @@
-//! Where a process spends processor time, as the kernel's clock finds it (perf_event_open(2)).
+//! CPU profiling of this process by the kernel's clock (perf_event_open(2)).
 //!
 //! ```text
 //! each processor ──(every period that it works)──▶ its ring, 64 KiB ──▶ Sampler::take: samples of this process
 //! ```
 //!
-//! The kernel samples whatever a processor does, so that threads which begin later are seen too; what other processes do is
-//! left out here. No signal is sent and nothing stops.
+//! The kernel samples whatever runs on a processor, so that later threads are included; samples of other processes are
+//! dropped here. No signal is sent, and nothing is stopped.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// Bytes of a ring, a power of two: half a minute of samples every 10 ms.
 const RING_LEN: usize = 64 << 10;
 
-/// `perf_event_attr` in its first form, `PERF_ATTR_SIZE_VER0`, which every kernel takes.
+/// `perf_event_attr` in its first version, `PERF_ATTR_SIZE_VER0`, which every kernel accepts.
 #[repr(C)]
 struct Attributes {
     kind: u32,
@@ -45,23 +45,23 @@ const EXCLUDE_HYPERVISOR: u64 = 1 << 6;
 const EXCLUDE_IDLE: u64 = 1 << 7;
 const FLAG_FD_CLOEXEC: libc::c_ulong = 1 << 3;
 
-/// Of `perf_event_mmap_page`, the page before a ring: how much the kernel has written and we have read, in bytes since the
-/// beginning.
+/// Offsets in `perf_event_mmap_page`, the page before a ring: the total bytes that the kernel has written, and that
+/// were read.
 const DATA_HEAD: usize = 1024;
 const DATA_TAIL: usize = 1032;
 
-/// `perf_event_header`: kind, then flags, then the length with the header.
+/// `perf_event_header`: type, flags, and length including the header.
 const HEADER_LEN: usize = 8;
 const RECORD_SAMPLE: u32 = 9;
-/// Of the flags: what the processor ran.
+/// Mask of the CPU mode in the flags.
 const CPU_MODE: u16 = 0b111;
 const CPU_MODE_USER: u16 = 2;
 
-/// A thread of this process that was found at work.
+/// A thread of this process that was running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
     pub thread: u32,
-    /// The address of its next instruction, if it is none of the kernel's.
+    /// The address of its next instruction, unless in the kernel.
     pub address: Option<u64>,
 }
 
@@ -72,8 +72,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sample of each processor whenever it has worked for another `period`. `PermissionDenied` without
-    /// `CAP_PERFMON` in the first user namespace.
+    /// Samples each processor once per `period` of work. `PermissionDenied` without `CAP_PERFMON` in the initial user
+    /// namespace.
     pub fn start(period: Duration) -> io::Result<Sampler> {
         let online = stdx::ranges(&fs::read_to_string(ONLINE)?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{ONLINE} is no list")))?;
@@ -82,7 +82,7 @@ impl Sampler {
         Ok(Sampler { rings })
     }
 
-    /// The samples since the last call. What did not fit into the rings is lost.
+    /// The samples since the last call. Samples that did not fit into the rings are lost.
     pub fn take(&mut self) -> Vec<Sample> {
         let own = std::process::id();
         let mut samples = Vec::new();
@@ -96,7 +96,7 @@ impl Sampler {
     }
 }
 
-/// What one processor did.
+/// The samples of one processor.
 #[derive(Debug)]
 struct Ring {
     /// The page with the counters, then [`RING_LEN`] bytes.
@@ -155,7 +155,7 @@ impl Ring {
         unsafe { AtomicU64::from_ptr(self.memory.as_ptr().add(offset).cast()) }
     }
 
-    /// What was written since the last call.
+    /// The bytes written since the last call.
     #[expect(unsafe_code, reason = "memory that the kernel writes")]
     fn take(&mut self) -> Vec<u8> {
         let head = self.counter(DATA_HEAD).load(Ordering::Acquire);
@@ -184,7 +184,7 @@ impl Drop for Ring {
     }
 }
 
-/// The records in what a ring had, one after the other.
+/// The records in the bytes of a ring.
 struct Records<'a>(&'a [u8]);
 
 impl<'a> Iterator for Records<'a> {
@@ -198,7 +198,7 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// The process of a sample, and the sample; none of a record of another kind.
+/// Parses a sample, and its process; None for other records.
 fn sample(record: &[u8]) -> Option<(u32, Sample)> {
     let number = |at: usize| Some(u32::from_ne_bytes(record.get(at..at + 4)?.try_into().ok()?));
     if number(0)? != RECORD_SAMPLE {
@@ -257,7 +257,7 @@ mod tests {
         let own = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         let begun = Instant::now();
         let mut found = Vec::new();
-        // Others may have the processor meanwhile.
+        // Other processes may have the processor meanwhile.
         while found.len() < 20 && begun.elapsed() < Duration::from_secs(30) {
             black_box((0..100_000_u64).fold(0, |sum: u64, next| black_box(sum ^ next)));
             found.extend(sampler.take().into_iter().filter(|sample| sample.thread == own));

@@ -1,9 +1,8 @@
-//! Running from a copy of our own program that no one can write to.
+//! Execution from a copy of this program that cannot be written to.
 //!
-//! A process that enters a container can be made to show its program to the container
-//! (`/proc/PID/exe`), which could then overwrite it on the host: CVE-2019-5736. So whoever enters
-//! containers first executes itself anew from a detached, read-only bind mount of its own file: the same
-//! pages of memory, but no path by which they could be opened for writing.
+//! A container can open the program of a process that enters it (`/proc/PID/exe`), and could overwrite it on the host:
+//! CVE-2019-5736. So a program that enters containers first executes itself again from a detached, read-only bind mount
+//! of its file: the same pages of memory, but without a path to open them for writing.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -17,27 +16,27 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::mount;
 
-/// Nobody changes a byte, and nobody takes the seals off.
+/// No writes, and no change of the seals.
 const SEALS: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
-/// Tells the second start from the first. Removed from the environment once read.
+/// Marks the second start. Removed from the environment once read.
 const MARK: &str = "_HOIST_SEALED";
 
-/// Returns in a process that runs from where nobody can write to; else executes the calling program again,
-/// with the same arguments, from such a place.
+/// Returns in a process whose program cannot be written to; otherwise executes the calling program again, with the same
+/// arguments, from a sealed copy.
 ///
-/// The caller has a single thread.
+/// The caller must have a single thread.
 pub fn ensure() -> Result<()> {
     if std::env::var_os(MARK).is_none() {
         return Err(reexecute());
     }
     clear_mark();
-    // Not tried once more: that might go on for ever.
+    // Not retried: that might loop for ever.
     check().context(|| format!("{MARK} is set"))
 }
 
-/// Fails in a process whose own program somebody could write to.
+/// Fails if this process's program could be written to.
 pub fn check() -> Result<()> {
     if is_sealed() {
         return Ok(());
@@ -47,13 +46,13 @@ pub fn check() -> Result<()> {
     ))
 }
 
-/// Whether this is the second start, for [`ensure`] to see to.
+/// Whether this is the second start of [`ensure`].
 pub fn is_marked() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
-/// Executes a program out of memory, sealed as [`ensure`] asks for, in place of the calling one. Returns only on
-/// failure, with the calling program as it was.
+/// Executes a program from sealed memory, as [`ensure`] requires, in place of the calling one. Returns only on failure,
+/// with the calling program unchanged.
 pub fn execute_in_memory(program: &[u8], args: &[OsString]) -> Error {
     let memory = in_memory(|file| file.write_all(program)).context(|| "write a program to memory");
     match memory {
@@ -99,8 +98,8 @@ fn execute_marked(program: &OwnedFd, args: impl Iterator<Item = OsString>) -> Er
         .with_source(error)
 }
 
-/// The calling program where nobody can write to it: to execute as `/proc/self/fd/N`. On a read-only mount
-/// that is nowhere else, or, for a caller who may not mount, as a sealed copy in memory.
+/// The calling program, to be executed as `/proc/self/fd/N`, in a form that cannot be written to: on a detached
+/// read-only mount, or, for a caller that may not mount, as a sealed copy in memory.
 pub fn open_program() -> Result<OwnedFd> {
     match open_on_read_only_mount() {
         Err(error) if error.is(ErrorKind::PermissionDenied) => copy_to_memory(),
@@ -109,10 +108,10 @@ pub fn open_program() -> Result<OwnedFd> {
 }
 
 fn open_on_read_only_mount() -> Result<OwnedFd> {
-    // Through the link, so that a program replaced on disk is not picked up half way.
+    // Through the link, so that a program that was replaced on disk is not mixed with this one.
     let tree = mount::clone_path(Path::new("/proc/self/exe"), false)?;
     mount::set_attributes(tree.as_fd(), mount::Attributes::READ_ONLY, false)?;
-    // O_PATH of the mount is enough to execute; a plain descriptor makes scripts work too, but we are none.
+    // `O_PATH` would be enough to execute a binary.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::open(crate::beneath::proc_path(tree.as_fd()), flags, Mode::empty())
         .map_err(io::Error::from)
@@ -127,7 +126,7 @@ fn copy_to_memory() -> Result<OwnedFd> {
 /// A sealed file in memory, filled by `fill`.
 fn in_memory(fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Newer kernels want to be told that it is a program (memfd_create(2), since Linux 6.3).
+    // Since Linux 6.3 executable memory must be requested (memfd_create(2)).
     let memory = match memfd_create("hoist", flags | MemfdFlags::from_bits_retain(libc::MFD_EXEC)) {
         Err(rustix::io::Errno::INVAL) => memfd_create("hoist", flags)?,
         other => other?,

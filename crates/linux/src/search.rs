@@ -1,11 +1,11 @@
-//! Where a program is, by a search path such as the environment's `PATH`.
+//! Program lookup in a search path such as `PATH`.
 
 use std::env;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-/// The first file of this name in the directories of `path`. One that is relative would be wherever the caller happens to
-/// be, and is not looked at.
+/// The first file of this name in the absolute directories of `path`. Relative ones depend on the working directory,
+/// and are skipped.
 pub fn find(program: &str, path: &OsStr) -> Option<PathBuf> {
     let folders = env::split_paths(path).filter(|folder| folder.is_absolute());
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
@@ -35,7 +35,7 @@ mod tests {
         assert_eq!(find_in(&["one", "two"], "other"), Some(at("two/other")));
         assert_eq!(find_in(&["one", "folder"], "other"), None);
         assert_eq!(find("tool", OsStr::new("")), None);
-        // The tests run in the crate's directory, where this is.
+        // The tests' working directory is the crate's, which has this file.
         assert_eq!(find("lib.rs", OsStr::new("src:.")), None);
     }
 }

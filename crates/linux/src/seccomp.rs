@@ -8,13 +8,13 @@
 //!                └▶ another: kill
 //! ```
 //!
-//! What a profile means is what runc and libseccomp make of it:
-//! - names that a kernel or an architecture does not have are ignored;
-//! - calls newer than any the profile names answer `ENOSYS`, so that programs fall back, unless the
-//!   default is to allow;
-//! - a rule without tests of arguments beats those with; rules with tests are tried in order, and a rule
-//!   that tests one argument twice holds if any of its tests does;
-//! - rules that say what the default says are left out.
+//! Profiles are interpreted as by runc and libseccomp:
+//! - names that a kernel or an architecture lacks are ignored;
+//! - calls newer than any that the profile names return `ENOSYS`, so that programs fall back, unless the default is to
+//!   allow;
+//! - a rule without argument tests beats rules with tests; rules with tests are tried in order, and a rule that tests
+//!   one argument twice holds if any of its tests does;
+//! - rules with the default's action are ignored.
 
 mod assemble;
 mod compile;
@@ -30,7 +30,7 @@ use types::{Error, Result};
 pub use self::compile::{ACTIONS, FLAGS, architecture_names, compile, operators};
 pub use self::profile::default_profile;
 
-/// A set of system call numbers, as `SCMP_ARCH_*` name them.
+/// An architecture, as in `SCMP_ARCH_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Architecture {
     X86_64,
@@ -41,7 +41,7 @@ enum Architecture {
     Riscv64,
 }
 
-/// A step of a filter: `struct sock_filter`.
+/// An instruction of a filter: `struct sock_filter`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Instruction {
@@ -51,7 +51,7 @@ struct Instruction {
     operand: u32,
 }
 
-/// A filter ready to load.
+/// A compiled filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     instructions: Vec<Instruction>,
@@ -69,7 +69,7 @@ mod flag {
 }
 
 impl Program {
-    /// Steps. The kernel takes up to 4096 of them.
+    /// Number of instructions. The kernel accepts up to 4096.
     pub fn len(&self) -> usize {
         self.instructions.len()
     }
@@ -78,13 +78,12 @@ impl Program {
         self.instructions.is_empty()
     }
 
-    /// Whether [`load`] will return the descriptor on which a supervisor is asked.
+    /// Whether [`load`] will return a listener for a supervisor.
     pub fn has_listener(&self) -> bool {
         self.flags & flag::NEW_LISTENER != 0
     }
 
-    /// Flags, then eight bytes per step, in the machine's byte order: for a file that this machine reads
-    /// again.
+    /// Encodes flags, and eight bytes for each instruction, in native byte order: for files on this machine only.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(4 + 8 * self.instructions.len());
         bytes.extend_from_slice(&self.flags.to_ne_bytes());
@@ -96,7 +95,7 @@ impl Program {
         bytes
     }
 
-    /// The reverse of [`Program::to_bytes`]. The kernel checks the steps when they are loaded.
+    /// The reverse of [`Program::to_bytes`]. The kernel checks the instructions when they are loaded.
     pub fn from_bytes(bytes: &[u8]) -> Result<Program> {
         let damaged = || Error::data_loss("compiled system call filter is damaged");
         let (flags, steps) = bytes.split_first_chunk().ok_or_else(damaged)?;
@@ -114,11 +113,10 @@ impl Program {
     }
 }
 
-/// Filters the calling thread (with the flag TSYNC, all threads) from here on, and returns the listener
-/// if the program has one.
+/// Loads a filter for the calling thread (with the flag TSYNC, for all threads), and returns its listener if it has
+/// one.
 ///
-/// The thread must have `no_new_privs` or `CAP_SYS_ADMIN`. Allocates nothing, so it may run between
-/// clone and exec.
+/// The thread must have `no_new_privs` or `CAP_SYS_ADMIN`. Allocates nothing, so it may run between clone and exec.
 #[expect(unsafe_code, reason = "seccomp(2) has no safe face")]
 pub fn load(program: &Program) -> io::Result<Option<OwnedFd>> {
     let len =
@@ -132,7 +130,7 @@ pub fn load(program: &Program) -> io::Result<Option<OwnedFd>> {
         match i32::try_from(answer) {
             Ok(fd) if fd >= 0 && program.has_listener() => Ok(Some(OwnedFd::from_raw_fd(fd))),
             Ok(0) => Ok(None),
-            // With TSYNC: the thread that could not be brought along.
+            // With TSYNC: the id of a thread that could not be synchronized.
             Ok(thread) if thread > 0 => Err(io::ErrorKind::ResourceBusy.into()),
             _ => Err(io::Error::last_os_error()),
         }

@@ -8,13 +8,12 @@ use types::{Context, Error, Result};
 
 /// A descriptor that becomes readable when a child changes its state.
 ///
-/// Blocks `SIGCHLD` in the calling thread: programs that are started afterwards inherit the mask and
-/// have to clear it.
+/// Blocks `SIGCHLD` in the calling thread: programs that are started afterwards inherit the mask, and must reset it.
 pub fn child_signals() -> Result<OwnedFd> {
     descriptor(&[libc::SIGCHLD])
 }
 
-/// Undoes the blocking of [`child_signals`] in a copy of a process that has called it.
+/// Reverts the blocking of [`child_signals`], in a forked copy of the process.
 pub fn unblock_child_signals() -> Result<()> {
     // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls.
     let result = unsafe {
@@ -26,8 +25,8 @@ pub fn unblock_child_signals() -> Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()).context(|| "unblock SIGCHLD") }
 }
 
-/// A descriptor that becomes readable when a signal comes that is meant for whatever the caller runs: all
-/// but those that tell of the caller itself. [`next`] takes them.
+/// A descriptor that becomes readable when a signal arrives that is to be forwarded to the caller's program: all but
+/// those that are about the caller itself. [`next`] takes them.
 ///
 /// Blocks them in the calling thread, as [`child_signals`] does.
 pub fn forwarded_signals() -> Result<OwnedFd> {
@@ -45,9 +44,9 @@ pub fn forwarded_signals() -> Result<OwnedFd> {
     descriptor(&signals)
 }
 
-/// Has `SIGUSR1` do nothing to the calling process and to its copies. containerd's programs answer it with what their threads
-/// do, and whoever asks all of them does not end this one. It is caught, and neither blocked nor ignored, as programs
-/// inherit that (execve(2)): what is started here is ended by it like any other.
+/// Makes the calling process, and its forked copies, ignore `SIGUSR1`. containerd's programs answer it with a dump of
+/// their threads, and an operator who sends it to all of them must not end this one. It is caught, and neither blocked
+/// nor ignored, as programs would inherit that (execve(2)).
 pub fn pass_over_question() {
     extern "C" fn pass(_signal: libc::c_int) {}
     // SAFETY: a handler that does nothing may run anywhere (signal-safety(7)). Calls that it interrupts go on (signal(2)).
@@ -61,7 +60,7 @@ fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);
         for signal in signals {
-            // The C library keeps two real-time signals to itself, and refuses them.
+            // The C library reserves two real-time signals, and refuses them.
             libc::sigaddset(&mut set, *signal);
         }
         if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
@@ -76,7 +75,7 @@ fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Takes the next signal that waits on a descriptor of this module.
+/// Takes the next pending signal of a descriptor of this module.
 pub fn next(signals: impl AsFd) -> io::Result<Option<Signal>> {
     // `struct signalfd_siginfo`, which begins with the number.
     let mut buffer = [0; 128];
@@ -90,13 +89,13 @@ pub fn next(signals: impl AsFd) -> io::Result<Option<Signal>> {
     }
 }
 
-/// Takes all signals that wait, so that the descriptor is quiet until the next one.
+/// Takes all pending signals, so that the descriptor is quiet until the next one.
 pub fn drain(signals: impl AsFd) {
     let mut buffer = [0; 8 * 128];
     while let Ok(1..) = rustix::io::read(&signals, &mut buffer) {}
 }
 
-/// The number of [`Signal::KILL`] where numbers are what is passed on, as in the calls of runtimes and shims.
+/// The number of [`Signal::KILL`], for calls of runtimes and shims, which pass numbers.
 pub const SIGKILL: u32 = libc::SIGKILL.cast_unsigned();
 
 /// A signal's number, real-time signals included.
@@ -106,7 +105,7 @@ pub struct Signal(i32);
 impl Signal {
     pub const KILL: Signal = Signal(libc::SIGKILL);
     pub const TERM: Signal = Signal(libc::SIGTERM);
-    /// The size of the terminal has changed.
+    /// SIGWINCH: the terminal's size has changed.
     pub const WINDOW: Signal = Signal(libc::SIGWINCH);
 
     /// `InvalidArgument` for numbers that are no signal.
@@ -132,7 +131,7 @@ impl Signal {
         found.ok_or_else(|| Error::invalid_argument(format!("invalid signal: {word}")))
     }
 
-    /// Those without a name of their own, which are counted from either end. The first two are the C library's.
+    /// Real-time signals, which are counted from either end. The first two are the C library's.
     fn real_time(bare: &str) -> Option<Signal> {
         const RANGE: std::ops::RangeInclusive<i32> = 34..=64;
         let number = match (bare.strip_prefix("RTMIN"), bare.strip_prefix("RTMAX")) {

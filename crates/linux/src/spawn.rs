@@ -1,5 +1,5 @@
-//! Starting programs in ways that `std::process` does not know: with descriptors under fixed numbers, in the foreground of a
-//! terminal, or with no signal blocked.
+//! Process creation beyond `std::process`: with descriptors under fixed numbers, in the foreground of a terminal, or
+//! with no signal blocked.
 #![expect(unsafe_code, reason = "descriptors and groups are put in place between fork and exec")]
 
 use std::io;
@@ -7,12 +7,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
-/// Runs `command` with each descriptor under the number beside it. Numbers are 3 or higher, and
-/// each occurs once. It begins with no signal blocked.
+/// Runs `command` with each descriptor under its number. Numbers are 3 or higher, and occur once each. No signal is
+/// blocked in it.
 pub fn with_descriptors(mut command: Command, descriptors: Vec<(OwnedFd, RawFd)>) -> io::Result<Child> {
     assert!(descriptors.iter().all(|(_, number)| *number > 2), "0, 1 and 2 are set by Command");
     let above = descriptors.iter().map(|(_, number)| number + 1).max().unwrap_or(3);
-    // Out of the way of the numbers they will get, so that no dup2 closes one that is still needed.
+    // Moved above all target numbers, so that no dup2 closes a descriptor that is still needed.
     let moved = descriptors
         .iter()
         .map(|(fd, number)| Ok((duplicate_above(fd, above)?, *number)))
@@ -33,8 +33,8 @@ pub fn with_descriptors(mut command: Command, descriptors: Vec<(OwnedFd, RawFd)>
     command.spawn()
 }
 
-/// Runs `command` in a process group of its own, which is that in the foreground if standard input is the controlling
-/// terminal: what somebody types, and the signals of its keys, reach it and not the caller. It begins with no signal blocked.
+/// Runs `command` in its own process group, the foreground one if standard input is the controlling terminal: typed
+/// input, and the signals of its keys, reach it and not the caller. No signal is blocked in it.
 pub fn in_foreground(mut command: Command) -> io::Result<Child> {
     // SAFETY: the closure runs in the child between fork and exec, and calls only functions that are
     // async-signal-safe (signal-safety(7)); it allocates nothing. The set is initialised before it is read.
@@ -43,14 +43,14 @@ pub fn in_foreground(mut command: Command) -> io::Result<Child> {
             if libc::setpgid(0, 0) < 0 {
                 return Err(io::Error::last_os_error());
             }
-            // Who is in the background and takes the foreground is stopped by SIGTTOU (tcsetpgrp(3)).
+            // A background process that takes the foreground is stopped by SIGTTOU (tcsetpgrp(3)).
             let mut set = std::mem::zeroed::<libc::sigset_t>();
             libc::sigemptyset(&raw mut set);
             libc::sigaddset(&raw mut set, libc::SIGTTOU);
             libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-            // Without a terminal there is no foreground.
+            // Fails without a terminal, which has no foreground.
             libc::tcsetpgrp(0, libc::getpid());
-            // No signal is the caller's any more.
+            // Drops the caller's signal mask.
             unblock_all();
             Ok(())
         });
@@ -58,9 +58,10 @@ pub fn in_foreground(mut command: Command) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Has a program begin with no signal blocked: it inherits those that wait for the caller (signal(7)), and few look.
+/// Makes a program start with no signal blocked: it would inherit the caller's mask (signal(7)), which few programs
+/// reset.
 pub fn unblock_signals(command: &mut Command) {
-    // Without a step of its own between fork and exec the standard library starts programs in a cheaper way.
+    // Without a closure between fork and exec the standard library uses a faster way.
     if !has_blocked() {
         return;
     }
@@ -85,7 +86,7 @@ fn has_blocked() -> bool {
     }
 }
 
-/// Lets all signals through to the calling thread. Async-signal-safe (signal-safety(7)).
+/// Unblocks all signals of the calling thread. Async-signal-safe (signal-safety(7)).
 fn unblock_all() {
     // SAFETY: the set is initialised before it is read, and lives across the call.
     unsafe {
@@ -118,7 +119,7 @@ mod tests {
         let mut command = Command::new("sh");
         // The fifth field is the group (proc(5)); the name in brackets has no blank.
         command.args(["-c", "read -r _ _ _ _ group _ < /proc/$$/stat; test $group = $$ && kill $$"]);
-        // In a thread, whose mask it inherits.
+        // In a thread of its own, as the mask is inherited.
         let end = std::thread::spawn(|| {
             let _blocked = crate::signal::forwarded_signals().unwrap();
             in_foreground(command).unwrap().wait().unwrap()
@@ -126,13 +127,13 @@ mod tests {
         assert_eq!(end.join().unwrap().signal(), Some(libc::SIGTERM));
     }
 
-    /// Who starts them has signals wait for itself, as a shim does, and the runtime in the foreground.
+    /// Their caller has signals blocked, as the shim, and the runtime in the foreground.
     #[test]
     fn a_program_begins_with_no_signal_blocked() {
         let ended = |start: fn(Command) -> io::Result<Child>| {
             let mut command = Command::new("sh");
             command.args(["-c", "kill $$"]);
-            // In a thread, whose mask it inherits.
+            // In a thread of its own, as the mask is inherited.
             let end = std::thread::spawn(move || {
                 let _blocked = crate::signal::forwarded_signals().unwrap();
                 start(command).unwrap().wait().unwrap()

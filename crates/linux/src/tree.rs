@@ -1,4 +1,4 @@
-//! Trees of files, copied with all that the kernel keeps of them, and measured.
+//! Copies of file trees with all metadata, and their disk usage.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsStr, OsString};
@@ -15,11 +15,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// Copies a directory to a path where nothing is, with owners, modes, times, extended attributes, devices and
-/// hard links. Sockets, which belong to processes, are left out.
+/// Copies a directory to a path that does not exist, with owners, modes, times, extended attributes, devices and hard
+/// links. Sockets, which belong to processes, are left out.
 ///
 /// A tree may be deeper than a path is long or than there are descriptors. No link inside `from` is followed, but
-/// nobody may change either tree meanwhile.
+/// neither tree may be changed meanwhile.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     let metadata = fs::metadata(from)?;
     fs::create_dir(to)?;
@@ -42,7 +42,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
         }
         let Some(outer) = above.pop() else { break };
         at = at.outer(&outer.ids)?;
-        // Only now that nothing is added to it any more, which would change its times.
+        // Last, as adding entries changes its times.
         let done = mem::replace(&mut level, outer);
         let (source, target) = at.entry(&copying.places[done.place].1);
         copy_metadata(&source, &target, &done.metadata)?;
@@ -50,20 +50,20 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     copy_metadata(from, to, &level.metadata)
 }
 
-/// How directories are opened that are no more than places to start from.
+/// How directories are opened that serve as starting points only.
 const PLACE: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Bytes of a path, to which one more name may be added.
+/// Bytes of a path to which one more name may be added.
 const PATH_LEN: usize = 2048;
 
-/// A directory, and the one that is to be its copy.
+/// A directory, and its copy.
 struct Pair {
     from: OwnedFd,
     to: OwnedFd,
 }
 
 impl Pair {
-    /// Short paths to an entry of both, however deep they lie.
+    /// Short paths to an entry of both, however deep they are.
     fn entry(&self, name: &OsStr) -> (PathBuf, PathBuf) {
         (within(&self.from, name), within(&self.to, name))
     }
@@ -73,7 +73,7 @@ impl Pair {
         Ok(Pair { from: open(&self.from)?, to: open(&self.to)? })
     }
 
-    /// The pair that this one is in, which must be that of these numbers.
+    /// The parent pair, which must have these ids.
     fn outer(&self, ids: &[(u64, u64); 2]) -> io::Result<Pair> {
         let outer = self.inner(OsStr::new(".."))?;
         if outer.ids()? != *ids {
@@ -93,27 +93,27 @@ fn within(directory: &OwnedFd, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
 }
 
-/// A directory that is being copied, on the way from the top to where the walk is.
+/// A directory that is being copied, on the way from the top to the current one.
 struct CopyLevel {
     ids: [(u64, u64); 2],
-    /// Its number among the places.
+    /// Its index in `places`.
     place: usize,
-    /// What the copy is given in the end.
+    /// To be set on the copy in the end.
     metadata: fs::Metadata,
-    /// Directories in it.
+    /// Its directories that were not visited yet.
     unseen: Vec<OsString>,
 }
 
 struct Copying {
     top: OwnedFd,
-    /// Directories of the copy: the number of the one that each is in, and its name. The first is the top.
+    /// Directories of the copy: the index of the parent, and the name. The first is the top.
     places: Vec<(usize, OsString)>,
-    /// Where the first name of a file is that has several.
+    /// The first name of each file with hard links.
     links: BTreeMap<(u64, u64), (usize, OsString)>,
 }
 
 impl Copying {
-    /// Copies what is in a directory but directories, which are left for later.
+    /// Copies the entries of a directory, except directories, which are left for later.
     fn directory(&mut self, at: &Pair, place: usize, metadata: fs::Metadata) -> io::Result<CopyLevel> {
         let mut level = CopyLevel { ids: at.ids()?, place, metadata, unseen: Vec::new() };
         for entry in fs::read_dir(within(&at.from, OsStr::new(".")))? {
@@ -139,7 +139,7 @@ impl Copying {
         Ok(level)
     }
 
-    /// Opens a directory of the copy again, in as many steps as its path is too long for one.
+    /// Opens a directory of the copy again, in several steps if its path is too long.
     fn open(&self, mut place: usize) -> Result<OwnedFd, Errno> {
         let mut names = Vec::new();
         while place != 0 {
@@ -160,7 +160,7 @@ impl Copying {
     }
 }
 
-/// Copies what is no directory, without what is known about it. Whether it is of a kind that is copied.
+/// Copies an entry that is no directory, without metadata. Returns whether its type is copied.
 fn copy_entry(source: &Path, target: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
     let kind = metadata.file_type();
     if kind.is_symlink() {
@@ -177,7 +177,7 @@ fn copy_entry(source: &Path, target: &Path, metadata: &fs::Metadata) -> io::Resu
     Ok(true)
 }
 
-/// Gives a file the owner, mode, attributes and times of another.
+/// Sets the owner, mode, attributes and times of another file.
 pub fn copy_own_metadata(from: &Path, to: &Path) -> io::Result<()> {
     copy_metadata(from, to, &fs::symlink_metadata(from)?)
 }
@@ -210,18 +210,17 @@ fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What a tree takes on disk.
+/// Disk usage of a tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub bytes: u64,
     pub inodes: u64,
 }
 
-/// Measures what is in a directory, which counts for nothing itself. Hard links count once.
+/// The disk usage of a directory's content, without the directory itself. Hard links count once.
 ///
-/// Others may go on working in it: no link is followed, what goes meanwhile is not counted, and a tree may be deeper
-/// than a path is long or than there are descriptors. When the directory that is looked at is moved to another place
-/// meanwhile, the rest is not counted.
+/// The tree may be in use: no link is followed, files that vanish are not counted, and it may be deeper than a path is
+/// long or than there are descriptors. If the current directory is moved elsewhere meanwhile, the rest is not counted.
 pub fn usage(path: &Path) -> io::Result<Usage> {
     let mut measure = Measure::default();
     let Some(mut at) = open_directory(CWD, path)? else { return Ok(measure.usage) };
@@ -253,10 +252,10 @@ struct Measure {
     linked: BTreeSet<(u64, u64)>,
 }
 
-/// A directory on the way from the top to where the walk is.
+/// A directory on the way from the top to the current one.
 struct Level {
     id: (u64, u64),
-    /// Directories in it.
+    /// Its directories that were not visited yet.
     unseen: Vec<CString>,
 }
 
@@ -286,7 +285,7 @@ impl Measure {
     }
 }
 
-/// A directory; none if it is gone, or is none any more.
+/// Opens a directory; None if it is gone, or no directory any more.
 pub(crate) fn open_directory(
     parent: impl AsFd,
     name: impl rustix::path::Arg,
@@ -304,7 +303,7 @@ mod tests {
 
     use super::*;
 
-    /// Makes a directory in it, and one in that, so many times; the last one.
+    /// Makes nested directories; returns the deepest.
     fn deepen(directory: &Path, depth: u64) -> OwnedFd {
         let mut at = open_directory(CWD, directory).unwrap().unwrap();
         for _ in 0..depth {
@@ -352,7 +351,7 @@ mod tests {
         let bottom = deepen(&from, DEPTH);
         let time = Timespec { tv_sec: 1_000_000_000, tv_nsec: 5 };
         let times = Timestamps { last_access: time, last_modification: time };
-        // One file, and its other name in another directory: whichever comes first, the way to it is long.
+        // One file with a second name in another directory: whichever comes first, the path to it is long.
         for name in ["x", "y"] {
             mkdirat(&bottom, name, Mode::RWXU).unwrap();
         }

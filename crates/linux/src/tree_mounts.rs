@@ -1,4 +1,4 @@
-//! The mounts by which a snapshotter describes a tree, and the same tree for other purposes.
+//! The mounts by which a snapshotter describes a tree, and variants of them for other purposes.
 //!
 //! ```text
 //! overlay of upper, work and layers ─┬─ read_only ─▶ overlay of upper and layers: to look at, while it is in use
@@ -23,8 +23,8 @@ pub fn overlay_option<'a>(mount: &'a Mount, key: &str) -> Option<&'a str> {
     mount.options.iter().find_map(|option| option.strip_prefix(key)).filter(|_| is_overlay)
 }
 
-/// The mounts with the upper directory of an overlay as its topmost layer. Two mounts must not share an upper
-/// directory, so this is how to look at a tree that may be in use.
+/// The mounts with the upper directory of an overlay as its topmost layer, for reading a tree that may be in use: two
+/// mounts must not share an upper directory.
 pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
     let each = mounts.iter().map(|mount| {
         let Some(upper) = overlay_option(mount, "upperdir=") else { return mount.clone() };
@@ -40,12 +40,11 @@ pub fn read_only(mounts: &[Mount]) -> Vec<Mount> {
     each.collect()
 }
 
-/// The mounts of a tree that goes with its container: fsync(2) in it is done at once, and so is its unmount.
-/// What was written may be lost or torn if the machine goes down.
+/// The mounts of a tree that is removed with its container: fsync(2) and unmount return at once. Written data may be
+/// lost or torn if the machine goes down.
 ///
-/// The same mounts where the kernel cannot (before Linux 5.10; overlayfs.rst, "Volatile mount"). The mark that an
-/// earlier such mount has left, for which the kernel would refuse the next, is removed: the tree must not be
-/// mounted.
+/// Unchanged if the kernel lacks the option (before Linux 5.10; overlayfs.rst, "Volatile mount"). The mark of an
+/// earlier such mount, which makes the kernel refuse the next one, is removed: the tree must not be mounted.
 pub fn throwaway(mut mounts: Vec<Mount>) -> Result<Vec<Mount>> {
     if !overlay::may_be_volatile() {
         return Ok(mounts);
@@ -63,8 +62,8 @@ pub fn throwaway(mut mounts: Vec<Mount>) -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// The mounts of a tree that is to be kept, without the `volatile` that a snapshotter may have been told to put into all: a
-/// sync of such a tree is none.
+/// The mounts of a tree that is to be kept, without the option `volatile`, which a snapshotter may add to all: it makes
+/// syncs no-ops.
 pub fn durable(mut mounts: Vec<Mount>) -> Vec<Mount> {
     for mount in mounts.iter_mut().filter(|mount| mount.kind == "overlay") {
         mount.options.retain(|option| option != "volatile");
@@ -72,7 +71,7 @@ pub fn durable(mut mounts: Vec<Mount>) -> Vec<Mount> {
     mounts
 }
 
-/// The mounts with one more layer, below all that an overlay has. The same mounts where there is no overlay.
+/// The mounts with one more layer, below all others of an overlay. Unchanged if there is none.
 pub fn grounded(mut mounts: Vec<Mount>, layer: &Path) -> Vec<Mount> {
     let layer = escaped(&layer.to_string_lossy());
     for mount in mounts.iter_mut().filter(|mount| mount.kind == "overlay") {

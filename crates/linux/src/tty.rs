@@ -10,7 +10,7 @@ use types::{Context, Error, Result};
 /// The magic number of devpts (`linux/magic.h`).
 const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
 
-/// Both ends of a terminal.
+/// Both ends of a pseudo-terminal.
 #[derive(Debug)]
 pub struct Pty {
     pub master: OwnedFd,
@@ -20,10 +20,10 @@ pub struct Pty {
 }
 
 impl Pty {
-    /// Makes a terminal in the devpts instance whose `ptmx` is named beneath `dir`.
+    /// Opens a terminal in the devpts instance whose `ptmx` is named beneath `dir`.
     ///
-    /// The instance may be in a hostile root, so that what was opened is checked to be a terminal of devpts
-    /// before it is used, and the slave is opened through the master, by no path.
+    /// The instance may be in a hostile root, so the opened file is checked to be a terminal of devpts before it is
+    /// used, and the slave is opened through the master, not by a path.
     pub fn open(dir: BorrowedFd<'_>, ptmx: &str) -> Result<Pty> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let master = openat(dir, ptmx, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(io::Error::from);
@@ -59,7 +59,7 @@ fn number(master: BorrowedFd<'_>) -> io::Result<u32> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(number) }
 }
 
-/// Has a terminal leave ends of lines as they are written (`ONLCR` of termios(3)).
+/// Turns the translation of line ends off (`ONLCR` of termios(3)).
 pub fn keep_line_ends(terminal: BorrowedFd<'_>) -> Result<()> {
     let change = || -> io::Result<()> {
         let mut modes = tcgetattr(terminal)?;
@@ -69,13 +69,13 @@ pub fn keep_line_ends(terminal: BorrowedFd<'_>) -> Result<()> {
     change().context(|| "set up the terminal")
 }
 
-/// Sets the size of a terminal in characters.
+/// Sets the size of a terminal, in characters.
 pub fn resize(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> Result<()> {
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(terminal, size).map_err(io::Error::from).context(|| "resize terminal")
 }
 
-/// What [`control`] asks ioctl(2) for: `TIOCSCTTY` (`asm-generic/ioctls.h`).
+/// The ioctl(2) request of [`control`]: `TIOCSCTTY` (`asm-generic/ioctls.h`).
 pub const CONTROL: u64 = 0x540e;
 
 /// Makes the terminal the controlling one of the calling process, which must lead a session without one.

@@ -1,13 +1,12 @@
-//! fs-verity: files that nobody changes any more, and whose every page the kernel compares with a tree of hashes when
-//! it reads it from the disk (Linux, `Documentation/filesystems/fsverity.rst`). What rotted is an error to whoever
-//! reads it, not other bytes.
+//! fs-verity: immutable files, of which the kernel verifies every page by a hash tree when it is read from disk (Linux,
+//! `Documentation/filesystems/fsverity.rst`). Reading corrupted data fails instead of returning other bytes.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use types::Digest;
 
-/// `linux/fsverity.h`. The type of such numbers differs between C libraries, so the call is made without theirs.
+/// `linux/fsverity.h`. The type of ioctl numbers differs between C libraries, so the raw system call is used.
 const ENABLE: libc::c_ulong = 0x4080_6685;
 const MEASURE: libc::c_ulong = 0xC004_6686;
 const SHA256: u32 = 1;
@@ -36,10 +35,10 @@ struct Measured {
     digest: [u8; SHA256_LEN as usize],
 }
 
-/// Has the kernel watch over a file that is open for reading, and that nobody has open for writing. The kernel reads
-/// all of it. Nothing happens to one that is watched over already.
+/// Enables fs-verity for a file that is open for reading, and open for writing nowhere. The kernel reads all of it.
+/// Does nothing if it is enabled already.
 ///
-/// `Unsupported` where kernel or file system have no such thing, or the file system was not made for it.
+/// `Unsupported` if the kernel, the file system type, or this file system does not support it.
 #[expect(unsafe_code, reason = "rustix has no fs-verity")]
 pub fn enable(file: BorrowedFd<'_>) -> io::Result<()> {
     let argument = Enable {
@@ -62,7 +61,7 @@ pub fn enable(file: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// The digest that stands for all of a file's bytes; none if the kernel does not watch over it.
+/// The fs-verity digest of a file; None if it is not enabled.
 #[expect(unsafe_code, reason = "rustix has no fs-verity")]
 pub fn digest(file: BorrowedFd<'_>) -> io::Result<Option<Digest>> {
     let mut measured = Measured { algorithm: 0, len: SHA256_LEN, digest: [0; SHA256_LEN as usize] };
@@ -81,7 +80,7 @@ fn failure(answer: libc::c_long) -> Option<io::Error> {
     (answer != 0).then(io::Error::last_os_error)
 }
 
-/// Kernels and file systems that know nothing of it say that the command is not for them.
+/// Kernels and file systems without fs-verity refuse the command.
 fn named(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::ENOTTY | libc::EOPNOTSUPP) => io::Error::new(io::ErrorKind::Unsupported, error),

@@ -1,24 +1,23 @@
-//! Files that are written front to back and have to be on disk in the end: the disk begins while more bytes come,
-//! so that whoever waits for it at the end waits for the last of them only.
+//! Early writeback of files that are written sequentially and synced in the end: the disk starts while more bytes come,
+//! so that the final sync waits for the last of them only.
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Bytes that are handed to the disk at a time: many requests for it, little to wait for at the end.
+/// Bytes that are submitted at a time: many requests for the disk, and little to wait for at the end.
 const STEP: u64 = 8 << 20;
-/// What is begun ends at pages, so that none is written twice.
+/// Submitted ranges end at page boundaries, so that no page is written twice.
 const PAGE_LEN: u64 = 4096;
 
-/// How much of a file is on its way to the disk. What counts is still the sync at the end: this only makes it
-/// short, and says nothing if it cannot.
+/// How much of a file was submitted. Only the final sync makes it durable; this makes that short, and ignores errors.
 #[derive(Debug, Default)]
 pub struct Writeback {
     begun: u64,
 }
 
 impl Writeback {
-    /// Begins to write what is new, if it is worth it. The file is whole up to `end`, in bytes.
+    /// Submits new bytes, if there are enough. The file is complete up to `end`, in bytes.
     ///
-    /// It waits only if the disk has more to do than it takes (sync_file_range(2)).
+    /// Blocks only if the disk's queue is full (sync_file_range(2)).
     pub fn advance(&mut self, file: impl AsFd, end: u64) {
         self.begun = self.begun.min(end);
         let new = (end - self.begun) / PAGE_LEN * PAGE_LEN;
@@ -27,10 +26,10 @@ impl Writeback {
         }
     }
 
-    /// Begins to write all of it that was not begun: no more comes, and it is some time before the disk is waited for.
+    /// Submits the rest of the file, some time before the final sync.
     pub fn finish(&mut self, file: impl AsFd, end: u64) {
         self.begun = self.begun.min(end);
-        // No bytes would mean all that there are.
+        // A length of 0 would mean everything.
         if self.begun < end {
             self.begin(file, end - self.begun);
         }

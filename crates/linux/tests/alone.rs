@@ -1,5 +1,5 @@
-//! A process of one thread goes on as two, also right after others of its threads have ended. A program without the harness,
-//! whose threads would be in the way.
+//! A single-threaded process can be copied, also right after other threads have ended. A program without the test
+//! harness, whose threads would prevent that.
 
 use linux::process::{ExitStatus, PidFd, run_in_copy};
 

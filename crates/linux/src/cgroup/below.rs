@@ -1,8 +1,8 @@
-//! The cgroups below one, however many and however deep they are.
+//! Walks over the cgroups below one, however many and deep they are.
 //!
-//! Containers divide their cgroups as they like: into thousands of levels, which no path can name and no table of
-//! descriptors holds, or into millions side by side. So one directory is open at a time, and the way up is `..`:
-//! a cgroup never moves to another parent.
+//! A container may nest thousands of cgroups, deeper than a path or a table of descriptors reaches, or make millions
+//! side by side. So one directory is open at a time, and the walk returns by `..`: a cgroup never moves to another
+//! parent.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -15,14 +15,14 @@ use super::file::is_gone;
 
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Calls with the directory of each of them, those above first. One that vanishes meanwhile is left out.
+/// Calls `each` with every descendant's directory, parents first. Those that vanish meanwhile are skipped.
 pub(super) fn for_each(
     top: BorrowedFd<'_>,
     mut each: impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
     let Some(top) = open(top, c".")? else { return Ok(()) };
     let mut list = List::new(top)?;
-    // Of each level above its place in the list, which is all that is kept of it.
+    // The position in the list of each ancestor, which is all that is kept of it.
     let mut above = Vec::new();
     loop {
         if let Some(child) = list.next()? {
@@ -37,11 +37,11 @@ pub(super) fn for_each(
     }
 }
 
-/// Removes all of them. The first that has processes ends it: `EBUSY`.
+/// Removes all descendants. Fails with `EBUSY` at the first that has processes.
 pub(super) fn remove(top: BorrowedFd<'_>) -> io::Result<()> {
     let Some(mut dir) = open(top, c".")? else { return Ok(()) };
     let mut depth = 0_u64;
-    // The one that was just left, with nothing below it any more.
+    // The child that was just left, with nothing below it any more.
     let mut emptied = None;
     loop {
         match remove_until_one_stays(&dir)? {
@@ -60,7 +60,7 @@ pub(super) fn remove(top: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Removes those right below until one cannot be, because there is something in it.
+/// Removes children until one cannot be removed, because it is not empty.
 fn remove_until_one_stays(dir: &OwnedFd) -> io::Result<Option<Child>> {
     let Some(own) = open(dir.as_fd(), c".")? else { return Ok(None) };
     let mut list = List::new(own)?;
@@ -78,11 +78,11 @@ fn remove_until_one_stays(dir: &OwnedFd) -> io::Result<Option<Child>> {
 struct Child {
     name: CString,
     inode: u64,
-    /// Where in the list it is: read from there, it comes first.
+    /// Its position in the list: reading from there returns it first.
     place: i64,
 }
 
-/// What is right below a cgroup.
+/// The children of a cgroup.
 struct List {
     entries: Dir,
     place: i64,
@@ -112,18 +112,18 @@ impl List {
         Ok(None)
     }
 
-    /// The list in which this cgroup stands, right behind it.
+    /// The parent's list, positioned right behind this cgroup.
     fn of_parent(&self, place: i64) -> io::Result<List> {
         let inode = fstat(self.dir()?)?.st_ino;
         let mut list = List::new(parent(self.dir()?)?)?;
-        // The kernel's places are hashes of names, and names may be made for it to find others of the same hash first.
+        // Positions are hashes of names, and names can be chosen to collide, so the reading starts one earlier.
         list.go_to((place - 1).max(0))?;
         while let Some(child) = list.next()? {
             if child.inode == inode {
                 break;
             }
             if child.place > place {
-                // It is gone, and this is the next one.
+                // It was removed, and this is the next one.
                 list.go_to(child.place)?;
                 break;
             }
@@ -137,7 +137,7 @@ impl List {
     }
 }
 
-/// A directory to be read; none if it was removed meanwhile.
+/// Opens a directory for reading; None if it was removed meanwhile.
 fn open(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>> {
     match openat(dir, name, FLAGS, Mode::empty()).map_err(io::Error::from) {
         Err(error) if is_gone(&error) => Ok(None),
@@ -145,7 +145,7 @@ fn open(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Also of a directory that was removed meanwhile.
+/// The parent, also of a directory that was removed meanwhile.
 fn parent(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(openat(dir, c"..", FLAGS, Mode::empty())?)
 }

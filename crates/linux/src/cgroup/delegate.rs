@@ -1,4 +1,4 @@
-//! Cgroups that their own processes divide further: given to a user, and entered afterwards.
+//! Delegation of cgroups to a user, and entering one that its processes have divided.
 
 use std::fs;
 use std::io;
@@ -11,11 +11,11 @@ use super::{Cgroup, Entry, Hierarchies, Member, Version, file};
 
 /// The kernel's own list of what an owner needs to write (cgroup-v2.rst, "Model of Delegation").
 const FILES: &str = "/sys/kernel/cgroup/delegate";
-/// The same for kernels that have no such list (before Linux 4.15).
+/// For kernels without such a list (before Linux 4.15).
 const FILES_ALWAYS: [&str; 3] = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"];
 
-/// Makes `uid` the owner of the directory and of those files with which it is divided, not of the limits
-/// themselves. Version 1 was not made for this: there nothing happens.
+/// Makes `uid` the owner of the directory, and of the files by which it is divided, not of the limits. Without effect
+/// in version 1, which does not support delegation.
 pub(super) fn delegate(cgroup: &Cgroup, uid: u32) -> Result<()> {
     let (Version::V2, Some(member)) = (cgroup.version(), cgroup.unified()) else { return Ok(()) };
     let list = fs::read_to_string(FILES).unwrap_or_else(|_| FILES_ALWAYS.join("\n"));
@@ -28,7 +28,7 @@ pub(super) fn delegate(cgroup: &Cgroup, uid: u32) -> Result<()> {
             AtFlags::SYMLINK_NOFOLLOW,
         );
         match owned.map_err(io::Error::from) {
-            // Files of controllers that this cgroup does not have.
+            // Files of controllers that this cgroup lacks.
             Err(error) if file::is_gone(&error) => {}
             result => result.context(|| format!("give {} to user {uid}", member.file(name).display()))?,
         }
@@ -36,10 +36,10 @@ pub(super) fn delegate(cgroup: &Cgroup, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// The way in for a process that comes later than `first`.
+/// Descriptors for a process that enters after `first`.
 ///
-/// A cgroup of version 2 whose processes have moved into cgroups below it, and have divided its controllers
-/// among those, takes no process any more. Then the place to go is where the first process is.
+/// A cgroup of version 2 takes no processes once it has divided its controllers among children ("no internal
+/// processes"). Then the process enters the cgroup of `first`.
 pub(super) fn entry_beside(cgroup: &Cgroup, first: u32) -> Result<Entry> {
     let mut entry = cgroup.entry()?;
     if let Some(member) = cgroup.unified()
@@ -53,7 +53,7 @@ pub(super) fn entry_beside(cgroup: &Cgroup, first: u32) -> Result<Entry> {
     Ok(entry)
 }
 
-/// Where below the cgroup a process of it is.
+/// The path below the cgroup of one of its processes.
 fn place_below(member: &Member, pid: u32) -> Result<PathBuf> {
     let path = format!("/proc/{pid}/cgroup");
     let text = fs::read_to_string(&path).context(|| format!("read {path}"))?;

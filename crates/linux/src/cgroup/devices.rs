@@ -1,4 +1,4 @@
-//! Which devices the processes of a cgroup may open and make.
+//! Device rules: which devices the processes of a cgroup may open and make.
 //!
 //! ```text
 //! rules of the spec, then those every container gets ─▶ Policy { by default, exceptions }
@@ -6,8 +6,8 @@
 //!                                                          └─▶ version 2: a small eBPF program
 //! ```
 //!
-//! A rule for all devices sets what holds by default and forgets the rules before it; the others are
-//! exceptions to it. A hole in a wider exception cannot be told to version 1, so it is refused in both.
+//! A rule for all devices sets the default and drops the rules before it; others are exceptions to it. Version 1 cannot
+//! express an exception to an exception, so it is refused in both versions.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -18,8 +18,8 @@ use types::{Context as _, Error, Result};
 
 use super::{Cgroup, Member};
 
-/// Sets the rules, unless the caller is in a user namespace or without privileges: there the kernel allows
-/// no rules, and no device can be made anyway.
+/// Sets the rules, unless the caller is in a user namespace or without privileges: there the kernel allows no rules,
+/// and devices cannot be made anyway.
 pub(super) fn restrict(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let policy = Policy::new(&resources.devices)?;
     if cgroup.members.is_empty() || !super::is_privileged() {
@@ -33,8 +33,7 @@ pub(super) fn restrict(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()
     }
 }
 
-/// What may be used if nothing is allowed but a few devices; none if everything is allowed, with or without
-/// exceptions.
+/// The allowed devices if the default is to deny; None if the default is to allow.
 pub(super) fn allowed(rules: &[DeviceRule]) -> Result<Option<Vec<Exception>>> {
     let policy = Policy::new(rules)?;
     Ok((!policy.allow_by_default).then_some(policy.exceptions))
@@ -53,7 +52,7 @@ enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Exception {
     kind: Kind,
-    /// None is any.
+    /// None means any.
     pub(super) major: Option<u32>,
     pub(super) minor: Option<u32>,
     access: u8,
@@ -69,7 +68,7 @@ impl Exception {
         (self.kind, self.major, self.minor) == (other.kind, other.major, other.minor)
     }
 
-    /// As `devices.allow` reads it: `c 1:3 rwm`.
+    /// In the format of `devices.allow`: `c 1:3 rwm`.
     fn line(&self) -> String {
         let kind = if self.kind == Kind::Char { 'c' } else { 'b' };
         let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
@@ -91,7 +90,7 @@ const fn device(major: u32, minor: Option<u32>) -> Exception {
     Exception { kind: Kind::Char, major: Some(major), minor, access: READ | WRITE | MAKE }
 }
 
-/// What every container may do: make any node, and use the devices that programs take for granted.
+/// Allowed for every container: mknod(2) for any device, and the devices that programs rely on.
 const ALWAYS: &[Exception] = &[
     Exception { kind: Kind::Char, major: None, minor: None, access: MAKE },
     Exception { kind: Kind::Block, major: None, minor: None, access: MAKE },
@@ -103,7 +102,7 @@ const ALWAYS: &[Exception] = &[
     device(1, Some(9)), // urandom
     device(136, None),  // pts/*
     device(5, Some(2)), // ptmx
-    // net/tun: programs for tunnels make this node themselves, and runc, which once took it away, gave it back.
+    // Tunnel programs make this node themselves; runc removed it once, and added it again.
     device(10, Some(200)),
 ];
 
@@ -161,7 +160,7 @@ impl Policy {
     }
 }
 
-/// The exception that a rule is; none if it is for all devices.
+/// Parses a rule as an exception; None if it is for all devices.
 fn parse(rule: &DeviceRule) -> Result<Option<Exception>> {
     let kind = match rule.kind.as_str() {
         "" | "a" => return Ok(None),
@@ -169,14 +168,14 @@ fn parse(rule: &DeviceRule) -> Result<Option<Exception>> {
         "b" => Kind::Block,
         kind => return Err(Error::invalid_argument(format!("device rule of type {kind:?}"))),
     };
-    // -1 is an old way to say "any".
+    // -1 is the old form of "any".
     let number = |number: Option<i64>| match number {
         None | Some(-1) => Ok(None),
         Some(number) => u32::try_from(number)
             .map(Some)
             .map_err(|_| Error::invalid_argument(format!("device number {number} in a device rule"))),
     };
-    // Other letters mean nothing, as with runc; the runtime warns of them.
+    // Other letters are ignored, as with runc; the runtime warns of them.
     let bits = rule.access.chars().map(|letter| match letter {
         'r' => READ,
         'w' => WRITE,
@@ -195,8 +194,8 @@ fn parse(rule: &DeviceRule) -> Result<Option<Exception>> {
 
 // --- version 1 ---
 
-/// A new cgroup has what its parent has. "a" in `devices.deny` takes everything away, and each line in
-/// `devices.allow` gives a part back.
+/// A new cgroup inherits its parent's rules. "a" in `devices.deny` denies all, and each line in `devices.allow` allows
+/// one again.
 fn write_lines(member: &Member, policy: &Policy) -> Result<()> {
     let (all, one) = if policy.allow_by_default {
         ("devices.allow", "devices.deny")
@@ -239,7 +238,7 @@ const JUMP_UNEQUAL_REGISTER: u8 = 0x5d;
 const JUMP_EQUAL: u8 = 0x15;
 const EXIT: u8 = 0x95;
 
-/// Registers of the program: what `struct bpf_cgroup_dev_ctx` says of the access asked for.
+/// Registers of the program, with the fields of `struct bpf_cgroup_dev_ctx`.
 const RESULT: u8 = 0;
 const CONTEXT: u8 = 1; // scratch once the context is loaded
 const KIND: u8 = 2;
@@ -251,7 +250,7 @@ fn op(code: u8, destination: u8, source: u8, offset: i16, immediate: u32) -> Ins
     Instruction { code, registers: source << 4 | destination, offset, immediate: immediate.cast_signed() }
 }
 
-/// Answers 1 for allowed and 0 for refused.
+/// Returns 1 for allowed and 0 for denied.
 fn program(policy: &Policy) -> Vec<Instruction> {
     let mut code = vec![
         op(LOAD_WORD, KIND, CONTEXT, 0, 0),
@@ -272,7 +271,7 @@ fn answer(allow: bool) -> [Instruction; 2] {
     [op(MOVE, RESULT, 0, 0, u32::from(allow)), op(EXIT, 0, 0, 0, 0)]
 }
 
-/// The part of the program for one exception. All its jumps lead behind it.
+/// The code for one exception. A mismatch jumps behind it.
 fn test(exception: &Exception, allow: bool) -> Vec<Instruction> {
     let kind = if exception.kind == Kind::Block { 1 } else { 2 };
     let mut code = vec![op(JUMP_UNEQUAL, KIND, 0, 0, kind)];
@@ -283,16 +282,16 @@ fn test(exception: &Exception, allow: bool) -> Vec<Instruction> {
         code.push(op(JUMP_UNEQUAL, MINOR, 0, 0, minor));
     }
     if exception.access != READ | WRITE | MAKE {
-        // The program's bits: 1 make, 2 read, 4 write.
+        // The access bits of bpf: 1 mknod, 2 read, 4 write.
         let bits = [(MAKE, 1), (READ, 2), (WRITE, 4)];
         let mask = bits.iter().filter(|(bit, _)| exception.access & bit != 0).map(|(_, bit)| bit).sum();
         code.push(op(MOVE_REGISTER, CONTEXT, ACCESS, 0, 0));
         code.push(op(AND, CONTEXT, 0, 0, mask));
         code.push(if allow {
-            // All of what is asked must be allowed …
+            // Allowed only if all requested bits are …
             op(JUMP_UNEQUAL_REGISTER, CONTEXT, ACCESS, 0, 0)
         } else {
-            // … and a part that is refused is enough to refuse.
+            // … and denied if any of them is.
             op(JUMP_EQUAL, CONTEXT, 0, 0, 0)
         });
     }
@@ -323,7 +322,7 @@ const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
 
-/// The members of `union bpf_attr` for `BPF_PROG_LOAD`, as far as they are used.
+/// The fields of `union bpf_attr` for `BPF_PROG_LOAD`, as far as they are used.
 #[repr(C)]
 struct LoadAttributes {
     kind: u32,

@@ -1,7 +1,7 @@
-//! Stopping, continuing and killing all processes of a cgroup.
+//! Freezing, thawing and killing all processes of a cgroup.
 //!
-//! The version 2 tree is used where there is one, on hybrid hosts too: it tells when the state is
-//! reached, and a frozen process can still be killed. The freezer of version 1 does neither.
+//! Version 2 is used if present, on hybrid hosts too: it reports when the state is reached, and a frozen process can
+//! still be killed. The freezer of version 1 can neither.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,10 +18,10 @@ use crate::signal::SIGKILL;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Processes that are held at once: a container may have more than we may have descriptors.
+/// Pidfds held at once: a container may have more processes than this process may have descriptors.
 const HELD_MAX: usize = 128;
 
-/// Milliseconds between two looks at a file of version 1.
+/// Milliseconds between two reads of a file of version 1.
 const STEP_MS: i64 = 1;
 
 enum Freezer<'a> {
@@ -37,7 +37,7 @@ pub(super) fn freeze(cgroup: &Cgroup) -> Result<()> {
         }
     };
     result.inspect_err(|_| {
-        // What did stop must not stay stopped behind the caller's back.
+        // Processes that did freeze must not stay frozen after an error.
         let _ = thaw(cgroup);
     })
 }
@@ -54,7 +54,7 @@ pub(super) fn thaw(cgroup: &Cgroup) -> Result<()> {
 
 pub(super) fn is_frozen(cgroup: &Cgroup) -> Result<bool> {
     let in_v1 = match cgroup.controller("freezer") {
-        // Not the exact state: one that is about to stop is meant to be stopped.
+        // `FREEZING` counts as frozen.
         Some(member) => member.read("freezer.state")? != "THAWED",
         None => false,
     };
@@ -65,7 +65,7 @@ pub(super) fn is_frozen(cgroup: &Cgroup) -> Result<bool> {
     Ok(in_v1 || in_v2)
 }
 
-/// See [`Cgroup::stops_who_enters`]. Both files tell of those above, too.
+/// See [`Cgroup::stops_who_enters`]. Both files include the ancestors' state.
 pub(super) fn stops_who_enters(cgroup: &Cgroup) -> Result<bool> {
     if let Some(member) = cgroup.controller("freezer")
         && member.read("freezer.state")? != "THAWED"
@@ -92,12 +92,12 @@ pub(super) fn kill(cgroup: &Cgroup) -> Result<()> {
     kill_each(cgroup)
 }
 
-/// Kills until a look finds nobody new, so that a process which forks faster than it is found does not
-/// get away: frozen processes do not fork.
+/// Kills until no new process is found, so that one that forks faster than it is found does not escape: frozen
+/// processes do not fork.
 fn kill_each(cgroup: &Cgroup) -> Result<()> {
     let is_frozen = freeze(cgroup).is_ok();
     let killed = kill_all(cgroup, is_frozen);
-    // Whatever became of it: nobody else lets them go.
+    // Thawed also after an error: no one else would.
     let thawed = if is_frozen { thaw(cgroup) } else { Ok(()) };
     killed.and(thawed).and(thaw_v1(cgroup))
 }
@@ -115,10 +115,10 @@ fn kill_all(cgroup: &Cgroup, is_frozen: bool) -> Result<()> {
     }
 }
 
-/// Signals every process, and tells which there were.
+/// Signals every process, and returns their pids.
 ///
-/// A process may end between the look and the signal, and another get its number. So each is held first, and
-/// looked for once more: whoever is in the cgroup while it is held is one of its processes.
+/// A process may end between the listing and the signal, and its pid be reused. So each is opened as a pidfd first and
+/// then looked up again: a process that is in the cgroup while its pidfd is open is one of the cgroup's.
 pub(super) fn signal(cgroup: &Cgroup, number: u32) -> Result<Vec<u32>> {
     let pids = cgroup.processes()?;
     for some in pids.chunks(HELD_MAX) {
@@ -135,13 +135,13 @@ pub(super) fn signal(cgroup: &Cgroup, number: u32) -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// Signals do not reach processes that the freezer of version 1 holds, here or in a cgroup below, which the
-/// container may have frozen by itself.
+/// Processes that the freezer of version 1 holds cannot die, here or in a descendant, which the container may have
+/// frozen itself.
 pub(super) fn thaw_v1(cgroup: &Cgroup) -> Result<()> {
     let Some(member) = cgroup.controller("freezer") else { return Ok(()) };
     let mut first = Ok(());
     let mut thaw = |dir: BorrowedFd<'_>| {
-        // One that cannot be thawed does not keep the others from it.
+        // An error does not stop the others from being thawed.
         if let Err(error) = thaw_one(dir)
             && first.is_ok()
         {
@@ -162,7 +162,7 @@ fn thaw_one(dir: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn freezer(cgroup: &Cgroup) -> Result<Freezer<'_>> {
-    // The file came with Linux 5.2.
+    // The file exists since Linux 5.2.
     let unified = cgroup.unified().filter(|member| member.has_file("cgroup.freeze"));
     match (unified, cgroup.controller("freezer")) {
         (Some(member), _) => Ok(Freezer::V2(member)),
@@ -173,7 +173,7 @@ fn freezer(cgroup: &Cgroup) -> Result<Freezer<'_>> {
     }
 }
 
-/// The kernel leaves a cgroup half frozen when a process was just forking; asking again catches it.
+/// The kernel leaves a cgroup half frozen if a process was forking just then; writing again freezes it.
 fn freeze_v1(member: &Member) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -1,12 +1,12 @@
-//! Which hierarchies the host has, and where the caller is in them.
+//! The cgroup hierarchies of the host, and the caller's position in them.
 //!
 //! ```text
 //! /proc/self/mountinfo   32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu   ─┐
 //! /proc/self/cgroup      1:cpu:/user                                                  ─┴▶ Hierarchy
 //! ```
 //!
-//! The list of mounts grows with the containers of a host, so it is read only where a tree is not in its usual
-//! place below `/sys/fs/cgroup`.
+//! The list of mounts grows with the containers of a host, so it is read only if a hierarchy is not at its usual path
+//! below `/sys/fs/cgroup`.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use types::{Context as _, Error, Result};
 use super::{Cgroup, Member, clean, file, found};
 use crate::mount::{MountPoint, mount_point};
 
-/// What a host offers.
+/// The cgroup versions of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     V1,
@@ -29,16 +29,16 @@ pub enum Version {
     Hybrid,
 }
 
-/// Version of a tree, and for version 1 what it controls.
+/// The version of a hierarchy, and for version 1 its controllers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Controllers as the kernel lists them, or one `name=…` for a tree without any.
+    /// Controllers as the kernel lists them, or one `name=…` for a hierarchy without any.
     V1(Vec<String>),
     Unified,
 }
 
 impl Kind {
-    /// As in `/proc/self/cgroup`: `cpu,cpuacct`, `name=systemd`, and empty for version 2.
+    /// As in `/proc/self/cgroup`: `cpu,cpuacct`, `name=systemd`; empty for version 2.
     pub fn name(&self) -> String {
         match self {
             Kind::V1(controllers) => controllers.join(","),
@@ -58,13 +58,13 @@ impl Kind {
         *self == Kind::Unified
     }
 
-    /// Whether a tree of version 1 has this controller.
+    /// Whether a hierarchy of version 1 has this controller.
     pub fn has(&self, controller: &str) -> bool {
         matches!(self, Kind::V1(controllers) if controllers.iter().any(|has| has == controller))
     }
 }
 
-/// A mounted tree of cgroups.
+/// A mounted cgroup hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
     pub kind: Kind,
@@ -73,22 +73,22 @@ pub struct Hierarchy {
     pub own: PathBuf,
 }
 
-/// The trees of the host, version 1 first.
+/// The hierarchies of the host, version 1 first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchies {
     trees: Vec<Hierarchy>,
-    /// Of the host, whose trees these may be a part of.
+    /// The host's version, also if these are a part of its hierarchies.
     version: Version,
 }
 
 impl Hierarchies {
-    /// What is mounted in the caller's mount namespace.
+    /// The hierarchies mounted in the caller's mount namespace.
     pub fn detect() -> Result<Hierarchies> {
         Hierarchies::find(&read_own()?)
     }
 
-    /// The tree of version 2, in which a process can be born, if the host has it; and those of version 1, which are looked
-    /// for when they are needed. A path leads to the same place in each part as in the whole.
+    /// Version 2, which clone3(2) can put a process into, if the host has it; and those of version 1, which are looked
+    /// up when they are needed. A path means the same in either part as in the whole.
     pub fn detect_unified() -> Result<(Hierarchies, Rest)> {
         let own = read_own()?;
         if let Some(unified) = usual_unified(&own, root_at) {
@@ -100,7 +100,7 @@ impl Hierarchies {
         Ok((part(v2), Rest { own, found: Some(part(v1)) }))
     }
 
-    /// The trees of a text of `/proc/self/cgroup`.
+    /// The hierarchies in the text of `/proc/self/cgroup`.
     fn find(own: &str) -> Result<Hierarchies> {
         if let Some(found) = usual(own, root_at) {
             return Ok(Hierarchies::of(found));
@@ -128,14 +128,14 @@ impl Hierarchies {
         self.version
     }
 
-    /// These and others of the same host.
+    /// Adds other hierarchies of the same host.
     #[must_use]
     pub fn and(mut self, others: &Hierarchies) -> Hierarchies {
         self.trees.extend_from_slice(&others.trees);
         self
     }
 
-    /// Whether the host has no such tree.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.trees.is_empty()
     }
@@ -144,7 +144,7 @@ impl Hierarchies {
         self.trees.iter()
     }
 
-    /// The controllers that can limit something here.
+    /// The controllers that can set limits here.
     pub fn controllers(&self) -> Vec<String> {
         let mut all = Vec::new();
         for hierarchy in &self.trees {
@@ -175,7 +175,7 @@ impl Hierarchies {
         Ok(self.iter().filter(has).map(|hierarchy| hierarchy.kind.name()).collect())
     }
 
-    /// A cgroup that somebody else has made in some trees, completed in the others.
+    /// Creates the cgroup where it is missing, and accepts one that exists with processes.
     pub(super) fn adopt(&self, path: &str) -> Result<Cgroup> {
         self.make(path, Occupied::Accept)
     }
@@ -194,7 +194,7 @@ impl Hierarchies {
                 Err(error) => return Err(undo(made, error)),
             }
         }
-        // Without a tree that the caller may write to, its processes stay in the caller's cgroup.
+        // In a hierarchy that the caller may not write to, its processes stay in the caller's cgroup.
         let may_be_none = refused || self.trees.is_empty();
         if made.is_empty() && may_be_none { Ok(Cgroup { members: made }) } else { found(made, path) }
     }
@@ -214,13 +214,13 @@ impl Hierarchies {
         found(members, path)
     }
 
-    /// Where in a tree a path of [`Cgroup::create`] leads.
+    /// The path in a hierarchy of a path given to [`Cgroup::create`].
     fn place(&self, hierarchy: &Hierarchy, path: &str, cleaned: &Path) -> PathBuf {
         if path.starts_with('/') {
             return cleaned.to_owned();
         }
         let own = match self.version() {
-            // A cgroup with processes in it cannot have others below it that are limited: take a sibling.
+            // A cgroup with processes cannot have limited children, so a relative path is a sibling.
             Version::V2 => hierarchy.own.parent().unwrap_or(Path::new("")),
             Version::V1 | Version::Hybrid => &hierarchy.own,
         };
@@ -228,20 +228,20 @@ impl Hierarchies {
     }
 }
 
-/// The trees of version 1: see [`Hierarchies::detect_unified`].
+/// The hierarchies of version 1: see [`Hierarchies::detect_unified`].
 pub struct Rest {
-    /// `/proc/self/cgroup` as it was.
+    /// The text of `/proc/self/cgroup`.
     own: String,
     found: Option<Hierarchies>,
 }
 
 impl Rest {
-    /// The names of all that there may be ([`Kind::name`]).
+    /// The names of all hierarchies that may be mounted ([`Kind::name`]).
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.own.lines().filter_map(name_and_path).map(|(name, _)| name).filter(|name| !name.is_empty())
     }
 
-    /// Those that are mounted. Others only if the caller was moved in between.
+    /// The mounted ones. They differ from earlier only if the caller was moved meanwhile.
     pub fn find(&self) -> Result<Hierarchies> {
         let mut found = match &self.found {
             Some(found) => return Ok(found.clone()),
@@ -256,13 +256,13 @@ fn read_own() -> Result<String> {
     crate::procfs::read_own("/proc/self/cgroup").context(|| "read /proc/self/cgroup")
 }
 
-/// Of a line of `/proc/self/cgroup` (cgroups(7)).
+/// Parses a line of `/proc/self/cgroup` (cgroups(7)).
 fn name_and_path(line: &str) -> Option<(&str, &str)> {
     let mut parts = line.splitn(3, ':').skip(1);
     Some((parts.next()?, parts.next()?))
 }
 
-/// What becomes of a cgroup that has processes when it should be made.
+/// What to do if the cgroup to create has processes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Occupied {
     Refuse,
@@ -270,33 +270,33 @@ enum Occupied {
 }
 
 impl Hierarchy {
-    /// Makes the directory and those above it. After an error it is not there, if it was not before.
+    /// Creates the directory and its parents. After an error it is removed, if it was created.
     fn create(&self, relative: &Path, occupied: Occupied) -> Result<Member> {
         let full = self.mountpoint.join(relative);
         let is_new = self.make(relative).context(|| format!("create cgroup {}", full.display()))?;
         self.put_into_use(relative, &full, is_new, occupied).inspect_err(|_| {
             if is_new {
-                // By its name, for which no descriptor is needed: it may be for want of those that we are here.
+                // By its path, as this process may have run out of descriptors.
                 let _ = fs::remove_dir(&full);
             }
         })
     }
 
-    /// Opens a directory that is there, and makes it fit for processes.
+    /// Opens an existing directory, and prepares it for processes.
     fn put_into_use(&self, relative: &Path, full: &Path, is_new: bool, occupied: Occupied) -> Result<Member> {
         if self.kind.is_unified() {
             self.delegate(relative)?;
         }
         let member = Member { is_new, ..Member::open(self.kind.clone(), full.to_owned())? };
         if !is_new {
-            // One of others that the caller may not move processes into is refused here, and not when one is born.
+            // Refused here if the caller may not move processes into it, rather than at the clone.
             member.open_file("cgroup.procs", OFlags::WRONLY)?;
         }
         if self.kind.has("cpuset") {
             self.fill_cpuset(&member, relative)?;
         }
         if !is_new && occupied == Occupied::Refuse {
-            // Those below it too: they would end with it.
+            // Descendants count too: they would be killed with it.
             let mut pids = Vec::new();
             file::processes(member.dir.as_fd(), &member.path, &mut pids)?;
             if !pids.is_empty() {
@@ -309,7 +309,7 @@ impl Hierarchy {
         Ok(member)
     }
 
-    /// True if the last directory was made, false if it was there.
+    /// True if the last directory was created, false if it existed.
     fn make(&self, relative: &Path) -> io::Result<bool> {
         match fs::create_dir(self.mountpoint.join(relative)) {
             Ok(()) => Ok(true),
@@ -326,8 +326,8 @@ impl Hierarchy {
         }
     }
 
-    /// Turns on, in every cgroup above, the controllers that the host has for its children. What cannot be
-    /// turned on shows when a limit needs it.
+    /// Enables, in every ancestor, the host's controllers for its children. One that cannot be enabled is reported when
+    /// a limit needs it.
     fn delegate(&self, relative: &Path) -> Result<()> {
         let root = Member::open(Kind::Unified, self.mountpoint.clone())?;
         let controllers = root.read("cgroup.controllers")?;
@@ -341,7 +341,7 @@ impl Hierarchy {
             let member = Member::open(Kind::Unified, self.mountpoint.join(relative))?;
             let has = member.read("cgroup.subtree_control")?;
             if controllers.iter().all(|name| has.split(' ').any(|has| has == *name)) {
-                // None has more than what is above it hands on.
+                // No ancestor has more than its parent enables.
                 break;
             }
             lacking.push(member);
@@ -356,7 +356,7 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// A new cpuset of version 1 is empty and takes no process until it has what its parent has.
+    /// A new cpuset of version 1 is empty, and takes no process until it has its parent's values.
     fn fill_cpuset(&self, member: &Member, relative: &Path) -> Result<()> {
         let mut empty = Vec::new();
         for name in ["cpuset.cpus", "cpuset.mems"] {
@@ -375,11 +375,11 @@ impl Hierarchy {
         empty.into_iter().try_for_each(|name| member.write(name, &above.read(name)?))
     }
 
-    /// Has a cgroup that was made on the way to another hand on its cpuset to those made in it.
+    /// Has a parent cgroup pass on its cpuset to new children.
     ///
-    /// To write a cpuset makes the kernel build its scheduling domains anew, for which all wait: close to a
-    /// millisecond a container. One that is born with what its parent has (cgroup-v1/cgroups.rst,
-    /// "clone_children") is not written. What fails here is done, or told, when the other is filled.
+    /// Writing a cpuset makes the kernel rebuild its scheduling domains, close to a millisecond a container, during
+    /// which all wait. A child created with its parent's values (cgroup-v1/cgroups.rst, "clone_children") needs no
+    /// write. Errors are ignored here, and reported when the child is filled.
     fn hand_on_cpuset(&self, relative: &Path) {
         let Ok(member) = Member::open(self.kind.clone(), self.mountpoint.join(relative)) else { return };
         if self.fill_cpuset(&member, relative).is_ok() {
@@ -392,15 +392,14 @@ fn is_refusal(error: &Error) -> bool {
     error.is(types::ErrorKind::PermissionDenied) || file::has_errno(error, Errno::ROFS)
 }
 
-/// Removes what was made before the error, and nothing that was there. Its own errors are of no use to the caller.
+/// Removes what was created before the error. Errors of the removal are dropped.
 fn undo(made: Vec<Member>, error: Error) -> Error {
     let _ = Cgroup { members: made }.delete_new();
     error
 }
 
-/// The trees of `/proc/self/cgroup`, if each is where hosts usually have it: version 1 by its controllers or its
-/// name, version 2 in `unified` beside them or alone. `root_at` says of which version the tree is whose root is at
-/// a path.
+/// The hierarchies of `/proc/self/cgroup`, if each is at its usual path: version 1 by its controllers or its name,
+/// version 2 in `unified` beside them or alone. `root_at` returns the version of the hierarchy whose root is at a path.
 fn usual(own: &str, root_at: impl Fn(&Path) -> Option<Version>) -> Option<Vec<Hierarchy>> {
     let is_alone = root_at(Path::new(USUAL_PLACE)) == Some(Version::V2);
     let found: Option<Vec<Hierarchy>> =
@@ -410,8 +409,7 @@ fn usual(own: &str, root_at: impl Fn(&Path) -> Option<Version>) -> Option<Vec<Hi
     Some(found)
 }
 
-/// The tree of version 2, if it is where hosts usually have it; of the others only one is looked at, which tells whether
-/// they are there.
+/// Version 2, if it is at its usual path; of the others only one is checked, which tells whether they are mounted.
 fn usual_unified(own: &str, root_at: impl Fn(&Path) -> Option<Version>) -> Option<Hierarchies> {
     let is_alone = root_at(Path::new(USUAL_PLACE)) == Some(Version::V2);
     let is_unified = |line: &&str| name_and_path(line).is_some_and(|(name, _)| name.is_empty());
@@ -426,7 +424,7 @@ fn usual_unified(own: &str, root_at: impl Fn(&Path) -> Option<Version>) -> Optio
 
 const USUAL_PLACE: &str = "/sys/fs/cgroup";
 
-/// The tree of a line of `/proc/self/cgroup`. Where version 2 `is_alone` it has the place of all.
+/// The hierarchy of a line of `/proc/self/cgroup`. If version 2 `is_alone` it is mounted at the common path.
 fn usual_tree(line: &str, is_alone: bool, root_at: &impl Fn(&Path) -> Option<Version>) -> Option<Hierarchy> {
     let (name, path) = name_and_path(line)?;
     let place = Path::new(USUAL_PLACE);
@@ -435,7 +433,7 @@ fn usual_tree(line: &str, is_alone: bool, root_at: &impl Fn(&Path) -> Option<Ver
         "" => (place.join("unified"), Version::V2),
         _ => (place.join(name.strip_prefix("name=").unwrap_or(name)), Version::V1),
     };
-    // Seen from within a cgroup namespace, or from outside of it, a path does not count from the tree's root.
+    // Seen from inside a cgroup namespace, or from outside of it, a path does not start at the hierarchy's root.
     if root_at(&mountpoint) != Some(version) || path.starts_with("/..") {
         return None;
     }
@@ -443,7 +441,7 @@ fn usual_tree(line: &str, is_alone: bool, root_at: &impl Fn(&Path) -> Option<Ver
     Some(Hierarchy { kind: Kind::from_name(name), mountpoint, own })
 }
 
-/// See [`usual`]. The root of a tree is its first inode; a part of it that is mounted begins with another.
+/// See [`usual`]. The root of a hierarchy has inode 1; a bind mount of a part begins with another.
 fn root_at(path: &Path) -> Option<Version> {
     const ROOT_INODE: u64 = 1;
     let kind = rustix::fs::statfs(path).ok()?.f_type;
@@ -462,7 +460,7 @@ fn parse(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
     let mounts = mountinfo.lines().filter_map(|line| mount_point(line.as_bytes()));
     for mount in mounts.filter(is_of_cgroups) {
         let Some(hierarchy) = join(&mount, own) else { continue };
-        // A tree may be mounted twice, as in a container's rootfs; the host's usual place wins.
+        // A hierarchy may be mounted twice, as in a container's rootfs; the host's usual path wins.
         match found.iter_mut().find(|other| other.kind == hierarchy.kind) {
             Some(other) if !other.mountpoint.starts_with("/sys/fs/cgroup") => *other = hierarchy,
             Some(_) => {}
@@ -473,7 +471,7 @@ fn parse(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
     found
 }
 
-/// The mount with the line of `/proc/self/cgroup` that belongs to it.
+/// A mount, and the line of `/proc/self/cgroup` that belongs to it.
 fn join(mount: &MountPoint, own: &str) -> Option<Hierarchy> {
     let has = |wanted: &str| mount.superblock_options.split(',').any(|option| option == wanted);
     let (controllers, path) =
@@ -493,7 +491,7 @@ fn join(mount: &MountPoint, own: &str) -> Option<Hierarchy> {
 mod tests {
     use super::*;
 
-    /// Two trees of version 1, and one of version 2 beside them, in their usual places.
+    /// Two hierarchies of version 1, and version 2 beside them, at their usual paths.
     fn hybrid(path: &Path) -> Option<Version> {
         match path.to_str() {
             Some("/sys/fs/cgroup/unified") => Some(Version::V2),
@@ -540,7 +538,7 @@ mod tests {
                 (String::new(), "/sys/fs/cgroup/unified", "init.scope"),
             ]
         );
-        // One tree elsewhere, and a namespace's view.
+        // One hierarchy elsewhere, and a view from inside a namespace.
         assert_eq!(usual("3:pids:/\n0::/\n", hybrid), None);
         assert_eq!(usual("1:name=systemd:/../..\n", hybrid), None);
         let pure = |path: &Path| (path == Path::new("/sys/fs/cgroup")).then_some(Version::V2);
@@ -559,7 +557,7 @@ mod tests {
         assert_eq!(rest.names().collect::<Vec<_>>(), ["cpu,cpuacct", "name=systemd"]);
         let pure = |path: &Path| (path == Path::new("/sys/fs/cgroup")).then_some(Version::V2);
         assert_eq!(usual_unified("0::/user\n", pure).unwrap().version(), Version::V2);
-        // Others that are not there, or nothing of version 2.
+        // Others are not mounted, or there is no version 2.
         assert_eq!(usual_unified("1:pids:/\n0::/user\n", pure), None);
         assert_eq!(usual_unified("1:name=systemd:/\n", hybrid), None);
     }

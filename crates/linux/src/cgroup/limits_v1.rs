@@ -42,7 +42,7 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file of a controller, which must be there.
+/// Writes a file of a controller, which must be mounted.
 fn set(cgroup: &Cgroup, controller: &str, name: &str, value: &str) -> Result<()> {
     member(cgroup, controller, name, value)?.write(name, value)
 }
@@ -57,10 +57,10 @@ fn member<'a>(cgroup: &'a Cgroup, controller: &str, name: &str, value: &str) -> 
 
 fn apply_cpu(cgroup: &Cgroup, cpu: &CpuResources) -> Result<()> {
     let set = |name: &str, value: &str| set(cgroup, "cpu", name, value);
-    // Realtime budgets come first: without one the cgroup takes no realtime process.
+    // Realtime budgets come first: a cgroup without one takes no realtime process.
     let period = cpu.realtime_period.filter(|period| *period != 0);
     let set_period = || period.map_or(Ok(()), |period| set("cpu.rt_period_us", &period.to_string()));
-    // A period that the runtime of before does not fit into is refused: then the runtime goes first.
+    // A period below the current runtime is refused: then the runtime is set first.
     let early = set_period();
     if let Some(runtime) = cpu.realtime_runtime.filter(|runtime| *runtime != 0) {
         set("cpu.rt_runtime_us", &runtime.to_string())?;
@@ -70,11 +70,11 @@ fn apply_cpu(cgroup: &Cgroup, cpu: &CpuResources) -> Result<()> {
     } else {
         early?;
     }
-    // An idle cgroup refuses shares: it is idle no more before it gets them, and idle after that.
+    // An idle cgroup refuses shares: idle is cleared before they are set, and set afterwards.
     if cpu.idle == Some(0) {
         set("cpu.idle", "0")?;
     }
-    // One that is to be idle would have none of them, and refuses them if it is idle already.
+    // An idle cgroup has no shares, and refuses them.
     if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
         set("cpu.shares", &shares.to_string())?;
     }
@@ -118,7 +118,7 @@ fn apply_cpuset(cgroup: &Cgroup, cpu: &CpuResources) -> Result<()> {
 }
 
 const LIMIT: &str = "memory.limit_in_bytes";
-/// Memory and swap together; never below the limit of memory alone.
+/// The limit of memory and swap together; never below that of memory alone.
 const LIMIT_WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
 
 fn apply_memory(cgroup: &Cgroup, memory: &MemoryResources) -> Result<()> {
@@ -146,7 +146,7 @@ fn check_usage(cgroup: &Cgroup, memory: &MemoryResources) -> Result<()> {
     refuse_below_usage(limit, member.read_number("memory.usage_in_bytes")?)
 }
 
-/// Shared by both versions: a limit below the usage would kill at once.
+/// For both versions: a limit below the usage would kill at once.
 pub(super) fn refuse_below_usage(limit: i64, usage: u64) -> Result<()> {
     match u64::try_from(limit) {
         Ok(limit) if limit > 0 && limit < usage => Err(Error::failed_precondition(format!(
@@ -158,7 +158,7 @@ pub(super) fn refuse_below_usage(limit: i64, usage: u64) -> Result<()> {
 
 fn apply_memory_and_swap(cgroup: &Cgroup, memory: &MemoryResources) -> Result<()> {
     let limit = memory.limit.filter(|limit| *limit != 0);
-    // No limit of memory means none of swap, if nothing else was said.
+    // Unlimited memory means unlimited swap, unless set.
     let swap = memory.swap.filter(|swap| *swap != 0).or(if limit == Some(-1) { Some(-1) } else { None });
     let Some(limit) = limit else {
         return match swap {
@@ -169,7 +169,7 @@ fn apply_memory_and_swap(cgroup: &Cgroup, memory: &MemoryResources) -> Result<()
     let Some(swap) = swap else { return set_limit(cgroup, limit) };
     let current = member(cgroup, "memory", LIMIT, &limit.to_string())?.read_number(LIMIT_WITH_SWAP)?;
     let grows = swap == -1 || u64::try_from(swap).is_ok_and(|swap| swap > current);
-    // Going up, the outer limit moves first; going down, the inner.
+    // To raise, the outer limit is set first; to lower, the inner.
     if grows {
         set_swap(cgroup, memory, swap)?;
         set_limit(cgroup, limit)
@@ -195,7 +195,7 @@ fn set_limit(cgroup: &Cgroup, limit: i64) -> Result<()> {
 fn set_swap(cgroup: &Cgroup, memory: &MemoryResources, swap: i64) -> Result<()> {
     let value = swap.to_string();
     let member = member(cgroup, "memory", LIMIT_WITH_SWAP, &value)?;
-    // A kernel that counts no swap has no such file. Then memory alone is the whole limit.
+    // A kernel without swap accounting has no such file. Then memory alone is the whole limit.
     if !member.has_file(LIMIT_WITH_SWAP) && (swap == -1 || memory.limit.is_some()) {
         return Ok(());
     }
@@ -209,7 +209,7 @@ fn apply_pids(cgroup: &Cgroup, pids: &PidsResources) -> Result<()> {
     }
 }
 
-/// A limit of none at all would keep the first process out; 1 is what it can mean.
+/// 0 would keep the first process out; it is taken as 1.
 pub(super) fn pids_max(limit: i64) -> String {
     match limit {
         0 => "1".to_owned(),
@@ -266,13 +266,13 @@ fn apply_network(cgroup: &Cgroup, network: &NetworkResources) -> Result<()> {
 }
 
 fn apply_hugepages(cgroup: &Cgroup, limit: &HugepageLimit) -> Result<()> {
-    // A controller that is in no tree of version 1 may be in that of version 2.
+    // The controller may be in version 2 on a hybrid host.
     if let (None, Some(unified)) = (cgroup.controller("hugetlb"), cgroup.unified()) {
         return limits_v2::apply_hugepages(unified, limit);
     }
     let (size, value) = (&limit.page_size, limit.limit.to_string());
     set(cgroup, "hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), &value)?;
-    // Reserved pages are counted apart, by newer kernels only.
+    // Reserved pages are accounted apart, by newer kernels only.
     let reserved = format!("hugetlb.{size}.rsvd.limit_in_bytes");
     match cgroup.controller("hugetlb").map(|member| (member, member.try_write(&reserved, &value))) {
         Some((member, Err(error))) if !is_missing(&error) => {
@@ -286,7 +286,7 @@ fn is_missing(error: &io::Error) -> bool {
     file::is_gone(error)
 }
 
-/// The limits of a device that are given, as the kernel reads them (rdma.rst): what is not named stays.
+/// The given limits of a device, in the kernel's format (rdma.rst): others stay.
 pub(super) fn rdma_line(device: &str, limit: &RdmaLimit) -> String {
     let mut line = device.to_owned();
     for (name, limit) in [("hca_handle", limit.hca_handles), ("hca_object", limit.hca_objects)] {
@@ -301,7 +301,7 @@ pub(super) fn rdma_line(device: &str, limit: &RdmaLimit) -> String {
 mod tests {
     use super::*;
 
-    /// As by runc, and so that an update leaves alone what it does not name.
+    /// As with runc; so an update does not change other limits.
     #[test]
     fn a_device_of_rdma_has_those_limits_that_are_given() {
         let line =

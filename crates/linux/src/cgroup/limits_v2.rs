@@ -1,7 +1,7 @@
 //! Limits as files of version 2 (Documentation/admin-guide/cgroup-v2.rst).
 //!
-//! The specification speaks version 1. What has another scale here is converted with the formulas that
-//! runc and crun use, so that a container gets the same share under either.
+//! The specification uses the units of version 1. Values with another scale here are converted by the formulas of runc
+//! and crun, so that a container gets the same share under any of them.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use super::{Cgroup, Member, file};
 
 pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let Some(member) = cgroup.unified() else {
-        // A caller without privileges who stays in its own cgroup.
+        // A caller without privileges stays in its own cgroup.
         return if wants_nothing(resources) { Ok(()) } else { Err(not_delegated()) };
     };
     let is_idle = is_idle(resources);
@@ -53,7 +53,7 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     Ok(())
 }
 
-/// Files for the weight of a cgroup, which one that is idle does not have, and refuses.
+/// The weight files, which an idle cgroup refuses.
 pub(super) const WEIGHTS: [&str; 2] = ["cpu.weight", "cpu.weight.nice"];
 
 /// Whether a cgroup is to be idle, whatever its weight.
@@ -71,7 +71,7 @@ fn not_delegated() -> Error {
     Error::permission_denied("no cgroup was delegated to this user, so nothing can be limited")
 }
 
-/// Writes a file of a controller; says which controller is missing if it is not there.
+/// Writes a file of a controller; the error names a missing controller.
 fn set(member: &Member, name: &str, value: &str) -> Result<()> {
     match member.try_write(name, value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -103,7 +103,7 @@ fn apply_cpu(member: &Member, cpu: &CpuResources, is_idle: bool) -> Result<()> {
     apply_quota(member, cpu)
 }
 
-/// Burst may not be above the quota, whichever of both moves first.
+/// Burst may never exceed the quota, so their order depends on the direction.
 fn apply_quota(member: &Member, cpu: &CpuResources) -> Result<()> {
     let burst = cpu.burst.map(|burst| burst.to_string());
     let mut burst_later = false;
@@ -128,8 +128,7 @@ fn apply_quota(member: &Member, cpu: &CpuResources) -> Result<()> {
     }
 }
 
-/// Shares (2..=262144, default 1024) as a weight (1..=10000, default 100): a curve through both ends and
-/// both defaults.
+/// Shares (2..=262144, default 1024) as a weight (1..=10000, default 100): a curve through both ends and both defaults.
 pub(super) fn weight_of_shares(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
@@ -165,7 +164,7 @@ fn apply_memory(member: &Member, memory: &MemoryResources) -> Result<()> {
     }
     if let Some(swap) = swap_max(memory)? {
         match set(member, "memory.swap.max", &swap) {
-            // A kernel that counts no swap: then there is none to limit.
+            // A kernel without swap accounting: there is no swap limit to set.
             Err(_) if !member.has_file("memory.swap.max") && member.has_file("memory.max") => {}
             result => result?,
         }
@@ -179,7 +178,7 @@ fn apply_memory(member: &Member, memory: &MemoryResources) -> Result<()> {
     }
 }
 
-/// Swap alone, from memory and swap together.
+/// The limit of swap alone, from that of memory and swap together.
 pub(super) fn swap_max(memory: &MemoryResources) -> Result<Option<String>> {
     let (limit, swap) = (memory.limit.unwrap_or(0), memory.swap.unwrap_or(0));
     match (limit, swap) {
@@ -243,7 +242,7 @@ fn apply_block_io(member: &Member, io: &BlockIoResources) -> Result<()> {
     Ok(())
 }
 
-/// Weight 10..=1000 of version 1 as 1..=10000.
+/// A weight of version 1 (10..=1000) as 1..=10000.
 pub(super) fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight).saturating_sub(10) * 9999 / 990
 }
@@ -258,7 +257,7 @@ pub(super) fn apply_hugepages(member: &Member, limit: &HugepageLimit) -> Result<
     }
 }
 
-/// A limit by file name. A value may have several lines, each of which is a command of its own.
+/// A limit by file name. Each line of the value is a write of its own.
 fn apply_unified(member: &Member, name: &str, value: &str) -> Result<()> {
     let is_file_of_controller = name.contains('.') && !name.contains('/') && !name.starts_with('.');
     if !is_file_of_controller {
@@ -267,7 +266,7 @@ fn apply_unified(member: &Member, name: &str, value: &str) -> Result<()> {
     value.lines().try_for_each(|line| set(member, name, line))
 }
 
-/// Quota and period are one file here: which of both is not set stays as the file has it.
+/// Quota and period share a file: the one that is not set keeps its value.
 fn cpu_max(quota: i64, period: u64, current: &str) -> String {
     let (current_quota, current_period) = current.split_once(' ').unwrap_or(("max", "100000"));
     let quota = match quota {

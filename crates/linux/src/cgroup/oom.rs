@@ -1,4 +1,4 @@
-//! Being told that a cgroup ran out of memory.
+//! OOM events of a cgroup.
 //!
 //! Version 1 signals an eventfd that is registered for `memory.oom_control`; version 2 changes
 //! `memory.events`, which inotify reports. Both are one descriptor to poll.
@@ -13,7 +13,7 @@ use types::{Context as _, Error, Result};
 
 use super::{Cgroup, Member};
 
-/// Readable (`POLLIN`) when something happened. [`OomWatch::take`] says what, and makes it unreadable.
+/// Readable (`POLLIN`) after an event, until [`OomWatch::take`] is called.
 pub struct OomWatch {
     event: OwnedFd,
     /// `memory.oom_control` or `memory.events`.
@@ -22,21 +22,22 @@ pub struct OomWatch {
     tally: Tally,
 }
 
-/// What is known of a cgroup, in all that it lived.
+/// Totals of a cgroup since it was created.
 #[derive(Clone, Copy)]
 struct Tally {
-    /// Signals of the last look whose kills were not seen with them.
+    /// Events of the last read whose kills were not counted yet.
     owed: u64,
     kills: u64,
 }
 
 impl Tally {
-    /// Adds what was signalled since the last look, and how many processes were killed so far. With version 1 the kill
-    /// follows its signal and may be seen at the next look only, where it is not another event. Not later: there are more
-    /// signals than kills, and a kill without one, as when the whole machine runs out, is an event.
+    /// Adds the events since the last read, and the total of killed processes. In version 1 a kill follows its event,
+    /// and may be visible at the next read only, where it must not count as another event. It is not visible later than
+    /// that: there are more events than kills, and a kill without an event, as when the whole machine runs out of
+    /// memory, counts as one.
     fn add(&mut self, signalled: u64, kills: u64) -> Oom {
         let new = kills.saturating_sub(self.kills);
-        // The first are those of the signals before.
+        // The first kills belong to the previous read's events.
         let beyond = new.saturating_sub(self.owed);
         self.kills += new;
         self.owed = signalled.saturating_sub(beyond);
@@ -50,12 +51,12 @@ enum Kind {
     Inotify,
 }
 
-/// What happened since the last look.
+/// Changes since the last read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Oom {
-    /// Times that memory ran out. With version 1 this comes first, and the kill a moment later, perhaps in another look.
+    /// How often memory ran out. In version 1 this comes first, and the kill a moment later, perhaps at the next read.
     pub events: u64,
-    /// Processes that the kernel killed for it.
+    /// Processes that the OOM killer killed.
     pub kills: u64,
 }
 
@@ -76,11 +77,11 @@ impl OomWatch {
         Ok(watch)
     }
 
-    /// What happened since the last call, or since the watch began. Never blocks.
+    /// The changes since the last call, or since the watch began. Never blocks.
     pub fn take(&mut self) -> Result<Oom> {
         let signalled = self.drain().context(|| "read out-of-memory event")?;
         let signalled = match self.kind {
-            // The end of the cgroup signals too; then there is no counter any more.
+            // Removing the cgroup signals too; then its counter is gone.
             Kind::Eventfd if self.text().is_err() => 0,
             Kind::Eventfd => signalled,
             Kind::Inotify => 0,
@@ -89,7 +90,7 @@ impl OomWatch {
         Ok(self.tally.add(signalled, kills))
     }
 
-    /// Processes killed for want of memory so far; what was known last once the cgroup is gone.
+    /// Processes killed by the OOM killer so far; the last known number once the cgroup is gone.
     pub fn kills(&self) -> Result<u64> {
         let Ok(text) = self.text() else { return Ok(self.tally.kills) };
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));

@@ -1,5 +1,5 @@
-//! Pressure: how long the tasks of a cgroup waited for want of a resource (psi.rst of the kernel). Version 2 only, and
-//! not on kernels that were told to do without (`psi=0`).
+//! Pressure stall information: how long the tasks of a cgroup waited for a resource (psi.rst of the kernel). Version 2
+//! only, and not on kernels booted with `psi=0`.
 //!
 //! ```text
 //! some avg10=0.00 avg60=0.12 avg300=0.05 total=123456
@@ -14,11 +14,11 @@ use super::Member;
 pub struct Pressure {
     /// At least one task waited.
     pub some: Stall,
-    /// All tasks did at once.
+    /// All tasks waited at once.
     pub full: Stall,
 }
 
-/// Percentages of the last 10, 60 and 300 seconds, and the sum since the cgroup was made.
+/// Percentages over the last 10, 60 and 300 seconds, and the total in microseconds since the cgroup was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stall {
     pub avg10: f64,
@@ -27,7 +27,7 @@ pub struct Stall {
     pub total_us: u64,
 }
 
-/// None where the kernel does not tell.
+/// None if the kernel does not report pressure.
 pub(super) fn read(member: &Member, resource: &str) -> Result<Option<Pressure>> {
     Ok(member.read_optional(&format!("{resource}.pressure"))?.map(|text| parse(&text)))
 }

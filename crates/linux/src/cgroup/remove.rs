@@ -1,7 +1,7 @@
 //! Removing the directories of a cgroup.
 //!
-//! A directory with processes or children cannot be removed, and a killed process is in it until
-//! somebody has waited for it. So: children first, then again, for a bounded while.
+//! A directory with processes or children cannot be removed, and a killed process stays in it until it is reaped. So
+//! children go first, and the removal is retried for a bounded time.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use super::{Cgroup, Member, below};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Every directory is tried, whatever happens to the others; the first error is reported.
+/// Every directory is tried, even after errors; the first error is reported.
 pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
     remove_those(cgroup, |_| true)
 }
@@ -31,7 +31,7 @@ pub(super) fn remove_new(cgroup: &Cgroup) -> Result<()> {
 fn remove_those(cgroup: &Cgroup, is_meant: fn(&Member) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut first = Ok(());
-    // The version 2 directory last: while it is there it tells when the processes are gone.
+    // The version 2 directory last, as it reports when the processes are gone.
     for member in cgroup.members.iter().filter(|member| is_meant(member)) {
         let result = remove_member(cgroup, member, deadline);
         first = first.and(result);
@@ -45,7 +45,7 @@ pub(super) fn remove_if_empty(cgroup: &Cgroup) -> Result<()> {
         match fs::remove_dir(&member.path) {
             Ok(()) => {}
             Err(error) if file::is_gone(&error) => {}
-            // What the kernel says of one with processes or cgroups in it.
+            // The kernel's errors for a cgroup with processes or children.
             Err(error)
                 if error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
                     || error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
@@ -57,7 +57,7 @@ pub(super) fn remove_if_empty(cgroup: &Cgroup) -> Result<()> {
     Ok(())
 }
 
-/// See [`Cgroup::renew_found`]. Owner and mode stay.
+/// See [`Cgroup::renew_found`]. Owner and mode are kept.
 pub(super) fn renew_found(cgroup: &Cgroup) -> Result<()> {
     for member in cgroup.members.iter().filter(|member| !member.is_new) {
         let renew = || -> io::Result<()> {
@@ -108,14 +108,14 @@ pub(super) fn empties(cgroup: &Cgroup) -> Result<bool> {
     Ok(true)
 }
 
-/// Waits so long, or until the kernel says that processes are gone. How long to wait the next time.
+/// Waits for this time, or until the kernel reports that processes are gone. Returns the next waiting time.
 fn wait_for_fewer(cgroup: &Cgroup, step_ms: i64) -> i64 {
     let events = cgroup.unified().and_then(|unified| unified.open_file("cgroup.events", OFlags::RDONLY).ok());
     wait_for_change(events.as_ref().map(|events| events.as_fd()), step_ms);
     (step_ms * 2).min(20)
 }
 
-/// Removes a cgroup and those below it.
+/// Removes a cgroup and its descendants.
 fn remove_tree(member: &Member) -> io::Result<()> {
     match fs::remove_dir(&member.path) {
         Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}

@@ -1,14 +1,14 @@
-//! What a cgroup has used, in one shape for both versions.
+//! Resource usage of a cgroup, in one form for both versions.
 //!
-//! Numbers that only one version has are 0 in the other. No limit is [`u64::MAX`] with version 2, and
-//! with version 1 the large number the kernel shows instead.
+//! Numbers that only one version has are 0 in the other. "No limit" is [`u64::MAX`] in version 2, and in version 1 the
+//! large number that the kernel shows instead.
 
 use types::Result;
 
 use super::pressure::{self, Pressure};
 use super::{Cgroup, Member, Version, file};
 
-/// A reading. Controllers that are not there read as zero.
+/// Counters at one moment. Missing controllers read as zero.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Whether the numbers come from controllers of version 2.
@@ -27,7 +27,7 @@ pub struct Cpu {
     pub usage_ns: u64,
     pub user_ns: u64,
     pub system_ns: u64,
-    /// User and system of each processor. Version 1 only.
+    /// User and system time of each processor. Version 1 only.
     pub per_cpu_ns: Vec<(u64, u64)>,
     pub throttling: Throttling,
     pub pressure: Option<Pressure>,
@@ -38,7 +38,7 @@ pub struct Throttling {
     pub periods: u64,
     pub throttled_periods: u64,
     pub throttled_ns: u64,
-    /// Times that more than the quota was used, and how much of it. Version 2 only.
+    /// How often, and how long, more than the quota was used. Version 2 only.
     pub bursts: u64,
     pub burst_ns: u64,
 }
@@ -48,9 +48,9 @@ pub struct Throttling {
 pub struct Limited {
     pub usage: u64,
     pub limit: u64,
-    /// The greatest usage so far.
+    /// The highest usage so far.
     pub peak: u64,
-    /// Times that the limit was hit.
+    /// How often the limit was hit.
     pub failures: u64,
 }
 
@@ -67,15 +67,15 @@ pub struct Memory {
     /// `memory.stat`, by the kernel's names.
     pub stat: Counters,
     pub events: MemoryEvents,
-    /// Version 1: processes wait instead of being killed.
+    /// Version 1: processes wait for memory instead of being killed.
     pub is_oom_kill_disabled: bool,
-    /// Version 1: memory is out at this moment.
+    /// Version 1: the cgroup is out of memory at this moment.
     pub is_under_oom: bool,
     pub pressure: Option<Pressure>,
 }
 
 impl Memory {
-    /// What Docker shows as usage: without the part of the page cache that is easily given back.
+    /// Usage as Docker shows it: without the part of the page cache that is easily reclaimed.
     pub fn working_set(&self, is_v2: bool) -> u64 {
         let inactive = if is_v2 { "inactive_file" } else { "total_inactive_file" };
         self.usage.usage.saturating_sub(self.stat.get(inactive))
@@ -90,14 +90,14 @@ pub struct MemoryEvents {
     pub max: u64,
     pub oom: u64,
     pub oom_kill: u64,
-    /// Times that all its processes were killed at once.
+    /// How often all its processes were killed at once.
     pub oom_group_kill: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pids {
     pub current: u64,
-    /// 0 is no limit, as containerd's messages have it.
+    /// 0 means no limit, as in containerd's messages.
     pub limit: u64,
 }
 
@@ -146,7 +146,7 @@ pub struct RdmaEntry {
     pub hca_objects: u32,
 }
 
-/// Which processors and memory nodes, and how (cpusets.rst of version 1).
+/// Allowed processors and memory nodes, and flags (cpusets.rst of version 1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cpuset {
     pub cpus: Vec<u16>,
@@ -260,8 +260,7 @@ fn read_v1(cgroup: &Cgroup) -> Result<Stats> {
     Ok(stats)
 }
 
-/// `cpuacct.stat` counts in ticks, which are a hundredth of a second for every program on every
-/// architecture we know.
+/// `cpuacct.stat` counts in ticks (`USER_HZ`), a hundredth of a second on every supported architecture.
 const TICK_NS: u64 = 10_000_000;
 
 fn read_cpuacct(member: &Member, cpu: &mut Cpu) -> Result<()> {
@@ -314,8 +313,7 @@ fn pids(member: &Member) -> Result<Pids> {
     })
 }
 
-/// The counters of the scheduler in use (BFQ, CFQ), else those of the throttle layer, which every
-/// transfer passes.
+/// The counters of the I/O scheduler in use (BFQ, CFQ), or else of the throttle layer, which every transfer passes.
 fn io_v1(member: &Member) -> Result<Io> {
     for prefix in ["blkio.bfq.io", "blkio.io", "blkio.throttle.io"] {
         let read = |what: &str| -> Result<Vec<IoEntry>> {
@@ -447,7 +445,7 @@ fn hugetlb(member: &Member, [usage, limit, peak, failures]: [&str; 4]) -> Result
             limit: read(limit)?,
             peak: read(peak)?,
             failures: match failures {
-                // A file of counters, as all events of version 2.
+                // A file of counters, like all events of version 2.
                 "events" => counters(member, &format!("hugetlb.{page_size}.events"))?.get("max"),
                 _ => read(failures)?,
             },

@@ -1,19 +1,18 @@
-//! Cgroups that systemd makes: a transient scope per container.
+//! Cgroups made by systemd: a transient scope for each container.
 //!
-//! On a host whose first process is systemd, the tree is its own ("single writer"): who makes cgroups
-//! beside it may find them changed at its next reload. So systemd is asked for a scope, with the limits
-//! that it knows as properties; what it does not know is written to the files afterwards, which it leaves
-//! alone since the scope is delegated.
+//! On a host booted with systemd, systemd is the single writer of the hierarchy: it may change cgroups that others make
+//! beside it at its next reload. So systemd is asked for a scope, with the limits that it knows as properties; other
+//! limits are written to the files afterwards, which systemd leaves alone as the scope is delegated.
 //!
 //! ```text
 //! "machine.slice:libpod:abc" ─▶ libpod-abc.scope ─▶ /machine.slice/libpod-abc.scope
 //! start: StartTransientUnit(properties, PIDs) ─▶ JobRemoved     stop: StopUnit ─▶ JobRemoved
 //! ```
 //!
-//! A scope begins with a process in it: the container's first, which waits until it is there.
+//! A scope starts with a process in it: the container's first, which waits until the scope exists.
 //!
-//! Whom systemd lets start nothing, because he is not root, has one of his own where he is logged in, with a part of the tree
-//! of version 2 for what he starts: `user@UID.service`.
+//! A user without privileges on the host's systemd has an instance of its own while logged in, `user@UID.service`, with
+//! a delegated part of the version 2 hierarchy.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -27,10 +26,10 @@ use super::limits_v2::{WEIGHTS, io_weight, is_idle, swap_max, weight_of_shares};
 use super::{Cgroup, Hierarchies, Version, devices, unit_properties, update};
 use crate::dbus::{Connection, Object, Value};
 
-/// systemd's own door, for root; and the bus, for those who see no more than that.
+/// systemd's private socket, for root, and the system bus, for callers that can only reach that.
 const PRIVATE: &str = "/run/systemd/private";
 const BUS: &str = "/run/dbus/system_bus_socket";
-/// The same of a user, below his directory for what runs (`XDG_RUNTIME_DIR`).
+/// The same of a user instance, below `XDG_RUNTIME_DIR`.
 const PRIVATE_OF_USER: &str = "systemd/private";
 const BUS_OF_USER: &str = "bus";
 
@@ -42,24 +41,24 @@ const SYSTEMD: Object = Object {
 
 const PROPERTIES: Object = Object { interface: "org.freedesktop.DBus.Properties", ..SYSTEMD };
 
-/// Bytes of a unit's name (systemd.unit(5)).
+/// Bytes of a unit's name, at most (systemd.unit(5)).
 const NAME_MAX: usize = 255;
 
-/// A systemd that can be asked: there are as many as there are users.
+/// A systemd instance: the host's, or a user's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Instance {
-    /// The host's first process.
+    /// PID 1 of the host.
     Host,
-    /// A user's own, by the sockets at which it may listen, in the order in which they are tried.
+    /// A user instance, by the sockets at which it may listen, in the order in which they are tried.
     User(Vec<PathBuf>),
 }
 
 impl Instance {
-    /// Whom the caller may ask, by its variables of the environment: the host's if it is the host's root, or that of a
-    /// user namespace in which the host's first process is too; else its own, which is below `XDG_RUNTIME_DIR` or on the bus
-    /// of `DBUS_SESSION_BUS_ADDRESS`. `FailedPrecondition` if neither is set.
+    /// The instance that the caller may use, by its environment: the host's for the host's root, and for root of a user
+    /// namespace in which PID 1 is too; otherwise the user's, below `XDG_RUNTIME_DIR` or on the bus of
+    /// `DBUS_SESSION_BUS_ADDRESS`. `FailedPrecondition` if neither is set.
     pub fn of_caller(variable: impl Fn(&str) -> Option<OsString>) -> Result<Instance> {
-        // Root of a user namespace sees the owner of what is outside of it as nobody.
+        // To root of a user namespace, files of the host's root belong to nobody.
         let is_owner = |socket: rustix::fs::Stat| socket.st_uid == rustix::process::geteuid().as_raw();
         if super::is_privileged() || rustix::fs::stat(PRIVATE).is_ok_and(is_owner) {
             return Ok(Instance::Host);
@@ -84,12 +83,12 @@ impl Instance {
         Ok(Instance::User(sockets))
     }
 
-    /// That of a user, at one of its sockets; the host's without any.
+    /// A user instance at one of these sockets; the host's if empty.
     pub fn at(sockets: &[PathBuf]) -> Instance {
         if sockets.is_empty() { Instance::Host } else { Instance::User(sockets.to_vec()) }
     }
 
-    /// The sockets of a user's; none for the host's.
+    /// The sockets of a user instance; empty for the host's.
     pub fn sockets(&self) -> &[PathBuf] {
         match self {
             Instance::Host => &[],
@@ -97,7 +96,7 @@ impl Instance {
         }
     }
 
-    /// Where a container without a place of its own goes.
+    /// The default slice of containers.
     fn slice(&self) -> &'static str {
         match self {
             Instance::Host => "system.slice",
@@ -105,7 +104,7 @@ impl Instance {
         }
     }
 
-    /// The cgroup below which it has all of its own, from the root of the tree: empty is the root.
+    /// The cgroup below which the instance manages its units, from the root of the hierarchy: empty is the root.
     fn cgroup(&self) -> Result<String> {
         if *self == Instance::Host {
             return Ok(String::new());
@@ -123,7 +122,7 @@ impl Instance {
         Ok(cgroup)
     }
 
-    /// Connects at the first of its sockets that lets the caller in.
+    /// Connects to the first of its sockets that accepts the caller.
     fn connect(&self) -> Result<Connection> {
         let of_host = [PRIVATE, BUS].map(PathBuf::from);
         let sockets = match self {
@@ -153,7 +152,7 @@ impl Instance {
     }
 }
 
-/// The sockets of an address of a bus (D-Bus specification, "Server Addresses") that are files.
+/// The socket files in a bus address (D-Bus specification, "Server Addresses").
 fn paths_of_bus(address: &str) -> impl Iterator<Item = PathBuf> {
     let keys = address.split(';').filter_map(|one| one.strip_prefix("unix:")).flat_map(|one| one.split(','));
     keys.filter_map(|key| key.strip_prefix("path=")).map(PathBuf::from)
@@ -163,15 +162,15 @@ fn paths_of_bus(address: &str) -> impl Iterator<Item = PathBuf> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
     instance: Instance,
-    /// The cgroup below which that has all of its own, from the root of the tree.
+    /// The instance's cgroup, from the root of the hierarchy.
     top: String,
     slice: String,
     name: String,
 }
 
 impl Scope {
-    /// Reads `slice:prefix:name`, the form of `cgroupsPath` under this driver. An empty text is a scope of
-    /// `id` in `system.slice`, or in a user's `user.slice`. A user's systemd is asked where in the tree it is.
+    /// Parses `slice:prefix:name`, the form of `cgroupsPath` under this driver. An empty text is a scope of `id` in
+    /// `system.slice`, or in a user's `user.slice`. A user instance is asked for its cgroup.
     pub fn parse(path: &str, id: &str, instance: Instance) -> Result<Scope> {
         let mut scope = Scope::named(path, id, instance)?;
         scope.top = scope.instance.cgroup()?;
@@ -187,7 +186,7 @@ impl Scope {
         };
         let slice = if slice.is_empty() { instance.slice() } else { slice };
         slice_path(slice).ok_or_else(|| bad("its first part is not the name of a slice"))?;
-        // Without a prefix too, as runc and crun name it: whoever wrote the path looks for the unit by that.
+        // An empty prefix keeps its dash, as with runc and crun: the path's author looks for the unit by that name.
         let name = format!("{prefix}-{name}.scope");
         let is_valid = |character: char| character.is_ascii_alphanumeric() || ":-_.\\@".contains(character);
         let is_empty = name == "-.scope";
@@ -197,7 +196,7 @@ impl Scope {
         Ok(Scope { slice: slice.to_owned(), name, top: String::new(), instance })
     }
 
-    /// Whose it is.
+    /// The instance that manages it.
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
@@ -207,8 +206,8 @@ impl Scope {
         &self.name
     }
 
-    /// Starts the scope with the process `first` in it, and sets all limits and rules for devices, and the properties
-    /// that annotations name (`org.systemd.property.…`).
+    /// Starts the scope with the process `first` in it, and sets all limits and device rules, and the properties in
+    /// annotations (`org.systemd.property.…`).
     ///
     /// `FailedPrecondition` if systemd does not run, `AlreadyExists` if there is a scope of this name.
     pub fn start(
@@ -227,7 +226,7 @@ impl Scope {
         systemd.start(&self.name, named(properties).chain(annotated).collect())?;
         let made = self.complete(&hierarchies, resources, first);
         if made.is_err() {
-            // The error that counts is the first one.
+            // The first error is reported.
             let _ = systemd.stop(&self.name);
         }
         made
@@ -236,7 +235,7 @@ impl Scope {
     fn complete(&self, hierarchies: &Hierarchies, resources: &LinuxResources, first: u32) -> Result<Cgroup> {
         let cgroup = hierarchies.adopt(&self.path())?;
         cgroup.apply(resources)?;
-        // Trees of version 1 that systemd does not manage.
+        // For hierarchies of version 1 that systemd does not manage.
         cgroup.add(first)?;
         Ok(cgroup)
     }
@@ -246,14 +245,15 @@ impl Scope {
         Hierarchies::detect()?.open(&self.path())
     }
 
-    /// The path of its cgroup in each tree.
+    /// The path of its cgroup in each hierarchy.
     pub fn path(&self) -> String {
         let slice = slice_path(&self.slice).expect("checked when it was read");
         let top = Path::new("/").join(self.top.trim_start_matches('/'));
         top.join(slice).join(&self.name).display().to_string()
     }
 
-    /// Ends what is left in it, and it. No error if it is gone, as it is when its last process has ended.
+    /// Kills the remaining processes and removes the scope. No error if it is gone, as after its last process has
+    /// ended.
     pub fn stop(&self) -> Result<()> {
         stop_scope(&self.instance, &self.name)
     }
@@ -274,9 +274,9 @@ impl Scope {
     }
 }
 
-/// As [`Cgroup::update`], of the cgroup of a scope: systemd is told too.
+/// As [`Cgroup::update`] for the cgroup of a scope: systemd is told too.
 ///
-/// The kernel comes first. It is the one that refuses limits, and then systemd has never heard of them.
+/// The kernel's files are written first: if the kernel refuses a limit, systemd never learns of it.
 pub fn update_scope(
     instance: &Instance,
     name: &str,
@@ -292,7 +292,7 @@ pub fn update_scope(
     update::all_or_nothing(cgroup, || {
         cgroup.set_limits(resources)?;
         systemd.set(name, named(properties).collect())?;
-        // systemd writes what it knows of a controller by its own measure: a quota in its steps.
+        // systemd writes the values with its own precision, such as quotas in steps, so they are written again.
         let mut again = resources.clone();
         if let Some(memory) = &mut again.memory {
             memory.check_before_update = None;
@@ -301,7 +301,7 @@ pub fn update_scope(
     })
 }
 
-/// Ends what is left in a scope, and the scope. No error if it is gone, as it is when its last process has
+/// Kills the remaining processes of a scope and removes it. No error if it is gone, as after its last process has
 /// ended.
 pub fn stop_scope(instance: &Instance, name: &str) -> Result<()> {
     Systemd::connect(instance)?.stop(name)
@@ -309,16 +309,16 @@ pub fn stop_scope(instance: &Instance, name: &str) -> Result<()> {
 
 type Properties = Vec<(&'static str, Value)>;
 
-/// Behind all others: a later value of a property replaces an earlier one.
+/// Appended last: a later value of a property replaces an earlier one.
 fn named(properties: Properties) -> impl Iterator<Item = (String, Value)> {
     properties.into_iter().map(|(name, value)| (name.to_owned(), value))
 }
 
-/// What is `cpu.idle` in the kernel.
+/// The kernel's `cpu.idle`.
 const IDLE: (&str, Value) = ("CPUWeight", Value::U64(0));
 
-/// The version of systemd that brought a property, if hosts may have an older one (its NEWS). An unknown property fails the
-/// whole call; its limit is in the files in any case.
+/// The systemd version that introduced a property, if hosts may have an older one (its NEWS). An unknown property fails
+/// the whole call; its limit is written to the files in any case.
 fn since(property: &(&str, Value)) -> Option<u32> {
     match property.0 {
         "CPUQuotaPeriodUSec" => Some(242),
@@ -328,7 +328,7 @@ fn since(property: &(&str, Value)) -> Option<u32> {
     }
 }
 
-/// The directory of a slice: `a-b.slice` is below `a.slice` (systemd.slice(5)). None if it is no slice.
+/// The path of a slice: `a-b.slice` is below `a.slice` (systemd.slice(5)). None if it is no slice's name.
 fn slice_path(slice: &str) -> Option<PathBuf> {
     let name = slice.strip_suffix(".slice")?;
     if name == "-" {
@@ -348,7 +348,7 @@ fn slice_path(slice: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// The limits that systemd has properties for.
+/// The limits that have systemd properties.
 fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
     let mut properties = Properties::new();
     let is_v2 = version == Version::V2;
@@ -375,7 +375,7 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
             properties.push(IDLE);
         }
         properties.extend(quota(cpu));
-        // systemd leaves cpusets of version 1 alone, and before 244 it refuses a scope for words that it does not know.
+        // systemd does not manage cpusets of version 1, and before version 244 it refuses unknown properties.
         let lists = [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)];
         for (name, list) in lists.into_iter().filter(|(_, list)| is_v2 && !list.is_empty()) {
             properties.push((name, Value::Bytes(bits(list)?)));
@@ -390,17 +390,17 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
         });
     }
     if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
-        // None at all would keep the first process out.
+        // 0 would keep the first process out.
         properties.push(("TasksMax", or_infinity(if limit == 0 { 1 } else { limit })));
     }
     if is_v2 {
-        // Behind the others, as the files are written behind theirs.
+        // Last, as their files are written last too.
         properties.extend(unified(&resources.unified, is_idle(resources)));
     }
     Ok(properties)
 }
 
-/// Files of version 2 that systemd has properties for. What is no number there is for the kernel to judge.
+/// Files of version 2 that have systemd properties. Values that are no numbers are left to the kernel.
 fn unified(files: &BTreeMap<String, String>, is_idle: bool) -> Properties {
     let mut properties = Properties::new();
     for (name, value) in files {
@@ -436,8 +436,8 @@ fn or_infinity(limit: i64) -> Value {
     Value::U64(u64::try_from(limit).unwrap_or(u64::MAX))
 }
 
-/// systemd counts in hundredths of a processor, so that a quota is rounded up to the next; the file gets
-/// the exact one afterwards.
+/// systemd counts in hundredths of a processor, so a quota is rounded up; the exact value is written to the file
+/// afterwards.
 fn quota(cpu: &CpuResources) -> Properties {
     const STEP_US: u64 = 10_000;
     let (quota, period) = (cpu.quota.unwrap_or(0), cpu.period.unwrap_or(0));
@@ -458,7 +458,7 @@ fn quota(cpu: &CpuResources) -> Properties {
     properties
 }
 
-/// `0-2,5` as bits, the lowest first.
+/// Parses `0-2,5` into a bit mask, lowest bits first.
 fn bits(list: &str) -> Result<Vec<u8>> {
     const HIGHEST: u32 = 8191;
     let bad = || Error::invalid_argument(format!("{list:?} is not a list of processors or memory nodes"));
@@ -474,8 +474,8 @@ fn bits(list: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Rules for devices, so that they hold after a reload of systemd too. It knows no exceptions from "all":
-/// those are in our own rules alone.
+/// Device rules as properties, so that they survive a reload of systemd. It cannot express exceptions from "all": those
+/// are only in Hoist's own program.
 fn device_rules(rules: &[DeviceRule]) -> Result<Properties> {
     let groups = fs::read_to_string("/proc/devices").unwrap_or_default();
     Ok(match devices::allowed(rules)? {
@@ -493,7 +493,7 @@ fn device_rules(rules: &[DeviceRule]) -> Result<Properties> {
     })
 }
 
-/// As systemd names devices (systemd.resource-control(5), "DeviceAllow"). None for what it has no name for.
+/// systemd's name of a device (systemd.resource-control(5), "DeviceAllow"). None if it has none.
 fn device_name(device: &devices::Exception, groups: &str) -> Option<String> {
     let kind = if device.is_block() { "block" } else { "char" };
     match (device.major, device.minor) {
@@ -504,7 +504,7 @@ fn device_name(device: &devices::Exception, groups: &str) -> Option<String> {
     }
 }
 
-/// The name of a driver's numbers, from `/proc/devices`.
+/// The name of a major number's driver, from `/proc/devices`.
 fn group(devices: &str, is_block: bool, major: u32) -> Option<&str> {
     let (chars, blocks) = devices.split_once("Block devices:").unwrap_or((devices, ""));
     let lines = if is_block { blocks } else { chars };
@@ -514,7 +514,7 @@ fn group(devices: &str, is_block: bool, major: u32) -> Option<&str> {
     })
 }
 
-/// systemd, connected.
+/// A connection to systemd.
 struct Systemd(Connection);
 
 impl Systemd {
@@ -529,12 +529,12 @@ impl Systemd {
             ))
             .with_source(error)
         })?;
-        // Without a subscriber systemd tells nobody of jobs.
+        // Without a subscriber systemd sends no job signals.
         connection.call(SYSTEMD.method("Subscribe"), &[])?;
         Ok(Systemd(connection))
     }
 
-    /// Leaves out what this systemd would refuse the whole unit for.
+    /// Drops properties for which this version would refuse the whole unit.
     fn leave_out_unknown(&mut self, properties: &mut Properties) -> Result<()> {
         if properties.iter().any(|property| since(property).is_some()) {
             let version = self.version()?;
@@ -551,7 +551,7 @@ impl Systemd {
         digits.parse().map_err(|_| Error::internal(format!("systemd says that its version is {text:?}")))
     }
 
-    /// A property of its own that is a text.
+    /// A string property of the manager.
     fn property(&mut self, name: &str) -> Result<String> {
         let words = [SYSTEMD.interface, name].map(|word| Value::Text(word.to_owned()));
         let texts = self.0.call(PROPERTIES.method("Get"), &words)?.texts()?;
@@ -563,7 +563,7 @@ impl Systemd {
         let arguments = [text(unit), text("fail"), Value::Properties(properties), Value::NoUnits];
         let mut answer = self.0.call(SYSTEMD.method("StartTransientUnit"), &arguments);
         if answer.as_ref().is_err_and(|error| error.is(ErrorKind::AlreadyExists)) {
-            // One that failed stays until it is forgotten; one that is alive stays in any case.
+            // A failed unit stays until it is reset; a live one stays in any case.
             self.forget(unit);
             answer = self.0.call(SYSTEMD.method("StartTransientUnit"), &arguments);
         }
@@ -587,16 +587,16 @@ impl Systemd {
         Ok(())
     }
 
-    /// A unit that failed is remembered until somebody says otherwise. One that did not is unknown by now.
+    /// Resets a failed unit. A unit that has not failed is unknown by now, which is ignored.
     fn forget(&mut self, unit: &str) {
         let _ = self.0.call(SYSTEMD.method("ResetFailedUnit"), &[Value::Text(unit.to_owned())]);
     }
 
-    /// Waits for the end of a job, which the answer to a call names.
+    /// Waits for the end of the job that a call returned.
     fn wait(&mut self, unit: &str, answer: &[String]) -> Result<()> {
         let job = answer.first().ok_or_else(|| Error::internal("systemd answered without naming a job"))?;
         let removed = self.0.wait_for_signal(|signal| {
-            // The number is left out: job, unit, result.
+            // Without the number: job, unit, result.
             signal.member == "JobRemoved" && signal.texts().is_ok_and(|texts| texts.first() == Some(job))
         })?;
         match removed.texts()?.get(2).map(String::as_str) {
@@ -751,7 +751,7 @@ mod tests {
         check("cpu.max", "50000", &quota(500_000, 100_000));
         check("cpu.max", "max 50000", &quota(u64::MAX, 50_000));
         check("memory.oom.group", "1", &[]);
-        // Who is idle has no weight.
+        // An idle cgroup has no weight.
         let idle = CpuResources { idle: Some(1), shares: Some(512), ..CpuResources::default() };
         let weight = BTreeMap::from([("cpu.weight".to_owned(), "50".to_owned())]);
         let resources =

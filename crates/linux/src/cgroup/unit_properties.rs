@@ -1,13 +1,13 @@
-//! Properties of a container's unit that its annotations name: `org.systemd.property.NAME` with a value in the text form
-//! of GVariant (<https://docs.gtk.org/glib/gvariant-text-format.html>), as runc has them.
+//! Properties of a container's unit from its annotations: `org.systemd.property.NAME`, with a value in GVariant's text
+//! format (<https://docs.gtk.org/glib/gvariant-text-format.html>), as with runc.
 //!
 //! ```text
 //! org.systemd.property.TimeoutStopUSec  uint64 123456789      CollectMode  'inactive-or-failed'
 //!                      TimeoutStopSec   1.5                   Wants        ['a.service', 'b.service']
 //! ```
 //!
-//! Of the types those are known that systemd has properties of: texts, lists of texts, booleans, whole numbers. Without a
-//! type a number is an `int32`.
+//! Supported types are those of systemd's properties: strings, lists of strings, booleans, integers. An integer without
+//! a type is an `int32`.
 
 use std::collections::BTreeMap;
 
@@ -15,11 +15,11 @@ use types::{Error, Result};
 
 use crate::dbus::Value;
 
-/// How annotations begin that ask for properties of a container's unit.
+/// Prefix of annotations that set properties of a container's unit.
 pub const PREFIX: &str = "org.systemd.property.";
 const SEC_US: u64 = 1_000_000;
 
-/// Reads what annotations ask for. `InvalidArgument` names the one that cannot be read.
+/// Parses the annotations. `InvalidArgument` names the one that cannot be parsed.
 pub(super) fn properties(annotations: &BTreeMap<String, String>) -> Result<Vec<(String, Value)>> {
     let asked = annotations.iter().filter_map(|(key, text)| Some((key.strip_prefix(PREFIX)?, text)));
     let read = asked.map(|(name, text)| {
@@ -35,7 +35,7 @@ fn property(name: &str, text: &str) -> Option<(String, Value)> {
         return None;
     }
     match name.strip_suffix("Sec") {
-        // What people write in files of units; on D-Bus it is in microseconds.
+        // The form of unit files; on D-Bus the property is in microseconds.
         Some(stem) if stem.ends_with(|last: char| last.is_ascii_lowercase()) => {
             Some((format!("{stem}USec"), Value::U64(microseconds(text)?)))
         }
@@ -83,7 +83,7 @@ fn list(text: &str) -> Option<Vec<String>> {
     }
 }
 
-/// The text at the beginning, without its quotes, and what is behind it.
+/// The quoted string at the beginning, without its quotes, and the rest.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut letters = text.char_indices();
     let (_, quote) = letters.next().filter(|(_, first)| matches!(first, '\'' | '"'))?;
@@ -142,7 +142,7 @@ mod tests {
         for (text, expected) in [("uint64 123", 123 * SEC_US), ("5", 5 * SEC_US), ("1.5", 1_500_000)] {
             check("TimeoutStopSec", text, Some(("TimeoutStopUSec", Value::U64(expected))));
         }
-        // These end so by themselves.
+        // Properties whose names end so.
         check("USec", "1", Some(("USec", Value::I32(1))));
         check("TimeoutStopSec", "'soon'", None);
     }

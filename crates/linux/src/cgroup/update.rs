@@ -1,8 +1,8 @@
 //! Changes of limits while a cgroup is in use.
 //!
-//! A change may name one half of what belongs together: a quota without its period, memory without the total of memory
-//! and swap. The other half is then what the kernel has. Who is given a weight is idle no more. A change that fails is
-//! undone: either all of it holds or nothing.
+//! A change may set one of two values that belong together: a quota without its period, or memory without memory and
+//! swap. The other one is then taken from the kernel. Setting a weight clears `cpu.idle`. A change that fails is undone
+//! as a whole.
 
 use std::os::fd::AsFd as _;
 
@@ -15,15 +15,15 @@ use super::{Cgroup, Member, Version, file};
 const SWAP_MAX: &str = "memory.swap.max";
 const IDLE: &str = "cpu.idle";
 
-/// A text that was written to a file of a cgroup.
+/// A value that was written to a file of a cgroup.
 pub(super) struct Written {
     name: String,
     value: String,
-    /// What the file held.
+    /// The file's content before.
     before: String,
 }
 
-/// Adds the missing halves.
+/// Completes values that belong together.
 pub(super) fn completed(
     cgroup: &Cgroup,
     resources: &LinuxResources,
@@ -34,7 +34,7 @@ pub(super) fn completed(
     if let Some(cpu) = &mut whole.cpu {
         complete_quota(cgroup, cpu)?;
     }
-    // Who limits swap by the name of its file means swap alone: then there is no total that could stay.
+    // A limit by the file `memory.swap.max` is of swap alone: there is no total that could stay.
     let is_swap_apart = [resources, made_with].iter().any(|limits| limits.unified.contains_key(SWAP_MAX));
     if let (Version::V2, Some(member), Some(memory)) = (cgroup.version(), cgroup.unified(), &mut whole.memory)
     {
@@ -43,10 +43,10 @@ pub(super) fn completed(
     Ok(whole)
 }
 
-/// The kernel refuses a weight for an idle cgroup, which has none. The weight counts, as it does with runc under systemd.
+/// The kernel refuses a weight for an idle cgroup. The weight wins, as with runc under systemd.
 fn complete_idle(cgroup: &Cgroup, resources: &mut LinuxResources) -> Result<()> {
     let cpu = resources.cpu.as_ref();
-    // That it is idle no more comes too late by the name of the file: files are written after the weight.
+    // Clearing idle by file name would come too late, as those files are written after the weight.
     let by_file = resources.unified.get(IDLE).is_some_and(|value| value.trim() != "0");
     let says_whether = cpu.is_some_and(|cpu| cpu.idle.is_some()) || by_file;
     let has_weight = cpu.is_some_and(|cpu| cpu.shares.is_some_and(|shares| shares != 0))
@@ -75,7 +75,7 @@ fn complete_quota(cgroup: &Cgroup, cpu: &mut CpuResources) -> Result<()> {
         (None, Some(member)) => member.read_optional("cpu.max")?.unwrap_or_default(),
         (None, None) => String::new(),
     };
-    // Without these files it is the writing that fails, and says why.
+    // Without these files the write fails, with a better error.
     if let Some((current_quota, current_period)) = text.split_once(' ') {
         cpu.quota = quota.or(Some(current_quota.parse().unwrap_or(-1)));
         cpu.period = period.or(current_period.parse().ok());
@@ -84,7 +84,7 @@ fn complete_quota(cgroup: &Cgroup, cpu: &mut CpuResources) -> Result<()> {
 }
 
 fn complete_memory(member: &Member, memory: &mut MemoryResources, is_swap_apart: bool) -> Result<()> {
-    // None is no limit.
+    // None means no limit.
     let current =
         |name| -> Result<Option<i64>> { Ok(member.read_optional(name)?.and_then(|text| text.parse().ok())) };
     match (memory.limit.unwrap_or(0), memory.swap.unwrap_or(0)) {
@@ -99,7 +99,7 @@ fn complete_memory(member: &Member, memory: &mut MemoryResources, is_swap_apart:
     Ok(())
 }
 
-/// Makes a change. If it fails, the files that it has written get back what they held, the last first.
+/// Makes a change. If it fails, the written files get their former content back, the last one first.
 pub(super) fn all_or_nothing(cgroup: &Cgroup, change: impl FnOnce() -> Result<()>) -> Result<()> {
     for member in &cgroup.members {
         member.written.replace(Some(Vec::new()));
@@ -115,7 +115,7 @@ pub(super) fn all_or_nothing(cgroup: &Cgroup, change: impl FnOnce() -> Result<()
 }
 
 impl Written {
-    /// Before it is written. None of a file that cannot be read: what is written there is a command, and no limit.
+    /// Called before the write. None for a file that cannot be read: a write to it is a command, not a limit.
     pub(super) fn note(member: &Member, name: &str, value: &str) -> Option<Written> {
         let before = file::read(member.dir.as_fd(), name).ok()?;
         Some(Written { name: name.to_owned(), value: value.to_owned(), before })
@@ -123,18 +123,18 @@ impl Written {
 
     fn undo(&self, member: &Member) {
         for line in self.lines_back() {
-            // The error that counts is that of the change. An empty text needs the end of its line to be written at all.
+            // The change's error is reported. An empty text needs a line end to be written at all.
             let _ = member.try_write(&self.name, &format!("{line}\n"));
         }
     }
 
-    /// What makes the file hold again what it held, each a write of its own.
+    /// The writes that restore the former content, one line each.
     fn lines_back(&self) -> Vec<String> {
         let key = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
         let written = key(&self.value);
         let mut lines = self.before.split('\n');
         if self.name == "memory.oom_control" {
-            // `oom_kill_disable 0`, and lines that nobody writes.
+            // `oom_kill_disable 0`, and read-only lines.
             return lines
                 .next()
                 .and_then(|line| line.split(' ').nth(1))
@@ -144,7 +144,7 @@ impl Written {
         }
         match lines.clone().find(|line| key(line) == written) {
             Some(line) => vec![line.to_owned()],
-            // A device that had no line is not to have a limit.
+            // A device that had no line gets no limit.
             None if written.contains(':') => {
                 let unlimited = match &*self.name {
                     "io.max" => "rbps=max wbps=max riops=max wiops=max",
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use tempfile::TempDir;
 
-    /// A directory with files of version 2, which is as good as a cgroup to whoever reads and writes them.
+    /// A directory with files of version 2, in place of a cgroup.
     fn cgroup(files: &[(&str, &str)]) -> (TempDir, Cgroup) {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
@@ -224,7 +224,7 @@ mod tests {
         check("1\n", &by_file(&[("cpu.weight", "8"), ("cpu.idle", "1")]), None);
         check("1\n", &by_file(&[("cpu.max", "max")]), None);
 
-        // Who is idle has no weight, by whatever name it is given.
+        // An idle cgroup has no weight, however it is set.
         for idle in [shares(512, Some(1)), by_file(&[("cpu.idle", "1"), ("cpu.weight", "8")])] {
             let (dir, cgroup) = cgroup(&[("cpu.idle", "0\n"), ("cpu.weight", "100\n")]);
             cgroup.update(&idle).unwrap();

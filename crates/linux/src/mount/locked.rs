@@ -1,4 +1,4 @@
-//! What a user namespace may not change of a mount that it did not make (mount_namespaces(7)).
+//! Mount attributes that a user namespace may not clear (mount_namespaces(7)).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,13 +12,13 @@ use super::options::{
     ATTR_TIMES, Attributes,
 };
 
-/// What is set of a mount and may not be taken away in a user namespace that did not make it (mount_namespaces(7)), as the
-/// kernel reports it for a file in it. A file system that is read-only as a whole counts as a mount that is.
+/// The locked attributes of a mount that another user namespace made, as the kernel reports them for a file in it. A
+/// read-only file system counts as a read-only mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Locked(u64);
 
 impl Locked {
-    /// Those that may be taken away only where they were set, each with the word that would do it.
+    /// Attributes that cannot be cleared once locked, with the option that would clear each.
     const FLAGS: [(u64, &str, &str); 4] = [
         (ATTR_RDONLY, "ro", "rw"),
         (ATTR_NOSUID, "nosuid", "suid"),
@@ -26,7 +26,7 @@ impl Locked {
         (ATTR_NOEXEC, "noexec", "exec"),
     ];
 
-    /// What is set of the mount that a file is open in, `O_PATH` ones included.
+    /// The attributes of the mount that a file, also with `O_PATH`, is open in.
     pub fn of(file: BorrowedFd<'_>) -> Result<Locked> {
         let flags = rustix::fs::fstatvfs(file).map_err(io::Error::from);
         let flags = flags.context(|| "read the attributes of a mount")?.f_flag;
@@ -41,14 +41,14 @@ impl Locked {
         .into_iter()
         .filter(|(flag, _)| flags.contains(*flag))
         .fold(0, |set, (_, attribute)| set | attribute);
-        // Which has no flag of its own.
+        // Strictatime has no flag of its own.
         if !flags.intersects(StatVfsMountFlags::NOATIME | StatVfsMountFlags::RELATIME) {
             set |= ATTR_STRICTATIME;
         }
         Ok(Locked(set))
     }
 
-    /// What is set of a mount by its options in mountinfo.
+    /// The attributes of a mount by its options in mountinfo.
     pub fn of_point(point: &MountPoint) -> Locked {
         let has = |word: &str| point.options.split(',').any(|other| other == word);
         let named = Locked::FLAGS.map(|(flag, word, _)| (flag, word));
@@ -59,14 +59,14 @@ impl Locked {
         Locked(set | if is_strict { ATTR_STRICTATIME } else { 0 })
     }
 
-    /// The words for what is to be set of the mount and is not, of what keeps anybody from anything.
+    /// The restricting options that are wanted and that the mount lacks.
     pub fn lacks(self, wanted: Attributes) -> Vec<&'static str> {
         let lacking = Locked::FLAGS.iter().filter(|(flag, ..)| wanted.set & !self.0 & flag != 0);
         lacking.map(|(_, word, _)| *word).collect()
     }
 
-    /// Refuses a change that takes some of it away, or changes which accesses are written down, which is locked whatever
-    /// it is. `PermissionDenied` then.
+    /// Refuses a change that clears a locked attribute, or changes access times, which are always locked.
+    /// `PermissionDenied` then.
     pub fn check(self, change: Attributes) -> Result<()> {
         let lost = Locked::FLAGS.iter().find(|(flag, ..)| change.clear & !change.set & self.0 & flag != 0);
         if let Some((_, set, word)) = lost {
@@ -134,7 +134,7 @@ mod tests {
         let lacks = |source: &str, words: &str| point(source).lacks(parse(words).attributes);
         assert_eq!(lacks("rw,nodev,relatime", "ro,nosuid,nodev,noatime"), ["ro", "nosuid"]);
         assert_eq!(lacks("ro,noexec,relatime", "rw,noexec"), [""; 0]);
-        // Two ways to the same.
+        // Both ways agree.
         let points = mount_points().unwrap();
         let proc = points.iter().rfind(|point| point.path == Path::new("/proc")).unwrap();
         let opened = open_path(Path::new("/proc")).unwrap();

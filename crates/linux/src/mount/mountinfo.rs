@@ -1,4 +1,4 @@
-//! The mounts of the calling process, as the kernel lists them (proc_pid_mountinfo(5)).
+//! The mounts of the calling process (proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -10,21 +10,21 @@ use types::{Context, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
     pub path: PathBuf,
-    /// The part of the file system that is mounted.
+    /// The mounted part of the file system.
     pub root: PathBuf,
     pub kind: String,
     pub source: String,
     pub options: String,
     pub superblock_options: String,
     pub is_shared: bool,
-    /// What is mounted elsewhere comes here.
+    /// Mounts propagate to it from its master.
     pub is_slave: bool,
 }
 
-/// The mount that a path without links lies in.
+/// The mount that contains a path without links.
 pub fn mount_point_of(path: &Path) -> Result<Option<MountPoint>> {
     let is_above = |point: &MountPoint| path.starts_with(&point.path);
-    // Of those at one place the last covers the others.
+    // Of several at one path, the last covers the others.
     let above = mount_points()?.into_iter().filter(is_above);
     Ok(above.max_by_key(|point| point.path.components().count()))
 }
@@ -36,7 +36,7 @@ pub fn mount_points() -> Result<Vec<MountPoint>> {
     Ok(text.split(|byte| *byte == b'\n').filter_map(mount_point).collect())
 }
 
-/// A line of mountinfo. Names in it are whoever's: paths are kept byte for byte, of the rest what is no text is
+/// Parses a line of mountinfo. Names in it may be any bytes: paths are kept as they are, elsewhere invalid UTF-8 is
 /// replaced.
 pub(crate) fn mount_point(line: &[u8]) -> Option<MountPoint> {
     let separator = b" - ";
@@ -105,7 +105,7 @@ mod tests {
         assert!(mount_points().unwrap().iter().any(|mount| mount.path == Path::new("/")));
     }
 
-    /// Whoever may mount calls places as they like.
+    /// Any user that may mount chooses the names.
     #[test]
     fn mounts_whose_names_are_no_text_are_read() {
         let line = b"36 35 0:40 /of\xfe\\012 /mnt/\xff\\040x rw shared:1 - tmp\xc3 \xff\\134 rw,name=\xff";

@@ -1,4 +1,4 @@
-//! Options of mounts: the words of mount(8) and of the OCI runtime spec.
+//! Mount options: those of mount(8) and of the OCI runtime spec.
 
 pub(super) const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 pub(super) const ATTR_NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -8,11 +8,11 @@ pub(super) const ATTR_ATIME: u64 = libc::MOUNT_ATTR__ATIME;
 pub(super) const ATTR_NOATIME: u64 = libc::MOUNT_ATTR_NOATIME;
 pub(super) const ATTR_STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
 pub(super) const ATTR_NODIRATIME: u64 = libc::MOUNT_ATTR_NODIRATIME;
-/// All that says which accesses are written down.
+/// All access time attributes.
 pub(super) const ATTR_TIMES: u64 = ATTR_ATIME | ATTR_NODIRATIME;
 pub(super) const ATTR_NOSYMFOLLOW: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
 
-/// How events travel between a mount and its copies (mount_namespaces(7)).
+/// Propagation types (mount_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Propagation {
     Shared,
@@ -31,7 +31,7 @@ impl Propagation {
         }
     }
 
-    /// Reads `shared`, `rshared` and so on. True means "and everything below".
+    /// Parses `shared`, `rshared` and so on. True means recursive.
     pub fn parse(word: &str) -> Option<(Propagation, bool)> {
         let (name, recursive) = match word.strip_prefix('r') {
             Some(rest) => (rest, true),
@@ -75,7 +75,7 @@ impl Attributes {
         }
     }
 
-    /// The kernel wants the whole field of access times cleared before one of them is set.
+    /// The kernel requires the whole field of access times to be cleared before one is set.
     fn access_time(&mut self, set: u64) {
         self.add(0, ATTR_ATIME);
         self.clear |= ATTR_ATIME;
@@ -83,7 +83,7 @@ impl Attributes {
     }
 }
 
-/// Whether a mount shows what is elsewhere.
+/// Whether a mount is a bind mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Bind {
     #[default]
@@ -94,26 +94,26 @@ pub enum Bind {
     Recursive,
 }
 
-/// The options of a mount, read.
+/// Parsed mount options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     pub bind: Bind,
     pub attributes: Attributes,
     /// For the mount and all below it (`rro`, `rnosuid`, …).
     pub recursive: Attributes,
-    /// The access times that a word sets, and no later one takes back: 0 for `relatime`.
+    /// The access time that an option sets, and no later one negates: 0 for `relatime`.
     pub named_times: Option<u64>,
     pub propagation: Vec<(Propagation, bool)>,
     /// Read-only for the file system itself, beside the mount.
     pub superblock_read_only: bool,
-    /// Copies what the target directory holds into a new tmpfs.
+    /// Copies the content of the target directory into a new tmpfs (`tmpcopyup`).
     pub copy_up: bool,
     /// `idmap`: maps owners; true is `ridmap`.
     pub idmap: Option<bool>,
     pub remount: bool,
-    /// `loop`: the source is a file, which a loop device shows for as long as it is mounted.
+    /// `loop`: the source is a file, which is attached to a loop device while it is mounted.
     pub is_loop: bool,
-    /// What is left is for the file system.
+    /// All other options, for the file system.
     pub data: Vec<String>,
 }
 
@@ -137,7 +137,7 @@ impl Options {
                 "relatime" => self.named_times = Some(0),
                 "noatime" => self.named_times = Some(ATTR_NOATIME),
                 "strictatime" => self.named_times = Some(ATTR_STRICTATIME),
-                // Each takes back its own word alone.
+                // Each negates its own option only.
                 "norelatime" => self.named_times = self.named_times.filter(|times| *times != 0),
                 "atime" => self.named_times = self.named_times.filter(|times| *times != ATTR_NOATIME),
                 "nostrictatime" => {
@@ -162,10 +162,10 @@ impl Options {
         }
     }
 
-    /// Attributes of a bind mount. As with runc, one that names any has no others, whatever what it shows has: `ro` alone
-    /// lets programs be executed from a mount that is `noexec` elsewhere. Access times that are not named stay, also where
-    /// they are negated (`atime`, `norelatime`, `nostrictatime`, `diratime`), and in a user namespace (`keeps_locked`) what
-    /// the kernel locks for it (mount_namespaces(7)).
+    /// Attributes of a bind mount. As with runc, a bind mount that names any clears the others of its source: `ro`
+    /// alone allows execution on a mount that is `noexec` elsewhere. Access times stay unless set, also if negated
+    /// (`atime`, `norelatime`, `nostrictatime`, `diratime`); in a user namespace (`keeps_locked`) so do attributes that
+    /// the kernel has locked for it (mount_namespaces(7)).
     pub fn of_bind(&self, keeps_locked: bool) -> Attributes {
         let lockable = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
         let all = ATTR_NOSYMFOLLOW | if keeps_locked { 0 } else { lockable };
@@ -175,12 +175,12 @@ impl Options {
         let set = self.attributes.set & !ATTR_ATIME | self.named_times.unwrap_or(0);
         let names_times = self.named_times.is_some() || set & ATTR_NODIRATIME != 0;
         let clear = self.attributes.clear & !ATTR_TIMES | if names_times { ATTR_TIMES } else { 0 };
-        // What is set must not be cleared, but for the field of access times, which must (mount_setattr(2)).
+        // An attribute that is set must not be cleared, except the access time field, which must (mount_setattr(2)).
         Attributes { set, clear: (clear | all) & !(set & !ATTR_ATIME) }
     }
 
-    /// The first word that a bind mount has no use for. Those for the file system as a whole, which is
-    /// mounted already, are passed over.
+    /// The first option that a bind mount cannot have. Options of the file system as a whole, which is mounted already,
+    /// are ignored.
     pub fn foreign_to_bind(&self) -> Option<&str> {
         self.data.iter().map(String::as_str).find(|word| !FILE_SYSTEM.contains(word))
     }
@@ -193,7 +193,7 @@ enum Change {
     AccessTime(u64),
 }
 
-/// Words for attributes: alone for the mount, with `r` before them for everything below it too.
+/// Attribute options: plain for the mount alone, with the prefix `r` recursive.
 const ATTRIBUTES: [(&str, Change); 18] = [
     ("ro", Change::Set(ATTR_RDONLY)),
     ("rw", Change::Clear(ATTR_RDONLY)),
@@ -215,8 +215,7 @@ const ATTRIBUTES: [(&str, Change); 18] = [
     ("nostrictatime", Change::AccessTime(0)),
 ];
 
-/// Words that name what is so anyway, that the kernel sets aside in mount(2) and refuses in fsconfig(2), or that only
-/// mount(8) acts on.
+/// Options that name the default, that mount(2) ignores and fsconfig(2) refuses, or that only mount(8) uses.
 const WITHOUT_EFFECT: [&str; 15] = [
     "defaults",
     "loud",
@@ -235,12 +234,12 @@ const WITHOUT_EFFECT: [&str; 15] = [
     "nofail",
 ];
 
-/// Words that the kernel takes for a file system of any kind.
+/// Options that the kernel accepts for any file system.
 const FILE_SYSTEM: [&str; 7] = ["sync", "async", "dirsync", "mand", "nomand", "lazytime", "nolazytime"];
 
 const PROPAGATIONS: [&str; 4] = ["shared", "slave", "private", "unbindable"];
 
-/// Every word that [`Options`] knows, and that does not go to one kind of file system only.
+/// Every option that [`Options`] knows, except those of particular file systems.
 pub fn option_words() -> Vec<String> {
     let recursive = |word: &&str| format!("r{word}");
     let attributes = ATTRIBUTES.map(|(word, _)| word);

@@ -1,14 +1,14 @@
-//! Writing a filter from its end to its beginning.
+//! An assembler that writes a filter backward.
 //!
-//! Jumps of the filter machine lead forward, and conditional ones no further than 255 steps. Written
-//! backward, every target is known when a jump to it is written, and a far one gets a stepping stone (an
-//! unconditional jump, which has no limit) right there.
+//! Jumps of BPF lead forward, and conditional ones at most 255 instructions far. Written backward, every target is
+//! known when a jump to it is written, and a far one gets an intermediate unconditional jump, which has no limit, right
+//! there.
 
 use types::{Error, Result};
 
 use super::Instruction;
 
-/// Most steps that the kernel loads (`BPF_MAXINSNS`).
+/// The most instructions that the kernel accepts (`BPF_MAXINSNS`).
 const LEN_MAX: usize = 4096;
 
 pub(super) const LOAD: u16 = 0x20;
@@ -16,7 +16,7 @@ pub(super) const AND: u16 = 0x54;
 pub(super) const JUMP: u16 = 0x05;
 pub(super) const RETURN: u16 = 0x06;
 
-/// How a conditional jump compares.
+/// The comparison of a conditional jump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Test {
     Equal,
@@ -34,24 +34,24 @@ impl Test {
     }
 }
 
-/// A place in the program: the number of steps from there to the end.
+/// A position in the program: the number of instructions from there to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Label(usize);
 
 pub(super) struct Assembler {
-    /// Last step first.
+    /// Last instruction first.
     reversed: Vec<Instruction>,
-    /// The latest place of each verdict.
+    /// The latest position of each verdict.
     verdicts: Vec<(u32, Label)>,
 }
 
 impl Assembler {
     pub(super) fn new() -> Assembler {
-        // As many steps as profiles of engines have.
+        // About the size of container engines' default profiles.
         Assembler { reversed: Vec::with_capacity(512), verdicts: Vec::new() }
     }
 
-    /// A place that ends the program with this verdict; one in reach, if there is one.
+    /// A position that ends the program with this verdict; reuses one in reach.
     pub(super) fn verdict(&mut self, verdict: u32) -> Label {
         const REACH: usize = 200;
         let here = self.reversed.len();
@@ -69,7 +69,7 @@ impl Assembler {
         self.push(RETURN, 0, 0, verdict)
     }
 
-    /// Loads four bytes of `struct seccomp_data`, then goes on behind.
+    /// Loads four bytes of `struct seccomp_data`, and continues at `then`.
     pub(super) fn load(&mut self, offset: u32, then: Label) -> Label {
         self.lead_to(then);
         self.push(LOAD, 0, 0, offset)
@@ -90,7 +90,7 @@ impl Assembler {
         self.push(test.code(), if_true, if_false, operand)
     }
 
-    /// The whole program, which begins here.
+    /// The complete program, which begins at `entry`.
     pub(super) fn finish(mut self, entry: Label) -> Result<Vec<Instruction>> {
         self.lead_to(entry);
         if self.reversed.len() > LEN_MAX {
@@ -103,14 +103,14 @@ impl Assembler {
         Ok(self.reversed)
     }
 
-    /// Sees to it that the next step written is followed by this place.
+    /// Makes sure that the next written instruction continues at this position.
     fn lead_to(&mut self, target: Label) {
         if target.0 != self.reversed.len() {
             self.jump(target);
         }
     }
 
-    /// The place itself, or a stepping stone to it. One step of the reach is left for another stone.
+    /// The position itself, or a jump to it. One instruction of the reach is left for another jump.
     fn in_reach(&mut self, target: Label) -> Label {
         if self.reversed.len() - target.0 < 255 { target } else { self.jump(target) }
     }

@@ -1,4 +1,4 @@
-//! From a profile to a program.
+//! The compiler from a profile to a filter.
 
 use types::spec::runtime::{LinuxSeccomp, SeccompArg, SeccompRule};
 use types::{Error, Result};
@@ -25,8 +25,8 @@ pub(super) const NUMBER: u32 = 0;
 pub(super) const ARCHITECTURE: u32 = 4;
 pub(super) const ARGUMENTS: u32 = 16;
 
-/// Makes a program of a profile, for this machine's architectures. Those of other machines, and names that
-/// no kernel of ours has, are passed over; words that are not in the specification are `InvalidArgument`.
+/// Compiles a profile for this machine's architectures. Other architectures, and unknown call names, are ignored; words
+/// that are not in the specification are `InvalidArgument`.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Program> {
     compile_for(profile, &architectures(profile)?)
 }
@@ -73,7 +73,7 @@ pub const FLAGS: [(&str, u32); 4] = [
     ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", flag::WAIT_KILLABLE_RECV),
 ];
 
-/// Comparisons of arguments; `SCMP_CMP_MASKED_EQ` is made of another.
+/// Comparisons of arguments; `SCMP_CMP_MASKED_EQ` is handled apart.
 const COMPARISONS: [(&str, Op); 6] = [
     ("SCMP_CMP_EQ", Op::Equal),
     ("SCMP_CMP_GE", Op::GreaterOrEqual),
@@ -89,7 +89,7 @@ pub fn operators() -> Vec<&'static str> {
     COMPARISONS.iter().map(|(word, _)| *word).chain([MASKED_EQUAL]).collect()
 }
 
-/// Names of the architectures whose calls this machine can make.
+/// Names of the architectures whose programs this machine can run.
 pub fn architecture_names() -> Vec<&'static str> {
     let runs = |architecture: &Option<Architecture>| architecture.is_some_and(|it| NATIVE.contains(&it));
     ARCHITECTURES.iter().filter(|(_, architecture)| runs(architecture)).map(|(name, _)| *name).collect()
@@ -128,8 +128,7 @@ const ARCHITECTURES: &[(&str, Option<Architecture>)] = &[
     ("SCMP_ARCH_SHEB", None),
 ];
 
-/// The machine's own architecture, whether the profile names it or not, and those others it names that the
-/// machine can run.
+/// The machine's own architecture, whether the profile names it or not, and those it names that the machine can run.
 fn architectures(profile: &LinuxSeccomp) -> Result<Vec<Architecture>> {
     let mut named = Vec::new();
     for name in &profile.architectures {
@@ -143,7 +142,7 @@ fn architectures(profile: &LinuxSeccomp) -> Result<Vec<Architecture>> {
 }
 
 fn verdict(action: &str, errno: Option<u32>) -> Result<u32> {
-    // The kernel cuts greater numbers off in silence.
+    // The kernel truncates larger numbers silently.
     let number = errno.unwrap_or(EPERM);
     if number > 4095 {
         return Err(Error::invalid_argument(format!("seccomp errnoRet {number} is no error number")));
@@ -167,8 +166,7 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32> {
             None => return Err(Error::invalid_argument(format!("seccomp flag {name:?}"))),
         }
     }
-    // Without a word about flags: no mitigation of speculative store bypass, which costs much and which
-    // the host's default leaves off too.
+    // Without flags: no mitigation of speculative store bypass, which is expensive, and off by default on hosts too.
     if profile.flags.is_empty() {
         flags |= flag::SPEC_ALLOW;
     }
@@ -178,7 +176,7 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32> {
             flags |= flag::TSYNC_ESRCH;
         }
     } else {
-        // The kernel takes it for an error where nobody is waited for.
+        // The kernel refuses this flag without a listener.
         flags &= !flag::WAIT_KILLABLE_RECV;
     }
     Ok(flags)
@@ -186,10 +184,10 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32> {
 
 // --- what a profile says ---
 
-/// A rule of the profile, with its words looked up once for all architectures.
+/// A rule of the profile, resolved once for all architectures.
 struct Rule {
     verdict: u32,
-    /// Alternatives; always, if there is none.
+    /// Alternatives; always true if empty.
     tests: Vec<Vec<Condition>>,
     calls: Vec<&'static Row>,
 }
@@ -204,7 +202,7 @@ impl Rule {
             )));
         }
         if verdict == NOTIFY && rule.names.iter().any(|name| name == "write") {
-            // Telling the supervisor's descriptor to anyone takes a write.
+            // Sending the listener to the supervisor takes a write.
             return Err(Error::invalid_argument(
                 "SCMP_ACT_NOTIFY cannot be used for the write syscall: without it nobody is told whom to ask",
             ));
@@ -214,14 +212,14 @@ impl Rule {
     }
 }
 
-/// What the rules say about the calls of one architecture.
+/// The rules for the calls of one architecture.
 struct Table<'a> {
     default: u32,
-    /// For calls behind the last that the profile knows.
+    /// The verdict for calls above the last one that the profile names.
     beyond: u32,
-    /// The last call that the profile knows.
+    /// The last call that the profile names.
     last: u32,
-    /// Calls and what is said of them, by number, then in the order of the rules.
+    /// Calls and their rules, by number, then in the order of the rules.
     calls: Vec<(u32, &'a Rule)>,
 }
 
@@ -244,7 +242,7 @@ enum Op {
 
 impl<'a> Table<'a> {
     fn new(rules: &'a [Rule], architecture: Architecture, default: u32) -> Table<'a> {
-        // Whoever watches or logs what it does not know wants to see new calls too.
+        // A profile that logs or traces unknown calls should see new ones too.
         let is_permissive = [ALLOW, LOG].contains(&default) || default & 0xffff_0000 == TRACE;
         let beyond = if is_permissive { default } else { ERRNO | ENOSYS };
         let mut table = Table { default, beyond, last: 0, calls: Vec::with_capacity(512) };
@@ -260,13 +258,13 @@ impl<'a> Table<'a> {
         table
     }
 
-    /// Writes the search over call numbers, and returns where it begins, with the number loaded.
+    /// Writes the search by call number, and returns its start, at which the number is loaded.
     fn write(&self, assembler: &mut Assembler, architecture: Architecture) -> Label {
         let first = if architecture == Architecture::X32 { X32_BIT } else { 0 };
         search(assembler, &self.ranges(first), self.default)
     }
 
-    /// The calls as ranges of one outcome each: pairs of first number and outcome.
+    /// The calls as ranges with one outcome each: pairs of first number and outcome.
     fn ranges(&self, first: u32) -> Vec<(u32, Outcome<'_>)> {
         let calls = self.calls.chunk_by(|one, other| one.0 == other.0);
         let mut ranges = Vec::with_capacity(2 * self.calls.len() + 2);
@@ -285,7 +283,7 @@ impl<'a> Table<'a> {
             ranges.push((next, Outcome::Verdict(self.default)));
         }
         ranges.push((self.last.max(first).max(next.saturating_sub(1)) + 1, Outcome::Verdict(self.beyond)));
-        // Neighbours with one verdict are one range.
+        // Neighbours with the same verdict are one range.
         ranges.dedup_by(|later, earlier| match (&later.1, &earlier.1) {
             (Outcome::Verdict(later), Outcome::Verdict(earlier)) => later == earlier,
             _ => false,
@@ -294,14 +292,14 @@ impl<'a> Table<'a> {
     }
 }
 
-/// What becomes of a call.
+/// The outcome of a call.
 enum Outcome<'a> {
     Verdict(u32),
-    /// The first rule with conditions that all hold; the default if none has.
+    /// The first rule whose conditions all hold; the default if none does.
     Tests(&'a [(u32, &'a Rule)]),
 }
 
-/// A binary search. Both halves are written before the branch that leads to them.
+/// A binary search. Both halves are written before the branch to them.
 fn search(assembler: &mut Assembler, ranges: &[(u32, Outcome<'_>)], default: u32) -> Label {
     match ranges {
         [] => assembler.verdict(default),
@@ -331,7 +329,7 @@ fn write_tests(assembler: &mut Assembler, call: &[(u32, &Rule)], default: u32) -
 }
 
 impl Condition {
-    /// Arguments have 64 bits, the machine 32: the high half decides unless it is equal.
+    /// Arguments have 64 bits, BPF words 32: the high half decides unless it is equal.
     fn write(&self, assembler: &mut Assembler, yes: Label, no: Label) -> Label {
         let low = ARGUMENTS + 8 * self.index;
         let high = low + 4;
@@ -382,13 +380,13 @@ impl Condition {
     }
 }
 
-/// Low and high.
+/// The low and the high half.
 pub(super) fn halves(value: u64) -> (u32, u32) {
     (u32::try_from(value & 0xffff_ffff).expect("masked"), u32::try_from(value >> 32).expect("shifted"))
 }
 
-/// The conditions of a rule, as alternatives. A rule that tests one argument twice holds if any of its tests
-/// does, as runc has it.
+/// The conditions of a rule, as alternatives. A rule that tests one argument twice holds if any of its tests does, as
+/// with runc.
 fn conditions(args: &[SeccompArg]) -> Result<Vec<Vec<Condition>>> {
     let all = args.iter().map(condition).collect::<Result<Vec<_>>>()?;
     let repeated =
@@ -414,17 +412,17 @@ fn condition(arg: &SeccompArg) -> Result<Condition> {
     }
 }
 
-/// What a tracer writes in place of a call's number so that it is not made (ptrace(2)): no call of x32, though it has its bit.
+/// The number that a tracer sets to skip a call (ptrace(2)): it has the bit of x32, but is not an x32 call.
 const SKIPPED: u32 = u32::MAX;
 
-/// Finds the section of the architecture that a call comes from. Calls of others are killed.
+/// Selects the section of the call's architecture. Calls of other architectures are killed.
 fn dispatch(assembler: &mut Assembler, sections: &[(Architecture, Label)], default: u32) -> Label {
     let section =
         |wanted| sections.iter().find(|(architecture, _)| *architecture == wanted).map(|(_, label)| *label);
     let mut next = assembler.verdict(KILL_THREAD);
     for (architecture, label) in sections.iter().rev() {
         let entry = match architecture {
-            // Shares its number with x86_64, which looks at the bit.
+            // It shares its number with x86_64, whose section checks the bit.
             Architecture::X32 => continue,
             Architecture::X86_64 => {
                 let wide = match section(Architecture::X32) {

@@ -1,4 +1,4 @@
-//! What a filter says to a call, found out without making the call: the kernel's machine, for the steps that we write.
+//! An interpreter of filters, which finds the verdict of a call without making it.
 
 use super::assemble::{AND, JUMP, LOAD, RETURN, Test};
 use super::compile::{
@@ -7,7 +7,7 @@ use super::compile::{
 use super::{Instruction, Program};
 
 impl Program {
-    /// Whether a call of this machine passes, with nobody asked.
+    /// Whether a call of this machine is allowed without asking a supervisor.
     pub fn allows(&self, number: libc::c_long, args: [u64; 6]) -> bool {
         let architecture = audit_number(NATIVE[0]);
         u32::try_from(number)
@@ -15,8 +15,8 @@ impl Program {
     }
 }
 
-/// The verdict (`SECCOMP_RET_*`). What no program of ours has in it is a refusal. Jumps lead forward, so that there
-/// is an end.
+/// The verdict (`SECCOMP_RET_*`). Instructions that the compiler does not emit count as a refusal. Jumps lead forward,
+/// so that it terminates.
 pub(super) fn judge(program: &[Instruction], architecture: u32, number: u32, args: [u64; 6]) -> u32 {
     let word = |offset: u32| match offset {
         NUMBER => number,

@@ -7,16 +7,16 @@
 
 use super::Architecture;
 
-/// Not there on this architecture.
+/// The architecture lacks the call.
 const __: u16 = u16::MAX;
 
-/// Calls of 32-bit ARM's own, whose numbers begin at 0xf0000, are written from here on.
+/// Calls private to 32-bit ARM, whose numbers begin at 0xf0000, are stored from here on.
 const ARM_PRIVATE: u16 = 0xf000;
 
-/// Set in every number of x32, and left out of the table.
+/// Set in every number of x32; not stored in the table.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
-/// A call of this name, if any architecture has it.
+/// The call of this name, if any architecture has it.
 pub(super) fn find(name: &str) -> Option<&'static Row> {
     let index = ROWS.binary_search_by(|row| row.name().cmp(name.as_bytes())).ok()?;
     Some(&ROWS[index])

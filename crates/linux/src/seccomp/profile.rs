@@ -1,11 +1,11 @@
-//! The profile of containers that ask for none: the same calls as Docker's.
+//! The default profile of containers: the same calls as Docker's.
 //!
-//! Everything is refused with `EPERM` but what is listed. Calls that belong to a capability are there if the
+//! Everything that is not listed is refused with `EPERM`. Calls that belong to a capability are allowed if the
 //! container has it.
 
 use types::spec::runtime::{LinuxSeccomp, SeccompArg, SeccompRule};
 
-/// What every container may call.
+/// Calls that every container may make.
 const ALLOWED: &str = "\
     accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown chown32 \
     clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 clock_nanosleep \
@@ -43,7 +43,7 @@ const ALLOWED: &str = "\
     unlinkat uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev \
     process_vm_readv process_vm_writev ptrace sync_file_range2 breakpoint cacheflush set_tls riscv_flush_icache";
 
-/// What belongs to a capability.
+/// Calls that belong to a capability.
 const BY_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_DAC_READ_SEARCH", "open_by_handle_at"),
     (
@@ -66,17 +66,16 @@ const BY_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_PERFMON", "perf_event_open"),
 ];
 
-/// Values of personality(2) that change nothing dangerous: PER_LINUX, PER_LINUX32, UNAME26 with either, and
-/// the question what it is.
+/// Harmless values of personality(2): PER_LINUX, PER_LINUX32, either with UNAME26, and the query.
 const PERSONALITIES: [u64; 5] = [0x0, 0x0008, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// The `CLONE_NEW…` flags of all namespaces.
 const NAMESPACES: u64 = 0x7e02_0000;
 
-/// Families of sockets that no namespace separates are refused: the kernel's cryptography (38), whose parsers face whoever
-/// asks, and the hypervisor (40). Filters see 64 bits of the number and the kernel 32: what is above is allowed one by one, since
-/// `2³² + 38` is greater than 40. (32-bit programs ask by `socketcall`, whose arguments lie in memory, where no filter
-/// looks: AppArmor and SELinux do.)
+/// Socket families without namespaces are refused: AF_ALG (38), the kernel's cryptography, whose parsers any program
+/// could reach, and AF_VSOCK (40), the hypervisor. Filters see 64 bits of the argument and the kernel uses 32: families
+/// above are allowed one by one, as `2³² + 38` is greater than 40. (32-bit programs use `socketcall`, whose arguments
+/// are in memory, where no filter looks: AppArmor and SELinux do.)
 const AF_ALG: u64 = 38;
 const ABOVE: [u64; 6] = [39, 41, 42, 43, 44, 45];
 
@@ -98,7 +97,7 @@ pub fn default_profile(capabilities: &[String]) -> LinuxSeccomp {
     }
     if !has("CAP_SYS_ADMIN") {
         syscalls.push(allow(["clone"], vec![compare(0, "SCMP_CMP_MASKED_EQ", NAMESPACES, 0)]));
-        // Its flags lie in memory, where no filter looks: programs fall back to clone.
+        // Its flags are in memory, where no filter looks: programs fall back to clone.
         let mut unknown = allow(["clone3"], Vec::new());
         (unknown.action, unknown.errno_ret) = ("SCMP_ACT_ERRNO".into(), Some(ENOSYS));
         syscalls.push(unknown);

@@ -1,3 +1,3 @@
-//! The kernel's answers to what `linux` asks of it. These tests need root.
+//! Tests of `linux` against the kernel. They need root.
 
 mod network;

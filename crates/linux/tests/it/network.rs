@@ -1,4 +1,4 @@
-//! Links, addresses, routes and packet filter rules, in network namespaces of the test's own.
+//! Links, addresses, routes and packet filter rules, in network namespaces made by the tests.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,7 +9,7 @@ use linux::nft::{Batch, Expr, Hook, Nft, Transport};
 use linux::rtnetlink::{Prefix, Route, Veth};
 use types::ErrorKind;
 
-/// Runs `test` in a new network namespace; processes that it starts are in there too.
+/// Runs `test` in a new network namespace, which processes that it starts are in too.
 fn in_new_namespace(test: impl FnOnce() + Send) {
     if !stdx::testing::is_root("a network namespace") {
         return;
