@@ -8,7 +8,8 @@ use types::{Error, Result};
 
 /// `len` random bytes as lower case hexadecimal digits: an unguessable and, if long enough, unique name.
 ///
-/// # Errors `Internal`, if the kernel has none.
+/// # Errors
+/// `Internal`, if the kernel has none.
 pub fn hex(len: usize) -> Result<String> {
     let mut bytes = vec![0_u8; len];
     let mut filled = 0;

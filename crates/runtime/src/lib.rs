@@ -16,6 +16,8 @@
 //! Reading order: [`container`](crate::Container) is the life of a container, [`create`] and `init` are the two sides
 //! of its creation, `rootfs` its file systems, `program` the last steps that every process takes.
 
+mod cgroup_fallback;
+mod cgroup_location;
 mod cgroup_note;
 mod channel;
 mod checkpoint;

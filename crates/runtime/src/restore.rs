@@ -22,14 +22,14 @@ use linux::rtnetlink::{LOOPBACK, Route};
 use types::spec::runtime::Spec;
 use types::{Context, Error, Result};
 
+use crate::cgroup_fallback::without_cgroup;
+use crate::cgroup_location::CgroupLocation;
 use crate::checkpoint::{
     CriuOptions, DESCRIPTORS, check_attributes, check_targets, external_mounts_of, external_name,
     joined_namespaces, resolved,
 };
 use crate::container::Container;
-use crate::create::{
-    CgroupLocation, Created, Maker, compile_filter, mount_of_notices, run_host_hooks, without_cgroup,
-};
+use crate::create::{Created, Maker, compile_filter, mount_of_notices, run_host_hooks};
 use crate::criu::{
     CgroupMode, CgroupRoot, CloneOptions, ClonedCriu, Criu, ExternalMount, Features, ImageDirs, InheritedFd,
     JoinedNamespace, Kind, Options, Request,

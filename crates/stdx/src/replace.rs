@@ -21,7 +21,8 @@ pub enum Durable {
 /// The bytes are first written to `.NAME.draft` beside it. A draft that a crash left behind is removed by the next
 /// call. Each name may have one writer at a time.
 ///
-/// # Errors The file system's error. The old file is still there, unless it was the sync of the directory that failed.
+/// # Errors
+/// The file system's error. The old file is still there, unless it was the sync of the directory that failed.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: Durable) -> io::Result<()> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(ErrorKind::InvalidInput.into());
