@@ -116,13 +116,13 @@ impl Channel {
 
     /// Announces a filter's listener, and waits until the supervisor has it.
     pub(crate) fn announce_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
-        self.say(&Message::Listener(listener.as_raw_fd()))?;
+        self.write(&Message::Listener(listener.as_raw_fd()))?;
         self.wait_for_go()
     }
 
     /// Sends a message without descriptors from under a filter: with write(2), the one system call that no filter may
     /// pass to its supervisor. The caller handles SIGPIPE.
-    pub(crate) fn say(&self, message: &Message) -> io::Result<()> {
+    pub(crate) fn write(&self, message: &Message) -> io::Result<()> {
         let (bytes, _) = encode(message);
         rustix::io::write(&self.socket, &bytes)?;
         Ok(())

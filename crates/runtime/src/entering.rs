@@ -54,7 +54,7 @@ pub(crate) struct Plan<'a> {
 pub(crate) fn main(plan: Plan<'_>, channel: &Channel) -> ! {
     let Err(error) = run(plan, channel);
     // The parent may have died.
-    let _ = channel.say(&Message::Failed(error.kind(), error.chain()));
+    let _ = channel.write(&Message::Failed(error.kind(), error.chain()));
     process::exit_now(match error.kind() {
         ErrorKind::NotFound => 127,
         ErrorKind::PermissionDenied => 126,
@@ -126,7 +126,7 @@ fn become_sibling(process: &Process, channel: &Channel, has_terminal: bool) -> R
     #[expect(unsafe_code, reason = "the one place where a process is born into a container that runs")]
     if let Some(pid) = unsafe { process::clone_sibling(0) }.map_err(limit_error)? {
         // If the message is lost, the sibling is never told to go on, and ends.
-        let _ = channel.say(&Message::Pid(pid));
+        let _ = channel.write(&Message::Pid(pid));
         process::exit_now(0)
     }
     channel.wait_for_go().context(|| "wait for the parent")?;

@@ -31,7 +31,7 @@ pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
     let Err(error) = outcome;
     // After `Ready` the parent no longer listens; such a failure went through the start fifo. A filter may allow no
     // other system call for it.
-    let _ = channel.say(&Message::Failed(error.kind(), error.chain()));
+    let _ = channel.write(&Message::Failed(error.kind(), error.chain()));
     process::exit_now(1)
 }
 
@@ -104,7 +104,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
         Ok(program)
     })?;
     // From here on only system calls are used that any filter needs to allow for a program to be executed.
-    channel.say(&Message::Ready).context(|| "tell the parent")?;
+    channel.write(&Message::Ready).context(|| "tell the parent")?;
     // Overlaps with the parent's writing of the state.
     let execution = Execution::prepare(program, container_process);
 

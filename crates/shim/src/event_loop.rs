@@ -32,7 +32,7 @@ use crate::sandbox::Sandbox;
 use crate::service::{self, Outcome, ReplyTo};
 
 /// How long the last events may take to be delivered after `Shutdown`.
-const FAREWELL_MAX: Duration = Duration::from_secs(3);
+const EXIT_MAX: Duration = Duration::from_secs(3);
 /// How long no connection is accepted after descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After this time without events a shim is at rest: longer than a client pauses between the calls that start a
@@ -53,7 +53,7 @@ pub(crate) struct EventLoop {
     /// When to accept again, after descriptors ran out.
     accept_at: Option<Instant>,
     /// When to exit, at the latest, after `Shutdown`.
-    farewell: Option<Instant>,
+    exit_at: Option<Instant>,
     /// When to release memory, unless something happens.
     rest_at: Option<Instant>,
 }
@@ -85,7 +85,7 @@ impl EventLoop {
             connections: BTreeMap::new(),
             next_connection: 0,
             accept_at: None,
-            farewell: None,
+            exit_at: None,
             rest_at: None,
         })
     }
@@ -103,21 +103,20 @@ impl EventLoop {
             for source in ready.drain(..) {
                 self.take(source);
             }
-            self.serve_line();
+            self.serve_queue();
             self.sandbox.take_turns();
             self.sandbox.finish_deletes();
             self.sandbox.finish_stops();
             self.sandbox.finish_waits();
-            self.sandbox.send_drivers_away();
+            self.sandbox.signal_late_drivers();
             self.send_replies();
             self.publish();
-            if self.farewell.is_some_and(|until| self.sandbox.publisher.is_idle() || Instant::now() >= until)
-            {
+            if self.exit_at.is_some_and(|until| self.sandbox.publisher.is_idle() || Instant::now() >= until) {
                 // The daemon sees the shim's connection close. The process stays for the log drivers alone, which get
                 // time to write the rest of their input.
                 let drivers = self.sandbox.take_drivers();
                 drop(self);
-                log_driver::see_off(drivers);
+                log_driver::wait_for_exit(drivers);
                 return Ok(());
             }
         }
@@ -129,7 +128,7 @@ impl EventLoop {
         }
         let sandbox = &self.sandbox;
         let deadlines =
-            [sandbox.deadline(), sandbox.publisher.deadline(), self.accept_at, self.farewell, self.rest_at];
+            [sandbox.deadline(), sandbox.publisher.deadline(), self.accept_at, self.exit_at, self.rest_at];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -251,7 +250,7 @@ impl EventLoop {
             }
         };
         // Before the response, after which the daemon may start another shim at the same path.
-        if self.sandbox.is_closing() && self.farewell.is_none() {
+        if self.sandbox.is_closing() && self.exit_at.is_none() {
             self.leave();
         }
         if let Some(connection) = self.connections.get_mut(&reply.connection) {
@@ -260,8 +259,8 @@ impl EventLoop {
     }
 
     /// Executes calls that waited for a job.
-    fn serve_line(&mut self) {
-        for (request, reply) in self.sandbox.take_line() {
+    fn serve_queue(&mut self) {
+        for (request, reply) in self.sandbox.take_queue() {
             self.call(&request, reply);
             self.send(reply.connection);
         }
@@ -313,7 +312,7 @@ impl EventLoop {
     fn leave(&mut self) {
         // Another process may have removed it before.
         let _gone = std::fs::remove_file(&self.socket_path);
-        self.farewell = Some(Instant::now() + FAREWELL_MAX);
+        self.exit_at = Some(Instant::now() + EXIT_MAX);
     }
 }
 

@@ -116,7 +116,7 @@ impl Leaving {
     }
 
     /// Whether it is still running. Signals it at its deadline.
-    pub(crate) fn is_still_here(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         let now = Instant::now();
         if has_ended(self.process.0.as_fd(), 0) {
             return false;
@@ -131,11 +131,11 @@ impl Leaving {
 }
 
 /// Waits until all have ended, and signals them at their deadlines.
-pub(crate) fn see_off(mut drivers: Vec<Leaving>) {
+pub(crate) fn wait_for_exit(mut drivers: Vec<Leaving>) {
     while let Some(driver) = drivers.first() {
         // For a second at most: another driver's deadline may come before this one ends.
         has_ended(driver.process.0.as_fd(), 1);
-        drivers.retain_mut(Leaving::is_still_here);
+        drivers.retain_mut(Leaving::is_running);
     }
 }
 

@@ -70,8 +70,8 @@ pub(crate) struct Sandbox {
     deletes: Vec<PendingDelete>,
     jobs: Vec<Job>,
     /// Calls that wait for the end of a job.
-    line: Vec<(Request, ReplyTo)>,
-    line_moves: bool,
+    queued_calls: Vec<(Request, ReplyTo)>,
+    queue_moves: bool,
     drivers: Vec<Leaving>,
     replies: Vec<(ReplyTo, Result<Vec<u8>>)>,
     closing: bool,
@@ -92,8 +92,8 @@ impl Sandbox {
             turns: Vec::new(),
             deletes: Vec::new(),
             jobs: Vec::new(),
-            line: Vec::new(),
-            line_moves: false,
+            queued_calls: Vec::new(),
+            queue_moves: false,
             drivers: Vec::new(),
             replies: Vec::new(),
             closing: false,
@@ -118,7 +118,7 @@ impl Sandbox {
     /// Drops the pending calls of a closed connection.
     pub(crate) fn forget(&mut self, connection: u32) {
         self.each_waiting(&mut |waiting| waiting.retain(|reply| reply.connection != connection));
-        self.line.retain(|(_, reply)| reply.connection != connection);
+        self.queued_calls.retain(|(_, reply)| reply.connection != connection);
     }
 
     /// Answers `Wait` calls whose deadline has passed.
@@ -365,7 +365,7 @@ impl Sandbox {
 impl Sandbox {
     /// Whether copies wait for another turn, or calls no longer wait for a job.
     pub(crate) fn has_turns(&self) -> bool {
-        !self.turns.is_empty() || self.line_moves
+        !self.turns.is_empty() || self.queue_moves
     }
 
     pub(crate) fn take_turns(&mut self) {

@@ -38,7 +38,7 @@ pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> 
 }
 
 fn call_task(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Result<Outcome> {
-    if sandbox.puts_off(request, reply) {
+    if sandbox.defers(request, reply) {
         return Ok(Outcome::Later);
     }
     match request.method.as_str() {

@@ -80,7 +80,7 @@ impl CommandRuntime {
         if create.options.no_new_keyring {
             command.arg("--no-new-keyring");
         }
-        runtime.give_birth(command, create, stdio)
+        runtime.make_container(command, create, stdio)
     }
 
     pub(crate) fn restore(create: Create<'_>, images: &Path, stdio: Stdio) -> Result<Created> {
@@ -89,7 +89,7 @@ impl CommandRuntime {
         command.arg("--detach").arg("--image-path").arg(images).arg("--work-path").arg(&runtime.criu_work);
         // The options under which the checkpoint was made are not known, so all are allowed.
         command.args(["--tcp-established", "--ext-unix-sk", "--file-locks"]);
-        runtime.give_birth(command, create, stdio)
+        runtime.make_container(command, create, stdio)
     }
 
     fn new(create: Create<'_>) -> CommandRuntime {
@@ -105,7 +105,7 @@ impl CommandRuntime {
     }
 
     /// Runs a command that makes the container.
-    fn give_birth(mut self, mut command: Command, create: Create<'_>, stdio: Stdio) -> Result<Created> {
+    fn make_container(mut self, mut command: Command, create: Create<'_>, stdio: Stdio) -> Result<Created> {
         let pid_file = create.bundle.join(".runtime-init.pid");
         command.arg("--bundle").arg(create.bundle).arg("--pid-file").arg(&pid_file);
         if create.options.no_pivot_root {
@@ -269,7 +269,7 @@ impl CommandRuntime {
         command.arg("--force").arg(&self.id);
         match self.run(command, limit) {
             // An earlier delete was cut off after the runtime had finished.
-            Err(error) if says_there_is_none(error.message(), &self.id) => Ok(()),
+            Err(error) if is_unknown_container(error.message(), &self.id) => Ok(()),
             outcome => outcome.map(drop),
         }
     }
@@ -287,7 +287,7 @@ impl CommandRuntime {
             ))),
             Ok(_) => self.delete(false),
             // A half-made container has no state, but a directory that blocks the next create.
-            Err(error) if says_there_is_none(error.message(), &self.id) => self.delete(false),
+            Err(error) if is_unknown_container(error.message(), &self.id) => self.delete(false),
             // Its owner is unknown.
             Err(error) => Err(error),
         }
@@ -427,7 +427,7 @@ fn is_gone(message: &str) -> bool {
 
 /// The messages of runtimes for an unknown id (runc; youki and Hoist's; crun). They are matched as whole sentences:
 /// other errors use the same words for other missing things while the container runs.
-fn says_there_is_none(message: &str, id: &str) -> bool {
+fn is_unknown_container(message: &str, id: &str) -> bool {
     let sentences = [
         ": container does not exist".to_owned(),
         format!("container {id} does not exist"),

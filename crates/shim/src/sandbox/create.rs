@@ -126,7 +126,7 @@ impl Sandbox {
         // Written before there is anything that `delete` may have to clean up.
         record::write(&pending.bundle, record::RUNTIME, &pending.record())?;
         rootfs::mount(&pending.bundle, &pending.request.rootfs)?;
-        self.at_home(|| Outside::open(&pending.config, pending.owner(&self.namespace)))
+        self.on_host(|| Outside::open(&pending.config, pending.owner(&self.namespace)))
     }
 
     fn begin_create(
@@ -319,9 +319,9 @@ impl Sandbox {
     }
 
     /// Runs work in the host's namespaces, as for log drivers, which are the host's programs and not the pod's.
-    pub(super) fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn on_host<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         match &self.pod {
-            Some(pod) => pod.at_home(work),
+            Some(pod) => pod.on_host(work),
             None => work(),
         }
     }

@@ -99,8 +99,8 @@ impl Sandbox {
     }
 
     /// Signals log drivers that do not exit in time after their streams have ended.
-    pub(crate) fn send_drivers_away(&mut self) {
-        self.drivers.retain_mut(Leaving::is_still_here);
+    pub(crate) fn signal_late_drivers(&mut self) {
+        self.drivers.retain_mut(Leaving::is_running);
     }
 
     /// The log drivers that have not exited yet, to be waited for when the shim ends.

@@ -70,7 +70,7 @@ impl Sandbox {
             return Err(Error::failed_precondition("the process was started before"));
         };
         let owner = self.container(&request.id)?.owner(&self.namespace);
-        self.at_home(|| Outside::open(&process.config, owner))
+        self.on_host(|| Outside::open(&process.config, owner))
     }
 
     pub(super) fn begin_exec(
@@ -140,17 +140,17 @@ impl Sandbox {
     fn end_lost_exec(&mut self, request: &task::StartRequest) {
         let ended =
             self.container_mut(&request.id).and_then(|container| container.oci.end_exec(&request.exec_id));
-        self.note_late_kill(&request.id, ended);
+        self.log_failed_kill(&request.id, ended);
         // A process of another worker's is unknown too, until that worker has reported.
         if !self.is_busy(&request.id) {
-            let ended = self.end_strangers(&request.id);
-            self.note_late_kill(&request.id, ended);
+            let ended = self.kill_unknown_children(&request.id);
+            self.log_failed_kill(&request.id, ended);
         }
     }
 
     /// Kills children of the shim in a container that it does not know. In a container with its own pid namespace, only
     /// processes of a dead worker are reparented to the shim.
-    fn end_strangers(&self, id: &str) -> Result<()> {
+    fn kill_unknown_children(&self, id: &str) -> Result<()> {
         let container = self.container(id)?;
         if !container.owns_pids {
             return Ok(());
@@ -184,7 +184,7 @@ impl Sandbox {
         })?;
         if self.container(&request.id)?.exit_held {
             // The container ended while this process was being started.
-            self.note_late_kill(&request.id, kill());
+            self.log_failed_kill(&request.id, kill());
         }
         for warning in &executed.warnings {
             self.log.warn(format_args!("exec {} in container {}: {warning}", request.exec_id, request.id));

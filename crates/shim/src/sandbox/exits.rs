@@ -64,7 +64,7 @@ impl Sandbox {
         if is_init {
             self.take_init_exit(&id, exit);
         } else {
-            self.tell_exit(key);
+            self.publish_exit(key);
         }
         self.release_held_exit(&id);
     }
@@ -105,12 +105,12 @@ impl Sandbox {
         if container.exit_held && !container.execs.values().any(alive) {
             container.exit_held = false;
             let init = container.init;
-            self.tell_exit(init);
+            self.publish_exit(init);
         }
     }
 
     /// Publishes an exit, and answers the `Wait` calls for it.
-    fn tell_exit(&mut self, key: ProcessKey) {
+    fn publish_exit(&mut self, key: ProcessKey) {
         let Some(process) = self.processes.get_mut(&key) else { return };
         let Some(exit) = process.exit() else { return };
         let response = wait_response(exit).encode_to_vec();

@@ -62,11 +62,11 @@ const WORDS_LEN_MAX: usize = 4096;
 pub(super) struct Holder {
     pid: u32,
     process: PidFd,
-    door: UnixStream,
+    socket: UnixStream,
 }
 
 /// Parameters of a holder.
-pub(super) struct Hold<'a> {
+pub(super) struct HolderOptions<'a> {
     /// Namespaces to make, owned by the new user namespace if there is one.
     pub kinds: &'a [NsKind],
     pub uids: &'a [IdMapping],
@@ -83,25 +83,25 @@ impl Drop for Holder {
 
 impl Holder {
     /// Starts a holder. It runs `settle` in the new namespaces, as their root.
-    pub(super) fn start(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>) -> Result<Holder> {
-        let (door, theirs) = UnixStream::pair().context(|| "make a socket pair")?;
+    pub(super) fn start(hold: &HolderOptions<'_>, settle: impl FnOnce() -> Result<()>) -> Result<Holder> {
+        let (socket, theirs) = UnixStream::pair().context(|| "make a socket pair")?;
         let flags =
             hold.kinds.iter().fold(NsKind::Mount.clone_flag(), |flags, kind| flags | kind.clone_flag());
-        let work = |door| live(hold, settle, UnixStream::from(door));
+        let work = |socket| holder_main(hold, settle, UnixStream::from(socket));
         let (pid, process) = process::stay_in_copy(flags, theirs.into(), Box::new(work))?;
-        let holder = Holder { pid, process, door };
-        holder.raise(hold)?;
+        let holder = Holder { pid, process, socket };
+        holder.await_ready(hold)?;
         Ok(holder)
     }
 
-    fn raise(&self, hold: &Hold<'_>) -> Result<()> {
+    fn await_ready(&self, hold: &HolderOptions<'_>) -> Result<()> {
         if hold.kinds.contains(&NsKind::User) {
             idmap::write(self.pid, hold.uids, hold.gids)?;
         }
-        let mut door = &self.door;
-        door.write_all(GO).context(|| "let the holder of the pod's namespaces go on")?;
+        let mut socket = &self.socket;
+        socket.write_all(GO).context(|| "let the holder of the pod's namespaces go on")?;
         let mut answer = vec![0; WORDS_LEN_MAX];
-        let len = door.read(&mut answer).context(|| "hear from the holder of the pod's namespaces")?;
+        let len = socket.read(&mut answer).context(|| "hear from the holder of the pod's namespaces")?;
         match &answer[..len] {
             READY => Ok(()),
             [] => Err(Error::internal("the holder of the pod's namespaces ended before it was ready")),
@@ -115,23 +115,31 @@ impl Holder {
 
     /// Lets the holder outlive the shim, once it is recorded so that `delete` can end it.
     pub(super) fn release(&self) -> Result<()> {
-        (&self.door).write_all(GO).context(|| "release the holder of the pod's namespaces")
+        (&self.socket).write_all(GO).context(|| "release the holder of the pod's namespaces")
     }
 }
 
 /// The holder's main function.
-fn live(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, mut door: UnixStream) -> Result<()> {
-    let ready = prepare(hold, settle, &mut door);
+fn holder_main(
+    hold: &HolderOptions<'_>,
+    settle: impl FnOnce() -> Result<()>,
+    mut socket: UnixStream,
+) -> Result<()> {
+    let ready = prepare(hold, settle, &mut socket);
     let words = ready.as_ref().err().map(Error::chain);
     let said = words.as_ref().map_or(READY, |words| words.as_bytes());
-    door.write_all(&said[..said.len().min(WORDS_LEN_MAX)]).context(|| "tell the shim")?;
+    socket.write_all(&said[..said.len().min(WORDS_LEN_MAX)]).context(|| "tell the shim")?;
     ready?;
-    wait_for_go(&mut door)?;
+    wait_for_go(&mut socket)?;
     process::die_with_parent(false)
 }
 
-fn prepare(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, door: &mut UnixStream) -> Result<()> {
-    wait_for_go(door)?;
+fn prepare(
+    hold: &HolderOptions<'_>,
+    settle: impl FnOnce() -> Result<()>,
+    socket: &mut UnixStream,
+) -> Result<()> {
+    wait_for_go(socket)?;
     if hold.kinds.contains(&NsKind::User) {
         become_root()?;
         // The change of user has reset both.
@@ -142,12 +150,12 @@ fn prepare(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, door: &mut Unix
     settle()?;
     // Compiled before, as that may need system calls which are forbidden then.
     let filter = seccomp::compile(&calls())?;
-    leave_the_host(hold.place)?;
+    leave_host(hold.place)?;
     give_up_rights(&filter)
 }
 
-fn wait_for_go(door: &mut UnixStream) -> Result<()> {
-    match door.read(&mut [0]) {
+fn wait_for_go(socket: &mut UnixStream) -> Result<()> {
+    match socket.read(&mut [0]) {
         Ok(1) => Ok(()),
         _ => Err(Error::aborted("the shim went away")),
     }
@@ -164,7 +172,7 @@ fn become_root() -> Result<()> {
 }
 
 /// Moves into an empty directory, with no path to the host's tree.
-fn leave_the_host(place: &Path) -> Result<()> {
+fn leave_host(place: &Path) -> Result<()> {
     let host = Root::open(Path::new("/"))?;
     mount::set_propagation(host.as_fd(), Propagation::Private, true)?;
     let options = ["ro", "nosuid", "nodev", "noexec", "size=4k", "nr_inodes=1"].map(str::to_owned);

@@ -118,27 +118,34 @@ impl Sandbox {
         self.jobs.iter().any(|job| job.container == container && !is_beside(job))
     }
 
-    /// Whether a call has to wait for a job of its container. Then it is queued for [`Sandbox::take_line`].
-    pub(crate) fn puts_off(&mut self, request: &Request, reply: ReplyTo) -> bool {
+    /// Whether a call has to wait for a job of its container. Then it is queued for [`Sandbox::take_queue`].
+    pub(crate) fn defers(&mut self, request: &Request, reply: ReplyTo) -> bool {
         const UNCHANGING: [&str; 9] =
             ["State", "Wait", "Kill", "Pids", "Stats", "Connect", "CloseIO", "ResizePty", "Shutdown"];
-        if self.jobs.is_empty() && self.line.is_empty() || UNCHANGING.contains(&request.method.as_str()) {
+        if self.jobs.is_empty() && self.queued_calls.is_empty()
+            || UNCHANGING.contains(&request.method.as_str())
+        {
             return false;
         }
         // Calls for one container stay in order.
-        let has_line =
-            |id: &str| self.line.iter().any(|(other, _)| subject(other).is_some_and(|own| own.id == id));
+        let has_queued = |id: &str| {
+            self.queued_calls.iter().any(|(other, _)| subject(other).is_some_and(|own| own.id == id))
+        };
         let waits = subject(request)
-            .is_some_and(|of| self.has_job_in_the_way(&of.id, &of.exec_id) || has_line(&of.id));
+            .is_some_and(|of| self.has_job_in_the_way(&of.id, &of.exec_id) || has_queued(&of.id));
         if waits {
-            self.line.push((request.clone(), reply));
+            self.queued_calls.push((request.clone(), reply));
         }
         waits
     }
 
     /// Queued calls, once a job has ended. Some may have to wait again.
-    pub(crate) fn take_line(&mut self) -> Vec<(Request, ReplyTo)> {
-        if std::mem::take(&mut self.line_moves) { std::mem::take(&mut self.line) } else { Vec::new() }
+    pub(crate) fn take_queue(&mut self) -> Vec<(Request, ReplyTo)> {
+        if std::mem::take(&mut self.queue_moves) {
+            std::mem::take(&mut self.queued_calls)
+        } else {
+            Vec::new()
+        }
     }
 
     /// Continues a job whose worker has answered.
@@ -200,7 +207,7 @@ impl Sandbox {
                 self.replies.push((job.reply, Err(error)));
             }
         }
-        self.line_moves = true;
+        self.queue_moves = true;
         self.release_held_exit(&job.container);
     }
 
@@ -210,11 +217,11 @@ impl Sandbox {
         let request =
             task::KillRequest { id: id.to_owned(), exec_id, signal: SIGKILL, ..task::KillRequest::default() };
         let killed = self.kill(&request);
-        self.note_late_kill(id, killed);
+        self.log_failed_kill(id, killed);
     }
 
     /// Logs that a process could not be killed after its job was.
-    pub(super) fn note_late_kill(&mut self, id: &str, killed: Result<()>) {
+    pub(super) fn log_failed_kill(&mut self, id: &str, killed: Result<()>) {
         if let Err(error) = killed
             && !error.is(ErrorKind::NotFound)
         {

@@ -15,7 +15,7 @@ use linux::ns::{self, NsKind};
 use types::spec::runtime::{Linux, Spec};
 use types::{Context, Error, Result};
 
-use super::holder::{Hold, Holder};
+use super::holder::{Holder, HolderOptions};
 
 pub(super) struct Namespaces {
     moved: Vec<Moved>,
@@ -50,7 +50,7 @@ impl Namespaces {
     }
 
     fn enter_all(&mut self, spec: &Spec, netns: &str, place: &Path) -> Result<()> {
-        let wanted = Wanted::of(spec, netns)?;
+        let wanted = Requested::of(spec, netns)?;
         let has = |name: &str| wanted.new.iter().any(|kind| kind.name() == name);
         // Before the user namespace is made, from which they could not be joined.
         for (kind, path) in &wanted.joined {
@@ -80,7 +80,8 @@ impl Namespaces {
             let why = "a user namespace needs linux.uidMappings and linux.gidMappings";
             return Err(Error::invalid_argument(why));
         }
-        let hold = Hold { kinds: &wanted.new, uids: &linux.uid_mappings, gids: &linux.gid_mappings, place };
+        let hold =
+            HolderOptions { kinds: &wanted.new, uids: &linux.uid_mappings, gids: &linux.gid_mappings, place };
         let holder = Holder::start(&hold, settle)?;
         let (held, shared): (Vec<NsKind>, Vec<NsKind>) = wanted.new.iter().partition(|kind| is_held(**kind));
         for kind in shared {
@@ -124,7 +125,7 @@ impl Namespaces {
     }
 
     /// Runs work in the shim's original namespaces, for programs of the host.
-    pub(super) fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn on_host<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.go(|moved| &moved.host)?;
         let done = work();
         self.go(|moved| &moved.pod)?;
@@ -142,15 +143,15 @@ fn own(kind: NsKind) -> Result<File> {
 }
 
 /// The namespaces that a spec asks for.
-struct Wanted {
+struct Requested {
     new: Vec<NsKind>,
     /// Existing ones, with their paths.
     joined: Vec<(NsKind, String)>,
 }
 
-impl Wanted {
-    fn of(spec: &Spec, netns: &str) -> Result<Wanted> {
-        let mut wanted = Wanted { new: Vec::new(), joined: Vec::new() };
+impl Requested {
+    fn of(spec: &Spec, netns: &str) -> Result<Requested> {
+        let mut wanted = Requested { new: Vec::new(), joined: Vec::new() };
         if !netns.is_empty() {
             wanted.joined.push((NsKind::Network, netns.to_owned()));
         }

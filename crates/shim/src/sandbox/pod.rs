@@ -62,8 +62,8 @@ struct PendingStop {
 
 impl Pod {
     /// Runs work in the shim's original namespaces: for programs of the host.
-    pub(super) fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.namespaces.at_home(work)
+    pub(super) fn on_host<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.namespaces.on_host(work)
     }
 
     /// The process whose namespaces are the pod's.

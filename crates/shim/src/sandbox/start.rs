@@ -51,7 +51,7 @@ impl Sandbox {
                 // It may be running, half started.
                 let killed =
                     sandbox.container_mut(&about).and_then(|container| container.oci.kill(Signal::KILL));
-                sandbox.note_late_kill(&about, killed);
+                sandbox.log_failed_kill(&about, killed);
             }
             sandbox.finish_start(&about, key, answer.result().map(drop))
         })

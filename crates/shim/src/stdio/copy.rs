@@ -37,7 +37,7 @@ const SPLICE_LEN: usize = 64 << 10;
 pub(crate) struct Copy {
     source: OwnedFd,
     /// Inputs of attached clients.
-    typists: Vec<OwnedFd>,
+    attached_inputs: Vec<OwnedFd>,
     sink: Sink,
     pending: Vec<u8>,
     /// Both ends are pipes, and splice(2) has worked so far.
@@ -74,7 +74,7 @@ impl Copy {
     /// `source`, and `sink` if it is a pipe, must be non-blocking.
     pub(crate) fn new(source: OwnedFd, sink: Sink) -> Copy {
         let spliced = matches!(sink, Sink::Pipe(_));
-        Copy { source, typists: Vec::new(), sink, pending: Vec::new(), spliced, ended: false }
+        Copy { source, attached_inputs: Vec::new(), sink, pending: Vec::new(), spliced, ended: false }
     }
 
     /// A copy of a console's output. The same holds for its descriptors.
@@ -84,16 +84,16 @@ impl Copy {
 
     /// The descriptors to poll for [`Wants::Source`].
     pub(crate) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        std::iter::once(&self.source).chain(&self.typists).map(AsFd::as_fd)
+        std::iter::once(&self.source).chain(&self.attached_inputs).map(AsFd::as_fd)
     }
 
     /// Adds the input of an attached client, until the client closes it. It must be non-blocking.
-    pub(crate) fn add_typist(&mut self, typist: OwnedFd) {
-        self.typists.push(typist);
+    pub(crate) fn attach_input(&mut self, attached_input: OwnedFd) {
+        self.attached_inputs.push(attached_input);
     }
 
-    pub(crate) fn typists(&self) -> usize {
-        self.typists.len()
+    pub(crate) fn attached_inputs(&self) -> usize {
+        self.attached_inputs.len()
     }
 
     /// The attached readers, if the sink is a log.
@@ -139,7 +139,7 @@ impl Copy {
         {
             return Ok(Step::Waits(Wants::Sink));
         }
-        if let Some(len) = self.read_typists(buffer)? {
+        if let Some(len) = self.read_attached_inputs(buffer)? {
             return Ok(Step::Moved(len));
         }
         if self.spliced {
@@ -159,17 +159,17 @@ impl Copy {
     }
 
     /// The next bytes of an attached client; None if there are none.
-    fn read_typists(&mut self, buffer: &mut [u8]) -> rustix::io::Result<Option<usize>> {
+    fn read_attached_inputs(&mut self, buffer: &mut [u8]) -> rustix::io::Result<Option<usize>> {
         let mut index = 0;
-        while let Some(typist) = self.typists.get(index) {
-            match rustix::io::read(typist, &mut *buffer) {
+        while let Some(attached_input) = self.attached_inputs.get(index) {
+            match rustix::io::read(attached_input, &mut *buffer) {
                 Ok(len @ 1..) => {
                     self.write(&buffer[..len])?;
                     return Ok(Some(len));
                 }
                 Err(Errno::AGAIN) => index += 1,
                 Err(Errno::INTR) => {}
-                Ok(0) | Err(_) => drop(self.typists.remove(index)),
+                Ok(0) | Err(_) => drop(self.attached_inputs.remove(index)),
             }
         }
         Ok(None)
@@ -466,7 +466,7 @@ mod tests {
         let advance = |copy: &mut Copy| copy.advance(true, &mut [0; 4096]);
         let come = |copy: &mut Copy| {
             let (source, writer) = pipe();
-            copy.add_typist(source.into());
+            copy.attach_input(source.into());
             File::from(writer)
         };
         let (mut first, mut second) = (come(&mut copy), come(&mut copy));
@@ -476,7 +476,7 @@ mod tests {
         drop(second);
         File::from(writer.try_clone().unwrap()).write_all(b" own").unwrap();
         assert_eq!(advance(&mut copy), Wants::Source);
-        assert_eq!((read(&mut reader), copy.typists()), ("second own".to_owned(), 1));
+        assert_eq!((read(&mut reader), copy.attached_inputs()), ("second own".to_owned(), 1));
         first.write_all(b" last").unwrap();
         drop_for_all(writer, &copy);
         assert_eq!(advance(&mut copy), Wants::Nothing, "its source has ended, after what was typed");

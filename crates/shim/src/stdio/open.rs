@@ -89,17 +89,17 @@ impl Inside {
             })?;
             free.push((readers, reader));
         }
-        let typing = stdin.as_mut().zip(joining.typist);
+        let typing = stdin.as_mut().zip(joining.attached_input);
         let is_full = free.iter_mut().any(|(readers, _)| readers.count() >= ATTACHED_MAX)
-            || typing.as_ref().is_some_and(|(copy, _)| copy.typists() >= ATTACHED_MAX);
+            || typing.as_ref().is_some_and(|(copy, _)| copy.attached_inputs() >= ATTACHED_MAX);
         if is_full {
             return Err(Error::resource_exhausted(format!(
                 "{ATTACHED_MAX} look at it already: detach one of them"
             )));
         }
         free.into_iter().for_each(|(readers, reader)| readers.add(reader));
-        if let Some((copy, typist)) = typing {
-            copy.add_typist(typist);
+        if let Some((copy, attached_input)) = typing {
+            copy.attach_input(attached_input);
         }
         Ok(())
     }
@@ -381,7 +381,7 @@ fn json_sink(log: Rc<RefCell<JsonLog>>, stream: Stream, config: &JsonFile) -> Si
 
 /// Pipes of a client that attaches to a running process.
 pub(crate) struct Joining {
-    pub typist: Option<OwnedFd>,
+    pub attached_input: Option<OwnedFd>,
     /// Stdout and stderr.
     pub readers: [Option<OwnedFd>; 2],
 }
@@ -400,7 +400,10 @@ impl Joining {
             open(path, access).map(Some)
         };
         let reader = |path: &str| fifo(path, OFlags::WRONLY);
-        Ok(Joining { typist: fifo(stdin, OFlags::RDONLY)?, readers: [reader(stdout)?, reader(stderr)?] })
+        Ok(Joining {
+            attached_input: fifo(stdin, OFlags::RDONLY)?,
+            readers: [reader(stdout)?, reader(stderr)?],
+        })
     }
 }
 
