@@ -171,5 +171,5 @@ fn is_made_up(folder: &OwnedFd, name: &OsStr, node: &Node) -> Result<bool> {
 }
 
 fn made_up(fd: &OwnedFd) -> Result<bool> {
-    linux::beneath::is_made_up(fd.as_fd()).context(|| "look at the file system")
+    linux::beneath::is_pseudo_file(fd.as_fd()).context(|| "look at the file system")
 }

@@ -23,7 +23,7 @@ const SYMLINKS_MAX: usize = 40;
 
 /// Pseudo file systems, whose content the kernel generates (statfs(2)): procfs, sysfs, cgroups of both versions,
 /// debugfs, tracefs, securityfs, bpf.
-const MADE_UP: [i64; 8] =
+const PSEUDO_FILE_SYSTEMS: [i64; 8] =
     [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
 
 /// A directory that paths are resolved beneath.
@@ -73,7 +73,7 @@ impl Root {
         let Some(found) = self.find(path, OFlags::PATH)? else { return Ok(None) };
         let about = || self.what("read", path);
         let kind = FileType::from_raw_mode(stat(found.as_fd()).context(about)?.st_mode);
-        if !kind.is_file() || is_made_up(found.as_fd()).context(about)? {
+        if !kind.is_file() || is_pseudo_file(found.as_fd()).context(about)? {
             return Err(
                 Error::failed_precondition(format!("{} is no regular file", path.display())).context(about())
             );
@@ -190,7 +190,7 @@ impl Root {
             if !FileType::from_raw_mode(stat(file.as_fd()).context(what)?.st_mode).is_symlink() {
                 return Ok(file);
             }
-            if is_made_up(file.as_fd()).context(what)? {
+            if is_pseudo_file(file.as_fd()).context(what)? {
                 return Err(Error::permission_denied(format!(
                     "{}: {} is a link that the kernel makes up; name a place outside of its file systems",
                     what(),
@@ -269,8 +269,8 @@ pub fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
 }
 
 /// Whether an open file, also with `O_PATH`, is of a pseudo file system.
-pub fn is_made_up(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(MADE_UP.contains(&fstatfs(fd)?.f_type))
+pub fn is_pseudo_file(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(PSEUDO_FILE_SYSTEMS.contains(&fstatfs(fd)?.f_type))
 }
 
 /// Type, permissions and owner of an open file, `O_PATH` ones included.

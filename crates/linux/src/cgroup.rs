@@ -220,8 +220,8 @@ impl Cgroup {
     }
 
     /// Descriptors for a process that enters after the first one, which may have divided the cgroup meanwhile.
-    pub fn entry_beside(&self, first: u32) -> Result<Entry> {
-        delegate::entry_beside(self, first)
+    pub fn entry_with(&self, first: u32) -> Result<Entry> {
+        delegate::entry_with(self, first)
     }
 
     /// Allows a user to divide the cgroup further. Version 2 only; without effect in version 1.
@@ -247,8 +247,8 @@ impl Cgroup {
     }
 
     /// Whether it, and all below it, has no processes; waits up to two seconds for processes that are ending.
-    pub fn empties(&self) -> Result<bool> {
-        remove::empties(self)
+    pub fn wait_until_empty(&self) -> Result<bool> {
+        remove::wait_until_empty(self)
     }
 
     /// Freezes every process until [`Cgroup::thaw`]. Returns when all are frozen; fails, with none frozen, if that
@@ -268,8 +268,8 @@ impl Cgroup {
     }
 
     /// Whether an empty cgroup would freeze a process that enters: it, or one above it, is frozen.
-    pub fn stops_who_enters(&self) -> Result<bool> {
-        freeze::stops_who_enters(self)
+    pub fn freezes_new_processes(&self) -> Result<bool> {
+        freeze::freezes_new_processes(self)
     }
 
     /// Sends `SIGKILL` to every process in it and below it, frozen ones too. Does not wait for their end.
@@ -279,7 +279,7 @@ impl Cgroup {
 
     /// Thaws the freezer of version 1, so that killed processes can end. This thaws all other processes too. No error
     /// if it was not frozen.
-    pub fn let_killed_end(&self) -> Result<()> {
+    pub fn thaw_killed(&self) -> Result<()> {
         freeze::thaw_v1(self)
     }
 
@@ -316,8 +316,8 @@ impl Cgroup {
 
     /// Recreates the directories that existed before [`Cgroup::create`], which resets their limits. Those that have
     /// processes or children by now stay as they are.
-    pub fn renew_found(&self) -> Result<()> {
-        remove::renew_found(self)
+    pub fn recreate_found(&self) -> Result<()> {
+        remove::recreate_found(self)
     }
 
     /// Without the hierarchies of these names ([`Hierarchies::having`]).

@@ -224,7 +224,7 @@ fn mount_setattr(mount: BorrowedFd<'_>, change: &MountAttr, recursive: bool) -> 
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     let attached = move_mount(mount, "", target, "", flags);
-    attached.map_err(|errno| io::Error::from(told_apart(errno, mount, target))).context(|| {
+    attached.map_err(|errno| io::Error::from(as_mount_error(errno, mount, target))).context(|| {
         let target = std::fs::read_link(proc_path(target)).unwrap_or_default();
         format!("attach mount to {}", target.display())
     })
@@ -232,7 +232,7 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
 
 /// move_mount(2) answers EINVAL for a file on a directory, or the reverse, as for much else. mount(2) answers ENOTDIR,
 /// which callers expect.
-fn told_apart(errno: Errno, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Errno {
+fn as_mount_error(errno: Errno, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Errno {
     let is_dir = |fd: BorrowedFd<'_>| {
         rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
     };

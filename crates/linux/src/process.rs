@@ -268,7 +268,7 @@ unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
 /// `kept`. `FailedPrecondition` if the caller has several threads.
 #[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
 pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Result<u32> {
-    check_alone()?;
+    check_single_threaded()?;
     let original = rustix::process::getpid();
     // SAFETY: there is one thread, and the child ends below.
     match unsafe { clone_process(0, None) }? {
@@ -300,15 +300,15 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
 /// Runs `work` in a forked copy of the calling process with new namespaces (`CLONE_NEW…`). If it succeeds the copy
 /// stays, idle, and its orphans are reaped by the kernel. Otherwise it exits.
 ///
-/// It has no descriptor but `door`, overwrites the caller's arguments and environment, is killed if the caller dies
+/// It has no descriptor but `kept`, overwrites the caller's arguments and environment, is killed if the caller dies
 /// first until `work` decides otherwise, and cannot be traced. `FailedPrecondition` if the caller has several threads.
 #[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
 pub fn stay_in_copy(
     namespaces: u64,
-    door: OwnedFd,
+    kept: OwnedFd,
     work: Box<dyn FnOnce(OwnedFd) -> Result<()> + '_>,
 ) -> Result<(u32, PidFd)> {
-    check_alone()?;
+    check_single_threaded()?;
     // SAFETY: there is one thread, and the child ends below.
     match unsafe { clone_process(namespaces, None) }? {
         Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
@@ -316,11 +316,11 @@ pub fn stay_in_copy(
             let begin = || {
                 forbid_tracing()?;
                 // SAFETY: `work` takes nothing from there, and nobody else comes after it.
-                unsafe { forget_beginnings() }?;
+                unsafe { overwrite_arguments() }?;
                 die_with_parent(true)?;
                 // SAFETY: `work` has no other descriptor, and nobody else comes after it.
-                unsafe { close_all_but(0, &[door.as_fd()]) }?;
-                work(door)
+                unsafe { close_all_but(0, &[kept.as_fd()]) }?;
+                work(kept)
             };
             // A panic must not unwind into what is the caller's.
             match std::panic::catch_unwind(std::panic::AssertUnwindSafe(begin)) {
@@ -338,7 +338,7 @@ pub fn stay_in_copy(
 ///
 /// No reference to them exists, and they are not read again.
 #[expect(unsafe_code, reason = "the memory is not Rust's")]
-unsafe fn forget_beginnings() -> Result<()> {
+unsafe fn overwrite_arguments() -> Result<()> {
     let stat = std::fs::read_to_string("/proc/self/stat").context(|| "read /proc/self/stat")?;
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(45);
     let places: Vec<usize> = fields.map_while(|field| field.parse().ok()).take(4).collect();
@@ -354,7 +354,7 @@ unsafe fn forget_beginnings() -> Result<()> {
 }
 
 /// Sleeps for ever. Children are reaped by the kernel (wait(2), "SIG_IGN"), and SIGUSR1 does not end it
-/// ([`crate::signal::pass_over_question`]).
+/// ([`crate::signal::ignore_usr1`]).
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
 fn idle() -> ! {
     reset_signals();
@@ -369,7 +369,7 @@ fn idle() -> ! {
 }
 
 /// A joined thread may be counted for a moment until the kernel has removed it.
-fn check_alone() -> Result<()> {
+fn check_single_threaded() -> Result<()> {
     let begun = Instant::now();
     // One entry for each thread, beside the directory itself and its parent (proc(5)).
     while std::fs::metadata("/proc/self/task").context(|| "count threads")?.nlink() > 3 {
@@ -556,7 +556,7 @@ pub fn reset_signals() {
 /// by default (pid_namespaces(7)). As with shells, the exit code is 128 and the signal's number. A program that is
 /// executed gets the default actions.
 #[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
-pub fn end_when_asked() {
+pub fn exit_on_termination_signals() {
     extern "C" fn end(number: libc::c_int) {
         // SAFETY: _exit may be called from a handler (signal-safety(7)).
         unsafe { libc::_exit(128 + number) }

@@ -47,7 +47,7 @@ pub fn forwarded_signals() -> Result<OwnedFd> {
 /// Makes the calling process, and its forked copies, ignore `SIGUSR1`. containerd's programs answer it with a dump of
 /// their threads, and an operator who sends it to all of them must not end this one. It is caught, and neither blocked
 /// nor ignored, as programs would inherit that (execve(2)).
-pub fn pass_over_question() {
+pub fn ignore_usr1() {
     extern "C" fn pass(_signal: libc::c_int) {}
     // SAFETY: a handler that does nothing may run anywhere (signal-safety(7)). Calls that it interrupts go on (signal(2)).
     unsafe { libc::signal(libc::SIGUSR1, pass as *const () as libc::sighandler_t) };
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_question_does_nothing_to_who_passes_over_it_and_ends_what_that_starts() {
-        pass_over_question();
+        ignore_usr1();
         let own = PidFd::open(std::process::id()).unwrap();
         own.signal(libc::SIGUSR1.cast_unsigned()).unwrap();
         let ended = Command::new("sh").args(["-c", "kill -USR1 $$"]).status().unwrap();

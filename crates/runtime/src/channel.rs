@@ -263,8 +263,8 @@ mod tests {
 
     #[test]
     fn a_cgroup_message_with_missing_descriptors_is_refused() {
-        let door = || rustix::io::dup(io::stdout()).unwrap();
-        assert!(decode(b"D2", vec![door()]).is_none());
+        let cgroup_fd = || rustix::io::dup(io::stdout()).unwrap();
+        assert!(decode(b"D2", vec![cgroup_fd()]).is_none());
         assert!(decode(b"D1", Vec::new()).is_none());
         assert!(decode(b"D", Vec::new()).is_none());
         assert!(decode(b"D0", Vec::new()).is_some());
@@ -273,11 +273,11 @@ mod tests {
     #[test]
     fn a_closed_peer_alone_is_no_error_of_sending() {
         let (one, other) = Channel::pair().unwrap();
-        let door = rustix::io::dup(io::stdout()).unwrap();
-        let too_many = Message::Cgroup((0..64).map(|_| door.try_clone().unwrap()).collect());
+        let cgroup_fd = rustix::io::dup(io::stdout()).unwrap();
+        let too_many = Message::Cgroup((0..64).map(|_| cgroup_fd.try_clone().unwrap()).collect());
         assert_eq!(one.send_unless_closed(&too_many).unwrap_err().kind(), ErrorKind::InvalidArgument);
         drop_for_all(other, &one);
-        one.send_unless_closed(&Message::Cgroup(vec![door])).unwrap();
+        one.send_unless_closed(&Message::Cgroup(vec![cgroup_fd])).unwrap();
         assert!(one.send(&Message::Go).is_err());
     }
 

@@ -226,7 +226,7 @@ impl Container {
             let are_there = !cgroup.processes()?.is_empty();
             cgroup.kill()?;
             // The signals are sent; a freezer that cannot be thawed is no failure.
-            let _ = cgroup.let_killed_end();
+            let _ = cgroup.thaw_killed();
             Ok(are_there)
         });
         match (first, others) {
@@ -412,7 +412,7 @@ impl Container {
         }
         match self.cgroup() {
             // Processes found in the cgroup of an ended container are another's, which was given the same cgroup since.
-            Ok(cgroup) if self.has_left_its_cgroup()? && !cgroup.empties()? => {
+            Ok(cgroup) if self.has_left_its_cgroup()? && !cgroup.wait_until_empty()? => {
                 self.steps.tell(format_args!("{what}: its cgroup is left to others, who are in it"));
             }
             Ok(cgroup) => {

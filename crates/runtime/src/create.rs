@@ -233,7 +233,7 @@ impl<'a> Maker<'a> {
             };
             // Directories that existed before stay; their next user must not inherit this container's limits.
             if self.is_limited {
-                let _ = cgroup.renew_found();
+                let _ = cgroup.recreate_found();
             }
         }
         if let Some(class) = &self.resctrl {
@@ -352,7 +352,7 @@ impl<'a> Maker<'a> {
         }
         others.extend(trees.having(&place.path).context(|| place.what())?);
         CgroupNote { path: place.path.clone(), found: others }.plan(self.dir)?;
-        let made = trees.create(&place.path).and_then(|made| match made.stops_who_enters() {
+        let made = trees.create(&place.path).and_then(|made| match made.freezes_new_processes() {
             Ok(false) => Ok(made),
             // The frozen ancestor may belong to another container, so it is not thawed.
             frozen => {

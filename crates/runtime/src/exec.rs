@@ -285,7 +285,7 @@ fn find_entry(container: &Container, below: &[SubCgroup]) -> Result<Option<Entry
     // Unless one is named in version 2, a process joins the first one if that has divided the container's cgroup, which
     // then takes no processes itself.
     let is_named = below.iter().any(|sub| sub.is_in(""));
-    if is_named { cgroup.entry() } else { cgroup.entry_beside(state.pid) }.map(Some)
+    if is_named { cgroup.entry() } else { cgroup.entry_with(state.pid) }.map(Some)
 }
 
 /// `NotFound` if a named cgroup does not exist: the process would escape its limits. Beside hierarchies of version 1,

@@ -94,7 +94,7 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     let program = program::become_user(container_process, setup, channel, || {
         let program = program::find(container_process)?;
         process::reset_signals();
-        process::end_when_asked();
+        process::exit_on_termination_signals();
         // A container outlives its creator.
         process::die_with_parent(false)?;
         if is_shown {
@@ -150,7 +150,7 @@ impl StartHooks {
         let unheard = Steps::default();
         hooks::run("startContainer", &self.hooks, std::path::Path::new("/"), &self.state, &unheard)?;
         process::reset_signals();
-        process::end_when_asked();
+        process::exit_on_termination_signals();
         Ok(())
     }
 }

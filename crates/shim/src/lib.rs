@@ -79,7 +79,7 @@ fn serve(flags: &Flags) -> Result<()> {
         .map_err(std::io::Error::from)
         .context(|| "become subreaper")?;
     let children = linux::signal::child_signals()?;
-    linux::signal::pass_over_question();
+    linux::signal::ignore_usr1();
     let bundle = std::env::current_dir().context(|| "find the bundle")?;
     let log = log::Log::new(bundle.join("log"), flags.debug);
     let events = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());

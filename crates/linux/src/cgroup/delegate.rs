@@ -40,7 +40,7 @@ pub(super) fn delegate(cgroup: &Cgroup, uid: u32) -> Result<()> {
 ///
 /// A cgroup of version 2 takes no processes once it has divided its controllers among children ("no internal
 /// processes"). Then the process enters the cgroup of `first`.
-pub(super) fn entry_beside(cgroup: &Cgroup, first: u32) -> Result<Entry> {
+pub(super) fn entry_with(cgroup: &Cgroup, first: u32) -> Result<Entry> {
     let mut entry = cgroup.entry()?;
     if let Some(member) = cgroup.unified()
         && member.read_optional("cgroup.subtree_control")?.is_some_and(|divided| !divided.is_empty())

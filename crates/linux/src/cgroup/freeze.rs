@@ -65,8 +65,8 @@ pub(super) fn is_frozen(cgroup: &Cgroup) -> Result<bool> {
     Ok(in_v1 || in_v2)
 }
 
-/// See [`Cgroup::stops_who_enters`]. Both files include the ancestors' state.
-pub(super) fn stops_who_enters(cgroup: &Cgroup) -> Result<bool> {
+/// See [`Cgroup::freezes_new_processes`]. Both files include the ancestors' state.
+pub(super) fn freezes_new_processes(cgroup: &Cgroup) -> Result<bool> {
     if let Some(member) = cgroup.controller("freezer")
         && member.read("freezer.state")? != "THAWED"
     {

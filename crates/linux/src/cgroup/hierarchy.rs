@@ -318,7 +318,7 @@ impl Hierarchy {
                 let parent = relative.parent().ok_or(error)?;
                 self.make(parent)?;
                 if self.kind.has("cpuset") {
-                    self.hand_on_cpuset(parent);
+                    self.inherit_cpuset_below(parent);
                 }
                 self.make(relative)
             }
@@ -380,7 +380,7 @@ impl Hierarchy {
     /// Writing a cpuset makes the kernel rebuild its scheduling domains, close to a millisecond a container, during
     /// which all wait. A child created with its parent's values (cgroup-v1/cgroups.rst, "clone_children") needs no
     /// write. Errors are ignored here, and reported when the child is filled.
-    fn hand_on_cpuset(&self, relative: &Path) {
+    fn inherit_cpuset_below(&self, relative: &Path) {
         let Ok(member) = Member::open(self.kind.clone(), self.mountpoint.join(relative)) else { return };
         if self.fill_cpuset(&member, relative).is_ok() {
             let _ = member.try_write("cgroup.clone_children", "1");

@@ -57,8 +57,8 @@ pub(super) fn remove_if_empty(cgroup: &Cgroup) -> Result<()> {
     Ok(())
 }
 
-/// See [`Cgroup::renew_found`]. Owner and mode are kept.
-pub(super) fn renew_found(cgroup: &Cgroup) -> Result<()> {
+/// See [`Cgroup::recreate_found`]. Owner and mode are kept.
+pub(super) fn recreate_found(cgroup: &Cgroup) -> Result<()> {
     for member in cgroup.members.iter().filter(|member| !member.is_new) {
         let renew = || -> io::Result<()> {
             let before = fs::metadata(&member.path)?;
@@ -95,8 +95,8 @@ fn remove_member(cgroup: &Cgroup, member: &Member, deadline: Instant) -> Result<
     }
 }
 
-/// See [`Cgroup::empties`].
-pub(super) fn empties(cgroup: &Cgroup) -> Result<bool> {
+/// See [`Cgroup::wait_until_empty`].
+pub(super) fn wait_until_empty(cgroup: &Cgroup) -> Result<bool> {
     let deadline = Instant::now() + PATIENCE;
     let mut step_ms = 1;
     while !cgroup.processes()?.is_empty() {
