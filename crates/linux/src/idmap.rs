@@ -55,7 +55,8 @@ impl Owners {
 }
 
 fn parse_one(text: &str) -> Result<IdMapping> {
-    let wrong = || Error::invalid_argument(format!("{text:?} maps no ids: INSIDE:OUTSIDE:COUNT is expected"));
+    let wrong =
+        || Error::invalid_argument(format!("{text:?} is no id map: INSIDE:OUTSIDE:COUNT is expected"));
     let numbers: Vec<u32> =
         text.split(':').map(|number| number.parse().map_err(|_| wrong())).collect::<Result<_>>()?;
     match numbers[..] {

@@ -64,7 +64,7 @@ impl Pipe {
             // Before the first writer has opened the pipe, a read would return the end of file.
             FileType::Fifo if has_end => {
                 if !crate::process::wait_readable(pipe.file.as_fd(), Some(WRITER_LIMIT)).context(what)? {
-                    return Err(Error::unavailable(format!("{}: nobody writes it", what())));
+                    return Err(Error::unavailable(format!("{}: it has no writer", what())));
                 }
             }
             FileType::Fifo => pipe.wait(PollFlags::IN).context(what)?,
@@ -81,7 +81,7 @@ impl Pipe {
         // A blocking open would wait for a reader for ever.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::open(path, flags, Mode::empty()) {
-            Err(Errno::NXIO) => return Err(Error::unavailable(format!("{}: nobody reads it", what()))),
+            Err(Errno::NXIO) => return Err(Error::unavailable(format!("{}: it has no reader", what()))),
             opened => File::from(opened.map_err(io::Error::from).context(what)?),
         };
         let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
@@ -115,7 +115,7 @@ impl Pipe {
 
 /// The error for a peer that was silent for too long.
 pub fn silent(time: Duration) -> io::Error {
-    let words = format!("the other end neither sent nor took anything for {time:?}");
+    let words = format!("the other end was silent for {time:?}");
     io::Error::new(ErrorKind::TimedOut, words)
 }
 

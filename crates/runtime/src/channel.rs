@@ -86,7 +86,7 @@ impl Channel {
     }
 
     pub(crate) fn send(&self, message: &Message) -> Result<()> {
-        self.try_send(message).context(|| "send to the other side")
+        self.try_send(message).context(|| "send to the peer process")
     }
 
     /// As [`Channel::send`], but a peer that has ended is no error: its last messages are still to be read.
@@ -97,7 +97,7 @@ impl Channel {
             {
                 Ok(())
             }
-            other => other.context(|| "send to the other side"),
+            other => other.context(|| "send to the peer process"),
         }
     }
 
@@ -159,7 +159,7 @@ impl Channel {
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             if !wait_readable(self.socket.as_fd(), Some(left)).context(what)? {
-                return Err(Error::deadline_exceeded("no word from the new process"));
+                return Err(Error::deadline_exceeded("no message from the new process"));
             }
         }
         let mut buffer = [0; MESSAGE_LEN_MAX];
@@ -170,11 +170,11 @@ impl Channel {
         if let Some(accepted_sender) = self.accepted_sender
             && received.sender != Some(accepted_sender)
         {
-            return Err(Error::permission_denied("another process spoke in place of the new one"));
+            return Err(Error::permission_denied("a message came from another process than the new one"));
         }
         decode(&buffer[..received.len], received.fds)
             .map(Some)
-            .ok_or_else(|| Error::internal("the other side sent nonsense"))
+            .ok_or_else(|| Error::internal("the peer process sent an invalid message"))
     }
 }
 
@@ -330,7 +330,7 @@ mod tests {
         other.send(&Message::Failed(ErrorKind::PermissionDenied, "no rights".into())).unwrap();
         drop_for_all(other, &one);
         let error = one.send(&Message::Go).unwrap_err();
-        assert!(error.chain().contains("send to the other side"), "{}", error.chain());
+        assert!(error.chain().contains("send to the peer process"), "{}", error.chain());
         let error = one.explain(error);
         assert_eq!((error.kind(), error.message()), (ErrorKind::PermissionDenied, "no rights"));
     }

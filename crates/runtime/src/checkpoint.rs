@@ -255,7 +255,7 @@ impl Checkpoint<'_> {
 
     fn request(&self, dirs: &ImageDirs, spec: &Spec) -> Result<Options> {
         let state = self.container.state();
-        let pid = i32::try_from(state.pid).map_err(|_| Error::internal("a pid that is no pid"))?;
+        let pid = i32::try_from(state.pid).map_err(|_| Error::internal("a pid out of range"))?;
         let mut request = Options {
             pid: Some(pid),
             root: Some(state.rootfs.to_string_lossy().into_owned()),

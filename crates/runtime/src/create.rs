@@ -78,7 +78,7 @@ pub struct Created {
 
 /// Programs that drive runc match on its beginning.
 const FROZEN: &str =
-    "container's cgroup unexpectedly frozen: who enters would be, as it is, or one above it; thaw that first";
+    "container's cgroup unexpectedly frozen: it, or a cgroup above it, is frozen; thaw that first";
 
 /// Directory in the container of the socket for [`CreateOptions::takes_notices`], the same as runc's.
 pub(crate) const NOTICES_INSIDE: &str = "/run/notify";
@@ -533,7 +533,8 @@ impl<'a> Maker<'a> {
                 Some(Message::Warning(words)) => ready.warnings.push(words),
                 Some(Message::Listener(number)) => {
                     let supervisor = ready.state.supervisor.as_ref();
-                    let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
+                    let supervisor = supervisor
+                        .ok_or_else(|| Error::internal("a seccomp listener without a supervisor"))?;
                     let listener = Supervisor::listener_of(pidfd, number)?;
                     supervisor.hand_over(pid, listener.as_fd(), &ready.state.document(Status::Creating))?;
                     channel.send(&Message::Go)?;
@@ -548,7 +549,7 @@ impl<'a> Maker<'a> {
                     | Message::Pid(_)
                     | Message::Socket(_),
                 ) => {
-                    return Err(Error::internal("the container's first process sent what is not its to say"));
+                    return Err(Error::internal("the container's first process sent an unexpected message"));
                 }
                 None => return Err(ended_early(tight)),
             }
@@ -740,8 +741,8 @@ mod tests {
         };
         check(None, None, ErrorKind::Internal, "ended before it was ready");
         check(None, Some("9 bytes of memory"), ErrorKind::ResourceExhausted, "9 bytes of memory");
-        check(Some(Message::Go), Some("9 bytes of memory"), ErrorKind::Internal, "not its to say");
-        check(Some(Message::Pid(1)), None, ErrorKind::Internal, "not its to say");
+        check(Some(Message::Go), Some("9 bytes of memory"), ErrorKind::Internal, "unexpected message");
+        check(Some(Message::Pid(1)), None, ErrorKind::Internal, "unexpected message");
     }
 
     /// The process is cloned into the directory of version 2 before those of version 1 exist.

@@ -93,13 +93,19 @@ impl ClonedCriu {
         let socket = match self.channel.receive()? {
             Some(Message::Socket(socket)) => socket,
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-            _ => return Err(Error::internal("the process that was to be criu sent nonsense")),
+            _ => {
+                return Err(Error::internal(
+                    "the process that was to execute criu sent an unexpected message",
+                ));
+            }
         };
         match self.channel.receive()? {
             // End of file: the channel is close-on-exec, so criu was executed.
             None => Ok(Criu { process: self.process, socket }),
             Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
-            Some(_) => Err(Error::internal("the process that was to be criu sent nonsense")),
+            Some(_) => {
+                Err(Error::internal("the process that was to execute criu sent an unexpected message"))
+            }
         }
     }
 }
@@ -219,7 +225,7 @@ impl Criu {
             ));
         }
         let response = Response::decode(&bytes[..])
-            .map_err(|error| Error::internal("criu sent nonsense").with_source(error))?;
+            .map_err(|error| Error::internal("criu sent an invalid message").with_source(error))?;
         Ok((response, descriptor))
     }
 

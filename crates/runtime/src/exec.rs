@@ -262,7 +262,7 @@ fn release(
 /// Hands the listener of the process to the supervisor of the container's filter.
 fn supervise(container: &Container, exec: &Exec, listener: OwnedFd, channel: &mut Channel) -> Result<()> {
     let supervisor = container.state().supervisor.as_ref();
-    let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
+    let supervisor = supervisor.ok_or_else(|| Error::internal("a seccomp listener without a supervisor"))?;
     supervisor.hand_over(exec.pid, listener.as_fd(), &container.state().document(Status::Running))?;
     // The supervisor's time is not the process's: its limit begins anew.
     channel.limit(ENTER_MAX);
@@ -270,7 +270,7 @@ fn supervise(container: &Container, exec: &Exec, listener: OwnedFd, channel: &mu
 }
 
 fn nonsense() -> Error {
-    Error::internal("the new process sent nonsense")
+    Error::internal("the new process sent an unexpected message")
 }
 
 /// The entry to the container's cgroup, or to those below it that were asked for.

@@ -301,7 +301,7 @@ pub(crate) fn check_process(process: &Process) -> Result<()> {
     }
     // -1 to the kernel: "leave the id unchanged", which is root.
     if [process.user.uid, process.user.gid].contains(&u32::MAX) {
-        return bad("process.user has 4294967295, which is nobody's number");
+        return bad("process.user has 4294967295, which is no valid id");
     }
     let strings = process.args.iter().chain(&process.env);
     if strings.into_iter().any(|string| string.contains('\0')) {

@@ -238,7 +238,7 @@ impl<'a> Restore<'a> {
         asked.map_err(|error| dirs.explain(error))?;
         criu.finish()?;
         if state.started_at_ticks == 0 {
-            return Err(Error::internal("criu told of no process"));
+            return Err(Error::internal("criu reported no restored process"));
         }
         Ok((state, console))
     }

@@ -21,7 +21,7 @@ const PATH_LEN_MAX: usize = 107;
 pub(crate) fn path(socket_dir: &Path, daemon: &str, namespace: &str, group: &str) -> Result<PathBuf> {
     if group.contains('/') || matches!(group, "." | "..") {
         return Err(Error::invalid_argument(format!(
-            "{group:?} is no name of a group of containers: it must be one part of a path"
+            "{group:?} is no valid group name: it must be one path component"
         )));
     }
     let name = Path::new(daemon).join(namespace).join(group);

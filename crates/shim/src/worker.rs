@@ -65,7 +65,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     fn lost() -> Answer {
-        Answer::Lost(Error::new(ErrorKind::Aborted, "the worker of the shim that was at it is gone"))
+        Answer::Lost(Error::new(ErrorKind::Aborted, "the worker process of the shim died"))
     }
 
     pub(crate) fn result(self) -> Result<Done> {

@@ -204,7 +204,7 @@ impl Rule {
         if verdict == NOTIFY && rule.names.iter().any(|name| name == "write") {
             // Sending the listener to the supervisor takes a write.
             return Err(Error::invalid_argument(
-                "SCMP_ACT_NOTIFY cannot be used for the write syscall: without it nobody is told whom to ask",
+                "SCMP_ACT_NOTIFY cannot be used for the write syscall: the listener is sent to the supervisor by it",
             ));
         }
         let calls = rule.names.iter().filter_map(|name| numbers::find(name)).collect();

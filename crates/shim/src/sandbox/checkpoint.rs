@@ -83,7 +83,7 @@ impl Sandbox {
     fn try_restore(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
         let namespace = self.namespace.clone();
         let Oci::Frozen(frozen) = &mut self.container_mut(id)?.oci else {
-            return Err(Error::internal("a frozen process of a container that is not"));
+            return Err(Error::internal("the container is not in a checkpoint, but its process is"));
         };
         let Frozen { images, pending, outside } = *frozen.take().ok_or_else(|| {
             Error::failed_precondition("its restore was tried and failed; delete it, and create it again")

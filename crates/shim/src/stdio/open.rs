@@ -85,7 +85,7 @@ impl Inside {
         for (copy, reader) in [stdout, stderr].into_iter().zip(joining.readers) {
             let (Some(copy), Some(reader)) = (copy, reader) else { continue };
             let readers = copy.readers().ok_or_else(|| {
-                Error::failed_precondition("its output is not logged here: it goes to whoever started it")
+                Error::failed_precondition("its output is not logged: it goes to the client that started it")
             })?;
             free.push((readers, reader));
         }
@@ -94,7 +94,7 @@ impl Inside {
             || typing.as_ref().is_some_and(|(copy, _)| copy.attached_inputs() >= ATTACHED_MAX);
         if is_full {
             return Err(Error::resource_exhausted(format!(
-                "{ATTACHED_MAX} look at it already: detach one of them"
+                "{ATTACHED_MAX} clients are attached already: detach one"
             )));
         }
         free.into_iter().for_each(|(readers, reader)| readers.add(reader));
