@@ -54,6 +54,7 @@ impl LoopDevice {
         Err(io::Error::from(io::ErrorKind::ResourceBusy)).context(what)
     }
 
+    /// `/dev/loopN`.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -172,6 +172,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, recursive: 
     mount_setattr(mount, &change, recursive).context(|| "set mount attributes")
 }
 
+/// Sets the propagation type of a mount, or of all its submounts too (mount_namespaces(7)).
 pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation, recursive: bool) -> Result<()> {
     let change = MountAttr { attr_set: 0, attr_clr: 0, propagation: propagation.flag(), userns_fd: 0 };
     mount_setattr(mount, &change, recursive).context(|| format!("set propagation {propagation:?}"))

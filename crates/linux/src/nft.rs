@@ -158,6 +158,7 @@ impl Nft {
         self.0.transaction(what, frame(NFNL_MSG_BATCH_BEGIN), batch.messages, frame(NFNL_MSG_BATCH_END))
     }
 
+    /// Whether the table exists.
     pub fn has_table(&mut self, table: &str) -> Result<bool> {
         let mut message = Message::new(kind(NFT_MSG_GETTABLE), 0).with(&[NFPROTO_IPV4, 0, 0, 0]);
         message.put_str(NFTA_TABLE_NAME, table);
@@ -248,6 +249,7 @@ impl Batch {
         self
     }
 
+    /// Deletes a rule by its handle.
     pub fn delete_rule(&mut self, table: &str, rule: &Rule) -> &mut Batch {
         let message = self.message(NFT_MSG_DELRULE, 0);
         message.put_str(NFTA_RULE_TABLE, table);

@@ -49,6 +49,7 @@ impl NsKind {
         }
     }
 
+    /// By the name in the OCI runtime spec; `InvalidArgument` for others.
     pub fn from_name(name: &str) -> Result<NsKind> {
         NsKind::ALL
             .into_iter()

@@ -87,6 +87,7 @@ impl PidFd {
         }
     }
 
+    /// Sends `SIGKILL`. `NotFound` if the process has ended.
     pub fn kill(&self) -> Result<()> {
         match pidfd_send_signal(&self.0, Signal::KILL) {
             Ok(()) => Ok(()),

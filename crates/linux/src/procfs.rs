@@ -76,6 +76,7 @@ impl Proc {
         file.write_all(text.as_bytes()).context(|| format!("write {text:?} to /proc/{path}"))
     }
 
+    /// Reads a file, up to a limit. Errors as [`Proc::open_file`].
     pub fn read(&self, path: &str) -> Result<String> {
         let mut text = String::with_capacity(1024);
         let file = self.open_file(path, OFlags::RDONLY)?;

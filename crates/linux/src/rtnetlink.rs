@@ -114,6 +114,7 @@ impl Route {
         })
     }
 
+    /// All links of the namespace.
     pub fn links(&mut self) -> Result<Vec<Link>> {
         let message = Message::new(RTM_GETLINK, NLM_F_DUMP).with(&ifinfo(0, 0, 0));
         let answers = self.0.request("list network interfaces", message)?;
@@ -132,6 +133,7 @@ impl Route {
         }
     }
 
+    /// Creates a bridge, down, with this hardware address or a random one. `AlreadyExists` if the name is taken.
     pub fn create_bridge(&mut self, name: &str, address: Option<[u8; 6]>) -> Result<()> {
         let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL).with(&ifinfo(0, 0, 0));
         message.put_str(IFLA_IFNAME, name);
@@ -175,6 +177,7 @@ impl Route {
         self.0.request(&format!("create veth pair {} and {}", veth.name, veth.peer), message).map(drop)
     }
 
+    /// Brings a link up.
     pub fn set_up(&mut self, index: u32) -> Result<()> {
         let message = Message::new(RTM_SETLINK, 0).with(&ifinfo(index, IFF_UP, IFF_UP));
         self.0.request(&format!("bring up network interface {index}"), message).map(drop)
@@ -210,6 +213,7 @@ impl Route {
         }
     }
 
+    /// Adds an address to a link. `AlreadyExists` if the link has it.
     pub fn add_address(&mut self, index: u32, prefix: Prefix) -> Result<()> {
         let family = family(prefix.address);
         let mut body = vec![family, prefix.len, 0, 0];
@@ -229,6 +233,7 @@ impl Route {
         Ok(answers.iter().filter_map(|answer| address(answer)).collect())
     }
 
+    /// Adds a default route through a gateway. `AlreadyExists` if there is one.
     pub fn add_default_route(&mut self, gateway: IpAddr) -> Result<()> {
         // rtmsg: family, dst_len, src_len, tos, table main, protocol static, scope universe, unicast, flags
         let body = [family(gateway), 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0];

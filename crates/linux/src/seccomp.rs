@@ -74,6 +74,7 @@ impl Program {
         self.instructions.len()
     }
 
+    /// Whether there are no instructions.
     pub fn is_empty(&self) -> bool {
         self.instructions.is_empty()
     }

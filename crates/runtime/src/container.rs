@@ -252,6 +252,7 @@ impl Container {
         self.open_init().and_then(|init| init.kill()).unless_gone().map(drop)
     }
 
+    /// Freezes all processes. `FailedPrecondition` if the container is paused already, or has stopped.
     pub fn pause(&self) -> Result<()> {
         match self.status()? {
             Status::Running => self.cgroup()?.freeze(),
@@ -267,6 +268,7 @@ impl Container {
         }
     }
 
+    /// Thaws all processes. `FailedPrecondition` if the container is not paused.
     pub fn resume(&self) -> Result<()> {
         match self.status()? {
             Status::Paused => {
@@ -339,6 +341,7 @@ impl Container {
             .map_err(|error| error.context(format!("look at the shares of container {}", self.id())))
     }
 
+    /// Resource usage of the container's cgroup. `NotFound` if it is gone.
     pub fn stats(&self) -> Result<Stats> {
         self.cgroup()?.stats()
     }

@@ -213,7 +213,7 @@ fn run_intermediate(
             Some(Message::Pid(pid)) => break pid,
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
             None => return Err(Error::aborted("the new process was ended on its way into the container")),
-            Some(_) => return Err(nonsense()),
+            Some(_) => return Err(unexpected_message()),
         }
     };
     // Only the parent reaps the process, so that its pid cannot be reused. It ends if it is not told to go on.
@@ -253,10 +253,10 @@ fn release(
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
             // The channel is close-on-exec: the program was executed.
             None => return Ok(()),
-            Some(_) => return Err(nonsense()),
+            Some(_) => return Err(unexpected_message()),
         }
     }
-    Err(nonsense())
+    Err(unexpected_message())
 }
 
 /// Hands the listener of the process to the supervisor of the container's filter.
@@ -269,7 +269,7 @@ fn supervise(container: &Container, exec: &Exec, listener: OwnedFd, channel: &mu
     Ok(())
 }
 
-fn nonsense() -> Error {
+fn unexpected_message() -> Error {
     Error::internal("the new process sent an unexpected message")
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct ExitRecord {
     /// How many processes it killed.
     #[serde(default)]
     pub oom_kills: u64,
-    /// How often the memory limit was hit without memory to reclaim.
+    /// How often memory ran out.
     #[serde(default)]
     pub oom_events: u64,
 }

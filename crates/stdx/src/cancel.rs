@@ -16,6 +16,7 @@ impl CancelOnDrop {
         CancelOnDrop::default()
     }
 
+    /// A token for a worker.
     pub fn token(&self) -> CancelToken {
         CancelToken(Some(Arc::downgrade(&self.0)))
     }
@@ -31,6 +32,7 @@ impl CancelToken {
         CancelToken(None)
     }
 
+    /// An error once the work is cancelled.
     pub fn check(&self) -> Result<(), Cancelled> {
         match &self.0 {
             Some(owner) if owner.strong_count() == 0 => Err(Cancelled),

@@ -33,6 +33,7 @@ pub struct Cpu {
     pub pressure: Option<Pressure>,
 }
 
+/// Throttling by the CPU quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Throttling {
     pub periods: u64,
@@ -94,6 +95,7 @@ pub struct MemoryEvents {
     pub oom_group_kill: u64,
 }
 
+/// Number of processes and threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pids {
     pub current: u64,
@@ -109,6 +111,7 @@ pub struct Io {
     pub pressure: Option<Pressure>,
 }
 
+/// One counter of a block device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IoEntry {
     pub major: u64,
@@ -126,6 +129,7 @@ impl Io {
     }
 }
 
+/// Usage of huge pages of one size, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hugetlb {
     /// `2MB`
@@ -133,12 +137,14 @@ pub struct Hugetlb {
     pub usage: Limited,
 }
 
+/// Usage and limits of RDMA devices (rdma.rst).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rdma {
     pub current: Vec<RdmaEntry>,
     pub limit: Vec<RdmaEntry>,
 }
 
+/// The resources of one RDMA device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RdmaEntry {
     pub device: String,

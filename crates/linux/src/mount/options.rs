@@ -118,6 +118,7 @@ pub struct Options {
 }
 
 impl Options {
+    /// Parses options in their order: a later one overrides an earlier one. Unknown options are for the file system.
     pub fn parse(options: &[String]) -> Options {
         let mut parsed = Options::default();
         for word in options {
