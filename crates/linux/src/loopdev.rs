@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_a_device_until_nobody_has_it() {
+    fn a_loop_device_is_removed_with_its_last_user() {
         if !stdx::testing::is_root("a loop device") {
             return;
         }

@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_read_and_others_are_not() {
+    fn only_lines_of_mappings_are_parsed() {
         let check = |line, addresses, rights, offset, file| {
             let expected = Mapping { addresses, rights, offset, file };
             assert_eq!(Mapping::of_line(line), Some(expected), "{line}");

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn large_files_go_piece_by_piece_unless_somebody_has_them() {
+    fn large_files_are_deleted_piece_by_piece_unless_they_are_in_use() {
         let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
         let (tree, kept) = (dir.path().join("tree"), dir.path().join("kept"));
         let begin = || {

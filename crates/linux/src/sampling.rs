@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_read_and_what_is_broken_ends() {
+    fn perf_records_are_parsed_until_a_broken_one() {
         let user = record(RECORD_SAMPLE, 2, 0x1234, 7, 8);
         assert_eq!(sample(&user), Some((7, Sample { thread: 8, address: Some(0x1234) })));
         let kernel = record(RECORD_SAMPLE, 1, 0x1234, 7, 9);

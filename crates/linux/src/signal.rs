@@ -158,7 +158,7 @@ mod tests {
     use crate::process::PidFd;
 
     #[test]
-    fn a_question_does_nothing_to_who_passes_over_it_and_ends_what_that_starts() {
+    fn sigusr1_is_ignored_and_still_ends_started_programs() {
         ignore_usr1();
         let own = PidFd::open(std::process::id()).unwrap();
         own.signal(libc::SIGUSR1.cast_unsigned()).unwrap();

@@ -348,7 +348,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cgroups_are_told_by_their_controllers() {
+    fn criu_is_given_cgroups_by_controllers() {
         let roots = cgroups_of(std::process::id()).unwrap();
         assert!(!roots.is_empty());
         assert!(roots.iter().all(|root| root.path.starts_with('/')), "{roots:?}");

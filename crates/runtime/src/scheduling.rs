@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_memory_policy_that_cannot_be_is_told_in_runcs_words() {
+    fn an_invalid_memory_policy_is_refused_in_runcs_words() {
         let check = |mode: &str, nodes: &str, flag: &str, expected: &str| {
             let flags = if flag.is_empty() { Vec::new() } else { vec![flag.to_owned()] };
             let policy = MemoryPolicy { mode: mode.into(), nodes: nodes.into(), flags };

@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_what_the_kernel_reads() {
+    fn device_rules_have_the_kernels_format() {
         assert_eq!(ALWAYS[0].line(), "c *:* m");
         assert_eq!(device(136, None).line(), "c 136:* rwm");
     }

@@ -563,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_this_host_are_its_whole() {
+    fn version_1_and_version_2_are_all_hierarchies_of_this_host() {
         let whole = Hierarchies::detect().unwrap();
         let (unified, rest) = Hierarchies::detect_unified().unwrap();
         let others = rest.find().unwrap();
@@ -574,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_places_of_this_host_are_what_its_list_of_mounts_says() {
+    fn usual_hierarchy_paths_agree_with_mountinfo() {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let mut listed = parse(&fs::read_to_string("/proc/self/mountinfo").unwrap(), &own);
         let Some(mut found) = usual(&own, root_at) else {

@@ -303,7 +303,7 @@ mod tests {
 
     /// As with runc; so an update does not change other limits.
     #[test]
-    fn a_device_of_rdma_has_those_limits_that_are_given() {
+    fn an_rdma_line_has_only_the_given_limits() {
         let line =
             |handles, objects| rdma_line("mlx5_1", &RdmaLimit { hca_handles: handles, hca_objects: objects });
         assert_eq!(line(Some(3), Some(10_000)), "mlx5_1 hca_handle=3 hca_object=10000");

@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_set_of_a_quota_stays() {
+    fn an_unset_half_of_cpu_max_keeps_its_value() {
         assert_eq!(cpu_max(60_000, 0, "50000 200000"), "60000 200000");
         assert_eq!(cpu_max(0, 200_000, "60000 100000"), "60000 200000");
         assert_eq!(cpu_max(-1, 0, "60000 100000"), "max 100000");
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_what_is_above_memory() {
+    fn the_swap_limit_is_the_total_without_memory() {
         let swap = |limit, swap| {
             swap_max(&MemoryResources { limit: Some(limit), swap: Some(swap), ..MemoryResources::default() })
         };

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_lines_are_read_and_what_is_new_is_left_out() {
+    fn pressure_lines_are_parsed_and_unknown_fields_ignored() {
         let text = "some avg10=0.50 avg60=12.25 avg300=0.00 total=123456\nfull avg10=0.01 avg1=9 total=7\nnew total=1\n";
         let some = Stall { avg10: 0.5, avg60: 12.25, avg300: 0.0, total_us: 123_456 };
         let full = Stall { avg10: 0.01, total_us: 7, ..Stall::default() };

@@ -765,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn old_versions_are_not_asked_for_what_they_do_not_know() {
+    fn properties_that_an_old_systemd_lacks_are_dropped() {
         let cpu = CpuResources {
             quota: Some(1500),
             period: Some(1000),

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_are_told_in_microseconds() {
+    fn seconds_become_microseconds() {
         for (text, expected) in [("uint64 123", 123 * SEC_US), ("5", 5 * SEC_US), ("1.5", 1_500_000)] {
             check("TimeoutStopSec", text, Some(("TimeoutStopUSec", Value::U64(expected))));
         }

@@ -107,7 +107,7 @@ mod tests {
 
     /// Any user that may mount chooses the names.
     #[test]
-    fn mounts_whose_names_are_no_text_are_read() {
+    fn mountinfo_with_names_that_are_not_utf_8_is_parsed() {
         let line = b"36 35 0:40 /of\xfe\\012 /mnt/\xff\\040x rw shared:1 - tmp\xc3 \xff\\134 rw,name=\xff";
         let mount = mount_point(line).unwrap();
         let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_that_is_told_is_known() {
+    fn every_option_of_features_is_parsed() {
         for word in option_words() {
             let options = parse(&word);
             let passed_on = options.data == [word.clone()];

@@ -552,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_profile_keeps_namespaces_from_those_without_the_capability() {
+    fn the_default_profile_refuses_namespaces_without_cap_sys_admin() {
         let clone_new_user = [0x1000_0000, 0, 0, 0, 0, 0];
         let thread = [0x0001_0f00, 0, 0, 0, 0, 0];
         let plain = default_profile(&[]);
@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_passes_only_if_nobody_is_asked() {
+    fn allows_is_false_for_calls_that_ask_a_supervisor() {
         let with =
             |action: &str| compile(&profile("SCMP_ACT_ALLOW", vec![rule(&["setsid"], action, &[])])).unwrap();
         for (action, passes) in [
@@ -593,7 +593,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_asked_about_writing() {
+    fn a_notify_rule_for_write_is_refused() {
         let asks =
             |name: &str| compile(&profile("SCMP_ACT_ALLOW", vec![rule(&[name], "SCMP_ACT_NOTIFY", &[])]));
         let words = "SCMP_ACT_NOTIFY cannot be used for the write syscall";
@@ -602,7 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_nobody_waits_for_nobody() {
+    fn the_wait_killable_flag_is_dropped_without_a_listener() {
         for (action, expected) in [
             ("SCMP_ACT_ERRNO", flag::LOG),
             ("SCMP_ACT_NOTIFY", flag::LOG | flag::NEW_LISTENER | flag::WAIT_KILLABLE_RECV),

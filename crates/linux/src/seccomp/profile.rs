@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_capability_is_there_with_it_only() {
+    fn calls_of_a_capability_are_allowed_only_with_it() {
         let names = |capabilities: &[&str]| -> Vec<String> {
             let capabilities: Vec<String> = capabilities.iter().map(ToString::to_string).collect();
             let rules = default_profile(&capabilities).syscalls.into_iter();

@@ -105,7 +105,7 @@ fn errors_carry_the_kernels_words_and_a_kind() {
 }
 
 #[test]
-fn rules_mean_what_nft_says_they_mean() {
+fn nft_lists_the_rules_as_intended() {
     in_new_namespace(|| {
         let address = Ipv4Addr::new(10, 7, 0, 2);
         let network = Ipv4Addr::new(10, 7, 0, 0);

@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_told_as_runc_tells_them() {
+    fn help_has_runcs_form() {
         let help = Help { program: "runc" };
         assert!(help.all().starts_with("NAME:\n   runc - Open Container Initiative runtime\n"));
         let exec = help.of("exec").unwrap();
