@@ -20,13 +20,13 @@ use types::{Digest, Labels, Opaque, Result, Timestamp};
 
 use crate::error;
 
-/// What a table can hold.
+/// A value that a table can store.
 pub trait Value: Sized {
     fn encode(&self, to: &mut Writer);
     fn decode(from: &mut Reader<'_>) -> Result<Self>;
 }
 
-/// Appends fields.
+/// Encodes fields.
 #[derive(Default)]
 pub struct Writer(Vec<u8>);
 
@@ -105,7 +105,7 @@ impl Writer {
     }
 }
 
-/// Takes fields off the front.
+/// Decodes fields from the front.
 pub struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -144,7 +144,7 @@ impl<'a> Reader<'a> {
 
     #[inline]
     pub fn number(&mut self) -> Result<u64> {
-        // Most are short, and a list has a million of them.
+        // Most numbers are short, and a list has a million of them.
         match self.0.split_first() {
             Some((short @ ..0x80, rest)) => {
                 self.0 = rest;
@@ -262,13 +262,14 @@ pub struct StoredLabels<'a>(&'a [u8]);
 impl<'a> StoredLabels<'a> {
     pub fn iter(self) -> impl Iterator<Item = (&'a str, &'a str)> {
         let mut rest = Reader(self.0);
-        // Every one was read when this was made. The end is looked for, since an error has a text of its own to be made.
+        // The constructor read every label, so none fails here. The end is checked first because making an error
+        // allocates.
         std::iter::from_fn(
             move || if rest.is_empty() { None } else { rest.text().ok().zip(rest.text().ok()) },
         )
     }
 
-    /// As [`StoredLabels::iter`], for whom text is bytes: nobody looks a second time whether they are text.
+    /// As [`StoredLabels::iter`], as bytes: skips the second UTF-8 check.
     pub fn bytes(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let mut rest = Reader(self.0);
         std::iter::from_fn(

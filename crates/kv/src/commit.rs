@@ -1,30 +1,29 @@
-//! Group commit: callers that write at the same time share one engine transaction and one fsync.
+//! Group commit: concurrent writers share one engine transaction and one fsync.
 //!
 //! ```text
-//! arrive ──▶ wait for the turn ──▶ run the closure in the open batch ──▶ someone waits for a turn?
-//!                                                        yes: leave the batch open to them ◀──┤
-//!                                                        no:  commit it, with the turn in hand ◀┘
+//! arrive ──▶ wait for the turn ──▶ run the closure in the open batch ──▶ does another caller wait for a turn?
+//!                                                        yes: leave the batch open to it ◀──────┤
+//!                                                        no:  commit it, still holding the turn ◀┘
 //! ```
 //!
-//! While one caller commits, the others queue up; they then run one after another and the last of
-//! them commits for all. There is no committer thread and no timer: a lone writer pays one fsync and
-//! waits for nobody.
+//! While one caller commits, the others queue up; they then run one after another and the last of them commits for
+//! all. There is no committer thread and no timer: a lone writer pays one fsync and waits for nobody.
 //!
-//! A caller that would rather not hold a thread leaves its closure in a queue. While that is not empty there is one
-//! [`Driver`](crate::Driver), which takes turns like any other caller and runs, in each, what has come meanwhile:
+//! A caller that must not block leaves its closure in a queue. While the queue is not empty there is one
+//! [`Driver`](crate::Driver), which takes turns like any other caller and runs, in each, the closures queued so far:
 //!
 //! ```text
-//! enqueue ──▶ queue ──▶ driver: wait for the turn ──▶ run all of them in the open batch ──▶ (as above) ──▶ tell each
+//! enqueue ──▶ queue ──▶ driver: wait for the turn ──▶ run all of them in the open batch ──▶ (as above) ──▶ call back
 //!                          ▲                                                                     │
-//!                          └────────────── more have come ◀──────────────────────────────────────┘
+//!                          └────────────── more were queued ◀────────────────────────────────────┘
 //! ```
 //!
-//! A relaxed batch is committed without an fsync: the engine keeps it in memory until the next one that has one.
-//! Should the engine have to be opened anew before that, it would be lost, though it was answered; so its changes
-//! are also kept in a journal here, which the fresh engine gets first.
+//! A relaxed batch is committed without an fsync: the engine keeps it in memory until the next batch with one.
+//! Reopening the engine before that would lose writes that were already acknowledged, so their changes are also kept
+//! in a journal here, which is replayed into the reopened engine.
 //!
-//! Invariant: a batch is open and the turn free only while somebody waits for the turn. They see to
-//! the batch, whether their own closure succeeds, fails or panics.
+//! Invariant: a batch is open and the turn free only while a caller waits for the turn. That caller finishes the
+//! batch, whether its own closure succeeds, fails or panics.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -38,10 +37,10 @@ use types::{Error, Result};
 use crate::error::{Shared, engine};
 use crate::transaction::{Journal, WriteTxn};
 
-/// Closures in one batch at most, so that a steady stream of writers cannot keep the first waiting.
+/// Closures per batch at most, so that a steady stream of writers cannot keep the first waiting.
 const BATCH_LEN_MAX: usize = 256;
 
-/// When a write is answered.
+/// When a write is acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     OnDisk,
@@ -52,28 +51,28 @@ pub(crate) enum Answer {
 pub(crate) struct Turns {
     waiting: AtomicUsize,
     batch: Mutex<Option<Batch>>,
-    /// What was answered and is not on disk.
+    /// Changes that were acknowledged and are not yet on disk.
     relaxed: Mutex<Journal>,
-    /// Whether a batch that adds to that is being committed: it can be read a moment before it is answered.
+    /// A batch with relaxed changes is being committed: readers can see it just before it is acknowledged.
     is_relaxing: AtomicBool,
     queue: Mutex<Queue>,
 }
 
-/// As long as there are callers that wait for an answer. Whoever queues sees to it that these are not without number.
+/// Unbounded: callers of [`enqueue`](Turns::enqueue) bound how many writes they queue.
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
-    /// Whether somebody is about to run them.
+    /// Whether a driver exists.
     is_driven: bool,
 }
 
-/// A queued write: runs in the batch that it is given, or tells its caller why there is none.
+/// A queued write: runs in the given batch, or reports to its caller why no batch could be opened.
 type Job = Box<dyn FnOnce(Result<(&mut Ledger, &mut WriteTxn<'_>), Shared>) + Send>;
 
-/// A batch of nothing.
+/// A batch without closures yet.
 pub(crate) struct Begun {
     pub(crate) transaction: redb::WriteTransaction,
-    /// Why closures that add to the records are refused, if they are.
+    /// The error for closures that add to the records, if the disk is full.
     pub(crate) no_room: Option<Error>,
 }
 
@@ -82,7 +81,7 @@ struct Batch {
     ledger: Ledger,
 }
 
-/// What is known of a batch while it is open.
+/// The state of a batch while it is open.
 #[derive(Default)]
 struct Ledger {
     len: usize,
@@ -91,16 +90,16 @@ struct Ledger {
     no_room: Option<Shared>,
     /// The changes of its relaxed closures.
     relaxed: Journal,
-    /// Set when handing changes to the engine failed or was broken off: nothing of this batch may be committed.
+    /// Set when applying changes to the engine failed or panicked: nothing of this batch may be committed.
     broken: Option<Shared>,
     outcome: Arc<Outcome>,
-    /// To be called with how it ended.
-    told: Vec<Tell>,
+    /// Called with the outcome of the batch.
+    callbacks: Vec<Callback>,
 }
 
-type Tell = Box<dyn FnOnce(Result<(), Shared>) + Send>;
+type Callback = Box<dyn FnOnce(Result<(), Shared>) + Send>;
 
-/// How a batch ended, for those who wait for it.
+/// The outcome of a batch, for the callers that wait for it.
 #[derive(Default)]
 struct Outcome {
     result: Mutex<Option<Result<(), Shared>>>,
@@ -135,8 +134,8 @@ impl Turns {
         result
     }
 
-    /// Leaves `body` to whoever drives, who calls `tell` when its batch is committed. Whether the caller must see to
-    /// [`Turns::drive`], as nobody else does.
+    /// Queues `body` for the driver, which calls `tell` when its batch is committed. Returns whether the caller must
+    /// call [`Turns::drive`] because there is no driver yet.
     pub(crate) fn enqueue<T: Send + 'static>(
         &self,
         body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T> + Send + 'static,
@@ -148,12 +147,12 @@ impl Turns {
                 Err(error) => return tell(Err(error.to_error())),
             };
             let run = || ledger.run(transaction, Answer::OnDisk, body);
-            // As far as the others of the batch go, a panic is an error.
+            // For the other closures of the batch a panic counts as an error.
             let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
                 transaction.take_changes();
                 Err(Error::internal("a write broke down"))
             });
-            ledger.told.push(Box::new(move |ended| {
+            ledger.callbacks.push(Box::new(move |ended| {
                 tell(ended.map_err(|error| error.to_error()).and(result));
             }));
         });
@@ -162,7 +161,7 @@ impl Turns {
         !std::mem::replace(&mut queue.is_driven, true)
     }
 
-    /// Runs what is queued, in as many batches as it takes, until nothing is.
+    /// Runs queued writes, in as many batches as it takes, until the queue is empty.
     pub(crate) fn drive(&self, begin: impl Fn() -> Result<Begun>) {
         while self.has_queued() {
             let mut turn = self.take();
@@ -186,7 +185,7 @@ impl Turns {
         }
     }
 
-    /// Says that nobody drives any more, and tells those who wait.
+    /// Records that there is no driver any more, and fails the queued writes.
     pub(crate) fn abandon(&self) {
         let jobs = {
             let mut queue = self.queue();
@@ -197,7 +196,7 @@ impl Turns {
         jobs.into_iter().for_each(|job| job(Err(error.clone())));
     }
 
-    /// Whether there is something to drive on for. If not, the next who comes must drive.
+    /// Whether writes are queued. If not, the next call of [`Turns::enqueue`] must drive.
     fn has_queued(&self) -> bool {
         let mut queue = self.queue();
         queue.is_driven = !queue.jobs.is_empty();
@@ -208,21 +207,20 @@ impl Turns {
         self.queue.lock()
     }
 
-    /// Runs `work` with the turn in hand. Nothing, if others write: whose batch is open goes first.
+    /// Runs `work` while holding the turn. `None` if a batch is open: its writers go first.
     pub(crate) fn idle<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
         let turn = self.take();
         turn.batch.is_none().then(work)
     }
 
-    /// Whether something can be read that is not on disk.
+    /// Whether readers can see changes that are not on disk.
     pub(crate) fn has_relaxed(&self) -> bool {
         self.is_relaxing.load(Ordering::SeqCst) || !self.journal().is_empty()
     }
 
-    /// Gives an engine that was opened anew what the one before it had not on disk. Called with the turn in
-    /// hand.
+    /// Replays into a reopened engine the changes that the previous one had not synced. The caller holds the turn.
     pub(crate) fn replay(&self, fresh: &redb::Database) -> Result<()> {
-        // A copy: nothing is written under the lock, and whoever has the turn is the only one to add to it.
+        // A copy, so that the lock is not held during IO; only the holder of the turn adds to the journal.
         let journal = self.journal().clone();
         if journal.is_empty() {
             return Ok(());
@@ -240,7 +238,7 @@ impl Turns {
 
     fn take(&self) -> Turn<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        // A panic in a closure leaves the batch as it was before that closure.
+        // A panic in a closure leaves the batch as it was before that closure, so it can be used further.
         let batch = self.batch.lock();
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         IN_TURN.set(true);
@@ -248,7 +246,7 @@ impl Turns {
     }
 }
 
-/// The right to write. Dropping it ends the batch unless somebody waits for the turn.
+/// The right to write. Dropping it ends the batch unless another caller waits for the turn.
 struct Turn<'a> {
     turns: &'a Turns,
     batch: MutexGuard<'a, Option<Batch>>,
@@ -260,7 +258,8 @@ impl Drop for Turn<'_> {
         if let Some(batch) = self.batch.take_if(|batch| alone || batch.ledger.is_full()) {
             batch.end(self.turns);
         }
-        // Not before: whoever is told still holds the turn, and would wait for it for ever if it wrote.
+        // Only now: callbacks run while the turn is held, and a write in one of them would deadlock; this flag
+        // refuses it.
         IN_TURN.set(false);
     }
 }
@@ -293,8 +292,8 @@ impl Ledger {
                     self.relaxed.entry(table).or_default().extend(changes.clone());
                 }
             }
-            // Until all of them are handed over: where the engine breaks down in the middle of it, a batch that others
-            // share is left with half of what this closure changed.
+            // Cleared once all changes are applied: if the engine panics in between, the shared batch contains half
+            // of this closure's changes.
             self.broken = Some(Shared::new(&Error::internal("the engine broke down in a write")));
             self.broken = transaction.apply(changes).err().map(|error| Shared::new(&error));
         }
@@ -308,14 +307,14 @@ impl Batch {
         Batch { transaction, ledger: Ledger { no_room, ..Ledger::default() } }
     }
 
-    /// The journal is brought up to date before anybody is answered.
+    /// Updates the journal before any caller gets its answer.
     fn end(mut self, turns: &Turns) {
         let ledger = &mut self.ledger;
-        let (outcome, told) = (Arc::clone(&ledger.outcome), std::mem::take(&mut ledger.told));
+        let (outcome, callbacks) = (Arc::clone(&ledger.outcome), std::mem::take(&mut ledger.callbacks));
         let (on_disk, changed, relaxed) =
             (ledger.on_disk, ledger.changed, std::mem::take(&mut ledger.relaxed));
         turns.is_relaxing.store(changed && !on_disk, Ordering::SeqCst);
-        // Whoever waits is told, also when the engine breaks down.
+        // Waiting callers must get an answer even if the engine panics.
         let ended = catch_unwind(AssertUnwindSafe(|| self.finish()))
             .unwrap_or_else(|_| Err(Error::internal("the engine broke down in a commit")))
             .map_err(|error| Shared::new(&error));
@@ -330,8 +329,8 @@ impl Batch {
             }
         }
         turns.is_relaxing.store(false, Ordering::SeqCst);
-        for tell in told {
-            // One who breaks down keeps nobody else waiting. The panic hook has said what there is to say.
+        for tell in callbacks {
+            // A panicking callback must not keep the others waiting. The panic hook has already logged it.
             let _ = catch_unwind(AssertUnwindSafe(|| tell(ended.clone())));
         }
         outcome.tell(ended);
@@ -339,7 +338,7 @@ impl Batch {
 
     fn finish(mut self) -> Result<()> {
         if let Some(error) = self.ledger.broken {
-            // The engine refuses all use after a failed write; what this abort says adds nothing.
+            // The engine refuses all use after a failed write, so the result of this abort adds nothing.
             let _ = self.transaction.abort();
             return Err(error.to_error());
         }

@@ -46,24 +46,24 @@ pub struct Db(Arc<Inner>);
 
 struct Inner {
     name: String,
-    place: Place,
+    backing: Backing,
     options: Options,
     reserve: Option<Arc<Reserve>>,
     /// `None` only while it is being opened anew.
     engine: Mutex<Option<Arc<Database>>>,
     turns: Turns,
-    looked: Mutex<Looked>,
+    last_scan: Mutex<LastScan>,
 }
 
-/// Where the bytes are.
-struct Place {
+/// How to open the storage, and its length in bytes.
+struct Backing {
     open: Box<dyn Fn(Options) -> Result<Database> + Send + Sync>,
     len: Box<dyn Fn() -> io::Result<u64> + Send + Sync>,
 }
 
-/// What there was when somebody last looked how much of the file is in use. Nothing, if nobody has.
+/// File length and record count at the last scan for free space; zero if none has run.
 #[derive(Clone, Copy, Default)]
-struct Looked {
+struct LastScan {
     bytes: u64,
     records: u64,
 }
@@ -77,11 +77,11 @@ impl Db {
         Db::open_file(path.as_ref(), None, options)
     }
 
-    /// As [`Db::open`], with 4 MiB in the file `reserve` that are kept for a full disk, if there is room for them now:
-    /// on a full disk records can then still be removed, and what would add to them is refused with `ResourceExhausted`
-    /// until there is room. The file must be of the same file system as that at `path`.
+    /// As [`Db::open`], with 4 MiB preallocated in the file `reserve` for when the disk is full, if there is space
+    /// for them now. On a full disk records can then still be removed; writes that add to the records fail with
+    /// `ResourceExhausted` until there is space again. The reserve must be on the same file system as `path`.
     pub fn open_reserved(path: impl AsRef<Path>, reserve: &Path, options: Options) -> Result<Db> {
-        // It is no condition for anything: a disk without an inode for it has none.
+        // The reserve is optional: a full disk may have no free inode for it.
         let reserve = Reserve::open(reserve).ok().map(Arc::new);
         Db::open_file(path.as_ref(), reserve, options)
     }
@@ -95,14 +95,14 @@ impl Db {
         }
         let name = path.display().to_string();
         let (kept, measured) = (reserve.clone(), path.clone());
-        let place = Place {
+        let backing = Backing {
             open: Box::new(move |options| open_file(&path, reserve.clone(), options)),
             len: Box::new(move || Ok(std::fs::metadata(&measured)?.len())),
         };
-        Db::open_with(name, place, kept, options)
+        Db::open_with(name, backing, kept, options)
     }
 
-    /// Opens a database on storage of the caller's making. For tests whose storage fails.
+    /// Opens a database on storage that the caller supplies, for tests with failing storage.
     #[doc(hidden)]
     pub fn open_on<B: StorageBackend>(
         storage: impl Fn() -> io::Result<B> + Send + Sync + 'static,
@@ -110,18 +110,23 @@ impl Db {
     ) -> Result<Db> {
         let storage = Arc::new(storage);
         let measured = Arc::clone(&storage);
-        let place = Place {
+        let backing = Backing {
             open: Box::new(move |options| open_storage(storage().context(|| "open storage")?, options)),
             len: Box::new(move || measured()?.len()),
         };
-        Db::open_with("storage".to_owned(), place, None, options)
+        Db::open_with("storage".to_owned(), backing, None, options)
     }
 
-    fn open_with(name: String, place: Place, reserve: Option<Arc<Reserve>>, options: Options) -> Result<Db> {
-        let engine = (place.open)(options).context(|| format!("open {name}"))?;
+    fn open_with(
+        name: String,
+        backing: Backing,
+        reserve: Option<Arc<Reserve>>,
+        options: Options,
+    ) -> Result<Db> {
+        let engine = (backing.open)(options).context(|| format!("open {name}"))?;
         let engine = Mutex::new(Some(Arc::new(engine)));
-        let (turns, looked) = (Turns::default(), Mutex::default());
-        let db = Db(Arc::new(Inner { name, place, options, reserve, engine, turns, looked }));
+        let (turns, last_scan) = (Turns::default(), Mutex::default());
+        let db = Db(Arc::new(Inner { name, backing, options, reserve, engine, turns, last_scan }));
         db.check_schema()?;
         Ok(db)
     }
@@ -137,13 +142,13 @@ impl Db {
         }
     }
 
-    /// Whether another one is a clone of this.
+    /// Whether `other` is a clone of this handle.
     pub fn is_same(&self, other: &Db) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Runs `body` on a snapshot of all that was committed before. After storage failed, one may fail for each failure,
-    /// and the next is fine again.
+    /// Runs `body` on a snapshot of all that was committed before. After a storage failure one `read` may fail for
+    /// each failure; the next one works again.
     pub fn read<T>(&self, body: impl FnOnce(&ReadTxn) -> Result<T>) -> Result<T> {
         let read = match self.0.begin_read() {
             Err(error) => match self.flush() {
@@ -154,8 +159,8 @@ impl Db {
         };
         let read = read.and_then(|transaction| body(&ReadTxn::new(transaction)));
         if read.as_ref().is_err_and(crate::error::is_of_storage) {
-            // The engine closes itself when storage fails, which may be over for the next: whoever has the turn opens
-            // it again. That it cannot is told to those who need it.
+            // The engine closes itself when storage fails, though the failure may be transient. A flush opens it
+            // again; if that fails, the next caller gets the error.
             let _ = self.flush();
         }
         read
@@ -164,8 +169,7 @@ impl Db {
     /// Runs `body` alone among writers and returns when its changes are on disk. An `Err` from
     /// `body` leaves no change behind.
     ///
-    /// If the answer is an error of the commit itself, it is not known whether the change will be
-    /// there after a restart.
+    /// If the commit itself fails, the change may or may not be there after a restart.
     ///
     /// `body` must not call `write` again.
     pub fn write<T>(&self, body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T>) -> Result<T> {
@@ -179,13 +183,13 @@ impl Db {
         self.0.turns.write(Answer::Readable, || self.0.begin_write(), body)
     }
 
-    /// As [`Db::write`], for a caller that holds no thread meanwhile: `body` runs together with what others have
-    /// queued, and `tell` is called when its changes are on disk, or when it has failed. A driver that is given back
-    /// must be run, as nobody else will.
+    /// As [`Db::write`], but does not block the caller: `body` runs in a batch with other queued writes, and `tell`
+    /// is called when its changes are on disk, or when it has failed. If a [`Driver`] is returned the caller must run
+    /// it: no other thread will.
     ///
-    /// Writes that are queued run in the order in which they were. `tell` is called by whoever commits: it must be
-    /// quick, and not write: a write in it is refused. The queue has no bound: what waits in it is bounded by whoever
-    /// queues, who can have others wait.
+    /// Queued writes run in the order in which they were queued. `tell` runs on the committing thread: it must be
+    /// quick and must not write; a write in it is refused. The queue is unbounded, so callers must bound how many
+    /// writes they queue.
     pub fn write_queued<T: Send + 'static>(
         &self,
         body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T> + Send + 'static,
@@ -202,17 +206,17 @@ impl Db {
     /// Waits until every write that was answered before this call is on disk, relaxed ones too.
     pub fn sync(&self) -> Result<()> {
         if self.0.turns.has_relaxed() {
-            // A change that changes nothing: the engine syncs for no less.
+            // Rewrites the version with the same value: the engine syncs only if something was written.
             self.write(|tx| SCHEMA.put(tx, "version", &SCHEMA_VERSION))?;
         }
         Ok(())
     }
 
-    /// Makes the file shorter, if it has `least` bytes or more, three quarters of which are not in use, and nobody reads
-    /// or writes. By how many bytes it is shorter.
+    /// Shrinks the file if it has at least `least` bytes, less than a quarter of them in use, and no reader or writer
+    /// is active. Returns by how many bytes the file shrank.
     ///
-    /// Whoever comes meanwhile waits. It walks all records to learn what is in use, but not while the file has neither
-    /// doubled nor lost half of its records since the last time.
+    /// New readers and writers wait meanwhile. Measuring what is in use walks all records, so it is skipped until the
+    /// file has doubled or lost half of its records since the last measurement.
     pub fn compact(&self, least: u64) -> Result<u64> {
         let before = self.0.len()?;
         if before < least {
@@ -251,12 +255,12 @@ impl Db {
     }
 }
 
-/// Whoever runs the writes that are queued. There is one at a time, while there are any.
+/// Runs queued writes. At most one driver exists at a time, while writes are queued.
 #[must_use = "writes that are queued wait for it"]
 pub struct Driver(Option<Db>);
 
 impl Driver {
-    /// Runs what is queued until nothing is. Blocks.
+    /// Runs queued writes until the queue is empty. Blocks.
     pub fn run(mut self) {
         if let Some(Db(inner)) = &self.0 {
             inner.turns.drive(|| inner.begin_write());
@@ -266,7 +270,7 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// One that has not run to its end leaves nobody waiting; the next who comes drives.
+    /// Fails the writes still queued if [`Driver::run`] did not finish; the next write queued gets a new driver.
     fn drop(&mut self) {
         if let Some(Db(inner)) = &self.0 {
             inner.turns.abandon();
@@ -284,7 +288,7 @@ impl Inner {
         self.engine()?.begin_read().map_err(engine)
     }
 
-    /// Begins a batch. Called with the turn in hand, so there is no other.
+    /// Begins a batch. The caller holds the write turn, so no other batch is open.
     fn begin_write(&self) -> Result<Begun> {
         let transaction = self.begin_transaction()?;
         let is_whole = self.reserve.as_ref().is_none_or(|reserve| reserve.settle());
@@ -306,28 +310,28 @@ impl Inner {
     }
 
     fn len(&self) -> Result<u64> {
-        (self.place.len)().context(|| format!("measure {}", self.name))
+        (self.backing.len)().context(|| format!("measure {}", self.name))
     }
 
-    /// Called with the turn in hand and no batch open.
+    /// The caller holds the write turn, and no batch is open.
     fn compact(&self, len: u64) -> Result<()> {
-        // Readers who come wait for this lock, though there is IO under it: while pages move they cannot be read.
+        // New readers wait for this lock although there is IO under it: pages cannot be read while they move.
         let mut slot = self.engine.lock();
-        // `None` also where somebody is about to read.
+        // `None` also if a reader holds a clone of the engine.
         let Some(database) = slot.as_mut().and_then(Arc::get_mut) else { return Ok(()) };
         let records = records(database)?;
-        let mut looked = self.looked.lock();
-        if len < looked.bytes.saturating_mul(2) && records > looked.records / 2 {
+        let mut last_scan = self.last_scan.lock();
+        if len < last_scan.bytes.saturating_mul(2) && records > last_scan.records / 2 {
             return Ok(());
         }
-        *looked = Looked { bytes: len, records };
+        *last_scan = LastScan { bytes: len, records };
         if used(database)? > len / 4 {
             return Ok(());
         }
         match database.compact() {
-            Ok(_) => looked.bytes = self.len()?,
-            // Somebody reads. Another time.
-            Err(redb::CompactionError::TransactionInProgress) => *looked = Looked::default(),
+            Ok(_) => last_scan.bytes = self.len()?,
+            // A read transaction is open: try again at the next call.
+            Err(redb::CompactionError::TransactionInProgress) => *last_scan = LastScan::default(),
             Err(error) => return Err(engine(error)),
         }
         Ok(())
@@ -345,7 +349,7 @@ impl Inner {
             reserve.open_up();
         }
         let fresh =
-            Arc::new((self.place.open)(self.options).context(|| format!("open {} again", self.name))?);
+            Arc::new((self.backing.open)(self.options).context(|| format!("open {} again", self.name))?);
         self.turns.replay(&fresh).context(|| format!("take up what {} had not on disk", self.name))?;
         *slot = Some(Arc::clone(&fresh));
         Ok(fresh)
@@ -361,7 +365,7 @@ fn records(database: &Database) -> Result<u64> {
     Ok(records)
 }
 
-/// Bytes of keys, values and the trees above them, without what is free within and between pages. Walks all of them.
+/// Bytes of keys, values and the trees above them, excluding free space within and between pages. Walks all of them.
 fn used(database: &Database) -> Result<u64> {
     let write = database.begin_write().map_err(engine)?;
     let stats = write.stats().map_err(engine)?;
@@ -369,7 +373,7 @@ fn used(database: &Database) -> Result<u64> {
     Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()))
 }
 
-/// Why a change is not made that would add to the records.
+/// The error for a change that adds to the records while the disk is full.
 fn no_room(name: &str) -> Error {
     Error::resource_exhausted(format!(
         "no space left on device: {name} takes removals, and nothing new before there is room"
@@ -391,7 +395,8 @@ fn open_file(path: &Path, reserve: Option<Arc<Reserve>>, options: Options) -> Re
     open_storage(Reserved { file, reserve }, options)
 }
 
-/// Makes one that is empty. It has its name once it is whole: of half of one nobody could tell whether it was all.
+/// Creates an empty database under a temporary name and renames it: a half-written file could not be told from a
+/// complete one.
 fn make_database(path: &Path, reserve: Option<Arc<Reserve>>, options: Options) -> Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -403,7 +408,7 @@ fn make_database(path: &Path, reserve: Option<Arc<Reserve>>, options: Options) -
         .context(|| format!("name {}", path.display()))
 }
 
-/// Makes an empty file, readable by its owner only, and its name durable.
+/// Makes an empty file, accessible to its owner only, and syncs its directory.
 fn make_file(path: &Path) -> io::Result<()> {
     let is_new = !path.try_exists()?;
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;

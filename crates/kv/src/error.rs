@@ -1,4 +1,4 @@
-//! What the engine's failures mean to a caller.
+//! Maps the engine's errors to [`types::Error`].
 
 use std::error::Error as _;
 
@@ -9,7 +9,7 @@ pub(crate) fn damaged(what: &str) -> Error {
     Error::data_loss(format!("the metadata file is damaged: {what}"))
 }
 
-/// Adapter for `map_err`.
+/// Converts an engine error; for `map_err`.
 pub(crate) fn engine<E: Into<redb::Error>>(error: E) -> Error {
     let error = error.into();
     let (kind, message) = match &error {
@@ -30,7 +30,7 @@ pub(crate) fn engine<E: Into<redb::Error>>(error: E) -> Error {
     Error::new(kind, message).with_source(error)
 }
 
-/// Whether storage failed, after which the engine is of no use.
+/// Whether storage failed, after which the engine must be reopened.
 pub(crate) fn is_of_storage(error: &Error) -> bool {
     let mut next = error.source();
     while let Some(cause) = next {
@@ -42,7 +42,7 @@ pub(crate) fn is_of_storage(error: &Error) -> bool {
     false
 }
 
-/// One failure told to several callers.
+/// An error that is reported to several callers.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
     kind: ErrorKind,

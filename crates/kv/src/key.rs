@@ -7,9 +7,9 @@
 //! tuple    its parts one after another
 //! ```
 //!
-//! [`Key`] is the stored, owned form. [`KeyOf`] is anything that names one: `(&namespace, "redis")`
-//! looks up in a table of `(Namespace, String)` without a copy. [`PrefixOf`] names a range: `()` is
-//! the whole table, `(&namespace,)` all keys of that namespace.
+//! [`Key`] is the stored, owned form. [`KeyOf`] is anything that encodes to one: `(&namespace, "redis")` looks up in
+//! a table of `(Namespace, String)` without a copy. [`PrefixOf`] names a range: `()` is the whole table,
+//! `(&namespace,)` all keys of that namespace.
 
 use std::borrow::Cow;
 
@@ -17,22 +17,22 @@ use types::{ContainerId, Digest, IngestRef, LeaseId, Namespace, Result, SandboxI
 
 use crate::error;
 
-/// A key as a table gives it back.
+/// A key in its decoded, owned form.
 pub trait Key: Sized {
     fn read(from: &mut KeyReader<'_>) -> Result<Self>;
 }
 
-/// Something that stands for a key of type `K`.
+/// A borrowed form that encodes to a key of type `K`.
 pub trait KeyOf<K> {
     fn write(&self, to: &mut Vec<u8>);
 }
 
-/// Something that stands for all keys of type `K` that begin with it.
+/// A borrowed form that encodes to a prefix of keys of type `K`.
 pub trait PrefixOf<K> {
     fn write(&self, to: &mut Vec<u8>);
 }
 
-/// Takes the parts of an encoded key off its front.
+/// Decodes the parts of a key from the front.
 pub struct KeyReader<'a>(&'a [u8]);
 
 impl<'a> KeyReader<'a> {

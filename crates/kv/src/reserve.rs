@@ -1,20 +1,21 @@
-//! Room that is kept for a disk that is full.
+//! Disk space kept in reserve for a full disk.
 //!
-//! Whoever makes room removes records, which takes some: the engine writes a page anew, never in its place. So a file
-//! beside the database holds some MiB that nobody reads, and gives them up block by block, as they are needed:
+//! Freeing space means removing records, which itself takes space: the engine writes changed pages anew, never in
+//! place. So a file beside the database preallocates some MiB, and gives them up block by block as they are needed:
 //!
 //! ```text
-//! write of a page ──▶ no space ──▶ take as much off the reserve, write again ──▶ none left: the write fails
-//! next batch      ──▶ make the reserve whole ──▶ cannot: what adds to the records is refused, what takes away goes on
+//! write of a page ──▶ no space ──▶ shrink the reserve by as much, write again ──▶ none left: the write fails
+//! next batch      ──▶ refill the reserve ──▶ fails: writes that add records are refused, removals go on
 //! ```
 //!
 //! Invariants
-//! - A batch that began with a whole reserve takes half of it at most. The other half is for what was answered and has
-//!   to be written again, and for removals.
-//! - It is room, not truth: a reserve that is not there, or was cut by a crash, costs nothing but what it is for.
+//! - A batch that began with a full reserve takes at most half of it. The other half is for replaying acknowledged
+//!   writes,
+//! and for removals.
+//! - The reserve holds no data: if it is missing or was truncated by a crash, only its space is lost.
 //!
-//! Where blocks cannot be had without being written (`fallocate(2)` says so) there is no reserve, and on file systems
-//! that copy on write what it gives up may not be enough.
+//! On file systems that cannot preallocate (`EOPNOTSUPP`, fallocate(2)) there is no reserve, and on those that copy
+//! on write the space it gives up may not be enough.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -30,24 +31,24 @@ use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 use stdx::Mutex;
 
 const LEN: u64 = 4 << 20;
-/// Free bytes from which on there is one.
+/// Free bytes from which on a reserve is created.
 const PLENTY: u64 = 4 * LEN;
-/// What is given up at a time is a multiple of this, as file systems give out whole blocks.
+/// The reserve shrinks by multiples of this, as file systems allocate whole blocks.
 const BLOCK: u64 = 4 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Reserve {
     file: File,
-    /// What it shall hold: nothing where there is no room for one.
+    /// Target length in bytes; 0 if there is no reserve.
     full: u64,
-    /// What it holds.
+    /// Current length in bytes.
     len: Mutex<u64>,
-    /// What it holds at least until the next batch.
+    /// Length in bytes below which it must not shrink until the next batch.
     floor: AtomicU64,
 }
 
 impl Reserve {
-    /// The one at `path`, which is made if there is plenty of room for it.
+    /// Opens the reserve at `path`, or creates it if there is plenty of space.
     pub(crate) fn open(path: &Path) -> io::Result<Reserve> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let len = file.metadata()?.len();
@@ -57,20 +58,21 @@ impl Reserve {
         let mut reserve = Reserve { file, full, len: Mutex::new(len), floor: AtomicU64::new(0) };
         match reserve.fill() {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => reserve.full = 0,
-            // On a disk that is full it is what is left of it.
+            // On a full disk the reserve stays as long as it is.
             _ => {}
         }
         Ok(reserve)
     }
 
-    /// Makes it whole for the next batch. Whether it is: if not, all of it is there for what takes records away.
+    /// Refills the reserve for the next batch. Returns whether it is full; if not, removals may use all that is left
+    /// of it.
     pub(crate) fn settle(&self) -> bool {
         let is_whole = self.fill().is_ok();
         self.floor.store(if is_whole { self.full / 2 } else { 0 }, Ordering::Relaxed);
         is_whole
     }
 
-    /// Lets all of it be used, for what has been answered.
+    /// Lets all of it be used, for replaying acknowledged writes.
     pub(crate) fn open_up(&self) {
         self.floor.store(0, Ordering::Relaxed);
     }
@@ -80,7 +82,7 @@ impl Reserve {
         if *len < self.full {
             let filled = fallocate(&self.file, FallocateFlags::empty(), *len, self.full - *len);
             if let Err(error) = filled {
-                // Part of it may be there.
+                // A failed fallocate(2) may have allocated a part.
                 self.file.set_len(*len)?;
                 return Err(error.into());
             }
@@ -89,7 +91,7 @@ impl Reserve {
         Ok(())
     }
 
-    /// Gives up at least `wanted` bytes, if they are to be had. Whether it gave up any.
+    /// Gives up at least `wanted` bytes, if it still has them. Returns whether it gave up any.
     fn give(&self, wanted: u64) -> io::Result<bool> {
         let mut len = self.len();
         let least = self.floor.load(Ordering::Relaxed);
@@ -107,7 +109,7 @@ impl Reserve {
     }
 }
 
-/// A file that has a reserve.
+/// A database file with a reserve.
 #[derive(Debug)]
 pub(crate) struct Reserved {
     pub(crate) file: FileBackend,
@@ -134,7 +136,7 @@ impl StorageBackend for Reserved {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        // Others may be quicker to take what is given up, or the file system needs more than the bytes.
+        // Other processes may take the freed blocks first, or the file system may need more than the bytes alone.
         let mut wanted = data.len() as u64;
         loop {
             let written = self.file.write(offset, data);

@@ -1,12 +1,12 @@
-//! A scan of many records by two threads: the caller's has the engine read them, another looks at them.
+//! A scan of many records by two threads: the caller's thread reads them from the engine, another decodes them.
 //!
 //! ```text
 //! engine ──records──▶ batch ──▶ visit, on a thread of its own
-//!                       └─────▶ visit, on the caller's, where one batch holds all
+//!                       └─────▶ visit, on the caller's thread, if one batch holds all records
 //! ```
 //!
-//! The engine takes about as long for a record as who makes a part of an answer of it, and whoever asks for 100,000 of them
-//! would wait for both. Most scans are short, and need no second thread.
+//! Reading a record from the engine takes about as long as turning it into part of an answer, so for 100,000 records
+//! one thread would take twice as long. Most scans are short and need no second thread.
 
 use std::ops::ControlFlow;
 use std::panic::resume_unwind;
@@ -15,15 +15,15 @@ use std::thread;
 
 use types::Result;
 
-/// Bytes of a batch that takes no more.
+/// Bytes from which a batch counts as full.
 const BATCH_LEN: usize = 256 << 10;
-/// Batches that wait to be looked at.
+/// Full batches that wait for the visitor at most.
 const WAITING_MAX: usize = 4;
 
-/// What is called with a key and a value.
+/// Called with a key and a value.
 type Each<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>;
 
-/// Calls `visit` with the records that `read` calls what it is given with, in their order, until it fails.
+/// Calls `visit` with each record that `read` yields, in order, until one of them fails.
 pub(crate) fn visit_all(
     read: impl FnOnce(Each<'_>) -> Result<()>,
     mut visit: impl FnMut(&[u8], &[u8]) -> Result<()> + Send,
@@ -41,7 +41,7 @@ pub(crate) fn visit_all(
             if let Some((full, visit)) = to_begin.take() {
                 visitor = Some(scope.spawn(move || visit_batches(&full, visit)));
             }
-            // A visitor that is gone says why, below.
+            // If the visitor has ended, joining it below gives the error.
             let sent = send.send(std::mem::take(&mut batch));
             Ok(if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         });
@@ -56,11 +56,11 @@ fn visit_batches(full: &Receiver<Batch>, visit: &mut impl FnMut(&[u8], &[u8]) ->
     full.iter().try_for_each(|batch| batch.visit(visit))
 }
 
-/// Records one behind the other.
+/// Records, concatenated.
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
-    /// Where in them each key ends, and its value.
+    /// For each record, where its key and its value end in `bytes`.
     ends: Vec<(usize, usize)>,
 }
 

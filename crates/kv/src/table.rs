@@ -10,7 +10,7 @@ use crate::key::{Key, KeyOf, KeyReader, PrefixOf};
 use crate::scan;
 use crate::transaction::{Read, WriteTxn};
 
-/// A named table. Declare it as a `const`; it comes into being with the first `put`.
+/// A named table. Declare it as a `const`; the first `put` creates it.
 ///
 /// ```text
 /// const VOLUMES: Table<(Namespace, String), u64> = Table::new("volumes");
@@ -34,7 +34,7 @@ impl<K: Key, V: Value> Table<K, V> {
         Ok(value)
     }
 
-    /// Calls `visit` with a record as it is stored, if it is there.
+    /// Calls `visit` with the stored form of a record, if it exists.
     pub fn get_stored(
         &self,
         tx: &impl Read,
@@ -60,7 +60,7 @@ impl<K: Key, V: Value> Table<K, V> {
         Ok(())
     }
 
-    /// Removes a record; says whether it was there.
+    /// Removes a record. Returns whether it existed.
     pub fn delete(&self, tx: &mut WriteTxn<'_>, key: impl KeyOf<K>) -> Result<bool> {
         let key = encode_key(&key);
         let mut found = false;
@@ -86,8 +86,9 @@ impl<K: Key, V: Value> Table<K, V> {
         })
     }
 
-    /// Calls `visit` with the records below `prefix` in key order, until it fails, as they are stored, each key without the
-    /// prefix: for a look at many, of which few may be wanted. Where there are many, `visit` is called on another thread, while the engine reads on.
+    /// Calls `visit` with the stored form of each record below `prefix`, in key order, until it fails; keys come
+    /// without the prefix. For filtering many records of which few are needed. For more than a batch of them, `visit`
+    /// runs on another thread while the engine reads on.
     pub fn scan_stored(
         &self,
         tx: &impl Read,

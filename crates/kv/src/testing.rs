@@ -1,18 +1,18 @@
-//! For tests: storage in memory that can fail and that remembers what a crash could leave behind.
+//! In-memory storage for tests: it can fail, and knows what a crash could leave behind.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use redb::StorageBackend;
 
-/// What has been done to the storage. Survives the database that runs on it.
+/// In-memory storage. Outlives the database on it.
 #[derive(Clone, Debug, Default)]
 pub struct Storage(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
     bytes: Vec<u8>,
-    /// The bytes as of the last sync, and what was done since.
+    /// The bytes as of the last sync, and the operations since.
     synced: Vec<u8>,
     unsynced: Vec<Operation>,
     operations: usize,
@@ -58,12 +58,12 @@ impl Storage {
         self.state().operations
     }
 
-    /// How often it was synced.
+    /// How many syncs there were.
     pub fn syncs(&self) -> usize {
         self.state().syncs
     }
 
-    /// Whether the armed fault has struck.
+    /// Whether the armed fault has been injected.
     pub fn has_struck(&self) -> bool {
         let state = self.state();
         state
@@ -71,8 +71,8 @@ impl Storage {
             .is_some_and(|(Fault::Once(at) | Fault::From(at) | Fault::Panic(at))| state.operations > at)
     }
 
-    /// What the medium may hold after a crash: all that was synced, and any of what was not. `keep`
-    /// decides for each operation since the last sync.
+    /// The bytes that could be on the medium after a crash: all synced operations, and those since the last sync for
+    /// which `keep` returns true.
     pub fn after_crash(&self, mut keep: impl FnMut(usize) -> bool) -> Vec<u8> {
         let state = self.state();
         let mut bytes = state.synced.clone();

@@ -4,7 +4,7 @@
 //! hands them over only when the closure has succeeded:
 //!
 //! ```text
-//! reads ──▶ changes of this closure ──(not there)──▶ engine: earlier closures of the batch, the file
+//! reads ──▶ changes of this closure ──(no such key)──▶ engine: earlier closures of the batch, then the file
 //! Ok    ──▶ changes go into the engine
 //! Err   ──▶ changes are dropped
 //! ```
@@ -90,13 +90,13 @@ impl Read for ReadTxn {
     }
 }
 
-/// A turn at writing: of one closure, or of several, one after another. Each sees its own changes and all those
-/// before it.
+/// A write transaction, shared by the closures of a batch. Each closure sees its own changes and those of all before
+/// it.
 pub struct WriteTxn<'a> {
     engine: &'a redb::WriteTransaction,
     /// Tables opened so far.
     tables: RefCell<HashMap<&'static str, Rc<WriteTable<'a>>>>,
-    /// Those of the closure that runs.
+    /// Changes of the running closure.
     changes: Journal,
 }
 
@@ -111,7 +111,7 @@ impl<'a> WriteTxn<'a> {
         WriteTxn { engine, tables: RefCell::default(), changes: BTreeMap::new() }
     }
 
-    /// Whether the closure that runs has changed anything.
+    /// Whether the running closure has changed anything.
     pub fn has_changes(&self) -> bool {
         !self.changes.is_empty()
     }
@@ -124,13 +124,13 @@ impl<'a> WriteTxn<'a> {
         self.changes.entry(table).or_default().insert(key, None);
     }
 
-    /// The changes of the closure that has run, which are no longer of this transaction.
+    /// Takes the changes of the closure that has finished.
     pub(crate) fn take_changes(&mut self) -> Journal {
         std::mem::take(&mut self.changes)
     }
 
-    /// Whether these changes leave more than there is: more records, or the same with more in them than a later time
-    /// and a greater number.
+    /// Whether these changes add to the stored data: more records, or as many but more bytes than an updated
+    /// timestamp and counter account for.
     pub(crate) fn adds(&self, changes: &Journal) -> Result<bool> {
         const SLACK: usize = 64;
         let (mut before, mut after) = ((0, 0), (0, 0));
@@ -148,7 +148,7 @@ impl<'a> WriteTxn<'a> {
         Ok(after.0 > before.0 || after.1 > before.1 + SLACK)
     }
 
-    /// Hands changes to the engine. If this fails the whole batch has failed.
+    /// Applies changes to the engine. If this fails the whole batch has failed.
     pub(crate) fn apply(&mut self, changes: Journal) -> Result<()> {
         for (name, changes) in changes {
             self.table(name)?;

@@ -1,10 +1,10 @@
-//! A file that has become mostly free is made short again, whatever happens meanwhile.
+//! Compaction of a mostly free file, beside readers, writers, crashes and failures.
 
 use kv::testing::{Fault, Storage};
 use kv::{Db, Options, Table};
 
 const BLOBS: Table<u64, String> = Table::new("blobs");
-/// The first of those that stay.
+/// The first record that stays.
 const KEPT: u64 = 180;
 const ALL: u64 = 200;
 /// Bytes of a record.
@@ -23,7 +23,7 @@ fn fill(db: &Db) {
     db.write(|tx| (0..ALL).try_for_each(|key| BLOBS.put(tx, key, &"x".repeat(LEN)))).unwrap();
 }
 
-/// Leaves the records that were written last, which are at the end of the file.
+/// Keeps only the records written last, which are at the end of the file.
 fn empty(db: &Db) {
     db.write(|tx| (0..KEPT).try_for_each(|key| BLOBS.delete(tx, key).map(drop))).unwrap();
 }
@@ -38,7 +38,7 @@ fn check(db: &Db, what: &str) {
 }
 
 #[test]
-fn a_file_that_is_mostly_free_becomes_short() {
+fn compaction_shrinks_a_mostly_free_file() {
     let storage = Storage::default();
     let db = open(&storage);
     fill(&db);
@@ -51,7 +51,7 @@ fn a_file_that_is_mostly_free_becomes_short() {
     assert!(given > 0 && short < full / 4, "{full} bytes became {short}, {given} were given back");
     check(&db, "after it");
     assert_eq!(db.compact(0).unwrap(), 0, "once is enough");
-    // And it grows again.
+    // The file grows again.
     fill(&db);
     empty(&db);
     check(&db, "after the next");
@@ -61,26 +61,26 @@ fn a_file_that_is_mostly_free_becomes_short() {
 }
 
 #[test]
-fn whoever_reads_is_not_disturbed() {
+fn compaction_does_not_disturb_an_open_snapshot() {
     let storage = Storage::default();
     let db = open(&storage);
     fill(&db);
     db.read(|tx| {
         empty(&db);
-        assert_eq!(db.compact(0).unwrap(), 0, "somebody reads");
+        assert_eq!(db.compact(0).unwrap(), 0, "a reader is open");
         assert_eq!(BLOBS.keys(tx, ()).unwrap().len() as u64, ALL);
         Ok(())
     })
     .unwrap();
-    // What nobody looks at any more is free once there is a change after it.
+    // Pages of a closed snapshot become free with the next change.
     db.write(|tx| BLOBS.put(tx, KEPT, &"x".repeat(LEN))).unwrap();
     assert!(db.compact(0).unwrap() > 0);
     check(&db, "after it");
 }
 
-/// Writers queue up behind it, and what was relaxed before it is not lost.
+/// Writers wait for the compaction, and relaxed writes before it are not lost.
 #[test]
-fn whoever_writes_comes_before_it_or_after_it() {
+fn writes_run_before_or_after_a_compaction() {
     let storage = Storage::default();
     let db = open(&storage);
     fill(&db);
@@ -108,16 +108,16 @@ fn whoever_writes_comes_before_it_or_after_it() {
 }
 
 #[test]
-fn a_crash_amid_it_loses_nothing() {
+fn a_crash_during_compaction_loses_nothing() {
     try_each_operation(Fault::From);
 }
 
 #[test]
-fn a_failure_amid_it_loses_nothing() {
+fn a_storage_failure_during_compaction_loses_nothing() {
     try_each_operation(Fault::Once);
 }
 
-/// What fails is the storage, at each operation in turn; then also the power.
+/// The storage fails at each operation in turn, with and without a power cut after it.
 fn try_each_operation(fault: fn(usize) -> Fault) {
     let before = Storage::default();
     let db = open(&before);
@@ -140,7 +140,7 @@ fn try_each_operation(fault: fn(usize) -> Fault) {
             );
         }
         storage.heal();
-        // What the engine was told of may fail once more for it.
+        // The engine may report the injected failure once more.
         let _ = db.flush();
         check(&db, &format!("operation {at} failed, and it went on"));
         let relaxed = db.read(|tx| BLOBS.get(tx, KEPT)).unwrap();

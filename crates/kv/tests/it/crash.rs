@@ -1,5 +1,4 @@
-//! Power is lost at every operation of the storage, and the medium kept all, none or some of what was
-//! not synced.
+//! Power is lost at every storage operation; the medium kept all, none or some of the unsynced operations.
 
 use kv::{Db, Options, Table};
 
@@ -13,8 +12,8 @@ fn open(storage: &Storage) -> types::Result<Db> {
     Db::open_on(move || Ok(storage.clone()), Options::default())
 }
 
-/// Each round adds a pair and deletes that of two rounds before; every other round is relaxed. Gives
-/// back the last round that was answered as durable.
+/// Each round adds a pair and deletes that of two rounds before; every other round is relaxed. Returns the last round
+/// that was acknowledged as durable.
 fn run(db: &Db) -> Option<u64> {
     let mut durable = None;
     for number in 0..ROUNDS {
@@ -57,7 +56,7 @@ fn check(image: Vec<u8>, durable: Option<u64>, what: &str) {
     assert!(allowed.into_iter().any(|state| state == left), "{what}: {left:?} with {durable:?} answered");
 }
 
-/// A sequence that looks random and is the same each time.
+/// A reproducible pseudo-random sequence.
 fn coin(seed: u64) -> impl FnMut(usize) -> bool {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     move |_| {

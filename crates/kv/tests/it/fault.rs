@@ -1,4 +1,4 @@
-//! Every operation of the storage fails once, in turn.
+//! Every storage operation fails once, in turn.
 
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ fn open(storage: &Storage) -> types::Result<Db> {
     Db::open_on(move || Ok(storage.clone()), Options::default())
 }
 
-/// A round writes two records, or neither. Gives back the rounds that were answered.
+/// A round writes two records, or neither. Returns the acknowledged rounds.
 fn run(db: &Db) -> Vec<u64> {
     let round = |number: u64| {
         db.write(|tx| {
@@ -69,7 +69,7 @@ fn no_answered_write_is_lost_when_storage_fails_for_good() {
     fail_at_each_operation(Fault::From);
 }
 
-/// The engine panics at each operation of taking the changes of a closure, up to the first of the commit.
+/// The engine panics at each operation while a closure's changes are applied, up to the first of the commit.
 #[test]
 fn half_of_a_write_is_not_committed_when_the_engine_breaks_down_in_it() {
     for at in 0.. {
@@ -81,7 +81,7 @@ fn half_of_a_write_is_not_committed_when_the_engine_breaks_down_in_it() {
         })
         .unwrap();
         drop(db);
-        // Nobody asks the engine to close itself after that.
+        // The engine does not close itself after a panic.
         let db = ManuallyDrop::new(open(&storage).unwrap());
         let written = catch_unwind(AssertUnwindSafe(|| {
             db.write(|tx| {
@@ -117,8 +117,7 @@ fn writes_go_on_after_a_failure_that_passes() {
     assert_eq!(db.read(|tx| PAIRS.get(tx, ("left", 101))).unwrap(), Some(1));
 }
 
-/// A relaxed write is on disk when a later write is answered, even if the engine had to be opened anew in
-/// between.
+/// A relaxed write is on disk when a later write is acknowledged, even if the engine was reopened in between.
 #[test]
 fn no_relaxed_write_is_lost_once_a_later_write_is_answered() {
     for fault in [Fault::Once as fn(usize) -> Fault, Fault::From] {
@@ -160,7 +159,7 @@ fn sync_brings_relaxed_writes_to_disk() {
 fn reads_go_on_after_a_failure_that_passes() {
     let storage = Storage::default();
     let own = storage.clone();
-    // Without a cache, which would hide it.
+    // The cache would hide the failure.
     let options = Options { cache_bytes: 0, ..Options::default() };
     let db = Db::open_on(move || Ok(own.clone()), options).unwrap();
     assert_eq!(run(&db).len() as u64, ROUNDS);
@@ -170,7 +169,7 @@ fn reads_go_on_after_a_failure_that_passes() {
     read().unwrap_err();
     read().unwrap_err();
     storage.heal();
-    // Nobody writes in between; one may be told that it failed.
+    // No write reopens the engine in between; one read may fail.
     let _ = read();
     assert_eq!(read().unwrap(), Some(0));
     assert_eq!(db.read(|tx| PAIRS.get(tx, ("left", 100))).unwrap(), None);

@@ -1,4 +1,4 @@
-//! Writers that come at the same time.
+//! Concurrent writers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -52,7 +52,7 @@ fn no_increment_is_lost_and_failures_undo_only_themselves() {
     assert_eq!(counts, (0..WRITERS).map(|writer| (writer, ROUNDS)).collect::<Vec<_>>());
 }
 
-/// Durable writes a second with this many writers.
+/// Durable writes per second with this many writers.
 fn rate(db: &Db, writers: u64, duration: Duration) -> f64 {
     let done = AtomicUsize::new(0);
     let start = Instant::now();
@@ -70,8 +70,8 @@ fn rate(db: &Db, writers: u64, duration: Duration) -> f64 {
     done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// The ratio is a property of the medium: where an fsync costs nothing there is nothing to share. So
-/// this prints figures, and asserts only that sharing happens where it pays.
+/// The ratio depends on the medium: where an fsync costs nothing there is nothing to share. So this prints figures,
+/// and asserts only that sharing happens where it pays.
 #[test]
 fn many_writers_share_an_fsync() {
     // Not in /tmp, which may be in memory.

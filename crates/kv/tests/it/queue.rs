@@ -1,4 +1,4 @@
-//! Writes that wait in the queue.
+//! Queued writes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -14,7 +14,7 @@ fn open(storage: &Storage) -> Db {
     Db::open_on(move || Ok(storage.clone()), Options::default()).unwrap()
 }
 
-/// Adds one to a count; gives back what it is then.
+/// Increments a counter; returns its new value.
 fn add(tx: &mut WriteTxn<'_>, key: u64) -> Result<u64> {
     let count = COUNTS.get(tx, key)?.unwrap_or(0) + 1;
     COUNTS.put(tx, key, &count)?;
@@ -87,7 +87,7 @@ fn a_driver_that_is_dropped_leaves_nobody_waiting() {
 }
 
 #[test]
-fn whoever_is_told_may_not_write() {
+fn a_callback_of_a_queued_write_may_not_write() {
     let db = open(&Storage::default());
     let ((tell, told), own) = (channel(), db.clone());
     let driver =
@@ -100,7 +100,7 @@ fn whoever_is_told_may_not_write() {
 }
 
 #[test]
-fn whoever_breaks_down_when_it_is_told_keeps_nobody_waiting() {
+fn a_panicking_callback_keeps_no_other_writer_waiting() {
     let db = open(&Storage::default());
     let driver = db.write_queued(|tx| add(tx, 0), |_| panic!("on purpose"));
     let (_, told) = queue(&db, |tx| add(tx, 0));
@@ -120,8 +120,8 @@ fn a_long_queue_takes_several_batches() {
     assert_eq!(told.last().unwrap().recv().unwrap().unwrap(), 1001);
 }
 
-/// Each operation of the storage fails once, in turn, while writes are queued between others: who was told that a
-/// write is on disk finds it after a crash, and everybody is told something.
+/// Each operation of the storage fails once, in turn, between queued and other writes: a write reported as on disk
+/// survives a crash, and every callback is called.
 #[test]
 fn no_answered_write_is_lost_when_any_operation_fails_once() {
     for at in 0.. {

@@ -1,4 +1,4 @@
-//! A disk that is full: what takes away goes on, on room that was kept for it.
+//! Full disks: removals go on, using the reserve.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -15,11 +15,11 @@ const RECORDS: Table<u64, String> = Table::new("records");
 const DISK_LEN: u64 = 32 << 20;
 const WHOLE: u64 = 4 << 20;
 
-/// A small disk of its own.
+/// A small tmpfs of the test's own.
 struct Disk(TempDir);
 
 impl Disk {
-    /// None, and says so, where it cannot be had.
+    /// `None`, after printing why, if the test does not run as root.
     fn mount() -> Option<Disk> {
         if !stdx::testing::is_root("a disk of its own") {
             return None;
@@ -44,7 +44,7 @@ impl Disk {
         fs::metadata(self.path("reserve")).expect("it is made with the database").blocks() * 512
     }
 
-    /// Takes every byte that is free, as long as `go_on` says so.
+    /// Takes every free byte, as long as `go_on` returns true.
     fn fill(&self, name: &str, go_on: impl Fn() -> bool) {
         let mut filler = File::create(self.path(name)).expect("a place for a name");
         while go_on() {
@@ -79,7 +79,7 @@ fn len(db: &Db) -> usize {
     db.read(|tx| RECORDS.keys(tx, ())).unwrap().len()
 }
 
-/// Adds until the disk has no more. How many there are then.
+/// Adds records until the disk is full. Returns how many there are then.
 fn add_until_full(db: &Db) -> u64 {
     let refused = (0..).map(|key| (key, add(db, key))).find(|(_, added)| added.is_err());
     let (key, Err(error)) = refused.expect("a disk has an end") else { unreachable!() };
@@ -89,7 +89,7 @@ fn add_until_full(db: &Db) -> u64 {
 }
 
 #[test]
-fn a_full_disk_is_emptied_by_removing_what_is_on_it() {
+fn records_can_be_removed_on_a_full_disk() {
     let Some(disk) = Disk::mount() else { return };
     let db = disk.open().unwrap();
     assert_eq!(disk.reserve(), WHOLE);
@@ -100,7 +100,7 @@ fn a_full_disk_is_emptied_by_removing_what_is_on_it() {
 
     for key in 0..there {
         remove(&db, key).unwrap_or_else(|error| panic!("{key} of {there}: {}", error.chain()));
-        // Whoever tries again meanwhile takes nothing from those who make room.
+        // A writer that retries meanwhile takes no space from the remover.
         if key % 100 == 0 {
             assert!(add(&db, 1_000_000).is_err_and(|error| error.is(ErrorKind::ResourceExhausted)));
         }
@@ -112,7 +112,7 @@ fn a_full_disk_is_emptied_by_removing_what_is_on_it() {
 }
 
 #[test]
-fn what_is_given_up_is_not_for_those_who_fill_the_disk() {
+fn the_reserve_is_not_for_writes_that_add_records() {
     let Some(disk) = Disk::mount() else { return };
     let db = disk.open().unwrap();
     (0..500).for_each(|key| add(&db, key).unwrap());
@@ -127,8 +127,8 @@ fn what_is_given_up_is_not_for_those_who_fill_the_disk() {
     assert_eq!(len(&db), 0);
 }
 
-/// One that asks for more than the reserve has for it fails alone: what was answered before, though it was not on disk,
-/// is there, and records can be removed.
+/// A write that needs more space than the reserve has fails alone: writes acknowledged before it survive, even
+/// relaxed ones, and records can be removed.
 #[test]
 fn a_change_that_is_too_large_is_refused_and_nothing_that_was_answered_is_lost() {
     let Some(disk) = Disk::mount() else { return };
@@ -150,7 +150,7 @@ fn a_database_that_was_not_closed_is_opened_on_a_full_disk() {
     let Some(disk) = Disk::mount() else { return };
     let db = disk.open().unwrap();
     (0..1_000).for_each(|key| add(&db, key).unwrap());
-    // As a process leaves it that is killed.
+    // Simulates a killed process.
     let left = fs::read(disk.path("db")).unwrap();
     drop(db);
     fs::write(disk.path("db"), left).unwrap();
@@ -159,9 +159,9 @@ fn a_database_that_was_not_closed_is_opened_on_a_full_disk() {
     (0..1_000).for_each(|key| remove(&db, key).unwrap());
 }
 
-/// With no room for a reserve there is none, and nothing else is different.
+/// A disk too small for a reserve works without one.
 #[test]
-fn a_small_disk_has_none() {
+fn a_small_disk_has_no_reserve() {
     let Some(disk) = Disk::mount() else { return };
     fs::write(disk.path("others"), vec![1; (DISK_LEN - (10 << 20)) as usize]).unwrap();
     let db = disk.open().unwrap();

@@ -1,4 +1,4 @@
-//! What a closure sees and what it leaves behind.
+//! Transactions: visibility of changes, rollback, opening and copying.
 
 use std::ops::ControlFlow;
 
@@ -23,9 +23,9 @@ fn words(db: &Db, of: &str) -> Vec<String> {
     all.into_iter().map(|((_, key), value)| format!("{key}={value}")).collect()
 }
 
-/// As a full disk or a crash leaves it.
+/// Simulates creation that a full disk or a crash interrupted.
 #[test]
-fn a_file_that_was_not_made_to_its_end_is_made_anew() {
+fn an_interrupted_creation_is_started_over() {
     let dir = tempfile::TempDir::new().unwrap();
     let path = dir.path().join("meta.db");
     std::fs::write(dir.path().join("meta.db.new"), [0; 10_000]).unwrap();
@@ -34,7 +34,7 @@ fn a_file_that_was_not_made_to_its_end_is_made_anew() {
     let names: Vec<_> =
         std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["meta.db"]);
-    // One that has its name is somebody's, whatever it looks like.
+    // A file under the final name is never overwritten, whatever it contains.
     std::fs::write(&path, [0; 10_000]).unwrap();
     assert!(Db::open(&path, Options::default()).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), [0; 10_000]);
@@ -201,13 +201,13 @@ fn a_copy_holds_what_was_committed_when_it_began() {
     assert!(!dir.path().join("copy.partial").exists());
 }
 
-/// Where there are many of them another thread looks at records: in their order, once each, and until it fails.
+/// Scans of many records use a second thread: each record is visited once and in order, until the visitor fails.
 #[test]
-fn stored_records_are_visited_in_order_whoever_does_it() {
+fn stored_records_are_visited_in_order_on_either_thread() {
     let (_dir, db) = temporary();
     let caller = std::thread::current().id();
     let value = |number: u64| "v".repeat(usize::try_from(number % 300).unwrap());
-    // Keys, and whether this thread saw any of them, and any other thread.
+    // Keys, and whether this thread visited any of them, and another thread.
     let visit = |until: usize| {
         let (mut keys, mut here, mut elsewhere) = (Vec::new(), false, false);
         let visited = db.read(|tx| {
@@ -231,7 +231,7 @@ fn stored_records_are_visited_in_order_whoever_does_it() {
         })
         .unwrap();
     };
-    // Of another namespace, behind all others.
+    // A record of another namespace, sorted after all others.
     db.write(|tx| WORDS.put(tx, (&namespace("b"), "none"), &"v".to_owned())).unwrap();
     assert_eq!(visit(usize::MAX).1, [0; 0]);
     fill(0, 100);
