@@ -5,12 +5,12 @@ use types::{Error, Result};
 use crate::Database;
 use crate::page::{ELEMENT_LEN, HEADER_LEN, Page, u64_at};
 
-/// Branches above a leaf. A tree of this depth has more entries than any disk.
+/// Branches above a leaf at most: a deeper tree would have more entries than fit on any disk.
 const DEPTH_MAX: usize = 32;
-/// The head of a bucket's value.
+/// Length of the header of a bucket's value.
 const BUCKET_LEN: usize = 16;
 
-/// A map.
+/// A map from keys to values and to further buckets.
 #[derive(Clone, Copy)]
 pub struct Bucket<'a> {
     database: Database<'a>,
@@ -84,8 +84,8 @@ impl<'a> Bucket<'a> {
         Ok(())
     }
 
-    /// Goes through this bucket and all in it, and sees to it that what they have takes no more than `room` bytes:
-    /// `DataLoss` else. What is broken is passed over, and told to whoever comes to it.
+    /// Walks this bucket and all in it, and checks that their contents take at most `room` bytes; `DataLoss`
+    /// otherwise. Skips malformed pages: reading them reports the error.
     pub(crate) fn check_room(self, mut room: usize) -> Result<()> {
         let mut pending = vec![self.root];
         while let Some(root) = pending.pop() {
@@ -111,7 +111,7 @@ impl<'a> Bucket<'a> {
         Ok(())
     }
 
-    /// What a key stands for. Looks at every entry before it: for buckets of records, not for those with many.
+    /// Looks up a key by a linear scan: for buckets that are records, not for large ones.
     fn find(self, key: &[u8]) -> Result<Option<Entry<'a>>> {
         let mut found = None;
         self.each(|other, entry| {
@@ -123,7 +123,7 @@ impl<'a> Bucket<'a> {
         Ok(found)
     }
 
-    /// The bucket of this name, if there is one.
+    /// The nested bucket of this name, if there is one.
     pub fn bucket(self, key: impl AsRef<[u8]>) -> Result<Option<Bucket<'a>>> {
         Ok(match self.find(key.as_ref())? {
             Some(Entry::Bucket(bucket)) => Some(bucket),

@@ -1,5 +1,4 @@
-//! Reads the files of bbolt, the database of containerd and of much else that is written in Go. Reads only, and
-//! from memory.
+//! Reads the files of bbolt, the database of containerd and many other Go programs. Read-only, and from memory.
 //!
 //! ```text
 //! file     page 0: meta │ page 1: meta │ pages …             the meta with the higher transaction id counts
@@ -13,9 +12,10 @@
 //! All numbers are little-endian, as on the machines that wrote them.
 //!
 //! Invariants
-//! - The bytes are anybody's: nothing is read outside of its page, branches nest to a bounded depth, and all that is
-//!   there, in all buckets together, takes no more room than the file: a page or a value that is named again and again
-//!   is found out when the file is opened. What breaks a rule is `DataLoss`, with the page.
+//! - The bytes are untrusted: nothing is read outside of its page, branches nest to a bounded depth, and the contents
+//!   of
+//! all buckets together take no more room than the file, so opening a file refuses pages or values that are
+//! referenced again and again. A violation is `DataLoss` and names the page.
 //! - Nothing is copied: keys and values are slices of the file.
 #![forbid(unsafe_code)]
 
@@ -29,12 +29,12 @@ use types::{Error, Result};
 
 const MAGIC: u32 = 0xED0C_DAED;
 const VERSION: u32 = 2;
-/// Sizes of pages that there are: those of the machines that databases were made on.
+/// Valid page sizes: the OS page size of the writing machine.
 const PAGE_SIZES: std::ops::RangeInclusive<usize> = 512..=65_536;
-/// Bytes of a meta that its checksum is about.
+/// Bytes of a meta that its checksum covers.
 const META_LEN: usize = 56;
 
-/// A database, as its last transaction left it.
+/// A database, as of its last committed transaction.
 #[derive(Clone, Copy)]
 pub struct Database<'a> {
     bytes: &'a [u8],
@@ -43,8 +43,8 @@ pub struct Database<'a> {
 }
 
 impl<'a> Database<'a> {
-    /// Looks at a file. `InvalidArgument` if it is not bbolt's, `DataLoss` if neither of its two metas is whole, or if
-    /// it has more in it than it has room for.
+    /// Opens a file's bytes. `InvalidArgument` if it is not a bbolt file, `DataLoss` if neither of its two metas is
+    /// intact, or if its contents take more room than the file has.
     pub fn open(bytes: &'a [u8]) -> Result<Database<'a>> {
         let newest = metas(bytes).into_iter().max_by_key(|meta| meta.transaction);
         let Some(meta) = newest else {
@@ -63,7 +63,7 @@ impl<'a> Database<'a> {
         Bucket::at_page(self, self.root)
     }
 
-    /// A page with those that it flows over into.
+    /// A page with its overflow pages.
     fn page(self, id: u64) -> Result<Page<'a>> {
         let broken = |why: &str| Error::data_loss(format!("page {id} of the database {why}"));
         let start = usize::try_from(id).ok().and_then(|id| id.checked_mul(self.page_size));
@@ -87,7 +87,7 @@ struct Meta {
     transaction: u64,
 }
 
-/// Those that are whole. The second lies where the first says, or where one of the usual sizes of pages puts it.
+/// The intact metas. The second is one page after the first; if the first is broken, every usual page size is tried.
 fn metas(bytes: &[u8]) -> Vec<Meta> {
     let first = meta_at(bytes, 0);
     let sizes: Vec<usize> = match &first {
@@ -111,7 +111,7 @@ fn meta_at(bytes: &[u8], start: usize) -> Option<Meta> {
     Some(Meta { page_size, root: u64_at(meta, 16)?, transaction: u64_at(meta, 48)? })
 }
 
-/// Fowler, Noll and Vo's hash, version 1a.
+/// The 64-bit FNV-1a hash.
 fn fnv64a(bytes: &[u8]) -> u64 {
     bytes
         .iter()
@@ -183,10 +183,10 @@ mod tests {
         check(4 * PAGE_SIZE + HEADER_LEN + 8, &[0xff, 0xff, 0xff, 0xff], "element 0 of page 4");
     }
 
-    /// What is read is kept, and a file of some megabytes must not come to many gigabytes.
+    /// Callers keep what they read, so a file of some megabytes must not expand to many gigabytes.
     #[test]
-    fn what_is_named_again_and_again_is_refused() {
-        /// A leaf on the root's page and the next, all of whose elements have the same bytes for key and value.
+    fn pages_referenced_again_and_again_are_refused() {
+        /// A leaf that fills the root's page and the next, with the same key and value bytes for every element.
         fn leaf(count: u16, flags: u32, key: &[u8], value: &[u8]) -> Vec<u8> {
             let mut page = [&3_u64.to_le_bytes()[..], &[2, 0], &count.to_le_bytes(), &[1, 0, 0, 0]].concat();
             for at in 0..u32::from(count) {
@@ -206,7 +206,7 @@ mod tests {
         check(&leaf(2, 0, &[b'k'; 100], &[b'v'; 100]), Some(2));
         check(&leaf(16, 0, &[b'k'; 700], b""), None);
         check(&leaf(16, 0, b"k", &[b'v'; 700]), None);
-        // A bucket that is in itself.
+        // A bucket that contains itself.
         let root = [&3_u64.to_le_bytes()[..], &[0; 8]].concat();
         check(&leaf(1, 1, b"k", &root), None);
     }

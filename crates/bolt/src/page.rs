@@ -7,7 +7,7 @@ pub(crate) const ELEMENT_LEN: usize = 16;
 const BRANCH_FLAG: u16 = 0x01;
 const LEAF_FLAG: u16 = 0x02;
 pub(crate) const META_FLAG: u16 = 0x04;
-/// Of an element of a leaf: its value is a bucket.
+/// Leaf element flag: its value is a bucket.
 const BUCKET_FLAG: u32 = 0x01;
 
 pub(crate) struct Page<'a> {
@@ -17,13 +17,13 @@ pub(crate) struct Page<'a> {
     pub(crate) is_branch: bool,
 }
 
-/// What an element of a page holds.
+/// An element of a page.
 pub(crate) struct Element<'a> {
     pub(crate) key: &'a [u8],
-    /// Of a leaf.
+    /// Leaves only.
     pub(crate) value: &'a [u8],
     pub(crate) is_bucket: bool,
-    /// Of a branch: where to go on.
+    /// Branches only: the child page.
     pub(crate) page: u64,
 }
 

@@ -1,15 +1,15 @@
-//! Huffman's code of HPACK (RFC 7541 §5.2 and appendix B), as far as a name of a host goes.
+//! The Huffman code of HPACK (RFC 7541 §5.2 and appendix B), as far as host names need it.
 //!
-//! A character is replaced by one whose code is as long: nothing else moves.
+//! A character is replaced by one with a code of the same length, so nothing else moves.
 
 use crate::{is_authority, is_unreserved};
 
-/// Characters with codes of the same length. The code is canonical: codes of a length follow each other as their
-/// characters do, and the first of a length follows the last of the length before it.
+/// Characters with codes of the same length. The code is canonical: codes of one length are consecutive in character
+/// order, and the first of a length follows the last of the length before it.
 struct Row {
     len: u32,
     characters: &'static [u8],
-    /// What may stand for any of them in a name of a host; none of this length may.
+    /// Replaces characters of this row that a host name may not contain; `None` if the row has no allowed character.
     instead: Option<u8>,
 }
 
@@ -17,7 +17,7 @@ const fn row(len: u32, characters: &'static [u8], instead: Option<u8>) -> Row {
     Row { len, characters, instead }
 }
 
-/// Those of up to 13 bits. All others are control characters, bytes above 127, and ``^}<`{\``.
+/// All codes of up to 13 bits. The others are those of control characters, bytes above 127, and ``^}<`{\``.
 const ROWS: [Row; 8] = [
     row(5, b"012aceiost", Some(b'0')),
     row(6, b" %-./3456789=A_bdfghlmnpru", Some(b'-')),
@@ -29,17 +29,17 @@ const ROWS: [Row; 8] = [
     row(13, b"\0$@[]~", Some(b'~')),
 ];
 
-/// A character's place in a value.
+/// A decoded character and its place in the value.
 struct Placed {
     byte: u8,
-    /// Of its code, in bits.
+    /// Where its code begins, in bits.
     at: usize,
     row: &'static Row,
     /// The code of the row's first character.
     first_code: usize,
 }
 
-/// Mends a value that is no authority. One with a character that nothing can stand for stays as it is.
+/// Rewrites a value that is not a valid authority, unless one of its characters has no replacement.
 pub(crate) fn mend(value: &mut [u8]) {
     let Some(characters) = decode(value) else { return };
     let text: Vec<u8> = characters.iter().map(|placed| placed.byte).collect();
@@ -54,7 +54,7 @@ pub(crate) fn mend(value: &mut [u8]) {
     }
 }
 
-/// None if there are others than those of the rows, or a padding that is none.
+/// `None` if a code is in none of the rows, or the padding is invalid.
 fn decode(value: &[u8]) -> Option<Vec<Placed>> {
     let (mut characters, mut at) = (Vec::new(), 0);
     let end = value.len() * 8;
@@ -62,13 +62,13 @@ fn decode(value: &[u8]) -> Option<Vec<Placed>> {
         at += placed.row.len as usize;
         characters.push(placed);
     }
-    // The rest is the beginning of the longest code, which is all ones (RFC 7541 §5.2).
+    // Padding is the beginning of the longest code, which is all ones (RFC 7541 §5.2).
     let is_padding = end.checked_sub(at)? < 8 && (at..end).all(|at| bit(value, at) == 1);
     is_padding.then_some(characters)
 }
 
-/// The character whose code begins there. What is behind the end counts as ones, as padding does: no code of the
-/// rows is.
+/// The character whose code begins at bit `at`. Bits past the end read as ones, like padding; no code of the rows is
+/// all ones.
 fn character(value: &[u8], at: usize) -> Option<Placed> {
     let (mut code, mut len, mut first_code) = (0, 0, 0);
     for row in &ROWS {
@@ -99,7 +99,7 @@ fn set_bit(value: &mut [u8], at: usize, bit: usize) {
 mod tests {
     use super::*;
 
-    /// A text in the code, from the rows.
+    /// Encodes a text by the rows.
     fn encode(text: &[u8]) -> Vec<u8> {
         let mut bits: Vec<usize> = Vec::new();
         for byte in text {
@@ -123,7 +123,7 @@ mod tests {
         (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
     }
 
-    /// Examples of RFC 7541, appendix C, and each row, put together from the codes of its appendix B.
+    /// Examples of RFC 7541 appendix C, and each row against the codes of appendix B.
     #[test]
     fn the_code_is_that_of_the_standard() {
         for (text, code) in [
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_stand_in_stays_as_it_is() {
+    fn a_value_without_a_replacement_stays_as_it_is() {
         check("/a#b", "/a#b");
         check("/a>b", "/a>b");
         // "/", and then the code of "<", which is in no row: 011000 111111111111100, and padding.

@@ -1,33 +1,35 @@
-//! HTTP/2 requests whose `:authority` is none, rewritten while their bytes pass. Bytes in, no IO.
+//! Rewrites an invalid `:authority` in HTTP/2 requests while their bytes pass. Bytes in, bytes out, no IO.
 //!
-//! Clients built on gRPC's C core (Python, C++, Ruby, PHP) from 1.57 on name the path of the socket, percent-encoded, as
-//! the host of a call, and those in Java name it as it is. RFC 3986 has no such host, so HTTP libraries refuse the call,
-//! though nobody reads the name: whoever has the socket has the right server. Each byte of such a value that no name of
-//! a host may have becomes one that it may have:
+//! Clients built on gRPC's C core (Python, C++, Ruby, PHP) since 1.57 send the percent-encoded socket path as
+//! `:authority`, and Java clients send it unencoded. RFC 3986 allows neither as a host, so HTTP libraries refuse the
+//! call, although on a Unix socket nobody uses the name. Each byte of such a value that a host name may not contain
+//! is replaced by one that it may:
 //!
 //! ```text
 //! connection  preface │ frame …
 //! frame       length u24 │ type u8 │ flags u8 │ stream u32 │ payload                         RFC 9113 §4.1
 //! HEADERS     pad length u8, if PADDED │ 5 bytes, if PRIORITY │ fragment │ padding           §6.2
-//! CONTINUATION  fragment: the header block goes on                                           §6.10
+//! CONTINUATION  fragment: continues the header block                                         §6.10
 //! block       field …: an index │ a size │ a name, by index or as a string, and a value      RFC 7541 §6
 //! value       :authority  %2Frun%2Fhoist%2Fhoist.sock  ──▶  -2Frun-2Fhoist-2Fhoist.sock
 //! ```
 //!
 //! Invariants
-//! - No byte comes or goes, and a value is as long as before when it is decoded: frames keep their lengths, and the
-//!   dynamic tables of both sides evict the same entries. What refers to an entry later finds it rewritten.
-//! - A value that is an authority stays as it is, and so does everything else.
-//! - Nothing is refused here. Of a header block that is malformed, or broken over frames in the middle of a number or
-//!   of this one value (which stands at the beginning of a block), the rest stays as it is, for the server to judge.
-//! - At most [`HELD_MAX`] bytes wait for others, and no server could do anything with those alone.
+//! - No byte is added or removed, and a value keeps its decoded length: frames keep their lengths, and the dynamic
+//!   tables of
+//! both sides evict the same entries. A later reference to a table entry finds it rewritten.
+//! - A valid authority stays as it is, and so does everything else.
+//! - Nothing is refused here. If a header block is malformed, or split over frames in the middle of a number or of
+//!   this one
+//! value (which stands at the beginning of a block), the rest of it is passed unchanged, for the server to judge.
+//! - At most [`HELD_MAX`] bytes are held back, and the server could not process those alone.
 #![forbid(unsafe_code)]
 
 mod huffman;
 
 use http::uri::Authority;
 
-/// `PRI * HTTP/2.0…`, with which a client begins (RFC 9113 §3.4).
+/// The length of `PRI * HTTP/2.0…`, the client's connection preface (RFC 9113 §3.4).
 const PREFACE_LEN: usize = 24;
 const FRAME_HEADER_LEN: usize = 9;
 const HEADERS: u8 = 0x1;
@@ -37,18 +39,18 @@ const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 const PRIORITY_LEN: usize = 5;
 
-/// Of the static table (RFC 7541 appendix A).
+/// Index of `:authority` in the static table (RFC 7541 appendix A).
 const AUTHORITY_INDEX: usize = 1;
 const AUTHORITY_NAME: &[u8] = b":authority";
 const AUTHORITY_NAME_IN_CODE: &[u8] = &[0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
-/// Longer than the path of any socket (unix(7)), each byte of it percent-encoded.
+/// Longer than any socket path (unix(7)) with each byte percent-encoded.
 const VALUE_LEN_MAX: usize = 1024;
-/// A number's bytes at most: more than any length or index has that a server takes.
+/// Bytes of a number at most: enough for any length or index that a server accepts.
 const NUMBER_LEN_MAX: usize = 5;
-/// Bytes that wait for more at most: a whole value and its length.
+/// Bytes held back at most: a whole value and its length.
 pub const HELD_MAX: usize = NUMBER_LEN_MAX + VALUE_LEN_MAX;
 
-/// One direction of a connection: what its client sends.
+/// The client-to-server direction of a connection.
 pub struct Rewriter {
     next: Next,
     block: Block,
@@ -58,7 +60,7 @@ pub struct Rewriter {
 #[derive(Clone, Copy)]
 enum Next {
     FrameHeader,
-    /// So many bytes that are not looked at.
+    /// This many bytes pass unread.
     Skipped(usize),
     /// The pad length and the priority of a HEADERS frame.
     FragmentHead {
@@ -72,7 +74,7 @@ enum Next {
     },
 }
 
-/// Where in a header block its next byte is. Its fragments may come in several frames.
+/// Position in a header block, whose fragments may come in several frames.
 #[derive(Clone, Copy)]
 enum Block {
     Field,
@@ -80,20 +82,20 @@ enum Block {
     Value {
         is_authority: bool,
     },
-    /// So many bytes of a string, and then a value or the next field.
+    /// This many bytes of a string pass, then comes a value or the next field.
     Skipped {
         left: usize,
         then_value: bool,
     },
-    /// To the end of the block nothing is looked at. Also where no block is open.
+    /// The rest of the block passes unread. Also the state between blocks.
     Left,
 }
 
-/// A unit that is looked at as a whole.
+/// Length of a unit that must be seen whole before it passes.
 enum Unit {
-    /// It is so long.
+    /// Its length in bytes.
     Whole(usize),
-    /// There are too few bytes of it.
+    /// More bytes are needed.
     Short,
     Malformed,
 }
@@ -105,8 +107,9 @@ impl Default for Rewriter {
 }
 
 impl Rewriter {
-    /// Mends what is in `bytes`, and says how many of them, from the first, may go on to the server. The others must
-    /// be given again, before those that follow: they are at most [`HELD_MAX`]. If none follow, they may go on.
+    /// Rewrites `bytes` in place, and returns how many of them, from the front, may be sent to the server. The caller
+    /// must pass the others again, before those that follow: they are at most [`HELD_MAX`]. At the end of the stream
+    /// they may be sent too.
     pub fn pass(&mut self, bytes: &mut [u8]) -> usize {
         let mut passed = 0;
         while passed < bytes.len() {
@@ -118,7 +121,7 @@ impl Rewriter {
         passed
     }
 
-    /// Takes one unit from the front: how long it is, or nothing if there are too few bytes of it.
+    /// Processes one unit at the front: its length, or `None` if more bytes are needed.
     fn step(&mut self, bytes: &mut [u8]) -> Option<usize> {
         match self.next {
             Next::FrameHeader => {
@@ -172,7 +175,7 @@ impl Rewriter {
         }
     }
 
-    /// What follows the header of a frame.
+    /// The state after a frame header.
     fn frame(&mut self, header: [u8; FRAME_HEADER_LEN]) -> Next {
         let [high, middle, low, kind, flags, ..] = header;
         let payload = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
@@ -186,13 +189,14 @@ impl Rewriter {
         }
     }
 
-    /// Takes one unit of a header block from the front of its fragment, of which `left` bytes are to come, these
-    /// included.
+    /// Processes one unit at the front of a fragment of a header block. `left` is how many bytes of the fragment
+    /// remain, with `bytes`.
     fn field(&mut self, bytes: &mut [u8], left: usize) -> Unit {
         match self.block {
             Block::Field => {
                 let Some(&first) = bytes.first() else { return Unit::Short };
-                // RFC 7541 §6: an indexed field, a literal that is to be indexed, a size of the table, another literal.
+                // RFC 7541 §6: indexed field, literal with incremental indexing, table size update, literal without
+                // indexing.
                 let (prefix, is_literal) = match first {
                     0x80.. => (7, false),
                     0x40.. => (6, true),
@@ -265,7 +269,7 @@ fn fragment(left: usize, padding: usize, flags: u8) -> Next {
     Next::Fragment { left, padding, is_last: flags & END_HEADERS != 0 }
 }
 
-/// A number whose first bits are the last `prefix` of a byte (RFC 7541 §5.1), and how many bytes it takes.
+/// An integer with a `prefix`-bit prefix (RFC 7541 §5.1), and how many bytes it takes.
 fn number(bytes: &[u8], prefix: u32) -> Result<(usize, usize), Unit> {
     let first = bytes.first().ok_or(Unit::Short)?;
     let most = (1 << prefix) - 1;
@@ -283,7 +287,7 @@ fn number(bytes: &[u8], prefix: u32) -> Result<(usize, usize), Unit> {
     Err(Unit::Malformed)
 }
 
-/// Whether a string, of which this is the first byte, is in Huffman's code (RFC 7541 §5.2).
+/// Whether a string with this first byte is Huffman-coded (RFC 7541 §5.2).
 fn is_in_code(bytes: &[u8]) -> bool {
     bytes.first().is_some_and(|first| first & 0x80 != 0)
 }
@@ -292,7 +296,7 @@ fn is_authority(value: &[u8]) -> bool {
     Authority::try_from(value).is_ok()
 }
 
-/// Whether a name of a host may have it anywhere (RFC 3986 §3.2.2, unreserved).
+/// Whether a host name may contain the byte anywhere (RFC 3986 §3.2.2, unreserved).
 fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }

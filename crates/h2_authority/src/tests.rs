@@ -1,4 +1,4 @@
-//! Connections of clients, in pieces of every length.
+//! Client connections, split into pieces of every length.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
     [&len[..], &[kind, flags, 0, 0, 0, 1], payload].concat()
 }
 
-/// A connection with these frames.
+/// A connection preface and these frames.
 fn connection(frames: &[Vec<u8>]) -> Vec<u8> {
     [PREFACE, &frames.concat()].concat()
 }
@@ -21,18 +21,18 @@ fn string(text: &str) -> Vec<u8> {
     [&[u8::try_from(text.len()).expect("a short one")][..], text.as_bytes()].concat()
 }
 
-/// A block with this before its path: `:method POST`, `:scheme http`, `:path /`, and a name and a value.
+/// A header block: `:method POST`, `:scheme http`, then `authority`, `:path /`, and a further field.
 fn block(authority: &[u8]) -> Vec<u8> {
     let rest = [&[0x40][..], &string("user-agent-of-mine"), &string("%/%")].concat();
     [&[0x83, 0x86][..], authority, &[0x84], &rest].concat()
 }
 
-/// A literal that is to be indexed, whose name is in the static table.
+/// `:authority` as a literal with incremental indexing, its name in the static table.
 fn literal(value: &str) -> Vec<u8> {
     [vec![0x41], string(value)].concat()
 }
 
-/// What a server reads, if its bytes come in pieces.
+/// The bytes that a server receives if the client's come in these pieces.
 fn read(pieces: &[&[u8]]) -> Vec<u8> {
     let (mut rewriter, mut read, mut held) = (Rewriter::default(), Vec::new(), Vec::new());
     for piece in pieces {
@@ -56,7 +56,7 @@ fn check(sent: &[u8], expected: &[u8]) {
     assert_eq!(read(&bytes), expected, "byte by byte");
 }
 
-/// What is done to one header block in one frame.
+/// Checks the rewriting of one header block in one frame.
 #[track_caller]
 fn check_block(sent: &[u8], expected: &[u8]) {
     let framed = |block: &[u8]| connection(&[frame(HEADERS, END_HEADERS, block), frame(DATA, 1, b"%2F")]);
@@ -126,8 +126,8 @@ fn padding_and_priority_are_no_fields() {
     }
 }
 
-/// Wherever a block is broken over frames, all after the value is read right; and the value too, unless it is
-/// broken itself.
+/// Wherever a block is split over frames, all fields after the authority are read right, and the authority too unless
+/// the split is inside it.
 #[test]
 fn a_block_goes_on_in_other_frames() {
     let (sent, mended) = (block(&literal(PATH)), block(&literal(MENDED)));
@@ -142,7 +142,7 @@ fn a_block_goes_on_in_other_frames() {
                 frame(HEADERS, END_HEADERS, next),
             ])
         };
-        // A block that is broken after the index of the name, or further on in the value, and not at its end.
+        // Splits after the index of the name, or inside the value.
         let is_broken = at > value.start + 1 && at < value.end;
         check(&framed(&sent, &sent), &framed(if is_broken { &sent } else { &mended }, &mended));
     }
@@ -156,17 +156,17 @@ fn what_is_malformed_is_left_to_the_server_and_what_follows_is_mended() {
         frame(HEADERS, PADDED | END_HEADERS, &[]),
         frame(HEADERS, PRIORITY | END_HEADERS, &[0x41, 1, b'/', 0]),
         frame(HEADERS, PADDED | END_HEADERS, &[4, 0x41, 1, b'/']),
-        // A string that is longer than its block, as a name and as a value.
+        // A string longer than its block, as a name and as a value.
         frame(HEADERS, END_HEADERS, &[0x41, 2, b'/']),
         frame(HEADERS, END_HEADERS, &[0x40, 2, b'/']),
         frame(HEADERS, END_HEADERS, &[0x40, 60, b'/']),
-        // A number without an end.
+        // A number that does not end.
         frame(HEADERS, END_HEADERS, &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x41, 1, b'/']),
         frame(HEADERS, END_HEADERS, &[0x41, 0x7f, 0xff]),
         frame(HEADERS, END_HEADERS, &[0x41]),
-        // No path is so long.
+        // Longer than any socket path.
         frame(HEADERS, END_HEADERS, &long),
-        // Nothing goes on.
+        // A continuation without a beginning.
         frame(CONTINUATION, END_HEADERS, &literal(PATH)),
     ] {
         let framed = |value| connection(&[good(value), bad.clone(), good(value)]);
