@@ -1,12 +1,12 @@
-//! What can be run and what can be unpacked: the rest are artifacts.
+//! Tells images that can be run and layers that can be unpacked from artifacts.
 
 use types::descriptor::media_type;
 use types::spec::image::Manifest;
 use types::{Descriptor, Error, Result};
 
-/// What a manifest is if it is no image to run: its `artifactType`, the type of its config, or that of its
-/// first layer that is no file system (image-spec `manifest.md`, "Guidelines for Artifact Usage"). Of layers of further
-/// media types `is_processed` says that somebody makes file systems of them.
+/// The artifact type of a manifest that is not a runnable image, `None` if it is one: its `artifactType`, its
+/// config's media type, or that of its first layer that is not a file system (image-spec `manifest.md`, "Guidelines
+/// for Artifact Usage"). `is_processed` says for which further media types a stream processor makes file systems.
 pub fn artifact_type(manifest: &Manifest, is_processed: impl Fn(&str) -> bool) -> Option<&str> {
     if !media_type::is_config(&manifest.config.media_type) {
         let config = Some(manifest.config.media_type.as_str()).filter(|kind| *kind != media_type::OCI_EMPTY);
@@ -16,7 +16,7 @@ pub fn artifact_type(manifest: &Manifest, is_processed: impl Fn(&str) -> bool) -
     kinds.find(|kind| !media_type::is_layer(kind) && !is_processed(kind))
 }
 
-/// Layers that may not be distributed have no bytes here.
+/// `Unimplemented` for a layer that may not be distributed: registries do not have its bytes.
 pub fn check_distributable(layer: &Descriptor) -> Result<()> {
     let kind = &layer.media_type;
     if kind.contains("foreign") || kind.contains("nondistributable") {
@@ -28,7 +28,7 @@ pub fn check_distributable(layer: &Descriptor) -> Result<()> {
     Ok(())
 }
 
-/// Whether a layer can become part of a tree: as it is, or because somebody makes a file system of it.
+/// `Unimplemented` unless the layer can be unpacked, directly or by a stream processor.
 pub fn check_layer(layer: &Descriptor, is_processed: impl Fn(&str) -> bool) -> Result<()> {
     check_distributable(layer)?;
     if is_processed(&layer.media_type) {

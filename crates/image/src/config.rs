@@ -1,15 +1,15 @@
-//! Configs of images, and the names of the trees that their layers make.
+//! Image configs, and chain ids.
 
 use types::spec::image::ImageConfig;
 use types::{Digest, Error, Result};
 
-/// Reads a config as it is, for whoever has no use for its layers.
+/// Parses a config without checking its layers.
 pub fn read_config(bytes: &[u8]) -> Result<ImageConfig> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::invalid_argument("the image's config cannot be read").with_source(error))
 }
 
-/// Reads a config and checks that it fits the number of layers.
+/// Parses a config and checks that it has `layers` diff ids.
 pub fn parse_config(bytes: &[u8], layers: usize) -> Result<ImageConfig> {
     let config = read_config(bytes)?;
     if config.rootfs.diff_ids.len() != layers {
@@ -21,7 +21,7 @@ pub fn parse_config(bytes: &[u8], layers: usize) -> Result<ImageConfig> {
     Ok(config)
 }
 
-/// The names of the trees after each layer, lowest first (image-spec `config.md`, "Layer ChainID").
+/// The chain id of each layer, lowest first (image-spec `config.md`, "Layer ChainID").
 pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
     let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {

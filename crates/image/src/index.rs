@@ -1,23 +1,23 @@
-//! What the entries of an index are: images, what describes them, and blobs.
+//! Classifies the entries of an index: images, attestations and blobs.
 
 use types::Descriptor;
 use types::descriptor::media_type;
 use types::spec::image::Index;
 
-/// The images of an index. Attestations come as manifests for a platform that does not exist. Blobs are no images,
-/// whatever platform they are for: they are parts of what the index is, as those of a checkpoint.
+/// The images of an index, without attestations (manifests for a platform that does not exist) and without blobs,
+/// which are parts of what the index itself describes, such as a checkpoint.
 pub(crate) fn images(index: &Index) -> impl DoubleEndedIterator<Item = &Descriptor> {
     let is_image = |child: &&Descriptor| media_type::is_document(&child.media_type) && !is_attestation(child);
     index.manifests.iter().filter(is_image)
 }
 
-/// Whether an entry of an index is a blob and nothing more.
+/// Whether an entry of an index is a plain blob, neither an index nor a manifest.
 pub fn is_blob(child: &Descriptor) -> bool {
     !media_type::is_document(&child.media_type) && !media_type::is_old_manifest(&child.media_type)
 }
 
-/// Whether an index is made of the blobs that it names itself, as that of a checkpoint is. They are for every platform,
-/// and each is needed; of images in it there may be a part or none. In other indexes the images are what counts.
+/// Whether the content of an index is its own blobs, as for a checkpoint. Blobs are for every platform, and all are
+/// needed; images in such an index may be incomplete or missing. In other indexes only the images count.
 pub fn is_made_of_blobs(index: &Index) -> bool {
     const CONTAINER: &str = "application/vnd.containerd.container.";
     let has_image = images(index).next().is_some();
@@ -27,7 +27,7 @@ pub fn is_made_of_blobs(index: &Index) -> bool {
         .any(|child| is_blob(child) && (!has_image || child.media_type.starts_with(CONTAINER)))
 }
 
-/// Whether a descriptor of an index is about another image of it, as attestations are.
+/// Whether an entry of an index is an attestation, which is about another image of it.
 pub fn is_attestation(descriptor: &Descriptor) -> bool {
     descriptor.annotations.contains_key("vnd.docker.reference.type")
 }

@@ -1,4 +1,4 @@
-//! Documents that name other blobs: indexes and manifests, told apart by their media types and held to them.
+//! Indexes and manifests: parsed by their media types, and refused if the content does not match.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,7 +20,8 @@ pub enum Node {
 }
 
 impl Node {
-    /// Reads a document by its media type. Schema 1 is refused by name.
+    /// Parses a document by its media type. `InvalidArgument` if it is malformed, too large or of another type;
+    /// `Unimplemented` for Docker's schema 1 and media types that are neither index nor manifest.
     pub fn parse(kind: &str, bytes: &[u8]) -> Result<Node> {
         if bytes.len() as u64 > DOCUMENT_LEN_MAX {
             return Err(Error::invalid_argument(format!("a {kind} of {} bytes is too large", bytes.len())));
@@ -51,7 +52,7 @@ impl Node {
                 "a {kind} of schema version {version} with {children} children is not accepted"
             )));
         }
-        // A document that is both can be taken for either (CVE-2021-41190).
+        // A document that is both can be interpreted as either (CVE-2021-41190).
         let fields: Fields<'_> = serde_json::from_slice(bytes).map_err(broken)?;
         let both = fields.manifests && (fields.layers || fields.config);
         let own = fields.media_type.filter(|own| own != kind);
@@ -71,8 +72,8 @@ impl Node {
         }
     }
 
-    /// The labels by which the document's blob keeps its children from being collected, as containerd's
-    /// clients set them.
+    /// The garbage collection labels by which the document's blob references its children, as containerd's clients
+    /// set them.
     pub fn reference_labels(&self) -> Labels {
         let mut counts = BTreeMap::new();
         let labels = self.children().into_iter().map(|child| {
@@ -90,7 +91,7 @@ impl Node {
     }
 }
 
-/// Kinds of children, as labels call them. Those that are none of these have only a number.
+/// Kinds of children in label names. Other children have only a number.
 const CONFIG: &str = "config";
 const REFERRER: &str = "referrer.sha256.";
 
@@ -105,7 +106,7 @@ fn reference_kind(child: &Descriptor) -> &'static str {
     }
 }
 
-/// What a document has, whatever it is served as.
+/// The fields that tell indexes from manifests, whatever the media type.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Fields<'a> {
@@ -168,7 +169,7 @@ mod tests {
         assert_eq!(labels, Labels::from(expected.map(key)));
     }
 
-    /// CVE-2026-95839: of a child that refers to another the digest was cut, however short it was.
+    /// CVE-2026-95839: the digest of a child with a subject was cut, however short it was.
     #[test]
     fn what_is_no_digest_names_no_child() {
         for digest in ["", "f", "sha256:", "sha256:f", "sha256:../../f"] {
@@ -198,11 +199,11 @@ mod tests {
         for kind in [manifest, media_type::OCI_INDEX] {
             parse(kind, serde_json::json!({"manifests": []})).unwrap_err();
         }
-        // It names nothing, so nobody can take it for the other.
+        // It references nothing, so it cannot be mistaken for the other kind.
         parse(manifest, serde_json::json!({"manifests": null})).unwrap();
     }
 
-    /// Written by programs in Go for what they have none of. Docker and containerd read such images.
+    /// Go programs write null for empty lists. Docker and containerd accept such images.
     #[test]
     fn null_reads_as_a_field_that_is_left_out() {
         let descriptor = serde_json::json!({

@@ -1,4 +1,4 @@
-//! Which image of several is meant: the one that runs best on a platform.
+//! Chooses the image of an index that runs best on a platform.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +9,15 @@ use types::{Descriptor, Digest, Error, Platform, Result};
 use crate::index::images;
 use crate::{DOCUMENT_LEN_MAX, INDEX_DEPTH_MAX, Node, read_config};
 
-/// The image of an index that runs best on a platform. `NotFound` names what there is. `known` is what those images
-/// are for whose descriptors do not say it.
+/// The image of an index that runs best on a platform. `NotFound` lists the platforms of the index. `known` has the
+/// platforms of images whose descriptors have none.
 pub fn choose<'a>(index: &'a Index, platform: &Platform, known: &Platforms) -> Result<&'a Descriptor> {
     let fit = |child: &&Descriptor| match known.of(child) {
-        // Nothing to choose by: it is taken if nothing is better.
+        // Of unknown platform: chosen only if nothing fits better.
         [] => 1,
         platforms => platforms.iter().map(|own| platform.fit(own)).max().unwrap_or(0),
     };
-    // The first of equals, as the author ordered them.
+    // The first of equals, in the author's order.
     let best = images(index).filter(|child| fit(child) > 0).rev().max_by_key(|child| fit(child));
     best.ok_or_else(|| {
         let there: Vec<String> =
@@ -29,25 +29,25 @@ pub fn choose<'a>(index: &'a Index, platform: &Platform, known: &Platforms) -> R
     })
 }
 
-/// What images are for whose descriptors do not say it: their configs do, or what is below, for an index in an index.
-/// The platform of a descriptor is optional (image-spec `image-index.md`).
+/// Platforms of images whose descriptors have none, from their configs, or from the images of a nested index. The
+/// platform of a descriptor is optional (image-spec `image-index.md`).
 #[derive(Clone, Debug, Default)]
 pub struct Platforms(BTreeMap<Digest, Vec<Platform>>);
 
 impl Platforms {
-    /// Documents that are asked, and platforms of each. What comes after them says nothing.
+    /// Documents read at most, and platforms of each. Further ones count as without a platform.
     const ASKED_MAX: usize = 256;
-    /// Bytes of documents that are gathered before they are read.
+    /// Bytes of documents held in memory at most.
     const GATHERED_MAX: u64 = 2 * DOCUMENT_LEN_MAX;
 
-    /// Those images of an index that have to be asked: without a platform, and others to choose from.
+    /// The images of an index whose documents must be read: without a platform, in an index with more than one image.
     fn asked(index: &Index) -> impl Iterator<Item = &Descriptor> {
         let is_choice = images(index).nth(1).is_some();
         images(index).filter(move |child| is_choice && child.platform.is_none())
     }
 
-    /// Asks the images of an index. `look` gives the bytes of a document, and nothing for one that is not there: such an
-    /// image could be for every platform, as one whose config says nothing.
+    /// Reads the platforms of an index's images. `look` returns the bytes of a document, or `None` if it is missing;
+    /// that image then counts as of unknown platform, like one whose config names none.
     pub fn ask(index: &Index, mut look: impl FnMut(&Descriptor) -> Option<Vec<u8>>) -> Platforms {
         let mut known = Platforms::default();
         for child in Platforms::asked(index) {
@@ -56,7 +56,7 @@ impl Platforms {
         known
     }
 
-    /// The same where documents come from afar: `fetch` is asked for each once, and for none if nothing has to be asked.
+    /// As [`Platforms::ask`], for remote documents: `fetch` is called once for each that is needed.
     pub async fn gather<F, E>(index: &Index, mut fetch: impl FnMut(Descriptor) -> F) -> Result<Platforms, E>
     where
         F: Future<Output = Result<Option<Vec<u8>>, E>>,
@@ -94,7 +94,7 @@ impl Platforms {
         depth: usize,
         look: &mut impl FnMut(&Descriptor) -> Option<Vec<u8>>,
     ) {
-        // A document may be named by many, and each is read once.
+        // Several documents may reference the same one; it is read once.
         if depth > INDEX_DEPTH_MAX
             || self.0.len() >= Platforms::ASKED_MAX
             || self.0.contains_key(&descriptor.digest)
@@ -127,7 +127,7 @@ impl Platforms {
         self.0.insert(descriptor.digest.clone(), found);
     }
 
-    /// All that is known of what an image is for.
+    /// The known platforms of an image.
     fn of<'a>(&'a self, child: &'a Descriptor) -> &'a [Platform] {
         match &child.platform {
             Some(own) => std::slice::from_ref(own),
@@ -213,18 +213,18 @@ mod tests {
         assert_eq!(chosen(&[&arm, &inner], "linux/arm64").as_ref(), Ok(&arm));
         let error = chosen(&[&arm, &inner], "linux/riscv64").unwrap_err();
         assert!(error.contains("there is linux/arm64, linux/s390x, linux/amd64"), "{error}");
-        // What says nothing may be for anything, if nothing else is.
+        // An image of unknown platform is chosen if no other fits.
         for unknown in [&silent, &lost] {
             assert_eq!(chosen(&[unknown, &amd], "linux/amd64").as_ref(), Ok(&amd));
             assert_eq!(chosen(&[unknown, &amd], "linux/arm64").as_ref(), Ok(unknown));
         }
-        // There is nothing to choose.
+        // With a single image, no document is read.
         assert_eq!(chosen(&[&arm], "linux/amd64").as_ref(), Ok(&arm));
     }
 
     #[test]
     fn what_is_asked_of_a_hostile_index_has_an_end() {
-        // Each document is any other's, and names itself as well.
+        // Each document references all, itself included.
         let bytes = |of: usize| {
             let child = |n: usize| {
                 let hex = format!("{n:064x}");

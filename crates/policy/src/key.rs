@@ -5,8 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use types::{Error, Result};
 
-/// What stands before the point in a `SubjectPublicKeyInfo` of this kind of key (RFC 5480): algorithm
-/// `id-ecPublicKey`, curve `prime256v1`, and a bit string of 65 bytes without unused bits.
+/// The DER before the point in a `SubjectPublicKeyInfo` of a P-256 key (RFC 5480): algorithm `id-ecPublicKey`, curve
+/// `prime256v1`, and a bit string of 65 bytes without unused bits.
 const P256_PREFIX: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
     0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
@@ -14,14 +14,14 @@ const P256_PREFIX: [u8; 26] = [
 /// An uncompressed point: `04`, x, y (SEC 1, section 2.3.3).
 const POINT_LEN: usize = 65;
 
-/// A key that signatures are checked with.
+/// A key that verifies signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey([u8; POINT_LEN]);
 
 impl PublicKey {
-    /// Reads `-----BEGIN PUBLIC KEY-----`.
+    /// Parses `-----BEGIN PUBLIC KEY-----`.
     ///
-    /// `InvalidArgument` for a text that is none, `Unimplemented` for keys of other kinds.
+    /// `InvalidArgument` if the text is not a PEM public key, `Unimplemented` for other kinds of keys.
     pub fn from_pem(text: &str) -> Result<PublicKey> {
         let broken = || Error::invalid_argument("no public key in PEM form is in it");
         let (_, rest) = text.split_once("-----BEGIN PUBLIC KEY-----").ok_or_else(broken)?;
@@ -40,7 +40,7 @@ impl PublicKey {
         }
     }
 
-    /// Whether a signature (ECDSA with SHA-256, in DER) is of this key and these bytes.
+    /// Whether `signature` (ECDSA with SHA-256, in DER) of `message` was made with this key.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.0).verify(message, signature).is_ok()
     }

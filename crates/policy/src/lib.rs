@@ -1,13 +1,12 @@
-//! Which images may come in: rules by repository, signatures by public keys, and programs of others that are
-//! asked.
+//! Admission of images: rules by repository, signatures by public keys, and external verifier programs.
 //!
 //! ```text
 //! name, digest ─▶ Policy: accept · reject · signed ─▶ Payload + signature ─▶ PublicKey
-//!              └▶ Verifiers: programs in a directory, each says yes or no
+//!              └▶ Verifiers: programs in a directory, each accepts or rejects
 //! ```
 //!
-//! Nothing here fetches anything: whoever asks brings the signatures that there are. Every byte of them is
-//! hostile, so limits stand beside the parsers.
+//! Nothing here does network IO: the caller fetches the signatures. Their bytes are untrusted, so each parser states
+//! its limits.
 #![forbid(unsafe_code)]
 
 mod key;

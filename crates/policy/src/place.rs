@@ -1,26 +1,26 @@
-//! Places: registries and repositories by the one name that each has for the policy, however it is written.
+//! Canonical names of registries and repositories, however they are written.
 //!
 //! ```text
 //! QUAY.IO/team/app  quay.io:443/team/app                  quay.io/team/app
 //! registry-1.docker.io/library/redis  docker.io:443/redis docker.io/library/redis
 //! ```
 //!
-//! A rule must not be got round by another spelling of a host, which DNS and the port of HTTPS allow. What is signed is
-//! known by any of them, too: to cosign, Docker's registry is `index.docker.io`.
+//! Another spelling of a host, which DNS and the default HTTPS port allow, must not bypass a rule. Signatures name
+//! repositories by any alias, too: to cosign, Docker Hub is `index.docker.io`.
 
 use std::net::Ipv6Addr;
 
 use types::{Error, Reference, Result};
 
-/// Other names under which Docker's registry answers.
+/// Other host names of Docker Hub.
 const DOCKER_ALIASES: [&str; 3] = ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
 
-/// Host and repository.
+/// The canonical host and repository of a reference.
 pub(crate) fn of(reference: &Reference) -> String {
     full(format!("{}/{}", host(reference.host()), reference.repository()))
 }
 
-/// A place with the folder that names of Docker's own images may leave out.
+/// Adds the `library/` that names of Docker's official images may omit.
 pub(crate) fn full(place: String) -> String {
     match place.strip_prefix("docker.io/") {
         Some(alone) if !alone.contains('/') => format!("docker.io/library/{alone}"),
@@ -28,10 +28,10 @@ pub(crate) fn full(place: String) -> String {
     }
 }
 
-/// A registry's host, alone or with a path below it.
+/// The canonical form of a scope: a registry's host, alone or with a path. `InvalidArgument` if it is neither.
 pub(crate) fn of_scope(scope: &str) -> Result<String> {
     let below = format!("{scope}/any/any");
-    // What is below it must be below it however a reference is filled up.
+    // The scope must remain the prefix after [`Reference`] fills in defaults.
     let is_full = |reference: &Reference| {
         below.split_once('/').is_some_and(|(_, repository)| reference.repository() == repository)
     };
@@ -56,7 +56,7 @@ fn host(written: &str) -> String {
         None => name.to_owned(),
     };
     match port {
-        // Loopback hosts may be asked without TLS.
+        // Loopback registries may be contacted without TLS.
         Some(80) if is_local(&name) => name,
         None | Some(443) => name,
         Some(port) => format!("{name}:{port}"),

@@ -1,14 +1,15 @@
-//! Reading the directory of verifiers for all who ask.
+//! Reads the directory of verifiers, once for all concurrent callers.
 //!
 //! ```text
-//! asked ─▶ waiting ─▶ a thread reads once for all that wait, and again for those who came meanwhile ─▶ no one waits
-//!             └── no answer in the time that a program has ─▶ an error, and so at once for all until the disk answers
+//! call ─▶ waiting ─▶ a thread reads once for all waiting callers, and again for those that came since ─▶ none waits
+//!             └── no answer within the verifier timeout ─▶ an error; later calls fail at once until the disk answers
 //! ```
 //!
 //! Invariants
-//! - An answer is from a read that began after the question.
-//! - A disk that does not answer has one thread of ours, whoever asks and how often. It belongs to nobody: a thread of
-//!   an executor would have to be waited for at the end.
+//! - An answer comes from a read that began after the call.
+//! - An unresponsive disk blocks at most one thread, however many callers there are. The thread is detached: shutting
+//!   down
+//! an executor would wait for its own threads.
 
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
@@ -21,22 +22,23 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::Verifiers;
 
-/// Clones are the same.
+/// Clones share one reader.
 #[derive(Clone, Default)]
 pub struct Reader(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     waiting: Vec<oneshot::Sender<Answer>>,
-    /// When the read began that is under way.
+    /// When the current read began; `None` if no thread runs.
     began: Option<Instant>,
 }
 
-/// For many: an error goes to all of them.
+/// Cloneable: every waiting caller gets the same answer.
 type Answer = std::result::Result<Vec<PathBuf>, (ErrorKind, String)>;
 
 impl Reader {
-    /// The programs of a directory that are asked, in their order. `DeadlineExceeded` if the disk does not answer.
+    /// The verifier programs of a directory, in the order in which they are asked. `DeadlineExceeded` if the disk
+    /// does not answer within the verifiers' timeout.
     pub async fn programs(&self, of: &Verifiers) -> Result<Vec<PathBuf>> {
         let answer = self.answer(of)?;
         match tokio::time::timeout(of.timeout, answer).await {
@@ -61,7 +63,7 @@ impl Reader {
         Ok(told)
     }
 
-    /// Reads as long as somebody waits.
+    /// Reads as long as callers wait.
     fn run(&self, of: &Verifiers) {
         loop {
             let waiting = {
@@ -75,7 +77,7 @@ impl Reader {
             }
             let answer = of.read().map_err(|error| (error.kind(), error.chain()));
             for tell in waiting {
-                // Some did not wait so long.
+                // Callers that timed out have dropped their receivers.
                 let _ = tell.send(answer.clone());
             }
         }

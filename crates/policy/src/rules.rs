@@ -1,22 +1,22 @@
-//! Rules: what is asked of an image, by where it comes from.
+//! Rules: the requirements on an image, by its repository.
 
 use types::{Error, Reference, Result};
 
 use crate::PublicKey;
 use crate::place;
 
-/// Rules, and what happens to an image that none is about.
+/// Rules, and the default for images that no rule covers.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// With the places that they are about; identities are places, too.
+    /// Each rule with its canonical scope; identities are canonical, too.
     rules: Vec<(String, Rule)>,
     default_rejects: bool,
 }
 
-/// What is asked of the images of one place.
+/// The requirement on images of one scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// A registry, a part of one, or a repository: `quay.io`, `quay.io/team`, `quay.io/team/app`.
+    /// A registry, a path in one, or a repository: `quay.io`, `quay.io/team`, `quay.io/team/app`.
     pub scope: String,
     pub action: Action,
 }
@@ -25,20 +25,20 @@ pub struct Rule {
 pub enum Action {
     Accept,
     Reject,
-    /// One of these keys has signed it.
+    /// A signature by one of these keys is required.
     Signed {
         keys: Vec<PublicKey>,
-        /// What signatures call the scope: where the images were signed, if they are copies. None for the
-        /// scope itself.
+        /// The scope that signatures name: where the images were signed, if these are copies. `None` for the rule's
+        /// own scope.
         identity: Option<String>,
     },
 }
 
-/// What the policy says of an image.
+/// The policy's decision on an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     Accept,
-    /// One of the keys must have signed that the image is `repository`.
+    /// A signature by one of the keys for `repository` is required.
     Signed {
         rule: &'a Rule,
         keys: &'a [PublicKey],
@@ -47,7 +47,7 @@ pub enum Verdict<'a> {
 }
 
 impl Policy {
-    /// `InvalidArgument` if a scope is none, or stands in two rules, or if a rule has no keys.
+    /// `InvalidArgument` if a scope is malformed or in two rules, or if a rule that requires signatures has no keys.
     pub fn new(rules: Vec<Rule>, default_rejects: bool) -> Result<Policy> {
         let mut known: Vec<(String, Rule)> = Vec::new();
         for Rule { scope: written, mut action } in rules {
@@ -70,10 +70,10 @@ impl Policy {
         Ok(Policy { rules: known, default_rejects })
     }
 
-    /// What an image of this name must fulfil. The rule of the longest scope counts.
+    /// The requirement on an image of this name. The rule with the longest matching scope applies.
     ///
-    /// `PermissionDenied`, naming the rule, if it may not come in whatever it is. A name that is no reference
-    /// has no repository, so only the default is about it.
+    /// `PermissionDenied`, naming the rule, if the image is rejected whatever its content. A name that is not a
+    /// reference has no repository, so only the default applies.
     pub fn verdict(&self, name: &str) -> Result<Verdict<'_>> {
         let repository = name.parse::<Reference>().ok().map(|reference| place::of(&reference));
         let within = |(scope, _): &&(String, Rule)| {
@@ -101,7 +101,7 @@ impl Policy {
 }
 
 impl Rule {
-    /// The error that keeps an image out.
+    /// The error that refuses an image by this rule.
     pub fn refusal(&self, name: &str, why: &str) -> Error {
         refused(name, &format!("by the rule for {:?}, {why}", self.scope))
     }
@@ -111,7 +111,7 @@ fn refused(name: &str, why: &str) -> Error {
     Error::permission_denied(format!("the policy does not let {name} in: {why}"))
 }
 
-/// What follows the scope in a repository's name: nothing, or `/` and more. None if it is another's.
+/// The rest of a repository's name below the scope: empty, or `/` and more. `None` if it is not within the scope.
 fn rest_of<'a>(repository: &'a str, scope: &str) -> Option<&'a str> {
     repository.strip_prefix(scope).filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }

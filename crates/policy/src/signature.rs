@@ -1,5 +1,5 @@
-//! Signatures as cosign makes them with a key: a small JSON document that says what is signed, and the
-//! signature of its bytes (cosign's `SIGNATURE_SPEC.md`, "simple signing").
+//! Signatures that cosign makes with a key: a small JSON document (the payload) names the signed image, and a
+//! signature covers its bytes (cosign's `SIGNATURE_SPEC.md`, "simple signing").
 //!
 //! ```text
 //! tag sha256-HEX.sig, or referrer ─▶ manifest ─▶ per layer: blob = payload, annotation = signature in base64
@@ -16,20 +16,20 @@ use crate::{PublicKey, place};
 pub const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// The annotation of that layer that holds the signature.
 pub const SIGNATURE_ANNOTATION: &str = "dev.cosignproject.cosign/signature";
-/// What a manifest of signatures calls itself where it is found as a referrer.
+/// The artifact type of a signature manifest that is a referrer.
 pub const SIGNATURE_ARTIFACT_TYPE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
-/// Bytes of a payload.
+/// Bytes of a payload at most.
 pub const PAYLOAD_LEN_MAX: u64 = 64 << 10;
 
-/// Bytes of a signature in base64. One of P-256 in DER is at most 72 bytes.
+/// Bytes of a base64 signature at most. One of P-256 in DER is at most 72 bytes.
 const SIGNATURE_LEN_MAX: usize = 1024;
-/// What a payload says that it is: cosign's, and that of simple signing before it.
+/// Accepted `type` fields: cosign's, and that of the older atomic simple signing.
 const KINDS: [&str; 2] = ["cosign container image signature", "atomic container signature"];
 
-/// What a payload says.
+/// The image that a payload names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedImage {
-    /// With its registry, without tag and digest, by the one name that it has for the policy.
+    /// Canonical, with registry, without tag and digest.
     pub repository: String,
     pub digest: Digest,
 }
@@ -59,12 +59,13 @@ struct Image {
     digest: String,
 }
 
-/// The tag under which the signatures of an image are in its repository.
+/// The tag of an image's signatures in its repository.
 pub fn tag_of_signatures(image: &Digest) -> String {
     format!("{}-{}.sig", image.algorithm().name(), image.hex())
 }
 
-/// Checks that one of the keys signed this payload, and that it is about this image.
+/// Checks that one of the keys signed this payload, and that the payload names this image. `PermissionDenied`
+/// otherwise.
 pub fn check(
     payload: &[u8],
     signature: &str,
@@ -79,7 +80,7 @@ pub fn check(
     let signature = STANDARD
         .decode(signature.trim())
         .map_err(|error| denied("a signature is not in base64".into()).with_source(error))?;
-    // Before the payload is read: nobody vouches for its bytes until then.
+    // Verified before parsing: until then the payload is untrusted.
     if !keys.iter().any(|key| key.verifies(payload, &signature)) {
         return Err(denied("a signature is by none of the keys".into()));
     }
@@ -96,7 +97,7 @@ pub fn check(
     Ok(())
 }
 
-/// Reads what a payload says.
+/// Parses a payload. `PermissionDenied` if it is malformed.
 pub fn parse_payload(bytes: &[u8]) -> Result<SignedImage> {
     let broken = |why: &str| Error::permission_denied(format!("a signed payload cannot be used: {why}"));
     if bytes.len() as u64 > PAYLOAD_LEN_MAX {

@@ -1,15 +1,15 @@
-//! Programs that are asked about an image, by containerd's protocol for image verifiers (`bindir`).
+//! External programs that accept or reject an image, by containerd's protocol for image verifiers (`bindir`).
 //!
 //! ```text
 //! PROGRAM -name NAME -digest DIGEST -stdin-media-type application/vnd.oci.descriptor.v1+json
 //!     stdin   the image's descriptor as JSON
 //!     exit    0 to accept; anything else rejects
-//!     stdout  why
+//!     stdout  the reason
 //! ```
 //!
-//! All programs of a directory are asked, one after another, in the order of their names; all must accept. One
-//! that cannot be started, or takes too long, rejects. No directory, and one without programs, accept; one that
-//! takes too long to be read rejects.
+//! The programs of a directory run one after another, in the order of their names; all must accept. A program that
+//! cannot be started, or times out, rejects. A missing or empty directory accepts; one that cannot be read in time
+//! rejects.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,21 +22,21 @@ use tokio::process::{Child, Command};
 use types::{Context, Descriptor, Error, Result};
 
 const DESCRIPTOR_TYPE: &str = "application/vnd.oci.descriptor.v1+json";
-/// Bytes of a reason. What a program says beyond is read and forgotten.
+/// Bytes of a reason that are kept; the rest of the output is discarded.
 const REASON_LEN_MAX: usize = 16 * 1024;
 
-/// Where the programs are, and what they may take.
+/// The directory of verifier programs, and their limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verifiers {
-    /// Of a disk that may be far away.
+    /// May be on a slow network file system.
     pub directory: PathBuf,
-    /// How many are asked at most; those whose names come later are not. None for all.
+    /// How many programs run at most, in the order of their names. `None` for all.
     pub count_max: Option<usize>,
     pub timeout: Duration,
 }
 
 impl Verifiers {
-    /// Asks these programs. `PermissionDenied`, naming the program and its reason, if one rejects.
+    /// Runs these programs. `PermissionDenied`, naming the program and its reason, if one rejects.
     pub async fn check(&self, programs: &[PathBuf], name: &str, image: &Descriptor) -> Result<()> {
         for program in programs {
             self.ask(program, name, image).await?;
@@ -44,7 +44,7 @@ impl Verifiers {
         Ok(())
     }
 
-    /// Those who are asked, in their order. Reads the directory: see [`Reader`](crate::Reader).
+    /// The programs to run, in order. Blocks on the directory: see [`Reader`](crate::Reader).
     pub(crate) fn read(&self) -> Result<Vec<PathBuf>> {
         let what = || format!("read the image verifiers in {}", self.directory.display());
         let entries = match std::fs::read_dir(&self.directory) {
@@ -89,19 +89,19 @@ impl Verifiers {
     }
 }
 
-/// A program that leads a group of processes. All of it is killed if nobody waits for the program any more.
+/// A program that leads a process group, which is killed when this is dropped before the program was reaped.
 struct Group(Child);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // None once it was waited for. It may have ended meanwhile; until then its number is its own.
+        // `None` once reaped. A zombie keeps its pid until then, so the signal cannot hit another process.
         if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
             let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }
 
-/// Writes the descriptor, and reads to the end of the program and of what it says.
+/// Writes the descriptor, reads the output to its end, and waits for the program.
 async fn converse(
     Group(child): &mut Group,
     descriptor: &[u8],
@@ -109,21 +109,21 @@ async fn converse(
     let mut stdin = child.stdin.take().expect("piped");
     let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
     let feed = async {
-        // One that has made up its mind need not read.
+        // A program may decide without reading its input.
         let _ = stdin.write_all(descriptor).await;
         drop(stdin);
     };
     let ((), said, complained) = tokio::join!(feed, read_some(stdout), read_some(stderr));
     let status = child.wait().await?;
     let mut reason = said?;
-    // Programs that complain to the wrong stream are heard as well.
+    // Some programs report the reason on stderr.
     if reason.iter().all(u8::is_ascii_whitespace) {
         reason = complained?;
     }
     Ok((status, reason))
 }
 
-/// Reads to the end, and keeps the beginning.
+/// Reads to the end, and keeps the first [`REASON_LEN_MAX`] bytes.
 async fn read_some(mut from: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     let mut buffer = [0; 4096];
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_away_leaves_nothing_of_a_program_behind() {
+    fn a_cancelled_check_kills_the_process_group_of_a_verifier() {
         let dir = TempDir::new().unwrap();
         let (program, alive) = (dir.path().join("verify"), dir.path().join("alive"));
         assert!(std::process::Command::new("mkfifo").arg(&alive).status().unwrap().success());
@@ -228,7 +228,7 @@ mod tests {
         let verifiers =
             Verifiers { directory: dir.path().into(), count_max: None, timeout: Duration::from_secs(60) };
         let image = Descriptor::new("application/x", Digest::of(b"image"), 5);
-        // What it started in the background holds the other end of the pipe as long as it lives.
+        // Its background child holds the write end of the pipe as long as it lives.
         let (say_started, started) = tokio::sync::oneshot::channel();
         let (say_ended, ended) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -252,7 +252,7 @@ mod tests {
     fn a_program_that_never_stops_talking_is_cut_off() {
         let error = check(&[("a", "head -c 10000000 /dev/zero | tr '\\0' x; exit 1")], None).unwrap_err();
         assert!(error.message().len() < REASON_LEN_MAX + 1000);
-        // Nor need it listen.
+        // It need not read its input either.
         check(&[("a", "exec 0<&-; exit 0")], None).unwrap();
     }
 }
