@@ -1,7 +1,7 @@
-//! Threads that wait for clients.
+//! Limits the threads that wait for clients.
 //!
-//! Whoever sends an archive, or takes one, decides how fast that goes, and a thread waits for it meanwhile. The threads of all
-//! other calls come from the same pool, so such calls have but a part of it.
+//! A client that sends or receives an archive sets the pace, and blocks a thread meanwhile. All calls share one
+//! thread pool, so such calls may use only a part of it.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::blocking;
 /// Such calls at once, of all clients together.
 const CALLS_MAX: usize = 32;
 static CALLS: Semaphore = Semaphore::const_new(CALLS_MAX);
-/// How long a further one waits for a place.
+/// How long a further call waits for its turn.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Runs what reads what a client sends, or writes what it takes, on a thread for it. `ResourceExhausted` if too many others
-/// do so. It goes on if the caller goes away, and keeps its place until it is done.
+/// Runs work that reads from or writes to a client, on a blocking thread. `ResourceExhausted` if too many calls do
+/// so. The work goes on if the caller is cancelled, and counts until it is done.
 pub async fn with_client<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let Ok(place) = tokio::time::timeout(PLACE_TIMEOUT, CALLS.acquire()).await else {
         return Err(Error::resource_exhausted(format!(

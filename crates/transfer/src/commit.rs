@@ -1,10 +1,10 @@
-//! An image from another and what changed on top of it.
+//! Makes an image from another image and the changes on top of it.
 //!
 //! ```text
 //! begin: lease ─▶ layer: two trees ─▶ blob ─▶ finish: config, manifest ─▶ trees ─▶ image record ─▶ lease dropped
 //! ```
 //!
-//! The steps are apart because whoever writes to the upper tree should be paused for the first of them only.
+//! The steps are separate because the container need be paused for the first of them only.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,25 +22,25 @@ use types::{Context, Descriptor, Digest, ErrorKind, IngestRef, Labels, Mount, Pl
 use crate::layer::{Layer, LayerRequest, store_layer};
 use crate::{Lease, random_name, unpack};
 
-/// How long a view is kept that nobody removed.
+/// When an orphaned view expires.
 const VIEW_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// A commit that was begun.
+/// A commit in progress, under a lease.
 pub struct Commit {
     metadata: Metadata,
     lease: Lease,
     snapshotter: String,
 }
 
-/// The image to be.
+/// The new image.
 pub struct NewImage<'a> {
-    /// The image below, whose form the new one has.
+    /// The image below, whose media types (OCI's or Docker's) the new one gets.
     pub base: &'a Manifest,
-    /// None if nothing changed.
+    /// `None` if nothing changed.
     pub layer: Option<Layer>,
-    /// The whole config, the layer's diff id in it.
+    /// The whole config, including the layer's diff id.
     pub config: Value,
-    /// Without one it is named by its digest.
+    /// `None` names it by its digest.
     pub name: Option<String>,
 }
 
@@ -50,8 +50,8 @@ impl Commit {
         Ok(Commit { metadata: metadata.clone(), lease, snapshotter: snapshotter.to_owned() })
     }
 
-    /// Stores what changed between the snapshot `parent`, or nothing, and a tree. None if nothing did.
-    /// `places` are what a runtime made to mount on.
+    /// Stores the difference between the snapshot `parent` (or an empty tree) and the mounted `upper`. `None` if
+    /// there is none. `places` are the mount points that a runtime created, which the layer leaves out.
     pub fn layer(
         &self,
         base: &Manifest,
@@ -75,7 +75,7 @@ impl Commit {
         Ok(Some(layer).filter(|layer| !layer.is_empty()))
     }
 
-    /// Makes the image, with its tree.
+    /// Stores config and manifest, unpacks the image, and records it.
     pub fn finish(self, new: NewImage<'_>) -> Result<Image> {
         let (config_type, manifest_type) = if is_docker(new.base) {
             (media_type::DOCKER_CONFIG, media_type::DOCKER_MANIFEST)
@@ -135,7 +135,7 @@ impl Commit {
     }
 }
 
-/// Does something with the mounts of a committed snapshot, or of nothing.
+/// Calls `work` with the mounts of a view of a committed snapshot, or with none.
 pub fn with_view<T>(
     metadata: &Metadata,
     caller: &Caller,
@@ -146,7 +146,7 @@ pub fn with_view<T>(
     let Some(name) = name else { return work(&[]) };
     let snapshots = metadata.snapshots(caller, snapshotter)?;
     let key = random_name("view")?;
-    // Whoever dies before the end leaves a view that expires.
+    // If the daemon dies first, the view expires.
     let expiry = Timestamp::now().plus(VIEW_LIFE).to_string();
     let labels = Labels::from([(EXPIRE.to_owned(), expiry)]);
     let mounts = snapshots.view(&key, Some(name), labels)?;

@@ -1,11 +1,11 @@
-//! What an image consists of, and which of it is here.
+//! The blobs of an image, and which of them are in the content store.
 //!
-//! An image is a tree of documents with blobs as leaves. Several parents may share a child, and a hostile
-//! index names the same index many times over, so every blob is looked at once, and their number is bounded. Many
-//! manifests may name one config too: the bytes of all documents that are read have a bound, each time they are read.
+//! An image is a tree of documents with blobs as leaves. Several parents may share a child, and a hostile index may
+//! reference the same index many times, so every blob is visited once, and their number is bounded. Many manifests
+//! may reference one config, too: the bytes of all documents read are bounded, counting each read.
 //!
-//! An index may name blobs itself. Those of a checkpoint, or of an index without any image, are parts of what it is for
-//! every platform. Others stand beside the images, and are parts if they are here.
+//! An index may reference blobs itself. In a checkpoint, or an index without any image, they belong to every
+//! platform. Others stand beside the images, and are parts if they are in the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,9 +16,9 @@ use types::{Descriptor, Digest, Error, Platform, Result, UnlessGone};
 
 use crate::unpack::{artifact_type, read};
 
-/// Blobs of one image: many more than anybody makes.
+/// Blobs of one image at most: many more than real images have.
 const PARTS_MAX: usize = 1 << 16;
-/// Bytes of its indexes, manifests and configs: many times what images for all platforms have.
+/// Bytes of its indexes, manifests and configs at most: many times what images for all platforms have.
 const DOCUMENTS_LEN_MAX: u64 = 32 << 20;
 
 /// One blob of an image.
@@ -32,18 +32,18 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Variant {
     pub descriptor: Descriptor,
-    /// What the index says, or the config.
+    /// From the index, or else from the config.
     pub platform: Option<Platform>,
-    /// None if it is not here.
+    /// `None` if it is not in the store.
     pub manifest: Option<Manifest>,
-    /// None for artifacts too.
+    /// `None` for artifacts too.
     pub summary: Option<Summary>,
-    /// Blobs that are named and not here.
+    /// Blobs that the manifest references and the store does not have.
     pub missing: Vec<Digest>,
     pub(crate) artifact_type: Option<String>,
 }
 
-/// What is kept of a config beside what it describes; [`config`] reads the rest, which may be large.
+/// Some fields of a config; [`config`] reads all of it, which may be large.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
     pub created: Option<String>,
@@ -51,17 +51,17 @@ pub struct Summary {
 }
 
 impl Variant {
-    /// Everything of it is here.
+    /// Whether the store has the manifest and all its blobs.
     pub fn is_whole(&self) -> bool {
         self.manifest.is_some() && self.missing.is_empty()
     }
 
-    /// The type of an artifact, which cannot be run.
+    /// The type of an artifact, which cannot be run; `None` for an image.
     pub fn artifact_type(&self) -> Option<&str> {
         self.artifact_type.as_deref()
     }
 
-    /// Bytes of the blobs that the manifest names; 0 if it is not here.
+    /// Bytes of the blobs that the manifest references; 0 if the manifest is not in the store.
     pub fn size(&self) -> u64 {
         let blobs = |manifest: &Manifest| {
             let layers = manifest.layers.iter().map(|layer| layer.size);
@@ -71,14 +71,14 @@ impl Variant {
     }
 }
 
-/// See the module.
+/// The blobs of an image; see [`contents`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {
-    /// Every blob once, documents before what they name.
+    /// Every blob once, parents before their children.
     pub parts: Vec<Part>,
-    /// The manifests in the order of the indexes.
+    /// The manifests, in the order of the indexes.
     pub variants: Vec<Variant>,
-    /// Blobs that an index is made of, without an image between.
+    /// Blobs that belong to the index itself, for every platform.
     pub loose: Vec<Part>,
 }
 
@@ -87,7 +87,7 @@ impl Contents {
         self.parts.iter().filter(|part| !part.is_here)
     }
 
-    /// The documents that are here and name other blobs.
+    /// The documents in the store that reference other blobs.
     pub fn documents(&self) -> impl Iterator<Item = &Descriptor> {
         let here = self.parts.iter().filter(|part| part.is_here).map(|part| &part.descriptor);
         here.filter(|found| media_type::is_document(&found.media_type))
@@ -97,18 +97,18 @@ impl Contents {
         self.missing().next().is_none()
     }
 
-    /// The first of the blobs that are needed for every platform and not here.
+    /// The first missing blob that every platform needs.
     pub fn missing_loose(&self) -> Option<&Descriptor> {
         self.loose.iter().find(|part| !part.is_here).map(|part| &part.descriptor)
     }
 
-    /// Whether something can be done with what is here: one image, or all blobs of what is not an image only.
+    /// Whether the store has something usable: one complete image, or all blobs of an index that consists of blobs.
     pub fn is_of_use(&self) -> bool {
         let is_there = !self.loose.is_empty() || self.variants.iter().any(Variant::is_whole);
         is_there && self.missing_loose().is_none()
     }
 
-    /// The image that runs best on a platform, among those of which everything is here.
+    /// The image that runs best on a platform, among the complete ones.
     pub fn best(&self, platform: &Platform) -> Option<&Variant> {
         let fit = |variant: &Variant| match &variant.platform {
             Some(own) => platform.fit(own),
@@ -119,13 +119,13 @@ impl Contents {
                 && variant.artifact_type().is_none()
                 && !image::is_attestation(&variant.descriptor)
         });
-        // The first of equals, as the author ordered them.
+        // The first of equals, in the author's order.
         here.filter(|variant| fit(variant) > 0).rev().max_by_key(|variant| fit(variant))
     }
 }
 
-/// Reads the documents of an image that are here. Those that are not are named in the answer; those that
-/// cannot be understood, or differ in size from what names them, are an error.
+/// Reads those documents of an image that the store has; the result lists the missing ones. A document that is
+/// malformed is `InvalidArgument` or `Unimplemented`; a blob that differs in size from its descriptor is `DataLoss`.
 pub fn contents(metadata: &Metadata, caller: &Caller, target: &Descriptor) -> Result<Contents> {
     let mut walk = Walk {
         metadata,
@@ -138,7 +138,7 @@ pub fn contents(metadata: &Metadata, caller: &Caller, target: &Descriptor) -> Re
     Ok(walk.contents)
 }
 
-/// The config of an image whose manifest is here.
+/// The config of an image. Its manifest must be in the store.
 pub fn config(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<ImageConfig> {
     let bytes = read(metadata, caller, &manifest.config.digest)?;
     image::parse_config(&bytes, manifest.layers.len())
@@ -147,7 +147,7 @@ pub fn config(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Resu
 struct Walk<'a> {
     metadata: &'a Metadata,
     caller: &'a Caller,
-    /// By type too: the same bytes may be taken for two things, and each must hold.
+    /// With the media type: the same bytes may be referenced as two types, and both must be valid.
     seen: BTreeSet<(Digest, String)>,
     /// Bytes of documents that may still be read.
     left: u64,
@@ -183,7 +183,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What an index names and is no document.
+    /// Visits a child of an index that is not a document.
     fn blob(&mut self, blob: &Descriptor, is_needed: bool) -> Result<()> {
         if !self.is_new(blob)? || !is_needed && !self.check(blob)? {
             return Ok(());
@@ -216,7 +216,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Config and layers of a manifest.
+    /// Visits the config and layers of a manifest.
     fn leaves(&mut self, manifest: &Manifest, variant: &mut Variant) -> Result<()> {
         for child in std::iter::once(&manifest.config).chain(&manifest.layers) {
             let is_here = if self.is_new(child)? { self.look(child)? } else { self.check(child)? };
@@ -227,7 +227,7 @@ impl Walk<'_> {
         let has_config = !variant.missing.contains(&manifest.config.digest);
         if has_config && variant.artifact_type.is_none() {
             self.count(&manifest.config)?;
-            // Whether its layers are those of the manifest is asked by whoever unpacks them.
+            // Whether its layers match the manifest's is checked when they are unpacked.
             let config = image::read_config(&read(self.metadata, self.caller, &manifest.config.digest)?)?;
             variant.platform.get_or_insert(config.platform);
             let labels = config.config.map(|config| config.labels).unwrap_or_default();
@@ -243,7 +243,7 @@ impl Walk<'_> {
         Ok(self.seen.insert((descriptor.digest.clone(), descriptor.media_type.clone())))
     }
 
-    /// Counts a document that is about to be read. Its size was found right.
+    /// Counts a document that is about to be read. Its size has been checked.
     fn count(&mut self, document: &Descriptor) -> Result<()> {
         let left = self.left.checked_sub(document.size);
         self.left = left.ok_or_else(|| {
@@ -252,7 +252,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Notes a blob, and says whether it is here.
+    /// Records a blob as a part. Returns whether the store has it.
     fn look(&mut self, descriptor: &Descriptor) -> Result<bool> {
         let is_here = self.check(descriptor)?;
         self.contents.parts.push(Part { descriptor: descriptor.clone(), is_here });

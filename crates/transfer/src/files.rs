@@ -1,7 +1,7 @@
-//! The files of an image, from its layers and without unpacking them.
+//! Lists the files of an image from its layers, without unpacking them.
 //!
-//! Layers are read from the lowest to the topmost into one tree of names; whiteouts (image-spec `layer.md`)
-//! take away what lower layers brought.
+//! Layers are applied from the lowest to the topmost to one tree of names; whiteouts (image-spec `layer.md`) remove
+//! names of lower layers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufReader;
@@ -15,18 +15,18 @@ use types::{Context, Error, Result};
 
 use crate::unpack::open_layer;
 
-/// Names in an image. A distribution has a few hundred thousand.
+/// Names in an image at most. A distribution has a few hundred thousand.
 const FILES_MAX: usize = 1 << 22;
-/// Bytes of all names and of where links lead. A distribution has some tens of millions.
+/// Bytes of all names and link targets at most. A distribution has some tens of millions.
 const TEXT_LEN_MAX: usize = 256 << 20;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// One name in an image.
+/// A file of an image, under one of its names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageFile {
-    /// From the root, without a slash before it.
+    /// From the root, without a leading slash.
     pub path: String,
     pub kind: Kind,
     pub mode: u32,
@@ -34,11 +34,11 @@ pub struct ImageFile {
     pub gid: u32,
     pub size: u64,
     pub mtime_seconds: i64,
-    /// The layer that brought it, counted from the lowest, which is 0.
+    /// The index of the layer that added it, from the lowest.
     pub layer: usize,
 }
 
-/// Every file of an image, by path.
+/// Every file of an image, sorted by path. `ResourceExhausted` beyond the limits of this module.
 pub fn files(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<Vec<ImageFile>> {
     let mut tree = Tree::default();
     for (at, layer) in manifest.layers.iter().enumerate() {
@@ -58,14 +58,14 @@ pub fn files(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Resul
     Ok(tree.names.into_iter().map(lossy).collect())
 }
 
-/// Names with what they are. A subtree is what begins with its folder and a slash.
+/// Files by name. A directory's subtree has its name and a slash as prefix.
 #[derive(Default)]
 struct Tree {
     names: BTreeMap<Vec<u8>, ImageFile>,
-    /// Bytes of the names, and of where links lead.
+    /// Bytes of the names and link targets.
     text_len: usize,
-    /// Folders below which nothing is left that is older than the layer at hand. A layer may say so again and again, and to
-    /// look again would cost all names each time.
+    /// Directories that the current layer has emptied of lower layers' names. A layer may repeat a whiteout many
+    /// times, and each time would cost a walk over all names.
     emptied: BTreeSet<Vec<u8>>,
 }
 
@@ -133,12 +133,12 @@ impl Tree {
             mtime_seconds: entry.mtime.0,
             layer,
         };
-        // Another name of a file is that file.
+        // A hard link has its target's attributes.
         let file = linked.map_or(own, |target| ImageFile { layer, ..target });
         self.insert(path, file);
     }
 
-    /// Takes away what layers below `layer`, which is the one at hand, brought beneath a folder.
+    /// Removes what layers below `layer`, the current one, put beneath a directory.
     fn empty(&mut self, folder: &[u8], layer: usize) {
         if self.emptied.insert(folder.to_vec()) {
             self.text_len += folder.len();
@@ -146,13 +146,13 @@ impl Tree {
         }
     }
 
-    /// The next layer comes.
+    /// Begins the next layer.
     fn begin(&mut self) {
         self.text_len -= self.emptied.iter().map(Vec::len).sum::<usize>();
         self.emptied.clear();
     }
 
-    /// Takes away what layers below `layer` brought beneath a folder.
+    /// Removes what layers below `layer` put beneath a directory.
     fn remove_below(&mut self, folder: &[u8], layer: usize) {
         let mut prefix = folder.to_vec();
         if !prefix.is_empty() {
@@ -176,7 +176,7 @@ fn text_len(path: &[u8], file: &ImageFile) -> usize {
     path.len() + target
 }
 
-/// Without `.`, empty parts and the slash before it; `..` stops at the root, as when it is unpacked.
+/// Normalizes a path: without `.`, empty parts and the leading slash; `..` stops at the root, as when unpacking.
 fn clean(path: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
@@ -195,7 +195,8 @@ mod tests {
 
     use super::*;
 
-    /// A marker costs the names below its folder, and a layer of few bytes has room for millions of markers.
+    /// Each opaque whiteout costs a walk over the names below its directory, and a small layer has room for millions
+    /// of them.
     #[test]
     fn a_folder_is_emptied_once_however_often_a_layer_says_so() {
         const NAMES: usize = 10_000;
@@ -215,7 +216,7 @@ mod tests {
         }
         assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
         assert!(tree.names.len() == NAMES && !tree.names.contains_key(&b"d/below"[..]));
-        // What one layer took away another may bring, for a third to take away.
+        // Another layer may add again what one layer removed, for a third to remove.
         tree.begin();
         let marker = tar_of(&[("d/.wh..wh..opq", "")]);
         tree.apply(2, &Reader::new(&marker[..]).next_entry().unwrap().unwrap());
@@ -229,7 +230,7 @@ mod tests {
         let files: Vec<(&str, &str)> = paths.iter().map(|path| (path.as_str(), "")).collect();
         let archive = tar_of(&files);
         let mut tree = Tree::default();
-        // The second time they are the same names.
+        // The same names again.
         for layer in 0..2 {
             let mut entries = Reader::new(&archive[..]);
             while let Some(entry) = entries.next_entry().unwrap() {

@@ -1,4 +1,4 @@
-//! Who fetches what: a blob that several pulls want is fetched by one of them.
+//! Single flight: a blob that several pulls need is fetched by one of them.
 //!
 //! ```text
 //! pull A ─▶ board(blob) ─▶ fetches ─▶ commits ─▶ leaves
@@ -6,12 +6,15 @@
 //! ```
 //!
 //! Invariants
-//! - One flight a digest, whatever the namespace: the blob that the first brings is shared with the others.
-//! - Whoever waits holds nothing that somebody else needs, and is woken by the end of the flight before its
-//!   own, in the order of arrival. A pull that is given up leaves, and the next one takes up its bytes.
-//! - Whoever brings little of a layer leaves too, for those who may do better, and boards again behind them.
-//! - A document is small enough to come twice: who has waited for one for a while fetches it beside the flight, which
-//!   may be in the hands of a host that means harm.
+//! - One flight per digest, whatever the namespace: namespaces share the blob that the first pull fetches.
+//! - A waiting pull holds nothing that another one needs, and is woken by the end of the flight before its own, in
+//!   the order
+//! of arrival. A cancelled pull leaves, and the next one resumes from its bytes.
+//! - A pull whose host sends little of a layer leaves too, for others that may be faster, and boards again behind
+//!   them.
+//! - A document is small enough to be fetched twice: a pull that has waited for one for a while fetches it beside the
+//!   flight,
+//! which a malicious host may be delaying.
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
@@ -21,32 +24,32 @@ use stdx::Mutex;
 use tokio::sync::OwnedMutexGuard;
 use types::Digest;
 
-/// How long a document that somebody else fetches is waited for.
+/// How long a pull waits for a document that another pull fetches.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The blobs on their way. Clones share them: a daemon has one.
+/// The blobs that pulls are fetching. Clones share them: a daemon has one.
 #[derive(Clone)]
 pub struct Flights {
     on_their_way: Arc<Mutex<HashMap<Digest, Flight>>>,
     patience: Duration,
 }
 
-/// One blob on its way.
+/// The fetch of one blob.
 #[derive(Default)]
 struct Flight {
     turn: Arc<tokio::sync::Mutex<()>>,
-    /// Those who have it in hand or wait for it, by the registry that they would ask.
+    /// The pulls that fetch it or wait for it, by the registry that they would ask.
     passengers: Vec<String>,
 }
 
 /// The right to fetch a blob, until dropped.
 pub(crate) struct Boarded {
-    // Let go before the passenger leaves: whoever waits is counted, so the flight stays.
+    // Dropped before the seat: the waiting pulls have seats, so the flight stays.
     _turn: OwnedMutexGuard<()>,
     _seat: Seat,
 }
 
-/// A passenger, from the first call until dropped.
+/// A pull on a flight, waiting or fetching, until dropped.
 struct Seat {
     flights: Flights,
     digest: Digest,
@@ -60,12 +63,12 @@ impl Default for Flights {
 }
 
 impl Flights {
-    /// With a time for which a document is waited for.
+    /// Sets how long a pull waits for a document of another pull.
     pub fn with_patience(patience: Duration) -> Flights {
         Flights { on_their_way: Arc::default(), patience }
     }
 
-    /// Returns when nobody else is fetching this blob. It would be asked of the registry `host`.
+    /// Returns when no other pull fetches this blob. The caller would fetch it from the registry `host`.
     pub(crate) async fn board(&self, digest: &Digest, host: &str) -> Boarded {
         let turn = {
             let mut flights = self.lock();
@@ -77,13 +80,13 @@ impl Flights {
         Boarded { _turn: turn.lock_owned().await, _seat: seat }
     }
 
-    /// As [`Flights::board`], for a document; none once that took too long.
+    /// As [`Flights::board`], for a document; `None` if that takes longer than the patience of these flights.
     pub(crate) async fn board_or_leave(&self, document: &Digest, host: &str) -> Option<Boarded> {
         tokio::time::timeout(self.patience, self.board(document, host)).await.ok()
     }
 
-    /// Whether those who wait for a blob are to have it before whoever has boarded with `host`, which brings little
-    /// of it: if they would ask another registry, or if next to nothing comes, which may be due to who asks.
+    /// Whether the pull that fetches a blob slowly from `host` should yield to waiting pulls: if they would ask
+    /// another registry, or if the fetch has stalled, which may be due to the pull's own credentials or connection.
     pub(crate) fn calls(&self, digest: &Digest, host: &str, is_stalled: bool) -> bool {
         let flights = self.lock();
         let Some(flight) = flights.get(digest) else { return false };

@@ -1,10 +1,9 @@
-//! Unpacked layers that are kept as they came: read again, and stored anew when they rotted.
+//! Unpacked layers that are kept as archives: verified, and restored when they are damaged.
 //!
-//! A layer's blob says all that its files are, so wrong files are replaced by what the blob unpacks to, and the
-//! image of its metadata by what the archive itself says. Nothing is taken away before the right bytes are on
-//! disk.
+//! A layer's blob determines its files, so a damaged archive is replaced from the blob, and a damaged metadata image
+//! is rebuilt from the archive. Nothing is removed before the right bytes are on disk.
 //!
-//! Layers that are unpacked to directories have nothing to be compared with but the number of their files.
+//! For layers that are unpacked to directories there is nothing to compare with but the number of their files.
 
 use std::io::{self, Read};
 
@@ -21,21 +20,21 @@ use types::{Context, Descriptor, Digest, Error, ErrorKind, Hasher, Result, Unles
 use crate::blocking;
 use crate::unpack::{artifact_type, open_layer, read};
 
-/// Chunks of a layer that wait for the disk.
+/// Chunks of a layer that wait for the disk at most.
 const CHUNKS_WAITING: usize = 16;
 
-/// A layer of an image that is unpacked.
+/// An unpacked layer of an image.
 pub(crate) struct Unpacked {
-    /// Which one, lowest first.
+    /// Its index, from the lowest.
     pub(crate) at: usize,
     pub(crate) snapshotter: String,
     /// The chain id.
     pub(crate) name: String,
-    /// None if it is a directory of files.
+    /// `None` if it is a directory of files.
     pub(crate) kept: Option<Kept>,
 }
 
-/// A layer of an image, as the snapshot of its name keeps it.
+/// A layer of an image, kept as an archive by the snapshot of its chain id.
 #[derive(Clone)]
 pub(crate) struct Kept {
     metadata: Metadata,
@@ -47,16 +46,16 @@ pub(crate) struct Kept {
     files: LayerFiles,
 }
 
-/// What reading a layer again showed.
+/// The result of verifying a layer.
 pub(crate) enum Found {
     Good,
-    /// Its archive is right and the image was not, which is mended.
+    /// The archive was right; the metadata image was wrong and has been rebuilt.
     Mended,
-    /// And how.
+    /// The archive is damaged; the error says how.
     Lost(Error),
 }
 
-/// The layers of an image that are unpacked, by snapshotter and lowest first; none if its config is not here.
+/// The unpacked layers of an image, by snapshotter and lowest first; none if the store does not have its config.
 pub(crate) fn unpacked(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<Vec<Unpacked>> {
     if artifact_type(metadata, manifest).is_some() {
         return Ok(Vec::new());
@@ -81,7 +80,7 @@ pub(crate) fn unpacked(metadata: &Metadata, caller: &Caller, manifest: &Manifest
 }
 
 impl Kept {
-    /// None if the layer is not unpacked, or not kept as it came.
+    /// `None` if the layer is not unpacked, or not kept as an archive.
     pub(crate) fn find(
         metadata: &Metadata,
         caller: &Caller,
@@ -105,17 +104,17 @@ impl Kept {
         &self.files
     }
 
-    /// Bytes of its archive; 0 if that is gone.
+    /// Bytes of its data file; 0 if that is missing.
     pub(crate) fn len(&self) -> u64 {
         std::fs::metadata(&self.files.data).map_or(0, |data| data.len())
     }
 
-    /// Bytes among which the whole archive is; what may follow it is zeros.
+    /// Bytes of the data file within which the archive ends; zeros may follow it.
     pub(crate) fn archive_len(&self) -> u64 {
         self.len().min(diff::ARCHIVE_LEN_MAX)
     }
 
-    /// Reads all of the layer, and mends its image.
+    /// Reads the whole layer, and rebuilds its metadata image if that is wrong.
     pub(crate) fn check(&self) -> Result<Found> {
         let tree = match self.files.open_data().and_then(|data| reread(&data, &self.diff_id)) {
             Err(error) if error.is(ErrorKind::DataLoss) => return Ok(Found::Lost(error)),
@@ -132,12 +131,12 @@ impl Kept {
         Ok(Found::Mended)
     }
 
-    /// Whether an image that was made of this layer and those below was wrong; it is gone then.
+    /// Removes the image made of this layer and those below, if it is wrong. Returns whether it was.
     pub(crate) fn mend_derived(&self) -> Result<bool> {
         self.metadata.snapshots(&self.caller, &self.snapshotter)?.mend_derived(&self.name)
     }
 
-    /// Whether the record of its blob's spans, if there is one, is as it was written.
+    /// Whether the record of its blob's spans is intact, or missing.
     pub(crate) fn is_record_right(&self) -> Result<bool> {
         let Some(record) = self.files.open_record()? else { return Ok(true) };
         let checked = Spans::read(&record).and_then(|spans| {
@@ -150,7 +149,7 @@ impl Kept {
         }
     }
 
-    /// Stores the layer anew from its blob, which is here.
+    /// Restores the layer from its blob, which the store must have.
     pub(crate) fn replace(&self, blob: &Descriptor) -> Result<()> {
         let source = open_layer(&self.metadata, &self.caller, blob)?;
         let is_processed = self.metadata.processors().names(&blob.media_type).is_some();
@@ -168,7 +167,7 @@ impl Kept {
             if let Some(record) = new.record
                 && source.finish()? != *digest
             {
-                // The same archive, compressed otherwise or not at all: its spans are not those of the blob.
+                // The same archive in another compression: its spans are not those of the blob.
                 record.set_len(0).context(|| "drop the record of its spans")?;
             }
             if stored.diff_id != self.diff_id {
@@ -185,7 +184,7 @@ impl Kept {
         self.mended()
     }
 
-    /// The same from a registry.
+    /// Restores the layer from a registry.
     pub(crate) async fn fetch(&self, blob: &Descriptor, remote: &Remote) -> Result<()> {
         let mut stream = remote.blob(blob, 0).await?;
         let (send, receive) = mpsc::channel(CHUNKS_WAITING);
@@ -206,7 +205,7 @@ impl Kept {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    // An archive may not look as if it were cut off.
+                    // So that the archive does not look complete.
                     let _ = send.send(Err(io::ErrorKind::UnexpectedEof)).await;
                     fetched = Err(error);
                     break;
@@ -225,14 +224,14 @@ impl Kept {
     }
 }
 
-/// A blob that is hashed as it is read.
+/// Hashes a blob while it is read.
 struct Hashed<R> {
     blob: R,
     hasher: Hasher,
 }
 
 impl<R: Read> Hashed<R> {
-    /// The digest of all of it: what nobody has read yet is.
+    /// Reads the rest of the blob. Returns the digest of all of it.
     fn finish(mut self) -> Result<Digest> {
         io::copy(&mut self, &mut io::sink()).context(|| "read a blob to its end")?;
         Ok(self.hasher.finish())
@@ -247,7 +246,7 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// What a registry sends, as a reader for a thread.
+/// The chunks of a registry's answer, as a blocking reader.
 struct Chunks {
     receive: mpsc::Receiver<Result<Bytes, io::ErrorKind>>,
     current: Bytes,
@@ -289,7 +288,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// A host may compress anew what it has, and the archive is right all the same.
+    /// A registry may serve the same archive in another compression.
     #[test]
     fn spans_are_recorded_of_the_blob_itself_only() {
         let dir = tempfile::TempDir::new().unwrap();
@@ -315,7 +314,7 @@ mod tests {
         snapshots.commit(&diff_id.to_string(), "extract", Labels::new(), None).unwrap();
         let kept = Kept::find(&metadata, &caller, Overlay::NAME, &diff_id, &diff_id).unwrap().unwrap();
 
-        // One that is there already stays what it is.
+        // An existing layer is not stored again.
         for (bytes, has_record) in [(&other, false), (&blob, true), (&other, true)] {
             let source = Box::new(io::Cursor::new(bytes.clone()));
             kept.replace_from(&digest, source, Origin::Stored).unwrap();

@@ -1,4 +1,4 @@
-//! From trees into the content store: the layer that leads from one to another.
+//! Makes a layer from two trees, and stores it.
 
 use std::io::{self, BufWriter, Write};
 
@@ -10,35 +10,35 @@ use types::{Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Result, Tim
 
 use crate::random_name;
 
-/// The label by which a layer says what it unpacks to (containerd's `labels.LabelUncompressed`).
+/// The label with the diff id of a compressed layer (containerd's `labels.LabelUncompressed`).
 pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
-/// Bytes of an archive without an entry.
+/// Bytes of a tar archive without an entry.
 const EMPTY_LEN: u64 = 1024;
 
-/// Bytes that wait for the store.
+/// Bytes buffered for the content store.
 const BUFFER_LEN: usize = 256 * 1024;
 
 /// How a layer is stored.
 #[derive(Clone, Debug)]
 pub struct LayerRequest {
-    /// What it is, for its descriptor and for those who hear of the new blob.
+    /// For the layer's descriptor, and for the event of the new blob.
     pub media_type: String,
     pub compression: Compression,
-    /// The name of the ingest; a new one without.
+    /// The name of the ingest; `None` for a new one.
     pub reference: Option<IngestRef>,
     pub labels: Labels,
-    /// No file is younger.
+    /// Upper bound of file times (`SOURCE_DATE_EPOCH`).
     pub source_date_epoch: Option<Timestamp>,
 }
 
-/// A layer in the store.
+/// A layer in the content store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
     pub descriptor: Descriptor,
-    /// The digest of its plain bytes.
+    /// Digest of the uncompressed archive.
     pub diff_id: Digest,
-    /// Of its plain bytes.
+    /// Bytes of the uncompressed archive.
     size: u64,
 }
 
@@ -49,9 +49,9 @@ impl Layer {
     }
 }
 
-/// How a layer of a media type, OCI's or Docker's, is compressed.
+/// The compression that a layer media type, OCI's or Docker's, stands for.
 ///
-/// `Unimplemented` if it is of no layer that can be made.
+/// `Unimplemented` for media types of layers that Hoist cannot make.
 pub fn layer_compression(media_type: &str) -> Result<Compression> {
     match media_type {
         media_type::OCI_LAYER | media_type::DOCKER_LAYER => Ok(Compression::None),
@@ -61,7 +61,7 @@ pub fn layer_compression(media_type: &str) -> Result<Compression> {
     }
 }
 
-/// Stores the layer that leads from the lower tree to the upper. One that is there already gets the labels.
+/// Stores the layer that turns the lower tree into the upper. If the blob exists, it gets the labels.
 pub fn store_layer(
     metadata: &Metadata,
     caller: &Caller,
@@ -74,7 +74,7 @@ pub fn store_layer(
     let reference = request.reference.map_or_else(|| IngestRef::new(random_name("diff")?), Ok)?;
     let content = metadata.content(caller);
     let mut writer = content.begin(&reference, Expected::default())?.of_type(&request.media_type);
-    // Somebody's attempt of the same name, which was about a tree as it was then.
+    // Discards an earlier attempt under the same name, which compared an older tree.
     writer.truncate()?;
     let mut into_store = BufWriter::with_capacity(BUFFER_LEN, IntoStore(writer));
     let compared = compare(trees, CompareOptions { compression, mtime_max }, &mut into_store);
@@ -82,7 +82,7 @@ pub fn store_layer(
     let compared = match compared {
         Ok(compared) => compared,
         Err(error) => {
-            // The error that counts is the first; an ingest that stays expires.
+            // The comparison's error counts; if aborting fails, the ingest expires.
             let _ = writer.abort();
             return Err(error);
         }
@@ -100,7 +100,7 @@ pub fn store_layer(
             }
         }
         Err(error) => {
-            // Nobody else knows its name, and could go on with it.
+            // The name is random, so no client could resume the ingest.
             if is_named_here {
                 let _ = content.abort(&reference);
             }
@@ -112,7 +112,7 @@ pub fn store_layer(
     Ok(Layer { descriptor, diff_id: compared.diff_id, size: compared.size })
 }
 
-/// An ingest as a writer.
+/// Writes into an ingest.
 struct IntoStore(ContentWriter);
 
 impl Write for IntoStore {

@@ -1,9 +1,10 @@
-//! Slots of layers: how many of them are in flight at once, of all pulls of the daemon, as its configuration says, and
-//! never more than suit the machine, since each takes memory for its files, and processors to be hashed and inflated.
+//! Layer slots: how many layers are in flight at once, of all pulls of the daemon, as its configuration says, and
+//! never more than suit the machine, since each takes memory for its files, and processor time to be hashed and
+//! inflated.
 //!
-//! They are given in the order of arrival. Whoever has one keeps it while its host brings something, or while nobody
-//! else waits; else it gives way, keeps what came, and goes on behind those who wait. So no host that is slow or silent
-//! holds up what comes from others.
+//! Slots are granted in the order of arrival. A layer keeps its slot while its registry host keeps sending, or while
+//! no other layer waits; otherwise it gives way, keeps its bytes so far, and queues behind the waiting layers. So a
+//! slow or silent host does not block layers from other hosts.
 
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -16,9 +17,9 @@ use registry::Pace;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-/// Layers of a daemon, however many processors it has: what they take of memory is bounded too.
+/// Layers in flight at most, however many processors there are, to bound their memory.
 const LAYERS_MAX: usize = 16;
-/// Layers for each processor: most wait for their hosts.
+/// Layers per processor: most of them wait for their hosts.
 const LAYERS_A_PROCESSOR: usize = 8;
 
 /// How many layers of all pulls of a daemon are in flight at most.
@@ -31,37 +32,37 @@ const fn layers_with(processors: usize) -> usize {
     if many < LAYERS_MAX { many } else { LAYERS_MAX }
 }
 
-/// How long a host is waited for before others are let go first. Twice as long after each time: up to a bound, if it
-/// keeps the pace of a stream, and else without, so that whoever is late comes, and whoever crawls or never comes is an
-/// error of the stream in the end.
+/// How long a slow host may hold a slot before waiting layers go first. It doubles each time: up to `TURN_MAX` if the
+/// host keeps the minimum pace of a stream, and else without a bound, so that a late host is served in the end, and
+/// one that stalls is reported as an error by the stream.
 const TURN: Duration = Duration::from_secs(2);
 const TURN_MAX: Duration = Duration::from_secs(32);
-/// Bytes in each second of a turn with which a host keeps its slot.
+/// Bytes per second of a turn with which a host keeps its slot.
 const ENOUGH: u64 = 128 << 10;
 
-/// Clones share them.
+/// Clones share the slots.
 #[derive(Clone)]
 pub(crate) struct LayerSlots(Arc<Shared>);
 
 struct Shared {
     count: usize,
     free: Arc<Semaphore>,
-    /// How many want one.
+    /// How many layers wait for a slot.
     waiting: AtomicUsize,
-    /// How many give way to them and have not left yet.
+    /// How many layers are giving way and have not released their slot yet.
     leaving: AtomicUsize,
 }
 
 /// The right of a layer to be in flight, until dropped.
 pub(crate) struct LayerSlot {
-    /// None only while another is waited for.
+    /// `None` only while it waits for another slot.
     permit: Option<OwnedSemaphorePermit>,
     slots: LayerSlots,
     turn: Duration,
-    /// Of the turn at hand: how long the host was waited for, and the bytes that it brought.
+    /// Of the current turn: how long the host was waited for, and the bytes that it sent.
     waited: Duration,
     brought: u64,
-    /// Whether the host kept the pace of a stream in the turn before.
+    /// Whether the host kept the minimum pace of a stream in the turn before.
     kept_pace: bool,
     is_leaving: bool,
 }
@@ -72,12 +73,12 @@ impl LayerSlots {
         LayerSlots(Arc::new(Shared { count, free: Arc::new(Semaphore::new(count)), waiting, leaving }))
     }
 
-    /// Free or not.
+    /// The number of slots, free or taken.
     pub(crate) fn count(&self) -> usize {
         self.0.count
     }
 
-    /// Waits for a slot, behind all who wait.
+    /// Waits for a slot, in the order of arrival.
     pub(crate) async fn take(&self) -> LayerSlot {
         self.take_for(TURN).await
     }
@@ -97,7 +98,7 @@ impl LayerSlots {
         }
     }
 
-    /// Whether one more is to leave: as many do as wait.
+    /// Whether one more layer must give way: as many do as wait.
     fn calls(&self) -> bool {
         let Shared { waiting, leaving, .. } = &*self.0;
         let is_called = leaving.fetch_add(1, Ordering::Relaxed) < waiting.load(Ordering::Relaxed);
@@ -108,7 +109,7 @@ impl LayerSlots {
     }
 }
 
-/// Counted as long as it lives, also if whoever waits gives up.
+/// Counts a waiting layer, until it is dropped, also on cancellation.
 struct Waiting<'a>(&'a Shared);
 
 impl Waiting<'_> {
@@ -125,8 +126,9 @@ impl Drop for Waiting<'_> {
 }
 
 impl LayerSlot {
-    /// Waits for the host. None if it brings too little while others wait for a slot, or for the layer, of which
-    /// `is_called` is asked with whether next to nothing comes: then it is time to give way.
+    /// Waits for the host's answer. `None` if the layer should give way: the host sends too little while other layers
+    /// wait for a slot, or other pulls wait for this layer. `is_called` answers the latter, given whether the host
+    /// has stalled.
     pub(crate) async fn wait_for<T>(
         &mut self,
         host: impl Future<Output = T>,
@@ -153,17 +155,17 @@ impl LayerSlot {
         }
     }
 
-    /// The host brought so many bytes.
+    /// Counts bytes that the host sent.
     pub(crate) fn brought(&mut self, len: usize) {
         self.brought += len as u64;
     }
 
-    /// Whether next to nothing came in the turn before.
+    /// Whether the host fell below the minimum pace of a stream in the turn before.
     pub(crate) fn is_stalled(&self) -> bool {
         !self.kept_pace
     }
 
-    /// Waits for another slot, behind all who wait.
+    /// Releases the slot, and waits for another, in the order of arrival.
     pub(crate) async fn give_way(&mut self) {
         let (slots, longer) = (self.slots.clone(), self.turn.saturating_mul(2));
         let turn = if self.kept_pace { longer.min(TURN_MAX) } else { longer };
@@ -171,7 +173,7 @@ impl LayerSlot {
         *self = slots.take_for(turn).await;
     }
 
-    /// For whoever waits for something else before.
+    /// Releases the slot, for a caller that has to wait for something else first.
     pub(crate) fn leave(&mut self) {
         self.permit = None;
         if std::mem::take(&mut self.is_leaving) {
@@ -186,7 +188,8 @@ impl Drop for LayerSlot {
     }
 }
 
-/// Waits for something while a host is listened to, for the sake of others on its connection. What it said, if it did.
+/// Waits for `wait`, polling `host` meanwhile so that other streams on its connection make progress. Returns the
+/// host's answer, if it came.
 pub(crate) async fn listening<T, U>(
     host: impl Future<Output = T>,
     wait: impl Future<Output = U>,
@@ -207,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// Wants the layer too.
+    /// Stands for other pulls that wait for the layer.
     const NOBODY: fn(bool) -> bool = |_| false;
 
     fn slots(count: usize) -> &'static LayerSlots {
@@ -232,7 +235,7 @@ mod tests {
         drop(timeout(TURN, slots.take()).await.expect("there is a slot"));
     }
 
-    /// Time passes as soon as all wait for it.
+    /// Time is paused: it advances as soon as all tasks wait for it.
     #[tokio::test(start_paused = true)]
     async fn whoever_brings_nothing_gives_way_to_those_who_wait() {
         let slots = slots(1);
@@ -311,7 +314,7 @@ mod tests {
         drop(next.await.expect("no panic"));
     }
 
-    /// The turn of a host that brought so many bytes in each second of seven turns, and gave way after each.
+    /// The turn length for a host that sent this many bytes in each second of seven turns, and gave way after each.
     async fn turn_after(each_second: u64) -> Duration {
         let slots = slots(1);
         let mut slow = slots.take().await;

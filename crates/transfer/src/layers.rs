@@ -1,16 +1,16 @@
-//! What the snapshotter is told of a layer, by the labels of its tree.
+//! Labels of a layer's snapshot, which tell the snapshotter about the layer.
 //!
-//! Annotations of the layer that are meant for snapshotters go along. A snapshotter that gets layers by itself, as it
-//! needs them, is told more: of which image they are. The names of those labels are containerd's
-//! (`pkg/snapshotters/annotations.go`), and have CRI in them whoever pulls.
+//! The layer's annotations for snapshotters are passed on. A remote snapshotter, which fetches layers on demand, also
+//! gets the image that the layer belongs to. The names of those labels are containerd's
+//! (`pkg/snapshotters/annotations.go`); they contain `cri` whichever client pulls.
 
 use types::label::LABEL_LEN_MAX;
 use types::spec::image::Manifest;
 use types::{Descriptor, Digest, Labels};
 
-/// What is handed down begins so.
+/// Prefix of annotations that are passed on.
 const INHERITED: &str = "containerd.io/snapshot/";
-/// What only we say begins so: an image does not say where it came from.
+/// Prefix of labels that only Hoist sets: an image may not claim where it came from.
 const ORIGIN: &str = "containerd.io/snapshot/cri.";
 
 const IMAGE_REF: &str = "containerd.io/snapshot/cri.image-ref";
@@ -18,7 +18,7 @@ const MANIFEST_DIGEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 const LAYER_DIGEST: &str = "containerd.io/snapshot/cri.layer-digest";
 const IMAGE_LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
-/// The layers of an image, lowest first, and which image it is, if snapshotters are to know.
+/// The layers of an image, lowest first, and the image's name and manifest, if snapshotters need them.
 pub(crate) struct Layers {
     layers: Vec<Descriptor>,
     image: Option<(String, Digest)>,
@@ -29,7 +29,7 @@ impl Layers {
         Layers { layers: manifest.layers.clone(), image: None }
     }
 
-    /// By the name that it was pulled by.
+    /// With the name that the image was pulled by.
     pub(crate) fn of_image(&self, name: &str, manifest: &Digest) -> Layers {
         Layers { layers: self.layers.clone(), image: Some((name.to_owned(), manifest.clone())) }
     }
@@ -38,7 +38,7 @@ impl Layers {
         &self.layers[at]
     }
 
-    /// Of the tree of a layer.
+    /// The labels of a layer's snapshot.
     pub(crate) fn labels(&self, at: usize) -> Labels {
         let layer = &self.layers[at];
         let is_inherited = |key: &str| key.starts_with(INHERITED) && !key.starts_with(ORIGIN);
@@ -53,7 +53,7 @@ impl Layers {
         labels
     }
 
-    /// This layer and those above it, as many as a label takes.
+    /// Digests of this layer and those above it, as many as fit into a label.
     fn list_from(&self, at: usize) -> String {
         let mut list = self.layers[at].digest.to_string();
         for layer in &self.layers[at + 1..] {

@@ -1,22 +1,23 @@
-//! Workflows that move images: from a registry or an archive into the stores, and on to trees.
+//! Workflows that move images: from a registry or an archive into the content store, on to snapshots, and back out.
 //!
 //! ```text
 //! pull    lease ─▶ resolve ─▶ documents ─▶ layers, some at a time:
 //!            network ─▶ content (hash) ─┬─▶ blob
 //!                                       └─▶ inflate ─▶ hash ─▶ tree without a parent
 //!         ─▶ trees get their parents, lowest first ─▶ image record ─▶ lease dropped
-//! push    documents with all below them ─▶ blobs ─▶ documents, children first ─▶ the name
-//! import  archive ─▶ content ─▶ the same from there
+//! push    document with its descendants ─▶ blobs ─▶ documents, children first ─▶ the tag
+//! import  archive ─▶ content ─▶ as pull from there
 //! export  documents and layers ─▶ archive, under a lease
-//! layer   two trees ─▶ what differs ─▶ content
-//! commit  an image, and the layer of what changed on top of it ─▶ another image
+//! layer   two trees ─▶ their difference ─▶ content
+//! commit  an image, and the layer of the changes on top of it ─▶ another image
 //! ```
 //!
 //! Invariants
-//! - Nothing becomes visible before its digest was found right: a blob by its commit, a tree by its.
-//! - What a broken workflow leaves is held by its lease and goes when that expires; blobs on their way in are
-//!   taken up where they ended.
-//! - A blob that several pulls want at once is fetched by one of them.
+//! - Nothing becomes visible before its digest was verified: neither blobs nor trees.
+//! - The leftovers of a failed workflow are held by its lease and are collected when that expires; a partial blob is
+//!   resumed
+//! where it ended.
+//! - A blob that several pulls need at once is fetched by one of them.
 //! - Stores block, so they are called on threads of their own, behind bounded channels.
 #![forbid(unsafe_code)]
 
@@ -74,12 +75,12 @@ use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
 use self::layer_slot::LayerSlots;
 use self::push::Uploads;
 
-/// How much goes at once, of all pulls or pushes of a daemon together.
+/// Limits on concurrent transfers, of all pulls or pushes of a daemon together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AtOnce {
-    /// Layers that are fetched; [`layers_at_once`] at most.
+    /// Layers fetched at once; [`layers_at_once`] at most.
     pub downloads: NonZeroUsize,
-    /// Blobs that are sent to one registry.
+    /// Blobs sent at once to one registry.
     pub uploads: NonZeroUsize,
 }
 
@@ -90,7 +91,7 @@ impl Default for AtOnce {
     }
 }
 
-/// The slots of [`AtOnce`], which are given in the order of arrival. Clones share them.
+/// The slots of [`AtOnce`], granted in the order of arrival. Clones share them.
 #[derive(Clone)]
 pub struct Slots {
     layers: LayerSlots,
@@ -112,32 +113,32 @@ impl Default for Slots {
     }
 }
 
-/// How long what an unfinished workflow made is kept.
+/// How long the lease of an unfinished workflow keeps what it made.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// What is happening to a layer or document.
+/// Progress of a layer or document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
     Resolved {
         name: String,
         target: Box<Descriptor>,
     },
-    /// A document is wanted: the target, or what another one names.
+    /// A document is needed: the target, or a child of `above`.
     Document {
         document: Box<Descriptor>,
         above: Option<Box<Descriptor>>,
     },
-    /// A document is here.
+    /// A document is in the content store.
     Stored {
         digest: Digest,
-        /// It was before.
+        /// Whether it was before.
         existed: bool,
     },
-    /// The layers of an image, lowest first, or other blobs that a document names.
+    /// The layers of an image, lowest first, or other blobs that a document references.
     Layers {
         layers: Vec<Descriptor>,
         of: Box<Descriptor>,
-        /// Of so many of them, the lowest, the trees are here: see [`Progress::Exists`].
+        /// How many of the layers, from the lowest, have their trees already: see [`Progress::Exists`].
         unpacked: usize,
     },
     Downloading {
@@ -150,31 +151,31 @@ pub enum Progress {
     Done {
         digest: Digest,
     },
-    /// It was there before.
+    /// It existed before.
     Exists {
         digest: Digest,
     },
 }
 
-/// Where progress is told. A full or closed channel is no reason to stop.
+/// Receives progress. A full or closed channel does not stop the workflow.
 pub type Report = mpsc::Sender<Progress>;
 
 fn tell(report: Option<&Report>, progress: Progress) {
     if let Some(report) = report {
-        // Progress that nobody reads in time is worth nothing.
+        // Dropped if the receiver is too slow: newer progress replaces it.
         let _ = report.try_send(progress);
     }
 }
 
-/// What a document or blob is, without what its parent says of it.
+/// A descriptor without annotations, platform and other fields that its parent adds.
 fn plain(descriptor: &Descriptor) -> Descriptor {
     Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size)
 }
 
-/// Adds labels to those that a blob has.
+/// Adds labels to a blob.
 fn add_labels(content: &metadata::Content, digest: &Digest, labels: &Labels) -> Result<()> {
     if labels.is_empty() {
-        // An update that names none would take all away.
+        // An update without field paths would replace all labels.
         return Ok(());
     }
     let paths: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
@@ -183,8 +184,8 @@ fn add_labels(content: &metadata::Content, digest: &Digest, labels: &Labels) -> 
 
 /// A lease for as long as a workflow runs. Dropped without [`Lease::end`] it stays until it expires.
 ///
-/// Nothing of what is recorded for its caller has to be on disk before its end is, or before the name of an image is: that
-/// is one wait for the disk, and not one a record.
+/// Writes of its caller are relaxed: they need be on disk only when the lease ends or an image gets its name, so
+/// there is one sync instead of one per record.
 struct Lease {
     metadata: Metadata,
     caller: Caller,
@@ -203,13 +204,13 @@ impl Lease {
         Ok(Lease { metadata: metadata.clone(), caller, id, _workflow: workflow })
     }
 
-    /// Works under a lease that ends with the work. What was made and is not needed goes with it, and so does
-    /// everything if the work fails.
+    /// Runs `work` under a lease. What `work` stored and no record references is collected afterwards; if it fails,
+    /// so is everything.
     fn hold<T>(metadata: &Metadata, caller: &Caller, work: impl FnOnce(&Caller) -> Result<T>) -> Result<T> {
         let lease = Lease::begin(metadata, caller)?;
         let worked = work(&lease.caller);
         if worked.is_err() {
-            // The first error counts; what cannot be dropped now expires.
+            // The error of `work` counts; what cannot be removed now expires.
             let _ = lease.abort_ingests();
             let _ = lease.end();
             return worked;
@@ -233,7 +234,7 @@ impl Lease {
     }
 }
 
-/// Works under a lease that ends with the work, whatever comes of it.
+/// Runs `work` under a lease that ends with it, whether it succeeds or fails.
 pub fn under_lease<T>(
     metadata: &Metadata,
     caller: &Caller,
@@ -242,17 +243,17 @@ pub fn under_lease<T>(
     Lease::hold(metadata, caller, work)
 }
 
-/// A name that nobody else has.
+/// A unique name.
 fn random_name(kind: &str) -> Result<String> {
     Ok(format!("{kind}-{}", linux::random::hex(8)?))
 }
 
-/// Runs what blocks on a thread for it.
+/// Runs blocking work on a blocking thread.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     stdx::blocking(work).await.map_err(Error::broke_down("a transfer"))?
 }
 
-/// Bytes on their way into an ingest.
+/// Writes into an ingest.
 struct IngestSink<'a>(&'a mut metadata::ContentWriter);
 
 impl std::io::Write for IngestSink<'_> {

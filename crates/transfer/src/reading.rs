@@ -1,8 +1,8 @@
 //! Opening blobs.
 //!
-//! One that is kept as a recipe is made again when it is opened. Whoever does that, or waits for another who does, has a
-//! thread meanwhile, and the threads of all other calls come from the same pool: so they are few at a time, and the rest
-//! wait without one.
+//! A blob that is kept as a recipe is rebuilt when it is opened, which blocks a thread, also in callers that wait for
+//! another's rebuild. All calls share one thread pool, so few such openings run at a time, and the rest wait without
+//! a thread.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use types::{Digest, Result};
 
 use crate::blocking;
 
-/// Blobs that are opened at once and may have to be made again first.
+/// Openings at once that may have to rebuild a blob.
 const OPENINGS_MAX: usize = 8;
 static OPENINGS: Semaphore = Semaphore::const_new(OPENINGS_MAX);
 
-/// Opens a blob of a namespace.
+/// Opens a blob of a namespace. `NotFound` if the namespace does not have it, `DataLoss` if it cannot be rebuilt.
 pub async fn open_blob(content: &Content, digest: &Digest) -> Result<Arc<dyn BlobReader>> {
     let (own, wanted) = (content.clone(), digest.clone());
     let whole = blocking(move || match own.form(&wanted)? {
@@ -29,7 +29,7 @@ pub async fn open_blob(content: &Content, digest: &Digest) -> Result<Arc<dyn Blo
     }
     let place = OPENINGS.acquire().await.expect("it is never closed");
     let (own, wanted) = (content.clone(), digest.clone());
-    // It goes on if the caller goes away, and keeps its place until it is done.
+    // Runs on if the caller is cancelled, and holds its permit until it is done.
     blocking(move || {
         let opened = own.reader(&wanted);
         drop(place);

@@ -1,16 +1,16 @@
-//! What becomes of the blobs of layers that are unpacked: what they say is on disk twice.
+//! Retention of the blobs of unpacked layers: their contents are on disk twice.
 //!
 //! ```text
-//! unpacked, and wanted by no lease ─┬▶ keep
-//!                                   ├▶ recipe   the blob goes, and is made again when it is asked for
-//!                                   └▶ drop     the record goes, and the blob with it at the next collection
+//! unpacked, and held by no lease ─┬▶ keep
+//!                                 ├▶ recipe   the blob is replaced by a recipe, and rebuilt when it is read
+//!                                 └▶ drop     the record is deleted, and the blob with it at the next collection
 //! ```
 //!
-//! Namespaces share the bytes of a blob. One that drops it takes away its own record only; a recipe comes in the place of the
-//! bytes where all that have the blob can do without them, and no lease of any of them holds it.
+//! Namespaces share the bytes of a blob. Dropping deletes the record of one namespace only; a recipe replaces the
+//! bytes if every namespace that has the blob allows it, and none has it leased.
 //!
-//! It is done beside everything else, some time after a layer was unpacked, and may be stopped anywhere: what is not
-//! done is done the next time.
+//! Retention runs in the background, some time after a layer was unpacked, and may be stopped at any point: the next
+//! run does the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -26,20 +26,20 @@ use types::{Digest, Error, ErrorKind, Labels, Namespace, Result, UnlessGone};
 use crate::contents::contents;
 use crate::kept::{Kept, unpacked};
 
-/// On a namespace: its own retention, in the place of the daemon's.
+/// Label of a namespace: its own retention, overriding the daemon's.
 pub const RETENTION_LABEL: &str = "hoist.content/unpacked";
-/// On a blob: `none` if there is no recipe for it that is worth it.
+/// Label of a blob: `none` if no recipe for it would be small enough.
 const RECIPE_LABEL: &str = "hoist.content/recipe";
 const NO_RECIPE: &str = "none";
 
-/// What becomes of the blob of an unpacked layer.
+/// What happens to the blob of an unpacked layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
     Keep,
-    /// It is not there any more, as with containerd's `discard_unpacked_layers`.
+    /// It is deleted, as with containerd's `discard_unpacked_layers`.
     Drop,
-    /// It is made again from the layer and a recipe, which is much smaller, whenever it is asked for. What cannot be
-    /// made again is kept.
+    /// It is replaced by a recipe, which is much smaller, and rebuilt from the layer whenever it is read. A blob that
+    /// cannot be rebuilt is kept.
     Recipe,
 }
 
@@ -58,7 +58,7 @@ impl FromStr for Retention {
     }
 }
 
-/// Which retention a namespace has. Clones are the same.
+/// The retention of each namespace. Clones share it.
 #[derive(Clone)]
 pub struct Retentions(Arc<Mutex<Retention>>);
 
@@ -69,17 +69,17 @@ impl Default for Retentions {
 }
 
 impl Retentions {
-    /// With that of namespaces without one of their own.
+    /// With the retention of namespaces without one of their own.
     pub fn new(own: Retention) -> Retentions {
         Retentions(Arc::new(Mutex::new(own)))
     }
 
-    /// Goes by another from now on. Blobs that are gone stay so.
+    /// Changes the default from now on. Deleted blobs stay deleted.
     pub fn reconfigure(&self, own: Retention) {
         *self.0.lock() = own;
     }
 
-    /// `InvalidArgument` if the namespace's label says what there is not.
+    /// The retention of a namespace. `InvalidArgument` if its label is not a retention.
     pub fn of(&self, metadata: &Metadata, namespace: &Namespace) -> Result<Retention> {
         let labels = metadata.namespaces().get(namespace).unless_gone()?.unwrap_or_default();
         let own = *self.0.lock();
@@ -88,17 +88,17 @@ impl Retentions {
     }
 }
 
-/// What was done.
+/// Counts of one run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retained {
     pub dropped: u64,
     pub recipes: u64,
-    /// Blobs that are kept whole for want of an archive: their layers are directories.
+    /// Blobs kept whole because their layers are directories, so that there is no archive to rebuild them from.
     pub without_archive: u64,
 }
 
-/// Does with the blobs of a namespace's unpacked layers what its retention says, until `go_on`, which is asked before
-/// each, says no.
+/// Applies a namespace's retention to the blobs of its unpacked layers, until `go_on`, which is called before each,
+/// returns false.
 pub fn retain(
     metadata: &Metadata,
     caller: &Caller,
@@ -131,7 +131,7 @@ pub fn retain(
             Retention::Keep => Ok(()),
             Retention::Drop if blob.labels.contains_key(ROOT) || !all_are_known => Ok(()),
             Retention::Drop => match content.discard(&digest, &uses.manifests, &images) {
-                // Which images use what is looked at again when those that came meanwhile are settled.
+                // Images were recorded meanwhile: the next run sees which layers they use.
                 Err(error) if error.is(ErrorKind::Aborted) => break,
                 discarded => discarded.map(|is_discarded| retained.dropped += u64::from(is_discarded)),
             },
@@ -151,7 +151,7 @@ pub fn retain(
             },
         };
         match done {
-            // Somebody removed it meanwhile, or it is lost, which is told when it is used.
+            // It was removed meanwhile, or is damaged, which is reported when it is used.
             Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => {}
             done => done.map_err(|error| error.context(format!("layer {digest}")))?,
         }
@@ -159,7 +159,7 @@ pub fn retain(
     Ok(retained)
 }
 
-/// A namespace beside the one that is looked after.
+/// A namespace other than the one being processed.
 struct Other {
     content: Content,
     keeps: bool,
@@ -170,7 +170,7 @@ struct Other {
 fn others(metadata: &Metadata, but: &Namespace, retentions: &Retentions) -> Result<Vec<Other>> {
     let all = metadata.namespaces().list()?.into_iter().map(|(namespace, _)| namespace);
     let other = |namespace: Namespace| {
-        // One whose label says what there is not is told of in its own turn, and loses nothing until then.
+        // An invalid label is reported when its own namespace is processed; until then the namespace loses nothing.
         let keeps = !matches!(retentions.of(metadata, &namespace), Ok(Retention::Recipe | Retention::Drop));
         let leased = metadata.leases(&namespace).content()?;
         Ok(Other { content: metadata.content(&namespace), keeps, leased })
@@ -178,7 +178,7 @@ fn others(metadata: &Metadata, but: &Namespace, retentions: &Retentions) -> Resu
     all.filter(|namespace| namespace != but).map(other).collect()
 }
 
-/// Whether one of the others has a blob, and wants its bytes to stay as they are.
+/// Whether another namespace has a blob and must keep its bytes.
 fn is_wanted_whole(others: &[Other], digest: &Digest) -> Result<bool> {
     for Other { content, keeps, leased } in others {
         if leased.contains(digest) {
@@ -193,7 +193,7 @@ fn is_wanted_whole(others: &[Other], digest: &Digest) -> Result<bool> {
     Ok(false)
 }
 
-/// Whether there is one then. That none is worth it is noted.
+/// Replaces a blob by a recipe. If none is small enough, labels the blob so and returns false.
 fn keep_recipe(content: &Content, digest: &Digest, kept: &Kept) -> Result<bool> {
     if content.keep_recipe(digest, &kept.files().data, kept.archive_len())? {
         return Ok(true);
@@ -206,19 +206,19 @@ fn keep_recipe(content: &Content, digest: &Digest, kept: &Kept) -> Result<bool> 
 #[derive(Default)]
 struct Uses {
     all_unpacked: bool,
-    /// One of them that is kept as it came.
+    /// A kept archive of the layer.
     kept: Option<Kept>,
     manifests: BTreeSet<Digest>,
 }
 
-/// By layer, and whether all images could be read: one that rotted may use any.
+/// Uses by layer, and whether all images could be read: an unreadable image may use any layer.
 fn uses(metadata: &Metadata, caller: &Caller, images: &[Image]) -> Result<(BTreeMap<Digest, Uses>, bool)> {
     let mut layers: BTreeMap<Digest, Uses> = BTreeMap::new();
     let mut all_are_known = true;
     let mut seen = BTreeSet::new();
     for image in images {
         let contents = match contents(metadata, caller, &image.target) {
-            // What is wrong with it is told when it is used.
+            // Its error is reported when the image is used.
             Err(error) => {
                 let is_none = error.is(ErrorKind::InvalidArgument) || error.is(ErrorKind::Unimplemented);
                 if is_none || error.is(ErrorKind::DataLoss) {

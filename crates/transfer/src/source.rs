@@ -1,9 +1,9 @@
-//! Where blobs came from, as a label of theirs says: `containerd.io/distribution.source.HOST` holds the
-//! repositories of that host that have the blob, with commas between them, as containerd and its clients write and
-//! read it. A push to the same host asks for the blob to be mounted from there, and sends nothing.
+//! The sources of a blob, in labels: `containerd.io/distribution.source.HOST` holds the repositories of that host
+//! that have the blob, separated by commas, as containerd and its clients write and read it. A push to the same host
+//! asks the registry to mount the blob from there instead of uploading it.
 //!
-//! HOST has no port, so the label alone leads to no registry whose port is not the usual one: names of images do.
-//! Labels of earlier versions of ours have the port, and are read as well.
+//! HOST has no port, so a label alone cannot lead to a registry on a port other than 443: the names of images supply
+//! it. Labels of earlier versions of Hoist include the port, and are read as well.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,8 @@ use types::{Digest, Labels, Reference, Result, UnlessGone};
 
 const LABEL: &str = "containerd.io/distribution.source.";
 
-/// Where a blob can be had by its digest, from registries that images are named after or from the host itself.
+/// References by digest under which a blob can be fetched: from registries that images are named after, or else from
+/// the label's host.
 pub(crate) fn references(labels: &Labels, digest: &Digest, registries: &BTreeSet<String>) -> Vec<Reference> {
     let places = labels.iter().filter_map(|(key, value)| Some((key.strip_prefix(LABEL)?, value)));
     let named = places.flat_map(|(host, repositories)| {
@@ -20,7 +21,7 @@ pub(crate) fn references(labels: &Labels, digest: &Digest, registries: &BTreeSet
         let itself = (!registries.contains(host)).then_some(host);
         known.chain(itself).flat_map(move |registry| {
             repositories.split(',').filter_map(move |repository| {
-                // Labels are what clients write; what is no name of that registry leads nowhere.
+                // Clients write labels, so one may not parse as a name of that registry.
                 let named: Reference = format!("{registry}/{repository}@{digest}").parse().ok()?;
                 (named.host() == registry).then_some(named)
             })
@@ -29,7 +30,7 @@ pub(crate) fn references(labels: &Labels, digest: &Digest, registries: &BTreeSet
     named.collect()
 }
 
-/// `::1` of `[::1]:5000`.
+/// `::1` for `[::1]:5000`.
 fn without_port(host: &str) -> &str {
     match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
@@ -53,12 +54,12 @@ impl<'a> Source<'a> {
         format!("{LABEL}{}", without_port(self.host))
     }
 
-    /// For a blob that is new.
+    /// The label of a new blob.
     pub(crate) fn label(self) -> Labels {
         Labels::from([(self.key(), self.repository.to_owned())])
     }
 
-    /// Adds the repository to those that a blob remembers. A blob that is gone remembers nothing.
+    /// Adds the repository to a blob's label, if the blob exists.
     pub(crate) fn note(self, metadata: &Metadata, caller: &Caller, digest: &Digest) -> Result<()> {
         let content = metadata.content(caller);
         let Some(blob) = content.info(digest).unless_gone()? else { return Ok(()) };
@@ -69,8 +70,8 @@ impl<'a> Source<'a> {
         content.update(digest, &labels, &[format!("labels.{key}")]).unless_gone().map(drop)
     }
 
-    /// The label with this repository in it, in the order of the alphabet; none if nothing is new in it, or if it
-    /// would be longer than a label may be.
+    /// The label's value with this repository added, in alphabetical order; `None` if it would not change, or would
+    /// exceed the length limit of labels.
     fn joined(self, known: &str) -> Option<String> {
         let all: BTreeSet<&str> = repositories(known).chain([self.repository]).collect();
         let value = all.into_iter().collect::<Vec<_>>().join(",");
@@ -78,19 +79,19 @@ impl<'a> Source<'a> {
         (fits && value != known).then_some(value)
     }
 
-    /// Other repositories of this host that have the blob, those that share most of this one's path first.
+    /// Other repositories of this host that have the blob, those with the longest common path first.
     pub(crate) fn others(self, labels: &Labels) -> Vec<String> {
         let with_port = format!("{LABEL}{}", self.host);
         let known = [self.key(), with_port].into_iter().filter_map(|key| labels.get(&key));
         let others: BTreeSet<&str> = known.flat_map(|known| repositories(known)).collect();
         let mut others: Vec<&str> = others.into_iter().filter(|other| *other != self.repository).collect();
-        // Of those that share as much, the last of the alphabet, as containerd does.
+        // Of equals the alphabetically last, as containerd does.
         others.reverse();
         others.sort_by_key(|other| std::cmp::Reverse(self.shared_with(other)));
         others.into_iter().map(str::to_owned).collect()
     }
 
-    /// Parts of the path, from the first, that another has too.
+    /// How many leading path components both repositories share.
     fn shared_with(self, other: &str) -> usize {
         let both = self.repository.split('/').zip(other.split('/'));
         both.take_while(|(own, other)| own == other).count()

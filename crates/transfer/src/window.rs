@@ -1,29 +1,29 @@
-//! Bytes of layers that are in memory, waiting for the disk or for the inflater: whoever is slow slows the socket
+//! Bounds the bytes of layers in memory that wait for the disk or the inflater: a slow consumer slows the socket
 //! down.
 //!
-//! Each layer has a little room of its own, which lets it go on whatever becomes of others. What it takes beyond that
-//! is from what all layers of the daemon share, and only while there is some: nobody waits for what another layer
-//! holds, so that neither a slow disk nor a silent registry stops anybody else.
+//! Each layer has a small budget of its own, so it can always make progress. Beyond that it takes bytes from a budget
+//! that all layers of the daemon share, but never waits for it: so neither a slow disk nor a silent registry of one
+//! layer blocks another.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-/// Bytes of one layer. Chunks that are longer count as so many.
+/// Bytes of one layer at most. A longer chunk counts as `OWN_LEN`.
 const LAYER_LEN: usize = 1 << 20;
-/// Bytes of them that no other layer can take: the largest chunks that come.
+/// Bytes that no other layer can take: the largest chunks that arrive.
 const OWN_LEN: usize = 256 << 10;
 /// Bytes beyond those, of all layers of the daemon together.
 static SHARED: Semaphore = Semaphore::const_new(6 << 20);
 
-/// The room of one layer.
+/// The budget of one layer.
 pub(crate) struct Window {
     layer: Arc<Semaphore>,
     own: Arc<Semaphore>,
     shared: &'static Semaphore,
 }
 
-/// Some bytes of a window, until dropped.
+/// Reserved bytes, until dropped.
 pub(crate) struct Permit {
     _layer: OwnedSemaphorePermit,
     _part: Part,
@@ -45,7 +45,7 @@ impl Window {
         Window { layer: of(LAYER_LEN), own: of(OWN_LEN), shared }
     }
 
-    /// Waits until the layer's own bytes before these have gone on, if there is no room for both.
+    /// Reserves `len` bytes. Waits, if there is no room, until earlier bytes of the same layer are released.
     pub(crate) async fn reserve(&self, len: usize) -> Permit {
         let len = u32::try_from(len.min(OWN_LEN)).expect("below 2³²");
         let taken = |permit: Result<OwnedSemaphorePermit, _>| permit.expect("it is never closed");
@@ -102,7 +102,7 @@ mod tests {
         let window = Window::beside(shared);
         let taken = take_all(&window);
         assert_eq!(taken.len(), LAYER_LEN / CHUNK_LEN);
-        // A chunk that is longer than all waits for its own layer only.
+        // A chunk longer than the whole budget waits for its own layer only.
         drop(taken);
         let long = pin!(window.reserve(usize::MAX)).poll(&mut Context::from_waker(Waker::noop())).is_ready();
         assert!(long);
