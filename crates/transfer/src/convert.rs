@@ -1,7 +1,7 @@
-//! Images in another form: layers compressed otherwise, documents in the other of the two families, fewer
-//! platforms. Files, configs and diff ids stay as they are, so that trees are shared with the original.
+//! Converts images: other layer compression, the other family of media types, fewer platforms. Files, configs and
+//! diff ids stay the same, so the trees are shared with the original.
 //!
-//! The same image gives the same bytes, whenever and wherever it is converted by this version.
+//! Converting the same image gives the same bytes, always and everywhere, for one version of Hoist.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
@@ -29,7 +29,7 @@ pub enum Format {
     Docker,
 }
 
-/// What becomes other than it was. Nothing of it leaves the image as it is.
+/// What to change. Without any change the image stays as it is.
 #[derive(Clone, Debug)]
 pub struct Conversion {
     pub compression: Option<Compression>,
@@ -37,7 +37,7 @@ pub struct Conversion {
     pub platforms: Platforms,
 }
 
-/// Makes another image, and names it. Attestations are left out: they are about bytes that are no more.
+/// Makes a converted image and names it. Attestations are dropped, as they are about the original bytes.
 pub fn convert(
     metadata: &Metadata,
     caller: &Caller,
@@ -68,7 +68,7 @@ struct Converter<'a> {
     caller: &'a Caller,
     conversion: &'a Conversion,
     report: Option<&'a Report>,
-    /// What became of layers, by digest: images of several platforms share them.
+    /// Converted layers by original digest: images of several platforms share them.
     layers: HashMap<Digest, (Digest, u64, Compression)>,
 }
 
@@ -156,7 +156,7 @@ impl Converter<'_> {
             config: Descriptor { media_type: config_kind.into(), ..manifest.config.clone() },
             layers,
             subject: None,
-            // Docker's manifests have none.
+            // Docker manifests have no annotations.
             annotations: if is_docker { BTreeMap::new() } else { manifest.annotations.clone() },
         };
         let labels = image::Node::Manifest(Box::new(converted.clone())).reference_labels();
@@ -165,7 +165,7 @@ impl Converter<'_> {
     }
 
     fn layer(&mut self, layer: &Descriptor, diff_id: &Digest, is_docker: bool) -> Result<Descriptor> {
-        // Those that only a program can read stay what they are, and their image too.
+        // A layer that only a stream processor can read cannot be converted, nor can its image.
         image::check_layer(layer, |_| false)?;
         let (digest, size, compression) = match self.layers.get(&layer.digest) {
             Some(known) => known.clone(),
@@ -190,13 +190,13 @@ impl Converter<'_> {
             (true, Compression::None) => media_type::DOCKER_LAYER,
             (true, _) => media_type::DOCKER_LAYER_GZIP,
         };
-        // What is said of bytes is not true of others.
+        // Annotations about the original bytes do not apply to others.
         let is_same = digest == layer.digest && !is_docker;
         let annotations = if is_same { layer.annotations.clone() } else { BTreeMap::new() };
         Ok(Descriptor { annotations, ..Descriptor::new(kind, digest, size) })
     }
 
-    /// The blob of a layer in the wanted compression, which may be the one that there is.
+    /// Stores a layer in the wanted compression. Returns the original blob if it is in that already.
     fn recompress(&self, layer: &Descriptor, diff_id: &Digest) -> Result<(Digest, u64, Compression)> {
         let what = || format!("convert layer {}", layer.digest);
         let content = self.metadata.content(self.caller);

@@ -1,17 +1,18 @@
-//! A layer on its way from hosts into the store and, beside it, into its tree.
+//! Downloads a layer into the content store and, at the same time, extracts it into its tree.
 //!
 //! ```text
 //! BlobStream ──chunks──▶ writer ─▶ hash ─▶ right: commit
-//!     │            └──▶ extraction           wrong: what came is dropped, and the next host is asked
-//!     └ brings next to nothing, and others wait for the layer or the slot: goes on behind them where it, or they, stopped
+//!     │            └──▶ extraction           wrong: the bytes are dropped, and the next host is asked
+//!     └ too slow, while others wait for the layer or the slot: continues behind them, from where it or they stopped
 //! ```
 //!
-//! Hosts that break off, and those that take over, are one [`BlobStream`], and so one extraction. It ends with the
-//! stream: a layer that gave way to others holds no inflater and no window while it waits, since any number may wait.
+//! A host that breaks off and the one that takes over feed one [`BlobStream`], and so one extraction, which ends with
+//! the stream: a layer that gave way to others holds neither inflater nor window while it waits, since any number may
+//! wait.
 //!
-//! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody. What could not be extracted on
-//! the way, because it was taken up in the middle, its window or its names had no room, or a program reads it, is extracted
-//! from the store.
+//! Partial bytes are kept for the next pull; wrong bytes are not. A layer that could not be extracted while it came,
+//! because it was resumed in the middle, its window or its names exceeded the memory limits, or a stream processor
+//! reads it, is extracted from the store.
 
 use std::io::{self, Read};
 use std::pin::pin;
@@ -33,52 +34,52 @@ use crate::unpack::Trees;
 use crate::window::{Permit, Window};
 use crate::{Progress, blocking, tell, with_client};
 
-/// Chunks of a layer that wait, which bounds what small ones cost.
+/// Chunks in a queue at most, which bounds the overhead of small ones.
 const CHUNKS_WAITING: usize = 256;
-/// Bytes between two reports of progress.
+/// Bytes between two progress reports.
 const TELL_EVERY: u64 = 256 * 1024;
-/// Bytes of a layer that is worth a write to disk, so that what there is of it is found again.
+/// Bytes from which a layer is worth a sync, so that a killed daemon can resume it.
 const KEEP_FROM: u64 = 1 << 20;
-/// Bytes of a layer that is long enough on its way for what began it, which is not used again soon, to be let go of; and how
-/// many of them have come by then.
+/// For layers of at least `LONG_FROM` bytes, the program's pages are released once `BEGUN_AT` bytes have come:
+/// starting the pull needed them, but they are not used again soon.
 const LONG_FROM: u64 = 8 << 20;
 const BEGUN_AT: u64 = 1 << 20;
 
-/// Bytes, and the room that they take in the window until the last user has dropped them.
+/// Bytes, and the window space that they hold until the last user has dropped them.
 #[derive(Clone)]
 struct Chunk {
     bytes: Bytes,
     _permit: Arc<Permit>,
 }
 
-/// What is fetched, and what is made of it.
+/// The download of one layer of a pull.
 pub(crate) struct Download {
     pub(crate) pull: Pull,
     pub(crate) layer: Descriptor,
-    /// Which layer of the image it is, and where its tree is made.
+    /// The layer's index in the image, and the trees that it is extracted to.
     pub(crate) extract: Option<(usize, Trees)>,
 }
 
-/// The ingest of a blob, and the right to fetch it.
-struct Begun {
+/// The open ingest of a blob, and the right to fetch it.
+struct OpenIngest {
     writer: ContentWriter,
-    // Let go after the writer: the next pull finds the ingest closed.
+    // Dropped after the writer, so that the next pull finds the ingest closed.
     _boarded: Boarded,
 }
 
-/// How far a layer is.
-struct Course {
+/// The progress of a download.
+struct FetchState {
     slot: LayerSlot,
-    /// Bytes of the ingest that count.
+    /// Length of the ingest's valid prefix: where the next request begins.
     begun_at: u64,
-    /// Those that were there before the hosts at hand were asked, in all attempts at them.
+    /// Offset at which the current hosts were asked first, over all attempts at them.
     first_at: u64,
-    /// Whose bytes came since.
+    /// The endpoints that sent the bytes since then.
     givers: Vec<Arc<Endpoint>>,
 }
 
-impl Course {
-    /// What comes from now on comes from others.
+impl FetchState {
+    /// Starts over at `offset` with other hosts.
     fn begin_at(&mut self, offset: u64) {
         self.begun_at = offset;
         self.first_at = offset;
@@ -87,28 +88,28 @@ impl Course {
 }
 
 impl Download {
-    /// Fetches the layer from the first of the hosts whose bytes are right, unless somebody else did.
+    /// Fetches the layer from the first host whose bytes are right, unless another pull has fetched it.
     pub(crate) async fn run(self) -> Result<()> {
         let boarded = self.board().await;
-        // Not before: whoever has a slot waits for nobody.
+        // Only now: the holder of a slot must not wait for other pulls.
         let slot = self.pull.request.slots.layers.take().await;
         let Some(mut begun) = self.begin(boarded).await? else { return self.extract_from_store().await };
         let mut sources = Sources::new(self.pull.request.remote.clone());
-        let mut course = Course { slot, begun_at: 0, first_at: 0, givers: Vec::new() };
-        course.begin_at(begun.writer.offset());
+        let mut state = FetchState { slot, begun_at: 0, first_at: 0, givers: Vec::new() };
+        state.begin_at(begun.writer.offset());
         while let Some(remote) = sources.next_remote() {
             let (fetched, outcome) = loop {
-                let attempt = self.attempt(&remote, begun, &mut course).await;
+                let attempt = self.attempt(&remote, begun, &mut state).await;
                 match (attempt.fetched, attempt.stored) {
                     (Ok(Fetched::GaveWay), Ok(Outcome::Short { begun: open, .. })) => {
-                        course.begun_at = open.writer.offset();
-                        let Some(open) = self.give_way(open, &mut course).await? else {
+                        state.begun_at = open.writer.offset();
+                        let Some(open) = self.give_way(open, &mut state).await? else {
                             return self.extract_from_store().await;
                         };
                         begun = open;
                     }
                     (fetched, Ok(outcome)) => break (fetched, outcome),
-                    // A stream that broke is why nothing could be stored, and not the other way round.
+                    // An error of the stream causes one of the store, and not the other way round.
                     (fetched, Err(error)) => return Err(fetched.err().unwrap_or(error)),
                 }
             };
@@ -119,7 +120,7 @@ impl Download {
                         return Ok(());
                     }
                     if self.is_processed() {
-                        course.slot.leave();
+                        state.slot.leave();
                     }
                     return self.extract_from_store().await;
                 }
@@ -127,16 +128,16 @@ impl Download {
                     let short = || Error::unavailable(format!("{missing} bytes are missing"));
                     sources.failed(fetched.err().unwrap_or_else(short));
                     begun = open;
-                    course.begin_at(0);
+                    state.begin_at(0);
                 }
                 Outcome::Wrong { begun: open, found } => {
-                    let (givers, begun_at) = (&course.givers, course.first_at);
+                    let (givers, begun_at) = (&state.givers, state.first_at);
                     sources.wrong(&Brought { remote: &remote, givers, begun_at }, &found);
                     begun = open;
-                    course.begin_at(0);
+                    state.begin_at(0);
                     if matches!(fetched, Ok(Fetched::GaveWay)) {
-                        // All had come, only the end of the body had not.
-                        let Some(open) = self.give_way(begun, &mut course).await? else {
+                        // All bytes had come, but the end of the body had not.
+                        let Some(open) = self.give_way(begun, &mut state).await? else {
                             return self.extract_from_store().await;
                         };
                         begun = open;
@@ -152,11 +153,11 @@ impl Download {
         request.flights.board(&self.layer.digest, request.reference.host()).await
     }
 
-    /// Opens the ingest; none if the blob is there.
-    async fn begin(&self, boarded: Boarded) -> Result<Option<Begun>> {
+    /// Opens the ingest; `None` if the store has the blob.
+    async fn begin(&self, boarded: Boarded) -> Result<Option<OpenIngest>> {
         let (pull, layer) = (self.pull.clone(), self.layer.clone());
         blocking(move || match pull.begin(&layer) {
-            Ok(writer) => Ok(Some(Begun { writer, _boarded: boarded })),
+            Ok(writer) => Ok(Some(OpenIngest { writer, _boarded: boarded })),
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
                 pull.source().note(&pull.metadata, &pull.caller, &layer.digest)?;
                 Ok(None)
@@ -166,27 +167,27 @@ impl Download {
         .await
     }
 
-    /// Lets those go first who wait for the layer or for a slot. None if the blob is there afterwards.
-    async fn give_way(&self, begun: Begun, course: &mut Course) -> Result<Option<Begun>> {
-        course.slot.leave();
-        if !self.is_called(course.slot.is_stalled()) {
-            course.slot.give_way().await;
+    /// Lets pulls that wait for the layer or for a slot go first. `None` if the store has the blob afterwards.
+    async fn give_way(&self, begun: OpenIngest, state: &mut FetchState) -> Result<Option<OpenIngest>> {
+        state.slot.leave();
+        if !self.should_yield(state.slot.is_stalled()) {
+            state.slot.give_way().await;
             return Ok(Some(begun));
         }
         drop(begun);
         let boarded = self.board().await;
-        course.slot.give_way().await;
+        state.slot.give_way().await;
         let begun = self.begin(boarded).await?;
         if let Some(begun) = &begun {
-            course.begin_at(begun.writer.offset());
+            state.begin_at(begun.writer.offset());
         }
         Ok(begun)
     }
 
-    /// Whether others wait for the layer, who may do better.
-    fn is_called(&self, is_stalled: bool) -> bool {
+    /// Whether other pulls that may be faster wait for the layer.
+    fn should_yield(&self, is_stalled: bool) -> bool {
         let request = &self.pull.request;
-        request.flights.calls(&self.layer.digest, request.reference.host(), is_stalled)
+        request.flights.should_yield(&self.layer.digest, request.reference.host(), is_stalled)
     }
 
     async fn extract_from_store(&self) -> Result<()> {
@@ -194,7 +195,7 @@ impl Download {
         let Some((at, trees)) = self.extract.clone() else { return Ok(()) };
         tell(self.pull.report.as_ref(), Progress::Extracting { digest: digest.clone() });
         let extract = move || trees.extract_stored(at, &digest).map(drop);
-        // Programs decide how fast that goes.
+        // Stream processors set the pace.
         if self.is_processed() { with_client(extract).await } else { blocking(extract).await }
     }
 
@@ -202,17 +203,17 @@ impl Download {
         self.extract.as_ref().is_some_and(|(at, trees)| trees.is_processed(*at))
     }
 
-    /// Asks some hosts for what is missing of the blob.
-    async fn attempt(&self, remote: &Remote, begun: Begun, course: &mut Course) -> Attempt {
-        // Before there is anybody who stores, which takes memory.
-        let (begun, asked) = match self.ask(remote, begun, course).await {
+    /// Fetches the rest of the blob from some hosts.
+    async fn attempt(&self, remote: &Remote, begun: OpenIngest, state: &mut FetchState) -> Attempt {
+        // Before the storing thread starts, which takes memory.
+        let (begun, asked) = match self.ask(remote, begun, state).await {
             Ok(Some(asked)) => asked,
             ended => {
                 let stored = ended.map(|_| Outcome::Committed { is_extracted: false });
                 return Attempt { fetched: Ok(Fetched::All), stored };
             }
         };
-        let begun_at = course.begun_at;
+        let begun_at = state.begun_at;
         let (chunks, receive) = mpsc::channel::<Chunk>(CHUNKS_WAITING);
         let storing = Storing {
             metadata: self.pull.metadata.clone(),
@@ -222,10 +223,10 @@ impl Download {
             begun_at,
             extract: self.extract.clone().filter(|(at, trees)| begun_at == 0 && !trees.is_processed(*at)),
         };
-        // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
-        // channel does, and the flight with it.
+        // A task of its own, so that it runs while this one fetches. It ends when the channel closes, and with it the
+        // flight.
         let stored = tokio::spawn(blocking(move || storing.run(begun, receive)));
-        let fetched = self.bring(asked, chunks, course).await;
+        let fetched = self.fetch(asked, chunks, state).await;
         if self.extract.is_some() {
             tell(self.pull.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
         }
@@ -235,30 +236,35 @@ impl Download {
         Attempt { fetched, stored }
     }
 
-    /// Asks for what is missing of the blob. No stream if there is nothing to ask for, nothing at all if somebody
-    /// else brought it.
+    /// Requests the rest of the blob. No stream if there is nothing left to fetch; `None` if another pull fetched the
+    /// blob.
     ///
-    /// Who gives way meanwhile goes on waiting for the same answer: a host that wants to be asked later is not asked
-    /// again before that.
-    async fn ask(&self, remote: &Remote, mut begun: Begun, course: &mut Course) -> Result<Option<Asked>> {
+    /// A layer that gives way meanwhile keeps waiting for the same answer, so that a host that asked for a delay is
+    /// not asked again too early.
+    async fn ask(
+        &self,
+        remote: &Remote,
+        mut begun: OpenIngest,
+        state: &mut FetchState,
+    ) -> Result<Option<Asked>> {
         loop {
-            let offset = course.begun_at;
+            let offset = state.begun_at;
             if offset >= self.layer.size {
-                // Another namespace has it, or a pull was killed before its commit.
+                // Another namespace has the blob, or a pull was killed before its commit.
                 return Ok(Some((begun, Ok(None))));
             }
             let mut asked = pin!(remote.blob(&self.layer, offset));
             loop {
-                let is_called = |is_stalled| self.is_called(is_stalled);
-                let mut came = course.slot.wait_for(asked.as_mut(), is_called).await;
+                let should_yield = |is_stalled| self.should_yield(is_stalled);
+                let mut came = state.slot.wait_for(asked.as_mut(), should_yield).await;
                 if came.is_none() {
                     let gave_way;
-                    (gave_way, came) = listening(asked.as_mut(), self.give_way(begun, course)).await;
+                    (gave_way, came) = listening(asked.as_mut(), self.give_way(begun, state)).await;
                     let Some(open) = gave_way? else { return Ok(None) };
                     begun = open;
                 }
-                if course.begun_at != offset {
-                    // Others brought something meanwhile.
+                if state.begun_at != offset {
+                    // Other pulls added bytes meanwhile.
                     break;
                 }
                 if let Some(stream) = came {
@@ -268,40 +274,40 @@ impl Download {
         }
     }
 
-    /// Brings the bytes of a stream into a channel, which it closes.
-    async fn bring(
+    /// Sends the bytes of a stream into a channel, and closes it.
+    async fn fetch(
         &self,
         asked: Result<Option<BlobStream>>,
         chunks: mpsc::Sender<Chunk>,
-        course: &mut Course,
+        state: &mut FetchState,
     ) -> Result<Fetched> {
         let Some(mut stream) = asked? else { return Ok(Fetched::All) };
-        let fetched = self.bring_from(&mut stream, chunks, course).await;
+        let fetched = self.pump(&mut stream, chunks, state).await;
         for giver in stream.givers() {
-            if !course.givers.iter().any(|known| Arc::ptr_eq(known, giver)) {
-                course.givers.push(giver.clone());
+            if !state.givers.iter().any(|known| Arc::ptr_eq(known, giver)) {
+                state.givers.push(giver.clone());
             }
         }
         fetched
     }
 
-    async fn bring_from(
+    async fn pump(
         &self,
         stream: &mut BlobStream,
         chunks: mpsc::Sender<Chunk>,
-        course: &mut Course,
+        state: &mut FetchState,
     ) -> Result<Fetched> {
         let (layer, report) = (&self.layer, self.pull.report.as_ref());
-        let (mut current, mut told) = (course.begun_at, course.begun_at);
+        let (mut current, mut told) = (state.begun_at, state.begun_at);
         let window = Window::new();
         loop {
-            let is_called = |is_stalled| self.is_called(is_stalled);
-            let bytes = match course.slot.wait_for(stream.next(), is_called).await {
+            let should_yield = |is_stalled| self.should_yield(is_stalled);
+            let bytes = match state.slot.wait_for(stream.next(), should_yield).await {
                 Some(next) => next?,
                 None => return Ok(Fetched::GaveWay),
             };
             let Some(bytes) = bytes else { return Ok(Fetched::All) };
-            course.slot.brought(bytes.len());
+            state.slot.brought(bytes.len());
             current += bytes.len() as u64;
             if current - told >= TELL_EVERY || current == layer.size {
                 told = current;
@@ -315,50 +321,50 @@ impl Download {
     }
 }
 
-/// An ingest, and what comes for it.
-type Asked = (Begun, Result<Option<BlobStream>>);
+/// An open ingest, and the stream for the rest of it.
+type Asked = (OpenIngest, Result<Option<BlobStream>>);
 
-/// How it went to ask some hosts.
+/// The results of fetching from some hosts, and of storing their bytes.
 struct Attempt {
     fetched: Result<Fetched>,
     stored: Result<Outcome>,
 }
 
-/// Why nothing more comes.
+/// Why fetching ended without an error.
 enum Fetched {
     All,
-    /// Others wait for the layer, or for the slot.
+    /// Other pulls wait for the layer, or for the slot.
     GaveWay,
 }
 
-/// What became of the bytes that came.
+/// The result of storing.
 enum Outcome {
     Committed {
-        /// Whether its tree was made on the way.
+        /// Whether its tree was extracted along the way.
         is_extracted: bool,
     },
     Short {
-        begun: Begun,
-        /// Bytes.
+        begun: OpenIngest,
+        /// How many bytes are missing.
         missing: u64,
     },
-    /// All came, and have another digest. They are gone.
-    Wrong { begun: Begun, found: Digest },
+    /// All bytes came, but their digest is wrong. They have been dropped.
+    Wrong { begun: OpenIngest, found: Digest },
 }
 
-/// Writes chunks as they come, and hands them to the extraction beside it.
+/// Writes chunks as they come, and passes them to the extraction beside it.
 struct Storing {
     metadata: Metadata,
     digest: Digest,
     expected: Expected,
     labels: Labels,
-    /// Bytes of the ingest that count.
+    /// Length of the ingest's valid prefix.
     begun_at: u64,
     extract: Option<(usize, Trees)>,
 }
 
 impl Storing {
-    fn run(self, mut begun: Begun, mut receive: mpsc::Receiver<Chunk>) -> Result<Outcome> {
+    fn run(self, mut begun: OpenIngest, mut receive: mpsc::Receiver<Chunk>) -> Result<Outcome> {
         let digest = &self.digest.clone();
         std::thread::scope(|scope| {
             let (send, chunks) = sync_channel::<Chunk>(CHUNKS_WAITING);
@@ -376,7 +382,7 @@ impl Storing {
                     writer.truncate()?;
                 }
                 if is_worth_keeping {
-                    // The ingest's record is relaxed: a daemon that was killed would not find the bytes.
+                    // The ingest's record is relaxed: after a kill the daemon would not find the bytes without this.
                     self.metadata.sync()?;
                 }
                 let mut is_begun = false;
@@ -409,10 +415,10 @@ impl Storing {
                 };
             }
             if let Some((_, trees)) = extract.filter(|(at, trees)| extracted.is_ok() && trees.is_last(*at)) {
-                // While the disk is waited for.
+                // In parallel with the commit's sync.
                 scope.spawn(move || trees.merge());
             }
-            // The blob is committed even if it could not be extracted: its own digest is right or it is not.
+            // The blob is committed even if it could not be extracted: only its own digest matters.
             let unpacked = extract.filter(|_| extracted.is_ok()).map(|(at, trees)| trees.label_of_blob(*at));
             let labels = self.labels.into_iter().chain(unpacked.unwrap_or_default()).collect();
             match begun.writer.commit(self.expected, labels) {
@@ -420,7 +426,7 @@ impl Storing {
                 _ => {}
             }
             if is_worth_keeping {
-                // So is the blob's, and files without a record are swept when a daemon starts.
+                // The blob's record is relaxed too, and a starting daemon removes files without a record.
                 self.metadata.sync()?;
             }
             match extracted {
@@ -431,15 +437,15 @@ impl Storing {
     }
 }
 
-/// Lets go of the program's pages: a pull has touched most of it by now, and goes on with little of it.
+/// Releases the program's pages: by now the pull has touched most of them, and it goes on with few.
 fn release_program() {
-    // It costs memory if this fails, and nothing else.
+    // A failure only costs memory.
     if let Err(error) = linux::memory::release_program() {
         tracing::debug!("a long layer: {}", error.chain());
     }
 }
 
-/// An extraction that failed takes no more; its error is asked for at the end.
+/// Stops forwarding once the extraction has failed; its error is collected at the end.
 fn forward(tee: &mut Option<SyncSender<Chunk>>, chunk: Chunk) {
     if let Some(send) = tee
         && send.send(chunk).is_err()
@@ -448,7 +454,7 @@ fn forward(tee: &mut Option<SyncSender<Chunk>>, chunk: Chunk) {
     }
 }
 
-/// The receiving end as a reader.
+/// The receiving end of the channel, as a blocking reader.
 struct Chunks {
     receive: Receiver<Chunk>,
     current: Option<Chunk>,
@@ -462,7 +468,7 @@ impl Chunks {
 
 impl Read for Chunks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // No bytes would mean the end.
+        // An empty chunk would be read as the end.
         let waiting = self.current.take().into_iter();
         let Some(mut chunk) = waiting.chain(self.receive.iter()).find(|chunk| !chunk.bytes.is_empty()) else {
             return Ok(0);

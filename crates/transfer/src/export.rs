@@ -1,9 +1,9 @@
-//! From the stores into an archive: one tar that is an OCI layout and what `docker load` reads at once.
+//! Exports images from the stores into an archive: one tar that is both an OCI layout and a `docker save` archive.
 //!
 //! ```text
-//! oci-layout, index.json      for readers of OCI layouts; names as containerd annotates them
-//! manifest.json               for Docker; each image as it is for one platform
-//! blobs/<algorithm>/<hex>     as they are in the content store
+//! oci-layout, index.json      for readers of OCI layouts; image names in containerd's annotations
+//! manifest.json               for Docker; each image as for one platform
+//! blobs/<algorithm>/<hex>     as in the content store
 //! ```
 //!
 //! Owners, modes and times are fixed, so the same images give the same bytes.
@@ -21,39 +21,39 @@ use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Pl
 
 use crate::{Contents, Lease, Variant, contents};
 
-/// The times of the files: all of 1980, as far back as every reader of archives goes.
+/// The time of all files: 1980, the earliest that every archive reader supports.
 const MTIME: u64 = 315_532_800;
 
-/// Which of an image's platforms are written.
+/// Which platforms of an image are exported.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Platforms {
-    /// The image as it is, if all of it is here; otherwise in the form that it has for this platform, or in
-    /// the first one that is here.
+    /// The image as it is, if the store has all of it; otherwise the manifest for this platform, or the first
+    /// complete one.
     Here(Platform),
-    /// These. One is written as the manifest that it is, several under an index of their own.
+    /// These. One is exported as its manifest, several under a new index.
     Only(Vec<Platform>),
-    /// All, which must be here.
+    /// All; the store must have them.
     All,
 }
 
-/// What is written into an archive.
+/// What goes into an archive.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
     pub platforms: Platforms,
-    /// Without `manifest.json`, which is Docker's alone.
+    /// Omit `manifest.json`, which only Docker reads.
     pub without_docker: bool,
-    /// Without layers that only their vendor may hand out. Whoever reads the archive fetches them.
+    /// Omit layers that only their vendor may distribute. Readers of the archive fetch them.
     pub without_foreign: bool,
 }
 
 impl From<Platforms> for ExportOptions {
-    /// Everything of these.
+    /// All files of these platforms.
     fn from(platforms: Platforms) -> ExportOptions {
         ExportOptions { platforms, without_docker: false, without_foreign: false }
     }
 }
 
-/// Writes images into one archive.
+/// Writes images into one archive. `NotFound` if the store lacks a blob of them.
 pub fn export(
     metadata: &Metadata,
     caller: &Caller,
@@ -61,7 +61,7 @@ pub fn export(
     options: &ExportOptions,
     to: impl Write,
 ) -> Result<()> {
-    // Nothing that is on its way out is collected meanwhile: every blob joins the lease.
+    // Every exported blob joins the lease, so that none is collected meanwhile.
     Lease::hold(metadata, caller, |caller| {
         let exporter = Exporter { metadata, caller, without_foreign: options.without_foreign };
         let mut blobs = BTreeSet::new();
@@ -80,11 +80,11 @@ pub fn export(
     })
 }
 
-/// What is written of one image.
+/// The exported part of one image.
 struct Chosen {
     target: Descriptor,
     blobs: BTreeSet<Digest>,
-    /// Docker's list has room for one platform, and none for artifacts.
+    /// For `manifest.json`, which has room for one platform, and none for artifacts.
     for_docker: Option<Manifest>,
 }
 
@@ -117,7 +117,7 @@ impl Exporter<'_> {
         Self::check_loose(contents)?;
         match platforms {
             Platforms::Here(host) if contents.is_whole() => Ok(whole(target, contents, host)),
-            // A checkpoint has no form for one platform. Of the images in it goes what is here.
+            // A checkpoint has no form for one platform, so whatever the store has of its images goes with it.
             Platforms::Here(_) if !contents.loose.is_empty() => Ok(here(target, contents)),
             Platforms::Only(wanted) if !contents.loose.is_empty() => {
                 let mut chosen = here(target, contents);
@@ -147,7 +147,7 @@ impl Exporter<'_> {
                 let missing = contents.variants.iter().filter(|variant| !variant.is_whole()).map(name_of);
                 let mut missing: Vec<String> = missing.collect();
                 if missing.is_empty() {
-                    // An index in the index: nobody knows what it is for.
+                    // A nested index is missing, so its platforms are unknown.
                     missing.extend(contents.missing().map(|part| part.descriptor.digest.to_string()));
                 }
                 Err(Error::not_found(format!(
@@ -166,7 +166,7 @@ impl Exporter<'_> {
         }
     }
 
-    /// `NotFound` unless all blobs are here that an index is made of.
+    /// `NotFound` unless the store has all blobs that an index consists of.
     fn check_loose(contents: &Contents) -> Result<()> {
         match contents.missing_loose() {
             Some(descriptor) => Err(Error::not_found(format!(
@@ -177,7 +177,7 @@ impl Exporter<'_> {
         }
     }
 
-    /// An index over several manifests, which are as they were.
+    /// A new index over several unchanged manifests.
     fn index_of(&self, variants: &[&Variant]) -> Result<Chosen> {
         let index = index_over(variants);
         let bytes = serde_json::to_vec(&index).expect("an index is plain data");
@@ -251,7 +251,7 @@ impl Exporter<'_> {
     }
 }
 
-/// Everything of an image.
+/// All of an image.
 fn whole(target: &Descriptor, contents: &Contents, host: &Platform) -> Chosen {
     Chosen {
         target: target.clone(),
@@ -260,7 +260,7 @@ fn whole(target: &Descriptor, contents: &Contents, host: &Platform) -> Chosen {
     }
 }
 
-/// Everything of an image that is here, under the index that it has.
+/// The index as it is, and the blobs that the store has of it.
 fn here(target: &Descriptor, contents: &Contents) -> Chosen {
     let mut chosen = whole(target, contents, &Platform::host());
     for missing in contents.missing() {
@@ -269,14 +269,14 @@ fn here(target: &Descriptor, contents: &Contents) -> Chosen {
     chosen
 }
 
-/// A manifest and what it names.
+/// The digests of a manifest and its blobs.
 fn blobs_of(variant: &Variant) -> BTreeSet<Digest> {
     let children =
         variant.manifest.iter().flat_map(|manifest| [&manifest.config].into_iter().chain(&manifest.layers));
     children.chain([&variant.descriptor]).map(|child| child.digest.clone()).collect()
 }
 
-/// One manifest of an image, with what it names.
+/// One manifest of an image, with its blobs.
 fn part(variant: &Variant) -> Chosen {
     let mut target = variant.descriptor.clone();
     target.annotations.clear();
@@ -284,11 +284,11 @@ fn part(variant: &Variant) -> Chosen {
 }
 
 fn runnable(variant: &Variant) -> Option<Manifest> {
-    // Docker reads layers by itself.
+    // Docker unpacks layers without our stream processors.
     variant.manifest.clone().filter(|manifest| image::artifact_type(manifest, |_| false).is_none())
 }
 
-/// The manifest for a platform, of which everything is here.
+/// The complete manifest for a platform.
 pub(crate) fn pick<'a>(contents: &'a Contents, platform: &Platform) -> Result<&'a Variant> {
     contents.best(platform).ok_or_else(|| {
         let here = contents.variants.iter().filter(|variant| variant.is_whole()).map(name_of);
@@ -308,7 +308,7 @@ pub(crate) fn index_over(variants: &[&Variant]) -> Index {
     }
 }
 
-/// What people call a manifest of an index.
+/// A readable name for a manifest of an index.
 fn name_of(variant: &Variant) -> String {
     let platform = variant.platform.as_ref().map(ToString::to_string);
     platform.unwrap_or_else(|| variant.descriptor.digest.to_string())
@@ -318,7 +318,7 @@ fn blob_path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
-/// The descriptor with the image's name, in containerd's words and in those of the image spec.
+/// The descriptor with the image's name in containerd's and in the image spec's annotation.
 fn named(mut descriptor: Descriptor, name: &str) -> Descriptor {
     descriptor.annotations.insert("io.containerd.image.name".into(), name.to_owned());
     let tag = name.parse::<Reference>().ok().and_then(|name| name.tag().map(str::to_owned));

@@ -87,7 +87,7 @@ impl Flights {
 
     /// Whether the pull that fetches a blob slowly from `host` should yield to waiting pulls: if they would ask
     /// another registry, or if the fetch has stalled, which may be due to the pull's own credentials or connection.
-    pub(crate) fn calls(&self, digest: &Digest, host: &str, is_stalled: bool) -> bool {
+    pub(crate) fn should_yield(&self, digest: &Digest, host: &str, is_stalled: bool) -> bool {
         let flights = self.lock();
         let Some(flight) = flights.get(digest) else { return false };
         flight.passengers.iter().any(|other| other != host) || (is_stalled && flight.passengers.len() > 1)
@@ -159,16 +159,16 @@ mod tests {
     fn whoever_brings_little_leaves_for_those_who_may_do_better() {
         let (flights, blob) = (Flights::default(), Digest::of(b"a"));
         let _first = poll(pin!(flights.board(&blob, "a"))).expect("nobody is before it");
-        assert!(!flights.calls(&blob, "a", true), "nobody waits");
+        assert!(!flights.should_yield(&blob, "a", true), "nobody waits");
         let mut same = pin!(flights.board(&blob, "a"));
         assert!(poll(same.as_mut()).is_none());
-        assert!(!flights.calls(&blob, "a", false), "they would get no more from there");
-        assert!(flights.calls(&blob, "a", true));
+        assert!(!flights.should_yield(&blob, "a", false), "they would get no more from there");
+        assert!(flights.should_yield(&blob, "a", true));
         {
             let mut other = pin!(flights.board(&blob, "b"));
             assert!(poll(other.as_mut()).is_none());
-            assert!(flights.calls(&blob, "a", false));
+            assert!(flights.should_yield(&blob, "a", false));
         }
-        assert!(!flights.calls(&blob, "a", false), "it has given up");
+        assert!(!flights.should_yield(&blob, "a", false), "it has given up");
     }
 }

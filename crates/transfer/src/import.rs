@@ -1,15 +1,14 @@
-//! From files into the stores: OCI layouts and what `docker save` writes, and root file systems.
+//! Imports images from files: OCI layouts, `docker save` archives, and root file systems.
 //!
 //! ```text
 //! archive ─▶ [`archive`] ─┐                      ┌─ names of the index
 //! folder  ─▶ [`layout`]  ─┴▶ content ─▶ Found ─▶ ┤
 //!                                                └─ manifest.json ─▶ [`docker`] makes manifests
-//!         ─▶ everything that is named is looked at ─▶ trees ─▶ image records
+//!         ─▶ every blob of the images is checked ─▶ trees ─▶ image records
 //! ```
 //!
-//! Blobs of an archive go into the content store as they stream by; which are needed is known only at the
-//! end, when the index has been read. What is not needed is held by the lease alone and goes with it, and so
-//! does everything if the import fails.
+//! Blobs of an archive are stored as they stream by; which of them are needed is known only at the end, from the
+//! index. Blobs that are not needed are held by the lease alone and go with it; if the import fails, so do all.
 
 mod archive;
 mod docker;
@@ -37,21 +36,21 @@ use crate::unpack::read;
 use crate::verify::is_right;
 use crate::{Lease, Unpack, add_labels, contents, unpack};
 
-/// Bytes of a JSON file in an archive.
+/// Bytes of a JSON file in an archive at most.
 const DOCUMENT_LEN_MAX: u64 = image::DOCUMENT_LEN_MAX;
 
-/// Bytes of a name that an archive gives an image.
+/// Bytes of an image name in an archive at most.
 const NAME_LEN_MAX: usize = 1024;
 
-/// The name of an image that has none, and whose digest alone tells it from others.
+/// Repository of the name of an unnamed image, which its digest completes.
 const UNNAMED: &str = "docker.io/library/import";
 
-/// Annotations in an index: the name in full, which is containerd's, and a tag or a name.
+/// Annotations in an index: containerd's has the full name, the image spec's a tag or a name.
 const FULL_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// Imports every image of an archive (a file or a pipe) or of a layout's folder, makes the trees of those
-/// for this machine, and returns their records. `fallback` names an image that has no name of its own.
+/// Imports every image of an archive (a file or a pipe) or an OCI layout directory, unpacks those for this platform,
+/// and returns their records. `fallback` names an image without a name of its own.
 pub fn import(
     metadata: &Metadata,
     caller: &Caller,
@@ -74,31 +73,31 @@ pub fn import(
     imported.map_err(|error| error.context(format!("import {}", source.display())))
 }
 
-/// How the images of an archive are named and kept. Without rules they are not named.
+/// How the images of an archive are named and unpacked. Without rules only the index gets names.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// Whose trees are made, as far as the archive has such an image; none leaves the layers as they are.
+    /// The trees to make, if the archive has such an image; empty leaves the layers packed.
     pub unpacks: Vec<Unpack>,
-    /// Of an index, the images for these are kept, and those whose trees are made; without, all.
+    /// The platforms of an index to keep, in addition to those in `unpacks`; empty keeps all.
     pub platforms: Vec<Platform>,
-    /// Each gives every image its names, or none.
+    /// Each rule may give every image names.
     pub rules: Vec<NameRule>,
-    /// Names the index of the archive, which is not kept without a name.
+    /// Name of the archive's index, which is not kept without a name.
     pub index_name: Option<String>,
     /// Further names of the index.
     pub index_names: Vec<String>,
-    /// And such that stand before its digest.
+    /// Repositories for further names, completed with the index's digest.
     pub index_names_with_digest: Vec<String>,
-    /// Layers of archives of Docker's that are not compressed are, with gzip.
+    /// Whether uncompressed layers of Docker archives are compressed with gzip.
     pub compresses: bool,
-    /// Of the index by its first name.
+    /// Labels of the record with `index_name`.
     pub labels: Labels,
-    /// Of all other names.
+    /// Labels of all other records.
     pub labels_beside: Labels,
 }
 
 impl ImportOptions {
-    /// Whether a document is for one of the platforms that are wanted, or does not say for which it is.
+    /// Whether a document is for one of the wanted platforms, or has no platform.
     fn keeps(&self, document: &Descriptor) -> bool {
         let Some(own) = document.platform.as_ref().filter(|_| !self.platforms.is_empty()) else {
             return true;
@@ -111,34 +110,34 @@ impl ImportOptions {
 /// How images get their names.
 #[derive(Clone, Debug)]
 pub enum NameRule {
-    /// Each has the name that the archive says, in full. One that has none gets the fallback, which also stands before a
-    /// tag alone.
+    /// Each image has its full name from the archive. An image without one gets the fallback, which is also the
+    /// repository for a bare tag.
     Own { fallback: Option<Reference> },
-    /// As containerd does it.
+    /// The rules of containerd's transfer service.
     Base(BaseName),
 }
 
-/// A name that stands before tags and digests. Names are taken as the archive has them.
+/// A prefix for tags and digests. Names are taken from the archive as they are.
 #[derive(Clone, Debug, Default)]
 pub struct BaseName {
     pub name: String,
-    /// Images are taken also by full names that do not begin so.
+    /// Whether images with full names outside of this prefix are imported, too.
     pub takes_others: bool,
     pub digests: DigestNames,
 }
 
-/// Which images get a name that ends with their digest.
+/// Which images get a name with their digest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DigestNames {
     #[default]
     None,
-    /// Those that would have none.
+    /// Images without another name.
     Nameless,
     All,
 }
 
 impl BaseName {
-    /// The names of something in an archive.
+    /// The names of an entry of the archive's index.
     fn names(&self, target: &Descriptor) -> Vec<String> {
         let name = self.name_of(&target.annotations);
         let has_digest = match self.digests {
@@ -166,7 +165,7 @@ impl BaseName {
         }
     }
 
-    /// Whether a full name is one of those that are wanted: it begins with ours, and that does not end within a word.
+    /// Whether a full name is wanted: it has our prefix, which ends at a component boundary, or others are accepted.
     fn admits(&self, name: &str) -> bool {
         let rest = name.strip_prefix(&self.name);
         is_full(name)
@@ -174,7 +173,7 @@ impl BaseName {
     }
 }
 
-/// What stands between the words of a name.
+/// Separators of a name's components.
 const BOUNDARY: [char; 3] = ['/', ':', '@'];
 
 fn with_digest(name: &str, digest: &Digest) -> String {
@@ -186,7 +185,7 @@ fn is_full(name: &str) -> bool {
     name.contains(BOUNDARY)
 }
 
-/// As [`import`], from an archive that comes in one piece after the other.
+/// As [`import`], from a stream.
 pub fn import_stream(
     metadata: &Metadata,
     caller: &Caller,
@@ -201,20 +200,20 @@ pub fn import_stream(
     .context(|| "import an archive")
 }
 
-/// What an archive or folder held beside blobs.
+/// The contents of an archive or directory other than blobs.
 #[derive(Default)]
 struct Found {
     index: Option<Vec<u8>>,
     docker_manifest: Option<Vec<u8>>,
-    /// `repositories` of Docker before 1.10, without which there is nothing to say.
+    /// Whether there is a `repositories` file, which Docker before 1.10 wrote instead of `manifest.json`.
     has_repositories: bool,
-    /// By path, for manifests that name files instead of digests.
+    /// By path, for manifests that reference files instead of digests.
     files: BTreeMap<String, (Digest, u64)>,
-    /// Symbolic and hard links, by path; what they mean, as a path too.
+    /// Symbolic and hard links: link path to target path.
     links: BTreeMap<String, String>,
 }
 
-/// The images of an archive by their names, each pair once, in order.
+/// The images of an archive with their names, each pair once, in order.
 #[derive(Default)]
 struct Named {
     all: Vec<(String, Descriptor)>,
@@ -222,7 +221,7 @@ struct Named {
 }
 
 impl Named {
-    /// Refuses names that nobody could read or type, and too many of them.
+    /// Adds named images. `InvalidArgument` for names that are too long or unprintable, or too many of them.
     fn extend(&mut self, named: impl IntoIterator<Item = (String, Descriptor)>) -> Result<()> {
         for (name, target) in named {
             if name.len() > NAME_LEN_MAX || name.chars().any(char::is_control) {
@@ -256,7 +255,7 @@ struct Importer<'a> {
 }
 
 impl Importer<'_> {
-    /// Makes images of what was found.
+    /// Records the images of an archive.
     fn take(&self, found: Found, options: &ImportOptions) -> Result<Vec<Image>> {
         let manifests = self.manifests(&found)?;
         let mut named = Named::default();
@@ -289,7 +288,7 @@ impl Importer<'_> {
             let bases = bases.collect::<Vec<_>>().join(" or ");
             return Err(Error::not_found(format!("it holds no image whose name begins with {bases:?}")));
         }
-        // All of them are looked at before any is recorded.
+        // All images are checked before the first is recorded.
         let mut admitted = BTreeSet::new();
         for (name, target) in &named.all {
             if admitted.insert((&target.digest, &target.media_type)) {
@@ -305,7 +304,7 @@ impl Importer<'_> {
         named.all.into_iter().map(record).collect()
     }
 
-    /// What the archive says it holds, as it says it.
+    /// The archive's own list of images.
     fn manifests(&self, found: &Found) -> Result<Vec<Descriptor>> {
         let manifests = match (&found.index, &found.docker_manifest) {
             (Some(index), _) => {
@@ -335,7 +334,7 @@ impl Importer<'_> {
         Ok(manifests)
     }
 
-    /// Keeps the index of an archive; archives of Docker's get one.
+    /// Stores the index of an archive; for a Docker archive, makes one.
     fn index(&self, found: &Found, manifests: &[Descriptor]) -> Result<Descriptor> {
         let Some(index) = &found.index else {
             let index = Index {
@@ -353,8 +352,8 @@ impl Importer<'_> {
         Ok(Descriptor::new(media_type::OCI_INDEX, digest, size))
     }
 
-    /// Streams a file into the content store. Its digest is found out unless its name says it. Its media type is for those
-    /// who hear of the blob; empty for a file of an archive, which is known by what names it.
+    /// Streams a file into the content store. Computes its digest, and checks it against `expected`. `kind` is the
+    /// media type for the event of the blob; empty for a file of an archive, whose type only its parent knows.
     fn store(
         &self,
         path: &str,
@@ -366,7 +365,7 @@ impl Importer<'_> {
         let what = || format!("store {path}");
         let content = self.metadata.content(self.caller);
         let lease = self.caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
-        // Paths may be long, and say nothing that a digest of them does not.
+        // A path may be long; its digest identifies it as well.
         let reference = IngestRef::new(format!("import-{lease}-{}", Digest::of(path.as_bytes()).hex()))?;
         let mut writer = match content.begin(&reference, Expected { size, digest: expected.cloned() }) {
             Ok(writer) => writer.of_type(kind),
@@ -376,7 +375,7 @@ impl Importer<'_> {
             }
             Err(error) => return Err(error.context(what())),
         };
-        // Another namespace may have it; what we were given is stored or refused all the same.
+        // Drops shared bytes of another namespace, so that the given bytes are checked.
         writer.truncate()?;
         let mut hasher = Hasher::new(expected.map_or(Algorithm::Sha256, Digest::algorithm));
         let mut buffer = vec![0; 256 * 1024];
@@ -400,11 +399,11 @@ impl Importer<'_> {
         }
     }
 
-    /// Sees to it that a blob that is here is right, for which the bytes of the archive are as good as any.
+    /// Verifies a blob that the store has, and replaces it with the archive's bytes if it is damaged.
     fn mend(&self, content: &Content, digest: Digest, data: &mut dyn Read) -> Result<(Digest, u64)> {
         let size = content.info(&digest)?.size;
         if is_right(content.reader(&digest), &digest)? {
-            // The bytes that follow are the next entry's.
+            // Skip the entry's data: the next entry follows it.
             std::io::copy(data, &mut std::io::sink()).context(|| "read it")?;
             return Ok((digest, size));
         }
@@ -420,7 +419,7 @@ impl Importer<'_> {
         Ok((digest, size))
     }
 
-    /// Stores a document that we made.
+    /// Stores a document that the import made.
     fn document(&self, name: &str, kind: &str, document: &impl Serialize) -> Result<Descriptor> {
         let bytes = serde_json::to_vec(document).expect("documents of images are plain data");
         let descriptor = Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64);
@@ -428,7 +427,7 @@ impl Importer<'_> {
         Ok(descriptor)
     }
 
-    /// Looks at everything that an image names, keeps it by labels, and makes the trees that are asked for.
+    /// Checks everything that an image references, sets its garbage collection labels, and makes the requested trees.
     fn admit(&self, target: &Descriptor, options: &ImportOptions) -> Result<()> {
         let contents = contents(self.metadata, self.caller, target)?;
         if let Some(missing) = contents.missing_loose() {
@@ -436,7 +435,7 @@ impl Importer<'_> {
         }
         let host = Platform::host();
         let best = contents.best(&host);
-        // Archives may hold a part of the platforms only, but nothing at all is none.
+        // An archive may have some of the platforms, but must have a complete one.
         if best.is_none() && !contents.is_of_use() {
             let layers = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
             layers.flat_map(|manifest| &manifest.layers).try_for_each(image::check_distributable)?;
@@ -454,7 +453,7 @@ impl Importer<'_> {
         Ok(())
     }
 
-    /// Sets on each document that is wanted the labels that keep its children.
+    /// Labels each wanted document so that it keeps its children.
     fn label_children(&self, contents: &crate::Contents, options: &ImportOptions) -> Result<()> {
         let content = self.metadata.content(self.caller);
         for document in contents.documents().filter(|document| options.keeps(document)) {
@@ -484,16 +483,16 @@ fn unnamed(digest: &Digest) -> String {
     format!("{UNNAMED}@{digest}")
 }
 
-/// The names that an archive says, in full; without what says them.
+/// The full names in an archive. Removes the annotations with the names.
 fn own_names(
     found: &Found,
     manifests: Vec<Descriptor>,
     fallback: Option<&Reference>,
 ) -> Result<Vec<(String, Descriptor)>> {
-    // Archives for both worlds have full names in manifest.json, and tags alone in the index.
+    // Archives for both formats have full names in manifest.json, and only tags in the index.
     let docker = found.docker_manifest.as_deref().filter(|_| found.index.is_some() && manifests.len() == 1);
     let docker_tag = docker.and_then(docker::only_tag);
-    // What docker saved without a name has its digest for one, and no other's.
+    // An unnamed image of a Docker archive is named by its digest, not by the fallback.
     let fallback = fallback.filter(|_| found.index.is_some());
     let mut named = Vec::new();
     for mut target in manifests {

@@ -99,13 +99,13 @@ impl LayerSlots {
     }
 
     /// Whether one more layer must give way: as many do as wait.
-    fn calls(&self) -> bool {
+    fn should_yield(&self) -> bool {
         let Shared { waiting, leaving, .. } = &*self.0;
-        let is_called = leaving.fetch_add(1, Ordering::Relaxed) < waiting.load(Ordering::Relaxed);
-        if !is_called {
+        let should_yield = leaving.fetch_add(1, Ordering::Relaxed) < waiting.load(Ordering::Relaxed);
+        if !should_yield {
             leaving.fetch_sub(1, Ordering::Relaxed);
         }
-        is_called
+        should_yield
     }
 }
 
@@ -127,12 +127,12 @@ impl Drop for Waiting<'_> {
 
 impl LayerSlot {
     /// Waits for the host's answer. `None` if the layer should give way: the host sends too little while other layers
-    /// wait for a slot, or other pulls wait for this layer. `is_called` answers the latter, given whether the host
+    /// wait for a slot, or other pulls wait for this layer. `should_yield` answers the latter, given whether the host
     /// has stalled.
     pub(crate) async fn wait_for<T>(
         &mut self,
         host: impl Future<Output = T>,
-        is_called: impl Fn(bool) -> bool,
+        should_yield: impl Fn(bool) -> bool,
     ) -> Option<T> {
         let mut host = pin!(host);
         loop {
@@ -145,11 +145,11 @@ impl LayerSlot {
             let is_slow = self.brought < ENOUGH * self.turn.as_secs();
             self.kept_pace = self.brought >= Pace::default().len_min(self.turn);
             (self.waited, self.brought) = (Duration::ZERO, 0);
-            if is_slow && (self.is_leaving || self.slots.calls()) {
+            if is_slow && (self.is_leaving || self.slots.should_yield()) {
                 self.is_leaving = true;
                 return None;
             }
-            if is_slow && is_called(self.is_stalled()) {
+            if is_slow && should_yield(self.is_stalled()) {
                 return None;
             }
         }

@@ -57,8 +57,8 @@ pub use import::{
 };
 pub use layer::{Layer, LayerRequest, layer_compression, store_layer};
 pub use layer_slot::layers_at_once;
-pub use pull::{PullRequest, Unpack, Wanted, ingest_name, pull};
-pub use push::{Going, PushProgress, PushRequest, Scope, push};
+pub use pull::{PullRequest, Unpack, WantedPlatforms, ingest_name, pull};
+pub use push::{PushPart, PushProgress, PushRequest, Scope, push};
 pub use reading::open_blob;
 pub use retention::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
 pub use unpack::{Described, describe, unpack};

@@ -1,4 +1,4 @@
-//! From a registry into the stores.
+//! Pulls images from a registry into the stores.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,44 +28,44 @@ use crate::source::Source;
 use crate::unpack::{Trees, read};
 use crate::{Lease, Progress, Report, Slots, add_labels, blocking, plain, tell, with_client};
 
-/// Documents of a pull that are looked at, and blobs that indexes name themselves.
+/// Documents of a pull, and blobs that its indexes reference directly, at most.
 const DOCUMENTS_MAX: usize = 2 * image::CHILDREN_MAX;
 
-/// What to pull, for whom, to where.
+/// What to pull, and into what.
 #[derive(Clone)]
 pub struct PullRequest {
     pub reference: Reference,
-    pub platforms: Wanted,
-    /// Whose trees are made, by whom. None leaves the layers as they are.
+    pub platforms: WantedPlatforms,
+    /// The trees to make. Empty leaves the layers packed.
     pub unpacks: Vec<Unpack>,
-    /// Of an index, the documents of all platforms are fetched, also where the layers are not.
+    /// Whether to fetch the documents of all platforms of an index, even without their layers.
     pub all_metadata: bool,
-    /// What the image is named here.
+    /// The name of the image record.
     pub name: String,
-    /// Of the record.
+    /// Labels of the image record.
     pub labels: Labels,
     pub caller: Caller,
     pub remote: Remote,
-    /// What pulls of this daemon may fetch at once.
+    /// Bounds what this daemon's pulls fetch at once.
     pub slots: Slots,
-    /// What other pulls of this daemon are fetching.
+    /// The blobs that this daemon's pulls are fetching.
     pub flights: Flights,
-    /// Who decides whether the image may come in.
+    /// Decides whether the image may come in.
     pub admission: Admission,
-    /// Whether blobs of layers that are unpacked are wanted.
+    /// Whether the blobs of unpacked layers are kept.
     pub retentions: Retentions,
 }
 
-/// Of an image for several platforms, which are fetched.
+/// The platforms of a multi-platform image to fetch.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Wanted {
-    /// So many of each index, as they stand there, those that say what they are for before the others.
+pub enum WantedPlatforms {
+    /// The first `n` manifests of each index, in its order, those with a platform before the others.
     First(usize),
-    /// Those of these that there are, the best image for each. `NotFound` if there is none of them.
+    /// The best image for each of these, as far as the index has one. `NotFound` if it has none at all.
     Each(Vec<Platform>),
 }
 
-/// A platform whose trees are made, and the snapshotter that keeps them.
+/// A platform to unpack, and the snapshotter for its trees.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unpack {
     pub platform: Platform,
@@ -74,7 +74,7 @@ pub struct Unpack {
 
 /// Pulls an image and makes its trees. Returns the image record.
 ///
-/// What is there already is not fetched; a blob that was begun is taken up where it ended.
+/// Blobs that the store has are not fetched, and partial blobs are resumed.
 pub async fn pull(metadata: &Metadata, request: PullRequest, report: Option<Report>) -> Result<Image> {
     let name = request.reference.to_string();
     let span = info_span!(target: TRACE, "pull", reference = %name, error = Empty);
@@ -94,50 +94,50 @@ async fn run(metadata: &Metadata, request: PullRequest, report: Option<Report>) 
         Ok((target, below)) => pull.images(target, below).await,
         Err(error) => Err(error),
     };
-    // The lease of an image ended when that got its name.
+    // On success the lease ended when the image got its name.
     let Err(error) = &pulled else { return pulled };
-    // Layers that broke off are kept for the next try; what was refused never gets better.
+    // Partial layers are kept for the next try, unless the error is permanent.
     let is_kept = has_documents && is_passing(error.kind());
     let metadata = metadata.clone();
     let settled = blocking(move || if is_kept { metadata.sync() } else { lease.end() }).await;
     if let Err(error) = settled {
-        // Why there is no image is what counts: a disk that is full, say, fails both.
+        // The pull's error is the one to return: a full disk, say, fails both.
         tracing::warn!("end a pull: {}", error.chain());
     }
     pulled
 }
 
-/// Whether the same pull may work later.
+/// Whether the same pull may succeed later.
 fn is_passing(kind: ErrorKind) -> bool {
     use ErrorKind::{Aborted, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
     matches!(kind, Aborted | Cancelled | DeadlineExceeded | Internal | ResourceExhausted | Unavailable)
 }
 
-/// A manifest whose layers are wanted, and the snapshotters that make its trees.
+/// A manifest whose layers are pulled, and the snapshotters for its trees.
 struct Chosen {
-    /// It is stored: many manifests may be large.
+    /// Read from the store again when needed: many manifests may be large.
     manifest: Descriptor,
     snapshotters: BTreeSet<String>,
 }
 
 /// What the documents of an image lead to.
 #[derive(Default)]
-struct Below {
+struct PullPlan {
     chosen: Vec<Chosen>,
-    /// Blobs that an index is made of, as that of a checkpoint is.
-    loose: Vec<Named>,
-    /// Blobs that an index names beside its images. Not every registry has them.
-    beside: Vec<Named>,
+    /// Blobs that an index consists of, such as a checkpoint's.
+    loose: Vec<IndexBlobs>,
+    /// Blobs that an index references beside its images. Not every registry has them.
+    beside: Vec<IndexBlobs>,
 }
 
-/// Blobs of an index.
-struct Named {
+/// Blobs that an index references.
+struct IndexBlobs {
     index: Descriptor,
     blobs: Vec<Descriptor>,
 }
 
-impl Below {
-    /// Chooses a manifest, which another index may have named before.
+impl PullPlan {
+    /// Adds a manifest, or more snapshotters if another index referenced it before.
     fn choose(&mut self, manifest: Descriptor, unpacks: Vec<Unpack>) {
         let snapshotters = unpacks.into_iter().map(|unpack| unpack.snapshotter);
         match self.chosen.iter_mut().find(|chosen| chosen.manifest.digest == manifest.digest) {
@@ -151,25 +151,25 @@ impl Below {
     }
 }
 
-/// What is wanted of a document and those below it.
+/// What to pull of a document and its descendants.
 #[derive(Clone, PartialEq)]
 struct Wish {
-    platforms: Wanted,
+    platforms: WantedPlatforms,
     unpacks: Vec<Unpack>,
-    /// It is in what is no image only, and there may be nothing of it.
+    /// It is below an index that consists of blobs, so an image for the platforms may be missing.
     may_lack: bool,
 }
 
 impl Wish {
-    /// Whether a blob is of use to whoever gets these children of the index that names it.
+    /// Whether a blob of an index suits the platforms that are pulled, given which `children` of the index are.
     fn fits(&self, blob: &Descriptor, children: &[(Descriptor, Option<Wish>)]) -> bool {
         let Some(own) = &blob.platform else { return true };
         let fits = |wanted: &Platform| wanted.fit(own) > 0;
         let by_unpack = self.unpacks.iter().any(|unpack| fits(&unpack.platform));
         by_unpack
             || match &self.platforms {
-                Wanted::Each(platforms) => platforms.iter().any(fits),
-                Wanted::First(_) => {
+                WantedPlatforms::Each(platforms) => platforms.iter().any(fits),
+                WantedPlatforms::First(_) => {
                     let wanted = children.iter().filter(|(_, wish)| wish.is_some());
                     wanted.filter_map(|(child, _)| child.platform.as_ref()).any(fits)
                 }
@@ -177,7 +177,7 @@ impl Wish {
     }
 
     fn add(&mut self, platform: &Platform) {
-        if let Wanted::Each(platforms) = &mut self.platforms
+        if let WantedPlatforms::Each(platforms) = &mut self.platforms
             && !platforms.contains(platform)
         {
             platforms.push(platform.clone());
@@ -185,42 +185,42 @@ impl Wish {
     }
 }
 
-/// A document that is still to be looked at.
+/// A document that is still to be visited.
 struct Pending {
     descriptor: Descriptor,
-    /// Those of the root are known; those of all others have to be obtained.
+    /// Set for the root alone, which resolving the name has fetched.
     bytes: Option<Vec<u8>>,
-    /// What is wanted of it; none if it is only to be stored.
+    /// `None` if it is only to be stored.
     wish: Option<Wish>,
-    /// The index that names it; none names the root.
+    /// The index that references it; `None` for the root.
     above: Option<Descriptor>,
     depth: usize,
 }
 
-/// The way from the root of an image down through its documents, and what was found on it.
+/// A depth-first walk over an image's documents, and what it found.
 struct Walk {
-    /// The last is the next.
+    /// A stack: the last is visited next.
     pending: Vec<Pending>,
-    /// What was wanted of each document so far.
+    /// The wishes with which each document was visited.
     wishes: BTreeMap<Digest, Vec<Option<Wish>>>,
     visits: usize,
-    found: Below,
+    found: PullPlan,
 }
 
 impl Walk {
     fn new(root: Descriptor, bytes: Vec<u8>, wish: Wish) -> Walk {
         let root = Pending { descriptor: root, bytes: Some(bytes), wish: Some(wish), above: None, depth: 0 };
-        Walk { pending: vec![root], wishes: BTreeMap::new(), visits: 0, found: Below::default() }
+        Walk { pending: vec![root], wishes: BTreeMap::new(), visits: 0, found: PullPlan::default() }
     }
 
-    /// The next document that has to be looked at; none at the end. `InvalidArgument` if there are too many of them, or
-    /// they are too deep.
+    /// The next document to visit; `None` at the end. `InvalidArgument` if there are too many of them, or they nest
+    /// too deeply.
     fn take_next(&mut self) -> Result<Option<Pending>> {
         while let Some(next) = self.pending.pop() {
             if next.depth > image::INDEX_DEPTH_MAX {
                 return Err(Error::invalid_argument("indexes inside indexes, too deep"));
             }
-            // Several indexes may name it.
+            // Several indexes may reference it.
             let before = self.wishes.entry(next.descriptor.digest.clone()).or_default();
             if before.contains(&next.wish) || (next.wish.is_none() && !before.is_empty()) {
                 continue;
@@ -237,27 +237,27 @@ impl Walk {
         Ok(None)
     }
 
-    /// A manifest was looked at: its layers are wanted, if anything is wanted of it.
+    /// Finishes the visit of a manifest: its layers are pulled, unless it is only to be stored.
     fn choose(&mut self, manifest: Pending) {
         if let Some(wish) = manifest.wish {
             self.found.choose(manifest.descriptor, wish.unpacks);
         }
     }
 
-    /// An index was looked at: these children of it are next, with what is wanted of each, and its blobs are wanted, if
-    /// anything is wanted of it.
+    /// Finishes the visit of an index: visits these children next, each with its wish, and pulls the index's blobs,
+    /// unless it is only to be stored.
     fn descend(&mut self, of: &Pending, index: &Index, children: Vec<(Descriptor, Option<Wish>)>) {
         let itself = plain(&of.descriptor);
         if let Some(wish) = &of.wish {
             let blobs = index.manifests.iter().filter(|child| image::is_blob(child)).cloned();
             if image::is_made_of_blobs(index) {
-                self.found.loose.push(Named { index: itself.clone(), blobs: blobs.collect() });
+                self.found.loose.push(IndexBlobs { index: itself.clone(), blobs: blobs.collect() });
             } else {
                 let blobs = blobs.filter(|blob| wish.fits(blob, &children)).collect();
-                self.found.beside.push(Named { index: itself.clone(), blobs });
+                self.found.beside.push(IndexBlobs { index: itself.clone(), blobs });
             }
         }
-        // The last is taken first.
+        // The stack's last is visited first.
         self.pending.extend(children.into_iter().rev().map(|(descriptor, wish)| Pending {
             descriptor,
             bytes: None,
@@ -269,11 +269,11 @@ impl Walk {
 }
 
 fn wish_of<'w>(wishes: &'w mut BTreeMap<Digest, Wish>, child: &Descriptor) -> &'w mut Wish {
-    let none = || Wish { platforms: Wanted::Each(Vec::new()), unpacks: Vec::new(), may_lack: false };
+    let none = || Wish { platforms: WantedPlatforms::Each(Vec::new()), unpacks: Vec::new(), may_lack: false };
     wishes.entry(child.digest.clone()).or_insert_with(none)
 }
 
-/// A pull on its way.
+/// A pull in progress.
 #[derive(Clone)]
 pub(crate) struct Pull {
     pub(crate) metadata: Metadata,
@@ -283,8 +283,8 @@ pub(crate) struct Pull {
 }
 
 impl Pull {
-    /// What the name stands for, and the manifests that are wanted of it.
-    async fn documents(&self) -> Result<(Descriptor, Below)> {
+    /// Resolves the name and stores the documents. Returns the target, and what is to be pulled of it.
+    async fn documents(&self) -> Result<(Descriptor, PullPlan)> {
         let span = info_span!(target: TRACE, "pull.resolve", error = Empty);
         let resolved = traced(span, self.request.remote.resolve()).await?;
         let name = self.request.reference.to_string();
@@ -293,7 +293,7 @@ impl Pull {
         let (admission, remote) = (&self.request.admission, &self.request.remote);
         admission.check_ahead(&name, &resolved.descriptor, remote).await?;
         if self.request.name != name {
-            // It is recorded under this one.
+            // The name of the record.
             admission.check_ahead(&self.request.name, &resolved.descriptor, remote).await?;
         }
         let span = info_span!(target: TRACE, "pull.documents", error = Empty);
@@ -301,8 +301,8 @@ impl Pull {
         Ok((resolved.descriptor, below))
     }
 
-    async fn images(self, target: Descriptor, Below { chosen, loose, beside }: Below) -> Result<Image> {
-        for Named { index, blobs } in &loose {
+    async fn images(self, target: Descriptor, PullPlan { chosen, loose, beside }: PullPlan) -> Result<Image> {
+        for IndexBlobs { index, blobs } in &loose {
             self.blobs(blobs, index).await?;
         }
         for Chosen { manifest, snapshotters } in chosen {
@@ -312,10 +312,10 @@ impl Pull {
                 self.layers(&parsed, &manifest, &snapshotters).await?;
             }
         }
-        for Named { index, blobs } in &beside {
+        for IndexBlobs { index, blobs } in &beside {
             for blob in blobs {
                 match self.blobs(std::slice::from_ref(blob), index).await {
-                    // Nor does a registry hand out to everybody what it has: the image is whole without.
+                    // A registry need not have these blobs or serve them to everyone: the image is complete without.
                     Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::PermissionDenied) => {
                         tracing::debug!("left out of {}: {}", self.request.reference, error.chain());
                     }
@@ -334,7 +334,7 @@ impl Pull {
         snapshotters: &BTreeSet<String>,
     ) -> Result<()> {
         if snapshotters.is_empty() || !media_type::is_config(&manifest.config.media_type) {
-            // An artifact: there is nothing to unpack.
+            // An artifact: nothing to unpack.
             return self.blobs(&manifest.layers, descriptor).await;
         }
         for snapshotter in snapshotters {
@@ -356,19 +356,19 @@ impl Pull {
         tell(self.report.as_ref(), Progress::Layers { layers, of, unpacked });
     }
 
-    /// Fetches blobs that are kept as they are, which a document names.
+    /// Fetches blobs that a document references, without unpacking them.
     async fn blobs(&self, blobs: &[Descriptor], of: &Descriptor) -> Result<()> {
         self.tell_layers(blobs, of, 0);
-        self.fetch_beside(blobs, None, |_| true).await?;
+        self.fetch_all(blobs, None, |_| true).await?;
         for blob in blobs {
             tell(self.report.as_ref(), Progress::Done { digest: blob.digest.clone() });
         }
         Ok(())
     }
 
-    /// Stores the documents from the root down to the configs, and returns the manifests whose layers are wanted, and
-    /// the blobs beside them.
-    async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Below> {
+    /// Stores the documents from the root down to the configs. Returns the manifests whose layers are to be pulled,
+    /// and the blobs beside them.
+    async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<PullPlan> {
         let (platforms, unpacks) = (self.request.platforms.clone(), self.request.unpacks.clone());
         let mut walk = Walk::new(root.clone(), bytes, Wish { platforms, unpacks, may_lack: false });
         while let Some(mut next) = walk.take_next()? {
@@ -393,7 +393,7 @@ impl Pull {
         Ok(walk.found)
     }
 
-    /// A document by its digest, which is stored then. The bytes of the root are known from what its name stands for.
+    /// Fetches, parses and stores a document. The bytes of the root are known from resolving its name.
     async fn node(&self, descriptor: &Descriptor, known: Option<Vec<u8>>) -> Result<image::Node> {
         let Some(bytes) = known else {
             let bytes = self.obtain(descriptor).await?;
@@ -404,7 +404,7 @@ impl Pull {
         Ok(node)
     }
 
-    /// Which manifests of an index are fetched, and what is wanted of each: nothing, if only its documents are.
+    /// Which children of an index are fetched, each with its wish: `None` for those that are only stored.
     fn children(
         &self,
         index: &Index,
@@ -416,14 +416,15 @@ impl Pull {
         if let Some(Wish { platforms, unpacks, may_lack }) = wish {
             let may_lack = *may_lack || image::is_made_of_blobs(index);
             match platforms {
-                Wanted::First(count) => {
+                WantedPlatforms::First(count) => {
                     let (named, others): (Vec<_>, Vec<_>) =
                         documents(index).partition(|child| child.platform.is_some());
-                    let wish = || Wish { platforms: Wanted::First(*count), unpacks: Vec::new(), may_lack };
+                    let wish =
+                        || Wish { platforms: WantedPlatforms::First(*count), unpacks: Vec::new(), may_lack };
                     let first = named.into_iter().chain(others).take(*count);
                     wishes.extend(first.map(|child| (child.digest.clone(), wish())));
                 }
-                Wanted::Each(platforms) => {
+                WantedPlatforms::Each(platforms) => {
                     for platform in platforms {
                         match image::choose(index, platform, told) {
                             Ok(child) => wish_of(&mut wishes, child).add(platform),
@@ -452,7 +453,7 @@ impl Pull {
         let is_fetched =
             |child: &&Descriptor| self.request.all_metadata || wishes.contains_key(&child.digest);
         let mut fetched: Vec<&Descriptor> = documents(index).filter(is_fetched).collect();
-        // The same manifest may stand there for several platforms.
+        // Several entries may reference the same manifest, for different platforms.
         let mut seen = BTreeSet::new();
         fetched.retain(|child| seen.insert(child.digest.clone()));
         Ok(fetched.into_iter().map(|child| (child.clone(), wishes.remove(&child.digest))).collect())
@@ -463,7 +464,7 @@ impl Pull {
         tell(self.report.as_ref(), Progress::Document { document, above });
     }
 
-    /// A document by its digest: what is there already is not fetched.
+    /// The bytes of a document, from the store or else from the registry.
     async fn obtain(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let request = &self.request;
         let _boarded = request.flights.board_or_leave(&descriptor.digest, request.reference.host()).await;
@@ -482,8 +483,8 @@ impl Pull {
         Ok(bytes)
     }
 
-    /// A document that says what an image is for; nothing if its registry does not have it, which need not be the image
-    /// that is wanted.
+    /// A document that tells an image's platform; `None` if the registry does not have it, since that image need not
+    /// be the one that is pulled.
     async fn look(&self, descriptor: Descriptor) -> Result<Option<Vec<u8>>> {
         self.obtain(&descriptor).await.unless_gone()
     }
@@ -501,7 +502,7 @@ impl Pull {
             let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
             let content = pull.metadata.content(&pull.caller);
             let written = pull.begin(&descriptor).and_then(|mut writer| {
-                // Another may have brought it at this moment, and not be done with it yet.
+                // Another pull may have written all of it, and not committed it yet.
                 if writer.digest() != descriptor.digest {
                     writer.truncate()?;
                     writer.write(&bytes)?;
@@ -528,12 +529,12 @@ impl Pull {
         Source::of(&self.request.reference)
     }
 
-    /// Opens the ingest of a blob, where an earlier pull left it.
+    /// Opens the ingest of a blob, at the offset where an earlier pull left it.
     pub(crate) fn begin(&self, descriptor: &Descriptor) -> Result<ContentWriter> {
         let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
         let (content, reference) = (self.metadata.content(&self.caller), ingest_ref(descriptor)?);
         let begun = match content.begin(&reference, expected.clone()) {
-            // No pull has it, or we had not boarded: a client of the API does, and may hold it for ever.
+            // The ingest is locked, but not by a pull that boarded: a client of the API may hold it for ever.
             Err(error) if error.is(ErrorKind::Unavailable) => {
                 let lease = self.caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
                 content.begin(&IngestRef::new(format!("{lease}-{reference}"))?, expected)
@@ -550,7 +551,7 @@ impl Pull {
                 let first = trees.first_missing()?;
                 let damaged = trees.damaged_below(first)?;
                 let retention = pull.request.retentions.of(&pull.metadata, &pull.caller.namespace)?;
-                // What others have need not be here.
+                // Blobs of a remote snapshotter's layers need not be in the store.
                 let is_kept = retention != Retention::Drop && !trees.is_elsewhere();
                 Ok((trees.offer(first)?, damaged, is_kept))
             })
@@ -560,13 +561,15 @@ impl Pull {
         let made = self.fetch_missing(layers, trees, first, damaged, is_kept).await;
         if made.is_err() && trees.is_elsewhere() && first < layers.len() {
             let trees = trees.clone();
-            // It was prepared; the error that counts is the first, and the lease lets go of it otherwise.
+            // `offer` prepared its snapshot. The first error counts; if this fails, the lease expires and releases
+            // it.
             let _ = blocking(move || trees.discard(first)).await;
         }
         made
     }
 
-    /// Fetches the layers from a place on, those below that are damaged, and the others if they are kept.
+    /// Fetches the layers from index `first`, those below it that are damaged, and the others if their blobs are
+    /// kept.
     async fn fetch_missing(
         &self,
         layers: &[Descriptor],
@@ -583,11 +586,11 @@ impl Pull {
             at >= first || is_damaged || is_kept
         };
         trees.expect(first..layers.len());
-        self.fetch_beside(layers, Some((trees, first)), is_wanted).await?;
+        self.fetch_all(layers, Some((trees, first)), is_wanted).await?;
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.to_vec());
         let report = self.report.clone();
         let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
-        let wait_for_others = !trees.can_rebase() && trees.wait_for_others(first..count);
+        let waits_for_others = !trees.can_rebase() && trees.waits_for_others(first..count);
         let commit = move || {
             for (at, kept) in damaged {
                 kept.replace(&digests[at])?;
@@ -603,15 +606,15 @@ impl Pull {
             };
             trees.make(first..count, extract, done)
         };
-        match wait_for_others {
+        match waits_for_others {
             true => traced(span, with_client(commit)).await,
             false => traced(span, blocking(commit)).await,
         }
     }
 
-    /// Fetches the blobs that are wanted, and has begun no more than could be on their way. Those from a place on are
-    /// extracted.
-    async fn fetch_beside(
+    /// Fetches the blobs for which `is_wanted`, no more at once than there are slots, and extracts those from an
+    /// index on.
+    async fn fetch_all(
         &self,
         layers: &[Descriptor],
         extract: Option<(&Trees, usize)>,
@@ -632,19 +635,19 @@ impl Pull {
             working.spawn(work.in_current_span());
         }
         while let Some(joined) = working.join_next().await {
-            // Dropping the set ends the others; what they began stays for the next pull.
+            // Dropping the set cancels the others; their partial blobs stay for the next pull.
             joined.map_err(Error::broke_down("a layer"))??;
         }
         Ok(())
     }
 
-    /// Gets a layer's blob, and extracts it on the way if its tree is missing.
+    /// Fetches a layer's blob, and extracts it along the way if its tree is missing.
     async fn fetch_layer(&self, at: usize, layer: &Descriptor, trees: Option<&Trees>) -> Result<()> {
         let extract = trees.filter(|trees| trees.can_rebase()).map(|trees| (at, trees.clone()));
         Download { pull: self.clone(), layer: layer.clone(), extract }.run().await
     }
 
-    /// Writes the image record, which makes the pull visible. Nothing is done under its lease afterwards.
+    /// Writes the image record, which makes the pull visible, and ends the lease.
     fn record(&self, target: Descriptor) -> Result<Image> {
         let images = self.metadata.images(&self.caller);
         let now = Timestamp::now();
@@ -654,7 +657,7 @@ impl Pull {
     }
 }
 
-/// The images of an index, and what describes them.
+/// The manifests and indexes among an index's entries, attestations included.
 fn documents(index: &Index) -> impl Iterator<Item = &Descriptor> {
     index.manifests.iter().filter(|child| media_type::is_document(&child.media_type))
 }
@@ -666,12 +669,12 @@ fn check_config(config: &Descriptor) -> Result<()> {
     Ok(())
 }
 
-/// The same for all pulls of a blob, so that each takes up what another began.
+/// The same for all pulls of a blob, so that each resumes what another began.
 pub(crate) fn ingest_ref(descriptor: &Descriptor) -> Result<IngestRef> {
     IngestRef::new(ingest_name(descriptor))
 }
 
-/// What containerd's clients call the ingest of a part of an image, and the part itself where they show it.
+/// What containerd's clients call the ingest of an image's part, and the part itself in their output.
 pub fn ingest_name(part: &Descriptor) -> String {
     let kind = match part.media_type.as_str() {
         kind if media_type::is_manifest(kind) => "manifest",
@@ -694,7 +697,7 @@ mod tests {
     }
 
     fn wish(count: usize) -> Wish {
-        Wish { platforms: Wanted::First(count), unpacks: Vec::new(), may_lack: false }
+        Wish { platforms: WantedPlatforms::First(count), unpacks: Vec::new(), may_lack: false }
     }
 
     fn index(manifests: Vec<Descriptor>) -> Index {
@@ -708,7 +711,7 @@ mod tests {
         }
     }
 
-    /// A way of which the root, an index, was taken.
+    /// A walk whose root, an index, is being visited.
     fn begun() -> (Walk, Pending) {
         let mut walk = Walk::new(descriptor(media_type::OCI_INDEX, "root"), Vec::new(), wish(1));
         let root = walk.take_next().unwrap().unwrap();
@@ -725,7 +728,7 @@ mod tests {
             child("second", Some(wish(1))),
             child("second", Some(wish(2))),
             child("second", Some(wish(1))),
-            // It is stored by then.
+            // The config is stored by then.
             child("second", None),
         ];
         walk.descend(&root, &index(Vec::new()), children);
@@ -746,7 +749,7 @@ mod tests {
             let (mut walk, mut root) = begun();
             root.wish = root.wish.filter(|_| is_wanted);
             walk.descend(&root, &index(manifests.iter().map(|entry| (*entry).clone()).collect()), Vec::new());
-            let count = |named: &[Named]| named.iter().map(|named| named.blobs.len()).sum::<usize>();
+            let count = |named: &[IndexBlobs]| named.iter().map(|named| named.blobs.len()).sum::<usize>();
             assert_eq!((count(&walk.found.loose), count(&walk.found.beside)), (loose, beside));
         };
         check(&[&blob], true, 1, 0);

@@ -1,13 +1,13 @@
-//! From the stores into a registry.
+//! Pushes images from the stores into a registry.
 //!
 //! ```text
-//! plan    documents from the target down, each with all below it here ─▶ or left out, or an error
-//! send    blobs, some at a time ─▶ documents, children first ─▶ the name ─▶ what refers to them
+//! plan    documents from the target down, each with all its descendants in the store ─▶ or left out, or an error
+//! send    blobs, some at a time ─▶ documents, children first ─▶ the tag ─▶ referrers
 //! ```
 //!
-//! An index of which some platforms are not here is pushed with those that are, under a digest of its own; one
-//! platform alone is pushed as its manifest. With [`Scope::Whole`] nothing is left out. Blobs that an index names
-//! itself, as that of a checkpoint does, always go with it.
+//! An index with some platforms missing from the store is pushed without them, under a digest of its own; one
+//! platform alone is pushed as its manifest. With [`Scope::Whole`] nothing is left out. Blobs that an index consists
+//! of, such as a checkpoint's, always go with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -31,46 +31,46 @@ use crate::source::Source;
 use crate::unpack::{known_platforms, read};
 use crate::{Lease, Slots, blocking, plain};
 
-/// Bytes that are read at once, and how many such pieces wait for the network.
+/// Bytes per read, and how many such pieces wait for the network.
 const PIECE_LEN: usize = 256 << 10;
 const PIECES_WAITING: usize = 4;
-/// Documents that are asked for at once, and those of one push.
+/// Documents of one push at most.
 const DOCUMENTS_MAX: usize = 4096;
 
-/// What is pushed of an image of several platforms.
+/// Which platforms of a multi-platform image are pushed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The platforms that are here.
+    /// Those that the store has.
     Present,
-    /// All; one that is not here is an error.
+    /// All; a missing one is an error.
     Whole,
-    /// The best image for each of these; one that is not here is an error.
+    /// The best image for each of these; a missing one is an error.
     Only(Vec<Platform>),
 }
 
-/// What to push, for whom, to where.
+/// What to push, and where to.
 pub struct PushRequest {
     pub target: Descriptor,
-    /// The repository, and the tag if it has one.
+    /// The repository, and the tag if there is one.
     pub reference: Reference,
     pub scope: Scope,
-    /// The images of the store that refer to what is pushed: signatures and the like.
+    /// Whether to push referrers, too: images of the store whose subject is pushed, such as signatures.
     pub referrers: bool,
-    /// What pushes of this daemon may send to one registry at once.
+    /// Bounds what this daemon's pushes send to one registry at once.
     pub slots: Slots,
     pub caller: Caller,
     pub remote: Remote,
 }
 
-/// What is happening to a blob or document.
+/// Progress of a blob or document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PushProgress {
-    /// A platform that is not here.
+    /// A platform that the store does not have.
     LeftOut {
         what: String,
     },
-    /// What goes: documents before what they name.
-    Parts(Vec<Going>),
+    /// All parts of the push, parents before their children.
+    Parts(Vec<PushPart>),
     Sending {
         digest: Digest,
         current: u64,
@@ -79,27 +79,27 @@ pub enum PushProgress {
         digest: Digest,
         how: Sent,
     },
-    /// A manifest or index is there.
+    /// A manifest or index is in the registry.
     Document {
         document: Box<Descriptor>,
-        /// It was there before.
+        /// Whether it was before.
         existed: bool,
     },
-    /// A document that refers to one that was pushed.
+    /// A referrer of a pushed document.
     Referrer {
         digest: Digest,
     },
 }
 
-/// A document or blob that goes, and the document that names it; none names the first. One that several name is there
-/// several times.
+/// A document or blob to push, and its parent; the root has none. A part with several parents is listed once for
+/// each.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Going {
+pub struct PushPart {
     pub part: Descriptor,
     pub above: Option<Descriptor>,
 }
 
-/// Pushes an image. Returns what its name stands for in the registry then.
+/// Pushes an image. Returns the descriptor of what is in the registry under its name.
 pub async fn push(
     metadata: &Metadata,
     request: PushRequest,
@@ -113,7 +113,7 @@ pub async fn push(
     let stores = Stores { metadata: metadata.clone(), caller: lease.caller.clone() };
     let pushed = run(stores, request, report).await;
     match blocking(move || lease.end()).await {
-        // Why it was not pushed is what counts: a disk that is full, say, fails both.
+        // The push's error is the one to return: a full disk, say, fails both.
         Err(error) if pushed.is_err() => tracing::warn!("end a push: {}", error.chain()),
         ended => ended?,
     }
@@ -130,25 +130,25 @@ async fn run(
         blocking(move || stores.plan(&target, &scope)).await?
     };
     let (push, slots) = (Push::new(&request.remote)?, request.slots);
-    let courier = Courier { stores: stores.clone(), push, report, to: request.reference, slots };
+    let uploader = Uploader { stores: stores.clone(), push, report, to: request.reference, slots };
     for what in &plan.left_out {
-        courier.tell(PushProgress::LeftOut { what: what.clone() });
+        uploader.tell(PushProgress::LeftOut { what: what.clone() });
     }
-    let tag = courier.to.tag().map(str::to_owned);
-    let root = courier.deliver(&plan, tag.as_deref()).await?;
+    let tag = uploader.to.tag().map(str::to_owned);
+    let root = uploader.deliver(&plan, tag.as_deref()).await?;
     if request.referrers {
         let pushed: BTreeSet<Digest> =
             plan.documents.iter().map(|document| document.descriptor.digest.clone()).collect();
         let plans = blocking(move || stores.referrers(pushed)).await?;
         for plan in plans {
-            let referrer = courier.deliver(&plan, None).await?;
-            courier.tell(PushProgress::Referrer { digest: referrer.digest });
+            let referrer = uploader.deliver(&plan, None).await?;
+            uploader.tell(PushProgress::Referrer { digest: referrer.digest });
         }
     }
     Ok(root)
 }
 
-/// `NotFound` if nothing is for one of these platforms: neither an image, of which those alone are left, nor a blob.
+/// `NotFound` if none of the remaining entries fits one of these platforms.
 fn is_for_any<'a>(left: impl Iterator<Item = &'a Descriptor> + Clone, platforms: &[Platform]) -> Result<()> {
     let fits = |child: &Descriptor| match &child.platform {
         Some(own) => platforms.iter().any(|platform| platform.fit(own) > 0),
@@ -164,25 +164,25 @@ fn is_for_any<'a>(left: impl Iterator<Item = &'a Descriptor> + Clone, platforms:
     Err(Error::not_found(format!("nothing of it is for {}; there is {there}", wanted.join(", "))))
 }
 
-/// A manifest or index on its way.
+/// A manifest or index to push.
 #[derive(Clone)]
 struct Document {
     descriptor: Descriptor,
     bytes: Bytes,
 }
 
-/// What goes of a document and those below it.
+/// The part of a document's descendants that is pushed.
 #[derive(Default)]
 struct Visited {
     below: Vec<Arc<Visited>>,
     blobs: Vec<Descriptor>,
-    /// None of a blob, and of an index of which one image alone goes.
+    /// `None` for a blob, and for an index replaced by its only image.
     document: Option<Document>,
     left_out: Vec<String>,
 }
 
 impl Visited {
-    /// None of a blob.
+    /// The document that is pushed in place of the visited one; `None` for a blob.
     fn root(&self) -> Option<&Descriptor> {
         match &self.document {
             Some(document) => Some(&document.descriptor),
@@ -190,20 +190,20 @@ impl Visited {
         }
     }
 
-    /// Whether a child of an index goes as it is.
+    /// Whether a child of an index is pushed unchanged.
     fn is_for(&self, child: &Descriptor) -> bool {
         self.root().is_none_or(|root| root.digest == child.digest)
     }
 }
 
-/// What goes: children before those that name them, the root last, each once.
+/// What is pushed: children before parents, the root last, each once.
 #[derive(Default)]
 struct Plan {
     documents: Vec<Document>,
     blobs: Vec<Descriptor>,
     left_out: Vec<String>,
-    /// The same, from the root down.
-    parts: Vec<Going>,
+    /// The same, parents first, for the progress report.
+    parts: Vec<PushPart>,
 }
 
 impl Plan {
@@ -220,7 +220,7 @@ impl Plan {
         seen: &mut BTreeSet<&'v Digest>,
     ) {
         let own = visited.document.as_ref().map(|document| &document.descriptor);
-        let going = |part: &Descriptor, above: Option<&Descriptor>| Going {
+        let going = |part: &Descriptor, above: Option<&Descriptor>| PushPart {
             part: part.clone(),
             above: above.map(plain),
         };
@@ -237,7 +237,7 @@ impl Plan {
     }
 }
 
-/// What is here, for one caller.
+/// The stores, as one caller sees them.
 #[derive(Clone)]
 struct Stores {
     metadata: Metadata,
@@ -247,7 +247,7 @@ struct Stores {
 impl Stores {
     fn plan(&self, target: &Descriptor, scope: &Scope) -> Result<Plan> {
         let lease = self.caller.lease.as_ref().expect("a push has a lease");
-        // What it refers to is held with it.
+        // The lease also holds what the target references.
         self.metadata.leases(&self.caller).add_resource(lease, &Resource::Content(target.digest.clone()))?;
         self.visit_all(target, scope)
     }
@@ -257,7 +257,7 @@ impl Stores {
         Ok(Plan::of(&*planner.visit(target, 0, false)?))
     }
 
-    /// Whether a blob that an index names beside its images is here, and of use for the platforms.
+    /// Whether the store has a blob that an index references beside its images, and it fits the platforms.
     fn goes_beside_images(&self, blob: &Descriptor, scope: &Scope) -> Result<bool> {
         if let (Scope::Only(platforms), Some(own)) = (scope, &blob.platform)
             && !platforms.iter().any(|platform| platform.fit(own) > 0)
@@ -267,7 +267,7 @@ impl Stores {
         Ok(self.check(blob).unless_gone()?.is_some())
     }
 
-    /// `NotFound` unless a blob is here.
+    /// `NotFound` unless the store has a blob.
     fn check(&self, blob: &Descriptor) -> Result<()> {
         let Descriptor { media_type: kind, digest, size, .. } = blob;
         match self.metadata.content(&self.caller).info(digest) {
@@ -282,13 +282,13 @@ impl Stores {
         }
     }
 
-    /// The images of the store that refer to one of these, and to those in turn.
+    /// Plans for the images of the store whose subject is one of these, and for their referrers in turn.
     fn referrers(&self, mut subjects: BTreeSet<Digest>) -> Result<Vec<Plan>> {
         let images = self.metadata.images(&self.caller).list(&Filters::all())?;
         let mut left: Vec<(Descriptor, Digest)> = Vec::new();
         for image in images {
             let bytes = read(&self.metadata, &self.caller, &image.target.digest);
-            // An image that cannot be read refers to nothing that we know.
+            // A malformed image has no known subject.
             if let Ok(subject) = bytes.and_then(|bytes| subject_of(&image.target, &bytes))
                 && let Some(subject) = subject
             {
@@ -311,13 +311,13 @@ impl Stores {
         }
     }
 
-    /// Gives ranges of a blob to the network, and tells how far it is.
+    /// A source of ranges of a blob for the upload, which reports progress.
     fn ranges(&self, blob: &Descriptor, report: Option<mpsc::Sender<PushProgress>>) -> Ranges {
         let (stores, digest) = (self.clone(), blob.digest.clone());
         Arc::new(move |range| {
             let (send, receive) = mpsc::channel(PIECES_WAITING);
             let (stores, digest, report) = (stores.clone(), digest.clone(), report.clone());
-            // It ends when nobody listens any more, which the network sees to.
+            // Ends when the receiver is dropped, which the upload does.
             tokio::spawn(async move {
                 if let Err(error) = stores.read_range(&digest, range, &send, report.as_ref()).await {
                     let _ = send.send(Err(io::Error::other(error))).await;
@@ -327,7 +327,7 @@ impl Stores {
         })
     }
 
-    /// Piece by piece: no thread waits for the network.
+    /// Reads piece by piece, so that no thread blocks on the network.
     async fn read_range(
         &self,
         digest: &Digest,
@@ -358,25 +358,25 @@ impl Stores {
     }
 }
 
-/// Looks at everything below a target, at each document once, whoever names it.
+/// Walks everything below a target, and visits each document once, however many parents it has.
 struct Planner<'a> {
     stores: &'a Stores,
     scope: &'a Scope,
-    /// By digest, and whether it may lack platforms.
+    /// By digest, and whether platforms may be missing.
     visited: BTreeMap<(Digest, bool), Arc<Visited>>,
-    /// Documents that were read.
+    /// How many documents were read.
     read: usize,
 }
 
 impl Planner<'_> {
-    /// Everything from a document down. `NotFound` names the first blob that is not here. What is in a checkpoint may lack
-    /// platforms.
+    /// Visits a document and its descendants. `NotFound` names the first blob that the store does not have.
+    /// `may_lack` allows platforms to be missing, as in a checkpoint.
     fn visit(&mut self, descriptor: &Descriptor, depth: usize, may_lack: bool) -> Result<Arc<Visited>> {
         if depth > image::INDEX_DEPTH_MAX {
             return Err(Error::invalid_argument("indexes inside indexes, too deep"));
         }
         self.stores.check(descriptor)?;
-        // An index may name anything; what is no document goes as it is.
+        // An index may reference anything; a blob that is not a document is pushed as it is.
         if depth > 0 && !is_document(descriptor) {
             return Ok(Arc::new(Visited { blobs: vec![descriptor.clone()], ..Visited::default() }));
         }
@@ -417,7 +417,7 @@ impl Planner<'_> {
         for (at, entry) in index.manifests.iter().enumerate() {
             match self.visit_entry(entry, &choice, depth)? {
                 Some(below) => kept.push(Kept { at, entry, counts: choice.counts(entry), below }),
-                // It only describes another, whose absence is told.
+                // Its image is missing too, and reported.
                 None if is_document(entry) && is_attestation(entry) => {}
                 None => left_out.push(shown(entry)),
             }
@@ -436,23 +436,23 @@ impl Planner<'_> {
                     left_out.join(", ")
                 )));
             }
-            // What describes it goes with the index only, so it stays behind with it.
+            // Attestations belong to the index, and are not pushed without it.
             Shape::OneImage(place) => {
                 let below = kept.swap_remove(place).below;
                 return Ok(Visited { below: vec![below], left_out, ..Visited::default() });
             }
             Shape::AsItIs => Document { descriptor: plain(descriptor), bytes: bytes.into() },
-            Shape::Lessened => {
-                leave_out_strangers(&mut kept);
+            Shape::Reduced => {
+                drop_orphaned_attestations(&mut kept);
                 let roots = kept.iter().map(|kept| (kept.at, kept.below.root()));
-                lessen(descriptor, &bytes, &roots.collect())?
+                reduce_index(descriptor, &bytes, &roots.collect())?
             }
         };
         let below = kept.into_iter().map(|kept| kept.below).collect();
         Ok(Visited { below, document: Some(root), left_out, ..Visited::default() })
     }
 
-    /// What goes of an entry of an index; none if the entry is left out.
+    /// Visits an entry of an index; `None` if it is left out.
     fn visit_entry(
         &mut self,
         entry: &Descriptor,
@@ -474,14 +474,14 @@ impl Planner<'_> {
     }
 }
 
-/// Which entries of an index are to go, as far as that can be told before anybody looks below them.
+/// Which entries of an index to push, as far as the index itself tells.
 struct Choice<'a> {
     scope: &'a Scope,
-    /// The images for the platforms that were asked for; none if all are to go.
+    /// The images for the requested platforms; `None` for all.
     wanted: Option<BTreeSet<&'a Digest>>,
-    /// The index is that of a checkpoint or the like: its blobs go with it, and it is worth something for them alone.
+    /// The index consists of blobs, as a checkpoint does: they go with it, and suffice without an image.
     is_made_of_blobs: bool,
-    /// The index is made of blobs, or below one that is: it may lack platforms that were asked for.
+    /// The index consists of blobs, or is below one that does: requested platforms may be missing.
     may_lack: bool,
 }
 
@@ -506,12 +506,12 @@ impl<'a> Choice<'a> {
         Ok(Choice { scope, wanted: Some(wanted), is_made_of_blobs, may_lack })
     }
 
-    /// Whether an image is none of those that were asked for.
+    /// Whether an entry is an image that was not requested.
     fn passes_over(&self, entry: &Descriptor) -> bool {
         is_image(entry) && self.wanted.as_ref().is_some_and(|wanted| !wanted.contains(&entry.digest))
     }
 
-    /// Whether an entry that is not here, or not all of it, is left out. If not, the push fails.
+    /// Whether an entry that is missing or incomplete is left out. If not, the push fails.
     fn may_be_missing(&self, entry: &Descriptor) -> bool {
         let may_lack_it = self.wanted.is_some() && (is_attestation(entry) || self.may_lack);
         is_document(entry) && (*self.scope == Scope::Present || may_lack_it)
@@ -523,7 +523,7 @@ impl<'a> Choice<'a> {
     }
 }
 
-/// An entry of an index that goes.
+/// An entry of an index that is pushed.
 struct Kept<'a> {
     /// Its place in the index.
     at: usize,
@@ -533,48 +533,48 @@ struct Kept<'a> {
     below: Arc<Visited>,
 }
 
-/// What an index goes as.
+/// The form in which an index is pushed.
 #[derive(Debug, PartialEq)]
 enum Shape {
-    /// There is nothing of it that counts.
+    /// Nothing that counts remains.
     Nothing,
-    /// Its only image that is here, without the index. The place is that among what is kept.
+    /// Its only image, without the index. Holds the position among the kept entries.
     OneImage(usize),
     AsItIs,
-    /// An index of what is kept, which has a digest of its own.
-    Lessened,
+    /// An index of the kept entries, with a digest of its own.
+    Reduced,
 }
 
 impl Shape {
-    /// `entries` is how many the index has.
+    /// `entries` is how many entries the index has.
     fn of(kept: &[Kept<'_>], entries: usize) -> Shape {
         let is_whole = kept.len() == entries;
         if is_whole {
             let is_as_it_was = kept.iter().all(|kept| kept.below.is_for(kept.entry));
-            return if is_as_it_was { Shape::AsItIs } else { Shape::Lessened };
+            return if is_as_it_was { Shape::AsItIs } else { Shape::Reduced };
         }
         let mut counting = kept.iter().enumerate().filter(|(_, kept)| kept.counts);
         match (counting.next(), counting.next()) {
             (None, _) => Shape::Nothing,
             (Some((place, only)), None) if is_document(only.entry) => Shape::OneImage(place),
-            _ => Shape::Lessened,
+            _ => Shape::Reduced,
         }
     }
 }
 
-/// Leaves out what describes an image that does not go.
-fn leave_out_strangers(kept: &mut Vec<Kept<'_>>) {
+/// Drops attestations of images that are not pushed.
+fn drop_orphaned_attestations(kept: &mut Vec<Kept<'_>>) {
     let images: BTreeSet<String> =
         kept.iter().filter(|kept| kept.counts).map(|kept| kept.entry.digest.to_string()).collect();
     kept.retain(|kept| describes(kept.entry).is_none_or(|image| images.contains(image)));
 }
 
-/// Blobs that are sent at once, for each registry by itself: one that takes nothing keeps its slots for as long as it is
-/// borne with, and no push to another waits for it.
+/// Blobs sent at once, counted per registry: a registry that stalls holds its slots until its timeouts, but no push
+/// to another registry waits for it.
 #[derive(Clone)]
 pub(crate) struct Uploads {
     at_once: usize,
-    /// Of registries that somebody sends to, or is about to.
+    /// Registries with uploads in progress or waiting.
     registries: Arc<Mutex<BTreeMap<String, Weak<Semaphore>>>>,
 }
 
@@ -596,9 +596,9 @@ impl Uploads {
     }
 }
 
-/// Brings plans to a repository.
+/// Uploads plans to a repository.
 #[derive(Clone)]
-struct Courier {
+struct Uploader {
     stores: Stores,
     push: Push,
     report: Option<mpsc::Sender<PushProgress>>,
@@ -606,8 +606,8 @@ struct Courier {
     slots: Slots,
 }
 
-impl Courier {
-    /// Sends everything, and names the root.
+impl Uploader {
+    /// Uploads everything, and tags the root.
     async fn deliver(&self, plan: &Plan, tag: Option<&str>) -> Result<Descriptor> {
         self.tell(PushProgress::Parts(plan.parts.clone()));
         self.send_blobs(&plan.blobs).await?;
@@ -629,15 +629,15 @@ impl Courier {
         let blobs: Vec<&Descriptor> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
         let mut working = JoinSet::new();
         for blob in blobs {
-            let (courier, blob) = (self.clone(), blob.clone());
+            let (uploader, blob) = (self.clone(), blob.clone());
             let slots = self.slots.uploads.to(self.push.host());
             working.spawn(async move {
                 let _slot = slots.acquire_owned().await.expect("nobody closes it");
-                courier.send_blob(&blob).await
+                uploader.send_blob(&blob).await
             });
         }
         while let Some(joined) = working.join_next().await {
-            // Dropping the set ends the others.
+            // Dropping the set cancels the others.
             joined.map_err(Error::broke_down("a blob"))??;
         }
         Ok(())
@@ -649,9 +649,9 @@ impl Courier {
         let sources = Source::of(&self.to).others(&labels);
         let ranges = self.stores.ranges(blob, self.report.clone());
         let how = self.push.blob(blob, &sources, &ranges).await?;
-        let (courier, digest) = (self.clone(), blob.digest.clone());
+        let (uploader, digest) = (self.clone(), blob.digest.clone());
         blocking(move || {
-            Source::of(&courier.to).note(&courier.stores.metadata, &courier.stores.caller, &digest)
+            Source::of(&uploader.to).note(&uploader.stores.metadata, &uploader.stores.caller, &digest)
         })
         .await?;
         self.tell(PushProgress::Sent { digest: blob.digest.clone(), how });
@@ -678,13 +678,13 @@ impl Courier {
 
 fn tell(report: Option<&mpsc::Sender<PushProgress>>, progress: PushProgress) {
     if let Some(report) = report {
-        // Progress that nobody reads in time is worth nothing.
+        // Dropped if the receiver is too slow: newer progress replaces it.
         let _ = report.try_send(progress);
     }
 }
 
-/// An index with some of its children, in the order that they have, each as what it goes as.
-fn lessen(
+/// An index reduced to some of its children, in their order, each replaced by the document that is pushed for it.
+fn reduce_index(
     descriptor: &Descriptor,
     bytes: &[u8],
     kept: &BTreeMap<usize, Option<&Descriptor>>,
@@ -716,12 +716,12 @@ fn is_image(child: &Descriptor) -> bool {
     is_document(child) && !is_attestation(child)
 }
 
-/// The digest of the image of the same index that a child describes, as BuildKit's attestations do.
+/// The digest of the image that an attestation of the same index is about, as BuildKit writes it.
 fn describes(child: &Descriptor) -> Option<&str> {
     child.annotations.get("vnd.docker.reference.digest").map(String::as_str)
 }
 
-/// How a person knows a child of an index.
+/// A readable name for a child of an index.
 fn shown(child: &Descriptor) -> String {
     let platform = child.platform.as_ref().map(ToString::to_string);
     platform.unwrap_or_else(|| format!("manifest {}", child.digest))
@@ -737,7 +737,7 @@ fn subject_of(descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<Descriptor
     })
 }
 
-/// A document as the list of its subject shows it (distribution-spec 1.1, "Listing Referrers").
+/// A document's descriptor in the referrers list of its subject (distribution-spec 1.1, "Listing Referrers").
 fn as_referrer(document: &Document) -> Result<Descriptor> {
     let mut referrer = document.descriptor.clone();
     (referrer.artifact_type, referrer.annotations) =
@@ -760,7 +760,7 @@ mod tests {
 
     use super::*;
 
-    /// A store with one blob of such bytes.
+    /// A content store with one blob of these bytes.
     fn stores(dir: &std::path::Path, bytes: &[u8]) -> (Stores, Descriptor) {
         let db = Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
         let store = Arc::new(LocalStore::open(dir.join("content")).unwrap());
@@ -791,13 +791,13 @@ mod tests {
         descriptor
     }
 
-    /// An entry that goes as `root`.
+    /// An entry that is pushed as `root`.
     fn kept<'a>(at: usize, entry: &'a Descriptor, counts: bool, root: &Descriptor) -> Kept<'a> {
         let document = is_document(root).then(|| Document { descriptor: root.clone(), bytes: Bytes::new() });
         Kept { at, entry, counts, below: Arc::new(Visited { document, ..Visited::default() }) }
     }
 
-    /// All of an index that is no checkpoint.
+    /// All entries of an index with images.
     fn all(scope: &Scope) -> Choice<'_> {
         Choice { scope, wanted: None, is_made_of_blobs: false, may_lack: false }
     }
@@ -809,13 +809,13 @@ mod tests {
         let about_one = attestation("about one", &one);
         let whole = |entry| kept(0, entry, true, entry);
         assert_eq!(Shape::of(&[whole(&one), whole(&two)], 2), Shape::AsItIs);
-        assert_eq!(Shape::of(&[whole(&one), kept(1, &two, true, &one)], 2), Shape::Lessened, "another below");
-        assert_eq!(Shape::of(&[whole(&one), whole(&two)], 3), Shape::Lessened);
+        assert_eq!(Shape::of(&[whole(&one), kept(1, &two, true, &one)], 2), Shape::Reduced, "another below");
+        assert_eq!(Shape::of(&[whole(&one), whole(&two)], 3), Shape::Reduced);
         let about = kept(0, &about_one, false, &about_one);
         assert_eq!(Shape::of(&[about, whole(&one)], 3), Shape::OneImage(1));
         assert_eq!(Shape::of(&[kept(0, &about_one, false, &about_one)], 2), Shape::Nothing);
         assert_eq!(Shape::of(&[], 1), Shape::Nothing);
-        assert_eq!(Shape::of(&[whole(&blob)], 2), Shape::Lessened, "a blob has no index but this one");
+        assert_eq!(Shape::of(&[whole(&blob)], 2), Shape::Reduced, "a blob has no index but this one");
         assert_eq!(Shape::of(&[], 0), Shape::AsItIs);
     }
 
@@ -828,7 +828,7 @@ mod tests {
             kept(2, &about_one, false, &about_one),
             kept(3, &about_two, false, &about_two),
         ];
-        leave_out_strangers(&mut left);
+        drop_orphaned_attestations(&mut left);
         assert_eq!(left.iter().map(|kept| kept.at).collect::<Vec<_>>(), [0, 2]);
     }
 

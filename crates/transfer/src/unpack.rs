@@ -1,7 +1,7 @@
-//! From layers to trees.
+//! Unpacks layers into trees.
 //!
-//! A layer is extracted into a snapshot without a parent, side by side with others, and gets its parent when
-//! it is committed. Snapshotters that cannot do that get layer upon layer.
+//! A layer is extracted into a snapshot without a parent, in parallel with others, and gets its parent when it is
+//! committed. On snapshotters that cannot do that, layers are extracted one upon the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -33,18 +33,18 @@ use crate::layer::UNCOMPRESSED;
 use crate::layers::Layers;
 use crate::{Lease, Progress, Report, add_labels, tell};
 
-/// Bytes of an attribute, and of the names of all of a file's (xattr(7)).
+/// Bytes of an attribute's value, and of all attribute names of a file, at most (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
 
-/// Labels of a layer's tree: its name, the digest of what it is made of, and the name of the tree below.
+/// Labels of a layer's tree: its chain id, its diff id, and the chain id of its parent.
 const REF: &str = "containerd.io/snapshot.ref";
 const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
 
-/// How often a snapshotter is asked again that has something by a tree's name which is gone when it is looked for.
+/// How often to retry on a remote snapshotter that says a tree exists, and then does not have it.
 const PREPARE_TRIES: u32 = 3;
 
-/// Makes the trees of an image whose blobs are all there, and returns the name of the topmost.
+/// Makes the trees of an image, all of whose blobs the store must have. Returns the name of the topmost tree.
 pub fn unpack(
     metadata: &Metadata,
     caller: &Caller,
@@ -71,15 +71,16 @@ pub fn unpack(
     })
 }
 
-/// What an image is, as its documents in the store say.
+/// The documents of an image for one platform.
 pub struct Described {
     pub manifest: Manifest,
     pub config: types::spec::image::ImageConfig,
-    /// The name of its topmost tree; none for an image without layers.
+    /// The name of its topmost tree; `None` for an image without layers.
     pub top: Option<String>,
 }
 
-/// Reads the documents of an image.
+/// Reads the documents of an image. `FailedPrecondition` if it is an artifact, `NotFound` if a document or the
+/// platform is missing.
 pub fn describe(
     metadata: &Metadata,
     caller: &Caller,
@@ -98,7 +99,7 @@ pub fn describe(
     Ok(Described { manifest, config, top })
 }
 
-/// What a manifest is if it is no image to run.
+/// The type of an artifact; `None` for an image that can be run.
 pub(crate) fn artifact_type<'m>(metadata: &Metadata, manifest: &'m Manifest) -> Option<&'m str> {
     image::artifact_type(manifest, |kind| is_known(metadata, kind))
 }
@@ -108,18 +109,18 @@ fn is_processed(metadata: &Metadata, media_type: &str) -> bool {
     metadata.processors().names(media_type).is_some()
 }
 
-/// Whether somebody else makes file systems of layers of a media type.
+/// Whether stream processors or other differs unpack layers of a media type.
 fn is_known(metadata: &Metadata, media_type: &str) -> bool {
     is_processed(metadata, media_type) || metadata.differs().are_asked(media_type)
 }
 
-/// The bytes of a layer whose blob is here, as they are to be unpacked.
+/// Opens a layer's blob, through stream processors if its type needs them.
 pub(crate) fn open_layer(metadata: &Metadata, caller: &Caller, layer: &Descriptor) -> Result<LayerSource> {
     let blob = metadata.content(caller).reader(&layer.digest)?;
     metadata.processors().open(layer, Box::new(blob))
 }
 
-/// Follows an index to the image for a platform.
+/// Follows indexes to the manifest for a platform.
 pub(crate) fn find_manifest(
     metadata: &Metadata,
     caller: &Caller,
@@ -140,12 +141,12 @@ pub(crate) fn find_manifest(
     Err(Error::invalid_argument(format!("{}: indexes inside indexes, too deep", target.digest)))
 }
 
-/// What images of an index are for that do not say it there, as far as they are here.
+/// The platforms of images whose descriptors in the index have none, as far as the store has their documents.
 pub(crate) fn known_platforms(metadata: &Metadata, caller: &Caller, index: &Index) -> image::Platforms {
     image::Platforms::ask(index, |child| read(metadata, caller, &child.digest).ok())
 }
 
-/// A small blob.
+/// Reads a small blob. `InvalidArgument` if it is too large for a document.
 pub(crate) fn read(metadata: &Metadata, caller: &Caller, digest: &Digest) -> Result<Vec<u8>> {
     let what = || format!("read {digest}");
     let reader = metadata.content(caller).reader(digest).context(what)?;
@@ -154,12 +155,12 @@ pub(crate) fn read(metadata: &Metadata, caller: &Caller, digest: &Digest) -> Res
     bytes.ok_or_else(too_large)
 }
 
-/// What became of a layer that was to be extracted.
+/// The outcome of extracting a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extracted {
-    /// It is to be committed.
+    /// Extracted, and to be committed.
     Here,
-    /// The snapshotter had its tree already.
+    /// The snapshotter has the tree already.
     Taken,
 }
 
@@ -169,20 +170,20 @@ pub(crate) struct Trees {
     metadata: Metadata,
     caller: Caller,
     snapshotter: String,
-    /// Another program has them, which may have layers that nobody gave it.
+    /// A remote snapshotter, which may have layers that no client extracted.
     is_elsewhere: bool,
     layers: Arc<Layers>,
-    /// Others are asked for its layers, who have to see those below.
+    /// Whether differs of other programs are asked for its layers; they need the layers below mounted.
     has_differs: bool,
     diff_ids: Vec<Digest>,
     pub(crate) chain: Vec<Digest>,
-    /// Distinguishes the work of this call from others on the same layers.
+    /// Makes the snapshot keys of this call unique.
     nonce: String,
-    /// For the layers of this call. Opened before the first of them is written.
+    /// The barrier for this call's layers, opened before the first write.
     barrier: Arc<Barrier>,
-    /// Where the snapshotter has none: by layer, for the file system on which it is.
+    /// For snapshotters without a barrier: by layer, one for the layer's file system.
     barriers: Arc<Mutex<BTreeMap<usize, Barrier>>>,
-    /// Directories that a layer has without saying how they look, by layer.
+    /// By layer, directories that exist only as parents of other entries, so that the layer has no metadata for them.
     implied: Arc<Mutex<BTreeMap<usize, Vec<PathBuf>>>>,
     ahead: Arc<Mutex<Ahead>>,
 }
@@ -191,14 +192,14 @@ pub(crate) struct Trees {
 #[derive(Default)]
 struct Ahead {
     layers: Range<usize>,
-    /// Those of them that are still to come.
+    /// Those that are not extracted yet.
     left: BTreeSet<usize>,
-    /// What became of it, once it was tried.
+    /// The result, once merging was tried.
     merged: Option<Option<Merged>>,
 }
 
 impl Trees {
-    /// Reads the config, which must be there.
+    /// Reads the config, which the store must have.
     pub(crate) fn of(
         metadata: &Metadata,
         caller: &Caller,
@@ -230,7 +231,7 @@ impl Trees {
         })
     }
 
-    /// Has the snapshotter told of which image the layers are, if it wants to know.
+    /// Passes the image's name and manifest to the snapshotter with each layer, if it wants them.
     pub(crate) fn of_image(mut self, name: &str, manifest: &Digest) -> Result<Trees> {
         if self.metadata.snapshots(&self.caller, &self.snapshotter)?.wants_origin() {
             self.layers = Arc::new(self.layers.of_image(name, manifest));
@@ -238,13 +239,13 @@ impl Trees {
         Ok(self)
     }
 
-    /// Whether the snapshotter may have layers that nobody gave it: what it has need not be fetched.
+    /// Whether the snapshotter is remote: layers that it has need not be fetched.
     pub(crate) fn is_elsewhere(&self) -> bool {
         self.is_elsewhere
     }
 
-    /// Asks a snapshotter of others for layers from one on, until there is one that it has not. Layers below that
-    /// have their trees, and its own is prepared.
+    /// Offers a remote snapshotter the layers from an index on, up to the first that it does not have. Returns the
+    /// index of that layer, whose snapshot is prepared; layers below it have their trees.
     pub(crate) fn offer(&self, from: usize) -> Result<usize> {
         if self.is_elsewhere {
             for at in from..self.chain.len() {
@@ -257,8 +258,8 @@ impl Trees {
         Ok(from)
     }
 
-    /// Layers below this one have their trees, which the caller's lease holds from now on: what once kept them may
-    /// be gone.
+    /// The index of the lowest layer without a tree above the topmost existing one. The caller's lease holds that
+    /// tree from now on, since its earlier holder may be gone.
     pub(crate) fn first_missing(&self) -> Result<usize> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         for (at, name) in self.chain.iter().enumerate().rev() {
@@ -271,7 +272,7 @@ impl Trees {
         Ok(0)
     }
 
-    /// Of the layers below a place, those whose trees are visibly damaged.
+    /// The layers below an index whose trees are visibly damaged.
     pub(crate) fn damaged_below(&self, first: usize) -> Result<Vec<(usize, Kept)>> {
         let mut damaged = Vec::new();
         for at in 0..first {
@@ -291,23 +292,23 @@ impl Trees {
         Ok(damaged)
     }
 
-    /// The bytes of a layer whose blob is here, as they are to be unpacked.
+    /// Opens a layer's blob, through stream processors if its type needs them.
     pub(crate) fn open(&self, at: usize) -> Result<LayerSource> {
         open_layer(&self.metadata, &self.caller, self.layers.layer(at))
     }
 
-    /// Whether a layer goes through stream processors. It is extracted from the store then: they get no bytes before
-    /// those were found right, and no host waits for them.
+    /// Whether a layer goes through stream processors. It is then extracted from the store: processors only get
+    /// verified bytes, and no registry waits for them.
     pub(crate) fn is_processed(&self, at: usize) -> bool {
         is_processed(&self.metadata, &self.layers.layer(at).media_type)
     }
 
-    /// Whether others decide how fast some layers are made.
-    pub(crate) fn wait_for_others(&self, mut layers: Range<usize>) -> bool {
+    /// Whether stream processors or other differs set the pace of some layers.
+    pub(crate) fn waits_for_others(&self, mut layers: Range<usize>) -> bool {
         self.has_differs || layers.any(|at| self.is_processed(at))
     }
 
-    /// Whether layers may be extracted side by side.
+    /// Whether layers can be extracted in parallel.
     pub(crate) fn can_rebase(&self) -> bool {
         self.snapshotter == snapshot::Overlay::NAME && !self.has_differs
     }
@@ -316,9 +317,10 @@ impl Trees {
         format!("extract-{}-{at} {}", self.nonce, self.chain[at])
     }
 
-    /// Where a layer is to be extracted to; none if its tree is there, which the caller's lease holds then.
+    /// Prepares the snapshot of a layer, and returns its mounts; `None` if its tree exists, which the caller's lease
+    /// then holds.
     ///
-    /// A snapshotter of others is told which tree it is going to be: it may have that, or get it by itself.
+    /// A remote snapshotter is told the tree's name: it may have the tree, or fetch it itself.
     fn prepare(&self, at: usize) -> Result<Option<Vec<Mount>>> {
         let (key, name) = (self.key(at), self.chain[at].to_string());
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
@@ -339,7 +341,7 @@ impl Trees {
                 Err(error) if error.is(ErrorKind::NotFound) => {}
                 Err(error) => return Err(error),
             }
-            // It was offered before.
+            // `offer` prepared it before.
             match snapshots.mounts(&key) {
                 Ok(mounts) => return Ok(Some(mounts)),
                 Err(error) if error.is(ErrorKind::NotFound) => {}
@@ -352,7 +354,8 @@ impl Trees {
     }
 
     /// Extracts a layer from its blob and checks its diff id. The tree is not visible before [`Trees::commit`].
-    /// `Unavailable` if it would have to wait for others, and the blob's origin does not let it.
+    /// `Unavailable` if it would have to wait for memory that other extractions hold, and `origin` does not allow
+    /// waiting.
     pub(crate) fn extract(
         &self,
         at: usize,
@@ -363,7 +366,7 @@ impl Trees {
         self.extract_from(at, digest, || Ok(source), origin)
     }
 
-    /// Extracts a layer from a source that is asked for only if it is needed.
+    /// Extracts a layer from a source that is opened only if it is needed.
     fn extract_from<R: Read + Send>(
         &self,
         at: usize,
@@ -383,13 +386,13 @@ impl Trees {
             }
         });
         if extracted.is_err() {
-            // The error that counts is the first; the lease lets go of it otherwise.
+            // The first error counts; if this fails, the lease expires and releases the snapshot.
             let _ = self.discard(at);
         }
         extracted.map(|()| Extracted::Here)
     }
 
-    /// Has a layer applied by a differ of others, if one knows how.
+    /// Has another program's differ apply the layer, if one accepts it. Returns whether it did.
     fn apply_elsewhere(&self, at: usize, mounts: &[Mount]) -> Result<bool> {
         if !self.has_differs {
             return Ok(false);
@@ -414,12 +417,12 @@ impl Trees {
         }
     }
 
-    /// Extracts a layer whose blob is there.
+    /// Extracts a layer from the store.
     pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<Extracted> {
         let kind = &self.layers.layer(at).media_type;
         let extracted = match self.metadata.processors().names(kind) {
             None => self.extract_from(at, digest, || self.open(at), Origin::Stored)?,
-            // They may keep it waiting as a host may, and what they make of it is what they are to answer for.
+            // Processors may stall as a registry may, and their output may be anything.
             Some(names) => {
                 self.extract_from(at, digest, || self.open(at), Origin::Coming).map_err(|error| {
                     error.context(format!("layer of type {kind}, by stream processor {names}"))
@@ -430,27 +433,27 @@ impl Trees {
             return Ok(extracted);
         }
         match add_labels(&self.metadata.content(&self.caller), digest, &self.label_of_blob(at)) {
-            // Taken away meanwhile: its tree is right without.
+            // The blob was removed meanwhile: the tree is right without the label.
             Err(error) if !error.is(ErrorKind::NotFound) => Err(error),
             _ => Ok(extracted),
         }
     }
 
-    /// What a layer's blob says once it was extracted.
+    /// Labels that a layer's blob gets once it is extracted.
     pub(crate) fn label_of_blob(&self, at: usize) -> Labels {
         Labels::from([(UNCOMPRESSED.to_owned(), self.diff_ids[at].to_string())])
     }
 
-    /// Takes back what was extracted of a layer whose own bytes turned out to be wrong.
+    /// Removes the extracted tree of a layer whose blob turned out to be wrong.
     pub(crate) fn discard(&self, at: usize) -> Result<()> {
         self.implied.lock().remove(&at);
         self.metadata.snapshots(&self.caller, &self.snapshotter)?.remove(&self.key(at))
     }
 
-    /// Keeps a layer as it came. Directories without an entry of their own are the snapshotter's care.
+    /// Keeps a layer as its archive. The snapshotter handles directories without an entry of their own.
     fn store_into(&self, at: usize, blob: Blob<'_, impl Read + Send>, files: &LayerFiles) -> Result<()> {
         files.write(|new| {
-            // What a program makes of it has other spans than the blob.
+            // The spans of a processor's output are not those of the blob.
             let record = new.record.filter(|_| !self.is_processed(at));
             let record = record.map(|to| Record { blob: blob.digest, to });
             let stored = store(blob.source, blob.limits, new.data, record)?;
@@ -479,7 +482,7 @@ impl Trees {
             [only] if is_bind(only) => {
                 File::open(&only.source).context(|| format!("open {}", only.source))?.into()
             }
-            // Mounted where nobody sees it.
+            // A detached mount, invisible to other processes.
             _ => open_mounts(&durable(mounts.to_vec()))?,
         };
         let applied = apply(blob.source, ApplyOptions { whiteouts, limits: blob.limits }, root.as_fd())?;
@@ -490,8 +493,8 @@ impl Trees {
         Ok(())
     }
 
-    /// Gives the directories that layers have without an entry of their own, and their roots, the metadata that they have in the
-    /// layers below, which they cover.
+    /// Copies metadata from the layers below to directories that exist in a layer only as parents of other entries,
+    /// and to the layer's root: such a directory covers the one below it.
     fn fill_implied(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<()> {
         let implied: Vec<(usize, Vec<PathBuf>)> = {
             let mut implied = self.implied.lock();
@@ -506,9 +509,10 @@ impl Trees {
             Some(below) => snapshots.view(&key, Some(below), Labels::new())?,
             None => Vec::new(),
         };
-        // The lowest first: those above look at it.
+        // Lowest first: later layers copy from earlier ones.
         let filled = implied.iter().try_for_each(|(at, paths)| {
-            // The root looks as the one right below, which is filled by now: nearly all layers have no entry of theirs.
+            // The root copies from the layer right below, which is complete by now: nearly all layers lack a root
+            // entry.
             let is_root_alone = paths.iter().all(|path| path.as_os_str().is_empty());
             let depth = if is_root_alone { 1 } else { usize::MAX };
             let own = (layers.start..*at).rev().take(depth).map(|below| snapshots.mounts(&self.key(below)));
@@ -533,7 +537,7 @@ impl Trees {
         let to = Root::from_fd(open_mounts(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));
         for path in paths {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-            // Where a link is below, the layer has put a directory in its place, whose metadata nobody gave.
+            // If the path below is a symbolic link, the layer's directory replaced it, and has no metadata to copy.
             let found = (from.find_without_links(path, flags)?, to.find_without_links(path, flags)?);
             let (Some(from), Some(to)) = found else { continue };
             copy_directory_metadata(from.as_fd(), to.as_fd())
@@ -542,8 +546,8 @@ impl Trees {
         Ok(())
     }
 
-    /// Extracts layers by `extract`, and makes their trees visible once they are on disk: all with one barrier
-    /// where they need no parents, one by one where they do. `done` is told of each.
+    /// Extracts layers by `extract`, and commits them once they are on disk: all after one barrier if they need no
+    /// parents, else one by one. Calls `done` for each.
     pub(crate) fn make(
         &self,
         layers: Range<usize>,
@@ -564,8 +568,8 @@ impl Trees {
         Ok(())
     }
 
-    /// Makes trees visible that were extracted without parents, and the topmost ready for its first use: one barrier has
-    /// all of it on disk.
+    /// Commits trees that were extracted without parents, after one barrier for all of them, and makes the topmost
+    /// ready for its first use.
     pub(crate) fn commit_all(&self, layers: Range<usize>, mut done: impl FnMut(usize)) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         let mut merged = None;
@@ -582,29 +586,31 @@ impl Trees {
         self.chain.last().map_or(Ok(()), |top| snapshots.make_ready(&top.to_string(), merged))
     }
 
-    /// Says which layers are going to be extracted and then made visible by [`Trees::commit_all`].
+    /// Sets which layers will be extracted and then committed by [`Trees::commit_all`].
     pub(crate) fn expect(&self, layers: Range<usize>) {
         *self.ahead.lock() = Ahead { left: layers.clone().collect(), layers, merged: None };
     }
 
-    /// Says that a layer of these was extracted for good. Whether it was the last: [`Trees::merge`] can be called.
+    /// Records that an expected layer was extracted. Returns whether it was the last, so that [`Trees::merge`] can be
+    /// called.
     pub(crate) fn is_last(&self, at: usize) -> bool {
         let mut ahead = self.ahead.lock();
         ahead.left.remove(&at) && ahead.left.is_empty()
     }
 
-    /// Merges these layers, so that [`Trees::commit_all`] does not have to.
+    /// Merges the expected layers, so that [`Trees::commit_all`] need not.
     pub(crate) fn merge(&self) {
         let layers = self.ahead.lock().layers.clone();
-        // Who cannot have them is told so when they are committed.
+        // An error here is reported by `commit_all`.
         if let Ok(snapshots) = self.metadata.snapshots(&self.caller, &self.snapshotter) {
             let merged = self.merge_ahead(layers, &snapshots);
             self.ahead.lock().merged = Some(merged);
         }
     }
 
-    /// Merges trees that were extracted, and are not visible yet, with those below them. What fails is tried again once they
-    /// are committed, and is an error then: the next pull has them, and need not extract them onto a disk that is full.
+    /// Merges extracted trees, before they are committed, with those below them. If this fails, it is retried after
+    /// the commit, and an error there: the next pull finds the trees, and need not extract them again onto a full
+    /// disk.
     fn merge_ahead(&self, layers: Range<usize>, snapshots: &Snapshots) -> Option<Merged> {
         let below = layers.start.checked_sub(1).map(|below| self.chain[below].to_string());
         let keys: Vec<String> = layers.map(|at| self.key(at)).collect();
@@ -614,7 +620,7 @@ impl Trees {
         })
     }
 
-    /// Makes a tree visible. One that somebody else finished meanwhile is as good, and is in our lease then.
+    /// Commits a tree. If another caller has committed it meanwhile, that tree is used, and our lease holds it.
     fn commit(&self, at: usize) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         let (key, name) = (self.key(at), self.chain[at].to_string());
@@ -626,7 +632,7 @@ impl Trees {
         }
     }
 
-    /// What containerd's clients label trees of layers with.
+    /// The labels that containerd's clients set on layer snapshots.
     fn labels(&self, at: usize) -> Labels {
         let below = at.checked_sub(1).map(|below| (PARENT_CHAIN_ID, self.chain[below].to_string()));
         let labels = [(REF, self.chain[at].to_string()), (DIFF_ID, self.diff_ids[at].to_string())];
@@ -634,7 +640,7 @@ impl Trees {
         self.layers.labels(at).into_iter().chain(own).collect()
     }
 
-    /// Files before records: a tree that was extracted is on disk when this returns, whoever keeps it.
+    /// Waits until an extracted tree is on disk: files before records.
     fn sync(&self, at: usize) -> Result<()> {
         let barrier = self.barriers().remove(&at);
         barrier.expect("it was extracted").wait()
@@ -644,7 +650,7 @@ impl Trees {
         self.barriers.lock()
     }
 
-    /// As long as the config is there, so are the trees.
+    /// Labels the config so that the topmost tree lives as long as it.
     pub(crate) fn keep_by_config(&self, config: &Digest) -> Result<()> {
         let Some(top) = self.chain.last() else { return Ok(()) };
         let key = format!("{SNAPSHOT}{}", self.snapshotter);
@@ -653,14 +659,14 @@ impl Trees {
     }
 }
 
-/// A layer's blob, to be read.
+/// A layer's blob to read.
 struct Blob<'a, R> {
     digest: &'a Digest,
     source: R,
     limits: Limits,
 }
 
-/// Trees on each other, the uppermost first, each of which is a directory or already several.
+/// Stacks trees, the uppermost first, into one mount; each is a directory or an overlay itself.
 fn stacked(trees: Vec<Mount>) -> Vec<Mount> {
     if trees.len() <= 1 {
         return trees;
@@ -678,8 +684,8 @@ fn stacked(trees: Vec<Mount>) -> Vec<Mount> {
     }]
 }
 
-/// Owner, mode, attributes and time of a directory. Overlayfs's own attributes say what one layer hides of those below
-/// it, and stay with that layer.
+/// Copies owner, mode, extended attributes and times of a directory, except overlayfs's own attributes, which say
+/// what one layer hides of those below it.
 fn copy_directory_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
     let stat = fstat(from)?;
     fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
@@ -696,7 +702,7 @@ fn copy_directory_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io:
         let mut value = vec![0; XATTRS_LEN_MAX];
         let len = fgetxattr(from, &name, &mut value[..])?;
         match fsetxattr(to, &name, &value[..len], XattrFlags::empty()) {
-            // Labels of a security module are its own to give.
+            // Labels of a security module are set by the module alone.
             Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             set => set?,
         }
@@ -705,13 +711,12 @@ fn copy_directory_metadata(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io:
     Ok(futimens(to, &Timestamps { last_access: mtime, last_modification: mtime })?)
 }
 
-/// For all files of the file system on which a tree is.
+/// A barrier for the file system of a tree.
 fn barrier_of(mounts: &[Mount]) -> Result<Barrier> {
     let path = mounts.iter().find_map(|mount| {
         let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
         lower.map_or(Some(mount.source.as_str()), |lower| lower.split(':').next())
     });
-    // The one around it: a tree may be mounted, and then it is a file system of its own that has nothing to
-    // sync.
+    // The parent directory: the tree itself may be a mount, a file system with nothing to sync.
     path.and_then(|path| Path::new(path).parent()).map_or(Ok(Barrier::default()), Barrier::open)
 }

@@ -1,9 +1,9 @@
-//! Blobs and unpacked layers that are on disk hashed again, and those that rotted made anew.
+//! Verifies the blobs and unpacked layers on disk, and restores damaged ones.
 //!
-//! A blob is worth nothing once its bytes are others, but nothing is taken away before its replacement has
-//! been fetched and found right. Where a blob came from, its labels say (see `source`). An unpacked layer is
-//! made anew from its blob, which was looked at before, or fetched where that is not kept. Of layers that are kept
-//! as directories nothing says what their bytes should be: their files are counted, and no more is claimed.
+//! A damaged blob is worthless, but is removed only once its replacement was fetched and verified. Its labels say
+//! where it came from (see `source`). An unpacked layer is restored from its blob, which is verified first, or
+//! fetched if it is not kept. For layers kept as directories nothing records their bytes: their files are counted,
+//! and no more is claimed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,43 +20,43 @@ use crate::kept::{Found, Kept, Unpacked, unpacked};
 use crate::unpack::read;
 use crate::{blocking, source};
 
-/// Leads to a repository. It may read files.
+/// Opens a repository. May read files, so it is called on blocking threads.
 pub type Remotes = Arc<dyn Fn(&Reference) -> Result<Remote> + Send + Sync>;
 
-/// What was looked at.
+/// The kind of a verified object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     Blob,
-    /// What a layer's blob was unpacked to.
+    /// The unpacked form of a layer.
     Layer,
 }
 
-/// What it was found to be.
+/// The result of a verification.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Good,
-    /// Its bytes were wrong and are right again, from this repository or part of the image.
+    /// Its bytes were wrong and have been restored, from this repository or this part of the image.
     Mended(String),
-    /// Its bytes are wrong, and why nothing could be done about it.
+    /// Its bytes are wrong, and why they could not be restored.
     Broken(String),
-    /// There is nothing that its bytes could be compared with.
+    /// There is nothing to compare its bytes with.
     Unseen,
 }
 
-/// One blob or layer that was looked at.
+/// A verified blob or layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
     pub what: What,
-    /// Of the blob.
+    /// The blob's; for a layer, that of its blob.
     pub descriptor: Descriptor,
-    /// Bytes that were read.
+    /// Bytes read.
     pub len: u64,
-    /// The image in which it was met first.
+    /// The first image in which it was found.
     pub image: String,
     pub verdict: Verdict,
 }
 
-/// A layer that can be seen to be wrong without reading it.
+/// A layer that is damaged in a way that shows without reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damaged {
     pub image: String,
@@ -64,8 +64,8 @@ pub struct Damaged {
     pub why: String,
 }
 
-/// Looks for layers of images that are visibly damaged: unpacked, with files that are gone or cut off, and blobs that cannot
-/// be made again.
+/// Finds visibly damaged layers of images: unpacked layers with missing or truncated files, and blobs whose recipe
+/// cannot be used.
 pub fn damaged(
     metadata: &Metadata,
     caller: &Caller,
@@ -75,7 +75,7 @@ pub fn damaged(
     let (mut seen, mut blobs, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     for (image, target) in images {
         let contents = match contents(metadata, caller, target) {
-            // It is no image, and has no layers to look at.
+            // Not an image, so it has no layers.
             Err(error) if error.is(ErrorKind::Unimplemented) || error.is(ErrorKind::InvalidArgument) => {
                 continue;
             }
@@ -92,7 +92,7 @@ pub fn damaged(
                         let (layer, why) = (layer.digest.clone(), error.chain());
                         found.push(Damaged { image: image.clone(), layer, why });
                     }
-                    // It need not be here.
+                    // Layer blobs may be missing.
                     Err(error) if error.is(ErrorKind::NotFound) => {}
                     form => drop(form?),
                 }
@@ -112,8 +112,8 @@ pub fn damaged(
     Ok(found)
 }
 
-/// Hashes every blob and every unpacked layer of images that is here, and mends what is broken. `tell` hears how many bytes were
-/// read, and of how many that are known so far.
+/// Hashes every blob and every unpacked layer that the stores have of these images, and restores damaged ones. Calls
+/// `tell` with the bytes read so far, and the total known so far.
 pub async fn verify(
     metadata: &Metadata,
     caller: &Caller,
@@ -129,7 +129,7 @@ pub async fn verify(
         let found = pass.check_blobs(&image, target, &mut seen).await?;
         manifests.extend(found.into_iter().map(|manifest| (image.clone(), manifest)));
     }
-    // Layers come last: they are mended from blobs.
+    // Layers last: they are restored from blobs.
     let mut seen = BTreeSet::new();
     for (image, manifest) in manifests {
         pass.check_layers(&image, manifest, &mut seen).await?;
@@ -137,20 +137,20 @@ pub async fn verify(
     Ok(pass.checked)
 }
 
-/// What a verification has looked at so far.
+/// The state of a verification.
 struct Pass<T> {
     verifier: Verifier,
     remote: Remotes,
     tell: T,
-    /// That were read, of all that are known to be there.
+    /// Bytes read, and bytes known to exist.
     bytes: u64,
     known: u64,
     checked: Vec<Checked>,
 }
 
 impl<T: Fn(u64, u64)> Pass<T> {
-    /// Hashes the blobs of an image from its target down, but for those that were `seen`. Returns the manifests among them
-    /// that can be read.
+    /// Verifies the blobs of an image from its target down, except those in `seen`. Returns the readable manifests
+    /// among them.
     async fn check_blobs(
         &mut self,
         image: &str,
@@ -180,8 +180,7 @@ impl<T: Fn(u64, u64)> Pass<T> {
         Ok(manifests)
     }
 
-    /// Looks at what the layers of a manifest were unpacked to, but for trees that were `seen`, which are known by their
-    /// snapshotters and names.
+    /// Verifies the unpacked layers of a manifest, except trees in `seen`, by snapshotter and name.
     async fn check_layers(
         &mut self,
         image: &str,
@@ -220,11 +219,11 @@ impl<T: Fn(u64, u64)> Pass<T> {
 struct Verifier {
     metadata: Metadata,
     caller: Caller,
-    /// Hosts that images are named after, with their ports.
+    /// Hosts, with ports, that names of images begin with.
     registries: BTreeSet<String>,
 }
 
-/// Hosts that images are named after.
+/// Hosts that names of images begin with.
 async fn registries(metadata: &Metadata, caller: &Caller) -> Result<BTreeSet<String>> {
     let images = metadata.images(caller);
     let images = blocking(move || images.list(&Filters::all())).await?;
@@ -262,11 +261,11 @@ impl Verifier {
         }))
     }
 
-    /// What an image has unpacked.
+    /// The unpacked layers of a manifest.
     async fn unpacked(&self, manifest: Manifest) -> Result<Vec<Unpacked>> {
         let (metadata, caller) = (self.metadata.clone(), self.caller.clone());
         blocking(move || match unpacked(&metadata, &caller, &manifest) {
-            // A config that is broken has been told as such, and without it nothing is known of layers.
+            // A broken config was reported as a blob; without it the layers are unknown.
             Err(error) if error.is(ErrorKind::DataLoss) || error.is(ErrorKind::InvalidArgument) => {
                 Ok(Vec::new())
             }
@@ -275,7 +274,7 @@ impl Verifier {
         .await
     }
 
-    /// All that can be seen of a directory without knowing what was in it.
+    /// Compares the number of files of a layer that is a directory.
     async fn count_files(&self, layer: Unpacked) -> Result<Verdict> {
         let (metadata, caller) = (self.metadata.clone(), self.caller.clone());
         blocking(move || {
@@ -306,7 +305,7 @@ impl Verifier {
         let (looked, layer) = (kept.clone(), blob.clone());
         let found = blocking(move || match looked.check()? {
             Found::Good if !looked.is_record_right()? => {
-                // The layer is right without it, and gets another one if its blob is here.
+                // The layer is right without the record, and gets a new one if the store has its blob.
                 looked.files().remove_record()?;
                 let without = "its archive, without the record of its spans";
                 let failure = match looked.replace(&layer) {
@@ -316,7 +315,7 @@ impl Verifier {
                     }
                     Err(failure) => failure.context("store it from its blob").chain(),
                 };
-                // It may have ended half way.
+                // A failed replacement may have changed the layer.
                 Ok(match looked.check()? {
                     Found::Lost(error) => Err(vec![error.chain(), failure]),
                     Found::Good | Found::Mended => {
@@ -341,7 +340,7 @@ impl Verifier {
             Err(failures) => failures,
         };
         let mut sources = self.sources(&blob.digest).await?;
-        // Where the blob is not kept, the image's name is all that says where it came from.
+        // If the blob is not kept, only the image's name says where the layer came from.
         let named = image.parse::<Reference>().ok();
         let named = named.and_then(|name| format!("{}@{}", name.name(), blob.digest).parse().ok());
         sources.extend(named.filter(|named| !sources.contains(named)));
@@ -373,7 +372,7 @@ impl Verifier {
         Ok(source::references(&labels, digest, &self.registries))
     }
 
-    /// Fetches the right bytes and puts them in the place of the wrong ones.
+    /// Fetches a blob, and replaces the damaged one with it.
     async fn mend(&self, descriptor: &Descriptor, remote: &Remote) -> Result<()> {
         if media_type::is_document(&descriptor.media_type) {
             let bytes = remote.manifest(descriptor).await?;
@@ -382,7 +381,7 @@ impl Verifier {
         }
         let mut sources = Sources::new(remote.clone());
         while let Some(remote) = sources.next_remote() {
-            let (mending, givers) = match self.bring(descriptor, &remote).await {
+            let (mending, givers) = match self.fetch(descriptor, &remote).await {
                 Ok(brought) => brought,
                 Err(failure) => {
                     sources.failed(failure);
@@ -398,8 +397,8 @@ impl Verifier {
         Err(sources.into_error())
     }
 
-    /// Fetches all of a blob, whatever its digest, and says whose bytes it is.
-    async fn bring(&self, blob: &Descriptor, remote: &Remote) -> Result<(Mending, Vec<Arc<Endpoint>>)> {
+    /// Fetches all of a blob, whatever its digest. Returns the endpoints that sent it.
+    async fn fetch(&self, blob: &Descriptor, remote: &Remote) -> Result<(Mending, Vec<Arc<Endpoint>>)> {
         let mut mending = self.begin(blob).await?;
         let mut stream = remote.blob(blob, 0).await?;
         while let Some(chunk) = stream.next().await? {
@@ -413,7 +412,7 @@ impl Verifier {
         blocking(move || metadata.content(&caller).mend(&wanted.digest, wanted.size)).await
     }
 
-    /// A document; none for everything else.
+    /// Reads an index or manifest; `None` for any other blob.
     async fn node(&self, descriptor: &Descriptor) -> Result<Option<image::Node>> {
         if !media_type::is_document(&descriptor.media_type) {
             return Ok(None);
@@ -427,10 +426,10 @@ impl Verifier {
     }
 }
 
-/// Whether what is opened has this digest.
+/// Whether an opened blob has this digest.
 pub(crate) fn is_right(opened: Result<Box<dyn BlobReader>>, digest: &Digest) -> Result<bool> {
     let mut reader = match opened {
-        // The record is there, the file is not; or it cannot be made again.
+        // The record exists but the file does not, or its recipe cannot be used.
         Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => return Ok(false),
         reader => reader?,
     };
@@ -440,7 +439,7 @@ pub(crate) fn is_right(opened: Result<Box<dyn BlobReader>>, digest: &Digest) -> 
         match reader.read(&mut buffer) {
             Ok(0) => return Ok(hasher.finish() == *digest),
             Ok(len) => hasher.update(&buffer[..len]),
-            // A block of the disk is bad.
+            // A bad block of the disk.
             Err(error) if content::is_damage(&error) => return Ok(false),
             Err(error) => return Err(error).context(|| format!("read {digest}")),
         }

@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 use tonic::{Request, Response};
 use transfer::{
     Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms,
-    PullRequest, PushRequest, Retentions, Scope, Slots, Unpack, Wanted,
+    PullRequest, PushRequest, Retentions, Scope, Slots, Unpack, WantedPlatforms,
 };
 use types::label::gc;
 use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
@@ -112,7 +112,11 @@ impl Service {
         platforms.truncate(limit);
         let (name, extra) = pulled_names(&reference, to.name, &to.extra_references);
         let request = PullRequest {
-            platforms: if platforms.is_empty() { Wanted::First(limit) } else { Wanted::Each(platforms) },
+            platforms: if platforms.is_empty() {
+                WantedPlatforms::First(limit)
+            } else {
+                WantedPlatforms::Each(platforms)
+            },
             unpacks: self.unpacks(to.unpacks)?,
             all_metadata: to.all_metadata,
             name,

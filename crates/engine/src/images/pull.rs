@@ -3,7 +3,7 @@
 use api::engine::{Keyring, PullStep};
 use metadata::Image;
 use tokio::sync::mpsc;
-use transfer::{Progress, PullRequest, Unpack, Wanted};
+use transfer::{Progress, PullRequest, Unpack, WantedPlatforms};
 use types::{Labels, Platform, Reference, Result};
 
 use crate::Engine;
@@ -28,7 +28,7 @@ impl Engine {
         let request = PullRequest {
             name: reference.to_string(),
             reference,
-            platforms: Wanted::Each(vec![platform.clone()]),
+            platforms: WantedPlatforms::Each(vec![platform.clone()]),
             unpacks: vec![Unpack { platform, snapshotter: self.parts().snapshotter.clone() }],
             all_metadata: false,
             labels: Labels::new(),

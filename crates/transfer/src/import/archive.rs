@@ -1,7 +1,7 @@
-//! Archives: one tar stream, plain or in gzip or zstd.
+//! Reads archives: one tar stream, uncompressed or in gzip or zstd.
 //!
-//! Names in an archive are names and nothing else: no file of ours is ever opened by one. All the same, what
-//! leads out of the archive is refused, so that nobody has to think about what it could mean.
+//! Paths in an archive are only compared with each other, never opened on the host. Paths that lead out of the
+//! archive are refused nevertheless, so that they need no interpretation.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Component;
@@ -13,9 +13,9 @@ use types::{Context, Error, Result};
 
 use super::{DOCUMENT_LEN_MAX, Found, Importer, blob_digest};
 
-/// Files in an archive: many more than there are layers in the world's largest image.
+/// Entries of an archive at most: many more than layers in the largest image.
 const ENTRIES_MAX: usize = 1 << 17;
-/// Bytes of a path, as for Linux (PATH_MAX), and of all paths together, which are kept until the end.
+/// Bytes of a path (PATH_MAX), and of all paths together, which are kept in memory to the end.
 const PATH_LEN_MAX: usize = 4096;
 const PATHS_LEN_MAX: usize = 16 << 20;
 
@@ -65,7 +65,7 @@ impl Importer<'_> {
                 "manifest.json" => found.docker_manifest = document(&mut archive, &found.docker_manifest)?,
                 "repositories" => found.has_repositories = true,
                 "oci-layout" => {}
-                // What Docker wrote beside each layer before it had manifests.
+                // Docker before 1.10 wrote these beside each layer.
                 _ if path.ends_with("/VERSION") || path.ends_with("/json") => {}
                 _ => {
                     keep_room(&mut paths, path.len())?;
@@ -83,7 +83,7 @@ impl Importer<'_> {
     }
 }
 
-/// No system takes longer ones.
+/// No operating system accepts longer paths.
 fn refuse_long(path: &[u8]) -> Result<()> {
     let len = path.len();
     if len > PATH_LEN_MAX {
@@ -93,7 +93,7 @@ fn refuse_long(path: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Counts what is kept of paths.
+/// Counts the bytes of kept paths.
 fn keep_room(paths: &mut usize, len: usize) -> Result<()> {
     *paths += len;
     if *paths > PATHS_LEN_MAX {
@@ -103,7 +103,7 @@ fn keep_room(paths: &mut usize, len: usize) -> Result<()> {
     Ok(())
 }
 
-/// A name without `.`, beneath a folder of the archive. None if it is absolute or leads above the top.
+/// A normalized path beneath a directory of the archive. `None` if it is absolute or leads above the top.
 fn inside(folder: &str, name: &str) -> Option<String> {
     let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
     let is_link_target = !folder.is_empty();
@@ -111,7 +111,7 @@ fn inside(folder: &str, name: &str) -> Option<String> {
         match component {
             Component::Normal(part) => parts.push(part.to_str()?),
             Component::CurDir => {}
-            // Links of older archives go up and down again; names have no reason to.
+            // Link targets of older archives contain `..`; entry names have no reason to.
             Component::ParentDir if is_link_target => drop(parts.pop()?),
             _ => return None,
         }
@@ -119,7 +119,7 @@ fn inside(folder: &str, name: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Compressions that are not read are named, instead of called a broken tar.
+/// Names an unsupported compression, instead of reporting a broken tar.
 fn refuse_other_compression(prefix: &[u8]) -> Result<()> {
     let (name, program) = match prefix {
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => ("xz", "xz"),
@@ -131,7 +131,7 @@ fn refuse_other_compression(prefix: &[u8]) -> Result<()> {
     )))
 }
 
-/// The data of the entry at hand as a reader.
+/// The data of the current entry, as a reader.
 struct Data<'a, R>(&'a mut Reader<R>);
 
 impl<R: BufRead> Read for Data<'_, R> {

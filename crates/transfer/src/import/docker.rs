@@ -1,4 +1,5 @@
-//! `manifest.json` of `docker save` from before layouts: it names files by path, so manifests are made here.
+//! `manifest.json` of older `docker save` archives, which are no OCI layouts: it references files by path, so
+//! manifests are made here.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -15,10 +16,10 @@ use crate::IngestSink;
 use crate::layer::UNCOMPRESSED;
 use crate::unpack::read;
 
-/// Links that lead to links.
+/// Links in a chain at most.
 const LINKS_MAX: usize = 8;
 
-/// One image of `manifest.json`.
+/// An image of `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Entry {
@@ -44,7 +45,7 @@ pub(super) fn only_tag(bytes: &[u8]) -> Option<String> {
 }
 
 impl Importer<'_> {
-    /// The manifests of what `docker save` wrote, one for each name.
+    /// Makes the manifests of a `docker save` archive, one for each name.
     pub(super) fn manifests_of_docker(&self, found: &Found) -> Result<Vec<Descriptor>> {
         let mut manifests = Vec::new();
         let entries = parse(found.docker_manifest.as_deref().unwrap_or_default())?;
@@ -102,7 +103,7 @@ impl Importer<'_> {
         self.document("manifest", media_type::OCI_MANIFEST, &manifest)
     }
 
-    /// A plain layer as a gzip one. The same layer gives the same bytes.
+    /// Compresses a layer with gzip. The same layer gives the same bytes.
     fn compress(&self, plain: &Digest) -> Result<Descriptor> {
         let what = || format!("compress layer {plain}");
         let content = self.metadata.content(self.caller);
@@ -122,7 +123,7 @@ impl Importer<'_> {
         }
     }
 
-    /// By its bytes, since nothing else says it.
+    /// The media type of a layer, detected from its bytes.
     pub(super) fn layer_type(&self, digest: &Digest) -> Result<&'static str> {
         let reader = self.metadata.content(self.caller).reader(digest)?;
         let mut prefix = Vec::new();
@@ -136,7 +137,7 @@ impl Importer<'_> {
 }
 
 impl Found {
-    /// A file by its path, which may be a link to another.
+    /// Looks up a file by its path, following links.
     fn file(&self, path: &str) -> Result<(Digest, u64)> {
         let mut meant = path.trim_start_matches("./");
         for _ in 0..LINKS_MAX {

@@ -1,6 +1,6 @@
-//! Layouts as folders (image-spec `image-layout.md`). Only blobs that the index leads to are read.
+//! OCI layout directories (image-spec `image-layout.md`). Only blobs that the index leads to are read.
 //!
-//! A folder may be somebody's download, so nothing in it is followed out of it.
+//! The directory is untrusted, so no link is followed out of it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -33,7 +33,7 @@ impl Importer<'_> {
         Ok(Found { index: Some(bytes), ..Found::default() })
     }
 
-    /// Copies a blob and what it names. What is missing is for [`Importer::admit`] to judge.
+    /// Stores a blob and its descendants. Missing ones are left for [`Importer::admit`] to judge.
     fn copy_blobs(
         &self,
         root: &Root,
@@ -54,17 +54,17 @@ impl Importer<'_> {
         node.children().into_iter().try_for_each(|child| self.copy_blobs(root, child, depth + 1, seen))
     }
 
-    /// A document that is here. One that cannot be read is met again, and reported, when all is looked at.
+    /// Reads a stored document. `admit` reports a malformed one.
     fn node(&self, descriptor: &Descriptor) -> Result<image::Node> {
         let bytes = read(self.metadata, self.caller, &descriptor.digest)?;
         image::Node::parse(&descriptor.media_type, &bytes)
     }
 }
 
-/// Opens a file of the folder; none if it is not there.
+/// Opens a regular file of the directory; `None` if it does not exist.
 fn find(root: &Root, path: &Path) -> Result<Option<File>> {
     let what = || format!("open {}", path.display());
-    // A pipe must not keep us waiting.
+    // Opening a FIFO must not block.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let Some(fd) = root
         .find(path, flags)

@@ -1,4 +1,4 @@
-//! Images of one layer from root file systems.
+//! Makes images of one layer from root file systems.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ use types::{
 use super::{ImportOptions, Importer, unnamed};
 use crate::{IngestSink, Lease, Unpack};
 
-/// What is to be known of a root file system beside its files.
+/// The config of an image made from a root file system.
 #[derive(Clone, Debug, Default)]
 pub struct TreeConfig {
     pub comment: String,
@@ -28,8 +28,8 @@ pub struct TreeConfig {
     pub exec: ExecConfig,
 }
 
-/// Makes an image of one layer from a root file system: a folder, or a tar, plain or in gzip or zstd. Without a name it is
-/// named by its digest.
+/// Makes an image of one layer from a root file system: a directory, or a tar, uncompressed or in gzip or zstd.
+/// `name` defaults to the digest.
 pub fn import_tree(
     metadata: &Metadata,
     caller: &Caller,
@@ -60,7 +60,7 @@ pub fn import_tree(
 }
 
 impl Importer<'_> {
-    /// A folder as a layer. The same files give the same bytes.
+    /// Stores a directory as a layer. The same files give the same bytes.
     fn store_folder(&self, folder: &Path) -> Result<(Digest, u64)> {
         let what = || format!("read {}", folder.display());
         let upper = File::open(folder).context(what)?;
@@ -104,7 +104,7 @@ impl Importer<'_> {
         self.document("manifest", media_type::OCI_MANIFEST, &manifest)
     }
 
-    /// The digest of a layer's plain bytes. `InvalidArgument` if they are no archive.
+    /// The diff id of a layer. `InvalidArgument` if it is not an archive.
     fn diff_id(&self, layer: &Digest) -> Result<Digest> {
         let what = || "it is no tar archive, plain or in gzip or zstd";
         let plain = Decoder::new(self.metadata.content(self.caller).reader(layer)?).context(what)?;
@@ -112,7 +112,7 @@ impl Importer<'_> {
         let mut plain = BufReader::with_capacity(256 * 1024, plain);
         let mut archive = Reader::new(&mut plain);
         while archive.next_entry().context(what)?.is_some() {}
-        // What stands behind its end is of the layer too.
+        // Bytes after the end of the archive count, too.
         io::copy(&mut plain, &mut io::sink()).context(what)?;
         let plain = plain.into_inner();
         if plain.len == 0 {
@@ -124,7 +124,7 @@ impl Importer<'_> {
     }
 }
 
-/// Bytes that are hashed as they are read.
+/// Hashes bytes while they are read.
 struct Hashed<R> {
     from: R,
     hasher: Hasher,

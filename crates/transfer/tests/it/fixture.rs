@@ -13,7 +13,7 @@ use registry::Remote;
 use rustix::fs::{Mode, OFlags};
 use snapshot::{LayerForm, Options, Overlay, Snapshotter};
 use tempfile::TempDir;
-use transfer::{Admission, AtOnce, Flights, PullRequest, Retentions, Slots, Unpack, Wanted};
+use transfer::{Admission, AtOnce, Flights, PullRequest, Retentions, Slots, Unpack, WantedPlatforms};
 use types::filter::Filters;
 use types::{Labels, Namespace, Platform, Result};
 
@@ -95,7 +95,7 @@ impl Stores {
             reference: remote.reference().clone(),
             name: remote.reference().to_string(),
             remote,
-            platforms: Wanted::Each(vec![platform.clone()]),
+            platforms: WantedPlatforms::Each(vec![platform.clone()]),
             unpacks: vec![Unpack { platform, snapshotter: Overlay::NAME.to_owned() }],
             all_metadata: false,
             labels: Labels::new(),

@@ -7,7 +7,7 @@ use registry::{Credentials, Remote};
 use serde_json::{Value, json};
 use snapshot::Overlay;
 use testkit::{Asked, Fault, FaultProxy, Layout, Registry, digest_of};
-use transfer::{Progress, PushProgress, PushRequest, Scope, Wanted};
+use transfer::{Progress, PushProgress, PushRequest, Scope, WantedPlatforms};
 use types::descriptor::media_type;
 use types::{Descriptor, Error, ErrorKind, Reference, Result};
 
@@ -475,7 +475,7 @@ fn what_several_indexes_name_goes_once_and_comes_once() {
     let other = Stores::open().expect("we are root");
     let remote = Remote::new(&to.parse().unwrap(), None::<Credentials>);
     let mut request = other.request(remote, other.caller(), "linux/amd64".parse().unwrap());
-    request.platforms = Wanted::First(usize::MAX);
+    request.platforms = WantedPlatforms::First(usize::MAX);
     let (report, mut told) = tokio::sync::mpsc::channel(1024);
     let pulled = runtime.block_on(transfer::pull(&other.metadata, request, Some(report))).unwrap();
     assert_eq!(pulled.target.digest, pushed.digest);

@@ -15,7 +15,7 @@ use metadata::Image;
 use registry::Sent;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use transfer::{Going, Progress, PushProgress, ingest_name};
+use transfer::{Progress, PushPart, PushProgress, ingest_name};
 use types::{Descriptor, Digest};
 
 use super::super::convert;
@@ -152,7 +152,7 @@ impl Parts {
                 vec![Step { event: "left out".into(), name: what, ..Step::default() }]
             }
             PushProgress::Parts(parts) => {
-                let awaited = |Going { part, above }| self.awaited(part, above.as_ref());
+                let awaited = |PushPart { part, above }| self.awaited(part, above.as_ref());
                 parts.into_iter().filter_map(awaited).collect()
             }
             PushProgress::Sending { digest, current } => self.moving("uploading", &digest, current),
