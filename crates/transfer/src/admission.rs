@@ -1,16 +1,16 @@
-//! The gate: whether an image may come in under a name, by the policy and by the programs that are asked.
+//! Image admission: whether an image may come in under a name, by the policy and by verifier programs.
 //!
 //! ```text
-//! name, descriptor ─▶ rule ─▶ signatures of the image, from its registry ─▶ verifiers ─▶ in
+//! name, descriptor ─▶ rule ─▶ signatures of the image, from its registry ─▶ verifiers ─▶ admitted
 //! ```
 //!
-//! It is asked whenever a name comes to stand for an image (it is the [`Gate`] of the records), whoever brings it: a
-//! pull, an archive, a tree, a commit, another name, a client of containerd's API. A pull asks at the start, too,
-//! when nothing of the image is stored but what it is called; that answer then counts for its record.
+//! It is checked whenever a name is recorded for an image (it is the [`Gate`] of the image records), whatever does
+//! so: a pull, an archive, a tree, a commit, another name, a client of containerd's API. A pull also checks at its
+//! start, when nothing of the image is stored but its descriptor; that result then counts for its record.
 //!
-//! Signatures are where cosign puts them, in the repository that the name says: under a tag that follows from
-//! the digest, or as referrers. A pull looks for them with its credentials; nobody else brings any. So that an image
-//! of a private registry can have further names, a signature that was found once counts for all of its repository.
+//! Signatures are where cosign puts them, in the repository of the name: under a tag derived from the digest, or as
+//! referrers. A pull searches with its credentials; other callers have none. So that an image of a private registry
+//! can get further names, a signature that was found once counts for all of its repository.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -27,24 +27,24 @@ use stdx::Mutex;
 use tokio::sync::Semaphore;
 use types::{Descriptor, Digest, Error, ErrorKind, Reference, Result};
 
-/// Manifests of signatures that are looked at, beside the one under the tag.
+/// Signature manifests examined at most, beside the one under the tag.
 const REFERRERS_MAX: usize = 64;
-/// Signatures of one image that are looked at.
+/// Signatures of one image examined at most.
 const SIGNATURES_MAX: usize = 64;
-/// For all of them: a registry may be silent about each.
+/// Bounds the whole search: a registry may be silent about each.
 const SEARCH_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Answers that wait for their records.
+/// Results of [`Admission::check_ahead`] kept at most.
 const AHEAD_MAX: usize = 64;
 
-/// Signatures that are remembered.
+/// Signatures remembered at most.
 const PROVEN_MAX: usize = 256;
 
-/// Records that wait for an answer, each on a thread of the pool that all calls have theirs from.
+/// Record checks at once; each blocks a thread of the pool that all calls share.
 const CHECKS_MAX: usize = 32;
 static CHECKS: Semaphore = Semaphore::const_new(CHECKS_MAX);
 
-/// Who decides. Clones share everything; the default lets everything in.
+/// Decides about images. Clones share everything; the default admits every image.
 #[derive(Clone, Default)]
 pub struct Admission(Arc<Inner>);
 
@@ -52,29 +52,29 @@ pub struct Admission(Arc<Inner>);
 struct Inner {
     criteria: Mutex<Arc<Criteria>>,
     connections: Connections,
-    /// What pulls were told ahead, oldest first.
+    /// Images that pulls checked ahead, oldest first.
     ahead: Mutex<VecDeque<Admitted>>,
 }
 
-/// That an image may come in under a name.
+/// The result that an image may come in under a name.
 struct Admitted {
     name: String,
     image: Digest,
-    /// Who said so.
+    /// The criteria by which it was admitted.
     by: Arc<Criteria>,
 }
 
-/// By what images are let in: rules, programs, and what was proven already.
+/// The criteria for images: rules, verifier programs, and the signatures already found.
 #[derive(Default)]
 struct Criteria {
     policy: Policy,
     verifiers: Option<Verifiers>,
     reader: Reader,
-    /// What was found to be signed, oldest first.
+    /// Signatures that were found, oldest first.
     proven: Mutex<VecDeque<Proven>>,
 }
 
-/// That a key of a rule signed an image as one of a repository: that stays so.
+/// A key of a rule signed an image as one of a repository. This never expires.
 #[derive(PartialEq)]
 struct Proven {
     scope: String,
@@ -100,13 +100,13 @@ impl Criteria {
         proven.push_back(what);
     }
 
-    /// Whether nobody could be asked about an image under this name.
+    /// Whether an image under this name is admitted without any check.
     fn lets_all_in(&self, name: &str) -> Result<bool> {
         Ok(self.verifiers.is_none() && self.policy.verdict(name)? == Verdict::Accept)
     }
 }
 
-/// Who is asked about an image under one name: signatures, these programs, or both.
+/// The checks for an image under one name: signatures, these programs, or both.
 struct Asked {
     criteria: Arc<Criteria>,
     programs: Vec<PathBuf>,
@@ -118,8 +118,8 @@ impl Admission {
         Admission(Arc::new(Inner { criteria, connections, ahead: Mutex::default() }))
     }
 
-    /// Goes by another policy and other programs from now on. What pulls were told ahead is forgotten: their
-    /// records are asked about anew.
+    /// Replaces the policy and the programs. Results of pulls that checked ahead are dropped: their records are
+    /// checked anew.
     pub fn reconfigure(&self, policy: Policy, verifiers: Option<Verifiers>) {
         *self.0.criteria.lock() = Criteria::new(policy, verifiers);
         self.0.ahead.lock().clear();
@@ -129,8 +129,8 @@ impl Admission {
         self.0.criteria.lock().clone()
     }
 
-    /// Asks for a pull, which comes from `remote` and has its credentials. The answer counts once more, for the
-    /// same name and image.
+    /// Checks for a pull, which comes from `remote` and has its credentials. The result counts once more, for the
+    /// record of the same name and image.
     ///
     /// `PermissionDenied`, naming the rule or the verifier, if the image may not come in.
     pub async fn check_ahead(&self, name: &str, image: &Descriptor, remote: &Remote) -> Result<()> {
@@ -145,14 +145,14 @@ impl Admission {
         Ok(())
     }
 
-    /// Asks for whoever is about to record an image. Blocks; called on a thread of a runtime.
+    /// Checks for a caller that is about to record an image. Blocks; must be called on a thread of a runtime.
     fn check_record(&self, name: &str, image: &Descriptor) -> Result<()> {
         if self.criteria().lets_all_in(name)? {
             return Ok(());
         }
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| Error::internal("ask about an image outside of a runtime").with_source(error))?;
-        // On a thread that belongs to nobody: one of the runtime's own could not wait for it.
+        // On a thread of its own: a worker thread of the runtime must not block on it.
         let check = || {
             runtime.block_on(async {
                 match self.asked(name).await? {
@@ -168,7 +168,7 @@ impl Admission {
         checked.unwrap_or_else(|_| Err(Error::internal("the check of an image broke down")))
     }
 
-    /// Who is asked about an image under this name; none if nobody is.
+    /// The checks for an image under this name; `None` if there are none.
     async fn asked(&self, name: &str) -> Result<Option<Asked>> {
         let criteria = self.criteria();
         let accepts = criteria.policy.verdict(name)? == Verdict::Accept;
@@ -179,7 +179,7 @@ impl Admission {
         Ok((!accepts || !programs.is_empty()).then_some(Asked { criteria, programs }))
     }
 
-    /// Whether a pull was told so by those who are asked now.
+    /// Whether a pull was admitted ahead by the current criteria. Consumes that result.
     fn was_admitted(&self, name: &str, digest: &Digest, now: &Arc<Criteria>) -> bool {
         let mut ahead = self.0.ahead.lock();
         let at = ahead.iter().position(|admitted| {
@@ -234,25 +234,25 @@ fn too_many(name: &str) -> Error {
     ))
 }
 
-/// A look for a signature by one of the keys that says that an image is of a repository.
+/// A search for a signature of an image for a repository, by one of the keys.
 struct Search<'a> {
     remote: &'a Remote,
-    /// Whether nobody brought credentials.
+    /// Whether there are no credentials.
     is_anonymous: bool,
     keys: &'a [PublicKey],
     repository: &'a str,
     image: &'a Digest,
-    /// The tag that cosign gives signatures.
+    /// The tag of cosign's signatures.
     tag: String,
     signatures: Count,
     manifests: Count,
-    /// Why the last signature does not count.
+    /// Why the last signature was rejected.
     wrong: Option<Error>,
-    /// Why the first thing that could not be looked at could not be.
+    /// The first error in looking for signatures.
     unseen: Option<Error>,
 }
 
-/// How many of how many were looked at.
+/// How many of the existing ones were examined.
 #[derive(Default)]
 struct Count {
     looked: usize,
@@ -276,7 +276,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Looks everywhere until one is found. The error says why none of those that there are counts.
+    /// Searches until a valid signature is found. The error says why none counts.
     async fn run(mut self) -> Result<()> {
         match tokio::time::timeout(SEARCH_TIMEOUT, self.find()).await {
             Ok(true) => Ok(()),
@@ -288,7 +288,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// In the manifest under the tag, and in those of referrers. Trouble with one place hides no signature in another.
+    /// Searches the manifest under the tag, then those of referrers. An error in one place does not end the search.
     async fn find(&mut self) -> bool {
         match self.remote.resolve_tag(&self.tag).await {
             Ok(tagged) => {
@@ -321,7 +321,7 @@ impl<'a> Search<'a> {
         false
     }
 
-    /// Whether a layer of a manifest is a signature that counts.
+    /// Whether a layer of a manifest is a valid signature.
     async fn is_in(&mut self, media_type: &str, bytes: &[u8]) -> bool {
         let layers = match layers(media_type, bytes) {
             Ok(layers) => layers,
@@ -347,7 +347,7 @@ impl<'a> Search<'a> {
         false
     }
 
-    /// Keeps why something could not be looked at, unless it is not there.
+    /// Keeps the first error in looking for signatures, except `NotFound`.
     fn note(&mut self, error: Error) {
         let error = match error.kind() {
             ErrorKind::NotFound => return,
@@ -376,7 +376,7 @@ impl<'a> Search<'a> {
             (None, None) => Error::not_found(format!(
                 "there is no signature, neither under the tag {tag} nor as a referrer"
             )),
-            // Some registries say of what is not there that it may not be seen.
+            // Some registries answer "forbidden" for what does not exist.
             (None, Some(unseen)) => unseen.context(format!(
                 "there is no signature that the registry shows, neither under the tag {tag} nor as a referrer"
             )),
@@ -400,7 +400,7 @@ fn layers(media_type: &str, bytes: &[u8]) -> Result<Vec<Descriptor>> {
     }
 }
 
-/// The payload and the signature that a layer stands for.
+/// The payload and the signature in a layer.
 async fn fetch(remote: &Remote, layer: &Descriptor) -> Result<(Vec<u8>, String)> {
     let no =
         |why: &str| Error::permission_denied(format!("the signature {} cannot be used: {why}", layer.digest));
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_is_open_keeps_nothing_out() {
+    async fn an_open_admission_refuses_no_image() {
         let dir = tempfile::TempDir::new().unwrap();
         let (name, image) = ("quay.io/team/app:1", Descriptor::new("application/x", Digest::of(b"image"), 5));
         let check = async |gate: &dyn Gate, is_open: bool, admits: bool| {
@@ -438,7 +438,7 @@ mod tests {
         let gate = |policy, verifiers| Admission::new(policy, verifiers, Connections::default());
         check(&gate(Policy::default(), None), true, true).await;
         check(&gate(Policy::new(Vec::new(), true).unwrap(), None), false, false).await;
-        // Programs have to be asked, whatever they say then.
+        // Programs must be run, whatever they answer.
         let [yes, no] = [("yes", "exit 0"), ("no", "exit 1")]
             .map(|(folder, script)| verifiers(&dir.path().join(folder), script));
         check(&gate(Policy::default(), yes), false, true).await;
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_was_answered_while_others_came_to_decide_counts_no_more() {
+    async fn a_result_of_replaced_criteria_does_not_count() {
         let dir = tempfile::TempDir::new().unwrap();
         let (asked, go) = (dir.path().join("asked"), dir.path().join("go"));
         for fifo in [&asked, &go] {

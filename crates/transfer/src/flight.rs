@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_gives_up_is_not_waited_for() {
+    fn a_cancelled_pull_is_not_waited_for() {
         let (flights, blob) = (Flights::default(), Digest::of(b"a"));
         let first = poll(pin!(flights.board(&blob, "a"))).expect("nobody is before it");
         let mut third = pin!(flights.board(&blob, "a"));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_brings_little_leaves_for_those_who_may_do_better() {
+    fn a_slow_pull_yields_to_pulls_that_may_be_faster() {
         let (flights, blob) = (Flights::default(), Digest::of(b"a"));
         let _first = poll(pin!(flights.board(&blob, "a"))).expect("nobody is before it");
         assert!(!flights.should_yield(&blob, "a", true), "nobody waits");

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_are_in_flight_than_there_are_places() {
+    async fn no_more_layers_are_in_flight_than_slots() {
         let slots = slots(layers_with(1));
         let mut held = Vec::new();
         for _ in 0..8 {
@@ -237,7 +237,7 @@ mod tests {
 
     /// Time is paused: it advances as soon as all tasks wait for it.
     #[tokio::test(start_paused = true)]
-    async fn whoever_brings_nothing_gives_way_to_those_who_wait() {
+    async fn a_silent_host_loses_its_slot_to_waiting_layers() {
         let slots = slots(1);
         let mut silent = slots.take().await;
         let long = timeout(100 * TURN, silent.wait_for(pending::<()>(), NOBODY)).await;
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_brings_something_stays() {
+    async fn a_host_that_sends_keeps_its_slot() {
         let slots = slots(1);
         let mut busy = slots.take().await;
         let waiting = tokio::spawn(slots.take());
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_give_way_than_wait() {
+    async fn no_more_layers_give_way_than_wait() {
         let slots = slots(3);
         let mut silent = [slots.take().await, slots.take().await, slots.take().await];
         let next = tokio::spawn(slots.take());
@@ -329,14 +329,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_crawls_has_turns_that_are_long_enough_to_be_an_error() {
+    async fn a_crawling_host_gets_turns_as_long_as_the_stream_timeout() {
         assert_eq!(turn_after(5 << 10).await, TURN_MAX);
         let pace = Pace::default();
         assert!(turn_after(3 << 10).await > pace.window * pace.failures_max);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_is_to_leave_and_waits_again_is_counted_once() {
+    async fn a_layer_that_gives_way_is_counted_once() {
         let slots = slots(1);
         let mut silent = slots.take().await;
         let waiting = [Waiting::on(&slots.0), Waiting::on(&slots.0)];
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_gives_up_does_not_wait_any_more() {
+    async fn a_cancelled_layer_does_not_count_as_waiting() {
         let slots = slots(1);
         let mut silent = slots.take().await;
         assert!(timeout(TURN, slots.take()).await.is_err());
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_brings_little_gives_way_to_those_who_want_the_layer() {
+    async fn a_slow_fetch_yields_to_pulls_that_want_the_layer() {
         let mut slot = slots(1).take().await;
         let stalled = |is_stalled| is_stalled;
         slot.brought(64 << 10);

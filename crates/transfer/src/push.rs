@@ -820,7 +820,7 @@ mod tests {
     }
 
     #[test]
-    fn what_describes_an_image_goes_with_it() {
+    fn attestations_are_pushed_with_their_image_only() {
         let (one, two) = (descriptor(MANIFEST, "one"), descriptor(MANIFEST, "two"));
         let (about_one, about_two) = (attestation("about one", &one), attestation("about two", &two));
         let mut left = vec![

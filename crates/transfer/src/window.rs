@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_keeps_all_it_has_stops_no_other() {
+    fn a_layer_that_holds_its_whole_window_blocks_no_other() {
         let shared: &'static Semaphore = Box::leak(Box::new(Semaphore::new(4 * CHUNK_LEN)));
         let (stuck, other, third) = (Window::beside(shared), Window::beside(shared), Window::beside(shared));
         let kept = take_all(&stuck);

@@ -1,4 +1,4 @@
-//! Files before records: what is waited for is there before the first file is written, and was waited for before the first
+//! Files before records: a barrier is opened before the first file is written, and waited for before the first
 //! record.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ fn a_barrier_is_opened_before_the_first_file_and_waited_for_before_the_first_rec
     let content = Arc::new(LocalStore::open(dir.path().join("content")).expect("a content store"));
     let inner = Native::open(&dir.path().join("trees"), db.clone()).expect("a snapshotter");
     let asked = Arc::<Mutex<Vec<&str>>>::default();
-    // By this name all layers have one barrier.
+    // The snapshotter of this name has one barrier for all layers.
     let notes = asked.clone();
     let spied: Arc<dyn Snapshotter> = Arc::new(Spied::new(inner, move |call| {
         if ["barrier", "prepare", "merge_ahead", "wait", "commit"].contains(&call) {

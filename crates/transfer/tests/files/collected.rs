@@ -1,4 +1,4 @@
-//! Trees of an image that was removed, which a late collection takes while another image of the same layers comes.
+//! A late collection removes the trees of a deleted image while another image with the same layers is imported.
 
 use std::fs;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,7 +16,7 @@ use crate::spied::Spied;
 fn an_image_that_comes_during_a_late_collection_has_its_trees() {
     let (metadata, taken) = (Arc::new(OnceLock::new()), Arc::new(Mutex::new(None::<usize>)));
     let (unlucky, took) = (metadata.clone(), taken.clone());
-    // The records are collected as soon as somebody has found a snapshot, once.
+    // The collection runs right after the first lookup of a snapshot, once.
     let collect = move |call| {
         if let (Some(metadata), "stat") = (unlucky.get(), call) {
             let mut took = took.lock().expect("no panic elsewhere");
@@ -28,7 +28,7 @@ fn an_image_that_comes_during_a_late_collection_has_its_trees() {
     };
     let fixture = Fixture::over(|inner| Arc::new(Spied::new(inner, collect)));
     let layers = [tar_of(&[("low", "low")]), tar_of(&[("high", "high")])];
-    // The configs differ, so that of the one that comes does not keep the trees from the start.
+    // The configs differ, so the new image's config does not keep the trees from the start.
     let import = |name: &str| {
         let layout = Layout::new();
         layout.tag(&layout.image_of("amd64", &layers, &json!({"author": name})), name);

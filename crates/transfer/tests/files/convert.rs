@@ -1,4 +1,4 @@
-//! Images in other forms.
+//! Conversion of images.
 
 use diff::Compression;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use types::{Descriptor, Platform, Reference, Result};
 
 use crate::fixture::{Fixture, SNAPSHOTTER};
 
-/// Two platforms with a layer in common.
+/// An index of two platforms that share a layer.
 fn several() -> (Fixture, Value) {
     let layout = Layout::new();
     let common = tar_of(&[("common", &"the same text over and over; ".repeat(200))]);
@@ -38,7 +38,7 @@ fn convert(fixture: &Fixture, from: &str, to: &str, conversion: &Conversion) -> 
         .map(|image| image.target)
 }
 
-/// The layers of all platforms, by type.
+/// The layers of all platforms, with their media types.
 fn layers(fixture: &Fixture, target: &Descriptor) -> Vec<(String, String)> {
     let contents = transfer::contents(&fixture.metadata, &fixture.caller, target).expect("contents");
     let manifests = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
@@ -71,7 +71,7 @@ fn compressions_lead_to_each_other_and_back() {
     );
     assert_eq!(layers(&fixture, &plain), layers(&fixture, &original), "the bytes that it began with");
     assert_eq!(configs(&fixture, &zstd), configs(&fixture, &original), "and the same ids all the way");
-    // What is needed is kept, and nothing else.
+    // The needed blobs are kept, and no others.
     fixture.metadata.collect().expect("a collection");
     convert(&fixture, "zst:1", "again:1", &compressed(Compression::None)).expect("all of it is still there");
 

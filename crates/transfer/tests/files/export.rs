@@ -1,4 +1,4 @@
-//! What is written, and for which platforms.
+//! Exports, by platform.
 
 use serde_json::{Value, json};
 use testkit::layout::tar_of;
@@ -8,7 +8,7 @@ use types::Result;
 
 use crate::fixture::Fixture;
 
-/// Two platforms and an artifact in one index, of which parts may be missing.
+/// An index of two platforms and an artifact, without the blob named `without`.
 fn several(without: Option<&str>) -> (Fixture, Value, [Value; 2]) {
     let layout = Layout::new();
     let image =
@@ -33,7 +33,7 @@ fn export(fixture: &Fixture, platforms: &Platforms) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The digests in the index of what was written, and what another store makes of it.
+/// Exports, and checks the digests in the index. Returns another store that imported the archive.
 #[track_caller]
 fn check(fixture: &Fixture, platforms: &Platforms, expected: &str) -> Fixture {
     let bytes = export(fixture, platforms).expect("an export");
@@ -50,7 +50,7 @@ fn platform(text: &str) -> types::Platform {
 }
 
 #[test]
-fn what_is_here_goes_as_it_is() {
+fn the_platforms_in_the_store_are_exported_as_they_are() {
     let (fixture, index, images) = several(None);
     check(&fixture, &Platforms::Here(platform("linux/amd64")), &digest_of(&index));
     check(&fixture, &Platforms::All, &digest_of(&index));
@@ -84,7 +84,7 @@ fn one_platform_is_its_manifest_and_several_are_an_index() {
 
 const STATE: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 
-/// A blob of an index, for this machine.
+/// A blob as an entry of an index, for this platform.
 fn part(layout: &Layout, kind: &str, content: &str) -> Value {
     let mut part = layout.blob(kind, content.as_bytes());
     part["platform"] = json!({"os": "linux", "architecture": "amd64"});
@@ -116,7 +116,7 @@ fn a_checkpoint_goes_with_the_images_in_it_that_are_wanted() {
         assert!(!other.has(&digest_of(&images[1 - wanted])), "{name}");
         assert!(!other.has(&digest_of(&layer_of(&layout, &images[1 - wanted]))), "{name}");
     }
-    // There is no image in it that fits, and all that it stands for.
+    // No image in it fits, but its own blobs go.
     let other = check(&fixture, &Platforms::Only(vec![platform("linux/riscv64")]), &digest_of(&whole));
     assert!(images.iter().all(|image| !other.has(&digest_of(image))) && other.has(&digest_of(&state)));
     check(&other, &Platforms::Here(platform("linux/amd64")), &digest_of(&whole));
@@ -136,7 +136,7 @@ fn a_checkpoint_without_its_state_is_refused_though_its_image_is_here() {
 }
 
 #[test]
-fn what_stands_beside_an_image_may_be_missing() {
+fn blobs_beside_an_image_may_be_missing_from_an_export() {
     let layout = Layout::new();
     let image = layout.image_of("amd64", &[tar_of(&[("file", "x")])], &json!({}));
     let disk = part(&layout, "application/x-disk", "a disk");

@@ -17,7 +17,7 @@ pub(crate) struct Fixture {
     pub(crate) dir: tempfile::TempDir,
 }
 
-/// A snapshotter that needs no mounts.
+/// Stores with a snapshotter that needs no mounts.
 pub(crate) const SNAPSHOTTER: &str = Native::NAME;
 
 impl Fixture {
@@ -25,12 +25,12 @@ impl Fixture {
         Fixture::over(|native| Arc::new(native))
     }
 
-    /// With a snapshotter that is made of the usual one.
+    /// Wraps the snapshotter.
     pub(crate) fn over(make: impl FnOnce(Native) -> Arc<dyn Snapshotter>) -> Fixture {
         Fixture::on(None, make)
     }
 
-    /// With somebody who may fail what is done to blobs.
+    /// Lets a test fail operations on blobs.
     pub(crate) fn watched(watch: Watch) -> Fixture {
         Fixture::on(Some(watch), |native| Arc::new(native))
     }
@@ -58,7 +58,7 @@ impl Fixture {
         transfer::import(&self.metadata, &self.caller, SNAPSHOTTER, source, Some(&fallback))
     }
 
-    /// A file to import.
+    /// Path of a file to import.
     pub(crate) fn file(&self, bytes: &[u8]) -> PathBuf {
         let path = self.dir.path().join("archive");
         fs::write(&path, bytes).expect("a writable directory");
@@ -75,7 +75,7 @@ impl Fixture {
         self.metadata.content(&self.caller).info(&digest).is_ok()
     }
 
-    /// Panics if anything is left after a collection: a blob, a half of one, a tree, a lease, a name.
+    /// Panics if anything is left after a collection: a blob, an ingest, a tree, a lease, an image.
     #[track_caller]
     pub(crate) fn assert_empty(&self) {
         self.metadata.collect().expect("a collection");

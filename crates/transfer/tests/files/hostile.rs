@@ -1,4 +1,4 @@
-//! Archives by people who mean harm.
+//! Malicious archives.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +10,7 @@ use types::descriptor::media_type;
 
 use crate::fixture::Fixture;
 
-/// Imports an archive that must be refused with words, and leave nothing.
+/// Checks that importing an archive fails with these words, and leaves nothing behind.
 #[track_caller]
 fn refuse(archive: &[u8], words: &[&str]) {
     let fixture = Fixture::new();
@@ -21,7 +21,7 @@ fn refuse(archive: &[u8], words: &[&str]) {
     fixture.assert_empty();
 }
 
-/// A layout with a good image, as the entries of an archive, after it was changed.
+/// A layout with a valid image, changed by `change`, as entries of an archive.
 fn layout(change: impl FnOnce(&Layout, &Value)) -> Vec<Vec<u8>> {
     let layout = Layout::new();
     let image = layout.image_of("amd64", &[tar_of(&[("file", "content")])], &json!({}));
@@ -44,7 +44,7 @@ fn entries(layout: &Layout) -> Vec<Vec<u8>> {
     entries
 }
 
-/// An image's documents, to be twisted.
+/// The manifest of an image, for the test to change.
 fn manifest_of(layout: &Layout, image: &Value) -> Value {
     serde_json::from_slice(&fs::read(layout.blob_path(image)).expect("a file of ours")).expect("JSON")
 }
@@ -180,7 +180,7 @@ fn indexes_inside_indexes() {
     refuse(&archive_of(&entries), &["indexes inside indexes"]);
 }
 
-/// 1,000 to the fourth visits, for whoever walks the tree as it is written.
+/// A naive walk would make 1,000⁴ visits.
 #[test]
 fn an_index_that_names_the_same_many_times_over() {
     let fixture = Fixture::new();
@@ -200,7 +200,7 @@ fn an_index_that_names_the_same_many_times_over() {
 fn an_index_without_end() {
     let mut entries = layout(|_, _| {});
     entries[1] = tar_header("index.json", b'0', "", 1 << 32);
-    // No byte of it is needed to refuse it.
+    // It must be refused before it is read.
     refuse(&entries.concat(), &["index.json", "are more than"]);
 
     let fixture = Fixture::new();
@@ -215,7 +215,7 @@ fn an_index_without_end() {
 #[test]
 fn a_file_larger_than_the_disk() {
     let mut entries = layout(|_, _| {});
-    // A petabyte, in GNU tar's form for numbers that eight octal digits do not hold.
+    // A petabyte, in GNU tar's base-256 encoding of sizes.
     let mut header = tar_header("layer.tar", b'0', "", 0);
     header[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0]);
     header[148..156].copy_from_slice(b"        ");
@@ -243,7 +243,7 @@ fn an_archive_that_breaks_off() {
 
 #[test]
 fn a_folder_with_links_and_pipes() {
-    // A link leads to a place in the folder, where nothing is.
+    // A link to a missing path within the directory.
     for (kind, words) in [("link", "is missing"), ("pipe", "it is no file")] {
         let fixture = Fixture::new();
         let layout = Layout::new();
@@ -269,7 +269,7 @@ fn compress(bytes: &[u8]) -> Vec<u8> {
     to.finish().expect("room in memory")
 }
 
-/// An entry whose path, or target, stands in an entry before it.
+/// An entry whose path, or link target, comes in a preceding entry.
 fn long(kind: u8, header: u8, name: &str) -> Vec<u8> {
     [tar_entry("long", header, "", name.as_bytes()), tar_entry("short", kind, "target", b"")].concat()
 }

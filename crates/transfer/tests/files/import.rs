@@ -1,4 +1,4 @@
-//! Forms of images that come in.
+//! Imports of OCI layouts and Docker archives.
 
 use std::fs;
 use std::process::Command;
@@ -15,7 +15,7 @@ fn small(layout: &Layout, architecture: &str) -> serde_json::Value {
     layout.image_of(architecture, &[tar_of(&[("file", architecture)])], &json!({}))
 }
 
-/// The only error of an import.
+/// The error of a failing import.
 #[track_caller]
 fn refused(layout: &Layout) -> Error {
     let fixture = Fixture::new();
@@ -93,7 +93,7 @@ fn an_index_of_which_a_part_is_there_is_kept_as_it_is() {
     assert_eq!(here, [false, true]);
 }
 
-/// An index of `count` images that all name one config, of `len` bytes more than it needs.
+/// An index of `count` images that share one config, padded by `len` bytes.
 fn images_of_one_config(layout: &Layout, count: usize, len: usize) -> serde_json::Value {
     let one = layout.image_of("amd64", &[tar_of(&[("file", "")])], &json!({"author": "a".repeat(len)}));
     let text = fs::read(layout.blob_path(&one)).expect("a file of ours");
@@ -161,7 +161,7 @@ fn layers_of_a_vendor_and_schema_1_are_refused_by_name() {
     );
 }
 
-/// What `docker save` wrote until 2023: folders by layer, links between them, and manifest.json.
+/// `docker save` until 2023: a directory per layer, links between them, and manifest.json.
 #[test]
 fn the_old_form_of_docker_save() {
     let layers = [tar_of(&[("a", "1")]), tar_of(&[("b", "2")])];

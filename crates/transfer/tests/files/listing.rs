@@ -7,7 +7,7 @@ use types::Platform;
 
 use crate::fixture::Fixture;
 
-/// Checks `(path, layer, size)` of an image of layers.
+/// Checks `(path, layer, size)` of an image with these layers.
 #[track_caller]
 fn check(layers: &[Vec<u8>], expected: &[(&str, usize, u64)]) {
     let layout = Layout::new();
@@ -37,15 +37,15 @@ fn whiteouts_take_away_what_is_below_them() {
         &[("dir", 0, 0), ("dir-like", 0, 1), ("dir/b", 0, 1)],
     );
     check(&[base.clone(), tar_of(&[(".wh.dir", "")])], &[("dir-like", 0, 1), ("file", 0, 1)]);
-    // Wherever in its layer it is written.
+    // Regardless of its place in the layer.
     let opaque = tar_of(&[("dir/new", "5"), ("dir/.wh..wh..opq", "")]);
     check(&[base.clone(), opaque], &[("dir", 0, 0), ("dir-like", 0, 1), ("dir/new", 1, 1), ("file", 0, 1)]);
-    // A file where a folder was.
+    // A file replaces a directory.
     check(&[base, tar_of(&[("dir", "now a file")])], &[("dir", 1, 10), ("dir-like", 0, 1), ("file", 0, 1)]);
 }
 
 #[test]
-fn another_name_of_a_file_is_that_file() {
+fn a_hard_link_has_the_attributes_of_its_target() {
     let layer = archive_of(&[tar_entry("a", b'0', "", b"four"), tar_entry("b", b'1', "a", b"")]);
     check(&[layer], &[("a", 0, 4), ("b", 0, 4)]);
 }

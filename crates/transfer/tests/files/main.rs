@@ -1,7 +1,7 @@
-//! Images in and out of real stores, without a daemon.
+//! Imports and exports with real stores, without a daemon.
 //!
-//! What is hostile here was written by hand: an archive is refused with a sentence that names what is wrong
-//! with it, and nothing of it stays.
+//! Malicious archives are written by hand: an archive must be refused with an error that names the problem, and leave
+//! nothing behind.
 
 mod barrier;
 mod collected;

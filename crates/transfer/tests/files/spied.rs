@@ -1,4 +1,4 @@
-//! A snapshotter as any other that tells a test what was done.
+//! A snapshotter that reports each call to a test.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use snapshot::{
 };
 use types::{Labels, Mount, Result};
 
-/// Is given the name of the call that succeeded, and may fail it yet.
+/// Called with the name of a call that succeeded; may make it fail.
 type Tell = Arc<dyn Fn(&'static str) -> Result<()> + Send + Sync>;
 
 pub(crate) struct Spied {
@@ -83,7 +83,7 @@ impl Snapshotter for Spied {
     }
 }
 
-/// It keeps none, and tells what is asked of those that are about to be.
+/// It keeps no layers, and reports the calls about them.
 impl KeptLayers for Spied {
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>> {
         self.inner.stat(key).map(|_| None)

@@ -1,4 +1,4 @@
-//! Blobs that rotted on disk, and the registry that they came from.
+//! Damaged blobs, and the registry that they came from.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ use types::{Filters, Labels, Namespace};
 
 use crate::fixture::Fixture;
 
-/// An image whose blobs say that they came from a registry, which has them.
+/// An image in a store, whose blobs are labelled with a registry that has them.
 struct Rotting {
     fixture: Fixture,
     registry: Registry,
@@ -38,11 +38,11 @@ impl Rotting {
         Rotting { fixture, registry, layout }
     }
 
-    /// As a pull leaves it.
+    /// Sets the labels that a pull sets.
     fn came_from(&self, repository: &str) {
         let content = self.fixture.metadata.content(&self.fixture.caller);
         let host = self.registry.host();
-        // The label has no port: that is in the name of the image.
+        // The label has no port; the image's name has it.
         let (alone, _) = host.split_once(':').expect("a port");
         let key = format!("containerd.io/distribution.source.{alone}");
         let images = self.fixture.metadata.images(&self.fixture.caller);
@@ -80,7 +80,7 @@ fn count(checked: &[Checked], fits: fn(&Verdict) -> bool) -> usize {
 }
 
 #[test]
-fn what_is_right_is_left_alone() {
+fn intact_blobs_are_left_alone() {
     let rotting = Rotting::new();
     let checked = rotting.verify();
     assert_eq!(checked.len(), 5, "an index, a manifest, a config and a layer, and what that was unpacked to");
@@ -92,7 +92,7 @@ fn what_is_right_is_left_alone() {
 fn rot_is_mended_from_where_the_blob_came_from() {
     let rotting = Rotting::new();
     rotting.came_from("no/such,some/rotting");
-    // One with other bytes of the same length, one cut short, one empty, one gone.
+    // Same length, truncated, empty, and missing.
     let blobs = rotting.blobs();
     for (at, blob) in blobs.iter().enumerate() {
         let mut bytes = fs::read(blob).expect("a blob");
@@ -118,13 +118,13 @@ fn rot_is_mended_from_where_the_blob_came_from() {
 }
 
 #[test]
-fn what_rotted_is_mended_by_loading_it_again() {
+fn damaged_blobs_are_restored_by_loading_the_image_again() {
     let rotting = Rotting::new();
     for (at, blob) in rotting.blobs().iter().enumerate() {
         let mut bytes = fs::read(blob).expect("a blob");
         bytes[at] ^= 1;
         fs::remove_file(blob).expect("a blob");
-        // The last is gone for good.
+        // The last file is missing.
         if at < 3 {
             fs::write(blob, bytes).expect("a writable store");
         }
@@ -132,7 +132,7 @@ fn what_rotted_is_mended_by_loading_it_again() {
     rotting.fixture.import(rotting.layout.path()).expect("an import");
     assert_eq!(count(&rotting.verify(), |verdict| *verdict == Verdict::Good), 4);
 
-    // In another namespace, too, which has it all by sharing.
+    // Another namespace, which shares the blobs.
     for blob in rotting.blobs() {
         fs::remove_file(&blob).expect("a blob");
         fs::write(&blob, "other bytes").expect("a writable store");
@@ -146,7 +146,7 @@ fn what_rotted_is_mended_by_loading_it_again() {
 }
 
 #[test]
-fn what_came_from_nowhere_is_told() {
+fn damaged_blobs_without_a_source_are_reported() {
     let rotting = Rotting::new();
     let layer = rotting.layout.image_of("amd64", &[tar_of(&[("file", "content")])], &json!({}));
     let manifest: serde_json::Value =
@@ -174,8 +174,8 @@ fn what_came_from_nowhere_is_told() {
 }
 
 #[test]
-fn what_the_disk_does_not_give_is_mended_too() {
-    // Blocks go bad below blobs that are there, and those that are written in their places are good.
+fn unreadable_blobs_are_restored() {
+    // Blocks below existing blobs go bad; newly written blocks are good.
     let bad: Arc<Mutex<BTreeSet<String>>> = Arc::default();
     let blocks = Arc::clone(&bad);
     let rotting = Rotting::on(Fixture::watched(Arc::new(move |step| {

@@ -1,4 +1,4 @@
-//! Stores of their own for a test, and pulls into them.
+//! Stores of a test's own, and pulls into them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,22 +22,22 @@ pub(crate) struct Stores {
     pub(crate) metadata: Metadata,
     pub(crate) flights: Flights,
     pub(crate) slots: Slots,
-    /// What was told of records so far.
+    /// Events of records so far.
     told: Arc<Mutex<Vec<Event>>>,
 }
 
 impl Stores {
-    /// None without root.
+    /// `None` unless the test runs as root.
     pub(crate) fn open() -> Option<Stores> {
         Stores::open_with(LayerForm::Directories)
     }
 
-    /// With layers of a form; see [`Stores::open`].
+    /// With layers in a given form; see [`Stores::open`].
     pub(crate) fn open_with(form: LayerForm) -> Option<Stores> {
         Stores::open_watched(form, None)
     }
 
-    /// With somebody who may hold up what is done to blobs; see [`Stores::open`].
+    /// Lets a test block operations on blobs; see [`Stores::open`].
     pub(crate) fn open_watched(form: LayerForm, watch: Option<Watch>) -> Option<Stores> {
         if !testkit::is_root("unpacking layers") {
             return None;
@@ -56,7 +56,7 @@ impl Stores {
         let sink = Box::new(move |_: &Namespace, event| telling.lock().expect("no panic").push(event));
         let options = metadata::Options { sink, ..metadata::Options::default() };
         let metadata = Metadata::open(db, Arc::new(store), snapshotters, options).expect("the stores open");
-        // As many as there may be: what a test is about is not how few a daemon was told to have.
+        // The maximum: these tests are not about the configured limit.
         let all = NonZeroUsize::new(transfer::layers_at_once()).expect("some");
         let slots = Slots::new(AtOnce { downloads: all, uploads: all });
         Some(Stores { dir, metadata, flights: Flights::default(), slots, told })
@@ -83,7 +83,7 @@ impl Stores {
         self.pull_from(remote, caller, platform).await
     }
 
-    /// Pulls from wherever `remote` leads.
+    /// Pulls from `remote`.
     pub(crate) async fn pull_from(&self, remote: Remote, caller: Caller, platform: &str) -> Result<Image> {
         let request = self.request(remote, caller, platform.parse()?);
         transfer::pull(&self.metadata, request, None).await
@@ -107,14 +107,14 @@ impl Stores {
         }
     }
 
-    /// How many bytes of a file some tree has, of a pull under way or not.
+    /// The size of a file in some tree, also of a pull in progress.
     pub(crate) fn unpacked(&self, file: &str) -> u64 {
         let trees = std::fs::read_dir(self.dir.path().join("snapshots")).expect("a snapshotter");
         let sizes = trees.filter_map(|tree| tree.ok()?.path().join("fs").join(file).metadata().ok());
         sizes.map(|found| found.len()).max().unwrap_or_default()
     }
 
-    /// A file as whoever mounts a tree sees it.
+    /// The content of a file in a mounted tree.
     pub(crate) fn look(&self, tree: &str, file: &str) -> Vec<u8> {
         let snapshots = self.metadata.snapshots(self.caller(), Overlay::NAME).expect("a snapshotter");
         let mounts = snapshots.view("look", Some(tree), Labels::new()).expect("the tree is there");
@@ -123,12 +123,12 @@ impl Stores {
         let mut found = Vec::new();
         File::from(file.expect("a file of the tree")).read_to_end(&mut found).expect("a file of the tree");
         snapshots.remove("look").expect("nobody else has it");
-        // The snapshotter goes on with what it has mounted, until a daemon ends.
+        // The snapshotter keeps its mounts until the daemon ends.
         testkit::unmount_below(self.dir.path());
         found
     }
 
-    /// The names of trees that were told of as committed, in that order.
+    /// Names of trees in commit events, in order.
     pub(crate) fn committed(&self) -> Vec<String> {
         let told = self.told.lock().expect("no panic elsewhere");
         let names = told.iter().filter_map(|event| match event {
@@ -138,14 +138,14 @@ impl Stores {
         names.collect()
     }
 
-    /// Sizes of the files of ingests: blobs on their way in.
+    /// Sizes of the files of ingests.
     fn ingests(&self) -> Vec<u64> {
         let entries = std::fs::read_dir(self.dir.path().join("content/ingest")).expect("a content store");
         let files = entries.filter_map(|entry| entry.ok()?.metadata().ok());
         files.map(|file| file.len()).collect()
     }
 
-    /// What is left after a collection, once those who were given up have closed what they wrote: blobs, ingests,
+    /// Counts of what is left after a collection, once cancelled pulls have closed their files: blobs, ingests,
     /// leases, trees.
     pub(crate) fn left(&self) -> String {
         testkit::eventually("only ingests with a record are left", || {
@@ -166,5 +166,5 @@ impl Stores {
     }
 }
 
-/// What [`Stores::left`] says of stores without anything.
+/// [`Stores::left`] of empty stores.
 pub(crate) const NOTHING: &str = "0 blobs, 0 ingests, 0 leases, 0 trees";

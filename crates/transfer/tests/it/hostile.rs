@@ -1,4 +1,4 @@
-//! Registries that lie: each lie ends in one line that names it, and leaves nothing behind.
+//! Malicious registries: each attack fails with a one-line error that names it, and leaves nothing behind.
 
 use serde_json::{Value, json};
 use snapshot::{Kind, LayerForm, Overlay};
@@ -31,7 +31,7 @@ impl Victim {
         Victim { layer: digest_of(&layer), size, layout, registry, reference }
     }
 
-    /// Pulls through a proxy with such faults: the pull must fail with one line that has these words.
+    /// Checks that a pull through a proxy with these faults fails with a one-line error with these words.
     #[track_caller]
     fn check(&self, words: &[&str], rule: impl Fn(&Asked) -> Vec<Fault> + Send + Sync + 'static) {
         let Some(stores) = Stores::open() else { return };
@@ -45,7 +45,7 @@ impl Victim {
             assert!(said.contains(word), "{word:?} is not in: {said}");
         }
         assert_eq!(stores.left(), NOTHING, "{said}");
-        // An honest registry is believed afterwards.
+        // The image can be pulled from an honest registry afterwards.
         let honest = FaultProxy::start(&self.registry, |_| Vec::new());
         runtime.block_on(stores.pull(&honest.through(&self.reference))).expect("nothing is wrong any more");
     }
@@ -112,7 +112,7 @@ fn a_manifest_that_is_no_image_is_named() {
         Some(_) => vec![Fault::say("Content-Type", "text/html")],
         None => Vec::new(),
     });
-    // An index that says that it is a manifest.
+    // An index with the media type of a manifest.
     victim.check(&["cannot be read"], |asked| match asked.manifest() {
         Some(_) => {
             let index = json!({"schemaVersion": 2, "manifests": []}).to_string();
@@ -127,7 +127,7 @@ fn a_child_that_is_not_what_its_index_says_is_refused() {
     let victim = Victim::new();
     let mut child = victim.layout.image("amd64", &[]);
     child["platform"] = json!({"os": "linux", "architecture": "amd64"});
-    // A circle: an index that claims to be its own child. The digest that it names cannot be its own.
+    // An index that claims to be its own child. It cannot know its own digest.
     let claimed = digest_of(&child);
     let mut own = child.clone();
     own["mediaType"] = media_type::OCI_INDEX.into();
@@ -165,8 +165,8 @@ fn indexes_inside_indexes_end() {
     });
 }
 
-/// An image whose config lies about what its last layer unpacks to: nobody is ever told of one of its trees, in no form,
-/// and none of them is there once the pull has failed, before anybody cleans up.
+/// The config has a wrong diff id for the last layer: no event names one of its trees, in either form, and none of
+/// them exists once the pull has failed, even before a collection.
 #[test]
 fn a_layer_that_unpacks_to_other_bytes_is_never_visible() {
     let layout = Layout::new();
@@ -188,7 +188,7 @@ fn a_layer_that_unpacks_to_other_bytes_is_never_visible() {
         let snapshots = stores.metadata.snapshots(stores.caller(), Overlay::NAME).expect("a snapshotter");
         let listed = snapshots.list(&Filters::all()).expect("a list");
         assert!(listed.iter().all(|snapshot| snapshot.kind != Kind::Committed), "{form:?}: {listed:?}");
-        // What it would be with a config that does not lie.
+        // The name that it would have with a right config.
         runtime.block_on(stores.pull(&honest)).expect("an honest config");
         assert_eq!(stores.committed().len(), 2, "{form:?}");
     }

@@ -1,4 +1,4 @@
-//! Archives that are broken, or hold more than they should.
+//! Archives that are malformed, or too large.
 
 use serde_json::{Value, json};
 use snapshot::Overlay;
@@ -10,7 +10,7 @@ use types::{Digest, Error, ErrorKind};
 
 use crate::fixture::{NOTHING, Stores};
 
-/// What importing an archive of such files under the names it has comes to.
+/// The error of importing an archive with these files under its own names.
 fn refused(stores: &Stores, files: &[(&str, &str)]) -> Error {
     let base = BaseName { name: "any".to_owned(), takes_others: true, ..BaseName::default() };
     let options = ImportOptions { rules: vec![NameRule::Base(base)], ..ImportOptions::default() };
@@ -33,7 +33,7 @@ fn a_broken_image_keeps_the_whole_archive_out() {
     assert_eq!(stores.left(), NOTHING);
 }
 
-/// Whoever imports an image without unpacking it may keep it for what it is; nothing of it can be run.
+/// An image may be imported without being unpacked, whatever its config; but it cannot be run.
 #[test]
 fn a_config_of_other_layers_keeps_out_only_what_is_unpacked() {
     let Some(stores) = Stores::open() else { return };
@@ -74,7 +74,7 @@ fn the_index_may_be_named_by_its_digest() {
 }
 
 #[test]
-fn there_is_an_end_to_what_an_archive_names() {
+fn images_and_names_in_an_archive_are_bounded() {
     let Some(stores) = Stores::open() else { return };
     let config = r#"{"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}"#;
     let names: Vec<String> = (0..5000).map(|at| format!("a:{at}")).collect();

@@ -1,5 +1,5 @@
-//! Transfers between the stores and a real registry behind a proxy that misbehaves. They need root, as layers
-//! are unpacked with their owners.
+//! Transfers between the stores and a real registry behind a fault-injecting proxy. They need root, as layers are
+//! unpacked with their owners.
 
 mod fixture;
 mod hostile;

@@ -1,4 +1,4 @@
-//! A registry behind mirrors whose bytes are wrong: the pull goes on at the next host.
+//! A registry with mirrors that send wrong bytes: the pull continues at the next host.
 
 use std::fs;
 
@@ -10,9 +10,9 @@ use types::Result;
 
 use crate::fixture::Stores;
 
-/// An image of two layers, in a registry that is reached by two hosts: a mirror with faults, and its own.
+/// An image of two layers in a registry, reached through a faulty mirror and directly.
 pub(crate) struct Site {
-    /// Their digests.
+    /// Digests of the layers.
     pub(crate) layers: Vec<String>,
     config: String,
     pub(crate) mirror: FaultProxy,
@@ -61,7 +61,7 @@ impl Site {
         stores.pull_from(self.remote(), stores.caller(), "linux/amd64").await
     }
 
-    /// Reads of a blob at the mirror and at the registry's own host.
+    /// Reads of a blob at the mirror and at the registry itself.
     pub(crate) fn reads(&self, blob: &str) -> (usize, usize) {
         (self.mirror.reads(blob).len(), self.own.reads(blob).len())
     }
@@ -72,7 +72,7 @@ fn none(_: &Asked) -> Vec<Fault> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_mirror_spoils_the_next_host_makes_good_in_the_same_pull() {
+async fn wrong_bytes_of_a_mirror_are_fetched_from_the_next_host_in_the_same_pull() {
     let Some(stores) = Stores::open() else { return };
     let spoil = |asked: &Asked| match asked.blob() {
         Some(_) => vec![Fault::Corrupt(100)],
@@ -82,7 +82,7 @@ async fn what_a_mirror_spoils_the_next_host_makes_good_in_the_same_pull() {
     site.pull(&stores).await.expect("the registry itself is honest");
     assert_eq!(site.reads(&site.config), (1, 1));
     assert!(site.layers.iter().all(|layer| site.reads(layer).1 == 1), "each came from the registry once");
-    // The config showed that the mirror lies, so it was not asked for layers.
+    // The config revealed the mirror, so it was not asked for layers.
     assert!(site.layers.iter().all(|layer| site.reads(layer).0 == 0));
     let expected = Stores::open().expect("root, as before");
     Site::new(none, none).pull(&expected).await.expect("nothing is wrong");
@@ -92,7 +92,7 @@ async fn what_a_mirror_spoils_the_next_host_makes_good_in_the_same_pull() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_that_is_spoilt_is_fetched_anew_from_its_beginning() {
     let Some(stores) = Stores::open() else { return };
-    // Beyond the config: only layers are so long.
+    // Offsets past the config's length: only layers are that long.
     let spoil = |asked: &Asked| match asked.blob() {
         Some(_) => vec![Fault::Corrupt(150_000)],
         None => Vec::new(),
@@ -110,7 +110,7 @@ async fn a_layer_that_is_spoilt_is_fetched_anew_from_its_beginning() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_of_two_hosts_accuse_neither() {
     let Some(stores) = Stores::open() else { return };
-    // The mirror is honest and breaks off once; the registry itself lies.
+    // The mirror is honest but breaks off once; the registry sends wrong bytes.
     let breaking = |asked: &Asked| match (asked.blob(), asked.before) {
         (Some(_), 0) => vec![Fault::Cut(150_000)],
         _ => Vec::new(),

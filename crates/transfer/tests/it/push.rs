@@ -1,4 +1,4 @@
-//! Images into a registry: whole or in part, once, from where they are, with what refers to them.
+//! Pushes: whole or partial images, uploads of missing blobs only, mounts, referrers.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use types::{Descriptor, Error, ErrorKind, Reference, Result};
 
 use crate::fixture::Stores;
 
-/// Pushes the image of one name under another.
+/// Pushes an image under another name.
 async fn push(
     stores: &Stores,
     from: &str,
@@ -44,14 +44,14 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
 }
 
-/// The digest that skopeo sees, which reads the raw manifest.
+/// The digest of the raw manifest, by skopeo.
 fn digest_in(reference: &str) -> String {
     let inspect = ["inspect", "--raw", "--tls-verify=false", &format!("docker://{reference}")];
     let raw = testkit::run(Command::new("skopeo").args(inspect)).ok();
     types::Digest::of(raw.stdout.as_bytes()).to_string()
 }
 
-/// Bytes of blobs that were sent to a registry.
+/// Blob bytes that a registry received.
 fn uploaded(proxy: &FaultProxy) -> u64 {
     proxy.requests(Asked::is_upload).iter().map(|served| served.received).sum()
 }
@@ -82,13 +82,13 @@ fn only_what_is_missing_is_sent() {
     let whole = uploaded(&proxy);
     assert!(whole > 3_000_000, "{whole}");
 
-    // Again: nothing goes.
+    // The second push sends nothing.
     proxy.clear();
     let (_, told) = runtime.block_on(push(&stores, &names[0], &to("one:1"), Scope::Present)).unwrap();
     assert_eq!(uploaded(&proxy), 0);
     assert!(told.iter().any(|step| matches!(step, PushProgress::Sent { how: registry::Sent::Existed, .. })));
 
-    // Another repository of the same registry: what it has is mounted, the rest goes.
+    // Another repository of the same registry: known blobs are mounted, the rest is sent.
     proxy.clear();
     let (_, told) = runtime.block_on(push(&stores, &names[1], &to("two:1"), Scope::Present)).unwrap();
     assert_eq!(digest_in(&to("two:1")), digest_of(&second));
@@ -108,7 +108,7 @@ fn an_upload_that_breaks_or_is_too_large_for_one_request_arrives() {
     let name = source.push(layout.path(), "one", "one:1");
     runtime.block_on(stores.pull(&name)).unwrap();
 
-    // The first upload breaks in the middle. This registry forgets what it had of it.
+    // The first upload breaks in the middle, and this registry discards the partial upload.
     let breaks = AtomicUsize::new(0);
     let breaking = FaultProxy::start(&target, move |asked| {
         let len = asked.header("content-length").and_then(|len| len.parse().ok()).unwrap_or(0_u64);
@@ -119,7 +119,7 @@ fn an_upload_that_breaks_or_is_too_large_for_one_request_arrives() {
     runtime.block_on(push(&stores, &name, &to, Scope::Present)).unwrap();
     assert_eq!(digest_in(&to), digest_of(&image));
 
-    // A proxy in front of the registry takes no such bodies.
+    // A proxy in front of the registry limits the body size.
     let narrow = FaultProxy::start(&target, |asked| {
         let len = asked.header("content-length").and_then(|len| len.parse().ok()).unwrap_or(0_u64);
         if len > 35_000_000 { vec![Fault::answer(413)] } else { Vec::new() }
@@ -143,7 +143,7 @@ fn three_platforms() -> (Layout, Value, Vec<Value>) {
     (layout, index, images)
 }
 
-/// The platform of a descriptor is optional, that of a config is not.
+/// A descriptor's platform is optional, a config's is not.
 #[test]
 fn images_of_an_index_that_says_no_platforms_are_told_by_their_configs() {
     let Some(stores) = Stores::open() else { return };
@@ -167,7 +167,7 @@ fn images_of_an_index_that_says_no_platforms_are_told_by_their_configs() {
 }
 
 #[test]
-fn of_several_platforms_those_that_are_here_go() {
+fn a_push_of_an_index_sends_the_platforms_in_the_store() {
     let Some(stores) = Stores::open() else { return };
     let (runtime, (layout, index, images)) = (runtime(), three_platforms());
     let (source, target) = (Registry::start(), Registry::start());
@@ -234,9 +234,9 @@ fn a_blob_that_is_not_here_is_named() {
     assert!(said.contains(&digest_of(&layer)) && said.contains("pull the image again"), "{said}");
 }
 
-/// Debian's registry does not know the referrers API: the list is an index under a tag.
+/// Debian's registry lacks the referrers API: the list is an index under a tag.
 #[test]
-fn what_refers_to_an_image_goes_with_it_and_is_listed() {
+fn referrers_are_pushed_with_their_image_and_listed() {
     let Some(stores) = Stores::open() else { return };
     let (runtime, layout) = (runtime(), Layout::new());
     let image = layout.image("amd64", &[layout.layer("only", 10_000)]);
@@ -257,7 +257,7 @@ fn what_refers_to_an_image_goes_with_it_and_is_listed() {
     let (_, told) = runtime.block_on(push(&stores, &from, &to, Scope::Present)).unwrap();
     let referrers = told.iter().filter(|step| matches!(step, PushProgress::Referrer { .. })).count();
     assert_eq!(referrers, 3, "two of the image, and one of one of them");
-    // A second time changes nothing.
+    // The second push changes nothing.
     runtime.block_on(push(&stores, &from, &to, Scope::Present)).unwrap();
 
     let remote = Remote::new(&to.parse().unwrap(), None);
@@ -309,14 +309,14 @@ fn referrers_by_the_api_come_page_by_page() {
     let remote = Remote::new(&format!("{}/app:1", proxy.host()).parse().unwrap(), None);
     let runtime = runtime();
     assert_eq!(runtime.block_on(remote.referrers(&subject, None)).unwrap().len(), 2);
-    // A registry that does not filter is filtered by us.
+    // If the registry does not filter, the client does.
     let found = runtime.block_on(remote.referrers(&subject, Some("two"))).unwrap();
     assert_eq!(found.iter().map(|found| found.artifact_type.as_deref()).collect::<Vec<_>>(), [Some("two")]);
 }
 
-/// The registry that an index came from has not all that stands in it beside the images, or hands it out to others.
+/// The registry lacks some of the blobs beside the images of an index, or refuses them.
 #[test]
-fn what_stands_beside_an_image_is_left_out_where_it_is_not() {
+fn missing_blobs_beside_an_image_are_left_out() {
     let Some(stores) = Stores::open() else { return };
     let (runtime, layout) = (runtime(), Layout::new());
     let image = layout.image("amd64", &[layout.layer("own", 100_000)]);
@@ -381,7 +381,7 @@ fn what_stands_beside_an_image_is_left_out_where_it_is_not() {
     }
 }
 
-/// Of the image in a checkpoint there may be nothing for the platforms that are asked for.
+/// The image in a checkpoint may have nothing for the requested platforms.
 #[test]
 fn a_checkpoint_comes_and_goes_without_an_image_for_the_platform() {
     let Some(stores) = Stores::open() else { return };
@@ -426,7 +426,7 @@ fn a_checkpoint_comes_and_goes_without_an_image_for_the_platform() {
     assert_eq!(children(&to), [digest_of(&images[0]), digest_of(&state)]);
 }
 
-/// What is left of an index for the platforms that are asked for may be nothing.
+/// The selection for the requested platforms may be empty.
 #[test]
 fn a_checkpoint_of_another_platform_is_not_pushed_for_this_one() {
     let Some(stores) = Stores::open() else { return };
@@ -451,9 +451,9 @@ fn a_checkpoint_of_another_platform_is_not_pushed_for_this_one() {
     }
 }
 
-/// Each document is looked at and brought once, however many indexes name it; so are the layers below it.
+/// Each document is visited and sent once, however many indexes reference it; so are its layers.
 #[test]
-fn what_several_indexes_name_goes_once_and_comes_once() {
+fn a_document_of_several_indexes_is_pushed_and_pulled_once() {
     let Some(stores) = Stores::open() else { return };
     let (runtime, layout) = (runtime(), Layout::new());
     let images = ["amd64", "arm64"].map(|name| layout.image(name, &[layout.layer(name, 10_000)]));

@@ -1,4 +1,4 @@
-//! What a pull reads of what it has stored: nothing.
+//! A pull does not read back what it has stored.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use crate::mirrors::Site;
 
 const FORMS: [LayerForm; 2] = [LayerForm::Archives, LayerForm::Directories];
 
-/// Names of the files of a content store that were read.
+/// Names of the files in a content store that were read.
 #[derive(Default)]
 struct Reads(Arc<Mutex<Vec<String>>>);
 
@@ -30,7 +30,7 @@ impl Reads {
         })
     }
 
-    /// Those of layers, and those of what is on its way into the store.
+    /// Reads of layers and of ingests.
     fn of_layers(&self, layers: &[String]) -> Vec<String> {
         let read = self.0.lock().expect("no panic");
         assert!(!read.is_empty(), "documents are read");
@@ -40,7 +40,8 @@ impl Reads {
     }
 }
 
-/// A layer goes once from the network through hash, inflate and hash to the disk, in any compression and either form.
+/// Each layer passes once from the network through hash, inflate and hash to the disk, in any compression and either
+/// form.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_reads_no_byte_of_a_layer_again() {
     use std::io::Write;
@@ -74,7 +75,7 @@ async fn a_pull_reads_no_byte_of_a_layer_again() {
     }
 }
 
-/// The first answer with a layer ends early.
+/// The first response with a layer ends early.
 fn breaking(asked: &Asked) -> Vec<Fault> {
     match (asked.blob(), asked.before) {
         (Some(_), 0) => vec![Fault::Cut(90_000)],
@@ -82,9 +83,9 @@ fn breaking(asked: &Asked) -> Vec<Fault> {
     }
 }
 
-/// Whichever host brings them, the bytes of a layer are one stream to whoever inflates it.
+/// The bytes of a layer are one stream to the inflater, whichever hosts send them.
 #[tokio::test(flavor = "multi_thread")]
-async fn nor_does_one_whose_hosts_break_off() {
+async fn a_pull_whose_hosts_break_off_reads_no_byte_of_a_layer_again() {
     for form in FORMS {
         let reads = Reads::default();
         let Some(stores) = Stores::open_watched(form, Some(reads.watch())) else { return };
@@ -97,9 +98,9 @@ async fn nor_does_one_whose_hosts_break_off() {
     }
 }
 
-/// What was made of them is dropped, and made of the right ones as they come.
+/// The tree of wrong bytes is dropped, and extracted anew from the right bytes as they come.
 #[tokio::test(flavor = "multi_thread")]
-async fn nor_does_one_that_is_brought_wrong_behind_a_break() {
+async fn a_pull_with_wrong_bytes_after_a_break_reads_no_byte_of_a_layer_again() {
     for form in FORMS {
         let reads = Reads::default();
         let Some(stores) = Stores::open_watched(form, Some(reads.watch())) else { return };

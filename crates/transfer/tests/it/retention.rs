@@ -1,5 +1,5 @@
-//! Blobs of unpacked layers that somebody comes to need while they are about to be dropped, or that namespaces share
-//! which do not want the same.
+//! Blobs of unpacked layers that are needed again while they are being dropped, or shared by namespaces with
+//! different retentions.
 
 use std::cell::OnceCell;
 use std::io::Read;
@@ -14,7 +14,7 @@ use types::{Digest, ErrorKind, Filters, Labels, LeaseId, Namespace};
 
 use crate::fixture::Stores;
 
-/// Imports an image of one layer, which is unpacked. Gives back its record and the layer.
+/// Imports an image of one layer, unpacked. Returns its record and the layer.
 fn unpacked(stores: &Stores) -> (Image, Digest) {
     unpacked_for(stores, &stores.caller())
 }
@@ -27,12 +27,12 @@ fn unpacked_for(stores: &Stores, caller: &Caller) -> (Image, Digest) {
     (images[0].clone(), testkit::digest_of(&layer).parse().unwrap())
 }
 
-/// A pass over a namespace, for which the daemon's retention counts unless it has its own.
+/// One retention run over a namespace, with the daemon's default `own`.
 fn retained(stores: &Stores, caller: &Caller, own: Retention, go_on: &dyn Fn() -> bool) -> Retained {
     retain(&stores.metadata, caller, &Retentions::new(own), go_on).unwrap()
 }
 
-/// Drops what it may, while something happens once the blobs that nobody needs were found.
+/// Runs [`Retention::Drop`], and calls `happens` once the unneeded blobs were found. Returns how many were dropped.
 fn drop_while(stores: &Stores, happens: impl Fn()) -> u64 {
     let once = OnceCell::new();
     let go_on = || {
@@ -86,7 +86,7 @@ fn a_blob_that_is_leased_or_named_meanwhile_is_not_dropped() {
     assert!(kept.values().all(|value| *value != layer.to_string()), "{kept:?}");
 }
 
-/// Another namespace, with the same layer and a retention of its own.
+/// A namespace with the same layer and its own retention.
 fn another(stores: &Stores, retention: &str) -> Caller {
     let namespace = Namespace::new("another").unwrap();
     let labels = Labels::from([(RETENTION_LABEL.to_owned(), retention.to_owned())]);
@@ -110,11 +110,11 @@ fn a_blob_that_another_namespace_keeps_gets_no_recipe() {
     let is_whole = || content.form(&layer).unwrap() == Form::Whole;
     assert_eq!(pass(&stores.caller()), Retained::default());
     assert!(is_whole(), "the other namespace keeps it");
-    // What it wants is not known: nothing is taken away.
+    // An invalid label: nothing is removed.
     relabel("both");
     assert_eq!(pass(&stores.caller()), Retained::default());
 
-    // All say recipe, but one is about to use the blob.
+    // All namespaces want recipes, but one has the blob leased.
     relabel("recipe");
     let leases = stores.metadata.leases(&keeping);
     let lease: LeaseId = "a-push".parse().unwrap();
@@ -131,11 +131,11 @@ fn a_blob_that_another_namespace_keeps_gets_no_recipe() {
     assert_eq!(Digest::of(&bytes), layer, "what they share is made again for each");
 }
 
-/// A pull shares what is there: a namespace that keeps its blobs has all bytes of them, also once the one that wanted a
-/// recipe has let go of everything. One that brings the
-/// bytes, as a load does, has them as they came, and all others with it.
+/// A pull shares existing blobs: a namespace that keeps its blobs can read all of them, also after the one that
+/// wanted a recipe has released everything. An import that brings the bytes stores them whole again, for all
+/// namespaces.
 #[tokio::test]
-async fn who_keeps_blobs_reads_those_that_have_a_recipe_already() {
+async fn a_namespace_that_keeps_blobs_reads_those_with_a_recipe() {
     let Some(stores) = Stores::open_with(LayerForm::Archives) else { return };
     let registry = Registry::start();
     let layout = Layout::new();
@@ -170,7 +170,7 @@ async fn who_keeps_blobs_reads_those_that_have_a_recipe_already() {
     assert_eq!(content.form(&layer).unwrap(), Form::Whole);
 }
 
-/// A record may name what is no image; what the others need is known nevertheless.
+/// A record may reference something that is not an image; the images' needs are known nevertheless.
 #[test]
 fn a_record_of_what_is_no_image_keeps_nothing_and_stops_nothing() {
     let Some(stores) = Stores::open_with(LayerForm::Archives) else { return };

@@ -1,4 +1,4 @@
-//! Many pulls at once of images that have blobs in common.
+//! Concurrent pulls of images that share blobs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use types::{Digest, Namespace};
 
 use crate::fixture::Stores;
 
-/// Less than the thirty seconds after which a document that does not come is given up.
+/// Shorter than the 30 seconds after which a silent document request fails.
 const SOON: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_images_at_once_cost_their_distinct_bytes() {
     let Some(stores) = Stores::open() else { return };
     let layout = Layout::new();
-    // Each image has the base, one of three layers in the middle, and one of its own.
+    // Each image has the base, one of three middle layers, and a layer of its own.
     let base = layout.layer("base", 1 << 20);
     let mut distinct = BTreeSet::new();
     for at in 0..30 {
@@ -59,7 +59,7 @@ async fn thirty_images_at_once_cost_their_distinct_bytes() {
     }
 }
 
-/// The first document of an image is stored by each of its pulls, in any order.
+/// All pulls of an image store its first document, in any order.
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_of_one_image_at_the_same_moment_all_succeed() {
     let Some(stores) = Stores::open() else { return };
@@ -81,7 +81,7 @@ async fn pulls_of_one_image_at_the_same_moment_all_succeed() {
     }
 }
 
-/// Digest and size of an image's config and layers.
+/// Digests and sizes of an image's config and layers.
 fn blobs_of(layout: &Layout, image: &Value) -> Vec<(String, u64)> {
     let path = layout.path().join("blobs").join(digest_of(image).replace(':', "/"));
     let manifest: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
@@ -91,7 +91,7 @@ fn blobs_of(layout: &Layout, image: &Value) -> Vec<(String, u64)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_waits_takes_up_what_a_broken_pull_left() {
+async fn a_waiting_pull_resumes_a_broken_one() {
     let Some(stores) = Stores::open() else { return };
     let layout = Layout::new();
     let layer = layout.layer("only", 1_000_000);
@@ -100,7 +100,7 @@ async fn whoever_waits_takes_up_what_a_broken_pull_left() {
     let reference = registry.push(layout.path(), "one", "one:1");
     let gate = Gate::default();
     let (wanted, held) = (digest_of(&layer), gate.clone());
-    // The first answer stops in the middle and then breaks; whoever comes afterwards is served.
+    // The first response stalls in the middle and then breaks; later requests are served.
     let proxy = FaultProxy::start(&registry, move |asked| match asked.blob() {
         Some(blob) if blob == wanted && asked.before == 0 => {
             vec![Fault::Hold { at: 400_000, gate: held.clone() }, Fault::Cut(400_000)]
@@ -110,7 +110,7 @@ async fn whoever_waits_takes_up_what_a_broken_pull_left() {
     let name = proxy.through(&reference);
     let (first, second) = tokio::join!(
         async {
-            // Given up while it waits for the rest, as a client that is interrupted gives up.
+            // Cancelled while it waits for the rest, as by an interrupted client.
             let pull = stores.pull(&name);
             tokio::select! {
                 pulled = pull => panic!("the gate is closed: {pulled:?}"),
@@ -153,7 +153,7 @@ async fn a_blob_of_another_namespace_is_not_fetched_again() {
     assert_eq!(proxy.reads(&layer).len(), 1, "the layer came once");
 }
 
-/// A layer may stand in an image several times, and say nothing, be it without even the end of an archive.
+/// An image may have the same layer several times, and the layer may be empty, even without an end-of-archive marker.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_of_an_image_that_has_it_three_times_comes_once() {
     let (layout, registry) = (Layout::new(), Registry::start());
@@ -193,9 +193,9 @@ async fn a_layer_of_an_image_that_has_it_three_times_comes_once() {
     }
 }
 
-/// A registry may name the document of another and hand it out without end.
+/// A registry may serve the document of another image endlessly.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_document_in_slow_hands_holds_up_nobody() {
+async fn a_slow_document_blocks_no_other_pull() {
     let Some(mut stores) = Stores::open() else { return };
     stores.flights = Flights::with_patience(Duration::from_millis(100));
     let layout = Layout::new();

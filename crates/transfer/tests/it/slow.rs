@@ -1,4 +1,4 @@
-//! Registries that are silent, and what others get meanwhile.
+//! Slow and silent registries do not block other transfers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -19,10 +19,10 @@ use types::{Digest, Namespace};
 
 use crate::fixture::Stores;
 
-/// Less than the twenty seconds after which a host that brings nothing is left.
+/// Shorter than the 20 seconds after which a silent host is abandoned.
 const SOON: Duration = Duration::from_secs(15);
 
-/// Pulls images whose layers stop half way, then another one, and lets the first go on.
+/// Pulls images whose layers stall half way, then another one, and lets the first go on.
 async fn check(
     layout: &Layout,
     slow: Vec<(String, Vec<Value>)>,
@@ -59,12 +59,12 @@ async fn check(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn silent_hosts_hold_no_place_that_others_want() {
+async fn silent_hosts_hold_no_slot_that_other_layers_need() {
     if !testkit::is_root("unpacking layers") {
         return;
     }
     let layout = Layout::new();
-    // More than there are places.
+    // More layers than slots.
     let slow: Vec<(String, Vec<Value>)> = (0..6)
         .map(|image| {
             let layer = |at| layout.layer(&format!("slow-{image}-{at}"), 300_000);
@@ -82,7 +82,7 @@ async fn silent_hosts_hold_no_place_that_others_want() {
     assert!(again.iter().all(|start| *start > 0), "what came is not fetched again: {again:?}");
 }
 
-/// A host that is busy says for how long, and what others get meanwhile does not change that.
+/// A busy host sends `Retry-After`; giving way must not make the client ask earlier.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_wants_to_be_asked_later_is_and_holds_up_nobody() {
     const LATER: Duration = Duration::from_secs(6);
@@ -91,12 +91,12 @@ async fn a_host_that_wants_to_be_asked_later_is_and_holds_up_nobody() {
     }
     let (layout, registry) = (Layout::new(), Registry::start());
     let stores = Arc::new(Stores::open().expect("asked before"));
-    // When each layer was asked for first, and which were asked for too early after that.
+    // When each layer was requested first, and which layers were requested again too early.
     let asked: Arc<Mutex<BTreeMap<String, Instant>>> = Arc::default();
     let too_early: Arc<Mutex<BTreeSet<String>>> = Arc::default();
     let mut names = Vec::new();
     let mut busy = BTreeSet::new();
-    // More than there are places.
+    // More layers than slots.
     for image in 0..6 {
         let layers: Vec<Value> = (0..3).map(|at| layout.layer(&format!("busy-{image}-{at}"), 1000)).collect();
         layout.tag(&layout.image("amd64", &layers), &format!("busy-{image}"));
@@ -140,7 +140,7 @@ async fn windows_of_layers_that_come_slowly_hold_up_nobody() {
         return;
     }
     let layout = Layout::new();
-    // Windows of 2 MiB each: more than there is room for.
+    // Windows of 2 MiB each: more than the shared budget.
     let slow: Vec<(String, Vec<Value>)> = (0..3)
         .map(|image| {
             let names = (0..3).map(|at| format!("window-{image}-{at}"));
@@ -152,7 +152,7 @@ async fn windows_of_layers_that_come_slowly_hold_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_lies_slowly_is_found_out_also_by_those_who_gave_way() {
+async fn wrong_bytes_of_slow_hosts_are_detected_after_giving_way() {
     if !testkit::is_root("unpacking layers") {
         return;
     }
@@ -160,13 +160,13 @@ async fn who_lies_slowly_is_found_out_also_by_those_who_gave_way() {
         (Arc::new(Stores::open().expect("asked before")), Layout::new(), Registry::start());
     let gate = Gate::default();
     let closed = gate.clone();
-    // Layers that are read from their beginning never come that far; all are wrong.
+    // Layers read from their beginning stall before this point; all have wrong bytes.
     let proxy = FaultProxy::start(&registry, move |asked| match asked.start() {
         None => vec![Fault::Hold { at: 100_000, gate: closed.clone() }, Fault::Corrupt(200_000)],
         Some(_) => vec![Fault::Corrupt(200_000)],
     });
     let mut pulls = JoinSet::new();
-    // More layers than there are places.
+    // More layers than slots.
     for image in 0..6 {
         let layers: Vec<Value> =
             (0..3).map(|at| layout.layer(&format!("wrong-{image}-{at}"), 300_000)).collect();
@@ -185,8 +185,8 @@ async fn who_lies_slowly_is_found_out_also_by_those_who_gave_way() {
     }
 }
 
-/// What is taken of a blob while the disk takes nothing: what waits for it (transfer.md, "Memory": chunks, and parts that
-/// are read ahead) and what the kernel keeps of two ends of a connection.
+/// Upper bound of bytes read from the socket while the disk takes none: queued chunks and read-ahead (transfer.md,
+/// "Memory"), and the kernel's buffers of two ends of a connection.
 fn taken_at_most() -> u64 {
     const IN_MEMORY: u64 = (1 << 20) + (8 << 20) + (1 << 20);
     let largest = |direction: &str| {
@@ -197,7 +197,7 @@ fn taken_at_most() -> u64 {
     IN_MEMORY + largest("r") + largest("w")
 }
 
-/// A disk that takes no more bytes of a blob: the registry is left waiting, and nothing is kept in memory.
+/// A disk that blocks writes of a blob: the daemon stops reading from the registry, and buffers nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_takes_nothing_holds_up_the_socket() {
     let len = 2 * usize::try_from(taken_at_most()).expect("some megabytes");
@@ -227,7 +227,7 @@ async fn a_disk_that_takes_nothing_holds_up_the_socket() {
     let pull = tokio::spawn(async move { pulling.pull(&name).await });
     let arriving = disk.clone();
     tokio::task::spawn_blocking(move || arriving.arrivals(1)).await.expect("no panic");
-    // Time enough for all of it: another daemon gets it from beginning to end, twice.
+    // Enough time for all of it: another daemon pulls it completely, twice.
     for _ in 0..2 {
         let other = Stores::open().expect("asked before");
         other.pull(&reference).await.expect("an image");
@@ -239,7 +239,7 @@ async fn a_disk_that_takes_nothing_holds_up_the_socket() {
     assert!(proxy.blob_bytes() >= len as u64);
 }
 
-/// An image of layers in zstd, whose descriptors are returned.
+/// An image of zstd layers. Returns their descriptors.
 fn zstd_image(layout: &Layout, tag: &str, names: impl Iterator<Item = String>) -> Vec<Value> {
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
     for name in names {
@@ -265,7 +265,8 @@ fn zstd_image(layout: &Layout, tag: &str, names: impl Iterator<Item = String>) -
     layers
 }
 
-/// Pulls an image from a host whose first answer for the layer has such faults, and then the same from a better one.
+/// Pulls an image from a host whose first response for the layer has these faults, and the same image from a good
+/// host.
 async fn check_shared(faults: impl Fn(&Gate) -> Vec<Fault> + Send + Sync + 'static) {
     for namespace in ["default", "other"] {
         let Some(stores) = Stores::open() else { return };
@@ -298,21 +299,21 @@ async fn check_shared(faults: impl Fn(&Gate) -> Vec<Fault> + Send + Sync + 'stat
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_in_slow_hands_holds_up_nobody() {
+async fn a_slow_layer_blocks_no_other_pull() {
     check_shared(|gate| vec![Fault::Hold { at: 100_000, gate: gate.clone() }]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_that_is_asked_for_in_vain_holds_up_nobody() {
+async fn an_unanswered_layer_request_blocks_no_other_pull() {
     check_shared(|gate| vec![Fault::Wait(gate.clone())]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_slow_hands_brought_may_be_wrong() {
+async fn wrong_bytes_of_a_slow_host_are_detected() {
     check_shared(|gate| vec![Fault::Corrupt(10), Fault::Hold { at: 100_000, gate: gate.clone() }]).await;
 }
 
-/// Whichever layer comes slowly, the others do not wait with their files for it.
+/// Layers do not wait for the slowest one before they are unpacked.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_are_unpacked_side_by_side() {
     if !testkit::is_root("unpacking layers") {
