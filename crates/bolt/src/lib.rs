@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_the_rules_is_told_with_its_page() {
+    fn a_malformed_page_is_reported_by_number() {
         let check = |at: usize, value: &[u8], words: &str| {
             let mut bytes = BRANCH.to_vec();
             bytes[at..at + value.len()].copy_from_slice(value);

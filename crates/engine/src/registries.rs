@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::engine::RegistryCall;
-use registry::{Capability, Credentials, Explained, Host, Keyring, Scheme, Wanted};
+use registry::{AuthScheme, Capability, Credentials, Explained, Host, Keyring, Scheme};
 use serde_json::{Value, json};
 use types::{Error, Reference, Result};
 
@@ -94,8 +94,8 @@ fn explained(explained: &Explained) -> Value {
         "Resting": explained.is_resting,
         "Auth": match &explained.wants {
             None => "none".to_owned(),
-            Some(Wanted::Basic) => "basic".to_owned(),
-            Some(Wanted::Bearer(realm)) => format!("token from {realm}"),
+            Some(AuthScheme::Basic) => "basic".to_owned(),
+            Some(AuthScheme::Bearer(realm)) => format!("token from {realm}"),
         },
         "Protocol": protocol,
         "Status": status,

@@ -125,7 +125,7 @@ mod tests {
 
     /// Examples of RFC 7541 appendix C, and each row against the codes of appendix B.
     #[test]
-    fn the_code_is_that_of_the_standard() {
+    fn the_code_is_that_of_rfc_7541() {
         for (text, code) in [
             ("www.example.com", "f1e3c2e5f23a6ba0ab90f4ff"),
             ("Mon, 21 Oct 2013 20:13:21 GMT", "d07abe941054d444a8200595040b8166e082a62d1bff"),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn each_character_that_is_none_of_a_host_becomes_one_with_a_code_as_long() {
+    fn invalid_characters_become_valid_ones_with_codes_of_the_same_length() {
         check("%2Frun%2Fhoist%2Fhoist.sock", "-2Frun-2Fhoist-2Fhoist.sock");
         check("/run/a:b:c/x.sock", "-run-ajbjc-x.sock");
         check("/& *,;=/", "-X-XXX--");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_padding_that_is_none_is_left_to_the_server() {
+    fn invalid_padding_is_left_to_the_server() {
         for code in [&[0x63, 0xff][..], &[0x60], &[0x63, 0xff, 0xff]] {
             let mut value = code.to_vec();
             mend(&mut value);

@@ -94,7 +94,7 @@ fn each_form_of_a_literal_is_known() {
 }
 
 #[test]
-fn a_value_in_code_is_mended_in_its_bits() {
+fn a_huffman_coded_value_is_rewritten_in_place() {
     // "/a", and "-a": 011000 00011 and 010110 00011, padded.
     let sent = [0x41, 0x82, 0b0110_0000, 0b0111_1111];
     let expected = [0x41, 0x82, 0b0101_1000, 0b0111_1111];
@@ -149,7 +149,7 @@ fn a_block_goes_on_in_other_frames() {
 }
 
 #[test]
-fn what_is_malformed_is_left_to_the_server_and_what_follows_is_mended() {
+fn a_malformed_block_is_left_to_the_server_and_later_ones_are_rewritten() {
     let good = |value| frame(HEADERS, END_HEADERS, &literal(value));
     let long = [&[0x41, 0x7f, 0x82, 0x07][..], &[b'/'; VALUE_LEN_MAX + 1]].concat();
     for bad in [

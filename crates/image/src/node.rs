@@ -171,7 +171,7 @@ mod tests {
 
     /// CVE-2026-95839: the digest of a child with a subject was cut, however short it was.
     #[test]
-    fn what_is_no_digest_names_no_child() {
+    fn an_invalid_digest_references_no_child() {
         for digest in ["", "f", "sha256:", "sha256:f", "sha256:../../f"] {
             let annotations = serde_json::json!({"io.containerd.manifest.subject": "it"});
             let child = serde_json::json!({

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn images_that_do_not_say_what_they_are_for_are_asked() {
+    fn images_without_a_platform_are_asked_for_their_configs() {
         let mut store: BTreeMap<Digest, Vec<u8>> = BTreeMap::new();
         let mut keep = |kind: &str, document: serde_json::Value| {
             let bytes = document.to_string().into_bytes();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_of_a_hostile_index_has_an_end() {
+    fn documents_read_for_a_hostile_index_are_bounded() {
         // Each document references all, itself included.
         let bytes = |of: usize| {
             let child = |n: usize| {

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_who_ask_at_once_are_all_answered_and_see_what_was_there_before() {
+    async fn concurrent_callers_all_see_the_programs_that_existed_before() {
         let dir = tempfile::tempdir().unwrap();
         let of =
             Verifiers { directory: dir.path().into(), count_max: None, timeout: Duration::from_secs(60) };

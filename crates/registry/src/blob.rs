@@ -1,15 +1,15 @@
-//! A blob as a stream of chunks that survives broken connections, slow hosts and hosts that lie.
+//! A blob as a stream of chunks that survives broken connections, slow hosts and malicious hosts.
 //!
 //! ```text
-//! offset ─▶ front: a body, read as it comes        ahead: parts that are read beside it
+//! offset ─▶ front: a body, read as it comes        ahead: parts that are fetched beside it
 //!           [offset ....... end of the part)       [part)[part)[part)      ▶ next_at
 //! ```
 //!
-//! A body that breaks off, or is too slow, is asked for again from where it ended, from the next host; a host
-//! that lies about the blob is not asked again. A large blob is read in parts side by side, if its host gives
-//! exactly the range that it is asked for; chunks come out in order all the same. What is read ahead waits in
-//! memory, so all streams of a process share a number of parts. Each request costs a host some time, and more than its
-//! bytes do: while the host is faster than whoever reads, long stretches are asked for, and nothing beside them.
+//! A body that breaks off, or is too slow, is requested again from where it ended, from the next host; a host that
+//! violates the protocol is not asked again. A large blob is fetched in parts in parallel, if its host supports
+//! ranges; chunks come out in order all the same. Parts fetched ahead wait in memory, so all streams of a process
+//! share a number of them. Each request costs a host some time beside its bytes: while the host is faster than the
+//! reader, the stream requests long stretches, and fetches nothing ahead.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -30,35 +30,35 @@ use crate::endpoint::Endpoint;
 use crate::host::Capability;
 use crate::remote::Remote;
 use crate::request::Request;
-use crate::transport::{ATTEMPTS_MAX, is_absence, may_pass, pause};
+use crate::transport::{ATTEMPTS_MAX, is_transient, is_unavailable, pause};
 
-/// Bytes of a blob that are worth several connections.
+/// Bytes from which a blob is worth several connections.
 const LARGE_LEN: u64 = 16 << 20;
-/// Bytes that are asked for at once, of a large blob.
+/// Bytes of a part of a large blob.
 const PART_LEN: u64 = 2 << 20;
-/// Bytes that are asked for at once where nothing is read ahead: after them it is looked again whether that is worth it.
+/// Bytes of a stretch, a long request without parts ahead. After it the stream tries parts again.
 const STRETCH_LEN: u64 = 64 << 20;
-/// Parts of one blob that are read ahead.
+/// Parts of one blob fetched ahead at most.
 const PARTS_AHEAD: usize = 3;
-/// Parts that all streams of a process together may read ahead.
+/// Parts that all streams of a process together may fetch ahead.
 static PARTS: Semaphore = Semaphore::const_new(4);
-/// Bytes in which a part that is read ahead is handed over.
+/// Bytes of the chunks of a part fetched ahead.
 const CHUNK_LEN: usize = 256 << 10;
 
-/// What a host must bring, or it is left.
+/// The minimum throughput of a host; a slower one is abandoned.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Between two chunks.
+    /// The longest time between two chunks.
     pub idle_timeout: Duration,
-    /// In each window of waiting, so many bytes.
+    /// The waiting time in which at least `window_len_min` bytes must come.
     pub window: Duration,
     pub window_len_min: u64,
-    /// Times that the blob may break off with less than that in between.
+    /// Consecutive failures allowed; `window_len_min` bytes in between reset the count.
     pub failures_max: u32,
 }
 
 impl Default for Pace {
-    /// 4 KiB a second over 20 seconds: less than any line that is meant to work.
+    /// 4 KiB a second over 20 seconds: less than any usable line.
     fn default() -> Pace {
         Pace {
             idle_timeout: Duration::from_secs(30),
@@ -70,53 +70,53 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Bytes that a host must bring in such a time.
+    /// The least bytes that a host must send in this time.
     pub fn len_min(&self, time: Duration) -> u64 {
         (self.window_len_min as f64 * time.div_duration_f64(self.window)) as u64
     }
 }
 
-/// Chunks of a blob, in order, each byte once.
+/// The chunks of a blob, in order, each byte once.
 pub struct BlobStream {
     descriptor: Descriptor,
-    /// Who may be asked. Those who lied, or do not have it, are gone from here.
+    /// Hosts that may be asked. Those without the blob, or that sent invalid answers, are removed.
     hosts: Vec<Arc<Endpoint>>,
-    /// Which of them is asked next.
+    /// Index of the host that is asked next.
     host: usize,
     pace: Pace,
-    /// Bytes of the blob that have been given out, or skipped.
+    /// Bytes of the blob that were returned, or skipped.
     offset: u64,
     front: Front,
     ahead: VecDeque<Ahead>,
-    /// Where the part after the last one begins.
+    /// Where the part after the last requested one begins.
     next_at: u64,
-    /// What is left is large, the first part of it is asked for, and nothing speaks against reading more beside it.
+    /// The rest is large and its first part is requested, so parts may be fetched ahead.
     comes_in_parts: bool,
     /// Whether the front is a stretch.
     is_stretch: bool,
-    /// Parts that had all come when they were wanted, the last ones in a row.
+    /// How many of the latest parts in a row were complete before they were needed.
     in_time: usize,
-    /// For as many parts as may be read ahead.
+    /// One per part that may be fetched ahead.
     permits: Vec<SemaphorePermit<'static>>,
-    /// Those who read ahead. Dropping the stream ends them.
+    /// Tasks that fetch parts ahead. Dropping the stream aborts them.
     readers: JoinSet<()>,
-    /// Times that the stream broke with next to nothing in between.
+    /// Consecutive failures; see [`Pace::failures_max`].
     failures: u32,
-    /// Bytes since it broke.
+    /// Bytes since the last failure.
     since_failure: u64,
-    /// Whose bytes were given out.
+    /// The hosts whose bytes were returned.
     givers: Vec<Arc<Endpoint>>,
 }
 
-/// What is read at the moment.
+/// The part that chunks come from at the moment.
 enum Front {
     Body(Box<Part>),
     Ahead(Ahead),
-    /// Everything before `next_at` was given out.
+    /// All bytes before `next_at` were returned.
     Nothing,
 }
 
-/// A part on its way beside the front. Its reader says how it ended.
+/// A part that is fetched ahead. Its task sends an error if it fails.
 struct Ahead {
     range: Range<u64>,
     chunks: mpsc::Receiver<Result<Bytes>>,
@@ -156,13 +156,13 @@ impl BlobStream {
         Ok(stream)
     }
 
-    /// Holds hosts to another pace from here on.
+    /// Requires another pace from here on.
     #[must_use]
     pub fn with_pace(self, pace: Pace) -> BlobStream {
         BlobStream { pace, ..self }
     }
 
-    /// The next chunk; none at the end.
+    /// The next chunk; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             self.read_ahead();
@@ -185,21 +185,23 @@ impl BlobStream {
                     self.count(chunk.len() as u64);
                     return Ok(Some(chunk));
                 }
-                Ok(None) if self.offset >= end => self.turn().await?,
+                Ok(None) if self.offset >= end => self.advance().await?,
                 Ok(None) => {
                     let (at, size) = (self.offset, self.descriptor.size);
                     let broken = Error::unavailable(format!("it ended after {at} of {size} bytes"));
-                    self.again(broken, giver, end).await?;
+                    self.retry(broken, giver, end).await?;
                 }
-                // All is there; what keeps the body from ending is no concern of ours, unless there is more of it.
-                Err(failure) if self.offset >= end && !failure.is(ErrorKind::DataLoss) => self.turn().await?,
+                // All bytes are here, so an unfinished body does not matter, unless it has more bytes.
+                Err(failure) if self.offset >= end && !failure.is(ErrorKind::DataLoss) => {
+                    self.advance().await?;
+                }
                 Err(failure) if self.offset >= end => return Err(self.context(failure)),
-                Err(failure) => self.again(failure, giver, end).await?,
+                Err(failure) => self.retry(failure, giver, end).await?,
             }
         }
     }
 
-    /// The hosts whose bytes were given out, the first one first.
+    /// The hosts whose bytes were returned, in the order of their first chunk.
     pub fn givers(&self) -> &[Arc<Endpoint>] {
         &self.givers
     }
@@ -216,13 +218,13 @@ impl BlobStream {
         }
     }
 
-    /// The front has brought all it should: the next part is the front.
-    async fn turn(&mut self) -> Result<()> {
+    /// Moves on to the next part once the front is complete.
+    async fn advance(&mut self) -> Result<()> {
         match self.ahead.pop_front() {
             Some(part) => {
                 self.in_time = if part.chunks.is_closed() { self.in_time + 1 } else { 0 };
                 if self.in_time > self.permits.len() {
-                    // Also those that were begun while others were read: whoever reads is not kept waiting.
+                    // Also releases parts in progress: the reader is the bottleneck.
                     self.permits.clear();
                 }
                 self.front = Front::Ahead(part);
@@ -230,13 +232,13 @@ impl BlobStream {
             None if self.next_at >= self.descriptor.size => self.front = Front::Nothing,
             None => {
                 let next = if self.is_stretch { self.first_part() } else { self.stretch() };
-                self.ask_in_time(next).await?;
+                self.ask_with_retries(next).await?;
             }
         }
         Ok(())
     }
 
-    /// What is asked for before it is read ahead: all the rest, if that is not large.
+    /// The range to request before parts are fetched ahead: all the rest, if that is not large.
     fn first_part(&mut self) -> Range<u64> {
         let (at, size) = (self.next_at, self.descriptor.size);
         self.comes_in_parts = size - at >= LARGE_LEN;
@@ -244,25 +246,25 @@ impl BlobStream {
         at..if self.comes_in_parts { at + PART_LEN } else { size }
     }
 
-    /// What is asked for where nothing is read ahead.
+    /// The range of a stretch.
     fn stretch(&mut self) -> Range<u64> {
         self.is_stretch = true;
         self.next_at..self.descriptor.size.min(self.next_at + STRETCH_LEN)
     }
 
-    /// Asks for what is missing before `end`, from the next host. What was read ahead may be of another than the one
-    /// that is asked by now.
-    async fn again(&mut self, failure: Error, giver: Option<Arc<Endpoint>>, end: u64) -> Result<()> {
+    /// Requests what is missing before `end` from the next host. `giver`, whose part failed, need not be the host
+    /// that is asked now, as parts ahead may come from earlier ones.
+    async fn retry(&mut self, failure: Error, giver: Option<Arc<Endpoint>>, end: u64) -> Result<()> {
         self.front = Front::Nothing;
         self.failures += 1;
         self.since_failure = 0;
         if let Some(giver) = giver {
             if failure.is(ErrorKind::DataLoss) || failure.is(ErrorKind::DeadlineExceeded) {
-                // The next blob does not begin with a host that lies or crawls, if there is another.
+                // Other blobs start with another host than a malicious or slow one, if there is one.
                 giver.rest();
             }
             if failure.is(ErrorKind::DataLoss) {
-                self.strike(&giver);
+                self.remove_host(&giver);
             } else if self.place_of(&giver) == Some(self.host % self.hosts.len()) {
                 self.host += 1;
             }
@@ -271,15 +273,15 @@ impl BlobStream {
             return Err(self.context(failure));
         }
         if self.host >= self.hosts.len() {
-            // All were asked, so it is the first one's turn: after a while.
+            // All hosts were tried, so it is the first one's turn again, after a pause.
             tokio::time::sleep(pause(self.failures)).await;
         }
         let missing = self.offset..end;
-        self.ask_in_time(missing).await
+        self.ask_with_retries(missing).await
     }
 
-    /// A host is not asked again.
-    fn strike(&mut self, host: &Arc<Endpoint>) {
+    /// Removes a host.
+    fn remove_host(&mut self, host: &Arc<Endpoint>) {
         let Some(at) = self.place_of(host) else { return };
         let next = self.host % self.hosts.len();
         self.hosts.remove(at);
@@ -290,12 +292,12 @@ impl BlobStream {
         self.hosts.iter().position(|known| Arc::ptr_eq(known, host))
     }
 
-    /// Opens the front for a range. Hosts may all be away for a while: each time that they are counts as a failure.
-    async fn ask_in_time(&mut self, range: Range<u64>) -> Result<()> {
+    /// Opens the front for a range. If all hosts are unavailable it tries again, and each time counts as a failure.
+    async fn ask_with_retries(&mut self, range: Range<u64>) -> Result<()> {
         loop {
             let is_borne = self.failures + 1 < self.pace.failures_max && !self.hosts.is_empty();
             match self.ask(range.clone()).await {
-                Err(error) if is_borne && is_absence(&error) => {
+                Err(error) if is_borne && is_unavailable(&error) => {
                     self.failures += 1;
                     self.since_failure = 0;
                     tokio::time::sleep(pause(self.failures)).await;
@@ -305,7 +307,7 @@ impl BlobStream {
         }
     }
 
-    /// Opens the front for a range, at the first host that gives it.
+    /// Opens the front for a range, at the first host that serves it.
     async fn ask(&mut self, range: Range<u64>) -> Result<()> {
         let mut failure = None;
         for _ in 0..self.hosts.len() {
@@ -315,7 +317,7 @@ impl BlobStream {
                 Ok(part) => {
                     self.next_at = self.next_at.max(part.range.end);
                     if part.range.end > range.end {
-                        // The host gives the whole or nothing: then there is nothing to read beside it.
+                        // The host does not support ranges and sends the rest, so nothing is fetched ahead.
                         self.ahead.clear();
                         self.readers.abort_all();
                         self.comes_in_parts = false;
@@ -325,9 +327,9 @@ impl BlobStream {
                     return Ok(());
                 }
                 Err(error) => {
-                    match may_pass(&error) {
+                    match is_transient(&error) {
                         true => self.host += 1,
-                        false => self.strike(&host),
+                        false => self.remove_host(&host),
                     }
                     failure = Some(error);
                 }
@@ -336,11 +338,12 @@ impl BlobStream {
         Err(failure.expect("there is a host"))
     }
 
-    /// Sees to it that as many parts are read ahead as may be.
+    /// Starts fetching as many parts ahead as allowed.
     fn read_ahead(&mut self) {
         while self.readers.try_join_next().is_some() {}
         if std::mem::take(&mut self.comes_in_parts) {
-            // Not before: hosts may be waited for very long, and streams that nobody reads take no part from others.
+            // Only now, with the first answer: a stream that waits for its host must not hold permits that others
+            // need.
             self.permits.extend((0..PARTS_AHEAD).map_while(|_| PARTS.try_acquire().ok()));
         }
         while self.ahead.len() < self.permits.len() && self.next_at < self.descriptor.size {
@@ -361,7 +364,7 @@ impl BlobStream {
     }
 }
 
-/// Reads a part into a channel that has room for all of it.
+/// Fetches a part into a channel with room for all of it.
 async fn read_part(
     host: Arc<Endpoint>,
     descriptor: Descriptor,
@@ -374,7 +377,7 @@ async fn read_part(
         if part.range != range {
             return Err(Error::unavailable(format!("{} ignores ranges now and then", host.name())));
         }
-        // Chunks of one size: small ones of a slow host would fill the channel before the part is whole.
+        // Chunks of equal size: many small ones would fill the channel before the part is complete.
         let mut chunk = BytesMut::with_capacity(CHUNK_LEN);
         while let Some(bytes) = part.next(&pace).await? {
             let mut rest = &bytes[..];
@@ -384,7 +387,7 @@ async fn read_part(
                 rest = later;
                 if chunk.len() == CHUNK_LEN {
                     let full = std::mem::replace(&mut chunk, BytesMut::with_capacity(CHUNK_LEN));
-                    // Nobody waits for a stream that was dropped.
+                    // The receiver is gone if the stream was dropped.
                     let _ = to.send(Ok(full.freeze())).await;
                 }
             }
@@ -399,24 +402,24 @@ async fn read_part(
     }
 }
 
-/// A body with the bytes of a range.
+/// A response body with the bytes of a range.
 struct Part {
-    /// What it will bring: to the end of the blob, if the host does not give ranges.
+    /// The range it covers: up to the end of the blob if the host does not support ranges.
     range: Range<u64>,
     body: Incoming,
-    /// Bytes before the range that a host without ranges sends too.
+    /// Bytes before the range, which a host without ranges also sends.
     skip: u64,
     left: u64,
-    /// The host has said how long the body is, and the connection holds it to that.
+    /// The response has a Content-Length, which the connection enforces.
     has_length: bool,
-    /// Time that was spent waiting for the host in this window, and what it brought.
+    /// Time spent waiting for the host in the current window, and the bytes it sent.
     waited: Duration,
     brought: u64,
     host: Arc<Endpoint>,
 }
 
 impl Part {
-    /// Asks a host for a range of a blob.
+    /// Requests a range of a blob from a host.
     async fn open(host: &Arc<Endpoint>, descriptor: &Descriptor, range: Range<u64>) -> Result<Part> {
         let (object, size) = (&descriptor.digest, descriptor.size);
         let mut request = Request::get(format!("blobs/{object}"), Capability::Pull);
@@ -452,7 +455,7 @@ impl Part {
         Ok(Part { range, body: answer.into_body(), skip, left, has_length, waited, brought: 0, host })
     }
 
-    /// The next bytes of the range; none when the body ends, be it early.
+    /// The next bytes of the range; `None` when the body ends, possibly early.
     async fn next(&mut self, pace: &Pace) -> Result<Option<Bytes>> {
         loop {
             if self.left == 0 && self.has_length {
@@ -489,7 +492,7 @@ impl Part {
         }
     }
 
-    /// Only the time that we wait counts: a host is not slow because our disk is.
+    /// Counts only time spent waiting: a slow local disk does not make a host slow.
     fn check_pace(&mut self, pace: &Pace, waited: Duration, brought: u64) -> Result<()> {
         self.waited += waited;
         self.brought += brought;
@@ -508,7 +511,7 @@ impl Part {
     }
 }
 
-/// Whether a `Content-Range` is the one that was asked for (RFC 9110 section 14.4).
+/// Whether a `Content-Range` matches the requested range (RFC 9110 section 14.4).
 fn is_range(given: &str, range: &Range<u64>, size: u64) -> bool {
     let parse = || {
         let (bounds, whole) = given.trim().strip_prefix("bytes ")?.split_once('/')?;
@@ -528,8 +531,8 @@ mod tests {
 
     const COUNT: usize = 20;
 
-    /// How many requests a blob of so many parts takes: each part that is read ahead has all come when it is wanted, or
-    /// none has.
+    /// How many requests a blob of several parts takes, if each part fetched ahead is complete when it is needed, or
+    /// none is.
     async fn requests(comes_in_time: bool) -> usize {
         const LEN: usize = COUNT * PART_LEN as usize;
         let (layout, registry) = (Layout::new(), Registry::start());
@@ -567,7 +570,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_is_slower_than_the_host_asks_it_seldom() {
+    async fn a_reader_slower_than_the_host_makes_few_requests() {
         assert_eq!(requests(false).await, COUNT, "each part");
         assert_eq!(requests(true).await, 2 * PARTS_AHEAD + 2, "the first ones, and all the rest");
     }

@@ -1,7 +1,7 @@
-//! What a registry wants to know of us: the `WWW-Authenticate` header (RFC 9110 section 11.6.1, and the token
-//! protocol of the distribution project).
+//! Authentication challenges: the `WWW-Authenticate` header (RFC 9110 section 11.6.1, and the distribution project's
+//! token protocol).
 
-/// One challenge that we can answer.
+/// A challenge that this client supports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
     Basic,
@@ -9,7 +9,7 @@ pub(crate) enum Challenge {
 }
 
 impl Challenge {
-    /// The first challenge that we can answer; Bearer before Basic. A header may hold several.
+    /// The first supported challenge; Bearer before Basic. A header may hold several.
     pub(crate) fn parse(headers: &[&str]) -> Option<Challenge> {
         let mut basic = None;
         for challenge in headers.iter().flat_map(|header| split(header)) {
@@ -35,7 +35,7 @@ struct Parsed<'a> {
     parameters: Vec<(&'a str, String)>,
 }
 
-/// `Scheme key=value, key="value", Scheme …`. What cannot be read ends the list.
+/// `Scheme key=value, key="value", Scheme …`. Malformed text ends the list.
 fn split(header: &str) -> Vec<Parsed<'_>> {
     let mut found: Vec<Parsed<'_>> = Vec::new();
     let mut rest = header;
@@ -63,10 +63,10 @@ fn is_token(byte: char) -> bool {
     byte.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(byte)
 }
 
-/// A token or a quoted string, and what follows it.
+/// A token or a quoted string, and the rest.
 fn value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
-        // Addresses without quotes are not allowed, and occur.
+        // Unquoted URLs are invalid, but occur.
         let end = text.find([',', ' ']).unwrap_or(text.len());
         return Some((text[..end].to_owned(), &text[end..]));
     };
@@ -135,7 +135,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_quoted_comes_back(realm in "[ -~]{1,60}", scope in "[ -~]{1,60}") {
+        fn quoted_parameters_come_back(realm in "[ -~]{1,60}", scope in "[ -~]{1,60}") {
             let quote = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
             let header = format!("Bearer realm=\"{}\",scope=\"{}\"", quote(&realm), quote(&scope));
             prop_assert_eq!(Challenge::parse(&[&header]), bearer(&realm, None, Some(&scope)));

@@ -1,4 +1,4 @@
-//! Who somebody is to a registry.
+//! Credentials for registries.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,20 +6,20 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-/// What a registry, or the server of its tokens, knows somebody by.
+/// Credentials for a registry, or for its token server.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Credentials {
     Password {
         user: String,
         password: String,
     },
-    /// Exchanged for tokens by the OAuth protocol; it is itself never shown to the registry.
+    /// Exchanged for tokens by OAuth 2.0 (`refresh_token`); never sent to the registry itself.
     IdentityToken(String),
-    /// Shown to the registry as it is.
+    /// Sent to the registry as a bearer token.
     RegistryToken(String),
 }
 
-/// Credentials by host, as hosts stand in references; a mirror's are its own.
+/// Credentials by host name as in references; a mirror has its own.
 pub type Keyring = BTreeMap<String, Credentials>;
 
 impl fmt::Debug for Credentials {
@@ -33,7 +33,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// The header of a name and a password, for those who have them.
+    /// The `Authorization` header for Basic, if these are a name and password.
     pub(crate) fn basic(&self) -> Option<String> {
         let Credentials::Password { user, password } = self else { return None };
         Some(format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))

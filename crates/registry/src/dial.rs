@@ -1,8 +1,8 @@
-//! Connections: to the host itself, or through a proxy.
+//! Connections to a host, directly or through a proxy.
 //!
 //! ```text
 //! https   host ◀── TLS ── [CONNECT host ── proxy] ── TCP
-//! http    proxy is asked for the whole address
+//! http    the request to the proxy has the absolute URL
 //! ```
 
 use std::io::{self, IoSlice};
@@ -25,30 +25,30 @@ use crate::tls::Tls;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Makes the connections of one client, beneath TLS.
+/// Connects one client, below TLS.
 #[derive(Clone)]
-pub(crate) struct Dial {
+pub(crate) struct Dialer {
     tcp: HttpConnector<Names>,
     proxies: Arc<Proxies>,
     timeout: Duration,
 }
 
-impl Dial {
-    pub(crate) fn new(proxies: Arc<Proxies>, timeout: Duration) -> Dial {
+impl Dialer {
+    pub(crate) fn new(proxies: Arc<Proxies>, timeout: Duration) -> Dialer {
         let mut tcp = HttpConnector::new_with_resolver(Names(GaiResolver::new()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        // Each address of a name gets its share, so that a dead one leaves time for the next.
+        // Divided among a name's addresses, so that a dead one leaves time for the next.
         tcp.set_connect_timeout(Some(timeout));
-        Dial { tcp, proxies, timeout }
+        Dialer { tcp, proxies, timeout }
     }
 
-    async fn connect(mut self, to: Uri) -> Result<Line, BoxError> {
+    async fn connect(mut self, to: Uri) -> Result<ProxyableStream, BoxError> {
         let proxies = self.proxies.clone();
         let Some(proxy) = proxies.choose(&to) else {
             let io = self.tcp.call(to).await?;
             let address = io.inner().peer_addr().ok();
-            return Ok(Line { io: Box::new(io), is_proxied: false, address });
+            return Ok(ProxyableStream { io: Box::new(io), is_proxied: false, address });
         };
         let connected = if proxy.address.scheme_str() == Some("https") {
             let tls = hyper_rustls::HttpsConnectorBuilder::new()
@@ -64,7 +64,7 @@ impl Dial {
     }
 }
 
-/// The system's way from names to addresses, shown to who witnesses a request.
+/// The system's name resolution, reported to the request's trace.
 #[derive(Clone)]
 struct Names(GaiResolver);
 
@@ -91,7 +91,7 @@ impl Service<Name> for Names {
     }
 }
 
-async fn through<C>(proxy: &Proxy, to: Uri, mut connector: C) -> Result<Line, BoxError>
+async fn through<C>(proxy: &Proxy, to: Uri, mut connector: C) -> Result<ProxyableStream, BoxError>
 where
     C: Service<Uri>,
     C::Response: Read + Write + Send + Unpin + 'static,
@@ -100,16 +100,16 @@ where
 {
     if to.scheme_str() != Some("https") {
         let io = connector.call(proxy.address.clone()).await.map_err(Into::into)?;
-        return Ok(Line { io: Box::new(io), is_proxied: true, address: None });
+        return Ok(ProxyableStream { io: Box::new(io), is_proxied: true, address: None });
     }
     let mut tunnel = Tunnel::new(proxy.address.clone(), connector);
     if let Some(authorization) = &proxy.authorization {
         tunnel = tunnel.with_auth(authorization.clone());
     }
-    Ok(Line { io: Box::new(tunnel.call(to).await?), is_proxied: false, address: None })
+    Ok(ProxyableStream { io: Box::new(tunnel.call(to).await?), is_proxied: false, address: None })
 }
 
-/// The sources of an error too: this one becomes a sentence.
+/// An error with its sources in one line.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = error.to_string();
     let mut next = error.source();
@@ -120,10 +120,10 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     line
 }
 
-impl Service<Uri> for Dial {
-    type Response = Line;
+impl Service<Uri> for Dialer {
+    type Response = ProxyableStream;
     type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Line, BoxError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<ProxyableStream, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
@@ -148,19 +148,19 @@ trait Io: Read + Write {}
 impl<T: Read + Write> Io for T {}
 
 /// An open connection.
-pub(crate) struct Line {
+pub(crate) struct ProxyableStream {
     io: Box<dyn Io + Send + Unpin>,
-    /// The other end is a proxy that wants whole addresses.
+    /// The other end is an HTTP proxy, which needs absolute URLs.
     is_proxied: bool,
-    /// Of the other end, where that is the host itself.
+    /// The other end's address, if it is the host itself.
     address: Option<SocketAddr>,
 }
 
-/// The other end of the connection that an answer came over.
+/// The address of the other end of a response's connection.
 #[derive(Clone, Copy)]
 pub(crate) struct RemoteAddress(pub(crate) SocketAddr);
 
-impl Connection for Line {
+impl Connection for ProxyableStream {
     fn connected(&self) -> Connected {
         let connected = Connected::new().proxy(self.is_proxied);
         match self.address {
@@ -170,7 +170,7 @@ impl Connection for Line {
     }
 }
 
-impl Read for Line {
+impl Read for ProxyableStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -180,7 +180,7 @@ impl Read for Line {
     }
 }
 
-impl Write for Line {
+impl Write for ProxyableStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

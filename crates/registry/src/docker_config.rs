@@ -1,4 +1,4 @@
-//! Credentials as `docker login` and `podman login` keep them.
+//! Credentials in the file that `docker login` and `podman login` write.
 //!
 //! ```json
 //! { "auths": { "registry.example": { "auth": "base64 of user:password" },
@@ -7,9 +7,9 @@
 //!   "credsStore": "NAME" }
 //! ```
 //!
-//! For a host that has a helper, or where there is a store, `docker-credential-NAME` is asked: it is a program
-//! of the user's session, so this runs on the user's side, never in the daemon. What helpers say and files hold
-//! has limits; secrets are in no message.
+//! For a host with a helper, or if there is a store, `docker-credential-NAME` is run: a program of the user's
+//! session, so this runs in the client, never in the daemon. Sizes of helper output and files are bounded; no message
+//! contains a secret.
 
 use std::fs;
 use std::io::{ErrorKind as IoErrorKind, Write};
@@ -28,22 +28,22 @@ use types::{Context, Error, Result};
 use crate::credentials::Credentials;
 use crate::tls::Pem;
 
-/// Helpers may ask a person, or the network.
+/// A helper may prompt the user, or use the network.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(60);
 const HELPER_OUTPUT_LEN_MAX: u64 = 64 << 10;
-/// What helpers say when they have nothing; there is no code for it.
+/// Helpers print this if they have no credentials; there is no exit code for it.
 const NOT_FOUND: &str = "credentials not found";
-/// The user's name when the secret is an identity token.
+/// The user name that marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// A file of credentials, as it was read.
+/// A credentials file.
 #[derive(Debug)]
 pub struct DockerConfig {
     file: PathBuf,
     document: Map<String, Value>,
 }
 
-/// Credentials, and where they are kept.
+/// Credentials, and where they are stored.
 #[derive(Debug)]
 pub struct Found {
     pub credentials: Credentials,
@@ -53,7 +53,7 @@ pub struct Found {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeptIn {
     File(PathBuf),
-    /// The program's name.
+    /// The helper program's name.
     Helper(String),
 }
 
@@ -67,7 +67,7 @@ impl std::fmt::Display for KeptIn {
 }
 
 impl DockerConfig {
-    /// Reads a file; one that is not there is empty.
+    /// Reads a file; a missing one counts as empty.
     pub fn read(file: &Path) -> Result<DockerConfig> {
         let pem = match Pem::read(file) {
             Err(error) if error.is(types::ErrorKind::NotFound) => {
@@ -78,20 +78,21 @@ impl DockerConfig {
         DockerConfig::parse(file, pem.bytes())
     }
 
-    /// Takes a text for the file's: that of `DOCKER_AUTH_CONFIG`, say.
+    /// Parses `text` as the content of `file`, for example that of `DOCKER_AUTH_CONFIG`.
     pub fn parse(file: &Path, text: &[u8]) -> Result<DockerConfig> {
         let file = file.to_owned();
         if text.trim_ascii().is_empty() {
             return Ok(DockerConfig { file, document: Map::new() });
         }
-        // The parser's message may repeat what it found: it may be a password.
+        // The JSON parser's message may quote a password.
         let bad =
             |line: usize| Error::invalid_argument(format!("{}:{line}: not a JSON object", file.display()));
         let document = serde_json::from_slice(text).map_err(|error| bad(error.line()))?;
         Ok(DockerConfig { file, document })
     }
 
-    /// Credentials for a registry, by its name in references; more than the host where podman has them.
+    /// Credentials for a registry, by its name in references. Podman's entries for a path below the registry take
+    /// precedence.
     pub async fn find(&self, registry: &str, repository: &str) -> Result<Option<Found>> {
         if let Some(helper) = self.helper(registry)?
             && let Some(credentials) = helper.get(key(registry)).await?
@@ -110,7 +111,7 @@ impl DockerConfig {
         }
     }
 
-    /// Keeps credentials for a registry, and says where. All else in the file stays.
+    /// Stores credentials for a registry, and returns where. The rest of the file stays.
     pub async fn store(&mut self, registry: &str, credentials: &Credentials) -> Result<KeptIn> {
         let helper = self.helper(registry)?;
         let (user, secret) = match credentials {
@@ -137,7 +138,7 @@ impl DockerConfig {
         Ok(helper.map_or_else(|| KeptIn::File(self.file.clone()), |helper| KeptIn::Helper(helper.program)))
     }
 
-    /// Forgets a registry. Says whether there was anything to forget.
+    /// Removes the credentials of a registry. Returns whether there were any.
     pub async fn erase(&mut self, registry: &str) -> Result<bool> {
         let mut was_there = false;
         if let Some(helper) = self.helper(registry)? {
@@ -206,7 +207,7 @@ impl DockerConfig {
         Ok(Some(Helper { program: format!("docker-credential-{name}") }))
     }
 
-    /// Whole or not at all, and for its owner only. A link stays a link.
+    /// Replaces the file atomically, readable by its owner only. A symbolic link stays one.
     fn write(&self) -> Result<()> {
         let file = fs::canonicalize(&self.file).unwrap_or_else(|_| self.file.clone());
         let what = || format!("write {}", file.display());
@@ -215,7 +216,7 @@ impl DockerConfig {
         let mut text = serde_json::to_string_pretty(&self.document).expect("it was read as JSON");
         text.push('\n');
         let name = file.file_name().unwrap_or_default().to_string_lossy();
-        // Of this process alone: others may log in meanwhile. So it is not `stdx::replace`, which has one writer.
+        // Named by process id, as other processes may log in meanwhile; `stdx::replace` allows one writer only.
         let beside = folder.join(format!(".{name}.{}", std::process::id()));
         let opened = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside);
         let written = opened.and_then(|mut new| {
@@ -225,19 +226,19 @@ impl DockerConfig {
             fs::File::open(folder)?.sync_all()
         });
         if written.is_err() {
-            // It is not there if it could not be made.
+            // It does not exist if it could not be created.
             let _ = fs::remove_file(&beside);
         }
         written.context(what)
     }
 }
 
-/// What a registry is called in the file.
+/// The registry's key in the file.
 fn key(registry: &str) -> &str {
     if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry }
 }
 
-/// The registry that a key of the file is for: keys may be addresses.
+/// The registry that a key of the file is for; a key may be a URL.
 fn host_of(key: &str) -> &str {
     let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     match bare.split('/').next().unwrap_or_default() {
@@ -246,14 +247,14 @@ fn host_of(key: &str) -> &str {
     }
 }
 
-/// Whether a key of the file is for a whole registry: its name or address, and not a part of it as podman has them.
+/// Whether a key of the file is for a whole registry, and not for a path in it as podman writes them.
 fn is_for_all_of(key: &str, registry: &str) -> bool {
     let is_address = key.starts_with("https://") || key.starts_with("http://");
     let path = key.split_once('/').map_or("", |(_, path)| path.trim_end_matches('/'));
     host_of(key) == registry && (is_address || matches!(path, "" | "v1" | "v2"))
 }
 
-/// `docker-credential-NAME`.
+/// The program `docker-credential-NAME`.
 struct Helper {
     program: String,
 }
@@ -287,7 +288,7 @@ impl Helper {
         self.run("erase", server).await.map(drop)
     }
 
-    /// Runs it with one line of input. Its own words are the error's if it fails.
+    /// Runs the helper with one line of input. If it fails, the error has its output.
     async fn run(&self, verb: &str, input: &str) -> Result<Vec<u8>> {
         let what = format!("{} {verb}", self.program);
         let mut command = Command::new(&self.program);
@@ -301,7 +302,7 @@ impl Helper {
         })?;
         let (mut stdin, stdout) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
         let talk = async {
-            // One that does not read says so by how it ends.
+            // A helper that does not read its input reports why by its exit status.
             let _ = stdin.write_all(input.as_bytes()).await;
             drop(stdin);
             let mut said = Vec::new();
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_read_is_told_without_its_secret() {
+    async fn unreadable_entries_are_reported_without_their_secrets() {
         for (text, words) in [
             ("{\n\"auths\": s3cret}", "config.json:2: not a JSON object"),
             ("[]", "not a JSON object"),
@@ -479,7 +480,7 @@ mod tests {
         }
     }
 
-    /// The clock runs ahead while there is nothing to do but to wait for the helper.
+    /// Time is paused: it advances while the test only waits for the helper.
     #[tokio::test(start_paused = true)]
     async fn a_helper_that_does_not_end_is_ended() {
         let dir = TempDir::new().unwrap();

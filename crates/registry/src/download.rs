@@ -1,4 +1,4 @@
-//! Files by their address, as whoever imports one names them: they are no registry's, and no credentials go along.
+//! Downloads of files by URL, for imports: no registry, no credentials.
 
 use std::time::Duration;
 
@@ -12,13 +12,14 @@ use types::{Error, Result};
 use crate::remote::Connections;
 use crate::request::Body;
 use crate::tls::Tls;
-use crate::transport::{Outgoing, RetryPolicy, error_text, origin};
+use crate::transport::{Outgoing, RetryPolicy, error_text};
+use crate::url::origin;
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two parts of the file.
+/// The longest time between two chunks.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// A file on its way.
+/// A download in progress.
 pub struct Download {
     address: Uri,
     size: Option<u64>,
@@ -26,8 +27,8 @@ pub struct Download {
 }
 
 impl Connections {
-    /// Begins to fetch the file at an address, `http://…` or `https://…`, along redirects, of which none leads from the
-    /// protected into the open. `InvalidArgument` is an address that is none, `NotFound` one where nothing is.
+    /// Starts downloading the file at a URL, `http://…` or `https://…`. Follows redirects, but none from https to
+    /// http. `InvalidArgument` for an invalid URL, `NotFound` if the server has no such file.
     pub async fn download(&self, address: &str) -> Result<Download> {
         let bad = |why: &str| Error::invalid_argument(format!("{address:?} is no address of a file: {why}"));
         let url: Uri = address.parse().map_err(|error| bad("it cannot be read").with_source(error))?;
@@ -74,12 +75,12 @@ impl Connections {
 }
 
 impl Download {
-    /// Bytes of the whole, if the server says.
+    /// Bytes of the file, if the server says.
     pub fn size(&self) -> Option<u64> {
         self.size
     }
 
-    /// The next bytes; none at the end. `Unavailable` if it broke off before.
+    /// The next bytes; `None` at the end. `Unavailable` if the connection breaks before.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             match tokio::time::timeout(SILENCE_MAX, self.body.frame()).await {

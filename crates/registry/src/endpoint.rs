@@ -1,11 +1,11 @@
-//! A host as one person speaks to it about one repository: its address, its tokens, its answers.
+//! A host as one user accesses one repository on it: its URL, tokens and answers.
 //!
 //! ```text
-//! request ─▶ with what the last challenge asked for ─▶ host
+//! request ─▶ with authorization for the last challenge ─▶ host
 //!              401 with a challenge ─▶ token or password ─▶ once more, and that is the answer
 //! ```
 //!
-//! What a host does wrong is remembered by the transport: it rests, and others are asked before it.
+//! The transport remembers a host's failures: the host rests, and others are asked before it.
 
 use std::sync::Arc;
 
@@ -23,9 +23,8 @@ use crate::http_trace::HttpTrace;
 use crate::identity::Identity;
 use crate::request::{Body, Request, Target};
 use crate::token::{Scopes, Token, TokenKey};
-use crate::transport::{
-    Outgoing, Reply, RetryPolicy, Transport, error_text, host_of, origin, read_body, resolve, retry_after,
-};
+use crate::transport::{Outgoing, Reply, RetryPolicy, Transport, error_text, read_body, retry_after};
+use crate::url::{host_of, origin, resolve};
 
 const TOKEN_LEN_MAX: usize = 256 << 10;
 
@@ -33,28 +32,28 @@ const TOKEN_LEN_MAX: usize = 256 << 10;
 pub struct Endpoint {
     transport: Arc<Transport>,
     host: Host,
-    /// The registry's name, as it stands in references.
+    /// The registry's name in references.
     registry: String,
-    /// Empty for what concerns the whole registry.
+    /// Empty for requests about the whole registry.
     repository: String,
     identity: Identity,
-    /// Who is shown what is said.
+    /// Receives requests and answers.
     trace: Option<HttpTrace>,
-    /// For what another host can be asked after this one.
+    /// Capabilities for which another host comes after this one.
     followed: Vec<Capability>,
-    /// `https://host`, once it is known how the host is spoken to.
+    /// `https://host`, once the scheme is known.
     origin: OnceCell<String>,
-    /// What the host asked for last.
+    /// The last challenge.
     challenge: Mutex<Option<Challenge>>,
-    /// One fetches a token, and all who wait use it.
+    /// Held while fetching a token, so that concurrent requests share it.
     fetching: tokio::sync::Mutex<()>,
 }
 
-/// What a host said.
+/// A host's answer to a request.
 pub struct Answer {
     endpoint: Arc<Endpoint>,
     reply: Reply,
-    /// What was asked, for messages.
+    /// What was requested, for messages.
     object: String,
     capability: Capability,
 }
@@ -68,30 +67,30 @@ impl Answer {
         self.reply.response.headers()
     }
 
-    /// The version of HTTP that it came in.
+    /// The HTTP version of the response.
     pub fn version(&self) -> http::Version {
         self.reply.response.version()
     }
 
-    /// The length of the body that the host announces.
+    /// The `Content-Length` of the response.
     pub fn content_length(&self) -> Option<u64> {
         self.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
-    /// Where it came from, at the end of all redirects.
+    /// The URL that answered, after all redirects.
     pub fn address(&self) -> &Uri {
         &self.reply.address
     }
 
-    /// An address that the answer names, whole: relative ones are meant from where it came from (RFC 9110, 10.2.2).
-    pub(crate) fn names(&self, address: &str) -> Result<String> {
+    /// Resolves a URL in the answer, relative to the URL that answered (RFC 9110, 10.2.2).
+    pub(crate) fn resolve_url(&self, address: &str) -> Result<String> {
         let whole = resolve(self.address(), address);
         let whole =
             whole.map_err(|error| error.context(format!("{} led to {address:?}", self.endpoint.name())))?;
         Ok(whole.to_string())
     }
 
-    /// Who said it: whatever follows from the answer goes there.
+    /// The host that answered: follow-up requests go there.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
@@ -100,7 +99,7 @@ impl Answer {
         self.reply.response.into_body()
     }
 
-    /// Turns an answer that is no success into an error that says what to do.
+    /// Turns an unsuccessful answer into an error that says what to do.
     pub async fn checked(self) -> Result<Answer> {
         if self.status().is_success() {
             return Ok(self);
@@ -116,11 +115,11 @@ impl Answer {
     }
 }
 
-/// What a request shows of us.
+/// The authorization of a request.
 #[derive(Default)]
-struct Shown {
+struct Authorization {
     header: Option<String>,
-    /// Where the token in it is kept.
+    /// Key of the token in it, to drop the token if it is refused.
     key: Option<TokenKey>,
 }
 
@@ -152,44 +151,44 @@ impl Endpoint {
         &self.host
     }
 
-    /// As people know it: the registry by its name in references, a mirror by its address.
+    /// A readable name: the registry's name in references, or a mirror's address.
     pub fn name(&self) -> &str {
         self.host.name(&self.registry)
     }
 
-    /// What the host asked for last, if it asked for anything.
+    /// The last challenge, if there was one.
     pub(crate) fn challenge(&self) -> Option<Challenge> {
         self.challenge.lock().clone()
     }
 
-    /// Shows a document that came to who witnesses the conversation.
+    /// Shows a received document in the trace.
     pub(crate) fn show(&self, document: &[u8]) {
         if let Some(trace) = &self.trace {
             trace.document(document);
         }
     }
 
-    /// Whether it failed a short while ago, so that others are asked before it.
+    /// Whether it failed a short while ago, so that other hosts are asked before it.
     pub fn is_resting(&self) -> bool {
         self.transport.is_resting(&self.host.authority)
     }
 
-    /// Lets it rest, for what only the caller can see: that it is too slow, or that its bytes are wrong.
+    /// Lets it rest, for failures that only the caller notices: slowness, or wrong bytes.
     pub fn rest(&self) {
         self.transport.rest(&self.host.authority, None);
     }
 
-    /// Sends a request to this host, with whatever authorization it wants. Any answer is an answer: see
+    /// Sends a request to this host, with the authorization it requires. An unsuccessful status is an answer too: see
     /// [`Answer::checked`].
     pub async fn send(self: &Arc<Endpoint>, request: &Request) -> Result<Answer> {
-        // Nobody else is asked to take what is pushed, even if another may.
+        // A push goes to one host, even if others have the capability.
         let is_followed =
             request.capability != Capability::Push && self.followed.contains(&request.capability);
         let retry = if is_followed { self.transport.mirror_retry() } else { RetryPolicy::LAST };
         self.send_with(request, retry).await
     }
 
-    /// The same; an answer that is no success is an error.
+    /// As [`Endpoint::send`]; an unsuccessful answer is an error.
     pub(crate) async fn ask(self: &Arc<Endpoint>, request: &Request) -> Result<Answer> {
         self.send(request).await?.checked().await
     }
@@ -223,15 +222,15 @@ impl Endpoint {
         let shown = match (self.challenge(), self.identity.known()) {
             (Some(challenge), _) => self.answer_to(&challenge, request, retry).await?,
             (None, Some(Credentials::RegistryToken(token))) => {
-                Shown { header: Some(format!("Bearer {token}")), key: None }
+                Authorization { header: Some(format!("Bearer {token}")), key: None }
             }
-            (None, _) => Shown::default(),
+            (None, _) => Authorization::default(),
         };
         let reply = self.once(request, shown.header.as_deref(), retry).await?;
         if reply.response.status() != StatusCode::UNAUTHORIZED {
             return Ok(reply);
         }
-        // Who we are is a matter between this host and us: whom it leads to cannot ask for it.
+        // Only this host may ask for its credentials, not one that it redirects to.
         if self.is_elsewhere(&reply.address).await {
             return Ok(reply);
         }
@@ -242,12 +241,12 @@ impl Endpoint {
             self.transport.tokens.drop(refused);
         }
         self.identity.learn(&self.host.authority, &asked).await?;
-        // What it asks for where another repository is read as well holds for that only.
+        // A challenge that includes another repository's scope is valid for this request only.
         if request.reads.is_empty() {
             *self.challenge.lock() = Some(challenge.clone());
         }
         let fresh = self.answer_to(&challenge, request, retry).await?;
-        // What was refused once is refused again.
+        // The same authorization would be refused again.
         if fresh.header.is_none() || fresh.header == shown.header {
             return Ok(reply);
         }
@@ -286,7 +285,7 @@ impl Endpoint {
         self.transport.send(&outgoing).await
     }
 
-    /// Where the host is. Registries of this machine may do without TLS, as Docker lets them.
+    /// The host's origin. A registry on a loopback address may do without TLS, as with Docker.
     pub(crate) async fn origin(&self) -> &str {
         let authority = &self.host.authority;
         let find = async {
@@ -296,13 +295,13 @@ impl Endpoint {
                 Scheme::Either => !self.transport.speaks_tls(authority, &self.host.tls).await,
             };
             let address = format!("{}://{authority}", if plain { "http" } else { "https" });
-            // In the form in which it is compared with where answers come from.
+            // Normalized, as it is compared with the origins of answers.
             parse(&address).map_or(address, |address| origin(&address))
         };
         self.origin.get_or_init(|| find).await
     }
 
-    /// Whether an address is not this host's.
+    /// Whether a URL has another origin than this host.
     async fn is_elsewhere(&self, address: &Uri) -> bool {
         origin(address) != self.origin().await
     }
@@ -312,14 +311,19 @@ impl Endpoint {
         self.transport.proxy(&address)
     }
 
-    /// What is shown to a host that asks for something; nothing if we have nothing.
-    async fn answer_to(&self, challenge: &Challenge, request: &Request, retry: RetryPolicy) -> Result<Shown> {
+    /// The authorization that answers a challenge; empty if there are no credentials for it.
+    async fn answer_to(
+        &self,
+        challenge: &Challenge,
+        request: &Request,
+        retry: RetryPolicy,
+    ) -> Result<Authorization> {
         if let Some(Credentials::RegistryToken(token)) = self.identity.known() {
-            return Ok(Shown { header: Some(format!("Bearer {token}")), key: None });
+            return Ok(Authorization { header: Some(format!("Bearer {token}")), key: None });
         }
         let Challenge::Bearer { realm, service, scope } = challenge else {
             let header = self.identity.known().and_then(Credentials::basic);
-            return Ok(Shown { header, key: None });
+            return Ok(Authorization { header, key: None });
         };
         let mut scopes = Scopes::default();
         if !self.repository.is_empty() {
@@ -336,7 +340,7 @@ impl Endpoint {
             credentials: self.identity.known().cloned(),
         };
         let token = self.token(&key, retry).await?;
-        Ok(Shown { header: Some(format!("Bearer {token}")), key: Some(key) })
+        Ok(Authorization { header: Some(format!("Bearer {token}")), key: Some(key) })
     }
 
     async fn token(&self, key: &TokenKey, retry: RetryPolicy) -> Result<String> {
@@ -348,7 +352,7 @@ impl Endpoint {
             return Ok(token);
         }
         let realm = &key.realm;
-        // A registry that speaks TLS must not send passwords into the open.
+        // A registry with TLS must not cause passwords to be sent unencrypted.
         if self.origin().await.starts_with("https://") && !realm.starts_with("https://") {
             return Err(Error::permission_denied(format!(
                 "{} asks for a token from {realm}, which is not https",
@@ -428,7 +432,7 @@ impl Endpoint {
         }
     }
 
-    /// What an answer that is no success means, and what to do.
+    /// The error for an unsuccessful answer, with advice.
     fn refusal(
         &self,
         status: StatusCode,
@@ -458,7 +462,7 @@ impl Endpoint {
         }
     }
 
-    /// Host and repository.
+    /// Registry and repository.
     fn what(&self) -> String {
         if self.repository.is_empty() {
             self.registry.clone()
@@ -480,7 +484,7 @@ impl Endpoint {
     }
 }
 
-/// The words of a registry, if it has any, to follow a sentence.
+/// The registry's message, if any, as the end of a sentence.
 fn said(words: &str) -> String {
     if words.is_empty() { String::new() } else { format!(": {words}") }
 }
@@ -489,7 +493,7 @@ fn parse(url: &str) -> Result<Uri> {
     url.parse().map_err(|error| Error::invalid_argument(format!("invalid address {url}")).with_source(error))
 }
 
-/// What a request is about: the last part of its path.
+/// What a request is for: the last component of its path.
 fn object(request: &Request) -> String {
     let path = match &request.target {
         Target::Registry => "",

@@ -1,4 +1,4 @@
-//! What happens when a repository is asked for: each of its hosts, and what it said to us.
+//! Diagnosis of a repository: each of its hosts, and its answer.
 
 use http::header::ACCEPT;
 use http::{HeaderValue, StatusCode, Version};
@@ -15,44 +15,44 @@ use crate::transport::RetryPolicy;
 #[derive(Debug)]
 pub struct Explained {
     pub host: Host,
-    /// As people know it.
+    /// A readable name.
     pub name: String,
-    /// `https://host`, as it turned out.
+    /// `https://host`, with the scheme that it speaks.
     pub origin: String,
-    /// The proxy between it and us.
+    /// The proxy in front of it.
     pub proxy: Option<String>,
-    /// It failed a short while ago, so others are asked before it.
+    /// It failed a short while ago, so other hosts are asked before it.
     pub is_resting: bool,
-    /// What it wants to know of us.
-    pub wants: Option<Wanted>,
-    pub answer: Result<Said>,
+    /// The authentication that it requires.
+    pub wants: Option<AuthScheme>,
+    pub answer: Result<HostAnswer>,
 }
 
 #[derive(Debug)]
-pub enum Wanted {
+pub enum AuthScheme {
     Basic,
-    /// A token from here.
+    /// A token from this realm.
     Bearer(String),
 }
 
 #[derive(Debug)]
-pub struct Said {
+pub struct HostAnswer {
     pub version: Version,
     pub status: StatusCode,
-    /// The digest of what was asked for, as the host has it.
+    /// The digest of the requested document, as the host reports it.
     pub digest: Option<String>,
 }
 
 impl Remote {
-    /// Asks every host once, and goes on where one fails.
+    /// Asks every host once, also after one has answered.
     pub async fn explain(&self) -> Vec<Explained> {
         let mut explained = Vec::new();
         for endpoint in self.all_endpoints() {
             let is_resting = endpoint.is_resting();
             let answer = ask(endpoint, self.reference().object()).await;
             let wants = endpoint.challenge().map(|challenge| match challenge {
-                Challenge::Basic => Wanted::Basic,
-                Challenge::Bearer { realm, .. } => Wanted::Bearer(realm),
+                Challenge::Basic => AuthScheme::Basic,
+                Challenge::Bearer { realm, .. } => AuthScheme::Bearer(realm),
             });
             let origin = endpoint.origin().await.to_owned();
             explained.push(Explained {
@@ -69,8 +69,8 @@ impl Remote {
     }
 }
 
-/// Asks for what the reference names; a host that may not be asked for that, whether it is there.
-async fn ask(endpoint: &std::sync::Arc<Endpoint>, object: String) -> Result<Said> {
+/// Requests the reference's document; from a host that may not be asked for it, only the API's root.
+async fn ask(endpoint: &std::sync::Arc<Endpoint>, object: String) -> Result<HostAnswer> {
     let pulls = endpoint.host().can(Capability::Pull) || endpoint.host().can(Capability::Resolve);
     let request = match pulls {
         true => Request::get(format!("manifests/{object}"), Capability::Pull)
@@ -82,5 +82,5 @@ async fn ask(endpoint: &std::sync::Arc<Endpoint>, object: String) -> Result<Said
         let text = value.to_str().map_err(|_| Error::data_loss("the digest is not text"));
         text.and_then(str::parse::<types::Digest>).map(|digest| digest.to_string())
     });
-    Ok(Said { version: answer.version(), status: answer.status(), digest: digest.transpose()? })
+    Ok(HostAnswer { version: answer.version(), status: answer.status(), digest: digest.transpose()? })
 }

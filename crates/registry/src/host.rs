@@ -1,10 +1,10 @@
-//! A host that can be asked for a repository: the registry itself, or a mirror of it.
+//! A host of a repository: the registry itself, or a mirror of it.
 //!
 //! ```text
 //! https://mirror.example:5000/path   scheme, authority, path
-//!         capabilities               what it is asked for, and what it is not
-//!         headers                    what every request to it carries
-//!         tls                        who vouches for it, and who we are
+//!         capabilities               what it may be asked for
+//!         headers                    sent with every request to it
+//!         tls                        its certificate authorities, and client certificates
 //! ```
 
 use std::net::IpAddr;
@@ -14,23 +14,22 @@ use std::time::Duration;
 use crate::tls::Tls;
 use http::HeaderMap;
 
-/// For a connection to be made, unless `hosts.toml` says otherwise.
+/// Default connect timeout, unless `hosts.toml` sets one.
 pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same for a mirror, after which somebody else can be asked.
+/// As `DIAL_TIMEOUT`, for a mirror, after which another host can be asked.
 pub(crate) const MIRROR_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How a host is spoken to.
+/// The URL scheme of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     Https,
     Http,
-    /// TLS if the host answers in it, else without: for registries of this machine.
+    /// https if the host speaks TLS, else http: for registries on loopback addresses.
     Either,
 }
 
 impl Scheme {
-    /// Name and port in the form that is the same for all that mean the same host: in small letters, and without the
-    /// port that is meant where none is written.
+    /// Normalizes host name and port, so that equal hosts compare equal: in lower case, and without the default port.
     pub(crate) fn plain_authority(self, authority: &str) -> String {
         let usual = if self == Scheme::Http { ":80" } else { ":443" };
         let small = authority.to_ascii_lowercase();
@@ -38,15 +37,15 @@ impl Scheme {
     }
 }
 
-/// What a host may be asked for.
+/// A kind of request that a host may get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// Documents and blobs by their digest.
+    /// Manifests and blobs by their digest.
     Pull,
-    /// The digest that a tag stands for. Whoever answers this is trusted with the choice.
+    /// The digest of a tag. The host is trusted with the choice.
     Resolve,
     Push,
-    /// What refers to a manifest.
+    /// The referrers of a manifest.
     Referrers,
 }
 
@@ -63,7 +62,7 @@ impl Capability {
         }
     }
 
-    /// The actions that a token must allow.
+    /// The token actions that requests of this kind need.
     pub(crate) fn actions(self) -> &'static str {
         match self {
             Capability::Push => "pull,push",
@@ -72,27 +71,27 @@ impl Capability {
     }
 }
 
-/// Where and how requests are sent.
+/// Where and how to send requests.
 #[derive(Clone, Debug)]
 pub struct Host {
     pub scheme: Scheme,
-    /// Name and port, as they stand in an address.
+    /// Host name and port.
     pub authority: String,
-    /// Before the repository's name: `/v2`, unless something else is asked for.
+    /// URL path before the repository's name: `/v2`, unless `override_path` is set.
     pub path: String,
     pub capabilities: Vec<Capability>,
     /// Sent to this host only, never along a redirect to another.
     pub headers: HeaderMap,
-    /// It stands in for the registry, which comes after it.
+    /// Whether it is a mirror, asked before the registry.
     pub is_mirror: bool,
     pub tls: Tls,
     pub dial_timeout: Duration,
-    /// The file or directory that says all this; none if nobody says anything.
+    /// The file or directory of this configuration; `None` for defaults.
     pub source: Option<PathBuf>,
 }
 
 impl Host {
-    /// A registry by its name in references.
+    /// A registry, by its name in references.
     pub fn upstream(registry: &str) -> Host {
         let authority = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         Host {
@@ -108,18 +107,18 @@ impl Host {
         }
     }
 
-    /// As people know it: the registry by its name in references, a mirror by its address.
+    /// A readable name: the registry's name in references, or a mirror's address.
     pub fn name<'a>(&'a self, registry: &'a str) -> &'a str {
         if self.is_mirror { &self.authority } else { registry }
     }
 
-    /// The names under which credentials for it may be kept, the first that has some counts. What people
-    /// have for a registry is for the server that stands in its file, and not for its mirrors.
+    /// The names under which a keyring may have its credentials; the first one found counts. A registry's credentials
+    /// are also used for the `server` of its hosts.toml, but not for its mirrors.
     pub fn login_names<'a>(&'a self, registry: &'a str) -> Vec<&'a str> {
         if self.is_mirror { vec![&self.authority] } else { vec![&self.authority, registry] }
     }
 
-    /// Whether it goes by another name than the registry, so that it must be told for which it is asked.
+    /// Whether its address differs from the registry's, so that requests need the `ns` parameter.
     pub(crate) fn is_told(&self, registry: &str) -> bool {
         self.authority != Host::upstream(registry).authority
     }
@@ -143,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_machine_is_known_by_its_names() {
+    fn loopback_hosts_are_recognized() {
         for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.1.2.3"] {
             assert!(is_loopback(host), "{host}");
         }

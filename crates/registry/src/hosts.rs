@@ -1,4 +1,4 @@
-//! Whom to ask for a repository: what directories such as `/etc/hoist/certs.d` say of its registry.
+//! The hosts of a registry, as directories such as `/etc/hoist/certs.d` configure them.
 //!
 //! ```text
 //! certs.d/
@@ -6,12 +6,11 @@
 //! ├── registry.example:5000/         or as it is written
 //! │   ├── hosts.toml                 mirrors and the registry itself
 //! │   └── *.crt  *.cert  *.key       Docker's files, where there is no hosts.toml
-//! └── _default/                      for registries that have no directory
+//! └── _default/                      for registries without a directory
 //! ```
 //!
-//! The first directory that is found is the one that counts, in the first of the directories of
-//! configuration that has one. They are read anew for each pull, so that a change needs no restart; what
-//! cannot be read is an error, never a reason to ask somebody else.
+//! The first directory found counts, in the first configuration directory that has one. Files are read for each pull,
+//! so that a change needs no restart; an invalid file is an error, never a reason to ask another host.
 
 use std::fs;
 use std::io;
@@ -23,7 +22,8 @@ use crate::host::{Host, MIRROR_DIAL_TIMEOUT, Scheme};
 use crate::hosts_toml::{Entry, HostsToml};
 use crate::tls::{ClientPem, Pem, Tls};
 
-/// The hosts of a registry, by its name in references, in the order in which they are asked. The registry itself is always among them.
+/// The hosts of a registry, by its name in references, in the order in which they are asked. Always includes the
+/// registry itself.
 pub(crate) fn hosts(directories: &[PathBuf], registry: &str) -> Result<Vec<Host>> {
     let names = directory_names(registry);
     for directory in directories.iter().flat_map(|root| names.iter().map(|name| root.join(name))) {
@@ -74,7 +74,7 @@ fn host(entry: &Entry, registry: &str, file: &Path, is_mirror: bool) -> Result<H
     if let Some(address) = &entry.address {
         host.scheme = address.scheme;
         host.authority = address.authority.clone();
-        // The registry's own address may stand among the mirrors.
+        // The registry's own address may be listed among the mirrors.
         let plain = |authority: &str| address.scheme.plain_authority(authority);
         let own = plain(&address.authority);
         host.is_mirror = is_mirror && own != plain(&upstream) && own != plain(registry);
@@ -101,7 +101,7 @@ fn host(entry: &Entry, registry: &str, file: &Path, is_mirror: bool) -> Result<H
             .collect::<Result<_>>()?,
         skip_verify: entry.skip_verify.unwrap_or(false),
     };
-    // Who says how TLS is to be spoken to an http address wants it where the host can.
+    // TLS options for an http address mean: TLS if the host speaks it.
     let tells_tls = !host.tls.ca.is_empty() || !host.tls.client.is_empty() || entry.skip_verify.is_some();
     if host.scheme == Scheme::Http && tells_tls {
         host.scheme = Scheme::Either;
@@ -109,7 +109,7 @@ fn host(entry: &Entry, registry: &str, file: &Path, is_mirror: bool) -> Result<H
     Ok(host)
 }
 
-/// `*.crt` are CAs; `NAME.cert` and `NAME.key` are a client's, and one without the other is a mistake.
+/// `*.crt` are CAs; `NAME.cert` and `NAME.key` are a client certificate, and one without the other is an error.
 fn docker_files(directory: &Path) -> Result<Tls> {
     let entries = fs::read_dir(directory).context(|| format!("read {}", directory.display()))?;
     let mut paths = entries
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
     use crate::tls::FILE_LEN_MAX;
 
-    /// A tree of files with their contents, and what is asked for in it.
+    /// Writes a tree of files, and looks up the hosts of a registry in it.
     fn found(files: &[(&str, &str)], roots: &[&str], name: &str) -> Result<Vec<Host>> {
         let dir = TempDir::new().unwrap();
         for (path, text) in files {
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_http_address_with_words_about_tls_may_be_either() {
+    fn an_http_host_with_tls_options_may_speak_tls() {
         let scheme = |further: &str| {
             let text = format!("[host.\"http://m.example\"]\n{further}");
             found(&[("c/r.example/hosts.toml", &text)], &["c"], "r.example").unwrap()[0].scheme
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_an_error_that_names_it() {
+    fn an_unreadable_file_is_an_error_that_names_it() {
         let check = |files: &[(&str, &str)], words: &[&str]| {
             let error = found(files, &["c"], "r.example").unwrap_err().chain();
             for word in words {

@@ -1,21 +1,21 @@
-//! `hosts.toml`: containerd's file of the hosts that stand in for a registry.
+//! `hosts.toml`: containerd's file for the mirrors of a registry.
 //!
 //! ```toml
-//! server = "https://registry.example"        # asked last; without it, the registry that the name says
+//! server = "https://registry.example"        # asked last; default: the registry of the reference
 //!
 //! [host."https://mirror.example:5000"]       # asked in the order in which they are written
-//! capabilities = ["pull", "resolve"]         # pull, resolve, push, referrers; without it, all
+//! capabilities = ["pull", "resolve"]         # pull, resolve, push, referrers; default: all
 //! ca = "mirror.crt"                          # or a list; paths are relative to the file's directory
 //! client = [["client.cert", "client.key"]]   # or files that hold both, one or a list
 //! skip_verify = false
-//! override_path = false                      # true: the address has the whole path, no /v2 is added
-//! dial_timeout = "5s"                        # as is without it; the registry's own is 30s
+//! override_path = false                      # true: the URL has the whole path, no /v2 is added
+//! dial_timeout = "5s"                        # default; 30s for the registry itself
 //! [host."https://mirror.example:5000".header]
 //! x-key = "value"                            # or a list
 //! ```
 //!
-//! The keys of a host may stand at the top too, where they are the server's. A key that nobody knows is an
-//! error: a mirror with a typing error in it must not mean that the public registry is asked.
+//! The keys of a host may also be at the top level, for the server. An unknown key is an error: a typing error in a
+//! mirror must not mean that the public registry is asked.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -30,21 +30,21 @@ use types::{Error, Result};
 
 use crate::host::{Capability, Scheme};
 
-/// The file, checked as far as it can be without looking at others.
+/// The parsed file. Other files that it references are not checked yet.
 #[derive(Debug, Default)]
 pub(crate) struct HostsToml {
-    /// Has no address if the file names no server.
+    /// Without an address if the file names no server.
     pub(crate) server: Entry,
     pub(crate) mirrors: Vec<Entry>,
 }
 
-/// What is said of one host.
+/// The keys of one host.
 #[derive(Debug, Default)]
 pub(crate) struct Entry {
     pub(crate) address: Option<Address>,
     pub(crate) capabilities: Vec<Capability>,
     pub(crate) ca: Vec<PathBuf>,
-    /// Certificate and key; the key is in the same file if it has none of its own.
+    /// Certificate and key files; `None` if one file has both.
     pub(crate) client: Vec<(PathBuf, Option<PathBuf>)>,
     pub(crate) skip_verify: Option<bool>,
     pub(crate) headers: HeaderMap,
@@ -56,7 +56,7 @@ pub(crate) struct Entry {
 pub(crate) struct Address {
     pub(crate) scheme: Scheme,
     pub(crate) authority: String,
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     pub(crate) path: String,
 }
 
@@ -64,7 +64,7 @@ const ENTRY_KEYS: [&str; 7] =
     ["capabilities", "ca", "client", "skip_verify", "header", "override_path", "dial_timeout"];
 
 impl HostsToml {
-    /// `file` is where the text stands: for messages, and for what paths are relative to.
+    /// `file` is the text's path: for messages, and as the base of relative paths.
     pub(crate) fn parse(text: &str, file: &Path) -> Result<HostsToml> {
         let reader = Reader { text, file };
         let root = DeTable::parse(text)
@@ -89,7 +89,7 @@ impl HostsToml {
                 _ => reader.entry(&mut server, key, value, &["server", "host"])?,
             }
         }
-        // The parser sorts tables by name; what counts is the order of the file.
+        // The parser sorts tables by name, but the order of the file counts.
         mirrors.sort_by_key(|(at, _)| *at);
         Ok(HostsToml { server, mirrors: mirrors.into_iter().map(|(_, entry)| entry).collect() })
     }
@@ -165,7 +165,7 @@ impl Reader<'_> {
             for text in self.strings(value)? {
                 let mut text = HeaderValue::from_str(text)
                     .map_err(|_| self.error(value.span(), "a header's value has no control characters"))?;
-                // As likely as not it is a key.
+                // It may be a secret.
                 text.set_sensitive(true);
                 headers.append(name.clone(), text);
             }
@@ -204,7 +204,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A string, or a list of them.
+    /// A string, or a list of strings.
     fn strings<'v>(&self, value: &'v Value<'_>) -> Result<Vec<&'v str>> {
         match value.get_ref() {
             DeValue::Array(items) => items.iter().map(|item| self.string(item)).collect(),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_file_and_line() {
+    fn errors_name_file_and_line() {
         for (text, words) in [
             ("\nsever = \"x\"", &["hosts.toml:2:", "unknown key `sever`", "did you mean `server`"][..]),
             ("[host.\"https://a\"]\ncapabilites = []", &["hosts.toml:2:", "did you mean `capabilities`"]),
@@ -350,7 +350,7 @@ mod tests {
             drop(parse(&text));
         }
 
-        /// Whatever is cut out of a good file, or put into it, is read or refused.
+        /// A valid file with any edit is parsed or refused without a panic.
         #[test]
         fn no_edit_breaks_the_parser(at in 0..EVERY_KEY.len(), len in 0..40_usize, put in "[\\[\\]=\"'a-z.\n]{0,8}") {
             let end = (at + len).min(EVERY_KEY.len());

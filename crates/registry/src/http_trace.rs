@@ -1,12 +1,12 @@
-//! Traces of what is said to hosts, and which connections it goes over.
+//! Traces of HTTP requests, answers and connections.
 //!
 //! ```text
-//! GET /v2/x/manifests/1 HTTP/1.1       heads of requests and answers, a line each, a line without text after them
-//! Authorization: [not shown]           what only the host may know
-//! {"schemaVersion":2,…}                documents, and words of errors; no bytes of layers, and no tokens
+//! GET /v2/x/manifests/1 HTTP/1.1       heads of requests and answers, a line for each header, then an empty line
+//! Authorization: [not shown]           secrets
+//! {"schemaVersion":2,…}                documents and error texts; no layers, and no tokens
 //! ```
 //!
-//! Nothing waits for the reader of a trace: what one that is slow does not take in time is left out, and counted.
+//! Requests never wait for the reader of a trace: what it does not take in time is dropped, and counted.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use tokio::sync::mpsc;
 
-/// Texts that wait for the reader of a trace.
+/// Texts that wait for the reader at most.
 const WAITING_MAX: usize = 256;
-/// Bytes of a document that are shown.
+/// Bytes of a document that are shown at most.
 const DOCUMENT_LEN_MAX: usize = 64 << 10;
 
-/// What is traced.
+/// What to trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceOptions {
     pub messages: bool,
     pub connections: bool,
 }
 
-/// The writing end of a trace. Clones write to the same.
+/// The writing end of a trace. Clones write to the same trace.
 #[derive(Clone, Debug)]
 pub struct HttpTrace {
     options: TraceOptions,
@@ -36,7 +36,7 @@ pub struct HttpTrace {
 }
 
 impl HttpTrace {
-    /// The texts come one by one, each of whole lines; their end is that of all who show something.
+    /// Creates a trace. Each text consists of whole lines; the channel closes with the last clone.
     pub fn new(options: TraceOptions) -> (HttpTrace, mpsc::Receiver<String>) {
         let (texts, receive) = mpsc::channel(WAITING_MAX);
         (HttpTrace { options, texts, left_out: Arc::default() }, receive)
@@ -72,7 +72,7 @@ impl HttpTrace {
         }
     }
 
-    /// A body that is text.
+    /// Shows a body that is text.
     pub(crate) fn document(&self, bytes: &[u8]) {
         if !self.options.messages || bytes.is_empty() {
             return;
@@ -93,7 +93,7 @@ impl HttpTrace {
     }
 }
 
-/// `Content-Type: text/plain`, as HTTP/1.1 writes it; what is marked as a secret is not shown.
+/// Writes `Content-Type: text/plain`, as in HTTP/1.1; values marked as sensitive are not shown.
 fn write_headers(text: &mut String, headers: &HeaderMap) {
     for (name, value) in headers {
         let mut begins = true;
@@ -110,10 +110,10 @@ fn write_headers(text: &mut String, headers: &HeaderMap) {
     text.push('\n');
 }
 
-/// One request's way to a connection, for who makes connections and is told nothing of requests.
+/// The connection of one request. Task-local, since the connector does not know the request.
 pub(crate) struct ConnectionTrace {
     trace: Option<HttpTrace>,
-    /// Whether a connection was made for it.
+    /// Whether a new connection was made for it.
     is_new: AtomicBool,
 }
 
@@ -122,7 +122,7 @@ tokio::task_local! {
 }
 
 impl ConnectionTrace {
-    /// Makes a request's way known to who makes a connection for it.
+    /// Runs a request such that the connector reports to this trace.
     pub(crate) async fn with<T>(trace: Option<HttpTrace>, request: impl Future<Output = T>) -> T {
         CONNECTION_TRACE.scope(ConnectionTrace { trace, is_new: AtomicBool::new(false) }, request).await
     }
@@ -151,7 +151,7 @@ impl ConnectionTrace {
         let _ = CONNECTION_TRACE.try_with(|trace| trace.is_new.store(true, Ordering::Relaxed));
     }
 
-    /// An answer came over a connection.
+    /// A response came over a connection.
     pub(crate) fn answered(address: Option<std::net::SocketAddr>) {
         let is_new = CONNECTION_TRACE.try_with(|trace| trace.is_new.load(Ordering::Relaxed)).unwrap_or(true);
         let address = address.map_or_else(|| "unknown".to_owned(), |address| address.to_string());
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_taken_is_counted() {
+    fn dropped_trace_texts_are_counted() {
         let (trace, mut texts) = HttpTrace::new(TraceOptions { messages: true, connections: true });
         for _ in 0..WAITING_MAX + 3 {
             trace.document(b"x");

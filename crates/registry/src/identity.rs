@@ -1,4 +1,4 @@
-//! Who we are to a host: known beforehand, or asked of somebody when the host wants to know.
+//! The credentials for one host: known beforehand, or requested from the caller when the host challenges.
 
 use std::fmt;
 use std::pin::Pin;
@@ -11,16 +11,16 @@ use crate::credentials::Credentials;
 
 type Answer = Pin<Box<dyn Future<Output = Result<Option<Credentials>>> + Send>>;
 
-/// Somebody who knows the credentials for hosts, or knows that there are none.
+/// A callback that returns the credentials for a host, or `None` if there are none.
 #[derive(Clone)]
 pub struct CredentialSource(Arc<dyn Fn(CredentialRequest) -> Answer + Send + Sync>);
 
-/// A host that wants to know who we are.
+/// A host that requires credentials.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CredentialRequest {
-    /// As it stands in its address, with its port if it has one: Docker Hub is `registry-1.docker.io`.
+    /// Host name and port as in its URL: Docker Hub is `registry-1.docker.io`.
     pub host: String,
-    /// What it said, as it said it: the values of `WWW-Authenticate`.
+    /// The values of its `WWW-Authenticate` headers.
     pub challenges: Vec<String>,
 }
 
@@ -39,14 +39,14 @@ impl fmt::Debug for CredentialSource {
     }
 }
 
-/// Who we are to one host. It is asked for once.
+/// The credentials for one host. The source is asked at most once.
 pub(crate) struct Identity {
     known: OnceCell<Option<Credentials>>,
     source: Option<CredentialSource>,
 }
 
 impl Identity {
-    /// Nobody is asked for what is known.
+    /// The source is asked only if `credentials` is `None`.
     pub(crate) fn new(credentials: Option<Credentials>, source: Option<CredentialSource>) -> Identity {
         let known = if credentials.is_none() && source.is_some() { None } else { Some(credentials) };
         Identity { known: OnceCell::new_with(known), source }
@@ -56,7 +56,7 @@ impl Identity {
         self.known.get()?.as_ref()
     }
 
-    /// Sees to it that all that can be known is known.
+    /// Asks the source, unless the credentials are known.
     pub(crate) async fn learn(&self, host: &str, challenges: &[&str]) -> Result<()> {
         let Some(source) = &self.source else { return Ok(()) };
         let challenges = challenges.iter().map(|challenge| (*challenge).to_owned()).collect();

@@ -1,17 +1,17 @@
-//! The client of registries (distribution-spec 1.1): resolve a name, fetch manifests and blobs.
+//! A client of registries (distribution-spec 1.1): resolves names, fetches and pushes manifests and blobs.
 //!
 //! ```text
 //! Remote ─▶ resolve() ─▶ descriptor + document
-//!        ├▶ blob(descriptor, offset) ─▶ chunks; a body that breaks off is taken up where it ended
-//!        │    └ Sources: whom else to ask when the bytes were wrong
+//!        ├▶ blob(descriptor, offset) ─▶ chunks; a broken body is resumed where it ended
+//!        │    └ Sources: the hosts to ask after wrong bytes
 //!        ├▶ referrers(digest) ─▶ descriptors
 //!        ├▶ tags() ─▶ tags
-//!        └▶ send(Request) ─▶ Endpoints in order, each a Host with tokens ─▶ Answer, and who gave it
+//!        └▶ send(Request) ─▶ Endpoints in order, each a Host with tokens ─▶ Answer, and its Endpoint
 //! Push   ─▶ blob(descriptor, bytes), document(name, bytes)
-//! Connections ─▶ download(address) ─▶ the bytes of a file that is no registry's
+//! Connections ─▶ download(url) ─▶ the bytes of any file
 //! ```
 //!
-//! It streams and does not store: whoever takes the bytes checks their digest. Documents and small blobs are
+//! It streams and does not store: the caller of [`Remote::blob`] checks the digest. Documents and small blobs are
 //! checked here. Credentials go to the registry's own host only, never along a redirect to another.
 #![forbid(unsafe_code)]
 
@@ -39,13 +39,14 @@ mod tags;
 mod tls;
 mod token;
 mod transport;
+mod url;
 
 pub use blob::{BlobStream, Pace};
 pub use credentials::{Credentials, Keyring};
 pub use docker_config::{DockerConfig, Found, KeptIn};
 pub use download::Download;
 pub use endpoint::{Answer, Endpoint};
-pub use explain::{Explained, Said, Wanted};
+pub use explain::{AuthScheme, Explained, HostAnswer};
 pub use host::{Capability, Host, Scheme};
 pub use http_trace::{HttpTrace, TraceOptions};
 pub use identity::{CredentialRequest, CredentialSource};
@@ -53,10 +54,10 @@ pub use proxy::Proxies;
 pub use push::{Push, Ranges, Sent};
 pub use remote::{CallerOptions, Connections, Options, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};
-pub use sources::{Brought, Sources};
+pub use sources::{FetchAttempt, Sources};
 pub use tls::Tls;
 
-/// Parsers of foreign text, for those who try what they do with any.
+/// Parsers of foreign text, for fuzzing.
 #[doc(hidden)]
 pub mod parsers {
     use std::path::Path;
@@ -67,7 +68,7 @@ pub mod parsers {
         crate::hosts_toml::HostsToml::parse(text, Path::new("hosts.toml")).map(drop)
     }
 
-    /// Whether the value of a `WWW-Authenticate` header is understood.
+    /// Whether the value of a `WWW-Authenticate` header has a supported challenge.
     pub fn challenge(text: &str) -> bool {
         crate::challenge::Challenge::parse(&[text]).is_some()
     }

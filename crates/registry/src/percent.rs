@@ -1,12 +1,11 @@
-//! What stands for itself in the addresses and forms that are sent, and what is percent-encoded (RFC 3986).
+//! Which characters are percent-encoded in URLs and forms (RFC 3986).
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
-/// In a query all but what stands for itself anywhere ("Unreserved Characters"), and the slash, which a query may have:
-/// media types are read as they are, but for a plus, which some take for a blank.
+/// For a query: all but "Unreserved Characters" and the slash. A plus is encoded, as some servers read it as a space.
 pub(crate) const QUERY: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
-/// In what is asked of a realm, scopes keep their colons and commas too, `repository:NAME:pull,push`: so that a person
-/// finds them in the log of a realm.
+/// For token requests: scopes keep their colons and commas, too, `repository:NAME:pull,push`, so that they are
+/// readable in the server's log.
 pub(crate) const SCOPE: &AsciiSet = &QUERY.remove(b':').remove(b',');

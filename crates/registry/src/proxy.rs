@@ -1,14 +1,14 @@
-//! Proxies: which addresses are reached through which, by the rules of Go's `httpproxy`, because the same
+//! Proxies: which hosts are reached through which proxy. The rules are those of Go's `httpproxy`, since the same
 //! variables are set for the programs of the whole machine.
 //!
 //! ```text
-//! HTTP_PROXY, HTTPS_PROXY   http://[user:password@]host[:port], or https://; also in small letters
+//! HTTP_PROXY, HTTPS_PROXY   http://[user:password@]host[:port], or https://; also in lower case
 //! NO_PROXY                  *                  everything
-//!                           example.com        it and what is below it      .example.com   only below it
-//!                           10.0.0.0/8, ::1    addresses                    host:5000      one port
+//!                           example.com        it and its subdomains           .example.com   only subdomains
+//!                           10.0.0.0/8, ::1    addresses                       host:5000      one port
 //! ```
 //!
-//! Hosts that are this machine are never reached through a proxy.
+//! Loopback hosts are never reached through a proxy.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,7 @@ use types::{Error, Result};
 
 use crate::host::is_loopback;
 
-/// Where requests go instead of to their host.
+/// The proxies by URL scheme.
 #[derive(Clone, Debug, Default)]
 pub struct Proxies {
     http: Option<Proxy>,
@@ -45,9 +45,9 @@ struct Exception {
 #[derive(Clone, Debug, PartialEq)]
 enum Hosts {
     All,
-    /// An address, and how many of its bits count.
+    /// An address, and the length of its prefix.
     Network(IpAddr, u8),
-    /// With a dot before it, so that it matches only whole labels.
+    /// With a leading dot, so that it matches only whole labels.
     Domain {
         suffix: String,
         itself: bool,
@@ -55,7 +55,8 @@ enum Hosts {
 }
 
 impl Proxies {
-    /// From variables, which the caller looks up. An empty one is as good as none.
+    /// Reads the variables through `variable`. An empty one counts as unset. `InvalidArgument` for an invalid proxy
+    /// URL.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Proxies> {
         let find = |name: &str| {
             let found = variable(name).filter(|value| !value.is_empty());
@@ -73,7 +74,7 @@ impl Proxies {
         })
     }
 
-    /// The proxy for an address, if it is reached through one.
+    /// The proxy for a URL; `None` if it is reached directly.
     pub(crate) fn choose(&self, address: &Uri) -> Option<&Proxy> {
         let (proxy, default_port) = match address.scheme_str() {
             Some("https") => (self.https.as_ref()?, 443),
@@ -88,7 +89,7 @@ impl Proxies {
 
 impl Proxy {
     fn parse(text: &str) -> Result<Proxy> {
-        // The text may hold a password: it is not repeated.
+        // The text may contain a password: it is not quoted.
         let bad = |why: &str| Error::invalid_argument(format!("not the address of a proxy: {why}"));
         let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let uri: Uri = full.parse().map_err(|_| bad("expected http://host:port"))?;
@@ -166,7 +167,7 @@ fn bits_of(address: IpAddr) -> u8 {
 
 fn is_within(address: IpAddr, network: IpAddr, bits: u8) -> bool {
     let number = |address: IpAddr| match address {
-        // To the upper end, so that both kinds are shifted alike.
+        // In the upper bits, so that both kinds of addresses are shifted alike.
         IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
         IpAddr::V6(v6) => v6.to_bits(),
     };
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_proxy_is_refused_without_its_password() {
+    fn an_invalid_proxy_is_refused_without_its_password() {
         for text in ["socks5://user:secret@host", "http://user:secret@", "http://user:secret@ho st", "://"] {
             let error = Proxies::from_variables(|_| Some(text.into())).unwrap_err().chain();
             assert!(error.contains("HTTP_PROXY") && !error.contains("secret"), "{error}");

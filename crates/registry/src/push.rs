@@ -1,15 +1,15 @@
-//! Sending blobs and documents to a repository: only what it lacks, and no byte twice if the registry helps.
+//! Pushes blobs and documents to a repository: only what it lacks, and no byte twice if the registry supports that.
 //!
 //! ```text
-//! HEAD blob ──200──▶ it is there
+//! HEAD blob ──200──▶ it exists
 //!   └404─▶ POST uploads?mount&from ──201──▶ mounted from another repository
-//!            └202 Location─▶ PUT whole ──201──▶ sent
-//!                              ├ broke ─▶ GET Location: how far? ─▶ PATCH the rest ─▶ PUT
-//!                              │            └404─▶ HEAD blob: is it there? ─▶ POST again
+//!            └202 Location─▶ PUT whole ──201──▶ uploaded
+//!                              ├ broke ─▶ GET Location: which offset? ─▶ PATCH the rest ─▶ PUT
+//!                              │            └404─▶ HEAD blob: does it exist? ─▶ POST again
 //!                              └ 413 ───▶ PATCH chunk by chunk ─▶ PUT
 //! ```
 //!
-//! A registry that has forgotten the upload, or cannot say how far it came, gets the blob from the beginning
+//! If the registry has forgotten the upload, or does not report its offset, the blob is sent from the beginning
 //! (distribution-spec 1.1, "Pushing Blobs").
 
 use std::io;
@@ -26,30 +26,30 @@ use crate::endpoint::{Answer, Endpoint};
 use crate::host::Capability;
 use crate::remote::Remote;
 use crate::request::{Body, Opener, Request};
-use crate::transport::{is_absence, may_be_asked_again, may_pass, pause};
+use crate::transport::{is_transient, is_transient_status, is_unavailable, pause};
 
-/// Bytes of a chunk, for registries that do not take a blob in one request. Those in front of which a proxy
-/// stands refuse 100 MB; none is known that refuses this.
+/// Bytes of a chunk, for registries that do not take a blob in one request. Some proxies in front of registries limit
+/// bodies to 100 MB; no known one refuses this.
 const CHUNK_LEN: u64 = 32 << 20;
-/// Bytes of a chunk that a registry may want at least.
+/// Upper bound of the minimum chunk length that a registry may ask for.
 const CHUNK_LEN_MAX: u64 = 1 << 30;
-/// Times that an upload may break without a byte more in between.
+/// Failures of an upload in a row, without progress in between, at most.
 const FAILURES_MAX: u32 = 5;
 
 const CHUNK_LEN_MIN: HeaderName = HeaderName::from_static("oci-chunk-min-length");
 const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// Gives the bytes of a range of a blob, each time it is called. Its sender ends when nobody listens.
+/// Opens a range of a blob, each time it is called. The sender stops when the receiver is dropped.
 pub type Ranges = Arc<dyn Fn(Range<u64>) -> mpsc::Receiver<io::Result<Bytes>> + Send + Sync>;
 
-/// A repository that is written to: the first of its hosts that may be.
+/// A repository to push to: the first of its hosts with the capability.
 #[derive(Clone)]
 pub struct Push {
     endpoint: Arc<Endpoint>,
 }
 
-/// How a blob came to be in the repository.
+/// How the repository got a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sent {
     Existed,
@@ -58,13 +58,13 @@ pub enum Sent {
     Uploaded,
 }
 
-/// An upload that has begun.
+/// An upload in progress.
 struct Upload<'a> {
     descriptor: &'a Descriptor,
     location: String,
     /// Bytes that the registry has.
     offset: u64,
-    /// In chunks of this length; none is in one piece.
+    /// Length of its chunks; `None` for one request.
     chunk_len: Option<u64>,
     chunk_len_min: u64,
 }
@@ -79,7 +79,7 @@ impl Push {
         Ok(Push { endpoint })
     }
 
-    /// The registry, as people know it.
+    /// A readable name of the registry.
     pub fn host(&self) -> &str {
         self.endpoint.name()
     }
@@ -88,8 +88,8 @@ impl Push {
         &self.endpoint
     }
 
-    /// Sees to it that the repository has a blob. `sources` are other repositories of the registry that have
-    /// it, the best first.
+    /// Pushes a blob unless the repository has it. `sources` are other repositories of the registry that have it,
+    /// best first: the first is tried for a mount.
     pub async fn blob(&self, descriptor: &Descriptor, sources: &[String], bytes: &Ranges) -> Result<Sent> {
         let digest = &descriptor.digest;
         let pushed = async {
@@ -115,8 +115,8 @@ impl Push {
         self.has(&format!("manifests/{digest}")).await
     }
 
-    /// Stores a manifest or index under its digest or a tag. Says whether the registry notes what it refers
-    /// to as its subject.
+    /// Pushes a manifest or index under its digest or a tag. Returns whether the registry recorded it as a referrer
+    /// of its subject.
     pub async fn document(&self, object: &str, kind: &str, bytes: Vec<u8>) -> Result<bool> {
         let digest = Digest::of(&bytes);
         let kind = HeaderValue::from_str(kind)
@@ -127,7 +127,7 @@ impl Push {
         let stored = async { self.endpoint.send(&request).await?.checked().await };
         let answer = stored.await.map_err(|error| error.context(format!("push manifest {object}")))?;
         match text(answer.headers(), &CONTENT_DIGEST) {
-            // With another algorithm than ours it is no news.
+            // A digest of another algorithm cannot be compared.
             Some(other) if other.starts_with("sha256:") && other != digest.to_string() => {
                 Err(Error::data_loss(format!(
                     "{} stored manifest {other} when {digest} was pushed",
@@ -146,9 +146,9 @@ impl Push {
         }
     }
 
-    async fn begin(&self) -> Result<Begun> {
+    async fn begin(&self) -> Result<UploadSession> {
         let request = Request::new(Method::POST, "blobs/uploads/", Capability::Push);
-        Begun::of(&self.endpoint.send(&request).await?.checked().await?)
+        UploadSession::of(&self.endpoint.send(&request).await?.checked().await?)
     }
 
     async fn mount(&self, digest: &Digest, source: &str) -> Result<Mount> {
@@ -156,7 +156,7 @@ impl Push {
         let mut request = Request::new(Method::POST, path, Capability::Push);
         request.reads.push(source.to_owned());
         let answer = match self.endpoint.send(&request).await {
-            // Some give no token at all to whoever may not read the source, instead of one for less.
+            // Without read access to the source, some registries give no token at all, instead of one for less.
             Err(error) if error.is(ErrorKind::Unauthenticated) || error.is(ErrorKind::PermissionDenied) => {
                 return Ok(Mount::Refused);
             }
@@ -164,15 +164,15 @@ impl Push {
         };
         match answer.status() {
             StatusCode::CREATED => Ok(Mount::Done),
-            StatusCode::ACCEPTED => Begun::of(&answer).map(Mount::Begun),
-            // Whoever may not read the source may still write here.
+            StatusCode::ACCEPTED => UploadSession::of(&answer).map(Mount::Begun),
+            // Without read access to the source, a normal upload may still be allowed.
             status if status.is_client_error() => Ok(Mount::Refused),
-            _ => Begun::of(&answer.checked().await?).map(Mount::Begun),
+            _ => UploadSession::of(&answer.checked().await?).map(Mount::Begun),
         }
     }
 
-    async fn upload(&self, descriptor: &Descriptor, begun: Begun, bytes: &Ranges) -> Result<()> {
-        let Begun { location, chunk_len_min } = begun;
+    async fn upload(&self, descriptor: &Descriptor, begun: UploadSession, bytes: &Ranges) -> Result<()> {
+        let UploadSession { location, chunk_len_min } = begun;
         let mut upload = Upload { descriptor, location, offset: 0, chunk_len: None, chunk_len_min };
         let (mut failures, mut furthest) = (0, 0);
         loop {
@@ -184,12 +184,12 @@ impl Push {
                 Ok(Step::Sent) => self.stalled(&upload),
                 Err(error) => error,
             };
-            if !may_pass(&failure) || failures >= FAILURES_MAX {
+            if !is_transient(&failure) || failures >= FAILURES_MAX {
                 return Err(failure);
             }
             tokio::time::sleep(pause(failures)).await;
             failures += 1;
-            if let Recovered::Stored = self.recover_in_time(&mut upload, &mut failures).await? {
+            if let Recovered::Stored = self.recover_with_retries(&mut upload, &mut failures).await? {
                 return Ok(());
             }
             if upload.offset > furthest {
@@ -247,11 +247,11 @@ impl Push {
         Ok(Step::Sent)
     }
 
-    /// The same as `recover`, of a registry that may be away for a while: each time that it is counts as a failure.
-    async fn recover_in_time(&self, upload: &mut Upload<'_>, failures: &mut u32) -> Result<Recovered> {
+    /// As `recover`, for a registry that may be unavailable for a while: each time counts as a failure.
+    async fn recover_with_retries(&self, upload: &mut Upload<'_>, failures: &mut u32) -> Result<Recovered> {
         loop {
             match self.recover(upload).await {
-                Err(error) if is_absence(&error) && *failures < FAILURES_MAX => {
+                Err(error) if is_unavailable(&error) && *failures < FAILURES_MAX => {
                     tokio::time::sleep(pause(*failures)).await;
                     *failures += 1;
                 }
@@ -260,19 +260,19 @@ impl Push {
         }
     }
 
-    /// Asks how far an upload came; begins another one if the registry does not know, unless it has the blob: what
-    /// broke off may have been its answer.
+    /// Asks for the offset of an upload. If the registry does not know it, checks whether it has the blob, as only
+    /// its answer may have been lost; else begins another upload.
     async fn recover(&self, upload: &mut Upload<'_>) -> Result<Recovered> {
         let request = Request::at(Method::GET, upload.location.clone(), Capability::Push);
         let mut answer = self.endpoint.send(&request).await?;
-        if may_be_asked_again(answer.status()) {
+        if is_transient_status(answer.status()) {
             answer = answer.checked().await?;
         }
         if answer.status().is_success()
             && let Some(offset) = received(&answer).filter(|offset| *offset <= upload.descriptor.size)
         {
             upload.offset = offset;
-            // Some registries leave it out where it does not change.
+            // Some registries omit an unchanged Location.
             upload.location = location(&answer).unwrap_or_else(|_| upload.location.clone());
             return Ok(Recovered::Upload);
         }
@@ -284,13 +284,14 @@ impl Push {
         Ok(Recovered::Upload)
     }
 
-    /// An upload that the registry does not know any more, or that is not where we think, may be begun anew.
+    /// Checks the answer to a piece. `Unavailable`, so that the upload is recovered, if the registry has lost it or
+    /// is at another offset.
     async fn accepted(&self, answer: Answer) -> Result<Answer> {
         match answer.status() {
             status @ (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE) => Err(Error::unavailable(
                 format!("{} lost track of the upload: {status}", self.endpoint.name()),
             )),
-            // Nor does it get better by being sent again.
+            // A refused request is not sent again.
             status if is_refusal(status) => {
                 let name = self.endpoint.name().to_owned();
                 answer.checked().await.map_err(|error| {
@@ -302,7 +303,7 @@ impl Push {
     }
 }
 
-/// Whether the request itself is what the registry does not like.
+/// Whether the registry refuses the request as such.
 fn is_refusal(status: StatusCode) -> bool {
     let others = [
         StatusCode::UNAUTHORIZED,
@@ -313,13 +314,13 @@ fn is_refusal(status: StatusCode) -> bool {
     status.is_client_error() && !others.contains(&status)
 }
 
-/// What became of a piece.
+/// The result of sending a piece.
 enum Step {
     /// It was the last one.
     Done,
-    /// The registry has taken it, or says so.
+    /// The registry accepted it, by its own account.
     Sent,
-    /// It was too large: chunks come next.
+    /// It was too large: continue in chunks.
     InChunks,
 }
 
@@ -327,27 +328,27 @@ enum Step {
 enum Recovered {
     /// The whole blob.
     Stored,
-    /// As much of it as the upload says now.
+    /// As much of it as the upload's offset says.
     Upload,
 }
 
 enum Mount {
     Done,
-    /// It was not mounted; this upload has begun instead.
-    Begun(Begun),
+    /// Not mounted; the registry began this upload instead.
+    Begun(UploadSession),
     Refused,
 }
 
-/// Where an upload goes, and the least that a chunk of it may be.
-struct Begun {
+/// The URL of an upload, and its minimum chunk length.
+struct UploadSession {
     location: String,
     chunk_len_min: u64,
 }
 
-impl Begun {
-    fn of(answer: &Answer) -> Result<Begun> {
+impl UploadSession {
+    fn of(answer: &Answer) -> Result<UploadSession> {
         let chunk_len_min = number(answer.headers(), &CHUNK_LEN_MIN).unwrap_or(0).min(CHUNK_LEN_MAX);
-        Ok(Begun { location: location(answer)?, chunk_len_min })
+        Ok(UploadSession { location: location(answer)?, chunk_len_min })
     }
 }
 
@@ -364,7 +365,7 @@ fn stream(bytes: &Ranges, range: Range<u64>) -> Body {
     Body::Stream { len, open }
 }
 
-/// Where the upload goes on.
+/// The URL at which the upload continues.
 fn location(answer: &Answer) -> Result<String> {
     let location = text(answer.headers(), &LOCATION).ok_or_else(|| {
         Error::unavailable(format!(
@@ -372,10 +373,10 @@ fn location(answer: &Answer) -> Result<String> {
             answer.endpoint().name()
         ))
     })?;
-    answer.names(location)
+    answer.resolve_url(location)
 }
 
-/// How many bytes the registry has: `Range: 0-N`. None at all and one byte look the same; then it is none.
+/// How many bytes the registry has: `Range: 0-N`. `0-0` may mean none or one byte, and is read as none.
 fn received(answer: &Answer) -> Option<u64> {
     let range = text(answer.headers(), &RANGE)?;
     let last: u64 = range.strip_prefix("bytes=").unwrap_or(range).strip_prefix("0-")?.trim().parse().ok()?;

@@ -1,8 +1,7 @@
-//! What refers to a manifest: signatures, lists of contents, attestations (distribution-spec 1.1, "Listing
-//! Referrers").
+//! The referrers of a manifest: signatures, SBOMs, attestations (distribution-spec 1.1, "Listing Referrers").
 //!
-//! Registries with the referrers API keep the list by themselves. Under others it is an index with the tag
-//! `sha256-HEX`, which whoever pushes a referrer adds to: two who do so at once may lose one of the two.
+//! Registries with the referrers API maintain the list themselves. On others it is an index under the tag
+//! `sha256-HEX`, which each client that pushes a referrer updates: of two concurrent updates one may be lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,17 +21,17 @@ use crate::remote::Remote;
 use crate::request::Request;
 use crate::transport::read_body;
 
-/// Bytes of one page of a list.
+/// Bytes of a page at most.
 const PAGE_LEN_MAX: usize = 4 << 20;
-/// Pages that are read.
+/// Pages read at most.
 const PAGES_MAX: usize = 64;
-/// Descriptors of a list. Nobody has so many signatures; a registry may say so to take the memory of whoever asks.
+/// Descriptors of a list at most: a malicious registry must not exhaust memory.
 const REFERRERS_MAX: usize = 4096;
-/// For all pages.
+/// For all pages together.
 const LIST_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Remote {
-    /// The manifests that have `subject` as theirs, of one artifact type or of all.
+    /// The manifests whose subject is `subject`, of one artifact type or of all.
     pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>> {
         let listed = async {
             if let Some(found) = self.list_referrers(subject, artifact_type).await? {
@@ -44,8 +43,8 @@ impl Remote {
         listed.await.map_err(|error: Error| error.context(format!("list what refers to {subject}")))
     }
 
-    /// By the API; none if the registry has none. A mirror may have none, or not what the registry behind it has: the
-    /// next is asked as long as nothing is found, and what the last says holds.
+    /// Lists by the API; `None` if no host has it. A mirror may lack the API or some referrers: the next host is
+    /// asked as long as none are found, and the last host's answer counts.
     async fn list_referrers(&self, subject: &Digest, kind: Option<&str>) -> Result<Option<Vec<Descriptor>>> {
         let mut last = Ok(None);
         for endpoint in self.endpoints(Capability::Referrers) {
@@ -60,19 +59,19 @@ impl Remote {
         last
     }
 
-    /// The index under the tag that stands in for the API; none if nobody wrote it.
+    /// The index under the fallback tag; `None` if there is none.
     async fn fallback(&self, subject: &Digest) -> Result<Option<Index>> {
         read_index(self.send(&fallback_request(subject, Capability::Resolve)).await).await
     }
 }
 
-/// Asks for the index under the tag that stands in for the API.
+/// Requests the index under the fallback tag.
 fn fallback_request(subject: &Digest, capability: Capability) -> Request {
     Request::get(format!("manifests/{}", fallback_tag(subject)), capability)
         .header(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX))
 }
 
-/// The index that was asked for; none if there is none.
+/// Parses the index of an answer; `None` for `NotFound`.
 async fn read_index(answer: Result<Answer>) -> Result<Option<Index>> {
     match answer {
         Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
@@ -80,7 +79,7 @@ async fn read_index(answer: Result<Answer>) -> Result<Option<Index>> {
     }
 }
 
-/// What one host lists; none if it has no such API.
+/// Lists the referrers at one host; `None` if it lacks the API.
 async fn list(
     endpoint: &Arc<Endpoint>,
     subject: &Digest,
@@ -97,7 +96,7 @@ async fn list(
             kind.to_str().is_ok_and(|kind| kind.split(';').next() == Some(media_type::OCI_INDEX))
         });
         match answer.status() {
-            // Registries that do not know the path say so in all these ways.
+            // Registries without the API answer in any of these ways.
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
                 return Ok(None);
             }
@@ -105,7 +104,7 @@ async fn list(
             _ => {}
         }
         let answer = answer.checked().await?;
-        let next = next_page(&answer).map(|address| answer.names(address)).transpose()?;
+        let next = next_page(&answer).map(|address| answer.resolve_url(address)).transpose()?;
         let page = parse(&read_body(answer.into_body(), PAGE_LEN_MAX).await?)?;
         found.extend(of_type(page, kind));
         if found.len() > REFERRERS_MAX {
@@ -120,10 +119,10 @@ async fn list(
 }
 
 impl Push {
-    /// Adds a manifest to the list of its subject, for a registry that did not do so itself.
+    /// Adds a manifest to the list of its subject, on a registry without the API.
     pub async fn note_referrer(&self, subject: &Digest, referrer: Descriptor) -> Result<()> {
         let noted = async {
-            // As the host has it that is written to: with what a mirror has, entries would be lost.
+            // Read from the host that is written to: a mirror's copy may lack entries, which would be lost.
             let request = fallback_request(subject, Capability::Push);
             let found = read_index(self.endpoint().ask(&request).await).await?;
             let mut index = found.unwrap_or_else(|| Index {
@@ -145,7 +144,7 @@ impl Push {
     }
 }
 
-/// Registries may leave the filter to us.
+/// Registries may ignore the filter parameter.
 fn of_type(index: Index, artifact_type: Option<&str>) -> impl Iterator<Item = Descriptor> {
     let is_wanted = move |referrer: &Descriptor| {
         artifact_type.is_none_or(|wanted| referrer.artifact_type.as_deref() == Some(wanted))
@@ -158,13 +157,13 @@ fn parse(bytes: &[u8]) -> Result<Index> {
         .map_err(|error| Error::data_loss("the list of referrers cannot be read").with_source(error))
 }
 
-/// `sha256-HEX`: a tag has no colon, and at most 32 characters of the algorithm and 64 of the rest
+/// `sha256-HEX`: a tag has no colon, and at most 32 characters of the algorithm and 64 of the digest
 /// (distribution-spec 1.1, "Referrers Tag Schema").
 fn fallback_tag(subject: &Digest) -> String {
     format!("{:.32}-{:.64}", subject.algorithm().name(), subject.hex())
 }
 
-/// Where the list goes on (RFC 8288: `<ADDRESS>; rel="next"`).
+/// The URL of the next page (RFC 8288: `<URL>; rel="next"`).
 pub(crate) fn next_page(answer: &Answer) -> Option<&str> {
     let links = answer.headers().get_all(LINK).iter().filter_map(|link| link.to_str().ok());
     links.flat_map(|link| link.split(',')).find_map(|link| {

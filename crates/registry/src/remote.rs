@@ -1,4 +1,4 @@
-//! A repository, behind the hosts that may have it.
+//! A repository, and the hosts that serve it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,18 +20,18 @@ use crate::proxy::Proxies;
 use crate::request::{Request, Target};
 use crate::transport::{Transport, read_body};
 
-/// Bytes of a manifest or index.
+/// Bytes of a manifest or index at most.
 const DOCUMENT_LEN_MAX: usize = 8 << 20;
-/// What documents may be; anything else rather than nothing, so that it can be refused by its name.
+/// Accepted media types. Any other is accepted last, so that its name is known when it is refused.
 pub(crate) const DOCUMENTS: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 
-/// What a name stands for.
+/// The document that a name resolves to.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     pub descriptor: Descriptor,
-    /// The document itself: its digest is checked.
+    /// The document; its digest has been checked.
     pub bytes: Vec<u8>,
 }
 
@@ -43,11 +43,11 @@ pub struct Remote {
 
 struct Shared {
     reference: Reference,
-    /// In the order in which they are asked.
+    /// In the order of the configuration.
     endpoints: Vec<Arc<Endpoint>>,
 }
 
-/// What is shared by all pulls and pushes: connections, tokens, and what was learned of hosts.
+/// Shared by all pulls and pushes: connections, tokens, and what was learned about hosts.
 #[derive(Clone)]
 pub struct Connections(Arc<Common>);
 
@@ -56,16 +56,16 @@ struct Common {
     transport: Arc<Transport>,
 }
 
-/// How one caller wants hosts to be spoken to, beside what configuration says of them.
+/// One caller's options for requests, in addition to the configuration of hosts.
 #[derive(Clone, Debug, Default)]
 pub struct CallerOptions {
-    /// Sent to each host that is asked, before those of its own; never along a redirect to another.
+    /// Sent to each host before its own headers; never along a redirect to another.
     pub headers: HeaderMap,
-    /// For a registry of which no file says anything.
+    /// For a registry that no file configures.
     pub default_scheme: Option<Scheme>,
-    /// Asked for credentials that no keyring has, by hosts that want some.
+    /// Asked for credentials that the keyring does not have, when a host challenges.
     pub credential_source: Option<CredentialSource>,
-    /// Shown what is said to hosts.
+    /// Receives requests and answers.
     pub trace: Option<HttpTrace>,
 }
 
@@ -75,7 +75,7 @@ pub struct Options {
     /// Directories with a directory for each registry, such as `/etc/hoist/certs.d`.
     pub directories: Vec<PathBuf>,
     pub proxies: Proxies,
-    /// How long a host may be silent after which another can be asked.
+    /// How long to wait for a host if another one can be asked after it.
     pub mirror_timeout: Duration,
 }
 
@@ -102,13 +102,13 @@ impl Connections {
         Connections(Arc::new(Common { directories: Mutex::new(directories), transport }))
     }
 
-    /// Goes by other directories and another patience from now on; what runs goes on as it began.
+    /// Sets other directories and another timeout. Requests in progress go on unchanged.
     pub fn reconfigure(&self, directories: Vec<PathBuf>, mirror_timeout: Duration) {
         *self.0.directories.lock() = directories;
         self.0.transport.set_mirror_timeout(mirror_timeout);
     }
 
-    /// The same with other directories, for a caller that names its own.
+    /// The same connections with other directories, for a caller that names its own.
     #[must_use]
     pub fn with_directories(&self, directories: Vec<PathBuf>) -> Connections {
         let transport = self.0.transport.clone();
@@ -119,18 +119,18 @@ impl Connections {
         &self.0.transport
     }
 
-    /// The hosts that a registry stands for, in order, as configuration has it at this moment.
+    /// The hosts of a registry, in order, by the configuration of this moment.
     pub fn hosts(&self, registry: &str) -> Result<Vec<Host>> {
         let directories = self.0.directories.lock().clone();
         hosts(&directories, registry)
     }
 
-    /// A repository, behind the hosts that configuration names for it.
+    /// A repository, served by the hosts that the configuration names.
     pub fn remote(&self, reference: &Reference, keyring: &Keyring) -> Result<Remote> {
         self.remote_with(reference, keyring, &CallerOptions::default())
     }
 
-    /// The same, spoken to as a caller wants it.
+    /// As [`Connections::remote`], with a caller's options.
     pub fn remote_with(
         &self,
         reference: &Reference,
@@ -141,7 +141,7 @@ impl Connections {
         Ok(Remote { shared: Arc::new(Shared { reference: reference.clone(), endpoints }) })
     }
 
-    /// Whether a registry takes these credentials. One that asks nobody takes any.
+    /// Whether a registry accepts these credentials. One without authentication accepts any.
     pub async fn check_login(&self, registry: &str, credentials: Credentials) -> Result<()> {
         let keyring = Keyring::from([(registry.to_owned(), credentials)]);
         let endpoints = self.endpoints(registry, "", &keyring, &CallerOptions::default())?;
@@ -150,7 +150,7 @@ impl Connections {
         let request = Request { target: Target::Registry, ..Request::get("", Capability::Pull) };
         let answer = own.send(&request).await?;
         match answer.status() {
-            // Some answer to this address with what they have to say of others.
+            // Some registries do not implement the API's root.
             StatusCode::NOT_FOUND => Ok(()),
             StatusCode::UNAUTHORIZED => {
                 Err(Error::unauthenticated(format!("{registry} does not take this name and password")))
@@ -198,7 +198,7 @@ impl CallerOptions {
 }
 
 impl Remote {
-    /// A repository by nothing but its name.
+    /// A repository without any configuration.
     pub fn new(reference: &Reference, credentials: Option<Credentials>) -> Remote {
         let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
         let remote = Connections::default().remote(reference, &keyring.into_iter().collect());
@@ -209,8 +209,8 @@ impl Remote {
         &self.shared.reference
     }
 
-    /// The hosts that may be asked for something, in order: those that failed a short while ago come last. What
-    /// is pushed goes where it is meant to go, whatever happened there.
+    /// The hosts with a capability, in order, those that failed a short while ago last. For a push the order never
+    /// changes.
     pub fn endpoints(&self, capability: Capability) -> Vec<Arc<Endpoint>> {
         let able = self.shared.endpoints.iter().filter(|endpoint| endpoint.host().can(capability)).cloned();
         if capability == Capability::Push {
@@ -221,12 +221,12 @@ impl Remote {
         ready
     }
 
-    /// All hosts, as they are written.
+    /// All hosts, in the order of the configuration.
     pub(crate) fn all_endpoints(&self) -> &[Arc<Endpoint>] {
         &self.shared.endpoints
     }
 
-    /// Sends a request to the hosts in order, until one answers it with success. The answer tells which.
+    /// Sends a request to the hosts in order, until one succeeds. The answer has the host.
     pub async fn send(&self, request: &Request) -> Result<Answer> {
         let mut failures = Vec::new();
         for endpoint in self.endpoints(request.capability) {
@@ -238,7 +238,7 @@ impl Remote {
         Err(self.all_failed(failures, request.capability))
     }
 
-    /// What the registry itself said counts most; the mirrors' words are told before it.
+    /// Combines the errors of all hosts: the registry's own is the main one, the mirrors' precede it.
     pub(crate) fn all_failed(
         &self,
         mut failures: Vec<(Arc<Endpoint>, Error)>,
@@ -252,15 +252,15 @@ impl Remote {
                 "no host of {name} has the capability {capability} in its hosts.toml"
             ));
         };
-        told_together(failures.into_iter().map(|(_, error)| error).collect(), main)
+        combine_errors(failures.into_iter().map(|(_, error)| error).collect(), main)
     }
 
-    /// The same repository behind one of its hosts.
+    /// The same repository, served by one of its hosts.
     pub(crate) fn where_only(&self, host: Arc<Endpoint>) -> Remote {
         self.behind(vec![host])
     }
 
-    /// The same repository behind its other hosts.
+    /// The same repository, served by its other hosts.
     pub(crate) fn where_not(&self, host: &Arc<Endpoint>) -> Remote {
         let others = self.shared.endpoints.iter().filter(|other| !Arc::ptr_eq(other, host));
         self.behind(others.cloned().collect())
@@ -270,19 +270,19 @@ impl Remote {
         Remote { shared: Arc::new(Shared { reference: self.shared.reference.clone(), endpoints }) }
     }
 
-    /// Asks what the reference stands for. `NotFound` and `PermissionDenied` name host and repository.
+    /// Resolves the reference. `NotFound` and `PermissionDenied` name host and repository.
     pub async fn resolve(&self) -> Result<Resolved> {
         let reference = &self.shared.reference;
         let capability = if reference.digest().is_some() { Capability::Pull } else { Capability::Resolve };
         self.document(&reference.object(), reference.digest(), capability).await
     }
 
-    /// Asks what another tag of the repository stands for.
+    /// Resolves another tag of the repository.
     pub async fn resolve_tag(&self, tag: &str) -> Result<Resolved> {
         self.document(tag, None, Capability::Resolve).await
     }
 
-    /// Fetches a manifest or index by its digest.
+    /// Fetches a manifest or index by its digest, which is checked.
     pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         if descriptor.size > DOCUMENT_LEN_MAX as u64 {
             return Err(Error::invalid_argument(format!(
@@ -295,7 +295,7 @@ impl Remote {
         Ok(resolved.bytes)
     }
 
-    /// A blob's bytes from an offset on. They are not checked here.
+    /// Fetches a blob from an offset on. The caller checks the digest.
     pub async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<BlobStream> {
         BlobStream::open(self.clone(), descriptor.clone(), offset).await
     }
@@ -362,8 +362,8 @@ impl Remote {
     }
 }
 
-/// The failure that counts, after those before it.
-pub(crate) fn told_together(before: Vec<Error>, main: Error) -> Error {
+/// The main failure, preceded by the others.
+pub(crate) fn combine_errors(before: Vec<Error>, main: Error) -> Error {
     let before: Vec<String> = before.iter().map(Error::chain).collect();
     if before.is_empty() { main } else { main.context(format!("first, {}; then", before.join("; "))) }
 }

@@ -1,7 +1,7 @@
-//! What is asked of a host, and the bytes that go with it.
+//! Requests to a host, and their bodies.
 //!
-//! A request may be sent more than once: after a challenge, along a redirect, to the next host. So a body is
-//! something that can be opened again, not something that is used up.
+//! A request may be sent several times: after a challenge, along a redirect, to the next host. So a body can be
+//! opened again.
 
 use std::fmt;
 use std::io;
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::host::Capability;
 
-/// A request to whichever host has the capability.
+/// A request to any host with the capability.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: Method,
@@ -26,18 +26,18 @@ pub struct Request {
     pub headers: HeaderMap,
     pub body: Body,
     pub capability: Capability,
-    /// Repositories of the same registry that are read besides our own: for mounts from one to the other.
+    /// Further repositories of the registry that need read access: the sources of mounts.
     pub reads: Vec<String>,
 }
 
-/// Where a request goes.
+/// The URL of a request, relative to a host.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// `/v2/`: whether there is a registry, and whether it knows us.
+    /// `/v2/`: whether the host is a registry and accepts the credentials.
     Registry,
     /// Below the repository: `blobs/sha256:…`.
     Repository(String),
-    /// What a `Location` header said. Only the host that said it can be asked.
+    /// The value of a `Location` header, for the host that sent it.
     Location(String),
 }
 
@@ -62,7 +62,7 @@ impl Request {
         Request::new(Method::HEAD, path, capability)
     }
 
-    /// A request to where an earlier answer's `Location` pointed.
+    /// A request to the `Location` of an earlier answer.
     pub fn at(method: Method, location: impl Into<String>, capability: Capability) -> Request {
         Request { target: Target::Location(location.into()), ..Request::new(method, "", capability) }
     }
@@ -78,8 +78,8 @@ impl Request {
         Request { body, ..self }
     }
 
-    /// Whether sending it twice is the same as sending it once, so that a broken connection is no reason to
-    /// give up. The bytes of an upload are not: whoever sends them asks how far they came.
+    /// Whether the request is idempotent, so that it can be repeated after a broken connection. Pieces of an upload
+    /// are not: the client first asks for the upload's offset.
     pub(crate) fn is_repeatable(&self) -> bool {
         match self.method {
             Method::GET | Method::HEAD => true,
@@ -90,7 +90,7 @@ impl Request {
     }
 }
 
-/// What goes with a request.
+/// The body of a request.
 #[derive(Clone)]
 pub enum Body {
     Empty,
@@ -98,8 +98,8 @@ pub enum Body {
     Stream { len: u64, open: Opener },
 }
 
-/// Gives the bytes of a body from its beginning, each time it is called. The sender of the channel ends when
-/// nobody listens.
+/// Opens the bytes of a body from the beginning, each time it is called. The sender stops when the receiver is
+/// dropped.
 pub type Opener = Arc<dyn Fn() -> mpsc::Receiver<io::Result<Bytes>> + Send + Sync>;
 
 impl fmt::Debug for Body {
@@ -113,7 +113,7 @@ impl fmt::Debug for Body {
 }
 
 impl Body {
-    /// The body as it is sent once, and how far that is.
+    /// Opens the body for one attempt, with a handle on its progress.
     pub(crate) fn open(&self) -> (Sending, Sent) {
         let source = match self {
             Body::Empty => Source::Whole(None),
@@ -121,13 +121,13 @@ impl Body {
             Body::Stream { len, open } => Source::Parts { receive: open(), left: *len },
         };
         let sent = Sent::default();
-        // Nobody asks for the parts of what has none.
+        // An empty body is never polled.
         sent.whole.store(matches!(source, Source::Whole(None)), Ordering::Relaxed);
         (Sending { source, sent: sent.clone() }, sent)
     }
 }
 
-/// How far a body was taken by who sends it. Clones are the same.
+/// The progress of sending a body. Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Sent {
     moved: Arc<AtomicBool>,
@@ -135,7 +135,7 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
-    /// Whether a part of it was taken since the last time that this was asked.
+    /// Whether bytes were sent since the last call.
     pub(crate) fn has_moved(&self) -> bool {
         self.moved.swap(false, Ordering::Relaxed)
     }
@@ -145,7 +145,7 @@ impl Sent {
     }
 }
 
-/// A body on its way out.
+/// A body that is being sent.
 pub(crate) struct Sending {
     source: Source,
     sent: Sent,

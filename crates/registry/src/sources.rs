@@ -1,12 +1,12 @@
-//! Whom to ask for a blob of which wrong bytes came.
+//! The hosts to ask for a blob after wrong bytes.
 //!
 //! ```text
-//! all hosts ─ one host brought it all, and wrong ─▶ the hosts but that one
-//!           └ it came from several ───────────────▶ each host by itself: then it shows which one lies
+//! all hosts ─ one host sent all of it, and wrong ─▶ all hosts but that one
+//!           └ several hosts sent it ──────────────▶ each host by itself, which shows the one with wrong bytes
 //! ```
 //!
-//! Only a digest tells, and only at the end, so whoever takes a blob's bytes says what came of them. A host
-//! that lied rests: the next blob does not begin with it.
+//! Only the digest at the end shows wrong bytes, so the caller that computes it reports the result. A host with wrong
+//! bytes rests: other blobs start with another host.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,22 +15,22 @@ use types::{Descriptor, Digest, Error, Hasher, Result};
 
 use crate::endpoint::Endpoint;
 use crate::host::Capability;
-use crate::remote::{Remote, told_together};
+use crate::remote::{Remote, combine_errors};
 
-/// The hosts that are left for one blob, and what went wrong with those before.
+/// The hosts left for one blob, and the failures so far.
 pub struct Sources {
-    /// Each stands for the hosts that may be asked in one attempt.
+    /// Each is the set of hosts for one attempt.
     waiting: VecDeque<Remote>,
     failures: Vec<Error>,
 }
 
-/// What one attempt to fetch a blob brought.
-pub struct Brought<'a> {
-    /// Whose hosts were asked.
+/// The result of one attempt to fetch a blob.
+pub struct FetchAttempt<'a> {
+    /// The hosts that were asked.
     pub remote: &'a Remote,
-    /// Those of them whose bytes it was; see [`BlobStream::givers`](crate::BlobStream::givers).
+    /// Those that sent the bytes; see [`BlobStream::givers`](crate::BlobStream::givers).
     pub givers: &'a [Arc<Endpoint>],
-    /// Bytes that were there before any of those hosts was asked.
+    /// Bytes that existed before any of those hosts was asked.
     pub begun_at: u64,
 }
 
@@ -39,20 +39,20 @@ impl Sources {
         Sources { waiting: VecDeque::from([remote]), failures: Vec::new() }
     }
 
-    /// Where the blob can be fetched from, from its beginning on; none if there is nobody left.
+    /// The hosts for the next attempt, which fetches the blob from its beginning; `None` if none are left.
     pub fn next_remote(&mut self) -> Option<Remote> {
         self.waiting.pop_front()
     }
 
-    /// All of the blob came, with another digest.
-    pub fn wrong(&mut self, brought: &Brought<'_>, found: &Digest) {
-        let names: Vec<&str> = brought.givers.iter().map(|giver| giver.name()).collect();
+    /// Reports that all of the blob came, with another digest.
+    pub fn wrong(&mut self, attempt: &FetchAttempt<'_>, found: &Digest) {
+        let names: Vec<&str> = attempt.givers.iter().map(|giver| giver.name()).collect();
         let from = if names.is_empty() { String::new() } else { format!(" from {}", names.join(" and ")) };
         self.failures.push(Error::data_loss(format!("the bytes that came{from} have the digest {found}")));
-        let remote = brought.remote;
-        match brought.givers {
-            // Whoever brought the beginning may be the one.
-            _ if brought.begun_at > 0 => self.waiting.push_front(remote.clone()),
+        let remote = attempt.remote;
+        match attempt.givers {
+            // The earlier bytes may be the wrong ones.
+            _ if attempt.begun_at > 0 => self.waiting.push_front(remote.clone()),
             [] => {}
             [liar] => {
                 liar.rest();
@@ -66,21 +66,21 @@ impl Sources {
         self.waiting.retain(|remote| !remote.endpoints(Capability::Pull).is_empty());
     }
 
-    /// The blob could not be fetched.
+    /// Reports that an attempt failed.
     pub fn failed(&mut self, failure: Error) {
         self.failures.push(failure);
     }
 
-    /// What all attempts came to.
+    /// The failures of all attempts in one error.
     pub fn into_error(mut self) -> Error {
         let last = self.failures.pop();
         let last = last.unwrap_or_else(|| Error::internal("a blob was not asked for"));
-        told_together(self.failures, last)
+        combine_errors(self.failures, last)
     }
 }
 
 impl Remote {
-    /// A small blob, whole and with the right digest.
+    /// Fetches all of a small blob, and checks its digest.
     pub async fn small_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let mut sources = Sources::new(self.clone());
         while let Some(remote) = sources.next_remote() {
@@ -97,7 +97,7 @@ impl Remote {
             if found == descriptor.digest {
                 return Ok(bytes);
             }
-            sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at: 0 }, &found);
+            sources.wrong(&FetchAttempt { remote: &remote, givers: &givers, begun_at: 0 }, &found);
         }
         Err(sources.into_error().context(format!("fetch blob {}", descriptor.digest)))
     }

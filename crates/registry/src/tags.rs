@@ -15,24 +15,25 @@ use crate::remote::Remote;
 use crate::request::Request;
 use crate::transport::read_body;
 
-/// Bytes of one page of the list.
+/// Bytes of a page at most.
 const PAGE_LEN_MAX: usize = 4 << 20;
-/// Pages that are read.
+/// Pages read at most.
 const PAGES_MAX: usize = 1024;
-/// Tags of a list. More are nothing to do something with each of.
+/// Tags of a list at most.
 const TAGS_MAX: usize = 16_384;
-/// For all pages.
+/// For all pages together.
 const LIST_TIMEOUT: Duration = Duration::from_secs(300);
 
 #[derive(Deserialize)]
 struct Page {
-    /// Some registries have nothing here instead of an empty list.
+    /// Some registries write null for an empty list.
     tags: Option<Vec<String>>,
 }
 
 impl Remote {
-    /// The tags of the repository, in order, each once. The registry itself is asked before its mirrors, which need not
-    /// have all. `NotFound` and `PermissionDenied` name host and repository, `ResourceExhausted` is a list without end.
+    /// The tags of the repository, sorted, without duplicates. The registry is asked before its mirrors, which need
+    /// not have all. `NotFound` and `PermissionDenied` name host and repository; `ResourceExhausted` if there are too
+    /// many tags or pages.
     pub async fn tags(&self) -> Result<Vec<String>> {
         let mut endpoints = self.endpoints(Capability::Resolve);
         endpoints.sort_by_key(|endpoint| endpoint.host().is_mirror);
@@ -52,13 +53,13 @@ impl Remote {
     }
 }
 
-/// What one host lists.
+/// Lists the tags at one host.
 async fn list(endpoint: &Arc<Endpoint>, reference: &Reference) -> Result<BTreeSet<String>> {
     let mut request = Request::get("tags/list", Capability::Resolve);
     let mut tags = BTreeSet::new();
     for _ in 0..PAGES_MAX {
         let answer = endpoint.ask(&request).await?;
-        let next = next_page(&answer).map(|address| answer.names(address)).transpose()?;
+        let next = next_page(&answer).map(|address| answer.resolve_url(address)).transpose()?;
         let bytes = read_body(answer.into_body(), PAGE_LEN_MAX).await?;
         let page: Page = serde_json::from_slice(&bytes).map_err(|error| {
             Error::data_loss(format!("the list of {} cannot be read", endpoint.name())).with_source(error)
@@ -81,7 +82,7 @@ async fn list(endpoint: &Arc<Endpoint>, reference: &Reference) -> Result<BTreeSe
     Err(Error::resource_exhausted(format!("the list has more than {PAGES_MAX} pages")))
 }
 
-/// Whether what a registry calls a tag makes a name of the repository, and nothing else.
+/// Whether a registry's tag is valid in a reference.
 fn is_tag(reference: &Reference, tag: &str) -> bool {
     let named = format!("{}:{tag}", reference.name()).parse::<Reference>();
     named.is_ok_and(|named| named.tag() == Some(tag) && named.digest().is_none())

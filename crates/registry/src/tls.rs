@@ -1,4 +1,4 @@
-//! How TLS is spoken to a host: who vouches for it, and who we are.
+//! TLS options of a host: certificate authorities and client certificates.
 
 use std::fmt;
 use std::fs::File;
@@ -14,34 +14,34 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use types::{Context, Error, Result};
 
-/// Bytes of a file of certificates, a key, or a `hosts.toml`.
+/// Bytes of a certificate file, a key, or a `hosts.toml`, at most.
 pub(crate) const FILE_LEN_MAX: u64 = 1 << 20;
 
-/// What differs from the system's way. Two that are equal share connections.
+/// Differences from the system's TLS defaults. Equal ones share connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tls {
-    /// Authorities besides those of the system.
+    /// Trusted authorities in addition to the system's.
     pub(crate) ca: Vec<Pem>,
-    /// Who we are, if the host asks: the first that it accepts.
+    /// Client certificates; the first that the host accepts is sent.
     pub(crate) client: Vec<ClientPem>,
     pub(crate) skip_verify: bool,
 }
 
-/// A file that was read.
+/// A file's path and content.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Pem {
     file: PathBuf,
     bytes: Vec<u8>,
 }
 
-/// A certificate of ours and its key.
+/// A client certificate and its key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClientPem {
     certificate: Pem,
     key: Pem,
 }
 
-/// What files hold may be a key.
+/// The content may be a private key.
 impl fmt::Debug for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pem({})", self.file.display())
@@ -57,7 +57,7 @@ impl Pem {
         Ok(Pem { file: file.to_owned(), bytes: bytes.ok_or_else(too_large)? })
     }
 
-    /// A file of authorities, of which there is at least one.
+    /// Reads a file with at least one CA certificate.
     pub(crate) fn authorities(file: &Path) -> Result<Pem> {
         let pem = Pem::read(file)?;
         let mut roots = RootCertStore::empty();
@@ -83,7 +83,7 @@ impl Pem {
 }
 
 impl ClientPem {
-    /// The key is in the certificate's file if it has none of its own.
+    /// Reads a client certificate. Without `key` the key is in the same file.
     pub(crate) fn read(certificate: &Path, key: Option<&Path>) -> Result<ClientPem> {
         let certificate = Pem::read(certificate)?;
         let key = key.map_or_else(|| Ok(certificate.clone()), Pem::read)?;
@@ -105,32 +105,32 @@ impl ClientPem {
 }
 
 impl Tls {
-    /// The authorities of a file are trusted besides those of the system.
+    /// Trusts the authorities of a file in addition to the system's.
     pub fn trusting(file: &Path) -> Result<Tls> {
         Ok(Tls { ca: vec![Pem::authorities(file)?], ..Tls::default() })
     }
 
-    /// The files of authorities besides those of the system.
+    /// The files of additional authorities.
     pub fn authorities(&self) -> Vec<String> {
         self.ca.iter().map(|pem| pem.file.display().to_string()).collect()
     }
 
-    /// The files of the certificates that say who we are.
+    /// The files of client certificates.
     pub fn clients(&self) -> Vec<String> {
         self.client.iter().map(|pem| pem.certificate.file.display().to_string()).collect()
     }
 
-    /// Whether somebody must vouch for the host.
+    /// Whether the host's certificate is verified.
     pub fn is_verified(&self) -> bool {
         !self.skip_verify
     }
 
-    /// The same towards a host that we were sent to: it is not told who we are.
+    /// For a host that a redirect leads to: without client certificates.
     pub(crate) fn without_client(&self) -> Tls {
         Tls { client: Vec::new(), ..self.clone() }
     }
 
-    /// For a client of its own. `InvalidArgument` if what the files hold is of no use.
+    /// The rustls configuration. `InvalidArgument` if a file has no usable content.
     pub fn config(&self) -> Result<ClientConfig> {
         let provider = provider();
         let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -167,7 +167,7 @@ fn provider() -> Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::ring::default_provider())).clone()
 }
 
-/// Read with the first request: most daemons of tests and laptops never need them.
+/// Loaded with the first request: many daemons never need them.
 fn system_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let read = || {
@@ -178,7 +178,7 @@ fn system_roots() -> Arc<RootCertStore> {
     ROOTS.get_or_init(read).clone()
 }
 
-/// Takes any certificate: `skip_verify`. Signatures are checked all the same, for who holds the certificate.
+/// Accepts any certificate (`skip_verify`). Handshake signatures are verified, which proves possession of its key.
 #[derive(Debug)]
 struct Unverified(Arc<CryptoProvider>);
 
@@ -217,7 +217,7 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
-/// Several certificates of ours, of which a host accepts some.
+/// Client certificates, of which a host accepts some.
 #[derive(Debug)]
 struct Identities(Vec<Arc<CertifiedKey>>);
 
@@ -231,7 +231,7 @@ impl ResolvesClientCert for Identities {
             };
             authorities.is_empty() || identity.cert.iter().any(issued_by_one)
         });
-        // A host that names authorities that we have nothing from may know ours by another name.
+        // A host may know the issuer of ours by another name than those it lists.
         accepted.or_else(|| usable.next()).cloned()
     }
 
@@ -240,7 +240,7 @@ impl ResolvesClientCert for Identities {
     }
 }
 
-/// Whether a distinguished name in DER has this content: `webpki` gives names without their outer header.
+/// Whether a DER-encoded distinguished name has this content: `webpki` returns names without the outer header.
 fn is_name(name: &[u8], content: &[u8]) -> bool {
     let header_len = name.len().checked_sub(content.len());
     header_len.is_some_and(|header_len| header_len <= 4) && name.ends_with(content)

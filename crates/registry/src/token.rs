@@ -1,14 +1,14 @@
-//! Tokens: what they allow, how they are got, and which are at hand.
+//! Bearer tokens: their scopes, requests for them, and a cache.
 //!
 //! ```text
-//! GET  realm?service=S&scope=…&scope=…     nobody, or a name and a password by Basic
-//! POST realm  grant_type=refresh_token     who has an identity token
-//!             grant_type=password          where GET is not known
+//! GET  realm?service=S&scope=…&scope=…     anonymous, or with Basic authorization
+//! POST realm  grant_type=refresh_token     with an identity token
+//!             grant_type=password          if the server does not know GET
 //! ◀── {"token" or "access_token", "expires_in", …}
 //! ```
 //!
-//! A token is asked for with all that a request needs, and used by every request that needs no more, of any
-//! pull on behalf of the same person, until shortly before it expires.
+//! A token is requested with all scopes of a request, and reused by every request of the same user that needs the
+//! same scopes, until shortly before it expires.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -21,14 +21,14 @@ use tokio::time::Instant;
 use crate::credentials::Credentials;
 use crate::percent::SCOPE;
 
-/// Tokens that say nothing are good for a minute.
+/// Lifetime of a token without `expires_in` (the distribution project's token specification).
 const LIFE_DEFAULT: Duration = Duration::from_secs(60);
-/// Nobody is told of a token's end: a day is enough for any pull.
+/// Upper bound of a token's lifetime: a day is enough for any pull.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
-/// A request takes its time, and clocks differ.
+/// Margin for the duration of a request and for clock skew.
 const MARGIN: Duration = Duration::from_secs(5);
 const TOKENS_MAX: usize = 1024;
-/// Bytes of a token, and of what it is found by, that is kept: a registry says both. Longer ones are used once.
+/// Bytes of a token and its key that are cached at most, as the registry controls both. Longer ones are used once.
 const KEPT_LEN_MAX: usize = 16 << 10;
 
 /// What a token allows: actions by resource, such as `repository:library/redis`.
@@ -41,7 +41,7 @@ impl Scopes {
         self.0.entry(resource.into()).or_default().extend(actions.map(str::to_owned));
     }
 
-    /// Adds what a challenge asks for: `repository:a:pull,push repository:b:pull`. A name may have a colon.
+    /// Adds the scopes of a challenge: `repository:a:pull,push repository:b:pull`. A name may contain a colon.
     pub(crate) fn add_text(&mut self, text: &str) {
         for scope in text.split_ascii_whitespace() {
             if let Some((resource, actions)) = scope.rsplit_once(':') {
@@ -64,7 +64,7 @@ impl fmt::Display for Scopes {
     }
 }
 
-/// Who gives tokens, for what, to whom.
+/// What determines a token: its server, its scopes, and the user.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TokenKey {
     pub(crate) realm: String,
@@ -74,12 +74,12 @@ pub(crate) struct TokenKey {
 }
 
 impl TokenKey {
-    /// Bytes of what a registry says of it.
+    /// Bytes of the parts that a registry controls.
     fn len(&self) -> usize {
         self.realm.len() + self.service.as_deref().map_or(0, str::len) + self.scopes.to_string().len()
     }
 
-    /// The address to ask for a token by GET.
+    /// The URL of a token request by GET.
     pub(crate) fn url(&self) -> String {
         let mut url = self.realm.clone();
         for (key, value) in self.parameters() {
@@ -101,7 +101,7 @@ impl TokenKey {
         parameters
     }
 
-    /// What is posted to the realm; none if there is nothing to post.
+    /// The form of a token request by POST; `None` without credentials that can be posted.
     pub(crate) fn form(&self) -> Option<String> {
         let mut parameters = match self.credentials.as_ref()? {
             Credentials::Password { user, password } => vec![
@@ -116,7 +116,7 @@ impl TokenKey {
         };
         parameters.push(("client_id", "hoist".to_owned()));
         parameters.push(("service", self.service.clone().unwrap_or_default()));
-        // In a form all scopes are one parameter.
+        // A form has one parameter for all scopes.
         parameters.push(("scope", self.scopes.to_string()));
         let pairs: Vec<String> = parameters
             .iter()
@@ -126,7 +126,7 @@ impl TokenKey {
     }
 }
 
-/// A token and how long it is good for.
+/// A token and its lifetime.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Token {
     pub(crate) value: String,
@@ -134,7 +134,7 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// The token in an answer, under either of its names. None if there is none, or it is no header's value.
+    /// Parses the response of a token server. `None` if it has no token, or one that is not a valid header value.
     pub(crate) fn parse(body: &[u8]) -> Option<Token> {
         let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
         let named = |name: &str| answer[name].as_str().filter(|token| !token.is_empty());
@@ -148,12 +148,12 @@ impl Token {
     }
 }
 
-/// The tokens at hand. Of too many those go that nobody used for longest, so that no registry keeps others from having
-/// theirs.
+/// The cache of tokens. When it is full the least recently used one goes, so that no registry can crowd out the
+/// tokens of others.
 #[derive(Default)]
-pub(crate) struct Tokens(Mutex<HashMap<TokenKey, Kept>>);
+pub(crate) struct Tokens(Mutex<HashMap<TokenKey, CachedToken>>);
 
-struct Kept {
+struct CachedToken {
     value: String,
     end: Instant,
     used: Instant,
@@ -180,10 +180,10 @@ impl Tokens {
             oldest.and_then(|key| tokens.remove(&key));
         }
         let life = token.life.saturating_sub(MARGIN).max(token.life / 2);
-        tokens.insert(key, Kept { value: token.value.clone(), end: now + life, used: now });
+        tokens.insert(key, CachedToken { value: token.value.clone(), end: now + life, used: now });
     }
 
-    /// A token was refused before its time.
+    /// Drops a token that was refused before its end.
     pub(crate) fn drop(&self, key: &TokenKey) {
         self.0.lock().remove(key);
     }

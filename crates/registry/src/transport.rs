@@ -1,4 +1,4 @@
-//! Requests: connections, time limits, redirects, and trying again.
+//! The HTTP transport: connections, timeouts, redirects, retries.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -18,53 +18,53 @@ use tokio::time::Instant;
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::blob::Pace;
-use crate::dial::{Dial, RemoteAddress};
+use crate::dial::{Dialer, RemoteAddress};
 use crate::http_trace::{ConnectionTrace, HttpTrace};
 use crate::proxy::Proxies;
 use crate::request::{Body, Sending};
 use crate::tls::Tls;
 use crate::token::Tokens;
+use crate::url::{host_of, origin, resolve};
 
-/// In each such time a body that is read whole must bring what a stream must, or end.
+/// In each such time a body that is read whole must advance at the least pace of a stream.
 const BODY_WINDOW: Duration = Duration::from_secs(30);
 /// For all of such a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 pub(crate) const ATTEMPTS_MAX: u32 = 6;
-/// For a host of this machine to say whether it speaks TLS.
+/// To find out whether a loopback host speaks TLS.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const REDIRECTS_MAX: usize = 10;
-/// For a registry to answer once it has all of what it is to store: some copy it from one place to another then, and hash
-/// it again.
+/// For a registry to answer once it has all bytes to store: some then copy and hash them again.
 const STORE_TIMEOUT: Duration = Duration::from_secs(900);
-/// A server that asks for more patience than this is down.
+/// A host that asks for a longer delay counts as down.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// Bytes of a connection that are read at a time, and kept in memory for it.
+/// Bytes of the read buffer of a connection at most.
 const READ_LEN_MAX: usize = 128 << 10;
-/// Bytes of an error's text that are read.
+/// Bytes of an error body that are read.
 const ERROR_LEN_MAX: usize = 4096;
-/// Characters of it that are told.
+/// Characters of an error body that are reported.
 const WORDS_LEN_MAX: usize = 200;
-/// Ways of making connections that are kept. One is used by all hosts that nothing is said of.
+/// HTTP clients kept at most. All hosts with default options share one.
 const CLIENTS_MAX: usize = 32;
 /// How long a host that failed is asked after the others.
 const REST: Duration = Duration::from_secs(60);
 const RESTING_MAX: usize = 256;
 
-type HttpClient = Client<HttpsConnector<Dial>, Sending>;
+type HttpClient = Client<HttpsConnector<Dialer>, Sending>;
 
-/// A request in full.
+/// A complete request.
 pub(crate) struct Outgoing<'a> {
     pub(crate) method: &'a Method,
     pub(crate) url: &'a Uri,
     pub(crate) headers: &'a HeaderMap,
-    /// Headers that are left out once a redirect leads away from `origin`.
+    /// Headers that are omitted once a redirect leads away from `origin`.
     pub(crate) private: &'a HeaderMap,
-    /// `https://host`: who may see the private headers.
+    /// `https://host`: the origin that may see the private headers.
     pub(crate) origin: String,
     pub(crate) body: &'a Body,
-    /// Whether a redirect away from `origin` is refused, and not followed with the body.
+    /// Whether a redirect away from `origin` is refused, instead of followed with the body.
     pub(crate) is_body_private: bool,
-    /// Whether a broken connection, or an answer that may be another later, is a reason to send it again.
+    /// Whether to repeat the request after a broken connection or a transient status.
     pub(crate) is_repeatable: bool,
     pub(crate) tls: &'a Tls,
     pub(crate) dial_timeout: Duration,
@@ -72,20 +72,20 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) trace: Option<&'a HttpTrace>,
 }
 
-/// How long a host is borne with.
+/// When to give up on a host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RetryPolicy {
     attempts_max: u32,
-    /// A host that nothing listens at is seldom there a moment later.
+    /// Lower, as a host that refuses connections rarely recovers within moments.
     connect_attempts_max: u32,
-    /// From the request to the answer's headers, or between two parts of the request's body.
+    /// From the request to the answer's headers, or between two chunks of the request's body.
     answer_timeout: Duration,
-    /// Whether a host that asks for time gets it.
+    /// Whether to wait for a host that sends `Retry-After`.
     waits: bool,
 }
 
 impl RetryPolicy {
-    /// There is nobody else to ask.
+    /// For the last host.
     pub(crate) const LAST: RetryPolicy = RetryPolicy {
         attempts_max: ATTEMPTS_MAX,
         connect_attempts_max: 3,
@@ -93,12 +93,12 @@ impl RetryPolicy {
         waits: true,
     };
 
-    /// The next host is asked instead.
+    /// For a host after which another can be asked.
     fn mirror(answer_timeout: Duration) -> RetryPolicy {
         RetryPolicy { attempts_max: 2, connect_attempts_max: 1, answer_timeout, waits: false }
     }
 
-    /// How long nothing may happen on either side.
+    /// The timeout for the next progress of a request.
     fn timeout(&self, method: &Method, is_sent: bool) -> Duration {
         match is_sent && matches!(*method, Method::PUT | Method::PATCH) {
             true => STORE_TIMEOUT,
@@ -106,31 +106,31 @@ impl RetryPolicy {
         }
     }
 
-    /// What is said at once is what is wanted.
+    /// A single attempt, for diagnosis.
     pub(crate) fn once() -> RetryPolicy {
         RetryPolicy { attempts_max: 1, ..RetryPolicy::mirror(Duration::from_secs(10)) }
     }
 }
 
-/// An answer and the address that gave it.
+/// An answer and the URL that gave it.
 pub(crate) struct Reply {
     pub(crate) response: Response<Incoming>,
     pub(crate) address: Uri,
 }
 
-/// Times by host.
+/// Points in time, by host.
 type Until = HashMap<String, Instant>;
 
-/// Pools of connections, for the whole process, and what was learned of hosts.
+/// Connection pools for the whole process, and what was learned about hosts.
 pub(crate) struct Transport {
     proxies: Arc<Proxies>,
     mirror_timeout: Mutex<Duration>,
-    /// The one used last is the last.
+    /// In order of use, the most recent last.
     clients: Mutex<Vec<(ClientKey, HttpClient)>>,
-    /// Hosts that failed, and until when they are asked last.
+    /// Hosts that failed, and until when other hosts are asked before them.
     resting: Mutex<Until>,
-    /// Hosts that want to be left alone, and until when whoever asks nobody else waits.
-    left_alone: Mutex<Until>,
+    /// Hosts that sent `Retry-After`, and until when requests that cannot go elsewhere wait.
+    postponed: Mutex<Until>,
     pub(crate) tokens: Tokens,
 }
 
@@ -147,17 +147,17 @@ impl Transport {
             mirror_timeout: Mutex::new(mirror_timeout),
             clients: Mutex::default(),
             resting: Mutex::default(),
-            left_alone: Mutex::default(),
+            postponed: Mutex::default(),
             tokens: Tokens::default(),
         }
     }
 
-    /// The address of the proxy before another.
+    /// The URL of the proxy for a URL.
     pub(crate) fn proxy(&self, address: &Uri) -> Option<String> {
         self.proxies.choose(address).map(|proxy| proxy.address.to_string())
     }
 
-    /// How long a host is borne with after which another can be asked.
+    /// The retry policy for a host after which another can be asked.
     pub(crate) fn mirror_retry(&self) -> RetryPolicy {
         RetryPolicy::mirror(*self.mirror_timeout.lock())
     }
@@ -181,7 +181,7 @@ impl Transport {
             .with_tls_config(tls.config()?)
             .https_or_http()
             .enable_all_versions()
-            .wrap_connector(Dial::new(self.proxies.clone(), dial_timeout));
+            .wrap_connector(Dialer::new(self.proxies.clone(), dial_timeout));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
@@ -206,22 +206,22 @@ impl Transport {
         resting.get(host).is_some_and(|until| *until > Instant::now())
     }
 
-    /// Remembers that a host failed.
+    /// Records that a host failed.
     pub(crate) fn rest(&self, host: &str, time: Option<Duration>) {
         remember(&self.resting, host, time.unwrap_or(REST).min(10 * REST));
     }
 
-    /// Remembers that a host wants to be asked later, so that others do not ask it either.
-    fn leave_alone(&self, address: &Uri, time: Duration) {
+    /// Records a host's `Retry-After`, so that other requests wait, too.
+    fn postpone(&self, address: &Uri, time: Duration) {
         let host = host_of(address);
         self.rest(host, Some(time));
-        remember(&self.left_alone, host, time);
+        remember(&self.postponed, host, time);
     }
 
-    /// Waits as long as a host wants to be left alone. It may say so again and again, to others: that has a bound.
+    /// Waits until a host's `Retry-After` is over. Other requests may extend it, so the wait is bounded.
     async fn wait_for(&self, address: &Uri) {
         let host = host_of(address);
-        let wanted = || self.left_alone.lock().get(host).copied();
+        let wanted = || self.postponed.lock().get(host).copied();
         let at_most = Instant::now() + WAIT_MAX;
         while let Some(until) = wanted().filter(|until| *until > Instant::now()) {
             tokio::time::sleep_until(until.min(at_most)).await;
@@ -235,37 +235,37 @@ impl Transport {
         self.resting.lock().remove(host);
     }
 
-    /// Sends a request, follows redirects, and tries again what may pass by itself.
+    /// Sends a request, follows redirects, and retries transient failures.
     ///
-    /// Answers other than 408, 429 and 5xx are returned whatever they say; those too if patience ends, or if the
-    /// request is not to be sent again.
+    /// Answers are returned whatever their status; 408, 429 and 5xx only once the retries are used up, or if the
+    /// request must not be repeated.
     pub(crate) async fn send(&self, request: &Outgoing<'_>) -> Result<Reply> {
         let retry = request.retry;
         let mut attempt = 0;
         loop {
             attempt += 1;
             let wait = match self.follow(request).await {
-                Ok(reply) if may_be_asked_again(reply.response.status()) => {
+                Ok(reply) if is_transient_status(reply.response.status()) => {
                     let asked = retry_after(reply.response.headers());
                     let is_patient = asked.is_none_or(|wait| retry.waits && wait <= WAIT_MAX);
                     if let Some(wait) = asked.filter(|_| is_patient) {
-                        self.leave_alone(&reply.address, wait);
+                        self.postpone(&reply.address, wait);
                     }
-                    // Of an upload it is asked first how far it came.
+                    // An upload must first ask for its offset.
                     if attempt >= retry.attempts_max || !is_patient || !request.is_repeatable {
                         return Ok(reply);
                     }
-                    // What it asked for, whoever asks it next waits for; it may have asked for nothing.
+                    // The next attempt waits for `Retry-After`, if there was one.
                     pause(attempt)
                 }
                 Ok(reply) => return Ok(reply),
-                // Wrong certificates do not get better.
+                // Certificate errors are permanent.
                 Err(Failure { error, at_connect })
                     if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) =>
                 {
                     let attempts = match at_connect {
                         true => retry.connect_attempts_max,
-                        // Silence is not waited for twice when another can be asked.
+                        // A silent host gets one attempt if another can be asked.
                         false if error.is(ErrorKind::DeadlineExceeded) && !retry.waits => 1,
                         false => retry.attempts_max,
                     };
@@ -280,8 +280,7 @@ impl Transport {
         }
     }
 
-    /// Whether a host of this machine answers in TLS. A certificate that nobody vouches for is an answer too:
-    /// it is refused when it comes to it.
+    /// Whether a loopback host speaks TLS. An untrusted certificate also means yes: the request itself then fails.
     pub(crate) async fn speaks_tls(&self, host: &str, tls: &Tls) -> bool {
         let request = Request::builder().method(Method::GET).uri(format!("https://{host}/v2/"));
         let Ok(request) = request.body(Body::Empty.open().0) else { return true };
@@ -338,7 +337,7 @@ impl Transport {
         headers.extend(request.headers.clone());
         let agent = concat!("hoist/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        // The HTTP library says nothing of an empty body, and some servers refuse one of no length (RFC 9110, 8.6).
+        // The HTTP library omits Content-Length for an empty body, and some servers require it (RFC 9110, 8.6).
         if has_no_bytes && matches!(*method, Method::POST | Method::PUT | Method::PATCH) {
             headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
@@ -375,7 +374,7 @@ impl Transport {
             let timeout = request.retry.timeout(method, sent.is_whole());
             match tokio::time::timeout(timeout, &mut sending).await {
                 Ok(answer) => break answer,
-                // A large body takes its time, but it moves.
+                // A large body may take long as long as it advances.
                 Err(_) if sent.has_moved() => {}
                 Err(_) => {
                     let words = format!("{method} {at}: no answer within {timeout:?}");
@@ -403,7 +402,7 @@ fn remember(hosts: &Mutex<Until>, host: &str, time: Duration) {
 /// Why there is no answer.
 struct Failure {
     error: Error,
-    /// The request was never sent.
+    /// The request was not sent.
     at_connect: bool,
 }
 
@@ -437,7 +436,7 @@ impl Failure {
     }
 }
 
-/// What lies beneath the sentences of the HTTP library.
+/// The underlying cause, without the wrapping messages of the HTTP library.
 fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     let mut line = String::new();
     let mut advice = "";
@@ -462,8 +461,8 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     line + advice
 }
 
-/// A redirect that keeps the method is followed with any; others only where GET is meant anyway. What an
-/// upload's answer says in `Location` is for the next step of the upload.
+/// Whether to follow a redirect: one that keeps the method always, others only for GET and HEAD. An upload's
+/// `Location` is for its next step.
 fn should_follow(method: &Method, status: StatusCode) -> bool {
     match status.as_u16() {
         307 | 308 => true,
@@ -472,94 +471,28 @@ fn should_follow(method: &Method, status: StatusCode) -> bool {
     }
 }
 
-/// Name and port.
-pub(crate) fn host_of(address: &Uri) -> &str {
-    address.authority().map_or("", http::uri::Authority::as_str)
-}
-
-/// `https://host`: scheme, name and port of an address. It is the same for all that mean the same host: in small
-/// letters, and without the port that is meant where none is written (RFC 9110, section 4.2.3).
-pub(crate) fn origin(address: &Uri) -> String {
-    let scheme = address.scheme_str().unwrap_or("https");
-    let name = address.host().unwrap_or_default().to_ascii_lowercase();
-    let usual = if scheme == "http" { 80 } else { 443 };
-    match address.port_u16().filter(|port| *port != usual) {
-        Some(port) => format!("{scheme}://{name}:{port}"),
-        None => format!("{scheme}://{name}"),
-    }
-}
-
-/// An address relative to another (RFC 3986, section 5.2).
-pub(crate) fn resolve(base: &Uri, location: &str) -> Result<Uri> {
-    let scheme = base.scheme_str().unwrap_or("https");
-    let (path, query) = match location.find(['?', '#']) {
-        Some(at) => location.split_at(at),
-        None => (location, ""),
-    };
-    // A colon in the first part of a path would be that of a scheme.
-    let has_scheme = path.split('/').next().is_some_and(|first| first.contains(':'));
-    let text = if has_scheme {
-        location.to_owned()
-    } else if path.starts_with("//") {
-        format!("{scheme}:{location}")
-    } else {
-        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-        let path = match path {
-            "" => base.path().to_owned(),
-            _ if path.starts_with('/') => without_dots(path),
-            _ => without_dots(&format!("{folder}/{path}")),
-        };
-        format!("{scheme}://{}{path}{query}", host_of(base))
-    };
-    let uri: Uri = text.parse().map_err(|error| Error::unavailable("not an address").with_source(error))?;
-    match uri.scheme_str() {
-        // From the protected into the open: never.
-        Some("http") if base.scheme_str() == Some("https") => {
-            Err(Error::permission_denied("from https to http"))
-        }
-        Some("http" | "https") => Ok(uri),
-        _ => Err(Error::unavailable("neither http nor https")),
-    }
-}
-
-/// A path without `.` and `..` in it (section 5.2.4).
-fn without_dots(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/').skip(1) {
-        match part {
-            "." => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    if path.ends_with("/.") || path.ends_with("/..") {
-        parts.push("");
-    }
-    format!("/{}", parts.join("/"))
-}
-
-/// Whether a host that answers so may have another answer in a moment.
-pub(crate) fn may_be_asked_again(status: StatusCode) -> bool {
+/// Whether a status may be transient.
+pub(crate) fn is_transient_status(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-/// Whether a host that refused may give it later.
-pub(crate) fn may_pass(error: &Error) -> bool {
-    is_absence(error) || error.is(ErrorKind::DeadlineExceeded)
+/// Whether a host may succeed later.
+pub(crate) fn is_transient(error: &Error) -> bool {
+    is_unavailable(error) || error.is(ErrorKind::DeadlineExceeded)
 }
 
-/// Whether a host is away for now. One that was there and silent has been waited for long enough.
-pub(crate) fn is_absence(error: &Error) -> bool {
+/// Whether a host is temporarily unavailable. A silent one has been waited for long enough.
+pub(crate) fn is_unavailable(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::ResourceExhausted)
 }
 
-/// How long a host wants to be left alone.
+/// The delay that a host asks for.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    patience_asked(headers, SystemTime::now())
+    parse_retry_after(headers, SystemTime::now())
 }
 
-/// Seconds, or the time of day (RFC 9110, section 10.2.3).
-fn patience_asked(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+/// Parses `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+fn parse_retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
@@ -567,19 +500,19 @@ fn patience_asked(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
 }
 
-/// Doubling from 100 ms, with up to half of it added by chance, so that many clients do not come at once.
+/// The pause before an attempt: doubles from 100 ms, with up to 50 % jitter, so that clients do not retry in step.
 pub(crate) fn pause(attempt: u32) -> Duration {
     let base = Duration::from_millis(100 << attempt.min(6));
     let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     base + base * (clock.subsec_nanos() % 512) / 1024
 }
 
-/// What an error says of itself: the registry's own words if it has some (distribution-spec, "Error Codes").
+/// The text of an error answer: the registry's own message if there is one (distribution-spec, "Error Codes").
 pub(crate) async fn error_text(answer: Response<Incoming>) -> String {
     let Ok(body) = read_body(answer.into_body(), ERROR_LEN_MAX).await else { return String::new() };
     let parsed: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
     let first = parsed.as_ref().map(|value| &value["errors"][0]);
-    // A page of HTML is for browsers.
+    // HTML pages are not shown.
     let is_page = body.trim_ascii_start().starts_with(b"<");
     let text = match first.and_then(|error| error["message"].as_str().or(error["code"].as_str())) {
         Some(message) => message.to_owned(),
@@ -589,7 +522,7 @@ pub(crate) async fn error_text(answer: Response<Incoming>) -> String {
     text.chars().filter(|found| !found.is_control()).take(WORDS_LEN_MAX).collect()
 }
 
-/// A whole body of up to `len_max` bytes.
+/// Reads a whole body of up to `len_max` bytes.
 pub(crate) async fn read_body<B>(mut body: B, len_max: usize) -> Result<Vec<u8>>
 where
     B: hyper::body::Body<Data = Bytes> + Unpin,
@@ -600,7 +533,7 @@ where
     let mut bytes = Vec::new();
     let (mut window_end, mut len_before) = (Instant::now() + BODY_WINDOW, 0);
     loop {
-        // What is there is taken before the clock is looked at.
+        // Available data is read before the time is checked.
         match tokio::time::timeout_at(window_end, body.frame()).await {
             Ok(None) => return Ok(bytes),
             Ok(Some(Err(error))) => {
@@ -640,12 +573,12 @@ fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)))
 }
 
-/// What TLS said, if it was TLS that failed.
+/// The TLS error, if TLS failed.
 fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
         return Some(error);
     }
-    // An `io::Error` hides what it wraps from `source`.
+    // An `io::Error` does not return what it wraps as its `source`.
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     let wrapped = wrapped.and_then(|wrapped| tls_error(wrapped));
     wrapped.or_else(|| error.source().and_then(tls_error))
@@ -655,40 +588,9 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rus
 mod tests {
     use super::*;
 
-    #[test]
-    fn redirects_are_resolved_and_never_leave_tls() {
-        let base: Uri = "https://a.example/v2/x/blobs/y".parse().unwrap();
-        let to = |location: &str| resolve(&base, location).map(|uri| uri.to_string());
-        assert_eq!(to("/z").unwrap(), "https://a.example/z");
-        assert_eq!(to("https://b.example/q?s=1").unwrap(), "https://b.example/q?s=1");
-        assert_eq!(to("//b.example/q").unwrap(), "https://b.example/q");
-        assert_eq!(to("uploads/1").unwrap(), "https://a.example/v2/x/blobs/uploads/1");
-        assert_eq!(to("./uploads/1?a=b").unwrap(), "https://a.example/v2/x/blobs/uploads/1?a=b");
-        assert_eq!(to("../../../../z").unwrap(), "https://a.example/z");
-        assert_eq!(to("?state=1").unwrap(), "https://a.example/v2/x/blobs/y?state=1");
-        assert_eq!(to("/up?back=http://b.example/").unwrap(), "https://a.example/up?back=http://b.example/");
-        assert!(to("http://b.example/q").is_err());
-        assert!(to("file:///etc/passwd").is_err());
-    }
-
-    #[test]
-    fn a_host_is_the_same_however_it_is_written() {
-        for (address, expected) in [
-            ("https://r.example/v2/", "https://r.example"),
-            ("https://R.Example:443/up", "https://r.example"),
-            ("http://r.example:80/up", "http://r.example"),
-            ("HTTPS://r.example:80/up", "https://r.example:80"),
-            ("http://r.example:443", "http://r.example:443"),
-            ("https://[::1]:443/up", "https://[::1]"),
-            ("http://[::1]:5000/up", "http://[::1]:5000"),
-        ] {
-            assert_eq!(origin(&address.parse().unwrap()), expected, "{address}");
-        }
-    }
-
-    /// Registries have more to do for what they are given than for what they are asked.
+    /// Registries take longer to store bytes than to answer other requests.
     #[tokio::test]
-    async fn who_has_all_of_what_it_is_to_store_may_take_its_time() {
+    async fn a_registry_that_stores_a_body_gets_a_longer_timeout() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url: Uri = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let slow = Duration::from_millis(400);
@@ -696,7 +598,7 @@ mod tests {
             while let Ok((mut stream, _)) = listener.accept().await {
                 tokio::spawn(async move {
                     let (mut read, mut chunk) = (0, [0; 4096]);
-                    // The head of a request is shorter than its body here, if it has any.
+                    // A request's head is shorter than the test's bodies.
                     let has_body =
                         |chunk: &[u8]| String::from_utf8_lossy(chunk).contains("content-length: 1000");
                     while read == 0 || read < 1000 && has_body(&chunk) {
@@ -744,11 +646,11 @@ mod tests {
     }
 
     #[test]
-    fn patience_is_asked_for_in_seconds_or_by_the_clock() {
+    fn retry_after_is_in_seconds_or_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let asked = |value: &str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(value).unwrap())]);
-            patience_asked(&headers, now).map(|wait| wait.as_secs())
+            parse_retry_after(&headers, now).map(|wait| wait.as_secs())
         };
         assert_eq!(asked("120"), Some(120));
         assert_eq!(asked("Sun, 06 Nov 1994 08:49:47 GMT"), Some(10));
@@ -760,7 +662,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_with_a_part_left_to_chance() {
+    fn pauses_double_with_jitter() {
         for attempt in 1..=20 {
             let base = Duration::from_millis(100 << attempt.min(6));
             let found = pause(attempt);
@@ -768,7 +670,7 @@ mod tests {
         }
     }
 
-    /// A body that brings the same again and again, for so many times.
+    /// A body that repeats the same chunk a number of times.
     struct Again {
         bytes: &'static [u8],
         every: Duration,
@@ -815,7 +717,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_is_read_at_the_pace_of_a_slow_line_but_not_for_ever() {
         let second = Duration::from_secs(1);
-        // One that is slow to begin with, one on a line of 8 KiB a second, and one that would take half an hour.
+        // Slow at first, on a line of 8 KiB/s, and one that would take half an hour.
         assert_eq!(read_body(again(b"late", 25 * second, 1), 10).await.unwrap(), b"late");
         let read = read_body(again(&[0; 8192], second, 60), 1 << 20).await.unwrap();
         assert_eq!(read.len(), 60 * 8192);

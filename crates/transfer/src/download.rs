@@ -23,7 +23,7 @@ use bytes::Bytes;
 use content::Expected;
 use diff::Origin;
 use metadata::{ContentWriter, Metadata};
-use registry::{BlobStream, Brought, Endpoint, Remote, Sources};
+use registry::{BlobStream, Endpoint, FetchAttempt, Remote, Sources};
 use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
 
@@ -132,7 +132,7 @@ impl Download {
                 }
                 Outcome::Wrong { begun: open, found } => {
                     let (givers, begun_at) = (&state.givers, state.first_at);
-                    sources.wrong(&Brought { remote: &remote, givers, begun_at }, &found);
+                    sources.wrong(&FetchAttempt { remote: &remote, givers, begun_at }, &found);
                     begun = open;
                     state.begin_at(0);
                     if matches!(fetched, Ok(Fetched::GaveWay)) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use content::BlobReader;
 use metadata::{Caller, Mending, Metadata};
-use registry::{Brought, Endpoint, Remote, Sources};
+use registry::{Endpoint, FetchAttempt, Remote, Sources};
 use types::descriptor::media_type;
 use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, ErrorKind, Filters, Hasher, Reference, Result, UnlessGone};
@@ -392,7 +392,7 @@ impl Verifier {
             if found == descriptor.digest {
                 return blocking(move || mending.finish()).await;
             }
-            sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at: 0 }, &found);
+            sources.wrong(&FetchAttempt { remote: &remote, givers: &givers, begun_at: 0 }, &found);
         }
         Err(sources.into_error())
     }

@@ -1,4 +1,4 @@
-//! Tokens: got by GET and by form, for what is needed, used until they expire, and never told to the wrong.
+//! Tokens: requested by GET and by form, with the needed scopes, reused until they expire, and sent to no other host.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use crate::{BASIC, user};
 
 const MANIFEST: &str = r#"{"schemaVersion":2}"#;
 
-/// A registry whose tokens `give` gives; it takes a token that was given last, and asks for one with `scope`.
+/// A registry that issues tokens by `give`, accepts only the latest, and challenges with `scope`.
 fn registry(scope: &'static str, give: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Server {
     let given = AtomicUsize::new(0);
     Server::start(move |request, _| {
@@ -47,7 +47,7 @@ fn asked_for_tokens(server: &Server) -> Vec<Seen> {
 }
 
 #[tokio::test]
-async fn nobody_gets_a_token_too() {
+async fn anonymous_clients_get_a_token_too() {
     let server = registry("", |request| {
         assert_eq!(request.header("authorization"), None);
         Reply::new(200, r#"{"access_token":"t"}"#)
@@ -93,7 +93,7 @@ async fn a_registry_token_is_shown_as_it_is() {
     remote(&server, Some(Credentials::RegistryToken("own".into()))).resolve().await.unwrap();
 }
 
-/// A registry that lets `u` with the password `p` in, and answers what `answer` says then.
+/// A registry that accepts user `u` with password `p`, and then answers by `answer`.
 fn closed(answer: fn() -> Reply) -> Server {
     Server::start(move |request, _| match request.header("authorization") {
         Some(BASIC) => answer(),
@@ -102,7 +102,7 @@ fn closed(answer: fn() -> Reply) -> Server {
 }
 
 #[tokio::test]
-async fn somebody_is_asked_once_for_each_host_that_wants_to_know_who_we_are() {
+async fn a_credential_source_is_asked_once_for_each_host_that_challenges() {
     let (open, mirror) = (Server::start(|_, _| Reply::new(404, "")), closed(|| Reply::new(404, "")));
     let own = closed(|| Reply::new(200, MANIFEST));
     let configured = Configured::new(&format!(
@@ -134,7 +134,7 @@ async fn somebody_is_asked_once_for_each_host_that_wants_to_know_who_we_are() {
     remote.resolve().await.unwrap();
     assert_eq!(asked(), [], "what was said once is known");
 
-    // Nothing is something that can be known, too.
+    // That there are no credentials is remembered, too.
     let nobody = remote_of(&Keyring::new(), ask(|| Ok(None)));
     for _ in 0..2 {
         assert_eq!(nobody.resolve().await.unwrap_err().kind(), ErrorKind::PermissionDenied);
@@ -206,7 +206,7 @@ async fn a_token_that_is_refused_before_its_time_is_renewed_once() {
         if request.path.starts_with("/token") {
             return Reply::new(200, format!(r#"{{"token":"t{before}","expires_in":300}}"#));
         }
-        // The first token is taken once.
+        // The first token is accepted once.
         match (request.header("authorization"), before) {
             (Some("Bearer t1"), 2) | (Some("Bearer t4"), _) => Reply::new(200, MANIFEST),
             _ => {
@@ -222,7 +222,7 @@ async fn a_token_that_is_refused_before_its_time_is_renewed_once() {
 }
 
 #[tokio::test]
-async fn who_is_refused_is_told_whom_to_log_in_to() {
+async fn a_refusal_names_the_host_to_log_in_to() {
     let server = registry("", |_| {
         Reply::new(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"incorrect password"}]}"#)
     });
@@ -233,7 +233,7 @@ async fn who_is_refused_is_told_whom_to_log_in_to() {
     {
         assert!(error.chain().contains(words), "{:?} has no {words:?}", error.chain());
     }
-    // A password that is wrong is not sent twice.
+    // A wrong password is not sent twice.
     let basic = Server::start(|_, _| Reply::new(401, "").header("WWW-Authenticate", "Basic"));
     let remote = remote(&basic, Some(user()));
     for sent in [2, 3] {
@@ -255,7 +255,7 @@ async fn a_mirror_gets_its_own_credentials_and_not_the_registrys() {
     });
     let configured =
         Configured::new(&format!("server = \"http://{}\"\n[host.\"http://{}\"]", own.host(), mirror.host()));
-    // The registry is spoken to at another address, and is known by its name.
+    // The registry is on another address, and its credentials are under its name.
     let mut keyring = Keyring::from([(own.host(), user())]);
     configured.remote_as(&keyring).resolve().await.unwrap();
     assert_eq!(mirror.seen().len(), 1);
@@ -283,7 +283,7 @@ async fn a_login_is_checked_with_the_registry_itself() {
     assert!(error.chain().contains("does not take this name and password"), "{}", error.chain());
 }
 
-/// A host that wants to be shown who we are, and gives tokens for it.
+/// A host that challenges for credentials, with a token realm of its own.
 fn prying() -> Server {
     Server::start(|request, _| {
         if request.path.starts_with("/token") {
@@ -295,7 +295,7 @@ fn prying() -> Server {
 }
 
 #[tokio::test]
-async fn whom_a_redirect_leads_to_cannot_ask_who_we_are() {
+async fn a_redirect_target_cannot_ask_for_credentials() {
     let stranger = prying();
     let (target, upload) = (stranger.host(), stranger.host());
     let server = Server::start(move |request, _| match request.path.contains("/manifests/") {
@@ -314,7 +314,7 @@ async fn whom_a_redirect_leads_to_cannot_ask_who_we_are() {
             let line = error.chain();
             assert!(line.contains(&format!("{upload}, to which r.test led, said 401")), "{line}");
         }
-        // What it asked for is not what the registry asks for.
+        // Its challenge does not count as the registry's.
         remote.resolve().await.unwrap();
     }
     assert_eq!(asked_for_tokens(&stranger).len(), 0, "{:?}", asked_for_tokens(&stranger));

@@ -1,4 +1,4 @@
-//! Blobs in parts, from hosts that are slow, that lie about ranges, or that give none.
+//! Blobs in parts, from hosts that are slow, answer wrong ranges, or do not support them.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use types::{Descriptor, Digest, ErrorKind, Reference, Result};
 use crate::hosts::Configured;
 use crate::server::{Reply, Server, give, range};
 
-/// More than what is worth parts, and no multiple of one.
+/// More than `LARGE_LEN`, and not a multiple of a part.
 const LARGE: usize = (17 << 20) + 12_345;
 
-/// All streams of a process share what is read ahead: tests that count on it take turns.
+/// Parts ahead are limited per process, so tests that count on them run one at a time.
 static PARTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A blob by its host, read as fast as the pace wants it.
+/// Reads a blob from a host, with this pace.
 async fn fetch(host: &str, blob: &[u8], offset: u64, pace: Pace) -> Result<Vec<u8>> {
     let reference: Reference = format!("{host}/some/image:1").parse().unwrap();
     let descriptor = Descriptor::new(media_type::OCI_LAYER, Digest::of(blob), blob.len() as u64);
@@ -48,7 +48,7 @@ async fn a_large_blob_comes_in_parts_each_byte_once() {
 }
 
 #[tokio::test]
-async fn whoever_does_not_read_yet_keeps_nobody_from_reading_ahead() {
+async fn a_stream_that_is_not_read_keeps_no_other_from_reading_ahead() {
     let _alone = PARTS.lock().await;
     let blob = noise("large", LARGE);
     let whole = blob.clone();
@@ -83,7 +83,7 @@ async fn parts_that_break_or_are_ignored_are_made_good() {
     let blob = noise("large", LARGE);
     let whole = blob.clone();
     let server = Server::start(move |request, before| match before {
-        // The first answer to a part breaks off, another gives all instead.
+        // The first answer to a part breaks off, another one ignores the range.
         2 => give(&whole, request).cut_after(100_000),
         4 => Reply::new(200, whole.clone()),
         _ => give(&whole, request),
@@ -107,7 +107,7 @@ async fn a_range_that_was_not_asked_for_is_a_lie() {
     }
 }
 
-/// A registry with a layer, behind a proxy with such faults at its blob.
+/// A registry with a layer, behind a proxy that injects these faults.
 fn behind(
     layout: &Layout,
     name: &str,
@@ -125,7 +125,7 @@ fn behind(
     (registry, proxy, std::fs::read(path).unwrap())
 }
 
-/// A pace that a test can wait for.
+/// A pace with timeouts short enough for a test.
 fn quick() -> Pace {
     Pace {
         idle_timeout: Duration::from_millis(300),
@@ -165,7 +165,7 @@ async fn a_host_that_is_away_after_a_break_is_asked_again() {
     let whole = blob.clone();
     let server = Server::start(move |request, before| match before {
         0 => give(&whole, request).cut_after(50_000),
-        // Longer than any request waits, so that it is given up at once.
+        // Longer than any request waits, so the host is abandoned at once.
         1 => Reply::new(503, "").header("Retry-After", "60"),
         _ => give(&whole, request),
     });
@@ -173,7 +173,7 @@ async fn a_host_that_is_away_after_a_break_is_asked_again() {
     assert_eq!(server.seen().len(), 3);
 }
 
-/// A blob from a mirror and the registry behind it.
+/// Reads a blob from a mirror and the registry behind it.
 async fn from_two(mirror: &str, own: &str, blob: &[u8]) -> Result<Vec<u8>> {
     let hosts = Configured::new(&format!("server = 'http://{own}'\n[host.'http://{mirror}']\n"));
     let descriptor = Descriptor::new(media_type::OCI_LAYER, Digest::of(blob), blob.len() as u64);
@@ -186,7 +186,7 @@ async fn from_two(mirror: &str, own: &str, blob: &[u8]) -> Result<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn what_breaks_off_goes_on_at_the_next_host() {
+async fn a_broken_blob_continues_at_the_next_host() {
     let blob = noise("two hosts", 500_000);
     let (whole, other) = (blob.clone(), blob.clone());
     let mirror = Server::start(move |request, _| give(&whole, request).cut_after(300_000));
@@ -198,11 +198,11 @@ async fn what_breaks_off_goes_on_at_the_next_host() {
 }
 
 #[tokio::test]
-async fn who_lied_ahead_is_struck_and_not_who_is_asked_meanwhile() {
+async fn a_host_with_wrong_parts_ahead_is_removed_and_not_the_current_one() {
     let _alone = PARTS.lock().await;
     let blob = noise("large", LARGE);
     let (whole, other) = (blob.clone(), blob.clone());
-    // Its first part breaks off, so that the registry is asked; those that it was asked for ahead are lies.
+    // Its first part breaks off, so the registry is asked; its parts ahead have wrong ranges.
     let mirror = Server::start(move |request, _| match range(request) {
         Some((0, _)) => give(&whole, request).cut_after(300_000),
         _ => Reply::new(206, "").header("Content-Range", "bytes 0-1/2"),

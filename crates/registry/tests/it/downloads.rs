@@ -1,4 +1,4 @@
-//! Files by their address: along redirects, and none that is not whole.
+//! Downloads by URL: along redirects, and complete or not at all.
 
 use registry::Connections;
 use types::{ErrorKind, Result};

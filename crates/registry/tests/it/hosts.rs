@@ -1,4 +1,4 @@
-//! Mirrors and the registry behind them: who is asked for what, in which order, and what is told when all fail.
+//! Mirrors and the registry behind them: which host gets which request, in which order, and the errors when all fail.
 
 use std::fs;
 use std::io::{BufRead, Write};
@@ -17,7 +17,7 @@ use crate::user;
 
 const MANIFEST: &str = r#"{"schemaVersion":2}"#;
 
-/// The hosts of the registry `r.test`, as a file says them.
+/// The hosts of the registry `r.test`, configured by a file.
 pub(crate) struct Configured {
     pub(crate) directory: TempDir,
     pub(crate) connections: Connections,
@@ -37,7 +37,7 @@ impl Configured {
         Configured { directory, connections: Connections::new(options) }
     }
 
-    /// Where `hosts.toml` is.
+    /// The directory of `hosts.toml`.
     pub(crate) fn own(&self) -> std::path::PathBuf {
         self.directory.path().join("r.test")
     }
@@ -64,7 +64,7 @@ fn paths(server: &Server) -> Vec<String> {
     server.seen().iter().map(|seen| seen.path.clone()).collect()
 }
 
-/// An address where nothing listens.
+/// An address without a listener.
 fn nowhere() -> String {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().to_string()
@@ -143,7 +143,7 @@ async fn a_mirror_that_rests_is_asked_if_nobody_else_helps() {
 
 #[tokio::test]
 async fn a_mirror_that_says_nothing_is_left_after_its_deadline() {
-    // It takes connections and never answers.
+    // It accepts connections and never answers.
     let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let own = found();
     let text =
@@ -168,7 +168,7 @@ async fn a_mirror_that_stops_in_the_middle_of_a_blob_is_remembered() {
             request.read_line(&mut line).unwrap();
         }
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").unwrap();
-        // Until the client has had enough.
+        // Until the client hangs up.
         std::io::copy(&mut request, &mut std::io::sink()).unwrap_or_default();
     });
     let own = Server::start(|request, _| {
@@ -192,7 +192,7 @@ async fn a_mirror_that_stops_in_the_middle_of_a_blob_is_remembered() {
 }
 
 #[tokio::test]
-async fn all_that_was_said_is_in_one_line() {
+async fn the_errors_of_all_hosts_are_in_one_line() {
     let own = missing();
     let dead = nowhere();
     let configured =
@@ -271,7 +271,7 @@ async fn a_body_is_sent_again_after_a_challenge_and_a_redirect() {
     }
     let bodies: Vec<_> =
         own.seen().iter().chain(stored.seen().iter()).map(|seen| seen.body.clone()).collect();
-    // Asked, refused, asked with a password; the second request begins with it.
+    // Requested, refused, sent with a password; the second request starts with the password.
     assert_eq!(bodies, vec![b"one two".to_vec(); 5]);
     assert!(stored.seen().iter().all(|seen| seen.method == "PUT" && seen.header("authorization").is_none()));
 
@@ -331,7 +331,7 @@ async fn a_caller_says_how_hosts_are_spoken_to_and_files_say_more() {
         ..CallerOptions::default()
     };
     let reference: Reference = "r.test/some/image:1".parse().unwrap();
-    // A registry that no file describes: its address shows at a proxy.
+    // A registry without a configuration file: the proxy sees its URL.
     let proxy = found();
     let variable = |name: &str| (name == "HTTP_PROXY").then(|| format!("http://{}", proxy.host()));
     let proxies = Proxies::from_variables(variable).unwrap();
@@ -341,7 +341,7 @@ async fn a_caller_says_how_hosts_are_spoken_to_and_files_say_more() {
     assert_eq!(paths(&proxy), ["http://r.test/v2/some/image/manifests/1"]);
     assert_eq!(proxy.seen()[0].header("accept-language"), Some("caller"));
 
-    // One that a file describes is spoken to as it says, and both headers are sent.
+    // For a configured registry the file decides, and both headers are sent.
     let own = found();
     let text = format!("server = \"http://{}\"\n[header]\naccept-language = \"file\"", own.host());
     let configured = Configured::new(&text);

@@ -1,4 +1,4 @@
-//! The client against registries that break, lie and ask for tokens.
+//! The client against registries that break off, violate the protocol and require tokens.
 
 mod authorization;
 mod blobs;
@@ -36,7 +36,7 @@ fn bytes(len: u32) -> Vec<u8> {
     (0..len).map(|at| at.to_le_bytes()[(at % 2) as usize]).collect()
 }
 
-/// Fetches a blob of these bytes from an offset on.
+/// Fetches a blob from an offset on.
 async fn fetch(server: &Server, blob: &[u8], offset: u64) -> Result<Vec<u8>> {
     let descriptor = Descriptor::new(media_type::OCI_LAYER, Digest::of(blob), blob.len() as u64);
     let mut stream = remote(server, None).blob(&descriptor, offset).await?;
@@ -58,7 +58,7 @@ async fn a_blob_that_breaks_off_is_taken_up_where_it_ended() {
     let server = Server::start(move |request, before| {
         let start = start_of(request).unwrap_or(0);
         let status = if start > 0 { 206 } else { 200 };
-        // Each answer brings 300,000 bytes more, and the last one the rest.
+        // Each answer has 300,000 bytes more, and the last one the rest.
         let range = format!("bytes {start}-{}/{}", whole.len() - 1, whole.len());
         let reply = Reply::new(status, &whole[start..]).header("Content-Range", range);
         reply.cut_after(if before < 3 { 300_000 } else { usize::MAX })
@@ -91,7 +91,7 @@ async fn a_blob_of_another_length_is_refused() {
 }
 
 #[tokio::test]
-async fn what_passes_by_itself_is_tried_again() {
+async fn transient_errors_are_retried() {
     let server = Server::start(|_, before| match before {
         0 => Reply::new(503, "").header("Retry-After", "0"),
         1 => Reply::new(429, "slow down").header("Retry-After", "0"),
@@ -111,7 +111,7 @@ async fn what_passes_by_itself_is_tried_again() {
     assert!(said.contains("out of order") && said.contains(&down.host()), "{said}");
 }
 
-/// What one download is told holds for all others of the same host.
+/// A `Retry-After` holds for all other requests to the same host.
 #[tokio::test]
 async fn a_host_that_wants_to_be_asked_later_is_left_alone_by_all() {
     const LATER: Duration = Duration::from_secs(2);
@@ -147,7 +147,7 @@ async fn a_host_that_wants_to_be_asked_later_is_left_alone_by_all() {
 }
 
 #[tokio::test]
-async fn what_is_missing_or_forbidden_is_named() {
+async fn missing_and_forbidden_repositories_are_named() {
     for (status, kind) in [(404, ErrorKind::NotFound), (403, ErrorKind::PermissionDenied)] {
         let words = r#"{"errors":[{"code":"NAME","message":"the words of the registry"}]}"#;
         let server = Server::start(move |_, _| Reply::new(status, words));

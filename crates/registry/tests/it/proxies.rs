@@ -1,4 +1,4 @@
-//! Requests through proxies: whole addresses for http, tunnels for https, and who is told the password.
+//! Requests through proxies: absolute URLs for http, tunnels for https, and proxy authorization.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use crate::hosts::Configured;
 use crate::secured::{Authority, Secured, TlsFront};
 use crate::server::{Reply, Server};
 
-/// A proxy that leads every tunnel to one address. Its threads end with the test program.
+/// A proxy that connects every tunnel to one address. Its threads end with the test process.
 struct Tunnels {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<String>>>,
@@ -26,7 +26,7 @@ impl Tunnels {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let log = log.clone();
-                // An error here is a client that went away.
+                // The client hung up.
                 std::thread::spawn(move || drop(tunnel(stream, to, answer, &log)));
             }
         });
@@ -70,13 +70,13 @@ async fn https_goes_through_a_tunnel() {
     let server = Secured::start(&authority, &[b"h2"], None).await;
     let proxy = Tunnels::start(server.address, "200 OK");
     let variables = [("HTTPS_PROXY", format!("http://user:p%40ss@{}", proxy.address))];
-    // The certificate is the address's, and the proxy's clients ask for a name: it is the name that is checked.
+    // The certificate is for 127.0.0.1, but clients of the proxy request a name, and that is verified.
     let error = ask("https://registry.test:5000", Some(&authority), &variables).await.unwrap_err();
     assert!(error.chain().contains("certificate of registry.test:5000"), "{}", error.chain());
     let head = proxy.asked.lock().unwrap()[0].to_ascii_lowercase();
     assert!(head.starts_with("connect registry.test:5000 http/1.1\r\n"), "{head}");
     assert!(head.contains("proxy-authorization: basic dxnlcjpwqhnz\r\n"), "{head}");
-    // An address that is not this machine's is asked for, and the proxy leads to the one that is.
+    // The client requests a foreign address, and the proxy connects it to the server.
     let named = Secured::start_for(&authority, "registry.test", &[b"h2"]).await;
     let proxy = Tunnels::start(named.address, "200 OK");
     let variables = [("HTTPS_PROXY", format!("{}", proxy.address))];
@@ -98,7 +98,7 @@ async fn http_is_asked_for_by_its_whole_address() {
 }
 
 #[tokio::test]
-async fn this_machine_is_asked_directly() {
+async fn loopback_hosts_are_reached_without_a_proxy() {
     let own = Server::start(|request, _| {
         assert_eq!(request.header("proxy-authorization"), None);
         Reply::new(200, r#"{"schemaVersion":2}"#)
@@ -124,10 +124,11 @@ async fn a_proxy_that_refuses_is_named() {
     assert!(!error.contains("s3cret"), "{error}");
 }
 
-/// The variable that says to the other half of the test where the proxy is.
+/// Passes the proxy's address to the other half of the test.
 const PROXY_WITH_TLS: &str = "TEST_PROXY_WITH_TLS";
 
-/// A proxy is trusted as the system trusts; that is said by a variable, so a process of its own asks.
+/// A proxy's certificate is verified by the system's authorities, which an environment variable sets: so the client
+/// runs in a process of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_that_speaks_tls_is_spoken_to_in_tls() {
     let (authority, stranger) = (Authority::new("ca"), Authority::new("another"));
@@ -152,7 +153,7 @@ async fn a_proxy_that_speaks_tls_is_spoken_to_in_tls() {
     assert_eq!(server.seen().len(), 1, "nobody is told a password that is not trusted");
 }
 
-/// The other half.
+/// The other half of `a_proxy_that_speaks_tls_is_spoken_to_in_tls`.
 #[tokio::test]
 async fn asks_through_a_proxy_with_tls() {
     let Ok(proxy) = std::env::var(PROXY_WITH_TLS) else { return };

@@ -1,5 +1,5 @@
-//! Uploads to a registry that keeps what it got of them, as the distribution specification has it: Debian's
-//! forgets an upload that broke.
+//! Uploads to a registry that keeps partial uploads, as the distribution specification allows: Debian's discards
+//! them.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -25,7 +25,7 @@ struct Kept {
     begun: usize,
 }
 
-/// A registry that knows blobs, and nothing else. Its threads end with the test program.
+/// A registry with blobs only. Its threads end with the test process.
 struct Keeper {
     address: SocketAddr,
     kept: Arc<Mutex<Kept>>,
@@ -39,7 +39,7 @@ impl Keeper {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let kept = own.clone();
-                // An error here is a client that went away.
+                // The client hung up.
                 std::thread::spawn(move || drop(serve(&stream, &kept)));
             }
         });
@@ -144,7 +144,7 @@ async fn push_from(host: &str, blob: &[u8], digest: Digest, sources: &[String]) 
 async fn an_upload_that_breaks_goes_on_where_it_was() {
     let blob = noise("blob", 3_000_000);
     let keeper = Keeper::start();
-    // It breaks three times, a little further on each time.
+    // It breaks three times, a little further each time.
     let breaks = AtomicUsize::new(0);
     let proxy = FaultProxy::start_at(keeper.address, move |asked| {
         let has_body = asked.header("content-length").is_some_and(|len| len.len() > 5);
@@ -162,7 +162,7 @@ async fn an_upload_that_breaks_goes_on_where_it_was() {
 }
 
 #[tokio::test]
-async fn what_the_registry_refuses_is_not_sent_again_and_again() {
+async fn a_refused_upload_is_not_retried() {
     let blob = noise("blob", 300_000);
     let keeper = Keeper::start();
     let proxy = FaultProxy::start_at(keeper.address, |_| Vec::new());
@@ -180,7 +180,7 @@ async fn what_the_registry_refuses_is_not_sent_again_and_again() {
     assert_eq!(denied.requests(|asked| asked.method == "POST").len(), 1);
 }
 
-/// The registry stores the blob, and whoever waits for its answer is cut off: a proxy before it, or our patience.
+/// The registry stores the blob, but its answer is lost: to a proxy's timeout, or the client's.
 #[tokio::test]
 async fn a_blob_that_is_there_after_all_is_not_sent_again() {
     let blob = noise("blob", 300_000);
@@ -196,11 +196,11 @@ async fn a_blob_that_is_there_after_all_is_not_sent_again() {
     }
 }
 
-/// It is restarted, say: what broke off finds nobody there for a moment.
+/// The registry restarts: for a moment it is not reachable.
 #[tokio::test]
 async fn a_registry_that_is_away_after_a_break_is_asked_again() {
-    // It cannot say how far the upload came; or it does not know, and cannot say whether the blob is there.
-    // It is longer than any request waits, so that each is given up at once.
+    // Either it cannot report the upload's offset, or it does not know the upload and cannot tell whether it has the
+    // blob, for longer than any request waits, so that each attempt fails at once.
     let headers = || vec![("Retry-After", "60".to_owned())];
     let away = move |status| vec![Fault::Answer { status, headers: headers(), body: Vec::new() }];
     for (of_upload, of_blob) in [(503, 404), (404, 503)] {
@@ -219,9 +219,9 @@ async fn a_registry_that_is_away_after_a_break_is_asked_again() {
     }
 }
 
-/// Mirrors are left soon because others are asked after them: not so where something is pushed.
+/// Mirrors get few retries because another host is asked after them, but not for a push.
 #[tokio::test]
-async fn a_mirror_that_is_pushed_to_is_borne_with() {
+async fn a_push_to_a_mirror_is_retried_as_to_a_registry() {
     let mirror = Server::start(|_, before| match before {
         0 => Reply::new(429, "").header("Retry-After", "0"),
         _ => Reply::new(201, ""),
@@ -233,9 +233,9 @@ async fn a_mirror_that_is_pushed_to_is_borne_with() {
     assert_eq!((mirror.seen().len(), own.seen().len()), (2, 0));
 }
 
-/// As registries do whose tokens are all or nothing.
+/// Some registries give a token for all requested scopes or none.
 #[tokio::test]
-async fn who_gets_no_token_for_the_source_of_a_mount_pushes_all_the_same() {
+async fn a_push_without_a_token_for_the_mount_source_uploads() {
     let server = Server::start(|request, _| {
         if request.path.starts_with("/token") {
             let is_refused = request.path.contains("repository:team/base:");
@@ -260,7 +260,7 @@ async fn who_gets_no_token_for_the_source_of_a_mount_pushes_all_the_same() {
     assert!(server.seen().iter().any(|seen| seen.path.contains("team/base")), "it was tried");
 }
 
-/// A registry that hands uploads on to another: what that names is meant from there.
+/// A registry redirects the start of an upload to another host: its `Location` is relative to that host.
 #[tokio::test]
 async fn an_upload_goes_on_where_its_beginning_led() {
     let storage = Server::start(|request, _| match (request.method.as_str(), request.path.as_str()) {
@@ -280,11 +280,11 @@ async fn an_upload_goes_on_where_its_beginning_led() {
     assert_eq!(storage.seen().last().unwrap().body, blob);
 }
 
-/// A registry that wants chunks, and says of each that it has such a range then.
+/// A registry that asks for chunks, and answers each with this `Range`.
 fn wants_chunks(range: &'static str) -> Server {
     Server::start(move |request, before| match request.method.as_str() {
         "HEAD" => Reply::new(404, ""),
-        // It would go on for ever otherwise.
+        // The upload would otherwise never end.
         _ if before > 40 => Reply::new(400, "enough"),
         "POST" => Reply::new(202, "").header("Location", "/up/1"),
         "PUT" if request.path.contains("digest=") && request.body.is_empty() => Reply::new(201, ""),

@@ -1,4 +1,4 @@
-//! Lists of what refers to a manifest: from mirrors that have none, in pages, and without end.
+//! Lists of referrers: from mirrors without one, in pages, and endless.
 
 use registry::Push;
 use types::descriptor::media_type;
@@ -7,7 +7,7 @@ use types::{Descriptor, Digest, ErrorKind};
 use crate::hosts::Configured;
 use crate::server::{Reply, Server};
 
-/// A page of a list with so many entries of a type, the first of which has a number.
+/// A page of a list with `count` entries of a type, numbered from `first`.
 fn page(first: usize, count: usize, kind: &str) -> Reply {
     let entry = |at: usize| {
         let (media, digest) = (media_type::OCI_MANIFEST, Digest::of(&at.to_le_bytes()));
@@ -37,7 +37,7 @@ async fn a_mirror_that_has_no_list_hides_none() {
         let found = mirrored(&mirror, &own).remote().referrers(&subject, None).await.unwrap();
         assert_eq!((found.len(), mirror.seen().len()), (2, 1));
     }
-    // Without the API behind it either, there is the tag.
+    // The registry lacks the API, too, so the fallback tag counts.
     let none = Server::start(|_, _| Reply::new(404, ""));
     let tagged = Server::start(|request, _| match request.path.contains("/manifests/sha256-") {
         true => page(0, 3, "signature"),
@@ -48,8 +48,8 @@ async fn a_mirror_that_has_no_list_hides_none() {
 }
 
 #[tokio::test]
-async fn what_a_registry_lists_without_end_is_refused() {
-    // Of another type than is asked for, they are none of ours, and cost nothing.
+async fn endless_lists_of_referrers_are_refused() {
+    // Entries of other types are dropped and not counted.
     let full = |request: &crate::server::Seen, before: usize| {
         let page = page(before * 1000, 1000, "dust");
         let path = request.path.split('?').next().unwrap_or_default();
@@ -67,9 +67,9 @@ async fn what_a_registry_lists_without_end_is_refused() {
     assert_eq!(registry.seen().len(), 15);
 }
 
-/// A mirror may lag behind, and what it lacks would be lost.
+/// A mirror may lag behind; entries that it lacks would be lost.
 #[tokio::test]
-async fn what_is_added_to_a_list_is_added_to_the_one_of_the_registry() {
+async fn a_referrer_is_added_to_the_list_of_the_registry_and_not_of_a_mirror() {
     let mirror = Server::start(|_, _| page(0, 1, "signature"));
     let own = Server::start(|request, _| match request.method.as_str() {
         "GET" => page(1, 2, "signature"),
@@ -88,7 +88,7 @@ async fn what_is_added_to_a_list_is_added_to_the_one_of_the_registry() {
     assert_eq!(mirror.seen().len(), 0);
 }
 
-/// `Link: <?last=a>` is relative to the list, and `<b>` to its folder.
+/// `Link: <?last=a>` is relative to the list's URL, and `<b>` to its parent.
 #[tokio::test]
 async fn the_next_page_is_where_the_list_says() {
     let registry = Server::start(|request, before| {

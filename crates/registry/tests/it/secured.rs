@@ -1,4 +1,4 @@
-//! A server that speaks TLS under a CA of the test's own, and tells what it was spoken to in.
+//! A TLS server under the test's own CA, which records how it was contacted.
 
 use std::convert::Infallible;
 use std::fs;
@@ -17,7 +17,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 
-/// Who signs.
+/// A certificate authority.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -33,13 +33,13 @@ impl Authority {
         path
     }
 
-    /// A certificate for some name, and its key, in PEM.
+    /// A certificate for a name, and its key, in PEM.
     pub(crate) fn sign(&self, name: &str) -> (String, String) {
         let (certificate, key) = self.signed(name);
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// The same in files `NAME.cert` and `NAME.key`.
+    /// As [`Authority::sign`], in files `NAME.cert` and `NAME.key`.
     pub(crate) fn sign_into(&self, directory: &Path, name: &str) {
         let (certificate, key) = self.sign(name);
         fs::write(directory.join(name).with_extension("cert"), certificate).unwrap();
@@ -54,11 +54,11 @@ impl Authority {
     }
 }
 
-/// What a request came in.
+/// How a request arrived.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Spoken {
     pub(crate) version: Version,
-    /// The certificate that the client showed, in DER.
+    /// The client's certificate, in DER.
     pub(crate) client: Option<Vec<u8>>,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Secured {
 }
 
 impl Secured {
-    /// Answers everything with an empty manifest. Clients are asked for a certificate of `clients`, if any.
+    /// Answers everything with an empty manifest. Requests client certificates of `clients`, if given.
     pub(crate) async fn start(
         authority: &Authority,
         protocols: &[&[u8]],
@@ -78,7 +78,7 @@ impl Secured {
         Secured::start_as(authority, "127.0.0.1", protocols, clients).await
     }
 
-    /// The same under another name, for those who come through a proxy.
+    /// As [`Secured::start`], under another name, for clients that connect through a proxy.
     pub(crate) async fn start_for(authority: &Authority, name: &str, protocols: &[&[u8]]) -> Secured {
         Secured::start_as(authority, name, protocols, None).await
     }
@@ -136,7 +136,7 @@ impl Drop for Secured {
 }
 
 async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, log: Arc<Mutex<Vec<Spoken>>>) {
-    // A client that does not trust us hangs up here.
+    // A client that does not trust the certificate hangs up here.
     let Ok(stream) = acceptor.accept(stream).await else { return };
     let session = stream.get_ref().1;
     let is_h2 = session.alpn_protocol() == Some(b"h2");
@@ -146,7 +146,7 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, log: Arc<Mu
         async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(br#"{"schemaVersion":2}"#)))) }
     });
     let io = TokioIo::new(stream);
-    // How a connection ends is the client's affair.
+    // The client may end the connection in any way.
     if is_h2 {
         let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
             .serve_connection(io, service)
@@ -156,7 +156,7 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, log: Arc<Mu
     }
 }
 
-/// TLS in front of something that speaks none.
+/// Terminates TLS in front of a plain HTTP server.
 pub(crate) struct TlsFront {
     pub(crate) address: SocketAddr,
     serving: tokio::task::JoinHandle<()>,
@@ -181,7 +181,7 @@ impl TlsFront {
             while let Ok((stream, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
                 connections.spawn(async move {
-                    // A client that does not trust us hangs up here.
+                    // A client that does not trust the certificate hangs up here.
                     let Ok(mut stream) = acceptor.accept(stream).await else { return };
                     let Ok(mut onward) = tokio::net::TcpStream::connect(to).await else { return };
                     let _ = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;

@@ -1,10 +1,10 @@
-//! A registry that does what a test says: for faults that a real one cannot be had to make.
+//! A scripted registry, for faults that a real one cannot produce.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// A request as it came.
+/// A received request.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: String,
@@ -21,14 +21,14 @@ impl Seen {
 }
 
 impl Seen {
-    /// The values of a header that stands there several times.
+    /// The values of a repeated header.
     pub(crate) fn all(&self, name: &str) -> Vec<&str> {
         let named = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
     }
 }
 
-/// What is sent back.
+/// A scripted response.
 pub(crate) struct Reply {
     status: u16,
     headers: Vec<(String, String)>,
@@ -50,12 +50,12 @@ impl Reply {
         self
     }
 
-    /// Hangs up after so many bytes of the body.
+    /// Cuts the connection after this many bytes of the body.
     pub(crate) fn cut_after(self, bytes: usize) -> Reply {
         Reply { cut: bytes, ..self }
     }
 
-    /// Announces a length that is not the body's, or none.
+    /// Announces a wrong length, or none.
     pub(crate) fn announce(self, length: Option<u64>) -> Reply {
         Reply { length, ..self }
     }
@@ -63,14 +63,14 @@ impl Reply {
 
 type Handler = dyn Fn(&Seen, usize) -> Reply + Send + Sync;
 
-/// A running server. Its threads end with the test program.
+/// A running server. Its threads end with the test process.
 pub(crate) struct Server {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl Server {
-    /// The handler gets each request and how many came before it.
+    /// The handler gets each request and the number of requests before it.
     pub(crate) fn start(handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
@@ -79,7 +79,7 @@ impl Server {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (handler, log) = (handler.clone(), log.clone());
-                // An error here is a client that went away.
+                // The client hung up.
                 std::thread::spawn(move || drop(serve(&stream, &*handler, &log)));
             }
         });
@@ -95,19 +95,19 @@ impl Server {
     }
 }
 
-/// One request a connection.
+/// Serves one request per connection.
 fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream);
     let mut first = [0];
     lines.read_exact(&mut first)?;
-    // The beginning of a TLS handshake: this server speaks none.
+    // The first byte of a TLS handshake, which this server does not support.
     if first[0] == 22 {
         return Ok(());
     }
     let mut line = String::new();
     lines.read_line(&mut line)?;
     let mut words = line.split(' ').map(str::to_owned);
-    // The first letter was taken to tell it from TLS.
+    // The first byte was already read, to detect TLS.
     let method = format!("{}{}", char::from(first[0]), words.next().unwrap_or_default());
     let path = words.next().unwrap_or_default();
     let mut headers = Vec::new();
@@ -126,7 +126,7 @@ fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::
         log.push(request.clone());
         log.len() - 1
     };
-    // Such requests are refused by many proxies, and by some registries.
+    // Many proxies and some registries refuse such requests.
     let is_without_length = matches!(request.method.as_str(), "POST" | "PUT" | "PATCH")
         && request.header("content-length").is_none();
     let reply = if is_without_length { Reply::new(411, "") } else { handler(&request, before) };
@@ -147,7 +147,7 @@ pub(crate) fn range(request: &Seen) -> Option<(usize, usize)> {
     Some((first.parse().ok()?, last.parse().ok()?))
 }
 
-/// Gives ranges as it should.
+/// Answers range requests correctly.
 pub(crate) fn give(blob: &[u8], request: &Seen) -> Reply {
     match range(request) {
         None => Reply::new(200, blob),

@@ -1,4 +1,4 @@
-//! Hosts whose bytes are wrong: found out by the digest, left for the next one, and remembered.
+//! Hosts with wrong bytes: detected by the digest, skipped for the next host, and remembered.
 
 use registry::{Capability, Remote};
 use types::{Descriptor, Digest, ErrorKind};
@@ -16,12 +16,12 @@ fn honest() -> Server {
     Server::start(|request, _| give(BLOB, request))
 }
 
-/// One that changes a letter.
+/// A host that changes a byte.
 fn liar() -> Server {
     Server::start(|request, _| give(&BLOB.to_ascii_uppercase(), request))
 }
 
-/// One that breaks off the first time.
+/// A host that breaks off the first response.
 fn breaking() -> Server {
     Server::start(|request, before| match before {
         0 => give(BLOB, request).cut_after(10),
@@ -54,7 +54,7 @@ async fn a_host_that_lies_is_left_for_the_next_and_asked_last_from_then_on() {
 }
 
 #[tokio::test]
-async fn of_bytes_from_several_hosts_each_is_asked_by_itself() {
+async fn after_wrong_bytes_of_several_hosts_each_is_asked_by_itself() {
     for (mirror, own) in [(breaking(), liar()), (liar_that_breaks(), honest())] {
         let configured = behind(&[&mirror], &own);
         let bytes = configured.remote().small_blob(&blob()).await.unwrap();
@@ -62,7 +62,7 @@ async fn of_bytes_from_several_hosts_each_is_asked_by_itself() {
     }
 }
 
-/// One that lies, and breaks off the first time.
+/// A host with wrong bytes that also breaks off the first response.
 fn liar_that_breaks() -> Server {
     Server::start(|request, before| {
         let reply = give(&BLOB.to_ascii_uppercase(), request);

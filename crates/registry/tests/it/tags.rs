@@ -1,4 +1,4 @@
-//! Lists of tags: in pages, from mirrors that have not all, of what is no tag, and without end.
+//! Lists of tags: in pages, incomplete on mirrors, malformed, and endless.
 
 use types::ErrorKind;
 
@@ -38,7 +38,7 @@ async fn a_mirror_is_asked_where_the_registry_does_not_answer() {
 }
 
 #[tokio::test]
-async fn what_is_no_list_of_tags_is_refused() {
+async fn a_malformed_list_of_tags_is_refused() {
     let with_digest = format!(r#"["1@sha256:{}"]"#, "0".repeat(64));
     for tags in [r#"["../x"]"#, &with_digest, r#"[""]"#, "{}"] {
         let own = tags.to_owned();

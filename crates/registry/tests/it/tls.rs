@@ -1,4 +1,4 @@
-//! TLS as `certs.d` has it: who vouches for a host, who we are to it, and which HTTP is spoken inside.
+//! TLS as configured by `certs.d`: authorities, client certificates, and the HTTP version.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::server::{Reply, Server};
 const H2: &[u8] = b"h2";
 const HTTP_1: &[u8] = b"http/1.1";
 
-/// Resolves a name at a server by what `further` says of TLS, with `files` beside it.
+/// Resolves a name at a server with the TLS options `further`, and `files` beside hosts.toml.
 async fn ask(server: &Secured, further: &str, files: impl Fn(&std::path::Path)) -> Result<()> {
     let configured = Configured::new(&format!("server = \"https://{}\"\n{further}", server.host()));
     files(&configured.own());
@@ -44,7 +44,7 @@ async fn a_host_that_nobody_vouches_for_is_refused_once_and_told() {
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
     let words = format!("nobody known here vouches for the certificate of {}", server.host());
     assert!(error.chain().contains(&words), "{}", error.chain());
-    // Where it would be put, what a file of hosts takes for it, and when the system's are read again.
+    // The error says where to put the authority, also with a hosts.toml, and when system authorities are reloaded.
     let directory = format!("/etc/hoist/certs.d/{}/ca.crt", server.host());
     for words in [directory.as_str(), "ca = \"ca.crt\"", "once the daemon is restarted"] {
         assert!(error.chain().contains(words), "{}", error.chain());
@@ -116,7 +116,7 @@ async fn dockers_files_do_without_hosts_toml() {
 #[tokio::test]
 async fn a_client_is_not_shown_to_a_host_that_a_redirect_leads_to() {
     let (authority, ours) = (Authority::new("ca"), Authority::new("ours"));
-    // Both ask for a certificate; the second would get ours if we showed it.
+    // Both request a certificate; the second must not get ours.
     let elsewhere = Secured::start(&authority, &[HTTP_1], Some(&ours)).await;
     let target = format!("https://{}/stored", elsewhere.host());
     let first = Server::start(move |_, _| Reply::new(307, "").header("Location", target.clone()));
@@ -130,8 +130,8 @@ async fn a_client_is_not_shown_to_a_host_that_a_redirect_leads_to() {
     assert!(elsewhere.spoken().is_empty());
 }
 
-/// CVE-2026-48978: a registry has the password sent in the open, to an address of its choice, as of a machine inside of
-/// the caller's network.
+/// CVE-2026-48978: a registry makes the client send the password unencrypted to a URL of the registry's choice, for
+/// example inside the client's network.
 #[tokio::test]
 async fn a_token_is_not_asked_for_outside_of_tls() {
     let inner = Server::start(|_, _| Reply::new(200, r#"{"token":"t"}"#));
