@@ -1,13 +1,13 @@
-//! Activations: sets of mounts that stay, by name, as records. Mounting them is the crate `mounts`'s affair.
+//! Records of activations: named sets of mounts that stay. The crate `mounts` makes the mounts.
 //!
 //! ```text
-//! begin ──▶ in the making ──finish──▶ complete ──remove──▶ gone
-//!               └───────────remove──────────────────────────▲
+//! begin ──▶ incomplete ──finish──▶ complete ──remove──▶ gone
+//!               └───────────remove────────────────────────▲
 //! ```
 //!
-//! A record names the mounts by its number, which is never used again: what is mounted under a number that no
-//! record has is nobody's. Collection keeps an activation that a lease holds, or that a living object is named
-//! by in its labels (`containerd.io/gc.bref.…`), or that is in the making.
+//! Mounts are made under the number of their record. Numbers are never reused, so mounts under a number without a
+//! record are orphans. The collector keeps an activation that a lease holds, that has a living object in its back
+//! reference labels (`containerd.io/gc.bref.…`), or that is incomplete.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -28,19 +28,19 @@ use crate::store::{Caller, Change, Metadata};
 pub(crate) const ACTIVATIONS: Table<(Namespace, String), Record> = Table::new("activations");
 const VERSION: u8 = 1;
 
-/// Bytes of a name: some clients give the path at which they show the mounts.
+/// Bytes of a name at most: some clients use the path at which they show the mounts.
 const NAME_LEN_MAX: usize = 4096;
 
-/// A set of mounts that stays.
+/// A named set of mounts that stays.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activation {
     pub name: String,
-    /// No other activation has this number, or ever had it.
+    /// Unique, and never reused.
     pub number: u64,
     pub labels: Labels,
-    /// What is mounted, in the order in which that was done.
+    /// The mounts that were made, in order.
     pub active: Vec<ActiveMount>,
-    /// What is left for whoever uses it to mount.
+    /// The mounts that are left to the user of the activation.
     pub system: Vec<Mount>,
     pub created: Timestamp,
     pub updated: Timestamp,
@@ -50,7 +50,7 @@ pub struct Activation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct ActiveMount {
     pub mount: Mount,
-    /// Where it is.
+    /// Its mount point.
     pub point: String,
     pub mounted: Timestamp,
 }
@@ -134,7 +134,7 @@ impl Fields for Activation {
     }
 }
 
-/// The numbers of all activations of all namespaces.
+/// The numbers of all activations in all namespaces.
 pub(crate) fn numbers(tx: &impl Read) -> Result<HashSet<u64>> {
     let mut numbers = HashSet::new();
     for namespace in NAMESPACES.keys(tx, ())? {
@@ -164,20 +164,20 @@ impl Activations {
         Activations { store, caller }
     }
 
-    /// `NotFound` also while it is in the making.
+    /// A complete activation. `NotFound` also while it is incomplete.
     pub fn get(&self, name: &str) -> Result<Activation> {
         let record = self.store.0.read(|tx| self.find(tx, name))?;
         if record.is_complete { Ok(record.activation) } else { Err(not_found(name)) }
     }
 
-    /// Those that match, by name; none that is in the making.
+    /// The complete activations that match, by name.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Activation>> {
         let mut found = self.all()?;
         found.retain(|(activation, is_complete)| *is_complete && filters.matches(activation));
         Ok(found.into_iter().map(|(activation, _)| activation).collect())
     }
 
-    /// All, each with whether it is complete.
+    /// All activations, each with whether it is complete.
     pub fn all(&self) -> Result<Vec<(Activation, bool)>> {
         let mut found = Vec::new();
         self.store.0.read(|tx| {
@@ -189,8 +189,8 @@ impl Activations {
         Ok(found)
     }
 
-    /// Takes a name, and gives the number under which to mount. `AlreadyExists` if an activation has it. One in
-    /// the making is replaced: whoever calls this lets no two make the same.
+    /// Records an incomplete activation, and returns the number under which to mount. `AlreadyExists` if there is a
+    /// complete one of this name. Replaces an incomplete one: callers must not make the same activation concurrently.
     pub fn begin(&self, name: &str, labels: Labels) -> Result<u64> {
         if name.is_empty() || name.len() > NAME_LEN_MAX {
             let len = name.len();
@@ -217,7 +217,7 @@ impl Activations {
         })
     }
 
-    /// Records what was mounted under `number`. `Aborted` if the activation was taken away meanwhile.
+    /// Completes an activation with the mounts that were made under `number`. `Aborted` if it was removed meanwhile.
     pub fn finish(
         &self,
         name: &str,
@@ -253,8 +253,8 @@ impl Activations {
         })
     }
 
-    /// Takes an activation out of the records, and out of its lease. What is mounted is nobody's then, and is
-    /// taken down by the next collection if not by the caller.
+    /// Removes an activation from the records and from its lease. Its mounts are orphans then; the next collection
+    /// unmounts them if the caller does not.
     pub fn remove(&self, name: &str) -> Result<Activation> {
         let namespace = &self.caller.namespace;
         let removed = self.store.0.change(|change| {
@@ -267,7 +267,7 @@ impl Activations {
             change.free();
             Ok(activation)
         })?;
-        // A sweep before the commit would find it recorded still.
+        // After the commit: a sweep before it would still find the record.
         self.store.0.gc.orphan_mounts();
         Ok(removed)
     }

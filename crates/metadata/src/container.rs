@@ -1,4 +1,4 @@
-//! Containers: what to run. Whether it runs is the task's affair.
+//! Container records: what to run. Tasks, which run them, are not recorded here.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,29 +23,29 @@ const VERSION: u8 = 1;
 pub struct Container {
     pub id: ContainerId,
     pub labels: Labels,
-    /// The name of an image, or empty. It does not keep the image.
+    /// The name of an image, or empty. Does not keep the image from being collected.
     pub image: String,
     pub runtime: Runtime,
-    /// The OCI runtime spec, which must be there.
+    /// The OCI runtime spec. Required.
     pub spec: Option<Opaque>,
     pub snapshotter: String,
-    /// The snapshot that is the root file system, which this record keeps; or empty.
+    /// The snapshot of the root file system, which this record keeps; or empty.
     pub snapshot_key: String,
-    /// The sandbox that it belongs to, or empty.
+    /// The sandbox of the container, or empty.
     pub sandbox_id: String,
     pub extensions: BTreeMap<String, Opaque>,
     pub created: Timestamp,
     pub updated: Timestamp,
 }
 
-/// Which runtime runs it, and how.
+/// The runtime of a container, and its options.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Runtime {
     pub name: String,
     pub options: Option<Opaque>,
 }
 
-/// A container without its id, which is in the key.
+/// The stored form of a container.
 pub(crate) struct Record(Container);
 
 impl Runtime {
@@ -81,7 +81,7 @@ impl Value for Record {
     }
 }
 
-/// A container as it is stored, for a look at many of them: nothing of it is copied.
+/// A container as it is stored, without copies: for listing many of them.
 #[derive(Clone, Debug)]
 pub struct StoredContainer<'a> {
     pub id: &'a str,
@@ -164,7 +164,7 @@ impl Fields for StoredContainer<'_> {
     }
 }
 
-/// What an update begins with that would leave a record that is none.
+/// Context of errors for updates that would make the record invalid.
 const UPDATE: &str = "update failed validation";
 const EMPTY_EXTENSION: &str = "container.Extension keys must not be zero-length";
 
@@ -183,7 +183,7 @@ impl Containers {
         self.store.0.read(|tx| self.find(tx, id))
     }
 
-    /// The ids of all containers, in order. No record is read.
+    /// The ids of all containers, in order. Reads no record.
     pub fn ids(&self) -> Result<Vec<ContainerId>> {
         let mut ids = Vec::new();
         self.store.0.read(|tx| {
@@ -217,7 +217,7 @@ impl Containers {
             if filters.matches(&container) { visit(container) } else { Ok(()) }
         };
         self.store.0.read(|tx| match filters.values_of("id") {
-            // What cannot be an id is nobody's.
+            // A value that is not a valid id matches nothing.
             Some(ids) => ids
                 .into_iter()
                 .filter_map(|id| ContainerId::new(id).ok())
@@ -226,12 +226,12 @@ impl Containers {
         })
     }
 
-    /// Adds a container. `AlreadyExists` if the id is taken. The times are set here.
+    /// Adds a container, and sets its times. `AlreadyExists` if the id is taken.
     pub fn create(&self, container: Container) -> Result<Container> {
         self.ready_create(container)?.make()
     }
 
-    /// As [`Containers::create`], but ready to be queued.
+    /// As [`Containers::create`], as a change that can be queued.
     pub fn ready_create(&self, container: Container) -> Result<Ready<Container>> {
         let (containers, container) = (self.clone(), checked(container)?);
         Ok(Ready::new(&self.store, move |change| containers.create_in(change, container)))
@@ -256,9 +256,9 @@ impl Containers {
         Ok(container)
     }
 
-    /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `spec`, `extensions`,
-    /// `extensions.<key>`, `image`, `snapshotkey`), or all of these without paths; then snapshotter
-    /// and runtime name must be as they were. Gives back the container as it is then.
+    /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `spec`, `extensions`, `extensions.<key>`,
+    /// `image`, `snapshotkey`). Without paths replaces all of these; snapshotter and runtime name must then be
+    /// unchanged. Returns the updated container.
     pub fn update(&self, update: &Container, paths: &[String]) -> Result<Container> {
         const ALL: [&str; 5] = ["labels", "spec", "extensions", "image", "snapshotkey"];
         self.change(&update.id, |container| {
@@ -275,7 +275,7 @@ impl Containers {
         })
     }
 
-    /// Changes a container as `change_it` does, and gives it back as it is then. Nobody else changes it meanwhile.
+    /// Changes a container by `change_it`, in one transaction. Returns the changed container.
     pub fn change(
         &self,
         id: &ContainerId,
@@ -300,19 +300,19 @@ impl Containers {
         })
     }
 
-    /// Drops the record. A task of this container is not looked at.
+    /// Deletes the record, whether or not the container has a task.
     pub fn delete(&self, id: &ContainerId) -> Result<()> {
         self.store.0.change(|change| self.delete_in(change, id))
     }
 
-    /// As [`Containers::delete`], but ready to be queued.
+    /// As [`Containers::delete`], as a change that can be queued.
     pub fn ready_delete(&self, id: ContainerId) -> Ready<()> {
         let containers = self.clone();
         Ready::new(&self.store, move |change| containers.delete_in(change, &id))
     }
 
-    /// As [`Containers::delete`], on disk no later than the next change is: for a caller that goes on to remove what
-    /// the container had.
+    /// As [`Containers::delete`], but on disk no later than the next change: for a caller that goes on to remove the
+    /// container's resources.
     pub fn delete_relaxed(&self, id: &ContainerId) -> Result<()> {
         self.store.0.change_relaxed(|change| self.delete_in(change, id))
     }
@@ -370,7 +370,7 @@ fn checked(mut container: Container) -> Result<Container> {
     if container.runtime.name.is_empty() {
         return refuse("container.Runtime.Name must be set");
     }
-    // As in containerd, one of no bytes is one: what it means is the runtime's affair.
+    // As in containerd, an empty spec is accepted: the runtime interprets it.
     if container.spec.is_none() {
         return refuse("container.Spec must be set");
     }

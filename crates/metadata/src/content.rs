@@ -1,9 +1,9 @@
-//! Blobs and ingests as a namespace sees them: the store's bytes, with labels and leases.
+//! Blobs and ingests of a namespace: the content store's bytes, with labels and leases.
 //!
-//! A blob that another namespace has already is shared: its writer is born complete, and a commit
-//! only adds the record. Where namespaces are isolated ([`Options::isolates_content`](crate::Options)) only those that are
-//! labelled so share; all other blobs have to be brought whole, and nothing tells whether somebody has them. The store
-//! below knows an ingest as `<namespace>/<number>/<ref>`.
+//! A blob that another namespace has is shared: its writer starts complete, and a commit only adds the record. With
+//! isolated namespaces ([`Options::isolates_content`](crate::Options)) only those labelled as shareable do so; all
+//! other blobs must be written in full, and a client cannot find out whether another namespace has them. The content
+//! store's name of an ingest is `<namespace>/<number>/<ref>`.
 
 mod mending;
 mod pin;
@@ -55,7 +55,7 @@ pub struct Blob {
     pub updated: Timestamp,
 }
 
-/// A blob without its digest, which is in the key.
+/// The stored form of a blob. Its digest is in the key.
 pub(crate) struct BlobRecord {
     size: u64,
     pub(crate) labels: Labels,
@@ -94,11 +94,11 @@ impl Value for BlobRecord {
     }
 }
 
-/// An ingest without its ref, which is in the key.
+/// The stored form of an ingest. Its ref is in the key.
 pub(crate) struct IngestRecord {
-    /// What the store below calls it.
+    /// The content store's name of the ingest.
     pub(crate) backend: IngestRef,
-    /// `None` while a lease holds it.
+    /// When it expires; `None` while a lease holds it.
     pub(crate) expires: Option<Timestamp>,
     pub(crate) expected: Option<Digest>,
 }
@@ -108,7 +108,7 @@ impl IngestRecord {
         self.ground().into_iter().collect()
     }
 
-    /// What a flat lease keeps with it.
+    /// The object that a flat lease keeps together with this one.
     pub(crate) fn ground(&self) -> Option<Node> {
         self.expected.clone().map(Node::Content)
     }
@@ -150,7 +150,7 @@ impl Fields for ByRef<'_> {
     }
 }
 
-/// Gives back what the store below calls those that are without a record then.
+/// Deletes the ingest records of a namespace. Returns the content store's names of the ingests.
 pub(crate) fn delete_all_ingests(
     change: &mut Change<'_, '_>,
     namespace: &Namespace,
@@ -173,7 +173,7 @@ impl Content {
         Content { store, caller }
     }
 
-    /// `NotFound` also for blobs that only other namespaces have.
+    /// A blob of the namespace. `NotFound` also if only other namespaces have it.
     pub fn info(&self, digest: &Digest) -> Result<Blob> {
         self.store.0.read(|tx| self.find(tx, digest))
     }
@@ -193,8 +193,8 @@ impl Content {
         Ok(found)
     }
 
-    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
-    /// A label whose new value is empty is deleted. Gives back the blob as it is then.
+    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths. A label with an
+    /// empty value is deleted. Returns the updated blob.
     pub fn update(&self, digest: &Digest, labels: &Labels, paths: &[String]) -> Result<Blob> {
         self.store.0.change_on_disk(self.caller.on_disk, |change| {
             let mut blob = self.find(change.tx, digest)?;
@@ -206,7 +206,7 @@ impl Content {
         })
     }
 
-    /// Drops the blob from the namespace. Its bytes go when no namespace has it.
+    /// Deletes the blob's record. Its bytes are deleted once no namespace has it.
     pub fn delete(&self, digest: &Digest) -> Result<()> {
         self.store.0.change(|change| self.delete_in(change, digest))?;
         self.store.0.gc.orphan(digest);
@@ -223,11 +223,11 @@ impl Content {
         Ok(())
     }
 
-    /// Drops a blob that was found to be of no use to `images`, which are all the namespace had, and what `parents` say of
-    /// it to the collector, as if they had been stored without it.
+    /// Deletes a blob that none of `images`, the namespace's images when the caller looked, needs as bytes, and
+    /// removes the garbage collection labels of `parents` for it.
     ///
-    /// Not done, and false, if a lease keeps it, be it by a document: somebody is about to use it. `Aborted` if there
-    /// are images that were not there.
+    /// Returns false, without a change, if a lease holds the blob, directly or through a document: a client may be
+    /// about to use it. `Aborted` if the namespace has other images by now.
     pub fn discard(
         &self,
         digest: &Digest,
@@ -239,7 +239,7 @@ impl Content {
             if gc::leased(&self.store.0, change.tx, namespace)?.contains(&Node::Content(digest.clone())) {
                 return Ok(false);
             }
-            if let Some(name) = image::first_beside(change.tx, namespace, images)? {
+            if let Some(name) = image::first_unknown(change.tx, namespace, images)? {
                 return Err(Error::new(
                     ErrorKind::Aborted,
                     format!("image {name:?} is new, and may need blob {digest}"),
@@ -274,25 +274,24 @@ impl Content {
         Ok(Box::new(CancellableReader { reader, cancel: cancel.clone() }))
     }
 
-    /// How the blob is kept.
+    /// How the content store keeps the blob.
     pub fn form(&self, digest: &Digest) -> Result<Form> {
         self.info(digest)?;
         self.store.0.content.form(digest)
     }
 
-    /// Keeps a recipe in the place of the blob, if that is worth it; see [`::content::Store::keep_recipe`]. All
-    /// namespaces that have the blob share it.
+    /// Replaces the blob's bytes by a recipe, if that is small enough; see [`::content::Store::keep_recipe`]. This
+    /// concerns all namespaces that have the blob.
     pub fn keep_recipe(&self, digest: &Digest, plain: &Path, len: u64) -> Result<bool> {
         let _pin = Pin::new(&self.store, digest);
         self.info(digest)?;
         self.store.0.content.keep_recipe(digest, plain, len)
     }
 
-    /// Opens an ingest, new or left behind. It joins the caller's lease; without one it expires
-    /// after 24 hours.
+    /// Opens an ingest, new or partial. It joins the caller's lease; without one it expires after 24 hours.
     ///
-    /// `AlreadyExists` if the namespace has the expected blob, which then joins the lease.
-    /// `Unavailable` while another writer has the ref open, whose ingest it stays.
+    /// `AlreadyExists` if the namespace has the expected blob, which then joins the lease. `Unavailable` while
+    /// another writer has the ingest open, which keeps it.
     pub fn begin(&self, reference: &IngestRef, expected: Expected) -> Result<ContentWriter> {
         if let Some(digest) = &expected.digest {
             self.refuse_existing(digest)?;
@@ -300,7 +299,7 @@ impl Content {
         let Recorded { backend, is_new } = self.record_ingest(reference, &expected)?;
         let opened = self.open(&backend, &expected);
         match &opened {
-            // Another was quicker to open what we made.
+            // Another caller opened the new ingest first.
             Err(error) if is_new && error.is(ErrorKind::Unavailable) => self.leave_ingest(reference)?,
             Ok(Inner::Own(_)) if !is_new => self.join_ingest(reference, &backend, expected.digest)?,
             _ => {}
@@ -316,8 +315,7 @@ impl Content {
         })
     }
 
-    /// Begins to bring right bytes for a blob of the namespace whose own were found to be wrong, or gone.
-    /// `Unavailable` while somebody else does.
+    /// Starts replacing the bytes of a blob that are damaged or missing. `Unavailable` while another caller does so.
     pub fn mend(&self, digest: &Digest, size: u64) -> Result<Mending> {
         self.info(digest)?;
         let pin = Pin::new(&self.store, digest);
@@ -351,8 +349,7 @@ impl Content {
         Ok(statuses)
     }
 
-    /// Drops an ingest. A writer that has it open writes for nobody from then on: its commit is refused, and the name
-    /// is free for another at once.
+    /// Drops an ingest. If a writer has it open, its commit will fail; the ref is free at once.
     pub fn abort(&self, reference: &IngestRef) -> Result<()> {
         let backend = self.store.0.change(|change| {
             let record = self.find_ingest(change.tx, reference)?;
@@ -361,7 +358,7 @@ impl Content {
         })?;
         match self.store.0.abort_ingest(&backend) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            // Its writer has it. The collection takes it when that one has let go.
+            // A writer has it open. The collection removes it once the writer is dropped.
             Err(error) if error.is(ErrorKind::Unavailable) => {
                 self.store.0.gc.orphan_ingest(backend);
                 Ok(())
@@ -374,8 +371,8 @@ impl Content {
         }
     }
 
-    /// As [`Content::abort`], but leaves an ingest that somebody else has open to its writer, and only takes it from
-    /// the caller's lease then.
+    /// As [`Content::abort`], but leaves an ingest that another writer has open, and only removes it from the
+    /// caller's lease.
     pub fn abort_unwritten(&self, reference: &IngestRef) -> Result<()> {
         match self.begin(reference, Expected::default()) {
             Ok(writer) => writer.abort(),
@@ -414,7 +411,7 @@ impl Content {
         if found { Err(self.store.0.refusal(self.caller.on_disk, already_exists(digest))) } else { Ok(()) }
     }
 
-    /// Finds or makes the record. One that is found may be another's, and stays as it is.
+    /// Finds or creates the record. An existing one may be another caller's, and is not changed.
     fn record_ingest(&self, reference: &IngestRef, expected: &Expected) -> Result<Recorded> {
         let number = self.store.0.sequence.next()?;
         self.store.0.change_relaxed(|change| {
@@ -428,7 +425,7 @@ impl Content {
         })
     }
 
-    /// Makes an ingest that was found the caller's, who has it open.
+    /// Takes over an existing ingest, which the caller has opened: its lease and expected digest become the caller's.
     fn join_ingest(
         &self,
         reference: &IngestRef,
@@ -464,10 +461,10 @@ impl Content {
         Ok(())
     }
 
-    /// Takes an ingest that is another's from the caller's lease.
+    /// Removes another caller's ingest from the caller's lease.
     ///
-    /// That one may have the same lease, which does not tell the two apart: an ingest that a lease holds is kept as one
-    /// without from here on, so that its writer does not lose it.
+    /// Both may use the same lease, which cannot tell them apart: so an ingest that only leases held gets an expiry,
+    /// lest its writer lose it.
     fn leave_ingest(&self, reference: &IngestRef) -> Result<()> {
         if self.caller.lease.is_none() {
             return Ok(());
@@ -489,7 +486,7 @@ impl Content {
     fn open(&self, backend: &IngestRef, expected: &Expected) -> Result<Inner> {
         match self.share(expected)? {
             Some(shared) => Ok(shared),
-            // The store below does not know whose blobs are whose, and is not asked.
+            // The content store does not know namespaces, so it must not be asked for the digest.
             None if self.store.0.isolates_content => {
                 let expected = Expected { digest: None, ..expected.clone() };
                 Ok(Inner::Own(self.store.0.content.begin(backend, expected)?))
@@ -498,7 +495,7 @@ impl Content {
         }
     }
 
-    /// A writer that is complete, if another namespace has the expected blob and shares it.
+    /// A complete writer, if another namespace has the expected blob and shares it.
     fn share(&self, expected: &Expected) -> Result<Option<Inner>> {
         let Some(digest) = &expected.digest else { return Ok(None) };
         if self.store.0.isolates_content && !self.store.0.read(|tx| is_shareable(tx, digest))? {
@@ -507,7 +504,7 @@ impl Content {
         let pin = Pin::new(&self.store, digest);
         match self.store.0.content.info(digest) {
             Ok(blob) => Ok(Some(Inner::Shared { size: blob.size, started: blob.created, pin })),
-            // What is lost is fetched anew.
+            // A lost blob is fetched again.
             Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => Ok(None),
             Err(error) => Err(error),
         }
@@ -516,7 +513,7 @@ impl Content {
     fn open_backend(&self, backend: &IngestRef, expected: &Expected) -> Result<Inner> {
         match self.store.0.content.begin(backend, expected.clone()) {
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                // It came while we looked; if it is gone again, a collection was quick.
+                // The blob was committed meanwhile; if it is gone again, a collection has removed it.
                 let gone = || Error::unavailable(format!("ingest {backend} lost a race, try again"));
                 self.share(expected)?.ok_or_else(gone)
             }
@@ -525,7 +522,7 @@ impl Content {
     }
 }
 
-/// Whether a namespace that shares what it has has the blob.
+/// Whether a namespace that shares its blobs has this one.
 fn is_shareable(tx: &impl Read, digest: &Digest) -> Result<bool> {
     for namespace in namespace::sharing(tx)? {
         if BLOBS.contains(tx, (&namespace, digest))? {
@@ -549,7 +546,7 @@ fn remove_ingest(change: &mut Change<'_, '_>, caller: &Caller, reference: &Inges
     lease::remove(change, caller, &Resource::Ingest(reference.clone()))
 }
 
-/// The record of an ingest, by what the store below calls it.
+/// The record of an ingest: the content store's name of it, and whether it was just created.
 struct Recorded {
     backend: IngestRef,
     is_new: bool,

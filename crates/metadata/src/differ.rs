@@ -1,25 +1,25 @@
-//! Differs of others: whoever applies layers in our place (containerd's `[diff] default`). Which there are, and when they
-//! are asked, says who opens the records.
+//! The port for differs of other programs, which apply layers instead of Hoist (containerd's `[diff] default`). The
+//! daemon provides it when it opens the records.
 
 use types::{Descriptor, Digest, Mount, Result};
 
 use crate::Caller;
 
-/// A layer that is on a tree, and on disk.
+/// A layer that was applied and is on disk.
 pub struct Applied {
     pub diff_id: Digest,
-    /// What the differ is called.
+    /// The name of the differ.
     pub by: String,
 }
 
-/// Asked, for each layer, before it is unpacked here: in pulls, loads and imports.
+/// Asked for each layer before Hoist unpacks it itself: in pulls, loads and imports.
 pub trait Differs: Send + Sync {
-    /// Whether one of them is asked for layers of a media type before they are unpacked here.
+    /// Whether a differ is asked for layers of a media type.
     fn are_asked(&self, media_type: &str) -> bool;
 
-    /// Applies a layer, whose blob the caller has, to the tree that `mounts` make. Blocks until it is on disk. None if none
-    /// of them knows how, and it is to be unpacked here; `Unimplemented` if it is to be unpacked nowhere else. After another
-    /// error the tree may have a part of the layer.
+    /// Applies a layer, whose blob the caller's namespace has, to the tree of `mounts`. Blocks until it is on disk.
+    /// `None` if no differ accepts it, and Hoist is to unpack it; `Unimplemented` if Hoist may not. After another
+    /// error the tree may contain a part of the layer.
     fn apply(&self, caller: &Caller, layer: &Descriptor, mounts: &[Mount]) -> Result<Option<Applied>>;
 }
 

@@ -1,10 +1,10 @@
-//! What happened to records. When it is told, [`Outbox`](crate::outbox::Outbox) knows.
+//! Events about changes of records. [`Outbox`](crate::outbox::Outbox) decides when they are published.
 
 use types::{ContainerId, Digest, Labels, Namespace};
 
 use crate::container::Runtime;
 
-/// One change of a record. The topic of containerd that goes with it is in the comment.
+/// A change of a record. Each variant names containerd's topic.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// `/namespaces/create`
@@ -26,7 +26,7 @@ pub enum Event {
     /// `/containers/delete`
     ContainerDeleted { id: ContainerId },
     /// `/content/create`
-    /// The media type is empty where the blob's writer did not say it.
+    /// The media type is empty if the blob's writer did not say it.
     ContentCreated { digest: Digest, size: u64, media_type: String },
     /// `/content/delete`
     ContentDeleted { digest: Digest },
@@ -38,7 +38,7 @@ pub enum Event {
     SnapshotRemoved { snapshotter: String, key: String },
 }
 
-/// Takes events. It is called with a lock held: it must be quick and must not call back.
+/// Receives events. Called with a lock held: it must be quick and must not call back.
 pub type Sink = Box<dyn Fn(&Namespace, Event) + Send + Sync>;
 
 pub(crate) type Events = Vec<(Namespace, Event)>;

@@ -1,27 +1,29 @@
-//! The gate: whoever decides which images names may come to stand for. What it goes by, says who opens the records.
+//! The port for image admission: it decides which images names may be recorded for. The daemon provides it when it
+//! opens the records.
 
 use std::future::ready;
 use std::pin::Pin;
 
 use types::{Descriptor, Result};
 
-/// An answer that is waited for on no thread.
+/// A future, so that waiting for it blocks no thread.
 pub type IsOpen<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 
-/// Asked before a name comes to stand for an image, whoever gives it that name.
+/// Asked before a name is recorded for an image, whichever call does so.
 ///
-/// Where [`Gate::is_open`] says yes, [`Gate::admit`] keeps nothing out, as long as nobody reconfigures the gate.
+/// While [`Gate::is_open`] returns true for a name, [`Gate::admit`] accepts every image under it, until the gate is
+/// reconfigured.
 pub trait Gate: Send + Sync {
-    /// Lets a name stand for an image. An error keeps it out, and is the caller's answer: `PermissionDenied` where that
-    /// is the decision. May block for long: registries and programs may have to be asked.
+    /// Admits an image under a name. An error refuses it and is returned to the client: `PermissionDenied` for a
+    /// decision. May block for long, on registries and programs.
     fn admit(&self, name: &str, image: &Descriptor) -> Result<()>;
 
-    /// Whether the name may stand for whatever it likes, so that [`Gate::admit`] need not be called. "No" costs only time,
-    /// and is said where it cannot be found out.
+    /// Whether the name may stand for any image, so that [`Gate::admit`] need not be called. False is always safe,
+    /// and is returned if it cannot be determined.
     fn is_open<'a>(&'a self, name: &'a str) -> IsOpen<'a>;
 }
 
-/// Every name may stand for every image.
+/// Admits every image under every name.
 pub struct OpenGate;
 
 impl Gate for OpenGate {

@@ -1,22 +1,22 @@
-//! Collection: removing what nothing refers to.
+//! Garbage collection: removes objects that nothing refers to.
 //!
 //! ```text
 //! 1 mark     on a snapshot of the records, while changes go on and are noted     graph
-//! 2 revive   in a write transaction: what was touched since, and all it reaches
-//! 3 remove   some of the records that are still dead, in the same transaction; 2 and 3 again until none is left
-//! 4 sweep    after it, the stores below: what no namespace has a record of       sweep, pins
+//! 2 revive   in a write transaction: objects touched since, and all they reach
+//! 3 remove   some of the records that are still dead, in the same transaction; repeat 2 and 3 until none is left
+//! 4 sweep    afterwards, the stores below: objects without a record in any namespace       sweep, pins
 //! ```
 //!
-//! Why nothing live is lost: an object that was dead in the snapshot can come to life only by a change
-//! that makes a record which refers to it, or by a lease that lists it. Every such change names the
-//! record ([`Change::touch`](crate::store::Change::touch)), within its turn of writing, so step 2
-//! sees it. An object made since the snapshot is not among those that were marked, so it stays.
+//! Why nothing live is lost: an object that was dead in the snapshot can become live only by a change that creates or
+//! updates a record which refers to it, or by a lease that lists it. Every such change notes the record
+//! ([`Change::touch`](crate::store::Change::touch)) within its write turn, so step 2 sees it. An object created after
+//! the snapshot was not marked dead, so it stays.
 //!
-//! An object is removed before those that it keeps, so one that comes to life between two turns of removal still
-//! has all that it refers to.
+//! An object is removed before those that it keeps, so one that becomes live between two removal turns still has all
+//! that it refers to.
 //!
-//! Writers wait only for one turn of steps 2 and 3, whose length has a bound: what was touched while many objects were
-//! marked is looked at beside the writers before, and only the last of it in a turn of writing.
+//! Writers wait only for one turn of steps 2 and 3, which is bounded: changes noted while many objects were marked
+//! are processed outside of a write turn first, and only the last of them within one.
 
 mod condition;
 pub mod graph;
@@ -38,38 +38,37 @@ use graph::Node;
 pub(crate) use mark::leased;
 use pins::Pins;
 
-/// What a collection removed, and when the next thing expires.
+/// The result of a collection.
 #[derive(Debug, Default)]
 pub struct Collected {
-    /// Records, over all namespaces.
+    /// Removed records, over all namespaces.
     pub content: usize,
     pub snapshots: usize,
     pub images: usize,
     pub leases: usize,
     pub ingests: usize,
     pub mounts: usize,
-    /// Blobs and file systems removed from the stores below.
+    /// Blobs and snapshots removed from the stores below.
     pub blobs_swept: usize,
     pub snapshots_swept: usize,
-    /// When the next lease, image or ingest ends: a collection before has nothing to do with time.
+    /// When the next lease, image or ingest expires: no earlier collection is needed because of time.
     pub next_expiry: Option<Timestamp>,
-    /// What could not be removed from the stores below. It is tried again next time.
+    /// Failed removals from the stores below, to be retried by the next collection.
     pub failures: Vec<Error>,
     pub turns: Turns,
-    /// Time for what there was to look at, in the records and in our own stores: what each collection costs, whatever
-    /// it finds. Removing is not in it, which costs the same in one collection or in many, nor is what other programs
-    /// took who keep snapshots.
+    /// Time spent examining records and our own stores: the fixed cost of a collection. Excludes removals, which cost
+    /// the same in one collection or many, and time in snapshotters of other programs.
     pub looking: Duration,
 }
 
-/// Turns of writing, for which other writers waited.
+/// Write turns, for which other writers waited.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Turns {
     pub count: u32,
     /// All turns together.
     pub time: Duration,
     pub longest: Duration,
-    /// Records that were looked at in the turn that had most of them.
+    /// The most records examined in one turn.
     pub records_max: usize,
 }
 
@@ -82,49 +81,49 @@ impl Turns {
     }
 }
 
-/// Records that are removed in one turn of writing: what a writer may have to wait for.
+/// Records removed per write turn, which bounds how long a writer waits.
 const REMOVALS_PER_TURN: usize = 128;
 
-/// Noted changes that are looked at in a turn of writing; when there are more, they are looked at before.
+/// Noted changes processed in a write turn at most; more are processed beforehand.
 const REVIVALS_PER_TURN: usize = 64;
 
-/// How often that is tried: writers that are quicker than the look must not hold up the collection.
+/// How often that is tried, so that fast writers cannot hold up the collection for ever.
 const LOOKS_MAX: usize = 16;
 
 #[derive(Default)]
 pub(crate) struct State {
     /// Held during a collection.
     running: Mutex<History>,
-    /// Noted changes, while a collection wants to know.
+    /// Noted changes, while a collection runs.
     touched: Mutex<Option<Vec<(Namespace, Node)>>>,
-    todo: Mutex<Todo>,
+    orphans: Mutex<Orphans>,
     pub(crate) blobs: Pins<Digest>,
-    /// Snapshotter and name in it.
+    /// By snapshotter, and its name for the snapshot.
     pub(crate) snapshots: Pins<(String, String)>,
 }
 
 #[derive(Default)]
 struct History {
-    /// Whether the stores below have been compared with the records since the start. A crash may
-    /// have left things there that no record knows.
+    /// Whether the stores below have been compared with the records since the start. A crash may have left objects
+    /// there without a record.
     compared: bool,
 }
 
-/// What the next sweep has to look at: names in the stores below that lost a record.
+/// Work for the next sweep: names in the stores below that lost a record.
 #[derive(Debug, Default)]
-struct Todo {
+struct Orphans {
     blobs: HashSet<Digest>,
-    /// By their names below.
+    /// By the content store's names.
     ingests: HashSet<IngestRef>,
     snapshotters: HashSet<String>,
-    /// Whether activations were among them.
+    /// Whether an activation lost its record.
     mounts: bool,
-    /// Streams have no records: those that are to be ended stay open until the sweep ends them.
+    /// Dead streams. They have no records, and stay open until the sweep ends them.
     streams: Vec<LeasedStream>,
 }
 
-impl Todo {
-    fn add(&mut self, more: Todo) {
+impl Orphans {
+    fn add(&mut self, more: Orphans) {
         self.blobs.extend(more.blobs);
         self.ingests.extend(more.ingests);
         self.snapshotters.extend(more.snapshotters);
@@ -134,7 +133,7 @@ impl Todo {
 }
 
 impl State {
-    /// Called with the writer's turn in hand.
+    /// The caller holds the write turn.
     pub(crate) fn touch(&self, nodes: Vec<(Namespace, Node)>) {
         let mut touched = self.touched.lock();
         if let Some(touched) = &mut *touched {
@@ -142,30 +141,30 @@ impl State {
         }
     }
 
-    /// Says that a namespace gave up a blob.
+    /// Records that a namespace deleted a blob.
     pub(crate) fn orphan(&self, digest: &Digest) {
-        self.todo.lock().blobs.insert(digest.clone());
+        self.orphans.lock().blobs.insert(digest.clone());
     }
 
-    /// Says that the record of an ingest is gone, and its bytes are not.
+    /// Records that an ingest has bytes but no record any more.
     pub(crate) fn orphan_ingest(&self, backend: IngestRef) {
-        self.todo.lock().ingests.insert(backend);
+        self.orphans.lock().ingests.insert(backend);
     }
 
-    /// Says that a namespace gave up a snapshot.
+    /// Records that a namespace deleted a snapshot.
     pub(crate) fn orphan_snapshot(&self, snapshotter: &str) {
-        let mut todo = self.todo.lock();
-        todo.snapshotters.insert(snapshotter.to_owned());
+        let mut orphans = self.orphans.lock();
+        orphans.snapshotters.insert(snapshotter.to_owned());
     }
 
-    /// Says that an activation of mounts is gone.
+    /// Records that an activation was deleted.
     pub(crate) fn orphan_mounts(&self) {
-        self.todo.lock().mounts = true;
+        self.orphans.lock().mounts = true;
     }
 
-    /// Says that a collection gave all this up, or could not look at it.
-    fn orphan_all(&self, removed: Todo) {
-        self.todo.lock().add(removed);
+    /// Adds work that a collection found, or could not finish.
+    fn orphan_all(&self, removed: Orphans) {
+        self.orphans.lock().add(removed);
     }
 
     fn start_noting(&self) {
@@ -177,7 +176,7 @@ impl State {
         touched.as_ref().map_or(0, Vec::len)
     }
 
-    /// What was noted since the last time; the noting goes on.
+    /// Takes the changes noted so far; noting continues.
     fn take_noted(&self) -> Vec<(Namespace, Node)> {
         let mut touched = self.touched.lock();
         touched.as_mut().map(std::mem::take).unwrap_or_default()
@@ -191,10 +190,10 @@ impl State {
 pub(crate) fn collect(store: &Inner) -> Result<Collected> {
     let mut history = store.gc.running.lock();
     let mut collected = Collected::default();
-    let mut removed = Todo::default();
+    let mut removed = Orphans::default();
     let marked = mark_and_remove(store, &mut removed, &mut collected);
     store.gc.stop_noting();
-    // What earlier turns removed has lost its record, whatever became of the later ones.
+    // Earlier turns have removed records even if a later one failed.
     store.gc.orphan_all(removed);
     marked?;
     sweep::sweep(store, !history.compared, &mut collected);
@@ -202,9 +201,9 @@ pub(crate) fn collect(store: &Inner) -> Result<Collected> {
     Ok(collected)
 }
 
-fn mark_and_remove(store: &Inner, removed: &mut Todo, collected: &mut Collected) -> Result<()> {
+fn mark_and_remove(store: &Inner, removed: &mut Orphans, collected: &mut Collected) -> Result<()> {
     store.gc.start_noting();
-    // Before the records are looked at: the lease of each was there then, if it is not over.
+    // Before the records are read: so a stream's lease is among them, unless it has ended.
     let streams = store.streams.leased();
     // A change that had its turn before the noting began may not be readable yet.
     store.db.flush()?;
@@ -216,22 +215,22 @@ fn mark_and_remove(store: &Inner, removed: &mut Todo, collected: &mut Collected)
     for turn in marks.dead().chunks(REMOVALS_PER_TURN) {
         let mut looks = 0;
         while !remove_in_turn(store, &mut marks, turn, looks < LOOKS_MAX, removed, collected)? {
-            look_again(store, &mut marks)?;
+            revive_noted(store, &mut marks)?;
             looks += 1;
         }
     }
-    // Bytes go only after their records, on disk too.
+    // Bytes are removed only after their records are gone from the disk.
     store.sync()
 }
 
-/// Removes what is dead still. Whether it was done: not if so many changes were noted that writers would wait for the
-/// look at them, as long as there is `patience`.
+/// Removes the records that are still dead. Returns false, without removing any, if too many changes were noted to
+/// process them while writers wait, as long as there is `patience`.
 fn remove_in_turn(
     store: &Inner,
     marks: &mut mark::Marks,
     dead: &[(Namespace, Node)],
     patience: bool,
-    removed: &mut Todo,
+    removed: &mut Orphans,
     collected: &mut Collected,
 ) -> Result<bool> {
     store.change_relaxed(|change| {
@@ -242,16 +241,16 @@ fn remove_in_turn(
         let records = noted.len() + dead.len();
         marks.revive(change.tx, noted)?;
         mark::remove(change, marks, dead, removed, collected)?;
-        change.be_unnoticed();
+        change.drop_notices();
         collected.turns.add(start.elapsed(), records);
         Ok(true)
     })
 }
 
-/// Looks at what was noted, beside the writers.
-fn look_again(store: &Inner, marks: &mut mark::Marks) -> Result<()> {
+/// Processes noted changes while writers go on.
+fn revive_noted(store: &Inner, marks: &mut mark::Marks) -> Result<()> {
     let noted = store.gc.take_noted();
-    // A change is noted in its turn, and can be read when its batch is committed.
+    // A change is noted in its turn, but readable only once its batch is committed.
     store.db.flush()?;
     store.read(|tx| marks.revive(tx, noted))
 }

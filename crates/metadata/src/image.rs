@@ -1,4 +1,4 @@
-//! Images: names for descriptors.
+//! Image records: names for descriptors.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,21 +24,21 @@ const VERSION: u8 = 1;
 pub struct Image {
     pub name: String,
     pub labels: Labels,
-    /// Media type, digest, size and annotations are kept, the rest is not.
+    /// Media type, digest, size and annotations are stored, other fields are not.
     pub target: Descriptor,
     pub created: Timestamp,
     pub updated: Timestamp,
 }
 
 impl Image {
-    /// The image by another name, which lives by itself: it does not go when the first does.
+    /// A copy of the image under another name, with a life of its own: without expiry and back references.
     pub fn renamed(mut self, name: String) -> Image {
         self.labels.retain(|key, _| !gc_label::is_bound(key));
         Image { name, ..self }
     }
 }
 
-/// An image without its name, which is in the key.
+/// The stored form of an image. Its name is in the key.
 pub(crate) struct Record {
     pub(crate) labels: Labels,
     pub(crate) target: Descriptor,
@@ -63,7 +63,7 @@ impl Value for Record {
     }
 }
 
-/// An image as it is stored, for a look at many of them: nothing of it is copied.
+/// An image as it is stored, without copies: for listing many of them.
 #[derive(Clone, Debug)]
 pub struct StoredImage<'a> {
     pub name: Cow<'a, str>,
@@ -109,7 +109,7 @@ impl Record {
         nodes
     }
 
-    /// What a flat lease keeps with it.
+    /// The object that a flat lease keeps together with this one.
     pub(crate) fn ground(&self) -> Node {
         Node::Content(self.target.digest.clone())
     }
@@ -177,10 +177,10 @@ impl Images {
         })
     }
 
-    /// Adds an image, if the gate lets it in. `AlreadyExists` if the name is taken. The times are set here, but for a
-    /// `source_date_epoch` that the caller was told to use.
+    /// Adds an image, if the gate admits it. `AlreadyExists` if the name is taken. Sets its times, to
+    /// `source_date_epoch` if given.
     ///
-    /// An image that expires (`containerd.io/gc.expire`) joins the caller's lease.
+    /// An image with an expiry (`containerd.io/gc.expire`) joins the caller's lease.
     pub fn create(&self, image: Image, source_date_epoch: Option<Timestamp>) -> Result<Image> {
         let image = checked(image)?;
         let namespace = &self.caller.namespace;
@@ -188,10 +188,10 @@ impl Images {
             return Err(taken(&image.name));
         }
         self.store.0.gate.admit(&image.name, &image.target)?;
-        self.store.0.change(|change| self.create_in(change, image, source_date_epoch.map(both)))
+        self.store.0.change(|change| self.create_in(change, image, source_date_epoch.map(same_times)))
     }
 
-    /// As [`Images::create`], of an image that another store had: it keeps its times.
+    /// As [`Images::create`], for an image of another store: it keeps its times.
     pub fn take_over(&self, image: Image) -> Result<Image> {
         let image = checked(image)?;
         self.store.0.gate.admit(&image.name, &image.target)?;
@@ -199,14 +199,14 @@ impl Images {
         self.store.0.change(|change| self.create_in(change, image, Some(times)))
     }
 
-    /// Gives an image its name: adds it, or gives a name that is taken this target and these labels in the place of its
-    /// own, if the gate lets it in, as a pull or a tag of containerd's does.
+    /// Adds an image, or replaces target and labels of the one with its name, if the gate admits it: what containerd
+    /// does for a pull or a tag.
     pub fn assign(&self, image: Image) -> Result<Image> {
         self.assign_then(image, |_| Ok(()))
     }
 
-    /// As [`Images::assign`], as the last that is done under the caller's lease, which ends with the same change. `NotFound`
-    /// if it has ended.
+    /// As [`Images::assign`], and ends the caller's lease in the same change. `NotFound` if the lease has ended
+    /// already.
     pub fn assign_last(&self, image: Image) -> Result<Image> {
         self.assign_then(image, |change| {
             let Some(lease) = &self.caller.lease else { return Ok(()) };
@@ -231,7 +231,7 @@ impl Images {
         })
     }
 
-    /// As [`Images::create`], but ready to be queued; none if the gate must be asked first, which may take long.
+    /// As [`Images::create`], as a change that can be queued; `None` if the gate must be asked, which may take long.
     pub async fn ready_create(
         &self,
         image: &Image,
@@ -242,7 +242,7 @@ impl Images {
             return Ok(None);
         }
         Ok(Some(Ready::new(&self.store, move |change| {
-            images.create_in(change, image, source_date_epoch.map(both))
+            images.create_in(change, image, source_date_epoch.map(same_times))
         })))
     }
 
@@ -257,7 +257,7 @@ impl Images {
             return Err(taken(&image.name));
         }
         self.admit(change, &image)?;
-        let (created, updated) = times.unwrap_or(both(change.now));
+        let (created, updated) = times.unwrap_or(same_times(change.now));
         let image = self.put(change.tx, Image { created, updated, ..image })?;
         change.expires(gc_label::expiry(&image.labels));
         change.touch(namespace, Node::Image(image.name.clone()));
@@ -268,8 +268,8 @@ impl Images {
     }
 
     /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `target`, `annotations`,
-    /// `annotations.<key>`), or all without paths; another target, if the gate lets it in. Gives back the image
-    /// as it is then. One that expires joins the caller's lease.
+    /// `annotations.<key>`), or all without paths; a new target only if the gate admits it. Returns the updated
+    /// image. One with an expiry joins the caller's lease.
     pub fn update(
         &self,
         update: &Image,
@@ -321,13 +321,14 @@ impl Images {
         Ok(image)
     }
 
-    /// Drops an image. `NotFound` if there is none of that name, or if it does not have `target`.
+    /// Deletes an image. `NotFound` if there is none of that name, or if its target is not `target`.
     pub fn delete(&self, name: &str, target: Option<&Digest>) -> Result<()> {
         let target = target.map(Digest::to_string);
         self.store.0.change(|change| self.delete_in(change, name, target.as_deref()))
     }
 
-    /// As [`Images::delete`], but ready to be queued, and the target as a client wrote it: what is no digest is no image's target.
+    /// As [`Images::delete`], as a change that can be queued. `target` is unparsed: an invalid digest matches no
+    /// image.
     pub fn ready_delete(&self, name: String, target: Option<String>) -> Ready<()> {
         let images = self.clone();
         Ready::new(&self.store, move |change| images.delete_in(change, &name, target.as_deref()))
@@ -351,7 +352,7 @@ impl Images {
         Ok(())
     }
 
-    /// Only an image that expires needs the caller's lease.
+    /// Only an image with an expiry needs the caller's lease.
     fn admit(&self, change: &mut Change<'_, '_>, image: &Image) -> Result<()> {
         let expires = image.labels.contains_key(label::gc::EXPIRE);
         change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))
@@ -372,13 +373,13 @@ impl Images {
     }
 }
 
-/// When something is made that was not changed since.
-fn both(time: Timestamp) -> (Timestamp, Timestamp) {
+/// Creation and update time of a new record.
+fn same_times(time: Timestamp) -> (Timestamp, Timestamp) {
     (time, time)
 }
 
-/// The first image that is not among `known`, which have these targets.
-pub(crate) fn first_beside(
+/// The first image that is not among `known`, or has another target there.
+pub(crate) fn first_unknown(
     tx: &impl Read,
     namespace: &Namespace,
     known: &BTreeMap<String, Digest>,

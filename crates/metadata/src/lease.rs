@@ -1,4 +1,4 @@
-//! Leases: what a client holds on to while nothing else refers to it yet.
+//! Leases: they keep a client's objects while nothing else refers to them yet.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -23,7 +23,7 @@ pub(crate) const LEASE_RESOURCES: Table<(Namespace, LeaseId, String, String), ()
     Table::new("lease_resources");
 const VERSION: u8 = 1;
 
-/// On a lease: whose it is, if it is that of a workflow of the daemon's own.
+/// Label of a lease: the holder, if it is a workflow of the daemon.
 const HOLDER: &str = "hoist.lease/holder";
 const DAEMON: &str = "daemon";
 
@@ -52,11 +52,11 @@ impl Value for Record {
     }
 }
 
-/// The leases of workflows that go on.
+/// The leases of running workflows.
 pub(crate) type Workflows = Mutex<HashSet<(Namespace, LeaseId)>>;
 
-/// A workflow of the daemon's own goes on, until dropped. If it was not ended, its lease keeps what it made from the
-/// collection, for the next one to go on with, but nobody works with that.
+/// A running workflow of the daemon, until dropped. If the workflow failed, its lease keeps what it made from being
+/// collected, for the next one to resume, but nobody uses it meanwhile.
 pub struct Workflow {
     store: Metadata,
     lease: (Namespace, LeaseId),
@@ -69,13 +69,13 @@ impl Drop for Workflow {
     }
 }
 
-/// Whether somebody may be working with what a lease holds. Who the clients are that have leases is not known.
+/// Whether a lease's resources may be in use. For leases of clients this is not known, so they always count.
 pub(crate) fn is_in_use(store: &Inner, namespace: &Namespace, id: &LeaseId, record: &Record) -> bool {
     record.labels.get(HOLDER).is_none_or(|holder| holder != DAEMON)
         || store.workflows.lock().contains(&(namespace.clone(), id.clone()))
 }
 
-/// Something a lease can hold. It need not exist.
+/// An object that a lease can hold. It need not exist.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Resource {
     Content(Digest),
@@ -90,7 +90,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// From the API's type and id. `InvalidArgument` if the id is empty or not of that type, or the type is not whole;
+    /// Parses the API's type and id. `InvalidArgument` if the id is empty or invalid, or the type incomplete;
     /// `Unimplemented` for unknown types.
     pub fn parse(kind: &str, id: &str) -> Result<Resource> {
         let parts: Vec<&str> = kind.split('/').collect();
@@ -108,7 +108,7 @@ impl Resource {
             ["ingests"] => IngestRef::new(id).map(Resource::Ingest),
             ["images"] => Ok(Resource::Image(id.to_owned())),
             ["mounts"] => Ok(Resource::Mount(id.to_owned())),
-            // By its own name: a lease may be told another than the one it is asked for.
+            // Canonical, since clients use several names of a snapshotter.
             ["snapshots", snapshotter] => Ok(Resource::Snapshot {
                 snapshotter: snapshot::canonical_name(snapshotter).to_owned(),
                 key: id.to_owned(),
@@ -123,7 +123,7 @@ impl Resource {
         }
     }
 
-    /// The API's name of the type: `content`, `ingests`, `images`, `mounts`, `snapshots/<snapshotter>`.
+    /// The API's type: `content`, `ingests`, `images`, `mounts`, `snapshots/<snapshotter>`.
     pub fn kind(&self) -> String {
         match self {
             Resource::Content(_) => "content".to_owned(),
@@ -164,7 +164,7 @@ impl Fields for Lease {
     }
 }
 
-/// Adds a resource to a lease. `NotFound` if there is no such lease.
+/// Adds a resource to a lease. `NotFound` if the lease does not exist.
 pub(crate) fn add(
     change: &mut Change<'_, '_>,
     namespace: &Namespace,
@@ -177,12 +177,12 @@ pub(crate) fn add(
     Ok(())
 }
 
-/// `NotFound` without the lease.
+/// `NotFound` if the lease does not exist.
 pub(crate) fn require(tx: &impl Read, namespace: &Namespace, lease: &LeaseId) -> Result<()> {
     if LEASES.contains(tx, (namespace, lease))? { Ok(()) } else { Err(not_found(lease)) }
 }
 
-/// Takes a resource from the caller's lease, if it has one and the resource is in it.
+/// Removes a resource from the caller's lease, if there is one that holds it.
 pub(crate) fn remove(change: &mut Change<'_, '_>, caller: &Caller, resource: &Resource) -> Result<()> {
     if let Some(lease) = &caller.lease {
         LEASE_RESOURCES.delete(change.tx, (&caller.namespace, lease, resource.kind(), resource.id()))?;
@@ -228,8 +228,7 @@ impl Leases {
         Ok(Lease { id: id.clone(), labels, created })
     }
 
-    /// The blobs that leases keep, directly or by what refers to them, for somebody who may be working with them: not for
-    /// workflows that are no more.
+    /// The blobs that leases keep, directly or through references, except leases of workflows that have ended.
     pub fn content(&self) -> Result<BTreeSet<Digest>> {
         let held = self.store.0.read(|tx| gc::leased(&self.store.0, tx, &self.namespace))?;
         let digests = held.into_iter().filter_map(|node| match node {
@@ -239,7 +238,7 @@ impl Leases {
         Ok(digests.collect())
     }
 
-    /// The leases that match, by id; those that have expired and not been collected included.
+    /// The leases that match, by id, including expired ones that were not collected yet.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Lease>> {
         let mut found = Vec::new();
         self.store.0.read(|tx| {
@@ -254,15 +253,15 @@ impl Leases {
         Ok(found)
     }
 
-    /// Makes a lease. `AlreadyExists` if the id is taken.
+    /// Creates a lease. `AlreadyExists` if the id is taken.
     ///
-    /// With label `containerd.io/gc.expire` it ends at that time; with `containerd.io/gc.flat` it holds its resources with
-    /// targets of images and parents of snapshots, but not what their labels refer to.
+    /// With label `containerd.io/gc.expire` it ends at that time. With `containerd.io/gc.flat` it keeps its resources
+    /// with targets of images and parents of snapshots, but not what their labels refer to.
     pub fn create(&self, id: &LeaseId, labels: Labels) -> Result<Lease> {
         self.ready_create(id.clone(), labels)?.make_on_disk(self.on_disk)
     }
 
-    /// As [`Leases::create`], for a workflow of the daemon's own.
+    /// As [`Leases::create`], for a workflow of the daemon.
     pub fn create_for_workflow(&self, id: &LeaseId, mut labels: Labels) -> Result<Workflow> {
         labels.insert(HOLDER.to_owned(), DAEMON.to_owned());
         let lease = (self.namespace.clone(), id.clone());
@@ -271,7 +270,7 @@ impl Leases {
         self.create(id, labels).map(|_| workflow)
     }
 
-    /// As [`Leases::create`], but ready to be queued.
+    /// As [`Leases::create`], as a change that can be queued.
     pub fn ready_create(&self, id: LeaseId, labels: Labels) -> Result<Ready<Lease>> {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
@@ -289,9 +288,9 @@ impl Leases {
         }))
     }
 
-    /// Makes a lease that another store had, at its time, with all that it holds: what it alone holds is never without
-    /// it. One that is here already, as after an attempt that was broken off, gets what it lacks; gives back whether
-    /// there was anything to do.
+    /// Creates a lease of another store with its creation time and all its resources, in one change, so that they are
+    /// never without it. If the lease exists, as after an interrupted attempt, adds what it lacks. Returns whether
+    /// anything was added.
     pub fn take_over(&self, lease: Lease, resources: &[Resource]) -> Result<bool> {
         let Lease { id, labels, created } = lease;
         label::check(&labels)?;
@@ -315,12 +314,12 @@ impl Leases {
         })
     }
 
-    /// Ends a lease. What it held alone is collected next time.
+    /// Ends a lease. The next collection removes what it alone kept.
     pub fn delete(&self, id: &LeaseId) -> Result<()> {
         self.ready_delete(id.clone()).make()
     }
 
-    /// As [`Leases::delete`], but ready to be queued.
+    /// As [`Leases::delete`], as a change that can be queued.
     pub fn ready_delete(&self, id: LeaseId) -> Ready<()> {
         let namespace = self.namespace.clone();
         Ready::new(
@@ -335,18 +334,18 @@ impl Leases {
         self.ready_add(id.clone(), resource.clone()).make_on_disk(self.on_disk)
     }
 
-    /// As [`Leases::add_resource`], but ready to be queued.
+    /// As [`Leases::add_resource`], as a change that can be queued.
     pub fn ready_add(&self, id: LeaseId, resource: Resource) -> Ready<()> {
         let namespace = self.namespace.clone();
         Ready::new(&self.store, move |change| add(change, &namespace, &id, &resource))
     }
 
-    /// Takes a resource from a lease. It is no error if the lease does not hold it.
+    /// Removes a resource from a lease; no error if the lease does not hold it.
     pub fn delete_resource(&self, id: &LeaseId, resource: &Resource) -> Result<()> {
         self.ready_remove(id.clone(), resource.clone()).make()
     }
 
-    /// As [`Leases::delete_resource`], but ready to be queued.
+    /// As [`Leases::delete_resource`], as a change that can be queued.
     pub fn ready_remove(&self, id: LeaseId, resource: Resource) -> Ready<()> {
         let namespace = self.namespace.clone();
         Ready::new(&self.store, move |change| {

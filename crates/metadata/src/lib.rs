@@ -1,5 +1,5 @@
-//! The records: namespaces, images, containers, sandboxes, leases, activations of mounts, and the namespaced views
-//! of blobs and snapshots; and the garbage collector that goes by their references.
+//! The records: namespaces, images, containers, sandboxes, leases, activations of mounts, and the namespaced views of
+//! blobs and snapshots; and the garbage collector that follows their references.
 //!
 //! ```text
 //!            images ──▶ content ──▶ content ──▶ snapshots ──▶ snapshots      per namespace
@@ -8,14 +8,16 @@
 //! ```
 //!
 //! Invariants
-//! - An object becomes visible in the transaction that also adds it to the caller's lease. Nothing
-//!   below this crate knows leases, labels or namespaces.
-//! - Records go first, bytes later: `delete` and `remove` drop a record; what no namespace has any
-//!   more is removed from the store below by [`Metadata::collect`].
-//! - Events are handed out when their change is on disk, in the order of the changes.
+//! - An object becomes visible in the transaction that also adds it to the caller's lease. The stores below this
+//!   crate do not
+//! know leases, labels or namespaces.
+//! - Records are removed first, bytes later: `delete` and `remove` delete a record; [`Metadata::collect`] removes
+//!   objects
+//! without a record in any namespace from the stores below.
+//! - Events are published when their change is on disk, in the order of the changes.
 //!
-//! Handles such as [`Images`] are cheap to make: one per call is fine. All calls block, but for those that give a
-//! [`Ready`]: that change can be left to a queue.
+//! Handles such as [`Images`] are cheap to make: one per call is fine. All calls block, except those that return a
+//! [`Ready`]: such a change can be queued.
 //!
 //! Tables and bytes: `docs/design/metadata.md`.
 #![forbid(unsafe_code)]

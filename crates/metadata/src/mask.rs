@@ -1,14 +1,15 @@
 //! Field masks: which fields of a record an update replaces.
 //!
-//! A mask is a list of paths; `labels` replaces the map, `labels.<key>` one entry of it, where the key
-//! is all that follows the first dot. An empty list is no mask: what that replaces, each record says
+//! A mask is a list of paths; `labels` replaces the map, `labels.<key>` one entry of it, where the key is all that
+//! follows the first dot. Each record defines what an empty list replaces. An entry that is missing or empty in the
+//! update is deleted.
 //! itself. An entry that is missing or has an empty value in the update is deleted.
 
 use std::collections::BTreeMap;
 
 use types::{Error, Labels, Result, label};
 
-/// `("labels", Some("a.b"))` for `labels.a.b`; no key for a path without a dot.
+/// Splits a path: `("labels", Some("a.b"))` for `labels.a.b`; no key for a path without a dot.
 pub(crate) fn split(path: &str) -> (&str, Option<&str>) {
     match path.split_once('.') {
         Some((field, key)) => (field, Some(key)),
@@ -16,7 +17,7 @@ pub(crate) fn split(path: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Says whose field it is as containerd says it.
+/// The error for a field that cannot be updated, in containerd's words.
 pub(crate) fn refused(path: &str, whose: &str) -> Error {
     Error::invalid_argument(format!("cannot update {path:?} field on {whose}"))
 }
@@ -36,8 +37,8 @@ pub(crate) fn merge<T: Clone>(
     }
 }
 
-/// Labels after an update of nothing else: of the entries that `paths` name (`labels`, `labels.<key>`), or of all without
-/// paths. Entries beside those are not looked at. `whose` is what containerd calls them.
+/// Updates labels: the entries that `paths` name (`labels`, `labels.<key>`), or all without paths. `whose` is
+/// containerd's name for the labels, for errors.
 pub(crate) fn labels(
     whose: &str,
     mut current: Labels,
@@ -58,7 +59,7 @@ pub(crate) fn labels(
     Ok(without_empty(current))
 }
 
-/// Labels as they are stored: those with an empty value are not.
+/// Drops labels with an empty value, which are not stored.
 pub(crate) fn without_empty(mut labels: Labels) -> Labels {
     labels.retain(|_, value| !value.is_empty());
     labels

@@ -1,4 +1,4 @@
-//! Namespaces: tenants. One comes into being when it is created, or with the first record in it.
+//! Namespaces: tenants. One is created explicitly, or by the first record in it.
 
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{Error, Labels, Namespace, Result, label};
@@ -9,7 +9,7 @@ use crate::{activation, container, content, image, lease, mask, sandbox, snapsho
 
 pub(crate) const NAMESPACES: Table<Namespace, Record> = Table::new("namespaces");
 const VERSION: u8 = 1;
-/// A namespace whose blobs others may have for naming them, where namespaces are isolated otherwise.
+/// Label of a namespace that shares its blobs by digest, where namespaces are isolated otherwise.
 const SHAREABLE: &str = "containerd.io/namespace.shareable";
 
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl Value for Record {
     }
 }
 
-/// Makes the namespace of a new record, without an event.
+/// Creates the namespace of a new record, without an event, unless it exists.
 pub(crate) fn ensure(change: &mut Change<'_, '_>, namespace: &Namespace) -> Result<()> {
     if !NAMESPACES.contains(change.tx, namespace)? {
         NAMESPACES.put(change.tx, namespace, &Record::default())?;
@@ -37,7 +37,7 @@ pub(crate) fn ensure(change: &mut Change<'_, '_>, namespace: &Namespace) -> Resu
     Ok(())
 }
 
-/// The namespaces that share their blobs where others do not.
+/// The namespaces that share their blobs although namespaces are isolated.
 pub(crate) fn sharing(tx: &impl Read) -> Result<Vec<Namespace>> {
     let mut all = NAMESPACES.list(tx, ())?;
     all.retain(|(_, record)| record.labels.get(SHAREABLE).is_some_and(|value| value == "true"));
@@ -78,9 +78,9 @@ impl Namespaces {
         })
     }
 
-    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
-    /// A label whose new value is empty is deleted. Gives back the labels as they are then. One that does not exist is
-    /// made, if there is anything to set: containerd's clients set labels of a namespace before anything is in it.
+    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths. A label with an
+    /// empty value is deleted. Returns the updated labels. Creates the namespace if it does not exist and there is
+    /// anything to set: containerd's clients label a namespace before anything is in it.
     pub fn update(&self, namespace: &Namespace, labels: &Labels, paths: &[String]) -> Result<Labels> {
         self.store.0.change(|change| {
             let found = NAMESPACES.get(change.tx, namespace)?;
@@ -92,7 +92,7 @@ impl Namespaces {
             if !is_nothing {
                 NAMESPACES.put(change.tx, namespace, &record)?;
             }
-            // What was asked for is told, as containerd does.
+            // The event has the labels of the request, as in containerd.
             change.emit(namespace, Event::NamespaceUpdated { labels: labels.clone() });
             Ok(record.labels)
         })
@@ -105,7 +105,7 @@ impl Namespaces {
             if !NAMESPACES.contains(change.tx, namespace)? {
                 return Err(not_found(namespace));
             }
-            let left = what_is_left(change.tx, namespace)?;
+            let left = remaining_objects(change.tx, namespace)?;
             if !left.is_empty() {
                 return Err(Error::failed_precondition(format!(
                     "namespace {namespace:?} must be empty, but it still has {}",
@@ -129,7 +129,7 @@ impl Namespaces {
     }
 }
 
-fn what_is_left(tx: &impl Read, namespace: &Namespace) -> Result<Vec<String>> {
+fn remaining_objects(tx: &impl Read, namespace: &Namespace) -> Result<Vec<String>> {
     let mut left = Vec::new();
     if image::IMAGES.any(tx, (namespace,))? {
         left.push("images".to_owned());

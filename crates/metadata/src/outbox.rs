@@ -1,14 +1,15 @@
-//! Events on their way out: in the order of the changes, and not before these are on disk.
+//! The outbox of events: publishes them in the order of the changes, and not before the changes are on disk.
 //!
 //! ```text
-//! turn of the writer:   reserve a place
-//! change is readable:   put the events there ────┐
-//! change is on disk:    so is all before it ─────┴──▶ hand out from the front what is there and on disk
+//! in the write turn:     reserve a place
+//! change is readable:    put its events there ────┐
+//! change is on disk:     so are all before it ────┴──▶ publish from the front the events that are there and on disk
 //! ```
 //!
-//! Who hears of a change goes by it, and a crash must not undo it then. An ordinary change is on disk when it is answered;
-//! the events of a relaxed one wait for the next of those, or for [`Metadata::sync`](crate::Metadata::sync). If nobody
-//! listens, they wait for no disk: who notes them in memory has lost them too, after that crash.
+//! A subscriber acts on an event, so a crash must not undo its change. A normal change is on disk when it is
+//! acknowledged; the events of a relaxed one wait for the next normal change, or for
+//! [`Metadata::sync`](crate::Metadata::sync). Without subscribers they do not wait: a crash would also erase what
+//! keeps them in memory.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, MutexGuard};
@@ -17,10 +18,10 @@ use stdx::Mutex;
 
 use crate::event::{Events, Sink};
 
-/// Whether anybody listens to events.
+/// Whether events have subscribers.
 pub type Hearing = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// Clones are the same.
+/// Clones share one outbox.
 #[derive(Clone)]
 pub(crate) struct Outbox(Arc<Inner>);
 
@@ -33,7 +34,7 @@ struct Inner {
 #[derive(Default)]
 struct Queue {
     next: u64,
-    /// What was made in places before this one is on disk.
+    /// Changes with places before this number are on disk.
     on_disk: u64,
     /// In the order of the changes.
     places: VecDeque<Reserved>,
@@ -41,9 +42,9 @@ struct Queue {
 
 struct Reserved {
     number: u64,
-    /// None until their change can be read.
+    /// `None` until the change is readable.
     events: Option<Events>,
-    /// They are out once their change is on disk, not before.
+    /// Whether the events wait until the change is on disk.
     waits: bool,
 }
 
@@ -52,7 +53,7 @@ impl Outbox {
         Outbox(Arc::new(Inner { sink, is_heard, queue: Mutex::default() }))
     }
 
-    /// Called with the writer's turn in hand.
+    /// Reserves the next place. The caller holds the write turn.
     pub(crate) fn reserve(&self) -> Place {
         let mut queue = self.queue();
         let number = queue.next;
@@ -61,20 +62,20 @@ impl Outbox {
         Place { outbox: self.clone(), number, is_filled: false }
     }
 
-    /// The place after all that are reserved. Called with the writer's turn in hand, and with what it gives then,
-    /// [`Outbox::on_disk`] once the change of that turn is on disk.
+    /// The number after all reserved places. The caller holds the write turn, and passes the number to
+    /// [`Outbox::on_disk`] once its change is on disk.
     pub(crate) fn end(&self) -> u64 {
         self.queue().next
     }
 
-    /// The first place whose change may not be answered yet.
+    /// The first place whose change may not be acknowledged yet.
     pub(crate) fn answered(&self) -> u64 {
         let queue = self.queue();
         let open = queue.places.iter().find(|place| place.events.is_none());
         open.map_or(queue.next, |place| place.number)
     }
 
-    /// Hands out what waited for changes before the place `end` to be on disk.
+    /// Marks changes before the place `end` as on disk, and publishes their events.
     pub(crate) fn on_disk(&self, end: u64) {
         let mut queue = self.queue();
         queue.on_disk = queue.on_disk.max(end);
@@ -116,7 +117,7 @@ impl Outbox {
     }
 }
 
-/// A place in the outbox. Dropped unfilled, it is given up: its change was not committed.
+/// A reserved place in the outbox. Dropped unfilled, it is given up: its change was not committed.
 pub(crate) struct Place {
     outbox: Outbox,
     number: u64,
@@ -124,13 +125,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Of a change that is on disk, or that waits for it: see [`Outbox::on_disk`].
+    /// Fills in the events of a change that is on disk, or whose writer will call [`Outbox::on_disk`].
     pub(crate) fn fill(mut self, events: Events) {
         self.is_filled = true;
         self.outbox.fill(self.number, events, true);
     }
 
-    /// Of a change that can be read and is not on disk. Whether somebody waits for them.
+    /// Fills in the events of a change that is readable but not on disk. Returns whether they wait for that.
     pub(crate) fn hold(mut self, events: Events) -> bool {
         self.is_filled = true;
         let is_heard = (self.outbox.0.is_heard)();

@@ -1,4 +1,4 @@
-//! Sandboxes: groups of containers, as records. Whether one runs is its controller's affair.
+//! Sandbox records: groups of containers. Sandbox controllers run them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub struct Sandbox {
     pub labels: Labels,
     pub runtime: Runtime,
     pub spec: Option<Opaque>,
-    /// The name of the controller.
+    /// The name of the sandbox controller.
     pub sandboxer: String,
     pub extensions: BTreeMap<String, Opaque>,
     pub created: Timestamp,
@@ -113,7 +113,7 @@ impl Sandboxes {
         Ok(found)
     }
 
-    /// Adds a sandbox. `AlreadyExists` if the id is taken. The times are set here.
+    /// Adds a sandbox, and sets its times. `AlreadyExists` if the id is taken.
     pub fn create(&self, sandbox: Sandbox) -> Result<Sandbox> {
         let sandbox = checked(sandbox)?;
         let namespace = &self.caller.namespace;
@@ -129,9 +129,8 @@ impl Sandboxes {
         })
     }
 
-    /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `extensions`,
-    /// `extensions.<key>`, `runtime`, `spec`), or all of these without paths. The name of the runtime
-    /// changes only if it is asked for by its path, as in containerd.
+    /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `extensions`, `extensions.<key>`, `runtime`,
+    /// `spec`), or all of these without paths. As in containerd, the name of the runtime changes only by its path.
     pub fn update(&self, update: &Sandbox, paths: &[String]) -> Result<Sandbox> {
         const ALL: [&str; 4] = ["labels", "extensions", "runtime", "spec"];
         let namespace = &self.caller.namespace;

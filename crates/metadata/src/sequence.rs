@@ -1,8 +1,8 @@
-//! Numbers that are never given out twice, also across restarts: they keep the names that the stores
-//! below know us by (`<namespace>/<number>/<key>`) from being used again.
+//! Numbers that are never reused, also across restarts: they make the names in the stores below unique
+//! (`<namespace>/<number>/<key>`).
 //!
-//! A block is claimed in the database before its first number is given out, so a crash skips numbers
-//! instead of repeating them.
+//! A block is claimed in the database before its first number is used, so a crash skips numbers instead of repeating
+//! them.
 
 use kv::{Db, Table};
 use stdx::Mutex;

@@ -1,12 +1,11 @@
-//! Snapshots as a namespace sees them: the snapshotter's file systems, with labels and leases.
+//! Snapshots of a namespace: the snapshotter's file systems, with labels and leases.
 //!
-//! The snapshotter knows each as `<namespace>/<number>/<key>`; the number keeps a key that is used
-//! again apart from its removed predecessor, whose files go at the next collection.
+//! The snapshotter's name of a snapshot is `<namespace>/<number>/<key>`; the number tells a reused key from its
+//! removed predecessor, whose files go at the next collection.
 //!
-//! Labels below: a snapshotter is told only those that begin with `containerd.io/snapshot/` and
-//! `containerd.io/snapshot.ref`. The latter is a handshake: the caller of `prepare` names the
-//! committed snapshot it is about to build; a snapshotter that has it already answers
-//! `AlreadyExists`, and the one it has is then recorded under that name.
+//! A snapshotter gets only labels that begin with `containerd.io/snapshot/`, and `containerd.io/snapshot.ref`. The
+//! latter is a handshake: the caller of `prepare` names the committed snapshot that it is about to build; a
+//! snapshotter that has it answers `AlreadyExists`, and its snapshot is recorded under that name.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -39,7 +38,7 @@ const TARGET: &str = "containerd.io/snapshot.ref";
 pub struct Snapshot {
     /// Key of an active snapshot or a view, name of a committed one.
     pub key: String,
-    /// Empty for none.
+    /// Empty if there is none.
     pub parent: String,
     pub kind: Kind,
     pub labels: Labels,
@@ -47,9 +46,9 @@ pub struct Snapshot {
     pub updated: Timestamp,
 }
 
-/// A snapshot without its key.
+/// The stored form of a snapshot. Its key is in the table's key.
 pub(crate) struct Record {
-    /// What the snapshotter calls it.
+    /// The snapshotter's name of the snapshot.
     pub(crate) backend: String,
     parent: String,
     kind: Kind,
@@ -65,7 +64,7 @@ impl Record {
         nodes
     }
 
-    /// What a flat lease keeps with it.
+    /// The object that a flat lease keeps together with this one.
     pub(crate) fn ground(&self, snapshotter: &str) -> Option<Node> {
         (!self.parent.is_empty()).then(|| Node::Snapshot(snapshotter.to_owned(), self.parent.clone()))
     }
@@ -113,7 +112,7 @@ impl Fields for Snapshot {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
         match path.head() {
             "name" => filter::present(&self.key),
-            // There also where it is empty, as in containerd.
+            // Present even if empty, as in containerd.
             "parent" => Some(Cow::Borrowed(&self.parent)),
             "kind" => Some(Cow::Borrowed(match self.kind {
                 Kind::View => "view",
@@ -126,7 +125,7 @@ impl Fields for Snapshot {
     }
 }
 
-/// The snapshotters with which a namespace has snapshots.
+/// The snapshotters in which a namespace has snapshots.
 pub(crate) fn snapshotters_used(tx: &impl Read, namespace: &Namespace) -> Result<Vec<String>> {
     let mut names = BTreeSet::new();
     SNAPSHOTS.scan_keys(tx, (namespace,), |(_, snapshotter, _)| {
@@ -136,7 +135,7 @@ pub(crate) fn snapshotters_used(tx: &impl Read, namespace: &Namespace) -> Result
     Ok(names.into_iter().collect())
 }
 
-/// Drops a record; says whether it was there.
+/// Deletes a record. Returns whether it existed.
 pub(crate) fn delete(
     change: &mut Change<'_, '_>,
     namespace: &Namespace,
@@ -173,22 +172,22 @@ impl Snapshots {
 
     pub fn stat(&self, key: &str) -> Result<Snapshot> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;
-        // The snapshotter may add labels of its own, such as where its upper directory is.
+        // The snapshotter may add labels, such as the path of the upper directory.
         let mut labels = self.backend.stat(&record.backend)?.labels;
         let mut snapshot = record.named(key.to_owned());
         labels.append(&mut snapshot.labels);
         Ok(Snapshot { labels, ..snapshot })
     }
 
-    /// Adds a snapshot that is there to the caller's lease, so that no collection takes it or those below it.
-    /// `NotFound` if there is none of this key.
+    /// Adds an existing snapshot to the caller's lease, so that it and its ancestors are not collected. `NotFound` if
+    /// there is none of this key.
     pub fn hold(&self, key: &str) -> Result<()> {
-        // One whose files a crash has lost is none.
+        // A record whose files a crash has lost does not count.
         self.stat(key)?;
         if self.join_lease(key)? { Ok(()) } else { Err(not_found(key)) }
     }
 
-    /// The snapshots that match, by key. Labels are those of the records.
+    /// The snapshots that match, by key, with the labels of their records.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Snapshot>> {
         let mut found = Vec::new();
         self.store.0.read(|tx| {
@@ -208,7 +207,8 @@ impl Snapshots {
         self.backend.usage(&record.backend)
     }
 
-    /// What a committed snapshot holds now, if its files are there one by one; see [`::snapshot::Snapshotter`].
+    /// The usage of a committed snapshot, counted anew, if it is a directory of files; see
+    /// [`::snapshot::Snapshotter`].
     pub fn recount(&self, key: &str) -> Result<Option<Usage>> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;
         self.backend.recount(&record.backend)
@@ -219,45 +219,45 @@ impl Snapshots {
         self.backend.mounts(&record.backend)
     }
 
-    /// Where an active snapshot takes a layer whole; none if it takes only a tree.
+    /// The files in which an active snapshot takes a whole layer; `None` if it takes only a tree.
     pub fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {
         self.ask_kept_layers(key, |layers, backend| layers.files_for(backend))
     }
 
-    /// Whether another program keeps them, which may have layers that nobody gave it.
+    /// Whether the snapshotter is remote: it may have layers that no client extracted.
     pub fn is_elsewhere(&self) -> bool {
         self.backend.is_elsewhere()
     }
 
-    /// Whether labels of a layer that is prepared are to say of which image it is.
+    /// Whether the labels of a prepared layer should name its image.
     pub fn wants_origin(&self) -> bool {
         self.backend.wants_origin()
     }
 
-    /// The files of a committed snapshot that is a layer as it came; none for every other.
+    /// The files of a committed snapshot that is kept as its layer; `None` for any other.
     pub fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
         self.ask_kept_layers(key, |layers, backend| layers.files_of(backend))
     }
 
-    /// Says that wrong files of a layer were replaced.
+    /// Tells the snapshotter that wrong files of a layer were replaced.
     pub fn layer_mended(&self, key: &str) -> Result<()> {
         self.ask_kept_layers(key, |layers, backend| layers.mended(backend))?;
         self.set_aside();
         Ok(())
     }
 
-    /// Says that there are files which nobody needs any more.
+    /// Gives notice that there are files to reclaim.
     pub fn set_aside(&self) {
         (self.store.0.notice)(Notice::SetAside);
     }
 
-    /// Drops what was made of a snapshot and those below, if it is wrong; see [`KeptLayers`].
+    /// Removes an image derived from a snapshot and its ancestors, if it is wrong; see [`KeptLayers`].
     pub fn mend_derived(&self, key: &str) -> Result<bool> {
         self.ask_kept_layers(key, |layers, backend| layers.mend_derived(backend))
     }
 
-    /// Makes most of what [`Snapshots::make_ready`] will have to make of snapshots that are about to be committed on each
-    /// other and on `parent`; see [`KeptLayers`].
+    /// Does most of the work of [`Snapshots::make_ready`] for snapshots that are about to be committed on each other
+    /// and on `parent`; see [`KeptLayers`].
     pub fn merge_ahead(&self, keys: &[String], parent: Option<&str>) -> Result<Option<Merged>> {
         let (keys, parent) = self.store.0.read(|tx| {
             let backend = |key: &str| self.find(tx, key).map(|record| record.backend);
@@ -270,13 +270,12 @@ impl Snapshots {
         }
     }
 
-    /// Makes ahead what the first use of a committed snapshot would have to make, of what was merged of it if it was.
+    /// Prepares the first use of a committed snapshot, with the result of [`Snapshots::merge_ahead`] if there is one.
     pub fn make_ready(&self, key: &str, merged: Option<Merged>) -> Result<()> {
         self.ask_kept_layers(key, |layers, backend| layers.make_ready(backend, merged))
     }
 
-    /// The answer of a snapshotter that keeps layers whole; of another, which has nothing to say of them, the default.
-    /// `NotFound` if there is no such snapshot.
+    /// Asks a snapshotter that keeps layers; the default for others. `NotFound` if the snapshot does not exist.
     fn ask_kept_layers<T: Default>(
         &self,
         key: &str,
@@ -289,9 +288,8 @@ impl Snapshots {
         }
     }
 
-    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
-    /// A label whose new value is empty is deleted. Gives back the snapshot as it is then. `InvalidArgument` if the key
-    /// is empty.
+    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths. A label with an
+    /// empty value is deleted. Returns the updated snapshot. `InvalidArgument` if the key is empty.
     pub fn update(&self, key: &str, labels: &Labels, paths: &[String]) -> Result<Snapshot> {
         if key.is_empty() {
             return Err(Error::invalid_argument("snapshot key must not be empty"));
@@ -310,36 +308,36 @@ impl Snapshots {
         Ok(snapshot)
     }
 
-    /// Makes an active snapshot on `parent`, a committed one, and gives back its mounts.
+    /// Creates an active snapshot on `parent`, a committed one, and returns its mounts.
     ///
-    /// `AlreadyExists` if the key is taken, or if the snapshot that `containerd.io/snapshot.ref` names is there: what has
-    /// the name joins the caller's lease.
+    /// `AlreadyExists` if the key is taken, or if the snapshot that `containerd.io/snapshot.ref` names exists: the
+    /// existing snapshot joins the caller's lease.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
         self.create(key, parent, labels, Kind::Active, self.caller.on_disk)
     }
 
-    /// As [`Snapshots::prepare`], with a record that a power cut may undo until the next change is on disk: for a
-    /// caller that goes on to record what needs it.
+    /// As [`Snapshots::prepare`], but a crash may undo the record until the next change is on disk: for a caller that
+    /// goes on to record what needs it.
     pub fn prepare_relaxed(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
         self.create(key, parent, labels, Kind::Active, OnDisk::WithTheNext)
     }
 
-    /// Makes a read-only view of `parent` and gives back its mounts.
+    /// Creates a read-only view of `parent` and returns its mounts.
     pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
         self.create(key, parent, labels, Kind::View, self.caller.on_disk)
     }
 
-    /// Turns the active snapshot `key` into the committed one `name`. One that was prepared without
-    /// a parent may be given one here, if the snapshotter can do that.
+    /// Turns the active snapshot `key` into the committed one `name`. If it was prepared without a parent, `parent`
+    /// becomes its parent, if the snapshotter supports that.
     ///
-    /// `AlreadyExists` if the name is taken: what has it joins the caller's lease.
+    /// `AlreadyExists` if the name is taken: the existing snapshot joins the caller's lease.
     pub fn commit(&self, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
         let labels = checked(labels)?;
         if name.is_empty() {
             return Err(Error::invalid_argument("snapshot name must not be empty"));
         }
-        // A client that has had no answer to its commit makes it again. By then the name is taken and the key is gone,
-        // and it is to be told of the name: so that is looked for first.
+        // A client repeats a commit whose answer was lost. By then the name is taken and the key is gone; the error
+        // must be about the name, so that is checked first.
         self.refuse_joining(name)?;
         let active = self.store.0.read(|tx| self.find(tx, key))?;
         let parent = match parent.filter(|parent| !parent.is_empty()) {
@@ -361,7 +359,7 @@ impl Snapshots {
         let parts = ready.and_then(|ready| ready.into_parts(&self.store.0.db));
         let is_elsewhere = parts.is_none();
         if is_elsewhere {
-            // Nobody takes it back: what would refuse it below is asked before.
+            // This commit cannot be undone, so conditions of the record are checked first.
             if let Some(lease) = &self.caller.lease {
                 self.store.0.read(|tx| lease::require(tx, self.namespace(), lease))?;
             }
@@ -416,8 +414,7 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Drops a snapshot; its files go at the next collection. `FailedPrecondition` if it has
-    /// children.
+    /// Deletes a snapshot's record; its files go at the next collection. `FailedPrecondition` if it has children.
     pub fn remove(&self, key: &str) -> Result<()> {
         self.store.0.change(|change| {
             let prefix = (self.namespace(), self.snapshotter.as_str(), key);
@@ -433,12 +430,12 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Files before records: what to wait for so that what is written from now on is on disk.
+    /// A barrier for files written from now on: files before records.
     pub fn barrier(&self) -> Result<Barrier> {
         self.backend.barrier()
     }
 
-    /// Lets the snapshotter remove what it has put aside.
+    /// Lets the snapshotter remove the files that it has set aside.
     pub fn cleanup(&self) -> Result<()> {
         let cleaned = self.backend.cleanup();
         self.set_aside();
@@ -516,7 +513,7 @@ impl Snapshots {
         }
     }
 
-    /// Records the committed snapshot that the snapshotter has made by itself for `target`, unless another was quicker.
+    /// Records the committed snapshot that the snapshotter has for `target`, unless another caller has recorded it.
     fn adopt(&self, target: &str, parent: &str, parent_below: Option<&str>, labels: &Labels) -> Result<()> {
         let found = self.backend.list()?.into_iter().find(|snapshot| {
             snapshot.kind == Kind::Committed
@@ -542,7 +539,8 @@ impl Snapshots {
         })
     }
 
-    /// Records a snapshot, in the caller's lease. Not done, and false, if its name is taken: what has it joins the lease.
+    /// Records a snapshot, in the caller's lease. Returns false if the name is taken: the existing one joins the
+    /// lease.
     fn admit_new(&self, change: &mut Change<'_, '_>, key: &str, record: &Record) -> Result<bool> {
         if self.join_lease_in(change, key)? {
             return Ok(false);
@@ -567,8 +565,8 @@ impl Snapshots {
         CHILDREN.delete(change.tx, child).map(drop)
     }
 
-    /// `AlreadyExists` if the key is taken. A record whose snapshot the snapshotter has lost in a
-    /// crash is dropped instead.
+    /// `AlreadyExists` if the key is taken. A record whose snapshot the snapshotter lost in a crash is deleted
+    /// instead.
     fn refuse_taken(&self, key: &str) -> Result<()> {
         let Some(record) = self.store.0.read(|tx| SNAPSHOTS.get(tx, self.key(key)))? else { return Ok(()) };
         match self.backend.stat(&record.backend) {
@@ -591,7 +589,7 @@ impl Snapshots {
         })
     }
 
-    /// `AlreadyExists` if the target is there; it then joins the caller's lease.
+    /// `AlreadyExists` if the target exists; it then joins the caller's lease.
     fn refuse_target(&self, target: &str) -> Result<()> {
         match self.join_lease(target)? {
             true => Err(self.refusal(Error::already_exists(format!("target snapshot {target:?}")))),
@@ -599,16 +597,16 @@ impl Snapshots {
         }
     }
 
-    /// As [`Snapshots::refuse_taken`], but what has the name joins the caller's lease.
+    /// As [`Snapshots::refuse_taken`], but the existing snapshot joins the caller's lease.
     fn refuse_joining(&self, name: &str) -> Result<()> {
         match self.refuse_taken(name) {
-            // Unless a collection took it just now.
+            // Unless a collection has just removed it.
             Err(error) if error.is(ErrorKind::AlreadyExists) && !self.join_lease(name)? => Ok(()),
             other => other,
         }
     }
 
-    /// Adds a snapshot to the caller's lease if it is there; says whether it is.
+    /// Adds a snapshot to the caller's lease, if it exists. Returns whether it does.
     fn join_lease(&self, key: &str) -> Result<bool> {
         if !self.store.0.read(|tx| SNAPSHOTS.contains(tx, self.key(key)))? {
             return Ok(false);
@@ -669,7 +667,7 @@ impl Snapshots {
     }
 }
 
-/// Keeps the sweep from a snapshot until dropped.
+/// Protects a snapshot from the sweep until dropped.
 struct Pin {
     store: Metadata,
     name: (String, String),
@@ -681,7 +679,7 @@ impl Drop for Pin {
     }
 }
 
-/// Labels of a new record, as they are stored.
+/// Checks labels, and drops those that are not stored.
 fn checked(labels: Labels) -> Result<Labels> {
     label::check(&labels).map_err(|error| error.context("info.Labels"))?;
     Ok(mask::without_empty(labels))

@@ -1,4 +1,4 @@
-//! The store as a whole: opening, changing records, handing out handles.
+//! The store: opening it, changing records, and handles on each kind of record.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -22,54 +22,53 @@ use crate::sequence::Sequence;
 use crate::stream::{NoStreams, Streams};
 use crate::{Activations, Containers, Content, Images, Leases, Sandboxes, Snapshots};
 
-/// What comes from outside.
+/// What the daemon provides to the records.
 pub struct Options {
     /// The clock that stamps records and decides what has expired.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
-    /// Whether anybody listens to events. If nobody does, they do not wait for their change to be on disk.
+    /// Whether events have subscribers. Without any, events do not wait for their change to be on disk.
     pub is_heard: Hearing,
-    /// Which images names may come to stand for.
+    /// Decides which images names may be recorded for.
     pub gate: Box<dyn Gate>,
     pub notice: NoticeSink,
     pub sweep_mounts: MountSweep,
-    /// Of the clients, as leases hold them.
+    /// The clients' streams, which leases may hold.
     pub streams: Box<dyn Streams>,
-    /// Whether a namespace must bring the bytes of a blob that another has, unless that one is labelled
+    /// Whether a namespace must write the bytes of a blob that another has, unless the other is labelled
     /// `containerd.io/namespace.shareable=true`.
     pub isolates_content: bool,
-    /// Of layers that nobody here can read.
+    /// For layers of media types that Hoist does not know.
     pub processors: Box<dyn StreamProcessors>,
-    /// Who is asked before layers are unpacked here.
+    /// Asked before Hoist unpacks layers itself.
     pub differs: Box<dyn Differs>,
 }
 
-/// Takes down what is mounted for activations that are gone. It is given a way to ask for the numbers of those that
-/// are there, which it uses after it has looked at what is mounted: a number is recorded before anything is
-/// mounted under it.
+/// Unmounts activations that have no record any more. It gets a function for the numbers of recorded activations, and
+/// must call it after listing the mounts: a number is recorded before anything is mounted under it.
 pub type MountSweep = Box<dyn Fn(&dyn Fn() -> Result<HashSet<u64>>) -> Result<()> + Send + Sync>;
 
-/// What whoever decides when to collect wants to know of a change.
+/// Notices of changes, for scheduling collections and other background work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Something that could keep other things is gone.
+    /// An object that may have kept others is gone.
     Freed,
-    /// Something was made, or changed, that ends at this time.
+    /// An object with this expiry was created or changed.
     Expires(Timestamp),
-    /// Files were taken out of the way, which [`Metadata::reclaim`] deletes.
+    /// Files were set aside, for [`Metadata::reclaim`] to delete.
     SetAside,
-    /// A name stands for an image, a layer is unpacked, or what a namespace wants of them changed.
+    /// An image was recorded, a layer was unpacked, or a namespace's retention of them may have changed.
     Settled,
-    /// Events wait for their change to be on disk, which [`Metadata::sync`] sees to if no other change does.
+    /// Events wait for their change to be on disk; [`Metadata::sync`] forces it if no other change follows.
     Held,
 }
 
-/// Takes notices, after the commit. It must be quick.
+/// Receives notices, after the commit. It must be quick.
 pub type NoticeSink = Box<dyn Fn(Notice) + Send + Sync>;
 
 impl Default for Options {
-    /// The wall clock, events and notices into the void, a gate that is open, nothing mounted, no streams, blobs shared, and
-    /// layers that are unpacked here, without processors.
+    /// The wall clock, an open gate, shared blobs, layers unpacked by Hoist without processors; events and notices
+    /// are dropped, and there are no mounts and streams.
     fn default() -> Options {
         Options {
             now: Box::new(Timestamp::now),
@@ -86,15 +85,15 @@ impl Default for Options {
     }
 }
 
-/// On whose behalf a call is made.
+/// Namespace, lease and cancellation of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     pub namespace: Namespace,
-    /// What the call makes is added to this lease. `NotFound` if there is no such lease.
+    /// Objects that the call makes are added to this lease. `NotFound` if it does not exist.
     pub lease: Option<LeaseId>,
-    /// Whether the caller still waits for the outcome. Reading and writing content ends when it does not.
+    /// Whether the caller has gone away. Reads and writes of content end then.
     pub cancel: CancelToken,
-    /// When what it makes is on disk.
+    /// When the call's changes are on disk.
     pub(crate) on_disk: OnDisk,
 }
 
@@ -109,9 +108,9 @@ impl Caller {
         self
     }
 
-    /// For work of several steps, of which the last is on disk before it is answered: blobs, ingests, snapshots and leases
-    /// that are made for it meanwhile are so with the next change of others, or with [`Metadata::sync`]. A crash before
-    /// that undoes them, in order. What is taken away, and names of images, wait for the disk as ever.
+    /// For a workflow whose last step is on disk before it is acknowledged: the blobs, ingests, snapshots and leases
+    /// that it makes before are on disk with the next change, or with [`Metadata::sync`]. A crash before that undoes
+    /// them, in order. Deletions, and image records, are on disk as usual.
     #[must_use]
     pub fn relaxed(mut self) -> Caller {
         self.on_disk = OnDisk::WithTheNext;
@@ -167,7 +166,7 @@ pub(crate) struct Inner {
 }
 
 impl Metadata {
-    /// Opens the records in `db` over the stores of bytes and of file systems.
+    /// Opens the records in `db` over the content store and the snapshotters.
     pub fn open(
         db: Db,
         content: Arc<dyn ::content::Store>,
@@ -224,8 +223,8 @@ impl Metadata {
         Content::new(self.clone(), caller.into())
     }
 
-    /// The snapshots that the caller's namespace has with `snapshotter`, by any of its names. `NotFound` if
-    /// there is no such snapshotter.
+    /// The snapshots that the caller's namespace has in `snapshotter`, by any of its names. `NotFound` if there is no
+    /// such snapshotter.
     pub fn snapshots(&self, caller: impl Into<Caller>, snapshotter: &str) -> Result<Snapshots> {
         let own_name = ::snapshot::canonical_name(snapshotter);
         let Some((name, backend)) = self.0.snapshotters.get_key_value(own_name) else {
@@ -234,7 +233,7 @@ impl Metadata {
         Ok(Snapshots::new(self.clone(), caller.into(), name.clone(), Arc::clone(backend)))
     }
 
-    /// Where a layer goes that is for the tree of an active snapshot's mounts; none if no snapshotter knows it.
+    /// Where to store a layer for the active snapshot of these mounts; `None` if no snapshotter knows the mounts.
     pub fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
         for layers in self.0.snapshotters.values().filter_map(|backend| backend.kept_layers()) {
             if let Some(target) = layers.target(mounts)? {
@@ -256,14 +255,14 @@ impl Metadata {
         self.0.snapshotters.keys().map(String::as_str)
     }
 
-    /// Removes what nothing refers to: see the [`graph`](crate::graph) module. Collections run one
-    /// at a time; other calls go on meanwhile.
+    /// Removes objects that nothing refers to: see the [`graph`](crate::graph) module. Collections run one at a time;
+    /// other calls go on meanwhile.
     pub fn collect(&self) -> Result<Collected> {
         gc::collect(&self.0)
     }
 
-    /// Deletes the files of removed blobs and snapshots that were taken out of the way, until `go_on`, which is asked
-    /// after each step, says no. Whether all are gone.
+    /// Deletes the files of removed blobs and snapshots that were set aside, until `go_on`, which is called after
+    /// each step, returns false. Returns whether all are gone.
     pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
         if !self.0.content.reclaim(go_on)? {
             return Ok(false);
@@ -276,7 +275,7 @@ impl Metadata {
         Ok(true)
     }
 
-    /// Gives back what is kept only so that the next call is quicker.
+    /// Releases memory that the stores keep only as a cache.
     pub fn relax(&self) {
         self.0.content.relax();
         for backend in self.0.snapshotters.values() {
@@ -284,22 +283,23 @@ impl Metadata {
         }
     }
 
-    /// Makes the file of the records shorter, if it has `least` bytes or more and most of it is free ([`Db::compact`]).
+    /// Shrinks the file of the records, if it has at least `least` bytes and most of it is free ([`Db::compact`]).
+    /// Returns by how many bytes.
     pub fn compact(&self, least: u64) -> Result<u64> {
         self.0.db.compact(least)
     }
 
-    /// Waits until every record that was answered is on disk, those that a crash may undo included.
+    /// Waits until every acknowledged record is on disk, relaxed ones included.
     pub fn sync(&self) -> Result<()> {
         self.0.sync()
     }
 
-    /// The first change whose events wait for it to be on disk, by its number. None if there is no such.
+    /// The number of the first change whose events wait for it to be on disk; `None` if there is none.
     pub fn held_events(&self) -> Option<u64> {
         self.0.outbox.held()
     }
 
-    /// Counts changes to records, for whoever decides when to collect.
+    /// Counts changes of records, for scheduling collections.
     pub fn mutations(&self) -> u64 {
         self.0.mutations.load(Ordering::Relaxed)
     }
@@ -314,14 +314,14 @@ impl Inner {
         self.db.read(body)
     }
 
-    /// Takes the bytes of an ingest away, or out of the way.
+    /// Removes the bytes of an ingest, or sets them aside.
     pub(crate) fn abort_ingest(&self, backend: &IngestRef) -> Result<()> {
         self.content.abort(backend)?;
         (self.notice)(Notice::SetAside);
         Ok(())
     }
 
-    /// Waits until every change that was answered is on disk, and its events are out.
+    /// Waits until every acknowledged change is on disk and its events are published.
     pub(crate) fn sync(&self) -> Result<()> {
         let answered = self.outbox.answered();
         self.db.sync()?;
@@ -329,12 +329,12 @@ impl Inner {
         Ok(())
     }
 
-    /// Changes records. Returns when the change is on disk and its events are out.
+    /// Changes records. Returns when the change is on disk and its events are published.
     pub(crate) fn change<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
         self.change_on_disk(OnDisk::Now, body)
     }
 
-    /// As `change`, for records that a crash may undo: on disk with the next change, before which their events wait.
+    /// As `change`, for records that a crash may undo: on disk with the next change, and their events with it.
     pub(crate) fn change_relaxed<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
         self.change_on_disk(OnDisk::WithTheNext, body)
     }
@@ -354,8 +354,9 @@ impl Inner {
         Ok(value)
     }
 
-    /// Why a change is not made. That something is there already is said once it is on disk, if the change would be: a
-    /// caller goes on as if it had made it, and a crash must not undo what another made relaxed.
+    /// The error of a change that was not made. `AlreadyExists` is returned once the existing object is on disk, if
+    /// the change would have been: the caller goes on as if it had made it, and a crash must not undo another
+    /// caller's relaxed change.
     pub(crate) fn refusal(&self, on_disk: OnDisk, error: Error) -> Error {
         if on_disk == OnDisk::Now && error.is(ErrorKind::AlreadyExists) {
             return self.sync().err().unwrap_or(error);
@@ -363,7 +364,7 @@ impl Inner {
         error
     }
 
-    /// As `change`, in the queue: see [`Ready::queue`].
+    /// As `change`, queued: see [`Ready::queue`].
     fn change_queued<T: Send + 'static>(
         self: &Arc<Inner>,
         body: impl FnOnce(&mut Change<'_, '_>) -> Result<T> + Send + 'static,
@@ -401,7 +402,7 @@ impl Inner {
         if !events.is_empty() {
             told.events = Some((self.outbox.reserve(), events));
         }
-        // To change nothing puts nothing on disk.
+        // Without changes nothing is synced.
         told.on_disk = (on_disk == OnDisk::Now && tx.has_changes()).then(|| self.outbox.end());
         Ok(value)
     }
@@ -425,7 +426,7 @@ impl Inner {
     }
 }
 
-/// A change of records that is ready to be made.
+/// A change of records that is ready to be made or queued.
 #[must_use = "nothing is changed yet"]
 pub struct Ready<T> {
     store: Metadata,
@@ -442,7 +443,7 @@ impl<T: Send + 'static> Ready<T> {
         Ready { store: store.clone(), body: Box::new(body) }
     }
 
-    /// Makes it. Returns when it is on disk and its events are out.
+    /// Makes the change. Returns when it is on disk and its events are published.
     pub fn make(self) -> Result<T> {
         self.make_on_disk(OnDisk::Now)
     }
@@ -451,9 +452,9 @@ impl<T: Send + 'static> Ready<T> {
         self.store.0.change_on_disk(on_disk, self.body)
     }
 
-    /// Has it made together with what others have queued, and holds no thread meanwhile. `tell` is called when it is
-    /// on disk and its events are out, or when it has failed; it must be quick. A driver that is given back must be
-    /// run, on a thread that may block.
+    /// Queues the change, without blocking a thread. `tell` is called when it is on disk and its events are
+    /// published, or when it has failed; it must be quick. If a [`Driver`] is returned, the caller must run it on a
+    /// thread that may block.
     pub fn queue(self, tell: impl FnOnce(Result<T>) + Send + 'static) -> Option<Driver> {
         self.store.0.change_queued(self.body, tell)
     }
@@ -467,17 +468,16 @@ pub(crate) enum OnDisk {
     WithTheNext,
 }
 
-/// What is told of a change once it is committed.
+/// What to announce of a change once it is committed.
 #[derive(Default)]
 struct Announcement {
     events: Option<(Place, Events)>,
-    /// The change is on disk, and with it what has places before this one.
+    /// If the change is on disk: the number before which all changes are.
     on_disk: Option<u64>,
     notices: Vec<Notice>,
 }
 
-/// A change in the making: the transaction, what it will tell, and what the collector must look at
-/// again.
+/// A change in progress: the transaction, and what to announce and to note for the collector after it.
 pub(crate) struct Change<'a, 't> {
     pub(crate) tx: &'a mut WriteTxn<'t>,
     pub(crate) now: Timestamp,
@@ -487,27 +487,27 @@ pub(crate) struct Change<'a, 't> {
 }
 
 impl Change<'_, '_> {
-    /// Says that something is gone, or refers to less.
+    /// Notes that an object is gone, or refers to less.
     pub(crate) fn free(&mut self) {
         if !self.notices.contains(&Notice::Freed) {
             self.notices.push(Notice::Freed);
         }
     }
 
-    /// Says that an image or a layer is there, is wanted otherwise, or may be wanted by fewer.
+    /// Notes that an image or layer was added, or may be needed by fewer.
     pub(crate) fn settle(&mut self) {
         if !self.notices.contains(&Notice::Settled) {
             self.notices.push(Notice::Settled);
         }
     }
 
-    /// Says when something ends, if it does.
+    /// Notes when an object expires, if it does.
     pub(crate) fn expires(&mut self, expiry: Option<Timestamp>) {
         self.notices.extend(expiry.map(Notice::Expires));
     }
 
-    /// Keeps the change from being a reason to collect: it is the collector's own.
-    pub(crate) fn be_unnoticed(&mut self) {
+    /// The collector's own changes must not trigger a collection.
+    pub(crate) fn drop_notices(&mut self) {
         self.notices.retain(|notice| *notice == Notice::Settled);
     }
 
@@ -515,13 +515,13 @@ impl Change<'_, '_> {
         self.events.push((namespace.clone(), event));
     }
 
-    /// Tells the collector that a record was made or has new references. Every change that can make
-    /// something reachable must say so.
+    /// Tells the collector that a record was created or has new references. Every change that can make an object
+    /// reachable must call this.
     pub(crate) fn touch(&mut self, namespace: &Namespace, node: Node) {
         self.touched.push((namespace.clone(), node));
     }
 
-    /// What every call that makes a record does: see to its namespace and to the caller's lease.
+    /// Common to all calls that create a record: creates its namespace, and adds it to the caller's lease.
     pub(crate) fn admit(&mut self, caller: &Caller, resource: Option<Resource>) -> Result<()> {
         namespace::ensure(self, &caller.namespace)?;
         if let (Some(lease), Some(resource)) = (&caller.lease, resource) {

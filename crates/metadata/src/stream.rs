@@ -1,5 +1,5 @@
-//! Streams that clients have open. They are of the moment and have no records; a lease holds one as it holds records, and
-//! the collector ends those that nothing keeps. Who keeps them, says who opens the records.
+//! The port for streams of clients. Streams have no records; a lease holds one like a record, and the collector ends
+//! those that nothing keeps. The daemon provides it when it opens the records.
 
 use types::{LeaseId, Namespace};
 
@@ -11,17 +11,17 @@ pub struct LeasedStream {
     pub lease: LeaseId,
 }
 
-/// Whoever keeps the streams. Asked and told by collections; both must be quick.
+/// The open streams. Called by collections; both methods must be quick.
 pub trait Streams: Send + Sync {
-    /// Those that were opened in leases and are open at this moment.
+    /// The streams that were opened in leases and are open now.
     fn leased(&self) -> Vec<LeasedStream>;
 
-    /// Ends one that [`Streams::leased`] gave and nothing keeps. If it is gone, or its name is that of a stream of another
-    /// lease by now, nothing happens.
+    /// Ends a stream of [`Streams::leased`] that nothing keeps. Does nothing if it is gone, or if its name is now
+    /// used by a stream of another lease.
     fn end(&self, stream: &LeasedStream);
 }
 
-/// There are none.
+/// No streams.
 pub struct NoStreams;
 
 impl Streams for NoStreams {

@@ -71,7 +71,7 @@ impl Variant {
     }
 }
 
-/// The blobs of an image; see [`contents`].
+/// The blobs of an image; see [`contents()`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {
     /// Every blob once, parents before their children.

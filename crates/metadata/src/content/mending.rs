@@ -1,4 +1,4 @@
-//! Right bytes in the place of wrong ones.
+//! Replacing damaged bytes of a blob.
 
 use ::content::{Expected, IngestWriter};
 use types::{Digest, Error, ErrorKind, Hasher, IngestRef, Result};
@@ -6,8 +6,7 @@ use types::{Digest, Error, ErrorKind, Hasher, IngestRef, Result};
 use super::pin::Pin;
 use crate::store::{Metadata, Notice};
 
-/// Right bytes for a blob whose own are wrong. Dropped before [`Mending::finish`] it leaves everything as it
-/// was.
+/// The replacement of a blob's damaged bytes. Dropped before [`Mending::finish`] it changes nothing.
 pub struct Mending {
     pub(super) store: Metadata,
     pub(super) pin: Pin,
@@ -23,19 +22,19 @@ impl Mending {
         self.writer.as_mut().expect("only finishing takes it").write(bytes)
     }
 
-    /// The digest of the bytes that were written so far.
+    /// The digest of the bytes written so far.
     pub fn digest(&self) -> Digest {
         self.hasher.clone().finish()
     }
 
-    /// Puts the bytes in the place of the wrong ones. `DataLoss` if they are wrong too.
+    /// Replaces the blob's bytes. `DataLoss` if the new ones are wrong, too.
     pub fn finish(mut self) -> Result<()> {
         let digest = self.pin.digest.clone();
         let found = std::mem::replace(&mut self.hasher, Hasher::new(digest.algorithm())).finish();
         if found != digest {
             return Err(Error::data_loss(format!("content {digest}: the new bytes are {found}")));
         }
-        // Between the two, a crash leaves a record without bytes, which is as bad as wrong ones and no worse.
+        // A crash in between leaves a record without bytes, which is no worse than with wrong ones.
         match self.store.0.content.delete(&digest) {
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
             _ => (self.store.0.notice)(Notice::SetAside),
@@ -49,7 +48,7 @@ impl Drop for Mending {
     fn drop(&mut self) {
         if let Some(writer) = self.writer.take() {
             drop(writer);
-            // What is left of it is in nobody's way: the next mending of the blob begins with it.
+            // If this fails, the next mending of the blob truncates the leftovers.
             let _ = self.store.0.abort_ingest(&self.backend);
         }
     }

@@ -1,10 +1,10 @@
-//! Blobs that are about to be recorded, kept from the sweep meanwhile.
+//! Protects blobs that are about to be recorded from the sweep.
 
 use types::Digest;
 
 use crate::store::Metadata;
 
-/// Keeps the sweep from a blob until dropped.
+/// Protects a blob from the sweep until dropped.
 pub(super) struct Pin {
     store: Metadata,
     pub(super) digest: Digest,

@@ -1,10 +1,10 @@
-//! Reading for a caller who may go away.
+//! Reading a blob for a caller that may be cancelled.
 
 use ::content::BlobReader;
 use stdx::{CancelToken, Cancelled};
 use types::{Error, Result};
 
-/// A blob that is read as long as whoever asked for that is there.
+/// Fails reads once the caller is cancelled.
 pub(super) struct CancellableReader {
     pub(super) reader: Box<dyn BlobReader>,
     pub(super) cancel: CancelToken,

@@ -1,4 +1,4 @@
-//! The writing end of an ingest in a namespace.
+//! The writer of an ingest in a namespace.
 
 use ::content::{Expected, IngestStatus, IngestWriter};
 use types::{Digest, Error, ErrorKind, IngestRef, Labels, Result, Timestamp, label};
@@ -12,24 +12,23 @@ use crate::lease::Resource;
 use crate::mask;
 use crate::store::{Caller, Metadata, Notice};
 
-/// The writing end of an ingest in a namespace. Dropping it keeps the bytes for a later
-/// [`Content::begin`].
+/// The writer of an ingest in a namespace. Dropping it keeps the bytes for a later [`Content::begin`].
 pub struct ContentWriter {
     pub(super) store: Metadata,
     pub(super) caller: Caller,
     pub(super) reference: IngestRef,
-    /// What the store below calls it.
+    /// The content store's name of the ingest.
     pub(super) backend: IngestRef,
-    /// What is told of the blob. Empty if nobody said.
+    /// For the event of the blob. Empty if unknown.
     pub(super) media_type: String,
-    /// When the blob was made and last changed; none for the moment in which it is recorded.
+    /// Creation and update time of the blob; `None` for the time of the record.
     pub(super) times: Option<(Timestamp, Timestamp)>,
     pub(super) inner: Inner,
 }
 
 pub(super) enum Inner {
     Own(Box<dyn IngestWriter>),
-    /// The blob is there for another namespace.
+    /// Another namespace has the blob.
     Shared {
         size: u64,
         started: Timestamp,
@@ -38,21 +37,21 @@ pub(super) enum Inner {
 }
 
 impl ContentWriter {
-    /// Says when the blob was made and last changed, for one that another store had.
+    /// Sets creation and update time, for a blob of another store.
     #[must_use]
     pub fn dated(self, created: Timestamp, updated: Timestamp) -> ContentWriter {
         ContentWriter { times: Some((created, updated)), ..self }
     }
 
-    /// Says of what type the blob is, for those who hear of it.
+    /// Sets the blob's media type, for its event.
     #[must_use]
     pub fn of_type(mut self, media_type: &str) -> ContentWriter {
         media_type.clone_into(&mut self.media_type);
         self
     }
 
-    /// Appends. A writer that shares another namespace's blob takes no bytes: its offset is the size
-    /// from the beginning.
+    /// Appends bytes. A writer that shares another namespace's blob takes none: its offset is the blob's size from
+    /// the start.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.caller.cancel.check().map_err(cancelled)?;
         match &mut self.inner {
@@ -79,7 +78,7 @@ impl ContentWriter {
         }
     }
 
-    /// Whether the bytes were there already, for another namespace.
+    /// Whether another namespace already had the bytes.
     pub fn is_shared(&self) -> bool {
         matches!(self.inner, Inner::Shared { .. })
     }
@@ -101,8 +100,7 @@ impl ContentWriter {
         }
     }
 
-    /// Starts anew with no bytes. A writer that shared another namespace's blob takes its own bytes
-    /// from then on.
+    /// Starts over without bytes. A writer that shared another namespace's blob takes bytes of its own from then on.
     pub fn truncate(&mut self) -> Result<()> {
         let had_bytes = self.offset() > 0;
         if let Inner::Shared { size, .. } = &self.inner {
@@ -121,11 +119,11 @@ impl ContentWriter {
         Ok(())
     }
 
-    /// Drops the ingest, while nobody else can have it open.
+    /// Drops the ingest, before this writer releases it to others.
     pub fn abort(self) -> Result<()> {
         let ContentWriter { store, caller, reference, inner, backend, .. } = self;
         store.0.change(|change| {
-            // The name may be another ingest's by now.
+            // The ref may name another ingest by now.
             let record = INGESTS.get(change.tx, (&caller.namespace, &reference))?;
             match record.is_some_and(|record| record.backend == backend) {
                 true => remove_ingest(change, &caller, &reference),
@@ -144,19 +142,19 @@ impl ContentWriter {
 
     /// Turns the ingest into a blob of the namespace, with `labels`, in the caller's lease.
     ///
-    /// `FailedPrecondition` if size or digest differ from `expected`: the ingest stays.
-    /// `AlreadyExists` if the namespace has the blob: the ingest is dropped, and the blob joins the
-    /// lease. `Aborted` if somebody dropped the ingest.
+    /// `FailedPrecondition` if size or digest differ from `expected`: the ingest stays. `AlreadyExists` if the
+    /// namespace has the blob: the ingest is dropped, and the blob joins the lease. `Aborted` if another caller
+    /// dropped the ingest.
     pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
         label::check(&labels).map_err(|error| error.context("info.Labels"))?;
         let labels = mask::without_empty(labels);
         let ContentWriter { store, caller, reference, media_type, times, inner, backend } = self;
         let is_shared = matches!(inner, Inner::Shared { .. });
-        // Held until the record is there.
+        // The pin is held until the record exists.
         let (pin, size) = inner.complete(&store, &backend, expected)?;
         let digest = pin.digest.clone();
         let added = store.0.change_on_disk(caller.on_disk, |change| {
-            // The name may be another ingest's by now.
+            // The ref may name another ingest by now.
             let record = INGESTS.get(change.tx, (&caller.namespace, &reference))?;
             let is_there = record.is_some_and(|record| record.backend == backend);
             if is_there {
@@ -167,7 +165,7 @@ impl ContentWriter {
                 change.touch(&caller.namespace, Node::Content(digest.clone()));
                 return Ok(None);
             }
-            // One that shares has no bytes of its own that somebody could have dropped.
+            // A shared blob needs no ingest of its own.
             if !is_there && !is_shared {
                 return Err(Error::new(
                     ErrorKind::Aborted,
@@ -182,10 +180,10 @@ impl ContentWriter {
             Ok(Some(blob))
         });
         match &added {
-            // What an earlier writer of the ref has left is nobody's.
+            // An earlier writer of the ref may have left bytes.
             Ok(_) if is_shared => store.0.gc.orphan_ingest(backend),
             Ok(_) => {}
-            // The store below may have it for nobody.
+            // The content store may have the blob without a record.
             Err(_) => store.0.gc.orphan(&digest),
         }
         added?.ok_or_else(|| store.0.refusal(caller.on_disk, already_exists(&digest)))
@@ -193,12 +191,12 @@ impl ContentWriter {
 }
 
 impl Inner {
-    /// Sees to it that the store below has the blob, which stays pinned; gives back its size too.
+    /// Makes sure that the content store has the blob. Returns its pin and size.
     fn complete(self, store: &Metadata, backend: &IngestRef, expected: Expected) -> Result<(Pin, u64)> {
         match self {
             Inner::Shared { size, pin, .. } => {
                 expected.check(size, &pin.digest)?;
-                // Whoever brought it may be about to have it on disk; the store says that it is there when it is.
+                // Another writer may be committing it; the store answers `AlreadyExists` once it is on disk.
                 let whole = Expected { size: None, digest: Some(pin.digest.clone()) };
                 match store.0.content.begin(backend, whole) {
                     Err(error) if error.is(ErrorKind::AlreadyExists) => Ok((pin, size)),

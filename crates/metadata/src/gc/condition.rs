@@ -1,12 +1,12 @@
-//! Conditional references: a blob or an image keeps a snapshot by when that was last used.
+//! Conditional references: a blob or an image keeps a snapshot depending on when that was last used.
 //!
 //! ```text
 //! on the blob or image   containerd.io/gc.cond.snapshot.<snapshotter>[/x] = usedat<24h[,usedat>72h…]|<key>
 //! on the snapshot        containerd.io/gc.cond.value-usedat               = RFC 3339
 //! ```
 //!
-//! One of several conditions is enough. What cannot be read is no condition, and a snapshot that does not say when it
-//! was used meets none.
+//! One of several conditions is enough. An unparsable condition is ignored, and a snapshot without a time of last use
+//! meets none.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::label::below;
 const CONDITIONAL: &str = "containerd.io/gc.cond.snapshot";
 const USED_AT: &str = "containerd.io/gc.cond.value-usedat";
 
-/// That a snapshot was used less than an age ago, or more.
+/// The condition that a snapshot was used more, or less, recently than an age.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Condition {
     pub(super) snapshot: Node,

@@ -1,13 +1,13 @@
-//! Who keeps whom: the graph of one namespace, and the mark over it. Pure: no clock, no store.
+//! The graph of references in one namespace, and marking over it. Pure: no clock, no store.
 //!
 //! ```text
 //! roots        leases, images, ingests and labelled objects that have not expired; all containers and sandboxes;
-//!              mounts in the making
-//! edges        image ▶ target · object ▶ what its gc.ref labels name · snapshot ▶ parent · container ▶ snapshot
-//!              ingest ▶ expected blob · lease ▶ resources · object named by a gc.bref label ▶ its bearer
-//! flat roots   what flat leases list: kept, with the one each stands on, but their other edges do not count
-//! stands on    image ▶ target · snapshot ▶ parent · ingest ▶ expected blob
-//! dead         there, and neither root nor reached
+//!              incomplete mounts
+//! edges        image ▶ target · object ▶ objects in its gc.ref labels · snapshot ▶ parent · container ▶ snapshot
+//!              ingest ▶ expected blob · lease ▶ resources · object in a gc.bref label ▶ its bearer
+//! flat roots   resources of flat leases: kept with their ground, but their other edges do not count
+//! ground       image ▶ target · snapshot ▶ parent · ingest ▶ expected blob
+//! dead         existing objects that are neither root nor reached
 //! ```
 
 use types::{ContainerId, Digest, IngestRef, LeaseId, SandboxId};
@@ -18,7 +18,7 @@ use super::names::Names;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Node {
     Content(Digest),
-    /// Snapshotter, by its own name, and key.
+    /// Snapshotter, by its canonical name, and key.
     Snapshot(String, String),
     Image(String),
     Container(ContainerId),
@@ -27,12 +27,12 @@ pub enum Node {
     Sandbox(SandboxId),
     /// An activation of mounts, by name.
     Mount(String),
-    /// A client's stream, by name. Those that no lease holds are nobody's to collect, and are not in the graph.
+    /// A client's stream, by name. Streams without a lease are not collected, and not in the graph.
     Stream(String),
 }
 
 impl Node {
-    /// A snapshot by any name of its snapshotter.
+    /// A snapshot, by any name of its snapshotter.
     pub fn snapshot(snapshotter: &str, key: impl Into<String>) -> Node {
         Node::Snapshot(snapshot::canonical_name(snapshotter).to_owned(), key.into())
     }
@@ -50,29 +50,29 @@ pub struct Graph {
 
 #[derive(Clone, Copy, Default)]
 struct Object {
-    /// Objects that are only referred to are in the graph, but not there.
+    /// False for objects that are only referred to.
     there: bool,
-    /// The last of its edges that was said, by its place among all.
+    /// Index of its last edge.
     last_edge: Option<u32>,
-    /// The object that is kept with this one where this one is kept flat ([`Graph::stands_on`]).
+    /// The object that a flat root of this one also keeps ([`Graph::stands_on`]).
     ground: Option<u32>,
 }
 
 #[derive(Clone, Copy)]
 struct Edge {
     to: u32,
-    /// The one of the same object that was said before.
+    /// Index of the previous edge of the same object.
     before: Option<u32>,
 }
 
 impl Graph {
-    /// Says that `node` is there.
+    /// Adds an existing object.
     pub fn add(&mut self, node: &Node) {
         let number = self.number(node);
         self.objects[number as usize].there = true;
     }
 
-    /// Says that `from` keeps `to`.
+    /// Adds an edge: `from` keeps `to`.
     pub fn edge(&mut self, from: &Node, to: &Node) {
         let (from, to) = (self.number(from), self.number(to));
         let place = u32::try_from(self.edges.len()).expect("there is no memory for so many references");
@@ -80,7 +80,7 @@ impl Graph {
         self.edges.push(Edge { to, before });
     }
 
-    /// Says that of those that `node` keeps, it stands on `ground`: where it is kept flat, that one is too.
+    /// Sets the ground of `node`: a flat root of `node` keeps it, too.
     pub fn stands_on(&mut self, node: &Node, ground: &Node) {
         let (node, ground) = (self.number(node), self.number(ground));
         self.objects[node as usize].ground = Some(ground);
@@ -101,7 +101,7 @@ impl Graph {
         self.reach(&mut live, self.roots.clone());
         for number in &self.flat_roots {
             let mut next = Some(*number);
-            // Below one that is kept already, all is.
+            // Everything below a kept object is kept already.
             while let Some(number) = next.filter(|number| live.0[*number as usize] == Mark::Dead) {
                 live.0[number as usize] = Mark::Kept;
                 next = self.objects[number as usize].ground;
@@ -110,7 +110,7 @@ impl Graph {
         live
     }
 
-    /// Marks `node` and all it reaches, if the graph knows it.
+    /// Marks `node` and all that it reaches, if it is in the graph.
     pub fn revive(&self, live: &mut Live, node: &Node) {
         if let Some(number) = self.names.find(node) {
             self.reach(live, vec![number]);
@@ -122,13 +122,13 @@ impl Graph {
         self.names.find(node).is_some_and(|number| live.0[number as usize] == Mark::Reached)
     }
 
-    /// The objects that are there and not live. Each comes before those that it keeps, unless they keep each
-    /// other: whoever removes them in this order and stops in between leaves nothing that lacks what it needs.
+    /// The dead objects. Each comes before those that it keeps, unless they form a cycle: a removal in this order
+    /// that stops in between leaves no object without what it refers to.
     pub fn dead(&self, live: &Live) -> Vec<Node> {
         let mut seen: Vec<bool> = live.0.iter().map(|mark| *mark != Mark::Dead).collect();
         let mut finished = Vec::new();
         for (start, object) in (0..).zip(&self.objects) {
-            // Objects on the way down, each with the next of its edges to follow.
+            // The path of the depth-first search, each object with its next edge.
             let mut path = Vec::new();
             if !std::mem::replace(&mut seen[start as usize], true) {
                 path.push((start, object.last_edge));
@@ -150,7 +150,7 @@ impl Graph {
         dead.map(|number| self.names.node(number)).collect()
     }
 
-    /// Whether `node` is one of those that no mark has reached.
+    /// Whether `node` is in the graph and dead.
     pub fn is_dead(&self, live: &Live, node: &Node) -> bool {
         self.names.find(node).is_some_and(|number| live.0[number as usize] == Mark::Dead)
     }
@@ -176,14 +176,14 @@ impl Graph {
     }
 }
 
-/// Which objects of a graph are kept.
+/// The marks of all objects of a graph.
 pub struct Live(Vec<Mark>);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mark {
     Dead,
-    /// Kept with what it stands on.
+    /// Kept with its ground only.
     Kept,
-    /// Kept with all it refers to.
+    /// Kept with all that it refers to.
     Reached,
 }

@@ -1,4 +1,4 @@
-//! The labels that make references, and those that say how long something lives.
+//! Labels that make references, and labels that bound an object's life.
 //!
 //! | label | on | meaning |
 //! |---|---|---|
@@ -18,18 +18,18 @@ use types::{ContainerId, Digest, Labels, Timestamp};
 
 use super::graph::Node;
 
-/// What an object with these labels keeps.
+/// The objects that one with these labels keeps.
 pub(crate) fn references(labels: &Labels) -> Vec<Node> {
     below(labels, REFERENCE).filter_map(|(what, value)| node(what, value)).collect()
 }
 
-/// Whether a label keeps this blob.
+/// Whether a label refers to this blob.
 pub(crate) fn is_of_content(key: &str, value: &str, digest: &Digest) -> bool {
     let what = key.strip_prefix(REFERENCE).and_then(|what| node(what, value));
     what.is_some_and(|what| what == Node::Content(digest.clone()))
 }
 
-/// Which objects keep one with these labels.
+/// The objects that keep one with these labels.
 pub(crate) fn back_references(labels: &Labels) -> Vec<Node> {
     below(labels, BACK_REFERENCE)
         .filter_map(|(what, value)| match of_kind(what, "container") {
@@ -39,17 +39,17 @@ pub(crate) fn back_references(labels: &Labels) -> Vec<Node> {
         .collect()
 }
 
-/// Whether a label says that the object is a root. As in containerd 2.x, it may say more in its key.
+/// Whether a label makes the object a root. As in containerd 2.x, its key may have a suffix.
 pub(crate) fn is_root(labels: &Labels) -> bool {
     below(labels, ROOT).next().is_some()
 }
 
-/// When the object expires. `None` for those that do not; a time that cannot be read is no time.
+/// When the object expires. `None` without the label, or if its value is not a time.
 pub(crate) fn expiry(labels: &Labels) -> Option<Timestamp> {
     labels.get(EXPIRE)?.parse().ok()
 }
 
-/// Whether a label bounds the life of the object that bears it.
+/// Whether a label bounds the life of its bearer.
 pub(crate) fn is_bound(key: &str) -> bool {
     key == EXPIRE || key.starts_with(BACK_REFERENCE)
 }

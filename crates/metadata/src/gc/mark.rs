@@ -1,4 +1,4 @@
-//! From records to graph, and from dead nodes back to records.
+//! Builds the graph from the records, and removes the records of dead nodes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -9,7 +9,7 @@ use types::{Labels, Namespace, Result, Timestamp};
 
 use super::condition::{self, Condition};
 use super::graph::{Graph, Live, Node};
-use super::{Collected, Todo, label};
+use super::{Collected, Orphans, label};
 use crate::activation::ACTIVATIONS;
 use crate::container::CONTAINERS;
 use crate::content::{BLOBS, INGESTS};
@@ -33,7 +33,7 @@ pub(super) struct Marks {
 pub(super) fn mark(tx: &ReadTxn, now: Timestamp, streams: Vec<LeasedStream>) -> Result<Marks> {
     let mut namespaces = BTreeMap::new();
     let mut builder = Builder::new(now);
-    // Streams may be in a namespace that has no record any more.
+    // A stream's namespace may have no record any more.
     let named = streams.iter().map(|stream| stream.namespace.clone());
     for namespace in NAMESPACES.keys(tx, ())?.into_iter().chain(named).collect::<BTreeSet<_>>() {
         builder.streams = streams.iter().filter(|stream| stream.namespace == namespace).cloned().collect();
@@ -46,7 +46,7 @@ pub(super) fn mark(tx: &ReadTxn, now: Timestamp, streams: Vec<LeasedStream>) -> 
 }
 
 impl Marks {
-    /// What is dead, each object before those that it keeps.
+    /// Dead objects, each before those that it keeps.
     pub(super) fn dead(&self) -> Vec<(Namespace, Node)> {
         let each = self.namespaces.iter();
         each.flat_map(|(namespace, (graph, live))| {
@@ -55,8 +55,7 @@ impl Marks {
         .collect()
     }
 
-    /// Brings back what was touched, and all that it reaches by the graph or by the records as they
-    /// are in `tx`.
+    /// Revives touched objects, and all that they reach by the graph or by the records in `tx`.
     pub(super) fn revive(&mut self, tx: &impl Read, touched: Vec<(Namespace, Node)>) -> Result<()> {
         let mut seen = HashSet::new();
         let mut pending = touched;
@@ -78,9 +77,9 @@ struct Builder {
     now: Timestamp,
     next_expiry: Option<Timestamp>,
     graph: Graph,
-    /// Of the namespace at hand.
+    /// Of the current namespace.
     streams: Vec<LeasedStream>,
-    /// What is kept under a condition, by whom; and when snapshots were used.
+    /// Objects with their conditional references; and when snapshots were last used.
     conditions: Vec<(Node, Condition)>,
     used: HashMap<Node, Timestamp>,
 }
@@ -149,7 +148,7 @@ impl Builder {
             self.add_labelled(&node, &references, &record.labels);
             NEXT
         })?;
-        self.judge_conditions();
+        self.evaluate_conditions();
         Ok(())
     }
 
@@ -158,8 +157,8 @@ impl Builder {
         self.conditions.extend(conditions.map(|condition| (node.clone(), condition)));
     }
 
-    /// Makes references of the conditions that are met.
-    fn judge_conditions(&mut self) {
+    /// Adds edges for the conditions that are met.
+    fn evaluate_conditions(&mut self) {
         let used = std::mem::take(&mut self.used);
         for (node, condition) in std::mem::take(&mut self.conditions) {
             let Some(used) = used.get(&condition.snapshot) else { continue };
@@ -217,7 +216,7 @@ impl Builder {
         }
     }
 
-    /// Blobs, snapshots and mounts, which are roots only if their labels say so.
+    /// Adds a blob, snapshot or mount, which is a root only by its labels.
     fn add_labelled(&mut self, node: &Node, references: &[Node], labels: &Labels) {
         self.add(node, references);
         self.add_back_references(node, labels);
@@ -228,7 +227,7 @@ impl Builder {
         }
     }
 
-    /// Whether the time has come; if it has not, it counts for the next expiry.
+    /// Whether the time has come. If not, it is a candidate for the next expiry.
     fn is_over(&mut self, expiry: Option<Timestamp>) -> bool {
         let Some(expiry) = expiry else { return false };
         if expiry <= self.now {
@@ -239,13 +238,13 @@ impl Builder {
     }
 }
 
-/// What is kept under a condition counts as kept here: the next collection judges it.
+/// Conditional references count as met here: the next collection evaluates them.
 fn with_conditional(mut references: Vec<Node>, labels: &Labels) -> Vec<Node> {
     references.extend(condition::conditions(labels).into_iter().map(|condition| condition.snapshot));
     references
 }
 
-/// What the record of a node refers to; nothing if there is no record.
+/// The references of a node's record; empty if there is no record.
 fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<Vec<Node>> {
     Ok(match node {
         Node::Content(digest) => {
@@ -283,7 +282,7 @@ fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<V
     })
 }
 
-/// What the record of a node stands on, if it is there and stands on anything.
+/// The ground of a node's record, if there is one.
 fn current_ground(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<Option<Node>> {
     Ok(match node {
         Node::Snapshot(snapshotter, key) => {
@@ -298,7 +297,7 @@ fn current_ground(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<
     })
 }
 
-/// Whatever leases of a namespace that are in use keep, directly or by what refers to it.
+/// The objects that leases in use keep in a namespace, directly or through references.
 pub(crate) fn leased(store: &Inner, tx: &impl Read, namespace: &Namespace) -> Result<HashSet<Node>> {
     let (mut held, mut flat) = (HashSet::new(), HashSet::new());
     let mut pending = Vec::new();
@@ -328,12 +327,12 @@ pub(crate) fn leased(store: &Inner, tx: &impl Read, namespace: &Namespace) -> Re
     Ok(held)
 }
 
-/// Removes those of `dead` that have not come to life since.
+/// Removes those of `dead` that were not revived.
 pub(super) fn remove(
     change: &mut Change<'_, '_>,
     marks: &Marks,
     dead: &[(Namespace, Node)],
-    removed: &mut Todo,
+    removed: &mut Orphans,
     collected: &mut Collected,
 ) -> Result<()> {
     for (namespace, node) in dead {
@@ -352,7 +351,7 @@ fn remove_node(
     change: &mut Change<'_, '_>,
     namespace: &Namespace,
     node: &Node,
-    removed: &mut Todo,
+    removed: &mut Orphans,
     collected: &mut Collected,
 ) -> Result<()> {
     match node {
@@ -392,7 +391,7 @@ fn remove_node(
                 collected.mounts += 1;
             }
         }
-        // These are roots always; one that is not live was deleted since the mark.
+        // Always roots; a dead one was deleted after the mark.
         Node::Container(_) | Node::Sandbox(_) => {}
         // Streams have no records: the sweep ends them.
         Node::Stream(_) => {}

@@ -1,10 +1,10 @@
-//! The objects of a graph, each once and known by its number, in three pieces of memory however many there are: to free
-//! a piece for each of them would hold up for that long whoever else allocates.
+//! Names of the objects of a graph, numbered, in three allocations however many there are: freeing one allocation per
+//! object would block other threads in the allocator.
 //!
 //! ```text
 //! text     …│ kind, name │ kind, length of the first name, both names │…
-//! ends      where each of them ends, in the order of their numbers
-//! numbers   from the hash of what stands in `text` to its number
+//! ends      where each entry of `text` ends, by number
+//! numbers   hash of an entry of `text` ─▶ number
 //! ```
 
 use std::collections::hash_map::RandomState;
@@ -20,11 +20,11 @@ pub(super) struct Names {
     text: Vec<u8>,
     ends: Vec<usize>,
     numbers: HashTable<u32>,
-    /// With a secret key: clients choose the names, and could choose such as have the same hash.
+    /// With a secret key, since clients choose the names and could provoke collisions.
     hasher: RandomState,
 }
 
-/// The first byte of an object in `text`.
+/// The first byte of an entry in `text`.
 mod kind {
     pub(super) const CONTENT: u8 = 0;
     pub(super) const SNAPSHOT: u8 = 1;
@@ -49,7 +49,7 @@ impl Names {
         self.find_text(&text)
     }
 
-    /// The number of `node`, the next one if it had none.
+    /// The number of `node`; a new one if it had none.
     pub(super) fn number(&mut self, node: &Node) -> u32 {
         let start = self.text.len();
         write(node, &mut self.text);
@@ -66,7 +66,7 @@ impl Names {
         number
     }
 
-    /// What has this number.
+    /// The object with this number.
     pub(super) fn node(&self, number: u32) -> Node {
         read(part(&self.text, &self.ends, number))
     }
@@ -111,7 +111,7 @@ fn write(node: &Node, to: &mut Vec<u8>) {
     to.extend_from_slice(name.as_bytes());
 }
 
-/// What [`write`] made of it.
+/// The inverse of [`write`].
 fn read(text: &[u8]) -> Node {
     const VALID: &str = "it was a valid name when it was written";
     let (kind, name) = text.split_first().expect("it begins with its kind");

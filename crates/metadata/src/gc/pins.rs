@@ -1,15 +1,13 @@
-//! Pins: names in the stores below that somebody is about to record, so that the sweep leaves them
-//! alone.
+//! Pins: names in the stores below that a caller is about to record, and that the sweep must leave alone.
 //!
 //! ```text
-//! maker    pin ▶ make or find it below ▶ commit the record ▶ unpin
-//! sweeper  start the log ▶ list what is below ▶ read the records ▶ for each without record:
-//!          begin_removal (refused if pinned now, or at any time since the log began) ▶ remove ▶ end
+//! maker    pin ▶ create or find it below ▶ commit the record ▶ unpin
+//! sweeper  start the log ▶ list the store below ▶ read the records ▶ for each object without a record:
+//!          begin the removal (refused if pinned now, or at any time since the log began) ▶ remove ▶ end
 //! ```
 //!
-//! A name that was made before the log began has its record in what the sweeper reads. One that was
-//! found or made since is in the log. A maker that comes during a removal waits for its end, and then
-//! does not find the thing.
+//! An object whose pin ended before the log began has a record that the sweeper reads. One that was pinned since is
+//! in the log. A maker that pins during the removal waits for its end, and then does not find the object.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -24,7 +22,7 @@ pub(crate) struct Pins<K> {
 
 struct State<K> {
     pinned: HashMap<K, usize>,
-    /// What was pinned since the sweep began, if one runs.
+    /// Names pinned since the sweep began, while one runs.
     log: Option<HashSet<K>>,
     removing: HashSet<K>,
 }
@@ -37,7 +35,7 @@ impl<K> Default for Pins<K> {
 }
 
 impl<K: Clone + Eq + Hash> Pins<K> {
-    /// Keeps `key` from being swept until the pin is given back with [`Pins::unpin`].
+    /// Protects `key` from being swept until [`Pins::unpin`].
     pub(crate) fn pin(&self, key: &K) {
         let mut state = self.state();
         while state.removing.contains(key) {
@@ -59,7 +57,7 @@ impl<K: Clone + Eq + Hash> Pins<K> {
         }
     }
 
-    /// Sweeps run one at a time.
+    /// Starts the log of pins. Sweeps run one at a time.
     pub(crate) fn start_log(&self) {
         let mut state = self.state();
         state.log = Some(state.pinned.keys().cloned().collect());
@@ -69,7 +67,7 @@ impl<K: Clone + Eq + Hash> Pins<K> {
         self.state().log = None;
     }
 
-    /// Runs `remove` unless `key` is, or was since the log began, pinned.
+    /// Runs `remove`, unless `key` is pinned or was since the log began.
     pub(crate) fn remove<T>(&self, key: &K, remove: impl FnOnce() -> T) -> Option<T> {
         {
             let mut state = self.state();
@@ -87,7 +85,7 @@ impl<K: Clone + Eq + Hash> Pins<K> {
     }
 }
 
-/// A removal that goes on. It ends where that breaks down too, or makers would wait for it for ever.
+/// A removal in progress. Ends on a panic too, or makers would wait for ever.
 struct Removal<'a, K: Clone + Eq + Hash> {
     pins: &'a Pins<K>,
     key: &'a K,
@@ -107,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_waits_for_a_removal_that_broke_down() {
+    fn a_panicking_removal_blocks_no_maker() {
         let pins = Pins::<&str>::default();
         let broken = catch_unwind(AssertUnwindSafe(|| pins.remove::<()>(&"k", || panic!("on purpose"))));
         assert!(broken.is_err());

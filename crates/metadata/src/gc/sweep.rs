@@ -1,7 +1,7 @@
-//! The sweep: removing from the stores below what no namespace has a record of.
+//! The sweep: removes objects without a record in any namespace from the stores below.
 //!
-//! Ordinarily it looks only at what lost a record. The first sweep after the start compares whole
-//! stores with the records, for what a crash left between the two.
+//! Normally it examines only objects that lost a record. The first sweep after a start compares whole stores with the
+//! records, as a crash may have left objects without one.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use ::snapshot::Snapshotter;
 use types::{Digest, ErrorKind, IngestRef, Result};
 
-use super::{Collected, Todo};
+use super::{Collected, Orphans};
 use crate::activation;
 use crate::content::{BLOBS, INGESTS};
 use crate::namespace::NAMESPACES;
@@ -17,13 +17,13 @@ use crate::snapshot::SNAPSHOTS;
 use crate::store::{Inner, Notice};
 
 pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
-    let mut todo = std::mem::take(&mut *store.gc.todo.lock());
+    let mut orphans = std::mem::take(&mut *store.gc.orphans.lock());
     if compare {
-        todo.snapshotters.extend(store.snapshotters.keys().cloned());
+        orphans.snapshotters.extend(store.snapshotters.keys().cloned());
     }
 
-    // First: what is mounted keeps files of the stores below in use.
-    if todo.mounts || compare {
+    // First, since mounts keep files of the stores below in use.
+    if orphans.mounts || compare {
         let swept = (store.sweep_mounts)(&|| store.read(activation::numbers));
         if swept.is_err() {
             store.gc.orphan_mounts();
@@ -31,22 +31,22 @@ pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
         note(swept, collected);
     }
 
-    for stream in &todo.streams {
+    for stream in &orphans.streams {
         store.streams.end(stream);
     }
 
     store.gc.blobs.start_log();
-    sweep_blobs(store, todo.blobs, compare, collected);
+    sweep_blobs(store, orphans.blobs, compare, collected);
     store.gc.blobs.stop_log();
 
-    sweep_ingests(store, todo.ingests, compare, collected);
+    sweep_ingests(store, orphans.ingests, compare, collected);
 
-    let known = todo.snapshotters.into_iter().filter_map(|name| {
+    let known = orphans.snapshotters.into_iter().filter_map(|name| {
         let backend = store.snapshotters.get(&name)?;
         Some((name, backend))
     });
     let (elsewhere, own): (Vec<_>, Vec<_>) = known.partition(|(_, backend)| backend.is_elsewhere());
-    // Ours are not to wait for other programs.
+    // Our own snapshotters must not wait for other programs.
     for (name, backend) in own.into_iter().chain(elsewhere) {
         store.gc.snapshots.start_log();
         let swept = sweep_snapshots(store, &name, &**backend, collected);
@@ -87,7 +87,7 @@ fn sweep_blobs(store: &Inner, orphans: HashSet<Digest>, compare: bool, collected
     match recorded {
         Ok(recorded) => candidates.retain(|digest| !recorded.contains(digest)),
         Err(error) => {
-            store.gc.orphan_all(Todo { blobs: candidates, ..Todo::default() });
+            store.gc.orphan_all(Orphans { blobs: candidates, ..Orphans::default() });
             collected.failures.push(error);
             return;
         }
@@ -101,7 +101,7 @@ fn sweep_blobs(store: &Inner, orphans: HashSet<Digest>, compare: bool, collected
                 store.gc.orphan(&digest);
                 collected.failures.push(error);
             }
-            // Somebody is about to record it; if they do not, it is looked at again.
+            // A caller is about to record it; if it does not, the next sweep removes the blob.
             None => store.gc.orphan(&digest),
         }
     }
@@ -113,7 +113,7 @@ fn sweep_blobs(store: &Inner, orphans: HashSet<Digest>, compare: bool, collected
 fn sweep_ingests(store: &Inner, orphans: HashSet<IngestRef>, compare: bool, collected: &mut Collected) {
     let mut candidates = orphans;
     if compare {
-        // An ingest is recorded before it is made, so all that are listed here and live are recorded.
+        // An ingest is recorded before it is created, so every live one listed here has a record.
         match store.content.statuses() {
             Ok(statuses) => candidates.extend(statuses.into_iter().map(|status| status.reference)),
             Err(error) => collected.failures.push(error),
@@ -129,7 +129,7 @@ fn sweep_ingests(store: &Inner, orphans: HashSet<IngestRef>, compare: bool, coll
             candidates.retain(|reference| !recorded.contains(reference));
         }
         Err(error) => {
-            store.gc.orphan_all(Todo { ingests: candidates, ..Todo::default() });
+            store.gc.orphan_all(Orphans { ingests: candidates, ..Orphans::default() });
             collected.failures.push(error);
             return;
         }
@@ -138,7 +138,7 @@ fn sweep_ingests(store: &Inner, orphans: HashSet<IngestRef>, compare: bool, coll
         match store.abort_ingest(&reference) {
             Ok(()) => {}
             Err(error) if error.is(ErrorKind::NotFound) => {}
-            // Somebody writes it still, for nobody.
+            // Its writer still has it open, though its record is gone.
             Err(error) if error.is(ErrorKind::Unavailable) => store.gc.orphan_ingest(reference),
             Err(error) => {
                 store.gc.orphan_ingest(reference);
@@ -187,7 +187,7 @@ fn sweep_snapshots(
     }
 }
 
-/// Those of `dead` that no snapshot outside of it is a child of, each before its parent.
+/// Those of `dead` without living descendants, each before its parent.
 fn children_first(parents: &HashMap<String, Option<String>>, mut dead: HashSet<&String>) -> Vec<String> {
     let mut children: HashMap<&String, usize> = HashMap::new();
     for parent in parents.values().flatten() {

@@ -1,4 +1,4 @@
-//! What the collector keeps and what it takes.
+//! Which objects a collection keeps and which it removes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -188,7 +188,7 @@ fn a_flat_lease_keeps_only_what_it_lists() {
     assert!(!fixture.has_blob(&inner) && fixture.has_blob(&outer));
 }
 
-/// A snapshot is nothing without its parents, nor an image without its target. Their labels do not count.
+/// A snapshot needs its parents, and an image its target. Their labels do not count.
 #[test]
 fn a_flat_lease_keeps_what_its_snapshots_and_images_stand_on() {
     let fixture = Fixture::new();
@@ -282,7 +282,7 @@ fn an_image_that_comes_to_expire_joins_the_lease_until_it_is_deleted() {
 
     images.delete("redis", None).unwrap();
     assert!(held().is_empty());
-    // Another by its name is not kept for its sake.
+    // A new image of that name is not in the lease.
     fixture.image(
         &caller(),
         "redis",
@@ -294,7 +294,7 @@ fn an_image_that_comes_to_expire_joins_the_lease_until_it_is_deleted() {
 }
 
 #[test]
-fn an_image_that_is_named_anew_lives_by_itself() {
+fn a_renamed_image_has_a_life_of_its_own() {
     let fixture = Fixture::new();
     let (first, second) =
         (fixture.blob(&caller(), "1", labels(&[])), fixture.blob(&caller(), "2", labels(&[])));
@@ -316,7 +316,7 @@ fn an_image_that_is_named_anew_lives_by_itself() {
     images.delete("all", None).unwrap();
     assert_eq!(fixture.store.collect().unwrap().images, 1);
     assert_eq!(names(&images), ["pulled", "tagged"]);
-    // Who says so may still bind a name to another.
+    // A label of its own may still bind the image to another.
     images.assign(image("pulled", &second, beside())).unwrap();
     assert_eq!(fixture.store.collect().unwrap().images, 1);
     assert_eq!(names(&images), ["tagged"]);
@@ -386,9 +386,9 @@ fn a_condition_keeps_a_snapshot_by_when_it_was_used() {
     assert!(!has("young") && has("old"));
 }
 
-/// What a workflow made that broke off is kept, but nobody works with it.
+/// The lease of a failed workflow keeps its objects, but none of them is in use.
 #[test]
-fn a_workflow_that_is_no_more_keeps_blobs_but_uses_none() {
+fn an_ended_workflow_keeps_blobs_but_uses_none() {
     let fixture = Fixture::new();
     let leases = fixture.store.leases(default());
     let id: LeaseId = "transfer".parse().unwrap();
@@ -404,9 +404,9 @@ fn a_workflow_that_is_no_more_keeps_blobs_but_uses_none() {
     assert!(fixture.has_blob(&made) && fixture.has_blob(&client));
 }
 
-/// Who looks after blobs of unpacked layers hears of every lease that wants one no more: also of one that expires.
+/// The retention of unpacked layers is told when a lease may no longer hold a blob, also by expiry.
 #[test]
-fn what_leases_let_go_of_is_noticed() {
+fn resources_released_by_leases_are_noticed() {
     let fixture = Fixture::new();
     let settled = || fixture.take_notices().contains(&Notice::Settled);
     let expires = fixture.in_seconds(60);
@@ -427,9 +427,9 @@ fn what_leases_let_go_of_is_noticed() {
     assert!(settled(), "a lease that expires");
 }
 
-/// Who decides when to collect hears of all that can make garbage, and of every end that is set.
+/// The scheduler of collections is told of all that can make garbage, and of every expiry.
 #[test]
-fn what_frees_and_what_expires_is_noticed() {
+fn freed_and_expiring_objects_are_noticed() {
     let fixture = Fixture::new();
     let expires = fixture.in_seconds(60);
     let at = Notice::Expires(expires.parse().unwrap());
@@ -491,11 +491,11 @@ fn what_frees_and_what_expires_is_noticed() {
     check(&[Notice::Freed]);
     content.delete(&blob).unwrap();
     check(&[Notice::Freed]);
-    // The collector's own removals are no reason to collect again.
+    // The collector's own removals trigger no collection.
     fixture.pass(Duration::from_secs(100_000));
     let collected = fixture.store.collect().unwrap();
     assert_eq!((collected.content, collected.ingests), (0, 1));
-    // Of the blobs, of the ingest, and of both snapshotters, at which the first one looks.
+    // Notices for the blobs, the ingest, and both snapshotters, which the first sweep visits.
     check(&[Notice::SetAside; 4]);
 }
 
@@ -503,7 +503,7 @@ fn leased_again(fixture: &Fixture) -> Caller {
     fixture.lease("again", labels(&[("containerd.io/gc.flat", "yes"), ("containerd.io/gc.expire", "soon")]))
 }
 
-/// More than is removed in one turn: what comes to life between two turns has all that it refers to.
+/// More than one turn's removals: an object that becomes live between two turns still has all that it refers to.
 #[test]
 fn long_chains_are_removed_from_their_heads() {
     const LEN: usize = 1000;
@@ -518,7 +518,7 @@ fn long_chains_are_removed_from_their_heads() {
     let head = digests.last().unwrap().clone();
     std::thread::scope(|scope| {
         let collection = scope.spawn(|| fixture.store.collect().unwrap());
-        // Names one of them while they go, if it is still there then.
+        // Refers to one of them during the removal, if it still exists then.
         scope.spawn(|| {
             let wanted = &digests[LEN / 2];
             let lease = fixture.lease("holder", labels(&[]));
@@ -539,7 +539,7 @@ fn long_chains_are_removed_from_their_heads() {
 }
 
 #[test]
-fn an_ingest_that_is_written_for_nobody_goes_when_it_is_closed() {
+fn an_expired_ingest_goes_when_its_writer_is_dropped() {
     let fixture = Fixture::new();
     let content = fixture.store.content(default());
     let mut writer = content.begin(&"given up".parse().unwrap(), Expected::default()).unwrap();
@@ -547,7 +547,7 @@ fn an_ingest_that_is_written_for_nobody_goes_when_it_is_closed() {
     fixture.pass(Duration::from_secs(2 * 24 * 3600));
     let left = || content::Store::statuses(&*fixture.blobs).unwrap().len();
     assert_eq!(fixture.store.collect().unwrap().ingests, 1);
-    assert_eq!(left(), 1, "somebody writes it");
+    assert_eq!(left(), 1, "its writer has it open");
     drop(writer);
     fixture.store.collect().unwrap();
     assert_eq!(left(), 0);
@@ -609,7 +609,7 @@ fn the_first_collection_removes_what_a_crash_left_without_records() {
     assert!(fixture.has_blob(&kept));
 }
 
-/// Makes a snapshot with each snapshotter, and a blob, that nothing holds; gives back the blob.
+/// Creates a snapshot in each snapshotter, and a blob, that nothing holds. Returns the blob.
 fn garbage(fixture: &Fixture, name: &str) -> Digest {
     for snapshotter in ["remembering", "second"] {
         let snapshots = fixture.store.snapshots(default(), snapshotter).unwrap();
@@ -621,7 +621,7 @@ fn garbage(fixture: &Fixture, name: &str) -> Digest {
 #[test]
 fn a_collection_sweeps_each_snapshotter_and_the_content() {
     let fixture = Fixture::new();
-    // The first one compares everything with the records, and others only what lost one.
+    // The first collection compares everything with the records, later ones only what lost a record.
     fixture.store.collect().unwrap();
     let held = fixture.lease("l", labels(&[]));
     for snapshotter in ["remembering", "second"] {
@@ -654,7 +654,7 @@ fn a_broken_snapshotter_holds_up_no_other_and_is_swept_when_it_works_again() {
         assert!(matches!(&failures[..], [failure] if failure.contains(call)), "{call}: {failures:?}");
         assert!(fixture.second.keys().is_empty(), "{call}: the other is swept");
         assert!(!fixture.has_blob(&gone), "{call}: so is the content");
-        // It is the collector's to remember what is left: nothing else is deleted there meanwhile.
+        // The collector must remember the leftovers: nothing else is deleted there meanwhile.
         fixture.snapshotter.break_down(None);
         let collected = fixture.store.collect().unwrap();
         assert!(collected.failures.is_empty(), "{call}: {:?}", collected.failures);
@@ -662,8 +662,8 @@ fn a_broken_snapshotter_holds_up_no_other_and_is_swept_when_it_works_again() {
     }
 }
 
-/// A collection of several turns, of which one operation of the database fails: what it left is gone after the next.
-/// Gives back how many operations there were.
+/// A collection of several turns in which one database operation fails: the next collection removes the rest. Returns
+/// the number of operations.
 fn collect_with(fault: Fault) -> usize {
     let storage = Storage::default();
     let fixture = Fixture::on(&storage);
@@ -690,9 +690,9 @@ fn collect_with(fault: Fault) -> usize {
 }
 
 #[test]
-fn what_a_collection_that_fails_gave_up_is_swept_by_the_next() {
+fn a_failed_collection_is_finished_by_the_next() {
     let count = collect_with(Fault::Once(usize::MAX));
-    // Among the last are the sync after all turns, and the looks of the sweep.
+    // The last operations include the sync after all turns, and the sweep's reads.
     for at in (0..count).step_by(41).chain(count.saturating_sub(48)..count) {
         collect_with(Fault::Once(at));
     }
@@ -714,9 +714,9 @@ fn snapshotters_of_other_programs_are_swept_last() {
     }
 }
 
-/// Who waits longer the longer it took to remove has more to remove the next time: garbage would grow without end.
+/// If removals counted, the pause before the next collection would grow with them, and garbage without end.
 #[test]
-fn what_counts_of_a_collection_is_looking_and_neither_removing_nor_other_programs() {
+fn the_cost_of_a_collection_excludes_removals_and_other_programs() {
     const SLOW: Duration = Duration::from_millis(250);
     for (call, is_elsewhere, counts) in [
         ("list_for_collection", false, true),
@@ -743,7 +743,7 @@ fn what_counts_of_a_collection_is_looking_and_neither_removing_nor_other_program
 }
 
 #[test]
-fn leases_can_list_what_is_not_there() {
+fn leases_can_list_missing_resources() {
     let fixture = Fixture::new();
     let leases = fixture.store.leases(default());
     fixture.lease("l", labels(&[]));

@@ -53,9 +53,9 @@ fn a_blob_belongs_to_its_namespace_and_is_shared_by_digest() {
     assert_eq!(events.len(), 3);
 }
 
-/// As containerd has it with `content_sharing_policy = "isolated"`.
+/// As containerd with `content_sharing_policy = "isolated"`.
 #[test]
-fn isolated_namespaces_have_what_they_bring_or_what_is_shared_on_purpose() {
+fn isolated_namespaces_have_only_blobs_they_write_or_that_are_shareable() {
     let dir = tempfile::tempdir().unwrap();
     let blobs = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
     let db = Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
@@ -86,7 +86,7 @@ fn isolated_namespaces_have_what_they_bring_or_what_is_shared_on_purpose() {
     assert_eq!(theirs.reader(&Digest::of(b"hello")).unwrap().read_all(5).unwrap(), b"hello");
     theirs.delete(&Digest::of(b"hello")).unwrap();
 
-    // Only the label of who has the blob counts, and only this value of it.
+    // Only the label of the namespace that has the blob counts, and only with this value.
     let label = |namespace: &Namespace, value: &str| {
         let labels = labels(&[("containerd.io/namespace.shareable", value)]);
         store.namespaces().update(namespace, &labels, &[]).unwrap();
@@ -152,7 +152,7 @@ fn a_blob_that_is_there_joins_the_lease() {
     fixture.store.collect().unwrap();
     assert!(fixture.has_blob(&digest));
 
-    // Without an expected digest it turns out at the commit.
+    // Without an expected digest it is found at the commit.
     let second = fixture.blob(&caller(), "second", labels(&[]));
     let mut writer = content.begin(&reference("s"), Expected::default()).unwrap();
     writer.write(b"second").unwrap();
@@ -192,7 +192,7 @@ fn abort_drops_an_ingest() {
     assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
 }
 
-/// As containerd has it: who writes does not hold up who drops.
+/// As in containerd: a writer does not block an abort.
 #[test]
 fn an_ingest_that_is_written_can_be_dropped() {
     let fixture = Fixture::new();
@@ -202,7 +202,7 @@ fn an_ingest_that_is_written_can_be_dropped() {
     content.abort(&reference("r")).unwrap();
     assert_eq!(kind(content.status(&reference("r"))), ErrorKind::NotFound);
     assert!(content.statuses(&Filters::all()).unwrap().is_empty());
-    // The name is free at once, for an ingest of its own.
+    // The ref is free at once, for a new ingest.
     let mut another = content.begin(&reference("r"), Expected::default()).unwrap();
     assert_eq!(another.offset(), 0);
     another.write(b"other").unwrap();
@@ -221,7 +221,7 @@ fn an_ingest_that_is_written_can_be_dropped() {
 }
 
 #[test]
-fn who_is_refused_an_ingest_leaves_it_to_its_writer() {
+fn a_caller_refused_an_ingest_leaves_it_to_its_writer() {
     let fixture = Fixture::new();
     let content = fixture.store.content(default());
     let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
@@ -237,7 +237,7 @@ fn who_is_refused_an_ingest_leaves_it_to_its_writer() {
 }
 
 #[test]
-fn who_goes_on_with_an_ingest_keeps_it() {
+fn a_caller_that_resumes_an_ingest_keeps_it() {
     let fixture = Fixture::new();
     let content = fixture.store.content(default());
     content.begin(&reference("r"), Expected::default()).unwrap().write(b"hel").unwrap();
@@ -250,9 +250,9 @@ fn who_goes_on_with_an_ingest_keeps_it() {
     assert!(fixture.has_blob(&Digest::of(b"hello")));
 }
 
-/// Somebody may have opened it since.
+/// Another caller may have opened it since.
 #[test]
-fn what_is_dropped_with_a_lease_is_not_what_another_writes() {
+fn ingests_dropped_with_a_lease_spare_one_that_another_writes() {
     let fixture = Fixture::new();
     let leased = fixture.lease("l", labels(&[]));
     let ours = fixture.store.content(&leased);
@@ -274,9 +274,9 @@ fn what_is_dropped_with_a_lease_is_not_what_another_writes() {
     assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
 }
 
-/// A lease does not say which of its users holds what.
+/// A lease does not record which of its users holds a resource.
 #[test]
-fn who_leaves_an_ingest_does_not_take_it_from_a_writer_with_the_same_lease() {
+fn leaving_an_ingest_spares_a_writer_with_the_same_lease() {
     let fixture = Fixture::new();
     let content = fixture.store.content(fixture.lease("l", labels(&[])));
     let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
@@ -287,7 +287,7 @@ fn who_leaves_an_ingest_does_not_take_it_from_a_writer_with_the_same_lease() {
     writer.commit(Expected::default(), labels(&[])).unwrap();
     assert!(fixture.has_blob(&Digest::of(b"hello")));
 
-    // One that is never finished is not kept for ever.
+    // An ingest that is never finished expires.
     drop(content.begin(&reference("r"), Expected::default()).unwrap());
     let writer = content.begin(&reference("r"), Expected::default()).unwrap();
     content.abort_unwritten(&reference("r")).unwrap();
@@ -298,10 +298,10 @@ fn who_leaves_an_ingest_does_not_take_it_from_a_writer_with_the_same_lease() {
 }
 
 #[test]
-fn what_a_commit_that_is_refused_has_stored_is_swept() {
+fn the_blob_of_a_refused_commit_is_swept() {
     let fixture = Fixture::new();
     let leased = fixture.lease("l", labels(&[]));
-    // From here on only what lost its record is looked at.
+    // From here on only objects that lost a record are examined.
     fixture.store.collect().unwrap();
     let digest = Digest::of(b"hello");
     let expected = Expected::new(digest.clone(), 5);
@@ -314,7 +314,7 @@ fn what_a_commit_that_is_refused_has_stored_is_swept() {
 }
 
 #[test]
-fn what_a_ref_has_left_below_a_shared_blob_or_a_deleted_namespace_is_swept() {
+fn leftover_ingests_of_shared_blobs_and_deleted_namespaces_are_swept() {
     let fixture = Fixture::new();
     let theirs = fixture.store.content(other());
     let leave = || theirs.begin(&reference("r"), Expected::default()).unwrap().write(b"hel").unwrap();
@@ -336,7 +336,7 @@ fn what_a_ref_has_left_below_a_shared_blob_or_a_deleted_namespace_is_swept() {
 }
 
 #[test]
-fn nothing_is_read_and_written_for_a_caller_who_has_gone_away() {
+fn a_cancelled_caller_cannot_read_or_write_content() {
     let fixture = Fixture::new();
     let digest = fixture.blob(&caller(), "hello", labels(&[]));
     let owner = stdx::CancelOnDrop::new();

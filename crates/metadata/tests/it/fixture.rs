@@ -1,4 +1,4 @@
-//! A store with a clock that tests move, and the events it told.
+//! Records with a settable clock, and the events they published.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -32,7 +32,7 @@ impl Fixture {
         Fixture::with(None)
     }
 
-    /// Records on storage that can fail, which is asked for every page.
+    /// Records on storage that can fail, without a page cache.
     pub(crate) fn on(storage: &Storage) -> Fixture {
         Fixture::with(Some(storage))
     }
@@ -47,7 +47,7 @@ impl Fixture {
         Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
     }
 
-    /// Closes everything and opens it again, as a new process would.
+    /// Closes everything and opens it again, like a new process.
     pub(crate) fn reopen(self) -> Fixture {
         let Fixture { store, blobs, snapshotter, second, events, clock, notices, dir } = self;
         drop((store, blobs));
@@ -55,7 +55,7 @@ impl Fixture {
         Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
     }
 
-    /// Opens everything again after the power went, with what the storage of the records is sure to have.
+    /// Opens everything again after a power cut, with only the synced bytes of the records.
     pub(crate) fn after_power_cut(self, storage: &Storage) -> Fixture {
         let Fixture { store, blobs, snapshotter, second, events, clock, notices, dir } = self;
         let left = Storage::of(storage.after_crash(|_| false));
@@ -69,7 +69,7 @@ impl Fixture {
         self.clock.fetch_add(i64::try_from(time.as_secs()).unwrap(), Ordering::SeqCst);
     }
 
-    /// The time after `seconds` from now, as a label has it.
+    /// The time `seconds` from now, as a label's value.
     pub(crate) fn in_seconds(&self, seconds: i64) -> String {
         Timestamp { seconds: self.clock.load(Ordering::SeqCst) + seconds, nanos: 0 }.to_string()
     }
@@ -82,7 +82,7 @@ impl Fixture {
         std::mem::take(&mut *self.events.lock().unwrap())
     }
 
-    /// Adds a blob; gives back its digest.
+    /// Adds a blob; returns its digest.
     pub(crate) fn blob(&self, caller: &Caller, bytes: &str, blob_labels: Labels) -> Digest {
         let digest = Digest::of(bytes.as_bytes());
         let expected = Expected::new(digest.clone(), bytes.len() as u64);
@@ -90,7 +90,7 @@ impl Fixture {
         let reference = format!("add {bytes}").parse().unwrap();
         let mut writer = loop {
             match content.begin(&reference, expected.clone()) {
-                // Another thread adds the same blob: clients wait and ask again.
+                // Another thread adds the same blob: retry, as clients do.
                 Err(error) if error.kind() == ErrorKind::Unavailable => std::thread::yield_now(),
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => return digest,
                 writer => break writer.unwrap(),
@@ -137,10 +137,10 @@ impl Fixture {
     }
 }
 
-/// No image gets this name.
+/// The gate refuses this name.
 pub(crate) const CLOSED: &str = "closed";
 
-/// Lets everything in but for that name.
+/// Admits every name but [`CLOSED`].
 struct ClosedToOne;
 
 impl Gate for ClosedToOne {
@@ -217,7 +217,7 @@ pub(crate) fn image(name: &str, target: &Digest, labels: Labels) -> Image {
     }
 }
 
-/// What a future has come to that waits for nothing.
+/// The result of a future that is ready at once.
 pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done,
@@ -229,10 +229,10 @@ pub(crate) fn kind<T>(result: Result<T>) -> ErrorKind {
     result.err().expect("an error").kind()
 }
 
-/// A call, and what is done in it.
+/// A call, and the action that runs in it.
 type Meanwhile = (&'static str, Box<dyn Fn() + Send>);
 
-/// A snapshotter without files. It can be told to have a snapshot already, as remote ones do, and to be out of order.
+/// A snapshotter without files. It can pretend to have a snapshot already, as remote ones do, and to fail.
 #[derive(Default)]
 pub(crate) struct Remembering {
     snapshots: Mutex<BTreeMap<String, Snapshot>>,
@@ -252,22 +252,22 @@ impl Remembering {
         snapshots.values().find(|snapshot| snapshot.key.ends_with(key_end)).cloned()
     }
 
-    /// From now on a prepare for this target makes the committed snapshot itself.
+    /// Makes a prepare for this target create the committed snapshot itself.
     pub(crate) fn provide(&self, target: &str) {
         self.remote.lock().unwrap().push(target.to_owned());
     }
 
-    /// From now on this call fails; none for none.
+    /// Makes this call fail from now on; `None` for no call.
     pub(crate) fn break_down(&self, call: Option<&'static str>) {
         *self.broken.lock().unwrap() = call;
     }
 
-    /// From now on this is done in each such call.
+    /// Runs this action in each such call from now on.
     pub(crate) fn meanwhile(&self, call: &'static str, done: impl Fn() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some((call, Box::new(done)));
     }
 
-    /// From now on another program keeps the snapshots.
+    /// Pretends to be a remote snapshotter from now on.
     pub(crate) fn move_elsewhere(&self) {
         self.elsewhere.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The mark, against a slow and obvious one.
+//! Marking, compared with a slow and simple implementation.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ struct Case {
     edges: BTreeSet<(usize, usize)>,
     roots: BTreeSet<usize>,
     flat_roots: BTreeSet<usize>,
-    /// Each stands on the first of those that it keeps.
+    /// Each object's ground is the first object that it keeps.
     standing: BTreeSet<usize>,
     revived: BTreeSet<usize>,
 }
@@ -38,7 +38,7 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
-/// Everything that the seeds reach, by going over all edges until nothing changes.
+/// Everything reachable from the seeds, by iterating over all edges until nothing changes.
 fn closure(seeds: &BTreeSet<usize>, edges: &BTreeSet<(usize, usize)>) -> BTreeSet<usize> {
     let mut reached = seeds.clone();
     loop {
@@ -54,7 +54,7 @@ fn closure(seeds: &BTreeSet<usize>, edges: &BTreeSet<(usize, usize)>) -> BTreeSe
 
 proptest! {
     #[test]
-    fn what_is_there_is_dead_unless_it_is_reached_or_kept_flat(case in case()) {
+    fn objects_are_dead_unless_reached_or_kept_flat(case in case()) {
         let mut graph = Graph::default();
         case.there.iter().for_each(|number| graph.add(&node(*number)));
         case.edges.iter().for_each(|(from, to)| graph.edge(&node(*from), &node(*to)));
@@ -74,7 +74,7 @@ proptest! {
         let kept = &reached | &flat;
         prop_assert_eq!(graph.dead(&live).into_iter().collect::<BTreeSet<_>>(), dead(&kept));
 
-        // Who is removed in this order never takes from one that is left, but where they keep each other.
+        // A removal in this order never leaves an object without one that it keeps, except in cycles.
         let order: Vec<Node> = graph.dead(&live).into_iter().collect();
         let position = |number: usize| order.iter().position(|other| *other == node(number));
         for (from, to) in &case.edges {

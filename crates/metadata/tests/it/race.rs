@@ -1,4 +1,4 @@
-//! Pulls and runs go on while the collector does.
+//! Pulls run while the collector does.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,8 +9,8 @@ use crate::fixture::{Fixture, caller, default, labels};
 const PULLERS: usize = 4;
 const ROUNDS: usize = 12;
 
-/// A pull as the transfer crate does it: lease, layers, chain of snapshots, config, manifest, image, end
-/// of the lease. Half of the layers are common to all pullers.
+/// A pull as the transfer crate does it: lease, layers, chain of snapshots, config, manifest, image, end of the
+/// lease. All pullers share half of the layers.
 fn pull(fixture: &Fixture, puller: usize, round: usize) -> (String, Vec<Digest>, Vec<String>) {
     let name = format!("image-{puller}-{round}");
     let leased = fixture.lease(&name, labels(&[]));

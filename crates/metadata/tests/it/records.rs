@@ -1,4 +1,4 @@
-//! Namespaces, images, containers, sandboxes, leases: what may be written and what is told.
+//! Namespaces, images, containers, sandboxes, leases: validation, updates and events.
 
 use content::Expected;
 use kv::testing::Storage;
@@ -74,13 +74,13 @@ fn images_are_created_listed_and_deleted() {
 }
 
 #[test]
-fn no_name_stands_for_what_the_gate_keeps_out() {
+fn images_refused_by_the_gate_are_not_recorded() {
     let fixture = Fixture::new();
     let images = fixture.store.images(default());
     let closed = image(fixture::CLOSED, &Digest::of(b"m"), labels(&[]));
     assert_eq!(kind(images.create(closed.clone(), None)), ErrorKind::PermissionDenied);
     assert_eq!(kind(images.get(&closed.name)), ErrorKind::NotFound);
-    // Whether it is there is told first.
+    // `AlreadyExists` comes before the gate's refusal.
     for mask in [&[][..], &["target"], &["labels.a"]] {
         assert_eq!(kind(images.update(&closed, &paths(mask), None)), ErrorKind::NotFound, "{mask:?}");
     }
@@ -88,7 +88,7 @@ fn no_name_stands_for_what_the_gate_keeps_out() {
 }
 
 #[test]
-fn images_that_say_nothing_are_refused() {
+fn incomplete_images_are_refused() {
     let fixture = Fixture::new();
     let images = fixture.store.images(default());
     let good = image("redis", &Digest::of(b"m"), labels(&[]));
@@ -348,7 +348,7 @@ fn namespaces_come_and_go() {
     fixture.store.content(default()).delete(&Digest::of(b"blob")).unwrap();
     fixture.store.containers(default()).delete(&ContainerId::new("c1").unwrap()).unwrap();
     snapshots.remove("k").unwrap();
-    // Sandboxes, like leases, are no reason to stay: they go with it.
+    // Sandboxes, like leases, do not block the deletion: they are deleted, too.
     let sandboxes = fixture.store.sandboxes(default());
     sandboxes.create(sandbox("s1")).unwrap();
     namespaces.delete(&default()).unwrap();
@@ -357,7 +357,7 @@ fn namespaces_come_and_go() {
     assert!(sandboxes.list(&Filters::all()).unwrap().is_empty());
 }
 
-/// Waits for a change in the queue.
+/// Waits for a queued change.
 fn queued<T: Send + 'static>(ready: Ready<T>) -> Result<T> {
     let (tell, told) = std::sync::mpsc::channel();
     if let Some(driver) = ready.queue(move |done| tell.send(done).unwrap()) {
@@ -367,7 +367,7 @@ fn queued<T: Send + 'static>(ready: Ready<T>) -> Result<T> {
 }
 
 #[test]
-fn what_is_queued_is_as_if_it_was_made_at_once() {
+fn queued_changes_equal_direct_ones() {
     let fixture = Fixture::new();
     let images = fixture.store.images(default());
     let made = image("redis", &Digest::of(b"m"), labels(&[("a", "b"), ("empty", "")]));
@@ -454,11 +454,11 @@ fn events_keep_the_order_of_the_changes() {
     assert!(there.is_empty());
 }
 
-/// Whoever is told that something is there goes on as if it had made it, so the power takes it away from nobody: not
-/// what others make relaxed either.
+/// A caller that gets `AlreadyExists` goes on as if it had made the object, so a power cut must not undo it, even if
+/// another caller made it relaxed.
 #[test]
-fn what_a_caller_is_told_of_is_on_disk() {
-    /// Makes something that has a name, for the n-th time.
+fn an_object_that_already_exists_is_on_disk() {
+    /// Creates an object with a name, for the n-th time.
     type Make = fn(&Fixture, Caller, usize) -> Result<()>;
     let makes: [(&str, Make); 4] = [
         ("lease", |fixture, caller, _| {

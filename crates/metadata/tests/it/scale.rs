@@ -1,4 +1,4 @@
-//! Many records. Prints figures; asserts only what an unoptimized build on a busy machine keeps.
+//! Many records. Prints figures; asserts only what an unoptimized build on a busy machine can keep.
 
 use std::time::{Duration, Instant};
 
@@ -42,14 +42,14 @@ fn lists_and_collections_of_many_images_are_quick() {
     }
 }
 
-/// What writers wait for while many objects are marked and half of them removed: turns with a bound on what is done
-/// in each, whatever writers did meanwhile. Prints figures; `cargo test --release` shows those that count.
+/// How long writers wait while many objects are marked and half of them removed: turns are bounded, whatever writers
+/// did meanwhile. Prints figures; `cargo test --release` shows meaningful ones.
 #[test]
 fn writers_do_not_wait_for_a_collection() {
     const OBJECTS: usize = if cfg!(debug_assertions) { 10_000 } else { 100_000 };
     const WRITERS: usize = 8;
     let fixture = Fixture::new();
-    // Every second one is over.
+    // Every second one has expired.
     let expired = labels(&[("containerd.io/gc.expire", "2001-01-01T00:00:00Z")]);
     std::thread::scope(|scope| {
         for thread in 0..64 {
@@ -99,7 +99,7 @@ fn writers_do_not_wait_for_a_collection() {
     assert!(turns.count as usize >= OBJECTS / 2 / 128, "{turns:?}");
     let mean = turns.time / turns.count;
     if cfg!(debug_assertions) {
-        // The mean, as a turn may be interrupted for as long as a busy machine likes.
+        // The mean, as the machine may interrupt a turn for any time.
         assert!(mean < Duration::from_millis(100), "{turns:?}");
     } else {
         assert!(turns.longest < Duration::from_millis(10), "{turns:?}");

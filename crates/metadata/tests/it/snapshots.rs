@@ -1,4 +1,4 @@
-//! Snapshots as namespaces see them.
+//! Snapshots of namespaces.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ fn a_chain_is_prepared_committed_and_removed() {
 }
 
 #[test]
-fn what_has_no_key_or_too_long_a_label_is_refused() {
+fn snapshots_without_key_or_with_too_long_labels_are_refused() {
     let fixture = Fixture::new();
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
     assert_eq!(kind(snapshots.prepare("", None, labels(&[]))), ErrorKind::InvalidArgument);
@@ -98,7 +98,7 @@ fn a_key_can_be_used_again_before_its_files_are_gone() {
 }
 
 #[test]
-fn only_some_labels_go_below() {
+fn only_some_labels_reach_the_snapshotter() {
     let fixture = Fixture::new();
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
     let all =
@@ -150,20 +150,20 @@ fn a_snapshotter_may_have_the_target_already() {
     }
     fixture.store.collect().unwrap();
     snapshots.stat("sha256:chain").unwrap();
-    // It may take longer to say so than a collection waits.
+    // Its answer may take longer than a collection waits.
     fixture.snapshotter.break_down(Some("list_for_collection"));
     fixture.snapshotter.provide("sha256:late");
     let late = labels(&[("containerd.io/snapshot.ref", "sha256:late")]);
     assert_eq!(kind(snapshots.prepare("extract", None, late)), ErrorKind::AlreadyExists);
     snapshots.stat("sha256:late").unwrap();
     fixture.snapshotter.break_down(None);
-    // One that does not have it prepares as usual.
+    // Without the target it prepares as usual.
     let target = labels(&[("containerd.io/snapshot.ref", "sha256:other")]);
     snapshots.prepare("extract", Some("sha256:chain"), target).unwrap();
 }
 
 #[test]
-fn what_is_held_stays_with_all_below_it_as_long_as_the_lease() {
+fn a_held_snapshot_stays_with_its_ancestors_as_long_as_the_lease() {
     let fixture = Fixture::new();
     let own = fixture.store.snapshots(default(), "remembering").unwrap();
     own.prepare("a", None, labels(&[])).unwrap();
@@ -182,7 +182,7 @@ fn what_is_held_stays_with_all_below_it_as_long_as_the_lease() {
 }
 
 #[test]
-fn what_has_the_name_of_a_commit_already_joins_the_lease() {
+fn an_existing_committed_snapshot_joins_the_lease() {
     let fixture = Fixture::new();
     let own = fixture.store.snapshots(default(), "remembering").unwrap();
     own.prepare("a", None, labels(&[])).unwrap();
@@ -196,7 +196,7 @@ fn what_has_the_name_of_a_commit_already_joins_the_lease() {
 }
 
 #[test]
-fn what_has_a_key_already_joins_the_lease() {
+fn an_existing_active_snapshot_joins_the_lease() {
     let fixture = Fixture::new();
     let own = fixture.store.snapshots(default(), "remembering").unwrap();
     let leased = fixture.lease("l", labels(&[]));
@@ -205,7 +205,7 @@ fn what_has_a_key_already_joins_the_lease() {
     own.prepare("b", None, labels(&[])).unwrap();
     assert_eq!(kind(late.prepare("a", None, labels(&[]))), ErrorKind::AlreadyExists);
     assert_eq!(kind(late.view("b", None, labels(&[]))), ErrorKind::AlreadyExists);
-    // Another takes it while the snapshotter is asked.
+    // Another caller takes the key while the snapshotter is asked.
     let store = fixture.store.clone();
     fixture.snapshotter.meanwhile("prepare", move || {
         store.snapshots(default(), "remembering").unwrap().view("c", None, labels(&[])).unwrap();
@@ -225,7 +225,7 @@ fn a_target_that_another_records_first_joins_the_lease() {
     let leased = fixture.lease("l", labels(&[]));
     let late = fixture.store.snapshots(&leased, "remembering").unwrap();
     fixture.snapshotter.provide("sha256:chain");
-    // While it is asked which one it has made.
+    // While the snapshotter lists its snapshots.
     let store = fixture.store.clone();
     fixture.snapshotter.meanwhile("list", move || {
         let own = store.snapshots(default(), "remembering").unwrap();
@@ -238,7 +238,7 @@ fn a_target_that_another_records_first_joins_the_lease() {
     assert_eq!(own.stat("sha256:chain").unwrap().kind, Kind::Committed);
 }
 
-/// Commits with a lease that is gone, and then without.
+/// Commits with a lease that has ended, and then without one.
 fn refuse_a_commit(store: &Metadata, snapshotter: &str) {
     let own = store.snapshots(default(), snapshotter).unwrap();
     own.prepare("a", None, labels(&[])).unwrap();
@@ -254,7 +254,7 @@ fn refuse_a_commit(store: &Metadata, snapshotter: &str) {
 #[test]
 fn a_commit_that_is_refused_leaves_the_active_snapshot() {
     refuse_a_commit(&Fixture::new().store, "remembering");
-    // One that has its records in the same database.
+    // A snapshotter with its records in the same database.
     let dir = tempfile::tempdir().unwrap();
     let db = Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
     let native: Arc<dyn Snapshotter> = Arc::new(Native::open(&dir.path().join("trees"), db.clone()).unwrap());

@@ -1,4 +1,5 @@
-//! What is told of changes, and when: whoever hears of one goes by it, so that a crash must not undo it.
+//! Events and notices, and when they are published: a subscriber acts on an event, so a crash must not undo its
+//! change.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +14,7 @@ use types::{Namespace, Result};
 use crate::fixture::*;
 use crate::records::container;
 
-/// Records on `storage`, over snapshots that were made and blobs that are nowhere else.
+/// Records on `storage`, over existing snapshots and a content store.
 fn open(storage: &Storage, (dir, trees): (&Path, &Arc<Remembering>), options: Options) -> Metadata {
     let storage = storage.clone();
     let kv_options = kv::Options { cache_bytes: 0, ..kv::Options::default() };
@@ -31,7 +32,7 @@ fn lease(store: &Metadata, id: &str) -> Result<()> {
     store.leases(default()).create(&id.parse()?, labels(&[])).map(drop)
 }
 
-/// What happened to which object.
+/// The kind of an event and its object.
 fn short(event: &Event) -> String {
     match event {
         Event::SnapshotPrepared { key, .. } => format!("prepared {key}"),
@@ -48,8 +49,8 @@ fn told(fixture: &Fixture) -> Vec<String> {
 }
 
 #[test]
-fn events_of_what_a_crash_may_undo_wait_for_the_disk() {
-    /// Puts what came before on disk, or sees that it is.
+fn events_of_relaxed_changes_wait_for_the_disk() {
+    /// Makes the earlier changes durable, or checks that they are.
     type Settle = fn(&Fixture) -> Result<()>;
     let ways: [(&str, &[&str], Settle); 4] = [
         ("a change with an event", &["created other"], |fixture| {
@@ -90,7 +91,7 @@ fn events_of_what_a_crash_may_undo_wait_for_the_disk() {
 }
 
 #[test]
-fn nobody_waits_for_events_that_nobody_hears() {
+fn events_without_subscribers_do_not_wait_for_the_disk() {
     let (storage, dir, trees) = (Storage::default(), tempfile::tempdir().unwrap(), Arc::default());
     let events: Arc<Mutex<Vec<String>>> = Arc::default();
     let notices: Arc<Mutex<Vec<Notice>>> = Arc::default();
@@ -114,7 +115,7 @@ fn nobody_waits_for_events_that_nobody_hears() {
     assert_eq!(*events.lock().unwrap(), ["prepared a", "prepared b"]);
 }
 
-/// Whether the medium is sure to have, at this moment, the record that an event tells of.
+/// Whether the medium has, at this moment, the record of an event.
 fn is_on_medium(storage: &Storage, below: (&Path, &Arc<Remembering>), event: &Event) -> bool {
     let left = open(&Storage::of(storage.after_crash(|_| false)), below, Options::default());
     let containers = left.containers(default());
@@ -122,17 +123,17 @@ fn is_on_medium(storage: &Storage, below: (&Path, &Arc<Remembering>), event: &Ev
         Event::SnapshotPrepared { key, .. } => {
             left.snapshots(default(), "remembering").unwrap().stat(key).is_ok()
         }
-        // By then it may be deleted, which is told next.
+        // It may be deleted by then, as the next event says.
         Event::ContainerCreated { id, .. } => id.as_str().starts_with("old") || containers.get(id).is_ok(),
         Event::ContainerDeleted { id } => containers.get(id).is_err(),
         _ => true,
     }
 }
 
-/// Every event is out once, in the order of the changes, with its change on the medium; also those of writers that
+/// Every event is published once, in the order of the changes, with its change on the medium; also for writers that
 /// share a batch.
 #[test]
-fn whatever_is_told_outlives_a_crash() {
+fn published_events_outlive_a_crash() {
     const THREADS: usize = 4;
     const ROUNDS: usize = 6;
     let (storage, dir, trees) = (Storage::default(), tempfile::tempdir().unwrap(), Arc::default());
@@ -183,7 +184,7 @@ fn whatever_is_told_outlives_a_crash() {
     assert!(wrong.is_empty(), "told before they were on the medium: {wrong:?}");
 }
 
-/// An event that waits while the disk fails is told once, when it works again.
+/// An event that waits while the disk fails is published once, when the disk works again.
 #[test]
 fn a_disk_that_fails_holds_events_back() {
     for at in 0.. {
@@ -209,7 +210,7 @@ fn a_disk_that_fails_holds_events_back() {
 }
 
 #[test]
-fn what_a_collection_removes_is_told_when_it_is_on_disk() {
+fn events_of_collected_objects_wait_for_the_disk() {
     let (storage, dir, trees) = (Storage::default(), tempfile::tempdir().unwrap(), Arc::default());
     let events: Arc<Mutex<Vec<(String, usize)>>> = Arc::default();
     let (sunk, looked_at) = (Arc::clone(&events), storage.clone());
