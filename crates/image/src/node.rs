@@ -38,7 +38,7 @@ impl Node {
             }
             media_type::DOCKER_SCHEMA1 | media_type::DOCKER_SCHEMA1_SIGNED => {
                 return Err(Error::unimplemented(
-                    "the image is in Docker's schema 1, which nobody writes since 2017; push it again with a current client",
+                    "the image is in Docker's schema 1, which no current client writes; push it again with a current client",
                 ));
             }
             other => return Err(Error::unimplemented(format!("media type {other:?} is no image"))),

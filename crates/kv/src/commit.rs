@@ -150,7 +150,7 @@ impl Turns {
             // For the other closures of the batch a panic counts as an error.
             let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
                 transaction.take_changes();
-                Err(Error::internal("a write broke down"))
+                Err(Error::internal("a queued write panicked"))
             });
             ledger.callbacks.push(Box::new(move |ended| {
                 tell(ended.map_err(|error| error.to_error()).and(result));
@@ -192,7 +192,7 @@ impl Turns {
             queue.is_driven = false;
             std::mem::take(&mut queue.jobs)
         };
-        let error = Shared::new(&Error::unavailable("who runs the writes that wait is gone"));
+        let error = Shared::new(&Error::unavailable("the driver of the queued writes was dropped"));
         jobs.into_iter().for_each(|job| job(Err(error.clone())));
     }
 
@@ -294,7 +294,7 @@ impl Ledger {
             }
             // Cleared once all changes are applied: if the engine panics in between, the shared batch contains half
             // of this closure's changes.
-            self.broken = Some(Shared::new(&Error::internal("the engine broke down in a write")));
+            self.broken = Some(Shared::new(&Error::internal("the engine panicked in a write")));
             self.broken = transaction.apply(changes).err().map(|error| Shared::new(&error));
         }
         result
@@ -316,7 +316,7 @@ impl Batch {
         turns.is_relaxing.store(changed && !on_disk, Ordering::SeqCst);
         // Waiting callers must get an answer even if the engine panics.
         let ended = catch_unwind(AssertUnwindSafe(|| self.finish()))
-            .unwrap_or_else(|_| Err(Error::internal("the engine broke down in a commit")))
+            .unwrap_or_else(|_| Err(Error::internal("the engine panicked in a commit")))
             .map_err(|error| Shared::new(&error));
         if ended.is_ok() && changed {
             let mut journal = turns.journal();

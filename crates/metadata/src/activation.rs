@@ -228,7 +228,9 @@ impl Activations {
         self.store.0.change(|change| {
             let record = ACTIVATIONS.get(change.tx, (&self.caller.namespace, name))?;
             let Some(mut record) = record.filter(|record| record.activation.number == number) else {
-                return Err(Error::aborted(format!("activation {name:?} was taken away while it was made")));
+                return Err(Error::aborted(format!(
+                    "activation {name:?} was removed while its mounts were made"
+                )));
             };
             record.is_complete = true;
             record.activation = Activation { active, system, updated: change.now, ..record.activation };

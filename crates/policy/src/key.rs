@@ -23,7 +23,7 @@ impl PublicKey {
     ///
     /// `InvalidArgument` if the text is not a PEM public key, `Unimplemented` for other kinds of keys.
     pub fn from_pem(text: &str) -> Result<PublicKey> {
-        let broken = || Error::invalid_argument("no public key in PEM form is in it");
+        let broken = || Error::invalid_argument("it has no public key in PEM form");
         let (_, rest) = text.split_once("-----BEGIN PUBLIC KEY-----").ok_or_else(broken)?;
         let (body, _) = rest.split_once("-----END PUBLIC KEY-----").ok_or_else(broken)?;
         let body: String = body.split_whitespace().collect();

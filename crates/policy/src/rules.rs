@@ -54,11 +54,11 @@ impl Policy {
             let wrong = |why: &str| Error::invalid_argument(format!("rule for {written:?}: {why}"));
             let scope = place::of_scope(&written).map_err(|error| wrong("its scope").with_source(error))?;
             if known.iter().any(|(other, _)| *other == scope) {
-                return Err(wrong("there are two of them"));
+                return Err(wrong("its scope has two rules"));
             }
             if let Action::Signed { keys, identity } = &mut action {
                 if keys.is_empty() {
-                    return Err(wrong("signatures are asked for, and no keys are given"));
+                    return Err(wrong("it requires signatures and has no keys"));
                 }
                 if let Some(identity) = identity {
                     *identity = place::of_scope(identity)
@@ -89,7 +89,7 @@ impl Policy {
         };
         match &rule.action {
             Action::Accept => Ok(Verdict::Accept),
-            Action::Reject => Err(rule.refusal(name, "it rejects what comes from there")),
+            Action::Reject => Err(rule.refusal(name, "which rejects its images")),
             Action::Signed { keys, identity } => {
                 let repository = repository.expect("a rule is about it");
                 let rest = rest_of(&repository, scope).expect("within its scope");

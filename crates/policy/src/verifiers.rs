@@ -80,7 +80,7 @@ impl Verifiers {
         let answered = tokio::time::timeout(self.timeout, converse(&mut group, &descriptor)).await;
         let (status, reason) = answered
             .map_err(|_| denied(format!("it gave no answer within {:?}", self.timeout)))?
-            .map_err(|error| denied("it cannot be spoken to".into()).with_source(error))?;
+            .map_err(|error| denied("its input or output failed".into()).with_source(error))?;
         if status.success() {
             return Ok(());
         }
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_told_what_containerd_tells_them() {
+    fn programs_get_the_arguments_and_input_of_containerds_protocol() {
         let dir = check(&[("one", "echo \"$@\" > .arguments; cat > .input")], None).unwrap();
         let arguments = std::fs::read_to_string(dir.path().join(".arguments")).unwrap();
         let digest = Digest::of(b"image");

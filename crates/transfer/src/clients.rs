@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn one_call_too_many_is_told_so_and_the_next_has_a_place() {
+    async fn a_call_beyond_the_limit_is_refused_until_another_ends() {
         let all = CALLS.acquire_many(u32::try_from(CALLS_MAX).unwrap()).await.unwrap();
         let error = with_client(|| Ok(())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ResourceExhausted);

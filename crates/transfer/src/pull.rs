@@ -306,7 +306,8 @@ impl Pull {
             self.blobs(blobs, index).await?;
         }
         for Chosen { manifest, snapshotters } in chosen {
-            let gone = || Error::not_found(format!("manifest {} was taken away meanwhile", manifest.digest));
+            let gone =
+                || Error::not_found(format!("manifest {} was removed during the pull", manifest.digest));
             let bytes = self.stored(&manifest).await?.ok_or_else(gone)?;
             if let image::Node::Manifest(parsed) = image::Node::parse(&manifest.media_type, &bytes)? {
                 self.layers(&parsed, &manifest, &snapshotters).await?;

@@ -76,7 +76,7 @@ fn failures_and_panics_undo_only_themselves() {
 }
 
 #[test]
-fn a_driver_that_is_dropped_leaves_nobody_waiting() {
+fn a_dropped_driver_fails_the_queued_writes() {
     let db = open(&Storage::default());
     let (driver, first) = queue(&db, |tx| add(tx, 0));
     drop(driver);

@@ -190,7 +190,7 @@ fn a_flat_lease_keeps_only_what_it_lists() {
 
 /// A snapshot needs its parents, and an image its target. Their labels do not count.
 #[test]
-fn a_flat_lease_keeps_what_its_snapshots_and_images_stand_on() {
+fn a_flat_lease_keeps_parents_and_targets_of_its_resources() {
     let fixture = Fixture::new();
     let leased = fixture.lease("flat", labels(&[("containerd.io/gc.flat", "yes")]));
     let named = fixture.blob(&caller(), "named", labels(&[]));
@@ -591,7 +591,7 @@ fn a_blob_goes_when_the_last_namespace_gives_it_up() {
 }
 
 #[test]
-fn the_first_collection_removes_what_a_crash_left_without_records() {
+fn the_first_collection_removes_objects_without_records_after_a_crash() {
     let fixture = Fixture::new();
     fixture.store.collect().unwrap();
     let fixture = fixture.reopen();

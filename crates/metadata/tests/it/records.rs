@@ -299,7 +299,7 @@ fn a_name_may_be_the_last_of_a_lease() {
 }
 
 #[test]
-fn an_unknown_lease_refuses_what_it_should_hold() {
+fn objects_for_an_unknown_lease_are_refused() {
     let fixture = Fixture::new();
     let caller = caller().with_lease("nobody".parse().unwrap());
     let content = fixture.store.content(&caller);

@@ -57,7 +57,7 @@ async fn anonymous_clients_get_a_token_too() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_posted_and_shown_to_nobody_else() {
+async fn an_identity_token_is_posted_to_its_realm_only() {
     let server = registry("", |request| {
         assert_eq!((request.method.as_str(), request.header("authorization")), ("POST", None));
         assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));

@@ -71,7 +71,7 @@ fn nowhere() -> String {
 }
 
 #[tokio::test]
-async fn mirrors_are_asked_in_order_and_told_for_whom_they_stand() {
+async fn mirrors_are_asked_in_order_with_the_registry_as_namespace() {
     let (first, second, own) = (missing(), found(), found());
     let configured = Configured::new(&format!(
         "server = \"http://{}\"\n[host.\"http://{}\"]\n[host.\"http://{}/cache/\"]",
@@ -87,7 +87,7 @@ async fn mirrors_are_asked_in_order_and_told_for_whom_they_stand() {
 }
 
 #[tokio::test]
-async fn a_host_is_asked_only_for_what_it_may() {
+async fn a_host_gets_only_requests_for_its_capabilities() {
     let (pulls, pushes, own) = (found(), found(), found());
     let configured = Configured::new(&format!(
         "server = \"http://{}\"\ncapabilities = [\"pull\", \"resolve\"]\n\
@@ -126,7 +126,7 @@ async fn a_mirror_that_is_down_is_left_and_remembered() {
 }
 
 #[tokio::test]
-async fn a_mirror_that_rests_is_asked_if_nobody_else_helps() {
+async fn a_resting_mirror_is_asked_if_the_other_hosts_fail() {
     let mirror = Server::start(|_, before| match before {
         0 => Reply::new(429, "").header("Retry-After", "300"),
         _ => Reply::new(200, MANIFEST),

@@ -199,7 +199,7 @@ async fn a_token_is_fetched_once_and_used_again() {
 }
 
 #[tokio::test]
-async fn a_password_is_told_when_asked_for_and_to_nobody_else() {
+async fn a_password_is_sent_only_to_the_host_that_challenges() {
     let elsewhere = Server::start(|request, _| {
         assert_eq!(request.header("authorization"), None, "another host is told nothing");
         Reply::new(200, r#"{"schemaVersion":2}"#)

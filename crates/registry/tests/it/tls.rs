@@ -36,7 +36,7 @@ async fn http_2_is_spoken_where_the_host_can() {
 }
 
 #[tokio::test]
-async fn a_host_that_nobody_vouches_for_is_refused_once_and_told() {
+async fn an_untrusted_certificate_is_refused_without_a_retry() {
     let server = Secured::start(&Authority::new("ca"), &[HTTP_1], None).await;
     let other = Authority::new("other");
     let error = ask(&server, "ca = \"other.pem\"", |own| drop(other.write(own.join("other.pem")))).await;

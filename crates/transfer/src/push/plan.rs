@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_goes_as_what_is_left_of_it() {
+    fn an_index_is_pushed_as_its_kept_entries() {
         let (one, two, blob) =
             (descriptor(MANIFEST, "one"), descriptor(MANIFEST, "two"), descriptor(STATE, "state"));
         let about_one = attestation("about one", &one);
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scope_says_what_is_passed_over_and_what_may_be_missing() {
+    fn the_scope_decides_which_entries_are_skipped_and_may_be_missing() {
         let (image, blob) = (descriptor(MANIFEST, "image"), descriptor(STATE, "state"));
         let about = attestation("about", &image);
         let check = |choice: Choice<'_>, passed_over: [bool; 2], missing: [bool; 3]| {

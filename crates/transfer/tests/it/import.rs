@@ -35,7 +35,7 @@ fn a_broken_image_keeps_the_whole_archive_out() {
 
 /// An image may be imported without being unpacked, whatever its config; but it cannot be run.
 #[test]
-fn a_config_of_other_layers_keeps_out_only_what_is_unpacked() {
+fn a_config_of_other_layers_is_refused_only_when_unpacking() {
     let Some(stores) = Stores::open() else { return };
     let layout = Layout::new();
     let config = json!({"rootfs": {"type": "layers", "diff_ids": []}});
@@ -95,7 +95,7 @@ fn images_and_names_in_an_archive_are_bounded() {
 }
 
 #[test]
-fn names_that_nobody_could_type_are_refused() {
+fn image_names_with_control_characters_are_refused() {
     let Some(stores) = Stores::open() else { return };
     let layout = Layout::new();
     let mut image = layout.image("amd64", &[]);

@@ -172,7 +172,7 @@ async fn a_namespace_that_keeps_blobs_reads_those_with_a_recipe() {
 
 /// A record may reference something that is not an image; the images' needs are known nevertheless.
 #[test]
-fn a_record_of_what_is_no_image_keeps_nothing_and_stops_nothing() {
+fn a_record_of_a_non_image_does_not_stop_retention() {
     let Some(stores) = Stores::open_with(LayerForm::Archives) else { return };
     let (image, _) = unpacked(&stores);
     for (name, kind) in [("odd", "application/vnd.x"), ("old", media_type::DOCKER_SCHEMA1_SIGNED)] {

@@ -84,7 +84,7 @@ async fn silent_hosts_hold_no_slot_that_other_layers_need() {
 
 /// A busy host sends `Retry-After`; giving way must not make the client ask earlier.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_wants_to_be_asked_later_is_and_holds_up_nobody() {
+async fn a_host_with_retry_after_is_asked_later_and_blocks_no_other_pull() {
     const LATER: Duration = Duration::from_secs(6);
     if !testkit::is_root("unpacking layers") {
         return;
@@ -135,7 +135,7 @@ async fn a_host_that_wants_to_be_asked_later_is_and_holds_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn windows_of_layers_that_come_slowly_hold_up_nobody() {
+async fn windows_of_slow_layers_block_no_other_pull() {
     if !testkit::is_root("unpacking layers") {
         return;
     }
