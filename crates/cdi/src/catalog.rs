@@ -1,4 +1,4 @@
-//! The files of all folders, and the devices in them by name.
+//! The CDI files of all directories, and an index of their devices by qualified name.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,23 +11,24 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::document::{Document, Form, is_qualified};
 use crate::edits::Edits;
 
-/// Where a machine has them: what people wrote, and what programs find out, which wins.
+/// Default search path: `/etc/cdi` for static files, `/var/run/cdi` for generated ones. A later directory takes
+/// precedence.
 pub const FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
-/// Bytes of a file: many times what a machine with many devices has.
+/// Longest CDI file that is read, in bytes: many times what a host with many devices needs.
 const FILE_LEN_MAX: u64 = 4 << 20;
-/// Files of a folder.
+/// Most files read from one directory.
 const FILES_MAX: usize = 1024;
-/// Devices of one container.
+/// Most devices one container may request.
 const ASKED_MAX: usize = 1024;
-/// Names that an error tells.
+/// Most device names listed in an error message.
 const TOLD_MAX: usize = 20;
 
-/// What is known of devices, as it was read.
+/// The devices found in the CDI directories at the time of [`Catalog::read`].
 #[derive(Debug, Default)]
 pub struct Catalog {
     folders: Vec<PathBuf>,
     devices: BTreeMap<String, Found>,
-    /// Why something could not be read.
+    /// Why files could not be read or parsed.
     broken: Vec<Error>,
 }
 
@@ -37,13 +38,14 @@ struct Found {
     at: usize,
     file: PathBuf,
     priority: usize,
-    /// Another file of the same folder that has a device of this name.
+    /// Another file of the same directory that defines the same device: a conflict.
     other: Option<PathBuf>,
 }
 
 impl Catalog {
-    /// Reads the files of folders, of which later ones win. A file that cannot be read, or is none, takes no other with it: it
-    /// is told to who asks for a device that is not found. A folder that is not there has no devices.
+    /// Reads the CDI files of these directories; a later directory takes precedence. An unreadable or invalid file does
+    /// not affect the other files: its error is reported when a requested device is not found. A missing directory has
+    /// no devices.
     pub fn read<P: AsRef<Path>>(folders: &[P]) -> Catalog {
         let mut catalog = Catalog::default();
         for (priority, folder) in folders.iter().enumerate() {
@@ -61,7 +63,7 @@ impl Catalog {
         let read = read(&path).and_then(|bytes| Document::parse(&bytes, form));
         let document = match read {
             Ok(document) => Arc::new(document),
-            // It went while we looked.
+            // The file was removed after it was listed.
             Err(error) if error.is(ErrorKind::NotFound) => return,
             Err(error) => {
                 self.broken.push(error.context(format!("read {}", path.display())));
@@ -77,15 +79,16 @@ impl Catalog {
         }
     }
 
-    /// All names, in order.
+    /// The qualified names of all devices, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.devices.keys().map(String::as_str)
     }
 
-    /// What a container needs that is to have these devices: of each document that one of them is of, once, what all of
-    /// its devices need, and what each needs itself.
+    /// The edits that a container with these devices needs: once for each CDI file involved the edits common to its
+    /// devices, then those of each device.
     ///
-    /// `NotFound` for what no file describes, `FailedPrecondition` for what two files of a folder describe.
+    /// `NotFound` for a device that no file defines, `FailedPrecondition` for one that two files of a directory define,
+    /// `InvalidArgument` for too many devices.
     pub fn edits(&self, names: &[String]) -> Result<Edits> {
         if names.len() > ASKED_MAX {
             return Err(Error::invalid_argument(format!("no container has more than {ASKED_MAX} devices")));
@@ -131,7 +134,7 @@ impl Catalog {
     }
 }
 
-/// Files by name, so that what is found does not depend on how they lie on the disk.
+/// Files sorted by name, so that the result does not depend on the order of directory entries.
 fn list(folder: &Path) -> Result<Vec<(PathBuf, Form)>> {
     let what = || format!("list {}", folder.display());
     let entries = match fs::read_dir(folder) {
@@ -157,7 +160,7 @@ fn list(folder: &Path) -> Result<Vec<(PathBuf, Form)>> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     let what = || "open it".to_owned();
-    // Without waiting: it may be a pipe.
+    // Non-blocking, because the path may be a FIFO.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path).context(what)?;
     if !file.metadata().context(what)?.is_file() {
@@ -217,7 +220,7 @@ mod tests {
         {
             assert!(missing.is(ErrorKind::NotFound) && missing.message().contains(words), "{missing}");
         }
-        // What a later folder says is no conflict any more.
+        // A definition in a later directory resolves the conflict.
         write(late, "y.json", &document("four", &["b"]));
         assert_eq!(env(&Catalog::read(&folders), &["b"]).unwrap(), ["ALL=four", "B=four"]);
     }

@@ -1,23 +1,23 @@
-//! A file of the interface: a kind of devices, and what each of them needs.
+//! A CDI file: a device kind (`VENDOR/CLASS`) and the container edits of each of its devices.
 
 use serde::{Deserialize, Deserializer};
 use types::{Error, Result};
 
 use crate::yaml;
 
-/// Versions of the specification that are read, also with a `v` before them, as the interface's own library does.
+/// Supported versions of the specification. A leading `v` is accepted, as by the CDI project's Go library.
 const VERSIONS: [&str; 8] = ["0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0"];
-/// Names of hooks of the OCI runtime spec.
+/// Hook names of the OCI runtime specification (config.md, "POSIX-platform Hooks").
 const HOOKS: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
-/// How a text is written.
+/// The serialization of a CDI file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Json,
     Yaml,
 }
 
-/// The document, checked. A field that is not known here is an error: what it asks for would be left undone.
+/// A parsed and validated CDI file. An unknown field is an error, because its edit would silently be dropped.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
@@ -66,15 +66,15 @@ pub(crate) struct ContainerEdits {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct DeviceNode {
     pub(crate) path: String,
-    /// Empty: as `path`.
+    /// Path on the host; empty means the same as `path`.
     pub(crate) host_path: String,
-    /// Empty: that of the machine's.
+    /// Empty: taken from the host's device node.
     #[serde(rename = "type")]
     pub(crate) kind: String,
     pub(crate) major: i64,
     pub(crate) minor: i64,
     pub(crate) file_mode: Option<u32>,
-    /// Of the letters r, w and m, or `none`; empty is all.
+    /// A combination of the letters r, w and m, or `none`; empty grants all three.
     pub(crate) permissions: String,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
@@ -96,7 +96,7 @@ pub(crate) struct Hook {
     pub(crate) args: Vec<String>,
     #[serde(deserialize_with = "or_nothing")]
     pub(crate) env: Vec<String>,
-    /// Seconds.
+    /// In seconds.
     pub(crate) timeout: Option<i64>,
 }
 
@@ -127,7 +127,7 @@ pub(crate) struct IntelRdt {
     pub(crate) enable_monitoring: bool,
 }
 
-/// Names of devices are often numbers, which YAML takes for such.
+/// Device names are often digits only, which YAML parses as numbers.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -141,7 +141,7 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Strin
     })
 }
 
-/// Null is an empty list, or a structure of which nothing is said, as in Go.
+/// Reads null as the default value (an empty list or structure), as Go does.
 fn or_nothing<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
 ) -> std::result::Result<T, D::Error> {
@@ -149,7 +149,7 @@ fn or_nothing<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
 }
 
 impl Document {
-    /// `InvalidArgument` for what is none.
+    /// Parses and validates a CDI file. `InvalidArgument` if it is malformed or of an unsupported version.
     pub fn parse(bytes: &[u8], form: Form) -> Result<Document> {
         let bad = |error: serde_json::Error| {
             Error::invalid_argument("it is no document of the Container Device Interface").with_source(error)
@@ -167,7 +167,7 @@ impl Document {
         Ok(document)
     }
 
-    /// The names of its devices in full, `VENDOR/CLASS=NAME`.
+    /// The qualified names of its devices, `VENDOR/CLASS=NAME`.
     pub fn names(&self) -> impl Iterator<Item = String> {
         self.devices.iter().map(|device| format!("{}={}", self.kind, device.name))
     }
@@ -270,7 +270,7 @@ impl ContainerEdits {
     }
 }
 
-/// Whether a word is the name of a device in full, `VENDOR/CLASS=NAME`, and so no path.
+/// Whether `word` is a qualified device name, `VENDOR/CLASS=NAME`, rather than a path.
 pub fn is_qualified(word: &str) -> bool {
     word.split_once('=').is_some_and(|(kind, name)| is_kind(kind) && is_name(name))
 }

@@ -1,4 +1,4 @@
-//! What devices need, put into the spec of a container.
+//! Container edits, and how they are applied to an OCI spec.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use types::{Context, Error, Result};
 
 use crate::document::{ContainerEdits, DeviceNode};
 
-/// In the order in which they are made.
+/// The container edits of all requested devices, in the order in which they are applied.
 #[derive(Debug, Default)]
 pub struct Edits(Vec<ContainerEdits>);
 
@@ -17,21 +17,22 @@ impl Edits {
         self.0.push(edits.clone());
     }
 
-    /// Changes a spec. What is there of the same name, path or place gives way. Device nodes that do not say what they are
-    /// are looked at on this machine: `NotFound` where one is not there.
+    /// Applies the edits to a spec. They replace an existing variable of the same name, device of the same path, or
+    /// mount of the same destination. Type and numbers that a device node omits are read from the host's node:
+    /// `NotFound` if there is none.
     pub fn apply(&self, spec: &mut Spec) -> Result<()> {
         for edits in &self.0 {
             edits.apply(spec)?;
         }
         if self.0.iter().any(|edits| !edits.mounts.is_empty()) {
-            // What is mounted below another place is mounted after it, whoever asked for it.
+            // A nested mount must come after the mount that contains it, whether the spec or a device asked for either.
             spec.mounts
                 .sort_by_key(|mount| mount.destination.split('/').filter(|name| !name.is_empty()).count());
         }
         Ok(())
     }
 
-    /// Variables and groups, for another process of such a container.
+    /// Applies environment variables and supplementary groups to a further process (exec) of such a container.
     pub fn apply_to_process(&self, process: &mut Process) {
         self.0.iter().for_each(|edits| edits.apply_to_process(process));
     }
@@ -86,7 +87,7 @@ impl ContainerEdits {
             process.env.push(entry.clone());
         }
         for gid in &self.additional_gids {
-            // Of root's group nobody is by a device.
+            // No device grants membership of root's group.
             if *gid != 0 && !process.user.additional_gids.contains(gid) {
                 process.user.additional_gids.push(*gid);
             }
@@ -95,7 +96,7 @@ impl ContainerEdits {
 
     fn apply_node(&self, node: &DeviceNode, spec: &mut Spec) -> Result<()> {
         let user = &spec.process.get_or_insert_default().user;
-        // A user that is not root is let in.
+        // The node belongs to the container's user, so that a process without root can open it.
         let owner = |id: u32| Some(id).filter(|id| *id != 0);
         let (uid, gid) = (node.uid.or(owner(user.uid)), node.gid.or(owner(user.gid)));
         let (kind, major, minor) = numbers(node)?;
@@ -105,7 +106,7 @@ impl ContainerEdits {
             let access = if node.permissions.is_empty() { "rwm" } else { &node.permissions };
             linux.resources.get_or_insert_default().devices.push(DeviceRule {
                 allow: true,
-                // What is unbuffered is a device of characters.
+                // An unbuffered device (`u`) is a character device.
                 kind: if kind == "b" { "b" } else { "c" }.into(),
                 major: Some(major),
                 minor: Some(minor),
@@ -125,7 +126,7 @@ impl ContainerEdits {
     }
 }
 
-/// What a node is, by what is said of it, or by what this machine has.
+/// Type, major and minor number of a device node: from the edit, or else from the host's node.
 fn numbers(node: &DeviceNode) -> Result<(String, i64, i64)> {
     let has_number = node.kind == "p" || node.major != 0 || node.minor != 0;
     if !node.kind.is_empty() && has_number {

@@ -1,4 +1,4 @@
-//! The Container Device Interface: what the makers of devices say a container needs to use them
+//! Container Device Interface (CDI): files in which device vendors describe what a container needs to use their devices
 //! (<https://github.com/cncf-tags/container-device-interface>, `SPEC.md`, versions 0.3 to 1.1).
 //!
 //! ```text
@@ -7,11 +7,11 @@
 //! /var/run/cdi/*.… ────────┘     (a later folder wins)
 //! ```
 //!
-//! - `document`: a file, read and checked; `yaml`: its form that is not JSON;
-//! - `catalog`: all files, and the devices in them by name;
-//! - `edits`: what is asked for, put into a spec.
+//! - `document`: one CDI file, parsed and validated; `yaml`: parser of its YAML form;
+//! - `catalog`: all CDI files, and their devices by qualified name;
+//! - `edits`: the edits of the requested devices, applied to a spec.
 //!
-//! Files belong to the machine's root, and still are read with bounds: their length, their number, how deep they are.
+//! CDI files are written by root. They are nevertheless read with limits on length, number and nesting.
 #![forbid(unsafe_code)]
 
 mod catalog;

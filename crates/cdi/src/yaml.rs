@@ -1,19 +1,20 @@
-//! YAML to the value that the same text in JSON would be.
+//! Converts YAML to the JSON value with the same meaning.
 //!
-//! The part of YAML that such files are written in: one document, keys that are scalars, no anchors and no tags, so that a
-//! text is never more than it is long. Plain scalars mean what Go's programs take them for (YAML 1.1, where `0666` is octal).
+//! Supports the subset of YAML that CDI files use: one document, scalar keys, no anchors and no tags. Without anchors
+//! the value is never larger than its text. Plain scalars are typed as Go's YAML 1.1 decoders type them: `0666` is
+//! octal.
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Value};
 use types::{Error, Result};
 
-/// Lists and maps inside each other.
+/// Maximum nesting of lists and maps.
 const DEPTH_MAX: usize = 32;
 
-/// A list or a map whose end has not come.
+/// A list or map that is still being read.
 enum Open {
     List(Vec<Value>),
-    /// With the key whose value is next.
+    /// The map so far, and the key whose value is read next.
     Map(Map<String, Value>, Option<String>),
 }
 
@@ -50,7 +51,7 @@ pub(crate) fn parse(text: &str) -> Result<Value> {
                 _ => return Err(bad("it ends before it is whole")),
             },
             Event::Scalar(text, style, ..) => match open.last_mut() {
-                // A key is a text, whatever it looks like.
+                // A key is a string, even if it looks like another type.
                 Some(Open::Map(map, key @ None)) => {
                     if map.contains_key(&*text) {
                         return Err(bad(&format!("{text:?} is there twice")));

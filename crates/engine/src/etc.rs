@@ -101,7 +101,7 @@ pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Resu
 
 /// What a file says that we have written, or none if it cannot be: the container may have made it as large as a disk.
 fn read_written(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    // Without waiting: it may be a pipe.
+    // Non-blocking, because the path may be a FIFO.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = fs::File::options().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {

@@ -1,22 +1,22 @@
-//! One event with what containerd says about it.
+//! An event in containerd's envelope: timestamp, namespace and topic.
 
 use std::borrow::Cow;
 
 use types::filter::present;
 use types::{Error, FieldPath, Fields, Namespace, Opaque, Result, Timestamp, id};
 
-/// An event on its way: who, when, what about, and the event itself as it came.
+/// A published event: when, in which namespace, under which topic, and the encoded event itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
     pub timestamp: Timestamp,
     pub namespace: Namespace,
-    /// Parts that are identifiers, each after a slash: `/tasks/exit`.
+    /// One or more identifiers, each preceded by a slash: `/tasks/exit`.
     pub topic: String,
     pub event: Opaque,
 }
 
 impl Envelope {
-    /// `InvalidArgument` if the topic is none.
+    /// `InvalidArgument` if the topic is malformed.
     pub fn new(
         timestamp: Timestamp,
         namespace: Namespace,
@@ -28,7 +28,7 @@ impl Envelope {
         Ok(Envelope { timestamp, namespace, topic, event })
     }
 
-    /// Bytes that it takes in memory, as far as they depend on who published it.
+    /// Memory it takes in bytes, including the parts whose length the publisher chooses.
     pub(crate) fn len(&self) -> usize {
         size_of::<Envelope>()
             + self.namespace.as_str().len()
@@ -39,7 +39,7 @@ impl Envelope {
 }
 
 impl Fields for Envelope {
-    /// `namespace` and `topic`. The fields of the event itself are known to whoever knows its type.
+    /// Filters see `namespace` and `topic` only: the event itself is opaque here.
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
         match (path.head(), path.rest()) {
             ("namespace", "") => Some(Cow::Borrowed(self.namespace.as_str())),

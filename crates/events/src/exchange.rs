@@ -1,4 +1,4 @@
-//! The ring of events and the ends that read it.
+//! The exchange: a ring of recent events, and the subscriptions that read it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,11 +11,11 @@ use types::Filters;
 
 use crate::Envelope;
 
-/// How many events a listener may be behind. A start and end of a container makes about five.
+/// How many events a subscriber may lag behind. Starting and ending a container publishes about five.
 pub const CAPACITY: usize = 4096;
 
-/// Bytes of events that wait for listeners, of all together. Those of [`CAPACITY`] usual events are a million; others are
-/// published by clients, and may be as large as a message.
+/// Most bytes of unread events, over all subscribers. [`CAPACITY`] events of the daemon and its shims take about a
+/// megabyte, but clients may publish events as large as a gRPC message.
 const BYTES_MAX: usize = 16 << 20;
 
 /// Where events are published. Clones share one ring.
@@ -25,19 +25,19 @@ pub struct Exchange {
     waiting: Arc<Waiting>,
 }
 
-/// The events that somebody has not read yet.
+/// The events that some subscriber has not read yet.
 #[derive(Debug)]
 struct Waiting {
     bytes: Arc<AtomicUsize>,
     bytes_max: usize,
     capacity: usize,
-    /// The oldest first.
+    /// Oldest first.
     slots: Mutex<VecDeque<Weak<Slot>>>,
-    /// Held by listeners to more than one topic too.
+    /// Also held by each subscription to more than one topic; their number is its reference count.
     listening: Arc<()>,
 }
 
-/// An event in the ring, until all have read it or it is dropped in favor of younger ones.
+/// An event in the ring. The envelope is dropped early when unread events exceed the byte limit.
 #[derive(Debug)]
 struct Slot {
     envelope: Mutex<Option<Arc<Envelope>>>,
@@ -56,51 +56,53 @@ impl Exchange {
         Exchange::default()
     }
 
-    /// Listeners may be so many events behind, and all together so many bytes; the youngest event is kept whatever its
-    /// size is.
+    /// An exchange with other limits: a subscriber may lag `capacity` events behind, and unread events may take
+    /// `bytes_max` bytes in all. The newest event is kept whatever its size.
     pub fn with_limits(capacity: usize, bytes_max: usize) -> Exchange {
         let (bytes, slots, listening) = Default::default();
         let waiting = Waiting { bytes, bytes_max, capacity, slots, listening };
         Exchange { ring: broadcast::channel(capacity).0, waiting: Arc::new(waiting) }
     }
 
-    /// Tells everybody who listens. Without listeners the event is dropped.
+    /// Delivers the event to all subscribers. Without subscribers it is dropped.
     pub fn publish(&self, envelope: Envelope) {
         let slot = self.waiting.slot(envelope);
         let young = Arc::downgrade(&slot);
-        // The only error is that nobody listens.
+        // The only possible error is that there are no subscribers.
         let _ = self.ring.send(slot);
         self.waiting.note(young);
     }
 
-    /// Whether anybody listens to more than one topic.
+    /// Whether a subscriber follows more than one topic: then events that only such subscribers need are worth
+    /// computing.
     pub fn is_heard(&self) -> bool {
         Arc::strong_count(&self.waiting.listening) > 1
     }
 
-    /// Listens to events from here on, by namespace and topic.
+    /// Subscribes to the events from now on that match these filters on namespace and topic.
     pub fn subscribe(&self, filters: Filters) -> Subscription {
         self.subscribe_where(move |envelope| filters.matches(envelope))
     }
 
-    /// As [`Exchange::subscribe_where`], by one who takes what comes and has nobody wait for the disk: it does not count
-    /// for [`Exchange::is_heard`].
+    /// As [`Exchange::subscribe_where`], but does not count for [`Exchange::is_heard`], so that no publisher does disk
+    /// reads for this subscriber's sake.
     pub fn overhear(&self, wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static) -> Subscription {
         self.listen(None, wanted)
     }
 
-    /// Somebody listens by way of who overhears, and counts as long as this is held.
+    /// Counts as a subscriber for [`Exchange::is_heard`] while held: for a client that is served from a subscription
+    /// made with [`Exchange::overhear`].
     pub fn listening(&self) -> Listening {
         Listening { _listening: self.waiting.listening.clone() }
     }
 
-    /// Listens to events of one topic.
+    /// Subscribes to the events of one topic.
     pub fn subscribe_topic(&self, topic: &'static str) -> Subscription {
         self.listen(None, move |envelope| envelope.topic == topic)
     }
 
-    /// Listens to events that `wanted` says yes to. It runs when the listener receives, not when
-    /// somebody publishes.
+    /// Subscribes to the events that `wanted` accepts. The subscriber runs `wanted` when it receives, not the
+    /// publisher.
     pub fn subscribe_where(
         &self,
         wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static,
@@ -129,7 +131,7 @@ impl Waiting {
         Arc::new(Slot { envelope: Mutex::new(Some(Arc::new(envelope))), len, bytes: self.bytes.clone() })
     }
 
-    /// Drops the oldest events while there are too many bytes.
+    /// Drops the oldest unread events while they exceed the byte limit.
     fn note(&self, young: Weak<Slot>) {
         let mut slots = self.slots.lock();
         slots.push_back(young);
@@ -166,31 +168,31 @@ impl Drop for Slot {
     }
 }
 
-/// See [`Exchange::listening`].
+/// A guard: see [`Exchange::listening`].
 #[derive(Debug)]
 pub struct Listening {
     _listening: Arc<()>,
 }
 
-/// A listener's end.
+/// The receiving end of the exchange.
 pub struct Subscription {
     ring: Receiver<Arc<Slot>>,
-    /// What came after events that were lost.
+    /// The first event after a gap, kept while the gap is reported.
     next: Option<Arc<Envelope>>,
     wanted: Box<dyn Fn(&Envelope) -> bool + Send + Sync>,
     _listening: Option<Arc<()>>,
 }
 
-/// What a subscription gives.
+/// What a subscription yields.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Received {
     Event(Arc<Envelope>),
-    /// So many events, wanted or not, passed by unread.
+    /// The subscriber was too slow and lost this many events, whether or not they match its filter.
     Lagged(u64),
 }
 
 impl Subscription {
-    /// The next event, or `None` when the exchange is gone. Safe to cancel.
+    /// The next event, or `None` once the exchange is dropped. Cancel-safe.
     pub async fn receive(&mut self) -> Option<Received> {
         loop {
             let envelope = match self.next.take() {
@@ -210,7 +212,7 @@ impl Subscription {
         }
     }
 
-    /// How many were lost in a row, the first of which has come.
+    /// Counts consecutive lost events. The caller has received the first of them.
     fn skip(&mut self) -> u64 {
         let mut lost = 1;
         loop {
@@ -300,7 +302,7 @@ mod tests {
             assert_eq!(envelope.topic, topic, "who reads in time loses nothing");
             assert!(held.load(Ordering::Relaxed) <= 10_000);
         }
-        // One that is larger than all may be is kept until it is not the youngest.
+        // An event larger than the limit is kept until a newer one comes.
         exchange.publish(large("/f", 20_000));
         exchange.publish(large("/g", 1));
         exchange.publish(large("/h", 1));
@@ -320,7 +322,7 @@ mod tests {
             assert!(matches!(listener.receive().await, Some(Received::Event(_))));
             assert_eq!(held.load(Ordering::Relaxed), 0);
         }
-        // Nor what nobody hears.
+        // An event without subscribers is not held.
         drop(listener);
         exchange.publish(large("/a", 1000));
         assert_eq!(held.load(Ordering::Relaxed), 0);

@@ -1,4 +1,4 @@
-//! Events: what happened, told to whoever listens.
+//! Events: an in-memory exchange between publishers and subscribers.
 //!
 //! ```text
 //! publish ──▶ ring of the last CAPACITY events ──▶ subscription ──filters──▶ listener
@@ -6,11 +6,11 @@
 //! ```
 //!
 //! Invariants
-//! - Publishing never waits. Memory is bounded by the ring, however slow a listener is.
-//! - A subscription gets events in the order in which they were published, and each of its kind
-//!   once. Where it was too slow for the ring it is told how many it lost, in their place: whoever
-//!   follows events to know a state lists that state again.
-//! - Nothing is kept for listeners that come later.
+//! - Publishing never waits. The ring bounds memory, however slow a subscriber is.
+//! - A subscription yields events in the order of publication, each at most once. If the subscriber lagged, the number
+//!   of   lost events is reported in their place: a subscriber that derives state from events must then list that state
+//!   anew.
+//! - Nothing is kept for subscribers that come later.
 #![forbid(unsafe_code)]
 
 mod envelope;

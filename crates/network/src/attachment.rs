@@ -1,4 +1,4 @@
-//! Attachments: what ties one container to the bridge, from the record to the last rule.
+//! Attachments: everything that connects one container to the bridge, from the record to its packet filter rules.
 //!
 //! ```text
 //! attach   claim address and ports (memory) ─▶ record ─▶ veth ─▶ address, route ─▶ rules
@@ -27,43 +27,43 @@ use crate::namespace;
 use crate::ports::{self, PortRequest, PublishedPort, Reservation, protocol_name, reserve};
 use crate::records::Records;
 
-/// What the interface is called inside the container.
+/// Name of the interface inside the container.
 const INSIDE: &str = "eth0";
 
-/// What a container wants of the network.
+/// The network settings that a container requests.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     pub ports: Vec<PortRequest>,
-    /// The hardware address inside; without, one that follows from the address.
+    /// MAC address of the container's interface; derived from its IP address if `None`.
     pub mac: Option<[u8; 6]>,
 }
 
-/// What a container has of the network.
+/// The network settings that a container was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     pub address: Ipv4Addr,
-    /// Length of the subnet's prefix.
+    /// Prefix length of the subnet.
     pub prefix_len: u8,
     pub gateway: Ipv4Addr,
     pub mac: [u8; 6],
-    /// This machine's end of the veth pair.
+    /// Name of the host's end of the veth pair.
     pub link: String,
     pub ports: Vec<PublishedPort>,
 }
 
 impl Attachment {
-    /// The hardware address as people write it.
+    /// The MAC address in the usual notation, `02:48:ac:1e:00:02`.
     pub fn mac_text(&self) -> String {
         self.mac.map(|byte| format!("{byte:02x}")).join(":")
     }
 }
 
-/// Something of ours that belongs to no living container.
+/// A record or kernel object of this daemon that belongs to no living container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leftover {
     Record(String),
     Link(String),
-    /// The note of a rule, which is the container's id.
+    /// The comment of a rule, which is the container's id.
     Rule(String),
     Namespace(PathBuf),
 }
@@ -84,35 +84,35 @@ pub struct Network {
     config: Config,
     namespaces: PathBuf,
     marks: Marks,
-    /// Which bridge an earlier version made here.
+    /// File in which an earlier version noted the bridge it made.
     note: PathBuf,
     records: Records,
     claims: Mutex<Claims>,
-    /// Held by who changes the bridge or the rules, which the kernel does one after the other anyway: whoever makes
-    /// them anew puts back the ports of all others, and none may come or go meanwhile. Taken before `claims`.
+    /// Serializes changes to bridge and rules. Recreating the rules includes the ports of all attachments, so none may
+    /// be added or removed meanwhile. Taken before `claims`.
     turn: Mutex<()>,
 }
 
-/// Who has which address and port. Memory only; the records are the truth.
+/// The address and ports of each container. In memory only; rebuilt from the records.
 #[derive(Default)]
 struct Claims {
     attachments: BTreeMap<String, Attachment>,
     reservations: BTreeMap<String, Vec<Reservation>>,
-    /// The address given last: the search for the next begins behind it, so that an address is not
-    /// given again at once.
+    /// The last address assigned. The search for a free one starts after it, so that a released address is not reused
+    /// at once.
     last: u32,
 }
 
 impl Network {
-    /// Reads the records below `state` and takes the published ports again. The kernel is not changed.
+    /// Reads the records below `state` and reserves the published ports again. Does not change the kernel's state.
     pub fn open(state: &Path, config: Config) -> Result<Network> {
         config.check()?;
         let namespaces = state.join("netns");
         fs::create_dir_all(&namespaces).context(|| format!("create {}", namespaces.display()))?;
         let records = Records::open(state.join("network"))?;
         let attachments = records.read_all()?;
-        // A port that somebody took while no daemon was there still leads to the container, so a failure
-        // to take it again is nobody's concern.
+        // Another program may have bound a port while no daemon ran. The rules still lead to the container, so failing
+        // to reserve it again is harmless.
         let reservations = attachments.iter().map(|(id, attachment)| {
             let again = attachment
                 .ports
@@ -130,12 +130,12 @@ impl Network {
         &self.config
     }
 
-    /// The range of its addresses: that of the bridge, or without one the one that is configured.
+    /// The subnet and gateway of the bridge, or the configured ones if there is no bridge yet.
     pub fn range(&self) -> Result<Option<Range>> {
         bridge::range(&self.config)
     }
 
-    /// Makes a network namespace for a container and returns the file that it is pinned to.
+    /// Creates a network namespace for a container and returns the file it is pinned to.
     pub fn create_namespace(&self, id: &str) -> Result<PathBuf> {
         check_identifier("container id", id)?;
         let path = self.namespaces.join(id);
@@ -147,7 +147,7 @@ impl Network {
         self.namespaces.join(id)
     }
 
-    /// Removes the namespace of a container that was never attached, or is detached.
+    /// Removes the network namespace of a container that was never attached or has been detached.
     pub fn remove_namespace(&self, id: &str) -> Result<()> {
         check_identifier("container id", id)?;
         namespace::remove(&self.namespaces.join(id)).map(drop)
@@ -155,8 +155,8 @@ impl Network {
 
     /// Connects a container's namespace, which [`Network::create_namespace`] made, to the bridge.
     ///
-    /// `AlreadyExists` if it is attached; `FailedPrecondition` if a port is taken. After an error nothing
-    /// is left but the namespace.
+    /// `AlreadyExists` if it is attached; `FailedPrecondition` if a port is taken. After an error only the namespace
+    /// remains.
     pub fn attach(&self, id: &str, request: &Request) -> Result<Attachment> {
         let what = || format!("attach {id} to bridge {}", self.config.bridge);
         check_identifier("container id", id)?;
@@ -171,14 +171,14 @@ impl Network {
                         self.release(id);
                         Err(error)
                     }
-                    // The record stays, and `reconcile` tries again.
+                    // The record remains, and `reconcile` tries again.
                     Err(second) => Err(error.context(format!("(undoing it failed too: {})", second.chain()))),
                 }
             }
         }
     }
 
-    /// The first half of [`Network::detach`]: gives back the published ports, so that others may have them.
+    /// The first half of [`Network::detach`]: releases the published ports, so that other containers can have them.
     pub fn unpublish(&self, id: &str) -> Result<()> {
         check_identifier("container id", id)?;
         if self.attachment(id).is_none_or(|attachment| attachment.ports.is_empty()) {
@@ -187,8 +187,8 @@ impl Network {
         self.delete_rules(id).context(|| format!("take back the published ports of {id}"))
     }
 
-    /// Takes away everything that [`Network::attach`] and [`Network::create_namespace`] made. A container
-    /// that has nothing is not an error.
+    /// Removes everything that [`Network::attach`] and [`Network::create_namespace`] made. No error if there is
+    /// nothing.
     pub fn detach(&self, id: &str) -> Result<()> {
         let what = || format!("detach {id} from bridge {}", self.config.bridge);
         check_identifier("container id", id)?;
@@ -205,7 +205,7 @@ impl Network {
         self.claims().attachments.get(id).cloned()
     }
 
-    /// Makes the bridge and all rules again if they are gone: somebody may have flushed them while no daemon was there.
+    /// Recreates bridge and rules if they are missing: an administrator may have flushed them while no daemon ran.
     pub fn restore(&self) -> Result<()> {
         if self.claims().attachments.is_empty() {
             return Ok(());
@@ -213,7 +213,7 @@ impl Network {
         self.bridge().map(drop).context(|| format!("restore bridge {}", self.config.bridge))
     }
 
-    /// What is there without a living container.
+    /// Finds what belongs to no container in `live`.
     pub fn check(&self, live: &BTreeSet<String>) -> Result<Vec<Leftover>> {
         let mut leftovers = Vec::new();
         let known: BTreeSet<String> = self.claims().attachments.keys().cloned().collect();
@@ -222,7 +222,7 @@ impl Network {
         let names: BTreeSet<String> = live.iter().map(|id| link_name(id)).collect();
         let mut route = Route::open()?;
         if let Some(bridge) = route.link(&self.config.bridge)? {
-            // Those of an earlier version have no mark: they go with their records.
+            // Links made by an earlier version have no mark: they are removed with their records.
             let ours = route
                 .links()?
                 .into_iter()
@@ -232,7 +232,8 @@ impl Network {
             );
         }
         let rules = Nft::open()?.rules(&self.config.bridge)?;
-        // Ours are ids and nothing else. nft keeps its users' comments in the same place.
+        // The comments of our rules are container ids and nothing else. nft keeps its users' comments in the same
+        // field.
         let notes: BTreeSet<String> = rules
             .into_iter()
             .filter_map(|rule| String::from_utf8(rule.note).ok())
@@ -251,8 +252,8 @@ impl Network {
         Ok(leftovers)
     }
 
-    /// Removes everything that belongs to no living container, and says what it was. Goes on after an
-    /// error and returns the first.
+    /// Removes everything that belongs to no container in `live`, and returns what it found. Continues after an error
+    /// and returns the first.
     pub fn reconcile(&self, live: &BTreeSet<String>) -> Result<Vec<Leftover>> {
         let leftovers = self.check(live)?;
         let mut first_error = None;
@@ -264,7 +265,7 @@ impl Network {
         first_error.map_or(Ok(leftovers), Err)
     }
 
-    /// Removes something that belongs to no living container. What is gone already is no error.
+    /// Removes one leftover. No error if it is gone already.
     pub fn remove(&self, leftover: &Leftover) -> Result<()> {
         let removed = match leftover {
             Leftover::Record(id) => self.detach(id),
@@ -275,8 +276,8 @@ impl Network {
         removed.context(|| format!("remove {leftover}"))
     }
 
-    /// Removes the bridge and its table if no container is attached, and nobody else uses them. True if it did. At the end of
-    /// a daemon the table goes whoever has rules in it.
+    /// Removes the bridge and its table if no container is attached and no other program uses them; returns whether it
+    /// did. When the daemon ends (`is_end`), the table goes even if users have added rules to it.
     pub fn remove_if_unused(&self, is_end: bool) -> Result<bool> {
         let _turn = self.turn();
         if !self.claims().attachments.is_empty() {
@@ -294,13 +295,13 @@ impl Network {
         self.turn.lock()
     }
 
-    /// Finds the bridge with its rules, or makes them. May be called by several threads at once.
+    /// Finds the bridge with its rules, or creates them. Several threads may call this at once.
     fn bridge(&self) -> Result<Bridge> {
         if let Some(bridge) = bridge::find(&self.config)? {
             return Ok(bridge);
         }
         let _turn = self.turn();
-        // Another may have had the turn before.
+        // Another thread may have created it while this one waited for the lock.
         if let Some(bridge) = bridge::find(&self.config)? {
             return Ok(bridge);
         }
@@ -318,7 +319,7 @@ impl Network {
         }
     }
 
-    /// Finds an address and ports that nobody has, and enters them under this id.
+    /// Reserves a free address and the requested ports for this container.
     fn claim(&self, id: &str, bridge: &Bridge, request: &Request) -> Result<Attachment> {
         let reservations = request.ports.iter().map(|port| self.reserve(port)).collect::<Result<Vec<_>>>()?;
         let ports: Vec<PublishedPort> =
@@ -339,7 +340,7 @@ impl Network {
             address,
             prefix_len: bridge.range.subnet.len,
             gateway: bridge.range.gateway,
-            // Locally administered, and unique as long as the address is.
+            // Locally administered, and as unique as the IP address.
             mac: request.mac.unwrap_or([0x02, 0x48, address.octets()[0], second, third, fourth]),
             link: link_name(id),
             ports,
@@ -350,7 +351,7 @@ impl Network {
         Ok(attachment)
     }
 
-    /// Takes a port of the machine, the first that is free of several.
+    /// Reserves a host port: the first free one of the requested range.
     fn reserve(&self, request: &PortRequest) -> Result<Reservation> {
         let Some((first, last)) = request.host_ports else { return reserve(request, None) };
         let mut taken = None;
@@ -367,7 +368,7 @@ impl Network {
         Err(if first < last { taken.context(format!("no port of {first}-{last} is free")) } else { taken })
     }
 
-    /// Names the container that has it if one does.
+    /// The error names the container that has the port, if one does.
     fn reserve_one(&self, request: &PortRequest, host_port: u16) -> Result<Reservation> {
         let wanted = published(request, host_port);
         if let Some(owner) = owner_of(&self.claims(), &wanted) {
@@ -411,7 +412,7 @@ impl Network {
         ports::forget_others(&attachment.ports, attachment.address)
     }
 
-    /// Takes rules and links away, keeping the record. Each part may be gone already.
+    /// Removes rules and links but keeps the record. Any of them may be gone already.
     fn disconnect(&self, id: &str, attachment: &Attachment) -> Result<()> {
         if !attachment.ports.is_empty() {
             self.delete_rules(id)?;
@@ -419,8 +420,8 @@ impl Network {
         Route::open()?.delete_link(&attachment.link).map(drop)
     }
 
-    /// Deletes the rules of a container and gives its ports back, in one turn: rules that are made anew are those
-    /// of the ports that are claimed.
+    /// Deletes the rules of a container and releases its ports under one lock, because recreated rules are derived from
+    /// the claimed ports.
     fn delete_rules(&self, id: &str) -> Result<()> {
         let table = &self.config.bridge;
         let _turn = self.turn();
@@ -430,7 +431,7 @@ impl Network {
             batch.delete_rule(table, rule);
         }
         nft.apply(&format!("delete the packet filter rules of {id}"), batch)?;
-        // First: if this fails it is tried again, as long as the ports are not given back.
+        // First, so that it is tried again after a failure: the ports are still claimed then.
         self.attachment(id).map_or(Ok(()), |attachment| ports::forget_translated(attachment.address))?;
         let mut claims = self.claims();
         claims.reservations.remove(id);
@@ -450,7 +451,7 @@ fn configure_inside(route: &mut Route, attachment: &Attachment) -> Result<()> {
     route.add_default_route(attachment.gateway.into())
 }
 
-/// `hv` and enough of a hash: a name of at most 15 bytes that follows from the id.
+/// The veth name derived from the container's id: `hv` and a hash short enough for the kernel's limit of 15 bytes.
 fn link_name(id: &str) -> String {
     format!("hv{}", Digest::of(id.as_bytes()).short())
 }

@@ -15,21 +15,21 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::mark::Marks;
 use crate::rules;
 
-/// Ranges that are tried in order when none is configured. Private (RFC 1918), and away from those that
-/// Docker, Podman and common VPNs take first.
+/// Subnets tried in order if none is configured. Private (RFC 1918), and not those that Docker, Podman and common VPNs
+/// choose first.
 const SUBNETS: [(u8, u8); 6] = [(172, 30), (172, 29), (172, 28), (10, 201), (10, 202), (10, 203)];
 
-/// What statfs(2) says of memory, which does not outlive the machine's run.
+/// `f_type` of statfs(2) for tmpfs, whose files do not survive a reboot.
 const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
-/// What a network is made with.
+/// Configuration of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Name of the bridge, and of the nft table. At most 15 letters, digits and `_`.
+    /// Name of the bridge and of the nft table. At most 15 letters, digits and `_`.
     pub bridge: String,
-    /// None: the first of a list that no route or address of this machine overlaps.
+    /// `None`: the first subnet of a built-in list that overlaps no route or address of the host.
     pub subnet: Option<Subnet>,
-    /// None: the kernel's default, 1500.
+    /// `None`: the kernel's default, 1500 bytes.
     pub mtu: Option<u32>,
 }
 
@@ -60,7 +60,7 @@ pub struct Subnet {
     pub len: u8,
 }
 
-/// A subnet and the way out of it, which is the bridge's own address.
+/// A subnet and its gateway, which is the bridge's own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
     pub subnet: Subnet,
@@ -68,13 +68,13 @@ pub struct Range {
 }
 
 impl Subnet {
-    /// With the first address for the bridge.
+    /// The subnet with its first host address as gateway.
     fn with_first(self) -> Range {
         Range { subnet: self, gateway: Ipv4Addr::from(u32::from(self.network) + 1) }
     }
 
-    /// The addresses that containers may have, if nobody else has them. The first is a gateway's by custom, though on a
-    /// bridge of others it need not be.
+    /// The addresses that containers may be given, if they are free. Excludes the first host address, by convention the
+    /// gateway, although a bridge that another program made may use a different one.
     pub(crate) fn hosts(self) -> std::ops::Range<u32> {
         let first = u32::from(self.network);
         let size = 1_u32 << (32 - u32::from(self.len));
@@ -125,7 +125,7 @@ impl fmt::Display for Subnet {
 pub(crate) struct Bridge {
     pub(crate) index: u32,
     pub(crate) range: Range,
-    /// The addresses in its subnet that this machine has itself.
+    /// The host's own addresses in this subnet.
     pub(crate) own: BTreeSet<Ipv4Addr>,
 }
 
@@ -136,7 +136,7 @@ impl Bridge {
     }
 }
 
-/// The bridge, if it is there and nothing of it or its rules is missing.
+/// The bridge, if it exists and neither its address nor any of its rules is missing.
 pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
     let mut route = Route::open()?;
     let Some(link) = link(&mut route, config)? else { return Ok(None) };
@@ -146,7 +146,7 @@ pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
     Ok(rules::are_there(&config.bridge)?.then(|| Bridge::new(&link, range, &addresses)))
 }
 
-/// The range of the bridge that is there, or of the one that is to be made, if that is known.
+/// Subnet and gateway of the existing bridge, or of the one to be made, if configured.
 pub(crate) fn range(config: &Config) -> Result<Option<Range>> {
     let mut route = Route::open()?;
     let of_bridge = match link(&mut route, config)? {
@@ -156,9 +156,9 @@ pub(crate) fn range(config: &Config) -> Result<Option<Range>> {
     Ok(of_bridge.or(config.subnet.map(Subnet::with_first)))
 }
 
-/// Makes what is missing of the bridge, and all rules: the common ones, and those that `publish` adds. Only one
-/// may do so at a time, or each would choose a subnet and begin the rules anew. That the bridge is ours is told by its
-/// address, which it is born with: one that is there already is somebody's, and keeps its own.
+/// Creates what is missing of the bridge, and all rules: the common ones and those that `publish` adds. The caller must
+/// hold the lock: concurrent calls would choose different subnets and overwrite each other's rules. A bridge made here
+/// is recognized by its MAC address, set at creation; an existing bridge belongs to another program and keeps its own.
 pub(crate) fn make(config: &Config, marks: &Marks, publish: impl FnOnce(&mut Batch)) -> Result<Bridge> {
     let name = &config.bridge;
     let mut route = Route::open()?;
@@ -188,16 +188,16 @@ pub(crate) fn make(config: &Config, marks: &Marks, publish: impl FnOnce(&mut Bat
     Ok(Bridge::new(&link, range, &addresses))
 }
 
-/// Whether an earlier version made this bridge, which noted name and number in a file. A number is not given twice while a
-/// machine runs; a note that is not in memory may be older than that, and of a bridge that is no more.
+/// Whether an earlier version made this bridge. It noted name and interface index in a file. The kernel does not reuse
+/// an index until reboot; a note that is not on tmpfs may predate the boot and describe a bridge that is gone.
 fn is_noted(link: &Link, note: &Path) -> bool {
     let is_of_this_boot = rustix::fs::statfs(note).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC);
     is_of_this_boot
         && fs::read_to_string(note).is_ok_and(|noted| noted == format!("{} {}\n", link.name, link.index))
 }
 
-/// Removes the bridge, if it was made here and nobody else has attached something, and the rules with it. Containers must
-/// be gone. Whether it did. Rules that people added to the table keep it and the bridge as long as the daemon lives.
+/// Removes bridge and rules if the bridge was made here and no other program has attached an interface; returns whether
+/// it did. All containers must be detached. Rules that users added to the table keep both, except when the daemon ends.
 pub(crate) fn remove(config: &Config, marks: &Marks, note: &Path, is_end: bool) -> Result<bool> {
     let mut route = Route::open()?;
     let link = route.link(&config.bridge)?;
@@ -259,22 +259,21 @@ fn free_subnet(route: &mut Route, addresses: &[Address]) -> Result<Subnet> {
     })
 }
 
-/// Packets of containers must be routed, and those from this machine's own 127.0.0.1 to a published port
-/// must be let out by the bridge. The rule in the chain `raw` keeps containers from using the latter to
-/// reach what listens on this machine's loopback (CVE-2020-8558).
+/// Enables routing of packets from containers, and lets packets from the host's own 127.0.0.1 to a published port leave
+/// by the bridge (`route_localnet`). The rule in the chain `raw` keeps containers from using the latter to reach
+/// services on the host's loopback (CVE-2020-8558).
 fn allow_forwarding(bridge: &str) -> Result<()> {
     set("ipv4/ip_forward", "1")?;
     set(&format!("ipv4/conf/{bridge}/route_localnet"), "1")
 }
 
-/// Containers may send what they like, and whoever hears it would take the one that says so for its router: this
-/// machine (CVE-2020-13401), or another container. No address of IPv6 is handed out, so neither the bridge nor the
-/// links of containers have a use for it. `default` stands for links that are still to come into the caller's
-/// namespace.
+/// Disables IPv6 on an interface and ignores router advertisements. A container could advertise itself as a router to
+/// the host (CVE-2020-13401) or to other containers. No IPv6 addresses are assigned, so neither bridge nor veths need
+/// it. `default` applies to interfaces that are still to be created in the caller's network namespace.
 pub(crate) fn silence_ipv6(link: &str) -> Result<()> {
     for (key, value) in [("accept_ra", "0"), ("disable_ipv6", "1")] {
         match set(&format!("ipv6/conf/{link}/{key}"), value) {
-            // A kernel without IPv6.
+            // The kernel has no IPv6.
             Err(error) if error.is(ErrorKind::NotFound) => {}
             other => other?,
         }
@@ -282,7 +281,7 @@ pub(crate) fn silence_ipv6(link: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sets a value below `/proc/sys/net`, which may be read-only, unless it is what it should be.
+/// Sets a sysctl below `/proc/sys/net` unless it has that value already: the mount may be read-only.
 fn set(key: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/net/{key}");
     let current = fs::read_to_string(&path).context(|| format!("read {path}"))?;

@@ -1,4 +1,4 @@
-//! Networks of containers: a bridge on this machine, an address for each container, published ports.
+//! Container networks: a bridge on the host, an IPv4 address for each container, published ports.
 //!
 //! ```text
 //!  container's namespace            this machine
@@ -8,15 +8,16 @@
 //!  └───────────────┘        └─────────────────────────────┘◀── published ports (destination NAT)
 //! ```
 //!
-//! What an attachment consists of is written to a record first and taken from the kernel last, so a
-//! crash between any two steps leaves a record by which [`Network::reconcile`] removes the rest. The
-//! records live and die with the kernel's state, below the state directory (`docs/design/network.md`).
+//! An attachment is recorded before the kernel is changed, and its record is deleted last: a crash between any two
+//! steps leaves a record by which [`Network::reconcile`] removes the rest. Records live below the state directory and
+//! so, like the kernel's state, do not survive a reboot (`docs/design/network.md`).
 //!
 //! Invariants
-//! - Packet filter rules stand in one table, named like the bridge. No rule or link of others is touched.
-//! - One address and one host port belong to one attachment.
-//! - What containers share, the bridge and the table, changes in turns. No other lock is held while the kernel or
-//!   the disk is asked.
+//! - All packet filter rules are in one table, named after the bridge. Rules and links of other programs are not
+//!   touched.
+//! - An address and a host port belong to at most one attachment.
+//! - A lock serializes changes to what containers share, the bridge and the table. No other lock is held during calls
+//!   to   the kernel or the disk.
 #![forbid(unsafe_code)]
 
 mod attachment;

@@ -1,4 +1,5 @@
-//! Marks: how what was made here is told from what others made, with nothing noted that a crash could separate from it.
+//! Marks: MAC addresses by which links made here are recognized, with no separate note that a crash could separate from
+//! them.
 //!
 //! ```text
 //! bridge            06:48:h1:h2:h3:h4        h = sha256(state directory, 0, name of the link)
@@ -6,9 +7,9 @@
 //! containers' ends  02:48:a1:a2:a3:a4        a = the container's address
 //! ```
 //!
-//! A mark is the hardware address that a link is made with, in the one message that makes it. All are locally administered
-//! (IEEE 802, 8.2.2). A bridge of others without an address of its own takes the lowest of its ports, and another when that
-//! port goes: so the host's ends have the highest.
+//! A mark is set in the one netlink message that creates the link. All marks are locally administered (IEEE 802,
+//! 8.2.2). A bridge without a MAC address of its own takes the lowest of its ports', and another one when that port
+//! goes: so that another program's bridge keeps its address, the host's ends have the highest.
 
 use std::path::{Path, PathBuf};
 
@@ -19,12 +20,12 @@ use types::{Context, Result};
 const BRIDGE: [u8; 2] = [0x06, 0x48];
 const PORT: [u8; 2] = [0xfe, 0x48];
 
-/// The marks of one daemon, which is known by its state directory.
+/// The marks of one daemon, which is identified by its state directory.
 pub(crate) struct Marks(PathBuf);
 
 impl Marks {
     pub(crate) fn of(state: &Path) -> Result<Marks> {
-        // By whatever name it is called.
+        // Canonical, so that the mark does not depend on the path by which the directory is named.
         state.canonicalize().map(Marks).context(|| format!("look for {}", state.display()))
     }
 
@@ -40,7 +41,7 @@ impl Marks {
         link.kind == "bridge" && link.address == self.of_bridge(&link.name)
     }
 
-    /// Whether it is the host's end of a pair that was made here.
+    /// Whether this is the host's end of a veth pair made here.
     pub(crate) fn is_own_port(&self, link: &Link) -> bool {
         link.kind == "veth" && link.address == self.of_port(&link.name)
     }

@@ -1,4 +1,4 @@
-//! Published ports: what is asked for, what is given, and how others are kept from taking it.
+//! Published ports: requests, rules, and the reservations that keep other programs from binding them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
@@ -10,18 +10,18 @@ use types::{Error, ErrorKind, Result};
 
 use crate::rules::{OUTPUT, PREROUTING};
 
-/// A port of the container that should be reachable from outside.
+/// A container port to be reachable from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRequest {
-    /// Only on this address of the machine; `0.0.0.0` is all of them.
+    /// The host address to publish on; `0.0.0.0` is all of them.
     pub host_address: Ipv4Addr,
-    /// The first and the last of those of which the first that is free is chosen. None: any that is free.
+    /// First and last port of the range from which the first free one is chosen. `None`: any free port.
     pub host_ports: Option<(u16, u16)>,
     pub container_port: u16,
     pub transport: Transport,
 }
 
-/// A port that was given.
+/// A port that is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
     pub host_address: Ipv4Addr,
@@ -38,7 +38,7 @@ impl PublishedPort {
         self.transport == other.transport && self.host_port == other.host_port && same_address
     }
 
-    /// Adds the rules that lead to the container.
+    /// Adds the destination NAT rules that lead to the container.
     pub(crate) fn publish(&self, batch: &mut Batch, table: &str, container: Ipv4Addr, note: &[u8]) {
         let to = Expr::TranslateDestination(container, self.container_port);
         let on = if self.host_address.is_unspecified() {
@@ -47,7 +47,7 @@ impl PublishedPort {
             Expr::DestinationIn(self.host_address, 32)
         };
         let rule = [on, Expr::Port(self.transport, self.host_port), to];
-        // Whoever asks for loopback from outside is not to be heard, and packets of this machine do not arrive.
+        // Packets from outside must not reach loopback, and the host's own do not pass PREROUTING.
         if !self.host_address.is_loopback() {
             batch.add_rule(table, PREROUTING, &rule, note);
         }
@@ -55,8 +55,7 @@ impl PublishedPort {
     }
 }
 
-/// A socket that is bound and does nothing, so that no other program gets the port, and one that has it
-/// is found out about.
+/// A bound socket that is never read: it keeps other programs from binding the port, and fails if one has.
 pub(crate) struct Reservation {
     pub(crate) port: u16,
     _socket: Socket,
@@ -67,7 +66,7 @@ enum Socket {
     Udp { _held: UdpSocket },
 }
 
-/// Takes a port of this machine. With none asked for, the kernel chooses.
+/// Reserves a host port. If `host_port` is `None`, the kernel chooses one.
 pub(crate) fn reserve(request: &PortRequest, host_port: Option<u16>) -> Result<Reservation> {
     let wanted = SocketAddr::new(IpAddr::V4(request.host_address), host_port.unwrap_or(0));
     let bound = match request.transport {
@@ -95,8 +94,8 @@ pub(crate) fn reserve(request: &PortRequest, host_port: Option<u16>) -> Result<R
     }
 }
 
-/// Lets datagrams that went to whoever had these ports before, or to nobody, go to the container that has them now.
-/// A flow of TCP has an end of its own.
+/// Deletes conntrack entries of UDP flows to these ports that lead to a previous container or to the host itself, so
+/// that their next datagram reaches this container. TCP connections end by themselves.
 pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Result<()> {
     let mut datagrams = ports.iter().filter(|port| port.transport == Transport::Udp).peekable();
     if datagrams.peek().is_none() {
@@ -108,7 +107,7 @@ pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Res
     };
     let mut conntrack = Conntrack::open()?;
     for port in datagrams {
-        // What only passes through this machine to the same port elsewhere stays.
+        // Flows that this host only forwards to the same port elsewhere are kept.
         let is_to_port = |to: Ipv4Addr| {
             if port.host_address.is_unspecified() { is_ours(to) } else { port.host_address == to }
         };
@@ -119,7 +118,7 @@ pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Res
     Ok(())
 }
 
-/// Forgets what goes to a container by ports that were published.
+/// Deletes conntrack entries of flows that reach a container through its published ports.
 pub(crate) fn forget_translated(container: Ipv4Addr) -> Result<()> {
     Conntrack::open()?.forget(Flows::AnsweredBy(container), |flow| *flow.to.ip() != container)
 }
@@ -131,7 +130,7 @@ pub(crate) fn protocol_name(transport: Transport) -> &'static str {
     }
 }
 
-/// JSON form of a transport: its name.
+/// Serializes a transport as its name.
 mod transport {
     use linux::nft::Transport;
     use serde::{Deserialize, Deserializer, Serializer};

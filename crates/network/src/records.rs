@@ -1,7 +1,7 @@
-//! The records of attachments: one JSON file each, below the state directory.
+//! Attachment records: one JSON file each, below the state directory.
 //!
-//! Written whole and renamed into place, without fsync: they describe kernel state, and a power cut
-//! takes that with it. A file that cannot be read is reported and left alone.
+//! Written to a temporary file and renamed, without fsync: they describe kernel state, which a power cut loses as well.
+//! A file that cannot be read is reported and left alone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use types::{Context, Error, Result};
 
 use crate::attachment::Attachment;
 
-/// Written into each record; readers refuse others.
+/// Format version of the records; a record of another version is an error.
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -43,7 +43,7 @@ impl Records {
                     let record = read(&path)?;
                     all.insert(record.id, record.attachment);
                 }
-                // A crash in the middle of a write.
+                // Left by a crash in the middle of a write.
                 _ => remove(&path)?,
             }
         }

@@ -1,4 +1,4 @@
-//! The table of the packet filter, and the rules in it that do not belong to any one container.
+//! The nftables table, and the rules in it that do not belong to a single container.
 
 use std::net::Ipv4Addr;
 
@@ -15,28 +15,29 @@ const POSTROUTING: &str = "postrouting";
 
 const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 0);
 
-/// How many rules the chain `forward` has; none of them belongs to a container.
+/// Number of rules in the chain `forward`; none of them belongs to a container.
 const FORWARD_RULES: usize = 4;
 
-/// How many rules the table has when no container has some.
+/// Number of rules in the table while no port is published.
 const COMMON_RULES: usize = 8;
 
-/// Whether the table has rules that people added.
+/// Whether the table has rules that users added.
 pub(crate) fn are_others_there(bridge: &str) -> Result<bool> {
     Ok(Nft::open()?.rules(bridge)?.len() > COMMON_RULES)
 }
 
-/// False if somebody flushed them, with or without the table, or an earlier version made others.
+/// Whether our rules are complete. False if they were flushed, with or without the table, or an earlier version made
+/// them.
 pub(crate) fn are_there(bridge: &str) -> Result<bool> {
-    // People may let through what else they like.
+    // At least: users may add rules of their own.
     Ok(Nft::open()?.rules_in(bridge, FORWARD)?.len() >= FORWARD_RULES)
 }
 
-/// Makes the table anew, with the rules of containers that `publish` adds, in one step.
+/// Recreates the table in one transaction, with the rules of containers that `publish` adds.
 pub(crate) fn make(bridge: &str, subnet: Subnet, publish: impl FnOnce(&mut Batch)) -> Result<()> {
     let table = bridge;
     let mut batch = Batch::new();
-    // What is not there cannot be deleted.
+    // Deleting a table that does not exist is an error, hence the first add.
     batch.add_table(table).delete_table(table).add_table(table);
     batch.add_chain(table, RAW, Hook::Raw);
     batch.add_chain(table, PREROUTING, Hook::Prerouting);
@@ -65,8 +66,8 @@ pub(crate) fn remove(bridge: &str) -> Result<()> {
     nft.apply(&format!("delete nft table {bridge}"), batch)
 }
 
-/// This machine routes, so whoever knows a way here could call any port of a container. What else passes through is
-/// the business of others.
+/// This host forwards packets, so without these rules any machine with a route through it could reach every port of a
+/// container. Packets that leave by other interfaces are not filtered.
 fn forward(bridge: &str) -> [Vec<Expr>; FORWARD_RULES] {
     let inward = || Expr::LeavesBy(bridge.into());
     [
@@ -83,7 +84,8 @@ fn postrouting(bridge: &str, subnet: Subnet) -> [Vec<Expr>; 3] {
     [
         vec![inside(), Expr::LeavesNotBy(bridge.into()), Expr::Masquerade],
         vec![Expr::SourceIn(LOOPBACK, 8), Expr::LeavesBy(bridge.into()), Expr::Masquerade],
-        // A container that calls a published port of this machine would otherwise be answered directly.
+        // Without masquerading, a container that calls a published port of this host would be answered directly by the
+        // peer.
         vec![inside(), to_inside, Expr::WasTranslated, Expr::Masquerade],
     ]
 }

@@ -1,4 +1,4 @@
-//! Many at once, and others who change what is ours.
+//! Concurrent changes, and changes to our rules by other programs.
 
 use std::net::UdpSocket;
 use std::sync::Barrier;
@@ -58,7 +58,7 @@ fn ports_are_published_again_after_others_flushed_all_rules() {
     }
 }
 
-/// Answers datagrams with `name`, so many times.
+/// Answers `times` datagrams with `name`.
 fn answer(namespace: &Path, name: &'static str, times: usize) -> std::thread::JoinHandle<()> {
     let socket = inside(namespace, || UdpSocket::bind("0.0.0.0:53").unwrap());
     std::thread::spawn(move || {
@@ -88,7 +88,7 @@ fn datagrams_go_to_the_container_that_has_the_port_now() {
         let servers = [answer(&old, "old", 1), answer(&aside, "aside", 2)];
         assert_eq!((ask(5353), ask(5354)), ("old".to_owned(), "aside".to_owned()));
 
-        // While nobody has the port, the kernel notes that the flow ends at the machine itself.
+        // While no container has the port, conntrack notes that the flow ends at the host itself.
         network.unpublish("old").unwrap();
         client.send_to(b"?", (Ipv4Addr::LOCALHOST, 5353)).unwrap();
 

@@ -1,4 +1,4 @@
-//! What neither a container nor a neighbour on the wire may do.
+//! Isolation: what neither a container nor a neighbour on the wire may do.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Instant;
@@ -14,11 +14,11 @@ fn ip(args: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Tells all who listen on `eth0` that this is their router (RFC 4861, 4.2).
+/// Sends a router advertisement to all hosts on `eth0` (RFC 4861, 4.2).
 fn advertise_router() {
-    // Who may change its network turns on what is off.
+    // A container with CAP_NET_ADMIN can turn IPv6 on again.
     fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "0").unwrap();
-    // The kernel gives the address, the only one that a router may speak by, when it has seen the cable.
+    // Router advertisements need a link-local source address, which the kernel assigns once the link is up.
     let deadline = Instant::now() + Duration::from_secs(20);
     while !ip("-6 -o address show dev eth0 scope link -tentative").contains("fe80::") {
         assert!(Instant::now() < deadline, "eth0 has no address of IPv6");
@@ -42,7 +42,7 @@ fn a_container_is_nobodys_router() {
         let heard = |path: &Path| {
             inside(path, || {
                 advertise_router();
-                // What is sent later is heard later.
+                // This call is answered after the router advertisement was received.
                 call(attachment.gateway, 8080).unwrap();
             });
             ip("-6 route show default")
@@ -52,7 +52,7 @@ fn a_container_is_nobodys_router() {
         let ipv6 = |key: &str| fs::read_to_string(format!("/proc/sys/net/ipv6/conf/hoist0/{key}")).unwrap();
         assert_eq!((ipv6("disable_ipv6").trim(), ipv6("accept_ra").trim()), ("1", "0"));
 
-        // A bridge that an earlier version made listens still.
+        // A bridge made by an earlier version still accepts router advertisements.
         fs::write("/proc/sys/net/ipv6/conf/hoist0/accept_ra", "2").unwrap();
         fs::write("/proc/sys/net/ipv6/conf/hoist0/disable_ipv6", "0").unwrap();
         attach(&network, "second", &[]);
@@ -61,8 +61,8 @@ fn a_container_is_nobodys_router() {
     });
 }
 
-/// The same among containers: on by default, IPv6 would let one of them come between all others and the names that have
-/// addresses of both kinds (as CVE-2024-32473).
+/// The same between containers: with IPv6 on, one could answer for the names that other containers look up, where these
+/// have addresses of both families (as in CVE-2024-32473).
 #[test]
 fn nor_is_it_that_of_other_containers() {
     on_a_machine(|state| {
@@ -72,7 +72,7 @@ fn nor_is_it_that_of_other_containers() {
         let server = serve(&other, 80, 1);
         inside(&curious, || {
             advertise_router();
-            // What is sent later is heard later.
+            // This call is answered after the router advertisement was received.
             call(attachment.address, 80).unwrap();
         });
         server.join().unwrap();
@@ -84,7 +84,7 @@ fn nor_is_it_that_of_other_containers() {
     });
 }
 
-/// A machine beside ours, which has a route to our containers.
+/// A second host on the wire, with a route to our containers.
 fn neighbour(network: &Network) -> PathBuf {
     let path = network.create_namespace("neighbour").unwrap();
     let namespace = File::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Networks on the real kernel, each test in a network namespace of its own that stands for the machine.
+//! Networks on the real kernel. Each test runs in a network namespace of its own that stands for the host.
 
 mod changes;
 mod closed;
@@ -17,7 +17,7 @@ use network::{Config, Network, PortRequest, Request, Transport};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use types::ErrorKind;
 
-/// Runs `test` in a new network namespace, with a state directory. Processes started there are in it too.
+/// Runs `test` in a new network namespace, with a state directory. Processes that `test` starts inherit the namespace.
 fn on_a_machine(test: impl FnOnce(&Path) + Send) {
     if !stdx::testing::is_root("a network namespace") {
         return;
@@ -46,7 +46,7 @@ fn tcp(host_port: Option<u16>, container_port: u16) -> PortRequest {
     PortRequest { host_address: Ipv4Addr::UNSPECIFIED, host_ports, container_port, transport: Transport::Tcp }
 }
 
-/// Runs `work` in the namespace that is pinned to `path`.
+/// Runs `work` in the network namespace pinned to `path`.
 fn inside<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
     let file = File::open(path).expect("a namespace");
     std::thread::scope(|scope| {
@@ -58,7 +58,7 @@ fn inside<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Starts a server in a container's namespace that says who called it, for `calls` calls.
+/// Starts a server in a container's namespace that replies with the caller's address, for `calls` calls.
 fn serve(namespace: &Path, port: u16, calls: usize) -> std::thread::JoinHandle<()> {
     let listener = inside(namespace, || TcpListener::bind(("0.0.0.0", port)).expect("a free port"));
     std::thread::spawn(move || {
@@ -116,7 +116,7 @@ fn a_published_port_is_reached_from_everywhere() {
     });
 }
 
-/// The kernel answers once for each rule that is asked about, and has no room for hundreds of answers.
+/// The kernel acknowledges each rule of a batch that asks for it, and its socket buffer has no space for hundreds.
 #[test]
 fn hundreds_of_ports_are_published_and_taken_back() {
     on_a_machine(|state| {
@@ -125,7 +125,7 @@ fn hundreds_of_ports_are_published_and_taken_back() {
         let (web, attachment) = attach(&network, "web", &ports);
         let server = serve(&web, 20_599, 2);
         call(attachment.gateway, 20_599).unwrap();
-        // All rules at once, as after somebody flushed them.
+        // Recreates all rules at once, as after a flush.
         assert!(Command::new("nft").args(["flush", "ruleset"]).status().unwrap().success());
         network.restore().unwrap();
         call(attachment.gateway, 20_599).unwrap();
@@ -169,7 +169,7 @@ fn detach_leaves_nothing_and_touches_nothing_else() {
         assert!(ruleset().contains("8080"));
         network.unpublish("web").unwrap();
         assert!(!ruleset().contains("8080"));
-        // The port is anybody's by now, and the link still there.
+        // The port is free for any program now, while the link still exists.
         drop(TcpListener::bind("0.0.0.0:8080").unwrap());
         assert!(network.attachment("web").is_some_and(|left| left.ports.is_empty()));
         network.detach("web").unwrap();
@@ -200,7 +200,7 @@ fn a_port_belongs_to_one_container() {
         assert!(error.chain().contains("in use"), "{error:?}");
         let chosen = network.attach("second", &Request { ports: vec![tcp(None, 80)], mac: None }).unwrap();
         assert_ne!(chosen.ports[0].host_port, 0);
-        // Of several the first that is free.
+        // Of a range, the first free port.
         network.create_namespace("third").unwrap();
         let one_of = |first, last| {
             let port = PortRequest { host_ports: Some((first, last)), ..tcp(None, 80) };
@@ -223,7 +223,7 @@ fn a_failed_attachment_leaves_nothing() {
         let network = open(state);
         attach(&network, "alive", &[]);
         let before = ruleset();
-        // The namespace is missing, so it fails behind the record; the next one fails after the link is there.
+        // Without the namespace, attach fails after the record is written; the next one fails after the link is made.
         network.attach("dead", &Request { ports: vec![tcp(Some(8080), 80)], mac: None }).unwrap_err();
         let path = network.create_namespace("dead").unwrap();
         inside(&path, || {
@@ -254,8 +254,8 @@ fn a_new_daemon_finds_what_the_last_one_left() {
     });
 }
 
-/// Every instant at which a daemon can die during attach or detach leaves a prefix or suffix of: record,
-/// link, rules, namespace. Each of them alone must be found and removed.
+/// A daemon that dies during attach or detach leaves a prefix or suffix of: record, link, rules, namespace. Each of
+/// them alone must be found and removed.
 #[test]
 fn whatever_a_crash_leaves_is_found_and_removed() {
     on_a_machine(|state| {

@@ -1,4 +1,4 @@
-//! What others have on the bridge and in the table stays, and the bridge that was made here is known as such.
+//! Links and rules of other programs are kept, and the bridge that was made here is recognized as such.
 
 use linux::rtnetlink::Route;
 
@@ -26,10 +26,10 @@ fn links_of_others_are_no_leftovers() {
             }
             let network = open(state);
             let (_, attachment) = attach(&network, "web", &[]);
-            // One by an ordinary name, and one by a name that looks like ours.
+            // One with an ordinary name, and one whose name looks like ours.
             ip("link add x master hoist0 type veth peer name y");
             ip("link add hv0123456789ab master hoist0 type veth peer name z");
-            // Those of a second daemon, which was told to use the same bridge.
+            // Links of a second daemon that uses the same bridge.
             let other = tempfile::TempDir::new().unwrap();
             assert_eq!(
                 Network::open(other.path(), Config::default()).unwrap().check(&BTreeSet::new()).unwrap(),
@@ -61,7 +61,7 @@ fn the_bridge_keeps_its_address_whoever_comes_and_goes() {
     });
 }
 
-/// A bridge that takes the lowest address of its ports would take a container's, and lose it with that container.
+/// A bridge without a MAC address of its own would take a container's, and lose it with that container.
 #[test]
 fn a_bridge_of_others_keeps_its_address_too() {
     on_a_machine(|state| {
@@ -75,7 +75,7 @@ fn a_bridge_of_others_keeps_its_address_too() {
     });
 }
 
-/// A bridge that the machine itself is on the network with: its own address is the way out, and is nobody else's.
+/// A bridge by which the host itself is on the network: the host's address is the gateway, and no container gets it.
 #[test]
 fn on_a_bridge_of_others_its_own_address_is_the_gateway() {
     on_a_machine(|state| {
@@ -99,7 +99,7 @@ fn on_a_bridge_of_others_its_own_address_is_the_gateway() {
     });
 }
 
-/// Making the bridge is several steps; after the first it is a link without anything.
+/// Creating the bridge takes several steps; after the first it is a link without an address.
 #[test]
 fn a_bridge_that_a_crash_left_half_made_goes() {
     on_a_machine(|state| {
@@ -114,7 +114,7 @@ fn a_bridge_that_a_crash_left_half_made_goes() {
             for step in half[..steps].iter().filter(|step| !step.is_empty()) {
                 assert!(Command::new("sh").args(["-c", step]).status().unwrap().success(), "{step}");
             }
-            // With the state directory goes all that could have been noted.
+            // Without the state directory, nothing that was noted there can help.
             fs::remove_dir_all(state.join("netns")).unwrap();
             let _ = fs::remove_file(state.join("bridge"));
             assert!(open(state).remove_if_unused(false).unwrap(), "after {:?}", &half[..steps]);
@@ -123,7 +123,7 @@ fn a_bridge_that_a_crash_left_half_made_goes() {
     });
 }
 
-/// An earlier version noted name and number of the bridge in a file, which holds as long as the machine runs.
+/// An earlier version noted name and index of the bridge in a file, which is valid until reboot.
 #[test]
 fn a_bridge_of_an_earlier_version_goes_if_its_note_is_of_this_boot() {
     for (memory, number_off, goes) in [(true, 0, true), (true, 1, false), (false, 0, false)] {
@@ -143,7 +143,7 @@ fn a_bridge_of_an_earlier_version_goes_if_its_note_is_of_this_boot() {
     }
 }
 
-/// Notes of rules are a format of their own to nft, which keeps comments there.
+/// nft encodes comments in the same field in a format of its own.
 #[test]
 fn rules_of_others_are_no_leftovers() {
     on_a_machine(|state| {
