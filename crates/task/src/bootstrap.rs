@@ -1,7 +1,6 @@
-//! Running a shim's program: `start`, which leaves a shim behind and says where it listens, and
-//! `delete`, which cleans up after one that died.
+//! Runs a shim's program: `start` leaves a shim running and prints its address, `delete` cleans up after a dead shim.
 //!
-//! Result and log are kept apart: standard output is the result, standard error goes to our log.
+//! Standard output is the result; standard error goes to the daemon's log.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,15 +27,15 @@ use crate::program::Program;
 use crate::task::ends_soon;
 use crate::{Config, Endpoint, Exit, RuntimeInfo, convert};
 
-/// How long `start` may take. Generous: it is the time of two execs.
+/// How long `start` may take. Generous for a program that executes itself twice.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// More than any result has.
+/// Longest accepted standard output of a shim's program, in bytes.
 const OUTPUT_LEN_MAX: usize = 1 << 20;
 
 /// How to reach a shim.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Bootstrap {
-    /// Of the task API: 2 or 3.
+    /// Version of the task API: 2 or 3.
     pub(crate) version: i32,
     pub(crate) address: String,
     #[serde(default)]
@@ -54,15 +53,14 @@ impl Bootstrap {
         serde_json::to_vec(self).expect("numbers and strings have a JSON form")
     }
 
-    /// Of a shim that somebody else started.
+    /// For a shim that another component, such as the sandbox controller, has started.
     pub(crate) fn at(endpoint: Endpoint) -> Result<Bootstrap> {
         let Endpoint { address, version } = endpoint;
         ttrpc::socket_path(&address)?;
         Bootstrap { version, address, protocol: "ttrpc".to_owned() }.checked()
     }
 
-    /// Reads what `start` printed: the message of containerd 2.3, the JSON of 1.7, or the bare
-    /// address of 1.6.
+    /// Parses what `start` printed: a protobuf message (containerd 2.3), JSON (1.7), or the bare address (1.6).
     fn from_output(output: &[u8]) -> Result<Bootstrap> {
         if output.is_empty() {
             return Err(Error::unavailable("the shim's start printed no address"));
@@ -113,30 +111,31 @@ pub(crate) fn start(
     Bootstrap::from_output(&run(command, &input, START_LIMIT)?)
 }
 
-/// What `start` of containerd's own shims takes on standard input, which no answer of theirs tells.
+/// What `start` of containerd's own shims expects on standard input. Nothing in their protocol tells which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
-    /// Before 2.3: the options alone, or nothing. The rest is in arguments and environment.
+    /// Before 2.3: the runtime options alone, or nothing. The rest is passed by arguments and environment.
     Old,
-    /// Bootstrap parameters with the options in them.
+    /// 2.3 and later: bootstrap parameters, which contain the options.
     Young,
-    /// It does not say. Nothing is right for all of them, and loses the options that `start` reads.
+    /// Its version is not known: it gets an empty input, which any version accepts, and `start` does not see the
+    /// options.
     Unknown,
 }
 
-/// Which file a program was: device, inode, and the time and nanoseconds of its last change.
+/// Identifies a program's file: device, inode, and ctime in seconds and nanoseconds.
 type Identity = (u64, u64, i64, i64);
 
-/// Of programs that were asked.
+/// Results for programs that were asked for their version.
 static AGES: Mutex<BTreeMap<PathBuf, (Identity, Age)>> = Mutex::new(BTreeMap::new());
 
 fn ages() -> MutexGuard<'static, BTreeMap<PathBuf, (Identity, Age)>> {
     AGES.lock()
 }
 
-/// Asks a program for its version, once for as long as it is the same file. Blocks.
+/// Asks a program for its version, once per file identity. Blocks.
 fn age(program: &Program) -> Age {
-    // Who starts it says what is wrong with it.
+    // Running the program will report why it cannot be read.
     let Ok(file) = std::fs::metadata(&program.path) else { return Age::Unknown };
     let identity = (file.dev(), file.ino(), file.ctime(), file.ctime_nsec());
     if let Some((of, age)) = ages().get(&program.path)
@@ -148,7 +147,7 @@ fn age(program: &Program) -> Age {
     command.arg("-v").env_remove("NOTIFY_SOCKET");
     let age = match run(command, &[], START_LIMIT) {
         Ok(output) => age_of(&String::from_utf8_lossy(&output)),
-        // Asked again the next time: it may be the machine's fault.
+        // Not cached, so that the program is asked again: the failure may be the host's.
         Err(error) => {
             tracing::warn!("ask {} for its version: {}", program.path.display(), error.chain());
             return Age::Unknown;
@@ -158,7 +157,7 @@ fn age(program: &Program) -> Age {
     age
 }
 
-/// By what `-v` prints: a line `Version:  v2.3.4`, or as distributions have it, `1.6.20~ds1`.
+/// Parses the output of `-v`: the line `Version:  v2.3.4`, or `1.6.20~ds1` in a distribution's package.
 fn age_of(text: &str) -> Age {
     let version = text.lines().find_map(|line| line.trim().strip_prefix("Version:"));
     let version = version.map_or("", |version| version.trim().trim_start_matches('v'));
@@ -185,8 +184,8 @@ pub(crate) fn delete(
     Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
 }
 
-/// Runs `delete` where there may be nothing to end. It is a failure if our shim has noted that there is; those of others
-/// fail where there never was a container. Blocks.
+/// Runs `delete` where a container may never have existed. A failure counts only if our shim has noted something to
+/// clean up: shims of other makers fail where there was no container. Blocks.
 pub(crate) fn delete_noted(
     config: &Config,
     program: &Program,
@@ -203,7 +202,7 @@ pub(crate) fn delete_noted(
     }
 }
 
-/// Asks a shim's program what it is. Blocks.
+/// Asks a shim's program for its runtime information (`-info`). Blocks.
 pub(crate) fn info(program: &Program, options: Option<Opaque>) -> Result<RuntimeInfo> {
     let mut command = Command::new(&program.path);
     command.arg("-info").env_remove("NOTIFY_SOCKET");
@@ -275,18 +274,18 @@ fn start_params(
     }
 }
 
-/// Whether a shim's socket can be in a directory: containerd's own call it by 64 letters. Where it cannot they have one
-/// of their own.
+/// Whether the path of a shim's socket in this directory fits into `sun_path`: containerd's shims name it by a hash of
+/// 64 hex digits. If it does not, the shim is left to use its default directory.
 fn fits_a_socket(dir: &Path) -> bool {
     const PATH_LEN_MAX: usize = 107;
     dir.as_os_str().len() + "/".len() + 64 <= PATH_LEN_MAX
 }
 
-/// Programs that were killed and that the kernel holds. They are reaped once it lets them go.
+/// Programs that were killed but have not died, because they wait inside the kernel. Reaped once they have.
 static HELD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
-/// Runs a program to its end and returns its standard output. It is the program that is waited for,
-/// not the end of its output: the shim it leaves behind may hold the pipe.
+/// Runs a program to its end and returns its standard output. Waits for the program, not for the end of its output: the
+/// shim that it leaves running may have inherited the pipe.
 fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
     let name = command.get_program().to_string_lossy().into_owned();
     held().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
@@ -314,9 +313,9 @@ fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
     Err(Error::unknown(format!("{name}: {status}: {}", words.trim())))
 }
 
-/// Kills a program, and waits for its end as long as that takes where nothing holds it.
+/// Kills a program and reaps it, unless it waits inside the kernel.
 fn end(mut child: Child) {
-    // It may have ended by itself; then there is nothing to kill.
+    // The kill fails if the program has ended by itself, which is fine.
     let _ = child.kill();
     let is_over = pidfd(&child).is_ok_and(|pidfd| ends_soon(&pidfd));
     if !is_over || child.try_wait().is_err() {
@@ -333,7 +332,7 @@ fn pidfd(child: &Child) -> Result<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).context(|| "open a pidfd")
 }
 
-/// Hands over the input and collects output and log until the program ends.
+/// Writes the input and reads output and log until the program ends.
 fn talk(child: &mut Child, input: &[u8], limit: Duration) -> Result<(Vec<u8>, Vec<u8>)> {
     let deadline = Instant::now() + limit;
     let exit = pidfd(child)?;
@@ -355,14 +354,14 @@ fn talk(child: &mut Child, input: &[u8], limit: Duration) -> Result<(Vec<u8>, Ve
     Ok((stdout.bytes, stderr.bytes))
 }
 
-/// Writes what a pipe takes now. False once there is no more to write.
+/// Writes as much as the pipe takes now. False once everything is written.
 fn feed(pipe: &mut File, rest: &mut &[u8]) -> Result<bool> {
     while !rest.is_empty() {
         match pipe.write(rest) {
             Ok(len) => *rest = &rest[len..],
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Programs need not read what they are told.
+            // A program need not read its input.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
             Err(error) => return Err(error).context(|| "write its input"),
         }
@@ -370,7 +369,7 @@ fn feed(pipe: &mut File, rest: &mut &[u8]) -> Result<bool> {
     Ok(false)
 }
 
-/// Waits for output, for room for input, or for the end of the program. Says whether it ended.
+/// Waits until there is output, space for input, or the program ends. Returns whether it ended.
 fn wait(exit: &impl AsFd, stdin: Option<&File>, pipes: [&Pipe; 2], deadline: Instant) -> Result<bool> {
     let left = deadline.saturating_duration_since(Instant::now());
     let limit = Timespec::try_from(left).expect("a deadline is not that far");
@@ -393,7 +392,7 @@ fn unblocked(pipe: impl Into<OwnedFd>) -> Result<File> {
     Ok(pipe)
 }
 
-/// A pipe that is read as far as it has something.
+/// A non-blocking pipe and the bytes read from it so far.
 struct Pipe {
     source: File,
     bytes: Vec<u8>,
@@ -449,7 +448,8 @@ mod tests {
         }
     }
 
-    /// containerd's own shims, of one name: those before 2.3 want the options alone on standard input, later ones parameters.
+    /// containerd's own shims all have the same name: before 2.3 they expect the options alone on standard input, later
+    /// bootstrap parameters.
     #[test]
     fn own_shims_of_every_age_are_started() {
         let dir = tempfile::tempdir().unwrap();
@@ -506,7 +506,7 @@ mod tests {
         assert_eq!(asked.lines().count(), 9, "once for each");
     }
 
-    /// `sun_path` has 108 bytes, the last of which is zero.
+    /// `sun_path` has 108 bytes, including the terminating zero (unix(7)).
     #[test]
     fn a_shim_is_given_no_directory_that_is_too_deep_for_its_socket() {
         let of = |len: usize| Path::new("/").join("x".repeat(len - 1));

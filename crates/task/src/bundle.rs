@@ -1,4 +1,4 @@
-//! Bundles: one directory a task, under the state directory.
+//! Bundles: one directory per task, below the state directory.
 //!
 //! ```text
 //! <bundles>/<namespace>/<container>/     0700, root's
@@ -13,10 +13,10 @@
 //! ```
 //!
 //! Invariants
-//! - Nobody else reaches a root file system, whose setuid programs are root's own on the host too: but for the group
-//!   that is root's in the container's user namespace, from where the root is entered by its path.
-//! - Removing a bundle never goes below a mount: `rootfs` is unmounted and removed only if empty. Where no container came of it,
-//!   what its runtime made in a `rootfs` that nothing was mounted on goes too.
+//! - Only root can reach a container's root file system, whose setuid programs are also root's on the host. The
+//!   exception   is the group that is root in the container's user namespace: its runtime enters the root by path.
+//! - Removing a bundle never descends into a mount: `rootfs` is unmounted and removed only if empty. If the container
+//!   never   came to be, what its runtime created in a `rootfs` without a mount is removed as well.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, Permissions};
@@ -36,7 +36,7 @@ use crate::Exit;
 use crate::bootstrap::Bootstrap;
 use crate::program::Program;
 
-/// Of what nobody saw end.
+/// Exit status reported when the real one is unknown.
 pub(crate) const UNKNOWN_EXIT: u32 = 255;
 
 #[derive(Clone, Debug)]
@@ -49,7 +49,7 @@ impl Bundle {
         Bundle { path: bundles.join(namespace.as_str()).join(id.as_str()) }
     }
 
-    /// Makes a new bundle. One that is in the way, without a task, is removed first.
+    /// Creates a new bundle. An existing directory, which has no task, is removed first.
     pub(crate) fn create(&self, spec: &[u8], program: &Program) -> Result<()> {
         let parent = self.path.parent().expect("a bundle is below its namespace");
         make_dir_all(parent, 0o711)?;
@@ -86,7 +86,7 @@ impl Bundle {
         self.path.join("log")
     }
 
-    /// The program that runs this bundle.
+    /// The shim program of this bundle.
     pub(crate) fn program(&self) -> Result<Program> {
         use std::os::unix::ffi::OsStringExt;
         let path = self.path.join("shim-binary-path");
@@ -94,7 +94,7 @@ impl Bundle {
         Ok(Program { path: OsString::from_vec(bytes).into() })
     }
 
-    /// `None` while the shim has not come up.
+    /// How to reach the shim; `None` if it has not come up.
     pub(crate) fn bootstrap(&self) -> Result<Option<Bootstrap>> {
         let path = self.path.join("bootstrap.json");
         match fs::read(&path) {
@@ -104,13 +104,13 @@ impl Bundle {
         }
     }
 
-    /// Whether our shim has noted a first process, as it does at the end of a creation.
+    /// Whether our shim has noted a first process, which it does at the end of a creation.
     pub(crate) fn has_process(&self) -> Result<bool> {
         let path = self.path.join("init.pid");
         path.try_exists().context(|| format!("look for {}", path.display()))
     }
 
-    /// Whether our shim has noted what it made, or was about to make.
+    /// Whether our shim has noted what it created or was about to create.
     pub(crate) fn has_notes(&self) -> Result<bool> {
         for name in ["runtime.json", "pod.json"] {
             let path = self.path.join(name);
@@ -121,8 +121,8 @@ impl Bundle {
         Ok(false)
     }
 
-    /// How its container ended, as far as the shim has noted it. What our shim leaves running is killed; what becomes of
-    /// that of others is not known.
+    /// The container's exit as its shim noted it. Without a note: 128 + SIGKILL for our shim, whose `delete` kills what
+    /// it left running; unknown for shims of other makers.
     pub(crate) fn exit(&self, program: &Program) -> Exit {
         self.noted_exit().unwrap_or_else(|| {
             let pid = String::from_utf8_lossy(&self.read("init.pid")).trim().parse().unwrap_or(0);
@@ -131,7 +131,7 @@ impl Bundle {
         })
     }
 
-    /// How its container ended, if our shim has noted that.
+    /// The container's exit, if our shim has noted it.
     pub(crate) fn noted_exit(&self) -> Option<Exit> {
         #[derive(Deserialize)]
         struct Record {
@@ -153,7 +153,7 @@ impl Bundle {
         fs::read(self.path.join(name)).unwrap_or_default()
     }
 
-    /// Written whole or not at all, as `load` takes its presence for a shim that came up.
+    /// Written atomically, because `load` takes the file's presence as proof that the shim came up.
     pub(crate) fn write_bootstrap(&self, bootstrap: &Bootstrap) -> Result<()> {
         self.write_whole("bootstrap.json", &bootstrap.to_json())
     }
@@ -178,7 +178,7 @@ impl Bundle {
         io::Write::write_all(&mut file, bytes).context(|| format!("write {}", path.display()))
     }
 
-    /// Removes the bundle. That it is gone already is fine.
+    /// Removes the bundle. No error if it is gone already.
     pub(crate) fn remove(&self) -> Result<()> {
         unmount(&self.rootfs())?;
         let leaving = hidden(&self.path);
@@ -192,8 +192,8 @@ impl Bundle {
         }
     }
 
-    /// Removes the bundle of a container that was to be made and never came to be. Where nothing was mounted for its root,
-    /// a runtime has made places to mount on and devices in `rootfs`, which was empty before.
+    /// Removes the bundle of a container that was never created. Its runtime may have made mount points and devices in
+    /// `rootfs`, if nothing was mounted there.
     pub(crate) fn remove_unborn(&self) -> Result<()> {
         let rootfs = self.rootfs();
         unmount(&rootfs)?;
@@ -201,7 +201,7 @@ impl Bundle {
         self.remove()
     }
 
-    /// Deletes what is in `rootfs` itself, and nothing that is mounted on it or in it.
+    /// Deletes the contents of `rootfs` itself, but nothing that is mounted on it or below it.
     fn empty_rootfs(&self) -> io::Result<()> {
         use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -216,13 +216,13 @@ impl Bundle {
     }
 }
 
-/// Who builds the container's root, and must reach it.
+/// The host identity that sets up the container's root file system, and so must be able to reach it.
 #[derive(Debug, PartialEq)]
 enum Root {
     Host,
-    /// The host's group that is 0 in the container's user namespace.
+    /// The host's group that is group 0 in the container's user namespace.
     Group(u32),
-    /// Root of a user namespace that is joined: its maps are not in the spec.
+    /// Root of a user namespace that the container joins: its mappings are not in the spec.
     Unknown,
 }
 
@@ -238,7 +238,7 @@ fn root_of(spec: &[u8]) -> Root {
         gid_mappings: Vec<IdMapping>,
         namespaces: Vec<LinuxNamespace>,
     }
-    // A spec that is none is the shim's to refuse.
+    // The shim will refuse a spec that does not parse.
     let Ok(spec) = serde_json::from_slice::<Spec>(spec) else { return Root::Host };
     let linux = spec.linux;
     match linux.gid_mappings.iter().find(|map| map.container_id == 0) {
@@ -248,7 +248,7 @@ fn root_of(spec: &[u8]) -> Root {
     }
 }
 
-/// What is below the bundles' directory.
+/// The bundles below the bundle directory.
 pub(crate) fn list(bundles: &Path) -> Result<Vec<(Namespace, ContainerId)>> {
     let mut found = Vec::new();
     for namespace in names(bundles)? {
@@ -296,7 +296,7 @@ fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// Takes every mount off `target`, the last one first.
+/// Unmounts everything stacked on `target`, last mount first.
 fn unmount(target: &Path) -> Result<()> {
     loop {
         match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {

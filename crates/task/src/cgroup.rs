@@ -1,8 +1,8 @@
-//! Ends a container past its shim, by the notes of the runtime that is part of our shim (docs/design/runtime-state.md).
+//! Kills a container without its shim, by the records of the runtime in our shim (docs/design/runtime-state.md).
 //!
-//! A container can hold its shim inside the kernel, where no signal reaches it: a process that writes from memory which
-//! never comes holds the lock of its output meanwhile, for which whoever reads that output waits. The shim goes on once
-//! that process is gone.
+//! A container can block its shim inside the kernel, where no signal is delivered: a process whose write faults on
+//! memory that never arrives (userfaultfd, FUSE) holds the lock of its output pipe, and the shim's read of that pipe
+//! waits for the lock. The shim continues once that process is dead.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,14 +15,14 @@ use types::{Context, Error, Result};
 
 use crate::bundle::Bundle;
 
-/// The shim's note of who made the container.
+/// `runtime.json`: the shim's note of the runtime that created the container.
 #[derive(Deserialize)]
 struct RuntimeRecord {
     binary: String,
     root: PathBuf,
 }
 
-/// What is needed of the runtime's `state.json`.
+/// The fields of the runtime's `state.json` that are needed here.
 #[derive(Deserialize)]
 struct State {
     version: u32,
@@ -31,9 +31,8 @@ struct State {
     cgroup_inodes: BTreeMap<String, Inode>,
 }
 
-/// Sends SIGKILL to all processes of a container that its shim has finished. Only those count that are in a cgroup which
-/// was made for it, and not in one that was made later in its place: who was there before, or shares it, is nobody's to
-/// kill. Blocks.
+/// Sends SIGKILL to all processes of a container. Only processes in a cgroup that was created for the container are
+/// killed, not those in a cgroup that existed before or was created later under the same path. Blocks.
 pub(crate) fn kill(bundle: &Bundle, id: &str) -> Result<()> {
     let about = || format!("end the processes of container {id}");
     let RuntimeRecord { binary, root } = read(&bundle.path.join("runtime.json")).context(about)?;
@@ -53,7 +52,7 @@ pub(crate) fn kill(bundle: &Bundle, id: &str) -> Result<()> {
         .context(about)
 }
 
-/// The hierarchies that had a cgroup of its name before. An error if nothing says that one was made.
+/// The hierarchies in which the container's cgroup existed before. An error if there is no note that one was created.
 fn found(dir: &Path) -> Result<Vec<String>> {
     let note = dir.join("cgroup");
     let text = fs::read_to_string(&note).context(|| format!("read {}", note.display()))?;
@@ -94,7 +93,7 @@ mod tests {
         assert!(kill(&bundle, "one").is_err(), "nothing says that its cgroup was made");
         let all: Vec<String> = [path].into_iter().chain(cgroup.locations().into_keys()).collect();
         write("one/cgroup", &all.join("\0"));
-        // Nothing is left to kill by.
+        // The runtime's record is gone, so there is nothing to kill by.
         let _ = kill(&bundle, "one");
         write("runtime.json", &record("/usr/sbin/runc"));
         write("one/cgroup", &all[0]);

@@ -1,4 +1,4 @@
-//! A connection to one shim, which is made again when it breaks and the shim lives.
+//! A ttRPC connection to one shim, which reconnects as long as the shim lives.
 
 use std::path::PathBuf;
 use std::sync::MutexGuard;
@@ -23,7 +23,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects at the first call.
+    /// The first call connects.
     pub(crate) fn new(bootstrap: Bootstrap, namespace: Namespace, limits: Limits) -> Connection {
         Connection { bootstrap, namespace, limits, client: Mutex::new(None) }
     }
@@ -41,7 +41,7 @@ impl Connection {
         PathBuf::from(address.strip_prefix("unix://").unwrap_or(address))
     }
 
-    /// Calls a method of the task service of the version that the shim speaks.
+    /// Calls a method of the task service, in the version that the shim speaks.
     pub(crate) async fn call<M: Message + Default>(
         &self,
         method: &str,
@@ -68,7 +68,7 @@ impl Connection {
         client.call(&request).await
     }
 
-    /// The client in use, or a new one. `Unavailable` if nobody listens: then the shim is dead.
+    /// The current client, or a new one. `Unavailable` if nothing listens on the socket: then the shim is dead.
     pub(crate) async fn client(&self) -> Result<AsyncClient> {
         if let Some(client) = self.lock().as_ref().filter(|client| !client.is_closed()) {
             return Ok(client.clone());
@@ -78,7 +78,7 @@ impl Connection {
         let late =
             |_| Err(Error::deadline_exceeded(format!("connect to the shim: took longer than {limit:?}")));
         let client = connecting.unwrap_or_else(late).map_err(|error| match error.kind() {
-            // No socket is no shim; to a caller it is not the task that is missing.
+            // A missing socket means a dead shim; callers would take `NotFound` for a missing task.
             ErrorKind::NotFound => error.with_kind(ErrorKind::Unavailable),
             _ => error,
         })?;
@@ -86,7 +86,7 @@ impl Connection {
         Ok(client)
     }
 
-    /// Ends when the shim hangs up.
+    /// Completes when the connection closes.
     pub(crate) async fn closed(&self) {
         let client = self.lock().clone();
         if let Some(client) = client {

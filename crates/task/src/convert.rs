@@ -1,4 +1,4 @@
-//! Between our words and those of the wire.
+//! Conversions between this crate's types and the messages of the task API.
 
 use api::shim::task::StateResponse;
 use api::shim::types as wire;

@@ -1,10 +1,10 @@
-//! Tasks whose creation goes on, and how it is ended.
+//! Tasks that are still being created, and how their creation is cancelled.
 //!
-//! While a hook, or a runtime that options name, keeps our shim waiting it answers, and a kill ends what it waits for.
-//! What waits inside the kernel, for the server of a file system, holds up the shim itself. Then that is killed, unless
-//! others need it: it has nothing yet that could be lost. A daemon that was started since knows such a task from its
-//! bundle: no first process is noted there. Once there is a container, that may be what holds the shim up, and is killed
-//! past it.
+//! While our shim waits for a hook or an external runtime it still answers calls, and a kill ends what it waits for. A
+//! call that waits inside the kernel, such as for the server of a FUSE file system, blocks the shim itself. Then the
+//! daemon kills the shim, unless other containers share it: it has nothing yet that could be lost. A restarted daemon
+//! recognizes such a task by its bundle, in which no first process is noted. If the container exists, its processes may
+//! be what blocks the shim: then the daemon kills them without it.
 
 use std::time::Duration;
 
@@ -16,25 +16,25 @@ use types::{Error, ErrorKind, ExecId, Result, Timestamp};
 use crate::shims::blocking;
 use crate::{Exit, Shims, Task, cgroup};
 
-/// How long a shim may take to hear that a creation is to end.
+/// How long a shim may take to answer that it received the kill.
 const HEAR_LIMIT: Duration = Duration::from_secs(5);
-/// Before it is asked again whether it hears.
+/// Pause before the next attempt to reach the shim.
 const HEAR_PAUSE: Duration = Duration::from_millis(20);
-/// How long it may take to kill what it has.
+/// How long the shim may take to kill its processes.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
-/// How long it may take to find the process of one that hears nothing.
+/// How long finding the process of an unresponsive shim may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
-/// How long a creation that was killed takes to be undone.
+/// How long a cancelled creation may take to be undone.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether a shim does not read what it is told: it has not answered, or has so much unread that no more goes in.
+/// Whether the shim does not read requests: no answer in time, or its socket's buffer is full.
 fn is_deafness(error: &Error) -> bool {
     error.is(ErrorKind::DeadlineExceeded) || error.is(ErrorKind::ResourceExhausted)
 }
 
 impl Shims {
-    /// Sends a signal to the task's first process, to all of them, or to a further one. SIGKILL ends a creation, and is
-    /// answered in any case.
+    /// Sends a signal to the task's first process, to all of its processes, or to an exec'd process. SIGKILL also cancels
+    /// a creation, and with our shim takes effect even if the shim does not respond.
     pub async fn kill(&self, task: &Task, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
         if signal != SIGKILL || exec.is_some() {
             return task.kill(exec, signal, all).await;
@@ -46,7 +46,7 @@ impl Shims {
         }
     }
 
-    /// Whether its creation is known not to be over. Shims of others note nothing.
+    /// Whether the task is known to be still in creation. Shims of other makers leave no note to tell by.
     pub(crate) async fn is_being_created(&self, task: &Task) -> bool {
         if self.creation_of(task).is_some() {
             return true;
@@ -58,7 +58,7 @@ impl Shims {
 
     async fn kill_deaf_shim(&self, task: &Task, error: Error) -> Result<()> {
         let id = task.id();
-        // What shims of others leave running is not known here.
+        // What other makers' shims leave running is not known here.
         if !task.bundle_and_program().1.is_ours() {
             return Err(error.context(format!("kill task {id}: its shim does not answer")));
         }
@@ -92,7 +92,7 @@ impl Shims {
         self.end_stray(&shim).map_err(|error| error.context(why()))
     }
 
-    /// Kills a container that may be what its shim waits for, and sees whether that goes on.
+    /// Kills the container's processes without the shim, and checks that the shim then responds.
     async fn kill_past_shim(&self, task: &Task) -> Result<()> {
         let id = task.id();
         tracing::warn!(namespace = %task.namespace(), %id, "the shim does not hear, and its container is killed");
@@ -104,31 +104,32 @@ impl Shims {
             while let Err(error) = task.state(None).await
                 && is_deafness(&error)
             {
-                // Where it has no room for a question that is said at once.
+                // The shim's full socket buffer is reported at once, without waiting.
                 tokio::time::sleep(HEAR_PAUSE).await;
             }
         };
         timeout(HEAR_LIMIT, hears).await.map_err(|_| Error::deadline_exceeded("its processes were killed"))
     }
 
-    /// Ends a creation, as one would kill a container that was not started. `over` closes with it.
+    /// Cancels a creation, like the kill of a container that was not started. `over` closes when the creation has
+    /// ended.
     pub(crate) async fn delete_creating(self, task: Task, mut over: watch::Receiver<()>) -> Result<Exit> {
         self.kill_creating(&task).await?;
         if timeout(END_LIMIT, over.changed()).await.is_err() {
             return Err(does_not_end(&task));
         }
         match self.task(task.namespace(), task.id()) {
-            // The kill came when it was made, and was for what was made.
+            // The kill arrived after the container was created, so the container is deleted.
             Ok(made) => self.delete_one(made, None).await,
             Err(_) => Ok(nothing_ran()),
         }
     }
 
-    /// The same for a creation that an earlier daemon began: whether it is over, only its shim knows.
+    /// Cancels a creation that an earlier daemon began: only the shim knows whether it is over.
     pub(crate) async fn delete_left(self, task: Task) -> Result<Exit> {
         self.kill_creating(&task).await?;
         match self.clone().delete_one(task.clone(), Some(END_LIMIT)).await {
-            // It has been undone, and nobody but us would send the shim away.
+            // The creation has been undone, and no other call would end the shim.
             Err(error) if error.is(ErrorKind::NotFound) => {
                 self.forget(&task).await?;
                 Ok(nothing_ran())
@@ -140,9 +141,9 @@ impl Shims {
 
     async fn kill_creating(&self, task: &Task) -> Result<()> {
         match self.kill(task, None, SIGKILL, true).await {
-            // It is being undone already, or its shim cannot be asked about what it has not made yet.
+            // The creation is being undone already, or its shim cannot yet take calls for it.
             Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::Unavailable) => Ok(()),
-            // It waits in a checkpoint.
+            // The creation is restoring a checkpoint.
             Err(error) if error.is(ErrorKind::FailedPrecondition) => Ok(()),
             outcome => outcome,
         }
@@ -157,7 +158,7 @@ fn does_not_end(task: &Task) -> Error {
     ))
 }
 
-/// The end of what never was.
+/// The exit of a container that never ran.
 fn nothing_ran() -> Exit {
     Exit { pid: 0, status: 128 + SIGKILL, at: Timestamp::now() }
 }

@@ -1,7 +1,7 @@
-//! Where shims publish: `containerd.services.events.ttrpc.v1.Events` on a socket beside the API's.
+//! The socket on which shims publish events: `containerd.services.events.ttrpc.v1.Events`.
 //!
-//! Our shim sends an event until it is acknowledged, under a number. One that came before is acknowledged and
-//! not published again, so that an event comes once in a daemon's life, whoever else dies.
+//! Our shim numbers its events and repeats each until it is acknowledged. A repeated event is acknowledged but not
+//! published again, so that subscribers see it once in a daemon's lifetime, even if a connection breaks.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,33 +21,33 @@ use types::{ContainerId, Error, Namespace, Result};
 
 use crate::{Shims, convert};
 
-/// Shims whose newest number is remembered. One that was silent while three quarters as many others spoke may be forgotten,
-/// and could be heard twice if it lost an answer.
+/// Number of shims whose newest sequence number is remembered. A shim that has been silent while many others published
+/// may be forgotten; its last event is published twice if it then repeats it.
 const SOURCES_MAX: usize = 16_384;
 
-/// Serves until dropped. Events of one connection are published in the order in which they came.
+/// Serves until dropped. Events of one connection are published in the order of their arrival.
 pub async fn serve(listener: UnixListener, shims: Shims) {
     let heard = Arc::new(Mutex::new(Heard::default()));
     ttrpc::asynchronous::serve(listener, move |request| ready(answer(&request, &shims, &heard))).await;
 }
 
-/// The newest number of each shim's events, by a hash of the shim's name: there are many, and most are no more.
+/// The newest sequence number of each shim, keyed by a hash of its name: most of the many names belong to dead shims.
 #[derive(Default)]
 struct Heard {
     newest: HashMap<u64, Newest>,
     hasher: RandomState,
-    /// Events so far.
+    /// Number of events received so far.
     count: u64,
 }
 
 struct Newest {
     sequence: u64,
-    /// The count when it came.
+    /// Value of `count` when it arrived.
     at: u64,
 }
 
 impl Heard {
-    /// Whether an event is new. The next time it is not.
+    /// Whether an event has not been seen before. Records it.
     fn is_new(&mut self, source: &str, sequence: u64) -> bool {
         self.count += 1;
         let newest = Newest { sequence, at: self.count };
@@ -62,7 +62,7 @@ impl Heard {
         true
     }
 
-    /// At once, as to find the oldest one takes a look at all.
+    /// A quarter at a time, because finding the oldest entries takes a pass over all.
     fn forget_a_quarter(&mut self) {
         let mut times: Vec<u64> = self.newest.values().map(|newest| newest.at).collect();
         let (_, quarter, _) = times.select_nth_unstable(SOURCES_MAX / 4);
@@ -77,7 +77,7 @@ fn answer(request: &Request, shims: &Shims, heard: &Mutex<Heard>) -> Result<Vec<
             let envelope = envelope(request.read()?)?;
             let source = request.metadata(SOURCE_KEY);
             let sequence = request.metadata(SEQUENCE_KEY).and_then(|text| text.parse().ok());
-            // Held while it is published: the same event may come on two connections at once.
+            // Held during publication, because the same event may arrive on two connections at once.
             let mut heard = heard.lock();
             if source.zip(sequence).is_none_or(|(source, sequence)| heard.is_new(source, sequence)) {
                 note_end(&envelope, shims);
@@ -90,7 +90,7 @@ fn answer(request: &Request, shims: &Shims, heard: &Mutex<Heard>) -> Result<Vec<
     }
 }
 
-/// A task whose end its shim has told needs no other to tell it.
+/// Notes that a shim has published its task's exit or deletion, so that the daemon does not publish it as well.
 fn note_end(envelope: &Envelope, shims: &Shims) {
     let bytes = envelope.event.value.as_slice();
     let told = match envelope.topic.as_str() {
@@ -99,7 +99,7 @@ fn note_end(envelope: &Envelope, shims: &Shims) {
         _ => return,
     };
     let (container, process) = told.unwrap_or_default();
-    // A deletion names none, or the first.
+    // A delete event names no process, or the first one.
     let is_task = process == container || envelope.topic == topic::DELETE && process.is_empty();
     let id = ContainerId::new(&container).ok().filter(|_| is_task);
     if let Some(task) = id.and_then(|id| shims.task(&envelope.namespace, &id).ok()) {
@@ -145,7 +145,7 @@ mod tests {
             .with_metadata(SEQUENCE_KEY, &sequence.to_string())
     }
 
-    /// The topics that subscribers hear.
+    /// The topics that subscribers receive.
     async fn heard(requests: &[Request]) -> Vec<String> {
         let exchange = Exchange::new();
         let mut events = exchange.subscribe(Filters::all());

@@ -1,4 +1,4 @@
-//! The daemon's side of shims: starting them, talking to them, finding them again.
+//! The daemon's side of shims: starts them, calls them, and reconnects to them after a restart.
 //!
 //! ```text
 //! create ──▶ bundle ──▶ shim `start` ──▶ connect ──▶ Create ──▶ [Task] ──delete──▶ gone
@@ -9,16 +9,16 @@
 //!
 //! A [`Sandboxes`] entry is a shim too, which runs the tasks of a pod.
 //!
-//! Knows processes, not images: a root file system comes as a list of mounts, a container as its OCI
-//! spec.
+//! This crate knows processes, not images: callers pass the root file system as a list of mounts and the container as
+//! its OCI spec.
 //!
 //! Invariants
-//! - The shim owns the task. What the daemon knows can be had again from the shim and the bundle, so
-//!   the daemon may die at any instruction.
-//! - Only a shim that is known to be dead is cleaned up after. One that does not answer is `Unknown`
-//!   and left alone.
-//! - A task is in the map from before its shim starts until after its bundle is gone, so two callers
-//!   never work on one id.
+//! - The shim owns the task. Whatever the daemon knows can be recovered from the shim and the bundle, so the daemon may
+//!   die   at any instruction.
+//! - Only a shim known to be dead is cleaned up after. A task whose shim does not answer has the state `Unknown` and is
+//!   left   alone.
+//! - A task is in the map from before its shim starts until after its bundle is removed, so two callers never work on
+//!   one   id.
 //!
 //! What is in a bundle: `docs/design/tasks.md`.
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! What a task is asked for and what it answers, as plain data.
+//! Requests to a task and its answers, as plain data.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use types::{ContainerId, ExecId, Labels, Mount, Opaque, Timestamp};
 
 use crate::Endpoint;
 
-/// What makes a container run.
+/// Everything needed to create a container's task.
 #[derive(Clone, Debug, Default)]
 pub struct Create {
     /// The OCI runtime spec, as JSON.
@@ -17,17 +17,17 @@ pub struct Create {
     pub io: Io,
     /// `io.containerd.<name>.<version>`, or the absolute path of a shim.
     pub runtime: String,
-    /// Where a shim listens that takes the container, such as that of a sandbox. `None` starts one.
+    /// Address of an existing shim, such as a sandbox's, that is to run the container. `None` starts a shim.
     pub shim: Option<Endpoint>,
-    /// For the shim to read.
+    /// Runtime options, passed to the shim unread.
     pub options: Option<Opaque>,
-    /// Images of a process to restore instead of starting one.
+    /// Directory with the checkpoint images of a process to restore instead of starting one.
     pub checkpoint: Option<PathBuf>,
-    /// Told when a step is done.
+    /// Records when each step is done.
     pub laps: Laps,
 }
 
-/// Where a process's streams go: paths of named pipes, or URIs that the shim knows. Empty is nowhere.
+/// Where a process's streams are connected: paths of named pipes, or URIs that the shim knows. Empty: not connected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Io {
     pub stdin: String,
@@ -36,14 +36,14 @@ pub struct Io {
     pub terminal: bool,
 }
 
-/// How large a terminal is, in characters.
+/// Size of a terminal, in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TerminalSize {
     pub rows: u32,
     pub columns: u32,
 }
 
-/// A further process in a running container.
+/// An additional process (exec) for a running container.
 #[derive(Clone, Debug, Default)]
 pub struct Exec {
     /// The OCI `process`, as the caller's `Any` of JSON.
@@ -51,7 +51,7 @@ pub struct Exec {
     pub io: Io,
 }
 
-/// What a shim's program says of itself.
+/// What a shim's program reports about itself and its OCI runtime.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RuntimeInfo {
     pub name: String,
@@ -66,14 +66,14 @@ pub struct RuntimeInfo {
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// 0 where nobody knows it any more.
+    /// 0 if it is no longer known.
     pub pid: u32,
-    /// The exit code; 128 + n after signal n.
+    /// The exit code, or 128 + n if signal n killed the process.
     pub status: u32,
     pub at: Timestamp,
 }
 
-/// A process as its shim sees it.
+/// A process's state as its shim reports it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Process {
     pub container: ContainerId,
@@ -97,7 +97,7 @@ pub enum Status {
     Pausing,
 }
 
-/// A process id in a container, with what the shim says about it.
+/// A process in a container, with what the shim reports about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ProcessId {
     pub pid: u32,

@@ -1,4 +1,4 @@
-//! Which shim program a runtime name means.
+//! Maps a runtime name to a shim program.
 
 use std::env;
 use std::ffi::OsStr;
@@ -8,10 +8,10 @@ use types::{Error, Result};
 
 use crate::Config;
 
-/// The runtime that is used when nobody asks for another.
+/// The runtime used when a client names none.
 pub const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 
-/// containerd's default. Ours stands in where it is not installed.
+/// containerd's default runtime. Our shim serves it if containerd's is not installed.
 const RUNC_RUNTIME: &str = "io.containerd.runc.v2";
 
 const OUR_PROGRAM: &str = "containerd-shim-hoist-v2";
@@ -22,12 +22,12 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The shim that a runtime names, or whose absolute path it is.
+    /// The shim program for a runtime name, or the program itself if `runtime` is an absolute path.
     pub(crate) fn find(config: &Config, runtime: &str) -> Result<Program> {
         find(config, runtime).map(|path| Program { path })
     }
 
-    /// containerd's own shim, of any age, under its usual name.
+    /// Whether this is containerd's shim for runc, of any version, under its usual name.
     pub(crate) fn is_runc_shim(&self) -> bool {
         let name = self.path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         name.starts_with("containerd-shim-runc-")

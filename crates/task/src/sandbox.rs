@@ -1,4 +1,4 @@
-//! Sandboxes: shims that serve `containerd.runtime.sandbox.v1`, each the home of a pod's containers.
+//! Sandboxes: shims that serve `containerd.runtime.sandbox.v1`, each of which runs the containers of a pod.
 //!
 //! ```text
 //! create ──▶ bundle ──▶ shim `start` ──▶ CreateSandbox ──▶ start ──▶ ready ──stop──▶ stopped ──shutdown──▶ gone
@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Invariants
-//! - The shim owns the sandbox; what is here can be had again from the shim and the bundle.
-//! - A sandbox is known until `shutdown`, also when its shim is dead.
-//! - An exit is published once, and is in the bundle before: a daemon that starts does not tell it again.
+//! - The shim owns the sandbox; the daemon can recover all it knows from the shim and the bundle.
+//! - A sandbox is known until `shutdown`, even if its shim is dead.
+//! - An exit is written to the bundle before it is published, so that a restarted daemon does not publish it again.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,13 +37,13 @@ use crate::program::Program;
 use crate::shims::{LOADS_MAX, RETRY_PAUSE, blocking, follow_log, recorded, unbroken};
 use crate::{Limits, Shims, convert};
 
-/// How much longer than it was given a stop may take.
+/// How much longer than its timeout the call `StopSandbox` may take.
 const STOP_SLACK: Duration = Duration::from_secs(30);
-/// In the bundle, once the sandbox has ended.
+/// Written to the bundle when the sandbox has ended.
 const EXIT_FILE: &str = "sandbox-exit.json";
 const NO_SPEC: &[u8] = b"{}";
 
-/// What a sandbox is made from.
+/// Everything needed to create a sandbox.
 #[derive(Clone, Debug, Default)]
 pub struct CreateSandbox {
     /// The OCI runtime spec, as JSON. A sandbox need not have one.
@@ -52,20 +52,20 @@ pub struct CreateSandbox {
     pub rootfs: Vec<Mount>,
     /// `io.containerd.<name>.<version>`, or the absolute path of a shim.
     pub runtime: String,
-    /// For the shim to read when it starts.
+    /// Runtime options, which the shim reads when it starts.
     pub runtime_options: Option<Opaque>,
-    /// For the sandbox, such as a pod's configuration.
+    /// Sandbox options, such as a pod's configuration, passed to the shim unread.
     pub options: Option<Opaque>,
     /// Path of a network namespace; empty for none.
     pub netns: String,
     pub annotations: Labels,
 }
 
-/// Where a task service listens.
+/// Address of a task service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub address: String,
-    /// Of the task API: 2 or 3.
+    /// Version of the task API: 2 or 3.
     pub version: i32,
 }
 
@@ -80,7 +80,7 @@ pub struct SandboxStart {
 #[derive(Clone, Debug)]
 pub struct SandboxStatus {
     pub pid: u32,
-    /// The shim's word, such as `SANDBOX_READY`.
+    /// The shim's state string, such as `SANDBOX_READY`.
     pub state: String,
     pub info: BTreeMap<String, String>,
     pub created: Option<Timestamp>,
@@ -105,12 +105,12 @@ pub(crate) type Key = (Namespace, SandboxId);
 pub(crate) type Slots = BTreeMap<Key, Slot>;
 
 pub(crate) enum Slot {
-    /// Being created or cleared away.
+    /// Being created or removed.
     Reserved,
     Filled(Sandbox),
 }
 
-/// A sandbox that is there. Clones are the same one.
+/// A known sandbox. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Sandbox(Arc<Inner>);
 
@@ -120,7 +120,7 @@ struct Inner {
     program: Program,
     connection: Connection,
     ended: watch::Sender<Option<SandboxExit>>,
-    /// It is being shut down: its shim may hang up.
+    /// Set during shutdown: the shim is expected to close the connection.
     leaving: AtomicBool,
     log: Option<AbortHandle>,
 }
@@ -177,11 +177,11 @@ impl Sandbox {
 pub struct Sandboxes(pub(crate) Shims);
 
 impl Sandboxes {
-    /// Finds the sandboxes that an earlier daemon left.
+    /// Reconnects to the sandboxes that an earlier daemon left.
     pub(crate) async fn load(&self) -> Result<()> {
         let bundles = self.0.config().sandboxes.clone();
         let mut keys = blocking(move || bundle::list(&bundles)).await?.into_iter();
-        // Each may be stuck for as long as it may take to answer.
+        // In parallel: each shim may use up the time limit.
         let mut loads = JoinSet::new();
         loop {
             while loads.len() < LOADS_MAX
@@ -207,7 +207,7 @@ impl Sandboxes {
         let bundle = self.bundle(key);
         let (program, bootstrap) = match recorded(&bundle) {
             Ok(Some(recorded)) => recorded,
-            // Cut off before its shim was up.
+            // The earlier daemon died before the shim was up.
             Ok(None) => {
                 self.discard(reservation, &bundle).await;
                 return Ok(());
@@ -228,11 +228,11 @@ impl Sandboxes {
             sandbox.call("SandboxStatus", &request, Some(sandbox.limits().state)).await;
         match status {
             Err(error) if error.is(ErrorKind::NotFound) => {
-                // Cut off before there was a sandbox in the shim: it has nothing to stay for.
+                // The earlier daemon died before the shim had created its sandbox: the shim is of no use.
                 dismiss(&sandbox).await;
                 self.discard(reservation, &bundle).await;
             }
-            // Alive, or dead, or not to be told: the watch finds out.
+            // Alive, dead or undecided: `watch` finds out.
             _ => {
                 reservation.fill(sandbox.clone());
                 tokio::spawn(self.clone().watch(sandbox));
@@ -241,7 +241,7 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Starts a shim and has it make the sandbox. Goes on if the caller goes away.
+    /// Starts a shim and has it create the sandbox. Continues if the caller's future is dropped.
     pub async fn create(&self, namespace: &Namespace, id: &SandboxId, create: CreateSandbox) -> Result<()> {
         let (sandboxes, key) = (self.clone(), (namespace.clone(), id.clone()));
         unbroken(async move {
@@ -307,7 +307,7 @@ impl Sandboxes {
         }
     }
 
-    /// Starts what was created. One that does not start is gone.
+    /// Starts a created sandbox. A sandbox that fails to start is removed.
     pub async fn start(&self, namespace: &Namespace, id: &SandboxId) -> Result<SandboxStart> {
         let (sandboxes, sandbox) = (self.clone(), self.find(namespace, id)?);
         unbroken(async move { sandboxes.start_one(sandbox).await }).await
@@ -319,7 +319,7 @@ impl Sandboxes {
         let started: Result<wire::StartSandboxResponse> = sandbox.call("StartSandbox", &request, None).await;
         let started = match started {
             Ok(started) => started,
-            // It runs, or did: nothing to clear away.
+            // The sandbox runs, or has run: nothing to remove.
             Err(error) if error.is(ErrorKind::FailedPrecondition) => return Err(error),
             Err(error) => {
                 self.put(key, Slot::Reserved);
@@ -339,7 +339,7 @@ impl Sandboxes {
         })
     }
 
-    /// The platform that containers of the sandbox run on.
+    /// The platform that the sandbox's containers run on.
     pub async fn platform(&self, namespace: &Namespace, id: &SandboxId) -> Result<Platform> {
         let sandbox = self.find(namespace, id)?;
         let request = wire::PlatformRequest { sandbox_id: sandbox.id() };
@@ -355,8 +355,8 @@ impl Sandboxes {
         })
     }
 
-    /// Stops a sandbox and its containers, which get `patience` before they are killed. One that is not there
-    /// or has ended is no error.
+    /// Stops a sandbox and its containers, which are killed after `patience`. No error if the sandbox does not exist or
+    /// has ended.
     pub async fn stop(&self, namespace: &Namespace, id: &SandboxId, patience: Duration) -> Result<()> {
         let Ok(sandbox) = self.find(namespace, id) else { return Ok(()) };
         let seconds = u32::try_from(patience.as_secs()).unwrap_or(u32::MAX);
@@ -370,13 +370,13 @@ impl Sandboxes {
         }
     }
 
-    /// Waits for the end of a sandbox.
+    /// Waits until a sandbox has ended.
     pub async fn wait(&self, namespace: &Namespace, id: &SandboxId) -> Result<SandboxExit> {
         let sandbox = self.find(namespace, id)?;
         let mut ended = sandbox.0.ended.subscribe();
         match ended.wait_for(Option::is_some).await.map(|exit| *exit) {
             Ok(Some(exit)) => Ok(exit),
-            // Cannot be: `sandbox` holds the sender, and the condition is that it is there.
+            // Unreachable: `sandbox` holds the sender, and `wait_for` returns only if the value is set.
             _ => Err(Error::internal(format!("sandbox {id}: its end was lost"))),
         }
     }
@@ -393,7 +393,7 @@ impl Sandboxes {
             sandbox.call("SandboxStatus", &request, Some(sandbox.limits().state)).await;
         let (status, exit) = match (status, sandbox.exit()) {
             (Ok(status), exit) => (status, exit),
-            // Its shim is gone, and how it ended is known.
+            // The shim is dead, and the sandbox's exit is known.
             (Err(_), Some(exit)) => {
                 let state = wire::NOT_READY.to_owned();
                 (wire::SandboxStatusResponse { state, ..Default::default() }, Some(exit))
@@ -423,8 +423,8 @@ impl Sandboxes {
         })
     }
 
-    /// Ends a sandbox and its shim, and forgets it. `FailedPrecondition` while it has containers, as far as its
-    /// shim says so. Goes on if the caller goes away.
+    /// Ends a sandbox and its shim, and forgets it. `FailedPrecondition` if its shim reports that it still has
+    /// containers. Continues if the caller's future is dropped.
     pub async fn shutdown(&self, namespace: &Namespace, id: &SandboxId) -> Result<()> {
         let (sandboxes, sandbox) = (self.clone(), self.find(namespace, id)?);
         unbroken(async move { sandboxes.shutdown_one(sandbox).await }).await
@@ -447,7 +447,7 @@ impl Sandboxes {
         self.put(&key, Slot::Reserved);
         if is_dead {
             if let Err(error) = self.clean_up(&sandbox).await {
-                // What is left is noted in its bundle, which the next attempt needs.
+                // What is left is noted in the bundle, which the next attempt needs.
                 self.put(&key, Slot::Filled(sandbox));
                 return Err(
                     error.context(format!("shut down sandbox {}: end what its dead shim left", key.1))
@@ -465,12 +465,12 @@ impl Sandboxes {
         removed
     }
 
-    /// Where containers of a sandbox are asked for; none if there is no such sandbox.
+    /// The address of the sandbox's task service; `None` if there is no such sandbox.
     pub fn endpoint(&self, namespace: &Namespace, id: &SandboxId) -> Option<Endpoint> {
         self.find(namespace, id).ok().map(|sandbox| sandbox.endpoint())
     }
 
-    /// Sees a sandbox through to its end.
+    /// Follows a sandbox to its end.
     async fn watch(self, sandbox: Sandbox) {
         let request = wire::WaitSandboxRequest { sandbox_id: sandbox.id() };
         loop {
@@ -492,7 +492,7 @@ impl Sandboxes {
             if is_dead {
                 tracing::warn!(%namespace, %id, "the shim of a sandbox died");
                 if let Err(error) = self.clean_up(&sandbox).await {
-                    // The rest is done when it is shut down.
+                    // `shutdown` tries again.
                     tracing::warn!(%namespace, %id, "end what a dead shim left: {}", error.chain());
                 }
                 let exit = SandboxExit { status: UNKNOWN_EXIT, at: Timestamp::now() };
@@ -503,7 +503,7 @@ impl Sandboxes {
         }
     }
 
-    /// Notes how a sandbox ended and tells everybody, once.
+    /// Records the exit of a sandbox and publishes it, once.
     async fn end(&self, sandbox: &Sandbox, exit: SandboxExit) {
         if sandbox.exit().is_some() {
             return;
@@ -528,7 +528,7 @@ impl Sandboxes {
         }
     }
 
-    /// Ends what a dead shim left.
+    /// Runs `delete` of a dead shim's program.
     async fn clean_up(&self, sandbox: &Sandbox) -> Result<()> {
         let (shims, sandbox) = (self.0.clone(), sandbox.clone());
         blocking(move || {
@@ -538,7 +538,7 @@ impl Sandboxes {
         .await
     }
 
-    /// Clears away a bundle whose sandbox never came to be. The slot stays reserved if something is left.
+    /// Removes the bundle of a sandbox that was never created. If something is left, the id stays reserved.
     async fn discard(&self, reservation: Reservation, bundle: &Bundle) {
         let Some((namespace, id)) = &reservation.key else { return };
         if !self.0.discard((namespace, id.as_str()), bundle, Bundle::remove).await {
@@ -547,12 +547,12 @@ impl Sandboxes {
     }
 
     fn bundle(&self, (namespace, id): &Key) -> Bundle {
-        // Their names follow the same rule.
+        // Sandbox ids and container ids follow the same rule.
         let id = ContainerId::new(id.as_str()).expect("a sandbox's id is a container's id");
         Bundle::at(&self.0.config().sandboxes, namespace, &id)
     }
 
-    /// `NotFound` while it is being created, and if there is none.
+    /// `NotFound` if there is no such sandbox, or it is still being created.
     fn find(&self, namespace: &Namespace, id: &SandboxId) -> Result<Sandbox> {
         match self.0.sandbox_slots().get(&(namespace.clone(), id.clone())) {
             Some(Slot::Filled(sandbox)) => Ok(sandbox.clone()),
@@ -578,13 +578,13 @@ impl Sandboxes {
     }
 }
 
-/// Asks a shim without a sandbox to go.
+/// Tells a shim that has no sandbox to exit.
 async fn dismiss(sandbox: &Sandbox) {
     let request = wire::ShutdownSandboxRequest { sandbox_id: sandbox.id() };
     let asked: Result<wire::ShutdownSandboxResponse> =
         sandbox.call("ShutdownSandbox", &request, Some(sandbox.limits().shutdown)).await;
     if asked.is_err() {
-        // It knows no sandboxes, or not this one; then it is a shim without containers.
+        // The shim does not serve sandboxes, or does not know this one: then it exits as a shim without containers.
         let request = ShutdownRequest { id: sandbox.id(), now: true };
         let asked: Result<()> =
             sandbox.0.connection.call("Shutdown", &request, Some(sandbox.limits().shutdown)).await;
@@ -597,13 +597,13 @@ async fn dismiss(sandbox: &Sandbox) {
     }
 }
 
-/// None if it has not ended, or what is there cannot be read: then the shim is asked.
+/// `None` if the sandbox has not ended or the file cannot be read: then the shim is asked.
 fn read_exit(bundle: &Bundle) -> Option<SandboxExit> {
     let text = std::fs::read(bundle.path.join(EXIT_FILE)).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
-/// A slot that is given up unless it is filled.
+/// Reserves an id; releases it when dropped, unless it is filled or kept.
 struct Reservation {
     sandboxes: Sandboxes,
     key: Option<Key>,
@@ -616,7 +616,7 @@ impl Reservation {
         }
     }
 
-    /// The id stays taken, until a daemon that starts knows more.
+    /// The id stays taken until the next daemon examines what is left.
     fn keep(mut self) {
         self.key = None;
     }

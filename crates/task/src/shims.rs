@@ -1,4 +1,4 @@
-//! All tasks, and how they come and go.
+//! The map of all tasks: how they are created, found again after a restart, and removed.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -27,56 +27,56 @@ use crate::program::Program;
 use crate::sandbox::{self, Endpoint, Sandboxes};
 use crate::{Create, Exit, Process, RuntimeInfo, Task, convert};
 
-/// How many shims are looked for at once when the daemon starts.
+/// How many bundles are loaded in parallel when the daemon starts.
 pub(crate) const LOADS_MAX: usize = 16;
-/// How long to wait before a shim that lives but does not answer is tried again.
+/// Pause before retrying a shim that lives but does not answer.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How many shims are asked for the state of a task at once.
+/// How many shims are asked for the state of a task in parallel.
 const ASKS_MAX: usize = 256;
-/// The longest pause before what a dead shim left is tried again.
+/// Longest pause between attempts to clean up after a dead shim.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Longer lines of a shim's log are cut in pieces: what it repeats of its container has no end of its own.
+/// Longer lines of a shim's log are split, in bytes: the shim may quote unbounded output of its container.
 const LOG_LINE_LEN_MAX: u64 = 16 << 10;
-/// Small, as every task has one, and few shims say anything.
+/// Small, because every task has one and few shims log anything.
 const LOG_BUFFER_LEN: usize = 256;
-/// The longest a dead shim's clean-up is waited for.
+/// How long `delete` waits for the clean-up after a dead shim.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the bundles are. Cleared by a reboot, as processes are.
+    /// Directory of the tasks' bundles. Not kept across a reboot, like the processes.
     pub bundles: PathBuf,
-    /// The bundles of sandboxes.
+    /// Directory of the sandboxes' bundles.
     pub sandboxes: PathBuf,
-    /// Where shims put their sockets.
+    /// Directory for the shims' sockets.
     pub sockets: PathBuf,
-    /// The daemon's sockets, as shims are told.
+    /// The daemon's gRPC socket, as passed to shims.
     pub grpc_address: PathBuf,
     pub ttrpc_address: PathBuf,
-    /// The program that shims are told to publish with, if they do not know ttrpc.
+    /// The program that shims without ttRPC are told to publish events with.
     pub publisher: PathBuf,
-    /// Our own shim. `None` looks beside the daemon and in `PATH`.
+    /// Path of our own shim. `None`: looked up beside the daemon and in `PATH`.
     pub shim: Option<PathBuf>,
-    /// The version that shims are told.
+    /// The daemon's version, as passed to shims.
     pub version: String,
-    /// `NAME=VALUE` that shims have besides the daemon's own.
+    /// Environment variables for shims, in addition to the daemon's own.
     pub env: Vec<(String, String)>,
     pub limits: Limits,
-    /// Whether shims log what they do.
+    /// Whether shims log at debug level.
     pub debug: bool,
 }
 
-/// How long shims are waited for.
+/// How long the daemon waits for shims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Until one takes a connection, as when a daemon finds it again.
+    /// For a connection, as when a daemon reconnects after a restart.
     pub load: Duration,
-    /// For what it knows already.
+    /// For an answer the shim gives from memory.
     pub state: Duration,
     pub stats: Duration,
-    /// Until one goes that is needed no more.
+    /// For the exit of a shim that is no longer needed.
     pub shutdown: Duration,
-    /// For the program that ends what a dead one left.
+    /// For the program that cleans up after a dead shim (`delete`).
     pub cleanup: Duration,
 }
 
@@ -94,7 +94,7 @@ impl Default for Limits {
 
 #[cfg(test)]
 impl Config {
-    /// Of a daemon that starts no shim.
+    /// The configuration of a daemon that starts no shim.
     pub(crate) fn for_tests() -> Config {
         Config {
             bundles: PathBuf::new(),
@@ -126,15 +126,15 @@ struct Inner {
 pub(crate) type Key = (Namespace, ContainerId);
 
 enum Slot {
-    /// Being cleared away, or its shim is not up yet.
+    /// Being removed, or its shim is not up yet.
     Reserved,
-    /// An earlier daemon left something of it, and what that is could not be found out: there may well be a container.
+    /// An earlier daemon left a bundle that could not be examined: its container may be running.
     Unknown,
-    /// Its shim was asked to create it and has not answered. The channel closes when that is over.
+    /// Its shim was asked to create it and has not answered. The channel closes when the creation is over.
     Creating(Task, watch::Receiver<()>),
     Filled(Task),
-    /// It has ended with its shim, and all is taken down but the bundle. That goes with its delete: nothing else that lasts
-    /// knows how it ended.
+    /// The task has ended with its shim, and everything but the bundle is removed. The bundle, the only durable record
+    /// of the exit, is removed by `delete`.
     Ended(Task, Exit),
 }
 
@@ -147,8 +147,8 @@ impl Slot {
     }
 }
 
-/// A task that had ended when the daemon looked for it. It is not there any more, and a next daemon finds it again until
-/// it is deleted.
+/// A task that had ended when the daemon loaded its bundle. It is no longer in the map; every daemon that starts
+/// reports it again until it is deleted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
     pub namespace: Namespace,
@@ -157,15 +157,15 @@ pub struct Ended {
 }
 
 impl Shims {
-    /// Knows no tasks until [`Shims::load`].
+    /// No tasks are known until [`Shims::load`].
     pub fn new(config: Config, exchange: Exchange) -> Shims {
         Shims(Arc::new(Inner { config, exchange, slots: Mutex::default(), sandboxes: Mutex::default() }))
     }
 
-    /// Finds the tasks that an earlier daemon left. Returns those that had ended with their shim;
-    /// their events are published as well.
+    /// Reconnects to the tasks that an earlier daemon left. Returns the tasks that had ended together with their shim;
+    /// their exit and delete events are published as well.
     pub async fn load(&self) -> Result<Vec<Ended>> {
-        // First: a shim that has a sandbox stays without containers.
+        // Sandboxes first: their shims are in use even without containers.
         self.sandboxes().load().await?;
         let bundles = self.0.config.bundles.clone();
         let mut keys = blocking(move || bundle::list(&bundles)).await?.into_iter();
@@ -195,14 +195,14 @@ impl Shims {
         let bundle = Bundle::at(&self.0.config.bundles, &key.0, &key.1);
         let (program, bootstrap) = match recorded(&bundle) {
             Ok(Some(recorded)) => recorded,
-            // Cut off before its shim was up.
+            // The earlier daemon died before the shim was up.
             Ok(None) => {
                 if !self.discard((&key.0, key.1.as_str()), &bundle, Bundle::remove).await {
                     reservation.keep();
                 }
                 return Ok(None);
             }
-            // There may well be a container: nobody gets its id.
+            // Its container may be running, so the id stays taken.
             Err(error) => {
                 reservation.keep();
                 return Err(error);
@@ -222,7 +222,7 @@ impl Shims {
                 task.dismiss(self.shim_is_shared(&task)).await;
                 let bundle = task.bundle_and_program().0;
                 if bundle.noted_exit().is_some() {
-                    // It was deleted, and whoever asked for that may not have heard how it ended.
+                    // The task was deleted, but the client that deleted it may not have received its exit.
                     reservation.keep();
                     return Ok(Some(self.clean_up(&task, Clearing::AllButBundle).await));
                 }
@@ -232,7 +232,7 @@ impl Shims {
                 Ok(None)
             }
             Found::Dead => {
-                // The slot is given up once the bundle is gone.
+                // `clean_up` frees the slot when the bundle is gone.
                 reservation.keep();
                 Ok(Some(self.clean_up(&task, Clearing::AllButBundle).await))
             }
@@ -240,14 +240,14 @@ impl Shims {
     }
 
     async fn look(&self, task: &Task) -> Found {
-        // Twice, as a shim may die between connection and answer.
+        // Twice, because a shim may die between connection and answer.
         for _ in 0..2 {
             match task.connect().await {
                 Ok(()) => {}
                 Err(error) if error.is(ErrorKind::Unavailable) => return Found::Dead,
                 Err(_) => return Found::Alive,
             }
-            // An old shim may not know this call; then its death shows as a lost connection only.
+            // An old shim may not implement this call; then only a lost connection tells of its death.
             let _ = task.meet().await;
             match task.state(None).await {
                 Err(error) if error.is(ErrorKind::NotFound) => return Found::Empty,
@@ -258,8 +258,8 @@ impl Shims {
         Found::Alive
     }
 
-    /// `NotFound` if there is none, or its shim was not asked for it yet. One that is being created can be asked and
-    /// killed. `Unavailable` if it cannot be told whether there is one.
+    /// The task with this id, including one whose creation has been requested of its shim; such a task can be queried
+    /// and killed. `NotFound` if there is none; `Unavailable` if that cannot be determined.
     pub fn task(&self, namespace: &Namespace, id: &ContainerId) -> Result<Task> {
         match self.0.slots().get(&(namespace.clone(), id.clone())) {
             Some(Slot::Creating(task, _) | Slot::Filled(task)) => Ok(task.clone()),
@@ -273,7 +273,7 @@ impl Shims {
         }
     }
 
-    /// What closes when the creation of a task is over; none if it is.
+    /// A channel that closes when the task's creation is over; `None` if it is over.
     pub(crate) fn creation_of(&self, task: &Task) -> Option<watch::Receiver<()>> {
         match self.0.slots().get(&(task.namespace().clone(), task.id().clone())) {
             Some(Slot::Creating(_, over)) => Some(over.clone()),
@@ -287,23 +287,23 @@ impl Shims {
         Bundle::at(&self.0.config.bundles, namespace, id).oom_killed()
     }
 
-    /// Whether there is a task, or one is being created or cleared away.
+    /// Whether the id is taken: by a task, or by one that is being created or removed.
     pub fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         self.0.slots().contains_key(&(namespace.clone(), id.clone()))
     }
 
-    /// Of whom [`Shims::has`] says so, in a namespace.
+    /// The ids in a namespace for which [`Shims::has`] is true.
     pub fn ids(&self, namespace: &Namespace) -> Vec<ContainerId> {
         let slots = self.0.slots();
         slots.keys().filter(|(of, _)| of == namespace).map(|(_, id)| id.clone()).collect()
     }
 
-    /// The sandboxes, whose shims run tasks too.
+    /// The sandboxes, whose shims run tasks as well.
     pub fn sandboxes(&self) -> Sandboxes {
         Sandboxes(self.clone())
     }
 
-    /// What the shim of a runtime, by name or by absolute path, says of itself.
+    /// Runtime information from the shim program of a runtime, given by name or absolute path.
     pub async fn runtime_info(&self, runtime: &str, options: Option<Opaque>) -> Result<RuntimeInfo> {
         let program = Program::find(&self.0.config, runtime)?;
         blocking(move || bootstrap::info(&program, options)).await
@@ -321,7 +321,7 @@ impl Shims {
         &self.0.exchange
     }
 
-    /// Whether a sandbox or another task has the same shim, as in a pod.
+    /// Whether a sandbox or another task uses the same shim, as in a pod.
     pub(crate) fn shim_is_shared(&self, task: &Task) -> bool {
         let socket = task.socket();
         if self.sandbox_sockets().contains(&socket) {
@@ -332,7 +332,7 @@ impl Shims {
         })
     }
 
-    /// Where the shims listen that sandboxes and tasks have.
+    /// The sockets of the shims that sandboxes and tasks use.
     pub(crate) fn sockets(&self) -> BTreeSet<PathBuf> {
         let mut sockets = self.sandbox_sockets();
         sockets.extend(self.tasks(None).iter().map(Task::socket));
@@ -348,7 +348,7 @@ impl Shims {
         filled.collect()
     }
 
-    /// The tasks of a namespace, or all.
+    /// The tasks of a namespace, or of all namespaces.
     pub fn tasks(&self, namespace: Option<&Namespace>) -> Vec<Task> {
         let wanted = |task: &&Task| namespace.is_none_or(|namespace| task.namespace() == namespace);
         let slots = self.0.slots();
@@ -357,7 +357,7 @@ impl Shims {
         tasks
     }
 
-    /// The state of every task of a namespace, or of all: `Unknown` where a shim does not answer.
+    /// The state of every task of a namespace, or of all; `Unknown` if its shim does not answer.
     pub async fn states(&self, namespace: Option<&Namespace>) -> Vec<(Namespace, Process)> {
         let (mut asks, mut states) = (JoinSet::new(), Vec::new());
         let mut tasks = self.tasks(namespace).into_iter();
@@ -375,8 +375,8 @@ impl Shims {
         states
     }
 
-    /// Starts a shim and has it create the container. Returns the pid of its first process, which
-    /// waits to be started. Goes on if the caller goes away.
+    /// Starts a shim and has it create the container. Returns the pid of its first process, which waits for `start`.
+    /// Continues if the caller's future is dropped.
     pub async fn create(&self, namespace: &Namespace, id: &ContainerId, create: Create) -> Result<u32> {
         let (shims, key) = (self.clone(), (namespace.clone(), id.clone()));
         let span = info_span!(target: TRACE, "task.create", %namespace, %id, error = Empty);
@@ -429,7 +429,8 @@ impl Shims {
         let span = info_span!(target: TRACE, "task.make", error = Empty);
         let made = async {
             task.connect().await?;
-            // In this order, so that the shim hears of the task before it hears from those who find it here.
+            // In this order, so that the shim gets the create request before requests of clients that find the task in
+            // the map.
             let (_, made, ()) =
                 tokio::join!(biased; task.meet(), task.create(&request), async { reservation.show(&task) });
             made
@@ -442,7 +443,7 @@ impl Shims {
             Err(error) => {
                 reservation.hide();
                 task.dismiss(self.shim_is_shared(&task)).await;
-                // Whoever waits for it waits for nothing, and must not meet the next one of this id.
+                // Clients that wait for this task must not end up waiting for the next one with this id.
                 task.end(Exit { pid: 0, status: 128 + SIGKILL, at: Timestamp::now() });
                 Err(error)
             }
@@ -467,8 +468,8 @@ impl Shims {
         .await
     }
 
-    /// Deletes a task that has stopped or was never started, even one that is being created, and ends its shim.
-    /// `FailedPrecondition` while it runs. Goes on if the caller goes away.
+    /// Deletes a task that has stopped, was never started or is being created, and ends its shim. `FailedPrecondition`
+    /// while it runs. Continues if the caller's future is dropped.
     pub async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit> {
         if let Some((task, exit)) = self.ended(namespace, id) {
             return unbroken(self.clone().delete_ended(task, exit)).await;
@@ -492,7 +493,7 @@ impl Shims {
         }
     }
 
-    /// By one alone: the slot, and its bundle, are free for another task from then on.
+    /// Only one caller gets to delete: the slot and its bundle are then free for another task.
     async fn delete_ended(self, task: Task, exit: Exit) -> Result<Exit> {
         let key = (task.namespace().clone(), task.id().clone());
         match self.0.slots().get_mut(&key) {
@@ -511,11 +512,11 @@ impl Shims {
         Ok(exit)
     }
 
-    /// `limit` is how long its shim may take.
+    /// `limit` bounds the shim's `Delete` call.
     pub(crate) async fn delete_one(self, task: Task, limit: Option<Duration>) -> Result<Exit> {
         let exit = match task.delete_init(limit).await {
             Ok(exit) => exit,
-            // The shim is dying or dead: whoever watches it clears up, and knows how it ended.
+            // The shim is dying or dead: its watcher cleans up and learns the exit.
             Err(error) if error.is(ErrorKind::Unavailable) => {
                 let exit = tokio::time::timeout(CLEAN_UP_LIMIT, task.ended()).await.map_err(|_| error)?;
                 return match self.ended(task.namespace(), task.id()) {
@@ -528,7 +529,7 @@ impl Shims {
         self.forget(&task).await.map(|()| exit)
     }
 
-    /// Ends the shim of a task that was deleted, unless others need it.
+    /// Ends the shim of a deleted task, unless other tasks or a sandbox use it.
     pub(crate) async fn forget(&self, task: &Task) -> Result<()> {
         let key = (task.namespace().clone(), task.id().clone());
         self.0.slots().insert(key.clone(), Slot::Reserved);
@@ -538,12 +539,12 @@ impl Shims {
         removed
     }
 
-    /// Sees the shim through its life and clears up when it dies of itself.
+    /// Follows the shim through its life and cleans up if it dies unexpectedly.
     async fn watch(self, task: Task) {
-        // If it does not say who it is, its death shows as a socket that nobody listens on.
+        // If it does not tell its pid, only a socket without a listener shows its death.
         let _ = task.meet().await;
         loop {
-            // A shim that has others stays, and what was for this one is to go nevertheless.
+            // A shared shim stays alive, so the deletion of the task ends this wait as well.
             task.disconnected_or_leaving().await;
             if task.is_leaving() {
                 return;
@@ -569,8 +570,8 @@ impl Shims {
         self.clean_up(&task, clearing).await;
     }
 
-    /// Ends what a dead shim left, tells everybody, and forgets the task. How it ended is told at once, even if something
-    /// is left that does not go yet: then that is tried again, and the slot stays reserved.
+    /// Runs `delete` of a dead shim's program, publishes the task's exit, and forgets the task. The exit is published
+    /// at once even if something cannot be removed yet: then the clean-up is retried, and the slot stays reserved.
     async fn clean_up(&self, task: &Task, clearing: Clearing) -> Exit {
         let key = (task.namespace().clone(), task.id().clone());
         let taken_down = self.take_down(task).await;
@@ -582,7 +583,7 @@ impl Shims {
         };
         let exit = if exit.at == Timestamp::default() { Exit { at: Timestamp::now(), ..exit } } else { exit };
         if left.is_some() {
-            // Before anybody is told who would make the next one of this id, or ask this one.
+            // Before publishing: a subscriber might create the next task with this id, or query this one.
             self.0.slots().insert(key.clone(), Slot::Reserved);
         }
         self.publish_end(task, exit);
@@ -605,7 +606,7 @@ impl Shims {
         exit
     }
 
-    /// Does what a clean-up could not, once that can be done. Of a container that is down, the bundle alone is left.
+    /// Retries a clean-up until it succeeds. If the container is down (`is_down`), only the bundle is left.
     async fn clean_up_later(self, task: Task, mut is_down: bool) {
         let (namespace, id) = (task.namespace(), task.id());
         let mut pause = RETRY_PAUSE;
@@ -625,7 +626,7 @@ impl Shims {
         self.0.slots().remove(&(namespace.clone(), id.clone()));
     }
 
-    /// Has the shim's program end what a dead shim left.
+    /// Runs `delete` of a dead shim's program.
     async fn take_down(&self, task: &Task) -> Result<Exit> {
         let (shims, task) = (self.clone(), task.clone());
         blocking(move || {
@@ -640,7 +641,7 @@ impl Shims {
         blocking(move || bundle.remove()).await
     }
 
-    /// What the shim did not live to tell.
+    /// Publishes the events that the shim did not live to publish.
     fn publish_end(&self, task: &Task, exit: Exit) {
         let (namespace, id) = (task.namespace(), task.id());
         let at = Some(convert::wire_timestamp(exit.at));
@@ -676,8 +677,8 @@ impl Shims {
         });
     }
 
-    /// Clears away a bundle whose container never came to be, and says whether that is done. What its shim has noted
-    /// and could not take down is left, notes and all, for the next start: then the slot is to stay reserved.
+    /// Removes the bundle of a container that was never created, and returns whether that succeeded. What the shim has
+    /// noted and could not take down is left, with its notes, for the next daemon: then the slot must stay reserved.
     pub(crate) async fn discard(
         &self,
         (namespace, id): (&Namespace, &str),
@@ -708,17 +709,17 @@ impl Shims {
     }
 }
 
-/// How far what a dead shim left is cleared away.
+/// How much of a dead shim's task is removed.
 #[derive(Clone, Copy, PartialEq)]
 enum Clearing {
     All,
-    /// Nobody has heard yet how it ended.
+    /// All but the record of its exit, which no client has received yet.
     AllButBundle,
 }
 
-/// What was found where a shim ought to be.
+/// What answered at a shim's address.
 enum Found {
-    /// Or it cannot be told.
+    /// A shim with the container, or one whose state is undecided.
     Alive,
     /// A shim without a container.
     Empty,
@@ -731,17 +732,17 @@ impl Inner {
     }
 }
 
-/// A slot in the map that is given up unless it is filled or kept.
+/// A reserved slot in the map; freed when dropped, unless it is filled or kept.
 struct Reservation {
     shims: Shims,
     key: Key,
     filled: bool,
-    /// Dropped when the slot is as it will stay.
+    /// Dropped when the slot has its final state.
     over: watch::Sender<()>,
 }
 
 impl Reservation {
-    /// Lets others ask for the task, and kill it, while its shim makes it.
+    /// Makes the task visible, so that clients can query and kill it while its shim creates it.
     fn show(&self, task: &Task) {
         self.put(Slot::Creating(task.clone(), self.over.subscribe()));
     }
@@ -754,7 +755,7 @@ impl Reservation {
         self.shims.0.slots().insert(self.key.clone(), slot);
     }
 
-    /// The id stays taken, until a daemon that starts knows more.
+    /// The id stays taken until the next daemon examines what is left.
     fn keep(mut self) {
         self.put(Slot::Unknown);
         self.filled = true;
@@ -774,7 +775,7 @@ impl Drop for Reservation {
     }
 }
 
-/// How a task ended whose shim cannot say it.
+/// The exit of a task whose shim cannot report it.
 async fn last_known(task: &Task) -> Exit {
     let task = task.clone();
     let read = blocking(move || {
@@ -784,8 +785,8 @@ async fn last_known(task: &Task) -> Exit {
     read.await.unwrap_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() })
 }
 
-/// How to run and to reach the shim of a bundle; none if it did not come up. What cannot be read or understood
-/// says nothing about that.
+/// Program and address of a bundle's shim; `None` if the shim did not come up. An error, if the files cannot be read or
+/// parsed, leaves that open.
 pub(crate) fn recorded(bundle: &Bundle) -> Result<Option<(Program, Bootstrap)>> {
     match (bundle.program(), bundle.bootstrap()) {
         (Ok(program), Ok(Some(bootstrap))) => Ok(Some((program, bootstrap))),
@@ -811,7 +812,7 @@ fn create_request(id: &ContainerId, bundle: &Bundle, create: &Create) -> CreateT
     }
 }
 
-/// Has a shim that is there already take the container, such as that of a sandbox.
+/// Assigns the container to an existing shim, such as a sandbox's.
 async fn join_shim(bundle: &Bundle, endpoint: Endpoint) -> Result<Bootstrap> {
     let bundle = bundle.clone();
     blocking(move || {
@@ -822,7 +823,8 @@ async fn join_shim(bundle: &Bundle, endpoint: Endpoint) -> Result<Bootstrap> {
     .await
 }
 
-/// Copies a shim's log into ours. It is opened for writing too, so that it has no end while shims come and go.
+/// Copies a shim's log into the daemon's. Opened for writing too, so that there is no end of file when a shim closes
+/// it.
 pub(crate) fn follow_log((namespace, id): (&Namespace, &str), bundle: &Bundle) -> Option<AbortHandle> {
     let mut options = tokio::net::unix::pipe::OpenOptions::new();
     let log = match options.read_write(true).open_receiver(bundle.log()) {
@@ -850,7 +852,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     stdx::blocking(work).await.map_err(Error::broke_down("a worker thread"))?
 }
 
-/// Runs work that must not stop half way when its caller goes away.
+/// Runs work that must not be abandoned half way when its caller's future is dropped.
 pub(crate) async fn unbroken<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {

@@ -1,11 +1,11 @@
-//! Shims that no task knows: a daemon that died between the start of a shim and the note of where it listens
-//! leaves one that waits for a first call for ever.
+//! Stray shims, which no task uses: a daemon that dies after starting a shim and before recording its address leaves
+//! one that waits for its first call forever.
 //!
-//! Told from their command lines: our shims name the daemon that started them, by its address and by the place of their
-//! sockets. One at the same address with another state directory is another daemon. Containers may have processes with any
-//! command line, so only those count that have the daemon's mounts and process numbers: no container has the former. A
-//! shim is stray if no task has it and its bundle is known to be gone; that one has ended its container already, or
-//! never had one.
+//! They are recognized by their command lines: our shims name the daemon that started them, by its address and by the
+//! directory of their sockets. The same address with another state directory is another daemon. A process in a
+//! container may have any command line, so only processes in the daemon's mount and PID namespaces count: containers
+//! have a mount namespace of their own. A shim is stray if no task uses it and its bundle is known to be gone; then it
+//! has no container, or has ended it already.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,7 +21,7 @@ use types::{Context, Result};
 use crate::Shims;
 use crate::task::end_soon;
 
-/// A shim of this daemon: one that no task knows, or one that does not say who it is.
+/// A shim of this daemon, found by its command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stray {
     pid: i32,
@@ -41,13 +41,13 @@ impl Stray {
         self.pid
     }
 
-    /// The container that it was started for.
+    /// The container that the shim was started for.
     pub fn id(&self) -> &str {
         &self.id
     }
 }
 
-/// The shims that run of a daemon, which need not: it has this address, and its shims listen below this directory. Blocks.
+/// The running shims of the daemon with this address and directory of sockets. The daemon itself need not run. Blocks.
 pub fn shims_of(address: &Path, sockets: &Path) -> Result<Vec<Stray>> {
     let mut shims = running(address)?;
     shims.retain(|shim| shim.socket.starts_with(sockets));
@@ -66,11 +66,11 @@ fn running(address: &Path) -> Result<Vec<Stray>> {
 }
 
 impl Shims {
-    /// Blocks, for a second if one of them is about to end by itself, however many there are.
+    /// The stray shims. Blocks, for up to a second in all if some of them are about to exit.
     pub fn strays(&self) -> Result<Vec<Stray>> {
         let config = self.config();
         let running = running(&config.grpc_address)?;
-        // Looked at second: a shim that came in between has its task by then.
+        // Queried second: a shim that was started in between has its task by now.
         let in_use: BTreeSet<PathBuf> = self.sockets();
         let is_stray = |stray: &Stray| {
             let has_no_bundle = |bundles: &PathBuf| {
@@ -89,13 +89,13 @@ impl Shims {
         Ok(strays.into_iter().zip(ended).filter_map(|(stray, ended)| (!ended).then_some(stray)).collect())
     }
 
-    /// The shim that listens there.
+    /// The shim that listens on this socket.
     pub(crate) fn shim_at(&self, socket: &Path) -> Result<Option<Stray>> {
         let running = running(&self.config().grpc_address)?;
         Ok(running.into_iter().find(|shim| shim.socket == socket))
     }
 
-    /// Kills a stray shim. One that is gone is no error.
+    /// Kills a stray shim. No error if it is gone.
     pub fn end_stray(&self, stray: &Stray) -> Result<()> {
         let Some(pidfd) = self.open(stray) else { return Ok(()) };
         match pidfd_send_signal(&pidfd, Signal::KILL) {
@@ -104,23 +104,23 @@ impl Shims {
         }
     }
 
-    /// A handle on the process, if it still is the one that was seen.
+    /// A pidfd of the process, if it still is the one that was found.
     fn open(&self, stray: &Stray) -> Option<OwnedFd> {
         let pidfd = pidfd_open(Pid::from_raw(stray.pid)?, PidfdFlags::empty()).ok()?;
-        // The handle is on whoever has the number now; if it still looks the same, it is the same.
+        // The pid may have been reused before `pidfd_open`; if the process still matches, it is the same one.
         let again = read(stray.pid, &namespaces("self").ok()?, &self.config().grpc_address);
         (again.as_ref() == Some(stray)).then_some(pidfd)
     }
 }
 
-/// The mounts and the process numbers that a process sees, as the kernel names them.
+/// The mount and PID namespaces of a process, as the kernel names them.
 fn namespaces(process: &str) -> io::Result<[PathBuf; 2]> {
     let name = |kind| fs::read_link(format!("/proc/{process}/ns/{kind}"));
     Ok([name("mnt")?, name("pid")?])
 }
 
 fn read(pid: i32, home: &[PathBuf; 2], address: &Path) -> Option<Stray> {
-    // First: a container's process can have its command line where a read of it never ends.
+    // Checked first: a container's process can make the read of its command line block forever.
     if namespaces(&pid.to_string()).ok()? != *home {
         return None;
     }
@@ -132,7 +132,7 @@ fn read(pid: i32, home: &[PathBuf; 2], address: &Path) -> Option<Stray> {
     is_ours.then_some(Stray { pid, namespace, id, socket })
 }
 
-/// The command line of a process (proc_pid_cmdline(5)); none if it is gone or not made of text.
+/// The command line of a process (proc_pid_cmdline(5)); `None` if the process is gone or the text is not UTF-8.
 fn read_words(pid: i32) -> Option<Vec<String>> {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let text = String::from_utf8(bytes).ok()?;

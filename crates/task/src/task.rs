@@ -1,4 +1,4 @@
-//! One task: calls to its shim.
+//! A task's handle, which calls the task's shim.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,13 +27,13 @@ use crate::connection::Connection;
 use crate::program::Program;
 use crate::{Exec, Exit, Limits, Process, ProcessId, Status, TerminalSize, convert};
 
-/// How long a shim takes to die after its socket closed.
+/// How long a shim may take to die after its socket closed.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
 
-/// What a shim said of an end, to be told to several.
+/// The shim's answer to a wait, cloneable for several waiters.
 type Answered = Option<Result<Exit, (ErrorKind, String)>>;
 
-/// A container that runs, or waits to be started or deleted. Clones are the same task.
+/// A container that runs, or waits to be started or deleted. Clones share the task.
 #[derive(Clone)]
 pub struct Task(Arc<Inner>);
 
@@ -43,23 +43,23 @@ struct Inner {
     bundle: Bundle,
     program: Program,
     connection: Connection,
-    /// Of the shim. Set once it has said who it is.
+    /// Pidfd of the shim. Set once it has told its pid.
     shim: OnceLock<Arc<OwnedFd>>,
     /// Set when the shim is dead and cleaned up after.
     ended: watch::Sender<Option<Exit>>,
-    /// The task was deleted in order: its shim may hang up, or stay for others.
+    /// Set when the task is deleted: its shim may close the connection, or stay for other tasks.
     leaving: watch::Sender<bool>,
-    /// The shim itself has told the exit, and the delete.
+    /// Whether the shim itself has published the exit and delete events.
     exit_told: AtomicBool,
     delete_told: AtomicBool,
     /// See [`Task::will_be_deleted`].
     has_owner: AtomicBool,
-    /// The ends that the shim is asked for, each once.
+    /// The `Wait` calls in progress: at most one per process.
     waits: Mutex<BTreeMap<Option<ExecId>, Asking>>,
     log: Option<AbortHandle>,
 }
 
-/// An end that the shim is asked for.
+/// A `Wait` call in progress.
 struct Asking {
     tell: Arc<watch::Sender<Answered>>,
     asker: AbortHandle,
@@ -73,7 +73,7 @@ impl Drop for Inner {
     }
 }
 
-/// Methods that name a process take `None` for the container's first one.
+/// In all methods, `exec` `None` means the container's first process.
 impl Task {
     pub(crate) fn new(
         (namespace, id): (Namespace, ContainerId),
@@ -106,7 +106,7 @@ impl Task {
         &self.0.id
     }
 
-    /// The directory that shim and daemon share.
+    /// The bundle: the directory that shim and daemon share.
     pub fn bundle(&self) -> &std::path::Path {
         &self.0.bundle.path
     }
@@ -132,7 +132,7 @@ impl Task {
         Ok(response.pid)
     }
 
-    /// What the shim says, if it does in time.
+    /// The process's state; an error if the shim does not answer in time.
     pub async fn state(&self, exec: Option<&ExecId>) -> Result<Process> {
         let request = wire::StateRequest { id: self.id_text(), exec_id: text(exec) };
         let response = self.call("State", &request, Some(self.limits().state)).await?;
@@ -157,20 +157,20 @@ impl Task {
         }
     }
 
-    /// Waits for the end of the process, or of a creation that fails. Safe to cancel.
+    /// Waits for the end of the process, or of a creation that fails. Cancel-safe.
     pub async fn wait(&self, exec: Option<&ExecId>) -> Result<Exit> {
         loop {
             let outcome = tokio::select! {
                 biased;
-                // Then there may be another task of this id, with a shim at the same place.
+                // First, because afterwards another task with this id may have a shim at the same address.
                 exit = self.ended() => return Ok(exit),
                 outcome = self.ask_for_end(exec) => outcome,
             };
             match outcome {
                 Ok(exit) => return Ok(exit),
                 Err(error) if !error.is(ErrorKind::Unavailable) => return Err(error),
-                // Either the shim is dead, and the one who watches it finds out how all this ended,
-                // or the connection is made again.
+                // Either the shim is dead, and its watcher finds out how the task ended, or the connection is made
+                // again.
                 Err(_) => match timeout(DEATH_LIMIT, self.ended()).await {
                     Ok(exit) => return Ok(exit),
                     Err(_) => continue,
@@ -179,8 +179,8 @@ impl Task {
         }
     }
 
-    /// A shim keeps a call until the process ends, also if nobody waits for it any more, and takes so many at most: all who
-    /// wait share one.
+    /// All waiters share one `Wait` call per process: a shim keeps the call until the process ends, even if its client
+    /// has disconnected, and limits the number of open calls.
     async fn ask_for_end(&self, exec: Option<&ExecId>) -> Result<Exit> {
         let mut answered = {
             let mut waits = self.waits();
@@ -190,7 +190,7 @@ impl Task {
                 let asker = tokio::spawn(async move {
                     let request = wire::WaitRequest { id: task.id_text(), exec_id: text(exec.as_ref()) };
                     let outcome: Result<wire::WaitResponse> = task.call("Wait", &request, None).await;
-                    // Whoever comes now asks anew. Of a process that was deleted meanwhile, another may be asked for.
+                    // Later waiters call again: the exec id may belong to another process by then.
                     task.waits().retain(|id, asking| *id != exec || !Arc::ptr_eq(&asking.tell, &own));
                     let exit = outcome
                         .map(|response| convert::exit(0, response.exit_status, response.exited_at))
@@ -223,7 +223,7 @@ impl Task {
         self.call("Kill", &request, limit).await
     }
 
-    /// Adds a process. It runs once it is started.
+    /// Adds a process, which runs once it is started.
     pub async fn exec(&self, id: &ExecId, exec: Exec) -> Result<()> {
         let request = wire::ExecProcessRequest {
             id: self.id_text(),
@@ -237,14 +237,14 @@ impl Task {
         self.call("Exec", &request, None).await
     }
 
-    /// Forgets a process that was added and has ended or never ran.
+    /// Deletes an exec'd process that has ended or never ran.
     pub async fn delete_exec(&self, exec: &ExecId) -> Result<Exit> {
         let exit = self.delete_process(exec.to_string(), None).await?;
         self.end_waits(exec, exit);
         Ok(exit)
     }
 
-    /// Tells who waits for the end of a process that is deleted: shims of before never answer if it was not started.
+    /// Completes the waits for a deleted process: older shims never answer them if it was not started.
     fn end_waits(&self, exec: &ExecId, exit: Exit) {
         let asking = self.waits().remove(&Some(exec.clone()));
         let Some(Asking { tell, asker }) = asking else { return };
@@ -269,22 +269,23 @@ impl Task {
         Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
     }
 
-    /// Sets the size of the terminal of the first process, or of a further one.
+    /// Sets the terminal size of the first process or of an exec'd process.
     pub async fn resize(&self, exec: Option<&ExecId>, size: TerminalSize) -> Result<()> {
         let TerminalSize { rows: height, columns: width } = size;
         let request = wire::ResizePtyRequest { id: self.id_text(), exec_id: text(exec), width, height };
         self.call("ResizePty", &request, None).await
     }
 
-    /// Closes standard input: the process sees its end.
+    /// Closes standard input, so that the process reads end of file.
     pub async fn close_stdin(&self, exec: Option<&ExecId>) -> Result<()> {
         let request = wire::CloseIoRequest { id: self.id_text(), exec_id: text(exec), stdin: true };
         self.call("CloseIO", &request, None).await
     }
 
-    /// Lets somebody look at the first process through these pipes, and type. Their other ends must be open.
+    /// Attaches a client's pipes to the first process: copies of its output, and additional input. The client must have
+    /// opened its ends.
     ///
-    /// `Unimplemented` if the shim is not ours, or of before.
+    /// `Unimplemented` if the shim is of another maker or an older version.
     pub async fn attach(&self, stdin: String, stdout: String, stderr: String) -> Result<()> {
         let request = AttachRequest { id: self.id_text(), stdin, stdout, stderr };
         self.0.connection.call_service(attach::SERVICE, "Attach", &request, None).await
@@ -308,7 +309,7 @@ impl Task {
         Ok(response.processes.into_iter().map(process).collect())
     }
 
-    /// Changes limits: OCI `linux.resources` as an `Any` of JSON.
+    /// Changes resource limits: OCI `linux.resources` as an `Any` of JSON.
     pub async fn update(&self, resources: Option<Opaque>, annotations: Labels) -> Result<()> {
         let request = wire::UpdateTaskRequest {
             id: self.id_text(),
@@ -318,7 +319,7 @@ impl Task {
         self.call("Update", &request, None).await
     }
 
-    /// The cgroup's metrics as the shim packs them, if it does in time.
+    /// The cgroup's metrics as the shim encodes them; an error if the shim does not answer in time.
     pub async fn stats(&self) -> Result<Option<Opaque>> {
         let request = wire::StatsRequest { id: self.id_text() };
         let response: wire::StatsResponse = self.call("Stats", &request, Some(self.limits().stats)).await?;
@@ -339,7 +340,7 @@ impl Task {
         Ok(response.pid)
     }
 
-    /// Asks the shim who it is. Afterwards its death can be told from a lost connection.
+    /// Asks the shim for its pid, so that after a lost connection a dead shim can be told from a live one.
     pub(crate) async fn meet(&self) -> Result<()> {
         if self.0.shim.get().is_some() {
             return Ok(());
@@ -350,29 +351,29 @@ impl Task {
         let pid = i32::try_from(response.shim_pid).ok().and_then(Pid::from_raw);
         let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         if let Some(pidfd) = pidfd {
-            // Two who ask get one answer.
+            // Concurrent callers get the same answer.
             let _ = self.0.shim.set(Arc::new(pidfd));
         }
         Ok(())
     }
 
-    /// Makes sure that there is a connection.
+    /// Connects unless there is a connection.
     pub(crate) async fn connect(&self) -> Result<()> {
         self.0.connection.client().await.map(drop)
     }
 
-    /// Ends when the connection does.
+    /// Completes when the connection closes.
     pub(crate) async fn disconnected(&self) {
         self.0.connection.closed().await;
     }
 
-    /// Whether the shim is dead, as far as it is known who it was.
+    /// Whether the shim is dead; false if its pid is not known.
     pub(crate) async fn shim_is_dead(&self) -> bool {
         let Some(pidfd) = self.0.shim.get().cloned() else { return false };
         spawn_blocking(move || ends_soon(&pidfd)).await.unwrap_or(false)
     }
 
-    /// An event about the end of this task came from its shim.
+    /// Notes that the shim has published this event of the task's end.
     pub(crate) fn note_told(&self, topic: &str) {
         match topic {
             topic::EXIT => self.0.exit_told.store(true, Ordering::Release),
@@ -389,7 +390,7 @@ impl Task {
         }
     }
 
-    /// Asks the shim to go, and sees it off unless it has other containers to stay for.
+    /// Tells the shim to exit and waits for that, unless it has other containers.
     pub(crate) async fn dismiss(&self, has_others: bool) {
         self.0.leaving.send_replace(true);
         let request = wire::ShutdownRequest { id: self.id_text(), now: false };
@@ -404,8 +405,8 @@ impl Task {
         }
     }
 
-    /// The caller will have it deleted when it has ended, also with its shim: its bundle is kept until then, so that a daemon
-    /// which dies before has not lost how it ended.
+    /// Declares that the caller will delete the task after its end, even if the shim dies. Until then the bundle is
+    /// kept, so that a daemon which dies earlier does not lose the exit.
     pub fn will_be_deleted(&self) {
         self.0.has_owner.store(true, Ordering::Release);
     }
@@ -418,17 +419,17 @@ impl Task {
         *self.0.leaving.borrow()
     }
 
-    /// Ends when the connection does, or nobody needs it any more.
+    /// Completes when the connection closes or the task is deleted.
     pub(crate) async fn disconnected_or_leaving(&self) {
         let mut leaving = self.0.leaving.subscribe();
         tokio::select! {
             () = self.disconnected() => {}
-            // The other end is in this task.
+            // Cannot fail: `self` holds the sender.
             _ = leaving.wait_for(|leaving| *leaving) => {}
         }
     }
 
-    /// Tells whoever waits how all this ended.
+    /// Reports the task's exit to all waiters.
     pub(crate) fn end(&self, exit: Exit) {
         self.0.ended.send_replace(Some(exit));
     }
@@ -438,7 +439,7 @@ impl Task {
         let mut ended = self.0.ended.subscribe();
         match ended.wait_for(Option::is_some).await.map(|exit| *exit) {
             Ok(Some(exit)) => exit,
-            // Cannot be: `self` holds the sender, and the condition is that it is there.
+            // Unreachable: `self` holds the sender, and `wait_for` returns only if the value is set.
             _ => Exit { pid: 0, status: 255, at: Timestamp::default() },
         }
     }
@@ -467,12 +468,12 @@ fn text(exec: Option<&ExecId>) -> String {
     exec.map(ToString::to_string).unwrap_or_default()
 }
 
-/// Whether the process behind a pidfd is dead or dies now. Blocks.
+/// Whether the process of a pidfd is dead or dies within [`DEATH_LIMIT`]. Blocks.
 pub(crate) fn ends_soon(pidfd: &OwnedFd) -> bool {
     end_soon(&[pidfd]) == [true]
 }
 
-/// The same of each of several, which are waited for together.
+/// The same for several processes, which are waited for together.
 pub(crate) fn end_soon(pidfds: &[impl AsFd]) -> Vec<bool> {
     let begun = Instant::now();
     let mut ended = vec![false; pidfds.len()];

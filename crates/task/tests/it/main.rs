@@ -1,3 +1,3 @@
-//! Tasks with containerd's own shim and runc, from Debian's packages: the protocol as others speak it.
+//! Tasks with containerd's own shim and runc from Debian's packages: interoperability of the shim protocol.
 
 mod stock;

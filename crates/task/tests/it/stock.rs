@@ -14,7 +14,7 @@ use types::{ContainerId, ErrorKind, ExecId, Filters, Namespace, Opaque};
 const RUNTIME: &str = "io.containerd.runc.v2";
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A daemon's worth of tasks in a directory of its own.
+/// The task layer of a daemon, in a temporary directory.
 struct Fixture {
     dir: TempDir,
     shims: Shims,
@@ -63,7 +63,7 @@ impl Fixture {
         Some(Fixture::start(dir))
     }
 
-    /// As if the daemon was killed and started again.
+    /// Simulates a daemon that is killed and started again.
     fn restart(self) -> Fixture {
         self.endpoint.abort();
         drop(self.shims);
@@ -129,7 +129,7 @@ async fn a_task_lives_and_ends_and_leaves_nothing() {
     assert_eq!(fs::read_dir(fixture.dir.path().join("tasks/test")).unwrap().count(), 0);
 }
 
-/// Its `start` reads that, and the call that creates the container is too late.
+/// The shim reads its cgroup from the input of `start`; the `Create` call would be too late.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shim_goes_to_the_cgroup_that_its_options_name() {
     let Some(fixture) = Fixture::new() else { return };
@@ -151,7 +151,7 @@ async fn a_shim_goes_to_the_cgroup_that_its_options_name() {
         fixture.shims.delete(&namespace, &id).await.unwrap();
     }
     let deadline = std::time::Instant::now() + DEADLINE;
-    // The shim ends after its answer.
+    // The shim exits only after its answer.
     while let Err(error) = fs::remove_dir(&cgroup) {
         assert!(std::time::Instant::now() < deadline, "{}: {error}", cgroup.display());
         tokio::task::yield_now().await;
@@ -232,7 +232,7 @@ async fn a_shim_that_dies_is_cleaned_up_after_and_everybody_is_told() {
 async fn a_shim_that_died_with_the_daemon_is_cleaned_up_after() {
     let Some(fixture) = Fixture::new() else { return };
     let (namespace, id) = key("both");
-    // The first daemon dies before the shim, so that it cannot notice.
+    // The first daemon dies before the shim, so that it cannot notice the shim's death.
     let first = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (shims, create) = (fixture.shims.clone(), fixture.create(&id, "exec sleep 1000"));
     let life = first.spawn(async move {
@@ -249,7 +249,7 @@ async fn a_shim_that_died_with_the_daemon_is_cleaned_up_after() {
     assert_eq!(ended.len(), 1);
     assert_eq!((ended[0].id.as_str(), ended[0].exit.status), ("both", 137));
     fixture.event(topic::EXIT).await;
-    // Until somebody has taken note of it, a daemon that dies takes nothing of that along.
+    // A daemon that dies before the task is deleted does not take the exit with it.
     let fixture = fixture.restart();
     let again = fixture.shims.load().await.unwrap();
     assert_eq!((again.len(), again[0].exit.status), (1, 137));
@@ -276,7 +276,7 @@ async fn a_container_that_cannot_start_says_why_and_leaves_nothing() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
-/// Where nothing is mounted for its root, a runtime makes places to mount on and devices in the bundle.
+/// If no root is mounted, the runtime creates mount points and devices in the bundle.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_that_has_no_root_leaves_nothing() {
     let Some(fixture) = Fixture::new() else { return };
@@ -292,7 +292,7 @@ async fn a_container_that_has_no_root_leaves_nothing() {
     assert_eq!(fs::read_dir(fixture.dir.path().join("tasks/test")).unwrap().count(), 0);
 }
 
-/// SIGKILL to the parent of a container's first process, which is its shim.
+/// Sends SIGKILL to the parent of a container's first process, which is its shim.
 fn kill_shim_of(pid: u32) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
@@ -300,7 +300,7 @@ fn kill_shim_of(pid: u32) {
     rustix::process::kill_process(parent, rustix::process::Signal::KILL).unwrap();
 }
 
-/// What cannot be read says nothing about the container, so nothing is destroyed and nobody gets its id.
+/// An unreadable bundle proves nothing about the container: it is kept, and its id stays taken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bundle_that_is_not_understood_is_left_alone() {
     let Some(fixture) = Fixture::new() else { return };
