@@ -1,4 +1,4 @@
-//! Each question of the API that has one answer, led to who answers it.
+//! Dispatches each call of the API that has a single answer to its implementation.
 
 use api::engine::{Call, NetworkCall};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use types::Result;
 use crate::Engine;
 
 impl Engine {
-    /// Answers one question. `gone` is when nobody waits for the answer any more.
+    /// Answers one call. `gone` completes when the client has disconnected.
     pub async fn answer(&self, call: Call, gone: impl Future<Output = ()> + Send) -> Result<Value> {
         match call {
             Call::Info => self.info().await,

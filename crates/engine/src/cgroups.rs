@@ -1,4 +1,4 @@
-//! Where the cgroups of containers are.
+//! Paths of the containers' cgroups.
 //!
 //! ```text
 //! /hoist/DIGEST/ID     DIGEST is of the daemon's root directory
@@ -12,14 +12,14 @@ use types::{Digest, ErrorKind, Result};
 use crate::Engine;
 
 impl Engine {
-    /// The cgroup above those of containers, below the hierarchies' roots. Two daemons on one machine have different
-    /// ones.
+    /// The parent of the containers' cgroups, relative to the hierarchies' roots. Two daemons on one host have
+    /// different parents.
     pub(crate) fn cgroup_parent(&self) -> String {
         let root = self.parts().root.as_os_str().as_encoded_bytes();
         format!("/hoist/{}", Digest::of(root).short())
     }
 
-    /// The cgroup of a container, below the hierarchies' roots.
+    /// The cgroup of a container, relative to the hierarchies' roots.
     pub(crate) fn cgroup_of(&self, id: &str, extras: &Extras) -> String {
         match extras.cgroup_parent.trim_matches('/') {
             "" => format!("{}/{id}", self.cgroup_parent()),
@@ -27,7 +27,7 @@ impl Engine {
         }
     }
 
-    /// Removes the cgroup above those of containers, unless something is in it.
+    /// Removes the parent of the containers' cgroups if it is empty.
     pub(crate) fn remove_cgroup_parent(&self) -> Result<()> {
         match Cgroup::open(&self.cgroup_parent()) {
             Ok(parent) => parent.remove_if_empty(),

@@ -1,5 +1,4 @@
-//! The life of a container: stopped, signalled, waited for, removed. How it is made, started and shown, and how further
-//! processes get into it, have files of their own.
+//! The life cycle of a container: stop, signal, wait, rename, remove. Submodules create, start, inspect and exec.
 
 mod binds;
 mod config;
@@ -39,15 +38,15 @@ use crate::record::{EXTENSION, Extension};
 use crate::turns::{Copies, Turn};
 use crate::{Engine, remove_folder};
 
-/// containerd's label: the time until which the collector keeps an object that nothing refers to.
+/// containerd's label: the time until which the garbage collector keeps an unreferenced object.
 const EXPIRE_LABEL: &str = types::label::gc::EXPIRE;
-/// The value of that label which we have set: any other is a client's.
+/// The value by which we recognize a label that we have set: any other value is a client's.
 const OWN_EXPIRE_LABEL: &str = "hoist.engine/expire";
-/// The label by which containerd's collector never removes an object.
+/// The label of objects that containerd's garbage collector never removes.
 pub(crate) const ROOT_LABEL: &str = types::label::gc::ROOT;
-/// How long a container has from the stop signal to SIGKILL, where nobody says otherwise.
+/// Default time between the stop signal and SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// In seconds: a time to stop in that has no end, as it is longer than a machine is up.
+/// In seconds: a stop timeout that means "no limit", as it exceeds any uptime.
 const WITHOUT_END: u64 = i32::MAX as u64;
 /// How long a container may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
@@ -60,19 +59,20 @@ const SIGTERM: u32 = 15;
 async fn is_running(task: &task::Task) -> Result<bool> {
     match task.state_or_unknown().await {
         Ok(process) => Ok(process.status != Status::Stopped),
-        // It was being created, which has just failed.
+        // Its creation has just failed.
         Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
 impl Engine {
-    /// The task of a container, if it has one. `Unavailable` if that cannot be told: it may well be running.
+    /// The task of a container, if it has one. `Unavailable` if that cannot be determined: the container may be
+    /// running.
     pub(crate) fn task_of(&self, id: &ContainerId) -> Result<Option<task::Task>> {
         self.parts().shims.task(&self.0.caller.namespace, id).unless_gone()
     }
 
-    /// Asks a container to stop, and makes it stop when its time is over.
+    /// Sends the stop signal, and SIGKILL if the container has not ended in time.
     pub async fn stop_container(
         &self,
         text: &str,
@@ -96,18 +96,18 @@ impl Engine {
         let limit = seconds.map_or(STOP_TIMEOUT, Duration::from_secs);
         let mut task = self.task_of(&id)?;
         if task.is_none() {
-            // A container that is being started may have no task yet: the start has the turn until there is one.
+            // A container that is being started may have no task yet: the start holds the lock until it has.
             let _ = timeout(limit, self.0.turns.take(id.as_str())).await;
             task = self.task_of(&id)?;
         }
         let Some(task) = task else { return Ok(json!({})) };
-        // A shim that does not hear uses up the time as a program does that does not end.
+        // An unresponsive shim uses up the timeout, like a program that does not end.
         let end = async {
             self.signal(&task, signal, false).await?;
             self.tell(&id, "kill", &[("signal", signal.to_string())]);
-            // A paused process takes no signal until it is resumed.
+            // A paused process receives no signal until it is resumed.
             let _ = task.resume().await;
-            // An error says that the exit code is not known, which does not matter here.
+            // An error means that the exit code is unknown, which does not matter here.
             let _ = self.wait_until_idle(&id).await;
             Ok(())
         };
@@ -128,7 +128,7 @@ impl Engine {
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let signal = signal_number(signal)?;
         let task = self.running(&container.id)?;
-        // Whoever sends a signal that ends a container does not want its policy to start it again.
+        // A client that sends a terminating signal does not want the restart policy to start the container again.
         let stops = |extension: &Extension| {
             [SIGKILL, SIGINT, SIGQUIT, SIGTERM, stop_signal_number(&extension.stop_signal)].contains(&signal)
         };
@@ -156,11 +156,11 @@ impl Engine {
         Ok(json!({}))
     }
 
-    /// Gives a container another name, also if it runs.
+    /// Renames a container, running or not.
     pub async fn rename(&self, text: &str, name: &str) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
-        // With the turn, nobody removes the container meanwhile.
+        // While the lock is held, no other call removes the container.
         let _turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
         let (id, name) = (container.id, name.trim_start_matches('/').to_owned());
         let own = id.clone();
@@ -174,17 +174,18 @@ impl Engine {
             .ok_or_else(|| Error::failed_precondition(format!("container {} is not running", short(id))))
     }
 
-    /// Sends a signal to a container's first process, or to all. One that has ended is no error.
+    /// Sends a signal to the container's first process, or to all. No error if it has ended.
     async fn signal(&self, task: &task::Task, signal: u32, all: bool) -> Result<()> {
         match self.parts().shims.kill(task, None, signal, all).await {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            // The container has ended, and its shim was just sent away.
+            // The container has ended, and its shim has just exited.
             Err(_) if matches!(self.task_of(task.id()), Ok(None)) => Ok(()),
             sent => sent,
         }
     }
 
-    /// Removes a container that does not run; with `force` stops it first. `volumes`: those without a name too.
+    /// Removes a container that does not run; with `force`, kills it first. `volumes`: also removes its anonymous
+    /// volumes.
     pub async fn remove(&self, text: &str, force: bool, volumes: bool) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
@@ -194,7 +195,8 @@ impl Engine {
         Ok(json!({"Id": container.id.as_str()}))
     }
 
-    /// The turn on a container that does not run, which nobody starts while it is held. With `force` ends it first.
+    /// Locks a container that does not run, which cannot be started while the lock is held. With `force`, kills it
+    /// first.
     async fn turn_at_rest(&self, container: &Container, force: bool) -> Result<Turn> {
         let id = &container.id;
         let refused = |why: &str| {
@@ -205,7 +207,7 @@ impl Engine {
         };
         let mut has_waited = false;
         loop {
-            // A start holds the turn as long as it takes: the container is stopped before the turn is waited for.
+            // A start holds the lock as long as it takes: the container is stopped before waiting for the lock.
             if !has_waited && let Some(task) = self.task_of(id)? {
                 if !force && is_running(&task).await? {
                     return Err(refused("is running"));
@@ -213,7 +215,7 @@ impl Engine {
                 if force {
                     self.end_by_hand(id, &task).await?;
                 }
-                // Its end is settled first: it may have to be started again.
+                // First wait until its watcher has settled the end: the restart policy may start it again.
                 self.wait_until_killed(id).await?;
                 has_waited = true;
             }
@@ -221,7 +223,7 @@ impl Engine {
             let turn = self.0.turns.take_from(id.as_str(), copies).await?;
             match self.task_of(id)? {
                 None => {
-                    // What is left of a container that ended with its shim and whose end nobody has settled.
+                    // What a container left that ended with its shim and whose end no watcher has settled.
                     match self.parts().shims.delete(&self.0.caller.namespace, id).await {
                         Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
                         _ => self.check_nothing_is_left(id)?,
@@ -229,7 +231,8 @@ impl Engine {
                 }
                 // A task that could not be deleted after its end: `system check` finds what is left of it.
                 Some(task) if has_waited && !self.0.watched.has(id) && !is_running(&task).await? => {}
-                // Somebody was first, and has started it again. It may have ended since, and nobody have settled that yet.
+                // Another call started it again before this one got the lock. It may have ended since, without its end
+                // being settled.
                 Some(_) => {
                     has_waited = false;
                     continue;
@@ -243,7 +246,8 @@ impl Engine {
         }
     }
 
-    /// Waits for the end of what was killed or has ended. A process that waits inside the kernel may not go for long.
+    /// Waits for the end of a container that was killed or has ended. A process that waits inside the kernel may
+    /// survive for long.
     async fn wait_until_killed(&self, id: &ContainerId) -> Result<()> {
         timeout(KILL_LIMIT, self.wait_until_idle(id)).await.unwrap_or_else(|_| {
             Err(Error::deadline_exceeded(format!(
@@ -255,7 +259,7 @@ impl Engine {
         })
     }
 
-    /// Kills what runs of a container, which no policy starts again.
+    /// Kills a running container and marks it as stopped by hand, so that its restart policy does not start it again.
     async fn end_by_hand(&self, id: &ContainerId, task: &task::Task) -> Result<()> {
         let own = id.clone();
         self.blocking(move |engine| {
@@ -267,14 +271,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes away everything of a container that does not run; with `volumes`, those too that were
-    /// made for it alone. What is gone already is no error.
+    /// Removes everything that belongs to a container that does not run; with `volumes`, also its anonymous volumes.
+    /// Whatever is gone already is no error.
     pub(crate) fn discard(&self, id: &ContainerId, volumes: bool) -> Result<()> {
         self.parts().network.detach(id.as_str())?;
         self.forget(id, volumes)
     }
 
-    /// As [`Engine::discard`], of everything but the network.
+    /// As [`Engine::discard`], except for the network.
     pub(crate) fn forget(&self, id: &ContainerId, volumes: bool) -> Result<()> {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let (extension, snapshotter) = match containers.get(id) {
@@ -285,7 +289,7 @@ impl Engine {
         if let Some(extension) = &extension {
             self.note_removed(id, extension);
         }
-        // The record's deletion is a relaxed write: it reaches the disk together with the removal of the tree.
+        // The record's deletion is a relaxed write: it reaches the disk together with the removal of the snapshot.
         containers.delete_relaxed(id).unless_gone()?;
         if let Some(extension) = &extension {
             self.release_name(&extension.name, id.as_str());
@@ -294,7 +298,8 @@ impl Engine {
             Err(error) if error.is(ErrorKind::NotFound) => self.parts().metadata.sync(),
             removed => removed,
         };
-        // Without the record nobody would come back for what follows: a step that fails holds up no other.
+        // Without the record no later call would retry what follows: a failed step does not keep the others from being
+        // done.
         let files = remove_folder(&self.files(id.as_str()));
         let volumes = match extension {
             Some(extension) if volumes => self.remove_volumes(&extension.own_volumes),
@@ -307,8 +312,8 @@ impl Engine {
         self.parts().metadata.snapshots(&self.0.caller, snapshotter)?.remove(id.as_str())
     }
 
-    /// Changes what the engine keeps of a container, and returns it. Others may change it at any time, with or
-    /// without its turn: none of it is lost.
+    /// Changes the engine's extension of a container's record atomically, and returns the result. No lock is needed:
+    /// concurrent changes are not lost.
     pub(crate) fn change(&self, id: &ContainerId, change: impl FnOnce(&mut Extension)) -> Result<Extension> {
         let changed = self.parts().metadata.containers(&self.0.caller).change(id, |container| {
             let mut extension = Extension::of(container)?;
@@ -332,7 +337,7 @@ impl Engine {
             let exec = ExecId::new(exec)?;
             let task = self.running(&container.id)?;
             let exit = task.wait(Some(&exec)).await?;
-            // The exit code of a further process is asked for once.
+            // The exit code of an exec'd process is queried only once.
             let _ = task.delete_exec(&exec).await;
             return Ok(exit.status);
         }
@@ -344,7 +349,8 @@ fn signal_number(word: &str) -> Result<u32> {
     linux::signal::Signal::parse(word).map(|signal| signal.number().unsigned_abs())
 }
 
-/// What an image asks for is taken as far as it is a signal, as Docker does: a container must be one that can be stopped.
+/// A stop signal that an image declares falls back to SIGTERM if it is invalid, as in Docker: any container must be
+/// stoppable.
 fn stop_signal_number(word: &str) -> u32 {
     signal_number(word).unwrap_or(SIGTERM)
 }

@@ -1,4 +1,4 @@
-//! Files out of containers and into them: `cp`.
+//! `cp`: copies files out of containers and into them.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufWriter, Read};
@@ -24,14 +24,14 @@ use crate::record::Extension;
 use crate::turns::CopyHandle;
 use crate::view::{Access, Reach, View};
 
-/// As many symlinks as the kernel follows (path_resolution(7)).
+/// The kernel's limit on followed symlinks (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
 
-/// Bytes on their way into an archive.
+/// Buffer for the archive, in bytes.
 const BUFFER_LEN: usize = 256 * 1024;
 
 impl Engine {
-    /// What is at a path of a container.
+    /// Metadata of the file at a path of a container.
     pub(crate) async fn stat_file(&self, text: &str, path: String) -> Result<Value> {
         let reach = Reach { path: PathBuf::from(&path), follows: true, beneath: false };
         let (_, view) = self.view(text, Access::Read, reach, &CopyHandle::new()).await?;
@@ -55,7 +55,7 @@ impl Engine {
         .await
     }
 
-    /// Copies through a pipe of the caller, who is waited for as long as it waits for us, and nobody else wants the container.
+    /// Copies through the client's pipe. Blocks on it until the client disconnects or another call needs the container.
     pub async fn copy_files(&self, copy: Copy) -> Result<Value> {
         let handle = CopyHandle::new();
         let _as_long_as_its_caller_waits = EndsWithCaller(handle.clone());
@@ -63,7 +63,7 @@ impl Engine {
         let copied = match copy {
             Copy::Out { id, path, called, pipe } => {
                 let (_, name) = split(&path);
-                // What a symlink that is copied as such leads to is not looked at.
+                // A symlink that is copied itself is not followed.
                 let reach = Reach { path: PathBuf::from(&path), follows: name == ".", beneath: true };
                 let (_, view) = self.view(&id, Access::Read, reach, &handle).await?;
                 self.with_client(move |_| copy_out(&view, &path, &called, &pipe, &cancel)).await
@@ -72,7 +72,7 @@ impl Engine {
                 let (container, view) = self.view_of_tree(&id, &handle).await?;
                 self.with_client(move |engine| {
                     copy_out(&view, "/", "", &pipe, &cancel)?;
-                    // Of one that ran it may have been removed under our hands.
+                    // If it runs, another call may have removed it meanwhile.
                     engine.parts().metadata.containers(&engine.0.caller).get(&container.id).map(drop)
                 })
                 .await
@@ -93,7 +93,7 @@ impl Engine {
     }
 }
 
-/// Held by who waits for a copy.
+/// Cancels the copy when the call's future is dropped.
 struct EndsWithCaller(CopyHandle);
 
 impl Drop for EndsWithCaller {
@@ -128,7 +128,7 @@ fn copy_in(view: &View, folder: &str, owners: Owners, pipe: &str, cancel: &Cance
         .map_err(|error| error.context(format!("copy to {folder} of container {}", view.name)))
 }
 
-/// What is read for a container, as long as that is what it was.
+/// Reads the client's archive, and fails once the container is no longer in the state that the view was made for.
 struct Watched<'a> {
     pipe: Pipe,
     view: &'a View,
@@ -142,18 +142,18 @@ impl Read for Watched<'_> {
     }
 }
 
-/// What a path leads to: a name in a directory. The directory itself has the name `.`.
+/// The end of a path: a directory and a name in it. The directory itself has the name `.`.
 struct Place {
     folder: OwnedFd,
     name: OsString,
-    /// The last name of the path.
+    /// The last component of the path as given.
     called: OsString,
-    /// None if nothing is there.
+    /// `None` if the file does not exist.
     stat: Option<Stat>,
 }
 
 impl Place {
-    /// `NotFound` if the directory is not there.
+    /// `NotFound` if the directory does not exist.
     fn find(view: &View, path: &str) -> Result<Place> {
         let (above, name) = split(path);
         let called = Path::new(path).file_name().unwrap_or(OsStr::new("/")).to_owned();
@@ -167,7 +167,7 @@ impl Place {
     }
 }
 
-/// The directory that a path is in, and its last name, which is `.` for what can only be a directory.
+/// Directory and last name of a path; the name is `.` if the path can only mean a directory.
 fn split(path: &str) -> (&Path, &OsStr) {
     let means_directory = path.ends_with('/') || path.ends_with("/.") || path == ".";
     let path = Path::new(path);
@@ -177,14 +177,14 @@ fn split(path: &str) -> (&Path, &OsStr) {
     }
 }
 
-/// Where the symlink at a path leads, and the symlink there, and so on.
+/// Follows the chain of symlinks at a path to its end.
 fn end_of_links(root: &Root, path: &str) -> Result<String> {
     let mut path = path.to_owned();
     for _ in 0..SYMLINKS_MAX {
         let (above, name) = split(&path);
         let Some(folder) = root.find(above, OFlags::PATH | OFlags::DIRECTORY)? else { return Ok(path) };
         let Ok(target) = readlinkat(&folder, name, Vec::new()) else { return Ok(path) };
-        // An absolute one takes the place of the whole.
+        // An absolute target replaces the whole path.
         let next = above.join(OsStr::from_bytes(target.as_bytes()));
         let text = next.to_str().ok_or_else(|| {
             Error::invalid_argument(format!("the symlink {path} leads to a name that is no UTF-8"))
@@ -198,7 +198,7 @@ fn missing(view: &View, path: &str) -> Error {
     Error::not_found(format!("Could not find the file {path} in container {}", view.name))
 }
 
-/// Whose what comes into a container is, if it is to be its user's.
+/// The owner of copied files, if they are to belong to the container's user.
 fn owners(container: &Container) -> Result<Owners> {
     let spec = container.spec.as_ref().and_then(|spec| serde_json::from_slice::<Spec>(&spec.value).ok());
     let process = spec.and_then(|spec| spec.process);

@@ -1,24 +1,24 @@
-//! How many processors a container may have, and how much of their time: not more than there is, as with Docker.
+//! Checks of CPU limits: not more CPUs than the host has, as in Docker.
 
 use std::ops::RangeInclusive;
 
 use api::engine::Create;
 use types::{Error, Result};
 
-/// Microseconds: what the kernel takes (Documentation/scheduler/sched-bwc.rst).
+/// In microseconds: the range that the kernel accepts (Documentation/scheduler/sched-bwc.rst).
 const PERIODS: RangeInclusive<u64> = 1_000..=1_000_000;
 const QUOTA_MIN: i64 = 1_000;
 
-/// Those that this process may run on, whatever share of their time it has.
+/// Number of CPUs that this process may run on, regardless of its quota.
 pub(crate) fn count() -> usize {
     match rustix::thread::sched_getaffinity(None) {
         Ok(set) => usize::try_from(set.count()).unwrap_or(1).max(1),
-        // The kernel has more than a set of this size holds.
+        // The kernel has more CPUs than this set can hold.
         Err(_) => std::thread::available_parallelism().map_or(1, usize::from),
     }
 }
 
-/// `InvalidArgument` for more thousandths of processors than there are processors.
+/// `InvalidArgument` for a share of more CPUs than there are. In thousandths of a CPU.
 pub(crate) fn check_share(milli_cpus: u64, count: usize) -> Result<()> {
     if milli_cpus > count as u64 * 1000 {
         return Err(Error::invalid_argument(format!(
@@ -29,7 +29,7 @@ pub(crate) fn check_share(milli_cpus: u64, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// `InvalidArgument` for times that the kernel does not take, or that are said in two ways.
+/// `InvalidArgument` for a period or quota that the kernel rejects, or that conflicts with `--cpus`.
 pub(crate) fn check_times(create: &Create) -> Result<()> {
     let (period, quota) = (create.extras.cpu_period, create.extras.cpu_quota);
     let said = [("--cpu-period", period.is_some()), ("--cpu-quota", quota.is_some())];
@@ -55,8 +55,8 @@ pub(crate) fn check_times(create: &Create) -> Result<()> {
     }
 }
 
-/// `InvalidArgument` for a list of processors, or of their memory (cpuset(7), "List format"), that is none, or that has
-/// some beyond those of another list. An empty one is no wish.
+/// `InvalidArgument` for an invalid list of CPUs or memory nodes (cpuset(7), "List format"), or one with members that
+/// are not in `available`. An empty list sets no limit.
 pub(crate) fn check_list(what: &str, wanted: &str, available: &str) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
@@ -64,7 +64,7 @@ pub(crate) fn check_list(what: &str, wanted: &str, available: &str) -> Result<()
     let Some(ranges) = stdx::ranges(wanted) else {
         return Err(Error::invalid_argument(format!("cpuset {wanted:?}: expected something like 0-2,4")));
     };
-    // A list that the kernel writes in another way is for the kernel to judge by.
+    // If we cannot parse the kernel's list, the kernel is left to judge.
     let Some(own) = stdx::ranges(available) else { return Ok(()) };
     let is_there = |cpu: &u32| own.iter().any(|range| range.contains(cpu));
     if ranges.iter().all(|range| is_there(range.start()) && is_there(range.end())) {

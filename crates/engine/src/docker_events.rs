@@ -1,5 +1,5 @@
-//! Events in Docker's words that containerd has none for: what people did to containers, how those are, and what
-//! becomes of images, volumes and networks.
+//! Docker events that containerd has no event for: actions of clients on containers, health, and changes of images,
+//! volumes and networks.
 
 use std::collections::BTreeMap;
 
@@ -13,24 +13,23 @@ use crate::containers::familiar_with_tag;
 use crate::networks::NetworkMode;
 use crate::volumes::VOLUME;
 
-/// On this topic of the daemon's exchange a [`DockerEvent`] is told, as JSON. Clients of containerd's events know it and
-/// the type by these names.
+/// Topic of the daemon's exchange on which a [`DockerEvent`] is published, as JSON. Clients of containerd's events see
+/// topic and type under these names.
 pub const TOPIC: &str = "/hoist/told";
 const TYPE: &str = "hoist.engine.v1.Told";
 
-/// What happened, in Docker's words.
+/// An event in Docker's terms.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DockerEvent {
     pub subject: Subject,
-    /// Of a container or network its id, of a volume its name, of an image its digest, or the name that it is known by in
-    /// a registry.
+    /// Id of a container or network, name of a volume, digest of an image; for a pull or push, the image's reference.
     pub id: String,
-    /// As `stop`, or `health_status: healthy`.
+    /// Such as `stop` or `health_status: healthy`.
     pub action: String,
     pub attributes: BTreeMap<String, String>,
 }
 
-/// To what something happened.
+/// The kind of object that an event is about.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Subject {
@@ -57,19 +56,19 @@ impl Engine {
         self.tell_of(Subject::Container, id.as_str(), action, attributes);
     }
 
-    /// Of an image of that full name. Without a digest the name is its id: of what goes to registries and comes from there.
+    /// Publishes an event of the image with this full name. Pulls and pushes pass no digest: then the name is the id.
     pub(crate) fn tell_image(&self, digest: Option<&Digest>, action: &str, name: &str) {
         let name = familiar_with_tag(name);
         let id = digest.map_or_else(|| name.clone(), ToString::to_string);
         self.tell_of(Subject::Image, &id, action, &[("name", name)]);
     }
 
-    /// That one was made, or is gone.
+    /// Publishes that a volume was created or removed.
     pub(crate) fn tell_volume(&self, name: &str, action: &str) {
         self.tell_of(Subject::Volume, name, action, &[("driver", "local".to_owned())]);
     }
 
-    /// That a container works in its volumes from here on (`mount`), or no more (`unmount`).
+    /// Publishes that a container begins (`mount`) or ceases (`unmount`) to use its volumes.
     pub(crate) fn tell_mounts(&self, id: &ContainerId, action: &str, mounts: &[Mount]) {
         for mount in mounts.iter().filter(|mount| mount.kind == VOLUME) {
             let attributes = [
@@ -82,8 +81,8 @@ impl Engine {
         }
     }
 
-    /// That a container has its network from here on (`connect`), or no more (`disconnect`). Of another's it has none of
-    /// its own.
+    /// Publishes that a container was connected to its network (`connect`) or disconnected. A container that joins
+    /// another's network has none of its own.
     pub(crate) fn tell_network(&self, id: &ContainerId, action: &str, create: &Create) {
         let network = NetworkMode::of(create);
         let Some(driver) = network.driver() else { return };
@@ -92,7 +91,7 @@ impl Engine {
         self.tell_of(Subject::Network, &self.network_id(&network), action, &attributes);
     }
 
-    /// That what nobody needed was removed.
+    /// Publishes that unused objects were removed.
     pub(crate) fn tell_prune(&self, subject: Subject, bytes: u64) {
         self.tell_of(subject, "", "prune", &[("reclaimed", bytes.to_string())]);
     }

@@ -1,4 +1,4 @@
-//! The image that travels inside the program: `hello`, for the first minute without a registry.
+//! The image embedded in the program: `hello`, for trying Hoist without a registry.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use types::{Context, Descriptor, Digest, Error, Platform, Reference, Result};
 use crate::Engine;
 
 impl Engine {
-    /// Imports the embedded image, through the way that every archive goes.
+    /// Imports the embedded image like any other archive.
     pub(crate) fn load_embedded(&self, name: &str) -> Result<Vec<metadata::Image>> {
         let program = self.parts().hello.filter(|_| name == "hello");
         let program = program
@@ -26,7 +26,7 @@ impl Engine {
     }
 }
 
-/// An OCI layout with one layer with one file. The same program gives the same bytes.
+/// An OCI layout with one layer with one file. Deterministic for a given program.
 fn layout(program: &[u8]) -> Result<Vec<u8>> {
     let write = || -> std::io::Result<Vec<u8>> {
         let mut layer = Writer::new(Vec::new(), 0);

@@ -1,21 +1,21 @@
-//! What a container sees in `/etc` that no image can know: its name, its hosts, and who resolves other names.
+//! The files in a container's `/etc` that no image can contain: hostname, hosts and resolv.conf.
 //!
 //! ```text
-//! ROOT/containers/NAMESPACE/ID/{hosts,hostname,resolv.conf}    bound over the files of the same names
-//! ROOT/ground/etc/{hosts,hostname,resolv.conf}                 empty: what to bind over where an image has none
+//! ROOT/containers/NAMESPACE/ID/{hosts,hostname,resolv.conf}    bind mounted over the files of the same names
+//! ROOT/ground/etc/{hosts,hostname,resolv.conf}                 empty: mount points for images that have none
 //! ```
 //!
-//! A container may write to its files, so they are on the disk, where they are no danger to the machine's memory. Who
-//! resolves names may change while a container does not run, as when the machine comes into another network: its
-//! `resolv.conf` is brought up to date as it starts, unless it was changed by others than us.
+//! A container may write to its files, so they are on disk, where they cannot exhaust the host's memory. The host's
+//! resolvers may change while a container does not run, for example with another network: its `resolv.conf` is updated
+//! when it starts, unless it was changed by other than us.
 //!
-//! The ground is the lowest layer of each container's tree ([`linux::tree_mounts::grounded`]), and nobody writes to it.
-//! Without it the three files, and a copy of the image's `/etc`, would be made in the container's own layer: they
-//! would show in what it has changed and be committed with it, and four files on a disk cost a short life more than
-//! all of its mounts.
+//! The ground is the lowest layer of each container's root ([`linux::tree_mounts::grounded`]) and never written to.
+//! Without it, the three files and a copy of the image's `/etc` would be created in the container's own layer: they
+//! would show up in `diff` and `commit`, and creating four files on disk costs a short-lived container more than all of
+//! its mounts.
 //!
-//! It is where the trees are: layers of two file systems would have overlayfs give directories and files of a tree
-//! different devices.
+//! It is on the same file system as the snapshots: with layers of two file systems, overlayfs would report different
+//! devices for the directories and files of one tree.
 
 use std::fs;
 use std::io;
@@ -35,13 +35,13 @@ const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loop
 
 const RESOLV_CONF: &str = "resolv.conf";
 
-/// Bytes of a `resolv.conf` that may be ours.
+/// Longest `resolv.conf` that may be ours, in bytes.
 const RESOLV_CONF_LEN_MAX: u64 = 64 << 10;
 
-/// The names in `/etc`.
+/// The files' names in `/etc`.
 pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", RESOLV_CONF];
 
-/// Where systemd-resolved names those that it asks itself. `/etc/resolv.conf` names only 127.0.0.53 then.
+/// The upstream servers of systemd-resolved. `/etc/resolv.conf` then has only its stub resolver, 127.0.0.53.
 const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// Writes the files of a container that has no network yet.
@@ -54,10 +54,10 @@ pub(crate) fn write(files: &Path, hostname: &str, create: &Create, resolv_conf: 
     write_one(files, RESOLV_CONF, resolv_conf)
 }
 
-/// What a container's `resolv.conf` is to say now.
+/// The current contents for a container's `resolv.conf`.
 pub(crate) fn resolv_conf(create: &Create) -> String {
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    // With the machine's network it reaches whom the machine does.
+    // In the host's network, a container can reach the host's own resolvers.
     let text = match NetworkMode::of(create) {
         NetworkMode::Host => host,
         _ => reachable(&host, || fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default()),
@@ -65,7 +65,7 @@ pub(crate) fn resolv_conf(create: &Create) -> String {
     with_own(&text, &create.extras.dns)
 }
 
-/// What a container asks for takes the place of what the machine says of the same.
+/// The container's own DNS options replace the host's.
 fn with_own(text: &str, own: &Dns) -> String {
     let is_replaced = |line: &&str| match line.split_whitespace().next() {
         Some("nameserver") => !own.servers.is_empty(),
@@ -82,15 +82,16 @@ fn with_own(text: &str, own: &Dns) -> String {
     kept.chain(servers).chain(lists).map(|line| format!("{line}\n")).collect()
 }
 
-/// Brings a container's `resolv.conf` up to date, unless others have changed what we wrote last, of which `written` is
-/// the digest. Returns whether another digest is to be noted.
+/// Updates a container's `resolv.conf`, unless it no longer has the digest `written` of what we wrote last. Returns
+/// whether a new digest must be recorded.
 pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Result<bool> {
     let path = files.join(RESOLV_CONF);
     let Some(before) = read_written(&path).context(|| format!("read {}", path.display()))? else {
         return Ok(false);
     };
     if before == text.as_bytes() {
-        // The digest may differ nevertheless: a daemon may have died after it wrote the file and before it noted that.
+        // The digest may differ nevertheless: a daemon may have died after writing the file and before recording the
+        // digest.
         return Ok(digest(&before) != written);
     }
     if digest(&before) != written {
@@ -99,7 +100,8 @@ pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Resu
     write_one(files, RESOLV_CONF, text).map(|()| true)
 }
 
-/// What a file says that we have written, or none if it cannot be: the container may have made it as large as a disk.
+/// The contents of a file that may be ours; `None` if it is too long or not a regular file, as the container may change
+/// it.
 fn read_written(path: &Path) -> io::Result<Option<Vec<u8>>> {
     // Non-blocking, because the path may be a FIFO.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
@@ -110,7 +112,7 @@ fn read_written(path: &Path) -> io::Result<Option<Vec<u8>>> {
     stdx::read_at_most(file, RESOLV_CONF_LEN_MAX)
 }
 
-/// The digest by which a text that we wrote is known again.
+/// The digest by which we recognize a text that we wrote.
 pub(crate) fn digest(text: &[u8]) -> String {
     Digest::of(text).to_string()
 }
@@ -123,8 +125,8 @@ fn is_resolver(line: &str) -> bool {
     line.split_whitespace().next() == Some("nameserver")
 }
 
-/// What of the machine's `resolv.conf` is of use on the bridge, where neither the machine's loopback nor IPv6 is: if
-/// no resolver is left of it, of the one behind it.
+/// The lines of the host's `resolv.conf` that are useful on the bridge, which reaches neither the host's loopback nor
+/// IPv6. If no resolver is left, those of the file behind systemd-resolved's stub.
 fn reachable(host: &str, behind: impl FnOnce() -> String) -> String {
     let is_reached = |line: &&str| {
         let address = line.split_whitespace().nth(1).and_then(|text| text.parse::<Ipv4Addr>().ok());
@@ -142,7 +144,7 @@ fn reachable(host: &str, behind: impl FnOnce() -> String) -> String {
     if names_resolver(&behind) { behind } else { text }
 }
 
-/// Says by which address the container knows itself, and others by theirs. The machine's is `gateway`.
+/// Writes the hosts file: the container's own address, and the requested hosts. `gateway` is the host's address.
 pub(crate) fn write_hosts(
     files: &Path,
     address: &str,
@@ -159,7 +161,7 @@ pub(crate) fn write_hosts(
     write_one(files, "hosts", &text)
 }
 
-/// With the machine's network a container knows whom the machine knows, and those that it is told of.
+/// Writes the hosts file of a container in the host's network: the host's own, and the requested hosts.
 pub(crate) fn write_hosts_of_host(files: &Path, create: &Create) -> Result<()> {
     let mut text = fs::read_to_string("/etc/hosts").unwrap_or_else(|_| HOSTS.to_owned());
     if !text.ends_with('\n') {
@@ -176,26 +178,26 @@ fn add_hosts(text: &mut String, others: &[(String, String)], gateway: &str) {
     }
 }
 
-/// Whole or not at all: half a file would be taken for one that others have changed. Of a container that does not run,
-/// and that a power cut, too, may take back to how it was before.
+/// Atomic, because a partial file would be taken for one that others have changed. Not durable: the container does not
+/// run, and after a power cut the old contents are fine.
 fn write_one(files: &Path, name: &str, text: &str) -> Result<()> {
     let path = files.join(name);
     replace(&path, text.as_bytes(), 0o644, Durable::No).context(|| format!("write {}", path.display()))
 }
 
-/// Makes the ground that the trees of all containers stand on, unless it is there, and says where it is.
+/// Creates the ground of all containers, if it does not exist, and returns its path.
 pub(crate) fn lay_ground(root: &Path) -> Result<PathBuf> {
     let ground = root.join("ground");
     let etc = ground.join("etc");
     fs::create_dir_all(&etc).context(|| format!("create {}", etc.display()))?;
     for name in NAMES {
         let path = etc.join(name);
-        // Not emptied: containers that run may show it.
+        // Not truncated: running containers may have it mounted.
         let made = fs::File::options().write(true).create(true).truncate(false).open(&path);
         made.context(|| format!("create {}", path.display()))?;
     }
     for directory in [&ground, &etc] {
-        // As any image has them, whatever the daemon's umask is.
+        // The usual mode, independent of the daemon's umask.
         fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
             .context(|| format!("set the mode of {}", directory.display()))?;
     }
@@ -255,7 +257,7 @@ mod tests {
         write(dir.path(), "name", &Create::default(), old).unwrap();
         assert!(renew_resolv_conf(dir.path(), &digest(old.as_bytes()), new).unwrap());
         assert_eq!(fs::read_to_string(dir.path().join(RESOLV_CONF)).unwrap(), new);
-        // It died before the digest of that was noted.
+        // The daemon died before it recorded the digest.
         assert!(renew_resolv_conf(dir.path(), &digest(old.as_bytes()), new).unwrap(), "it is noted now");
         assert!(!renew_resolv_conf(dir.path(), &digest(new.as_bytes()), new).unwrap());
         fs::write(dir.path().join(RESOLV_CONF), "of somebody else").unwrap();
@@ -271,7 +273,7 @@ mod tests {
         write(dir.path(), "box", &Create::default(), old).unwrap();
         let path = dir.path().join(RESOLV_CONF);
         let renew = || renew_resolv_conf(dir.path(), &digest(old.as_bytes()), new).unwrap();
-        // More than there is memory, and next to nothing on the disk.
+        // A sparse file: larger than memory, almost nothing on disk.
         let len = 1 << 42;
         fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
         assert!(!renew());

@@ -1,4 +1,4 @@
-//! One filter as Docker's users write it, `KEY=VALUE`, of the keys that a call knows. What a value means is the call's.
+//! One `--filter KEY=VALUE` with Docker's syntax. The caller interprets the value.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use types::{Error, Result, Timestamp};
 
 use crate::moment::moment;
 
-/// A filter that was read.
+/// A parsed filter.
 pub struct FilterWord<'a> {
     text: &'a str,
     pub key: &'a str,
@@ -14,7 +14,7 @@ pub struct FilterWord<'a> {
 }
 
 impl<'a> FilterWord<'a> {
-    /// `InvalidArgument` for a text without `=`, or of a key that is not in `known`.
+    /// `InvalidArgument` for a text without `=` or with a key that is not in `known`.
     pub fn read(text: &'a str, known: &[&str]) -> Result<FilterWord<'a>> {
         let (key, value) = text.split_once('=').unwrap_or((text, ""));
         let filter = FilterWord { text, key, value };
@@ -27,19 +27,19 @@ impl<'a> FilterWord<'a> {
         Ok(filter)
     }
 
-    /// Why its value is refused.
+    /// The error for an invalid value.
     pub fn bad(&self, why: &str) -> Error {
         Error::invalid_argument(format!("invalid filter {:?}: {why}", self.text))
     }
 
-    /// Of a value that is a time, or a duration before now.
+    /// Parses a value that is a time, or a duration before now.
     pub(crate) fn time(&self) -> Result<Timestamp> {
         moment(self.value)
             .ok_or_else(|| self.bad("expected a duration like 24h, or a time like 2026-01-02T03:04:05Z"))
     }
 }
 
-/// Labels that must be there, of `label`, and that must not, of `label!`: `LABEL`, or `LABEL=VALUE`.
+/// Labels that must be present (`label`) or absent (`label!`): `LABEL`, or `LABEL=VALUE`.
 #[derive(Default)]
 pub(crate) struct LabelFilter(Vec<(String, Option<String>, bool)>);
 
@@ -52,7 +52,7 @@ impl LabelFilter {
         self.0.push((label.to_owned(), wanted, word.key == "label!"));
     }
 
-    /// Whether all hold.
+    /// Whether all conditions hold.
     pub(crate) fn fits(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(label, wanted, absent)| {
             let own = labels.get(label);

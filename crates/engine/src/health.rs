@@ -1,13 +1,13 @@
-//! The health of containers that say how it is found out: a program that is run in them now and then.
+//! Health checks: a program that is run in a container at intervals to find out whether the container works.
 //!
 //! ```text
 //! starting ──success──▶ healthy ◀──success── unhealthy
-//!    └──── so many failures in a row ───────────▲
+//!    └──── too many failures in a row ───────────▲
 //! ```
 //!
-//! Whoever watches a container has it looked after, so that a daemon that begins goes on with those that run. What was found
-//! last is kept in `containers/NS/ID/health.json`, and counts as long as the container was not started since. A probe that
-//! a daemon did not see end is ended by the next. While a container is paused nobody asks it.
+//! The watcher of a container also runs its checks, so a daemon that starts continues those of running containers. The
+//! last results are stored in `containers/NS/ID/health.json` and are valid until the container is started again. A
+//! probe that an earlier daemon left running is killed by the next one. Paused containers are not probed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -36,9 +36,9 @@ use crate::Engine;
 use crate::containers::{PROCESS_TYPE, once};
 use crate::record::Extension;
 
-/// What `--filter health=` takes.
+/// Values of `--filter health=`.
 pub(crate) const STATES: &[&str] = &[STARTING, HEALTHY, UNHEALTHY, NOT_LOOKED_AFTER];
-/// The filter's word for a container whose health nobody looks after.
+/// The filter's value for a container without a health check.
 pub(crate) const NOT_LOOKED_AFTER: &str = "none";
 const STARTING: &str = "starting";
 const HEALTHY: &str = "healthy";
@@ -49,17 +49,17 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: i64 = 3;
-/// What an image says is not to keep a daemon busy: Docker's least.
+/// Docker's minimum interval: an image must not keep the daemon busy.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
-/// Probes that are kept, and bytes of what each said.
+/// Number of probe results that are kept, and the length of each output in bytes.
 const PROBES_KEPT: usize = 5;
 const OUTPUT_LEN_MAX: usize = 4096;
-/// What a probe is called among the further processes of its container.
+/// Exec id of a probe.
 const EXEC: &str = "hoist-health";
 /// How long a probe may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// What was found out about a container since its start.
+/// The health of a container since its start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Health {
     started: Option<Timestamp>,
@@ -72,7 +72,7 @@ pub(crate) struct Health {
 struct Probe {
     start: Timestamp,
     end: Timestamp,
-    /// -1 if it did not end by itself.
+    /// The exit code; -1 if the probe timed out or could not run.
     code: i64,
     output: String,
 }
@@ -82,7 +82,7 @@ impl Health {
         Health { started, status: STARTING.into(), failing_streak: 0, log: VecDeque::new() }
     }
 
-    /// As `inspect` has it.
+    /// The JSON of `inspect`.
     pub(crate) fn shown(&self) -> Value {
         let probe = |probe: &Probe| {
             json!({
@@ -96,13 +96,13 @@ impl Health {
         })
     }
 
-    /// Whether a failure says no more than that it is not up yet.
+    /// Whether failures do not count yet, because the container is in its start period.
     fn is_young(&self, check: &Healthcheck, now: Timestamp) -> bool {
         let age = self.started.map_or(Duration::ZERO, |started| started.until(now));
         self.status == STARTING && age < or(check.start_period, Duration::ZERO)
     }
 
-    /// Until the next probe.
+    /// Time until the next probe.
     fn pause(&self, check: &Healthcheck, now: Timestamp) -> Duration {
         let pause = match self.is_young(check, now) {
             true => or(check.start_interval, START_INTERVAL),
@@ -131,12 +131,12 @@ fn or(nanoseconds: i64, otherwise: Duration) -> Duration {
     u64::try_from(nanoseconds).ok().filter(|time| *time > 0).map_or(otherwise, Duration::from_nanos)
 }
 
-/// What was found out about the containers that run, by id.
+/// The health of running containers, by id.
 #[derive(Default)]
 pub(crate) struct Healths(Mutex<BTreeMap<String, Health>>);
 
 impl Healths {
-    /// Empty of one that nobody looks after.
+    /// Docker's status; empty for a container without a health check.
     pub(crate) fn status(&self, id: &ContainerId, extension: &Extension) -> &'static str {
         if extension.health.is_none() {
             return "";
@@ -154,7 +154,7 @@ impl Healths {
     }
 }
 
-/// What a person says of it, and where they say nothing the image. None if nobody looks after it.
+/// Merges the requested health check with the image's. `None` if the container has none.
 pub(crate) fn check(
     own: Option<&api::engine::Health>,
     image: Option<&Healthcheck>,
@@ -187,7 +187,7 @@ pub(crate) fn check(
     match check.test.first().map(String::as_str) {
         None | Some("" | "NONE") => Ok(None),
         Some("CMD" | "CMD-SHELL") if check.test.len() > 1 => Ok(Some(check)),
-        // Only an image can say that, and it is no reason not to run it.
+        // Only an image can contain such a check; the container runs without it.
         Some(_) => {
             tracing::warn!(
                 "the image's health check {:?} is left out: it is not CMD or CMD-SHELL, and what is to be run",
@@ -209,7 +209,7 @@ fn command(check: &Healthcheck) -> Vec<String> {
 }
 
 impl Engine {
-    /// What is known of a container's health, also of its last run.
+    /// A container's health, also that of its last run.
     pub(crate) async fn health(&self, id: &ContainerId, extension: &Extension) -> Option<Health> {
         extension.health.as_ref()?;
         let known = self.0.healths.lock().get(id.as_str()).cloned();
@@ -219,7 +219,7 @@ impl Engine {
         }
     }
 
-    /// Looks after a container until it ends, or has another watcher.
+    /// Runs a container's health checks until it ends or has another watcher.
     pub(crate) async fn look_after(self, id: ContainerId, mut ended: watch::Receiver<Option<u32>>) {
         let Ok((container, extension)) = self.find_own(id.as_str()).await else { return };
         let Some(check) = extension.health.clone() else { return };
@@ -258,14 +258,14 @@ impl Engine {
         }
     }
 
-    /// None if it cannot be asked now.
+    /// Runs one probe; `None` if the container cannot be probed now.
     async fn probe(&self, container: &Container, check: &Healthcheck) -> Result<Option<Probe>> {
         let Some(task) = self.task_of(&container.id)? else { return Ok(None) };
         if task.state_or_unknown().await?.status != Status::Running {
             return Ok(None);
         }
         let exec = ExecId::new(EXEC).expect("a valid name");
-        // One that an earlier daemon began.
+        // A probe that an earlier daemon left running.
         if task.state(Some(&exec)).await.is_ok() {
             end(&task, &exec).await;
             let _ = task.delete_exec(&exec).await;
@@ -273,7 +273,7 @@ impl Engine {
         let (record, wanted) = (container.clone(), Exec { command: command(check), ..Exec::default() });
         let process = self.blocking(move |engine| engine.exec_process(&record, None, &wanted)).await?;
         let path = self.output_of_probes(&container.id).await?;
-        // We hold its other end too: there is no end of it that could come before its beginning.
+        // Opened for reading and writing: no end of file before the probe has opened its end.
         let output = pipe::OpenOptions::new().read_write(true).open_receiver(&path);
         let mut output = output.context(|| format!("open {}", path.display()))?;
         let to = once(&path.display().to_string());
@@ -287,7 +287,7 @@ impl Engine {
         };
         if let Err(error) = begun {
             let _ = task.delete_exec(&exec).await;
-            // It is the program that is not there, or cannot be run, unless the container has ended or was paused.
+            // The program is missing or cannot be executed, unless the container has ended or was paused.
             return match task.state_or_unknown().await?.status {
                 Status::Running => {
                     Ok(Some(Probe { start, end: Timestamp::now(), code: -1, output: error.chain() }))
@@ -341,14 +341,14 @@ impl Engine {
         let bytes = serde_json::to_vec(health).expect("plain data");
         self.blocking(move |_| {
             let path = files.join("health.json");
-            // What a power cut takes is found out again.
+            // The results need not survive a power cut.
             replace(&path, &bytes, 0o644, Durable::No).context(|| format!("write {}", path.display()))
         })
         .await
     }
 }
 
-/// Takes what comes for ever, and keeps the beginning.
+/// Reads until cancelled, and keeps the beginning of the output.
 async fn read_all(output: &mut pipe::Receiver, said: &mut Vec<u8>) -> std::convert::Infallible {
     let mut buffer = [0; OUTPUT_LEN_MAX];
     loop {
@@ -364,7 +364,7 @@ fn keep(said: &mut Vec<u8>, more: &[u8]) {
     said.extend_from_slice(&more[..more.len().min(room)]);
 }
 
-/// Ends a probe with what it started, also in sessions of their own: what is left of it would be more with each probe, and
+/// Kills a probe with its descendants, even those in sessions of their own: they would accumulate with each probe and
 /// hold its output open.
 async fn end(task: &Task, exec: &ExecId) {
     let number = async || {
@@ -373,13 +373,13 @@ async fn end(task: &Task, exec: &ExecId) {
     };
     if let Some(found) = number().await
         && let Ok(process) = PidFd::open(found)
-        // It has had its number as long as its shim has not seen it end, and so did the one that is open.
+        // Its pid cannot have been reused: the shim has not seen it end, before and after the pidfd was opened.
         && number().await == Some(found)
     {
         let _ = spawn_blocking(move || kill_tree(found, process)).await;
     }
     let killed = task.kill(Some(exec), SIGKILL, false).await;
-    // One that was never started has no end to wait for.
+    // A probe that was never started will not end.
     if !killed.is_err_and(|error| error.is(ErrorKind::FailedPrecondition)) {
         let _ = timeout(KILL_LIMIT, task.wait(Some(exec))).await;
     }

@@ -1,11 +1,11 @@
-//! Images as people know them: found by name or by id, which is the digest of the config for this machine.
+//! Images by name or by id, which is the digest of the config for this host's platform.
 //!
-//! - `pull`, `push`, `archive`: in and out;
-//! - `found`, `filter`: which is meant;
-//! - `commit`, `instruction`: made of containers; `changes`: what differs between trees;
-//! - `list`, `inspect`, `mounts`: looked at;
-//! - `long`: files, conversion, verification;
-//! - `names`: named and removed.
+//! - `pull`, `push`, `archive`: transfer from and to registries and files;
+//! - `found`, `filter`: lookup;
+//! - `commit`, `instruction`: images made from containers; `changes`: differences between file systems;
+//! - `list`, `inspect`, `mounts`: inspection;
+//! - `long`: listing of files, conversion, verification;
+//! - `names`: tagging and removal.
 
 mod archive;
 mod changes;
@@ -53,7 +53,8 @@ impl Engine {
         self.described_for(image, &self.parts().snapshotter, &Platform::host())
     }
 
-    /// The image for a platform that somebody asked for. `NotFound` if it is for another, or not all here.
+    /// The image for a requested platform. `NotFound` if the image has no such platform or it was not pulled
+    /// completely.
     pub(crate) fn described_as(
         &self,
         image: &Image,
@@ -63,7 +64,7 @@ impl Engine {
         let parts = self.parts();
         let contents = transfer::contents(&parts.metadata, &self.0.caller, &image.target)?;
         let fits = |variant: &Variant| variant.platform.as_ref().is_none_or(|own| platform.fit(own) > 0);
-        // One that is no image for any platform is told as such.
+        // An image without any platform gets the error that says so.
         if contents.variants.is_empty() || contents.best(platform).is_some_and(fits) {
             return self.described_for(image, snapshotter, platform);
         }
@@ -77,7 +78,7 @@ impl Engine {
         )))
     }
 
-    /// Reads an image's documents, and sees to its trees with a snapshotter.
+    /// Reads an image's documents, and makes sure that its snapshots exist.
     pub(crate) fn described_for(
         &self,
         image: &Image,
@@ -87,7 +88,7 @@ impl Engine {
         let parts = self.parts();
         let described = transfer::describe(&parts.metadata, &self.0.caller, &image.target, platform)
             .map_err(|error| error.context(format!("read image {}", image.name)))?;
-        // A tree that was collected, or that belongs to another snapshotter, is made again.
+        // Snapshots that were garbage collected, or that only another snapshotter has, are made again.
         if let Some(top) = &described.top {
             let snapshots = parts.metadata.snapshots(&self.0.caller, snapshotter)?;
             match snapshots.stat(top) {

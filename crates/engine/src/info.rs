@@ -1,4 +1,4 @@
-//! What `info` tells: how much there is, on what machine.
+//! `info`: the daemon's objects and the host they are on.
 
 use linux::cgroup::{Hierarchies, Version};
 use linux::procfs::read_own;
@@ -56,7 +56,7 @@ impl Engine {
     }
 }
 
-/// Docker knows two: where version 1 has a controller, containers are limited by it.
+/// Docker's `CgroupVersion`: "1" if any controller is on a version 1 hierarchy, because containers are limited by that.
 pub(crate) fn cgroup_version() -> Option<&'static str> {
     Some(match Hierarchies::detect().ok()?.version() {
         Version::V2 => "2",
@@ -64,7 +64,7 @@ pub(crate) fn cgroup_version() -> Option<&'static str> {
     })
 }
 
-/// What every container has that does not ask for less, in Docker's words.
+/// The security options that containers have by default, in Docker's format.
 fn security_options() -> Vec<&'static str> {
     let has_seccomp = read_own("/proc/self/status").is_ok_and(|status| status.contains("\nSeccomp:"));
     let seccomp = has_seccomp.then_some("name=seccomp,profile=builtin");

@@ -1,9 +1,9 @@
-//! What is left over: what is on disk and in the kernel and belongs to no container.
+//! `system check`: leftovers on disk and in the kernel that belong to no container.
 //!
-//! A daemon that dies half way through a call leaves a part of what the call makes. Everything here can be
-//! told from its name alone, so that nothing has to be remembered: network state, folders, trees and cgroups
-//! carry the container's id. What is removed is what no record and no task has; what cannot be read is an
-//! error, never a leftover.
+//! A daemon that dies in the middle of a call leaves a part of what the call makes. Network state, directories,
+//! snapshots and cgroups all carry the container's id in their names, so that nothing else need be recorded to
+//! recognize them. Only what neither a record nor a task refers to is removed; what cannot be read is an error, never a
+//! leftover.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,10 +21,10 @@ use types::{ContainerId, Context, Result, UnlessGone};
 use crate::registries::own_keyring;
 use crate::{Engine, remove_folder};
 
-/// On the tree of each container of the engine: its id. Trees of other clients are not ours to judge.
+/// Label of the snapshot of each engine container: the container's id. Other clients' snapshots are never leftovers.
 pub(crate) const TREE_LABEL: &str = "hoist.engine/container";
 
-/// Something that belongs to no container.
+/// An object that belongs to no container.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Leftover {
     Network(network::Leftover),
@@ -34,9 +34,9 @@ pub(crate) enum Leftover {
         snapshotter: String,
         key: String,
     },
-    /// What kept the tree of a container that ran without a record, by its id.
+    /// The lease that kept the snapshot of a container without a record; holds the container's id.
     Hold(String),
-    /// By its path below the hierarchies' roots.
+    /// A cgroup, by its path below the hierarchies' roots.
     Cgroup(String),
     Mount(PathBuf),
     /// A view of an image whose mount is gone, by its key.
@@ -65,8 +65,8 @@ impl fmt::Display for Leftover {
 }
 
 impl Engine {
-    /// Compares what is on disk and in the kernel with the records, and looks for layers that are visibly
-    /// damaged; with `repair`, removes what belongs to nothing and mends images with such layers.
+    /// Finds leftovers, and layers that are visibly damaged. With `repair`, removes the leftovers and fetches damaged
+    /// layers again.
     pub(crate) async fn check(&self, repair: bool) -> Result<Value> {
         let found = if repair {
             self.sweep().await?
@@ -105,7 +105,7 @@ impl Engine {
         .await
     }
 
-    /// As `image verify` does, as nobody in particular to registries.
+    /// Fetches damaged blobs again, as `image verify` does, with anonymous access to registries.
     async fn mend(&self, images: BTreeSet<String>) -> Result<()> {
         let targets = self
             .blocking(move |engine| {
@@ -120,7 +120,7 @@ impl Engine {
         transfer::verify(&self.parts().metadata, &self.0.caller, targets, remote, |_, _| ()).await.map(drop)
     }
 
-    /// Removes what belongs to nothing, and says what it was. Goes on after an error and returns the first.
+    /// Removes leftovers and returns them. Continues after an error and returns the first.
     pub(crate) async fn sweep(&self) -> Result<Vec<Leftover>> {
         let _nobody_starts_or_ends = self.nobody_starts_or_ends().await?;
         self.blocking(|engine| {
@@ -137,7 +137,7 @@ impl Engine {
     }
 
     fn leftovers(&self) -> Result<Vec<Leftover>> {
-        // Looked at first: what comes to be meanwhile belongs to a container that is known by then.
+        // Listed before the known containers: whatever appears meanwhile belongs to a container that is known by then.
         let folders = self.folders()?;
         let trees = self.trees()?;
         let held = self.held()?.into_iter().map(|id| (id.clone(), Leftover::Hold(id))).collect();
@@ -157,7 +157,7 @@ impl Engine {
         leftovers.extend(strangers(cgroups, &live));
         leftovers.extend(strangers(folders, &known));
         leftovers.extend(strangers(trees, &known));
-        // Whoever has a record needs it no more.
+        // A container with a record does not need the lease any more.
         leftovers.extend(strangers(held, &live));
         Ok(leftovers)
     }
@@ -166,7 +166,7 @@ impl Engine {
         match leftover {
             Leftover::Network(leftover) => self.parts().network.remove(leftover),
             Leftover::Folder(path) => remove_folder(path),
-            // A client may hold it.
+            // A client may have a reference to it.
             Leftover::Tree { snapshotter, key } => self.leave_tree(key, snapshotter),
             Leftover::Hold(id) => self.let_go_of_tree(id),
             Leftover::Cgroup(path) => {
@@ -180,7 +180,7 @@ impl Engine {
         }
     }
 
-    /// Containers that have a record or a task, or are being made, by id.
+    /// Ids of containers that have a record or a task, or are being created.
     fn known(&self) -> Result<BTreeSet<String>> {
         let names = self.0.names.lock();
         let mut known: BTreeSet<String> = names.values().cloned().collect();
@@ -190,13 +190,13 @@ impl Engine {
         Ok(known)
     }
 
-    /// Containers that have a task, or get one, with a record or without: who deletes the record of one that runs has not
-    /// ended it.
+    /// Ids of containers that have a task, or are about to have one, with or without a record: deleting the record of a
+    /// running container does not end it.
     fn live(&self) -> BTreeSet<String> {
         self.parts().shims.ids(&self.0.caller.namespace).into_iter().map(String::from).collect()
     }
 
-    /// Containers of the engine that run, or of which a dead shim left something, and whose records were deleted.
+    /// Engine containers whose records were deleted while they run, or while a dead shim's clean-up is incomplete.
     pub(crate) fn unrecorded(&self) -> Result<Vec<ContainerId>> {
         let tasks = self.parts().shims.ids(&self.0.caller.namespace);
         let recorded: BTreeSet<ContainerId> = self.all()?.into_iter().map(|container| container.id).collect();
@@ -211,7 +211,7 @@ impl Engine {
         Ok(unrecorded)
     }
 
-    /// Keeps the trees of those whose records were deleted under a daemon that did not.
+    /// Keeps the snapshots of containers whose records were deleted by a daemon that did not do so.
     pub(crate) fn hold_trees(&self, unrecorded: &[ContainerId]) -> Result<()> {
         for (_, tree) in self.trees()? {
             let Leftover::Tree { snapshotter, key } = tree else { continue };
@@ -248,7 +248,7 @@ impl Engine {
         let Some(parent) = Cgroup::open(&self.cgroup_parent()).unless_gone()? else { return Ok(Vec::new()) };
         let mut ids = BTreeSet::new();
         for folder in parent.locations().values() {
-            // Files of the cgroup itself are shorter than an id.
+            // Skips the cgroup's own files, whose names are shorter than an id.
             ids.extend(names_in(folder)?.into_iter().filter(|name| name.len() == 64));
         }
         let path = |id: &str| format!("{}/{id}", self.cgroup_parent());
@@ -262,7 +262,7 @@ impl Engine {
         let below = points.filter_map(|path| {
             let id = path.strip_prefix(&bundles).ok()?.components().next()?;
             let id = id.as_os_str().to_str()?.to_owned();
-            // The names of the engine's containers; other clients have their own.
+            // Ids of engine containers; other clients choose theirs freely.
             let ours = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
             ours.then_some((id, Leftover::Mount(path)))
         });
@@ -281,7 +281,7 @@ fn names_in(folder: &std::path::Path) -> Result<Vec<String>> {
     };
     let mut names = Vec::new();
     for entry in entries {
-        // What is no text is no name of ours.
+        // Our names are all valid UTF-8.
         names.extend(entry.context(what)?.file_name().into_string().ok());
     }
     Ok(names)

@@ -1,18 +1,19 @@
-//! Containers as people know them: names, published ports, volumes, logs, restart policies.
+//! The engine: Docker's view of containers, with names, published ports, volumes, logs and restart policies.
 //!
 //! ```text
-//! Create ─▶ record + tree ──start──▶ namespace, address, task ──exit──▶ record says how it ended
-//!                              ▲                                 │
-//!                              └──────── restart policy ◀────────┴──▶ removal, if asked for
+//! Create ─▶ record + snapshot ──start──▶ namespace, address, task ──exit──▶ exit recorded
+//!                                ▲                                  │
+//!                                └──────── restart policy ◀─────────┴──▶ removal, with --rm
 //! ```
 //!
-//! An engine container is an ordinary container record of the namespace `default`, with one extension that
-//! holds what the record has no field for (`docs/design/engine.md`); `ctr` sees it like any other.
+//! An engine container is an ordinary container record in the namespace `default`, with an extension for what the
+//! record has no fields for (`docs/design/engine.md`); `ctr` sees it like any other.
 //!
 //! Invariants
-//! - What must survive the daemon is in the record, in files below the root, or with the shim. Memory holds
-//!   names that are taken, what is told of containers that have just gone, and nothing else that could not be read again.
-//! - Every running container has one watcher, which waits for its end and does what follows from it.
+//! - State that must survive the daemon is in the record, in files below the root directory, or with the shim. Memory
+//!   holds   the names that are taken, the attributes of containers that were just removed, and otherwise only what can
+//!   be read   again.
+//! - Every running container has one watcher, which waits for its end and settles it.
 #![forbid(unsafe_code)]
 
 mod answer;
@@ -71,7 +72,7 @@ use crate::turns::Turns;
 use crate::volumes::Holds;
 use crate::watch::Watched;
 
-/// The parts that the engine works with.
+/// The components that the engine works with.
 pub struct Parts {
     pub metadata: Metadata,
     pub exchange: Exchange,
@@ -79,26 +80,26 @@ pub struct Parts {
     pub network: Arc<Network>,
     /// Connections to registries.
     pub connections: Connections,
-    /// Blobs that are being fetched from registries.
+    /// Downloads of blobs in progress.
     pub flights: Flights,
-    /// How many blobs may go from and to registries at once.
+    /// Limits concurrent transfers of blobs.
     pub slots: Slots,
-    /// Which images may come in.
+    /// The policy for images that enter the store.
     pub admission: Admission,
-    /// What becomes of blobs of layers that are unpacked.
+    /// What happens to the blobs of layers that are unpacked.
     pub retentions: Retentions,
     pub snapshotter: String,
     pub root: PathBuf,
     pub state: PathBuf,
     /// The program of the embedded image `hello`.
     pub hello: Option<&'static [u8]>,
-    /// Where makers of devices say what containers need (Container Device Interface); later ones win.
+    /// Directories with CDI files (Container Device Interface); later ones take precedence.
     pub cdi: Vec<PathBuf>,
-    /// Writes the program that is the first process of containers with `--init`, unless it is there, and says where.
+    /// Writes the init program for `--init`, if it does not exist, and returns its path.
     pub init: Box<dyn Fn() -> Result<PathBuf> + Send + Sync>,
 }
 
-/// How long who looks for leftovers waits for starts to come to their end.
+/// How long a search for leftovers waits for starts in progress.
 const START_LIMIT: Duration = Duration::from_secs(5);
 
 /// The engine. Clones share everything.
@@ -108,29 +109,29 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     parts: Parts,
     caller: Caller,
-    /// The ids of containers by their names, which are taken.
+    /// The ids of containers by name. Includes names that are reserved for a creation in progress.
     names: Mutex<BTreeMap<String, String>>,
-    /// Whoever starts a container or settles its end does so alone.
+    /// Locks of containers: held while a container is started, and while its end is settled.
     turns: Turns,
-    /// Whoever pauses a container to copy its tree does so alone.
+    /// Locks of containers: held while a container is paused and its snapshot copied.
     copies: Turns,
     restarts: Restarts,
     ends: Ends,
     healths: Healths,
     watched: Watched,
     removed_containers: RemovedContainers,
-    /// Read by those who start a container or settle its end, written by those who look for leftovers.
+    /// Read-locked while a container is started or its end settled, write-locked while leftovers are searched.
     starting: RwLock<()>,
     volumes: Holds,
     users: users::Known,
-    /// Told when a container has given its network back.
+    /// Notified when a container has released its network.
     network_released: Notify,
-    /// The lowest layer of every container's tree: see [`etc`].
+    /// The lowest layer of every container's root: see [`etc`].
     ground: PathBuf,
 }
 
 impl Engine {
-    /// Reads the records that there are, and takes their names.
+    /// Reads the existing records and takes their names.
     pub fn open(parts: Parts) -> Result<Engine> {
         let caller = Caller::new(Namespace::new("default").expect("a valid name"));
         match parts.metadata.namespaces().create(&caller.namespace, BTreeMap::new()) {
@@ -159,8 +160,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Takes away what only running containers need, if none runs: the bridge and its rules, and the cgroup above
-    /// theirs.
+    /// Removes what only running containers need, if none runs: the bridge with its rules, and the parent cgroup.
     pub async fn stop(&self) -> Result<()> {
         let _nobody_starts_or_ends = self.nobody_starts_or_ends().await?;
         self.blocking(|engine| {
@@ -171,21 +171,21 @@ impl Engine {
         .await
     }
 
-    /// As [`Engine::stop`], of what a daemon that goes on makes again with the next container: the bridge and its rules.
-    /// Who starts or ends a container just now is not waited for.
+    /// As [`Engine::stop`], for a daemon that continues: removes the bridge and its rules, which the next container
+    /// recreates. Does nothing while a container is being started or its end settled.
     pub async fn release_idle(&self) -> Result<()> {
         let Ok(_nobody_starts_or_ends) = self.0.starting.try_write() else { return Ok(()) };
         self.blocking(|engine| engine.parts().network.remove_if_unused(false).map(drop)).await
     }
 
-    /// Waits until a container has given its network back.
+    /// Waits until a container has released its network.
     pub async fn network_released(&self) {
         self.0.network_released.notified().await;
     }
 
-    /// Waits until no container is being started and no end of one is being settled, which holds until the guard is
-    /// dropped. Not for long: one start may hang, behind a volume of a host that is gone, and the others begin after
-    /// who waits here.
+    /// Waits until no container is being started and no end is being settled, which holds until the guard is dropped.
+    /// The wait is limited: a start may hang, for example on the volume of an unreachable server, and new starts queue
+    /// behind the waiter.
     async fn nobody_starts_or_ends(&self) -> Result<RwLockWriteGuard<'_, ()>> {
         tokio::time::timeout(START_LIMIT, self.0.starting.write()).await.map_err(|_| {
             let limit = START_LIMIT.as_secs();
@@ -200,7 +200,7 @@ impl Engine {
         &self.0.parts
     }
 
-    /// Where the files of a container are: its log, hosts, hostname.
+    /// The directory of a container's files: log, hosts, hostname.
     fn files(&self, id: &str) -> PathBuf {
         self.parts().root.join("containers").join(self.0.caller.namespace.as_str()).join(id)
     }
@@ -214,7 +214,7 @@ impl Engine {
         self.parts().root.join("volumes")
     }
 
-    /// Runs what blocks on a thread for it.
+    /// Runs blocking work on a thread of the blocking pool.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
@@ -224,7 +224,7 @@ impl Engine {
         joined.map_err(Error::broke_down("a call"))?
     }
 
-    /// The same for what may have to wait for the caller too: for what it sends, or until it takes something.
+    /// As [`Engine::blocking`], for work that may also wait for the client to send or receive.
     async fn with_client<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
@@ -233,7 +233,7 @@ impl Engine {
         transfer::with_client(move || work(&engine)).await
     }
 
-    /// The same for whoever waits for the outcome, and goes away without it when it is dropped: the work ends then.
+    /// As [`Engine::blocking`]; dropping the future cancels the work.
     async fn with_cancel<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Engine, &Caller) -> Result<T> + Send + 'static,
@@ -244,8 +244,8 @@ impl Engine {
     }
 }
 
-/// Deletes a folder with everything in it. One that is gone is no error.
+/// Deletes a directory tree. No error if it is gone.
 fn remove_folder(path: &Path) -> Result<()> {
-    // Containers fill volumes, and may have made directories deeper than a stack is.
+    // Containers fill volumes, and may have nested directories too deep for recursion.
     linux::removal::delete(path, &|| true).map(drop)
 }

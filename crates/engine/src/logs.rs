@@ -1,13 +1,13 @@
-//! Reading what the shim logged: Docker's `json-file` lines, over rotated files, and on as they come.
+//! Reads and follows a container's log: Docker's `json-file` lines, across rotated files.
 //!
 //! ```text
-//! json.log.2 ──end──▶ json.log.1 (the one before) ──end──▶ json.log (the one that grows) ──rotated──▶ the new json.log
+//! json.log.2 ──end──▶ json.log.1 (the previous one) ──end──▶ json.log (current) ──rotated──▶ the new json.log
 //! ```
 //!
 //! Invariants
-//! - A log is read a piece at a time: what is held of it does not grow with it.
-//! - A file is held open while it is read, and left for the next one only when nothing more can come into it: what
-//!   is written while it is rotated is not lost.
+//! - A log is read in pieces of bounded size.
+//! - A file is kept open while it is read, and left for the next one only when nothing more can be written to it: lines
+//!   written during a rotation are not lost.
 
 use std::fs::File;
 use std::io;
@@ -24,16 +24,16 @@ use crate::containers::{NO_LOG, Phase};
 use crate::moment::time;
 use crate::record::Extension;
 
-/// In a container's folder, the file of its log that grows.
+/// Name of the current log file in a container's directory.
 pub(crate) const LOG_FILE: &str = "json.log";
 
-/// How often a log that is followed is looked at.
+/// How often a followed log is polled.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes that are read at once: more than a line has, which the shim cuts at 16 KiB of the container's text.
+/// Bytes read at once. Longer than any line: the shim splits output at 16 KiB.
 const PIECE_LEN: usize = 256 << 10;
 
 impl Engine {
-    /// Sends a container's output. With `follow`, until it ends.
+    /// Sends a container's output. With `follow`, until the container ends.
     pub async fn logs(&self, logs: Logs, to: mpsc::Sender<LogLine>) -> Result<()> {
         let Logs { id, follow, tail, since, until } = logs;
         let (since, until) = (time("since", since)?, time("until", until)?);
@@ -54,12 +54,12 @@ impl Engine {
             match lines {
                 Some(lines) => {
                     for line in lines {
-                        // A line of which it is not known may be meant.
+                        // A line without a valid time may match.
                         let written: Option<Timestamp> = line.time.parse().ok();
                         if written.zip(since).is_some_and(|(written, since)| written < since) {
                             continue;
                         }
-                        // The rest is later still.
+                        // All further lines are later still.
                         if written.zip(until).is_some_and(|(written, until)| written > until) {
                             return Ok(());
                         }
@@ -70,7 +70,7 @@ impl Engine {
                 }
                 None if has_ended => return Ok(()),
                 None => {
-                    // Asked before the last look.
+                    // Queried before the last read, so that no line is missed.
                     has_ended = self.is_logged(&container.id, &extension).await;
                     if !has_ended {
                         tokio::time::sleep(LOOK_PAUSE).await;
@@ -80,28 +80,28 @@ impl Engine {
         }
     }
 
-    /// Whether nothing more comes into a container's log. Its shim writes what it has yet until the task is gone.
+    /// Whether the log is complete. The shim writes remaining output until the task is deleted.
     async fn is_logged(&self, id: &ContainerId, extension: &Extension) -> bool {
         let state = self.state_of(id, extension).await;
-        // Nobody waits for a start.
+        // `follow` does not wait for a container to be started.
         let never_ran = state.phase == Phase::Created;
         !state.is_alive() && (never_ran || !matches!(self.task_of(id), Ok(Some(_))))
     }
 }
 
-/// A place in a container's log.
+/// A position in a container's log.
 struct Log {
     path: PathBuf,
-    /// None while there is none.
+    /// `None` while there is no log file.
     file: Option<File>,
-    /// Where what was read ends.
+    /// Offset of the next byte to read.
     at: u64,
-    /// Bytes that are to be read yet, unless the log is followed.
+    /// Remaining bytes to read; `None` if the log is followed.
     left: Option<u64>,
 }
 
 impl Log {
-    /// At the first line, or so many lines before the end.
+    /// Opens the log at its first line, or `tail` lines before its end.
     fn open(path: &Path, tail: Option<u64>, follow: bool) -> Result<Log> {
         let mut log = Log { path: path.to_owned(), file: None, at: 0, left: None };
         log.begin(tail, follow).context(|| format!("read log {}", path.display()))?;
@@ -115,7 +115,7 @@ impl Log {
             if let Some(newer) = &self.file
                 && is_same(&file, newer)?
             {
-                // It was rotated in between.
+                // The log was rotated in between.
                 continue;
             }
             let len = file.metadata()?.len();
@@ -131,12 +131,12 @@ impl Log {
         Ok(())
     }
 
-    /// The next lines, a piece of the log at most; none at its end, for now.
+    /// The next lines, at most a piece; `None` at the current end.
     fn next(&mut self) -> Result<Option<Vec<LogLine>>> {
         let path = self.path.clone();
         let what = || format!("read log {}", path.display());
         loop {
-            // Looked for first: what is in a file that has a successor is all of it.
+            // Looked up first: a file that has a successor is complete.
             let successor = self.successor().context(what)?;
             if self.left == Some(0) {
                 return Ok(None);
@@ -156,7 +156,7 @@ impl Log {
         let Some(file) = &self.file else { return Ok(None) };
         let len = file.metadata()?.len();
         if len < self.at {
-            // The only file of a log begins anew.
+            // A log with a single file was truncated.
             self.at = 0;
         }
         let wanted = self.left.map_or(len - self.at, |left| left.min(len - self.at));
@@ -165,18 +165,18 @@ impl Log {
         piece.truncate(read);
         let whole = match piece.iter().rposition(|byte| *byte == b'\n') {
             Some(newline) => newline + 1,
-            // No line is that long: it is damaged.
+            // No line is that long: the file is damaged.
             None if read == PIECE_LEN => read,
             None => return Ok(None),
         };
         self.at += whole as u64;
         self.left = self.left.map(|left| left.saturating_sub(whole as u64));
-        // A line that a crash damaged is not worth losing the others.
+        // A line damaged by a crash is skipped.
         let lines = piece[..whole].split_inclusive(|byte| *byte == b'\n');
         Ok(Some(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()))
     }
 
-    /// The file that comes after this one, if there is one by now.
+    /// The file that follows the current one, if there is one by now.
     fn successor(&self) -> io::Result<Option<File>> {
         let mut newer = None;
         for file in files(&self.path) {
@@ -188,17 +188,17 @@ impl Log {
             }
             newer = Some(file);
         }
-        // It is gone, and the oldest of the others goes on where it ended.
+        // The current file was removed: continue with the oldest remaining one.
         Ok(newer)
     }
 }
 
-/// The files of a log, from the one that grows to the oldest. Whatever is rotated meanwhile goes the same way, so that one
-/// may come twice, and none is passed by.
+/// The files of a log, newest first. A concurrent rotation renames files in the same direction, so that a file may
+/// appear twice, but none is missed.
 pub(crate) fn files(path: &Path) -> impl Iterator<Item = io::Result<File>> {
     let (mut age, mut gap) = (0, 0);
     std::iter::from_fn(move || {
-        // One is missing for a moment while it is rotated; two are where the log ends.
+        // During a rotation one file is missing for a moment; the log ends where two are.
         while gap < 2 {
             let name = if age == 0 { path.to_owned() } else { rotated(path, age) };
             age += 1;
@@ -223,7 +223,7 @@ fn is_same(one: &File, other: &File) -> io::Result<bool> {
     Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
-/// Where so many lines before the end of a file begin, and how many there are, if they are fewer.
+/// The offset that is `lines` lines before the end of a file, and the number of lines found, if fewer.
 fn before_end(file: &File, lines: u64) -> io::Result<(u64, u64)> {
     let mut end = file.metadata()?.len();
     let mut buffer = vec![0; PIECE_LEN];
@@ -261,7 +261,7 @@ mod tests {
         }
     }
 
-    /// As the shim does it, of a log of so many files.
+    /// Rotates like the shim, for a log of `files_max` files.
     fn rotate_of(path: &Path, files_max: u32) {
         for age in (1..files_max - 1).rev() {
             let _none_yet = fs::rename(rotated(path, age), rotated(path, age + 1));
@@ -304,7 +304,7 @@ mod tests {
         add(&path, 0..5);
         let mut log = Log::open(&path, None, true).unwrap();
         assert_eq!(rest(&mut log), [0, 1, 2, 3, 4]);
-        // Behind the last look, and before the next.
+        // Written after the last read, before the next one.
         add(&path, 5..7);
         rotate(&path);
         add(&path, 7..9);
@@ -315,7 +315,7 @@ mod tests {
         rotate(&path);
         add(&path, 12..14);
         assert_eq!(rest(&mut log), [9, 10, 11, 12, 13], "the one that was held is gone by now, and was read");
-        // A log of one file.
+        // A log of one file, truncated.
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
         add(&path, 14..15);
         assert_eq!(rest(&mut log), [14]);
@@ -342,7 +342,7 @@ mod tests {
         rotate_of(&path, 4);
         add(&path, 41..42);
         assert_eq!(rest(&mut followed), [40, 41]);
-        // In the middle of a rotation, which has dropped the oldest.
+        // In the middle of a rotation that has removed the oldest file.
         fs::rename(rotated(&path, 2), rotated(&path, 3)).unwrap();
         assert_eq!(rest(&mut Log::open(&path, None, false).unwrap()), (30..42).collect::<Vec<_>>());
     }
@@ -360,7 +360,7 @@ mod tests {
             add(&path, 0..lines.len());
         }
         assert_eq!(read, 50_000);
-        // Damaged: a line that has no end, with others behind it.
+        // Damaged: a line that is too long, with others after it.
         fs::write(&path, vec![b'x'; PIECE_LEN + 10]).unwrap();
         add(&path, 0..0);
         File::options().append(true).open(&path).unwrap().write_all(b"\n").unwrap();

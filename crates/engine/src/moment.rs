@@ -1,10 +1,10 @@
-//! Times as people write them: one of the calendar, seconds since 1970, or how long ago.
+//! Parses times in Docker's syntax: a calendar time, seconds since the epoch, or a duration before now.
 
 use types::{Error, Result, Timestamp};
 
 const NANOSECONDS: i128 = 1_000_000_000;
 
-/// What the value of a flag such as `--since` means.
+/// Parses the value of a flag such as `--since`.
 pub fn time(flag: &str, text: Option<String>) -> Result<Option<Timestamp>> {
     let bad = |text: &str| {
         Error::invalid_argument(format!(
@@ -14,8 +14,8 @@ pub fn time(flag: &str, text: Option<String>) -> Result<Option<Timestamp>> {
     text.map(|text| moment(&text).ok_or_else(|| bad(&text))).transpose()
 }
 
-/// A time by RFC 3339, or the beginning of one, in UTC if nothing else is said; seconds since 1970; or a duration as Go's
-/// `time.ParseDuration` reads it, and with days, from that time to now.
+/// Parses an RFC 3339 time or a prefix of one, in UTC by default; seconds since the epoch; or a duration before now, in
+/// the syntax of Go's `time.ParseDuration` extended by days.
 pub(crate) fn moment(text: &str) -> Option<Timestamp> {
     calendar(text).or_else(|| from_nanoseconds(decimal(text)?)).or_else(|| {
         let now = Timestamp::now();
@@ -29,7 +29,7 @@ fn calendar(text: &str) -> Option<Timestamp> {
     if let Ok(time) = text.parse() {
         return Some(time);
     }
-    // Only the end may be missing, from the hour, the minute or the second on.
+    // Only the end may be missing: seconds, minutes or hours.
     let bare = text.strip_suffix(['Z', 'z']).unwrap_or(text);
     let rest = ["0000-00-00", "0000-00-00T00", "0000-00-00T00:00", WHOLE];
     match rest.iter().find(|form| form.len() == bare.len()) {
@@ -39,7 +39,7 @@ fn calendar(text: &str) -> Option<Timestamp> {
     }
 }
 
-/// In billionths.
+/// A decimal number of seconds, in nanoseconds.
 fn decimal(text: &str) -> Option<i128> {
     let (is_negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -56,7 +56,7 @@ fn decimal(text: &str) -> Option<i128> {
     Some(if is_negative { -value } else { value })
 }
 
-/// In nanoseconds.
+/// A duration, in nanoseconds.
 pub(crate) fn duration(text: &str) -> Option<i128> {
     let (sign, mut rest) = match text.as_bytes().first()? {
         b'-' => (-1, &text[1..]),
@@ -78,7 +78,7 @@ pub(crate) fn duration(text: &str) -> Option<i128> {
             "d" => 86_400 * NANOSECONDS,
             _ => return None,
         };
-        // What is too much is as far as there is time.
+        // Saturates at the largest duration.
         sum = sum.saturating_add(decimal(number)?.saturating_mul(scale) / NANOSECONDS);
         if further.is_empty() {
             return Some(sign * sum);
@@ -87,7 +87,7 @@ pub(crate) fn duration(text: &str) -> Option<i128> {
     }
 }
 
-/// The first and the last that there are in place of those beyond.
+/// Clamped to the range of timestamps.
 fn from_nanoseconds(nanoseconds: i128) -> Option<Timestamp> {
     let seconds = nanoseconds.div_euclid(NANOSECONDS).clamp(i64::MIN.into(), i64::MAX.into());
     Some(Timestamp {
@@ -142,7 +142,7 @@ mod tests {
         ] {
             assert_eq!(moment(wrong), None, "{wrong}");
         }
-        // What is too much is as far as there is time.
+        // Saturates instead of overflowing.
         moment(&format!("{}d", i64::MAX)).unwrap();
         moment(&format!("-{}h", i64::MAX)).unwrap();
         assert_eq!(moment(&"9".repeat(40)), None);

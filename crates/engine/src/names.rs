@@ -1,4 +1,4 @@
-//! Names and ids: each name belongs to one container, and any beginning of an id that fits one is an id.
+//! Container names and ids. A name belongs to one container; an id may be abbreviated to any unique prefix.
 
 use metadata::Container;
 use types::filter::Filters;
@@ -21,7 +21,7 @@ const NOUNS: [&str; 32] = [
 impl Engine {
     pub(crate) fn take_names(&self) -> Result<()> {
         for container in self.all()? {
-            // One that was made by other clients has no name of ours.
+            // Containers of other clients have no name here.
             if let Ok(extension) = Extension::of(&container) {
                 self.0.names.lock().insert(extension.name, container.id.to_string());
             }
@@ -29,7 +29,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a name, or makes one up. `AlreadyExists` names who has it.
+    /// Reserves a name, or generates one. `AlreadyExists` names the container that has it.
     pub(crate) fn reserve_name(&self, wanted: Option<&str>, id: &str) -> Result<String> {
         if let Some(name) = wanted {
             let name = name.trim_start_matches('/');
@@ -59,8 +59,7 @@ impl Engine {
         }
     }
 
-    /// Writes another name into a container's record, and sets the old one free.
-    /// Returns the name of before.
+    /// Renames a container in its record and releases the old name, which is returned.
     pub(crate) fn rename_record(&self, id: &ContainerId, name: &str) -> Result<String> {
         let before = Extension::of(&self.parts().metadata.containers(&self.0.caller).get(id)?)?.name;
         if before == name {
@@ -79,7 +78,8 @@ impl Engine {
         self.0.names.lock().contains_key(name)
     }
 
-    /// Sets a name free, unless it is another container's by now: who deletes a record by the API frees all names of it.
+    /// Releases a name, unless another container has taken it: deleting a record through the API releases all its
+    /// names.
     pub(crate) fn release_name(&self, name: &str, id: &str) {
         let mut names = self.0.names.lock();
         if names.get(name).is_some_and(|owner| owner == id) {
@@ -87,7 +87,7 @@ impl Engine {
         }
     }
 
-    /// Gives back whatever name a container has, where its record does not say any more.
+    /// Releases all names of a container whose record is gone.
     pub(crate) fn release_names_of(&self, id: &ContainerId) {
         let mut names = self.0.names.lock();
         names.retain(|_, owner| owner != id.as_str());
@@ -102,7 +102,7 @@ impl Engine {
         self.parts().metadata.containers(&self.0.caller).list(&Filters::all())
     }
 
-    /// Finds a container by name, id, or the beginning of an id that fits no other.
+    /// Finds a container by name, id or unique prefix of an id.
     pub(crate) fn find(&self, text: &str) -> Result<Container> {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let name = text.trim_start_matches('/');
@@ -129,7 +129,7 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::find`], of a container of the engine, with what only the engine knows of it.
+    /// As [`Engine::find`], only for the engine's containers; also returns the extension.
     pub(crate) async fn find_own(&self, text: &str) -> Result<(Container, Extension)> {
         let text = text.to_owned();
         self.blocking(move |engine| {
@@ -141,7 +141,7 @@ impl Engine {
     }
 }
 
-/// An id as people are shown it. Those of other clients may be shorter.
+/// An id in its abbreviated form. Ids of other clients may be shorter than that.
 pub(crate) fn short(id: &ContainerId) -> &str {
     id.as_str().get(..12).unwrap_or(id.as_str())
 }

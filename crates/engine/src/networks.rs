@@ -1,5 +1,5 @@
-//! Whose network a container has, and the networks that there are, in Docker's shapes. Three, always: the bridge, the
-//! machine's own, and none.
+//! Network modes of containers, and the list of networks in Docker's format. There are always three: bridge, host and
+//! none.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,30 +16,29 @@ use crate::filter::FilterWord;
 use crate::record::Extension;
 use crate::spec::OF_CONTAINER;
 
-/// The networks that are there without anybody's making them.
+/// The predefined networks.
 pub(crate) const NETWORKS: [NetworkMode; 3] = [NetworkMode::Bridge, NetworkMode::Host, NetworkMode::None];
 
-/// Whose network a container has. The text of it is what `run --network` takes and what a record keeps.
+/// The network mode of a container, in the text form of `run --network` and of records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NetworkMode {
-    /// One of its own, with an interface on the bridge.
+    /// A network namespace of its own, with an interface on the bridge.
     Bridge,
-    /// The machine's.
+    /// The host's network namespace.
     Host,
-    /// One of its own, which reaches nobody.
+    /// A network namespace of its own, without interfaces but the loopback.
     None,
-    /// That of another container: by whatever people call it when they ask, by its id in a record.
+    /// The network namespace of another container: in a request by name or id, in a record by id.
     Of(String),
 }
 
 impl NetworkMode {
-    /// That of a container, which was checked when the container was made. What is no mode counts as the bridge, which a
-    /// container has that does not say.
+    /// The mode of a container, which was validated when the container was created. Defaults to the bridge.
     pub(crate) fn of(create: &Create) -> NetworkMode {
         create.network.parse().unwrap_or(NetworkMode::Bridge)
     }
 
-    /// What Docker calls the driver of the network; none of another container's, which is no network by itself.
+    /// Docker's driver name; `None` for another container's network, which is not listed.
     pub(crate) const fn driver(&self) -> Option<&'static str> {
         match self {
             NetworkMode::Bridge => Some("bridge"),
@@ -53,7 +52,7 @@ impl NetworkMode {
 impl FromStr for NetworkMode {
     type Err = Error;
 
-    /// Nothing is the bridge. `NotFound` for a network that there is not.
+    /// Empty means bridge. `NotFound` for an unknown network.
     fn from_str(text: &str) -> Result<NetworkMode> {
         match text {
             "" | "bridge" => Ok(NetworkMode::Bridge),
@@ -82,7 +81,7 @@ const FILTERS: &[&str] = &["driver", "id", "name", "scope", "type", "dangling", 
 
 type Fits = Box<dyn Fn(&Value) -> bool>;
 
-/// What a filter asks of a row. These three are there without anybody's making them, have no labels, and stay.
+/// Compiles a filter to a predicate on rows. The predefined networks have no labels and are never dangling.
 fn fits(word: &FilterWord<'_>) -> Result<Fits> {
     let value = word.value.to_owned();
     let pattern = || Regex::new(word.value).map_err(|error| word.bad("it is no pattern").with_source(error));
@@ -102,7 +101,7 @@ fn fits(word: &FilterWord<'_>) -> Result<Fits> {
 impl Engine {
     pub(crate) fn list_networks(&self, filters: &[String]) -> Result<Value> {
         let mut rows: Vec<Value> = NETWORKS.iter().map(|network| self.network_row(network)).collect();
-        // Those of one key are alternatives.
+        // Values of the same key are alternatives.
         let words = filters.iter().map(|text| FilterWord::read(text, FILTERS)).collect::<Result<Vec<_>>>()?;
         for key in FILTERS {
             let own: Vec<_> = words.iter().filter(|word| word.key == *key).collect();
@@ -112,7 +111,7 @@ impl Engine {
         Ok(rows.into())
     }
 
-    /// One of them, by name, id, or the beginning of that, with the containers that are on it.
+    /// A network by name, id or prefix of an id, with the containers on it.
     pub(crate) async fn inspect_network(&self, text: &str) -> Result<Value> {
         let is_meant =
             |network: &NetworkMode| network.to_string() == text || self.is_network_id(network, text);
@@ -149,7 +148,7 @@ impl Engine {
         })
     }
 
-    /// The same for as long as the root directory is there.
+    /// Docker-style id, stable for a given root directory.
     pub(crate) fn network_id(&self, network: &NetworkMode) -> String {
         Digest::of(format!("{network} of {}", self.parts().root.display()).as_bytes()).hex().to_owned()
     }
@@ -182,7 +181,7 @@ impl Engine {
         })
     }
 
-    /// Its range, once there is one, and what is configured.
+    /// The bridge's subnet, or the configured one if the bridge does not exist yet.
     async fn bridge_facts(&self) -> Result<(Vec<Value>, Map<String, Value>)> {
         let range =
             |range: Range| json!({"Subnet": range.subnet.to_string(), "Gateway": range.gateway.to_string()});
@@ -208,8 +207,8 @@ fn unknown(name: &str) -> Error {
 }
 
 impl Engine {
-    /// Finds the container whose network another is to have, which is named by its id from then on. It has its own, or the
-    /// machine's.
+    /// Finds the container whose network is joined, and replaces its name by its id. Follows a container that has
+    /// itself joined another's network.
     pub(crate) fn join(&self, create: &mut Create) -> Result<Option<(ContainerId, Extension)>> {
         let NetworkMode::Of(text) = NetworkMode::of(create) else { return Ok(None) };
         let said = [
@@ -227,7 +226,7 @@ impl Engine {
         }
         let mut container = self.find(&text)?;
         let mut extension = Extension::of(&container)?;
-        // One that has it of a third.
+        // That container has joined the network of a third one.
         if let NetworkMode::Of(third) = NetworkMode::of(&extension.create) {
             container = self.find(&third)?;
             extension = Extension::of(&container)?;
@@ -240,8 +239,8 @@ impl Engine {
     }
 }
 
-/// The address that a container's interface is to have, if one was said: `02:42:ac:11:00:02`, also with `-` between.
-/// `InvalidArgument` for what is none of a single interface, or where there is no interface to have it.
+/// The requested MAC address, `02:42:ac:11:00:02`, also with `-` as separator. `InvalidArgument` for an invalid or
+/// multicast address, or if the container has no interface of its own.
 pub(crate) fn mac_address(create: &Create) -> Result<Option<[u8; 6]>> {
     let text = &create.extras.mac_address;
     if text.is_empty() {
@@ -257,7 +256,7 @@ pub(crate) fn mac_address(create: &Create) -> Result<Option<[u8; 6]>> {
     let byte = |text: &str| Some(text).filter(is_byte).and_then(|text| u8::from_str_radix(text, 16).ok());
     let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
     let address = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
-    // The lowest bit of the first is for those that mean many.
+    // The lowest bit of the first byte marks a group address (IEEE 802, 8.2).
     let address = address.filter(|address| address[0] & 1 == 0 && *address != [0; 6]);
     address.map(Some).ok_or_else(|| {
         Error::invalid_argument(format!(

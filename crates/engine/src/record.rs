@@ -1,7 +1,7 @@
-//! What the engine keeps of a container beside the fields of its record.
+//! The engine's extension of a container record.
 //!
-//! What people asked for is kept as they asked for it: [`Create`], a message of the API. It is the only message that is
-//! stored, and its names are those of a format on disk, held by the tests in `stored`.
+//! The request is stored as the client sent it: [`Create`], a message of the API. It is the only API message that is
+//! stored; its field names are an on-disk format, which the tests in `stored` protect.
 
 use std::time::Duration;
 
@@ -11,53 +11,54 @@ use serde::{Deserialize, Serialize};
 use types::spec::image::Healthcheck;
 use types::{Error, Opaque, Result, Timestamp};
 
-/// The key of the extension, and its type.
+/// The key and the type of the extension.
 pub(crate) const EXTENSION: &str = "hoist.engine.v1";
 
-/// Before the first restart; doubled for each that follows, up to a minute.
+/// Pause before the first restart; doubled for each further one, up to a minute.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Who ran so long did not fail at once, and is started again without a long pause.
+/// A run of this length resets the restart pause.
 const LONG_RUN: Duration = Duration::from_secs(10);
 
-/// The extension, as JSON.
+/// The extension, stored as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Extension {
     pub(crate) name: String,
     pub(crate) create: Create,
-    /// The image's full name, and what it stood for then.
+    /// The image's full name, and the digest that it had at the time.
     pub(crate) image: String,
     pub(crate) image_digest: String,
-    /// What the image is for. A record of before has none.
+    /// The image's platform. Empty in records of earlier versions.
     #[serde(default)]
     pub(crate) platform: String,
     /// The whole command line.
     pub(crate) command: Vec<String>,
     pub(crate) stop_signal: String,
-    /// How its health is looked after, if it is.
+    /// The health check, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) health: Option<Healthcheck>,
     #[serde(default)]
     pub(crate) started: Option<Timestamp>,
     #[serde(default)]
     pub(crate) exit: Option<ExitRecord>,
-    /// How often its policy started it again since somebody did by hand.
+    /// Number of restarts by its policy since it was last started by hand.
     #[serde(default)]
     pub(crate) restarts: u64,
-    /// How many of those came one after the other, each after a short run.
+    /// Number of consecutive restarts after a short run.
     #[serde(default)]
     pub(crate) short_runs: u32,
-    /// A person stopped it, so no policy starts it again.
+    /// Stopped by a client, so that no policy restarts it.
     #[serde(default)]
     pub(crate) stopped_by_hand: bool,
-    /// Its processes wait while its tree is copied. A daemon that finds this lets them go on.
+    /// Paused while its snapshot is copied. A daemon that starts and finds this set resumes it.
     #[serde(default)]
     pub(crate) paused_for_copy: bool,
-    /// The digest of what we wrote into its `resolv.conf` last. A record of before has none, and its file stays as it is.
+    /// The digest of what we wrote to its `resolv.conf` last. Empty in records of earlier versions: then the file is
+    /// not updated.
     #[serde(default)]
     pub(crate) resolv_conf: String,
-    /// Volumes that were made for it, as nobody gave their names. A record of before has none, and leaves its volumes
-    /// to `volume prune`.
+    /// Anonymous volumes created for it. Empty in records of earlier versions, whose volumes are left to `volume
+    /// prune`.
     #[serde(default)]
     pub(crate) own_volumes: Vec<String>,
 }
@@ -66,7 +67,7 @@ pub(crate) struct Extension {
 pub(crate) struct ExitRecord {
     pub(crate) code: u32,
     pub(crate) at: Timestamp,
-    /// The kernel killed something in it for want of memory.
+    /// Whether the kernel's OOM killer killed a process of it.
     #[serde(default)]
     pub(crate) oom_killed: bool,
 }
@@ -82,7 +83,7 @@ impl Extension {
         Opaque { type_url: EXTENSION.into(), value: serde_json::to_vec(self).expect("plain data") }
     }
 
-    /// Notes how it ended.
+    /// Records how it ended.
     pub(crate) fn end(&mut self, exit: ExitRecord) {
         if self.started.is_some_and(|started| started.until(exit.at) >= LONG_RUN) {
             self.short_runs = 0;
@@ -90,7 +91,7 @@ impl Extension {
         self.exit = Some(exit);
     }
 
-    /// Notes that it is wanted by hand, as if it had never been started before.
+    /// Resets the restart state, because it is started by hand.
     pub(crate) fn begin_anew(&mut self) {
         self.stopped_by_hand = false;
         (self.restarts, self.short_runs) = (0, 0);
@@ -100,7 +101,7 @@ impl Extension {
         (RESTART_PAUSE * 2_u32.pow(self.short_runs.min(10))).min(RESTART_PAUSE_MAX)
     }
 
-    /// Whether it should be started again after this exit.
+    /// Whether its policy restarts it after this exit.
     pub(crate) fn wants_restart(&self, code: u32) -> bool {
         match self.create.restart {
             Restart::No => false,
@@ -111,8 +112,8 @@ impl Extension {
         }
     }
 
-    /// Whether a daemon that begins starts it, which has run before and does not. As Docker does: `always` holds also
-    /// for what was stopped by hand, and who failed and was to be started again still is.
+    /// Whether a daemon that starts must start this stopped container, as Docker does: `always` applies even to
+    /// containers stopped by hand, and a container whose restart was pending is restarted.
     pub(crate) fn wants_start_at_boot(&self) -> bool {
         match self.create.restart {
             Restart::No => false,

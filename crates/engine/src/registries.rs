@@ -1,4 +1,4 @@
-//! Registries as people ask about them: who is asked for an image, what each says, whether a login is good.
+//! Calls about registries: which hosts serve an image, how each answers, whether credentials are valid.
 
 use std::collections::BTreeMap;
 
@@ -41,7 +41,7 @@ impl Engine {
         }
     }
 
-    /// A repository, by what configuration says of its registry at this moment.
+    /// A repository, under the current configuration of its registry.
     pub(crate) async fn remote(
         &self,
         reference: &Reference,
@@ -68,7 +68,7 @@ fn own_credentials(wire: api::engine::Credentials) -> Option<Credentials> {
     (!user.is_empty()).then_some(Credentials::Password { user, password })
 }
 
-/// What was found out about a host. No secret is in it: headers and keys are counted.
+/// The JSON of a host's examination. It must not contain secrets: headers and keys are only counted.
 fn explained(explained: &Explained) -> Value {
     let host = &explained.host;
     let (digest, status, protocol, error) = match &explained.answer {

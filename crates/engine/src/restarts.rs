@@ -1,5 +1,5 @@
-//! Restarts that are to come: containers that wait for their turn to be started again by their policy. They do not run,
-//! and are not done either. A restart is planned as soon as the end is known that asks for it, and begins once that is settled.
+//! Planned restarts: containers that have ended and will be started again by their restart policy. A restart is planned
+//! as soon as the exit is known, and begins once the end is settled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
@@ -7,12 +7,12 @@ use std::sync::{Arc, MutexGuard};
 use stdx::Mutex;
 use tokio::sync::Notify;
 
-/// Who waits, by container, and how to call it off.
+/// For each waiting container, how to cancel its restart.
 #[derive(Default)]
 pub(crate) struct Restarts(Mutex<BTreeMap<String, Arc<Notify>>>);
 
 impl Restarts {
-    /// Plans one, in the place of one that was planned before. It is called off when what is returned is notified.
+    /// Plans a restart, replacing an earlier plan. Notifying the result cancels it.
     pub(crate) fn plan(&self, id: &str) -> Arc<Notify> {
         let call_off = Arc::new(Notify::new());
         if let Some(before) = self.lock().insert(id.to_owned(), call_off.clone()) {
@@ -31,7 +31,7 @@ impl Restarts {
         }
     }
 
-    /// Forgets one that is over, unless another was planned since.
+    /// Forgets a plan that is done, unless there is a newer one.
     pub(crate) fn end(&self, id: &str, planned: &Arc<Notify>) {
         let mut all = self.lock();
         if all.get(id).is_some_and(|current| Arc::ptr_eq(current, planned)) {

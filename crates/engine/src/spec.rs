@@ -1,4 +1,4 @@
-//! From an image's config and a person's wishes to `config.json`, with Docker's defaults.
+//! Builds the OCI spec from an image's config and the client's request, with Docker's defaults.
 
 mod extras;
 mod seccomp;
@@ -15,7 +15,7 @@ use types::spec::runtime::{
 };
 use types::{Context, Error, Result};
 
-/// What Docker gives every container.
+/// Docker's default capabilities.
 const CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -32,26 +32,26 @@ const CAPABILITIES: [&str; 14] = [
     "CAP_SETUID",
     "CAP_SYS_CHROOT",
 ];
-/// Docker masks it beside what all do: how often devices ask for a processor tells what others do with them.
+/// Masked by Docker beyond the usual paths: interrupt counts reveal what other containers do.
 const INTERRUPTS: &str = "/proc/interrupts";
-/// Where the kernel tells of its processors.
+/// Where sysfs describes the CPUs.
 const PROCESSORS: &str = "/sys/devices/system/cpu";
-/// Bytes. Less is not enough for what makes a container; as Docker has it.
+/// Docker's minimum memory limit, in bytes: creating a container takes that much.
 const MEMORY_MIN: i64 = 6 << 20;
-/// For an address: that by which containers reach the machine.
+/// As an address: that by which containers reach the host.
 pub(crate) const HOST_GATEWAY: &str = "host-gateway";
-/// For namespaces: the machine's.
+/// As a namespace mode: the host's namespace.
 pub(crate) const HOST: &str = "host";
-/// For namespaces: those of the container that is named.
+/// Prefix of a namespace mode: another container's namespace.
 pub(crate) const OF_CONTAINER: &str = "container:";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Whose network a container has.
+/// Which network namespace a container gets.
 pub(crate) enum Network<'a> {
     Host,
-    /// Its own, which ends with it and reaches nobody.
+    /// A new one, only with a loopback interface; ends with the container.
     Alone,
-    /// The one that a file holds.
+    /// The one pinned to this file.
     At(&'a Path),
 }
 
@@ -63,14 +63,14 @@ pub(crate) struct Inputs<'a> {
     pub(crate) user: User,
     pub(crate) home: &'a str,
     pub(crate) network: Network<'a>,
-    /// Where hosts, hostname and resolv.conf are.
+    /// Directory with hosts, hostname and resolv.conf.
     pub(crate) files: &'a Path,
     pub(crate) cgroup: String,
-    /// Mounts that people asked for, with volumes resolved.
+    /// The requested mounts, with volumes resolved to directories.
     pub(crate) mounts: Vec<Mount>,
 }
 
-/// The command line: entrypoint and command of the image, unless told otherwise.
+/// The command line: entrypoint and command of the request, or else of the image.
 pub(crate) fn command(create: &Create, image: &ExecConfig) -> Result<Vec<String>> {
     let (entrypoint, arguments) = entrypoint_and_command(create, image);
     let command: Vec<String> = entrypoint.into_iter().chain(arguments).collect();
@@ -80,7 +80,7 @@ pub(crate) fn command(create: &Create, image: &ExecConfig) -> Result<Vec<String>
     Ok(command)
 }
 
-/// The two apart. An entrypoint of one's own drops the image's command.
+/// Entrypoint and arguments separately. A requested entrypoint drops the image's command.
 pub(crate) fn entrypoint_and_command(create: &Create, image: &ExecConfig) -> (Vec<String>, Vec<String>) {
     let entrypoint = match create.entrypoint.as_deref() {
         Some("") => Vec::new(),
@@ -105,7 +105,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
         cwd: working_directory(create, inputs.image)?,
         capabilities: Some(Capabilities {
             bounding: capabilities.clone(),
-            // A user that is not root has them by files only.
+            // A user other than root gets capabilities only through files.
             effective: if inputs.user.uid == 0 { capabilities.clone() } else { Vec::new() },
             permitted: if inputs.user.uid == 0 { capabilities.clone() } else { Vec::new() },
             inheritable: Vec::new(),
@@ -148,10 +148,10 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
     Ok(spec)
 }
 
-/// What nobody sees: [`MASKED`], [`INTERRUPTS`], and how hot each of these processors has been, which tells what others
-/// do with it. Not all machines count that.
+/// Paths that containers must not read: [`MASKED`], [`INTERRUPTS`], and each CPU's thermal throttle counters, where it
+/// has them: they reveal what other containers do.
 ///
-/// Looked at for each container: processors may come while the daemon runs.
+/// Listed for each container, because CPUs may be added while the daemon runs.
 fn masked(processors: &Path) -> Vec<String> {
     let each = std::fs::read_dir(processors).into_iter().flatten().flatten();
     let counters = each.map(|entry| entry.path().join("thermal_throttle")).filter(|path| path.is_dir());
@@ -162,7 +162,7 @@ fn masked(processors: &Path) -> Vec<String> {
 }
 
 fn capabilities(create: &Create) -> Result<Vec<String>> {
-    // The daemon cannot give a container a capability that it may not have itself.
+    // The daemon cannot grant a capability that is outside its own bounding set.
     let all = linux::cap::CapSet::bounding().names();
     if create.privileged {
         return Ok(all);
@@ -219,13 +219,13 @@ fn working_directory(create: &Create, image: &ExecConfig) -> Result<String> {
     }
     Ok(match image.working_dir.as_str() {
         "" => "/".into(),
-        // An image counts from its root.
+        // An image's relative path counts from the root.
         relative if !relative.starts_with('/') => format!("/{relative}"),
         absolute => absolute.to_owned(),
     })
 }
 
-/// `InvalidArgument` for one that somebody asks for and that is relative: to what is not said.
+/// `InvalidArgument` for a requested relative working directory.
 pub(crate) fn check_working_directory(wanted: &str) -> Result<()> {
     match wanted.starts_with('/') {
         true => Ok(()),
@@ -272,7 +272,7 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     mounts
 }
 
-/// What is mounted inside of a bind comes out only if nothing between the two is cut off.
+/// Mounts made below a shared bind propagate to the host only if the root's mounts are shared as well.
 fn root_propagation(mounts: &[Mount]) -> &'static str {
     let is_shared =
         |mount: &Mount| mount.options.iter().any(|option| option == "shared" || option == "rshared");
@@ -297,7 +297,7 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
         cpus::check_list("CPUs", &create.extras.cpuset, online.trim())?;
     }
     if !create.extras.cpuset_mems.is_empty() {
-        // A kernel without such nodes has all memory in one.
+        // A kernel without NUMA has one memory node.
         let online = std::fs::read_to_string("/sys/devices/system/node/online");
         cpus::check_list(
             "memory nodes",
@@ -360,7 +360,7 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
         devices,
         memory: (memory != MemoryResources::default()).then_some(memory),
         cpu: (cpu != CpuResources::default()).then_some(cpu),
-        // None at all is Docker's word for no limit. For runtimes it is so little as there can be.
+        // 0 or less is Docker's spelling of no limit; in the OCI spec that is -1.
         pids: create
             .pids_limit
             .map(|limit| PidsResources { limit: Some(if limit <= 0 { -1 } else { limit }) }),
@@ -370,11 +370,11 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
     })
 }
 
-/// Bytes of memory and swap together, as Docker has it: twice those of memory, unless told otherwise; -1 is no limit.
+/// Limit of memory and swap together, in bytes, by Docker's rules: twice the memory by default; -1 is no limit.
 pub(crate) fn memory_and_swap(create: &Create) -> Option<i64> {
     let memory = create.memory.filter(|limit| *limit > 0);
     match create.extras.memory_swap.filter(|limit| *limit != 0) {
-        // Where memory is not limited there is nothing to leave open.
+        // Without a memory limit, there is no swap limit to lift.
         Some(-1) => memory.map(|_| -1),
         Some(both) => Some(both),
         None => memory.map(|limit| limit.saturating_mul(2)),
@@ -423,7 +423,7 @@ mod tests {
         assert!(command(&Create::default(), &ExecConfig::default()).is_err());
     }
 
-    /// CVE-2026-57231: a name alone, in the environment of an image, stood for the engine's own variable of that name.
+    /// CVE-2026-57231: an environment entry without a value in an image was replaced by the daemon's own variable.
     #[test]
     fn an_image_gets_nothing_of_the_daemons_environment() {
         let env = ["PATH", "CARGO*", "*", "", "A=1"].map(str::to_owned).to_vec();

@@ -1,4 +1,4 @@
-//! What containers use of the machine: a sample of their cgroups and interfaces.
+//! `stats`: samples of the cgroups and network interfaces of containers.
 
 use linux::cgroup::{Cgroup, Io};
 use linux::procfs::read_own;
@@ -11,7 +11,7 @@ use crate::networks::NetworkMode;
 use crate::record::Extension;
 
 impl Engine {
-    /// One sample for each running container, for all, or for those named. Those that do not run use nothing.
+    /// One sample per running container; with `all`, or for named containers, zeros for those that do not run.
     pub(crate) async fn stats(&self, names: Vec<String>, all: bool) -> Result<Value> {
         self.blocking(move |engine| {
             let shows_idle = all || !names.is_empty();
@@ -28,7 +28,7 @@ impl Engine {
                 let sample = Cgroup::open(&engine.cgroup_of(container.id.as_str(), &extension.create.extras))
                     .and_then(|cgroup| {
                         let stats = cgroup.stats()?;
-                        // The host's traffic is not a container's.
+                        // In the host's network namespace, the traffic is not the container's.
                         let is_own = NetworkMode::of(&extension.create) != NetworkMode::Host;
                         Ok((stats, if is_own { traffic_of(&cgroup)? } else { (0, 0) }))
                     });
@@ -44,7 +44,7 @@ impl Engine {
                     "Name": extension.name,
                     "CpuNanos": stats.cpu.usage_ns,
                     "MemoryBytes": stats.memory.working_set(stats.is_v2),
-                    // One that has none has what the machine has.
+                    // Without a limit, the host's memory is the limit.
                     "MemoryLimit": stats.memory.usage.limit.min(machine),
                     "PIDs": stats.pids.current,
                     "NetReceived": received,
@@ -59,8 +59,8 @@ impl Engine {
     }
 }
 
-/// Bytes in and out of a container's network, as its first process sees it, which has the lowest number. Nobody is asked
-/// who may not answer: that is for `ps`.
+/// Bytes received and sent in a container's network namespace, read from `/proc` of the process with the lowest pid.
+/// Does not ask the shim, which may not answer.
 fn traffic_of(cgroup: &Cgroup) -> Result<(u64, u64)> {
     let first = cgroup.processes()?.first().copied();
     // It may have ended by now.
@@ -68,8 +68,8 @@ fn traffic_of(cgroup: &Cgroup) -> Result<(u64, u64)> {
     Ok(traffic(&interfaces.unwrap_or_default()))
 }
 
-/// Bytes that came in and went out by all interfaces but the loopback, by `/proc/PID/net/dev`: two lines of headings, then
-/// a name and sixteen counters for each, of which the first and the ninth are bytes.
+/// Bytes received and sent by all interfaces except the loopback, from `/proc/PID/net/dev`: two header lines, then per
+/// interface its name and sixteen counters, of which the first and the ninth are bytes.
 fn traffic(interfaces: &str) -> (u64, u64) {
     let others = interfaces.lines().skip(2).filter_map(|line| line.split_once(':'));
     let others = others.filter(|(name, _)| name.trim() != "lo");

@@ -1,8 +1,8 @@
-//! Turns: at most one caller at a time works on one container; others wait, those on other containers
-//! do not.
+//! Locks of containers: at most one call at a time works on a container; calls on other containers do not wait.
 //!
-//! A copy of files waits for a stranger's pipe, and for whatever disk the container has mounted, and has the turn meanwhile.
-//! So it is noted beside the turn, and who wants the container waits for it for a while only, or ends it.
+//! Copying files holds the lock while it waits for a client's pipe or for a disk that the container has mounted.
+//! Therefore the lock records that it is held for a copy, and other calls wait for a copy only for a limited time, or
+//! cancel it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
@@ -12,11 +12,11 @@ use stdx::{CancelOnDrop, CancelToken, Mutex};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use types::{Error, Result};
 
-/// How long one waits behind a copy, and how often it is looked who has the turn.
+/// How long a call waits behind a copy, and how often it checks whether a copy holds the lock.
 const COPY_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Who is at it, by container.
+/// The locks, by container id.
 #[derive(Clone, Default)]
 pub(crate) struct Turns(Arc<Mutex<BTreeMap<String, Arc<Queue>>>>);
 
@@ -26,17 +26,17 @@ struct Queue {
     copy: Mutex<Option<Copying>>,
 }
 
-/// A copy that has the turn.
+/// A copy that holds the lock.
 struct Copying {
     since: Instant,
     handle: CopyHandle,
 }
 
-/// That somebody wants a copy, until its caller goes away or another ends it.
+/// Cancels a copy: when its call's future is dropped, or by another call.
 #[derive(Clone)]
 pub(crate) struct CopyHandle(Arc<Mutex<Option<CancelOnDrop>>>);
 
-/// A turn, until dropped.
+/// A held lock; released when dropped.
 pub(crate) struct Turn {
     turns: Turns,
     id: String,
@@ -44,27 +44,27 @@ pub(crate) struct Turn {
     guard: Option<OwnedMutexGuard<()>>,
 }
 
-/// What who wants a container does about a copy that has its turn.
+/// How a call treats a copy that holds the lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Copies {
-    /// Waits for it.
+    /// Waits until it is done.
     Wait,
-    /// Has it end where it waits for its pipe.
+    /// Cancels it where it waits for its pipe.
     End,
 }
 
 impl Turns {
-    /// Waits for the turn on a container. Safe to cancel.
+    /// Waits for the lock of a container. Cancel-safe.
     pub(crate) async fn take(&self, id: &str) -> Turn {
         let queue = self.queues().entry(id.to_owned()).or_default().clone();
         let lock = queue.turn.clone();
-        // Made before the wait: a caller that goes away cleans up like any other.
+        // Created before the wait, so that a cancelled call cleans up like any other.
         let mut turn = Turn { turns: self.clone(), id: id.to_owned(), queue, guard: None };
         turn.guard = Some(lock.lock_owned().await);
         turn
     }
 
-    /// As [`Turns::take`], for a caller who is not to wait for ever. `Unavailable` when a copy takes too long.
+    /// As [`Turns::take`], but waits for a copy only for a limited time: then `Unavailable`.
     pub(crate) async fn take_from(&self, id: &str, copies: Copies) -> Result<Turn> {
         let mut take = std::pin::pin!(self.take(id));
         let mut behind = Duration::ZERO;
@@ -87,7 +87,7 @@ impl Turns {
         }
     }
 
-    /// Since when who has the turn copies files.
+    /// Since when the lock has been held for a copy, if it is.
     fn copied_since(&self, id: &str) -> Option<Instant> {
         let queue = self.queues().get(id)?.clone();
         queue.copy().as_ref().map(|copy| copy.since)
@@ -114,7 +114,7 @@ impl Queue {
 }
 
 impl Turn {
-    /// Notes that it is for copying files, until it is dropped.
+    /// Records that the lock is held for a copy, until it is released.
     pub(crate) fn copies(&self, handle: &CopyHandle) {
         *self.queue.copy() = Some(Copying { since: Instant::now(), handle: handle.clone() });
     }
@@ -126,7 +126,7 @@ impl CopyHandle {
     }
 
     pub(crate) fn token(&self) -> CancelToken {
-        // Who has gone wants nothing.
+        // Without an owner the copy is cancelled: the token of a dropped owner.
         self.owner().as_ref().map_or_else(|| CancelOnDrop::new().token(), CancelOnDrop::token)
     }
 
@@ -150,7 +150,7 @@ impl Drop for Turn {
         }
         self.guard = None;
         let mut queues = self.turns.queues();
-        // The map's own and this one's are the last: nobody waits.
+        // Only the map and this guard refer to the queue: no other call waits.
         if queues.get(&self.id).is_some_and(|queue| Arc::strong_count(queue) <= 2) {
             queues.remove(&self.id);
         }
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(ended.kind(), types::ErrorKind::Unavailable);
         assert!(token.check().is_err());
         drop(copy);
-        // Who does anything else is waited for.
+        // A holder that does not copy is waited for without limit.
         let other = turns.take("one").await;
         let next = tokio::spawn({
             let turns = turns.clone();

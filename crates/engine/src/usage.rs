@@ -1,8 +1,8 @@
-//! What uses the disk, and how much of it nothing needs that is in use: what `system df` shows; one by one in [`each`].
+//! `system df`: disk usage, and how much of it could be reclaimed. Per object, for `-v`: see [`each`].
 //!
-//! In use are containers that run; the images that containers were made of, whether these run or not, with their blobs
-//! and trees; and the volumes of containers. The rest would go with `system prune`, `image prune --all` and
-//! `volume prune --all`.
+//! In use are: running containers; images of which there are containers, running or not, with their blobs and
+//! snapshots; volumes of containers. The rest would be removed by `system prune`, `image prune --all` and `volume prune
+//! --all`.
 
 mod each;
 
@@ -20,7 +20,7 @@ use crate::images::Found;
 use crate::logs::{self, LOG_FILE};
 use crate::record::Extension;
 
-/// Things of a kind: a row.
+/// A row: totals of one kind of object.
 #[derive(Default)]
 pub(crate) struct Kind {
     total: usize,
@@ -48,7 +48,7 @@ impl Kind {
     }
 }
 
-/// What containers were made of.
+/// The images that containers were made from, by name and id.
 #[derive(Default)]
 pub(crate) struct Origins {
     names: BTreeSet<String>,
@@ -65,7 +65,7 @@ impl Origins {
         origins
     }
 
-    /// By whatever name.
+    /// Whether containers were made from the image, by any of its names.
     pub(crate) fn include(&self, found: &Found) -> bool {
         self.names.contains(&found.image.name) || self.ids.contains(&found.id().to_string())
     }
@@ -84,7 +84,7 @@ impl Engine {
             let (images, blobs_in_use) = engine.images_in_use(&containers)?;
             let (blobs, rebuilt, saved) = engine.blobs_usage(&blobs_in_use)?;
             let (trees, written) = engine.trees_usage(&containers, &alive)?;
-            // Blobs of an image may be another's too: the images are counted, and the blobs weighed.
+            // Images may share blobs: their number counts images, their size each blob once.
             let images = Kind { total: images.total, active: images.active, ..blobs };
             let mut by_recipe = rebuilt.row("Blobs by recipe");
             by_recipe["SavedBytes"] = saved.into();
@@ -100,7 +100,7 @@ impl Engine {
         .await
     }
 
-    /// How many images there are and how many of them containers were made of, and the blobs of the latter.
+    /// Number of images in total and in use, and the blobs of those in use.
     fn images_in_use(&self, containers: &[Container]) -> Result<(Kind, BTreeSet<Digest>)> {
         let origins = Origins::of(containers);
         let (mut images, mut blobs) = (Kind::default(), BTreeSet::new());
@@ -114,7 +114,7 @@ impl Engine {
         Ok((images, blobs))
     }
 
-    /// Blobs as they came; those that are made again when somebody asks for them, and what that saves.
+    /// Usage of blobs as they were pulled, of blobs that are rebuilt on demand, and the bytes that the latter save.
     fn blobs_usage(&self, in_use: &BTreeSet<Digest>) -> Result<(Kind, Kind, u64)> {
         let content = self.parts().metadata.content(&self.0.caller);
         let (mut whole, mut rebuilt, mut saved) = (Kind::default(), Kind::default(), 0);
@@ -126,7 +126,7 @@ impl Engine {
                     rebuilt.add(len, is_in_use);
                     saved += blob.size.saturating_sub(len);
                 }
-                // It went meanwhile, or its bytes are lost, which `image verify` tells.
+                // The blob was removed meanwhile, or its data is lost, which `image verify` reports.
                 Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => {}
                 Err(error) => return Err(error),
             }
@@ -134,7 +134,7 @@ impl Engine {
         Ok((whole, rebuilt, saved))
     }
 
-    /// The trees of layers, and what containers wrote on them.
+    /// Usage of the layers' snapshots, and of the containers' own.
     fn trees_usage(&self, containers: &[Container], alive: &BTreeSet<String>) -> Result<(Kind, Kind)> {
         let parts = self.parts();
         let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
@@ -155,7 +155,7 @@ impl Engine {
         for snapshot in &all {
             let bytes = match snapshots.usage(&snapshot.key) {
                 Ok(usage) => usage.bytes,
-                // It went meanwhile.
+                // The snapshot was removed meanwhile.
                 Err(error) if error.is(ErrorKind::NotFound) => continue,
                 Err(error) => return Err(error),
             };
@@ -163,11 +163,11 @@ impl Engine {
             match owners.get(key) {
                 _ if snapshot.kind == snapshot::Kind::Committed => trees.add(bytes, below.contains(key)),
                 Some(owner) => written.add(bytes, alive.contains(*owner)),
-                // Others work on it.
+                // A snapshot of another client.
                 None => written.bytes += bytes,
             }
         }
-        // Those that have no tree of ours are containers too.
+        // Counts containers of other clients as well, which have no snapshot of ours.
         written.total = containers.len();
         Ok((trees, written))
     }

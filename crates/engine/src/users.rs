@@ -1,7 +1,7 @@
-//! Users by name: `/etc/passwd` and `/etc/group` of the container's tree, read beneath its root.
+//! Resolves users and groups by the `/etc/passwd` and `/etc/group` of a container's root, without leaving that root.
 //!
-//! The first group of a user is among the further ones too: a process that takes another by a set-group-id program still
-//! counts as in it, so that what is closed to the group stays closed (CVE-2023-25173).
+//! The primary group is also set as a supplementary group: a process that changes its group by a set-group-id program
+//! stays a member, so that files closed to the group stay closed to it (CVE-2023-25173).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -14,21 +14,21 @@ use stdx::Mutex;
 use types::spec::runtime::User;
 use types::{Context, Error, Result};
 
-/// Bytes of either file that are read.
+/// Most bytes read of either file.
 const FILE_LEN_MAX: u64 = 4 << 20;
 
-/// Further groups of a user: as many as the kernel takes (`NGROUPS_MAX`).
+/// Most supplementary groups of a user: the kernel's `NGROUPS_MAX`.
 const GROUPS_MAX: usize = 65_536;
 
-/// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home. The user is in `further` groups as well.
-/// `tree` opens the container's root, if it has to be looked into.
+/// Resolves `USER[:GROUP]`, each a name or a number, to a user and its home directory. `further` are additional
+/// supplementary groups. `tree` opens the container's root, if needed.
 pub(crate) fn resolve(
     text: &str,
     further: &[String],
     tree: impl FnOnce() -> Result<OwnedFd>,
 ) -> Result<(User, String)> {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
-    // Root is there whether or not the image knows that name.
+    // Root exists whether or not the image lists it.
     let user = if user.is_empty() || user == "root" { "0" } else { user };
     let root = Root::from_fd(tree()?, Path::new("the container's root"));
     let (passwd, groups) = (read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?);
@@ -45,23 +45,22 @@ pub(crate) fn resolve(
     Ok((found, home))
 }
 
-/// Users that were resolved in the trees of images, which never change: a container of an image that had one before is made
-/// without a look into its tree.
+/// Cache of users resolved in images, whose snapshots never change. Saves mounting the image for each container.
 #[derive(Default)]
 pub(crate) struct Known(Mutex<HashMap<Asked, (User, String)>>);
 
-/// The name of the topmost layer, which says all that is below, with the user and the further groups.
+/// The chain id of the topmost layer, the user, and the additional groups.
 type Asked = (String, String, Vec<String>);
 
-/// Users that are kept. Then it begins anew.
+/// Most cached users; beyond that the cache is cleared.
 const KNOWN_MAX: usize = 1024;
 
-/// Bytes of one that is kept: the image says how long its user's name and home are, and in how many groups it is
+/// Longest cached entry, in bytes: the image determines the length of the user's name and home and the number of groups
 /// (CVE-2026-47262).
 const KNOWN_LEN_MAX: usize = 4096;
 
 impl Known {
-    /// See [`resolve`]; `top` is none of a tree that is no image's.
+    /// See [`resolve`]; `top` is `None` for a container's own snapshot, whose result is not cached.
     pub(crate) fn resolve(
         &self,
         top: Option<&str>,
@@ -94,7 +93,7 @@ fn group_rows(groups: &str) -> impl Iterator<Item = Vec<&str>> {
     groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4)
 }
 
-/// The number of a group by its name, or itself.
+/// A group's number, given by name or number.
 fn group_number(group: &str, groups: &str) -> Result<u32> {
     if let Ok(gid) = group.parse() {
         return Ok(gid);
@@ -113,7 +112,7 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
         || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 6);
     User::check_number(user)?;
     let by_number = user.parse::<u32>().ok();
-    // A number is never a name: whoever made the image would say whom it means.
+    // A number never means a name: otherwise the image's author could choose who a numeric user is.
     let row = rows().find(|fields| match by_number {
         Some(uid) => fields[2].parse() == Ok(uid),
         None => fields[0] == user,
@@ -197,7 +196,7 @@ mod tests {
             let (user, home) = resolve(text, &[], || Ok(File::open(dir.path()).unwrap().into())).unwrap();
             format!("{}:{} {home}", user.uid, user.gid)
         };
-        // Without a file.
+        // Without /etc/passwd.
         assert_eq!(home(""), "0:0 /root");
         assert_eq!(home("root"), "0:0 /root");
         assert_eq!(home("0:0"), "0:0 /root");
@@ -219,7 +218,7 @@ mod tests {
         }
     }
 
-    /// Whoever made the image has a row for it.
+    /// The image has entries with numeric names.
     #[test]
     fn a_number_that_does_not_fit_is_nobodys_name() {
         let (passwd, groups) = ("4294967296:x:0:0::/:\n-1:x:0:0::/:\nweb:x:33:33::/:\n", "4294967296:x:0:\n");

@@ -1,13 +1,13 @@
-//! The tree of a container as the container sees it, to copy files out of it and into it.
+//! Views: a container's file system as the container sees it, for copying files.
 //!
 //! ```text
-//! it runs       /proc/PID/root of its first process: all that it has mounted is there
-//! it does not   its tree and those of its volumes that the path leads to, mounted in a namespace of mounts that goes
-//!               with the view; nobody starts it
+//! running       /proc/PID/root of its first process, with everything that it has mounted
+//! not running   its snapshot with the volumes that the path needs, mounted in a mount namespace that is dropped with
+//!               the view; the container's lock is held
 //! ```
 //!
-//! Nothing enters the container, and nothing of it is run or loaded: names are looked up beneath a descriptor of its root,
-//! by the kernel. The process of a number is known to be the container's before and after its root was opened.
+//! Nothing of the container is executed or loaded, and no process enters it: the kernel resolves names beneath a
+//! descriptor of its root. That the pid is the container's is verified before and after opening the root.
 
 mod needed;
 
@@ -34,7 +34,7 @@ use crate::turns::{Copies, CopyHandle, Turn};
 
 pub(crate) use needed::Reach;
 
-/// What a view is for.
+/// What a view is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
@@ -43,17 +43,17 @@ pub(crate) enum Access {
 
 pub(crate) struct View {
     pub(crate) root: Root,
-    /// For messages.
+    /// The container's name, for messages.
     pub(crate) name: String,
-    /// The first process of a container that runs.
+    /// The first process, if the container runs.
     process: Option<PidFd>,
-    // In this order: what is mounted goes before the container may be started.
+    // Drop order matters: unmount before the container may be started.
     _mounts: Option<OwnedFd>,
     _turn: Option<Turn>,
 }
 
 impl View {
-    /// `Aborted` once the container has ended: its mounts are gone, and the rest is not what it saw.
+    /// `Aborted` once the container has ended: its mounts are gone, and the rest is not what the copy began with.
     pub(crate) fn check(&self) -> Result<()> {
         match &self.process {
             Some(process) if process.has_ended() => Err(Error::aborted(format!(
@@ -66,7 +66,7 @@ impl View {
 }
 
 impl Engine {
-    /// Of one that does not run the view has the turn, and others may end what `handle` stands for.
+    /// A view of a container that does not run holds its lock, and other calls may cancel it through `handle`.
     pub(crate) async fn view(
         &self,
         text: &str,
@@ -87,7 +87,7 @@ impl Engine {
                         "container {name} is neither running nor stopped: see the daemon's log, and try again"
                     )));
                 }
-                // Whoever starts it has the turn, and the end of one that has just ended is settled by its watcher.
+                // A start holds the lock, and the watcher settles the end of a container that has just ended.
                 drop(self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?);
                 if task.state_or_unknown().await.is_ok_and(|process| process.status == Status::Stopped) {
                     self.wait_for_end(&container.id).await?;
@@ -102,7 +102,8 @@ impl Engine {
             }
         };
         let (record, own) = (container.clone(), extension.clone());
-        // The turn ends with the work, whoever goes away meanwhile: nobody else may mount the tree.
+        // The lock is held until the blocking work is done, even if the call is cancelled: no other call may mount the
+        // snapshot.
         let assembled = self.blocking(move |engine| {
             let (root, mounts) = engine.assemble(&record, &own, access, &reach)?;
             Ok((root, mounts, turn))
@@ -112,14 +113,14 @@ impl Engine {
         Ok((container, View { root, name, process: None, _mounts: Some(mounts), _turn: Some(turn) }))
     }
 
-    /// The tree alone, without what is mounted in it. Of one that does not run as [`Engine::view`]; one that runs goes on, and
-    /// what it changes meanwhile is seen or not.
+    /// A view of the snapshot alone, without other mounts. Locks as [`Engine::view`]. A running container goes on, and
+    /// its concurrent changes may or may not be seen.
     pub(crate) async fn view_of_tree(&self, text: &str, handle: &CopyHandle) -> Result<(Container, View)> {
         let (container, extension) = self.find_own(text).await?;
         let mut turn = None;
         if self.task_of(&container.id)?.is_none() {
             let taken = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
-            // Who has started it meanwhile needs the turn for its end.
+            // If it was started meanwhile, its watcher needs the lock.
             if self.task_of(&container.id)?.is_none() {
                 taken.copies(handle);
                 turn = Some(taken);
@@ -138,7 +139,7 @@ impl Engine {
         ))
     }
 
-    /// None unless it runs.
+    /// `None` unless it runs.
     async fn view_of_task(&self, task: &Task, name: &str) -> Result<Option<View>> {
         let found = self.root_of_task(task, name).await?;
         Ok(found.map(|(process, root)| {
@@ -147,12 +148,12 @@ impl Engine {
         }))
     }
 
-    /// The first process of a container, and its root as it sees it. None unless it runs.
+    /// The first process of a container, and its root. `None` unless it runs.
     pub(crate) async fn root_of_task(&self, task: &Task, name: &str) -> Result<Option<(PidFd, OwnedFd)>> {
         self.open_of_task(task, name, open_root).await
     }
 
-    /// Opens something of the first process of a container, by its number; none of one that does not run.
+    /// Opens something of a container's first process by its pid; `None` unless it runs.
     pub(crate) async fn open_of_task(
         &self,
         task: &Task,
@@ -175,7 +176,7 @@ impl Engine {
             })
             .await;
         let after = task.state_or_unknown().await?;
-        // Only a process that its shim has not seen end still has its number for certain.
+        // A pid is only certain not to be reused if the shim still has not seen the process end.
         let is_its = runs(after.status) && after.pid == pid;
         match opened {
             Ok((process, root)) if is_its && !process.has_ended() => Ok(Some((process, root))),
@@ -184,7 +185,7 @@ impl Engine {
         }
     }
 
-    /// Mounts the tree of a container that does not run, with what it would have mounted where that is looked for.
+    /// Mounts the snapshot of a container that does not run, with those of its mounts that the path needs.
     fn assemble(
         &self,
         container: &Container,
@@ -198,7 +199,7 @@ impl Engine {
         let make = |tree: Vec<Mount>, access| {
             let (place, binds) = (&self.parts().state, binds(container));
             let is_shut = extension.create.read_only;
-            // In a thread of its own, which has the namespace.
+            // In a thread of its own, which enters the new mount namespace.
             let made = std::thread::scope(|scope| {
                 scope.spawn(|| put_together(&tree, &binds, place, (access, reach), is_shut)).join()
             });
@@ -215,7 +216,7 @@ impl Engine {
     }
 }
 
-/// What a container has mounted of this machine, in order: where, and what.
+/// The bind mounts of a container in order: destination and mount.
 fn binds(container: &Container) -> Vec<(PathBuf, Mount)> {
     let spec = container.spec.as_ref().and_then(|spec| serde_json::from_slice::<Spec>(&spec.value).ok());
     let mounts = spec.map(|spec| spec.mounts).unwrap_or_default().into_iter();
@@ -233,8 +234,8 @@ fn binds(container: &Container) -> Vec<(PathBuf, Mount)> {
         .collect()
 }
 
-/// Mounts the tree, and what the path leads to, where nobody else sees it. The namespace holds it. None if a place to
-/// mount on is missing, and is not to be made. `is_shut`: the tree itself cannot be written to.
+/// Mounts the snapshot and the mounts that the path needs in a new mount namespace, which the result keeps alive.
+/// `None` if a mount point is missing and must not be made. `is_shut`: the snapshot itself is read-only.
 fn put_together(
     tree: &[Mount],
     binds: &[(PathBuf, Mount)],
@@ -243,11 +244,11 @@ fn put_together(
     is_shut: bool,
 ) -> Result<Option<(Root, OwnedFd)>> {
     ns::unshare(&[NsKind::Mount])?;
-    // What is unmounted elsewhere is unmounted here, but not the other way.
+    // Unmounts propagate from the host into this namespace, but not back.
     let slash = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let slash = slash.map_err(std::io::Error::from).context(|| "open /")?;
     mount::set_propagation(slash.as_fd(), Propagation::Slave, true)?;
-    // Sources are looked up where the tree is not mounted: its links would lead to other places of the machine.
+    // Sources are resolved outside, where the snapshot is not mounted: its symlinks would lead elsewhere on the host.
     let outside = own_namespace()?;
     ns::unshare(&[NsKind::Mount])?;
     let inside = own_namespace()?;
@@ -260,9 +261,9 @@ fn put_together(
         ns::join(outside.as_fd(), NsKind::Mount)?;
         let mount = mount::detached(bind, &Options::parse(&bind.options));
         ns::join(inside.as_fd(), NsKind::Mount)?;
-        // A directory of this machine that is gone takes nothing else with it.
+        // A missing source directory does not prevent the other mounts.
         let Some(mount) = mount.unless_gone()? else { return Ok(()) };
-        // What is mounted in it must not appear on the machine.
+        // Mounts made below it must not propagate to the host.
         mount::set_propagation(mount.as_fd(), Propagation::Private, true)?;
         let at = match root.find(destination, OFlags::PATH)? {
             Some(at) => at,
@@ -287,7 +288,7 @@ fn own_namespace() -> Result<OwnedFd> {
     Ok(File::open("/proc/thread-self/ns/mnt").context(|| "open the namespace of mounts")?.into())
 }
 
-/// As the runtime does before it mounts.
+/// Creates a mount point as the runtime would.
 fn make_place(root: &Root, destination: &Path, mount: &OwnedFd) -> Result<OwnedFd> {
     let stat = linux::beneath::stat(mount.as_fd()).context(|| "look at a mount")?;
     match FileType::from_raw_mode(stat.st_mode) {
@@ -296,7 +297,7 @@ fn make_place(root: &Root, destination: &Path, mount: &OwnedFd) -> Result<OwnedF
     }
 }
 
-/// The root of a process, as it sees it.
+/// The root of a process, as the process sees it.
 fn open_root(pid: u32) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/root");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -1,18 +1,18 @@
-//! Volumes: directories with names, which outlive the containers that use them.
+//! Volumes: named directories that outlive the containers that use them.
 //!
 //! ```text
 //! ROOT/volumes/NAME/_data        what containers see
 //! ROOT/volumes/NAME/.draft       being filled, and .ready: see `fill`
-//! ROOT/volumes/NAME/anonymous    there if nobody gave the name
-//! ROOT/volumes/NAME/labels.json  what `create --label` said, if it did: an object of texts
+//! ROOT/volumes/NAME/anonymous    marks a volume that no client named
+//! ROOT/volumes/NAME/labels.json  the labels of `create --label`, if any
 //! ```
 //!
-//! A new volume is filled from the image: with what stands at the place where it is mounted first, and with that
-//! directory's owner and mode, so that a program which is not root can write there. `_data` appears whole, by a
-//! rename, and a directory without it counts as one without a name. Which containers use a volume is in their records
-//! alone (of one that runs without a record, beside its log), and so is which volumes were made for a container, and go
-//! with it: who writes down the name of a volume, be it of 64 digits, keeps it. Labels are there before `_data` is, and
-//! stay as they are.
+//! A new volume is filled from the image: it gets the contents, owner and mode of the directory where it is first
+//! mounted, so that a program without root can write there. `_data` appears complete, by a rename; a directory without
+//! it counts as an anonymous volume. Only containers' records tell which containers use a volume (or, for a running
+//! container without a record, a file beside its log), and which anonymous volumes are removed with them: a volume that
+//! a client mounts by name is kept, even if the name is a generated one. Labels are written before `_data` and never
+//! change.
 
 mod fill;
 mod holds;
@@ -44,10 +44,10 @@ use crate::{Engine, remove_folder};
 pub(crate) const VOLUME: &str = "volume";
 const DATA: &str = "_data";
 const ANONYMOUS: &str = "anonymous";
-/// Beside the log of a container without a record: the names of its volumes, as a list in JSON.
+/// Beside the log of a container without a record: the names of its volumes, as a JSON list.
 const NOTE: &str = "volumes.json";
 
-/// The most volumes that an image may declare.
+/// Most volumes that an image may declare.
 const IMAGE_VOLUMES_MAX: usize = 128;
 
 impl Engine {
@@ -62,9 +62,9 @@ impl Engine {
         .await
     }
 
-    /// Adds what the containers of `--volumes-from` have mounted, where nothing else was asked for: volumes and paths of the
-    /// machine. What is read-only there stays so. Of several that have the same place, the last counts. Returns the volumes
-    /// without a name, which go with the last container that has them.
+    /// Adds the mounts of the containers in `--volumes-from`, volumes and bind mounts, except where the request has a
+    /// mount. Read-only mounts stay read-only. If several containers have the same destination, the last one counts.
+    /// Returns the anonymous volumes, which are removed with the last container that has them.
     pub(crate) fn take_volumes(&self, create: &mut Create) -> Result<Vec<String>> {
         let mut nameless = Vec::new();
         for text in create.extras.volumes_from.iter().rev() {
@@ -86,8 +86,8 @@ impl Engine {
         Ok(nameless)
     }
 
-    /// Gives names to volumes that have none, and adds those that the image asks for where nothing is mounted.
-    /// Returns the names, of which nothing is made yet.
+    /// Generates names for anonymous volumes, and adds the volumes that the image declares where nothing is mounted.
+    /// Returns the names; the volumes are not created yet.
     pub(crate) fn name_volumes(
         &self,
         create: &mut Create,
@@ -115,8 +115,7 @@ impl Engine {
         Ok(named)
     }
 
-    /// Makes volumes that nobody gave a name. Whoever has it done holds them: no container uses them yet, so that `prune` would
-    /// take them.
+    /// Creates anonymous volumes. The caller must hold them: no container uses them yet, so `prune` would remove them.
     pub(crate) fn make_anonymous(&self, names: &[String]) -> Result<()> {
         for name in names {
             let directory = self.volume(name)?;
@@ -127,15 +126,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Keeps the volumes of a container from being removed until its record tells that it has them.
-    /// `Unavailable` while one is being removed.
+    /// Protects the volumes of a container from removal until its record refers to them. `Unavailable` while one is
+    /// being removed.
     pub(crate) fn hold_volumes(&self, mounts: &[Mount]) -> Result<Held<'_>> {
         let wanted = mounts.iter().filter(|mount| mount.kind == VOLUME);
         self.0.volumes.hold(wanted.map(|mount| mount.source.clone()).collect(), false)
     }
 
-    /// The directory of a volume that a container mounts at `target`; made if it is new, and filled from a tree if there is
-    /// one.
+    /// The directory of a volume that a container mounts at `target`. Created if it does not exist, and filled from the
+    /// snapshot, if one is given.
     pub(crate) fn open_volume(
         &self,
         name: &str,
@@ -145,7 +144,7 @@ impl Engine {
         let directory = self.volume(name)?;
         let _filling = self.0.volumes.fill(name)?;
         let is_new = !directory.join(DATA).exists();
-        // One that is empty is filled too, as by Docker: it was created by name and used by nobody yet.
+        // An empty volume is filled too, as in Docker: it was created by name and is not used yet.
         let may_pour = || self.may_pour(name, None);
         let fill = || -> Result<()> {
             end_filling(&directory, &may_pour)?;
@@ -162,13 +161,13 @@ impl Engine {
         Ok(directory.join(DATA))
     }
 
-    /// Ends what was begun with the volumes of a container that is being started, as [`Holds::start`] has noted. What is
-    /// under way is waited for.
+    /// Completes interrupted fills of the volumes of a container that is being started, as [`Holds::start`] has noted.
+    /// Waits for fills in progress.
     pub(crate) fn settle_volumes(&self, id: &ContainerId, mounts: &[Mount]) -> Result<()> {
         for mount in mounts.iter().filter(|mount| mount.kind == VOLUME) {
             let name = &mount.source;
             let may_pour = || self.may_pour(name, Some(id));
-            // Who pours is waited for, even if there is nothing left to do then.
+            // Wait for a fill in progress, even if nothing is left to do afterwards.
             drop(self.0.volumes.pour(name)?);
             end_filling(&self.volume(name)?, &may_pour)
                 .map_err(|error| error.context(format!("fill volume {name}")))?;
@@ -176,8 +175,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The right to move something into a volume, which no container begins to use meanwhile; none if one may be running,
-    /// but for `own`.
+    /// The right to move files into a volume, while no container begins to use it; `None` if a container other than
+    /// `own` may be running with it.
     fn may_pour(&self, name: &str, own: Option<&ContainerId>) -> Result<Option<Filling<'_>>> {
         let pouring = self.0.volumes.pour(name)?;
         let has_it = |mount: &Mount| mount.kind == VOLUME && mount.source == name;
@@ -190,21 +189,21 @@ impl Engine {
         });
         let is_in_use = is_in_use
             || match self.unrecorded_users() {
-                // What may have any volume may have this.
+                // A container with unknown volumes may use this one.
                 Err(error) if error.is(ErrorKind::Unavailable) => true,
                 users => users?.contains_key(name),
             };
         Ok((!is_in_use).then_some(pouring))
     }
 
-    /// Removes volumes that were made for a container, unless others have them by now.
+    /// Removes volumes that were created for a container, unless other containers use them by now.
     pub(crate) fn remove_volumes(&self, names: &[String]) -> Result<()> {
         names.iter().try_for_each(|name| self.remove_unused(name).map(drop))
     }
 
-    /// Removes a volume unless a container has it; returns who does.
+    /// Removes a volume unless containers use it; returns the names of those that do.
     fn remove_unused(&self, name: &str) -> Result<Vec<String>> {
-        // From here on nobody begins to use it.
+        // From here on no container begins to use it.
         let _alone = self.0.volumes.hold(vec![name.to_owned()], true)?;
         let mut users = self.volume_users()?.remove(name).unwrap_or_default();
         users.extend(self.unrecorded_users()?.remove(name).unwrap_or_default());
@@ -293,13 +292,13 @@ impl Engine {
         Ok(json!({"Name": name}))
     }
 
-    /// Removes volumes that no container uses: those without a name, or all.
+    /// Removes unused volumes: the anonymous ones, or all.
     fn prune_volumes(&self, all: bool, filters: &[String]) -> Result<Value> {
         let filter = Filter::parse(filters, Filter::OF_A_PRUNE)?;
         let (mut removed, mut bytes) = (Vec::new(), 0);
         for name in self.volume_names()? {
             let directory = self.volume(&name)?;
-            // Who uses it is asked where it is removed.
+            // `remove_unused` checks for users.
             if (!all && !is_anonymous(&directory)) || !filter.fits(&name, &labels::read(&directory)?, false) {
                 continue;
             }
@@ -319,7 +318,7 @@ impl Engine {
         Ok(json!({"VolumesDeleted": removed, "SpaceReclaimed": bytes}))
     }
 
-    /// For the table of what uses the disk.
+    /// Totals for `system df`.
     pub(crate) fn volumes_usage(&self) -> Result<Kind> {
         let (users, mut volumes) = (self.volume_users()?, Kind::default());
         for name in self.volume_names()? {
@@ -353,10 +352,10 @@ impl Engine {
     pub(crate) fn volume_users(&self) -> Result<Users> {
         let mut users = Users::new();
         for container in self.all()? {
-            // One of another client has no volumes of ours.
+            // Containers of other clients have no volumes of ours.
             let Ok(extension) = Extension::of(&container) else { continue };
             let mounts = extension.create.mounts.iter().filter(|mount| mount.kind == VOLUME);
-            // A container may have one volume in two places.
+            // A container may mount one volume twice.
             for name in mounts.map(|mount| &mount.source).collect::<BTreeSet<_>>() {
                 users.entry(name.clone()).or_default().push(extension.name.clone());
             }
@@ -364,18 +363,18 @@ impl Engine {
         Ok(users)
     }
 
-    /// Notes which volumes a container has that runs on and loses its record.
+    /// Records the volumes of a running container that loses its record.
     pub(crate) fn note_volumes(&self, id: &ContainerId, mounts: &[Mount]) -> Result<()> {
         let names: BTreeSet<&str> =
             mounts.iter().filter(|mount| mount.kind == VOLUME).map(|mount| mount.source.as_str()).collect();
         let note = self.files(id.as_str()).join(NOTE);
         let text = serde_json::to_vec(&names).expect("plain data");
-        // After a power cut it does not run.
+        // Not durable: after a power cut the container does not run.
         replace(&note, &text, 0o644, Durable::No).context(|| format!("write {}", note.display()))
     }
 
-    /// As [`Engine::volume_users`], of containers that run, or may run, and have no record: by their ids. `Unavailable` names
-    /// one of which it cannot be told which it has: it may have any.
+    /// As [`Engine::volume_users`], for containers that run, or may run, without a record; by id. `Unavailable` names a
+    /// container whose volumes cannot be determined: it may use any.
     fn unrecorded_users(&self) -> Result<Users> {
         let mut users = Users::new();
         for id in self.unrecorded()? {
@@ -400,7 +399,7 @@ impl Engine {
         Ok(users)
     }
 
-    /// As it was noted when its record was deleted; by an earlier version it was not, and its bundle says it.
+    /// From the file written when its record was deleted; earlier versions did not write it, then from its bundle.
     fn volumes_of_unrecorded(&self, id: &ContainerId) -> Result<BTreeSet<String>> {
         let note = self.files(id.as_str()).join(NOTE);
         match read_json(&note) {
@@ -416,12 +415,12 @@ impl Engine {
         Ok(sources.collect())
     }
 
-    /// What containers see of a volume.
+    /// The directory that containers see.
     pub(crate) fn data_of_volume(&self, name: &str) -> PathBuf {
         self.volumes().join(name).join(DATA)
     }
 
-    /// Where a volume is or would be. `InvalidArgument` for what is no name.
+    /// The directory of a volume, whether it exists or not. `InvalidArgument` for an invalid name.
     pub(crate) fn volume(&self, name: &str) -> Result<PathBuf> {
         types::id::check_identifier("volume name", name)?;
         Ok(self.volumes().join(name))
@@ -434,11 +433,11 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&text).map_err(io::Error::other).context(what)
 }
 
-/// The names of the containers that have a volume, running or not, by volume.
+/// The names of the containers that use a volume, running or not, by volume.
 pub(crate) type Users = BTreeMap<String, Vec<String>>;
 
-/// One whose data never came to be, as when its making was cut off, is nobody's either. What cannot be looked at is taken
-/// for somebody's.
+/// Whether no client named the volume. True if its creation was cut off before there was data; false if that cannot be
+/// determined.
 fn is_anonymous(directory: &Path) -> bool {
     let has = |name: &str| directory.join(name).try_exists().ok();
     has(ANONYMOUS) == Some(true) || has(DATA) == Some(false)
@@ -448,7 +447,7 @@ fn same_place(a: &str, b: &str) -> bool {
     Path::new(a).components().eq(Path::new(b).components())
 }
 
-/// Bytes that a tree takes on disk.
+/// Disk usage of a directory tree, in bytes.
 pub(crate) fn size_of(directory: &Path) -> Result<u64> {
     let usage = linux::tree::usage(directory).context(|| format!("measure {}", directory.display()))?;
     Ok(usage.bytes)
@@ -466,7 +465,7 @@ mod tests {
         assert!(!is_anonymous(dir.path()));
         fs::write(dir.path().join(ANONYMOUS), "").unwrap();
         assert!(is_anonymous(dir.path()));
-        // A link to itself: nobody can tell what is there.
+        // A symlink to itself: whether it exists cannot be determined.
         let other = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(DATA, other.path().join(DATA)).unwrap();
         assert!(!is_anonymous(other.path()));

@@ -1,16 +1,15 @@
-//! Watchers: one per running container. They wait for its end and do what follows from it.
+//! Watchers: one task per running container, which waits for its end and settles it.
 //!
 //! ```text
-//! wait ─▶ exit recorded ─▶ task deleted ─▶ ports given back ─▶ removed, with ─▶ waiters told ─▶ network ─▶ started again,
-//!                                                              --rm                             taken      by its policy
-//!                                                                                               away
+//! wait ─▶ record exit ─▶ delete task ─▶ release ports ─▶ remove, with ─▶ tell waiters ─▶ remove ─▶ restart, by
+//!                                                        --rm                            network   policy
 //! ```
 //!
-//! The exit is recorded first: as long as it is not, the task stays and knows it. While an end is being settled whose
-//! policy wants a restart, that restart counts as planned, so that nobody takes the container for one that is done.
+//! The exit is recorded first: until then the task is kept, which knows it. While the end of a container with a restart
+//! policy is being settled, its restart counts as planned, so that no client sees it as finished.
 //!
-//! The kernel takes tens of milliseconds for the network. Nobody waits for them but who wants this container, or to
-//! know what is left over.
+//! The kernel takes tens of milliseconds to remove the network. Only calls that need this container, or look for
+//! leftovers, wait for that.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
@@ -28,36 +27,36 @@ use crate::names::short;
 use crate::record::{ExitRecord, Extension, RESTART_PAUSE_MAX};
 use crate::turns::{Copies, Turn};
 
-/// The pause before a shim that did not answer is asked again, and before an end that could not be settled is tried
-/// again. It is doubled each time, up to the second of the two.
+/// Pause before an unresponsive shim is asked again, and before settling an end is retried. Doubled each time, up to
+/// `ASK_AGAIN_MAX`.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
-/// How long who wants a container waits for what nobody watches of its last run to be cleared away, and between two looks.
+/// How long a call waits for the clean-up of a last run that has no watcher, and how often it checks.
 const LEFT_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How long the end of a container is told to those who ask late.
+/// How long the exit code of a container is kept for late callers.
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
-/// The exit code of a container whose end nobody saw.
+/// The exit code of a container whose end was not observed.
 const UNKNOWN_EXIT: u32 = 255;
 
-/// Those who run, and how to hear of their exit codes, by container.
+/// The watched containers, and channels for their exit codes.
 #[derive(Default)]
 pub(crate) struct Watched(Mutex<BTreeMap<String, watch::Receiver<Option<u32>>>>);
 
 impl Watched {
-    /// Whether somebody waits for the end of a container, or has not settled it yet.
+    /// Whether a container is watched and its end not settled.
     pub(crate) fn has(&self, id: &ContainerId) -> bool {
         self.lock().get(id.as_str()).is_some_and(|exit| exit.borrow().is_none())
     }
 
-    /// Whoever tells the end by what is returned watches the container, and nobody before him any more.
+    /// Registers a new watcher, which replaces an earlier one and reports the exit code by the returned channel.
     fn begin(&self, id: &ContainerId) -> watch::Sender<Option<u32>> {
         let (send, receive) = watch::channel(None);
         self.lock().insert(id.to_string(), receive);
         send
     }
 
-    /// Whether the container has no other watcher since.
+    /// Whether `own` is still the container's current watcher.
     fn is_by(&self, id: &ContainerId, own: &watch::Receiver<Option<u32>>) -> bool {
         self.lock().get(id.as_str()).is_some_and(|current| current.same_channel(own))
     }
@@ -76,7 +75,7 @@ impl Watched {
 }
 
 impl Engine {
-    /// Takes up what an earlier daemon left. `ended` are tasks that had ended with their shims.
+    /// Resumes what an earlier daemon left. `ended` are tasks that had ended with their shims.
     pub async fn resume(&self, ended: &[Ended]) -> Result<()> {
         let containers = self.blocking(Engine::all).await?;
         let mut others: Vec<&Ended> = ended.iter().collect();
@@ -91,10 +90,10 @@ impl Engine {
                 }
             };
             if task.is_some() {
-                // Taken at once: the daemon is starting, and nobody has begun anything with the container yet.
+                // Locked immediately: the daemon is starting, so no other call holds the lock.
                 let turn = self.0.turns.take(id.as_str()).await;
                 self.watch(id.clone());
-                // Its shim may not answer; nobody waits for that but who would change something of it.
+                // The shim may not answer; only calls that change this container wait for that.
                 let engine = self.clone();
                 tokio::spawn(async move {
                     if let Err(error) = engine.take_up(&id, turn).await {
@@ -116,10 +115,10 @@ impl Engine {
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
             let send = self.0.watched.begin(&id);
             tokio::spawn(self.clone().see_off(id.clone(), exit, send));
-            // Returns when the end is settled, or when settling it has failed for the first time.
+            // Returns when the end is settled, or settling it has failed once.
             self.wait_for_watched(id.as_str()).await;
         }
-        // The rest are tasks of no container of ours: their ends are recorded nowhere.
+        // The others are tasks of containers that are not the engine's: it does not record their exits.
         for one in others {
             if let Err(error) = self.parts().shims.delete(&one.namespace, &one.id).await
                 && !error.is(ErrorKind::NotFound)
@@ -129,7 +128,7 @@ impl Engine {
         }
         let unrecorded = self.blocking(|engine| {
             let unrecorded = engine.unrecorded()?;
-            // A tree that cannot be held is no reason not to watch the containers.
+            // Failing to keep the snapshots does not prevent watching the containers.
             if !unrecorded.is_empty()
                 && let Err(error) = engine.hold_trees(&unrecorded)
             {
@@ -147,7 +146,7 @@ impl Engine {
                     tracing::info!("removed what an interrupted call left: {leftover}");
                 }
             }
-            // What cannot be removed is no reason not to serve; `system check` shows it.
+            // Leftovers that cannot be removed do not prevent serving; `system check` shows them.
             Err(error) => tracing::error!("remove what interrupted calls left: {}", error.chain()),
         }
         if let Err(error) = self.blocking(|engine| engine.parts().network.restore()).await {
@@ -156,14 +155,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes up for what an earlier daemon had begun with a container that is there, and is watched.
+    /// Completes what an earlier daemon had begun with an existing, watched container.
     async fn take_up(&self, id: &ContainerId, mut turn: Turn) -> Result<()> {
         loop {
             let Some(task) = self.task_of(id)? else { return Ok(()) };
             let (_, extension) = self.find_own(id.as_str()).await?;
             let recorded = match task.state_or_unknown().await?.status {
                 Status::Created => return self.end_unstarted(id, &task).await,
-                // It runs, so it was started; the daemon died before it had written that down.
+                // The container runs, so its start was complete; the daemon died before it had recorded that.
                 Status::Running | Status::Paused
                     if extension.started.is_none() || extension.exit.is_some() =>
                 {
@@ -182,7 +181,7 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::take_up`], of one whose record was deleted: what was never started has nobody who would start it.
+    /// As [`Engine::take_up`], if the record was deleted: a task that was never started will not be.
     async fn take_up_unrecorded(self, id: ContainerId) {
         let _turn = self.0.turns.take(id.as_str()).await;
         let taken_up = async {
@@ -197,8 +196,8 @@ impl Engine {
         }
     }
 
-    /// Waits, not for ever, while something is left of a container that has no task: until its watcher has settled its end, or
-    /// has failed to; or, if it has none, as of a task that another client deletes, until that is done.
+    /// Waits, for a limited time, while something is left of a container without a task: until its watcher has settled
+    /// its end or failed to, or, without a watcher, as when another client deletes the task, until that is done.
     pub(crate) async fn wait_until_settled(&self, id: &ContainerId) {
         if self.wait_for_watched(id.as_str()).await.is_some() {
             return;
@@ -211,14 +210,14 @@ impl Engine {
         let _ = tokio::time::timeout(LEFT_LIMIT, gone).await;
     }
 
-    /// Begins to watch a container, unless somebody does.
+    /// Watches a container, unless it is watched already.
     pub(crate) fn watch_once(&self, id: &ContainerId) {
         if !self.0.watched.has(id) {
             self.watch(id.clone());
         }
     }
 
-    /// Begins to watch a container.
+    /// Watches a container, replacing an earlier watcher.
     pub(crate) fn watch(&self, id: ContainerId) {
         let send = self.0.watched.begin(&id);
         tokio::spawn(self.clone().look_after(id.clone(), send.subscribe()));
@@ -229,13 +228,13 @@ impl Engine {
         });
     }
 
-    /// Settles the end of a container, and tells it to those who wait and for a while to those who come late. What
-    /// cannot be settled, as on a full disk, is tried again until it can, or until the container has another watcher.
+    /// Settles the end of a container and reports it to waiters, for a while even to late ones. If that fails, as on a
+    /// full disk, retries until it succeeds or the container has another watcher.
     async fn see_off(self, id: ContainerId, exit: Exit, send: watch::Sender<Option<u32>>) {
         let own = send.subscribe();
         let is_ours = || self.0.watched.is_by(&id, &own);
-        // Nobody may be waiting yet: a short container ends before its caller asks, and is gone by then if it was to
-        // be removed.
+        // There may be no waiter yet: a short-lived container ends before its client asks, and with `--rm` is already
+        // gone then.
         let tell = || {
             send.send_replace(Some(exit.status));
         };
@@ -246,13 +245,13 @@ impl Engine {
         let mut pause = ASK_AGAIN;
         loop {
             let turn = self.0.turns.take(id.as_str()).await;
-            // Whoever started it again watches it since.
+            // A call that started it again has registered another watcher.
             if !is_ours() {
                 break;
             }
             match self.settle(&id, turn, record, tell).await {
                 Ok(()) => break,
-                // It was removed meanwhile.
+                // The container was removed meanwhile.
                 Err(error) if error.is(ErrorKind::NotFound) => {
                     tracing::warn!(%id, "after a container's end: {}", error.chain());
                     break;
@@ -275,7 +274,7 @@ impl Engine {
         }
     }
 
-    /// The exit code of a container that ended a moment ago, even if it is gone.
+    /// The exit code of a container that has just ended, even if it has been removed.
     pub(crate) async fn wait_for_watched(&self, id: &str) -> Option<u32> {
         let mut receiver = self.0.watched.get(id)?;
         receiver.wait_for(Option::is_some).await.ok().and_then(|code| *code)
@@ -296,7 +295,7 @@ impl Engine {
             match waited {
                 Ok(exit) => return exit,
                 Err(error) if error.is(ErrorKind::NotFound) => return unknown,
-                // An error does not say that the container has ended: it is asked again.
+                // An error does not mean that the container has ended.
                 Err(error) => {
                     tracing::warn!(%id, "wait for a container: {}", error.chain());
                     tokio::time::sleep(pause).await;
@@ -306,19 +305,19 @@ impl Engine {
         }
     }
 
-    /// Notes that a container will be started again, if its policy wants that after such an exit. The restart itself is
-    /// planned when the end is settled, in the place of this.
+    /// Marks a restart as planned if the policy requests one after this exit. Replaced by the actual plan when the end
+    /// is settled.
     async fn expect_restart(&self, id: &ContainerId, code: u32) -> Option<Arc<Notify>> {
         match self.extension(id).await {
             Ok(extension) if !extension.wants_restart(code) => None,
             Err(error) if error.is(ErrorKind::NotFound) => None,
-            // A record that cannot be read may want a restart.
+            // An unreadable record may request a restart.
             _ => Some(self.0.restarts.plan(id.as_str())),
         }
     }
 
-    /// Records a container's end and clears up after it. `tell` is called when that is known to be done or to have
-    /// failed, and before the network goes.
+    /// Records a container's end and cleans up after it. Calls `tell` when that is done or has failed, and before the
+    /// network is removed.
     async fn settle(
         &self,
         id: &ContainerId,
@@ -329,7 +328,7 @@ impl Engine {
         let _nobody_sweeps = self.0.starting.read().await;
         let settled = self.settle_all_but_network(id, exit).await;
         if settled.is_ok() {
-            // Whoever has the turn next may start the container, and its state must not be the old end then.
+            // The next holder of the lock may start the container, whose state must not be the old end then.
             self.0.ends.over(id, &exit);
         }
         tell();
@@ -353,7 +352,7 @@ impl Engine {
         let own = id.clone();
         let recorded = self.blocking(move |engine| engine.record_end(&own, exit)).await;
         let extension = match recorded {
-            // Another client has removed its record, which its task outlives.
+            // Another client has deleted the record while the task was running.
             Err(error) if error.is(ErrorKind::NotFound) => None,
             recorded => Some(recorded?),
         };
@@ -361,7 +360,7 @@ impl Engine {
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
             _ => {}
         }
-        // As long as processes of the container may be there, nothing of it is taken away.
+        // Nothing is removed while processes of the container may exist.
         self.check_nothing_is_left(id)?;
         let own = id.clone();
         self.blocking(move |engine| {
@@ -373,26 +372,26 @@ impl Engine {
             match extension {
                 Some(extension) if !extension.create.auto_remove => Ok(()),
                 Some(_) => engine.forget(&own, true),
-                // The record is gone: what its deletion could not take along while the container ran goes now.
+                // The record is gone: remove what its deletion had to leave while the container ran.
                 None => engine.forget_unrecorded(&own),
             }
         })
         .await
     }
 
-    /// Records how a container ended, and returns what is kept of it.
+    /// Records how a container ended, and returns its extension.
     fn record_end(&self, id: &ContainerId, exit: ExitRecord) -> Result<Extension> {
         let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
         let extension = Extension::of(&container)?;
         if extension.create.auto_remove {
-            // The record goes with the container at once: those who wait are told how it ended.
+            // With `--rm` the record is removed at once: waiters are told the exit code.
             return Ok(extension);
         }
         self.change(id, |extension| extension.end(exit))
     }
 
-    /// `Unavailable` while something is left of a container that has no task, as of one whose shim died: there may be
-    /// processes. Asked with the turn on the container, as one that is being made has no task either.
+    /// `Unavailable` while something is left of a container without a task, as after its shim died: processes may
+    /// exist. The caller holds the container's lock, because a container that is being created has no task either.
     pub(crate) fn check_nothing_is_left(&self, id: &ContainerId) -> Result<()> {
         if !self.is_left(id) {
             return Ok(());
@@ -412,7 +411,7 @@ impl Engine {
         .await
     }
 
-    /// Whether the kernel killed something in a container that has ended, as far as is known.
+    /// Whether the OOM killer killed a process of a container that has ended, as far as is known.
     pub(crate) async fn was_short_of_memory(&self, id: &ContainerId) -> bool {
         let id = id.clone();
         let recorded = self.blocking(move |engine| {
@@ -422,13 +421,13 @@ impl Engine {
         recorded.await.unwrap_or(false)
     }
 
-    /// Starts a container that does not run as the daemon begins, if its policy says so.
+    /// Starts a stopped container when the daemon starts, if its policy requests that.
     async fn start_at_boot(&self, id: &ContainerId, mut extension: Extension) -> Result<()> {
         if !extension.wants_start_at_boot() {
             return Ok(());
         }
         if extension.stopped_by_hand {
-            // The policy `always` overrides an earlier stop by hand; a later one counts.
+            // At daemon start the policy `always` overrides an earlier stop by hand; a later stop counts again.
             let own = id.clone();
             extension = self.blocking(move |engine| engine.change(&own, Extension::begin_anew)).await?;
         }
@@ -436,7 +435,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Has a container started again after a pause, unless that is called off.
+    /// Restarts a container after a pause, unless cancelled.
     fn plan_restart(&self, id: &ContainerId, pause: Duration) {
         let planned = self.0.restarts.plan(id.as_str());
         let (engine, id) = (self.clone(), id.clone());
@@ -455,20 +454,20 @@ impl Engine {
         });
     }
 
-    /// Whether what its dead shim left is still being cleared away: it can be started after that.
+    /// Whether the clean-up after a dead shim is in progress: the container can be started after that.
     pub(crate) fn is_left(&self, id: &ContainerId) -> bool {
         let (shims, namespace) = (&self.parts().shims, &self.0.caller.namespace);
         shims.has(namespace, id) && shims.task(namespace, id).is_err()
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<()> {
-        // A restart waits for copies of files as long as they take: nobody else would start the container later.
+        // Waits for a copy of files without limit: no other call would start the container later.
         while self.0.turns.take_from(id.as_str(), Copies::End).await.is_err() {}
         if !self.start_for(Starter::Policy, id.as_str(), &Streams::default(), &Laps::start()).await? {
             return Ok(());
         }
         let own = id.clone();
-        // Counted when the container runs, so that whoever sees the number finds it running.
+        // Counted once the container runs, so that a client which sees the new count finds it running.
         let count = |extension: &mut Extension| {
             extension.restarts += 1;
             extension.short_runs = extension.short_runs.saturating_add(1);
@@ -478,7 +477,7 @@ impl Engine {
 
     /// Waits until a container neither runs nor is being started.
     pub(crate) async fn wait_until_idle(&self, id: &ContainerId) -> Result<()> {
-        // A start has the turn: once that is free the container runs, or the start has taken back what it made.
+        // A start holds the lock: once that is free, the container runs or the start has been undone.
         drop(self.0.turns.take(id.as_str()).await);
         match self.task_of(id)? {
             Some(_) => self.wait_for_end(id).await.map(drop),
@@ -492,7 +491,7 @@ impl Engine {
             return Ok(code);
         }
         let (_, extension) = self.find_own(id.as_str()).await?;
-        // One that was never started does not run either, as Docker has it.
+        // As in Docker, a container that was never started counts as ended.
         Ok(extension.exit.map_or(0, |exit| exit.code))
     }
 }

@@ -281,8 +281,8 @@ impl Shims {
         }
     }
 
-    /// Whether the kernel killed something in a container for want of memory, as our shim recorded when it ended. It is
-    /// known until the task is deleted, also if the shim is dead; shims of others record nothing. Blocks.
+    /// Whether the kernel's OOM killer killed a process of a container, as our shim recorded at its end. Known until
+    /// the task is deleted, even if the shim is dead; false for shims of other makers, which do not record it. Blocks.
     pub fn oom_killed(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         Bundle::at(&self.0.config.bundles, namespace, id).oom_killed()
     }

@@ -1,8 +1,8 @@
-//! What a container is to have of the machine's files, looked for before the container is made, and whether mounts can come
-//! and go with it as is asked for.
+//! Checks the sources of bind mounts before a container is created: that they exist, and that the requested mount
+//! propagation is possible.
 //!
-//! A disk may not answer, as when the server of a file system is gone, and whoever looks for a name on it waits in the
-//! kernel for as long. That costs one of few threads, and none of those that all other calls need.
+//! A disk may not respond, as when the server of a network file system is gone, and a lookup on it then blocks inside
+//! the kernel. Lookups therefore run on a few threads of their own, not on those that serve other calls.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,13 +16,13 @@ use types::{Context, Error, Result};
 
 use crate::volumes::VOLUME;
 
-/// Who looks at once.
+/// Concurrent lookups.
 const LOOKS_MAX: usize = 8;
 static LOOKS: Semaphore = Semaphore::const_new(LOOKS_MAX);
-/// How long a disk may take.
+/// How long a lookup may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
-/// `NotFound` names a source that is not there; `Unavailable` one that cannot be looked for in time.
+/// `NotFound` names a missing source; `Unavailable` one whose lookup does not finish in time.
 pub(super) async fn look_for_sources(create: &Create) -> Result<()> {
     let is_bind = |mount: &&Mount| !matches!(mount.kind.as_str(), "tmpfs" | VOLUME);
     for mount in create.mounts.iter().filter(is_bind) {
@@ -60,9 +60,9 @@ pub(super) async fn look_for_sources(create: &Create) -> Result<()> {
     Ok(())
 }
 
-/// What was found out about a source.
+/// Result of a lookup.
 struct Found {
-    /// The mount that it lies in, where that matters.
+    /// The mount that contains the source, if propagation was requested.
     place: Option<MountPoint>,
 }
 
@@ -81,13 +81,13 @@ fn look(source: &Path, makes: bool, follows: bool) -> Result<Option<Found>> {
     Ok(Some(Found { place }))
 }
 
-/// The option by which mounts are to come in, or out too.
+/// The propagation option of a mount, if it has one.
 pub(super) fn propagation(mount: &Mount) -> Option<&str> {
     let is_one = |option: &&str| matches!(*option, "shared" | "rshared" | "slave" | "rslave");
     mount.options.iter().map(String::as_str).find(is_one)
 }
 
-/// Whether mounts come in and out is the machine's to say too, which otherwise would be found out by nothing happening.
+/// Propagation also depends on how the host has mounted the source; without this check a mismatch would go unnoticed.
 fn check_propagation(mount: &Mount, wanted: &str, place: &MountPoint) -> Result<()> {
     let can = place.is_shared || place.is_slave && wanted.ends_with("slave");
     if can {

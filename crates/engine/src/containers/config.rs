@@ -1,4 +1,4 @@
-//! How a container runs, as `inspect` shows it: what its image says, and what was asked for when it was made.
+//! The `Config` object of `inspect`: the image's config merged with the options the container was created with.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use crate::record::Extension;
 use crate::spec::entrypoint_and_command;
 
 impl Engine {
-    /// Of one whose image is not here any more, without what that said.
+    /// If the image is gone, without its part.
     pub(super) async fn config_of_container(&self, extension: &Extension) -> Value {
         let digest = extension.image_digest.clone();
         let image = self.blocking(move |engine| engine.image_config(&digest)).await;
         config_row(extension, &image.unwrap_or_default())
     }
 
-    /// What the image of a container says. `NotFound` if it is not here any more.
+    /// The config of a container's image. `NotFound` if the image is gone.
     pub(super) fn image_config(&self, digest: &str) -> Result<ExecConfig> {
         let digest: Digest = digest.parse()?;
         let content = self.parts().metadata.content(&self.0.caller);
@@ -30,7 +30,7 @@ impl Engine {
     }
 }
 
-/// In Docker's shape, and put together as Docker does.
+/// Builds the object in Docker's format, merged by Docker's rules.
 fn config_row(extension: &Extension, image: &ExecConfig) -> Value {
     let create = &extension.create;
     let key = |entry: &String| entry.split('=').next().map(str::to_owned);
@@ -69,7 +69,7 @@ fn config_row(extension: &Extension, image: &ExecConfig) -> Value {
     })
 }
 
-/// Docker's word for no words.
+/// Docker shows an empty list as null.
 fn or_null(words: Vec<String>) -> Option<Vec<String>> {
     Some(words).filter(|words| !words.is_empty())
 }
@@ -79,7 +79,7 @@ fn port(port: &Port) -> String {
     format!("{}/{protocol}", port.container_port)
 }
 
-/// What was asked for; where a port was left open, its number is empty.
+/// The requested port bindings; a port the daemon chooses has an empty number.
 pub(super) fn ports_asked_for(ports: &[Port]) -> BTreeMap<String, Vec<Value>> {
     let mut asked: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for one in ports {

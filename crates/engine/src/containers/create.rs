@@ -1,4 +1,4 @@
-//! Making containers: name, tree, volumes, spec, and the record that binds them.
+//! Creates containers: name, snapshot, volumes, spec, and the record that binds them.
 
 use std::path::Path;
 use std::pin::pin;
@@ -28,35 +28,35 @@ use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
 use crate::{Engine, etc, health, info, remove_folder};
 
-/// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
+/// containerd's type URL of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
-/// The path in a container with `--init` of the program that is its first process.
+/// Path of the init program in a container with `--init`.
 const INIT: &str = "/sbin/hoist-init";
-/// How labels begin that have a meaning for the daemon.
+/// Prefixes of labels that the daemon interprets.
 const RESERVED: [&str; 2] = ["containerd.io/", "hoist.engine/"];
-/// How long a tree is kept without the record that will need it.
+/// How long a snapshot is kept before its container's record exists.
 const TREE_GRACE: Duration = Duration::from_secs(600);
 
-/// A container that is to be made: what was asked for, checked, and what its image says.
+/// A container to be created: the checked request, and what its image declares.
 struct Making {
     id: ContainerId,
     create: Create,
     image: Image,
     described: Described,
-    /// How the image says that it runs.
+    /// The image's run configuration.
     config: ExecConfig,
-    /// The container whose network it has, if that is another's.
+    /// The container whose network namespace it joins, if any.
     joined: Option<(ContainerId, Extension)>,
     snapshotter: String,
-    /// The whole command line, without what `--init` puts before it.
+    /// The whole command line, without the init program.
     command: Vec<String>,
     stop_signal: String,
     health: Option<Healthcheck>,
 }
 
 impl Making {
-    /// The name of the container whose network it has, or what was asked for; otherwise the machine's where it shares the
-    /// machine's network or names, or the beginning of its id.
+    /// The hostname of the container whose network it joins, or the requested one. Otherwise the host's if it shares the
+    /// host's network or UTS namespace, or the short id.
     fn hostname(&self) -> String {
         let joined = self.joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
         if let Some(asked) = joined.or(self.create.hostname.as_ref()) {
@@ -68,15 +68,15 @@ impl Making {
         self.id.as_str()[..12].to_owned()
     }
 
-    /// Whether its first process is one of ours. Where it sees the processes of others, one is there already.
+    /// Whether our init program is its first process. A joined PID namespace already has an init.
     fn has_init(&self) -> bool {
         self.create.extras.init && matches!(self.create.extras.pid.as_str(), "" | "private")
     }
 }
 
 impl Engine {
-    /// Makes a container, and starts it if asked to, unless the caller is `gone` before it runs. `NotFound` if the image is not
-    /// here.
+    /// Creates a container, and starts it if requested, unless the client has disconnected (`gone`) by then. `NotFound`
+    /// if the image does not exist.
     pub async fn create(&self, mut create: Create, gone: impl Future<Output = ()> + Send) -> Result<Value> {
         forget_empty(&mut create);
         let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
@@ -85,7 +85,8 @@ impl Engine {
         look_for_sources(&create).await?;
         let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
         if start && let Err(error) = self.start_made(&id, &streams, &laps, gone).await {
-            // A container that never ran is not kept: it would hold its name, and `run` under that name be refused.
+            // A container that never ran is removed: otherwise its name would stay taken and a repeated `run` would
+            // fail.
             if let Err(second) = self.discard_unstarted(&id).await {
                 tracing::warn!(%id, "keep a container that could not be started: {}", second.chain());
             }
@@ -94,8 +95,8 @@ impl Engine {
         Ok(json!(Created { id: id.to_string(), laps: wire(&laps), warnings }))
     }
 
-    /// Starts a container that was just made. A caller who goes before it runs does not want it any more, as if he had stopped
-    /// it by hand.
+    /// Starts a container that was just created. A client that disconnects before it runs no longer wants it, as if it
+    /// had stopped it by hand.
     async fn start_made(
         &self,
         id: &ContainerId,
@@ -103,13 +104,13 @@ impl Engine {
         laps: &Laps,
         gone: impl Future<Output = ()> + Send,
     ) -> Result<()> {
-        // As a policy's, this start gives way to who stops the container.
+        // Like a start by the restart policy, this one gives way to a client that stops the container.
         let mut starting = pin!(self.start_for(Starter::Policy, id.as_str(), streams, laps));
         let is_gone = tokio::select! {
             biased;
             () = gone => true,
             started = &mut starting => {
-                // Somebody else may have been first.
+                // Another client may have started it first.
                 if started? || self.task_of(id)?.is_some() {
                     return Ok(());
                 }
@@ -121,7 +122,7 @@ impl Engine {
             let stop = |extension: &mut Extension| extension.stopped_by_hand = true;
             self.blocking(move |engine| engine.change(&own, stop).map(drop)).await?;
             if starting.await? {
-                // It was too late for that.
+                // The container was started before it could be cancelled.
                 return self.stop_container(id.as_str(), Some(0), None).await.map(drop);
             }
         }
@@ -163,7 +164,7 @@ impl Engine {
         if let Err(error) = made {
             self.release_name(&name, id.as_str());
             let _ = self.remove_volumes(&own_volumes);
-            // The error that counts is the first.
+            // Report the first error.
             let _ = self.remove_tree(id, &making.snapshotter);
             let _ = remove_folder(&self.files(id.as_str()));
             return Err(error);
@@ -171,7 +172,7 @@ impl Engine {
         Ok(making.id)
     }
 
-    /// Checks what was asked for as far as that needs nothing of the container, and finds its image.
+    /// Validates the request as far as no snapshot is needed for it, and finds the image.
     fn plan(&self, mut create: Create) -> Result<Making> {
         check_flags(&mut create)?;
         self.name_joined(&mut create)?;
@@ -198,7 +199,7 @@ impl Engine {
         })
     }
 
-    /// What an image says for the platform that a container is to be of: this machine's, unless another was asked for.
+    /// Describes an image for the platform of the container: the requested one, or this host's.
     fn described_to_run(
         &self,
         image: &Image,
@@ -210,7 +211,7 @@ impl Engine {
             return self.described_as(image, snapshotter, &platform);
         }
         match self.described_for(image, snapshotter, &Platform::host()) {
-            // Another platform of it may be here, and this one be had.
+            // The error of `described_as` names the platforms that were pulled.
             Err(error) if error.is(ErrorKind::NotFound) => {
                 self.described_as(image, snapshotter, &Platform::host())
             }
@@ -218,8 +219,7 @@ impl Engine {
         }
     }
 
-    /// Makes a container's tree, its files and its record, in this order. What is there when a step fails is for the
-    /// caller to take away.
+    /// Makes a container's snapshot, files and record, in this order. After a failure the caller removes what was made.
     fn make(&self, making: &Making, name: &str, own_volumes: &[String], laps: &Laps) -> Result<()> {
         let tree = self.prepare_tree(making)?;
         laps.lap("prepare the tree");
@@ -274,18 +274,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the tree of a container, which the collector leaves alone until the record is there, and for a while only.
+    /// Prepares the snapshot. A label protects it from the garbage collector until the record exists, but not forever.
     fn prepare_tree(&self, making: &Making) -> Result<Vec<types::Mount>> {
         let snapshots = self.parts().metadata.snapshots(&self.0.caller, &making.snapshotter)?;
         let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
         let labels =
             [(EXPIRE_LABEL, expiry.clone()), (OWN_EXPIRE_LABEL, expiry), (TREE_LABEL, making.id.to_string())];
         let labels = labels.map(|(name, value)| (name.to_owned(), value)).into();
-        // On disk with the container's record, or not at all.
+        // Reaches the disk together with the container's record, or not at all.
         snapshots.prepare_relaxed(making.id.as_str(), making.described.top.as_deref(), labels)
     }
 
-    /// The spec of a container whose tree is there. Volumes are made on the way, and filled from the tree.
+    /// The spec of a container whose snapshot exists. Creates its volumes and fills them from the snapshot.
     fn spec_to_record(
         &self,
         making: &Making,
@@ -302,7 +302,7 @@ impl Engine {
         if making.has_init() {
             mounts.push(init_mount(&(self.parts().init)().map_err(|error| error.context("--init"))?));
         }
-        // The container whose network it is, and whose hosts know the names in it.
+        // The container that owns the network, and whose files have its host names.
         let (owner, network, files) = match &making.joined {
             Some((other, extension)) => {
                 (other, NetworkMode::of(&extension.create), self.files(other.as_str()))
@@ -334,7 +334,7 @@ impl Engine {
         Ok(spec)
     }
 
-    /// Mounts that people asked for. Volumes are made, and filled from the tree.
+    /// The requested mounts. Creates volumes and fills them from the snapshot.
     fn mounts(&self, create: &Create, tree: &[types::Mount]) -> Result<Vec<Mount>> {
         let mut mounts = Vec::new();
         for wanted in &create.mounts {
@@ -354,7 +354,8 @@ impl Engine {
             let (kind, source, mut options) = match wanted.kind.as_str() {
                 "tmpfs" => {
                     let mut options = vec!["noexec", "nosuid", "nodev"];
-                    // The mode is in the spec: at later starts the directory is there, made by the first.
+                    // The mode goes into the spec, because at later starts the mount point exists: the first start made
+                    // it.
                     if !has_mode(&wanted.options) && !is_there(tree, &wanted.target)? {
                         options.push("mode=1777");
                     }
@@ -366,7 +367,7 @@ impl Engine {
                     let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
                     ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
                 }
-                // A mount that is made private first has no master any more that it could follow.
+                // Making a mount private first would lose the master that it should follow.
                 _ if !wanted.options.is_empty() => ("bind", wanted.source.clone(), vec!["rbind"]),
                 _ => ("bind", wanted.source.clone(), vec!["rbind", "rprivate"]),
             };
@@ -384,8 +385,8 @@ impl Engine {
     }
 }
 
-/// `InvalidArgument` for flags that cannot be, whatever the image, and `NotFound` for a network that there is not. Those
-/// that can be said in several ways are written in one.
+/// `InvalidArgument` for flags that are invalid for any image, `NotFound` for an unknown network. Normalizes flags that
+/// have several spellings.
 fn check_flags(create: &mut Create) -> Result<()> {
     if create.auto_remove && create.restart != Restart::No {
         return Err(Error::invalid_argument(
@@ -409,7 +410,7 @@ fn check_flags(create: &mut Create) -> Result<()> {
         )));
     }
     match extras.runtime.as_str() {
-        // runc is Docker's default, and the shim does what runc does.
+        // runc is Docker's default, and our shim does what runc does.
         "" | "runc" | RUNC_RUNTIME | OUR_RUNTIME => {}
         other => {
             return Err(Error::invalid_argument(format!(
@@ -421,7 +422,7 @@ fn check_flags(create: &mut Create) -> Result<()> {
     Ok(())
 }
 
-/// What has no effect where cgroups are of version 2, in Docker's words.
+/// Warns of flags without effect, such as those that cgroup version 2 does not have, in Docker's words.
 fn warnings(create: &Create) -> Vec<String> {
     let extras = &create.extras;
     let mut warnings = Vec::new();
@@ -441,7 +442,7 @@ fn warnings(create: &Create) -> Vec<String> {
     warnings
 }
 
-/// As with Docker, what is empty was not said: scripts write `-u "$RUN_AS"`.
+/// Treats empty strings as absent, as Docker does: scripts write `-u "$RUN_AS"`.
 fn forget_empty(create: &mut Create) {
     let said = [
         &mut create.user,
@@ -457,10 +458,10 @@ fn forget_empty(create: &mut Create) {
     }
 }
 
-/// containerd's name of runc's shim.
+/// containerd's runtime name of runc's shim.
 const RUNC_RUNTIME: &str = "io.containerd.runc.v2";
 
-/// An option of a volume: it is not filled from the image.
+/// Volume option: the volume is not filled from the image.
 const NO_COPY: &str = "nocopy";
 
 fn init_mount(program: &Path) -> Mount {
@@ -473,8 +474,8 @@ fn init_mount(program: &Path) -> Mount {
     }
 }
 
-/// Adds the labels of the image to those that were asked for. Returns those of the record: without labels of the image that
-/// no record can have, or that would tell the daemon what to do with it.
+/// Adds the image's labels to the requested ones in `own`. Returns the labels for the record: without image labels that
+/// are invalid in a record or that the daemon would interpret.
 fn with_labels_of(image: &ExecConfig, own: &mut Labels) -> Labels {
     let mut recorded = own.clone();
     for (key, value) in &image.labels {
@@ -490,7 +491,7 @@ fn with_labels_of(image: &ExecConfig, own: &mut Labels) -> Labels {
     recorded
 }
 
-/// What a person asks for is a signal; what an image asks for may be none, and then it is not taken.
+/// The stop signal. A requested one must be valid; an invalid one in the image is ignored.
 fn stop_signal(create: &Create, image: &ExecConfig) -> Result<String> {
     if let Some(own) = &create.extras.stop_signal {
         signal_number(own).map_err(|error| error.context("--stop-signal"))?;
@@ -505,7 +506,7 @@ fn wire(laps: &Laps) -> Vec<Lap> {
     laps.map(|(step, took)| Lap { step: step.into(), microseconds: microseconds(took) }).collect()
 }
 
-/// Makes the directory of a container's files, which have nothing to do with those of others.
+/// Makes the directory of a container's files, with its missing parents.
 fn make_files(files: &Path) -> Result<()> {
     let make = || match fs::create_dir(files) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -520,7 +521,7 @@ fn make_files(files: &Path) -> Result<()> {
     make().context(|| format!("create {}", files.display()))
 }
 
-/// Whether a path names the root of whatever it is in.
+/// Whether a path names its root, lexically: `/`, `/a/..`.
 fn is_root(path: &str) -> bool {
     let mut depth = 0_usize;
     for name in path.split('/') {
@@ -537,7 +538,7 @@ fn has_mode(options: &[String]) -> bool {
     options.iter().any(|option| option.starts_with("mode="))
 }
 
-/// Whether a tree has something at a path.
+/// Whether a snapshot has a file at a path.
 fn is_there(tree: &[types::Mount], path: &str) -> Result<bool> {
     let root = Root::from_fd(linux::mount::open_to_read(tree)?, Path::new("the image"));
     root.find(Path::new(path), OFlags::PATH).map(|found| found.is_some())
@@ -547,8 +548,8 @@ fn is_there(tree: &[types::Mount], path: &str) -> Result<bool> {
 mod tests {
     use super::*;
 
-    /// CVE-2026-53488: labels of an image that became the container's had the daemon start it again, and execute a
-    /// program of the machine for its output.
+    /// CVE-2026-53488: labels of an image became the container's, and made the daemon restart it and execute a program
+    /// of the host as its logger.
     #[test]
     fn an_image_tells_the_daemon_nothing_by_its_labels() {
         let labels = |pairs: &[(&str, &str)]| -> Labels {

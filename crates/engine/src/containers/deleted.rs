@@ -1,14 +1,15 @@
-//! Containers of the engine whose records are deleted by containerd's API: what no field of a record shows goes too.
+//! Cleans up after engine containers whose records are deleted through containerd's API, beyond what the record refers
+//! to.
 //!
-//! | | goes |
+//! | | when it is released |
 //! |---|---|
-//! | name, restart that is to come | at once: whoever deleted it may give the name to another |
-//! | address, ports, log, hosts | at once; of one that runs, with its end |
-//! | volumes without a name | as it was made: with `--rm` they go, otherwise they are left to `volume prune` |
-//! | tree | as soon as nothing else holds it: who deletes a record may keep its snapshot, by a lease or a label |
+//! | name, planned restart | at once: the client may reuse the name |
+//! | address, ports, log, hosts | at once; if the container runs, with its end |
+//! | anonymous volumes | as it was created: removed with `--rm`, otherwise left to `volume prune` |
+//! | snapshot | once nothing else refers to it: the client may keep it by a lease or a label |
 //!
-//! While one without a record runs, its tree is held by a lease of ours, and a file beside its log says which volumes it has.
-//! Leases and labels of clients are left as they are.
+//! While a container without a record runs, a lease of ours keeps its snapshot, and a file beside its log lists its
+//! volumes. Leases and labels of clients are not changed.
 
 use metadata::Resource;
 use types::filter::Filters;
@@ -20,17 +21,17 @@ use crate::record::Extension;
 use crate::turns::Copies;
 use crate::{Engine, remove_folder};
 
-/// How the lease that holds the tree of a container without a record is called, with the container's id.
+/// Prefix of the lease that keeps the snapshot of a container without a record; the container's id follows.
 const HOLD: &str = "hoist.engine/unrecorded-";
 
 impl Engine {
-    /// Whether it is a container of the engine: one that has a name here.
+    /// Whether this is a container of the engine: one that has a name here.
     pub fn owns(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         *namespace == self.0.caller.namespace && self.is_named(id)
     }
 
-    /// Deletes the record of a container of the engine as containerd's API does, which does not look whether it runs,
-    /// and lets go of what goes with it.
+    /// Deletes the record of an engine container. Like containerd's API, does not check whether it runs. Releases what
+    /// belongs to the container.
     pub async fn delete_record(&self, id: ContainerId) -> Result<()> {
         let own = id.clone();
         let volumes = self
@@ -53,7 +54,7 @@ impl Engine {
                 Ok(thrown_away.map(|extension| extension.own_volumes).unwrap_or_default())
             })
             .await?;
-        // The record is gone, whatever becomes of the rest: `system check` finds what is left.
+        // The record is deleted even if the rest fails: `system check` finds what is left.
         if let Err(error) = self.let_go(&id, volumes).await {
             tracing::error!(%id, "let go of a container whose record was deleted: {}", error.chain());
         }
@@ -65,7 +66,7 @@ impl Engine {
         self.0.restarts.call_off(id.as_str());
         if self.task_of(id)?.is_some() || self.is_left(id) {
             tracing::warn!(%id, "the record of a container that runs was deleted");
-            // Who watches it lets go of the rest.
+            // Its watcher releases the rest.
             return Ok(());
         }
         let own = id.clone();
@@ -79,7 +80,7 @@ impl Engine {
         outcome
     }
 
-    /// What is left, all but the network, of a container that has ended and has no record.
+    /// Removes what is left, except the network, of a container that has ended and has no record.
     pub(crate) fn forget_unrecorded(&self, id: &ContainerId) -> Result<()> {
         self.release_names_of(id);
         remove_folder(&self.files(id.as_str()))?;
@@ -89,7 +90,7 @@ impl Engine {
             .try_for_each(|snapshotter| self.leave_tree(id.as_str(), snapshotter))
     }
 
-    /// Keeps the tree of a container that runs and loses its record, which has kept it so far, until
+    /// Keeps the snapshot of a running container whose record, which has kept it so far, is being deleted. Until
     /// [`Engine::leave_tree`].
     pub(crate) fn hold_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
         let (leases, lease) = (self.parts().metadata.leases(&self.0.caller), lease_of(id.as_str())?);
@@ -101,7 +102,7 @@ impl Engine {
         leases.add_resource(&lease, &tree)
     }
 
-    /// Containers whose trees are held, by id.
+    /// The ids of the containers whose snapshots are kept.
     pub(crate) fn held(&self) -> Result<Vec<String>> {
         let ours = Filters::parse(&[format!("labels.{TREE_LABEL:?}")])?;
         let held = self.parts().metadata.leases(&self.0.caller).list(&ours)?;
@@ -114,8 +115,8 @@ impl Engine {
         leases.delete(&lease_of(id)?).unless_gone().map(drop)
     }
 
-    /// Leaves a container's tree to the collector, which takes it at once if nothing holds it. What a client has made of
-    /// its expiry stays.
+    /// Leaves a container's snapshot to the garbage collector, which removes it unless something refers to it. An
+    /// expiry that a client has set is kept.
     pub(crate) fn leave_tree(&self, id: &str, snapshotter: &str) -> Result<()> {
         let snapshots = self.parts().metadata.snapshots(&self.0.caller, snapshotter)?;
         let Some(tree) = snapshots.stat(id).unless_gone()? else { return self.let_go_of_tree(id) };

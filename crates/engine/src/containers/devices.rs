@@ -1,6 +1,6 @@
-//! Devices that their makers' files describe (Container Device Interface): looked up when a container is made, so that a
-//! mistake is told at once, and put into its spec whenever it starts. Numbers of devices and paths of drivers are other ones
-//! after a reboot, and the files with them.
+//! Devices described by CDI files (Container Device Interface). They are looked up when a container is created, so that
+//! errors show at once, and applied to its spec at each start: device numbers, driver paths and the files themselves
+//! may change with a reboot.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,13 +15,13 @@ use super::joins::Joined;
 use crate::Engine;
 
 impl Engine {
-    /// Whether the devices are there that a container asks for.
+    /// Checks that the CDI devices a container requests exist.
     pub(super) fn check_devices(&self, create: &Create, spec: &Spec) -> Result<()> {
         let Some(edits) = self.edits(create)? else { return Ok(()) };
         edits.apply(&mut spec.clone()).map_err(about)
     }
 
-    /// A container's spec, as it is run: with what is other than it was when the container was made.
+    /// The spec that a container is started with: the recorded one, with what has changed since its creation.
     pub(super) fn spec_to_run(
         &self,
         container: &Container,
@@ -45,7 +45,8 @@ impl Engine {
         Ok(serde_json::to_vec(&spec).expect("plain data"))
     }
 
-    /// Has a further process of a container find what its first one was given. A file that has gone since gives nothing.
+    /// Applies the devices' environment and groups to an exec'd process, as to the container's first one. Ignores CDI
+    /// files that are gone since.
     pub(super) fn give_devices(&self, create: &Create, process: &mut Process) {
         if let Ok(Some(edits)) = self.edits(create) {
             edits.apply_to_process(process);
@@ -61,7 +62,7 @@ impl Engine {
     }
 }
 
-/// Has a container find the machine's devices where the machine has them, but for those that it has there already.
+/// Gives a privileged container all of the host's devices under their host paths, except those its spec already has.
 fn give_all(spec: &mut Spec) -> Result<()> {
     let linux = spec.linux.get_or_insert_default();
     let known: BTreeSet<String> = linux.devices.iter().map(|device| device.path.clone()).collect();

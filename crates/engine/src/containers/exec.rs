@@ -1,4 +1,4 @@
-//! Further processes of a container that runs, and the terminals and inputs of those that it has.
+//! Exec: additional processes in a running container, and the terminal and stdin of any of its processes.
 
 use std::os::fd::OwnedFd;
 
@@ -14,11 +14,11 @@ use crate::names::short;
 use crate::record::Extension;
 use crate::{Engine, spec, users};
 
-/// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
+/// containerd's type URL of a process (`typeurl` of a plain Go struct: the value is JSON).
 pub(crate) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
 impl Engine {
-    /// Starts a further process.
+    /// Starts an additional process in a running container.
     pub async fn exec(&self, exec: Exec) -> Result<Value> {
         let text = exec.id.clone();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
@@ -27,7 +27,7 @@ impl Engine {
         let record = container.clone();
         let process = match exec.user.as_deref() {
             None | Some("") => None,
-            // /etc/passwd is read through /proc/PID/root: overlayfs must not be mounted twice on one upper directory.
+            // /etc/passwd is read through /proc/PID/root: two overlayfs mounts must not share an upper directory.
             Some(_) => self.root_of_task(&task, short(&container.id)).await?,
         };
         let (process, root) = process.unzip();
@@ -46,13 +46,13 @@ impl Engine {
         };
         task.exec(&id, task::Exec { spec, io }).await?;
         if let Err(error) = task.start(Some(&id)).await {
-            // A process that never began leaves its record with the shim.
+            // A process that failed to start has left its record with the shim.
             let _ = task.delete_exec(&id).await;
             return Err(error);
         }
         if exec.detach {
             let own = id.clone();
-            // Nobody will ask how the process ended, and the shim keeps its exit code until the process is deleted.
+            // No client will ask for its exit, and the shim keeps the exit code until the process is deleted.
             tokio::spawn(async move {
                 if task.wait(Some(&own)).await.is_ok() {
                     let _ = task.delete_exec(&own).await;
@@ -62,8 +62,8 @@ impl Engine {
         Ok(json!({"Id": container.id.as_str(), "ExecId": id.as_str()}))
     }
 
-    /// The process as a spec describes it: that of the container with what is asked for. `root` is the container's, in
-    /// which users are looked up; without one no user may be asked for.
+    /// The OCI process: the container's own, changed as requested. Users are looked up in `root`, the container's root;
+    /// without it none may be requested.
     pub(crate) fn exec_process(
         &self,
         container: &Container,
@@ -88,7 +88,7 @@ impl Engine {
                 process.env.push(format!("HOME={home}"));
             }
         }
-        // After the user is resolved: groups that devices bring are added to those of any user.
+        // After the user is resolved, so that the devices' groups are added whoever the user is.
         self.give_devices(&create, &mut process);
         process
             .env
@@ -109,7 +109,7 @@ impl Engine {
         Ok(process)
     }
 
-    /// Sets the size of the terminal of a container, or of a further process of it.
+    /// Sets the terminal size of a container's first process or of an exec'd process.
     pub async fn resize(&self, text: &str, exec: Option<&str>, size: TerminalSize) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
@@ -118,7 +118,7 @@ impl Engine {
         Ok(json!({}))
     }
 
-    /// Ends the input of a container, or of a further process of it.
+    /// Closes stdin of a container's first process or of an exec'd process.
     pub async fn close_stdin(&self, text: &str, exec: Option<&str>) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;

@@ -1,4 +1,4 @@
-//! Ports that an image or a container exposes: `80/tcp`, `53/udp`, or a range of them.
+//! Ports that an image or a container exposes: `80/tcp`, `53/udp`, or a range.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -6,11 +6,12 @@ use std::ops::RangeInclusive;
 use api::engine::Port;
 use types::{Error, Result};
 
-/// So many that an image exposes are published. Each is a rule of the packet filter, and an image may name them all.
+/// Most exposed ports of an image that are published. Each takes a packet filter rule, and an image may expose all of
+/// them.
 const PORTS_MAX: usize = 1024;
 
-/// Adds each port of `exposed` that is not published yet, without a port of the machine: one that is free is chosen when
-/// the container starts.
+/// Adds each port of `exposed` that is not published yet, without a host port: a free one is chosen when the container
+/// starts.
 pub(super) fn publish_all<'a>(
     ports: &mut Vec<Port>,
     exposed: impl IntoIterator<Item = &'a String>,
@@ -40,7 +41,7 @@ pub(super) fn publish_all<'a>(
     Ok(())
 }
 
-/// What was asked for, port by port.
+/// Parses `--expose` and expands ranges.
 pub(super) fn expose(asked: &[String]) -> Result<Vec<String>> {
     let mut exposed = BTreeSet::new();
     for text in asked {
@@ -56,14 +57,14 @@ pub(super) fn expose(asked: &[String]) -> Result<Vec<String>> {
     Ok(exposed.into_iter().map(|(protocol, port)| format!("{port}/{protocol}")).collect())
 }
 
-/// The ports that texts say, by number. What is no port is passed over, and of too many the rest.
+/// Parses exposed ports. Skips invalid ones and those beyond the limit.
 pub(super) fn each<'a>(exposed: impl IntoIterator<Item = &'a String>) -> BTreeSet<(u16, String)> {
     let ranges = exposed.into_iter().filter_map(|text| read(text));
     let ports = ranges.flat_map(|(range, protocol)| range.map(move |port| (port, protocol.clone())));
     ports.take(PORTS_MAX).collect()
 }
 
-/// Numbers and protocol; none if it is no port.
+/// Port range and protocol; `None` if invalid.
 fn read(text: &str) -> Option<(RangeInclusive<u16>, String)> {
     let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));

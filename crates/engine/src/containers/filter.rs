@@ -1,6 +1,6 @@
-//! `--filter` of containers, as Docker's users write it.
+//! `--filter` of container lists, with Docker's syntax.
 //!
-//! Values of one key are alternatives, but labels must all be there; different keys must all hold.
+//! Values of the same key are alternatives, except labels, which must all match. Different keys must all match.
 
 use std::collections::BTreeSet;
 
@@ -19,13 +19,13 @@ pub(super) const KNOWN: &[&str] = &[
     "volume",
 ];
 
-/// Of what is to be removed, as Docker has them.
+/// Docker's filter keys of `container prune`.
 pub(super) const KNOWN_TO_PRUNE: &[&str] = &["label", "label!", "until"];
 
 const STATES: &[&str] =
     &["created", "running", "paused", "restarting", "exited", "removing", "dead", "unknown"];
 
-/// The filters of one call, checked. Of each key there is one value at least, or none is asked for.
+/// The parsed filters of one call. A key without values does not restrict.
 #[derive(Default)]
 pub(crate) struct Filter {
     ids: Vec<Regex>,
@@ -37,22 +37,22 @@ pub(crate) struct Filter {
     healths: Vec<String>,
     volumes: Vec<String>,
     networks: Vec<String>,
-    /// The ports inside, from one to another, and their protocol if one is asked for.
+    /// First and last container port, and the protocol if given.
     ports: Vec<(u16, u16, Option<String>)>,
-    /// Made before or after another container.
+    /// Creation time of another container, which limits that of the result.
     before: Option<Timestamp>,
     since: Option<Timestamp>,
-    /// Those that were made from one of these images.
+    /// Digests of images; the container must be made from one of them.
     ancestors: Option<BTreeSet<String>>,
 }
 
 impl Filter {
-    /// Whether it asks for containers that do not run.
+    /// Whether the filter asks for states, and so for containers that do not run as well.
     pub(super) fn means_all(&self) -> bool {
         !self.states.is_empty()
     }
 
-    /// `health` is empty of a container that nobody looks after, which a filter calls [`health::NOT_LOOKED_AFTER`].
+    /// `health` is empty for a container without a health check, which filters call [`health::NOT_LOOKED_AFTER`].
     pub(super) fn fits(
         &self,
         container: &Container,
@@ -95,7 +95,7 @@ impl Filter {
 }
 
 impl Engine {
-    /// Reads the filters of a call, which may have these keys.
+    /// Parses the filters of a call that supports the keys `known`.
     pub(super) fn container_filter(&self, texts: &[String], known: &[&str]) -> Result<Filter> {
         let mut filter = Filter::default();
         for text in texts {
@@ -135,7 +135,7 @@ impl Engine {
                 "ancestor" => {
                     let ids = filter.ancestors.get_or_insert_default();
                     match self.find_image(value) {
-                        // No container is of an image that is not here; Docker says nothing either.
+                        // No container matches an unknown image; Docker reports no error either.
                         Err(error) if error.is(ErrorKind::NotFound) => {}
                         image => {
                             ids.insert(self.found(image?).id().to_string());
@@ -149,7 +149,7 @@ impl Engine {
     }
 }
 
-/// `80`, `80-90`, each with a protocol behind it or none.
+/// `80` or `80-90`, optionally with `/PROTOCOL`.
 fn ports(text: &str) -> Option<(u16, u16, Option<String>)> {
     let (range, protocol) = match text.split_once('/') {
         Some((range, protocol)) => (range, Some(protocol.to_owned())),

@@ -1,8 +1,8 @@
-//! Namespaces of another container that one has instead of its own: of processes (`--pid container:NAME`). That of a network
-//! has a file of its own, which outlives processes.
+//! Joins the PID namespace of another container (`--pid container:NAME`). For the network namespace, which outlives its
+//! processes, see `networks`.
 //!
-//! The other has to run. Its namespace is opened while it is known to, and stays open until the container has it: the number
-//! of a process that has ended may be that of any other by then.
+//! The other container must run. Its namespace is opened while it is known to run, and kept open until the new
+//! container has joined: after the process has ended, its pid may be reused.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -15,7 +15,7 @@ use crate::Engine;
 use crate::names::short;
 use crate::spec::OF_CONTAINER;
 
-/// None if it has all of its own.
+/// An open PID namespace; `None` if the container joins none.
 #[derive(Default)]
 pub(super) struct Joined(Option<OwnedFd>);
 
@@ -24,7 +24,7 @@ impl Joined {
         self.0.is_none()
     }
 
-    /// Puts it into a spec, for as long as this is held.
+    /// Sets the namespace's path in a spec. Valid while `self` is held.
     pub(super) fn apply(&self, spec: &mut Spec) {
         let Some(file) = &self.0 else { return };
         let namespaces = &mut spec.linux.get_or_insert_default().namespaces;
@@ -36,7 +36,7 @@ impl Joined {
 }
 
 impl Engine {
-    /// Finds the container whose processes another is to see, which is named by its id from then on.
+    /// Finds the container whose PID namespace is joined, and replaces its name by its id.
     pub(super) fn name_joined(&self, create: &mut Create) -> Result<()> {
         if let Some(text) = create.extras.pid.strip_prefix(OF_CONTAINER) {
             let other =
@@ -46,7 +46,7 @@ impl Engine {
         Ok(())
     }
 
-    /// `FailedPrecondition` if the other does not run.
+    /// `FailedPrecondition` if the other container does not run.
     pub(super) async fn open_joined(&self, create: &Create) -> Result<Joined> {
         let Some(other) = create.extras.pid.strip_prefix(OF_CONTAINER) else { return Ok(Joined::default()) };
         let about = |error: Error| error.context("join its processes");

@@ -1,12 +1,12 @@
-//! What becomes of the output of a container: Docker's log drivers, as far as there are some here.
+//! Log drivers with Docker's names and options, as far as they are supported.
 
 use api::engine::Log;
 use types::{Error, Result};
 
-/// The driver that keeps nothing: whoever is attached sees what comes.
+/// The driver that stores nothing: only attached clients see the output.
 pub(crate) const NO_LOG: &str = "none";
-/// Docker's words for one and the same here: lines of JSON in files that are rotated. They differ in what is kept of one
-/// who does not say.
+/// Docker's drivers `json-file` and `local` are the same here: JSON lines in rotated files. They differ in their
+/// default limits.
 pub(super) const JSON_FILE: &str = "json-file";
 const LOCAL: &str = "local";
 pub(crate) const LOG_DRIVERS: [&str; 3] = [JSON_FILE, LOCAL, NO_LOG];
@@ -14,23 +14,23 @@ pub(crate) const LOG_DRIVERS: [&str; 3] = [JSON_FILE, LOCAL, NO_LOG];
 const SIZE: &str = "max-size";
 const FILES: &str = "max-file";
 
-/// Bytes of a file of a log before the next is begun, and how many are kept, the one that grows with them.
+/// Largest size of a log file, in bytes, and the number of files, including the current one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) size: u64,
     pub(super) files: u32,
 }
 
-/// The driver of a container that has none of its own is Docker's first.
+/// The log driver; Docker's default if none is given.
 pub(super) fn driver(log: &Log) -> &str {
     if log.driver.is_empty() { JSON_FILE } else { &log.driver }
 }
 
-/// None of a log that is not kept. `InvalidArgument` for a driver, an option or a value that is none.
+/// The limits of a log; `None` if it is not stored. `InvalidArgument` for an unsupported driver, option or value.
 pub(super) fn limits(log: &Log) -> Result<Option<Limits>> {
     let driver = driver(log);
     let default = match driver {
-        // Without an end, and so of one file, in Docker's: a disk that is full of them serves nobody.
+        // Docker's default is one file without a limit, but no log may fill the disk.
         JSON_FILE if !log.options.contains_key(SIZE) => Limits { size: 100_000_000, files: 2 },
         JSON_FILE => Limits { size: 100_000_000, files: 1 },
         LOCAL => Limits { size: 20_000_000, files: 5 },
@@ -52,7 +52,7 @@ pub(super) fn limits(log: &Log) -> Result<Option<Limits>> {
         let bad = |why: &str| Error::invalid_argument(format!("--log-opt {key}={value}: {why}"));
         match key.as_str() {
             SIZE => {
-                // As Docker reads it: `10m` is ten million bytes, `1.5k` is 1500.
+                // Decimal, as in Docker: `10m` is ten million bytes, `1.5k` is 1500.
                 let bytes = stdx::decimal_bytes(value).filter(|bytes| *bytes > 0);
                 limits.size = bytes.ok_or_else(|| bad("it is a size such as 10m, and more than nothing"))?;
             }
@@ -60,7 +60,7 @@ pub(super) fn limits(log: &Log) -> Result<Option<Limits>> {
                 let files = value.parse().ok().filter(|files| *files > 0);
                 limits.files = files.ok_or_else(|| bad("it is how many files are kept, and 1 at least"))?;
             }
-            // What is so anyway.
+            // Options that match what happens anyway.
             "mode" if value == "blocking" => {}
             "compress" if value == "false" => {}
             "mode" => return Err(bad("there is blocking, in which nothing is lost")),

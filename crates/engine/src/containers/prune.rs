@@ -1,4 +1,4 @@
-//! Removing all containers that do not run, and what nothing refers to then.
+//! `container prune`: removes all containers that do not run, and collects garbage.
 
 use serde_json::{Value, json};
 use types::{ErrorKind, Result};
@@ -7,7 +7,7 @@ use crate::Engine;
 use crate::docker_events::Subject;
 
 impl Engine {
-    /// Removes containers that do not run, and collects.
+    /// Removes the containers that do not run and match the filters, and collects garbage.
     pub(crate) async fn prune(&self, filters: Vec<String>) -> Result<Value> {
         let listed = self.list_to_prune(filters).await?;
         let (mut removed, mut first_error, mut bytes) = (Vec::new(), None, 0);
@@ -21,13 +21,13 @@ impl Engine {
                     bytes += one.sizes.map_or(0, |sizes| sizes.written);
                     removed.push(id.to_owned());
                 }
-                // Somebody has removed it meanwhile, or started it.
+                // Another client has removed or started it meanwhile.
                 Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
-                // Something of the container may be running.
+                // A process of the container may be running.
                 Err(error) if error.is(ErrorKind::Unavailable) => {
                     tracing::warn!("prune passes over a container: {}", error.chain());
                 }
-                // One that cannot be removed is no reason to keep the others.
+                // A failed removal does not keep the others from being removed.
                 Err(error) => {
                     first_error.get_or_insert(error.context(format!("remove container {id}")));
                 }

@@ -1,4 +1,4 @@
-//! Containers as lists and documents show them, in Docker's shapes.
+//! `ps` and `inspect`: containers in Docker's JSON formats.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,26 +20,26 @@ use crate::record::Extension;
 use crate::spec::memory_and_swap;
 use crate::volumes::VOLUME;
 
-/// A container of a list, with what was found out about it.
+/// A container in a list, with its state.
 pub(crate) struct Listed {
     pub(crate) container: Container,
     pub(crate) extension: Extension,
     pub(crate) state: State,
-    /// None if nobody asked for them, or its tree has gone meanwhile.
+    /// `None` if sizes were not requested, or its snapshot is gone.
     pub(crate) sizes: Option<Sizes>,
 }
 
-/// Bytes that the tree of a container takes.
+/// Disk usage of a container's snapshot, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
-    /// What the container wrote.
+    /// The container's own layer.
     pub(crate) written: u64,
-    /// The image below, which others may have too.
+    /// The image's layers, which other containers may share.
     pub(crate) below: u64,
 }
 
 impl Sizes {
-    /// Adds them to a container's row or document, as Docker has them.
+    /// Adds the sizes to a container's JSON, in Docker's fields.
     fn show_in(self, shown: &mut Value) {
         shown["SizeRw"] = json!(self.written);
         shown["SizeRootFs"] = json!(self.written + self.below);
@@ -47,7 +47,7 @@ impl Sizes {
 }
 
 impl Engine {
-    /// Containers as `ps` wants them: those that run, or all of a choice.
+    /// Lists containers for `ps`: the running ones, or all that match.
     pub async fn list(
         &self,
         all: bool,
@@ -60,12 +60,12 @@ impl Engine {
         self.rows(&listed).await
     }
 
-    /// All that there are, whether they run or not.
+    /// All containers, running or not.
     pub(crate) async fn list_all(&self) -> Result<Vec<Listed>> {
         self.list_fitting(Filter::default(), true, None, false).await
     }
 
-    /// All that these filters of a prune mean, whether they run or not, with what their trees take.
+    /// All containers that match the filters of a prune, running or not, with their sizes.
     pub(crate) async fn list_to_prune(&self, filters: Vec<String>) -> Result<Vec<Listed>> {
         let filter = self.blocking(move |engine| engine.container_filter(&filters, KNOWN_TO_PRUNE)).await?;
         self.list_fitting(filter, true, None, true).await
@@ -79,7 +79,8 @@ impl Engine {
         sizes: bool,
     ) -> Result<Vec<Listed>> {
         let takes_all = all || last.is_some() || filter.means_all();
-        // All at once: a shim that does not hear is waited for once. Before the records, which say how they ended since.
+        // All shims in parallel, so that their timeouts do not add up. Before the records are read, which tell how a
+        // container ended since.
         let states = self.parts().shims.states(Some(&self.0.caller.namespace)).await;
         let states: BTreeMap<ContainerId, Process> =
             states.into_iter().map(|(_, process)| (process.container.clone(), process)).collect();
@@ -89,7 +90,7 @@ impl Engine {
             let Ok(extension) = Extension::of(&container) else { continue };
             let state = match states.get(&container.id) {
                 Some(process) => self.state_from(&container.id, &extension, Some(process)).await,
-                // It has no task, or has got one since.
+                // It has no task, or got one after the states were queried.
                 None => self.state_of(&container.id, &extension).await,
             };
             let health = self.0.healths.status(&container.id, &extension);
@@ -111,14 +112,14 @@ impl Engine {
         .await
     }
 
-    /// How `ps` shows them.
+    /// The rows of `ps`.
     async fn rows(&self, listed: &[Listed]) -> Result<Value> {
         let alive = listed.iter().filter(|one| one.state.is_alive());
         let exposed = self.exposed_by(alive.map(|one| one.extension.image_digest.clone())).await?;
         Ok(listed.iter().map(|one| self.row(one, &exposed)).collect())
     }
 
-    /// The sizes of a container's tree; none if the tree has gone meanwhile.
+    /// The sizes of a container's snapshot; `None` if it is gone.
     fn sizes_if_there(&self, container: &Container) -> Result<Option<Sizes>> {
         match self.sizes(container) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
@@ -137,7 +138,7 @@ impl Engine {
         Ok(Sizes { written, below })
     }
 
-    /// The ports that images expose, of those that are here.
+    /// The ports that these images expose, by image; images that are gone are skipped.
     async fn exposed_by(
         &self,
         images: impl Iterator<Item = String>,
@@ -184,12 +185,13 @@ impl Engine {
         row
     }
 
-    /// Whose containers these are.
+    /// The namespace of the engine's containers.
     pub fn namespace(&self) -> &Namespace {
         &self.0.caller.namespace
     }
 
-    /// What is told of a container when something happens to it, also if it has just gone; none if it is not the engine's.
+    /// The attributes of a container for events about it, even if it has just been removed; `None` if it is not the
+    /// engine's.
     pub async fn describe(&self, id: &str) -> Option<BTreeMap<String, String>> {
         let id = ContainerId::new(id).ok()?;
         let own = id.clone();
@@ -203,7 +205,7 @@ impl Engine {
         }
     }
 
-    /// First what is exposed alone, then what is published where; nothing of one that has no network of its own.
+    /// The column PORTS: first ports that are exposed only, then published ones; empty without a network of its own.
     fn ports_text<'a>(&self, id: &str, exposed: impl Iterator<Item = &'a String>) -> String {
         let Some(attachment) = self.parts().network.attachment(id) else { return String::new() };
         let published = port_bindings(&attachment);
@@ -215,7 +217,7 @@ impl Engine {
         alone.chain(published).collect::<Vec<_>>().join(", ")
     }
 
-    /// A container in Docker's shape; with `sizes` what its tree takes too.
+    /// `inspect`: a container in Docker's format; with `sizes`, with its disk usage.
     pub async fn inspect(&self, text: &str, sizes: bool) -> Result<Value> {
         let (container, extension) = self.find_own(text).await?;
         let state = self.state_of(&container.id, &extension).await;
@@ -284,7 +286,7 @@ impl Engine {
             },
         });
         if attachment.is_some() {
-            // What it has for others and is published nowhere.
+            // Exposed ports that are not published.
             let exposed = shown["Config"]["ExposedPorts"].as_object().cloned().unwrap_or_default();
             let ports = shown["NetworkSettings"]["Ports"].as_object_mut().expect("made so");
             for port in exposed_ports(exposed.keys()) {
@@ -294,7 +296,7 @@ impl Engine {
         if matches!(network, NetworkMode::Of(_)) {
             shown["NetworkSettings"]["Networks"] = json!({});
         }
-        // Templates ask whether somebody looks after it: in Docker's they are there, and nothing.
+        // As in Docker, the fields are present and null without a health check: templates test them.
         shown["Config"]["Healthcheck"] = json!(extension.health);
         shown["State"]["Health"] = json!(extension.health.as_ref().and(health).map(|health| health.shown()));
         if sizes {
@@ -321,13 +323,13 @@ impl Engine {
     }
 }
 
-/// The time by which Docker says that something never happened.
+/// Docker's timestamp for "never" (Go's zero time).
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// `HostConfig`: what was asked for that is the machine's.
+/// `HostConfig`: the requested options that concern the host.
 fn host_config(extension: &Extension) -> Value {
     let create = &extension.create;
-    // Those that were made for it alone, or are another's, are not what it was asked for with a name.
+    // Docker's `HostConfig` does not list anonymous volumes.
     let own = &extension.own_volumes;
     let is_named = |mount: &&api::engine::Mount| !(mount.kind == VOLUME && own.contains(&mount.source));
     let extras = &create.extras;
@@ -381,7 +383,7 @@ fn host_config(extension: &Extension) -> Value {
     config
 }
 
-/// The limits in `HostConfig`: how much a container may use.
+/// The resource limits in `HostConfig`.
 fn limits(create: &Create) -> Map<String, Value> {
     let extras = &create.extras;
     let all = json!({
@@ -405,7 +407,7 @@ fn limits(create: &Create) -> Map<String, Value> {
     all
 }
 
-/// As `-v` takes it, of what has a source.
+/// A mount in the syntax of `-v`; `None` if it has no source.
 fn bind_text(mount: &api::engine::Mount) -> Option<String> {
     if mount.kind == "tmpfs" || mount.source.is_empty() {
         return None;
@@ -416,13 +418,13 @@ fn bind_text(mount: &api::engine::Mount) -> Option<String> {
     Some(format!("{}:{}{options}", mount.source, mount.target))
 }
 
-/// No limit is -1.
+/// Docker shows no limit as -1.
 fn ulimit_row(limit: &Ulimit) -> Value {
     let number = |limit: Option<u64>| limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
     json!({"Name": limit.name, "Soft": number(limit.soft), "Hard": number(limit.hard)})
 }
 
-/// As Docker has those that are asked for by name.
+/// CDI devices in Docker's format.
 fn device_requests(names: &[String]) -> Value {
     if names.is_empty() {
         return json!([]);
@@ -441,7 +443,7 @@ pub(crate) fn attributes(extension: &Extension) -> BTreeMap<String, String> {
     attributes
 }
 
-/// By port inside, where each is published.
+/// Published ports by container port.
 fn port_bindings(attachment: &network::Attachment) -> Map<String, Value> {
     let mut bindings = Map::new();
     for port in &attachment.ports {
@@ -454,7 +456,7 @@ fn port_bindings(attachment: &network::Attachment) -> Map<String, Value> {
     bindings
 }
 
-/// Each by itself, as Docker writes it.
+/// Each exposed port in Docker's syntax.
 fn exposed_ports<'a>(exposed: impl Iterator<Item = &'a String>) -> impl Iterator<Item = String> {
     exposed::each(exposed).into_iter().map(|(number, protocol)| format!("{number}/{protocol}"))
 }
@@ -463,7 +465,7 @@ fn protocol(transport: Transport) -> &'static str {
     if transport == Transport::Tcp { "tcp" } else { "udp" }
 }
 
-/// [`familiar`] with the tag, also if that is `latest`.
+/// [`familiar`] with the tag, even if that is `latest`.
 pub(crate) fn familiar_with_tag(name: &str) -> String {
     let reference: Option<types::Reference> = name.parse().ok();
     let tagged = reference.and_then(|own| Some(format!("{}:{}", own.familiar_name(), own.tag()?)));

@@ -1,12 +1,12 @@
 //! Starting a container.
 //!
 //! ```text
-//! turn on the container ─▶ what its last run left is settled ─▶ network, tree, task ─▶ its program runs ─▶ watched
-//!                                                              └▶ start recorded ─┘
+//! lock the container ─▶ settle its last run ─▶ network, snapshot, task ─▶ run its program ─▶ watch
+//!                                               └▶ record the start ──┘
 //! ```
 //!
-//! A start that fails takes back what it has made. Who stops the container meanwhile is heard once more before its
-//! program runs.
+//! A failed start undoes what it has made. Shortly before the program runs, the start checks once more whether a client
+//! has stopped the container.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,44 +28,44 @@ use crate::record::{ExitRecord, Extension};
 use crate::turns::{Copies, Turn};
 use crate::{Engine, etc};
 
-/// How long the end of a container whose shim does not answer may take to be seen.
+/// How long to wait for the end of a container whose shim does not answer.
 const DOUBT_LIMIT: Duration = Duration::from_secs(2);
 
-/// Who has a container started.
+/// What initiated a start.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Starter {
-    /// A call.
+    /// A client.
     Hand,
-    /// Its restart policy, which gives way to who stops it by hand.
+    /// The restart policy, which gives way to a client that stops the container.
     Policy,
 }
 
-/// What a start finds of the container's last run.
+/// The state of a container's last run when it is started.
 enum LastRun {
-    /// Nothing: it can be started.
+    /// Nothing is left of it: the container can be started.
     Settled,
-    /// It runs.
+    /// The container still runs.
     GoesOn,
     Unsettled(Unsettled),
 }
 
-/// What is to be waited for before a container can be started.
+/// What has to finish before a container can be started.
 #[derive(Clone, Copy)]
 enum Unsettled {
-    /// Its shim is dead, or just being sent away: what is left of it is being cleared away.
+    /// Its shim is dead or exiting, and is being cleaned up after.
     Left,
-    /// Its end is being settled.
+    /// Its watcher is settling its end.
     Ended,
-    /// It was made and never ran its program, and is being ended.
+    /// It was created but its program never ran; the task is being killed.
     CutOff,
-    /// Its shim does not answer. It may have died this moment.
+    /// Its shim does not answer, and may have just died.
     InDoubt,
 }
 
-/// A start that failed.
+/// A failed start.
 struct Failed {
     error: Error,
-    /// Its task was made, and it was told that it has its network and volumes.
+    /// Its task was created, and the events of its network and volumes were published.
     had_task: bool,
 }
 
@@ -75,8 +75,8 @@ impl Engine {
         self.start_for(Starter::Hand, text, streams, laps).await.map(|_| json!({}))
     }
 
-    /// Starts a container that does not run, and returns whether it was started: it may run already, or have been
-    /// stopped by hand.
+    /// Starts a container that does not run. Returns whether it did: it may be running already, or have been stopped by
+    /// hand.
     pub(crate) async fn start_for(
         &self,
         starter: Starter,
@@ -88,13 +88,13 @@ impl Engine {
         let id = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await?;
         match self.turn_to_start(&id).await? {
             Some(turn) => self.start_in_turn(starter, id, turn, streams, laps).await,
-            // It runs already, which is what was asked for.
+            // It runs already, which is what the client wants.
             None => Ok(false),
         }
     }
 
-    /// The turn on a container that does not run and of whose last run nothing is left; none if it runs. What is to be
-    /// settled first is waited for: each kind once, as what is not done by then needs somebody who looks into it.
+    /// Locks a container that does not run and whose last run is settled; `None` if it runs. Waits for each kind of
+    /// unsettled state once: if it persists, an administrator has to look into it.
     async fn turn_to_start(&self, id: &ContainerId) -> Result<Option<Turn>> {
         let (mut has_waited, mut has_doubted) = (false, false);
         loop {
@@ -125,7 +125,7 @@ impl Engine {
                 Unsettled::InDoubt => has_doubted = true,
                 Unsettled::CutOff => {}
             }
-            // Who settles an end needs the turn for that.
+            // Settling the end needs the lock.
             drop(turn);
             match unsettled {
                 Unsettled::Left => self.wait_until_settled(id).await,
@@ -139,7 +139,7 @@ impl Engine {
         }
     }
 
-    /// What has become of the last run of a container, whose turn the caller has. A start that was cut off is ended.
+    /// Examines the last run of a container that the caller has locked. Kills the task of a start that was cut off.
     async fn last_run(&self, id: &ContainerId) -> Result<LastRun> {
         let Some(task) = self.task_of(id)? else {
             let is_left = self.is_left(id);
@@ -156,7 +156,7 @@ impl Engine {
         })
     }
 
-    /// Starts a container that does not run, whose turn is held until it runs.
+    /// Starts a locked container that does not run. The lock is held until it runs.
     async fn start_in_turn(
         &self,
         starter: Starter,
@@ -169,12 +169,12 @@ impl Engine {
             self.0.restarts.call_off(id.as_str());
         }
         let own = id.clone();
-        // The record is read again: with the turn, nobody else changes it.
+        // Read the record again: only the holder of the lock changes it.
         let (container, extension) = self.blocking(move |engine| engine.wish(&own, starter)).await?;
         if extension.stopped_by_hand {
             return Ok(false);
         }
-        // The start is recorded while the shim works. A crash may leave either undone: the next daemon makes up for it.
+        // Recorded while the shim works. After a crash between the two, the next daemon completes what is missing.
         let (started, recorded) = tokio::join!(
             self.start_task(&container, &extension, streams, laps),
             self.record_start(&id, Some(Timestamp::now()), None),
@@ -185,7 +185,7 @@ impl Engine {
             return Err(why(error));
         }
         if let Err(error) = recorded {
-            // The container runs, and its record does not say so: a later daemon would take it for one that never ran.
+            // The container runs, but its record does not say so: a later daemon would believe that it never ran.
             if let Ok(Some(task)) = self.task_of(&id) {
                 let _ended_or_watched = self.parts().shims.kill(&task, None, SIGKILL, true).await;
             }
@@ -198,8 +198,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// What is wanted of a container as its start begins: who starts it by hand takes back that it was stopped so, and
-    /// what was counted since. Who stops it from here on is not forgotten.
+    /// Updates the record as a start begins: a start by hand clears `stopped_by_hand` and the restart counters. A stop
+    /// after this point is not overwritten.
     fn wish(&self, id: &ContainerId, starter: Starter) -> Result<(Container, Extension)> {
         let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
         let extension = Extension::of(&container)?;
@@ -212,11 +212,12 @@ impl Engine {
         }
     }
 
-    /// Takes back what a start has made that failed. What cannot be taken back is found by `system check`.
+    /// Undoes a failed start. `system check` finds what cannot be undone.
     async fn take_back(&self, id: &ContainerId, before: &Extension, had_task: bool) {
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             Err(error) if !error.is(ErrorKind::NotFound) => {
-                // Something of the container is left, which keeps its network until it ends. Its watcher tells that.
+                // Something of the container is left and keeps its network until it ends. Its watcher will release
+                // that.
                 tracing::warn!(%id, "take back a start: {}", error.chain());
                 self.watch(id.clone());
                 return;
@@ -233,7 +234,7 @@ impl Engine {
         let _ = self.record_start(id, before.started, before.exit).await;
     }
 
-    /// Ends a container whose start was cut off between making it and running its program. Who watches it settles the
+    /// Kills a container whose start was cut off between its creation and running its program. Its watcher settles the
     /// rest.
     pub(crate) async fn end_unstarted(&self, id: &ContainerId, task: &task::Task) -> Result<()> {
         self.watch_once(id);
@@ -241,7 +242,7 @@ impl Engine {
         killed.map_err(|error| error.context("end a start that was cut off"))
     }
 
-    /// Records what is known of a container's last start.
+    /// Records a container's last start.
     pub(crate) async fn record_start(
         &self,
         id: &ContainerId,
@@ -266,14 +267,14 @@ impl Engine {
         streams: &Streams,
         laps: &Laps,
     ) -> Result<(), Failed> {
-        // While this is held, nobody takes what is made here and not used yet for left over.
+        // While this is held, `sweep` does not take what is made here and not used yet for a leftover.
         let _busy = self.0.starting.read().await;
         let failed = |had_task| move |error| Failed { error, had_task };
         self.make_task(container, extension, streams, laps).await.map_err(failed(false))?;
         self.run_task(&container.id, laps).await.map_err(failed(true))
     }
 
-    /// Makes a container's task, and tells what it has from then on.
+    /// Creates a container's task, and publishes the events of its network and volumes.
     async fn make_task(
         &self,
         container: &Container,
@@ -281,7 +282,7 @@ impl Engine {
         streams: &Streams,
         laps: &Laps,
     ) -> Result<()> {
-        // Held until the container has a task, by which others see that it works in its volumes.
+        // Held until the container has a task, which shows other calls that it uses its volumes.
         let starting = self.0.volumes.start(container.id.as_str());
         let joined = Arc::new(self.open_joined(&extension.create).await?);
         let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
@@ -314,7 +315,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Has a task that was made run its program.
+    /// Runs the program of a created task.
     async fn run_task(&self, id: &ContainerId, laps: &Laps) -> Result<()> {
         // A stop that came before the task existed only set `stopped_by_hand`: it is honoured here.
         let own = id.clone();
@@ -327,7 +328,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Tells the container who resolves names for the machine now.
+    /// Updates the container's `resolv.conf` from the host's current one.
     fn renew_resolvers(&self, id: &ContainerId, extension: &Extension) -> Result<()> {
         let text = etc::resolv_conf(&extension.create);
         if NetworkMode::of(&extension.create) == NetworkMode::Bridge && !etc::names_resolver(&text) {
@@ -339,12 +340,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives the container its network.
+    /// Attaches the container to its network.
     fn connect(&self, container: &Container, extension: &Extension) -> Result<()> {
         let create = &extension.create;
         match NetworkMode::of(create) {
             NetworkMode::Bridge => {}
-            // As the machine knows others now.
+            // From the host's current /etc/hosts.
             NetworkMode::Host => return etc::write_hosts_of_host(&self.files(container.id.as_str()), create),
             NetworkMode::None => return Ok(()),
             NetworkMode::Of(other) => {

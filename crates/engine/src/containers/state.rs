@@ -1,12 +1,12 @@
-//! What a container does, as people are shown it.
+//! The state of a container as clients see it.
 //!
 //! ```text
-//! its end is being settled   it has ended, and how     (its shim may be there yet, or be going)
-//! its shim answers           what the shim says; of one that has ended, how
-//! it has no task             what its record says, as it is after that was found
+//! its end is being settled   the recorded end   (its shim may still exist or be exiting)
+//! its shim answers           the shim's state; if it has ended, with the exit
+//! it has no task             the record's state, read after that was found
 //! ```
 //!
-//! An end is seen in one step: whoever is told that a container has ended is told how.
+//! A client that sees that a container has ended also sees how: both change in one step.
 
 use std::collections::BTreeMap;
 use std::sync::MutexGuard;
@@ -18,7 +18,7 @@ use types::ContainerId;
 use crate::Engine;
 use crate::record::{ExitRecord, Extension};
 
-/// Ends that are being settled, by container: neither the shim nor the record has the last word then.
+/// Ends that are being settled, by container: meanwhile neither shim nor record is authoritative.
 #[derive(Default)]
 pub(crate) struct Ends(Mutex<BTreeMap<String, ExitRecord>>);
 
@@ -27,7 +27,7 @@ impl Ends {
         self.lock().insert(id.to_string(), exit);
     }
 
-    /// Forgets one that is settled, unless there was another since.
+    /// Forgets a settled end, unless there was a newer one.
     pub(crate) fn over(&self, id: &ContainerId, exit: &ExitRecord) {
         let mut all = self.lock();
         if all.get(id.as_str()) == Some(exit) {
@@ -44,22 +44,22 @@ impl Ends {
     }
 }
 
-/// What of its life a container is in.
+/// A container's phase of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// It has not run, or runs in a moment.
+    /// It has never run, or is about to.
     Created,
     Running,
     Paused,
-    /// It has ended, and its policy starts it again.
+    /// It has ended, and its restart policy will start it again.
     Restarting,
     Exited,
-    /// Its shim does not answer, or it cannot be asked: it may be running.
+    /// Its shim does not answer or cannot be asked: it may be running.
     Unknown,
 }
 
 impl Phase {
-    /// Docker's word for it.
+    /// Docker's name of the phase.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Phase::Created => "created",
@@ -71,7 +71,7 @@ impl Phase {
         }
     }
 
-    /// Whether it runs, may be running, or will run by itself. The others are those that `prune` removes.
+    /// Whether it runs, may be running, or will be restarted. `prune` removes the others.
     pub(crate) const fn is_alive(self) -> bool {
         !matches!(self, Phase::Created | Phase::Exited)
     }
@@ -80,9 +80,9 @@ impl Phase {
 #[derive(Debug, PartialEq)]
 pub(crate) struct State {
     pub(crate) phase: Phase,
-    /// 0 of one that has no process.
+    /// 0 if it has no process.
     pub(crate) pid: u32,
-    /// How its last run ended. Of one that runs there is none.
+    /// How its last run ended; `None` while it runs.
     pub(crate) exit: Option<ExitRecord>,
 }
 
@@ -99,12 +99,12 @@ impl State {
 const UNKNOWN: State = State::of_run(Phase::Unknown, 0);
 
 impl Engine {
-    /// The record may be of before: where the state is not what it says, it is read again.
+    /// The state of a container. `extension` may be outdated: if the shim contradicts it, the record is read again.
     pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
         let process = match self.task_of(id) {
             Ok(Some(task)) => match task.state_or_unknown().await {
                 Ok(process) => Some(process),
-                // Its shim has just let go of it.
+                // Its shim has just deleted the task.
                 Err(_) if self.0.ends.get(id).is_some() || matches!(self.task_of(id), Ok(None)) => None,
                 Err(_) => return UNKNOWN,
             },
@@ -114,7 +114,7 @@ impl Engine {
         self.state_from(id, extension, process.as_ref()).await
     }
 
-    /// The same of one whose shim, if it has one, was asked already.
+    /// As [`Engine::state_of`], if its shim, if any, has been asked already.
     pub(crate) async fn state_from(
         &self,
         id: &ContainerId,
@@ -134,7 +134,7 @@ impl Engine {
                 let exit = process.exit.map(|exit| ExitRecord { code: exit.status, at: exit.at, oom_killed });
                 self.ended(id, exit)
             }
-            // It did not answer because it was being sent away.
+            // It did not answer because it was exiting.
             Status::Unknown if matches!(self.task_of(id), Ok(None)) => {
                 self.state_by_record(id, extension).await
             }

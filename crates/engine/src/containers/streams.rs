@@ -1,13 +1,13 @@
-//! The streams of a container: what it writes is logged, and goes to whoever looks; what it reads comes from those who type.
+//! The streams of a container: its output goes to the log and to attached clients; attached clients write its input.
 //!
 //! ```text
-//! those who type ─▶ their pipes ─┐
+//! clients' stdin pipes ──────────┐
 //! ROOT/…/ID/stdin, held open ────┴▶ shim ─▶ container ─▶ shim ─┬▶ json.log
-//!                                                             └▶ pipes of those who look
+//!                                                             └▶ clients' stdout and stderr pipes
 //! ```
 //!
-//! The bytes pass nothing of the daemon. Those who look and type come and go; whoever starts the container may be the
-//! first of them, and misses nothing of it.
+//! The daemon does not touch the bytes. Clients attach and detach at any time; a client that attaches as it starts the
+//! container misses no output.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,14 +26,13 @@ use crate::Engine;
 use crate::logs::LOG_FILE;
 use crate::record::Extension;
 
-/// Of a part of a URI all but what stands for itself anywhere (RFC 3986, "Unreserved Characters"), and the slashes of
-/// paths.
+/// Percent-encodes a path in a URI: everything except unreserved characters (RFC 3986, 2.3) and slashes.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
 impl Engine {
-    /// Where the streams of a container that starts go.
+    /// Where the streams of a container that is being started are connected.
     pub(super) fn io(&self, id: &str, extension: &Extension, streams: &Streams) -> Result<Io> {
-        // What is not kept goes to those who look alone.
+        // Without a log, only attached clients see the output.
         let (log, limits) = match log_driver::limits(&extension.create.extras.log)? {
             Some(Limits { size, files }) => {
                 (self.files(id).join(LOG_FILE), format!("max-size={size}&max-file={files}"))
@@ -62,7 +61,8 @@ impl Engine {
         })
     }
 
-    /// A pipe into which nobody writes, and which the shim holds open: the input of a container for those who come later.
+    /// A named pipe that the shim holds open and into which the daemon never writes: stdin for clients that attach
+    /// later.
     fn input_of_nobody(&self, id: &str) -> Result<PathBuf> {
         let path = self.files(id).join("stdin");
         match mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
@@ -73,7 +73,7 @@ impl Engine {
         }
     }
 
-    /// Lets somebody look at a container that runs, and type, if it has an input.
+    /// Attaches a client to a running container: its output, and its input if it has one.
     pub(crate) async fn attach(&self, text: &str, streams: Streams) -> Result<Value> {
         let (container, extension) = self.find_own(text).await?;
         let name = &extension.name;
@@ -104,7 +104,7 @@ impl Engine {
     }
 }
 
-/// A pipe of a client who does not come again: whoever writes to it goes on when the client has left.
+/// The URI of a client's pipe that is not reopened: the shim goes on when the client has left.
 pub(crate) fn once(pipe: &str) -> String {
     if pipe.is_empty() { String::new() } else { format!("fifo://{}?once", utf8_percent_encode(pipe, PART)) }
 }

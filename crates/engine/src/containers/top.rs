@@ -1,7 +1,7 @@
-//! `top`: the processes of a container as ps(1) shows them, read from the machine's `/proc`.
+//! `top`: the processes of a container in the format of ps(1), read from the host's `/proc`.
 //!
-//! Nothing of the container is run for it, so that it works for images without a `ps` and for containers that cannot
-//! start another process.
+//! Runs nothing in the container, so that it works for images without `ps` and for containers that cannot start another
+//! process.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,11 +11,11 @@ use types::{Context, Error, Result, Timestamp};
 
 use crate::Engine;
 
-/// What ps(1) shows with `-ef` and with `aux`.
+/// The columns of ps(1) with `-ef` and with `aux`.
 const FULL: &str = "uid,pid,ppid,c,stime,tty,time,cmd";
 const BSD: &str = "user,pid,%cpu,%mem,vsz,rss,tty,stat,start,bsdtime,command";
 
-/// A column: the word of ps(1), its title, and what it shows.
+/// A column: its keyword in ps(1), its title, and its value.
 type Column = (&'static str, &'static str, fn(&Process, &Machine) -> String);
 
 const COLUMNS: &[Column] = &[
@@ -50,7 +50,7 @@ const COLUMNS: &[Column] = &[
     ("command", "COMMAND", |process, _| process.command.clone()),
 ];
 
-/// Other words for the same.
+/// Other keywords of ps(1) for the same columns.
 const ALIASES: &[(&str, &str)] = &[
     ("args", "command"),
     ("pcpu", "%cpu"),
@@ -82,7 +82,7 @@ impl Engine {
                 let machine = Machine::look()?;
                 let mut rows = Vec::new();
                 for pid in pids {
-                    // One that has ended meanwhile is none of it, nor is another of its number.
+                    // Skips a process that has ended, or another that reuses its pid.
                     let Some(process) = Process::read(pid.pid, container.id.as_str()) else { continue };
                     rows.push(
                         columns.iter().map(|(_, _, show)| show(&process, &machine)).collect::<Vec<_>>(),
@@ -95,7 +95,7 @@ impl Engine {
     }
 }
 
-/// The columns that options of ps(1) ask for.
+/// The columns that options of ps(1) select.
 fn columns(options: &[String]) -> Result<Vec<Column>> {
     let mut list = None;
     let mut options = options.iter().map(String::as_str).peekable();
@@ -123,7 +123,7 @@ fn columns(options: &[String]) -> Result<Vec<Column>> {
     list.split(',').map(find).collect()
 }
 
-/// Whether letters of ps(1) only say whose processes are shown: all of the container are.
+/// Whether options of ps(1) only select processes: `top` shows all of the container's.
 fn selects(letters: &str) -> bool {
     letters.bytes().all(|letter| b"eAaxw".contains(&letter))
 }
@@ -135,9 +135,9 @@ fn unknown(word: &str) -> Error {
     ))
 }
 
-/// What numbers of processes are measured by.
+/// Facts about the host that a process's values relate to.
 struct Machine {
-    /// Seconds since it started, and when that was.
+    /// Uptime, and boot time since the epoch, in seconds.
     uptime: u64,
     booted: u64,
     ticks: u64,
@@ -154,7 +154,7 @@ impl Machine {
         let booted = number(stat.lines().find_map(|line| line.strip_prefix("btime ")));
         let memory = read("/proc/meminfo")?;
         let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
-        // As ps(1) on this machine would show them.
+        // Users as ps(1) on this host would show them.
         let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
         let users = users.lines().filter_map(|line| {
             let fields: Vec<&str> = line.split(':').collect();
@@ -170,7 +170,7 @@ impl Machine {
     }
 }
 
-/// A process, as proc_pid_stat(5) has it.
+/// A process's fields of proc_pid_stat(5).
 #[derive(Debug, Default)]
 struct Process {
     pid: u32,
@@ -192,7 +192,7 @@ struct Process {
 }
 
 impl Process {
-    /// None if there is none, or it is not in the container's cgroup.
+    /// `None` if the process does not exist or is not in the container's cgroup.
     fn read(pid: u32, container: &str) -> Option<Process> {
         let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
         let stat = Process::parse(&String::from_utf8_lossy(&read("stat")?))?;
@@ -215,7 +215,7 @@ impl Process {
     }
 
     fn parse(stat: &str) -> Option<Process> {
-        // The name may have anything in it, parentheses too.
+        // The name may contain anything, even parentheses.
         let (front, rest) = stat.rsplit_once(')')?;
         let name = front.split_once('(')?.1;
         let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -251,7 +251,7 @@ impl Process {
         (self.cpu_ticks as f64 * 100.0 / machine.ticks as f64 / elapsed as f64).min(99.9)
     }
 
-    /// `pts/1`, or `?` without one.
+    /// `pts/1`, or `?` without a terminal.
     fn terminal(&self) -> String {
         let (major, minor) =
             (self.terminal >> 8 & 0xfff, self.terminal & 0xff | self.terminal >> 12 & 0xfff00);
@@ -262,7 +262,7 @@ impl Process {
         }
     }
 
-    /// The time of the day, or of more than a day ago the date. In UTC.
+    /// Start time in UTC: the time of day, or the date if more than a day ago.
     fn start(&self, machine: &Machine) -> String {
         let seconds = machine.booted + self.started_ticks / machine.ticks;
         let time = Timestamp { seconds: i64::try_from(seconds).unwrap_or(0), nanos: 0 }.to_string();
@@ -270,7 +270,7 @@ impl Process {
     }
 }
 
-/// `[DD-]HH:MM:SS`; the hours may be left out.
+/// `[DD-]HH:MM:SS`; the hours are optional.
 fn clock(seconds: u64, has_hours: bool) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     let rest = format!("{minutes:02}:{:02}", seconds % 60);
@@ -281,7 +281,8 @@ fn clock(seconds: u64, has_hours: bool) -> String {
     }
 }
 
-/// A container decides what its processes are called, but not what a terminal does.
+/// Replaces control characters: a container chooses the names of its processes, and must not control the user's
+/// terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() { '?' } else { letter }).collect()
 }

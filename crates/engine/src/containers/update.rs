@@ -1,4 +1,4 @@
-//! `update`: other limits, and another restart policy, also for a container that runs.
+//! `update`: changes resource limits and the restart policy, even of a running container.
 
 use api::engine::{Create, Restart, Update};
 use metadata::Container;
@@ -12,13 +12,13 @@ use crate::record::{EXTENSION, Extension};
 use crate::spec::resources;
 use crate::turns::Copies;
 
-/// containerd's type of limits (`typeurl` of a plain Go struct: the value is JSON).
+/// containerd's type URL of resource limits (`typeurl` of a plain Go struct: the value is JSON).
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 impl Engine {
-    /// What cannot be done to a container that runs is not recorded either.
+    /// A change that fails for a running container is not recorded either.
     pub(crate) async fn update(&self, text: &str, mut update: Update) -> Result<Value> {
-        // Zero leaves a limit as it is, with Docker too.
+        // Zero leaves a limit unchanged, as in Docker.
         update.memory = update.memory.filter(|limit| *limit != 0);
         update.memory_swap = update.memory_swap.filter(|limit| *limit != 0);
         update.memory_reservation = update.memory_reservation.filter(|limit| *limit != 0);
@@ -50,7 +50,7 @@ impl Engine {
             Extension::of(&engine.parts().metadata.containers(&engine.0.caller).get(&own)?)
         });
         let extension = recorded.await.map_err(about)?;
-        // A restart that is planned is one of the policy of before.
+        // A planned restart is due to the old policy.
         if extension.exit.is_some_and(|exit| !extension.wants_restart(exit.code)) {
             self.0.restarts.call_off(id.as_str());
         }
@@ -58,7 +58,7 @@ impl Engine {
         Ok(json!({}))
     }
 
-    /// For the next start.
+    /// Records the new limits for the next start.
     fn record_update(&self, id: &ContainerId, update: &Update, limits: Option<LinuxResources>) -> Result<()> {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let changed = containers.change(id, |container| {
@@ -77,8 +77,7 @@ impl Engine {
     }
 }
 
-/// Puts what `update` says in the place of what was said of the same: a share of processors leaves alone on which of them it
-/// is had.
+/// Overwrites the limits that `update` sets; a CPU share does not affect the cpuset.
 fn merge(own: &mut LinuxResources, update: LinuxResources) {
     if let Some(update) = update.memory {
         let memory = own.memory.get_or_insert_default();
@@ -101,7 +100,7 @@ fn merge(own: &mut LinuxResources, update: LinuxResources) {
         let block_io = own.block_io.get_or_insert_default();
         block_io.weight = update.weight.or(block_io.weight);
     }
-    // A limit is all that there is of it.
+    // The pids limit has no other fields.
     own.pids = update.pids.or(own.pids.take());
 }
 
@@ -126,8 +125,8 @@ fn apply(update: &Update, create: &mut Create) {
     }
 }
 
-/// None if no limit changes. Those of memory, and those of processors, are checked and written together, so what is not said
-/// of them is as it was.
+/// The limits to change; `None` if there are none. All memory limits, and likewise all CPU limits, are validated and
+/// written together, including the unchanged ones.
 fn limits(update: &Update, own: &Create) -> Result<Option<LinuxResources>> {
     let mut all = own.clone();
     apply(update, &mut all);
@@ -160,7 +159,7 @@ fn limits(update: &Update, own: &Create) -> Result<Option<LinuxResources>> {
     if changes == Update::default() {
         return Ok(None);
     }
-    // Which devices it may use stays as it is.
+    // The device rules do not change.
     Ok(Some(LinuxResources { devices: Vec::new(), ..resources(&changed)? }))
 }
 

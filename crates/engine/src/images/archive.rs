@@ -1,4 +1,4 @@
-//! Images as files: loaded, imported, saved.
+//! `load`, `import` and `save`: images as archives.
 
 use std::io::BufWriter;
 use std::path::PathBuf;
@@ -11,11 +11,11 @@ use types::{Error, Reference, Result};
 use super::instruction;
 use crate::Engine;
 
-/// Bytes on their way into an archive.
+/// Buffer for the archive, in bytes.
 const SAVE_BUFFER_LEN: usize = 256 * 1024;
 
 impl Engine {
-    /// Loads an archive or layout of this machine, or an embedded image.
+    /// Loads an archive or OCI layout of this host, or an embedded image.
     pub(crate) async fn load(
         &self,
         path: &str,
@@ -23,7 +23,7 @@ impl Engine {
         fallback: Option<&str>,
     ) -> Result<Value> {
         let (path, embedded) = (PathBuf::from(path), embedded.map(str::to_owned));
-        // What a file is called may be no name for an image.
+        // A file name need not be a valid image name.
         let fallback = fallback.and_then(|name| name.to_ascii_lowercase().parse::<Reference>().ok());
         let images = self
             .with_cancel(move |engine, caller| match &embedded {
@@ -43,7 +43,7 @@ impl Engine {
             .collect())
     }
 
-    /// Makes an image from the tar of a root file system.
+    /// Makes an image from a tar archive of a root file system.
     pub(crate) async fn import_tree(
         &self,
         path: &str,
@@ -79,7 +79,7 @@ impl Engine {
         Ok(json!({"Id": id, "Name": name, "Digest": digest}))
     }
 
-    /// Writes images to a pipe of the caller.
+    /// Writes images to a pipe of the client.
     pub(crate) async fn save(
         &self,
         names: Vec<String>,

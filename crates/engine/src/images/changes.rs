@@ -1,4 +1,4 @@
-//! What differs between two trees, for people: a container and its image, or two images.
+//! `diff`: the differences between a container and its image, or between two images.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use types::{Context, Error, Mount, Result};
 use crate::Engine;
 
 impl Engine {
-    /// Tells what differs, one by one.
+    /// Sends the differences, one by one.
     pub async fn changes(&self, of: Changes, to: mpsc::Sender<ChangedPath>) -> Result<()> {
         self.with_client(move |engine| match of {
             Changes::Container { id } => engine.container_changes(&id, &to),
@@ -34,7 +34,7 @@ impl Engine {
             let trees = Trees::open(lower, &upper)?.without_places(places(&container));
             let mut above = Above(Vec::new());
             trees.changes(|change| {
-                // As in Docker, the directories above a change have changed.
+                // As in Docker, the directories above a change count as changed.
                 for directory in above.untold(change) {
                     tell(to, changed("C", &directory, None, None))?;
                 }
@@ -60,7 +60,7 @@ impl Engine {
         with_view(&parts.metadata, &self.0.caller, &parts.snapshotter, name, work)
     }
 
-    /// The snapshot that a container's tree is on top of, and the tree itself.
+    /// The parent snapshot of a container's snapshot, and the mounts of the latter.
     pub(crate) fn tree_of(&self, container: &Container) -> Result<(Option<String>, Vec<Mount>)> {
         let snapshots = self.parts().metadata.snapshots(&self.0.caller, &container.snapshotter)?;
         let parent = snapshots.stat(&container.snapshot_key)?.parent;
@@ -69,18 +69,18 @@ impl Engine {
     }
 }
 
-/// What the runtime makes in a container's tree to mount on, if it is not there.
+/// The mount points of a container: the runtime creates missing ones in its snapshot.
 pub(crate) fn places(container: &Container) -> BTreeSet<PathBuf> {
     let spec = container.spec.as_ref().and_then(|spec| serde_json::from_slice::<Spec>(&spec.value).ok());
     let mounts = spec.map(|spec| spec.mounts).unwrap_or_default();
     mounts.iter().map(|mount| PathBuf::from(mount.destination.trim_start_matches('/'))).collect()
 }
 
-/// The directories that the changes so far were in.
+/// The directories above the previous change.
 struct Above(Vec<PathBuf>);
 
 impl Above {
-    /// Those above a change that were not told, outermost first.
+    /// The directories above a change that were not reported, outermost first.
     fn untold(&mut self, change: &Change<'_>) -> Vec<PathBuf> {
         if change.kind == ChangeKind::Same {
             return Vec::new();

@@ -1,12 +1,10 @@
-//! Images of containers, as `docker commit` makes them: the container's image, a layer of what it changed, and
-//! a config of how it runs.
+//! `commit`: makes an image from a container: the container's image, a layer of its changes, and its configuration.
 //!
 //! ```text
-//! config ─▶ paused ─▶ layer ─▶ goes on ─▶ image
+//! config ─▶ pause ─▶ layer ─▶ resume ─▶ image
 //! ```
 //!
-//! While a container is paused, its record says so: a daemon that is killed meanwhile and started again lets
-//! it go on.
+//! The record notes that the container is paused: if the daemon is killed meanwhile, the next one resumes it.
 
 use api::engine::Commit;
 use metadata::{Container, Image};
@@ -23,7 +21,7 @@ use crate::Engine;
 use crate::record::Extension;
 
 impl Engine {
-    /// Makes an image of a container.
+    /// Makes an image from a container.
     pub(crate) async fn commit(&self, commit: Commit) -> Result<Value> {
         let (what, text) = (format!("commit container {}", commit.id), commit.id.clone());
         let container = self.blocking(move |engine| engine.find(&text)).await?;
@@ -38,12 +36,13 @@ impl Engine {
             .blocking(move |engine| {
                 let extension = Extension::of(&container)?;
                 let base = engine.base_of(&extension)?;
-                // Before anything is paused or copied: what is wrong with the changes is told at once.
+                // Before anything is paused or copied, so that errors in `--change` show at once.
                 let config = engine.config_of(&base, &extension, &commit)?;
                 Ok((container, base, config))
             })
             .await?;
-        // Of several that pause one container, the first to end would let it go on under the others.
+        // One at a time: of several commits that pause one container, the first to end would resume it under the
+        // others.
         let alone = if pause { Some(self.0.copies.take(container.id.as_str()).await) } else { None };
         let is_paused = pause && self.begin_copy(&container.id).await?;
         let copied = self.copy(container.clone(), base).await;
@@ -77,9 +76,9 @@ impl Engine {
         .await
     }
 
-    /// Pauses a container that runs. False if there is nothing to pause.
+    /// Pauses a running container for a copy. False if it does not run.
     async fn begin_copy(&self, id: &ContainerId) -> Result<bool> {
-        // A daemon that has just begun lets go on what an earlier one paused.
+        // Wait for a daemon that has just started to resume what an earlier one paused.
         drop(self.0.turns.take(id.as_str()).await);
         let Some(task) = self.task_of(id)? else { return Ok(false) };
         match task.state_or_unknown().await?.status {
@@ -98,7 +97,7 @@ impl Engine {
             Ok(()) => Ok(true),
             Err(error) => {
                 self.end_copy(id).await?;
-                // It ended meanwhile, and its tree is still there.
+                // The container has ended meanwhile, and its snapshot is still there.
                 if task.state_or_unknown().await.is_ok_and(|state| state.status == Status::Stopped) {
                     return Ok(false);
                 }
@@ -107,10 +106,10 @@ impl Engine {
         }
     }
 
-    /// Lets a container go on that was paused for a copy. One that is gone needs nothing.
+    /// Resumes a container that was paused for a copy. No error if it is gone.
     pub(crate) async fn end_copy(&self, id: &ContainerId) -> Result<()> {
         if let Some(task) = self.task_of(id)? {
-            // Somebody may have let it go on, or killed it.
+            // A client may have resumed or killed it.
             let _ = task.resume().await;
         }
         let id = id.clone();
@@ -123,7 +122,7 @@ impl Engine {
         }
     }
 
-    /// The image that a container was made from, whatever it is called by now.
+    /// The image that a container was made from, even if it has been renamed.
     fn base_of(&self, extension: &Extension) -> Result<Described> {
         let parts = self.parts();
         let images = parts.metadata.images(&self.0.caller);
@@ -147,13 +146,13 @@ impl Engine {
         })
     }
 
-    /// The config of the image to be, without the new layer.
+    /// The config of the new image, still without the new layer.
     fn config_of(&self, base: &Described, extension: &Extension, commit: &Commit) -> Result<Value> {
         let content = self.parts().metadata.content(&self.0.caller);
         let bytes = content.reader(&base.manifest.config.digest)?.read_all(image::DOCUMENT_LEN_MAX)?;
         let mut document: Map<String, Value> = serde_json::from_slice(&bytes)
             .map_err(|error| Error::data_loss("the image's config cannot be read").with_source(error))?;
-        // What Docker notes of the build of the image below.
+        // Docker's notes about the build of the base image.
         for key in ["id", "parent", "container", "container_config", "docker_version", "throwaway"] {
             document.remove(key);
         }
@@ -183,7 +182,7 @@ impl Engine {
     }
 }
 
-/// Puts the layer into the config, whose last step of history made it.
+/// Adds the layer to the config, whose last history entry created it.
 fn with_layer(mut config: Value, layer: Option<&Layer>) -> Value {
     match layer {
         Some(layer) => {
@@ -200,7 +199,7 @@ fn with_layer(mut config: Value, layer: Option<&Layer>) -> Value {
     config
 }
 
-/// What was asked for when the container was made is how its image runs, as in Docker.
+/// The options the container was created with become the image's defaults, as in Docker.
 fn as_it_was_run(config: &mut Map<String, Value>, extension: &Extension) {
     let create = &extension.create;
     for entry in &create.env {
@@ -225,7 +224,7 @@ fn as_it_was_run(config: &mut Map<String, Value>, extension: &Extension) {
         config.insert("StopSignal".into(), signal.clone().into());
     }
     if create.extras.health.is_some() {
-        // Without one nobody looks after it, whatever the image below says.
+        // A container without a health check yields an image without one, whatever the base image has.
         let none = || Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() };
         let check = extension.health.clone().unwrap_or_else(none);
         config.insert("Healthcheck".into(), json!(check));

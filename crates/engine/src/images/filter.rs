@@ -1,6 +1,6 @@
-//! `--filter` of images, as Docker's users write it.
+//! `--filter` of image lists, with Docker's syntax.
 //!
-//! Values of one key are alternatives, but labels must all be there; different keys must all hold.
+//! Values of the same key are alternatives, except labels, which must all match. Different keys must all match.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use super::found::Found;
 use crate::containers::familiar;
 use crate::filter::{FilterWord, LabelFilter};
 
-/// The filters of one call, checked.
+/// The parsed filters of one call.
 #[derive(Default)]
 pub(crate) struct Filter {
     pub(crate) dangling: Option<bool>,
     labels: LabelFilter,
     references: Vec<String>,
-    /// Made before or after another image, or a time.
+    /// Limits of the creation time: that of another image, or a given time.
     before: Option<Timestamp>,
     since: Option<Timestamp>,
 }
 
 impl Filter {
-    /// `known` are the keys of the command at hand; `created` answers when the image of a name was made.
+    /// `known` are the keys of this command; `created` returns when the named image was created.
     pub(crate) fn parse(
         texts: &[String],
         known: &[&str],
@@ -70,7 +70,7 @@ fn earliest(known: Option<Timestamp>, time: Timestamp) -> Timestamp {
     known.map_or(time, |known| known.min(time))
 }
 
-/// Docker matches what people see, with and without the tag; the full name is matched too.
+/// Docker matches the familiar name, with and without the tag; we also match the full name.
 fn named(found: &Found, pattern: &str) -> bool {
     let Some(reference) = &found.reference else { return matches(pattern, &found.image.name) };
     let tagged = |name: &str| reference.tag().map_or_else(|| name.to_owned(), |tag| format!("{name}:{tag}"));
@@ -80,10 +80,10 @@ fn named(found: &Found, pattern: &str) -> bool {
         .any(|name| matches(pattern, name))
 }
 
-/// Shell patterns, where `*` and `?` do not match a slash.
+/// Matches a shell pattern; `*` and `?` do not match a slash.
 fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
-    // Where to go on if what follows the last star does not fit: one byte further.
+    // Backtracking: if what follows the last star does not match, the star takes one byte more.
     let (mut at, mut place, mut retry) = (0, 0, None);
     while place < name.len() {
         match pattern.get(at) {
@@ -122,7 +122,7 @@ fn matches(pattern: &str, name: &str) -> bool {
     pattern[at..].iter().all(|byte| *byte == b'*')
 }
 
-/// The length of a set like `[a-z]` if it has the byte.
+/// The length of a bracket expression such as `[a-z]` if it matches the byte.
 fn set(pattern: &[u8], byte: u8) -> Option<usize> {
     let end = pattern.iter().position(|byte| *byte == b']')?;
     let mut inside = &pattern[1..end];
@@ -144,7 +144,7 @@ fn set(pattern: &[u8], byte: u8) -> Option<usize> {
     (has != negated && byte != b'/').then_some(end + 1)
 }
 
-/// The time of an image that a filter names.
+/// Creation time of an image that a filter names.
 pub(super) fn created(found: &Found) -> Result<Timestamp> {
     let name = |reference: &Reference| reference.to_string();
     found.created().ok_or_else(|| {

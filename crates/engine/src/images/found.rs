@@ -1,4 +1,4 @@
-//! An image as its documents describe it, and finding one by what people write.
+//! Images with their parsed documents, and lookup by name, digest or id.
 
 use metadata::Image;
 use transfer::{Contents, Summary, Variant};
@@ -8,13 +8,13 @@ use types::{Digest, Error, ErrorKind, Platform, Reference, Result, Timestamp};
 use crate::Engine;
 use crate::containers::familiar;
 
-/// What [`transfer::import`] calls an image that has no name.
+/// Prefix of the name that [`transfer::import`] gives an unnamed image.
 const UNNAMED: &str = "docker.io/library/import@";
 
-/// Shortest beginning of an id that is taken for one.
+/// Shortest prefix that is accepted as an abbreviated id.
 const ID_PREFIX_LEN_MIN: usize = 4;
 
-/// A record with what its documents say.
+/// An image record with its parsed documents.
 pub(crate) struct Found {
     pub(crate) image: Image,
     pub(crate) reference: Option<Reference>,
@@ -22,7 +22,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The image for this machine; if there is none, the first that is here.
+    /// The variant for this host's platform; if there is none, the first that was pulled.
     pub(crate) fn variant(&self) -> Option<&Variant> {
         let images = || self.contents.variants.iter().filter(|variant| variant.manifest.is_some());
         self.contents
@@ -31,12 +31,12 @@ impl Found {
             .or_else(|| images().next())
     }
 
-    /// What its config says, if it is an image.
+    /// The summary of its config, if it is an image.
     pub(crate) fn summary(&self) -> Option<&Summary> {
         self.variant().and_then(|variant| variant.summary.as_ref())
     }
 
-    /// The digest of the config, as Docker's users know it; that of the target for what has none.
+    /// Docker's image id, the digest of the config; without a config, the digest of the target.
     pub(crate) fn id(&self) -> &Digest {
         let manifest = self.variant().filter(|variant| variant.summary.is_some());
         let manifest = manifest.and_then(|variant| variant.manifest.as_ref());
@@ -47,7 +47,7 @@ impl Found {
         self.summary()?.created.as_deref()?.parse().ok()
     }
 
-    /// Bytes of its layers, as they are kept.
+    /// Size of its layers' blobs, in bytes.
     pub(crate) fn size(&self) -> u64 {
         let layers = self.variant().and_then(|variant| variant.manifest.as_ref());
         layers.map_or(self.image.target.size, |manifest| {
@@ -55,12 +55,12 @@ impl Found {
         })
     }
 
-    /// No name holds it but its own digest.
+    /// Whether no name but its own digest refers to it.
     pub(crate) fn is_dangling(&self) -> bool {
         self.image.name.starts_with(UNNAMED)
     }
 
-    /// Whether a digest, or the beginning of one, means this image.
+    /// Whether a digest, or a prefix of one, means this image.
     fn has_digest(&self, hex: &str) -> bool {
         let manifests = self.contents.variants.iter().map(|variant| &variant.descriptor.digest);
         let all = [self.id(), &self.image.target.digest].into_iter().chain(manifests);
@@ -68,7 +68,7 @@ impl Found {
     }
 }
 
-/// What is kept of one image among many: what all their documents say is too much to be held at once.
+/// The part of [`Found`] that is kept when all images are held at once: their documents would take too much memory.
 pub(crate) struct Known {
     pub(crate) image: Image,
     /// See [`Found::id`].
@@ -81,11 +81,11 @@ impl From<Found> for Known {
     }
 }
 
-/// The names that a word means.
+/// The image names that a word refers to.
 pub(crate) enum Meant {
-    /// One, by name.
+    /// A single image, by name.
     Name(Box<Image>),
-    /// All those of an id.
+    /// All names of the image with this id.
     Id(Vec<Known>),
 }
 
@@ -93,30 +93,30 @@ impl Engine {
     pub(crate) fn found(&self, image: Image) -> Found {
         let reference = image.name.parse().ok();
         let parts = self.parts();
-        // An image that cannot be read is listed all the same, and can be removed.
+        // An image with unreadable documents is listed all the same, and can be removed.
         let contents = transfer::contents(&parts.metadata, &self.0.caller, &image.target).unwrap_or_default();
         Found { image, reference, contents }
     }
 
-    /// All images, each read when it is its turn.
+    /// All images; the documents of each are read when the iterator reaches it.
     pub(crate) fn all_found(&self) -> Result<impl Iterator<Item = Found>> {
         let images = self.parts().metadata.images(&self.0.caller).list(&Filters::all())?;
         Ok(images.into_iter().map(|image| self.found(image)))
     }
 
-    /// Finds an image by name, by digest, or by its id or the beginning of it.
+    /// Finds an image by name, digest, id or unique prefix of an id.
     pub(crate) fn find_image(&self, text: &str) -> Result<Image> {
         match self.meant(text)? {
             Meant::Name(image) => Ok(*image),
-            // All of them are the same image.
+            // All names of an id mean the same image.
             Meant::Id(mut known) => Ok(known.swap_remove(0).image),
         }
     }
 
-    /// What a word means. An id that fits several images is an error that names them.
+    /// Resolves a word. An id prefix of several images is an error that names them.
     pub(crate) fn meant(&self, text: &str) -> Result<Meant> {
         let images = self.parts().metadata.images(&self.0.caller);
-        // Scripts look for the beginning, which is Docker's.
+        // Starts like Docker's message, which scripts look for.
         let missing = || {
             Error::not_found(format!(
                 "No such image: {text}; `hoist images` lists those that are here, and `hoist pull` fetches others"

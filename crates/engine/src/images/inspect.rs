@@ -1,4 +1,4 @@
-//! Everything about one image: its documents in Docker's shape, and how it came to be.
+//! `image inspect` and `history`, in Docker's formats.
 
 use serde_json::{Value, json};
 use types::spec::image::{ExecConfig, History, ImageConfig};
@@ -9,7 +9,7 @@ use crate::Engine;
 use crate::containers::{familiar, familiar_with_tag};
 
 impl Engine {
-    /// Docker's document. There is no `GraphDriver`: how trees lie on disk is nobody's to rely on.
+    /// Docker's JSON. Without `GraphDriver`: where snapshots are on disk is not part of the interface.
     pub(crate) async fn inspect_image(&self, name: &str) -> Result<Value> {
         let name = name.to_owned();
         self.blocking(move |engine| {
@@ -72,7 +72,7 @@ impl Engine {
             let snapshots = parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?;
             let manifest = found.variant().and_then(|variant| variant.manifest.as_ref());
             let chain = image::chain_ids(&config.rootfs.diff_ids);
-            // What its tree takes if there is one, what its blob takes otherwise.
+            // The size of the layer's snapshot if there is one, otherwise of its blob.
             let size = |at: usize| {
                 let tree = snapshots.usage(&chain[at].to_string()).map(|usage| usage.bytes).ok();
                 tree.or_else(|| manifest?.layers.get(at).map(|layer| layer.size)).unwrap_or(0)
@@ -83,7 +83,7 @@ impl Engine {
                 let size = if step.empty_layer { 0 } else { layers.next().unwrap_or(0) };
                 rows.push(history_row(step, size));
             }
-            // A history that tells less than there is hides no layer.
+            // If the history has fewer entries than there are layers, the remaining layers are listed as well.
             rows.extend(layers.map(|size| history_row(&History::default(), size)));
             rows.reverse();
             if let Some(top) = rows.first_mut() {
@@ -95,7 +95,7 @@ impl Engine {
         .await
     }
 
-    /// All that its config says, if it is an image.
+    /// Its whole config, if it is an image.
     fn config(&self, found: &Found) -> Result<Option<ImageConfig>> {
         let is_image = |variant: &&transfer::Variant| variant.summary.is_some();
         let manifest = found.variant().filter(is_image).and_then(|variant| variant.manifest.as_ref());
@@ -103,7 +103,7 @@ impl Engine {
         manifest.map(read).transpose()
     }
 
-    /// The image of a name, whose documents can be read.
+    /// Finds an image and parses its documents.
     fn readable(&self, name: &str) -> Result<Found> {
         let image = self.find_image(name)?;
         let parts = self.parts();
@@ -124,7 +124,7 @@ fn history_row(step: &History, size: u64) -> Value {
     })
 }
 
-/// With all fields, also those that the image says nothing of: who asks for one of them need not know the image.
+/// With all fields, even empty ones, so that templates work for any image.
 fn config_row(config: Option<&ExecConfig>) -> Value {
     let nothing = ExecConfig::default();
     let config = config.unwrap_or(&nothing);

@@ -1,7 +1,6 @@
 //! Instructions of a Dockerfile that change how an image runs, as `docker commit --change` takes them.
 //!
-//! They are applied to the config as a document, because it has fields (health checks, `OnBuild`) that
-//! the engine itself has no use for.
+//! They are applied to the JSON document, which also keeps fields that the engine does not use.
 
 use serde_json::{Map, Value, json};
 use types::spec::image::Healthcheck;
@@ -9,7 +8,7 @@ use types::{Error, Result};
 
 use crate::moment::duration;
 
-/// Names of instructions that make layers: they have no place here.
+/// Instructions that create layers, which `--change` does not support.
 const BUILD_ONLY: [&str; 5] = ["ADD", "ARG", "COPY", "FROM", "RUN"];
 
 /// Applies one instruction to the `config` object of an image's config.
@@ -27,7 +26,7 @@ pub(crate) fn apply(config: &mut Map<String, Value>, line: &str) -> Result<()> {
         "ENTRYPOINT" => {
             let entrypoint = command(rest, config);
             set(config, "Entrypoint", entrypoint);
-            // As in a Dockerfile: the arguments were meant for the program before.
+            // As in a Dockerfile: the arguments were meant for the previous entrypoint.
             config.remove("Cmd");
         }
         "ENV" => {
@@ -88,7 +87,7 @@ pub(crate) fn apply(config: &mut Map<String, Value>, line: &str) -> Result<()> {
     Ok(())
 }
 
-/// Gives a variable a value, in the place that it has if there is one.
+/// Sets a variable, at its previous position if it exists.
 pub(crate) fn set_variable(config: &mut Map<String, Value>, key: &str, value: &str) {
     let entry = Value::from(format!("{key}={value}"));
     let list = config.entry("Env").or_insert_with(|| json!([]));
@@ -105,7 +104,7 @@ pub(crate) fn set_variable(config: &mut Map<String, Value>, key: &str, value: &s
     }
 }
 
-/// The object of a name, made if there is none.
+/// The object under a key, created if there is none.
 pub(crate) fn object<'a>(config: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
     let value = config.entry(key).or_insert_with(|| json!({}));
     if !value.is_object() {
@@ -118,7 +117,7 @@ fn set(config: &mut Map<String, Value>, key: &str, value: Value) {
     config.insert(key.to_owned(), value);
 }
 
-/// The words of a JSON list, or the line for the image's shell.
+/// The words of a JSON list, or the line as an argument of the image's shell.
 fn command(rest: &str, config: &Map<String, Value>) -> Value {
     if rest.is_empty() {
         return json!([]);
@@ -132,7 +131,7 @@ fn command(rest: &str, config: &Map<String, Value>) -> Value {
     words.into()
 }
 
-/// `NONE`, or `[--interval=30s …] CMD` and what is run.
+/// `NONE`, or `[--interval=30s …] CMD` and the command.
 fn health_check(rest: &str) -> Result<Healthcheck, String> {
     let (mut check, mut rest) = (Healthcheck::default(), rest);
     loop {
@@ -165,7 +164,7 @@ fn health_check(rest: &str) -> Result<Healthcheck, String> {
                 _ => return Err(format!("--{name} is not known")),
             };
             let time = duration(value).and_then(|time| i64::try_from(time).ok());
-            // As Docker has it: less cannot be measured.
+            // Docker's minimum.
             let is_enough = |time: &i64| *time == 0 || *time >= 1_000_000;
             *field = time
                 .filter(is_enough)
@@ -179,7 +178,7 @@ fn words(rest: &str) -> Option<Vec<String>> {
     if rest.starts_with('[') { serde_json::from_str(rest).ok() } else { None }
 }
 
-/// `KEY=VALUE KEY="VALUE WITH BLANKS"`, or the old `KEY VALUE`.
+/// `KEY=VALUE KEY="VALUE WITH BLANKS"`, or the old form `KEY VALUE`.
 fn pairs(rest: &str) -> Result<Vec<(String, String)>, String> {
     let (first, after) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     if !first.contains('=') {
@@ -198,7 +197,7 @@ fn pairs(rest: &str) -> Result<Vec<(String, String)>, String> {
     Ok(pairs)
 }
 
-/// Splits at blanks outside of quotes; a backslash protects what follows.
+/// Splits at blanks outside of quotes; a backslash quotes the next character.
 fn split_words(text: &str) -> Result<Vec<String>, String> {
     let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
     let mut characters = text.chars();

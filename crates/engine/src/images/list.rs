@@ -1,4 +1,4 @@
-//! What images there are.
+//! `images`: the list of images.
 
 use std::cmp::Reverse;
 
@@ -28,7 +28,7 @@ impl Engine {
             let hides_dangling = !all && filter.dangling.is_none();
             let fits = |found: &Found| filter.fits(found) && !(hides_dangling && found.is_dangling());
             let mut listed: Vec<Found> = engine.all_found()?.filter(fits).collect();
-            // As with Docker, the newest first; and those that are made together by name.
+            // Newest first, as in Docker; images of the same time by name.
             listed.sort_by_cached_key(|found| Reverse(found.created()));
             let rows = listed.into_iter().map(|found| {
                 let mut row = found.row(tree);
@@ -37,7 +37,7 @@ impl Engine {
                     let content = found.contents.parts.iter().filter(|part| part.is_here);
                     let content: u64 = content.map(|part| part.descriptor.size).sum();
                     row["ContentBytes"] = content.into();
-                    // A snapshotter of others may be stuck; the images are here nevertheless.
+                    // The images are listed even if a snapshotter fails to report sizes.
                     match engine.unpacked_bytes(&found) {
                         Ok(unpacked) => row["DiskBytes"] = (content + unpacked).into(),
                         Err(error) => {
@@ -56,13 +56,13 @@ impl Engine {
         Ok(self.trees_of(found)?.iter().map(|(_, bytes)| bytes).sum())
     }
 
-    /// The trees of an image and what they take, as far as they are there.
+    /// The snapshots of an image's layers that exist, with their sizes in bytes.
     pub(crate) fn trees_of(&self, found: &Found) -> Result<Vec<(String, u64)>> {
         let parts = self.parts();
         let Some(manifest) = found.variant().and_then(|variant| variant.manifest.as_ref()) else {
             return Ok(Vec::new());
         };
-        // Of one that is not for us, or cannot be read, nothing is unpacked.
+        // Images of other platforms, or with an unreadable config, are never unpacked.
         let Ok(config) = transfer::config(&parts.metadata, &self.0.caller, manifest) else {
             return Ok(Vec::new());
         };
@@ -81,7 +81,7 @@ impl Engine {
 }
 
 impl Found {
-    /// As lists have it; with `tree`, with its platforms.
+    /// A row of the list; with `tree`, with its platforms.
     pub(crate) fn row(&self, tree: bool) -> Value {
         let none = || "<none>".to_owned();
         let reference = self.reference.as_ref();
@@ -104,7 +104,7 @@ impl Found {
     }
 }
 
-/// A manifest of an image: what it runs on, and whether it is here.
+/// The row of a manifest in an image index: its platform, and whether it was pulled.
 fn platform(variant: &Variant) -> Value {
     let kind = if image::is_attestation(&variant.descriptor) {
         "attestation"

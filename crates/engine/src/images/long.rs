@@ -1,4 +1,4 @@
-//! Work on images that takes its time: it is followed, and ends with whoever follows it.
+//! Long-running work on images: its progress is streamed, and it is cancelled when the client disconnects.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::Engine;
 use crate::containers::familiar;
 use crate::registries::own_keyring;
 
-/// Rows that go in one answer.
+/// Rows per message.
 const ROWS_AT_ONCE: usize = 512;
-/// Steps that may wait for a slow reader. Those beyond are left out.
+/// Progress messages queued for a slow client. Further ones are dropped.
 const STEPS_WAITING: usize = 256;
 
 impl Engine {
-    /// Does what was asked, and tells how it goes. The last step is `Done`.
+    /// Does the work and streams its progress. The last step is `Done`.
     pub async fn follow_images(&self, follow: ImageFollow, to: mpsc::Sender<ImageStep>) -> Result<()> {
         let answer = match follow {
             ImageFollow::Files { name } => self.image_files(name, &to).await?,
@@ -55,14 +55,14 @@ impl Engine {
                 self.save(names, &pipe, &platforms, all_platforms).await?
             }
         };
-        // Who went away needs no answer.
+        // The client may have disconnected.
         let _ = to.send(ImageStep::Done { answer }).await;
         Ok(())
     }
 
     async fn image_files(&self, name: String, to: &mpsc::Sender<ImageStep>) -> Result<Value> {
         let files = self
-            // The programs that read its layers may take their time.
+            // External stream processors may have to decode its layers.
             .with_client(move |engine| {
                 let image = engine.find_image(&name)?;
                 let parts = engine.parts();
@@ -138,7 +138,7 @@ impl Engine {
         Ok(json!({"Name": familiar(&image.name), "Digest": image.target.digest.to_string()}))
     }
 
-    /// Hashes what is on disk of images, or of all.
+    /// Verifies the digests of stored blobs, of the named images or of all.
     async fn verify(
         &self,
         names: Vec<String>,
@@ -156,7 +156,7 @@ impl Engine {
         let remote: Remotes =
             Arc::new(move |reference| engine.parts().connections.remote(reference, &keyring));
         let tell = |current, total| {
-            // Progress that nobody reads in time is worth nothing.
+            // Progress is dropped if the client does not read it in time.
             let _ = to.try_send(ImageStep::Progress { what: "Verifying".into(), current, total });
         };
         let checked = transfer::verify(&self.parts().metadata, &self.0.caller, targets, remote, tell).await?;
@@ -174,7 +174,7 @@ impl Engine {
         let answer = json!({"Blobs": summary(What::Blob), "Layers": summary(What::Layer)});
         for checked in checked.chunks(ROWS_AT_ONCE) {
             let rows = checked.iter().map(checked_row).collect();
-            // Who went away needs no rows.
+            // The client may have disconnected.
             let _ = to.send(ImageStep::Rows { rows }).await;
         }
         Ok(answer)
@@ -226,7 +226,7 @@ fn file_row(file: &ImageFile) -> Value {
     })
 }
 
-/// `rwxr-sr-x`, as ls(1) writes it.
+/// `rwxr-sr-x`, as ls(1) formats it.
 fn permissions(mode: u32) -> String {
     let mut text = String::with_capacity(9);
     for (shift, special, marks) in [(6, 0o4000, "sS"), (3, 0o2000, "sS"), (0, 0o1000, "tT")] {

@@ -1,8 +1,8 @@
-//! Images mounted where a person wants to look at them: read-only views of their trees.
+//! `image mount`: read-only views of images' file systems, mounted at a path that the client chooses.
 //!
-//! A mount is a view snapshot, which keeps the trees, with labels that say where it is mounted. The kernel
-//! keeps the mount when the daemon goes; the snapshot is how it is known again. A snapshot without its mount
-//! is what a reboot or a crash left, and is removed with other leftovers.
+//! Each mount is a view snapshot, which keeps the image's snapshots, with labels that tell where it is mounted. The
+//! mount survives the daemon; the labels let the next daemon recognize it. A view without its mount was left by a
+//! reboot or a crash, and is removed with other leftovers.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ use types::{Context, Digest, Error, ErrorKind, Labels, Result, Timestamp, Unless
 use crate::Engine;
 use crate::containers::{ROOT_LABEL, familiar};
 
-/// On the view: where it is mounted.
+/// Label of the view: its mount point.
 const PATH_LABEL: &str = "hoist.engine/image-mount";
-/// On the view: the image's name then.
+/// Label of the view: the image's name when it was mounted.
 const IMAGE_LABEL: &str = "hoist.engine/image";
 
 /// A view that is, or was, mounted.
@@ -30,7 +30,7 @@ pub(crate) struct ImageMount {
 impl Engine {
     pub(crate) async fn mount_image(&self, name: &str, path: &str) -> Result<Value> {
         let (name, path) = (name.to_owned(), PathBuf::from(path));
-        // Nobody takes the view for a leftover before it is mounted.
+        // Held so that `sweep` does not take the view for a leftover before it is mounted.
         let _nobody_sweeps = self.0.starting.read().await;
         self.blocking(move |engine| {
             let path = path.canonicalize().context(|| format!("find {}", path.display()))?;
@@ -55,19 +55,20 @@ impl Engine {
             let snapshots = parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?;
             let key = key(&path);
             let mut view = match snapshots.view(&key, Some(&top), labels.clone()) {
-                // Its mount is gone, as we have seen.
+                // An earlier view of this path, whose mount is gone, as checked above.
                 Err(error) if error.is(ErrorKind::AlreadyExists) => {
                     snapshots.remove(&key)?;
                     snapshots.view(&key, Some(&top), labels)
                 }
                 made => made,
             }?;
-            // Who looks at the image gets no rights by it: the place may be open to any user of the machine.
+            // Any user of the host may reach the mount point, so setuid programs and devices of the image must not work
+            // there.
             for mount in &mut view {
                 mount.options.extend(["nosuid", "nodev"].map(str::to_owned));
             }
             if let Err(error) = linux::mount::mount_all(&view, &path) {
-                // The first error counts; what is left is found by the next check.
+                // Report the first error; the next `system check` finds what is left.
                 let _ = snapshots.remove(&key);
                 return Err(error);
             }
@@ -80,7 +81,7 @@ impl Engine {
         let path = PathBuf::from(path);
         let _nobody_sweeps = self.0.starting.read().await;
         self.blocking(move |engine| {
-            // A folder that is gone is still known by the name that it had.
+            // A mount point that was deleted is still known by its former path.
             let path = path.canonicalize().unwrap_or(path);
             let mounted = engine.image_mounts()?.into_iter().find(|mount| mount.path == path);
             let mounted = mounted.ok_or_else(|| {
@@ -125,7 +126,7 @@ impl Engine {
     }
 }
 
-/// One view a path.
+/// The key of the view for a path: one view per path.
 fn key(path: &Path) -> String {
     format!("image-mount-{}", Digest::of(path.as_os_str().as_encoded_bytes()).short())
 }

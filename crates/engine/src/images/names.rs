@@ -1,4 +1,4 @@
-//! Names of images: given, moved, taken away.
+//! `tag`, `rmi` and `image prune`: names of images.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ use crate::record::Extension;
 const PRUNE_FILTERS: &[&str] = &["dangling", "until", "label", "label!"];
 
 impl Engine {
-    /// Gives an image another name. A name that another image has moves to this one, as in Docker.
+    /// Adds a name to an image. A name that another image has moves to this one, as in Docker.
     pub(crate) async fn tag(&self, source: &str, target: &str) -> Result<Value> {
         let source = source.to_owned();
         let target: Reference = target.parse()?;
@@ -36,8 +36,7 @@ impl Engine {
         .await
     }
 
-    /// Takes away a name, or with an id all its names. The bytes go with the next collection if nothing else
-    /// needs them.
+    /// Removes a name or, given an id, all names of the image. The garbage collector then removes unreferenced blobs.
     pub(crate) async fn remove_image(&self, text: &str, force: bool) -> Result<Value> {
         let text = text.to_owned();
         self.blocking(move |engine| {
@@ -65,12 +64,12 @@ impl Engine {
         .await
     }
 
-    /// Removes the images that nothing needs, and collects.
+    /// Removes unused images, and collects garbage.
     pub(crate) async fn prune_images(&self, all: bool, filters: Vec<String>) -> Result<Value> {
         self.blocking(move |engine| {
             let created = |name: &str| filter::created(&engine.found(engine.find_image(name)?));
             let mut filter = Filter::parse(&filters, PRUNE_FILTERS, created)?;
-            // Docker's other word for all.
+            // Docker's other spelling of `--all`.
             let all = all || filter.dangling.take() == Some(false);
             let mut removed = Removed::default();
             let (mut known, mut chosen) = (Vec::new(), Vec::new());
@@ -100,7 +99,7 @@ impl Engine {
         Ok(self.all_found()?.map(Known::from).collect())
     }
 
-    /// `known` are all images, of which `removed` are gone.
+    /// Removes one name. `known` are all images, of which `removed` are gone.
     fn untag(&self, named: &Known, known: &[Known], force: bool, removed: &mut Removed) -> Result<()> {
         let is_other = |other: &&Known| {
             other.id == named.id
@@ -128,7 +127,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The containers that were made from an image, by whatever name.
+    /// The containers that were made from an image, by any of its names.
     fn users(&self, named: &Known) -> Result<Vec<String>> {
         let (name, id) = (&named.image.name, named.id.to_string());
         let extensions = self.all()?;
@@ -140,15 +139,15 @@ impl Engine {
         Ok(extensions.filter(from).map(|extension| extension.name).collect())
     }
 
-    /// Whether a container that was made by an image's name is of what that means now: of another of its platforms than this
-    /// machine's, or of one that cannot be read any more.
+    /// Whether a container may be of the image that its image name means now. True if its platform is not this host's,
+    /// or if the image cannot be read.
     fn may_be_of(&self, extension: &Extension, image: &Image) -> bool {
         let Ok(platform) = extension.platform.parse::<Platform>() else { return true };
         let described = transfer::describe(&self.parts().metadata, &self.0.caller, &image.target, &platform);
         described.map_or(true, |own| own.manifest.config.digest.to_string() == extension.image_digest)
     }
 
-    /// Bytes of blobs and of trees.
+    /// Total size of blobs and snapshots, in bytes.
     pub(crate) fn bytes_held(&self) -> Result<u64> {
         let parts = self.parts();
         let blobs = parts.metadata.content(&self.0.caller).list(&Filters::all())?;
@@ -163,14 +162,14 @@ impl Engine {
     }
 }
 
-/// What a removal came to.
+/// Result of a removal.
 #[derive(Default)]
 struct Removed {
-    /// In full.
+    /// Removed names, in full.
     names: BTreeSet<String>,
     untagged: Vec<String>,
     deleted: Vec<String>,
-    /// Names that still hold what was named.
+    /// Remaining names of an image of which a name was removed.
     held: Vec<String>,
 }
 

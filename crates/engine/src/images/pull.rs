@@ -1,4 +1,4 @@
-//! Images from registries.
+//! `pull`: images from registries.
 
 use api::engine::{Keyring, PullStep};
 use metadata::Image;
@@ -8,11 +8,11 @@ use types::{Labels, Platform, Reference, Result};
 
 use crate::Engine;
 
-/// Steps that may wait for a slow reader. Those beyond are left out.
+/// Progress messages queued for a slow client. Further ones are dropped.
 const STEPS_WAITING: usize = 256;
 
 impl Engine {
-    /// Pulls an image and tells the steps.
+    /// Pulls an image and streams its progress.
     pub async fn pull(
         &self,
         reference: &str,
@@ -48,7 +48,7 @@ impl Engine {
             }
         });
         let pulled = transfer::pull(&self.parts().metadata, request, Some(send)).await;
-        // All steps are told before the outcome is.
+        // Forward all progress before returning the outcome.
         let _ = steps.await;
         if let Ok(image) = &pulled {
             self.tell_image(None, "pull", &image.name);
@@ -57,7 +57,7 @@ impl Engine {
     }
 }
 
-/// None of documents, which are small.
+/// `None` for documents, which are too small to report.
 fn step(progress: Progress) -> Option<PullStep> {
     Some(match progress {
         Progress::Document { .. } | Progress::Stored { .. } => return None,

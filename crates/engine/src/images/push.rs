@@ -1,4 +1,4 @@
-//! Images to registries, and what there refers to them.
+//! `push` and `referrers`: images to registries, and the artifacts that refer to them there.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +12,11 @@ use types::{Descriptor, Error, ErrorKind, Reference, Result};
 
 use crate::Engine;
 
-/// Steps that may wait for a slow reader. Those beyond are left out.
+/// Progress messages queued for a slow client. Further ones are dropped.
 const STEPS_WAITING: usize = 256;
 
 impl Engine {
-    /// Pushes an image to the registry that its name says, and tells the steps.
+    /// Pushes an image to the registry that is part of its name, and streams its progress.
     pub async fn push(
         &self,
         reference: &str,
@@ -59,7 +59,7 @@ impl Engine {
             }
         });
         let pushed = transfer::push(&self.parts().metadata, request, Some(send)).await;
-        // All steps are told before the outcome is.
+        // Forward all progress before returning the outcome.
         let _ = steps.await;
         if pushed.is_ok() {
             self.tell_image(None, "push", &pushed_name);
@@ -67,7 +67,7 @@ impl Engine {
         pushed
     }
 
-    /// What refers to an image in its registry.
+    /// The artifacts that refer to an image in its registry.
     pub(crate) async fn referrers(
         &self,
         reference: &str,
@@ -97,7 +97,7 @@ impl Engine {
     }
 }
 
-/// None of what is told by the outcome.
+/// `None` for what the outcome reports.
 fn step(progress: PushProgress) -> Option<PushStep> {
     Some(match progress {
         PushProgress::Document { .. } => return None,

@@ -1,8 +1,8 @@
-//! The format of the extension, held to `tests/data/record.json`: what one version has written, the next reads. That
-//! covers what people asked for, [`Create`], which is a message of the API too: a field of it that gets another name is
-//! lost to all containers that there are.
+//! Tests of the extension's on-disk format, against `tests/data/record.json`: each version must read what earlier ones
+//! wrote. This includes [`Create`], which is also a message of the API: renaming one of its fields would lose it in all
+//! existing containers.
 //!
-//! A new field goes into the file as well, has a default, and stays what it is from then on.
+//! A new field needs a default, is added to the file, and keeps its name and meaning from then on.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ fn time(text: &str) -> Timestamp {
     text.parse().expect("a time")
 }
 
-/// Every field has a value of its own, and none is left to a default.
+/// Every field has a distinct value, and none its default.
 fn extension() -> Extension {
     Extension {
         name: "web".into(),
@@ -168,13 +168,13 @@ fn what_is_written_is_what_is_stored() {
 #[test]
 fn what_is_stored_is_read_field_by_field() {
     let read: Extension = serde_json::from_str(STORED).unwrap();
-    // What is not read would be written as its default.
+    // A field that is not read would be written as its default.
     assert_eq!(serde_json::to_value(&read).unwrap(), stored());
     assert_eq!(read.create.extras, extras());
     assert_eq!(format!("{read:?}"), format!("{:?}", extension()));
 }
 
-/// A record of a first version has no more than this.
+/// A record of the first version has only these fields.
 #[test]
 fn what_an_early_record_does_not_have_is_a_default() {
     let early = serde_json::json!({

@@ -1,4 +1,4 @@
-//! What few containers ask for, put into a spec that has Docker's defaults.
+//! Rarely used options, applied to a spec with Docker's defaults.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -9,7 +9,7 @@ use linux::device::Node;
 use types::spec::runtime::{DeviceRule, Linux, LinuxDevice, Mount, Process, Rlimit, Spec};
 use types::{Context, Error, Result};
 
-/// Limits of setrlimit(2), in Docker's words.
+/// Docker's names of the limits of setrlimit(2).
 const ULIMITS: [&str; 16] = [
     "as",
     "core",
@@ -29,7 +29,7 @@ const ULIMITS: [&str; 16] = [
     "stack",
 ];
 
-/// `InvalidArgument` for what cannot be, which names the flag.
+/// `InvalidArgument` for an invalid option; the message names the flag.
 pub(super) fn apply(create: &Create, spec: &mut Spec) -> Result<()> {
     let extras = &create.extras;
     check_names(extras)?;
@@ -44,7 +44,7 @@ pub(super) fn apply(create: &Create, spec: &mut Spec) -> Result<()> {
     for wanted in &extras.devices {
         for (device, rule) in devices(wanted)? {
             linux.devices.push(device);
-            // A privileged one has them all.
+            // A privileged container may use all devices anyway.
             if !create.privileged {
                 linux.resources.get_or_insert_default().devices.push(rule);
             }
@@ -72,7 +72,7 @@ pub(super) fn apply(create: &Create, spec: &mut Spec) -> Result<()> {
     Ok(())
 }
 
-/// The memory that processes share is the machine's, or has a size.
+/// `/dev/shm` is the host's, or gets the requested size.
 fn size_shm(shm: &mut Mount, extras: &Extras) {
     if extras.ipc == HOST {
         shm.kind = "bind".into();
@@ -84,7 +84,7 @@ fn size_shm(shm: &mut Mount, extras: &Extras) {
     }
 }
 
-/// Whether a namespace is the machine's. That of another container is known when it starts.
+/// Whether a namespace mode means the host's. Another container's is resolved when the container starts.
 fn shares(flag: &str, mode: &str) -> Result<bool> {
     match mode {
         HOST => Ok(true),
@@ -101,10 +101,10 @@ fn shares(flag: &str, mode: &str) -> Result<bool> {
     }
 }
 
-/// With the machine's names there is none of its own.
+/// In the host's UTS namespace, a container cannot have a domain name of its own.
 fn name_domain(extras: &Extras, spec: &mut Spec) -> Result<()> {
     let domain = &extras.domainname;
-    // Before the kernel refuses it (setdomainname(2)), and as a word of a file.
+    // The kernel's limit (setdomainname(2)); and the name is written to a file as one word.
     if domain.len() > 64 || domain.contains(|letter: char| letter.is_whitespace() || letter.is_control()) {
         return Err(Error::invalid_argument(format!(
             "--domainname {domain:?} is not a domain of at most 64 bytes"
@@ -123,7 +123,7 @@ fn name_domain(extras: &Extras, spec: &mut Spec) -> Result<()> {
     ))
 }
 
-/// `c 1:3 rwm`, with `a` for all kinds and `*` for all numbers.
+/// Parses `c 1:3 rwm`; `a` is all types, `*` all numbers.
 fn device_rule(text: &str) -> Result<DeviceRule> {
     let read = || {
         let [kind, numbers, access] = text.split(' ').collect::<Vec<_>>()[..] else { return None };
@@ -159,7 +159,7 @@ fn rlimit(wanted: &Ulimit) -> Result<Rlimit> {
     Ok(Rlimit { kind: format!("RLIMIT_{}", wanted.name.to_ascii_uppercase()), soft, hard })
 }
 
-/// A device, or all of a directory, in the place that they have in the container.
+/// A device, or all devices in a directory, at their paths in the container.
 fn devices(wanted: &Device) -> Result<Vec<(LinuxDevice, DeviceRule)>> {
     let Device { source, target, access } = wanted;
     let bad = |why: &str| Error::invalid_argument(format!("--device {source}: {why}"));
@@ -209,7 +209,7 @@ fn secure(options: &[String], process: &mut Process, linux: &mut Linux) -> Resul
     Ok(())
 }
 
-/// What is written into the files of `/etc`, each in a line.
+/// Validates what is written to files in `/etc`, one entry per line.
 fn check_names(extras: &Extras) -> Result<()> {
     let is_word = |word: &str| {
         !word.is_empty() && !word.contains(|letter: char| letter.is_whitespace() || letter == '#')

@@ -1,10 +1,10 @@
-//! Filters of system calls that people bring: a profile as the OCI spec has it (`config-linux.md`, "Seccomp"), or as
-//! Docker has it, which says more.
+//! Seccomp profiles that a client provides: in the format of the OCI spec (`config-linux.md`, "Seccomp"), or in
+//! Docker's, which extends it.
 //!
 //! ```text
 //! OCI      {"defaultAction", "architectures": ["SCMP_ARCH_X86_64", …], "syscalls": [{"names", "action", "args"}]}
-//! Docker   "archMap": [{"architecture", "subArchitectures"}] in the place of architectures: that of this machine counts
-//!          of a rule "includes" and "excludes", each {"caps", "arches", "minKernel"}: whether it is taken at all
+//! Docker   "archMap": [{"architecture", "subArchitectures"}] instead of "architectures": the host's entry applies
+//!          rules have "includes" and "excludes", each {"caps", "arches", "minKernel"}: conditions of the rule
 //! ```
 
 use linux::release;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use types::spec::runtime::{LinuxSeccomp, SeccompArg, SeccompRule};
 use types::{Error, Platform, Result};
 
-/// What Docker's form has beside that of the spec. Both are read from the same text.
+/// The fields that Docker's format adds. Both formats are parsed from the same text.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Profile {
@@ -31,7 +31,7 @@ struct ArchMap {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Rule {
-    /// Of profiles of long ago.
+    /// A single name, as in old profiles.
     name: String,
     names: Option<Vec<String>>,
     action: String,
@@ -45,21 +45,21 @@ struct Rule {
 #[serde(default, rename_all = "camelCase")]
 struct Condition {
     caps: Option<Vec<String>>,
-    /// As Go names them.
+    /// GOARCH names.
     arches: Option<Vec<String>>,
     /// `4.8`
     min_kernel: Option<String>,
 }
 
-/// What a condition is asked about.
+/// What conditions are evaluated against.
 struct Subject<'a> {
     capabilities: &'a [String],
     architecture: &'a str,
-    /// Its first two numbers.
+    /// Major and minor version of the kernel.
     release: (u32, u32),
 }
 
-/// Reads a profile for a container with these capabilities. `InvalidArgument` for what is none, or could not be loaded.
+/// Parses a profile for a container with these capabilities. `InvalidArgument` if it is invalid or could not be loaded.
 pub(super) fn read(text: &str, capabilities: &[String]) -> Result<LinuxSeccomp> {
     let platform = Platform::host();
     let (major, minor, _) = release();
@@ -75,7 +75,7 @@ fn read_for(text: &str, subject: &Subject<'_>) -> Result<LinuxSeccomp> {
     let own = Profile::deserialize(&document).map_err(bad)?;
     let fields = document.as_object_mut();
     let fields = fields.ok_or_else(|| Error::invalid_argument("it is no object of JSON"))?;
-    // Rules that are of another form.
+    // Docker's rules are parsed separately.
     fields.remove("syscalls");
     let mut profile: LinuxSeccomp = serde_json::from_value(document).map_err(bad)?;
     if profile.default_action.is_empty() {
@@ -121,7 +121,7 @@ fn read_for(text: &str, subject: &Subject<'_>) -> Result<LinuxSeccomp> {
 }
 
 impl Condition {
-    /// Of what it names, each; of architectures, one.
+    /// For `includes`: all of `caps`, one of `arches`, and the kernel version.
     fn holds(&self, subject: &Subject<'_>) -> Result<bool> {
         let arches = self.arches.as_deref().unwrap_or_default();
         let has_caps = self.caps.iter().flatten().all(|cap| subject.has(cap));
@@ -129,7 +129,7 @@ impl Condition {
         Ok(has_caps && is_arch && self.kernel()?.is_none_or(|least| subject.release >= least))
     }
 
-    /// Of what it names, something.
+    /// For `excludes`: any of the conditions.
     fn holds_any(&self, subject: &Subject<'_>) -> Result<bool> {
         let has_cap = self.caps.iter().flatten().any(|cap| subject.has(cap));
         let is_arch = self.arches.iter().flatten().any(|arch| arch == subject.architecture);
@@ -139,7 +139,7 @@ impl Condition {
     fn kernel(&self) -> Result<Option<(u32, u32)>> {
         let Some(text) = self.min_kernel.as_deref().filter(|text| !text.is_empty()) else { return Ok(None) };
         let numbers = text.split_once('.').and_then(|(major, minor)| {
-            // The third number, if there is one, says nothing about what calls there are.
+            // The patch level has no influence on the system calls.
             let minor = minor.split('.').next().unwrap_or_default();
             major.parse().ok().zip(minor.parse().ok())
         });
@@ -154,7 +154,7 @@ impl Subject<'_> {
     }
 }
 
-/// What profiles call an architecture of an image.
+/// The seccomp name of a GOARCH architecture.
 fn native(architecture: &str) -> Option<&'static str> {
     Some(match architecture {
         "amd64" => "SCMP_ARCH_X86_64",

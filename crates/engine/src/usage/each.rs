@@ -1,7 +1,7 @@
-//! What each image, each container and each volume takes: what `system df -v` shows.
+//! `system df -v`: disk usage of each image, container and volume.
 //!
-//! An image takes the blobs that are here and the trees of its layers. What another image has too is shared; what it has
-//! alone is what its removal would bring. Its names are one image.
+//! An image takes its blobs that exist and the snapshots of its layers. Parts of several images count as shared; unique
+//! parts are what its removal would reclaim. All names of an image count as one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,11 +13,11 @@ use crate::images::Found;
 use crate::record::Extension;
 use crate::volumes::size_of;
 
-/// What an image takes: bytes by blob or tree.
+/// Parts of an image: size in bytes, by blob digest or snapshot key.
 type Parts = BTreeMap<String, u64>;
 
 impl Engine {
-    /// Lists of `Images`, `Containers` and `Volumes`, as `images`, `ps -as` and `volume ls` have them, with sizes.
+    /// The lists `Images`, `Containers` and `Volumes`, as in `images`, `ps -as` and `volume ls`, with sizes.
     pub(super) async fn each_usage(&self) -> Result<Value> {
         let containers = self.list(true, Vec::new(), None, true).await?;
         self.blocking(move |engine| {
@@ -75,7 +75,7 @@ impl Engine {
     }
 }
 
-/// Those that several images have.
+/// The parts that several images have.
 fn shared(images: &BTreeMap<String, Parts>) -> BTreeSet<&String> {
     let (mut seen, mut shared) = (BTreeSet::new(), BTreeSet::new());
     for part in images.values().flat_map(BTreeMap::keys) {

@@ -1,14 +1,14 @@
-//! Which of a container's binds a path leads through.
+//! Finds out which of a container's bind mounts a path passes through.
 //!
-//! A bind whose source does not answer (a file system of the network, whose server is gone) must not hold up who asks
-//! for something else. So the path is walked name by name, as the kernel would, and only what it meets is attached:
+//! A bind mount whose source does not respond (a network file system without its server) must not block copies from
+//! elsewhere. So the path is walked name by name, as the kernel would, and only the mounts on it are attached:
 //!
 //! ```text
 //! /data/link/file ─▶ /data is a bind: attach ─▶ link leads to /other: attach ─▶ /other/file
 //! ```
 //!
-//! Where a bind lies is known once the binds that it lies in are attached; until then it waits behind them. The walk
-//! only decides what is attached: names are looked up by the kernel, beneath the root, whatever changes meanwhile.
+//! The location of a mount is known once the mounts that contain it are attached; until then it is pending. The walk
+//! only decides what is attached: the kernel resolves the names beneath the root, whatever changes concurrently.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,20 +19,20 @@ use linux::beneath::Root;
 use rustix::fs::{OFlags, readlinkat};
 use types::Result;
 
-/// As many symlinks as the kernel follows (path_resolution(7)).
+/// The kernel's limit on followed symlinks (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
 
-/// What is looked for in a container's tree.
+/// The part of a container's file system that is needed.
 #[derive(Clone, Debug)]
 pub(crate) struct Reach {
     pub(crate) path: PathBuf,
-    /// The last name, if it is a symlink, is followed.
+    /// Whether a symlink as the last component is followed.
     pub(crate) follows: bool,
-    /// What is below it is looked for as well.
+    /// Whether everything below the path is needed as well.
     pub(crate) beneath: bool,
 }
 
-/// Attaches the binds that are needed, by their numbers in the order of the container's mounts.
+/// Attaches the needed bind mounts, by their indexes in the container's mounts.
 pub(super) fn attach(
     root: &Root,
     destinations: &[&Path],
@@ -51,21 +51,21 @@ pub(super) fn attach(
     Ok(())
 }
 
-/// What is known of a bind.
+/// State of a bind mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Bind {
-    /// Where it lies, without links, from the root on.
+    /// Not attached; its location from the root, without symlinks.
     Waits(PathBuf),
-    /// It lies in another that is not attached.
+    /// It lies in another mount that is not attached.
     Behind(usize),
-    /// It is attached, or covered by a later one.
+    /// Attached, or covered by a later mount.
     Done,
 }
 
-/// Where a path leads.
+/// Result of a walk.
 enum Walked {
     To(PathBuf),
-    /// Into a bind that is not attached.
+    /// The path enters a bind mount that is not attached.
     Into(usize),
 }
 
@@ -77,7 +77,7 @@ struct Needed<'a, F> {
 }
 
 impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
-    /// Finds where a bind lies among those before it.
+    /// Determines where a bind mount lies among the earlier ones.
     fn settle(&mut self, number: usize) -> Result<()> {
         let destination = self.destinations[number];
         self.binds[number] = match self.walk(destination, true, Some(number))? {
@@ -87,8 +87,8 @@ impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
         Ok(())
     }
 
-    /// Walks a path. What it meets is attached; for a bind that is only to be settled, nothing is, and those before it
-    /// count.
+    /// Walks a path and attaches the mounts on it. With `settled`, only locates that mount: attaches nothing, and only
+    /// earlier mounts count.
     fn walk(&mut self, path: &Path, follows: bool, settled: Option<usize>) -> Result<Walked> {
         let mut place = PathBuf::new();
         let mut ahead: VecDeque<OsString> = names(path).collect();
@@ -102,7 +102,7 @@ impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
             if let Some(number) = self.waiting_at(&next, settled.unwrap_or(self.binds.len())) {
                 match settled {
                     None => self.attach(number)?,
-                    // What is mounted over another lies in the same place.
+                    // A mount over another one has the same location.
                     Some(_) if ahead.is_empty() => {}
                     Some(_) => return Ok(Walked::Into(number)),
                 }
@@ -110,7 +110,7 @@ impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
             let is_last = ahead.is_empty();
             let target = if is_last && !follows { None } else { self.link(&place, &name)? };
             match target {
-                // One that leads in circles leads nowhere, as who looks it up is told.
+                // Too many symlinks: the kernel's lookup will report the error.
                 Some(_) if links == SYMLINKS_MAX => return Ok(Walked::To(next)),
                 Some(target) => {
                     links += 1;
@@ -125,7 +125,7 @@ impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
         Ok(Walked::To(place))
     }
 
-    /// The target of a symlink. None where there is no such, or nothing at all.
+    /// The target of a symlink; `None` if there is no symlink.
     fn link(&self, folder: &Path, name: &OsStr) -> Result<Option<PathBuf>> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let Some(folder) = self.root.find_without_links(folder, OFlags::PATH | OFlags::DIRECTORY)? else {
@@ -135,14 +135,14 @@ impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
         Ok(target.map(|target| PathBuf::from(OsStr::from_bytes(target.as_bytes()))))
     }
 
-    /// The bind that is seen at a place: the last one, of those before `end`.
+    /// The mount visible at a location: the last one, of those before `end`.
     fn waiting_at(&self, place: &Path, end: usize) -> Option<usize> {
         self.binds[..end].iter().rposition(|bind| matches!(bind, Bind::Waits(own) if own == place))
     }
 
     fn next_beneath(&self, place: &Path) -> Option<usize> {
         let lies_there = |bind: &Bind| matches!(bind, Bind::Waits(own) if own.starts_with(place));
-        // The outermost first, and of those of one place the one that is seen.
+        // Outermost first; of several at one location, the visible one.
         let found = self.binds.iter().filter(|bind| lies_there(bind)).min_by_key(|bind| match bind {
             Bind::Waits(own) => own.components().count(),
             _ => usize::MAX,
@@ -156,7 +156,7 @@ impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
             return Ok(());
         };
         (self.attach)(number)?;
-        // What was mounted there before is not seen any more.
+        // Earlier mounts at this location are covered.
         for earlier in 0..number {
             let is_covered = match &self.binds[earlier] {
                 Bind::Waits(own) => own.starts_with(&place),
@@ -176,7 +176,7 @@ impl<F: FnMut(usize) -> Result<()>> Needed<'_, F> {
     }
 }
 
-/// The names of a path, which counts from the root whether it says so or not.
+/// The components of a path relative to the root.
 fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> + '_ {
     path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -192,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// Attaches nothing: what is below a destination is as in the tree.
+    /// Attaches nothing, so that paths below a destination are resolved in the snapshot.
     #[track_caller]
     fn check(destinations: &[&str], (path, follows, beneath): (&str, bool, bool), expected: &[usize]) {
         let dir = tempfile::TempDir::new().unwrap();
@@ -245,7 +245,7 @@ mod tests {
         check(&binds, ("/data/out/x", false, false), &[0, 1]);
         check(&binds, ("/etc/../other/x", false, false), &[1]);
         check(&binds, ("/a/x", false, true), &[]);
-        // A destination may be a link itself, also one that leads nowhere.
+        // A destination may be a symlink itself, even a dangling one.
         check(&["/to-data/sub", "/var/x"], ("/data/sub", false, false), &[0]);
         check(&["/to-data/sub", "/var/x"], ("/nowhere/yet/x", false, false), &[1]);
     }

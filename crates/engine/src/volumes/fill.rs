@@ -1,17 +1,16 @@
-//! Filling a volume with what the image has at the place where it is mounted first.
+//! Fills a volume with the contents of the image's directory where it is first mounted.
 //!
 //! ```text
-//! copied ─▶ .draft ─▶ on disk ─┬─▶ _data                         a new volume appears whole
-//!                              └─▶ .ready ─ one by one ─▶ _data   one that is there and empty stays what it is:
-//!                                                                containers may have it bound
+//! copy ─▶ .draft ─▶ sync ─┬─▶ _data                           a new volume appears complete
+//!                         └─▶ .ready ─ file by file ─▶ _data  an existing empty directory is kept: containers may
+//!                                                             have it bind mounted
 //! ```
 //!
-//! A draft that a crash leaves is begun anew; what is ready is moved on by who comes next. Into data that is there nothing is
-//! moved while somebody works in it: that is asked when the draft is whole, which takes long, and nobody begins until what
-//! follows is done (`Pouring`).
+//! A draft that a crash left is discarded; `.ready` is completed by the next caller. Files are moved into existing data
+//! only while no container uses the volume. This is checked after the draft, the slow part, is complete, and no
+//! container begins to use the volume until the move is done (`Filling`).
 //!
-//! Data may be on another disk, by a mount or a link in its place. Then what is ready is copied there first, into a hidden
-//! directory, and moved from that.
+//! Data may be on another disk, by a mount or a symlink. Then `.ready` is first copied to a hidden directory there.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -30,13 +29,14 @@ use crate::remove_folder;
 
 const DRAFT: &str = ".draft";
 const READY: &str = ".ready";
-/// In data on another disk: what was ready, on its way.
+/// In data on another disk: the copy of `.ready`.
 const ARRIVED: &str = ".hoist-filling";
 
-/// The right to move something into a volume's data, which nobody begins to use meanwhile; none while somebody has it.
+/// Acquires the right to move files into a volume's data, during which no container begins to use it; `None` while one
+/// does.
 pub(super) type MayPour<'a, G> = &'a dyn Fn() -> Result<Option<G>>;
 
-/// Ends a filling that a crash cut off, unless somebody works in the volume.
+/// Completes a fill that a crash interrupted, unless a container uses the volume.
 pub(super) fn end_filling<G>(directory: &Path, may_pour: MayPour<'_, G>) -> Result<()> {
     let ready = directory.join(READY);
     if ready.try_exists().context(|| format!("look for {}", ready.display()))?
@@ -47,7 +47,7 @@ pub(super) fn end_filling<G>(directory: &Path, may_pour: MayPour<'_, G>) -> Resu
     Ok(())
 }
 
-/// Whether a volume is to be filled: it has no data, or it is empty.
+/// Whether a volume must be filled: it has no data, or it is empty.
 pub(super) fn wants_filling(directory: &Path) -> Result<bool> {
     let data = directory.join(DATA);
     match fs::read_dir(&data) {
@@ -57,8 +57,8 @@ pub(super) fn wants_filling(directory: &Path) -> Result<bool> {
     }
 }
 
-/// Fills a volume that wants it with what is at `target` in the image: nothing, if there is no directory, or no image that
-/// it is to be filled from. One that is there already is left alone while others work in it.
+/// Fills a volume with the contents of `target` in the image, if there is an image and it has that directory. An
+/// existing volume is left alone while containers use it.
 pub(super) fn fill<G>(
     root: Option<&Root>,
     target: &str,
@@ -70,7 +70,7 @@ pub(super) fn fill<G>(
     let is_new = !data.try_exists().context(about)?;
     let find = |root: &Root| root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY);
     let source = root.map(find).transpose()?.flatten();
-    // What is not ready yet goes into the draft: nobody is held up while it is made.
+    // A draft disturbs no container, so the right is given up while it is made.
     if !is_new && (source.is_none() || may_pour()?.is_none()) {
         return Ok(());
     }
@@ -78,10 +78,10 @@ pub(super) fn fill<G>(
     remove_folder(&draft)?;
     match source {
         Some(source) => {
-            // The dot is the directory itself, not the link in /proc that leads to it.
+            // The trailing dot resolves to the directory itself, not the symlink in /proc.
             let source = PathBuf::from(format!("/proc/self/fd/{}/.", source.as_raw_fd()));
             linux::tree::copy(&source, &draft).context(about)?;
-            // Not empty, it counts as filled: also after a power cut.
+            // A volume that is not empty counts as filled, so the contents must be durable first.
             if !names_in(&draft).context(about)?.is_empty() {
                 File::open(&draft).and_then(|draft| Ok(syncfs(draft)?)).context(about)?;
             }
@@ -93,14 +93,14 @@ pub(super) fn fill<G>(
         sync_directory(directory)?;
         return directory.parent().map_or(Ok(()), sync_directory);
     }
-    // Somebody may have begun to use it since.
+    // A container may have begun to use it since.
     let Some(_pouring) = may_pour()? else { return remove_folder(&draft) };
     fs::rename(&draft, directory.join(READY)).context(about)?;
     sync_directory(directory)?;
     pour(directory)
 }
 
-/// Moves what is ready into the data, beside what others have put there meanwhile.
+/// Moves the ready files into the data, without replacing files that exist by now.
 fn pour(directory: &Path) -> Result<()> {
     let (ready, data) = (directory.join(READY), directory.join(DATA));
     let arrived = data.join(ARRIVED);
@@ -119,7 +119,7 @@ fn pour(directory: &Path) -> Result<()> {
         let (names, from, to) = (names_in(from)?, File::open(from)?, File::open(&data)?);
         for name in names {
             let moved = match renameat_with(&from, &name, &to, &name, RenameFlags::NOREPLACE) {
-                // Not every file system can say so.
+                // Not every file system supports RENAME_NOREPLACE (renameat2(2)).
                 Err(Errno::INVAL) if statat(&to, &name, AtFlags::SYMLINK_NOFOLLOW).is_err() => {
                     renameat(&from, &name, &to, &name)
                 }
@@ -163,7 +163,7 @@ mod tests {
         Ok(Some(()))
     }
 
-    /// An image whose `/data` has a file and a link to it, and the place of a volume.
+    /// An image whose `/data` has a file and a symlink to it, and a volume's directory.
     fn image(dir: &Path) -> (PathBuf, PathBuf) {
         let (image, volume) = (dir.join("image"), dir.join("volume"));
         fs::create_dir_all(image.join("data/deep")).unwrap();
@@ -177,7 +177,7 @@ mod tests {
     fn a_new_volume_holds_what_the_image_has_there() {
         let dir = tempfile::tempdir().unwrap();
         let (image, volume) = image(dir.path());
-        // What an interrupted copy left does not end in the volume.
+        // The rest of an interrupted copy must not end up in the volume.
         fs::create_dir_all(volume.join(DRAFT).join("rest")).unwrap();
         assert!(wants_filling(&volume).unwrap());
         fill::<()>(Some(&root(&image)), "/data", &volume, &|| unreachable!("nobody can have it")).unwrap();
@@ -199,7 +199,7 @@ mod tests {
             fill(Some(&root(&image)), target, &volume, &|| Ok(may_pour)).unwrap();
             assert!(wants_filling(&volume).unwrap());
         }
-        // Somebody begins to use it while the draft is made.
+        // A container begins to use it while the draft is made.
         let asked = std::cell::Cell::new(0);
         let only_at_first = || Ok((asked.replace(asked.get() + 1) == 0).then_some(()));
         fill(Some(&root(&image)), "/data", &volume, &only_at_first).unwrap();
@@ -217,7 +217,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (image, volume) = image(dir.path());
         fill(Some(&root(&image)), "/data", &volume, &idle).unwrap();
-        // The link had been moved, and somebody else wrote the file.
+        // The symlink had been moved, and a container wrote the file.
         fs::rename(volume.join(DATA), volume.join(READY)).unwrap();
         fs::create_dir_all(volume.join(DATA).join("deep")).unwrap();
         fs::write(volume.join(DATA).join("deep/file"), "of another").unwrap();
@@ -243,7 +243,7 @@ mod tests {
         fs::create_dir_all(&volume).unwrap();
         fs::create_dir(&data).unwrap();
         symlink(&data, volume.join(DATA)).unwrap();
-        // What a crash left of a copy.
+        // The rest of an interrupted copy.
         fs::create_dir_all(data.join(ARRIVED).join("rest")).unwrap();
         fs::create_dir_all(volume.join(READY)).unwrap();
         end_filling(&volume, &idle).unwrap();

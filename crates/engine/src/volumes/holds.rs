@@ -1,5 +1,5 @@
-//! Who is at a volume, by name: those who are about to use it, who removes it, and who fills it. And which containers are
-//! being started, which will work in their volumes.
+//! Locks of volumes, by name: shared by calls that are about to use a volume, exclusive for its removal, and one for
+//! filling it. Also tracks the containers that are being started, which will use their volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::MutexGuard;
@@ -8,11 +8,11 @@ use std::time::Duration;
 use stdx::{Condvar, Mutex};
 use types::{Error, Result};
 
-/// How long who wants a volume waits for another to fill it: he has a thread meanwhile.
+/// How long a call waits for a volume that another call fills. It occupies a thread meanwhile.
 const FILL_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Volumes that are about to be used, which many may do, or removed, which one does alone; and those that are being
-/// made or filled, for which the others wait.
+/// The locks of all volumes: many calls may be about to use a volume, or one may remove it; one may create or fill it
+/// while others wait.
 #[derive(Default)]
 pub(crate) struct Holds {
     held: Mutex<BTreeMap<String, Hold>>,
@@ -26,19 +26,19 @@ enum Hold {
     Alone,
 }
 
-/// Names that are held until this is dropped.
+/// Locked volumes; released when dropped.
 pub(crate) struct Held<'a> {
     holds: &'a Holds,
     names: Vec<String>,
 }
 
-/// A container that counts as one that runs until this is dropped.
+/// A container that is being started; counts as running until this is dropped.
 pub(crate) struct Starting<'a> {
     holds: &'a Holds,
     id: String,
 }
 
-/// A volume that nobody else makes or fills until this is dropped.
+/// The exclusive right to create or fill a volume, until dropped.
 pub(crate) struct Filling<'a> {
     holds: &'a Holds,
     name: String,
@@ -70,7 +70,7 @@ impl Holds {
         Ok(Held { holds: self, names })
     }
 
-    /// From here on nothing is moved into the container's volumes, but for what is under way: see [`Holds::pour`].
+    /// From here on no files are moved into the container's volumes, except by a move in progress: see [`Holds::pour`].
     pub(crate) fn start(&self, id: &str) -> Starting<'_> {
         self.starting().insert(id.to_owned());
         Starting { holds: self, id: id.to_owned() }
@@ -80,13 +80,14 @@ impl Holds {
         self.starting().contains(id)
     }
 
-    /// Waits until nobody moves anything into the volume, which is soon: a part of filling it that only this shuts out.
+    /// Waits until no call moves files into the volume, which is short: the last part of a fill, with a lock of its
+    /// own.
     pub(super) fn pour(&self, name: &str) -> Result<Filling<'_>> {
-        // No name of a volume begins so.
+        // No volume's name begins with a slash.
         self.fill(&format!("/{name}"))
     }
 
-    /// Waits until nobody fills it. `Unavailable` when that takes too long.
+    /// Waits until no call fills the volume. `Unavailable` if that takes too long.
     pub(super) fn fill(&self, name: &str) -> Result<Filling<'_>> {
         let is_busy = |filling: &mut BTreeSet<String>| filling.contains(name);
         let (mut filling, waited) = self.filled.wait_timeout_while(self.filling(), FILL_WAIT_MAX, is_busy);

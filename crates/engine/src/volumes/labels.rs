@@ -1,4 +1,4 @@
-//! Labels of volumes, and what lists of volumes are filtered by.
+//! Labels of volumes, and the filters of volume lists.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,15 +11,15 @@ use types::{Context, Error, Result};
 use super::read_json;
 use crate::filter::{FilterWord, LabelFilter};
 
-/// Beside the data.
+/// File beside the volume's data.
 const LABELS: &str = "labels.json";
 
-/// Bytes of the labels of one volume.
+/// Longest labels of one volume, in bytes.
 const LABELS_LEN_MAX: usize = 64 << 10;
 
 pub(super) type VolumeLabels = BTreeMap<String, String>;
 
-/// Labels that somebody wants a volume to have.
+/// Validates the requested labels of a volume.
 pub(super) fn check(labels: &VolumeLabels) -> Result<()> {
     let len: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
     if len > LABELS_LEN_MAX {
@@ -34,7 +34,7 @@ pub(super) fn check(labels: &VolumeLabels) -> Result<()> {
 pub(super) fn write(directory: &Path, labels: &VolumeLabels) -> io::Result<()> {
     let path = directory.join(LABELS);
     if labels.is_empty() {
-        // Of a volume whose making was cut off.
+        // Left by a creation that was cut off.
         return match fs::remove_file(path) {
             Err(error) if error.kind() != IoErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -51,7 +51,7 @@ pub(super) fn read(directory: &Path) -> Result<VolumeLabels> {
     }
 }
 
-/// The filters of one call, checked. Values of one key are alternatives, but labels must all hold.
+/// The parsed filters of one call. Values of the same key are alternatives, except labels, which must all match.
 #[derive(Default)]
 pub(super) struct Filter {
     dangling: Option<bool>,
