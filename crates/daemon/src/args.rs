@@ -1,4 +1,4 @@
-//! The daemon's command line. Options are containerd's where there is one of that meaning.
+//! The daemon's command line. Options have containerd's names where it has an option with that meaning.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -35,7 +35,7 @@ Options:
   -h, --help             Print this
 ";
 
-/// What there is to say, by the name that the program was called by.
+/// The help text, for the name the program was called by.
 pub(crate) fn help(flavor: Flavor) -> String {
     match flavor {
         Flavor::Hoist => HELP.to_owned(),
@@ -48,10 +48,10 @@ pub(crate) fn help(flavor: Flavor) -> String {
     }
 }
 
-/// What the command line says. `None` leaves it to the configuration.
+/// The parsed command line. `None` leaves a value to the configuration.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Args {
-    /// By which name the program was called.
+    /// The name the program was called by.
     pub(crate) flavor: Flavor,
     pub(crate) command: Command,
     pub(crate) config: Option<PathBuf>,
@@ -71,18 +71,18 @@ pub(crate) enum Command {
     ConfigDump,
     ConfigMigrate,
     ConfigCheck,
-    /// Takes over what the containerd has whose root this is.
+    /// Imports the images of another containerd, whose root this is.
     Import(PathBuf),
-    /// Takes down what the last daemon left mounted.
+    /// Unmounts what the last daemon left mounted.
     Unmount,
     /// Writes the shim to this directory.
     Shim(PathBuf),
-    /// Has an event told.
+    /// Publishes an event.
     Publish {
         namespace: String,
         topic: String,
     },
-    /// Fills in the words of a hook, and becomes it.
+    /// Expands the arguments of a hook, and executes it.
     OciHook(Vec<OsString>),
     Version,
     Help,
@@ -122,13 +122,13 @@ impl Args {
                 "--namespace" => namespace = text_of(&value()?),
                 "--topic" => topic = text_of(&value()?),
                 "--dry-run" => parsed.dry_run = true,
-                // Whoever asks for these wants nothing done, whatever else there is to read.
+                // These take precedence over everything else on the command line.
                 "-v" | "--version" => return Ok(Args { command: Command::Version, ..parsed }),
                 "-h" | "--help" => return Ok(Args { command: Command::Help, ..parsed }),
                 _ if name.starts_with('-') => {
                     return Err(refused(&format!("unknown option {text}")));
                 }
-                // What follows is the hook's.
+                // All further arguments are the hook's.
                 "oci-hook" if words.is_empty() => {
                     let mut words: Vec<OsString> = args.collect();
                     if words.first().is_some_and(|word| word == "-h" || word == "--help") {
@@ -164,12 +164,12 @@ impl Args {
     }
 }
 
-/// A command line that is not understood, and where there is more.
+/// An invalid command line; refers to the help text.
 fn refused(what: &str) -> Error {
     Error::invalid_argument(format!("{what}; try --help"))
 }
 
-/// Of a command that stands alone; `example` is one that does not.
+/// A command without its argument; `example` shows it.
 fn missing(example: &str) -> Error {
     Error::invalid_argument(format!("DIR is missing: {example}"))
 }
@@ -270,7 +270,7 @@ mod tests {
         for line in ["--help oci-hook x", "oci-hook --help", "oci-hook -h", "help", "h", "config help"] {
             assert_eq!(parse(line).unwrap().command, Command::Help, "{line}");
         }
-        // Behind a hook, and in the place of a value, it is none of ours.
+        // As an argument of the hook or the value of an option, `--help` is not ours.
         let hook = ["x", "--help"].map(OsString::from);
         assert_eq!(parse("oci-hook x --help").unwrap().command, Command::OciHook(hook.into()));
         assert_eq!(parse("--root --help").unwrap().root, Some("--help".into()));

@@ -1,11 +1,11 @@
-//! Work beside the workers, for those that are no service: services have `services::blocking`, which answers a status.
+//! Blocking work outside of services. Services use `services::blocking`, which returns a gRPC status.
 
 use types::{Error, Result};
 
-/// Runs what blocks on a thread for it. It goes on if the caller goes away.
+/// Runs blocking work on a thread of the blocking pool. The work continues if the caller's future is dropped.
 ///
 /// # Errors
-/// Those of the work, and `Internal` if it panicked.
+/// The work's own, and `Internal` if it panicked.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -1,4 +1,4 @@
-//! A connection whose client may name a socket's path as the host of its calls: see [`h2_authority`].
+//! A connection whose client may use a socket's path as the `:authority` of its calls: see [`h2_authority`].
 
 use std::io::{Error, IoSlice};
 use std::pin::Pin;
@@ -7,14 +7,14 @@ use std::task::{Context, Poll, ready};
 use h2_authority::Rewriter;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// Bytes that are read at a time while others are held.
+/// Bytes read at once while other bytes are held back.
 const PIECE_LEN: usize = 256;
 
-/// What is read is rewritten in place, in the reader's own buffer; what is written passes.
+/// Rewrites what is read in place, in the reader's buffer; passes on what is written.
 pub(crate) struct AuthorityStream<S> {
     stream: S,
     rewriter: Rewriter,
-    /// Bytes that wait to be read, and behind them those that wait for others to follow.
+    /// Bytes to be read, followed by bytes that are held back until more arrive.
     held: Vec<u8>,
     ready: usize,
 }
@@ -26,7 +26,7 @@ impl<S> AuthorityStream<S> {
 }
 
 impl<S: AsyncRead + Unpin> AuthorityStream<S> {
-    /// Waits for the first bytes, or the end.
+    /// Waits for the first bytes or the end of the stream.
     pub(crate) async fn begin(&mut self) -> Result<(), Error> {
         let mut first = [0; PIECE_LEN];
         let len = self.stream.read(&mut first).await?;
@@ -119,7 +119,7 @@ mod tests {
 
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-    /// A client that has sent these pieces, and says no more: ended, or waiting for ever.
+    /// A client that has sent these pieces and then has closed the connection, or sends nothing more.
     struct Sent {
         pieces: Vec<Vec<u8>>,
         has_ended: bool,
@@ -159,14 +159,14 @@ mod tests {
         }
     }
 
-    /// A request whose header block has this authority.
+    /// A HEADERS frame whose header block has this authority.
     fn request(stream: u8, authority: &[u8]) -> Vec<u8> {
         let block = [&[0x83, 0x86, 0x84][..], authority].concat();
         let len = u8::try_from(block.len()).unwrap();
         [&[0, 0, len, 0x1, 0x5, 0, 0, 0, stream], &block[..]].concat()
     }
 
-    /// Reads all that is sent, with this much room at a time, and whether or not the beginning was waited for.
+    /// Reads everything, `room` bytes at a time, with or without a call of `begin` first.
     fn read(sent: Sent, room: usize, begin: bool) -> Vec<u8> {
         let (mut stream, mut read) = (AuthorityStream::new(sent), Vec::new());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -214,10 +214,11 @@ mod tests {
         }
     }
 
-    /// What a server makes of it whose HPACK is not ours.
+    /// The header as decoded by another HPACK implementation, the server's.
     #[tokio::test]
     async fn a_server_sees_names() {
-        // Plain, by the index of the entry that this made, and "%2Frun%2Fhoist%2Fhoist.sock" in Huffman's code.
+        // A literal, then a reference to the dynamic table entry that it made, then "%2Frun%2Fhoist%2Fhoist.sock"
+        // Huffman-coded.
         let plain = request(1, b"\x41\x13/run/a:b/hoist.sock");
         let in_code = request(
             5,

@@ -1,8 +1,8 @@
-//! What goes on beside the calls for as long as the daemon runs: garbage is collected, events are recorded, and so on.
+//! Background tasks, which run as long as the daemon: garbage collection, recording of events and others.
 //!
-//! Each task has a name. If one panicked and the others went on, nobody would see that the daemon does only part of its
-//! work. So the daemon ends with it, by an error that says which it was: the service manager starts another, which finds
-//! everything again, and containers go on meanwhile.
+//! Each task has a name. If a task panicked and the others went on, the daemon would silently do only a part of its
+//! work. Therefore the daemon exits with an error that names the task: the service manager starts a new daemon, and
+//! containers are not affected.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -10,7 +10,7 @@ use std::future::pending;
 use tokio::task::{Id, JoinSet};
 use types::Error;
 
-/// The tasks. Those that still run when this is dropped are aborted.
+/// The running tasks. Dropping this aborts them.
 #[derive(Default)]
 pub(crate) struct Background {
     tasks: JoinSet<()>,
@@ -18,14 +18,13 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    /// Has a task run. `name` is what errors call it.
+    /// Spawns a task. `name` identifies it in errors.
     pub(crate) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let id = self.tasks.spawn(task).id();
         self.names.insert(id, name);
     }
 
-    /// Waits until a task panics, and gives back the error to end with. For ever if none does: a task may end of itself.
-    /// May be dropped and called again.
+    /// Waits until a task panics and returns the error to exit with. A task that ends normally is ignored. Cancel-safe.
     pub(crate) async fn broken(&mut self) -> Error {
         while let Some(ended) = self.tasks.join_next_with_id().await {
             let id = match &ended {
@@ -46,7 +45,7 @@ impl Background {
         pending().await
     }
 
-    /// Ends all tasks, and waits until they have ended.
+    /// Aborts all tasks and waits until they have ended.
     pub(crate) async fn stop(&mut self) {
         self.tasks.shutdown().await;
     }

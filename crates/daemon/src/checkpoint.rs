@@ -1,12 +1,13 @@
-//! Checkpoints of tasks as blobs, as containerd keeps them.
+//! Checkpoints of tasks, stored as blobs in containerd's formats.
 //!
 //! ```text
-//! Tasks.Checkpoint ─▶ ROOT/checkpoints/taken/RANDOM ─criu writes─▶ tar ─▶ content, and the container's spec beside it
-//! Tasks.Create ─▶ content ─untar─▶ ROOT/checkpoints/restored/NS/ID ─▶ the shim restores when the task is started
+//! Tasks.Checkpoint ─▶ ROOT/checkpoints/taken/RANDOM ─ criu dumps ─▶ tar ─▶ content store, with the container's spec
+//! Tasks.Create ─▶ content store ─ untar ─▶ ROOT/checkpoints/restored/NS/ID ─▶ the shim restores when the task is started
 //! ```
 //!
-//! A restored task may need its images until it ends, so they go with it. What a crash left goes at the next start.
-//! They are below the root, not the state directory: memory of processes has no place in memory.
+//! A restored task may need its images until it ends, so they are removed with it; the next daemon removes what a crash
+//! left. They are below the root directory, because the state directory may be a tmpfs and the dumped memory would not
+//! fit.
 
 use std::fs;
 use std::io;
@@ -30,11 +31,11 @@ use types::{
 
 use crate::identity;
 
-/// What criu wrote, in a plain tar.
+/// The images that criu dumped, as an uncompressed tar.
 const IMAGES: &str = media_type::CHECKPOINT;
-/// The spec of the container: an encoded `google.protobuf.Any`.
+/// The container's spec: an encoded `google.protobuf.Any`.
 const SPEC: &str = media_type::CHECKPOINT_CONFIG;
-/// An annotation of who has the images in a directory already.
+/// Annotation by which a client names a directory that has the images.
 const FROM_PATH: &str = "RestoreFromPath";
 
 #[derive(Clone)]
@@ -44,7 +45,7 @@ pub(crate) struct Checkpoints {
     root: PathBuf,
 }
 
-/// A directory that goes when this is dropped.
+/// A directory that is removed on drop.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {
@@ -66,7 +67,7 @@ impl Checkpoints {
         Checkpoints { metadata, root: root.join("checkpoints") }
     }
 
-    /// Removes what no task needs: what a crash left. Before any call is served.
+    /// Removes what no task needs, left by a crash. Called before any call is served.
     pub(crate) fn sweep(&self, shims: &Shims) -> Result<()> {
         remove(&self.root.join("taken"))?;
         let restored = self.root.join("restored");
@@ -82,14 +83,14 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// An empty directory for a checkpoint.
+    /// A new empty directory for a checkpoint.
     pub(crate) fn folder(&self) -> Result<Folder> {
         let path = self.root.join("taken").join(identity::random_uuid()?);
         create(&path)?;
         Ok(Folder(path))
     }
 
-    /// Stores the images in a directory, and the spec beside them.
+    /// Stores the images in a directory as a blob, and the spec as another.
     pub(crate) fn store(&self, caller: &Caller, images: &Path, spec: Opaque) -> Result<Vec<Descriptor>> {
         let bind = Mount {
             kind: "bind".into(),
@@ -128,7 +129,7 @@ impl Checkpoints {
         }
     }
 
-    /// Where the images are that a task is restored from: in a directory that somebody names, or unpacked here.
+    /// The directory of images to restore a task from: the one that the client names, or the blob unpacked here.
     pub(crate) fn bring(&self, caller: &Caller, id: &ContainerId, descriptor: Descriptor) -> Result<PathBuf> {
         if let Some(path) = descriptor.annotations.get(FROM_PATH) {
             return Ok(path.into());
@@ -150,14 +151,14 @@ impl Checkpoints {
             check_files(&path)
         })();
         if brought.is_err() {
-            // The first error counts.
+            // Report the first error.
             let _ = remove(&path);
         }
         brought.context(|| format!("unpack checkpoint {}", descriptor.digest))?;
         Ok(path)
     }
 
-    /// Removes the images that a task was restored from, if it was.
+    /// Removes the images that a task was restored from, if any.
     pub(crate) fn forget(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
         remove(&self.restored(namespace, id))
     }
@@ -167,22 +168,22 @@ impl Checkpoints {
     }
 }
 
-/// Where a client wants the images of a checkpoint. None is into the content store.
+/// The directory in which a client wants the images of a checkpoint. `None`: in the content store.
 pub(crate) fn image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
     let Some(options) = options.filter(|options| !options.type_url.is_empty()) else { return Ok(None) };
     match unpack::<CheckpointOptions>(options) {
         Some(Ok(options)) => absolute(options.image_path),
         Some(Err(error)) => Err(Error::invalid_argument("the options of a checkpoint").with_source(error)),
-        // They are options of another shim, which nobody here can read.
+        // Options of another runtime, which the daemon cannot parse.
         None => Ok(None),
     }
 }
 
-/// Where the images are that a client wants restored, by the options of a runtime like runc.
+/// The directory of images that a client wants restored, from the options of runc's shim.
 pub(crate) fn criu_image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
     match options.and_then(unpack::<Options>) {
         Some(Ok(options)) => absolute(options.criu_image_path),
-        // Whoever takes them says what is wrong with them.
+        // The shim will report what is wrong with them.
         Some(Err(_)) | None => Ok(None),
     }
 }
@@ -195,8 +196,8 @@ fn absolute(path: String) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Refuses what is neither a file nor a directory among the images of a checkpoint. criu, which is root of the machine,
-/// would follow a link, be it for its log, and wait for a pipe.
+/// Refuses images that are neither regular files nor directories: criu, which runs as root, would follow a symlink,
+/// even for its log, and block on a FIFO.
 fn check_files(images: &Path) -> Result<()> {
     let mut left = vec![images.to_owned()];
     while let Some(directory) = left.pop() {
@@ -297,7 +298,7 @@ mod tests {
         checkpoints.forget(&caller.namespace, &id).unwrap();
         assert!(!images.exists());
 
-        // Where a link leads, criu would write its log.
+        // criu would write its log through the symlink.
         let folder = checkpoints.folder().unwrap();
         fs::create_dir(folder.path().join("deeper")).unwrap();
         std::os::unix::fs::symlink("/tmp/log", folder.path().join("deeper/restore.log")).unwrap();

@@ -1,16 +1,16 @@
-//! When garbage is collected: some time after deletions, after many changes, and when something
-//! expires. What garbage is, `metadata` knows.
+//! Schedules garbage collection: some time after deletions, after many changes, and when something expires. What is
+//! garbage is determined by `metadata`.
 //!
 //! ```text
 //! deletion_threshold deletions ──▶ schedule_delay ──┐
-//! fewer of them, at the next look ──────────────────┤
-//! mutation_threshold changes, at the next look ─────┼──▶ not before the pause after the last one ──▶ collect ─┐
-//! next expiry ──────────────────────────────────────┤                     whoever asks for it ──▶ collect ─┴─▶ reclaim
-//! some time after one that failed ──────────────────┘
+//! fewer of them, at the next check ─────────────────┤
+//! mutation_threshold changes, at the next check ────┼──▶ not before the pause after the last one ──▶ collect ─┐
+//! next expiry ──────────────────────────────────────┤                      a client requests it ──▶ collect ─┴─▶ reclaim
+//! some time after a failed collection ──────────────┘
 //! ```
 //!
-//! Collecting takes files out of the way, which is quick, and is waited for. Deleting them is not: it goes on
-//! beside everything else, and leaves the disk to others half of the time.
+//! A collection only moves files away, which is quick, and callers wait for it. `reclaim` deletes them in the
+//! background and leaves the disk to other work half of the time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
@@ -26,49 +26,49 @@ use crate::config;
 use crate::idle::Idle;
 use crate::telemetry::Histogram;
 
-/// How often deletions and changes are counted. Nothing else happens in an idle daemon, and rarely this.
+/// How often deletions and changes are counted. The only periodic work in an idle daemon.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long after a collection that failed there is another: twice as long after each that follows. What it was to collect
-/// is there still, and nothing else may happen that would be a reason.
+/// Pause before a failed collection is retried; doubled after each further failure. The garbage is still there, and
+/// possibly nothing else would trigger a collection.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// How long files are deleted at a time, before as long a pause.
+/// How long files are deleted before a pause of the same length.
 const RECLAIM_TURN: Duration = Duration::from_millis(20);
 
-/// Told of deletions, and of files that were set aside. Clones are the same.
+/// Notified of deletions and of files moved away. Clones share state.
 #[derive(Clone, Default)]
 pub(crate) struct Trigger(Arc<Noticed>);
 
 #[derive(Default)]
 struct Noticed {
-    /// Deletions since the last collection was decided on.
+    /// Deletions since the last collection was triggered.
     deletions: AtomicU64,
-    /// The earliest end of something that was made since the last mark.
+    /// The earliest expiry of objects created since the last mark phase.
     expiry: Mutex<Option<Timestamp>>,
     news: Notify,
-    /// Files wait to be deleted.
+    /// Notified when files wait to be deleted.
     set_aside: Notify,
-    /// Something was unpacked, for whoever looks after blobs.
+    /// Notified when an image or layer was created, for the retainer of blobs.
     settled: Arc<Notify>,
-    /// Events wait for the disk, for whoever sees to them.
+    /// Notified when events wait for the disk, for `events::tell_held`.
     held: Arc<Notify>,
 }
 
 impl Trigger {
-    /// What the records tell.
+    /// The sink for the metadata store's notices.
     pub(crate) fn notices(&self) -> metadata::NoticeSink {
         let trigger = self.clone();
         Box::new(move |notice| trigger.note(notice))
     }
 
-    /// Told whenever an image or a layer came to be.
+    /// Notified whenever an image or a layer was created.
     pub(crate) fn settled(&self) -> Arc<Notify> {
         Arc::clone(&self.0.settled)
     }
 
-    /// Told whenever events wait for the disk.
+    /// Notified whenever events wait for the disk.
     pub(crate) fn held(&self) -> Arc<Notify> {
         Arc::clone(&self.0.held)
     }
@@ -90,19 +90,19 @@ impl Trigger {
         self.0.news.notify_one();
     }
 
-    /// The earlier of a time and the ends that were noted.
+    /// The earlier of a time and the noted expiry.
     fn earliest(&self, known: Option<Timestamp>) -> Option<Timestamp> {
         let noted = *self.0.expiry.lock();
         known.into_iter().chain(noted).min()
     }
 
-    /// Forgets the ends that were noted; gives back the earliest.
+    /// Forgets the noted expiry and returns it.
     fn forget(&self) -> Option<Timestamp> {
         self.0.expiry.lock().take()
     }
 }
 
-/// Clones are the same.
+/// Clones share state.
 #[derive(Clone)]
 pub(crate) struct Collector {
     metadata: Metadata,
@@ -111,7 +111,7 @@ pub(crate) struct Collector {
     figures: Arc<Figures>,
 }
 
-/// What collections did so far.
+/// Totals over all collections.
 #[derive(Default)]
 pub(crate) struct Figures {
     pub(crate) collections: AtomicU64,
@@ -121,7 +121,7 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// How long those that did not fail took.
+    /// Durations of the successful ones.
     pub(crate) fn times(&self) -> MutexGuard<'_, Histogram> {
         self.times.lock()
     }
@@ -132,7 +132,7 @@ impl Collector {
         Collector { metadata, trigger, config: watch::Sender::new(config), figures: Arc::default() }
     }
 
-    /// Goes by other times and thresholds from now on, also where it waits already.
+    /// Applies a new configuration, even to a wait in progress.
     pub(crate) fn reconfigure(&self, config: config::Collector) {
         self.config.send_replace(config);
     }
@@ -145,17 +145,18 @@ impl Collector {
         *self.config.borrow()
     }
 
-    /// Collects from time to time until dropped. The daemon is idle no more by it: nobody else may be there who would.
+    /// Collects when there is a reason, until dropped. A collection counts as activity: it may leave memory to release.
     pub(crate) async fn run(self, idle: Idle) {
         self.pause(|config| config.startup_delay).await;
         let mut seen = self.metadata.mutations();
         let (mut next_expiry, mut failed) = (None, 0);
         loop {
             let begun = Instant::now();
-            // What is made from here on and seen by the mark is noted once too often, and never too seldom.
+            // An object created from here on and seen by the mark phase is noted twice, which is harmless.
             let noted = self.trigger.forget();
             let (time, is_whole) = match self.collect().await {
-                // What removing took does not count: who waits longer for it has more to remove, and waits longer still.
+                // Deletion does not count: otherwise a longer pause would accumulate more garbage, and the next pause
+                // grow further.
                 Ok(collected) => {
                     self.figures.times().add(collected.looking);
                     next_expiry = collected.next_expiry;
@@ -164,7 +165,7 @@ impl Collector {
                 Err(error) => {
                     self.figures.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::error!("collect garbage: {}", error.chain());
-                    // What has ended already is for the retry, which does not come at once.
+                    // What has expired already is left to the retry, which is delayed.
                     let now = Timestamp::now();
                     next_expiry = next_expiry.into_iter().chain(noted).filter(|expiry| *expiry > now).min();
                     (begun.elapsed(), false)
@@ -178,7 +179,7 @@ impl Collector {
         }
     }
 
-    /// Deletes what collections took out of the way, whenever there is some, until dropped.
+    /// Deletes files that collections have moved away, until dropped.
     pub(crate) async fn reclaim(self) {
         loop {
             let metadata = self.metadata.clone();
@@ -206,7 +207,7 @@ impl Collector {
                 () = self.trigger.0.news.notified() => {}
                 _changed = changes.changed() => {}
                 () = tokio::time::sleep_until(look) => {
-                    // Fewer deletions than make a collection by themselves leave garbage too.
+                    // Deletions below the threshold leave garbage as well.
                     if deletions() > 0 {
                         break;
                     }
@@ -230,7 +231,7 @@ impl Collector {
         self.trigger.0.deletions.store(0, Ordering::Relaxed);
     }
 
-    /// Waits as long as the configuration says, which may say otherwise meanwhile.
+    /// Waits for a configured time, which may change meanwhile.
     async fn pause(&self, length: impl Fn(config::Collector) -> Duration) {
         let (begun, mut changes) = (tokio::time::Instant::now(), self.config.subscribe());
         loop {
@@ -269,13 +270,13 @@ impl Collector {
     }
 }
 
-/// How long to wait after so many collections, one or more, that failed one after another.
+/// Pause after `failed` consecutive failures, one or more.
 fn back_off(failed: u32) -> Duration {
     RETRY_FIRST.saturating_mul(2_u32.saturating_pow(failed - 1)).min(RETRY_MAX)
 }
 
-/// Has work done in turns, with as long a pause after each, until it says that it is done. It asks after each small step
-/// whether to go on.
+/// Runs work in slices, with a pause of the same length after each, until it returns true for done. The work asks after
+/// each small step whether to continue.
 async fn in_turns(work: impl Fn(&dyn Fn() -> bool) -> Result<bool> + Clone + Send + 'static) -> Result<()> {
     loop {
         let work = work.clone();
@@ -303,14 +304,14 @@ mod tests {
 
     use super::*;
 
-    /// How often the stage looks, in the clock of the test.
+    /// How often the test checks, on its clock.
     const STEP: Duration = Duration::from_millis(5);
-    /// What two looks, and microseconds that are not counted, may make of a time.
+    /// Tolerance: two checks, and microseconds of real time.
     const SLACK: Duration = Duration::from_millis(30);
     const MS: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Records, and a collector of them. The clock goes on when nobody works.
+    /// A metadata store and its collector. The test's clock advances when all tasks wait.
     struct Stage {
         metadata: Metadata,
         collector: Collector,
@@ -323,7 +324,7 @@ mod tests {
             Stage::with(config, Storage::default(), |_| Ok(()))
         }
 
-        /// One whose records are on this storage, and whose mounts are swept so.
+        /// With this storage and this sweep of mounts.
         fn with(
             config: config::Collector,
             storage: Storage,
@@ -342,7 +343,7 @@ mod tests {
             Stage { metadata, collector, leases: 0, _dir: dir }
         }
 
-        /// The same, after the first collection.
+        /// A stage after the first collection.
         async fn begun(config: config::Collector) -> Stage {
             let stage = Stage::new(config);
             stage.collected(1, config.startup_delay + STEP).await.expect("it collects after the start");
@@ -365,7 +366,7 @@ mod tests {
             self.metadata.leases(namespace()).delete(&id).unwrap();
         }
 
-        /// After how long there were so many collections; none if it was more than the limit.
+        /// The time until there were `collections` collections; `None` if that exceeded the limit.
         async fn collected(&self, collections: u64, limit: Duration) -> Option<Duration> {
             let begun = time::Instant::now();
             while self.collector.figures.collections.load(Ordering::Relaxed) < collections {
@@ -377,7 +378,7 @@ mod tests {
             Some(begun.elapsed())
         }
 
-        /// How long the pause after the only collection so far is.
+        /// The pause after the only collection so far.
         fn pause(&self) -> Duration {
             let time = self.collector.figures.times().sum();
             time.div_f64(self.collector.config().pause_threshold)
@@ -388,7 +389,7 @@ mod tests {
         Namespace::new("default").unwrap()
     }
 
-    /// Nothing but the start and one deletion is a reason, and neither waits.
+    /// Only the start and a deletion trigger collections, without delay.
     const PROMPT: config::Collector = config::Collector {
         startup_delay: Duration::ZERO,
         schedule_delay: Duration::ZERO,
@@ -397,7 +398,7 @@ mod tests {
         pause_threshold: 0.5,
     };
 
-    /// Files are deleted half of the time, however many there are. The clock of the test goes on in pauses only.
+    /// Files are deleted half of the time, however many there are. The test's clock advances only during pauses.
     #[tokio::test(start_paused = true)]
     async fn turns_of_deletion_have_pauses_between_them() {
         let turns = Arc::<Mutex<Vec<time::Instant>>>::default();
@@ -477,7 +478,7 @@ mod tests {
         let day = 24 * 3600 * SECOND;
         let stage = Stage::new(config::Collector { startup_delay: day, ..PROMPT });
         assert_eq!(stage.collected(1, SECOND).await, None);
-        // What does not concern the wait does not end it.
+        // A change of other values does not end the wait.
         let config =
             config::Collector { startup_delay: day, schedule_delay: day, deletion_threshold: 2, ..PROMPT };
         stage.collector.reconfigure(config);
@@ -505,7 +506,7 @@ mod tests {
         }
     }
 
-    /// Nothing else happens: it is not a deletion, a change or an end that brings the next.
+    /// No deletion, change or expiry triggers the next collection.
     #[tokio::test(start_paused = true)]
     async fn a_collection_that_leaves_something_is_tried_again_until_it_does_not() {
         let broken = Arc::new(AtomicU64::new(3));
@@ -531,7 +532,7 @@ mod tests {
             Stage::with(config::Collector { startup_delay: SECOND, ..PROMPT }, storage.clone(), |_| Ok(()));
         storage.fail(Fault::From(0));
         assert_eq!(stage.collected(1, 10 * SECOND).await, None, "the records cannot be read");
-        // After one second, and 1, 2 and 4 more.
+        // At 1 s, and 1, 2 and 4 s later.
         assert_eq!(stage.failures(), 4);
         storage.heal();
         stage.collected(1, 8 * SECOND).await.expect("it tries again");

@@ -1,11 +1,11 @@
-//! The configuration: as written ([`raw`]) and as used ([`Config`]).
+//! The configuration: as written ([`raw`]), and as validated and used ([`Config`]).
 //!
 //! ```text
-//! files ─▶ strict, each by itself ─▶ containerd's in our words ─▶ merged ─▶ Raw ─▶ command line ─▶ Config
+//! files ─▶ parse each ─▶ translate containerd's ─▶ merge ─▶ Raw ─▶ command line ─▶ Config
 //! ```
 //!
-//! Files are optional and so is every key. What no key stands for is refused, with its line and the
-//! key that may have been meant: a typing error must not be a default.
+//! Files are optional, and so is every key. An unknown key is an error with its line and the most similar known key: a
+//! typo must not silently mean the default.
 
 mod containerd;
 mod files;
@@ -42,47 +42,47 @@ pub use raw::Raw;
 use crate::args::Args;
 use crate::services;
 
-/// The longest path that a unix socket can have, with room for what is hung on it (`.ttrpc`).
+/// Longest path of our socket, in bytes: `sun_path` less a suffix such as `.ttrpc`.
 const SOCKET_PATH_LEN_MAX: usize = 100;
 
-/// The configuration as used: every value checked.
+/// The configuration as used, with every value validated.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub root: PathBuf,
     pub state: PathBuf,
     pub address: PathBuf,
-    /// Where shims say what happens, and whose that socket is.
+    /// The socket on which shims publish events, and its owner.
     pub ttrpc_address: PathBuf,
     pub ttrpc_owner: (Option<u32>, Option<u32>),
     pub message_limits: MessageLimits,
     pub socket_mode: u32,
     pub socket_uid: Option<u32>,
     pub socket_gid: Option<u32>,
-    /// Where calls are served besides.
+    /// The TCP address on which the API is served as well.
     pub tcp: Option<tcp::Tcp>,
-    /// For the kernel's choice when memory is short; 0 leaves it as it is.
+    /// The daemon's `oom_score_adj`; 0 leaves it unchanged.
     pub oom_score: i32,
-    /// Where the daemon's own process is to be.
+    /// The cgroup that the daemon's own process moves to.
     pub cgroup: Option<String>,
     pub metrics: Metrics,
     pub debug: Option<DebugSocket>,
-    /// Who takes traces, if anybody.
+    /// Where traces are sent, if anywhere.
     pub otlp: Option<Otlp>,
-    /// How long a container that should run may be down.
+    /// The restart monitor's interval.
     pub restart_interval: Duration,
     pub log_level: Level,
     pub log_format: LogFormat,
     pub plugins: Plugins,
     /// Plugins without which the daemon does not start, by type and id.
     pub required_plugins: Vec<String>,
-    /// Plugins that the daemon leaves out, of those that it can leave out ([`services::DisabledPlugins`]).
+    /// Disabled plugins, by type and id. Only some can be disabled: see [`services::DisabledPlugins`].
     pub disabled_plugins: Vec<String>,
     pub layers: Layers,
-    /// Whether the spans of the blobs of layers are recorded.
+    /// Whether the spans of layers' blobs are recorded.
     pub spans: bool,
     pub verity: bool,
     pub backing: Backing,
-    /// Options of overlay mounts, besides those that they need.
+    /// Additional options of overlay mounts.
     pub mount_options: Vec<String>,
     pub unpacked: Unpacked,
     pub sharing: Sharing,
@@ -95,19 +95,19 @@ pub struct Config {
     pub collector: Collector,
     pub policy: Policy,
     pub image_verifiers: Option<Verifiers>,
-    /// What the files say and has no effect here.
+    /// Warnings about keys that have no effect.
     pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
-    /// Where they are served, if anywhere.
+    /// The address on which metrics are served, if any.
     pub address: Option<SocketAddr>,
-    /// Whether calls are timed.
+    /// Whether the durations of calls are measured.
     pub grpc_histogram: bool,
 }
 
-/// Bytes of the longest messages of calls.
+/// Maximum lengths of gRPC messages, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MessageLimits {
     pub received: usize,
@@ -121,10 +121,10 @@ pub struct DebugSocket {
     pub gid: Option<u32>,
 }
 
-/// How registries are found and reached.
+/// How registries are located and contacted.
 #[derive(Clone, Debug)]
 pub struct Registry {
-    /// Looked into for a directory with the registry's name, in this order.
+    /// Searched for a directory with the registry's name, in this order.
     pub directories: Vec<PathBuf>,
     pub proxies: registry::Proxies,
     pub mirror_timeout: Duration,
@@ -178,41 +178,41 @@ macro_rules! words {
 }
 
 words!(
-    /// How much is logged.
+    /// The log level.
     Level, "log level", {
         Trace => "trace", Debug => "debug", Info => "info", Warn => "warn", Error => "error",
     }
 );
 words!(
-    /// How layers are kept.
+    /// How layers are stored.
     Layers, "form of layers", { Auto => "auto", Archives => "archives", Directories => "directories" }
 );
 words!(
-    /// When archives are read past the memory of files.
+    /// When archives are read without the page cache.
     DirectReads, "direct_reads", { Auto => "auto", Always => "always", Never => "never" }
 );
 words!(
-    /// What becomes of the blobs of layers that are unpacked.
+    /// What happens to the blobs of layers after unpacking.
     Unpacked, "retention of unpacked layers", { Keep => "keep", Drop => "drop", Recipe => "recipe" }
 );
 words!(
-    /// Whether namespaces have each other's blobs for naming them.
+    /// Whether a namespace gets another one's blob by naming its digest.
     Sharing, "sharing of content", { Shared => "shared", Isolated => "isolated" }
 );
 words!(
-    /// What a proxy plugin is.
+    /// The type of a proxy plugin.
     ProxyKind, "type of proxy plugin", {
         Snapshot => "snapshot", Content => "content", Diff => "diff", Sandbox => "sandbox",
     }
 );
 words!(
-    /// In which form it is logged.
+    /// The format of log lines.
     LogFormat, "log format", { Text => "text", Json => "json" }
 );
 
 impl Level {
-    /// A level in logrus's words (`ParseLevel`), which containerd takes: in any case, `warning` for `warn`, and two
-    /// that are worse than an error, which nothing of ours is.
+    /// Parses a level in the syntax of logrus's `ParseLevel`, which containerd accepts: case-insensitive, `warning` for
+    /// `warn`, and two levels above error, which map to error.
     pub(crate) fn of_logrus(text: &str) -> Result<Level> {
         match text.to_lowercase().as_str() {
             "panic" | "fatal" => Ok(Level::Error),
@@ -233,7 +233,7 @@ impl From<Unpacked> for transfer::Retention {
 }
 
 impl Config {
-    /// The files and the command line, the latter first.
+    /// Reads the files and the command line, which takes precedence.
     pub(crate) fn load(args: &Args) -> Result<Config> {
         let Loaded { raw, warnings, .. } = Loaded::read(args)?;
         let config = raw.check()?;
@@ -243,8 +243,8 @@ impl Config {
         Ok(Config { warnings: warnings.into_iter().chain(needed.map(stays)).collect(), ..config })
     }
 
-    /// The keys, of those that differ, that a running daemon cannot take up. The others it can:
-    /// `log.level`, `registry`, `policy`, `image_verifiers`, `gc`, `restart` and `content.unpacked`.
+    /// The changed keys that a running daemon cannot apply. It can apply `log.level`, `registry`, `policy`,
+    /// `image_verifiers`, `gc`, `restart` and `content.unpacked`.
     pub(crate) fn fixed_differences(&self, new: &Config) -> Vec<&'static str> {
         let places = (self.root != new.root, self.state != new.state, self.address != new.address);
         let owner = |config: &Config| (config.socket_mode, config.socket_uid, config.socket_gid);
@@ -292,10 +292,10 @@ impl Config {
     }
 }
 
-/// What the files and the command line say, not yet checked as a whole.
+/// The merged files and command line, parsed but not validated as a whole.
 pub(crate) struct Loaded {
     raw: Raw,
-    /// What is written in the files, in the form that the daemon's name asks for; without defaults.
+    /// The files' contents without defaults, in the format of the daemon's flavor.
     written: Table,
     flavor: Flavor,
     pub(crate) warnings: Vec<String>,
@@ -317,7 +317,7 @@ impl Loaded {
         Ok(Loaded { raw, written, flavor: args.flavor, warnings })
     }
 
-    /// The configuration as it is in use.
+    /// The effective configuration.
     pub(crate) fn dump(&self) -> String {
         match self.flavor {
             Flavor::Hoist => self.raw.to_toml(),
@@ -329,14 +329,14 @@ impl Loaded {
         }
     }
 
-    /// What all files say, as one file of today: containerd's under its name, where keys without effect stay as
-    /// they are; else ours.
+    /// The contents of all files as one file in the current format: containerd's under its name, with keys that have no
+    /// effect; otherwise ours.
     pub(crate) fn migrate(&self) -> String {
         toml::to_string(&self.written).expect("it was read from TOML")
     }
 }
 
-/// What is in use without files.
+/// The default configuration.
 pub(crate) fn defaults(flavor: Flavor) -> String {
     match flavor {
         Flavor::Hoist => Raw::default().to_toml(),
@@ -347,7 +347,7 @@ pub(crate) fn defaults(flavor: Flavor) -> String {
     }
 }
 
-/// What is written over the defaults.
+/// The defaults, overridden by what is written.
 fn merged(flavor: Flavor, written: &Table) -> Result<Raw, toml::de::Error> {
     let mut all = table(&match flavor {
         Flavor::Hoist => Raw::default(),
@@ -456,7 +456,7 @@ impl Raw {
             },
             registry: Registry {
                 directories: directories(&self.registry.config_path)?,
-                // The environment is the daemon's, as it is for every program of the machine.
+                // The daemon's own environment, as for any program.
                 proxies: registry::Proxies::from_variables(|name| std::env::var(name).ok())?,
                 mirror_timeout: duration("registry.mirror_timeout", &self.registry.mirror_timeout)?,
             },
@@ -499,7 +499,7 @@ fn absolute(key: &str, path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Directories, in the form of `PATH` or as a list.
+/// A list of directories: in the format of `PATH`, or as a TOML list.
 fn directories(list: &raw::Paths) -> Result<Vec<PathBuf>> {
     let paths: Vec<&str> = match list {
         raw::Paths::Joined(text) => text.split(':').filter(|part| !part.is_empty()).collect(),
@@ -520,14 +520,14 @@ fn socket(key: &str, path: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A path beside another, of the same name with something at its end.
+/// The path with a suffix appended to its last name.
 fn with_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
     name.into()
 }
 
-/// What is above is a message that no client can have made in earnest, and memory for each call.
+/// Validates a limit of message lengths. Above 1 GiB, each call could use too much memory.
 fn message_limit(key: &str, bytes: u32) -> Result<usize> {
     const GIB: u32 = 1 << 30;
     match bytes {
@@ -536,7 +536,7 @@ fn message_limit(key: &str, bytes: u32) -> Result<usize> {
     }
 }
 
-/// 0 is as many as the daemon fetches, as it is no bound in containerd.
+/// 0 means our own maximum; in containerd, 0 means no limit.
 fn at_once(raw: &raw::Transfer) -> AtOnce {
     let all = NonZeroUsize::new(transfer::layers_at_once()).unwrap_or(NonZeroUsize::MIN);
     let count = |count: u32| usize::try_from(count).ok().and_then(NonZeroUsize::new).unwrap_or(all);
@@ -546,7 +546,7 @@ fn at_once(raw: &raw::Transfer) -> AtOnce {
     }
 }
 
-/// 0 is no limit, as containerd has it: what is here is longer than a machine is up.
+/// A timeout; 0 means no limit, as in containerd, represented by ten years.
 fn limit(key: &str, text: &str) -> Result<Duration> {
     const NONE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
     Ok(Some(duration(key, text)?).filter(|limit| !limit.is_zero()).unwrap_or(NONE))
@@ -560,7 +560,7 @@ fn environment(key: &str, list: &[String]) -> Result<Vec<(String, String)>> {
     list.iter().map(pair).collect()
 }
 
-/// Refuses options that say where an overlay's directories are: the snapshotter says that.
+/// Refuses options that set an overlay's directories, which the snapshotter does.
 fn mount_options(options: Vec<String>) -> Result<Vec<String>> {
     let is_place = |option: &String| {
         let name = option.split_once('=').map_or(option.as_str(), |(name, _)| name).trim_end_matches('+');
@@ -600,7 +600,7 @@ fn oom_score(score: i32) -> Result<i32> {
     }
 }
 
-/// From the root, with a slash at its beginning or without. Empty is none, as containerd has it.
+/// A path relative to the cgroup root, with or without a leading slash. Empty means none, as in containerd.
 fn cgroup(path: Option<String>) -> Result<Option<String>> {
     let Some(path) = path.filter(|path| !path.is_empty()) else { return Ok(None) };
     let is_plain = |name: &str| !matches!(name, "" | "." | "..");
@@ -644,13 +644,13 @@ fn verifiers(raw: raw::ImageVerifiers) -> Result<Option<Verifiers>> {
     if raw.bin_dir.as_os_str().is_empty() {
         return Ok(None);
     }
-    // Any number below 0 is no limit, as with containerd.
+    // A negative number means no limit, as in containerd.
     let count_max = usize::try_from(raw.max_verifiers).ok();
     let timeout = duration("image_verifiers.per_verifier_timeout", &raw.per_verifier_timeout)?;
     Ok(Some(Verifiers { directory: absolute("image_verifiers.bin_dir", &raw.bin_dir)?, count_max, timeout }))
 }
 
-/// As Go writes them.
+/// Parses a duration in Go's syntax.
 fn duration(key: &str, text: &str) -> Result<Duration> {
     let bad = || invalid(key, &format!("{text:?} is no duration such as 100ms, 2s, 1m or 3h"));
     stdx::duration(text).ok_or_else(bad)
@@ -751,7 +751,7 @@ mod tests {
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }
-        // Where a daemon is started from means nothing.
+        // A relative path is refused: it would depend on the working directory.
         let error = parsed("policy = \"policy.toml\"").unwrap_err();
         assert!(error.message().starts_with("configuration: policy: "), "{error:?}");
         let config = parsed("[grpc]\naddress = \"unix:///x/y.sock\"\n[gc]\nschedule_delay = \"2m\"").unwrap();

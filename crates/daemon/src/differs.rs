@@ -1,9 +1,9 @@
-//! Differs in the order of the configuration, for layers that the daemon unpacks by itself: in pulls, loads and imports.
+//! The configured differs, in order, for layers that the daemon unpacks itself: in pulls, loads and imports.
 //!
 //! ```text
 //! [diff] default = ["notes", "walking", "last"]
-//!                     │          │         └ for layers that ours does not know
-//!                     │          └ ours: whoever asks unpacks by itself
+//!                     │          │         └ for layers that ours does not support
+//!                     │          └ ours: built in
 //!                     └ for every layer
 //! ```
 
@@ -19,13 +19,13 @@ use crate::proxy::{self, LONG, Plugin};
 use crate::services::convert;
 
 pub(crate) struct Chain {
-    /// None is ours.
+    /// `None` is our own differ.
     pub(crate) differs: Vec<Option<Plugin>>,
     pub(crate) processors: Processors,
 }
 
 impl Chain {
-    /// Those that are asked for layers of a media type, before ours or in its place.
+    /// The plugins to try for a media type before our differ, or without it.
     fn asked(&self, kind: &str) -> impl Iterator<Item = &Plugin> {
         let is_ours = media_type::is_layer(kind) && !media_type::is_encrypted(kind);
         let is_ours = is_ours || self.processors.names(kind).is_some();

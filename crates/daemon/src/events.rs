@@ -1,4 +1,4 @@
-//! From changes of records to containerd's events.
+//! Converts changes of records to containerd's events, and publishes them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,30 +14,30 @@ use types::{Namespace, Opaque, Result, Timestamp};
 
 use crate::aside::blocking;
 
-/// How long events wait for a change that puts theirs on disk too. In a start or a removal that one comes after a few
-/// milliseconds, and a sync of our own before it would hold it up; what follows in a pull may be minutes away.
+/// How long events wait for another change whose sync makes theirs durable too. During a start or removal such a change
+/// follows within milliseconds, and a sync of our own would delay it; during a pull it may take minutes.
 const HOLD: Duration = Duration::from_millis(50);
 
-/// After a sync that failed: the disk is full.
+/// Pause after a failed sync, such as on a full disk.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Publishes what happens to records.
+/// A sink that publishes changes of records.
 pub(crate) fn sink(exchange: Exchange) -> metadata::Sink {
     Box::new(move |namespace, event| exchange.publish(envelope(namespace, event)))
 }
 
-/// Whether anybody listens to events.
+/// Tells the metadata store whether events have subscribers.
 pub(crate) fn hearing(exchange: Exchange) -> metadata::Hearing {
     Box::new(move || exchange.is_heard())
 }
 
-/// Sees to it that events whose changes nobody puts on disk are told nevertheless, until dropped. `held` is told of each.
+/// Syncs events whose changes no other change makes durable, until dropped. `held` is notified of each.
 pub(crate) async fn tell_held(metadata: Metadata, held: Arc<Notify>) {
     loop {
         held.notified().await;
         while let Some(first) = metadata.held_events() {
             sleep(HOLD).await;
-            // What came meanwhile gets its time too.
+            // Newer events get the full time as well.
             if metadata.held_events() == Some(first)
                 && let Err(error) = sync(&metadata).await
             {
@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    /// Records on storage that can fail, and who tells of them.
+    /// A metadata store on storage that can fail, and the task that publishes held events.
     fn stage(storage: &Storage, exchange: &Exchange, dir: &std::path::Path) -> Metadata {
         let (held, storage) = (Arc::new(Notify::new()), storage.clone());
         let notified = Arc::clone(&held);
@@ -144,7 +144,7 @@ mod tests {
         metadata
     }
 
-    /// Makes a container and takes it away, which no change follows.
+    /// Creates and deletes a container; no change follows.
     fn make_and_take(metadata: &Metadata, id: &ContainerId) {
         let containers = metadata.containers(Namespace::new("default").unwrap());
         let container = Container {
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(next().await, topic::CONTAINER_DELETE);
         assert!(begun.elapsed() >= HOLD && begun.elapsed() < HOLD * 2, "{:?}", begun.elapsed());
 
-        // What came while another waited, which a change has followed, waits as long as any.
+        // An event that came while another waited, and that a change has followed, waits the full time.
         make_and_take(&metadata, &"b".parse().unwrap());
         assert_eq!(next().await, topic::CONTAINER_CREATE);
         assert!(tokio::time::timeout(HOLD / 2, next()).await.is_err());
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(next().await, topic::CONTAINER_DELETE);
         assert!(begun_later.elapsed() >= HOLD, "{:?}", begun_later.elapsed());
 
-        // On a disk that fails, it is tried again.
+        // On a failing disk the sync is retried.
         make_and_take(&metadata, &"d".parse().unwrap());
         assert_eq!(next().await, topic::CONTAINER_CREATE);
         storage.fail(Fault::From(0));

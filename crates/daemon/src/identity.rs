@@ -1,4 +1,4 @@
-//! Who we are: a name that stays with the root directory, and a version that clients understand.
+//! The daemon's identity: a UUID that is stored in the root directory, and the version that clients understand.
 
 use std::fs;
 use std::io;
@@ -8,20 +8,20 @@ use stdx::{Durable, replace};
 use types::id::is_uuid;
 use types::{Context, Result};
 
-/// The version that `Version` answers.
+/// The version that the `Version` call returns.
 pub(crate) const VERSION: &str = api::grpc::VERSION;
 
-/// Our own version alone.
+/// Our own version.
 pub(crate) const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The name of this root directory, made at the first start. BuildKit and others take daemons with the
-/// same name for the same daemon.
+/// The UUID of this root directory, created at the first start. BuildKit and other clients take daemons with the same
+/// UUID for the same daemon.
 pub(crate) fn uuid(root: &Path) -> Result<String> {
     let path = root.join("uuid");
     let what = || format!("name the root directory in {}", path.display());
     match fs::read_to_string(&path) {
         Ok(text) if is_uuid(text.trim()) => return Ok(text.trim().to_owned()),
-        // Half of one, of a daemon that wrote it in place and died: nobody has been told it.
+        // Truncated, from a daemon that died writing it in place: no client has seen it.
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).context(what),
@@ -31,7 +31,7 @@ pub(crate) fn uuid(root: &Path) -> Result<String> {
     Ok(uuid)
 }
 
-/// A name that nobody else has.
+/// A random UUID.
 pub(crate) fn random_uuid() -> Result<String> {
     let file = "/proc/sys/kernel/random/uuid";
     let text = fs::read_to_string(file).context(|| format!("read {file}"))?;

@@ -1,14 +1,14 @@
-//! What a daemon does when nobody asks it for anything: it gives back memory, room in the file of its records, and the
-//! bridge that no container has, once, and sleeps.
+//! Releases resources when the daemon is idle: memory, free space in the database file, and an unused bridge. Once per
+//! idle period.
 //!
 //! ```text
-//! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ give back ──▶ wait for a call, a collection,
-//!                        ▲                │yes                                 │ or a container's end
-//!                        └────────────────┴────────────────────────────────────┘
+//! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ release ──▶ wait for a call, a collection,
+//!                        ▲                │yes                               │ or a container's end
+//!                        └────────────────┴──────────────────────────────────┘
 //! ```
 //!
-//! An idle daemon has no timer running for this, and a busy one a single wake-up each [`QUIET`]. A pull or a
-//! wait that goes on all the while loses nothing by it: pages come back when they are used.
+//! An idle daemon has no timer for this, and a busy one a single wake-up per [`QUIET`]. A long-running pull or wait
+//! does not suffer: released pages are loaded again when used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use metadata::Metadata;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
-/// Without a call for so long, a daemon is idle: longer than a script pauses between two commands, shorter
-/// than a person looks at a list of processes.
+/// A daemon without a call for this long is idle: longer than a script's pause between two commands, shorter than it
+/// takes an administrator to look at the process list.
 const QUIET: Duration = Duration::from_secs(2);
-/// Below that many bytes the file of the records keeps what is free in it, for the next.
+/// Free space below this many bytes stays in the database file, for reuse.
 const DATABASE_LEAST: u64 = 4 << 20;
 
-/// Told of every call, and of collections. Clones are the same.
+/// Notified of every call and collection. Clones share state.
 #[derive(Clone, Default)]
 pub(crate) struct Idle(Arc<Notify>);
 
@@ -33,7 +33,7 @@ impl Idle {
         self.0.notify_one();
     }
 
-    /// Gives back what is not used whenever it has become quiet, until dropped.
+    /// Releases resources whenever the daemon becomes idle, until dropped.
     pub(crate) async fn run(self, metadata: Metadata, engine: Engine) {
         loop {
             tokio::time::sleep(QUIET).await;
@@ -44,7 +44,7 @@ impl Idle {
             if let Err(error) = engine.release_idle().await {
                 tracing::warn!("at rest: {}", error.chain());
             }
-            // It costs memory if this fails, and nothing else.
+            // A failure costs memory, nothing else.
             let metadata = metadata.clone();
             match spawn_blocking(move || give_back(&metadata)).await {
                 Ok(Ok(bytes)) => tracing::debug!(bytes, "at rest: let go of pages of the program"),

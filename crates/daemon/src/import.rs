@@ -1,19 +1,18 @@
-//! Takes over what another containerd has: its images and blobs, by namespace, while neither of the two daemons
-//! runs.
+//! Imports the images and blobs of another containerd, by namespace, while neither daemon runs.
 //!
 //! ```text
-//! meta.db (read, never written) ─▶ [`records`] ─▶ per namespace: blobs ─▶ hashed into our store ─▶ image records
-//!                                                                                    └─▶ leases that go on
+//! meta.db (opened read-only) ─▶ [`records`] ─▶ per namespace: blobs ─▶ hashed into our store ─▶ image records
+//!                                                                                      └─▶ leases that have not expired
 //! ```
 //!
 //! Invariants
-//! - Nothing of the other root is written, not even a lock file: bbolt's own lock is asked whether it is held.
-//! - A blob is recorded only if its bytes have its digest, and an image only if its target was taken over, and no blob
-//!   that it needs failed to be. What is broken is told and left, and the rest goes on.
-//! - It may be broken off and begun again: what is here is passed over, what is half here goes on.
+//! - Nothing below the other root is written, not even a lock file; only the state of bbolt's lock is checked.
+//! - A blob is recorded only if its contents match its digest; an image only if its target was imported and no blob
+//!   that it   refers to failed. Damaged objects are reported and skipped.
+//! - An interrupted import can be repeated: existing objects are skipped, and partial ones completed.
 //!
-//! Trees are made anew from the blobs, by the first pull or run. Containers stay where they are: what they wrote
-//! is in trees that are not taken over. So do the snapshots and ingests that leases hold; how many is told.
+//! Snapshots are recreated from the blobs by the first pull or run. Containers are not imported, because their data is
+//! in snapshots. Neither are snapshots and ingests that leases refer to; their number is reported.
 
 mod records;
 
@@ -31,40 +30,40 @@ use types::{Context, Digest, Error, ErrorKind, IngestRef, Labels, Namespace, Res
 
 use records::{BlobRecord, ImageRecord, LeaseRecord, NamespaceRecords};
 
-/// Where containerd keeps its records and blobs, below its root.
+/// containerd's database and blobs, relative to its root.
 const RECORDS: &str = "io.containerd.metadata.v1.bolt/meta.db";
 const BLOBS: &str = "io.containerd.content.v1.content/blobs";
-/// A larger database than this is not read into memory.
+/// Largest database that is read into memory, in bytes.
 const RECORDS_LEN_MAX: u64 = 8 << 30;
 const CHUNK_LEN: usize = 1 << 20;
 
-/// What was taken over and what was not.
+/// What was imported and what was not.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) images: usize,
     pub(crate) blobs: usize,
     pub(crate) bytes: u64,
     pub(crate) leases: usize,
-    /// What was here before.
+    /// Objects that existed here before.
     pub(crate) present: usize,
-    /// What could not be taken over, and why.
+    /// What could not be imported, and why.
     pub(crate) failures: Vec<String>,
-    /// Records of kinds that are not taken over.
+    /// Containers, which are not imported.
     pub(crate) containers_left: usize,
-    /// What leases hold and is of such a kind: snapshots and ingests.
+    /// Snapshots and ingests in leases, which are not imported.
     pub(crate) resources_left: usize,
 }
 
 /// Another containerd's root, opened for reading.
 pub(crate) struct Source {
     root: PathBuf,
-    /// Holds bbolt's lock, shared, as long as we read.
+    /// Holds bbolt's lock, shared, while we read.
     _database: File,
     bytes: Vec<u8>,
 }
 
 impl Source {
-    /// `FailedPrecondition` while containerd has its database open, `NotFound` where there is none.
+    /// `FailedPrecondition` while a containerd has its database open, `NotFound` if there is none.
     pub(crate) fn open(root: &Path) -> Result<Source> {
         let path = root.join(RECORDS);
         let what = || format!("read {}", path.display());
@@ -94,7 +93,7 @@ impl Source {
         Ok(Source { root: root.to_owned(), _database: file, bytes })
     }
 
-    /// All that can be read, and what cannot.
+    /// All readable records, and descriptions of the others.
     fn records(&self) -> Result<(Vec<NamespaceRecords>, Vec<String>)> {
         let database = bolt::Database::open(&self.bytes);
         let what = || format!("read {}", self.root.join(RECORDS).display());
@@ -106,13 +105,13 @@ impl Source {
     }
 }
 
-/// What would be taken over, in words.
+/// Describes what would be imported.
 pub(crate) fn describe(source: &Source) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let (namespaces, broken) = source.records()?;
     for namespace in namespaces {
         let NamespaceRecords { name, images, blobs, leases, containers, broken, .. } = &namespace;
-        // Sizes are what the other's records say.
+        // The sizes in the other containerd's records.
         let bytes = blobs.iter().fold(0_u64, |sum, blob| sum.saturating_add(blob.size));
         lines.push(format!(
             "namespace {name}: {} images, {} blobs of {bytes} bytes, {} leases; {containers} containers stay, and {} \
@@ -129,7 +128,7 @@ pub(crate) fn describe(source: &Source) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Takes over everything. An error is one that keeps the rest from being taken over too.
+/// Imports everything. An error means that the import could not continue.
 pub(crate) fn import(source: &Source, metadata: &Metadata) -> Result<Outcome> {
     let (namespaces, broken) = source.records()?;
     let mut outcome = Outcome { failures: broken, ..Outcome::default() };
@@ -193,7 +192,8 @@ fn import_namespace(
     Ok(())
 }
 
-/// Counts what one record came to. What is wrong with the other's is told and left; what is wrong here ends it.
+/// Counts the outcome of one record. A fault in the other containerd's data is recorded and skipped; one in ours ends
+/// the import.
 fn note<T>(
     outcome: &mut Outcome,
     namespace: &Namespace,
@@ -212,7 +212,7 @@ fn note<T>(
     Ok(())
 }
 
-/// Which blobs need which, by the labels that containerd's collection goes by: all that an image has here.
+/// References between blobs, by the labels that containerd's garbage collector follows.
 #[derive(Default)]
 struct Needs(BTreeMap<Digest, Vec<Digest>>);
 
@@ -224,7 +224,7 @@ impl Needs {
         }
     }
 
-    /// The blobs that failed and all that need them, each with one that failed.
+    /// The failed blobs and all that refer to them, each with one of the failed.
     fn lacking(&self, failed: &[Digest]) -> BTreeMap<Digest, Digest> {
         let mut lacking = BTreeMap::new();
         let mut pending: Vec<_> = failed.iter().map(|failed| (failed, failed)).collect();
@@ -237,7 +237,7 @@ impl Needs {
     }
 }
 
-/// Copies a blob and hashes it on the way. None if it is here.
+/// Copies a blob and hashes it. `None` if it exists here.
 fn import_blob(
     source: &Source,
     metadata: &Metadata,
@@ -255,7 +255,7 @@ fn import_blob(
     let mut writer = content.begin(&reference, expected.clone())?.dated(times.created, times.updated);
     if !writer.is_shared() {
         if writer.offset() > 0 {
-            // Half of it came in an earlier attempt: from the start, so that the hash is of one reading.
+            // Left by an earlier attempt: start over, so that the hash covers a single read.
             writer.truncate()?;
         }
         let mut buffer = vec![0; CHUNK_LEN];
@@ -264,7 +264,7 @@ fn import_blob(
                 Ok(0) => break,
                 Ok(len) => len,
                 Err(error) => {
-                    // It would be kept for a day otherwise.
+                    // Otherwise the ingest would be kept for a day.
                     writer.abort()?;
                     return Err(unreadable("read", &source.blob(&digest), error));
                 }
@@ -272,12 +272,12 @@ fn import_blob(
             writer.write(&buffer[..len])?;
         }
     }
-    // Trees are made anew.
+    // Snapshots are recreated.
     let labels = labels.into_iter().filter(|(key, _)| !key.starts_with(SNAPSHOT)).collect();
     match writer.commit(expected, labels) {
         Ok(_) => Ok(Some(size)),
         Err(error) if error.is(ErrorKind::FailedPrecondition) => {
-            // It would be kept for a day otherwise.
+            // Otherwise the ingest would be kept for a day.
             content.abort_unwritten(&reference)?;
             Err(Error::data_loss("its bytes are not those of its digest").with_source(error))
         }
@@ -285,7 +285,7 @@ fn import_blob(
     }
 }
 
-/// Opens a blob's file. `DataLoss` if there is none, or one of another size than its record says.
+/// Opens a blob's file. `DataLoss` if it does not exist or its size differs from the record.
 fn open_blob(source: &Source, digest: &Digest, size: u64) -> Result<File> {
     let path = source.blob(digest);
     let file = File::open(&path).map_err(|error| match error.kind() {
@@ -301,7 +301,7 @@ fn open_blob(source: &Source, digest: &Digest, size: u64) -> Result<File> {
     }
 }
 
-/// Of the other's disk, whatever it is: ours is not to blame.
+/// A read error of the other containerd's disk, which must not be taken for an error of ours.
 fn unreadable(what: &str, path: &Path, error: std::io::Error) -> Error {
     Error::unavailable(format!("{what} {}", path.display())).with_source(error)
 }
@@ -313,7 +313,7 @@ fn import_image(
     lacking: &BTreeMap<Digest, Digest>,
 ) -> Result<Option<()>> {
     let ImageRecord { name, labels, target, times } = image;
-    // An image may be here in part, as after a pull for one platform; without its target it is none.
+    // A partial image, as after a pull for one platform, is fine; without its target there is no image.
     metadata.content(caller).info(&target.digest).context(|| "its target was not taken over")?;
     let images = metadata.images(caller);
     match images.get(&name) {
@@ -360,7 +360,7 @@ mod tests {
             let label = |(at, needed): (usize, &&Digest)| (format!("{CONTENT}.{at}"), needed.to_string());
             needs.add(digest, &needed.iter().enumerate().map(label).collect());
         };
-        // Not as any image is, but as anybody may say: the index is in itself.
+        // Not a valid image, but possible in the labels: the index refers to itself.
         add(&index, &[&whole, &broken, &index]);
         add(&whole, &[&other]);
         add(&broken, &[&layer, &other]);

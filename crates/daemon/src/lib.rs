@@ -1,32 +1,32 @@
-//! The daemon: where all parts are put together and served.
+//! The daemon: wires all components and serves the API.
 //!
 //! ```text
 //! args ─▶ config ─▶ log ─▶ lock ─▶ wiring ─▶ listen ─▶ serve ─▶ drain
 //! ```
 //!
-//! - [`config`]: the file as written and as used.
-//! - `wiring`: which part gets which other part.
-//! - `services`: one file for each gRPC service: convert, call, convert.
-//! - `streams`: streams that clients open and other calls name.
-//! - `server`: HTTP/2 on a unix socket, without a framework in between.
-//! - `telemetry`: figures, and what the daemon's threads do.
-//! - `traces`: what calls consisted of, for a collector.
-//! - `import`: what another containerd has.
-//! - `publish`, `oci_hook`: small commands of containerd's that are no daemon.
-//! - `background`: tasks that go on as long as the daemon, which ends if one of them breaks down.
-//! - `collector`: when garbage is collected.
-//! - `idle`: memory that is given back when nobody asks for anything.
-//! - `restart_monitor`: containers of other clients that are started again.
-//! - `pipes`: what clients that were killed left beside the socket.
-//! - `task_resources`: what a task has beside its shim: mounts of its root, and images of a checkpoint (`checkpoint`).
+//! - [`config`]: the configuration as written and as used.
+//! - `wiring`: creates the components and connects them.
+//! - `services`: one file per gRPC service: convert the request, call, convert the result.
+//! - `streams`: streams that clients open and other calls refer to.
+//! - `server`: HTTP/2 on a unix socket, without a web framework.
+//! - `telemetry`: metrics, thread states, profiles.
+//! - `traces`: spans of calls, sent to a collector.
+//! - `import`: imports another containerd's images.
+//! - `publish`, `oci_hook`: containerd's commands that are not the daemon.
+//! - `background`: tasks that run as long as the daemon, which exits if one of them panics.
+//! - `collector`: schedules garbage collection.
+//! - `idle`: releases resources of an idle daemon.
+//! - `restart_monitor`: restarts containers of other clients.
+//! - `pipes`: removes pipes of clients that were killed.
+//! - `task_resources`: what a task has besides its shim: mounts of its root, and checkpoint images (`checkpoint`).
 //!
 //! Invariants
-//! - The daemon may be killed at any instruction. What it holds in memory alone is what can be had
-//!   again from disk, from shims or from the kernel.
-//! - Stores block; a service calls them on the blocking pool, never on a worker.
-//! - A call that the daemon does not serve answers `Unimplemented`.
+//! - The daemon may be killed at any instruction. State that is only in memory can be recovered from disk, shims or the
+//!   kernel.
+//! - Stores block; services call them on the blocking pool, never on a worker thread.
+//! - A call that the daemon does not serve returns `Unimplemented`.
 //!
-//! How it starts, and what is where on disk: `docs/design/daemon.md`.
+//! Start-up, and the files on disk: `docs/design/daemon.md`.
 #![forbid(unsafe_code)]
 
 mod args;

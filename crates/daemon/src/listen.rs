@@ -1,4 +1,4 @@
-//! The sockets: of the API, and of the events that shims publish.
+//! Listening sockets: of the API, of shims' events, and for debugging.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -19,22 +19,22 @@ use crate::config::Config;
 use crate::config::tcp::{Tcp, Tls};
 use crate::server::Listener;
 
-/// Listens where the configuration says, in place of a socket that a dead daemon left.
+/// Listens on the configured socket of the API, replacing the socket of a dead daemon.
 pub(crate) fn listen(config: &Config) -> Result<UnixListener> {
     bind(&config.address, config.socket_mode, (config.socket_uid, config.socket_gid))
 }
 
-/// Listens for what shims publish. Its owner's alone.
+/// Listens for events of shims. Only the owner can connect.
 pub(crate) fn listen_for_events(config: &Config) -> Result<UnixListener> {
     bind(&config.ttrpc_address, 0o600, config.ttrpc_owner)
 }
 
-/// Listens for those who debug the daemon.
+/// Listens on the debugging socket.
 pub(crate) fn listen_for_debugging(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<UnixListener> {
     bind(path, 0o660, (uid, gid))
 }
 
-/// Listens for calls over TCP.
+/// Listens for API calls over TCP.
 pub(crate) async fn listen_on_tcp(tcp: &Tcp) -> Result<Listener> {
     let about = || format!("configuration: grpc.tcp_address: listen on {}", tcp.address);
     let acceptor = tcp.tls.as_ref().map(acceptor).transpose()?;
@@ -44,7 +44,7 @@ pub(crate) async fn listen_on_tcp(tcp: &Tcp) -> Result<Listener> {
     Ok(Listener::Tcp(listener, acceptor))
 }
 
-/// Speaks TLS as the configuration says: with clients that somebody vouches for, if it names who does.
+/// The TLS configuration; requires client certificates if the configuration names a CA for them.
 fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
     let certificates = |path: &Path| {
         let read =
@@ -77,10 +77,9 @@ fn unread(path: &Path) -> Error {
     Error::invalid_argument(format!("configuration: grpc.tcp_tls: read {}", path.display()))
 }
 
-/// `FailedPrecondition` if somebody listens there, or if what is there is no socket.
+/// Binds a socket. `FailedPrecondition` if a process listens on it, or if another kind of file is in the way.
 ///
-/// Until its mode is set only the owner can connect: the socket is made with the process's umask,
-/// under which nobody else may write.
+/// Until its mode is set, only the owner can connect: the process's umask does not let others write to the new socket.
 fn bind(path: &Path, mode: u32, (uid, gid): (Option<u32>, Option<u32>)) -> Result<UnixListener> {
     let about = || format!("listen on {}", path.display());
     if let Some(dir) = path.parent() {

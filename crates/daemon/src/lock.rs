@@ -1,4 +1,4 @@
-//! One daemon for a directory.
+//! A lock that keeps a second daemon from using the same directory.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{Read, Write};
@@ -9,18 +9,19 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use types::{Context, Error, Result};
 
-/// Held as long as the daemon uses a directory; given up by the kernel when it dies.
+/// Held while the daemon uses a directory; the kernel releases it when the daemon dies.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Makes the directory if need be, of this mode, and takes it. `FailedPrecondition` if another daemon has it.
+    /// Creates the directory with this mode, if needed, and locks it. `FailedPrecondition` if another daemon has the
+    /// lock.
     pub(crate) fn take(dir: &Path, mode: u32) -> Result<Lock> {
         let about = || format!("create {}", dir.display());
         DirBuilder::new().recursive(true).mode(mode).create(dir).context(about)?;
-        // One that is there may be open to more than that.
+        // An existing directory may have a more permissive mode.
         let now = fs::metadata(dir).context(about)?.permissions().mode();
         if now & 0o777 & !mode != 0 {
             fs::set_permissions(dir, Permissions::from_mode(now & mode)).context(about)?;

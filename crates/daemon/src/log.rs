@@ -1,4 +1,4 @@
-//! The log, to standard error.
+//! Logging to standard error.
 
 use std::sync::OnceLock;
 
@@ -12,10 +12,10 @@ use tracing_subscriber::{Registry, fmt, registry, reload};
 use crate::config::{Config, Level, LogFormat};
 use crate::traces::{self, Exporter};
 
-/// What may change while the daemon runs.
+/// The filter, which can change while the daemon runs.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Starts logging, and telling spans if the configuration names somebody to tell. Only the first call has an effect, so
+/// Starts logging, and exporting spans if the configuration names a collector. Only the first call has an effect, so
 /// that a test may run several daemons.
 pub(crate) fn start(config: &Config) -> Option<Exporter> {
     let (filter, handle) = reload::Layer::new(filter(config.log_level));
@@ -32,14 +32,14 @@ pub(crate) fn start(config: &Config) -> Option<Exporter> {
             fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).with_filter(filter).boxed()
         }
     };
-    // A second daemon in one process logs where the first does.
+    // A second daemon in one process uses the first one's logger.
     if registry().with(lines).with(spans).try_init().is_ok() {
         let _ = FILTER.set(handle);
     }
     exporter
 }
 
-/// Logs as much as another configuration says.
+/// Applies the log level of a new configuration.
 pub(crate) fn reconfigure(config: &Config) {
     if let Some(handle) = FILTER.get()
         && let Err(error) = handle.reload(filter(config.log_level))
@@ -56,7 +56,7 @@ fn filter(level: Level) -> Targets {
         Level::Warn => LevelFilter::WARN,
         Level::Error => LevelFilter::ERROR,
     };
-    // What the HTTP stack says about frames drowns everything else.
+    // At debug level, the HTTP stack logs every frame.
     let quiet = level.min(LevelFilter::INFO);
     Targets::new()
         .with_default(level)

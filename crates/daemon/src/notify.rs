@@ -1,4 +1,4 @@
-//! Tells a service manager how far we are (sd_notify(3)).
+//! Reports the daemon's state to the service manager (sd_notify(3)).
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -8,13 +8,13 @@ use types::{Context, Result};
 pub(crate) const READY: &str = "READY=1";
 pub(crate) const STOPPING: &str = "STOPPING=1";
 
-/// What `Type=notify-reload` waits for, with the time by the clock that the manager compares.
+/// The message for `Type=notify-reload`, with the monotonic time that systemd compares.
 pub(crate) fn reloading() -> String {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     format!("RELOADING=1\nMONOTONIC_USEC={}", time.tv_sec * 1_000_000 + time.tv_nsec / 1000)
 }
 
-/// Sends `state` if somebody waits for it. A manager that cannot be told is not worth dying for.
+/// Sends `state` if there is a service manager. An error is only logged.
 pub(crate) fn notify(state: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(socket.as_encoded_bytes(), state) {

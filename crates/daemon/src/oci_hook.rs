@@ -1,11 +1,11 @@
-//! `containerd oci-hook PROGRAM [ARGUMENT…]`: a hook of a container that gets told of it in its arguments. What is in
-//! double braces there, and in variables of the environment, is filled in from the state on standard input:
+//! `containerd oci-hook PROGRAM [ARGUMENT…]`: runs a container's hook with facts about the container in its arguments
+//! and environment. Placeholders are expanded from the state on standard input:
 //!
 //! ```text
 //! {{id}}  {{pid}}  {{status}}  {{bundle}}  {{rootfs}}  {{annotation "KEY"}}
 //! ```
 //!
-//! Then the program takes the place of this one.
+//! Then the hook's program replaces this one (execve(2)).
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ use std::process::Command;
 use serde::Deserialize;
 use types::{Context, Error, Result};
 
-/// What a runtime tells its hooks (runtime-spec, "State").
+/// The state that a runtime passes to hooks (runtime-spec, "State").
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct State {
@@ -27,7 +27,7 @@ struct State {
     annotations: HashMap<String, String>,
 }
 
-/// The part of a bundle's `config.json` that is looked at.
+/// The part of the bundle's `config.json` that is needed.
 #[derive(Deserialize)]
 struct Spec {
     root: Root,
@@ -38,7 +38,7 @@ struct Root {
     path: PathBuf,
 }
 
-/// Comes back only if it fails.
+/// Returns only if it fails.
 pub(crate) fn run(words: &[OsString]) -> Result<()> {
     let state: State = serde_json::from_reader(std::io::stdin()).map_err(|error| {
         Error::invalid_argument("oci-hook: read the container's state from standard input").with_source(error)
@@ -65,7 +65,7 @@ struct Container {
 }
 
 impl Container {
-    /// A word with everything in double braces filled in. Bytes that are no text are left as they are.
+    /// Expands the placeholders in a word. A word that is not UTF-8 is unchanged.
     fn fill(&self, word: &OsString) -> Result<OsString> {
         let Some(mut rest) = word.to_str() else { return Ok(word.clone()) };
         let mut filled = String::new();
@@ -97,7 +97,7 @@ impl Container {
                 let key = ['"', '`']
                     .into_iter()
                     .find_map(|quote| quoted.strip_prefix(quote)?.strip_suffix(quote))?;
-                // As with containerd, what is not there is nothing.
+                // A missing annotation expands to nothing, as in containerd.
                 annotations.get(key).cloned().unwrap_or_default()
             }
         })

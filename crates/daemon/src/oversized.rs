@@ -1,12 +1,12 @@
-//! Messages that are longer than may be, refused as grpc-go does: with `ResourceExhausted` and the words that clients of
-//! containerd look for. tonic has another code, and words of its own.
+//! Errors for too long messages in grpc-go's form, with `ResourceExhausted` and the text that clients of containerd
+//! look for. tonic uses another code and text.
 
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-/// An answer, of which the status may stand before all else or after it.
+/// Rewrites the status of a response, in its headers or trailers.
 pub(crate) fn reworded(response: Response<Body>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     reword(&mut head.headers);
@@ -26,11 +26,11 @@ fn reword(headers: &mut HeaderMap) {
     };
     let Some(words) = words(status.message()) else { return };
     let status = Status::with_metadata(Code::ResourceExhausted, words, status.metadata().clone());
-    // It was one before, and numbers are as good.
+    // Cannot fail: the status came from valid headers.
     let _ = status.add_header(headers);
 }
 
-/// What grpc-go says where tonic says this; none for what is said of other things.
+/// grpc-go's text for a message of tonic; `None` for other messages.
 fn words(text: &str) -> Option<String> {
     let begins = [
         ("Error, decoded message length too large: found ", "received message larger than max"),

@@ -1,4 +1,4 @@
-//! Folders of pipes that clients have made beside our socket, and have left there when they were killed.
+//! Removes the pipes that killed clients left beside our socket.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,7 +9,7 @@ use api::engine::PIPES_PREFIX;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use types::{Context, Result};
 
-/// Takes away those in a folder that nobody uses. What cannot be taken away is in nobody's way.
+/// Removes the directories whose client is dead. A failure is only logged.
 pub(crate) fn sweep(folder: &Path) {
     if let Err(error) = remove_dead(folder) {
         tracing::warn!("remove what clients left in {}: {}", folder.display(), error.chain());
@@ -26,11 +26,11 @@ fn remove_dead(folder: &Path) -> Result<()> {
         }
         let path = entry.path();
         let mut options = File::options();
-        // What is no folder of its own is not one of these.
+        // Skips symlinks and files: they are not clients' directories.
         let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits();
         let Ok(lock) = options.read(true).custom_flags(flags.cast_signed()).open(&path) else { continue };
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            // Its maker lives.
+            // Its client lives.
             continue;
         }
         match fs::remove_dir_all(&path) {

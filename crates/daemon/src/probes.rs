@@ -1,14 +1,14 @@
-//! What can be done with layers here, found out by trying it at each start.
+//! Probes at each start which layer formats and snapshotters the kernel supports.
 //!
-//! Trying takes some room on the disk, and a daemon is what a full disk is made empty with. So what was found is kept, for
-//! a start at which it cannot be found out:
+//! Probing needs some disk space, and on a full disk the daemon must still start, so that space can be freed. So the
+//! results are stored for starts at which probing fails:
 //!
 //! ```text
 //! ROOT/probes     layers=archives|directories
 //!                 snapshotter=NAME
 //! ```
 //!
-//! Nothing depends on the file: without it, or with half of one, it is as for a root directory that is new.
+//! The file is not essential: if it is missing or truncated, the daemon behaves as for a new root directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,19 +25,19 @@ const SNAPSHOTTER: &str = "snapshotter=";
 const ARCHIVES: &str = "archives";
 const DIRECTORIES: &str = "directories";
 
-/// Looks at one root directory.
+/// Probes one root directory.
 pub(crate) struct Probes<'a> {
     root: &'a Path,
-    /// Where layers are, and what is tried.
+    /// The directory of layers, where the probes run.
     trees: PathBuf,
     last: Found,
-    /// The kernel's.
+    /// The kernel's release.
     release: (u32, u32, u32),
-    /// Tries it. `Unimplemented` if the kernel cannot.
+    /// Runs one probe. `Unimplemented` if the kernel lacks the ability.
     probe: fn(&Path, Ability) -> Result<()>,
 }
 
-/// What a kernel can or cannot do in the directory of trees.
+/// An ability of the kernel, on the file system of the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ability {
     Archives(Backing),
@@ -51,14 +51,14 @@ struct Found {
     snapshotter: Option<String>,
 }
 
-/// What is to be done with layers.
+/// The resulting options for layers.
 pub(crate) struct Choice {
     pub(crate) options: snapshot::Options,
-    /// Who makes trees for callers that name nobody.
+    /// The default snapshotter.
     pub(crate) snapshotter: String,
 }
 
-/// What the configuration says of it.
+/// The relevant part of the configuration.
 pub(crate) struct Wanted<'a> {
     pub(crate) layers: Layers,
     pub(crate) backing: Backing,
@@ -78,7 +78,7 @@ impl<'a> Probes<'a> {
         }
     }
 
-    /// As the configuration says, or as the kernel can.
+    /// Chooses what the configuration requests or else the kernel supports.
     pub(crate) fn choose(&self, wanted: &Wanted<'_>) -> Result<Choice> {
         let backing = self.backing(wanted.backing);
         let form = self.form(wanted.layers, backing)?;
@@ -103,7 +103,7 @@ impl<'a> Probes<'a> {
         Ok(Choice { options, snapshotter })
     }
 
-    /// What is wanted, where the kernel does it soundly or nothing else was asked for.
+    /// The requested backing, unless the kernel is known not to support it reliably and another one was not requested.
     fn backing(&self, wanted: Backing) -> Backing {
         let backing = wanted.on(self.release);
         if backing != wanted {
@@ -121,7 +121,7 @@ impl<'a> Probes<'a> {
     }
 
     fn form(&self, layers: Layers, backing: Backing) -> Result<LayerForm> {
-        // Whether archives can be read past the memory of files is asked of those who want it.
+        // Direct reads are checked only if they are requested.
         let backing = match backing {
             Backing::LoopDevices => Backing::LoopDevices,
             Backing::Files | Backing::FilesThroughMemory | Backing::FilesDirectly => Backing::Files,
@@ -141,7 +141,7 @@ impl<'a> Probes<'a> {
                     Ok(LayerForm::Directories)
                 }
                 Err(error) => {
-                    // Every kernel has those.
+                    // Every kernel supports directories.
                     let form = self.last.form.unwrap_or(LayerForm::Directories);
                     let said = form_word(form);
                     tracing::warn!("layers are kept as {said}, as before: {}", unknown(&error));
@@ -151,7 +151,8 @@ impl<'a> Probes<'a> {
         }
     }
 
-    /// After another answer than at the last start images are unpacked once more, and containers stay with whom they have.
+    /// If the result differs from the last start, images are unpacked again; existing containers keep their
+    /// snapshotter.
     fn snapshotter(&self) -> String {
         match self.probe(Ability::Overlays) {
             Ok(()) => Overlay::NAME.into(),
@@ -167,7 +168,7 @@ impl<'a> Probes<'a> {
         }
     }
 
-    /// Whoever wants layers to be watched over, or to be read directly, does not get them otherwise.
+    /// If fs-verity or direct reads are requested but not supported, the daemon must not silently do without.
     fn check(&self, wanted: &Wanted<'_>, form: LayerForm) -> Result<()> {
         let Wanted { verity, backing, .. } = *wanted;
         let directly = backing == Backing::FilesDirectly;
@@ -216,7 +217,7 @@ fn probe(trees: &Path, ability: Ability) -> Result<()> {
     }
 }
 
-/// What is wanted is tried when it is used, if it could not be tried before.
+/// If a requested ability cannot be probed now, its use will show.
 fn unless_unknown(probed: Result<()>) -> Result<()> {
     match probed {
         Err(error) if !error.is(ErrorKind::Unimplemented) => {
@@ -288,7 +289,7 @@ mod tests {
         }
     }
 
-    /// A place where nothing can be tried: the directory of trees is a file.
+    /// The probes cannot run: the directory of layers is a file.
     #[test]
     fn what_cannot_be_found_out_is_as_before() {
         let root = tempfile::TempDir::new().unwrap();
@@ -309,7 +310,7 @@ mod tests {
         assert_eq!(Probes::new(root.path()).last, before);
     }
 
-    /// Of a daemon with this kernel, which can all but one thing.
+    /// The choice of a daemon with this kernel.
     fn choose(
         release: (u32, u32, u32),
         probe: fn(&Path, Ability) -> Result<()>,

@@ -1,21 +1,21 @@
-//! Stream processors: programs that turn a layer of a media type nobody here knows into one that is known, such as
-//! an encrypted one into a plain one (containerd's `[stream_processors]`).
+//! Stream processors: programs that convert layers of an unsupported media type to a supported one, such as encrypted
+//! layers to plain ones (containerd's `[stream_processors]`).
 //!
 //! ```text
 //! blob ──▶ stdin │ program │ stdout ──▶ stdin │ next program │ stdout ──▶ unpacked
 //!       payload ─┘ fd 3    └─ stderr, for the error
 //! ```
 //!
-//! The program finds the media type of what it reads in `STREAM_PROCESSOR_MEDIATYPE`. A layer that is already known
-//! goes through a program too, if one accepts it.
+//! The program finds the media type of its input in `STREAM_PROCESSOR_MEDIATYPE`. A layer of a supported type also goes
+//! through a program that accepts it.
 //!
 //! Invariants
-//! - The end of the output is the end of a layer only if the program ended with success.
-//! - A program that writes nothing for [`STALL_LIMIT`] is killed, and so is one that nobody reads any more, or that does
-//!   not end when its output has. The first of several that wait for each other is named.
-//! - What a program started ends with it: it may hold what the threads beside it read. What has left its group by then
-//!   goes on, but is not waited for: from the program's own end on, its output has [`STALL_LIMIT`] to end, whatever comes
-//!   until then, and its other pipes have no time at all.
+//! - The end of the output is the end of the layer only if the program exited with success.
+//! - A program is killed if it writes nothing for [`STALL_LIMIT`], if its output is no longer read, or if it does not
+//!   exit   after closing its output. If several wait for each other, the error names the first.
+//! - A program's process group is killed with it, because its children may hold pipes that our threads read. A process
+//!   that   has left the group survives but is not waited for: after the program's exit its output gets [`STALL_LIMIT`]
+//!   to end,   and its other pipes no time at all.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -39,11 +39,11 @@ use crate::config::StreamProcessor;
 
 /// How long a program may write nothing.
 const STALL_LIMIT: Duration = Duration::from_secs(120);
-/// Programs that one layer goes through.
+/// Most programs that one layer goes through.
 const CHAIN_LEN_MAX: usize = 8;
-/// What is kept of a program's standard error: its end.
+/// Bytes kept of a program's standard error: its end.
 const LOG_LEN_MAX: usize = 4 << 10;
-/// What a pipe holds: bytes that are given at once, and those of its last words that are taken.
+/// Capacity of a pipe: bytes written at once, and bytes of standard error read after the program's exit.
 const PIPE_LEN: usize = 64 << 10;
 const MEDIA_TYPE_VARIABLE: &str = "STREAM_PROCESSOR_MEDIATYPE";
 
@@ -58,8 +58,8 @@ impl Processors {
         Processors { programs: programs.into(), stall_limit: STALL_LIMIT }
     }
 
-    /// A layer as one that can be unpacked. `payloads` are for the programs, by their names. `Unimplemented` if
-    /// nobody knows the media type.
+    /// Converts a layer to one that can be unpacked. `payloads` are for the programs, by id. `Unimplemented` if no
+    /// program accepts the media type.
     pub(crate) fn open_with(
         &self,
         media_type: &str,
@@ -73,7 +73,7 @@ impl Processors {
         })
     }
 
-    /// The programs that a layer goes through, each with the media type that it is given.
+    /// The programs that a layer goes through, each with its input's media type.
     fn chain(&self, media_type: &str) -> Result<Vec<(&StreamProcessor, String)>> {
         let (mut chain, mut reached) = (Vec::new(), media_type.to_owned());
         let accepting = |reached: &String| self.programs.iter().find(|known| known.accepts.contains(reached));
@@ -100,7 +100,7 @@ impl StreamProcessors for Processors {
     fn names(&self, media_type: &str) -> Option<String> {
         let accepts = |known: &&StreamProcessor| known.accepts.iter().any(|accepted| accepted == media_type);
         let first = self.programs.iter().find(accepts)?.id.clone();
-        // Where they lead nowhere, it is the first that nobody can follow.
+        // If no chain leads to a supported type, names the first program.
         let chain = self.chain(media_type);
         let names =
             chain.map(|chain| chain.iter().map(|(program, _)| program.id.as_str()).collect::<Vec<_>>());
@@ -112,9 +112,9 @@ impl StreamProcessors for Processors {
     }
 }
 
-/// The payloads for a layer that no client unpacks. The decoders of imgcrypt want the descriptor, in whose annotations
-/// are the wrapped keys; what opens those they find by their arguments and variables, as in pulls by CRI. Other
-/// programs have none.
+/// The payloads for a layer that the daemon unpacks itself. imgcrypt's decoders expect the layer's descriptor, whose
+/// annotations have the wrapped keys; their arguments and environment locate the unwrapping keys, as in pulls by CRI.
+/// Other programs get none.
 fn payloads(layer: &Descriptor) -> BTreeMap<String, Any> {
     let payload =
         Payload { decrypt_config: DecryptConfig { parameters: BTreeMap::new() }, descriptor: layer };
@@ -123,7 +123,7 @@ fn payloads(layer: &Descriptor) -> BTreeMap<String, Any> {
     DECODERS.map(|id| (id.to_owned(), payload.clone())).into()
 }
 
-/// Those of imgcrypt, by the names that its clients send payloads to (`PayloadToolIDs`).
+/// The programs to which imgcrypt's clients send payloads (`PayloadToolIDs`).
 const DECODERS: [&str; 2] =
     ["io.containerd.ocicrypt.decoder.v1.tar", "io.containerd.ocicrypt.decoder.v1.tar.gzip"];
 /// imgcrypt's `PayloadURI`.
@@ -137,22 +137,22 @@ struct Payload<'a> {
     descriptor: &'a Descriptor,
 }
 
-/// Keys, in base64, by the kind of their wrapping: ocicrypt's `DecryptConfig`.
+/// Keys, in base64, by wrapping protocol: ocicrypt's `DecryptConfig`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct DecryptConfig {
     parameters: BTreeMap<String, Vec<String>>,
 }
 
-/// A program at work.
+/// A running program.
 struct Stage {
     id: String,
     child: Child,
     output: ChildStdout,
-    /// Readable when the program has ended.
+    /// Pidfd: readable when the program has ended.
     end: OwnedFd,
     stall_limit: Duration,
-    /// How long its output may still be waited for, once it has ended.
+    /// Remaining time for its output, once the program has ended.
     patience: Option<Duration>,
     /// Taken when the program has ended.
     threads: Option<Threads>,
@@ -161,7 +161,7 @@ struct Stage {
 struct Threads {
     feeder: JoinHandle<io::Result<()>>,
     log: JoinHandle<String>,
-    /// Dropped to end them: whoever has the other ends of their pipes may never let go.
+    /// Dropping it ends the threads: another process may hold the other ends of their pipes forever.
     going_on: io::PipeWriter,
 }
 
@@ -213,7 +213,7 @@ impl Stage {
         Ok(Stage { id, child, output, end, stall_limit, patience: None, threads })
     }
 
-    /// Whether something came, or the end, before it has taken too long.
+    /// Waits for output. Returns whether there is some, or its end, in time.
     fn wait_for_output(&mut self) -> io::Result<bool> {
         let mut left = self.stall_limit;
         loop {
@@ -232,12 +232,12 @@ impl Stage {
         }
     }
 
-    /// Whether it has ended, or does so in time.
+    /// Waits for the program's end. Returns whether it ended in time.
     fn wait_for_end(&self) -> io::Result<bool> {
         Ok(matches!(wait_for(self.end.as_fd(), None, Some(self.stall_limit))?, Came::First))
     }
 
-    /// With whatever it started. Nothing may be left of it.
+    /// Kills its process group. It may have ended already.
     fn kill(&self) {
         let _ = kill_process_group(self.pid(), Signal::KILL);
     }
@@ -246,10 +246,10 @@ impl Stage {
         Pid::from_child(&self.child)
     }
 
-    /// What the end of the program means, or that there was none in time.
+    /// Reaps the program and interprets its end, or the lack of one in time.
     fn finish(&mut self, has_ended: bool) -> io::Result<()> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
-        // Before it is waited for: until then its number is its own.
+        // Before the program is reaped: until then its pid is not reused.
         self.kill();
         let status = self.child.wait()?;
         drop(threads.going_on);
@@ -259,7 +259,7 @@ impl Stage {
         if has_ended && status.success() {
             return fed;
         }
-        // Why it could not be fed comes first: an earlier program may have failed, or kept it waiting.
+        // An error of its input comes first: an earlier program may have failed or stalled.
         fed?;
         let (id, limit, log) = (&self.id, self.stall_limit, log.trim());
         if !has_ended && self.patience.is_some() && status.success() {
@@ -286,7 +286,7 @@ impl Read for Stage {
         }
         let read = self.output.read(buf)?;
         if read == 0 {
-            // What cannot be waited for is killed too.
+            // If it cannot be waited for, it is killed too.
             let has_ended = self.wait_for_end();
             self.finish(*has_ended.as_ref().unwrap_or(&false))?;
             has_ended?;
@@ -298,7 +298,7 @@ impl Read for Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         if self.threads.is_some() {
-            // Nobody wants the rest. It may have ended by itself.
+            // The reader has dropped the rest. The program may have ended by itself.
             let _why = self.finish(false);
         }
     }
@@ -310,7 +310,7 @@ enum Came {
     Nothing,
 }
 
-/// Waits until the first descriptor can be read, or the second is ready, or either is gone. If both are, it is the first.
+/// Waits until the first descriptor is readable or the second ready, or has hung up. If both are, returns the first.
 fn wait_for(
     first: BorrowedFd<'_>,
     second: Option<(BorrowedFd<'_>, PollFlags)>,
@@ -343,12 +343,12 @@ fn feed(
         None => Ok(()),
     };
     let fed = unread(fed).and_then(|()| unread(give(&mut source, &mut input, told)));
-    // Also after a failure: whoever the source is has to be seen to its end before its program is.
+    // Even after a failure: an earlier program is ended before the one it feeds.
     drop(source);
     fed
 }
 
-/// Copies all there is into a pipe, until it is told to stop.
+/// Copies the source to a pipe, until told to stop.
 fn give(source: &mut impl Read, pipe: &mut (impl Write + AsFd), told: &io::PipeReader) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&*pipe, true)?;
     let mut buffer = vec![0; PIPE_LEN];
@@ -374,7 +374,7 @@ fn give(source: &mut impl Read, pipe: &mut (impl Write + AsFd), told: &io::PipeR
     }
 }
 
-/// A program need not read all that it is given.
+/// A program need not read all of its input.
 fn unread(fed: io::Result<()>) -> io::Result<()> {
     match fed {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -382,7 +382,7 @@ fn unread(fed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// The end of what it says, until it is told to stop; what is in the pipe then counts.
+/// Reads to the end of standard error and keeps its tail. When told to stop, reads only what is in the pipe.
 fn tail(mut errors: impl Read + AsFd, told: &io::PipeReader) -> String {
     let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
     let (mut is_told, mut left) = (false, PIPE_LEN);
@@ -428,7 +428,7 @@ mod tests {
         Descriptor::new(media_type, types::Digest::of(b"layer"), 5)
     }
 
-    /// What comes out of `processors` for `input` of the type `x`.
+    /// The output of `processors` for `input` of type `x`.
     fn run(processors: &[StreamProcessor], input: &[u8]) -> Result<Vec<u8>> {
         let payload = Any { type_url: "key".into(), value: Vec::new() };
         let payloads = BTreeMap::from([("keyed".to_owned(), payload)]);
@@ -455,7 +455,7 @@ mod tests {
         assert_eq!(run(&[keyed], b"layer").unwrap(), b"\n\x03keylayer");
     }
 
-    /// What they find in it, they find for the layer at hand.
+    /// The annotations in the payload are those of the layer.
     #[test]
     fn decoders_of_imgcrypt_are_told_of_the_layer_and_others_of_nothing() {
         let mut layer = layer("x");
@@ -495,7 +495,7 @@ mod tests {
         );
         check(&[shell("other", "z", PLAIN, "cat")], &["\"x\"", "no stream processor"]);
         check(&[shell("a", "x", "y", "cat"), shell("b", "y", "x", "cat")], &["do they return"]);
-        // One that does not read is no failure of the one before it.
+        // A program that does not read its input does not make the one before it fail.
         assert_eq!(run(&[shell("lazy", "x", PLAIN, "echo short")], &vec![0; 1 << 20]).unwrap(), b"short\n");
     }
 
@@ -506,7 +506,7 @@ mod tests {
             let children = shell("children", "x", PLAIN, "sleep 1000 & sleep 1000");
             let opened = Processors::new(&[children]).open(&layer("x"), Box::new(io::empty()));
             drop(opened.unwrap());
-            // Also where it ends by itself, and they keep what it complains to.
+            // Even if the program ends by itself and its children hold its standard error.
             let leaves = shell("leaves", "x", PLAIN, "sleep 1000 >&- & echo layer");
             tell.send(run(&[leaves], b"")).unwrap();
         });
@@ -536,18 +536,18 @@ mod tests {
             let group = std::fs::read_to_string(&pid).unwrap().trim().parse().ok().and_then(Pid::from_raw);
             let left = rustix::process::test_kill_process_group(group.unwrap());
             assert_eq!(left, Err(rustix::io::Errno::SRCH), "it is gone");
-            // The next layer of another kind goes.
+            // The next layer, of another type, succeeds.
             output.clear();
             open("z").read_to_end(&mut output).unwrap();
             assert_eq!(output, b"layer");
         };
         check(vec![noted("stuck", "x", PLAIN, "exec sleep 1000")]);
         check(vec![noted("stuck", "x", PLAIN, "cat; exec sleep 1000 >&-")]);
-        // Who waits for another is not the one to blame.
+        // A program that waits for another is not the one to blame.
         check(vec![noted("stuck", "x", "y", "exec sleep 1000"), shell("waits", "y", PLAIN, "cat")]);
     }
 
-    /// What leaves the group of its program, as `setsid` does, cannot be ended with it, but is not waited for either.
+    /// A process that left its program's group, as by `setsid`, is not killed with it, but not waited for either.
     #[test]
     fn what_left_its_program_and_keeps_its_pipes_holds_up_nobody() {
         let dir = tempfile::tempdir().unwrap();
@@ -564,7 +564,7 @@ mod tests {
                 Processors { stall_limit, ..Processors::new(&[shell("left", "x", PLAIN, &script)]) };
             let (tell, told) = std::sync::mpsc::channel();
             std::thread::spawn(move || {
-                // More than a pipe takes.
+                // More than fits into a pipe.
                 let source = Box::new(io::Cursor::new(vec![0; 1 << 20]));
                 let mut opened = processors.open(&layer("x"), source).unwrap();
                 let mut output = Vec::new();
@@ -582,7 +582,7 @@ mod tests {
             }
             assert_eq!(read.as_deref().map_err(io::Error::kind), expected, "{kept}");
         };
-        // It keeps one after the other: input, output, what it complains to.
+        // The process holds in turn: input, output, standard error.
         check("<&4 4<&- >&- 2>&-", Ok(b"layer\n"));
         check("4<&- 2>&-", Err(io::ErrorKind::TimedOut));
         check("4<&- >&-", Ok(b"layer\n"));
@@ -595,7 +595,7 @@ mod tests {
         let processors = Processors::new(&[endless]);
         let mut opened = processors.open(&layer("x"), Box::new(io::empty())).unwrap();
         opened.read_exact(&mut [0; 10]).unwrap();
-        // Joins its threads and waits for the program.
+        // Joins its threads and reaps the program.
         drop(opened);
     }
 }

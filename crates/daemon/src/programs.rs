@@ -1,4 +1,4 @@
-//! Programs that travel inside ours and are run from disk.
+//! Programs embedded in ours, which are executed from disk.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -7,25 +7,24 @@ use std::path::{Path, PathBuf};
 use stdx::{Durable, replace};
 use types::{Context, Result};
 
-/// Programs as they were embedded when this one was built. `None` was not.
+/// The programs embedded at build time. `None` was not embedded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Programs {
     pub shim: Option<Embedded>,
     pub hello: Option<Embedded>,
 }
 
-/// A program inside ours.
+/// An embedded program.
 #[derive(Clone, Copy, Debug)]
 pub struct Embedded {
     pub bytes: &'static [u8],
-    /// What tells its versions apart: part of their hash, taken when ours was built, so that a start need not
-    /// read them.
+    /// Part of its hash, computed at build time, so that the daemon need not read the bytes at each start.
     pub version: &'static str,
 }
 
-/// Writes a program to `root/bin/<version>/<name>`, unless it is there.
+/// Writes a program to `root/bin/<version>/<name>`, unless it exists.
 ///
-/// A new version is a new file, so a shim that runs keeps the one it was started from.
+/// Each version is a file of its own, so that a running shim keeps the one it was started from.
 pub(crate) fn unpack(root: &Path, name: &str, program: Embedded) -> Result<PathBuf> {
     let dir = root.join("bin").join(program.version);
     let path = dir.join(name);
@@ -36,7 +35,7 @@ pub(crate) fn unpack(root: &Path, name: &str, program: Embedded) -> Result<PathB
     write(&dir, name, program.bytes)
 }
 
-/// Writes a program, whole or not at all: one that runs under this name goes on with what it was.
+/// Writes a program atomically: a running one of this name keeps its old file.
 pub(crate) fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     let path = dir.join(name);
     let about = || format!("write {}", path.display());

@@ -1,23 +1,23 @@
-//! Plugins of others: programs that serve one of containerd's services on a unix socket, for us to use.
+//! Proxy plugins: programs that serve one of containerd's services to the daemon, on a unix socket.
 //!
 //! ```text
-//! call ──▶ breaker ──▶ slot ──▶ request ──▶ answer
-//!             │          │         ├ it is asked again and again whether it is there; no word ──▶ stuck
-//!             │          │         └ its time is over ──▶ stuck
-//!             │          └ too many wait: refused
+//! call ──▶ breaker ──▶ slot ──▶ request ──▶ response
+//!             │          │         ├ health checks in intervals; no response ──▶ stuck
+//!             │          │         └ time limit exceeded ──▶ stuck
+//!             │          └ too many calls wait: refused
 //!             └ was stuck a moment ago: refused
 //! ```
 //!
-//! A plugin that is dead refuses connections at once. One that is stuck says nothing, and would hold all who ask
-//! it: so whoever waits for an answer has the plugin asked for its health every few seconds. Any word is a sign of
-//! life, also that it has no such service, so a call may take long as long as the plugin lives.
+//! A dead plugin refuses connections at once. A stuck one does not respond, and would block all its callers: therefore
+//! the daemon checks its health every few seconds while a call waits. Any response is a sign of life, even that there
+//! is no health service, so a call may take long as long as the plugin lives.
 //!
 //! Invariants
-//! - No call waits for a silent plugin longer than [`PULSE_PAUSE`] and [`PULSE_LIMIT`].
-//! - A plugin holds at most [`CALLS_MAX`] of our threads. Who waits for something to happen, as for the end of a sandbox,
-//!   holds none, and takes no slot.
-//! - However many wait for it, a plugin is asked for its health once in [`PULSE_PAUSE`].
-//! - What a plugin does or does not do changes nothing for those who do not use it.
+//! - No call waits for an unresponsive plugin longer than [`PULSE_PAUSE`] and [`PULSE_LIMIT`].
+//! - A plugin blocks at most [`CALLS_MAX`] of our threads. A call that waits for an event, such as the end of a
+//!   sandbox,   blocks none and takes no slot.
+//! - However many calls wait, a plugin's health is checked once per [`PULSE_PAUSE`].
+//! - A plugin has no effect on calls that do not use it.
 
 mod breaker;
 mod content;
@@ -43,16 +43,16 @@ pub(crate) use self::content::ProxyStore;
 pub(crate) use self::snapshotter::ProxySnapshotter;
 use crate::config::ProxyPlugin;
 
-/// How long after a call, or a sign of life, the plugin is asked for the next one.
+/// Pause between the start of a call, or a sign of life, and the next health check.
 const PULSE_PAUSE: Duration = Duration::from_secs(3);
-/// How long it may take to give one.
+/// Time limit of a health check.
 const PULSE_LIMIT: Duration = Duration::from_secs(5);
-/// Calls that wait for one plugin. Stores call from threads, of which there are not many more.
+/// Most calls that wait for one plugin. Stores block threads of a pool that is not much larger.
 const CALLS_MAX: usize = 32;
-/// How long the work may take that has no end one could know: unpacking, committing, waiting.
+/// Time limit of calls without a predictable duration: unpacking, committing, waiting.
 pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A program that serves one of containerd's services. Clones share the connection.
+/// A proxy plugin. Clones share the connection.
 #[derive(Clone)]
 pub(crate) struct Plugin(Arc<Inner>);
 
@@ -62,11 +62,11 @@ struct Inner {
     handle: Handle,
     breaker: Mutex<Breaker>,
     slots: Semaphore,
-    /// When it was asked last whether it is there, and whether it was.
+    /// Time and result of the last health check.
     heard: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
-/// Builds the client of a service with the limits that are ours.
+/// Builds the client of a service with our message limits.
 macro_rules! client {
     ($client:path, $channel:expr) => {{
         use $client as Client;
@@ -78,7 +78,7 @@ macro_rules! client {
 pub(crate) use client;
 
 impl Plugin {
-    /// Connects when it is first called. Needs a tokio runtime around it.
+    /// Connects at the first call. Requires a tokio runtime.
     pub(crate) fn new(config: ProxyPlugin) -> Plugin {
         Plugin(Arc::new(Inner {
             channel: client::lazy_channel(&config.address),
@@ -98,13 +98,13 @@ impl Plugin {
         self.0.channel.clone()
     }
 
-    /// How long a call may take that only looks something up or notes something.
+    /// Time limit of short calls, such as lookups.
     pub(crate) fn short(&self) -> Duration {
         self.0.config.timeout
     }
 
-    /// Makes a call. `Unavailable` if the plugin is not there, and while it is known to be stuck;
-    /// `DeadlineExceeded` when it is found to be.
+    /// Makes a call. `Unavailable` if the plugin does not listen, or is known to be stuck; `DeadlineExceeded` if it
+    /// turns out to be.
     pub(crate) async fn call<T>(
         &self,
         limit: Duration,
@@ -113,7 +113,7 @@ impl Plugin {
         self.guarded(Some(limit), ask).await.map_err(|error| error.context(self.title()))
     }
 
-    /// As [`Plugin::call`], for what may be answered on any day.
+    /// As [`Plugin::call`], without a time limit.
     pub(crate) async fn wait<T>(&self, ask: impl Future<Output = Result<T, Status>>) -> Result<T> {
         self.guarded(None, ask).await.map_err(|error| error.context(self.title()))
     }
@@ -161,7 +161,7 @@ impl Plugin {
     {
         let (plugin, (sender, receiver)) = (self.clone(), std::sync::mpsc::sync_channel(1));
         self.0.handle.spawn(async move {
-            // Nobody may wait any more.
+            // The calling thread may be gone.
             let _gone = sender.send(plugin.call(limit, ask).await);
         });
         receiver
@@ -169,7 +169,7 @@ impl Plugin {
             .map_err(|_| Error::unavailable(format!("{}: the daemon is stopping", self.title())))?
     }
 
-    /// Ends when the plugin gives no sign of life any more. One of those who wait asks it, and all go by the answer.
+    /// Completes when the plugin shows no sign of life. One of the waiting calls checks, for all of them.
     async fn silence(&self) -> Error {
         let mut pause = PULSE_PAUSE;
         loop {
@@ -193,7 +193,7 @@ impl Plugin {
         }
     }
 
-    /// Any answer will do. A connection that breaks says so to those who wait on it.
+    /// Checks the plugin's health; any response will do. A broken connection is reported by the call itself.
     async fn pulse(&self) -> Result<()> {
         let mut client = HealthClient::new(self.channel());
         let asked = client.check(Request::new(HealthCheckRequest::default()));
@@ -216,7 +216,7 @@ impl Plugin {
         }
     }
 
-    /// Why calls are refused, while they are.
+    /// The error by which calls are refused, while they are.
     pub(crate) fn refusal(&self) -> Option<Error> {
         let left = self.breaker(|breaker| breaker.refuses_for(Instant::now()))?;
         Some(refusal(left).context(self.title()))
@@ -235,7 +235,7 @@ fn refusal(left: Duration) -> Error {
     Error::unavailable(format!("it did not answer before, and is asked again in {} s", left.as_secs() + 1))
 }
 
-/// The leave to make one call.
+/// Permission to make one call.
 struct Pass<'a> {
     plugin: &'a Plugin,
     is_trial: bool,
@@ -256,15 +256,15 @@ impl Pass<'_> {
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if self.is_trial {
-            // The caller may have gone away in the middle of it; then the next one tries.
+            // The caller's future was dropped; then the next call tries.
             self.plugin.breaker(Breaker::abandoned);
         }
     }
 }
 
-/// What a plugin answered, or what became of the connection to it.
+/// Converts a plugin's status, or a connection error.
 fn error(status: &Status) -> Error {
-    // Those that came over the wire have no source.
+    // A status from the wire has no source.
     if std::error::Error::source(status).is_some() {
         return Error::unavailable(format!("the connection failed: {}", chain(status)));
     }
@@ -282,7 +282,7 @@ fn chain(status: &Status) -> String {
     words.join(": ")
 }
 
-/// A request on behalf of whoever called us.
+/// A request on behalf of our caller.
 pub(crate) fn request_of<M>(caller: &Caller, message: M) -> Request<M> {
     let mut request = request(Some(caller.namespace.as_str()), message);
     if let Some(lease) = caller.lease.as_ref().and_then(|lease| lease.as_str().parse().ok()) {
@@ -291,7 +291,7 @@ pub(crate) fn request_of<M>(caller: &Caller, message: M) -> Request<M> {
     request
 }
 
-/// A request on behalf of a namespace, if one is known.
+/// A request on behalf of a namespace, if known.
 pub(crate) fn request<M>(namespace: Option<&str>, message: M) -> Request<M> {
     let mut request = Request::new(message);
     if let Some(namespace) = namespace.and_then(|namespace| namespace.parse().ok()) {

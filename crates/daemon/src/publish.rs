@@ -1,5 +1,5 @@
-//! `containerd publish`: how shims of long ago, and scripts, have an event told. It comes on standard input, a
-//! `google.protobuf.Any`, and goes to the daemon at an address.
+//! `containerd publish`: publishes an event for old shims and scripts. Reads the event, a `google.protobuf.Any`, from
+//! standard input and sends it to the daemon at an address.
 
 use std::io::Read;
 use std::path::Path;
@@ -12,7 +12,7 @@ use prost_types::Any;
 use tonic::Request;
 use types::{Context, Error, Result};
 
-/// As large as a message of the API may be.
+/// Longest event in bytes, like the longest message of the API.
 const EVENT_LEN_MAX: u64 = 16 << 20;
 
 pub(crate) fn publish(address: &Path, namespace: &str, topic: &str) -> Result<()> {

@@ -1,25 +1,25 @@
-//! The restart monitor: keeps containers of containerd's clients as their labels want them. Those of `hoist`
-//! itself are the engine's.
+//! The restart monitor: restarts and stops containers of containerd's clients as their labels request. The engine
+//! restarts its own containers.
 //!
 //! | label `containerd.io/restart.…` | meaning |
 //! |---|---|
-//! | `status` | `running` or `stopped`: how the container is kept |
-//! | `policy` | `always` (so without it), `unless-stopped`, `on-failure[:N]`, `no`: when it is started again |
-//! | `explicitly-stopped` | `true`: somebody stopped it, which `unless-stopped` goes by |
-//! | `count` | how often it was started here; written by the monitor |
-//! | `loguri` | where its output goes: `file:///…`, `binary:///…`; nowhere without it |
+//! | `status` | `running` or `stopped`: the desired state |
+//! | `policy` | `always` (the default), `unless-stopped`, `on-failure[:N]`, `no`: when it is restarted |
+//! | `explicitly-stopped` | `true`: a client stopped it, which `unless-stopped` respects |
+//! | `count` | number of restarts by the monitor, which writes it |
+//! | `loguri` | where its output goes: `file:///…`, `binary:///…`; without it nowhere |
 //!
 //! ```text
 //! the task ended ───────────────▶ pause, doubled each time ──┐
 //! each interval, and at the start ─▶ compare all ────────────┴▶ delete the task ▶ count ▶ create ▶ start
 //! ```
 //!
-//! Containers are compared beside each other: one that does not come up, because of a hook or a disk that hangs, keeps
-//! nobody else down.
+//! Containers are checked in parallel: one that hangs, because of a hook or a disk, does not delay the others.
 //!
-//! A container without a task that was not there at the last look is left alone until the next one: its client
-//! may be about to make the task. One whose task its client has deleted is left to the looks too, as that may be about to
-//! remove it; what was started for one that is removed meanwhile is ended. A task of which nobody knows how it is doing is left alone altogether.
+//! A container without a task that was not there at the last check is left alone until the next one: its client may be
+//! about to create the task. So is one whose task its client has deleted, because the client may be about to remove the
+//! container; if a container is removed while the monitor restarts it, the new task is killed. A task of unknown state
+//! is left alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,22 +49,22 @@ const POLICY: &str = "containerd.io/restart.policy";
 const EXPLICITLY_STOPPED: &str = "containerd.io/restart.explicitly-stopped";
 const COUNT: &str = "containerd.io/restart.count";
 const LOG_URI: &str = "containerd.io/restart.loguri";
-/// The older name of a log: a path.
+/// The deprecated label of a log path.
 const LOG_PATH: &str = "containerd.io/restart.logpath";
 
-/// Before the first restart; doubled for each that follows, up to the interval.
+/// Pause before the first restart; doubled for each further one, up to the interval.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Containers that are compared at once. One that takes long counts no more after a while.
+/// Containers checked in parallel. A check that takes too long no longer counts.
 const COMPARED_AT_ONCE: usize = 16;
 const COUNTED_LIMIT: Duration = Duration::from_secs(10);
-/// How long somebody who removes a container may take from its task to its record.
+/// How long a client may take between deleting a task and its container.
 const REMOVED_LIMIT: Duration = Duration::from_secs(60);
-/// How long a container that should be stopped may take to end.
+/// How long a container may take to end when it is stopped.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 type Key = (Namespace, ContainerId);
 
-/// How a container is kept, as its labels say.
+/// The desired state of a container, from its labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Wish {
     Stopped,
@@ -76,12 +76,12 @@ enum Policy {
     Never,
     Always,
     UnlessStopped,
-    /// After a failure, at most this many times; 0 is without a limit.
+    /// After a failure, at most this many times; 0 is no limit.
     OnFailure(u64),
 }
 
-/// The containers that have wishes, and after how many changes of records: those are read again only when there
-/// were more, so that an idle daemon does nothing.
+/// The monitored containers, as of a number of changes to the metadata store. They are listed again only after further
+/// changes, so that an idle daemon does nothing.
 #[derive(Default)]
 struct Wishes {
     as_of: Option<u64>,
@@ -89,14 +89,14 @@ struct Wishes {
 }
 
 impl Wish {
-    /// `None` for containers that are not the monitor's. `InvalidArgument` for labels that nobody understands.
+    /// `None` for containers that are not monitored. `InvalidArgument` for malformed labels.
     fn of(labels: &Labels) -> Result<Option<Wish>> {
         let wrong = |label: &str, value: &str| Err(Error::invalid_argument(format!("label {label}={value}")));
         match labels.get(STATUS).map(String::as_str) {
             None => return Ok(None),
             Some("stopped") => return Ok(Some(Wish::Stopped)),
             Some("running") => {}
-            // Other states of tasks are no wishes, and containerd's monitor passes over them.
+            // Other task states are not supported, and containerd's monitor ignores them as well.
             Some(_) => return Ok(None),
         }
         let text = labels.get(POLICY).map_or("", String::as_str);
@@ -116,13 +116,13 @@ impl Wish {
 }
 
 impl Policy {
-    /// Whether a container that does not run is started. `exit` is how it ended, where that is known.
+    /// Whether a container that does not run is started. `exit` is its exit code, if known.
     fn starts(self, labels: &Labels, exit: Option<u32>) -> bool {
         match self {
             Policy::Never => false,
             Policy::Always => true,
             Policy::UnlessStopped => {
-                // As Go reads truth.
+                // The values that Go's `strconv.ParseBool` takes for true.
                 let stopped = labels.get(EXPLICITLY_STOPPED).map(String::as_str);
                 !matches!(stopped, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
             }
@@ -135,7 +135,7 @@ fn count(labels: &Labels) -> u64 {
     labels.get(COUNT).and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-/// The monitor. Clones are the same.
+/// The monitor. Clones share state.
 #[derive(Clone)]
 pub(crate) struct RestartMonitor {
     metadata: Metadata,
@@ -147,7 +147,7 @@ pub(crate) struct RestartMonitor {
     begun: Arc<Begun>,
 }
 
-/// Tasks that the monitor started a moment ago, of containers that somebody may be removing.
+/// Tasks that the monitor has just started, whose containers may be in the process of being removed.
 #[derive(Default)]
 struct Begun(Mutex<BTreeMap<Key, (Instant, Task)>>);
 
@@ -164,21 +164,21 @@ impl Begun {
     }
 }
 
-/// Containers that are compared now.
+/// The containers being checked now.
 struct Compared {
     keys: Mutex<BTreeSet<Key>>,
     places: Semaphore,
 }
 
 impl Compared {
-    /// None while it is compared already.
+    /// `None` if it is being checked already.
     fn begin(self: &Arc<Compared>, key: &Key) -> Option<Comparison> {
         let is_new = self.keys.lock().insert(key.clone());
         is_new.then(|| Comparison { all: self.clone(), key: key.clone() })
     }
 }
 
-/// The comparison of one container, which ends when this is dropped.
+/// The check of one container, until dropped.
 struct Comparison {
     all: Arc<Compared>,
     key: Key,
@@ -211,18 +211,18 @@ impl RestartMonitor {
         }
     }
 
-    /// Looks after another time from now on.
+    /// Applies a new interval.
     pub(crate) fn reconfigure(&self, interval: Duration) {
         self.interval.send_replace(interval);
     }
 
-    /// Keeps containers until dropped. `Shims::load` has to be done: what runs must not be started twice.
+    /// Runs until dropped. `Shims::load` must be complete, so that running containers are not started twice.
     pub(crate) async fn run(self) {
         let mut exits = self.exchange.subscribe_topic(topic::EXIT);
         let mut removals = self.exchange.subscribe_topic(CONTAINER_DELETE);
         let mut interval = self.interval.subscribe();
         let mut due: BTreeMap<Key, Instant> = BTreeMap::new();
-        // Nobody is making tasks yet: what is down at the start is down.
+        // No client is connected yet, so none is about to create a task.
         let mut wishes = Wishes::default();
         let mut without_task = self.compare_all(&mut wishes, None).await;
         let mut next_look = Instant::now() + *interval.borrow_and_update();
@@ -237,7 +237,7 @@ impl RestartMonitor {
                             due.insert(key, Instant::now() + pause.min(*interval.borrow()));
                         }
                     }
-                    // What was missed is found by the next look.
+                    // The next check finds what was missed.
                     Some(Received::Lagged(_)) => {}
                     None => return,
                 },
@@ -258,7 +258,8 @@ impl RestartMonitor {
                     let ripe: Vec<Key> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
                     for key in ripe {
                         due.remove(&key);
-                        // Whoever has deleted its task since may be about to remove it: then it is left to the looks.
+                        // If its client has deleted the task, it may be about to remove the container: leave it to the
+                        // next check.
                         if self.shims.has(&key.0, &key.1) {
                             self.begin_to_compare(&key);
                         }
@@ -268,15 +269,14 @@ impl RestartMonitor {
         }
     }
 
-    /// How long to wait before a container that ended is looked at; none for those that are not the monitor's.
+    /// Pause before a container that ended is checked; `None` if it is not monitored.
     async fn pause(&self, key: &Key) -> Option<Duration> {
         let container = self.container(key).await.ok()?;
         let exponent = u32::try_from(count(&container.labels)).unwrap_or(u32::MAX).min(16);
         container.labels.contains_key(STATUS).then(|| PAUSE * 2_u32.pow(exponent))
     }
 
-    /// Compares every container that has wishes. Returns those without a task; they are passed over if `earlier`
-    /// does not have them.
+    /// Checks every monitored container. Returns those without a task; of these, only those in `earlier` are checked.
     async fn compare_all(&self, wishes: &mut Wishes, earlier: Option<&BTreeSet<Key>>) -> BTreeSet<Key> {
         let mut without_task = BTreeSet::new();
         let mutations = self.metadata.mutations();
@@ -298,7 +298,7 @@ impl RestartMonitor {
         without_task
     }
 
-    /// One that is being compared is looked at the next time.
+    /// A container that is being checked already is left to the next check.
     fn begin_to_compare(&self, key: &Key) {
         let Some(comparison) = self.compared.begin(key) else { return };
         let monitor = self.clone();
@@ -322,7 +322,7 @@ impl RestartMonitor {
         }
     }
 
-    /// Makes a container what its labels want.
+    /// Brings a container to its desired state.
     async fn compare(&self, key: &Key) -> Result<()> {
         let container = self.container(key).await?;
         let Some(wish) = Wish::of(&container.labels)? else { return Ok(()) };
@@ -380,14 +380,14 @@ impl RestartMonitor {
         }
         let task = self.shims.task(&key.0, &key.1)?;
         self.begun.note(key, &task);
-        // It may have been removed meanwhile; whoever removes it from now on is heard.
+        // The container may have been removed meanwhile; a removal from now on is seen as an event.
         let started = match self.is_recorded(key).await {
             Ok(true) => task.start(None).await.map(drop),
             Ok(false) => Err(Error::not_found("the container was removed while it was started again")),
             Err(error) => Err(error),
         };
         if let Err(error) = started {
-            // It is made anew the next time, as one that ended is.
+            // Like a task that ended, it is created again next time.
             let _ = self.shims.delete(&key.0, &key.1).await;
             self.task_resources.release(&key.0, &key.1).await;
             return Err(error);
@@ -399,14 +399,14 @@ impl RestartMonitor {
         Ok(self.container(key).await.unless_gone()?.is_some())
     }
 
-    /// Ends a task that was started a moment ago for a container that is removed now. Who removes one looks for its task
-    /// first, and there was none then.
+    /// Kills a task that was just started if its container has been removed: the client deleted the container because
+    /// it had no task when the client checked.
     fn end_begun(&self, key: Key) {
         let Some(task) = self.begun.take(&key) else { return };
         let monitor = self.clone();
         tokio::spawn(async move {
             let ended = async {
-                // Another may have been made of that name.
+                // There may be a new container of this id.
                 if monitor.is_recorded(&key).await? {
                     return Ok(());
                 }
@@ -421,11 +421,11 @@ impl RestartMonitor {
         });
     }
 
-    /// Counts one more start, and says what it is to be made of.
+    /// Increments the restart count, and returns how to create the task.
     async fn recreate(&self, caller: &Caller, container: Container) -> Result<Create> {
         let log = log_uri(&container.labels);
         let (metadata, caller) = (self.metadata.clone(), caller.clone());
-        // In the pod that it belongs to, if that is there.
+        // In its sandbox, if that exists.
         let sandbox = SandboxId::new(&container.sandbox_id).ok();
         let shim = sandbox.and_then(|id| self.shims.sandboxes().endpoint(&caller.namespace, &id));
         blocking(move || {
@@ -458,7 +458,7 @@ impl RestartMonitor {
         blocking(move || containers.get(&id)).await
     }
 
-    /// The containers of all namespaces that have wishes.
+    /// The monitored containers of all namespaces.
     async fn keys(&self) -> Result<Vec<Key>> {
         let metadata = self.metadata.clone();
         blocking(move || {
@@ -494,7 +494,7 @@ fn log_uri(labels: &Labels) -> String {
     }
 }
 
-/// Whether the first process wants a terminal. What is no spec is refused by the shim.
+/// Whether the first process has a terminal. An invalid spec is left for the shim to refuse.
 fn has_terminal(spec: &[u8]) -> bool {
     #[derive(Default, Deserialize)]
     #[serde(default)]

@@ -1,5 +1,5 @@
-//! When blobs of unpacked layers are dropped, or kept as recipes: some time after something was unpacked, one
-//! namespace after another, beside everything else. What is done to them, `transfer` knows.
+//! Applies the retention of unpacked layers' blobs in the background: drops them or converts them to recipes, some time
+//! after layers were unpacked, one namespace after another. Implemented by `transfer`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,22 +11,22 @@ use tokio::task::spawn_blocking;
 use transfer::{Retained, Retention, Retentions};
 use types::{Error, Result};
 
-/// A pull that goes on unpacks one layer after another; it is not disturbed for each.
+/// Delay that avoids interfering with a pull, which unpacks one layer after another.
 const SETTLE_DELAY: Duration = Duration::from_secs(1);
 
-/// Clones are the same.
+/// Clones share state.
 #[derive(Clone)]
 pub(crate) struct Retainer {
     metadata: Metadata,
     settled: Arc<Notify>,
     retentions: Retentions,
     stopping: Arc<AtomicBool>,
-    /// That recipes are wanted of layers of which none can be made was said.
+    /// Whether it was logged that recipes are requested for layers of which none can be made.
     warned: Arc<AtomicBool>,
 }
 
 impl Retainer {
-    /// `settled` is told whenever an image or a layer came to be.
+    /// `settled` is notified whenever an image or a layer is created.
     pub(crate) fn new(metadata: Metadata, settled: Arc<Notify>, retentions: Retentions) -> Retainer {
         Retainer { metadata, settled, retentions, stopping: Arc::default(), warned: Arc::default() }
     }
@@ -35,18 +35,18 @@ impl Retainer {
         self.retentions.clone()
     }
 
-    /// Goes by another retention from now on. Blobs that are gone stay so.
+    /// Applies a new retention. Dropped blobs are not restored.
     pub(crate) fn reconfigure(&self, retention: Retention) {
         self.retentions.reconfigure(retention);
         self.settled.notify_one();
     }
 
-    /// Before the next blob.
+    /// Stops before the next blob.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Goes through all namespaces, now and whenever something changed, until dropped.
+    /// Processes all namespaces, now and after each notification, until dropped.
     pub(crate) async fn run(self) {
         loop {
             let retainer = self.clone();
@@ -77,7 +77,7 @@ impl Retainer {
                         );
                     }
                 }
-                // One namespace's trouble is not that of the others.
+                // An error in one namespace does not affect the others.
                 Err(error) => drop(
                     first_error
                         .get_or_insert_with(|| -> Error { error.context(format!("namespace {namespace}")) }),

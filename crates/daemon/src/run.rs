@@ -1,4 +1,4 @@
-//! From the first argument to the last connection.
+//! The daemon's `main`: from parsing arguments to draining the last connections.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -27,20 +27,20 @@ use crate::{
     unmount, wiring,
 };
 
-/// Images and volumes hold setuid programs and secrets: nobody but the daemon's user enters.
+/// Images and volumes contain setuid programs and secrets: only the daemon's user may enter.
 const ROOT_MODE: u32 = 0o700;
-/// The socket is in it, which may be a group's.
+/// Contains the socket, which a group may be allowed to use.
 const STATE_MODE: u32 = 0o711;
-/// Threads for calls. Stores block on threads of their own.
+/// Worker threads for calls. Stores block on threads of the blocking pool.
 const WORKERS: usize = 2;
-/// Threads that may block at once: waits for shims, pulls, stores.
+/// Maximum number of blocking threads: waits for shims, pulls, stores.
 const BLOCKING_THREADS_MAX: usize = 128;
-/// Idle threads give their stacks back soon: a daemon mostly waits.
+/// Idle threads soon release their stacks, because a daemon mostly waits.
 const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// The first kernel with all that containers are made with (mount_setattr(2)), by the numbers of its release.
+/// The first kernel release with everything containers need (mount_setattr(2)).
 const KERNEL_MIN: (u32, u32, u32) = (5, 12, 0);
 
-/// Runs the daemon, or one of its small commands. `args[0]` is the program's name.
+/// Runs the daemon or one of its commands. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>, programs: Programs) -> ExitCode {
     match run(args, programs) {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,7 +72,7 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
             println!("{}", programs::write(&dir, wiring::SHIM, shim.bytes)?.display());
         }
         Command::Publish { ref namespace, ref topic } => {
-            // A shim says where; the files need not be in order for that.
+            // A shim passes the address, so that the configuration need not be valid.
             let address = match &args.address {
                 Some(address) => config::strip_scheme(address),
                 None => Config::load(&args)?.address,
@@ -87,7 +87,7 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
     Ok(())
 }
 
-/// As scripts take it apart that know the program by the name it was called by.
+/// In the format that scripts parse, depending on the program's name.
 fn version(flavor: Flavor) -> String {
     match flavor {
         Flavor::Hoist => format!("hoist {} (API {})", identity::OWN_VERSION, identity::VERSION),
@@ -97,7 +97,7 @@ fn version(flavor: Flavor) -> String {
     }
 }
 
-/// The files, for a command that prints them.
+/// Reads the files, for a command that prints them.
 fn loaded(args: &Args) -> Result<Loaded> {
     let loaded = Loaded::read(args)?;
     warn(&loaded.warnings);
@@ -131,19 +131,18 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
         let _inside = runtime.enter();
         wiring::build(config, programs)?
     };
-    // Before anything listens or runs that would have to be taken back.
+    // Before anything is started that would have to be undone.
     services::check_required(&parts, &config.required_plugins)?;
     let ended = runtime.block_on(run_parts(args, config, &parts, exporter, begun));
     if ended.is_ok() {
         unmount::unless_used(config, &parts.metadata);
     }
-    // Waits for containers stand on blocking threads; they end with the process. To drop the executor would be to wait for
-    // them.
+    // Waits for containers block threads until the process exits; dropping the runtime would wait for them.
     runtime.shutdown_background();
     ended
 }
 
-/// Takes over what another containerd has, or says what it would.
+/// Imports another containerd's images, or describes what would be imported.
 fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
     let source = import::Source::open(root)?;
     if args.dry_run {
@@ -154,7 +153,7 @@ fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
     log::start(config);
     let _root = Lock::take(&config.root, ROOT_MODE)?;
     let _state = Lock::take(&config.state, STATE_MODE)?;
-    // Policies ask registries.
+    // Policies may contact registries.
     let runtime = executor()?;
     let _inside = runtime.enter();
     let parts = wiring::build(config, programs)?;
@@ -179,7 +178,7 @@ fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
     }
 }
 
-/// Takes down what the last daemon left mounted.
+/// Unmounts what the last daemon left mounted.
 fn take_down(args: &Args) -> Result<()> {
     let config = &Config::load(args)?;
     log::start(config);
@@ -205,8 +204,7 @@ fn executor() -> Result<tokio::runtime::Runtime> {
         .context(|| "start the executor")
 }
 
-/// What there is to say of a kernel that is too old. It is no reason not to start: distributors take over what newer
-/// ones have.
+/// The warning for a kernel that is too old. Not an error, because distributions backport newer features.
 fn kernel_warning(release: (u32, u32, u32)) -> Option<String> {
     let ((major, minor, _), (first_major, first_minor, _)) = (release, KERNEL_MIN);
     (release < KERNEL_MIN).then(|| {
@@ -217,7 +215,7 @@ fn kernel_warning(release: (u32, u32, u32)) -> Option<String> {
     })
 }
 
-/// How likely the kernel is to kill us for want of memory (proc_pid_oom_score_adj(5)).
+/// Sets the daemon's OOM score adjustment (proc_pid_oom_score_adj(5)).
 fn set_oom_score(score: i32) -> Result<()> {
     if score == 0 {
         return Ok(());
@@ -226,7 +224,7 @@ fn set_oom_score(score: i32) -> Result<()> {
     std::fs::write(file, score.to_string()).context(|| format!("configuration: oom_score: write {file}"))
 }
 
-/// Moves us, before there are threads or children. Nothing of a cgroup that others share is set.
+/// Moves the daemon to a cgroup, before it has threads or children. Sets no limits: the cgroup may be shared.
 fn enter_cgroup(path: &str) -> Result<()> {
     let entered = Cgroup::share(path).and_then(|cgroup| cgroup.add(std::process::id()));
     entered.map_err(|error| error.context(format!("configuration: cgroup: enter {path}")))
@@ -244,7 +242,7 @@ async fn run_parts(
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(silenced)));
     let of_shims = listen::listen_for_events(config)?;
     let of_shims = UnixListener::from_std(of_shims).context(|| "listen for events")?;
-    // Before anything happens that somebody may ask about.
+    // Before any event that a client may ask for.
     let (history, recorder) = services::History::new(&parts.exchange, parts.engine.clone());
     let mut background = Background::default();
     background.spawn("record events", recorder.run());
@@ -270,9 +268,10 @@ async fn run_parts(
     telemetry::serve(config, &sources, &mut background).await?;
     let router = services::router(parts, history, config).counted(sources.calls);
 
-    // Before anybody can know that it is here: a signal that nobody waits for ends it at once, SIGHUP too.
+    // Before a service manager or client can know that the daemon runs: an unhandled signal, even SIGHUP, would kill
+    // it.
     let signals = Signals::new()?;
-    // Nobody makes new ones as long as nobody listens.
+    // Before listening, so that no client can create new ones.
     if let Some(folder) = config.address.parent() {
         pipes::sweep(folder);
     }
@@ -283,7 +282,7 @@ async fn run_parts(
     }
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     if args.flavor == Flavor::Containerd {
-        // Scripts that start a containerd wait for these words in its log.
+        // Scripts that start containerd wait for this line in its log.
         tracing::info!("containerd successfully booted in {:.6}s", begun.elapsed().as_secs_f64());
     }
     notify::notify(notify::READY);
@@ -296,7 +295,7 @@ async fn run_parts(
     notify::notify(notify::STOPPING);
     tracing::info!("stopping; containers go on");
     parts.retainer.stop();
-    // The other end is gone only if serving has ended.
+    // Fails only if all servers have ended.
     let _ = stop.send(true);
     while let Some(served) = serving.join_next().await {
         served.map_err(Error::broke_down("a server"))?;
@@ -305,20 +304,20 @@ async fn run_parts(
     if let Some(exporting) = exporting {
         exporting.await.map_err(Error::broke_down("the exporter of traces"))?;
     }
-    // What calls that were broken off had recorded, and not made to be on disk. On a full disk that fails, and what is the
-    // kernel's goes nevertheless.
+    // Makes durable what interrupted calls had recorded. That fails on a full disk; kernel objects are removed
+    // nevertheless.
     let synced = parts.metadata.sync();
     let stopped = parts.engine.stop().await;
     background.stop().await;
     ended.and(synced).and(stopped)
 }
 
-/// What the daemon is told by signals. Those that come before somebody looks are kept.
+/// The signals that the daemon handles. Signals that arrive before `wait_for_end` are kept.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    /// People who know containerd send it to have the daemon say what it does. Nobody expects an end.
+    /// SIGUSR1: containerd's users send it to have goroutine stacks dumped, and do not expect it to end the daemon.
     user: Signal,
 }
 
@@ -334,8 +333,8 @@ impl Signals {
     }
 }
 
-/// Waits until somebody wants the daemon to end; takes up a changed configuration and says what threads do until then. An
-/// error if it has to end because a task broke down.
+/// Waits for a signal to stop; until then reloads the configuration and logs thread states on request. An error if the
+/// daemon must exit because a background task panicked.
 async fn wait_for_end(
     mut signals: Signals,
     background: &mut Background,
@@ -354,7 +353,7 @@ async fn wait_for_end(
     }
 }
 
-/// Takes up what a daemon that runs can of a changed configuration. One with mistakes changes nothing.
+/// Applies the reloadable part of a changed configuration. An invalid one changes nothing.
 fn reload(args: &Args, config: &Config, parts: &wiring::Parts) {
     notify::notify(&notify::reloading());
     match Config::load(args) {

@@ -1,7 +1,7 @@
-//! gRPC over HTTP/2 on a unix socket, and over TCP, with TLS or without.
+//! Serves gRPC over HTTP/2 on a unix socket, and over TCP with or without TLS.
 //!
-//! The path of a request names its service; each service is a closure from request to response.
-//! Nothing else of a web framework is needed.
+//! The request's path selects the service; each service is a closure from request to response. No web framework is
+//! needed.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -33,19 +33,19 @@ use crate::oversized::reworded;
 use crate::telemetry::Calls;
 use crate::traces;
 
-/// Every wait for a container is an open stream, and clients share one connection among many.
+/// Concurrent streams per connection: each wait for a container takes one, and clients share a connection.
 const STREAMS_MAX: u32 = 16_384;
-/// Room for a pull's worth of blobs on their way in.
+/// Flow control windows in bytes, large enough for the blobs of a pull being sent to us.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// How long calls may take to end when the daemon stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
-/// How long a client may take to say who it is.
+/// Time limit of the TLS handshake and the first bytes of a client.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// A peer over TCP may vanish without a word: it is asked for a sign of life so often, and has so long to give it.
+/// A TCP peer may vanish silently: interval of HTTP/2 pings, and time limit of the response.
 const SIGN_INTERVAL: Duration = Duration::from_secs(60);
 const SIGN_LIMIT: Duration = Duration::from_secs(20);
-/// How long to wait when the process is out of file descriptors.
+/// Pause when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -83,24 +83,24 @@ impl Router {
         self
     }
 
-    /// No longer serves what is called so.
+    /// Removes a service.
     pub(crate) fn without(mut self, name: &str) -> Router {
         self.routes.remove(name);
         self
     }
 
-    /// The full names of what is served.
+    /// The full names of the services.
     pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
         self.routes.keys().copied()
     }
 
-    /// Has calls counted.
+    /// Counts calls.
     pub(crate) fn counted(mut self, calls: Option<Calls>) -> Router {
         self.calls = calls;
         self
     }
 
-    /// Every call is told to `idle`.
+    /// Notifies `idle` of every call.
     pub(crate) fn disturbing(mut self, idle: Idle) -> Router {
         self.idle = idle;
         self
@@ -132,13 +132,13 @@ impl Router {
     }
 }
 
-/// Where connections come from.
+/// A source of connections.
 pub(crate) enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener, Option<TlsAcceptor>),
 }
 
-/// A connection whose client has said nothing yet.
+/// A connection before any handshake.
 enum Accepted {
     Unix(UnixStream),
     Tcp(TcpStream, Option<TlsAcceptor>),
@@ -153,7 +153,7 @@ impl Listener {
     }
 }
 
-/// Serves until `stopping` says true; then takes no more connections and lets calls end.
+/// Serves until `stopping` becomes true; then accepts no more connections and lets calls end.
 pub(crate) async fn serve(listener: Listener, router: Arc<Router>, mut stopping: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
@@ -193,7 +193,7 @@ async fn connection(accepted: Accepted, router: Arc<Router>, stopping: watch::Re
     }
 }
 
-/// Speaks over TCP, with whoever begins in time, for as long as he is there.
+/// Serves a TCP connection whose client starts in time, as long as it responds to pings.
 async fn begin<S>(stream: S, router: Arc<Router>, mut stopping: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -245,7 +245,7 @@ async fn speak<S>(
 }
 
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
-    // An error means that nobody is left who could say it, which is the same.
+    // An error means that the sender is gone, which also means to stop.
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
 
-    /// How long a peer is kept that sends this and no more.
+    /// How long a peer is kept that sends only this.
     async fn kept(sent: &[u8]) -> Duration {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let (_running, stopping) = watch::channel(false);
@@ -277,7 +277,7 @@ mod tests {
         assert!((limit..limit * 2).contains(&silent), "{silent:?}");
     }
 
-    /// Who gives signs of life may be silent otherwise.
+    /// A peer that responds to pings may otherwise be silent.
     #[tokio::test(start_paused = true)]
     async fn peers_that_are_there_are_kept() {
         let (client, server) = tokio::io::duplex(1 << 16);

@@ -1,7 +1,7 @@
-//! The API: one file a service, each converting, calling, converting back.
+//! The API: one file per service, which converts the request, calls, and converts the result.
 //!
-//! What they share is here: who calls ([`caller`]), errors on the wire ([`status`]), where calls that block are made
-//! ([`blocking`]), and how changes of records wait for the disk ([`changed`]). Words of the wire and ours: [`convert`].
+//! Shared parts are here: the caller ([`caller`]), errors ([`status`]), blocking calls ([`blocking`]), and changes of
+//! records that wait for the disk ([`changed`]). Conversions of messages: [`convert`].
 
 mod containers;
 mod content;
@@ -48,20 +48,20 @@ use crate::wiring::Parts;
 type Answer<T> = Result<tonic::Response<T>, Status>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Records in one message of a stream, as many as containerd sends.
+/// Records per message of a stream, as containerd sends.
 const BATCH_LEN: usize = 100;
 
-/// Whether there is a plugin of a type and an id, `io.containerd.grpc.v1.tasks`, whatever the configuration says.
+/// Whether a plugin of this type and id, such as `io.containerd.grpc.v1.tasks`, is built in, disabled or not.
 pub(crate) fn has_plugin(name: &str) -> bool {
     introspection::is_built_in(name)
 }
 
-/// `FailedPrecondition` if one of these plugins, by types and ids, is not here.
+/// `FailedPrecondition` if one of these plugins, by type and id, does not exist.
 pub(crate) fn check_required(parts: &Parts, plugins: &[String]) -> Result<()> {
     introspection::Service::new(parts).check_required(plugins)
 }
 
-/// Everything that is served.
+/// All services.
 pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router {
     use api::grpc;
     let limits = config.message_limits;
@@ -131,17 +131,17 @@ pub(crate) fn router(parts: &Parts, history: History, config: &Config) -> Router
         .add(sized!(grpc::reflection::v1alpha::server_reflection_server::ServerReflectionServer, reflection))
 }
 
-/// An error on the wire. The one place where kinds become codes; they share their numbers.
+/// Converts an error to a status. Kinds and gRPC codes have the same numbers.
 fn plain_status(error: &Error) -> Status {
     Status::new(Code::from_i32(error.kind().code()), error.chain())
 }
 
-/// The same with the words of its class at the end, as containerd sends it: programs look for them in the text, to
-/// which clients of containerd 1.x add them themselves, and those of 2.x do not.
+/// As [`plain_status`], with the text of the error's class at the end, as containerd sends it: programs look for it.
+/// containerd 1.x's client appends it itself, 2.x's does not.
 fn status(error: Error) -> Status {
     let plain = plain_status(&error);
     let words = class(error.kind());
-    // Two classes share the code of a third, and are told from it by their words.
+    // Two classes share the code of a third, and only their text tells them apart.
     let ends_with = |words: &str| plain.message().ends_with(words);
     if words.is_empty() || [words, ": conflict", ": not modified"].into_iter().any(ends_with) {
         return plain;
@@ -149,24 +149,24 @@ fn status(error: Error) -> Status {
     Status::new(plain.code(), format!("{}: {words}", plain.message()))
 }
 
-/// An id of something that should be there. Nothing has one that cannot be: that is said as of any other, by `absent`.
+/// Parses the id of an existing object. An invalid id gives the same `NotFound` as an unknown one, from `absent`.
 fn known<T>(id: Result<T>, absent: impl FnOnce() -> String) -> Result<T, Status> {
     id.map_err(|_| status(Error::not_found(absent())))
 }
 
-/// The id of a container that should be there.
+/// Parses the id of an existing container.
 fn container_id(caller: &Caller, text: &str) -> Result<ContainerId, Status> {
     known(ContainerId::new(text), || format!("container {text:?} in namespace {:?}", caller.namespace))
 }
 
-/// An identifier of a request. What stands before the words of its refusal is containerd's.
+/// Parses an identifier of a request. `what` is containerd's prefix of the error.
 fn identifier<T: FromStr<Err = Error>>(what: &str, text: &str) -> Result<T, Status> {
     types::id::check(text)
         .and_then(|()| text.parse())
         .map_err(|error| status(Error::invalid_argument(format!("{what}{error}"))))
 }
 
-/// What containerd's errors of a kind are called; empty for those that go by their text alone.
+/// The text of containerd's error class; empty for kinds without one.
 fn class(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidArgument => "invalid argument",
@@ -187,7 +187,7 @@ fn class(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// On whose behalf a call is made, as its metadata says.
+/// The caller: namespace and lease from the call's metadata.
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let text = |key| match request.metadata().get(key).map(|value| value.to_str()) {
         None => Ok(None),
@@ -204,7 +204,7 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     }
 }
 
-/// Makes a call that blocks, off the workers. It goes on if the caller goes away.
+/// Runs blocking work on the blocking pool. The work continues if the client disconnects.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T, Status> {
     match stdx::blocking(work).await {
         Ok(done) => done.map_err(status),
@@ -212,7 +212,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     }
 }
 
-/// A change of several steps. It goes on if the caller goes away: nobody else would make those that are left.
+/// Runs a change of several steps, which continues if the client disconnects: no other call would complete it.
 async fn unbroken<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
@@ -222,22 +222,22 @@ async fn unbroken<T: Send + 'static>(
     }
 }
 
-/// Changes that wait for the disk at once: so many that one batch fills up while others are written. Further callers
-/// wait for a place.
+/// Changes that wait for the disk at once: enough to fill one batch while another is written. Further calls wait for a
+/// permit.
 const QUEUED_MAX: usize = 1024;
 static QUEUED: Semaphore = Semaphore::const_new(QUEUED_MAX);
 
-/// Makes a change of records together with those of other callers. Once it has a place it goes on if the caller goes
-/// away.
+/// Makes a change of records, batched with those of other calls. Once it has a permit it continues if the client
+/// disconnects.
 ///
-/// Callers that wait for the disk hold no thread: however many there are, one thread writes for all of them.
+/// Calls that wait for the disk hold no thread: one thread writes for all of them.
 async fn changed<T: Send + 'static>(ready: Ready<T>) -> Result<T, Status> {
-    // The change's, not the caller's: a client that calls and goes away again and again has no more of them.
+    // Held by the change, not the call: a client that calls and disconnects repeatedly cannot exceed the limit.
     let place = QUEUED.acquire().await.expect("it is never closed");
     let (tell, told) = oneshot::channel();
     let driver = ready.queue(move |done| {
         drop(place);
-        // An error means that the caller went away.
+        // Fails if the client has disconnected.
         let _ = tell.send(done);
     });
     if let Some(driver) = driver {
@@ -249,17 +249,17 @@ async fn changed<T: Send + 'static>(ready: Ready<T>) -> Result<T, Status> {
     }
 }
 
-/// A list that no client would take.
+/// A list that exceeds the message limit of any client.
 fn too_long(error: TooLong) -> Error {
     Error::resource_exhausted(format!("{error}: filter the list"))
 }
 
-/// What has been said already, as a stream.
+/// A stream of these items.
 fn stream_of<T: Send + 'static>(items: Vec<T>) -> Answers<T> {
     Box::pin(tokio_stream::iter(items.into_iter().map(Ok)))
 }
 
-/// Records as a stream of messages with [`BATCH_LEN`] of them each.
+/// Records as a stream of messages with [`BATCH_LEN`] records each.
 fn batches<T, M: Send + 'static>(records: Vec<T>, message: impl Fn(Vec<T>) -> M) -> Answers<M> {
     let mut messages = Vec::with_capacity(records.len().div_ceil(BATCH_LEN));
     let mut records = records.into_iter();
@@ -272,7 +272,7 @@ fn batches<T, M: Send + 'static>(records: Vec<T>, message: impl Fn(Vec<T>) -> M)
     }
 }
 
-/// A part of a request without which it means nothing.
+/// A mandatory field of a request.
 fn required<T>(part: Option<T>, what: &str) -> Result<T, Status> {
     part.ok_or_else(|| Status::invalid_argument(format!("{what} is required")))
 }
@@ -315,7 +315,7 @@ mod tests {
         }
     }
 
-    /// Clients that call and go away, again and again, while the disk is busy.
+    /// Clients that call and disconnect, repeatedly, while the disk is busy.
     #[test]
     fn changes_that_nobody_waits_for_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
@@ -337,7 +337,7 @@ mod tests {
                 })
             });
             started.recv().unwrap();
-            // The end goes with it, should it fail.
+            // The sender is dropped should this panic.
             let leases = &leases;
             runtime.block_on(async move {
                 for number in 0..QUEUED_MAX * 2 {
@@ -345,11 +345,11 @@ mod tests {
                     let mut call = Box::pin(changed(leases.ready_create(id, types::Labels::new()).unwrap()));
                     let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx)));
                     assert!(polled.await.is_pending());
-                    // A task that waits for nothing is soon told to wait.
+                    // A task without other waits must yield to the runtime.
                     tokio::task::yield_now().await;
                 }
                 end.send(()).unwrap();
-                // Has its place once others have gone.
+                // Gets its permit once others are released.
                 let last = LeaseId::new("last").unwrap();
                 changed(leases.ready_create(last, types::Labels::new()).unwrap()).await.unwrap();
             });

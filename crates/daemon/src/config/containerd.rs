@@ -1,11 +1,11 @@
-//! containerd's configuration files, of versions 1 to 4, and how their keys are called here.
+//! Translates containerd's configuration files, versions 1 to 4, to ours.
 //!
 //! ```text
-//! version 1 ─ short names of plugins ─▶ 2 ─ CRI in parts ─▶ 3 ─ servers are plugins ─▶ 4 ─▶ ours
+//! version 1 ─ full plugin names ─▶ 2 ─ CRI plugin divided ─▶ 3 ─ servers become plugins ─▶ 4 ─▶ ours
 //! ```
 //!
-//! Keys have a counterpart here ([`COUNTERPARTS`]), ask for what is so anyway ([`SAME`]), ask for nothing (empty),
-//! or are named in a warning, those too that containerd does not know either: it starts with them.
+//! A key has a counterpart here ([`COUNTERPARTS`]), or requests what is always true here ([`SAME`]), or is empty; any
+//! other key is named in a warning, even one that containerd does not know: containerd starts with it, too.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ use super::suggest;
 /// The version that is written.
 const VERSION: i64 = 4;
 
-/// Places that nobody configured, when the daemon is called by containerd's name.
+/// Default paths when the daemon is called by containerd's name.
 const ROOT: &str = "/var/lib/containerd";
 const STATE: &str = "/run/containerd";
 const ADDRESS: &str = "/run/containerd/containerd.sock";
@@ -39,10 +39,10 @@ const DEBUG: &str = "io.containerd.server.v1.debug";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 const VERIFIERS: &str = "io.containerd.image-verifier.v1.bindir";
 
-/// A key by its tables.
+/// A key as its path of tables.
 type Path_ = &'static [&'static str];
 
-/// Keys of version 4 and ours of the same meaning.
+/// Keys of version 4, and ours with the same meaning.
 const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["root"], &["root"]),
     (&["state"], &["state"]),
@@ -106,7 +106,7 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["stream_processors"], &["stream_processors"]),
 ];
 
-/// Keys of version 4 that say what is so here whoever says it; with the value, in TOML, for which that is true.
+/// Keys of version 4 whose effect is always in place here, with the value (in TOML) that requests it.
 const SAME: &[(Path_, &str)] = &[
     (&["version"], "4"),
     (&["plugins", GRPC, "max_recv_message_size"], "0"),
@@ -123,7 +123,7 @@ const SAME: &[(Path_, &str)] = &[
     (&["timeouts", "io.containerd.timeout.bolt.open"], "\"0s\""),
 ];
 
-/// What stands at the top of files of all versions. Tables are looked at by what uses them, and other keys are warned of.
+/// Top-level keys of all versions. Tables are parsed where they are used; other keys cause warnings.
 #[derive(Deserialize)]
 struct Document {
     version: Option<i64>,
@@ -168,12 +168,12 @@ pub(super) fn is_theirs(table: &Table) -> bool {
     table.contains_key("version") || table.contains_key("plugins")
 }
 
-/// A file as one of version 4 says it. `InvalidArgument`, with the line, for what containerd refuses too.
+/// Migrates a file to version 4. `InvalidArgument`, with the line, for what containerd rejects as well.
 pub(super) fn migrated(text: &str, path: &Path) -> Result<Table> {
     let explain = |error: toml::de::Error| suggest::explain(&error, text, path);
     let document: Document = toml::from_str(text).map_err(explain)?;
     let mut table: Table = toml::from_str(text).map_err(explain)?;
-    // containerd takes a file without a version for one of version 1.
+    // containerd takes a file without a version for version 1.
     let version = document.version.unwrap_or(1);
     if !(0..=VERSION).contains(&version) {
         return Err(Error::invalid_argument(format!(
@@ -194,7 +194,7 @@ pub(super) fn migrated(text: &str, path: &Path) -> Result<Table> {
     Ok(table)
 }
 
-/// Version 1 named plugins by their last word.
+/// Version 1 named plugins by the last part of their name.
 fn lengthen_names(table: &mut Table) {
     const NAMES: &[(&str, &str)] = &[
         ("aufs", "io.containerd.snapshotter.v1.aufs"),
@@ -228,10 +228,10 @@ fn lengthen_names(table: &mut Table) {
     }
 }
 
-/// Version 3 has the plugin for Kubernetes in parts, and two others under new names.
+/// Version 3 divides the CRI plugin and renames two other plugins.
 fn divide_cri(table: &mut Table) {
     const CRI: &str = "io.containerd.grpc.v1.cri";
-    /// What stayed with the service itself.
+    /// The keys that stayed with the CRI service.
     const OF_SERVICE: [&str; 6] = [
         "disable_tcp_service",
         "enable_tls_streaming",
@@ -263,7 +263,7 @@ fn divide_cri(table: &mut Table) {
                     Table::from_iter([("sandbox".to_owned(), image)]).into(),
                 );
             }
-            // Of what stood with the runtimes, some is about images.
+            // Some keys of the runtime section are about images.
             ("containerd", Value::Table(mut containerd)) => {
                 for key in ["snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"] {
                     images.extend(containerd.remove_entry(key));
@@ -284,7 +284,7 @@ fn divide_cri(table: &mut Table) {
     }
 }
 
-/// Version 4 has the servers among the plugins.
+/// Version 4 configures the servers as plugins.
 fn servers_to_plugins(table: &mut Table) {
     let mut moved = Table::new();
     let mut put = |plugin: &str, key: &str, value: Value| {
@@ -324,7 +324,7 @@ fn rename(table: &mut Table, from: &str, to: &str) {
     }
 }
 
-/// A file of containerd in our words.
+/// A containerd file translated to our keys.
 pub(super) struct Translated {
     pub(super) ours: Table,
     pub(super) warnings: Vec<String>,
@@ -337,7 +337,7 @@ pub(super) fn translate(theirs: &Table, path: &Path) -> Result<Translated> {
         let asks = |value: &&Value| !is_empty(value) && !is_same(their_key, value);
         let Some(value) = find(theirs, their_key).filter(asks) else { continue };
         let single = nested(our_key, spoken(our_key, value));
-        // One by one, so that what does not fit is told by the name that the file has for it.
+        // One by one, so that an invalid value is reported under the file's own key.
         if let Err(error) = Raw::deserialize(Value::Table(single.clone())) {
             let key = their_key.join(".");
             return Err(Error::invalid_argument(format!("{}: {key}: {}", path.display(), error.message())));
@@ -348,7 +348,7 @@ pub(super) fn translate(theirs: &Table, path: &Path) -> Result<Translated> {
     Ok(Translated { ours, warnings })
 }
 
-/// A value as we write it.
+/// Converts a value to our spelling.
 fn spoken(our_key: &[&str], value: &Value) -> Value {
     match (our_key, value.as_str().map(Level::of_logrus)) {
         (["log", "level"], Some(Ok(level))) => String::from(level).into(),
@@ -356,7 +356,7 @@ fn spoken(our_key: &[&str], value: &Value) -> Value {
     }
 }
 
-/// Keys without a counterpart, by the table that a warning is about.
+/// Keys without a counterpart, grouped by the table that the warning names.
 #[derive(Default)]
 struct Unmatched(Vec<(String, Vec<String>)>);
 
@@ -380,7 +380,7 @@ impl Unmatched {
     }
 
     fn note(&mut self, path: &[&str]) {
-        // A warning for each plugin, and one for each table beside them.
+        // One warning per plugin, and one per other top-level table.
         let depth = if path[0] == "plugins" { 2 } else { 1 }.min(path.len() - 1);
         let quoted = |part: &&str| if part.contains('.') { format!("{part:?}") } else { (*part).to_owned() };
         let join = |parts: &[&str]| parts.iter().map(quoted).collect::<Vec<_>>().join(".");
@@ -400,13 +400,13 @@ impl Unmatched {
     }
 }
 
-/// Whether a key means something here, asks for what is so anyway, or for nothing.
+/// Whether a key has an effect here, requests what is always true, or is empty.
 fn has_effect(path: &[&str], value: &Value) -> bool {
     match path {
-        // Followed and merged before.
+        // Resolved and merged before.
         ["imports"] => return true,
         ["plugins", TRANSFER, "unpack_config"] => {
-            // Whichever snapshotter a client names gets its trees, from our differ.
+            // Every snapshotter is unpacked to on request, by our differ.
             let is = |entry: &Value, key: &str, own: &str| {
                 entry.get(key).is_none_or(
                     |value| matches!(value.as_str(), Some(text) if text.is_empty() || text == own),
@@ -449,7 +449,7 @@ pub(super) fn of_ours(ours: &Table) -> Table {
     for (their_key, our_key) in COUNTERPARTS {
         if let Some(value) = find(ours, our_key) {
             let value = match value {
-                // One string there, where a list is as good here.
+                // containerd has a string here, where we also accept a list.
                 Value::Array(list) if our_key == &["registry", "config_path"] => {
                     list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(":").into()
                 }
@@ -629,8 +629,8 @@ mod tests {
         }
     }
 
-    /// Whoever has the file that `containerd config default` of 2.x writes is told once of what is not here, and of
-    /// nothing that is so anyway.
+    /// The file that `containerd config default` of 2.x writes causes one warning for each unsupported part, and none
+    /// for what is always true.
     #[test]
     fn the_default_file_of_containerd_2_has_these_keys_without_effect() {
         let file = r#"
@@ -787,7 +787,7 @@ mod tests {
         let Translated { ours: again, warnings } = translated(&text).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
         let mut raw = Raw::deserialize(Value::Table(again)).unwrap();
-        // A list and its text with colons are the same.
+        // A list and its colon-separated form are equivalent.
         raw.registry = Raw::default().registry;
         assert_eq!(raw, defaults());
     }

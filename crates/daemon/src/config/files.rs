@@ -1,12 +1,12 @@
-//! The files of a configuration: the main one, what it imports, and what lies in `conf.d` beside it.
+//! The files of a configuration: the main file, its imports, and `conf.d` beside it.
 //!
 //! ```text
 //! defaults ◀── main file ◀── its imports, in their order ◀── the imports of those ◀── command line
 //! ```
 //!
-//! Later values replace earlier ones; tables are merged key by key, lists are replaced as a whole. A file is
-//! Hoist's or containerd's of any version; each is read strictly by itself, so that a mistake is told with its
-//! file and line, and translated before it is merged.
+//! Later values replace earlier ones; tables are merged key by key, lists are replaced as a whole. A file is Hoist's or
+//! containerd's in any version. Each file is parsed strictly by itself, so that errors have its name and line, and is
+//! translated before merging.
 
 use std::collections::{HashSet, VecDeque};
 use std::fs;
@@ -20,13 +20,12 @@ use super::glob;
 use super::raw::Raw;
 use super::suggest;
 
-/// Lists of which a file names some, not all.
+/// Lists that are concatenated instead of replaced.
 const JOINED_LISTS: [&str; 3] = ["imports", "disabled_plugins", "required_plugins"];
-/// More files than a configuration of people has.
+/// Most files of a configuration.
 const FILES_MAX: usize = 256;
 
-/// By which name the daemon was called: what the places are that nobody configured, and in which form
-/// configurations are printed.
+/// The name the daemon was called by: determines the default paths and the format in which configurations are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flavor {
     #[default]
@@ -35,7 +34,7 @@ pub enum Flavor {
 }
 
 impl Flavor {
-    /// The file that is read when none is named, if it is there.
+    /// The file that is read, if it exists, when none is named.
     pub(crate) fn default_file(self) -> &'static Path {
         Path::new(match self {
             Flavor::Hoist => "/etc/hoist/config.toml",
@@ -44,20 +43,20 @@ impl Flavor {
     }
 }
 
-/// What all files together say.
+/// The merged contents of all files.
 #[derive(Debug, Default)]
 pub(crate) struct Written {
-    /// In our words.
+    /// In our keys.
     pub(crate) ours: Table,
-    /// What files of containerd say, as version 4; nothing of it is left out.
+    /// The containerd files, migrated to version 4 and otherwise complete.
     pub(crate) containerd: Option<Table>,
-    /// What is said and has no effect here.
+    /// Warnings about keys that have no effect.
     pub(crate) warnings: Vec<String>,
-    /// In the order in which they count.
+    /// In order of increasing precedence.
     pub(crate) files: Vec<PathBuf>,
 }
 
-/// Reads the file that was named, or the default one and `conf.d` beside it.
+/// Reads the named file, or the default file and `conf.d` beside it.
 pub(crate) fn read(named: Option<&Path>, flavor: Flavor) -> Result<Written> {
     match named {
         Some(path) => read_from(path, flavor, false),
@@ -86,7 +85,7 @@ fn read_from(main: &Path, flavor: Flavor, is_default: bool) -> Result<Written> {
         };
         let imports = match imports {
             Some(imports) => imports,
-            // Whoever names imports means those; whoever names a file means that.
+            // A file that lists imports, or is named explicitly, does not include `conf.d`.
             None if is_default && path == main => vec!["conf.d/*.toml".to_owned()],
             None => Vec::new(),
         };
@@ -98,12 +97,12 @@ fn read_from(main: &Path, flavor: Flavor, is_default: bool) -> Result<Written> {
 }
 
 impl Written {
-    /// Adds what a file says; gives back what it imports.
+    /// Merges a file and returns its imports.
     fn add(&mut self, path: &Path, text: &str, flavor: Flavor) -> Result<Option<Vec<String>>> {
         let explain = |error: toml::de::Error| suggest::explain(&error, text, path);
         let mut table: Table = toml::from_str(text).map_err(explain)?;
         let is_ours = !containerd::is_theirs(&table);
-        // By containerd's name a file of ours is one that can only be ours.
+        // Under containerd's name, a file that could be either is taken for containerd's.
         let ours = if !is_ours || (flavor == Flavor::Containerd && toml::from_str::<Raw>(text).is_err()) {
             let migrated = containerd::migrated(text, path)?;
             let translated = containerd::translate(&migrated, path)?;
@@ -118,7 +117,7 @@ impl Written {
             table.clone()
         };
         merge(&mut self.ours, ours);
-        // They are followed here, and the merged whole stands for them.
+        // Imports are resolved here and merged, so the key is dropped.
         self.ours.remove("imports");
         self.files.push(path.to_owned());
         match table.remove("imports") {
@@ -142,7 +141,7 @@ fn invalid(path: &Path, why: &str) -> Error {
     Error::invalid_argument(format!("{}: {why}", path.display()))
 }
 
-/// Puts `from` over `onto`.
+/// Merges `from` into `onto`, overriding it.
 pub(super) fn merge(onto: &mut Table, from: Table) {
     for (key, value) in from {
         match (onto.get_mut(&key), value) {
@@ -156,11 +155,11 @@ pub(super) fn merge(onto: &mut Table, from: Table) {
     }
 }
 
-/// The files that an entry of `imports` names: one, or those that match. A relative path counts from the folder of the
-/// file that imports.
+/// The files that an entry of `imports` names: one file, or all that match a pattern. A relative path starts at the
+/// directory of the importing file.
 fn expand(importer: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     let full = importer.parent().unwrap_or(Path::new("/")).join(pattern);
-    // As containerd has it, `[` alone makes no pattern: files may be called so.
+    // As in containerd, `[` alone does not make a pattern: it may occur in file names.
     if !pattern.contains(['*', '?']) {
         return Ok(vec![full]);
     }
@@ -171,7 +170,7 @@ fn expand(importer: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
-    /// Files by name and text; the first is the main one.
+    /// Files by name and contents; the first is the main file.
     fn check(files: &[(&str, &str)], is_default: bool, expected: &str) {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {

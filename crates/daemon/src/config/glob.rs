@@ -1,5 +1,5 @@
-//! Paths with patterns in their names, as Go's `filepath.Glob` reads them: `*`, `?`, `[a-z]`, `[^a-z]`, and `\` before
-//! a character that is meant as it is. A pattern matches within one name of a path.
+//! Expands patterns in paths with the syntax of Go's `filepath.Glob`: `*`, `?`, `[a-z]`, `[^a-z]`, and `\` to quote a
+//! character. A pattern matches within one path component.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use types::{Context, Error, Result};
 
-/// The paths that are there and match, name by name in their order. `InvalidArgument` for a pattern that is none.
+/// The existing paths that match, sorted. `InvalidArgument` for an invalid pattern.
 pub(super) fn expand(pattern: &Path) -> Result<Vec<PathBuf>> {
     let mut found = vec![PathBuf::new()];
     for component in pattern.components() {
@@ -36,7 +36,7 @@ pub(super) fn expand(pattern: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What is in a folder, sorted; nothing in what is none.
+/// The entries of a directory, sorted; none if it is not a directory.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let what = || format!("read {}", folder.display());
     let entries = match fs::read_dir(folder) {
@@ -70,7 +70,7 @@ fn pieces(pattern: &str) -> Option<Vec<Piece>> {
             '[' => {
                 let is_negated = rest.next_if_eq(&'^').is_some();
                 let mut ranges = Vec::new();
-                // An empty class is an error, so that `]` at its beginning is one too.
+                // An empty class is an error, and therefore `]` as its first character as well.
                 while ranges.is_empty() || rest.next_if_eq(&']').is_none() {
                     let low = bound(&mut rest)?;
                     let high = if rest.next_if_eq(&'-').is_some() { bound(&mut rest)? } else { low };

@@ -1,4 +1,4 @@
-//! Where spans go: the table `otlp`, and the variables of OpenTelemetry, which count before it.
+//! Where traces are sent: the table `otlp`, overridden by OpenTelemetry's environment variables.
 //!
 //! <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
 
@@ -10,24 +10,24 @@ use types::{Error, Result};
 
 use super::raw;
 
-/// How long spans wait to be sent together, as the specification has it.
+/// Default of `OTEL_BSP_SCHEDULE_DELAY`: how long spans are batched.
 const DELAY: Duration = Duration::from_secs(5);
 
 /// A collector of traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Otlp {
-    /// In full: with the path, for HTTP.
+    /// The full URL, with the path for HTTP.
     pub endpoint: Uri,
     pub protocol: Protocol,
-    /// A file with authorities that vouch for it, besides those of the system.
+    /// A file with CA certificates to trust in addition to the system's.
     pub ca: Option<PathBuf>,
-    /// What the collector wants to be told with every request, such as a key.
+    /// Headers to send with each request, such as an API key.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// What we are called there.
+    /// The daemon's `service.name`.
     pub service_name: String,
-    /// The share of traces that are told, from 0 to 1. A caller who has decided is followed.
+    /// Fraction of traces that are exported, from 0 to 1. A caller's sampling decision takes precedence.
     pub sampling_ratio: f64,
-    /// How long a span waits at most before it is sent.
+    /// Longest time a span waits before it is sent.
     pub delay: Duration,
 }
 
@@ -37,7 +37,7 @@ pub enum Protocol {
     Grpc,
 }
 
-/// None if nobody wants spans.
+/// `None` if tracing is off.
 pub(super) fn check(table: &raw::Otlp, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Otlp>> {
     let said = |name: &str| variable(name).filter(|value| !value.is_empty());
     let is_off = said("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
@@ -79,7 +79,7 @@ pub(super) fn check(table: &raw::Otlp, variable: impl Fn(&str) -> Option<String>
     }))
 }
 
-/// A URL of a collector; with the path of traces below it, if it has none of its own.
+/// Parses a collector's URL; with the default path of traces if it has none.
 fn address(endpoint: &str, with_path: bool) -> Result<Uri> {
     let bad = || invalid("endpoint", &format!("{endpoint:?} is no URL such as http://127.0.0.1:4318"));
     let path = if with_path { "/v1/traces" } else { "" };
@@ -88,7 +88,7 @@ fn address(endpoint: &str, with_path: bool) -> Result<Uri> {
     if is_known && uri.host().is_some() { Ok(uri) } else { Err(bad()) }
 }
 
-/// `NAME=VALUE,…`, where a value is written as in a URL.
+/// Parses `NAME=VALUE,…` with percent-encoded values.
 fn pairs(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>> {
     let pair = |text: &str| {
         let (name, value) = text.split_once('=')?;

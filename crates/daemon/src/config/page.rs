@@ -1,6 +1,6 @@
-//! The page of all keys, `docs/config.md`: what `raw.rs` says of each, its type and its default.
+//! Generates `docs/config.md`, the reference of all keys: from `raw.rs`, the comment, type and default of each key.
 //!
-//! `cargo xtask config` writes it, by way of the test that holds it to the source.
+//! `cargo xtask config` writes it by running the test that compares it with the source.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -26,7 +26,7 @@ up, is in [operate.md](operate.md#configure). A key without a default is not set
 written as `100ms`, `2s`, `1m` or `3h`.
 ";
 
-/// Structs of the source by their names.
+/// Structs of the source, by name.
 type Structs = BTreeMap<&'static str, Vec<Field>>;
 
 struct Field {
@@ -62,8 +62,7 @@ fn structs() -> Structs {
     structs
 }
 
-/// The head and the keys of a section, if the field is one: `[grpc]`, or `[proxy_plugins.NAME]` of one that there may be
-/// several of.
+/// Heading and keys of a section, if the field is one: `[grpc]`, or `[proxy_plugins.NAME]` for a map of sections.
 fn section<'a>(field: &Field, structs: &'a Structs) -> Option<(String, &'a [Field])> {
     let one_of_several = field.of.strip_prefix("BTreeMap<String, ").and_then(|of| of.strip_suffix('>'));
     let fields = structs.get(one_of_several.unwrap_or(field.of))?;
@@ -71,7 +70,7 @@ fn section<'a>(field: &Field, structs: &'a Structs) -> Option<(String, &'a [Fiel
     Some((format!("[{}{end}]", field.name), fields.as_slice()))
 }
 
-/// What a type of the source is in a file.
+/// The TOML type of a type in the source.
 fn kind(of: &str) -> &'static str {
     let of = of.strip_prefix("Option<").and_then(|of| of.strip_suffix('>')).unwrap_or(of);
     match of {
@@ -81,7 +80,7 @@ fn kind(of: &str) -> &'static str {
         "Vec<String>" => "list of strings",
         "BTreeMap<String, String>" => "table of strings",
         "Paths" => "string, or list of strings",
-        // Paths, times, and words of which one is chosen.
+        // Paths, durations, and words of a fixed set.
         _ => "string",
     }
 }

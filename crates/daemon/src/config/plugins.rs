@@ -1,4 +1,4 @@
-//! Programs of others that work for the daemon: proxy plugins and stream processors.
+//! External programs: proxy plugins and stream processors.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use types::Result;
 use super::raw::{self, Raw};
 use super::{ProxyKind, absolute, interval, invalid, socket};
 
-/// The snapshotters, differs and controllers of sandboxes that are built in: names that no plugin can have.
+/// Built-in snapshotters, differs and sandbox controllers, whose names no plugin may have.
 const BUILT_IN: &[(ProxyKind, &[&str])] = &[
     (ProxyKind::Snapshot, &[AUTO, "overlayfs", "native", "erofs"]),
     (ProxyKind::Content, &[LOCAL_STORE]),
@@ -17,11 +17,11 @@ const BUILT_IN: &[(ProxyKind, &[&str])] = &[
     (ProxyKind::Sandbox, &["shim"]),
 ];
 
-/// The snapshotter that fits the kernel and the root's file system.
+/// Chooses the snapshotter that suits the kernel and the root's file system.
 pub(crate) const AUTO: &str = "auto";
-/// Our own content store.
+/// The built-in content store.
 pub(crate) const LOCAL_STORE: &str = "content";
-/// Our own differ.
+/// The built-in differ.
 pub(crate) const WALKING: &str = "walking";
 
 /// A program that serves one of containerd's services on a socket.
@@ -30,16 +30,16 @@ pub struct ProxyPlugin {
     pub name: String,
     pub kind: ProxyKind,
     pub address: PathBuf,
-    /// For which it works, such as `linux/amd64`; empty for the host's.
+    /// The platform it supports, such as `linux/amd64`; empty for the host's.
     pub platform: String,
-    /// What it tells clients of itself.
+    /// The values that it exports to clients.
     pub exports: BTreeMap<String, String>,
     pub capabilities: Vec<String>,
-    /// How long it may take to look something up.
+    /// Time limit of short calls, such as lookups.
     pub timeout: Duration,
 }
 
-/// A program that turns a layer of one media type into one of another.
+/// A program that converts a layer of one media type to another.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamProcessor {
     pub id: String,
@@ -50,16 +50,16 @@ pub struct StreamProcessor {
     pub env: Vec<String>,
 }
 
-/// All of them, and who is asked when.
+/// All plugins, and which are used by default.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plugins {
     pub proxies: Vec<ProxyPlugin>,
     pub processors: Vec<StreamProcessor>,
     /// The name of the content store.
     pub content: String,
-    /// The names of the differs, in the order in which they are asked.
+    /// The names of the differs, in the order in which they are tried.
     pub differs: Vec<String>,
-    /// The name of the snapshotter for who names none, or [`AUTO`].
+    /// The default snapshotter, or [`AUTO`].
     pub snapshotter: String,
 }
 
@@ -86,7 +86,7 @@ pub(super) fn check(raw: &mut Raw) -> Result<Plugins> {
 }
 
 impl Plugins {
-    /// The proxies of one kind.
+    /// The proxy plugins of one type.
     pub(crate) fn of(&self, kind: ProxyKind) -> impl Iterator<Item = &ProxyPlugin> {
         self.proxies.iter().filter(move |proxy| proxy.kind == kind)
     }
@@ -136,7 +136,7 @@ fn processor((id, raw): (String, raw::StreamProcessor)) -> Result<StreamProcesso
     if raw.returns.is_empty() || raw.accepts.contains(&raw.returns) {
         return Err(invalid(&key("returns"), "must be a media type that the processor does not accept"));
     }
-    // As programs are named for containerd: one without a folder is looked for where programs are.
+    // As in containerd, a bare program name is looked up in `PATH`.
     let is_name = !raw.path.as_os_str().is_empty() && raw.path.components().count() == 1;
     let path = if is_name && raw.path.is_relative() { raw.path } else { absolute(&key("path"), &raw.path)? };
     Ok(StreamProcessor { id, accepts: raw.accepts, returns: raw.returns, path, args: raw.args, env: raw.env })

@@ -1,7 +1,7 @@
-//! The file of rules about which images may come in.
+//! The policy file: rules about which images may enter the store.
 //!
 //! ```toml
-//! default = "reject"                          # or "accept", which it is without this line
+//! default = "reject"                          # or "accept", the default
 //!
 //! [[rule]]
 //! scope = "docker.io/library"
@@ -10,8 +10,8 @@
 //! [[rule]]
 //! scope = "quay.io/team"
 //! action = "signed"
-//! keys = ["team.pub"]                         # from this file's folder, or absolute
-//! identity = "registry.example.org/team"      # what signatures call the scope, if that is another name
+//! keys = ["team.pub"]                         # relative to this file's directory, or absolute
+//! identity = "registry.example.org/team"      # the scope's name in signatures, if that differs
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ fn accept() -> Word {
     Word::Accept
 }
 
-/// Reads a file of rules and the keys that it names.
+/// Reads a policy file and the keys that it names.
 pub(super) fn read(path: &Path) -> Result<Policy> {
     let text = std::fs::read_to_string(path).context(|| format!("read {}", path.display()))?;
     let raw: Raw = toml::from_str(&text).map_err(|error| suggest::explain(&error, &text, path))?;

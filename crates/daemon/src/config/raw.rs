@@ -1,5 +1,5 @@
-//! The configuration as written. The names here are the keys of the file, their defaults are the
-//! defaults of the daemon, and their comments are its manual, of which `cargo xtask config` makes `docs/config.md`.
+//! The configuration as written. The names here are the keys of the file, the defaults are the daemon's defaults, and
+//! the comments are its manual, from which `cargo xtask config` generates `docs/config.md`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,34 +13,35 @@ use super::{DirectReads, Layers, Level, LogFormat, ProxyKind, Sharing, Unpacked}
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
-    /// Further files, whose values count before those here: paths, from this file's folder, with `*`, `?` and
-    /// `[a-z]` in their names. Without it, those of `conf.d/` beside the default file.
+    /// Additional files, whose values override those here: paths, relative to this file's directory, with `*`, `?` and
+    /// `[a-z]` as patterns in names. Without it, the files of `conf.d/` beside the default file.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub imports: Vec<String>,
-    /// Images, containers, volumes: what outlives a reboot.
+    /// Directory for persistent data: images, containers, volumes.
     pub root: PathBuf,
-    /// Sockets, bundles, network namespaces: what a reboot clears.
+    /// Directory for what a reboot clears: sockets, bundles, network namespaces.
     pub state: PathBuf,
-    /// How likely the kernel is to kill the daemon for want of memory: from -1000, never, to 1000; 0 leaves it as
-    /// it is.
+    /// The daemon's OOM score adjustment (proc_pid_oom_score_adj(5)): from -1000, never killed, to 1000; 0 leaves it
+    /// unchanged.
     pub oom_score: i32,
-    /// The cgroup that the daemon moves to at its start, from the root of cgroups: `/system/hoist`. It is made if it is not
-    /// there, and stays. Without it the daemon stays where it was started.
+    /// The cgroup that the daemon moves to when it starts, relative to the cgroup root: `/system/hoist`. Created if it
+    /// does not exist, and never removed. Without it the daemon stays in the cgroup it was started in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
-    /// The snapshotter for calls that name none: `overlayfs`, `native` (full copies) or the name of a proxy plugin. `auto` is
-    /// `overlayfs` where the kernel makes overlays on the root's file system, and `native` elsewhere.
+    /// The default snapshotter: `overlayfs`, `native` (full copies) or the name of a proxy plugin. `auto` is
+    /// `overlayfs` if the kernel supports overlays on the root's file system, otherwise `native`.
     pub snapshotter: String,
-    /// The absolute path of a file of rules about which images may come in; without it all may.
+    /// Absolute path of a policy file with rules about which images may enter the store; without it all may.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PathBuf>,
-    /// Plugins without which the daemon is not to start, as `ctr plugins ls` shows them: `io.containerd.snapshotter.v1.zfs`.
+    /// Plugins without which the daemon must not start, by the names that `ctr plugins ls` shows:
+    /// `io.containerd.snapshotter.v1.zfs`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub required_plugins: Vec<String>,
-    /// Plugins that the daemon is to do without, by the same names: services of the API (`io.containerd.grpc.v1.tasks`) and
-    /// what only they stand on (`…transfer.v1.local`, `…streaming.v1.manager`, `…sandbox.store.v1.local`),
-    /// `io.containerd.monitor.container.v1.restart`, `io.containerd.snapshotter.v1.native`. The others are needed, which a
-    /// warning says.
+    /// Plugins to disable, by the same names: services of the API (`io.containerd.grpc.v1.tasks`), what only these need
+    /// (`…transfer.v1.local`, `…streaming.v1.manager`, `…sandbox.store.v1.local`),
+    /// `io.containerd.monitor.container.v1.restart`, `io.containerd.snapshotter.v1.native`. Others cannot be disabled,
+    /// which causes a warning.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disabled_plugins: Vec<String>,
     pub snapshots: Snapshots,
@@ -60,10 +61,10 @@ pub struct Raw {
     pub image_verifiers: ImageVerifiers,
     pub content: Content,
     pub diff: Diff,
-    /// Programs that serve one of containerd's services for the daemon, by the name under which they are used.
+    /// Programs that serve one of containerd's services for the daemon, by plugin name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
-    /// Programs that turn layers of one media type into layers of another, by a name of their own.
+    /// Programs that convert layers of one media type to another, by an id of your choice.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub stream_processors: BTreeMap<String, StreamProcessor>,
 }
@@ -71,22 +72,22 @@ pub struct Raw {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Content {
-    /// Where blobs are: `content`, in the root directory, or the name of a proxy plugin.
+    /// The content store: `content`, in the root directory, or the name of a proxy plugin.
     pub store: String,
-    /// What becomes of the blob of a layer once that is unpacked: `keep`; `recipe`, which makes it again when it is
-    /// asked for, from the layer and a recipe that is much smaller; or `drop`, after which a push or an export of
-    /// the image needs another pull. A namespace's label `hoist.content/unpacked` says so for itself.
+    /// What happens to the blob of a layer after it is unpacked: `keep`; `recipe`, which rebuilds it on demand from the
+    /// layer and a much smaller recipe; or `drop`, after which a push or export of the image needs another pull. The
+    /// label `hoist.content/unpacked` of a namespace overrides it.
     pub unpacked: Unpacked,
-    /// Whether naming the digest of a blob that another namespace has is enough to have it too: `shared`; or only if
-    /// that one has the label `containerd.io/namespace.shareable=true`, and else the bytes must be brought: `isolated`.
+    /// Whether a namespace gets a blob that another one has by naming its digest: `shared`; or, `isolated`, only if the
+    /// other has the label `containerd.io/namespace.shareable=true`, and otherwise must receive the bytes.
     pub sharing: Sharing,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Diff {
-    /// Who applies and makes layers for clients: `walking`, which is built in, and names of proxy plugins. Each is
-    /// asked until one knows how.
+    /// The differs that apply and create layers for clients: `walking`, which is built in, and names of proxy plugins.
+    /// They are tried in this order until one supports the media type.
     pub default: Vec<String>,
 }
 
@@ -95,19 +96,19 @@ pub struct Diff {
 pub struct ProxyPlugin {
     /// `snapshot`, `content`, `diff` or `sandbox`.
     pub r#type: ProxyKind,
-    /// The unix socket on which it serves.
+    /// The unix socket it serves on.
     pub address: PathBuf,
-    /// `OS/ARCHITECTURE` for which it works; without it the host's.
+    /// The platform it supports, `OS/ARCHITECTURE`; without it the host's.
     #[serde(default)]
     pub platform: String,
-    /// What clients are told of it.
+    /// Values that it exports to clients.
     #[serde(default)]
     pub exports: BTreeMap<String, String>,
-    /// Such as `rebase`: a snapshot gets its parent when it is committed.
+    /// Such as `rebase`: it can set a snapshot's parent at commit.
     #[serde(default)]
     pub capabilities: Vec<String>,
-    /// How long it may take to look something up or to note something. What takes long by nature has no such limit;
-    /// but a plugin that gives no sign of life is not waited for. Without it `30s`.
+    /// Time limit of short calls, such as lookups. Long-running calls have no such limit, but fail if the plugin stops
+    /// responding to health checks. Without it `30s`.
     #[serde(default = "thirty_seconds")]
     pub timeout: String,
 }
@@ -119,25 +120,25 @@ fn thirty_seconds() -> String {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamProcessor {
-    /// Media types that it takes on standard input.
+    /// Media types that it accepts on standard input.
     pub accepts: Vec<String>,
     /// The media type that it writes to standard output.
     pub returns: String,
     /// The program.
     pub path: PathBuf,
-    /// What it is called with.
+    /// Its arguments.
     pub args: Vec<String>,
-    /// `NAME=VALUE`, besides the daemon's own.
+    /// `NAME=VALUE`, added to the daemon's environment.
     pub env: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
-    /// Directories with a directory for each registry (`hosts.toml`, certificates): a list, or one string with
-    /// colons between them. They are read anew for each pull.
+    /// Directories with a subdirectory for each registry (`hosts.toml`, certificates): a list, or a string with colons
+    /// as separators. They are read again for each pull.
     pub config_path: Paths,
-    /// How long a host may be silent after which another can be asked.
+    /// How long a host may not respond before the next mirror is tried.
     pub mirror_timeout: String,
 }
 
@@ -151,46 +152,46 @@ pub enum Paths {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grpc {
-    /// The socket; without it `hoist.sock` in the state directory.
+    /// The API's socket; without it `hoist.sock` in the state directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<PathBuf>,
     /// The socket's mode, in octal.
     pub mode: String,
-    /// The socket's owner, by its number; without it the daemon's.
+    /// The socket's owner, by uid; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The socket's group, by its number; without it the daemon's.
+    /// The socket's group, by gid; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
-    /// Where calls are served besides, such as `127.0.0.1:2375`; empty for nowhere. Whoever reaches it is root here, so
-    /// an address that others reach needs `tcp_tls_ca`.
+    /// TCP address on which the API is served as well, such as `127.0.0.1:2375`; empty for none. Clients have root's
+    /// power over the host, so an address that others can reach needs `tcp_tls_ca`.
     pub tcp_address: String,
-    /// A file with the certificate that is shown there; without it there is no TLS.
+    /// File with the server's certificate; without it there is no TLS.
     pub tcp_tls_cert: String,
-    /// A file with the key of that certificate.
+    /// File with the key of that certificate.
     pub tcp_tls_key: String,
-    /// A file with the authorities of which a client's certificate must be; without it clients need none.
+    /// File with the CA certificates that clients' certificates must be signed by; without it clients need none.
     pub tcp_tls_ca: String,
-    /// A name that clients' certificates must have. It is not looked at, so whoever gives one is refused.
+    /// The common name that clients' certificates must have. Not supported: a configuration that sets it is refused.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tcp_tls_common_name: String,
-    /// Bytes of the longest message that is taken.
+    /// Maximum length of a received message, in bytes.
     pub max_recv_message_size: u32,
-    /// Bytes of the longest message that is sent.
+    /// Maximum length of a sent message, in bytes.
     pub max_send_message_size: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ttrpc {
-    /// The socket on which shims say what happens; without it that of calls, with `.ttrpc` at its end. Shims that an earlier
-    /// daemon left speak to the one that they were started with.
+    /// The socket on which shims publish events; without it that of the API, with the suffix `.ttrpc`. Running shims
+    /// keep using the socket that they were started with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<PathBuf>,
-    /// The socket's owner, by its number; without it the daemon's.
+    /// The socket's owner, by uid; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The socket's group, by its number; without it the daemon's.
+    /// The socket's group, by gid; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
 }
@@ -198,50 +199,49 @@ pub struct Ttrpc {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Transfer {
-    /// Layers that all pulls together fetch at once; 0 for as many as there may be, which is 8 for each processor and 16 at
-    /// most.
+    /// Layers that all pulls together fetch at once; 0 for the maximum, which is 8 per processor but at most 16.
     pub max_concurrent_downloads: u32,
-    /// Blobs that all pushes together send to one registry at once; 0 for as many.
+    /// Blobs that all pushes together send to one registry at once; 0 for the same maximum.
     pub max_concurrent_uploaded_layers: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Shims {
-    /// `NAME=VALUE`, besides the daemon's own: variables of shims that are started from then on.
+    /// `NAME=VALUE`, added to the daemon's environment for shims that are started from then on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
-    /// How long a shim is waited for until it takes a connection; 0 for as long as it takes.
+    /// How long to wait for a shim to accept a connection; 0 for no limit.
     pub load_timeout: String,
-    /// The same until it says how a process is.
+    /// How long to wait for the state of a process; 0 for no limit.
     pub state_timeout: String,
-    /// The same until it says how its container's resources are used.
+    /// How long to wait for the metrics of a container; 0 for no limit.
     pub stats_timeout: String,
-    /// The same until it goes when it is needed no more.
+    /// How long to wait for the exit of a shim that is no longer needed; 0 for no limit.
     pub shutdown_timeout: String,
-    /// How long a shim's program may take to end what a dead shim left.
+    /// How long the clean-up after a dead shim may take; 0 for no limit.
     pub cleanup_timeout: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metrics {
-    /// Where figures are served for Prometheus, such as `127.0.0.1:1338`; empty for nowhere.
+    /// Address on which metrics are served for Prometheus, such as `127.0.0.1:1338`; empty for none.
     pub address: String,
-    /// Whether the times of calls are counted too.
+    /// Whether the durations of calls are measured as well.
     pub grpc_histogram: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Debug {
-    /// A socket that tells what the daemon's threads do and what memory they use; without it there is none.
+    /// Socket for debugging, which serves thread states and profiles; without it there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<PathBuf>,
-    /// The socket's owner, by its number; without it the daemon's.
+    /// The socket's owner, by uid; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// The socket's group, by its number; without it the daemon's.
+    /// The socket's group, by gid; without it the daemon's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
 }
@@ -249,48 +249,47 @@ pub struct Debug {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Otlp {
-    /// The collector that takes traces of calls, pulls and starts, such as `http://127.0.0.1:4318`; empty for none.
-    /// The variables of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` and others) count before what is here.
+    /// The collector for traces of calls, pulls and starts, such as `http://127.0.0.1:4318`; empty for none.
+    /// OpenTelemetry's environment variables (`OTEL_EXPORTER_OTLP_ENDPOINT` and others) override the values here.
     pub endpoint: String,
     /// `http/protobuf` or `grpc`.
     pub protocol: String,
-    /// A file with certificates of authorities that vouch for a collector at `https://`, besides those of the system.
+    /// File with CA certificates to trust for a collector at `https://`, in addition to the system's.
     pub ca: String,
-    /// What the daemon is called in traces.
+    /// The daemon's service name in traces.
     pub service_name: String,
-    /// The share of traces that are told, from 0 to 1.
+    /// Fraction of traces that are exported, from 0 to 1.
     pub sampling_ratio: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Restart {
-    /// How long a container that other clients made and that should run may be down, at most, before it is
-    /// started again.
+    /// How long a container of another client that should run may be down, at most, before it is restarted.
     pub interval: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Snapshots {
-    /// How layers of images that are pulled or loaded are kept: as `archives`, which the kernel mounts with
-    /// an EROFS image of their metadata (Linux 6.12), as `directories`, or `auto`: as archives where the
-    /// kernel can. What is there stays as it is.
+    /// How layers of pulled or loaded images are stored: as `archives`, which the kernel mounts with an EROFS image of
+    /// their metadata (Linux 6.12), as `directories`, or `auto`: as archives if the kernel supports it. Existing layers
+    /// are not converted.
     pub layers: Layers,
-    /// Whether a layer that is kept as an archive gets a record of the spans of its blob: what makes single files of
-    /// it from a part of the blob. It takes about a hundredth of what the blob does.
+    /// Whether a layer that is stored as an archive gets a record of the spans of its blob, by which single files can
+    /// be extracted from a part of the blob. It takes about a hundredth of the blob's size.
     pub spans: bool,
-    /// Whether the kernel watches over the files of layers that are kept as archives (fs-verity), so that a byte that
-    /// rotted is an error to whoever reads it. The file system of the root directory must have been made for it.
+    /// Whether the kernel verifies the files of layers that are stored as archives (fs-verity), so that reading a
+    /// corrupted byte is an error. Needs a root file system that was created with this feature.
     pub verity: bool,
-    /// Whether archives are read past the kernel's memory of files (Linux 6.13): what containers read is then in memory
-    /// once and not twice, and single pages come from the disk as fast as from directories. `auto` is once they are not
-    /// in that memory, where a pull has just written them, on kernels that are known to do it soundly.
+    /// Whether archives are read without the page cache (Linux 6.13): what containers read is then in memory only once,
+    /// and random reads are as fast as from directories. `auto` does so once an archive is no longer cached from its
+    /// pull, on kernels known to support it reliably.
     pub direct_reads: DirectReads,
-    /// Whether the kernel is shown archives as loop devices, as it is before Linux 6.12 and by releases that are not known
-    /// to read files soundly (docs/operate.md), also where it mounts files themselves.
+    /// Whether archives are mounted through loop devices even if the kernel can mount files directly. Kernels before
+    /// Linux 6.12, and releases that are not known to read files reliably (docs/operate.md), always use loop devices.
     pub loop_devices: bool,
-    /// What overlays of containers are mounted with besides, such as `volatile`, for the overlay snapshotter.
+    /// Additional mount options of containers' overlays, such as `volatile`, for the overlay snapshotter.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mount_options: Vec<String>,
 }
@@ -298,29 +297,29 @@ pub struct Snapshots {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// How much is told: `trace`, `debug`, `info`, `warn` or `error`.
+    /// `trace`, `debug`, `info`, `warn` or `error`.
     pub level: Level,
-    /// How lines are written: `text` or `json`.
+    /// `text` or `json`.
     pub format: LogFormat,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Metadata {
-    /// MiB of memory for pages of the database.
+    /// Page cache of the metadata database, in MiB.
     pub cache_mib: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
-    /// Name of the bridge of the default network.
+    /// Name of the default network's bridge.
     pub bridge: String,
-    /// Its range, such as `10.88.0.0/16`; without it the first of 172.30, 172.29, 172.28, 10.201, 10.202 and 10.203, each
-    /// /16, that the machine has no address in and no route to.
+    /// Its subnet, such as `10.88.0.0/16`; without it the first /16 of 172.30, 172.29, 172.28, 10.201, 10.202 and
+    /// 10.203 in which the host has no address and to which it has no route.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subnet: Option<String>,
-    /// Bytes of the longest packet of containers' interfaces; without it the kernel's 1500.
+    /// MTU of containers' interfaces, in bytes; without it the kernel's default, 1500.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
 }
@@ -328,9 +327,9 @@ pub struct Network {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ImageVerifiers {
-    /// Programs that are asked about every image, by containerd's protocol; empty for none.
+    /// Directory of programs that verify every image, by containerd's protocol; empty for none.
     pub bin_dir: PathBuf,
-    /// How many of them are asked at most; below 0 for all.
+    /// How many of them are run at most; negative for all.
     pub max_verifiers: i64,
     /// How long each may take; one that takes longer rejects the image.
     pub per_verifier_timeout: String,
@@ -339,15 +338,15 @@ pub struct ImageVerifiers {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gc {
-    /// When the first collection runs.
+    /// Delay of the first garbage collection after the daemon's start.
     pub startup_delay: String,
-    /// How long after a deletion one runs.
+    /// Delay of a garbage collection after a deletion.
     pub schedule_delay: String,
-    /// So many deletions make one run; 0 for one. Fewer wait for at most a minute.
+    /// Number of deletions that trigger a garbage collection; 0 means one. Fewer are collected within a minute.
     pub deletion_threshold: u64,
-    /// So many changes make one run without a deletion; 0 for never.
+    /// Number of changes that trigger a garbage collection without a deletion; 0 for never.
     pub mutation_threshold: u64,
-    /// The largest share of time that collections may take.
+    /// Largest fraction of time that garbage collections may take.
     pub pause_threshold: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Errors of the parser, for people: file, line, and the key that may have been meant.
+//! Readable errors of the TOML parser: file, line, and the key that was probably meant.
 
 use std::path::Path;
 
@@ -11,8 +11,7 @@ pub(super) fn explain(error: &toml::de::Error, text: &str, path: &Path) -> Error
     Error::invalid_argument(format!("{}:{line}: {message}{hint}", path.display()))
 }
 
-/// The known key that is nearest to the unknown one in a message such as
-/// "unknown field `a`, expected one of `b`, `c`".
+/// The known key most similar to the unknown one in a message such as "unknown field `a`, expected one of `b`, `c`".
 fn nearest(message: &str) -> Option<&str> {
     let (unknown, expected) = message.strip_prefix("unknown field ")?.split_once(',')?;
     let unknown = quoted(unknown).next()?;

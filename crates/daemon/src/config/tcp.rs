@@ -1,4 +1,4 @@
-//! Where calls are served over TCP, if anywhere, and who may call.
+//! The TCP address on which the API is served, and the certificates of server and clients.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ pub struct Tcp {
     pub tls: Option<Tls>,
 }
 
-/// Files in PEM.
+/// PEM files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tls {
     pub cert: PathBuf,
     pub key: PathBuf,
-    /// Without it nobody needs a certificate.
+    /// Without it clients need no certificate.
     pub client_ca: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! containerd's records, as its database has them (version 4 of the schema `v1`).
+//! Reads containerd's records from its database (version 4 of the schema `v1`).
 //!
 //! ```text
 //! v1/<namespace>/labels/<key>                                      text
@@ -9,18 +9,18 @@
 //! v1/<namespace>/containers/<id>                                   counted
 //! ```
 //!
-//! Times are Go's binary form, numbers are signed varints. What cannot be read is named and left: a record, what
-//! comes behind a broken page of one kind of records, or a namespace.
+//! Timestamps are in Go's binary format, numbers signed varints. Unreadable parts are reported and skipped: a record,
+//! the records of a kind after a damaged page, or a namespace.
 
 use bolt::{Bucket, Database, Entry};
 use metadata::Resource;
 use types::{Context, Descriptor, Digest, Error, Labels, LeaseId, Namespace, Result, Timestamp};
 
-/// The bucket that holds everything.
+/// The top-level bucket.
 const SCHEMA: &str = "v1";
-/// From Go's first second, of the year 1, to the first of 1970.
+/// Seconds from Go's epoch, year 1, to 1970.
 const UNIX_EPOCH: i64 = 62_135_596_800;
-/// The forms of times that there are: with a zone of whole minutes, and of seconds.
+/// The versions of Go's format: with a zone offset in minutes, or in seconds.
 const TIME_FORMS: [u8; 2] = [1, 2];
 
 pub(super) struct NamespaceRecords {
@@ -32,7 +32,7 @@ pub(super) struct NamespaceRecords {
     pub(super) containers: usize,
     /// What could not be read, and why.
     pub(super) broken: Vec<String>,
-    /// Blobs among that.
+    /// The blobs among these.
     pub(super) lost: Vec<Digest>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct ImageRecord {
     pub(super) times: Times,
 }
 
-/// When a record was made and last changed.
+/// When a record was created and last updated.
 #[derive(Clone, Copy)]
 pub(super) struct Times {
     pub(super) created: Timestamp,
@@ -62,12 +62,12 @@ pub(super) struct LeaseRecord {
     pub(super) labels: Labels,
     pub(super) created: Timestamp,
     pub(super) resources: Vec<Resource>,
-    /// How many snapshots, ingests and whatever else it holds that is not taken over.
+    /// Number of snapshots, ingests and other references that are not imported.
     pub(super) left: usize,
 }
 
-/// Reads all namespaces; what keeps one from being read stands beside them. `FailedPrecondition` for a database of
-/// another make.
+/// Reads all namespaces; returns errors of single namespaces beside them. `FailedPrecondition` if it is not
+/// containerd's database.
 pub(super) fn read(database: Database<'_>) -> Result<(Vec<NamespaceRecords>, Vec<String>)> {
     let Some(root) = database.root().bucket(SCHEMA)? else {
         return Err(Error::failed_precondition("the database is not containerd's: it has no schema v1"));
@@ -114,7 +114,7 @@ fn namespace(name: &str, bucket: Bucket<'_>) -> Result<NamespaceRecords> {
     })
 }
 
-/// The buckets in one, up to a page that is broken; what is left out is named.
+/// The subbuckets, up to a damaged page, which is reported.
 fn named<'a>(bucket: Bucket<'a>, what: &str, broken: &mut Vec<String>) -> Vec<(String, Bucket<'a>)> {
     let mut found = Vec::new();
     let walked = bucket.each(|key, entry| {
@@ -131,7 +131,7 @@ fn named<'a>(bucket: Bucket<'a>, what: &str, broken: &mut Vec<String>) -> Vec<(S
     found
 }
 
-/// The records that can be read; the others are named.
+/// The readable records; others are reported.
 fn whole<T>(
     records: Vec<(String, Bucket<'_>)>,
     what: &str,
@@ -185,7 +185,7 @@ fn lease(id: &str, bucket: Bucket<'_>) -> Result<LeaseRecord> {
     Ok(LeaseRecord { id: LeaseId::new(id)?, labels, created, resources, left })
 }
 
-/// What has no time of a change was not changed since it was made.
+/// Without an update time, a record was not updated since its creation.
 fn times(bucket: Bucket<'_>) -> Result<Times> {
     let at = |key: &str| bucket.value(key)?.map(time).transpose();
     let created = at("createdat")?.unwrap_or_default();
@@ -222,7 +222,7 @@ fn size(bytes: &[u8]) -> Result<u64> {
     Err(Error::data_loss("its size is cut off"))
 }
 
-/// Form, seconds since the year 1, nanoseconds, zone.
+/// Version, seconds since year 1, nanoseconds, zone offset.
 fn time(bytes: &[u8]) -> Result<Timestamp> {
     let read = || {
         let (form, rest) = bytes.split_first()?;
@@ -248,7 +248,7 @@ mod tests {
         {
             assert_eq!(size(bytes).ok(), expected, "{bytes:?}");
         }
-        // 2026-11-26T02:29:09.585178442Z, without a zone.
+        // 2026-11-26T02:29:09.585178442Z, in UTC.
         let mut bytes = vec![1];
         bytes.extend((UNIX_EPOCH + 1_795_660_149).to_be_bytes());
         bytes.extend(585_178_442_u32.to_be_bytes());
@@ -259,12 +259,12 @@ mod tests {
         }
     }
 
-    /// A bucket that lies in its value.
+    /// An inline bucket.
     fn inline(entries: &[Pair]) -> Vec<u8> {
         [&[0; 16][..], &leaf(0, entries)].concat()
     }
 
-    /// Key, and value or bucket.
+    /// Key, value or bucket, and whether it is a bucket.
     type Pair = (&'static [u8], Vec<u8>, bool);
 
     fn leaf(id: u64, entries: &[Pair]) -> Vec<u8> {
@@ -280,7 +280,7 @@ mod tests {
         page
     }
 
-    /// With one meta, and everything on one page.
+    /// A database with one meta page and everything else on one page.
     fn file(entries: &[Pair]) -> Vec<u8> {
         const PAGE_SIZE: usize = 4096;
         let mut meta = [0xED0C_DAED_u32, 2, 4096, 0].map(u32::to_le_bytes).concat();

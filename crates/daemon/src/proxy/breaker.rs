@@ -1,11 +1,11 @@
-//! Whether a plugin may be asked now.
+//! A circuit breaker: whether a plugin may be called now.
 //!
 //! ```text
 //! closed ──stuck──▶ open ──pause is over──▶ trial ──answered──▶ closed
 //!                    ▲                        └──── stuck ────▶ open, for twice as long
 //! ```
 //!
-//! Only silence opens it. A plugin that answers with errors, or whose socket refuses, costs nobody any time.
+//! Only unresponsiveness opens it. A plugin that returns errors, or whose socket refuses connections, delays no caller.
 
 use std::time::{Duration, Instant};
 
@@ -25,16 +25,16 @@ enum State {
     Open {
         until: Instant,
     },
-    /// One call is on its way.
+    /// One trial call is in progress.
     Trial,
 }
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Leave {
     Go,
-    /// First see whether it is there.
+    /// Check the plugin's health first.
     Try,
-    /// Not before this time has passed.
+    /// Refused for this long.
     Not(Duration),
 }
 
@@ -51,7 +51,7 @@ impl Breaker {
         }
     }
 
-    /// How long calls are still refused, as far as that is known; none if they are not.
+    /// How long calls will still be refused, as far as known; `None` if they are not.
     pub(super) fn refuses_for(&self, now: Instant) -> Option<Duration> {
         match self.state {
             State::Open { until } if now < until => Some(until - now),
@@ -63,7 +63,7 @@ impl Breaker {
         *self = Breaker::default();
     }
 
-    /// Says whether that is news.
+    /// Opens the breaker. Returns whether it was closed before.
     pub(super) fn stuck(&mut self, now: Instant) -> bool {
         if matches!(self.state, State::Open { .. }) {
             return false;
@@ -73,7 +73,7 @@ impl Breaker {
         true
     }
 
-    /// A trial ended without an outcome: the next call is one.
+    /// A trial was abandoned without a result: the next call is the trial.
     pub(super) fn abandoned(&mut self) {
         if self.state == State::Trial {
             self.state = State::Open { until: Instant::now() };

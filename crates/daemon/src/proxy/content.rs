@@ -1,7 +1,7 @@
-//! A content store by proxy: containerd's content service, served by a plugin, in place of our own store.
+//! The content store of a proxy plugin, through containerd's content service, in place of our own.
 //!
-//! A blob is read as one stream; an ingest that is open is one stream of questions and answers, and the plugin
-//! keeps what it has when the stream ends.
+//! A blob is read as one stream. An open ingest is one bidirectional stream; the plugin keeps the data when the stream
+//! ends.
 
 use std::future::Future;
 use std::io::{self, Read};
@@ -25,7 +25,7 @@ use types::{Context, Digest, Error, IngestRef, Result};
 use super::{LONG, Plugin, client, request};
 use crate::services::convert;
 
-/// Bytes in one message of an ingest, as many as containerd sends.
+/// Bytes per message of an ingest, as containerd sends.
 const CHUNK_LEN: usize = 1 << 20;
 
 pub(crate) struct ProxyStore(Plugin);
@@ -127,11 +127,11 @@ struct Reader {
     plugin: Plugin,
     digest: Digest,
     size: u64,
-    /// The offset of the byte that is read next.
+    /// Offset of the next byte to read.
     position: u64,
-    /// Bytes that came from the plugin and were not read yet.
+    /// Bytes received from the plugin and not read yet.
     ahead: Bytes,
-    /// From `position` and `ahead` on; none before the first read.
+    /// The stream that continues after `ahead`; `None` before the first read.
     stream: Mutex<Option<Streaming<ReadContentResponse>>>,
 }
 
@@ -147,7 +147,7 @@ impl Reader {
         self.plugin.block(self.plugin.short(), asked).map(tonic::Response::into_inner)
     }
 
-    /// The next piece of the stream; none at its end.
+    /// The stream's next chunk; `None` at its end.
     fn next_piece(&mut self) -> Result<Option<Bytes>> {
         let taken = self.stream.get_mut().take();
         let mut stream = match taken {
@@ -222,9 +222,9 @@ struct Ingest {
     plugin: Plugin,
     reference: IngestRef,
     expected: Expected,
-    /// None after a failure: then the plugin may or may not have what was sent last.
+    /// `None` after a failure: the plugin may or may not have the data sent last.
     stream: Mutex<Option<Conversation>>,
-    /// The last answer.
+    /// The last response.
     state: Mutex<WriteContentResponse>,
 }
 
@@ -235,14 +235,14 @@ impl Ingest {
             return Err(Error::unavailable(format!("ingest {} was cut off", self.reference)));
         };
         let (stream, answer) = self.plugin.block(limit, async move {
-            // If nobody receives, the answer says why.
+            // If the plugin has ended the stream, its response tells why.
             let _ended = stream.questions.send(question).await;
             let answer = next(&mut stream.answers).await?;
             Ok((stream, answer))
         })?;
         *self.stream.lock() = Some(stream);
         let mut state = self.state.lock();
-        // Digests come with some answers only.
+        // Only some responses have a digest.
         let digest = if answer.digest.is_empty() { state.digest.clone() } else { answer.digest.clone() };
         *state = WriteContentResponse { digest, ..answer.clone() };
         Ok(answer)
@@ -272,7 +272,7 @@ impl IngestWriter for Ingest {
         unsigned(self.look(|state| state.offset))
     }
 
-    /// If it cannot be asked for, the last one that is known; a commit checks it again.
+    /// The plugin's digest, or the last known one; commit verifies it.
     fn digest(&self) -> Digest {
         let question = WriteContentRequest { action: WriteAction::Stat.into(), ..Default::default() };
         let answer = self.exchange(self.plugin.short(), question);
@@ -308,7 +308,7 @@ impl IngestWriter for Ingest {
         let answer = self.exchange(LONG, question)?;
         let digest = answer.digest.parse::<Digest>().context(|| "a commit's answer")?;
         let size = unsigned(answer.offset);
-        // The plugin has it by now: what it says must be what was asked for.
+        // The plugin has committed the blob; verify that it is the expected one.
         expected.check(size, &digest)?;
         let time =
             |time: Option<prost_types::Timestamp>| time.map(convert::own_timestamp).unwrap_or_default();
@@ -320,7 +320,7 @@ async fn next(answers: &mut Streaming<WriteContentResponse>) -> Result<WriteCont
     answers.message().await?.ok_or_else(|| Status::unavailable("the plugin ended the ingest"))
 }
 
-/// References are those that the records give out, `NAMESPACE/NUMBER/REF`.
+/// References in a plugin have the form `NAMESPACE/NUMBER/REF`, as the metadata store generates them.
 fn namespace(reference: &IngestRef) -> Option<&str> {
     reference.as_str().split_once('/').map(|(namespace, _)| namespace)
 }

@@ -1,6 +1,7 @@
-//! A snapshotter by proxy: containerd's snapshots service, served by a plugin.
+//! The snapshotter of a proxy plugin, through containerd's snapshots service.
 //!
-//! Keys are those that the records give out, `NAMESPACE/NUMBER/KEY`; the namespace goes along as metadata too.
+//! Keys have the form `NAMESPACE/NUMBER/KEY`, as the metadata store generates them; the namespace is also sent as
+//! metadata.
 
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::snapshots::{
@@ -20,14 +21,14 @@ use types::{Error, ErrorKind, Labels, Mount, Result};
 use super::{LONG, Plugin, client, request};
 use crate::services::convert;
 
-/// How long a collection waits for a list of snapshots, or for what the plugin cleans up, in times of what the plugin
-/// may take for a short call. Who is alive and does not answer is asked again by the next one.
+/// How long a garbage collection waits for the plugin's list or clean-up, as a multiple of the time limit of short
+/// calls. If the plugin is too slow, the next collection tries again.
 const SWEEP_SHARE: u32 = 2;
 
-/// The capability to give a snapshot its parent when it is committed.
+/// The capability to set a snapshot's parent at commit.
 const REBASE: &str = "rebase";
 
-/// The export by which a snapshotter asks to be told of which image a layer is.
+/// The export by which a snapshotter requests annotations that tell a layer's image.
 const WANTS_ORIGIN: &str = "enable_remote_snapshot_annotations";
 
 pub(crate) struct ProxySnapshotter(Plugin);
@@ -45,7 +46,7 @@ impl ProxySnapshotter {
         self.0.block(limit, ask(client!(SnapshotsClient, self.0.channel())))
     }
 
-    /// How long a collection waits for an answer.
+    /// How long a garbage collection waits for a response.
     fn sweep_limit(&self) -> Duration {
         self.0.short() * SWEEP_SHARE
     }
@@ -109,7 +110,7 @@ impl Snapshotter for ProxySnapshotter {
     fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
         let CommitOptions { labels, parent } = options;
         let parent = parent.unwrap_or_default();
-        // One that does not know the field would lose the layers below.
+        // A plugin that does not know the field would lose the layers below.
         if !parent.is_empty() && !self.rebases() {
             return Err(Error::unimplemented(format!(
                 "snapshotter {} gives no parent to a snapshot that was made without one: its capabilities \
@@ -162,7 +163,7 @@ impl Snapshotter for ProxySnapshotter {
         self.0.config().exports.get(WANTS_ORIGIN).is_some_and(|wants| wants == "true")
     }
 
-    /// Not every snapshotter has something to clean up.
+    /// A plugin need not implement this call.
     fn cleanup(&self) -> Result<()> {
         let message = request(None, CleanupRequest { snapshotter: self.name() });
         let limit = self.sweep_limit();
@@ -176,7 +177,7 @@ impl Snapshotter for ProxySnapshotter {
     }
 }
 
-/// All that the plugin has.
+/// All snapshots of the plugin.
 async fn list(mut client: SnapshotsClient<Channel>, name: String) -> Result<Vec<Info>, Status> {
     let message = request(None, ListSnapshotsRequest { snapshotter: name, ..Default::default() });
     let (mut answers, mut found) = (client.list(message).await?.into_inner(), Vec::new());
@@ -186,7 +187,7 @@ async fn list(mut client: SnapshotsClient<Channel>, name: String) -> Result<Vec<
     Ok(found)
 }
 
-/// The answer, if it comes within the limit of a sweep. A plugin that is late is not taken for stuck: other calls go on.
+/// The response, if it arrives within the limit. A slow plugin is not considered stuck: other calls continue.
 async fn in_a_sweep<T>(
     limit: Duration,
     what: &str,
