@@ -1,15 +1,15 @@
-//! Streams by name: a client opens one, and names it in another call that reads or writes it.
+//! Named streams: a client opens one and names it in another call, which reads or writes it.
 //!
 //! ```text
-//! open (name) ──▶ waiting ──take──▶ in use ──▶ gone
-//!                    └──── the client lets go, or nothing keeps its lease ──▶ gone
+//! open (name) ──▶ waiting ──take──▶ in use ──▶ closed
+//!                    └──── the client disconnects, or its lease is deleted ──▶ closed
 //! ```
 //!
-//! Bytes go in messages of up to [`CHUNK_LEN_MAX`]; who reads says with `WindowUpdate` how many more it takes.
+//! Data is sent in messages of up to [`CHUNK_LEN_MAX`]; the reader grants credit with `WindowUpdate`.
 //!
 //! Invariants
-//! - A name stands for one stream of its namespace at a time.
-//! - A stream costs nothing but its connection: nobody reads it before it is taken, and its client waits.
+//! - A name is unique among the open streams of its namespace.
+//! - An open stream costs nothing but its connection: it is not read before it is taken, so that its client blocks.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,26 +30,26 @@ use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 use types::{Error, LeaseId, Namespace, Result};
 
-/// Bytes in one message, as many as containerd's clients send.
+/// Bytes per message, as containerd's clients send.
 const CHUNK_LEN_MAX: usize = 32 * 1024;
-/// Messages of ours that wait for a slow client.
+/// Our messages queued for a slow client.
 const WAITING_MAX: usize = 16;
-/// Streams that are open and named, of all clients together.
+/// Open streams of all clients together.
 const STREAMS_MAX: usize = 4096;
-/// Bytes of a stream's name.
+/// Longest name of a stream, in bytes.
 const NAME_LEN_MAX: usize = 256;
 
 type Key = (Namespace, String);
 
-/// The streams that are open. Clones share them.
+/// The open streams. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Streams(Arc<Mutex<HashMap<Key, Open>>>);
 
 struct Open {
-    /// Until it is taken.
+    /// `None` once it is taken.
     channel: Option<Channel>,
     lease: Option<LeaseId>,
-    /// Dropped to end the stream, whoever uses it.
+    /// Dropped to close the stream, even while it is in use.
     end: Option<oneshot::Sender<()>>,
 }
 
@@ -60,8 +60,8 @@ pub(crate) struct Channel {
 }
 
 impl Streams {
-    /// Opens a stream and answers its client's half. `AlreadyExists` if the name is taken. One that is opened in a lease
-    /// ends with it, unless a label keeps it.
+    /// Opens a stream and returns the client's receiving end. `AlreadyExists` if the name is taken. A stream opened
+    /// under a lease is closed with it, unless a label keeps it.
     pub(crate) fn open(&self, caller: &Caller, name: &str, incoming: Streaming<Any>) -> Result<Outgoing> {
         if name.is_empty() || name.len() > NAME_LEN_MAX {
             return Err(Error::invalid_argument(format!(
@@ -78,7 +78,7 @@ impl Streams {
         if open.len() >= STREAMS_MAX {
             return Err(Error::resource_exhausted(format!("{STREAMS_MAX} streams are open")));
         }
-        // The client waits for this before it names the stream elsewhere.
+        // The client waits for this before it uses the name in another call.
         let acknowledged = Any { type_url: "google.protobuf.Empty".into(), value: Vec::new() };
         outgoing.try_send(Ok(acknowledged)).map_err(|_| Error::internal("a new channel has room"))?;
         let (end, ended) = oneshot::channel();
@@ -87,7 +87,7 @@ impl Streams {
         Ok(Outgoing { receive, ended, key, streams: self.clone() })
     }
 
-    /// Takes a stream to use it. It ends when the channel is dropped.
+    /// Takes a stream for use. It closes when the channel is dropped.
     pub(crate) fn take(&self, namespace: &Namespace, name: &str) -> Result<Channel> {
         let mut open = self.0.lock();
         match open.get_mut(&(namespace.clone(), name.to_owned())) {
@@ -110,7 +110,7 @@ impl metadata::Streams for Streams {
         open.iter().filter_map(leased).collect()
     }
 
-    /// For its client and for whoever uses it.
+    /// Closes the stream, for the client as well as for its user.
     fn end(&self, stream: &LeasedStream) {
         let key = (stream.namespace.clone(), stream.name.clone());
         let mut open = self.0.lock();
@@ -121,12 +121,12 @@ impl metadata::Streams for Streams {
 }
 
 impl Channel {
-    /// Sends a message. `Unavailable` if the client is gone.
+    /// Sends a message. `Unavailable` if the client has disconnected.
     pub(crate) async fn send(&self, message: Any) -> Result<()> {
         self.outgoing.send(Ok(message)).await.map_err(|_| Error::unavailable("the stream's client is gone"))
     }
 
-    /// The next message; none when the client has sent its last.
+    /// The next message; `None` when the client has sent its last.
     pub(crate) async fn receive(&mut self) -> Result<Option<Any>> {
         self.incoming
             .message()
@@ -134,17 +134,17 @@ impl Channel {
             .map_err(|status| Error::unavailable(format!("the stream broke off: {}", status.message())))
     }
 
-    /// Bytes of the client, for a thread that may block.
+    /// The client's data, for a thread that may block.
     pub(crate) fn into_reader(self, handle: Handle) -> Reader {
         Reader { channel: self.patient(), handle, pending: bytes::Bytes::new(), window: 0 }
     }
 
-    /// Bytes for the client, from a thread that may block.
+    /// Data for the client, from a thread that may block.
     pub(crate) fn into_writer(self, handle: Handle) -> Writer {
         Writer { sender: self.into_sender(), handle }
     }
 
-    /// Bytes for the client.
+    /// Data for the client.
     pub(crate) fn into_sender(self) -> Sender {
         Sender { channel: self.patient(), window: 0 }
     }
@@ -154,7 +154,7 @@ impl Channel {
     }
 }
 
-/// A channel that waits, but not for a client that does nothing.
+/// A channel with a limit on the client's inactivity.
 struct Patient {
     channel: Channel,
     silence_max: Duration,
@@ -174,16 +174,16 @@ async fn patiently<T>(silence_max: Duration, step: impl Future<Output = Result<T
     timeout(silence_max, step).await.map_err(|_| silent(silence_max))?.map_err(io::Error::other)
 }
 
-/// Bytes that a client may have on the way to us.
+/// Bytes that a client may have in flight to us.
 const WINDOW: usize = 1 << 20;
 
-/// Reads what a client writes, from a thread that may block.
+/// Reads the client's data, on a thread that may block.
 pub(crate) struct Reader {
     channel: Patient,
     handle: Handle,
-    /// What came and was not read yet.
+    /// Received and not read yet.
     pending: bytes::Bytes,
-    /// Bytes that the client may still send.
+    /// Remaining credit of the client, in bytes.
     window: usize,
 }
 
@@ -201,7 +201,7 @@ impl io::Read for Reader {
                 return Err(io::Error::other(format!("a writer of bytes sends a {}", message.type_url)));
             };
             self.pending = data.map_err(io::Error::other)?.data;
-            // One that sends more than it may is not cut off: its connection holds it back as well.
+            // A client that exceeds its credit is not disconnected: HTTP/2 flow control limits it as well.
             self.window = self.window.saturating_sub(self.pending.len());
         }
         let len = buffer.len().min(self.pending.len());
@@ -210,7 +210,7 @@ impl io::Read for Reader {
     }
 }
 
-/// What goes to the client. The stream's name is free when this is dropped.
+/// The messages to the client. Dropping it frees the stream's name.
 pub(crate) struct Outgoing {
     receive: mpsc::Receiver<Result<Any, Status>>,
     ended: oneshot::Receiver<()>,
@@ -239,10 +239,10 @@ impl Drop for Outgoing {
     }
 }
 
-/// Sends what a client reads, as fast as it takes it.
+/// Sends data as fast as the client grants credit.
 pub(crate) struct Sender {
     channel: Patient,
-    /// Bytes that the client takes.
+    /// Remaining credit, in bytes.
     window: usize,
 }
 
@@ -255,7 +255,7 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends what the client takes of these bytes, once it takes some.
+    /// Waits for credit and sends as many of the bytes as it allows.
     async fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
@@ -275,7 +275,7 @@ impl Sender {
     }
 }
 
-/// A sender, for a thread that may block.
+/// A sender for a thread that may block.
 pub(crate) struct Writer {
     sender: Sender,
     handle: Handle,
@@ -297,7 +297,7 @@ mod tests {
 
     use super::*;
 
-    /// What a client sends that says nothing.
+    /// A client that sends nothing.
     fn silence() -> Streaming<Any> {
         let decoder = tonic_prost::ProstDecoder::<Any>::default();
         let never = tokio_stream::pending::<Result<hyper::body::Frame<bytes::Bytes>, Status>>();
@@ -305,7 +305,7 @@ mod tests {
         Streaming::new_request(decoder, body, None, None)
     }
 
-    /// A client that opened a stream, and what it gets to read.
+    /// An open stream, and the client's receiving end.
     fn opened() -> (Patient, mpsc::Receiver<Result<Any, Status>>) {
         let (outgoing, receive) = mpsc::channel(1);
         let channel = Channel { incoming: silence(), outgoing };
@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(held.ended.try_recv(), Err(oneshot::error::TryRecvError::Closed));
         drop(held);
         assert!(streams.leased().is_empty());
-        // It is gone.
+        // The stream is gone; closing it again is fine.
         streams.end(&stream);
     }
 
@@ -349,7 +349,7 @@ mod tests {
             reader.read(&mut [0]).map(drop)
         })
         .await;
-        // It never says that it takes something, or it says so and takes nothing.
+        // A client that grants no credit, or grants it but does not read.
         for window in [0, usize::MAX] {
             let (channel, _taken) = opened();
             let writer = |sender| Writer { sender, handle: Handle::current() };

@@ -1,6 +1,5 @@
-//! What belongs to a task beside its shim, and goes with it: mounts of its root file system that no shim makes, which are
-//! made before the task, and the images of the checkpoint that it was restored from. For whoever makes tasks: clients, and
-//! the restart monitor.
+//! Resources of a task besides its shim, released with it: mounts of its root that the shim cannot make, and the images
+//! of the checkpoint it was restored from. Used for tasks of clients and of the restart monitor.
 
 use metadata::Caller;
 use mounts::{Mounts, Options};
@@ -11,10 +10,10 @@ use types::{ContainerId, ErrorKind, Labels, Mount, Namespace, Result};
 use crate::aside::blocking;
 use crate::checkpoint::Checkpoints;
 
-/// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
+/// Annotation of a runtime: comma-separated mount types that it makes itself.
 const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
 
-/// Clones are the same.
+/// Clones share state.
 #[derive(Clone)]
 pub(crate) struct TaskResources {
     shims: Shims,
@@ -31,8 +30,8 @@ impl TaskResources {
         &self.checkpoints
     }
 
-    /// Makes those mounts of a root file system that the shim cannot make. Gives what is left for it, and whether
-    /// something was made for this call.
+    /// Makes the mounts of a root that the shim cannot make. Returns the mounts left for the shim, and whether any were
+    /// made by this call.
     pub(crate) async fn activate(
         &self,
         caller: &Caller,
@@ -46,7 +45,7 @@ impl TaskResources {
         let info = self.shims.runtime_info(runtime, None).await?;
         let allowed = info.annotations.get(ALLOWED_MOUNTS).map_or("", String::as_str);
         let options = Options {
-            // They stay as long as the container is there.
+            // Kept as long as the container exists.
             labels: Labels::from([(OF_CONTAINER.to_owned(), id.to_string())]),
             makes_fuse: true,
             allowed: allowed.split(',').map(|kind| kind.trim().to_owned()).collect(),
@@ -55,7 +54,7 @@ impl TaskResources {
         let (activations, caller, name) = (self.mounts.clone(), caller.clone(), id.to_string());
         blocking(move || match activations.activate(&caller, &name, rootfs.clone(), options) {
             Ok(activation) => Ok((mounts::left(activation), true)),
-            // Of an earlier task of the container, which could not be cleared away: it lives as long as that.
+            // Left by an earlier task of the container whose release failed; released with this one.
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
                 Ok((mounts::left(activations.find(&caller, &name)?), false))
             }
@@ -65,7 +64,7 @@ impl TaskResources {
         .await
     }
 
-    /// Lets go of all that a task had, which is gone.
+    /// Releases everything of a task that is gone.
     pub(crate) async fn release(&self, namespace: &Namespace, id: &ContainerId) {
         self.deactivate(namespace, id).await;
         self.forget_checkpoint(namespace, id).await;
@@ -79,7 +78,7 @@ impl TaskResources {
         }
     }
 
-    /// Takes down what was mounted for a task, which is gone. What cannot be is found by the check.
+    /// Unmounts what was mounted for a task that is gone. A later check finds what fails.
     pub(crate) async fn deactivate(&self, namespace: &Namespace, id: &ContainerId) {
         let (mounts, caller, name) = (self.mounts.clone(), Caller::new(namespace.clone()), id.to_string());
         match blocking(move || mounts.deactivate(&caller, &name)).await {

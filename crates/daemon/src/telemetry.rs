@@ -1,21 +1,21 @@
-//! What the daemon tells of itself: figures for Prometheus, and what its threads do.
+//! Telemetry: Prometheus metrics, thread states and CPU profiles.
 //!
 //! ```text
 //! metrics.address (TCP)   GET /v1/metrics
 //! debug.address (socket)  GET /v1/metrics, /debug/vars, /debug/threads, /debug/pprof/profile
 //! ```
 //!
-//! Names are containerd's, and those of Go's Prometheus middleware for gRPC; both are off without an address.
-//! Of Go's profiles there is that of the processors; the others are of its own runtime.
+//! Metrics have containerd's names, and those of Go's Prometheus middleware for gRPC. Both addresses are off by
+//! default. Of Go's profiles only the CPU profile exists; the others are about Go's runtime.
 //!
-//! - `calls`: counts of gRPC calls.
-//! - `ends`: when a call ends.
-//! - `containers`: figures of cgroups, asked of the shims when somebody wants them.
-//! - `histogram`: how often something took how long.
-//! - `http`: the server.
-//! - `message_counter`: messages of calls.
-//! - `process`: the daemon as the kernel sees it.
-//! - `profile`: where it spends processor time.
+//! - `calls`: metrics of gRPC calls.
+//! - `ends`: detects the end of a call.
+//! - `containers`: metrics of cgroups, queried from the shims on request.
+//! - `histogram`: histograms of durations.
+//! - `http`: the HTTP server.
+//! - `message_counter`: counts messages of calls.
+//! - `process`: metrics of the daemon's process.
+//! - `profile`: CPU profiles.
 //! - `text`: the exposition format.
 
 mod calls;
@@ -37,14 +37,14 @@ pub(crate) use http::serve;
 use crate::collector::Collector;
 use text::Text;
 
-/// Writes to the log what each thread does, as `/debug/threads` tells it.
+/// Logs the state of each thread, as in `/debug/threads`.
 pub(crate) fn log_threads() {
     for thread in process::threads().as_array().into_iter().flatten() {
         tracing::info!("thread: {thread}");
     }
 }
 
-/// What is asked for figures.
+/// The components that metrics are read from.
 #[derive(Clone)]
 pub(crate) struct Sources {
     pub(crate) calls: Option<Calls>,
@@ -54,7 +54,7 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// Everything, in the exposition format.
+    /// All metrics, in the exposition format.
     async fn metrics(&self) -> String {
         let mut text = Text::default();
         containers::write(&mut text, &self.metadata, &self.shims).await;

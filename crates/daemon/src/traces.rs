@@ -1,17 +1,17 @@
-//! Traces: what a call, a pull or a start consisted of, told to a collector by OpenTelemetry's protocol.
+//! Traces: spans of calls, pulls and starts, sent to a collector by OpenTelemetry's protocol (OTLP).
 //!
 //! ```text
-//! spans of `tracing` with the target TRACE ──▶ Spans (a layer) ──▶ a queue with a bound ──▶ Exporter ──▶ collector
+//! spans of `tracing` with the target TRACE ──▶ Spans (a layer) ──▶ a bounded queue ──▶ Exporter ──▶ collector
 //! ```
 //!
-//! Without a collector in the configuration there is no layer, and a span costs the look at one flag.
+//! Without a configured collector the layer does not exist, and a span costs a check of one flag.
 //!
 //! Invariants
-//! - Nobody waits for a collector: what does not fit into the queue, or cannot be sent, is counted and dropped.
-//! - Nothing wakes up where nothing is told.
+//! - No call waits for the collector: spans that do not fit into the queue or cannot be sent are counted and dropped.
+//! - Without spans to send there are no wake-ups.
 //!
-//! Fields of spans are attributes, but for `otel.name` (the name, where it is not fixed), `traceparent` (who asked, by
-//! <https://www.w3.org/TR/trace-context/>), and `error`, which makes the span a failed one.
+//! Fields of spans become attributes, except `otel.name` (the span's name, if not fixed), `traceparent` (the caller's
+//! span, <https://www.w3.org/TR/trace-context/>), and `error`, which marks the span as failed.
 
 mod export;
 
@@ -41,7 +41,7 @@ use crate::telemetry::ends::{End, until_end};
 /// Spans that wait to be sent.
 const WAITING_MAX: usize = 4096;
 
-/// The layer that makes spans of `tracing` to spans of a trace, and who sends them.
+/// The layer that converts spans of `tracing`, and the exporter that sends them.
 pub(crate) fn start(config: &Otlp) -> (Spans, Exporter) {
     let (send, receive) = mpsc::channel(WAITING_MAX);
     let lost = Arc::new(AtomicU64::new(0));
@@ -51,13 +51,13 @@ pub(crate) fn start(config: &Otlp) -> (Spans, Exporter) {
 
 pub(crate) struct Spans {
     send: mpsc::Sender<Span>,
-    /// Spans that nobody was told.
+    /// Number of dropped spans.
     lost: Arc<AtomicU64>,
     ratio: f64,
     random: RandomState,
 }
 
-/// A span that has not ended.
+/// A span in progress.
 struct Open {
     trace_id: [u8; 16],
     span_id: [u8; 8],
@@ -68,7 +68,7 @@ struct Open {
 }
 
 impl Spans {
-    /// A number that nobody can foresee, and that is not 0.
+    /// An unpredictable number other than 0.
     fn number(&self) -> u64 {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let mut hasher = self.random.build_hasher();
@@ -76,7 +76,7 @@ impl Spans {
         hasher.finish().max(1)
     }
 
-    /// The first span of a trace, unless whoever asked has begun one.
+    /// Trace id, parent and sampling decision of a root span: the caller's if it sent a `traceparent`, or new ones.
     fn root(&self, fields: &Fields) -> ([u8; 16], Vec<u8>, bool) {
         if let Some((trace_id, parent_id, is_told)) = fields.parent.as_deref().and_then(parse_parent) {
             return (trace_id, parent_id.to_vec(), is_told);
@@ -139,7 +139,7 @@ impl Open {
             name: own_name.unwrap_or_else(|| name.to_owned()),
             kind: kind.into(),
             start_time_unix_nano: nanos(start),
-            // The clock may be set meanwhile; the time that passed is not.
+            // Computed from elapsed time, because the clock may be set meanwhile.
             end_time_unix_nano: nanos(start + begun.elapsed()),
             attributes,
             status: error.map(failed),
@@ -147,7 +147,7 @@ impl Open {
     }
 }
 
-/// What a span says.
+/// The fields of a span.
 #[derive(Default)]
 struct Fields {
     name: Option<String>,
@@ -196,7 +196,7 @@ impl Visit for Fields {
     }
 }
 
-/// `00-TRACE-SPAN-FLAGS`, and more after it in later versions.
+/// Parses `00-TRACE-SPAN-FLAGS`; later versions may append more.
 fn parse_parent(text: &str) -> Option<([u8; 16], [u8; 8], bool)> {
     let mut parts = text.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -214,7 +214,7 @@ fn parse_parent(text: &str) -> Option<([u8; 16], [u8; 8], bool)> {
     Some((trace.to_be_bytes(), span.to_be_bytes(), flags & 1 == 1))
 }
 
-/// The span of a gRPC call; a disabled one where nothing is told.
+/// The span of a gRPC call; disabled if tracing is off.
 pub(crate) fn call(service: &str, method: &str, headers: &HeaderMap) -> tracing::Span {
     let span = info_span!(
         target: TRACE,
@@ -236,7 +236,7 @@ pub(crate) fn call(service: &str, method: &str, headers: &HeaderMap) -> tracing:
     span
 }
 
-/// Answers a call inside its span, which ends with the last of the answer.
+/// Runs a call inside its span, which ends with the response's end.
 pub(crate) async fn within(
     span: tracing::Span,
     answer: impl Future<Output = Response<Body>>,
@@ -259,12 +259,12 @@ impl End for Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        // Nobody waits for the rest of the answer.
+        // The client has disconnected.
         self.end(Code::Cancelled);
     }
 }
 
-/// Whether it is the daemon that failed, and not its caller: by OpenTelemetry's conventions for servers.
+/// Whether a status counts as the server's error, by OpenTelemetry's conventions for servers.
 fn is_failure(code: Code) -> bool {
     use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
     matches!(code, Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss)

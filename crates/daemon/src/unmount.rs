@@ -1,18 +1,18 @@
-//! What a daemon has mounted, taken down once it has ended: so that its root directory can be deleted, or the disk that
-//! this is on be taken away.
+//! Unmounts what the daemon has mounted after it has ended, so that its root directory can be deleted or its disk
+//! removed.
 //!
 //! ```text
-//! the daemon ends ──▶ may anybody use a layer? ──no──▶ taken down
+//! the daemon ends ──▶ might a client use a layer? ──no──▶ unmount
 //!                              │yes
 //!                              ▼
 //!                        left for the next daemon, or for `hoist system unmount`
 //! ```
 //!
-//! Layers lie mounted below the root directory, and what clients had activated below that of the state. Loop devices and
-//! tables of the device mapper go with what is mounted from them. The next daemon mounts what it needs.
+//! Layers are mounted below the root directory, and activated mounts below the state directory. Loop devices and
+//! device-mapper tables are removed with the mounts that use them. The next daemon mounts again what it needs.
 //!
-//! A client that was told what to mount, and has not yet done it, would find empty directories. So a daemon that ends
-//! leaves everything where it is while there is a snapshot that has mounts, or an activation, whosever it is.
+//! A client that has received mounts but has not made them yet would find empty directories. Therefore nothing is
+//! unmounted while there is an uncommitted snapshot or an activation, of any client.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -24,8 +24,7 @@ use types::{Context, Error, Filters, Result};
 
 use crate::config::Config;
 
-/// Takes down all of it at the end of a daemon, unless somebody may use it. That it cannot be done is no failure of the
-/// daemon's end.
+/// Unmounts everything at the end of a daemon, unless a client might use it. Errors are only logged.
 pub(crate) fn unless_used(config: &Config, metadata: &Metadata) {
     let unmounted = match user(metadata) {
         Ok(Some(user)) => return tracing::info!("layers stay mounted for {user}"),
@@ -39,7 +38,7 @@ pub(crate) fn unless_used(config: &Config, metadata: &Metadata) {
     }
 }
 
-/// What may be mounted, or is to be.
+/// A snapshot or activation whose mounts a client might use.
 fn user(metadata: &Metadata) -> Result<Option<String>> {
     let with_mounts = Filters::parse(&["kind!=committed"])?;
     for (namespace, _) in metadata.namespaces().list()? {
@@ -59,8 +58,8 @@ fn user(metadata: &Metadata) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// Takes down all of it, and says how many mounts that were. `FailedPrecondition` names what uses it: a container that
-/// runs, or an image that is mounted elsewhere. No daemon may have the directories.
+/// Unmounts everything and returns the number of mounts. `FailedPrecondition` names what uses them: a running
+/// container, or a mounted image. The caller must hold the daemon's locks.
 pub(crate) fn unmount(config: &Config) -> Result<usize> {
     let shims = task::shims_of(&config.address, &config.state.join("s"))?;
     if let Some(shim) = shims.first() {
@@ -76,7 +75,7 @@ pub(crate) fn unmount(config: &Config) -> Result<usize> {
     let points = mount::mount_points()?;
     let shown: HashSet<&str> =
         points.iter().filter(|point| is_ours(point)).map(|point| &*point.source).collect();
-    // Where the trees are within the file system that holds them: a bind mount names that place.
+    // The directory of layers relative to the root of its file system: bind mounts are listed with that path.
     let holder = mount::mount_point_of(&trees)?;
     let inside = holder.and_then(|holder| {
         let below = trees.strip_prefix(&holder.path).ok()?;
@@ -98,7 +97,7 @@ pub(crate) fn unmount(config: &Config) -> Result<usize> {
         )));
     }
     let mut count = points.iter().filter(|point| point.path.starts_with(&activations)).count();
-    // Activated mounts first: they are made of mounted layers.
+    // Activated mounts first, because they are made of mounted layers.
     Places::open(&activations)?.sweep(&|| Ok(HashSet::new()))?;
     for point in points.iter().rev().filter(|point| is_ours(point)) {
         count += usize::from(mount::unmount_one(&point.path)?);

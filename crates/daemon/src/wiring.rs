@@ -1,5 +1,5 @@
-//! Which part gets which other part. The one place that knows all of them: [`build`] is the list, and below it is how each
-//! is opened.
+//! Creates all components and connects them: [`build`] lists them, and the functions below open each. No other place
+//! knows all of them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,17 +35,17 @@ use crate::task_resources::TaskResources;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
 pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
-/// What `hello` goes by where it is init.
+/// Name under which the program `hello` acts as init.
 const INIT: &str = "hoist-init";
 
-/// The parts, put together and not yet running.
+/// The components, connected but not running.
 pub(crate) struct Parts {
     pub(crate) root: PathBuf,
-    /// The identity of the root directory, as the API tells it.
+    /// The UUID of the root directory.
     pub(crate) uuid: String,
     pub(crate) metadata: Metadata,
     pub(crate) exchange: Exchange,
-    /// Notified whenever events wait for the disk.
+    /// Notified when events wait for the disk.
     pub(crate) held: Arc<Notify>,
     pub(crate) shims: Shims,
     pub(crate) mounts: Mounts,
@@ -54,34 +54,34 @@ pub(crate) struct Parts {
     pub(crate) collector: Collector,
     pub(crate) restart_monitor: RestartMonitor,
     pub(crate) retainer: Retainer,
-    /// Connections to registries, shared by all who speak to them.
+    /// Connections to registries, shared by all transfers.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
     pub(crate) slots: Slots,
-    /// The streams that clients have open.
+    /// The streams that clients have opened.
     pub(crate) streams: Streams,
-    /// Which images may come in.
+    /// The policy for images that enter the store.
     pub(crate) admission: Admission,
-    /// The snapshotter of callers that name none.
+    /// The default snapshotter.
     pub(crate) snapshotter: String,
-    /// Proxy plugins: programs of others that stand in for a store, a snapshotter, a differ or a controller of sandboxes.
+    /// Proxy plugins: external stores, snapshotters, differs and sandbox controllers.
     pub(crate) proxies: Vec<Plugin>,
-    /// Names of differs, in the order in which they are asked.
+    /// Names of differs, in the order in which they are tried.
     pub(crate) differs: Vec<String>,
     pub(crate) processors: Processors,
-    /// A further name of the snapshotter overlay, if it is what that name says.
+    /// An alias of the overlay snapshotter, listed if it stores layers as archives.
     pub(crate) other_snapshotter_name: Option<&'static str>,
-    /// Plugins that the configuration leaves out.
+    /// Plugins that the configuration disables.
     pub(crate) disabled_plugins: DisabledPlugins,
 }
 
 impl Parts {
-    /// The plugin of a kind and a name.
+    /// The proxy plugin of this type and name.
     pub(crate) fn proxy(&self, kind: ProxyKind, name: &str) -> Option<&Plugin> {
         find_proxy(&self.proxies, kind, name)
     }
 
-    /// Hands on what may change while the daemon runs.
+    /// Applies the reloadable part of a new configuration.
     pub(crate) fn reconfigure(&self, config: Config) {
         let Config { registry, policy, image_verifiers, collector, restart_interval, unpacked, .. } = config;
         self.connections.reconfigure(registry.directories, registry.mirror_timeout);
@@ -92,8 +92,7 @@ impl Parts {
     }
 }
 
-/// Builds every part from the ground up, inside the executor that is to run them. Blocks: stores are opened and
-/// repaired here.
+/// Builds all components, on the runtime that is to run them. Blocks: opens and repairs stores.
 pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let (root, state, plugins) = (&config.root, &config.state, &config.plugins);
     let db = open_database(config)?;
@@ -182,13 +181,13 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     })
 }
 
-/// The file of the records, which those of the snapshotters are in too.
+/// Opens the database, which records and snapshotters share.
 fn open_database(config: &Config) -> Result<kv::Db> {
     let options = kv::Options { cache_bytes: config.cache_bytes, verify: false };
     kv::Db::open_reserved(config.root.join("meta.db"), &config.root.join("reserve"), options)
 }
 
-/// The store of blobs that the configuration names: ours, or a proxy plugin.
+/// Opens the configured content store: ours, or a proxy plugin.
 fn open_content(config: &Config, proxies: &[Plugin]) -> Result<Arc<dyn content::Store>> {
     Ok(match find_proxy(proxies, ProxyKind::Content, &config.plugins.content) {
         Some(plugin) => Arc::new(ProxyStore::new(plugin.clone())),
@@ -196,16 +195,16 @@ fn open_content(config: &Config, proxies: &[Plugin]) -> Result<Arc<dyn content::
     })
 }
 
-/// The snapshotters that there are.
+/// All snapshotters.
 struct Snapshotters {
     all: BTreeMap<String, Arc<dyn Snapshotter>>,
-    /// That of callers that name none.
+    /// Name of the default snapshotter.
     default: String,
     /// See [`Parts::other_snapshotter_name`].
     other_name: Option<&'static str>,
 }
 
-/// Ours, as the kernel and the root's file system can have them, and those that are proxy plugins.
+/// Opens the snapshotters that kernel and file system support, and those of proxy plugins.
 fn open_snapshotters(
     config: &Config,
     db: &kv::Db,
@@ -253,24 +252,24 @@ fn mount_sweep(places: Places) -> metadata::MountSweep {
     Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
 }
 
-/// The differs that the configuration names, in its order.
+/// The configured differs, in order.
 fn differ_chain(config: &Config, proxies: &[Plugin], processors: &Processors) -> differs::Chain {
     let names = config.plugins.differs.iter();
     let differs = names.map(|name| find_proxy(proxies, ProxyKind::Diff, name).cloned()).collect();
     differs::Chain { differs, processors: processors.clone() }
 }
 
-/// Activated mounts, with what is known of those that are there already.
+/// Opens the mount manager and reconciles it with existing mounts.
 fn open_mounts(metadata: &Metadata, places: Places, root: &Path) -> Result<Mounts> {
     let mounts = Mounts::new(metadata.clone(), places, root)?;
     if let Err(error) = mounts.reconcile() {
-        // What is in use now is taken down by a later collection.
+        // A later garbage collection unmounts what is in use now.
         tracing::warn!("find mounts again: {}", error.chain());
     }
     Ok(mounts)
 }
 
-/// How shims are started, and where they and their bundles are. Unpacks the shim.
+/// The configuration of tasks: programs, directories, limits. Unpacks the shim.
 fn task_config(config: &Config, shim: Option<Embedded>) -> Result<task::Config> {
     let state = &config.state;
     Ok(task::Config {
@@ -288,7 +287,7 @@ fn task_config(config: &Config, shim: Option<Embedded>) -> Result<task::Config> 
     })
 }
 
-/// Where bundles are. Programs look for them in containerd's state, by a name that leads here.
+/// The directory of bundles. A symlink leads to it from where programs expect it in containerd's state directory.
 fn task_folder(state: &Path) -> Result<PathBuf> {
     let known = state.join("io.containerd.runtime.v2.task");
     match std::os::unix::fs::symlink("tasks", &known) {
@@ -303,9 +302,9 @@ fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<
     proxies.iter().find(|plugin| plugin.config().kind == kind && plugin.config().name == name)
 }
 
-/// The program of `hello` by the name by which it is init. Containers have it mounted, and nobody else executes it.
+/// Unpacks the program `hello` as init. It is only bind mounted into containers.
 fn init(root: PathBuf, hello: Option<Embedded>) -> Box<dyn Fn() -> Result<PathBuf> + Send + Sync> {
-    // The first two that want it come at the same time after an upgrade, and a file has one writer.
+    // Two starts may need it at the same time after an upgrade, but only one may write the file.
     let turn = Mutex::new(());
     Box::new(move || {
         let _alone = turn.lock();
@@ -318,7 +317,7 @@ fn init(root: PathBuf, hello: Option<Embedded>) -> Box<dyn Fn() -> Result<PathBu
     })
 }
 
-/// A program that travelled inside ours, on disk; none if it did not.
+/// Unpacks an embedded program; `None` if it is not embedded.
 fn program(root: &Path, name: &str, program: Option<Embedded>) -> Result<Option<PathBuf>> {
     program.map(|program| programs::unpack(root, name, program)).transpose()
 }

@@ -1,4 +1,4 @@
-//! `containerd.services.containers.v1`: records of containers. Those that run are tasks.
+//! `containerd.services.containers.v1`: records of containers. Running containers: `tasks`.
 
 use api::grpc::containers::containers_server::Containers;
 use api::grpc::containers::{
@@ -19,9 +19,9 @@ use super::{
 
 pub(super) struct Service {
     pub(super) metadata: Metadata,
-    /// Some are its own, and have more than their records.
+    /// Deletes records of the engine's containers, which have resources besides their records.
     pub(super) engine: Engine,
-    /// Bytes of the longest list.
+    /// Longest list response, in bytes.
     pub(super) list_limit: usize,
 }
 
@@ -50,7 +50,7 @@ impl Containers for Service {
 
     type ListStreamStream = Answers<ListContainerMessage>;
 
-    /// One container a message, as specs are large.
+    /// One container per message, because specs are large.
     async fn list_stream(&self, request: Request<ListContainersRequest>) -> Answer<Self::ListStreamStream> {
         let containers = self.metadata.containers(caller(&request)?);
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
@@ -91,7 +91,7 @@ impl Containers for Service {
         let id = known(ContainerId::new(&id), || format!("container {id}"))?;
         if self.engine.owns(&caller.namespace, &id) {
             let engine = self.engine.clone();
-            // In a task of its own: a caller that goes away does not stop what it began half way.
+            // In a task of its own, so that the deletion continues if the client disconnects.
             let deleted = tokio::spawn(async move { engine.delete_record(id).await }).await;
             return deleted
                 .map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?
@@ -120,7 +120,7 @@ fn wire(container: Container) -> Wire {
     }
 }
 
-/// As [`wire`] does, for a list.
+/// Encodes what [`wire`] would convert, directly from a stored record, for lists.
 fn encode(container: &StoredContainer<'_>, to: &mut Fields<'_>) {
     to.text(1, container.id);
     container.labels.bytes().for_each(|(key, value)| to.entry(2, key, value));

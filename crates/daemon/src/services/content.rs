@@ -1,4 +1,4 @@
-//! `containerd.services.content.v1`: blobs, and the protocol by which they are written.
+//! `containerd.services.content.v1`: blobs, and the protocol of ingests.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ use types::{Digest, Error, ErrorKind, Filters, IngestRef, Result};
 
 use super::{Answer, Answers, batches, blocking, caller, convert, required, status};
 
-/// Bytes in one message of a read, as many as containerd sends.
+/// Bytes per message of a read, as containerd sends.
 const CHUNK_LEN: u64 = 1 << 20;
-/// Messages that may wait for a slow reader.
+/// Messages queued for a slow reader.
 const CHUNKS_WAITING: usize = 2;
 
 pub(super) struct Service(pub(super) Metadata);
@@ -101,7 +101,7 @@ impl ContentService for Service {
         let requests = request.into_inner();
         tokio::spawn(async move {
             if let Err(status) = write(content, requests, &send).await {
-                // A caller that went away is told nothing; what it wrote waits for its return.
+                // Fails if the client has disconnected; the ingest is kept for its return.
                 let _ = send.send(Err(status)).await;
             }
         });
@@ -115,7 +115,7 @@ impl ContentService for Service {
     }
 }
 
-/// The bytes asked for: from the offset on, or all of them, and never past the end.
+/// The requested byte range: from the offset, to the end if no size is given, and never beyond the end.
 fn range(request: &ReadContentRequest, size: u64) -> Result<std::ops::Range<u64>> {
     let start = u64::try_from(request.offset).unwrap_or(0);
     if start > size {
@@ -126,7 +126,7 @@ fn range(request: &ReadContentRequest, size: u64) -> Result<std::ops::Range<u64>
     Ok(start..start.saturating_add(len).min(size))
 }
 
-/// Offsets in the answers count from the first byte of this reply, as containerd's do.
+/// Offsets in the responses are relative to the start of this range, as containerd's are.
 async fn read_range(
     reader: Arc<dyn BlobReader>,
     range: std::ops::Range<u64>,
@@ -164,9 +164,9 @@ struct Ingest {
     writer: ContentWriter,
 }
 
-/// What an answer says of the ingest.
+/// Result of one message.
 struct Step {
-    /// None once it is committed.
+    /// `None` once it is committed.
     ingest: Option<Ingest>,
     answer: WriteContentResponse,
 }
@@ -210,7 +210,7 @@ impl Ingest {
         let action = WriteAction::try_from(request.action).map_err(|_| {
             Error::invalid_argument(format!("ingest {}: unknown action {}", self.reference, request.action))
         })?;
-        // A commit finds out by itself.
+        // A commit checks this itself.
         if action != WriteAction::Commit && !request.expected.is_empty() {
             self = self.still_needed()?;
         }
@@ -233,14 +233,14 @@ impl Ingest {
             let answer = WriteContentResponse { digest: self.writer.digest().to_string(), ..answer };
             return Ok(Step { ingest: Some(self), answer });
         }
-        // As in containerd, what earlier messages say of labels is not kept.
+        // Only the labels of the commit message count, as in containerd.
         let blob = self.writer.commit(self.expected, request.labels.clone())?;
         let total = convert::signed(blob.size);
         let answer = WriteContentResponse { total, digest: blob.digest.to_string(), ..answer };
         Ok(Step { ingest: None, answer })
     }
 
-    /// Nobody has to send what is there already: the ingest goes, and its name is free.
+    /// If the blob exists already, aborts the ingest, which frees its reference.
     fn still_needed(self) -> Result<Ingest> {
         let Some(digest) = &self.expected.digest else { return Ok(self) };
         match self.content.info(digest) {
@@ -252,7 +252,7 @@ impl Ingest {
         Err(refused)
     }
 
-    /// What later messages say about the blob: the last word counts, and the commit holds the bytes to it.
+    /// Takes expectations from later messages: the last ones count, and commit verifies them.
     fn learn(&mut self, request: &WriteContentRequest) -> Result<()> {
         if !request.r#ref.is_empty() && request.r#ref != self.reference.as_str() {
             let message = format!("ingest {}: another reference {}", self.reference, request.r#ref);
@@ -267,8 +267,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Appends the bytes of a message. A write at the very beginning starts anew; one at an offset below zero, as clients
-    /// send that do not know it, goes on.
+    /// Appends the data of a message. A write at offset 0 truncates the ingest; a negative offset, which clients send
+    /// that do not know it, appends.
     fn take(&mut self, request: &WriteContentRequest, action: WriteAction) -> Result<()> {
         let at = self.writer.offset();
         let asked = u64::try_from(request.offset).unwrap_or(at);
@@ -285,7 +285,7 @@ impl Ingest {
     }
 }
 
-/// Not known is 0, or below it: a length that HTTP did not tell is -1 in Go.
+/// 0 and negative numbers mean unknown: Go's HTTP client reports -1 without a Content-Length.
 fn size(total: i64) -> Option<u64> {
     u64::try_from(total).ok().filter(|size| *size > 0)
 }

@@ -1,5 +1,5 @@
-//! `containerd.services.sandbox.v1.Controller`: sandboxes that run. `sandboxer` says who runs them: the controller
-//! [`shim`], which is built in, or a proxy plugin.
+//! `containerd.services.sandbox.v1.Controller`: running sandboxes. The request's `sandboxer` selects the built-in
+//! controller [`shim`] or a proxy plugin.
 
 mod shim;
 
@@ -29,10 +29,10 @@ use crate::config::ProxyKind;
 use crate::proxy::{self, LONG, Plugin};
 use crate::wiring::Parts;
 
-/// The name of the one that is built in.
+/// Name of the built-in controller.
 pub(super) const SHIM: &str = "shim";
 
-/// How soon a plugin that went away is asked for the end of a sandbox again, and how long it may be away.
+/// Pause before a plugin that disconnected is asked again for the end of a sandbox, and how long it may stay away.
 const ASKED_AGAIN: Duration = Duration::from_secs(5);
 const AWAY_MAX: Duration = Duration::from_secs(60 * 60);
 
@@ -52,7 +52,7 @@ impl Service {
         }
     }
 
-    /// The plugin of that name; none for the controller that is built in.
+    /// The plugin with this name; `None` for the built-in controller.
     fn proxy(&self, name: &str) -> Result<Option<&Plugin>, Status> {
         if name == SHIM {
             return Ok(None);
@@ -71,7 +71,7 @@ impl Service {
         })
     }
 
-    /// Tells what a plugin has done, as it tells nobody but its caller.
+    /// Publishes the event of a plugin's action, because the plugin itself publishes none.
     fn tell(&self, plugin: &Plugin, caller: Caller, method: &str, id: String) {
         match method {
             "create" => {
@@ -88,7 +88,7 @@ impl Service {
     }
 }
 
-/// Tells the end of a plugin's sandbox, once, whoever else waits for it. A plugin that is started again is asked again.
+/// Publishes the end of a plugin's sandbox, once. Asks again if the plugin is restarted.
 async fn tell_end(exchange: Exchange, plugin: Plugin, caller: Caller, id: String) {
     let sandboxer = plugin.config().name.clone();
     let message = ControllerWaitRequest { sandbox_id: id.clone(), sandboxer };
@@ -105,7 +105,7 @@ async fn tell_end(exchange: Exchange, plugin: Plugin, caller: Caller, id: String
             }
             Err(error) => error,
         };
-        // It waited for long, so the plugin was there in between.
+        // The call waited for long, so the plugin had come back in between.
         if asked.elapsed() > 2 * ASKED_AGAIN {
             away_since = None;
         }
@@ -123,7 +123,7 @@ fn publish<M: Message + TypeUrl>(exchange: &Exchange, namespace: Namespace, topi
     exchange.publish(Envelope { timestamp: Timestamp::now(), namespace, topic: topic.to_owned(), event });
 }
 
-/// What looks something up is answered in a short time, or not at all; what ends with a sandbox, when that does.
+/// Short calls have the plugin's time limit; calls that last as long as the sandbox have none.
 macro_rules! ask {
     (short, $plugin:expr, $asked:expr) => {
         $plugin.call($plugin.short(), $asked)

@@ -1,4 +1,4 @@
-//! Between our words and those of the wire.
+//! Conversions between the daemon's types and messages of the API.
 
 use api::grpc::encoded::Fields;
 use api::grpc::types as wire;
@@ -13,14 +13,14 @@ pub(crate) fn opaque(any: Any) -> Opaque {
     Opaque { type_url: any.type_url, value: any.value }
 }
 
-/// Always there: clients take a message without a time for a broken one.
+/// Always `Some`: clients take a message without a time for damaged.
 #[allow(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
 pub(crate) fn timestamp(timestamp: Timestamp) -> Option<prost_types::Timestamp> {
     let nanos = i32::try_from(timestamp.nanos).unwrap_or(0);
     Some(prost_types::Timestamp { seconds: timestamp.seconds, nanos })
 }
 
-/// As [`timestamp`] does.
+/// Encodes what [`timestamp`] would return.
 pub(crate) fn encode_timestamp(timestamp: Timestamp, number: u32, to: &mut Fields<'_>) {
     to.message(number, |to| {
         to.integer(1, timestamp.seconds);
@@ -36,7 +36,7 @@ pub(crate) fn paths(mask: Option<FieldMask>) -> Vec<String> {
     mask.map(|mask| mask.paths).unwrap_or_default()
 }
 
-/// Sizes and offsets are signed on the wire.
+/// Sizes and offsets are signed in messages.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
@@ -50,7 +50,7 @@ pub(crate) fn descriptor(descriptor: &Descriptor) -> wire::Descriptor {
     }
 }
 
-/// `InvalidArgument` if the digest is none, or the size below zero.
+/// `InvalidArgument` for an invalid digest or a negative size.
 pub(crate) fn own_descriptor(descriptor: wire::Descriptor) -> Result<Descriptor> {
     let wire::Descriptor { media_type, digest, size, annotations } = descriptor;
     let size = u64::try_from(size)
@@ -88,7 +88,7 @@ pub(super) mod tests {
     use kv::{Reader, StoredLabels, Writer};
     use types::Labels;
 
-    /// Labels as a record holds them.
+    /// Labels in the encoding of stored records.
     pub(in crate::services) struct Stored(Vec<u8>);
 
     impl Stored {

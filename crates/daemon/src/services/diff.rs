@@ -1,8 +1,8 @@
-//! `containerd.services.diff.v1`: layers onto trees, and trees to layers.
+//! `containerd.services.diff.v1`: applies layers to mounts, and creates layers from the difference of mounts.
 //!
-//! A layer for a new snapshot of ours is kept as it came, if that takes it so; all others are unpacked. Trees
-//! are mounted where nobody sees them, so a daemon that dies half way leaves no mount behind. Those that need others
-//! before them are activated for as long as the call takes.
+//! A layer for a new snapshot of ours may be stored as an archive; all others are unpacked. Mounts are detached, so
+//! that a daemon that dies half way leaves none behind. Mounts that need a mount manager are activated for the duration
+//! of the call.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -31,7 +31,7 @@ use super::{Answer, blocking, caller, convert, required, status};
 pub(super) struct Service {
     metadata: Metadata,
     mounts: Mounts,
-    /// In the order in which they are asked.
+    /// In the order in which they are tried.
     differs: Vec<Differ>,
     processors: Processors,
 }
@@ -63,7 +63,7 @@ impl Service {
         let is_processed = processors.names(&layer.media_type).is_some();
         let apply = move || {
             let source = metadata.content(&caller).reader(&layer.digest);
-            // What a program makes of it has other spans than the blob.
+            // A stream processor's output does not have the spans of the blob.
             let blob = (!is_processed).then_some(&layer.digest);
             source
                 .and_then(|source| processors.open_with(&layer.media_type, Box::new(source), &payloads))
@@ -71,7 +71,7 @@ impl Service {
                 .context(|| format!("apply layer {}", layer.digest))
         };
         let applied = match is_processed {
-            // A program decides how fast that goes.
+            // A stream processor may be slow.
             true => transfer::with_client(apply).await.map_err(status)?,
             false => blocking(apply).await?,
         };
@@ -152,7 +152,7 @@ impl Diff for Service {
     }
 }
 
-/// Whether the next differ is to be asked.
+/// Whether the next differ must be tried.
 fn is_unknown<T>(answer: &Result<T, Status>) -> bool {
     answer.as_ref().is_err_and(|status| status.code() == Code::Unimplemented)
 }
@@ -161,7 +161,7 @@ fn nobody() -> Status {
     Status::unimplemented("there is no differ")
 }
 
-/// Trees of any mounts, also of those that need others before them.
+/// Prepares mounts of any type, including those that need the mount manager.
 struct Activated {
     metadata: Metadata,
     mounts: Mounts,
@@ -170,19 +170,19 @@ struct Activated {
 }
 
 impl Activated {
-    /// Works on mounts that can be carried out as they are.
+    /// Passes mounts to `work` that mount(2) can make.
     fn with<T>(&self, mounts: &[Mount], work: impl FnOnce(&[Mount]) -> Result<T>) -> Result<T> {
         if !Mounts::are_needed_for(mounts) {
             return work(mounts);
         }
-        // What the work makes is the caller's; the mounts are the lease's.
+        // Resources that `work` creates belong to the caller's lease, the mounts to their own.
         transfer::under_lease(&self.metadata, &self.caller, |leased| {
             let name = leased.lease.as_ref().map(ToString::to_string).unwrap_or_default();
             let options = Options { makes_fuse: true, is_read_only: self.is_read_only, ..Options::default() };
             let activation = self.mounts.activate(leased, &name, mounts.to_vec(), options)?;
             let worked = work(&mounts::left(activation));
             if let Err(error) = self.mounts.deactivate(leased, &name) {
-                // The collection tries again, as nothing keeps them when the lease is gone.
+                // The next garbage collection retries, because the lease is gone.
                 tracing::warn!("take down the mounts of a tree: {}", error.chain());
             }
             worked
@@ -190,8 +190,8 @@ impl Activated {
     }
 }
 
-/// Applies a layer and describes the plain archive that it was. `blob` is what the bytes of `source` are called; none if
-/// a program makes them.
+/// Applies a layer and returns the descriptor of its uncompressed archive. `blob` is the digest of `source`, or `None`
+/// for the output of a stream processor.
 fn apply(
     metadata: &Metadata,
     blob: Option<&Digest>,
@@ -199,7 +199,7 @@ fn apply(
     mounts: &[Mount],
 ) -> Result<Descriptor> {
     let upper = upper_alone(mounts);
-    // Deletions are carried out: what lies below the mount writes them down in its own way.
+    // The mounted file system records deletions in its own way, so whiteouts are applied as deletions.
     let (whiteouts, mounts) = match &upper {
         Some(upper) => (Whiteouts::Overlay, std::slice::from_ref(upper)),
         None => (Whiteouts::Remove, mounts),
@@ -215,15 +215,15 @@ fn apply(
     Ok(Descriptor::new(media_type::OCI_LAYER, diff_id, size))
 }
 
-/// Whom a layer waits for. A program may keep its layer waiting as a host may, and so may the file system of a tree that is no
-/// snapshot of ours: layers that are on the disk and stay there wait for neither.
+/// Which permit a layer needs. A stream processor or the file system of another snapshotter may stall, like a registry;
+/// layers from the local store for our own snapshotters are not to wait behind these.
 fn origin(is_stored: bool, is_for_ours: bool) -> Origin {
     if is_stored && is_for_ours { Origin::Stored } else { Origin::Coming }
 }
 
-/// The directory of an overlay that has an upper directory and nothing below. That cannot be mounted: containerd's client
-/// (from 2.4 on) calls a tree so whose parent it tells when it commits it. What is deleted in it lies below it then, so
-/// deletions are written down in it as overlayfs reads them.
+/// The upper directory of an overlay without lower layers, which cannot be mounted: containerd's client (from 2.4)
+/// requests a snapshot in this form if it sets the parent at commit. Deleted files are in the parent then, so deletions
+/// are recorded as overlayfs whiteouts.
 fn upper_alone(mounts: &[Mount]) -> Option<Mount> {
     let [overlay] = mounts else { return None };
     let has_lower = overlay.options.iter().any(|word| word.starts_with("lowerdir"));
@@ -238,7 +238,7 @@ fn upper_alone(mounts: &[Mount]) -> Option<Mount> {
     Some(Mount { kind: "bind".to_owned(), source, target: overlay.target.clone(), options })
 }
 
-/// Keeps a layer as it came, where the snapshot takes it so. It is on disk then.
+/// Stores a layer as an archive if the snapshot supports that. Durable on return.
 fn keep(
     blob: Option<&Digest>,
     source: impl Read + Send,
@@ -255,11 +255,11 @@ fn keep(
     Ok(described.expect("it was stored"))
 }
 
-/// Unpacks a layer onto a tree.
+/// Unpacks a layer to a mounted tree.
 fn unpack(source: impl Read + Send, options: ApplyOptions, mounts: &[Mount]) -> Result<(Digest, u64)> {
     let tree = linux::mount::open_mounts(&linux::tree_mounts::durable(mounts.to_vec()))?;
     let applied = diff::apply(source, options, tree.as_fd())?;
-    // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
+    // Whether requested or not: a commit makes a durable record, so the files must be durable as well.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;
     Ok((applied.diff_id, applied.size))
 }

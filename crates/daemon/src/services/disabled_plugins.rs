@@ -1,17 +1,18 @@
-//! What `disabled_plugins` of the configuration leaves out, by the names that containerd's plugins have.
+//! The configuration's `disabled_plugins`, by the names of containerd's plugins.
 //!
-//! A service of the API can go by itself: it is neither served nor listed. So can the restart monitor, the snapshotter
-//! `native`, and what only services stand on, which takes those with it. Everything else stays, as the rest is built on it.
+//! A service of the API can be disabled by itself: it is neither served nor listed. So can the restart monitor, the
+//! snapshotter `native`, and plugins that only services need, which disables these as well. Other plugins are always
+//! enabled.
 
 use super::introspection::{
     GRPC, PLUGINS, REQUIRES, RESTART, SANDBOX_STORE, SNAPSHOTTER, STREAMING, TRANSFER,
 };
 
-/// What nothing but services stands on.
+/// Plugins that only services need.
 const BELOW_SERVICES: [(&str, &str); 3] =
     [(SANDBOX_STORE, "local"), (STREAMING, "manager"), (TRANSFER, "local")];
 
-/// The services of the API, by the ids of their plugins.
+/// The services of the API, by plugin id.
 const SERVICES: &[(&str, &str)] = &[
     ("containers", "containerd.services.containers.v1.Containers"),
     ("content", "containerd.services.content.v1.Content"),
@@ -32,7 +33,7 @@ const SERVICES: &[(&str, &str)] = &[
     ("version", "containerd.services.version.v1.Version"),
 ];
 
-/// Whether the daemon runs without this plugin, named by its type and id, of those that it has.
+/// Whether a plugin, named by type and id, can be disabled.
 pub(crate) fn is_separable(name: &str) -> bool {
     let is_it = |(kind, id): (&str, &str)| {
         kind == GRPC && service(id).is_some()
@@ -43,12 +44,12 @@ pub(crate) fn is_separable(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(is_it)
 }
 
-/// Plugins that are not to be, by type and id.
+/// Disabled plugins, by type and id.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DisabledPlugins(Vec<(String, String)>);
 
 impl DisabledPlugins {
-    /// Of these names, those that can go, and what cannot be without them.
+    /// Those of the names that can be disabled, and the plugins that need them.
     pub(crate) fn of(names: &[String]) -> DisabledPlugins {
         let separable = names.iter().filter(|name| is_separable(name));
         let pairs = separable.filter_map(|name| name.rsplit_once('.'));
@@ -79,7 +80,7 @@ impl DisabledPlugins {
         self.has(SNAPSHOTTER, snapshot::Native::NAME)
     }
 
-    /// The full names of the services of the API among them.
+    /// The full names of the disabled services of the API.
     pub(super) fn services(&self) -> impl Iterator<Item = &'static str> {
         self.0.iter().filter(|(kind, _)| kind == GRPC).filter_map(|(_, id)| service(id))
     }

@@ -1,4 +1,4 @@
-//! `hoist.engine.v1`: questions led to the engine.
+//! `hoist.engine.v1`: calls of the engine.
 
 mod events;
 mod happened;
@@ -23,7 +23,7 @@ use super::{Answer, Answers, plain_status};
 
 pub(crate) use history::History;
 
-/// Answers that may wait for a slow reader.
+/// Messages queued for a slow client.
 const ANSWERS_WAITING: usize = 64;
 
 pub(super) struct Service(pub(super) Engine, pub(super) History);
@@ -35,12 +35,12 @@ impl EngineService for Service {
     async fn call(&self, request: Request<Document>) -> Answer<Document> {
         let call: Call = parse(&request.into_inner())?;
         let engine = self.0.clone();
-        // Dropped with this call, as it is when its caller goes away.
+        // Dropped with this call's future, which happens when the client disconnects.
         let (_is_here, is_gone) = oneshot::channel::<()>();
         let gone = async {
             let _ = is_gone.await;
         };
-        // In a task of its own: a caller that goes away does not stop what it began half way.
+        // In a task of its own, so that the call is not interrupted half way if the client disconnects.
         let answering = async move { Box::pin(engine.answer(call, gone)).await };
         let answered = tokio::spawn(answering.in_current_span()).await;
         let answer = answered.map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?;
@@ -73,7 +73,7 @@ impl EngineService for Service {
                 Follow::Wait { id, exec: None } => {
                     while_followed(&send, wait(&engine, &id, None, &send)).await;
                 }
-                // Who has waited to its end takes it away.
+                // Not cancelled when the client disconnects: the waiter deletes the exec after its end.
                 Follow::Wait { id, exec } => wait(&engine, &id, exec.as_deref(), &send).await,
                 Follow::Image(follow) => {
                     while_followed(&send, Box::pin(images(&engine, follow, &send))).await;
@@ -103,8 +103,8 @@ impl EngineService for Service {
     }
 }
 
-/// Work that is for its caller alone ends when the caller goes away. Of a pull, what others fetch too they go on with,
-/// and what was begun is taken up by the next.
+/// Cancels work when its client disconnects. Of a pull, blobs that another pull fetches as well continue, and partial
+/// blobs are resumed by the next pull.
 async fn while_followed(send: &Sender, work: impl Future<Output = ()>) {
     tokio::select! {
         () = work => {}
@@ -120,14 +120,14 @@ async fn wait(engine: &Engine, id: &str, exec: Option<&str>, send: &Sender) {
 async fn pull(engine: &Engine, reference: &str, platform: Option<&str>, credentials: Keyring, send: &Sender) {
     let (steps, teller) = telling::<PullStep>(send);
     let pulled = engine.pull(reference, platform, credentials, steps).await;
-    // All steps are told before the outcome is.
+    // Forward all progress before sending the outcome.
     let _ = teller.await;
     let done =
         pulled.map(|image| PullStep::Done { name: image.name, digest: image.target.digest.to_string() });
     tell(send, done).await;
 }
 
-/// What is pushed of an image of several platforms.
+/// The part of a multi-platform image to push.
 fn scope(platforms: &[String], all: bool) -> types::Result<Scope> {
     Ok(match platforms {
         _ if all => Scope::Whole,
@@ -146,7 +146,7 @@ async fn push(
 ) {
     let (steps, teller) = telling::<PushStep>(send);
     let pushed = engine.push(reference, scope, referrers, credentials, steps).await;
-    // All steps are told before the outcome is.
+    // Forward all progress before sending the outcome.
     let _ = teller.await;
     let done = pushed.map(|pushed| PushStep::Done {
         name: reference.to_owned(),
@@ -159,7 +159,7 @@ async fn push(
 async fn images(engine: &Engine, follow: ImageFollow, send: &Sender) {
     let (steps, teller) = telling::<ImageStep>(send);
     let followed = engine.follow_images(follow, steps).await;
-    // All steps are told before the outcome is.
+    // Forward all progress before sending the outcome.
     let _ = teller.await;
     if let Err(error) = followed {
         tell::<()>(send, Err(error)).await;
@@ -183,7 +183,7 @@ async fn changes(engine: &Engine, of: Changes, send: &Sender) {
     }
 }
 
-/// What tells the steps of something, in order, until nobody listens.
+/// A channel whose messages are forwarded to the client in order, until it disconnects.
 fn telling<T: Serialize + Send + 'static>(send: &Sender) -> (mpsc::Sender<T>, JoinHandle<()>) {
     let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
     let onward = send.clone();
@@ -197,7 +197,7 @@ fn telling<T: Serialize + Send + 'static>(send: &Sender) -> (mpsc::Sender<T>, Jo
     (steps, tokio::spawn(teller))
 }
 
-/// Whether there is still somebody to tell.
+/// Sends a message; false if the client has disconnected.
 async fn tell<T: Serialize>(send: &Sender, answer: types::Result<T>) -> bool {
     let answer = answer.map(|answer| document(&answer)).map_err(|error| plain_status(&error));
     send.send(answer).await.is_ok()

@@ -28,7 +28,8 @@ fn untimed() -> Status {
     Status::invalid_argument("timestamp must be set on forwarded event: invalid argument")
 }
 
-/// Events on their way to a listener, each as large as a message may be; more wait in the exchange, which bounds their bytes.
+/// Events queued for a listener. Each may be as large as a message, so that more wait in the exchange, which bounds
+/// their size.
 const EVENTS_WAITING: usize = 1;
 
 pub(super) struct Service(pub(super) Exchange);
@@ -55,7 +56,7 @@ impl Events for Service {
 
     type SubscribeStream = Answers<Wire>;
 
-    /// Events of all namespaces, unless a filter says otherwise.
+    /// Events of all namespaces, unless a filter selects one.
     async fn subscribe(&self, request: Request<SubscribeRequest>) -> Answer<Self::SubscribeStream> {
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
         let mut subscription = self.0.subscribe_where(move |envelope| filters.matches(&Opened(envelope)));
@@ -68,7 +69,7 @@ impl Events for Service {
                 };
                 let message = match received {
                     Some(Received::Event(envelope)) => Ok(wire(&envelope)),
-                    // Going on would hide that something is missing.
+                    // Continuing would hide the gap.
                     Some(Received::Lagged(lost)) => Err(Status::data_loss(format!(
                         "the listener was too slow and lost {lost} events: subscribe again, then list anew"
                     ))),
@@ -93,7 +94,7 @@ fn wire(envelope: &Envelope) -> Wire {
     }
 }
 
-/// An envelope whose event is read too: filters may ask for `event.<field>`.
+/// An envelope whose event is decoded as well, for filters on `event.<field>`.
 struct Opened<'a>(&'a Envelope);
 
 impl Fields for Opened<'_> {
@@ -107,9 +108,9 @@ impl Fields for Opened<'_> {
     }
 }
 
-/// The text fields of the events we know; of labels, `labels.<key>`, and of a message in the event, `<name>.<field>`.
+/// The text fields of known events; also `labels.<key>`, and `<name>.<field>` of a nested message.
 fn event_field(event: &Opaque, path: &str) -> Option<String> {
-    // The one that has a name without underscores.
+    // The only field whose name has no underscore.
     let path = if path == "mediaType" { "media_type" } else { path };
     macro_rules! fields {
         ($($message:ident { $($field:ident),+ } $($labels:ident)? $(, $outer:ident { $($inner:ident),+ })?;)+) => {

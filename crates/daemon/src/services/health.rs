@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: a daemon that answers is well, and so is every service of it.
+//! `grpc.health.v1`: a daemon that responds is healthy, and so are all of its services.
 
 use api::grpc::health::health_server::Health;
 use api::grpc::health::{HealthCheckRequest, HealthCheckResponse, ServingStatus};
@@ -22,7 +22,7 @@ impl Health for Service {
 
     type WatchStream = Answers<HealthCheckResponse>;
 
-    /// Tells the state, and then of changes, of which there are none: the end of the daemon ends the stream.
+    /// Sends the state once; it never changes, and the stream ends with the daemon.
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Answer<Self::WatchStream> {
         let is_served = is_served(&request.get_ref().service);
         let status = if is_served { ServingStatus::Serving } else { ServingStatus::ServiceUnknown };
@@ -31,7 +31,7 @@ impl Health for Service {
     }
 }
 
-/// Without a name, all of the daemon is meant.
+/// An empty name means the whole daemon.
 fn is_served(service: &str) -> bool {
     let is_it = |(package, name, ..): &(&str, &str, &str, &[_])| {
         service.strip_prefix(package).and_then(|rest| rest.strip_prefix('.')) == Some(*name)

@@ -14,7 +14,7 @@ use super::{Answer, blocking, caller, changed, convert, required, status, too_lo
 
 pub(super) struct Service {
     pub(super) metadata: Metadata,
-    /// Bytes of the longest list.
+    /// Longest list response, in bytes.
     pub(super) list_limit: usize,
 }
 
@@ -61,7 +61,7 @@ impl Images for Service {
         let image = if touches_target {
             own(asked)?
         } else {
-            // A mask of labels comes without a target, one of annotations with nothing else in it.
+            // A mask of labels or annotations may come without a target.
             let current = {
                 let (images, name) = (self.metadata.images(&caller), asked.name.clone());
                 blocking(move || images.get(&name)).await?
@@ -78,7 +78,7 @@ impl Images for Service {
     async fn delete(&self, request: Request<DeleteImageRequest>) -> Answer<()> {
         let images = self.metadata.images(caller(&request)?);
         let request = request.into_inner();
-        // Without a digest it is the name alone that counts.
+        // Without a digest, the image is deleted whatever its target.
         let target = request.target.map(|target| target.digest).filter(|digest| !digest.is_empty());
         changed(images.ready_delete(request.name, target)).await?;
         if request.sync {
@@ -89,7 +89,7 @@ impl Images for Service {
     }
 }
 
-/// An image of a request, which must have a name.
+/// The request's image, which must have a name.
 fn named(image: Option<Wire>) -> Result<Wire, Status> {
     let image = required(image, "image")?;
     if image.name.is_empty() {
@@ -108,7 +108,7 @@ fn wire(image: Image) -> Wire {
     }
 }
 
-/// As [`wire`] does, for a list.
+/// Encodes what [`wire`] would convert, directly from a stored record, for lists.
 fn encode(image: &StoredImage<'_>, to: &mut Fields<'_>) {
     to.text(1, &image.name);
     image.labels.bytes().for_each(|(key, value)| to.entry(2, key, value));

@@ -1,4 +1,4 @@
-//! `containerd.services.introspection.v1`: what is served here, in the words that clients look for.
+//! `containerd.services.introspection.v1`: the plugins, under the names that clients look for.
 
 use std::borrow::Cow;
 use std::os::unix::fs::MetadataExt;
@@ -20,14 +20,15 @@ use super::{Answer, blocking, convert, plain_status, status};
 use crate::config::ProxyKind;
 use crate::wiring::Parts;
 
-/// Whoever asks for this plugin can ask for one runtime too.
+/// The plugin through which clients query a runtime.
 const RUNTIMES: (&str, &str) = ("io.containerd.runtime.v2", "task");
 pub(super) const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
-/// What starts containers again whose labels ask for it. nerdctl refuses policies that it does not find here.
+/// The restart monitor. nerdctl refuses restart policies that this plugin does not list.
 pub(super) const RESTART: (&str, &str) = ("io.containerd.monitor.container.v1", "restart");
 const POLICIES: [&str; 4] = ["no", "always", "on-failure", "unless-stopped"];
 
-/// What is served besides snapshotters, by type and id. A plugin that is listed answers; of the differ, `Apply`.
+/// All built-in plugins except snapshotters, by type and ids. Every listed plugin is implemented; the differ, for
+/// `Apply`.
 pub(super) const PLUGINS: &[(&str, &[&str])] = &[
     ("io.containerd.content.v1", &["content"]),
     ("io.containerd.differ.v1", &["walking"]),
@@ -66,12 +67,12 @@ pub(super) const PLUGINS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What a snapshotter can do, in the words that clients look for: to give a snapshot its parent when it is
-/// committed, and to show owners through a map (labels `containerd.io/snapshot/uidmapping`, `…/gidmapping`).
+/// Capabilities of snapshotters, by the names that clients look for: setting a snapshot's parent at commit, and id
+/// mapped views (labels `containerd.io/snapshot/uidmapping`, `…/gidmapping`).
 const REBASE: &str = "rebase";
 const REMAP: &str = "remap-ids";
 
-/// What containerd 2.3's plugins of these names build on, by type. Those that are not named build on nothing.
+/// The requirements that containerd 2.3's plugins of these names report, by type. Plugins not listed report none.
 pub(super) const REQUIRES: &[(&str, &[&str], &[&str])] = &[
     ("io.containerd.differ.v1", &["walking"], &[METADATA, MOUNT_MANAGER]),
     ("io.containerd.gc.v1", &["scheduler"], &[METADATA]),
@@ -118,10 +119,10 @@ pub(super) const STREAMING: &str = "io.containerd.streaming.v1";
 pub(super) const TRANSFER: &str = "io.containerd.transfer.v1";
 const WARNING: &str = "io.containerd.warning.v1";
 
-/// Where shims send output, which containerd 2.3 tells with its runtime. Our shim has one more.
+/// The URI schemes for output that containerd 2.3 reports with its runtime. Our shim supports one more.
 const LOG_SCHEMES: (&str, &str) = ("log-uri-schemes", "fifo,binary,binary-v2,file");
 
-/// Types whose plugins run or hold programs, which are made for a platform.
+/// Types of plugins that run or store programs and so report a platform.
 const WITH_PLATFORM: [&str; 4] =
     ["io.containerd.differ.v1", "io.containerd.mount-handler.v1", "io.containerd.runtime.v2", SNAPSHOTTER];
 
@@ -131,14 +132,14 @@ pub(super) struct Service {
     shims: Shims,
 }
 
-/// A plugin as it was at the start, and whom to ask how it is.
+/// A plugin as of the start, and the proxy whose current state it has.
 struct Listed {
     plugin: Plugin,
     proxy: Option<crate::proxy::Plugin>,
 }
 
 impl Listed {
-    /// One that is stuck is told as one that did not start: clients that look for a plugin take another.
+    /// A stuck proxy is reported like a plugin that failed to start, so that clients choose another.
     fn now(&self) -> Plugin {
         let refusal = self.proxy.as_ref().and_then(crate::proxy::Plugin::refusal);
         Plugin { init_err: refusal.map(wire_error), ..self.plugin.clone() }
@@ -181,7 +182,7 @@ impl Service {
     }
 }
 
-/// Whether a plugin, by type and id, is one of ours.
+/// Whether a plugin, by type and id, is built in.
 pub(super) fn is_built_in(name: &str) -> bool {
     let is_listed = |(kind, id): (&str, &str)| match kind {
         SNAPSHOTTER => {
@@ -193,7 +194,7 @@ pub(super) fn is_built_in(name: &str) -> bool {
 }
 
 impl Service {
-    /// `FailedPrecondition` if one of these is not here. What is stuck by now may be well later.
+    /// `FailedPrecondition` if one of these plugins does not exist. A stuck one may recover.
     pub(super) fn check_required(&self, names: &[String]) -> types::Result<()> {
         let is_here = |name: &str| {
             self.plugins
@@ -209,7 +210,7 @@ impl Service {
         }
     }
 
-    /// What a runtime says of itself.
+    /// Runtime information from a shim.
     async fn runtime_info(&self, options: &Any) -> Result<Any, Status> {
         let Some(asked) = api::shim::unpack::<RuntimeRequest>(options) else {
             let what =
@@ -268,7 +269,7 @@ impl Introspection for Service {
     }
 }
 
-/// A plugin of others, with what the configuration says of it.
+/// A proxy plugin with its configured properties.
 fn proxied(proxy: &crate::proxy::Plugin) -> Listed {
     let config = proxy.config();
     let kind = match config.kind {
@@ -309,7 +310,7 @@ fn plugin((kind, id): (&str, String)) -> Plugin {
     Plugin { r#type: kind.to_owned(), id, platforms, requires, ..Plugin::default() }
 }
 
-/// A plugin as filters see it.
+/// A plugin's fields for filters.
 struct Named<'a>(&'a Plugin);
 
 impl Fields for Named<'_> {

@@ -1,4 +1,4 @@
-//! `containerd.services.mounts.v1`: mounts that are made ahead and stay.
+//! `containerd.services.mounts.v1`: activated mounts, which the daemon makes and keeps.
 
 use api::grpc::mounts::mounts_server::Mounts as Served;
 use api::grpc::mounts::{

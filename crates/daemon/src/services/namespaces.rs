@@ -19,8 +19,8 @@ pub(super) struct Service(pub(super) Metadata);
 
 #[tonic::async_trait]
 impl Namespaces for Service {
-    /// A namespace that is not there has no labels: clients ask for the defaults in them before there
-    /// is anything in their namespace. The same goes for one that cannot be.
+    /// An unknown namespace has no labels: clients look for defaults in the labels before they create anything in their
+    /// namespace. The same goes for an invalid name.
     async fn get(&self, request: Request<GetNamespaceRequest>) -> Answer<GetNamespaceResponse> {
         let name = request.into_inner().name;
         let Ok(name) = Namespace::new(&name) else {
@@ -35,7 +35,7 @@ impl Namespaces for Service {
         Ok(Response::new(GetNamespaceResponse { namespace: Some(namespace.await?) }))
     }
 
-    /// containerd does not look at the filter; whoever gives one wants what it says.
+    /// containerd ignores the filter; we apply it.
     async fn list(&self, request: Request<ListNamespacesRequest>) -> Answer<ListNamespacesResponse> {
         let filters = Filters::parse(&[request.into_inner().filter]).map_err(status)?;
         let metadata = self.0.clone();
@@ -72,7 +72,7 @@ impl Namespaces for Service {
     }
 }
 
-/// A namespace as filters see it.
+/// A namespace's fields for filters.
 struct Named<'a>(&'a Wire);
 
 impl Fields for Named<'_> {

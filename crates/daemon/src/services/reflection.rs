@@ -1,7 +1,7 @@
-//! `grpc.reflection.v1` and `.v1alpha`: what is served, for clients that were not built with it (grpcurl, evans).
+//! `grpc.reflection.v1` and `.v1alpha`: descriptions of the services for generic clients (grpcurl, evans).
 //!
-//! The descriptions are made from the messages that are served, when the program is built. A service is listed if it
-//! is among the routes, and only then.
+//! The descriptors are generated at build time from the messages that are served. Exactly the routed services are
+//! listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use tonic::{Code, Request, Response, Streaming};
 
 use super::{Answer, Answers};
 
-/// Clones share what they know.
+/// Clones share the descriptors.
 #[derive(Clone)]
 pub(super) struct Service(Arc<Known>);
 
 struct Known {
     services: BTreeSet<String>,
     files: BTreeMap<String, File>,
-    /// Full names of services, methods, messages, fields and enumerations, and the file of each.
+    /// Full names of services, methods, messages, fields and enums, with the file of each.
     symbols: BTreeMap<String, String>,
     messages: BTreeSet<String>,
 }
@@ -37,7 +37,7 @@ struct File {
 }
 
 impl Service {
-    /// `services` are the full names of what is routed.
+    /// `services` are the full names of the routed services.
     pub(super) fn new(services: impl IntoIterator<Item = String>) -> Service {
         let set = FileDescriptorSet::decode(DESCRIPTORS).expect("what the build wrote");
         let mut known = Known {
@@ -50,7 +50,7 @@ impl Service {
         Service(Arc::new(known))
     }
 
-    /// One answer for each question, until the client has no more.
+    /// One response per request, until the client closes the stream.
     fn answers(&self, questions: Streaming<ServerReflectionRequest>) -> Answers<ServerReflectionResponse> {
         let known = Arc::clone(&self.0);
         Box::pin(questions.map(move |question| question.map(|question| known.answer(question))))
@@ -117,7 +117,7 @@ impl Known {
         }
     }
 
-    /// A file with all that it needs, so that a client need not ask again.
+    /// A file with all of its dependencies, so that the client need not ask again.
     fn file(&self, name: &str) -> MessageResponse {
         let mut names = Vec::new();
         let mut pending = vec![name];

@@ -1,4 +1,4 @@
-//! `containerd.services.sandbox.v1.Store`: records of sandboxes. Those that run: [`super::controller`].
+//! `containerd.services.sandbox.v1.Store`: records of sandboxes. Running sandboxes: [`super::controller`].
 
 use api::grpc::sandbox::store_server::Store;
 use api::grpc::sandbox::{

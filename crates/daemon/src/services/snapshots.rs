@@ -17,7 +17,7 @@ use super::{Answer, Answers, batches, blocking, caller, convert, required, statu
 pub(super) struct Service(pub(super) Metadata);
 
 impl Service {
-    /// Has the snapshotter of this name answer in the caller's namespace.
+    /// Calls `answer` with the request's snapshotter in the caller's namespace.
     async fn ask<M, T: Send + 'static>(
         &self,
         request: Request<M>,
@@ -34,7 +34,7 @@ impl Service {
             return Err(Status::invalid_argument("snapshotter argument missing: invalid argument"));
         }
         let snapshots = self.0.snapshots(caller, name).map_err(|error| match error.kind() {
-            // What is not there is the snapshotter, and not what it is asked for.
+            // Not to be taken for a missing snapshot.
             ErrorKind::NotFound => status(error.with_kind(ErrorKind::InvalidArgument)),
             _ => status(error),
         })?;

@@ -1,4 +1,4 @@
-//! `containerd.services.streaming.v1`: streams that other calls name.
+//! `containerd.services.streaming.v1`: streams that other calls refer to.
 
 use api::grpc::streaming::StreamInit;
 use api::grpc::streaming::streaming_server::Streaming;

@@ -1,5 +1,4 @@
-//! `containerd.services.tasks.v1`: containers that run. What runs is known to shims; here their answers
-//! are handed on.
+//! `containerd.services.tasks.v1`: running containers. Forwards calls to shims.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -23,7 +22,7 @@ use super::{Answer, blocking, caller, container_id, convert, known, required, st
 use crate::checkpoint;
 use crate::task_resources::TaskResources;
 
-/// Clones are the same.
+/// Clones share state.
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) metadata: Metadata,
@@ -32,8 +31,8 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// The task that a request is about, and the request. Where there is none it is the container that is missing, if that
-    /// is not there either.
+    /// The task of a request, and the message. If there is none, `NotFound` names the container if that is missing as
+    /// well.
     async fn task<M>(&self, request: Request<M>, id: impl Fn(&M) -> &str) -> Result<(Task, M), Status> {
         let caller = caller(&request)?;
         let request = request.into_inner();
@@ -48,8 +47,8 @@ impl Service {
         }
     }
 
-    /// The shim that has the container's sandbox: of that name, or else at the address that a controller of
-    /// sandboxes gave its client.
+    /// The shim of the container's sandbox: the sandbox of this id, or else the address that a sandbox controller gave
+    /// the client.
     fn shim_of(
         &self,
         namespace: &Namespace,
@@ -73,7 +72,7 @@ impl Service {
         Ok(Some(Endpoint { address, version }))
     }
 
-    /// Where the images are that a task is to be restored from, if it is.
+    /// The directory of images to restore the task from, if requested.
     async fn restored(
         &self,
         caller: &Caller,
@@ -92,7 +91,7 @@ impl Service {
         blocking(move || task_resources.checkpoints().bring(&caller, &id, descriptor)).await.map(Some)
     }
 
-    /// A task of a container, with the mounts and the checkpoint that it needs. Where it fails those go again.
+    /// Creates a container's task with its mounts and checkpoint, which are released if it fails.
     async fn create_task(
         self,
         caller: Caller,
@@ -105,7 +104,7 @@ impl Service {
         let checkpoint = self.restored(&caller, &id, &mut request).await?;
         let options = request.options.filter(|options| !options.type_url.is_empty()).map(convert::opaque);
         let rootfs = convert::own_mounts(request.rootfs);
-        // As by containerd, it may be a name too.
+        // As in containerd, `runtime_path` may also be a runtime name.
         let runtime =
             if request.runtime_path.is_empty() { container.runtime.name } else { request.runtime_path };
         let (rootfs, is_activated) =
@@ -131,7 +130,7 @@ impl Service {
             if is_activated {
                 self.task_resources.deactivate(&caller.namespace, &id).await;
             }
-            // What is there of that name may need its images.
+            // The existing task with this id may need its images.
             if is_restored && !error.is(ErrorKind::AlreadyExists) {
                 self.task_resources.forget_checkpoint(&caller.namespace, &id).await;
             }
@@ -150,15 +149,15 @@ impl Service {
     }
 }
 
-/// Where a task is to be created, and by which version: by fields of the request, and by options of runc for clients of
-/// before containerd 2.3. Empty where nobody says.
+/// The address of an existing task API and its version: from fields of the request, or, for clients before containerd
+/// 2.3, from runc's options. Empty if neither is set.
 fn task_api(request: &CreateTaskRequest) -> (String, u32) {
     if !request.task_api_address.is_empty() {
         return (request.task_api_address.clone(), request.task_api_version);
     }
     match request.options.as_ref().and_then(api::shim::unpack::<api::shim::runc::Options>) {
         Some(Ok(options)) => (options.task_api_address, options.task_api_version),
-        // Whoever takes them says what is wrong with them.
+        // The shim will report what is wrong with them.
         Some(Err(_)) | None => Default::default(),
     }
 }
@@ -191,7 +190,7 @@ impl Tasks for Service {
             && let Ok(id) = container_id(&caller, &id)
             && !self.shims.has(&caller.namespace, &id)
         {
-            // Of a task that went with its shim.
+            // The checkpoint of a task that died with its shim.
             self.task_resources.forget_checkpoint(&caller.namespace, &id).await;
         }
         let (task, request) = found?;
@@ -203,7 +202,7 @@ impl Tasks for Service {
         let (task, request) = self.task(request, |request| &request.container_id).await?;
         let exit = match exec(&request.exec_id)? {
             Some(id) => task.delete_exec(&id).await.map_err(status)?,
-            // The first process goes with its task alone, and has the task's answer while it runs.
+            // The first process is deleted with its task, and while it runs gives the same error.
             None => self.delete_task(task).await?,
         };
         Ok(Response::new(deleted(request.exec_id, exit)))
@@ -218,7 +217,7 @@ impl Tasks for Service {
         Ok(Response::new(GetResponse { process: Some(wire(process.map_err(status)?)) }))
     }
 
-    /// containerd does not look at the filter; whoever gives one wants what it says.
+    /// containerd ignores the filter; we apply it.
     async fn list(&self, request: Request<ListTasksRequest>) -> Answer<ListTasksResponse> {
         let namespace = caller(&request)?.namespace;
         let filters = Filters::parse(&[request.into_inner().filter]).map_err(status)?;
@@ -265,7 +264,7 @@ impl Tasks for Service {
         if request.stdin {
             task.close_stdin(exec.as_ref()).await.map_err(status)?;
         } else if exec.is_some() {
-            // There is nothing to close, and still it must be there.
+            // Nothing to close, but the process must exist.
             task.state(exec.as_ref()).await.map_err(status)?;
         }
         Ok(Response::new(()))
@@ -315,7 +314,7 @@ impl Tasks for Service {
         task.update(resources, request.annotations).await.map(Response::new).map_err(status)
     }
 
-    /// A task whose shim does not answer in time has no metrics; the others have theirs.
+    /// A task whose shim does not answer in time is left out.
     async fn metrics(&self, request: Request<MetricsRequest>) -> Answer<MetricsResponse> {
         let namespace = caller(&request)?.namespace;
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
@@ -334,7 +333,7 @@ impl Tasks for Service {
                     id,
                     data: stats.map(convert::any),
                 }),
-                // It is being created, or gone meanwhile.
+                // The task is being created, or was deleted meanwhile.
                 Err(error) if error.is(ErrorKind::NotFound) => {}
                 Err(error) => tracing::warn!(%namespace, %id, "metrics: {}", error.chain()),
             }
@@ -350,7 +349,7 @@ impl Tasks for Service {
     }
 }
 
-/// A process that should be there. `None` is the container's first.
+/// Parses an exec id. `None` means the first process.
 fn exec(id: &str) -> Result<Option<ExecId>, Status> {
     if id.is_empty() {
         return Ok(None);
@@ -386,7 +385,7 @@ fn wire(process: Process) -> WireProcess {
     }
 }
 
-/// A task as filters see it.
+/// A task's fields for filters.
 struct Named<'a> {
     namespace: &'a Namespace,
     id: &'a ContainerId,

@@ -1,4 +1,4 @@
-//! `containerd.services.transfer.v1`: images from one place to another, in one call.
+//! `containerd.services.transfer.v1`: transfers images between registries, the store and streams.
 //!
 //! | from | to | |
 //! |---|---|---|
@@ -7,9 +7,9 @@
 //! | image store | image store | tag |
 //! | image store | export stream | export |
 //! | import stream | image store | import |
-//! | import stream | export stream | bytes, as they are |
+//! | import stream | export stream | copy of the bytes |
 //!
-//! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
+//! Progress is sent on a stream that the client has opened, in the format of containerd's transfer service.
 
 mod credentials;
 mod http_trace;
@@ -49,7 +49,7 @@ pub(super) struct Service {
     pub(super) slots: Slots,
     pub(super) retentions: Retentions,
     pub(super) admission: Admission,
-    /// Used where a client names none.
+    /// The default snapshotter.
     pub(super) snapshotter: String,
 }
 
@@ -136,7 +136,7 @@ impl Service {
         let image = pulled?;
         let mut images = vec![image.clone()];
         for name in extra.into_iter().map(|extra| extra.name(&image.target.digest)) {
-            // The same registry is asked, by who may ask it.
+            // For each name, the policy may consult the same registry with the same credentials.
             self.admission.check_ahead(&name, &image.target, &remote).await?;
             let image = Image { name, labels: beside(&to.labels, &image.name), ..image.clone() };
             self.name(caller, image.clone()).await?;
@@ -147,7 +147,7 @@ impl Service {
         Ok(())
     }
 
-    /// What is unpacked: for this machine and by the usual snapshotter, where nothing else is said.
+    /// The requested unpack operations; by default for this host's platform, with the default snapshotter.
     fn unpacks(&self, asked: Vec<UnpackConfiguration>) -> Result<Vec<Unpack>> {
         let unpack = |asked: UnpackConfiguration| {
             let platform = asked.platform.map_or_else(|| Ok(Platform::host()), own_platform)?;
@@ -190,7 +190,7 @@ impl Service {
         Ok(())
     }
 
-    /// A repository as a client names it, spoken to as whom the client says.
+    /// A client's repository, with the client's credentials and options.
     async fn remote(&self, caller: &Caller, named: OciRegistry) -> Result<(Reference, Remote)> {
         let reference: Reference = named.reference.parse()?;
         let resolver = named.resolver.unwrap_or_default();
@@ -240,7 +240,7 @@ impl Service {
         Ok(())
     }
 
-    /// Sends the bytes of one stream to another.
+    /// Copies one stream to another.
     async fn echo(&self, caller: &Caller, from: ImageImportStream, to: ImageExportStream) -> Result<()> {
         let from = self.streams.take(&caller.namespace, &from.stream)?;
         let to = self.streams.take(&caller.namespace, &to.stream)?;
@@ -271,7 +271,7 @@ impl Service {
         Ok(())
     }
 
-    /// How a client wants the images of an archive to be named and kept.
+    /// How a client wants an archive's images named and stored.
     fn import_options(&self, to: ImageStore, compresses: bool) -> Result<ImportOptions> {
         let (prefixes, whole): (Vec<_>, Vec<_>) =
             to.extra_references.into_iter().partition(|reference| reference.is_prefix);
@@ -285,13 +285,13 @@ impl Service {
         let mut rules: Vec<NameRule> = prefixes.map(name_rule).collect();
         let is_named = !to.name.is_empty() || !index_names.is_empty() || !index_names_with_digest.is_empty();
         if rules.is_empty() && !is_named {
-            // Who says nothing has each image under its own name.
+            // By default each image keeps its own name.
             rules.push(NameRule::Own { fallback: None });
         }
         let labels_beside = if to.name.is_empty() { to.labels.clone() } else { beside(&to.labels, &to.name) };
         let index_name = Some(to.name).filter(|name| !name.is_empty());
         let unpacks = self.unpacks(to.unpacks)?;
-        // As with containerd, all documents are what they are together.
+        // As in containerd, `all_metadata` means all platforms.
         let platforms = if to.all_metadata { Vec::new() } else { own_platforms(to.platforms)? };
         Ok(ImportOptions {
             unpacks,
@@ -357,7 +357,7 @@ impl Service {
     }
 }
 
-/// A further name of an image.
+/// An additional name of an image.
 #[derive(Debug, PartialEq)]
 struct Extra {
     name: String,
@@ -365,7 +365,7 @@ struct Extra {
 }
 
 impl Extra {
-    /// A prefix alone is no name.
+    /// A bare prefix is not a name.
     fn of(reference: &ImageReference) -> Option<Extra> {
         let is_name = !reference.is_prefix || reference.add_digest;
         is_name.then(|| Extra { name: reference.name.clone(), has_digest: reference.add_digest })
@@ -376,20 +376,20 @@ impl Extra {
     }
 }
 
-/// What a pulled image is called, and what else.
+/// The first name of a pulled image, and its additional names.
 fn pulled_names(reference: &Reference, name: String, extra: &[ImageReference]) -> (String, Vec<Extra>) {
     let mut extra: Vec<Extra> = extra.iter().filter_map(Extra::of).collect();
     if !name.is_empty() {
         return (name, extra);
     }
-    // A name with a digest is known only when the image is.
+    // A name with a digest is unknown until the image is resolved.
     match extra.iter().position(|extra| !extra.has_digest) {
         Some(first) => (extra.remove(first).name, extra),
         None => (reference.to_string(), extra),
     }
 }
 
-/// The labels of a further name of an image, which goes with the first.
+/// Labels of an additional name, which the garbage collector removes with the first.
 fn beside(labels: &Labels, name: &str) -> Labels {
     let mut labels = labels.clone();
     labels.insert(gc::OF_IMAGE.to_owned(), name.to_owned());
@@ -397,7 +397,7 @@ fn beside(labels: &Labels, name: &str) -> Labels {
     labels
 }
 
-/// How a client wants images of an archive named.
+/// A client's rule for naming an archive's images.
 fn name_rule(rule: ImageReference) -> NameRule {
     NameRule::Base(BaseName {
         name: rule.name,
@@ -410,7 +410,7 @@ fn name_rule(rule: ImageReference) -> NameRule {
     })
 }
 
-/// How a client wants its registry spoken to.
+/// A client's options for registries.
 fn caller_options(resolver: &RegistryResolver) -> Result<CallerOptions> {
     let mut headers = HeaderMap::new();
     for (name, value) in &resolver.headers {

@@ -1,4 +1,4 @@
-//! Counts of gRPC calls: how many began, how they ended, how long they took, and how many messages went either way.
+//! Metrics of gRPC calls: started, handled by status code, durations, and messages received and sent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,22 +16,22 @@ use super::histogram::Histogram;
 use super::message_counter;
 use super::text::Text;
 
-/// More methods than are served: names are the caller's to choose.
+/// Most methods that are counted, more than exist: clients may call arbitrary names.
 const METHODS_MAX: usize = 512;
 
-/// The counters. Clones are the same.
+/// The counters. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Calls(Arc<Inner>);
 
 struct Inner {
     methods: Mutex<BTreeMap<Method, Counts>>,
-    /// Whether times are counted.
+    /// Whether durations are measured.
     times: bool,
 }
 
 type Method = (String, String);
 
-/// How many codes gRPC has, which are numbered from 0.
+/// Number of gRPC status codes, which start at 0.
 const CODES: usize = 17;
 
 /// Writes the samples of one method, given its labels.
@@ -40,13 +40,13 @@ type Writing<'a> = &'a dyn Fn(&mut Text, &[(&str, &str)], &Counts);
 #[derive(Default)]
 struct Counts {
     started: u64,
-    /// By code.
+    /// By status code.
     handled: [u64; CODES],
     times: Histogram,
     messages: Messages,
 }
 
-/// What went through the bodies of a method's calls.
+/// Number of messages of a method's calls.
 #[derive(Clone, Default)]
 struct Messages {
     received: Arc<AtomicU64>,
@@ -54,8 +54,8 @@ struct Messages {
 }
 
 impl Calls {
-    /// With each method that is served, and each way in which a call of it can end, at zero: as in containerd, so that who
-    /// adds up what is new sees the first failure too.
+    /// Starts with all methods and status codes at zero, as in containerd, so that a query of increases sees the first
+    /// failure.
     pub(crate) fn new(times: bool) -> Calls {
         let served = SERVICES.iter().flat_map(|(package, service, _, rows)| {
             rows.iter().map(move |(_, method, ..)| (format!("{package}.{service}"), (*method).to_owned()))
@@ -64,7 +64,7 @@ impl Calls {
         Calls(Arc::new(Inner { methods: Mutex::new(methods), times }))
     }
 
-    /// Notes that a call began.
+    /// Counts a started call.
     pub(crate) fn begin(&self, service: &str, method: &str) -> Running {
         let mut key = (service.to_owned(), method.to_owned());
         let mut methods = self.0.methods.lock();
@@ -102,7 +102,7 @@ impl Calls {
         each(text, handled, "counter", help, &|text, labels, counts| {
             for (code, count) in (0..).zip(counts.handled) {
                 let name = format!("{:?}", Code::from_i32(code));
-                // Go's words for them, which are what the label has elsewhere.
+                // Go's spelling of the codes.
                 let name = match name.as_str() {
                     "Ok" => "OK",
                     "Cancelled" => "Canceled",
@@ -131,7 +131,7 @@ impl Calls {
     }
 }
 
-/// In the words of Go's middleware.
+/// The type label of Go's middleware.
 fn kind_of(service: &str, method: &str) -> &'static str {
     let is_it = |package: &str, name: &str| {
         service.strip_prefix(package).and_then(|rest| rest.strip_prefix('.')) == Some(name)
@@ -146,7 +146,7 @@ fn kind_of(service: &str, method: &str) -> &'static str {
     }
 }
 
-/// A call that has not ended. Dropped before, its caller went away.
+/// A call in progress. If it is dropped before its end, the client has disconnected.
 pub(crate) struct Running {
     calls: Calls,
     key: Method,
@@ -156,12 +156,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// The request, with its messages counted as they come.
+    /// Wraps the request to count its messages.
     pub(crate) fn receive(&self, request: Request<Body>) -> Request<Body> {
         request.map(|body| message_counter::count(body, self.messages.received.clone()))
     }
 
-    /// The answer, with its messages counted as they go, and its end noted when it comes.
+    /// Wraps the response to count its messages and its end.
     pub(crate) fn follow(self, response: Response<Body>) -> Response<Body> {
         let sent = self.messages.sent.clone();
         until_end(response.map(|body| message_counter::count(body, sent)), self)
@@ -218,7 +218,7 @@ mod tests {
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.005\"}} 2"),
             format!("grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 2"),
             format!("grpc_server_handling_seconds_count{{{labels}}} 2"),
-            // What has not happened yet is there.
+            // Combinations that have not occurred are present.
             format!("grpc_server_handled_total{{grpc_code=\"Internal\",{labels}}} 0"),
             format!("grpc_server_handled_total{{grpc_code=\"OK\",{unasked}}} 0"),
             format!("grpc_server_started_total{{{unasked}}} 0"),

@@ -1,5 +1,5 @@
-//! Figures of containers' cgroups, by containerd's names: `container_<group>_<figure>_<unit>`, which differ
-//! between cgroups of version 1 and 2.
+//! Metrics of containers' cgroups with containerd's names, `container_<group>_<metric>_<unit>`, which differ between
+//! cgroup versions 1 and 2.
 
 use std::collections::BTreeMap;
 
@@ -13,23 +13,23 @@ use types::Opaque;
 
 use super::text::Text;
 
-/// A figure: its name, its unit, and where it is.
+/// A metric: its name, its unit, and how to read it.
 type Figure<M> = (&'static str, &'static str, fn(&M) -> u64);
 
-/// What transfers of block devices are told of version 1: the name, the unit, and where the entries are.
+/// A block IO metric of version 1: its name, its unit, and its entries.
 type Transfers = (&'static str, &'static str, fn(&v1::BlkioStat) -> &Vec<v1::BlkioEntry>);
 
-/// The one figure that only grows and is called a counter; all others are gauges, as they are there.
+/// The only metric of type counter; all others are gauges, as in containerd.
 const OOM_V1: &str = "container_memory_oom_total";
 
-/// Families are whole in the format, so samples are collected before they are written.
+/// Samples by metric: the format requires all samples of a metric together.
 #[derive(Default)]
 struct Samples(BTreeMap<String, Vec<Sample>>);
 
-/// A figure of a container at this moment.
+/// A container's current value of a metric.
 struct Sample {
     owner: Owner,
-    /// Labels beside those that name the owner, by which samples of one owner are told apart.
+    /// Additional labels, which distinguish samples of one container.
     further: Vec<(&'static str, String)>,
     value: u64,
 }
@@ -42,13 +42,13 @@ struct Owner {
 }
 
 impl Sample {
-    /// What comes first is written first.
+    /// The sort key.
     fn order(&self) -> (&str, &str, &[(&'static str, String)]) {
         (&self.owner.namespace, &self.owner.id, &self.further)
     }
 }
 
-/// Asks every shim, all at once. One that does not answer in time has no figures.
+/// Queries all shims in parallel. Containers whose shim does not answer in time are left out.
 pub(super) async fn write(text: &mut Text, metadata: &Metadata, shims: &Shims) {
     let mut asks = JoinSet::new();
     for task in shims.tasks(None) {
@@ -71,7 +71,7 @@ async fn owner(task: &Task, metadata: Metadata) -> Owner {
     let (namespace, id) = (task.namespace().clone(), task.id().clone());
     let (own_namespace, own_id) = (namespace.clone(), id.clone());
     let found = spawn_blocking(move || metadata.containers(&own_namespace).get(&own_id)).await;
-    // A task whose container is gone has figures all the same.
+    // A task without a container record has metrics as well.
     let runtime = found.ok().and_then(Result::ok).map(|container| container.runtime.name);
     Owner { namespace: namespace.to_string(), id: id.to_string(), runtime: runtime.unwrap_or_default() }
 }
@@ -223,7 +223,7 @@ impl Samples {
                 self.put(owner, &format!("hugetlb_{name}"), unit, page, value);
             }
         }
-        // There is none of it before the first.
+        // containerd has no sample before the first OOM kill.
         if let Some(kills) = metrics.memory_oom_control.as_ref().map(|control| control.oom_kill)
             && kills > 0
         {

@@ -1,4 +1,4 @@
-//! When a call ends: with its trailers, with an answer that is nothing but those, or with the end of its caller.
+//! Detects how a call ends: by trailers, by a response of headers only, or by a disconnected client.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,12 +8,12 @@ use hyper::body::{Frame, SizeHint};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-/// Is told how a call ended. Dropped without, its caller went away.
+/// Receives the status of a call. If it is dropped before, the client has disconnected.
 pub(crate) trait End: Send + Unpin + 'static {
     fn end(&mut self, code: Code);
 }
 
-/// The answer, with its end told when it comes.
+/// Wraps the response to report the call's end.
 pub(crate) fn until_end(response: Response<Body>, mut call: impl End) -> Response<Body> {
     if let Some(code) = code(response.headers()) {
         call.end(code);
@@ -26,7 +26,7 @@ fn code(headers: &HeaderMap) -> Option<Code> {
     Status::from_header_map(headers).map(|status| status.code())
 }
 
-/// A body that is watched for its trailers.
+/// A body that is watched for trailers.
 struct Followed<E> {
     body: Body,
     call: E,

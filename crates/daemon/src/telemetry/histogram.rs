@@ -1,16 +1,16 @@
-//! Histograms of times, as Prometheus has them.
+//! Prometheus histograms of durations.
 
 use std::time::Duration;
 
 use super::text::Text;
 
-/// Upper bounds of the buckets, in seconds: Prometheus's own.
+/// Upper bounds of the buckets, in seconds: Prometheus's defaults.
 const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// How often something took how long.
+/// A histogram of durations.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
-    /// By bound; the last is what took longer than all of them.
+    /// Counts per bucket; the last bucket has no upper bound.
     buckets: [u64; BOUNDS.len() + 1],
     sum: Duration,
 }
@@ -27,7 +27,7 @@ impl Histogram {
         self.sum
     }
 
-    /// The samples of a family that was named.
+    /// Writes the samples of a family that was begun.
     pub(super) fn write(&self, text: &mut Text, name: &str, labels: &[(&str, &str)]) {
         let mut below = 0;
         for (count, bound) in self.buckets.iter().zip(BOUNDS.iter().copied().chain([f64::INFINITY])) {

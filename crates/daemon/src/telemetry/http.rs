@@ -1,4 +1,4 @@
-//! HTTP/1 for those who look: a TCP port for figures, a unix socket for all.
+//! The HTTP/1 server of telemetry: metrics on a TCP port, all pages on a unix socket.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,19 +19,19 @@ use crate::background::Background;
 use crate::config::{Config, DebugSocket};
 use crate::listen;
 
-/// How long a connection may take to say what it wants.
+/// How long a connection may take to send its request.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
-/// How long to wait when the process is out of file descriptors.
+/// Pause when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Which pages there are.
+/// Which set of pages a listener serves.
 #[derive(Clone, Copy, PartialEq)]
 enum Door {
     Metrics,
     Debug,
 }
 
-/// Listens where the configuration says, and answers for ever, beside everything else.
+/// Listens on the configured addresses and serves in the background.
 pub(crate) async fn serve(config: &Config, sources: &Sources, background: &mut Background) -> Result<()> {
     if let Some(address) = config.metrics.address {
         let listener = bind(address).await?;
@@ -111,7 +111,7 @@ async fn answer<B>(request: &Request<B>, door: Door, sources: &Sources) -> Respo
     }
 }
 
-/// A profile of so many seconds as the query says.
+/// A CPU profile, as long as the query requests.
 async fn processors(query: Option<&str>) -> Result<Vec<u8>> {
     let asked = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("seconds="));
     let seconds = asked.map_or(Ok(profile::SECONDS), str::parse);

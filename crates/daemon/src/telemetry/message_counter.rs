@@ -1,8 +1,8 @@
-//! Messages of gRPC, counted as they pass in the body of a request or an answer.
+//! Counts gRPC messages in the body of a request or response.
 //!
 //! ```text
-//! frames of HTTP   [.........][......]
-//! messages         1 byte, length (4), bytes │ 1 byte, length (4), bytes │ …
+//! HTTP/2 data frames   [.........][......]
+//! gRPC messages        1 byte, length (4), bytes │ 1 byte, length (4), bytes │ …
 //! ```
 
 use std::pin::Pin;
@@ -16,22 +16,22 @@ use tonic::body::Body;
 
 const HEAD_LEN: usize = 5;
 
-/// The body, which counts the messages that went through it.
+/// Wraps a body to count its messages.
 pub(super) fn count(body: Body, counter: Arc<AtomicU64>) -> Body {
     Body::new(Counted { body, counter, framing: Framing::default() })
 }
 
-/// Where in a message the next byte stands.
+/// Position of the next byte within a message.
 #[derive(Default)]
 struct Framing {
     head: [u8; HEAD_LEN],
     head_len: usize,
-    /// Bytes of the message that are still to come, once its head is whole.
+    /// Remaining bytes of the message, once its header is complete.
     left: usize,
 }
 
 impl Framing {
-    /// How many messages are whole with these bytes.
+    /// How many messages these bytes complete.
     fn pass(&mut self, mut bytes: &[u8]) -> u64 {
         let mut whole = 0;
         while !bytes.is_empty() {

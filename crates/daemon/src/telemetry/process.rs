@@ -1,4 +1,4 @@
-//! The daemon as the kernel sees it: memory, time, descriptors, threads (proc_pid_stat(5) and others).
+//! Metrics of the daemon's process: memory, CPU time, descriptors, threads (proc_pid_stat(5) and others).
 
 use std::fs;
 
@@ -6,16 +6,16 @@ use serde_json::{Value, json};
 
 use super::text::Text;
 
-/// The unit of times in `/proc`: `sysconf(_SC_CLK_TCK)`, which is 100 on every Linux.
+/// Unit of times in `/proc`: `sysconf(_SC_CLK_TCK)`, which is 100 on all Linux architectures.
 const TICKS_PER_SECOND: f64 = 100.0;
-/// Fields of `/proc/PID/stat` after the name, which ends at the last parenthesis: field 3 is the first.
+/// Fields of `/proc/PID/stat` after the name, which ends at the last parenthesis: index 0 is field 3.
 const USER_TIME: usize = 14 - 3;
 const SYSTEM_TIME: usize = 15 - 3;
 const START_TIME: usize = 22 - 3;
 const VIRTUAL_SIZE: usize = 23 - 3;
 const RESIDENT_PAGES: usize = 24 - 3;
 
-/// The names that Prometheus's own clients use.
+/// Metrics with the names of Prometheus's own client libraries.
 pub(super) fn write(text: &mut Text) {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
@@ -44,8 +44,7 @@ pub(super) fn write(text: &mut Text) {
     );
 }
 
-/// The variables that Go's `expvar` has, as far as they mean something here, and what a program without a
-/// collector of memory can say.
+/// The variables of Go's `expvar` that make sense without a garbage collector.
 pub(super) fn variables() -> Value {
     let arguments: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let memory = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -60,7 +59,7 @@ pub(super) fn variables() -> Value {
     json!({ "cmdline": arguments, "memory": memory })
 }
 
-/// What each thread does: its name, state and time, and where in the kernel it waits.
+/// Name, state, CPU time and wait channel of each thread.
 pub(super) fn threads() -> Value {
     let mut threads = Vec::new();
     for entry in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {

@@ -1,12 +1,12 @@
-//! Where the daemon spends processor time, in the form that `pprof` reads, as `ctr pprof profile` asks for it.
+//! CPU profiles in pprof's format, as `ctr pprof profile` requests them.
 //!
 //! ```text
-//! linux::sampling ──▶ (address, thread) counted for some seconds ──▶ api::pprof
+//! linux::sampling ──▶ (address, thread) counted for the duration ──▶ api::pprof
 //! ```
 //!
-//! Samples are of the function at work, without those that called it: the program is made without frame pointers. The reader
-//! finds names in the program's own file, whose table of symbols is kept; the kernel is one function. Each sample has the
-//! name of its thread as the label `thread`.
+//! Samples have the current function only, not its callers: the program is built without frame pointers. pprof resolves
+//! names from the program's file, which keeps its symbol table; the kernel is one function. The label `thread` has the
+//! name of the sampled thread.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -19,23 +19,23 @@ use prost::Message as _;
 use tokio::sync::{Mutex, MutexGuard};
 use types::{Context as _, Error, Result, Timestamp};
 
-/// As Go's.
+/// Go's sampling period.
 const PERIOD: Duration = Duration::from_millis(10);
 pub(super) const SECONDS: u64 = 30;
 pub(super) const SECONDS_MAX: u64 = 300;
-/// Rings of the kernel hold half a minute.
+/// Interval of reading: the kernel's ring buffers hold half a minute.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// One profile at a time: each has a ring for every processor.
+/// One profile at a time: each needs a ring buffer per CPU.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// The turn of somebody who wants a profile. `Unavailable` while another is made.
+/// The lock for making a profile. `Unavailable` while another is being made.
 pub(super) fn turn() -> Result<MutexGuard<'static, ()>> {
     TURN.try_lock()
         .map_err(|_| Error::unavailable("another profile is being made; ask again when it is done"))
 }
 
-/// What the process does in the next `seconds`, encoded. Whoever drops this future ends the sampling.
+/// A profile of the next `seconds`, encoded. Dropping the future ends the sampling.
 pub(super) async fn of_processors(seconds: u64, _turn: MutexGuard<'static, ()>) -> Result<Vec<u8>> {
     let begun = Timestamp::now();
     let end = tokio::time::Instant::now() + Duration::from_secs(seconds);
@@ -55,12 +55,12 @@ pub(super) async fn of_processors(seconds: u64, _turn: MutexGuard<'static, ()>) 
     Ok(found.into_profile(&code(&maps), begun, Duration::from_secs(seconds)).encode_to_vec())
 }
 
-/// Samples by place and thread, counted.
+/// Number of samples by address and thread.
 #[derive(Default)]
 struct Found {
-    /// The address, none in the kernel, and the name of the thread.
+    /// By address, `None` in the kernel, and thread name.
     counts: BTreeMap<(Option<u64>, String), i64>,
-    /// Names by thread: most threads outlive many samples.
+    /// Cache of names by thread id: most threads have many samples.
     names: HashMap<u32, String>,
 }
 
@@ -69,7 +69,7 @@ impl Found {
         for sample in samples {
             let name = self.names.entry(sample.thread).or_insert_with(|| {
                 let name = fs::read_to_string(format!("/proc/self/task/{}/comm", sample.thread));
-                // A thread that is gone.
+                // The thread has exited.
                 name.map_or_else(|_| "unknown".to_owned(), |name| name.trim_end().to_owned())
             });
             *self.counts.entry((sample.address, name.clone())).or_default() += 1;
@@ -127,7 +127,7 @@ impl Found {
     }
 }
 
-/// The table of texts, each of which is in it once.
+/// The profile's string table.
 struct Texts {
     all: Vec<String>,
     known: HashMap<String, i64>,
@@ -151,7 +151,7 @@ impl Texts {
     }
 }
 
-/// What can be run of `/proc/PID/maps`, in its order.
+/// The executable mappings of `/proc/PID/maps`, in order.
 fn code(maps: &str) -> Vec<mapping::Mapping<'_>> {
     let mappings = maps.lines().filter_map(mapping::Mapping::of_line);
     mappings.filter(|mapping| mapping.rights.contains('x')).collect()

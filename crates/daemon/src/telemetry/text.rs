@@ -6,7 +6,7 @@ use std::fmt::Write;
 pub(super) struct Text(String);
 
 impl Text {
-    /// Begins a family of samples.
+    /// Begins a metric family.
     pub(super) fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -25,7 +25,7 @@ impl Text {
             }
             self.0.push('"');
         }
-        // A number without its fraction, where it has none: as exact as an f64 is.
+        // `Display` writes whole numbers without a fraction, and others exactly.
         let _ = writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" });
     }
 

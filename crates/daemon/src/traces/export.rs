@@ -1,4 +1,4 @@
-//! From the queue to the collector: some spans at a time, over HTTP or gRPC.
+//! Sends queued spans to the collector in batches, over HTTP or gRPC.
 
 use std::error::Error as _;
 use std::sync::Arc;
@@ -25,18 +25,18 @@ use types::{Context, Error, Result};
 
 use crate::config::{Otlp, Protocol};
 
-/// Spans in one request.
+/// Spans per request.
 const BATCH_LEN: usize = 512;
-/// How long a collector may take.
+/// Time limit of a request.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How long the last spans may take when the daemon stops.
+/// Time limit of the last request when the daemon stops.
 const LAST_LIMIT: Duration = Duration::from_secs(1);
-/// Bytes of an answer that are read.
+/// Most bytes read of a response.
 const ANSWER_LEN_MAX: usize = 64 * 1024;
 
 type Connection = Client<HttpsConnector<HttpConnector>, Body>;
 
-/// Sends what is in the queue.
+/// Sends queued spans.
 pub(crate) struct Exporter {
     config: Otlp,
     receive: mpsc::Receiver<Span>,
@@ -48,7 +48,7 @@ impl Exporter {
         Exporter { config, receive, lost }
     }
 
-    /// Sends until told to stop, or until nobody is left to say so, and then the rest, if that is quick.
+    /// Sends until told to stop, or `stop`'s sender is dropped; then sends the rest with a short time limit.
     pub(crate) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let collector = match Collector::new(&self.config) {
             Ok(collector) => collector,
@@ -67,7 +67,7 @@ impl Exporter {
             let sent = tokio::select! {
                 sent = sending.as_mut() => sent,
                 _ = &mut stop => {
-                    // Whoever stops the daemon does not wait long for a collector.
+                    // Stopping the daemon must not take long.
                     let _ = timeout(LAST_LIMIT, sending).await;
                     break;
                 }
@@ -81,7 +81,7 @@ impl Exporter {
                 }
                 Err(error) => {
                     self.lost.fetch_add(len, Ordering::Relaxed);
-                    // Once for all that follow.
+                    // Logged once until it works again.
                     if std::mem::take(&mut is_well) {
                         tracing::warn!("traces are lost: {}", error.chain());
                     }
@@ -94,13 +94,13 @@ impl Exporter {
         }
     }
 
-    /// What is in the queue by now.
+    /// The spans that are in the queue now.
     pub(super) fn waiting(&mut self) -> Vec<Span> {
         std::iter::from_fn(|| self.receive.try_recv().ok()).collect()
     }
 }
 
-/// Waits for a span, for ever if none comes, and takes those that come soon after it.
+/// Waits for a span, without a limit, and collects further ones until the batch is full or `delay` has passed.
 async fn gather(receive: &mut mpsc::Receiver<Span>, delay: Duration, batch: &mut Vec<Span>) {
     let Some(first) = receive.recv().await else { return std::future::pending().await };
     batch.push(first);
@@ -119,7 +119,7 @@ struct Collector {
 
 impl Collector {
     fn new(config: &Otlp) -> Result<Collector> {
-        // Without TLS nobody has to be vouched for, and the file may well be another collector's.
+        // Without TLS the CA file is not needed, and may belong to another endpoint.
         let ca = config.ca.as_deref().filter(|_| config.endpoint.scheme_str() == Some("https"));
         let tls = ca.map_or_else(|| Ok(Tls::default()), Tls::trusting);
         let tls = tls.and_then(|tls| tls.config()).context(|| "speak to a collector")?;
@@ -172,13 +172,13 @@ impl Collector {
         let answer = self.connection.request(request).await;
         let answer = answer.map_err(|error| Error::unavailable("no answer").with_source(error))?;
         let status = answer.status();
-        // Read, so that the connection can be used again.
+        // Read to the end, so that the connection can be reused.
         let body = Limited::new(answer.into_body(), ANSWER_LEN_MAX).collect().await;
         if !status.is_success() {
             return Err(Error::unavailable(format!("it answers {status}")));
         }
         let body = body.map_err(|error| Error::unavailable(format!("its answer broke off: {error}")))?;
-        // Of one that is not understood nothing follows: it has the spans.
+        // A malformed response is ignored: the collector has received the spans.
         accepted(&ExportTraceServiceResponse::decode(body.to_bytes()).unwrap_or_default())
     }
 
@@ -190,7 +190,7 @@ impl Collector {
             tonic::metadata::MetadataMap::from_headers(self.config.headers.iter().cloned().collect());
         let answer = client.export(request).await;
         let answer = answer.map_err(|status| {
-            // Of a connection that is refused the reason is the last.
+            // The innermost cause tells why a connection failed.
             let mut why = status.source();
             while let Some(next) = why.and_then(|cause| cause.source()) {
                 why = Some(next);

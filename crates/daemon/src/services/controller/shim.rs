@@ -1,4 +1,4 @@
-//! The controller `shim`: a sandbox is whatever shim its runtime names.
+//! The built-in controller: a sandbox is run by the shim of its runtime.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub(super) struct Shim {
 }
 
 impl Shim {
-    /// Whose sandbox a request is about, which, and the request.
+    /// Namespace and sandbox id of a request, and its message.
     fn about<M>(
         &self,
         request: Request<M>,
@@ -37,7 +37,7 @@ impl Shim {
         Ok((namespace, id, request))
     }
 
-    /// The record to make a sandbox from: the one in the request, or the one that is stored.
+    /// The sandbox's record: the one in the request, or the stored one.
     async fn record(
         &self,
         caller: &Caller,
@@ -118,10 +118,10 @@ impl Controller for Shim {
             pid: found.pid,
             state: found.state,
             info: found.info,
-            // As by containerd, what has not ended has ended in 1970: Go's clients read a time that is missing so.
+            // As in containerd, 1970 means not yet: Go's clients read an absent time as that.
             created_at: convert::timestamp(found.created.unwrap_or_default()),
             exited_at: convert::timestamp(found.exited.unwrap_or_default()),
-            // Clients of containerd look into it without asking whether it is there.
+            // containerd's clients access it without a check for nil.
             extra: Some(found.extra.map(convert::any).unwrap_or_default()),
             address,
             version,
@@ -148,8 +148,8 @@ impl Controller for Shim {
         Ok(Response::new(ControllerMetricsResponse { metrics: Some(metrics) }))
     }
 
-    /// What a client stores of a sandbox, the store has. Shims have no call to change one that runs, so a client
-    /// that tells them is heard and nothing more, as in containerd.
+    /// The store keeps what a client changes in a sandbox's record. The shim API has no call to change a running
+    /// sandbox, so this validates the request and does nothing else, as in containerd.
     async fn update(&self, request: Request<ControllerUpdateRequest>) -> Answer<ControllerUpdateResponse> {
         let (namespace, id, asked) = self.about(request, |asked| &asked.sandbox_id)?;
         sandbox::own(required(asked.sandbox, "sandbox")?)?;

@@ -1,4 +1,4 @@
-//! Events as Docker tells them, for one who listens: what happened since a time, and what happens until a time.
+//! `events`: Docker's event stream for a client, from a past time, to a future time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{Sender, document};
 
 const KNOWN: &[&str] = &["container", "event", "image", "label", "network", "type", "volume"];
 
-/// Tells what happens until nobody listens, or the time has come.
+/// Sends events until the client disconnects or `until` is reached.
 pub(super) async fn follow(history: &History, wanted: Events, send: &Sender) -> Result<()> {
     let Events { filters, since, until } = wanted;
     let filters = Filters::parse(&filters)?;
@@ -26,7 +26,7 @@ pub(super) async fn follow(history: &History, wanted: Events, send: &Sender) -> 
     }
     let Some((past, mut listener)) = history.join(filters).await else { return Ok(()) };
     let is_over = |happened: &Happened| until.is_some_and(|until| happened.time_nano > nanoseconds(until));
-    // As Docker has it: without either there is no past, and with the end alone all of it is told.
+    // As in Docker: without `since` and `until` no past events, with `until` alone all of them.
     if since.is_some() || until.is_some() {
         let since = since.map_or(i64::MIN, nanoseconds);
         for happened in past.iter().filter(|happened| happened.time_nano >= since && !is_over(happened)) {
@@ -57,7 +57,7 @@ fn nanoseconds(time: Timestamp) -> i64 {
     time.seconds.saturating_mul(1_000_000_000).saturating_add(time.nanos.into())
 }
 
-/// Values by key.
+/// Filter values by key.
 #[derive(Clone, Default)]
 pub(super) struct Filters(BTreeMap<String, Vec<String>>);
 
@@ -104,11 +104,11 @@ impl Filters {
     }
 }
 
-/// A name with any tag or digest means all of them.
+/// A name without tag and digest, which matches all of them.
 fn without_tag(name: &str) -> &str {
     let name = name.split('@').next().unwrap_or(name);
     match name.rsplit_once(':') {
-        // A port of a registry is no tag.
+        // The colon belongs to a registry's port, not a tag.
         Some((name, tag)) if !tag.contains('/') => name,
         _ => name,
     }

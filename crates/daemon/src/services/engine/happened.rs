@@ -1,4 +1,4 @@
-//! From an event of containerd's to one of Docker's, as far as the event itself tells it.
+//! Converts containerd's events to Docker's, as far as the event alone allows.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use engine::docker_events::{self, DockerEvent};
 use events::Envelope;
 use prost::Message;
 
-/// None of what Docker has no event for.
+/// `None` if Docker has no such event.
 pub(super) fn read(envelope: &Envelope) -> Option<Happened> {
     let bytes = envelope.event.value.as_slice();
     let (mut attributes, mut done) = (BTreeMap::new(), None);

@@ -1,16 +1,15 @@
-//! What happened to containers, images, volumes and networks: the last of it kept in memory, and told on to those who listen.
+//! The history of events in Docker's form: keeps recent ones in memory and forwards new ones to listeners.
 //!
 //! ```text
-//! exchange ─▶ record: who is it? ─┬▶ past: [`PAST_LEN_MAX`] events, [`PAST_BYTES_MAX`]
-//!                                 └▶ listener: up to [`CAPACITY`] that wait, of [`BYTES_MAX`] ─▶ as fast as it reads
-//! ```
+//! exchange ─▶ recorder: adds attributes ─┬▶ past: [`PAST_LEN_MAX`] events, [`PAST_BYTES_MAX`]
+//!                                        └▶ listener's queue: [`CAPACITY`] events, [`BYTES_MAX`] ─▶ client
 //!
 //! Invariants
-//! - An event is kept and told with what was known of the container when it came: nobody may know it any more when a client
-//!   gets to it. What a record says that goes is noted before it goes ([`Engine::take_removed`]).
-//! - Who joins gets what is kept and then what comes: nothing is missing between the two, and nothing there twice.
-//! - A listener that is too slow is told so, and ends: to go on would hide that something is missing.
-//! - The past goes with the daemon, as Docker's does.
+//! - An event is recorded with the attributes that its container had at that time: later they may be unknown.
+//!   Attributes of   a record are saved before it is deleted ([`Engine::take_removed`]).
+//! - A listener gets the past and then new events, without gaps or duplicates.
+//! - A listener that is too slow is told so and ended: continuing would hide a gap.
+//! - The past is lost when the daemon ends, as in Docker.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,26 +23,26 @@ use super::events::Filters;
 use super::happened::read;
 use super::{Document, document};
 
-/// Events that are kept.
+/// Most past events that are kept.
 const PAST_LEN_MAX: usize = 1024;
-/// Bytes of them. Each has all labels of its container, and these may be large.
+/// Most bytes of past events. Each has all labels of its container, which may be large.
 const PAST_BYTES_MAX: usize = 4 << 20;
-/// Bytes that may wait for a listener.
+/// Most bytes that wait for a listener.
 const BYTES_MAX: usize = 16 << 20;
-/// Who wants to join waits for a place, and then until what has happened is noted.
+/// Most listeners that wait to be admitted; further ones block.
 const JOINS_WAITING: usize = 16;
 
-/// Who wants to listen, and how to answer.
+/// A request to listen: the filters, and where to send the past and the listener.
 type Join = (Filters, oneshot::Sender<(Vec<Happened>, Listener)>);
 
-/// How to listen. Clones are the same.
+/// The interface for listeners. Clones share state.
 #[derive(Clone)]
 pub(crate) struct History {
     exchange: Exchange,
     joins: mpsc::Sender<Join>,
 }
 
-/// The one who hears and notes; to be run.
+/// The task that receives events from the exchange and records them.
 pub(crate) struct Recorder {
     heard: Subscription,
     joining: mpsc::Receiver<Join>,
@@ -53,7 +52,7 @@ pub(crate) struct Recorder {
 }
 
 impl History {
-    /// Of what happens from here on.
+    /// Records events from now on.
     pub(crate) fn new(exchange: &Exchange, engine: Engine) -> (History, Recorder) {
         let namespace = engine.namespace().clone();
         let heard = exchange.overhear(move |envelope| envelope.namespace == namespace);
@@ -62,7 +61,7 @@ impl History {
         (History { exchange: exchange.clone(), joins }, recorder)
     }
 
-    /// What is kept, the oldest first, and what comes from here on. None if the daemon ends.
+    /// Past events, oldest first, and a listener for new ones. `None` if the daemon is stopping.
     pub(super) async fn join(&self, filters: Filters) -> Option<(Vec<Happened>, Listener)> {
         let (answer, answered) = oneshot::channel();
         self.joins.send((filters, answer)).await.ok()?;
@@ -73,17 +72,17 @@ impl History {
 }
 
 impl Recorder {
-    /// Until there is nothing more to hear.
+    /// Runs until the exchange is closed.
     pub(crate) async fn run(mut self) {
         loop {
             tokio::select! {
-                // Who joins is told what had happened by then.
+                // Events first, so that a new listener's past is complete.
                 biased;
                 received = self.heard.receive() => match received {
                     Some(Received::Event(envelope)) => self.note(&envelope).await,
                     Some(Received::Lagged(lost)) => {
                         tracing::warn!("{lost} events came faster than they could be noted, and are not told");
-                        // Who listens sees that something is missing.
+                        // Ending the listeners makes the gap visible to clients.
                         self.listeners.clear();
                     }
                     None => return,
@@ -95,14 +94,14 @@ impl Recorder {
 
     async fn note(&mut self, envelope: &Envelope) {
         let Some(mut happened) = read(envelope) else { return };
-        // An id is missing where it is of none alone.
+        // An event about all containers, such as a prune, has no id.
         if happened.kind == "container" && !happened.actor.id.is_empty() {
             let id = &happened.actor.id;
             let known = match happened.action.as_str() {
                 "destroy" => self.engine.take_removed(id),
                 _ => self.engine.describe(id).await,
             };
-            // Containers of others have no name.
+            // Containers of other clients are unknown to the engine.
             let Some(known) = known else { return };
             happened.actor.attributes.extend(known);
         }
@@ -117,12 +116,12 @@ impl Recorder {
         let past = past.filter(|happened| filters.fit(happened)).collect();
         self.listeners.retain(|(_, heard)| !heard.send.is_closed());
         self.listeners.push((filters, heard));
-        // Who is gone meanwhile is not there at the next event.
+        // A client that has disconnected is removed at the next event.
         let _ = answer.send((past, Listener { waiting, listening: None }));
     }
 }
 
-/// The last events, the oldest first.
+/// The past events, oldest first.
 #[derive(Default)]
 struct Past {
     events: VecDeque<Document>,
@@ -140,23 +139,23 @@ impl Past {
     }
 }
 
-/// Who listens. As long as somebody does, events of changes are held back until these are on disk.
+/// A client's listener. While there is one, events of changes are held back until the changes are durable.
 pub(super) struct Listener {
     waiting: Waiting,
     listening: Option<Listening>,
 }
 
 impl Listener {
-    /// None if it was too slow.
+    /// `None` if the listener was too slow.
     pub(super) async fn next(&mut self) -> Option<(Document, OwnedSemaphorePermit)> {
         self.waiting.recv().await
     }
 }
 
-/// What was heard and waits for the client, with the room that it takes.
+/// A listener's queue; each event holds a permit for its bytes.
 type Waiting = mpsc::Receiver<(Document, OwnedSemaphorePermit)>;
 
-/// The other end.
+/// The sending end of the queue.
 struct Heard {
     send: mpsc::Sender<(Document, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
@@ -169,7 +168,7 @@ fn queue(capacity: usize, len_max: usize) -> (Heard, Waiting) {
 }
 
 impl Heard {
-    /// Whether somebody hears it, and there was room for it. If nothing else waits there is, however large it is.
+    /// Enqueues an event. False if the listener is gone or its queue full; an empty queue accepts an event of any size.
     fn keep(&self, document: Document) -> bool {
         let len = u32::try_from(document.json.len().min(self.len_max)).expect("not so much room");
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(len) else { return false };

@@ -1,8 +1,8 @@
-//! Who a client of transfers is to the hosts that want to know: it is asked on the stream that it opened for that.
+//! Credentials from the client of a transfer, requested on a stream that it opened for that.
 //!
 //! ```text
-//! host ─ 401 ─▶ question (host, reference, what the host said) ─▶ client
-//!        once a host ◀─ none │ name and password │ identity token │ header
+//! host ─ 401 ─▶ request (host, reference, challenge) ─▶ client
+//!   once per host ◀─ none │ user and password │ identity token │ header
 //! ```
 
 use std::sync::Arc;
@@ -20,20 +20,20 @@ use types::{Error, ErrorKind, Result};
 use super::read;
 use crate::streams::Channel;
 
-/// One that asks the client at the other end of a stream.
+/// A source of credentials that asks the client at the other end of the stream.
 pub(super) fn source(stream: Channel, reference: String) -> CredentialSource {
     let conversation = Arc::new(Mutex::new(Conversation { stream, reference, unanswered: 0 }));
     CredentialSource::new(move |question| {
         let conversation = conversation.clone();
         async move {
             let host = question.host.clone();
-            // One question after the other: answers do not say what they answer.
+            // One request at a time, because responses do not tell which request they answer.
             let mut conversation = conversation.lock().await;
             let asked = timeout(SILENCE_MAX, conversation.ask(question)).await;
             let answer = asked.map_err(|_| Error::cancelled("nothing came")).and_then(|answer| answer);
             answer.map_err(|error| {
                 let kind = match error.kind() {
-                    // It is the client that is away, and not the host.
+                    // The client is unavailable, not the host.
                     ErrorKind::Unavailable => ErrorKind::Cancelled,
                     kind => kind,
                 };
@@ -46,7 +46,7 @@ pub(super) fn source(stream: Channel, reference: String) -> CredentialSource {
 struct Conversation {
     stream: Channel,
     reference: String,
-    /// Questions that somebody asked who did not stay for the answer.
+    /// Requests whose caller did not wait for the response.
     unanswered: u32,
 }
 
@@ -55,7 +55,7 @@ impl Conversation {
         &mut self,
         CredentialRequest { host, challenges }: CredentialRequest,
     ) -> Result<Option<Credentials>> {
-        // What was meant for one host is told to no other.
+        // Skip responses to earlier requests: credentials for one host must not be sent to another.
         while self.unanswered > 0 {
             self.stream.receive().await?;
             self.unanswered -= 1;
@@ -73,8 +73,8 @@ impl Conversation {
     }
 }
 
-/// What an answer says. One without a secret says that there is none, whatever its kind: containerd's clients send an
-/// empty `REFRESH` for want of anything.
+/// Converts a response. Without a secret there are no credentials, whatever the type: containerd's clients send an
+/// empty `REFRESH` in that case.
 fn credentials(answer: AuthResponse) -> Result<Option<Credentials>> {
     let AuthResponse { auth_type, secret, username, .. } = answer;
     let kind = AuthType::try_from(auth_type)
@@ -86,14 +86,14 @@ fn credentials(answer: AuthResponse) -> Result<Option<Credentials>> {
         AuthType::Credentials if !username.is_empty() => {
             Ok(Some(Credentials::Password { user: username, password: secret }))
         }
-        // As containerd has it, a secret of nobody is a token to be exchanged.
+        // As in containerd, a secret without a user is an identity token.
         AuthType::Credentials | AuthType::Refresh => Ok(Some(Credentials::IdentityToken(secret))),
         AuthType::Header => header(&secret).map(Some),
         AuthType::None => Ok(None),
     }
 }
 
-/// The value of an `Authorization` header.
+/// Parses the value of an `Authorization` header.
 fn header(value: &str) -> Result<Credentials> {
     let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
     let rest = rest.trim();
@@ -106,7 +106,7 @@ fn header(value: &str) -> Result<Credentials> {
     Err(Error::unimplemented("of whole headers those of the schemes Basic and Bearer are taken"))
 }
 
-/// `user:password`, as RFC 7617 writes it.
+/// Decodes `user:password` (RFC 7617).
 fn basic(pair: &str) -> Option<Credentials> {
     let text = String::from_utf8(STANDARD.decode(pair).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;

@@ -1,6 +1,6 @@
-//! What is said to a registry, for a client that wants to see it: on the stream that it opened for that, or in our log.
+//! Traces of HTTP exchanges with a registry, sent to the client on a stream that it opened for that, or logged.
 //!
-//! The words end when nothing speaks to the registry for the transfer any more, and the stream with them.
+//! The trace and its stream end with the last use of the registry connection for the transfer.
 
 use api::grpc::transfer::HttpDebug;
 use registry::{HttpTrace, TraceOptions};
@@ -8,7 +8,7 @@ use types::{Error, Result};
 
 use crate::streams::Channel;
 
-/// What a client wants traced; none if it is nothing.
+/// What to trace; `None` for nothing.
 pub(super) fn options(wanted: i32) -> Result<Option<TraceOptions>> {
     let wanted = HttpDebug::try_from(wanted)
         .map_err(|_| Error::invalid_argument(format!("http_debug {wanted} is not known: it is 0 to 3")))?;
@@ -21,13 +21,13 @@ pub(super) fn options(wanted: i32) -> Result<Option<TraceOptions>> {
     })
 }
 
-/// A trace that goes to a client, or to the log.
+/// A trace that is sent to a client, or logged.
 pub(super) fn open(options: TraceOptions, stream: Option<Channel>, reference: String) -> HttpTrace {
     let (trace, mut texts) = HttpTrace::new(options);
     match stream {
         Some(stream) => {
             let mut sender = stream.into_sender();
-            // It ends with the words, or with a client that does not take them.
+            // Ends with the trace, or when the client stops reading.
             tokio::spawn(async move {
                 while let Some(text) = texts.recv().await {
                     if sender.send_all(text.as_bytes()).await.is_err() {

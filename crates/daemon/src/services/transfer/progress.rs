@@ -1,10 +1,10 @@
-//! What a client is told of its transfer, in the words of containerd's transfer service.
+//! Progress messages of transfers, in the format of containerd's transfer service.
 //!
 //! ```text
-//! Resolving from …, Pulling from …          of all: no name
+//! Resolving from …, Pulling from …          of the transfer: no name
 //! fetching image content … saved            of the image, by its name
-//! waiting ─▶ downloading ─▶ complete        of a part, by the name of its ingest (`layer-sha256:…`), with those that
-//!    └─▶ already exists    └─▶ extracted    name it as its parents, the image's name above the first
+//! waiting ─▶ downloading ─▶ complete        of a blob, by its ingest reference (`layer-sha256:…`), with the blobs that refer
+//!    └─▶ already exists    └─▶ extracted    to it as its parents; the image's name is the parent of the first
 //! ```
 
 use std::collections::BTreeMap;
@@ -21,10 +21,10 @@ use types::{Descriptor, Digest};
 use super::super::convert;
 use crate::streams::Channel;
 
-/// Steps that wait for a slow client. Those beyond are left out.
+/// Messages queued for a slow client. Further ones are dropped.
 const STEPS_WAITING: usize = 256;
 
-/// Tells a client, if there is one. One that is gone has its transfer all the same.
+/// Reports to a client, if it opened a stream. A disconnected client does not stop the transfer.
 pub(super) struct Reporter(Option<Channel>);
 
 impl Reporter {
@@ -42,7 +42,7 @@ impl Reporter {
         self.tell(Step { event, ..Step::default() }).await;
     }
 
-    /// The same at the end of a push, which says what was pushed.
+    /// The last message of a push, with the pushed descriptor.
     pub(super) async fn pushed(&self, event: String, image: &Image) {
         self.tell(Step { event, desc: Some(convert::descriptor(&image.target)), ..Step::default() }).await;
     }
@@ -51,14 +51,14 @@ impl Reporter {
         self.tell(of_image(event, &image.name, &image.target)).await;
     }
 
-    /// The names under which something is here then.
+    /// Reports the names of the saved images.
     pub(super) async fn saved(&self, images: Vec<Image>) {
         for image in images {
             self.of_image("saved", &image).await;
         }
     }
 
-    /// Tells the steps that are reported, until they end or the client goes.
+    /// Forwards progress in the background, until its sender is dropped or the client disconnects.
     pub(super) fn reporting<P: Send + 'static>(
         self,
         mut words: impl FnMut(P) -> Vec<Step> + Send + 'static,
@@ -77,24 +77,24 @@ impl Reporter {
     }
 }
 
-/// A reporter at work.
+/// Progress being forwarded.
 pub(super) struct Reporting(Option<JoinHandle<Option<Channel>>>);
 
 impl Reporting {
-    /// All steps are told before the outcome is.
+    /// Waits until all progress is sent, so that the outcome comes after it.
     pub(super) async fn done(self) -> Reporter {
         match self.0 {
-            // A client that cannot be told has gone.
+            // The client has disconnected.
             Some(reporting) => Reporter(reporting.await.ok().flatten()),
             None => Reporter(None),
         }
     }
 }
 
-/// The parts of an image on its way, as far as they were told.
+/// The blobs of an image in transfer that were reported so far.
 pub(super) struct Parts {
     place: String,
-    /// The image's name, above the first.
+    /// The image's name, parent of the first blob.
     image: String,
     known: BTreeMap<Digest, Part>,
 }
@@ -107,7 +107,7 @@ struct Part {
 }
 
 impl Parts {
-    /// Of an image whose name is told when it is known.
+    /// For a pull, whose image name is reported later.
     pub(super) fn pulled_from(place: &str) -> Parts {
         Parts { place: place.to_owned(), ..Parts::of("") }
     }
@@ -116,7 +116,7 @@ impl Parts {
         Parts { place: String::new(), image: image.to_owned(), known: BTreeMap::new() }
     }
 
-    /// The words for a step of a pull.
+    /// The messages for a step of a pull.
     pub(super) fn pulled(&mut self, step: Progress) -> Vec<Step> {
         match step {
             Progress::Resolved { name, target } => {
@@ -127,7 +127,7 @@ impl Parts {
             Progress::Document { document, above } => {
                 self.awaited(*document, above.as_deref()).into_iter().collect()
             }
-            // Of those whose trees are here containerd says nothing.
+            // As in containerd, unpacked layers are not reported.
             Progress::Layers { layers, of, unpacked } => {
                 let missing = layers.into_iter().skip(unpacked);
                 missing.filter_map(|layer| self.awaited(layer, Some(&of))).collect()
@@ -145,7 +145,7 @@ impl Parts {
         }
     }
 
-    /// The words for a step of a push.
+    /// The messages for a step of a push.
     pub(super) fn pushed(&mut self, step: PushProgress) -> Vec<Step> {
         match step {
             PushProgress::LeftOut { what } => {
@@ -165,7 +165,7 @@ impl Parts {
         }
     }
 
-    /// A part that is to come, unless it was told.
+    /// The message for a blob to come, unless it was reported.
     fn awaited(&mut self, descriptor: Descriptor, above: Option<&Descriptor>) -> Option<Step> {
         if self.known.contains_key(&descriptor.digest) {
             return None;
@@ -182,13 +182,13 @@ impl Parts {
         part.map(|part| part.step(event, current)).into_iter().collect()
     }
 
-    /// A part is there, which is told once.
+    /// The messages for a complete blob, sent once.
     fn done(&mut self, digest: &Digest, existed: bool) -> Vec<Step> {
         let Some(part) = self.known.get_mut(digest).filter(|part| !part.is_done) else { return Vec::new() };
         part.is_done = true;
         let size = part.descriptor.size;
         if existed {
-            // containerd does not say again what it is a part of.
+            // containerd does not repeat the parents here.
             return vec![Step { parents: Vec::new(), ..part.step("already exists", size) }];
         }
         let events: &[&str] = if part.is_unpacked { &["complete", "extracted"] } else { &["complete"] };
@@ -209,7 +209,7 @@ impl Part {
     }
 }
 
-/// What happens to an image as a whole.
+/// A message about an image as a whole.
 fn of_image(event: &str, name: &str, target: &Descriptor) -> Step {
     let desc = Some(convert::descriptor(target));
     Step { event: event.to_owned(), name: name.to_owned(), desc, ..Step::default() }
