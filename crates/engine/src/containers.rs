@@ -8,8 +8,8 @@ mod devices;
 mod exec;
 mod exposed;
 mod filter;
-mod joins;
 mod log_driver;
+mod pid_namespace;
 mod prune;
 mod show;
 mod start;
@@ -33,9 +33,9 @@ use task::Status;
 use tokio::time::timeout;
 use types::{ContainerId, Error, ErrorKind, ExecId, Result, UnlessGone};
 
+use crate::container_locks::{ContainerLock, Copies};
 use crate::names::short;
 use crate::record::{EXTENSION, Extension};
-use crate::turns::{Copies, Turn};
 use crate::{Engine, remove_folder};
 
 /// containerd's label: the time until which the garbage collector keeps an unreferenced object.
@@ -97,7 +97,7 @@ impl Engine {
         let mut task = self.task_of(&id)?;
         if task.is_none() {
             // A container that is being started may have no task yet: the start holds the lock until it has.
-            let _ = timeout(limit, self.0.turns.take(id.as_str())).await;
+            let _ = timeout(limit, self.0.locks.lock(id.as_str())).await;
             task = self.task_of(&id)?;
         }
         let Some(task) = task else { return Ok(json!({})) };
@@ -161,7 +161,7 @@ impl Engine {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         // While the lock is held, no other call removes the container.
-        let _turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
+        let _lock = self.0.locks.lock_with(container.id.as_str(), Copies::Wait).await?;
         let (id, name) = (container.id, name.trim_start_matches('/').to_owned());
         let own = id.clone();
         let before = self.blocking(move |engine| engine.rename_record(&own, &name)).await?;
@@ -189,7 +189,7 @@ impl Engine {
     pub async fn remove(&self, text: &str, force: bool, volumes: bool) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
-        let _turn = self.turn_at_rest(&container, force).await?;
+        let _lock = self.lock_stopped(&container, force).await?;
         let own = container.id.clone();
         self.blocking(move |engine| engine.discard(&own, volumes)).await?;
         Ok(json!({"Id": container.id.as_str()}))
@@ -197,7 +197,7 @@ impl Engine {
 
     /// Locks a container that does not run, which cannot be started while the lock is held. With `force`, kills it
     /// first.
-    async fn turn_at_rest(&self, container: &Container, force: bool) -> Result<Turn> {
+    async fn lock_stopped(&self, container: &Container, force: bool) -> Result<ContainerLock> {
         let id = &container.id;
         let refused = |why: &str| {
             let name = Extension::of(container).map(|extension| extension.name).unwrap_or_default();
@@ -220,7 +220,7 @@ impl Engine {
                 has_waited = true;
             }
             let copies = if force { Copies::End } else { Copies::Wait };
-            let turn = self.0.turns.take_from(id.as_str(), copies).await?;
+            let lock = self.0.locks.lock_with(id.as_str(), copies).await?;
             match self.task_of(id)? {
                 None => {
                     // What a container left that ended with its shim and whose end no watcher has settled.
@@ -242,7 +242,7 @@ impl Engine {
                 return Err(refused("waits to be started again"));
             }
             self.0.restarts.call_off(id.as_str());
-            return Ok(turn);
+            return Ok(lock);
         }
     }
 

@@ -20,8 +20,8 @@ use types::spec::runtime::Spec;
 use types::{Context, Error, Result, Timestamp};
 
 use crate::Engine;
+use crate::container_locks::CopyHandle;
 use crate::record::Extension;
-use crate::turns::CopyHandle;
 use crate::view::{Access, Reach, View};
 
 /// The kernel's limit on followed symlinks (path_resolution(7)).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use types::{Error, Result, Timestamp};
 
-use crate::moment::moment;
+use crate::times::parse_time;
 
 /// A parsed filter.
 pub struct FilterWord<'a> {
@@ -34,7 +34,7 @@ impl<'a> FilterWord<'a> {
 
     /// Parses a value that is a time, or a duration before now.
     pub(crate) fn time(&self) -> Result<Timestamp> {
-        moment(self.value)
+        parse_time(self.value)
             .ok_or_else(|| self.bad("expected a duration like 24h, or a time like 2026-01-02T03:04:05Z"))
     }
 }

@@ -37,9 +37,9 @@ use crate::containers::{PROCESS_TYPE, once};
 use crate::record::Extension;
 
 /// Values of `--filter health=`.
-pub(crate) const STATES: &[&str] = &[STARTING, HEALTHY, UNHEALTHY, NOT_LOOKED_AFTER];
+pub(crate) const STATES: &[&str] = &[STARTING, HEALTHY, UNHEALTHY, NO_HEALTH_CHECK];
 /// The filter's value for a container without a health check.
-pub(crate) const NOT_LOOKED_AFTER: &str = "none";
+pub(crate) const NO_HEALTH_CHECK: &str = "none";
 const STARTING: &str = "starting";
 const HEALTHY: &str = "healthy";
 const UNHEALTHY: &str = "unhealthy";
@@ -220,7 +220,7 @@ impl Engine {
     }
 
     /// Runs a container's health checks until it ends or has another watcher.
-    pub(crate) async fn look_after(self, id: ContainerId, mut ended: watch::Receiver<Option<u32>>) {
+    pub(crate) async fn run_health_checks(self, id: ContainerId, mut ended: watch::Receiver<Option<u32>>) {
         let Ok((container, extension)) = self.find_own(id.as_str()).await else { return };
         let Some(check) = extension.health.clone() else { return };
         let recalled = self.recall(&id).await.filter(|health| health.started == extension.started);

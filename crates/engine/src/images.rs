@@ -4,18 +4,18 @@
 //! - `found`, `filter`: lookup;
 //! - `commit`, `instruction`: images made from containers; `changes`: differences between file systems;
 //! - `list`, `inspect`, `mounts`: inspection;
-//! - `long`: listing of files, conversion, verification;
+//! - `follow`: listing of files, conversion, verification;
 //! - `names`: tagging and removal.
 
 mod archive;
 mod changes;
 mod commit;
 mod filter;
+mod follow;
 mod found;
 mod inspect;
 mod instruction;
 mod list;
-mod long;
 mod mounts;
 mod names;
 mod pull;

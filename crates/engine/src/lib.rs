@@ -18,6 +18,7 @@
 
 mod answer;
 mod cgroups;
+mod container_locks;
 mod containers;
 mod copy;
 mod cpus;
@@ -30,7 +31,6 @@ mod images;
 mod info;
 mod leftovers;
 mod logs;
-mod moment;
 mod names;
 mod networks;
 mod record;
@@ -39,7 +39,7 @@ mod removed_containers;
 mod restarts;
 mod spec;
 mod stats;
-mod turns;
+mod times;
 mod usage;
 mod users;
 mod view;
@@ -62,14 +62,14 @@ use transfer::{Admission, Flights, Retentions, Slots};
 use types::{Error, Namespace, Result};
 
 pub use crate::filter::FilterWord;
-pub use crate::moment::time;
+pub use crate::times::time;
 
+use crate::container_locks::ContainerLocks;
 use crate::containers::Ends;
 use crate::health::Healths;
 use crate::removed_containers::RemovedContainers;
 use crate::restarts::Restarts;
-use crate::turns::Turns;
-use crate::volumes::Holds;
+use crate::volumes::VolumeLocks;
 use crate::watch::Watched;
 
 /// The components that the engine works with.
@@ -112,9 +112,9 @@ struct Inner {
     /// The ids of containers by name. Includes names that are reserved for a creation in progress.
     names: Mutex<BTreeMap<String, String>>,
     /// Locks of containers: held while a container is started, and while its end is settled.
-    turns: Turns,
+    locks: ContainerLocks,
     /// Locks of containers: held while a container is paused and its snapshot copied.
-    copies: Turns,
+    copy_locks: ContainerLocks,
     restarts: Restarts,
     ends: Ends,
     healths: Healths,
@@ -122,7 +122,7 @@ struct Inner {
     removed_containers: RemovedContainers,
     /// Read-locked while a container is started or its end settled, write-locked while leftovers are searched.
     starting: RwLock<()>,
-    volumes: Holds,
+    volumes: VolumeLocks,
     users: users::Known,
     /// Notified when a container has released its network.
     network_released: Notify,
@@ -144,16 +144,16 @@ impl Engine {
             parts,
             caller,
             names: Mutex::default(),
-            turns: Turns::default(),
+            locks: ContainerLocks::default(),
             users: users::Known::default(),
-            copies: Turns::default(),
+            copy_locks: ContainerLocks::default(),
             restarts: Restarts::default(),
             ends: Ends::default(),
             healths: Healths::default(),
             watched: Watched::default(),
             removed_containers: RemovedContainers::default(),
             starting: RwLock::default(),
-            volumes: Holds::default(),
+            volumes: VolumeLocks::default(),
             network_released: Notify::default(),
         }));
         engine.take_names()?;

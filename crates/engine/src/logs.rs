@@ -21,14 +21,14 @@ use types::{ContainerId, Context, Error, Result, Timestamp};
 
 use crate::Engine;
 use crate::containers::{NO_LOG, Phase};
-use crate::moment::time;
 use crate::record::Extension;
+use crate::times::time;
 
 /// Name of the current log file in a container's directory.
 pub(crate) const LOG_FILE: &str = "json.log";
 
 /// How often a followed log is polled.
-const LOOK_PAUSE: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes read at once. Longer than any line: the shim splits output at 16 KiB.
 const PIECE_LEN: usize = 256 << 10;
 
@@ -73,7 +73,7 @@ impl Engine {
                     // Queried before the last read, so that no line is missed.
                     has_ended = self.is_logged(&container.id, &extension).await;
                     if !has_ended {
-                        tokio::time::sleep(LOOK_PAUSE).await;
+                        tokio::time::sleep(POLL_INTERVAL).await;
                     }
                 }
             }

@@ -1,10 +1,10 @@
-//! `system df`: disk usage, and how much of it could be reclaimed. Per object, for `-v`: see [`each`].
+//! `system df`: disk usage, and how much of it could be reclaimed. Per object, for `-v`: see [`details`].
 //!
 //! In use are: running containers; images of which there are containers, running or not, with their blobs and
 //! snapshots; volumes of containers. The rest would be removed by `system prune`, `image prune --all` and `volume prune
 //! --all`.
 
-mod each;
+mod details;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;

@@ -28,9 +28,9 @@ use types::spec::runtime::Spec;
 use types::{Context, Error, ErrorKind, Mount, Result, UnlessGone};
 
 use crate::Engine;
+use crate::container_locks::{ContainerLock, Copies, CopyHandle};
 use crate::names::short;
 use crate::record::Extension;
-use crate::turns::{Copies, CopyHandle, Turn};
 
 pub(crate) use needed::Reach;
 
@@ -49,7 +49,7 @@ pub(crate) struct View {
     process: Option<PidFd>,
     // Drop order matters: unmount before the container may be started.
     _mounts: Option<OwnedFd>,
-    _turn: Option<Turn>,
+    _lock: Option<ContainerLock>,
 }
 
 impl View {
@@ -77,7 +77,7 @@ impl Engine {
         let (container, extension) = self.find_own(text).await?;
         let name = &extension.name;
         let mut has_waited = false;
-        let turn = loop {
+        let lock = loop {
             if let Some(task) = self.task_of(&container.id)? {
                 if let Some(view) = self.view_of_task(&task, name).await? {
                     return Ok((container, view));
@@ -88,17 +88,17 @@ impl Engine {
                     )));
                 }
                 // A start holds the lock, and the watcher settles the end of a container that has just ended.
-                drop(self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?);
+                drop(self.0.locks.lock_with(container.id.as_str(), Copies::Wait).await?);
                 if task.state_or_unknown().await.is_ok_and(|process| process.status == Status::Stopped) {
                     self.wait_for_end(&container.id).await?;
                 }
                 has_waited = true;
                 continue;
             }
-            let turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
+            let lock = self.0.locks.lock_with(container.id.as_str(), Copies::Wait).await?;
             if self.task_of(&container.id)?.is_none() {
-                turn.copies(handle);
-                break turn;
+                lock.copies(handle);
+                break lock;
             }
         };
         let (record, own) = (container.clone(), extension.clone());
@@ -106,36 +106,36 @@ impl Engine {
         // snapshot.
         let assembled = self.blocking(move |engine| {
             let (root, mounts) = engine.assemble(&record, &own, access, &reach)?;
-            Ok((root, mounts, turn))
+            Ok((root, mounts, lock))
         });
-        let (root, mounts, turn) = assembled.await?;
+        let (root, mounts, lock) = assembled.await?;
         let name = extension.name;
-        Ok((container, View { root, name, process: None, _mounts: Some(mounts), _turn: Some(turn) }))
+        Ok((container, View { root, name, process: None, _mounts: Some(mounts), _lock: Some(lock) }))
     }
 
     /// A view of the snapshot alone, without other mounts. Locks as [`Engine::view`]. A running container goes on, and
     /// its concurrent changes may or may not be seen.
     pub(crate) async fn view_of_tree(&self, text: &str, handle: &CopyHandle) -> Result<(Container, View)> {
         let (container, extension) = self.find_own(text).await?;
-        let mut turn = None;
+        let mut lock = None;
         if self.task_of(&container.id)?.is_none() {
-            let taken = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
+            let taken = self.0.locks.lock_with(container.id.as_str(), Copies::Wait).await?;
             // If it was started meanwhile, its watcher needs the lock.
             if self.task_of(&container.id)?.is_none() {
                 taken.copies(handle);
-                turn = Some(taken);
+                lock = Some(taken);
             }
         }
         let reach = Reach { path: PathBuf::from("/"), follows: false, beneath: false };
         let (record, own) = (container.clone(), extension.clone());
         let assembled = self.blocking(move |engine| {
             let (root, mounts) = engine.assemble(&record, &own, Access::Read, &reach)?;
-            Ok((root, mounts, turn))
+            Ok((root, mounts, lock))
         });
-        let (root, mounts, turn) = assembled.await?;
+        let (root, mounts, lock) = assembled.await?;
         Ok((
             container,
-            View { root, name: extension.name, process: None, _mounts: Some(mounts), _turn: turn },
+            View { root, name: extension.name, process: None, _mounts: Some(mounts), _lock: lock },
         ))
     }
 
@@ -144,7 +144,7 @@ impl Engine {
         let found = self.root_of_task(task, name).await?;
         Ok(found.map(|(process, root)| {
             let root = Root::from_fd(root, Path::new(name));
-            View { root, name: name.to_owned(), process: Some(process), _mounts: None, _turn: None }
+            View { root, name: name.to_owned(), process: Some(process), _mounts: None, _lock: None }
         }))
     }
 
@@ -198,10 +198,10 @@ impl Engine {
         let what = || format!("mount the tree of container {}", short(&container.id));
         let make = |tree: Vec<Mount>, access| {
             let (place, binds) = (&self.parts().state, binds(container));
-            let is_shut = extension.create.read_only;
+            let is_read_only = extension.create.read_only;
             // In a thread of its own, which enters the new mount namespace.
             let made = std::thread::scope(|scope| {
-                scope.spawn(|| put_together(&tree, &binds, place, (access, reach), is_shut)).join()
+                scope.spawn(|| mount_view(&tree, &binds, place, (access, reach), is_read_only)).join()
             });
             made.unwrap_or_else(|_| Err(Error::internal("the thread panicked")))
                 .map_err(|error| error.context(what()))
@@ -235,13 +235,13 @@ fn binds(container: &Container) -> Vec<(PathBuf, Mount)> {
 }
 
 /// Mounts the snapshot and the mounts that the path needs in a new mount namespace, which the result keeps alive.
-/// `None` if a mount point is missing and must not be made. `is_shut`: the snapshot itself is read-only.
-fn put_together(
+/// `None` if a mount point is missing and must not be made. `is_read_only`: the snapshot itself is read-only.
+fn mount_view(
     tree: &[Mount],
     binds: &[(PathBuf, Mount)],
     place: &Path,
     (access, reach): (Access, &Reach),
-    is_shut: bool,
+    is_read_only: bool,
 ) -> Result<Option<(Root, OwnedFd)>> {
     ns::unshare(&[NsKind::Mount])?;
     // Unmounts propagate from the host into this namespace, but not back.
@@ -278,7 +278,7 @@ fn put_together(
     if is_incomplete.get() {
         return Ok(None);
     }
-    if is_shut {
+    if is_read_only {
         mount::set_attributes(root.as_fd(), Attributes::READ_ONLY, false)?;
     }
     Ok(Some((root, inside)))

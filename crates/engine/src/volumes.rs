@@ -15,8 +15,8 @@
 //! change.
 
 mod fill;
-mod holds;
 mod labels;
+mod locks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -32,9 +32,9 @@ use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, Result, Timestamp};
 
 use self::fill::{end_filling, fill, sync_directory, wants_filling};
-pub(crate) use self::holds::Holds;
-use self::holds::{Filling, Held};
 use self::labels::{Filter, VolumeLabels};
+pub(crate) use self::locks::VolumeLocks;
+use self::locks::{Filling, VolumeLock};
 use crate::docker_events::Subject;
 use crate::names::short;
 use crate::record::Extension;
@@ -128,9 +128,9 @@ impl Engine {
 
     /// Protects the volumes of a container from removal until its record refers to them. `Unavailable` while one is
     /// being removed.
-    pub(crate) fn hold_volumes(&self, mounts: &[Mount]) -> Result<Held<'_>> {
+    pub(crate) fn lock_volumes(&self, mounts: &[Mount]) -> Result<VolumeLock<'_>> {
         let wanted = mounts.iter().filter(|mount| mount.kind == VOLUME);
-        self.0.volumes.hold(wanted.map(|mount| mount.source.clone()).collect(), false)
+        self.0.volumes.lock(wanted.map(|mount| mount.source.clone()).collect(), false)
     }
 
     /// The directory of a volume that a container mounts at `target`. Created if it does not exist, and filled from the
@@ -142,17 +142,17 @@ impl Engine {
         tree: impl FnOnce() -> Result<Option<OwnedFd>>,
     ) -> Result<PathBuf> {
         let directory = self.volume(name)?;
-        let _filling = self.0.volumes.fill(name)?;
+        let _filling = self.0.volumes.lock_filling(name)?;
         let is_new = !directory.join(DATA).exists();
         // An empty volume is filled too, as in Docker: it was created by name and is not used yet.
-        let may_pour = || self.may_pour(name, None);
+        let lock_unused_data = || self.lock_unused_data(name, None);
         let fill = || -> Result<()> {
-            end_filling(&directory, &may_pour)?;
+            end_filling(&directory, &lock_unused_data)?;
             if !wants_filling(&directory)? {
                 return Ok(());
             }
             let root = tree()?.map(|tree| Root::from_fd(tree, Path::new("the image's root")));
-            fill(root.as_ref(), target, &directory, &may_pour)
+            fill(root.as_ref(), target, &directory, &lock_unused_data)
         };
         fill().map_err(|error| error.context(format!("fill volume {name}")))?;
         if is_new {
@@ -161,15 +161,15 @@ impl Engine {
         Ok(directory.join(DATA))
     }
 
-    /// Completes interrupted fills of the volumes of a container that is being started, as [`Holds::start`] has noted.
-    /// Waits for fills in progress.
+    /// Completes interrupted fills of the volumes of a container that is being started, as
+    /// [`VolumeLocks::note_start`] has noted. Waits for fills in progress.
     pub(crate) fn settle_volumes(&self, id: &ContainerId, mounts: &[Mount]) -> Result<()> {
         for mount in mounts.iter().filter(|mount| mount.kind == VOLUME) {
             let name = &mount.source;
-            let may_pour = || self.may_pour(name, Some(id));
+            let lock_unused_data = || self.lock_unused_data(name, Some(id));
             // Wait for a fill in progress, even if nothing is left to do afterwards.
-            drop(self.0.volumes.pour(name)?);
-            end_filling(&self.volume(name)?, &may_pour)
+            drop(self.0.volumes.lock_data(name)?);
+            end_filling(&self.volume(name)?, &lock_unused_data)
                 .map_err(|error| error.context(format!("fill volume {name}")))?;
         }
         Ok(())
@@ -177,8 +177,8 @@ impl Engine {
 
     /// The right to move files into a volume, while no container begins to use it; `None` if a container other than
     /// `own` may be running with it.
-    fn may_pour(&self, name: &str, own: Option<&ContainerId>) -> Result<Option<Filling<'_>>> {
-        let pouring = self.0.volumes.pour(name)?;
+    fn lock_unused_data(&self, name: &str, own: Option<&ContainerId>) -> Result<Option<Filling<'_>>> {
+        let lock = self.0.volumes.lock_data(name)?;
         let has_it = |mount: &Mount| mount.kind == VOLUME && mount.source == name;
         let mut others = self.all()?.into_iter().filter(|one| Some(&one.id) != own);
         let is_in_use = others.any(|container| {
@@ -193,7 +193,7 @@ impl Engine {
                 Err(error) if error.is(ErrorKind::Unavailable) => true,
                 users => users?.contains_key(name),
             };
-        Ok((!is_in_use).then_some(pouring))
+        Ok((!is_in_use).then_some(lock))
     }
 
     /// Removes volumes that were created for a container, unless other containers use them by now.
@@ -204,7 +204,7 @@ impl Engine {
     /// Removes a volume unless containers use it; returns the names of those that do.
     fn remove_unused(&self, name: &str) -> Result<Vec<String>> {
         // From here on no container begins to use it.
-        let _alone = self.0.volumes.hold(vec![name.to_owned()], true)?;
+        let _alone = self.0.volumes.lock(vec![name.to_owned()], true)?;
         let mut users = self.volume_users()?.remove(name).unwrap_or_default();
         users.extend(self.unrecorded_users()?.remove(name).unwrap_or_default());
         if users.is_empty() {
@@ -223,8 +223,8 @@ impl Engine {
         let is_anonymous = name.is_none();
         let name = name.map_or_else(|| linux::random::hex(32), Ok)?;
         let directory = self.volume(&name)?;
-        let _held = self.0.volumes.hold(vec![name.clone()], false)?;
-        let _filling = self.0.volumes.fill(&name)?;
+        let _held = self.0.volumes.lock(vec![name.clone()], false)?;
+        let _filling = self.0.volumes.lock_filling(&name)?;
         let data = directory.join(DATA);
         let is_new = !data.try_exists().context(|| format!("look for {}", data.display()))?;
         let make = || -> io::Result<()> {

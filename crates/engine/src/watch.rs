@@ -22,20 +22,20 @@ use tokio::sync::{Notify, watch};
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
 use crate::Engine;
+use crate::container_locks::{ContainerLock, Copies};
 use crate::containers::Starter;
 use crate::names::short;
 use crate::record::{ExitRecord, Extension, RESTART_PAUSE_MAX};
-use crate::turns::{Copies, Turn};
 
 /// Pause before an unresponsive shim is asked again, and before settling an end is retried. Doubled each time, up to
-/// `ASK_AGAIN_MAX`.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// `RETRY_PAUSE_MAX`.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How long a call waits for the clean-up of a last run that has no watcher, and how often it checks.
-const LEFT_LIMIT: Duration = Duration::from_secs(10);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the exit code of a container is kept for late callers.
-const ANSWER_KEPT: Duration = Duration::from_secs(10);
+const EXIT_CODE_KEPT: Duration = Duration::from_secs(10);
 /// The exit code of a container whose end was not observed.
 const UNKNOWN_EXIT: u32 = 255;
 
@@ -91,12 +91,12 @@ impl Engine {
             };
             if task.is_some() {
                 // Locked immediately: the daemon is starting, so no other call holds the lock.
-                let turn = self.0.turns.take(id.as_str()).await;
+                let lock = self.0.locks.lock(id.as_str()).await;
                 self.watch(id.clone());
                 // The shim may not answer; only calls that change this container wait for that.
                 let engine = self.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = engine.take_up(&id, turn).await {
+                    if let Err(error) = engine.take_up(&id, lock).await {
                         tracing::warn!(%id, "take up a container: {}", error.chain());
                     }
                 });
@@ -114,7 +114,7 @@ impl Engine {
             let exit =
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
             let send = self.0.watched.begin(&id);
-            tokio::spawn(self.clone().see_off(id.clone(), exit, send));
+            tokio::spawn(self.clone().settle_until_done(id.clone(), exit, send));
             // Returns when the end is settled, or settling it has failed once.
             self.wait_for_watched(id.as_str()).await;
         }
@@ -156,7 +156,7 @@ impl Engine {
     }
 
     /// Completes what an earlier daemon had begun with an existing, watched container.
-    async fn take_up(&self, id: &ContainerId, mut turn: Turn) -> Result<()> {
+    async fn take_up(&self, id: &ContainerId, mut lock: ContainerLock) -> Result<()> {
         loop {
             let Some(task) = self.task_of(id)? else { return Ok(()) };
             let (_, extension) = self.find_own(id.as_str()).await?;
@@ -169,9 +169,9 @@ impl Engine {
                     self.record_start(id, Some(Timestamp::now()), None).await
                 }
                 Status::Unknown => {
-                    drop(turn);
-                    tokio::time::sleep(ASK_AGAIN).await;
-                    turn = self.0.turns.take(id.as_str()).await;
+                    drop(lock);
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    lock = self.0.locks.lock(id.as_str()).await;
                     continue;
                 }
                 _ => Ok(()),
@@ -183,7 +183,7 @@ impl Engine {
 
     /// As [`Engine::take_up`], if the record was deleted: a task that was never started will not be.
     async fn take_up_unrecorded(self, id: ContainerId) {
-        let _turn = self.0.turns.take(id.as_str()).await;
+        let _lock = self.0.locks.lock(id.as_str()).await;
         let taken_up = async {
             let Some(task) = self.task_of(&id)? else { return Ok(()) };
             match task.state_or_unknown().await?.status {
@@ -204,10 +204,10 @@ impl Engine {
         }
         let gone = async {
             while self.is_left(id) {
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
-        let _ = tokio::time::timeout(LEFT_LIMIT, gone).await;
+        let _ = tokio::time::timeout(CLEAN_UP_LIMIT, gone).await;
     }
 
     /// Watches a container, unless it is watched already.
@@ -220,17 +220,17 @@ impl Engine {
     /// Watches a container, replacing an earlier watcher.
     pub(crate) fn watch(&self, id: ContainerId) {
         let send = self.0.watched.begin(&id);
-        tokio::spawn(self.clone().look_after(id.clone(), send.subscribe()));
+        tokio::spawn(self.clone().run_health_checks(id.clone(), send.subscribe()));
         let engine = self.clone();
         tokio::spawn(async move {
             let exit = engine.wait_for_exit(&id).await;
-            engine.see_off(id, exit, send).await;
+            engine.settle_until_done(id, exit, send).await;
         });
     }
 
     /// Settles the end of a container and reports it to waiters, for a while even to late ones. If that fails, as on a
     /// full disk, retries until it succeeds or the container has another watcher.
-    async fn see_off(self, id: ContainerId, exit: Exit, send: watch::Sender<Option<u32>>) {
+    async fn settle_until_done(self, id: ContainerId, exit: Exit, send: watch::Sender<Option<u32>>) {
         let own = send.subscribe();
         let is_ours = || self.0.watched.is_by(&id, &own);
         // There may be no waiter yet: a short-lived container ends before its client asks, and with `--rm` is already
@@ -242,14 +242,14 @@ impl Engine {
             ExitRecord { code: exit.status, at: exit.at, oom_killed: self.was_short_of_memory(&id).await };
         let planned = self.expect_restart(&id, exit.status).await;
         self.0.ends.begin(&id, record);
-        let mut pause = ASK_AGAIN;
+        let mut pause = RETRY_PAUSE;
         loop {
-            let turn = self.0.turns.take(id.as_str()).await;
+            let lock = self.0.locks.lock(id.as_str()).await;
             // A call that started it again has registered another watcher.
             if !is_ours() {
                 break;
             }
-            match self.settle(&id, turn, record, tell).await {
+            match self.settle(&id, lock, record, tell).await {
                 Ok(()) => break,
                 // The container was removed meanwhile.
                 Err(error) if error.is(ErrorKind::NotFound) => {
@@ -261,14 +261,14 @@ impl Engine {
                 }
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(ASK_AGAIN_MAX);
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }
         self.0.ends.over(&id, &record);
         if let Some(planned) = planned {
             self.0.restarts.end(id.as_str(), &planned);
         }
         tell();
-        tokio::time::sleep(ANSWER_KEPT).await;
+        tokio::time::sleep(EXIT_CODE_KEPT).await;
         if is_ours() {
             self.0.watched.forget(&id);
         }
@@ -281,7 +281,7 @@ impl Engine {
     }
 
     async fn wait_for_exit(&self, id: &ContainerId) -> Exit {
-        let mut pause = ASK_AGAIN;
+        let mut pause = RETRY_PAUSE;
         loop {
             let unknown = Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() };
             let waited = match self.task_of(id) {
@@ -299,7 +299,7 @@ impl Engine {
                 Err(error) => {
                     tracing::warn!(%id, "wait for a container: {}", error.chain());
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(ASK_AGAIN_MAX);
+                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
             }
         }
@@ -321,7 +321,7 @@ impl Engine {
     async fn settle(
         &self,
         id: &ContainerId,
-        _turn: Turn,
+        _lock: ContainerLock,
         exit: ExitRecord,
         tell: impl FnOnce(),
     ) -> Result<()> {
@@ -462,7 +462,7 @@ impl Engine {
 
     async fn restart(&self, id: &ContainerId) -> Result<()> {
         // Waits for a copy of files without limit: no other call would start the container later.
-        while self.0.turns.take_from(id.as_str(), Copies::End).await.is_err() {}
+        while self.0.locks.lock_with(id.as_str(), Copies::End).await.is_err() {}
         if !self.start_for(Starter::Policy, id.as_str(), &Streams::default(), &Laps::start()).await? {
             return Ok(());
         }
@@ -478,7 +478,7 @@ impl Engine {
     /// Waits until a container neither runs nor is being started.
     pub(crate) async fn wait_until_idle(&self, id: &ContainerId) -> Result<()> {
         // A start holds the lock: once that is free, the container runs or the start has been undone.
-        drop(self.0.turns.take(id.as_str()).await);
+        drop(self.0.locks.lock(id.as_str()).await);
         match self.task_of(id)? {
             Some(_) => self.wait_for_end(id).await.map(drop),
             None => Ok(()),

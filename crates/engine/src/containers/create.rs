@@ -38,7 +38,7 @@ const RESERVED: [&str; 2] = ["containerd.io/", "hoist.engine/"];
 const TREE_GRACE: Duration = Duration::from_secs(600);
 
 /// A container to be created: the checked request, and what its image declares.
-struct Making {
+struct NewContainer {
     id: ContainerId,
     create: Create,
     image: Image,
@@ -54,7 +54,7 @@ struct Making {
     health: Option<Healthcheck>,
 }
 
-impl Making {
+impl NewContainer {
     /// The hostname of the container whose network it joins, or the requested one. Otherwise the host's if it shares the
     /// host's network or UTS namespace, or the short id.
     fn hostname(&self) -> String {
@@ -78,7 +78,7 @@ impl Engine {
     /// Creates a container, and starts it if requested, unless the client has disconnected (`gone`) by then. `NotFound`
     /// if the image does not exist.
     pub async fn create(&self, mut create: Create, gone: impl Future<Output = ()> + Send) -> Result<Value> {
-        forget_empty(&mut create);
+        drop_empty(&mut create);
         let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
         let warnings = warnings(&create);
         let clock = laps.clone();
@@ -130,7 +130,7 @@ impl Engine {
     }
 
     async fn discard_unstarted(&self, id: &ContainerId) -> Result<()> {
-        let _turn = self.0.turns.take(id.as_str()).await;
+        let _lock = self.0.locks.lock(id.as_str()).await;
         if self.task_of(id)?.is_some() {
             return Err(Error::failed_precondition("something of it may be running"));
         }
@@ -140,16 +140,16 @@ impl Engine {
     }
 
     fn create_record(&self, create: Create, laps: &Laps) -> Result<ContainerId> {
-        let mut making = self.plan(create)?;
+        let mut new = self.plan(create)?;
         laps.lap("find the image");
-        let shared = self.take_volumes(&mut making.create)?;
-        let mut own_volumes = self.name_volumes(&mut making.create, &making.config.volumes)?;
+        let shared = self.take_volumes(&mut new.create)?;
+        let mut own_volumes = self.name_volumes(&mut new.create, &new.config.volumes)?;
         own_volumes.extend(shared);
-        let held = self.hold_volumes(&making.create.mounts)?;
-        let id = &making.id;
+        let held = self.lock_volumes(&new.create.mounts)?;
+        let id = &new.id;
         let reserve = || {
             self.make_anonymous(&own_volumes)?;
-            self.reserve_name(making.create.name.as_deref(), id.as_str())
+            self.reserve_name(new.create.name.as_deref(), id.as_str())
         };
         let name = match reserve() {
             Ok(name) => name,
@@ -159,21 +159,21 @@ impl Engine {
                 return Err(error);
             }
         };
-        let made = self.make(&making, &name, &own_volumes, laps);
+        let made = self.make(&new, &name, &own_volumes, laps);
         drop(held);
         if let Err(error) = made {
             self.release_name(&name, id.as_str());
             let _ = self.remove_volumes(&own_volumes);
             // Report the first error.
-            let _ = self.remove_tree(id, &making.snapshotter);
+            let _ = self.remove_tree(id, &new.snapshotter);
             let _ = remove_folder(&self.files(id.as_str()));
             return Err(error);
         }
-        Ok(making.id)
+        Ok(new.id)
     }
 
     /// Validates the request as far as no snapshot is needed for it, and finds the image.
-    fn plan(&self, mut create: Create) -> Result<Making> {
+    fn plan(&self, mut create: Create) -> Result<NewContainer> {
         check_flags(&mut create)?;
         self.name_joined(&mut create)?;
         let image = self.find_image(&create.image)?;
@@ -185,7 +185,7 @@ impl Engine {
             let exposed = config.exposed_ports.keys().chain(&create.extras.exposed);
             publish_all(&mut create.ports, exposed)?;
         }
-        Ok(Making {
+        Ok(NewContainer {
             id: ContainerId::new(linux::random::hex(32)?)?,
             command: spec::command(&create, &config)?,
             stop_signal: stop_signal(&create, &config)?,
@@ -220,28 +220,28 @@ impl Engine {
     }
 
     /// Makes a container's snapshot, files and record, in this order. After a failure the caller removes what was made.
-    fn make(&self, making: &Making, name: &str, own_volumes: &[String], laps: &Laps) -> Result<()> {
-        let tree = self.prepare_tree(making)?;
+    fn make(&self, new: &NewContainer, name: &str, own_volumes: &[String], laps: &Laps) -> Result<()> {
+        let tree = self.prepare_tree(new)?;
         laps.lap("prepare the tree");
-        let hostname = making.hostname();
-        let files = self.files(making.id.as_str());
+        let hostname = new.hostname();
+        let files = self.files(new.id.as_str());
         make_files(&files)?;
-        let spec = self.spec_to_record(making, &hostname, &files, &tree)?;
-        let resolv_conf = etc::resolv_conf(&making.create);
-        etc::write(&files, &hostname, &making.create, &resolv_conf)?;
+        let spec = self.spec_to_record(new, &hostname, &files, &tree)?;
+        let resolv_conf = etc::resolv_conf(&new.create);
+        etc::write(&files, &hostname, &new.create, &resolv_conf)?;
         laps.lap("find the user, write the spec");
-        let mut create = making.create.clone();
+        let mut create = new.create.clone();
         create.hostname = Some(hostname);
         create.streams = Streams::default();
-        let labels = with_labels_of(&making.config, &mut create.labels);
+        let labels = with_labels_of(&new.config, &mut create.labels);
         let extension = Extension {
             name: name.to_owned(),
-            image: making.image.name.clone(),
-            image_digest: making.described.manifest.config.digest.to_string(),
-            platform: making.described.config.platform.to_string(),
-            command: making.command.clone(),
-            stop_signal: making.stop_signal.clone(),
-            health: making.health.clone(),
+            image: new.image.name.clone(),
+            image_digest: new.described.manifest.config.digest.to_string(),
+            platform: new.described.config.platform.to_string(),
+            command: new.command.clone(),
+            stop_signal: new.stop_signal.clone(),
+            health: new.health.clone(),
             started: None,
             exit: None,
             restarts: 0,
@@ -254,16 +254,16 @@ impl Engine {
         };
         let now = Timestamp::now();
         let container = Container {
-            id: making.id.clone(),
+            id: new.id.clone(),
             labels,
-            image: making.image.name.clone(),
+            image: new.image.name.clone(),
             runtime: Runtime { name: OUR_RUNTIME.into(), options: None },
             spec: Some(Opaque {
                 type_url: SPEC_TYPE.into(),
                 value: serde_json::to_vec(&spec).expect("plain data"),
             }),
-            snapshotter: making.snapshotter.clone(),
-            snapshot_key: making.id.to_string(),
+            snapshotter: new.snapshotter.clone(),
+            snapshot_key: new.id.to_string(),
             sandbox_id: String::new(),
             extensions: [(EXTENSION.to_owned(), extension.to_opaque())].into(),
             created: now,
@@ -275,35 +275,35 @@ impl Engine {
     }
 
     /// Prepares the snapshot. A label protects it from the garbage collector until the record exists, but not forever.
-    fn prepare_tree(&self, making: &Making) -> Result<Vec<types::Mount>> {
-        let snapshots = self.parts().metadata.snapshots(&self.0.caller, &making.snapshotter)?;
+    fn prepare_tree(&self, new: &NewContainer) -> Result<Vec<types::Mount>> {
+        let snapshots = self.parts().metadata.snapshots(&self.0.caller, &new.snapshotter)?;
         let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
         let labels =
-            [(EXPIRE_LABEL, expiry.clone()), (OWN_EXPIRE_LABEL, expiry), (TREE_LABEL, making.id.to_string())];
+            [(EXPIRE_LABEL, expiry.clone()), (OWN_EXPIRE_LABEL, expiry), (TREE_LABEL, new.id.to_string())];
         let labels = labels.map(|(name, value)| (name.to_owned(), value)).into();
         // Reaches the disk together with the container's record, or not at all.
-        snapshots.prepare_relaxed(making.id.as_str(), making.described.top.as_deref(), labels)
+        snapshots.prepare_relaxed(new.id.as_str(), new.described.top.as_deref(), labels)
     }
 
     /// The spec of a container whose snapshot exists. Creates its volumes and fills them from the snapshot.
     fn spec_to_record(
         &self,
-        making: &Making,
+        new: &NewContainer,
         hostname: &str,
         files: &Path,
         tree: &[types::Mount],
     ) -> Result<Spec> {
-        let Making { id, create, config, .. } = making;
+        let NewContainer { id, create, config, .. } = new;
         let user = create.user.as_ref().unwrap_or(&config.user);
         let open = || linux::mount::open_to_read(tree);
-        let top = making.described.top.as_deref();
+        let top = new.described.top.as_deref();
         let (user, home) = self.0.users.resolve(top, user, &create.extras.groups, open)?;
         let mut mounts = self.mounts(create, tree)?;
-        if making.has_init() {
+        if new.has_init() {
             mounts.push(init_mount(&(self.parts().init)().map_err(|error| error.context("--init"))?));
         }
         // The container that owns the network, and whose files have its host names.
-        let (owner, network, files) = match &making.joined {
+        let (owner, network, files) = match &new.joined {
             Some((other, extension)) => {
                 (other, NetworkMode::of(&extension.create), self.files(other.as_str()))
             }
@@ -325,7 +325,7 @@ impl Engine {
             cgroup: self.cgroup_of(id.as_str(), &create.extras),
             mounts,
         })?;
-        if making.has_init()
+        if new.has_init()
             && let Some(process) = &mut spec.process
         {
             process.args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
@@ -443,7 +443,7 @@ fn warnings(create: &Create) -> Vec<String> {
 }
 
 /// Treats empty strings as absent, as Docker does: scripts write `-u "$RUN_AS"`.
-fn forget_empty(create: &mut Create) {
+fn drop_empty(create: &mut Create) {
     let said = [
         &mut create.user,
         &mut create.hostname,

@@ -16,9 +16,9 @@ use types::filter::Filters;
 use types::{ContainerId, ErrorKind, Labels, LeaseId, Namespace, Result, Timestamp, UnlessGone};
 
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL};
+use crate::container_locks::Copies;
 use crate::leftovers::TREE_LABEL;
 use crate::record::Extension;
-use crate::turns::Copies;
 use crate::{Engine, remove_folder};
 
 /// Prefix of the lease that keeps the snapshot of a container without a record; the container's id follows.
@@ -62,7 +62,7 @@ impl Engine {
     }
 
     async fn let_go(&self, id: &ContainerId, volumes: Vec<String>) -> Result<()> {
-        let _turn = self.0.turns.take_from(id.as_str(), Copies::End).await?;
+        let _lock = self.0.locks.lock_with(id.as_str(), Copies::End).await?;
         self.0.restarts.call_off(id.as_str());
         if self.task_of(id)?.is_some() || self.is_left(id) {
             tracing::warn!(%id, "the record of a container that runs was deleted");

@@ -11,7 +11,7 @@ use metadata::Container;
 use types::spec::runtime::{Process, Spec};
 use types::{Error, Result};
 
-use super::joins::Joined;
+use super::pid_namespace::Joined;
 use crate::Engine;
 
 impl Engine {

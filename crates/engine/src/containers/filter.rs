@@ -52,7 +52,7 @@ impl Filter {
         !self.states.is_empty()
     }
 
-    /// `health` is empty for a container without a health check, which filters call [`health::NOT_LOOKED_AFTER`].
+    /// `health` is empty for a container without a health check, which filters call [`health::NO_HEALTH_CHECK`].
     pub(super) fn fits(
         &self,
         container: &Container,
@@ -81,7 +81,7 @@ impl Filter {
             && (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state.phase.name()))
             && (self.healths.is_empty()
                 || self.healths.iter().any(|wanted| {
-                    if health.is_empty() { wanted == health::NOT_LOOKED_AFTER } else { wanted == health }
+                    if health.is_empty() { wanted == health::NO_HEALTH_CHECK } else { wanted == health }
                 }))
             && (self.exited.is_empty() || code.is_some_and(|code| self.exited.contains(&code)))
             && (self.volumes.is_empty() || self.volumes.iter().any(has_volume))

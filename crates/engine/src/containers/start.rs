@@ -22,10 +22,10 @@ use tokio::time::timeout;
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
 use super::SIGKILL;
+use crate::container_locks::{ContainerLock, Copies};
 use crate::names::short;
 use crate::networks::{NetworkMode, mac_address};
 use crate::record::{ExitRecord, Extension};
-use crate::turns::{Copies, Turn};
 use crate::{Engine, etc};
 
 /// How long to wait for the end of a container whose shim does not answer.
@@ -86,8 +86,8 @@ impl Engine {
     ) -> Result<bool> {
         let text = text.to_owned();
         let id = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await?;
-        match self.turn_to_start(&id).await? {
-            Some(turn) => self.start_in_turn(starter, id, turn, streams, laps).await,
+        match self.lock_to_start(&id).await? {
+            Some(lock) => self.start_locked(starter, id, lock, streams, laps).await,
             // It runs already, which is what the client wants.
             None => Ok(false),
         }
@@ -95,18 +95,18 @@ impl Engine {
 
     /// Locks a container that does not run and whose last run is settled; `None` if it runs. Waits for each kind of
     /// unsettled state once: if it persists, an administrator has to look into it.
-    async fn turn_to_start(&self, id: &ContainerId) -> Result<Option<Turn>> {
+    async fn lock_to_start(&self, id: &ContainerId) -> Result<Option<ContainerLock>> {
         let (mut has_waited, mut has_doubted) = (false, false);
         loop {
-            let turn = self.0.turns.take_from(id.as_str(), Copies::End).await?;
+            let lock = self.0.locks.lock_with(id.as_str(), Copies::End).await?;
             let unsettled = match self.last_run(id).await? {
-                LastRun::Settled => return Ok(Some(turn)),
+                LastRun::Settled => return Ok(Some(lock)),
                 LastRun::GoesOn => return Ok(None),
                 LastRun::Unsettled(what) => what,
             };
             match unsettled {
                 Unsettled::Left if has_waited => {
-                    return self.check_nothing_is_left(id).map(|()| Some(turn));
+                    return self.check_nothing_is_left(id).map(|()| Some(lock));
                 }
                 Unsettled::Ended if has_waited => {
                     return Err(Error::unavailable(format!(
@@ -126,7 +126,7 @@ impl Engine {
                 Unsettled::CutOff => {}
             }
             // Settling the end needs the lock.
-            drop(turn);
+            drop(lock);
             match unsettled {
                 Unsettled::Left => self.wait_until_settled(id).await,
                 Unsettled::Ended | Unsettled::CutOff => {
@@ -157,11 +157,11 @@ impl Engine {
     }
 
     /// Starts a locked container that does not run. The lock is held until it runs.
-    async fn start_in_turn(
+    async fn start_locked(
         &self,
         starter: Starter,
         id: ContainerId,
-        turn: Turn,
+        lock: ContainerLock,
         streams: &Streams,
         laps: &Laps,
     ) -> Result<bool> {
@@ -194,7 +194,7 @@ impl Engine {
         }
         laps.lap("record the start");
         self.watch(container.id.clone());
-        drop(turn);
+        drop(lock);
         Ok(true)
     }
 
@@ -283,7 +283,7 @@ impl Engine {
         laps: &Laps,
     ) -> Result<()> {
         // Held until the container has a task, which shows other calls that it uses its volumes.
-        let starting = self.0.volumes.start(container.id.as_str());
+        let starting = self.0.volumes.note_start(container.id.as_str());
         let joined = Arc::new(self.open_joined(&extension.create).await?);
         let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
         let (streams, namespaces) = (streams.clone(), joined.clone());

@@ -8,9 +8,9 @@ use types::spec::runtime::{LinuxResources, Spec};
 use types::{ContainerId, Error, Opaque, Result};
 
 use crate::Engine;
+use crate::container_locks::Copies;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::resources;
-use crate::turns::Copies;
 
 /// containerd's type URL of resource limits (`typeurl` of a plain Go struct: the value is JSON).
 const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
@@ -29,7 +29,7 @@ impl Engine {
         update.blkio_weight = update.blkio_weight.filter(|weight| *weight != 0);
         let (Container { id, .. }, extension) = self.find_own(text).await?;
         let about = |error: Error| error.context(format!("update container {}", extension.name));
-        let _turn = self.0.turns.take_from(id.as_str(), Copies::Wait).await.map_err(about)?;
+        let _lock = self.0.locks.lock_with(id.as_str(), Copies::Wait).await.map_err(about)?;
         if extension.create.auto_remove && update.restart.is_some_and(|restart| restart != Restart::No) {
             return Err(about(Error::invalid_argument(
                 "it goes when it ends (--rm), and cannot be started again by itself",

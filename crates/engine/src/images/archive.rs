@@ -88,7 +88,7 @@ impl Engine {
         all_platforms: bool,
     ) -> Result<Value> {
         let pipe = PathBuf::from(pipe);
-        let platforms = super::long::chosen(platforms, all_platforms)?;
+        let platforms = super::follow::chosen(platforms, all_platforms)?;
         self.with_cancel(move |engine, caller| {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
             let pipe = Pipe::open_target(&pipe, caller.cancel.clone())?;

@@ -43,7 +43,7 @@ impl Engine {
             .await?;
         // One at a time: of several commits that pause one container, the first to end would resume it under the
         // others.
-        let alone = if pause { Some(self.0.copies.take(container.id.as_str()).await) } else { None };
+        let alone = if pause { Some(self.0.copy_locks.lock(container.id.as_str()).await) } else { None };
         let is_paused = pause && self.begin_copy(&container.id).await?;
         let copied = self.copy(container.clone(), base).await;
         if is_paused {
@@ -79,7 +79,7 @@ impl Engine {
     /// Pauses a running container for a copy. False if it does not run.
     async fn begin_copy(&self, id: &ContainerId) -> Result<bool> {
         // Wait for a daemon that has just started to resume what an earlier one paused.
-        drop(self.0.turns.take(id.as_str()).await);
+        drop(self.0.locks.lock(id.as_str()).await);
         let Some(task) = self.task_of(id)? else { return Ok(false) };
         match task.state_or_unknown().await?.status {
             Status::Running => {}

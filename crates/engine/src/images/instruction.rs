@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use types::spec::image::Healthcheck;
 use types::{Error, Result};
 
-use crate::moment::duration;
+use crate::times::duration;
 
 /// Instructions that create layers, which `--change` does not support.
 const BUILD_ONLY: [&str; 5] = ["ADD", "ARG", "COPY", "FROM", "RUN"];

@@ -34,15 +34,15 @@ const ARRIVED: &str = ".hoist-filling";
 
 /// Acquires the right to move files into a volume's data, during which no container begins to use it; `None` while one
 /// does.
-pub(super) type MayPour<'a, G> = &'a dyn Fn() -> Result<Option<G>>;
+pub(super) type LockData<'a, G> = &'a dyn Fn() -> Result<Option<G>>;
 
 /// Completes a fill that a crash interrupted, unless a container uses the volume.
-pub(super) fn end_filling<G>(directory: &Path, may_pour: MayPour<'_, G>) -> Result<()> {
+pub(super) fn end_filling<G>(directory: &Path, lock_data: LockData<'_, G>) -> Result<()> {
     let ready = directory.join(READY);
     if ready.try_exists().context(|| format!("look for {}", ready.display()))?
-        && let Some(_pouring) = may_pour()?
+        && let Some(_lock) = lock_data()?
     {
-        pour(directory)?;
+        move_ready(directory)?;
     }
     Ok(())
 }
@@ -63,7 +63,7 @@ pub(super) fn fill<G>(
     root: Option<&Root>,
     target: &str,
     directory: &Path,
-    may_pour: MayPour<'_, G>,
+    lock_data: LockData<'_, G>,
 ) -> Result<()> {
     let (draft, data) = (directory.join(DRAFT), directory.join(DATA));
     let about = || format!("make {}", data.display());
@@ -71,7 +71,7 @@ pub(super) fn fill<G>(
     let find = |root: &Root| root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY);
     let source = root.map(find).transpose()?.flatten();
     // A draft disturbs no container, so the right is given up while it is made.
-    if !is_new && (source.is_none() || may_pour()?.is_none()) {
+    if !is_new && (source.is_none() || lock_data()?.is_none()) {
         return Ok(());
     }
     fs::create_dir_all(directory).context(about)?;
@@ -94,14 +94,14 @@ pub(super) fn fill<G>(
         return directory.parent().map_or(Ok(()), sync_directory);
     }
     // A container may have begun to use it since.
-    let Some(_pouring) = may_pour()? else { return remove_folder(&draft) };
+    let Some(_lock) = lock_data()? else { return remove_folder(&draft) };
     fs::rename(&draft, directory.join(READY)).context(about)?;
     sync_directory(directory)?;
-    pour(directory)
+    move_ready(directory)
 }
 
 /// Moves the ready files into the data, without replacing files that exist by now.
-fn pour(directory: &Path) -> Result<()> {
+fn move_ready(directory: &Path) -> Result<()> {
     let (ready, data) = (directory.join(READY), directory.join(DATA));
     let arrived = data.join(ARRIVED);
     let about = || format!("fill {}", data.display());
@@ -115,7 +115,7 @@ fn pour(directory: &Path) -> Result<()> {
     } else {
         &ready
     };
-    let pour = || -> io::Result<()> {
+    let move_all = || -> io::Result<()> {
         let (names, from, to) = (names_in(from)?, File::open(from)?, File::open(&data)?);
         for name in names {
             let moved = match renameat_with(&from, &name, &to, &name, RenameFlags::NOREPLACE) {
@@ -133,7 +133,7 @@ fn pour(directory: &Path) -> Result<()> {
         linux::tree::copy_own_metadata(&ready, &data)?;
         to.sync_all()
     };
-    pour().context(about)?;
+    move_all().context(about)?;
     if is_elsewhere {
         remove_folder(&arrived)?;
     }
@@ -195,8 +195,8 @@ mod tests {
         let data = volume.join(DATA);
         fs::create_dir_all(&data).unwrap();
         let bound = File::open(&data).unwrap();
-        for (target, may_pour) in [("/nowhere", Some(())), ("/data", None)] {
-            fill(Some(&root(&image)), target, &volume, &|| Ok(may_pour)).unwrap();
+        for (target, lock_data) in [("/nowhere", Some(())), ("/data", None)] {
+            fill(Some(&root(&image)), target, &volume, &|| Ok(lock_data)).unwrap();
             assert!(wants_filling(&volume).unwrap());
         }
         // A container begins to use it while the draft is made.

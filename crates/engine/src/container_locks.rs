@@ -18,11 +18,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The locks, by container id.
 #[derive(Clone, Default)]
-pub(crate) struct Turns(Arc<Mutex<BTreeMap<String, Arc<Queue>>>>);
+pub(crate) struct ContainerLocks(Arc<Mutex<BTreeMap<String, Arc<Queue>>>>);
 
 #[derive(Default)]
 struct Queue {
-    turn: Arc<AsyncMutex<()>>,
+    mutex: Arc<AsyncMutex<()>>,
     copy: Mutex<Option<Copying>>,
 }
 
@@ -37,8 +37,8 @@ struct Copying {
 pub(crate) struct CopyHandle(Arc<Mutex<Option<CancelOnDrop>>>);
 
 /// A held lock; released when dropped.
-pub(crate) struct Turn {
-    turns: Turns,
+pub(crate) struct ContainerLock {
+    locks: ContainerLocks,
     id: String,
     queue: Arc<Queue>,
     guard: Option<OwnedMutexGuard<()>>,
@@ -53,27 +53,27 @@ pub(crate) enum Copies {
     End,
 }
 
-impl Turns {
+impl ContainerLocks {
     /// Waits for the lock of a container. Cancel-safe.
-    pub(crate) async fn take(&self, id: &str) -> Turn {
+    pub(crate) async fn lock(&self, id: &str) -> ContainerLock {
         let queue = self.queues().entry(id.to_owned()).or_default().clone();
-        let lock = queue.turn.clone();
+        let mutex = queue.mutex.clone();
         // Created before the wait, so that a cancelled call cleans up like any other.
-        let mut turn = Turn { turns: self.clone(), id: id.to_owned(), queue, guard: None };
-        turn.guard = Some(lock.lock_owned().await);
-        turn
+        let mut lock = ContainerLock { locks: self.clone(), id: id.to_owned(), queue, guard: None };
+        lock.guard = Some(mutex.lock_owned().await);
+        lock
     }
 
-    /// As [`Turns::take`], but waits for a copy only for a limited time: then `Unavailable`.
-    pub(crate) async fn take_from(&self, id: &str, copies: Copies) -> Result<Turn> {
-        let mut take = std::pin::pin!(self.take(id));
+    /// As [`ContainerLocks::lock`], but waits for a copy only for a limited time: then `Unavailable`.
+    pub(crate) async fn lock_with(&self, id: &str, copies: Copies) -> Result<ContainerLock> {
+        let mut lock_future = std::pin::pin!(self.lock(id));
         let mut behind = Duration::ZERO;
         loop {
             if copies == Copies::End {
                 self.end_copy(id);
             }
-            if let Ok(turn) = tokio::time::timeout(LOOK_EVERY, &mut take).await {
-                return Ok(turn);
+            if let Ok(lock) = tokio::time::timeout(LOOK_EVERY, &mut lock_future).await {
+                return Ok(lock);
             }
             let Some(since) = self.copied_since(id) else { continue };
             behind += LOOK_EVERY;
@@ -113,7 +113,7 @@ impl Queue {
     }
 }
 
-impl Turn {
+impl ContainerLock {
     /// Records that the lock is held for a copy, until it is released.
     pub(crate) fn copies(&self, handle: &CopyHandle) {
         *self.queue.copy() = Some(Copying { since: Instant::now(), handle: handle.clone() });
@@ -143,13 +143,13 @@ impl CopyHandle {
     }
 }
 
-impl Drop for Turn {
+impl Drop for ContainerLock {
     fn drop(&mut self) {
         if self.guard.is_some() {
             *self.queue.copy() = None;
         }
         self.guard = None;
-        let mut queues = self.turns.queues();
+        let mut queues = self.locks.queues();
         // Only the map and this guard refer to the queue: no other call waits.
         if queues.get(&self.id).is_some_and(|queue| Arc::strong_count(queue) <= 2) {
             queues.remove(&self.id);
@@ -162,46 +162,46 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn turns_on_one_container_follow_each_other_and_leave_nothing() {
-        let turns = Turns::default();
-        let first = turns.take("one").await;
-        let other = turns.take("other").await;
+    async fn locks_of_one_container_exclude_each_other_and_leave_nothing() {
+        let locks = ContainerLocks::default();
+        let first = locks.lock("one").await;
+        let other = locks.lock("other").await;
         let second = tokio::spawn({
-            let turns = turns.clone();
-            async move { drop(turns.take("one").await) }
+            let locks = locks.clone();
+            async move { drop(locks.lock("one").await) }
         });
         tokio::task::yield_now().await;
         assert!(!second.is_finished());
         drop(first);
         second.await.unwrap();
         drop(other);
-        assert!(turns.queues().is_empty());
+        assert!(locks.queues().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_ever_behind_a_copy() {
-        let turns = Turns::default();
-        let copy = turns.take("one").await;
+    async fn a_call_waits_for_a_copy_of_files_for_a_limited_time() {
+        let locks = ContainerLocks::default();
+        let copy = locks.lock("one").await;
         let handle = CopyHandle::new();
         copy.copies(&handle);
         let token = handle.token();
-        let refused = turns.take_from("one", Copies::Wait).await.err().expect("it goes on");
+        let refused = locks.lock_with("one", Copies::Wait).await.err().expect("it goes on");
         assert!(refused.to_string().contains("are being copied"), "{refused}");
         assert!(token.check().is_ok());
-        let ended = turns.take_from("one", Copies::End).await.err().expect("it does not hear");
+        let ended = locks.lock_with("one", Copies::End).await.err().expect("it does not hear");
         assert_eq!(ended.kind(), types::ErrorKind::Unavailable);
         assert!(token.check().is_err());
         drop(copy);
         // A holder that does not copy is waited for without limit.
-        let other = turns.take("one").await;
+        let other = locks.lock("one").await;
         let next = tokio::spawn({
-            let turns = turns.clone();
-            async move { turns.take_from("one", Copies::Wait).await.map(drop) }
+            let locks = locks.clone();
+            async move { locks.lock_with("one", Copies::Wait).await.map(drop) }
         });
         tokio::time::sleep(2 * COPY_LIMIT).await;
         assert!(!next.is_finished());
         drop(other);
         next.await.unwrap().unwrap();
-        assert!(turns.queues().is_empty());
+        assert!(locks.queues().is_empty());
     }
 }

@@ -14,66 +14,67 @@ const FILL_WAIT_MAX: Duration = Duration::from_secs(60);
 /// The locks of all volumes: many calls may be about to use a volume, or one may remove it; one may create or fill it
 /// while others wait.
 #[derive(Default)]
-pub(crate) struct Holds {
-    held: Mutex<BTreeMap<String, Hold>>,
+pub(crate) struct VolumeLocks {
+    locked: Mutex<BTreeMap<String, Mode>>,
     filling: Mutex<BTreeSet<String>>,
     filled: Condvar,
     starting: Mutex<BTreeSet<String>>,
 }
 
-enum Hold {
+enum Mode {
     Shared(usize),
-    Alone,
+    Exclusive,
 }
 
 /// Locked volumes; released when dropped.
-pub(crate) struct Held<'a> {
-    holds: &'a Holds,
+pub(crate) struct VolumeLock<'a> {
+    locks: &'a VolumeLocks,
     names: Vec<String>,
 }
 
 /// A container that is being started; counts as running until this is dropped.
 pub(crate) struct Starting<'a> {
-    holds: &'a Holds,
+    locks: &'a VolumeLocks,
     id: String,
 }
 
 /// The exclusive right to create or fill a volume, until dropped.
 pub(crate) struct Filling<'a> {
-    holds: &'a Holds,
+    locks: &'a VolumeLocks,
     name: String,
 }
 
-impl Holds {
-    pub(super) fn hold(&self, names: Vec<String>, alone: bool) -> Result<Held<'_>> {
-        let mut held = self.held();
+impl VolumeLocks {
+    pub(super) fn lock(&self, names: Vec<String>, exclusive: bool) -> Result<VolumeLock<'_>> {
+        let mut locked = self.locked();
         for name in &names {
-            let is_free = match held.get(name) {
+            let is_free = match locked.get(name) {
                 None => true,
-                Some(Hold::Shared(_)) => !alone,
-                Some(Hold::Alone) => false,
+                Some(Mode::Shared(_)) => !exclusive,
+                Some(Mode::Exclusive) => false,
             };
             if !is_free {
-                let other = if alone { "given to a container" } else { "removed" };
+                let other = if exclusive { "given to a container" } else { "removed" };
                 return Err(Error::unavailable(format!("volume {name} is just being {other}: try again")));
             }
         }
         for name in &names {
-            match held.get_mut(name) {
-                Some(Hold::Shared(count)) => *count += 1,
+            match locked.get_mut(name) {
+                Some(Mode::Shared(count)) => *count += 1,
                 _ => {
-                    held.insert(name.clone(), if alone { Hold::Alone } else { Hold::Shared(1) });
+                    locked.insert(name.clone(), if exclusive { Mode::Exclusive } else { Mode::Shared(1) });
                 }
             }
         }
-        drop(held);
-        Ok(Held { holds: self, names })
+        drop(locked);
+        Ok(VolumeLock { locks: self, names })
     }
 
-    /// From here on no files are moved into the container's volumes, except by a move in progress: see [`Holds::pour`].
-    pub(crate) fn start(&self, id: &str) -> Starting<'_> {
+    /// From here on no files are moved into the container's volumes, except by a move in progress: see
+    /// [`VolumeLocks::lock_data`].
+    pub(crate) fn note_start(&self, id: &str) -> Starting<'_> {
         self.starting().insert(id.to_owned());
-        Starting { holds: self, id: id.to_owned() }
+        Starting { locks: self, id: id.to_owned() }
     }
 
     pub(super) fn is_starting(&self, id: &str) -> bool {
@@ -82,13 +83,13 @@ impl Holds {
 
     /// Waits until no call moves files into the volume, which is short: the last part of a fill, with a lock of its
     /// own.
-    pub(super) fn pour(&self, name: &str) -> Result<Filling<'_>> {
+    pub(super) fn lock_data(&self, name: &str) -> Result<Filling<'_>> {
         // No volume's name begins with a slash.
-        self.fill(&format!("/{name}"))
+        self.lock_filling(&format!("/{name}"))
     }
 
     /// Waits until no call fills the volume. `Unavailable` if that takes too long.
-    pub(super) fn fill(&self, name: &str) -> Result<Filling<'_>> {
+    pub(super) fn lock_filling(&self, name: &str) -> Result<Filling<'_>> {
         let is_busy = |filling: &mut BTreeSet<String>| filling.contains(name);
         let (mut filling, waited) = self.filled.wait_timeout_while(self.filling(), FILL_WAIT_MAX, is_busy);
         if waited.timed_out() {
@@ -99,11 +100,11 @@ impl Holds {
         }
         filling.insert(name.to_owned());
         drop(filling);
-        Ok(Filling { holds: self, name: name.to_owned() })
+        Ok(Filling { locks: self, name: name.to_owned() })
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Hold>> {
-        self.held.lock()
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<String, Mode>> {
+        self.locked.lock()
     }
 
     fn starting(&self) -> MutexGuard<'_, BTreeSet<String>> {
@@ -115,13 +116,13 @@ impl Holds {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for VolumeLock<'_> {
     fn drop(&mut self) {
-        let mut held = self.holds.held();
+        let mut locked = self.locks.locked();
         for name in &self.names {
-            match held.get_mut(name) {
-                Some(Hold::Shared(count)) if *count > 1 => *count -= 1,
-                _ => drop(held.remove(name)),
+            match locked.get_mut(name) {
+                Some(Mode::Shared(count)) if *count > 1 => *count -= 1,
+                _ => drop(locked.remove(name)),
             }
         }
     }
@@ -129,14 +130,14 @@ impl Drop for Held<'_> {
 
 impl Drop for Starting<'_> {
     fn drop(&mut self) {
-        self.holds.starting().remove(&self.id);
+        self.locks.starting().remove(&self.id);
     }
 }
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        self.holds.filling().remove(&self.name);
-        self.holds.filled.notify_all();
+        self.locks.filling().remove(&self.name);
+        self.locks.filled.notify_all();
     }
 }
 
@@ -147,27 +148,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_removes_a_volume_is_alone() {
-        let (holds, name) = (Holds::default(), || vec!["v".to_owned()]);
-        let (first, second) = (holds.hold(name(), false).unwrap(), holds.hold(name(), false).unwrap());
+    fn removing_a_volume_excludes_its_use() {
+        let (locks, name) = (VolumeLocks::default(), || vec!["v".to_owned()]);
+        let (first, second) = (locks.lock(name(), false).unwrap(), locks.lock(name(), false).unwrap());
         drop(first);
-        assert!(holds.hold(name(), true).is_err());
+        assert!(locks.lock(name(), true).is_err());
         drop(second);
-        let alone = holds.hold(name(), true).unwrap();
-        assert!(holds.hold(name(), false).is_err() && holds.hold(name(), true).is_err());
-        drop(alone);
-        holds.hold(name(), false).unwrap();
+        let exclusive = locks.lock(name(), true).unwrap();
+        assert!(locks.lock(name(), false).is_err() && locks.lock(name(), true).is_err());
+        drop(exclusive);
+        locks.lock(name(), false).unwrap();
     }
 
     #[test]
-    fn one_at_a_time_fills_a_volume_and_nobody_waits_for_another() {
-        let (holds, at_it) = (Holds::default(), AtomicUsize::new(0));
-        let other = holds.fill("other").unwrap();
+    fn only_one_call_at_a_time_fills_a_volume() {
+        let (locks, at_it) = (VolumeLocks::default(), AtomicUsize::new(0));
+        let other = locks.lock_filling("other").unwrap();
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        let filling = holds.fill("v").unwrap();
+                        let filling = locks.lock_filling("v").unwrap();
                         assert_eq!(at_it.fetch_add(1, Ordering::SeqCst), 0);
                         std::thread::yield_now();
                         at_it.fetch_sub(1, Ordering::SeqCst);
@@ -177,6 +178,6 @@ mod tests {
             }
         });
         drop(other);
-        assert!(holds.filling().is_empty());
+        assert!(locks.filling().is_empty());
     }
 }

@@ -11,12 +11,12 @@ pub fn time(flag: &str, text: Option<String>) -> Result<Option<Timestamp>> {
             "invalid --{flag} {text:?}: expected a duration like 10m, or a time like 2026-01-02T03:04:05Z"
         ))
     };
-    text.map(|text| moment(&text).ok_or_else(|| bad(&text))).transpose()
+    text.map(|text| parse_time(&text).ok_or_else(|| bad(&text))).transpose()
 }
 
 /// Parses an RFC 3339 time or a prefix of one, in UTC by default; seconds since the epoch; or a duration before now, in
 /// the syntax of Go's `time.ParseDuration` extended by days.
-pub(crate) fn moment(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse_time(text: &str) -> Option<Timestamp> {
     calendar(text).or_else(|| from_nanoseconds(decimal(text)?)).or_else(|| {
         let now = Timestamp::now();
         let now = i128::from(now.seconds) * NANOSECONDS + i128::from(now.nanos);
@@ -101,8 +101,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_times_or_ages() {
-        let at = |text: &str| moment(text).unwrap_or_else(|| panic!("{text}")).to_string();
+    fn times_are_of_the_calendar_or_since_1970_or_durations_before_now() {
+        let at = |text: &str| parse_time(text).unwrap_or_else(|| panic!("{text}")).to_string();
         for (text, expected) in [
             ("2026-01-02", "2026-01-02T00:00:00Z"),
             ("2026-01-02Z", "2026-01-02T00:00:00Z"),
@@ -116,14 +116,15 @@ mod tests {
         ] {
             assert_eq!(at(text), expected, "{text}");
         }
-        let age =
-            |text: &str| moment(text).unwrap_or_else(|| panic!("{text}")).until(Timestamp::now()).as_millis();
+        let age = |text: &str| {
+            parse_time(text).unwrap_or_else(|| panic!("{text}")).until(Timestamp::now()).as_millis()
+        };
         for (text, expected) in
             [("1h30m", 5_400_000), ("1.5h", 5_400_000), ("250ms", 250), ("2d", 172_800_000)]
         {
             assert!((expected..expected + 5_000).contains(&age(text)), "{text}");
         }
-        let ahead = Timestamp::now().until(moment("-1h").unwrap()).as_secs();
+        let ahead = Timestamp::now().until(parse_time("-1h").unwrap()).as_secs();
         assert!((3595..=3600).contains(&ahead), "{ahead}");
         for wrong in [
             "",
@@ -140,11 +141,11 @@ mod tests {
             "1e3",
             "é",
         ] {
-            assert_eq!(moment(wrong), None, "{wrong}");
+            assert_eq!(parse_time(wrong), None, "{wrong}");
         }
         // Saturates instead of overflowing.
-        moment(&format!("{}d", i64::MAX)).unwrap();
-        moment(&format!("-{}h", i64::MAX)).unwrap();
-        assert_eq!(moment(&"9".repeat(40)), None);
+        parse_time(&format!("{}d", i64::MAX)).unwrap();
+        parse_time(&format!("-{}h", i64::MAX)).unwrap();
+        assert_eq!(parse_time(&"9".repeat(40)), None);
     }
 }
