@@ -1,8 +1,8 @@
 //! Checkpoints of tasks, stored as blobs in containerd's formats.
 //!
 //! ```text
-//! Tasks.Checkpoint ─▶ ROOT/checkpoints/taken/RANDOM ─ criu dumps ─▶ tar ─▶ content store, with the container's spec
-//! Tasks.Create ─▶ content store ─ untar ─▶ ROOT/checkpoints/restored/NS/ID ─▶ the shim restores when the task is started
+//! Tasks.Checkpoint ─▶ criu dumps to ROOT/checkpoints/taken/RANDOM ─▶ tar ─▶ content store, with the container's spec
+//! Tasks.Create ─▶ content store ─▶ untar to ROOT/checkpoints/restored/NS/ID ─▶ the shim restores at the task's start
 //! ```
 //!
 //! A restored task may need its images until it ends, so they are removed with it; the next daemon removes what a crash

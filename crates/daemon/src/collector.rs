@@ -4,8 +4,8 @@
 //! ```text
 //! deletion_threshold deletions ──▶ schedule_delay ──┐
 //! fewer of them, at the next check ─────────────────┤
-//! mutation_threshold changes, at the next check ────┼──▶ not before the pause after the last one ──▶ collect ─┐
-//! next expiry ──────────────────────────────────────┤                      a client requests it ──▶ collect ─┴─▶ reclaim
+//! mutation_threshold changes, at the next check ────┼──▶ after the pause since the last one ──▶ collect ─┐
+//! next expiry ──────────────────────────────────────┤                 a client requests it ──▶ collect ─┴─▶ reclaim
 //! some time after a failed collection ──────────────┘
 //! ```
 //!

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! meta.db (opened read-only) ─▶ [`records`] ─▶ per namespace: blobs ─▶ hashed into our store ─▶ image records
-//!                                                                                      └─▶ leases that have not expired
+//!                                                                                      └─▶ unexpired leases
 //! ```
 //!
 //! Invariants
 //! - Nothing below the other root is written, not even a lock file; only the state of bbolt's lock is checked.
 //! - A blob is recorded only if its contents match its digest; an image only if its target was imported and no blob
-//!   that it   refers to failed. Damaged objects are reported and skipped.
+//!   that it refers to failed. Damaged objects are reported and skipped.
 //! - An interrupted import can be repeated: existing objects are skipped, and partial ones completed.
 //!
 //! Snapshots are recreated from the blobs by the first pull or run. Containers are not imported, because their data is

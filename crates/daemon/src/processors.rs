@@ -12,10 +12,10 @@
 //! Invariants
 //! - The end of the output is the end of the layer only if the program exited with success.
 //! - A program is killed if it writes nothing for [`STALL_LIMIT`], if its output is no longer read, or if it does not
-//!   exit   after closing its output. If several wait for each other, the error names the first.
+//!   exit after closing its output. If several wait for each other, the error names the first.
 //! - A program's process group is killed with it, because its children may hold pipes that our threads read. A process
-//!   that   has left the group survives but is not waited for: after the program's exit its output gets [`STALL_LIMIT`]
-//!   to end,   and its other pipes no time at all.
+//!   that has left the group survives but is not waited for: after the program's exit its output gets [`STALL_LIMIT`]
+//!   to end, and its other pipes no time at all.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

@@ -15,7 +15,7 @@
 //! Invariants
 //! - No call waits for an unresponsive plugin longer than [`PULSE_PAUSE`] and [`PULSE_LIMIT`].
 //! - A plugin blocks at most [`CALLS_MAX`] of our threads. A call that waits for an event, such as the end of a
-//!   sandbox,   blocks none and takes no slot.
+//!   sandbox, blocks none and takes no slot.
 //! - However many calls wait, a plugin's health is checked once per [`PULSE_PAUSE`].
 //! - A plugin has no effect on calls that do not use it.
 

@@ -11,8 +11,8 @@
 //!
 //! Invariants
 //! - State that must survive the daemon is in the record, in files below the root directory, or with the shim. Memory
-//!   holds   the names that are taken, the attributes of containers that were just removed, and otherwise only what can
-//!   be read   again.
+//!   holds the names that are taken, the attributes of containers that were just removed, and otherwise only what can
+//!   be read again.
 //! - Every running container has one watcher, which waits for its end and settles it.
 #![forbid(unsafe_code)]
 

@@ -17,7 +17,7 @@
 //!   touched.
 //! - An address and a host port belong to at most one attachment.
 //! - A lock serializes changes to what containers share, the bridge and the table. No other lock is held during calls
-//!   to   the kernel or the disk.
+//!   to the kernel or the disk.
 #![forbid(unsafe_code)]
 
 mod attachment;

@@ -14,9 +14,9 @@
 //!
 //! Invariants
 //! - Only root can reach a container's root file system, whose setuid programs are also root's on the host. The
-//!   exception   is the group that is root in the container's user namespace: its runtime enters the root by path.
+//!   exception is the group that is root in the container's user namespace: its runtime enters the root by path.
 //! - Removing a bundle never descends into a mount: `rootfs` is unmounted and removed only if empty. If the container
-//!   never   came to be, what its runtime created in a `rootfs` without a mount is removed as well.
+//!   never came to be, what its runtime created in a `rootfs` without a mount is removed as well.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, Permissions};

@@ -33,8 +33,8 @@ fn is_deafness(error: &Error) -> bool {
 }
 
 impl Shims {
-    /// Sends a signal to the task's first process, to all of its processes, or to an exec'd process. SIGKILL also cancels
-    /// a creation, and with our shim takes effect even if the shim does not respond.
+    /// Sends a signal to the task's first process, to all of its processes, or to an exec'd process. SIGKILL also
+    /// cancels a creation, and with our shim takes effect even if the shim does not respond.
     pub async fn kill(&self, task: &Task, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
         if signal != SIGKILL || exec.is_some() {
             return task.kill(exec, signal, all).await;

@@ -14,11 +14,11 @@
 //!
 //! Invariants
 //! - The shim owns the task. Whatever the daemon knows can be recovered from the shim and the bundle, so the daemon may
-//!   die   at any instruction.
+//!   die at any instruction.
 //! - Only a shim known to be dead is cleaned up after. A task whose shim does not answer has the state `Unknown` and is
-//!   left   alone.
+//!   left alone.
 //! - A task is in the map from before its shim starts until after its bundle is removed, so two callers never work on
-//!   one   id.
+//!   one id.
 //!
 //! What is in a bundle: `docs/design/tasks.md`.
 #![forbid(unsafe_code)]

@@ -10,7 +10,10 @@ const UNSAFE_ALLOWED: &[&str] = &["crates/linux/src/", "crates/runtime/src/"];
 /// code holds a pidfd, and sends signals by it.
 const BY_PID: &[(&str, &str)] = &[
     ("crates/cli/src/ctr/tasks.rs", "what was opened is used once the daemon says that the process is there"),
-    ("crates/engine/src/containers/pid_namespace.rs", "opened as view.rs does; and descriptors of the daemon itself"),
+    (
+        "crates/engine/src/containers/pid_namespace.rs",
+        "opened as view.rs does; and descriptors of the daemon itself",
+    ),
     ("crates/engine/src/containers/top.rs", "figures for a list, of whatever is there"),
     ("crates/engine/src/stats.rs", "figures for a list, of whatever is there"),
     ("crates/engine/src/view.rs", "a pidfd is held, and its shim asked again"),

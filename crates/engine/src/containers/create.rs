@@ -55,8 +55,8 @@ struct NewContainer {
 }
 
 impl NewContainer {
-    /// The hostname of the container whose network it joins, or the requested one. Otherwise the host's if it shares the
-    /// host's network or UTS namespace, or the short id.
+    /// The hostname of the container whose network it joins, or the requested one. Otherwise the host's if it shares
+    /// the host's network or UTS namespace, or the short id.
     fn hostname(&self) -> String {
         let joined = self.joined.as_ref().and_then(|(_, other)| other.create.hostname.as_ref());
         if let Some(asked) = joined.or(self.create.hostname.as_ref()) {

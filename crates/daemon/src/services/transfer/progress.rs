@@ -3,8 +3,8 @@
 //! ```text
 //! Resolving from …, Pulling from …          of the transfer: no name
 //! fetching image content … saved            of the image, by its name
-//! waiting ─▶ downloading ─▶ complete        of a blob, by its ingest reference (`layer-sha256:…`), with the blobs that refer
-//!    └─▶ already exists    └─▶ extracted    to it as its parents; the image's name is the parent of the first
+//! waiting ─▶ downloading ─▶ complete        of a blob, by its ingest reference (`layer-sha256:…`); its parents are the
+//!    └─▶ already exists    └─▶ extracted    blobs that refer to it, or the image's name for the first
 //! ```
 
 use std::collections::BTreeMap;
