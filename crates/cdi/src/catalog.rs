@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_folder_wins_and_two_files_of_one_are_a_conflict() {
+    fn a_later_cdi_directory_wins_and_two_files_of_one_conflict() {
         let (dir, early, late) = (tempfile::tempdir().unwrap(), "early", "late");
         let folders = [early, late, "nosuch"].map(|name| dir.path().join(name));
         let write = |folder: &str, name: &str, text: &str| {

@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_told_from_paths() {
+    fn qualified_device_names_are_told_from_paths() {
         for name in ["nvidia.com/gpu=all", "nvidia.com/gpu=0", "a/b=c", "v-1.x/c_l=gpu0:1.2-3"] {
             assert!(is_qualified(name), "{name}");
         }
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_say_the_same() {
+    fn json_and_yaml_parse_to_the_same_document() {
         let yaml = "cdiVersion: 0.6.0\nkind: a.com/b\nannotations: {x: y}\ndevices:\n- name: 0\n  containerEdits:\n    \
                     deviceNodes:\n    - {path: /dev/x, fileMode: 0660}\ncontainerEdits:\n  env: [A=B]\n  mounts:\n";
         let json = r#"{"cdiVersion": "0.6.0", "kind": "a.com/b", "containerEdits": {"env": ["A=B"], "hooks": null},
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_may_begin_with_a_letter() {
+    fn cdi_versions_may_have_a_leading_v() {
         let is_known = |version: &str| {
             let text = format!(r#"{{"cdiVersion": "{version}", "kind": "a.com/b"}}"#);
             Document::parse(text.as_bytes(), Form::Json).is_ok()
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_nothing() {
+    fn null_fields_are_defaults() {
         let parse = |rest: &str| {
             let text = format!(r#"{{"cdiVersion": "0.6.0", "kind": "a.com/b", {rest}}}"#);
             Document::parse(text.as_bytes(), Form::Json).unwrap()
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn invalid_cdi_documents_are_refused_by_the_wrong_field() {
         let check = |rest: &str, words: &str| {
             let text = format!(r#"{{"cdiVersion": "0.8.0", "kind": "a/b", {rest}}}"#);
             let refused = Document::parse(text.as_bytes(), Form::Json).unwrap_err();

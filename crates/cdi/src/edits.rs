@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_a_device_needs_is_put_in() {
+    fn all_container_edits_are_applied_to_the_spec() {
         let edits = json!({
             "env": ["A=new", "B=1"], "additionalGids": [7, 0, 8],
             "mounts": [{"hostPath": "/lib/x", "containerPath": "/opt", "options": ["ro", "rbind"]},
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_does_not_say_is_this_machines() {
+    fn omitted_device_numbers_are_the_hosts() {
         let device = |node: Value, uid: u32| {
             let spec = json!({"process": {"user": {"uid": uid, "gid": uid}}});
             let spec = applied(json!({"deviceNodes": [node]}), spec)?;

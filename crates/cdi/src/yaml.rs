@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn yaml_is_what_its_json_is() {
+    fn yaml_parses_to_the_same_value_as_json() {
         let text =
             "---\na: 0.6.0\nb:\n- 0666\n- 0x10\n- -1\n- \"5\"\n- null\n- yes\n- true\nc: {d: [], 7: 'e'}\n";
         let expected =
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_or_is_unclear_is_refused() {
+    fn yaml_with_anchors_tags_or_doubled_keys_is_refused() {
         let deep = "[".repeat(40);
         for (text, words) in [
             ("", "empty"),

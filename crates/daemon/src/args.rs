@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_help_or_the_version_has_nothing_done() {
+    fn help_and_version_take_precedence() {
         let commands = [
             "unmount",
             "import-containerd /x",

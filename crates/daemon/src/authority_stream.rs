@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_read_however_it_comes_and_is_asked_for() {
+    fn a_connection_is_read_whole_in_any_pieces() {
         let whole = |authority: &[u8]| [PREFACE, &request(1, authority), &request(3, authority)].concat();
         let (sent, expected) = (whole(b"\x41\x04/a/b"), whole(b"\x41\x04-a-b"));
         for piece_len in 1..sent.len() {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_off_is_read_to_its_end() {
+    fn a_truncated_connection_is_read_to_its_end() {
         let sent = [PREFACE, &request(1, b"\x41\x04/a/b")].concat();
         for len in 0..sent.len() {
             let sent = sent[..len].to_vec();
@@ -216,7 +216,7 @@ mod tests {
 
     /// The header as decoded by another HPACK implementation, the server's.
     #[tokio::test]
-    async fn a_server_sees_names() {
+    async fn a_server_sees_rewritten_authorities() {
         // A literal, then a reference to the dynamic table entry that it made, then "%2Frun%2Fhoist%2Fhoist.sock"
         // Huffman-coded.
         let plain = request(1, b"\x41\x13/run/a:b/hoist.sock");

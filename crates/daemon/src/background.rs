@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_ends_what_goes_on() {
+    async fn stopping_ends_background_tasks() {
         let mut background = Background::default();
         let (held, dropped) = oneshot::channel::<()>();
         background.spawn("one that goes on", async move {

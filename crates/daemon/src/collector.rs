@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn another_configuration_counts_for_what_is_waited_for() {
+    async fn a_new_configuration_applies_to_a_wait_in_progress() {
         let day = 24 * 3600 * SECOND;
         let stage = Stage::new(config::Collector { startup_delay: day, ..PROMPT });
         assert_eq!(stage.collected(1, SECOND).await, None);

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use types::{Namespace, Opaque, Result, Timestamp};
 
-use crate::aside::blocking;
+use crate::blocking::blocking;
 
 /// How long events wait for another change whose sync makes theirs durable too. During a start or removal such a change
 /// follows within milliseconds, and a sync of our own would delay it; during a pull it may take minutes.
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_no_change_follows_is_told_soon() {
+    async fn held_events_are_published_soon_without_another_change() {
         let (storage, exchange, dir) = (Storage::default(), Exchange::new(), tempfile::tempdir().unwrap());
         let mut listener = exchange.subscribe(Filters::all());
         let metadata = stage(&storage, &exchange, dir.path());

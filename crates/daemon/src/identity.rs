@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_root_keeps_its_name_and_mends_what_is_none() {
+    fn the_uuid_of_a_root_is_kept_and_a_truncated_one_replaced() {
         let root = tempfile::TempDir::new().unwrap();
         let name = uuid(root.path()).unwrap();
         assert!(is_uuid(&name), "{name}");

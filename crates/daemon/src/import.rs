@@ -352,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_needs_a_blob_that_failed_lacks_it() {
+    fn blobs_that_refer_to_a_failed_blob_fail_too() {
         let [index, whole, broken, layer, other] =
             ["index", "whole", "broken", "layer", "other"].map(|name| Digest::of(name.as_bytes()));
         let mut needs = Needs::default();

@@ -30,10 +30,11 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod aside;
 mod authority_stream;
 mod background;
+mod blocking;
 mod checkpoint;
+mod chunked_responses;
 mod collector;
 pub mod config;
 mod differs;
@@ -44,7 +45,6 @@ mod import;
 mod listen;
 mod lock;
 mod log;
-mod long_answers;
 mod notify;
 mod oci_hook;
 mod oversized;

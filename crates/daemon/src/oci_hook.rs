@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_double_braces_is_filled_in() {
+    fn oci_hook_placeholders_are_expanded() {
         let container = Container {
             state: State {
                 id: "c1".into(),

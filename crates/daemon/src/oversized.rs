@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_said_of_lengths_is_said_otherwise() {
+    fn only_errors_about_message_lengths_are_reworded() {
         let check =
             |text: &str, expected: Option<&str>| assert_eq!(words(text).as_deref(), expected, "{text}");
         check(

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_of_the_dead_go_and_those_of_the_living_stay() {
+    fn pipe_directories_of_dead_clients_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str| {
             fs::create_dir(dir.path().join(name)).unwrap();

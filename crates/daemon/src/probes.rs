@@ -59,7 +59,7 @@ pub(crate) struct Choice {
 }
 
 /// The relevant part of the configuration.
-pub(crate) struct Wanted<'a> {
+pub(crate) struct Request<'a> {
     pub(crate) layers: Layers,
     pub(crate) backing: Backing,
     pub(crate) verity: bool,
@@ -79,7 +79,7 @@ impl<'a> Probes<'a> {
     }
 
     /// Chooses what the configuration requests or else the kernel supports.
-    pub(crate) fn choose(&self, wanted: &Wanted<'_>) -> Result<Choice> {
+    pub(crate) fn choose(&self, wanted: &Request<'_>) -> Result<Choice> {
         let backing = self.backing(wanted.backing);
         let form = self.form(wanted.layers, backing)?;
         self.check(wanted, form)?;
@@ -169,8 +169,8 @@ impl<'a> Probes<'a> {
     }
 
     /// If fs-verity or direct reads are requested but not supported, the daemon must not silently do without.
-    fn check(&self, wanted: &Wanted<'_>, form: LayerForm) -> Result<()> {
-        let Wanted { verity, backing, .. } = *wanted;
+    fn check(&self, wanted: &Request<'_>, form: LayerForm) -> Result<()> {
+        let Request { verity, backing, .. } = *wanted;
         let directly = backing == Backing::FilesDirectly;
         let wishes = [
             (verity, "verity"),
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_found_is_kept_and_half_of_it_is_nothing() {
+    fn probe_results_are_kept_and_a_truncated_file_is_ignored() {
         let root = tempfile::TempDir::new().unwrap();
         let found = Found { form: Some(LayerForm::Directories), snapshotter: Some(Native::NAME.to_owned()) };
         found.write(root.path()).unwrap();
@@ -291,12 +291,12 @@ mod tests {
 
     /// The probes cannot run: the directory of layers is a file.
     #[test]
-    fn what_cannot_be_found_out_is_as_before() {
+    fn failed_probes_keep_the_last_results() {
         let root = tempfile::TempDir::new().unwrap();
         fs::create_dir(root.path().join("snapshots")).unwrap();
         fs::write(root.path().join("snapshots").join(Overlay::NAME), "").unwrap();
         let choose = |layers, backing, verity| {
-            let wanted = Wanted { layers, backing, verity, snapshotter: AUTO };
+            let wanted = Request { layers, backing, verity, snapshotter: AUTO };
             Probes::new(root.path()).choose(&wanted).unwrap()
         };
         let first = choose(Layers::Auto, Backing::Files, false);
@@ -318,7 +318,7 @@ mod tests {
     ) -> Result<snapshot::Options> {
         let root = tempfile::TempDir::new().unwrap();
         let (layers, backing, verity) = wanted;
-        let wanted = Wanted { layers, backing, verity, snapshotter: AUTO };
+        let wanted = Request { layers, backing, verity, snapshotter: AUTO };
         Probes { release, probe, ..Probes::new(root.path()) }.choose(&wanted).map(|choice| choice.options)
     }
 
@@ -350,7 +350,7 @@ mod tests {
     const UNSOUND: (u32, u32, u32) = (6, 12, 43);
 
     #[test]
-    fn refusals_name_the_way_out() {
+    fn refusals_of_layer_options_name_an_alternative() {
         use Backing::{Files, FilesDirectly, LoopDevices};
         for (probe, wanted, expected) in [
             (

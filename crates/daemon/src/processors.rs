@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_started_ends_with_it() {
+    fn children_of_a_stream_processor_are_killed_with_it() {
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let children = shell("children", "x", PLAIN, "sleep 1000 & sleep 1000");
@@ -549,7 +549,7 @@ mod tests {
 
     /// A process that left its program's group, as by `setsid`, is not killed with it, but not waited for either.
     #[test]
-    fn what_left_its_program_and_keeps_its_pipes_holds_up_nobody() {
+    fn a_process_that_left_a_stream_processors_group_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let check = |kept: &str, expected: Result<&[u8], io::ErrorKind>| {
             let (ready, pid) = (dir.path().join("ready"), dir.path().join("pid"));

@@ -41,7 +41,7 @@ use types::{
     ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId, UnlessGone,
 };
 
-use crate::aside::blocking;
+use crate::blocking::blocking;
 use crate::task_resources::TaskResources;
 
 const STATUS: &str = "containerd.io/restart.status";
@@ -66,7 +66,7 @@ type Key = (Namespace, ContainerId);
 
 /// The desired state of a container, from its labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Wish {
+enum DesiredState {
     Stopped,
     Running(Policy),
 }
@@ -83,18 +83,18 @@ enum Policy {
 /// The monitored containers, as of a number of changes to the metadata store. They are listed again only after further
 /// changes, so that an idle daemon does nothing.
 #[derive(Default)]
-struct Wishes {
+struct Monitored {
     as_of: Option<u64>,
     keys: Vec<Key>,
 }
 
-impl Wish {
+impl DesiredState {
     /// `None` for containers that are not monitored. `InvalidArgument` for malformed labels.
-    fn of(labels: &Labels) -> Result<Option<Wish>> {
+    fn of(labels: &Labels) -> Result<Option<DesiredState>> {
         let wrong = |label: &str, value: &str| Err(Error::invalid_argument(format!("label {label}={value}")));
         match labels.get(STATUS).map(String::as_str) {
             None => return Ok(None),
-            Some("stopped") => return Ok(Some(Wish::Stopped)),
+            Some("stopped") => return Ok(Some(DesiredState::Stopped)),
             Some("running") => {}
             // Other task states are not supported, and containerd's monitor ignores them as well.
             Some(_) => return Ok(None),
@@ -111,7 +111,7 @@ impl Wish {
             },
             _ => return wrong(POLICY, text),
         };
-        Ok(Some(Wish::Running(policy)))
+        Ok(Some(DesiredState::Running(policy)))
     }
 }
 
@@ -223,8 +223,8 @@ impl RestartMonitor {
         let mut interval = self.interval.subscribe();
         let mut due: BTreeMap<Key, Instant> = BTreeMap::new();
         // No client is connected yet, so none is about to create a task.
-        let mut wishes = Wishes::default();
-        let mut without_task = self.compare_all(&mut wishes, None).await;
+        let mut monitored = Monitored::default();
+        let mut without_task = self.compare_all(&mut monitored, None).await;
         let mut next_look = Instant::now() + *interval.borrow_and_update();
         loop {
             let wake = due.values().min().copied().unwrap_or(next_look).min(next_look);
@@ -252,7 +252,7 @@ impl RestartMonitor {
                 () = tokio::time::sleep_until(wake) => {
                     let now = Instant::now();
                     if now >= next_look {
-                        without_task = self.compare_all(&mut wishes, Some(&without_task)).await;
+                        without_task = self.compare_all(&mut monitored, Some(&without_task)).await;
                         next_look = Instant::now() + *interval.borrow();
                     }
                     let ripe: Vec<Key> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
@@ -277,16 +277,16 @@ impl RestartMonitor {
     }
 
     /// Checks every monitored container. Returns those without a task; of these, only those in `earlier` are checked.
-    async fn compare_all(&self, wishes: &mut Wishes, earlier: Option<&BTreeSet<Key>>) -> BTreeSet<Key> {
+    async fn compare_all(&self, monitored: &mut Monitored, earlier: Option<&BTreeSet<Key>>) -> BTreeSet<Key> {
         let mut without_task = BTreeSet::new();
         let mutations = self.metadata.mutations();
-        if wishes.as_of != Some(mutations) {
+        if monitored.as_of != Some(mutations) {
             match self.keys().await {
-                Ok(keys) => *wishes = Wishes { as_of: Some(mutations), keys },
+                Ok(keys) => *monitored = Monitored { as_of: Some(mutations), keys },
                 Err(error) => tracing::warn!("look for containers to start again: {}", error.chain()),
             }
         }
-        for key in wishes.keys.clone() {
+        for key in monitored.keys.clone() {
             if !self.shims.has(&key.0, &key.1) {
                 without_task.insert(key.clone());
                 if earlier.is_some_and(|earlier| !earlier.contains(&key)) {
@@ -325,17 +325,18 @@ impl RestartMonitor {
     /// Brings a container to its desired state.
     async fn compare(&self, key: &Key) -> Result<()> {
         let container = self.container(key).await?;
-        let Some(wish) = Wish::of(&container.labels)? else { return Ok(()) };
+        let Some(desired) = DesiredState::of(&container.labels)? else { return Ok(()) };
         let process = match self.shims.task(&key.0, &key.1).unless_gone()? {
             Some(task) => Some(task.state_or_unknown().await?),
             None => None,
         };
         let status = process.as_ref().map(|process| process.status);
-        match (wish, status) {
+        match (desired, status) {
             (_, Some(Status::Unknown | Status::Created | Status::Pausing)) => Ok(()),
-            (Wish::Stopped, Some(Status::Running | Status::Paused)) => self.stop(key).await,
-            (Wish::Stopped, _) | (Wish::Running(_), Some(Status::Running | Status::Paused)) => Ok(()),
-            (Wish::Running(policy), Some(Status::Stopped) | None) => {
+            (DesiredState::Stopped, Some(Status::Running | Status::Paused)) => self.stop(key).await,
+            (DesiredState::Stopped, _)
+            | (DesiredState::Running(_), Some(Status::Running | Status::Paused)) => Ok(()),
+            (DesiredState::Running(policy), Some(Status::Stopped) | None) => {
                 let exit = process.and_then(|process| process.exit);
                 if policy.starts(&container.labels, exit.map(|Exit { status, .. }| status)) {
                     self.start(key, container).await.context(|| "start it again")?;
@@ -524,9 +525,9 @@ mod tests {
     fn labels_say_whether_a_container_that_is_down_is_started() {
         let check = |entries: &[(&str, &str)], exit: Option<u32>, expected: Option<bool>| {
             let labels = labels(entries);
-            let found = Wish::of(&labels).unwrap().map(|wish| match wish {
-                Wish::Running(policy) => policy.starts(&labels, exit),
-                Wish::Stopped => false,
+            let found = DesiredState::of(&labels).unwrap().map(|desired| match desired {
+                DesiredState::Running(policy) => policy.starts(&labels, exit),
+                DesiredState::Stopped => false,
             });
             assert_eq!(found, expected, "{entries:?} {exit:?}");
         };
@@ -559,7 +560,7 @@ mod tests {
         check(&[twice[0], twice[1], ("count", "2")], Some(1), Some(false));
         check(&[running, ("policy", "on-failure"), ("count", "99")], Some(1), Some(true));
         for policy in ["sometimes", "on-failure:many", "always:3"] {
-            Wish::of(&labels(&[running, ("policy", policy)])).unwrap_err();
+            DesiredState::of(&labels(&[running, ("policy", policy)])).unwrap_err();
         }
     }
 

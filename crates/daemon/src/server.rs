@@ -27,8 +27,8 @@ use tonic::server::NamedService;
 use tower_service::Service;
 
 use crate::authority_stream::AuthorityStream;
+use crate::chunked_responses::with_chunks;
 use crate::idle::Idle;
-use crate::long_answers::in_pieces;
 use crate::oversized::reworded;
 use crate::telemetry::Calls;
 use crate::traces;
@@ -74,7 +74,7 @@ impl Router {
             let answer = service.clone().call(request);
             Box::pin(async move {
                 match answer.await {
-                    Ok(response) => reworded(in_pieces(response)),
+                    Ok(response) => reworded(with_chunks(response)),
                     Err(never) => match never {},
                 }
             })
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn peers_that_vanish_are_let_go() {
+    async fn tcp_peers_that_vanish_are_disconnected() {
         assert!((HANDSHAKE_LIMIT..HANDSHAKE_LIMIT * 2).contains(&kept(b"").await));
         let silent = kept(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
         let limit = SIGN_INTERVAL + SIGN_LIMIT;
@@ -279,7 +279,7 @@ mod tests {
 
     /// A peer that responds to pings may otherwise be silent.
     #[tokio::test(start_paused = true)]
-    async fn peers_that_are_there_are_kept() {
+    async fn tcp_peers_that_answer_pings_are_kept() {
         let (client, server) = tokio::io::duplex(1 << 16);
         let (_running, stopping) = watch::channel(false);
         let serving = tokio::spawn(begin(server, Arc::new(Router::default()), stopping));

@@ -317,7 +317,7 @@ mod tests {
 
     /// Clients that call and disconnect, repeatedly, while the disk is busy.
     #[test]
-    fn changes_that_nobody_waits_for_are_bounded() {
+    fn changes_of_disconnected_clients_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let db = kv::Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
         let store = Arc::new(::content::LocalStore::open(dir.path().join("content")).unwrap());

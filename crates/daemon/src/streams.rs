@@ -136,7 +136,7 @@ impl Channel {
 
     /// The client's data, for a thread that may block.
     pub(crate) fn into_reader(self, handle: Handle) -> Reader {
-        Reader { channel: self.patient(), handle, pending: bytes::Bytes::new(), window: 0 }
+        Reader { channel: self.timed(), handle, pending: bytes::Bytes::new(), window: 0 }
     }
 
     /// Data for the client, from a thread that may block.
@@ -146,31 +146,31 @@ impl Channel {
 
     /// Data for the client.
     pub(crate) fn into_sender(self) -> Sender {
-        Sender { channel: self.patient(), window: 0 }
+        Sender { channel: self.timed(), window: 0 }
     }
 
-    fn patient(self) -> Patient {
-        Patient { channel: self, silence_max: SILENCE_MAX }
+    fn timed(self) -> TimedChannel {
+        TimedChannel { channel: self, silence_max: SILENCE_MAX }
     }
 }
 
 /// A channel with a limit on the client's inactivity.
-struct Patient {
+struct TimedChannel {
     channel: Channel,
     silence_max: Duration,
 }
 
-impl Patient {
+impl TimedChannel {
     async fn send(&self, message: Any) -> io::Result<()> {
-        patiently(self.silence_max, self.channel.send(message)).await
+        with_limit(self.silence_max, self.channel.send(message)).await
     }
 
     async fn receive(&mut self) -> io::Result<Option<Any>> {
-        patiently(self.silence_max, self.channel.receive()).await
+        with_limit(self.silence_max, self.channel.receive()).await
     }
 }
 
-async fn patiently<T>(silence_max: Duration, step: impl Future<Output = Result<T>>) -> io::Result<T> {
+async fn with_limit<T>(silence_max: Duration, step: impl Future<Output = Result<T>>) -> io::Result<T> {
     timeout(silence_max, step).await.map_err(|_| silent(silence_max))?.map_err(io::Error::other)
 }
 
@@ -179,7 +179,7 @@ const WINDOW: usize = 1 << 20;
 
 /// Reads the client's data, on a thread that may block.
 pub(crate) struct Reader {
-    channel: Patient,
+    channel: TimedChannel,
     handle: Handle,
     /// Received and not read yet.
     pending: bytes::Bytes,
@@ -241,7 +241,7 @@ impl Drop for Outgoing {
 
 /// Sends data as fast as the client grants credit.
 pub(crate) struct Sender {
-    channel: Patient,
+    channel: TimedChannel,
     /// Remaining credit, in bytes.
     window: usize,
 }
@@ -306,11 +306,11 @@ mod tests {
     }
 
     /// An open stream, and the client's receiving end.
-    fn opened() -> (Patient, mpsc::Receiver<Result<Any, Status>>) {
+    fn opened() -> (TimedChannel, mpsc::Receiver<Result<Any, Status>>) {
         let (outgoing, receive) = mpsc::channel(1);
         let channel = Channel { incoming: silence(), outgoing };
         let silence_max = Duration::from_millis(1);
-        (Patient { channel, silence_max }, receive)
+        (TimedChannel { channel, silence_max }, receive)
     }
 
     async fn given_up(work: impl FnOnce() -> io::Result<()> + Send + 'static) {

@@ -7,7 +7,7 @@ use task::Shims;
 use types::label::gc::OF_CONTAINER;
 use types::{ContainerId, ErrorKind, Labels, Mount, Namespace, Result};
 
-use crate::aside::blocking;
+use crate::blocking::blocking;
 use crate::checkpoint::Checkpoints;
 
 /// Annotation of a runtime: comma-separated mount types that it makes itself.

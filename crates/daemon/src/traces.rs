@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_loses_spans_and_no_time() {
+    fn a_full_span_queue_drops_spans_without_blocking() {
         use tracing_subscriber::layer::SubscriberExt;
         let config = Otlp {
             endpoint: "http://127.0.0.1:1/v1/traces".parse().unwrap(),

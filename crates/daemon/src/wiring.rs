@@ -212,7 +212,7 @@ fn open_snapshotters(
     disabled_plugins: &DisabledPlugins,
 ) -> Result<Snapshotters> {
     let folder = config.root.join("snapshots");
-    let wanted = probes::Wanted {
+    let wanted = probes::Request {
         layers: config.layers,
         backing: config.backing,
         verity: config.verity,

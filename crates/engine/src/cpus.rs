@@ -80,14 +80,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_end_where_processors_do() {
+    fn cpu_shares_are_limited_by_the_number_of_cpus() {
         assert!(check_share(2000, 2).is_ok());
         let refused = check_share(2010, 2).unwrap_err();
         assert!(refused.message().contains("cpus 2.01: range of CPUs is from 0.01 to 2.00"), "{refused}");
     }
 
     #[test]
-    fn lists_name_processors_that_are_there() {
+    fn cpu_lists_name_existing_cpus() {
         let check = |wanted: &str, is_fine: bool| {
             assert_eq!(check_list("CPUs", wanted, "0-3").is_ok(), is_fine, "{wanted}");
         };
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_the_kernels_and_said_once() {
+    fn cpu_periods_and_quotas_are_validated() {
         let check = |milli_cpus, cpu_period, cpu_quota, words: &str| {
             let extras = api::engine::Extras { cpu_period, cpu_quota, ..Default::default() };
             let checked = check_times(&Create { milli_cpus, extras, ..Create::default() });

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_container_asks_for_replaces_what_the_machine_says() {
+    fn dns_options_replace_the_hosts_resolv_conf() {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         let machine = "# ours\nnameserver 192.0.2.1\nsearch a b\noptions edns0\n";
         let own = |servers, search, options| {
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_daemon_wrote_and_could_not_note_is_ours() {
+    fn resolv_conf_written_but_not_recorded_is_ours() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n");
         write(dir.path(), "name", &Create::default(), old).unwrap();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_ours_is_not_read() {
+    fn a_resolv_conf_that_cannot_be_ours_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n");
         write(dir.path(), "box", &Create::default(), old).unwrap();
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ground_has_what_is_bound_over_and_is_laid_once() {
+    fn the_ground_has_the_mount_points_and_is_created_once() {
         let root = tempfile::tempdir().unwrap();
         let ground = lay_ground(root.path()).unwrap();
         assert_eq!(lay_ground(root.path()).unwrap(), ground);

@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_count_in_a_row_and_after_the_start() {
+    fn health_failures_count_in_a_row_and_after_the_start_period() {
         let started = Timestamp::now();
         let seconds = |count: u64| i64::try_from(Duration::from_secs(count).as_nanos()).unwrap();
         let check = Healthcheck {
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_says_more_than_the_image() {
+    fn requested_health_checks_override_the_images() {
         let image = |test: &[&str]| Healthcheck {
             test: test.iter().map(ToString::to_string).collect(),
             interval: 5,

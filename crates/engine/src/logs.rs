@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_has_an_end_and_so_has_a_log_that_goes_on_growing() {
+    fn log_reads_are_bounded_even_while_the_log_grows() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("json.log");
         add(&path, 0..50_000);

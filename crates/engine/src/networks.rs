@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modes_are_read_as_they_are_written_and_others_are_unknown() {
+    fn network_modes_are_parsed_as_they_are_written() {
         let of = |text: &str| text.parse::<NetworkMode>();
         for network in NETWORKS.into_iter().chain([NetworkMode::Of("web".into())]) {
             assert_eq!(of(&network.to_string()).unwrap(), network);

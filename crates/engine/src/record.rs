@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_until_a_run_is_long() {
+    fn restart_pauses_grow_until_a_long_run() {
         let (mut one, start) = (extension(Restart::Always), Timestamp::now());
         let mut pauses = Vec::new();
         for ran in [1, 1, 9, 10, 1] {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn policies_say_who_comes_back_with_the_daemon() {
+    fn restart_policies_say_what_starts_with_the_daemon() {
         let check = |restart, code, by_hand, expected| {
             let mut one = extension(restart);
             assert!(!one.wants_start_at_boot(), "it was never started");

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_last_plan_counts() {
+    async fn a_new_restart_plan_replaces_the_last() {
         let restarts = Restarts::default();
         let first = restarts.plan("a");
         let second = restarts.plan("a");

@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_absolute_or_the_images() {
+    fn working_directories_are_absolute_or_the_images() {
         let check = |wanted: Option<&str>, image: &str| {
             let create = Create { workdir: wanted.map(str::to_owned), ..Create::default() };
             let image = ExecConfig { working_dir: image.to_owned(), ..ExecConfig::default() };
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn how_hot_processors_are_is_masked_where_that_is_counted() {
+    fn thermal_throttle_counters_are_masked_where_they_exist() {
         let dir = tempfile::tempdir().unwrap();
         let everywhere = [&MASKED[..], &[INTERRUPTS]].concat();
         assert_eq!(masked(dir.path()), everywhere);

@@ -178,7 +178,7 @@ mod tests {
 
     /// CVE-2016-3697
     #[test]
-    fn a_number_is_no_name() {
+    fn a_numeric_user_never_matches_a_name() {
         let (passwd, groups) = ("1000:x:0:0::/:/bin/sh\nweb:x:1000:33::/home/web:\n", "50:x:0:\n");
         let find = |user: &str, group| {
             let user = lookup(user, group, passwd, groups).unwrap().0;

@@ -458,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_that_never_came_to_be_is_nobodys() {
+    fn a_volume_without_data_counts_as_anonymous() {
         let dir = tempfile::tempdir().unwrap();
         assert!(is_anonymous(dir.path()));
         fs::create_dir(dir.path().join(DATA)).unwrap();
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_compared_as_paths() {
+    fn mount_targets_are_compared_as_paths() {
         assert!(same_place("/data", "/data/") && same_place("/a//b", "/a/./b"));
         assert!(!same_place("/data", "/data2"));
     }

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn listeners_get_what_they_asked_for_in_order() {
+    async fn subscribers_get_matching_events_in_order() {
         let exchange = Exchange::new();
         let all = exchange.subscribe(Filters::all());
         let exits = exchange.subscribe(filters(r#"topic=="/tasks/exit""#));
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_listener_is_told_what_it_lost() {
+    async fn a_slow_subscriber_is_told_how_many_events_it_lost() {
         let exchange = Exchange::with_limits(2, BYTES_MAX);
         let slow = exchange.subscribe(Filters::all());
         for topic in ["/a", "/b", "/c", "/d"] {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn listeners_that_lag_hold_no_more_bytes_than_there_may_be() {
+    async fn lagging_subscribers_hold_a_bounded_number_of_bytes() {
         let exchange = Exchange::with_limits(100, 10_000);
         let held = exchange.waiting.bytes.clone();
         let (slow, mut quick) = (exchange.subscribe(Filters::all()), exchange.subscribe(Filters::all()));
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_all_have_read_is_not_held() {
+    async fn events_that_all_subscribers_have_read_are_freed() {
         let exchange = Exchange::with_limits(4, 10_000);
         let held = exchange.waiting.bytes.clone();
         let mut listener = exchange.subscribe(Filters::all());
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_one_topic_only_hears_nothing_else() {
+    fn a_subscription_to_one_topic_does_not_count_as_heard() {
         let exchange = Exchange::new();
         let exits = exchange.subscribe_topic("/tasks/exit");
         assert!(!exchange.clone().is_heard());
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_hears_the_past() {
+    async fn a_new_subscription_gets_no_past_events() {
         let exchange = Exchange::new();
         exchange.publish(event("default", "/a"));
         let late = exchange.subscribe(Filters::all());

@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn overlap_is_seen_from_both_sides() {
+    fn subnet_overlap_is_symmetric() {
         let subnet: Subnet = "172.30.0.0/16".parse().unwrap();
         let prefix = |text: &str, len| Prefix { address: text.parse().unwrap(), len };
         assert!(subnet.overlaps(&prefix("172.30.4.0", 24)));

@@ -101,10 +101,12 @@ pub(crate) fn start(
     (namespace, id): (&Namespace, &str),
     options: Option<Opaque>,
 ) -> Result<Bootstrap> {
-    let input = match program.is_runc_shim().then(|| age(program)) {
-        None | Some(Age::Young) => start_params(config, (namespace, id), options).encode_to_vec(),
-        Some(Age::Old) => options.map(|options| convert::any(options).encode_to_vec()).unwrap_or_default(),
-        Some(Age::Unknown) => Vec::new(),
+    let input = match program.is_runc_shim().then(|| shim_input(program)) {
+        None | Some(ShimInput::Params) => start_params(config, (namespace, id), options).encode_to_vec(),
+        Some(ShimInput::Options) => {
+            options.map(|options| convert::any(options).encode_to_vec()).unwrap_or_default()
+        }
+        Some(ShimInput::Unknown) => Vec::new(),
     };
     let mut command = command(config, program, bundle, (namespace, id));
     command.arg("start");
@@ -113,11 +115,11 @@ pub(crate) fn start(
 
 /// What `start` of containerd's own shims expects on standard input. Nothing in their protocol tells which it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Age {
+enum ShimInput {
     /// Before 2.3: the runtime options alone, or nothing. The rest is passed by arguments and environment.
-    Old,
+    Options,
     /// 2.3 and later: bootstrap parameters, which contain the options.
-    Young,
+    Params,
     /// Its version is not known: it gets an empty input, which any version accepts, and `start` does not see the
     /// options.
     Unknown,
@@ -127,45 +129,45 @@ enum Age {
 type Identity = (u64, u64, i64, i64);
 
 /// Results for programs that were asked for their version.
-static AGES: Mutex<BTreeMap<PathBuf, (Identity, Age)>> = Mutex::new(BTreeMap::new());
+static SHIM_INPUTS: Mutex<BTreeMap<PathBuf, (Identity, ShimInput)>> = Mutex::new(BTreeMap::new());
 
-fn ages() -> MutexGuard<'static, BTreeMap<PathBuf, (Identity, Age)>> {
-    AGES.lock()
+fn shim_inputs() -> MutexGuard<'static, BTreeMap<PathBuf, (Identity, ShimInput)>> {
+    SHIM_INPUTS.lock()
 }
 
 /// Asks a program for its version, once per file identity. Blocks.
-fn age(program: &Program) -> Age {
+fn shim_input(program: &Program) -> ShimInput {
     // Running the program will report why it cannot be read.
-    let Ok(file) = std::fs::metadata(&program.path) else { return Age::Unknown };
+    let Ok(file) = std::fs::metadata(&program.path) else { return ShimInput::Unknown };
     let identity = (file.dev(), file.ino(), file.ctime(), file.ctime_nsec());
-    if let Some((of, age)) = ages().get(&program.path)
+    if let Some((of, shim_input)) = shim_inputs().get(&program.path)
         && *of == identity
     {
-        return *age;
+        return *shim_input;
     }
     let mut command = Command::new(&program.path);
     command.arg("-v").env_remove("NOTIFY_SOCKET");
-    let age = match run(command, &[], START_LIMIT) {
-        Ok(output) => age_of(&String::from_utf8_lossy(&output)),
+    let shim_input = match run(command, &[], START_LIMIT) {
+        Ok(output) => shim_input_of(&String::from_utf8_lossy(&output)),
         // Not cached, so that the program is asked again: the failure may be the host's.
         Err(error) => {
             tracing::warn!("ask {} for its version: {}", program.path.display(), error.chain());
-            return Age::Unknown;
+            return ShimInput::Unknown;
         }
     };
-    ages().insert(program.path.clone(), (identity, age));
-    age
+    shim_inputs().insert(program.path.clone(), (identity, shim_input));
+    shim_input
 }
 
 /// Parses the output of `-v`: the line `Version:  v2.3.4`, or `1.6.20~ds1` in a distribution's package.
-fn age_of(text: &str) -> Age {
+fn shim_input_of(text: &str) -> ShimInput {
     let version = text.lines().find_map(|line| line.trim().strip_prefix("Version:"));
     let version = version.map_or("", |version| version.trim().trim_start_matches('v'));
     let mut numbers = version.split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (2, 3) => Age::Young,
-        (Some(Ok(_)), Some(Ok(_))) => Age::Old,
-        _ => Age::Unknown,
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (2, 3) => ShimInput::Params,
+        (Some(Ok(_)), Some(Ok(_))) => ShimInput::Options,
+        _ => ShimInput::Unknown,
     }
 }
 
@@ -282,13 +284,13 @@ fn fits_a_socket(dir: &Path) -> bool {
 }
 
 /// Programs that were killed but have not died, because they wait inside the kernel. Reaped once they have.
-static HELD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+static UNREAPED: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 
 /// Runs a program to its end and returns its standard output. Waits for the program, not for the end of its output: the
 /// shim that it leaves running may have inherited the pipe.
 fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
     let name = command.get_program().to_string_lossy().into_owned();
-    held().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    unreaped().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -298,7 +300,7 @@ fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
     let (output, log) = match talk(&mut child, input, limit) {
         Ok(said) => said,
         Err(error) => {
-            end(child);
+            kill(child);
             return Err(error.context(format!("run {name}")));
         }
     };
@@ -314,17 +316,17 @@ fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
 }
 
 /// Kills a program and reaps it, unless it waits inside the kernel.
-fn end(mut child: Child) {
+fn kill(mut child: Child) {
     // The kill fails if the program has ended by itself, which is fine.
     let _ = child.kill();
     let is_over = pidfd(&child).is_ok_and(|pidfd| ends_soon(&pidfd));
     if !is_over || child.try_wait().is_err() {
-        held().push(child);
+        unreaped().push(child);
     }
 }
 
-fn held() -> MutexGuard<'static, Vec<Child>> {
-    HELD.lock()
+fn unreaped() -> MutexGuard<'static, Vec<Child>> {
+    UNREAPED.lock()
 }
 
 fn pidfd(child: &Child) -> Result<OwnedFd> {
@@ -429,7 +431,7 @@ mod tests {
     use types::ErrorKind;
 
     #[test]
-    fn every_form_of_result_is_read() {
+    fn every_format_of_a_shims_bootstrap_output_is_parsed() {
         let check = |output: &[u8], version: i32, address: &str| {
             let found = Bootstrap::from_output(output).unwrap();
             assert_eq!((found.version, found.address.as_str()), (version, address));
@@ -451,7 +453,7 @@ mod tests {
     /// containerd's own shims all have the same name: before 2.3 they expect the options alone on standard input, later
     /// bootstrap parameters.
     #[test]
-    fn own_shims_of_every_age_are_started() {
+    fn containerds_shims_get_the_input_that_their_version_expects() {
         let dir = tempfile::tempdir().unwrap();
         let program = Program { path: dir.path().join("containerd-shim-runc-v2") };
         let bundle = Bundle { path: dir.path().to_owned() };

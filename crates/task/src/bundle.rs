@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_is_what_was_noted_of_it() {
+    fn an_exit_is_read_from_the_shims_record() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = bundle(dir.path());
         bundle.create(b"{}", &program()).unwrap();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_half_removed_is_finished_at_the_next_look() {
+    fn a_half_removed_bundle_is_removed_by_the_next_list() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = bundle(dir.path());
         bundle.create(b"{}", &program()).unwrap();
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_runtime_made_for_no_container_goes_with_its_bundle() {
+    fn a_failed_creations_rootfs_is_emptied_with_its_bundle() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = bundle(dir.path());
         bundle.create(b"{}", &program()).unwrap();
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_in_a_bundle_stays_though_no_container_came_of_it() {
+    fn mounts_below_a_failed_creations_rootfs_are_not_emptied() {
         if !testkit::is_root("a mount") {
             return;
         }
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_root_file_system_is_never_removed() {
+    fn removing_a_bundle_never_deletes_files_in_rootfs() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = bundle(dir.path());
         bundle.create(b"{}", &program()).unwrap();

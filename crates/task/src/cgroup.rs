@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_in_a_cgroup_that_was_made_is_killed() {
+    fn only_processes_in_a_cgroup_made_for_the_container_are_killed() {
         let path = format!("/hoist-task-{}", std::process::id());
         let Ok(cgroup) = Cgroup::create(&path) else {
             eprintln!("skipped: no rights to make cgroups");

@@ -17,18 +17,18 @@ use crate::shims::blocking;
 use crate::{Exit, Shims, Task, cgroup};
 
 /// How long a shim may take to answer that it received the kill.
-const HEAR_LIMIT: Duration = Duration::from_secs(5);
+const RESPONSE_LIMIT: Duration = Duration::from_secs(5);
 /// Pause before the next attempt to reach the shim.
-const HEAR_PAUSE: Duration = Duration::from_millis(20);
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the shim may take to kill its processes.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// How long finding the process of an unresponsive shim may take.
-const LOOK_LIMIT: Duration = Duration::from_secs(5);
+const FIND_LIMIT: Duration = Duration::from_secs(5);
 /// How long a cancelled creation may take to be undone.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether the shim does not read requests: no answer in time, or its socket's buffer is full.
-fn is_deafness(error: &Error) -> bool {
+fn is_unresponsive(error: &Error) -> bool {
     error.is(ErrorKind::DeadlineExceeded) || error.is(ErrorKind::ResourceExhausted)
 }
 
@@ -39,9 +39,9 @@ impl Shims {
         if signal != SIGKILL || exec.is_some() {
             return task.kill(exec, signal, all).await;
         }
-        let limit = if self.is_being_created(task).await { HEAR_LIMIT } else { KILL_LIMIT };
+        let limit = if self.is_being_created(task).await { RESPONSE_LIMIT } else { KILL_LIMIT };
         match task.kill_within(Some(limit), None, signal, all).await {
-            Err(error) if is_deafness(&error) => self.kill_deaf_shim(task, error).await,
+            Err(error) if is_unresponsive(&error) => self.kill_unresponsive_shim(task, error).await,
             outcome => outcome,
         }
     }
@@ -56,14 +56,14 @@ impl Shims {
         is_ours && blocking(move || bundle.has_process()).await.is_ok_and(|has_process| !has_process)
     }
 
-    async fn kill_deaf_shim(&self, task: &Task, error: Error) -> Result<()> {
+    async fn kill_unresponsive_shim(&self, task: &Task, error: Error) -> Result<()> {
         let id = task.id();
         // What other makers' shims leave running is not known here.
         if !task.bundle_and_program().1.is_ours() {
             return Err(error.context(format!("kill task {id}: its shim does not answer")));
         }
         let (shims, socket) = (self.clone(), task.socket());
-        let found = timeout(LOOK_LIMIT, blocking(move || shims.shim_at(&socket))).await;
+        let found = timeout(FIND_LIMIT, blocking(move || shims.shim_at(&socket))).await;
         let found = found.unwrap_or_else(|_| Err(Error::deadline_exceeded("look for the shim's process")));
         let Some(shim) = found.map_err(|error| error.context(format!("kill task {id}")))? else {
             return Err(
@@ -98,17 +98,19 @@ impl Shims {
         tracing::warn!(namespace = %task.namespace(), %id, "the shim does not hear, and its container is killed");
         let bundle = task.bundle_and_program().0.clone();
         let own = id.clone();
-        let killed = timeout(LOOK_LIMIT, blocking(move || cgroup::kill(&bundle, own.as_str()))).await;
+        let killed = timeout(FIND_LIMIT, blocking(move || cgroup::kill(&bundle, own.as_str()))).await;
         killed.unwrap_or_else(|_| Err(Error::deadline_exceeded("kill its processes")))?;
         let hears = async {
             while let Err(error) = task.state(None).await
-                && is_deafness(&error)
+                && is_unresponsive(&error)
             {
                 // The shim's full socket buffer is reported at once, without waiting.
-                tokio::time::sleep(HEAR_PAUSE).await;
+                tokio::time::sleep(PROBE_PAUSE).await;
             }
         };
-        timeout(HEAR_LIMIT, hears).await.map_err(|_| Error::deadline_exceeded("its processes were killed"))
+        timeout(RESPONSE_LIMIT, hears)
+            .await
+            .map_err(|_| Error::deadline_exceeded("its processes were killed"))
     }
 
     /// Cancels a creation, like the kill of a container that was not started. `over` closes when the creation has

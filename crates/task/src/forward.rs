@@ -103,7 +103,7 @@ fn note_end(envelope: &Envelope, shims: &Shims) {
     let is_task = process == container || envelope.topic == topic::DELETE && process.is_empty();
     let id = ContainerId::new(&container).ok().filter(|_| is_task);
     if let Some(task) = id.and_then(|id| shims.task(&envelope.namespace, &id).ok()) {
-        task.note_told(&envelope.topic);
+        task.note_published(&envelope.topic);
     }
 }
 
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_shims_has_an_end() {
+    fn the_number_of_remembered_event_sources_is_bounded() {
         let mut heard = Heard::default();
         for number in 0..=SOURCES_MAX {
             assert!(heard.is_new(&number.to_string(), 1));

@@ -211,14 +211,14 @@ impl Shims {
         let log = follow_log((&key.0, key.1.as_str()), &bundle);
         let connection = Connection::new(bootstrap, key.0.clone(), self.0.config.limits);
         let task = Task::new(key.clone(), (bundle, program), connection, log);
-        match self.look(&task).await {
-            Found::Alive => {
+        match self.probe_shim(&task).await {
+            ShimState::Alive => {
                 tracing::debug!(namespace = %key.0, id = %key.1, "found a task again");
                 reservation.fill(task.clone());
                 tokio::spawn(self.clone().watch(task));
                 Ok(None)
             }
-            Found::Empty => {
+            ShimState::Empty => {
                 task.dismiss(self.shim_is_shared(&task)).await;
                 let bundle = task.bundle_and_program().0;
                 if bundle.noted_exit().is_some() {
@@ -231,7 +231,7 @@ impl Shims {
                 }
                 Ok(None)
             }
-            Found::Dead => {
+            ShimState::Dead => {
                 // `clean_up` frees the slot when the bundle is gone.
                 reservation.keep();
                 Ok(Some(self.clean_up(&task, Clearing::AllButBundle).await))
@@ -239,23 +239,23 @@ impl Shims {
         }
     }
 
-    async fn look(&self, task: &Task) -> Found {
+    async fn probe_shim(&self, task: &Task) -> ShimState {
         // Twice, because a shim may die between connection and answer.
         for _ in 0..2 {
             match task.connect().await {
                 Ok(()) => {}
-                Err(error) if error.is(ErrorKind::Unavailable) => return Found::Dead,
-                Err(_) => return Found::Alive,
+                Err(error) if error.is(ErrorKind::Unavailable) => return ShimState::Dead,
+                Err(_) => return ShimState::Alive,
             }
             // An old shim may not implement this call; then only a lost connection tells of its death.
-            let _ = task.meet().await;
+            let _ = task.identify_shim().await;
             match task.state(None).await {
-                Err(error) if error.is(ErrorKind::NotFound) => return Found::Empty,
+                Err(error) if error.is(ErrorKind::NotFound) => return ShimState::Empty,
                 Err(error) if error.is(ErrorKind::Unavailable) => {}
-                _ => return Found::Alive,
+                _ => return ShimState::Alive,
             }
         }
-        Found::Alive
+        ShimState::Alive
     }
 
     /// The task with this id, including one whose creation has been requested of its shim; such a task can be queried
@@ -431,8 +431,12 @@ impl Shims {
             task.connect().await?;
             // In this order, so that the shim gets the create request before requests of clients that find the task in
             // the map.
-            let (_, made, ()) =
-                tokio::join!(biased; task.meet(), task.create(&request), async { reservation.show(&task) });
+            let (_, made, ()) = tokio::join!(
+                biased;
+                task.identify_shim(),
+                task.create(&request),
+                async { reservation.show(&task) },
+            );
             made
         };
         match traced(span, made).await {
@@ -542,7 +546,7 @@ impl Shims {
     /// Follows the shim through its life and cleans up if it dies unexpectedly.
     async fn watch(self, task: Task) {
         // If it does not tell its pid, only a socket without a listener shows its death.
-        let _ = task.meet().await;
+        let _ = task.identify_shim().await;
         loop {
             // A shared shim stays alive, so the deletion of the task ends this wait as well.
             task.disconnected_or_leaving().await;
@@ -659,10 +663,10 @@ impl Shims {
             exit_status: exit.status,
             exited_at: at,
         };
-        if !task.is_told(topic::EXIT) {
+        if !task.is_published(topic::EXIT) {
             self.publish(namespace, topic::EXIT, &ended);
         }
-        if !task.is_told(topic::DELETE) {
+        if !task.is_published(topic::DELETE) {
             self.publish(namespace, topic::DELETE, &deleted);
         }
     }
@@ -718,7 +722,7 @@ enum Clearing {
 }
 
 /// What answered at a shim's address.
-enum Found {
+enum ShimState {
     /// A shim with the container, or one whose state is undecided.
     Alive,
     /// A shim without a container.

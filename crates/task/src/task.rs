@@ -50,19 +50,19 @@ struct Inner {
     /// Set when the task is deleted: its shim may close the connection, or stay for other tasks.
     leaving: watch::Sender<bool>,
     /// Whether the shim itself has published the exit and delete events.
-    exit_told: AtomicBool,
-    delete_told: AtomicBool,
+    exit_published: AtomicBool,
+    delete_published: AtomicBool,
     /// See [`Task::will_be_deleted`].
     has_owner: AtomicBool,
     /// The `Wait` calls in progress: at most one per process.
-    waits: Mutex<BTreeMap<Option<ExecId>, Asking>>,
+    waits: Mutex<BTreeMap<Option<ExecId>, PendingWait>>,
     log: Option<AbortHandle>,
 }
 
 /// A `Wait` call in progress.
-struct Asking {
+struct PendingWait {
     tell: Arc<watch::Sender<Answered>>,
-    asker: AbortHandle,
+    call: AbortHandle,
 }
 
 impl Drop for Inner {
@@ -90,8 +90,8 @@ impl Task {
             shim: OnceLock::new(),
             ended: watch::Sender::new(None),
             leaving: watch::Sender::new(false),
-            exit_told: AtomicBool::new(false),
-            delete_told: AtomicBool::new(false),
+            exit_published: AtomicBool::new(false),
+            delete_published: AtomicBool::new(false),
             has_owner: AtomicBool::new(false),
             waits: Mutex::default(),
             log,
@@ -187,7 +187,7 @@ impl Task {
             let ask = || {
                 let tell = Arc::new(watch::Sender::new(None));
                 let (task, exec, own) = (self.clone(), exec.cloned(), tell.clone());
-                let asker = tokio::spawn(async move {
+                let call = tokio::spawn(async move {
                     let request = wire::WaitRequest { id: task.id_text(), exec_id: text(exec.as_ref()) };
                     let outcome: Result<wire::WaitResponse> = task.call("Wait", &request, None).await;
                     // Later waiters call again: the exec id may belong to another process by then.
@@ -197,7 +197,7 @@ impl Task {
                         .map_err(|error| (error.kind(), error.chain()));
                     own.send_replace(Some(exit));
                 });
-                Asking { tell, asker: asker.abort_handle() }
+                PendingWait { tell, call: call.abort_handle() }
             };
             waits.entry(exec.cloned()).or_insert_with(ask).tell.subscribe()
         };
@@ -247,14 +247,14 @@ impl Task {
     /// Completes the waits for a deleted process: older shims never answer them if it was not started.
     fn end_waits(&self, exec: &ExecId, exit: Exit) {
         let asking = self.waits().remove(&Some(exec.clone()));
-        let Some(Asking { tell, asker }) = asking else { return };
-        asker.abort();
+        let Some(PendingWait { tell, call }) = asking else { return };
+        call.abort();
         let never = || (ErrorKind::NotFound, "the process was deleted".to_owned());
         let has_ended = exit.at.seconds > 0;
         tell.send_replace(Some(has_ended.then_some(Exit { pid: 0, ..exit }).ok_or_else(never)));
     }
 
-    fn waits(&self) -> MutexGuard<'_, BTreeMap<Option<ExecId>, Asking>> {
+    fn waits(&self) -> MutexGuard<'_, BTreeMap<Option<ExecId>, PendingWait>> {
         self.0.waits.lock()
     }
 
@@ -341,7 +341,7 @@ impl Task {
     }
 
     /// Asks the shim for its pid, so that after a lost connection a dead shim can be told from a live one.
-    pub(crate) async fn meet(&self) -> Result<()> {
+    pub(crate) async fn identify_shim(&self) -> Result<()> {
         if self.0.shim.get().is_some() {
             return Ok(());
         }
@@ -374,18 +374,18 @@ impl Task {
     }
 
     /// Notes that the shim has published this event of the task's end.
-    pub(crate) fn note_told(&self, topic: &str) {
+    pub(crate) fn note_published(&self, topic: &str) {
         match topic {
-            topic::EXIT => self.0.exit_told.store(true, Ordering::Release),
-            topic::DELETE => self.0.delete_told.store(true, Ordering::Release),
+            topic::EXIT => self.0.exit_published.store(true, Ordering::Release),
+            topic::DELETE => self.0.delete_published.store(true, Ordering::Release),
             _ => {}
         }
     }
 
-    pub(crate) fn is_told(&self, topic: &str) -> bool {
+    pub(crate) fn is_published(&self, topic: &str) -> bool {
         match topic {
-            topic::EXIT => self.0.exit_told.load(Ordering::Acquire),
-            topic::DELETE => self.0.delete_told.load(Ordering::Acquire),
+            topic::EXIT => self.0.exit_published.load(Ordering::Acquire),
+            topic::DELETE => self.0.delete_published.load(Ordering::Acquire),
             _ => false,
         }
     }

@@ -489,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn every_version_means_the_same() {
+    fn every_version_of_containerds_configuration_translates_the_same() {
         let files = [
             "[grpc]\naddress = \"/a.sock\"\ntcp_address = \"\"\n[debug]\nlevel = \"debug\"\naddress = \"/d.sock\"\n\
              [metrics]\naddress = \"127.0.0.1:1\"\ngrpc_histogram = true\n[plugins.scheduler]\nstartup_delay = \"3s\"\n\
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_counterpart_is_named_by_table_and_what_asks_for_nothing_is_not() {
+    fn containerd_keys_without_counterpart_are_warned_of_by_table() {
         let check = |text: &str, expected: &[&str]| {
             let warnings = translated(text).unwrap().warnings;
             let expected: Vec<String> =
@@ -759,7 +759,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_by_the_names_that_the_file_has() {
+    fn containerd_configuration_errors_name_the_files_own_key() {
         let check = |text: &str, words: &[&str]| {
             let message = translated(text).err().expect("an error").chain();
             for word in words {

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_a_folder_are_read_beside_the_default_file_alone() {
+    fn conf_d_is_read_only_beside_the_default_file() {
         let drop_in = ("conf.d/10-log.toml", "[log]\nlevel = \"debug\"");
         let used = "[log]\nlevel = \"debug\"";
         check(&[("config.toml", ""), drop_in], true, used);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_with_the_file_that_has_it() {
+    fn configuration_errors_name_their_file() {
         check(
             &[("main.toml", "imports = [\"b.toml\"]"), ("b.toml", "\n\nrot = \"/x\"")],
             false,

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_count_before_the_file() {
+    fn otlp_environment_variables_override_the_file() {
         fn url(table: raw::Otlp, variables: &[(&str, &str)]) -> Option<String> {
             checked(table, variables).unwrap().map(|otlp| otlp.endpoint.to_string())
         }

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_place() {
+    fn policy_errors_have_their_location() {
         let check = |text: &str, words: &[&str]| {
             let message = parsed(text).unwrap_err().chain();
             for word in words {

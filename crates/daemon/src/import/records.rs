@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_is_named_and_the_rest_is_read() {
+    fn broken_containerd_records_are_named_and_the_rest_is_read() {
         let nowhere = || [&77_u64.to_le_bytes()[..], &[0; 8]].concat();
         let lease = || inline(&[(b"held", inline(&[]), true)]);
         let digest = "sha256:0000000000000000000000000000000000000000000000000000000000000001";

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_opens_it_and_an_answer_closes_it() {
+    fn the_breaker_opens_on_silence_and_closes_on_an_answer() {
         let (mut breaker, start) = (Breaker::default(), Instant::now());
         assert_eq!(breaker.ask(start), Leave::Go);
         assert!(breaker.stuck(start));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_have_an_end_and_a_trial_that_nobody_waits_for_is_made_again() {
+    fn breaker_pauses_are_bounded_and_an_abandoned_trial_is_repeated() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
         for _ in 0..20 {
             breaker.stuck(now);

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_the_bytes_of_its_messages() {
+    fn an_encoded_list_equals_its_encoded_messages() {
         let opaque = |value: &[u8]| Opaque { type_url: "t".into(), value: value.to_vec() };
         let plain = Container {
             id: ContainerId::new("c").unwrap(),

@@ -95,14 +95,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_service_that_is_listed_can_go() {
+    fn every_listed_service_can_be_disabled() {
         let ids = PLUGINS.iter().filter(|(kind, _)| *kind == GRPC).flat_map(|(_, ids)| *ids);
         let known: Vec<_> = SERVICES.iter().map(|(id, _)| id).collect();
         assert_eq!(known, ids.collect::<Vec<_>>());
     }
 
     #[test]
-    fn what_stands_on_what_goes_goes_too_and_what_others_need_stays() {
+    fn disabling_a_plugin_disables_its_dependents_and_needed_plugins_stay() {
         let services = |name: &str| {
             let mut services: Vec<_> = DisabledPlugins::of(&[name.to_owned()]).services().collect();
             services.sort_unstable();

@@ -1,7 +1,7 @@
 //! `hoist.engine.v1`: calls of the engine.
 
+mod docker_event;
 mod events;
-mod happened;
 mod history;
 
 use api::engine::engine_server::Engine as EngineService;

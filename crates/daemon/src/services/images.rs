@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_has_the_bytes_of_its_messages() {
+    fn an_encoded_list_equals_its_encoded_messages() {
         let labels = |entries: &[(&str, &str)]| -> Labels {
             entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };

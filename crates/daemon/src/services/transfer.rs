@@ -38,7 +38,7 @@ use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
 use self::progress::{Parts, Reporter};
 use super::{Answer, caller, required, status};
-use crate::aside::blocking;
+use crate::blocking::blocking;
 use crate::streams::Streams;
 
 pub(super) struct Service {

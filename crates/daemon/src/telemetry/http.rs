@@ -26,7 +26,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Which set of pages a listener serves.
 #[derive(Clone, Copy, PartialEq)]
-enum Door {
+enum Pages {
     Metrics,
     Debug,
 }
@@ -40,7 +40,7 @@ pub(crate) async fn serve(config: &Config, sources: &Sources, background: &mut B
         background.spawn("serve metrics", async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => answer_on(TokioIo::new(stream), Door::Metrics, sources.clone()),
+                    Ok((stream, _)) => answer_on(TokioIo::new(stream), Pages::Metrics, sources.clone()),
                     Err(error) => rest(&error).await,
                 }
             }
@@ -53,7 +53,7 @@ pub(crate) async fn serve(config: &Config, sources: &Sources, background: &mut B
         background.spawn("serve debugging", async move {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => answer_on(TokioIo::new(stream), Door::Debug, sources.clone()),
+                    Ok((stream, _)) => answer_on(TokioIo::new(stream), Pages::Debug, sources.clone()),
                     Err(error) => rest(&error).await,
                 }
             }
@@ -73,10 +73,10 @@ async fn rest(error: &std::io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-fn answer_on(stream: impl Read + Write + Unpin + Send + 'static, door: Door, sources: Sources) {
+fn answer_on(stream: impl Read + Write + Unpin + Send + 'static, pages: Pages, sources: Sources) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let sources = sources.clone();
-        async move { Ok::<_, Infallible>(answer(&request, door, &sources).await) }
+        async move { Ok::<_, Infallible>(answer(&request, pages, &sources).await) }
     });
     tokio::spawn(async move {
         let connection = http1::Builder::new()
@@ -89,22 +89,22 @@ fn answer_on(stream: impl Read + Write + Unpin + Send + 'static, door: Door, sou
     });
 }
 
-async fn answer<B>(request: &Request<B>, door: Door, sources: &Sources) -> Response<Full<Bytes>> {
+async fn answer<B>(request: &Request<B>, pages: Pages, sources: &Sources) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
     const JSON: &str = "application/json; charset=utf-8";
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET is served here\n");
     }
-    match (request.uri().path(), door) {
+    match (request.uri().path(), pages) {
         ("/v1/metrics", _) => page(StatusCode::OK, TEXT, sources.metrics().await),
-        ("/debug/vars", Door::Debug) => page(StatusCode::OK, JSON, process::variables().to_string()),
-        ("/debug/threads", Door::Debug) => page(StatusCode::OK, JSON, process::threads().to_string()),
-        ("/debug/pprof/profile", Door::Debug) => match processors(request.uri().query()).await {
+        ("/debug/vars", Pages::Debug) => page(StatusCode::OK, JSON, process::variables().to_string()),
+        ("/debug/threads", Pages::Debug) => page(StatusCode::OK, JSON, process::threads().to_string()),
+        ("/debug/pprof/profile", Pages::Debug) => match processors(request.uri().query()).await {
             Ok(profile) => page(StatusCode::OK, "application/octet-stream", profile),
             Err(error) => page(refusal(&error), TEXT, format!("{error}\n")),
         },
-        (_, Door::Metrics) => page(StatusCode::NOT_FOUND, TEXT, "try /v1/metrics\n"),
-        (_, Door::Debug) => {
+        (_, Pages::Metrics) => page(StatusCode::NOT_FOUND, TEXT, "try /v1/metrics\n"),
+        (_, Pages::Debug) => {
             let pages = "try /v1/metrics, /debug/vars, /debug/threads, /debug/pprof/profile?seconds=30\n";
             page(StatusCode::NOT_FOUND, TEXT, pages)
         }

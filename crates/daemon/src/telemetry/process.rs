@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_process_is_seen() {
+    fn metrics_of_the_process_are_read() {
         let mut text = Text::default();
         write(&mut text);
         let text = text.into_string();

@@ -169,7 +169,7 @@ mod tests {
 ";
 
     #[test]
-    fn what_can_be_run_is_found() {
+    fn executable_mappings_are_found() {
         let found: Vec<_> = code(MAPS).into_iter().map(|code| (code.addresses.start, code.file)).collect();
         assert_eq!(found, [(0x40_1000, "/usr/bin/a program"), (0x90_0000, "[vdso]")]);
     }

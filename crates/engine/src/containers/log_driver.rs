@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn options_are_dockers() {
+    fn log_options_are_dockers() {
         let check = |driver: &str, options: &[(&str, &str)], size, files| {
             assert_eq!(found(driver, options).unwrap(), Some(Limits { size, files }), "{driver} {options:?}");
         };
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_refused_by_name() {
+    fn unsupported_log_drivers_and_options_are_refused_by_name() {
         for (driver, options, words) in [
             ("syslog", &[][..], "json-file, local and none"),
             ("none", &[("max-size", "1m")], "driver none"),

@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_said_of_a_kind_stays_with_what_is() {
+    fn an_update_keeps_the_other_limits_of_the_same_resource() {
         let extras = Extras {
             cpu_shares: Some(7),
             cpu_quota: Some(2000),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_leaves_alone_what_it_does_not_speak_of() {
+    fn an_update_keeps_other_resources() {
         let extras = Extras {
             cpu_shares: Some(512),
             cpuset: "0".into(),

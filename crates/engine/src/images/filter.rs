@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_are_those_of_shells() {
+    fn image_filter_patterns_are_shell_patterns() {
         for (pattern, name, fits) in [
             ("busybox", "busybox", true),
             ("busybox", "busybox:1", false),

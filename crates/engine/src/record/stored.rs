@@ -161,7 +161,7 @@ fn extras() -> Extras {
 }
 
 #[test]
-fn what_is_written_is_what_is_stored() {
+fn a_written_record_has_the_stored_format() {
     assert_eq!(serde_json::to_value(extension()).unwrap(), stored());
 }
 
@@ -176,7 +176,7 @@ fn what_is_stored_is_read_field_by_field() {
 
 /// A record of the first version has only these fields.
 #[test]
-fn what_an_early_record_does_not_have_is_a_default() {
+fn fields_missing_in_an_early_record_get_defaults() {
     let early = serde_json::json!({
         "name": "web", "create": {"image": "app:1"}, "image": "app:1", "image_digest": "sha256:00",
         "command": ["serve"], "stop_signal": "SIGTERM",

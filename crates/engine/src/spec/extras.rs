@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_devices_and_memory_are_put_in() {
+    fn ulimits_devices_and_shm_size_are_applied_to_the_spec() {
         let extras = Extras {
             ulimits: vec![Ulimit { name: "nofile".into(), soft: Some(7), hard: None }],
             devices: vec![Device {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn names_rules_and_notes_are_put_in() {
+    fn names_device_rules_and_annotations_are_applied_to_the_spec() {
         let extras = Extras {
             device_rules: vec!["c 1:* rm".into(), "a *:* rwm".into()],
             annotations: [("key".to_owned(), "value".to_owned())].into(),
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_its_flag() {
+    fn invalid_options_are_refused_by_their_flag() {
         let check = |extras: Extras, words: &str| {
             let refused = applied(extras).unwrap_err();
             assert!(refused.is(ErrorKind::InvalidArgument), "{refused}");

@@ -177,7 +177,7 @@ mod tests {
     const SUBJECT: Subject<'_> = Subject { capabilities: &[], architecture: "amd64", release: (5, 10) };
 
     #[test]
-    fn a_profile_of_the_spec_is_what_it_says() {
+    fn a_seccomp_profile_of_the_oci_spec_is_used_as_it_is() {
         let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "comment": "x",
                        "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 7,
                                      "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]}]}"#;
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_of_docker_are_taken_under_their_conditions() {
+    fn dockers_seccomp_rules_apply_under_their_conditions() {
         let taken = |rule: &str, subject: &Subject<'_>| {
             let text = format!(
                 r#"{{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{{"names": ["a"], "action": "SCMP_ACT_ALLOW", {rule}}}]}}"#
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_map_of_architectures_is_that_of_the_machine() {
+    fn a_seccomp_arch_map_yields_the_hosts_architectures() {
         let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "archMap": [
             {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]},
             {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]}]}"#;
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_profile_is_refused() {
+    fn invalid_seccomp_profiles_are_refused() {
         for (text, words) in [
             ("{", "cannot be read"),
             ("[]", "no object"),

@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_on_the_path_or_below_it_is_attached() {
+    fn binds_on_the_path_or_below_it_are_attached() {
         let binds = ["/data", "/other", "/data/sub", "/etc/hosts", "/missing/place"];
         check(&binds, ("/etc/hostname", false, true), &[]);
         check(&binds, ("/etc/hosts", false, false), &[3]);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn links_and_steps_back_lead_to_others() {
+    fn symlinks_and_dot_dot_lead_to_other_binds() {
         let binds = ["/data", "/other", "/data/sub"];
         check(&binds, ("/to-data", false, true), &[]);
         check(&binds, ("/to-data", true, false), &[0]);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_is_mounted_over_something_only_that_is_attached() {
+    fn only_the_topmost_of_stacked_binds_is_attached() {
         check(&["/data", "/data"], ("/data/x", false, false), &[1]);
         check(&["/data/sub", "/data"], ("/data/sub/x", false, true), &[1]);
         check(&["/data", "/data/sub", "/data"], ("/data", false, true), &[2]);

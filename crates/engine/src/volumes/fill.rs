@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_cut_off_is_ended_and_replaces_nothing() {
+    fn an_interrupted_volume_fill_is_completed_without_replacing_files() {
         let dir = tempfile::tempdir().unwrap();
         let (image, volume) = image(dir.path());
         fill(Some(&root(&image)), "/data", &volume, &idle).unwrap();

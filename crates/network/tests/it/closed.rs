@@ -35,7 +35,7 @@ fn advertise_router() {
 
 /// CVE-2020-13401.
 #[test]
-fn a_container_is_nobodys_router() {
+fn a_container_is_no_ipv6_router_of_the_host() {
     on_a_machine(|state| {
         let network = open(state);
         let (path, attachment) = attach(&network, "curious", &[tcp(Some(8080), 80)]);
@@ -64,7 +64,7 @@ fn a_container_is_nobodys_router() {
 /// The same between containers: with IPv6 on, one could answer for the names that other containers look up, where these
 /// have addresses of both families (as in CVE-2024-32473).
 #[test]
-fn nor_is_it_that_of_other_containers() {
+fn a_container_is_no_ipv6_router_of_other_containers() {
     on_a_machine(|state| {
         let network = open(state);
         let (curious, _) = attach(&network, "curious", &[]);

@@ -240,7 +240,7 @@ fn a_failed_attachment_leaves_nothing() {
 }
 
 #[test]
-fn a_new_daemon_finds_what_the_last_one_left() {
+fn a_new_daemon_takes_over_recorded_attachments() {
     on_a_machine(|state| {
         let (web, attachment) = attach(&open(state), "web", &[tcp(Some(8080), 80)]);
         let network = open(state);
@@ -257,7 +257,7 @@ fn a_new_daemon_finds_what_the_last_one_left() {
 /// A daemon that dies during attach or detach leaves a prefix or suffix of: record, link, rules, namespace. Each of
 /// them alone must be found and removed.
 #[test]
-fn whatever_a_crash_leaves_is_found_and_removed() {
+fn leftovers_of_any_crash_are_found_and_removed() {
     on_a_machine(|state| {
         let wreck = |how: &dyn Fn(&Network)| {
             let network = open(state);

@@ -45,7 +45,7 @@ fn links_of_others_are_no_leftovers() {
 }
 
 #[test]
-fn the_bridge_keeps_its_address_whoever_comes_and_goes() {
+fn the_bridge_keeps_its_mac_address_when_containers_come_and_go() {
     on_a_machine(|state| {
         let network = open(state);
         let ids: Vec<String> = (0..4).map(|number| format!("c{number}")).collect();

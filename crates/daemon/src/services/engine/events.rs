@@ -116,7 +116,7 @@ fn without_tag(name: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::happened::tests::exit;
+    use super::super::docker_event::tests::exit;
     use super::*;
 
     #[test]

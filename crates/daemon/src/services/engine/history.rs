@@ -19,8 +19,8 @@ use engine::Engine;
 use events::{CAPACITY, Envelope, Exchange, Listening, Received, Subscription};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use super::docker_event::read;
 use super::events::Filters;
-use super::happened::read;
 use super::{Document, document};
 
 /// Most past events that are kept.
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_events_are_kept_and_so_many_bytes() {
+    fn past_events_are_bounded_by_number_and_bytes() {
         let mut past = Past::default();
         (0..2 * PAST_LEN_MAX).for_each(|_| past.keep(of(1)));
         assert_eq!((past.events.len(), past.bytes), (PAST_LEN_MAX, PAST_LEN_MAX));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_that_does_not_read_holds_so_many_events_and_so_many_bytes() {
+    async fn a_slow_event_listener_is_bounded_by_number_and_bytes() {
         let (heard, mut waiting) = queue(5, 1000);
         let mut kept = |len: usize| {
             let count = (0..100).take_while(|_| heard.keep(of(len))).count();

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_of_answer_is_understood() {
+    fn every_type_of_auth_response_is_converted() {
         let check = |kind: AuthType,
                      username: &str,
                      secret: &str,

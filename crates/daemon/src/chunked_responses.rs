@@ -10,7 +10,7 @@ use hyper::body::Frame;
 use tonic::body::Body;
 
 /// The response, with its chunks in place of the empty message that stands for them.
-pub(crate) fn in_pieces(mut response: Response<Body>) -> Response<Body> {
+pub(crate) fn with_chunks(mut response: Response<Body>) -> Response<Body> {
     let Some(chunks) = response.extensions_mut().remove::<Chunks>() else { return response };
     let well =
         HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
