@@ -18,11 +18,11 @@ mod policy;
 mod raw;
 mod suggest;
 pub(crate) mod tcp;
+mod values;
+mod words;
 
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ::policy::{Policy, Verifiers};
@@ -38,12 +38,16 @@ pub use otlp::{Otlp, Protocol};
 pub(crate) use plugins::AUTO;
 pub use plugins::{Plugins, ProxyPlugin, StreamProcessor};
 pub use raw::Raw;
+pub(crate) use values::strip_scheme;
+use values::{
+    absolute, at_once, cache, cgroup, debug_socket, directories, duration, environment, interval, invalid,
+    limit, message_limit, metrics_address, mode, mount_options, oom_score, pause_threshold, socket,
+    verifiers, with_end,
+};
+pub use words::{DirectReads, Layers, Level, LogFormat, ProxyKind, Sharing, Unpacked};
 
 use crate::args::Args;
 use crate::services;
-
-/// Longest path of our socket, in bytes: `sun_path` less a suffix such as `.ttrpc`.
-const SOCKET_PATH_LEN_MAX: usize = 100;
 
 /// The configuration as used, with every value validated.
 #[derive(Clone, Debug)]
@@ -137,99 +141,6 @@ pub struct Collector {
     pub deletion_threshold: u64,
     pub mutation_threshold: u64,
     pub pause_threshold: f64,
-}
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident, $what:literal, { $($variant:ident => $word:literal),+ $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub enum $name {
-            $($variant),+
-        }
-
-        impl FromStr for $name {
-            type Err = Error;
-            fn from_str(text: &str) -> Result<$name> {
-                match text {
-                    $($word => Ok($name::$variant),)+
-                    _ => Err(Error::invalid_argument(format!(
-                        concat!("invalid ", $what, " {:?}: expected one of {}"),
-                        text,
-                        [$($word),+].join(", ")
-                    ))),
-                }
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = Error;
-            fn try_from(text: String) -> Result<$name> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                match value { $($name::$variant => $word),+ }.to_owned()
-            }
-        }
-    };
-}
-
-words!(
-    /// The log level.
-    Level, "log level", {
-        Trace => "trace", Debug => "debug", Info => "info", Warn => "warn", Error => "error",
-    }
-);
-words!(
-    /// How layers are stored.
-    Layers, "form of layers", { Auto => "auto", Archives => "archives", Directories => "directories" }
-);
-words!(
-    /// When archives are read without the page cache.
-    DirectReads, "direct_reads", { Auto => "auto", Always => "always", Never => "never" }
-);
-words!(
-    /// What happens to the blobs of layers after unpacking.
-    Unpacked, "retention of unpacked layers", { Keep => "keep", Drop => "drop", Recipe => "recipe" }
-);
-words!(
-    /// Whether a namespace gets another one's blob by naming its digest.
-    Sharing, "sharing of content", { Shared => "shared", Isolated => "isolated" }
-);
-words!(
-    /// The type of a proxy plugin.
-    ProxyKind, "type of proxy plugin", {
-        Snapshot => "snapshot", Content => "content", Diff => "diff", Sandbox => "sandbox",
-    }
-);
-words!(
-    /// The format of log lines.
-    LogFormat, "log format", { Text => "text", Json => "json" }
-);
-
-impl Level {
-    /// Parses a level in the syntax of logrus's `ParseLevel`, which containerd accepts: case-insensitive, `warning` for
-    /// `warn`, and two levels above error, which map to error.
-    pub(crate) fn of_logrus(text: &str) -> Result<Level> {
-        match text.to_lowercase().as_str() {
-            "panic" | "fatal" => Ok(Level::Error),
-            "warning" => Ok(Level::Warn),
-            word => word.parse(),
-        }
-    }
-}
-
-impl From<Unpacked> for transfer::Retention {
-    fn from(unpacked: Unpacked) -> transfer::Retention {
-        match unpacked {
-            Unpacked::Keep => transfer::Retention::Keep,
-            Unpacked::Drop => transfer::Retention::Drop,
-            Unpacked::Recipe => transfer::Retention::Recipe,
-        }
-    }
 }
 
 impl Config {
@@ -486,178 +397,10 @@ impl Raw {
     }
 }
 
-fn invalid(key: &str, why: &str) -> Error {
-    Error::invalid_argument(format!("configuration: {key}: {why}"))
-}
-
-fn absolute(key: &str, path: &Path) -> Result<PathBuf> {
-    if path.is_absolute() && path.parent().is_some() {
-        // `components` drops doubled and trailing slashes, so that paths can be compared.
-        Ok(path.components().collect())
-    } else {
-        Err(invalid(key, &format!("{path:?} is not an absolute path below /")))
-    }
-}
-
-/// A list of directories: in the format of `PATH`, or as a TOML list.
-fn directories(list: &raw::Paths) -> Result<Vec<PathBuf>> {
-    let paths: Vec<&str> = match list {
-        raw::Paths::Joined(text) => text.split(':').filter(|part| !part.is_empty()).collect(),
-        raw::Paths::List(list) => list.iter().map(String::as_str).collect(),
-    };
-    paths.into_iter().map(|path| absolute("registry.config_path", Path::new(path))).collect()
-}
-
-pub(crate) fn strip_scheme(path: &Path) -> PathBuf {
-    path.to_str().and_then(|text| text.strip_prefix("unix://")).map_or_else(|| path.to_owned(), PathBuf::from)
-}
-
-fn socket(key: &str, path: &Path) -> Result<PathBuf> {
-    let path = absolute(key, &strip_scheme(path))?;
-    if path.as_os_str().len() > SOCKET_PATH_LEN_MAX {
-        return Err(invalid(key, &format!("longer than {SOCKET_PATH_LEN_MAX} bytes")));
-    }
-    Ok(path)
-}
-
-/// The path with a suffix appended to its last name.
-fn with_end(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(end);
-    name.into()
-}
-
-/// Validates a limit of message lengths. Above 1 GiB, each call could use too much memory.
-fn message_limit(key: &str, bytes: u32) -> Result<usize> {
-    const GIB: u32 = 1 << 30;
-    match bytes {
-        1..=GIB => Ok(bytes as usize),
-        _ => Err(invalid(key, &format!("must be from 1 to {GIB}"))),
-    }
-}
-
-/// 0 means our own maximum; in containerd, 0 means no limit.
-fn at_once(raw: &raw::Transfer) -> AtOnce {
-    let all = NonZeroUsize::new(transfer::layers_at_once()).unwrap_or(NonZeroUsize::MIN);
-    let count = |count: u32| usize::try_from(count).ok().and_then(NonZeroUsize::new).unwrap_or(all);
-    AtOnce {
-        downloads: count(raw.max_concurrent_downloads),
-        uploads: count(raw.max_concurrent_uploaded_layers),
-    }
-}
-
-/// A timeout; 0 means no limit, as in containerd, represented by ten years.
-fn limit(key: &str, text: &str) -> Result<Duration> {
-    const NONE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-    Ok(Some(duration(key, text)?).filter(|limit| !limit.is_zero()).unwrap_or(NONE))
-}
-
-fn environment(key: &str, list: &[String]) -> Result<Vec<(String, String)>> {
-    let pair = |entry: &String| match entry.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(invalid(key, &format!("{entry:?} is not NAME=VALUE"))),
-    };
-    list.iter().map(pair).collect()
-}
-
-/// Refuses options that set an overlay's directories, which the snapshotter does.
-fn mount_options(options: Vec<String>) -> Result<Vec<String>> {
-    let is_place = |option: &String| {
-        let name = option.split_once('=').map_or(option.as_str(), |(name, _)| name).trim_end_matches('+');
-        matches!(name, "" | "lowerdir" | "upperdir" | "workdir" | "datadir")
-    };
-    match options.iter().find(|option| is_place(option)) {
-        Some(bad) => {
-            Err(invalid("snapshots.mount_options", &format!("{bad:?} is for the snapshotter to say")))
-        }
-        None => Ok(options),
-    }
-}
-
-fn debug_socket(raw: raw::Debug) -> Result<Option<DebugSocket>> {
-    let raw::Debug { address, uid, gid } = raw;
-    let Some(address) = address.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
-    Ok(Some(DebugSocket { path: socket("debug.address", &address)?, uid, gid }))
-}
-
-/// `HOST:PORT`, or `:PORT` for all addresses.
-fn metrics_address(text: &str) -> Result<Option<SocketAddr>> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
-    let found = full.to_socket_addrs().ok().and_then(|mut found| found.next());
-    match found {
-        Some(address) => Ok(Some(address)),
-        None => Err(invalid("metrics.address", &format!("{text:?} is no address such as 127.0.0.1:1338"))),
-    }
-}
-
-fn oom_score(score: i32) -> Result<i32> {
-    match score {
-        -1000..=1000 => Ok(score),
-        _ => Err(invalid("oom_score", "must be from -1000 to 1000")),
-    }
-}
-
-/// A path relative to the cgroup root, with or without a leading slash. Empty means none, as in containerd.
-fn cgroup(path: Option<String>) -> Result<Option<String>> {
-    let Some(path) = path.filter(|path| !path.is_empty()) else { return Ok(None) };
-    let is_plain = |name: &str| !matches!(name, "" | "." | "..");
-    let names = path.strip_prefix('/').unwrap_or(&path);
-    if names.split('/').all(is_plain) {
-        return Ok(Some(format!("/{names}")));
-    }
-    Err(invalid("cgroup", &format!("{path:?} is no path from the root of cgroups such as /system/hoist")))
-}
-
-fn interval(key: &str, text: &str) -> Result<Duration> {
-    match duration(key, text)? {
-        Duration::ZERO => Err(invalid(key, "must be above 0")),
-        interval => Ok(interval),
-    }
-}
-
-fn mode(text: &str) -> Result<u32> {
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777)
-        .ok_or_else(|| invalid("grpc.mode", &format!("{text:?} is no mode such as \"0660\"")))
-}
-
-fn cache(mib: u32) -> Result<usize> {
-    match mib {
-        1..=1024 => Ok(mib as usize * 1024 * 1024),
-        _ => Err(invalid("metadata.cache_mib", "must be from 1 to 1024")),
-    }
-}
-
-fn pause_threshold(share: f64) -> Result<f64> {
-    if share > 0.0 && share <= 0.5 {
-        Ok(share)
-    } else {
-        Err(invalid("gc.pause_threshold", "must be above 0 and at most 0.5"))
-    }
-}
-
-fn verifiers(raw: raw::ImageVerifiers) -> Result<Option<Verifiers>> {
-    if raw.bin_dir.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    // A negative number means no limit, as in containerd.
-    let count_max = usize::try_from(raw.max_verifiers).ok();
-    let timeout = duration("image_verifiers.per_verifier_timeout", &raw.per_verifier_timeout)?;
-    Ok(Some(Verifiers { directory: absolute("image_verifiers.bin_dir", &raw.bin_dir)?, count_max, timeout }))
-}
-
-/// Parses a duration in Go's syntax.
-fn duration(key: &str, text: &str) -> Result<Duration> {
-    let bad = || invalid(key, &format!("{text:?} is no duration such as 100ms, 2s, 1m or 3h"));
-    stdx::duration(text).ok_or_else(bad)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn parse(text: &str, path: &Path) -> Result<Raw> {

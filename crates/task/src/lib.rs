@@ -26,6 +26,7 @@
 mod bootstrap;
 mod bundle;
 mod cgroup;
+mod config;
 mod connection;
 mod convert;
 mod creating;
@@ -37,12 +38,13 @@ mod shims;
 mod strays;
 mod task;
 
+pub use config::{Config, Limits};
 pub use forward::serve as serve_events;
 pub use process::{Create, Exec, Exit, Io, Process, ProcessId, RuntimeInfo, Status, TerminalSize};
 pub use program::OUR_RUNTIME;
 pub use sandbox::{
     CreateSandbox, Endpoint, SandboxExit, SandboxMetrics, SandboxStart, SandboxStatus, Sandboxes,
 };
-pub use shims::{Config, Ended, Limits, Shims};
+pub use shims::{Ended, Shims};
 pub use strays::{Stray, shims_of};
 pub use task::Task;
