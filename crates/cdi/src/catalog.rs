@@ -164,7 +164,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(flags).open(path).context(what)?;
     if !file.metadata().context(what)?.is_file() {
-        return Err(Error::invalid_argument("it is no regular file"));
+        return Err(Error::invalid_argument("it is not a regular file"));
     }
     let bytes = stdx::read_at_most(file, FILE_LEN_MAX).context(what)?;
     bytes.ok_or_else(|| Error::resource_exhausted(format!("it has more than {FILE_LEN_MAX} bytes")))
@@ -216,7 +216,8 @@ mod tests {
         assert!(conflict.is(ErrorKind::FailedPrecondition), "{conflict}");
         assert!(conflict.message().contains("early/a.json") && conflict.message().contains("early/b.json"));
         let missing = env(&catalog, &["x"]).unwrap_err();
-        for words in ["v.com/c=x", "early", "v.com/c=a", "broken.json", "folder.json: it is no regular file"]
+        for words in
+            ["v.com/c=x", "early", "v.com/c=a", "broken.json", "folder.json: it is not a regular file"]
         {
             assert!(missing.is(ErrorKind::NotFound) && missing.message().contains(words), "{missing}");
         }

@@ -152,14 +152,14 @@ impl Document {
     /// Parses and validates a CDI file. `InvalidArgument` if it is malformed or of an unsupported version.
     pub fn parse(bytes: &[u8], form: Form) -> Result<Document> {
         let bad = |error: serde_json::Error| {
-            Error::invalid_argument("it is no document of the Container Device Interface").with_source(error)
+            Error::invalid_argument("it is not a valid CDI document").with_source(error)
         };
         let document: Document = match form {
             Form::Json => serde_json::from_slice(bytes).map_err(bad)?,
             Form::Yaml => {
                 let text = std::str::from_utf8(bytes);
                 let text =
-                    text.map_err(|error| Error::invalid_argument("it is no text").with_source(error))?;
+                    text.map_err(|error| Error::invalid_argument("it is not UTF-8").with_source(error))?;
                 serde_json::from_value(yaml::parse(text)?).map_err(bad)?
             }
         };
@@ -177,7 +177,7 @@ impl Document {
         let version = self.cdi_version.strip_prefix('v').unwrap_or(&self.cdi_version);
         if !VERSIONS.contains(&version) {
             return bad(format!(
-                "cdiVersion {:?} is none that is known here: {}",
+                "unsupported cdiVersion {:?}: expected one of {}",
                 self.cdi_version,
                 VERSIONS.join(", ")
             ));
@@ -190,7 +190,7 @@ impl Document {
         for device in &self.devices {
             let about = |error: Error| error.context(format!("device {:?}", device.name));
             if !is_name(&device.name) {
-                return bad(format!("device name {:?} is none", device.name));
+                return bad(format!("invalid device name {:?}", device.name));
             }
             device.container_edits.check().map_err(about)?;
             names.push(&device.name);
@@ -238,7 +238,11 @@ impl ContainerEdits {
         }
         for hook in &self.hooks {
             if !HOOKS.contains(&hook.hook_name.as_str()) {
-                return bad(format!("hook {:?} is none of {}", hook.hook_name, HOOKS.join(", ")));
+                return bad(format!(
+                    "unknown hook {:?}: expected one of {}",
+                    hook.hook_name,
+                    HOOKS.join(", ")
+                ));
             }
             if !is_path(&hook.path) {
                 return bad(format!(

@@ -184,7 +184,7 @@ impl Collector {
         loop {
             let metadata = self.metadata.clone();
             if let Err(error) = in_turns(move |go_on| metadata.reclaim(go_on)).await {
-                tracing::warn!("delete the files of what was removed: {}", error.chain());
+                tracing::warn!("delete files of removed objects: {}", error.chain());
             }
             self.trigger.0.set_aside.notified().await;
         }

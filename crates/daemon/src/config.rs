@@ -299,8 +299,7 @@ impl Raw {
         }
         let direct_reads = self.snapshots.direct_reads;
         if self.snapshots.verity && direct_reads == DirectReads::Always {
-            let message = "not together with snapshots.verity: files that the kernel watches over are read through \
-                           its memory of files";
+            let message = "conflicts with snapshots.verity: such files are read through the page cache";
             return Err(invalid("snapshots.direct_reads", message));
         }
         let backing = match (direct_reads, self.snapshots.loop_devices) {
@@ -309,7 +308,7 @@ impl Raw {
             (DirectReads::Always, false) => Backing::FilesDirectly,
             (DirectReads::Auto | DirectReads::Never, true) => Backing::LoopDevices,
             (DirectReads::Always, true) => {
-                let message = "not together with snapshots.loop_devices: what is read directly are files";
+                let message = "conflicts with snapshots.loop_devices: only files can be read directly";
                 return Err(invalid("snapshots.direct_reads", message));
             }
         };

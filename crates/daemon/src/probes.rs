@@ -229,7 +229,7 @@ fn unless_unknown(probed: Result<()>) -> Result<()> {
 }
 
 fn unknown(error: &Error) -> String {
-    format!("it was not found out what this host can do with layers: {}", error.chain())
+    format!("cannot probe the kernel's support for layers: {}", error.chain())
 }
 
 impl Found {
@@ -257,7 +257,7 @@ impl Found {
         }
         let path = root.join(FILE);
         let written = replace(&path, text.as_bytes(), 0o644, Durable::Now);
-        written.context(|| format!("keep in {} what this host can do with layers", path.display()))
+        written.context(|| format!("write the results of the probes to {}", path.display()))
     }
 }
 

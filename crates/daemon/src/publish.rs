@@ -25,7 +25,7 @@ pub(crate) fn publish(address: &Path, namespace: &str, topic: &str) -> Result<()
         .read_to_end(&mut bytes)
         .context(|| "publish: read the event from standard input")?;
     let event = Any::decode(&*bytes).map_err(|error| {
-        Error::invalid_argument("publish: what is on standard input is no google.protobuf.Any")
+        Error::invalid_argument("publish: standard input is not an encoded google.protobuf.Any")
             .with_source(error)
     })?;
     let namespace = namespace.parse().map_err(|_| {

@@ -251,7 +251,7 @@ async fn run_parts(
     parts.engine.resume(&ended).await?;
     let idle = Idle::default();
     background.spawn("collect garbage", parts.collector.clone().run(idle.clone()));
-    background.spawn("delete the files of what was removed", parts.collector.clone().reclaim());
+    background.spawn("delete files of removed objects", parts.collector.clone().reclaim());
     if !parts.disabled_plugins.restart_monitor() {
         background.spawn("restart monitor", parts.restart_monitor.clone().run());
     }
@@ -286,8 +286,7 @@ async fn run_parts(
         tracing::info!("containerd successfully booted in {:.6}s", begun.elapsed().as_secs_f64());
     }
     notify::notify(notify::READY);
-    background
-        .spawn("give back what is unused", idle.clone().run(parts.metadata.clone(), parts.engine.clone()));
+    background.spawn("release unused memory", idle.clone().run(parts.metadata.clone(), parts.engine.clone()));
     let router = Arc::new(router.disturbing(idle));
     let serve = |listener| server::serve(listener, router.clone(), stopping.clone());
     let mut serving: JoinSet<()> = listeners.into_iter().map(serve).collect();

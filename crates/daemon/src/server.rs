@@ -187,7 +187,7 @@ async fn connection(accepted: Accepted, router: Arc<Router>, stopping: watch::Re
             match tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
                 Ok(Ok(stream)) => begin(stream, router, stopping).await,
                 Ok(Err(error)) => tracing::debug!("a client was refused: {error}"),
-                Err(_) => tracing::debug!("a client did not say who it is"),
+                Err(_) => tracing::debug!("a client did not complete the TLS handshake in time"),
             }
         }
     }

@@ -33,7 +33,7 @@ pub(crate) fn unless_used(config: &Config, metadata: &Metadata) {
     };
     match unmounted {
         Ok(0) => {}
-        Ok(count) => tracing::info!(count, "unmounted layers that nobody uses"),
+        Ok(count) => tracing::info!(count, "unmounted unused layers"),
         Err(error) => tracing::info!("layers stay mounted: {}", error.chain()),
     }
 }

@@ -190,7 +190,7 @@ pub(crate) fn check(
         // Only an image can contain such a check; the container runs without it.
         Some(_) => {
             tracing::warn!(
-                "the image's health check {:?} is left out: it is not CMD or CMD-SHELL, and what is to be run",
+                "the image's health check {:?} is ignored: expected CMD or CMD-SHELL, and a command",
                 check.test
             );
             Ok(None)

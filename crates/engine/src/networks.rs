@@ -84,7 +84,9 @@ type Fits = Box<dyn Fn(&Value) -> bool>;
 /// Compiles a filter to a predicate on rows. The predefined networks have no labels and are never dangling.
 fn fits(word: &FilterWord<'_>) -> Result<Fits> {
     let value = word.value.to_owned();
-    let pattern = || Regex::new(word.value).map_err(|error| word.bad("it is no pattern").with_source(error));
+    let pattern = || {
+        Regex::new(word.value).map_err(|error| word.bad("it is not a regular expression").with_source(error))
+    };
     let matches = |pattern: &Regex, text: &Value| text.as_str().is_some_and(|text| pattern.is_match(text));
     Ok(match (word.key, word.value) {
         ("type", "builtin") | ("dangling", "false" | "0") => Box::new(|_| true),

@@ -331,7 +331,7 @@ impl Engine {
         if self.volume(name)?.is_dir() {
             return Ok(());
         }
-        Err(Error::not_found(format!("no such volume: {name}; `hoist volume ls` shows those that there are")))
+        Err(Error::not_found(format!("no such volume: {name}; `hoist volume ls` lists the volumes")))
     }
 
     pub(crate) fn volume_names(&self) -> Result<Vec<String>> {

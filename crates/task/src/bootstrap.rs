@@ -73,7 +73,7 @@ impl Bootstrap {
             }
             _ => {
                 let result = BootstrapResult::decode(output).map_err(|error| {
-                    Error::unavailable("the shim's start printed what is no result").with_source(error)
+                    Error::unavailable("the output of the shim's start cannot be parsed").with_source(error)
                 })?;
                 Bootstrap { version: result.version, address: result.address, protocol: result.protocol }
             }
@@ -181,8 +181,9 @@ pub(crate) fn delete(
     let mut command = command(config, program, bundle, (namespace, id));
     command.arg("-bundle").arg(&bundle.path).arg("delete");
     let output = run(command, &[], config.limits.cleanup)?;
-    let response = DeleteResponse::decode(output.as_slice())
-        .map_err(|error| Error::unknown("the shim's delete printed what is no result").with_source(error))?;
+    let response = DeleteResponse::decode(output.as_slice()).map_err(|error| {
+        Error::unknown("the output of the shim's delete cannot be parsed").with_source(error)
+    })?;
     Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
 }
 
@@ -211,7 +212,7 @@ pub(crate) fn info(program: &Program, options: Option<Opaque>) -> Result<Runtime
     let input = options.map(|options| convert::any(options).encode_to_vec()).unwrap_or_default();
     let output = run(command, &input, START_LIMIT)?;
     let info = introspection::RuntimeInfo::decode(output.as_slice()).map_err(|error| {
-        Error::unimplemented(format!("{} does not say what it is", program.path.display())).with_source(error)
+        Error::unimplemented(format!("{} does not support -info", program.path.display())).with_source(error)
     })?;
     let version = info.version.unwrap_or_default();
     Ok(RuntimeInfo {

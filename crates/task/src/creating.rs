@@ -83,7 +83,7 @@ impl Shims {
         let why = || format!("kill task {id}, which is being created");
         if self.shim_is_shared(task) {
             return Err(error.context(format!(
-                "{}: others need its shim, process {}, which is not killed",
+                "{}: its shim, process {}, is not killed, because other containers need it",
                 why(),
                 shim.pid()
             )));

@@ -204,7 +204,7 @@ impl Task {
         let answer = answered.wait_for(Option::is_some).await.map(|answer| answer.clone());
         match answer {
             Ok(Some(exit)) => exit.map_err(|(kind, words)| Error::new(kind, words)),
-            Ok(None) | Err(_) => Err(Error::internal("nobody asks the shim for the end any more")),
+            Ok(None) | Err(_) => Err(Error::internal("the wait for the process was dropped")),
         }
     }
 

@@ -39,7 +39,7 @@ pub(super) fn check(raw: &raw::Grpc) -> Result<Option<Tcp>> {
     }
     if !raw.tcp_tls_common_name.is_empty() {
         let message =
-            "names of certificates are not looked at; take a tcp_tls_ca that vouches for nobody else";
+            "common names of certificates are not checked; use a tcp_tls_ca that signs no other clients";
         return Err(invalid("grpc.tcp_tls_common_name", message));
     }
     let found = raw.tcp_address.to_socket_addrs().ok().and_then(|mut found| found.next());
@@ -49,8 +49,7 @@ pub(super) fn check(raw: &raw::Grpc) -> Result<Option<Tcp>> {
     };
     let knows_clients = tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     if !address.ip().is_loopback() && !knows_clients {
-        let message =
-            "others reach it, and whoever does is root here: tcp_tls_ca must say who vouches for clients";
+        let message = "other hosts can reach it, and its clients have root's power: tcp_tls_ca must be set";
         return Err(invalid(KEY, message));
     }
     Ok(Some(Tcp { address, tls }))

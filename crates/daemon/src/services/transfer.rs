@@ -330,7 +330,10 @@ impl Service {
         let mut names = Vec::from_iter(Some(from.name).filter(|name| !name.is_empty()));
         for reference in from.extra_references {
             if reference.is_prefix {
-                let message = format!("export what begins with {:?}: only whole names are", reference.name);
+                let message = format!(
+                    "export names that begin with {:?}: only whole names are supported",
+                    reference.name
+                );
                 return Err(Error::unimplemented(message));
             }
             names.push(reference.name);

@@ -390,7 +390,7 @@ impl Engine {
 fn check_flags(create: &mut Create) -> Result<()> {
     if create.auto_remove && create.restart != Restart::No {
         return Err(Error::invalid_argument(
-            "conflicting options: --rm and --restart; what goes when it ends cannot be started again by itself",
+            "conflicting options: --rm and --restart; a container that is removed when it ends cannot be restarted",
         ));
     }
     log_driver::limits(&create.extras.log)?;

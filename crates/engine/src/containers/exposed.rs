@@ -19,7 +19,7 @@ pub(super) fn publish_all<'a>(
     for text in exposed {
         let (range, protocol) = read(text).ok_or_else(|| {
             Error::invalid_argument(format!(
-                "the image exposes {text:?}, which is no port; publish those that there are by -p"
+                "the image exposes {text:?}, which is not a port; publish its ports with -p"
             ))
         })?;
         for container_port in range {
@@ -31,7 +31,7 @@ pub(super) fn publish_all<'a>(
             }
             if ports.len() >= PORTS_MAX {
                 return Err(Error::resource_exhausted(format!(
-                    "the image exposes more than {PORTS_MAX} ports; publish those that are needed by -p"
+                    "the image exposes more than {PORTS_MAX} ports; publish the needed ones with -p"
                 )));
             }
             let protocol = protocol.clone();

@@ -101,7 +101,9 @@ impl Engine {
         for text in texts {
             let word = FilterWord::read(text, known)?;
             let (value, bad) = (word.value, |why: &str| word.bad(why));
-            let regex = || Regex::new(value).map_err(|error| bad("it is no pattern").with_source(error));
+            let regex = || {
+                Regex::new(value).map_err(|error| bad("it is not a regular expression").with_source(error))
+            };
             let created = || Ok::<_, Error>(self.find(value)?.created);
             match word.key {
                 "id" => filter.ids.push(regex()?),

@@ -288,7 +288,7 @@ impl Engine {
         if attachment.is_some() {
             // Exposed ports that are not published.
             let exposed = shown["Config"]["ExposedPorts"].as_object().cloned().unwrap_or_default();
-            let ports = shown["NetworkSettings"]["Ports"].as_object_mut().expect("made so");
+            let ports = shown["NetworkSettings"]["Ports"].as_object_mut().expect("created above");
             for port in exposed_ports(exposed.keys()) {
                 ports.entry(port).or_insert(Value::Null);
             }
@@ -451,7 +451,7 @@ fn port_bindings(attachment: &network::Attachment) -> Map<String, Value> {
         let all = bindings.entry(inside).or_insert_with(|| json!([]));
         let binding =
             json!({"HostIp": port.host_address.to_string(), "HostPort": port.host_port.to_string()});
-        all.as_array_mut().expect("made so").push(binding);
+        all.as_array_mut().expect("created above").push(binding);
     }
     bindings
 }

@@ -32,7 +32,7 @@ impl Engine {
         let _lock = self.0.locks.lock_with(id.as_str(), Copies::Wait).await.map_err(about)?;
         if extension.create.auto_remove && update.restart.is_some_and(|restart| restart != Restart::No) {
             return Err(about(Error::invalid_argument(
-                "it goes when it ends (--rm), and cannot be started again by itself",
+                "it is removed when it ends (--rm), so that it cannot be restarted",
             )));
         }
         let own = id.clone();

@@ -120,6 +120,6 @@ fn changed(kind: &str, path: &Path, lower: Option<&Node>, upper: Option<&Node>) 
 
 fn tell(to: &mpsc::Sender<ChangedPath>, change: ChangedPath) -> Result<()> {
     let sent = Handle::current().block_on(async { timeout(SILENCE_MAX, to.send(change)).await });
-    let sent = sent.map_err(|_| silent(SILENCE_MAX)).context(|| "tell what differs")?;
-    sent.map_err(|_| Error::cancelled("nobody listens any more"))
+    let sent = sent.map_err(|_| silent(SILENCE_MAX)).context(|| "send a difference")?;
+    sent.map_err(|_| Error::cancelled("the client has disconnected"))
 }

@@ -19,7 +19,7 @@ pub(crate) fn apply(config: &mut Map<String, Value>, line: &str) -> Result<()> {
     let name = name.to_ascii_uppercase();
     let wrong = |why: &str| Error::invalid_argument(format!("change {line:?}: {why}"));
     if rest.is_empty() && name != "CMD" && name != "ENTRYPOINT" {
-        return Err(wrong("an instruction and what it says are expected, such as \"CMD sh\""));
+        return Err(wrong("expected an instruction and its arguments, such as \"CMD sh\""));
     }
     match name.as_str() {
         "CMD" => set(config, "Cmd", command(rest, config)),
@@ -144,7 +144,7 @@ fn health_check(rest: &str) -> Result<Healthcheck, String> {
                     ["CMD".to_owned()].into_iter().chain(words).collect()
                 }
                 ("CMD", None) if !after.is_empty() => vec!["CMD-SHELL".into(), after.into()],
-                _ => return Err("NONE is expected, or CMD and what is to be run".into()),
+                _ => return Err("expected NONE, or CMD and a command".into()),
             };
             return Ok(check);
         };

@@ -41,7 +41,7 @@ impl Engine {
                     match engine.unpacked_bytes(&found) {
                         Ok(unpacked) => row["DiskBytes"] = (content + unpacked).into(),
                         Err(error) => {
-                            tracing::warn!(image = found.image.name, "what it takes: {}", error.chain());
+                            tracing::warn!(image = found.image.name, "measure its size: {}", error.chain());
                         }
                     }
                 }

@@ -103,7 +103,7 @@ fn header(value: &str) -> Result<Credentials> {
     if scheme.eq_ignore_ascii_case("basic") {
         return basic(rest).ok_or_else(|| Error::invalid_argument("a Basic header that cannot be read"));
     }
-    Err(Error::unimplemented("of whole headers those of the schemes Basic and Bearer are taken"))
+    Err(Error::unimplemented("only headers of the schemes Basic and Bearer are supported"))
 }
 
 /// Decodes `user:password` (RFC 7617).
