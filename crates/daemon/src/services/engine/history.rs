@@ -3,10 +3,11 @@
 //! ```text
 //! exchange ─▶ recorder: adds attributes ─┬▶ past: [`PAST_LEN_MAX`] events, [`PAST_BYTES_MAX`]
 //!                                        └▶ listener's queue: [`CAPACITY`] events, [`BYTES_MAX`] ─▶ client
+//! ```
 //!
 //! Invariants
 //! - An event is recorded with the attributes that its container had at that time: later they may be unknown.
-//!   Attributes of   a record are saved before it is deleted ([`Engine::take_removed`]).
+//!   Attributes of a record are saved before it is deleted ([`Engine::take_removed`]).
 //! - A listener gets the past and then new events, without gaps or duplicates.
 //! - A listener that is too slow is told so and ended: continuing would hide a gap.
 //! - The past is lost when the daemon ends, as in Docker.
