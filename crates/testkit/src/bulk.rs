@@ -1,7 +1,7 @@
-//! Images of any size, of few large files or of many small ones, in any compression, made on the spot.
+//! Images of any size and compression, of few large files or of many small ones, made on the spot.
 //!
-//! Their bytes are of two kinds in turn, noise and one byte again and again, so that gzip makes a third of them, as
-//! of what distributions ship.
+//! Their bytes alternate between noise and runs of one byte, so that gzip shrinks them to about a third, as it does the
+//! layers of distributions.
 
 use std::fs;
 use std::io::{self, Write};
@@ -19,42 +19,42 @@ use types::{Algorithm, Hasher};
 use crate::layout::tar_header;
 use crate::{Layout, images, noise};
 
-/// Of this many bytes, this many are noise.
+/// Each pattern of `PATTERN_LEN` bytes begins with `NOISE_LEN` bytes of noise.
 const PATTERN_LEN: usize = 4096;
 const NOISE_LEN: usize = 1260;
-/// Bytes of which large files are written.
+/// Bytes of noise from which the patterns are made.
 const NOISE_POOL: usize = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Bytes of all files.
+    /// Bytes of all files of all layers.
     pub len: u64,
-    /// The n-th one of a layer is `/data/LAYER/n÷100/n`.
+    /// Files of all layers. File n of a layer is `/data/LAYER/n÷100/n`.
     pub files: u64,
     pub compression: Compression,
 }
 
-/// An image in a layout of its own, with the tag [`images::TAG`]. A shell and `sleep` are in its lowest layer.
+/// An image in its own OCI layout, with the tag [`images::TAG`]. Its lowest layer has a shell and `sleep`.
 pub struct Bulk {
     pub layout: Layout,
-    /// Its layers as they are fetched.
+    /// Blobs of the layers, compressed.
     pub blobs: Vec<PathBuf>,
-    /// Bytes of them.
+    /// Bytes of all blobs together.
     pub compressed_len: u64,
-    /// Bytes of its layers as archives.
+    /// Bytes of all layers together, uncompressed.
     pub plain_len: u64,
 }
 
 impl Bulk {
     pub const LAYERS: u64 = 3;
 
-    /// Each layer one frame, or one member.
+    /// Compresses each layer into one zstd frame or gzip member.
     pub fn make(shape: Shape) -> Bulk {
         Bulk::make_in_parts(shape, u64::MAX)
     }
 
-    /// Layers of several frames, or members, of so many plain bytes. Members that are short enough for it say how long
-    /// they are, as BGZF has it.
+    /// Compresses each layer into several zstd frames or gzip members of `part_len` uncompressed bytes. Gzip members
+    /// that fit into 64 KiB carry their length, as in BGZF.
     pub fn make_in_parts(shape: Shape, part_len: u64) -> Bulk {
         let layout = Layout::new();
         let pool = pattern();
@@ -91,7 +91,7 @@ impl Bulk {
     }
 }
 
-/// Entries of a static shell, and of `sleep`.
+/// Archive entries of a static shell and of `sleep`.
 fn programs() -> Vec<u8> {
     let root = TempDir::new().expect("a temporary directory");
     let bin = root.path().join("bin");
@@ -100,12 +100,12 @@ fn programs() -> Vec<u8> {
     symlink("sh", bin.join("sleep")).expect("a writable directory");
     let tar = Command::new("tar").arg("-C").arg(root.path()).args(["-b1", "-cf", "-", "bin"]).output();
     let mut entries = tar.expect("tar is part of Debian").stdout;
-    // Without the two blocks of zeros at the end.
+    // Cuts off the two blocks of zeros that end the archive.
     entries.truncate(entries.len() - 1024);
     entries
 }
 
-/// A layer's blob, its diff id, and how long it is without compression.
+/// A layer's compressed blob, its diff ID, and its uncompressed length.
 fn archive(
     (shape, part_len): (Shape, u64),
     layer: u64,
@@ -152,12 +152,12 @@ fn pattern() -> Vec<u8> {
 
 struct Hashed {
     compression: Compression,
-    /// The parts that are done.
+    /// The finished parts, compressed.
     whole: Vec<u8>,
     to: Option<Encoder<Vec<u8>>>,
     hasher: Hasher,
     len: u64,
-    /// Plain bytes of a part, and those that the one at hand has room for.
+    /// Uncompressed bytes of a part, and how many of them are left in the current one.
     part_len: u64,
     left: u64,
 }
@@ -165,7 +165,7 @@ struct Hashed {
 impl Hashed {
     fn end_part(&mut self) -> io::Result<()> {
         let mut part = self.to.take().expect("it is there between writes").finish()?;
-        // What the field takes is counted, and the length that it says is one less (SAM specification, section 4.1).
+        // The length counts the extra field too, and BGZF stores it minus one (SAM specification, section 4.1).
         if let (Compression::Gzip, Ok(len)) = (self.compression, u16::try_from(part.len() + 8 - 1)) {
             assert_eq!(part[..4], [0x1f, 0x8b, 8, 0], "a member without fields");
             part[3] = 4;

@@ -1,4 +1,4 @@
-//! A bundle of busybox and our OCI runtime to run it with, on a state root of its own.
+//! A bundle of busybox, and Hoist's OCI runtime with its own state root to run it.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,9 +15,9 @@ use crate::{Finished, hoist_program, run};
 const APPLETS: &str = "sh cat chmod cut echo false grep head id kill ls mkdir mknod mount nproc rmdir sed seq sleep sort \
                        stat tail test touch true usleep wc";
 
-/// A bundle, and the one container that is made of it.
+/// An OCI bundle and its one container.
 ///
-/// Dropping it deletes the container, whatever it does.
+/// Dropping it deletes the container, even if it runs.
 pub struct Bundle {
     dir: TempDir,
     id: String,
@@ -25,7 +25,7 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// A container that runs `script` in a shell, with what [`Bundle::change`] makes of its spec.
+    /// A container whose first process runs `script` in a shell. [`Bundle::change`] edits its spec.
     pub fn new(script: &str) -> Bundle {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = TempDir::with_prefix("hoist-bundle-").expect("a temporary directory");
@@ -36,14 +36,14 @@ impl Bundle {
             symlink("busybox", bin.join(applet)).expect("a writable directory");
         }
         run(Command::new(hoist_program()).args(["runtime", "spec"]).current_dir(dir.path())).ok();
-        // A name that nobody else uses: cgroups are the machine's.
+        // The id is unique on the machine, because all tests share its cgroups.
         let id = format!("t{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let bundle = Bundle { dir, id, arguments: Vec::new() };
         bundle.change(|spec| {
             spec["process"]["terminal"] = json!(false);
             spec["process"]["args"] = json!(["sh", "-c", script]);
             spec["root"]["readonly"] = json!(false);
-            // On hosts of version 1 it is not in a new spec.
+            // `runtime spec` leaves the cgroup namespace out on hosts with cgroups of version 1.
             let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
             let own_cgroups = json!({"type": "cgroup"});
             if !namespaces.contains(&own_cgroups) {
@@ -52,7 +52,7 @@ impl Bundle {
         })
     }
 
-    /// Arguments before the command, for all commands from here on.
+    /// Adds arguments before the command to every later call.
     #[must_use]
     pub fn with_arguments(mut self, arguments: &[&str]) -> Bundle {
         self.arguments.extend(arguments.iter().map(ToString::to_string));
@@ -86,7 +86,7 @@ impl Bundle {
         self.path().join("rootfs")
     }
 
-    /// `hoist runtime WORDS`.
+    /// The command `hoist runtime WORDS`.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(hoist_program());
         command.arg("runtime").arg("--root").arg(self.path().join("state"));
@@ -94,13 +94,13 @@ impl Bundle {
         command
     }
 
-    /// `hoist runtime WORDS ID` to its end.
+    /// Runs `hoist runtime WORDS ID` to its end.
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Finished {
         run(self.command(words).arg(&self.id))
     }
 
-    /// Creates and starts, and leaves it running without streams.
+    /// Creates and starts the container, and leaves it running without streams.
     #[track_caller]
     pub fn start(&self) {
         let mut create = self.command(&["create"]);
@@ -110,7 +110,7 @@ impl Bundle {
         self.run(&["start"]).ok();
     }
 
-    /// What a container that was started wrote to its error output.
+    /// What the container wrote to standard error since [`Bundle::start`].
     pub fn output(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
     }
@@ -119,19 +119,19 @@ impl Bundle {
         self.path().join("log")
     }
 
-    /// Runs `script` in the container.
+    /// Runs `script` in the container with `runtime exec`.
     #[track_caller]
     pub fn exec(&self, script: &str) -> Finished {
         run(self.command(&["exec", &self.id]).args(["sh", "-c", script]))
     }
 
-    /// What `state` prints.
+    /// The document that `runtime state` prints.
     #[track_caller]
     pub fn state(&self) -> Value {
         serde_json::from_str(&self.run(&["state"]).ok().stdout).expect("state is JSON")
     }
 
-    /// The number of the first process.
+    /// The pid of the container's first process.
     #[track_caller]
     pub fn pid(&self) -> u64 {
         self.state()["pid"].as_u64().expect("state has a pid")
@@ -140,7 +140,7 @@ impl Bundle {
 
 impl Drop for Bundle {
     fn drop(&mut self) {
-        // There may be nothing to delete; what cannot be deleted shows in the tests for leftovers.
+        // The container may be gone already. A failed deletion shows in the tests for leftovers.
         self.run(&["delete", "--force"]);
     }
 }

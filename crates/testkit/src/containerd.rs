@@ -1,4 +1,4 @@
-//! A containerd on directories of its own, driven by its own `ctr`: Debian's, or another one.
+//! A containerd on its own directories, with its own `ctr`: Debian's, or the one that `HOIST_TEST_CONTAINERD` names.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::daemon::kill_shims_below;
 use crate::{Finished, clean_up, eventually, run, unmount_below};
 
-/// The variable that names a directory with `containerd`, `ctr` and `containerd-shim-runc-v2` of another version than
+/// The environment variable with a directory of `containerd`, `ctr` and `containerd-shim-runc-v2` to use in place of
 /// those in PATH.
 const PEER: &str = "HOIST_TEST_CONTAINERD";
 
@@ -20,14 +20,14 @@ const PEER: &str = "HOIST_TEST_CONTAINERD";
 pub struct Containerd {
     process: Child,
     dir: TempDir,
-    /// In memory, as `/run` is.
+    /// On a tmpfs, as `/run` is.
     state: TempDir,
     is_stopped: bool,
-    /// 1 of 1.6.
+    /// Major version: 1 for 1.6.
     major: u32,
 }
 
-/// A program of containerd's by its name.
+/// The path of one of containerd's programs.
 fn program(name: &str) -> PathBuf {
     match std::env::var_os(PEER) {
         Some(dir) => Path::new(&dir).join(name),
@@ -35,7 +35,7 @@ fn program(name: &str) -> PathBuf {
     }
 }
 
-/// The first number of the version, of `containerd github.com/containerd/containerd/v2 v2.3.4 REVISION`.
+/// The major version, from `containerd github.com/containerd/containerd/v2 v2.3.4 REVISION`.
 fn major() -> Option<u32> {
     let said = Command::new(program("containerd")).arg("--version").output().ok()?;
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
@@ -44,8 +44,8 @@ fn major() -> Option<u32> {
 }
 
 impl Containerd {
-    /// Whether there is one to compare with: containerd and ctr in PATH, or where `HOIST_TEST_CONTAINERD` says. Says so
-    /// if there is not.
+    /// Whether a containerd and its ctr are in PATH, or in the directory that `HOIST_TEST_CONTAINERD` names. Prints why
+    /// the test is skipped if not.
     #[track_caller]
     pub fn is_installed() -> bool {
         let is_there = major().is_some() && Command::new(program("ctr")).arg("--version").output().is_ok();
@@ -58,19 +58,19 @@ impl Containerd {
         is_there
     }
 
-    /// None when there is none ([`Containerd::is_installed`]).
+    /// None if containerd is not installed ([`Containerd::is_installed`]).
     #[track_caller]
     pub fn start() -> Option<Containerd> {
         Containerd::start_with_programs(None)
     }
 
-    /// Looks for shims in this directory first.
+    /// Starts a containerd that looks for shims in this directory first.
     #[track_caller]
     pub fn start_with_programs(programs: Option<&Path>) -> Option<Containerd> {
         Containerd::start_with(programs, "")
     }
 
-    /// With more tables of its configuration.
+    /// Starts a containerd with more tables in its configuration.
     #[track_caller]
     pub fn start_with(programs: Option<&Path>, tables: &str) -> Option<Containerd> {
         if !Containerd::is_installed() {
@@ -80,8 +80,8 @@ impl Containerd {
         let dir = TempDir::with_prefix_in("cd-", "/var/tmp").expect("a temporary directory");
         let state = crate::memory_dir();
         let config = dir.path().join("config.toml");
-        // Without CRI, by the names of all versions: nobody asks for it here, and it would look for network plugins.
-        // NRI has one socket for the machine.
+        // CRI, by its names in all versions, is disabled: no test uses it, and it would look for network plugins. So is
+        // NRI, whose socket all containerds of a machine share.
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
              \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \
@@ -109,7 +109,7 @@ impl Containerd {
         Some(started)
     }
 
-    /// The first number of its version.
+    /// The major version.
     pub fn major(&self) -> u32 {
         self.major
     }
@@ -122,12 +122,12 @@ impl Containerd {
         self.dir.path()
     }
 
-    /// Where it keeps its records and blobs.
+    /// The directory of its metadata and blobs.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
-    /// Ends it, and leaves its directories as they are.
+    /// Stops the process and keeps its directories.
     pub fn stop(&mut self) {
         let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).expect("a pid");
         kill_process(pid, Signal::TERM).expect("it is a child of ours");
@@ -143,7 +143,7 @@ impl Containerd {
         Containerd::client(&self.socket(), args)
     }
 
-    /// Its `ctr`, talking to any daemon.
+    /// The `ctr` of this containerd, connected to any daemon's socket.
     pub fn client<S: AsRef<OsStr>>(socket: &Path, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(program("ctr"));
         command.arg("--address").arg(socket).args(args).stdin(Stdio::null());
@@ -166,11 +166,11 @@ impl Containerd {
                     self.ctr(["--namespace", namespace, "tasks", "rm", "--force", id]);
                 }
             }
-            // The directory goes with us; a peer that does not stop has nothing left to write to.
+            // A containerd that does not stop is killed: its directories are deleted anyway.
             let _ = self.process.kill();
             let _ = self.process.wait();
         }
-        // Those of sandboxes have no task.
+        // Shims of sandboxes have no task, so removing tasks does not end them.
         kill_shims_below(self.state.path());
         unmount_below(self.state.path());
     }

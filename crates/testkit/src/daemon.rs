@@ -1,4 +1,4 @@
-//! A daemon of its own for a test, and the command lines that talk to it.
+//! A daemon for one test, and the command lines that talk to it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,28 +17,28 @@ use crate::{Finished, eventually, hoist_program, images, run};
 
 /// `hoist daemon` on temporary root and state directories.
 ///
-/// Dropping it removes all containers, stops the daemon and deletes the directories. When the test
-/// failed, the daemon's log is printed.
+/// Dropping it removes all containers, stops the daemon and deletes the directories. If the test failed, it prints the
+/// daemon's log.
 pub struct Daemon {
-    /// What is started: `hoist`, or a link to it by another name, which is the daemon without a further word.
+    /// The program to start: `hoist`, or a link to it under a name by which it runs as the daemon without a subcommand.
     program: PathBuf,
     process: Option<Child>,
     dir: TempDir,
-    /// In memory, as `/run` is.
+    /// On a tmpfs, as `/run` is.
     state: TempDir,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
 }
 
-/// Where a daemon is told to be.
+/// The directories and the socket of a daemon, for its configuration.
 pub struct Places {
     pub root: PathBuf,
     pub state: PathBuf,
     pub socket: PathBuf,
 }
 
-/// In which form daemons keep layers that no test says anything of: `HOIST_TEST_LAYERS` in the environment, so that
-/// the same tests run on both.
+/// Sets the form of layers from `HOIST_TEST_LAYERS` where the test's configuration does not, so that the same tests run
+/// on both forms.
 fn form_of_layers(config: &str) -> String {
     match std::env::var("HOIST_TEST_LAYERS") {
         Ok(form) if !config.contains("[snapshots]") => format!("\n[snapshots]\nlayers = {form:?}\n"),
@@ -47,7 +47,7 @@ fn form_of_layers(config: &str) -> String {
 }
 
 impl Daemon {
-    /// Starts the program under another name, with the configuration alone to tell it its places.
+    /// Starts the program under another name. Its directories come from the configuration alone.
     pub fn start_as(name: &str, config: impl FnOnce(&Places) -> String) -> Daemon {
         let mut daemon = Daemon::prepared(&[], "", &[]);
         let places = Places { root: daemon.root(), state: daemon.state(), socket: daemon.socket() };
@@ -63,19 +63,19 @@ impl Daemon {
         Daemon::start_with(&[], "")
     }
 
-    /// Starts with the image `busybox`.
+    /// Starts a daemon and loads the image `busybox`.
     pub fn with_busybox() -> Daemon {
         let daemon = Daemon::start();
         daemon.load(&images::busybox_archive());
         daemon
     }
 
-    /// Starts with further arguments and a config file of this text.
+    /// Starts a daemon with more arguments and this text as its configuration file.
     pub fn start_with(arguments: &[&str], config: &str) -> Daemon {
         Daemon::start_in(arguments, config, &[])
     }
 
-    /// Starts with further variables in its environment.
+    /// Starts a daemon with more environment variables.
     pub fn start_in(arguments: &[&str], config: &str, environment: &[(&str, &str)]) -> Daemon {
         let mut daemon = Daemon::prepared(arguments, config, environment);
         daemon.start_again();
@@ -83,7 +83,7 @@ impl Daemon {
     }
 
     fn prepared(arguments: &[&str], config: &str, environment: &[(&str, &str)]) -> Daemon {
-        // Short, because paths of sockets end at 107 bytes.
+        // The prefix is short, because paths of Unix sockets have at most 107 bytes (unix(7)).
         let dir = TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
         let text = format!("{config}\n{}{}", network_of_its_own(), form_of_layers(config));
         fs::write(dir.path().join("config.toml"), text).expect("a writable temporary directory");
@@ -133,14 +133,14 @@ impl Daemon {
         self.process.as_ref().expect("the daemon is running").id()
     }
 
-    /// SIGKILL, and waits for the end, which only the kernel can keep from coming: the test fails then.
+    /// Sends SIGKILL and waits for the end. Fails the test if the process stays, as only the kernel can cause.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         eventually("the kernel lets the daemon end", || (!self.is_there()).then_some(()));
         self.wait();
     }
 
-    /// What each thread of the daemon waits for in the kernel (proc_pid_stack(5)).
+    /// The kernel stack of each thread of the daemon (proc_pid_stack(5)).
     pub fn threads(&self) -> String {
         let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
         let told = |thread: &Path| {
@@ -149,23 +149,23 @@ impl Daemon {
         threads.map(|thread| told(&thread.path())).collect()
     }
 
-    /// SIGTERM, and waits for the end. Returns the exit code.
+    /// Sends SIGTERM and waits for the end. Returns the exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         self.begin_to_terminate();
         self.terminated()
     }
 
-    /// SIGTERM alone.
+    /// Sends SIGTERM and does not wait.
     pub fn begin_to_terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Waits for the end after [`Daemon::begin_to_terminate`].
+    /// Waits for the end after [`Daemon::begin_to_terminate`]. Returns the exit code.
     pub fn terminated(&mut self) -> Option<i32> {
         self.wait()
     }
 
-    /// Whether it has not ended.
+    /// Whether the daemon's process still runs.
     pub fn is_there(&mut self) -> bool {
         self.process.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
@@ -199,12 +199,12 @@ impl Daemon {
         self.dir.path().join("daemon.log")
     }
 
-    /// What the daemon logged since the test began.
+    /// The daemon's log since the test began.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
-    /// `hoist ARGS`, talking to this daemon.
+    /// The command `hoist ARGS`, connected to this daemon.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(hoist_program());
         command.args(args).env("HOIST_ADDRESS", self.socket()).stdin(Stdio::null());
@@ -217,13 +217,13 @@ impl Daemon {
         run(&mut self.command(args))
     }
 
-    /// Loads the images of an archive, or of a folder.
+    /// Loads the images of an archive or of a layout's directory.
     #[track_caller]
     pub fn load(&self, images: &Path) {
         self.hoist([OsStr::new("load"), OsStr::new("-i"), images.as_os_str()]).ok();
     }
 
-    /// Debian's `ctr`, talking to this daemon.
+    /// Debian's `ctr`, connected to this daemon.
     pub fn ctr_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.socket()).args(args).stdin(Stdio::null());
@@ -235,7 +235,7 @@ impl Daemon {
         run(&mut self.ctr_command(args))
     }
 
-    /// Our own `ctr`, called by that name, talking to this daemon.
+    /// Hoist's own `ctr`, called by that name, connected to this daemon.
     pub fn own_ctr_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let link = self.dir.path().join("ctr");
         if !link.exists() {
@@ -263,22 +263,22 @@ impl Daemon {
         Ok(())
     }
 
-    /// The cgroup above those of its containers, which a daemon names by its root and takes away when it ends in
-    /// order.
+    /// The cgroup above those of the daemon's containers. The daemon names it after its root, and removes it when it
+    /// stops in order.
     pub fn cgroup(&self) -> String {
         format!("/hoist/{}", Digest::of(self.root().as_os_str().as_encoded_bytes()).short())
     }
 
-    /// Takes away the cgroup of a daemon that was killed, and what is in it.
+    /// Removes the cgroup of a daemon that was killed, with the processes in it.
     fn remove_cgroup(&self) {
         if let Ok(cgroup) = Cgroup::open(&self.cgroup()) {
-            // A daemon that could not be taken down leaves it to those who look after the machine.
+            // A failure only leaves a cgroup behind.
             let _left = cgroup.kill().and_then(|()| cgroup.delete());
         }
     }
 
-    /// Ends the shims that are still there: those of pods and of other namespaces, and all of a daemon that
-    /// could not be asked.
+    /// Ends the shims that are left: those of pods and of other namespaces, and all of them if the daemon could not be
+    /// asked.
     fn end_shims(&self) {
         kill_shims_below(self.state.path());
         for bundle in self.bundles() {
@@ -295,7 +295,7 @@ impl Daemon {
         }
     }
 
-    /// The directories of tasks and pods of all namespaces.
+    /// The bundles of tasks and pods, in all namespaces.
     fn bundles(&self) -> Vec<PathBuf> {
         let entries =
             |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -310,7 +310,7 @@ impl Drop for Daemon {
             eprintln!("--- the daemon's log ({})\n{}", self.dir.path().display(), self.log());
         }
         clean_up(|| {
-            // A daemon that cannot be taken down in order is killed; what it leaves is in its own directory.
+            // A daemon that does not stop in order is killed; all that it leaves is in the test's directories.
             if let Err(error) = self.take_down() {
                 eprintln!("daemon: {error}");
             }
@@ -322,7 +322,8 @@ impl Drop for Daemon {
     }
 }
 
-/// Does what a test that ends does. After one that failed it may fail too: a second panic would end all other tests.
+/// Runs clean-up at the end of a test. If the test has failed, a panic of the clean-up is caught, since a second panic
+/// would abort the whole test program.
 pub fn clean_up(work: impl FnOnce()) {
     let failed = std::thread::panicking();
     if let Err(panic) = catch_unwind(AssertUnwindSafe(work))
@@ -332,19 +333,19 @@ pub fn clean_up(work: impl FnOnce()) {
     }
 }
 
-/// Kills the shims whose bundles are below a directory of states: a shim stays in its bundle.
+/// Kills the shims whose bundles are below a state directory: the current directory of a shim is its bundle.
 pub(crate) fn kill_shims_below(state: &Path) {
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
         let is_shim = fs::read_link(process.path().join("cwd")).is_ok_and(|bundle| bundle.starts_with(state));
         if let Some(pid) = pid.filter(|_| is_shim) {
-            // It may end by itself meanwhile.
+            // The shim may have ended meanwhile.
             let _gone = kill_process(pid, Signal::KILL);
         }
     }
 }
 
-/// A bridge and a subnet that no other daemon of this machine has.
+/// Configuration of a bridge and a subnet that no other daemon of this machine uses.
 fn network_of_its_own() -> String {
     static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = std::process::id() * 16 + COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -352,7 +353,7 @@ fn network_of_its_own() -> String {
     format!("[network]\nbridge = \"ht{}\"\nsubnet = \"10.{second}.{third}.0/24\"\n\n", number % 100_000)
 }
 
-/// Takes away what is mounted on and below a directory, also after a test that failed. To be dropped before the directory.
+/// Unmounts all on and below a directory when dropped, also after a failed test. Must be dropped before the directory.
 pub struct MountsBelow(pub PathBuf);
 
 impl Drop for MountsBelow {

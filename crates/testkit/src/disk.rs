@@ -31,11 +31,11 @@ enum Operation {
     Flush,
 }
 
-/// An ext4 on a loop device, mounted until it is dropped, for what the file system of temporary files may not do.
+/// A mounted ext4 on a loop device, for tests that need what the file system of temporary files may lack.
 pub struct Disk(TempDir);
 
 impl Disk {
-    /// An empty one of this many bytes.
+    /// Makes an empty file system of `len` bytes.
     pub fn new(len: u64) -> Disk {
         let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
         let image = dir.path().join("image");
@@ -46,7 +46,7 @@ impl Disk {
         disk
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn path(&self) -> PathBuf {
         self.0.path().join("mounted")
     }
@@ -58,7 +58,7 @@ impl Drop for Disk {
     }
 }
 
-/// A file system on a disk that is recorded, mounted.
+/// A mounted file system on a disk that records every write and flush.
 pub struct RecordedDisk {
     dir: TempDir,
     shared: Arc<Mutex<Shared>>,
@@ -69,26 +69,26 @@ pub struct RecordedDisk {
 struct Shared {
     content: Vec<u8>,
     operations: Vec<Operation>,
-    /// What each write takes, and what each read does.
+    /// How long the disk takes for each write and each read.
     write_time: Duration,
     read_time: Duration,
-    /// How many there were.
+    /// How many reads there were.
     reads: usize,
 }
 
-/// What was written to a disk, in order.
+/// The writes and flushes of a disk, in order.
 pub struct Recording {
     empty: Vec<u8>,
     operations: Vec<Operation>,
 }
 
 impl RecordedDisk {
-    /// An empty ext4 of this many bytes.
+    /// Makes an empty ext4 of `len` bytes.
     pub fn new(len: u64) -> RecordedDisk {
         RecordedDisk::made_with(len, &[])
     }
 
-    /// The same, made for fs-verity. Kernels without that do not write to it.
+    /// As [`RecordedDisk::new`], with the ext4 feature for fs-verity. A kernel without fs-verity mounts it read-only.
     pub fn for_verity(len: u64) -> RecordedDisk {
         RecordedDisk::made_with(len, VERITY)
     }
@@ -113,38 +113,40 @@ impl RecordedDisk {
         disk
     }
 
-    /// Where it is mounted.
+    /// The mount point.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("mounted")
     }
 
-    /// Has each write take so long from now on. One has at most 128 KiB.
+    /// Makes each write take `write_time` from now on. The kernel writes at most 128 KiB at a time.
     pub fn slow_down(&self, write_time: Duration) {
         self.shared.lock().write_time = write_time;
     }
 
-    /// Has each read take so long from now on, and forgets what the kernel remembers of the disk. One has at most 128 KiB.
+    /// Makes each read take `read_time` from now on, and drops the disk's page cache. The kernel reads at most 128 KiB
+    /// at a time.
     pub fn slow_down_reads(&self, read_time: Duration) {
         self.shared.lock().read_time = read_time;
         self.forget();
     }
 
-    /// Has the kernel read again what is read again.
+    /// Drops the disk's page cache, so that the kernel reads from the disk again.
     pub fn forget(&self) {
         forget(&self.dir.path().join("fuse/disk"));
     }
 
-    /// How many reads were begun so far.
+    /// How many reads began so far.
     pub fn reads(&self) -> usize {
         self.shared.lock().reads
     }
 
-    /// How many writes and flushes there were so far.
+    /// How many writes and flushes were recorded so far.
     pub fn now(&self) -> usize {
         self.shared.lock().operations.len()
     }
 
-    /// Unmounts it. What else was mounted of it is to be unmounted before, and may go a moment later.
+    /// Unmounts the disk and returns what it recorded. Other mounts of the disk must be unmounted before; the kernel
+    /// may let go of them a moment later.
     pub fn end(mut self) -> Recording {
         run(Command::new("umount").arg(self.path())).ok();
         eventually("nobody has the disk any more", || (!self.is_shown()).then_some(()));
@@ -161,7 +163,7 @@ impl RecordedDisk {
         self.server = Some(std::thread::spawn(move || Server { device, shared }.run()));
     }
 
-    /// Whether a loop device shows it, as one does until its last user is gone.
+    /// Whether a loop device still uses the disk's file, as it does until its last user is gone.
     fn is_shown(&self) -> bool {
         let file = self.dir.path().join("fuse/disk");
         let devices = fs::read_dir("/sys/block").expect("sysfs is there").flatten();
@@ -170,8 +172,8 @@ impl RecordedDisk {
         shown.any(|shown| Path::new(shown.trim_end()) == file)
     }
 
-    /// Whoever still has files on it gets errors from now on. A test that fails has daemons on it, which end later, and its server
-    /// would wait for them.
+    /// Detaches the disk: open files on it get I/O errors from now on. After a failed test, daemons may still have
+    /// files open when the disk is dropped, and the server's thread would wait for them.
     fn stop(&mut self) {
         let at = self.dir.path().join("fuse");
         let _ = run(Command::new("umount").args(["--force", "--lazy"]).arg(&at));
@@ -192,7 +194,7 @@ impl Drop for RecordedDisk {
 }
 
 impl Recording {
-    /// Writes and flushes.
+    /// How many writes and flushes there are.
     pub fn len(&self) -> usize {
         self.operations.len()
     }
@@ -201,14 +203,14 @@ impl Recording {
         self.operations.is_empty()
     }
 
-    /// Which of the operations are flushes.
+    /// The indexes of the operations that are flushes.
     pub fn flushes(&self) -> impl Iterator<Item = usize> {
         let is_flush = |(_, operation): &(usize, &Operation)| matches!(operation, Operation::Flush);
         self.operations.iter().enumerate().filter(is_flush).map(|(index, _)| index)
     }
 
-    /// Writes to a file what the disk holds whose power went after so many operations. `kept` says of each
-    /// write that no flush followed whether it had reached the medium.
+    /// Writes to a file the content of the disk after a power cut behind `at` operations. `kept` says of each write
+    /// behind the last flush, by its index, whether it had reached the medium.
     pub fn after_cut(&self, at: usize, mut kept: impl FnMut(usize) -> bool, to: &Path) {
         let operations = &self.operations[..at];
         let is_flush = |operation: &Operation| matches!(operation, Operation::Flush);
@@ -225,18 +227,18 @@ impl Recording {
     }
 }
 
-/// Takes a file out of the kernel's memory of files, where nobody else has it mapped.
+/// Drops the page cache of a file. Pages that another process has mapped stay.
 pub fn forget(path: &Path) {
     let file = File::open(path).expect("a file that is there");
-    // Files that nobody writes to have nothing to be written out.
+    // Only clean pages are dropped, so dirty ones are written out first.
     let _ = file.sync_all();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("a file with pages");
 }
 
-/// What mkfs.ext4(8) is told to make a file system for fs-verity, whose blocks are as long as pages in any kernel that has it.
+/// Options of mkfs.ext4(8) for fs-verity. The block size is a page size of every kernel that supports it.
 const VERITY: &[&str] = &["-b", "4096", "-O", "verity"];
 
-/// Makes a file that is an empty ext4, told so in further words.
+/// Makes a file with an empty ext4, by more options of mkfs.ext4(8).
 fn make_ext4(image: &Path, len: u64, words: &[&str]) {
     File::create(image).and_then(|file| file.set_len(len)).expect("room for a sparse file");
     let mut make = Command::new("mkfs.ext4");
@@ -259,10 +261,10 @@ impl Server {
         loop {
             match self.device.read(&mut request) {
                 Ok(len) => self.answer(&request[..len]),
-                // A request that its asker took back.
+                // The kernel took the request back: its caller was interrupted.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Unmounted.
+                // The file system was unmounted.
                 Err(_) => return,
             }
         }

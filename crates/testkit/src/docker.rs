@@ -1,4 +1,4 @@
-//! Debian's dockerd on directories of its own, with its own `docker`.
+//! Debian's dockerd on its own directories, with its own `docker`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{Finished, eventually, run};
 
-/// Where the package `docker.io` has them: other versions in `PATH` may not speak with each other.
+/// The client of the package `docker.io`: another version in `PATH` may not speak with its dockerd.
 const DOCKER: &str = "/usr/bin/docker";
 const DOCKERD: &str = "/usr/sbin/dockerd";
 
@@ -19,26 +19,26 @@ pub struct Docker {
     /// None between [`Docker::kill`] and [`Docker::start_again`].
     process: Option<Child>,
     dir: TempDir,
-    /// In memory, as `/run` is.
+    /// On a tmpfs, as `/run` is.
     state: TempDir,
-    /// The containerd that it was told to use; it starts one of its own without.
+    /// The containerd's socket that dockerd was told to use. Without one, dockerd starts its own containerd.
     containerd: Option<PathBuf>,
-    /// Where it finds programs, before all other places.
+    /// A directory that comes first in dockerd's PATH.
     programs: Option<PathBuf>,
 }
 
 impl Docker {
-    /// None when the package `docker.io` is not there, which it says.
+    /// None if the package `docker.io` is not installed; prints that the test is skipped.
     pub fn start() -> Option<Docker> {
         Docker::prepare(None, None)
     }
 
-    /// One that finds programs in this directory first, as its containerd and builders do.
+    /// Starts a dockerd that, with its containerd and its builders, finds programs in this directory first.
     pub fn start_with_programs(programs: &Path) -> Option<Docker> {
         Docker::prepare(None, Some(programs.to_owned()))
     }
 
-    /// On what listens there in containerd's place. Its containers outlive it.
+    /// Starts a dockerd on a daemon that listens on `containerd` in containerd's place. The containers outlive dockerd.
     pub fn start_on(containerd: &Path) -> Option<Docker> {
         Docker::prepare(Some(containerd.to_owned()), None)
     }
@@ -75,7 +75,7 @@ impl Docker {
             .arg(self.state.path().join("pid"))
             .arg(format!("--host=unix://{}", self.socket().display()))
             .arg(format!("--cgroup-parent=/{}", cgroup_of(self.dir.path())))
-            // Nothing of the machine is touched but these directories and cgroups.
+            // Keeps dockerd from changing anything of the machine but its directories and cgroups.
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -86,12 +86,12 @@ impl Docker {
         eventually("dockerd answers", || (self.docker(["version"]).code == 0).then_some(()));
     }
 
-    /// With SIGKILL: what it runs goes on.
+    /// Kills dockerd with SIGKILL. Its containers keep running.
     pub fn kill(&mut self) {
         let mut process = self.process.take().expect("dockerd is running");
         process.kill().expect("a child of ours");
         process.wait().expect("a child of ours");
-        // Another start takes a file of a process that is gone for one of its own only if no other has its number.
+        // dockerd takes the pid file of a dead one for its own unless another process has that pid.
         let _ = fs::remove_file(self.state.path().join("pid"));
     }
 
@@ -106,7 +106,7 @@ impl Docker {
         command
     }
 
-    /// `docker ARGS`, to its end.
+    /// Runs `docker ARGS` to its end.
     #[track_caller]
     pub fn docker<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
         run(&mut self.command(args))
@@ -120,25 +120,24 @@ impl Drop for Docker {
             eprintln!("--- dockerd's log ({})\n{log}", self.dir.path().display());
         }
         if self.containerd.is_some() && self.process.is_some() {
-            // They would outlive it.
+            // The containers would outlive dockerd.
             let ids = self.docker(["ps", "--all", "--quiet"]).stdout;
             self.docker(["rm", "--force"].into_iter().chain(ids.split_whitespace()));
         }
-        // Asked, and not killed: it stops the containerd that it started.
+        // SIGTERM, so that dockerd stops the containerd that it started.
         if let Some(process) = &mut self.process {
             let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
             if pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok()) {
                 let _ = process.wait();
             }
         }
-        // It mounts this upon itself, and one that comes after one that was killed leaves it so.
+        // dockerd bind-mounts this directory on itself, and leaves the mount if one that was killed had made it.
         run(Command::new("umount").arg(self.dir.path().join("root")));
         remove_cgroups(&cgroup_of(self.dir.path()));
     }
 }
 
-/// Removes the cgroup of a dockerd in each hierarchy, where there are several, with the one of its builds. One that holds
-/// something is not removed.
+/// Removes the cgroup of a dockerd and the one of its builds in every hierarchy. A cgroup that is not empty stays.
 fn remove_cgroups(name: &str) {
     let tops = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|top| top.path());
     for top in tops.chain(["/sys/fs/cgroup".into()]) {

@@ -1,7 +1,7 @@
-//! Programs that a test makes and executes at once.
+//! Programs that a test writes and executes at once.
 //!
-//! Another process writes them. What is open here for writing is so in children that other tests of the same program
-//! start at that moment, too, until these execute something; and the kernel executes no file that somebody has open for
+//! A separate process writes them. If the test program did, a child that another of its tests forks at that moment
+//! would inherit the open descriptor until it executes, and the kernel refuses to execute a file that is open for
 //! writing (ETXTBSY, execve(2)).
 
 use std::path::Path;
@@ -9,14 +9,14 @@ use std::process::Command;
 
 use crate::run;
 
-/// Writes a program of this text, most often a script, in place of what is there.
+/// Writes an executable file of this text, most often a script. Replaces an older file.
 #[track_caller]
 pub fn executable(path: &Path, text: &str) {
     let write = "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\"";
     run(Command::new("sh").args(["-c", write]).arg(path).arg(text)).ok();
 }
 
-/// Copies a program, one that others may run at that moment.
+/// Copies a program that others may be running at that moment.
 #[track_caller]
 pub fn executable_copy(program: &Path, to: &Path) {
     run(Command::new("cp").arg(program).arg(to)).ok();

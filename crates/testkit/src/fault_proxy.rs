@@ -21,45 +21,45 @@ use stdx::{Condvar, Mutex};
 use crate::wait::{DEADLINE, wait_for};
 use crate::{Registry, eventually};
 
-/// Bytes that are moved at once: a fault in the middle of a body hits within so many.
+/// Bytes that are moved at a time: a fault inside a body hits within this many.
 const STEP_LEN: usize = 16 * 1024;
-/// Bytes of a request's or an answer's head.
+/// The largest head of a request or an answer, in bytes.
 const HEAD_LEN_MAX: u64 = 64 * 1024;
-/// Bytes that [`Fault::Endless`] goes on with, for a client that never hangs up.
+/// Bytes after which [`Fault::Endless`] gives up on a client that never hangs up.
 const ENDLESS_LEN: u64 = 1 << 30;
 
-/// What is wrong with an answer. Several may be.
+/// A fault of an answer. An answer may have several.
 #[derive(Clone)]
 pub enum Fault {
-    /// The request waits so long before it goes on.
+    /// The request waits this long before it is passed on.
     Delay(Duration),
-    /// The request waits for the gate before it goes on.
+    /// The request waits at the gate before it is passed on.
     Wait(Gate),
-    /// The registry is not asked: this is the answer.
+    /// The proxy answers by itself, without asking the registry.
     Answer { status: u16, headers: Vec<(&'static str, String)>, body: Vec<u8> },
-    /// Nothing is answered until the client goes away.
+    /// The proxy never answers, and keeps the connection until the client closes it.
     Silence,
-    /// The registry sees this header instead of the client's; none takes it away.
+    /// Replaces a header of the request that the registry gets; `None` removes it.
     Ask { name: &'static str, value: Option<String> },
-    /// The client sees this header instead of the registry's; none takes it away.
+    /// Replaces a header of the answer that the client gets; `None` removes it.
     Say { name: &'static str, value: Option<String> },
-    /// The client sees this status instead of the registry's.
+    /// Replaces the status of the answer.
     Status(u16),
-    /// The client sees this body, with its own length.
+    /// Replaces the body of the answer, and its length.
     Body(Vec<u8>),
-    /// The connection breaks after so many bytes of the body.
+    /// Breaks the connection after this many bytes of the answer's body.
     Cut(u64),
-    /// The connection breaks once the registry has answered, and the client does not hear it.
+    /// Breaks the connection once the registry has answered: the client does not get the answer.
     CutAnswer,
-    /// The connection breaks after so many bytes of the request's body went on to the registry.
+    /// Breaks the connection after this many bytes of the request's body have reached the registry.
     CutUpload(u64),
-    /// The byte at this place of the blob is another.
+    /// Changes the byte at this offset of the blob.
     Corrupt(u64),
-    /// The body waits for the gate when it has come to this place of the blob.
+    /// The body waits at the gate once it has reached this offset of the blob.
     Hold { at: u64, gate: Gate },
-    /// So many bytes of the body in each such time.
+    /// Limits the body to `bytes` in each interval of `every`.
     Throttle { bytes: usize, every: Duration },
-    /// The body has no length, and never ends.
+    /// The body has no length and never ends.
     Endless,
 }
 
@@ -76,13 +76,13 @@ impl Fault {
         Fault::Say { name, value: Some(value.into()) }
     }
 
-    /// The registry is asked for the whole, whatever range the client wants.
+    /// Removes the `Range` header, so that the registry sends the whole blob.
     pub fn ignore_range() -> Fault {
         Fault::Ask { name: "Range", value: None }
     }
 }
 
-/// A place where answers wait until a test lets them go.
+/// A gate at which requests wait until a test opens it.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<GateState>, Condvar)>);
 
@@ -93,13 +93,13 @@ struct GateState {
 }
 
 impl Gate {
-    /// Lets through those who wait, and all who come.
+    /// Lets all waiting requests through, and all later ones.
     pub fn open(&self) {
         self.lock().is_open = true;
         self.0.1.notify_all();
     }
 
-    /// Returns when so many have come.
+    /// Waits until this many requests have arrived at the gate.
     #[track_caller]
     pub fn arrivals(&self, count: usize) {
         let few = |state: &mut GateState| state.arrived < count;
@@ -107,12 +107,12 @@ impl Gate {
         assert!(state.arrived >= count, "{} of {count} came to the gate within {DEADLINE:?}", state.arrived);
     }
 
-    /// Waits until it is open.
+    /// Waits until the gate is open.
     pub fn pass(&self) {
         let mut state = self.lock();
         state.arrived += 1;
         self.0.1.notify_all();
-        // A gate that a test forgot lets go, so that the test ends.
+        // A gate that the test never opens gives way after the deadline, so that the test ends.
         drop(self.0.1.wait_timeout_while(state, DEADLINE, |state| !state.is_open));
     }
 
@@ -121,14 +121,14 @@ impl Gate {
     }
 }
 
-/// A request, as a rule sees it.
+/// A request, as the rule of a proxy gets it.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub method: String,
-    /// With the query.
+    /// The path with its query.
     pub path: String,
     headers: Vec<(String, String)>,
-    /// Requests of the same method for the same path before this one.
+    /// Earlier requests with the same method and path.
     pub before: usize,
 }
 
@@ -137,17 +137,17 @@ impl Asked {
         find(&self.headers, name)
     }
 
-    /// The digest of the blob that is read or looked for.
+    /// The digest, if the request is for a blob.
     pub fn blob(&self) -> Option<&str> {
         self.object("/blobs/").filter(|object| object.contains(':'))
     }
 
-    /// The tag or digest of a manifest.
+    /// The tag or digest, if the request is for a manifest.
     pub fn manifest(&self) -> Option<&str> {
         self.object("/manifests/")
     }
 
-    /// What stands behind a part of the path, without the question that a mirror is asked.
+    /// The rest of the path behind `after`, without the query that mirrors get.
     fn object(&self, after: &str) -> Option<&str> {
         let (_, object) = self.path.split_once(after)?;
         object.split('?').next()
@@ -157,26 +157,26 @@ impl Asked {
         self.path.contains("/blobs/uploads/")
     }
 
-    /// Where the range begins that is asked for.
+    /// The first byte of the requested range.
     pub fn start(&self) -> Option<u64> {
         self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
     }
 }
 
-/// What became of a request.
+/// What the proxy recorded of a request.
 #[derive(Clone, Debug)]
 pub struct Served {
     pub asked: Asked,
     pub status: u16,
-    /// Bytes of the body that the client sent.
+    /// Bytes of the request's body.
     pub received: u64,
-    /// Bytes of the body that the client was sent.
+    /// Bytes of the answer's body that reached the client.
     pub sent: u64,
 }
 
 type Rule = dyn Fn(&Asked) -> Vec<Fault> + Send + Sync;
 
-/// A running proxy. Dropping it closes its port; connections end with their clients.
+/// A running proxy. Dropping it closes its port; a connection ends with its client.
 pub struct FaultProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -191,7 +191,7 @@ struct Shared {
 }
 
 impl FaultProxy {
-    /// The rule gets each request, and names what is wrong with its answer: nothing, mostly.
+    /// Starts a proxy in front of a registry. `rule` names the faults of the answer to each request, mostly none.
     pub fn start(
         registry: &Registry,
         rule: impl Fn(&Asked) -> Vec<Fault> + Send + Sync + 'static,
@@ -199,7 +199,7 @@ impl FaultProxy {
         FaultProxy::start_at(registry.address(), rule)
     }
 
-    /// In front of whatever speaks HTTP there.
+    /// Starts a proxy in front of any HTTP server.
     pub fn start_at(
         registry: SocketAddr,
         rule: impl Fn(&Asked) -> Vec<Fault> + Send + Sync + 'static,
@@ -220,50 +220,50 @@ impl FaultProxy {
                     return;
                 }
                 let shared = accepting.clone();
-                // An error here is a client or a registry that went away, as some tests mean it to.
+                // An error means that the client or the registry closed the connection, which some tests provoke.
                 std::thread::spawn(move || drop(serve(&shared, &client)));
             }
         });
         FaultProxy { address, shared }
     }
 
-    /// `127.0.0.1:PORT`, as it stands in references.
+    /// `127.0.0.1:PORT`, as references name the host.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
 
-    /// An image of the registry, to be fetched through the proxy.
+    /// The reference of an image of the registry, by way of the proxy.
     pub fn through(&self, reference: &str) -> String {
         let (_, name) = reference.split_once('/').expect("a reference with a host");
         format!("{}/{name}", self.host())
     }
 
-    /// All requests so far, in the order in which they came.
+    /// All requests so far, in order of arrival.
     pub fn log(&self) -> Vec<Served> {
         self.shared.log().clone()
     }
 
-    /// The requests so far that match.
+    /// The requests so far for which `matches` holds.
     pub fn requests(&self, matches: impl Fn(&Asked) -> bool) -> Vec<Served> {
         self.log().into_iter().filter(|served| matches(&served.asked)).collect()
     }
 
-    /// Reads of one blob.
+    /// GET requests for one blob.
     pub fn reads(&self, digest: &str) -> Vec<Served> {
         self.requests(|asked| asked.method == "GET" && asked.blob() == Some(digest))
     }
 
-    /// Bytes of all blobs that clients were sent.
+    /// Bytes of all blobs that clients received.
     pub fn blob_bytes(&self) -> u64 {
         self.requests(|asked| asked.blob().is_some()).iter().map(|served| served.sent).sum()
     }
 
-    /// Returns when as many requests as `count` match.
+    /// Waits until `matches` holds for `count` requests.
     pub fn until(&self, what: &str, count: usize, matches: impl Fn(&Asked) -> bool) {
         eventually(what, || (self.requests(&matches).len() >= count).then_some(()));
     }
 
-    /// Forgets what was counted.
+    /// Empties the log.
     pub fn clear(&self) {
         self.shared.log().clear();
     }
@@ -272,7 +272,7 @@ impl FaultProxy {
 impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.shared.is_over.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts; if nobody answers it is gone already.
+        // Wakes the thread that accepts. If connecting fails, the thread is gone already.
         drop(TcpStream::connect(self.address));
     }
 }
@@ -289,12 +289,12 @@ impl Shared {
         *count - 1
     }
 
-    /// A line in the log, which grows while the request is served.
+    /// Adds a line to the log, which is updated while the request is served.
     fn begin(&self, asked: &Asked) -> impl Fn(&dyn Fn(&mut Served)) + '_ {
         let mut log = self.log();
         log.push(Served { asked: asked.clone(), status: 0, received: 0, sent: 0 });
         let at = log.len() - 1;
-        // A log that was cleared meanwhile has no such line.
+        // The log may have been cleared since.
         move |change| {
             if let Some(line) = self.log().get_mut(at) {
                 change(line);
@@ -303,7 +303,7 @@ impl Shared {
     }
 }
 
-/// The first line and the headers of a message.
+/// The first line and the headers of a request or an answer.
 struct Head {
     first: String,
     headers: Vec<(String, String)>,
@@ -356,7 +356,7 @@ fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
 
 fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
     let mut from_client = BufReader::new(client);
-    // The beginning of a TLS handshake: nobody here speaks it.
+    // A byte 22 begins a TLS handshake (RFC 8446, section 5.1), which the proxy does not speak.
     if from_client.fill_buf()?.first() == Some(&22) {
         return Ok(());
     }
@@ -389,7 +389,8 @@ fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
         head.set("Content-Length", Some(&body.len().to_string()));
         head.set("Connection", Some("close"));
         head.write(client)?;
-        // What the client still sends is taken, or it would not read what we say.
+        // Reads what the client still sends: with unread data the close would reset the connection, and lose the
+        // answer.
         let mut to_client = client;
         to_client.write_all(body)?;
         log(&|line| line.sent = body.len() as u64);
@@ -407,7 +408,7 @@ fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
     })?;
     if was_cut {
         registry.shutdown(Shutdown::Write)?;
-        // The registry has seen the end when it hangs up in its turn.
+        // The registry closes its end once it has seen ours close.
         io::copy(&mut &registry, &mut io::sink())?;
         return client.shutdown(Shutdown::Both);
     }
@@ -418,7 +419,7 @@ fn serve(shared: &Shared, client: &TcpStream) -> io::Result<()> {
     answer(&asked, &faults, &registry, client, &log)
 }
 
-/// Sends a request to the registry; says whether it was cut in the middle.
+/// Sends a request to the registry. Returns whether a fault cut it off.
 fn send_on(
     head: &Head,
     asked: &Asked,
@@ -428,7 +429,7 @@ fn send_on(
     cut: Option<u64>,
     count: &dyn Fn(u64),
 ) -> io::Result<bool> {
-    // HTTP/1.0: the answer ends with the connection, and is not in chunks.
+    // With HTTP/1.0 the answer ends with the connection, and is not chunked.
     let mut own = Head { first: format!("{} {} HTTP/1.0", asked.method, asked.path), headers: Vec::new() };
     own.headers = head.headers.clone();
     for name in ["Connection", "Transfer-Encoding", "Expect", "Content-Length"] {
@@ -467,7 +468,7 @@ fn send_on(
     Ok(wanted < length)
 }
 
-/// A body in chunks (RFC 9112 section 7.1), whole.
+/// Reads a whole chunked body (RFC 9112, section 7.1).
 fn read_chunks(from: &mut impl BufRead) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     loop {
@@ -488,7 +489,7 @@ fn read_chunks(from: &mut impl BufRead) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Brings the registry's answer to the client, with what the faults make of it.
+/// Passes the registry's answer on to the client, changed by the faults.
 fn answer(
     asked: &Asked,
     faults: &[Fault],
@@ -499,7 +500,7 @@ fn answer(
     let mut from_registry = BufReader::new(registry);
     let mut head = Head::read(&mut from_registry)?;
     let mut status: u16 = head.first.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    // Where the body begins within the blob.
+    // The offset of the body's first byte in the blob.
     let start = if status == 206 { asked.start().unwrap_or(0) } else { 0 };
     head.set("Connection", Some("close"));
     let mut replaced = None;
@@ -536,7 +537,7 @@ fn answer(
     client.shutdown(Shutdown::Write)
 }
 
-/// `io::copy` takes steps of its own; ours are those that faults count by.
+/// As `io::copy`, in the steps by which faults count.
 fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut step = [0; STEP_LEN];
     loop {
@@ -548,11 +549,11 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// The way to the client.
+/// The connection to the client, with the faults of a body.
 struct Faulty<'a, L> {
     client: &'a TcpStream,
     faults: &'a [Fault],
-    /// Where the body begins within the blob.
+    /// The offset of the body's first byte in the blob.
     start: u64,
     /// Bytes of the body so far.
     position: u64,
@@ -588,7 +589,7 @@ impl<L: Fn(&dyn Fn(&mut Served))> Write for Faulty<'_, L> {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         let mut client = self.client;
-        // Counted first: whoever has the bytes finds them counted.
+        // Counted before they are sent, so that a client that has the bytes finds them in the log.
         let len = bytes.len() as u64;
         (self.log)(&|line| line.sent += len);
         if let Err(error) = client.write_all(&bytes) {

@@ -1,5 +1,5 @@
-//! File systems in user space, of which a test is the server. The protocol is FUSE 7.31 (`linux/fuse.h`), of which
-//! file systems of one file need little. Numbers are in the machine's order.
+//! FUSE file systems that a test serves itself, by version 7.31 of the protocol (`linux/fuse.h`), as far as a file
+//! system of one file needs it. Numbers are in native byte order.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,10 +12,10 @@ use linux::process::wait_readable;
 use crate::wait::DEADLINE;
 
 pub(crate) const WRITE_MAX: u32 = 128 * 1024;
-/// A request with the longest write, and room to spare.
+/// The size of the largest write request, with room to spare.
 pub(crate) const REQUEST_MAX: usize = WRITE_MAX as usize + 8192;
 
-/// Mounts a file system of which whoever holds the device is the server.
+/// Mounts a FUSE file system, which the caller serves: it reads requests from the returned device.
 pub(crate) fn mount(at: &Path) -> File {
     let device = File::options().read(true).write(true).open("/dev/fuse").expect("FUSE in the kernel");
     let options = [
@@ -31,7 +31,7 @@ pub(crate) fn mount(at: &Path) -> File {
     device
 }
 
-/// Answers a request, given as it was read.
+/// Sends the answer to `request`, which is given as it was read.
 pub(crate) fn reply(device: &mut File, request: &[u8], answer: Result<Vec<u8>, i32>) {
     let (error, payload) = match answer {
         Ok(payload) => (0, payload),
@@ -42,7 +42,7 @@ pub(crate) fn reply(device: &mut File, request: &[u8], answer: Result<Vec<u8>, i
     reply.extend_from_slice(&error.to_ne_bytes());
     reply.extend_from_slice(&request[8..16]);
     reply.extend_from_slice(&payload);
-    // Who took the request back wants no answer.
+    // Fails if the request was interrupted meanwhile.
     let _ = device.write_all(&reply);
 }
 
@@ -57,15 +57,15 @@ pub(crate) fn init() -> Vec<u8> {
     answer
 }
 
-/// A file system whose server is silent once it is mounted: who looks for a name in it waits until it is gone, or
-/// is killed.
+/// A file system whose server stops answering after the mount: a lookup in it waits until the file system is unmounted,
+/// or the caller is killed.
 pub struct SilentDisk {
     at: PathBuf,
     device: File,
 }
 
 impl SilentDisk {
-    /// Mounts it over a directory.
+    /// Mounts it on a directory.
     pub fn over(at: &Path) -> SilentDisk {
         let mut device = mount(at);
         let mut request = vec![0; REQUEST_MAX];
@@ -74,7 +74,7 @@ impl SilentDisk {
         SilentDisk { at: at.to_owned(), device }
     }
 
-    /// Waits until somebody waits for it.
+    /// Waits until a process waits for the file system.
     pub fn is_asked(&self) {
         let asked = wait_readable(self.device.as_fd(), Some(DEADLINE)).expect("a device that can be polled");
         assert!(asked, "nobody looks into {}", self.at.display());

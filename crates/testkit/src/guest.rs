@@ -21,10 +21,10 @@ use tempfile::TempDir;
 
 use crate::{cache_dir, hoist_program, images, run};
 
-/// Changes with what [`base`] does, so that an older one is not used.
+/// Part of the cache's name: raise it when [`base`] changes, so that no older base is used.
 const BASE: &str = "guest-11";
 
-/// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
+/// Packages of every guest: systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
     "systemd",
     "dbus",
@@ -37,7 +37,7 @@ const PACKAGES: &[&str] = &[
     "strace",
     "apparmor",
     "checkpolicy",
-    // With what it calls.
+    // With the programs that it calls.
     "criu",
     "iptables",
     "tar",
@@ -48,8 +48,8 @@ const PACKAGES: &[&str] = &[
     "e2fsprogs",
 ];
 
-/// What the whole of the tests calls besides: runtimes and daemons of others, a compiler, and Debian's own tools in place
-/// of busybox's.
+/// More packages for the whole set of tests: runtimes and daemons of others, a compiler, and Debian's own tools in
+/// place of busybox's.
 const PEERS: &[&str] = &[
     "bash",
     "containerd",
@@ -70,14 +70,14 @@ const PEERS: &[&str] = &[
     "umoci",
 ];
 
-/// The kernel as Debian names it, whichever version that is: for clouds, and with the drivers of all else.
+/// Debian's packages of its current kernel, for clouds and with all drivers.
 const KERNEL: &str = "linux-image-cloud-amd64";
 const WHOLE_KERNEL: &str = "linux-image-amd64";
 
-/// Where Debian has younger kernels than its release.
+/// The source of kernels younger than the release's.
 const BACKPORTS: &str = "deb http://deb.debian.org/debian bookworm-backports main\n";
 
-/// Files and folders of the kernel's modules that containers and tests need.
+/// Kernel modules that containers and tests need, as files and directories.
 const MODULES: &[&str] = &[
     "arch/x86/crypto",
     "block/bfq.ko",
@@ -106,7 +106,7 @@ const MODULES: &[&str] = &[
     "net/unix",
 ];
 
-/// Those of RDMA by software (`rdma_rxe`), which the cloud kernel does not have.
+/// Modules of RDMA by software (`rdma_rxe`), which the cloud kernel lacks.
 const RDMA_MODULES: &[&str] = &[
     "drivers/infiniband/core",
     "drivers/infiniband/sw/rxe",
@@ -114,12 +114,12 @@ const RDMA_MODULES: &[&str] = &[
     "net/ipv6/ip6_udp_tunnel.ko",
 ];
 
-/// The programs of busybox that scripts in the guest call by name.
+/// Busybox commands that scripts in the guest call by name.
 const APPLETS: &str = "sh cat echo grep awk sed head tail cut sort wc sleep true false find kill mkdir rm ln ls dd mount \
                        umount test env id seq stat touch readlink basename dirname uname hostname ps chmod \
                        chown mkfifo mknod mv cp sha256sum tr od";
 
-/// In what a guest differs from the host at hand, and guests from one another.
+/// A kind of guest, by what differs from the host and from other guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestKind {
     /// Cgroups of version 2 only, AppArmor.
@@ -128,11 +128,11 @@ pub enum GuestKind {
     SeLinux,
     /// Cgroups of version 1, with an empty tree of version 2 beside them, all in systemd's hands.
     CgroupsV1,
-    /// The usual one with a kernel that mounts EROFS images from files, and with many processors.
+    /// As `Usual`, with a kernel that mounts EROFS images from files, and with many processors.
     Younger,
-    /// The usual one with a kernel that has RDMA by software.
+    /// As `Usual`, with a kernel that has RDMA by software.
     Rdma,
-    /// The usual one with [`PEERS`], and with the time that the whole of the tests takes.
+    /// As `Usual`, with [`PEERS`], and with the time that the whole set of tests takes.
     Furnished,
 }
 
@@ -148,9 +148,9 @@ impl GuestKind {
         }
     }
 
-    /// What is emulated: no wide registers, whose instructions are slow to emulate and which are saved at each switch of
-    /// processes; without them all takes two thirds of the time. Younger kernels allocate with an instruction that older
-    /// versions of QEMU emulate wrongly.
+    /// The CPU model. It has no wide registers, which are slow to emulate and are saved at each context switch: without
+    /// them a run takes two thirds of the time. Younger kernels allocate memory with an instruction that older versions
+    /// of QEMU emulate wrongly.
     fn processor(self) -> &'static str {
         match self {
             GuestKind::Younger => "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,cx16=off",
@@ -158,7 +158,8 @@ impl GuestKind {
         }
     }
 
-    /// Processors, of which layers on their way keep two each busy: with more, their streams are inflated ahead.
+    /// How many processors the guest has. A pull keeps two of them busy for each layer, and inflates ahead only if
+    /// there are more.
     fn processors(self) -> &'static str {
         match self {
             GuestKind::Younger => "8",
@@ -166,7 +167,7 @@ impl GuestKind {
         }
     }
 
-    /// MiB of memory, of which files take up to a half.
+    /// Memory in MiB, of which the files of the root file system take up to a half.
     fn memory_mib(self) -> &'static str {
         match self {
             GuestKind::Furnished => "6144",
@@ -174,7 +175,7 @@ impl GuestKind {
         }
     }
 
-    /// Seconds after which a guest is ended, done or not.
+    /// Seconds after which the guest is ended, even if it runs.
     fn life_s(self) -> &'static str {
         match self {
             GuestKind::Furnished => "2700",
@@ -182,13 +183,13 @@ impl GuestKind {
         }
     }
 
-    /// What is installed.
+    /// The Debian packages to install.
     fn packages(self) -> Vec<&'static str> {
         let peers = if self == GuestKind::Furnished { PEERS } else { &[] };
         [PACKAGES, peers].concat()
     }
 
-    /// The package that depends on its kernel.
+    /// The package that depends on the guest's kernel.
     fn kernel(self) -> &'static str {
         match self {
             GuestKind::Rdma => WHOLE_KERNEL,
@@ -196,13 +197,13 @@ impl GuestKind {
         }
     }
 
-    /// What it needs of that kernel's modules.
+    /// The modules to install from that kernel.
     fn modules(self) -> Vec<&'static str> {
         let rdma = if self == GuestKind::Rdma { RDMA_MODULES } else { &[] };
         [MODULES, rdma].concat()
     }
 
-    /// The name of what is kept between runs. Several kinds have the same.
+    /// The name of the cached base. Several kinds share one.
     fn base_name(self) -> String {
         match self {
             GuestKind::Younger => format!("{BASE}-younger"),
@@ -212,7 +213,7 @@ impl GuestKind {
         }
     }
 
-    /// More words for the kernel.
+    /// More parameters for the kernel's command line.
     fn words(self) -> &'static str {
         match self {
             GuestKind::Usual | GuestKind::Younger | GuestKind::Rdma | GuestKind::Furnished => "",
@@ -222,24 +223,24 @@ impl GuestKind {
     }
 }
 
-/// A test program of the caller, to be run in a guest.
+/// A test program to be run in a guest.
 pub struct Guest<'a> {
     pub kind: GuestKind,
     pub program: &'a Path,
     pub arguments: &'a [&'a str],
-    /// Programs of this machine that the test program calls, beside those of the guest's packages.
+    /// Programs of this machine to copy into the guest, beside those of its packages.
     pub programs: &'a [PathBuf],
-    /// Files and folders made by [`images`], which the program finds in the guest as it does here.
+    /// Files and directories made by [`images`], which the guest has under the same paths.
     pub images: &'a [PathBuf],
 }
 
-/// What a guest left behind.
+/// The result of a guest's run.
 pub struct Outcome {
-    /// The program's exit code; none if the guest ended before it did.
+    /// The exit code of the program; `None` if the guest ended before the program did.
     pub code: Option<i32>,
-    /// What the program wrote, standard output and error.
+    /// Standard output and standard error of the program.
     pub output: String,
-    /// What the kernel and systemd wrote.
+    /// Messages of the kernel and of systemd.
     pub console: String,
 }
 
@@ -251,7 +252,7 @@ impl Guest<'_> {
         let (initrd, disk) = (work.path().join("initrd"), work.path().join("disk"));
         fs::copy(base.join("base.cpio"), &initrd).expect("room for an initramfs");
         append_archive(&self.tree(work.path()), &initrd);
-        // Sparse: a block device to limit transfers of.
+        // A sparse file: the block device whose transfers tests limit.
         fs::File::create(&disk).and_then(|file| file.set_len(64 << 20)).expect("a sparse file");
         let serial = |name: &str| format!("file:{}", work.path().join(name).display());
         let mut machine = Command::new("timeout");
@@ -270,7 +271,7 @@ impl Guest<'_> {
         ]);
         machine.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         machine.arg("-kernel").arg(base.join("vmlinuz")).arg("-initrd").arg(&initrd);
-        // Without the check a busy host's late first tick ends the boot in a panic.
+        // Without `no_timer_check` a late first tick on a busy host ends the boot in a panic.
         let words = "no_timer_check console=ttyS0 panic=-1 loglevel=4 systemd.log_target=console \
                      systemd.show_status=false";
         machine.args(["-append", &format!("{words}{}", self.kind.words())]);
@@ -289,7 +290,7 @@ impl Guest<'_> {
         Outcome { code, output, console }
     }
 
-    /// The part of the root file system that is this caller's own.
+    /// The part of the root file system that is made for this run.
     fn tree(&self, work: &Path) -> PathBuf {
         let root = work.join("root");
         fs::create_dir_all(root.join("usr/bin")).expect("a writable directory");
@@ -318,10 +319,10 @@ impl Guest<'_> {
     }
 }
 
-/// Stands before the exit code in the output.
+/// Precedes the exit code in the output.
 const EXIT: &str = "guest: the program's exit code is ";
 
-/// Kernel (`vmlinuz`) and common root file system (`base.cpio`), made once.
+/// The directory with the kernel (`vmlinuz`) and the common root file system (`base.cpio`), made once.
 fn base(kind: GuestKind) -> PathBuf {
     images::once(&cache_dir().join("guests"), &kind.base_name(), |base, work| {
         let root = work.join("root");
@@ -336,7 +337,7 @@ fn base(kind: GuestKind) -> PathBuf {
         for applet in APPLETS.split_whitespace() {
             images::link_applet(&root, applet);
         }
-        // As the scripts of the package would.
+        // Links that a maintainer script would make.
         for name in ["iptables", "ip6tables", "iptables-restore", "ip6tables-restore"] {
             symlink("xtables-nft-multi", root.join("usr/sbin").join(name)).expect("a writable root");
         }
@@ -347,7 +348,7 @@ fn base(kind: GuestKind) -> PathBuf {
             }
         }
         fs::create_dir_all(root.join("var/tmp")).expect("a writable root");
-        // As hosts have it: a file that containers are given.
+        // Tests give this file to containers, as hosts have it.
         fs::write(root.join("etc/hostname"), "guest\n").expect("a writable root");
         let words = if kind == GuestKind::Younger { backports(work) } else { Vec::new() };
         install_kernel(kind, work, &root, base, &words);
@@ -356,7 +357,7 @@ fn base(kind: GuestKind) -> PathBuf {
     })
 }
 
-/// Words that have apt look at the backports alone, whatever this machine's apt knows.
+/// Options by which apt reads the backports alone, whatever the machine's apt is configured for.
 fn backports(work: &Path) -> Vec<String> {
     let (list, state, none) = (work.join("backports.list"), work.join("lists"), work.join("none"));
     fs::write(&list, BACKPORTS).expect("a writable directory");
@@ -375,9 +376,9 @@ fn backports(work: &Path) -> Vec<String> {
     words
 }
 
-/// The kernel that apt has by these words.
+/// Unpacks the kernel that apt finds with these options.
 fn install_kernel(kind: GuestKind, work: &Path, root: &Path, base: &Path, words: &[String]) {
-    // A package without files depends on the one of the day.
+    // The package itself has no files: it depends on the package of the current version.
     let of_the_day = kind.kernel();
     let depends = run(Command::new("apt-cache").args(words).args(["depends", of_the_day])).ok();
     let package = depends.stdout.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
@@ -394,7 +395,7 @@ fn install_kernel(kind: GuestKind, work: &Path, root: &Path, base: &Path, words:
     fs::copy(kernel.join("boot").join(format!("vmlinuz-{version}")), base.join("vmlinuz"))
         .unwrap_or_else(|error| panic!("the kernel of {package}: {error}"));
     let (from, to) = (kernel.join("lib/modules").join(version), root.join("lib/modules").join(version));
-    // Some kernels have them packed.
+    // Some kernels have compressed modules.
     let modules = kind.modules();
     let names = modules.iter().flat_map(|module| ["", ".xz"].map(|end| format!("kernel/{module}{end}")));
     for name in names.filter(|name| from.join(name).exists()) {
@@ -408,7 +409,7 @@ fn install_kernel(kind: GuestKind, work: &Path, root: &Path, base: &Path, words:
     run(Command::new("chroot").arg(root).args(["depmod", version])).ok();
 }
 
-/// systemd with one service, which powers off when it is done.
+/// Installs systemd with one service, which powers off when the test program ends.
 fn install_services(root: &Path) {
     let units = root.join("etc/systemd/system");
     fs::create_dir_all(units.join("test.target.wants")).expect("a writable root");
@@ -420,7 +421,7 @@ fn install_services(root: &Path) {
          [Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart=/bin/sh /run-tests\n\
          StandardOutput=file:/dev/ttyS1\nStandardError=file:/dev/ttyS1\nExecStopPost=/bin/busybox poweroff -f\n",
     );
-    // The bus without the rest of the system, which it would wait for.
+    // The bus alone: by itself it waits for the rest of the system.
     for unit in ["dbus.socket", "dbus.service"] {
         fs::create_dir_all(units.join(format!("{unit}.d"))).expect("a writable root");
         write(&units.join(format!("{unit}.d/early.conf")), "[Unit]\nDefaultDependencies=no\n");
@@ -432,7 +433,7 @@ fn install_services(root: &Path) {
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755)).expect("a file of ours");
 }
 
-/// The kernel's own root cannot be pivoted away from, which is what containers do; a mount of it can.
+/// The kernel's own root cannot be moved by pivot_root(2), which containers use; a mount of it can.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
@@ -447,7 +448,7 @@ cd /run/root
 exec /bin/busybox chroot . /lib/systemd/systemd
 ";
 
-/// Appends a tree, as the kernel unpacks it: archives follow one another in an initramfs.
+/// Appends a tree as another archive: the kernel unpacks all archives of an initramfs, one after the other.
 fn append_archive(root: &Path, archive: &Path) {
     let script = "find . | busybox cpio -o -H newc 2>/dev/null";
     let tree = Command::new("bash").args(["-o", "pipefail", "-c", script]).current_dir(root).output();
@@ -459,6 +460,6 @@ fn append_archive(root: &Path, archive: &Path) {
 
 fn install(program: &Path, to: &Path) {
     fs::copy(program, to).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-    // What debugging needs is the larger part of it.
+    // Debug information is the larger part of the program.
     run(Command::new("strip").arg(to));
 }

@@ -20,19 +20,19 @@ use crate::{cache_dir, run};
 /// The tag of the one image in each layout.
 pub const TAG: &str = "test";
 
-/// What an image is made of.
+/// The ingredients of an image.
 pub struct Recipe<'a> {
-    /// Names the layout in the cache. Change it when the recipe changes.
+    /// The name of the layout in the cache. Change it when the recipe changes.
     pub name: &'a str,
-    /// Debian packages, with all that they depend on.
+    /// Debian packages; all that they depend on is installed too.
     pub packages: &'a [&'a str],
-    /// Finishes the root file system.
+    /// Makes the last changes to the root file system.
     pub finish: fn(&Path),
     /// Arguments of `umoci config`, such as `--config.cmd=redis-server`.
     pub config: &'a [&'a str],
 }
 
-/// A shell and its tools in one static program. Layout with the image [`TAG`].
+/// The layout of an image [`TAG`] with one static program: a shell and its tools.
 pub fn busybox() -> PathBuf {
     layout(&Recipe {
         name: "busybox-3",
@@ -115,7 +115,7 @@ pub fn many_files() -> PathBuf {
     })
 }
 
-/// One layer with a file of 1 GiB that compresses to about a half.
+/// One layer with a file of 1 GiB that compresses to about half its size.
 pub fn large_layer() -> PathBuf {
     layout(&Recipe {
         name: "large-layer-2",
@@ -146,7 +146,7 @@ pub fn four_layers() -> PathBuf {
     layers("four-layers-1", 3)
 }
 
-/// A layer with a shell, those up to `count` that add `/layer/n`, and one with the file `/last`.
+/// Layers of one image: a shell, then a file `/layer/n` each up to `count`, then the file `/last`.
 fn layers(name: &str, count: usize) -> PathBuf {
     once(&dir(), name, |layout, work| {
         new_layout(layout);
@@ -168,7 +168,7 @@ fn layers(name: &str, count: usize) -> PathBuf {
     })
 }
 
-/// Makes an image, or finds the one made before, and returns its OCI layout.
+/// Makes an image, or finds it in the cache, and returns its OCI layout.
 pub fn layout(recipe: &Recipe<'_>) -> PathBuf {
     once(&dir(), recipe.name, |layout, work| {
         let root = work.join("root");
@@ -191,7 +191,7 @@ pub fn archive(layout: &Path, form: &str, name: &str, to: &Path) {
     .ok();
 }
 
-/// The image of [`busybox`] as `docker save` writes it, by the name `busybox:latest`.
+/// The image of [`busybox`] as `docker save` writes it, under the name `busybox:latest`.
 pub fn busybox_archive() -> PathBuf {
     let layout = busybox();
     let made = once(&cache_dir().join("archives"), "busybox-3", |made, _| {
@@ -205,9 +205,10 @@ fn dir() -> PathBuf {
     cache_dir().join("images")
 }
 
-/// The folder `name` below `kept`, made by `make` if it is not there: its path, and a place to work in.
+/// The directory `name` below `kept`. If it is missing, `make` fills it: it gets the directory's temporary path and a
+/// scratch directory.
 pub(crate) fn once(kept: &Path, name: &str, make: impl FnOnce(&Path, &Path)) -> PathBuf {
-    // Tests of one program run in threads: the first makes, the others wait and find.
+    // Tests of one program run in threads: the first makes the directory, the others wait for it.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock();
     let finished = kept.join(name);
@@ -218,14 +219,14 @@ pub(crate) fn once(kept: &Path, name: &str, make: impl FnOnce(&Path, &Path)) -> 
     let work = tempfile::TempDir::with_prefix_in("making-", kept).expect("a writable target directory");
     let making = work.path().join("made");
     make(&making, work.path());
-    // Another test program may have been faster; then what it made is as good.
+    // Another test program may have made the same directory meanwhile, which is as good.
     if let Err(error) = fs::rename(&making, &finished) {
         assert!(finished.is_dir(), "{}: {error}", finished.display());
     }
     finished
 }
 
-/// Packages with all that they depend on, one over the other. No maintainer script runs.
+/// Unpacks packages and all that they depend on into one tree. No maintainer script runs.
 pub(crate) fn unpack_packages(work: &Path, root: &Path, packages: &[&str]) {
     if packages.is_empty() {
         return;
@@ -251,7 +252,7 @@ pub(crate) fn unpack_packages(work: &Path, root: &Path, packages: &[&str]) {
     }
 }
 
-/// Unpacks one package over what is there; symlinks to directories stay.
+/// Unpacks one package over the tree; symlinks to directories stay.
 fn unpack(package: &Path, root: &Path) {
     let script = "dpkg-deb --fsys-tarfile \"$0\" | tar --extract --keep-directory-symlink --directory \"$1\"";
     run(Command::new("bash").args(["-o", "pipefail", "-c", script]).arg(package).arg(root)).ok();

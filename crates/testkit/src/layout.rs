@@ -1,4 +1,4 @@
-//! OCI layouts put together by hand: small images whose every byte a test knows.
+//! OCI layouts that tests put together by hand: small images of which every byte is known.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,8 @@ use types::descriptor::media_type;
 
 use crate::run;
 
-/// A layout in a temporary directory. Descriptors are JSON, for tests to twist before they refer to them.
+/// An OCI layout in a temporary directory. Descriptors are JSON values, which tests may change before they refer to
+/// them.
 pub struct Layout(TempDir);
 
 impl Layout {
@@ -29,7 +30,7 @@ impl Layout {
         self.0.path()
     }
 
-    /// Stores a blob; gives back its descriptor.
+    /// Stores a blob and returns its descriptor.
     pub fn blob(&self, kind: &str, bytes: &[u8]) -> Value {
         let digest = Digest::of(bytes);
         let path = self.path().join("blobs/sha256").join(digest.hex());
@@ -41,12 +42,12 @@ impl Layout {
         self.blob(kind, document.to_string().as_bytes())
     }
 
-    /// A layer of one file, `NAME`, with `len` bytes that do not compress and depend on the name alone.
+    /// Stores a layer with one file, `NAME`, whose `len` incompressible bytes depend on the name alone.
     pub fn layer(&self, name: &str, len: usize) -> Value {
         self.blob(media_type::OCI_LAYER, &tar(name, &noise(name, len)))
     }
 
-    /// An image for `linux/ARCHITECTURE` of such layers.
+    /// Stores an image of `linux/ARCHITECTURE` from layers of [`Layout::layer`], and returns its manifest's descriptor.
     pub fn image(&self, architecture: &str, layers: &[Value]) -> Value {
         let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
         let config = json!({
@@ -62,7 +63,7 @@ impl Layout {
         descriptor
     }
 
-    /// An image of layers that are plain tars; the fields of `config` are laid over those of its config.
+    /// Stores an image of uncompressed layers. The fields of `config` replace those of the image's config.
     pub fn image_of(&self, architecture: &str, layers: &[Vec<u8>], config: &Value) -> Value {
         let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
         let mut whole = json!({
@@ -76,7 +77,7 @@ impl Layout {
         self.image_with(architecture, &layers, &whole)
     }
 
-    /// An image for this machine of layers that are stored, whose diff ids stand in `config`.
+    /// Stores an image for this machine from layers that are stored already. `config` names their diff IDs.
     pub fn image_of_blobs(&self, layers: &[Value], config: &Value) -> Value {
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let mut whole = json!({"architecture": architecture, "os": "linux", "config": {"Cmd": ["sh"]}});
@@ -96,17 +97,17 @@ impl Layout {
         descriptor
     }
 
-    /// Where a blob lies.
+    /// The path of a blob.
     pub fn blob_path(&self, descriptor: &Value) -> PathBuf {
         self.path().join("blobs").join(digest_of(descriptor).replace(':', "/"))
     }
 
-    /// The layout as one archive.
+    /// Writes the layout as a tar archive.
     pub fn archive(&self, to: &Path) {
         run(Command::new("tar").arg("-cf").arg(to).arg("-C").arg(self.path()).arg(".")).ok();
     }
 
-    /// An artifact of a type, about a subject.
+    /// Stores an artifact of the type `kind` with the subject `subject` (image-spec 1.1).
     pub fn artifact(&self, kind: &str, subject: &Value, content: &str) -> Value {
         let config = self.blob(media_type::OCI_EMPTY, b"{}");
         let layer = self.blob("text/plain", content.as_bytes());
@@ -124,7 +125,7 @@ impl Layout {
         self.document(media_type::OCI_INDEX, &index)
     }
 
-    /// Names a descriptor in the layout.
+    /// Gives a descriptor a tag in the layout's index.
     pub fn tag(&self, descriptor: &Value, tag: &str) {
         let text = fs::read(self.path().join("index.json")).expect("a file of ours");
         let mut index: Value = serde_json::from_slice(&text).expect("a file of ours");
@@ -152,7 +153,7 @@ pub fn digest_of(descriptor: &Value) -> String {
     descriptor["digest"].as_str().expect("a descriptor").to_owned()
 }
 
-/// Bytes that do not compress: the same for the same name.
+/// Incompressible bytes, the same for the same name.
 pub fn noise(name: &str, len: usize) -> Vec<u8> {
     // FNV-1a of the name; never zero, where xorshift would stay.
     let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -172,7 +173,7 @@ fn tar(name: &str, content: &[u8]) -> Vec<u8> {
     archive_of(&[tar_entry(name, b'0', "", content)])
 }
 
-/// A tar of files, `(path, content)`; a path that ends with a slash is a directory.
+/// A tar archive of files, `(path, content)`; a path that ends with a slash is a directory.
 pub fn tar_of(files: &[(&str, &str)]) -> Vec<u8> {
     let entry = |(path, content): &(&str, &str)| {
         tar_entry(path, if path.ends_with('/') { b'5' } else { b'0' }, "", content.as_bytes())
@@ -180,14 +181,14 @@ pub fn tar_of(files: &[(&str, &str)]) -> Vec<u8> {
     archive_of(&files.iter().map(entry).collect::<Vec<_>>())
 }
 
-/// Entries, and the end: two blocks of zeros.
+/// A tar archive of entries, with the two blocks of zeros at its end.
 pub fn archive_of(entries: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = entries.concat();
     bytes.resize(bytes.len() + 1024, 0);
     bytes
 }
 
-/// One entry of a tar, of which a test can say anything.
+/// One tar entry, of any type and content.
 pub fn tar_entry(path: &str, typeflag: u8, link: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = tar_header(path, typeflag, link, data.len() as u64);
     bytes.extend_from_slice(data);
@@ -195,7 +196,7 @@ pub fn tar_entry(path: &str, typeflag: u8, link: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A header (POSIX ustar) that claims a size.
+/// A tar header (POSIX ustar) with this size, whatever follows it.
 pub fn tar_header(path: &str, typeflag: u8, link: &str, size: u64) -> Vec<u8> {
     let mut header = [0_u8; 512];
     let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());

@@ -1,22 +1,22 @@
-//! What the system tests and benchmarks stand on: a real daemon in a root of its own, a real
-//! registry on loopback, real images made from Debian's packages.
+//! The harness of the system tests and benchmarks: a real daemon on its own root, a real registry on loopback, real
+//! images made from Debian's packages.
 //!
-//! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
-//! - [`Containerd`]: Debian's containerd or another one, to compare with and to run our shim under.
-//! - [`Docker`]: Debian's dockerd, to give images to and take them from.
-//! - [`ShimHost`]: our shim without a daemon, called as containerd calls it.
+//! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line connected to it.
+//! - [`Containerd`]: Debian's containerd or another one, to compare with and to run Hoist's shim under.
+//! - [`Docker`]: Debian's dockerd, to exchange images with.
+//! - [`ShimHost`]: Hoist's shim without a daemon, called as containerd calls it.
 //! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.
-//! - [`FaultProxy`]: the same registry, as it is on a bad day.
-//! - [`Bundle`]: a bundle of busybox, and our OCI runtime to run it with.
-//! - [`Guest`]: a virtual machine with systemd and cgroups of version 2, to run a test program in.
-//! - [`images`]: root file systems from packages, and images from root file systems.
+//! - [`FaultProxy`]: a proxy that adds faults to a registry's answers.
+//! - [`Bundle`]: an OCI bundle of busybox, and Hoist's OCI runtime to run it with.
+//! - [`Guest`]: a virtual machine of another kind than the host, to run a test program in.
+//! - [`images`]: root file systems made from packages, and images made from root file systems.
 //! - [`bulk`]: images of any size.
 //! - [`Layout`]: images put together by hand, byte by byte.
-//! - [`Terminal`]: a terminal with somebody at it.
+//! - [`Terminal`]: a pseudoterminal with a program on it.
 //! - [`executable`]: programs that are written and executed at once.
-//! - [`eventually`]: waiting for something that has no event to wait for.
+//! - [`eventually`]: waits for a state that has no event.
 //!
-//! Everything made here is taken down when its guard drops, whatever the test's outcome.
+//! Everything made here is removed when its guard drops, whether the test passed or not.
 #![forbid(unsafe_code)]
 
 pub mod bulk;
@@ -59,28 +59,28 @@ pub use wait::{DEADLINE, eventually};
 
 use std::path::PathBuf;
 
-/// Where things that several test programs share are kept between runs.
+/// The directory of files that test programs share and keep between runs.
 pub fn cache_dir() -> PathBuf {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
     target.join("testkit")
 }
 
-/// A directory in memory, where there is such a place: what `/run` is to a service.
+/// A temporary directory on a tmpfs, if there is one: it stands for `/run`.
 fn memory_dir() -> tempfile::TempDir {
     let memory = std::path::Path::new("/dev/shm");
     let parent = if memory.is_dir() { memory } else { std::path::Path::new("/var/tmp") };
-    // Short, because paths of sockets end at 107 bytes.
+    // The prefix is short, because paths of Unix sockets have at most 107 bytes (unix(7)).
     tempfile::TempDir::with_prefix_in("hs-", parent).expect("a temporary directory")
 }
 
-/// The repository's root folder.
+/// The root directory of the repository.
 pub fn repository() -> PathBuf {
     let crate_dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     crate_dir.ancestors().nth(2).expect("crates/testkit is two levels deep").to_owned()
 }
 
-/// The `hoist` program under test: `HOIST_BIN`, else the release build.
+/// The `hoist` program under test: `HOIST_BIN`, or the release build.
 pub fn hoist_program() -> PathBuf {
     let built = std::env::var_os("HOIST_BIN")
         .map_or_else(|| repository().join("target/release/hoist"), PathBuf::from);

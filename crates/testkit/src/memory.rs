@@ -1,11 +1,11 @@
-//! What a process holds in memory.
+//! The memory of a process.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// How often [`own_peak_while`] looks.
+/// The interval at which [`own_peak_while`] reads the memory's size.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// A figure of `/proc/PID/smaps_rollup` (proc_pid_smaps(5)), in bytes.
@@ -16,23 +16,23 @@ pub fn rollup(pid: u32, key: &str) -> u64 {
     kib * 1024
 }
 
-/// Forgets the most that a process ever had (proc_pid_clear_refs(5)).
+/// Resets the peak of a process's resident memory (proc_pid_clear_refs(5)).
 pub fn forget_peak(pid: u32) {
     fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("a living process of ours");
 }
 
-/// The most that a process had resident since then, in bytes (proc_pid_status(5), `VmHWM`).
+/// The peak of a process's resident memory since it began or was last reset, in bytes (proc_pid_status(5), `VmHWM`).
 pub fn peak(pid: u32) -> u64 {
     peak_if_there(pid).expect("a living process")
 }
 
-/// The same of one that may have ended.
+/// As [`peak`]; `None` if the process has ended.
 pub fn peak_if_there(pid: u32) -> Option<u64> {
     status(pid, "VmHWM:")
 }
 
-/// The most that a process had resident of its own, which is what is in no file, while something was done: as far as
-/// one sees who looks each [`LOOK`].
+/// The peak of a process's anonymous resident memory (`RssAnon`) while `act` runs, in bytes. Sampled, so a peak shorter
+/// than [`LOOK`] may be missed.
 pub fn own_peak_while(pid: u32, act: impl FnOnce()) -> u64 {
     let is_done = AtomicBool::new(false);
     thread::scope(|scope| {

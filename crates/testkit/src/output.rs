@@ -1,4 +1,4 @@
-//! Finished commands, with what they said, in a form that makes failures readable.
+//! Finished commands with their output, in a form that makes failures readable.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A command that ran to its end.
+/// A command that has ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub command: String,
-    /// The exit status; 128 + n for a command killed by signal n.
+    /// The exit status; 128 + n for a command that signal n killed.
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
 }
 
 impl Finished {
-    /// Panics, telling everything, unless the command exited with `code`.
+    /// Panics with the whole output unless the command exited with `code`.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Finished {
         assert_eq!(self.code, code, "{self}");
@@ -31,14 +31,14 @@ impl Finished {
         self.expect_code(0)
     }
 
-    /// Panics unless the error output contains `text`.
+    /// Panics with the whole output unless standard error contains `text`.
     #[track_caller]
     pub fn expect_stderr(self, text: &str) -> Finished {
         assert!(self.stderr.contains(text), "stderr has no {text:?}\n{self}");
         self
     }
 
-    /// Standard output without the white space around it.
+    /// Standard output without surrounding white space.
     pub fn text(&self) -> &str {
         self.stdout.trim()
     }
@@ -54,7 +54,7 @@ impl std::fmt::Display for Finished {
     }
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end. Panics if it cannot be started.
 #[track_caller]
 pub fn run(command: &mut Command) -> Finished {
     let shown = shown(command);
@@ -62,7 +62,7 @@ pub fn run(command: &mut Command) -> Finished {
     finished(shown, &output)
 }
 
-/// The same of one that may wait for others: after `limit` it is killed and the test fails, with what `state` says of those.
+/// As [`run`], for at most `limit`: then the command is killed and the test fails with the text of `state`.
 #[track_caller]
 pub fn run_within(limit: Duration, command: &mut Command, state: impl FnOnce() -> String) -> Finished {
     let shown = shown(command);
@@ -73,11 +73,11 @@ pub fn run_within(limit: Duration, command: &mut Command, state: impl FnOnce() -
     let waiting = thread::spawn(move || send.send(child.wait_with_output()));
     let Ok(output) = receive.recv_timeout(limit) else {
         let state = state();
-        // It may end just now. Nobody waits any more for one that the kernel does not let go.
+        // The command may have ended just now. A process that the kernel does not let go is not waited for.
         let _gone = kill_process(pid, Signal::KILL);
         panic!("{shown}: did not end within {limit:?}\n{state}");
     };
-    // It has sent what it is for.
+    // The thread has sent its result.
     let _sent = waiting.join();
     finished(shown, &output.expect("a child of ours"))
 }

@@ -10,10 +10,10 @@ use tempfile::TempDir;
 use crate::tokens::TokenServer;
 use crate::{eventually, run};
 
-/// [`Registry::PASSWORD`] as htpasswd files have it.
+/// [`Registry::PASSWORD`] as an htpasswd file stores it.
 const PASSWORD_BCRYPT: &str = "$2b$04$AoI5yEZNbkzj7saF0.n2c.IuGXQScsNNJip0I9vGMi1QmCf9ttQfi";
 
-/// Writes an authority (`ca.pem`), and what it says of a server at 127.0.0.1 (`tls.pem`, `tls.key`), into a directory.
+/// Writes the certificate of a CA (`ca.pem`), and one that it issued for 127.0.0.1 (`tls.pem`, `tls.key`), into `dir`.
 pub fn certify(dir: &Path) {
     let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=test-ca &&
         openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=registry &&
@@ -22,11 +22,11 @@ pub fn certify(dir: &Path) {
     run(Command::new("sh").args(["-c", script]).current_dir(dir)).ok();
 }
 
-/// A running registry. Dropping it stops it and deletes what it holds.
+/// A running registry. Dropping it stops it and deletes its blobs.
 pub struct Registry {
     process: Child,
     address: SocketAddr,
-    /// Whose tokens it takes.
+    /// The server whose tokens the registry accepts.
     tokens: Option<TokenServer>,
     storage: TempDir,
 }
@@ -37,8 +37,8 @@ impl Registry {
         Registry::start_with(|_| String::new())
     }
 
-    /// Starts a registry that speaks TLS, under a CA of its own ([`Registry::ca`]), and asks for
-    /// [`Registry::USER`] and [`Registry::PASSWORD`].
+    /// Starts a registry with TLS, under its own CA ([`Registry::ca`]), that requires [`Registry::USER`] and
+    /// [`Registry::PASSWORD`].
     pub fn start_secured() -> Registry {
         Registry::start_with(|dir| {
             certify(dir);
@@ -52,8 +52,8 @@ impl Registry {
         })
     }
 
-    /// Starts a registry that takes tokens of a server beside it, which gives them to [`Registry::USER`], to
-    /// whoever has [`Registry::IDENTITY_TOKEN`], and to anybody who pulls what is below `public/`.
+    /// Starts a registry that accepts tokens of a server beside it. The server gives them to [`Registry::USER`], to a
+    /// holder of [`Registry::IDENTITY_TOKEN`], and to anonymous pulls below `public/`.
     pub fn start_with_tokens() -> Registry {
         let mut tokens = None;
         let mut registry =
@@ -66,12 +66,12 @@ impl Registry {
     pub const USER: &str = "tester";
     pub const PASSWORD: &str = "s3cret";
 
-    /// The certificate that vouches for a secured registry.
+    /// The CA's certificate of a secured registry.
     pub fn ca(&self) -> std::path::PathBuf {
         self.storage.path().join("ca.pem")
     }
 
-    /// `further` gets the registry's directory and adds to its configuration, first of all to `http`.
+    /// `further` returns more text for the configuration, beginning inside `http`. It gets the registry's directory.
     fn start_with(further: impl FnOnce(&Path) -> String) -> Registry {
         let storage = TempDir::with_prefix("hoist-registry-").expect("a temporary directory");
         let port = free_port();
@@ -79,7 +79,8 @@ impl Registry {
         let text = configuration(storage.path(), port) + &further(storage.path());
         fs::write(&config, text).expect("a writable temporary directory");
         let log = fs::File::create(storage.path().join("log")).expect("a writable temporary directory");
-        // Some tests share a registry that nobody drops: it ends when the pipe to it does, with the test program.
+        // A registry that tests share is a static, which is never dropped: it ends when its standard input does, with
+        // the test program.
         let process = Command::new("sh")
             .args(["-c", "docker-registry serve \"$0\" & cat; kill $!; wait $!"])
             .arg(&config)
@@ -97,7 +98,7 @@ impl Registry {
         registry
     }
 
-    /// `127.0.0.1:PORT`, as it stands in references.
+    /// `127.0.0.1:PORT`, as references name the host.
     pub fn host(&self) -> String {
         self.address.to_string()
     }
@@ -125,7 +126,7 @@ impl Registry {
         reference
     }
 
-    /// Where the registry keeps its blobs.
+    /// The directory of the registry's blobs.
     pub fn storage(&self) -> &Path {
         self.storage.path()
     }
@@ -134,7 +135,7 @@ impl Registry {
 impl Drop for Registry {
     fn drop(&mut self) {
         drop(self.process.stdin.take());
-        // Failing to stop it would only leave a process behind; there is nobody to tell.
+        // A failure only leaves a process behind.
         let _ = self.process.wait();
         drop(self.tokens.take());
     }

@@ -33,10 +33,10 @@ use types::Result;
 use crate::{Finished, eventually, run};
 
 pub const SHIM_NAMESPACE: &str = "test";
-/// What the shim refuses by itself it refuses sooner.
+/// The longest wait for an answer. The shim's own limits are shorter.
 const CALL_MAX: Duration = Duration::from_secs(60);
 
-/// The shim under test: `HOIST_SHIM_BIN`, else the one inside the `hoist` under test.
+/// The shim under test: `HOIST_SHIM_BIN`, or the one inside the `hoist` under test.
 pub fn shim_program() -> PathBuf {
     static WRITTEN: OnceLock<(PathBuf, Option<TempDir>)> = OnceLock::new();
     let (program, _kept) = WRITTEN.get_or_init(|| {
@@ -50,7 +50,7 @@ pub fn shim_program() -> PathBuf {
     program.clone()
 }
 
-/// What a daemon is to its shims. Dropping it ends them and their containers.
+/// A daemon's part in the life of shims. Dropping it ends its shims and their containers.
 pub struct ShimHost {
     dir: TempDir,
     root: PathBuf,
@@ -65,7 +65,7 @@ impl ShimHost {
         ShimHost::with_program(shim_program())
     }
 
-    /// One whose shims are of a program of its own.
+    /// A host that runs another program as the shim.
     pub fn with_program(program: PathBuf) -> ShimHost {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = crate::memory_dir();
@@ -83,7 +83,7 @@ impl ShimHost {
         self.dir.path()
     }
 
-    /// The cgroup below which all containers are.
+    /// The cgroup above those of all containers of this host.
     pub fn cgroup(&self) -> &str {
         &self.cgroup
     }
@@ -96,17 +96,17 @@ impl ShimHost {
         self.dir().join("d.sock.ttrpc")
     }
 
-    /// As [`ShimHost::listen`], with somebody who looks when an event has come and its sender does not know that yet.
+    /// As [`ShimHost::listen`]; `look` gets each event before the shim has the answer to it.
     pub fn listen_with(&self, look: impl Fn(&Received) + Send + Sync + 'static) -> Events {
         Events::listen(&self.events_address(), Box::new(look))
     }
 
-    /// Begins to take events. Those that shims kept come first.
+    /// Begins to receive events. Events that shims have kept come first.
     pub fn listen(&self) -> Events {
         self.listen_with(|_| ())
     }
 
-    /// A container that runs `script` in busybox's shell.
+    /// A container whose first process runs `script` in busybox's shell.
     pub fn container(&self, id: &str, script: &str) -> ShimContainer<'_> {
         let spec = json!({
             "ociVersion": "1.1.0",
@@ -133,7 +133,7 @@ impl ShimHost {
         ShimContainer { host: self, spec, options: Options::default(), request, service: task::SERVICE_V3 }
     }
 
-    /// The command line of the shim as containerd runs it in a bundle.
+    /// The shim's command line, in the container's bundle, as containerd runs it.
     pub fn command(&self, id: &str, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
         let bundle = self.bundle(id);
@@ -145,12 +145,12 @@ impl ShimHost {
             .arg(&bundle)
             .arg(verb)
             .env("TTRPC_ADDRESS", self.events_address())
-            // As a daemon has it that systemd started. It is the daemon's own.
+            // As systemd sets it for a daemon; it must not reach containers.
             .env("NOTIFY_SOCKET", "/run/systemd/notify");
         command
     }
 
-    /// What `delete` says about a container whose shim is gone.
+    /// The answer of the shim's `delete` for a container whose shim is gone.
     pub fn delete_orphan(&self, id: &str) -> task::DeleteResponse {
         let output = self.command(id, "delete").output().expect("the shim runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -160,7 +160,7 @@ impl ShimHost {
 
 impl Drop for ShimHost {
     fn drop(&mut self) {
-        // Killed, so that what a broken shim holds goes too; `delete` then takes its container down.
+        // The shims are killed, in case they are broken; `delete` then ends their containers.
         for pid in self.shims.lock().expect("no test panics with this lock").iter() {
             let _gone =
                 i32::try_from(*pid).ok().and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::KILL));
@@ -170,7 +170,7 @@ impl Drop for ShimHost {
             let _best_effort = self.command(&id, "delete").stdin(Stdio::null()).output();
         }
         if let Ok(cgroup) = Cgroup::open(&self.cgroup) {
-            // One that cannot be removed is left to those who look after the machine.
+            // A failure only leaves a cgroup behind.
             let _left = cgroup.kill().and_then(|()| cgroup.delete());
         }
     }
@@ -186,13 +186,13 @@ pub fn process(script: &str) -> Value {
     })
 }
 
-/// A container that is to be.
+/// A container that is not created yet.
 pub struct ShimContainer<'a> {
     host: &'a ShimHost,
     pub spec: Value,
     pub options: Options,
     pub request: task::CreateTaskRequest,
-    /// Version 2 or 3 of the task API.
+    /// The task service to call: version 2 or 3 of the task API.
     pub service: &'static str,
 }
 
@@ -229,7 +229,7 @@ impl ShimContainer<'_> {
         Any { type_url: Options::TYPE_URL.to_owned(), value: self.options.encode_to_vec() }
     }
 
-    /// Runs `start` as containerd 2.3 does and returns where the shim listens.
+    /// Runs `start` as containerd 2.3 does and returns the shim's address.
     pub fn start_shim(&self) -> String {
         self.write_bundle();
         let params = BootstrapParams {
@@ -247,7 +247,7 @@ impl ShimContainer<'_> {
         result.address
     }
 
-    /// Runs `start` with `stdin` and returns what it printed.
+    /// Runs `start` with `stdin` on standard input and returns its standard output.
     pub fn run_start(&self, stdin: &[u8]) -> Vec<u8> {
         let mut command = self.host.command(&self.request.id, "start");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -272,7 +272,7 @@ impl ShimContainer<'_> {
         self.try_create().unwrap_or_else(|error| panic!("create: {}", error.chain()))
     }
 
-    /// Creates and starts.
+    /// Creates and starts the container.
     #[track_caller]
     pub fn run(self) -> ShimTask {
         let task = self.create();
@@ -281,7 +281,7 @@ impl ShimContainer<'_> {
     }
 }
 
-/// A container in its shim. Methods that name a process take the empty text for its first one.
+/// A container in its shim. An empty `exec_id` names its first process.
 #[derive(Clone, Debug)]
 pub struct ShimTask {
     pub id: String,
@@ -290,12 +290,12 @@ pub struct ShimTask {
 }
 
 impl ShimTask {
-    /// A container of the shim that listens at `address`, whether it has it or not.
+    /// The container `id` of the shim at `address`. Does not ask the shim whether it has the container.
     pub fn at(id: &str, address: &str) -> ShimTask {
         ShimTask { id: id.to_owned(), address: address.to_owned(), service: task::SERVICE_V3 }
     }
 
-    /// Each call has a connection of its own.
+    /// Calls the task service, on a new connection.
     pub fn call<M: Message + Default>(&self, method: &str, message: &impl Message) -> Result<M> {
         Blocking::connect(&self.address)?.call(&self.request(method, message))
     }
@@ -334,7 +334,7 @@ impl ShimTask {
         self.state(exec_id).unwrap_or_else(|error| panic!("state: {}", error.chain())).status()
     }
 
-    /// The exit status.
+    /// Waits for the end of a process and returns its exit status.
     pub fn try_wait(&self, exec_id: &str) -> Result<u32> {
         let request = task::WaitRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
         self.call::<task::WaitResponse>("Wait", &request).map(|response| response.exit_status)
@@ -355,7 +355,7 @@ impl ShimTask {
         self.call("Delete", &task::DeleteRequest { id: self.id.clone(), exec_id: exec_id.to_owned() })
     }
 
-    /// Adds a process; [`ShimTask::start`] starts it.
+    /// Adds a process with `Exec`; [`ShimTask::start`] starts it.
     pub fn exec(
         &self,
         exec_id: &str,
@@ -384,12 +384,12 @@ impl ShimTask {
         status
     }
 
-    /// Asks the shim to go. It stays as long as it has containers.
+    /// Calls `Shutdown`. The shim stays as long as it has containers.
     pub fn shutdown(&self) -> Result<()> {
         self.call("Shutdown", &task::ShutdownRequest { id: self.id.clone(), now: false })
     }
 
-    /// Kills, deletes and says good-bye.
+    /// Kills and deletes the container, and shuts the shim down.
     #[track_caller]
     pub fn end(&self) {
         let _ended = self.kill("", 9);
@@ -398,7 +398,7 @@ impl ShimTask {
         self.shutdown().unwrap_or_else(|error| panic!("shutdown: {}", error.chain()));
     }
 
-    /// SIGKILL to the shim; returns when it is dead.
+    /// Sends SIGKILL to the shim and waits until it is dead.
     #[track_caller]
     pub fn kill_shim(&self) {
         let pid = i32::try_from(self.shim_pid()).ok().and_then(Pid::from_raw).expect("a pid");
@@ -407,22 +407,22 @@ impl ShimTask {
     }
 }
 
-/// An event with what came beside it.
+/// An event, with the metadata of its call.
 #[derive(Clone, Debug)]
 pub struct Received {
     pub envelope: Envelope,
-    /// The metadata of the call.
+    /// The metadata of the ttrpc call.
     pub metadata: Vec<(String, String)>,
 }
 
-/// Where shims send their events. Dropping it hangs up on them.
+/// The server for the events of shims. Dropping it closes all connections.
 pub struct Events {
     path: PathBuf,
     shared: Arc<Shared>,
     acceptor: Option<std::thread::JoinHandle<()>>,
 }
 
-/// What is done with each event before its sender hears that it has come.
+/// Called with each event before its call is answered.
 type Look = Box<dyn Fn(&Received) + Send + Sync>;
 
 struct Shared {
@@ -453,12 +453,12 @@ impl Events {
         self.shared.received.lock().expect("no panic holds this lock").clone()
     }
 
-    /// Topics and ids of all events so far, in their order.
+    /// Topics and subjects of all events so far, in order.
     pub fn told(&self) -> Vec<(String, String)> {
         self.all().iter().map(|event| (event.envelope.topic.clone(), subject(&event.envelope))).collect()
     }
 
-    /// Waits until an event with this topic and subject came.
+    /// Waits for an event with this topic and subject.
     #[track_caller]
     pub fn wait_for(&self, topic: &str, id: &str) {
         eventually(&format!("{topic} of {id}"), || {
@@ -516,7 +516,7 @@ fn take_events(mut peer: UnixStream, shared: &Shared) {
     }
 }
 
-/// What an event is about: the exec's id for events of execs, else the container's.
+/// The exec's id for events of execs, else the container's id.
 fn subject(envelope: &Envelope) -> String {
     use api::shim::events::{TaskDelete, TaskExecAdded, TaskExit, topic};
     let value = envelope.event.as_ref().map(|event| event.value.as_slice()).unwrap_or_default();
@@ -524,7 +524,7 @@ fn subject(envelope: &Envelope) -> String {
         topic::EXIT => TaskExit::decode(value).map(|event| event.id),
         topic::DELETE => TaskDelete::decode(value).map(|event| event.container_id),
         topic::EXEC_ADDED | topic::EXEC_STARTED => TaskExecAdded::decode(value).map(|event| event.exec_id),
-        // All others begin with the container's id.
+        // The first field of all other events is the container's id.
         _ => FirstText::decode(value).map(|event| event.text),
     };
     id.expect("an event of the task API")

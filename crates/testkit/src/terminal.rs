@@ -1,4 +1,4 @@
-//! A terminal with somebody at it.
+//! Programs on a pseudoterminal.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,7 +12,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::DEADLINE;
 
-/// A program on a terminal, and who looks at it and types.
+/// A program on a pseudoterminal, with what it has printed, and the keyboard's end.
 pub struct Terminal {
     keys: fs::File,
     command: Child,
@@ -20,14 +20,14 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Starts a program that has the terminal for its streams, and no more of it: what is typed are bytes, and nothing
-    /// is a signal.
+    /// Starts a program with the terminal as its streams, but not as its controlling terminal: keys arrive as bytes,
+    /// and none becomes a signal.
     pub fn run(command: Command) -> Terminal {
         Terminal::start(command, 24, 80)
     }
 
-    /// Starts a program in a session of its own whose terminal this is, as a shell on it would: it hears of a change
-    /// of its size.
+    /// Starts a program in a new session with this controlling terminal, as a shell does: it gets SIGWINCH when the
+    /// size changes.
     pub fn run_session(command: &Command, rows: u16, columns: u16) -> Terminal {
         let mut session = Command::new("setsid");
         session
@@ -48,12 +48,12 @@ impl Terminal {
         let keys = fs::File::from(keys);
         set_size(&keys, rows, columns);
         let child = command.spawn().expect("the program starts");
-        // Ours of the other end are closed with the command: it ends when the program does.
+        // Closes our descriptors of the program's side, so that reading ends when the program does.
         drop(command);
         Terminal { keys, command: child, seen: String::new() }
     }
 
-    /// Reads until this is on the screen.
+    /// Reads until `text` has been printed.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
         let mut piece = [0; 1024];
@@ -69,7 +69,7 @@ impl Terminal {
         }
     }
 
-    /// What was on the screen so far.
+    /// The output so far.
     pub fn seen(&self) -> &str {
         &self.seen
     }
@@ -82,9 +82,9 @@ impl Terminal {
         set_size(&self.keys, rows, columns);
     }
 
-    /// The program's exit code, and whether the terminal shows what is typed.
+    /// Waits for the program's end. Returns its exit code, and whether the terminal echoes.
     pub fn end(mut self) -> (Option<i32>, bool) {
-        // Who says more than a terminal holds waits for somebody to read it.
+        // A program that prints more than the terminal's buffer holds waits for a reader.
         while let Ok(1..) = self.keys.read(&mut [0; 1024]) {}
         let code = self.command.wait().expect("a child of ours").code();
         let modes = tcgetattr(&self.keys).expect("a terminal").local_modes;
@@ -94,7 +94,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // One that has ended is a child of ours until it is waited for.
+        // Reaps the program; it may have ended.
         let _ = self.command.kill();
         let _ = self.command.wait();
     }

@@ -1,8 +1,8 @@
-//! A server of tokens as `docker-registry`'s `auth: token` takes them: JSON Web Tokens, signed with a key that
-//! the registry knows by its certificate.
+//! A token server for `docker-registry`'s `auth: token`: it issues JSON Web Tokens, signed with a key whose certificate
+//! the registry has.
 //!
-//! Who has [`Registry::USER`](crate::Registry::USER)'s password or the identity token may do what they ask
-//! for; nobody in particular may pull what is below `public/`.
+//! A client with [`Registry::USER`](crate::Registry::USER)'s password or the identity token gets all that it asks for;
+//! an anonymous one may pull what is below `public/`.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -22,7 +22,7 @@ use crate::{Registry, run};
 
 const ISSUER: &str = "tests";
 
-/// A running server. Dropping it stops it.
+/// A running token server. Dropping it stops it.
 pub(crate) struct TokenServer {
     address: SocketAddr,
     stopping: Arc<AtomicBool>,
@@ -30,7 +30,7 @@ pub(crate) struct TokenServer {
 }
 
 impl TokenServer {
-    /// Makes a key in this directory and serves.
+    /// Makes a key in `dir` and serves.
     pub(crate) fn start(dir: &Path) -> TokenServer {
         let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout token.key -out token.pem -days 30 \
                       -subj /CN=tokens && openssl x509 -in token.pem -outform DER -out token.der";
@@ -48,14 +48,14 @@ impl TokenServer {
                 if stop.load(Ordering::SeqCst) {
                     return;
                 }
-                // A client that goes away needs no answer.
+                // The client may have closed the connection.
                 let _ = serve(&stream, &signer);
             }
         });
         TokenServer { address, stopping, serving: Some(serving) }
     }
 
-    /// The registry's part of the agreement, in its configuration's words.
+    /// The part of the registry's configuration that makes it accept this server's tokens.
     pub(crate) fn configuration(&self, dir: &Path) -> String {
         format!(
             "auth:\n  token: {{ realm: \"http://{}/token\", service: {ISSUER}, issuer: {ISSUER}, \
@@ -69,10 +69,10 @@ impl TokenServer {
 impl Drop for TokenServer {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::SeqCst);
-        // Wakes it up; if it cannot be reached it has ended.
+        // Wakes the thread that accepts. If connecting fails, it has ended.
         let _ = TcpStream::connect(self.address);
         if let Some(serving) = self.serving.take() {
-            // A panic in it was printed.
+            // A panic of the thread was printed.
             let _ = serving.join();
         }
     }
@@ -155,7 +155,8 @@ fn claims(access: &[Value]) -> Value {
     })
 }
 
-/// `repository:NAME:pull,push`, as far as it is allowed.
+/// The access that the scope `repository:NAME:pull,push` gets: what it asks for, or what an anonymous client may do of
+/// it.
 fn grant(scope: &str, is_known: bool) -> Option<Value> {
     let (resource, actions) = scope.rsplit_once(':')?;
     let (kind, name) = resource.split_once(':')?;

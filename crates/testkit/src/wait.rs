@@ -3,14 +3,14 @@
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// How long anything in a test may take before the test fails. Long, because two slow cores run
-/// many tests at once; nothing waits this long when it works.
+/// The longest that a test waits for anything before it fails. Two slow cores may run many tests at once, so it is
+/// long; a passing test never waits for it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Asks again and again, with short pauses, until `ready` answers something.
+/// Calls `ready` again and again, with short pauses, until it returns `Some`.
 ///
-/// For states that have no event to wait for: a socket that another program will listen on, a line
-/// that will stand in a file. Panics with `what` after [`DEADLINE`].
+/// For states without an event: a socket that another program will listen on, a line that will appear in a file. Panics
+/// with `what` after [`DEADLINE`].
 pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
@@ -24,7 +24,7 @@ pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A pause between two looks. Nobody signals the condition, so it always runs its time.
+/// Waits for `pause` on a condition that nothing signals.
 pub(crate) fn wait_for(pause: Duration) {
     let (lock, condition) = (Mutex::new(()), Condvar::new());
     let guard = lock.lock().expect("nobody else has this lock");
