@@ -1,5 +1,5 @@
-//! Containers that systemd, or whoever speaks like it, starts as services: sockets that it has opened for them, and
-//! word of their readiness. Debian's runc does the same.
+//! Containers as services of systemd, or of a manager with its protocol: socket activation (`LISTEN_FDS`,
+//! sd_listen_fds(3)) and readiness (`NOTIFY_SOCKET`, sd_notify(3)). Debian's runc does the same.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;

@@ -1,9 +1,9 @@
-//! What a client leaves behind: the same `ctr` does the same with our daemon and with containerd, and after each command
-//! the records of both are held side by side, with all their labels.
+//! What a client leaves in the store: the same `ctr` commands run against Hoist's daemon and containerd, and after each
+//! one the records of both are compared, with all their labels.
 //!
-//! Each scene has a namespace of its own. Times differ, and are not compared. Nor is where a blob was pushed to: ours
-//! says so, and need not send it again to the next repository of that registry; containerd knows only where it was
-//! pulled from.
+//! Each scene has its own namespace. Times are not compared, nor the labels that name the repositories to which a blob
+//! was pushed: Hoist records these too, so that a push to the same registry need not send the blob again, while
+//! containerd records only pulls.
 
 use std::collections::BTreeMap;
 use std::path::Path;

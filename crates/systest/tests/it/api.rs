@@ -1,7 +1,7 @@
-//! containerd's services, asked directly.
+//! containerd's services, called over gRPC.
 //!
-//! A module a service walks every method of it, also with what it refuses, and compares with Debian's containerd
-//! ([`walk`]). Here is what takes more than one service.
+//! A module for each service calls every method, also with requests that it refuses, and compares the answers with
+//! Debian's containerd ([`walk`]). The tests here need more than one service.
 
 mod authority;
 mod containers;

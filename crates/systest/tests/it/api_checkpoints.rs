@@ -1,5 +1,5 @@
-//! Checkpoints by containerd's API: what a runtime writes becomes blobs, and a shim gets them back as files. The kernel
-//! may be too new for criu, so a stand-in for the runtime takes that one call.
+//! Checkpoints through containerd's API: the files that a runtime writes become blobs, and a shim gets them back as
+//! files. The kernel may be too new for criu, so a fake runtime takes the checkpoint.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Layers kept as archives, from the registry to the running container: what people see is the same, also
-//! after the daemon died, after a reboot, and among layers that were unpacked.
+//! Layers kept as archives, from the registry to the running container. Containers see the same files after the daemon
+//! was killed, after a reboot, and on top of layers kept as directories.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! `attach`: looking at containers that run, and typing into them. Bytes go past the daemon.
+//! `attach`: clients that read and write the streams of a running container. The bytes do not pass through the daemon.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};

@@ -1,4 +1,4 @@
-//! Creations that hang, as the clients of the daemon meet them: what is being created is listed, killed and deleted.
+//! Creations that hang: clients can list, kill and delete a container while its shim creates it.
 
 use std::fs;
 use std::io::Read;

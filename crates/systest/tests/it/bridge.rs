@@ -1,4 +1,5 @@
-//! The bridge of containers is there as long as a container has it, and nothing of the machine's own is touched.
+//! The daemon's bridge exists as long as a container uses it, and the daemon leaves the machine's own links and rules
+//! alone.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Devices by their makers' files (Container Device Interface), for `run` and for `ctr`.
+//! Devices of the Container Device Interface, for `run` and for `ctr`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

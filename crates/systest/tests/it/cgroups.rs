@@ -1,8 +1,8 @@
-//! Containers and their cgroups: the limits of the specification, what a container sees and suffers of
-//! them, devices, freezing, delegation, and that nothing is left.
+//! Containers and their cgroups: limits of the runtime spec and their effect, what a container sees of its cgroup,
+//! devices, freezing, delegation, removal.
 //!
-//! Every test says what holds on any host, and runs on two: the one at hand, and the guest of
-//! `guest.rs`, whose cgroups are version 2 only. Where the two versions have other files, a test names both.
+//! Every test holds for both versions of cgroups, and runs on the host and in the guest of `guest.rs` that has version
+//! 2 alone. Where the versions have different files, a test names both.
 
 mod deep;
 mod updates;

@@ -1,5 +1,5 @@
-//! Containers that are written into files and come back, by the real criu, which needs a kernel that it knows:
-//! Debian's does in the guest of `guest.rs`. What a host says where it does not work is shown anywhere.
+//! Checkpoint and restore of containers by the real criu, which needs a kernel that it supports: Debian's, in the guest
+//! of `guest.rs`. On any other host the tests check the error.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

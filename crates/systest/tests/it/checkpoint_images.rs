@@ -1,5 +1,5 @@
-//! Checkpoints as images: an index that names blobs beside the image of a container, or without any. It goes to
-//! registries and into archives as one thing, and comes back as what it was.
+//! Checkpoints as images: an index of a checkpoint's blobs, with or without the image of its container. It is pushed,
+//! pulled, exported and imported as one image, and stays the same.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What checkpoint and restore are told by flags, by the real criu in the guest of `guest.rs`: memory that goes over the
-//! network, or comes when it is needed; what leads out of the container and is kept all the same; labels and cgroups.
+//! Flags of checkpoint and restore, by the real criu in the guest of `guest.rs`: page servers and lazy pages, external
+//! resources that are kept, security labels, cgroups.
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,4 +1,4 @@
-//! Commands as Docker's users know them: lists that are filtered, names that change, what runs and what it may use.
+//! Commands of Docker's: filters of `ps`, `rename`, `update`, `top`, `port`, `events`, shell completion.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Trees turned into layers: by `ctr` through containerd's API, and into images by `hoist commit`.
+//! Layers made from snapshots: by `ctr` through containerd's API, and as images by `hoist commit`.
 
 use std::fs::File;
 use std::process::{Command, Stdio};

@@ -1,5 +1,4 @@
-//! The configuration, through the program's door: containerd's files, imports, drop-ins, and what a daemon that
-//! runs takes up.
+//! The configuration as the program reads it: containerd's files, imports, drop-ins, and what a running daemon reloads.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;

@@ -1,4 +1,5 @@
-//! `hoist cp`: files in and out of containers, as Docker copies them, and whatever a hostile container does meanwhile.
+//! `hoist cp`: files copied into and out of containers, as Docker copies them, also while a hostile container changes
+//! its files.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

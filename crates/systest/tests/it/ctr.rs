@@ -1,4 +1,4 @@
-//! Debian's `ctr` against our daemon: nothing of its own shows it that this is not containerd.
+//! Debian's `ctr` connected to Hoist's daemon, which it takes for containerd.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

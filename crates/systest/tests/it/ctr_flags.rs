@@ -1,4 +1,4 @@
-//! Flags of containerd's `ctr`: that each is known to ours, or left out for a reason, and what rarer ones do.
+//! Flags of containerd's `ctr`: Hoist's knows each, or the test says why not; and what the rarer ones do.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! `ctr run --cni`: networks by Debian's plugins.
+//! `ctr run --cni`: container networks by Debian's CNI plugins.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Our `ctr` beside Debian's: the same command, the same daemon, the same words on standard output.
+//! Hoist's `ctr` compared with Debian's: the same commands on the same daemon print the same words.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! `ctr` and registries: single objects, documents without layers, and what is said on the way.
+//! `ctr` and registries: fetching and pushing single blobs, pulls of metadata alone, what `--http-dump` and `--http-trace` print.
 
 use std::collections::BTreeSet;
 use std::fs;

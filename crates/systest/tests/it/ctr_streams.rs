@@ -1,4 +1,5 @@
-//! Our `ctr` beside a process: keys, signals, and what keeps its output after its end.
+//! Hoist's `ctr` and a container's process: keys, signals, and children that keep the output open after the process has
+//! ended.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};

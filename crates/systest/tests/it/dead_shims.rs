@@ -1,5 +1,5 @@
-//! Shims that die or go wrong while something of their container cannot be taken down: nobody waits for that, nothing of
-//! it is forgotten, and it is done once it can be.
+//! Shims that die or fail while part of their container cannot be removed: no caller waits, nothing is forgotten, and
+//! the daemon removes it as soon as it can.
 
 use std::fs;
 use std::path::{Path, PathBuf};

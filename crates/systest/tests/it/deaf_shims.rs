@@ -1,4 +1,4 @@
-//! Containers that hold their shim inside the kernel.
+//! Shims that a container blocks inside the kernel, so that they answer no call.
 
 use std::fs;
 use std::path::PathBuf;

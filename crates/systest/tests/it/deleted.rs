@@ -1,5 +1,5 @@
-//! Containers of `hoist run` whose records clients of containerd's API delete: nothing that only the engine knew of them
-//! is left.
+//! Containers of `hoist run` whose records other clients of the API delete: the engine removes all that it kept for
+//! them.
 
 use std::path::{Path, PathBuf};
 

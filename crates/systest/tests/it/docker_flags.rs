@@ -1,4 +1,4 @@
-//! Flags that Docker has and that few type: what each does, and what is said of those that have nothing to do here.
+//! Rare flags of Docker's: what each does, and which error those give that do not apply to Hoist.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! What scripts that were written for Docker rely on without a thought.
+//! Details of Docker's behaviour that scripts rely on.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Debian's dockerd on our daemon, in the place of its containerd: it runs, watches and finds again what it always does.
+//! Debian's dockerd on Hoist's daemon in place of its containerd: it runs, watches and recovers its containers.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Ends of containers that are not settled yet: nobody takes them for done, and how they ended is not lost.
+//! Containers that have ended, before the daemon has recorded it: no command takes them for stopped, and the exit code
+//! is not lost.
 
 use std::fs;
 use std::os::unix::net::UnixStream;

@@ -1,8 +1,7 @@
 //! Known ways out of a container, each tried for real.
 //!
-//! Every test does what an attacker did once (the numbers are those of the reports), and looks at the host,
-//! or at what the container saw, for a trace of success. Where a bundle is refused instead of run, that is
-//! as good; nothing of the host may have changed either way.
+//! Each test repeats an attack (CVE numbers name the reports) and looks for a trace of success on the host, or in what
+//! the container saw. A bundle may also be refused, as long as nothing of the host has changed.
 
 mod entering;
 mod places;

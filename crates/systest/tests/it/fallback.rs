@@ -1,4 +1,4 @@
-//! A machine on which the kernel makes no overlays: containers get copies.
+//! A machine whose kernel cannot mount overlayfs here: containers get copies of their images.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! A disk that is full: what is said, and how it goes on.
+//! A full disk: errors, and how the daemon recovers.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Garbage collection in a daemon to which nothing else happens.
+//! Garbage collection in an idle daemon.
 
 use api::grpc::LEASE_KEY;
 use api::grpc::content::content_client::ContentClient;

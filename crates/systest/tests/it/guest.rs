@@ -1,4 +1,4 @@
-//! The tests that depend on what the host has, once more on hosts of other kinds.
+//! Runs the tests that depend on the host again, in virtual machines with other kinds of hosts.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Health checks: of images and of flags, what they find, and who is told.
+//! Health checks: of images and of flags, their results, and their events.
 
 use serde_json::{Value, json};
 use testkit::{Daemon, Layout, eventually};

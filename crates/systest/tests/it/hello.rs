@@ -1,4 +1,4 @@
-//! The first thing a stranger runs: no registry, no daemon, no image.
+//! The first commands of a new user: no registry, no running daemon, no image.
 
 use std::fs;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! Images in and out: registries, archives, many layers, many files, large files.
+//! Images pulled, loaded and saved: registries, archives, many layers, many files, large files.
 
 mod broken_off;
 mod commands;

@@ -1,4 +1,4 @@
-//! What Debian's containerd has, taken over while neither daemon runs.
+//! `import-containerd`: takes over what Debian's containerd has, while neither daemon runs.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,5 @@
-//! Readers that are killed while they wait for the disk. What the kernel began to read for them is given to others, who
-//! find in it what is in the file (before eade54040384, Linux found zeros).
+//! Readers that are killed while they wait for the disk. Pages that the kernel began to read for them reach other
+//! readers with the content of the file (before eade54040384, Linux filled them with zeros).
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;

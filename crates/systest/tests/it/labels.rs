@@ -1,4 +1,4 @@
-//! Labels of AppArmor, on hosts that have it: the guest of `guest.rs`.
+//! AppArmor profiles, on hosts that have AppArmor: the guest of `guest.rs`.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! `hoist system check`: what belongs to no container, of every kind, is found, and goes when it is told to; and with the
+//! `hoist system check`: finds every kind of resource that belongs to no container, and removes it on demand and at the
 //! start of a daemon.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! One container's life through the command line: names, ids, states, exit codes, logs, limits.
+//! The life of a container through the command line: names, ids, states, exit codes, logs, limits.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;

@@ -1,8 +1,8 @@
-//! Many clients changing records at once, and a daemon that is killed under them.
+//! Many clients that change records at once, while the daemon is killed again and again.
 //!
-//! A client writes down what was answered. After the kill, everything that was answered must be as it said;
-//! a call that was under way may have happened or not. What is left of the calls that nobody answered is garbage, and gone
-//! after one collection, as is looked at halfway and in the end.
+//! Each client notes which calls were answered. After a kill, the records must be as the answers say; a call without an
+//! answer may have had its effect or not. The garbage of such calls is gone after one collection, which is checked
+//! halfway and at the end.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};

@@ -1,4 +1,4 @@
-//! Logs that are followed.
+//! `logs --follow`, `--since` and `--until`.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};

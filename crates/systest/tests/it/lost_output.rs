@@ -1,5 +1,5 @@
-//! Output that nobody takes: readers that leave, disks that are full, clients that die. Who wrote it goes on, and whoever asked
-//! for it is told.
+//! Output without a reader: readers that close, disks that are full, clients that die. The process goes on, and the
+//! command that asked for the output gets an error.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,7 +1,6 @@
-//! The whole system, as its users meet it: the real `hoist` program (`HOIST_BIN`), a real registry,
-//! real images, and the clients and runtimes of others.
+//! System tests: the real `hoist` program (`HOIST_BIN`), a real registry, real images, and other clients and runtimes.
 //!
-//! Each test has a daemon of its own on temporary directories. They need root.
+//! Each test has its own daemon on temporary directories. The tests need root.
 
 mod activation;
 mod alike;

@@ -1,4 +1,4 @@
-//! What the daemon holds in memory while it works.
+//! The daemon's memory while it pulls, and how many bytes it reads and writes.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Mounts that are made ahead, by containerd's mounts service and for tasks whose root file systems need them.
+//! Mounts activated by containerd's mounts service, and by tasks whose root file systems need them.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Nouns as people from Docker type them: `container`, `network`; what each says of names that it does not know.
+//! Docker's nouns, `container` and `network`, and the errors of each for unknown names.
 
 use serde_json::Value;
 use testkit::Daemon;

@@ -1,4 +1,4 @@
-//! Images for several platforms through containerd's transfer service: pulled, unpacked, pushed, exported and imported
+//! Images of several platforms through containerd's transfer service: pulled, unpacked, pushed, exported and imported
 //! together, and under several names.
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Checks before use: no image comes in that the policy or a verifier keeps out, by whatever way.
+//! Image policy and verifiers: no way of bringing an image in passes by them.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! The power goes, at any write: what was answered is there afterwards, and no file is another than it was.
+//! Power cuts at any write to the disk: what was answered is there afterwards, and no file has other bytes.
 
 mod steps;
 mod watched;

@@ -1,5 +1,5 @@
-//! A tree of this machine as one layer: what its image shows is what GNU tar unpacks, to the last attribute, on files as on
-//! loop devices.
+//! A tree of this machine as one layer: its image shows what GNU tar unpacks, to the last attribute, mounted from files
+//! and from loop devices.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;

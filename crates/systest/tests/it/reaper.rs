@@ -1,5 +1,4 @@
-//! Processes that outlive their parents in the host's pid namespace: their shim inherits them, reaps them
-//! when they end, and ends them with their container.
+//! Orphans in the host's pid namespace: the shim adopts them, reaps them, and kills them with their container.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What the daemon says of itself by gRPC reflection, as a client needs it that knows none of our messages.
+//! The daemon's gRPC reflection, used by a client that knows none of its messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 

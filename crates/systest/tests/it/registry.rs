@@ -1,5 +1,5 @@
-//! Whom to ask and who we are: mirrors by `hosts.toml`, TLS by `certs.d`, logins, tokens, and what is said when
-//! it does not work, against Debian's `docker-registry`.
+//! Hosts and credentials of registries, against Debian's `docker-registry`: mirrors by `hosts.toml`, TLS by `certs.d`,
+//! logins, tokens, and the errors of each.
 
 use std::fs;
 use std::net::TcpListener;

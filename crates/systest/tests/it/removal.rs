@@ -1,4 +1,4 @@
-//! Removing images: whoever asks does not wait for the disk.
+//! Removing an image does not wait until the disk has freed its files.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The daemon may die at any instant; containers do not notice, and nothing is forgotten.
+//! The daemon is killed at any instant: containers run on, and the next daemon knows all of them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

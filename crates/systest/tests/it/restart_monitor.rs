@@ -1,4 +1,4 @@
-//! Containers that `ctr` made, kept by their labels as containerd's restart monitor keeps them.
+//! Containers of `ctr` with the labels of containerd's restart monitor.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! What becomes of the blobs of unpacked layers: kept, dropped, or made again when they are asked for.
+//! Blobs of unpacked layers: kept, dropped, or recompressed when a client reads them.
 
 use std::fs;
 use std::io::Read;

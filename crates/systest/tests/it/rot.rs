@@ -1,4 +1,4 @@
-//! Layers that rotted on disk: found, refused, and mended.
+//! Layers with bit rot on disk: detected, refused, and repaired.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

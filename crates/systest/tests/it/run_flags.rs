@@ -1,4 +1,4 @@
-//! Flags of `run` that few containers need, by what the container sees.
+//! Rare flags of `run`, by what the container sees.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Flags of `run` that are about images: which platform, and the ports that they expose.
+//! Flags of `run` about images: the platform, and exposed ports.
 
 use std::io::Read as _;
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! `run --init`: a first process that reaps, passes signals on, and ends as its program does.
+//! `run --init`: a first process that reaps orphans, forwards signals, and exits with its program's code.
 
 use std::path::Path;
 

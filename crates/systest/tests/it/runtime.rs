@@ -1,4 +1,4 @@
-//! The OCI runtime beside Debian's runc: the same bundle, the same answers.
+//! The OCI runtime compared with Debian's runc: both run the same bundle and must give the same result.
 
 use std::fs;
 

@@ -1,5 +1,4 @@
-//! Bind mounts of the runtime spec: whose their files are, where they are put, what they show, and what may not be taken
-//! away from them.
+//! Bind mounts of the runtime spec: mapped owners, targets, sources inside the root, locked attributes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,4 @@
-//! What the tests of the OCI runtime stand on: ours and Debian's runc with roots of their own, and bundles
-//! to give them.
+//! Helpers for tests of the OCI runtime: Hoist's and Debian's runc with roots of their own, and bundles for them.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,8 +1,8 @@
-//! Classes of cache and memory bandwidth (resctrl), from the creation of a container to its end.
+//! Resctrl (Intel RDT) groups for cache and memory bandwidth, from a container's creation to its end.
 //!
-//! Few machines have the hardware, and none that is emulated has. So a directory stands in for the file system: the runtime
-//! finds it in the list of its mounts, which is another one for the process that it is. What the kernel would do is not
-//! there: a class has the files that are written, and must be empty to be removed.
+//! Few machines have the hardware, and no emulated one does. So a directory stands for the resctrl file system: the
+//! runtime finds it in `/proc/self/mountinfo`, over which the test mounts another file. The kernel's part is missing: a
+//! group has only the files that the runtime writes, and must be empty to be removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The command line of the runtime, as the programs that drive runc use it: flags by which descriptors and
-//! numbers are handed on, logs, events; and those programs themselves, podman and Debian's containerd.
+//! The runtime's command line as callers of runc use it: flags that pass descriptors and pids, logs, events; and two
+//! such callers, podman and Debian's containerd.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

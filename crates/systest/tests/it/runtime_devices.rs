@@ -1,4 +1,4 @@
-//! Nodes that the spec asks for (`linux.devices`), beside Debian's runc.
+//! Device nodes of the spec (`linux.devices`), compared with Debian's runc.
 
 use std::process::Command;
 

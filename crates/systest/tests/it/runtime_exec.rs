@@ -1,4 +1,4 @@
-//! What flags of `exec` make of the first process's description, beside Debian's runc.
+//! `exec` and its flags: which parts of the spec's `process` they replace. Compared with Debian's runc.
 
 use std::fs;
 use std::path::PathBuf;

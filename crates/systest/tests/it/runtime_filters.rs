@@ -1,5 +1,5 @@
-//! Filters of system calls as the kernel carries them out: every way into it, every comparison, and a supervisor whose
-//! answer is waited for.
+//! Seccomp filters in the kernel: every system call convention, every comparison, and supervisors
+//! (`SECCOMP_RET_USER_NOTIF`).
 
 use std::fs;
 use std::process::{Command, Stdio};

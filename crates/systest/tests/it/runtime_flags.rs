@@ -1,5 +1,5 @@
-//! Flags of runc that no other test is about: each that Debian's runc has is one of ours, with as many words after it; and
-//! what `run --keep` and `kill --all` do.
+//! Flags of runc's without a test elsewhere: Hoist knows each flag of Debian's runc, with or without a value; and `run
+//! --keep`, `kill --all`.
 
 use std::fs;
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! Habits of runc that no specification has, and that its users count on.
+//! Behaviour of runc that no specification requires, and that its callers rely on.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

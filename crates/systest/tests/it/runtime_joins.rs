@@ -1,4 +1,4 @@
-//! What a container finds there already: namespaces and mounts of others.
+//! Namespaces and mounts that exist before the container.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! Creations that fail, or are cut off: nothing of theirs stays, and everything of others.
+//! Creations that fail or are killed: they leave nothing behind, and leave what belongs to others alone.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

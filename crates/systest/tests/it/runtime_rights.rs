@@ -1,5 +1,5 @@
-//! Callers of the runtime who lack a right, or get one from a helper: what cannot be done is a warning where the
-//! container can run without it, and an error that says what is missing where it cannot.
+//! Callers of the runtime without root's rights, or with a helper's (`newuidmap`): a missing right is a warning if the
+//! container can run without it, else an error that names it.
 
 use std::fs;
 use std::os::fd::AsRawFd;

@@ -1,5 +1,5 @@
-//! Features of the runtime spec, each seen from inside a container that has it. Where Debian's runc has the
-//! feature too, both run the same bundle and must say the same.
+//! Features of the runtime spec, each seen from inside a container. Where Debian's runc has the feature, both run the
+//! same bundle and must print the same.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

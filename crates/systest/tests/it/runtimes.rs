@@ -1,5 +1,5 @@
-//! Runtimes of others: the example of `docs/extend/runtime.md`, under our daemon and under Debian's containerd, as it
-//! works and as it dies.
+//! Other runtimes: the example shim of `docs/extend/runtime.md`, under Hoist's daemon and under Debian's containerd,
+//! while it works and when it dies.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Sandboxes: pods without a process that pauses, by containerd's controller service.
+//! Pods through containerd's sandbox controller service, without a pause process.
 
 use std::fs;
 use std::path::Path;

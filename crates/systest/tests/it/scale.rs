@@ -1,7 +1,7 @@
-//! Many records: 100,000 images and 10,000 containers, listed and filtered over the socket; and what is left of them
-//! once they are gone.
+//! 100,000 images and 10,000 containers: listed and filtered over the socket, and what is left on disk once they are
+//! removed.
 //!
-//! Prints times, and the daemon's memory. A program that was built without optimizing gets fewer records and more time.
+//! Prints times and the daemon's memory. A debug build gets fewer records and more time.
 
 use std::time::{Duration, Instant};
 

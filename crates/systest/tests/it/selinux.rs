@@ -1,5 +1,5 @@
-//! Labels of SELinux, in the guest of `guest.rs` that has it, under a policy of the test's own (`selinux.conf`): small
-//! enough to be read, and enforced.
+//! SELinux labels, in the guest of `guest.rs` that has SELinux, enforced under the test's own small policy
+//! (`selinux.conf`).
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! A daemon in the hands of a service manager: it says when it serves and when it ends, and ends in order.
+//! The daemon as a service of systemd: it reports when it is ready and when it stops (sd_notify(3)), and answers
+//! running calls before it ends.
 
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::Stdio;

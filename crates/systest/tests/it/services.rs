@@ -1,4 +1,4 @@
-//! Real servers from a real registry, reached from the host and from the inside.
+//! Real servers from a real registry (redis, nginx, python), reached from the host and from other containers.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -1,5 +1,5 @@
-//! Our shim, called as containerd calls it: both versions of the task API, both bootstrap protocols, groups,
-//! further processes, options, and what it refuses.
+//! Hoist's shim called as containerd calls it: both versions of the task API, both bootstrap protocols, groups, execs,
+//! options, and refused calls.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,6 +1,7 @@
-//! Our shim under daemons: Debian's containerd, which knows nothing of it, and ours, which may die at any time.
+//! Hoist's shim under daemons: Debian's containerd, and Hoist's, which may be killed at any time.
 //!
-//! Names are not those of other tests: `ctr` names cgroups after them, which all daemons of a machine share.
+//! Container names differ from those of other tests, because `ctr` names cgroups after them, and all daemons of a
+//! machine share these.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};

@@ -1,4 +1,5 @@
-//! Events are never lost, and whoever dies at whatever instant leaves something that can be settled.
+//! Events of shims are never lost; shims and daemons killed at any instant leave a state that the next daemon can
+//! settle.
 
 use std::collections::BTreeMap;
 use std::path::Path;

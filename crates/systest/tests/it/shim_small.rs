@@ -1,4 +1,4 @@
-//! Promises about size: what a shim holds while its container sleeps, and that this does not grow.
+//! The size of the shim: its program, its memory while a container sleeps, and that this does not grow.
 
 use testkit::memory::rollup;
 use testkit::{ShimHost, ShimTask, eventually, is_root, shim_program};

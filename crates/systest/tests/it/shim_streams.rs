@@ -1,4 +1,4 @@
-//! Standard streams of the shim: every kind of log URI, terminals, readers that vanish, disks that are full.
+//! Standard streams of the shim: every kind of log URI, terminals, readers that close, full disks.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

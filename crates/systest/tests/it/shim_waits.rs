@@ -1,5 +1,5 @@
-//! Who keeps our shim waiting: hooks and runtimes that do not end. The shim goes on with everything else, and what
-//! waits for them can be killed.
+//! Hooks and runtimes that hang: the shim serves all else meanwhile, and the container that waits for them can be
+//! killed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,4 @@
-//! What commands show, in the words of Docker: headings, fields, templates, figures.
+//! Output of commands in Docker's terms: headings, fields, templates, sizes.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! containerd's small commands, under its name: what shims and hooks of containers call.
+//! containerd's small commands, which shims and hooks call: `publish` and `oci-hook`.
 
 use std::fs;
 use std::process::{Command, Stdio};

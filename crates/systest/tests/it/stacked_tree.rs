@@ -1,5 +1,5 @@
-//! Layers on each other that replace, delete and add to what is below: in both forms an image shows what a containerd
-//! shows of it, and no command brings back what a layer deleted.
+//! Stacked layers that replace, delete and add files of the layers below: in both forms an image shows what
+//! containerd's shows, and no command brings back a file that a layer deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -1,4 +1,4 @@
-//! How often a pull, and changes of many clients, wait for the disk, and in which order.
+//! How often a pull, and the changes of many clients, wait for the disk (fsync(2), syncfs(2)), and in which order.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,5 +1,5 @@
-//! Containers whose cgroups systemd makes (`--systemd-cgroup`). On a host without systemd, how that is
-//! refused; with it, in the guest of `guest.rs`, all the rest.
+//! Containers whose cgroups systemd makes (`--systemd-cgroup`). On a host without systemd the test checks the error;
+//! the rest runs in the guest of `guest.rs`.
 
 use std::fs;
 use std::os::unix::fs::symlink;

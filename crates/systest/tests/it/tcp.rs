@@ -1,4 +1,4 @@
-//! The API over TCP, by containerd's keys: on this machine alone, or for who has a certificate.
+//! The API over TCP, by containerd's configuration keys: on loopback, or with client certificates.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What the daemon tells of itself, asked as Prometheus and a person with curl ask.
+//! Metrics and debug endpoints, read as Prometheus and curl read them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! Commands at a terminal: who types, who looks, and how large it is.
+//! `exec` on a terminal: input, output, size.
 
 use testkit::{Daemon, Terminal};
 

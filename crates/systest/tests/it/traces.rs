@@ -1,4 +1,4 @@
-//! Traces, as a collector of OpenTelemetry's takes them.
+//! OpenTelemetry traces, as a collector receives them.
 
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read, Write};

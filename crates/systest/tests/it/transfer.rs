@@ -1,5 +1,5 @@
-//! Images over a line that breaks, and into registries: the daemon killed in the middle, the command line's
-//! words, and the tools of others at the other end.
+//! Interrupted pulls, and pushes: the daemon is killed in the middle, the command line's output, and other tools at the
+//! other end.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The typed client: containerd's services asked directly, as a program that was built on them would.
+//! The typed client of `crates/client`: containerd's services called from a Rust program.
 
 use std::future::Future;
 

@@ -1,5 +1,5 @@
-//! Layers that a client has unpacked over the API, several at a time: each into a snapshot that gets its parent when it is
-//! committed (containerd's `rebase`).
+//! Layers that a client unpacks in parallel over the API: each into a snapshot without a parent, which gets it at its
+//! commit (containerd's `rebase`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

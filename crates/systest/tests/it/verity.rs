@@ -1,5 +1,5 @@
-//! Layers that the kernel watches over (fs-verity), from the disk to the container: in the guest of `guest.rs` whose
-//! kernel knows both this and EROFS, and wherever else a disk can be mounted that was made for it.
+//! Layers with fs-verity, from the disk to the container: in the guest of `guest.rs` whose kernel has fs-verity and
+//! EROFS, and on any host that can mount a disk made for fs-verity.
 
 use std::fs;
 use std::io;

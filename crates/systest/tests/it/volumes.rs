@@ -1,4 +1,4 @@
-//! Volumes: filled from the image, kept or removed with their containers, and removed by nobody else's mistake.
+//! Volumes: filled from the image, kept or removed with their containers, and never removed while in use.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Commands where no daemon is, or none comes up.
+//! Commands that need no daemon, and commands whose daemon does not start.
 
 use std::fs;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! Clients that name the path of the socket as the host of their calls, as those of gRPC's C core and in Java do: bytes
-//! on a socket, since our own client would not send such a name.
+//! gRPC clients that send the socket's path as the `:authority` of their calls, as gRPC's C core and Java do. The test
+//! writes HTTP/2 by hand, because Hoist's own client does not send such a name.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

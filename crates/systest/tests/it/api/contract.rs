@@ -1,5 +1,5 @@
-//! The contracts of the stores, kept through the wire: the suites that every content store and every snapshotter
-//! passes, run against a daemon, by adapters that are stores here and ask its services.
+//! The contract suites of the content store and of snapshotters, run against a daemon: adapters implement the ports by
+//! calls of its services.
 
 mod content;
 mod snapshots;

@@ -1,4 +1,5 @@
-//! What a daemon says of itself: `version.v1`, `introspection.v1`, `grpc.health.v1`. None of them is in a namespace.
+//! The services that describe the daemon: `version.v1`, `introspection.v1`, `grpc.health.v1`. Their calls need no
+//! namespace.
 
 use std::os::unix::fs::MetadataExt;
 

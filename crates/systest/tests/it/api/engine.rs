@@ -1,4 +1,4 @@
-//! `hoist.engine.v1`: our own service, in which questions and answers are documents.
+//! `hoist.engine.v1`: Hoist's own service, whose requests and answers are JSON documents.
 
 use api::engine::engine_client::EngineClient;
 use api::engine::{Call, Document, Follow, ImageFollow, ImageStep, Keyring, Logs};

@@ -1,5 +1,5 @@
-//! `containerd.services.mounts.v1`: mounts that are made ahead and stay. Not in containerd 1.6. What else becomes of
-//! them: [`crate::mounts`].
+//! `containerd.services.mounts.v1`: mounts that are activated ahead of their use. Not in containerd 1.6. What tasks and
+//! leases do with them is tested in [`crate::mounts`].
 
 use std::fs;
 

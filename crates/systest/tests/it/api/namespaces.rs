@@ -1,4 +1,4 @@
-//! `containerd.services.namespaces.v1`: tenants. The one service whose calls are in no namespace.
+//! `containerd.services.namespaces.v1`: tenants. Its calls need no namespace.
 
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{CreateContainerRequest, DeleteContainerRequest};

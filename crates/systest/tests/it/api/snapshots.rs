@@ -1,4 +1,5 @@
-//! `containerd.services.snapshots.v1`, and `containerd.services.diff.v1`, which fills them and compares them.
+//! `containerd.services.snapshots.v1`, and `containerd.services.diff.v1`, which applies layers to snapshots and
+//! compares them.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

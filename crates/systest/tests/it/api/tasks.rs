@@ -1,4 +1,4 @@
-//! `containerd.services.tasks.v1`: containers that run.
+//! `containerd.services.tasks.v1`: the processes of containers.
 
 use std::collections::BTreeMap;
 use std::fs;

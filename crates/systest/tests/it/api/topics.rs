@@ -1,4 +1,5 @@
-//! What is told of what is done: topics, their order and what is in them, on our daemon and on containerd.
+//! Events: which topics each call publishes, in which order and with which content, compared between Hoist and
+//! containerd.
 
 use std::fs;
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! `containerd.services.{streaming,transfer}.v1`: what is refused, and an image on its way from a registry through the
-//! store to another, as on containerd. What else a transfer can do: [`super`], `platforms.rs`.
+//! `containerd.services.{streaming,transfer}.v1`: refused requests, and an image that is pulled, tagged, pushed,
+//! exported and imported, compared with containerd. More tests of transfers are in [`super`] and `platforms.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;

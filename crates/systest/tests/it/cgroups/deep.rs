@@ -1,4 +1,4 @@
-//! What containers can make of their cgroups: thousands of levels, hundreds side by side.
+//! Cgroups that containers make below their own: thousands of levels, hundreds side by side.
 
 use std::fs;
 use std::io;

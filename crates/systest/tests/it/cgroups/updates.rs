@@ -1,4 +1,4 @@
-//! Limits that few ask for: those of version 1 alone, and each by its flag of `update`.
+//! Rare limits: those of version 1 alone, and each flag of `update`.
 
 use std::fs;
 use std::io::Write;

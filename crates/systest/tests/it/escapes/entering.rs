@@ -1,4 +1,4 @@
-//! Processes that enter a container, whose own processes lay traps on their way.
+//! Processes that enter a container (`exec`) whose own processes attack them on the way.
 
 use std::fs;
 use std::os::unix::fs::symlink;

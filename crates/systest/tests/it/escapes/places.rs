@@ -1,5 +1,4 @@
-//! What the host keeps for its containers, and who else can get at it: directories, sockets, cgroups, numbers of
-//! users.
+//! The daemon's and runtime's own files, sockets, cgroups and user ids on the host, and who else can reach them.
 
 use std::fs;
 use std::io::Write;

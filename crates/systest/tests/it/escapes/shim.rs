@@ -1,5 +1,5 @@
-//! The shim as a program that a container gets hold of: whoever enters a container of it is a copy of it, until its own
-//! program begins (CVE-2019-5736).
+//! A container that writes to the shim's program: a process that enters a container is a copy of the shim until it
+//! executes its own program (CVE-2019-5736).
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;

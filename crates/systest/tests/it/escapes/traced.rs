@@ -1,5 +1,4 @@
-//! What the runtime asks of the kernel, call by call (strace(1)): what holds for every path and every step, whatever the
-//! tests of single escapes have thought of.
+//! The runtime's system calls, by strace(1): rules for every path and every step, also where no single escape is known.
 
 use std::collections::BTreeSet;
 use std::fs;

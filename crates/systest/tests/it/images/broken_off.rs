@@ -1,4 +1,4 @@
-//! Ctrl-C while images are loaded, saved, imported and converted: the daemon ends its part too.
+//! Ctrl-C while images are loaded, saved, imported and converted: the daemon stops its part of the work too.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};

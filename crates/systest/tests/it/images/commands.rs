@@ -1,4 +1,4 @@
-//! The commands about images: listed, named, looked into, removed.
+//! Commands about images: `images`, `tag`, `rmi`, `history`, `inspect`, `prune`, `mount`, `convert`.
 
 use serde_json::{Value, json};
 use testkit::layout::tar_of;

@@ -1,4 +1,4 @@
-//! Images between Hoist and dockerd itself, both ways, as the same image.
+//! Images exchanged between Hoist and dockerd, in both directions, as the same image.
 
 use std::fs::File;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Images in every form that others write, and ours in every form that others read.
+//! Every form of image that other tools write, and Hoist's images in every form that they read.
 
 use std::fs::File;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The page about images says what is true: its lines are run, one after another.
+//! Runs the commands of `docs/images.md`, one after another.
 
 use std::process::Command;
 

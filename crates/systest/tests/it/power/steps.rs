@@ -1,4 +1,4 @@
-//! A client pulls by itself, step by step over the API, and the power goes after each of them.
+//! A power cut after each step of a client that pulls through the API by itself.
 
 use std::collections::BTreeMap;
 use std::fs;

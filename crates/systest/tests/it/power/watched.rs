@@ -1,9 +1,9 @@
-//! The power goes while the kernel is told to watch over layers (fs-verity): one that it watches over by half is none, and is made
-//! anew. Where the power went in the middle nothing is mounted that fails, and in the end all is watched over.
+//! Power cuts while the daemon enables fs-verity for layers: a layer whose files have it only in part is unpacked anew,
+//! no mounted file fails to read, and in the end all files have it.
 //!
-//! Smaller than the scenes beside it, since it runs on the emulated processor of a guest (`guest.rs`): no registry, two layers, a
-//! few cuts among the last flushes, where the kernel is told. Each step has an end: one that does not come to it fails the test, and
-//! says in which calls the daemon is.
+//! These scenes are smaller than the others, since they run on the emulated processor of a guest (`guest.rs`): no
+//! registry, two layers, a few cuts among the last flushes, where fs-verity is enabled. Each step has a deadline, and
+//! fails with the daemon's kernel stacks.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

@@ -1,4 +1,4 @@
-//! A content store that is a daemon's.
+//! A content store that is an adapter of a daemon's content service.
 
 use std::io::{self, Read};
 

@@ -1,4 +1,4 @@
-//! A snapshotter that is a daemon's.
+//! A snapshotter that is an adapter of a daemon's snapshots service.
 
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::snapshots::{
