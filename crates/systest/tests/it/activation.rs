@@ -12,7 +12,7 @@ use testkit::{Finished, run};
 
 use crate::runtime_bundle::{Runtime, bundle, compile, script};
 
-/// Sends what it is given to the socket that it is told of.
+/// A C program that sends each of its arguments to the socket `NOTIFY_SOCKET`.
 const NOTIFY: &str = r#"
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Who starts the service.
+/// The service manager's end of `NOTIFY_SOCKET`.
 pub(crate) struct Supervisor {
     dir: TempDir,
     socket: UnixDatagram,
@@ -46,14 +46,14 @@ impl Supervisor {
         self.dir.path().join("socket").display().to_string()
     }
 
-    /// The next message, which the runtime has sent, or sends before it ends.
+    /// The next message. The runtime sends it before it ends, or has sent it.
     pub(crate) fn hear(&self) -> String {
         let mut message = [0; 256];
         let len = self.socket.recv(&mut message).expect("a message");
         String::from_utf8_lossy(&message[..len]).trim_end().to_owned()
     }
 
-    /// Debian's runc does not.
+    /// Checks for the barrier (sd_notify_barrier(3)), which Debian's runc does not send.
     fn is_asked_whether_it_knows(&self, name: &str) {
         if name == "hoist" {
             assert_eq!(self.hear(), "BARRIER=1");
@@ -61,7 +61,7 @@ impl Supervisor {
     }
 }
 
-/// The pid file's number, once the runtime is done.
+/// The pid in the pid file, which the runtime writes before it returns.
 fn number(path: &Path) -> String {
     fs::read_to_string(path).expect("the runtime wrote it")
 }
@@ -82,7 +82,8 @@ fn who_waits_is_told_when_the_program_is_ready() {
     let pid_file = bundle.path().join("pid");
     for runtime in Runtime::both() {
         let name = runtime.name;
-        // In the background the program is the service's main process, and the runtime ends when it is ready.
+        // Detached, the container's program is the service's main process, and the runtime ends when the program is
+        // ready.
         let id = runtime.id("ready");
         let supervisor = Supervisor::new();
         let words = ["run", "-d", "--bundle", &path, "--pid-file", pid_file.to_str().expect("UTF-8"), &id];
@@ -96,7 +97,7 @@ fn who_waits_is_told_when_the_program_is_ready() {
         assert_eq!(fs::read_to_string(root.join("told")).expect("written"), "/run/notify/notify.sock\n");
         runtime.run(&["delete", "--force", &id]).ok();
 
-        // Created and started by two commands.
+        // `create` and `start` as two commands.
         let (id, supervisor) = (runtime.id("ready"), Supervisor::new());
         let created = runtime
             .command(&["create", "--bundle", &path, &id])
@@ -113,7 +114,7 @@ fn who_waits_is_told_when_the_program_is_ready() {
         assert!(start.wait().expect("a child of ours").success(), "{name}");
         runtime.run(&["delete", "--force", &id]).ok();
 
-        // In the foreground the runtime itself is.
+        // In the foreground, the runtime itself is the service's main process.
         let (id, supervisor) = (runtime.id("ready"), Supervisor::new());
         let mut child = runtime.command(&["run", "--bundle", &path, &id]);
         let child = child.env("NOTIFY_SOCKET", supervisor.address()).stdout(Stdio::null()).spawn();
@@ -127,7 +128,7 @@ fn who_waits_is_told_when_the_program_is_ready() {
     }
 }
 
-/// A program that ends without a word is waited for no longer, and nobody who waits is no hindrance.
+/// The runtime does not wait for a program that ends without a message, and starts without a manager that listens.
 #[test]
 fn a_program_that_never_is_ready_keeps_nobody() {
     let bundle = bundle(|spec| script(spec, "true"));
@@ -177,13 +178,13 @@ fn sockets_are_handed_on() {
             "the first\nthe second\n2 1\n0 1 2 3 4 5",
             "{name}: 5 is what ls reads"
         );
-        // Beside those that are kept in any case.
+        // Beside the descriptors of `--preserve-fds`.
         assert_eq!(
             call("$$", &["--preserve-fds", "1"]).ok().text(),
             "the first\nthe second\n2 1\n0 1 2 3 4 5 6",
             "{name}"
         );
-        // Those of another process are not.
+        // Sockets for another pid (`LISTEN_PID`) are not passed on.
         let other = call("1", &[]);
         assert!(!other.stdout.contains("the first"), "{name}: {other}");
     }

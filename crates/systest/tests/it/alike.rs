@@ -31,7 +31,7 @@ struct Stock {
     /// Two small images under a name each, a nested index and an artifact.
     names: Vec<String>,
     archive: String,
-    /// The topmost trees, and digests that commands name.
+    /// Keys of the topmost snapshots, and digests that commands name.
     manifest: String,
     layer: String,
 }
@@ -55,7 +55,8 @@ impl Stock {
             layout.tag(document, name);
             names.push(registry.push(layout.path(), name, &format!("some/{name}:1")));
         }
-        // skopeo takes no index inside an index: what it names is there, and it is put beside that.
+        // skopeo cannot push an index inside an index, so the inner one is pushed before and the outer one put beside
+        // it.
         registry.push(layout.path(), "multi", "some/nested:inner");
         let url = format!("http://{}/v2/some/nested/manifests/1", registry.host());
         let who = format!("{}:{}", Registry::USER, Registry::PASSWORD);
@@ -64,7 +65,7 @@ impl Stock {
         let put = ["-fsS", "-u", &who, "-X", "PUT", "-H", kind, "--data-binary", &bytes, &url];
         run(std::process::Command::new("curl").args(put)).ok();
         names.push(format!("{}/some/nested:1", registry.host()));
-        // In the archive the images alone.
+        // The archive has the images alone.
         let whole = Layout::new();
         let images = ["amd64", "arm64"].map(|architecture| {
             let mut image = whole.image(architecture, &[whole.layer(architecture, 10_000)]);
@@ -156,7 +157,7 @@ impl Stock {
     }
 }
 
-/// Everything that is recorded in a namespace once it was collected, a line each.
+/// All records of a namespace after a garbage collection, one per line.
 async fn records(channel: &Channel, namespace: &str) -> Vec<String> {
     let ask = Some(namespace);
     let mut leases = LeasesClient::new(channel.clone());
@@ -212,7 +213,7 @@ async fn records(channel: &Channel, namespace: &str) -> Vec<String> {
     records
 }
 
-/// Labels, without times and without the repositories that the test pushes to.
+/// Labels without times, and without the repositories to which the test pushes.
 fn shown(labels: &BTreeMap<String, String>) -> String {
     let is_time = |key: &str| matches!(key, "containerd.io/gc.expire" | "containerd.io/gc.root");
     let shown = labels.iter().map(|(key, value)| match is_time(key) {
@@ -224,7 +225,7 @@ fn shown(labels: &BTreeMap<String, String>) -> String {
     shown.collect::<Vec<_>>().join(" ")
 }
 
-/// What a command came to, and what is there then.
+/// The result of a command, and the records after it.
 struct Step {
     command: String,
     code: i32,

@@ -44,7 +44,7 @@ use tonic::{Code, Streaming};
 use crate::api::walk::covers;
 use crate::typed::{ask, code, on};
 
-/// A stream that was opened under a name: what we send, and what comes.
+/// Opens a named stream. Returns the sender and the receiver of its messages.
 async fn open(channel: &Channel, name: &str) -> Result<(mpsc::Sender<Any>, Streaming<Any>), tonic::Status> {
     let (send, receive) = mpsc::channel(16);
     send.send(pack(&StreamInit { id: name.into() })).await.expect("room for one");
@@ -85,7 +85,7 @@ fn a_stream_has_its_name_to_itself_until_its_client_goes() {
         assert_eq!(code(open(&channel, "")).await, Code::InvalidArgument);
         assert_eq!(code(open(&channel, &"x".repeat(1000))).await, Code::InvalidArgument);
         drop(first);
-        // The daemon hears of the end on the same connection, before or after the next call.
+        // The end of the stream travels on the same connection, and may reach the daemon before or after the next call.
         while code(open(&channel, "one")).await == Code::AlreadyExists {
             tokio::task::yield_now().await;
         }
@@ -105,7 +105,7 @@ fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
     let other = Registry::start();
     let reference = registry.push(&testkit::images::busybox(), testkit::images::TAG, "busybox:1");
     let daemon = Daemon::start();
-    // The client says where it is written who vouches for the registry.
+    // The client names the directory with the registry's CA (`hosts_dir`).
     let hosts = daemon.dir().join("hosts");
     let own = hosts.join(registry.host());
     std::fs::create_dir_all(&own).expect("a writable directory");
@@ -183,7 +183,7 @@ fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
     });
 }
 
-/// As containerd does: a client is asked when a host wants to know who it is, and for that host.
+/// As containerd does, the daemon asks the client for credentials when a host requires them, naming that host.
 #[test]
 fn transfer_asks_for_credentials_when_a_host_wants_them() {
     covers(&["Transfer.Transfer"]);
@@ -252,7 +252,8 @@ fn transfer_asks_for_credentials_when_a_host_wants_them() {
 
         assert_eq!(pull(&free, AuthType::Credentials, user, password).await, (Ok(()), vec![]));
 
-        // Who has nothing sends an empty token, as containerd's clients do, and gets what everybody gets.
+        // A client without credentials answers with an empty token, as containerd's clients do, and gets anonymous
+        // access.
         let hosts_of = |asked: Vec<(String, Vec<String>)>| -> Vec<String> {
             asked
                 .into_iter()
@@ -279,7 +280,7 @@ fn transfer_speaks_to_a_registry_as_the_client_says() {
     covers(&["Transfer.Transfer"]);
     let registry = Registry::start();
     registry.push(&testkit::images::busybox(), testkit::images::TAG, "busybox:1");
-    // A name that leads nowhere by itself: all that is asked of it shows at the proxy.
+    // The host's name does not resolve, so that every request that the daemon makes goes through the proxy.
     let proxy = FaultProxy::start(&registry, |_| Vec::new());
     let daemon = Daemon::start_in(&[], "", &[("HTTP_PROXY", &format!("http://{}", proxy.host()))]);
     let reference = "registry.example/busybox:1";
@@ -327,7 +328,7 @@ fn transfer_exports_what_save_writes() {
         let taking = async {
             let mut bytes = Vec::new();
             loop {
-                // As small as it may be: every byte waits for its window.
+                // The smallest window: the daemon waits for an update of it before it sends more.
                 window.send(pack(&WindowUpdate { update: 10_000 })).await.unwrap();
                 let mut left = 10_000;
                 while left > 0 {

@@ -30,8 +30,8 @@ use crate::typed::{ask, code, events, on};
 
 const IMAGES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 
-/// A runtime that writes a file where criu would write its images, starts anew where that is there when it should be
-/// restored from, and is runc otherwise.
+/// A runtime that wraps runc: `checkpoint` writes a file in place of criu's images, and `restore` starts a new
+/// container if that file is there.
 fn runtime(dir: &Path) -> String {
     let program = dir.join("runtime");
     let script = format!(
@@ -119,7 +119,7 @@ async fn read(channel: &Channel, digest: &str) -> Vec<u8> {
     bytes
 }
 
-/// Files and folders below the directory of checkpoints that are of one.
+/// Files and directories of one kind in the daemon's directory of checkpoints.
 fn left(daemon: &Daemon, kind: &str) -> usize {
     let found = fs::read_dir(daemon.root().join("checkpoints").join(kind));
     found.map_or(0, |entries| {
@@ -167,7 +167,7 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
                 (expected.digest.clone(), expected.media_type.clone())
             );
         }
-        // Of where the images were before they were stored.
+        // The path of the runtime's image directory, which is removed once the blobs are stored.
         let place = PathBuf::from(taken().await);
         assert_eq!(place.parent(), Some(&*daemon.root().join("checkpoints/taken")));
         let [images, spec] = &stored[..] else { panic!("{stored:?}") };
@@ -213,7 +213,7 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
         let created = told.message().await.unwrap().unwrap().event.unwrap();
         let created = unpack::<TaskCreate>(&created).unwrap().unwrap();
         assert_eq!(Path::new(&created.checkpoint), given.parent().and_then(Path::parent).unwrap());
-        // The files are there as long as the task is.
+        // The restored files stay as long as the task.
         let two = || "frozen-two".to_owned();
         let start = StartRequest { container_id: two(), ..StartRequest::default() };
         tasks.start(ask(start)).await.unwrap();
@@ -339,7 +339,7 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     assert_eq!(kinds[2..4], ["application/vnd.oci.image.layer.v1.tar+gzip", IMAGES]);
     assert_eq!(kinds[4..], [format!("{of_criu}.config.v1+proto"), format!("{of_criu}.options.v1+proto")]);
 
-    // All that is in it is kept, whatever becomes of the container.
+    // The checkpoint keeps all its content after the container is removed.
     daemon.own_ctr(["tasks", "rm", "-f", "before"]);
     daemon.own_ctr(["containers", "rm", "before"]).ok();
     let restore = |words: &[&str]| daemon.own_ctr([&["containers", "restore"][..], words].concat());
@@ -350,7 +350,7 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     let spec = daemon.own_ctr(["containers", "info", "--spec", "again"]).ok().stdout;
     assert!(spec.contains("made-here"), "{spec}");
 
-    // It goes to a registry as one thing, and is fetched from there.
+    // A push and a pull move the checkpoint as one image.
     let frozen = format!("{}/frozen/whole:1", registry.host());
     daemon.own_ctr(["images", "tag", "whole:1", &frozen]).ok();
     daemon.hoist(["push", &frozen]).ok();
@@ -359,7 +359,7 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     restore(&["--rw", "--live", "fetched", &frozen]).ok();
     assert_eq!(reads("fetched", "/made-here").ok().text(), "made");
 
-    // What is not here is fetched, and is then what it is.
+    // The daemon pulls the image that the checkpoint lacks, and has the same image then.
     let remote = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
     let other = restore(&["none", &remote]);
     assert!(other.code != 0 && other.stderr.contains("image name not found in index"), "{other}");

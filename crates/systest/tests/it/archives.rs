@@ -30,13 +30,13 @@ fn mounted(daemon: &Daemon) -> Vec<String> {
     ours.map(|(at, _)| at.to_owned()).collect()
 }
 
-/// Files of layers on disk, by name.
+/// How many files of layers on disk have this name.
 fn count(daemon: &Daemon, name: &str) -> usize {
     let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
     trees.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().join(name).exists())).count()
 }
 
-/// Trees that were unpacked, or written by somebody.
+/// How many snapshots are directories: unpacked layers, and those that containers write to.
 fn unpacked(daemon: &Daemon) -> usize {
     let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
     let is_filled = |entry: std::io::Result<fs::DirEntry>| {
@@ -45,18 +45,18 @@ fn unpacked(daemon: &Daemon) -> usize {
     trees.filter_map(is_filled).count()
 }
 
-/// What a reboot leaves: no daemon, no mounts, no state.
+/// What a reboot leaves: neither daemon nor mounts nor the state directory.
 fn reboot(daemon: &mut Daemon) {
     daemon.kill();
     for at in mounted(daemon) {
         run(Command::new("umount").args(["--lazy", &at])).ok();
     }
-    // The network of a container that just ended may still be there.
+    // The network namespace of a container that has just ended may still be mounted.
     testkit::unmount_below(&daemon.state());
     fs::remove_dir_all(daemon.state()).expect("nothing runs");
 }
 
-/// A plain tar of what `fill` makes.
+/// An uncompressed tar archive of the files that `fill` makes.
 fn layer(fill: impl FnOnce(&Path)) -> Vec<u8> {
     let dir = TempDir::new().expect("a temporary directory");
     fill(dir.path());
@@ -99,7 +99,7 @@ pub(crate) fn push(registry: &Registry, layers: &[Vec<u8>], name: &str) -> Strin
     registry.push(layout.path(), images::TAG, name) + ":latest"
 }
 
-/// What the lowest layer deletes was never there. It is the only one, and is shown by its own image.
+/// The lowest layer has whiteouts, which hide nothing. It is the image's only layer, so no merged image is made.
 #[test]
 fn what_the_only_layer_deletes_is_not_shown() {
     let only = layer(|root| {
@@ -154,7 +154,7 @@ fn a_hundred_layers_are_one_mount_until_they_are_removed() {
             let found = daemon.hoist(["run", "--rm", &reference, "sh", "-c", script]).ok();
             assert_eq!(found.stdout, "99\n99", "{more}");
             assert_eq!(mounted(daemon).len(), 1, "{more}");
-            // On kernels that read no files soundly there are devices either way.
+            // A kernel that does not read files reliably gets loop devices in either case.
             if !more.is_empty() {
                 assert_eq!(loop_devices(daemon), archives + 1, "the image and its archives");
             }
@@ -177,13 +177,13 @@ fn a_hundred_layers_are_one_mount_until_they_are_removed() {
         daemon.hoist(["rmi", &reference]).ok();
         daemon.hoist(["system", "prune", "-f"]).ok();
         assert_eq!(mounted(&daemon), Vec::<String>::new());
-        // The kernel lets go of them a moment after it has unmounted what they show.
+        // The kernel releases loop devices a moment after the unmount.
         eventually("the devices are given back", || (loop_devices(&daemon) == 0).then_some(()));
         assert_eq!(count(&daemon, "data.tar"), 0);
     }
 }
 
-/// Loop devices that show files of the daemon's.
+/// How many loop devices use files of the daemon.
 fn loop_devices(daemon: &Daemon) -> usize {
     let devices = fs::read_dir("/sys/block").expect("sysfs is mounted");
     let shown =
@@ -191,7 +191,8 @@ fn loop_devices(daemon: &Daemon) -> usize {
     shown.filter(|file| Path::new(file.trim_end()).starts_with(daemon.root())).count()
 }
 
-/// As on a kernel that mounts no files: from the pull to a container that runs, through a reboot, to the last device.
+/// As on a kernel that cannot mount EROFS from files: a pull, a container, a reboot, and the release of the last
+/// device.
 #[test]
 fn layers_are_shown_by_loop_devices_where_that_is_wanted() {
     let registry = Registry::start();
@@ -220,7 +221,7 @@ fn layers_are_shown_by_loop_devices_where_that_is_wanted() {
     assert_eq!(mounted(&daemon), Vec::<String>::new());
 }
 
-/// The same layer twice, one without a byte, and one with nothing but the end of an archive.
+/// The same layer twice, an empty blob, and an archive of nothing but its end.
 #[test]
 fn layers_that_say_nothing_and_one_that_comes_twice_are_used_like_others() {
     let registry = Registry::start();
@@ -245,7 +246,8 @@ fn layers_that_say_nothing_and_one_that_comes_twice_are_used_like_others() {
     }
 }
 
-/// `Prepare`, `Apply` and `Commit` by a client give what a pull of ours gives, under either name.
+/// A client's `Prepare`, `Apply` and `Commit` make the same files as a pull by the daemon, with either snapshotter's
+/// name.
 #[test]
 fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
     let registry = Registry::start();
@@ -257,7 +259,7 @@ fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
     daemon.ctr(["images", "pull", "--plain-http", "--snapshotter", "erofs", &both]).ok();
     assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (2, 0));
     assert_eq!(count(&daemon, "layer.spans"), 2, "of a pull, and of a client's layer");
-    // By either name.
+    // By either name of the snapshotter.
     let named =
         push(&registry, &[layer(|root| fs::write(root.join("named"), "overlayfs").unwrap())], "named");
     daemon.ctr(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &named]).ok();
@@ -276,7 +278,7 @@ fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
     reboot(&mut daemon);
     daemon.start_again();
     daemon.hoist(["system", "prune", "--force"]).ok();
-    // Snapshots are the same by both names, and so is what keeps them.
+    // Both names list the same snapshots, and references by either name keep them.
     for snapshotter in ["overlayfs", "erofs"] {
         let words = ["run", "--rm", "--snapshotter", snapshotter, "--runtime", "io.containerd.hoist.v2"];
         let shown = daemon.ctr(words.iter().copied().chain([&*both, "shown", "cat", "/etc/upper"])).ok();
@@ -331,8 +333,8 @@ fn spans_are_recorded_unless_the_configuration_says_no() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// What comes over the wire is not what the config says: nothing of it is ever shown, in either form, also before anybody
-/// cleans up.
+/// The registry sends other bytes than the diff ID says: in neither form does any file of them become visible, not even
+/// before clean-up.
 #[test]
 fn a_layer_that_unpacks_to_other_bytes_is_not_mounted() {
     let registry = Registry::start();
@@ -355,8 +357,8 @@ fn a_layer_that_unpacks_to_other_bytes_is_not_mounted() {
     }
 }
 
-/// A hundred layers with a hundred thousand files: as quick to take out of the way as one, in either form, and
-/// gone for good a little later.
+/// A hundred layers with a hundred thousand files: removing them is as quick as removing one layer, in either form, and
+/// the disk is free a little later.
 #[test]
 fn removal_leaves_nothing_however_many_files_there_were() {
     let registry = Registry::start();
@@ -386,9 +388,9 @@ fn removal_leaves_nothing_however_many_files_there_were() {
     }
 }
 
-/// A container with a user namespace of its own, as containerd 2 starts one: by labels of its snapshot. It sees the owners of
-/// the image, what it writes belongs to ids of the host that nobody else has, and what it changed has owners of the
-/// image again. In either form of layers.
+/// A container with its own user namespace, by the snapshot labels that containerd 2 sets. It sees the owners of the
+/// image; files that it writes belong to host ids that nobody else has; a layer made from its changes has the owners of
+/// the image again. In either form of layers.
 #[test]
 fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
     let registry = Registry::start();
@@ -396,7 +398,7 @@ fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
         fs::create_dir(root.join("home")).unwrap();
         fs::write(root.join("home/file"), "").unwrap();
         chown(root.join("home/file"), Some(1000), Some(1001)).unwrap();
-        // For all to write: the container has no capabilities.
+        // Writable for all, since the container has no capabilities.
         fs::set_permissions(root.join("home/file"), fs::Permissions::from_mode(0o666)).unwrap();
     });
     let reference = push(&registry, &[shell_layer(), upper_layer(), users], "owners");
@@ -404,7 +406,7 @@ fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
         [("uidmapping", 100_000), ("gidmapping", 200_000)]
             .map(|(label, first)| (format!("containerd.io/snapshot/{label}"), format!("0:{first}:65536"))),
     );
-    // No container of the daemon's needs the snapshot, so that a collection would take it.
+    // No container of the daemon refers to the snapshot, so a collection would remove it.
     labels.insert("containerd.io/gc.root".to_owned(), String::from("now"));
     for form in ["archives", "directories"] {
         let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n"));
@@ -481,7 +483,7 @@ fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
     }
 }
 
-/// The snapshot of an image's last layer, where there is no other image.
+/// The key of the snapshot of the image's last layer. There must be no other image.
 fn topmost(daemon: &Daemon) -> String {
     let listed = daemon.ctr(["snapshots", "ls"]).ok().stdout;
     let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
@@ -525,7 +527,7 @@ fn a_root_can_be_deleted_once_its_daemon_and_containers_are_gone() {
         // The kernel lets go of them a moment after it has unmounted what they show.
         eventually("no device shows a file", || (loop_devices(&daemon) == 0).then_some(()));
         assert_eq!(unmount(&daemon).ok().text(), "nothing was mounted");
-        // The next daemon does with it what it did before.
+        // The daemon can be started again on the same root.
         daemon.start_again();
         let said = daemon.hoist(["run", "--rm", "--network", "none", "busybox", "echo", "again"]).ok();
         assert_eq!(said.text(), "again");
@@ -544,7 +546,7 @@ fn a_daemon_that_ends_takes_down_layers_that_nobody_may_use() {
     daemon.terminate();
     assert_eq!(mounted(&daemon), [] as [String; 0]);
 
-    // A container that is there has a snapshot, if it runs or not, and so has a client that was told what to mount.
+    // A container has a snapshot whether it runs or not, and so has a client that was given mounts.
     daemon.start_again();
     daemon.hoist(["create", "--name", "kept", "--network", "none", "busybox", "true"]).ok();
     daemon.terminate();
@@ -560,7 +562,7 @@ fn a_daemon_that_ends_takes_down_layers_that_nobody_may_use() {
     daemon.ctr(["snapshots", "rm", "seen"]).ok();
     daemon.hoist(run_once).ok();
 
-    // As it was killed, it could not.
+    // A killed daemon could not unmount them.
     daemon.kill();
     daemon.start_again();
     daemon.terminate();

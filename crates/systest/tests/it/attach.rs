@@ -9,7 +9,7 @@ use testkit::{Daemon, Terminal, eventually};
 /// Ctrl-P Ctrl-Q.
 const DETACH: &str = "\u{10}\u{11}";
 
-/// A client without a terminal.
+/// A client whose streams are pipes.
 struct Attached {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -37,7 +37,7 @@ impl Attached {
         line.trim_end().to_owned()
     }
 
-    /// Its exit code, once it has ended by itself.
+    /// The exit code, once the client has ended.
     fn end(mut self) -> Option<i32> {
         self.child.wait().expect("a child of ours").code()
     }
@@ -72,7 +72,7 @@ fn a_terminal_is_left_and_joined_again() {
     second.type_in("stty size; echo again-$((1 + 1))\n");
     second.wait_for("20 66");
     second.wait_for("again-2");
-    // Another who looks, with keys of its own: a half of them goes on when the other does not follow.
+    // A second client with other detach keys: the first key alone is passed on if the second does not follow.
     let keys = ["attach", "--detach-keys", "ctrl-a,x", "shell"];
     let mut third = Terminal::run_session(&daemon.command(keys), 20, 66);
     third.type_in("echo both-$((2 + 2))\n");
@@ -93,7 +93,7 @@ fn who_ran_it_may_leave_it_and_come_back() {
     run.wait_for("here-2");
     run.type_in(DETACH);
     assert_eq!(run.end(), (Some(0), true));
-    // Of one that runs `start` does the same.
+    // `start -ai` attaches to a running container too.
     for command in [&["attach", "shell"][..], &["start", "-ai", "shell"]] {
         let mut attached = Terminal::run_session(&daemon.command(command), 24, 80);
         attached.type_in("echo $word-$((2 + 3))\n");
@@ -107,7 +107,7 @@ fn who_ran_it_may_leave_it_and_come_back() {
     assert_eq!(state(&daemon, "shell"), "exited");
 }
 
-/// All see everything and all may type; who goes, in whatever way, takes nobody along.
+/// Every client sees all output, and each may type; a client that leaves, in whatever way, does not end the others.
 #[test]
 fn several_look_and_type_at_once() {
     let daemon = Daemon::with_busybox();
@@ -123,7 +123,7 @@ fn several_look_and_type_at_once() {
     let mut second = join("second");
     assert_eq!(first.line(), "out-second");
     let mut looker = Attached::to(&daemon, &["attach", "--no-stdin", "box"]);
-    // Until it is there, it misses what is said.
+    // Output before it is attached does not reach it.
     let mut said = 0;
     let seen = {
         let (send, lines) = std::sync::mpsc::channel();
@@ -142,7 +142,7 @@ fn several_look_and_type_at_once() {
         lines
     };
     first.kill();
-    // Its own end of input is not the container's.
+    // The end of one client's input is not the end of the container's.
     drop(second.stdin.take());
     let third = join("third");
     assert_eq!(second.line(), "out-third");
@@ -166,8 +166,8 @@ fn nobody() -> ChildStdout {
     stdout
 }
 
-/// A container whose input is that of one client (`create -i`, without `-d`) sees its end, and one that starts again has
-/// another.
+/// With `create -i` and without `-d`, the end of the client's input is the end of the container's. After a restart the
+/// container has a new input.
 #[test]
 fn an_input_ends_with_the_one_who_types_where_that_was_asked_for() {
     let daemon = Daemon::with_busybox();
@@ -258,12 +258,12 @@ fn what_cannot_be_attached_to_is_said() {
     refused(&["--detach-keys", "ctrl-1", "box"], "ctrl-1");
     daemon.hoist(["run", "-dit", "--name", "tty", "--network", "none", "busybox", "sh"]).ok();
     refused(&["tty"], "--no-stdin");
-    // One of another client of the daemon, whose output is not logged.
+    // A container of another client of the daemon, whose output is not logged.
     daemon.ctr(["containers", "create", "docker.io/library/busybox:latest", "foreign", "true"]).ok();
     refused(&["foreign"], "foreign");
 }
 
-/// Whoever breaks a `run` off leaves nothing behind: no container that runs without him, no file without an id, no pipes.
+/// A `run` that is interrupted leaves no running container, no id file without an id, and no pipes.
 #[test]
 fn a_run_that_is_broken_off_leaves_nothing_that_runs() {
     let daemon = Daemon::with_busybox();
@@ -275,7 +275,7 @@ fn a_run_that_is_broken_off_leaves_nothing_that_runs() {
         command.arg(&file).args(["busybox", "sh", "-c", script]);
         let mut child = command.stdout(Stdio::null()).spawn().expect("it starts");
         let pid = rustix::process::Pid::from_child(&child);
-        // From then on it asks for the container.
+        // From here on `run` asks the daemon for the container.
         eventually("it has begun", || file.exists().then_some(()));
         let code = eventually("it ends", || {
             rustix::process::kill_process(pid, Signal::INT).expect("it is there");
@@ -296,7 +296,7 @@ fn a_run_that_is_broken_off_leaves_nothing_that_runs() {
     }
 }
 
-/// A client who sees another `/tmp` than the daemon, as a service with one of its own does.
+/// A client with another `/tmp` than the daemon's, such as a service with `PrivateTmp=`.
 #[test]
 fn streams_need_no_common_tmp() {
     let daemon = Daemon::with_busybox();

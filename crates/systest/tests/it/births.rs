@@ -41,23 +41,23 @@ pub(crate) fn root(daemon: &Daemon) -> PathBuf {
         fs::create_dir_all(root.join(folder)).expect("a writable directory");
     }
     let shell = root.join("bin/busybox");
-    // One that runs cannot be written over.
+    // An executable that runs cannot be written to (ETXTBSY).
     if !shell.exists() {
         fs::copy("/bin/busybox", shell).expect("busybox-static is installed");
     }
     root
 }
 
-/// Runs a container of that spec by our shim.
+/// Runs a container of that spec by Hoist's shim.
 pub(crate) fn run_spec(daemon: &Daemon, id: &str, spec: &Path, options: &[&str]) -> Finished {
     let spec = spec.display().to_string();
     let words = ["run", "--detach", "--runtime", "io.containerd.hoist.v2", "--config", &spec];
     daemon.own_ctr(words.iter().chain(options).chain(&[id]))
 }
 
-/// Has `ctr run` create a container, and `meanwhile` go on beside it. Gives what `ctr run` said.
+/// Runs `meanwhile` while `ctr run` creates a container. Returns the output of `ctr run`.
 fn while_it_is_created(daemon: &Daemon, id: &str, spec: &Path, meanwhile: impl FnOnce()) -> Finished {
-    /// A test that fails does not wait for a creation that hangs.
+    /// Ends the creation when dropped, so that a failed test does not wait for it.
     struct End<'a>(&'a Daemon, &'a str);
     impl Drop for End<'_> {
         fn drop(&mut self) {
@@ -101,7 +101,7 @@ fn a_creation_that_hangs_is_seen_and_ended() {
         assert!(creation.code != 0 && creation.stderr.contains("killed"), "{id}: {creation}");
         assert!(!daemon.own_ctr(["tasks", "ls"]).ok().stdout.contains(id), "{id}");
         assert!(!daemon.state().join("tasks/default").join(id).exists(), "{id}: its bundle is gone");
-        // The id is free.
+        // The id can be used again.
         daemon.own_ctr(["containers", "rm", id]);
         let whole = self::spec(&daemon, id, |_| {});
         while_it_is_created(&daemon, id, &whole, || {}).ok();
@@ -109,7 +109,7 @@ fn a_creation_that_hangs_is_seen_and_ended() {
     }
 }
 
-/// A daemon with an image, and a directory of the host with the words that make it a volume.
+/// A daemon with an image, a directory of the host, and the argument that makes it a volume.
 fn daemon_and_volume() -> (Daemon, PathBuf, String) {
     let daemon = Daemon::with_busybox();
     let dir = daemon.dir().join("data");
@@ -118,8 +118,8 @@ fn daemon_and_volume() -> (Daemon, PathBuf, String) {
     (daemon, dir, volume)
 }
 
-/// Has `hoist start` start a container whose volume is on a silent disk, and `meanwhile` go on beside it. That has the
-/// disk, which goes if it fails, and what waits for it with it.
+/// Runs `meanwhile` while `hoist start` waits for a volume on a silent disk. `meanwhile` owns the disk: if it fails,
+/// the disk goes, and the waiting processes with it.
 fn while_its_disk_is_silent(
     daemon: &Daemon,
     dir: &Path,
@@ -134,7 +134,8 @@ fn while_its_disk_is_silent(
     });
 }
 
-/// A shim that waits inside the kernel hears nothing, and has nothing yet that could be lost.
+/// The shim is blocked inside the kernel and answers nothing. It is killed: the container has no state yet that could
+/// be lost.
 #[test]
 fn a_creation_that_waits_for_a_silent_disk_is_ended() {
     if !is_root("containers") {
@@ -163,7 +164,8 @@ fn a_creation_that_waits_for_a_silent_disk_is_ended() {
     }
 }
 
-/// What is said while a container comes up holds once it is up: by hand it was stopped, and it stays so.
+/// A `stop` while the container starts counts once it runs: the container is stopped, and its restart policy leaves it
+/// so.
 #[test]
 fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
     if !is_root("containers") {
@@ -192,14 +194,14 @@ fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
         start.join().expect("no panic");
         assert!(stop.wait().expect("a child of ours").success());
     });
-    // Longer than a policy waits before it starts a container again.
+    // Longer than the first pause of a restart policy.
     daemon.hoist(["run", "--rm", "--network", "none", "busybox", "sleep", "1"]).ok();
     let state = daemon.hoist(["inspect", "-f", "{{.State.Running}}", "one"]).ok();
     assert_eq!(state.text(), "false");
     daemon.hoist(["rm", "-f", "one"]).ok();
 }
 
-/// What a container is to see of a directory whose disk is silent.
+/// A spec with a bind mount below a directory on a silent disk.
 fn spec_below(daemon: &Daemon, id: &str, dir: &Path) -> PathBuf {
     fs::create_dir_all(dir.join("below")).expect("a writable directory");
     spec(daemon, id, |spec| {
@@ -227,7 +229,8 @@ fn who_waits_for_a_creation_that_is_ended_is_told() {
                 waiter.wait(ask(WaitRequest { container_id: "waited".into(), ..WaitRequest::default() }));
             let mut killer = TasksClient::new(channel);
             let kill = KillRequest { container_id: "waited".into(), signal: 9, ..KillRequest::default() };
-            // The kill takes the time in which a shim may answer, so the wait is at the shim before that dies.
+            // The kill waits until the shim's time for an answer is over, so the wait reaches the shim before the shim
+            // dies.
             let both = async { tokio::join!(wait, killer.kill(ask(kill))) };
             let (exit, killed) = timeout(DEADLINE, both).await.expect("both are answered");
             killed.expect("it is killed");
@@ -237,7 +240,7 @@ fn who_waits_for_a_creation_that_is_ended_is_told() {
     assert_ne!(creation.code, 0, "{creation}");
 }
 
-/// Kills a daemon while a creation hangs, which `hangs` waits for, and starts the next one.
+/// Kills the daemon when `hangs` sees that the creation hangs, and starts the next one.
 fn leave_to_the_next_daemon(daemon: &mut Daemon, id: &str, spec: &Path, hangs: impl FnOnce()) {
     while_it_is_created(daemon, id, spec, || {
         hangs();
@@ -266,7 +269,7 @@ fn a_creation_that_hangs_is_deleted_by_the_next_daemon() {
     drop(disk);
 }
 
-/// Deletes a task of which nothing stays.
+/// Deletes a task, and checks that nothing of it is left.
 fn delete_left(daemon: &Daemon, id: &str) {
     let exit = on(daemon, async |channel| {
         let mut tasks = TasksClient::new(channel);
@@ -275,14 +278,14 @@ fn delete_left(daemon: &Daemon, id: &str) {
     });
     assert_eq!(exit.exit_status, 137, "{id}");
     assert!(!daemon.state().join("tasks/default").join(id).exists(), "{id}: its bundle is gone");
-    // The id is free.
+    // The id can be used again.
     daemon.own_ctr(["containers", "rm", id]);
     let whole = spec(daemon, id, |_| {});
     while_it_is_created(daemon, id, &whole, || {}).ok();
     daemon.own_ctr(["tasks", "delete", "--force", id]).ok();
 }
 
-/// The daemon that had it created is gone, and so is what that knew.
+/// The daemon that began the creation is gone, with all that it knew of it.
 #[test]
 fn a_creation_that_hangs_is_ended_by_the_next_daemon() {
     if !is_root("containers") {
@@ -302,7 +305,7 @@ fn a_creation_that_hangs_is_ended_by_the_next_daemon() {
     drop(disk);
 }
 
-/// Nobody can be told whether it is there; nothing else waits for that.
+/// Whether the source exists cannot be found out; only the callers that name it wait for that.
 #[test]
 fn a_source_on_a_disk_that_does_not_answer_holds_up_few() {
     if !is_root("a file system in user space") {

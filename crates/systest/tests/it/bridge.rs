@@ -7,7 +7,7 @@ use std::process::Command;
 
 use testkit::{Daemon, eventually, images, is_root, run};
 
-/// The bridge of a daemon, and its table of rules, as its configuration names it.
+/// The name of the daemon's bridge and of its nftables table, from the configuration.
 pub(crate) fn bridge(daemon: &Daemon) -> String {
     let config = fs::read_to_string(daemon.dir().join("config.toml")).expect("every daemon has one");
     let name = config.lines().find_map(|line| line.strip_prefix("bridge = "));
@@ -18,23 +18,23 @@ pub(crate) fn links() -> String {
     run(Command::new("ip").args(["-o", "link"])).ok().stdout
 }
 
-/// A daemon with busybox, that tells when it is at rest.
+/// A daemon with busybox that logs when it becomes idle.
 fn talkative() -> Daemon {
     let daemon = Daemon::start_with(&[], "[log]\nlevel = \"debug\"\n");
     daemon.load(&images::busybox_archive());
     daemon
 }
 
-/// Waits until a daemon that nobody calls has come to rest once more.
+/// Waits until an idle daemon logs once more that it is idle.
 fn rests(daemon: &Daemon) {
     let times = || daemon.log().matches("at rest: let go of pages").count();
     let before = times();
     eventually("a daemon is at rest", || (times() > before).then_some(()));
 }
 
-/// Waits until a daemon has looked, from the beginning, whether its bridge is used.
+/// Waits for a complete check of whether the bridge is in use.
 fn looks(daemon: &Daemon) {
-    // The first may have begun before.
+    // The first check may have begun before.
     for _ in 0..2 {
         daemon.hoist(["version"]).ok();
         rests(daemon);
@@ -45,7 +45,7 @@ fn nft(words: &[&str]) -> testkit::Finished {
     run(Command::new("nft").args(words))
 }
 
-/// A table that is the machine's. Taken away with this.
+/// A table of the machine's own, removed when dropped.
 struct Foreign(String);
 
 impl Foreign {
@@ -95,7 +95,7 @@ fn it_goes_with_the_last_container_and_comes_with_the_next() {
         daemon.hoist(["rm", "-f", "web"]).ok();
         gone("the bridge went with the last container");
     }
-    // Nobody calls when this one ends.
+    // No call reaches the daemon when this container ends.
     let shared = format!("{}:/shared", daemon.dir().display());
     let ends = "until test -e /shared/go; do usleep 10000; done";
     daemon.hoist(["run", "-d", "--rm", "-v", &shared, "busybox", "sh", "-c", ends]).ok();
@@ -106,7 +106,7 @@ fn it_goes_with_the_last_container_and_comes_with_the_next() {
     assert_eq!(foreign.text(), before, "what is not ours is as it was");
 }
 
-/// Whose it is, and what people added to the table: nothing of that is taken from them while the daemon lives.
+/// Links and rules of others stay as long as the daemon lives.
 #[test]
 fn what_others_made_or_use_stays() {
     if !is_root("a container with a network") {
@@ -115,7 +115,7 @@ fn what_others_made_or_use_stays() {
     let [mut guest, host] = [talkative(), talkative()];
     let [theirs, own] = [&guest, &host].map(bridge);
     let is_there = |bridge: &str| links().contains(&format!(": {bridge}: "));
-    // One that was there before, without a port.
+    // A bridge of that name that existed before, without a port.
     run(Command::new("ip").args(["link", "add", &theirs, "type", "bridge"])).ok();
     for daemon in [&guest, &host] {
         daemon.hoist(["run", "--rm", "busybox", "true"]).ok();
@@ -125,7 +125,7 @@ fn what_others_made_or_use_stays() {
     looks(&host);
     assert!(is_there(&theirs) && is_there(&own));
     assert!(nft(&["list", "table", "ip", &own]).ok().stdout.contains("wg0"));
-    // Nor does one that starts take what others have attached for what an interrupted call left.
+    // A starting daemon does not take a foreign port for the leftover of an interrupted call.
     let port = format!("x{}", std::process::id());
     run(Command::new("ip").args(["link", "add", &port, "master", &theirs, "type", "veth"])).ok();
     guest.kill();
@@ -139,7 +139,7 @@ fn what_others_made_or_use_stays() {
     run(Command::new("ip").args(["link", "delete", &theirs])).ok();
 }
 
-/// Whoever was at rest while it came up has looked in vain.
+/// The bridge goes even if the daemon became idle, and checked it, while the container was still starting.
 #[test]
 fn it_goes_after_a_start_that_took_long_and_failed() {
     if !is_root("a container with a network") {
@@ -166,8 +166,8 @@ fn it_goes_after_a_start_that_took_long_and_failed() {
     eventually("nobody has the bridge", || (!is_there()).then_some(()));
 }
 
-/// Links of a container have IPv6 off unless it asks for it, for all of them or for one, and hear no advertisements even
-/// then.
+/// The links of a container have IPv6 disabled unless a sysctl of the container enables it, for all links or for one;
+/// router advertisements stay off even then.
 #[test]
 fn a_sysctl_turns_ipv6_on_for_a_container() {
     if !is_root("a container with a network") {

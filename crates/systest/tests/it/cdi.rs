@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use testkit::{Daemon, Registry, images};
 
-/// A file of the machine's, which goes with this.
+/// A CDI file of the machine, removed when dropped.
 struct Described(PathBuf);
 
 impl Described {
-    /// A document of a kind of its own, `KIND=NAME` by which its one device is asked for.
+    /// Writes a CDI document. Its one device is requested as `KIND=NAME`.
     fn write(folder: &str, form: &str, kind: &str, document: &str) -> Described {
         fs::create_dir_all(folder).unwrap();
         let name = kind.replace(['/', '.'], "-");
@@ -26,7 +26,7 @@ impl Drop for Described {
     }
 }
 
-/// Nobody else's: tests run side by side on one machine.
+/// A kind of this test alone: tests run side by side on one machine.
 fn kind(of: &str) -> String {
     format!("hoist-{}.test/{of}", std::process::id())
 }
@@ -55,14 +55,14 @@ fn a_container_gets_what_a_device_needs() {
         let rest = ["--network", "none", "busybox", "sh", "-c", script];
         daemon.hoist([&["run", "--rm", "--device", name.as_str()], flags, &rest].concat())
     };
-    // The device is not one of those that every container has.
+    // The device is none of those that every container has.
     let script = "echo $KIND $WHICH; cat /lib/driver; echo; grep Groups: /proc/self/status | cut -f2; id -u
         true < /dev/given && echo read; true > /dev/given || echo refused; stat -c %u /dev/given";
     let said = run(&["-u", "7:8"], script).ok().text().to_owned();
     assert_eq!(said, "one all\nof the driver\n8 77 \n7\nread\nrefused\n7");
     assert_eq!(fs::read_to_string(&mark).unwrap(), "hooked\n");
 
-    // Numbers of devices are others after a reboot: what counts is the file at the start.
+    // Device numbers change with a reboot: the CDI file at the time of the start counts.
     let create =
         ["create", "--name", "box", "--device", &name, "--network", "none", "busybox", "sleep", "1000"];
     daemon.hoist(create).ok();
@@ -124,7 +124,7 @@ fn ctr_gives_devices_as_containerds_does() {
     assert!(odd.code != 0 && odd.stderr.contains("--gpus x"), "{odd}");
 }
 
-/// containerd's `ctr` of Debian, for the same daemon.
+/// Debian's `ctr` on the same daemon.
 #[test]
 fn a_default_profile_of_apparmor_needs_apparmor() {
     if Path::new("/sys/kernel/security/apparmor/profiles").exists() {

@@ -19,23 +19,23 @@ use crate::runtime_bundle::missing;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Written by the test that has a further hierarchy for a moment, read by those whose peers trip over one that
-/// is mounted where they cannot see it.
+/// Held for writing by the test that mounts another hierarchy for a moment, and for reading by tests whose peers fail
+/// on a hierarchy that they cannot see.
 pub(crate) static HIERARCHIES: RwLock<()> = RwLock::new(());
 
-/// Whether the controllers are in version 2.
+/// Whether the controllers are in cgroups of version 2.
 pub(crate) fn is_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
-/// A limit in the container's spec, and the file that it ends in: by version, name and text.
+/// A limit in the container's spec, and for each version the file and the value that it becomes.
 struct Limit {
     resources: Value,
     v1: &'static [(&'static str, &'static str)],
     v2: &'static [(&'static str, &'static str)],
 }
 
-/// The directory of a container's cgroup, of the tree that has this controller.
+/// The directory of a process's cgroup in the hierarchy with this controller.
 pub(crate) fn directory(pid: u64, controller: &str) -> PathBuf {
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("the process lives");
     let path = own.lines().find_map(|line| {
@@ -52,7 +52,7 @@ pub(crate) fn directory(pid: u64, controller: &str) -> PathBuf {
     if is_v2() { Path::new(ROOT).join(path) } else { Path::new(ROOT).join(controller).join(path) }
 }
 
-/// Reads `memory.max`-like files, whose controller is the part before the point.
+/// The content of a cgroup's file, such as `memory.max`, whose name begins with its controller.
 pub(crate) fn read(pid: u64, file: &str) -> String {
     let controller = file.split('.').next().expect("a name has a first part");
     let path = directory(pid, controller).join(file);
@@ -60,13 +60,13 @@ pub(crate) fn read(pid: u64, file: &str) -> String {
     text.trim().to_owned()
 }
 
-/// All directories of this name in any tree.
+/// All cgroups of this name, in every hierarchy.
 pub(crate) fn named(name: &str) -> Vec<PathBuf> {
     let found = run(Command::new("find").args([ROOT, "-type", "d", "-name", name])).stdout;
     found.lines().map(PathBuf::from).collect()
 }
 
-/// A block device of the host whose transfers can be limited.
+/// A block device of the host, with its path, major and minor number, whose transfers can be limited.
 fn block_device() -> (String, u64, u64) {
     let disks = fs::read_dir("/sys/block").expect("sysfs is mounted");
     let disk =
@@ -161,7 +161,7 @@ fn weights_of_transfers_are_set_where_the_kernel_has_them() {
             .with_resources(json!({"blockIO": {"weight": 500}}));
     let done = bundle.run(&["run"]);
     if is_v2() {
-        // 10..=1000 is 1..=10000 there, but for the scheduler BFQ, which may be there by now.
+        // Weights 10..=1000 become 1..=10000 there, except for the scheduler BFQ, which may be present.
         let found = done.ok().stdout;
         assert!(found.lines().any(|line| matches!(line, "default 4950" | "default 500")), "{found}");
     } else if done.code == 0 {
@@ -171,7 +171,7 @@ fn weights_of_transfers_are_set_where_the_kernel_has_them() {
     }
 }
 
-/// A disk of our own.
+/// A loop device of the test.
 struct Loop {
     name: String,
     minor: u64,
@@ -196,7 +196,7 @@ impl Drop for Loop {
     }
 }
 
-/// By what the kernel shares that disk out with: io.cost, where version 2 has it, and the scheduler BFQ.
+/// Weights of single devices need io.cost (version 2) or the scheduler BFQ.
 #[test]
 fn weights_of_devices_are_set() {
     if !testkit::is_root("a loop device") {
@@ -219,7 +219,7 @@ fn weights_of_devices_are_set() {
             assert!(found.lines().any(|line| line == format!("{number} 2930")), "{found}");
         }
     }
-    // It may be a part of the kernel, on a host without modules.
+    // BFQ may be built into the kernel, on a host without modules.
     let _ = Command::new("modprobe").arg("bfq").output();
     let scheduled = fs::write(format!("/sys/block/{}/queue/scheduler", disk.name), "bfq");
     if scheduled.is_ok() || is_guest {
@@ -248,7 +248,8 @@ fn controllers_that_few_hosts_mount_limit_too() {
         bundle.run(&["run"]).expect_code(1).expect_stderr("version 1 only");
         return;
     }
-    // Those of version 1 are mounted for this test alone, in a mount namespace of its own, where they are not anyway.
+    // Hierarchies of version 1 are mounted for this test alone, in its own mount namespace, unless they are mounted
+    // already.
     let _alone = HIERARCHIES.write();
     let is_there = || fs::read_to_string("/proc/self/cgroup").is_ok_and(|own| own.contains("net_cls"));
     let was_there = is_there();
@@ -263,8 +264,8 @@ fn controllers_that_few_hosts_mount_limit_too() {
         .arg(command.get_program())
         .args(command.get_args());
     let done = run(apart.current_dir(bundle.path()).stdin(std::process::Stdio::null()));
-    // A hierarchy outlives its mount if a cgroup of it is still being taken down then, and goes some time after
-    // the next unmount: one that follows at once brings it back.
+    // A hierarchy outlives its mount while a cgroup of it is being removed, and goes some time after the next unmount:
+    // a mount that follows at once brings it back.
     let mut looks = 0;
     eventually("the hierarchy is gone", || {
         if is_there() && !was_there && looks % 20 == 0 {
@@ -277,17 +278,17 @@ fn controllers_that_few_hosts_mount_limit_too() {
     assert_eq!(done.ok().stdout, "4194304\n1048577\nlo 5\n");
 }
 
-/// A device of RDMA by software, which sends over a pair of network devices.
+/// An RDMA device by software, over a pair of network devices.
 struct Rdma {
     name: String,
     network: String,
 }
 
 impl Rdma {
-    /// None where the kernel cannot: but one guest's can.
+    /// None if the kernel lacks `rdma_rxe`; the kernel of one guest has it.
     fn new() -> Option<Rdma> {
         let (name, network) = (format!("rx{}", std::process::id()), format!("rn{}", std::process::id()));
-        // It may be a part of the kernel, on a host without modules.
+        // `rdma_rxe` may be built into the kernel, on a host without modules.
         let _ = Command::new("modprobe").arg("rdma_rxe").output();
         let shown = Command::new("rdma").args(["dev", "show"]).output();
         let is_there = Path::new("/sys/module/rdma_rxe").exists() && shown.is_ok();
@@ -348,7 +349,7 @@ fn check(limit: &Limit) {
     let pid = bundle.pid();
     for (file, text) in if is_v2() { limit.v2 } else { limit.v1 } {
         let controller = directory(pid, file.split('.').next().expect("a first part"));
-        // A kernel that counts no swap has none of its files.
+        // A kernel without swap accounting has none of these files.
         let counts_swap = file.contains("swap") || file.contains("memsw");
         if counts_swap && !controller.join(file).exists() {
             continue;
@@ -364,7 +365,7 @@ fn a_container_suffers_its_limits() {
     many.run(&["run"]).expect_stderr("fork");
     let hungry = Bundle::new("x=0123456789; while true; do x=$x$x; done").with_resources(resources);
     hungry.run(&["run"]).expect_code(137);
-    // A loop that would take all of a processor gets a tenth, and the kernel counts how often it waited.
+    // A busy loop gets a tenth of a processor, and the kernel counts how often it was throttled.
     let busy = Bundle::new("while true; do :; done")
         .with_resources(json!({"cpu": {"quota": 10_000, "period": 100_000}}));
     busy.start();
@@ -434,7 +435,7 @@ fn limits_change_while_a_container_runs() {
     for (file, text) in expected {
         assert_eq!(read(pid, file), *text, "{file}");
     }
-    // Down again, past each other: memory and swap together, quota and burst.
+    // Lowered again, each in the order that the kernel requires: memory and swap together, quota and burst.
     update(&["--memory", "50331648", "--memory-swap", "50331648"]).ok();
     fs::write(&file, json!({"cpu": {"burst": 10_000}}).to_string()).expect("writable");
     update(&["--resources", &file.display().to_string()]).ok();
@@ -450,7 +451,7 @@ fn limits_change_while_a_container_runs() {
 
 #[test]
 fn devices_are_open_to_those_with_a_rule() {
-    // The kernel's log: there on every host, and writable without further privileges.
+    // The kernel's log is a device of every host, and needs no further privileges to write to.
     let script = "mknod /log c 1 11 && (echo > /log) 2>/dev/null && echo written; cat /dev/null && echo null; \
                   head -c 1 /log > /dev/null 2>&1 && echo read; mknod /disk b 7 0 && echo made; \
                   (cat /disk > /dev/null) 2>&1 | grep -o 'not permitted'";
@@ -494,7 +495,7 @@ fn frozen_containers_stand_still_and_can_be_killed() {
     let stopped = fs::read_to_string(bundle.rootfs().join("count"));
     bundle.run(&["pause"]).expect_stderr("paused");
     run(bundle.command(&["exec", bundle.id()]).arg("true")).expect_stderr("paused");
-    // Others get their turn, it does not.
+    // Other processes run meanwhile; the frozen one does not.
     run(Command::new("sh").args(["-c", "for i in $(seq 200); do :; done"])).ok();
     assert_eq!(fs::read_to_string(bundle.rootfs().join("count")).ok(), stopped.ok(), "it stands still");
     bundle.run(&["resume"]).ok();
@@ -568,7 +569,8 @@ fn a_container_may_divide_what_it_has() {
     let made = fs::read_to_string(bundle.rootfs().join("made"))
         .unwrap_or_else(|error| panic!("{error}: {}", bundle.output()));
     assert_eq!(made, if is_v2() { "pids\n5\n" } else { "5\n" });
-    // A cgroup that has divided its controllers takes no process any more: a further one joins the first.
+    // A cgroup that has enabled controllers for its children takes no process any more (cgroups(7), "no internal
+    // processes"): the exec joins the first process.
     bundle.exec("echo here; cut -d: -f3 /proc/self/cgroup | sort -u").ok();
     let pids: Vec<u64> =
         serde_json::from_str(&bundle.run(&["ps", "--format", "json"]).ok().stdout).expect("ps is JSON");
@@ -628,7 +630,7 @@ fn nothing_is_left_of_a_container() {
     assert_eq!(named(created.id()), Vec::<PathBuf>::new());
 }
 
-/// Whether a line of `/proc/PID/cgroup` is of a tree that is mounted, so that we could make a cgroup in it.
+/// Whether a line of `/proc/PID/cgroup` names a mounted hierarchy, in which a cgroup can be made.
 fn is_limited(line: &str) -> bool {
     let controllers = line.split(':').nth(1).unwrap_or_default();
     match controllers {
@@ -653,7 +655,7 @@ fn stats_have_runcs_shape() {
     assert_eq!(data["cpuset"]["cpus"][0], 0, "{ours}");
     assert!(data["memory"]["swap"]["usage"].as_u64() >= data["memory"]["usage"]["usage"].as_u64(), "{ours}");
     assert_eq!(data["pids"], json!({"current": 2, "limit": 20}), "{ours}");
-    // As runc tells it since 1.2: Debian's does not.
+    // Fields that runc has since 1.2, and Debian's runc lacks.
     for (field, resource) in [("cpu", "cpu"), ("memory", "memory"), ("blkio", "io")] {
         let file = || directory(bundle.pid(), resource).join(format!("{resource}.pressure"));
         let is_told = is_v2() && fs::read(file()).is_ok();
@@ -689,9 +691,9 @@ fn stats_have_runcs_shape() {
     run(&mut runc(&["delete", "--force", &id])).ok();
     let theirs: Value = serde_json::from_str(&theirs.ok().stdout).expect("JSON");
     let mut missing = missing(&theirs, &ours);
-    // Not to be had of version 2, for which runc prints zeros.
+    // Version 2 has no such figures; runc prints zeros for them.
     missing.retain(|path| !(is_v2() && path.starts_with("/data/cpuset")));
-    // What was transferred differs.
+    // Transfers differ from run to run.
     missing.retain(|path| !(path.starts_with("/data/blkio") && path.ends_with("it is empty")));
     assert!(missing.is_empty(), "{missing:?}\n--- ours\n{ours}\n--- runc\n{theirs}");
 }
@@ -720,7 +722,7 @@ fn a_container_without_memory_says_so_in_an_event() {
     assert_eq!(state.text(), "true 137");
 }
 
-/// Whoever has the cgroup next would be limited as the container that never was.
+/// The limits of a container whose creation failed would hold for the next one in the cgroup.
 #[test]
 fn a_creation_that_fails_leaves_no_limits_on_a_cgroup_that_was_there() {
     if !testkit::is_root("cgroups") {

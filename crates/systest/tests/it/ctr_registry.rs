@@ -1,4 +1,5 @@
-//! `ctr` and registries: fetching and pushing single blobs, pulls of metadata alone, what `--http-dump` and `--http-trace` print.
+//! `ctr` and registries: fetching and pushing single blobs, pulls of metadata alone, what `--http-dump` and
+//! `--http-trace` print.
 
 use std::collections::BTreeSet;
 use std::fs;

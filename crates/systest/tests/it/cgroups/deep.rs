@@ -12,11 +12,11 @@ use testkit::{Daemon, eventually};
 
 use super::named;
 
-/// More than a process usually may have open, and far more than a path can name. To make twice as many takes the
-/// kernel four times as long.
+/// More than the usual limit of open files, and far deeper than a path can name. Twice as many levels take the kernel
+/// four times as long.
 const LEVELS: usize = 1100;
 
-/// A cgroup in a cgroup in a cgroup.
+/// A chain of cgroups, one inside the other.
 struct Chain {
     top: PathBuf,
     bottom: OwnedFd,
@@ -46,7 +46,7 @@ impl Chain {
     }
 }
 
-/// What a test that failed has left. Nothing, after one that passed.
+/// Removes what a failed test has left.
 impl Drop for Chain {
     fn drop(&mut self) {
         let _gone = fs::write(self.top.join("cgroup.kill"), "1");
@@ -61,18 +61,18 @@ fn open(parent: impl AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> 
     Ok(openat(parent, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// As long as names can be.
+/// The longest name that a cgroup can have.
 fn name() -> String {
     "d".repeat(255)
 }
 
-/// The directories in which tests make cgroups: in the tree of version 2, and in one of version 1.
+/// The directories where tests make cgroups: in the hierarchy of version 2, and in one of version 1.
 fn tops(cgroup: &Cgroup) -> Vec<PathBuf> {
     let wanted = |name: &str| ["", "freezer"].contains(&name);
     cgroup.locations().into_iter().filter(|(name, _)| wanted(name)).map(|(_, path)| path).collect()
 }
 
-/// A process that is killed at the end of the test at the latest.
+/// A process that is killed when dropped.
 struct Sleeper(Child);
 
 impl Sleeper {
@@ -110,7 +110,7 @@ fn a_chain_of_cgroups_is_killed_and_removed() {
     assert_eq!(named(&id), Vec::<PathBuf>::new());
 }
 
-/// With version 1 alone, where what is frozen cannot be killed, and a cgroup may be frozen by itself.
+/// In version 1 alone a frozen process cannot be killed, and a container may freeze a cgroup by itself.
 #[test]
 fn what_a_container_has_frozen_of_itself_is_killed() {
     let id = format!("ht-frozen-{}", std::process::id());

@@ -9,7 +9,8 @@ use testkit::Bundle;
 
 use super::{directory, is_v2, read};
 
-/// A container below the root of each tree, where all of the machine's is to be had.
+/// A container in a cgroup directly below the root of each hierarchy, where all of the machine's resources are
+/// available.
 fn at_the_top(script: &str, resources: &Value) -> Bundle {
     let bundle = Bundle::new(script).with_resources(resources.clone());
     let path = format!("/{}", bundle.id());
@@ -21,14 +22,14 @@ fn limits_of_version_1_alone() {
     let memory = json!({"limit": 64 << 20, "swappiness": 17, "disableOOMKiller": true});
     let realtime = json!({"realtimeRuntime": 5000, "realtimePeriod": 500_000});
     if is_v2() {
-        // Without a meaning there: it is the machine's, and nobody's.
+        // Version 2 has neither: swappiness is the machine's, and the OOM killer cannot be disabled.
         let bundle = at_the_top("exit 3", &json!({"memory": memory}));
         bundle.run(&["run"]).expect_code(3);
         let refused = at_the_top("exit 3", &json!({"cpu": realtime})).run(&["run"]).expect_code(1);
         refused.expect_stderr("ealtime");
         return;
     }
-    // A kernel may have been built without them.
+    // The kernel may be built without realtime group scheduling.
     let has_realtime = ["/sys/fs/cgroup/cpu/cpu.rt_period_us", "/sys/fs/cgroup/cpu,cpuacct/cpu.rt_period_us"]
         .iter()
         .any(|file| fs::exists(file).unwrap_or(false));
@@ -94,7 +95,7 @@ fn every_flag_of_update_changes_its_limit() {
             (&["--pids-limit", "40"], "pids.max", "40"),
             (&["--pids-limit=-1"], "pids.max", "max"),
             (&["--cpu-idle", "1"], "cpu.idle", "1"),
-            // Who is given a weight is idle no more.
+            // A weight takes a cgroup out of `cpu.idle`.
             (&["--cpu-share", "1024"], "cpu.weight", "100"),
             (&[], "cpu.idle", "0"),
         ]
@@ -112,7 +113,7 @@ fn every_flag_of_update_changes_its_limit() {
             (&["--pids-limit=-1"], "pids.max", "max"),
             (&["--cpu-idle", "1"], "cpu.idle", "1"),
             (&["--cpu-idle", "1", "--cpu-share", "256"], "cpu.idle", "1"),
-            // Who is given a weight is idle no more.
+            // A weight takes a cgroup out of `cpu.idle`.
             (&["--cpu-share", "1024"], "cpu.shares", "1024"),
             (&[], "cpu.idle", "0"),
             // Ignored, as by runc.
@@ -141,7 +142,7 @@ fn every_flag_of_update_changes_its_limit() {
     }
 }
 
-/// As with runc, whose help says so.
+/// As runc's help says: a document replaces all flags.
 #[test]
 fn limits_of_a_document_are_the_only_ones() {
     let bundle = at_the_top("sleep 1000", &json!({"pids": {"limit": 20}, "memory": {"limit": 64 << 20}}));
@@ -156,8 +157,8 @@ fn limits_of_a_document_are_the_only_ones() {
     assert_eq!(read(bundle.pid(), "pids.max"), "40");
 }
 
-/// A container of ours or of runc's is updated: whether that was done, and what is in the files then. None if the kernel
-/// does not have them all.
+/// Updates a container of Hoist's or runc's. Returns whether that succeeded, and the content of the files then; `None`
+/// if the kernel lacks one of them.
 fn updated(is_runcs: bool, resources: &Value, flags: &[&str], files: &[&str]) -> Option<(bool, Vec<String>)> {
     let bundle = at_the_top("sleep 1000", resources);
     let [root, pid] = ["runc", "pid"].map(|name| bundle.path().join(name));
@@ -201,7 +202,7 @@ fn what_an_update_leaves_unsaid_stays_as_it_is() {
             return println!("skipped: this kernel counts no swap");
         };
         assert_eq!(ours, expected, "{resources} {flags:?}");
-        // Debian's runc has another way of it on version 2, which newer ones have not.
+        // Debian's runc does otherwise on version 2; newer versions do as Hoist.
         if !v2 {
             assert_eq!(updated(true, resources, flags, &memory), Some(ours), "{resources} {flags:?}");
         }
