@@ -23,12 +23,13 @@ use types::ErrorKind;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_spec, read_text, script};
 use crate::runtime_command::receive;
 
-/// Whether criu knows this kernel. It must in the guest, where this is tested.
+/// Whether criu supports this kernel. In the guest it must.
 pub(crate) fn criu_works() -> bool {
     if !is_root("a checkpoint") {
         return false;
     }
-    // If the host's /etc/criu/default.conf names a log, that is written where criu runs: not among the sources.
+    // criu writes a log that the host's /etc/criu/default.conf names into its working directory, which must not be the
+    // sources.
     let work = TempDir::new().expect("a temporary directory");
     let checked = run(Command::new("criu").arg("check").current_dir(work.path()));
     let works = checked.code == 0;
@@ -39,11 +40,11 @@ pub(crate) fn criu_works() -> bool {
     works
 }
 
-/// Counts into `/count` ten times a second, and notes in `/begun` that it has begun.
+/// A script that counts into `/count` ten times a second, and writes `/begun` first.
 pub(crate) const COUNT: &str = "echo begun >> /begun; i=0; while true; do i=$((i+1)); echo $i > /next; mv /next /count; \
                      sleep 0.1; done";
 
-/// A bundle whose container counts, and the folders for its images.
+/// A bundle whose container counts, and directories for its images.
 pub(crate) struct Counter {
     pub(crate) bundle: TempDir,
     pub(crate) path: String,
@@ -82,7 +83,7 @@ impl Counter {
     }
 }
 
-/// Ends a container with its test.
+/// Deletes a container when dropped.
 pub(crate) struct End<'a>(pub(crate) &'a Runtime, pub(crate) &'a str);
 
 impl Drop for End<'_> {
@@ -91,7 +92,8 @@ impl Drop for End<'_> {
     }
 }
 
-/// Runs a command whose container keeps the streams: none of ours, which criu would find outside of it.
+/// Runs a command whose container keeps the streams. They are files: criu would refuse pipes to a process outside of
+/// the container.
 #[track_caller]
 pub(crate) fn quiet(runtime: &Runtime, words: &[&str]) {
     let log = TempDir::new().expect("a temporary directory");
@@ -102,7 +104,7 @@ pub(crate) fn quiet(runtime: &Runtime, words: &[&str]) {
     assert!(status.success(), "{} {words:?}: {status}\n{said}\n{}", runtime.name, logs(words));
 }
 
-/// The end of criu's logs in the folders that a command names.
+/// The ends of criu's logs in the directories that a command names.
 pub(crate) fn logs(words: &[&str]) -> String {
     let mut found = String::new();
     for name in
@@ -124,7 +126,7 @@ fn a_container_goes_on_where_it_was() {
     if !criu_works() {
         return;
     }
-    // Images of each runtime are restored by both.
+    // Each runtime restores the images of both.
     for saver in Runtime::both() {
         let counter = Counter::new(|spec| {
             add_mount(
@@ -179,7 +181,7 @@ fn a_container_goes_on_where_it_was() {
                 "cat /scratch/file; ls /data/deep/passwd; cat /proc/1/comm",
             ]);
             assert_eq!(seen.ok().text(), "kept\n/data/deep/passwd\nsh", "{name}");
-            // runc 1.1 leaves it in a cgroup of the name that it had, and does not bring its network up.
+            // runc 1.1 restores it into a cgroup of the old name, and leaves its network down.
             if restorer.name == "hoist" {
                 let pid = told["pid"].as_u64().expect("a number");
                 let network = File::open(format!("/proc/{pid}/ns/net")).expect("it lives");
@@ -197,8 +199,8 @@ fn a_container_goes_on_where_it_was() {
     }
 }
 
-/// CVE-2026-119101: criu keeps place and source of a mount in one word. An image that led a mount to a place which
-/// reads as both had the restore mount a directory of the host, for another mount.
+/// CVE-2026-119101: criu keeps the target and the source of a mount in one option. An image that mounted at a path
+/// which reads as both made the restore mount a host's directory for another mount.
 #[test]
 fn a_mount_is_not_led_to_a_place_that_reads_as_a_source() {
     if !criu_works() {
@@ -223,8 +225,8 @@ fn a_mount_is_not_led_to_a_place_that_reads_as_a_source() {
     counter.wait_beyond(counter.count());
 }
 
-/// As runc did until its mend of CVE-2026-119101: while a restore makes places for mounts, those that are read-only
-/// could be written to, and got places of the host's files.
+/// As runc did before its fix of CVE-2026-119101: while a restore makes mount points, read-only mounts are writable,
+/// and mount points are made among the host's files.
 #[test]
 fn a_restore_makes_no_place_in_what_is_read_only() {
     if !criu_works() {
@@ -255,8 +257,8 @@ fn a_restore_makes_no_place_in_what_is_read_only() {
     assert!(!place.exists(), "it was made on the host: {refused}");
 }
 
-/// Of a mount a restore knows the place alone, and a container can rename what its mounts lie in: what was read-only would
-/// come back as what was in that place, for writing.
+/// A restore knows a mount by its target alone, and a container can rename the directory of a mount: a read-only mount
+/// would come back as another one, writable.
 #[test]
 fn a_mount_does_not_come_back_for_more_than_the_bundle_has() {
     if !criu_works() {
@@ -290,7 +292,7 @@ fn a_mount_does_not_come_back_for_more_than_the_bundle_has() {
     exchange();
     let saved = runtime.run(&save);
     assert_eq!(saved.code, 0, "{saved}\n{}", logs(&save));
-    // As if it had been exchanged while it was saved.
+    // As if the images had been swapped after the checkpoint.
     let mut spec = read_spec(counter.bundle.path());
     options(&mut spec, ["rw", "ro"]);
     fs::write(counter.bundle.path().join("config.json"), spec.to_string()).expect("a writable bundle");
@@ -421,7 +423,7 @@ fn a_terminal_is_handed_over_once_more() {
         let (_, master) = receive(&listener);
         assert!(first.wait().expect("a child of ours").success());
         eventually("it is up", || bundle.path().join("rootfs/up").exists().then_some(()));
-        // As containerd says it of each container with a terminal.
+        // As containerd passes it for each container with a terminal.
         let words = ["checkpoint", "--shell-job", "--image-path", &images, "--work-path", &work, &id];
         let saved = runtime.run(&words);
         assert_eq!(saved.code, 0, "{}: {saved}\n{}", runtime.name, logs(&words));
@@ -440,7 +442,7 @@ fn a_terminal_is_handed_over_once_more() {
             &console,
             &id,
         ];
-        // What is sent waits in the socket.
+        // The terminal's descriptor waits in the socket's queue.
         let restored = runtime.command(&words).status().expect("it runs");
         assert!(restored.success(), "{}\n{}", runtime.name, logs(&words));
         let (_, master) = receive(&listener);

@@ -12,14 +12,14 @@ use crate::checkpoint::{COUNT, criu_works};
 const STATE: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 const SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
 
-/// A blob of an index as clients of containerd write it: for the platform that it was made on.
+/// A blob of a checkpoint's index as containerd's clients write it: with the platform on which it was made.
 fn part(layout: &Layout, kind: &str, bytes: &[u8]) -> Value {
     let mut part = layout.blob(kind, bytes);
     part["platform"] = json!({"os": "linux", "architecture": "amd64"});
     part
 }
 
-/// What a daemon has of an index: the digests of its children, and which of them can be read.
+/// The digests of an index's children in a daemon, and whether each can be read.
 fn held(daemon: &Daemon, name: &str) -> Vec<(String, bool)> {
     let index = index(daemon, name);
     let children = index["manifests"].as_array().expect("it has children").iter().map(digest_of);
@@ -53,7 +53,7 @@ fn blobs_of_an_index_go_with_it_and_come_with_it() {
         layout.image(architecture, &layers)
     });
     let base = layout.index(&bases);
-    // Larger than a document may be.
+    // Larger than a manifest may be.
     let state = part(&layout, STATE, &testkit::layout::noise("state", 9 << 20));
     let spec = part(&layout, SPEC, b"a spec");
     let whole = layout.index(&[base.clone(), state.clone(), spec.clone()]);
@@ -79,7 +79,7 @@ fn blobs_of_an_index_go_with_it_and_come_with_it() {
         assert!(second.hoist(["images"]).ok().stdout.contains(short));
         assert_eq!(second.hoist(["image", "verify", &name]).code, 0, "{short}");
     }
-    // There is the image of this machine in one of them, and none at all in the other.
+    // One index has the image of this machine's platform, the other has no image.
     let name = format!("{}/whole:1", registry.host());
     let (of_this, of_others) = (digest_of(&bases[0]), digest_of(&bases[1]));
     assert_eq!(second.ctr(["content", "get", &of_this]).code, 0);
@@ -87,7 +87,7 @@ fn blobs_of_an_index_go_with_it_and_come_with_it() {
     let run = second.hoist(["run", "--rm", &format!("{}/bare:1", registry.host()), "true"]);
     assert!(run.code != 0 && run.stderr.contains("no image for"), "{run}");
 
-    // What is not here of the image stays behind, and the index says so.
+    // A push leaves out the parts of the image that the daemon lacks, and the pushed index says so.
     let copy = format!("{}/copy:1", registry.host());
     second.hoist(["tag", &name, &copy]).ok();
     second.hoist(["push", &copy]).ok();
@@ -96,14 +96,14 @@ fn blobs_of_an_index_go_with_it_and_come_with_it() {
     let expected: Vec<_> = [&bases[0], &state, &spec].map(|part| (digest_of(part), true)).into();
     assert_eq!(held(&third, &copy), expected);
 
-    // An archive has all that is here, under the same digest.
+    // An archive has all that the daemon has, under the same digest.
     let archive = second.dir().join("saved.tar").display().to_string();
     second.hoist(["save", "--output", &archive, &name, &format!("{}/bare:1", registry.host())]).ok();
     let fourth = Daemon::start();
     fourth.hoist(["load", "--input", &archive]).ok();
     assert_eq!(target(&fourth, &name), digest_of(&whole));
     assert!(held(&fourth, &name).iter().all(|(_, is_here)| *is_here));
-    // They are the index's: they go when it goes.
+    // The blobs of a checkpoint are removed with its index.
     let is_here = || fourth.ctr(["content", "get", &digest_of(&state)]).code == 0;
     fourth.ctr(["images", "rm", "--sync", &name]).ok();
     assert!(is_here(), "the other has it still");
@@ -125,7 +125,8 @@ fn an_index_without_its_blobs_is_no_image() {
     assert!(refused.code != 0 && refused.stderr.contains(&digest_of(&state)), "{refused}");
 }
 
-/// By Debian's client, with a kernel that criu knows and an archive between the two, for want of a registry in the guest.
+/// By Debian's client, on a kernel that criu supports. The checkpoint travels as an archive, because the guest has no
+/// registry.
 #[test]
 fn ctr_takes_a_container_from_one_daemon_to_another() {
     if !criu_works() {
@@ -154,7 +155,7 @@ fn ctr_takes_a_container_from_one_daemon_to_another() {
 
     let archive = first.dir().join("counter.tar").display().to_string();
     first.hoist(["save", "--output", &archive, name]).ok();
-    // Both are on one host, where the container that comes back is in the cgroup that it was in.
+    // Both daemons are on one host, and a restored container goes into the cgroup that it had.
     first.ctr(["tasks", "rm", "--force", "counter"]);
     let second = Daemon::start();
     second.hoist(["load", "--input", &archive]).ok();
@@ -167,8 +168,8 @@ fn ctr_takes_a_container_from_one_daemon_to_another() {
     second.ctr(["tasks", "rm", "--force", "again"]);
 }
 
-/// By Debian's containerd, which knows nothing of our shim: into its store, into a directory, into an image, and back from
-/// that. What `ctr` asks for goes to shims of runc's name alone, so that is the name of ours.
+/// By Debian's containerd with Hoist's shim: into its store, into a directory, into an image, and back from that. `ctr`
+/// sends its checkpoint options only to shims with runc's name, so Hoist's shim has that name.
 #[test]
 fn ctr_checkpoints_a_task_under_containerd() {
     if !criu_works() {
@@ -199,7 +200,8 @@ fn ctr_checkpoints_a_task_under_containerd() {
         });
         containerd.ctr(["tasks", "delete", id]);
     };
-    // It survives the first, and ends with the second. (That containerd cannot write the spec of a container twice.)
+    // The container survives the first checkpoint, and ends with the second. (containerd cannot write a container's
+    // spec twice.)
     starts("cd-stored");
     counts("cd-stored", 2);
     let files = containerd.dir().join("files").display().to_string();
@@ -225,10 +227,10 @@ fn ctr_checkpoints_a_task_under_containerd() {
     assert_eq!(reads("cd-again", "/begun").as_deref(), Some("begun"), "it did not begin anew");
 }
 
-/// An image of a checkpoint with the image of its container, and one without.
+/// A checkpoint's image with the image of its container, and one without.
 struct Frozen {
     archive: std::path::PathBuf,
-    /// The blobs of the checkpoint, and what else there is of it.
+    /// The checkpoint's blobs, and all its other blobs.
     blobs: Vec<String>,
     documents: Vec<String>,
     _layout: Layout,
@@ -255,7 +257,7 @@ impl Frozen {
         }
     }
 
-    /// What comes of it: of each call whether it is done, and what is there then.
+    /// Runs the commands. Returns for each whether it succeeded, and the blobs and images after it.
     fn moved(&self, registry: &Registry, dir: &Path, ctr: impl Fn(&[&str]) -> Finished) -> Vec<String> {
         let mut told = Vec::new();
         let call = |told: &mut Vec<String>, args: &[&str]| {
@@ -276,7 +278,7 @@ impl Frozen {
             let of = |name: &str| ctr(&["images", "ls", &format!("name=={name}")]).stdout;
             ctr(&["images", "push", "--plain-http", &remote, &local]).ok();
             let out = dir.join(format!("{name}.tar")).display().to_string();
-            // What ctr writes for Docker it makes of a config, and a checkpoint alone has none.
+            // ctr makes Docker's form from an image's config, which a checkpoint alone does not have.
             call(&mut told, &["images", "export", &format!("{out}.docker"), &local]);
             ctr(&["images", "export", "--skip-manifest-json", &out, &local]).ok();
             let listed = run(std::process::Command::new("tar").args(["-tf", &out])).ok().stdout;
@@ -307,7 +309,7 @@ fn ctr_moves_a_checkpoint_as_it_does_with_containerd() {
     }
     let frozen = Frozen::new();
     let (daemon, registry) = (Daemon::start(), Registry::start());
-    // The peer's client, on both.
+    // containerd's client, on both daemons.
     let ctr = |socket: &Path, args: &[&str]| run(&mut Containerd::client(socket, args));
     let ours = frozen.moved(&registry, daemon.dir(), |args| ctr(&daemon.socket(), args));
     for (digest, when) in frozen.blobs.iter().flat_map(|digest| {
@@ -322,7 +324,7 @@ fn ctr_moves_a_checkpoint_as_it_does_with_containerd() {
     let Some(containerd) = Containerd::start() else { return };
     let registry = Registry::start();
     let theirs = frozen.moved(&registry, containerd.dir(), |args| ctr(&containerd.socket(), args));
-    // By the transfer service ours makes what can be made of it; there it is refused, as by the client of 1.6.
+    // Through the transfer service Hoist converts what it can; containerd refuses, as does the client of 1.6.
     let is_same =
         |line: &String| containerd.major() == 1 || !line.starts_with("export frozen.example/bare:1");
     let [ours, theirs] = [ours, theirs].map(|told| told.into_iter().filter(is_same).collect::<Vec<_>>());

@@ -22,11 +22,11 @@ use crate::checkpoint::{Counter, End, criu_works, limit_of_pids, logs, packed, q
 use crate::labels::{Profile, has_apparmor};
 use crate::runtime_bundle::{Runtime, add_mount, bundle, script};
 
-/// A process of ours, ended when dropped.
+/// A process of the test, killed when dropped.
 struct Beside(Child);
 
 impl Beside {
-    /// Starts the words, and returns once they say with a byte on their standard output that they are ready.
+    /// Starts a command, and waits for a byte on its standard output, by which it says that it is ready.
     fn start(command: &mut Command) -> Beside {
         let errors = File::create("/dev/null").expect("a device");
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn();
@@ -36,7 +36,7 @@ impl Beside {
         Beside(child)
     }
 
-    /// Waits for its end, which comes by itself.
+    /// Waits for the process's own end.
     #[track_caller]
     fn end(mut self) {
         let status = self.0.wait().expect("a child of ours");
@@ -46,12 +46,12 @@ impl Beside {
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        // It may have ended.
+        // The process may have ended.
         let _ended = self.0.kill().and_then(|()| self.0.wait());
     }
 }
 
-/// A port that nobody has.
+/// A free TCP port.
 fn port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a network");
     listener.local_addr().expect("bound").port().to_string()
@@ -85,7 +85,7 @@ fn memory_goes_to_a_page_server() {
         assert_eq!(saved.code, 0, "{}: {saved}\n{}", runtime.name, logs(&words));
         server.end();
         assert!(has_pages(Path::new(&pages)) && !has_pages(Path::new(&images)), "{}", runtime.name);
-        // Who restores brings both together.
+        // A restore needs the pages and the other images in one directory.
         for page in fs::read_dir(&pages).expect("made").flatten() {
             fs::copy(page.path(), Path::new(&images).join(page.file_name())).expect("writable");
         }
@@ -100,7 +100,7 @@ fn memory_goes_to_a_page_server() {
     }
 }
 
-/// The checkpoint keeps the memory until a restore somewhere else has fetched all of it.
+/// The checkpointed process keeps its memory until a restore elsewhere has fetched all of it (lazy pages).
 #[test]
 fn memory_comes_when_it_is_needed() {
     if !criu_works() {
@@ -136,7 +136,7 @@ fn memory_comes_when_it_is_needed() {
     }
 }
 
-/// A file that is open under a name that was removed, and has another.
+/// An open file whose name was removed, while another link to it is left.
 #[test]
 fn files_whose_name_is_gone_are_kept_under_another() {
     if !criu_works() {
@@ -172,7 +172,7 @@ fn files_whose_name_is_gone_are_kept_under_another() {
     eventually("it reads on", || (said() == "up\nof the file\n").then_some(()));
 }
 
-/// What a later image has anew takes no room in the earlier one.
+/// Pages that a later image has too are freed in the earlier one (`--auto-dedup`).
 #[test]
 fn memory_that_is_saved_anew_is_taken_out_of_the_image_before() {
     if !criu_works() {
@@ -204,14 +204,14 @@ fn memory_that_is_saved_anew_is_taken_out_of_the_image_before() {
     }
 }
 
-/// Blocks that the memory in a folder of images takes.
+/// Disk blocks of the memory pages in a directory of images.
 fn room_of_pages(images: &str) -> u64 {
     let entries = fs::read_dir(images).expect("made").flatten();
     let pages = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("pages-"));
     pages.map(|entry| entry.metadata().expect("it is there").blocks()).sum()
 }
 
-/// A container whose program is written in the guest's perl, and says in `/said` how it goes.
+/// A container whose program is a script for the guest's perl, and writes its results to `/said`.
 fn with_perl(text: &str, change: impl Fn(&mut Value)) -> TempDir {
     let bundle = bundle(|spec| {
         spec["process"]["args"] = json!(["/usr/bin/perl", "-e", text]);
@@ -227,9 +227,9 @@ fn with_perl(text: &str, change: impl Fn(&mut Value)) -> TempDir {
     bundle
 }
 
-/// Runs the bundle, and checkpoints and restores it: refused without the flag, and the container goes on; with it what
-/// it says afterwards is what `after` looks for. `prepare` prepares the host for a container
-/// and for its restore.
+/// Runs the bundle, and checkpoints and restores it. Without the flag the checkpoint must fail and the container go on;
+/// with it, the restored container must write what `after` looks for. `prepare` prepares the host for a container and
+/// for its restore.
 fn check_kept(
     bundle: &TempDir,
     flag: &str,
@@ -271,7 +271,7 @@ fn check_kept(
     }
 }
 
-/// criu has no keyrings in its images; the container has one of its own all the same.
+/// criu's images have no keyrings, yet the restored container has its own.
 #[test]
 fn who_enters_what_was_restored_is_in_its_keyring() {
     if !criu_works() {
@@ -319,14 +319,15 @@ fn locks_are_kept() {
     );
 }
 
-/// Both ends are in the container, whose network is one that is joined.
+/// Both ends of the connection are in the container, whose network namespace is a joined one.
 #[test]
 fn connections_are_kept() {
     if !criu_works() {
         return;
     }
     let network = format!("hoist-tcp-{}", std::process::id());
-    // A checkpoint leaves a network in which no packet passes, so that the peer does not see the connection end.
+    // A checkpoint leaves the network namespace without traffic, so that the peer does not see the end of the
+    // connection.
     let make_anew = || {
         run(Command::new("ip").args(["netns", "del", &network]));
         run(Command::new("ip").args(["netns", "add", &network])).ok();
@@ -362,7 +363,7 @@ fn sockets_that_lead_outside_are_kept() {
     let outside = TempDir::new().expect("a temporary directory");
     let socket = UnixDatagram::bind(outside.path().join("log")).expect("a free name");
     socket.set_nonblocking(true).expect("a socket of ours");
-    // Without waiting for room in the queue of who listens, which is at the place that it was bound to.
+    // The container's sends do not wait for room in the queue of this socket.
     let socket_path = outside.path().join("log");
     let bundle = with_perl(
         &format!(
@@ -373,7 +374,7 @@ fn sockets_that_lead_outside_are_kept() {
             socket_path.display()
         ),
         |spec| {
-            // The kernel tells of a socket's other end in the same network.
+            // The kernel names a socket's peer only in the same network namespace.
             let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("a list");
             namespaces.retain(|namespace| namespace["type"] != "network");
             add_mount(
@@ -402,7 +403,7 @@ fn a_restored_container_gets_another_label() {
     }
     let (first, other) = (Profile::load("saved", "/secret"), Profile::load("restored", "/hidden"));
     for runtime in Runtime::both() {
-        // With no file open: one that a checkpoint meets under a name that goes is not found by the second restore.
+        // Without an open file: the second restore would not find one whose name a checkpoint had removed.
         let counter = Counter::new(|spec| {
             script(spec, "echo 3 > /count; exec sleep 1000");
             spec["process"]["apparmorProfile"] = json!(first.name);
@@ -426,7 +427,7 @@ fn a_restored_container_gets_another_label() {
     }
 }
 
-/// The mount by which its program says that it is ready is in no bundle.
+/// The mount of the readiness socket (`NOTIFY_SOCKET`) is in no bundle.
 #[test]
 fn a_container_that_says_when_it_is_ready_is_saved() {
     if !criu_works() {
@@ -476,7 +477,7 @@ fn a_container_that_says_when_it_is_ready_is_saved() {
     }
 }
 
-/// Strictly is: into no cgroup that was there before. Debian's runc does not look at the word.
+/// `strict` means into no cgroup that existed before. Debian's runc ignores the word.
 #[test]
 fn cgroups_are_managed_strictly() {
     if !criu_works() {
@@ -510,8 +511,8 @@ fn cgroups_are_managed_strictly() {
     }
 }
 
-/// However criu is told to see to cgroups, what is restored is in the container's, with its limits; and in a network
-/// with nothing but a loopback device.
+/// In every mode of criu's for cgroups, the restored processes are in the container's cgroup, with its limits; and in a
+/// network namespace with nothing but a loopback device.
 #[test]
 fn a_restored_container_is_in_its_cgroup_and_in_an_empty_network() {
     if !criu_works() {
@@ -571,7 +572,7 @@ fn a_restored_container_is_in_its_cgroup_and_in_an_empty_network() {
     }
 }
 
-/// Perl that has a lock, a connection and a socket that leads outside, and says so.
+/// A perl script that holds a lock, a connection, and a socket to the outside, and says so.
 fn with_ties(outside: &Path) -> String {
     format!(
         "use Socket; $| = 1; open LOCK, '>', '/tmp/lock'; flock LOCK, 2; \
@@ -583,8 +584,8 @@ fn with_ties(outside: &Path) -> String {
     )
 }
 
-/// As flags do it for `checkpoint`, the options of the shim's call do it with the runtime that is built in: each lets one
-/// thing pass, and without it the container goes on.
+/// Options of the shim's call mean what the flags of `checkpoint` mean, with the built-in runtime: each allows one kind
+/// of resource, without which the checkpoint fails and the container goes on.
 #[test]
 fn options_of_the_call_let_pass_what_flags_do() {
     if !criu_works() {

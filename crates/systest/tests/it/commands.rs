@@ -11,7 +11,7 @@ use serde_json::Value;
 use testkit::{Daemon, Finished, eventually, run};
 use types::Timestamp;
 
-/// `ps -a` with filters: the names, in their order.
+/// The names that `ps -a` prints with filters, in order.
 #[track_caller]
 fn names(daemon: &Daemon, words: &[&str]) -> String {
     let format = ["ps", "-a", "--format", "{{.Names}}"];
@@ -61,7 +61,7 @@ fn lists_of_containers_are_filtered_as_dockers_are() {
     check(&["ancestor=nosuch"], "");
     let id = daemon.hoist(["inspect", "-f", "{{.Id}}", "fails"]).ok().text().to_owned();
     check(&[&format!("id={}", &id[..12])], "fails");
-    // A state is asked for whether it runs or not.
+    // A filter for a state shows containers that do not run, without `-a`.
     let exited = daemon.hoist(["ps", "-q", "--no-trunc", "-f", "status=exited"]).ok();
     assert_eq!(exited.text(), id);
 
@@ -101,7 +101,7 @@ fn a_container_is_renamed_while_it_runs() {
     daemon.hoist(["rename", "new", "new"]).expect_code(1).expect_stderr("has this name already");
     daemon.hoist(["rename", "new", "no/name"]).expect_code(1).expect_stderr("invalid container name");
     daemon.hoist(["rename", "nosuch", "x1"]).expect_code(1).expect_stderr("No such container: nosuch");
-    // The old name is free, and a daemon that starts knows the new one.
+    // The old name can be used again, and the next daemon knows the new one.
     daemon.hoist(["create", "--name", "old", "--network", "none", "busybox", "true"]).ok();
     daemon.kill();
     daemon.start_again();
@@ -146,7 +146,7 @@ fn processes_are_shown_without_a_ps_in_the_image() {
     let program = "rm -f /bin/ps /usr/bin/ps; sleep 1111 & exec sleep 2222";
     daemon.hoist(["run", "-d", "--name", "busy", "--network", "none", "busybox", "sh", "-c", program]).ok();
     let commands = || daemon.hoist(["top", "busy", "-eo", "pid,ppid,args"]).ok();
-    // Each is there before it is what it becomes: the shell, whose words have both.
+    // A process is listed before it executes its program, as the shell with both words.
     let is_there = |listed: &Finished, wanted: [&str; 2]| {
         listed.stdout.lines().any(|line| line.split_whitespace().skip(2).eq(wanted))
     };
@@ -191,7 +191,7 @@ fn limits_and_policies_are_updated_while_it_runs_and_for_the_next_start() {
     assert_eq!(limits(), "134217728 88");
     let refused = daemon.hoist(["update", "--restart", "always", "gone", "nosuch"]).expect_code(1);
     assert!(refused.stderr.contains("--rm") && refused.stderr.contains("nosuch"), "{refused}");
-    // A policy that was set late is the one that counts.
+    // The policy that was set last counts.
     daemon.hoist(["update", "--restart", "always", "one"]).ok();
     let before = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "one"]).ok().text().to_owned();
     let pid = Pid::from_raw(before.parse().expect("a pid")).expect("it runs");
@@ -202,14 +202,14 @@ fn limits_and_policies_are_updated_while_it_runs_and_for_the_next_start() {
     });
 }
 
-/// What `events` prints, line by line.
+/// `events`, read line by line.
 pub(crate) struct Listener {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Listener {
-    /// It listens once it has told of a container `probe`.
+    /// Starts `events`, and waits until it has printed an event of a container `probe`.
     pub(crate) fn start(daemon: &Daemon, words: &[&str]) -> Listener {
         let mut child = daemon.command(words).stdout(Stdio::piped()).spawn().expect("hoist starts");
         let out = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -271,7 +271,7 @@ fn what_has_happened_is_told_later() {
         let image = ["--label", "a=b", "busybox", "true"];
         daemon.hoist([&["run", "--network", "none", "--name", name], flags, &image].concat()).ok();
     };
-    // Nobody listens while it happens.
+    // No client listens while it happens.
     run(&daemon, "gone", &["--rm"]);
     run(&daemon, "kept", &[]);
     let of = |name: &str, actions: &[&str]| {
@@ -280,7 +280,7 @@ fn what_has_happened_is_told_later() {
     let gone = of("gone", &["create", "start", "die", "destroy"]);
     let kept = of("kept", &["create", "start", "die"]);
     let all = [gone.clone(), kept].concat();
-    // An end is told by the shim too, beside the answer of who waits for it.
+    // The shim publishes the end too, at the same time as a waiting client gets its answer.
     eventually("what was", || (told(&daemon, &["--since", "1h", "--until", "0s"]) == all).then_some(()));
     assert_eq!(told(&daemon, &["--until", "0s"]), all, "as Docker has it");
     assert_eq!(told(&daemon, &["--since", "1970-01-01", "--until", "2000-01-01T00:00:00Z"]), [""; 0]);
@@ -293,9 +293,9 @@ fn what_has_happened_is_told_later() {
     assert_eq!(from_die, all[2..], "what happened at that time too");
     assert_eq!(told(&daemon, &["--until", &die, "-f", "label=a=b"]), all[..3]);
 
-    // From the past into what comes, until a time.
+    // From past events into future ones, until a time.
     let listener = Listener::start(&daemon, &[&words[..], &["--since", &die]].concat());
-    // That it listens was known by the first of them.
+    // The first of these events shows that it listens.
     let heard: Vec<String> = all[3..].iter().map(|_| listener.next()).collect();
     assert_eq!(heard, all[3..]);
     daemon.hoist(["rm", "kept"]).ok();
@@ -316,7 +316,7 @@ fn what_has_happened_is_told_later() {
         .hoist(["events", "--since", "1m", "--until", "2m"])
         .expect_code(1)
         .expect_stderr("is after --until");
-    // A daemon that begins knows containers that others made, also as they go.
+    // A daemon knows the containers that an earlier one made, also when they are removed.
     run(&daemon, "old", &["--label", "c=d"]);
     drop(listener);
     daemon.kill();
@@ -326,7 +326,7 @@ fn what_has_happened_is_told_later() {
     assert_eq!(told(&daemon, &["--until", "0s", "-f", "label=c"]), ["destroy old"]);
 }
 
-/// Events of containers with long labels fill whatever lies between the daemon and a client that does not read.
+/// Events with long labels fill all buffers between the daemon and a client that does not read.
 #[test]
 fn who_reads_late_is_told_of_what_is_gone_by_then() {
     let daemon = Daemon::with_busybox();
@@ -374,7 +374,7 @@ fn versions_are_told_in_a_form() {
     daemon.hoist(["version", "--format", "{{.Nosuch}}"]).expect_code(1);
 }
 
-/// What bash would show, with the script that it has read, behind these words.
+/// The completions that bash offers for these words, by the installed script.
 fn completed(address: &Path, words: &[&str]) -> Vec<String> {
     let script = r#"source <(hoist completion bash)
         COMP_WORDS=(hoist "$@") COMP_CWORD=$#

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use testkit::{Daemon, Registry, images, run};
 
-/// The names in a layer that `ctr` prints, by GNU tar.
+/// The names in a layer that `ctr` prints, as GNU tar lists them.
 fn layer(daemon: &Daemon, arguments: &[&str], decompress: &str) -> Vec<String> {
     let path = daemon.dir().join("layer");
     let file = File::create(&path).expect("a writable directory");
@@ -53,7 +53,7 @@ fn ctr_takes_the_difference_of_snapshots() {
     let refused = daemon.ctr(["snapshots", "diff", "--media-type", "text/plain", "compared"]);
     assert!(refused.code != 0 && refused.stderr.contains("text/plain"), "{refused}");
 
-    // Kept in the store, with its label, until its creator deletes it.
+    // The layer stays in the store, with its label, until its creator deletes it.
     assert_eq!(daemon.ctr(["leases", "ls", "-q"]).ok().text(), "");
     daemon.ctr(["snapshots", "diff", "--keep", "--label", "mine=yes", "compared"]).ok();
     let kept = daemon.ctr(["content", "ls"]).ok();
@@ -86,7 +86,7 @@ fn a_container_becomes_an_image_that_runs_as_it_ran() {
         (daemon.hoist(["exec", "made", "test", "!", "-e", "/bin/vi"]).code == 0).then_some(())
     });
     let changed = daemon.hoist(["diff", "made"]).ok();
-    // Its hosts, hostname and resolv.conf are not the image's, and have left no mark in `/etc`.
+    // The container's hosts, hostname and resolv.conf are not in the image, and have not changed `/etc` there.
     assert_eq!(changed.text(), "A /kept\nC /usr\nC /usr/bin\nD /usr/bin/vi");
     let named = daemon.hoist(["exec", "made", "cat", "/etc/hostname"]).ok();
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.Config.Hostname}}", "made"]).ok().text(), named.text());
@@ -111,7 +111,7 @@ fn a_container_becomes_an_image_that_runs_as_it_ran() {
     let inside = daemon.hoist(["run", "--rm", "made:1", "sh", "-c", look]).ok();
     assert_eq!(inside.stdout, "yes a b\n/data\ngone\n1\n");
 
-    // The image goes to others as any does.
+    // The image can be saved and loaded as any other.
     let archive = daemon.dir().join("made.tar").display().to_string();
     daemon.hoist(["save", "-o", &archive, "made:1"]).ok();
     let target = daemon.dir().join("unpacked").display().to_string();
@@ -184,11 +184,11 @@ fn images_are_compared_file_by_file() {
     assert!(table.stdout.starts_with("CHANGE") && table.stdout.contains("removed"), "{table}");
 }
 
-/// The container was paused for a copy that its daemon did not live to end.
+/// The daemon was killed during the copy, for which it had paused the container.
 #[test]
 fn a_daemon_that_dies_while_it_copies_leaves_nothing_paused() {
     let (mut daemon, image) = daemon();
-    // So much that the copy takes longer than it takes to look.
+    // So much data that the copy is still running when the test looks.
     let program =
         "dd if=/dev/urandom of=/data/large bs=1M count=300 2>/dev/null; echo ready; exec sleep 1000";
     daemon.hoist(["run", "-d", "--name", "large", &image, "sh", "-c", program]).ok();
@@ -212,11 +212,11 @@ fn a_daemon_that_dies_while_it_copies_leaves_nothing_paused() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// The first to end does not let the container go on under the second.
+/// The first of two commits must not resume the container while the second copies.
 #[test]
 fn images_that_are_made_at_once_each_show_a_container_that_stood_still() {
     let (daemon, image) = daemon();
-    // So much that the copies overlap, whatever stands before it and behind it in their order.
+    // So much data that the copies overlap in any order.
     let program = "dd if=/dev/urandom of=/data/large bs=1M count=250 2>/dev/null; echo ready; i=0; \
                    while :; do i=$((i+1)); for f in 0 1 2 3 z0 z1 z2 z3; do echo $i > /data/$f; done; done";
     daemon.hoist(["run", "-d", "--name", "busy", &image, "sh", "-c", program]).ok();
@@ -235,7 +235,7 @@ fn images_that_are_made_at_once_each_show_a_container_that_stood_still() {
     daemon.hoist(["rm", "-f", "busy"]).ok();
     for name in ["first", "second"] {
         let counts = daemon.hoist(["run", "--rm", name, "sh", "-c", "cat /data/[0-3] /data/z?"]).ok();
-        // One may be empty: it was just being written.
+        // The file may be empty, as the program truncates it before each write.
         let counts: Vec<u64> =
             counts.stdout.split_whitespace().map(|text| text.parse().expect("a number")).collect();
         let (least, most) = (counts.iter().min().expect("a count"), counts.iter().max().expect("a count"));

@@ -27,7 +27,7 @@ use crate::cgroups::{HIERARCHIES, is_v2};
 use crate::retention;
 use crate::typed::{ask, on};
 
-/// The program under a name of its choice.
+/// The program, under a given name.
 fn called(dir: &Path, name: &str) -> Command {
     let link = dir.join(name);
     if !link.exists() {
@@ -49,7 +49,7 @@ fn reload(daemon: &Daemon) {
     kill_process(pid, Signal::HUP).expect("the daemon is a child of ours");
 }
 
-/// Debian's own default file, with places of the test's, starts a daemon that its `ctr` uses.
+/// Debian's default file, with directories of the test, starts a daemon that Debian's `ctr` can use.
 #[test]
 fn the_default_file_of_debians_containerd_starts_a_daemon() {
     let theirs = run(Command::new("containerd").args(["config", "default"])).ok().stdout;
@@ -86,7 +86,7 @@ fn under_containerds_name_configurations_are_containerds() {
     let again = config(dir.path(), "containerd", &file, "migrate").ok();
     assert_eq!(again.stdout, default.stdout, "a file of today is left as it is");
 
-    // What Debian prints becomes version 4 with everything in it.
+    // Debian's default configuration becomes version 4, complete.
     let theirs = run(Command::new("containerd").args(["config", "default"])).ok().stdout;
     fs::write(&file, theirs.replace("pause:3.6", "pause:mine")).expect("a writable directory");
     let migrated = config(dir.path(), "containerd", &file, "migrate").ok();
@@ -97,7 +97,7 @@ fn under_containerds_name_configurations_are_containerds() {
     ] {
         assert!(migrated.stdout.lines().any(|found| found == line), "{line}\n{migrated}");
     }
-    // And in our words only what means something here, with the rest named.
+    // Hoist's form has only the keys that Hoist knows, and warns of the others.
     let ours = config(dir.path(), "hoist", &file, "migrate").ok();
     assert!(ours.stdout.contains("[gc]") && !ours.stdout.contains("plugins"), "{ours}");
     assert!(ours.stderr.contains("pinned_images.sandbox"), "{ours}");
@@ -113,7 +113,7 @@ fn a_daemon_moves_to_the_cgroup_that_its_file_names() {
     }
     let _hierarchies = HIERARCHIES.read();
     let path = format!("/hoist-test-{}/daemon", std::process::id());
-    // containerd does not ask for the slash.
+    // containerd does not require the leading slash.
     let written = &path[1..];
     let mut daemon = Daemon::start_as("containerd", |places| {
         format!(
@@ -136,7 +136,7 @@ fn a_daemon_moves_to_the_cgroup_that_its_file_names() {
     }
 }
 
-/// A daemon by a file of containerd's, with all that it needs and these keys.
+/// A daemon with a configuration of containerd's that has all that it needs, and these keys.
 fn with_keys(keys: &str) -> Daemon {
     let daemon = Daemon::start_as("containerd", |places| {
         format!(
@@ -247,7 +247,7 @@ fn plugins_that_the_file_disables_are_not_there_and_what_others_need_stays() {
         .expect_code(1)
         .expect_stderr("unknown service containerd.services.tasks.v1.Tasks");
     daemon.ctr(["snapshots", "--snapshotter", "native", "ls"]).expect_code(1).expect_stderr("native");
-    // Who names no snapshotter has the other, and our own commands do not come by these services.
+    // A client that names no snapshotter gets the other one; Hoist's own commands do not use these services.
     daemon.load(&images::busybox_archive());
     if testkit::is_root("containers") {
         let said = daemon.hoist(["run", "--rm", "--network", "none", "busybox", "echo", "here"]).ok();
@@ -284,19 +284,19 @@ fn shims_and_overlays_are_as_the_file_of_containerd_says() {
     let mounts = daemon.hoist(["exec", "box", "cat", "/proc/self/mounts"]).ok();
     let root = mounts.stdout.lines().find(|line| line.starts_with("overlay / ")).expect("a root");
     assert!(root.contains("volatile"), "{root}");
-    // One that does not answer is waited for as long as the file says.
+    // A shim that does not answer is waited for as long as the file says.
     let shim = shim.parse().ok().and_then(Pid::from_raw).expect("a pid");
     kill_process(shim, Signal::STOP).expect("it runs");
     let listed = daemon.ctr(["tasks", "ls"]).ok();
     kill_process(shim, Signal::CONT).expect("it runs");
     assert!(listed.stdout.contains("UNKNOWN"), "{listed}");
     assert!(daemon.log().contains("took longer than 1s"), "{}", daemon.log());
-    // What a shim tells comes over that socket.
+    // Events of shims come through that socket.
     daemon.hoist(["kill", "box"]).ok();
     assert_eq!(daemon.hoist(["wait", "box"]).ok().text(), "137");
 }
 
-/// Requests that wait for the test, and how many of them there were at once.
+/// Requests that a test holds up, and the most that were held at once.
 #[derive(Clone, Default)]
 struct Held {
     gates: Arc<Mutex<VecDeque<Gate>>>,
@@ -305,7 +305,7 @@ struct Held {
 }
 
 impl Held {
-    /// One more comes.
+    /// Counts a request, and holds it up.
     fn hold(&self) -> Vec<Fault> {
         let gate = Gate::default();
         self.gates.lock().expect("no panic").push_back(gate.clone());
@@ -313,7 +313,8 @@ impl Held {
         vec![Fault::Wait(gate)]
     }
 
-    /// Lets `all` go, each when as many wait as may be at once. As many as ever waited at once.
+    /// Releases `all` requests, each when the limit of concurrent ones is reached. Returns the most that were held at
+    /// once.
     fn let_go(&self, all: usize, at_once: usize) -> usize {
         for gone in 0..all {
             let wanted = at_once.min(all - gone);
@@ -328,7 +329,7 @@ impl Held {
     }
 }
 
-/// Neither as many as without the keys, nor as many for each of them.
+/// Neither the default number, nor the limit for pulls and pushes separately.
 #[test]
 fn pulls_and_pushes_have_together_as_much_at_once_as_the_file_of_containerd_says() {
     const IMAGES: usize = 2;
@@ -348,7 +349,7 @@ fn pulls_and_pushes_have_together_as_much_at_once_as_the_file_of_containerd_says
         configs.insert(digest_of(&read["config"]).to_string());
         references.push(registry.push(layout.path(), name, &format!("{name}:1")));
     }
-    // Layers are asked for when the configs are here: those of both at the same moment.
+    // Layers are requested once the configs are here: those of both pulls at the same time.
     let (pulled, pushed, begun) = (Held::default(), Held::default(), Gate::default());
     let (down, up, both) = (pulled.clone(), pushed.clone(), begun.clone());
     let proxy = FaultProxy::start(&registry, move |asked| match (asked.method.as_str(), asked.blob()) {
@@ -380,7 +381,7 @@ fn pulls_and_pushes_have_together_as_much_at_once_as_the_file_of_containerd_says
     });
 }
 
-/// Tenants that containerd keeps apart are kept apart by the same file.
+/// containerd's `content_sharing_policy = "isolated"` keeps tenants apart in Hoist, too.
 #[test]
 fn isolated_content_is_brought_by_each_namespace_unless_its_owner_shares_it() {
     let daemon = Daemon::start_as("containerd", |places| {
@@ -403,7 +404,7 @@ fn isolated_content_is_brought_by_each_namespace_unless_its_owner_shares_it() {
     };
     on(&daemon, async |channel| {
         let mut client = ContentClient::new(channel);
-        // What is there when it begins, and the answer to the last message.
+        // The offset at the beginning, and the answer to the last message.
         let mut write = async |namespace: &str, messages: Vec<WriteContentRequest>| {
             let mut request = tonic::Request::new(tokio_stream::iter(messages));
             request.metadata_mut().insert(api::grpc::NAMESPACE_KEY, namespace.parse().expect("plain text"));
@@ -465,14 +466,15 @@ fn imports_and_flags_count_in_their_order() {
         }
     };
     check("hoist", &["daemon"], &["[gc]", "schedule_delay = \"1s\""]);
-    // Under containerd's name in its words.
+    // The same under containerd's name, in containerd's form.
     let of_theirs = [
         "version = 4",
         "[plugins.\"io.containerd.gc.v1.scheduler\"]",
         "[plugins.\"io.containerd.server.v1.grpc\"]",
     ];
     check("containerd", &[], &of_theirs);
-    // Of a file of containerd's, as there, it is a warning; of one of ours it may be a mistake that somebody looks for.
+    // An unknown key is a warning in a file of containerd's, as there, and an error in one of Hoist's, where it may be
+    // a typing mistake.
     write("conf.d/3.toml", "version = 4\n\nrot = \"/x\"\n");
     let unknown = config(dir.path(), "hoist", &file, "check").ok();
     assert!(unknown.stderr.contains("conf.d/3.toml: has no effect here: rot"), "{unknown}");
@@ -495,7 +497,7 @@ fn a_daemon_that_runs_takes_up_what_it_can() {
     fs::write(&policy, "default = \"reject\"\n").expect("a writable directory");
     assert!(!daemon.log().contains("DEBUG"), "{}", daemon.log());
 
-    // A mistake changes nothing.
+    // An invalid file changes nothing.
     fs::write(&file, format!("polcy = {policy:?}\n{before}")).expect("a writable directory");
     reload(&daemon);
     eventually("the mistake is told", || daemon.log().contains("did you mean `policy`").then_some(()));
@@ -522,7 +524,7 @@ fn a_daemon_that_runs_takes_up_what_it_can() {
     daemon.ctr(["images", "pull", "--plain-http", &image]).ok();
 }
 
-/// As early as somebody can know that the daemon is there. One that does not wait for signals yet dies of it.
+/// As early as a client can know that the daemon exists. Before it handles signals, SIGTERM or SIGHUP would kill it.
 #[test]
 fn a_signal_right_after_the_start_is_heard() {
     let mut daemon = Daemon::start();
@@ -549,7 +551,7 @@ fn a_signal_right_after_the_start_is_heard() {
     }
 }
 
-/// The parts that go by it have it from then on: a mirror for the next pull, a shorter wait for a container that is down.
+/// After a reload the next pull uses the new mirror, and the restart policy the new pause.
 #[test]
 fn what_is_read_again_counts_for_registries_and_restarts() {
     if !testkit::is_root("a container") {
@@ -587,7 +589,7 @@ fn what_is_read_again_counts_for_registries_and_restarts() {
     daemon.ctr(["containers", "rm", "again"]).ok();
 }
 
-/// So do those that look after what is there, and those that say what may come in.
+/// So do garbage collection, retention of blobs, and verifiers.
 #[test]
 fn what_is_read_again_counts_for_garbage_blobs_and_verifiers() {
     let registry = Registry::start();

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::{Daemon, Docker, Finished, SilentDisk, eventually, images, is_root, run};
 
-/// What is below a directory: kind, mode, owner, size and target of each name.
+/// The files below a directory: kind, mode, owner, size and target of each.
 fn listing(dir: &Path) -> String {
     let mut find = Command::new("find");
     find.arg(".").args(["-printf", "%P %y %m %U:%G %l\\n"]).current_dir(dir);
@@ -21,7 +21,7 @@ fn listing(dir: &Path) -> String {
     lines.join("\n")
 }
 
-/// A directory with one of each kind, and a program that is its owner's.
+/// Fills a directory with a file of each kind, and a setuid program.
 fn tree(dir: &Path) {
     let tree = dir.join("tree");
     fs::create_dir_all(tree.join("inner/empty")).expect("a writable directory");
@@ -53,7 +53,8 @@ fn stage() -> Daemon {
     daemon
 }
 
-/// A name that is removed takes along what others have mounted under it, unless one looks before.
+/// Removing a name in one mount namespace detaches what other namespaces have mounted on it, unless the daemon checks
+/// first.
 #[test]
 fn what_is_mounted_in_a_container_is_written_to_and_stays_mounted() {
     if !is_root("cp") {
@@ -87,7 +88,7 @@ fn what_is_mounted_in_a_container_is_written_to_and_stays_mounted() {
     }
 }
 
-/// A volume whose server does not answer holds up who asks for something in it, and nobody else.
+/// A volume whose server does not answer blocks only copies from or to that volume.
 #[test]
 fn only_what_a_path_leads_to_is_looked_at() {
     if !is_root("cp") {
@@ -128,7 +129,7 @@ fn only_what_a_path_leads_to_is_looked_at() {
     copy(&new, "made:/elsewhere").ok();
     assert_eq!(fs::read_to_string(dir.join("elsewhere/new")).expect("a file"), "new");
     copy("made:/etc", &out.replace("out", "folder")).ok();
-    // What lies there is asked for.
+    // This path is in the volume.
     let mut slow = daemon.command(["cp", "made:/open", &out.replace("out", "slow")]);
     let mut slow = slow.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("hoist starts");
     disk.is_asked();
@@ -148,7 +149,7 @@ fn files_and_folders_go_in_and_out_of_containers_that_run_and_that_do_not() {
         let inside = |path: &str| format!("{container}:{path}");
         let out = here(&format!("out-{container}"));
         fs::create_dir(&out).expect("a writable directory");
-        // A file by its own name and by another, over one that is there, and into a volume.
+        // A file under its own name and under another, over an existing file, and into a volume.
         let copied = daemon.hoist(["cp", &here("file"), &inside("/")]).ok();
         assert!(copied.stdout.is_empty() && copied.stderr.starts_with("Successfully copied "), "{copied}");
         daemon.hoist(["cp", "-q", &here("file"), &inside("/etc/other")]).ok().expect_stderr("");
@@ -157,29 +158,29 @@ fn files_and_folders_go_in_and_out_of_containers_that_run_and_that_do_not() {
         let volume = daemon.root().join(format!("volumes/{container}-data/_data/kept"));
         assert_eq!(fs::read_to_string(volume).expect("it is in the volume"), "plain");
         daemon.hoist(["cp", &inside("/data/kept"), &here("kept")]).ok();
-        // What the machine has mounted in the container is written to, not replaced.
+        // Files that the daemon mounts in the container are written to, not replaced.
         daemon.hoist(["cp", &here("file"), &inside("/etc/hosts")]).ok();
 
-        // A folder, in and out again.
+        // A directory, in and out again.
         daemon.hoist(["cp", &here("tree"), &inside("/copy")]).ok();
         daemon.hoist(["cp", &here("tree"), &inside("/copy")]).ok();
         daemon.hoist(["cp", "-a", &inside("/copy/tree"), &out]).ok();
         assert_eq!(listing(&Path::new(&out).join("tree")), listing(&dir.join("tree")), "{container}");
         let [tool, twin] = ["tool", "twin"].map(|name| fs::metadata(Path::new(&out).join("tree").join(name)));
         assert_eq!(tool.expect("a file").ino(), twin.expect("a file").ino(), "one file of two names");
-        // To whoever copies, and without what its owner could do.
+        // The copy belongs to the caller, and loses its setuid bits.
         daemon.hoist(["cp", &inside("/copy/tree/."), &here(&format!("own-{container}"))]).ok();
         let own = fs::metadata(dir.join(format!("own-{container}/tool"))).expect("a file");
         assert_eq!((own.uid(), own.mode() & 0o7777), (0, 0o755));
 
-        // A link, and what it leads to.
+        // A symlink, and its target.
         daemon.hoist(["cp", &inside("/copy/link"), &out]).ok();
         assert_eq!(fs::read_link(Path::new(&out).join("link")).expect("a link").as_os_str(), "inner/file");
         fs::remove_file(Path::new(&out).join("link")).expect("a link");
         daemon.hoist(["cp", "-L", &inside("/copy/link"), &out]).ok();
         assert_eq!(fs::read_to_string(Path::new(&out).join("link")).expect("a file"), "inner");
 
-        // As archives.
+        // As tar archives.
         let archive = run(daemon.command(["cp", &inside("/copy/tree"), "-"]).stdout(Stdio::piped())).ok();
         assert!(archive.stdout.contains("tree/inner/file"), "{container}");
         let mut tar = Command::new("tar");
@@ -193,7 +194,7 @@ fn files_and_folders_go_in_and_out_of_containers_that_run_and_that_do_not() {
         assert_eq!(fs::read_to_string(dir.join("from-archive")).expect("a file"), "inner");
     }
     assert_eq!(cat(&daemon, "runs", "/etc/hosts"), "plain");
-    // Both see it when they run, and the one that waited starts as ever.
+    // Both containers see the files when they run.
     daemon.hoist(["start", "made"]).ok();
     for container in ["runs", "made"] {
         for path in ["/file", "/etc/other", "/etc/passwd", "/data/kept"] {
@@ -244,12 +245,12 @@ fn what_cannot_be_copied_is_said_and_leaves_nothing() {
     assert!(!dir.join("x").exists());
 }
 
-/// A container whose root is what an attacker makes of it.
+/// A container whose root file system is an attacker's.
 fn attacker(daemon: &Daemon, program: &str) {
     daemon.hoist(["run", "-d", "--name", "evil", "--network", "none", "busybox", "sh", "-c", program]).ok();
 }
 
-/// CVE-2018-15664: a name that is a directory when it is looked at and a link when it is used.
+/// CVE-2018-15664: a path component that is a directory when it is checked, and a symlink when it is used.
 #[test]
 fn a_link_that_takes_the_place_of_a_directory_leads_nowhere_outside() {
     if !is_root("cp") {
@@ -257,7 +258,7 @@ fn a_link_that_takes_the_place_of_a_directory_leads_nowhere_outside() {
     }
     let daemon = Daemon::with_busybox();
     let dir = daemon.dir().to_owned();
-    // The same path has a secret on the machine, and a decoy in the container.
+    // The same path is a secret on the host and a decoy in the container.
     let secret = dir.join("secret");
     fs::create_dir(&secret).expect("a writable directory");
     fs::write(secret.join("key"), "of the machine").expect("a writable directory");
@@ -275,7 +276,7 @@ fn a_link_that_takes_the_place_of_a_directory_leads_nowhere_outside() {
     let (payload, out) = (dir.join("payload").display().to_string(), dir.join("out"));
     for round in 0..15 {
         let to = out.join(round.to_string()).display().to_string();
-        // Some find nothing, or a directory that is gone by then.
+        // A copy may find nothing, or a directory that was removed meanwhile.
         daemon.hoist(["cp", "-q", "evil:/swap/key", &to]);
         daemon.hoist(["cp", "-q", "evil:/swap", &format!("{to}-all")]);
         daemon.hoist(["cp", "-q", &payload, "evil:/swap/key"]);
@@ -289,7 +290,7 @@ fn a_link_that_takes_the_place_of_a_directory_leads_nowhere_outside() {
     assert_eq!(found.stdout, "", "nothing was read");
 }
 
-/// What the container is made of is its own affair: nothing of it is run, loaded, waited for or opened.
+/// The daemon does not execute, load, open or wait for any file of the container.
 #[test]
 fn pipes_devices_and_links_of_a_container_are_copied_as_what_they_are() {
     if !is_root("cp") {
@@ -318,7 +319,7 @@ fn pipes_devices_and_links_of_a_container_are_copied_as_what_they_are() {
     let with_all = dir.join("all").display().to_string();
     daemon.hoist(["cp", "-a", "evil:/d", &with_all]).ok();
     assert!(fs::symlink_metadata(dir.join("all/null")).expect("it is there").file_type().is_char_device());
-    // Links that lead out of the container lead into it, whichever end they are at.
+    // Links that lead out of the container are resolved inside it, at either end of the copy.
     for path in ["evil:/d/up", "evil:/d/out", "evil:/d/exe"] {
         let followed = daemon.hoist(["cp", "-L", path, &dir.join("followed").display().to_string()]);
         assert_eq!(followed.code, if path.ends_with("up") { 0 } else { 1 }, "{followed}");
@@ -326,7 +327,7 @@ fn pipes_devices_and_links_of_a_container_are_copied_as_what_they_are() {
     assert_eq!(fs::read_to_string(dir.join("followed")).expect("it is there"), "of the container\n");
     daemon.hoist(["cp", &dir.join("followed").display().to_string(), "evil:/d/out"]);
     assert_eq!(fs::read_to_string(&outside).expect("it is there"), "untouched");
-    // An archive of somebody else's that wants to leave the folder.
+    // A foreign archive whose entries lead out of the directory.
     let evil = dir.join("evil.tar");
     let mut tar = Command::new("tar");
     tar.args(["--create", "--absolute-names", "--transform", "s,^,../../../../../../,", "--file"]);
@@ -338,7 +339,7 @@ fn pipes_devices_and_links_of_a_container_are_copied_as_what_they_are() {
     daemon.hoist(["exec", "evil", "test", "-e", &format!("/d/{}", outside.display())]).ok();
 }
 
-/// What holds no descriptor of the machine can give none away (CVE-2019-14271, CVE-2024-21626).
+/// The process that copies inside the container has no descriptor of the host (CVE-2019-14271, CVE-2024-21626).
 #[test]
 fn nothing_of_the_daemon_is_seen_in_the_container_while_it_copies() {
     if !is_root("cp") {
@@ -361,7 +362,7 @@ fn nothing_of_the_daemon_is_seen_in_the_container_while_it_copies() {
     }
 }
 
-/// Ctrl-C, at either end of the work.
+/// Ctrl-C, while reading or while writing.
 #[test]
 fn a_copy_that_is_broken_off_ends_in_the_daemon_too() {
     if !is_root("cp") {
@@ -384,7 +385,7 @@ fn a_copy_that_is_broken_off_ends_in_the_daemon_too() {
     daemon.hoist(["start", "made"]).ok();
 }
 
-/// A pipe whose other end is silent holds up nobody who wants the container.
+/// A copy that waits for a silent pipe lets other commands have the container.
 #[test]
 fn a_copy_that_waits_for_its_pipe_gives_way() {
     if !is_root("cp") {
@@ -401,10 +402,10 @@ fn a_copy_that_waits_for_its_pipe_gives_way() {
         let mut copy = daemon.command(["cp", "-", &format!("{name}:/")]);
         let copy = copy.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("hoist starts");
         eventually("the daemon is at it", || (open() > 0).then_some(()));
-        // Who would change it in another way waits for a while.
+        // Commands that change the container wait for the copy, up to a limit.
         daemon.hoist(["rename", name, "other"]).expect_code(1).expect_stderr("are being copied since");
         daemon.hoist(ends).ok();
-        // Its standard input stays open as long as it is not over.
+        // The command's standard input stays open as long as the copy runs.
         eventually("the daemon has ended it", || (open() == 0).then_some(()));
         let ended = copy.wait_with_output().expect("a child of ours");
         let said = String::from_utf8_lossy(&ended.stderr);
@@ -412,7 +413,7 @@ fn a_copy_that_waits_for_its_pipe_gives_way() {
     }
 }
 
-/// The same copies by both: what comes of them is the same.
+/// Both make the same copies, and the results are compared.
 #[test]
 fn copies_are_called_and_owned_as_dockers_are() {
     if !is_root("cp") {
@@ -472,7 +473,7 @@ fn copies_are_called_and_owned_as_dockers_are() {
         fs::write(&path, archive.stdout).expect("a writable directory");
         let owners = run(Command::new("tar").args(["-tv", "--numeric-owner", "-f"]).arg(&path)).ok();
         fs::remove_file(&path).expect("a file");
-        // Which of two names is the link is nobody's matter, and Docker drops what makes a program its owner's.
+        // Which of two hard links tar calls the link is arbitrary, and Docker drops setuid bits.
         let shown = owners.stdout.lines().map(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
             let mode = words[0][1..].replace('s', "x");
@@ -487,7 +488,7 @@ fn copies_are_called_and_owned_as_dockers_are() {
     assert_eq!(hoist.2, docker.2);
 }
 
-/// What `docker export` writes: the container's tree with the image's files, and nothing of what is mounted.
+/// The archive of `docker export`: the container's root file system without its mounts.
 #[test]
 fn the_tree_of_a_container_is_exported_without_what_is_mounted() {
     let daemon = Daemon::with_busybox();
@@ -524,11 +525,11 @@ fn the_tree_of_a_container_is_exported_without_what_is_mounted() {
     };
     let of_running = export();
     check(&of_running);
-    // It goes on, and the same comes of it when it has ended.
+    // The container goes on, and the archive is the same after its end.
     assert_eq!(daemon.hoist(["exec", "box", "cat", "/made"]).ok().text(), "own");
     daemon.hoist(["stop", "-t", "0", "box"]).ok();
     assert_eq!(export(), of_running);
-    // As people write it: through a pipe, and back as an image.
+    // Through a pipe, and back as an image.
     let mut hoist = daemon.command(["export", "box"]).stdout(Stdio::piped()).spawn().expect("hoist starts");
     let mut import = daemon.command(["import", "-", "box:1"]);
     run(import.stdin(hoist.stdout.take().expect("a pipe"))).ok();

@@ -14,8 +14,8 @@ const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 /// The file name of containerd's own shim.
 pub(crate) const STOCK_SHIM: &str = "containerd-shim-runc-v2";
 
-/// The file name of the program whose child the first process of a container is: of its shim's. Ours has none, as its program
-/// is no longer where it was mounted.
+/// The file name of the shim's program, the parent of a container's first process. Empty for Hoist's shim, whose
+/// program was unmounted.
 pub(crate) fn shim_of(pid: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the container runs");
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("the kernel's format");
@@ -169,7 +169,7 @@ fn events_arrive_in_their_order() {
         .spawn()
         .expect("ctr starts");
     let mut lines = BufReader::new(listener.stdout.take().expect("piped")).lines();
-    // A listener hears nothing of what was before it: name a container until one is heard of.
+    // `events` shows nothing from before it listens, so containers are made until it prints one.
     let mut heard = Vec::new();
     let (tell, told) = std::sync::mpsc::channel();
     let reader = std::thread::spawn(move || {
@@ -281,7 +281,7 @@ fn output_goes_to_files_and_to_nowhere() {
     daemon.ctr(["containers", "rm", "logged"]).ok();
 }
 
-/// Scripts and service files know the daemon by containerd's name.
+/// Scripts and service files call the daemon `containerd`.
 #[test]
 fn the_program_answers_to_its_other_names() {
     let folder = tempfile::TempDir::new().expect("a temporary directory");
@@ -291,7 +291,7 @@ fn the_program_answers_to_its_other_names() {
         let said = run(Command::new(&link).arg("--version")).ok();
         assert!(said.stdout.contains(if name == "runc" { "runc version 1." } else { "2.3.4" }), "{said}");
     }
-    // Of what containerd's own say, scripts take the third word for the version.
+    // Scripts take the third word of containerd's own output for the version.
     let said = |program: &Path| {
         let said = run(Command::new(program).arg("--version")).ok().text().to_owned();
         said.split(' ').map(str::to_owned).collect::<Vec<_>>()
@@ -314,7 +314,7 @@ fn the_program_answers_to_its_other_names() {
     assert!(config.stdout.contains("version = 4"), "{config}");
 }
 
-/// By that name the program is the daemon, with its own configuration and without a further word.
+/// Under that name the program runs as the daemon without a subcommand, with a configuration of its own.
 #[test]
 fn a_daemon_runs_under_its_own_name() {
     let daemon = Daemon::start_as("hoistd", |places| {
@@ -326,7 +326,7 @@ fn a_daemon_runs_under_its_own_name() {
     assert!(daemon.root().join("meta.db").exists(), "the root is the one that the file names");
 }
 
-/// What a test leaves would stay until the machine ends: tasks of other namespaces, and shims without a task.
+/// Otherwise a test would leave tasks of other namespaces, and shims without a task.
 #[test]
 fn a_containerd_takes_its_shims_along() {
     if !is_root("containers") {
@@ -338,7 +338,7 @@ fn a_containerd_takes_its_shims_along() {
     std::fs::create_dir_all(&root).unwrap();
     std::fs::copy("/bin/busybox", root.join("busybox")).unwrap();
     let root = root.parent().unwrap().display().to_string();
-    // containerd names the cgroup above its containers by their namespace, and leaves it there.
+    // containerd makes a cgroup named after the namespace above its containers, and leaves it.
     let namespace = format!("left-{}", std::process::id());
     let words =
         ["--namespace", &namespace, "run", "-d", "--rootfs", &root, "left", "/bin/busybox", "sleep", "1000"];

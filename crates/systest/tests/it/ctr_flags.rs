@@ -26,10 +26,10 @@ const NOUNS: [&str; 11] = [
     "tasks",
 ];
 
-/// Commands and flags of Debian's that ours does not have, and why.
+/// Commands and flags of Debian's `ctr` that Hoist's does not have, and why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[];
 
-/// Commands, each by its first name, and flags by all of theirs, of a command's help.
+/// The commands of a help text, each by its first name, and the flags, each by all its names.
 fn help(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut commands, mut flags, mut section) = (BTreeSet::new(), BTreeSet::new(), "");
     for line in text.lines() {
@@ -40,7 +40,7 @@ fn help(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
                 commands.extend((first != "help").then(|| first.to_owned()));
             }
             Some(row) if section == "OPTIONS:" => {
-                // Two spaces end what is before the description, or one and the value.
+                // Two spaces, or one and the value's name, separate the names from the description.
                 let names = row.split("  ").next().unwrap_or_default().split(", ");
                 let names = names.filter_map(|name| name.split_whitespace().next());
                 flags.extend(names.filter(|name| name.starts_with('-')).map(ToOwned::to_owned));
@@ -74,7 +74,7 @@ fn every_flag_of_debians_ctr_is_known_or_left_out_on_purpose() {
     assert_eq!(missing, listed.collect::<BTreeSet<_>>());
 }
 
-/// A daemon with busybox, and its name.
+/// A daemon with busybox, and the image's name.
 fn daemon() -> (Daemon, Registry, String) {
     let registry = Registry::start();
     let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
@@ -116,7 +116,7 @@ fn a_profile_of_calls_is_taken_from_a_file() {
     assert!(broken.code != 0 && broken.stderr.contains(&format!("--seccomp-profile {path}")), "{broken}");
 }
 
-/// Its root is somebody else on the host, and owns the image's files.
+/// Its root is an unprivileged user of the host, to whom the image's files belong.
 #[test]
 fn a_container_has_a_user_namespace_of_its_own() {
     if !is_root("a container") {
@@ -205,7 +205,7 @@ fn a_directory_of_devices_is_all_of_them() {
     assert_eq!(rules(&ours), rules(&debians));
 }
 
-/// By commands that containerd's has since 2.x.
+/// Commands that containerd has since 2.x.
 #[test]
 fn images_and_daemons_are_shown_as_by_containerd_2() {
     let (daemon, _registry, image) = daemon();
@@ -244,7 +244,7 @@ fn images_and_daemons_are_shown_as_by_containerd_2() {
     assert_eq!(spec["linux"]["cgroupsPath"], "/default");
 }
 
-/// An index names what it likes, here 9 MiB by a media type with a command to the terminal in it.
+/// A child of an index may be of any media type: here 9 MiB, with a terminal escape sequence in its type.
 #[test]
 fn an_image_is_shown_with_children_that_are_no_documents() {
     let (daemon, layout) = (Daemon::start(), tempfile::tempdir().expect("a temporary directory"));
@@ -256,7 +256,7 @@ fn an_image_is_shown_with_children_that_are_no_documents() {
         let annotations = json!({ "io.containerd.image.name": "example.com/large:1" });
         let (digest, size) = (digest.to_string(), blob.len());
         let child = json!({ "mediaType": kind, "digest": digest, "size": size, "annotations": annotations });
-        // With spaces, and not in the order of keys.
+        // With white space, and in another order of keys.
         format!(r#"{{"schemaVersion":  2, "mediaType": "{INDEX}", "manifests": [{child}]}}"#)
     };
     let inner = index("application/vnd.example\u{9b}2J", &vec![0; 9 << 20]);
@@ -277,7 +277,7 @@ fn an_image_is_shown_with_children_that_are_no_documents() {
     assert!(at("\"schemaVersion\"") < at("\"manifests\""), "{shown}");
 }
 
-/// By `images prune --all`, which runbooks for nodes of Kubernetes call.
+/// `images prune --all`, which runbooks for Kubernetes nodes call.
 #[test]
 fn images_without_containers_are_pruned() {
     let (daemon, _registry, image) = daemon();
@@ -324,7 +324,7 @@ fn a_sandbox_is_started_shown_and_removed() {
     assert!(daemon.own_ctr(["sandboxes", "info", "pod"]).code != 0);
 }
 
-/// Which containerd's has since 2.0: there a name moves unless `ctr` is to do the work by itself.
+/// Since containerd 2.0: a tag moves to another image, unless `ctr` works locally.
 #[test]
 fn a_name_moves_to_another_image_unless_it_is_to_stay() {
     let (daemon, _registry, image) = daemon();
@@ -342,7 +342,7 @@ fn a_name_moves_to_another_image_unless_it_is_to_stay() {
     assert_eq!(digest("moving:1"), digest(&image));
     daemon.own_ctr(["images", "tag", "--local", "--force", other, "moving:1"]).ok();
     assert_eq!(digest("moving:1"), digest(other));
-    // Labels go with it only if `ctr` does the work.
+    // Labels are copied only if `ctr` works locally.
     daemon.own_ctr(["images", "tag", other, "bare:1"]).ok();
     assert_eq!(digest("bare:1"), digest(other));
     let labelled = daemon.own_ctr(["images", "ls", "-q", "labels.came==in"]).ok().stdout;
@@ -351,7 +351,7 @@ fn a_name_moves_to_another_image_unless_it_is_to_stay() {
     assert_eq!(digest("moving:1"), digest(&image));
 }
 
-/// As with containerd's, an image that came without its trees gets them when somebody wants them.
+/// As with containerd, an image that was pulled without unpacking is unpacked when a container needs it.
 #[test]
 fn what_is_not_unpacked_is_unpacked_for_who_needs_it() {
     if !is_root("a container") {
@@ -383,7 +383,7 @@ fn what_is_not_unpacked_is_unpacked_for_who_needs_it() {
     daemon.own_ctr(["-n", "mounts", "images", "unmount", "--rm", &path]).ok();
 }
 
-/// A document that no image names, with what it refers to.
+/// A manifest that no image refers to, with its blobs.
 #[test]
 fn a_manifest_is_pushed_by_its_digest() {
     let (daemon, registry, image) = daemon();
@@ -420,7 +420,7 @@ fn the_cgroup_of_a_namespace_goes_with_it() {
     for flags in [&[][..], &["-c"], &["--cgroup"]] {
         daemon.own_ctr(["namespaces", "create", &name]).ok();
         daemon.own_ctr([&["namespaces", "rm"][..], flags, &[&name]].concat()).ok();
-        // Where it is gone already, that is all right.
+        // Removing the namespace succeeds if its cgroup is gone already.
         assert_eq!(is_there(), flags.is_empty(), "{flags:?}");
     }
 }

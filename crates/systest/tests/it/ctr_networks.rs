@@ -11,7 +11,8 @@ use crate::cgroups::HIERARCHIES;
 
 const IMAGE: &str = "docker.io/library/busybox:latest";
 
-/// A daemon with busybox, and a network of its own for `ctr`: a pair of links, with addresses that are noted in a folder.
+/// A daemon with busybox, and a CNI network for `ctr`: veth pairs, with addresses that `host-local` records in a
+/// directory.
 struct Plugged {
     daemon: Daemon,
     third: u32,
@@ -65,7 +66,7 @@ impl Plugged {
         self.ctr(&[&words[..], flags, &[IMAGE, id], program].concat())
     }
 
-    /// The addresses that are taken.
+    /// The allocated addresses.
     fn addresses(&self) -> Vec<String> {
         let folder = self.daemon.dir().join("addresses").join(self.name());
         let names = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -92,7 +93,7 @@ fn a_container_has_a_network_by_plugins_as_long_as_it_runs() {
     assert!(said.contains(&gateway), "{said}");
     assert!(plugged.addresses().is_empty(), "{:?}", plugged.addresses());
     assert!(!plugged.result("plugged").exists());
-    // How a program ends is how the command ends.
+    // The command's exit code is the program's.
     assert_eq!(plugged.run(&["--rm"], "fails", &["sh", "-c", "exit 3"]).code, 3);
     assert!(plugged.addresses().is_empty());
 }
@@ -115,7 +116,7 @@ fn a_network_goes_with_the_signal_or_with_the_task() {
             plugged.ctr(&["tasks", "kill", "-s", "KILL", id]).ok();
             assert!(plugged.addresses().is_empty(), "as containerd's does, with the signal");
         }
-        // It may be about to end.
+        // The task may be about to end by itself.
         plugged.ctr(&["tasks", "rm", "-f", id]).ok();
         assert!(plugged.addresses().is_empty() && !plugged.result(id).exists(), "{id}");
         plugged.ctr(&["containers", "rm", id]).ok();
@@ -141,7 +142,7 @@ fn what_has_no_network_does_not_start() {
         "subnet": plugged.subnet(),
         "dataDir": plugged.daemon.dir().join("addresses"),
     });
-    // The second of two fails: what the first made is taken down.
+    // The second plugin of two fails: the interface of the first is removed.
     let broken = [json!({ "type": "ptp", "ipam": ipam }), json!({ "type": "no-such-plugin" })];
     plugged.write(&json!({ "cniVersion": "0.4.0", "name": plugged.name(), "plugins": broken }));
     check(&["--rm"], "no-such-plugin");

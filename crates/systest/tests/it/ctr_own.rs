@@ -19,7 +19,7 @@ fn daemon() -> (Daemon, Registry, String) {
     (daemon, registry, image)
 }
 
-/// What a command prints: the words of each line. Labels come in any order.
+/// The words of each line of output, with labels sorted.
 fn words(text: &str) -> Vec<Vec<String>> {
     let word = |word: &str| {
         let mut parts: Vec<&str> = word.split(',').collect();
@@ -30,8 +30,8 @@ fn words(text: &str) -> Vec<Vec<String>> {
     lines.map(|line| line.split_whitespace().map(word).collect()).collect()
 }
 
-/// Runs a command that changes nothing by both, and tells how what they print differs, three times: ages are told in seconds,
-/// and one may end in between.
+/// Runs a read-only command by both clients and returns how their output differs. Tries three times, since ages are in
+/// seconds and may change between the two.
 fn difference(daemon: &Daemon, args: &[&str]) -> Option<String> {
     let look = || {
         let theirs = daemon.ctr(args);
@@ -44,7 +44,7 @@ fn difference(daemon: &Daemon, args: &[&str]) -> Option<String> {
     (0..3).try_fold(String::new(), |_, _| look())
 }
 
-/// Runs a command that changes something by theirs, and the like by ours, and compares what they print.
+/// Runs a command by Debian's client, and the same on another object by Hoist's, and compares their output.
 #[track_caller]
 fn alike(daemon: &Daemon, theirs: &[&str], ours: &[&str], replace: (&str, &str)) {
     let (theirs, ours) = (daemon.ctr(theirs), daemon.own_ctr(ours));
@@ -93,7 +93,7 @@ fn what_is_listed_is_listed_alike() {
         "plugins ls type==io.containerd.snapshotter.v1",
         "plugins ls -d",
         "--namespace tenant images ls",
-        // What is not there.
+        // Names that do not exist.
         "containers info nosuch",
         "tasks ps nosuch",
         "content get sha256:0000000000000000000000000000000000000000000000000000000000000000",
@@ -107,7 +107,7 @@ fn what_is_listed_is_listed_alike() {
     }
     let digest = daemon.ctr(["content", "ls", "-q"]).ok().stdout.lines().next().expect("a blob").to_owned();
     differences.extend(difference(&daemon, &["content", "get", &digest]));
-    // Documents are the same whatever the order of their keys.
+    // JSON documents are equal in any order of keys.
     for command in
         ["containers info own-listed", "containers info --spec own-listed", "snapshots info by-hand"]
     {
@@ -121,11 +121,11 @@ fn what_is_listed_is_listed_alike() {
     let version = (daemon.own_ctr(["version"]).ok(), daemon.ctr(["version"]).ok());
     let server = |text: &str| words(text.split("Server:").nth(1).unwrap_or_default()).concat();
     let (ours, theirs) = (server(&version.0.stdout), server(&version.1.stdout));
-    // Theirs goes on to say that its version is another.
+    // Debian's client adds a warning that its version differs from the daemon's.
     if ours.len() != 6 || !theirs.starts_with(&ours) {
         differences.push(format!("{}\n{}", version.0, version.1));
     }
-    // Scripts compare what both sides say.
+    // Scripts compare the client's and the server's version.
     let told: Vec<&str> =
         version.0.stdout.lines().filter(|line| line.trim_start().starts_with("Version:")).collect();
     if told.len() != 2 || told[0] != told[1] {
@@ -164,7 +164,7 @@ fn what_is_changed_is_changed_alike() {
     alike(&daemon, &theirs, &ours, ("overlayfs/2/", "overlayfs/3/"));
 }
 
-/// Trees of a namespace whose label chooses the snapshotter are made, looked for and run there by both.
+/// With a default snapshotter in a label of the namespace, both clients make, find and run snapshots there.
 #[test]
 fn a_namespace_chooses_its_snapshotter() {
     let _hierarchies = HIERARCHIES.read();
@@ -180,7 +180,7 @@ fn a_namespace_chooses_its_snapshotter() {
         ctr(&["namespaces", "create", name, label]).ok();
         ctr(&["images", "pull", "--plain-http", &image]).ok();
         let trees = ctr(&["snapshots", "--snapshotter", "native", "ls"]).ok().stdout.lines().count();
-        // Those that list snapshots ask no label.
+        // Commands that list snapshots ignore the label.
         let others = ctr(&["snapshots", "ls"]).ok().stdout.lines().count();
         let checked = ctr(&["images", "check"]).ok().stdout;
         ctr(&["containers", "create", "--runtime", OUR_RUNTIME, &image, "box", "true"]).ok();
@@ -201,7 +201,7 @@ fn a_namespace_chooses_its_snapshotter() {
     assert!(found[0].0 > 1 && found[0].1 == 1, "{found:?}");
 }
 
-/// A container's whole life by our `ctr`, with Debian's looking on.
+/// The whole life of a container by Hoist's `ctr`, with each state checked by Debian's.
 #[test]
 fn containers_live_and_die() {
     let _hierarchies = HIERARCHIES.read();
@@ -295,7 +295,7 @@ fn archives_blobs_and_mounts() {
     assert!(!std::path::Path::new(&mount).join("bin").exists());
     daemon.own_ctr(["images", "rm", "--sync", &image]).ok();
     assert_eq!(daemon.ctr(["content", "ls", "-q"]).ok().text(), "");
-    // What left comes back, by a path and by standard input, and is taken by Debian's too.
+    // An exported archive can be imported, by path and by standard input, and by Debian's client too.
     let imported = daemon.own_ctr(["images", "import", &archive]).ok();
     assert!(imported.stdout.contains(&format!("unpacking {image}")), "{imported}");
     assert!(daemon.ctr(["images", "check", "-q"]).ok().stdout.contains(&image), "it is whole and unpacked");
@@ -310,7 +310,7 @@ fn archives_blobs_and_mounts() {
     for name in [image.as_str(), &format!("{base}@sha256:"), "whole:1"] {
         assert!(names.contains(name), "{name}\n{names}");
     }
-    // A name ends where a word does.
+    // `--base-name` matches whole components of a name only.
     for other in ["registry.example/other", &base[..base.len() - 1]] {
         let refused = daemon.own_ctr(["images", "import", "--base-name", other, &archive]);
         assert!(refused.code != 0 && refused.stderr.contains(other), "{refused}");
@@ -335,7 +335,7 @@ fn archives_blobs_and_mounts() {
     let args = ["content", "ingest", "--expected-digest", &digest, "--expected-size", &size, "k"];
     run(daemon.own_ctr_command(args).stdin(open())).ok();
     assert_eq!(daemon.own_ctr(["content", "get", &digest]).ok().stdout, text);
-    // One that is there is there, as Debian's has it, and whatever else is typed is not waited for.
+    // As with Debian's, an existing blob is reported at once, without waiting for standard input.
     let (unread, _kept_open) = std::io::pipe().expect("a pipe");
     for reference in ["k", "other"] {
         let args = ["content", "ingest", "--expected-digest", &digest, reference];
@@ -346,7 +346,7 @@ fn archives_blobs_and_mounts() {
     daemon.own_ctr(["content", "rm", &digest]).ok();
 }
 
-/// A container of which a file says everything, as `runc spec` makes such files beside a root file system.
+/// A container from a spec file (`--config`), as `runc spec` writes it beside a root file system.
 #[test]
 fn a_container_is_made_of_a_file() {
     let _hierarchies = HIERARCHIES.read();
@@ -369,7 +369,7 @@ fn a_container_is_made_of_a_file() {
     daemon.own_ctr(["containers", "rm", "own-filed"]).ok();
 }
 
-/// Who a further process is, by the files in the container, as Debian's `ctr` looks it up.
+/// The user of an exec, looked up in the container's files, as Debian's `ctr` does.
 #[test]
 fn further_processes_are_users_by_name() {
     let _hierarchies = HIERARCHIES.read();
@@ -411,13 +411,13 @@ fn events_are_printed_as_they_happen() {
     };
     let (mut ours, our_lines, our_reader) = listen(daemon.own_ctr_command(["events"]));
     let (mut theirs, their_lines, their_reader) = listen(daemon.ctr_command(["events"]));
-    // A listener hears nothing of what was before it.
+    // `events` shows nothing from before it listens.
     let (mut our_seen, mut their_seen) = (BTreeSet::new(), BTreeSet::new());
     let mut round = 0;
     let both = eventually("both hear of the same", || {
         daemon.ctr(["namespaces", "create", &format!("n{round}"), "a=b"]).ok();
         round += 1;
-        // Without the time; keys of documents come in any order.
+        // Without the time; keys of JSON documents come in any order.
         let normal = |line: String| {
             let words: Vec<&str> = line.splitn(7, ' ').collect();
             let event: serde_json::Value = serde_json::from_str(words[6]).expect("JSON");
@@ -439,7 +439,7 @@ fn events_are_printed_as_they_happen() {
 #[test]
 fn layers_are_made_from_trees_and_trees_from_layers() {
     let (daemon, _registry, image) = daemon();
-    // A change on top of the image: the layer of it is what is written, by both alike.
+    // A change on top of the image: both clients write the same layer of it.
     let chain = daemon.own_ctr(["snapshots", "ls"]).ok();
     let committed = chain.stdout.lines().find(|line| line.contains("Committed")).expect("a tree");
     let parent = committed.split_whitespace().next().expect("a key").to_owned();
@@ -471,7 +471,7 @@ fn layers_are_made_from_trees_and_trees_from_layers() {
     assert!(!daemon.own_ctr(["snapshots", "ls"]).ok().stdout.contains("view-key"), "no view is left");
     assert!(daemon.own_ctr(["snapshots", "diff", "nosuch"]).stderr.contains("nosuch"));
 
-    // The trees go, and come back from the blobs.
+    // The snapshots are removed, and unpacked again from the blobs.
     daemon.own_ctr(["snapshots", "rm", "changed"]).ok();
     daemon.own_ctr(["snapshots", "rm", &parent]).ok();
     let listed = daemon.own_ctr(["images", "ls", &format!("name=={image}")]).ok();
@@ -511,7 +511,7 @@ fn blobs_are_edited_let_go_of_and_images_converted() {
     daemon
         .own_ctr(["run", "--rm", "--runtime", OUR_RUNTIME, "docker.io/library/plain:1", "plain", "true"])
         .ok();
-    // In another namespace, from what is there.
+    // In another namespace, from blobs that the store has already.
     let elsewhere = |words: &[&str]| daemon.own_ctr([&["-n", "tenant"][..], words].concat());
     let none = elsewhere(&["images", "convert", &image, "x:1"]);
     assert!(none.code != 0 && none.stderr.contains("not found"), "{none}");
@@ -523,7 +523,7 @@ fn blobs_are_edited_let_go_of_and_images_converted() {
     assert!(elsewhere(&["images", "ls", "-q"]).ok().stdout.contains("docker.io/library/x:1"));
     assert!(!daemon.own_ctr(["images", "ls", "-q"]).ok().stdout.contains("library/x:1"));
 
-    // Layers that only documents keep go; what is unpacked stays.
+    // Blobs of layers that only manifests refer to are removed; unpacked snapshots stay.
     let manifest: serde_json::Value =
         serde_json::from_str(&daemon.own_ctr(["content", "get", &digest]).ok().stdout).expect("a manifest");
     let layer = manifest["layers"][0]["digest"].as_str().expect("a digest");

@@ -7,14 +7,14 @@ use std::fs;
 use serde_json::Value;
 use testkit::{Daemon, Registry, images};
 
-/// A registry with busybox, and the name that it has there.
+/// A registry with busybox, and the image's reference.
 fn registry() -> (Registry, String) {
     let registry = Registry::start();
     let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
     (registry, image)
 }
 
-/// The document in a text, and the digests of its config and its layers.
+/// The manifest in an output, and the digests of its config and layers.
 fn manifest(text: &str) -> (String, Vec<String>) {
     let document: Value = serde_json::from_str(text).expect("a document");
     let digest = |value: &Value| value["digest"].as_str().expect("a digest").to_owned();
@@ -22,7 +22,7 @@ fn manifest(text: &str) -> (String, Vec<String>) {
     (digest(&document["config"]), layers.iter().map(digest).collect())
 }
 
-/// What both command lines write.
+/// The output of both clients, which must be equal.
 fn alike(daemon: &Daemon, words: &[&str]) -> String {
     let (theirs, ours) = (daemon.ctr(words).ok(), daemon.own_ctr(words).ok());
     assert_eq!(theirs.stdout, ours.stdout, "{words:?}");
@@ -40,7 +40,7 @@ fn objects_are_fetched_as_debians_fetches_them() {
     let named = |digest: &str| format!("{repository}@{digest}");
     let written = alike(&daemon, &[&fetch[..], &[&named(&config), "and", "hints"]].concat());
     assert!(written.contains("rootfs"), "{written}");
-    // A layer, and more than one of them.
+    // One layer, and several at once.
     let blob = ["content", "fetch-blob", "--plain-http", repository, &config, &config];
     assert_eq!(daemon.own_ctr(blob).ok().stdout, written.repeat(2));
     let place = daemon.dir().join("layer");
@@ -106,7 +106,7 @@ fn objects_are_pushed_as_debians_pushes_them() {
     }
 }
 
-/// Documents and configs are there, for good, and no layer is.
+/// `--metadata-only`: manifests and configs are stored permanently, and no layer.
 #[test]
 fn documents_come_without_layers() {
     let (_registry, image) = registry();
@@ -125,7 +125,7 @@ fn documents_come_without_layers() {
     for label in ["distribution.source.127.0.0.1=busybox", "gc.ref.content.config", "gc.ref.content.l.0"] {
         assert!(labels.contains(label), "{label}: {labels}");
     }
-    // A collection leaves them, and what is missing comes with a fetch of all.
+    // A collection keeps them, and a full fetch adds the layers.
     daemon.own_ctr(["leases", "rm", "--sync", daemon.own_ctr(["leases", "create"]).ok().stdout.trim()]).ok();
     assert_eq!(listed(), known);
     daemon.own_ctr(["content", "fetch", "--plain-http", &image]).ok();
@@ -159,7 +159,7 @@ fn what_is_said_to_a_registry_is_shown() {
     assert!(!daemon.log().contains("HTTP/1.1"), "what is asked for on a stream is not logged");
 }
 
-/// Neither passwords nor tokens are shown, whether the daemon speaks or `ctr`; names are looked up where they are seen.
+/// Neither passwords nor tokens are printed, whether the daemon or `ctr` speaks to the registry.
 #[test]
 fn secrets_are_not_shown() {
     let registry = Registry::start_secured();

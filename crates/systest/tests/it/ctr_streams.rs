@@ -18,7 +18,7 @@ fn daemon() -> (Daemon, String) {
     (daemon, image)
 }
 
-/// Starts a client with an input that stays open, and reads a line of what it writes.
+/// Starts a client with an open standard input, and reads the first line of its output.
 fn started(mut command: Command) -> (Child, BufReader<ChildStdout>, String) {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
     let mut output = BufReader::new(child.stdout.take().expect("piped"));
@@ -34,7 +34,7 @@ fn who_attaches_to_a_terminal_types_into_it() {
     let script = "echo ready; read word; echo got-$word; exit 3";
     let words = ["run", "-t", "--runtime", OUR_RUNTIME, &image, "typed", "sh", "-c", script];
     let mut run = daemon.own_ctr_command(words);
-    // It leaves its pipes there.
+    // The client makes its pipes in this directory.
     run.env("TMPDIR", daemon.dir());
     let mut first = Terminal::run(run);
     first.wait_for("ready");
@@ -67,7 +67,7 @@ fn signals_are_for_the_process() {
     daemon.own_ctr(["containers", "rm", "beside"]).ok();
 }
 
-/// A further process ends although something that it has started keeps its output.
+/// An exec ends although a child of its process keeps the output open.
 #[test]
 fn an_output_that_is_kept_keeps_nobody() {
     let _hierarchies = HIERARCHIES.read();
@@ -80,7 +80,7 @@ fn an_output_that_is_kept_keeps_nobody() {
     let (mut patient, _output, line) = started(exec("patient"));
     assert_eq!(line, "out\n");
     assert_eq!(patient.wait().expect("a child of ours").code(), Some(3));
-    // As by somebody who will not wait for that.
+    // A user interrupts the client instead of waiting for the end of the output.
     let (mut hasty, _output, _line) = started(exec("hasty"));
     let code = eventually("it ends", || {
         kill_process(Pid::from_child(&hasty), Signal::INT).expect("a child of ours");

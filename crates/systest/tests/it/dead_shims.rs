@@ -16,7 +16,7 @@ fn bundle(daemon: &Daemon, id: &str) -> PathBuf {
     daemon.state().join("tasks/default").join(id)
 }
 
-/// The note of how to take a container down, which nobody can read for a while.
+/// The note of how to remove a container, made unreadable until it is dropped.
 struct Torn {
     note: PathBuf,
     text: String,
@@ -58,7 +58,7 @@ fn what_a_dead_shim_leaves_holds_up_nobody() {
     assert_eq!(daemon.hoist(["wait", "one"]).ok().text(), "137");
     let state = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "one"];
     assert_eq!(daemon.hoist(state).ok().text(), "exited 137");
-    // Its processes may be there: another is not begun beside them.
+    // Its processes may still run, so no new ones are started beside them.
     daemon.hoist(["start", "one"]).expect_code(1).expect_stderr("cannot be cleared away yet");
     daemon.hoist(["rm", "again"]).expect_code(1).expect_stderr("cannot be cleared away yet");
     for torn in torn {
@@ -74,7 +74,7 @@ fn what_a_dead_shim_leaves_holds_up_nobody() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// There may be processes that write to its files and volumes, and have its address.
+/// Processes that may still run may write to its files and volumes, and have its address.
 #[test]
 fn of_what_may_still_be_running_nothing_is_taken_away() {
     if !is_root("containers") {
@@ -142,7 +142,7 @@ fn an_exit_that_was_noted_is_told_although_its_container_cannot_be_taken_down() 
     eventually("its end is settled", || (daemon.hoist(["system", "check"]).code == 0).then_some(()));
 }
 
-/// Its bundle says which volumes it has, and may be lost, or half gone.
+/// The bundle says which volumes the container has, and it may be lost or incomplete.
 #[test]
 fn volumes_of_what_may_still_be_running_without_a_record_are_in_use() {
     if !is_root("containers") {
@@ -165,7 +165,7 @@ fn volumes_of_what_may_still_be_running_without_a_record_are_in_use() {
     daemon.hoist(["volume", "prune", "--all", "-f"]).ok();
     let listed = daemon.hoist(["volume", "ls", "-q"]).ok().text().to_owned();
     assert_eq!(listed, "crop", "nobody has the others");
-    // As of an earlier version, which noted nothing beside: what it has cannot be told, so it may have any.
+    // As from an earlier version, without notes: the container may have any volume.
     daemon.hoist(["volume", "create", "bare"]).ok();
     let note = daemon.root().join("containers/default").join(&id).join("volumes.json");
     fs::remove_file(&note).expect("it was noted which it has");
@@ -187,7 +187,7 @@ fn volumes_of_what_may_still_be_running_without_a_record_are_in_use() {
     eventually("nobody has it", || (daemon.hoist(["volume", "rm", "crop"]).code == 0).then_some(()));
 }
 
-/// The shim is dead, and the end of its container not yet settled, when somebody starts it again.
+/// The shim has died, and the daemon has not recorded the container's end, when a client starts it again.
 #[test]
 fn a_start_waits_for_the_end_before() {
     if !is_root("containers") {
@@ -209,7 +209,7 @@ fn a_start_waits_for_the_end_before() {
     assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
 }
 
-/// The notes are all that says where its processes and mounts are.
+/// The notes are the only record of its processes and mounts.
 #[test]
 fn what_a_failed_creation_leaves_is_not_forgotten() {
     if !is_root("containers") {
@@ -243,7 +243,7 @@ fn a_delete_that_fails_says_so_and_can_be_tried_again() {
     }
     let host = ShimHost::new();
     let events = host.listen();
-    // With hooks a worker deletes it.
+    // With hooks, the shim deletes the container in a worker process.
     for (id, hooks) in [("plain", json!({})), ("hooked", json!({ "poststop": [{ "path": "/bin/true" }] }))] {
         let task = host.container(id, "exit 7").with(|container| container.spec["hooks"] = hooks).run();
         assert_eq!(task.wait(""), 7);

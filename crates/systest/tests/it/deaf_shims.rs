@@ -12,8 +12,8 @@ use testkit::{Daemon, eventually, is_root, run};
 use crate::births::{root, run_spec, spec};
 use crate::runtime_bundle::compile;
 
-/// A page that never comes: who writes from it holds the lock of the pipe meanwhile, and whoever else reads that pipe, or
-/// asks how much is in it, waits for the lock where no signal reaches.
+/// A page fault that is never answered (userfaultfd(2)): a process that writes from this page holds the pipe's lock,
+/// and any other process that reads the pipe, or asks for its fill level, waits for the lock uninterruptibly.
 const TRAP: &str = r#"
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -34,8 +34,8 @@ static int set_trap(void) {
 }
 "#;
 
-/// The shim reads as long as there is something to read. With the lock in hand, when nothing comes and nothing goes, the
-/// pipe is looked at: if the shim was faster and has emptied it, the page comes after all, for another attempt.
+/// The shim reads as long as the pipe has data. The trap works if the shim comes while the lock is held. If the shim
+/// was faster and has emptied the pipe, the page is provided after all, for another attempt.
 const HOLDS_ITS_SHIM: &str = r#"
 #include <poll.h>
 #include <pthread.h>
@@ -63,7 +63,7 @@ int main(void) {
 }
 "#;
 
-/// Waits for what a child of its own holds. That is noted in the bundle, where `delete` runs.
+/// A shim whose `delete` waits for a blocked child, and notes that in the bundle.
 const WAITS_FOR_A_CHILD: &str = r#"
 #include <sched.h>
 #include <stdio.h>
@@ -129,13 +129,13 @@ fn a_container_that_holds_up_its_shim_is_ended_and_its_pod_lives_on() {
     }
 }
 
-/// A shim's `delete` that the kernel holds: it cannot be killed, and the daemon begins without its end.
+/// The shim's `delete` is blocked in the kernel and cannot be killed; the daemon starts without waiting for it.
 #[test]
 fn a_clean_up_that_cannot_even_be_killed_holds_up_no_daemon() {
     if !is_root("containers") {
         return;
     }
-    /// What is held goes with who holds it.
+    /// Kills the process that holds the lock when dropped.
     struct Holders(PathBuf);
     impl Drop for Holders {
         fn drop(&mut self) {
@@ -167,7 +167,7 @@ fn a_clean_up_that_cannot_even_be_killed_holds_up_no_daemon() {
     assert!(!bundle.exists(), "it is taken down");
 }
 
-/// One answer is waited for as long as all.
+/// The daemon waits for all shims at the same time.
 #[test]
 fn a_list_waits_for_all_deaf_shims_at_once() {
     if !is_root("containers") {

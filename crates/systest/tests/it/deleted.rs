@@ -14,7 +14,7 @@ use testkit::{Daemon, eventually, is_root};
 use crate::cgroups::HIERARCHIES;
 use crate::typed::{ask, on};
 
-/// Starts a container, and returns its id and where its files are.
+/// Starts a container, and returns its id and the directory of its files.
 fn run(daemon: &Daemon, words: &[&str]) -> (String, PathBuf) {
     let id = daemon.hoist([&["run", "-d"], words].concat()).ok().text().to_owned();
     let files = daemon.root().join("containers/default").join(&id);
@@ -38,7 +38,7 @@ pub(crate) fn delete_record(daemon: &Daemon, id: &str) {
     });
 }
 
-/// Has a lease hold the tree of a container.
+/// Makes a lease refer to a container's snapshot.
 pub(crate) fn lease_tree(daemon: &Daemon, id: &str) {
     on(daemon, async |channel| {
         let mut leases = LeasesClient::new(channel);
@@ -52,14 +52,14 @@ pub(crate) fn lease_tree(daemon: &Daemon, id: &str) {
 }
 
 fn kill(daemon: &Daemon, id: &str) {
-    // ctr looks for its record first.
+    // Without `ctr`, which would look for the record first.
     on(daemon, async |channel| {
         let kill = KillRequest { container_id: id.to_owned(), signal: 9, ..KillRequest::default() };
         TasksClient::new(channel).kill(ask(kill)).await.expect("it runs");
     });
 }
 
-/// Who deletes a record may keep its tree, and says so as any client does: by a label or a lease.
+/// A client that deletes a record may keep the snapshot by a label or a lease.
 #[test]
 fn a_tree_that_a_client_holds_is_kept() {
     if !is_root("containers") {
@@ -114,7 +114,7 @@ fn what_hoist_made_goes_with_its_record() {
         nothing_is_left(&daemon, &id, &files);
         daemon.hoist(["volume", "rm", "crop"]).ok();
     }
-    // The name is another's, who keeps it.
+    // Another container has the name, and keeps it.
     let (id, files) = run(&daemon, &["--name", "web", "--network", "none", "busybox", "sleep", "1000"]);
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.Id}}", "web"]).ok().text(), id);
     daemon.hoist(["rm", "-f", "web"]).ok();
@@ -130,7 +130,7 @@ fn a_restart_that_is_to_come_is_called_off_with_the_record() {
     let daemon = Daemon::with_busybox();
     let (id, files) =
         run(&daemon, &["--name", "again", "--network", "none", "--restart", "always", "busybox", "false"]);
-    // Whenever it has a task, ctr refuses.
+    // ctr refuses while the container has a task.
     eventually("its record is deleted", || (daemon.ctr(["containers", "rm", &id]).code == 0).then_some(()));
     nothing_is_left(&daemon, &id, &files);
     assert_eq!(daemon.ctr(["tasks", "ls", "-q"]).ok().text(), "");
@@ -150,7 +150,7 @@ fn volumes_of_a_container_that_was_to_be_thrown_away_go_with_its_record() {
     assert_eq!(listed(), "");
 }
 
-/// containerd does not look whether a container runs, and its clients go by that.
+/// containerd deletes the record of a running container too, and its clients rely on that.
 #[test]
 fn one_that_runs_gives_its_name_at_once_and_the_rest_with_its_end() {
     if !is_root("a container with a network") {

@@ -46,7 +46,7 @@ fn logs_are_as_long_as_asked() {
     assert_eq!(daemon.hoist(["logs", "local"]).ok().stdout, "kept\n");
     assert_eq!(shown(&daemon, "local", "{{.HostConfig.LogConfig.Type}}"), "local");
 
-    // Who is attached sees it, and that is all.
+    // Attached clients see the output, and it is not logged.
     let none = ["--log-driver", "none"];
     assert_eq!(run_to_end(&daemon, "none", &none, "echo out; echo err >&2"), "out\n");
     let refused = daemon.hoist(["logs", "none"]);
@@ -105,7 +105,7 @@ fn times_and_shares_of_processors_are_limited_and_updated() {
     daemon.hoist(changed).ok();
     assert_eq!(times(), "30000 50000");
     assert_eq!(shown(&daemon, "box", template), "50000 30000 256 0 0 8388608");
-    // What was not said of then is as it was, also at the next start.
+    // Limits that the update does not name stay as they were, also at the next start.
     daemon.hoist(["stop", "-t", "0", "box"]).ok();
     daemon.hoist(["update", "--cpu-period", "100000", "box"]).ok();
     daemon.hoist(["start", "box"]).ok();
@@ -162,7 +162,7 @@ fn processes_of_another_container_are_seen() {
     sleeper(&daemon, "second", &["--pid", "container:first"]);
     let id = shown(&daemon, "first", "{{.Id}}");
     assert_eq!(shown(&daemon, "second", "{{.HostConfig.PidMode}}"), format!("container:{id}"));
-    // The kernel ends all of it with its first process.
+    // The kernel kills all processes of a pid namespace with its first one.
     daemon.hoist(["kill", "first"]).ok();
     assert_eq!(daemon.hoist(["wait", "second"]).ok().text(), "137");
     let refused = daemon.hoist(["start", "second"]).expect_code(1);
@@ -334,7 +334,7 @@ fn an_archive_is_imported_by_its_address() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
     let address = format!("http://{}/tree.tar", listener.local_addr().expect("it is bound"));
     let bytes = fs::read(&tar).expect("it was written");
-    // Whole, and then cut off in the middle.
+    // One answer is complete, one is cut off in the middle.
     let server = std::thread::spawn(move || {
         for len in [bytes.len(), bytes.len() / 2] {
             let (mut stream, _) = listener.accept().expect("somebody asks");

@@ -37,7 +37,7 @@ fn what_comes_after_the_image_is_the_containers() {
     assert!(help.stdout.contains("run [OPTIONS] IMAGE [COMMAND] [ARG...]"), "{help}");
 }
 
-/// As programs in Go take them.
+/// Boolean flags with a value, as Go's flag parsers take them.
 #[test]
 fn switches_may_have_values() {
     let daemon = Daemon::with_busybox();
@@ -62,7 +62,7 @@ fn a_privileged_container_has_the_machines_devices() {
         let words = ["run", "--rm", "--network", "none"];
         daemon.hoist([&words[..], flags, &["busybox", "sh", "-c", &look]].concat())
     };
-    // Not there yet when the container is made.
+    // The device does not exist yet when the container is created.
     daemon
         .hoist(["create", "--name", "late", "--privileged", "--network", "none", "busybox", "stat", &device])
         .ok();
@@ -122,7 +122,7 @@ fn with_the_machines_network_a_container_has_its_name_and_knows_its_hosts() {
     assert!(bridge.stdout.contains("eth0"), "{bridge}");
 }
 
-/// The idiom of whoever waits until a container is healthy, if somebody looks after it.
+/// The usual template of scripts that wait until a container is healthy, if it has a health check.
 #[test]
 fn templates_may_ask_for_what_is_not_said() {
     let daemon = Daemon::with_busybox();
@@ -164,7 +164,7 @@ fn who_is_asked_to_end_does_not_come_back() {
         assert_eq!(daemon.hoist(["wait", name]).ok().text(), "3");
         assert_eq!(shown(&daemon, name, "{{.State.Status}} {{.RestartCount}}"), "exited 0");
     }
-    // Who ends by itself does, as who is told to read its files again would.
+    // A container that ends by itself is started again, also one that gets SIGHUP.
     start("crashed");
     daemon.hoist(["kill", "-s", "HUP", "crashed"]).ok();
     eventually("it is up again", || (shown(&daemon, "crashed", "{{.RestartCount}}") != "0").then_some(()));
@@ -197,20 +197,20 @@ fn who_has_no_limit_has_the_machines_memory() {
     assert!(bound.contains("/ 64MiB"), "{bound}");
 }
 
-/// To look into the network of one with the tools of another.
+/// A container with debugging tools joins the network of another.
 #[test]
 fn containers_share_the_network_of_one() {
     let daemon = Daemon::with_busybox();
     let run = ["run", "-d", "--name"];
     daemon.hoist([&run[..], &["web", "-h", "web.test", "busybox", "sleep", "1000"]].concat()).ok();
-    // An address of version 6 is tentative for a moment.
+    // An IPv6 address is tentative for a moment.
     let look = "readlink /proc/self/ns/net; hostname; cat /etc/hosts /etc/resolv.conf; \
                 ip -o addr show eth0 | sed 's/ tentative//'";
     let own = daemon.hoist(["exec", "web", "sh", "-c", look]).ok();
     daemon
         .hoist([&run[..], &["beside", "--network", "container:web", "busybox", "sleep", "1000"]].concat())
         .ok();
-    // By way of one that has it of another, too.
+    // Also through a container that has joined the network itself.
     for name in ["web", "beside"] {
         let network = format!("container:{name}");
         let seen = daemon.hoist(["run", "--rm", "--network", &network, "busybox", "sh", "-c", look]).ok();
@@ -247,7 +247,7 @@ fn containers_share_the_network_of_one() {
     assert!(seen.stdout.contains("inet "), "{seen}");
 }
 
-/// What says what is so anyway.
+/// Flags that ask for what Hoist does anyway.
 #[test]
 fn words_that_change_nothing_are_taken() {
     let daemon = Daemon::with_busybox();
@@ -268,7 +268,7 @@ fn words_that_change_nothing_are_taken() {
     assert_eq!(said.text(), "[blank at the end ]");
 }
 
-/// As of `-u "$RUN_AS"` where the variable has nothing.
+/// As with `-u "$RUN_AS"` where the variable is empty.
 #[test]
 fn what_is_empty_was_not_said() {
     let daemon = Daemon::with_busybox();
@@ -426,7 +426,7 @@ fn what_becomes_of_images_volumes_and_networks_is_told() {
     assert_eq!(of_networks, ["network connect null", "network disconnect null"]);
 }
 
-/// What it had for a moment, it has no more.
+/// The events take back what the failed start had announced.
 #[test]
 fn a_start_that_fails_tells_the_ends_of_what_it_told() {
     let daemon = Daemon::with_busybox();
@@ -435,7 +435,7 @@ fn a_start_that_fails_tells_the_ends_of_what_it_told() {
     let mounted = format!("{}:/program", program.display());
     let create = ["create", "--name", "box", "--network", "none", "-v", "data:/data", "-v", &mounted];
     daemon.hoist(create.iter().chain(&["busybox", "/program"])).ok();
-    // Often: its first process may end by itself just when it is ended.
+    // Repeated, since the first process may end by itself just when it is killed.
     const TIMES: usize = 8;
     for _ in 0..TIMES {
         daemon.hoist(["start", "box"]).expect_code(1).expect_stderr("exec format error");
