@@ -164,7 +164,7 @@ fn who_is_asked_to_end_does_not_come_back() {
         assert_eq!(daemon.hoist(["wait", name]).ok().text(), "3");
         assert_eq!(shown(&daemon, name, "{{.State.Status}} {{.RestartCount}}"), "exited 0");
     }
-    // A container that ends by itself is started again, also one that gets SIGHUP.
+    // A program that ends by itself is started again, here by a SIGHUP that it does not handle.
     start("crashed");
     daemon.hoist(["kill", "-s", "HUP", "crashed"]).ok();
     eventually("it is up again", || (shown(&daemon, "crashed", "{{.RestartCount}}") != "0").then_some(()));

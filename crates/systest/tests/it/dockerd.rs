@@ -15,16 +15,16 @@ use crate::runtime_command::NotedRunc;
 /// The namespace of dockerd's containers.
 const MOBY: &str = "moby";
 
-/// Which shim dockerd gets, who knows one name only.
+/// The shim that dockerd runs: it knows one name only.
 #[derive(Clone, Copy, Debug)]
 enum Shim {
     /// containerd's own.
     Stock,
-    /// Ours, by that name.
+    /// Hoist's, under that name.
     Ours,
 }
 
-/// Dropped in this order.
+/// The fields are dropped in this order.
 struct Stage {
     docker: Docker,
     daemon: Daemon,
@@ -32,7 +32,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// With busybox; none if Docker is not there.
+    /// Pulls busybox. None if Docker is not installed.
     fn new(shim: Shim) -> Option<Stage> {
         if !is_root("dockerd") {
             return None;
@@ -49,7 +49,7 @@ impl Stage {
         Some(Stage { docker, daemon, _programs: programs })
     }
 
-    /// `docker run` without a network, of which dockerd has none here.
+    /// `docker run` without a network: this dockerd has none.
     #[track_caller]
     fn run(&self, options: &[&str], args: &[&str]) -> Finished {
         let words = ["run", "--network", "none"].iter().chain(options).chain(&["busybox"]).chain(args);
@@ -61,7 +61,7 @@ impl Stage {
         self.docker.docker(["inspect", "--format", what, id]).ok().text().to_owned()
     }
 
-    /// The same with a terminal at its ends.
+    /// As [`Stage::run`], on a terminal.
     fn on_a_terminal(&self, args: &[&str]) -> String {
         let command =
             format!("/usr/bin/docker --host unix://{} {}", self.docker.socket().display(), args.join(" "));
@@ -143,8 +143,8 @@ fn docker_runs_containers(shim: Shim) {
     assert_eq!(docker.docker(["wait", "life"]).ok().text(), "137");
     docker.docker(["rm", "--force", "life"]).ok();
 
-    // containerd's shim says nothing of it once the container is gone, nor if it happens before it watches: so the container
-    // goes on until docker has heard it. The kernel is told whom to kill: it may take the shell else.
+    // containerd's shim does not report an OOM kill after the container's end, or before it watches: so the container
+    // goes on until docker has reported it. `oom_score_adj` makes the kernel kill `dd`, and not the shell.
     let eats = "until test -e /heard; do \
                 (echo 1000 > /proc/self/oom_score_adj; exec dd if=/dev/zero of=/dev/null bs=100M count=1); \
                 sleep 0.05; done; exit 3";
@@ -153,7 +153,7 @@ fn docker_runs_containers(shim: Shim) {
         let told = docker.docker(["events", "--since", "1h", "--until", "0s", "--filter", "event=oom"]).ok();
         told.stdout.contains("name=eats").then_some(())
     });
-    // Which is short for this as well: it may be the one that is killed.
+    // The exec lacks memory too, and its process may be the one that is killed.
     eventually("the container is told", || {
         (docker.docker(["exec", "eats", "touch", "/heard"]).code == 0).then_some(())
     });
@@ -194,7 +194,7 @@ fn docker_builds_with_both_of_its_builders() {
     }
 }
 
-/// dockerd with all that is its own, and our runtime as the `runc` that it finds, it and each of its builders.
+/// dockerd with its own containerd, which finds Hoist's runtime as `runc`, as do both of its builders.
 #[test]
 fn docker_runs_and_builds_on_our_runtime() {
     let _hierarchies = HIERARCHIES.read();
@@ -231,7 +231,7 @@ fn docker_runs_and_builds_on_our_runtime() {
         assert!(noted.notes().lines().count() > before, "DOCKER_BUILDKIT={kit}: another runtime was called");
         assert_eq!(start(&["--rm", &name]).ok().stdout, "12\n34\n", "DOCKER_BUILDKIT={kit}");
     }
-    // BuildKit calls the runtime itself, without a shim.
+    // BuildKit calls the runtime directly, without a shim.
     let direct = |line: &str| line.contains(" run ") && line.contains("--bundle");
     assert!(noted.notes().lines().any(direct), "{}", noted.notes());
     for command in ["create", "start", "exec", "pause", "resume", "update", "kill", "delete"] {
@@ -262,7 +262,7 @@ fn containers_of_docker_outlive_both(shim: Shim) {
         tasks.lines().filter(|line| line.contains("STOPPED")).count()
     };
 
-    // One ends while dockerd is away, the other while both are.
+    // One container ends while dockerd is away, the other while the daemon is away too.
     stage.docker.kill();
     fs::write(told.path().join("first"), "").expect("a writable directory");
     eventually("the first has ended", || (stopped(&stage) == 1).then_some(()));
@@ -276,14 +276,14 @@ fn containers_of_docker_outlive_both(shim: Shim) {
     stage.docker.start_again();
     assert_eq!(stage.docker.docker(["wait", "second"]).ok().text(), "9", "{shim:?}");
 
-    // What lasts is the same, is heard as before, and docker still tells it what to do.
+    // The running container is the same, and docker still gets its events and controls it.
     let count = || -> Option<u32> {
         stage.docker.docker(["logs", "--tail", "1", "lasting"]).ok().text().parse().ok()
     };
     let before = eventually("it counts", count);
     eventually("it counts on", || count().filter(|count| *count > before));
     assert_eq!(stage.docker.docker(["exec", "lasting", "echo", "here"]).ok().text(), "here");
-    // A daemon that is away for a moment is all that dockerd notices.
+    // dockerd survives a restart of the daemon.
     stage.daemon.kill();
     stage.daemon.start_again();
     eventually("dockerd has found it again", || {
@@ -295,7 +295,8 @@ fn containers_of_docker_outlive_both(shim: Shim) {
     stage.docker.docker(["rm", "first", "second", "lasting"]).ok();
 }
 
-/// What newer Dockers let pass, and those that they refuse, and Debian's 20.10 did not yet: changes of `profiles/seccomp`.
+/// System calls that Docker versions allow since Debian's 20.10, and those that they no longer do: changes of
+/// `profiles/seccomp`.
 const PASS_SINCE: &[(u16, &str)] = &[
     (303, "name_to_handle_at"),
     (310, "process_vm_readv"),
@@ -320,16 +321,16 @@ const PASS_SINCE: &[(u16, &str)] = &[
 ];
 const REFUSED_SINCE: &[(u16, &str)] =
     &[(425, "io_uring_setup"), (426, "io_uring_enter"), (427, "io_uring_register")];
-/// `socket` for the kernel's cryptography, and for the hypervisor.
+/// `socket`, whose family AF_ALG is the kernel's cryptography, and AF_VSOCK the hypervisor.
 const SOCKET: u16 = 41;
 const FAMILIES_REFUSED_SINCE: [u64; 2] = [38, 40];
-/// The last family that Linux has. Of a greater number the kernel may see another: it looks at 32 bits, filters at 64.
+/// The last address family of Linux. Of a larger number the kernel reads 32 bits, and filters 64.
 const FAMILY_MAX: u64 = 45;
-/// The last call that the table of x86-64 has.
+/// The last system call of x86-64.
 const CALL_MAX: u16 = 480;
 
-/// The filter that Docker hands to the shim, with the capabilities it has by default, beside ours for the same: every
-/// call gets the same verdict, with all first arguments that either looks at, but for what Docker has changed since.
+/// The filter that Docker passes to the shim for its default capabilities, compared with Hoist's: every system call
+/// gets the same verdict, with every first argument that either filter checks, except where Docker has changed since.
 #[test]
 fn the_default_filter_is_dockers() {
     let Some(stage) = Stage::new(Shim::Ours) else { return };

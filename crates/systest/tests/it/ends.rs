@@ -16,7 +16,8 @@ use crate::typed::{ask, code, on};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Ends with `code` when it is let go, and runs on when it is started after that: it says when it has looked.
+/// A program that exits with `code` when the test lets it go, and runs on after a restart. It says when it has checked
+/// which of the two applies.
 fn ends_once(code: u32) -> String {
     format!(
         "[ ! -e /shared/go ] || exec sleep 1000; : >/shared/looked; \
@@ -24,7 +25,7 @@ fn ends_once(code: u32) -> String {
     )
 }
 
-/// Starts one that ends once, and returns its id when it can be let go.
+/// Starts a container with that program, and returns its id when it can be let go.
 fn start(daemon: &Daemon, name: &str, policy: &str, code: u32) -> String {
     let shared = format!("{}:/shared", daemon.dir().display());
     let words = ["run", "-d", "--name", name, "--restart", policy, "--network", "none", "-v", &shared];
@@ -43,7 +44,7 @@ fn state(daemon: &Daemon, name: &str) -> String {
     daemon.hoist(words).ok().text().to_owned()
 }
 
-/// Between its end and the plan to start it again a container does not run, and is not done.
+/// Between its end and the decision to restart it, a container does not run, and is not stopped either.
 #[test]
 fn who_will_be_started_again_is_not_removed_meanwhile() {
     if !is_root("mounts") {
@@ -51,7 +52,7 @@ fn who_will_be_started_again_is_not_removed_meanwhile() {
     }
     let daemon = Daemon::with_busybox();
     let id = start(&daemon, "again", "always", 3);
-    // Its task cannot be deleted, so its end cannot be settled.
+    // The task cannot be deleted, so the daemon cannot record its end.
     let held = daemon.state().join("tasks/default").join(&id).join("runtime").join(&id).join("held");
     fs::create_dir(&held).expect("its state is there");
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&held)).ok();
@@ -68,7 +69,7 @@ fn who_will_be_started_again_is_not_removed_meanwhile() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// Who asks for it while it is being settled waits for that, and changes nothing.
+/// A removal while the daemon records the end waits for that, and is refused.
 #[test]
 fn a_removal_at_the_instant_of_an_end_does_not_keep_it_from_being_started_again() {
     let daemon = Daemon::with_busybox();
@@ -79,7 +80,7 @@ fn a_removal_at_the_instant_of_an_end_does_not_keep_it_from_being_started_again(
         count.text().parse::<u32>().expect("a number")
     };
     let before = restarts();
-    // Each at another instant of its life.
+    // Each removal hits another instant of the container's life.
     eventually("restarts", || {
         daemon.hoist(["rm", "ends"]).expect_code(1);
         (restarts() >= before + 4).then_some(())
@@ -87,7 +88,7 @@ fn a_removal_at_the_instant_of_an_end_does_not_keep_it_from_being_started_again(
     daemon.hoist(["rm", "-f", "ends"]).ok();
 }
 
-/// Its shim has deleted it, and was not sent away: the bundle alone knows how it ended.
+/// The daemon dies between the deletion of the task and the shutdown of the shim: the exit code is in the bundle alone.
 #[test]
 fn an_exit_code_outlives_a_daemon_that_dies_before_the_shim_goes() {
     let mut daemon = Daemon::with_busybox();
@@ -108,7 +109,7 @@ fn an_exit_code_outlives_a_daemon_that_dies_before_the_shim_goes() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// A shim dies, and the daemon at its first write after that.
+/// A shim is killed, and the daemon fails at its first write after that.
 #[test]
 fn the_end_of_a_dead_shims_container_outlives_the_daemon_too() {
     if !is_root("a limit for another process") {
@@ -127,7 +128,7 @@ fn the_end_of_a_dead_shims_container_outlives_the_daemon_too() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// The daemon dies at its first write after the end of a container.
+/// The daemon fails at its first write after the end of a container.
 #[test]
 fn an_exit_code_outlives_a_daemon_that_dies_as_it_records_it() {
     if !is_root("a limit for another process") {
@@ -136,7 +137,7 @@ fn an_exit_code_outlives_a_daemon_that_dies_as_it_records_it() {
     let mut daemon = Daemon::with_busybox();
     start(&daemon, "job", "on-failure", 0);
     let log_len = daemon.log().len();
-    // Its log fits, its database does not.
+    // The limit leaves room for the log, and none for the database.
     let limit = format!("--fsize={}", log_len + 4096);
     run(Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit])).ok();
     let_go(&daemon);
@@ -149,7 +150,7 @@ fn an_exit_code_outlives_a_daemon_that_dies_as_it_records_it() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// What an image writes down as its stop signal may be of real time, or none at all.
+/// An image's stop signal may be a real-time signal, or invalid.
 #[test]
 fn every_container_can_be_stopped_and_a_wrong_word_stops_none() {
     let daemon = Daemon::with_busybox();
@@ -171,7 +172,7 @@ fn every_container_can_be_stopped_and_a_wrong_word_stops_none() {
     }
 }
 
-/// What is in the way of one part of a removal keeps neither the name nor the rest, and is tried again.
+/// An obstacle in one part of a removal keeps neither the name nor the other parts, and the daemon tries again.
 #[test]
 fn what_a_removal_cannot_take_along_goes_later() {
     if !is_root("mounts") {
@@ -206,7 +207,7 @@ fn what_a_removal_cannot_take_along_goes_later() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// Its shim keeps how a process ended until it is told that nobody will ask.
+/// A shim keeps the exit status of an exec until the daemon deletes it.
 #[test]
 fn a_process_that_nobody_waits_for_is_forgotten_when_it_ends() {
     let daemon = Daemon::with_busybox();

@@ -24,7 +24,7 @@ use crate::run_flags::says;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_spec, read_text, script};
 use crate::runtime_spec::map_users;
 
-/// Runs a bundle once, with a deadline, and returns what it said.
+/// Runs a bundle with a deadline, and returns its output.
 #[track_caller]
 fn attempt(runtime: &Runtime, bundle: &TempDir) -> Finished {
     let path = bundle.path().display().to_string();
@@ -40,7 +40,7 @@ pub(crate) fn add_capabilities(spec: &mut Value, names: &[&str]) {
     }
 }
 
-/// A container that goes on until it is told to end by the drop of this guard.
+/// A container that runs until it is dropped.
 struct Running<'a> {
     runtime: &'a Runtime,
     id: String,
@@ -76,23 +76,23 @@ impl Drop for Running<'_> {
     }
 }
 
-/// CVE-2019-5736: whoever runs in the container opens the program of the process that enters it, and writes
-/// to it once it no longer runs.
+/// CVE-2019-5736: a process of the container opens the program of one that enters it, and writes to it once it no
+/// longer runs.
 #[test]
 fn the_runtimes_program_is_not_written_through_proc() {
     let dir = TempDir::new().expect("a temporary directory");
-    // A copy that nobody else runs: a program that runs cannot be written to by anyone.
+    // A copy for this test: a program that runs cannot be written to (ETXTBSY).
     let program = dir.path().join("hoist");
     testkit::executable_copy(&testkit::hoist_program(), &program);
     let sum = || run(Command::new("sha256sum").arg(&program)).ok().stdout;
     let before = sum();
     let runtime = Runtime::at(program.clone());
-    // The right to trace, which containers do not have by default, lets it open the program at all.
+    // Without `CAP_SYS_PTRACE`, which containers lack by default, the container could not open the program at all.
     let bundle = bundle(|spec| {
         add_capabilities(spec, &["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
         script(
             spec,
-            // In a shell of its own, which ends if what it is about to open has ended.
+            // A subshell, which ends if the process that it inspects has ended.
             "echo up > /up; while true; do (for p in /proc/[0-9]*; do
                case $(readlink $p/exe) in */busybox|'') continue ;; esac
                exec 3< $p/exe
@@ -105,13 +105,13 @@ fn the_runtimes_program_is_not_written_through_proc() {
     let rootfs = bundle.path().join("rootfs");
     let running = Running::start(&runtime, &bundle);
     eventually("the attacker is up", || rootfs.join("up").exists().then_some(()));
-    // A long search for the program keeps the process in the container before its exec.
+    // A long search in PATH keeps the process in the container before its exec.
     let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
     eventually("the attacker has opened the program", || {
         running.exec_with(&["--env", &path], &["true"]).ok();
         rootfs.join("opened").exists().then_some(())
     });
-    // It runs no more.
+    // The program does not run any more.
     let tries = || fs::metadata(rootfs.join("tries")).map_or(0, |file| file.len());
     let begin = tries();
     eventually("the attacker has tried", || (tries() > begin + 100).then_some(()));
@@ -120,7 +120,7 @@ fn the_runtimes_program_is_not_written_through_proc() {
     drop(running);
 }
 
-/// The same, with the program named by the image: `/proc/self/exe` is what runs.
+/// As above, with `/proc/self/exe` as the program in the image.
 #[test]
 fn the_runtimes_program_as_entry_point_is_not_writable() {
     let program = testkit::hoist_program();
@@ -139,8 +139,8 @@ fn read_head(path: &Path) -> Vec<u8> {
     head
 }
 
-/// CVE-2024-21626: a descriptor of a host's directory that the runtime holds, used as working directory and
-/// as a way to the program.
+/// CVE-2024-21626: a leaked descriptor of a host's directory, used as the working directory and in the path of the
+/// program.
 #[test]
 fn descriptors_of_the_host_lead_nowhere() {
     let host = TempDir::new().expect("a temporary directory");
@@ -148,7 +148,7 @@ fn descriptors_of_the_host_lead_nowhere() {
     fs::copy("/bin/busybox", host.path().join("cat")).expect("busybox is installed");
     let runtime = Runtime::ours();
     for fd in 3..24 {
-        // As cwd, directly and by a link in the image.
+        // As the cwd, directly and by a link in the image.
         for cwd in [format!("/proc/self/fd/{fd}"), "/link".to_owned()] {
             let bundle = bundle(|spec| {
                 spec["process"]["cwd"] = json!(cwd);
@@ -166,19 +166,19 @@ fn descriptors_of_the_host_lead_nowhere() {
     }
 }
 
-/// Runs a bundle with a directory of the host open under every number that a careless runtime could pass on.
+/// Runs a bundle with a directory of the host open under every descriptor that a careless runtime could pass on.
 fn with_leaked_directory(runtime: &Runtime, bundle: &TempDir, host: &Path) -> Finished {
     let path = bundle.path().display().to_string();
     leak_to(&runtime.command(&["run", "--bundle", &path, &runtime.id("leak")]), host)
 }
 
-/// The same with any command of the runtime.
+/// As [`with_leaked_directory`], for any command of the runtime.
 fn leak_to(ours: &Command, host: &Path) -> Finished {
     let words: Vec<String> = std::iter::once(ours.get_program())
         .chain(ours.get_args())
         .map(|word| format!("'{}'", word.to_string_lossy()))
         .collect();
-    // The shell leaves what it opens open for the program it becomes.
+    // The shell keeps what it opens open for the program that it executes.
     let open = format!("exec 5<'{0}' 7<'{0}' 9<'{0}'; exec {1}", host.display(), words.join(" "));
     run(Command::new("bash").args(["-c", &open]).stdin(Stdio::null()))
 }
@@ -208,16 +208,16 @@ fn an_exec_gets_no_descriptor_of_the_host_either() {
     }
     assert_ne!(leak(&["--cwd", "/link"], &["true"]).code, 0);
     let open = leak(&[], &["ls", "/proc/self/fd"]).ok();
-    // The fourth is the directory that ls reads.
+    // Descriptor 3 is the directory that `ls` reads.
     assert_eq!(open.text().split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
 }
 
-/// CVE-2025-31133: what masks paths is bound from `/dev/null` of the container, which may be a link.
+/// CVE-2025-31133: paths are masked by a bind mount of the container's `/dev/null`, which may be a link.
 #[test]
 fn masks_are_not_made_of_what_the_image_calls_null() {
     let runtime = Runtime::ours();
     let change = |spec: &mut Value| {
-        // The image's own /dev, which the image fills.
+        // The image's own /dev, with the attacker's files.
         spec["mounts"]
             .as_array_mut()
             .expect("mounts")
@@ -235,7 +235,7 @@ fn masks_are_not_made_of_what_the_image_calls_null() {
         let done = attempt(&runtime, &bundle);
         assert_ne!(done.code, 0, "{target}: a container without its mask ran\n{done}");
     }
-    // The same while the link comes and goes.
+    // While another process swaps the link.
     let bundle = bundle(change);
     let dev = bundle.path().join("rootfs/dev");
     fs::create_dir_all(&dev).expect("a writable root");
@@ -248,7 +248,7 @@ fn masks_are_not_made_of_what_the_image_calls_null() {
     until_met(25, || {
         let done = attempt(&runtime, &bundle);
         let mask = done.stdout.lines().find(|line| line.contains(" /proc/timer_list "));
-        // A null device that the race has removed meanwhile is one still.
+        // The mask is still the null device if the race has removed its file meanwhile.
         let is_masked = mask.is_some_and(|line| line.contains("/dev/null") && !line.contains(" - proc "));
         let is_refused = ["null", "mask /proc/timer_list"].iter().any(|word| done.stderr.contains(word));
         assert!(is_masked || done.code != 0 && is_refused, "{done}");
@@ -257,8 +257,8 @@ fn masks_are_not_made_of_what_the_image_calls_null() {
     race.stop();
 }
 
-/// Attempts, each of which answers whether it met the race: so many at least, and on until one did and one did not. What
-/// always fails, or never, shows nothing.
+/// Repeats an attempt at least `least` times, until one has met the race and one has not: if all do, or none, the test
+/// has shown nothing.
 #[track_caller]
 fn until_met(least: u32, mut attempt: impl FnMut() -> bool) {
     let (mut met, mut missed) = (0u32, 0u32);
@@ -273,7 +273,7 @@ fn until_met(least: u32, mut attempt: impl FnMut() -> bool) {
     println!("{met} of {} attempts met the race", met + missed);
 }
 
-/// Does something again and again on a thread of its own.
+/// Repeats an action on its own thread.
 struct Race {
     stop: std::sync::Arc<AtomicBool>,
     thread: std::thread::JoinHandle<()>,
@@ -297,7 +297,7 @@ impl Race {
     }
 }
 
-/// CVE-2025-52565: the terminal is bound to `/dev/console`, which may be a link.
+/// CVE-2025-52565: the terminal is bind-mounted on `/dev/console`, which may be a link.
 #[test]
 fn the_console_is_not_bound_over_what_a_link_names() {
     let runtime = Runtime::ours();
@@ -312,7 +312,7 @@ fn the_console_is_not_bound_over_what_a_link_names() {
     let done = attempt(&runtime, &bundle);
     assert_ne!(done.code, 0, "{done}");
     done.expect_stderr("console");
-    // The same while the link comes and goes.
+    // While another process swaps the link.
     let (link, console) = (dev.join("evil"), dev.join("console"));
     let race = Race::start(move || {
         let _ = fs::remove_file(&console);
@@ -322,7 +322,7 @@ fn the_console_is_not_bound_over_what_a_link_names() {
     until_met(40, || {
         let done = attempt(&runtime, &bundle);
         assert!(done.code == 0 || done.stderr.contains("console"), "{done}");
-        // The kernel takes a mount along with the file below it, when the race removes that.
+        // The kernel detaches a mount when the race removes the file under it.
         let terminals = done.stdout.lines().filter(|line| line.contains(" - devpts "));
         let places = terminals.filter_map(|line| line.split(' ').nth(4));
         assert!(places.clone().all(|place| ["/dev/pts", "/dev/console"].contains(&place)), "{done}");
@@ -331,8 +331,8 @@ fn the_console_is_not_bound_over_what_a_link_names() {
     race.stop();
 }
 
-/// CVE-2026-88265: streams that are the null device are opened anew in the container, where the image may have a link
-/// in its place, to a file of the host that is mounted there. What is opened becomes the user's.
+/// CVE-2026-88265: the runtime opens null-device streams again inside the container, where the image may have a link
+/// instead, to a host's file that is mounted there; the opened file is then chowned to the user.
 #[test]
 fn streams_are_not_made_of_what_the_image_calls_null() {
     let runtime = Runtime::ours();
@@ -360,20 +360,20 @@ fn streams_are_not_made_of_what_the_image_calls_null() {
         let mut command = runtime.command(&["run", "--bundle", &path, &runtime.id("null")]);
         command.stdin(null()).stdout(null()).stderr(null()).status().expect("it runs")
     };
-    // Nothing but the link can keep it from running.
+    // Nothing but the link can keep the container from running.
     let status = end(&make());
     assert!(status.success(), "without a link: {status}");
     let bundle = make();
     let dev = bundle.path().join("rootfs/dev");
     fs::create_dir_all(&dev).expect("a writable root");
     symlink("/victim", dev.join("null")).expect("a writable root");
-    // Whether it runs or not.
+    // The container may fail to start.
     end(&bundle);
     assert_eq!(read_text(&victim), "of the host");
     assert_eq!(fs::metadata(&victim).expect("it is there").uid(), 0);
 }
 
-/// CVE-2026-135844: a list of users that is long, in which the runtime looks for the home of its user.
+/// CVE-2026-135844: a huge `/etc/passwd`, in which the runtime looks up its user's home.
 #[test]
 fn users_of_an_image_are_not_read_without_end() {
     let bundle = bundle(|spec| {
@@ -387,11 +387,11 @@ fn users_of_an_image_are_not_read_without_end() {
     assert_eq!(attempt(&Runtime::ours(), &bundle).ok().text().trim(), "home /");
 }
 
-/// CVE-2019-19921, CVE-2025-52881: what the runtime writes to `/proc` goes where somebody else wants it.
+/// CVE-2019-19921, CVE-2025-52881: the runtime's writes to `/proc` are redirected.
 #[test]
 fn writes_to_proc_are_not_led_elsewhere() {
     let runtime = Runtime::ours();
-    // A /proc of the image's own making, with links where the runtime writes.
+    // A /proc that the image provides, with links at the files that the runtime writes.
     let bundle_with = |make: &dyn Fn(&Path)| {
         let bundle = bundle(|spec| {
             spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["destination"] != "/proc");
@@ -414,7 +414,7 @@ fn writes_to_proc_are_not_led_elsewhere() {
     attempt(&runtime, &fake).expect_stderr("proc");
     assert_eq!(read_text(&fake.path().join("rootfs/victim")), "untouched");
 
-    // Something mounted over a file of the real one.
+    // A mount over a file of the real /proc.
     for (source, destination) in [
         ("/victim", "/proc/self/attr/exec"),
         ("/victim", "/proc/sys/net/ipv4/ip_forward"),
@@ -435,14 +435,14 @@ fn writes_to_proc_are_not_led_elsewhere() {
         assert_ne!(done.code, 0, "{destination}: {done}");
         assert_eq!(read_text(&bundle.path().join("rootfs/victim")), "untouched", "{destination}");
     }
-    // A /proc that is a link to elsewhere in the image.
+    // A /proc that is a link to another directory of the image.
     let linked = bundle(|spec| script(spec, "true"));
     fs::create_dir(linked.path().join("rootfs/elsewhere")).expect("a writable root");
     symlink("elsewhere", linked.path().join("rootfs/proc")).expect("a writable root");
     attempt(&runtime, &linked).expect_stderr("not a directory");
 }
 
-/// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561, CVE-2023-28642: mounts whose targets lie behind links in the image.
+/// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561, CVE-2023-28642: mount targets behind links in the image.
 #[test]
 fn mounts_stay_inside_the_image_whatever_its_links_say() {
     let runtime = Runtime::ours();
@@ -470,7 +470,7 @@ fn mounts_stay_inside_the_image_whatever_its_links_say() {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc");
         assert!(!mounts.contains(&*victim.to_string_lossy()), "{link}: mounted on the host");
     }
-    // Over /proc by a link.
+    // Over /proc, by a link.
     let bundle = bundle(|spec| {
         add_mount(spec, json!({"destination": "/volume", "type": "tmpfs", "source": "tmpfs"}));
         script(spec, "cat /proc/self/mountinfo");
@@ -480,7 +480,7 @@ fn mounts_stay_inside_the_image_whatever_its_links_say() {
     assert_ne!(done.code, 0, "{done}");
 }
 
-/// CVE-2026-41579: where nothing is mounted at `/dev`, the image's own may be a link.
+/// CVE-2026-41579: without a mount at `/dev`, the image's own may be a link.
 #[test]
 fn devices_are_not_made_where_a_link_leads() {
     let runtime = Runtime::ours();
@@ -505,15 +505,15 @@ fn devices_are_not_made_where_a_link_leads() {
                 script(spec, "echo written > /dev/mark; true");
             });
             symlink(&link, bundle.path().join("rootfs/dev")).expect("a writable root");
-            // Whether it runs or not.
+            // The container may fail to start.
             attempt(&runtime, &bundle);
             assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 0, "{link}");
         }
     }
 }
 
-/// CVE-2021-30465, CVE-2024-45310: the target of a mount is exchanged for a link between the look and the act, so that
-/// something is mounted, or only made, on the host.
+/// CVE-2021-30465, CVE-2024-45310: a mount target is swapped for a link between the check and the mount, so that
+/// something is mounted, or created, on the host.
 #[test]
 fn a_target_that_is_swapped_during_create_leads_nowhere() {
     let runtime = Runtime::ours();
@@ -523,7 +523,7 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
     let bundle = bundle(|spec| {
         let bind = json!(["bind"]);
         add_mount(spec, json!({"destination": "/shared/dir/one", "type": "tmpfs", "source": "tmpfs"}));
-        // Of a file, for which a file is made, and of a directory.
+        // A file as the target, which is created, and a directory.
         for (name, source) in
             [("file", "/etc/hostname"), ("deep/two", "/etc"), ("deep/file", "/etc/hostname")]
         {
@@ -536,14 +536,14 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
         script(spec, "true");
     });
     let shared = bundle.path().join("rootfs/shared");
-    // Where the link leads inside of the root.
+    // The path inside the root to which the link leads.
     let inside = bundle.path().join("rootfs").join(victim.strip_prefix("/").expect("an absolute path"));
     fs::create_dir_all(shared.join("dir")).expect("a writable root");
     let up = "../".repeat(30);
     symlink(format!("{up}{}", victim.display()), shared.join("link")).expect("a writable root");
     let race = Race::start(move || {
         let (dir, link, aside) = (shared.join("dir"), shared.join("link"), shared.join("aside"));
-        // Who found no directory has made one: then the other is in the way of all further turns.
+        // The runtime may have created a missing directory, which is in the way of later swaps.
         let _ = fs::remove_dir_all(&aside);
         let _ = fs::rename(&dir, &aside);
         let _ = fs::rename(&link, &dir);
@@ -551,7 +551,7 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
         let _ = fs::rename(&aside, &dir);
     });
     until_met(80, || {
-        // The link leads to a place of that name inside of the root at most.
+        // The link may lead to a path of that name inside the root.
         let done = attempt(&runtime, &bundle);
         assert!(done.code == 0 || done.stderr.contains("/shared/dir"), "{done}");
         assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 0, "made on the host");
@@ -562,7 +562,7 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
     race.stop();
 }
 
-/// The same with what a bind mount shows of the root: a link leads to nothing there.
+/// As above, for the source of a bind mount inside the root, where the link leads to nothing.
 #[test]
 fn a_source_in_the_root_that_is_swapped_during_create_shows_nothing_of_the_host() {
     let runtime = Runtime::ours();
@@ -607,7 +607,7 @@ fn a_source_in_the_root_that_is_swapped_during_create_shows_nothing_of_the_host(
     }
 }
 
-/// What a container mounts on a volume is not mounted on the host, wherever the volume comes from.
+/// What a container mounts in a volume is not mounted on the host, whatever the volume's propagation there.
 #[test]
 fn mounts_made_inside_are_not_seen_on_the_host() {
     let runtime = Runtime::ours();
@@ -633,8 +633,8 @@ fn mounts_made_inside_are_not_seen_on_the_host() {
     }
 }
 
-/// What the first process of a bundle notes in `/seen` while others enter. It makes `/up` once it looks, and a line in
-/// `/rounds` each time that it has looked at all.
+/// What the first process writes to `/seen` while others enter. It makes `/up` when it begins, and adds a line to
+/// `/rounds` after each look at all processes.
 fn what_an_attacker_sees(runtime: &Runtime, bundle: &TempDir) -> String {
     let root = bundle.path().join("rootfs");
     let running = Running::start(runtime, bundle);
@@ -651,7 +651,7 @@ fn what_an_attacker_sees(runtime: &Runtime, bundle: &TempDir) -> String {
     fs::read_to_string(root.join("seen")).unwrap_or_default()
 }
 
-/// CVE-2016-9962: a process that enters the container is looked into, and what it holds is taken from it.
+/// CVE-2016-9962: the container inspects a process that enters it, and takes its descriptors.
 #[test]
 fn a_hostile_first_process_does_not_look_into_who_enters() {
     let runtime = Runtime::ours();
@@ -668,13 +668,13 @@ fn a_hostile_first_process_does_not_look_into_who_enters() {
              done; echo >> /rounds; done 2>/dev/null",
         );
     });
-    // The file of output is what the container was given itself.
+    // The container was given the output file itself.
     let seen = what_an_attacker_sees(&runtime, &bundle);
     let seen: Vec<&str> = seen.lines().filter(|line| !line.contains("/output")).collect();
     assert!(seen.is_empty(), "{seen:?}");
 }
 
-/// The kinds of namespaces: as a spec has them, and as the kernel does.
+/// Kinds of namespaces: their names in a spec, and in `/proc/PID/ns`.
 const NAMESPACES: [(&str, &str); 8] = [
     ("mount", "mnt"),
     ("pid", "pid"),
@@ -689,7 +689,7 @@ const NAMESPACES: [(&str, &str); 8] = [
 #[test]
 fn who_enters_is_in_every_namespace_and_cgroup_of_the_container() {
     let runtime = Runtime::ours();
-    // With those that a spec has without a wish, whose cgroups are seen by their names, and with all.
+    // With the namespaces of the default spec, where cgroups are compared by name, and with all kinds.
     for with_all in [false, true] {
         let bundle = bundle(|spec| {
             if with_all {
@@ -719,7 +719,7 @@ fn who_enters_is_in_every_namespace_and_cgroup_of_the_container() {
     }
 }
 
-/// A file that gives its user more than the user has.
+/// Setuid programs of volumes and images.
 #[test]
 fn setuid_files_of_volumes_and_images_give_nothing() {
     let runtime = Runtime::ours();
@@ -746,7 +746,7 @@ fn setuid_files_of_volumes_and_images_give_nothing() {
     assert_eq!(check(true, &["rbind"]), "1000");
 }
 
-/// CVE-2018-15664's cousin, CVE-2022-29162: groups and capabilities that nobody asked for.
+/// CVE-2022-29162, like CVE-2018-15664: groups and capabilities that the spec does not name.
 #[test]
 fn groups_and_capabilities_of_the_caller_stay_outside() {
     let runtime = Runtime::ours();
@@ -769,7 +769,7 @@ fn groups_and_capabilities_of_the_caller_stay_outside() {
         text.contains("CapAmb").then_some(text)
     });
     assert_eq!(said, "1000\nCapInh:\t0000000000000000\nCapAmb:\t0000000000000000");
-    // And of whoever enters.
+    // The same for an exec.
     let exec = runtime.command(&["exec", &id, "sh", "-c", "id -G; grep CapInh /proc/self/status"]);
     let mut command = Command::new("/usr/bin/setpriv");
     command.args(["--groups", "4242,4343", "--inh-caps", "+chown,+sys_admin"]);
@@ -777,7 +777,7 @@ fn groups_and_capabilities_of_the_caller_stay_outside() {
     assert_eq!(run(&mut command).ok().text(), "1000\nCapInh:\t0000000000000000");
 }
 
-/// CVE-2014-3499's kin: keys of the host's session.
+/// CVE-2014-3499 and others: keys of the caller's session keyring.
 #[test]
 fn the_session_keyring_is_the_containers_own() {
     let runtime = Runtime::ours();
@@ -791,7 +791,7 @@ fn the_session_keyring_is_the_containers_own() {
         let keys = runtime.run(&[&["run", "--bundle", &path], flags, &[&id]].concat()).ok();
         assert_eq!(keys.stdout.contains(&format!("_ses.{id}.")), own, "{flags:?} {keys}");
     }
-    // Who enters is in the one of the first process, not in the caller's.
+    // An exec is in the session keyring of the first process, not in the caller's.
     let bundle = self::bundle(|spec| {
         spec["linux"]["maskedPaths"] = json!([]);
         script(spec, "/session > /first; sleep 1000");
@@ -813,7 +813,7 @@ fn the_session_keyring_is_the_containers_own() {
         assert_eq!(entered.stdout, first, "{flags:?}");
         assert_eq!(entered.stdout != outside.stdout, own, "{flags:?} {entered}");
         if own {
-            // What the container lets others do with it is not changed by who enters.
+            // An exec does not change the permissions that the container has set on the keyring.
             runtime.run(&["exec", &id, "/session", "close"]).ok();
             let keys = runtime.run(&["exec", &id, "busybox", "grep", "_ses.", "/proc/keys"]).ok();
             assert!(keys.stdout.contains(" 3f090000 "), "{keys}");
@@ -821,7 +821,7 @@ fn the_session_keyring_is_the_containers_own() {
     }
 }
 
-/// As after a restore, of which criu knows no keyrings: then it is made by the first who enters.
+/// As after a restore, since criu does not restore keyrings: the first exec makes the keyring.
 #[test]
 fn those_who_enter_are_in_one_keyring_though_nobody_made_it() {
     let runtime = Runtime::ours();
@@ -842,7 +842,7 @@ fn those_who_enter_are_in_one_keyring_though_nobody_made_it() {
     first.wait().expect("a child of ours");
 }
 
-/// Under runc all containers of one id and one user namespace are in one keyring.
+/// runc puts all containers of the same id and user namespace into one keyring.
 #[test]
 fn no_container_joins_the_keyring_of_another() {
     let runtimes = [Runtime::ours(), Runtime::ours()];
@@ -875,7 +875,7 @@ fn no_container_joins_the_keyring_of_another() {
     }
 }
 
-/// Joins the session keyring of a name, and prints its number.
+/// A program that joins the session keyring of a name, and prints its serial number.
 const JOIN: &str = r#"
 #include <stdio.h>
 #include <sys/syscall.h>
@@ -883,7 +883,8 @@ const JOIN: &str = r#"
 int main(int argc, char **argv) { return printf("%ld\n", syscall(SYS_keyctl, 1, argv[1])) < 0; }
 "#;
 
-/// Prints the number of the caller's session keyring. With an argument its owner may only see and find it afterwards.
+/// A program that prints the serial number of its session keyring. With an argument, it restricts the keyring to be
+/// seen and searched by its owner.
 const SESSION: &str = r#"
 #include <stdio.h>
 #include <sys/syscall.h>
@@ -894,7 +895,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// CVE-2022-0492: a cgroup's release_agent is a program that the host runs.
+/// CVE-2022-0492: a cgroup's release_agent is a program that the kernel runs on the host.
 #[test]
 fn cgroups_are_not_written_from_inside() {
     let runtime = Runtime::ours();
@@ -918,7 +919,7 @@ fn devices_of_the_host_are_not_opened() {
     let disk = disk.lines().nth(2).expect("a disk").split_whitespace().collect::<Vec<_>>();
     let (major, minor) = (disk[0], disk[1]);
     let bundle = bundle(|spec| {
-        // The right to make nodes is a default of most engines.
+        // Most engines grant `CAP_MKNOD` by default.
         add_capabilities(spec, &["CAP_MKNOD"]);
         script(
             spec,
@@ -933,7 +934,7 @@ fn devices_of_the_host_are_not_opened() {
     assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
 }
 
-/// Sysctls that no namespace separates are the host's, by whatever name they go.
+/// Sysctls without a namespace are the host's, by whatever spelling.
 #[test]
 fn sysctls_of_the_host_are_refused() {
     let runtime = Runtime::ours();
@@ -958,7 +959,7 @@ fn sysctls_of_the_host_are_refused() {
         done.expect_stderr("sysctl");
     }
     assert_eq!(read_text(Path::new("/proc/sys/kernel/core_pattern")), before);
-    // And from inside.
+    // The same from inside the container.
     let bundle = bundle(|spec| {
         let attack = "for f in kernel/core_pattern kernel/modprobe vm/panic_on_oom; do
                         echo x > /proc/sys/$f && echo WON $f; done 2>/dev/null
@@ -971,8 +972,8 @@ fn sysctls_of_the_host_are_refused() {
     assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
 }
 
-/// Names and sysctls of a namespace that is the caller's own, unlisted or by its path. The caller has namespaces that
-/// are not the machine's, in case they are set after all.
+/// Host names and sysctls of a namespace that is the caller's, left out of the spec or named by its path. The caller
+/// has its own namespaces, in case the runtime sets them after all.
 #[test]
 fn namespaces_of_the_caller_are_not_the_containers_to_set() {
     type Change = fn(&mut Value);
@@ -1042,8 +1043,8 @@ fn namespaces_of_the_caller_are_not_the_containers_to_set() {
     }
 }
 
-/// CVE-2018-10892 (`/proc/acpi`), CVE-2019-14891, the keys of others, thermal data: what `/proc` and `/sys`
-/// tell or change of the host.
+/// CVE-2018-10892 (`/proc/acpi`), CVE-2019-14891, other users' keys, thermal data: files of `/proc` and `/sys` that
+/// show or change the host.
 #[test]
 fn masked_paths_tell_nothing_and_stay_masked() {
     let runtime = Runtime::ours();
@@ -1064,8 +1065,8 @@ fn masked_paths_tell_nothing_and_stay_masked() {
     assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
 }
 
-/// What Docker keeps from containers, and `hoist run` with it, as far as the host has it: directories are empty, files
-/// read as if they were.
+/// Paths that Docker masks, and `hoist run` too, as far as the host has them: masked directories are empty, and masked
+/// files read as empty.
 #[test]
 fn what_docker_masks_is_masked() {
     let processors = fs::read_dir("/sys/devices/system/cpu").expect("sysfs").flatten();
@@ -1083,7 +1084,7 @@ fn what_docker_masks_is_masked() {
     assert!(open.contains("/proc/interrupts\n"), "who asks for it sees them: {open}");
 }
 
-/// What youki and early runcs forgot: the filter of the container is on those who enter too.
+/// A bug of youki and early runc: the container's seccomp filter must hold for execs too.
 #[test]
 fn the_filter_is_on_every_process() {
     let runtime = Runtime::ours();
@@ -1109,7 +1110,7 @@ fn the_filter_is_on_every_process() {
     }
 }
 
-/// Root of a user namespace is nobody outside of it.
+/// Root of a user namespace is an unprivileged user outside of it.
 #[test]
 fn root_of_a_user_namespace_is_not_root_of_the_host() {
     let runtime = Runtime::ours();
@@ -1142,7 +1143,7 @@ fn root_of_a_user_namespace_is_not_root_of_the_host() {
     assert_eq!(fs::metadata(host.path().join("made")).expect("made inside").uid(), 100_000);
 }
 
-/// The number of a descriptor, for messages only, is no secret; that none is left over is what counts.
+/// Only the standard streams may be open in the first process.
 #[test]
 fn the_first_process_has_its_streams_and_nothing_else() {
     let runtime = Runtime::ours();
