@@ -5,7 +5,7 @@ use std::process::Command;
 
 use testkit::{Daemon, images, is_root, run};
 
-/// An overlay cannot hold the upper layer of another, as in a container that runs containers.
+/// Overlayfs refuses an upper layer on another overlay, as in a container that runs containers.
 #[test]
 fn where_no_overlays_can_be_made_containers_have_copies_of_their_images() {
     if !is_root("mounts") {
@@ -41,7 +41,7 @@ fn where_no_overlays_can_be_made_containers_have_copies_of_their_images() {
     daemon.hoist(["system", "check"]).ok();
     drop(daemon);
 
-    // Who wants overlays is not given something else.
+    // With `snapshotter = "overlayfs"` there is no fallback: the daemon reports the error.
     let daemon = start("snapshotter = \"overlayfs\"");
     assert_eq!(daemon.hoist(["info", "--format", "{{.Driver}}"]).ok().text(), "overlayfs");
     daemon.load(&images::busybox_archive());

@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 use crate::api::walk::covers;
 use crate::typed::{ask, code, on};
 
-/// Writes a blob that nothing holds; gives back its digest.
+/// Writes a blob without references; returns its digest.
 fn blob(daemon: &Daemon, text: &str) -> String {
     let digest = types::Digest::of(text.as_bytes()).to_string();
     let mut ingest = daemon.ctr_command(["content", "ingest", "--expected-digest", &digest, text]);
@@ -34,7 +34,7 @@ fn has(daemon: &Daemon, digest: &str) -> bool {
     daemon.ctr(["content", "ls", "-q"]).ok().stdout.contains(digest)
 }
 
-/// Collections that nothing but an expiry or the end of a lease can be the reason of.
+/// No collection except after an expiry or the end of a lease.
 const QUIET: &str = "[gc]\nmutation_threshold = 0\nschedule_delay = \"0s\"\n";
 
 #[test]
@@ -43,7 +43,7 @@ fn a_lease_ends_on_time_in_an_idle_daemon() {
     daemon.ctr(["leases", "create", "--id", "short", "--expires", "3s"]).ok();
     daemon.ctr(["leases", "create", "--id", "long", "--expires", "1h"]).ok();
     assert_eq!(daemon.ctr(["leases", "ls", "-q"]).ok().text().lines().count(), 2);
-    // What is asked changes nothing, so nobody but the clock can be the reason.
+    // This call changes nothing, so only the expiry can start the collection.
     eventually("the lease that ended is collected", || {
         (daemon.ctr(["leases", "ls", "-q"]).ok().text() == "long").then_some(())
     });
@@ -57,7 +57,7 @@ fn a_blob_goes_when_its_label_says() {
         let seconds = at.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
         types::Timestamp { seconds: i64::try_from(seconds).expect("before the end"), nanos: 0 }
     };
-    // The collection of the start may come between the two.
+    // The collection at the start of the daemon may come between the two calls.
     let digest = eventually("the blob is there and labelled", || {
         let digest = blob(&daemon, "held for a moment");
         let label = format!("containerd.io/gc.expire={}", expiry());
@@ -67,7 +67,7 @@ fn a_blob_goes_when_its_label_says() {
     eventually("the blob is collected", || (!has(&daemon, &digest)).then_some(()));
 }
 
-/// What a collection frees is given back though nobody calls.
+/// The daemon becomes idle and frees memory after a collection, without another call.
 #[test]
 fn a_daemon_comes_to_rest_after_a_collection() {
     let config = "[gc]\nschedule_delay = \"5s\"\n[log]\nlevel = \"debug\"\n";
@@ -94,7 +94,7 @@ async fn all<T>(mut answers: Streaming<T>) -> Result<(), Status> {
 
 #[test]
 fn a_synchronous_deletion_is_answered_when_all_is_gone() {
-    // No collection that somebody else is the reason of.
+    // No collection for another reason.
     let daemon = Daemon::start_with(
         &[],
         "[gc]\nmutation_threshold = 0\nschedule_delay = \"1h\"\nstartup_delay = \"1h\"\n",
@@ -116,7 +116,7 @@ fn a_synchronous_deletion_is_answered_when_all_is_gone() {
             };
             let mut request = ask(tokio_stream::iter([commit]));
             request.metadata_mut().insert(LEASE_KEY, "l".parse().unwrap());
-            // In the second round it is there still, and joins the lease.
+            // In the second round the blob exists already, and joins the lease.
             if let Err(status) = async { all(content.write(request).await?.into_inner()).await }.await {
                 assert_eq!((sync, status.code()), (true, Code::AlreadyExists), "{status}");
             }
@@ -129,7 +129,7 @@ fn a_synchronous_deletion_is_answered_when_all_is_gone() {
     });
 }
 
-/// As containerd has it: what a client opened in a lease is over with the lease.
+/// As in containerd, a stream opened in a lease ends with the lease.
 #[test]
 fn a_stream_ends_with_its_lease_unless_something_names_it() {
     covers(&["Streaming.Stream"]);

@@ -6,7 +6,7 @@ use testkit::{Daemon, Layout, eventually};
 use crate::archives::shell_layer;
 use crate::commands::Listener;
 
-/// A container whose health is a file's, with probes that come often.
+/// A container whose health is the content of a file, with frequent probes.
 const RUN: [&str; 10] = [
     "run",
     "-d",
@@ -61,7 +61,7 @@ fn probes_say_who_is_well_also_to_the_next_daemon() {
     }
     daemon.hoist(["ps", "--filter", "health=odd"]).expect_code(1).expect_stderr("unhealthy");
 
-    // The next daemon knows what was found, and goes on.
+    // The next daemon knows the results, and goes on probing.
     daemon.kill();
     daemon.start_again();
     assert_eq!(state(&daemon, "box")["Health"]["Status"], "healthy");
@@ -92,7 +92,7 @@ fn a_probe_that_takes_too_long_fails_and_is_ended() {
     assert_eq!(probe["ExitCode"], -1);
     let output = probe["Output"].as_str().unwrap_or_default();
     assert!(output.contains("exceeded timeout") && output.contains("begun"), "{output}");
-    // One at a time, and what it started goes with it.
+    // The daemon runs one probe at a time, and kills its children with it.
     eventually("more have failed", || {
         (state(&daemon, "slow")["Health"]["FailingStreak"].as_u64()? > 4).then_some(())
     });
@@ -112,7 +112,7 @@ fn a_probe_that_is_ended_leaves_no_session_behind() {
         (state(&daemon, "slow")["Health"]["FailingStreak"].as_u64()? > 4).then_some(())
     });
     let left = daemon.hoist(["top", "slow"]).ok();
-    // Those of one probe that runs.
+    // The processes of the one probe that runs.
     assert!(left.stdout.matches("setsid sleep 1000").count() <= 2, "{left}");
     assert!(left.stdout.matches("sleep 1000").count() <= 5, "{left}");
     daemon.hoist(["rm", "-f", "slow"]).ok();
@@ -165,7 +165,7 @@ fn what_an_image_says_of_its_health_counts_unless_told_otherwise() {
     assert_ne!(run("both", &["--no-healthcheck", "--health-cmd", "x"]).code, 0);
 }
 
-/// As of an image that has no shell, and a check for one.
+/// An image without a shell, whose check needs one.
 #[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "its image is for x86")]
 fn a_program_that_is_not_there_is_not_well() {

@@ -18,7 +18,7 @@ const NAME: &str = "localhost/slow:latest";
 const LEN: usize = 2 << 20;
 /// What a read of at most 128 KiB takes.
 const READ_TIME: Duration = Duration::from_millis(1);
-/// How many are killed for each way in which the kernel is shown archives.
+/// How many readers are killed for each way of mounting archives.
 const KILLED: usize = 60;
 
 fn archive(content: &[u8], to: &Path) {
@@ -32,7 +32,7 @@ fn archive(content: &[u8], to: &Path) {
     layout.archive(to);
 }
 
-/// The archive that the layer is kept as.
+/// The archive of the layer.
 fn data(daemon: &Daemon) -> PathBuf {
     let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
     let mut found = trees.map(|entry| entry.expect("an entry").path().join("data.tar"));
@@ -41,7 +41,7 @@ fn data(daemon: &Daemon) -> PathBuf {
 
 fn check(config: &str) {
     let content = noise("slow", LEN);
-    // Gone after the daemon, also if the test fails: it waits for its last user.
+    // Dropped after the daemon, also if the test fails: it waits for its last user.
     let disk = RecordedDisk::new(64 << 20);
     let mut daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"archives\"\n{config}"));
     daemon.terminate();
@@ -72,7 +72,7 @@ fn check(config: &str) {
         });
         let reading = || assert!(fs::read(&file).expect("a file") == content, "{config}: round {round}");
         std::thread::scope(|scope| {
-            // Others read at the same time, or after it.
+            // Another reader reads the same pages at the same time, or afterwards.
             let other = round.is_multiple_of(2).then(|| scope.spawn(reading));
             reader.kill().expect("a child of ours");
             let ended = reader.wait().expect("a child of ours");

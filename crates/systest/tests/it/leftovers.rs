@@ -19,7 +19,7 @@ use crate::typed::{ask, on};
 
 fn prepare_tree(daemon: &Daemon, id: &str) {
     on(daemon, async |channel| {
-        // As of one that is being made.
+        // As during a creation: the lease expires later.
         let end = "2100-01-01T00:00:00Z";
         let labels =
             [("hoist.engine/container", id), ("hoist.engine/expire", end), ("containerd.io/gc.expire", end)];
@@ -66,7 +66,7 @@ fn is_mounted(path: &Path) -> bool {
     mounts.contains(&format!(" {} ", path.display()))
 }
 
-/// A shim that nobody calls is told by its words alone.
+/// A process that the daemon can recognize as a shim by its command line alone.
 fn start_stray(daemon: &Daemon, id: &str) -> Child {
     Command::new("sh")
         .args(["-c", "read nothing", "containerd-shim-hoist-v2", "-namespace", "default", "-id", id])
@@ -80,7 +80,7 @@ fn start_stray(daemon: &Daemon, id: &str) -> Child {
         .expect("a shell starts")
 }
 
-/// Each may be about to end, and has a second for it.
+/// Each stray may be about to end, and gets a second for it, all at the same time.
 #[test]
 fn strays_are_waited_for_together_when_a_daemon_starts() {
     if !is_root("the daemon") {
@@ -98,7 +98,7 @@ fn strays_are_waited_for_together_when_a_daemon_starts() {
     assert!(waited < Duration::from_secs(10), "twenty seconds if one after the other: {waited:?}");
 }
 
-/// What a cut-off call may leave is made by hand, of a container that never was.
+/// Makes by hand what an interrupted call may leave, of a container that never existed.
 #[test]
 fn system_check_repairs_every_kind_of_leftover() {
     if !is_root("a container with a network") {
@@ -119,7 +119,7 @@ fn system_check_repairs_every_kind_of_leftover() {
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&tree)).ok();
     let namespace = daemon.state().join("netns").join(&half);
     fs::write(&namespace, "").expect("a writable directory");
-    // The one that a container had, which is known by its address.
+    // The address of a container that is gone, by which its rules are known.
     daemon.hoist(["run", "-d", "--name", "gone", "busybox", "sleep", "1000"]).ok();
     let number = daemon.hoist(["exec", "gone", "cat", "/sys/class/net/eth0/iflink"]).ok().text().to_owned();
     let [link, address] = link_of(&number);
@@ -164,12 +164,12 @@ fn system_check_repairs_every_kind_of_leftover() {
     assert!(folders.iter().all(|folder| !folder.exists()), "{folders:?}");
     let trees = || daemon.ctr(["snapshots", "ls"]).ok().stdout;
     eventually("the tree is collected", || (!trees().contains(&half)).then_some(()));
-    // What has a record is not touched.
+    // Resources of a container with a record stay.
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Status}}", "kept"]).ok().text(), "running");
     daemon.hoist(["exec", "kept", "ip", "addr", "show", "eth0"]).ok();
 }
 
-/// Nobody has ended it: neither a repair nor the next daemon does.
+/// Neither a repair nor the next daemon ends it.
 #[test]
 fn a_container_without_a_record_runs_on() {
     if !is_root("a container with a network") {
@@ -196,7 +196,7 @@ fn a_container_without_a_record_runs_on() {
     let link_is_there = || links().lines().any(|line| line.starts_with(&format!("{link}: ")));
     let tree = daemon.state().join("tasks/default").join(&id).join("rootfs");
     let files = daemon.root().join("containers/default").join(&id);
-    // As of one that has run for long: nothing but its record keeps its tree.
+    // As for a container that has run for long: nothing but its record refers to its snapshot.
     expire_tree(&daemon, &id);
     daemon.hoist(["exec", "lost", "sh", "-c", "echo written > /written"]).ok();
     delete_record(&daemon, &id);
@@ -213,14 +213,14 @@ fn a_container_without_a_record_runs_on() {
     daemon.kill();
     daemon.start_again();
     runs(&daemon);
-    // An earlier version kept its tree by nothing.
+    // As an earlier version left it: nothing refers to its snapshot.
     daemon.ctr(["snapshots", "label", &id, "containerd.io/gc.root=meanwhile"]).ok();
     daemon.ctr(["leases", "rm", "--sync", &format!("hoist.engine/unrecorded-{id}")]).ok();
     daemon.kill();
     daemon.start_again();
     daemon.ctr(["snapshots", "label", &id, "containerd.io/gc.root="]).ok();
     runs(&daemon);
-    // With its end goes what it was made of.
+    // When the container ends, its resources are removed.
     run(Command::new("kill").args(["-KILL", &process.file_name().expect("a pid").to_string_lossy()])).ok();
     eventually("its end is settled", || (!files.exists()).then_some(()));
     assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
@@ -230,7 +230,7 @@ fn a_container_without_a_record_runs_on() {
     eventually("its tree is collected", || (!trees().contains(&id)).then_some(()));
 }
 
-/// All of it died with its daemon, as with the machine's memory, and it has no record.
+/// Its processes died with the daemon, as after a reboot, and it has no record.
 #[test]
 fn a_daemon_that_starts_takes_away_what_is_left_of_one_without_a_record() {
     if !is_root("a container with a network") {

@@ -13,7 +13,7 @@ fn a_container_goes_through_its_states() {
     let id = daemon.hoist(["run", "-d", "--name", "life", "busybox", "sleep", "1000"]).ok();
     let state = || daemon.hoist(["inspect", "-f", "{{.State.Status}}", "life"]).ok().text().to_owned();
     assert_eq!(state(), "running");
-    // Where programs look for it that know containerd's state.
+    // The path at which programs look that know containerd's state directory.
     let bundle = daemon.state().join("io.containerd.runtime.v2.task/default").join(id.text());
     assert!(bundle.join("config.json").is_file(), "{}", bundle.display());
     daemon.hoist(["pause", "life"]).ok();
@@ -33,7 +33,7 @@ fn a_container_goes_through_its_states() {
     daemon.hoist(["inspect", "life"]).expect_code(1).expect_stderr("life");
 }
 
-/// A removal and a start both wait for the end of a container. What was removed does not run.
+/// A removal and a start both wait for the container's end. A removed container does not run.
 #[test]
 fn of_a_removal_beside_a_start_either_leaves_the_container_or_nothing() {
     let daemon = Daemon::with_busybox();
@@ -45,7 +45,7 @@ fn of_a_removal_beside_a_start_either_leaves_the_container_or_nothing() {
             (daemon.hoist(["rm", "-f", &name]), started.join().expect("no panic"))
         });
         removed.ok();
-        // It goes before it is looked for: a start that had found it may still be refused.
+        // The task is deleted before the start looks for the record: a start that has found it may still be refused.
         let tasks = run(&mut daemon.ctr_command(["tasks", "ls", "-q"])).ok();
         assert!(!tasks.stdout.contains(id.text()), "it runs, and nobody knows of it\n{tasks}");
         assert!(!daemon.hoist(["ps", "-a", "--no-trunc"]).ok().stdout.contains(id.text()));

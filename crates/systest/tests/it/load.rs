@@ -41,14 +41,14 @@ enum Kind {
 
 const KINDS: [Kind; 3] = [Kind::Image, Kind::Container, Kind::Lease];
 
-/// What the clients were told.
+/// The records that the clients know of.
 #[derive(Default)]
 struct Told {
-    /// Made, and not known to be gone.
+    /// Created, and not deleted as far as the client knows.
     there: BTreeSet<(Kind, String)>,
-    /// Deleted, or perhaps so.
+    /// Deleted, or perhaps deleted.
     gone: BTreeSet<(Kind, String)>,
-    /// Begun and not answered: may be there or not.
+    /// The call had no answer: the record may exist or not.
     unknown: BTreeSet<(Kind, String)>,
 }
 
@@ -56,7 +56,7 @@ struct Told {
 struct Random(u64);
 
 impl Random {
-    /// By a seed that is printed, so that `HOIST_TEST_SEED` may say it again.
+    /// The seed is printed, and `HOIST_TEST_SEED` sets it again.
     fn new() -> Random {
         let seed = match std::env::var("HOIST_TEST_SEED") {
             Ok(seed) => seed.parse().expect("HOIST_TEST_SEED is a number"),
@@ -91,7 +91,7 @@ fn kills_under_load_lose_no_answered_write() {
                 clients.spawn(async move { change(channel, round, number, &told, &count).await });
             }
         }
-        // From the first answers to a daemon at full speed, and not only where an answer came.
+        // The kill may come at the first answers or at full speed, and between answers too.
         let (answers_min, more) = (random.below(600), Duration::from_micros(random.below(2_000)));
         runtime.block_on(async {
             answered.wait_for(|answers| *answers >= answers_min).await.expect("clients count answers");
@@ -113,7 +113,7 @@ fn kills_under_load_lose_no_answered_write() {
         assert!(lost.is_empty(), "round {round}: answered and lost: {lost:?}");
         let back: Vec<_> = told.gone.intersection(&there).collect();
         assert!(back.is_empty(), "round {round}: deleted and back: {back:?}");
-        // What nobody was told about is known from here on.
+        // From here on the listing says whether these records exist.
         let unknown = std::mem::take(&mut told.unknown);
         for record in unknown {
             if there.contains(&record) {
@@ -134,7 +134,7 @@ fn kills_under_load_lose_no_answered_write() {
     }
 }
 
-/// Deletes all records there are, and sees that one collection leaves no file, of theirs or of calls without an answer.
+/// Deletes all records, and checks that one collection removes all files, also those of calls without an answer.
 fn nothing_stays(daemon: &Daemon, runtime: &Executor, there: BTreeSet<(Kind, String)>) {
     let check = daemon.hoist(["system", "check"]).ok();
     assert!(check.stdout.contains("nothing is left over"), "{check}");
@@ -145,7 +145,7 @@ fn nothing_stays(daemon: &Daemon, runtime: &Executor, there: BTreeSet<(Kind, Str
         for (kind, name) in there {
             let channel = channel.clone();
             deleting.spawn(async move { delete(&channel, kind, &name).await });
-            // More answers at once than a client takes are an attack to its library.
+            // The client's HTTP/2 library takes too many answers at once for an attack.
             if deleting.len() == CLIENTS {
                 deleting.join_next().await.expect("one").expect("no panic").expect("it is there");
             }
@@ -167,12 +167,12 @@ fn files(daemon: &Daemon) -> [usize; 3] {
         entries.filter(|entry| is_one(&entry.file_name().to_string_lossy())).count()
     };
     let any = |_: &str| true;
-    // What is on its way out has a longer name.
+    // A snapshot that is being removed has a longer name.
     let is_tree = |name: &str| name.parse::<u64>().is_ok();
     [count("content/blobs/sha256", any), count("content/ingest", any), count("snapshots/native", is_tree)]
 }
 
-/// Makes records and deletes every third one, until the daemon is gone.
+/// Creates records and deletes every third one, until the daemon is killed.
 async fn change(
     channel: Channel,
     round: u64,

@@ -24,7 +24,7 @@ impl Following {
         line
     }
 
-    /// What it says until it ends, and its exit code.
+    /// The rest of the output, and the exit code.
     fn rest(mut self) -> (String, Option<i32>) {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).expect("a pipe");
@@ -47,16 +47,16 @@ fn a_log_is_followed_to_the_end_of_its_container() {
     for (following, which) in [(all, "all"), (last, "last")] {
         assert_eq!(following.rest(), ("three\nfour\n".to_owned(), Some(0)), "{which}");
     }
-    // It may have begun to follow behind either line, or both.
+    // It may have begun to follow after the first line, or after both.
     let first = later.next();
     assert!(["three\n", "four\n", ""].contains(&first.as_str()), "{first}");
     assert_eq!(later.rest().1, Some(0));
-    // Of one that has ended there is nothing to wait for.
+    // The log of a container that has ended has an end.
     let ended = Following::start(&daemon, &["logs", "-f", "--tail", "2", "says"]);
     assert_eq!(ended.rest(), ("three\nfour\n".to_owned(), Some(0)));
 }
 
-/// Which may be in the pipe yet when the container has ended.
+/// The last lines may still be in the pipe when the container has ended.
 #[test]
 fn who_follows_a_log_gets_all_that_is_said_at_the_end() {
     let daemon = Daemon::with_busybox();
@@ -67,7 +67,7 @@ fn who_follows_a_log_gets_all_that_is_said_at_the_end() {
     daemon.hoist(["exec", "says", "touch", "/go"]).ok();
     let (rest, code) = all.rest();
     assert_eq!((rest.lines().count(), rest.lines().last(), code), (10_000, Some("10000"), Some(0)));
-    // Of one that was never started there is nothing to wait for.
+    // The log of a container that never started has an end.
     daemon.hoist(["create", "--name", "silent", "--network", "none", "busybox", "true"]).ok();
     assert_eq!(Following::start(&daemon, &["logs", "-f", "silent"]).rest(), (String::new(), Some(0)));
 }

@@ -14,7 +14,7 @@ use crate::cgroups::HIERARCHIES;
 
 const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 
-/// A client whose output we read.
+/// A client whose output the test reads.
 fn piped(daemon: &Daemon, words: &[&str]) -> Child {
     let mut command: Command = daemon.command(words);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -26,7 +26,7 @@ fn wait_for_file(daemon: &Daemon, container: &str, path: &str) {
     eventually(path, || is_there().then_some(()));
 }
 
-/// A device that is full (full(4)), of our own: who removes what it could not fill shall not find the machine's.
+/// A device node like full(4) of the test's own, in case a command removes the file that it could not fill.
 fn full_device(dir: &Path) -> PathBuf {
     let path = dir.join("full");
     let mode = Mode::from_raw_mode(0o600);
@@ -171,7 +171,7 @@ fn what_ctr_runs_outlives_its_reader_and_no_full_disk() {
     assert_eq!(daemon.own_ctr(["containers", "ls", "-q"]).ok().text(), "", "what was to go has gone");
 }
 
-/// `exited` is told with how, from the first moment on.
+/// The state `exited` and the exit code appear at the same time.
 #[test]
 fn an_end_is_seen_in_one_step() {
     let daemon = Daemon::with_busybox();
@@ -194,7 +194,8 @@ fn an_end_is_seen_in_one_step() {
     }
 }
 
-/// Another daemon at the same address, as one that is started by hand with another root, takes nobody's shims for strays.
+/// A second daemon at the same address, started by hand with another root, must not take the first one's shims for
+/// strays.
 #[test]
 fn a_daemon_leaves_the_shims_of_another_alone() {
     let mut daemon = with_sleeper();

@@ -13,11 +13,11 @@ use types::descriptor::media_type;
 const NAME: &str = "localhost/large:latest";
 const LAYERS: usize = 10;
 const FILES: usize = 10_000;
-/// More than is freed in one step.
+/// More than the daemon frees in one step.
 const LARGE_LEN: usize = 150 << 20;
-/// What may be waited for.
+/// The longest that the command may take.
 const WAIT_MAX: Duration = Duration::from_secs(1);
-/// A machine that runs many tests at once holds up one removal, or two, but not all of them.
+/// A busy machine may slow down one or two removals, but not all.
 const TRIES: usize = 3;
 
 /// 100,000 files and a large one.

@@ -42,7 +42,7 @@ fn containers_exit_codes_and_logs_outlive_the_daemon() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// Makes a container's task, and does not start it: what a daemon leaves that is killed between the two.
+/// Creates a container's task without starting it, as a daemon leaves it that is killed between the two calls.
 fn make_task(daemon: &Daemon, id: &str) {
     let (key, container_id) = (id.to_owned(), id.to_owned());
     on(daemon, async |channel| {
@@ -75,7 +75,7 @@ fn a_start_that_was_cut_off_is_taken_back() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// A start that fails leaves what was known of the one before.
+/// A failed start leaves the record of the run before.
 #[test]
 fn a_start_that_fails_is_not_recorded() {
     let daemon = Daemon::with_busybox();
@@ -87,7 +87,7 @@ fn a_start_that_fails_is_not_recorded() {
     daemon.hoist(["rm", "never"]).ok();
 }
 
-/// Nobody could be told: neither daemon nor shim is there when somebody asks how it ended.
+/// Neither daemon nor shim is alive when a client asks for the exit code.
 #[test]
 fn an_exit_code_is_on_disk_before_anybody_is_told() {
     let mut daemon = Daemon::with_busybox();
@@ -123,25 +123,25 @@ fn a_second_daemon_at_the_same_place_is_refused_and_disturbs_nothing() {
     same_root.args(["daemon", "--address"]).arg(daemon.dir().join("other.sock"));
     same_root.arg("--root").arg(daemon.root()).arg("--state").arg(&roots[1]);
     testkit::run(&mut same_root).expect_code(1).expect_stderr("root");
-    // Shims still reach the first: a container whose events cannot leave takes seconds to go.
+    // The shims still reach the first daemon: a shim that cannot deliver its events takes seconds to end.
     let begun = Instant::now();
     daemon.hoist(["run", "--rm", "--network", "none", "busybox", "true"]).ok();
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
-/// A daemon that dies between the start of a shim and the note of it leaves a process that nobody knows.
+/// A daemon killed between the start of a shim and the note of its address leaves a process that no task knows.
 #[test]
 fn a_shim_that_no_task_knows_is_found_and_ended() {
     let mut daemon = Daemon::with_busybox();
     let id = daemon.hoist(["run", "-d", "--name", "lost", "busybox", "sleep", "1000"]).ok().text().to_owned();
     let bundle = daemon.state().join("tasks/default").join(&id);
-    // A container's process that looks like one by its words.
+    // A process in the container whose command line looks like a shim's.
     let address = daemon.socket().display().to_string();
     let words = ["run", "-d", "--name", "mimic", "busybox", "sh", "-c", "while :; do sleep 1000; done"];
     let mimicry =
         ["-namespace", "default", "-address", &address, "-id", "none", "-socket", "/run/none", "serve"];
     daemon.hoist(words.iter().chain(&mimicry)).ok();
-    // As if the note had never been written: the next daemon clears the bundle away.
+    // Without the note, the next daemon removes the bundle.
     daemon.kill();
     std::fs::remove_file(bundle.join("bootstrap.json")).expect("the bundle is there");
     daemon.start_again();
@@ -182,7 +182,7 @@ fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
     daemon.hoist(["run", "--rm", "busybox", "true"]).ok();
 }
 
-/// What cannot be cleared away keeps no daemon from starting, and is tried again until it can.
+/// Resources that cannot be removed do not keep the daemon from starting; it tries again until they are gone.
 #[test]
 fn an_end_that_cannot_be_settled_is_settled_later() {
     let mut daemon = Daemon::with_busybox();
@@ -196,7 +196,7 @@ fn an_end_that_cannot_be_settled_is_settled_later() {
     std::fs::write(daemon.dir().join("go"), "").expect("a writable directory");
     let record = daemon.state().join("tasks/default").join(&id).join("exit.json");
     eventually("the exit is recorded without a daemon", || record.exists().then_some(()));
-    // In the place of its network namespace, where nothing can be unmounted.
+    // In place of the network namespace: it cannot be unmounted.
     let obstacle = daemon.state().join("netns").join(&id);
     std::fs::create_dir_all(&obstacle).expect("the state directory is there");
     testkit::run(std::process::Command::new("pkill").args([
@@ -218,7 +218,8 @@ fn an_end_that_cannot_be_settled_is_settled_later() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// A note that cannot be read says nothing of the container, which is left as it is until one can.
+/// A note that cannot be read does not tell the container's state: the daemon leaves the container alone until it can
+/// read it.
 #[test]
 fn a_container_of_which_nothing_can_be_known_is_left_alone() {
     let mut daemon = Daemon::with_busybox();
@@ -251,8 +252,8 @@ fn a_container_of_which_nothing_can_be_known_is_left_alone() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// SIGKILL at 50 instants spread over pulls, starts, execs and deletes, while others of its containers end. Whatever was
-/// answered stays true, and a daemon that comes back has cleared up what the calls had begun: the check finds nothing.
+/// SIGKILL at 50 instants during pulls, starts, execs and deletes, while other containers end. Answered calls keep
+/// their effect, and the next daemon removes what the others had begun: `system check` finds nothing.
 #[test]
 fn fifty_kills_lose_nothing_and_leave_nothing() {
     let registry = testkit::Registry::start();
@@ -264,7 +265,7 @@ fn fifty_kills_lose_nothing_and_leave_nothing() {
     };
     let witness = ["run", "-d", "--name", "witness", "busybox", "sh", "-c", "echo here; exec sleep 1000"];
     daemon.hoist(witness).ok();
-    // What runs, and as what process.
+    // The running containers and their pids.
     let mut running = BTreeMap::from([("witness".to_owned(), state(&daemon, "witness"))]);
     let mut ending = Vec::new();
 
@@ -304,7 +305,7 @@ fn fifty_kills_lose_nothing_and_leave_nothing() {
 
         if round % 5 == 4 {
             let gone = running.remove(&earlier);
-            // What was not answered may be done, or not.
+            // A call without an answer may have had its effect or not.
             if is_answered {
                 assert!(!is_there(&daemon, &["inspect", &earlier]), "round {round}: {earlier} was removed");
             } else if let Some(state) = gone.filter(|_| is_there(&daemon, &["inspect", &earlier])) {

@@ -32,7 +32,7 @@ use crate::typed::{ask, on};
 
 const GROUP: &str = "io.containerd.runc.v2.group";
 
-/// A program that makes a file, `note`, and goes on once somebody writes into `door`. Clones are the same.
+/// A program that makes the file `note` and waits until the test writes to the fifo `door`. Clones share both.
 #[derive(Clone)]
 pub(crate) struct Waiter {
     note: PathBuf,
@@ -72,7 +72,7 @@ impl Waiter {
         self.reader().is_some()
     }
 
-    /// A process with the door among its arguments, in whichever pid namespace.
+    /// The process that has the door among its arguments, in any pid namespace.
     fn reader(&self) -> Option<Pid> {
         let door = self.door.display().to_string();
         let is_ours = |entry: &std::fs::DirEntry| {
@@ -83,7 +83,7 @@ impl Waiter {
         entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)
     }
 
-    /// The shim's worker that waits for it: it leads the process group.
+    /// The worker of the shim that waits for that process, and leads its process group.
     fn worker(&self) -> Pid {
         rustix::process::getpgid(self.reader()).expect("it waits")
     }
@@ -93,7 +93,7 @@ impl Waiter {
     }
 }
 
-/// The bundle of a container, on a disk of its own that is soon full.
+/// The bundle of a container on a small disk of its own.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -104,7 +104,7 @@ impl SmallDisk {
         SmallDisk(bundle)
     }
 
-    /// What takes all its room, for a shell.
+    /// A shell command that fills the disk.
     fn fill(&self) -> String {
         format!("cat /dev/zero > {}/noise", self.0.display())
     }
@@ -116,7 +116,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A shim with a container that has nothing to do with what else happens in it.
+/// Another container in the same shim, which must stay responsive.
 fn neighbour(host: &ShimHost) -> ShimTask {
     host.container("neighbour", "exec sleep 1000").in_group(GROUP, "g").run()
 }
@@ -155,7 +155,7 @@ fn a_hook_that_hangs_holds_up_its_own_creation_alone() {
             run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-path", &cgroup])).stdout,
             ""
         );
-        // The id is free.
+        // The id can be used again.
         let again = of_group(&host, kind, "exit 4").run();
         assert_eq!(again.wait(""), 4);
         again.delete("").unwrap();
@@ -300,7 +300,7 @@ fn a_named_runtime_that_hangs_holds_up_its_own_container_alone() {
     neighbour.end();
 }
 
-/// One that hangs holds up no other process of its container, nor the container itself.
+/// A hanging exec blocks neither other execs of its container nor its first process.
 #[test]
 fn an_exec_that_hangs_holds_up_no_other() {
     if !is_root("a container") {
@@ -324,7 +324,8 @@ fn an_exec_that_hangs_holds_up_no_other() {
         waiter.is_there();
         assert_eq!(task.run_exec("e1", "exit 3"), 3, "it runs, and is deleted");
 
-        // The first process ends by itself: its end is told when nothing is under way with its container any more.
+        // The first process ends by itself: the shim publishes its exit when no call of the container is running any
+        // more.
         let first = task.state("").unwrap().pid.cast_signed();
         kill_process(Pid::from_raw(first).expect("a process"), Signal::KILL).expect("it lives");
         let mut tries = 0;
@@ -342,7 +343,7 @@ fn an_exec_that_hangs_holds_up_no_other() {
     task.delete("").unwrap();
 }
 
-/// The process is there, and whoever was to tell of it is not.
+/// The exec's process runs, and the runtime that should report it was killed.
 #[test]
 fn an_exec_of_a_named_runtime_that_gets_lost_leaves_nothing() {
     if !is_root("a container") {
@@ -382,7 +383,7 @@ fn an_exec_of_a_named_runtime_that_gets_lost_leaves_nothing() {
     task.end();
 }
 
-/// The process is on its way to its program, and would go on.
+/// The killed worker had begun to execute the exec's program, which would run on.
 #[test]
 fn an_exec_that_gets_lost_leaves_nothing() {
     if !is_root("a container") {
@@ -423,7 +424,7 @@ fn an_exec_that_gets_lost_leaves_nothing() {
     run(Command::new("umount").arg("-l").arg(&data)).ok();
 }
 
-/// Where the program's file is read from may be slow; the shim has more to do than to wait for it.
+/// The program's file may be on a slow disk; the shim does not wait until it is read.
 #[test]
 fn a_first_process_that_is_slow_to_begin_counts_as_started() {
     if !is_root("a container") {
@@ -446,7 +447,8 @@ fn pids(task: &ShimTask) -> Vec<u32> {
     found.processes.into_iter().map(|process| process.pid).collect()
 }
 
-/// It was made, and there is no room to note that: it goes, and what its hooks wait for is nobody else's matter.
+/// The disk is full, so the shim cannot record the created container: it removes it, and a hook that hangs meanwhile
+/// blocks no other container.
 #[test]
 fn the_last_hook_of_a_creation_that_fails_late_holds_up_nobody() {
     if !is_root("containers") {
@@ -478,7 +480,7 @@ fn the_last_hook_of_a_creation_that_fails_late_holds_up_nobody() {
     neighbour.end();
 }
 
-/// Others may use the same directory for the states of theirs.
+/// The runtime's state directory may be shared with other runtimes.
 #[test]
 fn a_creation_that_was_killed_leaves_the_container_of_another_bundle() {
     if !is_root("containers") {
@@ -514,7 +516,7 @@ fn a_creation_that_was_killed_leaves_the_container_of_another_bundle() {
     ours.shutdown().unwrap();
 }
 
-/// The kernel may choose the worker alone when memory runs out.
+/// The OOM killer may choose the worker alone.
 #[test]
 fn a_worker_that_is_killed_alone_takes_along_what_it_waited_for() {
     if !is_root("a container") {
@@ -559,7 +561,7 @@ fn a_kill_of_an_exec_ends_no_other_job() {
     task.end();
 }
 
-/// The worker may have spoken before the shim takes in the kill, and be heard after it.
+/// The worker may have reported its result before the shim handles the kill, which reads it afterwards.
 #[test]
 fn a_kill_that_finds_the_work_done_is_for_what_was_made() {
     if !is_root("a container") {
@@ -577,7 +579,7 @@ fn a_kill_that_finds_the_work_done_is_for_what_was_made() {
     task.shutdown().unwrap();
 }
 
-/// As above, of a creation that fails then: its last hook is begun after the kill.
+/// As above, for a creation that fails then: its last hook begins after the kill.
 #[test]
 fn a_kill_that_finds_the_work_done_is_for_what_comes_of_it() {
     if !is_root("a container") {
@@ -610,7 +612,7 @@ fn create_and_kill_late(
     waiter: &Waiter,
 ) -> types::Result<CreateTaskResponse> {
     let shim = pid(task.shim_pid());
-    // What is sent here is there before anything else that happens while the shim is halted.
+    // A call that is sent here arrives before anything else that happens while the shim is stopped.
     let mut stream = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
     let mut client = ttrpc::Client::new();
     std::thread::scope(|scope| {
@@ -641,7 +643,7 @@ fn stage(pid: Pid) -> char {
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("a state")
 }
 
-/// A client that died, perhaps: nobody knows. What it asked for is done in the end, and can be ended before.
+/// The client may have died, so its call is carried out in the end, and can be ended before.
 #[test]
 fn a_reader_that_never_comes_holds_up_its_own_container_alone() {
     if !is_root("containers") {
@@ -687,7 +689,7 @@ fn a_reader_that_never_comes_holds_up_its_own_container_alone() {
     neighbour.end();
 }
 
-/// Containers that have the same pids see each other's processes, also those that are being made.
+/// Containers that share a pid namespace see each other's processes, also those of a creation, and may stop them.
 #[test]
 fn a_container_that_another_stops_holds_up_nobody_else() {
     if !is_root("containers") {
@@ -783,7 +785,7 @@ fn program(host: &ShimHost, name: &str, first: &str) -> PathBuf {
     program
 }
 
-/// What is asked of a runtime while the loop waits has a bound.
+/// The shim's wait for a runtime's answer has a limit.
 #[test]
 fn a_named_runtime_that_does_not_answer_is_killed() {
     if !is_root("a container") {
@@ -807,7 +809,7 @@ fn a_named_runtime_that_does_not_answer_is_killed() {
     task.end();
 }
 
-/// The room for it is taken when the container is created.
+/// The space for the exit record is allocated when the container is created.
 #[test]
 fn an_exit_is_recorded_on_a_full_disk() {
     if !is_root("a container") {
@@ -828,8 +830,8 @@ fn an_exit_is_recorded_on_a_full_disk() {
     assert_eq!(deleted.exit_status, 7);
 }
 
-/// As a client does that asks again and again with a deadline: a shim keeps a wait until the process ends, and takes four
-/// thousand questions at a time.
+/// As a client that repeats a call with a deadline: the shim keeps a `Wait` until the process ends, and serves four
+/// thousand calls at a time.
 #[test]
 fn waits_that_were_given_up_use_up_nothing() {
     const AT_ONCE: usize = 100;
@@ -863,7 +865,7 @@ fn waits_that_were_given_up_use_up_nothing() {
     daemon.own_ctr(["tasks", "rm", "long"]).ok();
 }
 
-/// As from a daemon whose one connection carries the waits of clients that are gone: the protocol has no word for that.
+/// As from a daemon whose one connection carries calls of clients that are gone: ttrpc has no message to cancel a call.
 #[test]
 fn waits_that_nobody_needs_lock_nobody_out() {
     if !is_root("a container") {
@@ -876,7 +878,7 @@ fn waits_that_nobody_needs_lock_nobody_out() {
     let mut stream = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
     let mut client = ttrpc::Client::new();
 
-    // Those that have a time for it go when it is over.
+    // A call with a timeout is dropped when the timeout is over.
     for timeout_nano in [-1, 1, 50_000_000] {
         send(&mut client, &mut stream, &wait(timeout_nano));
         let late = next_answer(&mut client, &mut stream).unwrap_err();
@@ -901,7 +903,7 @@ fn waits_that_nobody_needs_lock_nobody_out() {
     task.end();
 }
 
-/// Nor may its id, once it is used again, be that of an end which nobody tells.
+/// A later process with the same id must not get the old process's exit.
 #[test]
 fn who_waits_for_a_process_that_is_deleted_before_its_start_is_told() {
     if !is_root("a container") {
