@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_does_not_end_in_time_is_killed_and_told_of() {
+    fn a_command_that_exceeds_its_limit_is_killed_and_reported() {
         let said = run_within(crate::DEADLINE, Command::new("echo").arg("said"), String::new).ok();
         assert_eq!(said.text(), "said");
         let endless =

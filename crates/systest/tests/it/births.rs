@@ -167,7 +167,7 @@ fn a_creation_that_waits_for_a_silent_disk_is_ended() {
 /// A `stop` while the container starts counts once it runs: the container is stopped, and its restart policy leaves it
 /// so.
 #[test]
-fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
+fn a_stop_during_a_start_is_not_forgotten() {
     if !is_root("containers") {
         return;
     }
@@ -213,7 +213,7 @@ fn spec_below(daemon: &Daemon, id: &str, dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn who_waits_for_a_creation_that_is_ended_is_told() {
+fn a_wait_for_a_creation_returns_when_it_is_killed() {
     if !is_root("containers") {
         return;
     }

@@ -71,7 +71,7 @@ impl Drop for Foreign {
 }
 
 #[test]
-fn it_goes_with_the_last_container_and_comes_with_the_next() {
+fn the_bridge_goes_with_the_last_container_and_comes_with_the_next() {
     if !is_root("a container with a network") {
         return;
     }
@@ -108,7 +108,7 @@ fn it_goes_with_the_last_container_and_comes_with_the_next() {
 
 /// Links and rules of others stay as long as the daemon lives.
 #[test]
-fn what_others_made_or_use_stays() {
+fn links_and_rules_of_others_stay() {
     if !is_root("a container with a network") {
         return;
     }
@@ -141,7 +141,7 @@ fn what_others_made_or_use_stays() {
 
 /// The bridge goes even if the daemon became idle, and checked it, while the container was still starting.
 #[test]
-fn it_goes_after_a_start_that_took_long_and_failed() {
+fn the_bridge_goes_after_a_slow_start_that_failed() {
     if !is_root("a container with a network") {
         return;
     }

@@ -409,7 +409,7 @@ fn bash_completes_names_of_what_is_there() {
 }
 
 #[test]
-fn who_completes_starts_no_daemon() {
+fn completion_starts_no_daemon() {
     let nowhere = tempfile::tempdir().expect("a temporary directory");
     let nowhere = nowhere.path().join("sub/hoist.sock");
     assert_eq!(completed(&nowhere, &["stop", "w"]), [""; 0]);

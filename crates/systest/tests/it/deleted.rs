@@ -152,7 +152,7 @@ fn volumes_of_a_container_that_was_to_be_thrown_away_go_with_its_record() {
 
 /// containerd deletes the record of a running container too, and its clients rely on that.
 #[test]
-fn one_that_runs_gives_its_name_at_once_and_the_rest_with_its_end() {
+fn deleting_the_record_of_a_running_container_frees_its_name_at_once() {
     if !is_root("a container with a network") {
         return;
     }

@@ -136,7 +136,7 @@ fn templates_may_ask_for_what_is_not_said() {
 }
 
 #[test]
-fn who_waits_for_several_hears_of_all() {
+fn wait_prints_the_code_of_each_container() {
     let daemon = Daemon::with_busybox();
     for (name, code) in [("first", 3), ("last", 4)] {
         let run =
@@ -270,7 +270,7 @@ fn words_that_change_nothing_are_taken() {
 
 /// As with `-u "$RUN_AS"` where the variable is empty.
 #[test]
-fn what_is_empty_was_not_said() {
+fn empty_flag_values_count_as_absent() {
     let daemon = Daemon::with_busybox();
     daemon.hoist(["create", "--name", "maker", "--network", "none", "busybox"]).ok();
     daemon.hoist(["commit", "-c", "USER nobody", "maker", "nobodys"]).ok();

@@ -46,7 +46,7 @@ fn state(daemon: &Daemon, name: &str) -> String {
 
 /// Between its end and the decision to restart it, a container does not run, and is not stopped either.
 #[test]
-fn who_will_be_started_again_is_not_removed_meanwhile() {
+fn a_container_between_its_end_and_its_restart_is_not_removed() {
     if !is_root("mounts") {
         return;
     }

@@ -687,7 +687,7 @@ const NAMESPACES: [(&str, &str); 8] = [
 ];
 
 #[test]
-fn who_enters_is_in_every_namespace_and_cgroup_of_the_container() {
+fn an_exec_is_in_every_namespace_and_cgroup_of_the_container() {
     let runtime = Runtime::ours();
     // With the namespaces of the default spec, where cgroups are compared by name, and with all kinds.
     for with_all in [false, true] {

@@ -281,7 +281,7 @@ fn restart_policies_are_kept() {
 
 /// A container that waits to be started again is neither running nor done: what clears up passes it over.
 #[test]
-fn who_waits_for_its_restart_is_passed_over_by_prune() {
+fn prune_keeps_a_container_that_waits_for_its_restart() {
     let daemon = Daemon::with_busybox();
     let state = || {
         let words = ["inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "fails"];

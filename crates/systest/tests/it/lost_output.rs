@@ -112,7 +112,7 @@ fn output_that_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn whoever_ran_a_container_and_reads_no_more_leaves_it_running() {
+fn a_run_whose_reader_leaves_keeps_its_container_running() {
     let daemon = Daemon::with_busybox();
     let script = "while :; do echo line; done";
     let mut client =

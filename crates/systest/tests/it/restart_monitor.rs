@@ -84,7 +84,7 @@ fn a_container_that_should_run_is_started_again_and_counted() {
 
 /// One whose creation waits for a hook, and one that is looked at after it.
 #[test]
-fn one_that_does_not_come_up_keeps_nobody_down() {
+fn a_container_that_hangs_at_its_start_delays_no_other() {
     if !is_root("containers") {
         return;
     }
@@ -118,7 +118,7 @@ fn create(daemon: &Daemon, id: &str, change: impl FnOnce(&mut serde_json::Value)
 
 /// Who removes one has looked for its task, and there was none.
 #[test]
-fn one_that_is_removed_while_it_comes_up_does_not_run() {
+fn a_container_removed_during_its_restart_does_not_run() {
     if !is_root("containers") {
         return;
     }
@@ -137,7 +137,7 @@ fn one_that_is_removed_while_it_comes_up_does_not_run() {
 }
 
 #[test]
-fn one_with_a_terminal_has_it_again() {
+fn a_restarted_container_has_its_terminal_again() {
     if !is_root("containers") {
         return;
     }

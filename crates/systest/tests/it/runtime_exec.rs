@@ -164,7 +164,7 @@ fn who_enters_without_capabilities_of_its_own_has_the_containers() {
 
 /// It would run outside of the container's limits.
 #[test]
-fn a_cgroup_that_is_not_there_is_entered_by_nobody() {
+fn an_exec_into_a_missing_cgroup_is_refused() {
     let _hierarchies = HIERARCHIES.read();
     let runtime = Runtime::ours();
     let id = runtime.id("nowhere");

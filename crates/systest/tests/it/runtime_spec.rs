@@ -64,7 +64,7 @@ pub(crate) fn chown(path: &Path, id: u32) {
 
 /// Programs in Go write `null` for lists and maps that they have not made; runc reads it as nothing, wherever it is.
 #[test]
-fn null_says_nothing() {
+fn null_in_a_spec_counts_as_absent() {
     let said = same("id -u; hostname; echo $HOME; pwd; grep Cap /proc/self/status", |spec| {
         for field in [
             "/process/consoleSize",

@@ -30,7 +30,7 @@ impl Manager {
 }
 
 #[test]
-fn it_hears_when_calls_are_served_and_when_that_ends() {
+fn the_manager_is_told_when_the_daemon_is_ready_and_when_it_stops() {
     let manager = Manager::new();
     let address = manager.dir.path().join("notify").display().to_string();
     let prepared = Daemon::start_in(&[], "", &[("NOTIFY_SOCKET", &address)]);

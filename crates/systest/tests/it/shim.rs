@@ -203,7 +203,7 @@ fn ids_of_processes_are_used_again_only_after_their_delete() {
 }
 
 #[test]
-fn whoever_waits_for_a_deleted_process_is_told_at_once() {
+fn a_wait_for_a_deleted_process_returns_at_once() {
     if !is_root("a container") {
         return;
     }

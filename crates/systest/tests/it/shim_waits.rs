@@ -833,7 +833,7 @@ fn an_exit_is_recorded_on_a_full_disk() {
 /// As a client that repeats a call with a deadline: the shim keeps a `Wait` until the process ends, and serves four
 /// thousand calls at a time.
 #[test]
-fn waits_that_were_given_up_use_up_nothing() {
+fn repeated_waits_with_deadlines_use_up_no_calls() {
     const AT_ONCE: usize = 100;
     const ROUNDS: usize = 50;
     if !is_root("containers") {
@@ -867,7 +867,7 @@ fn waits_that_were_given_up_use_up_nothing() {
 
 /// As from a daemon whose one connection carries calls of clients that are gone: ttrpc has no message to cancel a call.
 #[test]
-fn waits_that_nobody_needs_lock_nobody_out() {
+fn abandoned_waits_leave_room_for_other_calls() {
     if !is_root("a container") {
         return;
     }

@@ -141,7 +141,7 @@ fn who_may_trace_all_finds_nothing_of_the_host_in_who_enters() {
 /// Whoever may trace takes from the process that enters what it speaks to its parent with. Of what is said there a
 /// parent that believed everybody would take a process of the host for its own, and end it.
 #[test]
-fn nobody_speaks_for_who_enters() {
+fn forged_messages_of_an_exec_are_not_believed() {
     let runtime = Runtime::ours();
     let mut victim = Command::new("sleep").arg("1000").spawn().expect("it runs");
     let number = victim.id().to_string();
