@@ -37,7 +37,7 @@ struct Ingest {
     bytes: Vec<u8>,
     started: Option<Timestamp>,
     total: i64,
-    /// One writer at a time.
+    /// Whether a writer has the ingest open: there is one at a time.
     is_open: bool,
 }
 
@@ -48,7 +48,7 @@ impl Memory {
         self.0.lock().expect("no panic holds this lock")
     }
 
-    /// Opens an ingest, where it was left.
+    /// Opens an ingest, new or at the offset where an earlier writer left it.
     fn open(&self, first: &WriteContentRequest) -> Result<String, Status> {
         if first.r#ref.is_empty() {
             return Err(Status::invalid_argument("the first message names a ref"));
@@ -177,7 +177,7 @@ impl Content for Memory {
         Ok(Response::new(InfoResponse { info: Some(found) }))
     }
 
-    /// Labels are the daemon's, which keeps them by namespace.
+    /// Not needed: the daemon keeps labels itself, by namespace.
     async fn update(&self, _: Request<UpdateRequest>) -> Answer<UpdateResponse> {
         Err(Status::unimplemented("there are no labels here"))
     }

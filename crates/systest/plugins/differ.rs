@@ -32,7 +32,7 @@ struct Notes {
 }
 
 impl Notes {
-    /// The blob, on behalf of whoever asked for the layer.
+    /// Reads a blob from the daemon, in the namespace and the lease of the original call.
     async fn fetch(&self, digest: &str, metadata: &MetadataMap) -> Result<Vec<u8>, Status> {
         let read = ReadContentRequest { digest: digest.to_owned(), ..Default::default() };
         let mut content = ContentClient::new(client::lazy_channel(&self.daemon));
@@ -44,7 +44,7 @@ impl Notes {
         Ok(bytes)
     }
 
-    /// Stores a blob, on behalf of whoever asked for it.
+    /// Stores a blob in the daemon, in the namespace and the lease of the original call.
     async fn store(&self, note: Vec<u8>, asked: &DiffRequest, metadata: &MetadataMap) -> Result<(), Status> {
         let digest = Digest::of(&note).to_string();
         let message = WriteContentRequest {
@@ -69,7 +69,7 @@ impl Notes {
     }
 }
 
-/// A call in the namespace and the lease of another.
+/// A request with the namespace and the lease of another call's metadata.
 fn on_behalf_of<T>(metadata: &MetadataMap, message: T) -> Request<T> {
     let mut request = Request::new(message);
     for key in [api::grpc::NAMESPACE_KEY, api::grpc::LEASE_KEY] {
@@ -80,7 +80,7 @@ fn on_behalf_of<T>(metadata: &MetadataMap, message: T) -> Request<T> {
     request
 }
 
-/// The directory of a tree. Trees of other kinds would have to be mounted first.
+/// The directory that the mounts show. Mounts other than one bind mount would have to be mounted first.
 fn directory(mounts: &[Mount]) -> Result<&Path, Status> {
     let [tree] = mounts else {
         return Err(Status::unimplemented("a tree that is not one directory"));

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 struct Sandbox {
     created: Timestamp,
     is_started: bool,
-    /// Set when it ends.
+    /// Holds the time of the end, once the sandbox has ended.
     ended: Arc<watch::Sender<Option<Timestamp>>>,
 }
 

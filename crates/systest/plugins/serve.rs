@@ -10,7 +10,7 @@ use tokio::net::UnixListener;
 use tonic::body::Body;
 use tower_service::Service;
 
-/// Serves until the program is ended.
+/// Serves until the process is killed.
 pub(crate) fn serve<S>(socket: &Path, service: S) -> std::io::Result<()>
 where
     S: Service<http::Request<Incoming>, Response = http::Response<Body>, Error = Infallible>
@@ -22,7 +22,7 @@ where
 {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        // What an earlier run left.
+        // A socket that an earlier run left.
         let _old = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket)?;
         loop {

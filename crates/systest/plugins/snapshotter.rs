@@ -48,14 +48,14 @@ impl Copies {
         self.records.lock().expect("no panic holds this lock")
     }
 
-    /// The layer that is going to be unpacked, if it is at hand.
+    /// The archive of the layer that the labels name, if the plugin has it.
     fn layer(&self, labels: &BTreeMap<String, String>) -> Option<PathBuf> {
         let digest = labels.get("containerd.io/snapshot/cri.layer-digest")?;
         Some(self.layers.join(format!("{digest}.tar"))).filter(|archive| archive.exists())
     }
 
-    /// Makes the tree of a layer that is at hand, under the name that it is going to have. Whoever asked for a place to
-    /// unpack it to is told that it is there.
+    /// Unpacks a layer of the plugin's own into a committed snapshot, under the name that the client would give it, and
+    /// answers that it exists: then the client does not fetch the layer.
     fn take(&self, archive: &Path, name: &str, request: &PrepareSnapshotRequest) -> Result<Status, Status> {
         if !self.records().snapshots.contains_key(name) {
             let PrepareSnapshotRequest { parent, labels, .. } = request.clone();
@@ -122,7 +122,7 @@ impl Records {
 }
 
 impl Record {
-    /// How others get to see the tree.
+    /// The mounts by which the daemon, or a shim, shows the tree.
     fn mounts(&self) -> Vec<Mount> {
         let access = if self.info.kind() == Kind::Active { "rw" } else { "ro" };
         vec![Mount {
@@ -216,7 +216,7 @@ impl Snapshots for Copies {
         Ok(Response::new(UsageResponse { size, inodes: 0 }))
     }
 
-    /// Removed is removed: nothing is left for later.
+    /// Nothing to do: `remove` deletes the tree at once.
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Answer<()> {
         Ok(Response::new(()))
     }

@@ -14,7 +14,7 @@ use types::{Context, Error, ErrorKind, Result};
 /// Carries out the mounts of the daemon's snapshotter on `rootfs` in the bundle.
 pub(crate) fn mount(bundle: &Path, mounts: Vec<Mount>) -> Result<()> {
     if mounts.is_empty() {
-        // Its processes are told from those of others by a root that only they have.
+        // The root, a mount point, tells the container's processes from others.
         return Err(Error::unimplemented("a container without mounts for its root file system"));
     }
     let own = |mount: Mount| types::Mount {
@@ -27,13 +27,13 @@ pub(crate) fn mount(bundle: &Path, mounts: Vec<Mount>) -> Result<()> {
     linux::mount::mount_all(&mounts, &bundle.join("rootfs"))
 }
 
-/// Ends every process, and takes the mounts down. That there are none is fine.
+/// Kills every process and unmounts the root. Succeeds if there are none.
 pub(crate) fn end(bundle: &Path) -> Result<()> {
     kill(bundle)?;
     linux::mount::unmount_all(&bundle.join("rootfs"))
 }
 
-/// Ends every process, and those that they make meanwhile.
+/// Kills every process, and those that they fork meanwhile.
 pub(crate) fn kill(bundle: &Path) -> Result<()> {
     loop {
         let members = members(bundle)?;
@@ -52,18 +52,18 @@ pub(crate) fn kill(bundle: &Path) -> Result<()> {
     }
 }
 
-/// The processes of the container, and handles on them.
+/// The pids of the container's processes, with pidfds.
 pub(crate) fn members(bundle: &Path) -> Result<Vec<(u32, PidFd)>> {
     let root = bundle.join("rootfs");
-    // As the kernel names it.
+    // The path as `/proc/PID/root` shows it.
     let root = root.canonicalize().context(|| format!("find {}", root.display()))?;
-    // One that has ended has no root any more (proc_pid_root(5)).
+    // A process that has ended has no root any more (proc_pid_root(5)).
     let is_member = |pid: u32| fs::read_link(format!("/proc/{pid}/root")).is_ok_and(|its| its == root);
     let mut members = Vec::new();
     for entry in fs::read_dir("/proc").context(|| "list processes")? {
         let name = entry.context(|| "list processes")?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-        // Asked again once there is a handle: it is on whoever has the number by then.
+        // Checked again with the pidfd open: another process may have got the pid before.
         if is_member(pid)
             && let Ok(process) = PidFd::open(pid)
             && is_member(pid)

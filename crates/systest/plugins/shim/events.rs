@@ -19,7 +19,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Where events are handed over. The queue has no bound: it grows with what the daemon asked for, not with time.
+/// The queue of events. It has no bound: it grows with the daemon's calls, not with time.
 pub(crate) struct Events {
     namespace: String,
     queue: UnboundedSender<Envelope>,
@@ -40,7 +40,7 @@ impl Events {
             topic: topic.to_owned(),
             event: Some(pack(event)),
         };
-        // It can fail only after the delivery has ended, which is the end of the shim.
+        // Fails only after the delivery has ended, when the shim ends.
         let _late = self.queue.send(envelope);
     }
 }
@@ -60,7 +60,7 @@ async fn deliver(address: String, mut waiting: UnboundedReceiver<Envelope>) {
     }
 }
 
-/// Says whether the daemon has dealt with it.
+/// Returns whether the daemon has answered, with success or with a refusal.
 async fn send(address: &str, daemon: &mut Option<AsyncClient>, request: &Request) -> bool {
     if daemon.as_ref().is_none_or(AsyncClient::is_closed) {
         *daemon = AsyncClient::connect(address).await.ok();
@@ -70,7 +70,7 @@ async fn send(address: &str, daemon: &mut Option<AsyncClient>, request: &Request
     match sent {
         Err(error) if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) => false,
         Err(error) => {
-            // It would refuse it again.
+            // The daemon would refuse it again.
             crate::log(&error.context("publish an event"));
             true
         }

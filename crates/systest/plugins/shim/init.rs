@@ -15,11 +15,11 @@ use std::process::Command;
 use types::{Context, Error, Result};
 
 pub(crate) fn init(words: &[OsString]) -> Result<()> {
-    // So that a signal of the shim's terminal, if it has one, is not ours.
+    // Signals of the shim's terminal, if it has one, must not reach the process.
     rustix::process::setsid().map_err(std::io::Error::from).context(|| "begin a session")?;
     let gate = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from);
     let mut gate = gate.context(|| "take the gate")?;
-    // If the shim dies before, the gate ends.
+    // If the shim dies before, its end of the gate closes.
     gate.read_exact(&mut [0]).context(|| "wait to be started")?;
     let Err(error) = become_program(words);
     gate.write_all(error.chain().as_bytes()).context(|| "tell the shim")?;
@@ -30,7 +30,7 @@ fn become_program(words: &[OsString]) -> Result<Infallible> {
     let [root, cwd, uid, gid, stdin, program, arguments @ ..] = words else {
         return Err(Error::invalid_argument("init is called by the shim: too few words"));
     };
-    // Before the root is entered, where neither may be.
+    // Opened before the root is entered, where these paths may be missing.
     let stdin = if stdin.is_empty() { OsStr::new("/dev/null") } else { stdin };
     let stdin = File::open(stdin).context(|| format!("open {}", stdin.display()))?;
     let about = || format!("enter {}", root.display());
@@ -39,7 +39,7 @@ fn become_program(words: &[OsString]) -> Result<Infallible> {
     std::env::set_current_dir(cwd).context(|| format!("enter {} in the container", cwd.display()))?;
     let mut command = Command::new(program);
     command.args(arguments).uid(number(uid)?).gid(number(gid)?).stdin(stdin);
-    // Looked for in the container's PATH: the environment is the container's, and so is the root.
+    // Found in the container's PATH, since environment and root are the container's.
     Err(command.exec()).context(|| format!("run {}", program.display()))
 }
 

@@ -22,10 +22,10 @@ const START_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Process {
     program: Program,
     pub(crate) io: Io,
-    /// To `init`, which waits to be started, and says here why it cannot become the program.
+    /// The socket to `init`, which waits on it for the start, and reports on it why it cannot execute the program.
     gate: Option<UnixStream>,
     spawned: Option<Spawned>,
-    /// Nobody will write into standard input any more.
+    /// Whether the client has called `CloseIO`.
     stdin_ends: bool,
     pub(crate) ended: watch::Sender<Option<Ended>>,
 }
@@ -41,7 +41,7 @@ pub(crate) struct Io {
 struct Spawned {
     pid: u32,
     handle: PidFd,
-    /// Keeps standard input from ending before `CloseIO`, whoever writes into it comes and goes.
+    /// A writer of standard input: it keeps the end of input from coming before `CloseIO`, when clients come and go.
     stdin: Option<File>,
 }
 
@@ -83,10 +83,10 @@ impl Process {
         self.spawned.as_ref().map_or(0, |spawned| spawned.pid)
     }
 
-    /// Spawns the process, which waits to be started.
+    /// Spawns `init`, which waits to be started.
     pub(crate) fn spawn(&mut self, bundle: &Path) -> Result<Child> {
         let (program, io) = (&self.program, &self.io);
-        // Both ends of each fifo are open before anybody reads or writes: nobody waits, and readers may come and go.
+        // Opens both ends of each fifo, so that no open waits for a client, and clients may come and go.
         let stdin = if io.stdin.is_empty() { None } else { Some(open_both(&io.stdin)?) };
         let (ours, theirs) = UnixStream::pair().context(|| "make a gate")?;
         let mut command = Command::new("/proc/self/exe");
@@ -102,7 +102,7 @@ impl Process {
         Ok(child)
     }
 
-    /// Lets it go on. Returns when it is the program, with its root and its streams; the gate closes by that.
+    /// Lets `init` go on. Returns once it executes the program, which closes the gate.
     pub(crate) fn start(&mut self) -> Result<()> {
         let gate = self.gate.take();
         let mut gate = gate.ok_or_else(|| Error::failed_precondition("the process was started already"))?;
@@ -125,7 +125,7 @@ impl Process {
         spawned.ok_or_else(|| Error::failed_precondition("process not started"))?.handle.signal(signal)
     }
 
-    /// Of one that waits to be started when it is: what was written by then is for the program to read.
+    /// Before the start, input that was written by then stays for the program to read.
     pub(crate) fn close_stdin(&mut self) {
         self.stdin_ends = true;
         if let (Some(spawned), None) = (&mut self.spawned, &self.gate) {

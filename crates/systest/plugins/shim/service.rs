@@ -49,7 +49,7 @@ struct Container {
     processes: BTreeMap<String, Process>,
 }
 
-/// Serves on the socket that is standard input, until it is told to go.
+/// Serves on the socket that is standard input, until `Shutdown`.
 pub(crate) fn serve(flags: &Flags) -> Result<()> {
     let listener = std::io::stdin().as_fd().try_clone_to_owned().map(UnixListener::from);
     let listener = listener.context(|| "take the listening socket")?;
@@ -73,10 +73,10 @@ pub(crate) fn serve(flags: &Flags) -> Result<()> {
             async move { shim.call(&request).await }
         }));
         shim.leave.notified().await;
-        // Before the daemon sees that it goes: the bundle, and the id, may be used again by then.
+        // Before the daemon sees the shim end: it may use the bundle and the id again from then on.
         remove_socket(Path::new("."));
         serving.abort();
-        // Its socket and its connections are gone when it has ended, and with them the last who publish.
+        // Once it has ended, its socket and its connections are closed, and the last senders of events dropped.
         let _aborted = serving.await;
         drop(shim);
         let _last = tokio::time::timeout(FAREWELL_MAX, delivery).await;
@@ -123,7 +123,7 @@ impl Shim {
         let mut first = Process::new(spec.process.unwrap_or_default(), io.clone())?;
         container::mount(&bundle, request.rootfs.clone())?;
         let child = first.spawn(&bundle).inspect_err(|_| {
-            // The error that counts is the first one; the daemon has `delete` run after it.
+            // The first error counts; the daemon runs `delete` afterwards.
             let _left = container::end(&bundle);
         })?;
         let pid = first.pid();
@@ -158,7 +158,7 @@ impl Shim {
     async fn start(self: &Arc<Self>, request: StartRequest) -> Result<StartResponse> {
         let (outcome, mut ended) = self.try_start(&request.exec_id)?;
         if outcome.is_err() {
-            // It is on its way out. Whoever is told that it did not start may delete it at once.
+            // The process is about to end. A client that gets the error may delete it at once.
             let _ended = ended.wait_for(Option::is_some).await;
         }
         outcome.map(|pid| StartResponse { pid })
@@ -182,7 +182,7 @@ impl Shim {
         }
         let (ended, pid) = (process.ended.subscribe(), process.pid());
         let started = process.start().inspect_err(|_| {
-            // It says that it cannot, or nothing at all; then it is ended.
+            // `init` reports an error, or hangs: in both cases it is killed.
             let _gone = process.signal(9);
         });
         match (&started, exec_id) {
@@ -196,12 +196,12 @@ impl Shim {
         Ok((started.map(|()| pid), ended))
     }
 
-    /// Waits for the end of a process, and says so.
+    /// Waits for the end of a process, and publishes the exit.
     async fn watch(self: Arc<Self>, exec_id: String, mut child: Child) {
         let pid = child.id().unwrap_or_default();
         let status = match child.wait().await {
             Ok(status) => status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
-            // Nobody else waits for it, so this cannot be.
+            // Cannot happen: nothing else reaps this child.
             Err(_) => 255,
         };
         let ended = Ended { status: status.cast_unsigned(), at: SystemTime::now().into() };
@@ -238,7 +238,7 @@ impl Shim {
             log(&error.context("end the other processes"));
         }
         for mut other in others {
-            // An error is a process that was deleted meanwhile.
+            // An error means that the process was deleted meanwhile.
             let _ended = other.wait_for(Option::is_some).await;
         }
     }
@@ -279,7 +279,7 @@ impl Shim {
             return container.process(&request.exec_id)?.signal(request.signal);
         }
         for (_, process) in container::members(&container.bundle)? {
-            // Who has ended meanwhile needs no signal.
+            // A process that has ended meanwhile needs no signal.
             let _gone = process.signal(request.signal);
         }
         Ok(())
@@ -312,7 +312,7 @@ impl Shim {
                         "process {exec_id:?} runs; kill it first"
                     )));
                 }
-                // One that waits to be started has no root yet by which `kill` would find it.
+                // A process that waits to be started does not have the root yet by which `kill` finds it.
                 Status::Created if exec_id.is_empty() => process.signal(9)?,
                 _ => {}
             }
@@ -322,7 +322,7 @@ impl Shim {
             kill(bundle.clone()).await?;
         }
         let ended = match pid {
-            // Of `Exec`, and never started.
+            // An exec that was never started.
             0 => Ended::default(),
             _ => ended.wait_for(Option::is_some).await.ok().and_then(|ended| *ended).unwrap_or_default(),
         };

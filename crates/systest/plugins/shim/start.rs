@@ -21,19 +21,19 @@ use types::{Context, Digest, Result};
 
 use crate::{Flags, container};
 
-/// Where containerd keeps the sockets of its shims; newer daemons name a directory.
+/// The directory of containerd's shim sockets; newer daemons name one.
 const SOCKETS: &str = "/run/containerd/s";
-/// More than any daemon says.
+/// More than any daemon sends.
 const INPUT_LEN_MAX: u64 = 1 << 20;
 
-/// Leaves a shim behind and says where it listens. The current directory is the bundle.
+/// Starts the shim and prints its address. The current directory is the bundle.
 pub(crate) fn start(flags: &Flags) -> Result<()> {
     let params = params(&flags.id)?;
     let socket = socket(flags, params.as_ref());
     let listener = listen(&socket)?;
     let address = format!("unix://{}", socket.display());
     fs::write("address", &address).context(|| "write the address into the bundle")?;
-    // It listens before anybody hears of it: the socket is handed down as standard input.
+    // The socket listens before its address is printed: the shim inherits it as standard input.
     let mut shim = Command::new("/proc/self/exe");
     shim.args(["-namespace", &flags.namespace, "-id", &flags.id, "serve"]).process_group(0);
     shim.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(log());
@@ -51,7 +51,7 @@ pub(crate) fn start(flags: &Flags) -> Result<()> {
     })
 }
 
-/// Ends what a dead shim left, and says how the container ended. The current directory is the bundle.
+/// Kills what a dead shim left, and prints how the container ended. The current directory is the bundle.
 pub(crate) fn delete(flags: &Flags) -> Result<()> {
     let bundle = flags.bundle()?;
     container::end(&bundle)?;
@@ -63,26 +63,28 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
 /// Removes the socket that `start` wrote down.
 pub(crate) fn remove_socket(bundle: &Path) {
     if let Ok(address) = fs::read_to_string(bundle.join("address")) {
-        // One that is gone is what is wanted.
+        // The socket may be gone already.
         let _gone = fs::remove_file(address.trim_start_matches("unix://"));
     }
 }
 
-/// Says what this is.
+/// Prints the runtime's name and version.
 pub(crate) fn info() -> Result<()> {
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
     let name = "io.containerd.chroot.v1".to_owned();
     answer(&RuntimeInfo { name, version: Some(version), ..RuntimeInfo::default() }.encode_to_vec())
 }
 
-/// What containerd 2.3 and Hoist say on standard input. Older daemons send the runtime's options, or nothing.
+/// The parameters that containerd 2.3 and Hoist send on standard input. Older daemons send the runtime's options, or
+/// nothing.
 fn params(id: &str) -> Result<Option<BootstrapParams>> {
     let mut input = Vec::new();
     std::io::stdin().take(INPUT_LEN_MAX).read_to_end(&mut input).context(|| "read standard input")?;
     Ok(BootstrapParams::decode(input.as_slice()).ok().filter(|params| params.instance_id == id))
 }
 
-/// A name of its own for each container of each daemon, and short: paths of sockets end at 107 bytes.
+/// A path for each container of each daemon. It is short, because paths of Unix sockets have at most 107 bytes
+/// (unix(7)).
 fn socket(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
     let dir = params.and_then(|params| params.socket_dir.as_deref()).filter(|dir| !dir.is_empty());
     let name = format!("{}/{}/{}", flags.address, flags.namespace, flags.id);
@@ -92,15 +94,15 @@ fn socket(flags: &Flags, params: Option<&BootstrapParams>) -> PathBuf {
 fn listen(socket: &Path) -> Result<UnixListener> {
     let about = || format!("listen on {}", socket.display());
     fs::create_dir_all(socket.parent().unwrap_or(Path::new("/"))).context(about)?;
-    // What a shim that was killed left. One that lives is no other's: the daemon uses an id once at a time.
+    // The socket of a shim that was killed. No shim that lives has it: a daemon uses an id once at a time.
     let _old = fs::remove_file(socket);
     let listener = UnixListener::bind(socket).context(about)?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).context(about)?;
     Ok(listener)
 }
 
-/// The fifo `log` of the bundle, which the daemon repeats in its own log. Nobody may read it for a while: then lines
-/// are lost, and the shim is not held up.
+/// The fifo `log` in the bundle, which the daemon copies to its own log. Without a reader lines are lost, and the shim
+/// is not blocked.
 fn log() -> Stdio {
     let mut fifo = fs::File::options();
     fifo.read(true).write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
