@@ -16,7 +16,7 @@
 //! - Nothing becomes visible before its digest was verified: neither blobs nor trees.
 //! - The leftovers of a failed workflow are held by its lease and are collected when that expires; a partial blob is
 //!   resumed
-//! where it ended.
+//!   where it ended.
 //! - A blob that several pulls need at once is fetched by one of them.
 //! - Stores block, so they are called on threads of their own, behind bounded channels.
 #![forbid(unsafe_code)]

@@ -15,7 +15,6 @@ use api::grpc::types::{Descriptor, Process, Status};
 use client::Channel;
 use linux::beneath::Root as Tree;
 use prost_types::Any;
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use types::spec::runtime::{Process as SpecProcess, Spec, User};
 use types::{Context, Error, ErrorKind, Result, UnlessGone};
