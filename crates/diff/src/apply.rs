@@ -1,18 +1,20 @@
-//! Applying a layer to a tree.
+//! Applies a layer to a tree.
 //!
 //! ```text
 //! source ─▶ pipeline (inflate, sha256) ──chunks──▶ tar ─▶ files beneath the root
 //! ```
 //!
 //! Invariants
-//! - A name is made in a directory that is open, whose path was resolved beneath the root. `..` and absolute
-//!   names and links stay inside.
-//! - What is in the way of an entry is removed first; files are made with `O_EXCL`, so nothing is written
+//! - A name is created in an open directory whose path was resolved beneath the root. `..` and absolute names and links
+//!   stay inside.
+//! - An existing name in the way of an entry is removed first; files are created with `O_EXCL`, so nothing is written
 //!   through a link that another entry planted.
 //! - Owner, mode, attributes and times are set on the open file, in the order in which none undoes another.
-//! - Attributes of overlayfs itself are never taken from an archive: they could show what is not in the image.
-//! - What was made is told apart from what somebody has put in its place since: see [`crate::lay`], whose trees belong
-//!   to containers that run.
+//! - Overlayfs's own attributes are never taken from an archive: they could show files that are not in the image.
+//! - Metadata is set only on an inode of the type that was created, since a process may have replaced it:
+//!   [`crate::lay`] extracts into trees of running containers.
+
+mod metadata;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, OsStr, OsString};
@@ -25,14 +27,16 @@ use std::path::{Path, PathBuf};
 use linux::beneath::{Root, proc_path};
 use linux::removal;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr,
-    makedev, mkdirat, mknodat, openat, readlinkat, seek, setxattr, statat, statx, symlinkat, unlinkat,
-    utimensat,
+    AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, XattrFlags, fstat, ftruncate, futimens,
+    linkat, makedev, mkdirat, mknodat, openat, readlinkat, seek, setxattr, statat, statx, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
 
+use self::metadata::{
+    attributes, ignorable, make_opaque, remove_attributes, set_metadata_at, set_metadata_of_file, times,
+};
 use crate::decoder::{Helpers, Origin};
 use crate::lay::{LayOptions, Owners};
 use crate::memory::Memory;
@@ -40,54 +44,57 @@ use crate::pipeline::{Chunks, bad_input, read_plain};
 use crate::tar::{Entry, Kind, Reader};
 use crate::tree;
 
-/// Bytes of a file that are written at a time.
+/// Bytes of a file written at a time.
 const WRITE_LEN: usize = 256 * 1024;
 
-/// Links followed on the way to a directory (path_resolution(7)).
+/// Most symlinks followed on the way to a directory (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
 
-/// What aufs has in the root of a layer for itself begins so. Old layers have it, and hard links to files in it, so it is
-/// there until all was read.
+/// Prefix of the files that aufs keeps for itself in the root of a layer. Old layers have them, and hard links to them,
+/// so they are extracted and removed at the end.
 pub(crate) const AUFS: &[u8] = b".wh..wh.";
 
-/// Times that a layer's files may have, in seconds and nanoseconds since 1970: from 1901, where those of ext4 and XFS
-/// begin, to 2262, where those of a containerd end.
+/// Times that a layer's files may have, in seconds and nanoseconds since 1970: from 1901, the earliest time of ext4 and
+/// XFS, to 2262, the latest of containerd.
 const TIMES: RangeInclusive<(i64, u32)> = (-(1 << 31), 0)..=(9_223_372_036, 854_775_807);
 
-/// Numbers of devices, as Linux has them (`linux/kdev_t.h`).
+/// Largest device numbers of Linux (`linux/kdev_t.h`).
 const MAJOR_MAX: u32 = (1 << 12) - 1;
 const MINOR_MAX: u32 = (1 << 20) - 1;
 
-/// Directories that are kept open.
+/// Most directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
 
-/// Bytes that a path takes beside its text: in a list, with what that has in reserve, and of the allocator.
+/// Bytes of a remembered path beside its text: of the collection, with its spare capacity, and of the allocator.
 const PATH_COST: u64 = 96;
 
-/// How deletions of a lower layer's files are written (image-spec `layer.md`, "Whiteouts").
+/// How deletions of a lower layer's files are applied (image-spec `layer.md`, "Whiteouts").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whiteouts {
-    /// As overlayfs reads them, into an upper directory: a device 0:0, an attribute on the directory.
+    /// For an upper directory of overlayfs: as a device 0:0, or an attribute of an opaque directory.
     Overlay,
-    /// By deleting, on a full tree.
+    /// For a full tree: by deleting the files.
     Remove,
 }
 
-/// What a layer may not exceed, what it may wait for, and who helps with it.
+/// Limits on a layer, and the resources that it may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Entries of the archive.
     pub entries: u64,
-    /// Of the plain stream, and of the files in it with their holes filled.
+    /// Bytes of the plain stream, and of all files with their holes filled.
     pub bytes: u64,
-    /// What the paths take that have to be remembered to the end of the stream: of directories, and of all that is made
-    /// where whiteouts delete.
+    /// Bytes of the paths that are remembered to the end of the stream: of directories, and, with
+    /// [`Whiteouts::Remove`], of all entries.
     pub paths: u64,
+    /// Whether the layer waits for memory that other layers hold.
     pub origin: Origin,
+    /// Threads that help to decompress.
     pub helpers: Helpers,
 }
 
 impl Default for Limits {
-    /// Ten million entries, 256 GiB, 512 MiB of paths, from the disk, with as much help as there is.
+    /// Ten million entries, 256 GiB, 512 MiB of paths, a stored layer, and spare processors as helpers.
     fn default() -> Limits {
         let (origin, helpers) = (Origin::Stored, Helpers::Spare);
         Limits { entries: 10_000_000, bytes: 256 << 30, paths: 512 << 20, origin, helpers }
@@ -100,31 +107,31 @@ pub struct ApplyOptions {
     pub limits: Limits,
 }
 
-/// What was applied.
+/// A layer that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     /// The digest of the plain stream, to its very end.
     pub diff_id: Digest,
     /// Bytes of the plain stream.
     pub size: u64,
-    /// Directories that are there without an entry of their own, those above first: made for what is in them, and the root.
-    /// They look as nobody said; where the layer lies on others, theirs is how they should look.
+    /// Directories without an entry in the layer, parents first: those that were created for names in them, and the
+    /// root. They have default metadata; on top of other layers, they should get the metadata that these have.
     pub implied: Vec<PathBuf>,
 }
 
 /// Applies a layer of any compression to the tree that `root` is open on.
 ///
-/// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
-/// After an error the tree is half done; its owner discards it.
+/// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is exceeded or the disk is full,
+/// `Unavailable` if a passing layer gets no memory. After an error the tree is incomplete, and the caller discards it.
 pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Applied> {
     let extract = |chunks, memory| extract(chunks, memory, options, None, root);
     let (plain, tree) = read_plain(source, options.limits, None, extract)?;
-    // In the order of paths a directory comes before what is in it.
+    // Sorted by paths, so a directory comes before the names in it.
     let implied = tree.implied.into_iter().collect();
     Ok(Applied { diff_id: plain.diff_id, size: plain.size, implied })
 }
 
-/// Returns the tree with what is noted of it.
+/// Extracts an archive: a layer, or with `laying` an ordinary archive (see [`crate::lay`]).
 pub(crate) fn extract(
     chunks: Chunks,
     memory: Memory,
@@ -143,7 +150,7 @@ pub(crate) fn extract(
         times: BTreeMap::new(),
         made: BTreeSet::new(),
         emptied: BTreeSet::new(),
-        // The root, until it has an entry.
+        // The root is implied until its entry comes.
         implied: [PathBuf::new()].into(),
         buffer: vec![0; WRITE_LEN],
         bytes: 0,
@@ -171,29 +178,31 @@ pub(crate) fn extract(
     Ok(tree)
 }
 
+/// The tree that an archive is extracted into. A "place" is the path of a directory beneath the root without symlinks.
 pub(crate) struct Tree {
     root: Root,
     options: ApplyOptions,
-    /// It is no layer that comes.
+    /// `None` for a layer.
     laying: Option<LayOptions>,
-    /// What was not laid down.
+    /// Paths of entries that were not extracted.
     pub(crate) left_out: Vec<PathBuf>,
-    /// Directories by cleaned path, until one of them might be another.
+    /// Open directories by cleaned path. Cleared whenever a name is removed, which may change where these paths lead.
     open: HashMap<PathBuf, OwnedFd>,
-    /// By the places of directories. Set at the end: making files in a directory changes its time.
+    /// Times of directories by place. Set at the end, since creating files in a directory changes its time.
     times: BTreeMap<PathBuf, (i64, u32)>,
-    /// What this layer made, where whiteouts delete: they mean lower layers only.
+    /// Paths of this layer's entries, with [`Whiteouts::Remove`]: whiteouts delete names of lower layers only.
     made: BTreeSet<PathBuf>,
-    /// Directories that this layer emptied, by device and inode: once is enough, however many ways lead there.
+    /// Directories that this layer emptied, by device and inode: several paths may lead to one.
     emptied: BTreeSet<(u64, u64)>,
-    /// The places of directories that were made for what is in them, and of the root, if they have no entry.
+    /// Places of directories without an entry: see [`Applied::implied`].
     implied: BTreeSet<PathBuf>,
     buffer: Vec<u8>,
+    /// Bytes of all files so far.
     bytes: u64,
-    /// Bytes that the paths take that were ever remembered.
+    /// Bytes of all paths remembered so far.
     paths: u64,
     memory: Memory,
-    /// Whether there may be something of aufs.
+    /// Whether the tree may have files of aufs.
     has_aufs: bool,
 }
 
@@ -226,9 +235,9 @@ impl Tree {
         Ok(())
     }
 
-    /// The same for an archive that is no layer. The directory that it is laid down in stays as it is.
+    /// Extracts an entry of an archive that is no layer. The target directory itself keeps its metadata.
     fn lay<R: BufRead>(&mut self, entry: &Entry, path: PathBuf, archive: &mut Reader<R>) -> Result<()> {
-        let laying = self.laying.as_ref().expect("only called then");
+        let laying = self.laying.as_ref().expect("only called for an archive that is no layer");
         let (Some(name), Some(inner)) = (path.file_name().map(OsStr::to_owned), path.parent()) else {
             return Ok(());
         };
@@ -244,11 +253,12 @@ impl Tree {
         Ok(())
     }
 
-    /// Whether what is made belongs to who makes it.
-    fn is_makers(&self) -> bool {
+    /// Whether files belong to the user of this process.
+    fn keeps_owner(&self) -> bool {
         self.laying.as_ref().is_some_and(|laying| laying.owners == Owners::Maker)
     }
 
+    /// Creates an entry's name in an open directory.
     fn make<R: BufRead>(
         &mut self,
         entry: &Entry,
@@ -268,13 +278,13 @@ impl Tree {
                     openat(parent, name, flags, Mode::from_raw_mode(0o600))
                 })?;
                 self.write_data(entry, &file, archive)?;
-                set_metadata_of_file(entry, &file, self.is_makers())
+                set_metadata_of_file(entry, &file, self.keeps_owner())
             }
             Kind::Directory => {
                 match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
                     Ok(()) => {}
                     Err(Errno::EXIST) if self.is_directory(parent, name)? => {
-                        if self.is_makers() {
+                        if self.keeps_owner() {
                             return Ok(());
                         }
                         if self.laying.is_none() {
@@ -283,7 +293,7 @@ impl Tree {
                     }
                     Err(Errno::EXIST) if self.laying.is_some() => {
                         return Err(Error::invalid_argument(
-                            "a directory cannot take the place of what is there and is none",
+                            "a directory cannot replace something that is no directory",
                         ));
                     }
                     Err(Errno::EXIST) => {
@@ -293,7 +303,7 @@ impl Tree {
                             .map_err(io::Error::from)
                             .context(|| "mkdir")?;
                         if was_whiteout {
-                            // Deleted below and made here: nothing of below shows through.
+                            // The lower directory stays deleted.
                             make_opaque(&proc_path(parent.as_fd()).join(name))?;
                         }
                     }
@@ -303,12 +313,12 @@ impl Tree {
                 self.implied.remove(&place);
                 self.remember(&place)?;
                 self.times.insert(place, entry.mtime);
-                set_metadata_at(entry, parent, name, self.is_makers())
+                set_metadata_at(entry, parent, name, self.keeps_owner())
             }
             Kind::Symlink(target) => {
                 let target = c_string(target)?;
                 self.create(parent, name, |parent| symlinkat(&target, parent, name))?;
-                set_metadata_at(entry, parent, name, self.is_makers())
+                set_metadata_at(entry, parent, name, self.keeps_owner())
             }
             Kind::HardLink(target) => self.hard_link(target, parent, name),
             Kind::CharacterDevice { major, minor } => {
@@ -321,10 +331,12 @@ impl Tree {
         }
     }
 
+    /// Accounts for the memory of a path that is kept to the end of the stream.
     fn remember(&mut self, path: &Path) -> Result<()> {
         self.paths += PATH_COST + path.as_os_str().len() as u64;
         match self.paths <= self.options.limits.paths {
-            // Whoever sends it may stop for as long as it likes: no layer is to wait for that.
+            // Not from the memory of layers: the client that sends the archive may stop sending for any time, and no
+            // layer should wait for it.
             true if self.laying.is_some() => Ok(()),
             true => self.memory.grow_to(self.paths),
             false => Err(Error::resource_exhausted(format!(
@@ -334,7 +346,7 @@ impl Tree {
         }
     }
 
-    /// Makes a name; what is in the way is removed.
+    /// Creates a name, replacing an existing one.
     fn create<T>(
         &mut self,
         parent: &OwnedFd,
@@ -345,7 +357,7 @@ impl Tree {
             Ok(made) => Ok(made),
             Err(Errno::EXIST) => {
                 match &self.laying {
-                    Some(_) => take_away(parent, name)?,
+                    Some(_) => unlink_existing(parent, name)?,
                     None => self.remove(parent, name)?,
                 }
                 make(parent).map_err(io::Error::from).context(|| "create")
@@ -354,7 +366,8 @@ impl Tree {
         }
     }
 
-    /// Opens a file that a container has mounted here, emptied: it cannot be replaced, and is written to.
+    /// Opens and truncates a file that is mounted at a name of a container's tree: a mount point cannot be replaced, so
+    /// the data goes into the mounted file.
     fn take_mounted(&self, parent: &OwnedFd, name: &OsStr) -> Result<Option<OwnedFd>> {
         if self.laying.is_none() || !is_mounted(parent, name)? {
             return Ok(None);
@@ -373,14 +386,14 @@ impl Tree {
         major: u64,
         minor: u64,
     ) -> Result<()> {
-        // The kernel would take what has room, and make another device.
+        // The kernel would truncate larger numbers, and create another device.
         let fits = |value: u64, max: u32| u32::try_from(value).ok().filter(|value| *value <= max);
         let device = fits(major, MAJOR_MAX).zip(fits(minor, MINOR_MAX));
         let (major, minor) = device
             .ok_or_else(|| Error::invalid_argument(format!("device number {major}:{minor} is too large")))?;
         let device = makedev(major, minor);
         self.create(parent, name, |parent| mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
-        set_metadata_at(entry, parent, name, self.is_makers())
+        set_metadata_at(entry, parent, name, self.keeps_owner())
     }
 
     fn hard_link(&mut self, target: &[u8], parent: &OwnedFd, name: &OsStr) -> Result<()> {
@@ -416,7 +429,7 @@ impl Tree {
                     return wrong("the link would replace it");
                 }
                 match &self.laying {
-                    Some(_) => take_away(parent, name)?,
+                    Some(_) => unlink_existing(parent, name)?,
                     None => self.remove(parent, name)?,
                 }
                 link(parent).map_err(io::Error::from).context(shown)
@@ -458,12 +471,12 @@ impl Tree {
     fn white_out(&mut self, parent_path: &Path, name: &[u8]) -> Result<()> {
         let opaque = name == b".wh..opq";
         if !opaque && name.starts_with(b".wh.") {
-            return Ok(()); // aufs's own files
+            return Ok(()); // a file of aufs itself
         }
         match (self.options.whiteouts, opaque) {
             (Whiteouts::Overlay, true) => {
                 let parent = self.directory(parent_path)?;
-                // Through /proc, because the descriptor is by path only.
+                // Through /proc, because the descriptor is `O_PATH`.
                 make_opaque(&proc_path(parent.as_fd()))?;
                 self.put_back(parent_path.to_owned(), parent);
                 Ok(())
@@ -472,7 +485,7 @@ impl Tree {
                 let name = checked_name(name)?;
                 let parent = self.directory(parent_path)?;
                 let made = mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0));
-                // The layer has the name itself, and whiteouts mean lower layers.
+                // A name that the layer has itself stays: whiteouts delete names of lower layers only.
                 let made = match made {
                     Ok(()) => Ok(()),
                     Err(Errno::EXIST) if self.is_directory(&parent, name)? => {
@@ -499,18 +512,18 @@ impl Tree {
         }
     }
 
-    /// Whether this layer made something of this path, or below it.
+    /// Whether this layer has an entry of this path, or below it.
     fn is_ours(&self, path: &Path) -> bool {
         self.made.range(path.to_owned()..).next().is_some_and(|made| made.starts_with(path))
     }
 
-    /// Deletes what lower layers had in a directory, and in those below that this layer has as well. What is no directory
-    /// has nothing of them.
+    /// Deletes the names of lower layers in a directory, and in the subdirectories that this layer has as well. Does
+    /// nothing if the path is no directory.
     fn empty_directory(&mut self, path: &Path, mut links: OFlags) -> Result<()> {
         let mut left = vec![path.to_owned()];
         while let Some(path) = left.pop() {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | links;
-            // Whatever a link further down leads to is not in this directory.
+            // A symlink below leads out of this directory.
             links = OFlags::NOFOLLOW;
             let Some(folder) = self.root.find(&path, flags)? else { continue };
             let found = fstat(&folder).map_err(io::Error::from).context(|| "look at a directory")?;
@@ -529,7 +542,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes a name with all below it. One that is not there is no error.
+    /// Removes a name, if it exists, with everything below it.
     fn remove(&mut self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
         self.open.clear();
         if let Some(place) = self.place(parent) {
@@ -539,7 +552,7 @@ impl Tree {
             .map_err(|error| error.context(format!("replace {}", Path::new(name).display())))
     }
 
-    /// What is made at this place later is not what was said of the directories that were here.
+    /// Forgets the directories at a place and below: later entries may create others there.
     fn forget(&mut self, place: &Path) {
         let here = |path: &&PathBuf| path.starts_with(place);
         let times = self.times.range(place.to_owned()..).map(|(path, _)| path);
@@ -562,6 +575,7 @@ impl Tree {
         Ok(self.options.whiteouts == Whiteouts::Overlay && is_device && stat.st_rdev == makedev(0, 0))
     }
 
+    /// Takes an open directory out of the cache, or opens it. The caller gives it back with [`Tree::put_back`].
     fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
         match self.open.remove(path) {
             Some(fd) => Ok(fd),
@@ -576,13 +590,13 @@ impl Tree {
         self.open.insert(path, fd);
     }
 
-    /// Makes what is missing of a directory and those above it.
+    /// Opens a directory, creating it and its parents if they are missing.
     fn make_directory(&mut self, path: &Path) -> Result<OwnedFd> {
         loop {
             let mut made_now = Vec::new();
             let made = self.root.make_dirs_and_tell(path, 0o755, |made| made_now.push(made.to_owned()));
             for made in made_now {
-                // A link may lead there.
+                // A symlink of the layer may lead to such a path.
                 self.has_aufs |= self.laying.is_none() && made.as_os_str().as_bytes().starts_with(AUFS);
                 self.remember(&made)?;
                 self.implied.insert(made);
@@ -594,7 +608,7 @@ impl Tree {
         }
     }
 
-    /// Makes directories of the names on the way of a path that this layer deletes from those below; whether there are some.
+    /// Replaces the overlayfs whiteouts on the way of a path by directories, and returns whether there were any.
     fn replace_whiteouts(&mut self, path: &Path) -> Result<bool> {
         if self.options.whiteouts != Whiteouts::Overlay {
             return Ok(false);
@@ -624,7 +638,7 @@ impl Tree {
                     match self.is_whiteout(&parent, &name) {
                         Ok(true) => self.replace_whiteout(&parent, &name, &place)?,
                         Ok(false) => continue,
-                        // From here on nothing is there.
+                        // The rest of the path does not exist.
                         Err(_) => return Ok(are_some),
                     }
                     are_some = true;
@@ -637,21 +651,21 @@ impl Tree {
     fn replace_whiteout(&mut self, parent: &OwnedFd, name: &OsStr, place: &Path) -> Result<()> {
         self.remove(parent, name)?;
         mkdirat(parent, name, Mode::from_raw_mode(0o755)).map_err(io::Error::from).context(|| "mkdir")?;
-        // Deleted below and made here: nothing of below shows through.
+        // The lower directory stays deleted.
         make_opaque(&proc_path(parent.as_fd()).join(name))?;
         self.remember(place)?;
         self.implied.insert(place.to_owned());
         Ok(())
     }
 
-    /// The path of a directory without links: those on the way of an entry may be gone when its time is set,
-    /// and several entries may name one directory. None if the path is longer than the kernel tells.
+    /// The path of a directory without symlinks: those in an entry's path may be gone when the directory's time is set,
+    /// and several entries may name one directory. `None` if the path is too long for readlink(2) on /proc.
     fn place(&self, directory: &OwnedFd) -> Option<PathBuf> {
         let read = |fd: BorrowedFd<'_>| std::fs::read_link(proc_path(fd)).ok();
         Some(read(directory.as_fd())?.strip_prefix(read(self.root.as_fd())?).ok()?.to_owned())
     }
 
-    /// The entry of the root itself.
+    /// Applies the entry of the root itself.
     fn apply_root(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != Kind::Directory {
             return Err(Error::invalid_argument("the root can only be a directory"));
@@ -683,7 +697,7 @@ impl Tree {
 
     fn set_directory_times(&mut self) -> Result<()> {
         for (path, mtime) in std::mem::take(&mut self.times) {
-            // Replaced by something else later in the layer.
+            // A later entry of the layer may have replaced the directory.
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
             let Some(fd) = self.root.find(&path, flags)? else { continue };
             futimens(&fd, &times(mtime))
@@ -696,13 +710,6 @@ impl Tree {
 
 fn stat(parent: &OwnedFd, name: &OsStr) -> Result<rustix::fs::Stat> {
     statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from).context(|| "stat")
-}
-
-/// Has overlayfs hide what layers below have in a directory.
-fn make_opaque(path: &Path) -> Result<()> {
-    setxattr(path, c"trusted.overlay.opaque", b"y", XattrFlags::empty())
-        .map_err(io::Error::from)
-        .context(|| "make the directory opaque")
 }
 
 /// The path inside the root that an entry names: `..` ends at the root.
@@ -720,12 +727,13 @@ pub(crate) fn clean(path: &[u8]) -> PathBuf {
     clean
 }
 
-/// The time that a layer's file has: 1970 where some disk could not hold it and would make it another. A containerd
-/// makes all times before 1970 that; those from 1901 on are kept here, as every disk holds them.
+/// The time of a layer's file: 1970 in place of times that not every file system can store. containerd replaces all
+/// times before 1970; those from 1901 on are kept here, as every file system stores them.
 pub(crate) fn bounded(mtime: (i64, u32)) -> (i64, u32) {
     if TIMES.contains(&mtime) { mtime } else { (0, 0) }
 }
 
+/// The name that a whiteout deletes. `InvalidArgument` if it is empty, `.` or `..`.
 pub(crate) fn checked_name(name: &[u8]) -> Result<&OsStr> {
     match name {
         b"" | b"." | b".." => Err(Error::invalid_argument("a whiteout of no name")),
@@ -733,82 +741,8 @@ pub(crate) fn checked_name(name: &[u8]) -> Result<&OsStr> {
     }
 }
 
-/// `makers`: it stays its maker's.
-fn set_metadata_of_file(entry: &Entry, file: &OwnedFd, makers: bool) -> Result<()> {
-    let set = || -> Result<(), Errno> {
-        if !makers {
-            fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
-        }
-        // After the owner: a change of owner takes the setuid bit away.
-        fchmod(file, Mode::from_raw_mode(entry.mode))?;
-        futimens(file, &times(entry.mtime))
-    };
-    for (name, value) in attributes(entry) {
-        fsetxattr(file, name, value, XattrFlags::empty()).or_else(|errno| ignorable(name, errno))?;
-    }
-    set().map_err(io::Error::from).context(|| "set owner, mode and time")?;
-    // The owner's change also takes the capabilities away.
-    if let Some(value) = entry.attributes.get("security.capability") {
-        fsetxattr(file, "security.capability", value, XattrFlags::empty())
-            .or_else(|errno| ignorable("security.capability", errno))?;
-    }
-    Ok(())
-}
-
-/// Of what is no file. Whoever works in the tree meanwhile may have put something else in its place: a link is never
-/// followed, and what is not of the kind that was made is left alone.
-fn set_metadata_at(entry: &Entry, parent: &OwnedFd, name: &OsStr, makers: bool) -> Result<()> {
-    let is_link = matches!(entry.kind, Kind::Symlink(_));
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let made = openat(parent, name, flags, Mode::empty()).map_err(io::Error::from).context(|| "open")?;
-    let stat = linux::beneath::stat(made.as_fd()).context(|| "stat")?;
-    if FileType::from_raw_mode(stat.st_mode) != type_of(&entry.kind) {
-        return Err(Error::aborted("somebody has put something else in its place"));
-    }
-    let path = proc_path(made.as_fd());
-    let set = || -> Result<(), Errno> {
-        if !makers {
-            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-            chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
-        }
-        if !is_link {
-            chmodat(CWD, &path, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
-        }
-        match entry.kind {
-            Kind::Directory => Ok(()),
-            Kind::Symlink(_) => utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW),
-            _ => utimensat(CWD, &path, &times(entry.mtime), AtFlags::empty()),
-        }
-    };
-    set().map_err(io::Error::from).context(|| "set owner, mode and time")?;
-    for (attribute, value) in attributes(entry) {
-        let set = if is_link {
-            lsetxattr(proc_path(parent.as_fd()).join(name), attribute, value, XattrFlags::empty())
-        } else {
-            setxattr(&path, attribute, value, XattrFlags::empty())
-        };
-        match set {
-            // Only files and directories have users' attributes (xattr(7)).
-            Err(Errno::PERM) if entry.kind != Kind::Directory && attribute.starts_with("user.") => {}
-            set => set.or_else(|errno| ignorable(attribute, errno))?,
-        }
-    }
-    Ok(())
-}
-
-fn type_of(kind: &Kind) -> FileType {
-    match kind {
-        Kind::File | Kind::HardLink(_) => FileType::RegularFile,
-        Kind::Directory => FileType::Directory,
-        Kind::Symlink(_) => FileType::Symlink,
-        Kind::CharacterDevice { .. } => FileType::CharacterDevice,
-        Kind::BlockDevice { .. } => FileType::BlockDevice,
-        Kind::Fifo => FileType::Fifo,
-    }
-}
-
-/// Whether something is mounted under a name. To be asked before it is removed: the kernel refuses that only to who is
-/// in the mount's own namespace, and takes the mount away with the name for all others.
+/// Whether a name is a mount point. Must be checked before unlinking it: the kernel refuses that only to processes in
+/// the mount's own namespace; for others it removes the mount with the name (mount_namespaces(7)).
 fn is_mounted(parent: &OwnedFd, name: &OsStr) -> Result<bool> {
     match statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) {
         Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
@@ -817,59 +751,18 @@ fn is_mounted(parent: &OwnedFd, name: &OsStr) -> Result<bool> {
     }
 }
 
-/// Removes what is no directory, and nothing is mounted on.
-fn take_away(parent: &OwnedFd, name: &OsStr) -> Result<()> {
+/// Removes an existing name that is neither a directory nor a mount point.
+fn unlink_existing(parent: &OwnedFd, name: &OsStr) -> Result<()> {
     if is_mounted(parent, name)? {
         return Err(Error::invalid_argument(
-            "something is mounted there, which only a file can be written to",
+            "it is a mount point, which cannot be replaced: only data can be written to a mounted file",
         ));
     }
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::ISDIR) => {
-            Err(Error::invalid_argument("what is no directory cannot take the place of one that is there"))
-        }
+        Err(Errno::ISDIR) => Err(Error::invalid_argument("a directory can only be replaced by a directory")),
         Err(errno) => Err(io::Error::from(errno)).context(|| "replace"),
     }
-}
-
-/// Takes from a directory that is there the attributes that its entry does not have.
-fn remove_attributes(entry: &Entry, parent: &OwnedFd, name: &OsStr) -> Result<()> {
-    let path = proc_path(parent.as_fd()).join(name);
-    let there = tree::attributes(&path).context(|| "read attributes")?;
-    for name in there.keys().filter(|name| !entry.attributes.contains_key(*name)) {
-        match rustix::fs::lremovexattr(&path, name.as_str()) {
-            Ok(()) | Err(Errno::NODATA) => {}
-            Err(errno) => {
-                return Err(io::Error::from(errno)).context(|| format!("remove attribute {name}"));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Attributes that an archive may set.
-fn attributes(entry: &Entry) -> impl Iterator<Item = (&str, &[u8])> {
-    let ours = |name: &str| name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
-    entry
-        .attributes
-        .iter()
-        .filter(move |(name, _)| !ours(name))
-        .map(|(name, value)| (name.as_str(), &value[..]))
-}
-
-/// A file system or host without this kind of attribute shows the image without it, as others do.
-fn ignorable(name: &str, errno: Errno) -> Result<()> {
-    match errno {
-        Errno::NOTSUP => Ok(()),
-        Errno::PERM | Errno::INVAL if name.starts_with("security.") || name.starts_with("trusted.") => Ok(()),
-        errno => Err(io::Error::from(errno)).context(|| format!("set attribute {name}")),
-    }
-}
-
-fn times((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
-    Timestamps { last_access: time, last_modification: time }
 }
 
 fn c_string(bytes: &[u8]) -> Result<CString> {

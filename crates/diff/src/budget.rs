@@ -1,5 +1,5 @@
-//! A number of bytes that several share: whoever wants some waits until there are enough, behind those who came before,
-//! so that whoever wants much is not passed by again and again.
+//! A fair semaphore over bytes: a thread that takes some waits until enough are free, behind all threads that came
+//! before it, so that a large request is not starved by small ones.
 
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,25 +9,26 @@ use stdx::{Condvar, Mutex};
 pub(crate) struct Budget {
     len: u64,
     state: Mutex<State>,
-    /// Something was given back, or whoever was first went through.
+    /// Bytes were given back, or the first waiter was admitted.
     changed: Condvar,
 }
 
 struct State {
-    /// Bytes.
+    /// Bytes that no permit has.
     free: u64,
-    /// How many have come to wait, and how many of them were let through: in the order in which they came.
-    came: u64,
-    let_through: u64,
+    /// Number of requests so far.
+    arrived: u64,
+    /// How many of them were admitted, in the order of their arrival.
+    admitted: u64,
 }
 
 impl State {
     fn waiting(&self) -> u64 {
-        self.came - self.let_through
+        self.arrived - self.admitted
     }
 }
 
-/// A part of a budget, until dropped.
+/// Bytes of a budget, given back when dropped.
 pub(crate) struct Permit<'a> {
     budget: &'a Budget,
     len: u64,
@@ -35,42 +36,43 @@ pub(crate) struct Permit<'a> {
 
 impl Budget {
     pub(crate) const fn new(len: u64) -> Budget {
-        let state = State { free: len, came: 0, let_through: 0 };
+        let state = State { free: len, arrived: 0, admitted: 0 };
         Budget { len, state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// Waits for so many bytes, or for all there are if that is less.
+    /// Waits for `len` bytes, or for the whole budget if that is less.
     pub(crate) fn take(&self, len: u64) -> Permit<'_> {
         self.take_unless(len, &AtomicBool::new(false))
     }
 
-    /// The same, until it is needless: then it is no bytes. Whoever says so has everybody [`Budget::look_again`].
+    /// Waits like [`Budget::take`], or until `is_needless` is set: then the permit is of 0 bytes. The thread that sets
+    /// it must call [`Budget::recheck`].
     ///
-    /// Whoever leaves so counts as let through, so that one of those behind may pass one of those before, once.
+    /// A request that ends so counts as admitted, so that one behind it may once overtake one before it.
     pub(crate) fn take_unless(&self, len: u64, is_needless: &AtomicBool) -> Permit<'_> {
         let len = len.min(self.len);
         let mut state = self.lock();
-        let turn = state.came;
-        state.came += 1;
-        let is_early = |state: &State| state.let_through < turn || state.free < len;
+        let turn = state.arrived;
+        state.arrived += 1;
+        let is_early = |state: &State| state.admitted < turn || state.free < len;
         let waits = |state: &mut State| is_early(state) && !is_needless.load(Ordering::SeqCst);
         let mut state = self.changed.wait_while(state, waits);
         let len = if is_early(&state) { 0 } else { len };
-        state.let_through += 1;
+        state.admitted += 1;
         state.free -= len;
         drop(state);
         self.changed.notify_all();
         Permit { budget: self, len }
     }
 
-    /// Has everybody who waits look whether that is needless by now.
-    pub(crate) fn look_again(&self) {
-        // Nobody is between looking and waiting then.
+    /// Wakes all waiting threads to check whether their request has become needless.
+    pub(crate) fn recheck(&self) {
+        // With the lock held, no thread is between its check and its wait.
         drop(self.lock());
         self.changed.notify_all();
     }
 
-    /// The same without waiting; none if there are not enough beside what others wait for.
+    /// Takes `len` bytes without waiting; `None` if they are not free, or if other threads wait.
     pub(crate) fn try_take(&self, len: u64) -> Option<Permit<'_>> {
         let mut state = self.lock();
         if state.waiting() > 0 {
@@ -80,9 +82,9 @@ impl Budget {
         Some(Permit { budget: self, len })
     }
 
-    /// Bytes that nobody has, once somebody waits for more.
+    /// Waits until a thread waits, and returns the free bytes.
     #[cfg(test)]
-    pub(crate) fn free_while_waited_for(&self) -> u64 {
+    pub(crate) fn free_once_waited_for(&self) -> u64 {
         loop {
             let state = self.lock();
             if state.waiting() > 0 {
@@ -116,12 +118,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_does_not_wait_takes_nothing_from_whoever_does() {
+    fn try_take_takes_nothing_while_another_waits() {
         static BUDGET: Budget = Budget::new(10);
         let part = BUDGET.take(6);
         let waiting = std::thread::spawn(|| BUDGET.take(8));
-        BUDGET.free_while_waited_for();
-        assert!(BUDGET.try_take(1).is_none(), "what is free is for whoever waits");
+        BUDGET.free_once_waited_for();
+        assert!(BUDGET.try_take(1).is_none(), "the free bytes are for the waiting thread");
         drop(part);
         let waited = waiting.join().unwrap();
         assert!(BUDGET.try_take(1).is_some(), "nobody waits");
@@ -129,16 +131,16 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wants_much_is_not_passed_by() {
+    fn a_large_request_is_not_overtaken_by_a_small_one() {
         static BUDGET: Budget = Budget::new(10);
         let part = BUDGET.take(4);
         let large = std::thread::spawn(|| BUDGET.take(8));
-        assert_eq!(BUDGET.free_while_waited_for(), 6);
+        assert_eq!(BUDGET.free_once_waited_for(), 6);
         let small = std::thread::spawn(|| BUDGET.take(6));
         while BUDGET.lock().waiting() < 2 && !small.is_finished() {
             std::thread::yield_now();
         }
-        assert!(!small.is_finished(), "six are free, and somebody came before");
+        assert!(!small.is_finished(), "six are free, and the large request came before");
         drop(part);
         let large = large.join().unwrap();
         assert_eq!(BUDGET.lock().free, 2);
@@ -149,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_need_not_wait_any_more_takes_nothing() {
+    fn a_needless_request_takes_nothing() {
         static BUDGET: Budget = Budget::new(10);
         static IS_NEEDLESS: AtomicBool = AtomicBool::new(false);
         let part = BUDGET.take(4);
         let leaving = std::thread::spawn(|| BUDGET.take_unless(8, &IS_NEEDLESS));
-        assert_eq!(BUDGET.free_while_waited_for(), 6);
+        assert_eq!(BUDGET.free_once_waited_for(), 6);
         IS_NEEDLESS.store(true, Ordering::SeqCst);
-        BUDGET.look_again();
+        BUDGET.recheck();
         let nothing = leaving.join().unwrap();
         assert_eq!(nothing.len(), 0);
         let rest = BUDGET.try_take(6).expect("nobody waits");
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_never_more_taken_than_there_is() {
+    fn permits_never_exceed_the_budget() {
         static BUDGET: Budget = Budget::new(10);
         let (first, second) = (BUDGET.take(4), BUDGET.take(6));
         assert!(BUDGET.try_take(1).is_none());

@@ -1,22 +1,22 @@
-//! What differs between two trees, name by name.
+//! The differences between two trees, name by name.
 //!
 //! ```text
 //!            names ◀── guide: the layers in which the two differ, or both trees
 //!              │
 //! lower ─stat──┼──stat─ upper
 //!              ▼
-//!   Removed · Added · Modified · Same (of several names only)
+//!   Removed · Added · Modified · Same (only for inodes with several links)
 //! ```
 //!
-//! Both trees are walked side by side. Where it is known which overlay layers the two do not share, these are
-//! the guide: a name that none of them has is the same in both trees, and so is all below it. What is there
-//! is read from the trees themselves all the same, so the guide makes a walk shorter and changes nothing of
-//! its result. Below a directory that hides or moves what lies under it, the guide says nothing.
+//! Both trees are walked side by side. If the overlay layers that only one of the trees has are known, they guide the
+//! walk: a name that none of these layers has is the same in both trees, and so is everything below it. Entries are
+//! still read from the trees, so the guide only shortens the walk and never changes its result. Below an opaque or
+//! redirected directory the guide is not used.
 //!
 //! Invariants
-//! - Changes come in an order that follows from the trees alone: a directory, then its other names by their
-//!   bytes, then its directories with all below, by theirs.
-//! - One directory of each tree is open at a time, however deep they are.
+//! - The order of changes depends on the trees alone: a directory, then its non-directories sorted by the bytes of
+//!   their names, then its subdirectories in the same order, each with everything below it.
+//! - One directory of each tree is open at a time, at any depth.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -32,10 +32,10 @@ use types::{Context, Result};
 use crate::tar::Kind;
 use crate::tree::{Node, Tree, open_file, plain_names};
 
-/// Bytes that are compared at a time.
+/// Bytes compared at a time.
 const BUFFER_LEN: usize = 64 * 1024;
 
-/// By these a directory of a layer hides what lies below it, or shows another directory's (overlayfs.rst).
+/// Attributes that make a layer's directory hide the lower one of its path, or show another (overlayfs.rst).
 const HIDING_ATTRIBUTES: [&str; 4] =
     ["trusted.overlay.opaque", "trusted.overlay.redirect", "user.overlay.opaque", "user.overlay.redirect"];
 
@@ -46,90 +46,92 @@ pub enum ChangeKind {
     Modified,
     /// With everything below it.
     Removed,
-    /// It did not, but has other names that may have.
+    /// Unchanged, reported because its inode has other links, which may have changed.
     Same,
 }
 
 /// One name that changed.
 #[derive(Debug)]
 pub struct Change<'a> {
-    /// From the root on; the root's own is empty.
+    /// Relative to the root; empty for the root itself.
     pub path: &'a Path,
     pub kind: ChangeKind,
-    /// What was there, and what is. None if nothing.
+    /// The node of the lower tree; `None` if it has no such name.
     pub lower: Option<&'a Node>,
+    /// The node of the upper tree; `None` if it has no such name.
     pub upper: Option<&'a Node>,
 }
 
-/// Two trees, and what is known of where they differ.
+/// Two trees to compare, with the layers that may differ if these are known.
 pub struct Trees {
     pub(crate) lower: Tree,
     pub(crate) upper: Tree,
-    /// None if nothing is known.
+    /// The layers that only one of the trees has; `None` if they are not known.
     pub(crate) guide: Option<Vec<Tree>>,
-    /// Not told if they were added and are empty.
-    places: BTreeSet<PathBuf>,
+    /// Paths that are not reported if they were added and are empty.
+    mount_points: BTreeSet<PathBuf>,
 }
 
 impl Trees {
-    /// Two directories, or nothing in the place of one.
+    /// The trees of two directories; `None` is an empty tree.
     pub fn new(lower: Option<OwnedFd>, upper: Option<OwnedFd>) -> Trees {
         let tree = |fd: Option<OwnedFd>, name: &str| Tree(fd.map(|fd| Root::from_fd(fd, Path::new(name))));
         Trees {
             lower: tree(lower, "the lower tree"),
             upper: tree(upper, "the upper tree"),
             guide: None,
-            places: BTreeSet::new(),
+            mount_points: BTreeSet::new(),
         }
     }
 
-    /// Passes over these paths if they were added and are empty: the places that a runtime makes to mount on.
+    /// Skips these paths if they were added and are empty: the mount points that a runtime creates in a root file
+    /// system.
     #[must_use]
-    pub fn without_places(mut self, places: BTreeSet<PathBuf>) -> Trees {
-        self.places = places;
+    pub fn without_mount_points(mut self, mount_points: BTreeSet<PathBuf>) -> Trees {
+        self.mount_points = mount_points;
         self
     }
 
-    /// Tells each change.
-    pub fn changes(&self, mut tell: impl FnMut(&Change<'_>) -> Result<()>) -> Result<()> {
-        self.compare_roots(&mut tell)?;
+    /// Calls `report` with each change, and stops at its first error.
+    pub fn changes(&self, mut report: impl FnMut(&Change<'_>) -> Result<()>) -> Result<()> {
+        self.compare_roots(&mut report)?;
         let is_guided = self.guide.is_some();
-        let mut ahead = vec![Directory { path: PathBuf::new(), is_guided, changed: None }];
-        while let Some(directory) = ahead.pop() {
+        let mut pending = vec![Directory { path: PathBuf::new(), is_guided, changed: None }];
+        while let Some(directory) = pending.pop() {
             if let Some((kind, lower, upper)) = &directory.changed {
-                tell(&Change {
+                report(&Change {
                     path: &directory.path,
                     kind: *kind,
                     lower: lower.as_ref(),
                     upper: Some(upper),
                 })?;
             }
-            let mut below = self.compare_directories(&directory, &mut tell)?;
+            let mut below = self.compare_directories(&directory, &mut report)?;
             below.reverse();
-            ahead.append(&mut below);
+            pending.append(&mut below);
         }
         Ok(())
     }
 
-    /// The time of a root says when its tree was mounted or unpacked, so it is not compared.
-    fn compare_roots(&self, tell: &mut dyn FnMut(&Change<'_>) -> Result<()>) -> Result<()> {
+    /// Compares the roots but for their times, which only say when a tree was mounted or unpacked.
+    fn compare_roots(&self, report: &mut dyn FnMut(&Change<'_>) -> Result<()>) -> Result<()> {
         let path = Path::new("");
         let (Some(lower), Some(mut upper)) = (self.lower.node(path)?, self.upper.node(path)?) else {
             return Ok(());
         };
         upper.entry.path.clear();
-        let looks = |node: &Node| (node.entry.mode, node.entry.uid, node.entry.gid);
-        if looks(&lower) == looks(&upper) && lower.entry.attributes == upper.entry.attributes {
+        let permissions = |node: &Node| (node.entry.mode, node.entry.uid, node.entry.gid);
+        if permissions(&lower) == permissions(&upper) && lower.entry.attributes == upper.entry.attributes {
             return Ok(());
         }
-        tell(&Change { path, kind: ChangeKind::Modified, lower: Some(&lower), upper: Some(&upper) })
+        report(&Change { path, kind: ChangeKind::Modified, lower: Some(&lower), upper: Some(&upper) })
     }
 
-    /// Tells what changed in a directory but the directories in it, which it returns.
+    /// Reports the changes in a directory, except those of its subdirectories, which it returns.
     fn compare_directories(
         &self,
         directory: &Directory,
-        tell: &mut dyn FnMut(&Change<'_>) -> Result<()>,
+        report: &mut dyn FnMut(&Change<'_>) -> Result<()>,
     ) -> Result<Vec<Directory>> {
         let what = || format!("compare /{}", directory.path.display());
         let lower = self.lower.directory(&directory.path)?;
@@ -144,11 +146,11 @@ impl Trees {
         };
         let mut below = Vec::new();
         for name in names {
-            let look = |folder: &Option<OwnedFd>| match folder {
+            let read = |folder: &Option<OwnedFd>| match folder {
                 Some(folder) => Node::read(folder, &name).context(what),
                 None => Ok(None),
             };
-            let (old, new) = (look(&lower)?, look(&upper)?);
+            let (old, new) = (read(&lower)?, read(&upper)?);
             let kind = match ((&old, &lower), (&new, &upper)) {
                 ((Some(old), Some(lower)), (Some(new), Some(upper))) => {
                     let same = old.entry == new.entry
@@ -161,20 +163,20 @@ impl Trees {
                 _ => continue,
             };
             let path = directory.path.join(&name);
-            let is_place = kind == ChangeKind::Added && self.places.contains(&path);
+            let is_mount_point = kind == ChangeKind::Added && self.mount_points.contains(&path);
             match new {
-                Some(new) if is_place && new.entry.kind == Kind::File && new.entry.size == 0 => {}
+                Some(new) if is_mount_point && new.entry.kind == Kind::File && new.entry.size == 0 => {}
                 Some(new) if new.is_directory() => {
                     let are_directories = old.as_ref().is_some_and(Node::is_directory);
                     let is_guided = directory.is_guided && are_directories && !self.is_hidden(&path)?;
-                    let is_told = kind != ChangeKind::Same && !is_place;
-                    let changed = is_told.then_some((kind, old, new));
+                    let is_reported = kind != ChangeKind::Same && !is_mount_point;
+                    let changed = is_reported.then_some((kind, old, new));
                     below.push(Directory { path, is_guided, changed });
                 }
                 new => {
-                    let has_other_names = new.as_ref().is_some_and(|new| new.links > 1);
-                    if kind != ChangeKind::Same || has_other_names {
-                        tell(&Change { path: &path, kind, lower: old.as_ref(), upper: new.as_ref() })?;
+                    let has_other_links = new.as_ref().is_some_and(|new| new.links > 1);
+                    if kind != ChangeKind::Same || has_other_links {
+                        report(&Change { path: &path, kind, lower: old.as_ref(), upper: new.as_ref() })?;
                     }
                 }
             }
@@ -182,7 +184,7 @@ impl Trees {
         Ok(below)
     }
 
-    /// Whether a layer of the guide hides or moves what lies below it at this path.
+    /// Whether the directory at this path is opaque or redirected in a layer of the guide.
     fn is_hidden(&self, path: &Path) -> Result<bool> {
         for layer in self.guide.iter().flatten() {
             let Some(folder) = layer.directory(path)? else { continue };
@@ -195,12 +197,12 @@ impl Trees {
     }
 }
 
-/// A directory that is still to be looked into.
+/// A directory whose names are still to be compared.
 struct Directory {
     path: PathBuf,
-    /// Whether only the names that the guide has can differ.
+    /// Whether only names in layers of the guide can differ.
     is_guided: bool,
-    /// How it changed itself, from what, and to what.
+    /// The change of the directory itself: its kind, the old node and the new one.
     changed: Option<(ChangeKind, Option<Node>, Node)>,
 }
 
@@ -214,7 +216,7 @@ fn guided_names(guide: &[Tree], path: &Path) -> Result<BTreeSet<OsString>> {
     Ok(names)
 }
 
-/// Whether two files of one size hold the same. Equal times prove nothing: they can be set, and an archive
+/// Whether two files of one size have the same data. Equal times prove nothing: a program can set them, and an archive
 /// may have rounded them.
 fn same_data(lower: (&Node, &OwnedFd), upper: (&Node, &OwnedFd), name: &OsStr) -> Result<bool> {
     let ((old, old_folder), (new, new_folder)) = (lower, upper);
@@ -237,7 +239,7 @@ fn same_data(lower: (&Node, &OwnedFd), upper: (&Node, &OwnedFd), name: &OsStr) -
     }
 }
 
-/// Fills the buffer; less only at the end of the file.
+/// Fills the buffer, or reads less at the end of the file.
 fn read_at(file: &OwnedFd, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

@@ -1,13 +1,13 @@
-//! Writing what differs between two trees as a layer: applied to the lower one, it gives the upper.
+//! Writes the differences between two trees as a layer: applied to the lower tree, it gives the upper one.
 //!
 //! Invariants
 //! - The same trees give the same bytes.
-//! - Before a name there are entries of all directories above it, changed or not: where a layer is unpacked
-//!   on its own, they look as they should.
-//! - What was deleted is written one by one, never as an opaque directory (image-spec `layer.md` asks for
-//!   that). Files are written without holes, which the specification asks for too; holes are not read.
-//! - Names that an inode has are links of the first of them, also if only one of them changed: a layer that
-//!   linked to what it does not hold could not be unpacked on its own.
+//! - The entries of all directories above a name come before it, changed or not, so that they have the right metadata
+//!   if the layer is unpacked on its own.
+//! - Each deleted name gets a whiteout of its own, never an opaque one, as image-spec `layer.md` asks. Nor does a layer
+//!   have sparse files, as it asks too: holes are written as zeros, though not read.
+//! - If one link of an inode changed, the layer has all its links, the first with the data: a hard link to a file that
+//!   the layer does not hold could not be unpacked on its own.
 
 use std::collections::HashMap;
 use std::io::{self, BufWriter, IntoInnerError, Read, Write};
@@ -23,18 +23,18 @@ use crate::tar::{Entry, Kind, Writer};
 use crate::tree::Node;
 use crate::{Change, ChangeKind, Compression, Encoder, Trees};
 
-/// Bytes of the plain stream that are hashed and compressed at a time.
+/// Bytes of the plain stream hashed and compressed at a time.
 const BUFFER_LEN: usize = 128 * 1024;
 
 #[derive(Clone, Copy, Debug)]
 pub struct CompareOptions {
     pub compression: Compression,
-    /// Files that are younger are as old as this, in seconds and nanoseconds since 1970, so that what is
-    /// built twice is the same (reproducible-builds.org, `SOURCE_DATE_EPOCH`).
+    /// Later modification times are clamped to this one, in seconds and nanoseconds since 1970, for reproducible builds
+    /// (reproducible-builds.org, `SOURCE_DATE_EPOCH`).
     pub mtime_max: Option<(i64, u32)>,
 }
 
-/// What was written.
+/// The plain stream of a layer that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compared {
     /// The digest of the plain stream.
@@ -43,9 +43,9 @@ pub struct Compared {
     pub size: u64,
 }
 
-/// Writes the layer that leads from the lower tree to the upper.
+/// Writes the layer that turns the lower tree into the upper one.
 ///
-/// `Aborted` if a file changed while it was read: whoever writes to the tree should be paused.
+/// `Aborted` if a file changed while it was read: the caller should pause the processes that write to the tree.
 pub fn compare(trees: &Trees, options: CompareOptions, to: impl Write) -> Result<Compared> {
     let what = || "write layer";
     let encoder = Encoder::new(options.compression, to).context(what)?;
@@ -59,7 +59,7 @@ pub fn compare(trees: &Trees, options: CompareOptions, to: impl Write) -> Result
     Ok(Compared { diff_id: hasher.finish(), size })
 }
 
-/// The plain stream on its way to the compression.
+/// Hashes and counts the plain stream on its way to the encoder.
 struct Plain<W: Write> {
     to: Encoder<W>,
     hasher: Hasher,
@@ -85,18 +85,18 @@ struct Layer<'a, W: Write> {
     archive: Writer<W>,
     /// The directory that was written last, and those above it, outermost first.
     directories: Vec<PathBuf>,
-    /// Of inodes of the upper tree with several names.
-    links: HashMap<(u64, u64), Names>,
+    /// The links of each inode of the upper tree that has several.
+    links: HashMap<(u64, u64), Links>,
 }
 
-/// The names of an inode that were met so far.
+/// The links of an inode that were found so far.
 #[derive(Default)]
-struct Names {
-    /// The inode of the lower tree that has the same names.
+struct Links {
+    /// The inode that the unchanged links have in the lower tree.
     lower: Option<(u64, u64)>,
-    /// The one that was written with its data.
+    /// The link that was written with the data.
     written: Option<PathBuf>,
-    /// Those that did not change, which are written only if another did.
+    /// The unchanged links, which are written only if another one changed.
     same: Vec<PathBuf>,
 }
 
@@ -127,22 +127,22 @@ impl<W: Write> Layer<'_, W> {
         Ok(())
     }
 
-    /// A name of an inode that has more.
+    /// Adds a link of an inode that has several.
     fn linked(&mut self, change: &Change<'_>, node: &Node) -> Result<()> {
         let path = change.path;
-        let names = self.links.entry(node.inode).or_default();
+        let links = self.links.entry(node.inode).or_default();
         let lower = change.lower.map(|lower| lower.inode);
-        // Names that did not change and were names of one inode before are so still.
-        let is_same = change.kind == ChangeKind::Same && (names.same.is_empty() || names.lower == lower);
-        if is_same && names.written.is_none() {
-            names.lower = lower;
-            names.same.push(path.to_owned());
+        // Unchanged names are links of one inode still if they were so in the lower tree.
+        let is_same = change.kind == ChangeKind::Same && (links.same.is_empty() || links.lower == lower);
+        if is_same && links.written.is_none() {
+            links.lower = lower;
+            links.same.push(path.to_owned());
             return Ok(());
         }
-        let mut waiting = std::mem::take(&mut names.same);
-        waiting.push(path.to_owned());
-        for path in waiting {
-            let written = self.links.get(&node.inode).and_then(|names| names.written.clone());
+        let mut pending = std::mem::take(&mut links.same);
+        pending.push(path.to_owned());
+        for path in pending {
+            let written = self.links.get(&node.inode).and_then(|links| links.written.clone());
             match written {
                 None => {
                     self.plain(&path, node)?;
@@ -158,7 +158,7 @@ impl<W: Write> Layer<'_, W> {
         Ok(())
     }
 
-    /// Anything but a directory, with its data.
+    /// Writes a name that is no directory, with its data.
     fn plain(&mut self, path: &Path, node: &Node) -> Result<()> {
         self.parents_of(path)?;
         if node.entry.kind != Kind::File || node.entry.size == 0 {
@@ -169,7 +169,7 @@ impl<W: Write> Layer<'_, W> {
         self.write(path, node.entry.clone(), &mut data)
     }
 
-    /// Writes the directories above a path that were not written last.
+    /// Writes the directories above a path that are not in `directories`.
     fn parents_of(&mut self, path: &Path) -> Result<()> {
         while self.directories.last().is_some_and(|last| !path.starts_with(last) || path == last) {
             self.directories.pop();
@@ -207,26 +207,26 @@ fn changed(path: &Path) -> Error {
     Error::aborted(format!("/{} changed while it was read; pause whoever writes to it", path.display()))
 }
 
-/// The bytes of a file up to a size. Holes are not read.
+/// Reads a file up to a size. Holes are skipped with lseek(2), and read as zeros.
 struct Data {
     file: OwnedFd,
     at: u64,
     size: u64,
-    /// A region of data that was found, which is behind `at` or around it.
+    /// The last data region that was found: `at` is before it or in it.
     known: std::ops::Range<u64>,
 }
 
 impl Data {
-    /// Finds the region of data that comes next; an empty one at the end of the file.
+    /// Finds the next data region; an empty one at the end of the file.
     fn find(&mut self) -> io::Result<()> {
         self.known = match seek(&self.file, SeekFrom::Data(self.at)) {
             Ok(start) => start..seek(&self.file, SeekFrom::Hole(start))?,
-            // Nothing but a hole, or the file was cut off: its size tells.
+            // The rest is a hole, or the file was truncated: its size tells.
             Err(Errno::NXIO) => {
                 let end = seek(&self.file, SeekFrom::End(0))?;
                 end..end
             }
-            // The file system knows no holes.
+            // The file system does not report holes.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => self.at..self.size,
             Err(errno) => return Err(errno.into()),
         };

@@ -1,4 +1,4 @@
-//! Compression of layers: which it is, and writing through it.
+//! The compression of layers: its detection, and an encoder.
 
 use std::io::{self, Write};
 
@@ -12,19 +12,20 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// By the first bytes (RFC 1952 section 2.3.1, RFC 8878 section 3.1). In gzip there is one method only; without it they
-    /// may begin a name in an archive.
+    /// The compression of a stream that begins with these bytes (RFC 1952 section 2.3.1, RFC 8878 section 3.1). The
+    /// gzip magic number counts only with the method deflate, the only one: otherwise it may begin a name in a tar
+    /// archive.
     pub fn detect(prefix: &[u8]) -> Compression {
         match prefix {
             [0x1f, 0x8b, 8, ..] => Compression::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
-            // A skippable frame, as zstd:chunked begins with.
+            // A skippable frame, which may come first (RFC 8878 section 3.1.2).
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
             _ => Compression::None,
         }
     }
 
-    /// What a media type says. The bytes may say otherwise, and are believed.
+    /// The compression that a media type names. Decoders go by the bytes instead, see [`Compression::detect`].
     pub fn of_media_type(name: &str) -> Compression {
         match name {
             media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => Compression::Zstd,
@@ -34,7 +35,7 @@ impl Compression {
     }
 }
 
-/// Compresses what is written to it. The same bytes give the same bytes.
+/// Compresses the bytes written to it. Its output depends on these bytes alone, so that layers are reproducible.
 pub enum Encoder<W: Write> {
     None(W),
     Gzip(Box<flate2::write::GzEncoder<W>>),
@@ -42,7 +43,7 @@ pub enum Encoder<W: Write> {
 }
 
 impl<W: Write> Encoder<W> {
-    /// At the levels that the formats' own tools take.
+    /// An encoder at the default level of gzip(1) or zstd(1).
     pub fn new(compression: Compression, to: W) -> io::Result<Encoder<W>> {
         Ok(match compression {
             Compression::None => Encoder::None(to),
@@ -55,7 +56,7 @@ impl<W: Write> Encoder<W> {
         })
     }
 
-    /// Ends the stream, and returns what it was written to.
+    /// Ends the stream, and returns the underlying writer.
     pub fn finish(self) -> io::Result<W> {
         match self {
             Encoder::None(to) => Ok(to),

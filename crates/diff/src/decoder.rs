@@ -1,14 +1,14 @@
-//! Reading through compression: a layer's plain bytes from those of its blob.
+//! Decompresses a layer's blob into its plain bytes.
 //!
 //! ```text
 //! source ─▶ Input ─▶ inflate::Gzip, zstd or nothing ─▶ plain bytes
-//!                         └─ bytes as they are used up, and places to begin again ─▶ spans::Recorder
+//!                         └─ consumed bytes, and places to inflate from ─▶ spans::Recorder
 //! ```
 //!
-//! Where processors have nothing to do, parts of a stream are inflated ahead of it: see `ahead`.
+//! If processors are idle, helper threads inflate parts of the stream ahead of the reader: see `ahead`.
 
 mod ahead;
-mod border;
+mod boundary;
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -18,36 +18,37 @@ use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 
 use self::ahead::Ahead;
 pub use self::ahead::Helpers;
-use self::border::{HEADER_LEN_MAX as PREFIX_LEN, window_len};
+use self::boundary::{HEADER_LEN_MAX as PREFIX_LEN, window_len};
 use crate::budget::{Budget, Permit};
 use crate::compression::Compression;
 use crate::memory;
 use crate::spans::{Place, Recorder};
 
-/// Bytes. Large reads, since the source is often a channel of network chunks.
+/// Bytes of the input buffer. Reads are large, since the source is often a channel of network chunks.
 const BUFFER_LEN: usize = 128 * 1024;
 
-/// Bytes for the windows of all layers of a process that are inflated at once while they come, and of those that are
-/// read from the disk: these wait for nobody's network. A window that is longer than all of that is there alone.
+/// Bytes for the zstd windows of all layers of the process that are inflated at a time. Layers from the disk have a
+/// budget of their own, so that they never wait for a network. A window longer than its whole budget takes all of it.
 static COMING: Budget = Budget::new(16 << 20);
 static STORED: Budget = Budget::new(8 << 20);
 
-/// Where the bytes of a layer come from and go to, and so what it waits for: room for its windows, and memory beyond its own.
+/// Where the bytes of a layer come from and go to. It decides what the layer does if the process has no memory left for
+/// its windows or its metadata: wait for other layers, or fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// The disk, and so do they go, which does not keep anybody waiting: it waits for others like it.
+    /// From the disk to the disk, so never blocked for long. The layer waits for other stored layers.
     #[default]
     Stored,
-    /// A host, for as long as it likes; but the layer can be read from the disk later. `Unavailable` if there is no
-    /// room for a window, or no memory.
+    /// From a registry, which may be arbitrarily slow, into a file from which the layer can be read again. The layer
+    /// does not wait: it fails with `Unavailable`, and the caller unpacks it from the disk later.
     Passing,
-    /// A host or a program alone; or they go to a file system of which nobody here knows whether it hangs. It waits for all
-    /// others like these.
+    /// From a registry or a program, and from nowhere else; or to a file system that may hang. The layer waits for
+    /// other coming and passing layers.
     Coming,
 }
 
 impl Origin {
-    /// What there is for windows of all layers of this origin.
+    /// The budget for windows of all layers of this origin.
     pub(crate) fn windows(self) -> &'static Budget {
         match self {
             Origin::Stored => &STORED,
@@ -56,61 +57,62 @@ impl Origin {
     }
 }
 
-/// Reads the plain bytes of a stream whose compression is found out from its beginning.
+/// Reads the plain bytes of a stream, whose compression it detects by the first bytes.
 pub struct Decoder<R: Read> {
     input: Input<R>,
     kind: Kind,
-    /// Plain bytes that were read.
+    /// Plain bytes read so far.
     plain: u64,
     recorder: Option<Recorder>,
-    /// What helpers do, if there are some.
+    /// The work of helper threads; `None` without helpers.
     ahead: Option<Ahead>,
 }
 
 enum Kind {
     None,
-    /// All members of the file, one after another.
     Gzip(Box<Gzip>),
     Zstd(Box<Zstd>),
 }
 
-/// The frames of a zstd stream, one after another.
+/// The decoder of a zstd stream, which has one frame after another.
 struct Zstd {
     frames: zstd::stream::raw::Decoder<'static>,
-    at: At,
+    position: Position,
+    /// `None` if windows are not budgeted.
     windows: Option<Windows>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum At {
-    /// Before all frames.
+enum Position {
+    /// Before the first frame.
     First,
+    /// Within a frame.
     Within,
     /// Behind a frame.
     Between,
 }
 
-/// Room for the windows of a stream, where there is not to be more of them than there is room for.
+/// The budget for the windows of a stream.
 struct Windows {
     take: Box<dyn Fn(u64) -> Option<Permit<'static>> + Send>,
-    /// What the decoder may have taken by now: the longest window of a frame so far.
+    /// Bytes that the decoder may hold: the longest window so far.
     len: u64,
     taken: Option<Permit<'static>>,
 }
 
 impl<R: Read> Decoder<R> {
-    /// One without helpers.
+    /// A decoder without helper threads. Like all constructors it reads the first bytes of the source.
     pub fn new(source: R) -> io::Result<Decoder<R>> {
         Decoder::open(source, None, Helpers::Fixed(0))
     }
 
-    /// The same, with as many helpers as there are to be. They make no difference but in time.
+    /// A decoder with helper threads. These change how long reading takes, but never its result.
     pub fn with_helpers(source: R, helpers: Helpers) -> io::Result<Decoder<R>> {
         Decoder::open(source, None, helpers)
     }
 
-    /// The same, but each window has room beside those of others before its frame begins. For whoever has no other
-    /// decoder open.
+    /// A decoder that takes a permit for a frame's window before it begins the frame. A thread must not have two of
+    /// them open, as they could wait for each other.
     pub(crate) fn within_budget(
         source: R,
         windows: memory::Windows,
@@ -133,24 +135,24 @@ impl<R: Read> Decoder<R> {
             }
             Compression::Zstd => {
                 let frames = zstd::stream::raw::Decoder::new()?;
-                Kind::Zstd(Box::new(Zstd { frames, at: At::First, windows }))
+                Kind::Zstd(Box::new(Zstd { frames, position: Position::First, windows }))
             }
         };
         Ok(Decoder { input, kind, plain: 0, recorder: None, ahead })
     }
 
-    /// Plain bytes that other threads have made so far.
+    /// Plain bytes that helper threads inflated so far.
     pub fn helped_len(&self) -> u64 {
         self.ahead.as_ref().map_or(0, Ahead::helped_len)
     }
 
-    /// Has a recorder see all that is read from now on: nothing was yet.
+    /// Sets the recorder that observes the blob. Must be called before the first read.
     pub(crate) fn record(&mut self, recorder: Recorder) {
         self.recorder = Some(recorder);
     }
 
-    /// Reads as many bytes as it can into a buffer, which may become another, and says where in it they are. None are the
-    /// end.
+    /// Reads as many bytes as fit into a buffer, and returns their position in it; an empty one at the end of the
+    /// stream. For gzip, the buffer is exchanged with the decoder's own instead of filled.
     pub(crate) fn fill(&mut self, buffer: &mut Buffer) -> io::Result<Range<usize>> {
         if !self.is_helped()?
             && let Decoder { input, kind: Kind::Gzip(gzip), plain, recorder, ahead } = self
@@ -159,7 +161,7 @@ impl<R: Read> Decoder<R> {
             let is_helped = loop {
                 match inflate_on(gzip, input, &mut recording)? {
                     Stop::Output | Stop::End => break false,
-                    // Not all of it is given now, and what helpers make comes behind it.
+                    // The caller does not get all of the output now, and the helpers' bytes come behind it.
                     Stop::Member if gzip.output().len() > OUTPUT_LEN => break false,
                     Stop::Member => {
                         let start = |ahead: &mut Ahead| ahead.start(Compression::Gzip, input, &mut recording);
@@ -180,20 +182,20 @@ impl<R: Read> Decoder<R> {
         Ok(0..len)
     }
 
-    /// Whether what comes next was made by helpers, who are asked for it if it can be.
+    /// Whether the next plain bytes are those of helpers. Between two parts of the stream, this starts helpers.
     fn is_helped(&mut self) -> io::Result<bool> {
         let Decoder { input, kind, plain, recorder, ahead: Some(ahead) } = self else { return Ok(false) };
         let compression = match kind {
             _ if ahead.has_bytes() => return Ok(true),
             Kind::Gzip(gzip) if gzip.is_between() && gzip.output().is_empty() => Compression::Gzip,
-            Kind::Zstd(zstd) if zstd.at == At::Between => Compression::Zstd,
+            Kind::Zstd(zstd) if zstd.position == Position::Between => Compression::Zstd,
             _ => return Ok(false),
         };
         let mut recording = Recording { recorder: recorder.as_mut(), plain: *plain };
         ahead.go_on(compression, input, &mut recording)
     }
 
-    /// The recorder, which has seen all that was read.
+    /// The recorder, once it has observed all consumed bytes.
     pub(crate) fn into_recorder(mut self) -> Option<Recorder> {
         self.input.show(&mut Recording { recorder: self.recorder.as_mut(), plain: self.plain });
         self.recorder
@@ -262,7 +264,8 @@ fn inflate(
     Ok(len)
 }
 
-/// Goes on until there is a reason to stop, and sees to it if that is not the reader's business.
+/// Runs the inflater until it stops. Handles the stops that the caller need not know: missing input, and a place to
+/// record.
 fn inflate_on(
     gzip: &mut Gzip,
     input: &mut Input<impl Read>,
@@ -293,11 +296,11 @@ fn decompress(
 ) -> io::Result<usize> {
     loop {
         let has_more = input.has_more(recording)?;
-        if zstd.at != At::Within {
+        if zstd.position != Position::Within {
             if !has_more {
                 return Ok(0);
             }
-            zstd.make_room(window_len(input.prefix(recording)?))?;
+            zstd.reserve_window(window_len(input.prefix(recording)?))?;
             if recording.left() == Some(0) {
                 input.show(recording);
                 recording.place(0, Place::Beginning)?;
@@ -308,26 +311,26 @@ fn decompress(
         let wanted = zstd.frames.run(&mut from, &mut into)?;
         let (taken, len) = (from.pos(), into.pos());
         input.at += taken;
-        zstd.at = if wanted == 0 { At::Between } else { At::Within };
-        if zstd.at == At::Between {
+        zstd.position = if wanted == 0 { Position::Between } else { Position::Within };
+        if zstd.position == Position::Between {
             zstd.frames.reinit()?;
         }
         if len > 0 {
             return Ok(len);
         }
-        if taken == 0 && !has_more && zstd.at == At::Within {
+        if taken == 0 && !has_more && zstd.position == Position::Within {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the last zstd frame is cut off"));
         }
     }
 }
 
 impl Zstd {
-    /// Between two frames: sees to it that there is room for the window of the next. Nothing is held while that is
-    /// waited for.
-    fn make_room(&mut self, len: u64) -> io::Result<()> {
+    /// Takes a permit for the window of the next frame, if it is the longest so far. The decoder's memory and its
+    /// permit are released first, so that a waiting layer holds nothing.
+    fn reserve_window(&mut self, len: u64) -> io::Result<()> {
         let Some(windows) = self.windows.as_mut().filter(|windows| len > windows.len) else { return Ok(()) };
         if windows.taken.take().is_some() {
-            // With the memory of the window so far.
+            // Frees the memory of the window so far.
             self.frames = zstd::stream::raw::Decoder::new()?;
         }
         windows.taken = Some((windows.take)(len).ok_or_else(|| {
@@ -339,9 +342,10 @@ impl Zstd {
     }
 }
 
-/// The recorder, if there is one, and how many plain bytes were read.
+/// The recorder, if any.
 struct Recording<'a> {
     recorder: Option<&'a mut Recorder>,
+    /// Plain bytes read so far.
     plain: u64,
 }
 
@@ -350,30 +354,32 @@ impl Recording<'_> {
         Recording { recorder: None, plain: 0 }
     }
 
-    /// Plain bytes until the next place to begin again is wanted.
+    /// Plain bytes until the recorder wants the next place; `None` without a recorder.
     fn left(&self) -> Option<usize> {
         let recorder = self.recorder.as_ref()?;
         Some(usize::try_from(recorder.wanted_at().saturating_sub(self.plain)).unwrap_or(usize::MAX))
     }
 
-    /// Notes one, behind some more plain bytes.
+    /// Records a place, `ahead` plain bytes behind those that were read.
     fn place(&mut self, ahead: usize, place: Place<'_>) -> io::Result<()> {
         let plain = self.plain + ahead as u64;
         self.recorder.as_mut().map_or(Ok(()), |recorder| recorder.place(plain, place))
     }
 }
 
-/// A source's bytes, as many of them in one piece as a machine wants to look at.
+/// The buffered source. Its buffer grows if finding the end of a part needs more bytes in one piece.
 struct Input<R> {
     source: R,
     buffer: Vec<u8>,
-    /// What the recorder has seen, what was taken, and what there is, end here.
+    /// End of the bytes that the recorder has observed.
     seen: usize,
+    /// End of the consumed bytes.
     at: usize,
+    /// End of the bytes from the source.
     end: usize,
     /// Whether the source has ended.
     is_all: bool,
-    /// Why it gives nothing more, which whoever reads that far is told.
+    /// An error of the source, which [`Input::fill`] returns once the bytes before it were consumed.
     failure: Option<io::Error>,
 }
 
@@ -382,7 +388,7 @@ impl<R: Read> Input<R> {
         &self.buffer[self.at..self.end]
     }
 
-    /// Shows the recorder what was taken, as much in one piece as can be: that is what hashing it is quick with.
+    /// Shows the recorder the consumed bytes, in pieces as long as possible, which hash faster.
     fn show(&mut self, recording: &mut Recording<'_>) {
         if let Some(recorder) = &mut recording.recorder {
             recorder.took(&self.buffer[self.seen..self.at]);
@@ -390,7 +396,7 @@ impl<R: Read> Input<R> {
         self.seen = self.at;
     }
 
-    /// What comes next, as far as it says what it is: less at the end.
+    /// The next bytes, enough for the header of a frame or member; fewer at the end of the source.
     fn prefix(&mut self, recording: &mut Recording<'_>) -> io::Result<&[u8]> {
         while self.rest().len() < PREFIX_LEN && !self.is_all {
             self.fill(recording)?;
@@ -398,7 +404,7 @@ impl<R: Read> Input<R> {
         Ok(&self.rest()[..self.rest().len().min(PREFIX_LEN)])
     }
 
-    /// Waits for more bytes if all are taken; whether there are some.
+    /// Reads more bytes if all were consumed. False at the end of the source.
     fn has_more(&mut self, recording: &mut Recording<'_>) -> io::Result<bool> {
         if self.rest().is_empty() && !self.is_all {
             self.fill(recording)?;
@@ -406,7 +412,7 @@ impl<R: Read> Input<R> {
         Ok(!self.rest().is_empty())
     }
 
-    /// Waits until so many bytes are there that were not taken; whether they ever are.
+    /// Reads until `len` bytes are unconsumed. False if the source ends or fails before.
     fn wait_for(&mut self, len: usize, recording: &mut Recording<'_>) -> bool {
         while self.rest().len() < len && !self.is_all && self.failure.is_none() {
             self.failure = self.fill(recording).err();
@@ -414,7 +420,7 @@ impl<R: Read> Input<R> {
         self.rest().len() >= len
     }
 
-    /// Takes bytes that somebody else shows the recorder.
+    /// Consumes bytes that the caller shows the recorder itself.
     fn take(&mut self, len: usize) -> &[u8] {
         assert_eq!(self.seen, self.at, "all that was taken before was shown");
         self.at += len;
@@ -422,7 +428,7 @@ impl<R: Read> Input<R> {
         &self.buffer[self.at - len..self.at]
     }
 
-    /// Has bytes that were taken come before the rest again.
+    /// Puts consumed bytes back in front of the others.
     fn put_back(&mut self, mut bytes: Vec<u8>) {
         bytes.extend_from_slice(self.rest());
         (self.seen, self.at, self.end) = (0, 0, bytes.len());
@@ -430,7 +436,7 @@ impl<R: Read> Input<R> {
         self.buffer = bytes;
     }
 
-    /// Waits for more bytes, or for the end.
+    /// Reads once from the source: more bytes, or its end.
     fn fill(&mut self, recording: &mut Recording<'_>) -> io::Result<()> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
@@ -496,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn each_frame_has_room_for_its_own_window() {
+    fn each_zstd_frame_takes_a_permit_for_its_own_window() {
         let budget: &'static Budget = Box::leak(Box::new(Budget::new(8 << 20)));
         let skipped = vec![0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
         let (small, large) = (frame(3, 10, true), frame(19, 1000, false));
@@ -505,10 +511,10 @@ mod tests {
         let refused = within(budget, false, &stream).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "{refused}");
         assert_eq!(within(budget, false, &small).unwrap(), 10);
-        // Whoever waits for the larger window holds nothing: the budget is all free but for the other's.
+        // The stream that waits for the larger window holds nothing: all but the other's permit is free.
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| within(budget, true, &stream));
-            assert_eq!(budget.free_while_waited_for(), 7 << 20);
+            assert_eq!(budget.free_once_waited_for(), 7 << 20);
             drop(other);
             assert_eq!(waiting.join().unwrap().unwrap(), 1020);
         });
@@ -516,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_read_from_the_disk_does_not_wait_for_whoever_comes_from_a_host() {
+    fn windows_of_stored_layers_do_not_wait_for_those_of_layers_from_a_registry() {
         let take = |origin, len| memory::Windows::of(origin).take(len);
         let all = take(Origin::Coming, u64::MAX);
         assert!(take(Origin::Passing, 1).is_none());
@@ -524,7 +530,7 @@ mod tests {
         drop(all);
     }
 
-    /// Gives one byte at a time, as a network may.
+    /// A source that gives one byte at a time, as a network may.
     struct Trickle<'a>(&'a [u8]);
 
     impl Read for Trickle<'_> {
@@ -535,7 +541,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_trickles_is_known_all_the_same() {
+    fn the_compression_of_a_slow_stream_is_detected() {
         for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
             let mut encoder = Encoder::new(compression, Vec::new()).unwrap();
             encoder.write_all(b"plain").unwrap();

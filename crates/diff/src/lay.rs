@@ -1,8 +1,8 @@
-//! Laying an archive down in a directory of a tree: files that are copied, by people, into containers and out of them.
+//! Extracts an archive into a directory of a tree, for copies into and out of containers.
 //!
-//! It is no layer. Names with `.wh.` are names like others; a directory and what is none do not take each other's place;
-//! the tree may be changed by others meanwhile, who may be hostile: every name is made in a directory that was resolved
-//! beneath the tree's root, and nothing is followed, not even where something was just made.
+//! The archive is no layer: names with `.wh.` are ordinary names, and a directory never replaces a file nor a file a
+//! directory. Hostile processes may change the tree meanwhile: each name is created in a directory that was resolved
+//! beneath the tree's root, and no symlink is followed, not even at a name that was just created.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -16,20 +16,20 @@ use crate::decoder::{Helpers, Origin};
 use crate::pipeline::read_plain;
 use crate::tar::{Entry, Kind};
 
-/// Whose what is laid down is.
+/// The owners of extracted files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owners {
-    /// As the archive says.
+    /// Those in the archive.
     Archive,
-    /// All one's.
+    /// One owner for all files.
     Of { uid: u32, gid: u32 },
-    /// Whoever lays it down. What an archive of a stranger could do in that one's name is left out: devices, and bits
-    /// and attributes that give a program its owner's rights. Directories that are there stay as they are.
+    /// The user of this process. An untrusted archive must not gain this user's rights: devices, setuid and setgid
+    /// bits, and attributes except `user.` ones are left out. Existing directories keep their metadata.
     Maker,
 }
 
 impl Owners {
-    /// The entry as it is laid down; none if it is not.
+    /// The entry with this owner; `None` if it must not be extracted.
     pub(crate) fn adapt(self, entry: &Entry) -> Option<Cow<'_, Entry>> {
         match self {
             Owners::Archive => Some(Cow::Borrowed(entry)),
@@ -48,25 +48,26 @@ impl Owners {
 
 #[derive(Clone, Debug)]
 pub struct LayOptions {
-    /// The directory, by its path in the tree.
+    /// The target directory, by its path in the tree.
     pub folder: PathBuf,
     pub owners: Owners,
 }
 
-/// What was laid down.
+/// The result of [`lay_down`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Laid {
     /// Bytes of the plain archive.
     pub size: u64,
-    /// What was left out, by its path in the archive.
+    /// Paths of entries that were left out, as in the archive.
     pub left_out: Vec<PathBuf>,
 }
 
-/// Lays down an archive, plain or compressed, in a directory of the tree that `root` is open on.
+/// Extracts an archive, plain or compressed, into a directory of the tree that `root` is open on.
 ///
-/// `InvalidArgument` if the bytes are no archive, or something is in the way. What was laid down until an error stays.
+/// `InvalidArgument` if the bytes are no archive, or an existing name cannot be replaced. Files that were extracted
+/// before an error remain.
 pub fn lay_down(source: impl Read + Send, options: LayOptions, root: BorrowedFd<'_>) -> Result<Laid> {
-    // The room on the disk decides how much is too much.
+    // The archive is as large as the user makes it; the disk is the limit.
     let limits = Limits {
         entries: u64::MAX,
         bytes: u64::MAX,

@@ -1,4 +1,4 @@
-//! Layers: streams of changes to a tree, as tar archives (image-spec `layer.md`).
+//! Layers: tar archives of the changes to a directory tree (image-spec `layer.md`).
 //!
 //! ```text
 //! compressed bytes ─▶ pipeline: Decoder ─▶ hash (diff id) ─▶ tar::Reader ─┬▶ apply ─▶ files beneath a root's fd
@@ -6,10 +6,11 @@
 //! two trees ─▶ changes ─▶ compare ─▶ tar::Writer ─▶ hash (diff id) ─▶ Encoder ─▶ compressed bytes
 //! ```
 //!
-//! And archives that are no layers: a part of a tree [`pack`]ed, and [`lay_down`] on another.
+//! The crate also copies files into and out of containers: [`pack`] archives a part of a tree, [`lay_down`] extracts an
+//! archive into another.
 //!
-//! Every byte of a layer is hostile: names, links, sizes and counts are what an attacker wrote. Files are
-//! made beneath a descriptor of the root and never by a path of the host; limits stand in [`Limits`].
+//! Every byte of a layer is untrusted: an attacker chose its names, links, sizes and counts. Files are created beneath
+//! a descriptor of the root, never by a path of the host, and [`Limits`] bound what a layer may use.
 #![forbid(unsafe_code)]
 
 mod apply;

@@ -1,13 +1,14 @@
-//! Memory that layers hold to the end of their streams: names, inodes and attributes of a tree, or paths of directories.
+//! Accounts for memory that layers hold to the end of their streams: names, inodes and attributes of a metadata tree,
+//! or paths of directories.
 //!
-//! Each layer has a little of its own. Beyond that it takes from what all layers of the process share, while there is some.
-//! Where there is none, a layer that can be read from the disk later gives way, and any other waits for its turn: one of its
-//! kind at a time goes on without, up to all that a layer may take.
+//! Each layer has a little of its own. Beyond that it takes from a budget that all layers of the process share. If that
+//! is used up, a layer that can be read from the disk later fails with `Unavailable`, and any other waits for its turn:
+//! one layer of its kind at a time may exceed the budget, up to the limits of a layer.
 //!
-//! Whoever has the turn waits for no other layer any more: it takes nothing of what is shared, and its windows need no room
-//! (see [`Windows`]). So the turn comes to its end whatever those hold who wait for it; and whoever has no turn waits
-//! for windows of others and for turns only. Layers that go from the disk to snapshots have a turn apart from those that
-//! somebody may keep waiting.
+//! There is no deadlock. The layer that has the turn waits for no other: it needs nothing of the shared budget and no
+//! permits for its windows (see [`Windows`]), so its turn ends whatever the waiting layers hold. A layer without a turn
+//! waits for windows and turns only. Layers from the disk ([`Origin::Stored`]) have a turn apart from those that a slow
+//! registry or client may hold up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,21 +18,22 @@ use types::{Error, Result};
 use crate::budget::{Budget, Permit};
 use crate::decoder::Origin;
 
-/// Bytes that every layer has: what more than nearly all want.
+/// Bytes that every layer has. Nearly all need no more.
 const OWN_LEN: u64 = 16 << 20;
-/// Bytes beyond those, of all layers of the process, and how many of them are taken at a time.
+/// Bytes beyond those, of all layers of the process.
 static SHARED: Budget = Budget::new(256 << 20);
+/// Bytes of [`SHARED`] that are taken at a time.
 const STEP_LEN: u64 = 4 << 20;
 
-/// Turns of layers that are read from the disk, and of those that come.
+/// The turns of stored and of coming layers. A turn is a permit for the only unit of its budget.
 static STORED: Budget = Budget::new(1);
 static COMING: Budget = Budget::new(1);
 
-/// Room for the windows of one layer's streams.
+/// Gives permits for the windows of one layer's stream.
 #[derive(Clone)]
 pub(crate) struct Windows {
     origin: Origin,
-    /// Whether it is the layer's turn.
+    /// Whether the layer has the turn.
     has_turn: Arc<AtomicBool>,
 }
 
@@ -40,8 +42,8 @@ impl Windows {
         Windows { origin, has_turn: Arc::default() }
     }
 
-    /// Room for so many bytes, once there is or at once, as the layer's origin is. None of it is needed while it is the
-    /// layer's turn.
+    /// A permit for `len` bytes. Passing layers do not wait for it: they get `None` if it is not free. Others do,
+    /// unless the layer has the turn or gets it meanwhile.
     pub(crate) fn take(&self, len: u64) -> Option<Permit<'static>> {
         let budget = self.origin.windows();
         match self.origin {
@@ -52,18 +54,18 @@ impl Windows {
 
     fn begin_turn(&self) {
         self.has_turn.store(true, Ordering::SeqCst);
-        // Its decoder may be waiting already, for what somebody holds who waits for the turn.
-        self.origin.windows().look_again();
+        // The layer's decoder may be waiting for a permit that a layer holds which waits for the turn.
+        self.origin.windows().recheck();
     }
 }
 
-/// What one layer takes, until dropped.
+/// The memory of one layer, given back when dropped.
 pub(crate) struct Memory {
     windows: Windows,
     shared: &'static Budget,
-    /// None for a layer that waits for no turn.
+    /// `None` for a layer that waits for no turn.
     turns: Option<&'static Budget>,
-    /// Bytes that it may take so far.
+    /// Bytes that the layer may hold without another permit.
     len: u64,
     taken: Vec<Permit<'static>>,
     turn: Option<Permit<'static>>,
@@ -83,7 +85,8 @@ impl Memory {
         Memory { windows, shared, turns, len: OWN_LEN, taken: Vec::new(), turn: None }
     }
 
-    /// Says that the layer takes so many bytes by now. `Unavailable` if it is to give way.
+    /// Accounts for `len` bytes in all, which may have to be waited for. `Unavailable` if a passing layer gets no
+    /// memory.
     pub(crate) fn grow_to(&mut self, len: u64) -> Result<()> {
         while self.len < len && self.turn.is_none() {
             match self.shared.try_take(STEP_LEN) {
@@ -111,7 +114,7 @@ impl Memory {
 }
 
 impl Drop for Memory {
-    /// Who had the turn may have had much: it goes back to the kernel before the next one begins.
+    /// The layer that had the turn may have held much: its memory goes back to the kernel before the next turn begins.
     fn drop(&mut self) {
         if self.turn.is_some() {
             linux::memory::trim_heap();
@@ -128,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_that_passes_gives_way_beyond_its_own() {
+    fn a_passing_layer_fails_if_the_shared_memory_is_used_up() {
         let shared = budget(2 * STEP_LEN);
         let passing = || Memory::beside(Windows::of(Origin::Passing), shared, None);
         let (mut first, mut second) = (passing(), passing());
@@ -142,31 +145,34 @@ mod tests {
         assert!(shared.try_take(2 * STEP_LEN).is_some(), "all is given back");
     }
 
-    /// However long whoever comes from elsewhere, or goes there, keeps its turn.
+    /// However long a layer from a registry keeps its turn.
     #[test]
     fn layers_from_the_disk_have_a_turn_of_their_own() {
         let turns = |origin| Memory::of(Windows::of(origin)).turns.unwrap();
         assert!(!std::ptr::eq(turns(Origin::Stored), turns(Origin::Coming)));
     }
 
-    /// Whoever waits for the turn keeps what it holds, of memory and of windows, and holds up nobody who has the turn.
+    /// A layer that waits for the turn keeps its memory and windows, and does not hold up the layer that has the turn.
     #[test]
-    fn one_layer_at_a_time_goes_on_without_room() {
+    fn one_layer_at_a_time_exceeds_the_shared_memory() {
         let (shared, turns) = (budget(2 * STEP_LEN), budget(1));
         let stored = || Memory::beside(Windows::of(Origin::Stored), shared, Some(turns));
         let (mut first, mut second) = (stored(), stored());
         first.grow_to(OWN_LEN + STEP_LEN).unwrap();
         second.grow_to(OWN_LEN + STEP_LEN).unwrap();
         first.grow_to(100 * OWN_LEN).unwrap();
-        assert!(shared.try_take(STEP_LEN).is_some(), "whoever has the turn takes nothing of what is shared");
+        assert!(
+            shared.try_take(STEP_LEN).is_some(),
+            "the layer that has the turn takes nothing of the shared memory"
+        );
         std::thread::scope(|scope| {
             let waiting = scope.spawn(move || {
                 second.grow_to(OWN_LEN + 3 * STEP_LEN).unwrap();
                 second
             });
-            assert_eq!(turns.free_while_waited_for(), 0);
+            assert_eq!(turns.free_once_waited_for(), 0);
             assert!(!waiting.is_finished());
-            // More than there is while somebody else has some.
+            // A window that does not fit beside the other's.
             let window = Windows::of(Origin::Stored).take(1).unwrap();
             assert!(first.windows.take(u64::MAX).is_some());
             drop((window, first));

@@ -1,4 +1,4 @@
-//! Trees by the mounts of a snapshotter, and which layers they do not share.
+//! Opens two trees by a snapshotter's mounts, and finds the layers that only one of them has.
 
 use std::path::Path;
 
@@ -12,10 +12,9 @@ use crate::Trees;
 use crate::tree::Tree;
 
 impl Trees {
-    /// Opens two trees by their mounts, which nobody else sees. A tree without mounts has nothing in it.
+    /// Opens two trees by their mounts, detached from any mount namespace. A tree without mounts is empty.
     ///
-    /// An overlay that can be written to is opened as one that cannot: it may be in use, and two mounts must
-    /// not share an upper directory.
+    /// A writable overlay is opened read-only: it may be in use, and two mounts must not share an upper directory.
     pub fn open(lower: &[Mount], upper: &[Mount]) -> Result<Trees> {
         let open = |mounts: &[Mount]| match (mounts.is_empty(), unmapped(mounts)?) {
             (true, _) => Ok(None),
@@ -32,8 +31,9 @@ impl Trees {
     }
 }
 
-/// The layers of an overlay that shows mapped owners, as an image has them: what the upper directory holds was
-/// written by mapped owners, and what is below has those of the image. None for all other mounts.
+/// The layers of an overlay with idmapped owners, so that all show the owners of the image: files in the upper
+/// directory have mapped owners, which are mapped back, and those in lower layers have the image's. `None` for other
+/// mounts.
 fn unmapped(mounts: &[Mount]) -> Result<Option<Vec<Layer>>> {
     let [mount] = mounts else { return Ok(None) };
     let (Some(uids), Some(gids)) = (overlay_option(mount, "uidmap="), overlay_option(mount, "gidmap="))
@@ -47,8 +47,8 @@ fn unmapped(mounts: &[Mount]) -> Result<Option<Vec<Layer>>> {
     Ok(Some(upper.into_iter().chain(lower.map(|path| Layer { path, owners: None })).collect()))
 }
 
-/// The layers that only one of two trees has, on top of those that both have. None if there is nothing that
-/// both have, or if it cannot be told.
+/// The layers that only one of two trees has, above those that both have. `None` if they have no common layer, or are
+/// not made of layers.
 fn guide(lower: &[Mount], upper: &[Mount]) -> Option<Vec<String>> {
     let (mut one, mut other) = (layers(lower)?, layers(upper)?);
     let mut shared = 0;
@@ -61,7 +61,7 @@ fn guide(lower: &[Mount], upper: &[Mount]) -> Option<Vec<String>> {
     (shared > 0).then_some(one)
 }
 
-/// The directories that mounts show on top of each other, topmost first.
+/// The directories that a mount stacks, topmost first; `None` if they cannot be told.
 fn layers(mounts: &[Mount]) -> Option<Vec<String>> {
     let [mount] = mounts else { return None };
     if mount.kind != "overlay" {
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layers_that_are_not_shared_lead_the_way() {
+    fn the_guide_is_the_layers_that_only_one_tree_has() {
         let check = |lower: &[Mount], upper: &[Mount], expected: Option<&[&str]>| {
             let found = guide(lower, upper);
             assert_eq!(
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn mapped_owners_are_turned_back_where_they_were_written() {
+    fn owners_are_mapped_back_in_the_upper_directory_only() {
         let maps = ["uidmap=0:1000:10", "gidmap=0:2000:10"];
         let active = overlay(&[&maps[..], &["workdir=/w", "upperdir=/u", "lowerdir=/b:/a"]].concat());
         let written = Owners::parse("1000:0:10", "2000:0:10").unwrap();

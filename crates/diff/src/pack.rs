@@ -1,8 +1,8 @@
-//! A name of a directory, with all that is below it, as an archive.
+//! Archiving a file or a directory tree, for copies out of a container.
 //!
-//! Whoever works in the tree meanwhile may be hostile: directories are opened by their whole path without links, files
-//! only once they are known to be files, and what is gone by then is left out. One directory and one file are open at a
-//! time, however deep the tree is.
+//! A hostile program may change the tree meanwhile: directories are opened by their path from the root without
+//! following symlinks, files only after their type was checked, and names that vanish meanwhile are left out. One
+//! directory and one file are open at a time, at any depth.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -19,12 +19,12 @@ use crate::names;
 use crate::tar::{Entry, Kind, Writer};
 use crate::tree::{Node, Tree, open_file};
 
-/// Writes what is at a name of a directory. In the archive it is called `called`; the names below follow. A directory that is
-/// called nothing is not there itself, and the names in it are the first. Of what the
-/// kernel makes up, the directories that it is mounted on are written and nothing else. `go_on` is asked again and again,
-/// and its error ends the work.
+/// Archives `name` of `folder` with everything below it, as `called` in the archive. If `called` is empty, the
+/// directory itself gets no entry, and the names in it are at the top of the archive. A pseudo file system (procfs,
+/// sysfs) mounted below contributes its mount point alone. `go_on` is called before each name and read, and its error
+/// ends the work.
 ///
-/// `NotFound` if nothing is at the name, `FailedPrecondition` if it cannot be in an archive.
+/// `NotFound` if there is no such name, or it is a socket; `FailedPrecondition` if it is in a pseudo file system.
 pub fn pack<W: Write>(
     folder: OwnedFd,
     name: &OsStr,
@@ -36,13 +36,13 @@ pub fn pack<W: Write>(
     let top = Node::read(&folder, name)?.ok_or_else(|| {
         Error::not_found(format!("{shown} is gone, or is a socket, which no archive can hold"))
     })?;
-    if is_made_up(&folder, name, &top)? {
+    if is_in_pseudo_file_system(&folder, name, &top)? {
         return Err(Error::failed_precondition(format!(
             "{shown} is made up by the kernel for whoever reads it, and cannot be copied: read it with `exec`"
         )));
     }
     let tree = Tree(Some(Root::from_fd(folder, Path::new("the tree"))));
-    let mut packing = Packing { tree, to, go_on, known: HashMap::new() };
+    let mut packing = Packing { tree, to, go_on, links: HashMap::new() };
     let path = PathBuf::from(name);
     if !top.is_directory() {
         let folder = packing.tree.directory(Path::new(""))?;
@@ -50,33 +50,36 @@ pub fn pack<W: Write>(
         return packing.write(&folder, name, called.to_vec(), top);
     }
     // Directories that are still to be written, the next one last.
-    let mut waiting = vec![Directory { path, called: called.to_vec(), above: top.inode.0, node: top }];
+    let mut waiting =
+        vec![Directory { path, called: called.to_vec(), parent_device: top.inode.0, node: top }];
     while let Some(directory) = waiting.pop() {
         packing.directory(directory, &mut waiting)?;
     }
     Ok(())
 }
 
+/// A directory that is still to be written.
 struct Directory {
+    /// Its path in the tree.
     path: PathBuf,
+    /// Its path in the archive.
     called: Vec<u8>,
     node: Node,
-    /// The device of the directory that it is in.
-    above: u64,
+    parent_device: u64,
 }
 
 struct Packing<'a, W: Write> {
     tree: Tree,
     to: &'a mut Writer<W>,
     go_on: &'a dyn Fn() -> Result<()>,
-    /// Files with several names, by device and number, and the first of these names in the archive.
-    known: HashMap<(u64, u64), Vec<u8>>,
+    /// The path in the archive of each inode with several links, by its device and number.
+    links: HashMap<(u64, u64), Vec<u8>>,
 }
 
 impl<W: Write> Packing<'_, W> {
-    /// Writes a directory and what is in it, but for its directories, which wait.
+    /// Writes a directory and the names in it; its subdirectories are added to `waiting`.
     fn directory(&mut self, directory: Directory, waiting: &mut Vec<Directory>) -> Result<()> {
-        let Directory { path, called, node, above } = directory;
+        let Directory { path, called, node, parent_device } = directory;
         (self.go_on)()?;
         let what = || format!("copy {}", path.display());
         if !called.is_empty() {
@@ -87,7 +90,7 @@ impl<W: Write> Packing<'_, W> {
             return Ok(());
         };
         let device = node.inode.0;
-        if device != above && made_up(&folder)? {
+        if device != parent_device && is_pseudo_file_system(&folder)? {
             return Ok(());
         }
         let mut below = Vec::new();
@@ -104,7 +107,7 @@ impl<W: Write> Packing<'_, W> {
                 above => [above, b"/", name.as_bytes()].concat(),
             };
             if node.is_directory() {
-                below.push(Directory { path: path.join(&name), called, node, above: device });
+                below.push(Directory { path: path.join(&name), called, node, parent_device: device });
             } else {
                 self.write(&folder, &name, called, node)?;
             }
@@ -113,7 +116,7 @@ impl<W: Write> Packing<'_, W> {
         Ok(())
     }
 
-    /// Writes what is no directory.
+    /// Writes a name that is no directory.
     fn write(&mut self, folder: &OwnedFd, name: &OsStr, called: Vec<u8>, node: Node) -> Result<()> {
         let what = || format!("copy {}", String::from_utf8_lossy(&called));
         let mut entry = Entry { path: called.clone(), ..node.entry };
@@ -121,14 +124,14 @@ impl<W: Write> Packing<'_, W> {
             return self.to.entry(&entry, &mut io::empty()).context(what);
         }
         if node.links > 1
-            && let Some(first) = self.known.get(&node.inode)
+            && let Some(first) = self.links.get(&node.inode)
         {
             entry.kind = Kind::HardLink(first.clone());
             return self.to.entry(&entry, &mut io::empty()).context(what);
         }
         if entry.size > 0 {
             let file = match open_file(folder, name) {
-                // It was taken away, or replaced by what is no file.
+                // The file was removed, or replaced by something that is no file.
                 Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::Aborted) => return Ok(()),
                 file => File::from(file.map_err(|error| error.context(what()))?),
             };
@@ -139,13 +142,13 @@ impl<W: Write> Packing<'_, W> {
             self.to.entry(&entry, &mut io::empty()).context(what)?;
         }
         if node.links > 1 {
-            self.known.insert(node.inode, called.clone());
+            self.links.insert(node.inode, called.clone());
         }
         Ok(())
     }
 }
 
-/// The data of a file, as long as it is wanted.
+/// The data of a file, until `go_on` fails.
 struct Data<'a> {
     file: File,
     go_on: &'a dyn Fn() -> Result<()>,
@@ -158,8 +161,8 @@ impl Read for Data<'_> {
     }
 }
 
-/// Whether what is at a name is not kept anywhere.
-fn is_made_up(folder: &OwnedFd, name: &OsStr, node: &Node) -> Result<bool> {
+/// Whether a file or directory is in a pseudo file system, whose content the kernel generates.
+fn is_in_pseudo_file_system(folder: &OwnedFd, name: &OsStr, node: &Node) -> Result<bool> {
     use rustix::fs::{Mode, OFlags, openat};
     if !node.is_file() && !node.is_directory() {
         return Ok(false);
@@ -167,9 +170,9 @@ fn is_made_up(folder: &OwnedFd, name: &OsStr, node: &Node) -> Result<bool> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let what = || format!("look at {}", Path::new(name).display());
     let found = openat(folder, name, flags, Mode::empty()).map_err(io::Error::from).context(what)?;
-    made_up(&found)
+    is_pseudo_file_system(&found)
 }
 
-fn made_up(fd: &OwnedFd) -> Result<bool> {
+fn is_pseudo_file_system(fd: &OwnedFd) -> Result<bool> {
     linux::beneath::is_pseudo_file(fd.as_fd()).context(|| "look at the file system")
 }

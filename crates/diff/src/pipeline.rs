@@ -1,4 +1,4 @@
-//! From compressed bytes to whoever reads the archive in them: stages on threads of their own.
+//! From compressed bytes to the reader of the archive in them, in stages that each run on their own thread.
 //!
 //! ```text
 //! source ─▶ inflate ──chunks──▶ sha256 ──chunks──▶ reader: headers, files
@@ -6,9 +6,9 @@
 //!              └────────────── used chunks ◀──────────┘
 //! ```
 //!
-//! A layer on its way takes [`CHUNKS`] chunks of memory at most and what its decoder needs, however large it is: who
-//! is fast waits for a chunk that whoever is slow gives back. All layers but for [`OWN_CHUNKS`] each share what there
-//! is of them, and none waits for another's.
+//! A layer of any size takes at most [`CHUNKS`] chunks of memory, and what its decoder needs: a fast stage waits until
+//! a slower one gives back a chunk. Each layer has [`OWN_CHUNKS`] chunks; the others are from a budget that all layers
+//! of the process share, and a layer that finds it empty goes on with the chunks that it has.
 
 use std::io::{self, BufRead, Read};
 use std::ops::Range;
@@ -22,27 +22,27 @@ use crate::memory::{Memory, Windows};
 use crate::spans::Recorder;
 use crate::{Compression, Decoder};
 
-/// Chunks of one layer.
+/// Most chunks of one layer.
 const CHUNKS: usize = 6;
-/// Chunks that every layer has: one to be filled while another is read.
+/// Chunks that every layer has: the decoder fills one while another is read.
 const OWN_CHUNKS: usize = 2;
-/// For all others, of all layers of the process.
+/// Bytes of the chunks beyond these, of all layers of the process.
 static SHARED: Budget = Budget::new(16 * inflate::Buffer::LEN as u64);
 
-/// What a plain stream was, to its very end.
+/// A plain stream that was read to its very end.
 pub(crate) struct Plain {
     /// Its digest, which is the diff id.
     pub(crate) diff_id: Digest,
     /// Bytes.
     pub(crate) size: u64,
-    /// Those of them that helpers have inflated.
+    /// The bytes among them that helper threads inflated.
     pub(crate) helped_len: u64,
-    /// The recorder that saw it, and the compression that it had.
+    /// The recorder that observed the blob, and the blob's compression.
     pub(crate) recorded: Option<(Recorder, Compression)>,
 }
 
-/// Has `read` read the plain bytes of a layer of any compression, and `recorder` see its own. It must read all of them, and
-/// says in its [`Memory`] what it holds of them.
+/// Decompresses a layer, and calls `read` with its plain bytes, while `recorder` observes the compressed ones. `read`
+/// must read to the end, and accounts in its [`Memory`] for the memory that it holds.
 pub(crate) fn read_plain<T>(
     source: impl Read + Send,
     limits: Limits,
@@ -68,27 +68,27 @@ pub(crate) fn read_plain<T>(
     })
 }
 
-/// What the decoder and its listener say together. A stream that broke off is why the archive was cut off:
-/// the cause comes first. A decoder whose listener went away says `Aborted`.
-fn both<D, L>(decoded: Result<D>, listened: Result<L>) -> Result<(D, L)> {
-    match (decoded, listened) {
-        (Ok(decoded), Ok(listened)) => Ok((decoded, listened)),
+/// The results of the decoder and of the reader of its bytes. If both failed, the cause is returned: a broken stream
+/// cuts the archive off, so the decoder's error, unless it is `Aborted`, which means that the reader stopped first.
+fn both<D, R>(decoded: Result<D>, read: Result<R>) -> Result<(D, R)> {
+    match (decoded, read) {
+        (Ok(decoded), Ok(read)) => Ok((decoded, read)),
         (Err(error), Err(second)) if error.is(types::ErrorKind::Aborted) => Err(second),
         (Err(error), _) | (_, Err(error)) => Err(error),
     }
 }
 
-/// Memory of a chunk: what a decoder makes plain bytes in, so that they are not copied.
+/// The memory of a chunk. The decoder inflates right into it, so that plain bytes are not copied.
 struct Buffer {
     bytes: inflate::Buffer,
-    /// What it takes of the budget that is shared.
+    /// Its part of [`SHARED`]; `None` for a chunk of the layer's own.
     _permit: Option<Permit<'static>>,
 }
 
 /// Some bytes of the plain stream.
 struct Chunk {
     buffer: Buffer,
-    /// Where in the buffer they are.
+    /// The position of the bytes in the buffer.
     range: Range<usize>,
 }
 
@@ -98,7 +98,7 @@ impl Chunk {
     }
 }
 
-/// Where inflated chunks go, and where empty ones come from.
+/// The decoder's ends of the channels: inflated chunks go out, used ones come back.
 struct Inflated {
     used: Receiver<Buffer>,
     made: usize,
@@ -106,7 +106,7 @@ struct Inflated {
 }
 
 impl Inflated {
-    /// An empty chunk; none if nobody reads any more.
+    /// A chunk to fill, which may have to be waited for. `None` if the reader is gone.
     fn empty(&mut self) -> Option<Buffer> {
         if let Ok(buffer) = self.used.try_recv() {
             return Some(buffer);
@@ -124,7 +124,7 @@ impl Inflated {
     }
 }
 
-/// The same as its decoder knows it.
+/// What the decoder knows of a [`Plain`] stream.
 struct Decoded {
     size: u64,
     helped_len: u64,
@@ -171,19 +171,19 @@ fn undecoded(error: io::Error) -> Error {
     Error::new(error.kind().into(), what).with_source(error)
 }
 
-/// The digest of all chunks that came, which are handed on.
+/// Passes all chunks on, and returns their digest.
 fn hash(from: &Receiver<Chunk>, to: &SyncSender<Chunk>) -> Digest {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     while let Ok(chunk) = from.recv() {
         hasher.update(chunk.bytes());
         if to.send(chunk).is_err() {
-            break; // the reader says why
+            break; // the reader stopped, and returns why
         }
     }
     hasher.finish()
 }
 
-/// Bytes that are wrong are the caller's mistake, unless the error came from the source itself.
+/// Makes malformed or missing bytes an invalid input; errors of the source itself stay as they are.
 pub(crate) fn bad_input(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
@@ -193,16 +193,16 @@ pub(crate) fn bad_input(error: io::Error) -> io::Error {
     }
 }
 
-/// The plain bytes, as they come.
+/// The reader's end: the plain bytes, chunk by chunk.
 pub(crate) struct Chunks {
     receive: Receiver<Chunk>,
     give_back: Sender<Buffer>,
-    /// The chunk at hand, and how many of its bytes were read.
+    /// The current chunk, and how many of its bytes were read.
     current: Option<(Chunk, usize)>,
 }
 
 impl Chunks {
-    /// The chunk at hand, if not all of it was read.
+    /// The unread bytes of the current chunk.
     fn rest(&self) -> &[u8] {
         self.current.as_ref().map_or(&[], |(chunk, at)| &chunk.bytes()[*at..])
     }
@@ -212,7 +212,7 @@ impl Chunks {
         self.rest().is_empty()
     }
 
-    /// Waits for the next chunk, in place of the one at hand. No bytes are the end.
+    /// Gives back the current chunk and waits for the next one. An empty slice is the end of the stream.
     pub(crate) fn next_chunk(&mut self) -> &[u8] {
         if let Some((chunk, _)) = self.current.take() {
             // The decoder may have ended already.
@@ -252,7 +252,7 @@ mod tests {
 
     use super::*;
 
-    /// So many zeros, and how many of them somebody took.
+    /// A source of `left` zeros, which counts the bytes it gave.
     struct Zeros<'a> {
         left: u64,
         given: &'a AtomicU64,
@@ -268,9 +268,9 @@ mod tests {
         }
     }
 
-    /// A disk that takes no data stops the socket: what is on its way between them is bounded.
+    /// A slow disk stops reads from the socket: the bytes between them are bounded.
     #[test]
-    fn who_takes_nothing_holds_up_the_source() {
+    fn a_slow_reader_holds_up_the_source() {
         let given = AtomicU64::new(0);
         let source = Zeros { left: 32 << 20, given: &given };
         let (plain, most) = read_plain(source, Limits::default(), None, |mut chunks, _| {

@@ -1,9 +1,7 @@
-//! Reading a layer again that was stored as it came: whether its bytes still are what its digest says, and what
-//! is where in it.
+//! Verifies the data file of a stored layer against its digest, and rebuilds the tree of its metadata.
 //!
-//! The file does not say where the archive in it ends: it is filled with zeros to a multiple of 512, and to a
-//! whole block of the file system where files with holes follow. So the end is looked for among the zeros: it
-//! is where the digest is right.
+//! The file does not say where the archive in it ends: zeros follow up to a multiple of 512 bytes, or up to a whole
+//! block of the file system if sparse files follow. The end is the position among these zeros where the digest matches.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -19,19 +17,19 @@ use crate::memory::{Memory, Windows};
 use crate::store::{HOLES_AT, Layer};
 use crate::tar::Reader;
 
-/// Bytes in which the end is looked for: more than a block of any file system, where holes follow.
+/// Bytes in which the end is searched for if sparse files follow: more than a block of any file system.
 const TAIL_LEN: u64 = 64 * 1024;
 const TAIL_LEN_WITHOUT_HOLES: u64 = 512;
-/// Bytes that are read at a time.
+/// Bytes read at a time.
 const READ_LEN: usize = 256 * 1024;
 
-/// Reads a data file that [`crate::store()`] wrote, and returns the tree that `store` returned.
+/// Reads a data file that [`crate::store()`] wrote, and returns an equal tree to the one that `store` returned.
 ///
-/// `DataLoss` if its bytes are others by now, or cannot be read, and no more than that is known of it.
+/// Any failure is `DataLoss`: the bytes have changed, or cannot be read.
 pub fn reread(data: &File, diff_id: &Digest) -> Result<Tree> {
     read(data, diff_id).map_err(|error| match error.kind() {
         types::ErrorKind::DataLoss => error,
-        // Whatever the rotten bytes look like, or the disk says of them.
+        // Corrupt bytes may fail in any way, as an archive or in the disk.
         _ => Error::data_loss("its archive cannot be read").with_source(error),
     })
 }
@@ -61,7 +59,7 @@ fn read(data: &File, diff_id: &Digest) -> Result<Tree> {
     Ok(layer.into_tree(Device { tag: diff_id.hex().to_owned(), len }))
 }
 
-/// Where the last bytes before `limit` end that are no hole.
+/// The end of the last data region before `limit`.
 fn end_of_data(data: &File, limit: u64) -> Result<u64> {
     let what = || "look for the archive's end";
     let mut end = 0;
@@ -75,12 +73,12 @@ fn end_of_data(data: &File, limit: u64) -> Result<u64> {
         }
         end = seek(data, SeekFrom::Hole(begin)).map_err(io::Error::from).context(what)?;
         if end >= limit {
-            return Err(Error::data_loss("the archive and the files with holes are not apart"));
+            return Err(Error::data_loss("there is no hole between the archive and the sparse files"));
         }
     }
 }
 
-/// Whether the digest is right at the end of the bytes, or before some of the zeros that end them.
+/// Whether the stream has this digest if it ends with the tail, or before some of the tail's final zeros.
 fn ends_within(mut hasher: Hasher, tail: &[u8], digest: &Digest) -> bool {
     let zeros_at = tail.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     hasher.update(&tail[..zeros_at]);
@@ -94,7 +92,7 @@ fn ends_within(mut hasher: Hasher, tail: &[u8], digest: &Digest) -> bool {
     }
 }
 
-/// The archive in the data file: hashed as it is read, but for its last bytes, which are kept.
+/// Reads the archive in the data file and hashes it, except for its last bytes, which are kept in `tail`.
 struct Archive<'a> {
     data: &'a File,
     at: u64,
@@ -153,7 +151,7 @@ mod tests {
         tar.stdout
     }
 
-    /// What is stored is read again, and every bit that changes is seen.
+    /// Stores an archive, rereads it, and checks that a changed bit and a truncated file are detected.
     fn check(archive: &[u8]) {
         let data = tempfile::tempfile().unwrap();
         let stored = store(archive, Limits::default(), &data, None).unwrap();
@@ -186,16 +184,16 @@ mod tests {
         };
         let whole = tar(&["-cf", "-", "."], files);
         check(&whole);
-        // Without what stands behind the last file's data.
+        // Without the padding behind the last file's data.
         let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
         check(&whole[..end]);
         check(&whole[..end.next_multiple_of(512)]);
-        // With more behind its end than belongs there.
+        // With rubbish behind the end of the archive.
         check(&[&whole[..], b"rubbish"].concat());
     }
 
     #[test]
-    fn the_end_is_found_where_files_with_holes_follow() {
+    fn the_end_of_the_archive_is_found_before_sparse_files() {
         let archive = tar(&["-S", "-cf", "-", "."], |root| {
             let file = File::create(root.join("holes")).unwrap();
             file.write_all_at(b"begin", 0).unwrap();
@@ -208,6 +206,6 @@ mod tests {
         let data = tempfile::tempfile().unwrap();
         let stored = store(&archive[..], Limits::default(), &data, None).unwrap();
         data.write_all_at(b"B", HOLES_AT).unwrap();
-        assert!(reread(&data, &stored.diff_id).is_err(), "the copy with its holes is looked at too");
+        assert!(reread(&data, &stored.diff_id).is_err(), "the copy of the sparse file is verified too");
     }
 }

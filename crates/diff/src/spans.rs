@@ -1,17 +1,17 @@
-//! Spans of a layer's blob: parts that are fetched, checked and inflated without those before them.
+//! Spans of a layer's blob: parts that can be fetched, verified and inflated without the parts before them.
 //!
 //! ```text
 //! Decoder ──bytes, places──▶ Recorder ──windows, then the index──▶ layer.spans
 //!                                       layer.spans + bytes of the blob ──Spans──▶ any plain bytes
 //! ```
 //!
-//! What is where in the plain bytes, the image of metadata says (crate `erofs`); this is what it lacks to make one
-//! file of a layer from as little of its blob as possible. The format is in `docs/design/spans.md`.
+//! The metadata image (crate `erofs`) maps a file to its plain bytes; the spans map plain bytes to the blob. With both,
+//! a lazy pull fetches one file from as little of the blob as possible. The format is in `docs/design/spans.md`.
 //!
 //! Invariants
-//! - Spans lie behind each other without a gap, and all of them are the blob.
-//! - No byte is inflated before the digest of all its span was found right.
-//! - A record is whole or none: the index is written last and has its own digest.
+//! - Spans are contiguous, and together they are the whole blob.
+//! - A span is inflated only after the hash of all its bytes was verified.
+//! - A record is complete or unusable: the index is written last and has its own digest.
 
 mod index;
 mod reader;
@@ -26,47 +26,51 @@ pub use index::Spans;
 use crate::Compression;
 use index::{Piece, Span};
 
-/// Plain bytes of a span, if its blob can be inflated from its end. Further back spans are a part of what is before
-/// them, so that there are never too many.
+/// Least plain bytes of a span. A span that begins at plain byte `n` has at least `n / SPAN_DIVISOR` of them, so that
+/// the number of spans of a large layer stays bounded.
 const SPAN_LEN: u64 = 4 << 20;
-const PART: u64 = 4096;
+const SPAN_DIVISOR: u64 = 4096;
 
-/// Windows are of text, and small.
+/// The zstd level of windows, which are at most 32 KiB each.
 const LEVEL: i32 = 1;
 
-/// Pieces of files with holes that one record has.
+/// Most pieces of sparse files in one record.
 const PIECES_MAX: usize = 1 << 16;
 
-/// Where a blob can be inflated from.
+/// A position from which a blob can be inflated.
 pub(crate) enum Place<'a> {
-    /// Where a member, a frame or just a byte begins: nothing before it is needed.
+    /// The beginning of a gzip member or a zstd frame, or any byte of an uncompressed blob: inflating needs no history.
     Beginning,
+    /// The beginning of a deflate block.
     Block {
+        /// The plain bytes before the block.
         window: &'a [u8],
-        /// Upper bits of the last byte that belong to the block.
+        /// Number of upper bits of the last byte that belong to the block.
         bit_count: u8,
     },
 }
 
-/// Whose record is kept, and where.
+/// The blob to record, and the file that gets its record.
 pub struct Record<'a> {
-    /// The blob that is read.
+    /// The digest of the blob that is read.
     pub blob: &'a Digest,
-    /// An empty file.
+    /// An empty file, open for writing.
     pub to: &'a File,
 }
 
-/// Sees a blob as it is inflated, and writes down its spans.
+/// Observes a blob while it is inflated, and writes the record of its spans.
 pub(crate) struct Recorder {
     to: BufWriter<File>,
     spans: Vec<Span>,
-    /// Of the bytes of the last span so far.
+    /// Hashes the bytes of the last span so far.
     hasher: blake3::Hasher,
-    /// One for all windows: each of its own would cost more than they do.
+    /// Shared by all windows: setting up a compressor costs more than compressing a window.
     packer: zstd::bulk::Compressor<'static>,
-    /// Bytes of the blob that were taken, and the last of them.
+    /// Bytes of the blob consumed so far.
     taken: u64,
+    /// The last of them.
     last: u8,
+    /// See [`Recorder::wanted_at`].
     wanted_at: u64,
 }
 
@@ -83,7 +87,7 @@ impl Recorder {
         })
     }
 
-    /// More bytes of the blob.
+    /// Adds bytes of the blob that the decoder consumed.
     pub(crate) fn took(&mut self, bytes: &[u8]) {
         let Some(last) = bytes.last() else { return };
         self.hasher.update(bytes);
@@ -91,17 +95,17 @@ impl Recorder {
         self.last = *last;
     }
 
-    /// How many plain bytes there are before the next place is wanted.
+    /// The plain offset from which on the next place is wanted.
     pub(crate) fn wanted_at(&self) -> u64 {
         self.wanted_at
     }
 
-    /// Begins a span behind all bytes that were taken, where there were so many plain ones.
+    /// Begins a span behind all consumed bytes of the blob, which `plain` plain bytes came from.
     pub(crate) fn place(&mut self, plain: u64, place: Place<'_>) -> io::Result<()> {
-        self.wanted_at = plain + SPAN_LEN.max(plain / PART);
+        self.wanted_at = plain + SPAN_LEN.max(plain / SPAN_DIVISOR);
         let (window, bit_count) = match place {
             Place::Beginning => (&[][..], 0),
-            // A stream that brought nothing yet, in the middle of its blocks: some later place will do.
+            // A block of a stream that produced no bytes yet has no window to record: a later place will do.
             Place::Block { window: [], .. } => return Ok(()),
             Place::Block { window, bit_count } => (window, bit_count),
         };
@@ -126,7 +130,7 @@ impl Recorder {
         self.hasher.reset();
     }
 
-    /// Ends the record: of a blob that was read to its end and unpacked to so many bytes of this digest.
+    /// Writes the index. The blob must have been read to its end.
     pub(crate) fn finish(mut self, about: About<'_>) -> Result<()> {
         self.end_span();
         let index = Spans {
@@ -144,7 +148,7 @@ impl Recorder {
     }
 }
 
-/// What a record is of.
+/// The layer that a record describes.
 pub(crate) struct About<'a> {
     pub(crate) compression: Compression,
     pub(crate) blob: &'a Digest,
@@ -153,7 +157,7 @@ pub(crate) struct About<'a> {
     pub(crate) pieces: Vec<Piece>,
 }
 
-/// Pieces of files with holes, as many as one record may have.
+/// The pieces of sparse files, up to [`PIECES_MAX`].
 #[derive(Default)]
 pub(crate) struct Pieces {
     list: Vec<Piece>,
@@ -161,7 +165,7 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// So many bytes of the archive from `archive` on stand in the data file at `data` again.
+    /// Adds a piece: `len` bytes at `archive` in the archive, which the data file has a second time at `data`.
     pub(crate) fn add(&mut self, data: u64, archive: u64, len: u64) {
         if len == 0 {
             return;
@@ -172,7 +176,7 @@ impl Pieces {
         }
     }
 
-    /// None if there were more.
+    /// `None` if there were more than [`PIECES_MAX`].
     pub(crate) fn into_list(self) -> Option<Vec<Piece>> {
         (!self.are_too_many).then_some(self.list)
     }

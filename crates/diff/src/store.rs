@@ -1,12 +1,12 @@
-//! Storing a layer as it came: a file of its bytes, and a tree that says what is where in it.
+//! Stores a layer as its plain archive in one file, with a tree of metadata that maps files to positions in it.
 //!
 //! ```text
 //! source ─▶ pipeline (inflate, sha256) ──chunks──┬▶ data file
 //!                                                └▶ tar headers ─▶ erofs::Tree
 //! ```
 //!
-//! The data file is the plain archive, byte for byte. An archive packs the files that have holes, and a file
-//! system maps them in one piece, so those stand in the data file once more, with their holes, from
+//! The data file is the plain archive, byte for byte. The archive has only the data regions of sparse files, but the
+//! file system maps a file in one piece, so the data file has sparse files a second time, with their holes, from
 //! [`HOLES_AT`] on; in between is one large hole.
 
 use std::borrow::Cow;
@@ -27,11 +27,11 @@ use crate::pipeline::{Chunks, Plain, bad_input, read_plain};
 use crate::spans::{About, Pieces, Record, Recorder};
 use crate::tar::{self, Kind, Reader};
 
-/// Where files with holes begin, in bytes: half of what 32 bits of blocks can name.
+/// Offset in bytes of the sparse files in a data file: half of what 32-bit block numbers can address.
 pub const HOLES_AT: u64 = 1 << 40;
-/// Files with holes begin at pages.
+/// Alignment of sparse files in the data file.
 const PAGE_LEN: u64 = 4096;
-/// Bytes that are copied at a time.
+/// Bytes copied at a time.
 const COPY_LEN: usize = 64 * 1024;
 
 /// A layer that was stored.
@@ -40,24 +40,25 @@ pub struct Stored {
     pub diff_id: Digest,
     /// Bytes of the plain stream.
     pub size: u64,
-    /// Those of them that helpers have inflated.
+    /// The bytes among them that helper threads inflated.
     pub helped_len: u64,
+    /// The layer's metadata, which maps its files to the data file.
     pub tree: Tree,
 }
 
-/// Stores the plain bytes of a layer of any compression in `data`, an empty file, front to back, and keeps a record of
-/// the spans of its blob if one is wanted. A layer with more pieces of files with holes than a record can have gets
-/// none: its file is empty.
+/// Stores the plain bytes of a layer of any compression in `data`, an empty file, front to back, and writes a record of
+/// the blob's spans if `record` asks for it. A layer with more pieces of sparse files than a record can hold gets no
+/// record: its file is empty.
 ///
-/// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
-/// After an error the file is half done; its owner discards it.
+/// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is exceeded or the disk is full,
+/// `Unavailable` if a passing layer gets no memory. After an error the file is incomplete, and the caller discards it.
 pub fn store(
     source: impl Read + Send,
     limits: Limits,
     data: &File,
     record: Option<Record<'_>>,
 ) -> Result<Stored> {
-    // Neither archives nor files with holes may reach into the other's half.
+    // An archive must end before the sparse files begin.
     let limits = Limits { bytes: limits.bytes.min(HOLES_AT - PAGE_LEN), ..limits };
     let recorder = record.as_ref().map(|record| Recorder::new(record.to)).transpose();
     let recorder = recorder.context(|| "record the spans of a layer")?;
@@ -78,7 +79,7 @@ pub fn store(
                 })?;
             }
             None => {
-                drop(recorder); // which still writes
+                drop(recorder); // flushes its buffer to the file
                 record.to.set_len(0).context(|| "take back the record of a layer's spans")?;
             }
         }
@@ -88,24 +89,25 @@ pub fn store(
 
 pub(crate) struct Layer<'a> {
     data: &'a File,
-    /// Whether the data file is there already, and is compared with the archive instead of written.
-    is_there: bool,
+    /// Whether the data file is complete: sparse files are then compared with the archive instead of written.
+    is_complete: bool,
     tree: Tree,
     memory: Memory,
     limits: Limits,
     entries: u64,
-    /// Of files, their holes filled.
+    /// Bytes of all files, their holes filled.
     bytes: u64,
+    /// End of the last sparse file in the data file.
     holes_end: u64,
     pieces: Pieces,
 }
 
 impl<'a> Layer<'a> {
-    pub(crate) fn new(data: &'a File, limits: Limits, memory: Memory, is_there: bool) -> Layer<'a> {
+    pub(crate) fn new(data: &'a File, limits: Limits, memory: Memory, is_complete: bool) -> Layer<'a> {
         let tree = Tree::new(Device { tag: String::new(), len: 0 });
         Layer {
             data,
-            is_there,
+            is_complete,
             tree,
             memory,
             limits,
@@ -153,7 +155,7 @@ impl<'a> Layer<'a> {
     }
 
     fn entry<R: BufRead>(&mut self, entry: &tar::Entry, archive: &mut Reader<R>) -> Result<()> {
-        let path = inside(&entry.path);
+        let path = path_in_root(&entry.path);
         let name = path.file_name().unwrap_or_default().as_bytes();
         if let Some(rest) = name.strip_prefix(b".wh.") {
             return self.white_out(path.parent().unwrap_or(Path::new("")), rest);
@@ -190,20 +192,20 @@ impl<'a> Layer<'a> {
         self.tree.add(&Entry { path: path.as_os_str().as_bytes(), kind, metadata })
     }
 
-    /// Whiteouts (image-spec `layer.md`, "Whiteouts").
+    /// Applies a whiteout file (image-spec `layer.md`, "Whiteouts") to the tree.
     fn white_out(&mut self, parent: &Path, name: &[u8]) -> Result<()> {
         match name {
             b".wh..opq" => self.tree.make_opaque(parent.as_os_str().as_bytes()),
-            name if name.starts_with(b".wh.") => Ok(()), // aufs's own files
+            name if name.starts_with(b".wh.") => Ok(()), // a file of aufs itself
             name => self.tree.white_out(parent.join(checked_name(name)?).as_os_str().as_bytes()),
         }
     }
 
-    /// Writes a file that has holes, with its holes, and returns where.
+    /// Writes a sparse file to the data file with its holes, or compares it, and returns its offset.
     fn fill<R: BufRead>(&mut self, len: u64, regions: &[(u64, u64)], archive: &mut Reader<R>) -> Result<u64> {
         let begin = self.holes_end;
         let mut buffer = vec![0; COPY_LEN];
-        let mut there = vec![0; if self.is_there { COPY_LEN } else { 0 }];
+        let mut stored = vec![0; if self.is_complete { COPY_LEN } else { 0 }];
         for (at, len) in regions {
             let (mut at, end) = (begin + at, begin + at + len);
             self.pieces.add(at, archive.offset(), *len);
@@ -213,10 +215,12 @@ impl<'a> Layer<'a> {
                 if read == 0 {
                     return Err(Error::invalid_argument("the data is shorter than its size"));
                 }
-                if self.is_there {
-                    self.data.read_exact_at(&mut there[..read], at).context(|| "read")?;
-                    if there[..read] != buffer[..read] {
-                        return Err(Error::data_loss("the second copy, with its holes, is another"));
+                if self.is_complete {
+                    self.data.read_exact_at(&mut stored[..read], at).context(|| "read")?;
+                    if stored[..read] != buffer[..read] {
+                        return Err(Error::data_loss(
+                            "the copy of a sparse file is not what the archive has",
+                        ));
                     }
                 } else {
                     self.data.write_all_at(&buffer[..read], at).context(|| "write")?;
@@ -228,7 +232,7 @@ impl<'a> Layer<'a> {
         Ok(begin)
     }
 
-    /// The tree, which has its part of the memory of all layers until it is dropped.
+    /// The tree, which keeps the layer's [`Memory`] until it is dropped.
     pub(crate) fn into_tree(self, device: Device) -> Tree {
         let mut tree = self.tree;
         tree.set_device(device);
@@ -239,15 +243,16 @@ impl<'a> Layer<'a> {
     fn finish(self, Plain { diff_id, size, helped_len, .. }: Plain) -> Result<Stored> {
         let end = if self.holes_end > HOLES_AT { self.holes_end } else { size };
         let len = end.next_multiple_of(BLOCK_LEN);
-        // Some archives end before the padding of their last file.
+        // Pads the archive to whole blocks: some archives end before the padding of their last file.
         self.data.set_len(len).context(|| "set the length of a layer's file")?;
         let tree = self.into_tree(Device { tag: diff_id.hex().to_owned(), len });
         Ok(Stored { diff_id, size, helped_len, tree })
     }
 }
 
-/// The path inside the root that an entry names, without a copy where the archive has it so, as nearly all have.
-fn inside(path: &[u8]) -> Cow<'_, Path> {
+/// The path inside the root that an entry names (see [`clean`]), without a copy if it is clean already, as nearly all
+/// are.
+fn path_in_root(path: &[u8]) -> Cow<'_, Path> {
     let own = path.strip_prefix(b"./").unwrap_or(path);
     let own = own.strip_suffix(b"/").unwrap_or(own);
     match own.split(|byte| *byte == b'/').all(|name| !matches!(name, b"" | b"." | b"..")) {
@@ -256,11 +261,11 @@ fn inside(path: &[u8]) -> Cow<'_, Path> {
     }
 }
 
-/// The plain stream as a reader that writes down everything that passes.
+/// Reads the plain stream, and writes all of it to the data file.
 struct Recorded<'a> {
     chunks: Chunks,
     data: &'a File,
-    /// Bytes that were written.
+    /// Bytes written so far.
     len: u64,
     writeback: Writeback,
 }
@@ -297,11 +302,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_of_archives_are_those_inside_the_root() {
-        let check = |path: &str, is_as_it_came: bool| {
-            let found = inside(path.as_bytes());
+    fn paths_of_entries_stay_inside_the_root() {
+        let check = |path: &str, is_borrowed: bool| {
+            let found = path_in_root(path.as_bytes());
             assert_eq!(found.as_os_str(), clean(path.as_bytes()).as_os_str(), "{path:?}");
-            assert_eq!(matches!(found, Cow::Borrowed(_)), is_as_it_came, "{path:?}");
+            assert_eq!(matches!(found, Cow::Borrowed(_)), is_borrowed, "{path:?}");
         };
         for path in ["a", "a/b/c", "./a/b", "a/b/", "./a/", ".a/..b/...", "a /\n"] {
             check(path, true);

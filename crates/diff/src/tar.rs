@@ -1,9 +1,9 @@
-//! Tar archives: reading what others wrote, and writing our own.
+//! A reader and a writer of tar archives.
 //!
-//! Read are ustar, GNU and PAX (POSIX.1-2001), with long names, large numbers, extended attributes and all
-//! forms of sparse files. A size in a PAX record always wins over the header's and bounds the entry: readers
-//! that disagree on that can be made to see different files (CVE-2025-62518). A record that is malformed is
-//! an error, never skipped; one whose key is no UTF-8 is of a key that is not known.
+//! The reader understands ustar, GNU and PAX (POSIX.1-2001), with long names, large numbers, extended attributes and
+//! all forms of sparse files. A size in a PAX record always overrides the header's and bounds the entry: readers that
+//! disagree on it can be made to see different files (CVE-2025-62518). A malformed record is an error; a record whose
+//! key is not UTF-8 is ignored like any unknown key.
 
 mod header;
 mod pax;
@@ -13,5 +13,5 @@ mod writer;
 pub use reader::{Entry, Kind, Reader};
 pub use writer::Writer;
 
-/// Headers and padding come in blocks of this size.
+/// Bytes of a block: headers are blocks, and data is padded to whole ones.
 pub(crate) const BLOCK: usize = 512;

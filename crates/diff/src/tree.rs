@@ -1,4 +1,4 @@
-//! A tree to be compared: what its directories hold, and what a layer would say of each name.
+//! Reads a tree to compare or archive: the names in its directories, and each name as an archive's entry.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsStr, OsString};
@@ -17,17 +17,17 @@ use types::{Context, Error, Result};
 use crate::names;
 use crate::tar::{Entry, Kind};
 
-/// Bytes of an attribute, and of the names of all of a file's (xattr(7)).
+/// Most bytes of an extended attribute, and of the names of a file's attributes (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
 
-/// What is at a name.
+/// A file, directory or other inode at a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// As a layer says it. The path is the name alone, and a directory has no size.
+    /// Its entry in an archive. The path is the name alone, and only a file has a size.
     pub entry: Entry,
-    /// Names that the inode has. More than one of a directory means nothing.
+    /// The inode's link count. For a directory it has no meaning.
     pub(crate) links: u64,
-    /// Device and number.
+    /// Device and inode number.
     pub(crate) inode: (u64, u64),
 }
 
@@ -40,8 +40,8 @@ impl Node {
         self.entry.kind == Kind::File
     }
 
-    /// Reads what is at a name, following nothing. None for what no layer can hold: sockets, and overlayfs's
-    /// own whiteouts, which mean that nothing is there.
+    /// Reads the node at a name without following a symlink. `None` if there is none, for sockets, which no archive can
+    /// hold, and for overlayfs whiteouts, which delete a name.
     pub(crate) fn read(folder: &OwnedFd, name: &OsStr) -> Result<Option<Node>> {
         let what = || format!("look at {}", Path::new(name).display());
         let stat = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -52,7 +52,7 @@ impl Node {
             FileType::RegularFile => Kind::File,
             FileType::Directory => Kind::Directory,
             FileType::Symlink => match readlinkat(folder, name, Vec::new()) {
-                // It was replaced since; whoever reads a tree that changes gets what was there at some time.
+                // The symlink was removed or replaced since the stat: the name counts as deleted.
                 Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
                 target => Kind::Symlink(target.map_err(io::Error::from).context(what)?.into_bytes()),
             },
@@ -85,18 +85,17 @@ impl Node {
     }
 }
 
-/// A tree that is read only. One that is not there has nothing in it.
+/// A tree that is only read. Without a root it is empty.
 pub(crate) struct Tree(pub(crate) Option<Root>);
 
 impl Tree {
-    /// Opens a directory for its names. None if there is no directory of that path: one to which a symlink
-    /// leads is another.
+    /// Opens a directory for reading. `None` if the path is no directory, or has a symlink in it.
     pub(crate) fn directory(&self, path: &Path) -> Result<Option<OwnedFd>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         self.0.as_ref().map_or(Ok(None), |root| root.find_without_links(path, flags))
     }
 
-    /// What is at a path. The root's is empty.
+    /// The node at a path; the root's path is empty.
     pub(crate) fn node(&self, path: &Path) -> Result<Option<Node>> {
         match path.file_name() {
             Some(name) => match self.directory(path.parent().unwrap_or(Path::new("")))? {
@@ -110,7 +109,7 @@ impl Tree {
         }
     }
 
-    /// Opens a file for its data.
+    /// Opens a file for reading. `Aborted` if it is gone.
     pub(crate) fn file(&self, path: &Path) -> Result<OwnedFd> {
         let gone = || Error::aborted(format!("{} is gone", path.display()));
         let folder = self.directory(path.parent().unwrap_or(Path::new("")))?.ok_or_else(gone)?;
@@ -118,13 +117,13 @@ impl Tree {
     }
 }
 
-/// Opens a file in a directory for reading. `Aborted` if it is something else by now.
+/// Opens a file in a directory for reading. `Aborted` if the name is no regular file any more.
 pub(crate) fn open_file(folder: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
     open_file_for(folder, name, OFlags::RDONLY)
 }
 
-/// The same for other purposes. What is no file is not opened: a pipe would wait, and to some devices that alone does
-/// something.
+/// Opens a file with the given access mode. Other types are not opened: opening a pipe may block, and opening some
+/// devices has side effects.
 pub(crate) fn open_file_for(folder: &OwnedFd, name: &OsStr, access: OFlags) -> Result<OwnedFd> {
     let what = || format!("open {}", Path::new(name).display());
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -133,26 +132,26 @@ pub(crate) fn open_file_for(folder: &OwnedFd, name: &OsStr, access: OFlags) -> R
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Error::aborted(format!("{}: it is no file any more", what())));
     }
-    // Whoever has a lease of the file (fcntl(2)) is not waited for.
+    // `NONBLOCK`: the open must not wait for a process that holds a lease on the file (fcntl(2)).
     let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = rustix::fs::open(proc_path(found.as_fd()), flags, Mode::empty());
     opened.map_err(io::Error::from).context(what)
 }
 
-/// The names in a directory, except those that mean something else in a layer.
+/// The names in a directory, except `.wh.` names, which would be whiteouts in a layer.
 pub(crate) fn plain_names(folder: &OwnedFd) -> Result<BTreeSet<OsString>> {
     let plain = names(folder)?.into_iter().filter(|name| !name.as_bytes().starts_with(b".wh."));
     Ok(plain.collect())
 }
 
-/// The attributes of a file that belong to its content; of a symlink its own.
+/// The extended attributes of a file, or of a symlink itself, that belong in a layer.
 pub(crate) fn attributes(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
     let mut found = BTreeMap::new();
     let mut names = [0; 1024];
     let mut more = Vec::new();
     let names: &[u8] = match llistxattr(path, &mut names) {
         Ok(len) => &names[..len],
-        // Of a file that is gone, too: the next look says so.
+        // A file that is gone counts as one without attributes: the caller's next access reports it.
         Err(Errno::NOTSUP | Errno::NOENT) => &[],
         Err(Errno::RANGE) => {
             more.resize(XATTRS_LEN_MAX, 0);
@@ -177,8 +176,8 @@ pub(crate) fn attributes(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
     Ok(found)
 }
 
-/// Whether an attribute is a part of what a file is, or of how this machine keeps it: overlayfs's own, and
-/// labels of security modules. A name with `=` has no place in PAX.
+/// Whether an attribute is part of the file, unlike those of this machine: overlayfs's own, and labels of security
+/// modules. Names with `=` cannot be written as PAX records.
 fn belongs_to_content(name: &str) -> bool {
     let kept_by_overlay = name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
     let known = name.starts_with("user.")

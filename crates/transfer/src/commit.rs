@@ -70,7 +70,7 @@ impl Commit {
         };
         let (metadata, caller) = (&self.metadata, &self.lease.caller);
         let layer = with_view(metadata, caller, &self.snapshotter, parent, |lower| {
-            store_layer(metadata, caller, &Trees::open(lower, upper)?.without_places(places), request)
+            store_layer(metadata, caller, &Trees::open(lower, upper)?.without_mount_points(places), request)
         })?;
         Ok(Some(layer).filter(|layer| !layer.is_empty()))
     }

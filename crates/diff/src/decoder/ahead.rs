@@ -1,18 +1,19 @@
-//! Inflating ahead: frames of a zstd stream and members of a gzip file by several threads, where processors have nothing
-//! to do.
+//! Parallel decompression: helper threads inflate zstd frames or gzip members ahead of the reader, on idle processors.
 //!
 //! ```text
-//! Input ─▶ Border ─▶ units: a long frame, or some short ones ─▶ threads ─▶ plain bytes, in order ─┬▶ reader
-//!   └───── what is no unit, and what was a wrong one ─▶ the decoder, as without helpers ──────────┘
+//! Input ─▶ BoundarySearch ─▶ units: a long part or some short ones ─▶ threads ─▶ plain bytes, in order ─┬▶ reader
+//!   └───── bytes in no unit, or in a wrong one ─▶ the decoder, as without helpers ──────────────────────┘
 //! ```
 //!
-//! The first frame or member of a stream is part of none: nearly all streams have no other, and cost nothing here.
+//! A part is a frame or a member. The first one of a stream is in no unit: nearly all streams have only this one, and
+//! so cost nothing here.
 //!
 //! Invariants
-//! - A unit counts if the stream before it ended where it begins, and it was right to its very end. Any other is given
-//!   back with all behind it, and read as if nobody had helped. So plain bytes, spans and errors are the same ones.
-//! - Processors and memory are taken while there are some, and never waited for.
-//! - Threads are joined by whoever has the decoder.
+//! - A unit's bytes are used if the stream before it ended where it begins, and the unit is valid to its very end.
+//!   Otherwise the unit and all behind it are given back to the input and read without helpers. So helpers change
+//!   neither plain bytes nor spans nor errors.
+//! - Processors and memory are taken if they are free, and never waited for.
+//! - The thread that owns the decoder joins the helper threads.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -24,52 +25,53 @@ use std::thread::{self, JoinHandle};
 use inflate::{Damage, Gzip, Stop, WINDOW_LEN};
 use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 
-use super::border::{Border, LEN_MAX, Next, Part};
+use super::boundary::{BoundarySearch, LEN_MAX, Next, Part};
 use super::{BUFFER_LEN, Input, Recording};
 use crate::Compression;
 use crate::budget::{Budget, Permit};
 use crate::spans::Place;
 
-/// Bytes for all units of a process, and for what is read to find their ends.
+/// Bytes for all units of the process, and for the input buffers that grow to find their ends.
 static BUDGET: Budget = Budget::new(BUDGET_LEN);
 const BUDGET_LEN: u64 = 16 << 20;
-/// Bytes that short parts are put together to, compressed and plain: a thread each would cost more than they do.
+/// Short parts are joined into units of up to this many bytes, compressed and plain: starting a thread for each would
+/// cost more than inflating it.
 const UNIT_LEN: usize = 512 << 10;
-/// What a part counts as at least, so that a unit has no more than some thousands.
+/// Least bytes that a part counts as, so that a unit has at most some thousands of parts.
 const PART_LEN_MIN: usize = 256;
-/// What inflating a unit takes beside its bytes: tables and buffers of a decoder.
+/// Bytes of a decoder's tables and buffers.
 const DECODER_LEN: usize = 512 << 10;
-/// Units of one layer at a time.
+/// Most units of one layer at a time.
 const UNITS_MAX: usize = 8;
-/// Places in a unit that the stream can be inflated from. One with more is nobody's honest work.
+/// Most recorded places of a unit. Only a hostile stream has more.
 const PLACES_MAX: usize = 1 << 14;
 
-/// Processors that a layer keeps busy by itself: it is inflated, and its blob and plain bytes are hashed and written.
+/// Processors that a layer keeps busy without helpers: by inflating, and by hashing and writing.
 const PROCESSORS_OF_LAYER: usize = 2;
 static PROCESSORS: LazyLock<Arc<Processors>> = LazyLock::new(|| {
     Arc::new(Processors::new(thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)))
 });
 
-/// Who helps to inflate a layer.
+/// The threads that help to inflate a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Helpers {
-    /// As many threads as there are processors that no layer and no other helper keeps busy.
+    /// As many as there are processors that no layer and no other helper keeps busy.
     #[default]
     Spare,
-    /// So many threads.
+    /// Up to this many.
     Fixed(usize),
 }
 
-/// How many threads may work, and how many do.
+/// The processors that helpers may use.
 struct Processors {
     count: usize,
     busy: AtomicUsize,
-    /// Where those who help wait for each other.
+    /// Where helper threads of a test wait for each other.
     #[cfg(test)]
     meeting: Option<tests::Meeting>,
 }
 
-/// Some processors that are busy, until dropped.
+/// Counts a number of processors as busy, until dropped.
 struct Busy(Arc<Processors>, usize);
 
 impl Processors {
@@ -82,13 +84,13 @@ impl Processors {
         }
     }
 
-    /// Counts a layer, whether there are processors for it or not.
+    /// Counts the processors of a layer as busy, even if there are not as many.
     fn layer(self: &Arc<Processors>) -> Busy {
         self.busy.fetch_add(PROCESSORS_OF_LAYER, Ordering::Relaxed);
         Busy(self.clone(), PROCESSORS_OF_LAYER)
     }
 
-    /// One that nobody keeps busy, if there is one.
+    /// Takes an idle processor, if there is one.
     fn spare(self: &Arc<Processors>) -> Option<Busy> {
         let one_more = |busy| (busy < self.count).then_some(busy + 1);
         let taken = self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
@@ -102,29 +104,29 @@ impl Drop for Busy {
     }
 }
 
-/// What is inflated ahead of a decoder.
+/// The units of a stream that are inflated ahead of its reader.
 pub(super) struct Ahead {
     processors: Arc<Processors>,
     budget: &'static Budget,
     _layer: Option<Busy>,
-    /// Where the part behind all units ends.
-    border: Border,
-    /// Units on their way, in the order of the stream.
-    units: VecDeque<Begun>,
-    /// The unit that is read, and how many of its plain bytes were.
+    /// The search for the end of the part behind all units.
+    boundary: BoundarySearch,
+    /// Started units, in the order of the stream.
+    units: VecDeque<PendingUnit>,
+    /// The unit that is being read, and how many of its plain bytes were read.
     current: Option<(Unit, usize)>,
-    /// The unit that was read before, whose memory the next one takes: new pages would cost a fifth of its time.
+    /// The unit that was read before, whose memory the next one reuses: new pages would cost a fifth of its time.
     spare: Option<Unit>,
-    /// For what the input has grown by.
+    /// Permits for the growth of the input buffer.
     input_permits: Vec<Permit<'static>>,
-    /// Whether a unit was wrong: what follows is not believed to be what it looks like.
+    /// Whether a unit was wrong. From then on the decoder reads without helpers.
     is_over: bool,
-    /// Plain bytes that other threads have made.
+    /// Plain bytes that helper threads inflated and the decoder used.
     helped_len: u64,
 }
 
 impl Ahead {
-    /// None if nobody is ever going to help.
+    /// `None` if no helper can ever run.
     pub(super) fn new(helpers: Helpers) -> Option<Ahead> {
         match helpers {
             Helpers::Spare => Ahead::beside(&PROCESSORS),
@@ -132,7 +134,7 @@ impl Ahead {
         }
     }
 
-    /// For a layer that counts among those of these processors.
+    /// For a layer that keeps some of these processors busy itself.
     fn beside(processors: &Arc<Processors>) -> Option<Ahead> {
         Ahead::of(processors.clone(), Some(processors.layer()))
     }
@@ -143,7 +145,7 @@ impl Ahead {
             processors,
             budget: &BUDGET,
             _layer: layer,
-            border: Border::default(),
+            boundary: BoundarySearch::default(),
             units: VecDeque::new(),
             current: None,
             spare: None,
@@ -153,12 +155,12 @@ impl Ahead {
         })
     }
 
-    /// Plain bytes that were made and not read.
+    /// The unread plain bytes of the current unit.
     fn rest(&self) -> &[u8] {
         self.current.as_ref().map_or(&[], |(unit, at)| &unit.plain[*at..])
     }
 
-    /// Plain bytes that other threads have made so far.
+    /// Plain bytes that helper threads inflated so far.
     pub(super) fn helped_len(&self) -> u64 {
         self.helped_len
     }
@@ -176,7 +178,8 @@ impl Ahead {
         len
     }
 
-    /// Between two parts, all before having been read: whether plain bytes that follow are here.
+    /// Takes the next unit as the current one, if there is a valid one. Must be called between two parts, when the
+    /// plain bytes of all parts before were read.
     pub(super) fn go_on<R: Read>(
         &mut self,
         compression: Compression,
@@ -200,8 +203,8 @@ impl Ahead {
         Ok(true)
     }
 
-    /// Behind a part: has more units begun, and says whether some are on their way. One follows each that was taken;
-    /// more only while the first is not done, since the source may keep us waiting.
+    /// Starts more units, and returns whether any are started. Must be called behind a part. One unit is started for
+    /// each that was taken, and more only while the first is not done, since reading from the source may block.
     pub(super) fn start<R: Read>(
         &mut self,
         compression: Compression,
@@ -212,22 +215,22 @@ impl Ahead {
         while !self.is_over && self.units.len() < UNITS_MAX {
             let processor = self.processors.spare();
             let is_waiting = self.units.front().is_some_and(|front| !front.is_done());
-            // While we would wait we are a processor ourselves.
+            // Instead of waiting for a helper, this thread inflates a unit itself.
             if !is_waiting && (processor.is_none() || has_begun) {
                 break;
             }
             let Some(unit) = self.cut(compression, input, recording) else { break };
-            self.units.push_back(Begun::new(unit, processor));
+            self.units.push_back(PendingUnit::start(unit, processor));
             has_begun = true;
         }
         if self.units.is_empty() {
-            // The part that was looked at last is read without help.
-            self.border = Border::default();
+            // The decoder reads the next part itself, so the search begins anew behind it.
+            self.boundary = BoundarySearch::default();
         }
         !self.units.is_empty()
     }
 
-    /// Takes the next unit from the input.
+    /// Takes the parts of the next unit from the input.
     fn cut<R: Read>(
         &mut self,
         compression: Compression,
@@ -236,23 +239,24 @@ impl Ahead {
     ) -> Option<Unit> {
         input.show(recording);
         let mut cut = None::<Unit>;
-        while let Some(part) = self.look(compression, input, recording) {
+        while let Some(part) = self.find_part(compression, input, recording) {
             let unit = match &mut cut {
                 None => cut.insert(self.empty(compression, &part)?),
                 Some(unit) if unit.takes(&part) => unit,
                 Some(_) => break,
             };
             unit.add(part, input.take(part.len));
-            self.border = Border::default();
+            self.boundary = BoundarySearch::default();
         }
         if let Some(unit) = &mut cut {
-            // By whoever gives it back to the allocator. Not nothing, which has no place in memory.
+            // Reserved by the thread that frees it, for the sake of the allocator. At least one byte, since an empty
+            // vector has no memory that zstd could be pointed at.
             unit.plain.reserve_exact(unit.plain_len_max().max(1));
         }
         cut
     }
 
-    /// A unit that begins with a part; none if there is no memory for it.
+    /// An empty unit with room for the given part; `None` if the budget has no memory for it.
     fn empty(&mut self, compression: Compression, part: &Part) -> Option<Unit> {
         let len = (part.len + part.plain_len_max + part.window_len).max(3 * UNIT_LEN) + DECODER_LEN;
         let len = len.next_multiple_of(UNIT_LEN) as u64;
@@ -262,27 +266,27 @@ impl Ahead {
         }
     }
 
-    /// Looks for the end of the part that comes next, for which all of it has to be there.
-    fn look<R: Read>(
+    /// Finds the next part, reading all of it into the input buffer.
+    fn find_part<R: Read>(
         &mut self,
         compression: Compression,
         input: &mut Input<R>,
         recording: &mut Recording<'_>,
     ) -> Option<Part> {
         loop {
-            match self.border.look(compression, input.rest()) {
+            match self.boundary.search(compression, input.rest()) {
                 Next::Part(part) => return Some(part),
-                Next::More(len) if self.has_room(input, len) && input.wait_for(len, recording) => {}
+                Next::More(len) if self.grow_input(input, len) && input.wait_for(len, recording) => {}
                 Next::More(_) | Next::Unknown => {
-                    self.border = Border::default();
+                    self.boundary = BoundarySearch::default();
                     return None;
                 }
             }
         }
     }
 
-    /// Sees to it that the input may have so many bytes at once.
-    fn has_room<R: Read>(&mut self, input: &mut Input<R>, len: usize) -> bool {
+    /// Grows the input buffer to hold `len` bytes at once. False if the budget has no memory for it.
+    fn grow_input<R: Read>(&mut self, input: &mut Input<R>, len: usize) -> bool {
         let old_len = input.buffer.len();
         if len <= old_len {
             return true;
@@ -297,8 +301,8 @@ impl Ahead {
     /// Waits for the first unit.
     fn take(&mut self) -> io::Result<Unit> {
         match self.units.pop_front().expect("one was begun") {
-            Begun::Done(unit) => Ok(unit),
-            Begun::Helped(thread) => thread
+            PendingUnit::Done(unit) => Ok(unit),
+            PendingUnit::Helped(thread) => thread
                 .join()
                 .ok()
                 .flatten()
@@ -306,7 +310,7 @@ impl Ahead {
         }
     }
 
-    /// Has the input begin with a unit that was wrong, and all behind it.
+    /// Gives the bytes of a wrong unit, and of all units behind it, back to the input.
     fn give_back<R: Read>(&mut self, unit: Unit, input: &mut Input<R>) -> io::Result<()> {
         self.is_over = true;
         let (mut bytes, permit) = (unit.bytes, unit.permit);
@@ -324,30 +328,30 @@ impl Ahead {
 impl Drop for Ahead {
     fn drop(&mut self) {
         for unit in self.units.drain(..) {
-            if let Begun::Helped(thread) = unit {
-                let _ = thread.join(); // what it made is not wanted
+            if let PendingUnit::Helped(thread) = unit {
+                let _ = thread.join(); // its result is not needed any more
             }
         }
     }
 }
 
-/// A unit on its way.
-enum Begun {
+/// A started unit.
+enum PendingUnit {
     Done(Unit),
     Helped(JoinHandle<Option<Unit>>),
 }
 
-impl Begun {
-    /// Has a thread inflate it, or does it here and now.
-    fn new(unit: Unit, processor: Option<Busy>) -> Begun {
-        let Some(processor) = processor else { return Begun::Done(unit.make()) };
-        // It is sent there, since a thread that cannot be would take it along.
+impl PendingUnit {
+    /// Inflates a unit on a thread if there is a processor for one, and otherwise right away.
+    fn start(unit: Unit, processor: Option<Busy>) -> PendingUnit {
+        let Some(processor) = processor else { return PendingUnit::Done(unit.run()) };
+        // The unit is sent to the thread: a failing spawn would drop a unit that the closure owns.
         let (send, receive) = sync_channel(1);
         let work = move || {
             let unit = receive.recv().ok().map(|unit: Unit| {
                 #[cfg(test)]
                 processor.0.meeting.as_ref().inspect(|meeting| meeting.wait());
-                Unit { is_helped: true, ..unit.make() }
+                Unit { is_helped: true, ..unit.run() }
             });
             drop(processor);
             unit
@@ -355,41 +359,43 @@ impl Begun {
         match thread::Builder::new().name("inflate".to_owned()).spawn(work) {
             Ok(thread) => {
                 send.send(unit).expect("the thread waits for it");
-                Begun::Helped(thread)
+                PendingUnit::Helped(thread)
             }
-            Err(_) => Begun::Done(unit.make()),
+            Err(_) => PendingUnit::Done(unit.run()),
         }
     }
 
     fn is_done(&self) -> bool {
         match self {
-            Begun::Done(_) => true,
-            Begun::Helped(thread) => thread.is_finished(),
+            PendingUnit::Done(_) => true,
+            PendingUnit::Helped(thread) => thread.is_finished(),
         }
     }
 }
 
-/// Some parts, one behind the other.
+/// Consecutive parts of a stream that one thread inflates.
 struct Unit {
     compression: Compression,
     bytes: Vec<u8>,
     parts: Vec<Part>,
-    /// What they count as.
+    /// Sum of the parts' lengths by [`Unit::len_of`].
     len: usize,
     plain: Vec<u8>,
     places: Vec<PlaceWithin>,
-    /// Whether all of it was inflated, and nothing is wrong with it.
+    /// Whether all of it was inflated, without an error.
     is_right: bool,
-    /// Whether another thread did that.
+    /// Whether a helper thread inflated it.
     is_helped: bool,
     permit: Permit<'static>,
 }
 
-/// Where the stream can be inflated from: the first such place of all with as many plain bytes before them.
+/// A place from which the stream can be inflated. If several have the same plain offset, only the first is kept.
 struct PlaceWithin {
+    /// Offset in the unit's bytes.
     at: usize,
+    /// Offset in its plain bytes.
     plain: usize,
-    /// Upper bits of the byte before that belong to it; none where a part begins.
+    /// Number of upper bits of the byte before that belong to the block; `None` where a part begins.
     bit_count: Option<u8>,
 }
 
@@ -417,6 +423,7 @@ impl Unit {
         self
     }
 
+    /// The length that a part counts as.
     fn len_of(part: &Part) -> usize {
         part.len.max(part.plain_len_max).max(PART_LEN_MIN)
     }
@@ -435,7 +442,8 @@ impl Unit {
         self.parts.iter().map(|part| part.plain_len_max).sum()
     }
 
-    fn make(mut self) -> Unit {
+    /// Inflates the unit.
+    fn run(mut self) -> Unit {
         self.is_right = match self.compression {
             Compression::None => false,
             Compression::Gzip => self.inflate().unwrap_or(false),
@@ -444,7 +452,7 @@ impl Unit {
         self
     }
 
-    /// Whether it is what it should be.
+    /// Inflates zstd frames. False if one of them does not end where its part does.
     fn decompress(&mut self) -> io::Result<bool> {
         let mut decoder = zstd::stream::raw::Decoder::new()?;
         let mut at = 0;
@@ -471,7 +479,7 @@ impl Unit {
         Ok(true)
     }
 
-    /// The same with gzip.
+    /// Inflates gzip members. False if they have more plain bytes than they state, or do not end with the unit.
     fn inflate(&mut self) -> Result<bool, Damage> {
         let plain_len_max = self.plain_len_max();
         let mut gzip = Gzip::default();
@@ -503,7 +511,7 @@ impl Unit {
         }
     }
 
-    /// Shows the recorder its bytes, and the places in it that are wanted.
+    /// Shows the recorder the unit's bytes and the places that it wants.
     fn show(&self, recording: &mut Recording<'_>) -> io::Result<()> {
         let Recording { recorder: Some(recorder), plain: before } = recording else { return Ok(()) };
         let (mut shown, mut part) = (0, 0);

@@ -1,4 +1,4 @@
-//! The index of a record of spans, and its bytes.
+//! The index of a record of spans, its encoding and its validation.
 
 use std::fs::File;
 use std::io;
@@ -13,23 +13,23 @@ use crate::Compression;
 use crate::store::HOLES_AT;
 
 const MAGIC: &[u8; 8] = b"hoistsp\x02";
-/// The index's length and digest, and the magic number.
+/// Bytes of the trailer: the index's length and digest, and the magic number.
 const TRAILER_LEN: usize = 8 + DIGEST_LEN + MAGIC.len();
 const DIGEST_LEN: usize = 32;
 const HASH_LEN: usize = blake3::OUT_LEN;
 const SPAN_LEN: usize = 8 + 8 + 4 + 2 * HASH_LEN;
 const PIECE_LEN: usize = 3 * 8;
 
-/// More than a layer of the greatest length has.
+/// Most spans: more than a layer of the greatest length has.
 const SPANS_MAX: usize = 1 << 16;
-/// Bytes: spans, pieces, and what stands before them.
+/// Most bytes of an index: its spans and pieces, and the fields before them.
 const INDEX_LEN_MAX: usize = SPANS_MAX * SPAN_LEN + PIECES_MAX * PIECE_LEN + 1024;
-/// Bytes of a window as it is kept: more than zstd makes of 32 KiB.
+/// Most bytes of a compressed window: more than zstd makes of 32 KiB.
 const WINDOW_LEN_MAX: u32 = 33 * 1024;
-/// Plain bytes of a layer.
+/// Most plain bytes of a layer.
 const PLAIN_LEN_MAX: u64 = HOLES_AT;
 
-/// What a record of spans says of a blob.
+/// The index of a record: the spans of one blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spans {
     pub(crate) compression: Compression,
@@ -43,15 +43,15 @@ pub struct Spans {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
-    /// Where it begins in the blob.
+    /// Its first bit in the blob.
     pub(crate) bit: u64,
-    /// Where it begins in the archive.
+    /// Its first byte in the archive.
     pub(crate) plain: u64,
-    /// Bytes of its window as it is kept; 0 if it needs none.
+    /// Bytes of its compressed window; 0 if it needs none.
     pub(crate) window_len: u32,
-    /// Of the window as it is kept.
+    /// Hash of the compressed window.
     pub(crate) window_hash: blake3::Hash,
-    /// Of all bytes of which it has a bit.
+    /// Hash of the blob's bytes that have at least one bit of the span.
     pub(crate) hash: blake3::Hash,
 }
 
@@ -62,16 +62,19 @@ impl Span {
     }
 }
 
-/// Bytes of the archive that stand in the data file once more, as a part of a file with holes.
+/// A data region of a sparse file, which the data file has twice: in the archive, and in the copy with its holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
+    /// Offset of the copy in the data file.
     pub(crate) data: u64,
+    /// Offset in the archive.
     pub(crate) archive: u64,
+    /// Bytes.
     pub(crate) len: u64,
 }
 
 impl Spans {
-    /// Reads the index of a record. `DataLoss` if it is not as it was written.
+    /// Reads and verifies the index of a record. `DataLoss` if it is damaged.
     pub fn read(record: &File) -> Result<Spans> {
         let len = record.metadata().context(|| "look at the record of spans")?.len();
         let begin = len.checked_sub(TRAILER_LEN as u64).ok_or_else(|| damaged("it is too short"))?;
@@ -95,8 +98,8 @@ impl Spans {
             .ok_or_else(|| damaged("its index is longer than one can be"))
     }
 
-    /// Reads an index with its trailer, before which there are `windows_len` bytes of windows. Any bytes may be asked
-    /// about.
+    /// Parses an index with its trailer, before which the record has `windows_len` bytes of windows. The bytes may be
+    /// untrusted. `DataLoss` if they are no valid index.
     pub fn from_bytes(bytes: &[u8], windows_len: u64) -> Result<Spans> {
         let at = bytes.len().checked_sub(TRAILER_LEN).ok_or_else(|| damaged("it is too short"))?;
         let (index, trailer) = bytes.split_at(at);
@@ -130,7 +133,7 @@ impl Spans {
             spans: Vec::new(),
             pieces: Vec::new(),
         };
-        // Counts are believed as far as there are bytes.
+        // Counts are checked against the bytes that are left before memory is allocated for them.
         let count = u32::from_le_bytes(fields.take()?) as usize;
         if count > SPANS_MAX || count > fields.0.len() / SPAN_LEN {
             return Err(damaged("more spans than there can be"));
@@ -155,7 +158,7 @@ impl Spans {
         Ok(index)
     }
 
-    /// Whether the parts are where they can be.
+    /// Checks that spans are ordered and within the blob, and pieces ordered and within the archive.
     fn check(&self, windows_len: u64) -> Result<()> {
         let is_gzip = self.compression == Compression::Gzip;
         let first = self.spans.first().ok_or_else(|| damaged("no spans"))?;
@@ -190,7 +193,7 @@ impl Spans {
         Ok(())
     }
 
-    /// The bytes that follow the windows.
+    /// The bytes of the index and its trailer, which follow the windows in a record.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![match self.compression {
             Compression::None => 0,
@@ -225,12 +228,12 @@ impl Spans {
         bytes
     }
 
-    /// The blob of which the spans are.
+    /// The digest of the blob.
     pub fn blob(&self) -> &Digest {
         &self.blob
     }
 
-    /// The digest of what it unpacks to.
+    /// The digest of the blob's plain bytes.
     pub fn diff_id(&self) -> &Digest {
         &self.diff_id
     }
@@ -239,40 +242,40 @@ impl Spans {
         self.compression
     }
 
-    /// Bytes of what it unpacks to.
+    /// The number of the blob's plain bytes.
     pub fn plain_len(&self) -> u64 {
         self.plain_len
     }
 
-    /// How many spans there are: at least one.
+    /// The number of spans: at least one.
     pub fn count(&self) -> usize {
         self.spans.len()
     }
 
-    /// The bytes of the blob that a span is made of. Two spans may share one.
+    /// The byte range of a span in the blob. Two adjacent spans may share a byte.
     pub fn range(&self, span: usize) -> Range<u64> {
         let end = self.spans.get(span + 1).map_or(self.blob_len, |next| next.bit.div_ceil(8));
         self.spans[span].bit / 8..end
     }
 
-    /// The plain bytes that it unpacks to.
+    /// The range of the plain bytes that a span unpacks to.
     pub fn plain_range(&self, span: usize) -> Range<u64> {
         let end = self.spans.get(span + 1).map_or(self.plain_len, |next| next.plain);
         self.spans[span].plain..end
     }
 
-    /// The span in which a plain byte is.
+    /// The span that has a plain byte.
     pub fn span_of(&self, plain: u64) -> usize {
         self.spans.partition_point(|span| span.plain <= plain) - 1
     }
 
-    /// Where a window stands in the record.
+    /// The offset of a span's window in the record.
     pub(super) fn window_at(&self, span: usize) -> u64 {
         self.spans[..span].iter().map(|span| u64::from(span.window_len)).sum()
     }
 }
 
-/// A record that the disk does not give is damaged; of another failure nothing is known.
+/// The error of a failed read: `DataLoss` if the disk cannot read the record (EIO), else that of the failure.
 pub(super) fn unreadable(error: io::Error) -> Error {
     match error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
         true => damaged(&format!("it cannot be read: {error}")),
@@ -284,7 +287,7 @@ pub(super) fn damaged(why: &str) -> Error {
     Error::data_loss(format!("the record of a layer's spans: {why}"))
 }
 
-/// The hash of a sha256.
+/// The 32 bytes of a sha256 digest.
 fn raw(digest: &Digest) -> [u8; DIGEST_LEN] {
     let mut bytes = [0; DIGEST_LEN];
     let hex = digest.hex().as_bytes();
@@ -295,7 +298,7 @@ fn raw(digest: &Digest) -> [u8; DIGEST_LEN] {
     bytes
 }
 
-/// What is left of an index.
+/// The bytes of an index that are still to be parsed.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

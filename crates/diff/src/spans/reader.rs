@@ -1,4 +1,4 @@
-//! Plain bytes from a record of spans and as few bytes of the blob as they need.
+//! Reads plain bytes of a layer with its record of spans, from as few bytes of the blob as possible.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -12,14 +12,14 @@ use super::index::{damaged, unreadable};
 use super::{Piece, Spans};
 use crate::{Compression, Decoder};
 
-/// Bytes that are given to an inflater at a time, and plain ones that are copied.
+/// Compressed bytes inflated, and plain bytes copied, at a time.
 const PIECE_LEN: usize = 128 * 1024;
 
 impl Spans {
-    /// Reads bytes of the layer's data file, as the image of its metadata names them: of the archive, or of files with
-    /// holes. `record` is the file of the record, `fetch` gives ranges of the blob.
+    /// Reads bytes of the layer's data file, by the offsets that its metadata image has: bytes of the archive, or of
+    /// sparse files. `record` is the file of the record; `fetch` returns a byte range of the blob.
     ///
-    /// `DataLoss` if bytes that were fetched are not those of the blob, or the record is damaged.
+    /// `DataLoss` if fetched bytes are not those of the blob, or the record is damaged. Errors of `fetch` are returned.
     pub fn read_at(
         &self,
         record: &File,
@@ -52,8 +52,10 @@ impl Spans {
         Ok(())
     }
 
-    /// Unpacks a span from its bytes of the blob, [`Spans::range`]. All of them are compared with its hash before the
-    /// first plain byte is written.
+    /// Unpacks a span from its bytes of the blob, those of [`Spans::range`], and writes its plain bytes. All bytes are
+    /// verified against the span's hash before the first plain byte is written.
+    ///
+    /// `DataLoss` if they do not match, or the record is damaged.
     pub fn unpack(&self, record: &File, span: usize, bytes: &[u8], to: &mut impl Write) -> Result<()> {
         let (range, plain) = (self.range(span), self.plain_range(span));
         if bytes.len() as u64 != range.end - range.start || blake3::hash(bytes) != self.spans[span].hash {
@@ -79,7 +81,7 @@ impl Spans {
         Ok(())
     }
 
-    /// Checks that all windows are there and right.
+    /// Verifies all windows of the record. `DataLoss` if one is damaged.
     pub fn check_windows(&self, record: &File) -> Result<()> {
         (0..self.count()).try_for_each(|span| self.window(record, span).map(drop))
     }
@@ -92,14 +94,14 @@ impl Spans {
         let mut packed = vec![0; len];
         record.read_exact_at(&mut packed, self.window_at(span)).map_err(unreadable)?;
         if blake3::hash(&packed) != self.spans[span].window_hash {
-            return Err(damaged(&format!("the window of span {span} is another")));
+            return Err(damaged(&format!("the window of span {span} does not match its hash")));
         }
         zstd::bulk::decompress(&packed, WINDOW_LEN)
             .map(Some)
-            .map_err(|_| damaged(&format!("the window of span {span} is none")))
+            .map_err(|_| damaged(&format!("the window of span {span} cannot be decompressed")))
     }
 
-    /// Bytes of the data file as bytes of the archive, and holes.
+    /// Maps a range of the data file to ranges of the archive, and holes.
     fn parts(&self, at: u64, len: u64) -> Vec<Part> {
         let end = at.saturating_add(len);
         if at < crate::ARCHIVE_LEN_MAX {
@@ -129,14 +131,18 @@ impl Spans {
     }
 }
 
-/// A part of what was asked for: bytes of the archive, or a hole.
+/// A part of a requested range: bytes of the archive, or a hole.
 struct Part {
+    /// Offset in the request.
     place: usize,
+    /// Offset in the archive; `None` for a hole.
     archive: Option<u64>,
+    /// Bytes.
     len: usize,
 }
 
-/// All bytes, of which the last may belong to the next span too: it begins behind so many plain bytes, between two blocks.
+/// Inflates a span. It ends at the block boundary behind `wanted` plain bytes, or with the stream; the bits behind this
+/// boundary belong to the next span.
 fn inflate(mut gzip: Gzip, bytes: &[u8], wanted: u64, to: &mut impl Write) -> io::Result<()> {
     let (mut at, mut left) = (0, wanted);
     loop {
@@ -154,7 +160,7 @@ fn inflate(mut gzip: Gzip, bytes: &[u8], wanted: u64, to: &mut impl Write) -> io
     }
 }
 
-/// Frames that are whole.
+/// Decompresses a span of whole zstd frames.
 fn decompress(bytes: &[u8], to: &mut impl Write) -> io::Result<()> {
     let mut plain = Decoder::new(bytes)?;
     let mut buffer = vec![0; PIECE_LEN];
@@ -166,7 +172,7 @@ fn decompress(bytes: &[u8], to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// Takes so many bytes and no more.
+/// Passes on up to `left` bytes; a write beyond them makes no progress.
 struct Limited<'a, W> {
     to: &'a mut W,
     left: u64,
@@ -185,7 +191,7 @@ impl<W: Write> Write for Limited<'_, W> {
     }
 }
 
-/// Keeps some bytes of what is written.
+/// Keeps the part of the written bytes that fits into `to`, behind `skip` bytes.
 struct Cut<'a> {
     skip: u64,
     to: &'a mut [u8],

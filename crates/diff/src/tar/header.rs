@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use super::BLOCK;
 
-/// Where the sum of the other bytes is.
+/// The position of the checksum field.
 const CHECKSUM: Range<usize> = 148..156;
 
-/// Octal digits that are always a number of 64 bits. No field has so many.
+/// Most octal digits that always fit in an `i64`. No field has so many.
 const OCTAL_LEN_MAX: usize = 20;
 
-/// Offset and length of data in a file with holes.
+/// Offset and length of each data region in a sparse file.
 pub(super) type Regions = Vec<(u64, u64)>;
 
 pub(super) struct Header<'a>(pub(super) &'a [u8; BLOCK]);
@@ -27,8 +27,8 @@ impl<'a> Header<'a> {
 
     pub(super) fn name(&self) -> Vec<u8> {
         let name = text(&self.0[..100]);
-        // GNU uses the prefix's place for other things, star what is behind its first bytes, and before POSIX it had no
-        // meaning.
+        // The prefix field is POSIX's. GNU headers, with another magic number, use its bytes for other fields; star's,
+        // with `tar` at the end, have a shorter one.
         let prefix = match (&self.0[257..263], &self.0[508..]) {
             (b"ustar\0", b"tar\0") => text(&self.0[345..476]),
             (b"ustar\0", _) => text(&self.0[345..500]),
@@ -60,7 +60,7 @@ impl<'a> Header<'a> {
         number(&self.0[124..136], "size")
     }
 
-    /// Seconds, which GNU allows to be negative.
+    /// Seconds since 1970, negative in some GNU archives.
     pub(super) fn mtime(&self) -> io::Result<i64> {
         signed(&self.0[136..148], "mtime")
     }
@@ -69,18 +69,19 @@ impl<'a> Header<'a> {
         Ok((number(&self.0[329..337], "device major")?, number(&self.0[337..345], "device minor")?))
     }
 
-    /// Offsets and sizes of the data in an old GNU sparse file, whether more follow, and the real size.
+    /// Of an old GNU sparse file: its first data regions, whether a block with more follows, and the file's size.
     pub(super) fn old_sparse(&self) -> io::Result<(Regions, bool, u64)> {
         let mut regions = Vec::new();
         sparse_regions(&self.0[386..386 + 4 * 24], &mut regions)?;
         Ok((regions, self.0[482] == 1, number(&self.0[483..495], "sparse size")?))
     }
 
-    /// The sum of all bytes, with the checksum's own taken as blanks. Old programs summed signed bytes.
+    /// Verifies the checksum: the sum of all bytes, those of the checksum field taken as blanks. POSIX sums unsigned
+    /// bytes; some old programs summed signed ones.
     pub(super) fn check(&self) -> io::Result<()> {
         let stored = number(&self.0[CHECKSUM], "checksum")?;
         let blanks = u32::from(b' ') * 8;
-        // All bytes without a look at where each is, which the processor adds up many at a time.
+        // Summing the whole block first, without a branch for each byte, lets the compiler vectorize the loop.
         let sum = |bytes: &[u8]| bytes.iter().map(|byte| u32::from(*byte)).sum::<u32>();
         if stored == u64::from(sum(&self.0[..]) - sum(&self.0[CHECKSUM]) + blanks) {
             return Ok(());
@@ -88,7 +89,7 @@ impl<'a> Header<'a> {
         self.check_signed(stored)
     }
 
-    /// The same where it may only be right for signed bytes.
+    /// Verifies the checksum as a sum of signed bytes.
     fn check_signed(&self, stored: u64) -> io::Result<()> {
         let blanks = i64::from(b' ') * 8;
         let sum = |bytes: &[u8]| bytes.iter().map(|byte| i64::from(byte.cast_signed())).sum::<i64>();
@@ -99,7 +100,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Regions of 12-byte offset and size, up to the first empty one.
+/// Adds the regions of an old GNU map, a 12-byte offset and size each, up to the first empty one.
 pub(super) fn sparse_regions(bytes: &[u8], regions: &mut Vec<(u64, u64)>) -> io::Result<()> {
     for region in bytes.chunks_exact(24) {
         if region[0] == 0 {
@@ -131,8 +132,8 @@ fn signed(bytes: &[u8], what: &str) -> io::Result<i64> {
         }
         return i64::try_from(value).map_err(|_| wrong());
     }
-    // Some writers put zero bytes before the digits too, which Go passes over. A size must be read as others read it:
-    // whatever follows is found by it.
+    // Some writers pad with zero bytes before the digits too, which Go skips. Sizes must be read as other readers read
+    // them, since they decide where the next header is.
     let mut digits = bytes;
     while let [0 | b' ', rest @ ..] | [rest @ .., 0 | b' '] = digits {
         digits = rest;
@@ -141,7 +142,7 @@ fn signed(bytes: &[u8], what: &str) -> io::Result<i64> {
     if digits.len() > OCTAL_LEN_MAX || !digits.iter().all(|digit| matches!(digit, b'0'..=b'7')) {
         return Err(wrong());
     }
-    // No digits are 0.
+    // An empty field is 0.
     Ok(digits.iter().fold(0, |value, digit| value * 8 + i64::from(digit - b'0')))
 }
 

@@ -7,7 +7,7 @@ use super::header::{Regions, bad};
 
 const ATTRIBUTE: &str = "SCHILY.xattr.";
 
-/// What is said of an entry: the last value of each key.
+/// The records of an entry: the last value of each key.
 #[derive(Default)]
 pub(super) struct Records(BTreeMap<String, Vec<u8>>);
 
@@ -24,7 +24,7 @@ impl Records {
             .ok_or_else(|| bad(&format!("PAX {key} is not a number")))
     }
 
-    /// `SECONDS[.FRACTION]`, possibly negative, to seconds and nanoseconds counting forward.
+    /// Parses `SECONDS[.FRACTION]`, possibly negative, into seconds and nanoseconds that count forward.
     pub(super) fn time(&self, key: &str) -> io::Result<Option<(i64, u32)>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let wrong = || bad(&format!("PAX {key} is not a time"));
@@ -42,8 +42,8 @@ impl Records {
         Ok(Some((seconds, nanos)))
     }
 
-    /// Of a file with holes, whether its map stands before its data, and not in the records. None of a file without, or
-    /// of a version that is not known.
+    /// Whether the map of a sparse file is before its data (form 1.0) rather than in the records. `None` if the file is
+    /// not sparse, or of an unknown form.
     pub(super) fn sparse_map_is_ahead(&self) -> Option<bool> {
         match (self.get("GNU.sparse.major"), self.get("GNU.sparse.minor")) {
             (Some(b"0"), Some(b"0" | b"1")) => Some(false),
@@ -54,7 +54,7 @@ impl Records {
         }
     }
 
-    /// The map of a file with holes that stands in the records.
+    /// The map of a sparse file of form 0.0 or 0.1, from the records.
     pub(super) fn sparse_map(&self) -> io::Result<Regions> {
         let map = self.get("GNU.sparse.map").unwrap_or_default();
         let text = std::str::from_utf8(map).map_err(|_| bad("a sparse map is no text"))?;
@@ -67,8 +67,8 @@ impl Records {
         Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 
-    /// Extended attributes, as star and GNU tar write them, and as libarchive does (name in URL coding, value in
-    /// base 64; where both are there they are the same).
+    /// Extended attributes as star and GNU tar write them (`SCHILY.xattr.`). libarchive writes the same attributes
+    /// under `LIBARCHIVE.xattr.` as well, which can be ignored.
     pub(super) fn attributes(&self) -> io::Result<BTreeMap<String, Vec<u8>>> {
         let mut found = BTreeMap::new();
         for (key, value) in self.0.range(ATTRIBUTE.to_owned()..) {
@@ -82,10 +82,9 @@ impl Records {
     }
 }
 
-/// Adds the records of a block to those that are there. An empty value takes a key away; but extended
-/// attributes may well be empty.
+/// Adds the records of a PAX block to `values`. An empty value removes a key, but an extended attribute may be empty.
 pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Result<()> {
-    // The offsets and lengths of sparse form 0.0 come as two keys again and again, in turn.
+    // Sparse form 0.0 repeats two keys in turn: the offset and the length of each region.
     let mut regions: Vec<&[u8]> = Vec::new();
     while !bytes.is_empty() {
         let blank = bytes.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
@@ -102,9 +101,9 @@ pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Resu
         if key.is_empty() {
             return Err(malformed());
         }
-        // Keys are UTF-8, but GNU tar writes names of attributes as they are: such a key is none that is known here.
+        // Keys are UTF-8, except that GNU tar writes the names of attributes unencoded. Such an attribute is ignored.
         let Ok(key) = std::str::from_utf8(key) else { continue };
-        // Attributes may hold any bytes; names that end at a zero byte would be seen differently by others.
+        // Attributes may hold any bytes. Names with a zero byte would end there for other readers.
         if value.contains(&0) && (key == "path" || key == "linkpath") {
             return Err(bad("a PAX name contains a zero byte"));
         }
@@ -120,7 +119,7 @@ pub(super) fn parse(mut bytes: &[u8], Records(values): &mut Records) -> io::Resu
             values.insert(key.to_owned(), value.to_vec());
         }
     }
-    // Before a map of the other forms, wherever that stands: as Go's package reads, so that all see the same file.
+    // A map of form 0.0 overrides one of form 0.1, in any order, as in Go, so that all readers see the same file.
     if !regions.is_empty() {
         values.insert("GNU.sparse.map".to_owned(), regions.join(&b','));
     }

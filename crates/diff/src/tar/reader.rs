@@ -1,4 +1,4 @@
-//! Reading entry by entry. Nothing is held but the entry at hand.
+//! Reads an archive entry by entry, and holds only the current entry in memory.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
@@ -7,22 +7,23 @@ use super::BLOCK;
 use super::header::{Header, bad, sparse_regions};
 use super::pax::{self, Records};
 
-/// Bytes before an entry, in all: long names and links, and PAX blocks, with their own headers.
+/// Most bytes of extensions before an entry: GNU long names and links, and PAX blocks, with their own headers.
 const EXTENSIONS_LEN_MAX: u64 = 1 << 20;
 
-/// Bytes of a file.
+/// Most bytes of a file.
 const SIZE_MAX: u64 = i64::MAX as u64;
 
-/// Regions of a sparse file.
+/// Most data regions of a sparse file.
 const SPARSE_REGIONS_MAX: usize = 1 << 16;
 
-/// What an entry makes.
+/// The type of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
     File,
     Directory,
+    /// A symbolic link, with its target.
     Symlink(Vec<u8>),
-    /// The same file as another name of the archive or of a lower layer.
+    /// Another link to the file that the archive or a lower layer has at this path.
     HardLink(Vec<u8>),
     CharacterDevice {
         major: u64,
@@ -38,7 +39,7 @@ pub enum Kind {
 /// One entry, without its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// As written: may be absolute, contain `..`, or be anything else.
+    /// As in the archive: it may be absolute, contain `..`, or be any other bytes but zeros.
     pub path: Vec<u8>,
     pub kind: Kind,
     pub mode: u32,
@@ -48,13 +49,14 @@ pub struct Entry {
     pub mtime: (i64, u32),
     /// Bytes of the file, holes included.
     pub size: u64,
+    /// Extended attributes (xattr(7)).
     pub attributes: BTreeMap<String, Vec<u8>>,
-    /// Where data is, for a sparse file; everything else is holes.
+    /// Offset and length of each data region of a sparse file; the rest is holes.
     pub sparse: Option<Vec<(u64, u64)>>,
 }
 
 impl Entry {
-    /// An entry of root's, as old as 1970, without permissions and data.
+    /// An entry owned by root, of mode 0, with the time 0 and without data.
     pub fn new(path: impl Into<Vec<u8>>, kind: Kind) -> Entry {
         Entry {
             path: path.into(),
@@ -70,13 +72,14 @@ impl Entry {
     }
 }
 
-/// An archive being read. Data that nobody wants is passed over where it is, without a copy.
+/// An archive being read. Data that the caller does not read is skipped without a copy.
 pub struct Reader<R> {
     source: R,
-    /// Bytes read so far, for messages.
+    /// Bytes read so far.
     offset: u64,
-    /// Data of the entry at hand that was not read, and the padding behind it.
+    /// Unread bytes of the current entry's data.
     unread: u64,
+    /// Bytes of padding behind this data.
     padding: u64,
     finished: bool,
 }
@@ -86,19 +89,21 @@ impl<R: BufRead> Reader<R> {
         Reader { source, offset: 0, unread: 0, padding: 0, finished: false }
     }
 
-    /// The next entry; none at the end. Data of the last one that was not read is passed over.
+    /// The next entry; `None` at the end. Unread data of the current entry is skipped.
+    ///
+    /// `InvalidData` if the archive is malformed or exceeds a limit, `UnexpectedEof` if it is cut off.
     pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let at = self.offset;
         self.read_entry()
             .map_err(|error| io::Error::new(error.kind(), format!("entry at byte {at}: {error}")))
     }
 
-    /// How many bytes were read: where the data of the entry at hand begins, before any of it is.
+    /// Bytes read so far. Right after [`Reader::next_entry`], this is where the data of the entry begins.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Reads data of the entry at hand.
+    /// Reads data of the current entry; 0 bytes at its end.
     pub fn read_data(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = usize::try_from(self.unread).unwrap_or(usize::MAX).min(buffer.len());
         if len == 0 {
@@ -113,7 +118,7 @@ impl<R: BufRead> Reader<R> {
         Ok(read)
     }
 
-    /// Reads the whole data of the entry at hand, of up to `len_max` bytes.
+    /// Reads all data of the current entry. `InvalidData` if it is longer than `len_max` bytes.
     pub fn read_all(&mut self, len_max: u64) -> io::Result<Vec<u8>> {
         if self.unread > len_max {
             return Err(bad(&format!("{} bytes are more than the {len_max} allowed here", self.unread)));
@@ -126,10 +131,10 @@ impl<R: BufRead> Reader<R> {
         Ok(data)
     }
 
-    /// Reads to the very end of the source, which may be behind the archive's own.
+    /// Reads to the end of the source, which may have bytes behind the end of the archive.
     pub fn drain(&mut self) -> io::Result<()> {
-        self.skip()?;
-        while self.pass(u64::MAX)? > 0 {}
+        self.skip_rest()?;
+        while self.skip(u64::MAX)? > 0 {}
         Ok(())
     }
 
@@ -138,7 +143,7 @@ impl<R: BufRead> Reader<R> {
         let (mut long_name, mut long_link) = (None, None);
         let mut room = EXTENSIONS_LEN_MAX;
         loop {
-            self.skip()?;
+            self.skip_rest()?;
             let Some(block) = self.block()? else { return Ok(None) };
             let header = Header(&block);
             if header.is_end() {
@@ -153,15 +158,13 @@ impl<R: BufRead> Reader<R> {
             }
             header.check()?;
             match header.typeflag() {
-                // Only the last of them counts. In this, and where names are given twice, POSIX says less than it takes
-                // for all to see the same files: the measure are the programs that images are made and tried with,
-                // those in Go.
+                // Only the last PAX header before an entry counts. POSIX does not define this, nor which of two names
+                // of an entry wins. Here the reader does as Go's archive/tar, with which images are built and tested.
                 b'x' => {
                     records = Records::default();
                     pax::parse(&self.extension(&header, &mut room)?, &mut records)?;
                 }
-                // What is said of the whole archive counts for nothing, against POSIX, and neither does what was said
-                // before it of the next entry.
+                // Global headers are ignored, against POSIX, and void the extensions before them, as in Go.
                 b'g' => {
                     pax::parse(&self.extension(&header, &mut room)?, &mut Records::default())?;
                     records = Records::default();
@@ -186,15 +189,15 @@ impl<R: BufRead> Reader<R> {
         if stored > SIZE_MAX {
             return Err(bad(&format!("size {stored} is too large")));
         }
-        let said = |name: Option<Vec<u8>>| name.filter(|name| !name.is_empty());
-        // Records of a map say nothing of an entry that has its map in its header.
+        let non_empty = |name: Option<Vec<u8>>| name.filter(|name| !name.is_empty());
+        // For an old GNU sparse file, whose map is in its header, the sparse records do not count.
         let map_is_ahead = match header.typeflag() {
             b'S' => None,
             _ => records.sparse_map_is_ahead(),
         };
-        let path = map_is_ahead.and_then(|_| take("GNU.sparse.name")).or(said(long_name));
+        let path = map_is_ahead.and_then(|_| take("GNU.sparse.name")).or(non_empty(long_name));
         let path = path.or_else(|| take("path")).unwrap_or_else(|| header.name());
-        let link = said(long_link).or_else(|| take("linkpath")).unwrap_or_else(|| header.link_name());
+        let link = non_empty(long_link).or_else(|| take("linkpath")).unwrap_or_else(|| header.link_name());
         if path.contains(&0) || link.contains(&0) {
             return Err(bad("a name contains a zero byte"));
         }
@@ -206,7 +209,7 @@ impl<R: BufRead> Reader<R> {
             ))
         };
         let kind = match header.typeflag() {
-            // As directories were written before they had a type.
+            // Before POSIX, a directory was a file whose name ends in a slash.
             0 if path.last() == Some(&b'/') => Kind::Directory,
             b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink(link),
@@ -223,10 +226,10 @@ impl<R: BufRead> Reader<R> {
                 )));
             }
         };
-        // The others have no data, whatever size they are given, so that the next header follows: as Go's package reads.
+        // Other types have no data, whatever their size field says: the next header follows, as in Go.
         let has_data = kind == Kind::File;
         if !has_data && map_is_ahead.is_some() {
-            return Err(bad("what has no data has a sparse map"));
+            return Err(bad("an entry that is no file has a sparse map"));
         }
         let stored_here = if has_data { stored } else { 0 };
         let id = |key: &str, own: u64| -> io::Result<u32> {
@@ -252,7 +255,7 @@ impl<R: BufRead> Reader<R> {
         Ok(entry)
     }
 
-    /// The four ways in which GNU tar writes files with holes.
+    /// Reads the map of a sparse file, in any of GNU tar's four forms (old GNU, 0.0, 0.1 and 1.0).
     fn read_sparse(&mut self, header: &Header<'_>, records: &Records, entry: &mut Entry) -> io::Result<()> {
         let (regions, real_size) = if header.typeflag() == b'S' {
             let (mut regions, mut more, real_size) = header.old_sparse()?;
@@ -275,7 +278,7 @@ impl<R: BufRead> Reader<R> {
         check_regions(&regions)?;
         let end = regions.iter().map(|(at, len)| at + len).max().unwrap_or(0);
         let ordered = regions.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
-        // A sum that fits, as none of them lie over each other.
+        // The sum cannot overflow: `||` evaluates it only for ordered regions, which do not overlap.
         let data = || regions.iter().map(|(_, len)| len).sum::<u64>();
         if !ordered || end > real_size || data() != self.unread {
             return Err(bad("a sparse map does not fit its file"));
@@ -285,7 +288,7 @@ impl<R: BufRead> Reader<R> {
         Ok(())
     }
 
-    /// Form 1.0: the map stands before the data, as decimal lines, padded to a block.
+    /// Reads a map of form 1.0: decimal lines before the data, padded to a block.
     fn read_sparse_map(&mut self) -> io::Result<Vec<(u64, u64)>> {
         let no_numbers = || bad("a sparse map is no list of numbers");
         let mut bytes = Vec::new();
@@ -319,7 +322,7 @@ impl<R: BufRead> Reader<R> {
                     Some(_) => numbers.push(number),
                 }
             }
-            // No number has so many digits.
+            // A block without a line end: no number has so many digits.
             if bytes.len() >= BLOCK && !bytes.contains(&b'\n') {
                 return Err(no_numbers());
             }
@@ -335,7 +338,7 @@ impl<R: BufRead> Reader<R> {
         Ok(name)
     }
 
-    /// What stands before an entry, for which there is so much room.
+    /// Reads the data of an extension header, and takes its bytes from `room`.
     fn extension(&mut self, header: &Header<'_>, room: &mut u64) -> io::Result<Vec<u8>> {
         let size = header.size()?;
         let taken = size.saturating_add(BLOCK as u64);
@@ -347,35 +350,36 @@ impl<R: BufRead> Reader<R> {
         self.read_all(size)
     }
 
-    fn skip(&mut self) -> io::Result<()> {
+    /// Skips the unread data of the current entry and its padding.
+    fn skip_rest(&mut self) -> io::Result<()> {
         while self.unread > 0 {
-            match self.pass(self.unread)? {
+            match self.skip(self.unread)? {
                 0 => return Err(cut_off()),
-                passed => self.unread -= passed,
+                skipped => self.unread -= skipped,
             }
         }
         while self.padding > 0 {
-            match self.pass(self.padding)? {
+            match self.skip(self.padding)? {
                 // Some writers leave out the padding of the last entry along with the final blocks.
                 0 => {
                     self.finished = true;
                     self.padding = 0;
                 }
-                passed => self.padding -= passed,
+                skipped => self.padding -= skipped,
             }
         }
         Ok(())
     }
 
-    /// Passes over some bytes, up to `len`, and says how many; none at the source's end.
-    fn pass(&mut self, len: u64) -> io::Result<u64> {
+    /// Skips between 1 and `len` bytes and returns how many; 0 at the end of the source.
+    fn skip(&mut self, len: u64) -> io::Result<u64> {
         loop {
             match self.source.fill_buf() {
                 Ok(bytes) => {
-                    let passed = usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len());
-                    self.source.consume(passed);
-                    self.offset += passed as u64;
-                    return Ok(passed as u64);
+                    let skipped = usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len());
+                    self.source.consume(skipped);
+                    self.offset += skipped as u64;
+                    return Ok(skipped as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -387,7 +391,7 @@ impl<R: BufRead> Reader<R> {
         if self.finished { Ok(None) } else { self.raw_block() }
     }
 
-    /// None where the source ends between entries, as some writers leave out the final blocks.
+    /// The next block; `None` at the end of the source, since some writers leave out the final blocks.
     fn raw_block(&mut self) -> io::Result<Option<[u8; BLOCK]>> {
         let mut block = [0; BLOCK];
         match stdx::fill(&mut self.source, &mut block)? {

@@ -1,38 +1,40 @@
-//! Writing: plain ustar, and a PAX record where ustar has no room. The same input gives the same bytes.
+//! Writes ustar archives, with PAX records for values that ustar cannot hold. The same input gives the same bytes.
 
 use std::io::{self, Read, Write};
 
 use super::{BLOCK, Entry, Kind};
 
-/// The largest size and time that ustar has room for: eleven octal digits.
+/// The largest size and time of a ustar header: eleven octal digits.
 const ELEVEN_DIGITS_MAX: u64 = 0o777_7777_7777;
-/// The largest owner and device number: seven.
+/// The largest owner and device number of a ustar header: seven octal digits.
 const SEVEN_DIGITS_MAX: u64 = 0o777_7777;
-/// Bytes of a name or a link's target in a header.
+/// Most bytes of a name or a link's target in a header.
 const NAME_LEN_MAX: usize = 100;
 
-/// An archive being written. Without an [`Entry`] of the caller's, owners are root and times are given, so
-/// that archives can be reproduced.
+/// An archive being written. Entries that the caller does not describe by an [`Entry`] are owned by root and have the
+/// time that [`Writer::new`] got, so that archives are reproducible.
 pub struct Writer<W: Write> {
     to: W,
     mtime: i64,
 }
 
 impl<W: Write> Writer<W> {
+    /// A writer whose plain entries have this time, in seconds since 1970.
     pub fn new(to: W, mtime_seconds: u64) -> Writer<W> {
         Writer { to, mtime: i64::try_from(mtime_seconds).unwrap_or(i64::MAX) }
     }
 
+    /// Writes a directory of mode 0755.
     pub fn directory(&mut self, path: &str) -> io::Result<()> {
         self.entry(&self.plain(path, Kind::Directory, 0o755, 0), &mut io::empty())
     }
 
-    /// A file from bytes.
+    /// Writes a file with this data.
     pub fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> io::Result<()> {
         self.stream(path, mode, data.len() as u64, &mut &data[..])
     }
 
-    /// A file of a size that is known, from a reader that gives just that much.
+    /// Writes a file with the first `size` bytes of a reader. `UnexpectedEof` if it ends before.
     pub fn stream(&mut self, path: &str, mode: u32, size: u64, data: &mut dyn Read) -> io::Result<()> {
         self.entry(&self.plain(path, Kind::File, mode, size), data)
     }
@@ -41,10 +43,10 @@ impl<W: Write> Writer<W> {
         Entry { mode, size, mtime: (self.mtime, 0), ..Entry::new(path, kind) }
     }
 
-    /// An entry as it says itself. Files are written without holes, whatever `sparse` says; of `data` as
-    /// many bytes are taken as the entry has.
+    /// Writes an entry, with the first `size` bytes of `data` if it is a file. Its holes are filled: `sparse` is
+    /// ignored.
     ///
-    /// `UnexpectedEof` if `data` ends before.
+    /// `UnexpectedEof` if `data` is shorter, `InvalidInput` if a device number is too large for tar.
     pub fn entry(&mut self, entry: &Entry, data: &mut dyn Read) -> io::Result<()> {
         self.header(entry)?;
         if entry.kind != Kind::File {
@@ -60,7 +62,7 @@ impl<W: Write> Writer<W> {
         self.pad(entry.size)
     }
 
-    /// Ends the archive and returns what it was written to.
+    /// Ends the archive and returns the underlying writer.
     pub fn finish(mut self) -> io::Result<W> {
         self.to.write_all(&[0; 2 * BLOCK])?;
         self.to.flush()?;
@@ -92,7 +94,8 @@ impl<W: Write> Writer<W> {
     }
 }
 
-/// What stands in a header. Numbers without room are zero there, and names are cut off.
+/// The fields of a header. In its block, numbers that do not fit are zero and names are cut off: records have them
+/// whole.
 #[derive(Default)]
 struct Header {
     path: Vec<u8>,
@@ -138,8 +141,8 @@ impl Header {
         })
     }
 
-    /// The PAX records for what has no room in the block (POSIX.1-2001), and for extended attributes, as
-    /// star and GNU tar write them.
+    /// The PAX records (POSIX.1-2001) for values that do not fit in the block, and for extended attributes as star and
+    /// GNU tar write them.
     fn records(&self, entry: &Entry) -> Vec<u8> {
         let mut records = Vec::new();
         let mut add = |key: &str, value: &[u8]| records.extend(record(key, value));
@@ -190,7 +193,7 @@ impl Header {
     }
 }
 
-/// A record's length counts its own digits.
+/// A PAX record. Its length counts its own digits.
 fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut len = rest + rest.to_string().len();
@@ -200,7 +203,7 @@ fn record(key: &str, value: &[u8]) -> Vec<u8> {
     [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
-/// Seconds and nanoseconds, which count forward, as a decimal number.
+/// The time as a decimal number; nanoseconds count forward, also from negative seconds.
 fn time((seconds, nanos): (i64, u32)) -> String {
     if nanos == 0 {
         return seconds.to_string();
@@ -220,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
+    fn the_reader_reads_what_the_writer_wrote() {
         let long = "a/".repeat(80) + "file";
         let mut writer = Writer::new(Vec::new(), 7);
         writer.directory("dir").unwrap();
@@ -235,7 +238,7 @@ mod tests {
         assert!(reader.next_entry().unwrap().is_none());
     }
 
-    /// Reads back an entry without data.
+    /// Writes an entry without data, and reads it back.
     fn check(entry: Entry) {
         let mut writer = Writer::new(Vec::new(), 0);
         writer.entry(&entry, &mut io::empty()).unwrap();
@@ -248,7 +251,7 @@ mod tests {
         for size in [ELEVEN_DIGITS_MAX, ELEVEN_DIGITS_MAX + 1, 1 << 40] {
             let entry = Entry { size, ..Entry::new("large", Kind::File) };
             let mut writer = Writer::new(Vec::new(), 0);
-            // Its data is missed only after all is said of it.
+            // The missing data is an error only after the header was written.
             let missed = writer.entry(&entry, &mut io::empty()).unwrap_err();
             assert_eq!(missed.kind(), io::ErrorKind::UnexpectedEof);
             assert_eq!(Reader::new(&writer.to[..]).next_entry().unwrap(), Some(entry));
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_in_a_header_is_in_records() {
+    fn values_that_do_not_fit_in_a_header_are_in_pax_records() {
         let entry = || Entry { mode: 0o4755, ..Entry::new("x", Kind::Fifo) };
         check(entry());
         check(Entry { uid: 0o777_7777, gid: 0o1000_0000, ..entry() });

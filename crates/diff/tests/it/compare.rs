@@ -508,7 +508,7 @@ fn places_to_mount_on_are_passed_over_while_they_are_empty() {
         write(dir.path().join(name), text);
     }
     let places = ["proc", "data/full", "hosts", "written", "absent"].map(PathBuf::from);
-    let trees = Trees::new(None, open(dir.path())).without_places(places.into());
+    let trees = Trees::new(None, open(dir.path())).without_mount_points(places.into());
     assert_eq!(names(&layer_of(&trees).unwrap()), ["written", "data/", "data/full/", "data/full/file"]);
 }
 

@@ -303,7 +303,7 @@ fn what_stands_before_an_entry_is_read_as_go_reads_it() {
     assert_eq!(fs::read(dir.path().join("root/own")).unwrap(), b"data");
     // And wrong for one without data.
     let (_dir, applied) = attack(&[version(b"1"), entry("own", b'2', "to", b"")]);
-    assert!(applied.unwrap_err().chain().contains("what has no data has a sparse map"));
+    assert!(applied.unwrap_err().chain().contains("an entry that is no file has a sparse map"));
 }
 
 /// A file may have its map twice over, once as one record and once as many.
@@ -590,7 +590,8 @@ fn whiteouts_reach_into_directories_that_the_layer_has_as_well() {
     }
 }
 
-/// The kernel allows users' attributes on files and directories only; an image that has them elsewhere is unpacked without.
+/// The kernel allows users' attributes on files and directories only; an image that has them elsewhere is unpacked
+/// without.
 #[test]
 fn users_attributes_of_what_is_no_file_are_left_out() {
     for typeflag in *b"2346" {

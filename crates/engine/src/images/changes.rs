@@ -31,7 +31,7 @@ impl Engine {
         let (parent, upper) = self.tree_of(&container)?;
         let what = |error: Error| error.context(format!("compare container {text} with its image"));
         self.with_view(parent.as_deref(), |lower| {
-            let trees = Trees::open(lower, &upper)?.without_places(places(&container));
+            let trees = Trees::open(lower, &upper)?.without_mount_points(places(&container));
             let mut above = Above(Vec::new());
             trees.changes(|change| {
                 // As in Docker, the directories above a change count as changed.

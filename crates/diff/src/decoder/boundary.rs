@@ -1,4 +1,4 @@
-//! Where the next frame of a zstd stream or the next member of a gzip file ends, found without inflating it.
+//! Finds the end of the next frame of a zstd stream, or the next member of a gzip file, without inflating it.
 //!
 //! ```text
 //! zstd  header ─▶ header of a block ─▶ … of the last ─▶ checksum         RFC 8878, section 3.1.1
@@ -6,60 +6,60 @@
 //!       header without              ─▶ the next header that is like it   RFC 1952, section 2.2
 //! ```
 //!
-//! An end that was found here is no more than likely. It counts once what is before it was inflated and ended there.
+//! The result is a guess: it counts once the part before it was inflated and ended there.
 
 use crate::Compression;
 
-/// Bytes of a part, compressed and plain, of which the end is looked for.
+/// Most plain and compressed bytes of a part. The ends of longer parts are not searched for.
 pub(super) const PLAIN_LEN_MAX: usize = 4 << 20;
 pub(super) const LEN_MAX: usize = PLAIN_LEN_MAX + (64 << 10);
-/// How far the header of another gzip member is looked for, in bytes.
+/// Most bytes that are searched for the header of the next gzip member.
 const SEARCH_LEN: usize = 1 << 20;
 
-/// Bytes of what a zstd frame begins with, at most.
+/// Most bytes of a zstd frame header.
 pub(super) const HEADER_LEN_MAX: usize = 18;
-/// History that a decoder accepts, in bytes.
+/// Longest window that a decoder accepts, in bytes.
 const WINDOW_LEN_MAX: u64 = 1 << 27;
-/// Plain bytes of a zstd block.
+/// Most plain bytes of a zstd block.
 const BLOCK_LEN_MAX: u64 = 128 << 10;
 
-/// Bytes of a gzip member that has nothing in it, and of its header.
+/// Bytes of an empty gzip member, and of its header.
 const MEMBER_LEN_MIN: usize = 18;
 const MEMBER_HEADER_LEN: usize = 10;
 
-/// A frame or a member.
+/// A zstd frame or a gzip member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Part {
     /// Compressed bytes.
     pub(super) len: usize,
-    /// Plain bytes, at most.
+    /// Most plain bytes.
     pub(super) plain_len_max: usize,
-    /// Bytes of a window, which a decoder has beside what it makes.
+    /// Bytes of a window that the decoder holds beside its output.
     pub(super) window_len: usize,
 }
 
-/// What is known of the next part.
+/// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Part(Part),
-    /// Nothing before there are so many bytes of it.
+    /// The search needs this many bytes of the part to go on.
     More(usize),
-    /// Nothing, or it is too long.
+    /// The end cannot be told without inflating the part, or the part is too long.
     Unknown,
 }
 
-/// A look for the end of one part, while more and more bytes of it come.
+/// The search for the end of one part, which goes on as more of its bytes arrive.
 #[derive(Default)]
-pub(super) struct Border {
-    /// Bytes that need no second look.
+pub(super) struct BoundarySearch {
+    /// Bytes that were searched.
     seen: usize,
-    /// Blocks in them.
+    /// zstd blocks in them.
     blocks: u64,
 }
 
-impl Border {
-    /// `bytes` begins where the part does.
-    pub(super) fn look(&mut self, compression: Compression, bytes: &[u8]) -> Next {
+impl BoundarySearch {
+    /// Searches `bytes`, which begin where the part does.
+    pub(super) fn search(&mut self, compression: Compression, bytes: &[u8]) -> Next {
         match compression {
             Compression::None => Next::Unknown,
             Compression::Gzip => self.member(bytes),
@@ -87,7 +87,7 @@ impl Border {
             if kind == 3 || len > block_len_max {
                 return Next::Unknown;
             }
-            // A byte that is repeated so often, or so many bytes.
+            // An RLE block has one byte, which it repeats `len` times; others have `len` bytes.
             let end = self.seen + 3 + if kind == 1 { 1 } else { len as usize };
             let blocks = self.blocks + 1;
             let plain_len_max = header.content_len.unwrap_or(blocks * block_len_max);
@@ -96,7 +96,8 @@ impl Border {
             }
             if is_last {
                 let end = end + if header.has_checksum { 4 } else { 0 };
-                // One is kept where it is not known that what is made fits beside it, as far as it is filled.
+                // If the header does not state the content's length, the decoder may keep a window, as far as it is
+                // filled, since it cannot know that the output fits into the caller's buffer.
                 let window_len = if header.content_len.is_some() { 0 } else { header.window_len };
                 return part(bytes, end, plain_len_max as usize, window_len.min(plain_len_max) as usize);
             }
@@ -116,7 +117,7 @@ impl Border {
                 return member(bytes, len);
             }
         }
-        // All but the time.
+        // Members of one file have equal headers, but for the time.
         let is_like = |other: &[u8]| other[..4] == header[..4] && other[8..] == header[8..MEMBER_HEADER_LEN];
         let mut at = self.seen.max(MEMBER_LEN_MIN);
         while let Some(ahead) = bytes.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0x1f)) {
@@ -127,7 +128,7 @@ impl Border {
                 None => break,
             }
         }
-        // Up to what may be a header of which not all is there.
+        // The last bytes may be the beginning of a header.
         self.seen = bytes.len().saturating_sub(MEMBER_HEADER_LEN - 1).max(self.seen);
         if bytes.len() < SEARCH_LEN { Next::More(bytes.len() + 1) } else { Next::Unknown }
     }
@@ -141,7 +142,7 @@ fn part(bytes: &[u8], len: usize, plain_len_max: usize, window_len: usize) -> Ne
     }
 }
 
-/// A member of so many bytes, of which the last four say how many plain ones it has.
+/// A gzip member of `len` bytes. Its last four are the length of its plain bytes (ISIZE).
 fn member(bytes: &[u8], len: usize) -> Next {
     if len < MEMBER_LEN_MIN {
         return Next::Unknown;
@@ -155,7 +156,7 @@ fn member(bytes: &[u8], len: usize) -> Next {
     }
 }
 
-/// The length of a member as BGZF has it among the fields of its header.
+/// The length of a BGZF member, from the extra field of its header.
 fn len_by_extra(mut extra: &[u8]) -> Option<usize> {
     while let [first, second, low, high, rest @ ..] = extra {
         let (field, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes([*low, *high])))?;
@@ -167,15 +168,16 @@ fn len_by_extra(mut extra: &[u8]) -> Option<usize> {
     None
 }
 
-/// What a zstd frame says of itself (RFC 8878, section 3.1.1.1).
+/// The header of a zstd frame (RFC 8878, section 3.1.1.1).
 struct FrameHeader {
+    /// Bytes of the header itself.
     len: usize,
     /// Bytes of history.
     window_len: u64,
-    /// Plain bytes.
+    /// Plain bytes, if the header states them.
     content_len: Option<u64>,
     has_checksum: bool,
-    /// Whether it needs nothing that we do not have.
+    /// Whether the frame needs no dictionary, sets no reserved bit and has a window that the decoder accepts.
     is_usual: bool,
 }
 
@@ -212,8 +214,8 @@ impl FrameHeader {
     }
 }
 
-/// Bytes of history that a zstd frame asks for; none if it is one that is skipped. What does not say it is taken for the
-/// most that a decoder accepts.
+/// Window length of a zstd frame, in bytes; 0 for a skippable frame. A header that cannot be read counts as the longest
+/// window that a decoder accepts.
 pub(super) fn window_len(prefix: &[u8]) -> u64 {
     if let [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] = prefix {
         return 0;
