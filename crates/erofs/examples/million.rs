@@ -1,4 +1,5 @@
-//! What a million files take of memory and of a processor: as a tree, as an image, read again, and merged of ten layers.
+//! Measures memory and processor time of a million files: as a tree, as an image, read again, and merged from ten
+//! layers.
 //!
 //!     cargo run --release -p erofs --example million
 
@@ -58,7 +59,7 @@ fn layer(files: std::ops::Range<u64>) -> types::Result<Tree> {
     Ok(tree)
 }
 
-/// Prints by how many bytes the process grew at the most, and what it took of a processor.
+/// Prints the growth of the process's peak memory and the processor time of some work.
 fn measured<T>(what: &str, work: impl FnOnce() -> types::Result<T>) -> types::Result<T> {
     fs::write("/proc/self/clear_refs", "5").expect("proc is mounted");
     let (before, begun) = (memory("VmRSS:"), used());
@@ -75,7 +76,7 @@ fn memory(key: &str) -> u64 {
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") << 10
 }
 
-/// Of this thread, in nanoseconds (Linux, `Documentation/scheduler/sched-stats.rst`).
+/// Processor time of this thread (Linux, `Documentation/scheduler/sched-stats.rst`).
 fn used() -> Duration {
     let used = fs::read_to_string("/proc/thread-self/schedstat").expect("proc is mounted");
     Duration::from_nanos(used.split(' ').next().and_then(|used| used.parse().ok()).expect("a number"))

@@ -1,6 +1,6 @@
-//! Access control lists as attributes (`linux/posix_acl_xattr.h`): a version, then entries of tag,
-//! permissions and id. Checked as Linux does when one is set (`posix_acl_valid`), because nothing checks
-//! them again when they are read from an image.
+//! Access control lists as extended attributes (`linux/posix_acl_xattr.h`): a version, then entries of tag, permissions
+//! and id. They are validated as Linux does on setxattr(2) (`posix_acl_valid`), since it does not when it reads an
+//! image.
 
 const VERSION: u32 = 2;
 const HEADER_LEN: usize = 4;
@@ -24,7 +24,7 @@ struct Entry {
 pub(crate) struct Acl(Vec<Entry>);
 
 impl Acl {
-    /// None if it is not well-formed.
+    /// `None` if the list is invalid.
     pub(crate) fn parse(value: &[u8]) -> Option<Acl> {
         let (version, entries) = value.split_first_chunk::<HEADER_LEN>()?;
         if u32::from_le_bytes(*version) != VERSION || entries.len() % ENTRY_LEN != 0 {
@@ -39,8 +39,8 @@ impl Acl {
         acl.is_valid().then_some(acl)
     }
 
-    /// Nothing in it, or nothing that permissions do not say.
-    pub(crate) fn says_nothing(&self) -> bool {
+    /// Whether the list says nothing beyond the permissions in the mode.
+    pub(crate) fn is_minimal(&self) -> bool {
         self.0.iter().all(|entry| matches!(entry.tag, USER_OBJ | GROUP_OBJ | OTHER))
     }
 
@@ -48,7 +48,7 @@ impl Acl {
         self.0.is_empty()
     }
 
-    /// Makes it agree with permissions, as chmod(2) does.
+    /// Sets the permissions of a mode, as chmod(2) does.
     pub(crate) fn set_mode(&mut self, mode: u16) {
         let has_mask = self.0.iter().any(|entry| entry.tag == MASK);
         for entry in &mut self.0 {
@@ -72,21 +72,22 @@ impl Acl {
         bytes
     }
 
-    /// Owner, named users, group, named groups, mask where somebody is named, others: in this order.
+    /// Whether the entries are owner, named users, group, named groups, mask and others, in this order. A mask is
+    /// required if there are named entries.
     fn is_valid(&self) -> bool {
         let rank =
             |tag| [USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER].iter().position(|known| *known == tag);
         let ranks: Option<Vec<usize>> = self.0.iter().map(|entry| rank(entry.tag)).collect();
         let Some(ranks) = ranks else { return false };
         let count = |tag| self.0.iter().filter(|entry| entry.tag == tag).count();
-        let names_somebody = count(USER) + count(GROUP) > 0;
+        let has_named = count(USER) + count(GROUP) > 0;
         self.0.is_empty()
             || ranks.is_sorted()
                 && self.0.iter().all(|entry| {
                     entry.permissions <= 7 && (!matches!(entry.tag, USER | GROUP) || entry.id != NO_ID)
                 })
                 && [USER_OBJ, GROUP_OBJ, OTHER].into_iter().all(|tag| count(tag) == 1)
-                && (count(MASK) == 1 || count(MASK) == 0 && !names_somebody)
+                && (count(MASK) == 1 || count(MASK) == 0 && !has_named)
     }
 }
 
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_checked_as_the_kernel_does() {
+    fn access_control_lists_are_validated_as_the_kernel_does() {
         let named = [(1, 7, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (16, 7, NO_ID), (32, 5, NO_ID)];
         assert!(Acl::parse(&acl(&named)).is_some());
         assert!(Acl::parse(&acl(&named[..4])).is_none(), "no others");
@@ -117,11 +118,11 @@ mod tests {
         assert!(Acl::parse(&acl(&named)[..20]).is_none(), "cut off");
         assert!(Acl::parse(b"").is_none() && Acl::parse(&[1, 0, 0, 0]).is_none());
         let plain = Acl::parse(&acl(&[named[0], named[2], named[4]])).unwrap();
-        assert!(plain.says_nothing() && !plain.is_empty());
+        assert!(plain.is_minimal() && !plain.is_empty());
     }
 
     #[test]
-    fn the_mode_goes_to_the_mask() {
+    fn chmod_sets_the_mask_of_an_access_control_list() {
         let mut list =
             Acl::parse(&acl(&[(1, 7, NO_ID), (2, 6, 5), (4, 5, NO_ID), (16, 7, NO_ID), (32, 5, NO_ID)]))
                 .unwrap();

@@ -1,15 +1,16 @@
-//! Extended attributes: which an image can hold.
+//! Extended attributes, as far as an image can hold them.
 
 use types::{Error, Result};
 
 use crate::acl::Acl;
 use crate::format::{DIRECTORY, REGULAR, SYMLINK, TYPE_MASK};
 
-/// Bytes of a value. The field has 16 bits, so one byte less than Linux allows elsewhere.
+/// Most bytes of a value. The field has 16 bits, so this is one byte less than the limit of xattr(7).
 const VALUE_LEN_MAX: usize = u16::MAX as usize;
+/// Most bytes of a name without its prefix.
 const NAME_LEN_MAX: usize = u8::MAX as usize;
 
-/// Beginnings of names, and the numbers that stand for them in an image.
+/// Prefixes of names, and their numbers in an image (`EROFS_XATTR_INDEX_…`).
 const PREFIXES: [(&str, u8); 5] = [
     ("system.posix_acl_access", ACL_ACCESS),
     ("system.posix_acl_default", ACL_DEFAULT),
@@ -23,7 +24,7 @@ const ACL_DEFAULT: u8 = 3;
 const TRUSTED: u8 = 4;
 const SECURITY: u8 = 6;
 
-/// How overlayfs is told that a directory hides those below it.
+/// The attribute of an opaque directory, without its value (overlayfs.rst).
 pub(crate) const OPAQUE: (u8, &[u8]) = (TRUSTED, b"overlay.opaque");
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,8 +36,8 @@ pub(crate) struct Attribute {
 }
 
 impl Attribute {
-    /// None if such an attribute would have no effect on a file of this mode: of a kind that no image holds,
-    /// or that Linux does not let a file of this type have.
+    /// `None` if the attribute has no effect on a file of this mode: images do not hold its kind, or Linux does not
+    /// allow it on this type of file. `InvalidArgument` if it is too long, or an invalid access control list.
     pub(crate) fn new(name: &str, value: &[u8], mode: u16) -> Result<Option<Attribute>> {
         let Some((prefix, rest)) = PREFIXES
             .iter()
@@ -57,12 +58,12 @@ impl Attribute {
             USER if kind != REGULAR && kind != DIRECTORY => return Ok(None),
             ACL_ACCESS | ACL_DEFAULT if kind == SYMLINK => return Ok(None),
             ACL_DEFAULT if kind != DIRECTORY => return Ok(None),
-            // Setting nothing as a list takes away the list (acl(5), posix_acl_from_xattr).
+            // Setting an empty list removes it (Linux, `posix_acl_from_xattr`).
             ACL_ACCESS | ACL_DEFAULT if value.is_empty() => return Ok(None),
             ACL_ACCESS | ACL_DEFAULT => {
                 let mut acl = Acl::parse(&value)
                     .ok_or_else(|| Error::invalid_argument(format!("attribute {name} is not well-formed")))?;
-                if acl.is_empty() || prefix == ACL_ACCESS && acl.says_nothing() {
+                if acl.is_empty() || prefix == ACL_ACCESS && acl.is_minimal() {
                     return Ok(None);
                 }
                 if prefix == ACL_ACCESS {
@@ -76,12 +77,12 @@ impl Attribute {
         Ok(Some(Attribute { prefix, name: rest.to_vec(), value }))
     }
 
-    /// Whether it is what a host notes about a file, and no part of the file.
+    /// Whether it is a label that a security module of the host gave the file, and so no part of the layer.
     pub(crate) fn is_label(&self) -> bool {
         self.prefix == SECURITY && self.name != b"capability"
     }
 
-    /// As it is after chmod(2).
+    /// The attribute after a chmod(2) of the file, which changes access control lists.
     pub(crate) fn with_mode(&self, mode: u16) -> Attribute {
         let mut attribute = self.clone();
         if self.prefix == ACL_ACCESS
@@ -94,7 +95,8 @@ impl Attribute {
     }
 }
 
-/// Linux refuses to run a file whose capabilities it does not understand, and to set such ones.
+/// Whether the value is of a version of file capabilities that Linux knows (capabilities(7)). It refuses to set others,
+/// and to execute a file that has them.
 fn are_capabilities(value: &[u8]) -> bool {
     matches!((value.len(), value.get(3)), (20, Some(2)) | (24, Some(3)))
 }

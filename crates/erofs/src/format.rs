@@ -1,15 +1,15 @@
-//! What stands where in an image (Linux, `fs/erofs/erofs_fs.h`). All numbers are little endian.
+//! The layout of an image (Linux, `fs/erofs/erofs_fs.h`). All numbers are little endian.
 //!
 //! ```text
 //!     0  zeros
 //!  1024  superblock, 128 bytes
 //!  1152  device slots, 128 bytes each
-//!        inodes, at multiples of 32: 64 bytes ─ attributes ─ place of the data, or the data itself if short
+//!        inodes, at multiples of 32: 64 bytes ─ attributes ─ position of the data, or the data itself if short
 //!        shared attributes, from a block's beginning
-//!        directories and link targets that are too long to stand with their inode, in blocks
+//!        directories and symlink targets that are too long to be inline with their inode, in blocks
 //! ```
 
-/// Bytes. As in tar, so that every file of an archive begins at a block.
+/// Bytes of a block: those of a tar block, so that every file of an archive begins at a block.
 pub const BLOCK_LEN: u64 = 512;
 pub(crate) const BLOCK_BITS: u8 = 9;
 pub(crate) const BLOCK: usize = 512;
@@ -17,7 +17,7 @@ pub(crate) const BLOCK: usize = 512;
 pub(crate) const SUPERBLOCK_AT: usize = 1024;
 pub(crate) const SUPERBLOCK_LEN: usize = 128;
 pub(crate) const MAGIC: u32 = 0xE0F5_E1E2;
-/// `FEATURE_COMPAT_MTIME`: times of inodes are times of modification.
+/// `FEATURE_COMPAT_MTIME`: times of inodes are modification times.
 pub(crate) const COMPATIBLE: u32 = 0x2;
 /// `FEATURE_INCOMPAT_CHUNKED_FILE`, `FEATURE_INCOMPAT_DEVICE_TABLE`.
 pub(crate) const INCOMPATIBLE: u32 = 0x4 | 0x8;
@@ -25,15 +25,15 @@ pub(crate) const INCOMPATIBLE: u32 = 0x4 | 0x8;
 pub(crate) const DEVICE_SLOT_LEN: usize = 128;
 pub(crate) const DEVICE_SLOTS_AT: usize = SUPERBLOCK_AT + SUPERBLOCK_LEN;
 
-/// Inodes are counted in units of this many bytes from the image's beginning.
+/// Inode numbers count units of this many bytes from the image's beginning.
 pub(crate) const INODE_SLOT_LEN: u64 = 32;
 pub(crate) const INODE_LEN: usize = 64;
-/// The superblock has 16 bits for the number of the root's inode.
+/// Largest number of the root's inode: the superblock has 16 bits for it.
 pub(crate) const ROOT_NUMBER_MAX: u64 = u16::MAX as u64;
 
-/// The long form of an inode.
+/// The extended (64-byte) form of an inode.
 pub(crate) const EXTENDED: u16 = 1;
-/// Layouts of data, as they stand in an inode's format from the second bit on.
+/// Data layouts, in an inode's format field from bit 1 on.
 pub(crate) const FLAT_PLAIN: u16 = 0;
 pub(crate) const FLAT_INLINE: u16 = 2;
 pub(crate) const CHUNK_BASED: u16 = 4;
@@ -45,12 +45,12 @@ pub(crate) const NO_BLOCK: u32 = u32::MAX;
 
 pub(crate) const DIRENT_LEN: usize = 12;
 
-/// Before the attributes of an inode; and before each of them.
+/// Bytes of the headers of an inode's attributes, and of each attribute.
 pub(crate) const ATTRIBUTES_HEADER_LEN: usize = 12;
 pub(crate) const ATTRIBUTE_HEADER_LEN: usize = 4;
 
-/// Bit in a byte of the inode that the kernel leaves alone: no entry of the archive gave the metadata of this
-/// directory. Only [`crate::Tree::read`] reads it.
+/// Marks a directory without an entry in the archive, in a reserved byte of the inode that the kernel ignores. Only
+/// [`crate::Tree::read`] reads it.
 pub(crate) const IMPLIED: u8 = 1;
 pub(crate) const IMPLIED_AT: usize = 48;
 

@@ -1,4 +1,4 @@
-//! Things of which a tree has many that are the same: each is kept once, and known by its number.
+//! Interning: equal values of a tree are kept once, and referred to by a number.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 pub(crate) struct Interned<T> {
     all: Vec<Arc<T>>,
     numbers: HashMap<Arc<T>, u32>,
-    /// What was asked for last: most are as the one before.
+    /// The last result of [`Interned::number`]: consecutive inodes mostly have equal values.
     recent: u32,
 }
 
@@ -18,23 +18,24 @@ impl<T> Default for Interned<T> {
 }
 
 impl<T: Eq + Hash> Interned<T> {
-    /// Panics beyond four billion: the tree counts before.
-    pub(crate) fn number(&mut self, thing: T) -> u32 {
-        if self.all.get(self.recent as usize).is_some_and(|recent| **recent == thing) {
+    /// The number of a value, which is added if it is new. Cannot exceed 32 bits: the tree's memory limit is reached
+    /// first.
+    pub(crate) fn number(&mut self, value: T) -> u32 {
+        if self.all.get(self.recent as usize).is_some_and(|recent| **recent == value) {
             return self.recent;
         }
-        self.recent = match self.numbers.get(&thing) {
+        self.recent = match self.numbers.get(&value) {
             Some(number) => *number,
-            None => self.add(thing),
+            None => self.add(value),
         };
         self.recent
     }
 
-    fn add(&mut self, thing: T) -> u32 {
+    fn add(&mut self, value: T) -> u32 {
         let number = u32::try_from(self.all.len()).expect("fewer than bytes of metadata");
-        let thing = Arc::new(thing);
-        self.all.push(Arc::clone(&thing));
-        self.numbers.insert(thing, number);
+        let value = Arc::new(value);
+        self.all.push(Arc::clone(&value));
+        self.numbers.insert(value, number);
         number
     }
 

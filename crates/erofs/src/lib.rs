@@ -1,5 +1,5 @@
-//! EROFS images that hold only metadata: names, inodes, attributes. The bytes of files stay where they are,
-//! in the archives that the layers came as, which the kernel takes as further devices of the file system.
+//! EROFS images that hold only metadata: names, inodes, attributes. The data of files stays in the layers' tar
+//! archives, which the kernel uses as additional devices of the file system.
 //!
 //! ```text
 //! headers of a tar, in order ─▶ Tree ──write──▶ layer.erofs ─┐
@@ -9,15 +9,14 @@
 //! Tree of the layers below + Tree of a layer ──stack──▶ Tree of both ──write──▶ one image, a device a layer
 //! ```
 //!
-//! Nothing here opens a file: an image is written to a `Write` and read from bytes. `docs/design/erofs.md`
-//! has the format.
+//! The crate does no file I/O of its own: it writes images to a `Write`, and reads them from bytes. The format is in
+//! `docs/design/erofs.md`.
 //!
 //! Invariants
 //! - The same entries give the same bytes.
-//! - A tree is what unpacking the same archive into an empty directory would give: the last of several
-//!   entries of one name wins, parents that are missing are made, links lead to places inside.
-//! - The kernel never parses foreign bytes as metadata: every field is made here, from values that were
-//!   checked.
+//! - A tree equals the result of unpacking its archive into an empty directory: of several entries of one name the last
+//!   wins, missing parents are created, and links are resolved inside the root.
+//! - The kernel never parses untrusted bytes as metadata: this crate writes every field, from validated values.
 #![forbid(unsafe_code)]
 
 mod acl;

@@ -1,12 +1,11 @@
-//! Names, kept small: the bytes of all of a tree's in one place, and what directories list pointing there.
+//! Compact directories: the bytes of all names of a tree are in one buffer, and directories refer to them.
 //!
-//! A layer may have a hundred thousand files, and several layers are read at once; a map with a box for each name
-//! takes three times as much.
+//! A layer may have a hundred thousand files, and several layers are read at a time; a map with a boxed string for each
+//! name takes three times the memory.
 
 use crate::tree::Id;
 
-/// Bytes of all names and link targets of a tree, one after another. What is replaced stays: how much may come
-/// is bounded by the tree.
+/// The bytes of all names and symlink targets of a tree. Replaced ones are not freed, but count for the tree's limit.
 #[derive(Default)]
 pub(crate) struct Text(Vec<u8>);
 
@@ -18,7 +17,8 @@ pub(crate) struct Span {
 }
 
 impl Text {
-    /// Panics beyond 4 GiB, or for more than a path may have: the tree counts before.
+    /// Adds bytes, of which there must be less than 4 GiB in all: the tree's limit is lower. Each is no longer than a
+    /// path.
     pub(crate) fn add(&mut self, bytes: &[u8]) -> Span {
         let at = u32::try_from(self.0.len()).expect("less than a tree may have");
         let len = u16::try_from(bytes.len()).expect("no longer than a path");
@@ -38,18 +38,18 @@ impl Span {
     }
 }
 
-/// Names in one chunk, at most.
+/// Most names in a chunk.
 const CHUNK_MAX: usize = 256;
 
-/// The names in a directory with what they stand for, in the order of their bytes: sorted chunks in order, so
-/// that a name goes anywhere without moving all behind it.
+/// The names in a directory with their inodes, sorted by bytes. They are in sorted chunks, so that inserting a name
+/// moves only those of its chunk.
 #[derive(Default)]
 pub(crate) struct Names {
-    /// None is empty.
+    /// No chunk is empty.
     chunks: Vec<Vec<(Span, Id)>>,
 }
 
-/// Where a name is, or would be.
+/// The position of a name, or the one where it would be inserted.
 enum Place {
     Taken { chunk: usize, at: usize },
     Free { chunk: usize, at: usize },
@@ -63,7 +63,7 @@ impl Names {
         }
     }
 
-    /// Returns what had the name.
+    /// Sets the inode of a name, and returns the one that it had.
     pub(crate) fn insert(&mut self, text: &mut Text, name: &[u8], id: Id) -> Option<Id> {
         let (mut chunk, mut at) = match self.find(text, name) {
             Place::Taken { chunk, at } => {
@@ -114,13 +114,13 @@ impl Names {
     }
 
     fn find(&self, text: &Text, name: &[u8]) -> Place {
-        // Most come in order, from archives and from images alike: behind all that are there.
+        // Archives and images have most names in order, so that a new one is behind all others.
         if let Some(names) = self.chunks.last()
             && names.last().is_some_and(|(last, _)| text.of(*last) < name)
         {
             return Place::Free { chunk: self.chunks.len() - 1, at: names.len() };
         }
-        // The last chunk that begins with this name or one before it.
+        // The last chunk whose first name is not greater.
         let after = self.chunks.partition_point(|names| text.of(names[0].0) <= name);
         let chunk = after.saturating_sub(1);
         let Some(names) = self.chunks.get(chunk) else { return Place::Free { chunk, at: 0 } };
@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// What is done to names, beside a map that does the same.
+    /// Applies the same steps to names and to a map, and compares them.
     fn check(steps: impl IntoIterator<Item = (u16, Option<Id>)>) {
         let (mut text, mut names, mut map) = (Text::default(), Names::default(), BTreeMap::new());
         for (name, id) in steps {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_come_in_order_fill_their_chunks() {
+    fn names_inserted_in_order_fill_their_chunks() {
         let (mut text, mut names) = (Text::default(), Names::default());
         for name in 10_000..10_000 + 10 * CHUNK_MAX {
             names.insert(&mut text, name.to_string().as_bytes(), 0);

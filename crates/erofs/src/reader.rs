@@ -1,6 +1,5 @@
-//! From the bytes of an image back to a tree: of images of ours only, as [`Tree::write`] makes them. What a
-//! disk may have done to one is found where it would lead outside of the image; everything else is the
-//! checksum's business of whoever keeps it.
+//! Reads an image back into a tree. Only images of [`Tree::write`] are supported. Damage is detected where it would
+//! lead outside of the image; the caller must detect all other damage by a checksum.
 
 use types::{Error, Result};
 
@@ -14,26 +13,28 @@ use crate::format::{
 use crate::tree::{Common, Content, Device, Directory, Id, Inode, PATH_LEN_MAX, ROOT, Tree};
 
 impl Tree {
-    /// Reads an image that [`Tree::write`] wrote. `DataLoss` if it cannot be one.
+    /// Reads an image that [`Tree::write`] wrote. `DataLoss` if it is damaged, `ResourceExhausted` if it takes more
+    /// memory than a tree may.
     pub fn read(image: &[u8]) -> Result<Tree> {
         Image { bytes: image }.tree().unwrap_or_else(|found| Err(damaged(found)))
     }
 }
 
-/// Bytes from the beginning of an image that [`Head::read`] wants.
+/// Number of bytes from the beginning of an image that [`Head::read`] needs.
 pub const HEAD_LEN: usize = DEVICE_SLOTS_AT + DEVICE_SLOT_LEN;
 
-/// What the beginning of an image says of all of it.
+/// Figures from the superblock and the device table.
 pub struct Head {
+    /// Number of inodes.
     pub inodes: u64,
     /// Bytes of the image.
     pub len: u64,
-    /// Bytes of its first device: of the archive, where the image is that of one layer.
+    /// Bytes of the first device: of the layer's data file, if the image is that of one layer.
     pub data_len: u64,
 }
 
 impl Head {
-    /// `DataLoss` if it is not the beginning of an image of ours.
+    /// Reads the first [`HEAD_LEN`] bytes of an image. `DataLoss` if they are not those of an image of [`Tree::write`].
     pub fn read(bytes: &[u8]) -> Result<Head> {
         let image = Image { bytes };
         let read = image.superblock().and_then(|superblock| {
@@ -49,12 +50,13 @@ impl Head {
     }
 }
 
+/// Why an image is damaged.
 struct Damaged(&'static str);
 
-/// Of an inode that was not met yet.
+/// In a table of ids: an inode that was not read yet.
 const UNKNOWN: Id = Id::MAX;
 
-fn place_in(known: &mut [Id], number: u64) -> Result<&mut Id, Damaged> {
+fn id_slot(known: &mut [Id], number: u64) -> Result<&mut Id, Damaged> {
     let index = usize::try_from(number).ok();
     index.and_then(|index| known.get_mut(index)).ok_or(Damaged("an inode is outside"))
 }
@@ -68,7 +70,7 @@ struct Image<'a> {
     bytes: &'a [u8],
 }
 
-/// A directory that waits for its names to be read.
+/// A directory whose names are still to be read.
 struct Waiting {
     id: Id,
     number: u64,
@@ -99,9 +101,10 @@ impl<'a> Image<'a> {
             let len = u64::from(Image { bytes: slot }.u32(64)?) * BLOCK as u64;
             tree.devices.push(Device { tag, len });
         }
-        // By slot, of which an inode takes two at least: a map takes several times as much.
+        // The ids of inodes by slot. Though an inode takes at least two slots, a map would take several times the
+        // memory.
         let mut known = vec![UNKNOWN; self.bytes.len() / INODE_SLOT_LEN as usize];
-        *place_in(&mut known, root)? = ROOT;
+        *id_slot(&mut known, root)? = ROOT;
         tree.inodes[ROOT as usize] = match self.inode(&mut tree, root, shared_at)? {
             Ok(inode) if matches!(inode.content, Content::Directory(_)) => inode,
             Ok(_) => return Err(Damaged("the root is no directory")),
@@ -110,15 +113,15 @@ impl<'a> Image<'a> {
         let mut waiting = vec![Waiting { id: ROOT, number: root }];
         while let Some(Waiting { id, number }) = waiting.pop() {
             for (name, number) in self.names(number)? {
-                let place = place_in(&mut known, number)?;
-                let child = match *place {
+                let slot = id_slot(&mut known, number)?;
+                let child = match *slot {
                     UNKNOWN => {
                         let inode = self.inode(&mut tree, number, shared_at)?;
                         let child = match inode.and_then(|inode| tree.push(inode)) {
                             Ok(child) => child,
                             Err(error) => return Ok(Err(error)),
                         };
-                        *place = child;
+                        *slot = child;
                         if tree.is_directory(child) {
                             waiting.push(Waiting { id: child, number });
                         }
@@ -199,7 +202,7 @@ impl<'a> Image<'a> {
         })
     }
 
-    /// Sorted by what they are.
+    /// The attributes of an inode, sorted by value as [`Common`] has them.
     fn attributes(self, tree: &mut Tree, number: u64, shared_at: u64) -> Result<Vec<u32>, Damaged> {
         let len =
             usize::try_from(self.attributes_len(number)?).map_err(|_| Damaged("too many attributes"))?;
@@ -233,7 +236,7 @@ impl<'a> Image<'a> {
         Ok((attribute, len as u64))
     }
 
-    /// The names in a directory, without the dots.
+    /// The names in a directory, without `.` and `..`.
     fn names(self, number: u64) -> Result<Vec<(&'a [u8], u64)>, Damaged> {
         let wrong = Damaged("a directory is not well-formed");
         let mut found = Vec::new();
@@ -269,7 +272,7 @@ impl<'a> Image<'a> {
         Ok(target)
     }
 
-    /// What a directory or link consists of.
+    /// The data of a directory or symlink.
     fn data(self, number: u64) -> Result<&'a [u8], Damaged> {
         let at = number * INODE_SLOT_LEN;
         let own = Image { bytes: self.slice(at, INODE_LEN)? };

@@ -1,5 +1,5 @@
-//! Layers on each other, as overlayfs would show them, worked out once: names that a layer deletes are gone,
-//! directories that it only adds to have both's names.
+//! Merges layers into one tree, as overlayfs would show them: names that an upper layer deletes are gone, and
+//! directories that both layers have show the names of both.
 
 use types::{Error, Result};
 
@@ -8,31 +8,33 @@ use crate::interned::Interned;
 use crate::names::Text;
 use crate::tree::{Common, Content, Directory, Id, Inode, ROOT, Tree};
 
-/// What lies under a stack of layers.
+/// What is below a merged stack of layers when it is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ground {
-    /// Nothing: what a layer deletes is just not there.
+    /// Nothing: whiteouts and opaque directories are dropped from the merged tree.
     Nothing,
-    /// Other layers, in which names that were deleted must stay so.
+    /// Other layers: whiteouts and opaque directories are kept, as they delete names of these.
     Layers,
 }
 
 impl Tree {
-    /// Layers as one tree, the lowest first. The bytes of the first one's files are on the first device.
+    /// Merges layers into one tree, the lowest first. Their devices are numbered in the same order.
+    ///
+    /// `ResourceExhausted` if the result has more devices than an image can, or takes more memory than a tree may.
     pub fn stack(layers: impl IntoIterator<Item = Result<Tree>>, ground: Ground) -> Result<Tree> {
         let mut layers = layers.into_iter();
         let mut stacked = match layers.next().transpose()? {
-            // What is nearly all of most images is not made a second time.
-            Some(lowest) => lowest.on(ground),
+            // The lowest layer, the largest of most images, is taken over without a copy.
+            Some(lowest) => lowest.drop_deletions(ground),
             None => Tree::empty(),
         };
         for layer in layers {
-            stacked.cover(layer?, ground)?;
+            stacked.merge(layer?, ground)?;
         }
         Ok(stacked)
     }
 
-    /// Whether names of what lies below are deleted by it, if something does.
+    /// Whether the tree has whiteouts or opaque directories.
     pub fn deletes(&self) -> bool {
         self.inodes.iter().any(|inode| match &inode.content {
             Content::Directory(directory) => directory.opaque,
@@ -40,8 +42,8 @@ impl Tree {
         })
     }
 
-    /// A layer that lies on a ground. What it deletes of nothing is not there.
-    fn on(mut self, ground: Ground) -> Tree {
+    /// Drops whiteouts and opaque marks if there is nothing below that they could delete.
+    fn drop_deletions(mut self, ground: Ground) -> Tree {
         if ground == Ground::Nothing {
             let is_whiteout: Vec<bool> =
                 self.inodes.iter().map(|inode| matches!(inode.content, Content::Whiteout)).collect();
@@ -55,14 +57,15 @@ impl Tree {
         self
     }
 
-    fn cover(&mut self, upper: Tree, ground: Ground) -> Result<()> {
+    /// Merges an upper layer into this tree.
+    fn merge(&mut self, upper: Tree, ground: Ground) -> Result<()> {
         let devices_before = u16::try_from(self.devices.len())
             .ok()
             .filter(|before| usize::from(*before) + upper.devices.len() < usize::from(u16::MAX))
             .ok_or_else(|| Error::resource_exhausted("a stack of more layers than an image can have"))?;
         let Tree { inodes, text, attributes, commons, devices, .. } = upper;
         self.devices.extend(devices);
-        let mut cover = Cover {
+        let mut merge = Merge {
             lower: self,
             moved: vec![NONE; inodes.len()],
             upper: inodes.into_iter().map(Some).collect(),
@@ -75,12 +78,12 @@ impl Tree {
         };
         let mut left = vec![Pair { below: ROOT, above: ROOT, hidden: None, is_cut_off: false }];
         while let Some(pair) = left.pop() {
-            cover.directory(pair, &mut left)?;
+            merge.directory(pair, &mut left)?;
         }
         Ok(())
     }
 
-    /// Takes all names out of a directory, and returns one without a name that has them.
+    /// Moves all names of a directory into a new directory without a name, and returns that.
     fn set_aside(&mut self, id: Id) -> Result<Id> {
         let Inode { common, mtime, mtime_nanos, .. } = self.inodes[id as usize];
         let Directory { names, implied, opaque } = self.directory_mut(id);
@@ -89,37 +92,40 @@ impl Tree {
     }
 }
 
-/// A directory of the upper layer, and the one that it is laid on.
+/// A directory of the lower tree, and the one of the upper layer that is merged into it.
 struct Pair {
     below: Id,
     above: Id,
-    /// The directory that the layers below have at this path, if the upper layer hides it: directories of the upper
-    /// layer that no entry describes take their metadata from it.
+    /// The lower directory of this path, if the upper layer hides it. Implied directories of the upper layer inherit
+    /// its metadata.
     hidden: Option<Id>,
-    /// A layer between has deleted what the ground has around it.
+    /// Whether a layer between has deleted the ground's directory of this path, or one above it.
     is_cut_off: bool,
 }
 
-/// Of what has no number below yet.
+/// In a table of numbers: the value was not moved yet.
 const NONE: u32 = u32::MAX;
 
-struct Cover<'a> {
+/// The merge of an upper layer into a lower tree.
+struct Merge<'a> {
     lower: &'a mut Tree,
     /// Inodes of the upper layer that have not been moved.
     upper: Vec<Option<Inode>>,
+    /// Text, attributes and [`Common`]s of the upper layer.
     text: &'a Text,
     attributes: Interned<Attribute>,
     commons: Interned<Common>,
-    /// What numbers of what inodes above have in common became below.
+    /// The lower tree's number of each of these [`Common`]s.
     known: Vec<u32>,
-    /// What inodes above became below: files may have several names.
+    /// The lower tree's id of each upper inode: an inode may have several names.
     moved: Vec<Id>,
+    /// Number of devices of the lower tree.
     devices_before: u16,
     ground: Ground,
 }
 
-impl Cover<'_> {
-    /// Lays a directory on another; directories that have to be laid on each other go to `left`.
+impl Merge<'_> {
+    /// Merges a pair of directories; pairs of their subdirectories are added to `left`.
     fn directory(&mut self, pair: Pair, left: &mut Vec<Pair>) -> Result<()> {
         let Pair { below, above, hidden, is_cut_off } = pair;
         let covered = hidden.unwrap_or(below);
@@ -127,7 +133,7 @@ impl Cover<'_> {
             is_cut_off || self.ground == Ground::Layers && self.lower.directory_mut(covered).opaque;
         let mut inode = self.upper[above as usize].take().expect("a directory has one name");
         let Content::Directory(directory) = &mut inode.content else {
-            unreachable!("only directories are laid on each other")
+            unreachable!("only directories are merged")
         };
         let names = std::mem::take(&mut directory.names);
         let (implied, opaque) = (directory.implied, directory.opaque);
@@ -154,9 +160,9 @@ impl Cover<'_> {
                                 Some(covered) => self.inherit_metadata(id, covered),
                                 None => {
                                     let made = self.lower.directory_mut(id);
-                                    // What was there hides what lies below it, and so does what replaces it.
+                                    // The replaced name hid the ground's, and so must the directory.
                                     made.opaque = existing.is_some() && self.ground == Ground::Layers;
-                                    // What the ground has of this name was deleted, and is not how it should look.
+                                    // A directory of the ground that was deleted gives no metadata.
                                     made.implied = !made.opaque && !is_cut_off;
                                 }
                             }
@@ -177,7 +183,7 @@ impl Cover<'_> {
         Ok(())
     }
 
-    /// Metadata of a directory below for one that is made in its place, until an entry says others.
+    /// Gives a new directory the metadata of the lower one that it hides. An entry of the upper layer may override it.
     fn inherit_metadata(&mut self, made: Id, covered: Id) {
         let Inode { common, mtime, mtime_nanos, .. } = self.lower.inodes[covered as usize];
         let implied = self.lower.directory_mut(covered).implied;
@@ -188,7 +194,7 @@ impl Cover<'_> {
         }
     }
 
-    /// Metadata of the upper directory, names of the lower.
+    /// Gives the lower directory the metadata of the upper one; its names stay.
     fn copy_metadata(&mut self, below: Id, from: &Inode) -> Result<()> {
         let common = self.renumber(from.common)?;
         let to = &mut self.lower.inodes[below as usize];
@@ -220,6 +226,7 @@ impl Cover<'_> {
         Ok(id)
     }
 
+    /// The lower tree's number of an upper [`Common`].
     fn renumber(&mut self, above: u32) -> Result<u32> {
         let number = self.known[above as usize];
         if number != NONE {
@@ -251,9 +258,9 @@ mod tests {
         tree
     }
 
-    /// Of directories that a layer deletes, those that others make there look as new ones.
+    /// A directory that a lower layer deletes and an upper one creates again has the metadata of a new one.
     #[test]
-    fn what_was_deleted_between_says_not_how_a_directory_looks() {
+    fn a_directory_deleted_by_a_lower_layer_inherits_no_metadata_of_the_ground() {
         let implied = |deleted: &[&str], ground| {
             let layers = [layer(deleted, "other"), layer(&[], "a/d/file")];
             let stacked = Tree::stack(layers.map(Ok), ground).unwrap();
@@ -267,16 +274,17 @@ mod tests {
         assert_eq!(implied(&["a"], Ground::Nothing), ["", "a", "a/d"]);
     }
 
-    /// The permissions of what is at paths.
+    /// The permissions of the inodes at these paths.
     fn modes(stacked: &Tree, paths: &[&str]) -> Vec<u16> {
         let find =
             |path: &&str| path.split('/').fold(ROOT, |id, name| stacked.child(id, name.as_bytes()).unwrap());
         paths.iter().map(|path| stacked.common(find(path)).mode & 0o7777).collect()
     }
 
-    /// As in a containerd, which looks for a directory in the layers below, whatever the layer at hand deletes.
+    /// containerd too takes the metadata from the lower layers, even if the layer that implies the directory deletes
+    /// it.
     #[test]
-    fn what_a_layer_deletes_itself_says_how_its_directories_look() {
+    fn an_implied_directory_inherits_metadata_that_its_own_layer_deletes() {
         let lower = || {
             let mut tree = layer(&[], "a/file");
             for (path, mode) in [("a", 0o700), ("a/d", 0o710), ("a/d/e", 0o711), ("a/gone", 0o701)] {
@@ -287,7 +295,7 @@ mod tests {
         };
         let mut opaque = layer(&[], "a/d/e/new");
         opaque.make_opaque(b"a").unwrap();
-        // One in the other, and in the place of a file.
+        // Deleted directories in each other, and an opaque directory in the place of a file.
         let mut twice = layer(&["a", "a/d"], "a/d/e/new");
         twice.make_opaque(b"a/file").unwrap();
         for (upper, ground) in [(opaque, Ground::Nothing), (twice, Ground::Layers)] {
@@ -302,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_layer_deletes_itself_of_the_ground_says_how_its_directories_look() {
+    fn an_implied_directory_stays_implied_if_its_own_layer_deletes_it_from_the_ground() {
         let implied = |lower: Tree| {
             let mut upper = layer(&[], "a/d/file");
             upper.make_opaque(b"a").unwrap();

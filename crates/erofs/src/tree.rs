@@ -1,12 +1,12 @@
-//! A tree of files, made entry by entry as an archive lists them.
+//! A tree of files, built from the entries of an archive.
 //!
 //! ```text
 //! directory ─name─▶ inode ◀─name─ directory       a name is a link to an inode; an inode may have many
 //! ```
 //!
-//! What an entry means is what unpacking it would do (`diff::apply`): parents are resolved inside the tree,
-//! through its links; what is in the way of an entry is replaced, with all below it; only directories stay
-//! and take the new metadata.
+//! An entry has the effect of unpacking it (`diff::apply`): its parents are resolved inside the tree, through its
+//! symlinks; an existing name is replaced, with everything below it, except that a directory entry only changes the
+//! metadata of an existing directory.
 
 use std::collections::BTreeMap;
 
@@ -19,30 +19,31 @@ use crate::format::{
 use crate::interned::Interned;
 use crate::names::{Names, Span, Text};
 
-/// Bytes, of a name and of a path (limits.h), and links followed on the way (path_resolution(7)).
+/// Most bytes of a name and of a path (limits.h).
 const NAME_LEN_MAX: usize = 255;
 pub(crate) const PATH_LEN_MAX: usize = 4095;
+/// Most symlinks followed for one path (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
-/// Steps that links may add to the way of one entry for nothing, and those beyond of all entries together: a few links of
-/// the longest kind make a hundred thousand steps an entry.
+/// Steps that symlinks may add to the path of one entry before they count, and the most of counted steps of all
+/// entries. The bound is needed since a few symlinks of the greatest length make a hundred thousand steps for an entry.
 const DETOUR_FROM: usize = 64;
 const DETOURS_LEN_MAX: u64 = 1 << 22;
 
-/// Bytes of memory that one tree takes until its image is written, so that an archive of empty files cannot fill it all.
+/// Most bytes of memory of a tree until its image is written: bounds archives of very many empty files.
 pub(crate) const MEMORY_MAX: u64 = 512 << 20;
-/// What each thing takes of them beside its text, with what lists have in reserve and what the allocator adds: an inode and
-/// its place in the image, a directory of few names, a name in one, and what no inode had before: an attribute, or what it
-/// has in common with others.
+/// Bytes that each item takes beside its text, with the spare capacity of lists and the overhead of the allocator: an
+/// inode with its place in the image, a directory of few names, a name, a distinct attribute, and a distinct
+/// [`Common`].
 const INODE_COST: usize = 72;
 const DIRECTORY_COST: usize = 224;
 const NAME_COST: usize = 24;
 const ATTRIBUTE_COST: usize = 160;
 const COMMON_COST: usize = 144;
 
-/// Where the bytes of a layer's files are.
+/// A device of the image: the data file of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Told to people who look at an image; the digest of the archive in hexadecimal.
+    /// For people who inspect an image: the digest of the archive in hexadecimal. At most 64 bytes are written.
     pub tag: String,
     /// Bytes. The file may be longer.
     pub len: u64,
@@ -51,7 +52,7 @@ pub struct Device {
 /// One entry of an archive.
 #[derive(Clone, Debug)]
 pub struct Entry<'a> {
-    /// May be absolute, contain `..`, or be anything else.
+    /// As in the archive: it may be absolute, contain `..`, or be any other bytes.
     pub path: &'a [u8],
     pub kind: EntryKind<'a>,
     pub metadata: Metadata<'a>,
@@ -60,13 +61,14 @@ pub struct Entry<'a> {
 #[derive(Clone, Debug)]
 pub enum EntryKind<'a> {
     Directory,
-    /// Bytes of the file, and where they begin in the archive: a multiple of [`BLOCK_LEN`].
+    /// The length of the file in bytes, and its offset in the data file: a multiple of [`BLOCK_LEN`].
     File {
         len: u64,
         at: u64,
     },
+    /// A symbolic link, with its target.
     Symlink(&'a [u8]),
-    /// Another name of what is at this path; the metadata is that one's.
+    /// Another link to the inode at this path. The entry's own metadata is ignored.
     HardLink(&'a [u8]),
     CharacterDevice {
         major: u32,
@@ -88,14 +90,16 @@ pub struct Metadata<'a> {
     pub gid: u32,
     /// Seconds and nanoseconds since 1970.
     pub mtime: (i64, u32),
+    /// Extended attributes (xattr(7)).
     pub attributes: &'a BTreeMap<String, Vec<u8>>,
 }
 
+/// The index of an inode in [`Tree::inodes`].
 pub(crate) type Id = u32;
 
 pub(crate) const ROOT: Id = 0;
 
-/// There are as many as a layer has files, so it is small.
+/// A file, directory or other inode. It is small, as a layer may have millions.
 pub(crate) struct Inode {
     /// The number of its [`Common`].
     pub(crate) common: u32,
@@ -105,73 +109,74 @@ pub(crate) struct Inode {
     pub(crate) content: Content,
 }
 
-/// What inodes have in common with others: a layer has few that differ.
+/// Metadata that many inodes have in common: a layer has few different ones, so they are interned.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Common {
     /// Permissions and type.
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    /// Sorted by what they are, not by number.
+    /// Numbers of attributes, sorted by the attributes themselves.
     pub(crate) attributes: Box<[u32]>,
 }
 
 pub(crate) enum Content {
     Directory(Box<Directory>),
-    /// Length in bytes, device and its block.
+    /// Length in bytes, index of the device, and first block on it.
     File {
         len: u64,
         device: u16,
         block: u32,
     },
+    /// The target.
     Symlink(Span),
-    /// Character or block device, by mode.
+    /// The encoded number of a character or block device; the mode says which.
     Device(u32),
     Fifo,
-    /// The name is deleted from the layers below. In an image: a character device 0:0.
+    /// Deletes the name from the layers below. In an image: a character device 0:0 (overlayfs.rst).
     Whiteout,
 }
 
 #[derive(Default)]
 pub(crate) struct Directory {
     pub(crate) names: Names,
-    /// No entry gave its metadata.
+    /// Whether no entry gave its metadata: it was created for a name in it.
     pub(crate) implied: bool,
-    /// It hides the directory of its path in the layers below.
+    /// Whether it hides the directory of its path in the layers below.
     pub(crate) opaque: bool,
 }
 
-/// A file whose bytes are on the first device.
+/// The position of a file's data on the first device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// From the root, without a slash before it.
+    /// The file's path, relative to the root.
     pub path: Vec<u8>,
-    /// Bytes.
+    /// Length of the file in bytes.
     pub len: u64,
-    /// Where they begin.
+    /// Offset of its first byte on the device.
     pub at: u64,
 }
 
-/// The files of a layer, or of several that lie on each other.
+/// The files of a layer, or of several merged ones.
 pub struct Tree {
     pub(crate) inodes: Vec<Inode>,
-    /// Names and targets of links.
+    /// Names, and targets of symlinks.
     pub(crate) text: Text,
     pub(crate) attributes: Interned<Attribute>,
     pub(crate) commons: Interned<Common>,
     pub(crate) devices: Vec<Device>,
-    /// The directory that the last entry was made in: most are made where the one before was.
+    /// The path and id of the last entry's directory, where the next entry mostly is too.
     recent: Option<(Vec<u8>, Id)>,
-    /// Bytes, by what things cost.
+    /// Bytes of memory, by the costs above.
     memory: u64,
-    /// What was gone of the long ways that links lead.
+    /// Counted steps of symlinks so far: see [`DETOURS_LEN_MAX`].
     detour_len: u64,
-    /// What somebody wants kept until the tree goes: the last field, which goes after all others.
+    /// See [`Tree::keep`]. The last field, so that it is dropped after all others.
     _kept: Option<Box<dyn Send + Sync>>,
 }
 
 impl Tree {
-    /// A tree with nothing in it but its root, whose files' bytes will be on `device`.
+    /// A tree with only a root, whose files have their data on `device`.
     pub fn new(device: Device) -> Tree {
         let mut tree = Tree::empty();
         tree.devices.push(device);
@@ -197,22 +202,25 @@ impl Tree {
         }
     }
 
-    /// Says how long the archive was and what it is called, once it has been read to its end.
+    /// Replaces the device, whose digest and length are known only once the archive was read to its end.
     pub fn set_device(&mut self, device: Device) {
         self.devices = vec![device];
     }
 
-    /// Bytes of memory that it takes, at most, until its image is written.
+    /// An upper bound of the bytes of memory that the tree takes until its image is written.
     pub fn memory(&self) -> u64 {
         self.memory
     }
 
-    /// Keeps something until the tree is dropped: what it takes of a memory that others share.
+    /// Keeps a value until the tree is dropped, such as a permit for its memory.
     pub fn keep(&mut self, kept: impl Send + Sync + 'static) {
         self._kept = Some(Box::new(kept));
     }
 
-    /// Makes what an entry of the archive says.
+    /// Adds an entry of the archive.
+    ///
+    /// `InvalidArgument` or `FailedPrecondition` if it cannot be unpacked, `NotFound` if the target of a hard link is
+    /// missing, `ResourceExhausted` if a limit is exceeded.
     pub fn add(&mut self, entry: &Entry<'_>) -> Result<()> {
         let Some((parent, name)) = self.place_of(entry.path)? else {
             let EntryKind::Directory = entry.kind else {
@@ -259,7 +267,7 @@ impl Tree {
         }
     }
 
-    /// Deletes a path of the layers below. What this layer itself has there stays, and hides them.
+    /// Deletes a path of the layers below. A directory that this layer has there itself becomes opaque instead.
     pub fn white_out(&mut self, path: &[u8]) -> Result<()> {
         let mut path = clean(path)?;
         let name = path.pop().ok_or_else(|| Error::invalid_argument("a whiteout of no name"))?;
@@ -275,26 +283,26 @@ impl Tree {
         }
     }
 
-    /// Deletes all that the layers below have in a directory.
+    /// Makes a directory opaque: it hides the names that the layers below have in it.
     pub fn make_opaque(&mut self, path: &[u8]) -> Result<()> {
         let id = self.make_parent(&clean(path)?)?;
         self.directory_mut(id).opaque = true;
         Ok(())
     }
 
-    /// Takes away the names in the root that begin so. What else has names for the same files keeps them.
-    pub fn remove_from_root(&mut self, beginning: &[u8]) {
+    /// Removes the names in the root that have a prefix. Other links to the same inodes stay.
+    pub fn remove_from_root(&mut self, prefix: &[u8]) {
         let Content::Directory(root) = &self.inodes[ROOT as usize].content else { return };
         let names = root.names.iter(&self.text).map(|(name, _)| name);
         let removed: Vec<Vec<u8>> =
-            names.filter(|name| name.starts_with(beginning)).map(<[u8]>::to_vec).collect();
+            names.filter(|name| name.starts_with(prefix)).map(<[u8]>::to_vec).collect();
         for name in removed {
             self.unlink(ROOT, &name);
         }
         self.recent = None;
     }
 
-    /// Files, directories and everything else that has a name.
+    /// The number of inodes that have a name, the root included.
     pub fn inode_count(&self) -> u64 {
         let mut seen = vec![false; self.inodes.len()];
         let mut count = 0;
@@ -311,7 +319,7 @@ impl Tree {
         count
     }
 
-    /// Where the bytes of the layer's files are, by all their names.
+    /// The positions of all files on the first device, one for each of a file's names.
     pub fn files(&self) -> Vec<Placed> {
         let mut found = Vec::new();
         let mut left = vec![(Vec::new(), ROOT)];
@@ -333,14 +341,15 @@ impl Tree {
         found
     }
 
-    /// Directories of which no entry said how they look, those above first. Where the layer lies on others,
-    /// theirs is how they should look.
+    /// Paths of the directories that have no entry, parents first. On top of other layers, they should get the metadata
+    /// that these have.
     ///
-    /// `ResourceExhausted` if their paths and the tree take more memory than a tree may: a few names on each other, and many
-    /// in the lowest, make paths without end.
+    /// `ResourceExhausted` if the tree with these paths takes more memory than a tree may: many directories in a deep
+    /// one have long paths.
     pub fn implied(&self) -> Result<Vec<Vec<u8>>> {
         let (mut found, mut memory) = (Vec::new(), self.memory);
-        // Of the directory at hand; each of those that are left has how much of it is the way to its parent.
+        // The path of the current directory. Each pending one has the length of its parent's path, which this begins
+        // with.
         let mut path = Vec::new();
         let mut left: Vec<(usize, &[u8], Id)> = vec![(0, b"", ROOT)];
         while let Some((way_len, name, id)) = left.pop() {
@@ -362,7 +371,7 @@ impl Tree {
         Ok(found)
     }
 
-    /// Gives metadata to a directory that was implied. One that was not, or is not there, stays as it is.
+    /// Sets the metadata of an implied directory. Does nothing if there is no implied directory of this path.
     pub fn set_implied_metadata(&mut self, path: &[u8], metadata: &Metadata<'_>) -> Result<()> {
         let mut id = ROOT;
         for name in clean(path)? {
@@ -377,7 +386,7 @@ impl Tree {
         }
     }
 
-    /// Makes an inode, in place of what has the name.
+    /// Creates an inode, replacing the one that has the name.
     fn make(
         &mut self,
         parent: Id,
@@ -386,7 +395,7 @@ impl Tree {
         content: Content,
         metadata: &Metadata<'_>,
     ) -> Result<()> {
-        // Links have no permissions of their own; symlink(7).
+        // Symlinks have no permissions of their own (symlink(7)).
         let mode = kind | if kind == SYMLINK { 0o777 } else { metadata.mode & 0o7777 };
         let attributes = self.attributes_of(&[], mode, metadata)?;
         let Metadata { uid, gid, mtime: (mtime, mtime_nanos), .. } = *metadata;
@@ -399,7 +408,7 @@ impl Tree {
         let replaces_whiteout =
             replaced.is_some_and(|id| matches!(self.inodes[id as usize].content, Content::Whiteout));
         let id = self.link_new(parent, name, Inode::implied_directory())?;
-        // Deleted below and made here: nothing of below shows through.
+        // The lower directory stays deleted.
         self.directory_mut(id).opaque = replaces_whiteout;
         Ok(id)
     }
@@ -436,9 +445,9 @@ impl Tree {
         Ok(id)
     }
 
-    /// Gives an inode a name, in place of what has it.
+    /// Gives an inode a name, replacing the inode that has it.
     pub(crate) fn link(&mut self, parent: Id, name: &[u8], id: Id) -> Result<()> {
-        // A name may come from a link's target too.
+        // Checked here, since a name may also come from the target of a symlink.
         if name.len() > NAME_LEN_MAX {
             return Err(Error::invalid_argument(format!("a name of {} bytes is too long", name.len())));
         }
@@ -454,7 +463,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Takes a name away from what has it.
+    /// Removes a name from a directory.
     pub(crate) fn unlink(&mut self, parent: Id, name: &[u8]) {
         if let Content::Directory(directory) = &mut self.inodes[parent as usize].content {
             directory.names.remove(&self.text, name);
@@ -470,12 +479,13 @@ impl Tree {
         Ok(id)
     }
 
+    /// Counts bytes of memory. `ResourceExhausted` beyond [`MEMORY_MAX`].
     pub(crate) fn account(&mut self, len: usize) -> Result<()> {
         self.memory += len as u64;
         check_memory(self.memory)
     }
 
-    /// The number of an attribute that an inode has.
+    /// The number of an attribute, which is interned.
     pub(crate) fn number(&mut self, attribute: Attribute) -> Result<u32> {
         let (text, known) = (attribute.name.len() + attribute.value.len(), self.attributes.len());
         let number = self.attributes.number(attribute);
@@ -485,12 +495,12 @@ impl Tree {
         Ok(number)
     }
 
-    /// What an inode has in common with others.
+    /// The [`Common`] of an inode.
     pub(crate) fn common(&self, id: Id) -> &Common {
         self.commons.find(self.inodes[id as usize].common)
     }
 
-    /// The number of what an inode has in common with others.
+    /// The number of a [`Common`], which is interned.
     pub(crate) fn common_number(&mut self, common: Common) -> Result<u32> {
         let (attributes_len, known) = (size_of_val(&*common.attributes), self.commons.len());
         let number = self.commons.number(common);
@@ -500,8 +510,8 @@ impl Tree {
         Ok(number)
     }
 
-    /// Gives an inode metadata. Attributes that `metadata` does not name go, but not labels, and not those of the
-    /// root, which is there whether a layer describes it or not.
+    /// Sets the metadata of an inode. Attributes that `metadata` does not have are removed, except labels, and except
+    /// those of the root, which exists before its entry.
     fn set_metadata(&mut self, id: Id, metadata: &Metadata<'_>) -> Result<()> {
         let before = self.common(id);
         let mode = before.mode & !0o7777 | metadata.mode & 0o7777;
@@ -555,9 +565,9 @@ impl Tree {
         }
     }
 
-    /// The directory that an entry goes to, made where it is missing, and its name there. None for the root.
+    /// The parent of an entry, created if it is missing, and the entry's name in it. `None` for the root.
     fn place_of<'p>(&mut self, path: &'p [u8]) -> Result<Option<(Id, &'p [u8])>> {
-        // Most are where the one before was.
+        // Most entries are in the same directory as the one before.
         if let Some((recent, id)) = &self.recent
             && let Some(name) = path.strip_prefix(&recent[..]).and_then(|rest| rest.strip_prefix(b"/"))
             && path.len() <= PATH_LEN_MAX
@@ -573,7 +583,7 @@ impl Tree {
         }
     }
 
-    /// The directory at a path, made with those above where they are missing.
+    /// The directory at a path, created with its parents if they are missing.
     fn make_parent(&mut self, path: &[&[u8]]) -> Result<Id> {
         let joined = path.join(&b'/');
         if let Some((recent, id)) = &self.recent
@@ -587,10 +597,11 @@ impl Tree {
         Ok(id)
     }
 
-    /// The directory at a path, through links that stay inside: those that it lies in, the root first, and
-    /// itself, last. None if it is not there and not to be made; `FailedPrecondition` if something else is.
+    /// Resolves a path to a directory, through symlinks that stay inside the root: its ancestors, the root first, and
+    /// the directory itself last. If it does not exist, it is created with `make`, else `None`. With `make`,
+    /// `FailedPrecondition` if a name on the way is no directory.
     fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<Vec<Id>>> {
-        // The directories on the way, and the names that are left, the next one last.
+        // The directories so far, and the names that are left, the next one last.
         let mut way = vec![ROOT];
         let mut left: Vec<Vec<u8>> = path.iter().rev().map(|name| name.to_vec()).collect();
         let (mut symlinks, mut steps) = (0, 0);
@@ -632,7 +643,7 @@ impl Tree {
                         )));
                     }
                 }
-                // Deleted below, and this layer has something in it.
+                // The layer deletes the lower directory, and creates one with names of its own.
                 Content::Whiteout if make => way.push(self.make_directory(here, &name, Some(child))?),
                 _ if make => {
                     let name = String::from_utf8_lossy(&name).into_owned();
@@ -646,7 +657,7 @@ impl Tree {
 }
 
 impl Inode {
-    /// What implied directories have in common in every tree, and what whiteouts do.
+    /// The numbers of the [`Common`]s of implied directories and of whiteouts, the same in every tree.
     const IMPLIED: u32 = 0;
     const WHITEOUT: u32 = 1;
 
@@ -675,7 +686,7 @@ fn check_memory(memory: u64) -> Result<()> {
     Ok(())
 }
 
-/// The names of a path as an entry writes it: `..` ends at the root, and takes away what stands before it.
+/// The names of an entry's path: `..` removes the name before it, and stops at the root.
 fn clean(path: &[u8]) -> Result<Vec<&[u8]>> {
     if path.len() > PATH_LEN_MAX {
         return Err(Error::invalid_argument(format!("a path of {} bytes is too long", path.len())));
@@ -706,7 +717,7 @@ mod tests {
 
     use super::*;
 
-    /// Directories in each other, and many next to each other in the lowest.
+    /// A chain of `depth` directories, the last of which has `width` subdirectories.
     fn hostile(depth: usize, width: usize) -> Tree {
         let mut tree = Tree::empty();
         let mut lowest = ROOT;
@@ -739,16 +750,16 @@ mod tests {
         assert_eq!(tree.implied().unwrap_err().kind(), ErrorKind::ResourceExhausted);
     }
 
-    /// A thousand directories that are a megabyte of names down would be a gigabyte, each with its path.
+    /// A thousand directories below a megabyte of names would need a gigabyte for their paths.
     #[test]
-    fn directories_that_are_passed_take_no_paths() {
+    fn directories_that_are_not_implied_need_no_memory_for_paths() {
         let mut tree = hostile(4000, 1000);
         for inode in &mut tree.inodes {
             if let Content::Directory(directory) = &mut inode.content {
                 directory.implied = false;
             }
         }
-        // The most that this program ever had, in KiB (proc(5)).
+        // Peak memory of this program in KiB (proc(5)).
         let most = || {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
             let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -760,7 +771,7 @@ mod tests {
         assert!(grown < 200 << 10, "{grown} KiB");
     }
 
-    /// A tree is in memory as a whole, and what it takes is nearly all this and names.
+    /// Inodes and names are nearly all of a tree's memory.
     #[test]
     fn an_inode_is_small() {
         assert!(size_of::<Inode>() <= 32, "{}", size_of::<Inode>());

@@ -1,5 +1,5 @@
-//! From a tree to the bytes of an image: places are given first, so that everything can point at everything,
-//! and bytes are written from front to back after that.
+//! Writes a tree as an image, in two passes: the first assigns positions, so that parts can refer to each other, and
+//! the second writes the bytes from front to back.
 
 use std::io::{self, Write};
 
@@ -15,20 +15,23 @@ use crate::format::{
 use crate::names::Text;
 use crate::tree::{Content, Directory, Id, MEMORY_MAX, ROOT, Tree};
 
-/// Bytes. Names and link targets up to this stand with their inode; they must lie within one block.
+/// Most bytes of a directory or symlink target that is inline with its inode. Inline data must be within one block.
 const INLINE_LEN_MAX: usize = 384;
-/// The count of an inode's shared attributes is a byte.
+/// Most shared attributes of an inode: their count is a byte.
 const SHARED_MAX: usize = u8::MAX as usize;
-/// Units of four bytes that an inode's attributes may take.
+/// Most units of four bytes that an inode's attributes may take.
 const ATTRIBUTES_UNITS_MAX: usize = u16::MAX as usize;
-/// Bytes of an image. Whoever stacks layers reads it whole. What a tree may have in memory is shorter on the disk, but for
-/// attributes: above 255 of an inode they are written for each, and are counted once in memory.
+/// Most bytes of an image, which is read into memory as a whole to merge layers. A tree within its memory limit is
+/// smaller on the disk, except for attributes: beyond 255 of an inode they are written for each inode, but count once
+/// in memory.
 pub const IMAGE_LEN_MAX: u64 = MEMORY_MAX + MEMORY_MAX / 2;
 
 const BLOCK_LEN: u64 = BLOCK as u64;
 
 impl Tree {
-    /// Writes the image and returns its length. The same tree gives the same bytes.
+    /// Writes the image and returns its length in bytes. The same tree gives the same bytes.
+    ///
+    /// `ResourceExhausted` if it would be longer than [`IMAGE_LEN_MAX`], or exceed a limit of the format.
     pub fn write(&self, to: &mut impl Write) -> Result<u64> {
         let plan = Plan::of(self)?;
         let mut image = Image { to, at: 0 };
@@ -39,17 +42,17 @@ impl Tree {
     }
 }
 
-/// Where everything comes to stand.
+/// The positions of all parts of an image. Offsets and lengths are in bytes.
 struct Plan {
-    /// Inodes as they stand in the image. Those of a directory stand together.
+    /// Inodes in the order of the image, in which those of a directory are together.
     order: Vec<Id>,
     /// By inode.
     places: Vec<Place>,
-    /// Of the inodes that have one, in their order.
+    /// Extents of the inodes that have one, in the order of inodes.
     extents: Vec<Extent>,
-    /// By attribute: where it stands among the shared ones, in bytes; none if its inode keeps it.
+    /// By attribute: its offset among the shared ones; `None` if it is not shared.
     shared: Vec<Option<u64>>,
-    /// How overlayfs is told that a directory hides those below.
+    /// The attribute of opaque directories.
     opaque: Attribute,
     shared_at: u64,
     shared_len: u64,
@@ -57,17 +60,17 @@ struct Plan {
     len: u64,
 }
 
-/// There is one for each file of a layer, so it has nothing that files have not.
+/// The number of an inode in the image, and its link count. Kept small, as a layer may have millions.
 #[derive(Clone, Default)]
 struct Place {
-    /// In slots; 0 for an inode that has no name any more.
+    /// Position in slots; 0 for an inode without a name.
     number: u32,
     links: u32,
 }
 
-/// The names in a directory, or the target of a link.
+/// The data of a directory or a symlink.
 struct Extent {
-    /// The directory that it is in; of a link, one of them.
+    /// The directory that has the inode's name; of a symlink with several, one of them.
     parent: Id,
     /// Bytes.
     len: u32,
@@ -77,7 +80,7 @@ struct Extent {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Data {
     Inline,
-    /// The first of its blocks, counted from where the data begins.
+    /// The first block, counted from [`Plan::data_at`].
     Blocks(u32),
 }
 
@@ -118,7 +121,7 @@ impl Plan {
                 }
                 place.links += 1;
                 if matches!(content, Content::Directory(_)) {
-                    // Its own entry for itself, and the one for its parent.
+                    // The links `.` in the directory, and `..` to its parent.
                     place.links += 1;
                     self.places[id as usize].links += 1;
                 }
@@ -126,13 +129,13 @@ impl Plan {
         }
     }
 
-    /// Attributes of several inodes stand in one place for all of them.
+    /// Assigns offsets to attributes that several inodes have, which are written once.
     fn share(&mut self, tree: &Tree) {
         let mut users = vec![0_u32; tree.attributes.len()];
         for number in self.order.iter().flat_map(|id| &tree.common(*id).attributes) {
             users[*number as usize] += 1;
         }
-        // In the order in which inodes name them, which does not depend on how the tree came to be.
+        // In the order of the inodes that have them, which does not depend on the history of the tree.
         for number in self.order.iter().flat_map(|id| &tree.common(*id).attributes) {
             let shared = &mut self.shared[*number as usize];
             if users[*number as usize] > 1 && shared.is_none() {
@@ -142,6 +145,7 @@ impl Plan {
         }
     }
 
+    /// Assigns positions to inodes and their data.
     fn place(&mut self, tree: &Tree) -> Result<()> {
         let mut at = (DEVICE_SLOTS_AT + tree.devices.len() * DEVICE_SLOT_LEN) as u64;
         let (mut blocks, mut extents) = (0, 0..);
@@ -202,7 +206,7 @@ impl Plan {
         u64::from(self.places[id as usize].number)
     }
 
-    /// The inodes as they stand in the image, each with its extent.
+    /// The inodes in the order of the image, each with its extent.
     fn inodes<'a>(&'a self, tree: &'a Tree) -> impl Iterator<Item = (Id, Option<&'a Extent>)> {
         let mut extents = self.extents.iter();
         self.order.iter().map(move |id| {
@@ -211,7 +215,7 @@ impl Plan {
         })
     }
 
-    /// The attributes that an inode keeps, and the places of those that it shares.
+    /// The attributes that are written with an inode, and the positions of its shared ones, in units of four bytes.
     fn split<'a>(&'a self, tree: &'a Tree, id: Id) -> (Vec<&'a Attribute>, Vec<u32>) {
         let (mut own, mut shared) = (Vec::new(), Vec::new());
         for number in &tree.common(id).attributes {
@@ -229,7 +233,7 @@ impl Plan {
     }
 }
 
-/// What is written, and how far.
+/// The writer of an image, which knows its position.
 struct Image<'a, W> {
     to: &'a mut W,
     at: u64,
@@ -421,7 +425,7 @@ fn too_large() -> Error {
     Error::resource_exhausted("the metadata is larger than an image can be")
 }
 
-/// Numbers that were checked to have 32 bits.
+/// Narrows a number that [`Plan`] has checked to fit.
 fn low(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
@@ -430,7 +434,7 @@ fn attribute_len(attribute: &Attribute) -> usize {
     (ATTRIBUTE_HEADER_LEN + attribute.name.len() + attribute.value.len()).next_multiple_of(4)
 }
 
-/// Of an inode's own attributes, and of the places of those that it shares.
+/// Bytes of an inode's own attributes and of the positions of its shared ones, as [`Plan::split`] returns them.
 fn attributes_len((own, shared): &(Vec<&Attribute>, Vec<u32>)) -> usize {
     if own.is_empty() && shared.is_empty() {
         return 0;
@@ -444,14 +448,14 @@ fn has_extent(content: &Content) -> bool {
 }
 
 impl Extent {
-    /// Of what is in a directory, before it has its place.
+    /// The extent of an inode in this directory, without a position.
     fn of_child(parent: Id) -> Extent {
         Extent { parent, len: 0, data: Data::Inline }
     }
 }
 
-/// All names in a directory, itself and its parent among them, in the order of their bytes: names such as "-" stand
-/// before the dots, and ".-" between them.
+/// All names in a directory, with `.` and `..`, sorted by bytes: names such as "-" come before the dots, and ".-"
+/// between them.
 fn listed<'a>(
     directory: &'a Directory,
     text: &'a Text,
@@ -467,6 +471,7 @@ fn listed<'a>(
     })
 }
 
+/// Bytes of a directory's entries, packed into blocks.
 fn packed_len(directory: &Directory, text: &Text) -> u64 {
     let (mut full, mut used) = (0, 0);
     for (name, _) in listed(directory, text, ROOT, ROOT) {
@@ -479,7 +484,7 @@ fn packed_len(directory: &Directory, text: &Text) -> u64 {
     full * BLOCK_LEN + used as u64
 }
 
-/// The entries of a directory, as many at a time as a block takes.
+/// Splits the entries of a directory into those of each block.
 struct Blocks<'a, 'b> {
     left: &'a [(&'b [u8], Id)],
 }
