@@ -1,12 +1,12 @@
-//! Files before records: what was written is on disk before it is recorded.
+//! Files before records: the files of a snapshot are on disk before the record that refers to them.
 //!
 //! ```text
-//! open ─▶ files are written, by anybody ─▶ wait ─▶ records
+//! open ─▶ files are written, by any process ─▶ wait ─▶ records
 //! ```
 //!
-//! The kernel tells of a write that the disk refused once to each descriptor that was open by then, and of one that nobody was
-//! told of to the first that is opened later. Whoever opens his only when he waits may come second, and hears of nothing
-//! (Linux, `lib/errseq.c`). So a barrier is opened before the first file is written.
+//! The kernel reports a failed writeback once to each descriptor that was open at the time, or, if none has seen it, to
+//! the first one opened later. A descriptor that is opened only for syncfs(2) may be the second, and misses the error
+//! (Linux, `lib/errseq.c`). So a barrier must be opened before the first file is written.
 
 use std::fmt;
 use std::fs::File;
@@ -14,14 +14,14 @@ use std::path::Path;
 
 use types::{Context, Result};
 
-/// One for all files of a file system. By default one that has nothing to wait for.
+/// Waits until files are on disk. The default has nothing to wait for.
 #[derive(Default)]
 pub struct Barrier(Option<Wait>);
 
 type Wait = Box<dyn Fn() -> Result<()> + Send + Sync>;
 
 impl Barrier {
-    /// For the file system of a directory.
+    /// A barrier for all files of a directory's file system.
     pub fn open(directory: &Path) -> Result<Barrier> {
         let directory = File::open(directory)
             .context(|| format!("open {}, to have it on disk later", directory.display()))?;
@@ -32,13 +32,13 @@ impl Barrier {
         }))
     }
 
-    /// One that is waited for so.
+    /// A barrier whose [`Barrier::wait`] calls this function.
     pub fn by(wait: impl Fn() -> Result<()> + Send + Sync + 'static) -> Barrier {
         Barrier(Some(Box::new(wait)))
     }
 
-    /// Returns when all that was written before is on disk. An error if any of what was written since it was opened is
-    /// lost.
+    /// Returns when all that was written before the call is on disk. An error if a write since the barrier was opened
+    /// was lost.
     pub fn wait(&self) -> Result<()> {
         self.0.as_ref().map_or(Ok(()), |wait| wait())
     }

@@ -1,30 +1,29 @@
-//! Layers that are kept as they came: an archive, and an image of metadata that the kernel mounts with the
-//! archive as its device (`docs/design/erofs.md`).
+//! Layers that are kept as archives: a tar file, and an image of metadata that the kernel mounts with the archive as
+//! its device (`docs/design/erofs.md`).
 //!
 //! ```text
 //! ROOT/ID/
-//! ├── data.tar      the layer, plain                        written once, by whoever unpacks it
-//! ├── layer.erofs   what is where in it                     ditto; packed, as layer.erofs.zst, if others show it
-//! ├── layer.spans   how to make parts of it from its blob   ditto, unless the configuration says no
+//! ├── data.tar      the plain archive                       written once, when the layer is unpacked
+//! ├── layer.erofs   its metadata image                      ditto; packed, as layer.erofs.zst, if merged with others
+//! ├── layer.spans   the record of its blob's spans          ditto, unless the configuration says no
 //! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost or changed
-//! ├── stack.ahead   what is going to be that                made before the snapshots of a chain are committed
-//! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
+//! ├── stack.ahead   the same, before it is valid            made before the snapshots of a chain are committed
+//! └── lower         mount point of one of the images        until the snapshot is removed, or a reboot
 //! ```
 //!
-//! A layer may rot. What shows without reading it all (a file that is gone or cut off) is looked for in what is
-//! used of it, whenever it is used; whoever reads it all puts right files in the place of wrong ones. What was mounted of
-//! the wrong ones is detached, which leaves running containers what they see.
+//! The disk may corrupt a layer. Each use of its files checks for damage that shows without reading them (a missing or
+//! truncated file); a verification reads them all, and replaces damaged ones. Mounts of the damaged files are detached,
+//! which running containers keep seeing.
 //!
-//! Layers of this form that lie on each other are one mount. What lies below them (directories that an older
-//! daemon or a client unpacked) is overlayfs's business, and decides how directories look that no entry of
-//! the archives names.
+//! Consecutive layers of this form are one mount. Overlayfs stacks it on the directories below, which an older daemon
+//! or a client unpacked; directories without an entry in the archives take their metadata from these.
 
+mod direct_io;
 mod files;
-mod fresh;
 mod merged;
 mod mounting;
-mod reading;
 mod stack;
+mod tree_cache;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,15 +38,15 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use stdx::Mutex;
 use types::{Context, Error, Result};
 
+use self::direct_io::DirectIo;
 pub use self::files::{LayerFiles, NewLayer};
 use self::files::{Lens, compare_len, is_image_of, replace_image, sync_directory};
 pub(crate) use self::files::{damaged, remove_if_there};
-use self::fresh::Fresh;
 pub use self::merged::Merged;
 use self::mounting::detached;
 pub use self::mounting::{Backing, probe, reads_files_soundly};
-use self::reading::Reading;
 use self::stack::stacked;
+use self::tree_cache::TreeCache;
 use crate::{Options, Usage, packed, verity};
 
 pub(crate) const DATA: &str = "data.tar";
@@ -58,10 +57,11 @@ pub(crate) const STACK: &str = "stack.erofs";
 const AHEAD: &str = "stack.ahead";
 const MOUNTED: &str = "lower";
 
-/// Bytes of an archive: one with holes has its files with holes behind them (`docs/design/erofs.md`).
+/// Offset of the sparse files in a data file that has any (`docs/design/erofs.md`).
 const HOLES_AT: u64 = 1 << 40;
 
-/// A layer of a chain. Clones share its path: a chain of a hundred is put together at each start of a container.
+/// A layer of a chain. Clones share its path, since each start of a container builds the chain, of up to a hundred
+/// layers.
 #[derive(Clone, Debug)]
 pub(crate) struct Archive {
     directory: Arc<Path>,
@@ -70,7 +70,7 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// `DataLoss` if its image is gone, or is none.
+    /// Opens the layer in a directory. `DataLoss` if its image is missing or damaged.
     pub(crate) fn find(directory: &Path) -> Result<Archive> {
         let files = LayerFiles::of(directory);
         let is_packed = packed::is_packed(&files.image);
@@ -85,12 +85,12 @@ impl Archive {
         LayerFiles::of(&self.directory)
     }
 
-    /// Refuses a layer that is visibly damaged.
+    /// `DataLoss` if a file of the layer is missing or has another length.
     pub(crate) fn look(&self) -> Result<()> {
         self.lens.compare(&self.files())
     }
 
-    /// Bytes of the archive without its holes. Where it has none nothing is looked for.
+    /// Bytes of the data file without holes. Without sparse files this is its length, which needs no stat(2).
     fn len_on_disk(&self) -> u64 {
         match self.lens.data {
             ..=HOLES_AT => self.lens.data,
@@ -98,34 +98,35 @@ impl Archive {
         }
     }
 
-    /// The same of what is used of it where an image of several layers shows it. `root` is the directory of all
-    /// snapshots: a hundred layers are looked at at each start of a container, and most of that is finding them.
+    /// Checks the data file alone, for a layer that is mounted by the image of several. `root` is the directory of all
+    /// snapshots: each start of a container checks up to a hundred layers, most of which would be path resolution.
     fn look_at_data(&self, root: BorrowedFd<'_>) -> Result<()> {
         let name = Path::new(self.directory.file_name().unwrap_or_default()).join(DATA);
         match rustix::fs::statat(root, &name, AtFlags::empty()) {
             Ok(stat) if u64::try_from(stat.st_size) == Ok(self.lens.data) => Ok(()),
-            // And says what it is.
+            // Fails with a description of the damage.
             _ => compare_len(&self.directory.join(DATA), self.lens.data),
         }
     }
 }
 
-/// Whether a snapshot's directory holds a layer of this form.
+/// Whether a snapshot's directory has a layer of this form.
 pub(crate) fn is_archive(directory: &Path) -> bool {
     directory.join(image_name(directory)).exists()
 }
 
-/// How the image of a layer is called, or was if it is gone.
+/// The file name of a layer's image; the unpacked one's if the image is missing.
 pub(crate) fn image_name(directory: &Path) -> &'static str {
     if directory.join(PACKED_IMAGE).exists() { PACKED_IMAGE } else { IMAGE }
 }
 
-/// The same for a committed one, of which a part may be gone: one of the other form has its tree.
+/// Whether a committed snapshot is a layer of this form, even if some of its files are missing. A snapshot of the other
+/// form has a directory `fs`.
 pub(crate) fn was_archive(directory: &Path) -> bool {
     is_archive(directory) || directory.join(DATA).exists() || !directory.join("fs").exists()
 }
 
-/// What the layer takes on disk, and how many inodes are in it.
+/// The bytes of a layer's files on disk, and the number of inodes in its image.
 pub(crate) fn usage(directory: &Path) -> Result<Usage> {
     let files = LayerFiles::of(directory);
     let lens = files.lens()?;
@@ -140,15 +141,15 @@ pub(crate) fn usage(directory: &Path) -> Result<Usage> {
     Ok(usage)
 }
 
-/// The images that are mounted, or about to be.
+/// Makes, mounts and drops the images of layers.
 pub(crate) struct Mounted {
-    /// Held while an image is made and mounted, so that two callers do not do it twice.
+    /// A lock for each topmost layer whose image is being made, mounted or dropped.
     busy: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
     /// Held while layers are merged, which takes memory for each of their files.
     merging: Mutex<()>,
-    /// Of layers that are about to be merged.
-    fresh: Arc<Fresh>,
-    reading: Reading,
+    /// Trees of layers that are about to be merged.
+    trees: Arc<TreeCache>,
+    direct_io: DirectIo,
     /// The directory of all snapshots.
     root: OwnedFd,
     options: Options,
@@ -162,15 +163,15 @@ impl Mounted {
         Ok(Mounted {
             busy: Mutex::default(),
             merging: Mutex::default(),
-            fresh: Arc::default(),
-            reading: Reading::new(root, options.backing),
+            trees: Arc::default(),
+            direct_io: DirectIo::new(root, options.backing),
             root: opened,
             options,
         })
     }
 
-    /// Mounts layers, nearest first, as one tree, and returns where it is. `below` are the trees below them.
-    /// `DataLoss` if one of them is visibly damaged.
+    /// Mounts layers, nearest first, as one tree, and returns the mount point. `below` are the directories below them.
+    /// `DataLoss` if a file of a layer is missing or has another length.
     pub(crate) fn mount(&self, layers: &[Archive], below: &[PathBuf]) -> Result<PathBuf> {
         let [top, ..] = layers else { return Err(Error::internal("a stack of no layers")) };
         let target = top.directory.join(MOUNTED);
@@ -179,8 +180,8 @@ impl Mounted {
                 true => layers.iter().try_for_each(|layer| layer.look_at_data(self.root.as_fd()))?,
                 false => top.look()?,
             }
-            // It is as well read through memory, and looked at again at the next start.
-            let _ = self.reading.look(&target, &largest(layers));
+            // A failure leaves the mount with the page cache, and the next start tries again.
+            let _ = self.direct_io.recheck(&target, &largest(layers));
             return Ok(target);
         }
         layers.iter().try_for_each(Archive::look)?;
@@ -192,8 +193,8 @@ impl Mounted {
         Ok(target)
     }
 
-    /// Makes the image of layers that are not a chain yet, under another name than that by which it is believed, and
-    /// returns where it is. Nothing is synced. None if they need no image of all of them.
+    /// Makes the image of layers that are not a chain yet, under another name than a valid one has, and returns its
+    /// path. Nothing is synced. `None` if they need no merged image.
     pub(crate) fn merge_ahead(&self, layers: &[Archive], below: &[PathBuf]) -> Result<Option<PathBuf>> {
         let [top, ..] = layers else { return Ok(None) };
         if !is_stack(layers, below) {
@@ -202,14 +203,14 @@ impl Mounted {
         let path = top.directory.join(AHEAD);
         let made = self.alone(&top.directory, || {
             let _alone = self.merging.lock();
-            replace_image(&stacked(layers, below, Some(&self.fresh))?, &path, false)
+            replace_image(&stacked(layers, below, Some(&self.trees))?, &path, false)
         });
         made.context(|| format!("merge the layers in {}", top.directory.display()))?;
         Ok(Some(path))
     }
 
-    /// Makes what [`Mounted::mount`] would make on disk: of what was merged ahead, if `ahead` still has it when it is
-    /// this chain's turn.
+    /// Makes the image that [`Mounted::mount`] would make. It is renamed from the path that `ahead` returns, if any;
+    /// `ahead` is called with the chain's lock held.
     pub(crate) fn make_stack<'a>(
         &self,
         layers: &[Archive],
@@ -236,34 +237,35 @@ impl Mounted {
         let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
         layers.iter().try_for_each(|layer| verity::compare(&layer.directory))?;
         let largest = largest(layers);
-        // What cannot be found out keeps no container from its files.
-        let backing = self.reading.backing(&largest).unwrap_or(self.options.backing);
+        // If the choice fails, the configured backing still works.
+        let backing = self.direct_io.backing(&largest).unwrap_or(self.options.backing);
         let mount = detached(&image, &data, backing)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
         mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())?;
-        self.reading.mounted(target, &largest, backing);
+        self.direct_io.mounted(target, &largest, backing);
         Ok(())
     }
 
-    /// Where a new layer is stored, whose tree is kept until [`Mounted::merge_ahead`] wants it, or for as long as there is
-    /// room.
+    /// The files to store a new layer in. Its tree is cached for [`Mounted::merge_ahead`] while there is room.
     pub(crate) fn new_files(&self, directory: &Path) -> LayerFiles {
-        LayerFiles::of(directory).keeping_tree(Arc::clone(&self.fresh))
+        LayerFiles::of(directory).keeping_tree(Arc::clone(&self.trees))
     }
 
-    /// Says that a snapshot is about to be committed: its layer is what its files are from then on.
-    pub(crate) fn settle(&self, directory: &Path) {
-        drop(self.fresh.take(directory));
+    /// Drops the cached tree of a snapshot that is about to be committed: from then on its files count, which may be
+    /// mended.
+    pub(crate) fn forget_tree(&self, directory: &Path) {
+        drop(self.trees.take(directory));
     }
 
-    /// Looks whether what is mounted is still in memory.
+    /// Drops cached trees, and switches mounts to direct I/O whose archives are not in the page cache any more.
     pub(crate) fn relax(&self) {
-        self.fresh.clear();
-        self.reading.look_at_all();
+        self.trees.clear();
+        self.direct_io.recheck_all();
     }
 
-    /// The image of several layers, made if it is not there as a whole and was not merged ahead.
+    /// The merged image of several layers. If it is missing or damaged, the one merged ahead is used, or a new one is
+    /// made.
     fn stack<'a>(
         &self,
         layers: &[Archive],
@@ -275,12 +277,13 @@ impl Mounted {
         let looked = of_stack.lens().and_then(|lens| compare_len(&path, lens.image));
         match looked.and_then(|()| verity::compare_stack(&layers[0].directory)) {
             Err(error) if error.is(types::ErrorKind::DataLoss) => {
-                // On disk is what it is. That it has this name need not be: it is made anew if it has not.
+                // The image merged ahead is on disk. Its new name need not be: if a crash loses it, the image is made
+                // anew.
                 let is_made = ahead().is_some_and(|ahead| fs::rename(ahead, &path).is_ok());
                 if !is_made {
                     let _alone = self.merging.lock();
                     replace_image(&stacked(layers, below, None)?, &path, true)?;
-                    // A crash may have left it.
+                    // One that a crash left.
                     remove_if_there(&layers[0].directory.join(AHEAD))?;
                 }
                 if self.options.verity || verity::is_watched(&layers[0].directory) {
@@ -292,7 +295,8 @@ impl Mounted {
         Ok(path)
     }
 
-    /// Whether the image of several layers, if there is one, is what they give. Not if the kernel watches over another.
+    /// Whether the merged image of several layers, if there is one, equals a new merge, and the one that fs-verity
+    /// recorded.
     pub(crate) fn is_stack_right(&self, layers: &[Archive], below: &[PathBuf]) -> Result<bool> {
         let path = layers[0].directory.join(STACK);
         if !path.exists() {
@@ -306,24 +310,26 @@ impl Mounted {
         is_image_of(&stacked(layers, below, None)?, &path)
     }
 
+    /// Runs `work` with the lock of a topmost layer held.
     fn alone(&self, top: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let busy = Arc::clone(self.lock().entry(top.to_owned()).or_default());
         let worked = {
             let _alone = busy.lock();
             work()
         };
-        // Ours goes under the lock, or who ends at the same time would still count it.
+        // Dropped under the map's lock, or a thread that ends at the same time would still count this reference.
         let mut all = self.lock();
         drop(busy);
-        // The map's alone: who waits has another one, and who comes next must wait for that.
+        // Removed only if the map has the last reference: a waiting thread has one too, and later threads must wait for
+        // it.
         if all.get(top).is_some_and(|busy| Arc::strong_count(busy) == 1) {
             all.remove(top);
         }
         worked
     }
 
-    /// Takes back what was made of a layer together with those below it, before it gets others or after one of them was
-    /// mended. What somebody is making of files that are no more is taken back too, once it is made.
+    /// Unmounts and deletes the merged image of a topmost layer, before it gets other layers below or after one of them
+    /// was mended. An image that another thread is making meanwhile is waited for and deleted too.
     pub(crate) fn forget(&self, directory: &Path) -> Result<()> {
         self.alone(directory, || forget_stack(directory))
     }
@@ -333,30 +339,30 @@ impl Mounted {
     }
 }
 
-/// Whether layers are shown by an image of all of them, not by that of the only one.
+/// Whether layers need a merged image: not if there is a single one with an unpacked image and nothing below.
 fn is_stack(layers: &[Archive], below: &[PathBuf]) -> bool {
     layers.len() > 1 || !below.is_empty() || layers[0].is_packed
 }
 
-/// The archive that has the most of what a container may read, to ask of one where there may be a hundred.
+/// The data file with the most bytes on disk, which stands for all of a chain, of which there may be a hundred.
 fn largest(layers: &[Archive]) -> PathBuf {
     let largest = layers.iter().max_by_key(|layer| layer.len_on_disk());
     largest.map(|layer| layer.files().data).unwrap_or_default()
 }
 
-/// Takes the mount off a snapshot's directory, before that is deleted. Users that are left keep what they see.
+/// Detaches the image that is mounted in a snapshot's directory. Containers that use it keep it.
 pub(crate) fn unmount(directory: &Path) -> Result<()> {
     mount::unmount_all(&directory.join(MOUNTED))
 }
 
-/// On disk when it returns: an image that a power cut brought back would be mounted as it is, after somebody was told
-/// that it was mended, until the next who has all bytes compared.
+/// Unmounts and deletes the merged image of a topmost layer. The deletion is on disk when it returns: otherwise, after
+/// a power cut, the wrong image would be mounted again although the caller was told that the layer is mended.
 fn forget_stack(directory: &Path) -> Result<()> {
     unmount(directory)?;
     verity::forget_stack(directory)?;
     let stack = directory.join(STACK);
     match fs::remove_file(&stack) {
-        // Few directories have one.
+        // Most directories have none, and need no sync.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => {
             removed.context(|| format!("remove {}", stack.display()))?;
@@ -384,13 +390,13 @@ mod tests {
 
     use super::*;
 
-    /// A file whose reads fail as those of a bad block: nothing is at the beginning of our memory.
+    /// A file whose reads fail like those of a bad block: the beginning of a process's memory is not mapped.
     fn unreadable_file(at: &Path) {
         std::os::unix::fs::symlink("/proc/self/mem", at).unwrap();
     }
 
     #[test]
-    fn what_the_disk_does_not_give_is_damage() {
+    fn a_read_error_of_the_disk_is_data_loss() {
         let dir = tempfile::TempDir::new().unwrap();
         let files = LayerFiles::of(dir.path());
         unreadable_file(&files.image);
@@ -422,9 +428,9 @@ mod tests {
         assert_eq!(largest(&[others[1].clone(), with_holes.clone()]), with_holes.files().data);
     }
 
-    /// Of a layer that the kernel watches over, the image that merges it is believed only as it was recorded.
+    /// If a layer is protected by fs-verity, its merged image must be recorded too.
     #[test]
-    fn an_image_of_several_layers_without_a_record_is_none() {
+    fn a_merged_image_without_a_verity_record_is_data_loss() {
         let dir = tempfile::TempDir::new().unwrap();
         let directory = dir.path();
         fs::write(directory.join(STACK), "an image").unwrap();
@@ -440,12 +446,12 @@ mod tests {
     }
 
     fn waiting(mounted: &Mounted, directory: &Path) -> usize {
-        // The map has one itself.
+        // The map itself has a reference.
         mounted.lock().get(directory).map_or(0, |busy| Arc::strong_count(busy) - 1)
     }
 
-    /// Two layers, the upper first, and the image that each has. That of the lower is a pipe: whoever reads it goes on
-    /// when we let him.
+    /// Two layers, the upper first, and the image that each has. The lower one's image is a pipe, so that the test
+    /// controls when a reader gets it.
     fn held_layers(dir: &Path) -> ([Archive; 2], Vec<u8>) {
         let mut image = Vec::new();
         Tree::new(erofs::Device { tag: "x".into(), len: 0 }).write(&mut image).unwrap();
@@ -462,16 +468,16 @@ mod tests {
         (layers, image)
     }
 
-    /// It takes as much memory as making the image does.
+    /// Comparing a merged image takes as much memory as making it.
     #[test]
-    fn layers_are_merged_alone_to_compare_their_image_too() {
+    fn comparing_a_merged_image_holds_the_merge_lock() {
         let dir = tempfile::TempDir::new().unwrap();
         let mounted = Mounted::new(dir.path(), Options::new(crate::LayerForm::Archives)).unwrap();
         let (layers, image) = held_layers(dir.path());
         fs::write(layers[0].directory().join(STACK), "another").unwrap();
         std::thread::scope(|scope| {
             let comparing = scope.spawn(|| mounted.is_stack_right(&layers, &[]));
-            // It is open once the layer is being read.
+            // The open returns once the comparing thread reads the layer.
             let mut reader = File::options().write(true).open(layers[1].files().image).unwrap();
             assert!(mounted.merging.try_lock().is_none());
             reader.write_all(&image).unwrap();
@@ -481,9 +487,9 @@ mod tests {
         assert!(mounted.merging.try_lock().is_some());
     }
 
-    /// Somebody has read a layer for the image of several when it is mended.
+    /// A thread has read the damaged layer for a merged image when the layer is mended.
     #[test]
-    fn what_is_made_of_a_layer_while_that_is_mended_does_not_stay() {
+    fn a_merged_image_that_was_made_while_a_layer_was_mended_is_dropped() {
         let dir = tempfile::TempDir::new().unwrap();
         let mounted = Mounted::new(dir.path(), Options::new(crate::LayerForm::Archives)).unwrap();
         let (layers, image) = held_layers(dir.path());

@@ -1,14 +1,14 @@
-//! Snapshots: states of a file system, each made on top of another.
+//! Snapshots: states of a file system tree, each based on another.
 //!
 //! ```text
 //! prepare(key, parent) ─▶ active ──commit(name)──▶ committed ◀── parent of others
 //! view(key, parent)    ─▶ view (read-only)
-//! remove(key) ─▶ gone from the records; its files are taken out of the way by cleanup() and deleted by reclaim()
+//! remove(key) ─▶ gone from the records; cleanup() moves its files away, and reclaim() deletes them
 //! ```
 //!
-//! [`Snapshotter`] is the port, and [`KeptLayers`] a second one, for layers that are kept whole, as they came. A
-//! snapshotter gives mounts and leaves carrying them out to others. Keys of active snapshots and names of committed ones
-//! share one space. `docs/design/snapshots.md` has the format on disk and what a crash leaves.
+//! [`Snapshotter`] is the port, and [`KeptLayers`] a second one, for layers that are kept as archives. A snapshotter
+//! only returns mounts; its callers perform them. Keys of active snapshots and names of committed ones share one
+//! namespace. `docs/design/snapshots.md` describes the format on disk, and the state after a crash.
 //!
 //! - [`Overlay`]: a directory or an archive per snapshot, stacked by overlayfs.
 //! - [`Native`]: a full copy per snapshot, for file systems that overlayfs cannot use.
@@ -32,14 +32,14 @@ pub use snapshotter::{
 };
 pub use verity::probe as probe_verity;
 
-/// Parsers of files that a disk may have changed, for those who try what they do with any.
+/// Parsers of files that a disk may have corrupted, for the fuzz targets.
 #[doc(hidden)]
 pub mod parsers {
     pub use crate::packed::{read as unpack_image, write as pack_image};
 }
 
-/// The name by which a snapshotter is known here, of all that clients call it by: who asks for layers as
-/// EROFS images gets them from [`Overlay`].
+/// The name that this crate uses for a snapshotter that clients call by this one. A client that asks for the `erofs`
+/// snapshotter gets [`Overlay`], which keeps layers as EROFS images too.
 pub fn canonical_name(name: &str) -> &str {
     match name {
         Overlay::OTHER_NAME => Overlay::NAME,

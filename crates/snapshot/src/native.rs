@@ -1,4 +1,4 @@
-//! Snapshots as full copies: `ROOT/ID/` is the tree. For file systems that overlayfs cannot stand on.
+//! Snapshots as full copies: `ROOT/ID/` is the tree. For file systems that overlayfs cannot use.
 
 use std::fs;
 use std::path::Path;
@@ -26,9 +26,9 @@ impl Native {
         let chain = self.records.create(key, parent, kind, labels, |directory, chain| {
             let what = || format!("make {}", directory.display());
             match chain.parents.first() {
-                // A view needs no copy of its own: nobody writes to it.
+                // A view is read-only, so it shows the parent's tree without a copy.
                 Some(nearest) if kind == Kind::Active => {
-                    // Its record is waited for, and must not outlive a part of the copy.
+                    // After a power cut there must be no record of an incomplete copy.
                     let barrier = self.records.barrier()?;
                     linux::tree::copy(&self.records.directory(*nearest), directory).context(what)?;
                     barrier.wait()
@@ -63,8 +63,8 @@ impl Snapshotter for Native {
     fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let chain = self.records.chain(key)?;
         let directory = self.records.directory(chain.id);
-        // Nobody waits for the disk to have the empty directory of a new snapshot, as its record is waited for. Where the power
-        // went before, nothing that was written to it is on disk either.
+        // The empty directory of a new snapshot is not synced, while its record may be on disk. If a power cut lost the
+        // directory, it also lost the files in it.
         if chain.parents.is_empty() && !directory.exists() {
             tracing::warn!(snapshot = key, "its directory is not there: it is made anew, empty");
             fs::create_dir(&directory).context(|| format!("make {}", directory.display()))?;

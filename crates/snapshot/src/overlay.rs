@@ -2,17 +2,16 @@
 //!
 //! ```text
 //! ROOT/ID/
-//! ├── fs      what this snapshot adds: upper directory while active, lower layer once committed
-//! └── work    overlayfs's own, active ones only
+//! ├── fs      the snapshot's own files: upper directory while active, lower layer once committed
+//! └── work    the work directory of overlayfs, only of active snapshots
 //! ```
 //!
-//! A layer may be an archive and an image of metadata instead; see [`crate::layer`]. Both forms are mixed in
-//! one chain as they come, and in one snapshot: what is written after its archive was stored lies in `fs`, on
-//! top of it.
+//! A layer may be an archive and an image of metadata instead; see [`crate::layer`]. A chain may mix both forms, and so
+//! may a snapshot: files that are written after its archive was stored are in `fs`, on top of it.
 //!
-//! Mounts are containerd's: a bind mount where there is one directory to show, else an overlay with the
-//! nearest parent first. Its number of layers has no limit of ours; see `linux::mount`. Images are mounted
-//! when mounts that name them are answered, so that whoever gets them can carry them out.
+//! Mounts are like containerd's: a bind mount of a single directory, else an overlay with the nearest parent first, of
+//! any number of layers (see `linux::mount`). Images are mounted before mounts that refer to them are returned, so that
+//! the client can perform these.
 
 mod probe;
 
@@ -34,32 +33,34 @@ use crate::{
 
 pub use self::probe::probe;
 
-/// Labels by which clients say that owners are to be shown through a map, `INSIDE:OUTSIDE:COUNT`, as containerd's
-/// do for containers with a user namespace of their own.
+/// Labels with which clients of containerd ask for idmapped owners, `INSIDE:OUTSIDE:COUNT`, for containers in a user
+/// namespace.
 const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
 const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
 
-/// How layers are kept that are handed over whole. Those that are there stay as they are.
+/// How new layers are kept. Existing ones stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LayerForm {
     /// Unpacked.
     Directories,
-    /// As archives with an image of metadata, where [`crate::probe`] says that the kernel mounts such.
+    /// As archives with an image of metadata. The caller has checked with [`crate::probe`] that the kernel mounts
+    /// these.
     Archives,
 }
 
-/// What an [`Overlay`] is to do.
+/// Settings of an [`Overlay`].
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub form: LayerForm,
-    /// Whether the kernel is to watch over layers that are kept as they came, where [`crate::probe_verity`] says that
-    /// it can.
+    /// Whether layers that are kept as archives are protected by fs-verity. The caller has checked it with
+    /// [`crate::probe_verity`].
     pub verity: bool,
-    /// How the kernel is shown them, where [`crate::probe`] says that it takes them so.
+    /// How the kernel gets images and archives. The caller has checked it with [`crate::probe`].
     pub backing: Backing,
 }
 
 impl Options {
+    /// Without fs-verity, and with the default backing.
     pub fn new(form: LayerForm) -> Options {
         Options { form, verity: false, backing: Backing::default() }
     }
@@ -68,33 +69,33 @@ impl Options {
 /// The overlay snapshotter, which containerd calls `overlayfs`.
 pub struct Overlay {
     records: Records,
-    /// Whether this kernel's overlayfs knows `index`, which then must be off: a layer is used by many.
+    /// Whether this kernel's overlayfs has the option `index`. It must be off, since several overlays share a layer.
     has_index: bool,
     options: Options,
-    /// Of every overlay, besides ours.
+    /// Additional options of every overlay.
     mount_options: Vec<String>,
     records_spans: bool,
     mounted: Mounted,
-    known: Known,
+    known: FormCache,
 }
 
-/// What committed snapshots are, by id, which they stay until they are mended: it is asked for at each use of each of
-/// a chain.
+/// The forms of committed snapshots, by id, which only change if a layer is mended. Each use of a chain needs the forms
+/// of all its snapshots.
 #[derive(Default)]
-struct Known(Mutex<Forms>);
+struct FormCache(Mutex<Forms>);
 
 #[derive(Default)]
 struct Forms {
     by_id: HashMap<u64, Form>,
-    /// How often one was forgotten: what was read before that may be wrong by now.
+    /// The number of calls of [`FormCache::forget`]: a form that was read before one may be outdated.
     forgotten: u64,
 }
 
-/// Snapshots whose form is remembered, before all are forgotten: more than a machine uses at a time.
+/// Most cached forms, before all are forgotten: more than a machine uses at a time.
 const KNOWN_MAX: usize = 4096;
 
-impl Known {
-    /// What is remembered, or else what `read` says, which is remembered unless one was forgotten meanwhile.
+impl FormCache {
+    /// The cached form, or the result of `read`, which is cached unless a form was forgotten meanwhile.
     fn find(&self, id: u64, read: impl FnOnce() -> Result<Form>) -> Result<Form> {
         let forgotten = {
             let forms = self.lock();
@@ -114,7 +115,7 @@ impl Known {
         Ok(form)
     }
 
-    /// How often one was forgotten.
+    /// The number of calls of [`FormCache::forget`].
     fn forgotten(&self) -> u64 {
         self.lock().forgotten
     }
@@ -130,20 +131,20 @@ impl Known {
     }
 }
 
-/// What a committed snapshot adds to a chain.
+/// The form of a committed snapshot.
 #[derive(Clone, Debug)]
 enum Form {
     /// A directory of files.
     Tree,
-    /// A layer as it came.
+    /// An archive.
     Archive(Archive),
-    /// The same, and what was written after it on top.
+    /// An archive, with a directory of files that were written later on top.
     TreeOnArchive(Archive),
 }
 
 impl Overlay {
     pub const NAME: &'static str = "overlayfs";
-    /// As the snapshotter is called that keeps layers as EROFS images.
+    /// The name of containerd's snapshotter for EROFS images, which clients may use for this one too.
     pub const OTHER_NAME: &'static str = "erofs";
 
     /// Opens the snapshots below `root`, whose records are in `db`.
@@ -151,16 +152,16 @@ impl Overlay {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
         let mounted = Mounted::new(root, options)?;
-        let (mount_options, known) = (Vec::new(), Known::default());
+        let (mount_options, known) = (Vec::new(), FormCache::default());
         Ok(Overlay { records, has_index, options, mount_options, records_spans: false, mounted, known })
     }
 
-    /// Has a record kept of the spans of the blob of each layer that is stored as an archive.
+    /// Sets whether each layer that is stored as an archive gets a record of its blob's spans.
     pub fn recording_spans(self, records_spans: bool) -> Overlay {
         Overlay { records_spans, ..self }
     }
 
-    /// Has every overlay mounted with these too, such as `volatile`.
+    /// Adds options to the mounts of all overlays, such as `volatile`.
     pub fn with_mount_options(self, mount_options: Vec<String>) -> Overlay {
         let has_index = self.has_index && !mount_options.iter().any(|option| option.starts_with("index="));
         Overlay { mount_options, has_index, ..self }
@@ -170,7 +171,7 @@ impl Overlay {
         self.records.directory(id).join("fs")
     }
 
-    /// What a snapshot itself holds.
+    /// The disk usage of a snapshot without its parents.
     fn count(&self, id: u64) -> Result<Usage> {
         let directory = self.records.directory(id);
         if !layer::is_archive(&directory) {
@@ -189,13 +190,13 @@ impl Overlay {
         let owners = owners(&labels)?;
         let chain = self.records.create(key, parent, kind, labels, |directory, chain| {
             lower = self.lower(&chain.parents)?;
-            furnish(directory, kind, &lower, owners.as_ref())
+            make_directories(directory, kind, &lower, owners.as_ref())
         })?;
         Ok(self.mounts_of(&chain, &lower))
     }
 
-    /// The trees that lie under a snapshot, nearest first: a directory of a layer, or where the images of
-    /// several are mounted as one.
+    /// The lower directories of a snapshot, nearest first: the directory of a layer, or the mount point of the image of
+    /// several layers.
     fn lower(&self, parents: &[u64]) -> Result<Vec<PathBuf>> {
         self.mount(&self.committed(parents)?)
     }
@@ -221,13 +222,13 @@ impl Overlay {
                 return Ok(Form::Tree);
             }
             let archive = Archive::find(&directory)?;
-            // What cannot be read is not empty: a chain without it would show deleted files, or old ones.
+            // If the directory cannot be read, this fails: a chain without it would show deleted or old files.
             let is_alone = is_empty(&directory.join("fs"))?;
             Ok(if is_alone { Form::Archive(archive) } else { Form::TreeOnArchive(archive) })
         })
     }
 
-    /// The layers on top of a chain that are shown as one, and the trees below them, nearest first.
+    /// The topmost layers of a chain that are archives, and the directories below them, both nearest first.
     fn topmost(&self, parts: &[Part]) -> Result<(Vec<Archive>, Vec<PathBuf>)> {
         let layers: Vec<Archive> = parts.iter().map_while(Part::archive).cloned().collect();
         layers.iter().try_for_each(Archive::look)?;
@@ -235,7 +236,7 @@ impl Overlay {
         Ok((layers, below))
     }
 
-    /// Forgets what was made of a layer's files, in its directory and in those of the layers above it.
+    /// Drops the merged images that were made of a layer's files: its own, and those of the layers above it.
     fn forget_made_of(&self, id: u64) -> Result<()> {
         self.known.forget(id);
         for above in self.records.on_top_of(id)?.into_iter().chain([id]) {
@@ -244,7 +245,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// The trees under an active snapshot, its own archive among them if it has one.
+    /// The lower directories of an active snapshot or view, its own archive among them if it has one.
     fn lower_of(&self, chain: &Chain) -> Result<Vec<PathBuf>> {
         let own = self.records.directory(chain.id);
         if chain.kind != Kind::Active || !layer::is_archive(&own) {
@@ -255,7 +256,7 @@ impl Overlay {
         let lower = self.mount(&parts)?;
         let upper = self.tree(chain.id);
         if is_empty(&upper)? {
-            // It was made before the archive came, whose root it covers.
+            // The directory is older than the archive, whose root it covers.
             let owners = owners(&chain.labels)?;
             copy_root_metadata(&upper, lower.first(), owners.as_ref())
                 .context(|| format!("copy the metadata of the root to {}", upper.display()))?;
@@ -265,7 +266,7 @@ impl Overlay {
 
     fn mount(&self, parts: &[Part]) -> Result<Vec<PathBuf>> {
         let mut lower = Vec::new();
-        // From the bottom up, because how a stack looks depends on what lies under it.
+        // From the bottom up, because a merged image takes metadata of implied directories from what is below it.
         for run in parts.chunk_by(|one, other| one.archive().is_some() && other.archive().is_some()).rev() {
             match &run[0] {
                 Part::Tree(tree) => lower.insert(0, tree.clone()),
@@ -278,7 +279,7 @@ impl Overlay {
         Ok(lower)
     }
 
-    /// The active snapshot that mounts are of, by its writable tree.
+    /// Finds the active snapshot of some mounts, by its writable directory.
     fn active_of(&self, mounts: &[Mount]) -> Result<Option<(String, Chain)>> {
         let [mount] = mounts else { return Ok(None) };
         let upper = mount.options.iter().find_map(|option| option.strip_prefix("upperdir="));
@@ -306,11 +307,11 @@ impl Overlay {
             (_, []) => bind(&self.tree(chain.id), "ro"),
             (Kind::View, [only]) => {
                 let mut mounts = bind(only, "ro");
-                mounts[0].options.extend(owner_words(&chain.labels));
+                mounts[0].options.extend(owner_options(&chain.labels));
                 mounts
             }
             (kind, lower) => {
-                let mut options = owner_words(&chain.labels);
+                let mut options = owner_options(&chain.labels);
                 options.extend_from_slice(&self.mount_options);
                 if self.has_index {
                     options.push("index=off".to_owned());
@@ -333,7 +334,7 @@ impl Overlay {
     }
 }
 
-/// One of what lies on each other in a chain.
+/// One of the parts that are stacked in a chain.
 enum Part {
     Archive(Archive),
     /// A directory of files.
@@ -349,7 +350,7 @@ impl Part {
     }
 }
 
-/// Whether nothing is in a directory, or there is none.
+/// Whether a directory is empty or missing.
 fn is_empty(directory: &Path) -> Result<bool> {
     match fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
@@ -357,13 +358,13 @@ fn is_empty(directory: &Path) -> Result<bool> {
     }
 }
 
-/// Makes the directories of a snapshot that are not there.
-fn furnish(directory: &Path, kind: Kind, lower: &[PathBuf], owners: Option<&Owners>) -> Result<()> {
+/// Creates the directories of a snapshot that are missing.
+fn make_directories(directory: &Path, kind: Kind, lower: &[PathBuf], owners: Option<&Owners>) -> Result<()> {
     let make = || -> std::io::Result<()> {
         make_directory(directory, 0o700)?;
         let tree = directory.join("fs");
         if make_directory(&tree, 0o755)? {
-            // It covers its parent's, so it must look like it.
+            // It covers the root of the parent, so it gets the same metadata.
             copy_root_metadata(&tree, lower.first(), owners)?;
         }
         if kind == Kind::Active {
@@ -374,7 +375,7 @@ fn furnish(directory: &Path, kind: Kind, lower: &[PathBuf], owners: Option<&Owne
     make().context(|| format!("make {}", directory.display()))
 }
 
-/// Whether it was not there.
+/// Creates a directory. False if it exists.
 fn make_directory(path: &Path, mode: u32) -> std::io::Result<bool> {
     match fs::create_dir(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
@@ -384,7 +385,7 @@ fn make_directory(path: &Path, mode: u32) -> std::io::Result<bool> {
     }
 }
 
-/// Gives a tree's root the mode of what it covers, and the owner that it is shown with there.
+/// Gives the root of a tree the mode of the directory that it covers, and its owner, idmapped if owners are.
 fn copy_root_metadata(tree: &Path, other: Option<&PathBuf>, owners: Option<&Owners>) -> std::io::Result<()> {
     let covered = other.map(fs::metadata).transpose()?;
     let own = covered.as_ref().map(|covered| (covered.uid(), covered.gid()));
@@ -395,7 +396,7 @@ fn copy_root_metadata(tree: &Path, other: Option<&PathBuf>, owners: Option<&Owne
     covered.map_or(Ok(()), |covered| fs::set_permissions(tree, covered.permissions()))
 }
 
-/// The map that a snapshot's labels ask for.
+/// The idmap that a snapshot's labels ask for. `InvalidArgument` if it is malformed.
 fn owners(labels: &Labels) -> Result<Option<Owners>> {
     match (labels.get(UID_MAP), labels.get(GID_MAP)) {
         (Some(uids), Some(gids)) => {
@@ -406,8 +407,8 @@ fn owners(labels: &Labels) -> Result<Option<Owners>> {
     }
 }
 
-/// The same in the words of a mount.
-fn owner_words(labels: &Labels) -> Vec<String> {
+/// The mount options for the idmap that a snapshot's labels ask for.
+fn owner_options(labels: &Labels) -> Vec<String> {
     match (labels.get(UID_MAP), labels.get(GID_MAP)) {
         (Some(uids), Some(gids)) => vec![format!("uidmap={uids}"), format!("gidmap={gids}")],
         _ => Vec::new(),
@@ -427,12 +428,12 @@ impl Snapshotter for Overlay {
         let chain = self.records.chain(key)?;
         let lower = self.lower_of(&chain)?;
         let directory = self.records.directory(chain.id);
-        // Nobody waits for the disk to have the directories of a new snapshot, as its record is waited for. Where the power
-        // went before, nothing that was written to them is on disk either.
+        // The directories of a new snapshot are not synced, while its record may be on disk. If a power cut lost the
+        // directories, it also lost the files in them.
         if !directory.join("fs").exists() || (chain.kind == Kind::Active && !directory.join("work").exists())
         {
             tracing::warn!(snapshot = key, "its directories are not there: they are made anew, empty");
-            furnish(&directory, chain.kind, &lower, owners(&chain.labels)?.as_ref())?;
+            make_directories(&directory, chain.kind, &lower, owners(&chain.labels)?.as_ref())?;
         }
         Ok(self.mounts_of(&chain, &lower))
     }
@@ -454,11 +455,11 @@ impl Snapshotter for Overlay {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
         if layer::is_archive(&directory) && options.parent.is_some() && options.parent != record.parent {
-            // What was mounted of it stood on nothing.
+            // An image that was mounted so far was made without this parent.
             self.mounted.forget(&directory)?;
         }
-        self.mounted.settle(&directory);
-        // Counted before any lock is taken: it may read a whole tree.
+        self.mounted.forget_tree(&directory);
+        // Counted outside of the transaction, since it may read a whole tree.
         let usage = self.count(record.id)?;
         if self.options.verity && layer::is_archive(&directory) {
             verity::watch(&directory)?;
@@ -466,7 +467,7 @@ impl Snapshotter for Overlay {
         let tidy = move || {
             if layer::is_archive(&directory) {
                 for empty in ["fs", "work/work", "work"] {
-                    // They go with the snapshot otherwise. What is not empty is part of the layer.
+                    // A directory that is not empty is part of the layer, or is removed with the snapshot.
                     let _ = fs::remove_dir(directory.join(empty));
                 }
             }
@@ -491,7 +492,7 @@ impl Snapshotter for Overlay {
             Kind::View => return Ok(Usage::default()),
         };
         if layer::was_archive(&self.records.directory(record.id)) {
-            // Its image has the top.
+            // The usage of an image includes its root.
             return Ok(inside);
         }
         with_top(&self.tree(record.id), inside)
@@ -539,7 +540,7 @@ impl KeptLayers for Overlay {
     fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
         let Some((key, chain)) = self.active_of(mounts)? else { return Ok(None) };
         if mounts != self.mounts_of(&chain, &self.lower(&chain.parents)?) {
-            return Ok(None); // of the client's own making
+            return Ok(None); // the client changed them
         }
         if layer::is_archive(&self.records.directory(chain.id)) {
             return self.mounts(&key).map(Target::Tree).map(Some);
@@ -556,7 +557,7 @@ impl KeptLayers for Overlay {
         let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
         let mut files = LayerFiles::of(&directory).wanting_record(self.records_spans);
         if record.parent.is_some() && !layer::is_archive(&directory) {
-            // Its image is gone, and is packed when it is made anew, as at first. The lowest may be used alone.
+            // A lost image is made anew as it was: packed, except for the lowest layer, which may be mounted alone.
             files = files.merged_with_others();
         }
         Ok(is_kept.then_some(files))
@@ -593,7 +594,7 @@ impl KeptLayers for Overlay {
                 return Ok(None);
             }
             ids.push(record.id);
-            // What it is now is not remembered: it may yet be written to.
+            // Not cached: the snapshot may still be written to.
             parts.push(Part::Archive(Archive::find(&directory)?));
         }
         if ids.is_empty() {
@@ -613,7 +614,7 @@ impl KeptLayers for Overlay {
         let ids = self.records.ids_of(key)?;
         let (layers, below) = self.topmost(&self.committed(&ids)?)?;
         let merged = merged.filter(|merged| merged.ids == ids && merged.layers == layers.len());
-        // A mend that comes later finds this chain, and waits for its image to take it back.
+        // A layer that is mended later finds this chain in the records, and waits for the image to drop it.
         let is_right = |merged: &&Merged| merged.forgotten == self.known.forgotten();
         let ahead = || merged.as_ref().filter(is_right).map(|merged| merged.path.as_path());
         self.mounted.make_stack(&layers, &below, ahead)
@@ -625,8 +626,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_before_a_mend_is_not_remembered() {
-        let known = Known::default();
+    fn a_form_that_was_read_before_a_layer_was_mended_is_not_cached() {
+        let known = FormCache::default();
         let late = known.find(1, || {
             known.forget(1);
             Ok(Form::Tree)

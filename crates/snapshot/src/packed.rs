@@ -1,9 +1,9 @@
-//! Images of metadata that nobody mounts, packed: of layers that are shown merged with others.
+//! Compressed metadata images, of layers that are not mounted by themselves but merged with others.
 //!
-//! | at | bytes | what |
+//! | offset | bytes | content |
 //! |---|---|---|
-//! | 0 | 8 | a zstd frame of 8 bytes that decoders skip |
-//! | 8 | 8 | bytes of the file: whether it is cut off shows without reading it |
+//! | 0 | 8 | the header of a skippable zstd frame of 8 bytes |
+//! | 8 | 8 | its data: the length of the file, so that truncation is detected without reading the file |
 //! | 16 | … | the image, a zstd frame with its checksum |
 //!
 //! So `zstd -dc layer.erofs.zst` gives the image.
@@ -16,21 +16,21 @@ use std::path::Path;
 use erofs::Tree;
 use types::{Context, Result};
 
-/// How a packed image's name ends.
+/// The file extension of a packed image.
 const EXTENSION: &str = "zst";
-/// RFC 8878, section 3.1.2.
+/// The header of a skippable frame of 8 bytes (RFC 8878, section 3.1.2).
 const SKIPPED: [u8; 8] = [0x50, 0x2a, 0x4d, 0x18, 8, 0, 0, 0];
 const HEADER_LEN: u64 = 16;
-/// It takes a tenth of the time of the next level, for a sixth more bytes.
+/// The zstd level: it takes a tenth of the time of the next one, for a sixth more bytes.
 const LEVEL: i32 = 1;
 const BUFFER_LEN: usize = 256 * 1024;
 
-/// Whether an image is packed: its name says so.
+/// Whether an image is packed, by its name.
 pub(crate) fn is_packed(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == EXTENSION)
 }
 
-/// Writes the image of a tree to an empty file.
+/// Writes the packed image of a tree to an empty file, and returns the file.
 pub fn write(tree: &Tree, mut to: File) -> Result<File> {
     let what = || "pack a metadata image";
     to.write_all(&SKIPPED).and_then(|()| to.write_all(&[0; 8])).context(what)?;
@@ -45,7 +45,8 @@ pub fn write(tree: &Tree, mut to: File) -> Result<File> {
     Ok(to)
 }
 
-/// The image in a packed file, to be read, and how long the file is if it is whole. What is no such file ends early.
+/// A reader of the image in a packed file, and the length that the file must have. `InvalidData` or `UnexpectedEof` if
+/// it is no packed image.
 pub(crate) fn open(mut file: File) -> io::Result<(impl Read, u64)> {
     let mut header = [0; HEADER_LEN as usize];
     file.read_exact(&mut header)?;
@@ -58,7 +59,7 @@ pub(crate) fn open(mut file: File) -> io::Result<(impl Read, u64)> {
     Ok((image, len))
 }
 
-/// The bytes of an image, which has a limit.
+/// Reads an image as a whole. `InvalidData` if it is longer than an image may be.
 pub(crate) fn whole(image: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     image.take(erofs::IMAGE_LEN_MAX + 1).read_to_end(&mut bytes)?;
@@ -68,7 +69,7 @@ pub(crate) fn whole(image: impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// The bytes of the image in a packed file.
+/// Reads the image in a packed file, as [`open`] and [`whole`] do.
 pub fn read(file: File) -> io::Result<Vec<u8>> {
     let (image, _) = open(file)?;
     whole(image)

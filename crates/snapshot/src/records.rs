@@ -1,9 +1,9 @@
-//! The records that snapshotters of this crate share, and their directories: `ROOT/ID/` per snapshot.
+//! The records and directories of snapshots, which the snapshotters of this crate share: `ROOT/ID/` for each snapshot.
 //!
-//! Order is what makes a crash harmless. A directory is made before its record, so that a record always has
-//! one; a record goes before its directory, so that a directory without a record is garbage. Garbage moves to
-//! `ROOT/removed` in one step and is deleted there. Ids count up and are never given again while their directory
-//! is there.
+//! The order of operations makes a crash harmless. A directory is created before its record, so that a record always
+//! has one; a record is removed before its directory, so that a directory without a record is garbage. Garbage is moved
+//! to `ROOT/removed` by one rename(2), and deleted there. Ids count up, and are not reused while their directory
+//! exists.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -20,9 +20,9 @@ use types::{Context, Error, Labels, Result, Timestamp};
 
 use crate::{Barrier, CommitOptions, Kind, Snapshot, Usage};
 
-/// Where directories go whose snapshots are no more, and archives that are no part of theirs, below the root.
+/// The directory below the root for directories of removed snapshots, and for replaced archives.
 pub(crate) const REMOVED: &str = "removed";
-/// Chains that are remembered, before all are forgotten: more than a machine uses at a time.
+/// Most cached chains, before all are forgotten: more than a machine uses at a time.
 const CHAINS_MAX: usize = 256;
 
 /// (snapshotter, key) to record.
@@ -38,7 +38,7 @@ pub(crate) struct Record {
     labels: Labels,
     created: Timestamp,
     updated: Timestamp,
-    /// Committed ones only.
+    /// Of committed snapshots, at their commit.
     pub(crate) usage: Usage,
 }
 
@@ -85,7 +85,7 @@ impl Record {
     }
 }
 
-/// A snapshot that was just made: its directory and those of its parents, nearest first.
+/// A snapshot with the ids of its parents, nearest first.
 pub(crate) struct Chain {
     pub(crate) id: u64,
     pub(crate) kind: Kind,
@@ -97,17 +97,18 @@ pub(crate) struct Records {
     snapshotter: &'static str,
     db: Db,
     root: PathBuf,
-    /// Ids that were given, with the directories that have no record yet.
     ids: Mutex<Ids>,
-    /// Ids of committed snapshots and of all below them, topmost first, by the topmost: they never change.
+    /// The ids of each committed snapshot and all below it, topmost first, by the topmost. They never change.
     chains: Mutex<HashMap<u64, Arc<[u64]>>>,
-    /// Held while files are deleted.
+    /// Held during [`Records::cleanup`].
     cleaning: Mutex<()>,
+    /// Held during [`Records::reclaim`].
     reclaiming: Mutex<()>,
 }
 
 struct Ids {
     next: u64,
+    /// Ids whose directories have no record yet.
     pending: BTreeSet<u64>,
 }
 
@@ -138,7 +139,7 @@ impl Records {
         self.root.join(id.to_string())
     }
 
-    /// Where the records are.
+    /// The database of the records.
     pub(crate) fn db(&self) -> &Db {
         &self.db
     }
@@ -147,7 +148,7 @@ impl Records {
         self.db.read(|tx| self.find(tx, key))
     }
 
-    /// The key or name of the snapshot in a directory.
+    /// The key or name of the snapshot with this id.
     pub(crate) fn key_of(&self, id: u64) -> Result<Option<String>> {
         let mut found = None;
         self.db.read(|tx| {
@@ -170,7 +171,8 @@ impl Records {
         Ok(self.all()?.into_iter().map(|(key, record)| record.snapshot(key)).collect())
     }
 
-    /// Makes a snapshot: `make` gets its new directory and the chain, and fills it before it is recorded.
+    /// Creates a snapshot: `make` gets the path of its directory and the chain, and creates the directory before the
+    /// record is written.
     pub(crate) fn create(
         &self,
         key: &str,
@@ -180,7 +182,7 @@ impl Records {
         make: impl FnOnce(&Path, &Chain) -> Result<()>,
     ) -> Result<Chain> {
         let what = || format!("make snapshot {key}");
-        // Asked first, so that the usual mistakes cost no directory.
+        // Checked here too, so that the usual errors cost no directory.
         let parents = self.db.read(|tx| self.check_new(tx, key, parent)).context(what)?;
         let id = self.take_id();
         let chain = Chain { id, kind, labels: labels.clone(), parents };
@@ -209,7 +211,7 @@ impl Records {
         match recorded {
             Ok(()) => Ok(chain),
             Err(error) => {
-                // Without a record it is garbage, which cleanup would take too.
+                // Without a record the directory is garbage: what cannot be deleted here is left to cleanup.
                 let _ = removal::delete(&directory, &|| true);
                 Err(error.context(what()))
             }
@@ -235,7 +237,7 @@ impl Records {
         self.db.read(|tx| self.ids_from(tx, key))
     }
 
-    /// Ids of all snapshots that one lies under.
+    /// Ids of all snapshots that are based on this one, directly or not.
     pub(crate) fn on_top_of(&self, id: u64) -> Result<Vec<u64>> {
         let all = self.all()?;
         let parent = |record: &Record| record.parent.as_ref().and_then(|key| all.get(key));
@@ -318,16 +320,16 @@ impl Records {
         removed.context(|| format!("remove snapshot {key}"))
     }
 
-    /// One for the files of all snapshots.
+    /// A barrier for the files of all snapshots.
     pub(crate) fn barrier(&self) -> Result<Barrier> {
         Barrier::open(&self.root)
     }
 
-    /// Takes directories without a record out of the way, each after `before` had it.
+    /// Moves directories without a record away, after calling `before` with each.
     pub(crate) fn cleanup(&self, before: impl Fn(&Path) -> Result<()>) -> Result<()> {
-        // One at a time: what one has found another would have taken.
+        // One at a time: two would find the same directories.
         let _alone = self.cleaning.lock();
-        // Directories first and records second: what was made in between has a record or is pending.
+        // Directories first and records second: a directory that is listed has a record by then, or is pending.
         let found = self.directories()?;
         let pending = self.lock().pending.clone();
         let known: BTreeSet<u64> = self.all()?.into_values().map(|record| record.id).collect();
@@ -349,12 +351,12 @@ impl Records {
         moved.context(|| format!("take {} out of the way", path.display()))
     }
 
-    /// Deletes what was taken out of the way, until `go_on` says no. Whether all is gone.
+    /// Deletes the directories that were moved away, until `go_on` returns false. Returns whether all are deleted.
     pub(crate) fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
-        // One at a time: two would only be in each other's way.
+        // One at a time: two would delete the same files.
         let _alone = self.reclaiming.lock();
         let mut first_error = None;
-        // Read as far as it comes: there may be any number of them, and a turn is short.
+        // Listed lazily: there may be very many, while a call may delete only a few.
         for found in entries(&self.root.join(REMOVED)) {
             match removal::delete(&found?, go_on) {
                 Ok(true) if go_on() => {}
@@ -451,7 +453,7 @@ impl Records {
     }
 }
 
-/// Directories whose names are ids, in no order. None if the folder is not there.
+/// The directories in a folder whose names are ids, in no order. Empty if the folder is missing.
 fn numbered(folder: &Path) -> impl Iterator<Item = Result<(u64, PathBuf)>> {
     entries(folder).filter_map(|entry| match entry {
         Ok(path) => {
@@ -462,7 +464,7 @@ fn numbered(folder: &Path) -> impl Iterator<Item = Result<(u64, PathBuf)>> {
     })
 }
 
-/// What is in a folder, which need not be there.
+/// The paths in a folder. Empty if the folder is missing.
 fn entries(folder: &Path) -> impl Iterator<Item = Result<PathBuf>> {
     let what = || format!("read {}", folder.display());
     let (read, failed) = match fs::read_dir(folder) {
@@ -474,13 +476,13 @@ fn entries(folder: &Path) -> impl Iterator<Item = Result<PathBuf>> {
     failed.into_iter().chain(entries)
 }
 
-/// What is in a tree, on disk. Hard links are counted once.
+/// The disk usage of the files below a directory, without the directory itself. Hard links are counted once.
 pub(crate) fn count(tree: &Path) -> Result<Usage> {
     let counted = linux::tree::usage(tree).context(|| format!("measure {}", tree.display()))?;
     Ok(Usage { bytes: counted.bytes, inodes: counted.inodes })
 }
 
-/// The same with the top of the tree, as whoever asks is told. Records are of what is in it.
+/// Adds the directory itself to the usage of the files in it: records have it without, and clients get it with.
 pub(crate) fn with_top(tree: &Path, inside: Usage) -> Result<Usage> {
     match fs::symlink_metadata(tree) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(inside),

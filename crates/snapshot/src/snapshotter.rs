@@ -1,4 +1,4 @@
-//! The ports: what any snapshotter does, and what one does besides that keeps layers whole.
+//! The ports: [`Snapshotter`], and [`KeptLayers`] for snapshotters that keep layers as archives.
 
 use kv::{Db, WriteTxn};
 use types::{Error, Labels, Mount, Result, Timestamp};
@@ -14,7 +14,7 @@ pub enum Kind {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
-    /// Key of an active one, name of a committed one.
+    /// Key of an active snapshot or view, name of a committed one.
     pub key: String,
     pub parent: Option<String>,
     pub kind: Kind,
@@ -23,7 +23,7 @@ pub struct Snapshot {
     pub updated: Timestamp,
 }
 
-/// What a snapshot itself holds on disk, without its parents.
+/// Disk usage of a snapshot without its parents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub bytes: u64,
@@ -33,21 +33,21 @@ pub struct Usage {
 #[derive(Clone, Debug, Default)]
 pub struct CommitOptions {
     pub labels: Labels,
-    /// Gives a parent to an active snapshot that was prepared without one, so that layers can be unpacked
-    /// side by side and committed in order.
+    /// A parent for an active snapshot that was prepared without one, so that layers can be unpacked in parallel and
+    /// committed in order.
     pub parent: Option<String>,
 }
 
-/// A commit of which only the records are left to be changed.
+/// A prepared commit: only the records are still to be changed.
 pub struct ReadyCommit<'a> {
     db: &'a Db,
     step: Step<'a>,
     tidy: Tidy<'a>,
 }
 
-/// Changes the records, in a transaction of the database that they are in.
+/// Changes the records, in a transaction of their database.
 pub type Step<'a> = Box<dyn FnOnce(&mut WriteTxn<'_>) -> Result<()> + 'a>;
-/// What is better done afterwards, and not missed otherwise.
+/// Optional cleanup after the transaction.
 pub type Tidy<'a> = Box<dyn FnOnce() + 'a>;
 
 impl<'a> ReadyCommit<'a> {
@@ -59,14 +59,15 @@ impl<'a> ReadyCommit<'a> {
         ReadyCommit { db, step: Box::new(step), tidy: Box::new(tidy) }
     }
 
-    /// Makes it, by itself.
+    /// Commits, in a transaction of its own.
     pub fn make(self) -> Result<()> {
         self.db.write_relaxed(self.step)?;
         (self.tidy)();
         Ok(())
     }
 
-    /// For whoever makes it as a part of a change of this database. None if the records are in another.
+    /// The parts of the commit, for a caller that makes it in a transaction of its own. `None` if the records are in
+    /// another database than `db`.
     pub fn into_parts(self, db: &Db) -> Option<(Step<'a>, Tidy<'a>)> {
         self.db.is_same(db).then_some((self.step, self.tidy))
     }
@@ -74,24 +75,27 @@ impl<'a> ReadyCommit<'a> {
 
 /// A store of snapshots. Every implementation passes the tests in `tests/it/suite.rs`.
 pub trait Snapshotter: Send + Sync {
-    /// `NotFound` if there is none of this key.
+    /// Reads a snapshot's record. `NotFound` if there is none of this key, as in all methods that use an existing
+    /// snapshot.
     fn stat(&self, key: &str) -> Result<Snapshot>;
 
     /// Replaces the labels.
     fn update(&self, key: &str, labels: Labels) -> Result<()>;
 
-    /// How to mount an active snapshot or a view. `FailedPrecondition` for a committed one.
+    /// The mounts of an active snapshot or a view. `FailedPrecondition` for a committed one.
     fn mounts(&self, key: &str) -> Result<Vec<Mount>>;
 
-    /// Makes a writable snapshot on a committed one, or on nothing. `AlreadyExists` if the key is taken,
+    /// Creates an active (writable) snapshot, based on a committed one or empty. `AlreadyExists` if the key is taken,
     /// `NotFound` without the parent, `InvalidArgument` if the parent is not committed.
     fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>>;
 
-    /// As [`Snapshotter::prepare`], read-only.
+    /// Creates a read-only snapshot, otherwise like [`Snapshotter::prepare`].
     fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>>;
 
-    /// Turns an active snapshot into a committed one of this name; the key is free again. What was written
-    /// must be on disk: this only changes records.
+    /// Turns an active snapshot into a committed one of this name; the key is free again. Only the records are changed:
+    /// the caller must have the snapshot's files on disk, see [`Snapshotter::barrier`].
+    ///
+    /// `AlreadyExists` if the name is taken, `FailedPrecondition` if the snapshot is not active.
     fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
         match self.ready_commit(name, key, options)? {
             Some(ready) => ready.make(),
@@ -99,8 +103,8 @@ pub trait Snapshotter: Send + Sync {
         }
     }
 
-    /// As [`Snapshotter::commit`], up to the change of records, which whoever has records in the same database can
-    /// make together with its own. None if the records are not in a database of ours.
+    /// Prepares a commit up to the change of records, which a caller with records in the same database can make
+    /// together with its own. `None` if the snapshotter's records are in no database of this process.
     fn ready_commit<'a>(
         &'a self,
         name: &'a str,
@@ -111,102 +115,102 @@ pub trait Snapshotter: Send + Sync {
         Ok(None)
     }
 
-    /// The layers that it keeps whole, as they came. None if it keeps trees of files alone.
+    /// The port for layers that are kept as archives. `None` if this snapshotter keeps only trees of files.
     fn kept_layers(&self) -> Option<&dyn KeptLayers> {
         None
     }
 
-    /// Takes a snapshot out of the records. `FailedPrecondition` if others are made on it.
+    /// Removes a snapshot from the records. `FailedPrecondition` if others are based on it.
     fn remove(&self, key: &str) -> Result<()>;
 
-    /// What du(1) counts of its tree: of an active snapshot now, of a committed one when it was committed. A view holds
-    /// nothing.
+    /// The disk usage of a snapshot, as du(1) counts it: an active snapshot's now, a committed one's at its commit. A
+    /// view uses nothing.
     fn usage(&self, key: &str) -> Result<Usage>;
 
-    /// Counts what a committed snapshot holds by now, if its files are there one by one. None for every other.
+    /// Counts the current usage of a committed snapshot that is a tree of files. `None` for every other.
     fn recount(&self, key: &str) -> Result<Option<Usage>> {
         self.stat(key).map(|_| None)
     }
 
     fn list(&self) -> Result<Vec<Snapshot>>;
 
-    /// As [`Snapshotter::list`], for a collection, which others wait for: it may give up earlier.
+    /// [`Snapshotter::list`] for the garbage collector, which callers wait for: a snapshotter of another program may
+    /// have a shorter deadline here.
     fn list_for_collection(&self) -> Result<Vec<Snapshot>> {
         self.list()
     }
 
-    /// Whether another program keeps them, which may be slow or silent.
+    /// Whether the snapshots are in another program, which may be slow or hang.
     fn is_elsewhere(&self) -> bool {
         false
     }
 
-    /// Whether labels of a layer that is prepared are to say of which image it is: it may get the layer by itself then.
+    /// Whether a puller should label the snapshots that it prepares with their image and layer, so that the snapshotter
+    /// can fetch the layer itself (a remote snapshotter).
     fn wants_origin(&self) -> bool {
         false
     }
 
-    /// What to wait for so that the files of snapshots that are written from now on are on disk. Files that another program
-    /// keeps are that one's duty.
+    /// A barrier for the files of snapshots that are written from now on: after [`Barrier::wait`] they are on disk. It
+    /// does nothing if another program has the files.
     fn barrier(&self) -> Result<Barrier> {
         Ok(Barrier::default())
     }
 
-    /// Takes the files of removed snapshots out of the way, and what a crash left. However many they are, it is
-    /// one step a snapshot.
+    /// Moves away the directories of removed snapshots, and leftovers of a crash. It is one rename(2) for a snapshot,
+    /// however many files this has.
     fn cleanup(&self) -> Result<()>;
 
-    /// Deletes what [`Snapshotter::cleanup`] took out of the way, until `go_on`, which is asked after each file,
-    /// says no. Whether all is gone.
+    /// Deletes the files that [`Snapshotter::cleanup`] moved away, until `go_on`, which is called after each file,
+    /// returns false. Returns whether all are deleted.
     fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
         let _ = go_on;
         Ok(true)
     }
 
-    /// Called when nobody has asked for anything for a while: gives back memory that is of no use.
+    /// Gives back memory that is not needed now. The daemon calls it when it is idle.
     fn relax(&self) {}
 }
 
-/// Layers that a snapshotter keeps whole, as they came: an archive, and what is in it. Few do, and who asks does not know
-/// which.
+/// Layers that a snapshotter keeps as archives with an image of their metadata, instead of trees of files.
 ///
-/// `NotFound` of a key that there is not.
+/// All methods return `NotFound` without a snapshot of the key.
 pub trait KeptLayers: Send + Sync {
-    /// Where an active snapshot takes a layer whole, in place of a tree of its files. None if it takes only a tree.
+    /// The files to store a layer in, for an active snapshot that takes it as an archive. `None` if it takes only a
+    /// tree.
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>>;
 
-    /// As [`KeptLayers::files_for`], for a caller that has only the mounts of an active snapshot, as they were answered: one
-    /// that takes only a tree is said to. None if they are not those of a snapshot of this snapshotter, or there is nothing to say of it.
+    /// [`KeptLayers::files_for`] for a caller that has only the mounts of an active snapshot, as the snapshotter
+    /// returned them. `None` if they are not the mounts of an active snapshot of this snapshotter.
     fn target(&self, mounts: &[Mount]) -> Result<Option<Target>>;
 
-    /// The files of a committed snapshot that is a layer as it came, whatever state they are in. None for every
-    /// other.
+    /// The files of a committed snapshot that is kept as an archive, damaged or not. `None` for every other.
     fn files_of(&self, key: &str) -> Result<Option<LayerFiles>>;
 
-    /// Says that wrong files of [`KeptLayers::files_of`] were replaced: what was made of them is not used
-    /// any more, but by those who have it mounted. Mounts that were answered before must be asked for again.
+    /// Must be called after damaged files of [`KeptLayers::files_of`] were replaced: drops the merged images that were
+    /// made of them. Existing mounts of these stay; mounts that were returned before must be requested again.
     fn mended(&self, key: &str) -> Result<()>;
 
-    /// Compares what was made of a committed snapshot and of those below with what they give, and drops it if
-    /// it is wrong; it is made anew when it is needed. Whether it was wrong. `DataLoss` if one of them cannot
-    /// be read.
+    /// Compares the merged image of a committed snapshot's chain with the layers, and drops it if it is wrong; it is
+    /// made anew when it is needed. Returns whether it was wrong. `DataLoss` if a layer cannot be read.
     fn mend_derived(&self, key: &str) -> Result<bool>;
 
-    /// Makes most of what [`KeptLayers::make_ready`] will have to make of a chain that is not committed yet: of active
-    /// snapshots without a parent, the lowest first, each of which gets the one before as its parent, and the first
-    /// `parent`. It is on disk by the barrier that whoever commits them waits for. None if there is nothing to make, or
-    /// it cannot be made ahead.
+    /// Makes the merged image of a chain before its snapshots are committed, which is most of the work of
+    /// [`KeptLayers::make_ready`]. `keys` are active snapshots without a parent, the lowest first; each will be
+    /// committed on the one before, and the first on `parent`. The caller's barrier for the commits puts the image on
+    /// disk too. `None` if no image is needed, or it cannot be made ahead.
     fn merge_ahead(&self, keys: &[String], parent: Option<&str>) -> Result<Option<Merged>>;
 
-    /// Makes ahead what the first use of a committed snapshot would have to make, and has it on disk: of what was merged of
-    /// its chain, if that is still right. Whoever gives it has waited for a barrier since.
+    /// Makes the merged image of a committed snapshot's chain, and has it on disk, so that the first use need not. Uses
+    /// `merged` if that is still valid; the caller must have waited for a barrier since it was made.
     fn make_ready(&self, key: &str, merged: Option<Merged>) -> Result<()>;
 }
 
-/// Where a layer goes that is for the tree of some mounts.
+/// Where to apply a layer that a client wants on some mounts.
 #[derive(Debug)]
 pub enum Target {
-    /// Into these files, whole, as it came.
+    /// Store it as an archive in these files.
     Layer(LayerFiles),
-    /// Onto the tree of these mounts, which show all that the snapshot has by now.
+    /// Unpack it into the tree of these mounts, which include a layer that was stored in the snapshot before.
     Tree(Vec<Mount>),
 }

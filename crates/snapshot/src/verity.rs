@@ -1,13 +1,12 @@
-//! Layers that the kernel watches over with fs-verity: nobody changes their files any more, and a page that rotted is
-//! an error to whoever reads it.
+//! Layers protected by fs-verity: their files cannot be written any more, and reading a corrupt page is an error.
 //!
 //! ```text
-//! ROOT/ID/verity          what the files of the layer were when they were committed: DIGEST NAME, a line each
-//! ROOT/ID/stack.verity    the same of the image that merges it with those below, when that was made
+//! ROOT/ID/verity          digests of the layer's files, recorded at its commit: a line DIGEST NAME for each
+//! ROOT/ID/stack.verity    the same for the image that merges it with the layers below, recorded when that was made
 //! ```
 //!
-//! The digests are fs-verity's own, which the kernel knows without reading the files: comparing them at each mount costs
-//! two calls a file, and tells a file that was put in the place of another.
+//! The digests are those of fs-verity, which the kernel returns without reading the files: comparing them at each mount
+//! costs two system calls for a file, and detects a file that was replaced by another.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,20 +21,20 @@ use crate::layer::{DATA, STACK, damaged, image_name, remove_if_there};
 
 const RECORD: &str = "verity";
 const STACK_RECORD: &str = "stack.verity";
-/// Bytes of a file from which on there is no hash tree of it: one that has files with holes beyond its archive is mostly
-/// a hole, and a tree covers holes too.
+/// Files of at least this many bytes are not protected: a data file with sparse files behind its archive is mostly a
+/// hole, which a hash tree would cover too.
 const LEN_MAX: u64 = 1 << 40;
 
-/// Whether the file system of this directory has it. `Unimplemented` if it has not, with the way there.
+/// Checks that the file system of this directory supports fs-verity. `Unimplemented` if not, with what it takes.
 pub fn probe(root: &Path) -> Result<()> {
     fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
     let path = root.join("probe.verity");
-    // One that an earlier probe left cannot be written to any more.
+    // The file of an interrupted probe cannot be overwritten.
     let _ = fs::remove_file(&path);
-    // What fails here says nothing of the kernel.
+    // Failing to write the file says nothing about fs-verity.
     let file = fs::write(&path, "watched").and_then(|()| File::open(&path));
     let probed = file.as_ref().ok().map_or(Ok(()), |file| verity::enable(file.as_fd()));
-    let _ = fs::remove_file(&path); // the next probe does it otherwise
+    let _ = fs::remove_file(&path); // if it fails, the next probe removes it
     file.context(|| format!("write {}", path.display()))?;
     probed.map_err(|error| {
         if error.kind() == io::ErrorKind::StorageFull {
@@ -47,12 +46,12 @@ pub fn probe(root: &Path) -> Result<()> {
     })
 }
 
-/// Has the kernel watch over the files of a layer, and records what they are. All is on disk when this returns.
+/// Enables fs-verity for the files of a layer, and records their digests. All is on disk when this returns.
 pub(crate) fn watch(directory: &Path) -> Result<()> {
     watch_files(directory, &[DATA, image_name(directory)], RECORD)
 }
 
-/// The same of the image of several layers, of which this is the topmost.
+/// Enables fs-verity for the merged image of a chain with this topmost layer, and records its digest.
 pub(crate) fn watch_stack(directory: &Path) -> Result<()> {
     watch_files(directory, &[STACK], STACK_RECORD)
 }
@@ -76,18 +75,18 @@ fn watch_files(directory: &Path, names: &[&str], record: &str) -> Result<()> {
     written.context(|| format!("record the digests in {}", directory.display()))
 }
 
-/// Whether a layer has a record of what its files were.
+/// Whether a layer has a record of its files' digests.
 pub(crate) fn is_watched(directory: &Path) -> bool {
     directory.join(RECORD).exists()
 }
 
-/// `DataLoss` if a file of a layer is not the one that was recorded. Nothing is read of it.
+/// Compares the files of a layer with their record, without reading them. `DataLoss` if one differs.
 pub(crate) fn compare(directory: &Path) -> Result<()> {
     compare_files(directory, &[DATA, image_name(directory)], RECORD).map(drop)
 }
 
-/// The same of the image of several layers, of which this is the topmost. One that is not recorded is none, if the
-/// layer itself is.
+/// Compares the merged image of a chain with this topmost layer with its record. `DataLoss` if it differs, or has no
+/// record while the layer has one.
 pub(crate) fn compare_stack(directory: &Path) -> Result<()> {
     match compare_files(directory, &[STACK], STACK_RECORD)? {
         false if is_watched(directory) => {
@@ -97,12 +96,12 @@ pub(crate) fn compare_stack(directory: &Path) -> Result<()> {
     }
 }
 
-/// Forgets what the image of several layers was, before it is removed.
+/// Removes the record of a merged image. Must be called before the image is removed.
 pub(crate) fn forget_stack(directory: &Path) -> Result<()> {
     remove_if_there(&directory.join(STACK_RECORD))
 }
 
-/// Whether there is a record. It names some of these files, the last of them in any case.
+/// Compares files with a record, which must name the last of them and may name the others. False without a record.
 fn compare_files(directory: &Path, names: &[&str], record: &str) -> Result<bool> {
     let path = directory.join(record);
     let record = match fs::read_to_string(&path) {

@@ -1,4 +1,4 @@
-//! The files of a layer: written whole, looked at for damage, replaced.
+//! The files of a layer: storing, checking and replacing them.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -12,36 +12,36 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use types::{Context, Error, ErrorKind, Result};
 
-use super::fresh::Fresh;
+use super::tree_cache::TreeCache;
 use super::{DATA, PACKED_IMAGE, SPANS, image_name};
 use crate::records::REMOVED;
 use crate::{packed, verity};
 
-/// Of the name of an archive that was not stored to its end.
+/// File extension of an archive that was not stored to its end.
 const FAILED: &str = "failed";
-/// The same of one that is to be the layer's.
+/// File extension of files that are to replace damaged ones.
 const MENDED: &str = "mended";
 
-/// Where an active snapshot takes a layer as it came, instead of its files one by one.
+/// The paths of the files of a layer that is kept as an archive.
 #[derive(Clone, Debug)]
 pub struct LayerFiles {
-    /// The plain archive.
+    /// The data file: the plain archive.
     pub data: PathBuf,
-    /// Written last, and whole: its presence makes the snapshot such a layer.
+    /// The metadata image. It is created last and atomically, and its presence makes the snapshot a layer of this form.
     pub image: PathBuf,
-    /// The record of the spans of its blob. Nothing here needs it, and there may be none.
+    /// The record of the blob's spans. It is optional, and mounting the layer does not need it.
     pub record: PathBuf,
     /// Whether a layer that is stored gets a record.
     pub(super) wants_record: bool,
-    /// Where the tree of a layer is kept that is going to be merged with others.
-    pub(super) fresh: Option<Arc<Fresh>>,
+    /// The cache for the tree of a new layer that will be merged with others.
+    pub(super) trees: Option<Arc<TreeCache>>,
 }
 
 /// The empty files that a layer is stored in.
 pub struct NewLayer<'a> {
     /// For the plain archive.
     pub data: &'a File,
-    /// For the record of its blob's spans, if one is wanted. What stays empty is none.
+    /// For the record of the blob's spans, if the layer gets one. It is deleted if it stays empty.
     pub record: Option<&'a File>,
 }
 
@@ -52,12 +52,12 @@ impl LayerFiles {
             image: directory.join(image_name(directory)),
             record: directory.join(SPANS),
             wants_record: false,
-            fresh: None,
+            trees: None,
         }
     }
 
-    /// The same for a new layer that will not be mounted by itself, but merged with others: its image is packed. If it
-    /// is wanted alone all the same, it is merged with none.
+    /// For a new layer that will not be mounted by itself but merged with others: its image is packed. Mounting it
+    /// alone is still possible, by a merged image of this layer only.
     pub fn merged_with_others(self) -> LayerFiles {
         LayerFiles { image: self.image.with_file_name(PACKED_IMAGE), ..self }
     }
@@ -66,31 +66,31 @@ impl LayerFiles {
         LayerFiles { wants_record, ..self }
     }
 
-    /// The same for a new layer whose tree is kept for who merges it.
-    pub(crate) fn keeping_tree(self, fresh: Arc<Fresh>) -> LayerFiles {
-        LayerFiles { fresh: Some(fresh), ..self }
+    /// For a new layer whose tree is cached until it is merged.
+    pub(crate) fn keeping_tree(self, trees: Arc<TreeCache>) -> LayerFiles {
+        LayerFiles { trees: Some(trees), ..self }
     }
 
-    /// Stores a layer: `store` fills the archive and says what is where in it. `Unavailable` while somebody
-    /// else does. What a failed attempt has written goes with its snapshot.
+    /// Stores a layer: `store` fills the archive, and returns the tree of its metadata. `Unavailable` while another
+    /// thread or process stores it. The files of a failed attempt are deleted with the snapshot at the latest.
     ///
-    /// Nothing is synced: whoever commits syncs all layers of an image at once, and a snapshot that was not
-    /// committed is not looked at again.
+    /// Nothing is synced: the caller syncs all layers of an image at once before it commits them, and snapshots that
+    /// were not committed are not used after a crash.
     pub fn write(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
         let tree = self.write_with(store, false)?;
-        if let Some(fresh) = self.fresh.as_ref().filter(|_| packed::is_packed(&self.image)) {
-            fresh.keep(self.directory(), tree);
+        if let Some(trees) = self.trees.as_ref().filter(|_| packed::is_packed(&self.image)) {
+            trees.keep(self.directory(), tree);
         }
         Ok(())
     }
 
-    /// The same for a snapshot that others may look at again after a power cut.
+    /// Stores a layer and syncs its files, for a snapshot that a client may use again after a power cut.
     pub fn write_durably(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
         self.write_with(store, true).map(drop)
     }
 
-    /// Looks for damage that shows without reading the layer: `DataLoss` if a file of it is gone, is not as long as the
-    /// image says, or is not the one that fs-verity says it was: a layer that would not be mounted.
+    /// Checks for damage that shows without reading the layer, as each mount does: `DataLoss` if a file is missing, has
+    /// another length than the image says, or another digest than was recorded for fs-verity.
     pub fn look(&self) -> Result<()> {
         self.lens().and_then(|lens| lens.compare(self))?;
         verity::compare(self.directory())
@@ -115,12 +115,12 @@ impl LayerFiles {
         Ok(Lens { data: head.data_len, image: packed_len.unwrap_or(head.len), inodes: head.inodes })
     }
 
-    /// The archive of a committed layer, to be read. `DataLoss` if it is gone.
+    /// Opens the archive of a committed layer for reading. `DataLoss` if it is missing.
     pub fn open_data(&self) -> Result<File> {
         open_kept(&self.data)
     }
 
-    /// Whether the files are those that fs-verity says they were; also where it does not watch over them.
+    /// Whether the files have the digests that were recorded for fs-verity. True without a record.
     pub fn is_as_recorded(&self) -> Result<bool> {
         match verity::compare(self.directory()) {
             Err(error) if error.is(ErrorKind::DataLoss) => Ok(false),
@@ -128,13 +128,13 @@ impl LayerFiles {
         }
     }
 
-    /// Whether the image is, byte for byte, that of this tree.
+    /// Whether the image equals that of this tree byte for byte.
     pub fn is_image_of(&self, tree: &Tree) -> Result<bool> {
         Ok(self.image_of(tree) == self.image && is_image_of(tree, &self.image)?)
     }
 
-    /// Where the image of a layer goes. What is shown by itself lies on nothing, and one that deletes something would show
-    /// what it has for that: it is merged, with others or with none.
+    /// The path of the image of a layer. A layer with whiteouts cannot be mounted by itself, as the mount would show
+    /// these as device nodes, so its image is packed and always merged.
     fn image_of(&self, tree: &Tree) -> PathBuf {
         match tree.deletes() {
             true => self.image.with_file_name(PACKED_IMAGE),
@@ -142,10 +142,9 @@ impl LayerFiles {
         }
     }
 
-    /// Puts a layer in the place of one whose files are wrong. All is on disk when this returns; a crash before
-    /// leaves wrong files, or right ones, or the new archive with the old image. Whoever calls tells the
-    /// snapshotter ([`crate::KeptLayers::mended`]). Archives that are no part of the layer afterwards are left to
-    /// [`crate::Snapshotter::reclaim`].
+    /// Replaces the files of a damaged layer. All is on disk when this returns; a crash before leaves the old files,
+    /// the new ones, or the new archive with the old image. The caller must then call [`crate::KeptLayers::mended`].
+    /// The old archive is left to [`crate::Snapshotter::reclaim`].
     pub fn replace(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
         let new = LayerFiles {
             data: self.data.with_extension(MENDED),
@@ -157,7 +156,7 @@ impl LayerFiles {
             set_aside(&self.data);
             for (from, to) in [(&new.record, &self.record), (&new.data, &self.data)] {
                 match fs::rename(from, to) {
-                    // There is none of it.
+                    // The layer has no record.
                     Err(error) if error.kind() == io::ErrorKind::NotFound && *from == new.record => {}
                     renamed => renamed.context(|| format!("rename {}", from.display()))?,
                 }
@@ -165,19 +164,19 @@ impl LayerFiles {
             self.replace_image(&tree)
         });
         if let Err(error) = &replaced {
-            // What is to be written to a full disk next needs the room.
+            // On a full disk the archive is deleted right away.
             if !error.is(ErrorKind::ResourceExhausted) {
                 set_aside(&new.data);
             }
             for path in [&new.data, &new.record] {
-                // Only tidiness: the next writer truncates it.
+                // If it fails, the next writer truncates the file.
                 let _ = fs::remove_file(path);
             }
         }
         replaced
     }
 
-    /// The record of the spans of the layer's blob, to be read; none if there is none.
+    /// Opens the record of the blob's spans for reading. `None` if the layer has none.
     pub fn open_record(&self) -> Result<Option<File>> {
         match File::open(&self.record) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -185,12 +184,12 @@ impl LayerFiles {
         }
     }
 
-    /// Takes away a record that is of no use.
+    /// Deletes a damaged record.
     pub fn remove_record(&self) -> Result<()> {
         remove_if_there(&self.record)
     }
 
-    /// Puts the image of the layer's archive in the place of one that is wrong, as [`LayerFiles::replace`].
+    /// Replaces the image of the layer, as durably as [`LayerFiles::replace`].
     pub fn replace_image(&self, tree: &Tree) -> Result<()> {
         let image = self.image_of(tree);
         replace_image(tree, &image, true)?;
@@ -208,26 +207,26 @@ impl LayerFiles {
         stored
     }
 
-    /// Makes what an attempt has written no part of a layer. Its archive may be large, and whoever waits for the error is
-    /// not to wait until the disk has freed it.
+    /// Removes the files of a failed attempt. The archive is only renamed: it may be large, and the caller should not
+    /// wait for the file system to free it.
     fn take_back(&self, why: &Error) {
-        // Only tidiness: the next writer truncates them.
+        // If it fails, the next writer truncates the files.
         let _ = fs::remove_file(&self.record);
         let _ = match why.is(ErrorKind::ResourceExhausted) {
-            // What is to be written to a full disk next needs the room.
+            // On a full disk the archive is deleted right away.
             true => fs::remove_file(&self.data),
             false => fs::rename(&self.data, self.data.with_extension(FAILED)),
         };
     }
 
-    /// Has the archive and the record written, if one is wanted.
+    /// Has `store` write the archive, and the record if the layer gets one.
     fn store_in(
         &self,
         data: &File,
         store: impl FnOnce(NewLayer<'_>) -> Result<Tree>,
         is_durable: bool,
     ) -> Result<Tree> {
-        // Of an attempt before, which may have been about another blob.
+        // An earlier attempt may have left a record of another blob.
         remove_if_there(&self.record)?;
         let record = self.wants_record.then(|| create(&self.record)).transpose()?;
         let tree = store(NewLayer { data, record: record.as_ref() })?;
@@ -244,7 +243,7 @@ impl LayerFiles {
         Ok(tree)
     }
 
-    /// The archive, empty, for one writer alone.
+    /// Creates an empty archive, locked for this writer. `Unavailable` if another one has it.
     fn own_data(&self) -> Result<File> {
         let what = || format!("create {}", self.data.display());
         let data = new_file().truncate(false).open(&self.data).context(what)?;
@@ -261,21 +260,21 @@ impl LayerFiles {
     }
 }
 
-/// Gives a large archive another name, among what is deleted beside all else: whoever takes its own away does not wait until
-/// the disk has freed it. If that cannot be, he does.
+/// Gives a large archive a second name among the files that are deleted in the background, so that removing its own
+/// name does not wait for the file system to free it. If this fails, the removal is only slower.
 fn set_aside(archive: &Path) {
     let directory =
         archive.parent().and_then(|directory| Some((directory.parent()?, directory.file_name()?)));
     let stat = fs::metadata(archive).ok().filter(|stat| stat.len() > removal::PIECE_LEN);
     if let (Some((root, id)), Some(stat)) = (directory, stat) {
         let removed = root.join(REMOVED);
-        // No two files have the same number, and a directory that was taken out of the way has no such name.
+        // The inode number makes the name unique. Directories of removed snapshots are named by their id alone.
         let name = format!("{}.{}", id.display(), stat.ino());
         let _ = fs::create_dir_all(&removed).and_then(|()| fs::hard_link(archive, removed.join(name)));
     }
 }
 
-/// How long the files of a layer are, as its image says.
+/// The lengths of a layer's files in bytes and its number of inodes, from the image.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lens {
     pub(super) data: u64,
@@ -301,8 +300,8 @@ pub(super) fn compare_len(path: &Path, len: u64) -> Result<()> {
     Ok(())
 }
 
-/// A file of a layer that the disk does not give, of which fs-verity says that it rotted, or that is not what was
-/// packed, is damaged; of another failure of the kernel's nothing is known.
+/// The error of a failed read: `DataLoss` for EIO, which disks and fs-verity return, and for errors of the
+/// decompression; other errors of the kernel say nothing about the file.
 fn unreadable(path: &Path, error: io::Error) -> Error {
     if error.raw_os_error().is_none_or(|number| number == Errno::IO.raw_os_error()) {
         return damaged(format!("{} cannot be read: {error}", path.display()));
@@ -310,7 +309,7 @@ fn unreadable(path: &Path, error: io::Error) -> Error {
     Error::new(error.kind().into(), format!("read {}", path.display())).with_source(error)
 }
 
-/// Bytes of an image, whole.
+/// Reads an image, packed or not, as a whole.
 pub(super) fn read_image(path: &Path) -> Result<Vec<u8>> {
     let read = match packed::is_packed(path) {
         true => open_kept(path).map(packed::read)?,
@@ -330,19 +329,19 @@ fn gone(path: &Path) -> Error {
     damaged(format!("{} is gone", path.display()))
 }
 
-/// A layer that cannot be used, and the way out.
+/// The error of a damaged layer, with the command that mends it.
 pub(crate) fn damaged(why: String) -> Error {
     Error::data_loss(format!("{why}: `hoist image verify` mends the layer"))
 }
 
-/// Writes an image under its name only when it is whole, and on disk if it is to be durable: whoever finds it
-/// believes it.
+/// Writes an image under another name and renames it when it is complete, and synced if it is to be durable: an image
+/// is trusted by its name.
 pub(super) fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
     let new = path.with_extension("new");
     remove_if_there(&new)?;
     let written = write_new(tree, path, &new, is_durable);
     if written.is_err() {
-        // On a full disk it would take what is left, for nobody.
+        // The incomplete file may have filled the disk.
         let _ = fs::remove_file(&new);
     }
     written?;
@@ -352,7 +351,7 @@ pub(super) fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Resul
     }
 }
 
-/// Returns when the names in a directory are on disk, and those that were taken out of it are not.
+/// Syncs the names in a directory: those created and those removed.
 pub(super) fn sync_directory(directory: &Path) -> Result<()> {
     let synced = File::open(directory).and_then(|directory| directory.sync_all());
     synced.context(|| format!("sync {}", directory.display()))
@@ -380,13 +379,13 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether a file is, byte for byte, the image of a tree. One that is gone is not.
+/// Whether a file equals the image of a tree byte for byte. False if it is missing.
 pub(super) fn is_image_of(tree: &Tree, path: &Path) -> Result<bool> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         file => file.context(|| format!("open {}", path.display()))?,
     };
-    let there: Box<dyn Read> = match packed::is_packed(path) {
+    let image: Box<dyn Read> = match packed::is_packed(path) {
         true => match packed::open(file) {
             Ok((image, len)) if fs::metadata(path).is_ok_and(|metadata| metadata.len() == len) => {
                 Box::new(image)
@@ -395,24 +394,25 @@ pub(super) fn is_image_of(tree: &Tree, path: &Path) -> Result<bool> {
         },
         false => Box::new(file),
     };
-    let mut compared = Compared { image: BufReader::new(there), there: Vec::new(), is_same: true };
+    let mut compared = Compared { image: BufReader::new(image), found: Vec::new(), is_same: true };
     tree.write(&mut compared)?;
     Ok(compared.is_same && compared.image.read(&mut [0]).unwrap_or(1) == 0)
 }
 
-/// Takes what an image should be, and compares it with what it is.
+/// Compares the bytes written to it with those of an image.
 struct Compared {
     image: BufReader<Box<dyn Read>>,
-    there: Vec<u8>,
+    /// Buffer for bytes of the image.
+    found: Vec<u8>,
     is_same: bool,
 }
 
 impl Write for Compared {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_same {
-            self.there.resize(bytes.len(), 0);
-            // What cannot be read is not what it should be.
-            self.is_same = self.image.read_exact(&mut self.there).is_ok() && self.there == bytes;
+            self.found.resize(bytes.len(), 0);
+            // A read error counts as a difference.
+            self.is_same = self.image.read_exact(&mut self.found).is_ok() && self.found == bytes;
         }
         Ok(bytes.len())
     }

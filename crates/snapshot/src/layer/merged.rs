@@ -1,24 +1,25 @@
-//! What was merged of a chain of layers before their snapshots were committed, so that one barrier has all of it on disk.
+//! The image of a chain of layers that was merged before their snapshots are committed, so that one barrier is enough
+//! for the layers and the image.
 
 use std::fs;
 use std::path::PathBuf;
 
-/// The image of such a chain, which is used for no other, and not if one of its layers was mended since. Its file goes
-/// with it, unless it was used.
+/// A merged image. It is used only for this chain, and only if none of its layers was mended since. Dropping it deletes
+/// its file, unless it was used.
 #[derive(Debug)]
 pub struct Merged {
     pub(crate) path: PathBuf,
-    /// Of all snapshots of the chain, topmost first.
+    /// Ids of all snapshots of the chain, topmost first.
     pub(crate) ids: Vec<u64>,
-    /// How many of them, the topmost, are shown by the image.
+    /// The number of topmost layers that the image merges.
     pub(crate) layers: usize,
-    /// How often a layer had been mended before it was made.
+    /// The count of mended layers before the image was made.
     pub(crate) forgotten: u64,
 }
 
 impl Drop for Merged {
     fn drop(&mut self) {
-        // It has another name by now if it was used. What cannot be removed goes with its snapshot.
+        // If the image was used, it was renamed. A file that cannot be removed is deleted with its snapshot.
         let _ = fs::remove_file(&self.path);
     }
 }

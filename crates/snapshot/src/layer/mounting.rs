@@ -1,4 +1,4 @@
-//! Mounting an image with the archives that it shows.
+//! Mounts an image with its archives as devices.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,33 +16,33 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::files::write_image;
 
-/// Bytes that the kernel takes as a value of an option of a mount.
+/// Most bytes of the value of a mount option.
 const PATH_LEN_MAX: usize = 255;
 
-/// How the kernel is shown images and archives.
+/// How images and archives are given to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
-    /// As files (Linux 6.12), or as loop devices if it mounts no files. It reads them through its memory of files while
-    /// they are in it, as after a pull, and past it otherwise, if it can (Linux 6.13): a page that has to come from the
-    /// disk comes sooner, and takes memory once instead of twice.
+    /// As files (Linux 6.12), or as loop devices if the kernel cannot mount files. Archives in the page cache, as after
+    /// a pull, are read through it; others by direct I/O if the kernel can (Linux 6.13), which reads a page from the
+    /// disk sooner, and caches it once instead of twice.
     #[default]
     Files,
-    /// As files that it reads through its memory of files in any case.
+    /// As files, always through the page cache.
     FilesThroughMemory,
-    /// As files that it reads past its memory of files in any case.
+    /// As files, always by direct I/O.
     FilesDirectly,
     /// As loop devices.
     LoopDevices,
 }
 
-/// The first releases of Linux, of each branch that is cared for, that read the files of a mounted image soundly. Before
-/// them, a reader that was killed while the kernel waited for a file left zeros in the memory of files, which everybody
-/// else was given from then on (eade54040384, "erofs: set fileio bio failed in short read case"); and in releases not
-/// much older, reading past that memory used what had been freed (1caf50ce4af0, CVE-2026-23224).
+/// The first sound release of each maintained branch of Linux. Before them, a reader that was killed during a read of a
+/// mounted file left zeros in the page cache, which all other readers got from then on (eade54040384, "erofs: set
+/// fileio bio failed in short read case"); in releases not much older, direct I/O used freed memory (1caf50ce4af0,
+/// CVE-2026-23224).
 const SOUND: [(u32, u32, u32); 4] = [(6, 12, 80), (6, 18, 21), (6, 19, 11), (7, 0, 0)];
 
-/// Whether a kernel of this release is known to read the files of a mounted image soundly. Distributors mend older
-/// kernels under numbers of their own, which this does not know.
+/// Whether a kernel of this release is known to read the files of a mounted image soundly. False too for distributors'
+/// kernels with backported fixes, whose release numbers do not show them.
 pub fn reads_files_soundly(release: (u32, u32, u32)) -> bool {
     let (major, minor, _) = release;
     let of_branch = SOUND.iter().find(|sound| (sound.0, sound.1) == (major, minor));
@@ -50,8 +50,8 @@ pub fn reads_files_soundly(release: (u32, u32, u32)) -> bool {
 }
 
 impl Backing {
-    /// What to do in its place on a kernel of this release. What reads past the memory of files leaves no zeros there, and
-    /// was asked for.
+    /// The backing to use instead on a kernel of this release: loop devices if it does not read files soundly. Direct
+    /// I/O stays, since it leaves no zeros in the page cache and only an explicit setting asks for it.
     pub fn on(self, release: (u32, u32, u32)) -> Backing {
         match self {
             Backing::Files | Backing::FilesThroughMemory if !reads_files_soundly(release) => {
@@ -62,40 +62,40 @@ impl Backing {
     }
 }
 
-/// The option of a mount whose files are read past the memory of files.
-const DIRECTLY: &str = "directio";
+/// The mount option for direct I/O.
+const DIRECT_IO: &str = "directio";
 
-/// Whether this kernel mounts images that are shown so, from files of this file system and at the places where files
-/// begin in archives. `Unimplemented` if it does not, with its reason.
+/// Checks that this kernel mounts images with this backing, from files of this file system, with data at the 512-byte
+/// offsets of archives. `Unimplemented` if not, with the kernel's reason.
 pub fn probe(root: &Path, backing: Backing) -> Result<()> {
     fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
     let (data, image) = (root.join("probe.tar"), root.join("probe.erofs"));
     let probed = write_probe(&data, &image).and_then(|()| mount_probe(&data, &image, backing));
     for path in [&data, &image] {
-        let _ = fs::remove_file(path); // overwritten by the next probe otherwise
+        let _ = fs::remove_file(path); // if it fails, the next probe overwrites the file
     }
     probed.map_err(|error| error.context(format!("probe in {}", root.display())))
 }
 
 const EROFS: &str = "erofs";
-const SAID: &[u8] = b"what is written is read";
+const PROBE_DATA: &[u8] = b"what is written is read";
 
-/// What fails here says nothing of the kernel.
+/// Writes the image to mount. Failing to do so says nothing about the kernel.
 fn write_probe(data: &Path, image: &Path) -> Result<()> {
     let what = || "write an image";
     let mut archive = vec![0; 512];
-    archive.extend_from_slice(SAID);
+    archive.extend_from_slice(PROBE_DATA);
     archive.resize(1024, 0);
     fs::write(data, &archive).context(what)?;
     let mut tree = Tree::new(erofs::Device { tag: "probe".into(), len: archive.len() as u64 });
     let metadata = Metadata { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
-    let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
+    let kind = erofs::EntryKind::File { len: PROBE_DATA.len() as u64, at: 512 };
     tree.add(&erofs::Entry { path: b"said", kind, metadata })?;
     write_image(&tree, image)?;
     File::open(data).and_then(|data| data.sync_all()).context(what)
 }
 
-/// `Unimplemented` if the kernel cannot, which want of memory or room does not say.
+/// `Unimplemented` for all failures but a lack of memory or disk space, which says nothing about the kernel.
 fn mount_probe(data: &Path, image: &Path, backing: Backing) -> Result<()> {
     read_probe(data, image, backing).map_err(|error| match error.kind() {
         ErrorKind::ResourceExhausted => error,
@@ -109,33 +109,33 @@ fn read_probe(data: &Path, image: &Path, backing: Backing) -> Result<()> {
     let mut found = Vec::new();
     let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     File::from(said.map_err(io::Error::from).context(what)?).read_to_end(&mut found).context(what)?;
-    if found != SAID {
+    if found != PROBE_DATA {
         return Err(Error::data_loss("a file of the image is not what was written"));
     }
     Ok(())
 }
 
-/// An image with its devices, mounted nowhere yet.
+/// A detached mount of an image with its devices.
 pub(super) fn detached(image: &Path, data: &[PathBuf], backing: Backing) -> Result<OwnedFd> {
     match backing {
         Backing::Files | Backing::FilesThroughMemory => {
             or_from_loop_devices(from_files(image, data, &[]), image, data)
         }
-        Backing::FilesDirectly => from_files(image, data, &[DIRECTLY]),
+        Backing::FilesDirectly => from_files(image, data, &[DIRECT_IO]),
         Backing::LoopDevices => from_loop_devices(image, data),
     }
 }
 
-/// Has what is mounted at a place read past the kernel's memory of files from now on.
+/// Switches a mount to direct I/O.
 pub(super) fn read_directly(at: &Path) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::open(at, flags, Mode::empty()).map_err(io::Error::from);
     let opened = opened.context(|| format!("open {}", at.display()))?;
-    let options = mount::Options::parse(&["ro".to_owned(), DIRECTLY.to_owned()]);
+    let options = mount::Options::parse(&["ro".to_owned(), DIRECT_IO.to_owned()]);
     mount::reconfigure(opened.as_fd(), &options).context(|| format!("change the mount at {}", at.display()))
 }
 
-/// Whether most of a file, its holes aside, is in the kernel's memory of files. So it is for all we know where the kernel does not tell.
+/// Whether at least half of a file, not counting holes, is in the page cache. True if the kernel does not tell.
 pub(super) fn is_in_memory(path: &Path) -> Result<bool> {
     let what = || format!("look at {}", path.display());
     let file = File::open(path).context(what)?;
@@ -144,7 +144,7 @@ pub(super) fn is_in_memory(path: &Path) -> Result<bool> {
     Ok(page_cache::cached_len(file.as_fd()).map_or(true, |cached| cached >= half))
 }
 
-/// Kernels that mount no files (`ENOTBLK`) get block devices that show them.
+/// Mounts loop devices if the kernel cannot mount files (`ENOTBLK`).
 fn or_from_loop_devices(mounted: Result<OwnedFd>, image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
     match mounted {
         Err(error) if is_want_of_block_devices(&error) => from_loop_devices(image, data),
@@ -153,7 +153,7 @@ fn or_from_loop_devices(mounted: Result<OwnedFd>, image: &Path, data: &[PathBuf]
 }
 
 fn from_files(image: &Path, data: &[PathBuf], words: &[&str]) -> Result<OwnedFd> {
-    // What is too long for an option is opened here and named by its number, until it is mounted.
+    // Paths that are too long for a mount option are opened and named by their descriptors instead.
     let mut open = Vec::new();
     let mut shown = |path: &Path| -> Result<String> {
         match path.to_str() {
@@ -170,7 +170,7 @@ fn from_files(image: &Path, data: &[PathBuf], words: &[&str]) -> Result<OwnedFd>
     let devices = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
     let before = page_cache::Backings::of(EROFS);
     let mount = new_mount(&source, &devices, words)?;
-    // As files of directories are, which lie on that disk themselves.
+    // Sets the read-ahead of the disk that has the archives, as its own files have.
     if let Some(metadata) = data.first().and_then(|data| fs::metadata(data).ok()) {
         before.read_ahead_as(metadata.dev());
     }
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
     use crate::LayerFiles;
 
-    /// What a kernel before 6.12 is given, tried on this one.
+    /// Uses the loop devices of kernels before 6.12 on this one.
     #[test]
     fn images_are_mounted_from_loop_devices_too() {
         if !stdx::testing::is_root("a mount") {
@@ -230,9 +230,9 @@ mod tests {
         assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
     }
 
-    /// One is longer than a terabyte, whatever is in it.
+    /// A data file with sparse files is longer than a terabyte, but mostly a hole.
     #[test]
-    fn an_archive_with_holes_is_in_memory_if_what_there_is_of_it_is() {
+    fn holes_of_an_archive_do_not_count_for_its_presence_in_the_page_cache() {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("data");
         fs::write(&path, vec![7; 100_000]).unwrap();
@@ -241,13 +241,13 @@ mod tests {
         file.sync_all().unwrap();
         assert!(is_in_memory(&path).unwrap());
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        // Not every file system lets go of it.
+        // Not every file system drops its pages.
         let is_gone = page_cache::cached_len(file.as_fd()).is_ok_and(|cached| cached == 0);
         assert_eq!(is_in_memory(&path).unwrap(), !is_gone);
     }
 
     #[test]
-    fn kernels_that_read_files_unsoundly_are_shown_loop_devices() {
+    fn kernels_that_read_files_unsoundly_get_loop_devices() {
         for (release, is_sound) in [
             ((5, 10, 0), false),
             ((6, 12, 0), false),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_want_of_a_block_device_leads_to_loop_devices() {
+    fn only_enotblk_leads_to_loop_devices() {
         let failed = |errno: Errno| Err::<(), _>(io::Error::from(errno)).context(|| "mount").unwrap_err();
         assert!(is_want_of_block_devices(&failed(Errno::NOTBLK)));
         assert!(!is_want_of_block_devices(&failed(Errno::INVAL)));

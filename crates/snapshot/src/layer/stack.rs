@@ -1,4 +1,4 @@
-//! Layers merged into one tree.
+//! Merges the metadata of layers into one tree.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,15 +17,16 @@ use types::{Context, Mount, Result};
 
 use super::Archive;
 use super::files::read_image;
-use super::fresh::Fresh;
+use super::tree_cache::TreeCache;
 
-/// Bytes of an attribute, and of the names of all of a directory's (xattr(7)).
+/// Most bytes of an extended attribute, and of the names of a directory's attributes (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
 
-/// Layers, nearest first, as one tree, on the trees below them. What is in memory of them is taken from there.
-pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], fresh: Option<&Fresh>) -> Result<Tree> {
+/// Merges layers, nearest first, which lie on the directories `below`. Trees in the cache are taken from there; others
+/// are read from their images.
+pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], trees: Option<&TreeCache>) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
-        if let Some(tree) = fresh.and_then(|fresh| fresh.take(layer.directory())) {
+        if let Some(tree) = trees.and_then(|trees| trees.take(layer.directory())) {
             return Ok(tree);
         }
         let path = layer.files().image;
@@ -39,7 +40,7 @@ pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], fresh: Option<&Fres
     Ok(tree)
 }
 
-/// Gives directories that no entry of the layers names the metadata that they have below.
+/// Gives implied directories the metadata that they have in the layers below.
 fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
     let implied = tree.implied()?;
     if implied.is_empty() {
@@ -48,7 +49,7 @@ fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
     let shown = Root::from_fd(mount::open_mounts(&[overlaid(below)])?, Path::new("the layers below"));
     for path in implied {
         let path = Path::new(std::ffi::OsStr::from_bytes(&path));
-        // In the place of a link is a directory whose metadata nobody gave.
+        // A name that is a symlink below is no such directory: the implied one keeps its default metadata.
         let directory = shown.find_without_links(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
         let Some(directory) = directory else { continue };
         let what = || format!("look at {} in the layers below", path.display());
@@ -66,7 +67,7 @@ fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Trees on each other, the nearest first, read-only.
+/// A read-only mount of directories stacked by overlayfs, the nearest first.
 fn overlaid(trees: &[PathBuf]) -> Mount {
     let shown = |tree: &PathBuf| tree.display().to_string();
     match trees {

@@ -1,5 +1,5 @@
-//! Whether overlays can be made of directories here: there are kernels without them, and file systems that cannot hold
-//! their upper layer (another overlay, NFS).
+//! Probes whether overlayfs works here: some kernels lack it, and some file systems cannot hold its upper directory
+//! (another overlay, NFS).
 
 use std::fs;
 use std::io;
@@ -10,13 +10,14 @@ use rustix::fs::{AtFlags, unlinkat};
 use rustix::io::Errno;
 use types::{Context, Error, Result};
 
-/// Whether this kernel makes overlays on the file system of `root`. `Unimplemented` if it does not, with its reason.
+/// Checks that this kernel mounts overlays of directories below `root`. `Unimplemented` if not, with the kernel's
+/// reason.
 pub fn probe(root: &Path) -> Result<()> {
     let dir = root.join("probe.overlay");
-    // What a probe that was cut off left would be in the way.
+    // Removes the leftovers of an interrupted probe.
     let cleared = clear(&dir);
     let probed = cleared.and_then(|()| write_probe(&dir)).and_then(|()| mount_probe(&dir));
-    // In either case: where the kernel makes no overlays, nobody looks here again before the next start.
+    // Also after a failure: without overlayfs, nothing else would clear this directory.
     let left = clear(&dir);
     probed.and(left).map_err(|error| error.context(format!("probe in {}", root.display())))
 }
@@ -30,7 +31,7 @@ fn clear(dir: &Path) -> Result<()> {
     }
 }
 
-/// What fails here says nothing of the kernel.
+/// Writes the directories to mount. Failing to do so says nothing about overlayfs.
 fn write_probe(dir: &Path) -> Result<()> {
     for name in ["lower", "upper", "work"] {
         let path = dir.join(name);
@@ -43,7 +44,7 @@ fn mount_probe(dir: &Path) -> Result<()> {
     let layer = |option: &str, name: &str| format!("{option}={}", dir.join(name).display());
     let layers = vec![layer("lowerdir", "lower"), layer("upperdir", "upper"), layer("workdir", "work")];
     let mounted = new_filesystem("overlay", "overlay", &Options::parse(&layers));
-    // What is deleted leaves a node of a device in the upper layer, which not everybody may make.
+    // Deleting a file of a lower layer creates a device node in the upper one, for which a process may lack the rights.
     let deleted = mounted.and_then(|mount| {
         unlinkat(&mount, "file", AtFlags::empty())
             .map_err(io::Error::from)
@@ -53,7 +54,7 @@ fn mount_probe(dir: &Path) -> Result<()> {
         Some(Errno::NODEV | Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
             Error::unimplemented("the kernel makes no overlays here").with_source(error)
         }
-        // It may be over at the next start.
+        // Other errors may be temporary.
         _ => error,
     })
 }
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_cut_off_probe_left_is_not_the_kernels_answer() {
+    fn leftovers_of_an_interrupted_probe_do_not_change_its_result() {
         let dir = tempfile::TempDir::new().unwrap();
         let before = probe(dir.path()).map_err(|error| error.kind());
         fs::create_dir_all(dir.path().join("probe.overlay/upper")).unwrap();
@@ -88,9 +89,9 @@ mod tests {
         assert!(!dir.path().join("probe.overlay").exists());
     }
 
-    /// An overlay cannot hold the upper layer of another.
+    /// An overlay cannot hold the upper directory of another.
     #[test]
-    fn nothing_is_left_where_the_kernel_makes_none() {
+    fn a_probe_without_overlayfs_leaves_nothing() {
         let dir = tempfile::TempDir::new().unwrap();
         write_probe(dir.path()).unwrap();
         let layer = |option: &str, name: &str| format!("{option}={}", dir.path().join(name).display());

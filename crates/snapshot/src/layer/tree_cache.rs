@@ -1,5 +1,5 @@
-//! Trees of layers that were just stored, kept in memory until the layers are merged: their images would have to be
-//! unpacked and read for that, while whoever pulls waits.
+//! A cache of the trees of layers that were just stored, until they are merged: otherwise the puller would wait until
+//! their images were decompressed and read again.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,21 +8,21 @@ use std::path::{Path, PathBuf};
 use erofs::Tree;
 use stdx::Mutex;
 
-/// Bytes of memory that they take together, as trees count it. A tree that is not here any more is read from its image.
+/// Most bytes of memory of all cached trees, as trees count it.
 const MEMORY_MAX: u64 = 16 << 20;
 
-/// Trees by the directories of their layers, in the order in which they came. None of a snapshot that is committed, whose
-/// image may be mended.
+/// Trees with the directories of their layers, oldest first. It has no trees of committed snapshots, whose images may
+/// be mended.
 #[derive(Default)]
-pub(crate) struct Fresh(Mutex<VecDeque<(PathBuf, Tree)>>);
+pub(crate) struct TreeCache(Mutex<VecDeque<(PathBuf, Tree)>>);
 
-impl Fresh {
-    /// Keeps the tree of a layer whose image was written. Those that came first make room.
+impl TreeCache {
+    /// Adds the tree of a layer whose image was written. The oldest trees are dropped to make room.
     pub(crate) fn keep(&self, directory: &Path, mut tree: Tree) {
         if tree.memory() > MEMORY_MAX {
-            return; // the others would go in vain
+            return; // dropping the others would not make room
         }
-        // It has its room here, and takes none of what layers share that are being stored.
+        // Its memory counts here from now on: gives back the permit for memory of layers that are being stored.
         tree.keep(());
         let mut trees = self.0.lock();
         trees.push_back((directory.to_owned(), tree));
@@ -31,22 +31,22 @@ impl Fresh {
         }
     }
 
-    /// The tree of the layer in a directory, if it is here, which it is not afterwards.
+    /// Removes and returns the tree of the layer in a directory.
     pub(crate) fn take(&self, directory: &Path) -> Option<Tree> {
         let mut trees = self.0.lock();
         let at = trees.iter().position(|(of, _)| of == directory)?;
         trees.remove(at).map(|(_, tree)| tree)
     }
 
-    /// Lets go of what snapshots left that were never committed.
+    /// Drops all trees: those left are of snapshots that were not merged.
     pub(crate) fn clear(&self) {
         self.0.lock().clear();
     }
 }
 
-impl fmt::Debug for Fresh {
+impl fmt::Debug for TreeCache {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        to.debug_struct("Fresh").finish_non_exhaustive()
+        to.debug_struct("TreeCache").finish_non_exhaustive()
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
 
     use super::*;
 
-    /// A tree that takes at least so many bytes.
+    /// A tree that takes at least this many bytes of memory.
     fn tree(memory: u64) -> Tree {
         let mut tree = Tree::new(Device { tag: "x".into(), len: 0 });
         let metadata = Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
@@ -74,19 +74,19 @@ mod tests {
     }
 
     #[test]
-    fn trees_are_kept_while_there_is_room() {
-        let fresh = Fresh::default();
-        let has = |name: &str| fresh.take(Path::new(name)).is_some();
+    fn trees_are_cached_while_there_is_room() {
+        let trees = TreeCache::default();
+        let has = |name: &str| trees.take(Path::new(name)).is_some();
         for name in ["one", "two", "three"] {
-            fresh.keep(Path::new(name), tree(MEMORY_MAX / 5 * 2));
+            trees.keep(Path::new(name), tree(MEMORY_MAX / 5 * 2));
         }
         assert!(!has("one") && has("two") && has("three"), "the first made room");
         assert!(!has("two"), "it was taken");
-        fresh.keep(Path::new("small"), tree(1));
-        fresh.keep(Path::new("large"), tree(MEMORY_MAX + 1));
+        trees.keep(Path::new("small"), tree(1));
+        trees.keep(Path::new("large"), tree(MEMORY_MAX + 1));
         assert!(has("small") && !has("large"), "one that does not fit alone takes no room from others");
-        fresh.keep(Path::new("left"), tree(1));
-        fresh.clear();
+        trees.keep(Path::new("left"), tree(1));
+        trees.clear();
         assert!(!has("left"));
     }
 }
