@@ -1,8 +1,8 @@
-//! The store's directory and every system call on it.
+//! The store's directory, and all system calls on it.
 //!
-//! Names are made here, from digests and from hashes of refs, and are opened beneath directory
-//! descriptors: nothing a client says becomes a path. Each call that can fail or that a crash can
-//! cut short is announced to a [`Watch`] first, which is how tests make the n-th of them fail.
+//! File names are made here, from digests and from hashes of refs, and opened beneath directory descriptors: no text of
+//! a client becomes a path. A [`Watch`] is called before each system call that can fail or that a crash can interrupt,
+//! so that tests can make the n-th of them fail.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,11 +17,11 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, Stat, renameat_with};
 use stdx::Mutex;
 use types::{Algorithm, Context as _, Digest, Error, IngestRef, Result, Timestamp};
 
-/// A system call about to be made. Names are relative to the store.
+/// A system call that is about to be made. File names are relative to the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Create(String),
-    /// Another name for a file that is elsewhere.
+    /// A hard link in the store to a file outside of it.
     Link(String),
     Open(String),
     Read(String),
@@ -37,40 +37,42 @@ pub enum Step {
     SyncDir(String),
 }
 
-/// Told of each step; its error becomes the outcome of the step.
+/// Called before each step; its error becomes that of the step.
 pub type Watch = Arc<dyn Fn(&Step) -> io::Result<()> + Send + Sync>;
 
 pub(crate) struct Disk {
     blobs: [Dir; Algorithm::ALL.len()],
     recipes: [Dir; Algorithm::ALL.len()],
     ingests: Dir,
-    /// What is removed, but not gone.
+    /// Large deleted files, whose disk space is still to be freed.
     removed: OwnedFd,
     watch: Option<Watch>,
-    /// Who changes in which form a blob is there.
+    /// The locks of [`Disk::form`].
     forms: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
 }
 
 struct Dir {
     name: String,
     fd: OwnedFd,
-    /// Counts renames into this directory, and how many of them are known to be on disk.
+    /// Number of renames into this directory.
     renames: AtomicU64,
+    /// How many of them are known to be on disk.
     synced: Mutex<u64>,
 }
 
-/// A file of the store by its place in it.
+/// A file of the store.
 #[derive(Clone, Debug)]
 pub(crate) enum Name {
     Blob(Digest),
-    /// How a blob is made again, and one that is not whole yet.
+    /// The recipe of a blob.
     Recipe(Digest),
+    /// A recipe that is being written.
     NewRecipe(Digest),
-    /// What it is made of.
+    /// The plain bytes that a recipe needs.
     Plain(Digest),
     /// The bytes of an ingest.
     Data(RefHash),
-    /// The ref of an ingest and what was said at its begin.
+    /// The ref and the expected size of an ingest.
     Ref(RefHash),
 }
 
@@ -96,7 +98,7 @@ impl Name {
         }
     }
 
-    /// The reverse of `file_name` for what belongs to recipes; `None` for files that are not ours.
+    /// The reverse of `file_name` for files of recipes; `None` for foreign files.
     fn of_recipe(algorithm: Algorithm, file_name: &str) -> Option<Name> {
         let (hex, suffix) = file_name.split_once('.')?;
         let digest: Digest = format!("{}:{hex}", algorithm.name()).parse().ok()?;
@@ -108,7 +110,7 @@ impl Name {
         }
     }
 
-    /// The reverse of `file_name` for ingests; `None` for files that are not ours.
+    /// The reverse of `file_name` for files of ingests; `None` for foreign files.
     fn of_ingest(file_name: &str) -> Option<Name> {
         let (hex, suffix) = file_name.split_once('.')?;
         let hash = RefHash(format!("sha256:{hex}").parse().ok()?);
@@ -121,8 +123,8 @@ impl Name {
 }
 
 impl Disk {
-    /// To be locked by whoever changes in which form a blob is there, itself or as a recipe: for the renames and
-    /// deletions alone, which would take away each other's work.
+    /// The lock of a blob's form. It must be held during the renames and deletions that change whether a blob is a file
+    /// or a recipe, so that two threads do not delete each other's result.
     pub(crate) fn form(&self, digest: &Digest) -> Arc<Mutex<()>> {
         let mut forms = self.forms.lock();
         if let Some(form) = forms.get(digest).and_then(Weak::upgrade) {
@@ -134,7 +136,7 @@ impl Disk {
         form
     }
 
-    /// Opens the directories below `root`, which is made if it is missing.
+    /// Opens the directories below `root`, which are created if they are missing.
     pub(crate) fn open(root: &Path, watch: Option<Watch>) -> io::Result<Disk> {
         std::fs::create_dir_all(root)?;
         let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -150,7 +152,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Bytes that the file system has room for.
+    /// Free bytes of the file system.
     pub(crate) fn free(&self) -> io::Result<u64> {
         let stat = rustix::fs::fstatvfs(&self.ingests.fd)?;
         Ok(stat.f_bfree.saturating_mul(stat.f_frsize))
@@ -174,21 +176,21 @@ impl Disk {
         format!("{}/{}", self.dir(name).name, name.file_name())
     }
 
-    /// Makes an empty file, in the place of one that may be there.
+    /// Creates an empty file, or empties an existing one.
     pub(crate) fn create(&self, name: &Name) -> io::Result<File> {
         self.step(|| Step::Create(self.label(name)))?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.dir(name).fd, name.file_name(), flags, Mode::from(0o600))?.into())
     }
 
-    /// Gives a file that is elsewhere a name here too.
+    /// Makes a hard link in the store to a file outside of it.
     pub(crate) fn link(&self, from: &Path, to: &Name) -> io::Result<()> {
         self.step(|| Step::Link(self.label(to)))?;
         let dir = &self.dir(to).fd;
         Ok(rustix::fs::linkat(rustix::fs::CWD, from, dir, to.file_name(), AtFlags::empty())?)
     }
 
-    /// A file without a name, which is gone when it is closed.
+    /// Creates a file without a name (`O_TMPFILE`), which the kernel deletes when it is closed.
     pub(crate) fn create_nameless(&self) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.ingests.fd, ".", flags, Mode::from(0o600))?.into())
@@ -218,7 +220,7 @@ impl Disk {
         }
     }
 
-    /// For whoever reads a file by himself.
+    /// Calls the watch for a read that the caller makes itself.
     pub(crate) fn before_read(&self, name: &Name) -> io::Result<()> {
         self.step(|| Step::Read(self.label(name)))
     }
@@ -228,19 +230,19 @@ impl Disk {
         read_at(file, buf, offset)
     }
 
-    /// Writes some of `bytes` at `offset`; says how many.
+    /// Writes some of `bytes` at `offset`, and returns how many.
     pub(crate) fn write_at(&self, name: &Name, file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
         self.step(|| Step::Write(self.label(name)))?;
         Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(file, bytes, offset))?)
     }
 
-    /// Empties a file that is open. What takes long to free is only taken out of the way, for [`Disk::reclaim`]: then
-    /// `file` is another one, in its place.
+    /// Empties an open file. A large one, whose disk space takes long to free, is moved away for [`Disk::reclaim`]
+    /// instead, and `file` is replaced by the new, empty one.
     pub(crate) fn truncate(&self, name: &Name, file: &mut File) -> io::Result<()> {
         self.step(|| Step::Truncate(self.label(name)))?;
         let stat = rustix::fs::fstat(&*file)?;
         if u64::try_from(stat.st_size).unwrap_or(0) > removal::PIECE_LEN
-            // A disk that is full has no room for another file, and some file systems exchange none.
+            // This fails on a full disk, and on file systems without `RENAME_EXCHANGE`.
             && let Ok(empty) = self.exchange(name, &stat)
         {
             *file = empty;
@@ -249,7 +251,7 @@ impl Disk {
         file.set_len(0)
     }
 
-    /// Has a file and an empty one, which is to be removed, change places.
+    /// Exchanges a file with a new, empty one in the directory of deleted files.
     fn exchange(&self, name: &Name, stat: &Stat) -> rustix::io::Result<File> {
         let (dir, aside) = (&self.dir(name).fd, stat.st_ino.to_string());
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -258,7 +260,7 @@ impl Disk {
         Ok(empty.into())
     }
 
-    /// Makes the file read-only for all, and its bytes durable.
+    /// Makes a file read-only, and its bytes durable.
     pub(crate) fn seal(&self, name: &Name, file: &File) -> io::Result<()> {
         self.step(|| Step::Sync(self.label(name)))?;
         rustix::fs::fchmod(file, Mode::from(0o444))?;
@@ -290,7 +292,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes a file; says whether it was there.
+    /// Removes a file, and returns whether it existed.
     pub(crate) fn unlink(&self, name: &Name) -> io::Result<bool> {
         self.step(|| Step::Unlink(self.label(name)))?;
         match rustix::fs::unlinkat(&self.dir(name).fd, name.file_name(), AtFlags::empty()) {
@@ -300,13 +302,14 @@ impl Disk {
         }
     }
 
-    /// As [`Disk::unlink`], but what takes long to free is only taken out of the way, for [`Disk::reclaim`].
+    /// [`Disk::unlink`], except that a large file, whose disk space takes long to free, is moved away for
+    /// [`Disk::reclaim`].
     pub(crate) fn set_aside(&self, name: &Name) -> io::Result<bool> {
         let large =
             self.stat(name)?.filter(|stat| u64::try_from(stat.st_size).unwrap_or(0) > removal::PIECE_LEN);
         let Some(stat) = large else { return self.unlink(name) };
         self.step(|| Step::Unlink(self.label(name)))?;
-        // No two files have the same number. A disk that is full has no room for another name either.
+        // The inode number makes the name unique. If the rename fails, as on a full disk, the file is unlinked.
         match rustix::fs::renameat(
             &self.dir(name).fd,
             name.file_name(),
@@ -319,7 +322,7 @@ impl Disk {
         }
     }
 
-    /// Deletes what was taken out of the way, until `go_on` says no. Whether all is gone.
+    /// Deletes the files that were moved away, until `go_on` returns false. Returns whether all are deleted.
     pub(crate) fn reclaim(&self, go_on: &dyn Fn() -> bool) -> io::Result<bool> {
         removal::empty(self.removed.as_fd(), go_on)
     }
@@ -335,7 +338,7 @@ impl Disk {
         Ok(digests)
     }
 
-    /// All that belongs to recipes.
+    /// All files of recipes.
     pub(crate) fn list_recipes(&self) -> io::Result<Vec<Name>> {
         let mut names = Vec::new();
         for algorithm in Algorithm::ALL {
@@ -360,7 +363,7 @@ impl Disk {
 }
 
 impl Dir {
-    /// Renames of an earlier process may still be on their way to disk, so the first sync is real.
+    /// Renames of an earlier process may not be on disk yet, so that the first sync must not be skipped.
     fn new(name: String, fd: OwnedFd) -> io::Result<Dir> {
         Ok(Dir { name, fd, renames: AtomicU64::new(1), synced: Mutex::new(0) })
     }
@@ -395,13 +398,13 @@ fn open_dir(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }
 
-/// Whether an error says that bytes are not what they were, or that the disk does not give them.
+/// Whether an error means that bytes are corrupt, or that the disk cannot read them.
 pub fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
         || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
-/// What became of a read: `DataLoss` if that is damage.
+/// The result of a read, with `DataLoss` for an error that means damage.
 pub(crate) fn reading<T>(read: io::Result<T>, what: impl FnOnce() -> String) -> Result<T> {
     match read {
         Err(error) if is_damage(&error) => Err(Error::data_loss(what()).with_source(error)),

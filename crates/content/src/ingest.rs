@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! ingest/<sha256 of ref>.ref    "hoist-ingest 1\n", total or "-", "\n", the ref to the end of the file
-//! ingest/<sha256 of ref>.data   the bytes so far
+//! ingest/<sha256 of ref>.data   the bytes written so far
 //!
 //! begin    .ref ▶ .data          started = time of .ref, updated = time of .data, or started if that is later
 //! commit   fsync .data ▶ rename to blobs/ ▶ fsync blobs/ ▶ unlink .ref
-//! abort    unlink .data, or take it out of the way if it is large ▶ unlink .ref
-//! truncate .data, or have it and an empty file change places if it is large
+//! abort    unlink .data, or move it to removed/ if it is large ▶ unlink .ref
+//! truncate .data, or exchange it with an empty file if it is large
 //! ```
 //!
-//! An ingest is there when both files are. One file alone, or with a ref that was cut short, is what a crash left: opening
-//! the store removes it. Nobody else would: who had the ref may be forgotten, and its name is not told by the file.
+//! An ingest exists if both files do. A crash may leave one of them alone, or a truncated ref: opening the store
+//! removes these. No client would: its lease of the ref may be gone, and a file name does not tell the ref.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -31,20 +31,20 @@ const MAGIC: &str = "hoist-ingest 1";
 const REF_FILE_LEN_MAX: usize = 8192;
 const HASH_CHUNK: usize = 256 << 10;
 
-/// Which ingests have a writer, and what it said it expects.
+/// The open writers of ingests.
 #[derive(Clone, Default)]
 pub(crate) struct Writers(Arc<Mutex<HashMap<RefHash, Open>>>);
 
-/// What a writer that is open knows.
+/// The state of an open writer.
 #[derive(Debug, Default)]
 struct Open {
     expected: Expected,
-    /// Of its last write. The kernel's time of the file is that of its last tick, which may lie before the call.
+    /// Time of its last write. The file's mtime is that of the kernel's last tick, which may be before the call.
     written: Option<Timestamp>,
 }
 
 impl Writers {
-    /// `Unavailable` if somebody else has it.
+    /// Takes the right to write an ingest. `Unavailable` if another writer has it.
     pub(crate) fn enter(&self, reference: &IngestRef, expected: Expected) -> Result<Writing> {
         let hash = RefHash::of(reference);
         let mut open = self.lock();
@@ -55,7 +55,7 @@ impl Writers {
         Ok(Writing { writers: self.clone(), hash })
     }
 
-    /// What is expected of an ingest, and when it was written to last, as far as a writer knows that has it open.
+    /// The expected size and digest of an ingest and the time of its last write, if a writer has it open.
     fn known(&self, hash: &RefHash) -> (Expected, Option<Timestamp>) {
         let open = self.lock();
         open.get(hash).map(|open| (open.expected.clone(), open.written)).unwrap_or_default()
@@ -79,7 +79,7 @@ impl Writing {
         }
     }
 
-    /// The time of the last write, for whoever keeps it from here on.
+    /// Takes the time of the last write, which then only the caller has.
     fn take_written(&self) -> Option<Timestamp> {
         self.writers.lock().get_mut(&self.hash)?.written.take()
     }
@@ -91,7 +91,7 @@ impl Drop for Writing {
     }
 }
 
-/// What the `.ref` file says.
+/// The content of a `.ref` file.
 #[derive(Debug, PartialEq, Eq)]
 struct Header {
     reference: IngestRef,
@@ -134,7 +134,7 @@ impl Header {
         if written < text.len() {
             return Err(io::ErrorKind::WriteZero.into());
         }
-        // The kernel's own is that of the last tick, which may lie before the call that is answered.
+        // The kernel's own time is that of its last tick, which may be before the client's call.
         set_times(&file, Timestamp::now())
     }
 }
@@ -162,14 +162,14 @@ fn read_status(disk: &Disk, writers: &Writers, hash: &RefHash) -> io::Result<Opt
     }))
 }
 
-/// Removes both files; says whether there was an ingest.
+/// Removes both files, and returns whether there was an ingest.
 pub(crate) fn remove(disk: &Disk, hash: &RefHash) -> io::Result<bool> {
     let had_data = disk.set_aside(&Name::Data(hash.clone()))?;
     let had_ref = disk.unlink(&Name::Ref(hash.clone()))?;
     Ok(had_data && had_ref)
 }
 
-/// Removes files of ingests that a crash left without their other half, or without a ref that can be read.
+/// Removes files that a crash left: one without the other, or with a truncated ref.
 pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
     for name in disk.list_ingests()? {
         match &name {
@@ -194,7 +194,7 @@ pub(crate) struct LocalWriter {
     reference: IngestRef,
     file: File,
     offset: u64,
-    /// Bytes that are expected.
+    /// Expected size in bytes.
     total: Option<u64>,
     writeback: Writeback,
     hasher: Hasher,
@@ -202,7 +202,7 @@ pub(crate) struct LocalWriter {
 }
 
 impl LocalWriter {
-    /// Opens the ingest that is there, or makes one.
+    /// Opens an existing ingest, or creates one.
     pub(crate) fn begin(
         disk: Arc<Disk>,
         writing: Writing,
@@ -260,8 +260,8 @@ impl LocalWriter {
         Ok(hasher.finish())
     }
 
-    /// After a failed fsync the kernel forgets which bytes it lost, so a second try would lie: the
-    /// ingest is given up.
+    /// Syncs the file, and makes it read-only. After a failed fsync(2) the kernel forgets which bytes it lost, so a
+    /// second one would succeed wrongly: the ingest is deleted.
     fn seal(&self) -> Result<()> {
         self.disk.seal(&self.data(), &self.file).map_err(|error| {
             let _ = remove(&self.disk, &self.writing.hash);
@@ -275,7 +275,7 @@ impl LocalWriter {
             .publish(&self.data(), &Name::Blob(digest.clone()))
             .and_then(|()| self.disk.sync_renames(&Name::Blob(digest.clone())))
             .context(|| format!("publish blob {digest}"))?;
-        // What remains of the ingest is half of one; if this fails the next open removes it.
+        // If this fails, the next open of the store removes the file.
         let _ = self.disk.unlink(&Name::Ref(self.writing.hash.clone()));
         Ok(())
     }
@@ -338,11 +338,11 @@ impl IngestWriter for LocalWriter {
                 .context(|| format!("give ingest {} the time of its blob", self.reference))?;
         }
         self.seal()?;
-        // The file is a blob's from here on, and has its time.
+        // The file becomes the blob's, and dropping the writer must not set its time.
         self.writing.take_written();
         let form = self.disk.form(&digest);
         let _alone = form.lock();
-        // Also where it is there: these bytes are right, and a disk may have changed those, or what a recipe needs.
+        // Also if the blob exists: these bytes are verified, and the disk may have corrupted the existing ones.
         self.publish(&digest)?;
         if known.is_some() {
             recipe::delete(&self.disk, &digest).context(|| format!("drop the recipe of blob {digest}"))?;
@@ -356,7 +356,7 @@ impl IngestWriter for LocalWriter {
 
 impl Drop for LocalWriter {
     fn drop(&mut self) {
-        // Who asks later finds the time of the last write in the file. Without it, it is the kernel's, of a tick before.
+        // Later statuses take the time of the last write from the file. If this fails, it is inexact by a tick.
         if let Some(written) = self.writing.take_written() {
             let _inexact = set_times(&self.file, written);
         }

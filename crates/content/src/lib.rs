@@ -1,4 +1,5 @@
-//! Blobs: immutable bytes under the name of their hash, and ingests, which are blobs on their way in.
+//! The content store: blobs, which are immutable bytes named by their digest, and ingests, which are blobs being
+//! written.
 //!
 //! ```text
 //! begin ──▶ open ──commit──▶ blob (visible, immutable) ──delete──▶ gone
@@ -10,9 +11,9 @@
 //! Invariants
 //! - One writer per [`IngestRef`](types::IngestRef). A second `begin` gets `Unavailable`; it does not wait.
 //! - A blob appears only by rename, after fsync, under the digest of its bytes.
-//! - A blob that is kept as a recipe was made again and compared before its bytes went, and is compared each
-//!   time it is made: to users it is as any other.
-//! - Nothing here knows namespaces, labels or leases: see the `metadata` crate.
+//! - A blob may be kept as a recipe. It is rebuilt and compared before its bytes are deleted, and compared at each
+//!   rebuild, so that readers see no difference.
+//! - The store does not know namespaces, labels or leases: see the `metadata` crate.
 //!
 //! Bytes on disk: `docs/design/content.md`.
 #![forbid(unsafe_code)]

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! blobs/<algorithm>/<hex>         complete, mode 0444
-//! recipes/<algorithm>/<hex>.*     how a blob is made again that is not there itself (see `recipe`)
+//! recipes/<algorithm>/<hex>.*     the recipe of a blob that is not in blobs/ (see `recipe`)
 //! ingest/<sha256 of ref>.{ref,data}
-//! removed/<number of its inode>   what is still to be freed, whatever it was
+//! removed/<inode number>          a large deleted file, whose disk space is still to be freed
 //! ```
 
 use std::collections::BTreeSet;
@@ -20,8 +20,8 @@ use crate::ingest::{self, LocalWriter, Writers};
 use crate::recipe::{self, Rebuilt};
 use crate::store::{Blob, BlobReader, Expected, Form, IngestStatus, IngestWriter, Store};
 
-/// The store in a directory of its own. One process at a time may have it open; the daemon sees to
-/// that with the lock on its root.
+/// The store in a directory of its own. One process at a time may have it open, which the daemon ensures by the lock of
+/// its root directory.
 pub struct LocalStore {
     disk: Arc<Disk>,
     writers: Writers,
@@ -29,12 +29,12 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Opens the store in `root`, or makes it.
+    /// Opens the store in `root`, or creates it, and removes what a crash left.
     pub fn open(root: impl AsRef<Path>) -> Result<LocalStore> {
         LocalStore::open_watched(root, None)
     }
 
-    /// As [`LocalStore::open`], with somebody who is told of every system call and may fail it.
+    /// [`LocalStore::open`] for tests: `watch` is called before every system call, and may make it fail.
     #[doc(hidden)]
     pub fn open_watched(root: impl AsRef<Path>, watch: Option<Watch>) -> Result<LocalStore> {
         let root = root.as_ref();
@@ -44,8 +44,8 @@ impl LocalStore {
         Ok(LocalStore { disk: Arc::new(disk), writers: Writers::default(), rebuilt: Rebuilt::default() })
     }
 
-    /// A size that cannot be true, or cannot be kept, is refused before its first byte is written. What is there of the
-    /// ingest takes its room already.
+    /// `ResourceExhausted` if the disk has no space for an ingest of this size. Bytes that the ingest already has count
+    /// as available.
     fn refuse_too_large(&self, reference: &IngestRef, size: u64) -> Result<()> {
         let data = Name::Data(RefHash::of(reference));
         let begun = self.disk.stat(&data).context(|| format!("stat ingest {reference}"))?;
@@ -59,7 +59,7 @@ impl LocalStore {
     }
 }
 
-/// Whether a blob is there, or can be made again as far as its recipe tells.
+/// Whether a blob exists, as a file or as a recipe with a valid header.
 pub(crate) fn has(disk: &Disk, digest: &Digest) -> Result<bool> {
     find(disk, digest).map(|blob| blob.is_some())
 }
@@ -196,7 +196,7 @@ impl Store for LocalStore {
     }
 }
 
-/// Reads a file that other readers have too, each from its own place.
+/// Reads a rebuilt blob, whose file several readers share, each at its own offset.
 struct SharedReader {
     file: Arc<File>,
     at: u64,

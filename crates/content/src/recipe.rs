@@ -1,20 +1,20 @@
-//! Blobs that are not there themselves, but can be made again, byte for byte.
+//! Blobs that are kept as recipes, and rebuilt byte for byte when they are read.
 //!
 //! ```text
 //! recipes/<algorithm>/<hex>.recipe   "hoist-recipe 1\n", size of the blob, "\n", bytes of .plain, "\n", the recipe
-//! recipes/<algorithm>/<hex>.plain    what the blob unpacks to: another name of a file that a snapshot has
+//! recipes/<algorithm>/<hex>.plain    the plain bytes of the blob: a hard link to the data file of a snapshot
 //!
-//! keep      .plain ▶ .new, synced ▶ made again and compared ▶ .new is .recipe ▶ synced ▶ the blob goes
-//! commit    the blob is there anew ▶ .recipe and .plain go, and with them a recipe that is being made
-//! delete    .recipe ▶ .plain
+//! keep      link .plain ▶ write .new, fsync ▶ rebuild and compare ▶ rename .new to .recipe ▶ fsync ▶ unlink the blob
+//! commit    the blob exists again ▶ unlink .recipe and .plain, which also stops a recipe that is being made
+//! delete    unlink .recipe ▶ unlink .plain
 //! ```
 //!
-//! `.plain` is a hard link, so the file is there as long as one of both needs it, and takes no room of its own.
-//! Before the rename the blob is there, after it the recipe; in between both may be, and then the blob counts.
-//! What a crash left without a recipe, or with a blob, is removed when the store is opened.
+//! As `.plain` is a hard link, the file exists as long as the store or the snapshot needs it, and takes no disk space
+//! of its own. The blob exists before the rename and the recipe after it; if both do, the blob counts. Opening the
+//! store removes what a crash left: files without a recipe, and recipes of a blob that exists.
 //!
-//! Whoever reads such a blob waits until it was made again, into a file without a name, and compared: no wrong byte
-//! leaves. The last ones that were made are kept for those who come for another part.
+//! A reader waits until the blob is rebuilt into a file without a name, and verified: no wrong byte is read. The last
+//! rebuilt blobs are kept for readers of another part.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -33,7 +33,7 @@ const MAGIC: &str = "hoist-recipe 1";
 const HEADER_LEN_MAX: usize = 128;
 /// A recipe is worth it if it takes at most half of the blob.
 const SHARE: u64 = 2;
-/// Blobs that were made again and are kept for a while.
+/// Most rebuilt blobs that are kept.
 const RECENT_MAX: usize = 2;
 
 /// The first lines of a recipe.
@@ -41,7 +41,7 @@ const RECENT_MAX: usize = 2;
 struct Header {
     /// Bytes of the blob.
     size: u64,
-    /// Bytes of the file that count.
+    /// Bytes of the `.plain` file that the recipe uses.
     plain: u64,
 }
 
@@ -50,7 +50,7 @@ impl Header {
         format!("{MAGIC}\n{}\n{}\n", self.size, self.plain)
     }
 
-    /// With the place where the recipe itself begins.
+    /// Reads a header, and returns the offset of the recipe behind it too.
     fn read(disk: &Disk, name: &Name, file: &File) -> io::Result<(Header, u64)> {
         let mut bytes = [0; HEADER_LEN_MAX];
         let len = disk.read_at(name, file, &mut bytes, 0)?;
@@ -67,7 +67,7 @@ impl Header {
     }
 }
 
-/// `DataLoss` if it is no recipe any more.
+/// Opens a recipe. `None` if there is none, `DataLoss` if it is damaged.
 fn open(disk: &Disk, digest: &Digest) -> Result<Option<(Header, u64, File)>> {
     let name = Name::Recipe(digest.clone());
     let opened = match disk.open_to_read(&name) {
@@ -109,14 +109,14 @@ pub(crate) fn list(disk: &Disk) -> Result<Vec<Digest>> {
     Ok(digests.collect())
 }
 
-/// Says whether there was one.
+/// Deletes a recipe, and returns whether it existed.
 pub(crate) fn delete(disk: &Disk, digest: &Digest) -> io::Result<bool> {
     let was_there = disk.unlink(&Name::Recipe(digest.clone()))?;
     disk.set_aside(&Name::Plain(digest.clone()))?;
     Ok(was_there)
 }
 
-/// What a crash left: everything but a recipe with its file and without its blob.
+/// Removes the leftovers of a crash: all files but those of a recipe without its blob.
 pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
     let names = disk.list_recipes()?;
     let has = |name: &Name| disk.stat(name).map(|stat| stat.is_some());
@@ -138,7 +138,7 @@ pub(crate) fn keep(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> Resu
     let kept =
         write(disk, digest, plain, len).and_then(|is_worth_it| Ok(is_worth_it && replace(disk, digest)?));
     if !matches!(kept, Ok(true)) {
-        // The blob is there; what is left of the rest is removed when the store is opened otherwise.
+        // The blob still exists. If this fails, the next open of the store removes the files.
         let _ = disk.unlink(&Name::NewRecipe(digest.clone()));
         let _ = disk.unlink(&Name::Plain(digest.clone()));
         return kept.context(|| "write it");
@@ -146,8 +146,8 @@ pub(crate) fn keep(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> Resu
     Ok(true)
 }
 
-/// Puts a new recipe in the place of its blob. False if the blob was committed again since the recipe was begun, or
-/// deleted: then the file that it is made of is gone.
+/// Replaces a blob by its new recipe. False if the blob was committed again or deleted since the recipe was begun,
+/// which removes the `.plain` file.
 fn replace(disk: &Disk, digest: &Digest) -> io::Result<bool> {
     let form = disk.form(digest);
     let _alone = form.lock();
@@ -161,18 +161,19 @@ fn replace(disk: &Disk, digest: &Digest) -> io::Result<bool> {
     disk.unlink(&Name::Blob(digest.clone()))
 }
 
+/// Writes and verifies a new recipe. False if there is none, or it is too large.
 fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<bool> {
     let (blob_name, new, own) =
         (Name::Blob(digest.clone()), Name::NewRecipe(digest.clone()), Name::Plain(digest.clone()));
     disk.unlink(&own)?;
     match disk.link(plain, &own) {
-        // Another file system, a file with too many names, or one that is gone: the blob stays.
+        // The file is on another file system, has too many links, or is gone: the blob is kept.
         Err(error) if is_no_link(&error) => return Ok(false),
         linked => linked?,
     }
     let plain = disk.open_to_read(&own)?;
     plain.sync_all()?;
-    // From here on it is what the disk has, and not what was meant to be written there.
+    // Drops the file from the page cache, so that the rebuild verifies the bytes on disk.
     fadvise(&plain, 0, None, Advice::DontNeed)?;
     let blob = disk.open_to_read(&blob_name)?;
     let stat = rustix::fs::fstat(&blob)?;
@@ -192,7 +193,7 @@ fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<boo
         futimens(&file, &Timestamps { last_access: time, last_modification: time })?;
         disk.seal(&new, &file)?;
     }
-    // From the files themselves, as whoever reads the blob will.
+    // Rebuilds from the files themselves, as for a reader of the blob.
     let file = disk.open_to_read(&new)?;
     let (header, begin) = Header::read(disk, &new, &file)?;
     let mut digested = Digested { hasher: Hasher::new(digest.algorithm()), len: 0, to: io::sink() };
@@ -209,12 +210,12 @@ fn is_no_link(error: &io::Error) -> bool {
     matches!(error.kind(), CrossesDevices | NotFound | TooManyLinks | Unsupported)
 }
 
-/// What stands behind the header is read from here on.
+/// Rebuilds a blob; `recipe` is at the offset behind its header.
 fn rebuild(header: Header, recipe: Steps<'_>, plain: &File, to: &mut impl Write) -> io::Result<()> {
     recompress::rebuild(recipe, &recompress::Plain::new(plain, header.plain), to)
 }
 
-/// Reads or writes a file of the store, step by step.
+/// Reads or writes a file of the store, with a watched step for each call.
 struct Steps<'a> {
     disk: &'a Disk,
     name: &'a Name,
@@ -242,7 +243,7 @@ impl Write for Steps<'_> {
     }
 }
 
-/// Hashes what passes.
+/// Hashes and counts the bytes that are written through it.
 struct Digested<W> {
     hasher: Hasher,
     len: u64,
@@ -268,7 +269,7 @@ impl<W: Write> Write for Digested<W> {
     }
 }
 
-/// Blobs that were made again.
+/// The rebuilt blobs.
 #[derive(Default)]
 pub(crate) struct Rebuilt {
     made: Mutex<Made>,
@@ -276,16 +277,16 @@ pub(crate) struct Rebuilt {
 
 #[derive(Default)]
 struct Made {
-    /// Held while a blob is made, so that it is made once for all who want it.
+    /// Locks that are held during rebuilds, so that a blob is rebuilt once for all its readers.
     turns: HashMap<Digest, Weak<Turn>>,
-    /// The last ones, the newest first.
+    /// The last rebuilt blobs, newest first.
     recent: VecDeque<(Digest, Arc<File>)>,
 }
 
 type Turn = Mutex<Weak<File>>;
 
 impl Rebuilt {
-    /// The bytes of a blob; none if it has no recipe. `DataLoss` if they cannot be made again.
+    /// Opens a blob, rebuilding it if necessary. `None` if it has no recipe, `DataLoss` if it cannot be rebuilt.
     pub(crate) fn open(&self, disk: &Disk, digest: &Digest) -> Result<Option<Arc<File>>> {
         let turn = self.turn(digest);
         let mut last = turn.lock();

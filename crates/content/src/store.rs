@@ -1,74 +1,76 @@
-//! The port: what any content store does.
+//! The port of content stores.
 
 use std::io;
 use std::path::Path;
 
 use types::{Digest, Error, IngestRef, Result, Timestamp};
 
-/// A store of blobs. Calls block; any thread may make them.
+/// A store of blobs. Its methods block, and may be called from any thread.
 pub trait Store: Send + Sync {
-    /// `NotFound` if there is no such blob, `DataLoss` if it is seen to be lost.
+    /// Describes a blob. `NotFound` if there is no such blob, `DataLoss` if its recipe is damaged.
     fn info(&self, digest: &Digest) -> Result<Blob>;
 
-    /// Opens a blob for reading. The reader goes on to work when the blob is deleted meanwhile.
-    /// `NotFound` if there is no such blob.
+    /// Opens a blob for reading. The reader keeps working if the blob is deleted meanwhile. `NotFound` if there is no
+    /// such blob, `DataLoss` if it cannot be rebuilt.
     fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>>;
 
-    /// All blobs, in no order, but those that are seen to be lost.
+    /// All blobs, in no order, except those whose recipe is damaged.
     fn list(&self) -> Result<Vec<Blob>>;
 
-    /// Removes a blob at once, though the room of a large one may come with [`Store::reclaim`]. `NotFound` if there is no
+    /// Deletes a blob. The disk space of a large one may be freed only by [`Store::reclaim`]. `NotFound` if there is no
     /// such blob.
     fn delete(&self, digest: &Digest) -> Result<()>;
 
-    /// Gives back the room of what was removed, until `go_on`, which is asked after each step, says no. Whether there is
-    /// no more of it.
+    /// Frees the disk space of deleted blobs and ingests, until `go_on`, which is called after each step, returns
+    /// false. Returns whether all is freed.
     fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
         let _ = go_on;
         Ok(true)
     }
 
-    /// How the bytes of a blob are kept. `NotFound` if there is no such blob, `DataLoss` if it is seen to be lost.
+    /// How the bytes of a blob are kept. `NotFound` if there is no such blob, `DataLoss` if its recipe is damaged.
     fn form(&self, digest: &Digest) -> Result<Form> {
         self.info(digest).map(|_| Form::Whole)
     }
 
-    /// Keeps, in the place of a blob, what it takes to make it again from the first `len` bytes of a file, which
-    /// nobody writes to any more; the store keeps that file too, under a name of its own. To users of the store
-    /// nothing changes. Whether it is so now: not if it would not save much, or cannot be done.
+    /// Replaces the bytes of a blob by a recipe, from which the store rebuilds them with the first `len` bytes of the
+    /// file `plain`: the plain bytes of the blob. The caller must not write to this file any more; the store keeps a
+    /// hard link to it. Readers see no difference. Returns whether the blob is kept as a recipe: not if this would save
+    /// little, or is not possible.
     ///
-    /// The blob goes only after it was made again, was right, and all of it is on disk.
+    /// The blob's bytes are deleted only after the recipe is on disk, and a rebuild with it gave the right digest.
     fn keep_recipe(&self, digest: &Digest, plain: &Path, len: u64) -> Result<bool> {
         let _ = (plain, len);
         self.info(digest).map(|_| false)
     }
 
-    /// Gives back what is kept only so that the next call is quicker.
+    /// Drops caches. The daemon calls it when it is idle.
     fn relax(&self) {}
 
-    /// Opens an ingest for writing: a new one, or the one of that name that was left behind, at the
-    /// offset it had. One that was begun with another size is emptied first.
+    /// Opens an ingest for writing: an existing one at its offset, or a new one. An ingest that was begun with another
+    /// size begins anew.
     ///
-    /// `Unavailable` while another writer has it open. `AlreadyExists` if `expected.digest` is a blob.
+    /// `Unavailable` while another writer has it open, `AlreadyExists` if `expected.digest` is a blob,
+    /// `ResourceExhausted` if the disk has no space for the expected size.
     fn begin(&self, reference: &IngestRef, expected: Expected) -> Result<Box<dyn IngestWriter>>;
 
-    /// `NotFound` if there is no such ingest.
+    /// Describes an ingest. `NotFound` if there is none.
     fn status(&self, reference: &IngestRef) -> Result<IngestStatus>;
 
     /// All ingests, in no order.
     fn statuses(&self) -> Result<Vec<IngestStatus>>;
 
-    /// Drops an ingest and its bytes. `NotFound` if there is none. While a writer has it open a store may leave it
-    /// to him (`Unavailable`), or take it from under him, so that he cannot commit it.
+    /// Deletes an ingest with its bytes. `NotFound` if there is none. While a writer has it open, a store may refuse
+    /// with `Unavailable`, or delete it so that the writer's commit fails.
     fn abort(&self, reference: &IngestRef) -> Result<()>;
 }
 
-/// The writing end of an ingest. Dropping it keeps the bytes for a later [`Store::begin`].
+/// The writer of an ingest. Dropping it keeps the bytes for a later [`Store::begin`].
 pub trait IngestWriter: Send {
-    /// Appends. An error may leave a part of `bytes` written; [`IngestWriter::offset`] says how much.
+    /// Appends bytes. After an error a part of them may be written: see [`IngestWriter::offset`].
     fn write(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// Bytes so far.
+    /// Bytes written so far.
     fn offset(&self) -> u64;
 
     /// The digest of the bytes so far.
@@ -76,31 +78,32 @@ pub trait IngestWriter: Send {
 
     fn status(&self) -> Result<IngestStatus>;
 
-    /// Starts anew with no bytes.
+    /// Discards all bytes, so that the ingest begins anew.
     fn truncate(&mut self) -> Result<()>;
 
-    /// Turns the ingest into a blob, which is on disk for good when this returns.
+    /// Turns the ingest into a blob, which is durable when this returns.
     ///
     /// `FailedPrecondition` if size or digest differ from `expected`: the ingest stays as it was.
-    /// `AlreadyExists` if the blob is there: the ingest is dropped.
+    /// `AlreadyExists` if the blob exists: the ingest is deleted.
     fn commit(self: Box<Self>, expected: Expected) -> Result<Blob>;
 }
 
-/// The bytes of a blob, at any offset or in order.
+/// Reads the bytes of a blob, in order or at any offset.
 pub trait BlobReader: io::Read + Send + Sync {
+    /// Bytes of the blob.
     fn size(&self) -> u64;
 
-    /// Fills `buf` from `offset` on; fewer bytes only at the end of the blob. `DataLoss` if the disk does not give
-    /// them.
+    /// Fills `buf` from `offset` on, and returns how many bytes were read: fewer only at the end of the blob.
+    /// `DataLoss` if the disk cannot read them.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
 
-    /// The file behind the blob, for callers that can hand it to the kernel. Its offset is that of
-    /// this reader's `read`.
+    /// The file of the blob, for callers that can pass it to the kernel. It shares its offset with this reader's
+    /// `read`.
     fn as_file(&self) -> Option<&std::fs::File> {
         None
     }
 
-    /// All bytes, unless there are more than `limit` (`ResourceExhausted`).
+    /// Reads all bytes. `ResourceExhausted` if there are more than `limit`.
     fn read_all(&self, limit: u64) -> Result<Vec<u8>> {
         let too_large =
             || Error::resource_exhausted(format!("blob of {} bytes, at most {limit} expected", self.size()));
@@ -117,7 +120,7 @@ pub trait BlobReader: io::Read + Send + Sync {
     }
 }
 
-/// What the caller knows about a blob before it is complete. `None` is not checked.
+/// The size and digest that a blob must have, as far as the caller knows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
     pub size: Option<u64>,
@@ -152,9 +155,11 @@ impl Expected {
 /// How a blob is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
+    /// As a file.
     Whole,
-    /// To be made again, from a recipe of so many bytes and a file that others may have too.
+    /// As a recipe and a file of plain bytes, which a snapshot may share.
     Recipe {
+        /// Bytes of the recipe on disk.
         len: u64,
     },
 }
@@ -170,7 +175,7 @@ pub struct Blob {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngestStatus {
     pub reference: IngestRef,
-    /// Bytes so far.
+    /// Bytes written so far.
     pub offset: u64,
     /// The size given at `begin`.
     pub total: Option<u64>,

@@ -22,7 +22,7 @@ const CASES: &[(&str, Case)] = &[
     ("a blob that exists refuses begin and drops the ingest at commit", existing_blob),
     ("truncate starts anew", truncate_starts_anew),
     ("an aborted ingest is gone", aborted_ingest_is_gone),
-    ("statuses tell what is under way", statuses_tell),
+    ("statuses describe open and kept ingests", statuses_describe_ingests),
     ("delete removes a blob and leaves open readers be", delete_leaves_readers),
     ("every algorithm names blobs", every_algorithm),
     ("refs are only names", refs_are_only_names),
@@ -165,13 +165,13 @@ fn aborted_ingest_is_gone(store: &dyn Store) {
     assert_eq!(begin(store, "r").offset(), 0);
 }
 
-fn statuses_tell(store: &dyn Store) {
+fn statuses_describe_ingests(store: &dyn Store) {
     assert!(store.statuses().expect("statuses").is_empty());
     let expected = Expected::new(Digest::of(b"hello"), 5);
     let before = Timestamp::now();
     let mut writer = store.begin(&reference("a"), expected.clone()).expect("begin");
     let after = Timestamp::now();
-    // No clock of the kernel's ticks as often as this asks.
+    // More often than the kernel's clock for mtimes ticks.
     for _ in 0..100 {
         writer.truncate().expect("truncate");
         let before = Timestamp::now();

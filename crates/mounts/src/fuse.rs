@@ -1,6 +1,6 @@
-//! Mounts of kinds that programs carry out: `fuse.PROGRAM` and `fuse3.PROGRAM`, by mount.fuse(8).
+//! FUSE mounts: the types `fuse.PROGRAM` and `fuse3.PROGRAM`, mounted by mount.fuse(8).
 //!
-//! The program goes on beside us as long as what it shows is mounted, and sees by itself when that is over.
+//! The program runs in the background while its file system is mounted, and ends by itself after the unmount.
 
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,14 +13,14 @@ use linux::process::PidFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use types::{Context, Error, Mount, Result};
 
-/// What kinds begin with, and who mounts them.
+/// Prefixes of mount types, and the programs that mount them.
 const HELPERS: [(&str, &str); 2] = [("fuse.", "mount.fuse"), ("fuse3.", "mount.fuse3")];
-/// Bytes that are shown of what a program complains about.
+/// Most bytes of a program's output that an error shows.
 const WORDS_LEN: u64 = 1000;
-/// How long a program may take to mount.
+/// Longest time that a program may take to mount.
 const MOUNT_LIMIT: Duration = Duration::from_secs(60);
 
-/// The program that mounts this kind, and the program that it is to start.
+/// The mount program for a type, and the FUSE program that it starts.
 fn helper(kind: &str) -> Option<(&'static str, &str)> {
     HELPERS.iter().find_map(|(prefix, helper)| Some((*helper, kind.strip_prefix(prefix)?)))
 }
@@ -29,8 +29,8 @@ pub(crate) fn is_fuse(kind: &str) -> bool {
     helper(kind).is_some()
 }
 
-/// Has a program show something at `point`. It is mounted when this returns. `DeadlineExceeded` if it does not go into
-/// the background in time.
+/// Mounts a FUSE file system at `point`. `DeadlineExceeded` if its program does not go into the background in time,
+/// `FailedPrecondition` if it fails or is not installed.
 pub(crate) fn mount(mount: &Mount, point: &Path) -> Result<()> {
     mount_within(mount, point, MOUNT_LIMIT)
 }
@@ -44,7 +44,7 @@ fn mount_within(mount: &Mount, point: &Path, limit: Duration) -> Result<()> {
     }
     let (helper, program) = helper(&mount.kind).expect("asked for kinds of FUSE only");
     let what = || format!("run {helper}");
-    // A file: who stays may hold on to it, and a pipe would never end.
+    // Not a pipe: the background program keeps its output open, so that reading a pipe would not end.
     let said: OwnedFd =
         memfd_create("hoist-mount", MemfdFlags::CLOEXEC).map_err(std::io::Error::from).context(what)?;
     let mut said = std::fs::File::from(said);
@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    /// Has a program that does this mount something.
+    /// Mounts with a program that runs this script.
     fn mounted_by(script: &str, target: &str) -> Result<()> {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_mount_is_killed_or_told() {
+    fn a_fuse_program_that_does_not_mount_is_killed_or_its_output_is_shown() {
         if Command::new("mount.fuse").stderr(Stdio::null()).status().is_err() {
             println!("skipped: mount.fuse is not installed");
             return;

@@ -1,21 +1,20 @@
-//! Mounts that stay: sets of mounts that are made ahead for whoever uses them, and taken down when nobody does.
+//! The mount manager: activates sets of mounts ahead of their use, and unmounts them when they are not needed any more.
 //!
 //! ```text
 //! mounts ──plan──▶ steps before (fill in, mkdir, mkfs) ──▶ mounted in a place ─┐
 //!            └────▶ the rest, filled in ────────────────────────────────────────┴─▶ activation (a record)
 //!
-//! deactivate, or collection (lease gone, container gone, …) ──▶ record removed ──▶ taken down
+//! deactivate, or garbage collection (lease gone, container gone, …) ──▶ record removed ──▶ unmounted
 //! ```
 //!
-//! This is containerd's mount manager: snapshotters may answer mounts that the kernel does not know, or that need
-//! mounts before them, and who starts a container gets mounts that any runtime carries out.
+//! It corresponds to containerd's mount manager. A snapshotter may return mounts of types that the kernel does not
+//! know, or that need other mounts first; the client that starts a container gets mounts that any runtime can perform.
 //!
 //! Invariants
-//! - A place has a record with its number before anything is mounted there, so what no record has is nobody's.
-//! - A record that is complete has all its mounts. A restart compares both with the kernel's table: what is not
-//!   whole is taken down and forgotten, as after a reboot all is.
-//! - Nothing is unmounted while somebody uses it, so a file that is shown as a device is never shown a second time
-//!   by a second activation of its name.
+//! - A place has a record with its number before anything is mounted in it, so a place without a record is garbage.
+//! - A complete record has all its mounts. A restart compares the records with the kernel's mount table: incomplete
+//!   activations are unmounted and forgotten, as all are after a reboot.
+//! - A mount in use is not unmounted, so that a second activation of a name never makes a second loop device of a file.
 #![forbid(unsafe_code)]
 
 mod fuse;
@@ -37,20 +36,20 @@ pub use places::Places;
 use plan::{Plan, Planned, Step};
 use prepare::Roots;
 
-/// Mounts in one activation, as many as containerd records.
+/// Most mounts of an activation, as in containerd.
 const MOUNTS_MAX: usize = 255;
 
 /// How a set of mounts is activated.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub labels: Labels,
-    /// All mounts are made here, and what is left to do is a bind mount of the last.
+    /// Whether all mounts are activated; the client then gets a bind mount of the last.
     pub is_all: bool,
-    /// Kinds that whoever uses the mounts takes care of: `loop`, or `format/*` for a step.
+    /// Types that the client handles itself: `loop`, or `format/*` for a step.
     pub allowed: Vec<String>,
-    /// Kinds of FUSE are made here: whoever uses the mounts calls no programs.
+    /// Whether FUSE mounts are activated here, for a client that does not call mount programs.
     pub makes_fuse: bool,
-    /// Nothing is made or written: what is not there is not found, and what is mounted is read-only.
+    /// Whether all mounts are read-only, and no directories or file systems are created: those missing are `NotFound`.
     pub is_read_only: bool,
 }
 
@@ -66,20 +65,20 @@ struct Inner {
 }
 
 impl Mounts {
-    /// `root` is the directory beneath which mounts may have directories and file systems made, besides the
-    /// mounts themselves.
+    /// A mount manager that creates directories and file systems for mounts only beneath `root` and in mounts of its
+    /// own.
     pub fn new(metadata: Metadata, places: Places, root: &Path) -> Result<Mounts> {
         let root = root.canonicalize().context(|| format!("open {}", root.display()))?;
         let roots = Roots(vec![places.directory().to_owned(), root]);
         Ok(Mounts(Arc::new(Inner { metadata, places, roots, busy: Busy::default() })))
     }
 
-    /// Whether mounts are such that some may have to be activated before the others can be made.
+    /// Whether some of these mounts must be activated before a client can perform the others.
     pub fn are_needed_for(mounts: &[Mount]) -> bool {
         Plan::new(mounts.to_vec(), &Options { makes_fuse: true, ..Options::default() }).is_some()
     }
 
-    /// Compares what an earlier daemon recorded with what is mounted. Before anything else is called.
+    /// Compares the records of an earlier daemon with the mount table. Must be called before any other method.
     pub fn reconcile(&self) -> Result<()> {
         let Inner { metadata, places, .. } = &*self.0;
         let points: HashSet<PathBuf> =
@@ -105,8 +104,8 @@ impl Mounts {
         Ok(numbers)
     }
 
-    /// Makes mounts and gives them a name. `Unimplemented` if there is nothing to do here, so that the caller may
-    /// mount them as they are; `AlreadyExists` if the name is taken.
+    /// Activates mounts under a name. `Unimplemented` if none of them needs it, so that the client can perform them
+    /// itself; `AlreadyExists` if the name is taken.
     pub fn activate(
         &self,
         caller: &Caller,
@@ -132,7 +131,7 @@ impl Mounts {
             .carry_out(number, plan, &options)
             .and_then(|(active, system)| activations.finish(name, number, active, system));
         finished.map_err(|error| {
-            // What cannot be taken down now is nobody's, and is by the next collection. The record may be gone.
+            // Mounts that cannot be unmounted now are garbage for the next collection. The record may be gone.
             let _ = self.0.places.take_down(number);
             let _ = activations.remove(name);
             error.context(format!("activate {name:?}"))
@@ -178,8 +177,8 @@ impl Mounts {
         Ok(mount)
     }
 
-    /// Takes mounts down. `FailedPrecondition` while somebody uses them: if that is the last one, all stay and so
-    /// does the name.
+    /// Unmounts an activation, from its last mount to the first. `FailedPrecondition` if one is in use: if it is the
+    /// last one, all mounts and the name stay.
     pub fn deactivate(&self, caller: &Caller, name: &str) -> Result<()> {
         let _alone = self.0.busy.enter(&caller.namespace, name);
         let activations = self.0.metadata.activations(caller);
@@ -200,7 +199,7 @@ impl Mounts {
         self.0.metadata.activations(caller).list(filters)
     }
 
-    /// Replaces labels, those that `paths` name or all.
+    /// Replaces all labels, or those that `paths` name.
     pub fn update(
         &self,
         caller: &Caller,
@@ -215,7 +214,7 @@ impl Mounts {
     }
 }
 
-/// What is left to mount of an activation; its last mount, if nothing is.
+/// The mounts of an activation that a client has to perform: a bind mount of the last one if none is left.
 pub fn left(activation: Activation) -> Vec<Mount> {
     match activation.active.last() {
         Some(last) if activation.system.is_empty() => vec![bound(last)],
@@ -223,7 +222,7 @@ pub fn left(activation: Activation) -> Vec<Mount> {
     }
 }
 
-/// A mount of ours, as a mount that shows it.
+/// A bind mount of an active mount.
 fn bound(active: &ActiveMount) -> Mount {
     Mount {
         kind: "bind".to_owned(),
@@ -233,7 +232,7 @@ fn bound(active: &ActiveMount) -> Mount {
     }
 }
 
-/// Names that somebody works on. Others wait for them.
+/// The names that threads work on. A second thread waits.
 #[derive(Default)]
 struct Busy {
     names: Mutex<HashSet<(Namespace, String)>>,
@@ -266,7 +265,8 @@ impl Drop for Alone<'_> {
         self.busy.left.notify_all();
     }
 }
-/// Whether nothing is there, said without asking what is mounted there, which may never answer.
+
+/// Whether a path does not exist. readlink(2) does not ask the mounted file system, whose FUSE program may hang.
 fn is_gone(point: &Path) -> bool {
     std::fs::read_link(point).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }

@@ -1,14 +1,14 @@
-//! Where mounts are: a directory for each activation, in it a place for each of its mounts.
+//! The places of mounts: a directory for each activation, with a place for each of its mounts.
 //!
 //! ```text
 //! DIR/17/0        a directory with something mounted on it
-//! DIR/17/1        a link to a loop device
-//! DIR/17/1.file   the file that the device shows, so that nobody else's is let go of
-//! DIR/17/2.verity the name of the device that checks what is mounted on DIR/17/2
+//! DIR/17/1        a symlink to a loop device
+//! DIR/17/1.file   the path of the loop device's file, so that no other file's device is detached
+//! DIR/17/2.verity the name of the dm-verity device that is mounted on DIR/17/2
 //! ```
 //!
-//! What is mounted, the kernel's table says. So everything here is taken down in the same way, whoever left it:
-//! from the last place to the first, and nothing is deleted but empty directories, links, and files of ours.
+//! The kernel's mount table tells what is mounted, so that an activation is taken down in the same way after a crash:
+//! from the last place to the first, deleting only empty directories, symlinks, and files of this module.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -28,20 +28,20 @@ use types::{Context, Error, Mount, Result, Timestamp};
 
 use crate::{fuse, verity};
 
-/// The directory of all activations. Clones are the same.
+/// The directory of all activations. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Places {
     directory: PathBuf,
-    /// Held while something is taken down: a collection may want the same as whoever gave up the name.
+    /// Held while an activation is taken down: a collection and a deactivation may want the same one.
     taking: Arc<Mutex<()>>,
 }
 
 impl Places {
-    /// Makes the directory if it is not there.
+    /// Opens the directory, or creates it.
     pub fn open(directory: &Path) -> Result<Places> {
         let what = || format!("open {}", directory.display());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).context(what)?;
-        // The kernel's table has paths without links.
+        // The kernel's mount table has paths without symlinks.
         Ok(Places { directory: directory.canonicalize().context(what)?, taking: Arc::default() })
     }
 
@@ -53,7 +53,7 @@ impl Places {
         self.directory.join(number.to_string())
     }
 
-    /// Makes one mount of an activation.
+    /// Performs one mount of an activation.
     pub(crate) fn mount(&self, number: u64, index: usize, mount: Mount) -> Result<ActiveMount> {
         let directory = self.of(number);
         let what = || format!("create {}", directory.display());
@@ -77,8 +77,8 @@ impl Places {
         Ok(ActiveMount { point: point.to_owned(), mount, mounted: Timestamp::now() })
     }
 
-    /// Takes down what is mounted for an activation, from the last to the first. What is gone is no error;
-    /// `FailedPrecondition` if something is in use, and then what lies before it stays.
+    /// Unmounts an activation, from its last mount to the first, as far as it is still mounted. `FailedPrecondition` if
+    /// a mount is in use, which then stays with those before it.
     pub(crate) fn take_down(&self, number: u64) -> Result<()> {
         let directory = self.of(number);
         let _alone = self.taking.lock();
@@ -98,9 +98,10 @@ impl Places {
         }
     }
 
-    /// Takes down all but what belongs to the numbers that `live` gives. Tries all, and gives the first failure.
+    /// Unmounts all activations whose numbers are not among those that `live` returns. Tries all, and returns the first
+    /// error.
     pub fn sweep(&self, live: &dyn Fn() -> Result<HashSet<u64>>) -> Result<()> {
-        // Looked at before the records are: a number is recorded before its directory is made.
+        // Listed before `live` reads the records: a number is recorded before its directory is created.
         let found: Vec<u64> = names(&self.directory)?.iter().filter_map(|name| name.parse().ok()).collect();
         if found.is_empty() {
             return Ok(());
@@ -112,7 +113,7 @@ impl Places {
     }
 }
 
-/// Whether all mounts of an activation are there. `points` is where something is mounted.
+/// Whether all mounts of an activation are mounted, given the mount points of the system.
 pub(crate) fn is_whole(activation: &Activation, points: &HashSet<PathBuf>) -> Result<bool> {
     for active in &activation.active {
         let point = Path::new(&active.point);
@@ -141,12 +142,12 @@ fn show_as_device(mount: &Mount, point: &Path) -> Result<()> {
     noted.write_all(source.as_os_str().as_encoded_bytes()).context(|| format!("write {}", note.display()))?;
     let device = LoopDevice::attach(file.as_fd(), is_read_only).context(what)?;
     symlink(device.path(), point).context(what)?;
-    // Only what can be found again stays when we die.
+    // From here on the device outlives the daemon, as it can be found by the symlink.
     device.keep().context(what)
 }
 
-/// An image in a file, which newer kernels mount as it is, and its further files (`device=`). Others get devices
-/// that show them, and so does one that is checked.
+/// Mounts an EROFS image with its additional files (`device=`). Kernels that cannot mount files get loop devices of
+/// them. An image with hashes is mounted from a dm-verity device.
 fn mount_erofs(mount: &Mount, point: &Path) -> Result<()> {
     let mut plain = mount.clone();
     plain.options.retain(|option| option != "loop" && !option.starts_with(verity::OPTION));
@@ -201,7 +202,7 @@ fn wants_block_devices(error: &Error) -> bool {
 
 fn take_down_one(point: &Path) -> Result<()> {
     let what = || format!("look at {}", point.display());
-    // The kernel tells a link without asking what is mounted there: a program of FUSE may never answer.
+    // readlink(2) does not ask the mounted file system, whose FUSE program may hang.
     match fs::read_link(point) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(error).context(what),
@@ -219,12 +220,12 @@ fn take_down_one(point: &Path) -> Result<()> {
     }
 }
 
-/// Where the name of the device is noted that checks what is mounted.
+/// The file with the name of a place's dm-verity device.
 fn verity_note(point: &Path) -> PathBuf {
     point.with_extension("verity")
 }
 
-/// Where the name of the file is noted that a device shows.
+/// The file with the path of the file that a place's loop device shows.
 fn note(point: &Path) -> PathBuf {
     point.with_extension("file")
 }
@@ -246,7 +247,7 @@ fn remove(file: &Path) -> Result<()> {
     }
 }
 
-/// Names in a directory; none if it is not there.
+/// The names in a directory; none if it does not exist.
 fn names(directory: &Path) -> Result<Vec<String>> {
     let what = || format!("list {}", directory.display());
     match fs::read_dir(directory) {

@@ -1,26 +1,28 @@
-//! Which mounts of a list are made here, and which are left to whoever uses the rest.
+//! Decides which mounts of a list the mount manager performs, and which are left to the client.
 //!
 //! ```text
-//! mkfs/loop       made here, prepared first         ─┐ everything up to the last mount that is prepared or
-//! format/ext4     made here, filled in first         │ of a kind of ours is made here
-//! overlay         left as it is                     ─┘
+//! mkfs/loop       performed here, after its step: `loop` is one of our types
+//! format/ext4     left to the client, but its step is done here
+//! overlay         left to the client, unchanged
 //! ```
 //!
-//! The kind of a mount may begin with what is to be done first: `format/`, `mkdir/`, `mkfs/`, several of them in
-//! that order.
+//! All mounts up to the last one of our types are performed here, and all before the last one that has a step.
+//!
+//! The type of a mount may begin with steps to do first: `format/`, `mkdir/` and `mkfs/`, several of them in their
+//! order.
 
 use types::Mount;
 
 use crate::{Options, fuse};
 
-/// What is done to a mount before it is carried out.
+/// A step to do before a mount is performed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Placeholders in it stand for mounts before it.
+    /// Fill in placeholders for earlier mounts.
     Format,
-    /// A file system is made in a file.
+    /// Create a file system in a file.
     Mkfs,
-    /// Directories are made.
+    /// Create directories.
     Mkdir,
 }
 
@@ -38,25 +40,25 @@ impl Step {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Planned {
     pub(crate) steps: Vec<Step>,
-    /// With the kind that is left when the steps are taken off.
+    /// The mount, with its type without the steps.
     pub(crate) mount: Mount,
 }
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct Plan {
-    /// Made here, in order.
+    /// The mounts to perform here, in order.
     pub(crate) here: Vec<Planned>,
-    /// The first that is not; it may need mounts before it.
+    /// The first mount that is left to the client. Its steps are done here, as it may refer to mounts before it.
     pub(crate) next: Option<Planned>,
-    /// All after it, as they came.
+    /// All mounts after it, unchanged.
     pub(crate) rest: Vec<Mount>,
 }
 
-/// Kinds that the kernel does not know, or not in all that may be asked of them.
+/// Types that the kernel does not know, or not with all options of containerd.
 const OWN_KINDS: [&str; 2] = ["erofs", "loop"];
 
 impl Plan {
-    /// `None` if nothing is to be done here.
+    /// `None` if the client can perform all mounts itself.
     pub(crate) fn new(mounts: Vec<Mount>, options: &Options) -> Option<Plan> {
         let is_allowed = |kind: &str| options.allowed.iter().any(|allowed| allowed == kind);
         let is_own = |kind: &str| OWN_KINDS.contains(&kind) || options.makes_fuse && fuse::is_fuse(kind);
@@ -110,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn all_up_to_the_last_that_needs_it_is_made_here() {
+    fn mounts_up_to_the_last_that_needs_it_are_performed_here() {
         check(&[], false, &[], None);
         check(&[], true, &[], None);
         check(&["bind", "overlay"], false, &[], None);
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_takes_care_of_is_left_alone() {
+    fn steps_that_the_client_handles_are_left_to_it() {
         check(&["loop"], false, &["loop"], None);
         check(&["format/ext4"], false, &["format/*"], None);
         check(&["format/ext4"], false, &["format/ext4"], None);
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_mount_for_those_who_cannot_ask_them() {
+    fn fuse_mounts_are_performed_for_clients_that_cannot() {
         let mounts = vec![Mount { kind: "fuse3.fuse-overlayfs".into(), ..Mount::default() }];
         assert_eq!(Plan::new(mounts.clone(), &Options::default()), None);
         let options = Options { makes_fuse: true, ..Options::default() };
@@ -156,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_taken_in_order() {
+    fn steps_of_a_mount_type_are_done_in_order() {
         let mount = Mount { kind: "format/mkdir/overlay".into(), ..Mount::default() };
         let plan = Plan::new(vec![mount], &Options::default()).unwrap();
         assert_eq!(plan.next.unwrap().steps, [Step::Format, Step::Mkdir]);

@@ -1,15 +1,15 @@
-//! What is made on disk before a mount: directories and file systems, in directories that are ours.
+//! Creates directories and file systems before a mount, beneath directories of the daemon.
 //!
-//! Options of the mount say what; they are taken out of it.
+//! Options of the mount ask for them, and are removed from it:
 //!
 //! | option | meaning |
 //! |---|---|
-//! | `X-containerd.mkdir.path=DIR[:MODE[:UID:GID]]` | the directory is there, with that mode (octal, else 0700) and owner |
-//! | `X-containerd.mkfs.size=N[KMGTP][i][B]` | bytes of the file system, if there is none yet |
-//! | `X-containerd.mkfs.fs=ext2`, `ext3`, `ext4`, `xfs` | its kind, else ext4 |
+//! | `X-containerd.mkdir.path=DIR[:MODE[:UID:GID]]` | create a directory with that mode (octal, else 0700) and owner |
+//! | `X-containerd.mkfs.size=N[KMGTP][i][B]` | size of the file system in the source; an existing file is kept |
+//! | `X-containerd.mkfs.fs=ext2`, `ext3`, `ext4`, `xfs` | its type, else ext4 |
 //! | `X-containerd.mkfs.uuid=UUID` | its UUID |
 //!
-//! A file is formatted under another name and renamed when it is whole: one that is there is a file system.
+//! A file is formatted under another name and then renamed, so that an existing file always has a complete file system.
 
 use std::fs::{self, File};
 use std::io;
@@ -31,11 +31,11 @@ const MKFS: &str = "X-containerd.mkfs.";
 const DIRECTORY_MODE: u32 = 0o700;
 const IMAGE_MODE: u32 = 0o640;
 
-/// Directories beneath which things are made.
+/// The directories beneath which directories and file systems may be created.
 pub(crate) struct Roots(pub(crate) Vec<PathBuf>);
 
 impl Roots {
-    /// Opens the directory that `path` is in, and gives its name there.
+    /// Opens the parent directory of `path`, and returns the name in it. `Unimplemented` if it is beneath no root.
     fn parent<'p>(&self, path: &'p str, what: &str) -> Result<(OwnedFd, &'p Path)> {
         let path = Path::new(path);
         let found = self.0.iter().find_map(|root| Some((root, path.strip_prefix(root).ok()?)));
@@ -54,14 +54,14 @@ impl Roots {
     }
 }
 
-/// Makes nothing of what the mount asks for.
+/// Removes the options without creating anything.
 pub(crate) fn nothing(mount: Mount) -> Mount {
     let (_, options) = split(mount.options, MKDIR);
     let (_, options) = split(options, MKFS);
     Mount { options, ..mount }
 }
 
-/// Makes the directories that the mount asks for.
+/// Creates the directories that the mount asks for.
 pub(crate) fn mkdir(mount: Mount, roots: &Roots) -> Result<Mount> {
     let (asked, options) = split(mount.options, MKDIR);
     for option in asked {
@@ -84,7 +84,7 @@ pub(crate) fn mkdir(mount: Mount, roots: &Roots) -> Result<Mount> {
     Ok(Mount { options, ..mount })
 }
 
-/// One that is there keeps its mode and owner, unless others are asked for.
+/// Creates a directory. An existing one keeps its mode and owner, unless the mount asks for others.
 fn make_directory(path: &str, mode: Option<u32>, owner: Option<(u32, u32)>, roots: &Roots) -> Result<()> {
     let (parent, name) = roots.parent(path, "create directory")?;
     let what = || format!("create directory {path}");
@@ -100,14 +100,14 @@ fn make_directory(path: &str, mode: Option<u32>, owner: Option<(u32, u32)>, root
             .map_err(io::Error::from)
             .context(what)?;
     }
-    // Last, as a change of the owner takes bits away; and here, as the process's umask is not asked for.
+    // After the owner, as chown(2) clears mode bits; and not by mkdir(2), which applies the umask.
     if let Some(mode) = mode.or(is_new.then_some(DIRECTORY_MODE)) {
         fchmod(&made, Mode::from_raw_mode(mode)).map_err(io::Error::from).context(what)?;
     }
     Ok(())
 }
 
-/// Makes the file system that is mounted, if it is not there.
+/// Creates the file system in the mount's source, if it does not exist.
 pub(crate) fn mkfs(mount: Mount, roots: &Roots) -> Result<Mount> {
     let (asked, options) = split(mount.options, MKFS);
     let mut format = Format { kind: "ext4".to_owned(), uuid: None };
@@ -155,12 +155,12 @@ impl Format {
             file.set_len(size).context(what)?;
             let place = fs::read_link(proc_path(parent.as_fd())).context(what)?.join(&unfinished);
             run(program, &arguments, &place).context(what)?;
-            // Others may look at it after a power cut.
+            // After a power cut, an existing file counts as complete.
             file.sync_all().context(what)?;
             renameat(&parent, &unfinished, &parent, name).map_err(io::Error::from).context(what)
         })();
         if made.is_err() {
-            let _ = unlinkat(&parent, &unfinished, AtFlags::empty()); // the next one does it otherwise
+            let _ = unlinkat(&parent, &unfinished, AtFlags::empty()); // if it fails, the next attempt removes it
         }
         made
     }
@@ -202,7 +202,7 @@ fn run(program: &str, arguments: &[String], file: &Path) -> Result<()> {
     Err(Error::failed_precondition(format!("{program}: {}: {}", output.status, said.replace('\n', "; "))))
 }
 
-/// The options that begin with a prefix, without it, and the others.
+/// Splits options into those with a prefix, from which it is removed, and the others.
 fn split(options: Vec<String>, prefix: &str) -> (Vec<String>, Vec<String>) {
     let (mut asked, mut others) = (Vec::new(), Vec::new());
     for option in options {
@@ -214,7 +214,7 @@ fn split(options: Vec<String>, prefix: &str) -> (Vec<String>, Vec<String>) {
     (asked, others)
 }
 
-/// A file has one byte at least.
+/// Parses a size of at least one byte.
 fn size_of(text: &str) -> Result<u64> {
     stdx::bytes(text)
         .filter(|bytes| *bytes > 0)
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_are_made_where_they_may_be() {
+    fn mkdir_options_create_directories_beneath_the_roots_only() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("ours");
         fs::create_dir(&root).unwrap();
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
+    fn mkfs_sizes_may_have_units() {
         assert_eq!(size_of("100MiB").unwrap(), 100 << 20);
         for text in ["", "0", "-1", "many", "9999999p"] {
             assert!(size_of(text).unwrap_err().is(ErrorKind::InvalidArgument), "{text}");
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_is_made_once() {
+    fn mkfs_leaves_an_existing_file_alone() {
         if Command::new("mkfs.ext4").arg("-V").output().is_err() {
             println!("skipped: mkfs.ext4 is not installed");
             return;

@@ -1,18 +1,18 @@
-//! Placeholders in a mount, for what is known only when the mounts before it are made.
+//! Placeholders in a mount for values that are known only once the mounts before it are performed.
 //!
 //! | placeholder | stands for |
 //! |---|---|
 //! | `{{ source N }}`, `{{ target N }}` | that field of mount N, counted from 0 |
-//! | `{{ mount N }}` | where mount N is |
-//! | `{{ overlay A B }}` | where mounts A to B are, joined by colons, for `lowerdir=`; B may be less than A |
+//! | `{{ mount N }}` | the mount point of mount N |
+//! | `{{ overlay A B }}` | the mount points of mounts A to B, joined by colons, for `lowerdir=`; B may be less than A |
 //!
-//! containerd writes these as templates of Go's `text/template`. This is all of it that mounts use: another
-//! expression is refused, not passed on.
+//! In containerd these are templates of Go's `text/template`, of which mounts use only these expressions. Any other is
+//! refused.
 
 use metadata::ActiveMount;
 use types::{Error, Mount, Result};
 
-/// Fills in the source, the target and the options.
+/// Fills in the placeholders in a mount's source, target and options. `InvalidArgument` if one is malformed.
 pub(crate) fn fill_mount(mount: Mount, before: &[ActiveMount]) -> Result<Mount> {
     Ok(Mount {
         source: fill(&mount.source, before)?,

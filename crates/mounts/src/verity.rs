@@ -1,14 +1,14 @@
-//! Images that are checked while they are read: data and the tree of their hashes in one file (dm-verity).
+//! Images protected by dm-verity: the data and the tree of its hashes are in one file.
 //!
 //! ```text
 //! image.erofs           ┃ data ┃ superblock ┃ tree of hashes ┃      as veritysetup(8) writes it
 //! image.erofs.dmverity  {"roothash": "…", "hashoffset": where the superblock is}
 //!
-//! file ─▶ loop device ─▶ dm-verity ─▶ mount: each goes with its only user, so unmounting is all there is to do
+//! file ─▶ loop device ─▶ dm-verity ─▶ mount: each is removed with its only user, so that unmounting removes all
 //! ```
 //!
-//! The second file is containerd's. Only the root hash in it is trusted: it stands for everything that is in the tree,
-//! and so for the data.
+//! The format of the second file is containerd's. Only the root hash in it is trusted, which verifies the tree and so
+//! the data.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -22,7 +22,7 @@ use types::{Context, Error, Result};
 
 /// The option of a mount that names the file with the root hash.
 pub(crate) const OPTION: &str = "X-containerd.dmverity=";
-/// What the name of such a file ends with.
+/// The suffix of its name.
 const SUFFIX: &str = ".dmverity";
 const METADATA_LEN_MAX: u64 = 64 * 1024;
 
@@ -41,14 +41,14 @@ struct Metadata {
     hashoffset: u64,
 }
 
-/// A device that shows an image, for as long as it is in use.
+/// A dm-verity device of an image. Dropping it removes the device once it is unused.
 pub(crate) struct Device {
     pub(crate) path: PathBuf,
     name: String,
 }
 
 impl Device {
-    /// `note` has the device's name before there is a device.
+    /// Creates a device. Its name is written to the file `note` first, so that a crash leaves no unknown device.
     pub(crate) fn show(image: &str, option: &str, note: &Path) -> Result<Device> {
         let what = || format!("read the hashes of {image}");
         let metadata = metadata(option)?;
@@ -64,7 +64,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // If it fails the note has the name still, for whoever takes the place down.
+        // If it fails, taking down the place removes the device by the name in its note.
         let _ = devmapper::remove_when_unused(&self.name);
     }
 }
@@ -84,7 +84,7 @@ pub(crate) fn remove(note: &Path) -> Result<()> {
     }
 }
 
-/// A name that no device has.
+/// A new device name.
 fn name() -> Result<String> {
     Ok(format!("hoist-{}", linux::random::hex(16)?))
 }
@@ -107,7 +107,7 @@ fn metadata(option: &str) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// What the superblock says of data and tree.
+/// The device-mapper table, from the superblock.
 fn table(image: &File, metadata: &Metadata) -> Result<Verity> {
     let mut block = [0; SUPERBLOCK_LEN];
     image
@@ -131,7 +131,7 @@ fn parse(block: &[u8; SUPERBLOCK_LEN], metadata: &Metadata) -> Result<Verity> {
         return Err(refused(&format!("kind {hash_type} of hashes is not known")));
     }
     let algorithm = block[32..64].split(|byte| *byte == 0).next().unwrap_or_default();
-    // One word: what else stands in it would be words of the table.
+    // A single word: a blank would begin further parameters of the table.
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_()".contains(byte);
     if algorithm.is_empty() || !algorithm.iter().all(is_word) {
         return Err(refused("no name of an algorithm"));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_superblock_is_read() {
+    fn a_verity_superblock_is_read() {
         let expected = Verity {
             hash_type: 1,
             data_block_len: 4096,
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_superblock_is_refused() {
+    fn a_malformed_verity_superblock_is_refused() {
         let check = |at: usize, bytes: &[u8]| {
             let mut block = superblock();
             block[at..at + bytes.len()].copy_from_slice(bytes);
