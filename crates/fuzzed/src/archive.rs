@@ -1,4 +1,4 @@
-//! Archives of images, imported into stores of their own.
+//! Image archives, which are imported into temporary stores.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,7 @@ struct Stores {
 }
 
 pub(crate) fn archive(bytes: &[u8]) {
-    // One for all runs: opening a database takes longer than an import.
+    // Shared by all runs: opening a database takes longer than an import.
     static STORES: OnceLock<Stores> = OnceLock::new();
     let stores = STORES.get_or_init(open);
     let path = stores.dir.path().join("archive.tar");

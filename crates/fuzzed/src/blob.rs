@@ -1,14 +1,15 @@
-//! Compressed blobs, taken apart for a recipe and made again.
+//! Compressed blobs: recipes and their rebuilds, and the decoders.
 
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use diff::{Compression, Decoder, Helpers};
 use recompress::{Plain, make, rebuild};
 
-/// Plain bytes of what is looked at.
+/// Most plain bytes of an input.
 const LEN_MAX: u64 = 1 << 20;
 
-/// What has a recipe with its own text is made again. As a recipe, and with another text, any bytes do no harm.
+/// A blob that has a recipe with its own plain bytes must be rebuilt. With other plain bytes, and as a recipe, any
+/// input must be handled.
 pub(crate) fn recipe(bytes: &[u8]) {
     let mut plain = Vec::new();
     let decoded = Decoder::new(bytes).and_then(|decoder| decoder.take(LEN_MAX + 1).read_to_end(&mut plain));
@@ -28,7 +29,7 @@ pub(crate) fn recipe(bytes: &[u8]) {
     let _ = rebuild(&as_recipe[..], &text, &mut Limited(LEN_MAX));
 }
 
-/// What zlib refuses is refused, and what it takes gives the same bytes.
+/// The decoder must refuse what zlib refuses, and give the same bytes otherwise.
 pub(crate) fn gzip(bytes: &[u8]) {
     if Compression::detect(bytes) != Compression::Gzip {
         return;
@@ -36,13 +37,13 @@ pub(crate) fn gzip(bytes: &[u8]) {
     let (mut ours, mut zlibs) = (Vec::new(), Vec::new());
     let read = Decoder::new(bytes).and_then(|decoder| decoder.take(LEN_MAX).read_to_end(&mut ours));
     let zlib = flate2::bufread::MultiGzDecoder::new(bytes).take(LEN_MAX).read_to_end(&mut zlibs);
-    // What came before damage, and how far a limit let each look at it, is not compared.
+    // Output before damage, and output at the limit, is not compared.
     let is_long = ours.len().max(zlibs.len()) as u64 >= LEN_MAX;
     assert!(is_long || read.is_ok() == zlib.is_ok(), "{read:?}, and zlib {zlib:?}");
     assert!(read.is_err() || zlib.is_err() || ours == zlibs, "other bytes than zlib's");
 }
 
-/// Frames and members that several threads inflate unpack to what one makes of them.
+/// Frames and members must unpack to the same bytes with and without helper threads.
 pub(crate) fn parts(bytes: &[u8]) {
     let read = |helpers| {
         let mut plain = Vec::new();
@@ -51,16 +52,16 @@ pub(crate) fn parts(bytes: &[u8]) {
         (plain, read.map_err(|error| (error.kind(), error.to_string())))
     };
     let ((alone, alone_read), (helped, helped_read)) = (read(0), read(2));
-    // How much libzstd takes of a wrong frame, and what it calls that, depends on the pieces in which it is given.
+    // libzstd's error for an invalid frame, and when it occurs, depend on the pieces in which it gets the frame.
     if Compression::detect(bytes) != Compression::Zstd {
         assert_eq!(alone_read, helped_read);
     }
-    // What was made and not given when an error is found is lost.
+    // Output that was not read before an error is lost.
     let is_wrong = alone_read.is_err() || helped_read.is_err();
     assert!(is_wrong || alone == helped, "other bytes with helpers");
 }
 
-/// Takes no more than so much: plain bytes that are asked for again and again are no end of them.
+/// Fails after this many bytes: a recipe may ask for plain bytes again and again.
 struct Limited(u64);
 
 impl Write for Limited {

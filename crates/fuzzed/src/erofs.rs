@@ -1,4 +1,4 @@
-//! Images of metadata: as the kernel mounts them, and packed.
+//! Metadata images, packed and not.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -6,7 +6,7 @@ use std::io::{Seek, SeekFrom, Write};
 use ::erofs::{HEAD_LEN, Head, Tree};
 use snapshot::parsers::{pack_image, unpack_image};
 
-/// As a packed file and as an image, any bytes do no harm.
+/// Any input must be handled as a packed image and as an image.
 pub(crate) fn erofs(bytes: &[u8]) {
     if let Ok(unpacked) = unpack_image(file_of(bytes)) {
         image(&unpacked);
@@ -14,12 +14,12 @@ pub(crate) fn erofs(bytes: &[u8]) {
     image(bytes);
 }
 
-/// What is read as a tree gives an image, which is read as the same tree, packed or not.
+/// A tree that was read must give an image that is read as the same tree, packed or not.
 fn image(bytes: &[u8]) {
     let _ = Head::read(&bytes[..bytes.len().min(HEAD_LEN)]);
     let Ok(tree) = Tree::read(bytes) else { return };
     let mut first = Vec::new();
-    // Of a tree that no layer gives it may be refused.
+    // A tree that no layer can have may be refused.
     if tree.write(&mut first).is_err() {
         return;
     }

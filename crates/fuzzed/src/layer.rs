@@ -1,4 +1,4 @@
-//! Layers: read, and applied to a tree beside which nothing may change.
+//! Layers, which are read and applied to a tree. Nothing outside of the tree may change.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
@@ -8,7 +8,7 @@ use diff::tar::Reader;
 use diff::{ApplyOptions, Decoder, Helpers, Limits, Origin, Whiteouts};
 use tempfile::TempDir;
 
-/// So much that every path is taken, and little enough for many runs a second.
+/// Large enough to reach all code paths, and small enough for many runs per second.
 const LIMITS: Limits = Limits {
     entries: 64,
     bytes: 1 << 20,

@@ -1,8 +1,8 @@
-//! Parsers of foreign bytes, each as a function that takes any: what fuzzers feed (`fuzz/`), and what the
-//! ordinary tests feed with the same seeds.
+//! The fuzz targets: functions that run a parser of untrusted bytes on any input. The fuzzers of `fuzz/` call them, and
+//! the ordinary tests replay their seeds.
 //!
-//! A target panics if the bytes make the parser panic, or if what must hold of its answer does not: what was
-//! read can be written and read again, and nothing is made outside of where it belongs.
+//! A target panics if the parser does, or if its result violates a property: what was parsed can be written and parsed
+//! again, and no file is created outside of its directory.
 #![forbid(unsafe_code)]
 
 mod archive;
@@ -16,10 +16,10 @@ use std::path::Path;
 use types::descriptor::media_type;
 use types::{Digest, Reference};
 
-/// A function that takes any bytes.
+/// A fuzz target, which takes any bytes.
 pub type Target = fn(&[u8]);
 
-/// All targets, by the names of their seeds' folders.
+/// All targets, by the names of their folders of seeds.
 pub const TARGETS: [(&str, Target); 18] = [
     ("reference", reference),
     ("digest", digest),
@@ -62,7 +62,8 @@ fn digest(bytes: &[u8]) {
     }
 }
 
-/// The first byte chooses the form. What is read has names that are told from paths.
+/// The first byte chooses the format. Names of parsed devices must be qualified, so that they cannot be taken for
+/// paths.
 fn cdi(bytes: &[u8]) {
     let Some((form, bytes)) = bytes.split_first() else { return };
     let form = if form.is_multiple_of(2) { ::cdi::Form::Json } else { ::cdi::Form::Yaml };
@@ -71,7 +72,7 @@ fn cdi(bytes: &[u8]) {
     }
 }
 
-/// Everything in the database, as deep as containerd's goes: no more than the file has room for.
+/// Walks the database to the depth of containerd's. Keys and values must not be longer than the file.
 fn bolt(bytes: &[u8]) {
     fn walk(bucket: ::bolt::Bucket<'_>, depth: usize, len: &mut usize) -> types::Result<()> {
         bucket.each(|key, entry| {
@@ -93,7 +94,7 @@ fn bolt(bytes: &[u8]) {
     }
 }
 
-/// The first byte chooses what the document is said to be.
+/// The first byte chooses the media type.
 fn document(bytes: &[u8]) {
     let Some((kind, bytes)) = bytes.split_first() else { return };
     let kinds = [
@@ -106,7 +107,7 @@ fn document(bytes: &[u8]) {
     if let Ok(node) = image::Node::parse(kind, bytes) {
         assert!(node.reference_labels().len() <= node.children().len());
         if let image::Node::Index(index) = &node {
-            // What is below any image of it, the index itself among them.
+            // Every child of the index has these bytes as its document, so that the index contains itself.
             let told = image::Platforms::ask(index, |_| Some(bytes.to_vec()));
             let _ = image::choose(index, &types::Platform::host(), &told);
         }
@@ -130,7 +131,7 @@ fn docker_config(bytes: &[u8]) {
     let _ = registry::DockerConfig::parse(Path::new("config.json"), bytes);
 }
 
-/// In pieces of a length that the first byte says: the frames must not depend on it.
+/// The first byte is the length of the pieces in which the input arrives. The frames must not depend on it.
 fn frame(bytes: &[u8]) {
     let Some((piece_len, bytes)) = bytes.split_first() else { return };
     let mut whole = ttrpc::frame::Inbox::default();
@@ -148,7 +149,8 @@ fn frame(bytes: &[u8]) {
     assert!(whole.pop().is_none() && frames <= bytes.len());
 }
 
-/// In pieces of a length that the first byte says, which must not matter; and what is rewritten needs it no more.
+/// The first byte is the length of the pieces in which the input arrives, which must not matter. Rewriting must be
+/// idempotent.
 fn authority(bytes: &[u8]) {
     let Some((piece_len, bytes)) = bytes.split_first() else { return };
     let read = |bytes: &[u8], piece_len: usize| {

@@ -1,16 +1,16 @@
-//! Copying a match: bytes that stand some way before, and may be made by the copy itself.
+//! Copies a match: earlier bytes of the output, which may overlap with the copy itself.
 
-/// Bytes that are copied at a time, and those of a pattern.
+/// Bytes copied at a time, and bytes of a repeated pattern.
 const PIECE: usize = 16;
 const WORD: usize = 8;
-/// Bytes from which on it is worth a call.
+/// Least length of a run for which calling memset is worthwhile.
 const LONG: usize = 48;
 
-/// Copies `len` bytes to `end` from `distance` before it. Up to two pieces behind them are overwritten.
+/// Copies `len` bytes to `end` from `distance` before it. Up to two pieces behind the copy are overwritten.
 #[inline(always)]
 pub(crate) fn within<const N: usize>(buffer: &mut [u8; N], end: usize, distance: usize, len: usize) {
     if distance >= PIECE {
-        // Nearly all are no longer than two.
+        // Nearly all matches are no longer than two pieces.
         let (mut from, mut to, until) = (end - distance, end, end + len);
         piece(buffer, from, to);
         piece(buffer, from + PIECE, to + PIECE);
@@ -43,7 +43,7 @@ fn near<const N: usize>(buffer: &mut [u8; N], end: usize, distance: usize, len: 
         buffer[to..until].fill(byte);
         return;
     }
-    // The last bytes again and again; words begin where they do.
+    // Repeats the last `distance` bytes; each word begins at a whole repetition.
     let (repeated, step) = PATTERNS[distance];
     let pattern = (word(buffer, from) & ((1 << (8 * distance)) - 1)).wrapping_mul(repeated);
     while to < until {
@@ -52,7 +52,7 @@ fn near<const N: usize>(buffer: &mut [u8; N], end: usize, distance: usize, len: 
     }
 }
 
-/// By distance: what makes a word of so many bytes, and how many of its bytes are whole repetitions.
+/// By distance: the factor that repeats as many bytes in a word, and how many bytes of the word are whole repetitions.
 static PATTERNS: [(u64, usize); WORD] = {
     let mut patterns = [(0, WORD); WORD];
     let mut distance = 1;

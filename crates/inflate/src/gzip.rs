@@ -1,4 +1,4 @@
-//! Gzip files (RFC 1952): members one after another, each a header, a deflate stream and its checksum.
+//! Gzip files (RFC 1952): a sequence of members, each with a header, a deflate stream and a checksum.
 
 use std::ops::Range;
 
@@ -15,25 +15,26 @@ const NAME: u8 = 8;
 const COMMENT: u8 = 16;
 const RESERVED: u8 = 0xe0;
 
-/// Bytes that a name and a comment may have, each.
+/// Most bytes of a name or a comment.
 const TEXT_LEN_MAX: usize = 64 * 1024;
 
-/// All members of a file, as one machine: [`Gzip::run`] as [`Inflater::run`], but that `Stop::End` is the end of the file.
+/// The decoder of a gzip file with all its members. [`Gzip::run`] is like [`Inflater::run`], but `Stop::End` is the end
+/// of the file.
 #[derive(Default)]
 pub struct Gzip {
     inflater: Inflater,
     at: At,
-    /// Of the header at hand, or of what the member at hand unpacked to.
+    /// Checksum of the current header, or of the current member's output.
     checksum: flate2::Crc,
-    /// Whether the member at hand was inflated from its beginning, so that its checksum is known.
+    /// Whether the current member was inflated from its beginning, so that its checksum can be verified.
     is_whole: bool,
     stops_at_members: bool,
 }
 
-/// What comes next.
+/// What comes next in the input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum At {
-    /// A member, of which a file has at least one.
+    /// The first member: a file has at least one.
     #[default]
     First,
     /// Another member, or the end.
@@ -50,7 +51,7 @@ enum At {
     },
 }
 
-/// Fields of a header behind the first ten bytes, in their order.
+/// The optional fields of a header behind its first ten bytes, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Field {
     ExtraLen {
@@ -61,13 +62,13 @@ enum Field {
     },
     Name,
     Comment,
-    /// What the second byte of it has to be, once the first was looked at.
+    /// The second byte that is expected, once the first was verified.
     Checksum {
         high: u8,
     },
 }
 
-/// Where a machine has stopped, as far as it must be known to go on from there with another one.
+/// A position where another decoder can continue, see [`Gzip::within`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place<'a> {
     /// Before a member, or the end.
@@ -76,35 +77,36 @@ pub enum Place<'a> {
     Block {
         /// The last output of the member, at most 32 KiB.
         window: &'a [u8],
-        /// How many of the upper bits of the last byte that was taken are not used yet: 0 to 7.
+        /// The number of upper bits of the last consumed byte that are not used yet: 0 to 7.
         bit_count: u8,
     },
 }
 
 impl Gzip {
-    /// Begins between two blocks; `last` is the byte before the input. The checksum of this one member is not looked at.
+    /// A decoder that begins between two blocks, see [`Inflater::restart`]. The checksum of this first member is not
+    /// verified.
     pub fn within(window: &[u8], last: u8, bit_count: u8) -> Gzip {
         let mut gzip = Gzip { at: At::Stream, ..Gzip::default() };
         gzip.inflater.restart(window, last, bit_count);
         gzip
     }
 
-    /// What was made and not taken.
+    /// The output that was not taken.
     pub fn output(&self) -> &[u8] {
         self.inflater.output()
     }
 
-    /// Takes so many bytes of the output.
+    /// Takes `len` bytes of the output. Panics if there are fewer.
     pub fn take(&mut self, len: usize) {
         self.inflater.take(len);
     }
 
-    /// Gives the memory with output for another, as [`Inflater::exchange`].
+    /// Takes output by exchanging the buffers, as [`Inflater::exchange`].
     pub fn exchange(&mut self, buffer: &mut Buffer) -> Range<usize> {
         self.inflater.exchange(buffer)
     }
 
-    /// Whether [`Gzip::run`] stops with `Stop::Member` behind each member.
+    /// Sets whether [`Gzip::run`] stops with `Stop::Member` behind each member.
     pub fn stop_at_members(&mut self, stops: bool) {
         self.stops_at_members = stops;
     }
@@ -114,7 +116,7 @@ impl Gzip {
         self.at == At::Member
     }
 
-    /// Where it is. What it says between two stops for a block is of no use.
+    /// The current position. Only valid right after [`Gzip::run`] stopped with `Stop::Block`.
     pub fn place(&self) -> Place<'_> {
         match self.at {
             At::Stream => {
@@ -124,7 +126,7 @@ impl Gzip {
         }
     }
 
-    /// Goes on with more input, as [`Inflater::run`].
+    /// Inflates more input, as [`Inflater::run`].
     pub fn run(
         &mut self,
         input: &[u8],
@@ -196,7 +198,7 @@ impl Gzip {
         Ok(())
     }
 
-    /// Goes to the first field behind one that there is.
+    /// Goes to the next field that the header has, or to the stream.
     fn go_on(&mut self, flags: u8, behind: Option<Field>) {
         let next = |flag: u8, field: Field| (flags & flag != 0).then_some(field);
         let fields = [
@@ -221,7 +223,7 @@ impl Gzip {
         };
     }
 
-    /// Takes the next byte of a field, of which `done` bytes were taken.
+    /// Consumes the next byte of a field, of which `done` bytes were consumed.
     fn field(&mut self, flags: u8, field: Field, done: usize, byte: u8) -> Result<(), Damage> {
         let expected = self.checksum.sum() & 0xffff;
         self.checksum.update(&[byte]);
@@ -240,7 +242,7 @@ impl Gzip {
                 self.at = stay(field);
             }
             Field::Extra { .. } | Field::Name | Field::Comment => self.go_on(flags, Some(field)),
-            // It is of the bytes before it.
+            // The checksum covers the bytes before it.
             Field::Checksum { .. } if done == 0 => {
                 if u32::from(byte) != expected & 0xff {
                     return Err(Damage::Invalid("the checksum of a gzip header is another"));

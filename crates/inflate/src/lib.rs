@@ -1,19 +1,19 @@
-//! Inflate (RFC 1951), as a machine that takes bytes and gives bytes, and that can stop between blocks and begin there.
+//! Inflate (RFC 1951) as a push decoder without I/O, which can stop between two blocks and be restarted there.
 //!
 //! ```text
-//! compressed bytes ─▶ Inflater::run ─┬▶ Stop::Input    wants more of them
-//!                                    ├▶ Stop::Output   `output` is to be taken first
-//!                                    ├▶ Stop::Block    between two blocks, where that was asked for
+//! compressed bytes ─▶ Inflater::run ─┬▶ Stop::Input    needs more input
+//!                                    ├▶ Stop::Output   the caller must take output first
+//!                                    ├▶ Stop::Block    between two blocks, if the caller asked for it
 //!                                    └▶ Stop::End      the stream ended
 //! ```
 //!
-//! Between two blocks nothing is remembered but the last 32 KiB of output and up to seven bits of the last byte. So
-//! whoever kept those, with the place in the compressed bytes, can inflate from there without what is before.
+//! Between two blocks the state is only the last 32 KiB of output and up to seven bits of the last byte. A caller that
+//! kept these with the offset in the compressed bytes can inflate from there without the bytes before.
 //!
 //! Invariants
-//! - No IO, no unsafe code, memory of one size.
-//! - A stream is refused where zlib refuses it.
-//! - What is consumed is what was needed: a byte that follows the stream is never taken.
+//! - No I/O, no unsafe code, memory of constant size.
+//! - It refuses the same streams as zlib.
+//! - It consumes only bytes of the stream, never one behind it.
 #![forbid(unsafe_code)]
 
 mod copy;
@@ -29,25 +29,25 @@ use table::{
     LITERAL_ROOT, SPECIAL,
 };
 
-/// How far back a match may reach, in bytes.
+/// Largest distance of a match, in bytes.
 pub const WINDOW_LEN: usize = 32 * 1024;
 
-/// Bytes of output that are made before they must be taken.
+/// Bytes of output that the buffer holds until the caller must take some.
 pub const OUTPUT_LEN: usize = 256 * 1024;
-/// Bytes behind the output that a match, with what is copied too much, or literals may fill.
+/// Bytes behind the output that a turn of the inner loop may fill: a match with its excess copy, or literals.
 const SLACK: usize = 320;
 const BUFFER_LEN: usize = WINDOW_LEN + OUTPUT_LEN + SLACK;
 
-/// Bytes that the header of a block takes at most: 14 bits, 19 lengths of lengths, 320 lengths of 14 bits. And those
-/// that are looked at beyond.
+/// Most bytes of a block's header, with those that [`Cursor::refill`] reads beyond: 14 bits, 19 lengths of lengths, and
+/// 320 lengths of 14 bits.
 const HEADER_LEN_MAX: usize = 640;
-/// Bytes that one turn of the inner loop looks at.
+/// Most bytes that a turn of the inner loop reads.
 const TURN_LEN: usize = 24;
 
-/// Why a stream is none.
+/// Why a stream is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
-    /// It breaks rules of the format.
+    /// It violates the format.
     Invalid(&'static str),
     /// It ends too early.
     CutOff,
@@ -74,18 +74,18 @@ impl From<Damage> for std::io::Error {
     }
 }
 
-/// Why the machine stopped.
+/// Why [`Inflater::run`] stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// It wants more input: what was not taken, and more behind it.
+    /// It needs more input: the bytes that it did not consume, and more behind them.
     Input,
-    /// Its output is full.
+    /// The output buffer is full.
     Output,
-    /// It is between two blocks, or before the first, and there is as much output as was asked for.
+    /// It is between two blocks, or before the first, and there is as much output as the caller asked for.
     Block,
     /// A member of a gzip file has ended, and another may follow.
     Member,
-    /// The stream has ended; what follows the bytes that were taken does not belong to it.
+    /// The stream has ended. Bytes behind the consumed ones do not belong to it.
     End,
 }
 
@@ -97,31 +97,32 @@ enum State {
     Ended,
 }
 
-/// One stream on its way.
+/// The decoder of a deflate stream.
 pub struct Inflater {
     state: State,
-    /// Whether the block at hand is the last one.
+    /// Whether the current block is the last one.
     is_last: bool,
     bits: Bits,
     literals: Box<[u32; LITERAL_ENTRIES]>,
     distances: Box<[u32; DISTANCE_ENTRIES]>,
-    /// Whether the tables are those of the fixed codes: a block of these may be ten bits long.
+    /// Whether the tables are those of the fixed codes. They are not built again for each such block, which may have
+    /// ten bits only.
     has_fixed: bool,
-    /// Output: the window, then what was not taken, then room.
+    /// The window, then the output that was not taken, then free space.
     buffer: Buffer,
-    /// Where what a match may name begins.
+    /// Begin of the window: a match must not begin before it.
     begin: usize,
-    /// Output up to here was taken.
+    /// End of the output that was taken.
     taken: usize,
-    /// Where output ends.
+    /// End of the output.
     end: usize,
 }
 
-/// Memory that output is made in, with the window before it.
+/// The memory of output, with the window before it.
 pub struct Buffer(Box<[u8; BUFFER_LEN]>);
 
 impl Buffer {
-    /// Bytes of one.
+    /// Bytes of a buffer.
     pub const LEN: usize = BUFFER_LEN;
 }
 
@@ -145,10 +146,10 @@ impl std::ops::DerefMut for Buffer {
     }
 }
 
-/// Bits that were taken from the input and not used: up to seven between calls.
+/// Bits of the input that were read and not used: up to seven between calls.
 #[derive(Clone, Copy, Default)]
 struct Bits {
-    /// Lowest first. What is above `count` is what follows, as far as it is known.
+    /// The next bit is the lowest. Bits above `count` are zeros, or those that follow in the input.
     value: u64,
     count: u32,
 }
@@ -171,7 +172,7 @@ impl Default for Inflater {
 }
 
 impl Inflater {
-    /// Begins a stream anew, whose output stands behind what was not taken of the one before.
+    /// Begins a new stream. Its output follows the output of the last one that was not taken.
     pub fn reset(&mut self) {
         self.begin = self.end;
         self.bits = Bits::default();
@@ -179,8 +180,8 @@ impl Inflater {
         self.is_last = false;
     }
 
-    /// Begins between two blocks of a stream, of which the output before ends with `window`, and of the last byte of
-    /// input before, `last`, the upper `bit_count` bits (0 to 7) are not used yet.
+    /// Begins between two blocks of a stream: `window` is the end of its output before, and the upper `bit_count` bits
+    /// (0 to 7) of `last`, the last byte of its input before, belong to the next block.
     pub fn restart(&mut self, window: &[u8], last: u8, bit_count: u8) {
         let window = &window[window.len().saturating_sub(WINDOW_LEN)..];
         self.buffer[..window.len()].copy_from_slice(window);
@@ -191,22 +192,22 @@ impl Inflater {
         self.is_last = false;
     }
 
-    /// What was made and not taken.
+    /// The output that was not taken.
     pub fn output(&self) -> &[u8] {
         &self.buffer[self.taken..self.end]
     }
 
-    /// Takes so many bytes of the output.
+    /// Takes `len` bytes of the output. Panics if there are fewer.
     pub fn take(&mut self, len: usize) {
         assert!(len <= self.end - self.taken, "more than there is");
         self.taken += len;
     }
 
-    /// Gives the memory with the first [`OUTPUT_LEN`] bytes of the output, or all there is, for another to go on in, and
-    /// says where in it they are. It is the same as taking them, without a copy.
+    /// Takes the first [`OUTPUT_LEN`] bytes of the output, or all if there are fewer, by exchanging the buffers instead
+    /// of copying. Returns the position of these bytes in `buffer`.
     pub fn exchange(&mut self, buffer: &mut Buffer) -> Range<usize> {
         let given = self.taken..self.end.min(self.taken + OUTPUT_LEN);
-        // What is left may name what was given.
+        // Later matches may refer to the output that was taken.
         let keep = self.begin.max(given.end.saturating_sub(WINDOW_LEN)).min(given.end);
         buffer[..self.end - keep].copy_from_slice(&self.buffer[keep..self.end]);
         std::mem::swap(&mut self.buffer, buffer);
@@ -216,19 +217,19 @@ impl Inflater {
         given
     }
 
-    /// The output of this stream that what follows may name: the last 32 KiB, or all there was.
+    /// The output of this stream that later matches may refer to: the last 32 KiB, or all if there is less.
     pub fn window(&self) -> &[u8] {
         &self.buffer[self.begin.max(self.end.saturating_sub(WINDOW_LEN))..self.end]
     }
 
-    /// Bits of the last byte of input that were not used yet, of which they are the upper ones.
+    /// The number of upper bits of the last byte of input that are not used yet.
     pub fn bit_count(&self) -> u8 {
         (self.bits.count & 7) as u8
     }
 
-    /// Goes on with more input until there is a reason to stop, which it says, with the bytes that it took. `is_all`
-    /// says that no input follows: without, some bytes at the end stay until more are there. It stops between blocks
-    /// if at least `block_at` bytes of output wait to be taken.
+    /// Inflates more input until it must stop, and returns how many bytes it consumed, and why it stopped. `is_all`
+    /// means that no input follows: without it, some bytes at the end are left until there are more. With `block_at`,
+    /// it stops between blocks if there are at least as many bytes of output.
     pub fn run(
         &mut self,
         input: &[u8],
@@ -240,7 +241,7 @@ impl Inflater {
         if stop != Stop::Input || !is_all {
             return Ok((at, stop));
         }
-        // The end, with zeros behind it that are no part of it.
+        // The end of the input is copied and padded with zeros, as the inner loop reads beyond it.
         let rest = input.len() - at;
         let mut padded = [0; HEADER_LEN_MAX + 2 * TURN_LEN + 8];
         padded[..rest].copy_from_slice(&input[at..]);
@@ -252,7 +253,7 @@ impl Inflater {
         Ok((at, stop))
     }
 
-    /// Keeps the window, and what was not taken, and nothing else.
+    /// Moves the window and the output that was not taken to the beginning of the buffer.
     fn make_room(&mut self) {
         if self.end < WINDOW_LEN + OUTPUT_LEN / 2 {
             return;
@@ -264,7 +265,8 @@ impl Inflater {
         self.end -= keep;
     }
 
-    /// The same with input of which only `len` bytes count, and that has `beyond` bytes more that may be looked at.
+    /// Inflates the first `len` bytes of `input`, which has at least `beyond` bytes more that may be read but not
+    /// consumed.
     fn run_in(
         &mut self,
         input: &[u8],
@@ -324,12 +326,12 @@ impl Inflater {
         Ok((cursor.at, stop))
     }
 
-    /// Bytes of output that there is room for, without the slack.
+    /// Free bytes in the buffer, without the slack.
     fn room(&self) -> usize {
         (BUFFER_LEN - SLACK).saturating_sub(self.end)
     }
 
-    /// Reads the header of a block (section 3.2.3) and makes its tables.
+    /// Reads the header of a block (section 3.2.3) and builds its tables.
     fn header(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Damage> {
         cursor.refill()?;
         self.is_last = cursor.take(1) == 1;
@@ -362,13 +364,13 @@ impl Inflater {
                 self.has_fixed = false;
                 self.dynamic(cursor)?;
             }
-            _ => return Err(Damage::Invalid("a block of a kind that there is not")),
+            _ => return Err(Damage::Invalid("a block of the reserved type")),
         }
         self.state = State::Coded;
         Ok(())
     }
 
-    /// Reads the codes of a block that brings its own (section 3.2.7).
+    /// Reads the codes of a dynamic block (section 3.2.7).
     fn dynamic(&mut self, cursor: &mut Cursor<'_>) -> Result<(), Damage> {
         const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
         let literal_count = cursor.take(5) as usize + 257;
@@ -384,7 +386,7 @@ impl Inflater {
         }
         let mut table = [0; LEN_ENTRIES];
         if !table::build(&lens_of_lens, &table::LENS, LEN_ROOT, false, &mut table) {
-            return Err(Damage::Invalid("a code of lengths that is none"));
+            return Err(Damage::Invalid("the code of code lengths is invalid"));
         }
         let mut lens = [0; 286 + 30];
         let count = literal_count + distance_count;
@@ -416,23 +418,23 @@ impl Inflater {
 
     fn tables(&mut self, literals: &[u8], distances: &[u8]) -> Result<(), Damage> {
         if !table::build(literals, &table::LITERALS, LITERAL_ROOT, true, &mut self.literals[..]) {
-            return Err(Damage::Invalid("a code of literals and lengths that is none"));
+            return Err(Damage::Invalid("the code of literals and lengths is invalid"));
         }
         if !table::build(distances, &table::DISTANCES, DISTANCE_ROOT, true, &mut self.distances[..]) {
-            return Err(Damage::Invalid("a code of distances that is none"));
+            return Err(Damage::Invalid("the code of distances is invalid"));
         }
         Ok(())
     }
 
-    /// Goes on in a block while the input is before `limit` and there is room. Whether the block ended.
-    // By itself, since the registers that a turn takes are all there are.
+    /// Decodes a block while the input is before `limit` and the buffer has room. Returns whether the block ended.
+    // Never inlined, since the loop needs all registers.
     #[inline(never)]
     fn coded(&mut self, cursor: &mut Cursor<'_>, limit: usize) -> Result<bool, Damage> {
         let (literals, distances) = (&*self.literals, &*self.distances);
         let buffer = &mut *self.buffer.0;
         let (begin, mut end) = (self.begin, self.end);
         let Cursor { input, mut at, bits: Bits { value: mut bits, mut count }, .. } = *cursor;
-        // Wide enough that a turn needs no more than two of them.
+        // Reads at least 56 bits, so that a turn needs at most two refills.
         macro_rules! refill {
             () => {
                 let word = u64::from_le_bytes(input[at..at + 8].try_into().expect("eight bytes"));
@@ -444,7 +446,7 @@ impl Inflater {
         }
         macro_rules! skip {
             ($entry:expr) => {
-                // Only the lowest bits of the count are meant, until it is looked at.
+                // The upper bits of the count are garbage until it is masked.
                 bits >>= $entry & 0x3f;
                 count = count.wrapping_sub($entry);
             };
@@ -455,7 +457,7 @@ impl Inflater {
             }
             refill!();
             let mut entry = literals[bits as usize & ((1 << LITERAL_ROOT) - 1)];
-            // Literals follow literals: so many of the root's table are sure to be among 56 bits.
+            // Runs of literals: 56 bits have at least as many codes of the root table.
             macro_rules! literal {
                 () => {
                     skip!(entry);
@@ -479,7 +481,7 @@ impl Inflater {
                                 continue;
                             }
                         }
-                        // A code and what belongs to it are up to 20 bits.
+                        // A code and its extra bits are up to 20 bits.
                         if count & 0x3f < 20 {
                             refill!();
                         }
@@ -503,12 +505,12 @@ impl Inflater {
                     break Ok(true);
                 }
                 if entry & SPECIAL != 0 {
-                    break Err(Damage::Invalid("a length that there is not"));
+                    break Err(Damage::Invalid("an invalid length symbol"));
                 }
             }
             let len = value(entry, bits);
             skip!(entry);
-            // Enough for a distance nearly always.
+            // 28 bits are a distance code and its extra bits.
             if count & 0x3f < 28 {
                 refill!();
             }
@@ -520,7 +522,7 @@ impl Inflater {
                     entry = distances[(entry >> 16 & 0x7fff) as usize + more];
                 }
                 if entry & SPECIAL != 0 {
-                    break Err(Damage::Invalid("a distance that there is not"));
+                    break Err(Damage::Invalid("an invalid distance symbol"));
                 }
             }
             let distance = value(entry, bits);
@@ -537,14 +539,14 @@ impl Inflater {
     }
 }
 
-/// The base of an entry with the bits that stand behind its code.
+/// The base of an entry plus the extra bits behind its code.
 #[inline(always)]
 fn value(entry: u32, bits: u64) -> usize {
     let (code, all) = (entry >> 8 & 0x1f, entry & 0x3f);
     (entry >> 16) as usize + ((bits & ((1 << all) - 1)) >> code) as usize
 }
 
-/// Input as bits.
+/// A position in the input, in bits.
 struct Cursor<'a> {
     input: &'a [u8],
     at: usize,
@@ -557,17 +559,17 @@ impl Cursor<'_> {
         self.end.saturating_sub(self.at)
     }
 
-    /// Bytes of which at least a bit was used.
+    /// The number of bytes that have at least one used bit.
     fn used(&self) -> usize {
         self.at - (self.bits.count >> 3) as usize
     }
 
-    /// Zeros behind the end look like something.
+    /// `CutOff` if bits behind the first `len` bytes were used: the zeros of the padding may be decoded as symbols.
     fn within(&self, len: usize) -> Result<(), Damage> {
         if self.used() > len { Err(Damage::CutOff) } else { Ok(()) }
     }
 
-    /// Looks at input until there are at least 56 bits.
+    /// Reads input until there are at least 56 bits.
     fn refill(&mut self) -> Result<(), Damage> {
         let word = self.input.get(self.at..self.at + 8).ok_or(Damage::CutOff)?;
         self.bits.value |= u64::from_le_bytes(word.try_into().expect("eight bytes")) << self.bits.count;
@@ -587,7 +589,7 @@ impl Cursor<'_> {
         taken
     }
 
-    /// Gives whole bytes back that were not used.
+    /// Gives back whole bytes without a used bit.
     fn give_back(&mut self) {
         self.at = self.used();
         self.bits.count &= 7;

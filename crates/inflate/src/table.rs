@@ -1,14 +1,14 @@
-//! Tables that lead from the next bits of a stream to what they mean: prefix codes of RFC 1951, section 3.2.
+//! Lookup tables that decode the prefix codes of RFC 1951, section 3.2.
 //!
-//! The first `ROOT` bits choose an entry. Codes that are longer share an entry of their first bits, which leads to
-//! a table of their own behind the first. So most symbols cost one look and the rest two.
+//! The next `ROOT` bits of the stream index the root table. Longer codes with the same first bits share an entry there,
+//! which refers to a subtable behind it. So most symbols take one lookup, and the others two.
 //!
 //! ```text
-//! entry   31: a literal    15: one of the kinds below, else a base with more bits
-//!         30…16 value: the literal, the base of a length or distance, or where the further table begins
-//!         14: a further table    13: the end of the block    (neither: a code that is none)
-//!         12…8 bits of the code, or bits that choose from the further table
-//!         7…0  bits that the symbol takes altogether
+//! entry   31: a literal    15: one of the kinds below, else a base with extra bits
+//!         30…16 value: the literal, the base of a length or distance, or the offset of the subtable
+//!         14: a subtable    13: the end of the block    (neither: an invalid code)
+//!         12…8 bits of the code, or index bits of the subtable
+//!         7…0  bits of the code and the extra bits together
 //! ```
 
 /// Bits of the longest code.
@@ -22,12 +22,12 @@ pub(crate) const END: u32 = 1 << 13;
 pub(crate) const LITERAL_ROOT: usize = 11;
 pub(crate) const DISTANCE_ROOT: usize = 9;
 pub(crate) const LEN_ROOT: usize = 7;
-/// Entries of whole tables: the root, and the most that further tables can be (of 288 symbols and of 32), generously.
+/// Entries of whole tables: the root table, and a generous bound of all subtables (for 288 symbols, and for 32).
 pub(crate) const LITERAL_ENTRIES: usize = (1 << LITERAL_ROOT) + 1024;
 pub(crate) const DISTANCE_ENTRIES: usize = (1 << DISTANCE_ROOT) + 512;
 pub(crate) const LEN_ENTRIES: usize = 1 << LEN_ROOT;
 
-/// What a symbol means, without the bits of its code.
+/// The entry of a literal, without the bits of its code.
 pub(crate) const fn literal(byte: u8) -> u32 {
     LITERAL | (byte as u32) << 16
 }
@@ -36,7 +36,7 @@ const fn base(value: u32, more: u32) -> u32 {
     value << 16 | more
 }
 
-/// What takes part in no stream, though it may have a code.
+/// A symbol that is invalid in a stream, though it may have a code.
 const NONE: u32 = SPECIAL;
 
 /// Literals, the end, and lengths of matches (section 3.2.5).
@@ -83,8 +83,8 @@ pub(crate) static LENS: [u32; 19] = {
     symbols
 };
 
-/// Makes the table of a code from the lengths of its symbols' codes (0: not used). Whether it is one: not if there are
-/// more codes than fit, nor if some are missing, but for a code of one symbol or none if `may_lack`.
+/// Builds the table of a code from the lengths of its symbols' codes (0: unused). False if the lengths are invalid: if
+/// the code is over-subscribed, or incomplete; `may_lack` allows an incomplete code of one symbol or none.
 pub(crate) fn build(lens: &[u8], symbols: &[u32], root: usize, may_lack: bool, table: &mut [u32]) -> bool {
     let mut counts = [0_u16; CODE_LEN_MAX + 1];
     for len in lens {
@@ -116,8 +116,8 @@ pub(crate) fn build(lens: &[u8], symbols: &[u32], root: usize, may_lack: bool, t
     let used = usize::from(counts.iter().sum::<u16>());
     let mut sorted = sorted[..used].iter().map(|symbol| symbols[usize::from(*symbol)]);
 
-    // Codes grow from the one before; what is looked up has their first bit lowest. A table of n bits is two of
-    // n - 1 behind each other, so each code is written once.
+    // Codes are in ascending order; the index has their first bit lowest. A table of n bits consists of two copies of
+    // that of n - 1 bits, so that each code is written once and then copied.
     table[0] = NONE | 1;
     let mut code = 0_u32;
     let mut size = 1;
@@ -138,7 +138,7 @@ pub(crate) fn build(lens: &[u8], symbols: &[u32], root: usize, may_lack: bool, t
     true
 }
 
-/// The tables of the codes that are longer than `root` bits; `code` is the first of one bit more, halved.
+/// Builds the subtables for codes of more than `root` bits. `code` is the first code of `root + 1` bits, halved.
 fn further(
     counts: &[u16; CODE_LEN_MAX + 1],
     mut code: u32,
@@ -155,7 +155,7 @@ fn further(
         for nth in 0..counts[len] {
             let first = reversed(code >> (len - root), root);
             if prefix != Some(first) {
-                // As many bits as the codes with these first bits need, which are the next ones.
+                // The subtable needs as many index bits as the next codes, which have these first bits.
                 bits = len - root;
                 let mut room = (1 << bits) - i32::from(counts[len] - nth);
                 while room > 0 && root + bits < longest {
@@ -181,8 +181,8 @@ fn reversed(code: u32, len: usize) -> usize {
     (code.reverse_bits() >> (32 - len)) as usize
 }
 
-/// A symbol whose code has `own` bits that are not taken yet when it is found.
+/// The entry of a symbol whose code has `own` bits in this table.
 fn entry(symbol: u32, own: usize) -> u32 {
-    // The bits behind a base are in its lowest byte.
+    // The lowest byte of a symbol has the number of its extra bits.
     symbol + own as u32 + ((own as u32) << 8)
 }

@@ -1,4 +1,4 @@
-//! Bits of a deflate stream (RFC 1951 section 3.1.1): the lowest of a byte first.
+//! Reads and writes the bits of a deflate stream (RFC 1951 section 3.1.1), the lowest of a byte first.
 
 use std::io::{self, Read, Write};
 
@@ -18,7 +18,7 @@ impl<R: Read> BitReader<R> {
         BitReader { source, buffer: Vec::new(), at: 0, bits: 0, count: 0, ended: false }
     }
 
-    /// The next bits, zeros behind the end.
+    /// The next bits, with zeros behind the end of the source.
     pub(crate) fn peek(&mut self, count: u32) -> io::Result<u32> {
         while self.count < count {
             let Some(byte) = self.next_byte()? else { break };
@@ -28,7 +28,7 @@ impl<R: Read> BitReader<R> {
         Ok(u32::try_from(self.bits & ((1 << count) - 1)).expect("at most 32 bits"))
     }
 
-    /// Passes over bits that were seen.
+    /// Consumes bits that were peeked.
     pub(crate) fn skip(&mut self, count: u32) -> io::Result<()> {
         if count > self.count {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -43,13 +43,13 @@ impl<R: Read> BitReader<R> {
         self.skip(count).map(|()| bits)
     }
 
-    /// What is left of a byte that was begun: how many bits, and which.
+    /// Consumes the remaining bits of the current byte, and returns their number and value.
     pub(crate) fn align(&mut self) -> io::Result<(u32, u32)> {
         let count = self.count % 8;
         Ok((count, self.take(count)?))
     }
 
-    /// The next whole byte; none at the end.
+    /// The next whole byte; `None` at the end.
     pub(crate) fn byte(&mut self) -> io::Result<Option<u8>> {
         if self.count >= 8 {
             let byte = u8::try_from(self.bits & 0xFF).expect("eight bits");
@@ -100,12 +100,12 @@ impl<W: Write> BitWriter<W> {
         Ok(())
     }
 
-    /// Bits that are missing to a whole byte.
+    /// The number of bits that are missing to a whole byte.
     pub(crate) fn missing(&self) -> u32 {
         (8 - self.count % 8) % 8
     }
 
-    /// Whole bytes. Only where [`BitWriter::missing`] is 0.
+    /// Writes whole bytes. [`BitWriter::missing`] must be 0.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         let whole = usize::try_from(self.count / 8).expect("at most four");
         self.to.write_all(&self.bits.to_le_bytes()[..whole])?;

@@ -1,18 +1,17 @@
-//! An adaptive binary range coder: bits that are what is expected cost next to nothing.
+//! An adaptive binary range coder: bits that have their expected value cost next to nothing.
 //!
-//! What is written and what is read go through the same code: a [`Coder`] is given the bit that is to be
-//! written, and gives back the bit that is there. One that reads ignores what it is given. So there is one
-//! function for each part of the format, and not two that must agree.
+//! Writing and reading share their code: [`Coder::bit`] gets the bit to write, and returns the bit that was written or
+//! read; a reader ignores its argument. So each part of the format has one function, and not two that must agree.
 
-/// How likely a bit is 0, in 1/32768. Learns from each bit.
+/// The probability that a bit is 0, in 1/32768, adapted by each bit.
 #[derive(Clone, Copy)]
 pub(crate) struct Model(u16);
 
 const PROBABILITY_BITS: u32 = 15;
 const EVEN: u16 = 1 << (PROBABILITY_BITS - 1);
-/// The smaller, the sooner a model believes what it sees.
+/// The smaller, the faster a model adapts.
 const LEARN_SHIFT: u32 = 5;
-/// A range below this gets another byte.
+/// Below this, a byte is shifted out of the range.
 const RANGE_MIN: u32 = 1 << 24;
 
 impl Model {
@@ -32,22 +31,22 @@ impl Model {
 }
 
 pub(crate) trait Coder {
-    /// Whether values come from the coder, and those that it is given mean nothing.
+    /// Whether this is a reader, which ignores the values that it is given.
     const READS: bool;
 
     fn bit(&mut self, model: &mut Model, bit: bool) -> bool;
 
-    /// A bit that nothing is known of.
+    /// Codes a bit whose values are equally likely.
     fn even_bit(&mut self, bit: bool) -> bool {
         self.bit(&mut { Model::NEW }, bit)
     }
 
-    /// Some bits that nothing is known of, the highest first.
+    /// Codes the lower `count` bits of a number, each as [`Coder::even_bit`], the highest first.
     fn raw(&mut self, count: u32, value: u32) -> u32 {
         (0..count).rev().fold(0, |read, at| read << 1 | u32::from(self.even_bit(value >> at & 1 == 1)))
     }
 
-    /// A number below `models.len()`, which is a power of two: each bit in the light of those above it.
+    /// Codes a number below `models.len()`, a power of two. The model of each bit depends on the bits above it.
     fn tree(&mut self, models: &mut [Model], value: u32) -> u32 {
         let bits = models.len().trailing_zeros();
         let mut node = 1;
@@ -62,8 +61,9 @@ pub(crate) trait Coder {
 pub(crate) struct Writer {
     low: u64,
     range: u32,
-    /// The last byte that is final but for a carry, and how many 0xFF follow it.
+    /// The last byte that only a carry may still change.
     cache: u8,
+    /// How many bytes 0xFF follow it.
     waiting: u64,
     is_first: bool,
     bytes: Vec<u8>,
@@ -74,13 +74,13 @@ impl Writer {
         Writer { low: 0, range: u32::MAX, cache: 0, waiting: 0, is_first: true, bytes: Vec::new() }
     }
 
-    /// One that has written so many bytes.
+    /// A writer that has written `len` bytes.
     #[cfg(test)]
     pub(crate) fn of_len(len: usize) -> Writer {
         Writer { bytes: vec![0; len], ..Writer::new() }
     }
 
-    /// Bytes so far, with those that a carry may still change.
+    /// Bytes written so far, with those that a carry may still change.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len().saturating_add(usize::try_from(self.waiting).unwrap_or(usize::MAX))
     }
@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
         reader
     }
 
-    /// Whether more was read than was ever written.
+    /// Whether more bytes were read than there are.
     pub(crate) fn is_beyond_end(&self) -> bool {
         self.at > self.bytes.len() + 8
     }
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read() {
+    fn the_range_coder_reads_what_it_wrote() {
         // Long runs, and carries through many bytes.
         let mut seed = 1_u64;
         let mut random = || {

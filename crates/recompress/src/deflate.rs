@@ -1,4 +1,5 @@
-//! A deflate stream (RFC 1951) as blocks and tokens: read, written, and coded as what differs from a prediction.
+//! Deflate streams (RFC 1951) as blocks and tokens: parsing and composing them, and coding their differences from a
+//! prediction.
 
 use std::io::{self, Read, Write};
 
@@ -9,21 +10,22 @@ use crate::huffman::{Code, Table, codes, fixed};
 use crate::predictor::{DISTANCE_MAX, HABITS, MATCH_LEN_MIN, Predictor, Token};
 use crate::text::Plain;
 
-/// Tokens that are in memory at once.
+/// Most tokens in memory at a time.
 const RUN_LEN_MAX: usize = 1 << 16;
-/// Tokens by which the habits of the compressor are found out, and blocks: these may be empty.
+/// Tokens by which the habits of the compressor are found.
 const SAMPLE_LEN: usize = 1 << 15;
+/// Most blocks of this sample: blocks may be empty.
 const SAMPLE_BLOCKS_MAX: usize = 256;
-/// With fewer tokens the habits that were found before do, if it was by as many: there is little to be learnt, and
-/// little to be lost.
+/// A stream of fewer tokens takes the habits that were found before, if they were found by as many tokens: a search
+/// would cost more than it saves.
 const SEARCH_LEN_MIN: usize = 512;
-/// Plain bytes after which a piece ends with the block.
+/// Plain bytes after which a piece ends with the current block.
 const PIECE_LEN: u64 = 1 << 20;
-/// Bytes of one piece: far more than what its blocks were compressed to.
+/// Most bytes of one piece: far more than its blocks have in the stream.
 const PIECE_CODE_LEN_MAX: u32 = 64 << 20;
 
 const END_OF_BLOCK: u16 = 256;
-/// Shortest length and further bits, by symbol from 257 on (section 3.2.5).
+/// Shortest length and number of extra bits, by symbol from 257 on (section 3.2.5).
 const LENGTHS: [(u16, u8); 29] = [
     (3, 0),
     (4, 0),
@@ -56,7 +58,7 @@ const LENGTHS: [(u16, u8); 29] = [
     (258, 0),
 ];
 
-/// Shortest distance and further bits, by symbol.
+/// Shortest distance and number of extra bits, by symbol.
 fn distance_of(symbol: u16) -> Option<(u32, u32)> {
     let symbol = u32::from(symbol);
     match symbol {
@@ -79,7 +81,7 @@ fn symbol_of(distance: u32) -> u16 {
     u16::try_from(2 * bits + 2 + (before >> bits & 1)).expect("below thirty")
 }
 
-/// How a block begins.
+/// The header of a block.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Block {
     is_last: bool,
@@ -88,7 +90,7 @@ struct Block {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 enum Kind {
-    /// Bytes as they are, and the bits that fill the byte before their count.
+    /// Uncompressed bytes; `padding` is the bits that fill the byte before their length.
     Stored {
         padding: u32,
         len: u32,
@@ -98,19 +100,19 @@ enum Kind {
     Dynamic(Codes),
 }
 
-/// Codes as a block brings them (section 3.2.7).
+/// The codes in the header of a dynamic block (section 3.2.7).
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Codes {
     literals: u32,
     distances: u32,
     lens: Vec<u32>,
-    /// Symbols of the code of code lengths, with their further bits.
+    /// Symbols of the code of code lengths, with their extra bits.
     symbols: Vec<(u32, u32)>,
 }
 
 const LENS_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
 
-/// Further bits of a symbol of the code of code lengths, and how many lengths it stands for.
+/// The number of extra bits of a symbol of the code of code lengths, and the number of lengths that it stands for.
 fn repeats(symbol: u32, extra: u32) -> (u32, u32) {
     match symbol {
         16 => (2, 3 + extra),
@@ -133,13 +135,13 @@ impl Codes {
         self.literals + 257 + self.distances + 1
     }
 
-    /// Lengths of the codes of literals and lengths, and of distances.
+    /// The code lengths of literals and lengths, and of distances.
     fn lens(&self) -> io::Result<(Vec<u8>, Vec<u8>)> {
         let mut lens = Vec::new();
         for (symbol, extra) in &self.symbols {
             let (_, count) = repeats(*symbol, *extra);
             let value = match symbol {
-                16 => *lens.last().ok_or_else(|| damaged("a length is repeated that there is not"))?,
+                16 => *lens.last().ok_or_else(|| damaged("there is no code length to repeat"))?,
                 17 | 18 => 0,
                 len => u8::try_from(*len).expect("below 16"),
             };
@@ -154,7 +156,7 @@ impl Codes {
     }
 }
 
-/// Reads blocks.
+/// Reads the blocks of a stream.
 pub(crate) struct Parser<R> {
     bits: BitReader<R>,
     tables: Option<(Table, Table)>,
@@ -165,7 +167,7 @@ impl<R: Read> Parser<R> {
         Parser { bits: BitReader::new(source), tables: None }
     }
 
-    /// The next whole byte; none at the end.
+    /// The next whole byte; `None` at the end.
     pub(crate) fn byte(&mut self) -> io::Result<Option<u8>> {
         self.bits.byte()
     }
@@ -177,13 +179,13 @@ impl<R: Read> Parser<R> {
                 let (_, padding) = self.bits.align()?;
                 let (len, complement) = (self.bits.take(16)?, self.bits.take(16)?);
                 if len ^ complement != 0xFFFF {
-                    return Err(damaged("a stored block's length is said in two ways"));
+                    return Err(damaged("a stored block whose length does not match its complement"));
                 }
                 Kind::Stored { padding, len }
             }
             1 => Kind::Fixed,
             2 => Kind::Dynamic(self.codes()?),
-            _ => return Err(damaged("a block of a kind that there is not")),
+            _ => return Err(damaged("a block of the reserved type")),
         };
         let lens = match &kind {
             Kind::Stored { .. } => None,
@@ -214,7 +216,7 @@ impl<R: Read> Parser<R> {
         Ok(codes)
     }
 
-    /// Reads tokens of the block; whether it ended.
+    /// Reads tokens of the block, and returns whether it ended.
     fn tokens(&mut self, tokens: &mut Vec<Token>) -> io::Result<bool> {
         let Some((literals, distances)) = &self.tables else { return Ok(true) };
         while tokens.len() < RUN_LEN_MAX {
@@ -224,15 +226,15 @@ impl<R: Read> Parser<R> {
                 symbol => {
                     let (base, bits) = *LENGTHS
                         .get(usize::from(symbol - 257))
-                        .ok_or_else(|| damaged("a length that there is not"))?;
+                        .ok_or_else(|| damaged("an invalid length symbol"))?;
                     let extra = self.bits.take(u32::from(bits))?;
                     if symbol == 284 && extra == 31 {
-                        // 258 in other words, which a recipe could not tell from the usual ones.
-                        return Err(damaged("an unusual length"));
+                        // Another encoding of 258, which a recipe cannot tell from the usual symbol 285.
+                        return Err(damaged("an unusual encoding of length 258"));
                     }
                     let len = usize::from(base) + usize::try_from(extra).expect("five bits");
                     let (base, bits) = distance_of(distances.read(&mut self.bits)?)
-                        .ok_or_else(|| damaged("a distance that there is not"))?;
+                        .ok_or_else(|| damaged("an invalid distance symbol"))?;
                     let distance = base + self.bits.take(bits)?;
                     tokens.push(Token::Match { len, distance });
                 }
@@ -241,7 +243,7 @@ impl<R: Read> Parser<R> {
         Ok(false)
     }
 
-    /// Passes over stored bytes.
+    /// Skips stored bytes.
     fn skip(&mut self, len: u32) -> io::Result<()> {
         for _ in 0..len {
             self.bits.byte()?.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -250,10 +252,10 @@ impl<R: Read> Parser<R> {
     }
 }
 
-/// Writes blocks.
+/// Writes the blocks of a stream.
 struct Composer<W: Write> {
     bits: BitWriter<W>,
-    /// Of literals and lengths, and of distances.
+    /// Codes of literals and lengths, and of distances.
     codes: Option<(Vec<Code>, Vec<Code>)>,
 }
 
@@ -322,7 +324,7 @@ impl<W: Write> Composer<W> {
     }
 }
 
-/// What is learnt of a stream while it is coded.
+/// The adaptive models of a stream.
 struct Models {
     hit: [Model; 64],
     is_match: [Model; 8],
@@ -333,7 +335,7 @@ struct Models {
     rank_bits: [Model; 16],
     block: [Model; 4],
     code_symbols: [Model; 32],
-    /// Whether the last predictions were right.
+    /// Whether the last three predictions were right, a bit each.
     history: usize,
 }
 
@@ -376,7 +378,7 @@ impl Models {
                 };
                 Kind::Dynamic(self.codes(coder, &codes)?)
             }
-            _ => return Err(damaged("a block of a kind that there is not")),
+            _ => return Err(damaged("a block of the reserved type")),
         };
         Ok(Block { is_last, kind })
     }
@@ -392,7 +394,7 @@ impl Models {
             let (symbol, extra) = codes.symbols.get(at).copied().unwrap_or_default();
             let symbol = coder.tree(&mut self.code_symbols, symbol);
             if symbol > 18 {
-                return Err(damaged("a length of a code that there is not"));
+                return Err(damaged("an invalid code length symbol"));
             }
             let extra = coder.raw(repeats(symbol, 0).0, extra);
             known += repeats(symbol, extra).1;
@@ -430,7 +432,7 @@ impl Models {
         }
         let (len, distance) = match token {
             Token::Match { len, distance } => (len, distance),
-            Token::Literal => (MATCH_LEN_MIN, 1), // only where it is read
+            Token::Literal => (MATCH_LEN_MIN, 1), // only when reading, which ignores these values
         };
         let is_longest =
             predicted.longest > 0 && coder.bit(&mut self.is_longest[kind], len == predicted.longest);
@@ -454,7 +456,7 @@ impl Models {
         Ok(Token::Match { len, distance })
     }
 
-    /// A number below 2¹⁵, small ones in few bits.
+    /// Codes a number below 2¹⁵, small ones in few bits.
     fn rank<C: Coder>(&mut self, coder: &mut C, rank: u32) -> u32 {
         let wanted = (rank + 1).ilog2();
         let mut bits = 0;
@@ -470,17 +472,18 @@ impl Models {
     }
 }
 
-/// What was read of a stream, to be coded.
+/// A part of the sample, which is coded after the habits were found.
 enum Sampled {
     Block(Block),
     Tokens { tokens: Vec<Token>, ended: bool },
 }
 
-/// Takes streams apart, one after another.
+/// Writes the recipes of streams, one after another.
 pub(crate) struct Dissector<'a> {
     predictor: Predictor<Plain<'a>>,
-    /// The habits that were found last, by their place in [`HABITS`], and the most tokens by which any were found.
+    /// Index in [`HABITS`] of the habits that were found last.
     number: usize,
+    /// The most tokens by which habits were found.
     learnt: usize,
 }
 
@@ -489,8 +492,8 @@ impl<'a> Dissector<'a> {
         Dissector { predictor: Predictor::new(plain, HABITS[0]), number: 0, learnt: 0 }
     }
 
-    /// Reads a stream to its end and writes what it takes to make it again from `plain`; returns how much of that it
-    /// unpacks to.
+    /// Reads a stream to its end, writes its recipe for rebuilding it from `plain`, and returns how many bytes of that
+    /// it unpacks to.
     pub(crate) fn dissect<R: Read>(
         &mut self,
         parser: &mut Parser<R>,
@@ -526,8 +529,8 @@ impl<'a> Dissector<'a> {
         Ok(predictor.at())
     }
 
-    /// The habits by which the sample takes the fewest bytes. Those that were found last come first: the streams of
-    /// a file are mostly of one compressor, and the others are left as soon as they are no better.
+    /// The habits with which the sample takes the fewest bytes. Those that were found last are tried first, since the
+    /// streams of a file mostly are of one compressor; trying others stops as soon as they are no better.
     fn habits(&mut self, sample: &[Sampled], plain: &Plain<'a>) -> usize {
         let len = tokens(sample).count();
         if len < SEARCH_LEN_MIN && len <= self.learnt {
@@ -545,7 +548,7 @@ impl<'a> Dissector<'a> {
     }
 }
 
-/// Codes one block; whether it is the last.
+/// Codes a block, and returns whether it is the last.
 fn code_block<R: Read, P: Read>(
     parser: &mut Parser<R>,
     waiting: &mut impl Iterator<Item = Sampled>,
@@ -589,8 +592,8 @@ fn code_block<R: Read, P: Read>(
     }
 }
 
-/// Whether a piece may go on. Asked after each block's head and each run of tokens, which add a bounded number of
-/// bytes: a block may have as many tokens as the stream.
+/// Bounds the length of a piece. Called after each block header and each run of tokens, which have a bounded length: a
+/// block may be as long as the stream.
 fn check_len(coder: &coder::Writer) -> io::Result<()> {
     match coder.len() > PIECE_CODE_LEN_MAX as usize {
         true => Err(damaged("a stream that cannot be predicted at all")),
@@ -611,7 +614,7 @@ fn advance_stored<P: Read>(predictor: &mut Predictor<P>, len: u32) -> io::Result
     predictor.advance(len)
 }
 
-/// The beginning of a stream: whole blocks, and of a long one the first run of tokens.
+/// Reads the sample of a stream: whole blocks, and the first run of tokens of a long one.
 fn sample<R: Read>(parser: &mut Parser<R>) -> io::Result<Vec<Sampled>> {
     const { assert!(RUN_LEN_MAX >= SAMPLE_LEN, "a run that does not end its block is enough") };
     let (mut read, mut count) = (Vec::new(), 0);
@@ -620,7 +623,7 @@ fn sample<R: Read>(parser: &mut Parser<R>) -> io::Result<Vec<Sampled>> {
         let (is_last, is_stored) = (block.is_last, stored_len(&block).is_some());
         read.push(Sampled::Block(block));
         if is_stored {
-            // Nothing to be learnt from, and its bytes come next.
+            // It has no tokens, and its bytes must be read next.
             break;
         }
         let mut tokens = Vec::new();
@@ -634,7 +637,7 @@ fn sample<R: Read>(parser: &mut Parser<R>) -> io::Result<Vec<Sampled>> {
     Ok(read)
 }
 
-/// Those of the sample that count.
+/// The first [`SAMPLE_LEN`] tokens of the sample.
 fn tokens(sample: &[Sampled]) -> impl Iterator<Item = Token> {
     let tokens = sample.iter().filter_map(|read| match read {
         Sampled::Tokens { tokens, .. } => Some(tokens),
@@ -643,8 +646,7 @@ fn tokens(sample: &[Sampled]) -> impl Iterator<Item = Token> {
     tokens.flatten().copied().take(SAMPLE_LEN)
 }
 
-/// Bytes that it takes to say the sample's tokens with the predictor's habits; none as soon as it is clear that they
-/// are not less than others take.
+/// Bytes that the sample's tokens take with the predictor's habits; `None` if they are at least `others`.
 fn cost<P: Read>(sample: &[Sampled], predictor: &mut Predictor<P>, others: usize) -> Option<usize> {
     let (mut models, mut coder) = (Models::new(), coder::Writer::new());
     for token in tokens(sample) {
@@ -656,8 +658,8 @@ fn cost<P: Read>(sample: &[Sampled], predictor: &mut Predictor<P>, others: usize
     Some(coder.len())
 }
 
-/// Makes a stream again, from what [`Dissector::dissect`] wrote of it; returns how much of `plain` was used. The
-/// predictor is anyone's, whatever it predicted before.
+/// Rebuilds a stream from the recipe that [`Dissector::dissect`] wrote, and returns how many bytes of `plain` it used.
+/// The predictor is restarted, so that callers can reuse one.
 pub(crate) fn compose<'a>(
     from: &mut impl Read,
     plain: &Plain<'a>,
@@ -666,7 +668,7 @@ pub(crate) fn compose<'a>(
 ) -> io::Result<u64> {
     let mut number = [0];
     from.read_exact(&mut number)?;
-    let habits = HABITS.get(usize::from(number[0])).ok_or_else(|| damaged("habits that nobody has"))?;
+    let habits = HABITS.get(usize::from(number[0])).ok_or_else(|| damaged("unknown habits"))?;
     predictor.restart(plain.clone(), *habits);
     let mut models = Models::new();
     let mut composer = Composer { bits: BitWriter::new(to), codes: None };
@@ -740,9 +742,9 @@ fn compose_block<P: Read, W: Write>(
 mod tests {
     use super::*;
 
-    /// Far more than a sample takes.
+    /// Far longer than a sample.
     const STREAM_LEN: u64 = 1 << 20;
-    /// One block that begins and does not end: all further bits are those of literals of the fixed code.
+    /// The beginning of a fixed block that does not end: all further bits are literals.
     const LONG_BLOCK: [u8; 1] = [0xFA];
     /// Four empty blocks of the fixed code, of ten bits each.
     const EMPTY_BLOCKS: [u8; 5] = [0x02, 0x08, 0x20, 0x80, 0x00];
@@ -783,7 +785,7 @@ mod tests {
             &mut Models::new(),
             &mut Predictor::new(plain, HABITS[0]),
         );
-        // And not for want of more of the stream.
+        // And not because the stream ended.
         assert_eq!(coded.unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert!(coder.len() < PIECE_CODE_LEN_MAX as usize + RUN_LEN_MAX, "{}", coder.len());
     }

@@ -6,10 +6,10 @@ use crate::bits::BitReader;
 use crate::damaged;
 
 const LEN_MAX: usize = 15;
-/// Bits that one look takes in.
+/// Bits that index the lookup table.
 const LOOK: u32 = 10;
 
-/// The lengths of codes 144 to 255, 256 to 279 and so on of blocks that bring none.
+/// The code lengths of fixed blocks: of literals and lengths, and of distances (section 3.2.6).
 pub(crate) fn fixed() -> (Vec<u8>, Vec<u8>) {
     let literals = (0..288).map(|symbol| match symbol {
         0..=143 => 8,
@@ -20,10 +20,10 @@ pub(crate) fn fixed() -> (Vec<u8>, Vec<u8>) {
     (literals.collect(), vec![5; 30])
 }
 
-/// How many bits, and which, the first one lowest.
+/// The number of bits, and the bits, the first one lowest.
 pub(crate) type Code = (u32, u32);
 
-/// The code of each symbol; nothing for symbols without.
+/// The code of each symbol; no bits for unused symbols.
 pub(crate) fn codes(lens: &[u8]) -> Vec<Code> {
     let mut next = [0_u32; LEN_MAX + 2];
     for len in lens.iter().filter(|len| **len > 0) {
@@ -45,10 +45,11 @@ pub(crate) fn codes(lens: &[u8]) -> Vec<Code> {
         .collect()
 }
 
-/// Reads symbols.
+/// Decodes symbols.
 pub(crate) struct Table {
-    /// By the next bits: symbol and length of its code; length 0 where it is longer than the look, or none.
+    /// By the next [`LOOK`] bits: the symbol and the length of its code; length 0 if the code is longer, or invalid.
     short: Vec<(u16, u8)>,
+    /// Longer codes: the bits, their number, and the symbol.
     long: Vec<(u32, u8, u16)>,
 }
 
@@ -82,8 +83,7 @@ impl Table {
             return Ok(symbol);
         }
         let is_it = |(code, len, _): &&(u32, u8, u16)| bits & ((1 << len) - 1) == *code;
-        let (_, len, symbol) =
-            self.long.iter().find(is_it).ok_or_else(|| damaged("a code that stands for nothing"))?;
+        let (_, len, symbol) = self.long.iter().find(is_it).ok_or_else(|| damaged("an invalid code"))?;
         from.skip(u32::from(*len))?;
         Ok(*symbol)
     }

@@ -1,26 +1,26 @@
-//! How the very bytes of a compressed layer are made again from what it unpacks to.
+//! Recipes, with which the exact bytes of a compressed layer are rebuilt from its plain bytes.
 //!
 //! ```text
 //! blob + plain bytes ──make──▶ recipe        recipe + plain bytes ──rebuild──▶ the blob, byte for byte
 //!
 //! recipe   "hoistrcp" 1, then pieces in the order of the blob:
-//!          1 COUNT BYTES      bytes as they are: headers, checksums, what follows the end
-//!          2 COUNT            plain bytes as they are
-//!          3 …                a deflate stream (RFC 1951): what a compressor would not have done
-//!          4 LEVEL FLAGS …    a zstd frame of libzstd's
+//!          1 COUNT BYTES      literal bytes: headers, checksums, and bytes behind the end
+//!          2 COUNT            plain bytes, uncompressed
+//!          3 …                a deflate stream (RFC 1951): its differences from the predicted one
+//!          4 LEVEL FLAGS …    a zstd frame that libzstd wrote
 //!          0                  the end
 //! ```
 //!
-//! Of deflate any stream can be made again, whoever wrote it: it is compared with what a compressor of the usual kind
-//! would do with the same text (`predictor`), and the differences are kept (`deflate`, `coder`). The nearer the
-//! compressor was to zlib's, the less that is: some thousandths of the stream, or some hundredths. Of zstd only
-//! what libzstd gives again is known; the caller keeps the rest as it is.
+//! A deflate stream of any compressor can be rebuilt: the recipe has its differences (`deflate`, `coder`) from the
+//! tokens that a usual compressor would write for the same text (`predictor`). For a compressor like zlib's these are
+//! some thousandths of the stream, for others some hundredths. A zstd frame can be rebuilt only if libzstd reproduces
+//! it; the caller keeps other blobs as they are.
 //!
 //! Invariants
-//! - Nothing is promised here: whoever drops a blob has rebuilt it first and compared its digest.
-//! - Memory is bounded, whatever the blob.
-//! - Parts of the format are what they are once blobs were dropped for it: tables are only added to, and what the
-//!   predictor does is part of the format.
+//! - The crate guarantees nothing: before the caller deletes a blob, it must rebuild it and compare the digest.
+//! - Memory is bounded for any blob.
+//! - The format is stable, since blobs were deleted for it: tables are only appended to, and the behaviour of the
+//!   predictor is part of the format.
 #![forbid(unsafe_code)]
 
 mod bits;
@@ -45,10 +45,10 @@ const PLAIN: u8 = 2;
 const DEFLATE: u8 = 3;
 const ZSTD: u8 = 4;
 
-/// Bytes that are kept as they are, of one piece: a header's, or what follows the end.
+/// Most literal bytes of one piece: a header, or bytes behind the end.
 const BYTES_LEN_MAX: u64 = 1 << 20;
 const COPY_LEN: usize = 64 * 1024;
-/// A gzip header (RFC 1952 section 2.3): its beginning, and its flags.
+/// The magic number of a gzip header, and its flags (RFC 1952 section 2.3).
 const GZIP: [u8; 3] = [0x1f, 0x8b, 8];
 const GZIP_CHECKSUM: u8 = 2;
 const GZIP_EXTRA: u8 = 4;
@@ -60,20 +60,21 @@ pub(crate) fn damaged(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why.to_owned())
 }
 
-/// Writes the recipe of a blob that unpacks to the beginning of `plain`, of at most `len_max` bytes. Whether there is one: false for
-/// a blob that cannot be made again this way, or for which it is not worth it.
+/// Writes the recipe of a blob that unpacks to the beginning of `plain`. Returns false if the blob cannot be rebuilt,
+/// or if its recipe would have more than `len_max` bytes.
 ///
-/// An error is one of reading or writing.
+/// Only errors of reading and writing are returned.
 pub fn make(blob: impl Read, plain: &Plain<'_>, to: &mut impl Write, len_max: u64) -> io::Result<bool> {
     let mut to = Limited { to, left: len_max };
     match write(BufReader::with_capacity(COPY_LEN, blob), plain, &mut to) {
         Ok(()) => Ok(true),
-        Err(error) if is_no(&error) => Ok(false),
+        Err(error) if is_refusal(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-fn is_no(error: &io::Error) -> bool {
+/// Whether an error means that the blob has no recipe.
+fn is_refusal(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, InvalidData, UnexpectedEof};
     matches!(error.kind(), InvalidData | UnexpectedEof | FileTooLarge)
 }
@@ -88,7 +89,7 @@ fn write(mut blob: impl BufRead, plain: &Plain<'_>, to: &mut impl Write) -> io::
         to.write_all(&[ZSTD])?;
         frame.write(to)?;
     } else {
-        // Not compressed: the caller finds out whether it is the plain bytes.
+        // Not compressed. Whether the blob equals the plain bytes is verified by the caller's rebuild.
         let len = io::copy(&mut blob, &mut io::sink())?;
         to.write_all(&[PLAIN])?;
         number(to, len)?;
@@ -96,7 +97,7 @@ fn write(mut blob: impl BufRead, plain: &Plain<'_>, to: &mut impl Write) -> io::
     to.write_all(&[END])
 }
 
-/// Members of a gzip file, and what follows them.
+/// Writes the pieces of a gzip file: its members, and the bytes behind them.
 fn gzip(blob: impl BufRead, plain: &Plain<'_>, to: &mut impl Write) -> io::Result<()> {
     let mut parser = Parser::new(blob);
     let mut plain = plain.clone();
@@ -114,12 +115,12 @@ fn gzip(blob: impl BufRead, plain: &Plain<'_>, to: &mut impl Write) -> io::Resul
         for _ in 0..GZIP_TRAILER_LEN {
             bytes.extend(parser.byte()?);
         }
-        // The checksum goes with what follows: another member's header, or nothing, or whatever it is.
+        // The trailer and the bytes behind it, up to the next stream, are one piece.
         wanted = header(&mut parser, &mut bytes)?;
     }
 }
 
-/// Takes the bytes up to a stream; whether there is one. If not, all that is left is taken.
+/// Reads a member's header, and returns whether there is one. If not, all remaining bytes are read.
 fn header<R: Read>(parser: &mut Parser<R>, bytes: &mut Vec<u8>) -> io::Result<bool> {
     let at = bytes.len();
     let is_whole = take(parser, bytes, 10)?;
@@ -155,7 +156,7 @@ fn header<R: Read>(parser: &mut Parser<R>, bytes: &mut Vec<u8>) -> io::Result<bo
     Ok(true)
 }
 
-/// Takes bytes; whether there were so many.
+/// Reads bytes, and returns whether there were as many.
 fn take<R: Read>(parser: &mut Parser<R>, bytes: &mut Vec<u8>, count: usize) -> io::Result<bool> {
     for _ in 0..count {
         match parser.byte()? {
@@ -176,8 +177,8 @@ fn put_bytes(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes)
 }
 
-/// Makes a blob again. `InvalidData` if this is no recipe, or `plain` is not what it was made with, as far as that
-/// shows: whether all bytes are right, only their digest says.
+/// Rebuilds a blob. `InvalidData` or `UnexpectedEof` if the recipe is damaged or does not fit `plain`. That is not
+/// always detected: the caller must compare the digest of the result.
 pub fn rebuild(recipe: impl Read, plain: &Plain<'_>, to: &mut impl Write) -> io::Result<()> {
     let mut recipe = BufReader::with_capacity(COPY_LEN, recipe);
     let mut plain = plain.clone();
@@ -200,7 +201,7 @@ pub fn rebuild(recipe: impl Read, plain: &Plain<'_>, to: &mut impl Write) -> io:
             }
             DEFLATE => plain.skip(compose(&mut recipe, &plain, &mut predictor, to)?),
             ZSTD => zstd_frame::Frame::read(&mut recipe)?.rebuild(&mut plain, to)?,
-            _ => return Err(damaged("a piece of a kind that there is not")),
+            _ => return Err(damaged("a piece of an unknown kind")),
         }
     }
 }
@@ -210,7 +211,7 @@ fn copy(from: &mut impl Read, len: u64, to: &mut impl Write) -> io::Result<()> {
     if copied < len { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }
 
-/// LEB128, as the records of the daemon have it.
+/// Writes a number in LEB128, as in the daemon's records.
 fn number(to: &mut impl Write, mut value: u64) -> io::Result<()> {
     loop {
         let low = u8::try_from(value & 0x7f).expect("seven bits");
@@ -240,7 +241,7 @@ fn byte(from: &mut impl Read) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// Takes no more than so many bytes.
+/// Fails with `FileTooLarge` beyond `left` bytes.
 struct Limited<'a, W> {
     to: &'a mut W,
     left: u64,

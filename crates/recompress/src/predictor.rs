@@ -1,40 +1,42 @@
-//! What a compressor would do next.
+//! Predicts the next token of a deflate compressor.
 //!
-//! Compressors for deflate look for the longest match among the last places with the same few bytes, and most wait
-//! for one that begins a byte later and is longer. They differ in how far they look, and in what they hash. The
-//! predictor does the same with one of several [`Habits`], and is told what was really done. It need not be right,
-//! only the same whenever it is given the same text: what it gets wrong is written down.
+//! Deflate compressors search for the longest match among the last positions with the same hash of a few bytes, and
+//! most prefer a longer match that begins a byte later (lazy matching). They differ in how many positions they try, and
+//! in how many bytes they hash. The predictor imitates one of several [`Habits`], and is told the actual token after
+//! each prediction. It need not be right, but must be deterministic: its errors are recorded.
 
 use std::io::{self, Read};
 
 use crate::text::Text;
 
-/// The longest match of deflate, and the furthest.
+/// The greatest length and distance of a match in deflate.
 pub(crate) const MATCH_LEN_MAX: usize = 258;
 pub(crate) const DISTANCE_MAX: u32 = 32 * 1024;
 pub(crate) const MATCH_LEN_MIN: usize = 3;
 
 const CHAIN_LEN: usize = 32 * 1024;
 const HASH_BITS: u32 = 16;
-/// A table of which no more was used than this is emptied place by place.
+/// After at most this many positions, their entries are cleared one by one instead of the whole table.
 const FORGOTTEN_SINGLY_MAX: u64 = 4096;
-/// Matches of three bytes from further away cost more than they save.
+/// Largest distance of a match of three bytes: beyond it, the match costs more than its literals.
 const SHORT_DISTANCE_MAX: u32 = 4096;
-/// Places that are looked at to name one of them.
+/// Most positions among which [`Predictor::rank`] searches.
 const PLACES_MAX: u32 = 512;
 
-/// How a compressor works.
+/// The parameters of a compressor, named as in zlib's `configuration_table`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Habits {
-    /// Bytes that are hashed: the shortest match that is found.
+    /// Bytes that are hashed, and so the length of the shortest match that is found.
     pub(crate) hashed: usize,
-    /// Places that are looked at, and a quarter of them if a match as good as this was found before.
+    /// Most positions that are tried (zlib's `max_chain`).
     pub(crate) places: u32,
+    /// After a match of at least this length, only a quarter of these positions is tried for a lazy match.
     pub(crate) good: usize,
     /// A match of this length ends the search.
     pub(crate) nice: usize,
-    /// With a match shorter than this the next place is tried too.
+    /// After a match shorter than this, the next position is tried too.
     pub(crate) lazy: usize,
+    /// Largest distance.
     pub(crate) distance: u32,
 }
 
@@ -46,9 +48,9 @@ const fn go(places: u32, good: usize, nice: usize, lazy: usize) -> Habits {
     Habits { hashed: 4, places, good, nice, lazy, distance: DISTANCE_MAX }
 }
 
-/// Those that are tried; a recipe names one by its place, so that new ones come last. zlib's levels are given by
-/// `configuration_table` of its `deflate.c`; Go's `compress/flate` has the same in `levels`, of which the lowest
-/// are others.
+/// The habits that are tried. A recipe refers to one by its index, so that new ones must be appended. zlib's levels are
+/// in `configuration_table` of its `deflate.c`; those of Go's `compress/flate`, in `levels`, differ only in the lowest
+/// ones.
 pub(crate) const HABITS: &[Habits] = &[
     zlib(128, 8, 128, 16),
     go(128, 8, 128, 16),
@@ -89,7 +91,7 @@ impl Token {
 
 pub(crate) struct Prediction {
     pub(crate) token: Token,
-    /// The longest match that was found here, taken or not; 0 without.
+    /// Length of the longest match that was found here, whether it is predicted or not; 0 without a match.
     pub(crate) longest: usize,
 }
 
@@ -102,13 +104,13 @@ struct Match {
 pub(crate) struct Predictor<R> {
     text: Text<R>,
     habits: Habits,
-    /// By hash: the last place, and by place: the one before with the same hash. Places count from 1, modulo 2³²;
-    /// 0 is none.
+    /// By hash: the last position with it. Positions count from 1, modulo 2³²; 0 is none.
     last: Vec<u32>,
+    /// By position: the one before with the same hash.
     before: Vec<u32>,
-    /// Places below this one are in the tables.
+    /// Positions below this one are in the tables.
     known_to: u64,
-    /// What was found at the next place already.
+    /// The match that was already found at the next position.
     found: Option<(u64, Match)>,
 }
 
@@ -124,9 +126,9 @@ impl<R: Read> Predictor<R> {
         }
     }
 
-    /// Begins anew with another text and other habits, in the same memory: as a new one, but sooner.
+    /// Begins another text with other habits, in the same memory. It is equal to a new predictor, but faster.
     pub(crate) fn restart(&mut self, source: R, habits: Habits) {
-        // `before` is only asked about places that `last` led to, and they were entered since.
+        // `before` need not be cleared: it is only read at positions that `last` leads to, which were entered since.
         if self.known_to <= FORGOTTEN_SINGLY_MAX {
             for at in 0..self.known_to {
                 if let Some(hash) = self.hash(at) {
@@ -144,7 +146,7 @@ impl<R: Read> Predictor<R> {
         self.text.at()
     }
 
-    /// The bytes from the place on, `len` of them unless the text ends before.
+    /// The next `len` bytes; fewer at the end of the text.
     pub(crate) fn ahead(&mut self, len: usize) -> io::Result<&[u8]> {
         self.text.fill(len)?;
         let ahead = self.text.ahead();
@@ -174,13 +176,14 @@ impl<R: Read> Predictor<R> {
         Ok(Prediction { token, longest: here.len })
     }
 
-    /// Goes on by what was done.
+    /// Advances by the length of the actual token.
     pub(crate) fn advance(&mut self, len: usize) -> io::Result<()> {
         self.know_to(self.at() + len as u64);
         self.text.advance(len)
     }
 
-    /// As which of the matches of this length a distance is met; none if it is not among the nearest.
+    /// The index of a distance among those of matches of at least this length, the nearest first. `None` if it is not
+    /// among the first [`PLACES_MAX`] positions.
     pub(crate) fn rank(&self, len: usize, distance: u32) -> Option<u32> {
         let mut rank = 0;
         self.places(self.at(), PLACES_MAX).find_map(|found| {
@@ -192,7 +195,7 @@ impl<R: Read> Predictor<R> {
         })?
     }
 
-    /// The reverse.
+    /// The distance with this rank: the reverse of [`Predictor::rank`].
     pub(crate) fn distance(&self, len: usize, rank: u32) -> Option<u32> {
         let mut fitting =
             self.places(self.at(), PLACES_MAX).filter(|found| self.match_len(self.at(), *found, len) >= len);
@@ -208,7 +211,7 @@ impl<R: Read> Predictor<R> {
         }
         for distance in self.places(at, places) {
             let there = self.text.from(at - u64::from(distance));
-            // Most are ruled out by the byte that would make them longer.
+            // Most positions are ruled out by the byte that a longer match must have.
             if there[best.len] != here[best.len] {
                 continue;
             }
@@ -224,7 +227,7 @@ impl<R: Read> Predictor<R> {
         if best.distance == 0 { Match::default() } else { best }
     }
 
-    /// Distances of the last places with the same hash, the nearest first.
+    /// Distances of the last positions with the same hash, the nearest first.
     fn places(&self, at: u64, count: u32) -> impl Iterator<Item = u32> {
         let place = place(at);
         let mut next = self.hash(at).map_or(0, |hash| self.last[hash]);
@@ -264,7 +267,7 @@ impl<R: Read> Predictor<R> {
     }
 }
 
-/// Bytes from their beginning on that two pieces have in common, compared a word at a time.
+/// Length of the common prefix, compared a word at a time.
 fn common_len(one: &[u8], other: &[u8]) -> usize {
     let (words, rest) = one.as_chunks();
     let (other_words, other_rest) = other.as_chunks();

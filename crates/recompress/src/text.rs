@@ -1,4 +1,4 @@
-//! The plain bytes, through a window that is moved along.
+//! The plain bytes, read through a sliding window.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,15 +6,15 @@ use std::os::unix::fs::FileExt;
 
 use crate::damaged;
 
-/// Bytes that are read at a time: few at first, since many texts are short, and twice as many each time.
+/// Bytes read at a time: few at first, since many texts are short, and twice as many each time.
 const FILL_LEN_MIN: usize = 16 * 1024;
 const FILL_LEN_MAX: usize = 1 << 20;
-/// Bytes behind the place that are kept: as far as deflate looks back, and one more.
+/// Bytes that are kept behind the position: the largest distance of deflate, and one more.
 pub(crate) const BEHIND_LEN: usize = 32 * 1024 + 1;
-/// Bytes ahead of the place that are there, but at the end.
+/// Bytes that are available ahead of the position, except at the end.
 pub(crate) const AHEAD_LEN: usize = 1024;
 
-/// A part of a file, which is read without moving the file's own place.
+/// A part of a file, read without moving the file's offset.
 #[derive(Clone)]
 pub struct Plain<'a> {
     file: &'a File,
@@ -23,12 +23,12 @@ pub struct Plain<'a> {
 }
 
 impl<'a> Plain<'a> {
-    /// The first `len` bytes.
+    /// The first `len` bytes of a file.
     pub fn new(file: &'a File, len: u64) -> Plain<'a> {
         Plain { file, at: 0, end: len }
     }
 
-    /// Passes over some bytes.
+    /// Skips bytes, up to the end.
     pub(crate) fn skip(&mut self, len: u64) {
         self.at = self.at.saturating_add(len).min(self.end);
     }
@@ -46,7 +46,7 @@ impl Read for Plain<'_> {
 pub(crate) struct Text<R> {
     source: R,
     bytes: Vec<u8>,
-    /// Where the bytes begin, in all of the text.
+    /// The offset of these bytes in the text.
     begin: u64,
     at: u64,
     ended: bool,
@@ -58,7 +58,7 @@ impl<R: Read> Text<R> {
         Text { source, bytes: Vec::new(), begin: 0, at: 0, ended: false, fill_len: FILL_LEN_MIN }
     }
 
-    /// Begins anew with another text, in the same memory.
+    /// Begins another text, in the same memory.
     pub(crate) fn restart(&mut self, source: R) {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.clear();
@@ -69,7 +69,7 @@ impl<R: Read> Text<R> {
         self.at
     }
 
-    /// Sees to it that `len` bytes are there ahead of the place, and [`AHEAD_LEN`] behind them.
+    /// Reads until `len` bytes are available ahead of the position, and [`AHEAD_LEN`] more.
     pub(crate) fn fill(&mut self, len: usize) -> io::Result<()> {
         let wanted = len + AHEAD_LEN;
         if self.ended || self.ahead().len() >= wanted {
@@ -88,12 +88,12 @@ impl<R: Read> Text<R> {
         Ok(())
     }
 
-    /// The bytes from the place on, as far as they are there.
+    /// The available bytes from the position on.
     pub(crate) fn ahead(&self) -> &[u8] {
         self.from(self.at)
     }
 
-    /// The bytes from some place on, which is not further behind than [`BEHIND_LEN`].
+    /// The available bytes from an offset on, which is at most [`BEHIND_LEN`] behind the position.
     pub(crate) fn from(&self, at: u64) -> &[u8] {
         let index = at.checked_sub(self.begin).and_then(|index| usize::try_from(index).ok());
         index.and_then(|index| self.bytes.get(index..)).unwrap_or_default()

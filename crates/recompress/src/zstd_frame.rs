@@ -1,4 +1,4 @@
-//! A zstd frame (RFC 8878 section 3.1.1) that libzstd gave, by the level at which it gives the same again.
+//! A zstd frame (RFC 8878 section 3.1.1) that libzstd wrote, kept as the level at which it writes the same frame again.
 
 use std::io::{self, BufRead, Read, Write};
 
@@ -9,9 +9,9 @@ use crate::{byte, copy, damaged, number, read_number};
 
 pub(crate) const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// Plain bytes by which the level is found out.
+/// Bytes, plain and compressed, that are compared to find the level.
 const SAMPLE_LEN: u64 = 1 << 20;
-/// Tried in this order: what tools take first.
+/// The levels in the order in which they are tried: the defaults of tools come first.
 const LEVELS: [u8; 19] = [3, 1, 2, 19, 9, 6, 10, 4, 5, 7, 8, 11, 12, 13, 14, 15, 16, 17, 18];
 
 /// Bits of the frame header's descriptor.
@@ -24,9 +24,9 @@ const SIZE: u8 = 3 << 6;
 pub(crate) struct Frame {
     level: u8,
     has_checksum: bool,
-    /// Whether the compressor knew how much would come.
+    /// Whether the compressor was told the length in advance.
     knew_len: bool,
-    /// Bytes that it was given.
+    /// Plain bytes.
     len: u64,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn find(mut blob: impl BufRead, plain: &Plain<'_>) -> io::Result<Fram
     let begin = blob.fill_buf()?;
     let descriptor = *begin.get(MAGIC.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
     if descriptor & DICTIONARY != 0 {
-        return Err(damaged("a dictionary is not here"));
+        return Err(damaged("the frame needs a dictionary"));
     }
     let mut sample = Vec::new();
     let mut taken = Kept { from: blob, sample: &mut sample };
@@ -54,11 +54,11 @@ pub(crate) fn find(mut blob: impl BufRead, plain: &Plain<'_>) -> io::Result<Fram
             return Ok(frame);
         }
     }
-    Err(damaged("no level gives this frame"))
+    Err(damaged("no level reproduces this frame"))
 }
 
 impl Frame {
-    /// Whether the sample begins as expected.
+    /// Whether the compressed sample equals the beginning of the frame.
     fn fits(self, plain: &Plain<'_>, expected: &[u8]) -> io::Result<bool> {
         let mut given = Vec::new();
         let mut encoder = self.encoder(&mut given)?;
@@ -67,7 +67,7 @@ impl Frame {
             encoder.finish()?;
             return Ok(given == expected);
         }
-        // What is not flushed is not known: dropped, not finished.
+        // Dropped without finishing it: only the bytes written so far can be compared.
         drop(encoder);
         Ok(!given.is_empty() && expected.starts_with(&given))
     }
@@ -103,7 +103,7 @@ impl Frame {
     }
 }
 
-/// Keeps the beginning of what is read.
+/// Passes bytes on, and keeps the first [`SAMPLE_LEN`] of them.
 struct Kept<'a, R> {
     from: R,
     sample: &'a mut Vec<u8>,
