@@ -1,4 +1,4 @@
-//! What helpers take of memory. Alone in its program, because the figure is that of the whole process.
+//! The memory of helper threads. A program of its own, since the figure is that of the whole process.
 
 use std::fs;
 use std::io::{Cursor, Read};
@@ -6,8 +6,8 @@ use std::io::{Cursor, Read};
 use diff::tar::{Entry, Kind, Writer};
 use diff::{Helpers, Limits, store};
 
-/// What a layer takes that nobody helps with, and what all helpers take together, in bytes, with what the allocator keeps
-/// of both (transfer.md, "Memory").
+/// What a layer takes that nobody helps with, and what all helpers take together, in bytes, with what the allocator
+/// keeps of both (transfer.md, "Memory").
 const ALONE_MAX: u64 = 10 << 20;
 const HELPERS_MAX: u64 = 14 << 20;
 
@@ -45,7 +45,7 @@ impl Read for Frames {
 }
 
 #[test]
-fn however_many_help_they_share_what_there_is() {
+fn helper_threads_share_one_memory_budget() {
     let grown = [0, 8].map(|helpers| {
         let limits = Limits { helpers: Helpers::Fixed(helpers), ..Limits::default() };
         let frames = Frames::new(80, 3 << 20);

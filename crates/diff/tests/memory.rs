@@ -1,4 +1,4 @@
-//! What a layer of a million entries costs in memory. Alone in its program, because the figure is that of the
+//! The memory that applying a layer of a million entries takes. A program of its own, since the figure is that of the
 //! whole process.
 
 use std::fs;

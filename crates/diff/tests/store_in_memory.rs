@@ -1,5 +1,5 @@
-//! What the trees of layers take of memory. Alone in its program, with one test, because the figures are those of the
-//! whole process.
+//! The memory of layers' metadata trees. A program of its own with one test, since the figures are those of the whole
+//! process.
 
 use std::fs;
 use std::io::{self, Cursor, Read};
@@ -56,7 +56,7 @@ impl<P: Fn(u64) -> Entry> Read for Archive<P> {
 }
 
 #[test]
-fn what_trees_take_is_bounded() {
+fn the_memory_of_metadata_trees_is_bounded() {
     // As a daemon does, whose threads come and go, too.
     linux::memory::bound_heap();
     let data = tempfile::tempfile().unwrap();

@@ -1,4 +1,4 @@
-//! Records of the spans of blobs.
+//! Records of blobs' spans.
 
 use std::io::Write;
 
@@ -8,8 +8,8 @@ use types::Digest;
 /// Plain bytes of one read.
 const READ_LEN: usize = 64 * 1024;
 
-/// The first four bytes are how many bytes of windows there are, the rest is an index, which gets a digest that is right.
-/// Whatever it says, parts lie within their wholes, and bytes that were not recorded are refused.
+/// The first four bytes are the length of the windows; the rest is an index, to which a valid digest is added. An index
+/// that is accepted must have spans within the blob, and must refuse bytes of another hash.
 pub(crate) fn spans(bytes: &[u8]) {
     let Some((windows_len, index)) = bytes.split_first_chunk() else { return };
     let windows_len = u64::from(u32::from_le_bytes(*windows_len)) % (1 << 20);

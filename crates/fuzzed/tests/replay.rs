@@ -1,4 +1,4 @@
-//! The seeds of all fuzz targets, and what a few random changes make of them, through the same functions that
+//! Replays the seeds of all fuzz targets, and random mutations of them, through the same functions that
 //! the fuzzers call: a target that does not compile or a finding that comes back is seen in every test run.
 
 use std::path::{Path, PathBuf};
@@ -70,14 +70,14 @@ fn replay(target: &str) {
 }
 
 #[test]
-fn every_target_takes_its_seeds_and_changed_copies_of_them() {
+fn every_target_handles_its_seeds_and_mutations() {
     for (target, _) in TARGETS.iter().filter(|(target, _)| *target != "layer" && *target != "archive") {
         replay(target);
     }
 }
 
 #[test]
-fn layers_and_archives_take_theirs() {
+fn layers_and_archives_handle_their_seeds_and_mutations() {
     replay("layer");
     replay("archive");
 }

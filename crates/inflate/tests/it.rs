@@ -1,4 +1,4 @@
-//! Streams of many makers, inflated whole and from the middle, beside zlib.
+//! Streams of many compressors, inflated as a whole and from the middle, and compared with zlib.
 
 use std::io::{Read, Write};
 
@@ -7,7 +7,7 @@ use flate2::write::GzEncoder;
 use inflate::{Buffer, Damage, Gzip, OUTPUT_LEN, Place, Stop};
 use proptest::prelude::*;
 
-/// Where one can begin again.
+/// A position to restart from.
 struct Checkpoint {
     input: usize,
     output: usize,
@@ -15,7 +15,7 @@ struct Checkpoint {
     bit_count: u8,
 }
 
-/// All that a file unpacks to, given in pieces of `piece` bytes; and a place to go on every so many bytes of output.
+/// Inflates a file that arrives in pieces of `piece` bytes, with a checkpoint every `every` bytes of output.
 fn inflate(file: &[u8], piece: usize, every: Option<usize>) -> Result<(Vec<u8>, Vec<Checkpoint>), Damage> {
     run(Gzip::default(), file, 0, piece, every)
 }
@@ -172,14 +172,14 @@ fn codes_of_all_lengths_are_known() {
 }
 
 #[test]
-fn members_follow_each_other() {
+fn gzip_members_follow_each_other() {
     let (one, other) = (text(200_000, 1), text(90_000, 2));
     let file = [gzip(&one, 6), gzip(&[], 6), gzip(&other, 1), gzip(&one, 0)].concat();
     check(&file, &[&one[..], &other, &one].concat());
 }
 
 #[test]
-fn it_stops_behind_members_where_that_is_asked_for() {
+fn the_decoder_stops_behind_members_if_asked() {
     let members = [gzip(&text(3000, 1), 6), gzip(&[], 6), gzip(&text(70, 2), 0)];
     let file = members.concat();
     let mut gzip = Gzip::default();
@@ -209,7 +209,7 @@ fn small_members_fill_the_same_memory() {
 }
 
 #[test]
-fn headers_with_all_fields_are_read() {
+fn gzip_headers_with_all_fields_are_read() {
     let plain = text(5000, 3);
     let file = flate2::GzBuilder::new()
         .extra(vec![7; 300])
@@ -234,7 +234,7 @@ fn headers_with_all_fields_are_read() {
 }
 
 #[test]
-fn what_is_cut_off_or_followed_by_something_is_refused() {
+fn truncated_streams_and_trailing_bytes_are_refused() {
     let file = gzip(&text(100_000, 5), 6);
     for len in (0..file.len()).step_by(97).chain(file.len() - 20..file.len()) {
         assert_eq!(inflate(&file[..len], 1 << 14, None).err(), Some(Damage::CutOff), "{len} bytes");
@@ -254,7 +254,7 @@ proptest! {
 
     /// What zlib refuses is refused, and what it takes gives the same.
     #[test]
-    fn damaged_streams_are_what_they_are_to_zlib(
+    fn damaged_streams_are_refused_as_by_zlib(
         seed in any::<u64>(), len in 0_usize..5000, level in 0_u32..10, piece in 1_usize..3000,
         flips in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..8), 0..4),
         tail in prop::collection::vec(any::<u8>(), 0..3),
@@ -274,7 +274,7 @@ proptest! {
 
     /// Any bits as a deflate stream, after a header that is right.
     #[test]
-    fn any_bytes_are_what_they_are_to_zlib(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+    fn any_bytes_are_inflated_or_refused_as_by_zlib(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
         let file = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], &bytes[..]].concat();
         let ours = inflate(&file, 100, None).map(|(output, _)| output);
         match zlib(&file) {

@@ -1,8 +1,8 @@
-//! Power is lost before every system call. What was not synced is kept, lost or spoilt.
+//! A power cut before every system call. Data that was not synced is kept, lost or corrupted.
 //!
-//! The test follows the steps of the store and knows for each file whether its bytes are synced, and
-//! for each name whether the directory is. From the real directory after the crash it then makes what
-//! a medium could hold: renames undone, bytes that were not synced turned to zeros or cut off.
+//! The test follows the steps of the store, and knows for each file whether its bytes are synced, and for each name
+//! whether its directory is. It then changes the real directory to states that a disk could have after the power cut:
+//! renames undone, unsynced bytes zeroed or truncated.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -87,7 +87,7 @@ fn run(root: &Path, watch: Watch) -> Result<()> {
 
 type Loss = fn(&Path, &Trace);
 
-/// What the medium does to bytes and names that were not synced.
+/// What the disk does to bytes and names that were not synced.
 const LOSSES: [(&str, Loss); 4] = [
     ("all kept", |_, _| ()),
     ("renames undone", undo_renames),
@@ -137,7 +137,7 @@ fn check(root: &Path, done: bool, what: &str) {
 }
 
 #[test]
-fn a_crash_leaves_whole_blobs_and_every_answered_commit() {
+fn a_crash_leaves_whole_blobs_and_every_acknowledged_commit() {
     for (name, lose) in LOSSES {
         for at in 0.. {
             let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Every system call fails once, in turn, and for good.
+//! Makes each system call fail in turn: once, and with all calls after it.
 
 use std::io;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn failing(fails: impl Fn(usize) -> bool + Send + Sync + 'static) -> (Watch, Arc
     (watch, count)
 }
 
-/// Downloads a blob in two sessions, keeps its recipe in its place, and deletes another.
+/// Downloads a blob in two sessions, replaces it by a recipe, and deletes another blob.
 fn run(root: &Path, watch: Watch) -> Result<()> {
     let store = LocalStore::open_watched(root, Some(watch))?;
     let expected = Expected::new(Digest::of(BYTES), BYTES.len() as u64);

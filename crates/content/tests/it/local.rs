@@ -1,4 +1,4 @@
-//! What is particular to the store in a directory.
+//! Properties of the local store beyond the contract of all stores.
 
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -56,7 +56,7 @@ fn a_blob_is_a_read_only_file_named_by_its_digest() {
     assert_eq!(files(&dir.path().join("ingest")), [""; 0]);
 }
 
-/// What takes long to free is taken out of the way, also of a store that is opened again, and goes step by step.
+/// Large files are moved away, and deleted in steps, also after the store was opened again.
 #[test]
 fn large_blobs_are_set_aside_and_go_in_pieces() {
     const LEN: usize = 130 << 20;
@@ -79,7 +79,7 @@ fn large_blobs_are_set_aside_and_go_in_pieces() {
 
     let store = LocalStore::open(dir.path()).unwrap();
     assert!(store.list().unwrap().is_empty() && store.statuses().unwrap().is_empty());
-    // Whoever has it open reads it to its end.
+    // A reader that has the blob open reads it to its end.
     assert_eq!(std::io::copy(&mut reader, &mut std::io::sink()).unwrap(), LEN as u64);
     drop(reader);
     let mut steps = 1;
@@ -89,7 +89,7 @@ fn large_blobs_are_set_aside_and_go_in_pieces() {
     assert_eq!((removed(), steps), (0, 3), "a piece, the rest, and a look that finds none");
 }
 
-/// What a download had until it was given up is as large as a blob. So is what a crash left of one.
+/// Aborted ingests, and those that a crash left, may be as large as a blob.
 #[test]
 fn large_ingests_are_set_aside_and_go_in_pieces() {
     const LEN: usize = 130 << 20;
@@ -121,7 +121,7 @@ fn large_ingests_are_set_aside_and_go_in_pieces() {
     assert_eq!((removed(), steps), (0, 5), "a piece and the rest of each, and a look that finds none");
 }
 
-/// So is what a download had that begins anew, which waits for none of it.
+/// An ingest that begins anew does not wait until its old bytes are freed.
 #[test]
 fn large_ingests_that_begin_anew_are_set_aside_and_go_in_pieces() {
     const LEN: usize = 130 << 20;
@@ -151,7 +151,7 @@ fn large_ingests_that_begin_anew_are_set_aside_and_go_in_pieces() {
 }
 
 #[test]
-fn what_is_committed_again_takes_the_place_of_what_rotted() {
+fn a_blob_committed_again_replaces_a_corrupt_one() {
     let dir = tempfile::tempdir().unwrap();
     let store = LocalStore::open(dir.path()).unwrap();
     let bytes: &[u8] = &[7; 400];
@@ -210,7 +210,7 @@ fn bytes_that_changed_on_disk_do_not_become_a_blob() {
 }
 
 #[test]
-fn halves_of_ingests_are_removed_and_foreign_files_are_not() {
+fn opening_the_store_removes_halves_of_ingests_and_no_foreign_files() {
     let dir = tempfile::tempdir().unwrap();
     drop(LocalStore::open(dir.path()).unwrap());
     let ingest = dir.path().join("ingest");
@@ -243,7 +243,7 @@ fn an_ingest_with_a_cut_ref_file_is_begun_anew() {
 
 /// More than half of a disk can be downloaded in two goes.
 #[test]
-fn what_is_there_of_an_ingest_needs_no_further_room() {
+fn bytes_that_an_ingest_has_need_no_free_space() {
     if !stdx::testing::is_root("a mount") {
         return;
     }
@@ -292,9 +292,9 @@ fn many_commits_at_the_same_time_all_arrive() {
     assert_eq!(store.list().unwrap().len(), 160);
 }
 
-/// A bad block is no riddle: what is on it is lost, and can be had anew.
+/// A bad block is reported as `DataLoss`, so that the caller fetches the blob again.
 #[test]
-fn a_blob_that_the_disk_does_not_give_is_lost() {
+fn a_read_error_of_a_blob_is_data_loss() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = [b'x'; 400];
     let digest = Digest::of(&bytes);
@@ -327,9 +327,9 @@ fn a_blob_that_the_disk_does_not_give_is_lost() {
     }
 }
 
-/// The same where a place is read.
+/// The same for reads at an offset.
 #[test]
-fn a_part_that_the_disk_does_not_give_is_lost() {
+fn a_read_error_at_an_offset_is_data_loss() {
     let dir = tempfile::tempdir().unwrap();
     let digest = Digest::of(b"hello");
     let watch: Watch = Arc::new(|step| match step {
@@ -351,7 +351,7 @@ fn put(store: &LocalStore, bytes: &[u8]) -> Digest {
     writer.commit(expected).unwrap().digest
 }
 
-/// What a recipe is made of goes with the blob, of which somebody brings the bytes again.
+/// Committing a blob removes the plain bytes of its unfinished recipe.
 #[test]
 fn a_blob_that_is_committed_again_while_its_recipe_is_made_stays() {
     let dir = tempfile::tempdir().unwrap();
@@ -400,7 +400,7 @@ fn a_recipe_that_rotted_hides_no_blob_but_its_own() {
     assert_eq!(store.form(&digest).unwrap_err().kind(), ErrorKind::DataLoss);
     assert!(recipe.exists(), "it is nobody's to remove");
 
-    // Who has the right bytes is welcome.
+    // The blob can be committed again.
     put(&store, &bytes);
     assert_eq!(store.reader(&digest).unwrap().read_all(400).unwrap(), bytes);
     assert_eq!(store.list().unwrap().len(), 2);

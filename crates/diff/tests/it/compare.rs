@@ -1,4 +1,4 @@
-//! Layers made from trees: what one leads from and to, whichever way the difference was found.
+//! Layers from the differences of two trees, found with and without the guide of overlay layers.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -29,7 +29,7 @@ struct Stack {
 }
 
 impl Stack {
-    /// In memory where there is such a place: many of them are made.
+    /// In /dev/shm if there is one, since tests create many.
     fn new() -> Stack {
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
@@ -58,14 +58,14 @@ impl Stack {
         ])]
     }
 
-    /// Where the container sees its tree.
+    /// The mounted overlay, as a container sees it.
     fn merged(&mut self) -> PathBuf {
         let mounts = self.mounts();
         proc_path(self.merged.get_or_insert_with(|| open_mounts(&mounts).unwrap()).as_fd())
     }
 
-    /// The layer of what the container changed, found by the overlay's own layer and by looking at all.
-    /// They must be the same.
+    /// The layer of the container's changes, found with the overlay's layers as a guide and without it: both must be
+    /// equal.
     fn layer(&mut self) -> Vec<u8> {
         self.merged();
         let guided = layer_of(&Trees::open(&self.below(), &self.mounts()).unwrap()).unwrap();
@@ -113,7 +113,7 @@ fn apply_to(tree: &Path, bytes: &[u8], whiteouts: Whiteouts) -> Result<()> {
     apply(bytes, options, File::open(tree).unwrap().as_fd()).map(drop)
 }
 
-/// Everything that a layer can say of each name.
+/// All metadata and data that a layer can have, by name.
 type Listing = BTreeMap<PathBuf, String>;
 
 fn list(root: &Path) -> Listing {
@@ -184,7 +184,7 @@ fn is_root() -> bool {
     stdx::testing::is_root("an overlay with owners")
 }
 
-/// Lets the container change its tree, and checks that the layer leads there from the lower one, unpacked on
+/// Changes the container's tree, and checks that the layer turns the lower tree into it, unpacked on
 /// top of it and unpacked on its own. Returns the layer.
 fn check(prepare: impl FnOnce(&Path), change: impl FnOnce(&Path)) -> Vec<u8> {
     let mut stack = Stack::new();
@@ -212,7 +212,7 @@ fn write(path: PathBuf, text: &str) {
 }
 
 #[test]
-fn nothing_changed_is_an_empty_layer() {
+fn equal_trees_give_an_empty_layer() {
     if is_root() {
         let bytes = check(|lower| write(lower.join("file"), "x"), |_| {});
         assert_eq!(bytes, [0; 1024]);
@@ -238,7 +238,7 @@ fn a_file_that_is_as_it_was_is_not_in_the_layer() {
 }
 
 #[test]
-fn what_changed_is_there_with_the_directories_above() {
+fn a_layer_has_changed_files_with_the_directories_above() {
     if !is_root() {
         return;
     }
@@ -268,7 +268,7 @@ fn what_changed_is_there_with_the_directories_above() {
 }
 
 #[test]
-fn a_directory_that_was_made_anew_is_written_by_its_names() {
+fn a_recreated_directory_gets_whiteouts_and_is_not_opaque() {
     if !is_root() {
         return;
     }
@@ -288,7 +288,7 @@ fn a_directory_that_was_made_anew_is_written_by_its_names() {
 }
 
 #[test]
-fn names_of_one_file_stay_names_of_one_file() {
+fn links_of_one_file_stay_hard_links() {
     if !is_root() {
         return;
     }
@@ -333,7 +333,7 @@ fn holes_are_not_read_and_times_are_exact() {
 }
 
 #[test]
-fn attributes_of_content_go_along_and_those_of_the_machine_do_not() {
+fn a_layer_has_attributes_of_files_but_no_labels_of_the_host() {
     if !is_root() {
         return;
     }
@@ -369,7 +369,7 @@ fn attributes_of_content_go_along_and_those_of_the_machine_do_not() {
 }
 
 #[test]
-fn what_a_layer_cannot_say_is_left_out() {
+fn files_that_a_layer_cannot_hold_are_left_out() {
     if !is_root() {
         return;
     }
@@ -382,7 +382,7 @@ fn what_a_layer_cannot_say_is_left_out() {
 }
 
 #[test]
-fn with_an_epoch_nothing_is_younger() {
+fn mtimes_are_clamped_to_the_source_date_epoch() {
     if !is_root() {
         return;
     }
@@ -406,7 +406,7 @@ fn with_an_epoch_nothing_is_younger() {
 }
 
 #[test]
-fn layers_are_compressed_and_come_out_the_same_each_time() {
+fn compressed_layers_are_reproducible() {
     let (source, target) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     write(source.path().join("file"), &"text ".repeat(100_000));
     let trees = Trees::new(None, open(source.path()));
@@ -463,7 +463,7 @@ fn deep_trees_need_no_stack_and_few_descriptors() {
 }
 
 #[test]
-fn changes_are_told_by_kind() {
+fn changes_are_reported_by_kind() {
     let (before, after) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     write(before.path().join("gone"), "");
     for (dir, text) in [(&before, "one"), (&after, "two")] {
@@ -499,7 +499,7 @@ fn changes_are_told_by_kind() {
 }
 
 #[test]
-fn places_to_mount_on_are_passed_over_while_they_are_empty() {
+fn empty_mount_points_are_not_reported_as_changes() {
     let dir = TempDir::new().unwrap();
     for name in ["proc", "data/full"] {
         fs::create_dir_all(dir.path().join(name)).unwrap();

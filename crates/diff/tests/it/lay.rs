@@ -28,7 +28,7 @@ fn lay(root: &Path, folder: &str, owners: Owners, bytes: &[u8]) -> Result<Laid> 
 }
 
 #[test]
-fn a_part_of_a_tree_goes_to_another_by_another_name() {
+fn a_packed_tree_is_laid_down_under_another_name() {
     let dir = TempDir::new().unwrap();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
     fs::create_dir_all(from.join("d/.wh.inner/empty")).unwrap();
@@ -56,7 +56,7 @@ fn a_part_of_a_tree_goes_to_another_by_another_name() {
 }
 
 #[test]
-fn work_that_is_not_wanted_any_more_ends() {
+fn packing_ends_when_it_is_cancelled() {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("file"), vec![0; 1 << 20]).unwrap();
     let mut writer = Writer::new(Vec::new(), 0);
@@ -67,7 +67,7 @@ fn work_that_is_not_wanted_any_more_ends() {
 }
 
 #[test]
-fn directories_and_files_do_not_take_each_others_place() {
+fn laying_down_replaces_no_directory_by_a_file_nor_the_reverse() {
     let dir = TempDir::new().unwrap();
     fs::create_dir(dir.path().join("d")).unwrap();
     fs::write(dir.path().join("d/kept"), "kept").unwrap();
@@ -83,7 +83,7 @@ fn directories_and_files_do_not_take_each_others_place() {
 }
 
 #[test]
-fn rights_of_an_owner_are_not_given_to_whoever_copies() {
+fn laying_down_drops_setuid_bits_and_devices() {
     let dir = TempDir::new().unwrap();
     let tool = dir.path().join("tool");
     fs::write(&tool, "#!").unwrap();
@@ -101,7 +101,7 @@ fn rights_of_an_owner_are_not_given_to_whoever_copies() {
 
 /// A directory that is a link when it is used again and again.
 #[test]
-fn a_name_that_is_swapped_meanwhile_leads_nowhere_else() {
+fn laying_down_follows_no_symlink_that_is_swapped_in_meanwhile() {
     let dir = TempDir::new().unwrap();
     let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
     for folder in [root.join("a"), outside.clone()] {

@@ -71,9 +71,9 @@ fn names_with_dots_and_slashes_stay_inside() {
     }
 }
 
-/// A marker costs the names of its folder, and a layer of few bytes has room for millions of markers.
+/// An opaque whiteout costs a walk of its directory, and a small layer has room for millions of whiteouts.
 #[test]
-fn a_folder_is_emptied_once_however_often_a_layer_says_so() {
+fn repeated_opaque_whiteouts_empty_a_directory_once() {
     const NAMES: usize = 5000;
     let dir = TempDir::new().unwrap();
     fs::create_dir_all(dir.path().join("d")).unwrap();
@@ -233,9 +233,9 @@ fn headers_before_an_entry_are_bounded_together() {
     applied.unwrap_err();
 }
 
-/// Go's package does not carry them over, and containerd passes over them.
+/// As in Go's archive/tar and in containerd.
 #[test]
-fn records_of_the_whole_archive_count_for_nothing() {
+fn global_pax_headers_are_ignored() {
     let global =
         [record("uid", b"5"), record("path", b"other"), record("SCHILY.xattr.user.own", b"1")].concat();
     let own = record("gid", b"6");
@@ -264,9 +264,9 @@ fn records_of_the_whole_archive_count_for_nothing() {
     applied.unwrap_err();
 }
 
-/// Where several headers say something of one entry, others must not see another file than is unpacked.
+/// If several headers describe one entry, other readers must not see another file than is unpacked.
 #[test]
-fn what_stands_before_an_entry_is_read_as_go_reads_it() {
+fn extension_headers_before_an_entry_are_read_as_in_go() {
     let pax = |key: &str, value: &[u8]| entry("h", b'x', "", &record(key, value));
     let long = |name: &[u8]| entry("l", b'L', "", &[name, b"\0"].concat());
     let global = entry("g", b'g', "", &record("comment", b"x"));
@@ -308,7 +308,7 @@ fn what_stands_before_an_entry_is_read_as_go_reads_it() {
 
 /// A file may have its map twice over, once as one record and once as many.
 #[test]
-fn a_sparse_map_of_many_records_counts_before_one_of_one() {
+fn a_sparse_map_of_form_0_0_overrides_one_of_form_0_1() {
     let with_map = |map: &[(&str, &str)]| {
         let size = [("size", "8"), ("numblocks", "1")];
         let records = size.iter().chain(map);
@@ -335,7 +335,7 @@ fn a_sparse_map_of_many_records_counts_before_one_of_one() {
     assert!(applied.unwrap_err().chain().contains("no list of pairs"));
 }
 
-/// Here Go takes the size of the header, which counts the map and the data alone: no writer means it.
+/// Go takes the size of the header here, which counts only the map and the data: no writer means this.
 #[test]
 fn a_sparse_file_whose_records_give_no_size_is_refused() {
     let records = [record("GNU.sparse.major", b"1"), record("GNU.sparse.minor", b"0")];
@@ -347,7 +347,7 @@ fn a_sparse_file_whose_records_give_no_size_is_refused() {
 }
 
 #[test]
-fn numbers_are_filled_up_at_either_side() {
+fn tar_numbers_may_be_padded_at_either_side() {
     for size in [b"\x000000001000\0", b"\0\0  00001000", b"1000  \0\0\0\0\0\0", b"    001000 \0"] {
         let mut sized = entry("sized", b'0', "", &[b'd'; 512]);
         sized[124..136].copy_from_slice(size);
@@ -360,7 +360,7 @@ fn numbers_are_filled_up_at_either_side() {
 
 /// GNU tar writes the names of attributes as the file system has them.
 #[test]
-fn records_whose_keys_are_no_text_are_passed_over() {
+fn pax_records_whose_keys_are_not_utf8_are_ignored() {
     let mut odd = record("SCHILY.xattr.user.?", b"1");
     let last = odd.iter().position(|byte| *byte == b'?').unwrap();
     odd[last] = 0xe9;
@@ -374,7 +374,7 @@ fn records_whose_keys_are_no_text_are_passed_over() {
     assert!(names[..len].starts_with(b"user.own\0") && !names[..len].contains(&0xe9));
 }
 
-/// Says of a header how many bytes follow.
+/// Sets the size in a header.
 fn with_size(mut entry: Vec<u8>, size: usize) -> Vec<u8> {
     entry[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
     summed(entry)
@@ -387,9 +387,9 @@ fn summed(mut entry: Vec<u8>) -> Vec<u8> {
     entry
 }
 
-/// Go's package reads it so, and whoever looks an image through with others must not see more than is unpacked.
+/// As in Go's archive/tar: scanners of images must not see other files than are unpacked.
 #[test]
-fn only_files_hide_what_follows() {
+fn only_regular_files_have_data() {
     let root = |dir: &TempDir, name: &str| fs::symlink_metadata(dir.path().join("root").join(name));
     for typeflag in *b"123456" {
         let sized = with_size(entry("sized", typeflag, "target", b""), 512);
@@ -409,7 +409,7 @@ fn only_files_hide_what_follows() {
 }
 
 #[test]
-fn sizes_end_where_numbers_do() {
+fn entries_of_too_large_sizes_are_refused() {
     for size in ["9223372036854775808", "18446744073709551615"] {
         for typeflag in [b'0', b'5'] {
             let records = record("size", size.as_bytes());
@@ -441,7 +441,7 @@ fn an_archive_ends_with_two_blocks_of_zeros_or_with_its_bytes() {
 }
 
 #[test]
-fn a_names_prefix_is_where_its_format_has_it() {
+fn the_name_prefix_of_each_tar_format_is_read() {
     let named = |magic: &[u8; 8], trailer: &[u8]| {
         let mut bytes = entry("name", b'0', "", b"");
         bytes[257..265].copy_from_slice(magic);
@@ -480,7 +480,7 @@ fn a_sparse_map_without_an_end_is_refused_at_once() {
 }
 
 #[test]
-fn bombs_hit_a_limit() {
+fn layers_beyond_a_limit_are_refused() {
     let dir = TempDir::new().unwrap();
     let limits = Limits { entries: 3, bytes: 1 << 20, ..Limits::default() };
     let many: Vec<u8> = (0..5).flat_map(|name| entry(&name.to_string(), b'0', "", b"")).collect();
@@ -524,7 +524,7 @@ fn attributes_of_overlayfs_are_not_taken_from_archives() {
 }
 
 #[test]
-fn whiteouts_become_what_overlayfs_reads() {
+fn whiteouts_become_those_of_overlayfs() {
     let dir = TempDir::new().unwrap();
     let bytes = [
         entry("d/.wh.gone", b'0', "", b""),
@@ -547,7 +547,7 @@ fn whiteouts_become_what_overlayfs_reads() {
 }
 
 #[test]
-fn whiteouts_delete_what_lower_layers_had() {
+fn whiteouts_delete_files_of_lower_layers() {
     let dir = TempDir::new().unwrap();
     for name in ["d/gone", "d/kept", "o/old/deep", "o/older"] {
         fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
@@ -567,7 +567,7 @@ fn whiteouts_delete_what_lower_layers_had() {
     apply_to(dir.path(), &bytes[3], Whiteouts::Remove).unwrap_err();
 }
 
-/// As they are found in a layer when it is laid on others, in whichever order its entries come.
+/// Whiteouts of a layer delete only lower files, in any order of its entries.
 #[test]
 fn whiteouts_reach_into_directories_that_the_layer_has_as_well() {
     let made = [entry("a/b/", b'5', "", b""), entry("a/b/new", b'0', "", b"")].concat();
@@ -593,7 +593,7 @@ fn whiteouts_reach_into_directories_that_the_layer_has_as_well() {
 /// The kernel allows users' attributes on files and directories only; an image that has them elsewhere is unpacked
 /// without.
 #[test]
-fn users_attributes_of_what_is_no_file_are_left_out() {
+fn user_attributes_on_special_files_are_left_out() {
     for typeflag in *b"2346" {
         let records = record("SCHILY.xattr.user.own", b"1");
         let (dir, applied) = attack(&[entry("p", b'x', "", &records), entry("x", typeflag, "target", b"")]);
@@ -602,9 +602,9 @@ fn users_attributes_of_what_is_no_file_are_left_out() {
     }
 }
 
-/// Whatever GNU tar writes of a tree with everything in it, in each of its formats.
+/// Archives of a tree with all types of files, in each format of GNU tar.
 #[test]
-fn trees_written_by_gnu_tar_arrive_as_they_were() {
+fn archives_of_gnu_tar_are_unpacked_in_all_formats() {
     let dir = TempDir::new().unwrap();
     let source = dir.path().join("source");
     fs::create_dir_all(source.join("deep").join("d".repeat(80)).join("e".repeat(80))).unwrap();
@@ -679,7 +679,7 @@ fn trees_written_by_gnu_tar_arrive_as_they_were() {
 }
 
 #[test]
-fn every_compression_is_found_out() {
+fn every_compression_is_detected() {
     let plain = entry("x", b'0', "", b"data");
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gzip, &plain[..300]).unwrap();
@@ -697,7 +697,7 @@ fn every_compression_is_found_out() {
 }
 
 #[test]
-fn a_name_may_begin_as_gzip_does() {
+fn a_file_name_with_the_gzip_magic_is_no_gzip() {
     let mut plain = entry("..name", b'0', "", b"data");
     plain[..2].copy_from_slice(&[0x1f, 0x8b]);
     let dir = TempDir::new().unwrap();
@@ -708,7 +708,7 @@ fn a_name_may_begin_as_gzip_does() {
 }
 
 #[test]
-fn directories_without_an_entry_are_told() {
+fn implied_directories_are_reported() {
     let dir = TempDir::new().unwrap();
     let bytes = [
         entry("a/b/file", b'0', "", b""),

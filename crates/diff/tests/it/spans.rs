@@ -1,4 +1,4 @@
-//! Layers of every compression, of which any part is made from its spans alone and compared with the whole.
+//! Layers of every compression: any part is read from its spans alone, and compared with the whole.
 
 use std::cell::RefCell;
 use std::fs::{self, File};
@@ -111,7 +111,7 @@ fn archive() -> Vec<u8> {
 }
 
 #[test]
-fn any_file_of_a_layer_is_made_from_its_spans() {
+fn any_file_of_a_layer_is_read_from_its_spans() {
     let plain = archive();
     for compression in [Compression::None, Compression::Gzip] {
         let layer = Layer::store(plain.clone(), compress(&plain, compression));
@@ -149,7 +149,7 @@ fn members_and_frames_are_spans_if_they_are_long() {
 }
 
 #[test]
-fn files_with_holes_are_found_where_the_archive_has_them() {
+fn sparse_files_are_read_from_spans() {
     let root = TempDir::new().unwrap();
     for name in ["one", "two"] {
         let file = File::create(root.path().join(name)).unwrap();
@@ -174,9 +174,9 @@ fn files_with_holes_are_found_where_the_archive_has_them() {
     assert!(hole.iter().all(|byte| *byte == 0) && *asked.borrow() == 0, "a hole is not fetched");
 }
 
-/// What Debian's packages are made of, by another compressor's hand.
+/// Files of Debian's packages, compressed by gzip(1).
 #[test]
-fn the_files_of_this_machine_are_made_from_their_spans() {
+fn debian_packages_are_read_from_their_spans() {
     let plain =
         tar(&["-cf", "-", "bin/bash", "lib/x86_64-linux-gnu/libc.so.6", "share/perl"], Path::new("/usr"));
     for args in [&["gzip", "-1"][..], &["gzip", "-9"]] {
@@ -198,7 +198,7 @@ fn the_files_of_this_machine_are_made_from_their_spans() {
 }
 
 #[test]
-fn only_the_spans_that_are_needed_are_fetched_and_wrong_ones_are_refused() {
+fn only_needed_spans_are_fetched_and_wrong_ones_are_refused() {
     let plain = archive();
     let layer = Layer::store(plain.clone(), compress(&plain, Compression::Gzip));
     let wanted = layer.spans.count() / 2;

@@ -1,6 +1,6 @@
-//! A layer that is stored and mounted is the layer unpacked: every name, inode, attribute and byte.
+//! A stored and mounted layer equals the unpacked one: in every name, inode, attribute and byte.
 //!
-//! A program of its own, because its neighbour measures how much memory it takes.
+//! A program of its own, since the neighbouring tests measure the memory of their process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -23,7 +23,7 @@ fn is_root() -> bool {
     stdx::testing::is_root("a mount")
 }
 
-/// A directory that goes with all that is mounted in it, also when a test fails.
+/// A temporary directory, removed with all mounts in it even if a test fails.
 struct Place(TempDir);
 
 impl Place {
@@ -231,7 +231,7 @@ fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
 }
 
 #[test]
-fn attributes_of_every_kind_arrive() {
+fn stored_layers_have_extended_attributes_of_every_kind() {
     if !is_root() {
         return;
     }
@@ -292,7 +292,7 @@ fn device(typeflag: u8, (major, minor): (u32, u32)) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_long_or_many_arrives() {
+fn stored_layers_have_long_names_and_large_directories() {
     if !is_root() {
         return;
     }
@@ -361,7 +361,7 @@ fn a_time_that_not_every_disk_can_hold_is_1970() {
 
 /// A hard link to what its own name replaces, directly or through links.
 #[test]
-fn a_link_to_what_it_replaces_is_refused_and_replaces_nothing() {
+fn a_hard_link_to_a_file_that_it_replaces_is_refused() {
     if !is_root() {
         return;
     }
@@ -389,7 +389,7 @@ fn a_link_to_what_it_replaces_is_refused_and_replaces_nothing() {
 
 /// Its own names go, and files that are linked to from there stay.
 #[test]
-fn what_aufs_noted_for_itself_is_left_out() {
+fn files_of_aufs_are_left_out() {
     if !is_root() {
         return;
     }
@@ -413,9 +413,9 @@ fn what_aufs_noted_for_itself_is_left_out() {
     assert_eq!(fs::read(dir.path().join("d/link")).unwrap(), b"linked");
 }
 
-/// Whiteouts mean the layers below alone, wherever they stand.
+/// Whiteouts delete names of lower layers only, wherever they are in the archive.
 #[test]
-fn what_a_layer_has_below_a_name_that_it_deletes_is_there() {
+fn whiteouts_do_not_delete_files_of_their_own_layer() {
     if !is_root() {
         return;
     }
@@ -519,7 +519,7 @@ impl Read for Million {
     }
 }
 
-/// Every name is there, and no other; how each looks, other tests compare.
+/// Compares the names; other tests compare metadata.
 #[test]
 fn a_layer_may_have_a_million_entries() {
     if !is_root() {
@@ -655,7 +655,7 @@ fn a_layer_of_many_frames_is_stored_with_help_as_without() {
 }
 
 #[test]
-fn files_with_holes_arrive_in_every_form_that_tar_writes() {
+fn sparse_files_of_every_tar_form_are_stored() {
     if !is_root() {
         return;
     }

@@ -1,5 +1,5 @@
-//! Images without a kernel: bytes that are the same each time, and damage that is found. That an image shows
-//! what unpacking its layer would show is tested where layers are read, in `diff`.
+//! Images without a kernel: reproducible bytes, limits, and detected damage. The tests of `diff` compare mounted images
+//! with unpacked layers.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,7 @@ fn the_same_entries_give_the_same_bytes() {
 }
 
 #[test]
-fn implied_directories_are_told_and_get_metadata() {
+fn implied_directories_are_listed_and_get_metadata() {
     let mut tree = Tree::new(device());
     add(&mut tree, "a/b/c", EntryKind::Fifo, &[]);
     add(&mut tree, "a/d", EntryKind::Directory, &[]);
@@ -84,7 +84,7 @@ fn damage_is_an_error_and_never_a_panic() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn entries_that_an_image_cannot_hold_are_refused() {
     let attributes = BTreeMap::new();
     let metadata = || Metadata { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
     let refused = |path: &str, kind: EntryKind<'_>| {
@@ -107,9 +107,9 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(tree.write(&mut Vec::new()).unwrap_err().kind(), ErrorKind::ResourceExhausted);
 }
 
-/// Names, ids and attributes fill the memory of whoever reads a layer, so they are counted.
+/// Names, inodes and attributes count as memory of a tree.
 #[test]
-fn metadata_has_a_limit() {
+fn the_memory_of_a_tree_has_a_limit() {
     let mut tree = Tree::new(device());
     let attributes = BTreeMap::new();
     let target = vec![b't'; 4000];
@@ -126,7 +126,7 @@ fn metadata_has_a_limit() {
     assert_eq!(refused, Some(ErrorKind::ResourceExhausted));
 }
 
-/// Of what files have in common there is one in memory, in a layer and in all together.
+/// Attributes that files share are interned, in one layer and in a merged tree.
 #[test]
 fn attributes_that_files_share_are_counted_once() {
     let value = vec![7; 60_000];
@@ -141,7 +141,7 @@ fn attributes_that_files_share_are_counted_once() {
     Tree::stack((0..2).map(layer), Ground::Nothing).unwrap();
 }
 
-/// An image has room for 255 that an inode shares with others; what is above is written with each inode.
+/// An inode can refer to 255 shared attributes; those beyond are written with each inode.
 #[test]
 fn attributes_that_cannot_be_shared_have_a_limit_on_the_disk() {
     let value = vec![7; 60_000];
@@ -163,9 +163,9 @@ fn attributes_that_cannot_be_shared_have_a_limit_on_the_disk() {
     assert!(error.chain().contains("fewer attributes"), "{}", error.chain());
 }
 
-/// What each of some layers may take, all of them together may not.
+/// Layers within the memory limit may exceed it when they are merged.
 #[test]
-fn layers_on_each_other_have_the_limit_of_one() {
+fn merged_layers_have_the_memory_limit_of_one() {
     let target = vec![b't'; 4000];
     let layer = |layer: u32| {
         let mut tree = Tree::new(device());
@@ -179,7 +179,7 @@ fn layers_on_each_other_have_the_limit_of_one() {
 }
 
 #[test]
-fn devices_are_counted_on_when_layers_are_stacked() {
+fn devices_of_merged_layers_are_numbered_in_order() {
     let mut upper = Tree::new(Device { tag: "upper".into(), len: 512 });
     add(&mut upper, "etc/group", EntryKind::File { len: 5, at: 512 }, &[("security.selinux", b"label")]);
     upper.white_out(b"null").unwrap();
@@ -192,7 +192,7 @@ fn devices_are_counted_on_when_layers_are_stacked() {
 }
 
 #[test]
-fn links_that_lead_a_long_way_round_are_followed_so_often_only() {
+fn the_steps_of_long_symlinks_are_limited() {
     let mut tree = Tree::new(device());
     add(&mut tree, "d", EntryKind::Directory, &[]);
     let round = "d/../".repeat(800);

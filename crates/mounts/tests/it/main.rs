@@ -20,7 +20,7 @@ struct Fixture {
     dir: Directory,
 }
 
-/// Unmounts what is left in it, before it goes.
+/// A temporary directory, removed with all mounts in it.
 struct Directory(tempfile::TempDir);
 
 impl Directory {
@@ -49,7 +49,7 @@ impl Fixture {
         Some(fixture)
     }
 
-    /// As a new process would.
+    /// Opens the stores again, as a new process would.
     fn reopen(self) -> Fixture {
         let Fixture { metadata, mounts, dir, .. } = self;
         drop((metadata, mounts));
@@ -77,7 +77,7 @@ impl Fixture {
         self.mounts.activate(&caller(), name, mounts.to_vec(), options).unwrap()
     }
 
-    /// Another test may be starting a program, which has our descriptors until it is executed.
+    /// Retries while a mount is in use: a child of another test has this process's descriptors until its execve(2).
     fn deactivate_once_unused(&self, name: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while let Err(error) = self.mounts.deactivate(&caller(), name) {
@@ -86,7 +86,7 @@ impl Fixture {
         }
     }
 
-    /// How many places there are, which is how many activations.
+    /// The number of places, and so of activations.
     fn places(&self) -> usize {
         fs::read_dir(&self.places).unwrap().count()
     }
@@ -222,7 +222,7 @@ fn an_image_is_mounted_from_its_file() {
     let point = &activation.active[0].point;
     assert_eq!(activation.system[0].options, [format!("lowerdir={point}:{tree}")]);
 
-    // One that is to be checked is never mounted without.
+    // An image with hashes is never mounted without verification.
     let checked = [mount("erofs", &image, &[&format!("X-containerd.dmverity={image}")])];
     assert_eq!(kind(fixture.activate("checked", &checked)), ErrorKind::NotFound);
     fs::write(format!("{image}.dmverity"), r#"{"roothash": "00", "hashoffset": 0}"#).unwrap();
@@ -231,7 +231,7 @@ fn an_image_is_mounted_from_its_file() {
 }
 
 #[test]
-fn programs_show_trees() {
+fn fuse_programs_are_mounted_and_unmounted() {
     let Some(fixture) = Fixture::new() else { return };
     if !has("bindfs") || !has("mount.fuse3") {
         return;
@@ -256,7 +256,7 @@ fn programs_show_trees() {
     let all = Options { makes_fuse: true, ..Options::default() };
     let activate =
         |name: &str, mounts: &[Mount]| fixture.mounts.activate(&caller(), name, mounts.to_vec(), all.clone());
-    // A program that is killed leaves a mount that nobody can look at.
+    // A killed program leaves a mount whose accesses fail.
     let name = format!("{source}-of-the-dead");
     fs::create_dir(&name).unwrap();
     let activation = activate("dead", &[mount("fuse3.bindfs", &name, &[])]).unwrap();
@@ -289,7 +289,7 @@ fn kill(word: &str) {
 }
 
 #[test]
-fn what_is_looked_at_only_is_not_changed() {
+fn a_read_only_activation_writes_nothing() {
     let Some(fixture) = Fixture::new() else { return };
     if !has("mkfs.ext4") {
         return;
@@ -321,7 +321,7 @@ fn what_is_looked_at_only_is_not_changed() {
 }
 
 #[test]
-fn temporary_ones_are_one_tree() {
+fn an_activation_of_all_mounts_is_one_tree() {
     let Some(fixture) = Fixture::new() else { return };
     let (one, two) = (fixture.directory("one"), fixture.directory("two"));
     fs::write(Path::new(&one).join("a"), "1").unwrap();
@@ -336,7 +336,7 @@ fn temporary_ones_are_one_tree() {
 }
 
 #[test]
-fn what_fails_leaves_nothing() {
+fn a_failed_activation_leaves_nothing() {
     let Some(fixture) = Fixture::new() else { return };
     let [bind, _] = bound(&fixture);
     let wrong = mount("format/overlay", "overlay", &["lowerdir={{ mount 7 }}"]);
@@ -366,7 +366,7 @@ fn what_fails_leaves_nothing() {
 }
 
 #[test]
-fn a_restart_finds_what_is_mounted() {
+fn a_restart_keeps_mounted_activations_and_forgets_others() {
     let Some(fixture) = Fixture::new() else { return };
     let kept = fixture.activate("kept", &bound(&fixture)).unwrap();
     let lost = fixture.activate("lost", &bound(&fixture)).unwrap();
@@ -392,7 +392,7 @@ fn a_restart_finds_what_is_mounted() {
 }
 
 #[test]
-fn what_nobody_keeps_is_collected() {
+fn activations_without_a_reference_are_collected() {
     let Some(fixture) = Fixture::new() else { return };
     let leases = fixture.metadata.leases(caller());
     leases.create(&"l".parse().unwrap(), Labels::new()).unwrap();

@@ -1,4 +1,4 @@
-//! Blobs made again from their recipes, by compressors of several kinds.
+//! Blobs of several compressors, rebuilt from their recipes.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -38,7 +38,7 @@ fn file(bytes: &[u8]) -> File {
     file
 }
 
-/// The recipe; none if there is none.
+/// The recipe of a blob; `None` if it has none.
 fn recipe_of(blob: &[u8], plain: &File) -> Option<Vec<u8>> {
     let len = plain.metadata().unwrap().len();
     let mut recipe = Vec::new();
@@ -50,7 +50,7 @@ fn again(recipe: &[u8], plain: &File) -> std::io::Result<Vec<u8>> {
     rebuild(recipe, &Plain::new(plain, plain.metadata()?.len()), &mut blob).map(|()| blob)
 }
 
-/// Whether a blob is made again, and that its recipe has at most this share of it.
+/// Checks that a blob is rebuilt, and that its recipe has at most this share of its bytes.
 fn check(what: &str, blob: &[u8], plain: &[u8], share: f64) {
     // With what follows the archive in a layer's file.
     let plain = file(&[plain, &[0; 300]].concat());
@@ -84,7 +84,7 @@ fn filter(program: &str, args: &[&str], bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn gzip_of_every_level_is_made_again() {
+fn gzip_of_every_level_is_rebuilt() {
     let plain = text(700_000);
     for level in 0..=9 {
         check(&format!("flate2 {level}"), &gzip(&plain, level), &plain, if level < 4 { 0.3 } else { 0.15 });
@@ -114,7 +114,7 @@ fn gzip_of_every_level_is_made_again() {
 
 /// As docker, BuildKit and containerd compress layers.
 #[test]
-fn gzip_of_go_is_made_again() {
+fn gzip_of_go_is_rebuilt() {
     const PROGRAM: &str = r#"package main
 
 import (
@@ -150,7 +150,7 @@ func main() {
 }
 
 #[test]
-fn streams_of_unusual_form_are_made_again() {
+fn streams_of_unusual_form_are_rebuilt() {
     let plain = text(400_000);
     let half = plain.len() / 2;
     let two = [gzip(&plain[..half], 6), gzip(&plain[half..], 1)].concat();
@@ -202,14 +202,14 @@ fn members(count: usize, len_max: usize) -> (Vec<u8>, Vec<u8>) {
 
 /// Short ones by the habits of those before, long ones by their own, in tables that all of them use.
 #[test]
-fn many_members_are_made_again() {
+fn files_of_many_gzip_members_are_rebuilt() {
     for (count, len_max, share) in [(2000, 300, 0.6), (500, 3000, 0.15), (50, 130_000, 0.15)] {
         let (blob, plain) = members(count, len_max);
         check(&format!("{count} members"), &blob, &plain, share);
     }
 }
 
-/// Its blob is gone where it was made.
+/// A stored recipe must stay valid, since its blob was deleted.
 #[test]
 fn a_recipe_of_an_earlier_version_gives_the_same_blob() {
     const RECIPE: &[u8] = include_bytes!("../data/members.recipe");
@@ -221,7 +221,7 @@ fn a_recipe_of_an_earlier_version_gives_the_same_blob() {
 
 /// Longer, or of more blocks, than the sample by which the compressor is known.
 #[test]
-fn blocks_of_unusual_length_are_made_again() {
+fn blocks_of_unusual_length_are_rebuilt() {
     const HEADER: &[u8] = b"\x1f\x8b\x08\0\0\0\0\0\0\0";
     // One block of the fixed code: its head, so many literals of nine bits each, and its end.
     let literals = 80_005;
@@ -233,7 +233,7 @@ fn blocks_of_unusual_length_are_made_again() {
 }
 
 #[test]
-fn zstd_of_the_library_is_made_again() {
+fn zstd_of_libzstd_is_rebuilt() {
     for len in [0, 1000, 3_000_000] {
         let plain = text(len);
         for level in [1, 3, 9] {
@@ -244,7 +244,7 @@ fn zstd_of_the_library_is_made_again() {
 }
 
 #[test]
-fn what_cannot_be_made_again_has_no_recipe() {
+fn a_blob_that_cannot_be_rebuilt_has_no_recipe() {
     let plain = file(&text(100_000));
     let good = gzip(&text(100_000), 6);
     assert!(recipe_of(&good[..good.len() / 2], &plain).is_none(), "cut off");
@@ -255,9 +255,9 @@ fn what_cannot_be_made_again_has_no_recipe() {
     assert!(!make(&good[..], &Plain::new(&plain, len), &mut recipe, 100).unwrap(), "too large");
 }
 
-/// A recipe that rotted gives other bytes or an error, and never a panic or no end.
+/// A corrupt recipe gives an error or other bytes, but no panic or endless loop.
 #[test]
-fn a_recipe_that_rotted_does_no_harm() {
+fn a_corrupt_recipe_causes_no_panic() {
     let plain_bytes = text(20_000);
     let (plain, blob) = (file(&plain_bytes), gzip(&plain_bytes, 6));
     let recipe = recipe_of(&blob, &plain).unwrap();

@@ -1,4 +1,4 @@
-//! Layers that are kept as they came, among others and after whatever happened.
+//! Layers that are kept as archives, mixed with others, damaged, and after crashes.
 
 use std::fs;
 use std::io::Read;
@@ -68,8 +68,8 @@ fn archives_are_read_directly_where_kernel_and_disk_can() {
     });
 }
 
-/// After a pull they are in memory. Whatever takes them out of it, a container that starts then has them read past it, and so
-/// has the first one after a start of the machine.
+/// After a pull they are in memory. Whatever takes them out of it, a container that starts then has them read past it,
+/// and so has the first one after a start of the machine.
 #[test]
 fn archives_that_are_not_in_memory_are_read_directly() {
     if !is_root() {
@@ -116,7 +116,7 @@ fn archives_that_are_not_in_memory_are_read_directly() {
     unmount_below(dir.path());
     forget();
     look(&*open_archives(dir.path()), true);
-    // A container that runs for long is not asked for.
+    // The daemon's idle check also covers a container that runs for long.
     unmount_below(dir.path());
     fs::read(&archive).unwrap();
     let snapshotter = open_archives(dir.path());
@@ -138,7 +138,7 @@ fn archives_that_are_not_in_memory_are_read_directly() {
     unmount_below(dir.path());
     snapshotter.relax();
     drop(snapshotter);
-    // Unless somebody wants them to be read through it.
+    // Unless the settings ask for the page cache.
     unmount_below(dir.path());
     forget();
     let db = kv::Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
@@ -192,8 +192,8 @@ fn loop_devices(dir: &Path) -> usize {
     shown.filter(|file| Path::new(file.trim_end()).starts_with(dir)).count()
 }
 
-/// As where the kernel mounts no files: an image of a hundred layers is a hundred and one devices, which are there again
-/// after a reboot, and go with the last snapshot.
+/// As where the kernel mounts no files: an image of a hundred layers is a hundred and one devices, which are there
+/// again after a reboot, and go with the last snapshot.
 #[test]
 fn a_chain_of_archives_is_one_lower_layer_from_loop_devices() {
     if !is_root() {
@@ -221,7 +221,7 @@ fn a_chain_of_archives_is_one_lower_layer_from_loop_devices() {
     eventually("the devices are given back", || loop_devices(dir.path()) == 0);
 }
 
-/// What the kernel does a little after it was asked for.
+/// Waits for something that the kernel does asynchronously.
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
     while !is_so() {
@@ -299,8 +299,8 @@ fn a_chain_is_made_ready_and_what_is_used_of_it_is_looked_at() {
     snapshotter.prepare("run", Some("three"), Labels::new()).unwrap();
 }
 
-/// Before layers are committed on each other they can be merged, so that one barrier has all of it on disk. What was merged is
-/// used for that chain alone, and has no name that anybody believes before.
+/// Before layers are committed on each other they can be merged, so that one barrier has all of it on disk. What was
+/// merged is used for that chain alone, and has no name that anybody believes before.
 #[test]
 fn layers_that_are_going_to_be_a_chain_are_merged_ahead() {
     if !is_root() {
@@ -373,9 +373,9 @@ fn layers_that_are_going_to_be_a_chain_are_merged_ahead() {
     assert!(merge(&[], Some("two done")).is_none());
 }
 
-/// Of layers that were just stored the trees are in memory: what they are merged to is, byte for byte, what their images give.
+/// The trees of layers that were just stored are cached: the merged image equals that of their images byte for byte.
 #[test]
-fn layers_are_merged_of_memory_as_of_their_images() {
+fn layers_merged_from_cached_trees_equal_those_merged_from_images() {
     if !is_root() {
         return;
     }
@@ -589,7 +589,7 @@ fn forms_are_mixed_in_one_chain() {
     });
 }
 
-/// What the snapshot of some mounts takes a layer in.
+/// The files in which the snapshot of these mounts stores a layer.
 fn files_for(snapshotter: &dyn Snapshotter, mounts: &[Mount]) -> LayerFiles {
     match snapshotter.kept_layers().unwrap().target(mounts).unwrap() {
         Some(Target::Layer(files)) => files,
@@ -669,7 +669,7 @@ fn only_new_snapshots_take_layers_whole() {
 }
 
 #[test]
-fn two_layers_for_one_snapshot_at_once_are_one_too_many() {
+fn a_second_layer_for_one_snapshot_at_the_same_time_is_refused() {
     let dir = Place::new();
     let snapshotter = open_archives(dir.path());
     snapshotter.prepare("one", None, Labels::new()).unwrap();
@@ -692,7 +692,7 @@ fn two_layers_for_one_snapshot_at_once_are_one_too_many() {
 
 /// Layers applied on each other, and files written by hand, in one snapshot.
 #[test]
-fn what_is_written_after_a_layer_lies_on_it() {
+fn files_written_after_a_layer_was_stored_lie_on_top_of_it() {
     if !is_root() {
         return;
     }
@@ -852,7 +852,7 @@ fn a_record_of_spans_lives_as_long_as_its_layer() {
 }
 
 #[test]
-fn many_who_want_one_tree_at_once_get_one_mount() {
+fn concurrent_mounts_of_one_chain_share_one_mount() {
     if !is_root() {
         return;
     }
@@ -898,7 +898,7 @@ fn a_damaged_image_is_named_and_nothing_is_shown() {
 
 /// Paths longer than the kernel takes as options of a mount.
 #[test]
-fn roots_may_be_deep() {
+fn paths_longer_than_a_mount_option_are_mounted() {
     if !is_root() {
         return;
     }
@@ -912,7 +912,7 @@ fn roots_may_be_deep() {
 }
 
 #[test]
-fn a_probe_that_cannot_be_written_says_nothing_of_the_kernel() {
+fn a_probe_that_cannot_be_written_is_not_unimplemented() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("probe.tar")).unwrap();
     let error = snapshot::probe(dir.path(), Backing::Files).unwrap_err();

@@ -27,7 +27,7 @@ pub(crate) fn open_db(storage: &Storage) -> Result<Db> {
     Db::open_on(move || Ok(storage.clone()), kv::Options::default())
 }
 
-/// Who uses a snapshotter: it writes a record of its own after each step, which is what makes the step last.
+/// A user of a snapshotter writes a record of its own after each step, which makes the step durable.
 const USER: Table<String, u64> = Table::new("user");
 
 /// Two layers, a view, and the upper layer's end. Tells the names of committed snapshots as they are answered;
@@ -101,7 +101,7 @@ fn tree_of(mounts: &[types::Mount]) -> PathBuf {
     PathBuf::from(option("upperdir=").or_else(lower).unwrap_or(&mounts[0].source))
 }
 
-/// After whatever happened.
+/// Checks a snapshotter after a failure or a crash.
 pub(crate) fn check(snapshotter: &dyn Snapshotter, root: &Path, committed: &BTreeSet<&str>, what: &str) {
     for name in committed {
         let found = snapshotter.stat(name).expect(what);
@@ -154,7 +154,7 @@ fn any_operation_of_the_records_may_fail() {
 }
 
 #[test]
-fn any_crash_leaves_what_was_answered() {
+fn any_crash_keeps_acknowledged_snapshots() {
     'snapshotters: for (name, open) in ALL {
         for at in 0.. {
             for kept in 0..3 {

@@ -135,7 +135,7 @@ fn stored_layers_are_deleted_in_turns() {
 
 /// An archive that was not stored to its end may be as large as one that was. Nobody waits for the disk to free it.
 #[test]
-fn what_a_failed_attempt_has_stored_is_deleted_with_its_snapshot() {
+fn files_of_a_failed_store_are_deleted_with_the_snapshot() {
     const LEN: usize = 130 << 20;
     let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
     let snapshotter = open_archives(dir.path());
@@ -163,7 +163,7 @@ fn what_a_failed_attempt_has_stored_is_deleted_with_its_snapshot() {
 
 /// So may be what a mend that failed has stored, and what one that did not has replaced.
 #[test]
-fn archives_that_a_mend_gives_up_are_deleted_in_turns() {
+fn archives_replaced_by_a_mend_are_deleted_in_turns() {
     const LEN: usize = 130 << 20;
     let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
     let snapshotter = open_archives(dir.path());
@@ -204,9 +204,10 @@ fn archives_that_a_mend_gives_up_are_deleted_in_turns() {
     files.look().unwrap();
 }
 
-/// Its record is on disk when it is answered, and its directories some time later. It is as it was then, for whoever asks.
+/// Its record is on disk when it is answered, and its directories some time later. It is as it was then, for whoever
+/// asks.
 #[test]
-fn a_snapshot_whose_directories_the_power_took_is_as_it_was_made() {
+fn directories_of_a_snapshot_lost_in_a_power_cut_are_made_anew() {
     let dir = tempfile::TempDir::new().unwrap();
     let snapshotter = open_overlay(dir.path());
     snapshotter.prepare("base", None, Default::default()).unwrap();
@@ -230,7 +231,7 @@ fn a_snapshot_whose_directories_the_power_took_is_as_it_was_made() {
 
 /// What a copy held is not made up.
 #[test]
-fn an_empty_copy_that_the_power_took_is_made_anew() {
+fn an_empty_directory_of_native_lost_in_a_power_cut_is_made_anew() {
     let dir = tempfile::TempDir::new().unwrap();
     let snapshotter = open_native(dir.path());
     snapshotter.prepare("base", None, Default::default()).unwrap();
@@ -248,7 +249,7 @@ fn an_empty_copy_that_the_power_took_is_made_anew() {
 
 /// Or deletion would fall behind, and the further the slower it is.
 #[test]
-fn what_a_turn_of_deletion_costs_is_not_up_to_how_much_there_is() {
+fn the_cost_of_a_reclaim_turn_does_not_depend_on_the_number_of_files() {
     let dir = tempfile::TempDir::new().unwrap();
     let snapshotter = open_native(dir.path());
     let removed = dir.path().join("native/removed");

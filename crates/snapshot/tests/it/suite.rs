@@ -83,8 +83,8 @@ pub(crate) fn run(open: impl Fn(&Path) -> Box<dyn Snapshotter>, rebases: bool) {
         test(&*open(dir.path()), dir.path());
     };
     each(&|snapshotter, _| layers_are_seen_through(snapshotter));
-    each(&|snapshotter, _| mistakes_are_named(snapshotter));
-    each(&|snapshotter, _| removal_needs_no_children(snapshotter));
+    each(&|snapshotter, _| errors_have_their_kinds(snapshotter));
+    each(&|snapshotter, _| a_snapshot_with_children_cannot_be_removed(snapshotter));
     each(&|snapshotter, _| cleanups_may_run_at_once(snapshotter));
     each(&|snapshotter, _| views_are_read_only(snapshotter));
     each(&|snapshotter, _| usage_counts_what_was_added(snapshotter));
@@ -136,7 +136,7 @@ fn layers_are_seen_through(snapshotter: &dyn Snapshotter) {
     assert_eq!(snapshotter.list().unwrap().len(), 4);
 }
 
-fn mistakes_are_named(snapshotter: &dyn Snapshotter) {
+fn errors_have_their_kinds(snapshotter: &dyn Snapshotter) {
     snapshotter.prepare("active", None, Labels::new()).unwrap();
     let kind = |result: types::Result<Vec<Mount>>| result.unwrap_err().kind();
     assert_eq!(kind(snapshotter.prepare("active", None, Labels::new())), ErrorKind::AlreadyExists);
@@ -153,7 +153,7 @@ fn mistakes_are_named(snapshotter: &dyn Snapshotter) {
     assert_eq!(commit("done", "again"), ErrorKind::AlreadyExists);
 }
 
-fn removal_needs_no_children(snapshotter: &dyn Snapshotter) {
+fn a_snapshot_with_children_cannot_be_removed(snapshotter: &dyn Snapshotter) {
     snapshotter.prepare("one", None, Labels::new()).unwrap();
     snapshotter.commit("base", "one", CommitOptions::default()).unwrap();
     snapshotter.prepare("child", Some("base"), Labels::new()).unwrap();

@@ -51,7 +51,7 @@ fn store(snapshotter: &Overlay, name: &str, len: usize) -> LayerFiles {
 }
 
 #[test]
-fn files_of_layers_are_watched_over() {
+fn files_of_layers_are_protected_by_fs_verity() {
     if !stdx::testing::is_root("a mount") {
         return;
     }
@@ -99,7 +99,7 @@ fn files_of_layers_are_watched_over() {
 
 /// Who asks for it does not get layers without, and is told the way there.
 #[test]
-fn file_systems_without_it_are_named() {
+fn a_file_system_without_fs_verity_is_reported() {
     let dir = Path::new("/dev/shm");
     if !dir.is_dir() {
         println!("skipped: there is no tmpfs in /dev/shm");

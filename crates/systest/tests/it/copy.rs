@@ -241,7 +241,7 @@ fn what_cannot_be_copied_is_said_and_leaves_nothing() {
     refused(&[&here("file"), "shut:/etc/x"], "read-only file system");
     // A directory and a file do not take each other's place.
     fs::create_dir(dir.join("passwd")).expect("a writable directory");
-    refused(&[&here("passwd"), "runs:/etc/"], "cannot take the place");
+    refused(&[&here("passwd"), "runs:/etc/"], "a directory cannot replace");
     assert!(!dir.join("x").exists());
 }
 

@@ -1,4 +1,4 @@
-//! Streams of many parts, right and wrong ones, read with and without helpers: the same bytes, spans and errors.
+//! Streams of many parts, valid and damaged, must give the same bytes, spans and errors with and without helpers.
 
 use std::io::Write;
 use std::sync::{Condvar, Mutex};
@@ -13,7 +13,7 @@ use super::*;
 use crate::Decoder;
 use crate::spans::{About, Recorder};
 
-/// A place where helpers wait until so many of them are at work at the same time, once.
+/// A barrier at which helpers wait, once, until as many as wanted run at the same time.
 pub(super) struct Meeting {
     wanted: usize,
     at_work: Mutex<(usize, bool)>,
@@ -21,7 +21,7 @@ pub(super) struct Meeting {
 }
 
 impl Meeting {
-    /// Long: nobody waits for it who is not alone.
+    /// Only reached by a helper that stays alone.
     const DEADLINE: Duration = Duration::from_secs(20);
 
     fn of(wanted: usize) -> Meeting {
@@ -42,20 +42,20 @@ impl Meeting {
     }
 }
 
-/// What a part of a stream is written as.
+/// The form of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// A frame that says how long its content is.
+    /// A zstd frame whose header states the content's length.
     Frame,
-    /// One that does not, with a checksum.
+    /// A zstd frame that does not state it, with a checksum.
     Unstated,
-    /// A frame that is skipped, and a stated one behind it.
+    /// A skippable frame, and a frame that states its length.
     Skipped,
-    /// A member as gzip writes it.
+    /// A gzip member as gzip(1) writes it.
     Member,
-    /// One with empty blocks in it.
+    /// A gzip member with empty blocks.
     Flushed,
-    /// One that says how long it is.
+    /// A BGZF member, which states its own length.
     Bgzf,
 }
 
@@ -130,7 +130,7 @@ fn text(len: usize, seed: u64) -> Vec<u8> {
     text
 }
 
-/// Bytes of a source that gives so many at a time, and fails at the end of them if it is to.
+/// A source that gives `piece` bytes at a time, and with `fails` an error at its end.
 struct Source<'a> {
     bytes: &'a [u8],
     piece: usize,
@@ -140,7 +140,7 @@ struct Source<'a> {
 impl Read for Source<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.bytes.is_empty() && self.fails {
-            self.fails = false; // what comes then must not be looked at
+            self.fails = false; // the reader must not read on
             return Err(io::Error::new(io::ErrorKind::ConnectionReset, "it broke off"));
         }
         let len = buffer.len().min(self.piece).min(self.bytes.len());
@@ -150,7 +150,7 @@ impl Read for Source<'_> {
     }
 }
 
-/// What became of a stream: its plain bytes, its record or why there is none.
+/// The result of reading a stream: its plain bytes, and its record or the error.
 struct Outcome {
     plain: Vec<u8>,
     record: Result<Vec<u8>, (io::ErrorKind, String)>,
@@ -192,7 +192,7 @@ fn read(source: Source<'_>, helpers: usize, fills: bool) -> Outcome {
     Outcome { plain, record }
 }
 
-/// Helpers make no difference.
+/// Checks that helpers make no difference.
 #[track_caller]
 fn check(stream: &[u8], piece: usize, fails: bool) {
     let source = || Source { bytes: stream, piece, fails };
@@ -202,12 +202,12 @@ fn check(stream: &[u8], piece: usize, fails: bool) {
         let helped = read(source(), helpers, fills);
         match (&alone.record, &helped.record) {
             (Err((kind, why)), Err((helped_kind, helped_why))) => {
-                // What libzstd says of a wrong frame depends on the pieces in which it is given.
+                // libzstd's error for an invalid frame depends on the pieces in which it gets the frame.
                 assert!(
                     (kind, why) == (helped_kind, helped_why) || is_zstd && kind == helped_kind,
                     "{helped_why}"
                 );
-                // What was made and not given when an error is found is lost.
+                // Output that was not read before an error is lost.
                 let (short, long) = match alone.plain.len() < helped.plain.len() {
                     true => (&alone.plain, &helped.plain),
                     false => (&helped.plain, &alone.plain),
@@ -225,12 +225,12 @@ fn check(stream: &[u8], piece: usize, fails: bool) {
     }
 }
 
-/// As much as all share, for one alone.
+/// A budget as large as the shared one, for a single test.
 fn own_budget() -> &'static Budget {
     Box::leak(Box::new(Budget::new(BUDGET_LEN)))
 }
 
-/// Of the plain bytes of a stream with two helpers: those that these made, and all.
+/// Reads a stream with two helpers: the number of plain bytes that they inflated, and of all.
 fn helped(stream: &[u8]) -> (usize, usize) {
     let mut decoder = Decoder::with_helpers(stream, Helpers::Fixed(2)).unwrap();
     decoder.ahead.as_mut().unwrap().budget = own_budget();
@@ -255,7 +255,7 @@ fn all_parts_but_the_first_are_for_helpers() {
             let stream = parts.concat();
             let (helped, all) = helped(&stream);
             assert_eq!(all, plain.len());
-            // Where the last member ends that does not say how long it is, only the end of the stream shows.
+            // The end of the last member is not found before the end of the stream, unless it states its length.
             let is_open = matches!(form, Form::Member | Form::Flushed)
                 || (form == Form::Bgzf && parts[0].len() > 1 << 16);
             let alone =
@@ -266,9 +266,8 @@ fn all_parts_but_the_first_are_for_helpers() {
     }
 }
 
-/// Several frames, or members, are inflated at the same time.
 #[test]
-fn helpers_work_side_by_side() {
+fn helpers_inflate_several_parts_at_the_same_time() {
     for form in [Form::Frame, Form::Member, Form::Bgzf] {
         let plain = text(6_000_000, 17);
         let stream: Vec<u8> = plain.chunks(50_000).flat_map(|plain| part(form, plain)).collect();
@@ -284,9 +283,9 @@ fn helpers_work_side_by_side() {
     }
 }
 
-/// Where there is no room for helpers, nobody helps, and where there is some again, they do.
+/// Helpers start only while the budget has memory.
 #[test]
-fn help_begins_once_there_is_room() {
+fn helpers_start_once_the_budget_has_memory() {
     let plain = text(6_000_000, 29);
     let stream: Vec<u8> = plain.chunks(50_000).flat_map(|plain| part(Form::Frame, plain)).collect();
     let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(2)).unwrap();
@@ -302,8 +301,8 @@ fn help_begins_once_there_is_room() {
     assert!(decoder.helped_len() > 0);
 }
 
-/// As the daemon's layers are read: with four processors the first is helped, and the second takes what there is for
-/// itself; with two nobody is.
+/// With four processors, the first layer has helpers until the second one needs their processors; with two there are
+/// none.
 #[test]
 fn a_layer_is_helped_by_processors_that_no_layer_needs() {
     let plain = text(6_000_000, 23);
@@ -322,7 +321,7 @@ fn a_layer_is_helped_by_processors_that_no_layer_needs() {
 }
 
 #[test]
-fn one_part_alone_is_for_nobody() {
+fn a_stream_of_one_part_gets_no_helpers() {
     let plain = text(3_000_000, 3);
     for form in [Form::Frame, Form::Unstated, Form::Member] {
         let stream = part(form, &plain);
@@ -336,7 +335,7 @@ fn one_part_alone_is_for_nobody() {
 }
 
 #[test]
-fn what_lies_about_itself_is_read_as_if_nobody_had_helped() {
+fn wrong_headers_are_read_as_without_helpers() {
     let plain = text(300_000, 5);
     let [small, large] = [&plain[..1000], &plain[..]];
     let many = |form, parts: usize| part(form, small).repeat(parts);
@@ -372,7 +371,7 @@ fn what_lies_about_itself_is_read_as_if_nobody_had_helped() {
             [many(Form::Member, 3), part(Form::Member, &vec![0; 40 << 20]), many(Form::Member, 9)].concat(),
             "gzip: a bomb",
         ),
-        // A stored block, in which there is what looks like a member, with a size to believe.
+        // A stored block that contains a plausible member.
         (
             {
                 let inner = [many(Form::Member, 2), vec![9; 500]].concat();
@@ -392,7 +391,7 @@ fn what_lies_about_itself_is_read_as_if_nobody_had_helped() {
 }
 
 #[test]
-fn a_source_that_breaks_off_is_read_to_where_it_does() {
+fn a_failing_source_is_read_to_its_error() {
     for form in FRAMES.into_iter().chain(MEMBERS) {
         let stream: Vec<u8> = text(400_000, 9).chunks(7000).flat_map(|plain| part(form, plain)).collect();
         for len in [0, 100, stream.len() / 2, stream.len() - 1, stream.len()] {
@@ -401,7 +400,7 @@ fn a_source_that_breaks_off_is_read_to_where_it_does() {
     }
 }
 
-/// What a member ends with may not fit into what is read at once; it comes before what helpers made of the next.
+/// The end of a member that does not fit into one read comes before the helpers' output of the next member.
 #[test]
 fn a_member_may_end_just_behind_a_full_buffer() {
     for len in [OUTPUT_LEN - 1, OUTPUT_LEN, OUTPUT_LEN + 1, OUTPUT_LEN + 5000, 2 * OUTPUT_LEN + 1] {
@@ -414,7 +413,7 @@ fn a_member_may_end_just_behind_a_full_buffer() {
 }
 
 #[test]
-fn processors_are_taken_while_there_are_some() {
+fn helpers_take_only_idle_processors() {
     let processors = Arc::new(Processors::new(4));
     let layer = processors.layer();
     let (one, other) = (processors.spare().unwrap(), processors.spare().unwrap());
@@ -430,7 +429,7 @@ fn processors_are_taken_while_there_are_some() {
 }
 
 #[test]
-fn what_nobody_reads_gives_back_all_it_took() {
+fn a_dropped_decoder_gives_back_memory_and_processors() {
     let stream: Vec<u8> =
         text(6_000_000, 2).chunks(50_000).flat_map(|plain| part(Form::Frame, plain)).collect();
     let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(4)).unwrap();
@@ -474,7 +473,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn helpers_make_no_difference_to_what_is_damaged(
+    fn helpers_make_no_difference_to_damaged_streams(
         is_zstd in any::<bool>(), lens in prop::collection::vec((0_usize..3, 0_usize..3000), 2..40), seed in any::<u64>(),
         piece in 1_usize..10_000, cut in prop::option::of(any::<prop::sample::Index>()),
         flips in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..8), 0..3), fails in any::<bool>(),
