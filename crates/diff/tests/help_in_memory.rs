@@ -6,8 +6,8 @@ use std::io::{Cursor, Read};
 use diff::tar::{Entry, Kind, Writer};
 use diff::{Helpers, Limits, store};
 
-/// What a layer takes that nobody helps with, and what all helpers take together, in bytes, with what the allocator
-/// keeps of both (transfer.md, "Memory").
+/// Most bytes of a layer without helpers, and of all helpers together, with those that the allocator keeps
+/// (transfer.md, "Memory").
 const ALONE_MAX: u64 = 10 << 20;
 const HELPERS_MAX: u64 = 14 << 20;
 

@@ -16,7 +16,7 @@ const LAYERS: u64 = 10;
 /// "Memory").
 const STORED_MAX: u64 = 80 << 20;
 const MERGED_MAX: u64 = 80 << 20;
-/// The same of what a layer's tree may take, with what its pipeline does, and of what all others may take together.
+/// Most bytes of a hostile layer's tree with its pipeline.
 const HOSTILE_MAX: u64 = (512 + 64) << 20;
 const SHARED_MAX: u64 = 256 << 20;
 const HOSTILE_LAYERS: usize = 3;

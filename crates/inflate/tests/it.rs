@@ -41,7 +41,7 @@ fn run(
                 seen = (seen + piece).min(file.len());
             }
             Stop::Output => {
-                // Some of it is copied, and some is given with its memory; some may stay.
+                // Some output is copied, some taken by exchanging buffers, and some may be left.
                 let len = gzip.output().len() / 3;
                 output.extend_from_slice(&gzip.output()[..len]);
                 gzip.take(len);
@@ -252,7 +252,7 @@ fn truncated_streams_and_trailing_bytes_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// What zlib refuses is refused, and what it takes gives the same.
+    /// Streams that zlib refuses are refused, and others give the same bytes.
     #[test]
     fn damaged_streams_are_refused_as_by_zlib(
         seed in any::<u64>(), len in 0_usize..5000, level in 0_u32..10, piece in 1_usize..3000,

@@ -598,7 +598,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever a container does to whatever tree, its layer leads there.
+    /// The layer of any changes to any tree gives the changed tree.
     #[test]
     fn a_layer_leads_from_one_tree_to_the_other((before, after) in (acts(), acts())) {
         if !is_root() {

@@ -1,4 +1,4 @@
-//! Parts of trees packed, and laid down where somebody else works too.
+//! Packing parts of trees, and laying them down in trees that another process changes meanwhile.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

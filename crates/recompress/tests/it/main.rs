@@ -184,7 +184,7 @@ fn streams_of_unusual_form_are_rebuilt() {
     check("plain", &plain, &plain, 0.01);
 }
 
-/// Members of a file, each of up to so many bytes and by another level, and what they unpack to.
+/// A file of gzip members of up to `len_max` plain bytes, each with another level, and its plain bytes.
 fn members(count: usize, len_max: usize) -> (Vec<u8>, Vec<u8>) {
     let mut plain = text(count * len_max / 2);
     let mut seed = 99_u64;
@@ -285,7 +285,7 @@ proptest! {
         check("random", &gzip(&bytes, level), &bytes, f64::MAX);
     }
 
-    /// Bytes that nobody compressed, behind a header.
+    /// Any bytes behind a gzip header.
     #[test]
     fn any_bytes_do_no_harm(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let blob = [&b"\x1f\x8b\x08\0\0\0\0\0\0\0"[..], &bytes].concat();

@@ -24,9 +24,9 @@ const XATTRS_LEN_MAX: usize = 64 * 1024;
 
 /// Merges layers, nearest first, which lie on the directories `below`. Trees in the cache are taken from there; others
 /// are read from their images.
-pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], trees: Option<&TreeCache>) -> Result<Tree> {
+pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], cached: Option<&TreeCache>) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
-        if let Some(tree) = trees.and_then(|trees| trees.take(layer.directory())) {
+        if let Some(tree) = cached.and_then(|cached| cached.take(layer.directory())) {
             return Ok(tree);
         }
         let path = layer.files().image;

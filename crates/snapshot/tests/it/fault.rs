@@ -1,5 +1,5 @@
-//! The records fail at every operation in turn, and every crash is tried: what was answered is there, what is
-//! there is whole, and nothing is left that cleanup does not take.
+//! Makes each operation on the records fail in turn, and tries a crash at each: acknowledged snapshots exist, all
+//! snapshots are whole, and cleanup removes everything else.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -30,8 +30,8 @@ pub(crate) fn open_db(storage: &Storage) -> Result<Db> {
 /// A user of a snapshotter writes a record of its own after each step, which makes the step durable.
 const USER: Table<String, u64> = Table::new("user");
 
-/// Two layers, a view, and the upper layer's end. Tells the names of committed snapshots as they are answered;
-/// none twice, so that what a failed removal did does not matter.
+/// Makes two layers and a view, and removes the upper layer. Adds the names of committed snapshots when they are
+/// acknowledged; none is used twice, so that the effect of a failed removal does not matter.
 pub(crate) fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'static str>) -> Result<()> {
     let snapshotter = open(root, db.clone())?;
     let takes_layers = takes_layers(&*snapshotter)?;

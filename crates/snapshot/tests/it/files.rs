@@ -1,5 +1,5 @@
-//! Each system call on files fails once, in turn, as a disk may have it: what was answered is there, what is there is
-//! whole, and nothing is left that cleanup does not take.
+//! Makes each system call on files fail once in turn: acknowledged snapshots exist, all snapshots are whole, and
+//! cleanup removes everything else.
 //!
 //! ```text
 //! this test ─ strace ─▶ the same test, which plays one scene      counts its calls
@@ -29,7 +29,7 @@ const SCENE: &str = "HOIST_TEST_SCENE";
 const FAILS: &str = "HOIST_TEST_FAILS";
 /// More calls of one name than any other thread of a test makes.
 const OF_OTHERS_MAX: usize = 256;
-/// Files that are not there; who asks for them marks a place in the list of calls.
+/// Paths of missing files: a stat of one marks a position in the list of calls.
 const BEGIN: &str = "/marks-the-begin-of-the-scene";
 const END: &str = "/marks-the-end-of-the-scene";
 

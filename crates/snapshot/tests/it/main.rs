@@ -75,7 +75,7 @@ fn directories_without_a_record_are_cleaned_and_their_ids_not_used_twice() {
     assert!(dir.path().join("overlay/1").is_dir() && dir.path().join("overlay/8").is_dir());
 }
 
-/// Foreground time is in the number of snapshots; files are deleted by whoever has the time for it.
+/// The time of a cleanup depends on the number of snapshots only; `reclaim` deletes their files in the background.
 #[test]
 fn cleanup_moves_and_reclaim_deletes() {
     for open in [open_overlay, open_archives, open_native] {
@@ -133,7 +133,7 @@ fn stored_layers_are_deleted_in_turns() {
     assert!(left <= 1 && !aside.exists(), "{left}");
 }
 
-/// An archive that was not stored to its end may be as large as one that was. Nobody waits for the disk to free it.
+/// The archive of a failed attempt may be large. The caller does not wait for the disk to free it.
 #[test]
 fn files_of_a_failed_store_are_deleted_with_the_snapshot() {
     const LEN: usize = 130 << 20;
@@ -204,8 +204,8 @@ fn archives_replaced_by_a_mend_are_deleted_in_turns() {
     files.look().unwrap();
 }
 
-/// Its record is on disk when it is answered, and its directories some time later. It is as it was then, for whoever
-/// asks.
+/// The record of a new snapshot is on disk before its directories are. After a power cut it is as it was when it was
+/// made.
 #[test]
 fn directories_of_a_snapshot_lost_in_a_power_cut_are_made_anew() {
     let dir = tempfile::TempDir::new().unwrap();

@@ -35,8 +35,7 @@ pub(crate) fn unmount_below(dir: &Path) {
     }
 }
 
-/// Makes an active snapshot and fills it: with a layer as it came where the snapshotter takes such, else by
-/// its mounts.
+/// Makes an active snapshot and fills it: with an archive if the snapshotter keeps these, else by its mounts.
 pub(crate) fn prepare_with(
     snapshotter: &dyn Snapshotter,
     key: &str,

@@ -97,7 +97,7 @@ fn files_of_layers_are_protected_by_fs_verity() {
     assert_eq!(error.kind(), ErrorKind::DataLoss, "so that it is stored anew");
 }
 
-/// Who asks for it does not get layers without, and is told the way there.
+/// A missing fs-verity is an error, which says what it takes.
 #[test]
 fn a_file_system_without_fs_verity_is_reported() {
     let dir = Path::new("/dev/shm");
