@@ -69,7 +69,7 @@ pub(crate) fn whole(image: impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Reads the image in a packed file, as [`open`] and [`whole`] do.
+/// Reads the image in a packed file. `InvalidData` or `UnexpectedEof` if it is no packed image, or too long.
 pub fn read(file: File) -> io::Result<Vec<u8>> {
     let (image, _) = open(file)?;
     whole(image)
