@@ -288,7 +288,7 @@ pub struct Snapshots {
     /// in that memory, where a pull has just written them, on kernels that are known to do it soundly.
     pub direct_reads: DirectReads,
     /// Whether the kernel is shown archives as loop devices, as it is before Linux 6.12 and by releases that are not known
-    /// to read files soundly (docs/operate.md), also where it mounts files themselves.
+    /// to read files soundly (docs/operate/storage.md), also where it mounts files themselves.
     pub loop_devices: bool,
     /// What overlays of containers are mounted with besides, such as `volatile`, for the overlay snapshotter.
     #[serde(skip_serializing_if = "Vec::is_empty")]
