@@ -25,6 +25,8 @@ mod api;
 #[cfg(test)]
 mod conformance;
 mod fuzz;
+#[cfg(test)]
+mod links;
 mod packages;
 mod testing;
 #[cfg(test)]

@@ -7,10 +7,10 @@ use types::Error;
 use super::{image, system, volume};
 
 pub(super) const BUILD: &str = "images are not built here: BuildKit runs on this daemon (buildkitd --oci-worker=false \
-                     --containerd-worker=true --containerd-worker-addr /run/hoist/hoist.sock, see docs/operate.md); \
+                     --containerd-worker=true --containerd-worker-addr /run/hoist/hoist.sock, see docs/operate/containerd.md); \
                      `hoist load` takes what was built elsewhere";
 const COMPOSE: &str = "there is no compose and no API of Docker's here: dockerd runs on this daemon (dockerd --containerd \
-                       /run/hoist/hoist.sock, see docs/operate.md), and serves both";
+                       /run/hoist/hoist.sock, see docs/operate/containerd.md), and serves both";
 const SEARCH: &str =
     "registries are not searched: hoist pull NAME, and `hoist pull -a NAME` for every tag that it has";
 const CHECKPOINT: &str = "containers are checkpointed by containerd's commands: hoist ctr tasks checkpoint, and restored by \

@@ -21,9 +21,9 @@ const BEGINNING: &str = "\
 
 <!-- Written by `cargo xtask config` from crates/daemon/src/config/raw.rs. -->
 
-The keys of `/etc/hoist/config.toml` and of what it imports; where files are, and what `systemctl reload hoist` takes
-up, is in [operate.md](operate.md#configure). A key without a default is not set as long as nobody sets it. Times are
-written as `100ms`, `2s`, `1m` or `3h`.
+Every key of `/etc/hoist/config.toml` and of the files it imports. [Configure](operate/configure.md) says where these
+files are, how they are merged, and which keys `systemctl reload hoist` applies. A key without a default is unset. Times
+are written as `100ms`, `2s`, `1m` or `3h`.
 ";
 
 /// Structs of the source, by name.

@@ -287,7 +287,7 @@ pub struct Snapshots {
     /// pull, on kernels known to support it reliably.
     pub direct_reads: DirectReads,
     /// Whether archives are mounted through loop devices even if the kernel can mount files directly. Kernels before
-    /// Linux 6.12, and releases that are not known to read files reliably (docs/operate.md), always use loop devices.
+    /// Linux 6.12, and releases that are not known to read files reliably (docs/operate/storage.md), always use loop devices.
     pub loop_devices: bool,
     /// Additional mount options of containers' overlays, such as `volatile`, for the overlay snapshotter.
     #[serde(skip_serializing_if = "Vec::is_empty")]
