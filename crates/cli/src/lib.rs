@@ -199,9 +199,9 @@ fn print(error: &Error) {
     eprintln!("hoist: {}", output::said(error));
     let text = error.chain();
     let hint = match error.kind() {
-        ErrorKind::PermissionDenied if text.contains("hoist daemon at") => {
-            Some("run as root, or have the socket given to a group of yours (grpc.gid, see docs/operate/install.md)")
-        }
+        ErrorKind::PermissionDenied if text.contains("hoist daemon at") => Some(
+            "run as root, or have the socket given to a group of yours (grpc.gid, see docs/operate/install.md)",
+        ),
         ErrorKind::FailedPrecondition if text.contains("is running") => Some("hoist stop, or hoist rm -f"),
         _ => None,
     };
