@@ -35,6 +35,10 @@ use crate::traces;
 
 /// Concurrent streams per connection: each wait for a container takes one, and clients share a connection.
 const STREAMS_MAX: u32 = 16_384;
+/// Streams of a connection that the client may have reset before the daemon accepted them; one more closes the connection.
+/// hyper's default of 20 protects servers from strangers. Clients of the daemon are trusted, and one that gives up a
+/// hundred waits at once while the machine is busy would lose all its other calls.
+const EARLY_RESETS_MAX: usize = 4_096;
 /// Flow control windows in bytes, large enough for the blobs of a pull being sent to us.
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -225,6 +229,7 @@ async fn speak<S>(
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(EARLY_RESETS_MAX)
         .max_header_list_size(METADATA_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
