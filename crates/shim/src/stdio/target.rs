@@ -4,11 +4,11 @@
 //! |---|---|
 //! | empty | `/dev/null` |
 //! | `/path`, `fifo:///path` | a fifo made by the client; a plain path may also be a file, which is appended to |
-//!  `fifo:///path?once` | Hoist's own: the client will not return; its end is the end of the input |
-//!  `file:///path` | raw bytes appended to a file, created with its parent directories if missing |
+//! | `fifo:///path?once` | a client that will not return: its end ends the input, and later output is lost; ours |
+//! | `file:///path` | raw bytes appended to a file, created with its parent directories if missing |
 //! | `binary:///path?key=value` | a log driver program |
-//!  `binary-v2:///path?key=value` | a log driver that writes a byte when it is ready, so not if it dies |
-//!  `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; Hoist's own |
+//! | `binary-v2:///path?key=value` | one that writes a byte when it is ready, as its death closes the pipe too |
+//! | `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; ours |
 
 use std::path::PathBuf;
 
