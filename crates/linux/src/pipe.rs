@@ -15,7 +15,7 @@ use types::{Context, Error, Result};
 /// How long the peer may be silent: as long as a person may read a page of output.
 pub const SILENCE_MAX: Duration = Duration::from_secs(600);
 
-/// How long the writer of a named pipe may take to open it, if it cannot be told whether it still will.
+/// How long the writer of a pipe may take to its first byte, if it cannot be told whether it still means to write.
 const WRITER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often a wait checks for cancellation.

@@ -87,7 +87,7 @@ impl PidFd {
         }
     }
 
-    /// Sends `SIGKILL`. `NotFound` if the process has ended.
+    /// Sends `SIGKILL`. `NotFound` once the process has ended and was reaped.
     pub fn kill(&self) -> Result<()> {
         match pidfd_send_signal(&self.0, Signal::KILL) {
             Ok(()) => Ok(()),
@@ -108,7 +108,7 @@ impl PidFd {
     }
 
     /// Kills a child and reaps it. A child that the kernel does not let die within a second, as in a read from a dead
-    /// file server, is left to be reaped as an orphan.
+    /// file server, is left to whatever reaps the children of the calling process later.
     pub fn end(&self) {
         const LETS_GO_MAX: Duration = Duration::from_secs(1);
         // It may have ended already.
@@ -301,8 +301,9 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
 /// Runs `work` in a forked copy of the calling process with new namespaces (`CLONE_NEW…`). If it succeeds the copy
 /// stays, idle, and its orphans are reaped by the kernel. Otherwise it exits.
 ///
-/// It has no descriptor but `kept`, overwrites the caller's arguments and environment, is killed if the caller dies
-/// first until `work` decides otherwise, and cannot be traced. `FailedPrecondition` if the caller has several threads.
+/// The copy has no descriptor but `kept`, neither arguments nor environment of the caller's, is killed if the caller
+/// dies first until `work` decides otherwise, and cannot be traced. `FailedPrecondition` if the caller has several
+/// threads.
 #[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
 pub fn stay_in_copy(
     namespaces: u64,

@@ -38,7 +38,7 @@ const DRAINED_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Message {
     Go,
-    /// The `cgroup.procs` files by which the child enters its cgroup, one for each hierarchy.
+    /// The `tasks` files by which the child enters its cgroup, one for each hierarchy of version 1.
     Cgroup(Vec<OwnedFd>),
     /// The file with the compiled seccomp filter.
     Filter(OwnedFd),

@@ -314,7 +314,7 @@ impl ImageDirs {
     }
 
     /// Reopens the directories under the same numbers in the mount namespace of the calling process, to be inherited by
-    /// criu, which mounts over them.
+    /// criu, which mounts inside them.
     fn reopen(&mut self) -> Result<()> {
         let put = |path: &Path, at: &mut OwnedFd| {
             rustix::io::dup2(&open_dir(path)?, at)

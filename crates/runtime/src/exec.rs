@@ -175,7 +175,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     drop((plan, theirs));
     ours.limit(ENTER_MAX);
     let started = run_intermediate(container, process, &mut ours, &intermediate, warnings);
-    // Its work is done, unless the container's root has stopped it: it is killed.
+    // Its work is done, or has failed. Killed, so that it blocks nobody if the container's root has stopped it.
     intermediate.pidfd.end();
     // If the child reported a failure of its own, that is the cause.
     started.map_err(|error| ours.explain(error))
@@ -216,7 +216,8 @@ fn run_intermediate(
             Some(_) => return Err(unexpected_message()),
         }
     };
-    // Only the parent reaps the process, so that its pid cannot be reused. It ends if it is not told to go on.
+    // The intermediate process made it, so the pid is true, and only the parent reaps it, so that the pid cannot be
+    // reused. It ends if it is not told to go on.
     channel.accept_only_from(pid);
     let exec = Exec { pid, pidfd: PidFd::open(pid)?, console, warnings };
     match release(container, process, channel, &exec, listener) {

@@ -129,7 +129,7 @@ impl Fork<'_> {
         let answer = ours.receive();
         intermediate.end();
         match answer? {
-            // Only the parent reaps the process, so that its pid cannot be reused.
+            // The intermediate process made it, and only the parent reaps it, so that the pid cannot be reused.
             Some(Message::Pid(pid)) => Ok(Cloned::Parent { pid, pidfd: PidFd::open(pid)? }),
             Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
             _ => Err(Error::new(ErrorKind::Internal, "the intermediate process ended early")),

@@ -119,9 +119,9 @@ pub(crate) struct ProcessSetup {
     pub(crate) proc: Proc,
     pub(crate) labels: Labels,
     pub(crate) filter: Option<Filter>,
-    /// Whether the process becomes dumpable in the end, as only its user has the right to look into it then: the parent
-    /// needs it for the filter's listener, and later callers of exec for its namespaces. Only if no other process of
-    /// the container can see it.
+    /// Whether the process becomes dumpable again in the end. Without privileges, its parent has to trace it for the
+    /// filter's listener, and later callers of exec for its namespaces, by no other right than that of its user. Only
+    /// if no other process of the container can see it.
     pub(crate) is_shown: bool,
     pub(crate) personality: Option<Personality>,
     pub(crate) memory_policy: Option<MemoryPolicy>,

@@ -86,8 +86,8 @@ impl Journal {
     }
 }
 
-/// The entries that a shim left unacknowledged, oldest first. None if the file is missing or damaged; a half-written
-/// last entry is skipped.
+/// The entries that a shim left unacknowledged, oldest first. Empty if the file is missing or damaged; a
+/// half-written last entry is skipped.
 pub(crate) fn read(bundle: &Path) -> Vec<Entry> {
     let bytes = std::fs::read(bundle.join(EVENTS)).unwrap_or_default();
     let Some(position) = bytes.first_chunk().map(|position| u64::from_be_bytes(*position)) else {

@@ -1,4 +1,4 @@
-//! Durations in Go's notation (`time.ParseDuration`), which container configurations and labels use.
+//! Durations in Go's notation (`time.ParseDuration`), which configuration files and labels use.
 
 use std::time::Duration;
 

@@ -145,7 +145,7 @@ impl Shims {
         match self.kill(task, None, SIGKILL, true).await {
             // The creation is being undone already, or its shim cannot yet take calls for it.
             Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::Unavailable) => Ok(()),
-            // The creation is restoring a checkpoint.
+            // It is created, and its processes are in a checkpoint: there are none to kill.
             Err(error) if error.is(ErrorKind::FailedPrecondition) => Ok(()),
             outcome => outcome,
         }

@@ -32,9 +32,9 @@ struct Tally {
 
 impl Tally {
     /// Adds the events since the last read, and the total of killed processes. In version 1 a kill follows its event,
-    /// and may be visible at the next read only, where it must not count as another event. It is not visible later than
-    /// that: there are more events than kills, and a kill without an event, as when the whole machine runs out of
-    /// memory, counts as one.
+    /// and may be visible at the next read only, where it must not count as another event. Events are not kept for
+    /// longer than that: there are more events than kills, and a kill without an event, as when the whole machine runs
+    /// out of memory, counts as one.
     fn add(&mut self, signalled: u64, kills: u64) -> Oom {
         let new = kills.saturating_sub(self.kills);
         // The first kills belong to the previous read's events.

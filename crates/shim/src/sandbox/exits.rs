@@ -144,7 +144,7 @@ impl Sandbox {
                 container.oom_seen.events += oom.events;
                 container.oom_seen.kills += oom.kills;
                 let container = container.key;
-                // An OOM kill that is read after its event was published with that event.
+                // A kill that is read later than its event is not published again: the event stood for it.
                 if oom.events > 0 {
                     self.publish(container, topic::OOM, &events::TaskOom { container_id: id.to_owned() });
                 }
