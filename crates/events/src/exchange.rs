@@ -73,8 +73,8 @@ impl Exchange {
         self.waiting.note(young);
     }
 
-    /// Whether a subscriber follows more than one topic: then events that only such subscribers need are worth
-    /// computing.
+    /// Whether a subscriber follows more than one topic: then the daemon holds events of changes back until the changes
+    /// are on disk.
     pub fn is_heard(&self) -> bool {
         Arc::strong_count(&self.waiting.listening) > 1
     }
@@ -84,8 +84,8 @@ impl Exchange {
         self.subscribe_where(move |envelope| filters.matches(envelope))
     }
 
-    /// As [`Exchange::subscribe_where`], but does not count for [`Exchange::is_heard`], so that no publisher does disk
-    /// reads for this subscriber's sake.
+    /// As [`Exchange::subscribe_where`], but does not count for [`Exchange::is_heard`]: no event waits for the disk for
+    /// this subscriber's sake.
     pub fn overhear(&self, wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static) -> Subscription {
         self.listen(None, wanted)
     }
