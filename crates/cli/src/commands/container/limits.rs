@@ -12,7 +12,7 @@ pub(crate) struct LimitFlags {
     /// Memory in bytes, or with the unit k, m or g
     #[arg(long, short, help_heading = "Limits")]
     memory: Option<String>,
-    /// Memory and swap together; -1 is unlimited [default: twice -m]
+    /// Memory and swap together; -1 is unlimited; twice -m unless set
     #[arg(long, allow_hyphen_values = true, help_heading = "Limits")]
     memory_swap: Option<String>,
     /// Soft limit of memory
@@ -21,13 +21,13 @@ pub(crate) struct LimitFlags {
     /// Processors that it may use, as 1.5
     #[arg(long, help_heading = "Limits")]
     cpus: Option<String>,
-    /// Relative share of processor time [default: 1024]
+    /// Relative share of processor time; 1024 unless set
     #[arg(long, short, help_heading = "Limits")]
     cpu_shares: Option<u64>,
     /// Microseconds of processor time in each period; -1 is unlimited
     #[arg(long, allow_negative_numbers = true, help_heading = "Limits")]
     cpu_quota: Option<i64>,
-    /// Microseconds of a period, from 1000 to 1000000 [default: 100000]
+    /// Microseconds of a period, from 1000 to 1000000; 100000 unless set
     #[arg(long, help_heading = "Limits")]
     cpu_period: Option<u64>,
     /// Processors on which it may run: 0-2,7
