@@ -3,7 +3,7 @@
 //! ```text
 //! bench read              all of these, five times
 //! bench read large 15     those of one image, small or large, 15 times
-//! bench read loop         archives behind loop devices, for kernels that cannot mount files or read them wrongly
+//! bench read loop         archives behind loop devices, for kernels that cannot mount files, or read them wrongly
 //!
 //! find       stat of every file, as `find` does
 //! small      open, read and close small files in random order

@@ -299,7 +299,7 @@ impl Raw {
         }
         let direct_reads = self.snapshots.direct_reads;
         if self.snapshots.verity && direct_reads == DirectReads::Always {
-            let message = "conflicts with snapshots.verity: such files are read through the page cache";
+            let message = "conflicts with snapshots.verity: verified files are read through the page cache";
             return Err(invalid("snapshots.direct_reads", message));
         }
         let backing = match (direct_reads, self.snapshots.loop_devices) {

@@ -103,7 +103,8 @@ impl<'a> Probes<'a> {
         Ok(Choice { options, snapshotter })
     }
 
-    /// The requested backing, unless the kernel is known not to support it reliably and another one was not requested.
+    /// The requested backing, or loop devices if the kernel is not known to read files reliably. Direct reads that are
+    /// requested explicitly are kept, with a warning.
     fn backing(&self, wanted: Backing) -> Backing {
         let backing = wanted.on(self.release);
         if backing != wanted {

@@ -35,9 +35,9 @@ use crate::traces;
 
 /// Concurrent streams per connection: each wait for a container takes one, and clients share a connection.
 const STREAMS_MAX: u32 = 16_384;
-/// Streams of a connection that the client may have reset before the daemon accepted them; one more closes the connection.
-/// hyper's default of 20 protects servers from strangers. Clients of the daemon are trusted, and one that gives up a
-/// hundred waits at once while the machine is busy would lose all its other calls.
+/// Streams of a connection that the client may have reset before the daemon accepted them; one more closes the
+/// connection. hyper's default of 20 protects servers from strangers. Clients of the daemon are trusted, and one that
+/// gives up a hundred waits at once while the machine is busy would lose all its other calls.
 const EARLY_RESETS_MAX: usize = 4_096;
 /// Flow control windows in bytes, large enough for the blobs of a pull being sent to us.
 const STREAM_WINDOW: u32 = 4 << 20;

@@ -126,7 +126,7 @@ impl CopyHandle {
     }
 
     pub(crate) fn token(&self) -> CancelToken {
-        // Without an owner the copy is cancelled: the token of a dropped owner.
+        // The handle was cancelled: a token whose owner is dropped is cancelled too.
         self.owner().as_ref().map_or_else(|| CancelOnDrop::new().token(), CancelOnDrop::token)
     }
 

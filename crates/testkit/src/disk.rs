@@ -209,8 +209,8 @@ impl Recording {
         self.operations.iter().enumerate().filter(is_flush).map(|(index, _)| index)
     }
 
-    /// Writes to a file the content of the disk after a power cut behind `at` operations. `kept` says of each write
-    /// behind the last flush, by its index, whether it had reached the medium.
+    /// Writes to a file the content of the disk after a power cut after `at` operations. `kept` says of each write
+    /// after the last flush, by its index, whether it had reached the medium.
     pub fn after_cut(&self, at: usize, mut kept: impl FnMut(usize) -> bool, to: &Path) {
         let operations = &self.operations[..at];
         let is_flush = |operation: &Operation| matches!(operation, Operation::Flush);

@@ -15,7 +15,7 @@ pub const LABEL_LEN_MAX: usize = 4096;
 pub mod gc {
     /// The labelled object is a root: it is never collected. By custom the value is a time. The key may have a suffix.
     pub const ROOT: &str = "containerd.io/gc.root";
-    /// The labelled root expires at this time (RFC 3339), and is collected from then on.
+    /// The labelled object is a root until this time (RFC 3339), and none from then on.
     pub const EXPIRE: &str = "containerd.io/gc.expire";
     /// On a lease: it retains its resources, but not what their labels reference.
     pub const FLAT: &str = "containerd.io/gc.flat";

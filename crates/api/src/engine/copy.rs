@@ -19,7 +19,7 @@ pub enum Copy {
         id: String,
         folder: String,
         pipe: String,
-        /// Files belong to the container's user, if it has one other than root's default; otherwise to the owner in the
+        /// Files belong to the container's user, if one was requested or it is not root; otherwise to the owner in the
         /// archive.
         to_user: bool,
     },

@@ -280,7 +280,7 @@ pub struct Snapshots {
     /// be extracted from a part of the blob. It takes about a hundredth of the blob's size.
     pub spans: bool,
     /// Whether the kernel verifies the files of layers that are stored as archives (fs-verity), so that reading a
-    /// corrupted byte is an error. Needs a root file system that was created with this feature.
+    /// corrupted byte is an error. The file system of the root directory must have been created with this feature.
     pub verity: bool,
     /// Whether archives are read without the page cache (Linux 6.13): what containers read is then in memory only once,
     /// and random reads are as fast as from directories. `auto` does so once an archive is no longer cached from its

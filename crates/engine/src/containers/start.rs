@@ -169,7 +169,7 @@ impl Engine {
             self.0.restarts.call_off(id.as_str());
         }
         let own = id.clone();
-        // Read the record again: only the holder of the lock changes it.
+        // Read the record again: it may have changed before the lock was acquired.
         let (container, extension) = self.blocking(move |engine| engine.wish(&own, starter)).await?;
         if extension.stopped_by_hand {
             return Ok(false);

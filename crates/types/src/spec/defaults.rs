@@ -1,8 +1,8 @@
 //! Default paths that a container must not see or write: those of containerd's `pkg/oci`. The lists of `runc spec` and
 //! of Docker are the same but for a few paths of their own.
 
-/// Masked paths, which reveal or change the state of the host or of other containers. From `powercap`, the power
-/// consumption of the processor, cryptographic keys of other processes can be inferred (CVE-2020-8694).
+/// Masked paths, which reveal or change the state of the host or of other containers. `powercap` shows the power
+/// consumption of the processor, from which cryptographic keys of other processes can be inferred (CVE-2020-8694).
 pub const MASKED: [&str; 11] = [
     "/proc/acpi",
     "/proc/asound",
