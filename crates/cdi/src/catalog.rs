@@ -16,11 +16,11 @@ use crate::edits::Edits;
 pub const FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 /// Longest CDI file that is read, in bytes: many times what a host with many devices needs.
 const FILE_LEN_MAX: u64 = 4 << 20;
-/// Most files read from one directory.
+/// The most files read from one directory.
 const FILES_MAX: usize = 1024;
-/// Most devices one container may request.
+/// The most devices one container may request.
 const ASKED_MAX: usize = 1024;
-/// Most device names listed in an error message.
+/// The most device names listed in an error message.
 const TOLD_MAX: usize = 20;
 
 /// The devices found in the CDI directories at the time of [`Catalog::read`].

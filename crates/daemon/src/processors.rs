@@ -39,7 +39,7 @@ use crate::config::StreamProcessor;
 
 /// How long a program may write nothing.
 const STALL_LIMIT: Duration = Duration::from_secs(120);
-/// Most programs that one layer goes through.
+/// The most programs that one layer goes through.
 const CHAIN_LEN_MAX: usize = 8;
 /// Bytes kept of a program's standard error: its end.
 const LOG_LEN_MAX: usize = 4 << 10;

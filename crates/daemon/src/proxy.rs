@@ -47,7 +47,7 @@ use crate::config::ProxyPlugin;
 const PULSE_PAUSE: Duration = Duration::from_secs(3);
 /// Time limit of a health check.
 const PULSE_LIMIT: Duration = Duration::from_secs(5);
-/// Most calls that wait for one plugin. Stores block threads of a pool that is not much larger.
+/// The most calls that wait for one plugin. Stores block threads of a pool that is not much larger.
 const CALLS_MAX: usize = 32;
 /// Time limit of calls without a predictable duration: unpacking, committing, waiting.
 pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);

@@ -14,10 +14,10 @@ use stdx::Mutex;
 use types::spec::runtime::User;
 use types::{Context, Error, Result};
 
-/// Most bytes read of either file.
+/// The most bytes read of either file.
 const FILE_LEN_MAX: u64 = 4 << 20;
 
-/// Most supplementary groups of a user: the kernel's `NGROUPS_MAX`.
+/// The most supplementary groups of a user: the kernel's `NGROUPS_MAX`.
 const GROUPS_MAX: usize = 65_536;
 
 /// Resolves `USER[:GROUP]`, each a name or a number, to a user and its home directory. `further` are additional
@@ -52,7 +52,7 @@ pub(crate) struct Known(Mutex<HashMap<Asked, (User, String)>>);
 /// The chain id of the topmost layer, the user, and the additional groups.
 type Asked = (String, String, Vec<String>);
 
-/// Most cached users; beyond that the cache is cleared.
+/// The most cached users; beyond that the cache is cleared.
 const KNOWN_MAX: usize = 1024;
 
 /// Longest cached entry, in bytes: the image determines the length of the user's name and home and the number of groups

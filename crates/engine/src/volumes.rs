@@ -47,7 +47,7 @@ const ANONYMOUS: &str = "anonymous";
 /// Beside the log of a container without a record: the names of its volumes, as a JSON list.
 const NOTE: &str = "volumes.json";
 
-/// Most volumes that an image may declare.
+/// The most volumes that an image may declare.
 const IMAGE_VOLUMES_MAX: usize = 128;
 
 impl Engine {

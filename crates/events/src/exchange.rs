@@ -14,7 +14,7 @@ use crate::Envelope;
 /// How many events a subscriber may lag behind. Starting and ending a container publishes about five.
 pub const CAPACITY: usize = 4096;
 
-/// Most bytes of unread events, over all subscribers. [`CAPACITY`] events of the daemon and its shims take about a
+/// The most bytes of unread events, over all subscribers. [`CAPACITY`] events of the daemon and its shims take about a
 /// megabyte, but clients may publish events as large as a gRPC message.
 const BYTES_MAX: usize = 16 << 20;
 

@@ -22,7 +22,7 @@ use super::suggest;
 
 /// Lists that are concatenated instead of replaced.
 const JOINED_LISTS: [&str; 3] = ["imports", "disabled_plugins", "required_plugins"];
-/// Most files of a configuration.
+/// The most files of a configuration.
 const FILES_MAX: usize = 256;
 
 /// The name the daemon was called by: determines the default paths and the format in which configurations are printed.

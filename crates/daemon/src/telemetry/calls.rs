@@ -16,7 +16,7 @@ use super::histogram::Histogram;
 use super::message_counter;
 use super::text::Text;
 
-/// Most methods that are counted, more than exist: clients may call arbitrary names.
+/// The most methods that are counted, more than exist: clients may call arbitrary names.
 const METHODS_MAX: usize = 512;
 
 /// The counters. Clones share them.

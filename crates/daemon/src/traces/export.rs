@@ -31,7 +31,7 @@ const BATCH_LEN: usize = 512;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Time limit of the last request when the daemon stops.
 const LAST_LIMIT: Duration = Duration::from_secs(1);
-/// Most bytes read of a response.
+/// The most bytes read of a response.
 const ANSWER_LEN_MAX: usize = 64 * 1024;
 
 type Connection = Client<HttpsConnector<HttpConnector>, Body>;

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use api::engine::Port;
 use types::{Error, Result};
 
-/// Most exposed ports of an image that are published. Each takes a packet filter rule, and an image may expose all of
+/// The most exposed ports of an image that are published. Each takes a packet filter rule, and an image may expose all of
 /// them.
 const PORTS_MAX: usize = 1024;
 

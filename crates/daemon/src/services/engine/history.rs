@@ -24,13 +24,13 @@ use super::docker_event::read;
 use super::events::Filters;
 use super::{Document, document};
 
-/// Most past events that are kept.
+/// The most past events that are kept.
 const PAST_LEN_MAX: usize = 1024;
-/// Most bytes of past events. Each has all labels of its container, which may be large.
+/// The most bytes of past events. Each has all labels of its container, which may be large.
 const PAST_BYTES_MAX: usize = 4 << 20;
-/// Most bytes that wait for a listener.
+/// The most bytes that wait for a listener.
 const BYTES_MAX: usize = 16 << 20;
-/// Most listeners that wait to be admitted; further ones block.
+/// The most listeners that wait to be admitted; further ones block.
 const JOINS_WAITING: usize = 16;
 
 /// A request to listen: the filters, and where to send the past and the listener.
