@@ -277,7 +277,8 @@ impl DaemonResources {
     }
 
     /// Waits a moment for the daemon's background work. The daemon returns memory to the kernel after two seconds
-    /// without a call, and ends idle threads later; taking these figures is a call, so each attempt starts the wait anew.
+    /// without a call, and ends idle threads later; taking these figures is a call, so each attempt starts the wait
+    /// anew.
     fn settled(daemon: &Daemon, before: &DaemonResources) -> DaemonResources {
         let look = || {
             std::thread::park_timeout(Duration::from_secs(15));

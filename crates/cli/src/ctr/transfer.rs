@@ -40,10 +40,7 @@ const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINE
 const PLATFORM: Flag = Flag::value("platform", "the image for this platform");
 const LABEL: Flag = Flag::value("label", "a label for the image");
 const ALL_METADATA: Flag = Flag::switch("all-metadata", "fetch the documents of all platforms");
-const SKIP_METADATA: Flag = Flag::switch(
-    "skip-metadata",
-    "documents of the platforms that are wanted, as without it; taken for scripts' sake",
-);
+const SKIP_METADATA: Flag = Flag::switch("skip-metadata", "no effect: this is the default");
 const ALL_PLATFORMS: Flag = Flag::switch("all-platforms", "images for all platforms");
 /// With containerd's `ctr` the client does the work, with the same result.
 pub(super) const LOCAL: Flag = Flag::switch("local", "no effect: the daemon does the work");

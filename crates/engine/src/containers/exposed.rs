@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 use api::engine::Port;
 use types::{Error, Result};
 
-/// The most exposed ports of an image that are published. Each takes a packet filter rule, and an image may expose all of
-/// them.
+/// The most exposed ports of an image that are published. Each takes a packet filter rule, and an image may expose all
+/// of them.
 const PORTS_MAX: usize = 1024;
 
 /// Adds each port of `exposed` that is not published yet, without a host port: a free one is chosen when the container
