@@ -1,4 +1,5 @@
 //! Links of the documentation: each leads to a file of the repository and, if it names one, to a heading of that page.
+//! Names of tests in it exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,15 +11,8 @@ const PAGES: &[&str] =
 
 #[test]
 fn every_link_of_the_documentation_leads_to_a_page_and_a_heading() {
-    let root = crate::workspace_root();
-    let mut pages: Vec<PathBuf> = PAGES.iter().map(|page| root.join(page)).collect();
-    crate::tidy::walk(&root.join("docs"), &mut |path| {
-        if path.extension().is_some_and(|extension| extension == "md") {
-            pages.push(path.to_owned());
-        }
-    });
     let mut broken = Vec::new();
-    for page in &pages {
+    for page in &pages() {
         let text = read(page);
         for link in links(&text) {
             if !is_whole(page, link) {
@@ -27,6 +21,32 @@ fn every_link_of_the_documentation_leads_to_a_page_and_a_heading() {
         }
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn every_test_that_a_page_names_exists() {
+    let mut sources = String::new();
+    crate::tidy::walk(&crate::workspace_root().join("crates"), &mut |path| {
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push_str(&read(path));
+        }
+    });
+    let mut missing = Vec::new();
+    // The changelog tells of tests and keys that were.
+    for page in pages().iter().filter(|page| !page.ends_with("CHANGELOG.md")) {
+        for name in long_names(&read(page)) {
+            if !sources.contains(&name) {
+                missing.push(format!("{}: {name}", page.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+#[test]
+fn names_of_tests_are_found_in_a_page() {
+    let page = "`a::b_is_c_or_d` and\n`e_f_g_h`, `no_pages`, `a key_of_some_kind`, `a_prefix_of_names…`";
+    assert_eq!(long_names(page), ["b_is_c_or_d", "e_f_g_h"]);
 }
 
 #[test]
@@ -56,6 +76,18 @@ fn a_broken_link_is_found() {
     check("NOWHERE.md", false);
     check("ARCHITECTURE.md#nowhere", false);
     check("#nowhere", false);
+    check("/etc", false);
+}
+
+fn pages() -> Vec<PathBuf> {
+    let root = crate::workspace_root();
+    let mut pages: Vec<PathBuf> = PAGES.iter().map(|page| root.join(page)).collect();
+    crate::tidy::walk(&root.join("docs"), &mut |path| {
+        if path.extension().is_some_and(|extension| extension == "md") {
+            pages.push(path.to_owned());
+        }
+    });
+    pages
 }
 
 fn read(path: &Path) -> String {
@@ -77,7 +109,9 @@ fn is_whole(page: &Path, link: &str) -> bool {
         "" => page.to_owned(),
         path => page.parent().expect("a page is in a directory").join(path),
     };
-    target.exists() && (heading.is_empty() || anchors(&read(&target)).contains(heading))
+    // GitHub takes a path from `/` for one from the root of the repository, other readers for one of the machine.
+    let is_relative = !path.starts_with('/');
+    is_relative && target.exists() && (heading.is_empty() || anchors(&read(&target)).contains(heading))
 }
 
 /// The anchors of a page's headings, as GitHub names them.
@@ -96,6 +130,17 @@ fn anchors(text: &str) -> BTreeSet<String> {
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|char| char.is_alphanumeric() || " -_".contains(*char));
     kept.map(|char| if char == ' ' { '-' } else { char.to_ascii_lowercase() }).collect()
+}
+
+/// Names of four or more words in the code spans of a page, without their modules: names of tests, and of long keys.
+fn long_names(text: &str) -> Vec<String> {
+    let spans = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    let names = spans.map(|span| span.rsplit("::").next().unwrap_or_default());
+    let is_of_name = |char: char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '_';
+    names
+        .filter(|name| name.chars().all(is_of_name) && name.matches('_').count() >= 3)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The pages that a source file mentions, as paths from the root of the repository.
