@@ -148,10 +148,19 @@ fn allows_sibling(filter: &Filter, process: &Process) -> bool {
 
 /// Whether a filter asks its supervisor nothing before the clone. Only then can the supervisor know the process that it
 /// answers for; the intermediate process would wait for ever. With `noNewPrivileges` the filter is the last thing that
-/// is loaded, and what remains is to close descriptors, to free memory, and to exit.
+/// is loaded, and what remains is to hear that the parent has the listener, to close descriptors, to allocate and free
+/// memory, and to exit.
 fn is_silent_before_clone(filter: &Filter, process: &Process) -> bool {
-    const LEFT: [libc::c_long; 5] =
-        [libc::SYS_close, libc::SYS_brk, libc::SYS_madvise, libc::SYS_munmap, libc::SYS_exit_group];
+    const LEFT: [libc::c_long; 8] = [
+        libc::SYS_read,
+        libc::SYS_close,
+        libc::SYS_brk,
+        libc::SYS_madvise,
+        libc::SYS_mmap,
+        libc::SYS_mremap,
+        libc::SYS_munmap,
+        libc::SYS_exit_group,
+    ];
     process.no_new_privileges && LEFT.iter().all(|call| filter.program.allows(*call, [0; 6]))
 }
 
@@ -192,5 +201,37 @@ fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()>
             program::take_null_from_inside()
         }
         Stdio::Inherit => program::take_null_from_inside(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use linux::seccomp;
+    use types::spec::runtime::{LinuxSeccomp, SeccompRule};
+
+    use super::*;
+
+    /// The supervisor gets the listener after the clone: what asked it before would never be answered.
+    #[test]
+    fn a_filter_that_asks_before_the_clone_is_loaded_after_it() {
+        let is_loaded_before = |call: &str, no_new_privileges: bool| {
+            let rule = SeccompRule {
+                names: vec![call.into()],
+                action: "SCMP_ACT_NOTIFY".into(),
+                ..SeccompRule::default()
+            };
+            let profile = LinuxSeccomp {
+                default_action: "SCMP_ACT_ALLOW".into(),
+                syscalls: vec![rule],
+                ..LinuxSeccomp::default()
+            };
+            let filter = Filter { program: seccomp::compile(&profile).unwrap() };
+            allows_sibling(&filter, &Process { no_new_privileges, ..Process::default() })
+        };
+        assert!(is_loaded_before("mkdirat", true));
+        assert!(!is_loaded_before("mkdirat", false));
+        for call in ["read", "mmap", "mremap", "close", "clone", "setsid"] {
+            assert!(!is_loaded_before(call, true), "{call}");
+        }
     }
 }
