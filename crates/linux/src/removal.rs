@@ -32,20 +32,28 @@ pub const PIECE_LEN: u64 = 64 << 20;
 /// are an error.
 pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     let delete = || {
-        let Some(top) = open_directory(CWD, path)? else {
-            // A link or a file, if it exists.
-            let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
-            return match shorten(CWD, &name, go_on)? {
-                true => gone(unlinkat(CWD, path, AtFlags::empty())).map(|()| true),
-                false => Ok(false),
-            };
-        };
+        let Some(top) = open_directory(CWD, path)? else { return delete_file(path, go_on) };
         match empty_all(top.as_fd(), go_on)? {
             true => gone(unlinkat(CWD, path, AtFlags::REMOVEDIR)).map(|()| true),
             false => Ok(false),
         }
     };
     delete().map_err(io::Error::from).context(|| format!("delete {}", path.display()))
+}
+
+/// Deletes a file or a link, if it exists: by its directory, from where a mount on it is seen as one.
+fn delete_file(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool, Errno> {
+    let name = path.file_name().and_then(|name| CString::new(name.as_bytes()).ok()).ok_or(Errno::INVAL)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = match rustix::fs::openat(CWD, parent, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(true),
+        opened => opened?,
+    };
+    match shorten(parent.as_fd(), &name, go_on)? {
+        true => gone(unlinkat(&parent, &name, AtFlags::empty())).map(|()| true),
+        false => Ok(false),
+    }
 }
 
 /// Deletes the content of a directory, until `go_on` returns false. Returns whether it is empty. Mounts inside stay,
@@ -145,7 +153,7 @@ fn shorten(directory: BorrowedFd<'_>, name: &CStr, go_on: &dyn Fn() -> bool) -> 
 }
 
 /// A file that is larger than a piece and unused elsewhere, with its length, and the length of a step: holes are
-/// skipped with what surrounds them. Any other file is deleted as a whole.
+/// skipped with what surrounds them. Any other file is deleted as a whole, and one that is mounted here not at all.
 fn large(directory: BorrowedFd<'_>, name: &CStr) -> Option<(OwnedFd, u64, u64)> {
     let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     let pieces = u64::try_from(stat.st_blocks).ok()? * 512 / PIECE_LEN;
@@ -153,7 +161,7 @@ fn large(directory: BorrowedFd<'_>, name: &CStr) -> Option<(OwnedFd, u64, u64)> 
         return None;
     }
     let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(directory, name, flags, Mode::empty()).ok()?;
+    let file = openat2(directory, name, flags, Mode::empty(), ResolveFlags::NO_XDEV).ok()?;
     let len = u64::try_from(stat.st_size).ok()?;
     is_open_here_alone(&file).then(|| (file, len, (len / pieces).max(PIECE_LEN)))
 }
@@ -250,6 +258,25 @@ mod tests {
         let file = fs::File::create(path).unwrap();
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 3 * PIECE_LEN).unwrap();
         file
+    }
+
+    #[test]
+    fn a_large_file_that_is_mounted_in_a_tree_stays_whole() {
+        if !stdx::testing::is_root("a mount") {
+            return;
+        }
+        let dir = tempfile::TempDir::new_in("/var/tmp").unwrap();
+        let (kept, tree) = (dir.path().join("kept"), dir.path().join("tree"));
+        let place = tree.join("place");
+        fs::create_dir(&tree).unwrap();
+        fs::write(&place, "").unwrap();
+        drop(three_pieces(&kept));
+        rustix::mount::mount_bind(&kept, &place).unwrap();
+        let deleted = [delete(&tree, &|| true), delete(&place, &|| true)];
+        crate::mount::unmount_all(&place).unwrap();
+        assert_eq!(kept.metadata().unwrap().len(), 3 * PIECE_LEN);
+        assert!(deleted.iter().all(Result::is_err), "{deleted:?}");
+        assert!(delete(&tree, &|| true).unwrap(), "and goes with the next try");
     }
 
     fn turns(tree: &Path) -> usize {
