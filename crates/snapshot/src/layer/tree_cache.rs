@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use erofs::Tree;
 use stdx::Mutex;
 
-/// Most bytes of memory of all cached trees, as trees count it.
+/// Most bytes of memory of all cached trees.
 const MEMORY_MAX: u64 = 16 << 20;
+/// Bytes that each tree takes beside what it counts itself: without them any number of trees of empty layers would fit.
+const TREE_COST: u64 = 4096;
 
 /// Trees with the directories of their layers, oldest first. It has no trees of committed snapshots, whose images may
 /// be mended.
@@ -19,14 +21,16 @@ pub(crate) struct TreeCache(Mutex<VecDeque<(PathBuf, Tree)>>);
 impl TreeCache {
     /// Adds the tree of a layer whose image was written. The oldest trees are dropped to make room.
     pub(crate) fn keep(&self, directory: &Path, mut tree: Tree) {
-        if tree.memory() > MEMORY_MAX {
+        if cost(&tree) > MEMORY_MAX {
             return; // dropping the others would not make room
         }
         // Its memory counts here from now on: gives back the permit for memory of layers that are being stored.
         tree.keep(());
         let mut trees = self.0.lock();
+        // The files were written again, so that an earlier tree is not theirs.
+        trees.retain(|(of, _)| of != directory);
         trees.push_back((directory.to_owned(), tree));
-        while trees.iter().map(|(_, tree)| tree.memory()).sum::<u64>() > MEMORY_MAX {
+        while trees.iter().map(|(_, tree)| cost(tree)).sum::<u64>() > MEMORY_MAX {
             trees.pop_front();
         }
     }
@@ -42,6 +46,11 @@ impl TreeCache {
     pub(crate) fn clear(&self) {
         self.0.lock().clear();
     }
+}
+
+/// Bytes of memory of a cached tree.
+fn cost(tree: &Tree) -> u64 {
+    TREE_COST + tree.memory()
 }
 
 impl fmt::Debug for TreeCache {
@@ -88,5 +97,24 @@ mod tests {
         trees.keep(Path::new("left"), tree(1));
         trees.clear();
         assert!(!has("left"));
+    }
+
+    #[test]
+    fn trees_of_empty_layers_take_room() {
+        let trees = TreeCache::default();
+        for number in 0..=MEMORY_MAX / TREE_COST {
+            trees.keep(Path::new(&number.to_string()), tree(0));
+        }
+        assert!(trees.take(Path::new("0")).is_none() && trees.take(Path::new("1")).is_some());
+    }
+
+    #[test]
+    fn a_layer_that_is_written_again_has_its_last_tree() {
+        let trees = TreeCache::default();
+        for memory in [1, 1000] {
+            trees.keep(Path::new("layer"), tree(memory));
+        }
+        assert!(trees.take(Path::new("layer")).unwrap().memory() >= 1000);
+        assert!(trees.take(Path::new("layer")).is_none());
     }
 }
