@@ -283,8 +283,8 @@ impl Mounted {
                 if !is_made {
                     let _alone = self.merging.lock();
                     replace_image(&stacked(layers, below, None)?, &path, true)?;
-                    // One that a crash left.
-                    remove_if_there(&layers[0].directory.join(AHEAD))?;
+                    // One that a crash left. It is in nobody's way, and is deleted with its snapshot at the latest.
+                    let _ = fs::remove_file(layers[0].directory.join(AHEAD));
                 }
                 if self.options.verity || verity::is_watched(&layers[0].directory) {
                     verity::watch_stack(&layers[0].directory)?;
