@@ -254,7 +254,7 @@ impl Tree {
     }
 
     /// Whether files belong to the user of this process.
-    fn keeps_owner(&self) -> bool {
+    fn is_owned_by_maker(&self) -> bool {
         self.laying.as_ref().is_some_and(|laying| laying.owners == Owners::Maker)
     }
 
@@ -278,13 +278,13 @@ impl Tree {
                     openat(parent, name, flags, Mode::from_raw_mode(0o600))
                 })?;
                 self.write_data(entry, &file, archive)?;
-                set_metadata_of_file(entry, &file, self.keeps_owner())
+                set_metadata_of_file(entry, &file, self.is_owned_by_maker())
             }
             Kind::Directory => {
                 match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
                     Ok(()) => {}
                     Err(Errno::EXIST) if self.is_directory(parent, name)? => {
-                        if self.keeps_owner() {
+                        if self.is_owned_by_maker() {
                             return Ok(());
                         }
                         if self.laying.is_none() {
@@ -313,12 +313,12 @@ impl Tree {
                 self.implied.remove(&place);
                 self.remember(&place)?;
                 self.times.insert(place, entry.mtime);
-                set_metadata_at(entry, parent, name, self.keeps_owner())
+                set_metadata_at(entry, parent, name, self.is_owned_by_maker())
             }
             Kind::Symlink(target) => {
                 let target = c_string(target)?;
                 self.create(parent, name, |parent| symlinkat(&target, parent, name))?;
-                set_metadata_at(entry, parent, name, self.keeps_owner())
+                set_metadata_at(entry, parent, name, self.is_owned_by_maker())
             }
             Kind::HardLink(target) => self.hard_link(target, parent, name),
             Kind::CharacterDevice { major, minor } => {
@@ -393,7 +393,7 @@ impl Tree {
             .ok_or_else(|| Error::invalid_argument(format!("device number {major}:{minor} is too large")))?;
         let device = makedev(major, minor);
         self.create(parent, name, |parent| mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
-        set_metadata_at(entry, parent, name, self.keeps_owner())
+        set_metadata_at(entry, parent, name, self.is_owned_by_maker())
     }
 
     fn hard_link(&mut self, target: &[u8], parent: &OwnedFd, name: &OsStr) -> Result<()> {

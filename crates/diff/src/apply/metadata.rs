@@ -16,10 +16,10 @@ use types::{Context, Error, Result};
 use crate::tar::{Entry, Kind};
 use crate::tree;
 
-/// Sets the metadata of a file that this process created. With `keeps_owner` it stays the process's.
-pub(super) fn set_metadata_of_file(entry: &Entry, file: &OwnedFd, keeps_owner: bool) -> Result<()> {
+/// Sets the metadata of a file that this process created. With `is_owned_by_maker` it stays the process's.
+pub(super) fn set_metadata_of_file(entry: &Entry, file: &OwnedFd, is_owned_by_maker: bool) -> Result<()> {
     let set = || -> Result<(), Errno> {
-        if !keeps_owner {
+        if !is_owned_by_maker {
             fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
         }
         // After the owner: chown(2) clears the setuid bit.
@@ -44,7 +44,7 @@ pub(super) fn set_metadata_at(
     entry: &Entry,
     parent: &OwnedFd,
     name: &OsStr,
-    keeps_owner: bool,
+    is_owned_by_maker: bool,
 ) -> Result<()> {
     let is_link = matches!(entry.kind, Kind::Symlink(_));
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -55,7 +55,7 @@ pub(super) fn set_metadata_at(
     }
     let path = proc_path(made.as_fd());
     let set = || -> Result<(), Errno> {
-        if !keeps_owner {
+        if !is_owned_by_maker {
             let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
             chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         }
