@@ -13,8 +13,7 @@
 //!
 //! Invariants
 //! - The bytes are untrusted: nothing is read outside of its page, branches nest to a bounded depth, and the contents
-//!   of
-//!   all buckets together take no more room than the file, so opening a file refuses pages or values that are
+//!   of all buckets together take no more room than the file, so opening a file refuses pages or values that are
 //!   referenced again and again. A violation is `DataLoss` and names the page.
 //! - Nothing is copied: keys and values are slices of the file.
 #![forbid(unsafe_code)]

@@ -16,12 +16,10 @@
 //!
 //! Invariants
 //! - No byte is added or removed, and a value keeps its decoded length: frames keep their lengths, and the dynamic
-//!   tables of
-//!   both sides evict the same entries. A later reference to a table entry finds it rewritten.
+//!   tables of both sides evict the same entries. A later reference to a table entry finds it rewritten.
 //! - A valid authority stays as it is, and so does everything else.
 //! - Nothing is refused here. If a header block is malformed, or split over frames in the middle of a number or of
-//!   this one
-//!   value (which stands at the beginning of a block), the rest of it is passed unchanged, for the server to judge.
+//!   this one value (which stands at the beginning of a block), the rest of it is passed unchanged, for the server to judge.
 //! - At most [`HELD_MAX`] bytes are held back, and the server could not process those alone.
 #![forbid(unsafe_code)]
 

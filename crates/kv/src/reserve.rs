@@ -10,8 +10,7 @@
 //!
 //! Invariants
 //! - A batch that began with a full reserve takes at most half of it. The other half is for replaying acknowledged
-//!   writes,
-//!   and for removals.
+//!   writes, and for removals.
 //! - The reserve holds no data: if it is missing or was truncated by a crash, only its space is lost.
 //!
 //! On file systems that cannot preallocate (`EOPNOTSUPP`, fallocate(2)) there is no reserve, and on those that copy

@@ -9,11 +9,9 @@
 //!
 //! Invariants
 //! - An object becomes visible in the transaction that also adds it to the caller's lease. The stores below this
-//!   crate do not
-//!   know leases, labels or namespaces.
+//!   crate do not know leases, labels or namespaces.
 //! - Records are removed first, bytes later: `delete` and `remove` delete a record; [`Metadata::collect`] removes
-//!   objects
-//!   without a record in any namespace from the stores below.
+//!   objects without a record in any namespace from the stores below.
 //! - Events are published when their change is on disk, in the order of the changes.
 //!
 //! Handles such as [`Images`] are cheap to make: one per call is fine. All calls block, except those that return a

@@ -8,8 +8,7 @@
 //! Invariants
 //! - An answer comes from a read that began after the call.
 //! - An unresponsive disk blocks at most one thread, however many callers there are. The thread is detached: shutting
-//!   down
-//!   an executor would wait for its own threads.
+//!   down an executor would wait for its own threads.
 
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};

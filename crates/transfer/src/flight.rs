@@ -8,13 +8,11 @@
 //! Invariants
 //! - One flight per digest, whatever the namespace: namespaces share the blob that the first pull fetches.
 //! - A waiting pull holds nothing that another one needs, and is woken by the end of the flight before its own, in
-//!   the order
-//!   of arrival. A cancelled pull leaves, and the next one resumes from its bytes.
+//!   the order of arrival. A cancelled pull leaves, and the next one resumes from its bytes.
 //! - A pull whose host sends little of a layer leaves too, for others that may be faster, and boards again behind
 //!   them.
 //! - A document is small enough to be fetched twice: a pull that has waited for one for a while fetches it beside the
-//!   flight,
-//!   which a malicious host may be delaying.
+//!   flight, which a malicious host may be delaying.
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
