@@ -598,8 +598,8 @@ impl Tree {
     }
 
     /// Resolves a path to a directory, through symlinks that stay inside the root: its ancestors, the root first, and
-    /// the directory itself last. If it does not exist, it is created with `make`, else `None`. With `make`,
-    /// `FailedPrecondition` if a name on the way is no directory.
+    /// the directory itself last. With `make`, creates missing directories, and fails with `FailedPrecondition` if a
+    /// name on the way is no directory. Without it, returns `None` in both cases.
     fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<Vec<Id>>> {
         // The directories so far, and the names that are left, the next one last.
         let mut way = vec![ROOT];

@@ -3,7 +3,6 @@
 //! A mask is a list of paths; `labels` replaces the map, `labels.<key>` one entry of it, where the key is all that
 //! follows the first dot. Each record defines what an empty list replaces. An entry that is missing or empty in the
 //! update is deleted.
-//! itself. An entry that is missing or has an empty value in the update is deleted.
 
 use std::collections::BTreeMap;
 

@@ -506,7 +506,8 @@ impl Change<'_, '_> {
         self.notices.extend(expiry.map(Notice::Expires));
     }
 
-    /// The collector's own changes must not trigger a collection.
+    /// Drops the notices that would trigger a collection, since the change is the collector's own. Keeps
+    /// [`Notice::Settled`].
     pub(crate) fn drop_notices(&mut self) {
         self.notices.retain(|notice| *notice == Notice::Settled);
     }

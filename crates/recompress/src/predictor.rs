@@ -23,7 +23,7 @@ const SHORT_DISTANCE_MAX: u32 = 4096;
 /// Most positions among which [`Predictor::rank`] searches.
 const PLACES_MAX: u32 = 512;
 
-/// The parameters of a compressor, named as in zlib's `configuration_table`.
+/// The parameters of a compressor; `good`, `lazy` and `nice` are those of zlib's `configuration_table`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Habits {
     /// Bytes that are hashed, and so the length of the shortest match that is found.

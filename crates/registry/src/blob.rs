@@ -342,8 +342,8 @@ impl BlobStream {
     fn read_ahead(&mut self) {
         while self.readers.try_join_next().is_some() {}
         if std::mem::take(&mut self.comes_in_parts) {
-            // Only now, with the first answer: a stream that waits for its host must not hold permits that others
-            // need.
+            // Only now, as the stream is read: one that waits for its host, or that nobody reads, must not hold
+            // permits that others need.
             self.permits.extend((0..PARTS_AHEAD).map_while(|_| PARTS.try_acquire().ok()));
         }
         while self.ahead.len() < self.permits.len() && self.next_at < self.descriptor.size {

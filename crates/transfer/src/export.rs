@@ -53,7 +53,7 @@ impl From<Platforms> for ExportOptions {
     }
 }
 
-/// Writes images into one archive. `NotFound` if the store lacks a blob of them.
+/// Writes images into one archive. `NotFound` if the store lacks a blob that must be in it.
 pub fn export(
     metadata: &Metadata,
     caller: &Caller,

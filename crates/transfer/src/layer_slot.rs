@@ -210,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// Stands for other pulls that wait for the layer.
+    /// No other pull waits for the layer.
     const NOBODY: fn(bool) -> bool = |_| false;
 
     fn slots(count: usize) -> &'static LayerSlots {

@@ -15,8 +15,7 @@
 //! Invariants
 //! - Nothing becomes visible before its digest was verified: neither blobs nor trees.
 //! - The leftovers of a failed workflow are held by its lease and are collected when that expires; a partial blob is
-//!   resumed
-//!   where it ended.
+//!   resumed where it ended.
 //! - A blob that several pulls need at once is fetched by one of them.
 //! - Stores block, so they are called on threads of their own, behind bounded channels.
 #![forbid(unsafe_code)]
@@ -162,7 +161,7 @@ pub type Report = mpsc::Sender<Progress>;
 
 fn tell(report: Option<&Report>, progress: Progress) {
     if let Some(report) = report {
-        // Dropped if the receiver is too slow: newer progress replaces it.
+        // Dropped if the receiver is too slow or gone: late progress is worth nothing.
         let _ = report.try_send(progress);
     }
 }

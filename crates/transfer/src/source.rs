@@ -2,8 +2,8 @@
 //! that have the blob, separated by commas, as containerd and its clients write and read it. A push to the same host
 //! asks the registry to mount the blob from there instead of uploading it.
 //!
-//! HOST has no port, so a label alone cannot lead to a registry on a port other than 443: the names of images supply
-//! it. Labels of earlier versions of Hoist include the port, and are read as well.
+//! HOST has no port, so a label alone cannot lead to a registry on a port other than the default: the names of images
+//! supply it. Labels of earlier versions of Hoist include the port, and are read as well.
 
 use std::collections::BTreeSet;
 

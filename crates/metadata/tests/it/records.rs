@@ -80,7 +80,7 @@ fn images_refused_by_the_gate_are_not_recorded() {
     let closed = image(fixture::CLOSED, &Digest::of(b"m"), labels(&[]));
     assert_eq!(kind(images.create(closed.clone(), None)), ErrorKind::PermissionDenied);
     assert_eq!(kind(images.get(&closed.name)), ErrorKind::NotFound);
-    // `AlreadyExists` comes before the gate's refusal.
+    // An image that does not exist is `NotFound`, before the gate is asked.
     for mask in [&[][..], &["target"], &["labels.a"]] {
         assert_eq!(kind(images.update(&closed, &paths(mask), None)), ErrorKind::NotFound, "{mask:?}");
     }

@@ -777,7 +777,7 @@ fn groups_and_capabilities_of_the_caller_stay_outside() {
     assert_eq!(run(&mut command).ok().text(), "1000\nCapInh:\t0000000000000000");
 }
 
-/// CVE-2014-3499 and others: keys of the caller's session keyring.
+/// Like CVE-2014-3499: keys of the caller's session keyring.
 #[test]
 fn the_session_keyring_is_the_containers_own() {
     let runtime = Runtime::ours();

@@ -1,5 +1,5 @@
-//! Flags of runc's without a test elsewhere: Hoist knows each flag of Debian's runc, with or without a value; and `run
-//! --keep`, `kill --all`.
+//! Flags of runc's without a test elsewhere: Hoist knows each flag of Debian's runc, and whether it takes a value; and
+//! `run --keep` and `kill --all`.
 
 use std::fs;
 use std::process::Stdio;

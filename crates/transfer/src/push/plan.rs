@@ -142,7 +142,7 @@ pub(super) struct Document {
     pub(super) bytes: Bytes,
 }
 
-/// The part of a document's descendants that is pushed.
+/// What is pushed of a document and its descendants.
 #[derive(Default)]
 struct Visited {
     below: Vec<Arc<Visited>>,
@@ -226,7 +226,7 @@ impl Planner<'_> {
         for (at, entry) in index.manifests.iter().enumerate() {
             match self.visit_entry(entry, &choice, depth)? {
                 Some(below) => kept.push(Kept { at, entry, counts: choice.counts(entry), below }),
-                // Its image is missing too, and reported.
+                // It only describes an image, which is reported itself if it is missing.
                 None if is_document(entry) && is_attestation(entry) => {}
                 None => left_out.push(shown(entry)),
             }

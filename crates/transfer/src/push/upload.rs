@@ -179,7 +179,7 @@ impl Stores {
 
 fn tell(report: Option<&mpsc::Sender<PushProgress>>, progress: PushProgress) {
     if let Some(report) = report {
-        // Dropped if the receiver is too slow: newer progress replaces it.
+        // Dropped if the receiver is too slow or gone: late progress is worth nothing.
         let _ = report.try_send(progress);
     }
 }

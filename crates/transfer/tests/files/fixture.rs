@@ -17,7 +17,7 @@ pub(crate) struct Fixture {
     pub(crate) dir: tempfile::TempDir,
 }
 
-/// Stores with a snapshotter that needs no mounts.
+/// The name of a snapshotter that needs no mounts.
 pub(crate) const SNAPSHOTTER: &str = Native::NAME;
 
 impl Fixture {

@@ -18,8 +18,8 @@ struct Traced {
     first: Vec<String>,
     /// Of all that make, start, enter, signal and delete it.
     others: Vec<String>,
-    /// Of those, the calls of the intermediate process that enters, and of the process that it brings in, until that executes
-    /// the program.
+    /// Of those, the calls of the intermediate process that enters, and of the process that it brings in, until that
+    /// executes the program.
     entering: [Vec<String>; 2],
 }
 
