@@ -19,7 +19,7 @@ use crate::typed::{ask, on};
 
 fn prepare_tree(daemon: &Daemon, id: &str) {
     on(daemon, async |channel| {
-        // As during a creation: the lease expires later.
+        // As during a creation: the snapshot does not expire yet.
         let end = "2100-01-01T00:00:00Z";
         let labels =
             [("hoist.engine/container", id), ("hoist.engine/expire", end), ("containerd.io/gc.expire", end)];

@@ -47,7 +47,7 @@ fn a_log_is_followed_to_the_end_of_its_container() {
     for (following, which) in [(all, "all"), (last, "last")] {
         assert_eq!(following.rest(), ("three\nfour\n".to_owned(), Some(0)), "{which}");
     }
-    // It may have begun to follow after the first line, or after both.
+    // It may have begun to follow before the two lines, between them, or after both.
     let first = later.next();
     assert!(["three\n", "four\n", ""].contains(&first.as_str()), "{first}");
     assert_eq!(later.rest().1, Some(0));

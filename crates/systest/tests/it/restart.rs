@@ -141,7 +141,7 @@ fn a_shim_that_no_task_knows_is_found_and_ended() {
     let mimicry =
         ["-namespace", "default", "-address", &address, "-id", "none", "-socket", "/run/none", "serve"];
     daemon.hoist(words.iter().chain(&mimicry)).ok();
-    // Without the note, the next daemon removes the bundle.
+    // As if the note had never been written: without it, the next daemon removes the bundle.
     daemon.kill();
     std::fs::remove_file(bundle.join("bootstrap.json")).expect("the bundle is there");
     daemon.start_again();

@@ -383,7 +383,7 @@ fn an_exec_of_a_named_runtime_that_gets_lost_leaves_nothing() {
     task.end();
 }
 
-/// The killed worker had begun to execute the exec's program, which would run on.
+/// The exec's process waits for its program's file when its start is killed, and would run it later.
 #[test]
 fn an_exec_that_gets_lost_leaves_nothing() {
     if !is_root("a container") {
@@ -643,7 +643,8 @@ fn stage(pid: Pid) -> char {
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("a state")
 }
 
-/// The client may have died, so its call is carried out in the end, and can be ended before.
+/// The client that should read may have died, which the shim cannot know: its call is carried out in the end, and can
+/// be ended before.
 #[test]
 fn a_reader_that_never_comes_holds_up_its_own_container_alone() {
     if !is_root("containers") {
@@ -878,7 +879,7 @@ fn abandoned_waits_leave_room_for_other_calls() {
     let mut stream = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
     let mut client = ttrpc::Client::new();
 
-    // A call with a timeout is dropped when the timeout is over.
+    // A wait with a timeout is answered when that is over, and leaves room for another.
     for timeout_nano in [-1, 1, 50_000_000] {
         send(&mut client, &mut stream, &wait(timeout_nano));
         let late = next_answer(&mut client, &mut stream).unwrap_err();
@@ -903,7 +904,7 @@ fn abandoned_waits_leave_room_for_other_calls() {
     task.end();
 }
 
-/// A later process with the same id must not get the old process's exit.
+/// The wait fails with `NotFound`, and the id can be used again.
 #[test]
 fn who_waits_for_a_process_that_is_deleted_before_its_start_is_told() {
     if !is_root("a container") {
