@@ -3,9 +3,8 @@
 //!
 //! ```text
 //! pull                     all of these
-//! pull-50 pull-240 pull-1000   images of so many compressed MB: of few large files and of 100,000 small ones, in gzip
-//! and
-//!                          in zstd
+//! pull-50 pull-240 pull-1000   images of so many compressed MB: of few large files and of 100,000 small ones, in
+//!                          gzip and in zstd
 //! pull-parts               240 MB of few large files, in many gzip members and zstd frames, inflated in parallel
 //! ```
 //!
