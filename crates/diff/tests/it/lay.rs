@@ -72,9 +72,10 @@ fn laying_down_replaces_no_directory_by_a_file_nor_the_reverse() {
     fs::create_dir(dir.path().join("d")).unwrap();
     fs::write(dir.path().join("d/kept"), "kept").unwrap();
     fs::write(dir.path().join("f"), "kept").unwrap();
-    for (bytes, why) in
-        [(entry("d", b'0', "", b"x"), "what is no directory"), (entry("f", b'5', "", b""), "a directory")]
-    {
+    for (bytes, why) in [
+        (entry("d", b'0', "", b"x"), "can only be replaced by a directory"),
+        (entry("f", b'5', "", b""), "a directory"),
+    ] {
         let error = lay(dir.path(), "", Owners::Archive, &bytes).unwrap_err();
         assert!(error.is(ErrorKind::InvalidArgument) && error.chain().contains(why), "{error:?}");
     }
