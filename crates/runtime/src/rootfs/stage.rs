@@ -45,8 +45,6 @@ impl MountStage {
         let words = Options { data: vec!["mode=755".to_owned()], ..Options::default() };
         let stage = mount::new_filesystem("tmpfs", "tmpfs", &words)?;
         mount::attach(stage.as_fd(), place.as_fd())?;
-        // A root that contains `place` is a recursive bind mount, which must not show the trees a second time.
-        mount::set_propagation(stage.as_fd(), Propagation::Unbindable, false)?;
         let stage = beneath::Root::from_fd(stage, &self.place);
         for (number, tree) in self.trees.iter().enumerate() {
             let name = number.to_string();

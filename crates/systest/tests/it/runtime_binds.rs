@@ -300,25 +300,6 @@ fn what_a_source_has_is_locked_in_a_user_namespace() {
     assert_eq!(kept, ["ro,nosuid,noexec,noatime", "ro,noexec,noatime"]);
 }
 
-#[test]
-fn a_root_that_contains_the_state_directory_does_not_show_staged_mounts() {
-    let shown = open_dir();
-    let runtime = Runtime::ours();
-    let bundle = bundle(|spec| {
-        map_users(spec, &[(0, 100_000, 65_536)]);
-        spec["root"] = json!({"path": "/", "readonly": true});
-        script(spec, "cat /proc/self/mountinfo");
-        add_mount(
-            spec,
-            json!({"destination": "/mnt", "type": "bind", "source": shown.path(), "options": ["rbind", "ro"]}),
-        );
-    });
-    let (path, id) = (bundle.path().display().to_string(), runtime.id("staged"));
-    let done = runtime.run(&["run", "--bundle", &path, &id]);
-    assert!(done.stdout.contains(" /mnt ro"), "{done}");
-    assert!(!done.stdout.contains(&format!("/{id}")), "{done}");
-}
-
 /// Also where the child may not look itself, where owners are mapped, and where other mounts lie below one that is bound
 /// alone: of these it has no mount in its own copy of the host's that it could bind.
 #[test]
