@@ -9,6 +9,9 @@
 //! parent: clones trees ─▶ intermediate: new mount namespace, staged as 0, 1, … ─ clone ─▶ child: clones 0, 1, …
 //! ```
 //!
+//! A container whose root is the host's `/` has the stage in it, without the options that the spec gives the mounts: an
+//! unbindable mount cannot be left out of a recursive bind mount once the kernel has locked it.
+//!
 //! The stage is the working directory of the intermediate process, and so of the child, which might not be allowed to
 //! reach it by path.
 

@@ -532,7 +532,7 @@ fn a_worker_that_is_killed_alone_takes_along_what_it_waited_for() {
         let creation = scope.spawn(|| task.call::<CreateTaskResponse>("Create", &container.request));
         waiter.is_there();
         kill_process(waiter.worker(), Signal::KILL).expect("the worker lives");
-        assert!(creation.join().unwrap().unwrap_err().chain().contains("gone"));
+        assert!(creation.join().unwrap().unwrap_err().chain().contains("worker process of the shim died"));
     });
     waiter.goes();
     assert!(!host.bundle("alone").join("runtime/alone").exists(), "its state is gone");
