@@ -377,9 +377,12 @@ fn a_copy_that_is_broken_off_ends_in_the_daemon_too() {
     for (from, to) in [("runs:/usr", "-"), ("-", "runs:/"), ("made:/usr", "-"), ("-", "made:/")] {
         let mut copy = daemon.command(["cp", from, to]);
         let mut copy = copy.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("hoist starts");
+        // `wait` would close it, and the end of an archive may be noticed before the signal.
+        let input = copy.stdin.take();
         eventually("the daemon is at it", || (open() > 0).then_some(()));
         kill_process(Pid::from_child(&copy), Signal::INT).expect("a child of ours");
         assert_eq!(copy.wait().expect("a child of ours").code(), Some(130), "{from} {to}");
+        drop(input);
         eventually("the daemon has ended it", || (open() == 0).then_some(()));
     }
     daemon.hoist(["start", "made"]).ok();
