@@ -8,9 +8,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use sha2::Digest as _;
 
 use crate::{Error, Result};
+
+mod sha;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
@@ -126,39 +127,22 @@ impl fmt::Debug for Digest {
 
 /// Computes a [`Digest`] of a stream of bytes.
 #[derive(Clone)]
-pub struct Hasher(State);
-
-#[derive(Clone)]
-enum State {
-    Sha256(sha2::Sha256),
-    Sha384(sha2::Sha384),
-    Sha512(sha2::Sha512),
+pub struct Hasher {
+    algorithm: Algorithm,
+    state: sha::State,
 }
 
 impl Hasher {
     pub fn new(algorithm: Algorithm) -> Hasher {
-        Hasher(match algorithm {
-            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
-            Algorithm::Sha384 => State::Sha384(sha2::Sha384::new()),
-            Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
-        })
+        Hasher { algorithm, state: sha::State::new(algorithm) }
     }
 
     pub fn update(&mut self, bytes: &[u8]) {
-        match &mut self.0 {
-            State::Sha256(state) => state.update(bytes),
-            State::Sha384(state) => state.update(bytes),
-            State::Sha512(state) => state.update(bytes),
-        }
+        self.state.update(bytes);
     }
 
     pub fn finish(self) -> Digest {
-        let (algorithm, hex) = match self.0 {
-            State::Sha256(state) => (Algorithm::Sha256, hex(&state.finalize())),
-            State::Sha384(state) => (Algorithm::Sha384, hex(&state.finalize())),
-            State::Sha512(state) => (Algorithm::Sha512, hex(&state.finalize())),
-        };
-        Digest { algorithm, hex }
+        Digest { algorithm: self.algorithm, hex: hex(self.state.finish().as_ref()) }
     }
 }
 
@@ -178,6 +162,33 @@ mod tests {
         assert_eq!(Digest::of(b"").to_string(), expected);
         assert_eq!(expected.parse::<Digest>().unwrap(), Digest::of(b""));
         assert_eq!(Digest::from_sha256(&[0xa5; 32]).to_string(), format!("sha256:{}", "a5".repeat(32)));
+    }
+
+    /// The examples "abc" of FIPS 180-4.
+    #[test]
+    fn each_algorithm_has_the_digest_of_its_standard() {
+        let of = |algorithm| {
+            let mut hasher = Hasher::new(algorithm);
+            hasher.update(b"a");
+            let mut other = hasher.clone();
+            hasher.update(b"bc");
+            other.update(b"BC");
+            assert_ne!(other.finish(), hasher.clone().finish(), "a copy goes its own way");
+            hasher.finish().to_string()
+        };
+        assert_eq!(
+            of(Algorithm::Sha256),
+            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!(
+            of(Algorithm::Sha384),
+            "sha384:cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed8086072ba1e7cc2358baeca134c825a7"
+        );
+        assert_eq!(
+            of(Algorithm::Sha512),
+            "sha512:ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd\
+             454d4423643ce80e2a9ac94fa54ca49f"
+        );
     }
 
     #[test]
