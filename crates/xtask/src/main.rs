@@ -147,8 +147,10 @@ fn test(filter: &[String]) -> Outcome {
             tests.arg("--workspace");
         }
         if !testing::names_targets(words) {
-            // Without documentation tests: there are none, and the search for them takes a minute.
-            tests.arg("--all-targets");
+            // Without documentation tests: there are none, and the search for them takes a minute. `--all-targets` would
+            // compile each program once more, as a test program, if it has no tests either, and for `hoist` without
+            // optimizations all that is in it.
+            tests.arg("--tests");
         }
         tests.arg("--no-fail-fast").args(words).env("HOIST_BIN", &hoist);
         tests

@@ -106,7 +106,7 @@ pub(crate) fn alone<'a>(selection: &[&'a str], tests: &[&'a str]) -> Vec<&'a str
     [selection, &["--", "--exact", "--test-threads=1"], tests].concat()
 }
 
-/// Whether arguments of `cargo test` select targets. With `--all-targets` beside them, cargo would test all.
+/// Whether arguments of `cargo test` select targets. With `--tests` beside them, cargo would test all.
 pub(crate) fn names_targets(words: &[&str]) -> bool {
     let is_target = |word: &&str| {
         let name = word.strip_prefix("--").map(|flag| flag.split('=').next().unwrap_or(flag));
