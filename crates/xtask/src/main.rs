@@ -155,18 +155,30 @@ fn test(filter: &[String]) -> Outcome {
         tests.arg("--no-fail-fast").args(words).env("HOIST_BIN", &hoist);
         tests
     };
-    let words: Vec<&str> = filter.iter().map(String::as_str).collect();
-    let selected = testing::selection(&words);
-    let again = |failed: &[&str]| tests(&testing::alone(&selected, failed));
-    let mut flaky = testing::run("run the tests", &mut tests(&words), again)?;
-    if filter.is_empty() {
-        let more =
-            test_directories(&hoist).map_err(|error| format!("{error}; before: {}", flaky.verdict()))?;
-        flaky = flaky.and(more);
+    if !filter.is_empty() {
+        let words: Vec<&str> = filter.iter().map(String::as_str).collect();
+        let selected = testing::selection(&words);
+        let again = |failed: &[&str]| tests(&testing::alone(&selected, failed));
+        let flaky = testing::run("run the tests", &mut [("run the tests", tests(&words))], again)?;
+        println!("\n==== {}", flaky.verdict());
+        return Ok(());
     }
-    println!("\n==== {}", flaky.verdict());
+    // Before any runs, so that none waits for the other's build.
+    step("build the tests", &mut tests(&["--no-run"]))?;
+    let mut side_by_side = [
+        ("run the tests in guests", tests(&["--test", "it", "--", GUESTS, "--test-threads=1"])),
+        ("run the tests on this host", tests(&["--", "--skip", GUESTS])),
+    ];
+    let again = |failed: &[&str]| tests(&testing::alone(&[], failed));
+    let flaky = testing::run("run the tests", &mut side_by_side, again)?;
+    let more = test_directories(&hoist).map_err(|error| format!("{error}; before: {}", flaky.verdict()))?;
+    println!("\n==== {}", flaky.and(more).verdict());
     Ok(())
 }
+
+/// The module of system tests that run in virtual machines, one after another. Each takes minutes. Among the others they
+/// would take all threads of their program, of which one runs a test and the rest wait for it.
+const GUESTS: &str = "guest::";
 
 /// Modules of system tests that depend on the storage format of layers.
 const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "copy::", "lifecycle::", "gc::", "volumes::"];
@@ -184,7 +196,7 @@ fn test_directories(hoist: &Path) -> Outcome<testing::Flaky> {
     // anew.
     let selected = ["--workspace", "--test", "it"];
     let words = [&selected[..], &["--"], ABOUT_LAYERS].concat();
-    testing::run(what, &mut tests(&words), |failed| tests(&testing::alone(&selected, failed)))
+    testing::run(what, &mut [(what, tests(&words))], |failed| tests(&testing::alone(&selected, failed)))
 }
 
 fn check() -> Outcome {

@@ -5,6 +5,8 @@
 //!            └▶ failures ─▶ if few: run once more, alone ─▶ all failures again at the end, with their output
 //! ```
 //!
+//! Several commands may run side by side. Their lines come as they are printed, and each has a report of its own.
+//!
 //! A run of all tests prints thousands of lines; the summary at the end has the few that matter. A test that fails
 //! among the others and passes alone has found a race, in itself or in the code under test: the summary names it as
 //! flaky, and the run goes on. Tests are not retried if a test program died before it listed its failures.
@@ -12,6 +14,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use stdx::Mutex;
@@ -71,9 +74,14 @@ impl Flaky {
     }
 }
 
-/// Runs tests to their end. `again` returns the command that runs the named tests alone.
-pub(crate) fn run(what: &str, tests: &mut Command, again: impl FnOnce(&[&str]) -> Command) -> Outcome<Flaky> {
-    let (succeeded, report) = watch(what, tests)?;
+/// Runs commands that run tests, each with its name, side by side to their end. `again` returns the command that runs the
+/// named tests alone.
+pub(crate) fn run(
+    what: &str,
+    tests: &mut [(&str, Command)],
+    again: impl FnOnce(&[&str]) -> Command,
+) -> Outcome<Flaky> {
+    let (succeeded, report) = watch_all(tests)?;
     if succeeded {
         return Ok(Flaky::default());
     }
@@ -142,6 +150,22 @@ pub(crate) fn selection<'a>(words: &[&'a str]) -> Vec<&'a str> {
     selected
 }
 
+/// Runs commands side by side, as [`watch`] runs each. Returns whether all succeeded, and one report of all.
+fn watch_all(tests: &mut [(&str, Command)]) -> Outcome<(bool, Report)> {
+    let watched: Vec<Outcome<(bool, Report)>> = thread::scope(|scope| {
+        let watching: Vec<_> =
+            tests.iter_mut().map(|(what, command)| scope.spawn(move || watch(what, command))).collect();
+        watching.into_iter().map(|watching| watching.join().expect("it does not panic")).collect()
+    });
+    let (mut all_succeeded, mut all) = (true, Report::default());
+    for one in watched {
+        let (succeeded, report) = one?;
+        all_succeeded &= succeeded;
+        all.add(report);
+    }
+    Ok((all_succeeded, all))
+}
+
 /// Runs a command and passes its output through. Returns whether it succeeded, and the report parsed from the output.
 fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
     let begun = Instant::now();
@@ -153,7 +177,7 @@ fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
     let report = Arc::new(Mutex::new(Report::default()));
     let (ended, end) = mpsc::channel();
     let reader = Arc::clone(&report);
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n') {
             let Ok(line) = line else { break };
             let line = String::from_utf8_lossy(&line);
@@ -199,6 +223,14 @@ impl Report {
     /// Whether every program that started also printed its summary.
     fn is_whole(&self) -> bool {
         self.begun == self.ended
+    }
+
+    fn add(&mut self, more: Report) {
+        self.failed.extend(more.failed);
+        self.outputs.extend(more.outputs);
+        self.passed += more.passed;
+        self.begun += more.begun;
+        self.ended += more.ended;
     }
 
     fn read(&mut self, line: &str) {
@@ -279,7 +311,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
     #[test]
     fn few_failures_are_retried_and_count_if_they_stay() {
         let again = |text: &str, code: u8| {
-            run("tests", &mut prints(FAILED, 101), |names| {
+            run("tests", &mut [("tests", prints(FAILED, 101))], |names| {
                 assert_eq!(names, ["a::breaks", "b::is_silent"]);
                 prints(text, code)
             })
@@ -294,7 +326,8 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
         );
         assert_eq!(again(FAILED, 101), stay);
         assert_eq!(again(&passed(1), 0), stay, "one of them did not run");
-        assert_eq!(run("tests", &mut prints("", 0), |_| unreachable!("none failed")), Ok(Flaky::default()));
+        let passes = || ("tests", prints("", 0));
+        assert_eq!(run("tests", &mut [passes()], |_| unreachable!("none failed")), Ok(Flaky::default()));
     }
 
     #[test]
@@ -321,13 +354,36 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
     #[test]
     fn many_failures_or_a_crash_are_not_retried() {
         let never = |text: &str| {
-            run("tests", &mut prints(text, 101), |_| unreachable!("not again")).expect_err("they failed")
+            let mut tests = [("tests", prints(text, 101))];
+            run("tests", &mut tests, |_| unreachable!("not again")).expect_err("they failed")
         };
         assert_eq!(never(""), "tests: failed: see above", "it does not compile");
         never(&FAILED.repeat(2));
         for text in [DIED.to_owned() + FAILED, FAILED.to_owned() + DIED] {
             assert_eq!(never(&text), "tests: failed: a::breaks b::is_silent (and a test program died)");
         }
+    }
+
+    #[test]
+    fn commands_run_side_by_side_and_are_reported_together() {
+        let (told, tell) = std::io::pipe().unwrap();
+        let script = |script: &str| {
+            let mut command = Command::new("timeout");
+            command.args(["60", "sh", "-c", script]);
+            command
+        };
+        // The first waits for the second.
+        let mut waits = script(&format!("head -n 1 && printf '%s' '{FAILED}' && exit 101"));
+        let mut tells = script(&format!("echo begun >&2; printf '%s' '{}'", passed(4)));
+        waits.stdin(told);
+        tells.stderr(tell);
+        let (succeeded, report) = watch_all(&mut [("one", waits), ("another", tells)]).unwrap();
+        assert!(!succeeded && report.is_whole());
+        assert_eq!(report.passed, 5);
+        assert_eq!(report.failed, ["a::breaks", "b::is_silent"]);
+        let (succeeded, report) =
+            watch_all(&mut [("one", prints(DIED, 101)), ("another", prints(&passed(4), 0))]).unwrap();
+        assert!(!succeeded && !report.is_whole());
     }
 
     #[test]
