@@ -7,11 +7,13 @@
 //! Layouts are kept under `target/testkit/images`, named by what they are made of: the second run
 //! of the tests finds them there.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use stdx::Mutex;
 
@@ -208,10 +210,12 @@ fn dir() -> PathBuf {
 /// The directory `name` below `kept`. If it is missing, `make` fills it: it gets the directory's temporary path and a
 /// scratch directory.
 pub(crate) fn once(kept: &Path, name: &str, make: impl FnOnce(&Path, &Path)) -> PathBuf {
-    // Tests of one program run in threads: the first makes the directory, the others wait for it.
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _making = MAKING.lock();
+    // Tests of one program run in threads: the first makes the directory, others that need the same one wait for it. Each
+    // has a lock of its own, since some take minutes.
+    static LOCKS: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
     let finished = kept.join(name);
+    let lock = Arc::clone(LOCKS.lock().entry(finished.clone()).or_default());
+    let _locked = lock.lock();
     if finished.is_dir() {
         return finished;
     }
