@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -223,8 +224,22 @@ impl Recording {
                 content[*at..at + bytes.len()].copy_from_slice(bytes);
             }
         }
-        fs::write(to, content).expect("room for a disk");
+        write_sparse(&content, to).expect("room for a disk");
     }
+}
+
+/// Writes a file with holes where the bytes are zeros, as most of a disk are. With all of them in the page cache, the
+/// first flush of whoever mounts the file would wait until they are written out.
+fn write_sparse(bytes: &[u8], to: &Path) -> io::Result<()> {
+    static HOLE: [u8; 4096] = [0; 4096];
+    let file = File::create(to)?;
+    file.set_len(bytes.len() as u64)?;
+    for (number, block) in bytes.chunks(HOLE.len()).enumerate() {
+        if *block != HOLE[..block.len()] {
+            file.write_all_at(block, (number * HOLE.len()) as u64)?;
+        }
+    }
+    Ok(())
 }
 
 /// Drops the page cache of a file. Pages that another process has mapped stay.
