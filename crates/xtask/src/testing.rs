@@ -168,6 +168,11 @@ fn watch_all(tests: &mut [(&str, Command)]) -> Outcome<(bool, Report)> {
 
 /// Runs a command and passes its output through. Returns whether it succeeded, and the report parsed from the output.
 fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
+    watch_for(what, command, OUTPUT_WAIT_MAX)
+}
+
+/// As [`watch`], with the longest that output is read after the end.
+fn watch_for(what: &str, command: &mut Command, output_wait_max: Duration) -> Outcome<(bool, Report)> {
     let begun = Instant::now();
     let mut child = command
         .stdout(Stdio::piped())
@@ -188,7 +193,7 @@ fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
         let _ = ended.send(());
     });
     let status = child.wait().map_err(|error| format!("{what}: {error}"))?;
-    let _ = end.recv_timeout(OUTPUT_WAIT_MAX);
+    let _ = end.recv_timeout(output_wait_max);
     tell_time(what, begun);
     let report = std::mem::take(&mut *report.lock());
     Ok((status.success(), report))
@@ -390,7 +395,7 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
     fn output_held_open_by_a_leftover_process_is_not_waited_for() {
         let mut leaves = Command::new("sh");
         leaves.args(["-c", &format!("printf '%s' '{}'; sleep 600 2>/dev/null & echo $!; exit 0", passed(1))]);
-        let (succeeded, report) = watch("tests", &mut leaves).unwrap();
+        let (succeeded, report) = watch_for("tests", &mut leaves, Duration::from_secs(1)).unwrap();
         assert!(succeeded && report.passed == 1);
     }
 }
