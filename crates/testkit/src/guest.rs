@@ -171,6 +171,7 @@ impl GuestKind {
     fn memory_mib(self) -> &'static str {
         match self {
             GuestKind::Furnished => "6144",
+            GuestKind::Younger => "3072",
             _ => "2048",
         }
     }

@@ -183,10 +183,10 @@ fn a_host_with_rdma_limits_it() {
 }
 
 /// There layers are archives that are mounted, which the kernel of the others cannot, and fs-verity, which the host may
-/// not have.
+/// not have. And processors that have nothing to do but help a pull.
 #[test]
-fn a_kernel_that_watches_over_files_watches_over_layers() {
-    pass_in(GuestKind::Younger, &["verity::"]);
+fn a_younger_kernel_watches_over_layers_and_helps_pulls() {
+    pass_in(GuestKind::Younger, &["verity::", "memory::a_pull_that_is_helped_takes_bounded_memory"]);
 }
 
 /// Minutes on an emulated processor, and so by choice alone. What it is at is printed as it goes.
@@ -197,12 +197,6 @@ fn a_kernel_that_watches_over_files_does_so_after_a_power_cut() {
         return;
     }
     pass(GuestKind::Younger, &["--nocapture", "power::watched::"]);
-}
-
-/// And processors that have nothing to do but help.
-#[test]
-fn helpers_of_a_pull_share_its_bounded_memory() {
-    pass_in(GuestKind::Younger, &["memory::a_pull_that_is_helped_takes_bounded_memory"]);
 }
 
 /// What somebody asks for instead of what runs in CI.
