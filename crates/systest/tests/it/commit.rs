@@ -217,7 +217,7 @@ fn a_daemon_that_dies_while_it_copies_leaves_nothing_paused() {
 fn images_that_are_made_at_once_each_show_a_container_that_stood_still() {
     let (daemon, image) = daemon();
     // So much data that the copies overlap in any order.
-    let program = "dd if=/dev/urandom of=/data/large bs=1M count=250 2>/dev/null; echo ready; i=0; \
+    let program = "dd if=/dev/urandom of=/data/large bs=1M count=100 2>/dev/null; echo ready; i=0; \
                    while :; do i=$((i+1)); for f in 0 1 2 3 z0 z1 z2 z3; do echo $i > /data/$f; done; done";
     daemon.hoist(["run", "-d", "--name", "busy", &image, "sh", "-c", program]).ok();
     testkit::eventually("the file is there", || {
