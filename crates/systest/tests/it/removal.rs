@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tempfile::TempDir;
 use testkit::layout::{archive_of, tar_entry};
 use testkit::{Daemon, Layout, eventually};
 use types::Digest;
@@ -20,8 +21,8 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// A busy machine may slow down one or two removals, but not all.
 const TRIES: usize = 3;
 
-/// 100,000 files and a large one.
-fn load(daemon: &Daemon) {
+/// The archive of an image of 100,000 files and a large one.
+fn archive(to: &Path) {
     let layout = Layout::new();
     let files = |layer: usize| {
         let file = |file: usize| tar_entry(&format!("{layer}/{}/{file}", file / 100), b'0', "", &[]);
@@ -33,9 +34,7 @@ fn load(daemon: &Daemon) {
     let blobs: Vec<_> = layers.iter().map(|layer| layout.blob(media_type::OCI_LAYER, layer)).collect();
     let config = json!({"config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}});
     layout.tag(&layout.image_of_blobs(&blobs, &config), NAME);
-    let archive = daemon.dir().join("image.tar");
-    layout.archive(&archive);
-    daemon.load(&archive);
+    layout.archive(to);
 }
 
 fn is_empty(directory: &Path) -> bool {
@@ -44,11 +43,14 @@ fn is_empty(directory: &Path) -> bool {
 
 #[test]
 fn removing_many_files_and_large_ones_is_quick_and_all_of_it_goes() {
+    let dir = TempDir::with_prefix_in("hoist-removal-", "/var/tmp").expect("a temporary directory");
+    let image = dir.path().join("image.tar");
+    archive(&image);
     for form in ["archives", "directories"] {
         let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
         let mut waits: Vec<Duration> = Vec::new();
         while waits.len() < TRIES && waits.iter().all(|waited| *waited >= WAIT_MAX) {
-            load(&daemon);
+            daemon.load(&image);
             let begun = Instant::now();
             daemon.hoist(["rmi", NAME]).ok();
             daemon.hoist(["system", "prune", "--force"]).ok();
