@@ -44,6 +44,24 @@ use side::{Hoist, Side};
 #[global_allocator]
 static HEAP: DenseHeap = DenseHeap;
 
+/// The benchmarks of which one command runs several.
+const TOGETHER: [&str; 14] = [
+    "run",
+    "layers",
+    "exec",
+    "rate",
+    "memory",
+    "records",
+    "lists",
+    "pull",
+    "pull-50",
+    "pull-240",
+    "pull-1000",
+    "pull-parts",
+    "throttled",
+    "push",
+];
+
 fn main() -> ExitCode {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();
     let checks = wanted.iter().position(|word| word == "--check").map(|at| wanted.remove(at)).is_some();
@@ -83,6 +101,13 @@ fn bench(wanted: &[String]) -> ExitCode {
     if wanted == ["remove"] {
         remove::remove();
         return ExitCode::SUCCESS;
+    }
+    if let Some(unknown) = wanted.iter().find(|word| !TOGETHER.contains(&word.as_str())) {
+        eprintln!(
+            "bench: no benchmark {unknown:?} (or it runs alone); usage: bench soak | start | read | remove | [NAME…]"
+        );
+        eprintln!("names: {}", TOGETHER.join(" "));
+        return ExitCode::from(2);
     }
     measure(wanted);
     ExitCode::SUCCESS
