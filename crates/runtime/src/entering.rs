@@ -151,12 +151,14 @@ fn allows_sibling(filter: &Filter, process: &Process) -> bool {
 /// is loaded, and what remains is to hear that the parent has the listener, to close descriptors, to allocate and free
 /// memory, and to exit.
 fn is_silent_before_clone(filter: &Filter, process: &Process) -> bool {
-    const LEFT: [libc::c_long; 8] = [
+    const LEFT: [libc::c_long; 9] = [
         libc::SYS_read,
         libc::SYS_close,
         libc::SYS_brk,
         libc::SYS_madvise,
         libc::SYS_mmap,
+        // The heap of the shim grows by it (`linux::heap::DenseHeap`).
+        libc::SYS_mprotect,
         libc::SYS_mremap,
         libc::SYS_munmap,
         libc::SYS_exit_group,
@@ -230,7 +232,7 @@ mod tests {
         };
         assert!(is_loaded_before("mkdirat", true));
         assert!(!is_loaded_before("mkdirat", false));
-        for call in ["read", "mmap", "mremap", "close", "clone", "setsid"] {
+        for call in ["read", "mmap", "mprotect", "mremap", "close", "clone", "setsid"] {
             assert!(!is_loaded_before(call, true), "{call}");
         }
     }
