@@ -262,17 +262,20 @@ impl Metadata {
     }
 
     /// Deletes the files of removed blobs and snapshots that were set aside, until `go_on`, which is called after
-    /// each step, returns false. Returns whether all are gone.
+    /// each step, returns false. Returns whether all are gone. An error of one store, which is returned in the end,
+    /// keeps no files of the others.
     pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
-        if !self.0.content.reclaim(go_on)? {
-            return Ok(false);
-        }
-        for backend in self.0.snapshotters.values() {
-            if !backend.reclaim(go_on)? {
-                return Ok(false);
+        let content = std::iter::once_with(|| self.0.content.reclaim(go_on));
+        let snapshotters = self.0.snapshotters.values().map(|backend| backend.reclaim(go_on));
+        let mut first_error = None;
+        for reclaimed in content.chain(snapshotters) {
+            match reclaimed {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(error) => drop(first_error.get_or_insert(error)),
             }
         }
-        Ok(true)
+        first_error.map_or(Ok(true), Err)
     }
 
     /// Releases memory that the stores keep only as a cache.

@@ -1,6 +1,7 @@
 //! Which objects a collection keeps and which it removes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use content::{Expected, Store as _};
@@ -457,8 +458,7 @@ fn freed_and_expiring_objects_are_noticed() {
     snapshots.update("k", &labels(&until), &[]).unwrap();
     check(&[at]);
     drop(content.begin(&"r".parse().unwrap(), Expected::default()).unwrap());
-    let day =
-        Timestamp { seconds: fixture.clock.load(std::sync::atomic::Ordering::SeqCst) + 86_400, nanos: 0 };
+    let day = Timestamp { seconds: fixture.clock.load(Ordering::SeqCst) + 86_400, nanos: 0 };
     check(&[Notice::Expires(day)]);
     drop(content.begin(&"given up".parse().unwrap(), Expected::default()).unwrap());
     content.abort(&"given up".parse().unwrap()).unwrap();
@@ -740,6 +740,20 @@ fn the_cost_of_a_collection_excludes_removals_and_other_programs() {
         let looking = collected.looking;
         assert_eq!(looking >= SLOW, counts, "{call}, elsewhere: {is_elsewhere}: {looking:?}");
     }
+}
+
+/// Else one file that cannot be deleted would keep the disk full.
+#[test]
+fn a_broken_snapshotter_keeps_no_files_of_others_from_being_deleted() {
+    let fixture = Fixture::new();
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&is_asked);
+    fixture.second.meanwhile("reclaim", move || noted.store(true, Ordering::Relaxed));
+    fixture.snapshotter.break_down(Some("reclaim"));
+    assert_eq!(kind(fixture.store.reclaim(&|| true)), ErrorKind::Internal);
+    assert!(is_asked.load(Ordering::Relaxed), "the second snapshotter comes after the broken one");
+    fixture.snapshotter.break_down(None);
+    assert!(fixture.store.reclaim(&|| true).unwrap());
 }
 
 #[test]
