@@ -517,7 +517,10 @@ impl Snapshotter for Overlay {
     }
 
     fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
-        self.records.reclaim(go_on)
+        // A call that prepared a snapshot on a removed one may have mounted its image after `cleanup` unmounted it.
+        // Replaced archives, which are files, have no mounts.
+        let before = |path: &Path| if path.is_dir() { layer::unmount(path) } else { Ok(()) };
+        self.records.reclaim(before, go_on)
     }
 
     fn relax(&self) {

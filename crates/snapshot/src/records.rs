@@ -351,14 +351,20 @@ impl Records {
         moved.context(|| format!("take {} out of the way", path.display()))
     }
 
-    /// Deletes the directories that were moved away, until `go_on` returns false. Returns whether all are deleted.
-    pub(crate) fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+    /// Deletes the directories that were moved away, after calling `before` with each, until `go_on` returns false.
+    /// Returns whether all are deleted.
+    pub(crate) fn reclaim(
+        &self,
+        before: impl Fn(&Path) -> Result<()>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<bool> {
         // One at a time: two would delete the same files.
         let _alone = self.reclaiming.lock();
         let mut first_error = None;
         // Listed lazily: there may be very many, while a call may delete only a few.
         for found in entries(&self.root.join(REMOVED)) {
-            match removal::delete(&found?, go_on) {
+            let path = found?;
+            match before(&path).and_then(|()| removal::delete(&path, go_on)) {
                 Ok(true) if go_on() => {}
                 Ok(_) => return Ok(false),
                 Err(error) => drop(first_error.get_or_insert(error)),

@@ -221,6 +221,34 @@ fn a_chain_of_archives_is_one_lower_layer_from_loop_devices() {
     eventually("the devices are given back", || loop_devices(dir.path()) == 0);
 }
 
+/// A call that prepares a snapshot on a layer may mount the layer's image while a collection moves its directory away.
+#[test]
+fn a_layer_that_was_mounted_while_it_was_removed_is_deleted() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    snapshotter.prepare("layer", None, Labels::new()).unwrap();
+    snapshotter.remove("layer").unwrap();
+    snapshotter.cleanup().unwrap();
+    let (kept, removed) = (dir.path().join("kept"), dir.path().join("overlay/removed/1"));
+    let lower = removed.join("lower");
+    fs::create_dir(&kept).unwrap();
+    fs::create_dir(&lower).unwrap();
+    fs::write(kept.join("file"), "kept").unwrap();
+    let bind = Mount {
+        kind: "bind".into(),
+        source: kept.display().to_string(),
+        target: String::new(),
+        options: vec!["rbind".into()],
+    };
+    linux::mount::mount_all(&[bind], &lower).unwrap();
+    assert!(snapshotter.reclaim(&|| true).unwrap());
+    assert!(!removed.exists());
+    assert_eq!(fs::read_to_string(kept.join("file")).unwrap(), "kept");
+}
+
 /// Waits for something that the kernel does asynchronously.
 fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let begun = std::time::Instant::now();
