@@ -119,7 +119,7 @@ impl Log {
                 continue;
             }
             let len = file.metadata()?.len();
-            let (at, found) = wanted.map_or(Ok((0, 0)), |lines| before_end(&file, lines))?;
+            let (at, found) = wanted.map_or(Ok((0, 0)), |lines| before_end(&file, len, lines))?;
             left += len - at;
             (self.file, self.at) = (Some(file), at);
             wanted = wanted.map(|lines| lines - found);
@@ -223,15 +223,19 @@ fn is_same(one: &File, other: &File) -> io::Result<bool> {
     Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
-/// The offset that is `lines` lines before the end of a file, and the number of lines found, if fewer.
-fn before_end(file: &File, lines: u64) -> io::Result<(u64, u64)> {
-    let mut end = file.metadata()?.len();
+/// The offset that is `lines` lines before `end`, and the number of lines found, if fewer. `end` is the length that the
+/// caller has read: the file may have grown since.
+fn before_end(file: &File, mut end: u64, lines: u64) -> io::Result<(u64, u64)> {
     let mut buffer = vec![0; PIECE_LEN];
     let mut found = 0;
     while end > 0 {
         let begin = end.saturating_sub(PIECE_LEN as u64);
         let piece = &mut buffer[..(end - begin) as usize];
-        file.read_exact_at(piece, begin)?;
+        match file.read_exact_at(piece, begin) {
+            // A log with a single file was truncated meanwhile: what is there is all new.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok((0, 0)),
+            read => read?,
+        }
         for (index, _) in piece.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
             if found == lines {
                 return Ok((begin + index as u64 + 1, found));
@@ -295,6 +299,23 @@ mod tests {
             }
         }
         assert_eq!(rest(&mut Log::open(&path, Some(1 << 40), false).unwrap()).len(), 20_010);
+    }
+
+    #[test]
+    fn the_last_lines_are_those_before_the_end_that_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        add(&path, 0..3);
+        let file = File::open(&path).unwrap();
+        let (end, line_len) = (file.metadata().unwrap().len(), line(0).len() as u64);
+        add(&path, 3..9);
+        assert_eq!(before_end(&file, end, 0).unwrap(), (end, 0));
+        assert_eq!(before_end(&file, end, 1).unwrap(), (2 * line_len, 1));
+        assert_eq!(before_end(&file, end, 9).unwrap(), (0, 3));
+        // Truncated, and shorter than it was.
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        add(&path, 9..10);
+        assert_eq!(before_end(&file, end, 1).unwrap(), (0, 0));
     }
 
     #[test]
