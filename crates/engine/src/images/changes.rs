@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use transfer::with_view;
 use types::spec::runtime::Spec;
-use types::{Context, Error, Mount, Result};
+use types::{Context, Error, ErrorKind, Mount, Result};
 
 use crate::Engine;
 
@@ -41,6 +41,7 @@ impl Engine {
                 tell_change(to, change)
             })
         })
+        .and_then(|()| self.check_is_there(&container))
         .map_err(what)
     }
 
@@ -66,6 +67,18 @@ impl Engine {
         let parent = snapshots.stat(&container.snapshot_key)?.parent;
         let mounts = snapshots.mounts(&container.snapshot_key)?;
         Ok((Some(parent).filter(|parent| !parent.is_empty()), mounts))
+    }
+
+    /// To be called when the tree of a container has been read. `Aborted` if the container was removed meanwhile: a file
+    /// that was deleted before it was read counts as one that the container had removed. A record is deleted before the
+    /// tree.
+    pub(crate) fn check_is_there(&self, container: &Container) -> Result<()> {
+        match self.parts().metadata.containers(&self.0.caller).get(&container.id) {
+            Err(error) if error.is(ErrorKind::NotFound) => {
+                Err(Error::aborted("it was removed meanwhile, and not all of it was read"))
+            }
+            found => found.map(drop),
+        }
     }
 }
 

@@ -71,6 +71,7 @@ impl Engine {
                 transfer::Commit::begin(&engine.parts().metadata, &engine.0.caller, &container.snapshotter)?;
             let (parent, upper) = engine.tree_of(&container)?;
             let layer = begun.layer(&base.manifest, parent.as_deref(), &upper, places(&container))?;
+            engine.check_is_there(&container)?;
             Ok((begun, base, layer))
         })
         .await

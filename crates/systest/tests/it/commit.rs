@@ -212,6 +212,32 @@ fn a_daemon_that_dies_while_it_copies_leaves_nothing_paused() {
     daemon.hoist(["system", "check"]).ok();
 }
 
+/// Files that are deleted before they are read would be missing in the image.
+#[test]
+fn a_container_that_is_removed_while_it_is_copied_becomes_no_image() {
+    let (daemon, image) = daemon();
+    // So much data that the copy is still running when the container is gone, and a file that is read after it.
+    let program = "dd if=/dev/urandom of=/data/large bs=1M count=300 2>/dev/null; echo kept > /data/small; \
+                   echo ready; exec sleep 1000";
+    daemon.hoist(["run", "-d", "--name", "large", &image, "sh", "-c", program]).ok();
+    testkit::eventually("the files are there", || {
+        daemon.hoist(["logs", "large"]).ok().stdout.contains("ready").then_some(())
+    });
+    let mut commit = daemon.command(["commit", "large", "copied"]);
+    let commit = commit.stderr(Stdio::piped()).spawn().expect("hoist starts");
+    testkit::eventually("the container is paused", || {
+        let state = daemon.hoist(["inspect", "-f", "{{.State.Status}}", "large"]).ok();
+        (state.text() == "paused").then_some(())
+    });
+    daemon.hoist(["rm", "-f", "large"]).ok();
+    let commit = commit.wait_with_output().expect("a child of ours");
+    let said = String::from_utf8_lossy(&commit.stderr);
+    assert!(!commit.status.success() && said.contains("commit container large"), "{said}");
+    let images = daemon.hoist(["images"]).ok();
+    assert!(!images.stdout.contains("copied"), "{images}");
+    daemon.hoist(["system", "check"]).ok();
+}
+
 /// The first of two commits must not resume the container while the second copies.
 #[test]
 fn images_that_are_made_at_once_each_show_a_container_that_stood_still() {
