@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use api::shim::events::{
-    FORWARD, ForwardRequest, SEQUENCE_KEY, SERVICE, SOURCE_KEY, TaskDelete, TaskExit, topic,
+    FORWARD, ForwardRequest, SEQUENCE_KEY, SERVICE, SOURCE_KEY, TaskDelete, TaskExit, TaskOom, topic,
 };
 use events::Envelope;
 use prost::Message;
@@ -21,8 +21,8 @@ use types::{ContainerId, Error, Namespace, Result};
 
 use crate::{Shims, convert};
 
-/// Number of shims whose newest sequence number is remembered. A shim that has been silent while many others published
-/// may be forgotten; its last event is published twice if it then repeats it.
+/// Number of containers whose newest sequence number is remembered. One that has been silent while many others published
+/// may be forgotten; its last event is published twice if its shim then repeats it.
 const SOURCES_MAX: usize = 16_384;
 
 /// Serves until dropped. Events of one connection are published in the order of their arrival.
@@ -31,7 +31,11 @@ pub async fn serve(listener: UnixListener, shims: Shims) {
     ttrpc::asynchronous::serve(listener, move |request| ready(answer(&request, &shims, &heard))).await;
 }
 
-/// The newest sequence number of each shim, keyed by a hash of its name: most of the many names belong to dead shims.
+/// The newest sequence number of each container of each shim, keyed by a hash of their names: most of the many names belong
+/// to dead shims.
+///
+/// A shim numbers the events of all its containers together and sends them in that order. But it keeps them in a journal
+/// for each container, and when it has died these are sent one after the other.
 #[derive(Default)]
 struct Heard {
     newest: HashMap<u64, Newest>,
@@ -48,10 +52,10 @@ struct Newest {
 
 impl Heard {
     /// Whether an event has not been seen before. Records it.
-    fn is_new(&mut self, source: &str, sequence: u64) -> bool {
+    fn is_new(&mut self, source: &str, container: &str, sequence: u64) -> bool {
         self.count += 1;
         let newest = Newest { sequence, at: self.count };
-        match self.newest.entry(self.hasher.hash_one(source)) {
+        match self.newest.entry(self.hasher.hash_one((source, container))) {
             Entry::Occupied(before) if sequence <= before.get().sequence => return false,
             Entry::Occupied(mut before) => drop(before.insert(newest)),
             Entry::Vacant(place) => drop(place.insert(newest)),
@@ -79,7 +83,9 @@ fn answer(request: &Request, shims: &Shims, heard: &Mutex<Heard>) -> Result<Vec<
             let sequence = request.metadata(SEQUENCE_KEY).and_then(|text| text.parse().ok());
             // Held during publication, because the same event may arrive on two connections at once.
             let mut heard = heard.lock();
-            if source.zip(sequence).is_none_or(|(source, sequence)| heard.is_new(source, sequence)) {
+            let container = container_of(&envelope);
+            let number = source.zip(sequence);
+            if number.is_none_or(|(source, sequence)| heard.is_new(source, &container, sequence)) {
                 note_end(&envelope, shims);
                 shims.exchange().publish(envelope);
             }
@@ -107,6 +113,11 @@ fn note_end(envelope: &Envelope, shims: &Shims) {
     }
 }
 
+/// The container that an event of our shim is about: the first field of each of its events, as of this one.
+fn container_of(envelope: &Envelope) -> String {
+    TaskOom::decode(envelope.event.value.as_slice()).unwrap_or_default().container_id
+}
+
 fn envelope(request: ForwardRequest) -> Result<Envelope> {
     let Some(envelope) = request.envelope else {
         return Err(Error::invalid_argument("an envelope is required"));
@@ -130,11 +141,16 @@ mod tests {
     use types::Filters;
 
     fn forward(topic: &str) -> Request {
+        forward_about("", topic)
+    }
+
+    fn forward_about(container: &str, topic: &str) -> Request {
+        let event = TaskOom { container_id: container.into() };
         let envelope = wire::Envelope {
             timestamp: Some(prost_types::Timestamp { seconds: 1, nanos: 2 }),
             namespace: "default".into(),
             topic: topic.into(),
-            event: Some(prost_types::Any { type_url: "x".into(), value: Vec::new() }),
+            event: Some(prost_types::Any { type_url: "x".into(), value: event.encode_to_vec() }),
         };
         Request::new(SERVICE, FORWARD, &ForwardRequest { envelope: Some(envelope) })
     }
@@ -178,15 +194,28 @@ mod tests {
         assert_eq!(heard(&sent).await, ["/a/1", "/b/1", "/a/2", "/b/2"]);
     }
 
+    /// The journals of the containers of a pod, whose shim has died.
+    #[tokio::test]
+    async fn an_event_is_not_taken_for_a_repeated_one_after_a_later_one_of_another_container() {
+        let sent = [("one", 1), ("one", 4), ("two", 2), ("two", 3), ("one", 4)];
+        let numbered = |(container, number): (&str, u64)| {
+            forward_about(container, &format!("/{container}/{number}"))
+                .with_metadata(SOURCE_KEY, "pod")
+                .with_metadata(SEQUENCE_KEY, &number.to_string())
+        };
+        let sent: Vec<Request> = sent.into_iter().map(numbered).collect();
+        assert_eq!(heard(&sent).await, ["/one/1", "/one/4", "/two/2", "/two/3"]);
+    }
+
     #[test]
     fn the_number_of_remembered_event_sources_is_bounded() {
         let mut heard = Heard::default();
         for number in 0..=SOURCES_MAX {
-            assert!(heard.is_new(&number.to_string(), 1));
+            assert!(heard.is_new(&number.to_string(), "", 1));
         }
         assert_eq!(heard.newest.len(), SOURCES_MAX / 4 * 3);
-        assert!(!heard.is_new(&SOURCES_MAX.to_string(), 1), "the newest is remembered");
-        assert!(!heard.is_new(&(SOURCES_MAX / 2).to_string(), 1), "and those that were not long ago");
-        assert!(heard.is_new("0", 1), "not the oldest");
+        assert!(!heard.is_new(&SOURCES_MAX.to_string(), "", 1), "the newest is remembered");
+        assert!(!heard.is_new(&(SOURCES_MAX / 2).to_string(), "", 1), "and those that were not long ago");
+        assert!(heard.is_new("0", "", 1), "not the oldest");
     }
 }
