@@ -58,7 +58,6 @@ const SOURCES: &[(&str, &str)] = &[
 /// File, Rust name, full name: for messages that are nested in another, or in another package than their file.
 const NAMES: &[(&str, &str, &str)] = &[
     ("grpc/containers.rs", "Runtime", "containerd.services.containers.v1.Container.Runtime"),
-    ("grpc/event.rs", "ContainerRuntime", "containerd.events.ContainerCreate.Runtime"),
     ("grpc/health.rs", "ServingStatus", "grpc.health.v1.HealthCheckResponse.ServingStatus"),
     ("grpc/transfer.rs", "HttpDebug", "containerd.types.transfer.HTTPDebug"),
     ("grpc/transfer.rs", "TransferOptions", "containerd.services.transfer.v1.TransferOptions"),
@@ -73,7 +72,6 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("shim/cgroups/v2.rs", "IoEntry", "io.containerd.cgroups.v2.IOEntry"),
     ("shim/cgroups/v2.rs", "IoStat", "io.containerd.cgroups.v2.IOStat"),
     ("shim/events.rs", "ForwardRequest", "containerd.services.events.ttrpc.v1.ForwardRequest"),
-    ("shim/events.rs", "TaskIo", "containerd.events.TaskIO"),
 ];
 
 /// Fields whose name on the wire is not in snake case: Rust name of the message, of the field, and the name on the

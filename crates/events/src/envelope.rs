@@ -41,9 +41,9 @@ impl Envelope {
 impl Fields for Envelope {
     /// Filters see `namespace` and `topic` only: the event itself is opaque here.
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
-        match (path.head(), path.rest()) {
-            ("namespace", "") => Some(Cow::Borrowed(self.namespace.as_str())),
-            ("topic", "") => present(&self.topic),
+        match path.head() {
+            "namespace" => Some(Cow::Borrowed(self.namespace.as_str())),
+            "topic" => present(&self.topic),
             _ => None,
         }
     }

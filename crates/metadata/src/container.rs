@@ -154,11 +154,11 @@ impl Record {
 
 impl Fields for StoredContainer<'_> {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
-        match (path.head(), path.rest()) {
+        match (path.head(), path.second()) {
             ("id", _) => filter::present(self.id),
             ("runtime", "name") => filter::present(self.runtime),
             ("image", _) => filter::present(self.image),
-            ("labels", key) => self.labels.get(key).map(Cow::Borrowed),
+            ("labels", _) => self.labels.get(path.rest()).map(Cow::Borrowed),
             _ => None,
         }
     }

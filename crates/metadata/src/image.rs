@@ -122,12 +122,12 @@ impl Record {
 
 impl Fields for StoredImage<'_> {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
-        match (path.head(), path.rest()) {
+        match (path.head(), path.second()) {
             ("name", _) => filter::present(&self.name),
             ("target", "digest") => Some(Cow::Borrowed(self.digest)),
             ("target", "mediatype") => filter::present(self.media_type),
-            ("labels", key) => self.labels.get(key).map(Cow::Borrowed),
-            ("annotations", key) => self.annotations.get(key).map(Cow::Borrowed),
+            ("labels", _) => self.labels.get(path.rest()).map(Cow::Borrowed),
+            ("annotations", _) => self.annotations.get(path.rest()).map(Cow::Borrowed),
             _ => None,
         }
     }

@@ -29,16 +29,27 @@ pub trait Fields {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>>;
 }
 
-/// The path of a field. `labels.a.b` has the head `labels` and the rest `a.b`.
+/// The path of a field. `labels.a.b` has three names, the head `labels` and the rest `a.b`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldPath {
-    head: String,
+    /// At least one.
+    names: Vec<String>,
     rest: String,
 }
 
 impl FieldPath {
     pub fn head(&self) -> &str {
-        &self.head
+        &self.names[0]
+    }
+
+    /// The names of the path, of which there is at least one. A quoted name may have dots.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The name after the head. Empty if the path is only a head.
+    pub fn second(&self) -> &str {
+        self.names.get(1).map_or("", String::as_str)
     }
 
     /// The path after the head, joined by dots. Empty if the path is only a head.
@@ -261,13 +272,13 @@ impl<'a> Parser<'a> {
     }
 
     fn path(&mut self) -> Result<FieldPath, Failure> {
-        let head = self.field()?;
-        let mut rest = Vec::new();
+        let mut names = vec![self.field()?];
         while self.peek() == Some('.') {
             self.at += 1;
-            rest.push(self.field()?);
+            names.push(self.field()?);
         }
-        Ok(FieldPath { head, rest: rest.join(".") })
+        let rest = names[1..].join(".");
+        Ok(FieldPath { names, rest })
     }
 
     fn field(&mut self) -> Result<String, Failure> {

@@ -161,6 +161,7 @@ type_urls! {
     ImageUpdate => "containerd.services.images.v1.ImageUpdate",
     ImageDelete => "containerd.services.images.v1.ImageDelete",
     ContainerCreate => "containerd.events.ContainerCreate",
+    ContainerRuntime => "containerd.events.ContainerCreate.Runtime",
     ContainerUpdate => "containerd.events.ContainerUpdate",
     ContainerDelete => "containerd.events.ContainerDelete",
     ContentCreate => "containerd.events.ContentCreate",

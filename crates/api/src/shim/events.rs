@@ -144,6 +144,7 @@ pub struct TaskCheckpointed {
 
 type_urls! {
     TaskCreate => "containerd.events.TaskCreate",
+    TaskIo => "containerd.events.TaskIO",
     TaskStart => "containerd.events.TaskStart",
     TaskDelete => "containerd.events.TaskDelete",
     TaskExit => "containerd.events.TaskExit",

@@ -1,22 +1,24 @@
 //! `containerd.services.events.v1`
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use api::grpc::event::{
-    ContainerCreate, ContainerDelete, ContainerUpdate, ContentCreate, ContentDelete, ImageCreate,
-    ImageDelete, ImageUpdate, NamespaceCreate, NamespaceDelete, NamespaceUpdate, SandboxCreate, SandboxExit,
-    SandboxStart, SnapshotCommit, SnapshotPrepare, SnapshotRemove,
+    ContainerCreate, ContainerDelete, ContainerRuntime, ContainerUpdate, ContentCreate, ContentDelete,
+    ImageCreate, ImageDelete, ImageUpdate, NamespaceCreate, NamespaceDelete, NamespaceUpdate, SandboxCreate,
+    SandboxExit, SandboxStart, SnapshotCommit, SnapshotPrepare, SnapshotRemove,
 };
 use api::grpc::events::events_server::Events;
 use api::grpc::events::{ForwardRequest, PublishRequest, SubscribeRequest};
 use api::grpc::types::Envelope as Wire;
 use api::shim::events::{
-    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused,
-    TaskResumed, TaskStart,
+    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIo, TaskOom,
+    TaskPaused, TaskResumed, TaskStart,
 };
 use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange, Received};
 use prost::Message;
+use prost_types::Any;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -99,117 +101,210 @@ struct Opened<'a>(&'a Envelope);
 
 impl Fields for Opened<'_> {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
-        match path.head() {
-            "event" => {
-                event_field(&self.0.event, path.rest()).filter(|text| !text.is_empty()).map(Cow::Owned)
+        match path.names() {
+            [first, rest @ ..] if first == "event" => {
+                let Opaque { type_url, value } = &self.0.event;
+                decoded(type_url, value, rest, 0).map(Cow::Owned)
             }
             _ => self.0.field(path),
         }
     }
 }
 
-/// The text fields of known events; also `labels.<key>`, and `<name>.<field>` of a nested message.
-fn event_field(event: &Opaque, path: &str) -> Option<String> {
-    // The only field whose name has no underscore.
-    let path = if path == "mediaType" { "media_type" } else { path };
-    macro_rules! fields {
-        ($($message:ident { $($field:ident),+ } $($labels:ident)? $(, $outer:ident { $($inner:ident),+ })?;)+) => {
-            match event.type_url.rsplit('/').next().unwrap_or_default() {
-                $(url if url == $message::TYPE_URL => {
-                    let message = $message::decode(event.value.as_slice()).ok()?;
-                    match path {
-                        $(stringify!($field) => Some(message.$field),)+
-                        $($(path if path == concat!(stringify!($outer), ".", stringify!($inner)) => {
-                            message.$outer.map(|outer| outer.$inner.to_string())
-                        })+)?
-                        _ => {
-                            $(if let Some(key) = path.strip_prefix("labels.") {
-                                return message.$labels.get(key).cloned();
-                            })?
-                            None
-                        }
-                    }
-                })+
+/// Messages inside of messages, each in an `Any`, that a path leads through at most. Real events have one; a crafted
+/// one could have thousands, and would take the stack.
+const DEPTH_MAX: u32 = 4;
+
+/// A part of an event in which a filter looks for the rest of its path. Which paths have a value is as in containerd's
+/// `api/events/*_fieldpath.pb.go`, where names behind that of a text are ignored.
+trait At {
+    /// `None` if there is no such field, or if its text is empty. `depth` is the number of `Any` around this part.
+    fn at(&self, path: &[String], depth: u32) -> Option<String>;
+}
+
+impl At for String {
+    fn at(&self, _: &[String], _: u32) -> Option<String> {
+        (!self.is_empty()).then(|| self.clone())
+    }
+}
+
+impl At for bool {
+    fn at(&self, _: &[String], _: u32) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+/// Labels, whose keys may have dots.
+impl At for BTreeMap<String, String> {
+    fn at(&self, path: &[String], _: u32) -> Option<String> {
+        self.get(&path.join(".")).cloned()
+    }
+}
+
+impl<T: At> At for Option<T> {
+    fn at(&self, path: &[String], depth: u32) -> Option<String> {
+        self.as_ref()?.at(path, depth)
+    }
+}
+
+impl At for Any {
+    fn at(&self, path: &[String], depth: u32) -> Option<String> {
+        if depth < DEPTH_MAX { decoded(&self.type_url, &self.value, path, depth + 1) } else { None }
+    }
+}
+
+/// The name of a field in its message. All but one are the same in filters.
+fn spelled(name: &str) -> &str {
+    match name {
+        "mediaType" => "media_type",
+        "media_type" => "",
+        _ => name,
+    }
+}
+
+macro_rules! events {
+    ($($message:ident { $($field:ident),+ })+) => {
+        $(impl At for $message {
+            fn at(&self, path: &[String], depth: u32) -> Option<String> {
+                let (name, rest) = path.split_first()?;
+                match spelled(name) {
+                    $(stringify!($field) => self.$field.at(rest, depth),)+
+                    _ => None,
+                }
+            }
+        })+
+
+        /// Looks for a field in a message. `None` also if its type is not known, or if it cannot be decoded.
+        fn decoded(type_url: &str, value: &[u8], path: &[String], depth: u32) -> Option<String> {
+            match type_url.rsplit('/').next().unwrap_or_default() {
+                $(url if url == $message::TYPE_URL => $message::decode(value).ok()?.at(path, depth),)+
                 _ => None,
             }
-        };
-    }
-    fields! {
-        TaskCreate { container_id, bundle, checkpoint }, io { stdin, stdout, stderr, terminal };
-        TaskStart { container_id };
-        TaskDelete { container_id, id };
-        TaskExit { container_id, id };
-        TaskOom { container_id };
-        TaskExecAdded { container_id, exec_id };
-        TaskExecStarted { container_id, exec_id };
-        TaskPaused { container_id };
-        TaskResumed { container_id };
-        TaskCheckpointed { container_id, checkpoint };
-        ContainerCreate { id, image }, runtime { name };
-        ContainerUpdate { id, image, snapshot_key } labels;
-        ContainerDelete { id };
-        ImageCreate { name } labels;
-        ImageUpdate { name } labels;
-        ImageDelete { name };
-        NamespaceCreate { name } labels;
-        NamespaceUpdate { name } labels;
-        NamespaceDelete { name };
-        ContentCreate { digest, media_type };
-        ContentDelete { digest };
-        SnapshotPrepare { key, parent, snapshotter };
-        SnapshotCommit { key, name, snapshotter };
-        SnapshotRemove { key, snapshotter };
-        SandboxCreate { sandbox_id };
-        SandboxStart { sandbox_id };
-        SandboxExit { sandbox_id };
-    }
+        }
+    };
+}
+
+events! {
+    TaskCreate { container_id, bundle, io, checkpoint }
+    TaskIo { stdin, stdout, stderr, terminal }
+    TaskStart { container_id }
+    TaskDelete { container_id, id }
+    TaskExit { container_id, id }
+    TaskOom { container_id }
+    TaskExecAdded { container_id, exec_id }
+    TaskExecStarted { container_id, exec_id }
+    TaskPaused { container_id }
+    TaskResumed { container_id }
+    TaskCheckpointed { container_id, checkpoint }
+    ContainerCreate { id, image, runtime }
+    ContainerRuntime { name, options }
+    ContainerUpdate { id, image, labels, snapshot_key }
+    ContainerDelete { id }
+    ImageCreate { name, labels }
+    ImageUpdate { name, labels }
+    ImageDelete { name }
+    NamespaceCreate { name, labels }
+    NamespaceUpdate { name, labels }
+    NamespaceDelete { name }
+    ContentCreate { digest, media_type }
+    ContentDelete { digest }
+    SnapshotPrepare { key, parent, snapshotter }
+    SnapshotCommit { key, name, snapshotter }
+    SnapshotRemove { key, snapshotter }
+    SandboxCreate { sandbox_id }
+    SandboxStart { sandbox_id }
+    SandboxExit { sandbox_id }
 }
 
 #[cfg(test)]
 mod tests {
-    use api::grpc::event::ContainerRuntime;
-    use api::shim::events::TaskIo;
+    use api::shim::pack;
 
     use super::*;
+
+    /// Checks which filters match an event.
+    fn check(event: Any, cases: &[(&str, bool)]) {
+        let namespace = types::Namespace::new("n").unwrap();
+        let event = convert::opaque(event);
+        let envelope = Envelope::new(Timestamp::default(), namespace, "/tasks/exit", event).unwrap();
+        for (filter, expected) in cases {
+            let filters = Filters::parse(&[filter]).unwrap();
+            assert_eq!(filters.matches(&Opened(&envelope)), *expected, "{filter}");
+        }
+    }
 
     #[test]
     fn filters_look_into_events() {
         let exit = TaskExit { container_id: "web".into(), id: "exec".into(), ..Default::default() };
-        let image = ImageCreate { name: "redis:7".into(), labels: [("a.b".into(), "c".into())].into() };
-        let envelope = |topic: &str, url: &str, value| {
-            let event = Opaque { type_url: url.into(), value };
-            Envelope::new(Timestamp::default(), types::Namespace::new("n").unwrap(), topic, event).unwrap()
-        };
-        let exit = envelope("/tasks/exit", TaskExit::TYPE_URL, exit.encode_to_vec());
-        let prefixed = format!("type.googleapis.com/{}", ImageCreate::TYPE_URL);
-        let image = envelope("/images/create", &prefixed, image.encode_to_vec());
+        check(
+            pack(&exit),
+            &[
+                ("topic==\"/tasks/exit\"", true),
+                ("topic.of.it==\"/tasks/exit\"", true),
+                ("event.container_id==web", true),
+                ("event.container_id.of.it==web", true),
+                ("topic~=\"^/tasks/\",event.id==exec,namespace==n", true),
+                ("event.container_id==other", false),
+                ("event.name==redis:7", false),
+                ("event.pid", false),
+                ("event", false),
+            ],
+        );
+        let labels = [("a.b".into(), "c".into()), ("empty".into(), String::new())].into();
+        let image = pack(&ImageCreate { name: "redis:7".into(), labels });
+        let cases = [
+            ("event.name==redis:7", true),
+            ("event.labels.\"a.b\"==c", true),
+            ("event.labels.a.b==c", true),
+            ("event.labels.empty", true),
+            ("event.labels.a", false),
+            ("event.labels", false),
+            ("event.container_id==web", false),
+        ];
+        check(image.clone(), &cases);
+        check(Any { type_url: format!("type.googleapis.com/{}", image.type_url), ..image }, &cases);
         let io = TaskIo { stdin: "in".into(), terminal: true, ..TaskIo::default() };
         let begun = TaskCreate { checkpoint: "c".into(), io: Some(io), ..TaskCreate::default() };
-        let begun = envelope("/tasks/create", TaskCreate::TYPE_URL, begun.encode_to_vec());
-        let runtime = ContainerRuntime { name: "r.v2".into(), ..ContainerRuntime::default() };
-        let made = ContainerCreate { runtime: Some(runtime), ..ContainerCreate::default() };
-        let made = envelope("/containers/create", ContainerCreate::TYPE_URL, made.encode_to_vec());
+        check(
+            pack(&begun),
+            &[
+                ("event.io.stdin==in,event.io.terminal==true,event.checkpoint==c", true),
+                ("event.\"io.stdin\"", false),
+                ("event.io.stdout", false),
+                ("event.io", false),
+            ],
+        );
+        check(pack(&TaskCreate::default()), &[("event.io.terminal", false)]);
         let stored = ContentCreate { media_type: "image".into(), ..ContentCreate::default() };
-        let stored = envelope("/content/create", ContentCreate::TYPE_URL, stored.encode_to_vec());
-        for (filter, envelope) in [
-            ("event.mediaType==image,event.mediaType!=layer", &stored),
-            ("event.io.stdin==in,event.io.terminal==true,event.checkpoint==c", &begun),
-            ("event.runtime.name==r.v2", &made),
-        ] {
-            assert!(Filters::parse(&[filter]).unwrap().matches(&Opened(envelope)), "{filter}");
-        }
-        for (filter, of_exit, of_image) in [
-            ("topic==\"/tasks/exit\"", true, false),
-            ("event.container_id==web", true, false),
-            ("topic~=\"^/tasks/\",event.id==exec,namespace==n", true, false),
-            ("event.container_id==other", false, false),
-            ("event.name==redis:7", false, true),
-            ("event.labels.\"a.b\"==c", false, true),
-            ("event.pid", false, false),
-        ] {
-            let filters = Filters::parse(&[filter]).unwrap();
-            assert_eq!(filters.matches(&Opened(&exit)), of_exit, "{filter}");
-            assert_eq!(filters.matches(&Opened(&image)), of_image, "{filter}");
+        check(
+            pack(&stored),
+            &[
+                ("event.mediaType==image,event.mediaType!=layer", true),
+                ("event.media_type", false),
+                ("event.size", false),
+            ],
+        );
+    }
+
+    /// Options of a runtime have fields only if they are an event themselves, as in containerd.
+    #[test]
+    fn filters_look_into_the_options_of_a_runtime() {
+        let made = |options: Any| {
+            let runtime = ContainerRuntime { name: "r.v2".into(), options: Some(options) };
+            pack(&ContainerCreate { runtime: Some(runtime), ..ContainerCreate::default() })
+        };
+        let options = api::shim::runc::Options { binary_name: "runc".into(), ..Default::default() };
+        check(
+            made(pack(&options)),
+            &[("event.runtime.name==r.v2", true), ("event.runtime.options.binary_name", false)],
+        );
+        let mut event = made(pack(&ImageDelete { name: "redis:7".into() }));
+        check(event.clone(), &[("event.runtime.options.name==redis:7", true)]);
+        let mut path = "event.runtime.options.name".to_owned();
+        for depth in 1..10 {
+            check(event.clone(), &[(path.as_str(), depth <= DEPTH_MAX)]);
+            event = made(event);
+            path = path.replacen("event.", "event.runtime.options.", 1);
         }
     }
 }

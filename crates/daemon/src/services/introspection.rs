@@ -315,9 +315,9 @@ struct Named<'a>(&'a Plugin);
 
 impl Fields for Named<'_> {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
-        match (path.head(), path.rest()) {
-            ("type", "") => present(&self.0.r#type),
-            ("id", "") => present(&self.0.id),
+        match path.head() {
+            "type" => present(&self.0.r#type),
+            "id" => present(&self.0.id),
             _ => None,
         }
     }

@@ -393,9 +393,9 @@ struct Named<'a> {
 
 impl Fields for Named<'_> {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
-        match (path.head(), path.rest()) {
-            ("id", "") => Some(Cow::Borrowed(self.id.as_str())),
-            ("namespace", "") => Some(Cow::Borrowed(self.namespace.as_str())),
+        match path.head() {
+            "id" => Some(Cow::Borrowed(self.id.as_str())),
+            "namespace" => Some(Cow::Borrowed(self.namespace.as_str())),
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::grpc::event::ImageCreate;
+use api::grpc::event::{ContainerCreate, ContainerRuntime, ImageCreate, ImageDelete};
 use api::grpc::events::events_client::EventsClient;
 use api::grpc::events::{ForwardRequest, PublishRequest, SubscribeRequest};
 use api::grpc::types::{Any, Envelope};
@@ -33,6 +33,7 @@ pub(super) fn publish(topic: &str) -> PublishRequest {
 fn events_walked() {
     covers(&["Events.Publish", "Events.Forward", "Events.Subscribe"]).walk(DIFFERENCES, async |side| {
         what_is_published_is_heard(side).await;
+        filters_look_into_events(side).await;
         what_is_published_is_checked(side).await;
     });
 }
@@ -78,22 +79,64 @@ async fn what_is_published_is_heard(side: &Side<'_>) {
         Envelope { timestamp, namespace: "other".into(), topic: "/walk/sent".into(), event: event("sent") };
     side.ok("forward", events.forward(ask(ForwardRequest { envelope: Some(sent.clone()) }))).await;
     side.ok("publish the end", events.publish(ask(publish("/mark/end")))).await;
-    for ((filters, expected), mut stream) in heard_by.iter().zip(listeners) {
-        let mut heard = Vec::new();
-        loop {
-            let event = stream.message().await.expect("the stream lasts").expect("an event");
-            match event.topic.as_str() {
-                "/mark/end" => break,
-                "/mark/begin" => {}
-                "/walk/sent" => {
-                    side.is("what is forwarded comes as it was", &event, &sent);
-                    heard.push(event.topic);
-                }
-                _ => heard.push(event.topic),
-            }
+    for ((filters, expected), stream) in heard_by.iter().zip(listeners) {
+        let heard = heard(stream).await;
+        if let Some(event) = heard.iter().find(|event| event.topic == "/walk/sent") {
+            side.is("what is forwarded comes as it was", event, &sent);
         }
+        let topics: Vec<String> = heard.into_iter().map(|event| event.topic).collect();
         let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
-        side.is("filters choose", (filters, heard), (filters, expected));
+        side.is("filters choose", (filters, topics), (filters, expected));
+    }
+}
+
+/// What is heard up to the mark at the end, without the marks at the beginning.
+async fn heard(mut stream: Streaming<Envelope>) -> Vec<Envelope> {
+    let mut heard = Vec::new();
+    loop {
+        let event = stream.message().await.expect("the stream lasts").expect("an event");
+        match event.topic.as_str() {
+            "/mark/end" => return heard,
+            "/mark/begin" => {}
+            _ => heard.push(event),
+        }
+    }
+}
+
+/// Which paths have a value, in an event with a message inside, which has an event inside.
+async fn filters_look_into_events(side: &Side<'_>) {
+    let mut events = EventsClient::new(side.channel());
+    let options = pack(&ImageDelete { name: "inner".into() });
+    let runtime = ContainerRuntime { name: "outer".into(), options: Some(options) };
+    let made = ContainerCreate { id: "one".into(), runtime: Some(runtime), ..ContainerCreate::default() };
+    let labeled = ImageCreate { name: "two".into(), labels: [("a.b".into(), String::new())].into() };
+    let paths: &[(&str, &[&str])] = &[
+        ("event.id==one", &["/walk/made"]),
+        ("event.id.more==one", &["/walk/made"]),
+        ("event.image", &[]),
+        ("event.image!=x", &["/walk/made", "/walk/labeled"]),
+        ("event.runtime", &[]),
+        ("event.runtime.name==outer", &["/walk/made"]),
+        ("event.\"runtime.name\"==outer", &[]),
+        ("event.runtime.options", &[]),
+        ("event.runtime.options.name==inner", &["/walk/made"]),
+        ("event.runtime.options.image", &[]),
+        ("event.labels.a.b", &["/walk/labeled"]),
+        ("event.labels.a", &[]),
+        ("topic.more==\"/walk/made\"", &["/walk/made"]),
+    ];
+    let mut listeners = Vec::new();
+    for (filter, _) in paths {
+        listeners.push(listen(&events, &[filter]).await);
+    }
+    let publish_as = |topic: &str, event| PublishRequest { topic: topic.into(), event: Some(event) };
+    side.ok("publish", events.publish(ask(publish_as("/walk/made", pack(&made))))).await;
+    side.ok("publish", events.publish(ask(publish_as("/walk/labeled", pack(&labeled))))).await;
+    side.ok("publish the end", events.publish(ask(publish("/mark/end")))).await;
+    for ((filter, expected), stream) in paths.iter().zip(listeners) {
+        let topics: Vec<String> = heard(stream).await.into_iter().map(|event| event.topic).collect();
+        let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+        side.is("paths into events", (filter, topics), (filter, expected));
     }
 }
 
