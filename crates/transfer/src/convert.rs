@@ -90,15 +90,21 @@ impl Converter<'_> {
             only.platform = None;
             return Ok(only);
         }
-        let is_docker = match self.conversion.format {
-            Some(format) => format == Format::Docker,
-            None => target.media_type == media_type::DOCKER_MANIFEST_LIST,
-        };
+        let is_docker = self.is_for_docker(target.media_type == media_type::DOCKER_MANIFEST_LIST);
         let kind = if is_docker { media_type::DOCKER_MANIFEST_LIST } else { media_type::OCI_INDEX };
         let mut index = index_over(&variants.iter().collect::<Vec<_>>());
         index.media_type = Some(kind.into());
         let labels = image::Node::Index(Box::new(index.clone())).reference_labels();
         self.document(kind, &index, labels)
+    }
+
+    /// Whether the converted document has Docker's format. Without a wanted format it stays as it was, except that
+    /// Docker's has no zstd layers.
+    fn is_for_docker(&self, was_for_docker: bool) -> bool {
+        match self.conversion.format {
+            Some(format) => format == Format::Docker,
+            None => was_for_docker && self.conversion.compression != Some(Compression::Zstd),
+        }
     }
 
     /// The manifests to convert, and whether they go into an index.
@@ -139,10 +145,7 @@ impl Converter<'_> {
     fn manifest(&mut self, variant: &Variant) -> Result<Descriptor> {
         let manifest = variant.manifest.as_ref().expect("only whole variants are chosen");
         let config = crate::config(self.metadata, self.caller, manifest)?;
-        let is_docker = match self.conversion.format {
-            Some(format) => format == Format::Docker,
-            None => variant.descriptor.media_type == media_type::DOCKER_MANIFEST,
-        };
+        let is_docker = self.is_for_docker(variant.descriptor.media_type == media_type::DOCKER_MANIFEST);
         let mut layers = Vec::new();
         for (layer, diff_id) in manifest.layers.iter().zip(&config.rootfs.diff_ids) {
             layers.push(self.layer(layer, diff_id, is_docker)?);

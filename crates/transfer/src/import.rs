@@ -337,9 +337,10 @@ impl Importer<'_> {
     /// Stores the index of an archive; for a Docker archive, makes one.
     fn index(&self, found: &Found, manifests: &[Descriptor]) -> Result<Descriptor> {
         let Some(index) = &found.index else {
+            // As containerd makes it: without a media type inside.
             let index = Index {
                 schema_version: 2,
-                media_type: Some(media_type::OCI_INDEX.into()),
+                media_type: None,
                 artifact_type: None,
                 manifests: manifests.to_vec(),
                 subject: None,
@@ -442,7 +443,7 @@ impl Importer<'_> {
             let missing = contents.missing().next().map_or(&target.digest, |part| &part.descriptor.digest);
             return Err(Error::not_found(format!("blob {missing} is missing")));
         }
-        self.label_children(&contents, options)?;
+        self.label_children(target, &contents, options)?;
         for Unpack { platform, snapshotter } in &options.unpacks {
             let fits =
                 |variant: &crate::Variant| variant.platform.as_ref().is_none_or(|own| platform.fit(own) > 0);
@@ -453,10 +454,17 @@ impl Importer<'_> {
         Ok(())
     }
 
-    /// Labels each wanted document so that it keeps its children.
-    fn label_children(&self, contents: &crate::Contents, options: &ImportOptions) -> Result<()> {
+    /// Labels each wanted document so that it keeps its children. The image itself is wanted, whatever its platform: it
+    /// gets a record, which must not be without its blobs.
+    fn label_children(
+        &self,
+        target: &Descriptor,
+        contents: &crate::Contents,
+        options: &ImportOptions,
+    ) -> Result<()> {
         let content = self.metadata.content(self.caller);
-        for document in contents.documents().filter(|document| options.keeps(document)) {
+        let is_wanted = |document: &&Descriptor| document.digest == target.digest || options.keeps(document);
+        for document in contents.documents().filter(is_wanted) {
             let bytes = read(self.metadata, self.caller, &document.digest)?;
             let labels = image::Node::parse(&document.media_type, &bytes)?.reference_labels();
             add_labels(&content, &document.digest, &labels)?;
@@ -467,6 +475,8 @@ impl Importer<'_> {
     fn record(&self, name: &str, target: Descriptor, labels: &Labels) -> Result<Image> {
         let images = self.metadata.images(self.caller);
         let now = Timestamp::now();
+        // Records have no platform.
+        let target = Descriptor { platform: None, ..target };
         let image =
             Image { name: name.to_owned(), labels: labels.clone(), target, created: now, updated: now };
         images.assign(image)

@@ -87,22 +87,44 @@ impl Platform {
         })
     }
 
-    /// Replaces alternative names of architectures and variants by those of the image-spec.
-    fn normal(mut self) -> Platform {
-        let architecture = match self.architecture.as_str() {
-            "x86_64" | "x86-64" => "amd64",
-            "i386" | "i686" => "386",
-            "aarch64" => "arm64",
-            "armhf" => "arm",
-            other => other,
+    /// As [`Platform::canonical`], but with a variant for every arm64: a form for comparisons.
+    fn normal(self) -> Platform {
+        let mut platform = self.canonical();
+        if platform.architecture == "i686" {
+            platform.architecture = "386".into();
+        }
+        if platform.architecture == "arm64" && platform.variant.is_empty() {
+            platform.variant = "v8".into();
+        }
+        platform
+    }
+
+    /// Replaces alternative names by the usual ones, as containerd's package `platforms` does (`Normalize`): this is
+    /// what it writes into indexes. An image without an operating system is for Linux.
+    #[must_use]
+    pub fn canonical(mut self) -> Platform {
+        self.os = match self.os.to_lowercase().as_str() {
+            "" => "linux".into(),
+            "macos" => "darwin".into(),
+            other => other.into(),
         };
-        self.architecture = architecture.to_owned();
-        if self.architecture == "arm64" && self.variant.is_empty() {
-            self.variant = "v8".into();
-        }
-        if self.architecture == "amd64" && self.variant == "v1" {
-            self.variant.clear();
-        }
+        let (architecture, variant) = (self.architecture.to_lowercase(), self.variant.to_lowercase());
+        let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
+            ("i386", _) => ("386", ""),
+            ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64", ""),
+            ("x86_64" | "x86-64" | "amd64", variant) => ("amd64", variant),
+            ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64", ""),
+            ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
+            ("aarch64" | "arm64", variant) => ("arm64", variant),
+            ("armhf", _) | ("arm", "" | "7") => ("arm", "v7"),
+            ("armel", _) | ("arm", "6") => ("arm", "v6"),
+            ("arm", "5") => ("arm", "v5"),
+            ("arm", "8") => ("arm", "v8"),
+            others => others,
+        };
+        (self.architecture, self.variant) = (architecture.to_owned(), variant.to_owned());
+        self.os_features.sort();
+        self.os_features.dedup();
         self
     }
 }
@@ -212,6 +234,38 @@ mod tests {
         let [ours, theirs] =
             ["linux(6.1)/amd64", "linux(5.4)/amd64"].map(|text| text.parse::<Platform>().unwrap());
         assert!(ours.fit(&theirs) > 0);
+    }
+
+    /// The expected values are containerd 2.3's.
+    #[test]
+    fn platforms_have_one_spelling() {
+        let platform = |os: &str, architecture: &str, variant: &str| Platform {
+            os: os.into(),
+            architecture: architecture.into(),
+            variant: variant.into(),
+            ..Platform::default()
+        };
+        for ((os, architecture, variant), expected) in [
+            (("", "", ""), ("linux", "", "")),
+            (("Linux", "AMD64", "V1"), ("linux", "amd64", "")),
+            (("linux", "x86_64", "v3"), ("linux", "amd64", "v3")),
+            (("macos", "aarch64", "v8"), ("darwin", "arm64", "")),
+            (("linux", "arm64", "9"), ("linux", "arm64", "v9")),
+            (("linux", "i386", "x"), ("linux", "386", "")),
+            (("linux", "i686", "x"), ("linux", "i686", "x")),
+            (("linux", "armhf", "v6"), ("linux", "arm", "v7")),
+            (("linux", "armel", ""), ("linux", "arm", "v6")),
+            (("linux", "arm", ""), ("linux", "arm", "v7")),
+            (("linux", "arm", "5"), ("linux", "arm", "v5")),
+            (("linux", "riscv64", ""), ("linux", "riscv64", "")),
+        ] {
+            let found = platform(os, architecture, variant).canonical();
+            let (os, architecture, variant) = expected;
+            assert_eq!(found, platform(os, architecture, variant));
+        }
+        let features = vec!["b".to_owned(), "a".to_owned(), "b".to_owned()];
+        let found = Platform { os_features: features, ..Platform::default() }.canonical();
+        assert_eq!(found.os_features, ["a", "b"]);
     }
 
     #[test]

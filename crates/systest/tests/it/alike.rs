@@ -6,6 +6,7 @@
 //! containerd records only pulls.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 use api::grpc::containers::ListContainersRequest;
@@ -19,10 +20,13 @@ use api::grpc::leases::{CreateRequest, DeleteRequest, ListRequest, ListResources
 use api::grpc::snapshots::ListSnapshotsRequest;
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use serde_json::json;
-use testkit::{Containerd, Daemon, Layout, Registry, digest_of, is_root, run};
+use testkit::layout::{archive_of, tar_entry, tar_of};
+use testkit::{Containerd, Daemon, Layout, Registry, digest_of, images, is_root, run};
 use tonic::transport::Channel;
+use types::Digest;
 
 use crate::api::walk::{all, within};
+use crate::power::gzip;
 
 /// Images and archives of all kinds, in a registry and in files.
 struct Stock {
@@ -31,6 +35,8 @@ struct Stock {
     /// Two small images under a name each, a nested index and an artifact.
     names: Vec<String>,
     archive: String,
+    /// What `docker save` writes of two images that share a layer: of all their layers plain, and of some in gzip.
+    docker: [String; 2],
     /// Keys of the topmost snapshots, and digests that commands name.
     manifest: String,
     layer: String,
@@ -78,6 +84,11 @@ impl Stock {
         Stock {
             names,
             archive: archive.display().to_string(),
+            docker: [false, true].map(|is_packed| {
+                let path = layout.path().join(format!("docker-{is_packed}.tar"));
+                fs::write(&path, docker_archive(is_packed)).expect("a writable directory");
+                path.display().to_string()
+            }),
             manifest: digest_of(&alone),
             layer: digest_of(&shared),
             registry,
@@ -115,6 +126,28 @@ impl Stock {
                 [&words[..], &[self.archive.as_str()]].concat()
             };
             scene(&format!("import-{at}"), &[&import(&[]), &import(&[])]);
+            let docker = |flags: &[&'static str], archive: &str| -> Vec<String> {
+                let words = [&["images", "import"][..], way, flags, &[archive]].concat();
+                words.into_iter().map(str::to_owned).collect()
+            };
+            let [plain, packed] = &self.docker;
+            let saved = images::busybox_archive().display().to_string();
+            for (kind, flags, archives) in [
+                ("saved", &[][..], &[&saved][..]),
+                ("plain", &[], &[plain, plain]),
+                // The second time, the store has what the archive has in another form.
+                ("both", &[], &[packed, plain]),
+                ("digests", &["--digests"], &[packed]),
+                ("index", &["--index-name", "example.com/index:1"], &[packed]),
+                ("all", &["--all-platforms"], &[packed]),
+            ] {
+                let commands: Vec<Vec<String>> =
+                    archives.iter().map(|archive| docker(flags, archive)).collect();
+                let commands: Vec<Vec<&str>> =
+                    commands.iter().map(|words| words.iter().map(String::as_str).collect()).collect();
+                let commands: Vec<&[&str]> = commands.iter().map(Vec::as_slice).collect();
+                scene(&format!("docker-{kind}-{at}"), &commands);
+            }
             scene(&format!("import-packed-{at}"), &[&import(&["--no-unpack"])]);
             scene(&format!("import-digests-{at}"), &[&import(&["--digests"])]);
             scene(&format!("import-index-{at}"), &[&import(&["--index-name", "example.com/index:1"])]);
@@ -155,6 +188,36 @@ impl Stock {
         );
         scenes
     }
+}
+
+/// An archive in the form of `docker save` before Docker 25, with a layer twice and an image with two names.
+fn docker_archive(is_packed: bool) -> Vec<u8> {
+    let plain = ["shared", "first", "second"].map(|name| tar_of(&[(name, name)]));
+    let mut files = plain.clone();
+    if is_packed {
+        files[0] = gzip(&plain[0]);
+        files[2] = gzip(&plain[2]);
+    }
+    let mut entries = Vec::new();
+    for (at, file) in files.iter().enumerate() {
+        entries.push(tar_entry(&format!("{at}/layer.tar"), b'0', "", file));
+    }
+    let mut manifest = Vec::new();
+    for (name, layers, tags) in [
+        ("first", &[0, 1, 0][..], &["docker/first:1", "example.com/docker/first"][..]),
+        ("second", &[0, 2], &["docker/second:2"]),
+    ] {
+        let diff_ids: Vec<String> = layers.iter().map(|at| Digest::of(&plain[*at]).to_string()).collect();
+        let paths: Vec<String> = layers.iter().map(|at| format!("{at}/layer.tar")).collect();
+        let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+        let config =
+            json!({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).to_string();
+        entries.push(tar_entry(&format!("{name}.json"), b'0', "", config.as_bytes()));
+        manifest.push(json!({"Config": format!("{name}.json"), "RepoTags": tags, "Layers": paths}));
+    }
+    let manifest = json!(manifest).to_string();
+    entries.push(tar_entry("manifest.json", b'0', "", manifest.as_bytes()));
+    archive_of(&entries)
 }
 
 /// All records of a namespace after a garbage collection, one per line.

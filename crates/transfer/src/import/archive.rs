@@ -26,6 +26,7 @@ impl Importer<'_> {
         refuse_other_compression(source.fill_buf().context(what)?)?;
         let mut archive = Reader::new(BufReader::new(Decoder::new(source).context(what)?));
         let mut found = Found::default();
+        let mut is_layout = false;
         let (mut entries, mut paths) = (0, 0);
         while let Some(entry) = archive.next_entry().context(what)? {
             entries += 1;
@@ -64,7 +65,7 @@ impl Importer<'_> {
                 "index.json" => found.index = document(&mut archive, &found.index)?,
                 "manifest.json" => found.docker_manifest = document(&mut archive, &found.docker_manifest)?,
                 "repositories" => found.has_repositories = true,
-                "oci-layout" => {}
+                "oci-layout" => is_layout = true,
                 // Docker before 1.10 wrote these beside each layer.
                 _ if path.ends_with("/VERSION") || path.ends_with("/json") => {}
                 _ => {
@@ -78,6 +79,10 @@ impl Importer<'_> {
                     found.files.insert(path, stored);
                 }
             }
+        }
+        // Of both lists, containerd reads the index only beside the file that says what it is.
+        if !is_layout && found.docker_manifest.is_some() {
+            found.index = None;
         }
         Ok(found)
     }

@@ -92,12 +92,17 @@ impl Importer<'_> {
             ..ImageConfig::default()
         };
         let config = self.document("config", media_type::OCI_CONFIG, &config)?;
+        let kind = match self.compression(&layer)? {
+            Compression::None => media_type::OCI_LAYER,
+            Compression::Gzip => media_type::OCI_LAYER_GZIP,
+            Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+        };
         let manifest = Manifest {
             schema_version: 2,
             media_type: Some(media_type::OCI_MANIFEST.into()),
             artifact_type: None,
             config,
-            layers: vec![Descriptor::new(self.layer_type(&layer)?, layer, size)],
+            layers: vec![Descriptor::new(kind, layer, size)],
             subject: None,
             annotations: BTreeMap::new(),
         };

@@ -91,6 +91,10 @@ fn formats_lead_to_each_other_and_back() {
     let back = convert(&fixture, "docker:1", "oci:1", &oci).expect("the OCI format");
     let straight = convert(&fixture, "several:1", "straight:1", &oci).expect("the OCI format");
     assert_eq!(back, straight);
+    let packed = Conversion { compression: Some(Compression::Zstd), ..as_it_is() };
+    let target = convert(&fixture, "docker:1", "zst:1", &packed).expect("Docker's format has no zstd");
+    assert_eq!(target.media_type, media_type::OCI_INDEX);
+    assert!(layers(&fixture, &target).iter().all(|(kind, _)| kind == media_type::OCI_LAYER_ZSTD));
 
     let zstd = Conversion { compression: Some(Compression::Zstd), ..docker };
     let error = convert(&fixture, "several:1", "no:1", &zstd).expect_err("there is no such type");

@@ -263,7 +263,7 @@ fn a_folder_with_links_and_pipes() {
     }
 }
 
-fn compress(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn compress(bytes: &[u8]) -> Vec<u8> {
     let mut to = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     to.write_all(bytes).expect("room in memory");
     to.finish().expect("room in memory")

@@ -6,10 +6,12 @@ use std::process::Command;
 use serde_json::json;
 use testkit::layout::{archive_of, tar_entry, tar_of};
 use testkit::{Layout, digest_of};
+use transfer::{BaseName, ImportOptions, NameRule};
 use types::descriptor::media_type;
 use types::{Digest, Error};
 
 use crate::fixture::{Fixture, SNAPSHOTTER};
+use crate::hostile::compress;
 
 fn small(layout: &Layout, architecture: &str) -> serde_json::Value {
     layout.image_of(architecture, &[tar_of(&[("file", architecture)])], &json!({}))
@@ -192,6 +194,99 @@ fn the_old_form_of_docker_save() {
     let error = fixture.import(&fixture.file(&before)).expect_err("refused");
     assert!(error.chain().contains("before 1.10"), "{}", error.chain());
     fixture.assert_empty();
+}
+
+/// What `docker save` writes of an image with these layers, given as their files and as the archives inside them.
+fn saved(layers: &[(&[u8], &[u8])], tags: &[&str]) -> (Vec<u8>, String) {
+    let diff_ids: Vec<String> = layers.iter().map(|(_, plain)| Digest::of(plain).to_string()).collect();
+    let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+    let config = json!({"os": "linux", "architecture": "x86_64", "rootfs": rootfs}).to_string();
+    let paths: Vec<String> = (0..layers.len()).map(|at| format!("{at}/layer.tar")).collect();
+    let manifest = json!([{"Config": "c.json", "RepoTags": tags, "Layers": paths}]).to_string();
+    let mut entries: Vec<Vec<u8>> =
+        layers.iter().zip(&paths).map(|((file, _), path)| tar_entry(path, b'0', "", file)).collect();
+    entries.push(tar_entry("c.json", b'0', "", config.as_bytes()));
+    entries.push(tar_entry("manifest.json", b'0', "", manifest.as_bytes()));
+    (archive_of(&entries), config)
+}
+
+/// The documents that containerd makes of such an archive, byte for byte.
+#[test]
+fn documents_of_docker_archives_are_containerds() {
+    let (first, second) = (tar_of(&[("a", "1")]), tar_of(&[("b", "2")]));
+    let packed = compress(&second);
+    let (archive, config) = saved(&[(&first, &first), (&packed, &second)], &["old:1", "host:5000/a/old"]);
+    let part = |kind: &str, bytes: &[u8]| {
+        let (digest, size) = (Digest::of(bytes), bytes.len());
+        format!(r#"{{"mediaType":"application/vnd.docker.{kind}","digest":"{digest}","size":{size}"#)
+    };
+    let manifest_type = "distribution.manifest.v2+json";
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.docker.{manifest_type}","config":{}}},"layers":[{}}},{}}}]}}"#,
+        part("container.image.v1+json", config.as_bytes()),
+        part("image.rootfs.diff.tar", &first),
+        part("image.rootfs.diff.tar.gzip", &packed),
+    );
+    let of = |full: &str, tag: &str| {
+        let target = part(manifest_type, manifest.as_bytes());
+        let names =
+            format!(r#"{{"io.containerd.image.name":"{full}","org.opencontainers.image.ref.name":"{tag}"}}"#);
+        format!(r#"{target},"annotations":{names},"platform":{{"architecture":"amd64","os":"linux"}}}}"#)
+    };
+    let both = [of("docker.io/library/old:1", "1"), of("host:5000/a/old:latest", "latest")].join(",");
+    let index = format!(r#"{{"schemaVersion":2,"manifests":[{both}]}}"#);
+
+    let fixture = Fixture::new();
+    let base = BaseName { name: "any".into(), takes_others: true, ..BaseName::default() };
+    let options = ImportOptions {
+        index_name: Some("index:1".into()),
+        rules: vec![NameRule::Base(base)],
+        ..ImportOptions::default()
+    };
+    let images = transfer::import_stream(&fixture.metadata, &fixture.caller, &options, &archive[..]);
+    let images = images.expect("an import");
+    let names: Vec<&str> = images.iter().map(|image| image.name.as_str()).collect();
+    assert_eq!(names, ["index:1", "docker.io/library/old:1", "host:5000/a/old:latest"]);
+    for (image, expected) in images.iter().zip([&index, &manifest, &manifest]) {
+        let path = fixture.dir.path().join("root/content/blobs/sha256").join(image.target.digest.hex());
+        assert_eq!(&fs::read_to_string(path).expect("a blob"), expected, "{}", image.name);
+    }
+    assert_eq!(images[1].target.annotations["org.opencontainers.image.ref.name"], "1");
+
+    let fixture = Fixture::new();
+    let loaded = fixture.import(&fixture.file(&archive)).expect("an import");
+    assert_eq!(loaded[0].target.digest, Digest::of(manifest.as_bytes()), "a load makes the same");
+}
+
+#[test]
+fn a_layer_of_a_docker_archive_that_is_stored_compressed_is_not_stored_again() {
+    let plain = tar_of(&[("a", "1")]);
+    let packed = compress(&plain);
+    let fixture = Fixture::new();
+    let load = |layer: &[u8], tag: &str| {
+        let archive = saved(&[(layer, &plain)], &[tag]).0;
+        fixture.import(&fixture.file(&archive)).expect("an import").swap_remove(0).target.digest
+    };
+    let first = load(&packed, "one:1");
+    assert_eq!(load(&plain, "two:1"), first);
+    fixture.metadata.collect().expect("a collection");
+    assert!(!fixture.has(&Digest::of(&plain).to_string()));
+
+    // What is damaged is not used.
+    let path = fixture.dir.path().join("root/content/blobs/sha256").join(Digest::of(&packed).hex());
+    fs::write(path, vec![0; packed.len()]).expect("a file of ours");
+    assert_ne!(load(&plain, "three:1"), first);
+}
+
+/// The index counts only in an OCI layout, as in containerd.
+#[test]
+fn an_index_without_a_layout_is_no_list_of_images() {
+    let plain = tar_of(&[("a", "1")]);
+    let (archive, _) = saved(&[(&plain, &plain)], &["old:1"]);
+    let index = tar_entry("index.json", b'0', "", br#"{"schemaVersion": 2, "manifests": []}"#);
+    let fixture = Fixture::new();
+    fixture.import(&fixture.file(&[index, archive].concat())).expect("an import");
+    assert_eq!(fixture.names(), ["docker.io/library/old:1"]);
 }
 
 #[test]
