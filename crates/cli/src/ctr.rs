@@ -102,6 +102,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor can be made");
+    let (socket, is_named) =
+        (call.socket(), call.value("address").is_some() || address_of_environment().is_some());
     let outcome = runtime.block_on(call.run());
     // A read of standard input may still block a thread; do not wait for it.
     runtime.shutdown_background();
@@ -109,14 +111,21 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("ctr: {}", said(&error));
+            if let Some(hint) = connection::way_out(&error, &socket, is_named) {
+                eprintln!("hint: {hint}");
+            }
             ExitCode::FAILURE
         }
     }
 }
 
+fn address_of_environment() -> Option<String> {
+    std::env::var("CONTAINERD_ADDRESS").ok()
+}
+
 /// The daemon's socket if no flag names one.
 fn default_address() -> String {
-    if let Ok(address) = std::env::var("CONTAINERD_ADDRESS") {
+    if let Some(address) = address_of_environment() {
         return address;
     }
     let there = ADDRESSES.iter().find(|address| Path::new(address).exists());

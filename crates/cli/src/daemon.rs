@@ -47,6 +47,11 @@ pub(crate) async fn connect(address: &str) -> Result<Client> {
     }
 }
 
+/// How the daemon of a socket is started, for a program that starts none itself.
+pub(crate) fn how_to_start(address: &Path) -> String {
+    StartConditions::look(address).how_to_start(address)
+}
+
 /// The path of a socket, given as a path or an address. `InvalidArgument` for other kinds of addresses.
 pub(crate) fn socket_path(address: &str) -> Result<&Path> {
     match address.split_once("://") {
@@ -104,6 +109,20 @@ impl StartConditions {
             );
         }
         self.is_service.then_some("the daemon is a service of this machine: systemctl start hoist")
+    }
+
+    fn how_to_start(&self, address: &Path) -> String {
+        match (self.is_usual_address, self.is_service) {
+            (true, true) => "start the daemon, as root: systemctl start hoist".into(),
+            (true, false) if self.is_told_not_to => "start the daemon, as root: hoist daemon".into(),
+            (true, false) => "any hoist command of root starts the daemon, such as: hoist ps".into(),
+            (false, _) => {
+                format!(
+                    "start the daemon of this socket, as root: hoist daemon --address {}",
+                    address.display()
+                )
+            }
+        }
     }
 }
 
@@ -255,5 +274,18 @@ mod tests {
         assert!(of_a_service.unwrap().contains("as root: systemctl start hoist"));
         let elsewhere = why(|around| (around.is_root, around.is_usual_address) = (false, false));
         assert!(elsewhere.unwrap().contains("hoist daemon --address"));
+    }
+
+    #[test]
+    fn who_starts_no_daemon_says_how_it_is_started() {
+        let how = |is_usual_address, is_service, is_told_not_to| {
+            let (is_root, has_config) = (true, false);
+            StartConditions { is_root, is_told_not_to, has_config, is_usual_address, is_service }
+                .how_to_start(Path::new("/a/b.sock"))
+        };
+        assert!(how(true, true, false).ends_with("systemctl start hoist"));
+        assert!(how(true, false, false).ends_with("hoist ps"));
+        assert!(how(true, false, true).ends_with("hoist daemon"), "no hoist command starts it");
+        assert!(how(false, true, false).ends_with("hoist daemon --address /a/b.sock"));
     }
 }

@@ -194,14 +194,16 @@ fn run_code(error: &Error) -> u8 {
     }
 }
 
+/// What a user without a right to the daemon's socket can do.
+const NO_RIGHT: &str =
+    "run as root, or have the socket given to a group of yours (grpc.gid, see docs/operate/install.md)";
+
 /// Prints the error, and on a second line what the user can do.
 fn print(error: &Error) {
     eprintln!("hoist: {}", output::said(error));
     let text = error.chain();
     let hint = match error.kind() {
-        ErrorKind::PermissionDenied if text.contains("hoist daemon at") => Some(
-            "run as root, or have the socket given to a group of yours (grpc.gid, see docs/operate/install.md)",
-        ),
+        ErrorKind::PermissionDenied if text.contains("hoist daemon at") => Some(NO_RIGHT),
         ErrorKind::FailedPrecondition if text.contains("is running") => Some("hoist stop, or hoist rm -f"),
         _ => None,
     };

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::future::Future;
-use std::path::Path;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
 use api::grpc::{MODULE, VERSION};
 use types::{Error, Result};
 
-use super::connection::Connection;
+use super::connection::{Connection, not_reached};
 
 pub(super) type Action = fn(Call) -> Pin<Box<dyn Future<Output = Result<u8>>>>;
 
@@ -188,22 +188,29 @@ impl Call {
         }
     }
 
+    /// The path of the daemon's socket.
+    pub(super) fn socket(&self) -> PathBuf {
+        let address = self.value("address").map_or_else(super::default_address, str::to_owned);
+        address.strip_prefix("unix://").unwrap_or(&address).into()
+    }
+
     /// Connects to Hoist's own service, for work that containerd's clients do themselves.
     pub(super) async fn engine(&self) -> Result<client::Client> {
-        let address = self.value("address").map_or_else(super::default_address, str::to_owned);
-        client::Client::connect(Path::new(address.strip_prefix("unix://").unwrap_or(&address))).await
+        let socket = self.socket();
+        client::Client::connect(&socket).await.map_err(|error| not_reached(error, &socket))
     }
 
     /// Connects to the daemon, with the namespace of the command line.
     pub(super) async fn connect(&self) -> Result<Connection> {
-        let address = self.value("address").map_or_else(super::default_address, str::to_owned);
+        let socket = self.socket();
         let namespace = self.value("namespace").map(str::to_owned);
         let namespace = namespace.or_else(|| std::env::var("CONTAINERD_NAMESPACE").ok());
-        let connecting = Connection::open(&address, namespace.unwrap_or_else(|| "default".to_owned()));
+        let connecting = Connection::open(&socket, namespace.unwrap_or_else(|| "default".to_owned()));
         match self.duration("connect-timeout")?.filter(|limit| !limit.is_zero()) {
             None => connecting.await,
             Some(limit) => tokio::time::timeout(limit, connecting).await.unwrap_or_else(|_| {
-                Err(Error::deadline_exceeded(format!("no answer from {address} within {limit:?}")))
+                let socket = socket.display();
+                Err(Error::deadline_exceeded(format!("no answer from {socket} within {limit:?}")))
             }),
         }
     }

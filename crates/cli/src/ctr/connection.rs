@@ -1,11 +1,12 @@
 //! A connection to the daemon, with the namespace and lease of its calls.
 
+use std::io;
 use std::path::Path;
 
 use api::grpc::{LEASE_KEY, NAMESPACE_KEY};
 use client::Channel;
 use tonic::{Code, Request, Response, Status};
-use types::{Error, Result};
+use types::{Error, ErrorKind, Result};
 
 /// A channel to the daemon, and the namespace of calls.
 #[derive(Clone)]
@@ -27,9 +28,8 @@ macro_rules! service {
 pub(super) use service;
 
 impl Connection {
-    pub(super) async fn open(address: &str, namespace: String) -> Result<Connection> {
-        let path = address.strip_prefix("unix://").unwrap_or(address);
-        let channel = client::channel(Path::new(path)).await?;
+    pub(super) async fn open(socket: &Path, namespace: String) -> Result<Connection> {
+        let channel = client::channel(socket).await.map_err(|error| not_reached(error, socket))?;
         Ok(Connection { channel, namespace, lease: None })
     }
 
@@ -55,6 +55,38 @@ impl Connection {
         }
         Ok(request)
     }
+}
+
+/// How the words begin that containerd's `ctr` has for a socket that is missing, and for one on which nobody listens.
+const MISSING: &str = "cannot access socket";
+const UNANSWERED: &str = "connection error: desc = \"transport: Error while dialing: dial unix";
+
+/// The error of a socket to which no connection could be made, in containerd's words: scripts look for them.
+pub(super) fn not_reached(error: Error, socket: &Path) -> Error {
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref::<io::Error>());
+    let Some(cause) = source.map(io::Error::kind) else { return error };
+    let socket = socket.display();
+    let unanswered = |why: &str| format!("{UNANSWERED} {socket}: connect: {why}\"");
+    let said = match cause {
+        io::ErrorKind::NotFound => format!("{MISSING} {socket}: stat {socket}: no such file or directory"),
+        io::ErrorKind::ConnectionRefused => unanswered("connection refused") + ": unavailable",
+        io::ErrorKind::PermissionDenied => unanswered("permission denied") + ": unavailable",
+        _ => return error,
+    };
+    Error::new(error.kind(), said)
+}
+
+/// What to do about an error of [`not_reached`]. `None` for other errors. `is_named` is whether the user named the socket.
+pub(super) fn way_out(error: &Error, socket: &Path, is_named: bool) -> Option<String> {
+    if !error.message().starts_with(MISSING) && !error.message().starts_with(UNANSWERED) {
+        return None;
+    }
+    if error.is(ErrorKind::PermissionDenied) {
+        return Some(crate::NO_RIGHT.to_owned());
+    }
+    // Without any socket, the next command takes that of Hoist's daemon.
+    let socket = if is_named || socket.exists() { socket } else { Path::new(crate::args::ADDRESS_DEFAULT) };
+    Some(crate::daemon::how_to_start(socket))
 }
 
 /// Converts the outcome of a call.

@@ -12,9 +12,10 @@ pub(super) const COMMAND: Command =
     });
 
 async fn version(call: Call) -> Result<u8> {
-    let connection = call.connect().await?;
     let revision = format!("  Revision: {}", env!("CARGO_PKG_VERSION"));
-    lines(["Client:", &format!("  Version:  {}", api::grpc::VERSION), &revision, "", "Server:"]);
+    lines(["Client:", &format!("  Version:  {}", api::grpc::VERSION), &revision, ""]);
+    let connection = call.connect().await?;
+    lines(["Server:"]);
     let server = service!(connection, version::version_client::VersionClient).version(()).await.answer()?;
     let identity = service!(connection, introspection::introspection_client::IntrospectionClient);
     let identity = { identity }.server(()).await.answer()?;

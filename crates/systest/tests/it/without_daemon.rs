@@ -122,3 +122,28 @@ fn where_no_daemon_is_one_way_out_is_told() {
     let refused = run(Command::new(hoist_program()).args(["-H", "tcp://10.0.0.5:2376", "ps"])).expect_code(1);
     refused.expect_stderr("only unix sockets are spoken to");
 }
+
+/// `ctr` begins with containerd's words, for which scripts look, and says on a second line who starts the daemon.
+#[test]
+fn ctr_says_what_containerds_does_and_how_the_daemon_is_started() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let (ctr, socket) = (dir.path().join("ctr"), dir.path().join("none.sock"));
+    std::os::unix::fs::symlink(hoist_program(), &ctr).expect("a writable directory");
+    let refused =
+        |words: &[&str]| run(Command::new(&ctr).arg("--address").arg(&socket).args(words)).expect_code(1);
+    let shown = socket.display();
+    let hint = format!("hint: start the daemon of this socket, as root: hoist daemon --address {shown}\n");
+    let missing =
+        format!("ctr: cannot access socket {shown}: stat {shown}: no such file or directory\n{hint}");
+    assert_eq!(refused(&["images", "ls"]).stderr, missing);
+    let version = refused(&["version"]);
+    assert_eq!(version.stderr, missing);
+    assert!(version.stdout.starts_with("Client:"), "{version}");
+
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("a writable directory"));
+    let unanswered = format!(
+        "ctr: connection error: desc = \"transport: Error while dialing: dial unix {shown}: connect: connection \
+         refused\": unavailable\n{hint}"
+    );
+    assert_eq!(refused(&["images", "ls"]).stderr, unanswered);
+}
