@@ -51,6 +51,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("shim/cgroups/v1.rs", "io.containerd.cgroups.v1"),
     ("shim/cgroups/v2.rs", "io.containerd.cgroups.v2"),
     ("shim/events.rs", "containerd.events"),
+    ("shim/introspection.rs", "containerd.types"),
     ("shim/runc.rs", "containerd.runc.v1"),
     ("shim/types.rs", "containerd.types"),
 ];

@@ -33,36 +33,6 @@ pub struct RpcStatus {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct RuntimeRequest {
-    #[prost(string, tag = "1")]
-    pub runtime_path: String,
-    #[prost(message, optional, tag = "2")]
-    pub options: Option<Any>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct RuntimeVersion {
-    #[prost(string, tag = "1")]
-    pub version: String,
-    #[prost(string, tag = "2")]
-    pub revision: String,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct RuntimeInfo {
-    #[prost(string, tag = "1")]
-    pub name: String,
-    #[prost(message, optional, tag = "2")]
-    pub version: Option<RuntimeVersion>,
-    #[prost(message, optional, tag = "3")]
-    pub options: Option<Any>,
-    #[prost(message, optional, tag = "4")]
-    pub features: Option<Any>,
-    #[prost(btree_map = "string, string", tag = "5")]
-    pub annotations: BTreeMap<String, String>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
 pub struct Process {
     #[prost(string, tag = "1")]
     pub container_id: String,
