@@ -22,16 +22,3 @@ pub trait Differs: Send + Sync {
     /// error the tree may contain a part of the layer.
     fn apply(&self, caller: &Caller, layer: &Descriptor, mounts: &[Mount]) -> Result<Option<Applied>>;
 }
-
-/// No differs: every layer is unpacked here.
-pub struct NoDiffers;
-
-impl Differs for NoDiffers {
-    fn are_asked(&self, _: &str) -> bool {
-        false
-    }
-
-    fn apply(&self, _: &Caller, _: &Descriptor, _: &[Mount]) -> Result<Option<Applied>> {
-        Ok(None)
-    }
-}

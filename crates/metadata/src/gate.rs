@@ -1,7 +1,6 @@
 //! The port for image admission: it decides which images names may be recorded for. The daemon provides it when it
 //! opens the records.
 
-use std::future::ready;
 use std::pin::Pin;
 
 use types::{Descriptor, Result};
@@ -21,17 +20,4 @@ pub trait Gate: Send + Sync {
     /// Whether the name may stand for any image, so that [`Gate::admit`] need not be called. False is always safe,
     /// and is returned if it cannot be determined.
     fn is_open<'a>(&'a self, name: &'a str) -> IsOpen<'a>;
-}
-
-/// Admits every image under every name.
-pub struct OpenGate;
-
-impl Gate for OpenGate {
-    fn admit(&self, _: &str, _: &Descriptor) -> Result<()> {
-        Ok(())
-    }
-
-    fn is_open<'a>(&'a self, _: &'a str) -> IsOpen<'a> {
-        Box::pin(ready(true))
-    }
 }

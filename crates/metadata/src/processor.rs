@@ -18,16 +18,3 @@ pub trait StreamProcessors: Send + Sync {
     /// processor's output type is unknown.
     fn open(&self, layer: &Descriptor, blob: LayerSource) -> Result<LayerSource>;
 }
-
-/// No processors: every stream passes through unchanged.
-pub struct NoProcessors;
-
-impl StreamProcessors for NoProcessors {
-    fn names(&self, _: &str) -> Option<String> {
-        None
-    }
-
-    fn open(&self, _: &Descriptor, blob: LayerSource) -> Result<LayerSource> {
-        Ok(blob)
-    }
-}

@@ -1,25 +1,26 @@
 //! The store: opening it, changing records, and handles on each kind of record.
 
 use std::collections::{BTreeMap, HashSet};
+use std::future::ready;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::snapshot::{Snapshotter, Target};
 use kv::{Db, Driver, ReadTxn, WriteTxn};
 use stdx::CancelToken;
-use types::{Error, ErrorKind, IngestRef, LeaseId, Mount, Namespace, Result, Timestamp};
+use types::{Descriptor, Error, ErrorKind, IngestRef, LeaseId, Mount, Namespace, Result, Timestamp};
 
-use crate::differ::{Differs, NoDiffers};
+use crate::differ::{Applied, Differs};
 use crate::event::{Event, Events, Sink};
-use crate::gate::{Gate, OpenGate};
+use crate::gate::{Gate, IsOpen};
 use crate::gc::graph::Node;
 use crate::gc::{self, Collected};
 use crate::lease::{self, Resource, Workflows};
 use crate::namespace::{self, Namespaces};
 use crate::outbox::{Hearing, Outbox, Place};
-use crate::processor::{NoProcessors, StreamProcessors};
+use crate::processor::{LayerSource, StreamProcessors};
 use crate::sequence::Sequence;
-use crate::stream::{NoStreams, Streams};
+use crate::stream::{LeasedStream, Streams};
 use crate::{Activations, Containers, Content, Images, Leases, Sandboxes, Snapshots};
 
 /// What the daemon provides to the records.
@@ -74,14 +75,55 @@ impl Default for Options {
             now: Box::new(Timestamp::now),
             sink: Box::new(|_, _| ()),
             is_heard: Box::new(|| true),
-            gate: Box::new(OpenGate),
+            gate: Box::new(Nothing),
             notice: Box::new(|_| ()),
             sweep_mounts: Box::new(|_| Ok(())),
-            streams: Box::new(NoStreams),
+            streams: Box::new(Nothing),
             isolates_content: false,
-            processors: Box::new(NoProcessors),
-            differs: Box::new(NoDiffers),
+            processors: Box::new(Nothing),
+            differs: Box::new(Nothing),
         }
+    }
+}
+
+/// The ports of [`Options::default`].
+struct Nothing;
+
+impl Gate for Nothing {
+    fn admit(&self, _: &str, _: &Descriptor) -> Result<()> {
+        Ok(())
+    }
+
+    fn is_open<'a>(&'a self, _: &'a str) -> IsOpen<'a> {
+        Box::pin(ready(true))
+    }
+}
+
+impl Streams for Nothing {
+    fn leased(&self) -> Vec<LeasedStream> {
+        Vec::new()
+    }
+
+    fn end(&self, _: &LeasedStream) {}
+}
+
+impl StreamProcessors for Nothing {
+    fn names(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn open(&self, _: &Descriptor, blob: LayerSource) -> Result<LayerSource> {
+        Ok(blob)
+    }
+}
+
+impl Differs for Nothing {
+    fn are_asked(&self, _: &str) -> bool {
+        false
+    }
+
+    fn apply(&self, _: &Caller, _: &Descriptor, _: &[Mount]) -> Result<Option<Applied>> {
+        Ok(None)
     }
 }
 

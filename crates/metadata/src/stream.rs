@@ -20,14 +20,3 @@ pub trait Streams: Send + Sync {
     /// used by a stream of another lease.
     fn end(&self, stream: &LeasedStream);
 }
-
-/// No streams.
-pub struct NoStreams;
-
-impl Streams for NoStreams {
-    fn leased(&self) -> Vec<LeasedStream> {
-        Vec::new()
-    }
-
-    fn end(&self, _: &LeasedStream) {}
-}

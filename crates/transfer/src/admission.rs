@@ -434,7 +434,6 @@ mod tests {
             assert_eq!(gate.is_open(name).await, is_open);
             assert_eq!(gate.admit(name, &image).is_ok(), admits);
         };
-        check(&metadata::OpenGate, true, true).await;
         let gate = |policy, verifiers| Admission::new(policy, verifiers, Connections::default());
         check(&gate(Policy::default(), None), true, true).await;
         check(&gate(Policy::new(Vec::new(), true).unwrap(), None), false, false).await;
