@@ -110,6 +110,8 @@ fn warn(warnings: &[String]) {
 
 fn serve(args: &Args, programs: Programs) -> Result<()> {
     let begun = Instant::now();
+    // Until `Signals` has a handler of ours. SIGHUP and SIGTERM end a daemon that is starting, SIGUSR1 must not.
+    linux::signal::ignore_usr1();
     linux::memory::bound_heap();
     let config = &Config::load(args)?;
     let exporter = log::start(config);

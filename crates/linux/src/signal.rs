@@ -46,7 +46,7 @@ pub fn forwarded_signals() -> Result<OwnedFd> {
 
 /// Makes the calling process, and its forked copies, ignore `SIGUSR1`. containerd's programs answer it with a dump of
 /// their threads, and an operator who sends it to all of them must not end this one. It is caught, and neither blocked
-/// nor ignored, as programs would inherit that (execve(2)).
+/// nor ignored, as programs would inherit that (execve(2)). A handler that is installed later takes its place.
 pub fn ignore_usr1() {
     extern "C" fn pass(_signal: libc::c_int) {}
     // SAFETY: a handler that does nothing may run anywhere (signal-safety(7)). Calls that it interrupts go on (signal(2)).

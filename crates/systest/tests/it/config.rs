@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -549,6 +550,32 @@ fn a_signal_right_after_the_start_is_heard() {
         let ended = process.wait().expect("it is a child of ours");
         assert!(ended.success(), "{ended}");
     }
+}
+
+/// An operator may send it to all containerds, and so to one that is still reading its configuration.
+#[test]
+fn sigusr1_does_not_end_a_daemon_that_is_starting() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let file = dir.path().join("config.toml");
+    run(Command::new("mkfifo").arg(&file)).ok();
+    let process = Command::new(hoist_program())
+        .arg("daemon")
+        .args(["--config".as_ref(), file.as_os_str()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("hoist starts");
+    // The daemon reads its configuration once this returns (fifo(7)), and has not got it yet.
+    let mut config = fs::File::options().write(true).open(&file).expect("the daemon reads it");
+    let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::USR1).expect("it is a child of ours");
+    // A daemon that the signal ended reads nothing: what it ended by is asserted below.
+    let _ = config.write_all(b"rot = \"/x\"\n");
+    drop(config);
+    let ended = process.wait_with_output().expect("it is a child of ours");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{}: {said}", ended.status);
+    assert!(said.contains("unknown field `rot`"), "{said}");
 }
 
 /// After a reload the next pull uses the new mirror, and the restart policy the new pause.
