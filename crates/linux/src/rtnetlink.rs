@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use types::{Context, Error, Result};
 
 use crate::netlink::{
-    Message, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Protocol, Socket, attribute, errno_of, text,
+    Message, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, Protocol, Socket, attribute, attributes, errno_of, text,
 };
 
 const RTM_NEWLINK: u16 = 16;
@@ -25,6 +25,8 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
@@ -47,6 +49,9 @@ const AF_INET6: u8 = 10;
 pub struct Link {
     pub index: u32,
     pub name: String,
+    /// Alternative names (`ip link property add … altname`), by which the link is found too. No other link of the
+    /// namespace can have one of them as its name.
+    pub alternative_names: Vec<String>,
     /// `bridge`, `veth`, …; empty for hardware and loopback.
     pub kind: String,
     /// The bridge it belongs to.
@@ -121,7 +126,7 @@ impl Route {
         Ok(answers.iter().filter_map(|answer| link(answer)).collect())
     }
 
-    /// The link of this name, if there is one.
+    /// The link of this name or alternative name, if there is one.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>> {
         let mut message = Message::new(RTM_GETLINK, 0).with(&ifinfo(0, 0, 0));
         message.put_str(IFLA_IFNAME, name);
@@ -262,10 +267,13 @@ fn link(answer: &[u8]) -> Option<Link> {
     let number = |at: usize| Some(u32::from_ne_bytes(answer.get(at..at + 4)?.try_into().ok()?));
     let rest = answer.get(16..)?;
     let info = attribute(rest, IFLA_LINKINFO).unwrap_or_default();
+    let properties = attributes(attribute(rest, IFLA_PROP_LIST).unwrap_or_default());
+    let alternative_names = properties.filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
     let master = attribute(rest, IFLA_MASTER).and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes);
     Some(Link {
         index: number(4)?,
         name: text(attribute(rest, IFLA_IFNAME)?),
+        alternative_names: alternative_names.map(|(_, name)| text(name)).collect(),
         kind: attribute(info, IFLA_INFO_KIND).map(text).unwrap_or_default(),
         master,
         is_up: number(8)? & IFF_UP != 0,
@@ -312,4 +320,30 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 
 fn is_no_device(error: &Error) -> bool {
     errno_of(error) == Some(libc::ENODEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::NLA_F_NESTED;
+
+    #[test]
+    fn a_link_has_its_alternative_names() {
+        let attribute = |kind: u16, value: &[u8]| {
+            let len = u16::try_from(value.len() + 4).unwrap();
+            let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+            bytes.extend_from_slice(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let names = [attribute(IFLA_ALT_IFNAME, b"enp0s3\0"), attribute(IFLA_ALT_IFNAME, b"net0\0")].concat();
+        let name = attribute(IFLA_IFNAME, b"eth0\0");
+        let answer =
+            [&ifinfo(7, IFF_UP, 0)[..], &name, &attribute(IFLA_PROP_LIST | NLA_F_NESTED, &names)].concat();
+        let read = link(&answer).unwrap();
+        assert_eq!((read.index, read.name.as_str(), read.is_up), (7, "eth0", true));
+        assert_eq!(read.alternative_names, ["enp0s3", "net0"]);
+        let answer = [&ifinfo(7, 0, 0)[..], &name].concat();
+        assert!(link(&answer).unwrap().alternative_names.is_empty());
+    }
 }

@@ -225,6 +225,14 @@ pub(crate) fn remove(config: &Config, marks: &Marks, note: &Path, is_end: bool) 
 
 fn link(route: &mut Route, config: &Config) -> Result<Option<Link>> {
     let link = route.link(&config.bridge)?;
+    // Rules and sysctls know a link by its name alone.
+    if let Some(other) = link.as_ref().filter(|link| link.name != config.bridge) {
+        return Err(Error::failed_precondition(format!(
+            "network interface {} has {} as an alternative name; choose another name for ours with `network.bridge` in the \
+             config file",
+            other.name, config.bridge
+        )));
+    }
     if link.as_ref().is_some_and(|link| link.kind != "bridge") {
         return Err(Error::failed_precondition(format!(
             "network interface {} is not a bridge; choose another name for ours with `network.bridge` in the config file",

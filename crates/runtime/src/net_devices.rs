@@ -101,11 +101,16 @@ fn is_template(name: &str) -> bool {
 }
 
 /// The name that the kernel would choose for a template. It is chosen here, as the kernel does not return it.
+/// Alternative names are taken too: the kernel refuses a name that another link has as one.
 fn first_free(template: &str, taken: &[Link]) -> Result<String> {
     let names = (0..).map(|number: u32| template.replacen(NUMBER, &number.to_string(), 1));
     let mut names = names.take_while(|name| name.len() <= NAME_LEN_MAX);
-    let free = names.find(|name| taken.iter().all(|link| link.name != *name));
+    let free = names.find(|name| taken.iter().all(|link| !is_called(link, name)));
     free.ok_or_else(|| Error::failed_precondition("all names of this template are taken"))
+}
+
+fn is_called(link: &Link, name: &str) -> bool {
+    link.name == name || link.alternative_names.iter().any(|other| other == name)
 }
 
 #[cfg(test)]
@@ -137,11 +142,14 @@ mod tests {
         let link = |name: &str| Link {
             index: 1,
             name: name.into(),
+            alternative_names: Vec::new(),
             kind: String::new(),
             master: None,
             is_up: true,
             address: Vec::new(),
         };
+        let renamed = Link { alternative_names: vec!["eth0".into(), "eth1".into()], ..link("lan") };
+        assert_eq!(first_free("eth%d", &[link("lo"), renamed]).ok().as_deref(), Some("eth2"));
         let first = |template: &str, taken: &[&str]| {
             let taken: Vec<Link> = taken.iter().map(|name| link(name)).collect();
             first_free(template, &taken).ok()

@@ -75,6 +75,21 @@ fn a_bridge_of_others_keeps_its_address_too() {
     });
 }
 
+/// Rules and sysctls know a link by its name: one that has the bridge's as an alternative would be found, and no packet
+/// let through.
+#[test]
+fn a_link_with_the_bridges_name_as_an_alternative_is_refused() {
+    on_a_machine(|state| {
+        ip("link add lan type bridge");
+        ip("link property add dev lan altname hoist0");
+        let network = open(state);
+        network.create_namespace("web").unwrap();
+        let error = network.attach("web", &Request::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition, "{error:?}");
+        assert!(error.chain().contains("lan has hoist0 as an alternative name"), "{error:?}");
+    });
+}
+
 /// A bridge by which the host itself is on the network: the host's address is the gateway, and no container gets it.
 #[test]
 fn on_a_bridge_of_others_its_own_address_is_the_gateway() {

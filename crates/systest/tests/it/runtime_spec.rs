@@ -1038,6 +1038,14 @@ fn network_devices_move_in_with_their_addresses() {
             json!({device.as_str(): {"name": "net%d"}, peer.as_str(): {"name": "net0"}});
     });
     assert_eq!(said, "lo\nnet0\nnet1");
+    // An alternative name is taken too.
+    ip(&["link", "add", &device, "type", "veth", "peer", "name", &peer]).ok();
+    ip(&["link", "property", "add", "dev", &device, "altname", "other0"]).ok();
+    let said = ours("ls /sys/class/net", |spec| {
+        spec["linux"]["netDevices"] =
+            json!({device.as_str(): {"name": "lan"}, peer.as_str(): {"name": "other%d"}});
+    });
+    assert_eq!(said, "lan\nlo\nother1");
     // A sysctl of one, whose name has a dot.
     ip(&["link", "add", &device, "type", "veth", "peer", "name", &peer]).ok();
     let said = ours("cat /proc/sys/net/ipv4/conf/eth7.100/tag", |spec| {
