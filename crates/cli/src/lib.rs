@@ -7,7 +7,7 @@
 //! - `commands`: a module for each noun; `parse` reads values of flags.
 //! - `completion`: shell completion.
 //! - `credentials`: the user's credentials for registries.
-//! - `streams`: pipes and terminals of containers; `keys`: detach keys; `signals`: forwarded signals.
+//! - `streams`: pipes and terminals of containers; `private_folder`: where pipes lie; `keys`: detach keys; `signals`: forwarded signals.
 //! - `ctr`: a command line compatible with containerd's `ctr`.
 //! - `output`: tables; `template`: Go templates of `--format`.
 #![forbid(unsafe_code)]
@@ -24,6 +24,7 @@ mod listing;
 mod lost_output;
 mod output;
 mod parse;
+mod private_folder;
 mod progress;
 mod signals;
 mod streams;

@@ -5,20 +5,17 @@
 //!                                                └▶ pipe ─▶ our stderr
 //! ```
 //!
-//! The pipes lie in a private folder and are deleted with it. Another client can attach to the pipes of one that has
+//! The pipes lie in a [`PrivateFolder`] and are deleted with it. Another client can attach to the pipes of one that has
 //! gone.
-//!
-//! The folder lies beside the daemon's socket, if we may create it there: this path means the same to us and to the
-//! daemon, even if the daemon's service has a private `/tmp`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use api::engine::{PIPES_PREFIX, Streams};
+use api::engine::Streams;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, flock, mknodat};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,50 +26,7 @@ use types::{Context, Result};
 
 use crate::keys::{DetachFilter, DetachKeys};
 use crate::lost_output;
-
-/// A folder with mode 0700, deleted with its content when dropped.
-pub(crate) struct PrivateFolder {
-    path: PathBuf,
-    /// A lock on the folder: the daemon deletes folders that no process has locked, as their client was killed.
-    _lock: File,
-}
-
-impl PrivateFolder {
-    /// Creates the folder beside the daemon's socket, or if that is not permitted, in the temporary directory.
-    pub(crate) fn create(socket: &Path) -> Result<PrivateFolder> {
-        let beside = socket.parent().and_then(|folder| std::path::absolute(folder).ok());
-        match beside.map(|folder| PrivateFolder::create_in(&folder)) {
-            Some(Ok(made)) => Ok(made),
-            _ => PrivateFolder::create_in(&std::env::temp_dir()),
-        }
-    }
-
-    pub(crate) fn create_in(place: &Path) -> Result<PrivateFolder> {
-        let path = place.join(format!("{PIPES_PREFIX}{}", linux::random::hex(8)?));
-        let about = || format!("create {}", path.display());
-        let mut builder = fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&path).context(about)?;
-        let lock = File::open(&path).context(about)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from).context(about)?;
-        Ok(PrivateFolder { path, _lock: lock })
-    }
-
-    /// Creates a named pipe in the folder.
-    pub(crate) fn pipe(&self, name: &str) -> Result<PathBuf> {
-        let path = self.path.join(name);
-        mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
-            .map_err(io::Error::from)
-            .context(|| format!("make a pipe at {}", path.display()))?;
-        Ok(path)
-    }
-}
-
-impl Drop for PrivateFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
+use crate::private_folder::PrivateFolder;
 
 /// Opens an end of a pipe, whether or not the other end is open.
 pub(crate) fn open_pipe(path: &Path, flags: OFlags) -> Result<File> {

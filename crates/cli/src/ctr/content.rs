@@ -17,6 +17,7 @@ use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, all, present, service};
 use super::{objects, table};
 use crate::output::said;
+use crate::private_folder::PrivateFolder;
 
 /// Bytes in one message of an ingest.
 const CHUNK_LEN: usize = 1 << 20;
@@ -158,8 +159,8 @@ async fn edit(call: Call) -> Result<u8> {
     let editor = call.value("editor").map(str::to_owned).or_else(|| std::env::var("EDITOR").ok());
     let editor = editor.filter(|editor| !editor.is_empty()).unwrap_or_else(|| "vi".to_owned());
     let bytes = read(&connection, digest).await?;
-    let directory = PrivateDirectory::new()?;
-    let file = directory.0.join("blob");
+    let folder = PrivateFolder::create(&call.socket())?;
+    let file = folder.path().join("blob");
     std::fs::write(&file, &bytes).context(|| format!("write {}", file.display()))?;
     // Through a shell, as `$EDITOR` may have flags.
     let run =
@@ -215,28 +216,6 @@ pub(super) async fn put(
     match written {
         Err(error) if !error.is(types::ErrorKind::AlreadyExists) => Err(error),
         _ => Ok(digest),
-    }
-}
-
-/// A directory with mode 0700, deleted when dropped.
-pub(super) struct PrivateDirectory(pub(super) std::path::PathBuf);
-
-impl PrivateDirectory {
-    pub(super) fn new() -> Result<PrivateDirectory> {
-        use std::os::unix::fs::DirBuilderExt;
-        let stamp = types::Timestamp::now();
-        let name = format!("ctr-{}-{}-{}", std::process::id(), stamp.seconds, stamp.nanos);
-        let path = std::env::temp_dir().join(name);
-        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
-        made.context(|| format!("create {}", path.display()))?;
-        Ok(PrivateDirectory(path))
-    }
-}
-
-impl Drop for PrivateDirectory {
-    fn drop(&mut self) {
-        // Files that cannot be deleted are left to the system's cleanup of temporary files.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -21,8 +21,8 @@ use types::{Context, Error, Reference, Result};
 
 use super::command::Call;
 use super::connection::Connection;
-use super::content::PrivateDirectory;
 use super::transfer::OpenStream;
+use crate::private_folder::PrivateFolder;
 
 /// How long output about a transfer is awaited after its end.
 const TRACE_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -48,7 +48,7 @@ macro_rules! registry_flags {
 pub(super) use registry_flags;
 
 /// The temporary folder with a hosts.toml, if the command line has such options.
-type Hosts = Option<PrivateDirectory>;
+type Hosts = Option<PrivateFolder>;
 
 /// A registry in a request to the daemon's transfer service.
 pub(super) struct TransferRegistry {
@@ -86,7 +86,7 @@ impl TransferRegistry {
             shown = Some(tokio::spawn(stream.receive_bytes(std::io::stderr())));
         }
         let hosts = hosts(call, reference)?;
-        let host_dir = hosts.as_ref().map(|directory| directory.0.display().to_string());
+        let host_dir = hosts.as_ref().map(|folder| folder.path().display().to_string());
         let resolver = RegistryResolver {
             auth_stream,
             host_dir: host_dir.unwrap_or_else(|| call.value("hosts-dir").unwrap_or_default().to_owned()),
@@ -120,7 +120,7 @@ impl DirectRegistry {
     pub(super) fn of(call: &Call, reference: &str) -> Result<DirectRegistry> {
         let named: Reference = reference.parse()?;
         let hosts = hosts(call, reference)?;
-        let directory = hosts.as_ref().map(|directory| directory.0.clone());
+        let directory = hosts.as_ref().map(|folder| folder.path().to_owned());
         let directory = directory.or_else(|| call.value("hosts-dir").map(Into::into));
         let options = Options {
             directories: directory.into_iter().collect(),
@@ -218,12 +218,12 @@ fn hosts(call: &Call, reference: &str) -> Result<Hosts> {
         (None, None) => {}
         _ => return Err(Error::invalid_argument("--tlscert and --tlskey belong together")),
     }
-    let directory = PrivateDirectory::new()?;
-    let folder = directory.0.join(&host);
-    std::fs::create_dir(&folder).context(|| format!("create {}", folder.display()))?;
-    let file = folder.join("hosts.toml");
+    let folder = PrivateFolder::create(&call.socket())?;
+    let of_host = folder.path().join(&host);
+    std::fs::create_dir(&of_host).context(|| format!("create {}", of_host.display()))?;
+    let file = of_host.join("hosts.toml");
     std::fs::write(&file, text).context(|| format!("write {}", file.display()))?;
-    Ok(Some(directory))
+    Ok(Some(folder))
 }
 
 fn password(user: &str) -> Result<String> {

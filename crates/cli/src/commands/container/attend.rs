@@ -11,8 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::keys::DetachKeys;
+use crate::private_folder::PrivateFolder;
 use crate::signals::{Signals, TO_PIPES, exit_code};
-use crate::streams::{self, Attached, InputOutcome, PrivateFolder, Raw};
+use crate::streams::{self, Attached, InputOutcome, Raw};
 
 /// How long the client waits for a restarted daemon. The process and its streams do not need the daemon.
 const DAEMON_LIMIT: Duration = Duration::from_secs(30);

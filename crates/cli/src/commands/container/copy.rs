@@ -27,7 +27,8 @@ use types::{Context, Error, ErrorKind, Result};
 
 use self::names::{End, Source, Target, is_contents, place};
 use crate::output::{bytes_bar, printable, size};
-use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
+use crate::private_folder::PrivateFolder;
+use crate::streams::{open_pipe, wait_for_writer};
 
 /// The size of the copy buffer, in bytes.
 const BUFFER_LEN: usize = 256 * 1024;

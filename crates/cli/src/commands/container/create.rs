@@ -23,7 +23,8 @@ use crate::commands::registry::TrustFlag;
 use crate::commands::{list, registry};
 use crate::output::text;
 use crate::parse;
-use crate::streams::{Attached, PrivateFolder};
+use crate::private_folder::PrivateFolder;
+use crate::streams::Attached;
 
 /// The image that is embedded in the program.
 const EMBEDDED: &str = "hello";

@@ -11,7 +11,8 @@ use types::{Error, Result};
 use super::attend::{self, DetachFlags, Process};
 use crate::output::{said, text};
 use crate::parse;
-use crate::streams::{Attached, PrivateFolder};
+use crate::private_folder::PrivateFolder;
+use crate::streams::Attached;
 
 #[derive(Args)]
 pub(crate) struct Flags {

@@ -27,7 +27,8 @@ use super::long::outcome;
 use crate::commands::list;
 use crate::output::{self, text};
 use crate::parse::refused;
-use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
+use crate::private_folder::PrivateFolder;
+use crate::streams::{open_pipe, wait_for_writer};
 
 /// The size of the copy buffer, in bytes.
 const COPY_LEN: usize = 256 * 1024;

@@ -8,8 +8,9 @@ use types::{Context, Result};
 use super::{Waiting, client, code_of, delete_one};
 use crate::ctr::command::Call;
 use crate::ctr::connection::{Answer, Connection};
+use crate::private_folder::PrivateFolder;
 use crate::signals::{Signals, TO_A_TERMINAL, TO_PIPES};
-use crate::streams::{self, Attached, PrivateFolder, Raw};
+use crate::streams::{self, Attached, Raw};
 
 /// Whether we attended a process to its end, and our exit code.
 pub(in crate::ctr) enum Attended {
