@@ -306,24 +306,24 @@ impl Container {
         let update = || {
             let root = resctrl::mounted()?;
             let before = self.spec()?.linux.and_then(|linux| linux.intel_rdt);
-            let has_class = before.is_some() || self.state.resctrl.is_some();
+            let has_clos = before.is_some() || self.state.resctrl.is_some();
             let wanted = IntelRdt {
                 l3_cache_schema: l3_cache.to_owned(),
                 mem_bw_schema: memory_bandwidth.to_owned(),
                 schemata: Vec::new(),
                 ..before.unwrap_or_default()
             };
-            if has_class {
+            if has_clos {
                 return resctrl::change(&root, self.id(), &wanted);
             }
-            let class = resctrl::Class::prepare(&root, self.id(), &wanted)?;
+            let clos = resctrl::Clos::prepare(&root, self.id(), &wanted)?;
             // The state is written first, so that a deletion removes the group.
             self.dir.write(&State {
-                resctrl: class.own.clone(),
-                resctrl_groups: class.groups(),
+                resctrl: clos.own.clone(),
+                resctrl_groups: clos.groups(),
                 ..(*self.state).clone()
             })?;
-            self.pids()?.into_iter().try_for_each(|pid| class.add(pid))
+            self.pids()?.into_iter().try_for_each(|pid| clos.add(pid))
         };
         update()
             .map_err(|error: Error| error.context(format!("update the shares of container {}", self.id())))
@@ -434,8 +434,8 @@ impl Container {
             Err(error) if error.is(ErrorKind::NotFound) => {}
             Err(error) => return Err(error.context(what.clone())),
         }
-        if let Some(class) = &self.state.resctrl {
-            resctrl::remove(class).map_err(|error| error.context(what))?;
+        if let Some(group) = &self.state.resctrl {
+            resctrl::remove(group).map_err(|error| error.context(what))?;
         }
         self.dir.remove()
     }

@@ -236,8 +236,8 @@ impl<'a> Maker<'a> {
                 let _ = cgroup.recreate_found();
             }
         }
-        if let Some(class) = &self.resctrl {
-            let _ = resctrl::remove(class);
+        if let Some(group) = &self.resctrl {
+            let _ = resctrl::remove(group);
         }
     }
 
@@ -567,7 +567,7 @@ impl<'a> Maker<'a> {
         ready.warnings.extend(program::set_oom_score(pid, process)?);
         program::make_room_for_limits(pid, process, 0);
         if let Some(wanted) = &linux.intel_rdt {
-            self.enter_class(&plan.id, wanted, pid)?;
+            self.enter_clos(&plan.id, wanted, pid)?;
         }
         net_devices::give(&linux.net_devices, &plan.namespaces, pid)
     }
@@ -615,12 +615,12 @@ impl<'a> Maker<'a> {
     }
 
     /// Puts the process into its resctrl group, which is made if missing.
-    pub(crate) fn enter_class(&mut self, id: &str, wanted: &IntelRdt, pid: u32) -> Result<()> {
+    pub(crate) fn enter_clos(&mut self, id: &str, wanted: &IntelRdt, pid: u32) -> Result<()> {
         let root = resctrl::mounted().context(|| "linux.intelRdt")?;
-        let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
-        self.resctrl.clone_from(&class.own);
-        self.resctrl_groups = class.groups();
-        class.add(pid).context(|| "linux.intelRdt")
+        let clos = resctrl::Clos::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
+        self.resctrl.clone_from(&clos.own);
+        self.resctrl_groups = clos.groups();
+        clos.add(pid).context(|| "linux.intelRdt")
     }
 }
 

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use types::spec::runtime::IntelRdt;
 use types::{Context, Error, Result};
 
-/// The control group of a container (resctrl's "CLOS"), made or found.
-pub(crate) struct Class {
+/// A container's class of service (CLOS): its control group in resctrl, made or found, and the monitoring group in it.
+pub(crate) struct Clos {
     dir: PathBuf,
     monitored: Option<PathBuf>,
     /// The directory that is removed with the container.
@@ -46,17 +46,17 @@ fn directory(root: &Path, id: &str, wanted: &IntelRdt) -> Result<PathBuf> {
     }
 }
 
-impl Class {
+impl Clos {
     /// Makes the control group with its schemata, or joins the one that `closID` names. That may be shared, so it is
     /// joined only if its schemata are the wanted ones, or none are given.
     ///
     /// `FailedPrecondition` if they differ, or if there is no such group and no schema to make it with.
-    pub(crate) fn prepare(root: &Path, id: &str, wanted: &IntelRdt) -> Result<Class> {
+    pub(crate) fn prepare(root: &Path, id: &str, wanted: &IntelRdt) -> Result<Clos> {
         let named = !wanted.clos_id.is_empty();
         let dir = directory(root, id, wanted)?;
         let schemata = schemata(wanted);
         if named && schemata.is_empty() && !dir.is_dir() {
-            let why = "there is no such class, and no schema to make it with";
+            let why = "there is no such class of service, and no schema to make it with";
             return Err(Error::failed_precondition(format!("closID {}: {why}", wanted.clos_id)));
         }
         let made = match fs::create_dir(&dir) {
@@ -65,9 +65,9 @@ impl Class {
             Err(error) => return Err(error).context(|| format!("make {}", dir.display())),
         };
         let own = (made && !named).then(|| dir.clone());
-        let class = Class { own, monitored: None, dir: dir.clone() };
+        let clos = Clos { own, monitored: None, dir: dir.clone() };
         let filled = if named && !made { compare(root, &dir, &schemata) } else { write(&dir, &schemata) };
-        filled.and_then(|()| class.monitor(id, wanted)).inspect_err(|_| {
+        filled.and_then(|()| clos.monitor(id, wanted)).inspect_err(|_| {
             if made {
                 // The first error is reported.
                 let _ = fs::remove_dir(dir);
@@ -75,7 +75,7 @@ impl Class {
         })
     }
 
-    fn monitor(mut self, id: &str, wanted: &IntelRdt) -> Result<Class> {
+    fn monitor(mut self, id: &str, wanted: &IntelRdt) -> Result<Clos> {
         if wanted.enable_monitoring {
             let group = self.dir.join("mon_groups").join(id);
             match fs::create_dir(&group) {
@@ -102,7 +102,7 @@ impl Class {
     }
 }
 
-/// Puts a process, and its later children, into [`Class::groups`]. `NotFound` if one is gone.
+/// Puts a process, and its later children, into [`Clos::groups`]. `NotFound` if one is gone.
 pub(crate) fn put(groups: &[PathBuf], pid: u32) -> Result<()> {
     groups.iter().try_for_each(|group| {
         let file = group.join("tasks");
@@ -151,7 +151,7 @@ fn compare(root: &Path, dir: &Path, wanted: &str) -> Result<()> {
     }
     let has = text.lines().map(str::trim).collect::<Vec<_>>().join(", ");
     let wanted = wanted.trim_end().replace('\n', ", ");
-    Err(Error::failed_precondition(format!("class {} has {has}, and not {wanted}", dir.display())))
+    Err(Error::failed_precondition(format!("class of service {} has {has}, and not {wanted}", dir.display())))
 }
 
 /// A resource (`L3`, `MB`) and the id of its domain.
@@ -295,19 +295,19 @@ mod tests {
             mem_bw_schema: "MB:0=50".into(),
             ..IntelRdt::default()
         };
-        let class = Class::prepare(root.path(), "id", &wanted).unwrap();
-        class.add(7).unwrap();
+        let clos = Clos::prepare(root.path(), "id", &wanted).unwrap();
+        clos.add(7).unwrap();
         let read = |name: &str| fs::read_to_string(root.path().join("id").join(name)).unwrap();
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=f\nMB:0=50\n", "7"));
-        assert_eq!(class.own.as_deref(), Some(root.path().join("id").as_path()));
+        assert_eq!(clos.own.as_deref(), Some(root.path().join("id").as_path()));
         // Once more, with another schema.
         let changed = IntelRdt { l3_cache_schema: "L3:0=3".into(), ..IntelRdt::default() };
-        assert_eq!(Class::prepare(root.path(), "id", &changed).unwrap().own, None, "it was there");
+        assert_eq!(Clos::prepare(root.path(), "id", &changed).unwrap().own, None, "it was there");
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=3\n", "7"));
 
         for wrong in ["..", "a/b"] {
             let wanted = IntelRdt { clos_id: wrong.into(), ..IntelRdt::default() };
-            assert!(Class::prepare(root.path(), "id3", &wanted).is_err(), "{wrong}");
+            assert!(Clos::prepare(root.path(), "id3", &wanted).is_err(), "{wrong}");
         }
     }
 
@@ -322,10 +322,10 @@ mod tests {
                 schemata: schemata.iter().map(ToString::to_string).collect(),
                 ..IntelRdt::default()
             };
-            let class = Class::prepare(root.path(), "id", &wanted).unwrap();
+            let clos = Clos::prepare(root.path(), "id", &wanted).unwrap();
             let written = fs::read_to_string(root.path().join("id/schemata")).ok();
             assert_eq!(written.as_deref(), expected, "{wanted:?}");
-            fs::remove_dir_all(class.own.unwrap()).unwrap();
+            fs::remove_dir_all(clos.own.unwrap()).unwrap();
         };
         check("", "", &[], None);
         check("L3:0=f", "", &[], Some("L3:0=f\n"));
@@ -348,10 +348,10 @@ mod tests {
             mem_bw_schema: bandwidth.into(),
             ..IntelRdt::default()
         };
-        let missing = Class::prepare(root.path(), "id", &wanted("", "")).map(|_| ()).unwrap_err();
+        let missing = Clos::prepare(root.path(), "id", &wanted("", "")).map(|_| ()).unwrap_err();
         assert!(missing.is(types::ErrorKind::FailedPrecondition) && !root.path().join("shared").exists());
         // The container that makes a shared group does not remove it.
-        assert_eq!(Class::prepare(root.path(), "id", &wanted("L3:0=f", "")).unwrap().own, None);
+        assert_eq!(Clos::prepare(root.path(), "id", &wanted("L3:0=f", "")).unwrap().own, None);
         let file = root.path().join("shared/schemata");
         assert_eq!(fs::read_to_string(&file).unwrap(), "L3:0=f\n");
 
@@ -374,7 +374,7 @@ mod tests {
             ("L2:0=f", "", false),
             ("L3:0=word", "", false),
         ] {
-            let joined = Class::prepare(root.path(), "id", &wanted(l3, bandwidth)).map(|class| class.own);
+            let joined = Clos::prepare(root.path(), "id", &wanted(l3, bandwidth)).map(|clos| clos.own);
             match joined {
                 Ok(own) => assert!(is_same && own.is_none(), "{l3} {bandwidth}"),
                 Err(error) => assert!(!is_same && error.is(types::ErrorKind::FailedPrecondition), "{error}"),
@@ -388,24 +388,24 @@ mod tests {
         assert!(change(root.path(), "id", &gone).is_err() && !root.path().join("gone").exists());
     }
 
-    /// With `enableMonitoring` a container is counted by itself, also in a class that it shares.
+    /// With `enableMonitoring` a container is counted by itself, also in a CLOS that it shares.
     #[test]
     fn a_container_is_monitored_in_a_group_of_its_own() {
         let root = tempfile::TempDir::new().unwrap();
         fs::create_dir_all(root.path().join("shared/mon_groups")).unwrap();
         let wanted = IntelRdt { clos_id: "shared".into(), enable_monitoring: true, ..IntelRdt::default() };
-        let class = Class::prepare(root.path(), "id", &wanted).unwrap();
-        class.add(7).unwrap();
+        let clos = Clos::prepare(root.path(), "id", &wanted).unwrap();
+        clos.add(7).unwrap();
         let group = root.path().join("shared/mon_groups/id");
         for dir in [&root.path().join("shared"), &group] {
             assert_eq!(fs::read_to_string(dir.join("tasks")).unwrap(), "7", "{}", dir.display());
         }
         // For a process that enters later.
-        assert_eq!(class.groups(), [root.path().join("shared"), group.clone()]);
-        put(&class.groups(), 8).unwrap();
+        assert_eq!(clos.groups(), [root.path().join("shared"), group.clone()]);
+        put(&clos.groups(), 8).unwrap();
         assert_eq!(fs::read_to_string(group.join("tasks")).unwrap(), "8");
         assert!(put(&[root.path().join("gone")], 8).unwrap_err().is(types::ErrorKind::NotFound));
-        assert_eq!(class.own, Some(group.clone()));
+        assert_eq!(clos.own, Some(group.clone()));
         // The kernel removes such a directory together with its files.
         fs::remove_file(group.join("tasks")).unwrap();
         remove(&group).unwrap();

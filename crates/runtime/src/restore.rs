@@ -265,7 +265,7 @@ impl<'a> Restore<'a> {
         }
         let wanted = self.spec.linux.as_ref().and_then(|linux| linux.intel_rdt.as_ref());
         if let Some(wanted) = wanted {
-            maker.enter_class(self.options.id, wanted, pid)?;
+            maker.enter_clos(self.options.id, wanted, pid)?;
         }
         maker.note(state, &self.spec, &self.namespaces)
     }
