@@ -88,7 +88,7 @@ impl Engine {
                 Ok((container.id, extension))
             })
             .await?;
-        self.0.restarts.call_off(id.as_str());
+        self.0.restarts.cancel(id.as_str());
         let signal = signal.unwrap_or_else(|| stop_signal_number(&extension.stop_signal));
         let own =
             || extension.create.extras.stop_timeout.map(|own| u64::try_from(own).unwrap_or(WITHOUT_END));
@@ -241,7 +241,7 @@ impl Engine {
             if !force && self.0.restarts.are_planned(id.as_str()) {
                 return Err(refused("waits to be started again"));
             }
-            self.0.restarts.call_off(id.as_str());
+            self.0.restarts.cancel(id.as_str());
             return Ok(lock);
         }
     }

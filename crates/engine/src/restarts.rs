@@ -14,18 +14,19 @@ pub(crate) struct Restarts(Mutex<BTreeMap<String, Arc<Notify>>>);
 impl Restarts {
     /// Plans a restart, replacing an earlier plan. Notifying the result cancels it.
     pub(crate) fn plan(&self, id: &str) -> Arc<Notify> {
-        let call_off = Arc::new(Notify::new());
-        if let Some(before) = self.lock().insert(id.to_owned(), call_off.clone()) {
+        let cancelled = Arc::new(Notify::new());
+        if let Some(before) = self.lock().insert(id.to_owned(), cancelled.clone()) {
             before.notify_one();
         }
-        call_off
+        cancelled
     }
 
     pub(crate) fn are_planned(&self, id: &str) -> bool {
         self.lock().contains_key(id)
     }
 
-    pub(crate) fn call_off(&self, id: &str) {
+    /// Cancels the planned restart, if there is one.
+    pub(crate) fn cancel(&self, id: &str) {
         if let Some(planned) = self.lock().remove(id) {
             planned.notify_one();
         }
@@ -56,7 +57,7 @@ mod tests {
         first.notified().await;
         restarts.end("a", &first);
         assert!(restarts.are_planned("a") && !restarts.are_planned("b"));
-        restarts.call_off("a");
+        restarts.cancel("a");
         second.notified().await;
         assert!(!restarts.are_planned("a"));
         let third = restarts.plan("a");

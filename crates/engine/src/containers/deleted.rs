@@ -63,7 +63,7 @@ impl Engine {
 
     async fn let_go(&self, id: &ContainerId, volumes: Vec<String>) -> Result<()> {
         let _lock = self.0.locks.lock_with(id.as_str(), Copies::End).await?;
-        self.0.restarts.call_off(id.as_str());
+        self.0.restarts.cancel(id.as_str());
         if self.task_of(id)?.is_some() || self.is_left(id) {
             tracing::warn!(%id, "the record of a container that runs was deleted");
             // Its watcher releases the rest.

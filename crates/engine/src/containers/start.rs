@@ -166,11 +166,11 @@ impl Engine {
         laps: &Laps,
     ) -> Result<bool> {
         if starter == Starter::Hand {
-            self.0.restarts.call_off(id.as_str());
+            self.0.restarts.cancel(id.as_str());
         }
         let own = id.clone();
         // Read the record again: it may have changed before the lock was acquired.
-        let (container, extension) = self.blocking(move |engine| engine.wish(&own, starter)).await?;
+        let (container, extension) = self.blocking(move |engine| engine.begin_start(&own, starter)).await?;
         if extension.stopped_by_hand {
             return Ok(false);
         }
@@ -198,9 +198,9 @@ impl Engine {
         Ok(true)
     }
 
-    /// Updates the record as a start begins: a start by hand clears `stopped_by_hand` and the restart counters. A stop
-    /// after this point is not overwritten.
-    fn wish(&self, id: &ContainerId, starter: Starter) -> Result<(Container, Extension)> {
+    /// Reads the record again, and updates it as a start begins: a start by hand clears `stopped_by_hand` and the restart
+    /// counters. A stop after this point is not overwritten.
+    fn begin_start(&self, id: &ContainerId, starter: Starter) -> Result<(Container, Extension)> {
         let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
         let extension = Extension::of(&container)?;
         match starter {
@@ -319,8 +319,10 @@ impl Engine {
     async fn run_task(&self, id: &ContainerId, laps: &Laps) -> Result<()> {
         // A stop that came before the task existed only set `stopped_by_hand`: it is honoured here.
         let own = id.clone();
-        let (_, wanted) = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
-        if wanted.stopped_by_hand {
+        let extension = self.blocking(move |engine| {
+            Extension::of(&engine.parts().metadata.containers(&engine.0.caller).get(&own)?)
+        });
+        if extension.await?.stopped_by_hand {
             return Err(Error::failed_precondition("it was stopped while it came up"));
         }
         self.parts().shims.task(&self.0.caller.namespace, id)?.start(None).await?;

@@ -52,7 +52,7 @@ impl Engine {
         let extension = recorded.await.map_err(about)?;
         // A planned restart is due to the old policy.
         if extension.exit.is_some_and(|exit| !extension.wants_restart(exit.code)) {
-            self.0.restarts.call_off(id.as_str());
+            self.0.restarts.cancel(id.as_str());
         }
         self.tell(&id, "update", &[]);
         Ok(json!({}))
