@@ -221,7 +221,12 @@ impl Network {
 
         let names: BTreeSet<String> = live.iter().map(|id| link_name(id)).collect();
         let mut route = Route::open()?;
-        if let Some(bridge) = route.link(&self.config.bridge)? {
+        let bridge = route.link(&self.config.bridge)?;
+        let is_of_another = match &bridge {
+            Some(bridge) => bridge::is_used_by_another(&mut route, bridge, &self.marks)?,
+            None => false,
+        };
+        if let Some(bridge) = bridge {
             // Links made by an earlier version have no mark: they are removed with their records.
             let ours = route
                 .links()?
@@ -231,7 +236,7 @@ impl Network {
                 ours.filter(|link| !names.contains(&link.name)).map(|link| Leftover::Link(link.name)),
             );
         }
-        let rules = Nft::open()?.rules(&self.config.bridge)?;
+        let rules = if is_of_another { Vec::new() } else { Nft::open()?.rules(&self.config.bridge)? };
         // The comments of our rules are container ids and nothing else. nft keeps its users' comments in the same
         // field.
         let notes: BTreeSet<String> = rules
@@ -297,12 +302,12 @@ impl Network {
 
     /// Finds the bridge with its rules, or creates them. Several threads may call this at once.
     fn bridge(&self) -> Result<Bridge> {
-        if let Some(bridge) = bridge::find(&self.config)? {
+        if let Some(bridge) = bridge::find(&self.config, &self.marks)? {
             return Ok(bridge);
         }
         let _turn = self.turn();
         // Another thread may have created it while this one waited for the lock.
-        if let Some(bridge) = bridge::find(&self.config)? {
+        if let Some(bridge) = bridge::find(&self.config, &self.marks)? {
             return Ok(bridge);
         }
         let attachments = self.claims().attachments.clone();

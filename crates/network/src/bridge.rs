@@ -136,14 +136,29 @@ impl Bridge {
     }
 }
 
-/// The bridge, if it exists and neither its address nor any of its rules is missing.
-pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
+/// The bridge, if it exists and neither its address nor any of its rules is missing. `FailedPrecondition` if it is another
+/// daemon's: both would give the same addresses to their containers.
+pub(crate) fn find(config: &Config, marks: &Marks) -> Result<Option<Bridge>> {
     let mut route = Route::open()?;
     let Some(link) = link(&mut route, config)? else { return Ok(None) };
+    if is_used_by_another(&mut route, &link, marks)? {
+        return Err(Error::failed_precondition(format!(
+            "bridge {} is another daemon's, and has its containers; choose another name for ours with `network.bridge` \
+             in the config file",
+            config.bridge
+        )));
+    }
     let addresses = route.addresses()?;
     let Some(range) = range_of(&link, &addresses) else { return Ok(None) };
     silence_ipv6(&config.bridge)?;
     Ok(rules::are_there(&config.bridge)?.then(|| Bridge::new(&link, range, &addresses)))
+}
+
+/// Whether another daemon made the bridge and has containers on it. Without containers it is what a daemon left that was
+/// killed: one that runs removes it.
+pub(crate) fn is_used_by_another(route: &mut Route, link: &Link, marks: &Marks) -> Result<bool> {
+    let is_theirs = |port: &Link| port.master == Some(link.index) && marks.is_port_of_another(port);
+    Ok(marks.is_bridge_of_another(link) && route.links()?.iter().any(is_theirs))
 }
 
 /// Subnet and gateway of the existing bridge, or of the one to be made, if configured.
@@ -198,9 +213,15 @@ fn is_noted(link: &Link, note: &Path) -> bool {
 
 /// Removes bridge and rules if the bridge was made here and no other program has attached an interface; returns whether
 /// it did. All containers must be detached. Rules that users added to the table keep both, except when the daemon ends.
+/// Both stay while another daemon uses them.
 pub(crate) fn remove(config: &Config, marks: &Marks, note: &Path, is_end: bool) -> Result<bool> {
     let mut route = Route::open()?;
     let link = route.link(&config.bridge)?;
+    if let Some(link) = &link
+        && is_used_by_another(&mut route, link, marks)?
+    {
+        return Ok(false);
+    }
     let is_own = |link: &Link| marks.is_own_bridge(link) || link.kind == "bridge" && is_noted(link, note);
     let is_kept = link.as_ref().is_some_and(|link| !is_own(link));
     let has_ports = match &link {

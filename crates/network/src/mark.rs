@@ -41,9 +41,19 @@ impl Marks {
         link.kind == "bridge" && link.address == self.of_bridge(&link.name)
     }
 
+    /// Whether another daemon made this bridge.
+    pub(crate) fn is_bridge_of_another(&self, link: &Link) -> bool {
+        link.kind == "bridge" && link.address.starts_with(&BRIDGE) && !self.is_own_bridge(link)
+    }
+
     /// Whether this is the host's end of a veth pair made here.
     pub(crate) fn is_own_port(&self, link: &Link) -> bool {
         link.kind == "veth" && link.address == self.of_port(&link.name)
+    }
+
+    /// Whether this is the host's end of another daemon's pair.
+    pub(crate) fn is_port_of_another(&self, link: &Link) -> bool {
+        link.kind == "veth" && link.address.starts_with(&PORT) && !self.is_own_port(link)
     }
 
     fn mark(&self, [first, second]: [u8; 2], name: &str) -> [u8; 6] {

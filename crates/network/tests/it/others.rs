@@ -44,6 +44,32 @@ fn links_of_others_are_no_leftovers() {
     }
 }
 
+/// Both would give the same addresses to their containers, and each would take the other's rules for leftovers.
+#[test]
+fn a_bridge_with_containers_of_another_daemon_is_left_to_it() {
+    on_a_machine(|state| {
+        let network = open(state);
+        let (web, attachment) = attach(&network, "web", &[tcp(Some(8080), 80)]);
+        let others_state = tempfile::TempDir::new().unwrap();
+        let other = open(others_state.path());
+        other.create_namespace("theirs").unwrap();
+        let refused = other.attach("theirs", &Request::default()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
+        assert!(refused.chain().contains("network.bridge"), "{refused:?}");
+        assert_eq!(other.reconcile(&BTreeSet::from(["theirs".to_owned()])).unwrap(), []);
+        other.detach("theirs").unwrap();
+        assert!(!other.remove_if_unused(true).unwrap());
+        let server = serve(&web, 80, 1);
+        call(attachment.gateway, 8080).expect("it is published as before");
+        server.join().unwrap();
+
+        // As if the daemon had been killed then: a bridge without containers is nobody's.
+        network.detach("web").unwrap();
+        attach(&other, "theirs", &[]);
+        other.detach("theirs").unwrap();
+    });
+}
+
 #[test]
 fn the_bridge_keeps_its_mac_address_when_containers_come_and_go() {
     on_a_machine(|state| {
