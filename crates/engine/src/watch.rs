@@ -435,7 +435,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Restarts a container after a pause, unless cancelled.
+    /// Restarts a container after a pause, unless cancelled. If that fails for a reason that may pass, tries again.
     fn plan_restart(&self, id: &ContainerId, pause: Duration) {
         let planned = self.0.restarts.plan(id.as_str());
         let (engine, id) = (self.clone(), id.clone());
@@ -445,7 +445,7 @@ impl Engine {
                 && let Err(error) = engine.restart(&id).await
             {
                 tracing::warn!(%id, "start a container again: {}", error.chain());
-                if !engine.is_left(&id) {
+                if !engine.is_left(&id) && !may_pass(error.kind()) {
                     break;
                 }
                 pause = (2 * pause).min(RESTART_PAUSE_MAX);
@@ -494,6 +494,12 @@ impl Engine {
         // As in Docker, a container that was never started counts as ended.
         Ok(extension.exit.map_or(0, |exit| exit.code))
     }
+}
+
+/// Whether a start that failed with this kind of error may succeed without a change of the container: something is used up,
+/// as disk, memory or addresses, or does not answer.
+fn may_pass(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::ResourceExhausted | ErrorKind::DeadlineExceeded | ErrorKind::Unavailable)
 }
 
 #[cfg(test)]

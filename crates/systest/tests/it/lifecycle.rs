@@ -310,6 +310,37 @@ fn prune_keeps_a_container_that_waits_for_its_restart() {
     daemon.hoist(["system", "check"]).ok();
 }
 
+/// What is used up may be free again.
+#[test]
+fn a_restart_that_finds_no_free_address_is_tried_again() {
+    let mut daemon = Daemon::with_busybox();
+    daemon.terminate();
+    let config = daemon.dir().join("config.toml");
+    let text = std::fs::read_to_string(&config).expect("it was written");
+    // Five addresses for containers.
+    std::fs::write(&config, text.replace(".0/24\"", ".0/29\"")).expect("a writable directory");
+    daemon.start_again();
+    let begin = |daemon: &Daemon, name: &str| {
+        daemon.hoist(["run", "-d", "--name", name, "--restart", "always", "busybox", "sleep", "1000"])
+    };
+    let state = |daemon: &Daemon| {
+        daemon.hoist(["inspect", "-f", "{{.State.Status}}", "waits"]).ok().text().to_owned()
+    };
+    for name in ["waits", "one", "two", "three", "four"] {
+        begin(&daemon, name).ok();
+    }
+    begin(&daemon, "five").expect_stderr("are in use");
+    daemon.hoist(["stop", "-t", "0", "waits"]).ok();
+    // The address is free a moment after the end.
+    eventually("its address is another's", || (begin(&daemon, "five").code == 0).then_some(()));
+    daemon.terminate();
+    daemon.start_again();
+    eventually("a start fails", || daemon.log().contains("start a container again").then_some(()));
+    assert_eq!(state(&daemon), "restarting");
+    daemon.hoist(["rm", "-f", "five"]).ok();
+    eventually("it is started again", || (state(&daemon) == "running").then_some(()));
+}
+
 /// As Docker has it: stopped by hand, `always` comes back with the daemon, and `unless-stopped` does not.
 #[test]
 fn what_was_stopped_by_hand_comes_back_with_the_daemon_if_always_is_its_policy() {
