@@ -174,6 +174,18 @@ impl Engine {
             .ok_or_else(|| Error::failed_precondition(format!("container {} is not running", short(id))))
     }
 
+    /// Changes the kind of the error that a container whose namespace is to be joined does not run: `Unavailable` if its
+    /// restart policy will start it.
+    fn or_awaited(&self, id: &ContainerId, error: Error) -> Error {
+        let container = self.parts().metadata.containers(&self.0.caller).get(id);
+        let extension = container.and_then(|container| Extension::of(&container));
+        let is_awaited = |extension: Extension| extension.wants_start_at_boot() && !extension.stopped_by_hand;
+        if error.is(ErrorKind::FailedPrecondition) && extension.is_ok_and(is_awaited) {
+            return error.with_kind(ErrorKind::Unavailable);
+        }
+        error
+    }
+
     /// Sends a signal to the container's first process, or to all. No error if it has ended.
     async fn signal(&self, task: &task::Task, signal: u32, all: bool) -> Result<()> {
         match self.parts().shims.kill(task, None, signal, all).await {

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use api::engine::Create;
 use linux::ns::NsKind;
 use types::spec::runtime::Spec;
-use types::{Error, Result};
+use types::{ContainerId, Error, Result};
 
 use crate::Engine;
 use crate::names::short;
@@ -46,18 +46,24 @@ impl Engine {
         Ok(())
     }
 
-    /// `FailedPrecondition` if the other container does not run.
+    /// `FailedPrecondition` if the other container does not run; `Unavailable` if its restart policy will start it.
     pub(super) async fn open_joined(&self, create: &Create) -> Result<Joined> {
         let Some(other) = create.extras.pid.strip_prefix(OF_CONTAINER) else { return Ok(Joined::default()) };
         let about = |error: Error| error.context("join its processes");
         let text = other.to_owned();
         let other = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await.map_err(about)?;
-        let task = self.running(&other).map_err(about)?;
-        let ended =
-            || about(Error::failed_precondition(format!("container {} is not running", short(&other))));
+        let joined = match self.open_namespace_of(&other).await {
+            Ok(file) => Ok(Joined(Some(file))),
+            Err(error) => self.blocking(move |engine| Err(engine.or_awaited(&other, error))).await,
+        };
+        joined.map_err(about)
+    }
+
+    async fn open_namespace_of(&self, other: &ContainerId) -> Result<OwnedFd> {
+        let task = self.running(other)?;
         let open = |pid| NsKind::Pid.open(format!("/proc/{pid}/ns/{}", NsKind::Pid.file_name()).as_ref());
-        let opened = self.open_of_task(&task, short(&other), open).await.map_err(about)?;
-        let (_process, file) = opened.ok_or_else(ended)?;
-        Ok(Joined(Some(file)))
+        let opened = self.open_of_task(&task, short(other), open).await?;
+        let ended = || Error::failed_precondition(format!("container {} is not running", short(other)));
+        opened.map(|(_process, file)| file).ok_or_else(ended)
     }
 }

@@ -351,7 +351,8 @@ impl Engine {
             NetworkMode::Host => return etc::write_hosts_of_host(&self.files(container.id.as_str()), create),
             NetworkMode::None => return Ok(()),
             NetworkMode::Of(other) => {
-                let running = ContainerId::new(other).and_then(|other| self.running(&other));
+                let other = ContainerId::new(other)?;
+                let running = self.running(&other).map_err(|error| self.or_awaited(&other, error));
                 return running.map(drop).map_err(|error| error.context("join its network"));
             }
         }

@@ -341,6 +341,32 @@ fn a_restart_that_finds_no_free_address_is_tried_again() {
     eventually("it is started again", || (state(&daemon) == "running").then_some(()));
 }
 
+/// The daemon starts all of them at once.
+#[test]
+fn containers_come_back_with_the_one_whose_namespaces_they_join() {
+    let mut daemon = Daemon::with_busybox();
+    let begin = |name: &str, joined: &[&str]| {
+        let words = ["run", "-d", "--name", name, "--restart", "always"];
+        daemon.hoist(words.iter().chain(joined).chain(&["busybox", "sleep", "1000"])).ok();
+    };
+    begin("owner", &[]);
+    let others = ["first", "second", "third"];
+    for name in others {
+        begin(name, &["--network", "container:owner"]);
+    }
+    begin("beside", &["--network", "none", "--pid", "container:owner"]);
+    let all: Vec<&str> = others.into_iter().chain(["beside", "owner"]).collect();
+    for name in all.iter().copied() {
+        daemon.hoist(["stop", "-t", "0", name]).ok();
+    }
+    daemon.terminate();
+    daemon.start_again();
+    for name in all {
+        let state = ["inspect", "-f", "{{.State.Status}}", name];
+        eventually("it comes back", || (daemon.hoist(state).ok().text() == "running").then_some(()));
+    }
+}
+
 /// As Docker has it: stopped by hand, `always` comes back with the daemon, and `unless-stopped` does not.
 #[test]
 fn what_was_stopped_by_hand_comes_back_with_the_daemon_if_always_is_its_policy() {
