@@ -297,6 +297,10 @@ impl EventLoop {
     fn publish(&mut self) {
         let sandbox = &mut self.sandbox;
         let change = sandbox.publisher.advance(&mut sandbox.log);
+        if let Some(socket) = sandbox.publisher.take_failed() {
+            // As with clients' connections, a process may hold a copy. If it was never added, there is nothing to remove.
+            let _gone = sandbox.poll().remove(&socket);
+        }
         let interest = if sandbox.publisher.wants_write() { Interest::ReadAndWrite } else { Interest::Read };
         let Some(socket) = sandbox.publisher.socket() else { return };
         let watched = match change {

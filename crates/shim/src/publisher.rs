@@ -49,6 +49,8 @@ pub(crate) struct Publisher {
     /// Journals of deleted containers, to be closed after their last event.
     closing: BTreeSet<JournalKey>,
     link: Option<Link>,
+    /// The socket of a connection that has failed, until the loop no longer polls it.
+    failed: Option<OwnedFd>,
     in_flight: Option<(StreamId, Instant)>,
     refusals: u32,
     pause: Duration,
@@ -95,6 +97,7 @@ impl Publisher {
             journals: BTreeMap::new(),
             closing: BTreeSet::new(),
             link: None,
+            failed: None,
             in_flight: None,
             refusals: 0,
             pause: PAUSE_MIN,
@@ -175,6 +178,11 @@ impl Publisher {
 
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.link.as_ref().map(|link| link.socket.as_fd())
+    }
+
+    /// The socket of a connection that has failed since the last call.
+    pub(crate) fn take_failed(&mut self) -> Option<OwnedFd> {
+        self.failed.take()
     }
 
     /// Whether bytes wait to be written to the socket.
@@ -324,7 +332,9 @@ impl Publisher {
 
     /// Closes the connection, to try again later. The event in flight may arrive twice.
     fn fail(&mut self, log: &mut Log, why: &str) {
-        self.link = None;
+        if let Some(link) = self.link.take() {
+            self.failed = Some(link.socket);
+        }
         self.in_flight = None;
         if self.queue.is_empty() {
             return;
@@ -486,6 +496,19 @@ mod tests {
         fixture.advance();
         let (mut peer, _) = listener.accept().unwrap();
         assert_eq!(receive(&mut peer, &mut Server::new(), Ok(Vec::new())), event("a", "1"));
+    }
+
+    #[test]
+    fn the_socket_of_a_failed_connection_is_given_back_once() {
+        let mut fixture = Fixture::new();
+        let listener = fixture.listen();
+        fixture.exits("a");
+        fixture.advance();
+        drop(listener.accept().unwrap());
+        assert!(fixture.publisher.take_failed().is_none(), "it is in use");
+        fixture.advance();
+        assert!(fixture.publisher.socket().is_none());
+        assert!(fixture.publisher.take_failed().is_some() && fixture.publisher.take_failed().is_none());
     }
 
     #[test]
