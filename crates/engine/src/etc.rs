@@ -46,12 +46,30 @@ const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// Writes the files of a container that has no network yet.
 pub(crate) fn write(files: &Path, hostname: &str, create: &Create, resolv_conf: &str) -> Result<()> {
-    write_one(files, "hostname", &format!("{hostname}\n"))?;
-    match NetworkMode::of(create) {
-        NetworkMode::Host => write_hosts_of_host(files, create)?,
-        _ => write_hosts(files, "127.0.1.1", hostname, create, "127.0.0.1")?,
+    NAMES.into_iter().try_for_each(|name| write_named(name, files, hostname, create, resolv_conf))
+}
+
+/// Writes files that are missing or empty, which are not synced when a container is created: after a power cut its record
+/// may be there without them.
+pub(crate) fn write_lost(files: &Path, hostname: &str, create: &Create, resolv_conf: &str) -> Result<()> {
+    let is_lost = |name: &&str| match fs::symlink_metadata(files.join(name)) {
+        Ok(file) => file.is_file() && file.len() == 0,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    let mut lost = NAMES.into_iter().filter(is_lost).peekable();
+    if lost.peek().is_some() {
+        fs::create_dir_all(files).context(|| format!("create {}", files.display()))?;
     }
-    write_one(files, RESOLV_CONF, resolv_conf)
+    lost.try_for_each(|name| write_named(name, files, hostname, create, resolv_conf))
+}
+
+fn write_named(name: &str, files: &Path, hostname: &str, create: &Create, resolv_conf: &str) -> Result<()> {
+    match (name, NetworkMode::of(create)) {
+        ("hosts", NetworkMode::Host) => write_hosts_of_host(files, create),
+        ("hosts", _) => write_hosts(files, "127.0.1.1", hostname, create, "127.0.0.1"),
+        (RESOLV_CONF, _) => write_one(files, RESOLV_CONF, resolv_conf),
+        _ => write_one(files, name, &format!("{hostname}\n")),
+    }
 }
 
 /// The current contents for a container's `resolv.conf`.
@@ -264,6 +282,24 @@ mod tests {
         assert!(!renew_resolv_conf(dir.path(), &digest(new.as_bytes()), old).unwrap());
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
         assert_eq!(left.len(), 3, "no draft: {left:?}");
+    }
+
+    #[test]
+    fn files_that_a_power_cut_took_are_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path().join("id");
+        let write_lost = || write_lost(&files, "box", &Create::default(), "nameserver 192.0.2.1\n").unwrap();
+        let read = || NAMES.map(|name| fs::read_to_string(files.join(name)).unwrap());
+        write_lost();
+        let whole = read();
+        assert!(whole.iter().all(|text| !text.is_empty()), "{whole:?}");
+        fs::remove_file(files.join("hostname")).unwrap();
+        fs::write(files.join("hosts"), "").unwrap();
+        fs::write(files.join(RESOLV_CONF), "nameserver 192.0.2.3\n").unwrap();
+        write_lost();
+        let [hosts, hostname, resolv_conf] = read();
+        assert_eq!([&hosts, &hostname], [&whole[0], &whole[1]]);
+        assert_eq!(resolv_conf, "nameserver 192.0.2.3\n", "what is there stays");
     }
 
     #[test]

@@ -330,13 +330,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Updates the container's `resolv.conf` from the host's current one.
+    /// Updates the container's `resolv.conf` from the host's current one, and writes what is lost of its files in `/etc`.
     fn renew_resolvers(&self, id: &ContainerId, extension: &Extension) -> Result<()> {
         let text = etc::resolv_conf(&extension.create);
         if NetworkMode::of(&extension.create) == NetworkMode::Bridge && !etc::names_resolver(&text) {
             tracing::warn!(%id, "/etc/resolv.conf names no resolver that a container on the bridge reaches");
         }
-        if etc::renew_resolv_conf(&self.files(id.as_str()), &extension.resolv_conf, &text)? {
+        let (files, hostname) = (self.files(id.as_str()), extension.create.hostname.as_deref());
+        etc::write_lost(&files, hostname.unwrap_or_default(), &extension.create, &text)?;
+        if etc::renew_resolv_conf(&files, &extension.resolv_conf, &text)? {
             self.change(id, |extension| extension.resolv_conf = etc::digest(text.as_bytes()))?;
         }
         Ok(())
