@@ -66,6 +66,27 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_docker_that_cannot_be_name_an_alternative() {
+        let parse = |line: &str| {
+            let words = ["hoist"].into_iter().chain(line.split(' '));
+            <super::Cli as clap::Parser>::try_parse_from(words).map(drop)
+        };
+        for (line, way_out) in [
+            ("run --cpu-rt-period 1 x", "--cpu-quota"),
+            ("create --kernel-memory 1m x", "-m includes it"),
+            ("update --cpu-rt-runtime 1 x", "--cpu-quota"),
+            ("update --kernel-memory 1m x", "-m includes it"),
+            ("start --checkpoint c x", "hoist ctr containers restore"),
+        ] {
+            let refused = parse(line).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(refused.contains(way_out), "{line}: {refused}");
+        }
+        for line in ["network inspect -v bridge", "network inspect --verbose bridge", "update -m 1g x"] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
     fn each_argument_that_is_shown_has_a_help_text() {
         let mut all = <super::Cli as clap::CommandFactory>::command();
         all.build();

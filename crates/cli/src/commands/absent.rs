@@ -13,7 +13,7 @@ const COMPOSE: &str = "there is no compose and no API of Docker's here: dockerd 
                        /run/hoist/hoist.sock, see docs/operate/containerd.md), and serves both";
 const SEARCH: &str =
     "registries are not searched: hoist pull NAME, and `hoist pull -a NAME` for every tag that it has";
-const CHECKPOINT: &str = "containers are checkpointed by containerd's commands: hoist ctr tasks checkpoint, and restored by \
+pub(super) const CHECKPOINT: &str = "containers are checkpointed by containerd's commands: hoist ctr tasks checkpoint, and restored by \
                           `hoist ctr containers restore`";
 pub(super) const CLUSTER: &str = "there are no clusters here: a daemon runs the containers of its own machine; what is secret comes from a \
                        file (-v FILE:/run/secrets/NAME:ro)";

@@ -22,6 +22,9 @@ pub(crate) enum Command {
         /// `json`, or a template
         #[arg(long, short)]
         format: Option<String>,
+        /// Has no effect: Docker shows more of swarm networks with it
+        #[arg(long = "verbose", short = 'v', hide = true)]
+        _verbose: bool,
         /// Names or ids
         #[arg(required = true)]
         networks: Vec<String>,
@@ -51,7 +54,7 @@ pub(crate) enum Command {
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// driver, id, name (patterns), scope, type=builtin|custom, dangling=true|false
+    /// driver, id, name (patterns), scope, type=builtin|custom, dangling=true|false, label (networks have none)
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     #[command(flatten)]
@@ -83,7 +86,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Disconnect(_) => {
             Err(fixed("left", "a container on none is made by `hoist run --network none`"))
         }
-        Command::Inspect { format, networks } => {
+        Command::Inspect { format, networks, _verbose: _ } => {
             let find = async |name: &str| one(client, name).await;
             inspect::show(&networks, format.as_deref(), "network", find).await
         }

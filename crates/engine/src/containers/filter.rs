@@ -4,19 +4,20 @@
 
 use std::collections::BTreeSet;
 
+use api::engine::Port;
 use metadata::Container;
 use regex_lite::Regex;
 use types::{Error, ErrorKind, Result, Timestamp};
 
-use super::State;
+use super::{State, exposed};
 use crate::Engine;
 use crate::filter::{FilterWord, LabelFilter};
 use crate::health;
 use crate::record::Extension;
 
 pub(super) const KNOWN: &[&str] = &[
-    "ancestor", "before", "exited", "health", "id", "label", "name", "network", "publish", "since", "status",
-    "volume",
+    "ancestor", "before", "exited", "expose", "health", "id", "label", "name", "network", "publish", "since",
+    "status", "volume",
 ];
 
 /// Docker's filter keys of `container prune`.
@@ -37,8 +38,8 @@ pub(crate) struct Filter {
     healths: Vec<String>,
     volumes: Vec<String>,
     networks: Vec<String>,
-    /// First and last container port, and the protocol if given.
-    ports: Vec<(u16, u16, Option<String>)>,
+    published: Vec<Ports>,
+    exposed: Vec<Ports>,
     /// Creation time of another container, which limits that of the result.
     before: Option<Timestamp>,
     since: Option<Timestamp>,
@@ -46,7 +47,48 @@ pub(crate) struct Filter {
     ancestors: Option<BTreeSet<String>>,
 }
 
+/// Container ports, and their protocol if given.
+#[derive(Debug, PartialEq)]
+struct Ports {
+    first: u16,
+    last: u16,
+    protocol: Option<String>,
+}
+
+impl Ports {
+    fn contain(&self, port: u16, protocol: &str) -> bool {
+        let own = if protocol.is_empty() { "tcp" } else { protocol };
+        (self.first..=self.last).contains(&port) && self.protocol.as_ref().is_none_or(|wanted| wanted == own)
+    }
+
+    fn contain_one_of(&self, published: &[Port]) -> bool {
+        published.iter().any(|port| self.contain(port.container_port, &port.protocol))
+    }
+}
+
 impl Filter {
+    /// Whether [`Filter::fits_exposed`] has to be asked.
+    pub(super) fn asks_for_exposed(&self) -> bool {
+        !self.exposed.is_empty()
+    }
+
+    /// Whether a wanted port is exposed: by the image or `--expose`, or by being published, as with Docker.
+    pub(super) fn fits_exposed<'a>(
+        &self,
+        published: &[Port],
+        exposed: impl IntoIterator<Item = &'a String>,
+    ) -> bool {
+        if self.exposed.is_empty() {
+            return true;
+        }
+        let exposed = exposed::each(exposed);
+        let is_exposed = |wanted: &Ports| {
+            wanted.contain_one_of(published)
+                || exposed.iter().any(|(port, protocol)| wanted.contain(*port, protocol))
+        };
+        self.exposed.iter().any(is_exposed)
+    }
+
     /// Whether the filter asks for states, and so for containers that do not run as well.
     pub(super) fn means_all(&self) -> bool {
         !self.states.is_empty()
@@ -67,13 +109,7 @@ impl Filter {
         let has_volume = |wanted: &String| {
             create.mounts.iter().any(|mount| mount.source == *wanted || mount.target == *wanted)
         };
-        let has_port = |(first, last, protocol): &(u16, u16, Option<String>)| {
-            create.ports.iter().any(|port| {
-                let own = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
-                (*first..=*last).contains(&port.container_port)
-                    && protocol.as_ref().is_none_or(|protocol| protocol == own)
-            })
-        };
+        let publishes = |ports: &Ports| ports.contain_one_of(&create.ports);
         let code = state.exit.filter(|_| !state.is_alive()).map(|exit| exit.code);
         any(&self.ids, container.id.as_str())
             && (any(&self.names, &extension.name) || any(&self.names, &format!("/{}", extension.name)))
@@ -86,7 +122,7 @@ impl Filter {
             && (self.exited.is_empty() || code.is_some_and(|code| self.exited.contains(&code)))
             && (self.volumes.is_empty() || self.volumes.iter().any(has_volume))
             && (self.networks.is_empty() || self.networks.contains(&create.network))
-            && (self.ports.is_empty() || self.ports.iter().any(has_port))
+            && (self.published.is_empty() || self.published.iter().any(publishes))
             && self.until.is_none_or(|until| container.created < until)
             && self.before.is_none_or(|before| container.created < before)
             && self.since.is_none_or(|since| container.created > since)
@@ -122,9 +158,10 @@ impl Engine {
                 }
                 "volume" => filter.volumes.push(value.to_owned()),
                 "network" => filter.networks.push(value.to_owned()),
-                "publish" => {
-                    let range = ports(value).ok_or_else(|| bad("expected PORT[-PORT][/PROTOCOL]"))?;
-                    filter.ports.push(range);
+                "publish" | "expose" => {
+                    let ports = ports(value).ok_or_else(|| bad("expected PORT[-PORT][/PROTOCOL]"))?;
+                    let all = if word.key == "expose" { &mut filter.exposed } else { &mut filter.published };
+                    all.push(ports);
                 }
                 "before" => {
                     let time = created()?;
@@ -152,13 +189,13 @@ impl Engine {
 }
 
 /// `80` or `80-90`, optionally with `/PROTOCOL`.
-fn ports(text: &str) -> Option<(u16, u16, Option<String>)> {
+fn ports(text: &str) -> Option<Ports> {
     let (range, protocol) = match text.split_once('/') {
         Some((range, protocol)) => (range, Some(protocol.to_owned())),
         None => (text, None),
     };
     let (first, last) = range.split_once('-').unwrap_or((range, range));
-    Some((first.parse().ok()?, last.parse().ok()?, protocol))
+    Some(Ports { first: first.parse().ok()?, last: last.parse().ok()?, protocol })
 }
 
 #[cfg(test)]
@@ -167,10 +204,27 @@ mod tests {
 
     #[test]
     fn ports_are_one_or_a_range() {
-        assert_eq!(ports("80"), Some((80, 80, None)));
-        assert_eq!(ports("80-90/udp"), Some((80, 90, Some("udp".to_owned()))));
+        let range = |first, last, protocol| Some(Ports { first, last, protocol });
+        assert_eq!(ports("80"), range(80, 80, None));
+        assert_eq!(ports("80-90/udp"), range(80, 90, Some("udp".to_owned())));
         for wrong in ["", "x", "80-", "70000", "/tcp"] {
             assert_eq!(ports(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn published_ports_are_exposed_too() {
+        let published = [Port { container_port: 80, ..Port::default() }];
+        let exposed = ["53/udp".to_owned(), "8000-8010/tcp".to_owned()];
+        let check = |texts: &[&str]| {
+            let exposed_ones = texts.iter().map(|text| ports(text).unwrap()).collect();
+            Filter { exposed: exposed_ones, ..Filter::default() }.fits_exposed(&published, &exposed)
+        };
+        for fitting in [&["80"][..], &[], &["80/tcp"], &["53"], &["53/udp"], &["8005-9000"], &["1", "8000"]] {
+            assert!(check(fitting), "{fitting:?}");
+        }
+        for other in ["80/udp", "53/tcp", "81", "8011-9000"] {
+            assert!(!check(&[other]), "{other}");
         }
     }
 }

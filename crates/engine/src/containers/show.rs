@@ -85,6 +85,12 @@ impl Engine {
         let states: BTreeMap<ContainerId, Process> =
             states.into_iter().map(|(_, process)| (process.container.clone(), process)).collect();
         let containers = self.blocking(Engine::all).await?;
+        let exposed = if filter.asks_for_exposed() {
+            let extensions = containers.iter().filter_map(|container| Extension::of(container).ok());
+            self.exposed_by(extensions.map(|extension| extension.image_digest)).await?
+        } else {
+            BTreeMap::new()
+        };
         let mut found = Vec::new();
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
@@ -94,7 +100,12 @@ impl Engine {
                 None => self.state_of(&container.id, &extension).await,
             };
             let health = self.0.healths.status(&container.id, &extension);
-            if (takes_all || state.is_alive()) && filter.fits(&container, &extension, &state, health) {
+            let of_image = exposed.get(&extension.image_digest).into_iter().flatten();
+            let Create { ports, extras, .. } = &extension.create;
+            if (takes_all || state.is_alive())
+                && filter.fits(&container, &extension, &state, health)
+                && filter.fits_exposed(ports, of_image.chain(&extras.exposed))
+            {
                 found.push(Listed { container, extension, state, sizes: None });
             }
         }

@@ -30,7 +30,8 @@ fn lists_of_containers_are_filtered_as_dockers_are() {
         .hoist(["run", "--network", "none", "--name", "fails", "busybox", "sh", "-c", "exit 3"])
         .expect_code(3);
     daemon.hoist(["tag", "busybox", "other:1"]).ok();
-    daemon.hoist(["create", "--name", "waits", "-p", "127.0.0.1::81/udp", "other:1", "true"]).ok();
+    let ports = ["-p", "127.0.0.1::81/udp", "--expose", "7000"];
+    daemon.hoist([&["create", "--name", "waits"][..], &ports, &["other:1", "true"]].concat()).ok();
     daemon.hoist(["pause", "web-two"]).ok();
 
     let check = |filters: &[&str], expected: &str| {
@@ -55,6 +56,10 @@ fn lists_of_containers_are_filtered_as_dockers_are() {
     check(&["network=bridge"], "waits");
     check(&["publish=80-90/udp"], "waits");
     check(&["publish=81/tcp"], "");
+    check(&["publish=7000"], "");
+    check(&["expose=6999-7001/tcp"], "waits");
+    check(&["expose=81/udp"], "waits");
+    check(&["expose=80"], "");
     check(&["before=fails"], "web-two web-one");
     check(&["since=web-two"], "waits fails");
     check(&["ancestor=busybox"], "waits fails web-two web-one");

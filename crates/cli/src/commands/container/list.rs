@@ -20,7 +20,7 @@ pub(crate) struct Flags {
     #[arg(long, short)]
     all: bool,
     /// name, id (patterns), label=KEY[=VALUE], status, health, exited=CODE, ancestor=IMAGE, volume, network, publish=PORT,
-    /// before=CONTAINER, since=CONTAINER
+    /// expose=PORT, before=CONTAINER, since=CONTAINER
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// Only this many of the newest containers, running or not

@@ -1,4 +1,4 @@
-//! Flags of Docker's `run` and `create` that Hoist does not support. Each is refused with the reason and an
+//! Flags of Docker's `run`, `create` and `update` that Hoist does not support. Each is refused with the reason and an
 //! alternative.
 
 use clap::Args;
@@ -19,9 +19,24 @@ pub(super) const NO_CGROUPS_OF_THE_MACHINE: &str = "a container sees its own cgr
 pub(super) const NO_USERS_OF_ITS_OWN: &str = "a container has the machine's users, which is host; -u UID has it run as one that is not \
                                               root, and `hoist ctr run --uidmap … --gidmap …` maps them";
 
+// Flags of `update` too.
 // No doc comments on groups of flags: clap would use them as the help of each command that has the group.
 #[derive(Args)]
+pub(super) struct RefusedLimits {
+    #[arg(long = "cpu-rt-period", hide = true, value_parser = refused(REALTIME))]
+    _cpu_rt_period: Option<String>,
+    #[arg(long = "cpu-rt-runtime", hide = true, value_parser = refused(REALTIME))]
+    _cpu_rt_runtime: Option<String>,
+    #[arg(long = "kernel-memory", hide = true, value_parser = refused(
+        "kernel memory has no limit of its own; -m includes it",
+    ))]
+    _kernel_memory: Option<String>,
+}
+
+#[derive(Args)]
 pub(super) struct Refused {
+    #[command(flatten)]
+    _limits: RefusedLimits,
     #[arg(long = "network-alias", alias = "net-alias", hide = true, value_parser = refused(ALIAS))]
     _network_alias: Vec<String>,
     #[arg(long = "ip", hide = true, value_parser = refused(ADDRESS))]
@@ -34,14 +49,6 @@ pub(super) struct Refused {
         "containers are not linked; name others by --add-host NAME:ADDRESS, or share a network by --network container:NAME",
     ))]
     _link: Vec<String>,
-    #[arg(long = "cpu-rt-period", hide = true, value_parser = refused(REALTIME))]
-    _cpu_rt_period: Option<String>,
-    #[arg(long = "cpu-rt-runtime", hide = true, value_parser = refused(REALTIME))]
-    _cpu_rt_runtime: Option<String>,
-    #[arg(long = "kernel-memory", hide = true, value_parser = refused(
-        "kernel memory has no limit of its own; -m includes it",
-    ))]
-    _kernel_memory: Option<String>,
     #[arg(long = "storage-opt", hide = true, value_parser = refused(
         "the tree of a container has no size of its own; give what must not grow a tmpfs (--tmpfs PATH:size=64m), or a volume on \
          a disk of its own",

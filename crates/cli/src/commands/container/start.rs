@@ -6,8 +6,10 @@ use client::Client;
 use types::{Error, Result};
 
 use super::attend::{DetachFlags, Process, SignalFlags};
+use crate::commands::absent::CHECKPOINT;
 use crate::commands::each;
 use crate::output::text;
+use crate::parse::refused;
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -17,6 +19,10 @@ pub(crate) struct Flags {
     /// Also attach standard input
     #[arg(long, short)]
     interactive: bool,
+    #[arg(long = "checkpoint", hide = true, value_parser = refused(CHECKPOINT))]
+    _checkpoint: Option<String>,
+    #[arg(long = "checkpoint-dir", hide = true, value_parser = refused(CHECKPOINT))]
+    _checkpoint_dir: Option<String>,
     #[command(flatten)]
     leaving: DetachFlags,
     #[command(flatten)]
@@ -27,7 +33,7 @@ pub(crate) struct Flags {
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { attach, interactive, leaving, passing, containers } = flags;
+    let Flags { attach, interactive, leaving, passing, containers, .. } = flags;
     if !attach && !interactive {
         let start = async |id| client.call(&Call::Start { id, streams: Streams::default() }).await;
         return each(&containers, start).await;

@@ -6,6 +6,7 @@ use client::Client;
 use types::{Error, Result};
 
 use super::limits::LimitFlags;
+use super::refused::RefusedLimits;
 use crate::commands::each;
 use crate::parse;
 
@@ -13,6 +14,8 @@ use crate::parse;
 pub(crate) struct Flags {
     #[command(flatten)]
     limits: LimitFlags,
+    #[command(flatten)]
+    _refused: RefusedLimits,
     /// no, always, unless-stopped or on-failure[:N]
     #[arg(long)]
     restart: Option<String>,

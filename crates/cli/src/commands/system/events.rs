@@ -11,7 +11,7 @@ use crate::template;
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// container=, event=, image=, label=KEY[=VALUE], network=, volume=, type=container|image|network|volume
+    /// container=, event=, image=, label=KEY[=VALUE], network=, volume=, scope=local, type=container|image|network|volume
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// Also earlier events since then: a duration such as 10m, a time, or seconds since 1970

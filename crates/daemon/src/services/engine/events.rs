@@ -10,7 +10,7 @@ use types::{Error, Result, Timestamp};
 use super::history::History;
 use super::{Sender, document};
 
-const KNOWN: &[&str] = &["container", "event", "image", "label", "network", "type", "volume"];
+const KNOWN: &[&str] = &["container", "event", "image", "label", "network", "scope", "type", "volume"];
 
 /// Sends events until the client disconnects or `until` is reached.
 pub(super) async fn follow(history: &History, wanted: Events, send: &Sender) -> Result<()> {
@@ -98,6 +98,7 @@ impl Filters {
                     Some((label, wanted)) => attributes.get(label).is_some_and(|own| own == wanted),
                     None => attributes.contains_key(value),
                 }),
+                "scope" => values.any(|value| *value == happened.scope),
                 _ => values.any(|value| *value == happened.kind),
             }
         })
@@ -128,6 +129,7 @@ mod tests {
             Filters::parse(&texts).unwrap().fit(&happened)
         };
         assert!(check(&[]) && check(&["event=die", "event=start", "container=web", "type=container"]));
+        assert!(check(&["scope=local"]) && !check(&["scope=swarm"]));
         assert!(check(&["label=tier", "label=tier=front"]) && !check(&["label=tier=front", "label=nosuch"]));
         assert!(
             !check(&["event=start"]) && !check(&["event=die", "container=other"]) && !check(&["image=web"])
