@@ -44,11 +44,12 @@ use command::{Command, Flag, What};
 
 use crate::output::said;
 
-/// containerd's socket, and Hoist's for machines without that one.
-const ADDRESSES: [&str; 2] = ["/run/containerd/containerd.sock", "/run/hoist/hoist.sock"];
+/// The sockets of containerd and of Hoist.
+const CONTAINERDS: &str = "/run/containerd/containerd.sock";
+const HOISTS: &str = crate::args::ADDRESS_DEFAULT;
 
 const GLOBAL: &[Flag] = &[
-    Flag::switch("debug", "say more of errors"),
+    Flag::switch("debug", "print more about errors"),
     Flag::value("address,a", "the daemon's socket [$CONTAINERD_ADDRESS]"),
     Flag::value("timeout", "how long a command may take, such as 30s"),
     Flag::value("connect-timeout", "how long it may take to reach the daemon"),
@@ -56,7 +57,7 @@ const GLOBAL: &[Flag] = &[
 ];
 
 const NOUNS: &[Command] = &[
-    Command::group("plugins|plugin", "what the daemon is made of", plugins::VERBS),
+    Command::group("plugins|plugin", "the parts of the daemon", plugins::VERBS),
     version::COMMAND,
     Command::group("containers|c|container", "containers' records", containers::VERBS),
     Command::group("content", "blobs", content::VERBS),
@@ -71,7 +72,7 @@ const NOUNS: &[Command] = &[
     },
     Command::group("tasks|t|task", "containers that run", tasks::VERBS),
     Command::group("sandboxes|sandbox|sb|s", "pods", sandboxes::VERBS),
-    Command::group("oci", "documents of the OCI", &[spec::COMMAND]),
+    Command::group("oci", "OCI documents", &[spec::COMMAND]),
     server::INFO,
     server::DEPRECATIONS,
 ];
@@ -128,6 +129,29 @@ fn default_address() -> String {
     if let Some(address) = address_of_environment() {
         return address;
     }
-    let there = ADDRESSES.iter().find(|address| Path::new(address).exists());
-    (*there.unwrap_or(&ADDRESSES[0])).to_owned()
+    let called = std::env::args_os().next().unwrap_or_default();
+    let addresses = addresses(Path::new(&called));
+    let there = addresses.iter().find(|address| Path::new(address).exists());
+    (*there.unwrap_or(&addresses[0])).to_owned()
+}
+
+/// The sockets to look for, in order. `hoist ctr` means Hoist's daemon, also beside a containerd; a program called `ctr`
+/// stands in for containerd's.
+fn addresses(called: &Path) -> [&'static str; 2] {
+    if called.file_name().is_some_and(|name| name == "ctr") {
+        [CONTAINERDS, HOISTS]
+    } else {
+        [HOISTS, CONTAINERDS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_the_program_says_which_daemon_is_meant() {
+        assert_eq!(addresses(Path::new("hoist"))[0], HOISTS);
+        assert_eq!(addresses(Path::new("/usr/local/bin/ctr"))[0], CONTAINERDS);
+    }
 }
