@@ -15,19 +15,19 @@ Keeps images and runs containers. Serves containerd's API on a unix socket.
 Commands:
   config default   Print the configuration that is used without a file
   config dump      Print the configuration as it is in use
-  config migrate   Print what the configuration files say, those of containerd too, as one file of today
+  config migrate   Print the configuration files, those of containerd too, merged into one with the current keys
   config check     Check the configuration files
   import-containerd DIR  Take over images and blobs of the containerd whose root is DIR, while no daemon runs
   unmount          Take down what is mounted below the root and state directories, while no daemon and no container runs
   shim DIR         Write containerd-shim-hoist-v2 to DIR, for use under another containerd
-  publish          Have an event told that is on standard input, with --topic and --namespace
+  publish          Publish the event on standard input, with --topic and --namespace
   oci-hook PROGRAM [ARGUMENT...]  Run a container's hook, with {{id}} and the like filled in
 
 Options:
   -c, --config FILE      Configuration [default: /etc/hoist/config.toml, if it is there]
-      --dry-run          Say what import-containerd would take over, and leave it at that
-      --root DIR         Where images, containers and volumes are kept [default: /var/lib/hoist]
-      --state DIR        Where what lives as long as the machine is up is kept [default: /run/hoist]
+      --dry-run          Only print what import-containerd would take over
+      --root DIR         The directory of images, containers and volumes [default: /var/lib/hoist]
+      --state DIR        The directory of what a reboot clears: sockets, bundles [default: /run/hoist]
   -a, --address SOCKET   Where the API is served [default: hoist.sock in the state directory]
   -l, --log-level LEVEL  trace, debug, info, warn or error [default: info]
       --log-format FORM  text or json [default: text]

@@ -75,7 +75,8 @@ pub(crate) enum Noun {
 }
 
 /// The end of the help of commands that the daemon's program runs.
-const DAEMONS: &str = "Flags of `hoist daemon` say of which daemon: --config FILE, --root DIR, --state DIR";
+const DAEMONS: &str =
+    "Takes the flags --config FILE, --root DIR and --state DIR of the daemon whose directories are meant";
 
 /// The error of a command that needs that no daemon runs. Such a command is defined here for the help only: `main`
 /// leads it to the daemon's program.

@@ -62,7 +62,7 @@ macro_rules! flags {
             Flag::value("seccomp-profile", "with --seccomp, a file with another seccomp filter"),
             Flag::value("apparmor-profile", "a loaded AppArmor profile"),
             Flag::value("apparmor-default-profile", "load the default AppArmor profile under this name"),
-            Flag::value("rdt-class", "the resctrl class (cache and memory bandwidth)"),
+            Flag::value("rdt-class", "the class of service (CLOS) of caches and memory bandwidth"),
             Flag::value("runtime-config-path", "a file that the runtime reads"),
             Flag::switch("no-pivot", "do not use pivot_root"),
             Flag::switch("rootfs", "the first word is a folder with a root file system, not an image"),

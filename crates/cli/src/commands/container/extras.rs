@@ -41,7 +41,7 @@ pub(crate) struct ExtraFlags {
     /// The IPC namespace: host or private
     #[arg(long, default_value = "", hide_default_value = true, help_heading = "Namespaces")]
     ipc: String,
-    /// no-new-privileges, seccomp=unconfined|FILE, apparmor=PROFILE, systempaths=unconfined
+    /// no-new-privileges, seccomp=unconfined|FILE, apparmor=PROFILE, systempaths=unconfined, label=disable
     #[arg(long, help_heading = "Security")]
     security_opt: Vec<String>,
     /// The UTS namespace: host or private
