@@ -87,7 +87,8 @@ impl Engine {
         let containers = self.blocking(Engine::all).await?;
         let exposed = if filter.asks_for_exposed() {
             let extensions = containers.iter().filter_map(|container| Extension::of(container).ok());
-            self.exposed_by(extensions.map(|extension| extension.image_digest)).await?
+            let images: Vec<String> = extensions.map(|extension| extension.image_digest).collect();
+            self.exposed_by(images.into_iter()).await?
         } else {
             BTreeMap::new()
         };

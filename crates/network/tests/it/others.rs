@@ -101,8 +101,8 @@ fn a_bridge_of_others_keeps_its_address_too() {
     });
 }
 
-/// Rules and sysctls know a link by its name: one that has the bridge's as an alternative would be found, and no packet
-/// let through.
+/// Rules and sysctls know a link by its name alone. One that has the bridge's as an alternative is named, in place of a
+/// sysctl that is missing.
 #[test]
 fn a_link_with_the_bridges_name_as_an_alternative_is_refused() {
     on_a_machine(|state| {
