@@ -7,7 +7,8 @@
 //! - `commands`: a module for each noun; `parse` reads values of flags.
 //! - `completion`: shell completion.
 //! - `credentials`: the user's credentials for registries.
-//! - `streams`: pipes and terminals of containers; `private_folder`: where pipes lie; `keys`: detach keys; `signals`: forwarded signals.
+//! - `streams`: pipes and terminals of containers; `keys`: detach keys; `signals`: forwarded signals.
+//! - `private_folder`: where pipes lie, and files that only the daemon is to read.
 //! - `ctr`: a command line compatible with containerd's `ctr`.
 //! - `output`: tables; `template`: Go templates of `--format`.
 #![forbid(unsafe_code)]
