@@ -367,6 +367,7 @@ fn checked(mut container: Container) -> Result<Container> {
     if container.extensions.contains_key("") {
         return refuse(EMPTY_EXTENSION);
     }
+    label::check(&container.labels).map_err(|error| error.context("containers.Labels"))?;
     if container.runtime.name.is_empty() {
         return refuse("container.Runtime.Name must be set");
     }
@@ -377,7 +378,6 @@ fn checked(mut container: Container) -> Result<Container> {
     if !container.snapshot_key.is_empty() && container.snapshotter.is_empty() {
         return refuse("container.Snapshotter must be set if container.SnapshotKey is set");
     }
-    label::check(&container.labels).map_err(|error| error.context("containers.Labels"))?;
     container.labels = mask::without_empty(container.labels);
     Ok(container)
 }

@@ -450,9 +450,7 @@ impl Content {
         backend: &IngestRef,
         expected: Option<Digest>,
     ) -> Result<()> {
-        if let Some(lease) = &self.caller.lease {
-            lease::add(change, self.namespace(), lease, &Resource::Ingest(reference.clone()))?;
-        }
+        lease::join(change, &self.caller, &Resource::Ingest(reference.clone()))?;
         let expires = self.caller.lease.is_none().then(|| change.now.plus(INGEST_LIFE));
         let record = IngestRecord { backend: backend.clone(), expires, expected };
         INGESTS.put(change.tx, (self.namespace(), reference), &record)?;

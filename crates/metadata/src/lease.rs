@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use kv::{Read, Reader, Table, Value, Writer};
 use stdx::Mutex;
 use types::{
-    Digest, Error, FieldPath, Fields, Filters, IngestRef, Labels, LeaseId, Namespace, Result, Timestamp,
-    filter, label,
+    Digest, Error, ErrorKind, FieldPath, Fields, Filters, IngestRef, Labels, LeaseId, Namespace, Result,
+    Timestamp, filter, label,
 };
 
 use crate::gc;
@@ -177,6 +177,20 @@ pub(crate) fn add(
     Ok(())
 }
 
+/// Adds a resource to the caller's lease, if there is one. `NotFound` if it does not exist.
+pub(crate) fn join(change: &mut Change<'_, '_>, caller: &Caller, resource: &Resource) -> Result<()> {
+    let Some(lease) = &caller.lease else { return Ok(()) };
+    add(change, &caller.namespace, lease, resource).map_err(missing)
+}
+
+/// The error of a call whose lease does not exist, in containerd's words: the call is not about the lease.
+pub(crate) fn missing(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound => Error::not_found(format!("{}: lease does not exist", error.message())),
+        _ => error,
+    }
+}
+
 /// `NotFound` if the lease does not exist.
 pub(crate) fn require(tx: &impl Read, namespace: &Namespace, lease: &LeaseId) -> Result<()> {
     if LEASES.contains(tx, (namespace, lease))? { Ok(()) } else { Err(not_found(lease)) }
@@ -211,6 +225,7 @@ pub(crate) fn delete_all(change: &mut Change<'_, '_>, namespace: &Namespace) -> 
     Ok(())
 }
 
+#[derive(Clone)]
 pub struct Leases {
     store: Metadata,
     namespace: Namespace,

@@ -361,7 +361,8 @@ impl Snapshots {
         if is_elsewhere {
             // This commit cannot be undone, so conditions of the record are checked first.
             if let Some(lease) = &self.caller.lease {
-                self.store.0.read(|tx| lease::require(tx, self.namespace(), lease))?;
+                let is_there = self.store.0.read(|tx| lease::require(tx, self.namespace(), lease));
+                is_there.map_err(lease::missing)?;
             }
             self.backend.commit(&target, &active.backend, options)?;
         }

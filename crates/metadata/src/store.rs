@@ -570,9 +570,9 @@ impl Change<'_, '_> {
     /// Common to all calls that create a record: creates its namespace, and adds it to the caller's lease.
     pub(crate) fn admit(&mut self, caller: &Caller, resource: Option<Resource>) -> Result<()> {
         namespace::ensure(self, &caller.namespace)?;
-        if let (Some(lease), Some(resource)) = (&caller.lease, resource) {
-            lease::add(self, &caller.namespace, lease, &resource)?;
+        match resource {
+            Some(resource) => lease::join(self, caller, &resource),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

@@ -58,14 +58,15 @@ impl Images for Service {
         let epoch = request.source_date_epoch.map(convert::own_timestamp);
         let mut asked = named(request.image)?;
         let touches_target = paths.is_empty() || paths.iter().any(|path| path == "target");
+        // An image that is not there is told before a target that is none: clients then create it.
+        let current = {
+            let (images, name) = (self.metadata.images(&caller), asked.name.clone());
+            blocking(move || images.get(&name)).await?
+        };
         let image = if touches_target {
             own(asked)?
         } else {
             // A mask of labels or annotations may come without a target.
-            let current = {
-                let (images, name) = (self.metadata.images(&caller), asked.name.clone());
-                blocking(move || images.get(&name)).await?
-            };
             let annotations = asked.target.take().map(|target| target.annotations).unwrap_or_default();
             let mut image = Image { labels: asked.labels, ..current };
             image.target.annotations = annotations;

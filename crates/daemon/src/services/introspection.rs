@@ -213,9 +213,10 @@ impl Service {
     /// Runtime information from a shim.
     async fn runtime_info(&self, options: &Any) -> Result<Any, Status> {
         let Some(asked) = api::shim::unpack::<RuntimeRequest>(options) else {
-            let what =
-                format!("a runtime is asked for with a RuntimeRequest, not with {:?}", options.type_url);
-            return Err(Status::unimplemented(what));
+            return Err(Status::unimplemented(format!(
+                "a runtime is asked for with a RuntimeRequest: unknown request type {}: not implemented",
+                options.type_url
+            )));
         };
         let asked = asked.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let options = asked.options.map(convert::opaque);
@@ -258,14 +259,22 @@ impl Introspection for Service {
         let Some(listed) = self.plugins.iter().find(is_it) else {
             return Err(Status::not_found(format!("plugin {type}.{id} not found: not found")));
         };
+        let plugin = listed.now();
         let extra = match options {
             None => None,
+            Some(_) if plugin.init_err.is_some() => {
+                let words = "cannot get extra info, plugin not successfully loaded: failed precondition";
+                return Err(Status::failed_precondition(words));
+            }
             Some(options) if (r#type.as_str(), id.as_str()) == RUNTIMES => {
                 Some(self.runtime_info(&options).await?)
             }
-            Some(_) => return Err(Status::unimplemented(format!("plugin {type} {id} takes no options"))),
+            Some(_) => {
+                let words = "plugin does not provided extra information: not implemented";
+                return Err(Status::unimplemented(format!("plugin {type}.{id} takes no options: {words}")));
+            }
         };
-        Ok(Response::new(PluginInfoResponse { plugin: Some(listed.now()), extra }))
+        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra }))
     }
 }
 

@@ -1,11 +1,11 @@
 //! `containerd.services.leases.v1`
 
-use api::grpc::leases::leases_server::Leases;
+use api::grpc::leases::leases_server::Leases as Served;
 use api::grpc::leases::{
     AddResourceRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResourceRequest, Lease as Wire,
     ListRequest, ListResourcesRequest, ListResourcesResponse, ListResponse, Resource as WireResource,
 };
-use metadata::{Lease, Metadata, Resource};
+use metadata::{Lease, Leases, Metadata, Resource};
 use tonic::{Request, Response, Status};
 use types::{Filters, LeaseId};
 
@@ -15,7 +15,7 @@ use crate::identity;
 pub(super) struct Service(pub(super) Metadata);
 
 #[tonic::async_trait]
-impl Leases for Service {
+impl Served for Service {
     async fn create(&self, request: Request<CreateRequest>) -> Answer<CreateResponse> {
         let leases = self.0.leases(caller(&request)?);
         let CreateRequest { id, labels } = request.into_inner();
@@ -47,14 +47,16 @@ impl Leases for Service {
     async fn add_resource(&self, request: Request<AddResourceRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let AddResourceRequest { id, resource } = request.into_inner();
-        let (id, resource) = (known(LeaseId::new(&id), || absent(&id))?, own(resource)?);
+        let id = known(LeaseId::new(&id), || absent(&id))?;
+        let resource = own(&leases, &id, resource).await?;
         changed(leases.ready_add(id, resource)).await.map(Response::new)
     }
 
     async fn delete_resource(&self, request: Request<DeleteResourceRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let DeleteResourceRequest { id, resource } = request.into_inner();
-        let (id, resource) = (known(LeaseId::new(&id), || absent(&id))?, own(resource)?);
+        let id = known(LeaseId::new(&id), || absent(&id))?;
+        let resource = own(&leases, &id, resource).await?;
         changed(leases.ready_remove(id, resource)).await.map(Response::new)
     }
 
@@ -76,7 +78,13 @@ fn wire(lease: Lease) -> Wire {
     Wire { id: lease.id.into(), created_at: convert::timestamp(lease.created), labels: lease.labels }
 }
 
-fn own(resource: Option<WireResource>) -> Result<Resource, Status> {
+/// The resource of a request. If it is none, and the lease does not exist either, the error is about the lease.
+async fn own(leases: &Leases, id: &LeaseId, resource: Option<WireResource>) -> Result<Resource, Status> {
     let resource = required(resource, "resource")?;
-    Resource::parse(&resource.r#type, &resource.id).map_err(status)
+    let parsed = Resource::parse(&resource.r#type, &resource.id);
+    if parsed.is_err() {
+        let (leases, id) = (leases.clone(), id.clone());
+        blocking(move || leases.get(&id)).await?;
+    }
+    parsed.map_err(status)
 }

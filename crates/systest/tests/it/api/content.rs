@@ -11,8 +11,8 @@ use tonic::{Code, Response, Status, Streaming};
 use types::Digest;
 
 use super::walk::{
-    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, LabelStep, Side, There, all, ask, covers, differs, map,
-    mask, within,
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, LabelStep, Side, There, all, ask, covers, differs,
+    in_lease, map, mask, within,
 };
 
 const DIFFERENCES: &[Difference] = &[
@@ -163,6 +163,10 @@ async fn namespaces_are_asked_for(side: &Side<'_>) {
     side.refused("abort without a namespace", answer, code, words).await;
     let answer = all(content.write(within(None, tokio_stream::iter([stat("r")]))));
     side.refused("write without a namespace", answer, code, words).await;
+    let answer = all(content.write(in_lease("none", tokio_stream::iter([stat("leaseless")]))));
+    side.refused("write in a lease that is not there", answer, Code::NotFound, "lease does not exist").await;
+    let answer = content.status(ask(StatusRequest { r#ref: "leaseless".into() }));
+    side.refused("the status of what did not begin", answer, Code::NotFound, "leaseless").await;
 }
 
 async fn an_ingest_goes_by_its_protocol(side: &Side<'_>) {

@@ -14,6 +14,8 @@ use api::grpc::leases::leases_client::LeasesClient;
 use api::grpc::namespaces::namespaces_client::NamespacesClient;
 use api::grpc::namespaces::{CreateNamespaceRequest, Namespace};
 use api::grpc::version::version_client::VersionClient;
+use api::shim::introspection::RuntimeRequest;
+use api::shim::pack;
 use testkit::Daemon;
 use tonic::{Code, Request, Status};
 
@@ -274,6 +276,11 @@ fn plugin_info_walked() {
             let answer = introspection.plugin_info(ask(kind, id));
             side.refused("a plugin that is none", answer, Code::NotFound, "not found").await;
         }
+        let options = Some(pack(&RuntimeRequest::default()));
+        let kind = "io.containerd.gc.v1".to_owned();
+        let asked = PluginInfoRequest { r#type: kind, id: "scheduler".into(), options };
+        let answer = introspection.plugin_info(Request::new(asked));
+        side.refused("a plugin without more to say", answer, Code::Unimplemented, "extra information").await;
     });
 }
 

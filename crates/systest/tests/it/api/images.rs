@@ -9,8 +9,8 @@ use prost_types::Timestamp;
 use tonic::Code;
 
 use super::walk::{
-    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, Side, There, ask, covers, differs, differs_in, map, mask,
-    within,
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, Side, There, ask, covers, differs, differs_in, in_lease,
+    map, mask, within,
 };
 
 const DIFFERENCES: &[Difference] = &[
@@ -125,6 +125,13 @@ async fn what_is_made_is_checked(side: &Side<'_>) {
         .await;
     side.refused("get without a name", images.get(ask(get(""))), Code::NotFound, "image \"\"").await;
     if side.is_modern() {
+        // Only an image that may expire needs its lease.
+        let labels = map(&[("containerd.io/gc.expire", "2100-01-01T00:00:00Z")]);
+        let answer = images.create(in_lease("none", create(Image { labels, ..image("leaseless") })));
+        side.refused("create in a lease that is not there", answer, Code::NotFound, "lease does not exist")
+            .await;
+        side.ok("create what needs none", images.create(in_lease("none", create(image("leaseless"))))).await;
+        side.ok("delete it", images.delete(ask(delete("leaseless")))).await;
         let epoch = CreateImageRequest { source_date_epoch: clock, ..create(image("old")) };
         let made = side.ok("create at an epoch", images.create(ask(epoch))).await.image.expect("an image");
         side.is("the epoch is the time of both", (made.created_at, made.updated_at), (clock, clock));
@@ -180,6 +187,12 @@ async fn masks_say_what_changes(side: &Side<'_>) {
     side.refused("update what is not there", answer, Code::NotFound, "image \"none\"").await;
     let answer = images.update(update(image("none"), Some(&["labels"])));
     side.refused("update labels of what is not there", answer, Code::NotFound, "image \"none\"").await;
+    let sizeless = Image { target: Some(Descriptor { size: 0, ..target(1) }), ..image("none") };
+    let answer = images.update(update(sizeless, Some(&["target"])));
+    side.refused("update to no target what is not there", answer, Code::NotFound, "image \"none\"").await;
+    let digestless = Descriptor { digest: "sha256:12".into(), ..target(1) };
+    let answer = images.update(update(Image { target: Some(digestless), ..image("none") }, None));
+    side.refused("update to no digest what is not there", answer, Code::NotFound, "image \"none\"").await;
     let answer = images.update(update(image(""), None));
     side.refused("update without a name", answer, Code::InvalidArgument, "ame").await;
     if side.is_ours() {

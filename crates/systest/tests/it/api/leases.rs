@@ -130,6 +130,10 @@ async fn leases_hold_what_they_are_told(side: &Side<'_>) {
     let none = resource("content", &digest);
     let answer = leases.add_resource(add("none", none.clone()));
     side.refused("add to what is not there", answer, Code::NotFound, "none").await;
+    for what in [resource("content", "no digest"), resource("volumes", "x")] {
+        let answer = leases.add_resource(add("none", what));
+        side.refused("add what is none to what is not there", answer, Code::NotFound, "none").await;
+    }
     let answer = leases.list_resources(list("none"));
     side.refused("list what is not there", answer, Code::NotFound, "none").await;
     let answer = leases.add_resource(add("first", resource("content", "no digest")));
@@ -157,6 +161,8 @@ async fn leases_hold_what_they_are_told(side: &Side<'_>) {
     let remove = |lease: &str, resource| ask(DeleteResourceRequest { id: lease.into(), resource });
     let answer = leases.delete_resource(remove("none", none.clone()));
     side.refused("take from what is not there", answer, Code::NotFound, "none").await;
+    let answer = leases.delete_resource(remove("none", resource("volumes", "x")));
+    side.refused("take what is none from what is not there", answer, Code::NotFound, "none").await;
     let answer = leases.delete_resource(remove("first", resource("volumes", "x")));
     side.refused("take what has no such type", answer, Code::Unimplemented, "").await;
     let answer = leases.delete_resource(remove("first", resource("content", "no digest")));

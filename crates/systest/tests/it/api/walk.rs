@@ -459,8 +459,13 @@ fn short_name(path: &str) -> String {
 
 /// A request in the namespace and the lease of the walk.
 pub(crate) fn ask<T>(message: T) -> tonic::Request<T> {
+    in_lease(LEASE, message)
+}
+
+/// A request in the namespace of the walk and a lease of this name.
+pub(crate) fn in_lease<T>(lease: &str, message: T) -> tonic::Request<T> {
     let mut request = within(Some(NAMESPACE), message);
-    request.metadata_mut().insert(api::grpc::LEASE_KEY, LEASE.parse().expect("printable text"));
+    request.metadata_mut().insert(api::grpc::LEASE_KEY, lease.parse().expect("printable text"));
     request
 }
 
