@@ -114,7 +114,7 @@ async fn filters_look_into_events(side: &Side<'_>) {
         ("event.id==one", &["/walk/made"]),
         ("event.id.more==one", &["/walk/made"]),
         ("event.image", &[]),
-        ("event.image!=x", &["/walk/made", "/walk/labeled"]),
+        ("topic~=walk,event.image!=x", &["/walk/made", "/walk/labeled"]),
         ("event.runtime", &[]),
         ("event.runtime.name==outer", &["/walk/made"]),
         ("event.\"runtime.name\"==outer", &[]),
