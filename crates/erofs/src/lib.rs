@@ -21,6 +21,7 @@
 
 mod acl;
 mod attribute;
+mod entry;
 mod format;
 mod interned;
 mod names;
@@ -29,8 +30,9 @@ mod stack;
 mod tree;
 mod writer;
 
+pub use entry::{Entry, EntryKind, Metadata};
 pub use format::BLOCK_LEN;
 pub use reader::{HEAD_LEN, Head};
 pub use stack::Ground;
-pub use tree::{Device, Entry, EntryKind, Metadata, Placed, Tree};
+pub use tree::{Device, Placed, Tree};
 pub use writer::IMAGE_LEN_MAX;

@@ -247,7 +247,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::tree::{Device, Entry, EntryKind, Metadata};
+    use crate::tree::Device;
+    use crate::{Entry, EntryKind, Metadata};
 
     fn layer(deleted: &[&str], file: &str) -> Tree {
         let mut tree = Tree::new(Device { tag: String::new(), len: 0 });

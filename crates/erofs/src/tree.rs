@@ -8,27 +8,24 @@
 //! symlinks; an existing name is replaced, with everything below it, except that a directory entry only changes the
 //! metadata of an existing directory.
 
+mod paths;
+
 use std::collections::BTreeMap;
 
 use types::{Error, Result};
 
 use crate::attribute::Attribute;
+use crate::entry::{Entry, EntryKind, Metadata};
 use crate::format::{
     BLOCK_DEVICE, BLOCK_LEN, CHARACTER_DEVICE, DIRECTORY, FIFO, FILE_LEN_MAX, REGULAR, SYMLINK, encode_device,
 };
 use crate::interned::Interned;
 use crate::names::{Names, Span, Text};
+use crate::tree::paths::clean;
 
 /// Most bytes of a name and of a path (limits.h).
 const NAME_LEN_MAX: usize = 255;
 pub(crate) const PATH_LEN_MAX: usize = 4095;
-/// Most symlinks followed for one path (path_resolution(7)).
-const SYMLINKS_MAX: usize = 40;
-/// Steps that symlinks may add to the path of one entry before they count, and the most of counted steps of all
-/// entries. The bound is needed since a few symlinks of the greatest length make a hundred thousand steps for an entry.
-const DETOUR_FROM: usize = 64;
-const DETOURS_LEN_MAX: u64 = 1 << 22;
-
 /// Most bytes of memory of a tree until its image is written: bounds archives of very many empty files.
 pub(crate) const MEMORY_MAX: u64 = 512 << 20;
 /// Bytes that each item takes beside its text, with the spare capacity of lists and the overhead of the allocator: an
@@ -47,51 +44,6 @@ pub struct Device {
     pub tag: String,
     /// Bytes. The file may be longer.
     pub len: u64,
-}
-
-/// One entry of an archive.
-#[derive(Clone, Debug)]
-pub struct Entry<'a> {
-    /// As in the archive: it may be absolute, contain `..`, or be any other bytes.
-    pub path: &'a [u8],
-    pub kind: EntryKind<'a>,
-    pub metadata: Metadata<'a>,
-}
-
-#[derive(Clone, Debug)]
-pub enum EntryKind<'a> {
-    Directory,
-    /// The length of the file in bytes, and its offset in the data file: a multiple of [`BLOCK_LEN`].
-    File {
-        len: u64,
-        at: u64,
-    },
-    /// A symbolic link, with its target.
-    Symlink(&'a [u8]),
-    /// Another link to the inode at this path. The entry's own metadata is ignored.
-    HardLink(&'a [u8]),
-    CharacterDevice {
-        major: u32,
-        minor: u32,
-    },
-    BlockDevice {
-        major: u32,
-        minor: u32,
-    },
-    Fifo,
-}
-
-/// Owner, permissions, time and attributes.
-#[derive(Clone, Debug)]
-pub struct Metadata<'a> {
-    /// The lower twelve bits of `st_mode`.
-    pub mode: u16,
-    pub uid: u32,
-    pub gid: u32,
-    /// Seconds and nanoseconds since 1970.
-    pub mtime: (i64, u32),
-    /// Extended attributes (xattr(7)).
-    pub attributes: &'a BTreeMap<String, Vec<u8>>,
 }
 
 /// The index of an inode in [`Tree::inodes`].
@@ -169,7 +121,7 @@ pub struct Tree {
     recent: Option<(Vec<u8>, Id)>,
     /// Bytes of memory, by the costs above.
     memory: u64,
-    /// Counted steps of symlinks so far: see [`DETOURS_LEN_MAX`].
+    /// Counted steps of symlinks so far: see [`paths::DETOURS_LEN_MAX`].
     detour_len: u64,
     /// See [`Tree::keep`]. The last field, so that it is dropped after all others.
     _kept: Option<Box<dyn Send + Sync>>,
@@ -564,96 +516,6 @@ impl Tree {
             _ => unreachable!("names are made in directories"),
         }
     }
-
-    /// The parent of an entry, created if it is missing, and the entry's name in it. `None` for the root.
-    fn place_of<'p>(&mut self, path: &'p [u8]) -> Result<Option<(Id, &'p [u8])>> {
-        // Most entries are in the same directory as the one before.
-        if let Some((recent, id)) = &self.recent
-            && let Some(name) = path.strip_prefix(&recent[..]).and_then(|rest| rest.strip_prefix(b"/"))
-            && path.len() <= PATH_LEN_MAX
-            && !matches!(name, b"" | b"." | b"..")
-            && !name.iter().any(|byte| matches!(byte, b'/' | 0))
-        {
-            return Ok(Some((*id, name)));
-        }
-        let mut path = clean(path)?;
-        match path.pop() {
-            Some(name) => Ok(Some((self.make_parent(&path)?, name))),
-            None => Ok(None),
-        }
-    }
-
-    /// The directory at a path, created with its parents if they are missing.
-    fn make_parent(&mut self, path: &[&[u8]]) -> Result<Id> {
-        let joined = path.join(&b'/');
-        if let Some((recent, id)) = &self.recent
-            && *recent == joined
-        {
-            return Ok(*id);
-        }
-        let way = self.resolve(path, true)?.expect("made where it was missing");
-        let id = *way.last().expect("the root stays");
-        self.recent = Some((joined, id));
-        Ok(id)
-    }
-
-    /// Resolves a path to a directory, through symlinks that stay inside the root: its ancestors, the root first, and
-    /// the directory itself last. With `make`, creates missing directories, and fails with `FailedPrecondition` if a
-    /// name on the way is no directory. Without it, returns `None` in both cases.
-    fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<Vec<Id>>> {
-        // The directories so far, and the names that are left, the next one last.
-        let mut way = vec![ROOT];
-        let mut left: Vec<Vec<u8>> = path.iter().rev().map(|name| name.to_vec()).collect();
-        let (mut symlinks, mut steps) = (0, 0);
-        while let Some(name) = left.pop() {
-            if name == b".." {
-                if way.len() > 1 {
-                    way.pop();
-                }
-                continue;
-            }
-            let here = *way.last().expect("the root stays");
-            let Some(child) = self.child(here, &name) else {
-                if !make {
-                    return Ok(None);
-                }
-                way.push(self.make_directory(here, &name, None)?);
-                continue;
-            };
-            match &self.inodes[child as usize].content {
-                Content::Directory(_) => way.push(child),
-                Content::Symlink(target) => {
-                    let target = self.text.of(*target);
-                    symlinks += 1;
-                    if symlinks > SYMLINKS_MAX {
-                        return Err(Error::invalid_argument("too many links lead to each other"));
-                    }
-                    if target.first() == Some(&b'/') {
-                        way.truncate(1);
-                    }
-                    let before = left.len();
-                    left.extend(names(target).rev().map(<[u8]>::to_vec));
-                    steps += left.len() - before;
-                    if steps > DETOUR_FROM {
-                        self.detour_len += (left.len() - before) as u64;
-                    }
-                    if self.detour_len > DETOURS_LEN_MAX {
-                        return Err(Error::resource_exhausted(format!(
-                            "links lead further round than the {DETOURS_LEN_MAX} steps that they may together"
-                        )));
-                    }
-                }
-                // The layer deletes the lower directory, and creates one with names of its own.
-                Content::Whiteout if make => way.push(self.make_directory(here, &name, Some(child))?),
-                _ if make => {
-                    let name = String::from_utf8_lossy(&name).into_owned();
-                    return Err(Error::failed_precondition(format!("{name} is not a directory")));
-                }
-                _ => return Ok(None),
-            }
-        }
-        Ok(Some(way))
-    }
 }
 
 impl Inode {
@@ -684,26 +546,6 @@ fn check_memory(memory: u64) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// The names of an entry's path: `..` removes the name before it, and stops at the root.
-fn clean(path: &[u8]) -> Result<Vec<&[u8]>> {
-    if path.len() > PATH_LEN_MAX {
-        return Err(Error::invalid_argument(format!("a path of {} bytes is too long", path.len())));
-    }
-    let mut clean = Vec::new();
-    for name in names(path) {
-        match name {
-            b".." => drop(clean.pop()),
-            name if name.contains(&0) => return Err(Error::invalid_argument("a name contains a zero byte")),
-            name => clean.push(name),
-        }
-    }
-    Ok(clean)
-}
-
-fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."))
 }
 
 fn device_number(major: u32, minor: u32) -> Result<u32> {
