@@ -11,11 +11,11 @@ use testkit::{Guest, GuestKind, images, run};
 /// passes on this host too, where other files say the same, or says what it misses.
 const TESTS: &[&str] = &[
     "cgroups::",
-    "escapes::cgroups_are_not_written_from_inside",
-    "escapes::devices_of_the_host_are_not_opened",
+    "escapes::kernel::cgroups_are_not_written_from_inside",
+    "escapes::kernel::devices_of_the_host_are_not_opened",
     "escapes::places::a_cgroup_with_others_below_it_is_not_taken",
     "escapes::places::of_the_hosts_cgroups_a_container_sees_its_own",
-    "escapes::an_exec_is_in_every_namespace_and_cgroup_of_the_container",
+    "escapes::entering::an_exec_is_in_every_namespace_and_cgroup_of_the_container",
     "labels::",
     "lifecycle::a_container_goes_through_its_states",
     "lifecycle::a_container_that_eats_too_much_is_killed_and_says_so",

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use linux::cgroup::Cgroup;
@@ -10,11 +10,122 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{ShimHost, eventually, is_root};
 
-use super::{
-    Race, Running, Runtime, add_capabilities, add_mount, attempt, bundle, compile, read_text, script,
-    until_met, what_an_attacker_sees,
-};
+use super::{Race, Running, add_capabilities, attempt, until_met};
 use crate::cgroups;
+use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_text, script};
+use crate::runtime_spec::map_users;
+
+/// What the first process writes to `/seen` while others enter. It makes `/up` when it begins, and adds a line to
+/// `/rounds` after each look at all processes.
+fn what_an_attacker_sees(runtime: &Runtime, bundle: &TempDir) -> String {
+    let root = bundle.path().join("rootfs");
+    let running = Running::start(runtime, bundle);
+    eventually("the attacker is up", || root.join("up").exists().then_some(()));
+    let rounds = || fs::metadata(root.join("rounds")).map_or(0, |file| file.len());
+    let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
+    let begin = rounds();
+    eventually("the attacker has looked around", || {
+        for _ in 0..5 {
+            running.exec_with(&["--env", &path], &["true"]).ok();
+        }
+        (rounds() > begin + 20).then_some(())
+    });
+    fs::read_to_string(root.join("seen")).unwrap_or_default()
+}
+
+/// CVE-2016-9962: the container inspects a process that enters it, and takes its descriptors.
+#[test]
+fn a_hostile_first_process_does_not_look_into_who_enters() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(
+            spec,
+            "echo up > /up; while true; do for p in /proc/[0-9]*; do
+               case $p in /proc/1) continue ;; esac
+               for what in exe cwd root fd/3 fd/4 fd/5 fd/6 fd/7; do
+                 seen=$(readlink $p/$what) || continue
+                 case $seen in ''|*/busybox|/|/bin|/dev/*|pipe:*|/proc/*) ;; *) echo \"$what $seen\" >> /seen ;; esac
+               done
+               dd if=$p/mem of=/dev/null bs=1 count=1 && echo mem >> /seen
+             done; echo >> /rounds; done 2>/dev/null",
+        );
+    });
+    // The container was given the output file itself.
+    let seen = what_an_attacker_sees(&runtime, &bundle);
+    let seen: Vec<&str> = seen.lines().filter(|line| !line.contains("/output")).collect();
+    assert!(seen.is_empty(), "{seen:?}");
+}
+
+/// Kinds of namespaces: their names in a spec, and in `/proc/PID/ns`.
+const NAMESPACES: [(&str, &str); 8] = [
+    ("mount", "mnt"),
+    ("pid", "pid"),
+    ("network", "net"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("cgroup", "cgroup"),
+    ("user", "user"),
+    ("time", "time"),
+];
+
+#[test]
+fn an_exec_is_in_every_namespace_and_cgroup_of_the_container() {
+    let runtime = Runtime::ours();
+    // With the namespaces of the default spec, where cgroups are compared by name, and with all kinds.
+    for with_all in [false, true] {
+        let bundle = bundle(|spec| {
+            if with_all {
+                let all = NAMESPACES.map(|(kind, _)| json!({"type": kind}));
+                spec["linux"]["namespaces"] = json!(all);
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+            script(spec, "sleep 1000");
+        });
+        let running = Running::start(&runtime, &bundle);
+        let look = |process: &str| {
+            let links = NAMESPACES.map(|(_, name)| format!("/proc/{process}/ns/{name}")).join(" ");
+            let look = format!(
+                "for n in {links}; do readlink $n; done; cat /proc/{process}/cgroup; \
+                 grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/{process}/status"
+            );
+            running.exec(&["sh", "-c", &look]).ok().stdout
+        };
+        let own = look("self");
+        assert_eq!(look("1"), own);
+        for (_, name) in NAMESPACES {
+            let link =
+                fs::read_link(format!("/proc/self/ns/{name}")).expect("the kernel has such namespaces");
+            let is_hosts = own.lines().any(|line| Path::new(line) == link);
+            assert!(!(with_all && is_hosts), "{name} is the host's: {own}");
+        }
+    }
+}
+
+/// A bug of youki and early runc: the container's seccomp filter must hold for execs too.
+#[test]
+fn the_filter_is_on_every_process() {
+    let runtime = Runtime::ours();
+    for no_new_privileges in [true, false] {
+        let bundle = bundle(|spec| {
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+            script(spec, "sleep 1000");
+        });
+        let running = Running::start(&runtime, &bundle);
+        let process = bundle.path().join("process.json");
+        let description = json!({"args": ["sh", "-c", "mkdir /x; grep Seccomp: /proc/self/status"], "cwd": "/",
+            "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"], "noNewPrivileges": !no_new_privileges});
+        fs::write(&process, description.to_string()).expect("a writable bundle");
+        for flags in [&[][..], &["--user", "5:5"]] {
+            let done = running.exec_with(flags, &["sh", "-c", "mkdir /x; grep Seccomp: /proc/self/status"]);
+            assert_eq!(done.expect_stderr("not supported").text(), "Seccomp:\t2", "{flags:?}");
+        }
+        let words = ["exec", "--process", process.to_str().expect("UTF-8"), &running.id];
+        let done = runtime.run(&words).ok();
+        assert!(done.stdout.contains('2') && done.stderr.contains("not supported"), "{done}");
+    }
+}
 
 /// A link in `/dev` through `/proc` leads wherever a process of the container, or the one that enters, has
 /// something open.

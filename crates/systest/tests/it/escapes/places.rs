@@ -1,4 +1,4 @@
-//! The daemon's and runtime's own files, sockets, cgroups and user ids on the host, and who else can reach them.
+//! The daemon's and runtime's own files, sockets, mounts and cgroups on the host, and who else can reach them.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Daemon, MountsBelow, eventually, is_root, run};
 
-use super::{Runtime, attempt, bundle, read_text, script};
+use super::{add_capabilities, attempt};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
 
 /// CVE-2021-41103, CVE-2024-25621: a user of the host who knows a path reads images, logs and volumes, and runs the
 /// setuid programs of images as root of the host.
@@ -99,70 +100,6 @@ fn nothing_of_ours_listens_under_an_abstract_name() {
     };
     let abstract_names: Vec<&str> = seen.lines().filter(ours).collect();
     assert!(abstract_names.is_empty(), "{abstract_names:#?}");
-}
-
-/// Whoever opens some devices has done something to the machine. The daemon looks for users where a container may have put one, and
-/// the group of a user is among the further ones, so that what is closed to it stays closed (CVE-2023-25173).
-#[test]
-fn files_of_users_are_files() {
-    if !is_root("a daemon") {
-        return;
-    }
-    let daemon = Daemon::with_busybox();
-    let run = ["run", "-d", "--name", "up", "--network", "none", "-u", "0:5", "busybox", "sleep", "1000"];
-    daemon.hoist(run).ok();
-    assert_eq!(daemon.hoist(["exec", "up", "id", "-G"]).ok().text(), "5");
-    for place in ["mknod /etc/passwd c 10 130", "ln -s /proc/kmsg /etc/passwd", "mkfifo /etc/passwd"] {
-        let change = format!("rm -f /etc/passwd && {place}");
-        daemon.hoist(["exec", "-u", "0:0", "up", "sh", "-c", &change]).ok();
-        let refused = daemon.hoist(["exec", "-u", "web", "up", "true"]);
-        assert_ne!(refused.code, 0, "{place}: {refused}");
-        refused.expect_stderr("/etc/passwd is no regular file");
-        daemon.hoist(["exec", "up", "rm", "/etc/passwd"]).ok();
-    }
-    daemon.hoist(["rm", "-f", "up"]).ok();
-}
-
-/// CVE-2024-40635: a number of a user that does not fit becomes another, 0 for one.
-#[test]
-fn a_user_whose_number_does_not_fit_is_not_root() {
-    if !is_root("a daemon") {
-        return;
-    }
-    let daemon = Daemon::with_busybox();
-    for user in [
-        "4294967296",
-        "4294967296:4294967296",
-        "-4294967296",
-        "18446744073709551616",
-        "2147483648",
-        "4294967295",
-    ] {
-        let done =
-            daemon.hoist(["run", "--rm", &format!("--user={user}"), "busybox", "sh", "-c", "id -u; id -g"]);
-        let is_root = done.stdout.lines().next() == Some("0");
-        assert!(done.code != 0 || !is_root, "{user}: {done}");
-    }
-}
-
-/// The one number that setresuid(2) takes for "leave it": the runtime's own user, root, would be left.
-#[test]
-fn the_number_that_is_nobodys_leaves_nobody_root() {
-    let runtime = Runtime::ours();
-    for which in ["uid", "gid"] {
-        let bundle = bundle(|spec| {
-            spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
-            spec["process"]["user"][which] = json!(u32::MAX);
-            script(spec, "id -u; id -g");
-        });
-        let done = attempt(&runtime, &bundle);
-        assert_ne!(done.code, 0, "{which}: {done}");
-        done.expect_stderr("4294967295");
-    }
-    let bundle = bundle(|spec| script(spec, "sleep 1000"));
-    let running = super::Running::start(&runtime, &bundle);
-    let done = running.exec_with(&["--user", "4294967295:4294967295"], &["id", "-u"]);
-    assert!(done.code != 0 && done.stdout.is_empty(), "{done}");
 }
 
 /// CVE-2023-25809: where the container shares the host's cgroup namespace, the host's tree is shown, writable.
@@ -282,4 +219,30 @@ fn without_pivot_there_is_no_second_proc() {
     assert_eq!(run(&mut command).ok().text(), "done");
     assert!(fs::read_dir("/proc/1").is_ok(), "the host's is where it was");
     assert!(read_text(Path::new("/proc/self/mounts")).contains(" /proc proc "), "and still mounted");
+}
+
+/// What a container mounts in a volume is not mounted on the host, whatever the volume's propagation there.
+#[test]
+fn mounts_made_inside_are_not_seen_on_the_host() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let _mounts = MountsBelow(host.path().to_owned());
+    fs::create_dir(host.path().join("below")).expect("writable");
+    run(Command::new("mount").arg("--bind").arg(host.path()).arg(host.path())).ok();
+    run(Command::new("mount").arg("--make-shared").arg(host.path())).ok();
+    for options in [&["rbind"][..], &["bind"], &["rbind", "rslave"], &["rbind", "rprivate"]] {
+        let bundle = bundle(|spec| {
+            add_capabilities(spec, &["CAP_SYS_ADMIN"]);
+            add_mount(
+                spec,
+                json!({"destination": "/volume", "type": "bind", "source": host.path(), "options": options}),
+            );
+            script(spec, "mount -t tmpfs tmpfs /volume/below && touch /volume/below/inside && echo done");
+        });
+        let done = attempt(&runtime, &bundle);
+        let seen = host.path().join("below/inside").exists();
+        run(Command::new("umount").arg(host.path().join("below")));
+        assert_eq!(done.text(), "done", "{options:?}: {done}");
+        assert!(!seen, "{options:?}");
+    }
 }

@@ -11,7 +11,8 @@ use serde_json::json;
 use tempfile::TempDir;
 use testkit::{Finished, ShimHost, eventually, is_root, run};
 
-use super::{Runtime, attempt, bundle, script};
+use super::attempt;
+use crate::runtime_bundle::{Runtime, bundle, script};
 
 /// A copy that nobody else runs: a program that runs cannot be written to by anyone.
 fn copy_of_the_shim(dir: &TempDir) -> PathBuf {

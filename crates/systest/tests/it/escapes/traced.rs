@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::run;
 
-use super::{Runtime, add_mount, bundle, read_text};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text};
 
 /// The calls of a container's life but for its program's, by process.
 struct Traced {
