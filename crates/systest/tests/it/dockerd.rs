@@ -10,7 +10,7 @@ use types::spec::runtime::Spec;
 
 use crate::cgroups::HIERARCHIES;
 use crate::ctr::{STOCK_SHIM, shim_of};
-use crate::runtime_command::NotedRunc;
+use crate::runtime_callers::NotedRunc;
 
 /// The namespace of dockerd's containers.
 const MOBY: &str = "moby";

@@ -63,6 +63,7 @@ const ALL: &[&[&str]] = &[
     &[
         "runtime::",
         "runtime_binds::",
+        "runtime_callers::",
         "runtime_classes::",
         "runtime_command::",
         "runtime_devices::",

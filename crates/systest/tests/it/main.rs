@@ -70,6 +70,7 @@ mod run_init;
 mod runtime;
 mod runtime_binds;
 mod runtime_bundle;
+mod runtime_callers;
 mod runtime_classes;
 mod runtime_command;
 mod runtime_devices;
