@@ -14,8 +14,8 @@ const LAYERS: u64 = 10;
 
 /// Bytes of a layer of a million files until its image is written, and of as many while they are merged (transfer.md,
 /// "Memory").
-const STORED_MAX: u64 = 80 << 20;
-const MERGED_MAX: u64 = 80 << 20;
+const STORED_MAX: u64 = 60 << 20;
+const MERGED_MAX: u64 = 72 << 20;
 /// Most bytes of a hostile layer's tree with its pipeline.
 const HOSTILE_MAX: u64 = (512 + 64) << 20;
 const SHARED_MAX: u64 = 256 << 20;

@@ -39,7 +39,8 @@ pub(crate) const FLAT_INLINE: u16 = 2;
 pub(crate) const CHUNK_BASED: u16 = 4;
 /// A file is one chunk of 2⁴⁰ bytes: an index entry that names its device and first block.
 pub(crate) const CHUNK_FORMAT: u32 = 0x20 | 31;
-pub(crate) const FILE_LEN_MAX: u64 = 1 << 40;
+/// Most bytes of a file: what five bytes can express.
+pub(crate) const FILE_LEN_MAX: u64 = (1 << 40) - 1;
 pub(crate) const CHUNK_INDEX_LEN: usize = 8;
 pub(crate) const NO_BLOCK: u32 = u32::MAX;
 

@@ -1,7 +1,7 @@
 //! Compact directories: the bytes of all names of a tree are in one buffer, and directories refer to them.
 //!
-//! A layer may have a hundred thousand files, and several layers are read at a time; a map with a boxed string for each
-//! name takes three times the memory.
+//! A layer may have a million files, and several layers are read at a time; a map with a boxed string for each name takes
+//! four times the memory.
 
 use crate::tree::Id;
 
@@ -9,7 +9,7 @@ use crate::tree::Id;
 #[derive(Default)]
 pub(crate) struct Text(Vec<u8>);
 
-/// A part of a [`Text`].
+/// A symlink target in a [`Text`].
 #[derive(Clone, Copy)]
 pub(crate) struct Span {
     at: u32,
@@ -30,6 +30,21 @@ impl Text {
         let at = span.at as usize;
         &self.0[at..at + span.len()]
     }
+
+    /// Adds a name, its length before it, and returns its offset. The limits are those of [`Text::add`].
+    fn add_name(&mut self, name: &[u8]) -> u32 {
+        let len = u8::try_from(name.len()).expect("no longer than a name");
+        let at = self.add(&[len]).at;
+        self.0.extend_from_slice(name);
+        at
+    }
+
+    /// The name at an offset.
+    fn name(&self, at: u32) -> &[u8] {
+        let at = at as usize;
+        let begin = at + 1;
+        &self.0[begin..begin + usize::from(self.0[at])]
+    }
 }
 
 impl Span {
@@ -45,8 +60,8 @@ const CHUNK_MAX: usize = 256;
 /// moves only those of its chunk.
 #[derive(Default)]
 pub(crate) struct Names {
-    /// No chunk is empty.
-    chunks: Vec<Vec<(Span, Id)>>,
+    /// No chunk is empty. Names are offsets in the tree's [`Text`].
+    chunks: Vec<Vec<(u32, Id)>>,
 }
 
 /// The position of a name, or the one where it would be inserted.
@@ -85,7 +100,7 @@ impl Names {
                 (chunk, at) = (new, at - CHUNK_MAX / 2);
             }
         }
-        self.chunks[chunk].insert(at, (text.add(name), id));
+        self.chunks[chunk].insert(at, (text.add_name(name), id));
         None
     }
 
@@ -110,21 +125,21 @@ impl Names {
     }
 
     pub(crate) fn iter<'a>(&'a self, text: &'a Text) -> impl DoubleEndedIterator<Item = (&'a [u8], Id)> {
-        self.chunks.iter().flatten().map(|(name, id)| (text.of(*name), *id))
+        self.chunks.iter().flatten().map(|(name, id)| (text.name(*name), *id))
     }
 
     fn find(&self, text: &Text, name: &[u8]) -> Place {
         // Archives and images have most names in order, so that a new one is behind all others.
         if let Some(names) = self.chunks.last()
-            && names.last().is_some_and(|(last, _)| text.of(*last) < name)
+            && names.last().is_some_and(|(last, _)| text.name(*last) < name)
         {
             return Place::Free { chunk: self.chunks.len() - 1, at: names.len() };
         }
         // The last chunk whose first name is not greater.
-        let after = self.chunks.partition_point(|names| text.of(names[0].0) <= name);
+        let after = self.chunks.partition_point(|names| text.name(names[0].0) <= name);
         let chunk = after.saturating_sub(1);
         let Some(names) = self.chunks.get(chunk) else { return Place::Free { chunk, at: 0 } };
-        match names.binary_search_by(|(other, _)| text.of(*other).cmp(name)) {
+        match names.binary_search_by(|(other, _)| text.name(*other).cmp(name)) {
             Ok(at) => Place::Taken { chunk, at },
             Err(at) => Place::Free { chunk, at },
         }

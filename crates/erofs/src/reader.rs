@@ -10,7 +10,7 @@ use crate::format::{
     FLAT_INLINE, IMPLIED, IMPLIED_AT, INCOMPATIBLE, INODE_LEN, INODE_SLOT_LEN, MAGIC, REGULAR, SUPERBLOCK_AT,
     SUPERBLOCK_LEN, SYMLINK, TYPE_MASK,
 };
-use crate::tree::{Common, Content, Device, Directory, Id, Inode, PATH_LEN_MAX, ROOT, Tree};
+use crate::tree::{Common, Content, Device, Directory, FileLen, Id, Inode, PATH_LEN_MAX, ROOT, Time, Tree};
 
 impl Tree {
     /// Reads an image that [`Tree::write`] wrote. `DataLoss` if it is damaged, `ResourceExhausted` if it takes more
@@ -56,8 +56,9 @@ struct Damaged(&'static str);
 /// In a table of ids: an inode that was not read yet.
 const UNKNOWN: Id = Id::MAX;
 
+/// The place of an inode in a table of ids. It has two slots at least, so no other has the same place.
 fn id_slot(known: &mut [Id], number: u64) -> Result<&mut Id, Damaged> {
-    let index = usize::try_from(number).ok();
+    let index = usize::try_from(number / 2).ok();
     index.and_then(|index| known.get_mut(index)).ok_or(Damaged("an inode is outside"))
 }
 
@@ -101,9 +102,8 @@ impl<'a> Image<'a> {
             let len = u64::from(Image { bytes: slot }.u32(64)?) * BLOCK as u64;
             tree.devices.push(Device { tag, len });
         }
-        // The ids of inodes by slot. Though an inode takes at least two slots, a map would take several times the
-        // memory.
-        let mut known = vec![UNKNOWN; self.bytes.len() / INODE_SLOT_LEN as usize];
+        // The ids of inodes by pairs of slots. Most have more slots, but a map would take several times the memory.
+        let mut known = vec![UNKNOWN; self.bytes.len() / (2 * INODE_SLOT_LEN as usize) + 1];
         *id_slot(&mut known, root)? = ROOT;
         tree.inodes[ROOT as usize] = match self.inode(&mut tree, root, shared_at)? {
             Ok(inode) if matches!(inode.content, Content::Directory(_)) => inode,
@@ -154,11 +154,11 @@ impl<'a> Image<'a> {
             attributes.remove(index);
         }
         let content = match mode & TYPE_MASK {
-            DIRECTORY => Content::Directory(Box::new(Directory {
+            DIRECTORY => tree.add_directory(Directory {
                 implied: own.slice(IMPLIED_AT as u64, 1)? == [IMPLIED],
                 opaque: opaque.is_some(),
                 ..Directory::default()
-            })),
+            }),
             REGULAR => match self.file(number)? {
                 Content::File { device, .. } if usize::from(device) >= tree.devices.len() => {
                     return Err(Damaged("a file is on a device that there is not"));
@@ -174,18 +174,18 @@ impl<'a> Image<'a> {
             FIFO => Content::Fifo,
             _ => return Err(Damaged("an inode is of no known type")),
         };
-        let (mtime, mtime_nanos) = (own.u64(32)?.cast_signed(), own.u32(40)?);
+        let mtime = Time::of((own.u64(32)?.cast_signed(), own.u32(40)?));
         let (uid, gid) = (own.u32(24)?, own.u32(28)?);
         let common = tree.common_number(Common { mode, uid, gid, attributes: attributes.into() });
-        Ok(common.map(|common| Inode { common, mtime, mtime_nanos, content }))
+        Ok(common.map(|common| Inode { mtime, common, content }))
     }
 
     fn file(self, number: u64) -> Result<Content, Damaged> {
         let at = number * INODE_SLOT_LEN;
         let own = Image { bytes: self.slice(at, INODE_LEN)? };
-        let len = own.u64(8)?;
+        let len = FileLen::of(own.u64(8)?).ok_or(Damaged("a file is too long"))?;
         if own.u16(0)? >> 1 != CHUNK_BASED {
-            return Ok(Content::File { len: 0, device: 0, block: 0 });
+            return Ok(Content::File { len: FileLen::ZERO, device: 0, block: 0 });
         }
         let end = at + INODE_LEN as u64 + self.attributes_len(number)?;
         let index =

@@ -36,10 +36,8 @@ impl Tree {
 
     /// Whether the tree has whiteouts or opaque directories.
     pub fn deletes(&self) -> bool {
-        self.inodes.iter().any(|inode| match &inode.content {
-            Content::Directory(directory) => directory.opaque,
-            content => matches!(content, Content::Whiteout),
-        })
+        self.directories.iter().any(|directory| directory.opaque)
+            || self.inodes.iter().any(|inode| matches!(inode.content, Content::Whiteout))
     }
 
     /// Drops whiteouts and opaque marks if there is nothing below that they could delete.
@@ -47,11 +45,9 @@ impl Tree {
         if ground == Ground::Nothing {
             let is_whiteout: Vec<bool> =
                 self.inodes.iter().map(|inode| matches!(inode.content, Content::Whiteout)).collect();
-            for inode in &mut self.inodes {
-                if let Content::Directory(directory) = &mut inode.content {
-                    directory.opaque = false;
-                    directory.names.retain(|id| !is_whiteout[id as usize]);
-                }
+            for directory in &mut self.directories {
+                directory.opaque = false;
+                directory.names.retain(|id| !is_whiteout[id as usize]);
             }
         }
         self
@@ -63,12 +59,13 @@ impl Tree {
             .ok()
             .filter(|before| usize::from(*before) + upper.devices.len() < usize::from(u16::MAX))
             .ok_or_else(|| Error::resource_exhausted("a stack of more layers than an image can have"))?;
-        let Tree { inodes, text, attributes, commons, devices, .. } = upper;
+        let Tree { inodes, directories, text, attributes, commons, devices, .. } = upper;
         self.devices.extend(devices);
         let mut merge = Merge {
             lower: self,
             moved: vec![NONE; inodes.len()],
-            upper: inodes.into_iter().map(Some).collect(),
+            upper: inodes,
+            directories,
             text: &text,
             attributes,
             known: vec![NONE; commons.len()],
@@ -85,10 +82,13 @@ impl Tree {
 
     /// Moves all names of a directory into a new directory without a name, and returns that.
     fn set_aside(&mut self, id: Id) -> Result<Id> {
-        let Inode { common, mtime, mtime_nanos, .. } = self.inodes[id as usize];
         let Directory { names, implied, opaque } = self.directory_mut(id);
         let directory = Directory { names: std::mem::take(names), implied: *implied, opaque: *opaque };
-        self.push(Inode { common, mtime, mtime_nanos, content: Content::Directory(Box::new(directory)) })
+        let aside = self.push_directory(directory)?;
+        let Inode { common, mtime, .. } = self.inodes[id as usize];
+        let inode = &mut self.inodes[aside as usize];
+        (inode.common, inode.mtime) = (common, mtime);
+        Ok(aside)
     }
 }
 
@@ -109,8 +109,9 @@ const NONE: u32 = u32::MAX;
 /// The merge of an upper layer into a lower tree.
 struct Merge<'a> {
     lower: &'a mut Tree,
-    /// Inodes of the upper layer that have not been moved.
-    upper: Vec<Option<Inode>>,
+    /// Inodes and directories of the upper layer.
+    upper: Vec<Inode>,
+    directories: Vec<Directory>,
     /// Text, attributes and [`Common`]s of the upper layer.
     text: &'a Text,
     attributes: Interned<Attribute>,
@@ -131,12 +132,10 @@ impl Merge<'_> {
         let covered = hidden.unwrap_or(below);
         let is_cut_off =
             is_cut_off || self.ground == Ground::Layers && self.lower.directory_mut(covered).opaque;
-        let mut inode = self.upper[above as usize].take().expect("a directory has one name");
-        let Content::Directory(directory) = &mut inode.content else {
-            unreachable!("only directories are merged")
-        };
-        let names = std::mem::take(&mut directory.names);
-        let (implied, opaque) = (directory.implied, directory.opaque);
+        let inode = self.upper[above as usize];
+        let Content::Directory(at) = inode.content else { unreachable!("only directories are merged") };
+        // A directory has one name: it is merged once.
+        let Directory { names, implied, opaque } = std::mem::take(&mut self.directories[at as usize]);
         let hidden = match hidden {
             None if opaque => Some(self.lower.set_aside(below)?),
             hidden => hidden,
@@ -145,17 +144,17 @@ impl Merge<'_> {
             self.lower.directory_mut(below).opaque = self.ground == Ground::Layers;
         }
         if !implied {
-            self.copy_metadata(below, &inode)?;
+            self.copy_metadata(below, inode)?;
         }
         for (name, above) in names.iter(self.text) {
-            match self.upper[above as usize].as_ref().map(|inode| &inode.content) {
-                Some(Content::Directory(_)) => {
+            match self.upper[above as usize].content {
+                Content::Directory(_) => {
                     let existing = self.lower.child(hidden.unwrap_or(below), name);
                     let covered = existing.filter(|id| self.lower.is_directory(*id));
                     let (id, hidden) = match (covered, hidden) {
                         (Some(id), None) => (id, None),
                         (covered, _) => {
-                            let id = self.lower.link_new(below, name, Inode::implied_directory())?;
+                            let id = self.lower.link_directory(below, name)?;
                             match covered {
                                 Some(covered) => self.inherit_metadata(id, covered),
                                 None => {
@@ -171,7 +170,7 @@ impl Merge<'_> {
                     };
                     left.push(Pair { below: id, above, hidden, is_cut_off });
                 }
-                Some(Content::Whiteout) if self.ground == Ground::Nothing => {
+                Content::Whiteout if self.ground == Ground::Nothing => {
                     self.lower.unlink(below, name);
                 }
                 _ => {
@@ -185,24 +184,19 @@ impl Merge<'_> {
 
     /// Gives a new directory the metadata of the lower one that it hides. An entry of the upper layer may override it.
     fn inherit_metadata(&mut self, made: Id, covered: Id) {
-        let Inode { common, mtime, mtime_nanos, .. } = self.lower.inodes[covered as usize];
+        let Inode { common, mtime, .. } = self.lower.inodes[covered as usize];
         let implied = self.lower.directory_mut(covered).implied;
-        let made = &mut self.lower.inodes[made as usize];
-        (made.common, made.mtime, made.mtime_nanos) = (common, mtime, mtime_nanos);
-        if let Content::Directory(directory) = &mut made.content {
-            directory.implied = implied;
-        }
+        let inode = &mut self.lower.inodes[made as usize];
+        (inode.common, inode.mtime) = (common, mtime);
+        self.lower.directory_mut(made).implied = implied;
     }
 
     /// Gives the lower directory the metadata of the upper one; its names stay.
-    fn copy_metadata(&mut self, below: Id, from: &Inode) -> Result<()> {
+    fn copy_metadata(&mut self, below: Id, from: Inode) -> Result<()> {
         let common = self.renumber(from.common)?;
         let to = &mut self.lower.inodes[below as usize];
-        to.common = common;
-        (to.mtime, to.mtime_nanos) = (from.mtime, from.mtime_nanos);
-        if let Content::Directory(directory) = &mut to.content {
-            directory.implied = false;
-        }
+        (to.common, to.mtime) = (common, from.mtime);
+        self.lower.directory_mut(below).implied = false;
         Ok(())
     }
 
@@ -211,7 +205,7 @@ impl Merge<'_> {
         if id != NONE {
             return Ok(id);
         }
-        let mut inode = self.upper[above as usize].take().expect("moved once");
+        let mut inode = self.upper[above as usize];
         inode.common = self.renumber(inode.common)?;
         match &mut inode.content {
             Content::File { device, .. } => *device += self.devices_before,

@@ -4,6 +4,9 @@
 //! directory ─name─▶ inode ◀─name─ directory       a name is a link to an inode; an inode may have many
 //! ```
 //!
+//! Inodes, names and directories are in lists of the tree, and refer to each other by their places there: a layer may
+//! have millions, and pointers would double their size.
+//!
 //! An entry has the effect of unpacking it (`diff::apply`): its parents are resolved inside the tree, through its
 //! symlinks; an existing name is replaced, with everything below it, except that a directory entry only changes the
 //! metadata of an existing directory.
@@ -31,9 +34,9 @@ pub(crate) const MEMORY_MAX: u64 = 512 << 20;
 /// Bytes that each item takes beside its text, with the spare capacity of lists and the overhead of the allocator: an
 /// inode with its place in the image, a directory of few names, a name, a distinct attribute, and a distinct
 /// [`Common`].
-const INODE_COST: usize = 72;
+const INODE_COST: usize = 56;
 const DIRECTORY_COST: usize = 224;
-const NAME_COST: usize = 24;
+const NAME_COST: usize = 20;
 const ATTRIBUTE_COST: usize = 160;
 const COMMON_COST: usize = 144;
 
@@ -52,14 +55,17 @@ pub(crate) type Id = u32;
 pub(crate) const ROOT: Id = 0;
 
 /// A file, directory or other inode. It is small, as a layer may have millions.
+#[derive(Clone, Copy)]
 pub(crate) struct Inode {
+    pub(crate) mtime: Time,
     /// The number of its [`Common`].
     pub(crate) common: u32,
-    /// Seconds since 1970, and nanoseconds.
-    pub(crate) mtime_nanos: u32,
-    pub(crate) mtime: i64,
     pub(crate) content: Content,
 }
+
+/// Nanoseconds since 1970.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Time(i64);
 
 /// Metadata that many inodes have in common: a layer has few different ones, so they are interned.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -72,11 +78,13 @@ pub(crate) struct Common {
     pub(crate) attributes: Box<[u32]>,
 }
 
+#[derive(Clone, Copy)]
 pub(crate) enum Content {
-    Directory(Box<Directory>),
-    /// Length in bytes, index of the device, and first block on it.
+    /// The index of its [`Directory`] in [`Tree::directories`].
+    Directory(u32),
+    /// Length, index of the device, and first block on it.
     File {
-        len: u64,
+        len: FileLen,
         device: u16,
         block: u32,
     },
@@ -88,6 +96,10 @@ pub(crate) enum Content {
     /// Deletes the name from the layers below. In an image: a character device 0:0 (overlayfs.rst).
     Whiteout,
 }
+
+/// Bytes of a file, at most [`FILE_LEN_MAX`]: little endian.
+#[derive(Clone, Copy)]
+pub(crate) struct FileLen([u8; 5]);
 
 #[derive(Default)]
 pub(crate) struct Directory {
@@ -112,6 +124,7 @@ pub struct Placed {
 /// The files of a layer, or of several merged ones.
 pub struct Tree {
     pub(crate) inodes: Vec<Inode>,
+    pub(crate) directories: Vec<Directory>,
     /// Names, and targets of symlinks.
     pub(crate) text: Text,
     pub(crate) attributes: Interned<Attribute>,
@@ -142,7 +155,8 @@ impl Tree {
             assert_eq!(commons.number(common), number);
         }
         Tree {
-            inodes: vec![Inode::implied_directory()],
+            inodes: vec![Inode::implied_directory(Content::Directory(0))],
+            directories: vec![Directory { implied: true, ..Directory::default() }],
             text: Text::default(),
             attributes: Interned::default(),
             commons,
@@ -190,9 +204,9 @@ impl Tree {
             }
             EntryKind::HardLink(target) => self.hard_link(parent, name, target),
             EntryKind::File { len, at } => {
-                if len > FILE_LEN_MAX || at % BLOCK_LEN != 0 {
+                let Some(len) = FileLen::of(len).filter(|_| at % BLOCK_LEN == 0) else {
                     return Err(Error::invalid_argument(format!("{len} bytes at {at} cannot be mapped")));
-                }
+                };
                 let block = u32::try_from(at / BLOCK_LEN).map_err(|_| {
                     Error::resource_exhausted(format!("byte {at} of an archive is beyond what can be mapped"))
                 })?;
@@ -227,8 +241,8 @@ impl Tree {
         match self.child(parent, name) {
             None => self.white_out_at(parent, name),
             Some(id) => {
-                if let Content::Directory(directory) = &mut self.inodes[id as usize].content {
-                    directory.opaque = true;
+                if self.is_directory(id) {
+                    self.directory_mut(id).opaque = true;
                 }
                 Ok(())
             }
@@ -244,7 +258,7 @@ impl Tree {
 
     /// Removes the names in the root that have a prefix. Other links to the same inodes stay.
     pub fn remove_from_root(&mut self, prefix: &[u8]) {
-        let Content::Directory(root) = &self.inodes[ROOT as usize].content else { return };
+        let Some(root) = self.directory(ROOT) else { return };
         let names = root.names.iter(&self.text).map(|(name, _)| name);
         let removed: Vec<Vec<u8>> =
             names.filter(|name| name.starts_with(prefix)).map(<[u8]>::to_vec).collect();
@@ -264,7 +278,7 @@ impl Tree {
                 continue;
             }
             count += 1;
-            if let Content::Directory(directory) = &self.inodes[id as usize].content {
+            if let Some(directory) = self.directory(id) {
                 left.extend(directory.names.ids());
             }
         }
@@ -277,15 +291,16 @@ impl Tree {
         let mut left = vec![(Vec::new(), ROOT)];
         while let Some((path, id)) = left.pop() {
             match &self.inodes[id as usize].content {
-                Content::Directory(directory) => {
-                    for (name, child) in directory.names.iter(&self.text).rev() {
+                Content::Directory(at) => {
+                    let names = &self.directories[*at as usize].names;
+                    for (name, child) in names.iter(&self.text).rev() {
                         let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
                         left.push(([&path, separator, name].concat(), child));
                     }
                 }
                 Content::File { len, device: 0, block } => {
                     let at = u64::from(*block) * BLOCK_LEN;
-                    found.push(Placed { path, len: *len, at });
+                    found.push(Placed { path, len: len.get(), at });
                 }
                 _ => {}
             }
@@ -310,7 +325,7 @@ impl Tree {
                 path.push(b'/');
             }
             path.extend_from_slice(name);
-            let Content::Directory(directory) = &self.inodes[id as usize].content else { continue };
+            let Some(directory) = self.directory(id) else { continue };
             let children = directory.names.iter(&self.text).rev();
             let children = children.filter(|(_, child)| self.is_directory(*child));
             left.extend(children.map(|(name, child)| (path.len(), name, child)));
@@ -332,8 +347,8 @@ impl Tree {
                 None => return Ok(()),
             }
         }
-        match &self.inodes[id as usize].content {
-            Content::Directory(directory) if directory.implied => self.set_metadata(id, metadata),
+        match self.directory(id) {
+            Some(directory) if directory.implied => self.set_metadata(id, metadata),
             _ => Ok(()),
         }
     }
@@ -350,16 +365,16 @@ impl Tree {
         // Symlinks have no permissions of their own (symlink(7)).
         let mode = kind | if kind == SYMLINK { 0o777 } else { metadata.mode & 0o7777 };
         let attributes = self.attributes_of(&[], mode, metadata)?;
-        let Metadata { uid, gid, mtime: (mtime, mtime_nanos), .. } = *metadata;
+        let Metadata { uid, gid, mtime, .. } = *metadata;
         let common = self.common_number(Common { mode, uid, gid, attributes })?;
-        let inode = Inode { common, mtime, mtime_nanos, content };
+        let inode = Inode { mtime: Time::of(mtime), common, content };
         self.link_new(parent, name, inode).map(drop)
     }
 
     fn make_directory(&mut self, parent: Id, name: &[u8], replaced: Option<Id>) -> Result<Id> {
         let replaces_whiteout =
             replaced.is_some_and(|id| matches!(self.inodes[id as usize].content, Content::Whiteout));
-        let id = self.link_new(parent, name, Inode::implied_directory())?;
+        let id = self.link_directory(parent, name)?;
         // The lower directory stays deleted.
         self.directory_mut(id).opaque = replaces_whiteout;
         Ok(id)
@@ -391,10 +406,30 @@ impl Tree {
         self.link_new(parent, name, Inode::whiteout()).map(drop)
     }
 
-    pub(crate) fn link_new(&mut self, parent: Id, name: &[u8], inode: Inode) -> Result<Id> {
+    fn link_new(&mut self, parent: Id, name: &[u8], inode: Inode) -> Result<Id> {
         let id = self.push(inode)?;
         self.link(parent, name, id)?;
         Ok(id)
+    }
+
+    /// Creates an implied directory, replacing the inode that has the name.
+    pub(crate) fn link_directory(&mut self, parent: Id, name: &[u8]) -> Result<Id> {
+        let id = self.push_directory(Directory { implied: true, ..Directory::default() })?;
+        self.link(parent, name, id)?;
+        Ok(id)
+    }
+
+    /// Adds a directory that has no name yet, with the metadata of an implied one.
+    pub(crate) fn push_directory(&mut self, directory: Directory) -> Result<Id> {
+        let content = self.add_directory(directory);
+        self.push(Inode::implied_directory(content))
+    }
+
+    /// Adds a directory that is no inode's yet.
+    pub(crate) fn add_directory(&mut self, directory: Directory) -> Content {
+        let at = u32::try_from(self.directories.len()).expect("fewer than inodes");
+        self.directories.push(directory);
+        Content::Directory(at)
     }
 
     /// Gives an inode a name, replacing the inode that has it.
@@ -404,10 +439,10 @@ impl Tree {
             return Err(Error::invalid_argument(format!("a name of {} bytes is too long", name.len())));
         }
         self.account(NAME_COST + name.len())?;
-        let Content::Directory(directory) = &mut self.inodes[parent as usize].content else {
+        let Content::Directory(at) = self.inodes[parent as usize].content else {
             unreachable!("names are made in directories")
         };
-        if let Some(replaced) = directory.names.insert(&mut self.text, name, id)
+        if let Some(replaced) = self.directories[at as usize].names.insert(&mut self.text, name, id)
             && matches!(self.inodes[replaced as usize].content, Content::Directory(_) | Content::Symlink(_))
         {
             self.recent = None;
@@ -417,8 +452,8 @@ impl Tree {
 
     /// Removes a name from a directory.
     pub(crate) fn unlink(&mut self, parent: Id, name: &[u8]) {
-        if let Content::Directory(directory) = &mut self.inodes[parent as usize].content {
-            directory.names.remove(&self.text, name);
+        if let Content::Directory(at) = self.inodes[parent as usize].content {
+            self.directories[at as usize].names.remove(&self.text, name);
         }
     }
 
@@ -472,10 +507,9 @@ impl Tree {
         let attributes = self.attributes_of(&before, mode, metadata)?;
         let common = self.common_number(Common { mode, uid: metadata.uid, gid: metadata.gid, attributes })?;
         let inode = &mut self.inodes[id as usize];
-        inode.common = common;
-        (inode.mtime, inode.mtime_nanos) = metadata.mtime;
-        if let Content::Directory(directory) = &mut inode.content {
-            directory.implied = false;
+        (inode.common, inode.mtime) = (common, Time::of(metadata.mtime));
+        if self.is_directory(id) {
+            self.directory_mut(id).implied = false;
         }
         Ok(())
     }
@@ -504,15 +538,20 @@ impl Tree {
     }
 
     pub(crate) fn child(&self, parent: Id, name: &[u8]) -> Option<Id> {
-        match &self.inodes[parent as usize].content {
-            Content::Directory(directory) => directory.names.get(&self.text, name),
+        self.directory(parent)?.names.get(&self.text, name)
+    }
+
+    /// `None` for an inode of another kind.
+    pub(crate) fn directory(&self, id: Id) -> Option<&Directory> {
+        match self.inodes[id as usize].content {
+            Content::Directory(at) => Some(&self.directories[at as usize]),
             _ => None,
         }
     }
 
     pub(crate) fn directory_mut(&mut self, id: Id) -> &mut Directory {
-        match &mut self.inodes[id as usize].content {
-            Content::Directory(directory) => directory,
+        match self.inodes[id as usize].content {
+            Content::Directory(at) => &mut self.directories[at as usize],
             _ => unreachable!("names are made in directories"),
         }
     }
@@ -523,18 +562,42 @@ impl Inode {
     const IMPLIED: u32 = 0;
     const WHITEOUT: u32 = 1;
 
-    pub(crate) fn implied_directory() -> Inode {
-        let directory = Directory { implied: true, ..Directory::default() };
-        Inode {
-            common: Inode::IMPLIED,
-            mtime: 0,
-            mtime_nanos: 0,
-            content: Content::Directory(Box::new(directory)),
-        }
+    fn implied_directory(content: Content) -> Inode {
+        Inode { mtime: Time::default(), common: Inode::IMPLIED, content }
     }
 
-    pub(crate) fn whiteout() -> Inode {
-        Inode { common: Inode::WHITEOUT, mtime: 0, mtime_nanos: 0, content: Content::Whiteout }
+    fn whiteout() -> Inode {
+        Inode { mtime: Time::default(), common: Inode::WHITEOUT, content: Content::Whiteout }
+    }
+}
+
+impl Time {
+    const SECOND: i64 = 1_000_000_000;
+
+    /// The time of seconds and nanoseconds. One before 1677 or after 2262 becomes the nearest that fits.
+    pub(crate) fn of((seconds, nanoseconds): (i64, u32)) -> Time {
+        Time(seconds.saturating_mul(Time::SECOND).saturating_add(i64::from(nanoseconds)))
+    }
+
+    /// Seconds, and nanoseconds after these.
+    pub(crate) fn parts(self) -> (i64, u32) {
+        let nanoseconds = self.0.rem_euclid(Time::SECOND);
+        (self.0.div_euclid(Time::SECOND), u32::try_from(nanoseconds).expect("less than a second"))
+    }
+}
+
+impl FileLen {
+    pub(crate) const ZERO: FileLen = FileLen([0; 5]);
+
+    /// `None` beyond [`FILE_LEN_MAX`].
+    pub(crate) fn of(len: u64) -> Option<FileLen> {
+        let [low @ .., _, _, _] = len.to_le_bytes();
+        (len <= FILE_LEN_MAX).then_some(FileLen(low))
+    }
+
+    pub(crate) fn get(self) -> u64 {
+        let FileLen([a, b, c, d, e]) = self;
+        u64::from_le_bytes([a, b, c, d, e, 0, 0, 0])
     }
 }
 
@@ -596,11 +659,7 @@ mod tests {
     #[test]
     fn directories_that_are_not_implied_need_no_memory_for_paths() {
         let mut tree = hostile(4000, 1000);
-        for inode in &mut tree.inodes {
-            if let Content::Directory(directory) = &mut inode.content {
-                directory.implied = false;
-            }
-        }
+        tree.directories.iter_mut().for_each(|directory| directory.implied = false);
         // Peak memory of this program in KiB (proc(5)).
         let most = || {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -616,6 +675,21 @@ mod tests {
     /// Inodes and names are nearly all of a tree's memory.
     #[test]
     fn an_inode_is_small() {
-        assert!(size_of::<Inode>() <= 32, "{}", size_of::<Inode>());
+        assert_eq!(size_of::<Inode>(), 24);
+    }
+
+    #[test]
+    fn times_and_lengths_are_those_that_were_stored() {
+        let last = (9_223_372_036, 854_775_807);
+        for time in [(0, 0), (1, 999_999_999), (-1, 1), (-(1 << 31), 0), last] {
+            assert_eq!(Time::of(time).parts(), time);
+        }
+        for time in [(9_223_372_036, 854_775_808), (i64::MAX, u32::MAX)] {
+            assert_eq!(Time::of(time).parts(), last, "the nearest");
+        }
+        for len in [0, 1, 0x01_02_03_04_05, FILE_LEN_MAX] {
+            assert_eq!(FileLen::of(len).map(FileLen::get), Some(len));
+        }
+        assert!([FILE_LEN_MAX + 1, u64::MAX].iter().all(|len| FileLen::of(*len).is_none()));
     }
 }

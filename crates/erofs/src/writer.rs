@@ -1,6 +1,7 @@
 //! Writes a tree as an image, in two passes: the first assigns positions, so that parts can refer to each other, and
 //! the second writes the bytes from front to back.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 use types::{Error, Result};
@@ -44,10 +45,13 @@ impl Tree {
 
 /// The positions of all parts of an image. Offsets and lengths are in bytes.
 struct Plan {
-    /// Inodes in the order of the image, in which those of a directory are together.
-    order: Vec<Id>,
-    /// By inode.
-    places: Vec<Place>,
+    order: Order,
+    /// By inode: its number in the image, which is its position in slots; [`UNNAMED`] or, before it has one, [`NAMED`].
+    numbers: Vec<u32>,
+    /// The count of names of each inode that has several and is no directory.
+    links: HashMap<Id, u32>,
+    /// Inodes that have a name, and the root.
+    count: u64,
     /// Extents of the inodes that have one, in the order of inodes.
     extents: Vec<Extent>,
     /// By attribute: its offset among the shared ones; `None` if it is not shared.
@@ -60,12 +64,25 @@ struct Plan {
     len: u64,
 }
 
-/// The number of an inode in the image, and its link count. Kept small, as a layer may have millions.
-#[derive(Clone, Default)]
-struct Place {
-    /// Position in slots; 0 for an inode without a name.
-    number: u32,
-    links: u32,
+/// In place of the number of an inode: it has no name, or has one and is not placed yet. The superblock is there in an
+/// image.
+const UNNAMED: u32 = 0;
+const NAMED: u32 = 1;
+
+/// The order of inodes in the image: those of a directory are together. Kept as the order of the directories, since a
+/// layer may have millions of files.
+#[derive(Default)]
+struct Order {
+    /// Level by level.
+    directories: Vec<Id>,
+}
+
+impl Order {
+    /// The inodes in their order. One with several names comes once for each: its place is that of the first.
+    fn names<'a>(&'a self, tree: &'a Tree) -> impl Iterator<Item = Id> {
+        let directories = self.directories.iter().filter_map(move |id| tree.directory(*id));
+        std::iter::once(ROOT).chain(directories.flat_map(|directory| directory.names.ids()))
+    }
 }
 
 /// The data of a directory or a symlink.
@@ -87,8 +104,10 @@ enum Data {
 impl Plan {
     fn of(tree: &Tree) -> Result<Plan> {
         let mut plan = Plan {
-            order: Vec::new(),
-            places: vec![Place::default(); tree.inodes.len()],
+            order: Order::default(),
+            numbers: vec![UNNAMED; tree.inodes.len()],
+            links: HashMap::new(),
+            count: 0,
             extents: Vec::new(),
             shared: vec![None; tree.attributes.len()],
             opaque: Attribute { prefix: OPAQUE.0, name: OPAQUE.1.to_vec(), value: b"y".to_vec() },
@@ -103,40 +122,55 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Finds the inodes that have a name, level by level, and counts their links.
+    /// Finds the inodes that have a name, level by level, and counts their names.
     fn walk(&mut self, tree: &Tree) {
-        self.order.push(ROOT);
-        self.extents.push(Extent::of_child(ROOT));
-        self.places[ROOT as usize].links = 2;
+        self.add(tree, ROOT, ROOT);
         let mut next = 0;
-        while let Some(id) = self.order.get(next).copied() {
+        while let Some(id) = self.order.directories.get(next).copied() {
             next += 1;
-            let Content::Directory(directory) = &tree.inodes[id as usize].content else { continue };
+            let directory = tree.directory(id).expect("nothing else is in the list");
             for child in directory.names.ids() {
-                let content = &tree.inodes[child as usize].content;
-                let place = &mut self.places[child as usize];
-                if place.links == 0 {
-                    self.order.push(child);
-                    self.extents.extend(has_extent(content).then(|| Extent::of_child(id)));
-                }
-                place.links += 1;
-                if matches!(content, Content::Directory(_)) {
-                    // The links `.` in the directory, and `..` to its parent.
-                    place.links += 1;
-                    self.places[id as usize].links += 1;
+                if self.numbers[child as usize] == UNNAMED {
+                    self.add(tree, child, id);
+                } else {
+                    *self.links.entry(child).or_insert(1) += 1;
                 }
             }
+        }
+    }
+
+    /// Adds an inode, which is in this directory.
+    fn add(&mut self, tree: &Tree, id: Id, parent: Id) {
+        self.numbers[id as usize] = NAMED;
+        self.count += 1;
+        if tree.is_directory(id) {
+            self.order.directories.push(id);
+        }
+        if has_extent(&tree.inodes[id as usize].content) {
+            self.extents.push(Extent::of_child(parent));
+        }
+    }
+
+    fn links(&self, tree: &Tree, id: Id) -> u32 {
+        match tree.directory(id) {
+            Some(directory) => {
+                // The name, `.`, and `..` in each directory in it.
+                let inside = directory.names.ids().filter(|child| tree.is_directory(*child)).count();
+                2 + u32::try_from(inside).expect("inodes are numbered in 32 bits")
+            }
+            None => self.links.get(&id).copied().unwrap_or(1),
         }
     }
 
     /// Assigns offsets to attributes that several inodes have, which are written once.
     fn share(&mut self, tree: &Tree) {
         let mut users = vec![0_u32; tree.attributes.len()];
-        for number in self.order.iter().flat_map(|id| &tree.common(*id).attributes) {
+        let named = tree.inodes.iter().zip(&self.numbers).filter(|(_, number)| **number != UNNAMED);
+        for number in named.flat_map(|(inode, _)| &tree.commons.find(inode.common).attributes) {
             users[*number as usize] += 1;
         }
         // In the order of the inodes that have them, which does not depend on the history of the tree.
-        for number in self.order.iter().flat_map(|id| &tree.common(*id).attributes) {
+        for number in self.order.names(tree).flat_map(|id| &tree.common(id).attributes) {
             let shared = &mut self.shared[*number as usize];
             if users[*number as usize] > 1 && shared.is_none() {
                 *shared = Some(self.shared_len);
@@ -149,8 +183,10 @@ impl Plan {
     fn place(&mut self, tree: &Tree) -> Result<()> {
         let mut at = (DEVICE_SLOTS_AT + tree.devices.len() * DEVICE_SLOT_LEN) as u64;
         let (mut blocks, mut extents) = (0, 0..);
-        for index in 0..self.order.len() {
-            let id = self.order[index];
+        for id in self.order.names(tree) {
+            if self.numbers[id as usize] != NAMED {
+                continue; // it is where its first name is
+            }
             let inode = &tree.inodes[id as usize];
             let attributes_len = attributes_len(&self.split(tree, id));
             if attributes_len / 4 > ATTRIBUTES_UNITS_MAX {
@@ -159,7 +195,7 @@ impl Plan {
             let before_data = (INODE_LEN + attributes_len) as u64;
             at = at.next_multiple_of(INODE_SLOT_LEN);
             let len = match &inode.content {
-                Content::Directory(directory) => packed_len(directory, &tree.text),
+                Content::Directory(at) => packed_len(&tree.directories[*at as usize], &tree.text),
                 Content::Symlink(target) => target.len() as u64,
                 _ => 0,
             };
@@ -167,10 +203,10 @@ impl Plan {
             while is_inline && (at + before_data) % BLOCK_LEN + len > BLOCK_LEN {
                 at += INODE_SLOT_LEN;
             }
-            self.places[id as usize].number = narrow(at / INODE_SLOT_LEN)?;
+            self.numbers[id as usize] = narrow(at / INODE_SLOT_LEN)?;
             at += before_data;
             match &inode.content {
-                Content::File { len, .. } if *len > 0 => {
+                Content::File { len, .. } if len.get() > 0 => {
                     at = at.next_multiple_of(CHUNK_INDEX_LEN as u64) + CHUNK_INDEX_LEN as u64;
                 }
                 content if has_extent(content) => {
@@ -203,15 +239,22 @@ impl Plan {
     }
 
     fn number(&self, id: Id) -> u64 {
-        u64::from(self.places[id as usize].number)
+        u64::from(self.numbers[id as usize])
     }
 
     /// The inodes in the order of the image, each with its extent.
     fn inodes<'a>(&'a self, tree: &'a Tree) -> impl Iterator<Item = (Id, Option<&'a Extent>)> {
-        let mut extents = self.extents.iter();
-        self.order.iter().map(move |id| {
-            let has_extent = has_extent(&tree.inodes[*id as usize].content);
-            (*id, has_extent.then(|| extents.next().expect("one for each")))
+        let (mut extents, mut last) = (self.extents.iter(), 0);
+        let is_first = move |id: &Id| {
+            // Numbers grow in this order.
+            let number = self.numbers[*id as usize];
+            let is_first = number > last;
+            last = last.max(number);
+            is_first
+        };
+        self.order.names(tree).filter(is_first).map(move |id| {
+            let has_extent = has_extent(&tree.inodes[id as usize].content);
+            (id, has_extent.then(|| extents.next().expect("one for each")))
         })
     }
 
@@ -226,7 +269,7 @@ impl Plan {
                 _ => own.push(tree.attributes.find(*number)),
             }
         }
-        if matches!(&tree.inodes[id as usize].content, Content::Directory(directory) if directory.opaque) {
+        if tree.directory(id).is_some_and(|directory| directory.opaque) {
             own.push(&self.opaque);
         }
         (own, shared)
@@ -278,8 +321,10 @@ impl<W: Write> Image<'_, W> {
         let common = tree.common(id);
         self.pad_to(plan.number(id) * INODE_SLOT_LEN)?;
         let (layout, size, word) = match (&inode.content, extent) {
-            (Content::File { len: 0, .. }, _) => (FLAT_PLAIN, 0, NO_BLOCK),
-            (Content::File { len, .. }, _) => (CHUNK_BASED, *len, CHUNK_FORMAT),
+            (Content::File { len, .. }, _) => match len.get() {
+                0 => (FLAT_PLAIN, 0, NO_BLOCK),
+                len => (CHUNK_BASED, len, CHUNK_FORMAT),
+            },
             (Content::Device(number), _) => (FLAT_PLAIN, 0, *number),
             (_, Some(Extent { len, data: Data::Blocks(first), .. })) => {
                 (FLAT_PLAIN, u64::from(*len), low(plan.data_at / BLOCK_LEN + u64::from(*first)))
@@ -302,10 +347,11 @@ impl<W: Write> Image<'_, W> {
         put(20, &low(index as u64 + 1).to_le_bytes());
         put(24, &common.uid.to_le_bytes());
         put(28, &common.gid.to_le_bytes());
-        put(32, &inode.mtime.to_le_bytes());
-        put(40, &inode.mtime_nanos.to_le_bytes());
-        put(44, &plan.places[id as usize].links.to_le_bytes());
-        if matches!(&inode.content, Content::Directory(directory) if directory.implied) {
+        let (seconds, nanoseconds) = inode.mtime.parts();
+        put(32, &seconds.to_le_bytes());
+        put(40, &nanoseconds.to_le_bytes());
+        put(44, &plan.links(tree, id).to_le_bytes());
+        if tree.directory(id).is_some_and(|directory| directory.implied) {
             put(IMPLIED_AT, &[IMPLIED]);
         }
         self.put(&bytes)?;
@@ -322,7 +368,7 @@ impl<W: Write> Image<'_, W> {
             }
         }
         match (&inode.content, extent) {
-            (Content::File { len, device, block }, _) if *len > 0 => {
+            (Content::File { len, device, block }, _) if len.get() > 0 => {
                 self.pad_to(self.at.next_multiple_of(CHUNK_INDEX_LEN as u64))?;
                 self.put(&0_u16.to_le_bytes())?;
                 // Device 0 is the image itself.
@@ -336,7 +382,8 @@ impl<W: Write> Image<'_, W> {
 
     fn data(&mut self, tree: &Tree, plan: &Plan, id: Id, parent: Id) -> io::Result<()> {
         match &tree.inodes[id as usize].content {
-            Content::Directory(directory) => {
+            Content::Directory(at) => {
+                let directory = &tree.directories[*at as usize];
                 self.directory(tree, plan, listed(directory, &tree.text, id, parent).collect())
             }
             Content::Symlink(target) => self.put(tree.text.of(*target)),
@@ -408,7 +455,7 @@ fn superblock(tree: &Tree, plan: &Plan) -> [u8; SUPERBLOCK_LEN] {
     put(8, &COMPATIBLE.to_le_bytes());
     put(12, &[BLOCK_BITS]);
     put(14, &u16::try_from(plan.number(ROOT)).expect("checked when it was placed").to_le_bytes());
-    put(16, &(plan.order.len() as u64).to_le_bytes());
+    put(16, &plan.count.to_le_bytes());
     put(36, &low(plan.len / BLOCK_LEN).to_le_bytes());
     put(44, &low(plan.shared_at / BLOCK_LEN).to_le_bytes());
     put(80, &INCOMPATIBLE.to_le_bytes());

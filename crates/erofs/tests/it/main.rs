@@ -92,7 +92,7 @@ fn entries_that_an_image_cannot_hold_are_refused() {
         tree.add(&Entry { path: path.as_bytes(), kind, metadata: metadata() }).unwrap_err().kind()
     };
     assert_eq!(refused("x", EntryKind::File { len: 1, at: 100 }), ErrorKind::InvalidArgument);
-    assert_eq!(refused("x", EntryKind::File { len: (1 << 40) + 1, at: 0 }), ErrorKind::InvalidArgument);
+    assert_eq!(refused("x", EntryKind::File { len: 1 << 40, at: 0 }), ErrorKind::InvalidArgument);
     assert_eq!(refused("x", EntryKind::File { len: 1, at: 1 << 41 }), ErrorKind::ResourceExhausted);
     assert_eq!(refused("x", EntryKind::Symlink(b"")), ErrorKind::InvalidArgument);
     assert_eq!(refused("x", EntryKind::HardLink(b"y")), ErrorKind::NotFound);

@@ -22,9 +22,9 @@ const OWN_MAX: u64 = 64_000_000 - 20_000_000;
 /// Bytes that the trees of all layers that are being read may take together, beside those that each has for itself.
 const TREES_MAX: u64 = 256 << 20;
 const TREE_MAX: u64 = 16 << 20;
-/// Files of a layer for which its tree takes some 100 MB, so that three of them do not fit into that. The plain archive
-/// takes 512 MB of the disk.
-const MANY_FILES: u32 = 1_000_000;
+/// Files of a layer for which its tree counts as some 110 MB, so that three of them do not fit into that. The plain
+/// archive takes 720 MB of the disk.
+const MANY_FILES: u32 = 1_400_000;
 
 const MB: u64 = 1_000_000;
 /// Plain bytes of a part that is all of its layer; of the largest that are inflated ahead; of one in BGZF.
