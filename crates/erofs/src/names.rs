@@ -120,6 +120,10 @@ impl Names {
         self.chunks.retain(|chunk| !chunk.is_empty());
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
     pub(crate) fn ids(&self) -> impl Iterator<Item = Id> {
         self.chunks.iter().flatten().map(|(_, id)| *id)
     }

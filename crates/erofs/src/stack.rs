@@ -6,7 +6,7 @@ use types::{Error, Result};
 use crate::attribute::Attribute;
 use crate::interned::Interned;
 use crate::names::Text;
-use crate::tree::{Common, Content, Directory, Id, Inode, ROOT, Tree};
+use crate::tree::{Common, Content, Directory, Hidden, Id, Inode, ROOT, Tree};
 
 /// What is below a merged stack of layers when it is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,22 +73,46 @@ impl Tree {
             devices_before,
             ground,
         };
-        let mut left = vec![Pair { below: ROOT, above: ROOT, hidden: None, is_cut_off: false }];
+        let mut left = vec![Pair { below: ROOT, above: ROOT }];
         while let Some(pair) = left.pop() {
             merge.directory(pair, &mut left)?;
         }
         Ok(())
     }
 
-    /// Moves all names of a directory into a new directory without a name, and returns that.
-    fn set_aside(&mut self, id: Id) -> Result<Id> {
-        let Directory { names, implied, opaque } = self.directory_mut(id);
-        let directory = Directory { names: std::mem::take(names), implied: *implied, opaque: *opaque };
-        let aside = self.push_directory(directory)?;
-        let Inode { common, mtime, .. } = self.inodes[id as usize];
-        let inode = &mut self.inodes[aside as usize];
-        (inode.common, inode.mtime) = (common, mtime);
-        Ok(aside)
+    /// Moves all names of a directory into a hidden one.
+    fn hide_names(&mut self, id: Id) -> Result<()> {
+        let Directory { names, hides, .. } = self.directory_mut(id);
+        if names.is_empty() {
+            return Ok(());
+        }
+        let hidden = Directory { names: std::mem::take(names), hides: *hides, ..Directory::default() };
+        let hidden = self.push_directory(hidden)?;
+        self.directory_mut(id).hides = Hidden::Directory(hidden);
+        Ok(())
+    }
+
+    /// What the layers so far have of a name in a directory: in the topmost layer that has it, hidden or not.
+    fn topmost(&self, mut directory: Id, name: &[u8]) -> Hidden {
+        loop {
+            match (self.child(directory, name), self.directory(directory).map(|found| found.hides)) {
+                (Some(id), _) if self.is_directory(id) => return Hidden::Directory(id),
+                (Some(_), _) => return Hidden::Other,
+                (None, Some(Hidden::Directory(below))) => directory = below,
+                (None, hides) => return hides.unwrap_or_default(),
+            }
+        }
+    }
+
+    /// Removes a name from a directory, and from what this hides.
+    fn unlink_all(&mut self, mut directory: Id, name: &[u8]) {
+        loop {
+            self.unlink(directory, name);
+            match self.directory_mut(directory).hides {
+                Hidden::Directory(below) => directory = below,
+                _ => return,
+            }
+        }
     }
 }
 
@@ -96,11 +120,6 @@ impl Tree {
 struct Pair {
     below: Id,
     above: Id,
-    /// The lower directory of this path, if the upper layer hides it. Implied directories of the upper layer inherit
-    /// its metadata.
-    hidden: Option<Id>,
-    /// Whether a layer between has deleted the ground's directory of this path, or one above it.
-    is_cut_off: bool,
 }
 
 /// In a table of numbers: the value was not moved yet.
@@ -128,19 +147,13 @@ struct Merge<'a> {
 impl Merge<'_> {
     /// Merges a pair of directories; pairs of their subdirectories are added to `left`.
     fn directory(&mut self, pair: Pair, left: &mut Vec<Pair>) -> Result<()> {
-        let Pair { below, above, hidden, is_cut_off } = pair;
-        let covered = hidden.unwrap_or(below);
-        let is_cut_off =
-            is_cut_off || self.ground == Ground::Layers && self.lower.directory_mut(covered).opaque;
+        let Pair { below, above } = pair;
         let inode = self.upper[above as usize];
         let Content::Directory(at) = inode.content else { unreachable!("only directories are merged") };
         // A directory has one name: it is merged once.
-        let Directory { names, implied, opaque } = std::mem::take(&mut self.directories[at as usize]);
-        let hidden = match hidden {
-            None if opaque => Some(self.lower.set_aside(below)?),
-            hidden => hidden,
-        };
+        let Directory { names, implied, opaque, .. } = std::mem::take(&mut self.directories[at as usize]);
         if opaque {
+            self.lower.hide_names(below)?;
             self.lower.directory_mut(below).opaque = self.ground == Ground::Layers;
         }
         if !implied {
@@ -149,29 +162,11 @@ impl Merge<'_> {
         for (name, above) in names.iter(self.text) {
             match self.upper[above as usize].content {
                 Content::Directory(_) => {
-                    let existing = self.lower.child(hidden.unwrap_or(below), name);
-                    let covered = existing.filter(|id| self.lower.is_directory(*id));
-                    let (id, hidden) = match (covered, hidden) {
-                        (Some(id), None) => (id, None),
-                        (covered, _) => {
-                            let id = self.lower.link_directory(below, name)?;
-                            match covered {
-                                Some(covered) => self.inherit_metadata(id, covered),
-                                None => {
-                                    let made = self.lower.directory_mut(id);
-                                    // The replaced name hid the ground's, and so must the directory.
-                                    made.opaque = existing.is_some() && self.ground == Ground::Layers;
-                                    // A directory of the ground that was deleted gives no metadata.
-                                    made.implied = !made.opaque && !is_cut_off;
-                                }
-                            }
-                            (id, covered)
-                        }
-                    };
-                    left.push(Pair { below: id, above, hidden, is_cut_off });
+                    let below = self.directory_below(below, name)?;
+                    left.push(Pair { below, above });
                 }
                 Content::Whiteout if self.ground == Ground::Nothing => {
-                    self.lower.unlink(below, name);
+                    self.lower.unlink_all(below, name);
                 }
                 _ => {
                     let id = self.move_inode(above)?;
@@ -182,10 +177,31 @@ impl Merge<'_> {
         Ok(())
     }
 
+    /// The lower tree's directory of a name, which is made if it shows none.
+    fn directory_below(&mut self, parent: Id, name: &[u8]) -> Result<Id> {
+        let shown = self.lower.child(parent, name);
+        if let Some(id) = shown.filter(|id| self.lower.is_directory(*id)) {
+            return Ok(id);
+        }
+        let hides = self.lower.topmost(parent, name);
+        let id = self.lower.link_directory(parent, name)?;
+        let made = self.lower.directory_mut(id);
+        made.hides = hides;
+        // The replaced name hid the ground's, and so must the directory.
+        made.opaque = shown.is_some() && self.ground == Ground::Layers;
+        match hides {
+            Hidden::Directory(hidden) => self.inherit_metadata(id, hidden),
+            // A directory of the ground that was deleted gives no metadata.
+            Hidden::Other => made.implied = self.ground == Ground::Nothing,
+            Hidden::Nothing => {}
+        }
+        Ok(id)
+    }
+
     /// Gives a new directory the metadata of the lower one that it hides. An entry of the upper layer may override it.
-    fn inherit_metadata(&mut self, made: Id, covered: Id) {
-        let Inode { common, mtime, .. } = self.lower.inodes[covered as usize];
-        let implied = self.lower.directory_mut(covered).implied;
+    fn inherit_metadata(&mut self, made: Id, hidden: Id) {
+        let Inode { common, mtime, .. } = self.lower.inodes[hidden as usize];
+        let implied = self.lower.directory_mut(hidden).implied;
         let inode = &mut self.lower.inodes[made as usize];
         (inode.common, inode.mtime) = (common, mtime);
         self.lower.directory_mut(made).implied = implied;
@@ -315,10 +331,57 @@ mod tests {
         };
         assert_eq!(implied(layer(&[], "other")), ["", "a", "a/d"]);
         assert_eq!(implied(layer(&[], "a/d/other")), ["", "a", "a/d"]);
-        // A layer between has deleted it.
+        // A layer between has deleted it, or another directory around it.
         assert_eq!(implied(layer(&["a/d"], "other")), ["", "a"]);
         let mut opaque = layer(&[], "a/other");
         opaque.make_opaque(b"a").unwrap();
-        assert_eq!(implied(opaque), ["", "a"]);
+        assert_eq!(implied(opaque), ["", "a", "a/d"]);
+    }
+
+    /// containerd looks through the layers one by one: an opaque directory of a layer between hides files, but not what
+    /// metadata there was, which only a whiteout or another file in the same place does.
+    #[test]
+    fn an_implied_directory_inherits_metadata_that_a_layer_between_hides() {
+        let entry = |tree: &mut Tree, path: &str, mode: u16, kind: EntryKind<'_>| {
+            let metadata = Metadata { mode, uid: 0, gid: 0, mtime: (7, 7), attributes: &BTreeMap::new() };
+            tree.add(&Entry { path: path.as_bytes(), kind, metadata }).unwrap();
+        };
+        let lowest = || {
+            let mut tree = layer(&[], "other");
+            for (path, mode) in [("a", 0o700), ("a/d", 0o710), ("a/d/e", 0o711), ("a/f", 0o701)] {
+                entry(&mut tree, path, mode, EntryKind::Directory);
+            }
+            tree
+        };
+        let opaque = |name: &str| {
+            let mut tree = layer(&[], &format!("a/{name}"));
+            tree.make_opaque(b"a").unwrap();
+            tree
+        };
+        let mut file = opaque("once");
+        entry(&mut file, "a/d", 0o640, EntryKind::Fifo);
+        let through_file = vec![lowest(), file, layer(&["a/d"], "other")];
+        let cases = [
+            (vec![lowest(), opaque("once")], [0o700, 0o710, 0o711, 0o701]),
+            (vec![lowest(), opaque("once"), opaque("twice")], [0o700, 0o710, 0o711, 0o701]),
+            (vec![lowest(), opaque("once"), layer(&["a/d"], "other")], [0o700, 0o755, 0o755, 0o701]),
+            (through_file, [0o700, 0o755, 0o755, 0o701]),
+            (vec![lowest(), layer(&["a"], "other")], [0o755; 4]),
+        ];
+        for (at, (layers, expected)) in cases.into_iter().enumerate() {
+            for ground in [Ground::Nothing, Ground::Layers] {
+                let mut top = layer(&[], "a/d/e/file");
+                entry(&mut top, "a/f/file", 0o640, EntryKind::Fifo);
+                // A layer is what its image says, so it can be read for both.
+                let layers = layers.iter().chain([&top]).map(|layer| {
+                    let mut image = Vec::new();
+                    layer.write(&mut image)?;
+                    Tree::read(&image)
+                });
+                let stacked = Tree::stack(layers, ground).unwrap();
+                let found = modes(&stacked, &["a", "a/d", "a/d/e", "a/f"]);
+                assert_eq!(found, expected, "case {at} on {ground:?}");
+            }
+        }
     }
 }

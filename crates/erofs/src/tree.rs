@@ -108,6 +108,19 @@ pub(crate) struct Directory {
     pub(crate) implied: bool,
     /// Whether it hides the directory of its path in the layers below.
     pub(crate) opaque: bool,
+    /// Of merged layers: what the lower ones have at its path.
+    pub(crate) hides: Hidden,
+}
+
+/// What a directory of merged layers hides of the lower ones. It has no name in the tree, but implied directories of
+/// layers above get the metadata of a hidden one.
+#[derive(Clone, Copy, Default)]
+pub(crate) enum Hidden {
+    #[default]
+    Nothing,
+    Directory(Id),
+    /// A file, or a whiteout.
+    Other,
 }
 
 /// The position of a file's data on the first device.

@@ -26,6 +26,14 @@ const SYMLINKS_MAX: usize = 40;
 const PSEUDO_FILE_SYSTEMS: [i64; 8] =
     [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
 
+/// What is at a path in which no component is a symlink.
+pub(crate) enum Found {
+    Directory(OwnedFd),
+    /// Another file, a symlink among them, or one on the way.
+    Other,
+    Nothing,
+}
+
 /// A directory that paths are resolved beneath.
 #[derive(Debug)]
 pub struct Root {
@@ -88,6 +96,17 @@ impl Root {
         match self.resolve(path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(io::Error::from(errno)).context(|| self.what("open", path)),
+        }
+    }
+
+    /// Opens a directory by a path in which no component is a symlink.
+    pub(crate) fn find_directory(&self, path: &Path) -> Result<Found> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        match self.resolve(path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
+            Ok(directory) => Ok(Found::Directory(directory)),
+            Err(Errno::NOENT) => Ok(Found::Nothing),
+            Err(Errno::NOTDIR | Errno::LOOP) => Ok(Found::Other),
             Err(errno) => Err(io::Error::from(errno)).context(|| self.what("open", path)),
         }
     }

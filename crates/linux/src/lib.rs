@@ -2,8 +2,8 @@
 //! descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: path resolution inside a hostile root.
-//! - [`mount`], [`tree_mounts`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
-//!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
+//! - [`mount`], [`tree_mounts`], [`layers`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`],
+//!   [`page_cache`], [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`mapping`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`],
 //!   [`signal`], [`fd_passing`], [`pipe`], [`keyring`]: processes, their rights, and their communication.
 //! - [`sampling`]: CPU profiles of this process.
@@ -28,6 +28,7 @@ pub mod heap;
 pub mod host_lookup;
 pub mod idmap;
 pub mod keyring;
+pub mod layers;
 pub mod loopdev;
 pub mod mapping;
 pub mod memory;

@@ -14,8 +14,9 @@ use std::sync::{Arc, MutexGuard};
 use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
 use linux::beneath::Root;
+use linux::layers::Layers;
 use linux::mount::open_mounts;
-use linux::tree_mounts::durable;
+use linux::tree_mounts::{durable, overlay_option};
 use metadata::{Caller, LayerSource, Metadata, Snapshots};
 use rustix::fs::{
     Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
@@ -517,8 +518,8 @@ impl Trees {
             let depth = if is_root_alone { 1 } else { usize::MAX };
             let own = (layers.start..*at).rev().take(depth).map(|below| snapshots.mounts(&self.key(below)));
             let own = own.collect::<Result<Vec<_>>>()?.concat();
-            let below = own.into_iter().chain(committed.clone()).take(depth).collect();
-            self.copy_metadata(*at, paths, &stacked(below), snapshots)
+            let below = own.iter().chain(&committed).take(depth).flat_map(lower_trees).collect();
+            self.copy_metadata(*at, paths, Layers::new(below), snapshots)
         });
         if !committed.is_empty() {
             snapshots.remove(&key)?;
@@ -530,16 +531,15 @@ impl Trees {
         &self,
         at: usize,
         paths: &[PathBuf],
-        below: &[Mount],
+        mut below: Layers,
         snapshots: &Snapshots,
     ) -> Result<()> {
-        let from = Root::from_fd(open_mounts(below)?, Path::new("the layers below"));
         let to = Root::from_fd(open_mounts(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));
         for path in paths {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
             // If the path below is a symbolic link, the layer's directory replaced it, and has no metadata to copy.
-            let found = (from.find_without_links(path, flags)?, to.find_without_links(path, flags)?);
-            let (Some(from), Some(to)) = found else { continue };
+            let Some(from) = below.nearest_directory(path)? else { continue };
+            let to = to.find_without_links(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+            let Some(to) = to else { continue };
             copy_directory_metadata(from.as_fd(), to.as_fd())
                 .context(|| format!("directory {}", path.display()))?;
         }
@@ -666,22 +666,12 @@ struct Blob<'a, R> {
     limits: Limits,
 }
 
-/// Stacks trees, the uppermost first, into one mount; each is a directory or an overlay itself.
-fn stacked(trees: Vec<Mount>) -> Vec<Mount> {
-    if trees.len() <= 1 {
-        return trees;
+/// The directories of layers that a mount shows, the uppermost first.
+fn lower_trees(mount: &Mount) -> Vec<PathBuf> {
+    match overlay_option(mount, "lowerdir=") {
+        Some(lower) => lower.split(':').map(PathBuf::from).collect(),
+        None => vec![PathBuf::from(&mount.source)],
     }
-    let several = |tree: &Mount| {
-        tree.options.iter().find_map(|option| option.strip_prefix("lowerdir=").map(str::to_owned))
-    };
-    let lower: Vec<String> =
-        trees.iter().map(|tree| several(tree).unwrap_or_else(|| tree.source.clone())).collect();
-    vec![Mount {
-        kind: "overlay".into(),
-        source: "overlay".into(),
-        target: String::new(),
-        options: vec![format!("lowerdir={}", lower.join(":"))],
-    }]
 }
 
 /// Copies owner, mode, extended attributes and times of a directory, except overlayfs's own attributes, which say

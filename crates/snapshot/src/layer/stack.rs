@@ -9,11 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use erofs::{Ground, Metadata, Tree};
-use linux::beneath::{Root, proc_path};
-use linux::mount;
-use rustix::fs::{OFlags, fgetxattr, flistxattr};
+use linux::beneath::proc_path;
+use linux::layers::Layers;
+use rustix::fs::{fgetxattr, flistxattr};
 use rustix::io::Errno;
-use types::{Context, Mount, Result};
+use types::{Context, Result};
 
 use super::Archive;
 use super::files::read_image;
@@ -42,16 +42,11 @@ pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], cached: Option<&Tre
 
 /// Gives implied directories the metadata that they have in the layers below.
 fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
-    let implied = tree.implied()?;
-    if implied.is_empty() {
-        return Ok(());
-    }
-    let shown = Root::from_fd(mount::open_mounts(&[overlaid(below)])?, Path::new("the layers below"));
-    for path in implied {
+    let mut layers = Layers::new(below.to_vec());
+    for path in tree.implied()? {
         let path = Path::new(std::ffi::OsStr::from_bytes(&path));
         // A name that is a symlink below is no such directory: the implied one keeps its default metadata.
-        let directory = shown.find_without_links(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let Some(directory) = directory else { continue };
+        let Some(directory) = layers.nearest_directory(path)? else { continue };
         let what = || format!("look at {} in the layers below", path.display());
         let found = fs::metadata(proc_path(directory.as_fd())).context(what)?;
         let attributes = attributes(&directory).map_err(io::Error::from).context(what)?;
@@ -65,25 +60,6 @@ fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
         tree.set_implied_metadata(path.as_os_str().as_bytes(), &metadata)?;
     }
     Ok(())
-}
-
-/// A read-only mount of directories stacked by overlayfs, the nearest first.
-fn overlaid(trees: &[PathBuf]) -> Mount {
-    let shown = |tree: &PathBuf| tree.display().to_string();
-    match trees {
-        [only] => Mount {
-            kind: "bind".into(),
-            source: shown(only),
-            target: String::new(),
-            options: vec!["ro".to_owned(), "rbind".to_owned()],
-        },
-        _ => Mount {
-            kind: "overlay".into(),
-            source: "overlay".into(),
-            target: String::new(),
-            options: vec![format!("lowerdir={}", trees.iter().map(shown).collect::<Vec<_>>().join(":"))],
-        },
-    }
 }
 
 fn attributes(directory: &OwnedFd) -> Result<BTreeMap<String, Vec<u8>>, Errno> {

@@ -310,17 +310,16 @@ const IMPLIED: &[&[u8]] = &[
     b"opaque",
     b"opaque/after",
     b"opaque/first",
+    b"opaque/first/folder",
     b"opaque/implied",
     b"swap",
 ];
 
 /// Directories of which no layer says anything: when they were made is all that their time can say.
-const UNSAID: &[&[u8]] =
-    &[b"fresh", b"fresh/implied", b"gone/implied", b"opaque/first/folder", b"turned", b"turned/deep"];
+const UNSAID: &[&[u8]] = &[b"fresh", b"fresh/implied", b"gone/implied", b"turned", b"turned/deep"];
 
-/// Of these, those to which a containerd gives looks all the same: in the place of a link those of what it led to, and below a
-/// directory that is opaque in a layer between those of what that hides.
-const SAID_IN_CONTAINERD: &[&[u8]] = &[b"opaque/first/folder", b"turned", b"turned/deep"];
+/// Of these, those to which a containerd gives looks all the same: in the place of a link those of what it led to.
+const SAID_IN_CONTAINERD: &[&[u8]] = &[b"turned", b"turned/deep"];
 
 /// In a containerd alone. The layer deletes the directory and makes it again: containerd puts a directory in the place
 /// of the whiteout, and not one that hides what is below, which a whiteout is for (image-spec `layer.md`, "Whiteouts").
