@@ -7,7 +7,6 @@
 //! ├── layer.erofs   its metadata image                      ditto; packed, as layer.erofs.zst, if merged with others
 //! ├── layer.spans   the record of its blob's spans          ditto, unless the configuration says no
 //! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost or changed
-//! ├── stack.ahead   the same, before it is valid            made before the snapshots of a chain are committed
 //! └── lower         mount point of one of the images        until the snapshot is removed, or a reboot
 //! ```
 //!
@@ -26,7 +25,7 @@ mod stack;
 mod tree_cache;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -40,7 +39,7 @@ use types::{Context, Error, Result};
 
 use self::direct_io::DirectIo;
 pub use self::files::{LayerFiles, NewLayer};
-use self::files::{Lens, compare_len, is_image_of, replace_image, sync_directory};
+use self::files::{Lens, compare_len, give_name, is_image_of, replace_image, sync_directory, unnamed_image};
 pub(crate) use self::files::{damaged, remove_if_there};
 pub use self::merged::Merged;
 use self::mounting::detached;
@@ -54,7 +53,6 @@ pub(crate) const IMAGE: &str = "layer.erofs";
 pub(crate) const PACKED_IMAGE: &str = "layer.erofs.zst";
 const SPANS: &str = "layer.spans";
 pub(crate) const STACK: &str = "stack.erofs";
-const AHEAD: &str = "stack.ahead";
 const MOUNTED: &str = "lower";
 
 /// Offset of the sparse files in a data file that has any (`docs/design/erofs.md`).
@@ -193,29 +191,27 @@ impl Mounted {
         Ok(target)
     }
 
-    /// Makes the image of layers that are not a chain yet, under another name than a valid one has, and returns its
-    /// path. Nothing is synced. `None` if they need no merged image.
-    pub(crate) fn merge_ahead(&self, layers: &[Archive], below: &[PathBuf]) -> Result<Option<PathBuf>> {
+    /// Makes the image of layers that are not a chain yet. It has no name, as an image is trusted by its name, and a
+    /// crash leaves nothing of it. Nothing is synced. `None` if they need no merged image.
+    pub(crate) fn merge_ahead(&self, layers: &[Archive], below: &[PathBuf]) -> Result<Option<File>> {
         let [top, ..] = layers else { return Ok(None) };
         if !is_stack(layers, below) {
             return Ok(None);
         }
-        let path = top.directory.join(AHEAD);
-        let made = self.alone(&top.directory, || {
+        let merge = || {
             let _alone = self.merging.lock();
-            replace_image(&stacked(layers, below, Some(&self.trees))?, &path, false)
-        });
-        made.context(|| format!("merge the layers in {}", top.directory.display()))?;
-        Ok(Some(path))
+            unnamed_image(&stacked(layers, below, Some(&self.trees))?, &top.directory)
+        };
+        merge().context(|| format!("merge the layers in {}", top.directory.display())).map(Some)
     }
 
-    /// Makes the image that [`Mounted::mount`] would make. It is renamed from the path that `ahead` returns, if any;
-    /// `ahead` is called with the chain's lock held.
-    pub(crate) fn make_stack<'a>(
+    /// Makes the image that [`Mounted::mount`] would make. It is the one that `ahead` returns, if any; `ahead` is called
+    /// with the chain's lock held.
+    pub(crate) fn make_stack(
         &self,
         layers: &[Archive],
         below: &[PathBuf],
-        ahead: impl FnOnce() -> Option<&'a Path>,
+        ahead: impl FnOnce() -> Option<File>,
     ) -> Result<()> {
         let [top, ..] = layers else { return Ok(()) };
         if !is_stack(layers, below) {
@@ -266,25 +262,22 @@ impl Mounted {
 
     /// The merged image of several layers. If it is missing or damaged, the one merged ahead is used, or a new one is
     /// made.
-    fn stack<'a>(
+    fn stack(
         &self,
         layers: &[Archive],
         below: &[PathBuf],
-        ahead: impl FnOnce() -> Option<&'a Path>,
+        ahead: impl FnOnce() -> Option<File>,
     ) -> Result<PathBuf> {
         let path = layers[0].directory.join(STACK);
         let of_stack = LayerFiles { image: path.clone(), ..layers[0].files() };
         let looked = of_stack.lens().and_then(|lens| compare_len(&path, lens.image));
         match looked.and_then(|()| verity::compare_stack(&layers[0].directory)) {
             Err(error) if error.is(types::ErrorKind::DataLoss) => {
-                // The image merged ahead is on disk. Its new name need not be: if a crash loses it, the image is made
-                // anew.
-                let is_made = ahead().is_some_and(|ahead| fs::rename(ahead, &path).is_ok());
+                // The image merged ahead is on disk. Its name need not be: if a crash loses it, the image is made anew.
+                let is_made = ahead().is_some_and(|ahead| give_name(ahead, &path).is_ok());
                 if !is_made {
                     let _alone = self.merging.lock();
                     replace_image(&stacked(layers, below, None)?, &path, true)?;
-                    // One that a crash left. It is in nobody's way, and is deleted with its snapshot at the latest.
-                    let _ = fs::remove_file(layers[0].directory.join(AHEAD));
                 }
                 if self.options.verity || verity::is_watched(&layers[0].directory) {
                     verity::watch_stack(&layers[0].directory)?;
@@ -383,7 +376,6 @@ fn is_mount_point(path: &Path) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::io::Write;
 
     use erofs::Tree;

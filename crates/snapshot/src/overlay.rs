@@ -609,8 +609,8 @@ impl KeptLayers for Overlay {
             ids.extend(below);
         }
         let (layers, below) = self.topmost(&parts)?;
-        let path = self.mounted.merge_ahead(&layers, &below)?;
-        Ok(path.map(|path| Merged { path, ids, layers: layers.len(), forgotten }))
+        let image = self.mounted.merge_ahead(&layers, &below)?;
+        Ok(image.map(|image| Merged { image, ids, layers: layers.len(), forgotten }))
     }
 
     fn make_ready(&self, key: &str, merged: Option<Merged>) -> Result<()> {
@@ -618,8 +618,8 @@ impl KeptLayers for Overlay {
         let (layers, below) = self.topmost(&self.committed(&ids)?)?;
         let merged = merged.filter(|merged| merged.ids == ids && merged.layers == layers.len());
         // A layer that is mended later finds this chain in the records, and waits for the image to drop it.
-        let is_right = |merged: &&Merged| merged.forgotten == self.known.forgotten();
-        let ahead = || merged.as_ref().filter(is_right).map(|merged| merged.path.as_path());
+        let is_right = |merged: &Merged| merged.forgotten == self.known.forgotten();
+        let ahead = || merged.filter(is_right).map(|merged| merged.image);
         self.mounted.make_stack(&layers, &below, ahead)
     }
 }

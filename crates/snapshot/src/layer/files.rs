@@ -2,13 +2,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use erofs::Tree;
+use linux::beneath::proc_path;
 use linux::removal;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, linkat};
 use rustix::io::Errno;
 use types::{Context, Error, ErrorKind, Result};
 
@@ -423,7 +425,28 @@ impl Write for Compared {
 }
 
 pub(super) fn write_image(tree: &Tree, path: &Path) -> Result<File> {
-    let mut to = BufWriter::with_capacity(256 * 1024, create(path)?);
+    write_to(create(path)?, tree, path)
+}
+
+/// Writes an image to a file without a name in a directory. The file is gone once it is closed, unless it is given a
+/// name by then.
+pub(super) fn unnamed_image(tree: &Tree, directory: &Path) -> Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map_err(io::Error::from);
+    let file = file.context(|| format!("create a file in {}", directory.display()))?;
+    write_to(file.into(), tree, directory)
+}
+
+/// Gives a file without a name one, in place of the file that has it, and closes it.
+pub(super) fn give_name(file: File, path: &Path) -> Result<()> {
+    remove_if_there(path)?;
+    linkat(CWD, proc_path(file.as_fd()), CWD, path, AtFlags::SYMLINK_FOLLOW)
+        .map_err(io::Error::from)
+        .context(|| format!("name a file {}", path.display()))
+}
+
+fn write_to(file: File, tree: &Tree, path: &Path) -> Result<File> {
+    let mut to = BufWriter::with_capacity(256 * 1024, file);
     let what = || format!("write {}", path.display());
     tree.write(&mut to).context(what)?;
     to.flush().context(what)?;
