@@ -24,7 +24,7 @@ use content::Expected;
 use diff::Origin;
 use metadata::{ContentWriter, Metadata};
 use registry::{BlobStream, Endpoint, FetchAttempt, Remote, Sources};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
 
 use crate::flight::Boarded;
@@ -215,6 +215,7 @@ impl Download {
         };
         let begun_at = state.begun_at;
         let (chunks, receive) = mpsc::channel::<Chunk>(CHUNKS_WAITING);
+        let (is_last, was_last) = oneshot::channel();
         let storing = Storing {
             metadata: self.pull.metadata.clone(),
             digest: self.layer.digest.clone(),
@@ -222,6 +223,7 @@ impl Download {
             labels: self.pull.source().label(),
             begun_at,
             extract: self.extract.clone().filter(|(at, trees)| begun_at == 0 && !trees.is_processed(*at)),
+            is_last,
         };
         // A task of its own, so that it runs while this one fetches. It ends when the channel closes, and with it the
         // flight.
@@ -230,10 +232,26 @@ impl Download {
         if self.extract.is_some() {
             tell(self.pull.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
         }
-        let stored = stored
-            .await
-            .unwrap_or_else(|panic| Err(Error::internal("storing broke down").with_source(panic)));
-        Attempt { fetched, stored }
+        let (stored, merged) = tokio::join!(stored, self.merge_after(was_last, &mut state.slot));
+        let stored =
+            stored.unwrap_or_else(|panic| Err(Error::internal("storing broke down").with_source(panic)));
+        Attempt { fetched, stored: merged.and(stored) }
+    }
+
+    /// Merges the layers of the image if this was the last of them, while its blob is committed. That has no place among
+    /// the layers in flight, nor on the blob's flight: it may wait for the merges of other images.
+    async fn merge_after(&self, was_last: oneshot::Receiver<()>, slot: &mut LayerSlot) -> Result<()> {
+        match (was_last.await, self.extract.clone()) {
+            (Ok(()), Some((_, trees))) => {
+                slot.leave();
+                blocking(move || {
+                    trees.merge();
+                    Ok(())
+                })
+                .await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Requests the rest of the blob. No stream if there is nothing left to fetch; `None` if another pull fetched the
@@ -361,6 +379,8 @@ struct Storing {
     /// Length of the ingest's valid prefix.
     begun_at: u64,
     extract: Option<(usize, Trees)>,
+    /// Told once the layer is extracted and its digest is right, if it is the last layer of the image.
+    is_last: oneshot::Sender<()>,
 }
 
 impl Storing {
@@ -414,9 +434,9 @@ impl Storing {
                     0 => writer.truncate().map(|()| Outcome::Wrong { begun, found }),
                 };
             }
-            if let Some((_, trees)) = extract.filter(|(at, trees)| extracted.is_ok() && trees.is_last(*at)) {
-                // In parallel with the commit's sync.
-                scope.spawn(move || trees.merge());
+            if extract.is_some_and(|(at, trees)| extracted.is_ok() && trees.is_last(*at)) {
+                // A pull that was cancelled does not wait for it.
+                let _ = self.is_last.send(());
             }
             // The blob is committed even if it could not be extracted: only its own digest matters.
             let unpacked = extract.filter(|_| extracted.is_ok()).map(|(at, trees)| trees.label_of_blob(*at));

@@ -39,6 +39,15 @@ impl Stores {
 
     /// Lets a test block operations on blobs; see [`Stores::open`].
     pub(crate) fn open_watched(form: LayerForm, watch: Option<Watch>) -> Option<Stores> {
+        Stores::open_around(form, watch, |overlay| Arc::new(overlay))
+    }
+
+    /// With a snapshotter of the test's own around the usual one; see [`Stores::open`].
+    pub(crate) fn open_around(
+        form: LayerForm,
+        watch: Option<Watch>,
+        around: impl FnOnce(Overlay) -> Arc<dyn Snapshotter>,
+    ) -> Option<Stores> {
         if !testkit::is_root("unpacking layers") {
             return None;
         }
@@ -50,7 +59,7 @@ impl Stores {
         let overlay =
             Overlay::open(&dir.path().join("snapshots"), db.clone(), options).expect("a snapshotter");
         let snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> =
-            BTreeMap::from([(Overlay::NAME.to_owned(), Arc::new(overlay) as _)]);
+            BTreeMap::from([(Overlay::NAME.to_owned(), around(overlay))]);
         let told = Arc::<Mutex<Vec<Event>>>::default();
         let telling = told.clone();
         let sink = Box::new(move |_: &Namespace, event| telling.lock().expect("no panic").push(event));

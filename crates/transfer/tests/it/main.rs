@@ -2,6 +2,7 @@
 //! unpacked with their owners.
 
 mod fixture;
+mod held_merge;
 mod hostile;
 mod import;
 mod mirrors;

@@ -1,21 +1,23 @@
 //! Concurrent pulls of images that share blobs.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metadata::Caller;
 use registry::Remote;
 use serde_json::Value;
-use snapshot::LayerForm;
+use snapshot::{LayerForm, Snapshotter};
 use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use transfer::{Flights, Progress};
+use transfer::{AtOnce, Flights, Progress, Slots};
 use types::descriptor::media_type;
 use types::{Digest, Namespace};
 
 use crate::fixture::Stores;
+use crate::held_merge::HeldMerge;
 
 /// Shorter than the 30 seconds after which a silent document request fails.
 const SOON: Duration = Duration::from_secs(15);
@@ -127,6 +129,35 @@ async fn a_waiting_pull_resumes_a_broken_one() {
     assert_eq!(image.name, name);
     let starts: Vec<_> = proxy.reads(&digest_of(&layer)).iter().map(|read| read.asked.start()).collect();
     assert_eq!(starts.len(), 2, "one flight broke off, the next one began: {starts:?}");
+}
+
+/// Of the only slot and of the flight of its last layer, whichever that was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_waits_for_a_merge_holds_nothing_of_others() {
+    let gate = Gate::default();
+    let held = gate.clone();
+    let around = |inner| -> Arc<dyn Snapshotter> { Arc::new(HeldMerge { inner, gate: held }) };
+    let Some(mut stores) = Stores::open_around(LayerForm::Archives, None, around) else { return };
+    stores.slots = Slots::new(AtOnce { downloads: NonZeroUsize::MIN, uploads: NonZeroUsize::MIN });
+    let (stores, layout, registry) = (Arc::new(stores), Layout::new(), Registry::start());
+    let layers = ["one", "two"].map(|name| layout.layer(name, 1000));
+    let push = |tag: &str, layers: &[Value]| {
+        layout.tag(&layout.image("amd64", layers), tag);
+        registry.push(layout.path(), tag, &format!("{tag}:1"))
+    };
+    let both = push("both", &layers);
+    let alone = [("one", &layers[..1]), ("two", &layers[1..])].map(|(tag, layers)| push(tag, layers));
+    let pulling = tokio::spawn({
+        let stores = stores.clone();
+        async move { stores.pull(&both).await }
+    });
+    arrival(&gate).await;
+    for name in alone {
+        let pulled = tokio::time::timeout(SOON, stores.pull(&name)).await;
+        pulled.unwrap_or_else(|_| panic!("{name} waits for the merge of another image")).unwrap();
+    }
+    gate.open();
+    pulling.await.unwrap().unwrap();
 }
 
 async fn arrival(gate: &Gate) {
