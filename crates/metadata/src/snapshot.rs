@@ -219,6 +219,11 @@ impl Snapshots {
         self.backend.mounts(&record.backend)
     }
 
+    /// Keeps layers of other callers out of an active snapshot, where the snapshotter can; see [`KeptLayers`].
+    pub fn claim(&self, key: &str) -> Result<()> {
+        self.ask_kept_layers(key, |layers, backend| layers.claim(backend))
+    }
+
     /// The files in which an active snapshot takes a whole layer; `None` if it takes only a tree.
     pub fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {
         self.ask_kept_layers(key, |layers, backend| layers.files_for(backend))

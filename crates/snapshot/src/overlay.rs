@@ -15,7 +15,7 @@
 
 mod probe;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -77,6 +77,8 @@ pub struct Overlay {
     records_spans: bool,
     mounted: Mounted,
     known: FormCache,
+    /// Keys of snapshots that take no layers of others: see [`KeptLayers::claim`].
+    claimed: Mutex<BTreeSet<String>>,
 }
 
 /// The forms of committed snapshots, by id, which only change if a layer is mended. Each use of a chain needs the forms
@@ -152,8 +154,16 @@ impl Overlay {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
         let mounted = Mounted::new(root, options)?;
-        let (mount_options, known) = (Vec::new(), FormCache::default());
-        Ok(Overlay { records, has_index, options, mount_options, records_spans: false, mounted, known })
+        Ok(Overlay {
+            records,
+            has_index,
+            options,
+            mount_options: Vec::new(),
+            records_spans: false,
+            mounted,
+            known: FormCache::default(),
+            claimed: Mutex::default(),
+        })
     }
 
     /// Sets whether each layer that is stored as an archive gets a record of its blob's spans.
@@ -465,6 +475,7 @@ impl Snapshotter for Overlay {
             verity::watch(&directory)?;
         }
         let tidy = move || {
+            self.claimed.lock().remove(key);
             if layer::is_archive(&directory) {
                 for empty in ["fs", "work/work", "work"] {
                     // A directory that is not empty is part of the layer, or is removed with the snapshot.
@@ -481,7 +492,9 @@ impl Snapshotter for Overlay {
     }
 
     fn remove(&self, key: &str) -> Result<()> {
-        self.records.remove(key)
+        self.records.remove(key)?;
+        self.claimed.lock().remove(key);
+        Ok(())
     }
 
     fn usage(&self, key: &str) -> Result<Usage> {
@@ -529,6 +542,16 @@ impl Snapshotter for Overlay {
 }
 
 impl KeptLayers for Overlay {
+    fn claim(&self, key: &str) -> Result<()> {
+        let id = self.records.get(key)?.id;
+        // Before the look at it, so that nothing is applied after that.
+        self.claimed.lock().insert(key.to_owned());
+        if layer::is_archive(&self.records.directory(id)) || !is_empty(&self.tree(id))? {
+            return Err(Error::failed_precondition(format!("somebody else has written to snapshot {key}")));
+        }
+        Ok(())
+    }
+
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>> {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
@@ -542,6 +565,11 @@ impl KeptLayers for Overlay {
 
     fn target(&self, mounts: &[Mount]) -> Result<Option<Target>> {
         let Some((key, chain)) = self.active_of(mounts)? else { return Ok(None) };
+        if self.claimed.lock().contains(&key) {
+            return Err(Error::failed_precondition(
+                "the daemon unpacks a layer of its own into this snapshot",
+            ));
+        }
         if mounts != self.mounts_of(&chain, &self.lower(&chain.parents)?) {
             return Ok(None); // the client changed them
         }

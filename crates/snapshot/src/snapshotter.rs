@@ -176,12 +176,17 @@ pub trait Snapshotter: Send + Sync {
 ///
 /// All methods return `NotFound` without a snapshot of the key.
 pub trait KeptLayers: Send + Sync {
+    /// Makes an active snapshot the caller's alone, until it is committed or removed: no layer is applied to it for
+    /// another who has its mounts ([`KeptLayers::target`]). `FailedPrecondition` if somebody has written to it already.
+    fn claim(&self, key: &str) -> Result<()>;
+
     /// The files to store a layer in, for an active snapshot that takes it as an archive. `None` if it takes only a
     /// tree.
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>>;
 
     /// [`KeptLayers::files_for`] for a caller that has only the mounts of an active snapshot, as the snapshotter
-    /// returned them. `None` if they are not the mounts of an active snapshot of this snapshotter.
+    /// returned them. `None` if they are not the mounts of an active snapshot of this snapshotter, `FailedPrecondition`
+    /// if they are those of a claimed one.
     fn target(&self, mounts: &[Mount]) -> Result<Option<Target>>;
 
     /// The files of a committed snapshot that is kept as an archive, damaged or not. `None` for every other.

@@ -380,7 +380,9 @@ impl Trees {
             self.barriers().insert(at, barrier_of(&mounts)?);
         }
         let limits = Limits { origin, ..Limits::default() };
-        let extracted = self.apply_elsewhere(at, &mounts).and_then(|is_applied| match is_applied {
+        let claimed = self.metadata.snapshots(&self.caller, &self.snapshotter)?.claim(&self.key(at));
+        let applied = claimed.and_then(|()| self.apply_elsewhere(at, &mounts));
+        let extracted = applied.and_then(|is_applied| match is_applied {
             true => Ok(()),
             false => {
                 source().and_then(|source| self.extract_to(at, Blob { digest, source, limits }, &mounts))

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use types::{Context, Error, ErrorKind, Result};
 
 use super::tree_cache::TreeCache;
-use super::{DATA, PACKED_IMAGE, SPANS, image_name};
+use super::{DATA, PACKED_IMAGE, SPANS, image_name, is_archive};
 use crate::records::REMOVED;
 use crate::{packed, verity};
 
@@ -74,7 +74,7 @@ impl LayerFiles {
     }
 
     /// Stores a layer: `store` fills the archive, and returns the tree of its metadata. `Unavailable` while another
-    /// thread or process stores it. The files of a failed attempt are deleted with the snapshot at the latest.
+    /// thread or process stores it, `FailedPrecondition` once one has. The files of a failed attempt are deleted with the snapshot at the latest.
     ///
     /// Nothing is synced: the caller syncs all layers of an image at once before it commits them, and snapshots that
     /// were not committed are not used after a crash.
@@ -154,6 +154,7 @@ impl LayerFiles {
             ..self.clone()
         };
         let data = new.own_data()?;
+        data.set_len(0).context(|| format!("empty {}", new.data.display()))?;
         let replaced = new.store_in(&data, store, true).and_then(|tree| {
             set_aside(&self.data);
             for (from, to) in [(&new.record, &self.record), (&new.data, &self.data)] {
@@ -200,6 +201,14 @@ impl LayerFiles {
 
     fn write_with(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>, is_durable: bool) -> Result<Tree> {
         let data = self.own_data()?;
+        // The caller may have asked for the files long ago.
+        if is_archive(self.directory()) {
+            let directory = self.directory().display();
+            return Err(Error::failed_precondition(format!(
+                "{directory} has a layer, which another has stored"
+            )));
+        }
+        data.set_len(0).context(|| format!("empty {}", self.data.display()))?;
         let stored = self
             .store_in(&data, store, is_durable)
             .and_then(|tree| replace_image(&tree, &self.image_of(&tree), is_durable).map(|()| tree));
@@ -245,7 +254,7 @@ impl LayerFiles {
         Ok(tree)
     }
 
-    /// Creates an empty archive, locked for this writer. `Unavailable` if another one has it.
+    /// Opens the archive, locked for this writer, and creates it if it is missing. `Unavailable` if another one has it.
     fn own_data(&self) -> Result<File> {
         let what = || format!("create {}", self.data.display());
         let data = new_file().truncate(false).open(&self.data).context(what)?;
@@ -257,7 +266,6 @@ impl LayerFiles {
             }
             locked => locked.map_err(io::Error::from).context(what)?,
         }
-        data.set_len(0).context(what)?;
         Ok(data)
     }
 }

@@ -727,7 +727,50 @@ fn a_second_layer_for_one_snapshot_at_the_same_time_is_refused() {
     assert!(!files.data.exists() && !files.image.exists());
     let files = snapshotter.kept_layers().unwrap().files_for("one").unwrap().unwrap();
     store(&files, |tree| fs::write(tree.join("file"), "second").unwrap());
+    // One who asked for the files before does not replace a layer that is there.
+    let late = files.write(|_| unreachable!("there is one"));
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::FailedPrecondition);
     files.look().unwrap();
+}
+
+/// As a pull does with those that it unpacks its layers into: a client that finds them can apply nothing to them, which
+/// would be committed by the name of the pull's layer.
+#[test]
+fn a_claimed_snapshot_takes_no_layer_of_others() {
+    if !is_root() {
+        return;
+    }
+    for open in [open_archives, open_overlay] {
+        let dir = Place::new();
+        let snapshotter = open(dir.path());
+        let layers = || snapshotter.kept_layers().unwrap();
+        let refused = |mounts: &[Mount]| {
+            let error = layers().target(mounts).map(drop).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+        };
+        let prepare = |parent: Option<&str>| {
+            let mounts = snapshotter.prepare("own", parent, Labels::new()).unwrap();
+            assert!(layers().target(&mounts).unwrap().is_some(), "nobody has claimed it");
+            layers().claim("own").unwrap();
+            refused(&mounts);
+            mounts
+        };
+        let mounts = prepare(None);
+        match layers().files_for("own").unwrap() {
+            Some(files) => store(&files, |tree| fs::write(tree.join("file"), "own").unwrap()),
+            None => with_mounted(&mounts, |tree| fs::write(tree.join("file"), "own").unwrap()),
+        }
+        refused(&mounts);
+        snapshotter.commit("done", "own", CommitOptions::default()).unwrap();
+        for _ in 0..2 {
+            prepare(Some("done"));
+            snapshotter.remove("own").unwrap();
+        }
+        // Somebody was faster.
+        prepare_with(&*snapshotter, "late", None, |tree| fs::write(tree.join("file"), "foreign").unwrap());
+        assert_eq!(layers().claim("late").unwrap_err().kind(), ErrorKind::FailedPrecondition);
+        assert_eq!(layers().claim("nosuch").unwrap_err().kind(), ErrorKind::NotFound);
+    }
 }
 
 /// Layers applied on each other, and files written by hand, in one snapshot.

@@ -68,6 +68,10 @@ impl Snapshotter for HeldMerge {
 }
 
 impl KeptLayers for HeldMerge {
+    fn claim(&self, key: &str) -> Result<()> {
+        self.inner.claim(key)
+    }
+
     fn files_for(&self, key: &str) -> Result<Option<LayerFiles>> {
         self.inner.files_for(key)
     }
