@@ -25,7 +25,7 @@ use crate::bridge::{self, Bridge, Config, Range};
 use crate::mark::Marks;
 use crate::namespace;
 use crate::ports::{self, PortRequest, PublishedPort, Reservation, protocol_name, reserve};
-use crate::records::Records;
+use crate::records::{Found, Records};
 
 /// Name of the interface inside the container.
 const INSIDE: &str = "eth0";
@@ -97,20 +97,39 @@ pub struct Network {
 #[derive(Default)]
 struct Claims {
     attachments: BTreeMap<String, Attachment>,
+    /// Containers that an earlier daemon attached, and whose records cannot be read: no other container gets their
+    /// address, if that is known.
+    unread: BTreeMap<String, Option<Ipv4Addr>>,
     reservations: BTreeMap<String, Vec<Reservation>>,
     /// The last address assigned. The search for a free one starts after it, so that a released address is not reused
     /// at once.
     last: u32,
 }
 
+impl Claims {
+    fn is_empty(&self) -> bool {
+        self.attachments.is_empty() && self.unread.is_empty()
+    }
+
+    fn ids(&self) -> BTreeSet<String> {
+        self.attachments.keys().chain(self.unread.keys()).cloned().collect()
+    }
+
+    fn address(&self, id: &str) -> Option<Ipv4Addr> {
+        let read = self.attachments.get(id).map(|attachment| attachment.address);
+        read.or_else(|| self.unread.get(id).copied().flatten())
+    }
+}
+
 impl Network {
-    /// Reads the records below `state` and reserves the published ports again. Does not change the kernel's state.
+    /// Reads the records below `state` and reserves the published ports again. Does not change the kernel's state. A
+    /// record that cannot be read is left for [`Network::detach`], which takes down what does not depend on it.
     pub fn open(state: &Path, config: Config) -> Result<Network> {
         config.check()?;
         let namespaces = state.join("netns");
         fs::create_dir_all(&namespaces).context(|| format!("create {}", namespaces.display()))?;
         let records = Records::open(state.join("network"))?;
-        let attachments = records.read_all()?;
+        let Found { attachments, unread } = records.read_all()?;
         // Another program may have bound a port while no daemon ran. The rules still lead to the container, so failing
         // to reserve it again is harmless.
         let reservations = attachments.iter().map(|(id, attachment)| {
@@ -121,7 +140,7 @@ impl Network {
             (id.clone(), again.collect())
         });
         let reservations = reservations.collect();
-        let claims = Mutex::new(Claims { attachments, reservations, last: 0 });
+        let claims = Mutex::new(Claims { attachments, unread, reservations, last: 0 });
         let (marks, note) = (Marks::of(state)?, state.join("bridge"));
         Ok(Network { config, namespaces, marks, note, records, claims, turn: Mutex::default() })
     }
@@ -194,6 +213,9 @@ impl Network {
         check_identifier("container id", id)?;
         if let Some(attachment) = self.attachment(id) {
             self.disconnect(id, &attachment).context(what)?;
+        } else if self.claims().unread.contains_key(id) {
+            self.delete_rules(id).context(what)?;
+            Route::open()?.delete_link(&link_name(id)).context(what)?;
         }
         namespace::remove(&self.namespaces.join(id)).context(what)?;
         self.records.remove(id).context(what)?;
@@ -207,7 +229,7 @@ impl Network {
 
     /// Recreates bridge and rules if they are missing: an administrator may have flushed them while no daemon ran.
     pub fn restore(&self) -> Result<()> {
-        if self.claims().attachments.is_empty() {
+        if self.claims().is_empty() {
             return Ok(());
         }
         self.bridge().map(drop).context(|| format!("restore bridge {}", self.config.bridge))
@@ -216,7 +238,7 @@ impl Network {
     /// Finds what belongs to no container in `live`.
     pub fn check(&self, live: &BTreeSet<String>) -> Result<Vec<Leftover>> {
         let mut leftovers = Vec::new();
-        let known: BTreeSet<String> = self.claims().attachments.keys().cloned().collect();
+        let known = self.claims().ids();
         leftovers.extend(known.difference(live).cloned().map(Leftover::Record));
 
         let names: BTreeSet<String> = live.iter().map(|id| link_name(id)).collect();
@@ -285,7 +307,7 @@ impl Network {
     /// did. When the daemon ends (`is_end`), the table goes even if users have added rules to it.
     pub fn remove_if_unused(&self, is_end: bool) -> Result<bool> {
         let _turn = self.turn();
-        if !self.claims().attachments.is_empty() {
+        if !self.claims().is_empty() {
             return Ok(false);
         }
         bridge::remove(&self.config, &self.marks, &self.note, is_end)
@@ -331,7 +353,7 @@ impl Network {
             request.ports.iter().zip(&reservations).map(|(port, held)| published(port, held.port)).collect();
 
         let mut claims = self.claims();
-        if claims.attachments.contains_key(id) {
+        if claims.attachments.contains_key(id) || claims.unread.contains_key(id) {
             return Err(Error::already_exists("it is attached already"));
         }
         for port in &ports {
@@ -385,6 +407,7 @@ impl Network {
     fn release(&self, id: &str) {
         let mut claims = self.claims();
         claims.attachments.remove(id);
+        claims.unread.remove(id);
         claims.reservations.remove(id);
     }
 
@@ -437,7 +460,8 @@ impl Network {
         }
         nft.apply(&format!("delete the packet filter rules of {id}"), batch)?;
         // First, so that it is tried again after a failure: the ports are still claimed then.
-        self.attachment(id).map_or(Ok(()), |attachment| ports::forget_translated(attachment.address))?;
+        let address = self.claims().address(id);
+        address.map_or(Ok(()), ports::forget_translated)?;
         let mut claims = self.claims();
         claims.reservations.remove(id);
         if let Some(attachment) = claims.attachments.get_mut(id) {
@@ -464,7 +488,9 @@ fn link_name(id: &str) -> String {
 fn free_address(claims: &Claims, bridge: &Bridge) -> Result<Ipv4Addr> {
     let subnet = bridge.range.subnet;
     let of_containers = claims.attachments.values().map(|attachment| attachment.address);
-    let used: BTreeSet<u32> = of_containers.chain(bridge.own.iter().copied()).map(u32::from).collect();
+    let of_unread = claims.unread.values().copied().flatten();
+    let used = of_containers.chain(of_unread).chain(bridge.own.iter().copied());
+    let used: BTreeSet<u32> = used.map(u32::from).collect();
     let hosts = subnet.hosts();
     let begin = if hosts.contains(&claims.last) { claims.last + 1 } else { hosts.start };
     let mut candidates = (begin..hosts.end).chain(hosts.start..begin);
@@ -506,5 +532,23 @@ fn request_of(port: &PublishedPort) -> PortRequest {
         host_ports: Some((port.host_port, port.host_port)),
         container_port: port.container_port,
         transport: port.transport,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_in_an_unread_record_is_given_to_no_other() {
+        let range = Range { subnet: "10.88.0.0/29".parse().unwrap(), gateway: Ipv4Addr::new(10, 88, 0, 1) };
+        let bridge = Bridge { index: 1, range, own: [range.gateway].into() };
+        let mut claims = Claims::default();
+        assert_eq!(free_address(&claims, &bridge).unwrap(), Ipv4Addr::new(10, 88, 0, 2));
+        claims.unread.insert("a".to_owned(), Some(Ipv4Addr::new(10, 88, 0, 2)));
+        claims.unread.insert("b".to_owned(), None);
+        assert_eq!(free_address(&claims, &bridge).unwrap(), Ipv4Addr::new(10, 88, 0, 3));
+        assert_eq!((claims.address("a"), claims.address("b")), (Some(Ipv4Addr::new(10, 88, 0, 2)), None));
+        assert!(!claims.is_empty() && claims.ids() == ["a".to_owned(), "b".to_owned()].into());
     }
 }

@@ -1,15 +1,19 @@
 //! Attachment records: one JSON file each, below the state directory.
 //!
 //! Written to a temporary file and renamed, without fsync: they describe kernel state, which a power cut loses as well.
-//! A file that cannot be read is reported and left alone.
+//! A file that cannot be read is reported and left alone: its container may be running. It is removed when its container
+//! is detached.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use stdx::{Durable, replace};
+use types::id::check_identifier;
 use types::{Context, Error, Result};
 
 use crate::attachment::Attachment;
@@ -24,6 +28,14 @@ struct Record {
     attachment: Attachment,
 }
 
+/// What the records of an earlier daemon say.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Found {
+    pub(crate) attachments: BTreeMap<String, Attachment>,
+    /// Containers whose record cannot be read, with their address if that much can be.
+    pub(crate) unread: BTreeMap<String, Option<Ipv4Addr>>,
+}
+
 pub(crate) struct Records {
     dir: PathBuf,
 }
@@ -34,20 +46,29 @@ impl Records {
         Ok(Records { dir })
     }
 
-    pub(crate) fn read_all(&self) -> Result<BTreeMap<String, Attachment>> {
-        let mut all = BTreeMap::new();
+    pub(crate) fn read_all(&self) -> Result<Found> {
+        let mut found = Found::default();
         for entry in fs::read_dir(&self.dir).context(|| format!("read {}", self.dir.display()))? {
             let path = entry.context(|| format!("read {}", self.dir.display()))?.path();
-            match path.extension().and_then(std::ffi::OsStr::to_str) {
-                Some("json") => {
-                    let record = read(&path)?;
-                    all.insert(record.id, record.attachment);
-                }
+            if path.extension().and_then(std::ffi::OsStr::to_str) != Some("json") {
                 // Left by a crash in the middle of a write.
-                _ => remove(&path)?,
+                remove(&path)?;
+                continue;
+            }
+            match read(&path) {
+                Ok(record) => {
+                    found.attachments.insert(record.id, record.attachment);
+                }
+                Err(error) => {
+                    tracing::warn!("leave a network record as it is: {}", error.chain());
+                    let id = path.file_stem().and_then(std::ffi::OsStr::to_str);
+                    if let Some(id) = id.filter(|id| check_identifier("container id", id).is_ok()) {
+                        found.unread.insert(id.to_owned(), address_in(&path));
+                    }
+                }
             }
         }
-        Ok(all)
+        Ok(found)
     }
 
     pub(crate) fn write(&self, id: &str, attachment: &Attachment) -> Result<()> {
@@ -78,9 +99,51 @@ fn read(path: &Path) -> Result<Record> {
     Ok(record)
 }
 
+/// The address in a record that is JSON, as one of another version is.
+fn address_in(path: &Path) -> Option<Ipv4Addr> {
+    let record: Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    record["attachment"]["address"].as_str()?.parse().ok()
+}
+
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.context(|| format!("remove {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_records_are_left_alone_and_hide_no_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path().join("network")).unwrap();
+        let attachment = Attachment {
+            address: Ipv4Addr::new(10, 88, 0, 2),
+            prefix_len: 24,
+            gateway: Ipv4Addr::new(10, 88, 0, 1),
+            mac: [2, 0x48, 10, 88, 0, 2],
+            link: "hv0".to_owned(),
+            ports: Vec::new(),
+        };
+        for id in ["whole", "later"] {
+            records.write(id, &attachment).unwrap();
+        }
+        let later = fs::read_to_string(records.path("later")).unwrap();
+        fs::write(records.path("later"), later.replace("\"version\":1", "\"version\":2")).unwrap();
+        fs::write(records.path("half"), &later[..later.len() / 2]).unwrap();
+        fs::create_dir(records.path("directory")).unwrap();
+        fs::write(records.path("no identifier"), "").unwrap();
+        let unread = [("later", Some(attachment.address)), ("half", None), ("directory", None)];
+        let expected = Found {
+            attachments: [("whole".to_owned(), attachment)].into(),
+            unread: unread.map(|(id, address)| (id.to_owned(), address)).into(),
+        };
+        // Twice: what cannot be read is still there for the next daemon.
+        for _ in 0..2 {
+            assert_eq!(records.read_all().unwrap(), expected);
+        }
     }
 }

@@ -183,6 +183,29 @@ fn detach_leaves_nothing_and_touches_nothing_else() {
     });
 }
 
+/// The record of a running container is damaged while no daemon runs.
+#[test]
+fn a_container_with_a_damaged_record_keeps_its_network_until_it_is_detached() {
+    on_a_machine(|state| {
+        let (web, attachment) = attach(&open(state), "web", &[tcp(Some(8080), 80)]);
+        fs::write(state.join("network/web.json"), "{").unwrap();
+        let network = open(state);
+        assert_eq!(network.attachment("web"), None);
+        assert!(!network.remove_if_unused(false).unwrap());
+        assert!(network.reconcile(&["web".to_owned()].into()).unwrap().is_empty());
+        let server = serve(&web, 80, 1);
+        call(attachment.gateway, 8080).expect("it is still published");
+        server.join().unwrap();
+        let again = network.attach("web", &Request::default()).unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::AlreadyExists, "{again:?}");
+        network.detach("web").unwrap();
+        assert!(!ruleset().contains("8080"), "{}", ruleset());
+        assert!(network.check(&BTreeSet::new()).unwrap().is_empty());
+        assert!(network.remove_if_unused(false).unwrap());
+        assert_eq!(fs::read_dir(state.join("network")).unwrap().count(), 0);
+    });
+}
+
 #[test]
 fn a_port_belongs_to_one_container() {
     on_a_machine(|state| {
