@@ -29,7 +29,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().context(|| "find the bundle")?,
     };
-    let exit: Option<ExitRecord> = record::read(&bundle, record::EXIT).unwrap_or_else(|error| {
+    let exit: Option<ExitRecord> = record::read_reserved(&bundle, record::EXIT).unwrap_or_else(|error| {
         // Perhaps a power cut damaged it. The container must be removable all the same.
         eprintln!("containerd-shim-hoist-v2: {}; its container counts as killed", error.chain());
         None

@@ -145,6 +145,20 @@ pub(crate) fn read<T: DeserializeOwned>(bundle: &Path, name: &str) -> Result<Opt
         .map_err(|error| Error::data_loss(format!("{} is damaged", path.display())).with_source(error))
 }
 
+/// As [`read`], of a record that [`write_reserved`] wrote. A shim that was killed before it renamed the record has left it
+/// in the reserved space: then it is renamed here. White space alone, or half a record, is none.
+pub(crate) fn read_reserved<T: DeserializeOwned>(bundle: &Path, name: &str) -> Result<Option<T>> {
+    if let Some(record) = read(bundle, name)? {
+        return Ok(Some(record));
+    }
+    let draft = draft(bundle, name);
+    let record = std::fs::read(&draft).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let Some(record) = record else { return Ok(None) };
+    // For the daemon, which reads it as well. What it says holds even if that fails.
+    let _renamed = std::fs::rename(&draft, bundle.join(name));
+    Ok(Some(record))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,5 +180,25 @@ mod tests {
         // The reservation is used up.
         write_reserved(bundle.path(), POD, &record("again".to_owned())).unwrap();
         assert_eq!(reads(), Some(record("again".to_owned())));
+    }
+
+    #[test]
+    fn a_record_whose_writer_was_killed_before_it_renamed_it_is_found() {
+        let bundle = tempfile::tempdir().unwrap();
+        let reads = || read_reserved::<PodRecord>(bundle.path(), POD).unwrap();
+        assert_eq!(reads(), None);
+        reserve(bundle.path(), POD).unwrap();
+        assert_eq!(reads(), None, "reserved space is no record");
+        let text = encode(POD, &record("a".to_owned())).unwrap();
+        let space = draft(bundle.path(), POD);
+        for (len, expected) in [(text.len() - 1, None), (text.len(), Some(record("a".to_owned())))] {
+            OpenOptions::new().write(true).open(&space).unwrap().write_all(&text[..len]).unwrap();
+            assert_eq!(reads(), expected, "{len} bytes were written");
+        }
+        assert!(!space.exists(), "the daemon finds it at its name");
+        assert_eq!(read::<PodRecord>(bundle.path(), POD).unwrap(), Some(record("a".to_owned())));
+        // The next life does not see it.
+        reserve(bundle.path(), POD).unwrap();
+        assert_eq!(reads(), None);
     }
 }

@@ -142,9 +142,14 @@ fn events_of_a_shim_that_died_too_are_sent_by_delete() {
     assert_eq!(topics_of(&events.told(), &["both"]), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
     // Asked again, it answers the same.
     assert_eq!(host.delete_orphan("both").exit_status, 42);
+    // A shim that was killed before it renamed the record has left it in the space that was kept for it.
+    let record = host.bundle("both").join("exit.json");
+    std::fs::rename(&record, host.bundle("both").join(".exit.json.new")).unwrap();
+    assert_eq!(host.delete_orphan("both").exit_status, 42);
+    assert!(record.exists(), "the daemon reads it as well");
     // A file system without power in the middle of a write may show it later, in its length.
     for damaged in [&[b' '; 1024][..], b"", b"{\"version\": 1, \"id"] {
-        std::fs::write(host.bundle("both").join("exit.json"), damaged).unwrap();
+        std::fs::write(&record, damaged).unwrap();
         assert_eq!(host.delete_orphan("both").exit_status, 137);
     }
 }
