@@ -275,7 +275,7 @@ impl Sandboxes {
         program: Program,
         create: CreateSandbox,
     ) -> Result<Sandbox> {
-        let bootstrap = {
+        let (bootstrap, noted) = {
             let (shims, bundle, program) = (self.0.clone(), bundle.clone(), program.clone());
             let (key, options) = (key.clone(), create.runtime_options);
             let spec = if create.spec.is_empty() { NO_SPEC.to_vec() } else { create.spec };
@@ -284,8 +284,8 @@ impl Sandboxes {
                 let log = (&key.0, key.1.as_str());
                 let bootstrap = bootstrap::start(shims.config(), &program, &bundle, log, options)
                     .context(|| "start a shim")?;
-                bundle.write_bootstrap(&bootstrap)?;
-                Ok(bootstrap)
+                let noted = bundle.write_bootstrap(&bootstrap);
+                Ok((bootstrap, noted))
             })
             .await?
         };
@@ -298,7 +298,12 @@ impl Sandboxes {
             netns_path: create.netns,
             annotations: create.annotations.into_iter().collect(),
         };
-        match sandbox.call::<wire::CreateSandboxResponse>("CreateSandbox", &request, None).await {
+        let created = match noted {
+            Ok(()) => sandbox.call::<wire::CreateSandboxResponse>("CreateSandbox", &request, None).await,
+            // No later daemon would find the shim.
+            Err(error) => Err(error),
+        };
+        match created {
             Ok(_) => Ok(sandbox),
             Err(error) => {
                 dismiss(&sandbox).await;

@@ -67,8 +67,8 @@ impl Shims {
         create.laps.lap("write the bundle");
         let log = follow_log((&key.0, key.1.as_str()), bundle);
         let span = info_span!(target: TRACE, "task.shim", error = Empty);
-        let bootstrap = match create.shim {
-            Some(endpoint) => traced(span, join_shim(bundle, endpoint)).await?,
+        let (bootstrap, noted) = match create.shim {
+            Some(endpoint) => (traced(span, join_shim(bundle, endpoint)).await?, Ok(())),
             None => traced(span, self.start_shim(key, bundle, program, create.options)).await?,
         };
         create.laps.lap("start the shim");
@@ -76,6 +76,8 @@ impl Shims {
         let task = Task::new(key.clone(), (bundle.clone(), program.clone()), connection, log);
         let span = info_span!(target: TRACE, "task.make", error = Empty);
         let made = async {
+            // Here, so that a shim whose address no later daemon would find does not stay.
+            noted?;
             task.connect().await?;
             // In this order, so that the shim gets the create request before requests of clients that find the task in
             // the map.
@@ -102,20 +104,21 @@ impl Shims {
         }
     }
 
+    /// Starts a shim, and tells whether its address was noted in the bundle: if not, the caller dismisses it.
     async fn start_shim(
         &self,
         key: &Key,
         bundle: &Bundle,
         program: &Program,
         options: Option<Opaque>,
-    ) -> Result<Bootstrap> {
+    ) -> Result<(Bootstrap, Result<()>)> {
         let (shims, key, bundle, program) = (self.clone(), key.clone(), bundle.clone(), program.clone());
         blocking(move || {
             let config = &shims.0.config;
             let bootstrap = bootstrap::start(config, &program, &bundle, (&key.0, key.1.as_str()), options)
                 .context(|| "start a shim")?;
-            bundle.write_bootstrap(&bootstrap)?;
-            Ok(bootstrap)
+            let noted = bundle.write_bootstrap(&bootstrap);
+            Ok((bootstrap, noted))
         })
         .await
     }
