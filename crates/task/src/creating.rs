@@ -130,12 +130,7 @@ impl Shims {
     /// Cancels a creation that an earlier daemon began: only the shim knows whether it is over.
     pub(crate) async fn delete_left(self, task: Task) -> Result<Exit> {
         self.kill_creating(&task).await?;
-        match self.clone().delete_one(task.clone(), Some(END_LIMIT)).await {
-            // The creation has been undone, and no other call would end the shim.
-            Err(error) if error.is(ErrorKind::NotFound) => {
-                self.forget(&task).await?;
-                Ok(nothing_ran())
-            }
+        match self.delete_one(task.clone(), Some(END_LIMIT)).await {
             Err(error) if error.is(ErrorKind::DeadlineExceeded) => Err(does_not_end(&task)),
             outcome => outcome,
         }

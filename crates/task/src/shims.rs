@@ -68,6 +68,14 @@ impl Slot {
             Slot::Reserved | Slot::Unknown | Slot::Ended(..) => None,
         }
     }
+
+    /// Whether it holds this very task, created, and not another one with its id.
+    fn is_of(&self, task: &Task) -> bool {
+        match self {
+            Slot::Filled(held) | Slot::Ended(held, _) => held.is_same(task),
+            Slot::Reserved | Slot::Unknown | Slot::Creating(..) => false,
+        }
+    }
 }
 
 impl Shims {

@@ -49,6 +49,8 @@ struct Inner {
     ended: watch::Sender<Option<Exit>>,
     /// Set when the task is deleted: its shim may close the connection, or stay for other tasks.
     leaving: watch::Sender<bool>,
+    /// Held while its shim is ended and its bundle removed.
+    leave: tokio::sync::Mutex<()>,
     /// Whether the shim itself has published the exit and delete events.
     exit_published: AtomicBool,
     delete_published: AtomicBool,
@@ -90,6 +92,7 @@ impl Task {
             shim: OnceLock::new(),
             ended: watch::Sender::new(None),
             leaving: watch::Sender::new(false),
+            leave: tokio::sync::Mutex::default(),
             exit_published: AtomicBool::new(false),
             delete_published: AtomicBool::new(false),
             has_owner: AtomicBool::new(false),
@@ -413,6 +416,21 @@ impl Task {
 
     pub(crate) fn has_owner(&self) -> bool {
         self.0.has_owner.load(Ordering::Acquire)
+    }
+
+    /// Waits until no other call ends the shim for this task.
+    pub(crate) async fn leave(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.leave.lock().await
+    }
+
+    /// Whether both are handles of one task, and not of two with the same id.
+    pub(crate) fn is_same(&self, other: &Task) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Whether its shim lives and has no such container.
+    pub(crate) async fn is_unknown_to_shim(&self) -> bool {
+        self.state(None).await.is_err_and(|error| error.is(ErrorKind::NotFound))
     }
 
     pub(crate) fn is_leaving(&self) -> bool {

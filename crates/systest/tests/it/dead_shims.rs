@@ -282,3 +282,28 @@ fn what_our_shim_warns_of_is_in_the_daemons_log() {
         log.lines().any(|line| line.contains("warns") && line.contains("poststop")).then_some(())
     });
 }
+
+/// As where the daemon's connection broke after the shim had deleted the container, and before its answer.
+#[test]
+fn a_task_whose_deletion_was_not_answered_can_be_deleted() {
+    if !is_root("a container") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let spec = spec(&daemon, "unanswered", |spec| {
+        spec["process"]["args"] = json!(["/bin/busybox", "sh", "-c", "exit 42"]);
+    });
+    run_spec(&daemon, "unanswered", &spec, &[]).ok();
+    let bundle = bundle(&daemon, "unanswered");
+    eventually("its exit is noted", || bundle.join("exit.json").exists().then_some(()));
+    let bootstrap = fs::read(bundle.join("bootstrap.json")).expect("its shim is up");
+    let bootstrap: serde_json::Value = serde_json::from_slice(&bootstrap).expect("JSON");
+    let address = bootstrap["address"].as_str().expect("an address");
+    let shim = testkit::ShimTask::at("unanswered", address);
+    eventually("the shim deletes it", || shim.delete("").is_ok().then_some(()));
+    // `ctr` ends with the exit code of the task.
+    daemon.own_ctr(["tasks", "delete", "unanswered"]).expect_code(42);
+    assert!(!bundle.exists() && shim.connect_call().is_err(), "the shim is gone");
+    let listed = daemon.own_ctr(["tasks", "ls"]).ok();
+    assert!(!listed.stdout.contains("unanswered"), "{listed}");
+}

@@ -156,7 +156,7 @@ impl Shims {
 }
 
 /// The exit of a task whose shim cannot report it.
-async fn last_known(task: &Task) -> Exit {
+pub(super) async fn last_known(task: &Task) -> Exit {
     let task = task.clone();
     let read = blocking(move || {
         let (bundle, program) = task.bundle_and_program();

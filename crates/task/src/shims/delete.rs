@@ -11,6 +11,7 @@ use tracing::field::Empty;
 use tracing::info_span;
 use types::{ContainerId, Error, ErrorKind, Namespace, Result};
 
+use super::dead::last_known;
 use super::{Shims, Slot, unbroken};
 use crate::{Exit, Task};
 
@@ -74,18 +75,28 @@ impl Shims {
                     None => Ok(exit),
                 };
             }
+            // Its creation was undone, or the answer to an earlier call was lost: no other call would end the shim.
+            Err(error) if error.is(ErrorKind::NotFound) && task.is_unknown_to_shim().await => {
+                let exit = last_known(&task).await;
+                return if self.forget(&task).await? { Ok(exit) } else { Err(error) };
+            }
             Err(error) => return Err(error),
         };
-        self.forget(&task).await.map(|()| exit)
+        self.forget(&task).await.map(|_| exit)
     }
 
-    /// Ends the shim of a deleted task, unless other tasks or a sandbox use it.
-    pub(crate) async fn forget(&self, task: &Task) -> Result<()> {
+    /// Ends the shim of a deleted task, unless other tasks or a sandbox use it. False if another call has done so: the
+    /// id may have another task by now.
+    async fn forget(&self, task: &Task) -> Result<bool> {
+        let _one_at_a_time = task.leave().await;
         let key = (task.namespace().clone(), task.id().clone());
-        self.0.slots().insert(key.clone(), Slot::Reserved);
+        match self.0.slots().get_mut(&key) {
+            Some(slot) if slot.is_of(task) => *slot = Slot::Reserved,
+            _ => return Ok(false),
+        }
         task.dismiss(self.shim_is_shared(task)).await;
         let removed = self.remove_bundle(task).await;
         self.0.slots().remove(&key);
-        removed
+        removed.map(|()| true)
     }
 }
