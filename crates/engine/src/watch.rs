@@ -340,6 +340,15 @@ impl Engine {
         match self.extension(id).await {
             Ok(extension) if extension.wants_restart(exit.code) => {
                 self.plan_restart(id, extension.restart_pause());
+                // A stop notes itself first, and cancels what is planned second. One that came between the look at the
+                // record and the plan has found nothing to cancel.
+                let is_stopped = match self.extension(id).await {
+                    Ok(extension) => !extension.wants_restart(exit.code),
+                    Err(error) => error.is(ErrorKind::NotFound),
+                };
+                if is_stopped {
+                    self.0.restarts.cancel(id.as_str());
+                }
                 Ok(())
             }
             // The container was removed with its end (`--rm`), or by a client.
