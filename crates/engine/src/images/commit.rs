@@ -97,9 +97,17 @@ impl Engine {
         match task.pause().await {
             Ok(()) => Ok(true),
             Err(error) => {
+                let state = task.state_or_unknown().await;
+                let is = |status: Status| state.as_ref().is_ok_and(|state| state.status == status);
+                // A client has paused it meanwhile, and it stays so. Without an answer, the pause may be ours.
+                let is_answer = !error.is(ErrorKind::Unavailable) && !error.is(ErrorKind::DeadlineExceeded);
+                if is_answer && is(Status::Paused) {
+                    self.note_end_of_copy(id).await?;
+                    return Ok(false);
+                }
                 self.end_copy(id).await?;
                 // The container has ended meanwhile, and its snapshot is still there.
-                if task.state_or_unknown().await.is_ok_and(|state| state.status == Status::Stopped) {
+                if is(Status::Stopped) {
                     return Ok(false);
                 }
                 Err(error.context("pause it; leave that out with --pause=false"))
@@ -113,6 +121,11 @@ impl Engine {
             // A client may have resumed or killed it.
             let _ = task.resume().await;
         }
+        self.note_end_of_copy(id).await
+    }
+
+    /// Records that a copy no longer needs the container paused. No error if it is gone.
+    async fn note_end_of_copy(&self, id: &ContainerId) -> Result<()> {
         let id = id.clone();
         let noted = self
             .blocking(move |engine| engine.change(&id, |extension| extension.paused_for_copy = false))
