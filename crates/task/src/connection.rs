@@ -80,6 +80,8 @@ impl Connection {
         let client = connecting.unwrap_or_else(late).map_err(|error| match error.kind() {
             // A missing socket means a dead shim; callers would take `NotFound` for a missing task.
             ErrorKind::NotFound => error.with_kind(ErrorKind::Unavailable),
+            // It would be taken for a shim that does not read; perhaps it is this daemon that has too many open files.
+            ErrorKind::ResourceExhausted => error.with_kind(ErrorKind::Unknown),
             _ => error,
         })?;
         *self.lock() = Some(client.clone());

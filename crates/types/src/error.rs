@@ -92,6 +92,22 @@ impl From<io::ErrorKind> for ErrorKind {
     }
 }
 
+/// As of its io kind, except for what is used up: std has no kind for open files (EMFILE, ENFILE), and EAGAIN from the
+/// kernel means that there are too many processes, threads or unanswered connections, where the call may block.
+impl From<&io::Error> for ErrorKind {
+    fn from(error: &io::Error) -> ErrorKind {
+        match error.raw_os_error() {
+            Some(EAGAIN | ENFILE | EMFILE) => ErrorKind::ResourceExhausted,
+            _ => error.kind().into(),
+        }
+    }
+}
+
+/// Kernel errors (errno(3)).
+const EAGAIN: i32 = 11;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
 type Source = Box<dyn StdError + Send + Sync + 'static>;
 
 /// An error: a kind for the caller, a message for a person, and the source that caused it.
@@ -251,7 +267,7 @@ impl StdError for Error {
 
 /// Adds a message that says which operation on which object failed.
 ///
-/// An [`Error`] keeps its kind; an [`io::Error`] gets the kind of its io kind. The closure runs only on failure.
+/// An [`Error`] keeps its kind; an [`io::Error`] gets the kind that fits it. The closure runs only on failure.
 pub trait Context<T> {
     fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T>;
 }
@@ -264,7 +280,7 @@ impl<T> Context<T> for Result<T, Error> {
 
 impl<T> Context<T> for Result<T, io::Error> {
     fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
-        self.map_err(|error| Error::new(error.kind().into(), message()).with_source(error))
+        self.map_err(|error| Error::new(ErrorKind::from(&error), message()).with_source(error))
     }
 }
 
@@ -358,5 +374,16 @@ mod tests {
         assert_eq!(missing.context(|| "open /x").unwrap_err().kind(), ErrorKind::NotFound);
         let full: io::Result<()> = Err(io::ErrorKind::StorageFull.into());
         assert_eq!(full.context(|| "write").unwrap_err().kind(), ErrorKind::ResourceExhausted);
+        // EAGAIN, ENOMEM, ENFILE, EMFILE, ENOSPC, EDQUOT.
+        for number in [11, 12, 23, 24, 28, 122] {
+            let used_up: io::Result<()> = Err(io::Error::from_raw_os_error(number));
+            assert_eq!(
+                used_up.context(|| "open").unwrap_err().kind(),
+                ErrorKind::ResourceExhausted,
+                "{number}"
+            );
+        }
+        let unknown: io::Result<()> = Err(io::ErrorKind::WouldBlock.into());
+        assert_eq!(unknown.context(|| "read").unwrap_err().kind(), ErrorKind::Unknown);
     }
 }
