@@ -21,7 +21,8 @@ mod pod;
 mod start;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::io::ErrorKind::PermissionDenied;
+use std::time::{Duration, Instant};
 
 use api::shim::attach::AttachRequest;
 use api::shim::events::{self, topic};
@@ -53,6 +54,9 @@ use self::pod::Pod;
 /// The loop's buffer for copies that splice(2) cannot do.
 const BUFFER_LEN: usize = 16 << 10;
 
+/// How long copies rest whose descriptors the kernel has no room to watch.
+const COPY_PAUSE: Duration = Duration::from_millis(100);
+
 /// Pending `Wait` calls. More are refused, so that there is always room for calls that end processes.
 const WAITS_MAX: usize = ttrpc::CALLS_MAX / 2;
 
@@ -67,6 +71,8 @@ pub(crate) struct Sandbox {
     buffer: Vec<u8>,
     /// Copies that used up their turn.
     turns: Vec<(ProcessKey, Stream)>,
+    /// Copies that cannot be polled for, until when they rest.
+    resting: Vec<(ProcessKey, Stream, Instant)>,
     deletes: Vec<PendingDelete>,
     jobs: Vec<Job>,
     /// Calls that wait for the end of a job.
@@ -90,6 +96,7 @@ impl Sandbox {
             log,
             buffer: vec![0; BUFFER_LEN],
             turns: Vec::new(),
+            resting: Vec::new(),
             deletes: Vec::new(),
             jobs: Vec::new(),
             queued_calls: Vec::new(),
@@ -369,6 +376,9 @@ impl Sandbox {
     }
 
     pub(crate) fn take_turns(&mut self) {
+        let now = Instant::now();
+        let rested = self.resting.extract_if(.., |(_, _, until)| *until <= now);
+        self.turns.extend(rested.map(|(key, stream, _)| (key, stream)));
         for (key, stream) in std::mem::take(&mut self.turns) {
             self.advance_copy(key, stream);
         }
@@ -381,10 +391,15 @@ impl Sandbox {
         let Some(copy) = slot else { return };
         let wants = copy.advance(stream == Stream::Stdin, &mut self.buffer);
         let armed = arm(&self.poll, copy, wants, Source::Copy(key, stream));
+        self.resting.retain(|(of, its, _)| (*of, *its) != (key, stream));
         match (wants, armed) {
             (Wants::Nothing, _) => {
                 *slot = None;
                 self.finish_deletes();
+            }
+            // Out of memory, or of epoll's `max_user_watches`: a turn at once, and the next, would use up a processor.
+            (Wants::Source | Wants::Sink, Err(error)) if error.kind() != PermissionDenied => {
+                self.resting.push((key, stream, Instant::now() + COPY_PAUSE));
             }
             (Wants::Turn, _) | (_, Err(_)) => self.turns.push((key, stream)),
             (Wants::Source | Wants::Sink, Ok(())) => {}
@@ -392,7 +407,7 @@ impl Sandbox {
     }
 }
 
-/// `Err` for a descriptor that is always ready.
+/// `PermissionDenied` for a descriptor that is always ready.
 fn arm(poll: &Poll, copy: &Copy, wants: Wants, source: Source) -> std::io::Result<()> {
     match (wants, copy.sink()) {
         (Wants::Source, _) => copy.sources().try_for_each(|from| poll.arm(from, source, Interest::Read)),

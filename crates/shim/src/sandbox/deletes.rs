@@ -78,14 +78,15 @@ impl Sandbox {
         }
     }
 
-    /// When deletes, stops or `Wait` calls have to be looked at again, at the latest.
+    /// When deletes, stops, `Wait` calls or resting copies have to be looked at again, at the latest.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let over = |delete: &&PendingDelete| {
             self.processes.get(&delete.process).is_none_or(|process| self.is_over(process))
         };
         let deletes = self.deletes.iter().filter(over).map(|delete| delete.deadline);
         let drivers = self.drivers.iter().map(Leaving::deadline);
-        deletes.chain(drivers).chain(self.stop_deadline()).chain(self.waits().1).min()
+        let copies = self.resting.iter().map(|(_, _, until)| *until);
+        deletes.chain(drivers).chain(copies).chain(self.stop_deadline()).chain(self.waits().1).min()
     }
 
     /// Whether the process does not run, its exit is published, and no job is using it.
