@@ -217,7 +217,7 @@ impl Tree {
             }
             EntryKind::HardLink(target) => self.hard_link(parent, name, target),
             EntryKind::File { len, at } => {
-                let Some(len) = FileLen::of(len).filter(|_| at % BLOCK_LEN == 0) else {
+                let Some(len) = FileLen::of(len).filter(|_| at.is_multiple_of(BLOCK_LEN)) else {
                     return Err(Error::invalid_argument(format!("{len} bytes at {at} cannot be mapped")));
                 };
                 let block = u32::try_from(at / BLOCK_LEN).map_err(|_| {

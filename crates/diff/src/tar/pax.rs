@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 
 use super::header::{Regions, bad};
 
@@ -71,7 +72,7 @@ impl Records {
     /// under `LIBARCHIVE.xattr.` as well, which can be ignored.
     pub(super) fn attributes(&self) -> io::Result<BTreeMap<String, Vec<u8>>> {
         let mut found = BTreeMap::new();
-        for (key, value) in self.0.range(ATTRIBUTE.to_owned()..) {
+        for (key, value) in self.0.range::<str, _>((Bound::Included(ATTRIBUTE), Bound::Unbounded)) {
             let Some(name) = key.strip_prefix(ATTRIBUTE) else { break };
             if name.is_empty() || name.len() > 255 || value.len() > 64 * 1024 {
                 return Err(bad("an extended attribute is too large"));
