@@ -14,7 +14,7 @@ use std::sync::{Arc, MutexGuard};
 use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
 use linux::beneath::Root;
-use linux::layers::Layers;
+use linux::lower_dirs::LowerDirs;
 use linux::mount::open_mounts;
 use linux::tree_mounts::{durable, overlay_option};
 use metadata::{Caller, LayerSource, Metadata, Snapshots};
@@ -521,7 +521,7 @@ impl Trees {
             let own = (layers.start..*at).rev().take(depth).map(|below| snapshots.mounts(&self.key(below)));
             let own = own.collect::<Result<Vec<_>>>()?.concat();
             let below = own.iter().chain(&committed).take(depth).flat_map(lower_trees).collect();
-            self.copy_metadata(*at, paths, Layers::new(below), snapshots)
+            self.copy_metadata(*at, paths, LowerDirs::new(below), snapshots)
         });
         if !committed.is_empty() {
             snapshots.remove(&key)?;
@@ -533,7 +533,7 @@ impl Trees {
         &self,
         at: usize,
         paths: &[PathBuf],
-        mut below: Layers,
+        mut below: LowerDirs,
         snapshots: &Snapshots,
     ) -> Result<()> {
         let to = Root::from_fd(open_mounts(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));

@@ -98,7 +98,7 @@ pub(crate) enum Command {
         name: String,
     },
     /// Change limits and restart policies of containers
-    Update(update::Flags),
+    Update(Box<update::Flags>),
     /// Show where the ports of a container are published
     Port(port::Flags),
     /// Show the processes of a container
@@ -208,7 +208,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             client.call(&Call::Rename { id, name }).await?;
             Ok(0)
         }
-        Command::Update(flags) => update::run(client, flags).await,
+        Command::Update(flags) => update::run(client, *flags).await,
         Command::Port(flags) => port::run(client, flags).await,
         Command::Top(flags) => top::run(client, flags).await,
         Command::Pause { containers } => {

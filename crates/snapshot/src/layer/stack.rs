@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use erofs::{Ground, Metadata, Tree};
 use linux::beneath::proc_path;
-use linux::layers::Layers;
+use linux::lower_dirs::LowerDirs;
 use rustix::fs::{fgetxattr, flistxattr};
 use rustix::io::Errno;
 use types::{Context, Result};
@@ -42,7 +42,7 @@ pub(super) fn stacked(layers: &[Archive], below: &[PathBuf], cached: Option<&Tre
 
 /// Gives implied directories the metadata that they have in the layers below.
 fn fill_implied(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
-    let mut layers = Layers::new(below.to_vec());
+    let mut layers = LowerDirs::new(below.to_vec());
     for path in tree.implied()? {
         let path = Path::new(std::ffi::OsStr::from_bytes(&path));
         // A name that is a symlink below is no such directory: the implied one keeps its default metadata.

@@ -1,4 +1,4 @@
-//! The trees of layers, looked through one by one, and not as overlayfs shows them together.
+//! The lower directories of an overlay, looked through one by one, and not as overlayfs shows them together.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use types::Result;
 use crate::beneath::{Found, Root};
 
 /// Trees of layers, the nearest first. Each is opened when a search comes to it.
-pub struct Layers {
+pub struct LowerDirs {
     trees: Vec<PathBuf>,
     opened: Vec<Root>,
 }
 
-impl Layers {
-    pub fn new(trees: Vec<PathBuf>) -> Layers {
-        Layers { trees, opened: Vec::new() }
+impl LowerDirs {
+    pub fn new(trees: Vec<PathBuf>) -> LowerDirs {
+        LowerDirs { trees, opened: Vec::new() }
     }
 
     /// The directory at a path in the nearest layer that has anything there, even if an opaque directory of a nearer
@@ -54,9 +54,9 @@ mod tests {
         fs::create_dir_all(lower.join("d/x")).unwrap();
         fs::write(middle.join("d"), "").unwrap();
         symlink("a", middle.join("e")).unwrap();
-        let mut layers = Layers::new(layers.to_vec());
+        let mut dirs = LowerDirs::new(layers.to_vec());
         let mut check = |path: &str, expected: Option<&Path>| {
-            let found = layers.nearest_directory(Path::new(path)).unwrap();
+            let found = dirs.nearest_directory(Path::new(path)).unwrap();
             let found = found.map(|found| fs::File::from(found).metadata().unwrap().ino());
             let expected = expected.map(|tree| fs::metadata(tree.join(path)).unwrap().ino());
             assert_eq!(found, expected, "{path}");
