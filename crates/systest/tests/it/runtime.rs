@@ -35,7 +35,7 @@ fn identity_limits_and_privileges_are_runcs() {
     });
 }
 
-/// The caller's is no business of the container's.
+/// The umask of the runtime's caller has no effect on the container.
 #[test]
 fn modes_are_masked_as_the_container_has_it() {
     for (umask, expected) in [(None, "0022\n"), (Some(0o27), "0027\n")] {
@@ -76,7 +76,7 @@ fn every_limit_of_a_process_is_runcs() {
         "RTTIME",
     ];
     let said = same("cat /proc/self/limits", |spec| {
-        // Each has values of its own, below what is usual for programs that may not raise theirs.
+        // Each limit has values of its own. They are small: a caller may lack the right to raise its limits.
         let limits = (1u64..).zip(kinds).map(|(number, kind)| {
             let unit = match kind {
                 "FSIZE" | "DATA" | "STACK" | "RSS" | "AS" => 1 << 26,
@@ -91,7 +91,8 @@ fn every_limit_of_a_process_is_runcs() {
     assert_eq!(said.matches("unlimited").count(), 0, "{said}");
 }
 
-/// What needs no more files than it is given runs, and who is given too little of something else is told of what.
+/// A program that needs few open files runs with a small limit on them. If another limit is too small, the error names
+/// it.
 #[test]
 fn small_limits_are_met_or_named() {
     let files = |soft: u32, hard: u32| json!([{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]);
@@ -110,7 +111,7 @@ fn small_limits_are_met_or_named() {
     assert!(refused.code != 0 && refused.stderr.contains("memory"), "{refused}");
 }
 
-/// As by runc: it waits paused for its start, which has to wait for its end.
+/// As with runc, a container that was created can be paused, and cannot be started until it is resumed.
 #[test]
 fn what_was_created_is_paused_and_resumed() {
     for runtime in Runtime::both() {
@@ -137,7 +138,8 @@ fn what_was_created_is_paused_and_resumed() {
     }
 }
 
-/// The freezer of version 1 holds what is killed until it lets all go; whoever pauses a container need not be us.
+/// The freezer of cgroup version 1 keeps a killed process until it is thawed. Here the test freezes the cgroup, not the
+/// runtime.
 #[test]
 fn a_container_that_the_old_freezer_holds_is_killed() {
     let freezer = std::path::Path::new("/sys/fs/cgroup/freezer");
@@ -147,7 +149,7 @@ fn a_container_that_the_old_freezer_holds_is_killed() {
     }
     let bundle = bundle(|spec| {
         spec["process"]["args"] = json!(["sleep", "1000"]);
-        // The host sees its whole tree.
+        // A path by which the test finds the cgroup on the host.
         spec["linux"]["cgroupsPath"] = json!(format!("/frozen-{}", std::process::id()));
     });
     let path = bundle.path().display().to_string();
@@ -169,7 +171,7 @@ fn a_container_that_the_old_freezer_holds_is_killed() {
     runtime.run(&["delete", &id]).ok();
 }
 
-/// Rows of the other tests in which the two that others wrote agree.
+/// Cases of the other tests in which runc and crun agree.
 #[test]
 fn what_runc_and_crun_agree_in_is_ours() {
     type Change = fn(&mut Value);
@@ -231,7 +233,7 @@ fn what_runc_and_crun_agree_in_is_ours() {
 
 #[test]
 fn file_systems_are_runcs() {
-    // Ids and devices of mounts differ from run to run.
+    // Ids and device numbers of mounts differ from run to run.
     let mounts =
         "busybox awk '{ print $5, $6, $9 == \"-\" ? $10 : $9 }' /proc/self/mountinfo | grep -v cgroup | sort";
     let plain = same(mounts, |_| {});
@@ -262,7 +264,8 @@ fn file_systems_are_runcs() {
 fn exit_codes_and_refusals_are_runcs() {
     for (script, code) in [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137), ("kill -TERM $$", 143)] {
         let bundle = bundle(|spec| {
-            // The first process of a pid namespace is deaf to its own signals.
+            // The first process of a pid namespace ignores signals that it sends itself and does not handle
+            // (pid_namespaces(7)).
             spec["process"]["args"] = json!(["sh", "-c", format!("sh -c '{script}'; exit $?")]);
         });
         let path = bundle.path().display().to_string();
@@ -270,7 +273,7 @@ fn exit_codes_and_refusals_are_runcs() {
             runtime.run(&["run", "--bundle", &path, &runtime.id("code")]).expect_code(code);
         }
     }
-    // What both name of each mistake, in whatever words.
+    // For each mistake, words that the errors of both runtimes contain.
     type Change = fn(&mut Value);
     let rows: [(&str, Change, &[&str]); 8] = [
         (
@@ -384,7 +387,7 @@ fn a_life_from_create_to_delete_is_runcs() {
     }
 }
 
-/// Of what has ended there is nothing to do but to delete it.
+/// A stopped container can only be deleted.
 #[test]
 fn what_is_done_to_a_stopped_container_fails() {
     let bundle = bundle(|spec| spec["process"]["args"] = json!(["sleep", "1000"]));
@@ -415,7 +418,7 @@ fn what_is_done_to_a_stopped_container_fails() {
     }
 }
 
-/// A start that waits for a first process which then dies has started nothing.
+/// `start` fails if the first process is killed before it executes the program.
 #[test]
 fn a_start_of_what_is_killed_meanwhile_fails() {
     for runtime in Runtime::both() {
@@ -438,7 +441,8 @@ fn a_start_of_what_is_killed_meanwhile_fails() {
     }
 }
 
-/// `state` and `list` in both formats: the same fields, with the same in them where it is not the run's own.
+/// `state` and `list --format json` print the same fields as runc, with the same values unless these differ from run to
+/// run.
 #[test]
 fn documents_are_runcs() {
     let bundle = bundle(|spec| {
@@ -456,7 +460,7 @@ fn documents_are_runcs() {
             serde_json::from_str(&runtime.run(words).ok().stdout).expect("it is JSON")
         };
         let mut documents = [read(&["state", &id]), read(&["list", "--format", "json"])[0].clone()];
-        // Of runc's, `list` alone tells it.
+        // Of runc's two commands, only `list` prints the owner.
         assert!(documents[0]["owner"].is_string(), "{}", documents[0]);
         documents[0]["owner"] = documents[1]["owner"].clone();
         let pid = documents[0]["pid"].as_u64().expect("a pid");
@@ -471,7 +475,7 @@ fn documents_are_runcs() {
             let created = document["created"].as_str().expect("a time").to_owned();
             assert!(begun[..19] <= created[..19] && created[..19] <= end[..19], "{begun} {created} {end}");
             assert!(created.ends_with('Z') && created.as_bytes()[10] == b'T', "{created}");
-            // Those that differ from run to run, and of which each has its own.
+            // These differ from run to run, or from runtime to runtime: the test only checks whether they are there.
             for own in ["id", "pid", "created", "ociVersion"] {
                 document[own] = json!(document[own].is_null());
             }

@@ -14,7 +14,7 @@ use crate::runtime_bundle::{bundle, read_text};
 use crate::runtime_command::called_runc;
 use crate::systemd::is_booted;
 
-/// Ours, called by way of a script that is called `runc` and notes how it is called.
+/// Hoist's runtime behind a script called `runc`, which logs its arguments.
 pub(crate) struct NotedRunc {
     dir: TempDir,
 }
@@ -30,7 +30,7 @@ impl NotedRunc {
         NotedRunc { dir }
     }
 
-    /// The directory with the program and nothing else that is executed by its name.
+    /// The directory that contains the script, and no other program.
     pub(crate) fn programs(&self) -> &Path {
         self.dir.path()
     }
@@ -39,7 +39,7 @@ impl NotedRunc {
         self.dir.path().join("runc")
     }
 
-    /// How it was called, a line for each time.
+    /// The arguments of each call, a line per call.
     pub(crate) fn notes(&self) -> String {
         fs::read_to_string(self.dir.path().join("notes")).unwrap_or_default()
     }
@@ -49,7 +49,7 @@ struct Podman {
     dir: TempDir,
     runtime: PathBuf,
     cgroup_manager: &'static str,
-    /// Whose it is, if not root's.
+    /// The user that runs podman, unless it is root.
     user: Option<u32>,
 }
 
@@ -59,8 +59,8 @@ impl Podman {
         Podman { dir, runtime, cgroup_manager, user: None }
     }
 
-    /// That of a user who has no rights but ranges of others' numbers, and is known in its own mount namespaces alone. Its
-    /// runtime is a copy of ours, called `runc`.
+    /// podman of an unprivileged user with subordinate ids (subuid(5)). The user is known only in podman's mount
+    /// namespaces. Its runtime is a copy of Hoist's, called `runc`.
     fn of_user(user: u32) -> Podman {
         let dir = TempDir::new().expect("a temporary directory");
         let place = |name: &str| dir.path().join(name);
@@ -94,7 +94,7 @@ impl Podman {
         command
     }
 
-    /// Makes `image:1`, with busybox in it.
+    /// Imports `image:1`, which contains busybox.
     fn import_image(&self) {
         let tree = bundle(|_| {});
         let archive = self.dir.path().join("root.tar");
@@ -117,7 +117,7 @@ impl Podman {
 impl Drop for Podman {
     fn drop(&mut self) {
         self.run(&["rm", "--force", "--all", "--time", "0"]);
-        // That of a user leaves a process that holds its user namespace.
+        // Rootless podman leaves a process that holds its user namespace.
         let holder = fs::read_to_string(self.dir.path().join("tmp/pause.pid")).unwrap_or_default();
         if let Some(holder) = holder.trim().parse().ok().and_then(Pid::from_raw) {
             let _gone = kill_process(holder, Signal::KILL);
@@ -125,7 +125,7 @@ impl Drop for Podman {
     }
 }
 
-/// podman takes ours for runc, by name and by behaviour.
+/// podman takes Hoist's runtime for runc, by its name and by its behaviour.
 #[test]
 fn podman_runs_containers() {
     let (_programs, runtime) = called_runc();
@@ -184,7 +184,7 @@ fn podman_runs_containers() {
     assert_eq!(podman.run(&["ps", "--all", "--quiet"]).ok().text(), "");
 }
 
-/// Its user is root of a user namespace, and of nothing else.
+/// The user is root of a user namespace, and unprivileged outside of it.
 #[test]
 fn podman_of_a_user_runs_containers() {
     let podman = Podman::of_user(23_456);
@@ -207,7 +207,7 @@ fn podman_of_a_user_runs_containers() {
     assert!(!podman.dir.path().join("session/runc").join(&id).exists());
 }
 
-/// As podman has it where systemd is the first process.
+/// podman with `--cgroup-manager systemd`, its default on hosts that systemd has booted.
 #[test]
 fn podman_has_its_cgroups_from_systemd() {
     if !is_booted() {
@@ -243,7 +243,7 @@ fn podman_has_its_cgroups_from_systemd() {
     eventually("the scope is gone", || (told("LoadState") == "LoadState=not-found").then_some(()));
 }
 
-/// Debian's containerd and its shim, with ours as the `runc` that they find in PATH.
+/// Debian's containerd and its shim, which find Hoist's runtime as `runc` in PATH.
 #[test]
 fn containerds_own_shim_runs_containers() {
     let _hierarchies = HIERARCHIES.read();
@@ -255,7 +255,7 @@ fn containerds_own_shim_runs_containers() {
     let once =
         containerd.ctr(["run", "--rm", &image, "own-once", "sh", "-c", "echo out; echo err >&2; exit 7"]);
     let once = once.expect_code(7);
-    // The ctr of 2.x warns of hosts with version 1 of cgroups.
+    // The ctr of containerd 2.x warns of hosts with cgroup version 1.
     let told: Vec<&str> = once.stderr.lines().filter(|line| !line.contains("DEPRECATION")).collect();
     assert_eq!((once.stdout.as_str(), told), ("out\n", vec!["err"]));
     containerd.ctr(["run", "-d", &image, "own-life", "sleep", "1000"]).ok();
@@ -269,7 +269,7 @@ fn containerds_own_shim_runs_containers() {
     assert!(containerd.ctr(["tasks", "metrics", "own-life"]).ok().stdout.contains("memory"));
     let missing = containerd.ctr(["run", "--rm", &image, "own-missing", "/no/such"]);
     assert!(missing.code != 0 && missing.stderr.contains("/no/such"), "{missing}");
-    // It is ours that runs: the state is kept as ours keeps it.
+    // The runtime is Hoist's: this field is in its state, and not in runc's.
     assert!(find(Path::new("/run/containerd/runc/default/own-life/state.json"), "started_at_ticks"));
     containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "own-life"]).ok();
     eventually("the task has stopped", || {
@@ -279,7 +279,7 @@ fn containerds_own_shim_runs_containers() {
     containerd.ctr(["containers", "rm", "own-life"]).ok();
 }
 
-/// The same by the option that names the program (`BinaryName`), while another is in PATH.
+/// As above, with the program named by the option `BinaryName`, and Debian's runc in PATH.
 #[test]
 fn containerds_own_shim_calls_the_runtime_that_its_option_names() {
     let _hierarchies = HIERARCHIES.read();

@@ -18,7 +18,7 @@ use crate::runtime_bundle::{Runtime, bundle, read_text, script};
 struct Resctrl(TempDir);
 
 impl Resctrl {
-    /// Of a processor whose L3 cache and memory bandwidth can be shared out.
+    /// The files of a processor whose L3 cache and memory bandwidth can be allocated.
     fn new() -> Resctrl {
         let resctrl = Resctrl(TempDir::new().expect("a temporary directory"));
         for (file, text) in [
@@ -39,8 +39,8 @@ impl Resctrl {
         self.0.path().join("resctrl")
     }
 
-    /// The command, whose process reads of it in its list of mounts: one with a line more lies over the kernel's, in a
-    /// mount namespace of its own.
+    /// The command in a mount namespace of its own, in which `/proc/self/mountinfo` also lists the directory as a
+    /// resctrl file system.
     fn told(&self, command: &Command) -> Command {
         let script = "cat /proc/self/mountinfo > $0/mounts && \
                       echo \"1 1 0:1 / $0/resctrl rw - resctrl resctrl rw\" >> $0/mounts && \
@@ -51,7 +51,7 @@ impl Resctrl {
         told
     }
 
-    /// Starts a container that sleeps, and says its pid.
+    /// Starts a container that sleeps, and returns its pid.
     #[track_caller]
     fn start(&self, runtime: &Runtime, bundle: &Path, id: &str) -> String {
         let mut run =
@@ -81,7 +81,7 @@ fn a_class_of_its_own_comes_and_goes_with_its_container() {
     let class = resctrl.path().join(&id);
     assert_eq!(read_text(&class.join("schemata")), "L3:0=f\nMB:0=50");
     assert_eq!(read_text(&class.join("tasks")), pid);
-    // Who enters is put there too, which needs no list of mounts.
+    // A process that enters is put into the group as well. The runtime then needs no list of mounts.
     runtime.run(&["exec", &id, "true"]).ok();
     assert_ne!(read_text(&class.join("tasks")), pid);
 
@@ -116,7 +116,7 @@ fn a_class_of_others_is_joined_and_stays() {
     let (resctrl, runtime) = (Resctrl::new(), Runtime::ours());
     let class = resctrl.path().join("shared");
     fs::create_dir_all(class.join("mon_groups")).expect("writable");
-    // As the kernel writes it.
+    // In the kernel's format.
     fs::write(class.join("schemata"), "    L3:0=0000f\n").expect("writable");
     let shares = |l3: &str| json!({"closID": "shared", "l3CacheSchema": l3, "enableMonitoring": true});
     let bundle = sleeping(&shares("L3:0=f"));

@@ -20,7 +20,7 @@ use testkit::{Finished, eventually, run};
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
 use crate::runtime_joins::join;
 
-/// Takes the one descriptor that comes to a socket, and the bytes beside it.
+/// Receives one descriptor (SCM_RIGHTS) from a socket, and the bytes that come with it.
 pub(crate) fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
     let (stream, _) = listener.accept().expect("the runtime connects");
     let mut bytes = vec![0; 4096];
@@ -67,7 +67,7 @@ fn a_detached_container_is_handed_over() {
             let line = lines.next().expect("the container speaks").expect("text");
             assert_eq!(line.trim_end(), expected, "{}", runtime.name);
         }
-        // A further process, with a terminal of its own.
+        // An exec with a terminal of its own.
         let words =
             [&["exec", "-d", "-t"], &flags[2..], &[&id, "sh", "-c", "echo entered; sleep 1000"]].concat();
         let mut exec = runtime.command(&words).spawn().expect("it runs");
@@ -80,7 +80,7 @@ fn a_detached_container_is_handed_over() {
     }
 }
 
-/// What is wrong is told in runc's words, and ours say more: where, and what to do.
+/// Errors contain runc's words. Hoist's also say where the mistake is, and what to do.
 #[test]
 fn mistakes_are_told_in_words_that_programs_look_for() {
     let empty = TempDir::new().expect("a temporary directory");
@@ -124,7 +124,7 @@ fn a_pidfd_is_handed_over() {
     let pid_path = pid_file.to_str().expect("UTF-8");
     let bundle = bundle(|spec| script(spec, "sleep 1000"));
     let path = bundle.path().display().to_string();
-    // Runs a command that hands over the pidfd of the process in its pid file.
+    // Runs a command that sends a pidfd, of the process that the pid file names.
     let take = |words: &[&str]| {
         let mut started = runtime.command(words).stdout(Stdio::null()).spawn().expect("it runs");
         let (_, pidfd) = receive(&listener);
@@ -187,7 +187,7 @@ fn descriptors_are_passed_on_when_asked() {
     }
 }
 
-/// What is not open would be taken for something of the runtime's own (CVE-2024-21626).
+/// A descriptor that is not open might be one that the runtime opens for itself (CVE-2024-21626).
 #[test]
 fn descriptors_that_are_not_open_are_not_passed_on() {
     let runtime = Runtime::ours();
@@ -206,7 +206,7 @@ fn descriptors_that_are_not_open_are_not_passed_on() {
     done.expect_stderr("descriptor 3 is not open");
 }
 
-/// Who runs a program on a terminal which it does not read is heard all the same.
+/// The program does not read its terminal, so that the runtime cannot write to it. Signals still reach the program.
 #[test]
 fn a_terminal_that_is_full_holds_up_no_signal_and_no_end() {
     let runtime = Runtime::ours();
@@ -283,7 +283,7 @@ fn events_come_until_the_container_ends() {
         fs::write(bundle.path().join("rootfs/eat"), "").expect("writable");
         wait_for("oom");
         runtime.run(&["delete", "--force", &id]).ok();
-        // Debian's runc goes on for ever.
+        // `events` of Debian's runc does not end with the container.
         if runtime.name == "runc" {
             events.kill().expect("a child of ours");
         }
@@ -296,7 +296,7 @@ fn events_come_until_the_container_ends() {
 fn errors_are_where_drivers_look_for_them() {
     let dir = TempDir::new().expect("a temporary directory");
     for runtime in Runtime::both() {
-        // That nobody hears of it is no reason to end otherwise.
+        // An error message that cannot be written does not change the exit code.
         let full = File::options().write(true).open("/dev/full").expect("a device of Linux");
         let unheard = runtime.command(&["state", "nosuch"]).stderr(full).status().expect("it runs");
         assert_eq!(unheard.code(), Some(1), "{}", runtime.name);
@@ -318,7 +318,7 @@ fn errors_are_where_drivers_look_for_them() {
     }
 }
 
-/// With `--debug`: what is made, which hooks run, and how it ends.
+/// `--debug` logs what is created, which hooks run, and how the container ends.
 #[test]
 fn steps_are_told_on_demand() {
     let dir = TempDir::new().expect("a temporary directory");
@@ -362,7 +362,7 @@ fn steps_are_told_on_demand() {
     assert!(!few.contains("debug") && few.contains("level=warning"), "{few}");
 }
 
-/// Who has no use for the number names the null device.
+/// Callers that do not need the pid name the null device.
 #[test]
 fn a_device_as_pid_file_is_written_to() {
     let runtime = Runtime::ours();
@@ -375,7 +375,7 @@ fn a_device_as_pid_file_is_written_to() {
     assert!(std::os::unix::fs::FileTypeExt::is_char_device(&kind), "{kind:?}");
 }
 
-/// Of what is not a container's, and of what cannot be read, the rest is listed all the same.
+/// `list` warns of a state that cannot be read, ignores other files, and lists the other containers.
 #[test]
 fn what_cannot_be_read_is_told_beside_the_list() {
     for runtime in Runtime::both() {
@@ -415,7 +415,7 @@ fn tables_have_runcs_columns() {
             (rows[1][0], rows[1][2], rows[1][3], rows[1][5]),
             (id.as_str(), "running", path.as_str(), "root")
         );
-        // runc is back before its first process has become the program.
+        // runc returns before its first process executes the program.
         let processes = eventually("the program runs", || {
             Some(runtime.run(&["ps", &id]).ok()).filter(|found| found.stdout.contains("sleep 1000"))
         });
@@ -478,13 +478,14 @@ fn a_user_without_privileges_runs_containers() {
     assert_eq!(said.stderr, "", "that it has no cgroup is nothing to who asked for no limits");
     use std::os::unix::fs::MetadataExt;
     assert_eq!(fs::metadata(bundle.join("rootfs/made")).expect("made").uid(), 4242);
-    // The host's cgroups are in its `/sys`, and some may be the user's: what is on top of each place is read-only.
+    // The host's cgroups are part of its `/sys`, and some may belong to the user. The topmost mount of each is
+    // read-only.
     let modes = "busybox awk '$2 ~ \"^/sys/fs/cgroup\" { mode[$2] = substr($4, 1, 2) } \
                  END { for (at in mode) print mode[at] }' /proc/mounts | busybox sort -u";
     script(&mut spec, modes);
     fs::write(bundle.join("config.json"), spec.to_string()).expect("writable");
     assert_eq!(as_user(&["run", &id]).ok().text(), "ro");
-    // A life in several commands.
+    // The same user's create, exec, kill and delete.
     script(&mut spec, "sleep 1000");
     fs::write(bundle.join("config.json"), spec.to_string()).expect("writable");
     let mut detached = Command::new("/usr/bin/setpriv");
@@ -498,13 +499,13 @@ fn a_user_without_privileges_runs_containers() {
     assert_eq!(as_user(&["exec", &id, "id", "-u"]).ok().text(), "0");
     let state: Value = serde_json::from_str(&as_user(&["state", &id]).ok().stdout).expect("JSON");
     assert_eq!((&state["status"], &state["owner"]), (&json!("running"), &json!("#4242")));
-    // What is done by the cgroup is refused, and disturbs nobody.
+    // Commands that need a cgroup are refused, and the container runs on.
     for words in [&["pause", &id][..], &["ps", &id], &["events", "--stats", &id]] {
         as_user(words).expect_code(1).expect_stderr("cgroup");
     }
     as_user(&["resume", &id]).expect_code(1).expect_stderr("is not paused");
     assert_eq!(as_user(&["exec", &id, "id", "-u"]).ok().text(), "0");
-    // Another in its user namespace, which may not mount the host's `/sys` from outside.
+    // Another container in the same user namespace, in which the host's `/sys` cannot be mounted.
     let mut joins = spec.clone();
     script(&mut joins, "id -u; ls /sys/class >/dev/null && echo seen");
     join(&mut joins, json!({"type": "user", "path": format!("/proc/{}/ns/user", state["pid"])}));
@@ -524,14 +525,14 @@ fn a_user_without_privileges_runs_containers() {
     refused
         .expect_stderr("cannot set pids limit: container could not join or create cgroup")
         .expect_stderr("cgroupsPath");
-    // Without a cgroup its processes are found by their pid namespace alone.
+    // Without a cgroup, only a pid namespace of its own shows which processes belong to the container.
     let mut shared = spec.clone();
     script(&mut shared, "echo ran");
     shared["linux"]["namespaces"]
         .as_array_mut()
         .expect("a list")
         .retain(|namespace| namespace["type"] != "pid");
-    // Of the host's processes nobody without privileges mounts a new proc.
+    // Without privileges, a new proc can only be mounted in a pid namespace of one's own.
     for mount in shared["mounts"].as_array_mut().expect("a list") {
         if mount["type"] == "proc" {
             *mount = json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]});
@@ -539,14 +540,15 @@ fn a_user_without_privileges_runs_containers() {
     }
     fs::write(bundle.join("config.json"), shared.to_string()).expect("writable");
     as_user(&["run", &id]).ok().expect_stderr("no cgroup and no private pid namespace");
-    // A cgroup that is there and is root's is not to be had, as with runc.
+    // As with runc, a cgroup that exists and belongs to root is refused.
     let name = format!("/{id}-others");
     linux::cgroup::Cgroup::share(&name).expect("root makes cgroups");
     script(&mut spec, "echo ran");
     spec["linux"]["cgroupsPath"] = json!(name);
     fs::write(bundle.join("config.json"), spec.to_string()).expect("writable");
     let without = as_user(&["run", &id]);
-    // One that is its own, but in no tree of its own: no process of its may come in.
+    // The cgroup belongs to the user, but its parent does not: the kernel refuses to move processes into it
+    // (cgroup-v2.rst, "Delegation Containment").
     let unified = linux::cgroup::Cgroup::open(&name).expect("it is there").unified_path().map(Path::to_owned);
     let apart = unified.map(|path| {
         run(Command::new("chown").args(["-R", "4242"]).arg(&path)).ok();
@@ -561,8 +563,7 @@ fn a_user_without_privileges_runs_containers() {
     }
 }
 
-/// Where nobody names a directory, programs that look into runc's find what they look for.
-/// By values, under runc's name and with what is otherwise on purpose.
+/// The same values as runc's, under the name `runc`, except those that differ on purpose.
 #[test]
 fn what_spec_writes_is_runcs() {
     fn differences(path: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
@@ -575,7 +576,7 @@ fn what_spec_writes_is_runcs() {
                     differences(&format!("{path}/{key}"), &side(ours), &side(theirs), found);
                 }
             }
-            // In the order of neither: of a set of words, or of mounts by their place.
+            // Arrays are compared as sets; mounts are named by their destination.
             (Value::Array(ours), Value::Array(theirs)) => {
                 for (has, other, name) in [(ours, theirs, "ours"), (theirs, ours, "runc")] {
                     let more = has.iter().filter(|word| !other.contains(word));
@@ -586,11 +587,11 @@ fn what_spec_writes_is_runcs() {
             _ => found.push(format!("{path}: {ours} {theirs}")),
         }
     }
-    /// A mount by its place, anything else as it is.
+    /// The destination of a mount, or the value itself.
     fn name_of(value: &Value) -> String {
         value["destination"].as_str().map_or_else(|| value.to_string(), str::to_owned)
     }
-    // Options of a mount in one order.
+    // With the options of each mount sorted.
     let sorted = |mut spec: Value| {
         for mount in spec["mounts"].as_array_mut().expect("mounts") {
             if let Some(options) = mount["options"].as_array_mut() {
@@ -605,7 +606,7 @@ fn what_spec_writes_is_runcs() {
         run(Command::new(program).args(words).current_dir(dir.path())).ok();
         sorted(crate::runtime_bundle::read_spec(dir.path()))
     };
-    // What newer runcs have left out; power that is told to nobody.
+    // Newer runcs have left out the ambient capabilities as well. The powercap files show how much power the host uses.
     let on_purpose = [
         "/linux/maskedPaths: ours \"/sys/devices/virtual/powercap\"",
         "/ociVersion: \"1.3.0\" \"1.0.2-dev\"",
@@ -624,6 +625,7 @@ fn what_spec_writes_is_runcs() {
     }
 }
 
+/// Without `--root`, other programs find the states in runc's directory.
 #[test]
 fn states_are_where_runc_has_them_under_its_name() {
     let (_programs, runc) = called_runc();
@@ -645,10 +647,10 @@ fn states_are_where_runc_has_them_under_its_name() {
         let mut start = command(&["run", "-d", "--bundle", &path, &id]);
         assert!(start.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
         assert!(Path::new(root).join(&id).join("state.json").exists(), "{root}");
-        // Beside those of a runc, which are none of ours.
+        // The directory may also contain runc's containers, which Hoist ignores.
         assert!(run(&mut command(&["list", "-q"])).ok().stdout.lines().any(|line| line == id));
         run(&mut command(&["delete", "--force", &id])).ok();
-        // Of a user.
+        // For an unprivileged user.
         let home = TempDir::new().expect("a temporary directory");
         let mut list = Command::new("/usr/bin/setpriv");
         list.args([
@@ -668,7 +670,7 @@ fn states_are_where_runc_has_them_under_its_name() {
     }
 }
 
-/// Ours under the name `runc`, in a directory that may be put before others in PATH.
+/// Hoist's program under the name `runc`, in a directory that can be put first in PATH.
 pub(crate) fn called_runc() -> (TempDir, PathBuf) {
     called("runc")
 }
@@ -691,7 +693,7 @@ fn the_shim_by_the_name_of_runc_is_the_runtime() {
     let version = run(Command::new(&runc).arg("--version")).ok();
     assert!(version.stdout.starts_with("runc version 1."), "{version}");
 
-    // What a container's first process is until its own program begins is not the program that was called.
+    // The first process executes a sealed copy of the runtime until it executes the container's program.
     let bundle = bundle(|spec| script(spec, "echo $_HOIST_SEALED ran"));
     let path = bundle.path().display().to_string();
     let root = dir.path().join("root");
@@ -706,7 +708,7 @@ fn the_shim_by_the_name_of_runc_is_the_runtime() {
         };
         let call = |args: &[&str]| run(&mut command(args));
         assert_eq!(call(&["run", "--bundle", &path, &id]).ok().text(), "ran");
-        // The container keeps its streams, which are not ours to wait for.
+        // The container keeps the standard streams open, so the test does not wait for their end.
         let mut create = command(&["create", "--bundle", &path, &id]);
         assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
         let pid: Value = serde_json::from_str(&call(&["state", &id]).ok().stdout).unwrap();

@@ -7,12 +7,12 @@ use testkit::run;
 
 use crate::runtime_bundle::{Runtime, bundle, same, script};
 
-/// Mode, owner, number and kind of each path, in its order.
+/// Name, mode, owner, device number and type of each path, in the order of the list.
 fn look(paths: &[&str]) -> String {
     format!("busybox stat -c '%n %a %u:%g %t:%T %F' {}", paths.join(" "))
 }
 
-/// For everybody in a user namespace: 0 is nobody's there.
+/// Adds a user namespace in which root of the host has no id.
 fn map_users(spec: &mut Value) {
     spec["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
     for kind in ["uidMappings", "gidMappings"] {
@@ -39,7 +39,7 @@ fn devices_of_every_kind_are_made() {
             {"path": "/dev/fifo", "type": "p", "fileMode": 0o622, "uid": 9},
             {"path": "/dev/sub/deep/x", "type": "c", "major": 300, "minor": 70_000},
             {"path": "/outside/y", "type": "c", "major": 1, "minor": 5, "fileMode": 0o777},
-            // In place of the one that every container has.
+            // In place of the default device.
             {"path": "/dev/full", "type": "c", "major": 1, "minor": 7, "fileMode": 0o444, "uid": 5},
         ]);
     });
@@ -56,7 +56,7 @@ fn devices_of_every_kind_are_made() {
     }
 }
 
-/// Where no node may be made, the host's is shown as it is.
+/// Device nodes cannot be made in a user namespace, so the host's are bind-mounted, with their mode and owner.
 #[test]
 fn devices_are_the_hosts_in_a_user_namespace() {
     let said = same(&look(&["/dev/ptmx", "/dev/full", "/dev/kmsg"]), |spec| {
@@ -68,7 +68,8 @@ fn devices_are_the_hosts_in_a_user_namespace() {
     assert!(said.contains("/dev/kmsg") && said.contains(" 1:b ") && said.contains("65534"), "{said}");
 }
 
-/// `config-linux.md`, "Devices": what is there already is the device, or else an error. Debian's runc leaves it there.
+/// `config-linux.md`, "Devices": a file that exists must be the device, or the runtime reports an error. Debian's runc
+/// leaves it as it is.
 #[test]
 fn what_is_in_the_place_of_a_device_is_that_device_or_an_error() {
     let device = |kind: &str, major: u32, minor: u32| json!({"path": "/place", "type": kind, "major": major, "minor": minor});

@@ -11,7 +11,7 @@ use testkit::{Finished, eventually, run};
 use crate::cgroups::{self, HIERARCHIES};
 use crate::runtime_bundle::{Runtime, bundle, read_spec, script};
 
-/// A container that sleeps, of one runtime.
+/// A container of one runtime, whose program sleeps.
 struct Sleeping<'a> {
     runtime: &'a Runtime,
     id: String,
@@ -61,7 +61,7 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
         (&plain, &["--no-new-privs"], "1000\n1001\n"),
         (&strict, &[], "1000\n1001\n"),
         (&strict, &["--no-new-privs=false"], "1000\n1001\n"),
-        // Without a value is as without the flag.
+        // An empty value is as if the flag were missing.
         (&plain, &["--cwd", "", "--apparmor", "", "--process-label", "", "--user", ""], "1000\n1001\n"),
         (&plain, &["--cwd", "/bin", "--env", "X=1", "--env", "X=2"], "1000\n1001\n"),
         (&plain, &["-e", "HOME=/nowhere"], "1000\n1001\n"),
@@ -84,7 +84,7 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
     }
 }
 
-/// Few hosts have resctrl: a directory stands in for the class that the state names.
+/// Few hosts have resctrl, so a directory stands for the group that the state names.
 #[test]
 fn who_enters_is_in_the_class_of_the_container() {
     let runtime = Runtime::ours();
@@ -100,12 +100,12 @@ fn who_enters_is_in_the_class_of_the_container() {
     sleeping.exec(&[], "true").ok();
     let put = fs::read_to_string(class.path().join("tasks")).expect("somebody was put there");
     assert!(put.parse::<u32>().is_ok_and(|pid| pid > 0), "{put}");
-    // One that is gone keeps nobody out.
+    // An exec succeeds even if the group is gone.
     drop(class);
     sleeping.exec(&[], "true").ok();
 }
 
-/// A program that looks for a variable takes the first one that it finds.
+/// `getenv` returns the first match.
 #[test]
 fn each_variable_is_there_once_with_its_last_value() {
     let [ours, runcs] = Runtime::both().map(|runtime| {
@@ -137,8 +137,8 @@ fn each_variable_is_there_once_with_its_last_value() {
     assert_eq!(ours.1, "A=4 B= C= D=x=y HOME=/ PATH=/bin");
 }
 
-/// Capabilities that the file with its description leaves out are those of the first process; labels, too: see `labels`
-/// and `selinux`.
+/// If the process file names no capabilities, the process has those of the first process. For labels see `labels` and
+/// `selinux`.
 #[test]
 fn who_enters_without_capabilities_of_its_own_has_the_containers() {
     let rows: [(Value, &str); 3] = [
@@ -162,7 +162,7 @@ fn who_enters_without_capabilities_of_its_own_has_the_containers() {
     }
 }
 
-/// It would run outside of the container's limits.
+/// The process would run outside of the container's limits.
 #[test]
 fn an_exec_into_a_missing_cgroup_is_refused() {
     let _hierarchies = HIERARCHIES.read();
@@ -180,7 +180,7 @@ fn an_exec_into_a_missing_cgroup_is_refused() {
         let refused = sleeping.exec(&["--cgroup", cgroup], "echo ran");
         assert!(refused.code != 0 && refused.stdout.is_empty(), "{cgroup}: {refused}");
         assert!(refused.stderr.contains("/nosuch"), "{cgroup}: {refused}");
-        // In runc's words.
+        // runc's words.
         refused.expect_stderr(" adding pid ").expect_stderr("no such file or directory");
     }
     let refused = sleeping.exec(&["--cgroup", "nosuch:/"], "echo ran");
@@ -188,7 +188,7 @@ fn an_exec_into_a_missing_cgroup_is_refused() {
     refused.expect_stderr("unknown controller \"nosuch\"");
 }
 
-/// Into cgroups that somebody made below the container's: in all trees, or in those of some controllers.
+/// Into cgroups below the container's, in all hierarchies or in those of some controllers.
 #[test]
 fn who_enters_is_in_the_cgroups_that_are_named() {
     let _hierarchies = HIERARCHIES.read();
@@ -217,7 +217,7 @@ fn who_enters_is_in_the_cgroups_that_are_named() {
             for tree in trees.lines() {
                 for below in ["one", "two"] {
                     fs::create_dir(format!("{tree}/{below}")).expect("root may");
-                    // Without those a cgroup of version 1 takes no process.
+                    // Without these, a cpuset cgroup of version 1 takes no process.
                     for file in ["cpuset.cpus", "cpuset.mems"] {
                         let from = format!("{tree}/{file}");
                         if has_version_1 && fs::exists(&from).unwrap_or(false) {
@@ -227,7 +227,7 @@ fn who_enters_is_in_the_cgroups_that_are_named() {
                     }
                 }
             }
-            // runc leaves alone the tree of version 2 beside those of version 1.
+            // runc does not use the hierarchy of version 2 on hosts that have both.
             let look = if has_version_1 { "grep -v ^0: /proc/self/cgroup" } else { "cat /proc/self/cgroup" };
             sleeping.exec(flags, look).ok().stdout.replace(&id, "ID")
         });
@@ -245,7 +245,7 @@ fn who_enters_is_in_the_cgroups_that_are_named() {
     }
 }
 
-/// Who debugs a container that makes processes without end is told what is in the way.
+/// An exec that exceeds the limit on processes is told the limit, and the flag that raises it.
 #[test]
 fn a_container_that_is_full_says_which_limit_is_in_the_way() {
     let runtime = Runtime::ours();
@@ -273,8 +273,8 @@ fn a_paused_container_is_entered_on_demand_only() {
         let file = fs::File::create(&output).expect("a writable bundle");
         let words = ["exec", "--ignore-paused", &id, "sh", "-c", "echo ran; exit 3"];
         let mut entering = runtime.command(&words).stdout(file).spawn().expect("it runs");
-        // Not before it is in a cgroup of the container's, where it is frozen like all others: who looks later finds
-        // nothing paused.
+        // The process is in the container's cgroup by now, which is frozen. If the container were resumed before,
+        // nothing would be paused when the process enters.
         eventually("it has entered", || {
             let members = |tree: &PathBuf| fs::read_to_string(tree.join("cgroup.procs")).unwrap_or_default();
             cgroups::named(&id).iter().any(|tree| members(tree).lines().count() > 1).then_some(())

@@ -10,7 +10,7 @@ use testkit::{eventually, run};
 
 use crate::runtime_bundle::{Runtime, bundle, compile, read_text, same};
 
-/// Makes a directory by the way in that is asked for, and prints what the kernel returns.
+/// Calls mkdir by the named system call convention, and prints what the kernel returns.
 const WAYS: &str = r#"
 #include <stdio.h>
 #include <string.h>
@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// What a program says under a filter, beside Debian's runc.
+/// What a program prints under a filter: with Hoist the same as with Debian's runc.
 #[track_caller]
 fn filtered(program: &TempDir, name: &str, args: &Value, filter: &Value) -> String {
     same("", |spec| {
@@ -64,7 +64,7 @@ fn every_way_into_the_kernel_is_filtered() {
     for way in ["x86_64", "i386", "x32"] {
         let said = filtered(&dir, "ways", &json!(["", way]), &filter(&all));
         assert_eq!(said, format!("{way} -95\n"));
-        // Who comes in by a way that no rule was made for comes in not at all.
+        // A call by a convention that the filter does not name kills the process.
         let said = filtered(&dir, "ways", &json!(["", way]), &filter(&all[..1]));
         assert_eq!(said, if way == "x86_64" { "x86_64 -95\n" } else { "" }, "{way}");
     }
@@ -74,7 +74,8 @@ fn every_way_into_the_kernel_is_filtered() {
     }
 }
 
-/// Seeks nowhere by each offset that it is given, and prints whether the kernel looked at the descriptor.
+/// Calls lseek on an invalid descriptor with each offset, and prints the error: that of the filter, or the kernel's
+/// own.
 const SEEKS: &str = r#"
 #include <errno.h>
 #include <stdio.h>
@@ -113,7 +114,7 @@ fn every_comparison_is_made_by_the_kernel() {
         ("two arguments, one is other", json!([condition(1, "GE", 5, 0), condition(2, "EQ", 1, 0)]), |_| {
             false
         }),
-        // As runc has it: conditions on one argument are rules of their own.
+        // Conditions on the same argument become rules of their own, as with runc.
         ("one argument twice", json!([condition(1, "LT", 5, 0), condition(1, "GT", 0xff, 0)]), |value| {
             !(5..=0xff).contains(&value)
         }),
@@ -123,13 +124,13 @@ fn every_comparison_is_made_by_the_kernel() {
         let filter = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
             "syscalls": [{"names": ["lseek"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95, "args": conditions}]});
         let said = filtered(&dir, "seeks", &json!(args), &filter);
-        // EBADF is the kernel's own.
+        // EBADF (9) is the kernel's own error.
         let expected: String = VALUES.map(|value| if holds(value) { "95 " } else { "9 " }).concat();
         assert_eq!(said, expected, "{what}");
     }
 }
 
-/// A supervisor that sends a signal to whom it is asked about, gives it time, and answers.
+/// A supervisor that sends a signal to the process that asks, waits a while, and answers.
 const INTERRUPTING: &str = r#"
 #include <linux/seccomp.h>
 #include <errno.h>
@@ -155,7 +156,7 @@ int main(int argc, char **argv) {
     close(client);
     struct seccomp_notif call = {0};
     if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return 2;
-    // Who is interrupted goes on to its end; who is not gives no sign of that but time.
+    // If the signal interrupts the call, the process ends. If not, only the passing of time shows it.
     struct pollfd program = {.fd = syscall(SYS_pidfd_open, call.pid, 0), .events = POLLIN};
     if (program.fd < 0 || kill(call.pid, SIGALRM)) return 3;
     poll(&program, 1, 200);
@@ -165,7 +166,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Makes a directory once, whatever comes between.
+/// Makes a directory, with a handler for the signal.
 const INTERRUPTED: &str = r#"
 #include <errno.h>
 #include <signal.h>
@@ -210,11 +211,11 @@ fn a_supervisor_is_waited_for_where_the_flag_says_so() {
     }
 }
 
-/// What a flag does is the kernel's affair, and mostly not to be seen; that it is told of it is, by strace(1).
+/// Most flags have no effect that a test could see, so strace(1) shows that the kernel gets them.
 #[test]
 fn flags_reach_the_kernel() {
     let runtime = Runtime::ours();
-    // The last is for those whom a supervisor is asked about, of whom there are none.
+    // The last flag is for a filter with a supervisor, and this one has none.
     let rows =
         [&["LOG"][..], &["SPEC_ALLOW"], &["TSYNC"], &["LOG", "SPEC_ALLOW"], &["LOG", "WAIT_KILLABLE_RECV"]];
     for flags in rows {
@@ -238,7 +239,7 @@ fn flags_reach_the_kernel() {
     }
 }
 
-/// The end of a process is a call, too.
+/// exit_group(2) is refused as well.
 #[test]
 fn a_filter_that_refuses_everything_holds_up_nobody() {
     for action in ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"] {
@@ -258,7 +259,7 @@ fn an_empty_filter_is_none() {
     assert_eq!(status, "Seccomp:\t0\n");
 }
 
-/// None of these is anything that a program needs to be executed.
+/// A program can be executed without any of these calls.
 #[test]
 fn sockets_may_be_forbidden() {
     let runtime = Runtime::ours();
@@ -272,7 +273,7 @@ fn sockets_may_be_forbidden() {
         });
         let (path, id) = (bundle.path().display().to_string(), runtime.id("sockets"));
         assert_eq!(runtime.run(&["run", "--bundle", &path, &id]).ok().text(), "started");
-        // By two programs.
+        // With `create` and `start`.
         let output = bundle.path().join("output");
         let mut create = runtime.command(&["create", "--bundle", &path, &id]);
         let file = fs::File::create(&output).expect("a writable bundle");

@@ -13,10 +13,10 @@ use crate::cgroups::is_v2;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, give, give_to, read_text, same, script};
 use crate::runtime_joins::{Apart, join};
 
-/// A number that nobody has.
+/// An id that no user has.
 const USER: u32 = 4242;
 
-/// By its user alone it could not be entered, nor by root without the power to pass over modes.
+/// Neither the user alone can enter the directory, nor root without CAP_DAC_OVERRIDE.
 #[test]
 fn a_working_directory_need_not_be_open_to_the_user() {
     for (owner, user) in [(0, USER), (USER, 0), (USER, USER)] {
@@ -31,7 +31,7 @@ fn a_working_directory_need_not_be_open_to_the_user() {
         };
         assert_eq!(same("pwd", closed), "/closed\n", "of {owner}, for {user}");
     }
-    // The same for who enters: its user is another than the one who runs there.
+    // The same for an exec, whose user is another than the first process's.
     let bundle = bundle(|spec| {
         script(spec, "sleep 1000");
         spec["process"]["cwd"] = json!("/closed");
@@ -49,7 +49,7 @@ fn a_working_directory_need_not_be_open_to_the_user() {
         assert_eq!(runtime.run(&["exec", "--user", "0", &id, "sh", "-c", "pwd"]).ok().text(), "/closed");
         runtime.run(&["delete", "--force", &id]).ok();
     }
-    // One that leads out of the container is none, whoever asks.
+    // A working directory outside of the container is refused for every user.
     let leaks = crate::runtime_bundle::bundle(|spec| {
         script(spec, "pwd");
         spec["process"]["cwd"] = json!("/proc/self/fd/7");
@@ -73,7 +73,7 @@ fn an_empty_home_is_none() {
     assert_eq!(homes(&["", "/given"]), "/given\n1\n");
 }
 
-/// Who starts containers may be tied to fewer processors, and says nothing of these by it.
+/// The runtime's caller may be bound to some of the processors. The container may use all that its cgroup has.
 #[test]
 fn processors_of_the_caller_are_not_the_containers() {
     let look = "grep Cpus_allowed_list /proc/self/status";
@@ -115,7 +115,7 @@ fn processors_of_the_caller_are_not_the_containers() {
     runtime.run(&["delete", "--force", &id]).ok();
 }
 
-/// Read-only is a mount once all others are made that lie in it.
+/// A mount becomes read-only only after the mounts below it are made.
 #[test]
 fn mounts_lie_in_a_read_only_one() {
     let said = same(
@@ -137,7 +137,7 @@ fn mounts_lie_in_a_read_only_one() {
     assert_eq!(modes, ["ro", "rw", "ro", "rw"], "{said}");
 }
 
-/// Also where they are only taken away, of which Debian's runc takes no notice.
+/// Also if the options only clear attributes, which Debian's runc ignores.
 #[test]
 fn a_bind_mount_has_the_attributes_that_it_names() {
     let host = TempDir::new().expect("a temporary directory");
@@ -155,7 +155,7 @@ fn a_bind_mount_has_the_attributes_that_it_names() {
             &["bind", "diratime"],
             &["bind", "symfollow"],
             &["bind", "nodiratime", "norelatime"],
-            // In a tree, access times are relative then, and all else stays.
+            // For a tree, the access times become relative, and the other attributes stay.
             &["rbind", "ratime"],
             &["rbind", "rnorelatime"],
             &["rbind", "rnostrictatime"],
@@ -171,7 +171,7 @@ fn a_bind_mount_has_the_attributes_that_it_names() {
     let path = bundle.path().display().to_string();
     let done = runtime.run(&["run", "--bundle", &path, &runtime.id("names")]);
     let said: Vec<String> = done.ok().text().lines().map(str::to_owned).collect();
-    // Access times are not taken away by their negation: another word has to be named for them.
+    // The negation of an access time option has no effect of its own: only another option changes the access times.
     let times = ["rw,noatime"; 6];
     let of_trees = ["ro,nosuid,nodev,noexec,relatime"; 3];
     let all =
@@ -179,7 +179,8 @@ fn a_bind_mount_has_the_attributes_that_it_names() {
     assert_eq!(said, all);
 }
 
-/// The hook of a bundle of our own has a file in the container for its words.
+/// A hook without `env` gets the variables of the runtime, and one inside the container those of the container's
+/// process.
 #[test]
 fn a_hook_without_variables_has_those_of_who_runs_it() {
     let said = same("cat /said", |spec| {
@@ -204,7 +205,8 @@ fn a_hook_without_variables_has_those_of_who_runs_it() {
     }
 }
 
-/// What waits to be started is the first process of its namespace, to which signals do nothing that it does not expect.
+/// A created container's process is the first of its pid namespace, for which the kernel ignores signals without a
+/// handler (pid_namespaces(7)).
 #[test]
 fn a_container_that_was_not_started_ends_when_asked() {
     let bundle = bundle(|spec| script(spec, "sleep 1000"));
@@ -223,7 +225,7 @@ fn a_container_that_was_not_started_ends_when_asked() {
     }
 }
 
-/// What somebody froze is that one's to thaw, also for who is refused for it.
+/// A cgroup that somebody froze is refused, and stays frozen.
 #[test]
 fn a_frozen_cgroup_is_refused_and_stays() {
     let name = format!("frozen-{}", std::process::id());
@@ -248,7 +250,8 @@ fn a_frozen_cgroup_is_refused_and_stays() {
     fs::remove_dir(&place).expect("nobody is in it");
 }
 
-/// Without a pid namespace of its own the others would outlive the first process. Debian's runc lets them.
+/// Without a pid namespace of the container's own, its other processes would outlive the first. With Debian's runc they
+/// do.
 #[test]
 fn sigkill_ends_all_where_pids_are_the_hosts() {
     let runtime = Runtime::ours();
@@ -280,7 +283,7 @@ fn sigkill_ends_all_where_pids_are_the_hosts() {
     }
 }
 
-/// A namespace that belongs to the host is joined before there is no right to it any more.
+/// Namespaces of the host are joined before the user namespace, from which they could not be.
 #[test]
 fn a_user_namespace_goes_with_namespaces_of_the_host() {
     let apart = Apart::start(&["--net", "--uts", "--ipc"]);
@@ -291,7 +294,7 @@ fn a_user_namespace_goes_with_namespaces_of_the_host() {
         join(spec, apart.namespace("network", "net"));
         join(spec, apart.namespace("uts", "uts"));
         join(spec, apart.namespace("ipc", "ipc"));
-        // No right to the host's name, and to mount what belongs to these namespaces.
+        // The container has no right to set the host name, or to mount file systems that belong to these namespaces.
         spec["hostname"] = json!("");
         let mounts = spec["mounts"].as_array_mut().expect("mounts");
         mounts.retain(|mount| {
@@ -312,7 +315,7 @@ fn a_user_namespace_goes_with_namespaces_of_the_host() {
     });
     assert_eq!(said, expected, "a user namespace of its own");
 
-    // Debian's runc wants maps in the bundle to join one.
+    // Debian's runc joins a user namespace only if the bundle has mappings.
     let owner = Bundle::new("exec sleep 1000").change(|spec| {
         spec["linux"]["uidMappings"] = map.clone();
         spec["linux"]["gidMappings"] = map.clone();
@@ -343,7 +346,7 @@ fn ends_of_lines_reach_a_pipe_as_they_were_written() {
     });
     let path = bundle.path().display().to_string();
     let runtime = Runtime::ours();
-    // Debian's runc looks for a terminal of its own first.
+    // Debian's runc fails here, since its caller has no terminal.
     let done = runtime.run(&["run", "--bundle", &path, &runtime.id("lines")]).ok();
     assert_eq!(done.stdout, "terminal\n");
 }
@@ -371,12 +374,12 @@ fn documents_have_runcs_order() {
         assert_eq!(begins(&["ps", "--format", "json", &id], "[").lines().count(), 1);
         runtime.run(&["delete", "--force", &id]).ok();
     }
-    // A root that somebody names is there.
+    // A directory that is named must exist.
     let done = Runtime::ours().run(&["--root", "/nowhere/runtime", "list"]).expect_code(1);
     done.expect_stderr("--root /nowhere/runtime: no such file or directory");
 }
 
-/// Each command tells its flags, in the form in which runc does.
+/// `--help` of each command is in runc's format.
 #[test]
 fn commands_explain_themselves() {
     let [ours, theirs] = Runtime::both();
@@ -403,7 +406,7 @@ fn commands_explain_themselves() {
         assert!(said.starts_with(&format!("NAME:\n   hoist runtime {command} - ")), "{said}");
         assert_eq!(said, ours.run(&[command, "-h"]).ok().stdout);
         assert_eq!(said, ours.run(&["help", command]).ok().stdout);
-        // What runc has is told of: long names, as they begin a line there.
+        // It lists the long flags that runc lists.
         let known = theirs.run(&[command, "--help"]).stdout;
         let names =
             known.lines().filter_map(|line| line.trim_start().strip_prefix("--")?.split([' ', ',']).next());
@@ -438,7 +441,7 @@ fn a_capability_that_cannot_be_ambient_is_a_warning() {
         .expect_stderr("effective capabilities that are not permitted are left out: CAP_CHOWN");
 }
 
-/// They are pipes of root, which nobody else could open by their names.
+/// The streams are pipes that root has made: the runtime gives them to the user, who could not open them otherwise.
 #[test]
 fn standard_streams_are_the_users() {
     let user = |spec: &mut Value| spec["process"]["user"] = json!({"uid": USER, "gid": USER});
@@ -459,7 +462,7 @@ fn standard_streams_are_the_users() {
     }
 }
 
-/// Whatever the umask, but a root that is there.
+/// Whatever the umask is.
 #[test]
 fn state_directories_are_readable_for_their_owner_only() {
     let dir = TempDir::new().expect("a temporary directory");

@@ -11,7 +11,7 @@ use testkit::{Bundle, run};
 
 use crate::runtime_bundle::{Runtime, add_mount, bundle, give, give_to, same, script};
 
-/// A process with namespaces of its own, until it is dropped.
+/// A process in new namespaces, which is killed when this is dropped.
 pub(crate) struct Apart(Child);
 
 impl Apart {
@@ -25,7 +25,7 @@ impl Apart {
         Apart(child)
     }
 
-    /// The namespace by its name in `/proc/PID/ns`, for a spec.
+    /// The namespace of a file in `/proc/PID/ns`, for a spec.
     pub(crate) fn namespace(&self, kind: &str, file: &str) -> Value {
         json!({"type": kind, "path": format!("/proc/{}/ns/{file}", self.0.id())})
     }
@@ -48,8 +48,7 @@ pub(crate) fn join(spec: &mut Value, namespace: Value) {
     list.push(namespace);
 }
 
-/// The root that the container makes is the root of that mount namespace then, and what is mounted there is not
-/// on the host.
+/// The container's root becomes the root of the joined mount namespace, and its mounts are not on the host.
 #[test]
 fn a_mount_namespace_is_joined() {
     for runtime in Runtime::both() {
@@ -77,8 +76,8 @@ fn a_mount_namespace_is_joined() {
     }
 }
 
-/// The container's first process joins its network while the host's devices are given away: they are to end
-/// there, however soon or late it does.
+/// The first process joins the network namespace while the runtime moves the devices: they arrive there, whichever is
+/// first.
 #[test]
 fn devices_move_into_a_network_that_is_joined() {
     let ip = |words: &[&str]| run(Command::new("ip").args(words));
@@ -95,12 +94,12 @@ fn devices_move_into_a_network_that_is_joined() {
         let path = bundle.path().display().to_string();
         let said = runtime.run(&["run", "--bundle", &path, &runtime.id("moves")]);
         let stays = ip(&["link", "show", &device]).code == 0;
-        // With one end goes the other, wherever it is.
+        // If one end of a veth pair is deleted, so is the other.
         ip(&["link", "delete", &peer]).ok();
         assert_eq!(said.ok().text(), format!("{}\neth7\nlo", apart.link("net")), "turn {turn}");
         assert!(!stays, "turn {turn}: it is on the host still");
     }
-    // The host's own, by whatever path.
+    // The host's own namespace, by another path.
     let bundle = bundle(|spec| {
         join(spec, json!({"type": "network", "path": format!("/proc/{}/ns/net", std::process::id())}));
         spec["linux"]["netDevices"] = json!({"lo": {"name": "eth7"}});
@@ -111,7 +110,7 @@ fn devices_move_into_a_network_that_is_joined() {
     refused.expect_code(1).expect_stderr("netDevices needs a network namespace of the container's own");
 }
 
-/// One that enters is told to be in it too.
+/// An exec is in both as well.
 #[test]
 fn cgroup_and_time_namespaces_are_joined() {
     let apart = Apart::start(&["--cgroup", "--time", "--boottime", "1000000"]);
@@ -138,7 +137,7 @@ fn cgroup_and_time_namespaces_are_joined() {
     let words: Vec<&str> = said.text().lines().collect();
     assert_eq!(&words[..2], joined);
     assert!(words[2].parse::<u64>().is_ok_and(|uptime| uptime >= 1_000_000), "{said}");
-    // The cgroup is the container's own all the same, seen from there.
+    // In the joined cgroup namespace, the container's cgroup is still its own.
     let said =
         same("busybox cut -d: -f1,2 /proc/self/cgroup | busybox tail -n 1; ls -d /sys/fs/cgroup", |spec| {
             join(spec, apart.namespace("cgroup", "cgroup"));
@@ -152,7 +151,7 @@ fn maps(spec: &mut Value, uids: (u32, u32, u32), gids: (u32, u32, u32)) {
     spec["linux"]["gidMappings"] = map(gids);
 }
 
-/// What is joined has maps already. Those of a bundle may say the same again, as containerd has it, and nothing else.
+/// The namespace has mappings. Those of the bundle may be left out, or be the same, as with containerd.
 #[test]
 fn a_user_namespace_is_joined_with_the_maps_that_it_has() {
     const MAP: (u32, u32, u32) = (0, 100_000, 1000);
@@ -195,7 +194,8 @@ fn a_user_namespace_is_joined_with_the_maps_that_it_has() {
     }
 }
 
-/// Its cgroup is its user's, by the number that this user has on the host, also where the maps are those that are found.
+/// The cgroup belongs to the host id of the container's user, also if the bundle has no mappings and those of the
+/// namespace are used.
 #[test]
 fn who_joins_a_user_namespace_owns_its_cgroup_by_the_maps_of_that() {
     if !fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap_or(false) {
@@ -224,7 +224,7 @@ fn who_joins_a_user_namespace_owns_its_cgroup_by_the_maps_of_that() {
     assert_eq!(fs::metadata(cgroup).expect("it is there").uid(), 100_007);
 }
 
-/// A second entry for the same place changes what the first has mounted.
+/// A later entry with the same destination and `remount` changes the mount.
 #[test]
 fn a_mount_is_changed_by_a_later_one() {
     let source = tempfile::TempDir::new().expect("a temporary directory");

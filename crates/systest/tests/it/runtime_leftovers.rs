@@ -11,7 +11,7 @@ use testkit::{eventually, is_root, run};
 use crate::cgroups::named;
 use crate::runtime_bundle::{Runtime, bundle};
 
-/// A bundle whose container is to be in the cgroup of this name.
+/// A bundle whose container uses the cgroup of this name.
 fn bundle_in(name: &str, program: &str) -> TempDir {
     bundle(|spec| {
         spec["process"]["args"] = json!([program, "1000"]);
@@ -42,7 +42,7 @@ fn a_creation_that_fails_leaves_the_cgroups_that_it_found() {
     std::fs::remove_dir(one).expect("empty");
 }
 
-/// Its first process would never begin, and who waits for it neither.
+/// The first process would never run, and the runtime would wait for it for ever.
 #[test]
 fn a_frozen_cgroup_is_refused() {
     if !is_root("cgroups") {
@@ -65,7 +65,7 @@ fn a_frozen_cgroup_is_refused() {
     }
 }
 
-/// With one open file more each time, until the container runs: at each of the calls that open one something fails.
+/// The limit on open files grows until the container runs, so that each call that opens a file fails once.
 #[test]
 fn a_creation_that_lacks_descriptors_leaves_nothing() {
     if !is_root("cgroups") {
@@ -90,7 +90,7 @@ fn a_creation_that_lacks_descriptors_leaves_nothing() {
     assert!(done.is_some() && failed > 5, "{done:?}, {failed}");
 }
 
-/// Killed at the call by which it would make its cgroup, where another container's is.
+/// The runtime is killed when it would make its cgroup, which another container uses.
 #[test]
 fn a_creation_that_is_cut_off_leaves_the_cgroup_of_another_container() {
     if !is_root("cgroups") {
@@ -120,7 +120,7 @@ fn a_creation_that_is_cut_off_leaves_the_cgroup_of_another_container() {
     theirs.delete().expect("nobody is in it");
 }
 
-/// Its cgroup was empty, so that another one could have it.
+/// The cgroup was empty, so that another container could use it.
 #[test]
 fn a_container_that_has_ended_leaves_its_cgroup_to_another() {
     if !is_root("cgroups") {

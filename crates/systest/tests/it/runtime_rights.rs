@@ -15,9 +15,9 @@ use testkit::{Finished, eventually, run};
 use crate::runtime_bundle::{Runtime, bundle, read_text, script};
 use crate::runtime_command::receive;
 
-/// The command by root without some of its rights.
+/// The command, run by root without some of its capabilities.
 fn without(capabilities: &str, command: &Command) -> Command {
-    // Busybox's shell has a `setpriv` of its own.
+    // By its path, since busybox's `setpriv` has other flags.
     let mut less = Command::new("/usr/bin/setpriv");
     let dropped: Vec<String> = capabilities.split(',').map(|name| format!("-{name}")).collect();
     less.args(["--inh-caps", &dropped.join(","), "--bounding-set", &dropped.join(",")]);
@@ -25,19 +25,19 @@ fn without(capabilities: &str, command: &Command) -> Command {
     less
 }
 
-/// What a user runs that has no rights: in its own user namespace, with no limits and no cgroup.
+/// What an unprivileged user can run: a user namespace that maps only the user, no limits, and no cgroup.
 fn map_own(spec: &mut Value, user: u32) {
     let map = json!([{"containerID": 0, "hostID": user, "size": 1}]);
     spec["linux"]["uidMappings"] = map.clone();
     spec["linux"]["gidMappings"] = map;
     spec["linux"]["namespaces"].as_array_mut().expect("a list").push(json!({"type": "user"}));
     let mounts = spec["mounts"].as_array_mut().expect("a list");
-    // The group of terminals is not mapped.
+    // The group tty, which devpts needs, is not mapped.
     mounts.retain(|mount| mount["type"] != "cgroup" && mount["type"] != "devpts");
     spec["linux"]["resources"] = json!({});
 }
 
-/// The command by a user, to whom `home` belongs, with a copy of the program.
+/// The runtime's command, run by a user to whom `home` belongs, with a copy of the program.
 fn by_user(user: u32, home: &Path, words: &[&str]) -> Command {
     let mut command = Command::new("/usr/bin/setpriv");
     command.args(["--reuid", &user.to_string(), "--regid", &user.to_string(), "--clear-groups", "--"]);
@@ -63,7 +63,7 @@ fn limits_that_the_host_forbids_are_a_warning() {
     let said = run(limited.stdin(Stdio::null())).ok();
     assert_eq!(said.text(), format!("2000\n2000\n{own}"), "what there is is taken");
     said.expect_stderr("RLIMIT_NOFILE 4096").expect_stderr("2000 is used").expect_stderr("oomScoreAdj -500");
-    // And for who enters.
+    // The same for an exec.
     let bundle = self::bundle(|spec| script(spec, "sleep 1000"));
     let path = bundle.path().display().to_string();
     let id = runtime.id("limits");
@@ -86,7 +86,7 @@ fn may_raise_limits() -> bool {
     u64::from_str_radix(own, 16).expect("a number") & SYS_RESOURCE != 0
 }
 
-/// In a user namespace nobody may raise a hard limit, so that it is done from outside.
+/// A process in a user namespace cannot raise a hard limit: the runtime does it from outside.
 #[test]
 fn limits_are_raised_in_a_user_namespace_too() {
     if !may_raise_limits() {
@@ -126,7 +126,7 @@ fn limits_are_raised_in_a_user_namespace_too() {
     assert_eq!(said.ok().text(), "4096\n3000");
 }
 
-/// The listener is taken out of the new process, which asks for the right to trace it.
+/// The runtime takes the listener from the new process with pidfd_getfd(2), for which it needs the right to trace it.
 #[test]
 fn a_supervisor_needs_the_right_to_trace() {
     let dir = TempDir::new().expect("a temporary directory");
@@ -145,7 +145,8 @@ fn a_supervisor_needs_the_right_to_trace() {
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
 }
 
-/// It may look into what is its user's, while nobody else is in the container. Those who enter are seen by others.
+/// A user may trace the first process, which is the user's own. An exec runs beside processes that could see it, so it
+/// is refused.
 #[test]
 fn a_user_without_privileges_has_supervisors() {
     const USER: u32 = 4346;
@@ -163,7 +164,7 @@ fn a_user_without_privileges_has_supervisors() {
         spec["linux"]["gidMappings"] = map;
         spec["linux"]["namespaces"].as_array_mut().expect("a list").push(json!({"type": "user"}));
         let mounts = spec["mounts"].as_array_mut().expect("a list");
-        // The group of terminals is not mapped.
+        // The group tty, which devpts needs, is not mapped.
         mounts.retain(|mount| mount["type"] != "cgroup" && mount["type"] != "devpts");
         spec["linux"]["resources"] = json!({});
     });
@@ -192,7 +193,7 @@ fn a_user_without_privileges_has_supervisors() {
     run(&mut call(&["delete", "--force", "notify"])).ok();
 }
 
-/// What is asked of the kernel behind a filter is asked by old calls, too.
+/// Where a filter forbids newer system calls, the runtime uses older ones.
 #[test]
 fn a_user_without_privileges_is_under_filters_that_know_no_new_calls() {
     const USER: u32 = 4347;
@@ -214,8 +215,8 @@ fn a_user_without_privileges_is_under_filters_that_know_no_new_calls() {
     }
 }
 
-/// The namespaces of the first process are to be found before its program begins, by a user who may look only
-/// into what may be traced; in a pid namespace that is not new nobody may.
+/// The runtime looks at the first process's namespaces before its program begins, for which the user needs the right to
+/// trace it. In a pid namespace that is not new the user has no such right.
 #[test]
 fn a_user_without_privileges_enters_what_is_not_started() {
     const USER: u32 = 4348;
@@ -238,7 +239,7 @@ fn a_user_without_privileges_enters_what_is_not_started() {
     }
 }
 
-/// CVE-2014-8989, CVE-2018-7169: a group that keeps its members out of a file does so in a user namespace that they make, too.
+/// CVE-2014-8989, CVE-2018-7169: a file that its group may not read stays closed to members who make a user namespace.
 #[test]
 fn a_group_that_keeps_a_user_out_stays() {
     const USER: u32 = 4344;
@@ -262,7 +263,7 @@ fn a_group_that_keeps_a_user_out_stays() {
         namespaces.push(json!({"type": "user"}));
         let mounts = spec["mounts"].as_array_mut().expect("a list");
         mounts.retain(|mount| mount["type"] != "cgroup");
-        // The group of terminals is not mapped.
+        // The group tty, which devpts needs, is not mapped.
         mounts.retain(|mount| mount["type"] != "devpts");
         mounts.push(
             json!({"destination": "/kept", "type": "bind", "source": kept.path(), "options": ["bind"]}),
@@ -296,14 +297,14 @@ fn a_group_that_keeps_a_user_out_stays() {
     let exec = run(&mut call(&["exec", &id, "cat", "/kept/file"]));
     assert!(exec.code != 0 && exec.stderr.contains("denied"), "{exec}");
     run(&mut call(&["delete", "--force", &id])).ok();
-    // Others read it.
+    // A user outside of the group may read it.
     let other = run(Command::new("/usr/bin/setpriv")
         .args(["--reuid", &USER.to_string(), "--clear-groups", "cat"])
         .arg(&file));
     assert_eq!(other.ok().stdout, "for all but a group");
 }
 
-/// A user to whom the host grants more ids than its own.
+/// A user with subordinate ids (subuid(5)).
 #[test]
 fn a_user_without_privileges_maps_the_ids_it_is_granted() {
     const USER: u32 = 4343;
@@ -335,7 +336,7 @@ fn a_user_without_privileges_maps_the_ids_it_is_granted() {
     let known = fs::read_to_string("/etc/passwd").expect("a list of users");
     fs::write(&users, format!("{known}granted:x:{USER}:{USER}::/:/bin/sh\n")).expect("writable");
     run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
-    // What the host grants, in a mount namespace that has it so.
+    // The files with the grants are only in this mount namespace.
     let prepare = format!(
         "mount --bind {grants} /etc/subuid && mount --bind {grants} /etc/subgid && mount --bind {users} /etc/passwd && \
          exec /usr/bin/setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"",
@@ -354,7 +355,7 @@ fn a_user_without_privileges_maps_the_ids_it_is_granted() {
     assert_eq!(words, [&map[..], &map[..], &["7", "8", "9"]].concat(), "{said}");
     let made = fs::metadata(bundle.path().join("rootfs/made")).expect("made");
     assert_eq!((made.uid(), made.gid()), (700_006, 700_007));
-    // What is not granted is not mapped.
+    // Ids that were not granted are refused.
     let text = fs::read_to_string(bundle.path().join("config.json")).expect("a spec");
     fs::write(bundle.path().join("config.json"), text.replace("700000", "800000")).expect("ours");
     let refused = call(&["run", &format!("granted-{}", std::process::id())]);

@@ -24,17 +24,17 @@ use crate::typed::{ask, events, on, topic};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_containerd-shim-chroot-v1");
 const IMAGE: &str = "docker.io/library/busybox:latest";
 
-/// A shell and two programs.
+/// A shell with two children.
 const THREE: &str = "sleep 1000 | sleep 1000";
 
-/// A folder with the example under the name that `com.example.elsewhere.v3` means.
+/// A directory that contains the example shim under the name that `com.example.elsewhere.v3` stands for.
 fn programs() -> TempDir {
     let dir = TempDir::new().expect("a temporary directory");
     symlink(PROGRAM, dir.path().join("containerd-shim-elsewhere-v3")).expect("a writable directory");
     dir
 }
 
-/// A daemon with busybox that finds the example in its PATH.
+/// A daemon with busybox, and the example shim in its PATH.
 fn daemon() -> (Daemon, TempDir) {
     let programs = programs();
     let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap_or_default());
@@ -43,15 +43,15 @@ fn daemon() -> (Daemon, TempDir) {
     (daemon, programs)
 }
 
-/// A container with three processes.
+/// Starts a container with three processes.
 fn run_detached(daemon: &Daemon, id: &str) {
     daemon.ctr(["run", "-d", "--runtime", PROGRAM, IMAGE, id, "sh", "-c", THREE]).ok();
     let bundle = bundle(daemon, id);
     eventually("all of it runs", || (processes("root", &bundle).len() == 3).then_some(()));
 }
 
-/// The processes whose current directory or root is below `dir`: shims stay in their bundle, and what this runtime runs
-/// has its root there.
+/// The processes whose current directory or root is below `dir`: a shim's current directory is its bundle, and the
+/// example's containers have their root there.
 fn processes(link: &str, dir: &Path) -> Vec<u32> {
     let all = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -107,7 +107,7 @@ fn a_runtime_is_found_by_its_name_and_by_its_path() {
     }
 }
 
-/// What `Tasks.Create` says counts before the record.
+/// The runtime path in `Tasks.Create` takes precedence over the container's record.
 #[test]
 fn a_task_is_made_by_the_runtime_at_the_path_that_its_client_gives() {
     if !is_root("a container") {
@@ -145,7 +145,7 @@ fn a_task_is_made_by_the_runtime_at_the_path_that_its_client_gives() {
     daemon.ctr(["containers", "rm", "other"]).ok();
 }
 
-/// The life of a container, by `ctr`.
+/// A container's life, by `ctr`.
 fn live(ctr: &dyn Fn(&[&str]) -> Finished, runtime: &str) {
     let status = |wanted: &str| {
         let tasks = ctr(&["tasks", "ls"]).ok();
@@ -182,14 +182,14 @@ fn a_runtime_runs_execs_kills_and_deletes() {
     }
     let (daemon, _programs) = daemon();
     live(&|words| daemon.ctr(words), PROGRAM);
-    // It reads what is typed, and sees its end.
+    // The program reads the client's input until its end.
     let words = ["run", "--rm", "--runtime", PROGRAM, IMAGE, "typed", "sh", "-c", "cat; echo ended"];
     let mut typed = daemon.own_ctr_command(words);
     let mut typed = typed.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("ctr starts");
     typed.stdin.take().expect("piped").write_all(b"typed\n").expect("it reads");
     let typed = typed.wait_with_output().expect("a child of ours");
     assert_eq!((typed.status.code(), typed.stdout.as_slice()), (Some(0), &b"typed\nended\n"[..]));
-    // Nothing is left; the shim itself ends a moment after its task.
+    // The shim ends a moment after its task, and nothing is left.
     eventually("the shims end", || processes("cwd", &daemon.state()).is_empty().then_some(()));
     assert_eq!(processes("root", &daemon.state()), Vec::<u32>::new(), "processes of containers");
     assert!(!mounts().contains(&daemon.state().display().to_string()));
@@ -231,7 +231,7 @@ fn a_shim_of_others_that_dies_is_noticed_and_cleaned_up_after() {
     assert!(!bundle.exists());
     assert!(!mounts().contains(&bundle.display().to_string()));
     assert_eq!(count(&daemon.state().join("s")), 0, "sockets");
-    // The container is there, and can be started once more.
+    // The container can be started again.
     daemon.ctr(["tasks", "start", "--detach", "crash"]).ok();
     daemon.ctr(["tasks", "rm", "--force", "crash"]).ok();
 }
@@ -247,7 +247,7 @@ fn a_shim_of_others_outlives_the_daemon_and_tells_it_what_it_missed() {
     let ends = bundle(&daemon, "ends");
     daemon.kill();
     for pid in processes("root", &ends) {
-        // The others may be ended by the shim meanwhile.
+        // The shim may have ended the other processes already.
         let _gone = PidFd::open(pid).and_then(|process| process.kill());
     }
     daemon.start_again();
